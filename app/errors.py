@@ -1,0 +1,77 @@
+"""Every error Litmus raises on purpose, as one tree. The HTTP status and OpenAI's error type stand on the class.
+
+Knows nothing of HTTP frameworks: `serve` turns these into responses, the engine into events.
+"""
+
+
+class LitmusError(Exception):
+    """Base of the tree. `param` names the request field at fault, `code` is a stable word a program may test for."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.param, self.code)
+
+    def envelope(self) -> dict[str, dict[str, str | None]]:
+        """OpenAI's error body."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(LitmusError):
+    status, type, code = 400, "invalid_request_error", "invalid_value"
+
+
+class ContextTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class UnknownModel(InvalidRequest):
+    status, code = 404, "model_not_found"
+
+
+class NotFound(InvalidRequest):
+    status, code = 404, "not_found"
+
+
+class BodyTooLarge(InvalidRequest):
+    status, code = 413, "body_too_large"
+
+
+class QueueFull(LitmusError):
+    status, type, code = 429, "rate_limit_error", "queue_full"
+
+
+class NotReady(LitmusError):
+    status, type, code = 503, "service_unavailable", "not_ready"
+
+
+class WorkerDied(LitmusError):
+    status, type, code = 503, "service_unavailable", "worker_died"
+
+
+class EngineFailed(LitmusError):
+    code = "engine_failed"
+
+
+class SetupError(LitmusError):
+    """Litmus cannot start as asked: raised before any request is served, ends the process with exit code 2."""
+
+    code = "setup"
+
+
+class UnsupportedModel(SetupError):
+    """The engine cannot serve this architecture correctly, so it does not serve it at all."""
+
+    code = "unsupported_model"
+
+
+def _rebuild(kind: type[LitmusError], message: str, param: str | None, code: str) -> LitmusError:
+    return kind(message, param=param, code=code)

@@ -1,0 +1,111 @@
+"""The one configuration: a frozen tree read from defaults < litmus.yaml < environment < command line.
+
+Built in a `__main__` and handed down as a value; the only module that reads the environment. Knows no model and no server.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from app.errors import SetupError
+
+BUNDLED = Path(__file__).resolve().parent.parent / "models"
+SHORT = {
+    "--model": "--model.path",
+    "--observer": "--model.observer",
+    "--quantize": "--model.quantize",
+    "--device": "--model.device",
+    "--port": "--server.port",
+}
+OFFLINE = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Group):
+    path: str = Field(str(BUNDLED / "storyteller"), description="folder or hub name of the model that chats and scores")
+    observer: str | None = Field(
+        None, description="folder or hub name of the observer for binoculars; the bundled base model when the bundled model is served"
+    )
+    name: str | None = Field(None, description="name in the API; the last part of the path when not set")
+    quantize: Literal["none", "int8", "nf4", "fp4"] = Field("none", description="bitsandbytes quantization of the linear layers")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: the checkpoint's, but float32 on a CPU for models under 64 million parameters"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    slots: int = Field(32, ge=1, le=1024, description="resident contexts: how many requests decode at once")
+    context: int = Field(4096, ge=16, description="tokens a slot can hold; cut to what the model was made for")
+    step_tokens: int = Field(512, ge=16, description="prompt and score tokens that may join the decoding rows in one step")
+
+
+class ServerSettings(Group):
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
+    max_body_bytes: int = Field(2_000_000, ge=1024, description="a larger request body is refused with 413")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="level of the log on stderr")
+
+
+class QueueSettings(Group):
+    max_waiting: int = Field(256, ge=1, description="requests in flight beyond the slots; more are refused with 429")
+
+
+class UISettings(Group):
+    enabled: bool = Field(True, description="mount the Gradio page at /ui")
+    server: str = Field("http://127.0.0.1:8000", description="`python -m ui` only: the server the page talks to")
+    port: int = Field(7860, ge=1024, le=65535, description="`python -m ui` only: port of the page")
+
+
+class Settings(BaseSettings):
+    """Raises `SetupError` through `read`, never pydantic's own error, when a value is wrong."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LITMUS_", env_nested_delimiter="__", env_file=".env", extra="forbid", frozen=True, yaml_file="litmus.yaml"
+    )
+
+    model: ModelSettings = ModelSettings()
+    server: ServerSettings = ServerSettings()
+    queue: QueueSettings = QueueSettings()
+    ui: UISettings = UISettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def read(arguments: Sequence[str], program: str = "serve") -> Settings:
+    """Settings from all sources, `arguments` (a command line without the program) winning. Raises `SetupError`; `--help` exits."""
+    try:
+        source = CliSettingsSource(Settings, cli_parse_args=[_long(word) for word in arguments], cli_prog_name=f"python -m {program}", cli_kebab_case=False)
+        return Settings(_cli_settings_source=source)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SetupError(f"setting {where}: {first['msg']} (got {first.get('input')!r})") from error
+
+
+def _long(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return SHORT.get(name, name) + equals + value
+
+
+def go_offline_quietly() -> None:
+    """Put the switches into the environment that keep the libraries from calling home; a value set by the user stays."""
+    for name, value in OFFLINE.items():
+        os.environ.setdefault(name, value)
