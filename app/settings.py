@@ -47,11 +47,31 @@ class ModelSettings(Group):
     context: int = Field(4096, ge=16, description="tokens a slot can hold; cut to what the model was made for")
     step_tokens: int = Field(512, ge=16, description="prompt and score tokens that may join the decoding rows in one step")
 
+    @property
+    def served_name(self) -> str:
+        return self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def observer_path(self) -> str | None:
+        """The observer asked for; the bundled base model beside the bundled model."""
+        if self.observer is None and Path(self.path) == BUNDLED / "storyteller":
+            return str(BUNDLED / "storyteller-base")
+        return self.observer
+
+    def check_paths(self) -> None:
+        """Raises `SetupError` for a folder that is not there. A hub name (`owner/name`) is looked up when it is loaded."""
+        for field, path in (("model.path", self.path), ("model.observer", self.observer_path)):
+            if path is None or (path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()):
+                continue
+            if not (Path(path) / "config.json").is_file():
+                raise SetupError(f"{field}: {path} is no folder with a config.json; give one, or a hub name such as Qwen/Qwen3-0.6B")
+
 
 class ServerSettings(Group):
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="a larger request body is refused with 413")
+    drain_s: int = Field(30, ge=0, le=3600, description="seconds that work in flight may take to finish after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="level of the log on stderr")
 
 
@@ -90,9 +110,10 @@ class Settings(BaseSettings):
 
 
 def read(arguments: Sequence[str], program: str = "serve") -> Settings:
-    """Settings from all sources, `arguments` (a command line without the program) winning. Raises `SetupError`; `--help` exits."""
+    """Settings from all sources; `arguments`, a command line without the program, win. Raises `SetupError`; `--help` exits."""
     try:
-        source = CliSettingsSource(Settings, cli_parse_args=[_long(word) for word in arguments], cli_prog_name=f"python -m {program}", cli_kebab_case=False)
+        words = [_long(word) for word in arguments]
+        source = CliSettingsSource(Settings, cli_parse_args=words, cli_prog_name=f"python -m {program}", cli_kebab_case=False)
         return Settings(_cli_settings_source=source)
     except ValidationError as error:
         first = error.errors()[0]

@@ -1,0 +1,108 @@
+"""From settings to a running engine, in the worker process. Weights may be plain or quantized by bitsandbytes (int8, nf4, fp4),
+on a CPU or one CUDA device. Everything that cannot be served ends in a `SetupError` with a sentence.
+"""
+
+import logging
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+from app.engine.engine import Engine
+from app.engine.flat import adopt
+from app.engine.request import Facts, Generate, Sampling, Score, Window
+from app.errors import SetupError
+from app.settings import ModelSettings
+from app.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+SMALL = 64_000_000  # parameters up to which a CPU serves float32: as fast, and answers do not depend on the batch
+
+
+def warm_up(engine: Engine) -> None:
+    """Run every kind of row once with every slot busy, so that no client pays for what the libraries do on a first call."""
+    for index in range(len(engine.scheduler.slots)):
+        engine.submit(Generate(f"warm-{index}", (0,) * 8, 2, Sampling(seed=index)))
+    engine.submit(Score("warm-score", (0,) * 32, (Window(0, 32, 1),), engine.observer is not None))
+    while not engine.idle:
+        engine.step()
+
+
+def resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    wanted = torch.device("cuda:0" if device == "cuda" else device)
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise SetupError(f"model.device: {device} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+    return wanted
+
+
+def create_engine(settings: ModelSettings) -> tuple[Engine, Facts]:
+    """Load, quantize, prove and wire the models. Raises `SetupError` with a sentence for whoever started Litmus."""
+    tokenizer = Tokenizer(settings.path)
+    device = resolve_device(settings.device)
+    if settings.quantize != "none" and settings.dtype == "float16" and device.type == "cpu":
+        raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
+    config = _config("model.path", settings.path)
+    context = min(settings.context, _context(config))
+    performer = adopt(_load(settings.path, settings, device), settings.slots, context)
+    path = settings.observer_path
+    observer = None
+    if path is not None:
+        _check_pair(tokenizer, Tokenizer(path), path)
+        observer = adopt(_load(path, settings, device), 0, context)
+    engine = Engine(performer, tokenizer.decode, tokenizer.ends(), settings.slots, context, settings.step_tokens, observer)
+    warm_up(engine)
+    facts = Facts(
+        name=settings.served_name,
+        context=context,
+        slots=settings.slots,
+        quantize=settings.quantize,
+        dtype=str(performer.model.dtype).removeprefix("torch."),
+        device=str(device),
+        observer=path.rstrip("/").rsplit("/", 1)[-1] if path else None,
+        chat=tokenizer.chats,
+    )
+    return engine, facts
+
+
+def _load(path: str, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
+    dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    if settings.quantize != "none" and settings.dtype == "auto":
+        dtype = torch.bfloat16
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, device_map={"": device}, quantization_config=_quantization(settings, dtype)
+        )
+    except torch.OutOfMemoryError as error:
+        raise SetupError(f"{path}: its weights do not fit {device}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SetupError(f"{path}: cannot be loaded on {device} with quantize={settings.quantize}: {lines[0][:300]}") from error
+    small = settings.quantize == "none" and settings.dtype == "auto" and device.type == "cpu" and model.num_parameters() <= SMALL
+    return (model.float() if small else model).eval()
+
+
+def _quantization(settings: ModelSettings, dtype: object) -> BitsAndBytesConfig | None:
+    if settings.quantize == "none":
+        return None
+    if settings.quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=settings.quantize, bnb_4bit_compute_dtype=dtype)
+
+
+def _config(field: str, path: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SetupError(f"{field}: {path} has no usable config.json: {lines[0][:300]}") from error
+
+
+def _context(config: PreTrainedConfig) -> int:
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
+def _check_pair(performer: Tokenizer, observer: Tokenizer, path: str) -> None:
+    if performer.base.get_vocab() != observer.base.get_vocab():
+        raise SetupError(f"model.observer: {path} has another vocabulary; binoculars needs two models with one tokenizer")

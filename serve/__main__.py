@@ -1,0 +1,79 @@
+"""`python -m serve`: reads the settings, checks what can be checked, assembles server and page, runs until told to stop."""
+
+import importlib
+import logging
+import multiprocessing
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from app.errors import SetupError
+from app.settings import Settings, go_offline_quietly, read
+
+
+def main() -> None:
+    go_offline_quietly()
+    try:
+        settings = read(sys.argv[1:])
+        logging.basicConfig(level=settings.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        check_port(settings.server.host, settings.server.port)
+        serve(settings)
+    except SetupError as error:
+        sys.stderr.write(f"litmus: {error.message}\n")
+        sys.exit(2)
+
+
+def serve(settings: Settings) -> None:
+    from serve.server import create_server
+
+    settings.model.check_paths()
+    server = create_server(settings, "app.loading:create_engine", lambda app, router: dress(settings, app, router))
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        server.run(
+            host=settings.server.host,
+            port=settings.server.port,
+            num_api_servers=1,
+            generate_client_file=False,
+            log_level=settings.server.log_level,
+            access_log=False,
+        )
+    finally:
+        for process in getattr(server, "inference_workers", []):
+            process.kill()
+
+
+def dress(settings: Settings, app: Any, router: Any) -> None:
+    """Routes and page. The page is named, not imported: it may not know the server, nor the server it."""
+    from app.tokenizer import Tokenizer
+    from serve.routes import create_routes
+
+    app.include_router(create_routes(router, Tokenizer(settings.model.path), int(time.time())))
+    if settings.ui.enabled:
+        importlib.import_module("ui.page").mount(app, f"http://127.0.0.1:{settings.server.port}")
+
+
+def check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SetupError(f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port") from error
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """LitServe drains on KeyboardInterrupt and leaves its children behind on SIGTERM: make the one the other, once."""
+    if multiprocessing.parent_process() is not None:
+        return  # the forked API process inherits this handler; uvicorn raises the signal anew when it has drained
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What stands before and behind every route: the bound on a body's size, and errors in OpenAI's envelope.
+
+Pure ASGI and FastAPI handlers; knows no route.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.errors import BodyTooLarge, InvalidRequest, LitmusError, NotFound
+
+log = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+PATIENCE = 16  # a body up to this many times the limit is read to its end, so that its sender gets to see the answer
+UNSUPPORTED = frozenset(
+    "audio best_of echo frequency_penalty function_call functions logit_bias logprobs metadata modalities moderation parallel_tool_calls "
+    "prediction presence_penalty prompt_cache_key reasoning_effort response_format safety_identifier service_tier store suffix "
+    "tool_choice tools top_logprobs user verbosity web_search_options".split()
+)
+
+
+class BodyLimit:
+    """Reads the whole body before the application sees it, and answers 413 itself when it is larger than `limit` bytes."""
+
+    def __init__(self, app: Any, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in {"POST", "PUT", "PATCH"}:
+            await self.app(scope, receive, send)
+            return
+        parts, size, more = [], 0, True
+        while more and size <= self.limit * PATIENCE:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= self.limit:
+                parts.append(part)
+        if size > self.limit:
+            error = BodyTooLarge(f"the body is larger than {self.limit} bytes (server.max_body_bytes); send less at a time")
+            await answer(error)(scope, receive, send)
+            return
+        await self.app(scope, _replay(b"".join(parts), receive), send)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again
+
+
+def answer(error: LitmusError) -> JSONResponse:
+    headers = {"Retry-After": "1"} if error.status in {429, 503} else None
+    return JSONResponse(error.envelope(), error.status, headers)
+
+
+def invalid(error: RequestValidationError) -> InvalidRequest:
+    """The first complaint of pydantic as a sentence that names the field."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if part not in {"body", "query", "path"}]
+    param = ".".join(path) or None
+    if first["type"] == "json_invalid":
+        return InvalidRequest(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
+    if first["type"] == "extra_forbidden":
+        known = path[-1] in UNSUPPORTED
+        sentence = f"parameter '{param}' is not supported by this server" if known else f"unknown parameter '{param}'"
+        return InvalidRequest(sentence, param=param, code="unsupported_parameter" if known else "unknown_parameter")
+    if first["type"] == "missing":
+        return InvalidRequest(f"'{param}' is missing" if param else "the body is missing", param=param, code="missing_parameter")
+    if param is None:
+        return InvalidRequest(f"the body must be a JSON object: {first['msg']}", code="invalid_type")
+    return InvalidRequest(f"'{param}': {first['msg'].removeprefix('Value error, ')}", param=param)
+
+
+def install(app: FastAPI, max_body_bytes: int) -> None:
+    app.add_middleware(BodyLimit, limit=max_body_bytes)
+
+    @app.exception_handler(LitmusError)
+    async def _litmus(_: Request, error: LitmusError) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(invalid(error))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 404:
+            return answer(NotFound(f"{request.method} {request.url.path} is not a route of this server; /docs lists them"))
+        wrong = InvalidRequest(_sentence(request, error), code="bad_request")
+        return JSONResponse(wrong.envelope(), error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+        log.error("unexpected %s", type(error).__name__, exc_info=error)
+        return answer(LitmusError("the server failed on this request; its log says why"))
+
+
+def _sentence(request: Request, error: HTTPException) -> str:
+    if error.status_code == 405:
+        return f"{request.method} is not a method of {request.url.path}"
+    if error.status_code == 400:
+        return "the body could not be read: it must be JSON in UTF-8"
+    return str(error.detail)

@@ -1,0 +1,130 @@
+"""The worker process: a LitServe loop that keeps the engine stepping and never waits for one request.
+
+Messages in: `(pid, job)` or `(pid, id)` to cancel, meant for the worker with that pid; whatever was meant for a dead one is dropped.
+Messages out: one item a step, a list of events, under one well-known uid. Knows no HTTP.
+"""
+
+import logging
+import os
+import pkgutil
+import queue
+import signal
+import sys
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import litserve
+from litserve.loops.base import LitLoop
+from litserve.specs.base import LitSpec
+from litserve.utils import LitAPIStatus, LoopResponseType
+
+from app.engine.request import Event, Facts, Generate, Score
+from app.errors import EngineFailed, SetupError
+from app.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from app.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+EVENTS = "litmus-events"  # uid under which every event travels
+PARENT_CHECK_S = 1.0
+
+
+class ModelAPI(litserve.LitAPI):
+    """One replica: a model on a device. `build` names (`module:function`) what makes `(Engine, Facts)` of the settings, as it is
+    imported in the worker only: the API process has no use for torch.
+    """
+
+    def __init__(self, settings: ModelSettings, build: str, spec: LitSpec) -> None:
+        super().__init__(loop=EngineLoop(), spec=spec)
+        self.settings = settings
+        self.build = build
+        self.engine: Engine
+        self.facts: Facts
+
+    def setup(self, device: str) -> None:
+        """Load the model. Ends the process with code 2 and a sentence on stderr when that cannot be done."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the server decides when work is done
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        try:
+            self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings)
+        except SetupError as error:
+            sys.stderr.write(f"litmus: {error.message}\n")
+            sys.stderr.flush()
+            os._exit(2)
+
+
+class EngineLoop(LitLoop):
+    def run(
+        self,
+        lit_api: ModelAPI,
+        device: str,
+        worker_id: int,
+        request_queue: Any,
+        transport: Any,
+        workers_setup_status: dict[str, str],
+        callback_runner: Any,
+    ) -> None:
+        inbox = Inbox(request_queue)
+        engine = lit_api.engine
+
+        def send(item: object) -> None:
+            self.put_response(transport, 0, EVENTS, item, LitAPIStatus.OK, LoopResponseType.STREAMING)
+
+        send((os.getpid(), lit_api.facts))
+        while True:
+            for message in inbox.take(wait=engine.idle):
+                _obey(engine, message)
+            events = advance(engine)
+            if events:
+                send(events)
+
+
+def advance(engine: "Engine") -> list[Event]:
+    """One step. A failing forward (out of memory, a broken kernel) fails the requests in flight and nothing else."""
+    try:
+        return engine.step()
+    except RuntimeError as error:
+        log.exception("a step failed")
+        return engine.fail_all(EngineFailed(f"the engine failed on a step ({type(error).__name__}); the request can be sent again"))
+
+
+def _obey(engine: "Engine", message: tuple[int, Generate | Score | str]) -> None:
+    pid, content = message
+    if pid != os.getpid():
+        return
+    if isinstance(content, str):
+        engine.cancel(content)
+    else:
+        engine.submit(content)
+
+
+class Inbox:
+    """A thread that waits at the process border, so that a busy engine never asks an empty queue."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self._messages: deque[tuple[int, Any]] = deque()
+        self._arrived = threading.Event()
+        threading.Thread(target=self._listen, daemon=True, name="inbox").start()
+
+    def take(self, wait: bool) -> list[tuple[int, Any]]:
+        """Everything that has come; with `wait`, not before something has."""
+        if wait:
+            self._arrived.wait()
+        self._arrived.clear()
+        return [self._messages.popleft() for _ in range(len(self._messages))]
+
+    def _listen(self) -> None:
+        parent = os.getppid()
+        while True:
+            try:
+                self._messages.append(self._source.get(timeout=PARENT_CHECK_S))
+                self._arrived.set()
+            except queue.Empty:
+                if os.getppid() != parent:
+                    os._exit(0)
+            except (EOFError, OSError):  # the process that holds the queue is gone: the server was killed
+                os._exit(0)

@@ -1,0 +1,124 @@
+"""Between routes and the worker: bounds what is in flight, hands events to their requests, notices a worker that died.
+
+Lives in the API process, on its event loop. LitServe's response reader calls `append` as if this were a response queue. Knows no
+wire format and no model.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import psutil
+
+from app.engine.request import Delta, Event, Facts, Failed, Generate, Score
+from app.errors import InvalidRequest, NotReady, QueueFull, WorkerDied
+
+log = logging.getLogger(__name__)
+
+WATCH_S = 0.2
+Job = Generate | Score
+
+
+class Ticket:
+    """The jobs of one request. Iterating gives their events until each job has ended."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.open = set(ids)
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while self.open:
+            event = await self.events.get()
+            if not isinstance(event, Delta) or event.finish is not None:
+                self.open.discard(event.id)
+            yield event
+
+
+class Router:
+    def __init__(self, max_waiting: int) -> None:
+        self.request_queue: Any = None  # set by the spec, before the API process is forked
+        self.facts: Facts | None = None
+        self.draining = False
+        self._max_waiting = max_waiting
+        self._worker: psutil.Process | None = None
+        self._tickets: dict[str, Ticket] = {}
+        self._parent = os.getppid()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._tickets)
+
+    @property
+    def ready(self) -> bool:
+        return self._worker is not None and not self.draining
+
+    def served(self) -> Facts:
+        if self.facts is None:
+            raise NotReady("the model is still loading; /ready says when it is served")
+        return self.facts
+
+    @contextlib.asynccontextmanager
+    async def open(self, jobs: list[Job]) -> AsyncIterator[Ticket]:
+        """Send jobs to the worker; what has not ended when the block is left is cancelled. Raises what `_admit` raises."""
+        worker = self._admit(jobs)
+        ticket = Ticket(job.id for job in jobs)
+        try:
+            for job in jobs:
+                self._tickets[job.id] = ticket
+                self.request_queue.put((worker, job))
+            yield ticket
+        finally:
+            for job in jobs:
+                if self._tickets.pop(job.id, None) is not None and job.id in ticket.open:
+                    with contextlib.suppress(OSError, EOFError):  # the queue's own process has gone: there is nobody to tell
+                        self.request_queue.put((worker, job.id))
+
+    def _admit(self, jobs: list[Job]) -> int:
+        """Raises `NotReady`, `QueueFull`, or `InvalidRequest` for what can never fit. Returns the worker's pid."""
+        if self._worker is None or self.draining:
+            raise NotReady("the server is shutting down" if self.draining else "the model is not loaded at the moment; /ready says when")
+        room = self.served().slots + self._max_waiting
+        if len(jobs) > room:
+            raise InvalidRequest(f"{len(jobs)} answers or texts in one request, but at most {room} may be in flight: send fewer")
+        if self.in_flight + len(jobs) > room:
+            raise QueueFull(f"{self.in_flight} of at most {room} answers and texts are in flight; try again in a moment")
+        return self._worker.pid
+
+    def append(self, response: list[Any]) -> None:
+        """One item from the worker: its hello `(pid, Facts)`, or the events of a step."""
+        data = response[0]
+        if isinstance(data, tuple):
+            self._worker, self.facts = psutil.Process(data[0]), data[1]
+            log.info("worker %d serves %s (%s, %s)", data[0], data[1].name, data[1].dtype, data[1].device)
+            return
+        for event in data:
+            ticket = self._tickets.get(event.id)
+            if ticket is not None:
+                ticket.events.put_nowait(event)
+
+    async def watch(self) -> None:
+        """Runs as long as the server: fails what a dead worker held, and ends this process when its own parent is gone."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self._worker is not None and _dead(self._worker):
+                log.error("worker %d died with %d jobs in flight", self._worker.pid, self.in_flight)
+                self._worker = None
+                self._fail_all()
+            if os.getppid() != self._parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def _fail_all(self) -> None:
+        for id, ticket in self._tickets.items():
+            ticket.events.put_nowait(Failed(id, WorkerDied("the model's process died; a new one is starting, send the request again")))
+
+
+def _dead(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,158 @@
+"""A LitServe server with Litmus's own routes, spec and loop.
+
+LitServe gives the worker processes, their restart, the queue between the processes and the HTTP server; everything a client can
+see is ours. Builds, does not run.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import litserve
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from litserve.server import ResponseBufferItem
+from litserve.specs.base import LitSpec
+from litserve.utils import WorkerSetupStatus
+
+from app.errors import SetupError
+from app.settings import Settings
+from serve.guard import install
+from serve.loop import EVENTS, ModelAPI
+from serve.router import Router
+
+log = logging.getLogger(__name__)
+
+Dress = Callable[[FastAPI, Router], None]
+DRAIN_CHECK_S = 0.1
+
+
+class EngineSpec(LitSpec):
+    """Takes LitServe's queue of the replica over for the router; has no endpoints of its own."""
+
+    def __init__(self, router: Router) -> None:
+        super().__init__()
+        self.api_path = "/internal/model"  # names the replica's queue; no route has it
+        self.router = router
+
+    @property
+    def stream(self) -> bool:
+        return True
+
+    def setup(self, server: litserve.LitServer) -> None:
+        super().setup(server)
+        self.router.request_queue = self.request_queue
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The worker needs nothing of it."""
+        return {**super().__getstate__(), "router": None, "response_buffer": None}
+
+
+class Server(litserve.LitServer):
+    """`dress` adds what takes seconds to import (tokenizer, page) while the worker is already loading its model."""
+
+    def __init__(self, api: ModelAPI, dress: Callable[[], None], drain_s: int) -> None:
+        super().__init__(
+            api,
+            accelerator="cpu",  # of the process, not of the model: each LitAPI places its own model
+            devices=1,
+            timeout=False,
+            restart_workers=True,
+            healthcheck_path="/internal/health",
+            info_path="/internal/info",
+        )
+        self._dress = dress
+        self.uvicorn_graceful_timeout = drain_s
+
+    def verify_worker_status(self) -> None:
+        self._dress()
+        while not any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
+            if any(not process.is_alive() for process in self.inference_workers):
+                raise SetupError("the model's process ended while it was loading; the lines above say why")
+            time.sleep(0.02)
+
+    def _start_server(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
+        self._listening: list[socket.socket] = args[3]
+        workers: dict[int, Any] = super()._start_server(*args, **kwargs)
+        return workers
+
+    def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """New clients are refused at once: closing is not enough, as every forked process holds a copy of the socket."""
+        for listening in getattr(self, "_listening", []):
+            with contextlib.suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
+        super()._perform_graceful_shutdown(*args, **kwargs)
+
+
+def create_server(settings: Settings, build: str, dress: Dress) -> Server:
+    """A server of `settings`. `build` names what makes the engine in the worker, `module:function`; `dress(app, router)` adds routes and pages."""
+    router = Router(settings.queue.max_waiting)
+    api = ModelAPI(settings.model, build, EngineSpec(router))
+    server = Server(api, lambda: _finish(server, router, dress), settings.server.drain_s)
+    app: FastAPI = server.app
+    app.router.routes.clear()  # LitServe's own index, health and info, which report in their own way
+    app.title, app.version = "Litmus", "0.1.0"
+    app.description = "Chats and scores text with one copy of a quantized language model."
+    install(app, settings.server.max_body_bytes)
+    return server
+
+
+def _finish(server: Server, router: Router, dress: Dress) -> None:
+    app: FastAPI = server.app
+    _document(app)
+    dress(app, router)
+    inner = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        server.response_buffer[EVENTS] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
+        router._parent = os.getppid()
+        tasks = [asyncio.create_task(router.watch()), asyncio.create_task(_drain(router))]
+        async with inner(app):
+            yield
+        for task in tasks:
+            task.cancel()
+
+    app.router.lifespan_context = lifespan
+
+
+def _document(app: FastAPI) -> None:
+    """/openapi.json, and /docs with its scripts from this machine: a bare one reaches no CDN."""
+    app.docs_url = app.redoc_url = None
+    app.setup()
+    app.mount("/docs/static", StaticFiles(packages=[("fastapi_offline", "static")]))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Litmus API",
+            swagger_js_url="/docs/static/swagger-ui-bundle.js",
+            swagger_css_url="/docs/static/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
+
+
+async def _drain(router: Router) -> None:
+    """After SIGTERM or Ctrl-C, uvicorn waits for every open connection, idle pages included; end it when no work is in flight."""
+    handler: Any = signal.getsignal(signal.SIGTERM)
+    uvicorn_server = handler.__self__
+
+    def begin(number: int, frame: Any) -> None:
+        router.draining = True
+        handler(signal.SIGTERM, frame)
+
+    signal.signal(signal.SIGTERM, begin)
+    signal.signal(signal.SIGINT, begin)
+    while not (router.draining and router.in_flight == 0):
+        await asyncio.sleep(DRAIN_CHECK_S)
+    await asyncio.sleep(DRAIN_CHECK_S)  # let the last lines of the last answers leave
+    uvicorn_server.force_exit = True
