@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from app.engine.engine import Engine
-from app.engine.flat import adopt
+from app.engine.flat import FlatModel, adopt
 from app.engine.request import Facts, Generate, Sampling, Score, Window
 from app.errors import SetupError
 from app.settings import ModelSettings
@@ -45,12 +45,12 @@ def create_engine(settings: ModelSettings) -> tuple[Engine, Facts]:
         raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
     config = _config("model.path", settings.path)
     context = min(settings.context, _context(config))
-    performer = adopt(_load(settings.path, settings, device), settings.slots, context)
+    performer = _adopt(settings.path, settings, device, settings.slots, context)
     path = settings.observer_path
     observer = None
     if path is not None:
         _check_pair(tokenizer, Tokenizer(path), path)
-        observer = adopt(_load(path, settings, device), 0, context)
+        observer = _adopt(path, settings, device, 0, context)
     engine = Engine(performer, tokenizer.decode, tokenizer.ends(), settings.slots, context, settings.step_tokens, observer)
     warm_up(engine)
     facts = Facts(
@@ -66,6 +66,14 @@ def create_engine(settings: ModelSettings) -> tuple[Engine, Facts]:
     return engine, facts
 
 
+def _adopt(path: str, settings: ModelSettings, device: torch.device, slots: int, context: int) -> FlatModel:
+    model = _load(path, settings, device)
+    try:
+        return adopt(model, slots, context)
+    except RuntimeError as error:  # bitsandbytes finds out in the first forward that a layer's shape has no kernel on this device
+        raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {_first_line(error)}") from error
+
+
 def _load(path: str, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
     dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
     if settings.quantize != "none" and settings.dtype == "auto":
@@ -75,10 +83,9 @@ def _load(path: str, settings: ModelSettings, device: torch.device) -> PreTraine
             path, dtype=dtype, device_map={"": device}, quantization_config=_quantization(settings, dtype)
         )
     except torch.OutOfMemoryError as error:
-        raise SetupError(f"{path}: its weights do not fit {device}: {str(error).splitlines()[0]}") from error
+        raise SetupError(f"{path}: its weights do not fit {device}: {_first_line(error)}") from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise SetupError(f"{path}: cannot be loaded on {device} with quantize={settings.quantize}: {lines[0][:300]}") from error
+        raise SetupError(f"{path} cannot be loaded on {device} with quantize={settings.quantize}: {_first_line(error)}") from error
     small = settings.quantize == "none" and settings.dtype == "auto" and device.type == "cpu" and model.num_parameters() <= SMALL
     return (model.float() if small else model).eval()
 
@@ -95,8 +102,7 @@ def _config(field: str, path: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise SetupError(f"{field}: {path} has no usable config.json: {lines[0][:300]}") from error
+        raise SetupError(f"{field}: {path} has no usable config.json: {_first_line(error)}") from error
 
 
 def _context(config: PreTrainedConfig) -> int:
@@ -106,3 +112,7 @@ def _context(config: PreTrainedConfig) -> int:
 def _check_pair(performer: Tokenizer, observer: Tokenizer, path: str) -> None:
     if performer.base.get_vocab() != observer.base.get_vocab():
         raise SetupError(f"model.observer: {path} has another vocabulary; binoculars needs two models with one tokenizer")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -80,7 +80,7 @@ class SlotAttention:
         if layout is None:
             raise UnsupportedModel("attention was called outside a step of the engine")
         if softcap is not None or s_aux is not None:
-            raise UnsupportedModel("attention with soft-capped scores or sinks is not served")
+            raise UnsupportedModel(f"{type(module).__name__} cannot be served: its attention has soft-capped scores or sinks")
         self.shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
         rows, heads = query.shape[2], query.shape[1]
         out = torch.empty(rows, heads, value.shape[3], dtype=query.dtype, device=query.device)

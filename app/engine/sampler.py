@@ -53,7 +53,7 @@ def _nucleus_floor(scores: torch.Tensor, rows: Sequence[Sampling]) -> torch.Tens
         mass = (kept - whole).exp().cumsum(-1)
         top_p = _column(scores, [rows[i].top_p for i in asking])
         size = ((mass < top_p) & inside).sum(-1, keepdim=True) + 1  # tokens that reach top_p
-        size = size.minimum(counts)
+        size = torch.where(top_p < 1.0, size.minimum(counts), counts)
         done = (size <= head).squeeze(-1) | (head == vocab)
         found = best.gather(-1, size.clamp(max=head) - 1)
         unlimited = (top_p >= 1.0) & (counts == vocab)

@@ -1,0 +1,175 @@
+"""The engine against slow, obvious ways to get the same answer: transformers' own generate, and a request alone."""
+
+import random
+
+import pytest
+import torch
+from conftest import CONTEXT, VOCABULARY, letters, tiny
+
+from app.engine.engine import Engine
+from app.engine.flat import adopt
+from app.engine.request import Delta, Event, Failed, Generate, Sampling, Score, Scored, Window
+from app.errors import EngineFailed, UnsupportedModel
+from app.scoring.windows import windows
+
+NEW = 10
+
+
+def create(name: str = "Llama", slots: int = 4, step_tokens: int = 16, observer: bool = False) -> Engine:
+    performer = adopt(tiny(name), slots, CONTEXT)
+    second = adopt(tiny(name, seed=1), 0, CONTEXT) if observer else None
+    return Engine(performer, letters, frozenset(), slots, CONTEXT, step_tokens, second)
+
+
+def drain(engine: Engine) -> list[Event]:
+    events = []
+    while not engine.idle:
+        events += engine.step()
+    return events
+
+
+def texts(events: list[Event]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for event in events:
+        if isinstance(event, Delta):
+            found[event.id] = found.get(event.id, "") + event.text
+    return found
+
+
+def prompt(rng: random.Random, most: int = 40) -> tuple[int, ...]:
+    return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, most)))
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Mistral"])
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_equals_generate_whenever_requests_arrive(name: str, seed: int) -> None:
+    rng = random.Random(seed)
+    model = tiny(name)
+    prompts = [prompt(rng) for _ in range(9)]
+    wanted = {}
+    for index, ids in enumerate(prompts):
+        row = torch.tensor([ids])
+        out = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=NEW, do_sample=False, eos_token_id=None)
+        wanted[str(index)] = letters(out[0, len(ids) :].tolist())
+    engine = create(name)
+    waiting, events = list(enumerate(prompts)), []
+    while waiting or not engine.idle:
+        if waiting and rng.random() < 0.4:
+            index, ids = waiting.pop(rng.randrange(len(waiting)))
+            engine.submit(Generate(str(index), ids, NEW, Sampling(temperature=0.0)))
+            if rng.random() < 0.5:
+                text = prompt(rng, 60)
+                engine.submit(Score(f"s{index}", text, windows(len(text), CONTEXT)))
+        events += engine.step()
+    assert texts(events) == wanted
+
+
+@pytest.mark.parametrize("name", ["Falcon", "Gemma2"])
+def test_a_model_that_would_answer_wrongly_is_refused_by_name(name: str) -> None:
+    with pytest.raises(UnsupportedModel, match=rf"{name}\w+ cannot be served"):
+        adopt(tiny(name), 2, CONTEXT)
+
+
+def test_the_same_seed_gives_the_same_tokens_alone_and_in_a_crowd() -> None:
+    rng = random.Random(5)
+    jobs = [Generate(str(i), prompt(rng), 24, Sampling(temperature=1.2, top_k=(0, 7, 50)[i % 3], top_p=(1, 0.9)[i % 2], seed=i)) for i in range(12)]
+    alone = {}
+    for job in jobs:
+        engine = create()
+        engine.submit(job)
+        alone |= texts(drain(engine))
+    crowd, events = create(slots=5), []
+    for job in jobs:
+        crowd.submit(job)
+        events += crowd.step()
+    events += drain(crowd)
+    assert texts(events) == alone
+    assert len(set(alone.values())) == len(jobs)
+
+
+def test_a_score_in_a_crowd_equals_the_score_alone() -> None:
+    rng = random.Random(2)
+    bodies = [tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(2, 300))) for _ in range(6)]
+    jobs = [Score(str(i), body, windows(len(body), CONTEXT), observe=True) for i, body in enumerate(bodies)]
+    engine = create(observer=True)
+    engine.submit(Generate("chat", prompt(rng), 30, Sampling(seed=1)))
+    for job in jobs:
+        engine.submit(job)
+    together = {event.id: event.columns for event in drain(engine) if isinstance(event, Scored)}
+    assert set(together) == {job.id for job in jobs}
+    for job in jobs:
+        single = create(observer=True)
+        single.submit(job)
+        (event,) = drain(single)
+        assert isinstance(event, Scored)
+        assert len(event.columns.logprob) == len(job.tokens) - 1
+        for column in ("logprob", "mean", "variance", "cross_entropy"):
+            assert getattr(event.columns, column) == pytest.approx(getattr(together[job.id], column), abs=1e-4)
+        assert event.columns.rank == together[job.id].rank
+
+
+def test_statistics_equal_those_of_the_models_own_forward() -> None:
+    ids = tuple(random.Random(3).randrange(VOCABULARY) for _ in range(60))
+    engine = create(observer=True)
+    engine.submit(Score("s", ids, (Window(0, 60, 1),), observe=True))
+    (event,) = drain(engine)
+    assert isinstance(event, Scored)
+    with torch.inference_mode():
+        log_p = tiny("Llama")(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        q = tiny("Llama", seed=1)(torch.tensor([ids])).logits[0, :-1].softmax(-1)
+    for row, token in enumerate(ids[1:]):
+        assert event.columns.logprob[row] == pytest.approx(float(log_p[row, token]), abs=1e-4)
+        assert event.columns.rank[row] == 1 + sum(other > log_p[row, token] for other in log_p[row])
+        assert event.columns.mean[row] == pytest.approx(float((log_p[row].exp() * log_p[row]).sum()), abs=1e-4)
+        assert event.columns.cross_entropy[row] == pytest.approx(-float((q[row] * log_p[row]).sum()), abs=1e-4)
+
+
+def test_a_cancelled_request_frees_its_slot_and_disturbs_nobody() -> None:
+    rng = random.Random(4)
+    kept = Generate("kept", prompt(rng), 20, Sampling(temperature=0.0))
+    engine = create()
+    engine.submit(kept)
+    alone = texts(drain(engine))
+    engine = create(slots=2)
+    engine.submit(kept)
+    engine.submit(Generate("gone", prompt(rng), 1000))
+    engine.submit(Generate("waiting", prompt(rng), 5, Sampling(temperature=0.0)))
+    engine.submit(Score("unread", (1, 2, 3), (Window(0, 3, 1),)))
+    assert engine.cancel("unread")
+    events = [event for _ in range(8) for event in engine.step()]
+    assert engine.cancel("gone")
+    assert not engine.cancel("gone")
+    assert not engine.cancel("never sent")
+    events += drain(engine)
+    assert texts(events)["kept"] == alone["kept"]
+    assert len(texts(events)["waiting"]) == 5
+    assert not any(event.id == "unread" for event in events)
+    assert all(slot.request is None for slot in engine.scheduler.slots)
+
+
+def test_an_end_token_and_a_stop_string_end_an_answer_and_are_not_part_of_it() -> None:
+    ids = prompt(random.Random(6))
+    engine = create()
+    engine.submit(Generate("whole", ids, 12, Sampling(temperature=0.0)))
+    whole = texts(drain(engine))["whole"]
+    stopped = create()
+    stopped.submit(Generate("stopped", ids, 12, Sampling(temperature=0.0), stop=(whole[4:6],)))
+    events = drain(stopped)
+    assert texts(events)["stopped"] == whole[: whole.index(whole[4:6])]
+    assert events[-1].finish == "stop"
+    ended = create()
+    ended._ends = frozenset({ord(whole[3]) - 0x4E00})
+    ended.submit(Generate("ended", ids, 12, Sampling(temperature=0.0)))
+    events = drain(ended)
+    assert texts(events)["ended"] == whole[: whole.index(whole[3])]
+    assert events[-1].finish == "stop"
+
+
+def test_a_failing_step_fails_what_is_in_flight_and_the_engine_goes_on() -> None:
+    engine = create()
+    engine.submit(Generate("a", (1, 2), 5))
+    engine.submit(Score("b", (1, 2, 3), (Window(0, 3, 1),)))
+    events = engine.fail_all(EngineFailed("broken"))
+    assert {event.id for event in events if isinstance(event, Failed)} == {"a", "b"}
+    engine.submit(Generate("c", (1, 2), 5))
+    assert len(texts(drain(engine))["c"]) == 5

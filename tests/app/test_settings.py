@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from app.errors import SetupError
+from app.settings import BUNDLED, ModelSettings, read
+
+
+@pytest.fixture(autouse=True)
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_sources_win_in_the_documented_order(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read([]).server.port == 8000
+    (bare / "litmus.yaml").write_text("server: {port: 8001, host: 0.0.0.0}\n")
+    assert read([]).server.port == 8001
+    monkeypatch.setenv("LITMUS_SERVER__PORT", "8002")
+    assert read([]).server.port == 8002
+    settings = read(["--port", "8003"])
+    assert (settings.server.port, settings.server.host) == (8003, "0.0.0.0")
+    assert read(["--server.port=8004"]).server.port == 8004
+
+
+def test_short_names_reach_their_settings() -> None:
+    settings = read(["--model", "a/b", "--observer=c/d", "--quantize", "nf4", "--device", "cuda:1"])
+    assert settings.model == ModelSettings(path="a/b", observer="c/d", quantize="nf4", device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--port", "80"], "server.port"),
+        (["--port", "many"], "server.port"),
+        (["--quantize", "int3"], "model.quantize"),
+        (["--device", "tpu"], "model.device"),
+        (["--model.slots", "0"], "model.slots"),
+    ],
+)
+def test_a_wrong_value_is_a_sentence_that_names_the_setting(arguments: list[str], names: str) -> None:
+    with pytest.raises(SetupError, match=names.replace(".", r"\.")):
+        read(arguments)
+
+
+def test_an_unknown_setting_is_refused_wherever_it_stands(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        read(["--server.prot", "1"])
+    assert stopped.value.code == 2
+    assert "--server.prot" in capsys.readouterr().err
+    (bare / "litmus.yaml").write_text("server: {prot: 1}\n")
+    with pytest.raises(SetupError, match=r"server\.prot"):
+        read([])
+
+
+def test_the_bundled_model_brings_its_observer_and_no_other_does() -> None:
+    assert ModelSettings().observer_path == str(BUNDLED / "storyteller-base")
+    assert ModelSettings(path="x/y").observer_path is None
+    assert ModelSettings(path="x/Qwen3-0.6B").served_name == "Qwen3-0.6B"
+
+
+def test_paths_that_are_not_there_are_refused_and_hub_names_are_not(bare: Path) -> None:
+    ModelSettings(path="Qwen/Qwen3-0.6B").check_paths()
+    for path in ("/no/such/folder", "./nowhere", str(bare)):
+        with pytest.raises(SetupError, match=r"model\.path"):
+            ModelSettings(path=path).check_paths()
+    with pytest.raises(SetupError, match=r"model\.observer"):
+        ModelSettings(path="a/b", observer="/no/such").check_paths()

@@ -1,0 +1,83 @@
+"""What every test may use: tiny random models of several architectures, a tiny model's folder, the bundled pair."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+VOCABULARY = 300
+CONTEXT = 128
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}
+GATED = {**SMALL, "intermediate_size": 128, "num_key_value_heads": 2}
+SHAPES: dict[str, tuple[str, dict[str, int]]] = {
+    "Llama": ("LlamaForCausalLM", GATED),
+    "Qwen3": ("Qwen3ForCausalLM", {**GATED, "head_dim": 16}),
+    "GPT2": ("GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
+    "GPTNeoX": ("GPTNeoXForCausalLM", {**SMALL, "intermediate_size": 96}),
+    "OPT": ("OPTForCausalLM", {**SMALL, "ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "Mistral": ("MistralForCausalLM", {**GATED, "sliding_window": 8}),
+    "Falcon": ("FalconForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}),
+    "Gemma2": ("Gemma2ForCausalLM", {**GATED, "head_dim": 16}),
+}
+
+
+def tiny(name: str, seed: int = 0) -> PreTrainedModel:
+    """A random float32 model of `name`'s architecture whose greedy choices are far apart."""
+    kind, shape = SHAPES[name]
+    model_class = getattr(transformers, kind)
+    torch.manual_seed(seed)
+    model: PreTrainedModel = model_class(model_class.config_class(**shape, bos_token_id=0, eos_token_id=1, pad_token_id=0)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4.0)
+    return model
+
+
+def letters(ids: list[int]) -> str:
+    """A text in which every token is one character: what a detokenizer's output is compared by."""
+    return "".join(chr(0x4E00 + token) for token in ids)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny matrices gain nothing from a second thread, and tests that run beside servers lose by it."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a random Llama with a byte tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("tiny")
+    letters = {letter: index + 2 for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    raw = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, **letters}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + m['content'] }}{% endfor %}"
+    tiny("Llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Path:
+    return ROOT / "models" / "storyteller"
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    import socket
+
+    def pick() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return pick
