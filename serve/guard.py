@@ -69,9 +69,12 @@ def answer(error: LitmusError) -> JSONResponse:
 
 
 def invalid(error: RequestValidationError) -> InvalidRequest:
-    """The first complaint of pydantic as a sentence that names the field."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part not in {"body", "query", "path"}]
+    """One complaint of pydantic as a sentence that names the field. Where a field may have several types, each of them complains:
+    the one whose type fits knows best what is wrong.
+    """
+    found = error.errors()
+    first = next((one for one in found if not one["type"].endswith("_type")), found[0])
+    path = [str(part) for part in first["loc"] if str(part).replace("_", "").isalnum() and part not in {"body", "str", "int"}]
     param = ".".join(path) or None
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")

@@ -92,7 +92,11 @@ class Router:
         """One item from the worker: its hello `(pid, Facts)`, or the events of a step."""
         data = response[0]
         if isinstance(data, tuple):
-            self._worker, self.facts = psutil.Process(data[0]), data[1]
+            try:
+                self._worker, self.facts = psutil.Process(data[0]), data[1]
+            except psutil.NoSuchProcess:  # it died before its hello was read; the next one will say hello, too
+                self._worker = None
+                return
             log.info("worker %d serves %s (%s, %s)", data[0], data[1].name, data[1].dtype, data[1].device)
             return
         for event in data:

@@ -1,0 +1,92 @@
+import json
+
+import pytest
+
+from loadtest.record import Start, Stream, score_record
+
+START = Start("chat", clients=3, at_s=100.0, run_s=90.0)
+
+
+def event(**fields):
+    return "data: " + json.dumps(fields, ensure_ascii=False)
+
+
+def delta(content):
+    return event(choices=[{"index": 0, "delta": content, "finish_reason": None}])
+
+
+def played(*lines):
+    """Lines that arrive 100 ms apart, the first at 100.1 s, and the end of the body 100 ms after the last."""
+    stream = Stream(START)
+    for index, line in enumerate(lines):
+        stream.feed(f"{line}\n".encode(), 100.1 + index / 10)
+    return stream.record(100.1 + len(lines) / 10)
+
+
+USAGE = event(choices=[], usage={"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9})
+WHOLE = [delta({"role": "assistant", "content": ""}), delta({"content": "a"}), "", delta({"content": "b c d"}), USAGE, "data: [DONE]"]
+
+
+def test_times_of_a_whole_stream():
+    record = played(*WHOLE)
+    assert record.outcome == "ok" and record.reason is None
+    assert record.started_s == pytest.approx(10)
+    assert record.ttft_ms == pytest.approx(200), "the role chunk is not the first token"
+    assert record.e2e_ms == pytest.approx(700)
+    assert record.tpot_ms == pytest.approx(500 / 3, abs=0.001), "tokens are counted by usage, not by chunks"
+    assert record.itl_ms == pytest.approx((200,))
+    assert (record.prompt_tokens, record.completion_tokens) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (WHOLE[:-1], "truncated"),
+        ([], "truncated"),
+        ([*WHOLE[:-2], "data: [DONE]"], "no usage"),
+        ([*WHOLE[:2], event(error={"message": "gone", "code": "worker_died"}), "data: [DONE]"], "worker_died"),
+        ([*WHOLE[:2], "data: {oops", "data: [DONE]"], "not JSON"),
+    ],
+)
+def test_streams_that_fail(lines, reason):
+    record = played(*lines)
+    assert record.outcome == "failed"
+    assert reason in record.reason
+
+
+def test_events_cut_anywhere_and_odd_line_ends():
+    stream = Stream(START)
+    body = "".join(f"{line}\r\n" for line in WHOLE).replace("b c d", "b\u2028 \u00e9").encode()
+    for index in range(len(body)):
+        stream.feed(body[index : index + 1], 100.1)
+    assert stream.record(100.2).outcome == "ok"
+
+
+def test_one_token_has_no_time_per_token():
+    usage = event(choices=[], usage={"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6})
+    assert played(delta({"content": "a"}), usage, "data: [DONE]").tpot_ms is None
+
+
+def test_comments_and_several_choices():
+    two = event(choices=[{"index": 0, "delta": {}}, {"index": 1, "delta": {"content": "x"}}])
+    record = played(": queued position=3 eta_s=2", two, USAGE, "data: [DONE]")
+    assert record.outcome == "ok" and record.ttft_ms == pytest.approx(200)
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(429, "shed"), (503, "shed"), (500, "failed"), (400, "failed"), (0, "failed")])
+def test_refusals(status, outcome):
+    record = START.record(100.5, status, None)
+    assert (record.outcome, record.reason, record.e2e_ms) == (outcome, f"HTTP {status}", pytest.approx(500))
+
+
+def test_a_score_needs_every_text():
+    good, bad = {"object": "score"}, {"object": "error", "code": "engine_failed"}
+    assert score_record(START, 101, {"data": [good], "usage": {"prompt_tokens": 9}}, texts=1).prompt_tokens == 9
+    assert score_record(START, 101, {"data": []}, texts=1).outcome == "failed"
+    assert "engine_failed" in score_record(START, 101, {"data": [good, bad]}, texts=2).reason
+
+
+def test_a_record_is_one_line_of_json():
+    line = played(*WHOLE).line()
+    assert "\n" not in line
+    assert json.loads(line)["kind"] == "chat"

@@ -1,0 +1,180 @@
+"""The wire, whole: real routes, router and guard over a fake engine."""
+
+import json
+from typing import Any
+
+import pytest
+from conftest import letters  # noqa: F401  (the root conftest is importable: tests share it)
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+SCORE = "/v1/score"
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def lines(body: str) -> list[Any]:
+    """The events of a stream, parsed; the last must be [DONE]."""
+    found = [line.removeprefix("data: ") for line in body.split("\n\n") if line]
+    assert found[-1] == "[DONE]"
+    return [json.loads(line) for line in found[:-1]]
+
+
+def test_a_chat_answers_in_openais_form(served: Any) -> None:
+    body = served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 3, "seed": 7, "model": "fake"}).json()
+    assert body["object"] == "chat.completion"
+    assert body["choices"] == [{"index": 0, "message": {"role": "assistant", "content": "5/7/0 5/7/1 5/7/2 "}, "finish_reason": "length"}]
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+
+
+def test_a_stream_has_one_id_a_role_a_finish_usage_and_an_end(served: Any) -> None:
+    asked = {"messages": HELLO, "max_tokens": 3, "seed": 7, "stream": True, "stream_options": {"include_usage": True}}
+    response = served.client.post(CHAT, json=asked)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = lines(response.text)
+    assert len({event["id"] for event in events}) == 1
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    text = "".join(choice["delta"].get("content", "") for event in events for choice in event["choices"])
+    assert text == "5/7/0 5/7/1 5/7/2 "
+    finishes = [choice["finish_reason"] for event in events for choice in event["choices"]]
+    assert finishes == [None, None, None, None, "length"]
+    assert events[-1]["choices"] == []
+    assert events[-1]["usage"]["completion_tokens"] == 3
+    assert all(event["usage"] is None for event in events[:-1])
+
+
+def test_n_answers_are_seeded_apart_and_keep_their_index(served: Any) -> None:
+    body = served.client.post(TEXT, json={"prompt": ["ab", "cde"], "n": 2, "max_tokens": 1, "seed": 10}).json()
+    assert [choice["text"] for choice in body["choices"]] == ["3/10/0 ", "3/11/0 ", "4/10/0 ", "4/11/0 "]
+    assert body["usage"]["completion_tokens"] == 4
+    events = lines(served.client.post(TEXT, json={"prompt": "ab", "n": 2, "max_tokens": 2, "seed": 10, "stream": True}).text)
+    texts = ["", ""]
+    for event in events:
+        for choice in event["choices"]:
+            texts[choice["index"]] += choice["text"]
+    assert texts == ["3/10/0 3/10/1 ", "3/11/0 3/11/1 "]
+
+
+def test_token_ids_are_prompts_too(served: Any) -> None:
+    assert served.client.post(TEXT, json={"prompt": [5, 6, 7], "max_tokens": 1, "seed": 1}).json()["choices"][0]["text"] == "3/1/0 "
+    both = served.client.post(TEXT, json={"prompt": [[5], [6, 7]], "max_tokens": 1, "seed": 1}).json()
+    assert [choice["text"] for choice in both["choices"]] == ["1/1/0 ", "2/1/0 "]
+
+
+def test_without_a_seed_answers_are_drawn_anew(served: Any) -> None:
+    texts = {served.client.post(TEXT, json={"prompt": "a", "max_tokens": 1}).json()["choices"][0]["text"] for _ in range(5)}
+    assert len(texts) == 5
+
+
+def test_an_answer_without_a_limit_may_fill_the_context(served: Any) -> None:
+    assert served.client.post(CHAT, json={"messages": HELLO}).json()["usage"]["total_tokens"] == 64
+
+
+def test_scores_keep_their_order_and_their_text(served: Any) -> None:
+    body = served.client.post(SCORE, json={"input": ["bbb", "a", "d d"], "return_tokens": True}).json()
+    assert [item["index"] for item in body["data"]] == [0, 1, 2]
+    assert ["".join(token["text"] for token in item["tokens"]) for item in body["data"]] == ["bbb", "a", "d d"]
+    assert {item["verdict"] for item in body["data"]} == {"insufficient"}
+    assert {item["method"] for item in body["data"]} == {"binoculars"}
+    assert body["usage"]["prompt_tokens"] == 4 + 2 + 4
+
+
+def test_one_failing_text_is_a_value_among_the_others(served: Any) -> None:
+    body = served.client.post(SCORE, json={"input": ["good", "b~d", "fine"]}).json()
+    assert [item["object"] for item in body["data"]] == ["score", "error", "score"]
+    assert body["data"][1] == {"index": 1, "object": "error", "message": "poisoned", "code": "engine_failed"}
+
+
+def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> None:
+    (item,) = served.client.post(SCORE, json={"input": "abc " * 50, "method": "log_rank"}).json()["data"]
+    assert (item["scored_tokens"], item["verdict"]) == (200, "uncalibrated")
+    assert item["windows"] > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param", "says"),
+    [
+        (TEXT, {"prompt": ""}, 400, "prompt", "empty or blank"),
+        (TEXT, {"prompt": " \n"}, 400, "prompt", "empty or blank"),
+        (TEXT, {"prompt": []}, 400, "prompt", "empty or blank"),
+        (TEXT, {"prompt": ["a", ""]}, 400, "prompt", "empty or blank"),
+        (TEXT, {"prompt": [9999]}, 400, "prompt", "token ids must lie in 0..257"),
+        (TEXT, {"prompt": "a" * 64}, 400, "prompt", "holds 64"),
+        (TEXT, {"prompt": "a", "max_tokens": 63}, 400, "max_tokens", "ask for at most 62"),
+        (TEXT, {"prompt": "a", "model": "gpt-4"}, 404, "model", "'fake' is"),
+        (TEXT, {"prompt": "a", "colour": 1}, 400, "colour", "unknown parameter 'colour'"),
+        (TEXT, {"prompt": "a", "suffix": "b"}, 400, "suffix", "not supported"),
+        (TEXT, {"prompt": "a", "max_tokens": "many"}, 400, "max_tokens", "integer"),
+        (TEXT, {"prompt": "a", "temperature": -1}, 400, "temperature", "greater than or equal to 0"),
+        (TEXT, {"prompt": "a", "top_p": 0}, 400, "top_p", "greater than 0"),
+        (TEXT, {"prompt": "a", "n": 0}, 400, "n", "greater than or equal to 1"),
+        (TEXT, {"prompt": "a", "n": 6}, 400, None, "at most 5"),
+        (TEXT, {"prompt": "a", "stop": [""]}, 400, None, "at least 1 character"),
+        (TEXT, {"prompt": "a", "stream_options": {}}, 400, "stream_options", "needs stream"),
+        (TEXT, {}, 400, "prompt", "missing"),
+        (TEXT, [], 400, None, "JSON object"),
+        (CHAT, {"messages": []}, 400, "messages", "at least 1 item"),
+        (CHAT, {"messages": [{"role": "user", "content": "  "}]}, 400, "messages.0.content", "blank"),
+        (CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages.0.role", "'system'"),
+        (CHAT, {"messages": HELLO, "tools": []}, 400, "tools", "not supported"),
+        (CHAT, {"messages": HELLO, "max_tokens": 1, "max_completion_tokens": 2}, 400, "max_tokens", "not both"),
+        (SCORE, {"input": ""}, 400, "input", "empty or blank"),
+        (SCORE, {"input": []}, 400, None, "at least 1 item"),
+        (SCORE, {"input": ["a", " "]}, 400, "input", "text 1"),
+        (SCORE, {"input": "\u200b\ufeff"}, 400, "input", "zero-width"),
+        (SCORE, {"input": "a", "method": "magic"}, 400, "method", "binoculars"),
+    ],
+)
+def test_bad_input_is_named(served: Any, path: str, body: Any, status: int, param: str | None, says: str) -> None:
+    response = served.client.post(path, json=body)
+    error = response.json()["error"]
+    assert response.status_code == status
+    assert says in error["message"]
+    assert param is None or error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert served.router.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "says"),
+    [
+        (b"{", 400, "not JSON"),
+        (b"", 400, "missing"),
+        (b'{"prompt": "\xff\xfe"}', 400, "UTF-8"),
+        (b'{"prompt": "\\ud800"}', 400, "lone surrogate"),
+        (b'{"prompt": "a", "temperature": NaN}', 400, "temperature"),
+        (b"x" * 25_000, 413, "larger than 20000 bytes"),
+    ],
+)
+def test_bad_bytes_are_explained(served: Any, content: bytes, status: int, says: str) -> None:
+    response = served.client.post(TEXT, content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, says in response.json()["error"]["message"]) == (status, True)
+
+
+def test_routes_that_are_not_there(served: Any) -> None:
+    assert served.client.get("/nope").json()["error"]["code"] == "not_found"
+    assert served.client.get(SCORE).status_code == 405
+    assert served.client.get("/v1/models/none").status_code == 404
+
+
+def test_models_say_what_is_served(served: Any) -> None:
+    (card,) = served.client.get("/v1/models").json()["data"]
+    assert (card["id"], card["context"], card["slots"], card["observer"]) == ("fake", 64, 2, "fake-base")
+    assert card["methods"] == ["binoculars", "fast_detect", "perplexity", "log_rank"]
+    assert served.client.get("/v1/models/fake").json() == card
+
+
+def test_readiness_follows_the_worker(served: Any) -> None:
+    assert served.client.get("/ready").json() == {"status": "ready"}
+    served.router.draining = True
+    assert served.client.get("/ready").status_code == 503
+    assert served.client.get("/health").json() == {"status": "ok"}
+    response = served.client.post(TEXT, json={"prompt": "a"})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+def test_a_failure_of_ours_is_a_500_without_its_trace(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.routes.assess", lambda *_: 1 / 0)
+    response = served.client.post(SCORE, json={"input": "secret words"})
+    assert response.status_code == 500
+    assert "ZeroDivision" not in response.text
+    assert response.json()["error"]["code"] == "internal_error"

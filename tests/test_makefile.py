@@ -1,0 +1,47 @@
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TARGETS = ["install", "run", "test", "check", "format", "train", "load", "bench", "notebooks", "clean"]
+
+
+def make(*arguments):
+    done = subprocess.run(["make", "--dry-run", "--no-print-directory", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_targets():
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
+    assert set(phony) == {"help", *TARGETS} and len(phony) <= 12
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_each_target_expands(target):
+    assert make(target)
+
+
+def test_help_names_every_target():
+    shown = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert all(f"make {target}" in shown for target in TARGETS)
+
+
+def test_run_passes_on_what_is_given_and_nothing_else():
+    clean = ["MODEL=", "OBSERVER=", "QUANTIZE=", "DEVICE=", "PORT="]
+    assert "--" not in make("run", *clean).rpartition("-m serve")[2]
+    shown = make("run", *clean, "MODEL=Qwen/Qwen3-0.6B", "QUANTIZE=nf4", "PORT=9000")
+    options = shown.rpartition("-m serve")[2].replace("\\\n", " ").split()
+    assert options == ["--model", '"Qwen/Qwen3-0.6B"', "--quantize", '"nf4"', "--port", '"9000"']
+    assert "exec .venv/bin/python" in shown, "a signal has to reach python"
+
+
+def test_running_needs_no_test_tools():
+    assert "requirements-dev" not in make("--always-make", "install")
+    assert "requirements-dev" in make("--always-make", "check")
+
+
+def test_pytest_has_the_last_word():
+    assert make("test").splitlines()[-1].endswith("-m pytest")

@@ -1,0 +1,193 @@
+"""A Litmus server in a thread that answers as told: it streams words slowly, refuses, breaks off, and notes who left."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from app.settings import go_offline_quietly
+
+go_offline_quietly()
+
+TEXT_SEPARATOR = "\u2028"  # a line end to some readers, ordinary text to JSON
+WORDS = ["Once ", "upon ", "a ", "time ", "<b>a fox</b> ", "met ", TEXT_SEPARATOR, "a crow", "."]
+USAGE = {"prompt_tokens": 12, "completion_tokens": len(WORDS), "total_tokens": 12 + len(WORDS)}
+CARD = {
+    "id": "storyteller",
+    "object": "model",
+    "created": 1,
+    "owned_by": "litmus",
+    "context": 4096,
+    "slots": 32,
+    "quantize": "nf4",
+    "dtype": "bfloat16",
+    "device": "cpu",
+    "observer": "storyteller-base",
+    "chat": True,
+    "methods": ["binoculars", "fast_detect", "perplexity", "log_rank"],
+}
+EXPLANATION = "The score 0.742 is below the threshold 0.901, which 1.0% of 2,000 human texts also are."
+
+
+def scored(text: str, **changes: Any) -> dict[str, Any]:
+    """One result of /v1/score; every word is a token."""
+    tokens, start = [], 0
+    for index, word in enumerate(text.split(" ")):
+        begin, end = max(start - 1, 0), start + len(word)
+        rank = (1, 40, 700, 5000)[index % 4]
+        tokens.append({"text": text[begin:end], "start": begin, "end": end, "logprob": -0.5 * (index % 9), "rank": rank, "entropy": 2.25})
+        start = end + 1
+    statistics = {"log_perplexity": 3.1, "mean_log_rank": 1.2, "mean_entropy": 3.4, "cross_entropy": 4.18, "perplexity": 22.2}
+    result = {
+        "index": 0,
+        "object": "score",
+        "method": "binoculars",
+        "score": 0.742,
+        "direction": "lower",
+        "verdict": "machine",
+        "explanation": EXPLANATION,
+        "scored_tokens": len(tokens),
+        "windows": 1,
+        "removed_characters": 0,
+        "statistics": statistics,
+        "tokens": tokens,
+    }
+    return {**result, **changes}
+
+
+@dataclass
+class Fake:
+    """What the next answers are like, and what was asked. `wait_s` lies before the first word and between words."""
+
+    url: str = ""
+    words: list[str] = field(default_factory=lambda: list(WORDS))
+    first_wait_s: float = 0.0
+    wait_s: float = 0.0
+    refusal: tuple[int, str] | None = None
+    plain_failure: bool = False
+    break_after: int | None = None
+    error_after: int | None = None
+    score_changes: dict[str, Any] = field(default_factory=dict)
+    score_failure: dict[str, Any] | None = None
+    ready: tuple[int, str] = (200, "ready")
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    left: threading.Event = field(default_factory=threading.Event)
+
+    def reset(self) -> None:
+        fresh = Fake()
+        for name in self.__dataclass_fields__:
+            if name != "url":
+                setattr(self, name, getattr(fresh, name))
+
+    def refused(self) -> Response | None:
+        if self.plain_failure:
+            return Response("<html>Bad Gateway</html>", status_code=502)
+        if self.refusal is None:
+            return None
+        status, message = self.refusal
+        return JSONResponse(envelope(message), status, headers={"Retry-After": "7"} if status == 429 else {})
+
+
+def envelope(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "server_error", "param": None, "code": "told_to"}}
+
+
+def create_fake(fake: Fake) -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/ready")
+    def ready() -> Response:
+        status, word = fake.ready
+        return JSONResponse({"status": word}, status)
+
+    @app.get("/v1/models")
+    def models() -> Response:
+        return fake.refused() or JSONResponse({"object": "list", "data": [CARD]})
+
+    @app.post("/v1/score")
+    async def score(request: Request) -> Response:
+        body = await request.json()
+        fake.asked.append(body)
+        await asyncio.sleep(fake.first_wait_s)
+        result = fake.score_failure or scored(body["input"], **fake.score_changes)
+        answer = {"id": "s", "object": "score.list", "created": 1, "model": "storyteller", "observer": None, "usage": USAGE}
+        return fake.refused() or JSONResponse({**answer, "data": [result]})
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        fake.asked.append(await request.json())
+        return fake.refused() or StreamingResponse(stream(fake), media_type="text/event-stream")
+
+    return app
+
+
+async def stream(fake: Fake) -> AsyncIterator[str]:
+    complete = False
+    try:
+        yield ": queued position=1 eta_s=0\n\n"
+        yield event({"role": "assistant", "content": ""})
+        await asyncio.sleep(fake.first_wait_s)
+        for index, word in enumerate(fake.words):
+            if index == fake.break_after:
+                complete = True
+                return
+            if index == fake.error_after:
+                yield f"data: {json.dumps(envelope('the worker died'))}\n\n"
+            yield event({"content": word})
+            await asyncio.sleep(fake.wait_s)
+        yield event({}, finish_reason="stop")
+        yield f"data: {json.dumps({'choices': [], 'usage': USAGE})}\n\n"
+        yield "data: [DONE]\n\n"
+        complete = True
+    finally:
+        if not complete:
+            fake.left.set()
+
+
+def event(delta: dict[str, str], finish_reason: str | None = None) -> str:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return f"data: {json.dumps({'id': 'c', 'choices': [choice]}, ensure_ascii=False)}\n\n"
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """The address of the app, served from a thread on a free port."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    until_s = time.monotonic() + 20
+    while not server.started:
+        if time.monotonic() > until_s or not thread.is_alive():
+            raise RuntimeError("the test server did not start")
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(timeout=5)
+    listener.close()
+
+
+@pytest.fixture(scope="module")
+def fake_server() -> Iterator[Fake]:
+    fake = Fake()
+    with running(create_fake(fake)) as url:
+        fake.url = url
+        yield fake
+
+
+@pytest.fixture
+def fake(fake_server: Fake) -> Fake:
+    """The module's server, as new."""
+    fake_server.reset()
+    return fake_server

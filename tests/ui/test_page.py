@@ -1,0 +1,262 @@
+"""The mounted page in a real browser, against a server that answers as told."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.ui.conftest import EXPLANATION, Fake, running
+from ui.page import mount
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+QUESTION = "Tell me a story about <b>a fox</b> & a crow."
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+
+
+@pytest.fixture(scope="module")
+def page_url(fake_server: Fake) -> Iterator[str]:
+    with running(mount(FastAPI(), fake_server.url)) as url:
+        yield f"{url}/ui"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A phone. One for all tests, so that Gradio's files are fetched once."""
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    context.set_default_timeout(10_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(fake: Fake, page_url: str, context: BrowserContext) -> Iterator[Page]:
+    """The page in a tab of its own. Whatever it asks of another origin fails the test."""
+    page = context.new_page()
+    strangers: list[str] = []
+    origin = page_url.removesuffix("/ui")
+    page.on("request", lambda request: request.url.startswith(("data:", "blob:", origin)) or strangers.append(request.url))
+    page.goto(page_url)
+    yield page
+    page.close()
+    assert strangers == []
+
+
+@pytest.fixture
+def loaded(page: Page) -> Page:
+    expect(page.get_by_text("storyteller", exact=True)).to_be_visible(timeout=20_000)
+    return page
+
+
+def ask(page: Page, text: str) -> None:
+    box = page.get_by_label("Message", exact=True)
+    box.fill(text)
+    box.press("Enter")
+
+
+def score(page: Page, text: str) -> None:
+    page.get_by_role("tab", name="Score").click()
+    page.get_by_label("Text to score").fill(text)
+    page.get_by_role("button", name="Score", exact=True).click()
+
+
+def conversation(page: Page):
+    return page.get_by_role("log")
+
+
+def test_the_header_says_what_is_served_and_a_phone_does_not_scroll_sideways(loaded: Page):
+    for words in ("nf4, computing in bfloat16", "4,096 tokens", "storyteller-base"):
+        expect(loaded.get_by_text(words, exact=True)).to_be_visible()
+    for tab in ("Score", "Chat"):
+        loaded.get_by_role("tab", name=tab).click()
+        assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_an_answer_streams_and_ends_with_its_numbers(loaded: Page, fake: Fake):
+    fake.first_wait_s = 0.3
+    fake.wait_s = 0.1
+    ask(loaded, QUESTION)
+    expect(conversation(loaded)).to_contain_text("waiting for the first token…")
+    expect(conversation(loaded)).to_contain_text("streaming · TTFT")
+    expect(conversation(loaded)).not_to_contain_text("a crow.Once")
+    expect(conversation(loaded)).to_contain_text("Once upon a time <b>a fox</b> met")
+    expect(conversation(loaded)).to_contain_text(re.compile(r"9 tokens · \d+\.\d tokens/s · TTFT \d{3} ms · finished \(stop\)"))
+    assert conversation(loaded).locator("b").count() == 0
+
+
+def test_the_next_turn_sends_the_conversation_without_notes(loaded: Page, fake: Fake):
+    ask(loaded, QUESTION)
+    expect(conversation(loaded)).to_contain_text("finished (stop)")
+    loaded.get_by_text("Settings").click()
+    loaded.get_by_label("Temperature").fill("0")
+    loaded.get_by_label("System prompt").fill("Be brief.")
+    expect(loaded.get_by_role("button", name="Send")).to_be_enabled()
+    with loaded.expect_response("**/queue/join*"):
+        ask(loaded, "  ")
+    loaded.wait_for_timeout(300)  # a blank message is answered by nothing, which is what this waits for
+    ask(loaded, "And then?")
+    expect(conversation(loaded).get_by_text("finished (stop)")).to_have_count(2)
+    first, second = fake.asked
+    assert first["messages"] == [{"role": "user", "content": QUESTION}]
+    assert second["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "".join(fake.words)},
+        {"role": "user", "content": "And then?"},
+    ]
+    assert (second["temperature"], second["max_tokens"], "top_p" in second) == (0, 256, False)
+
+
+def test_stop_ends_the_upstream_request_and_keeps_the_text(loaded: Page, fake: Fake):
+    fake.words = ["Once ", "upon ", *["time "] * 500]
+    fake.wait_s = 0.1
+    ask(loaded, QUESTION)
+    expect(conversation(loaded)).to_contain_text("Once upon time")
+    loaded.get_by_role("button", name="Stop").click()
+    expect(conversation(loaded)).to_contain_text("stopped · TTFT")
+    assert fake.left.wait(3)
+    expect(conversation(loaded)).to_contain_text("Once upon time")
+    expect(loaded.get_by_role("button", name="Send")).to_be_enabled()
+    expect(loaded.get_by_label("Message", exact=True)).to_have_value("")
+
+
+def test_stop_before_the_first_token_gives_the_question_back(loaded: Page, fake: Fake):
+    fake.first_wait_s = 30
+    ask(loaded, QUESTION)
+    expect(conversation(loaded)).to_contain_text("waiting for the first token…")
+    loaded.get_by_role("button", name="Stop").click()
+    expect(conversation(loaded)).to_contain_text("stopped before the first token")
+    expect(loaded.get_by_label("Message", exact=True)).to_have_value(QUESTION)
+    assert fake.left.wait(3)
+
+
+def test_a_closed_tab_ends_the_upstream_request(loaded: Page, fake: Fake):
+    fake.words = ["time "] * 500
+    fake.wait_s = 0.1
+    ask(loaded, QUESTION)
+    expect(conversation(loaded)).to_contain_text("time time")
+    loaded.close()
+    assert fake.left.wait(10)
+
+
+def test_enter_while_an_answer_streams_keeps_both(loaded: Page, fake: Fake):
+    fake.wait_s = 0.15
+    ask(loaded, QUESTION)
+    expect(conversation(loaded)).to_contain_text("Once upon")
+    ask(loaded, "Too early")
+    expect(conversation(loaded)).to_contain_text("finished (stop)")
+    expect(loaded.get_by_label("Message", exact=True)).to_have_value("Too early")
+    assert len(fake.asked) == 1
+
+
+def test_a_refusal_is_a_sentence_and_the_text_comes_back(loaded: Page, fake: Fake):
+    box = loaded.get_by_label("Message", exact=True)
+    fake.refusal = (429, "The queue is full.")
+    ask(loaded, QUESTION)
+    expect(conversation(loaded)).to_contain_text("⚠ The queue is full. Try again in 7 s.")
+    expect(box).to_have_value(QUESTION)
+    fake.refusal = None
+    expect(loaded.get_by_role("button", name="Send")).to_be_enabled()
+    box.press("Enter")
+    expect(conversation(loaded)).to_contain_text("finished (stop)")
+    assert fake.asked[1]["messages"] == [{"role": "user", "content": QUESTION}]
+    expect(loaded.get_by_role("button", name="Clear")).to_be_enabled()
+    loaded.get_by_role("button", name="Clear").click()
+    expect(loaded.get_by_text("Ask for a story")).to_be_visible()
+
+
+def test_a_score_shows_verdict_explanation_and_tokens(loaded: Page, fake: Fake):
+    score(loaded, "Once upon\na time <img src=http://example.invalid/x.png> {{value}} ${value} lived")
+    expect(loaded.get_by_text("Likely machine-written")).to_be_visible()
+    expect(loaded.get_by_text(EXPLANATION)).to_be_visible()
+    expect(loaded.get_by_role("img", name=re.compile("Binoculars score 0.742; lower is more machine-like"))).to_be_visible()
+    assert "method" not in fake.asked[0]
+    tokens = loaded.locator(".t")
+    assert "".join(tokens.all_inner_texts()).replace("↵", "") == fake.asked[0]["input"]
+
+
+def test_a_token_tells_its_numbers_on_hover_and_by_keyboard(loaded: Page):
+    score(loaded, "Once upon a time there lived")
+    tokens, tip = loaded.locator(".t"), loaded.get_by_role("tooltip")
+    tokens.nth(1).hover()
+    expect(tip).to_have_text("“ upon”\nlog-probability -0.500 (60.7 %)\nrank 40\nentropy 2.250 nats")
+    loaded.mouse.move(0, 0)
+    expect(tip).to_be_hidden()
+    tokens.first.focus()
+    for _ in range(3):
+        loaded.keyboard.press("ArrowRight")
+    expect(tip).to_contain_text("“ time”")
+    expect(tip).to_contain_text("rank 5,000")
+    expect(tokens.nth(3)).to_be_focused()
+    loaded.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+
+
+def test_two_thousand_tokens_are_shown_and_still_answer(loaded: Page):
+    score(loaded, "word " * 1999 + "end")
+    expect(loaded.locator(".t")).to_have_count(2000)
+    loaded.locator(".t").first.focus()
+    loaded.keyboard.press("End")
+    expect(loaded.get_by_role("tooltip")).to_contain_text("“ end”", timeout=1000)
+
+
+def test_methods_come_from_the_server(loaded: Page, fake: Fake):
+    loaded.get_by_role("tab", name="Score").click()
+    loaded.get_by_label("Method").click()
+    loaded.get_by_role("option", name="Log-rank").click()
+    score(loaded, "Once upon a time")
+    expect(loaded.get_by_text("Likely machine-written")).to_be_visible()
+    assert fake.asked[0]["method"] == "log_rank"
+
+
+def test_nothing_to_score_and_a_refusal_are_sentences(loaded: Page, fake: Fake):
+    score(loaded, "  ")
+    expect(loaded.get_by_role("alert")).to_have_text("There is no text to score yet. Paste at least a few sentences.")
+    assert fake.asked == []
+    fake.refusal = (400, "text 0 is too long")
+    score(loaded, "A text.")
+    expect(loaded.get_by_role("alert")).to_have_text("text 0 is too long.")
+
+
+def test_the_policy_keeps_the_browser_at_home(fake: Fake, page_url: str, context: BrowserContext):
+    page = context.new_page()
+    page.goto(page_url)
+    expect(page.get_by_text("storyteller", exact=True)).to_be_visible()
+    page.evaluate("document.addEventListener('securitypolicyviolation', event => window.blocked = event.blockedURI)")
+    page.evaluate("new Image().src = 'http://example.invalid/pixel.png'")
+    page.wait_for_function("window.blocked === 'http://example.invalid/pixel.png'")
+    page.close()
+
+
+def test_an_unreachable_server_says_how_to_start_one(context: BrowserContext):
+    with running(mount(FastAPI(), "http://127.0.0.1:9")) as url:
+        page = context.new_page()
+        page.goto(f"{url}/ui")
+        expect(page.get_by_role("alert")).to_contain_text(
+            "No Litmus server answers at http://127.0.0.1:9. Start one with `make run`", timeout=20_000
+        )
+        ask(page, QUESTION)
+        expect(conversation(page)).to_contain_text("No Litmus server answers")
+        expect(page.get_by_label("Message", exact=True)).to_have_value(QUESTION)
+        page.close()
