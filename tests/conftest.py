@@ -1,6 +1,5 @@
 """What every test may use: tiny random models of several architectures, a tiny model's folder, the bundled pair."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,34 +49,36 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_tiny(folder: Path, context: int, end: str | None) -> Path:
     """A Hugging Face folder of a random Llama with a byte tokenizer and a chat template."""
-    folder = tmp_path_factory.mktemp("tiny")
     letters = {letter: index + 2 for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     raw = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, **letters}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token=end)
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + m['content'] }}{% endfor %}"
-    tiny("Llama").save_pretrained(folder)
+    model = tiny("Llama")
+    model.config.max_position_embeddings = context
+    if end is None:
+        model.config.eos_token_id = model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"), CONTEXT, "</s>")
+
+
+@pytest.fixture(scope="session")
+def endless_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that never ends by itself and has room for a million tokens: what is in flight stays in flight."""
+    return save_tiny(tmp_path_factory.mktemp("endless"), 1_000_000, None)
 
 
 @pytest.fixture(scope="session")
 def bundled() -> Path:
     return ROOT / "models" / "storyteller"
 
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    import socket
-
-    def pick() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    return pick

@@ -1,0 +1,56 @@
+"""Records to the table a person reads. Pure; the notebooks compute their own numbers, with intervals, from the same records."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loadtest.record import Record
+
+COLUMNS = ("clients", "requests", "ok", "shed", "failed", "TTFT p50 ms", "TTFT p95 ms", "TPOT p50 ms", "tokens/s in all", "scores/s")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The records of one number of clients, and how long its chats and its scores took, each phase by itself."""
+
+    clients: int
+    records: Sequence[Record]
+    chat_s: float
+    score_s: float
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Nearest rank: the smallest value with at least `share` of the values at or below it. NaN for no values."""
+    if not values:
+        return math.nan
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def row(measured: Round) -> list[str]:
+    records = measured.records
+    ok = [record for record in records if record.outcome == "ok"]
+    ttft = [record.ttft_ms for record in ok if record.ttft_ms is not None]
+    tpot = [record.tpot_ms for record in ok if record.tpot_ms is not None]
+    tokens = sum(record.completion_tokens or 0 for record in ok)
+    scores = sum(record.kind == "score" for record in ok)
+    counts = [measured.clients, len(records), len(ok), _count(records, "shed"), _count(records, "failed")]
+    times = [percentile(ttft, 0.5), percentile(ttft, 0.95), percentile(tpot, 0.5)]
+    return [*map(str, counts), *map(_number, [*times, _rate(tokens, measured.chat_s), _rate(scores, measured.score_s)])]
+
+
+def table(rounds: Sequence[Round]) -> str:
+    """Markdown, one row for each number of clients."""
+    cells = [list(COLUMNS), ["---:"] * len(COLUMNS), *map(row, rounds)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def _count(records: Sequence[Record], outcome: str) -> int:
+    return sum(record.outcome == outcome for record in records)
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds > 0 else math.nan
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}" if value < 100 else f"{value:.0f}"

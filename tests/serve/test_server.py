@@ -1,0 +1,290 @@
+"""The server as its users meet it: a process of its own, the bundled models, the official client; and as its enemies do."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+START_S = 90
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass
+class Running:
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def worker(self) -> psutil.Process:
+        """The process that holds the model: the spawned one that is not the resource tracker."""
+        return next(child for child in self.children() if "spawn_main" in " ".join(child.cmdline()))
+
+    def wait_ready(self, seconds: float = START_S) -> None:
+        wait_for(lambda: self.process.poll() is not None or is_ready(self.url), seconds)
+        assert self.process.poll() is None, self.log.read_text()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[Running]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / f"serve-{port}.log"
+    command = [sys.executable, "-m", "serve", "--port", str(port), "--ui.enabled", "false", *arguments]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT)
+    running = Running(process, f"http://127.0.0.1:{port}", log)
+    family: list[psutil.Process] = []
+    try:
+        running.wait_ready()
+        family = running.children()
+        yield running
+    finally:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for child in psutil.wait_procs(family, timeout=5)[1]:
+            child.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def stream(client: openai.OpenAI, words: str, seed: int, most: int = 24) -> str:
+    chunks = client.chat.completions.create(
+        model="storyteller", messages=[{"role": "user", "content": words}], seed=seed, max_tokens=most, temperature=0.9, stream=True
+    )
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+def score(url: str, text: str) -> dict[str, Any]:
+    (item,) = httpx.post(f"{url}/v1/score", json={"input": text}, timeout=120).raise_for_status().json()["data"]
+    return item
+
+
+def test_the_official_client_chats_and_completes(server: Running) -> None:
+    client = server.client()
+    assert [model.id for model in client.models.list()] == ["storyteller"]
+    answer = client.chat.completions.create(
+        model="storyteller", messages=[{"role": "user", "content": "Tell me a story about a fox."}], seed=3, max_tokens=24, temperature=0.9
+    )
+    assert answer.usage is not None and 1 <= answer.usage.completion_tokens <= 24
+    assert answer.choices[0].message.content == stream(client, "Tell me a story about a fox.", 3)
+    text = client.completions.create(model="storyteller", prompt="Once upon a time", max_tokens=5, temperature=0).choices[0]
+    assert (text.finish_reason, bool(text.text)) == ("length", True)
+    with pytest.raises(openai.BadRequestError, match="logprobs") as refused:
+        client.completions.create(model="storyteller", prompt="a", logprobs=2)
+    assert refused.value.param == "logprobs"
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="gpt-4", prompt="a")
+
+
+def test_stop_strings_end_the_answer(server: Running) -> None:
+    client = server.client()
+    whole = client.completions.create(model="storyteller", prompt="Once upon a time", max_tokens=40, temperature=0).choices[0].text
+    stop = whole.split()[5]
+    cut = client.completions.create(model="storyteller", prompt="Once upon a time", max_tokens=40, temperature=0, stop=stop).choices[0]
+    assert (cut.text, cut.finish_reason) == (whole[: whole.index(stop)], "stop")
+
+
+def test_32_chats_and_32_scores_at_once_each_get_their_own_answer(server: Running) -> None:
+    """Nothing is lost and nothing is mixed: every answer equals that of the same request sent alone."""
+    client, rng = server.client(), random.Random(0)
+    nouns = "fox crow king wolf girl bear lamp ship tower garden mouse giant witch well road storm".split()
+    asked = [f"Tell me a story about a {rng.choice(nouns)} and a {rng.choice(nouns)}." for _ in range(32)]
+    texts = [" ".join(rng.choice(nouns) for _ in range(rng.randint(5, 300))) for _ in range(32)]
+    with ThreadPoolExecutor(64) as pool:
+        chats = [pool.submit(stream, client, words, seed) for seed, words in enumerate(asked)]
+        scores = [pool.submit(score, server.url, text) for text in texts]
+        together = [future.result(180) for future in chats], [future.result(180) for future in scores]
+    alone = [stream(client, words, seed) for seed, words in enumerate(asked)]
+    assert together[0] == alone
+    assert len(set(alone)) == 32
+    for found, text in zip(together[1], texts, strict=True):
+        single = score(server.url, text)
+        assert found["scored_tokens"] == single["scored_tokens"]
+        assert found["score"] == pytest.approx(single["score"], abs=1e-4)
+
+
+def test_the_docs_and_the_schema_come_from_this_machine(server: Running) -> None:
+    page = httpx.get(f"{server.url}/docs").text
+    assert "https://" not in page
+    assert httpx.get(f"{server.url}/docs/static/swagger-ui-bundle.js").status_code == 200
+    schema = httpx.get(f"{server.url}/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/score", "/health", "/ready"} <= set(schema["paths"])
+    assert schema["components"]["schemas"]["ScoreRequest"]["examples"]
+    assert not [path for path in schema["paths"] if "internal" in path]
+
+
+def test_a_body_of_ten_megabytes_is_refused(server: Running) -> None:
+    response = httpx.post(f"{server.url}/v1/score", json={"input": "a" * 10_000_000}, timeout=30)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_no_text_reaches_the_log(server: Running) -> None:
+    secret = "xylophone-quartz"
+    score(server.url, secret)
+    stream(server.client(), secret, 1)
+    httpx.post(f"{server.url}/v1/score", json={"input": secret, "method": "magic"})
+    assert secret not in server.log.read_text()
+
+
+def test_clients_that_leave_free_their_slots(tmp_path: Path, endless_folder: Path) -> None:
+    """One slot and one waiting place: a third request is refused while two streams run, and served when they have left."""
+    arguments = ["--model", str(endless_folder), "--model.context", "100000", "--model.slots", "1", "--queue.max_waiting", "1"]
+    with serving(tmp_path, *arguments) as running:
+        body = {"prompt": "Once", "max_tokens": 90_000, "stream": True}
+        with httpx.Client(timeout=60) as client:
+            with client.stream("POST", f"{running.url}/v1/completions", json=body) as first:
+                next(first.iter_lines())
+                with client.stream("POST", f"{running.url}/v1/completions", json=body) as second:
+                    assert second.status_code == 200
+                    third = client.post(f"{running.url}/v1/completions", json={"prompt": "a", "max_tokens": 1})
+                    assert (third.status_code, third.headers["retry-after"]) == (429, "1")
+            began = time.monotonic()
+
+            def served() -> bool:
+                return client.post(f"{running.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+            wait_for(served, 5)
+            # not streamed, and given up by the client: must free the slot as well
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(f"{running.url}/v1/completions", json={**body, "stream": False, "n": 2}, timeout=0.5)
+            wait_for(served, 5)
+            assert time.monotonic() - began < 12
+
+
+def test_a_worker_killed_under_load_fails_its_requests_at_once_and_comes_back(tmp_path: Path, endless_folder: Path) -> None:
+    arguments = ["--model", str(endless_folder), "--model.context", "100000", "--model.slots", "12"]
+    with serving(tmp_path, *arguments) as running, ThreadPoolExecutor(16) as pool:
+        worker = running.worker()
+        started = threading.Semaphore(0)
+
+        def one(seed: int) -> list[str]:
+            body = {"prompt": "Once", "max_tokens": 90_000, "stream": True, "seed": seed}
+            with httpx.stream("POST", f"{running.url}/v1/completions", json=body, timeout=60) as response:
+                found = []
+                started.release()
+                for line in response.iter_lines():
+                    if line:
+                        found.append(line)
+            return found
+
+        jobs = [pool.submit(one, seed) for seed in range(16)]
+        for _ in jobs:
+            assert started.acquire(timeout=30)
+        worker.kill()
+        killed = time.monotonic()
+        answers = [job.result(30) for job in jobs]
+        assert time.monotonic() - killed < 10
+        for lines in answers:
+            assert lines[-1] == "data: [DONE]"
+            last = json.loads(lines[-2].removeprefix("data: "))
+            assert last["error"]["code"] == "worker_died"
+        refused = httpx.post(f"{running.url}/v1/completions", json={"prompt": "a"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        running.wait_ready()
+        assert running.worker().pid != worker.pid
+        assert httpx.post(f"{running.url}/v1/completions", json={"prompt": "a", "max_tokens": 3}).json()["usage"]["completion_tokens"] == 3
+
+
+def test_sigterm_under_load_finishes_what_is_in_flight_and_leaves_no_process(tmp_path: Path, endless_folder: Path) -> None:
+    with serving(tmp_path, "--model", str(endless_folder)) as running, ThreadPoolExecutor(8) as pool:
+        family = running.children()
+        started = threading.Semaphore(0)
+
+        def one(seed: int) -> str:
+            body = {"prompt": "Once", "max_tokens": 600, "stream": True, "seed": seed}
+            text = ""
+            with httpx.stream("POST", f"{running.url}/v1/completions", json=body, timeout=60) as response:
+                for piece in response.iter_text():
+                    if not text:
+                        started.release()
+                    text += piece
+            return text
+
+        jobs = [pool.submit(one, seed) for seed in range(8)]
+        for _ in jobs:
+            assert started.acquire(timeout=30)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert not all(job.done() for job in jobs), "the answers were too short to be caught in flight"
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{running.url}/ready", timeout=3)
+        for job in jobs:
+            text = job.result(60)
+            assert text.rstrip().endswith("data: [DONE]")
+            assert '"error"' not in text
+        assert running.process.wait(40) == 0
+        assert psutil.wait_procs(family, timeout=5)[1] == []
+        assert "Traceback" not in running.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "/no/such/model"], "model.path: /no/such/model is no folder with a config.json"),
+        (["--device", "cuda:9"], "cuda:9 is not there"),
+        (["--quantize", "int3"], "model.quantize"),
+        (["--model.slots", "1024", "--model.context", "1000000", "--model", "{endless}"], "GiB for keys and values"),
+    ],
+)
+def test_a_start_that_cannot_work_ends_with_a_sentence(endless_folder: Path, arguments: list[str], says: str) -> None:
+    command = [sys.executable, "-m", "serve", "--port", "18765", *[word.format(endless=endless_folder) for word in arguments]]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_ends_with_a_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "serve", "--port", str(port)]
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"litmus: port {port} on 127.0.0.1 cannot be used (Address already in use); choose another with --port\n"

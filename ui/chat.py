@@ -1,0 +1,121 @@
+"""The chat tab: wires the conversation, the form and the buttons to one streamed request a turn.
+
+The conversation lives in the Chatbot of each visitor's page; nothing is kept here between calls.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+
+from ui import view
+from ui.answer import Answer
+from ui.client import Client, ServerError
+from ui.form import Form, FormError
+from ui.samples import PROMPTS
+from ui.view import ChatMessage
+
+REDRAW_S = 0.05
+MAX_TOKENS = 256
+Updates = tuple[Any, ...]
+Turn = Callable[..., AsyncIterator[Any]]
+
+
+def chat_tab(client: Client) -> None:
+    chatbot = gr.Chatbot(
+        label="Conversation",
+        elem_id="conversation",
+        placeholder="Ask for a story, or pick an example below.",
+        height="min(56vh, 560px)",
+        render_markdown=False,
+        latex_delimiters=[],
+        allow_tags=False,
+        buttons=[],
+        feedback_options=None,
+    )
+    with gr.Row(elem_id="ask"):
+        box = gr.Textbox(value="", label="Message", placeholder="Enter sends, Shift+Enter breaks the line.", max_lines=8, scale=8)
+        send = gr.Button("Send", variant="primary", min_width=90, scale=1)
+        stop = gr.Button("Stop", variant="stop", min_width=90, scale=1, interactive=False)
+        clear = gr.Button("Clear", min_width=90, scale=1)
+    gr.Examples([[prompt] for prompt in PROMPTS], box, label="Examples")
+    with gr.Accordion("Settings: a blank field takes the model's default", open=False):
+        fields = _fields()
+
+    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    outputs, buttons = [chatbot, box], [send, stop, clear]
+    asked = gr.on([box.submit, send.click], begin, [chatbot, box], [*outputs, *buttons], queue=False, **hidden)
+    answered = asked.then(turn(client), [chatbot, *fields], chatbot, **hidden)
+    answered.then(settle, [chatbot, box], [*outputs, *buttons], queue=False, **hidden)  # runs after a stop too
+    stop.click(None, cancels=[answered])
+    clear.click(lambda: ([], ""), None, outputs, queue=False, **hidden)
+
+
+def _fields() -> list[gr.components.Component]:
+    """In the order of `Form`."""
+    default = "model's default"
+    with gr.Row():
+        max_tokens = _field("Max tokens", "what the context leaves", value=str(MAX_TOKENS))
+        temperature = _field("Temperature (0 to 2)", default)
+        top_p = _field("Top-p (above 0, to 1)", default)
+    with gr.Row():
+        top_k = _field("Top-k (0 keeps all)", default)
+        min_p = _field("Min-p (0 to 1)", default)
+        seed = _field("Seed", "random")
+    with gr.Row():
+        stop = _field("Stop strings, one a line", r"none; \n stands for a line break", lines=2)
+        system = _field("System prompt", "none", lines=2)
+    return [max_tokens, temperature, top_p, top_k, min_p, seed, stop, system]
+
+
+def _field(label: str, placeholder: str, value: str = "", lines: int = 1) -> gr.Textbox:
+    """`value` is never None: a field of a closed accordion would hand over None instead of a blank."""
+    return gr.Textbox(value=value, label=label, placeholder=placeholder, lines=lines, max_lines=max(lines, 1) * 2, min_width=140)
+
+
+def begin(history: list[ChatMessage], text: str) -> Updates:
+    """Puts the question into the conversation. A blank text, or one sent while an answer is on its way, stays in the box."""
+    if not text.strip() or view.live(history) or view.unanswered(history):
+        return (gr.skip(),) * 5
+    return [*history, view.question(text)], "", *_buttons(running=True)
+
+
+def turn(client: Client) -> Turn:
+    async def answer(history: list[ChatMessage], *settings: str) -> AsyncIterator[Any]:
+        """Yields the conversation. A stop is raised in here, and leaving `aclosing` ends the request."""
+        if not view.unanswered(history):
+            yield gr.skip()  # Gradio would clear the outputs of a generator that yields nothing
+            return
+        so_far = Answer(time.perf_counter())
+        yield [*history, view.answering(so_far)]
+        try:
+            form = Form(*settings)
+            body = {"messages": [*form.opening(), *view.conversation(history)], **form.fields()}
+            async with aclosing(client.chat(body)) as chunks:
+                drawn_s = 0.0
+                async for chunk in chunks:
+                    now_s = time.perf_counter()
+                    so_far.take(chunk, now_s)
+                    if now_s - drawn_s >= REDRAW_S:
+                        drawn_s = now_s
+                        yield [*history, view.answering(so_far)]
+        except (ServerError, FormError) as error:
+            yield [*history, view.failed(so_far, str(error))]
+            return
+        yield [*history, view.answered(so_far)]
+
+    return answer
+
+
+def settle(history: list[ChatMessage], text: str) -> Updates:
+    """When an answer is over. One that is still on its way was stopped, and says so; a question without an answer goes back to the box."""
+    told = view.stopped(history)
+    changed = told if told != history else gr.skip()
+    return changed, text or view.lost_question(told), *_buttons(running=False)
+
+
+def _buttons(running: bool) -> Updates:
+    """Send, Stop and Clear."""
+    return gr.update(interactive=not running), gr.update(interactive=running), gr.update(interactive=not running)
