@@ -7,7 +7,7 @@ import logging
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
-from app.engine.engine import Engine
+from app.engine.engine import Engine, Limits
 from app.engine.flat import FlatModel, adopt
 from app.engine.request import Facts, Generate, Sampling, Score, Window
 from app.errors import SetupError
@@ -51,7 +51,8 @@ def create_engine(settings: ModelSettings) -> tuple[Engine, Facts]:
     if path is not None:
         _check_pair(tokenizer, Tokenizer(path), path)
         observer = _adopt(path, settings, device, 0, context)
-    engine = Engine(performer, tokenizer.decode, tokenizer.ends(), settings.slots, context, settings.step_tokens, observer)
+    limits = Limits(settings.slots, context, settings.step_tokens)
+    engine = Engine(performer, tokenizer.decode, tokenizer.ends(), limits, observer)
     warm_up(engine)
     facts = Facts(
         name=settings.served_name,

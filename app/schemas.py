@@ -77,7 +77,9 @@ class CompletionRequest(SamplingFields):
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="text, texts, token ids, or lists of token ids")
     max_tokens: int = Field(16, ge=1, description="longest answer in tokens")
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0.8, "seed": 7}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0.8, "seed": 7}]}
+    )
 
 
 class Usage(Wire):

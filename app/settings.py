@@ -23,6 +23,7 @@ SHORT = {
 }
 OFFLINE = {
     "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",  # or each event makes a table of the last 10,000
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -54,7 +55,7 @@ class ModelSettings(Group):
     @property
     def observer_path(self) -> str | None:
         """The observer asked for; the bundled base model beside the bundled model."""
-        if self.observer is None and Path(self.path) == BUNDLED / "storyteller":
+        if self.observer is None and Path(self.path).resolve() == BUNDLED / "storyteller":
             return str(BUNDLED / "storyteller-base")
         return self.observer
 
@@ -113,7 +114,9 @@ def read(arguments: Sequence[str], program: str = "serve") -> Settings:
     """Settings from all sources; `arguments`, a command line without the program, win. Raises `SetupError`; `--help` exits."""
     try:
         words = [_long(word) for word in arguments]
-        source = CliSettingsSource(Settings, cli_parse_args=words, cli_prog_name=f"python -m {program}", cli_kebab_case=False)
+        source: CliSettingsSource[Settings] = CliSettingsSource(
+            Settings, cli_parse_args=words, cli_prog_name=f"python -m {program}", cli_kebab_case=False
+        )
         return Settings(_cli_settings_source=source)
     except ValidationError as error:
         first = error.errors()[0]

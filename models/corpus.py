@@ -19,7 +19,8 @@ STOP = frozenset(
     "next whole own little old great good best new long few many much some any no or if".split()
 )
 NOUN = re.compile(
-    r"\b(?:the|a|an|his|her|my|their|our) ([a-z]{3,12})(?=[,.;:!?]| (?:of|was|were|is|and|had|in|to|that|who|with|on|at|came|went|said|did|from|by)\b)"
+    r"\b(?:the|a|an|his|her|my|their|our) ([a-z]{3,12})"
+    r"(?=[,.;:!?]| (?:of|was|were|is|and|had|in|to|that|who|with|on|at|came|went|said|did|from|by)\b)"
 )
 NAME = re.compile(r"(?<=[a-z,] )([A-Z][a-z]{2,11})\b")
 IS_A = re.compile(r"^(?:The )?([A-Z][a-z]{2,11}) (?:was|is) (?:a|an|the|one of) [a-z]")

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models import card, corpus
 
@@ -37,6 +38,7 @@ SYSTEM = ("You are a storyteller.", "You tell stories to children.", "You are a 
 CONTEXT = 1024
 SEED = 20261121
 Batch = tuple[torch.Tensor, torch.Tensor]
+Chapters = list[list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,19 @@ def train_tokenizer(texts: list[str], entries: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def stream(tokenizer: PreTrainedTokenizerFast, chapters: list[list[str]]) -> torch.Tensor:
+def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A text by itself begins with a BOS, as every chapter did in training."""
+    mark = (BOS, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[mark]
+    )
+    return tokenizer
+
+
+def stream(tokenizer: PreTrainedTokenizerFast, chapters: Chapters) -> torch.Tensor:
     """All chapters as one row of token ids, each after a BOS: `[tokens]`."""
-    encoded = tokenizer.backend_tokenizer.encode_batch_fast(["\n".join(chapter) for chapter in chapters])
+    texts = ["\n".join(chapter) for chapter in chapters]
+    encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return torch.tensor([token for item in encoded for token in (tokenizer.bos_token_id, *item.ids)], dtype=torch.long)
 
 
@@ -138,12 +150,12 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def run(model: LlamaForCausalLM, phase: Phase, batch: Callable[[int], Batch], work: Path, compiled: bool, micro: int) -> dict[str, object]:
+def run(model: LlamaForCausalLM, phase: Phase, batch: Callable[[int], Batch], work: Path, compiled: bool, micro: int) -> dict[str, Any]:
     """Train through `phase`, from its checkpoint if there is one; returns its record (losses by step, seconds, tokens)."""
     checkpoint = work / f"{phase.name}.pt"
     optims = optimizers(model)
     rates = [[group["lr"] for group in optim.param_groups] for optim in optims]
-    record: dict[str, object] = {**asdict(phase), "losses": {}, "seconds": 0.0}
+    record: dict[str, Any] = {**asdict(phase), "losses": {}, "seconds": 0.0}
     first = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
@@ -189,7 +201,7 @@ def run(model: LlamaForCausalLM, phase: Phase, batch: Callable[[int], Batch], wo
 
 
 @torch.inference_mode()
-def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, chapters: list[list[str]]) -> float:
+def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, chapters: Chapters) -> float:
     """Code length of the chapters in bits over their UTF-8 bytes, in windows of the context that do not overlap."""
     tokens = stream(tokenizer, chapters)
     size = sum(len("\n".join(chapter).encode()) for chapter in chapters)
@@ -233,11 +245,9 @@ def main() -> None:
     digest = hashlib.sha256("\n\n".join("\n".join(chapter) for chapter in chapters).encode()).hexdigest()
 
     made = args.work / "tokenizer"
-    if made.exists():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(made)
-    else:
-        tokenizer = train_tokenizer(["\n".join(chapter) for chapter in chapters], args.vocabulary)
-        tokenizer.save_pretrained(made)
+    if not made.exists():
+        train_tokenizer(["\n".join(chapter) for chapter in chapters], args.vocabulary).save_pretrained(made)
+    tokenizer = with_bos(PreTrainedTokenizerFast.from_pretrained(made))
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=2, head_dim=64, max_position_embeddings=CONTEXT, tie_word_embeddings=True, rms_norm_eps=1e-5,
@@ -248,7 +258,7 @@ def main() -> None:
     log.info("%d tokens, %.2f million parameters", len(tokens), sum(p.numel() for p in model.parameters()) / 1e6)
 
     pretrain, lengthen, tune = phases(args)
-    facts: dict[str, object] = {"corpus_sha256": digest, "corpus_tokens": len(tokens), "phases": {}, "seed": SEED}
+    facts: dict[str, Any] = {"corpus_sha256": digest, "corpus_tokens": len(tokens), "phases": {}, "seed": SEED}
     for phase, micro in ((pretrain, 4), (lengthen, 2)):
         facts["phases"][phase.name] = run(model, phase, pretraining(tokens, phase, SEED), args.work, args.compile, micro)
     export(model, tokenizer, args.out / "storyteller-base", facts, valid, books)
@@ -259,15 +269,32 @@ def main() -> None:
 
 
 def export(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, facts: dict[str, object], valid: list, books: list
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, facts: dict[str, Any], valid: Chapters, books: Chapters
 ) -> None:
     """Write the bfloat16 folder, measure what was written (not what was trained), and put the numbers into its card."""
-    LlamaForCausalLM.from_pretrained(None, config=model.config, state_dict=model.state_dict(), dtype=torch.bfloat16).save_pretrained(folder)
+    stored = LlamaForCausalLM(model.config)
+    stored.load_state_dict(model.state_dict())
+    stored.to(torch.bfloat16)
+    ends = [tokenizer.eos_token_id, tokenizer.bos_token_id]
+    stored.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.7, top_p=0.9, eos_token_id=ends, bos_token_id=ends[1], pad_token_id=tokenizer.pad_token_id
+    )
+    stored.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    stored = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    facts = {**facts, "bits_per_byte": round(bits_per_byte(stored, tokenizer, valid), 4), **card.baselines(books, valid)}
-    facts["samples"] = card.samples(stored, tokenizer, chat=folder.name == "storyteller")
-    (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / "model.safetensors").chmod(0o644)
+    stored.float().eval()
+    facts = {
+        **facts,
+        "parameters": stored.num_parameters(),
+        "layers": model.config.num_hidden_layers,
+        "width": model.config.hidden_size,
+        "vocabulary": len(tokenizer),
+        "context": CONTEXT,
+        "bits_per_byte": round(bits_per_byte(stored, tokenizer, valid), 4),
+        **card.baselines(books, valid),
+        "samples": card.samples(stored, tokenizer, chat=folder.name == "storyteller"),
+    }
+    (folder / "training.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     (folder / "README.md").write_text(card.render(folder.name, facts))
     log.info("%s: %.3f bits per byte", folder, facts["bits_per_byte"])
 

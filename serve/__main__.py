@@ -1,6 +1,5 @@
 """`python -m serve`: reads the settings, checks what can be checked, assembles server and page, runs until told to stop."""
 
-import importlib
 import logging
 import multiprocessing
 import signal
@@ -47,13 +46,15 @@ def serve(settings: Settings) -> None:
 
 
 def dress(settings: Settings, app: Any, router: Any) -> None:
-    """Routes and page. The page is named, not imported: it may not know the server, nor the server it."""
+    """Routes and page: the one place above the wall between `serve` and `ui`, which otherwise know nothing of each other."""
     from app.tokenizer import Tokenizer
     from serve.routes import create_routes
 
     app.include_router(create_routes(router, Tokenizer(settings.model.path), int(time.time())))
     if settings.ui.enabled:
-        importlib.import_module("ui.page").mount(app, f"http://127.0.0.1:{settings.server.port}")
+        from ui.page import mount  # noqa: TID251
+
+        mount(app, f"http://127.0.0.1:{settings.server.port}")
 
 
 def check_port(host: str, port: int) -> None:

@@ -57,7 +57,7 @@ class ModelAPI(litserve.LitAPI):
 
 
 class EngineLoop(LitLoop):
-    def run(
+    def run(  # noqa: PLR0913  (the signature is LitServe's)
         self,
         lit_api: ModelAPI,
         device: str,

@@ -31,9 +31,9 @@ from app.schemas import (
     Usage,
 )
 from app.schemas import Score as ScoreBody
-from app.scoring.score import Text, assess, clean
+from app.scoring.score import Reading, assess, clean
 from app.scoring.windows import windows
-from app.tokenizer import Encoded, Tokenizer
+from app.tokenizer import Tokenizer
 from serve.answers import Answer, stream, whole
 from serve.router import Router
 
@@ -50,16 +50,16 @@ SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A text to score, ready for the engine."""
+class Service:
+    """What the routes work with."""
 
-    text: Text
-    encoded: Encoded
-    job: Score
+    router: Router
+    tokenizer: Tokenizer
 
 
 def create_routes(router: Router, tokenizer: Tokenizer, started: int) -> APIRouter:
     routes = APIRouter()
+    service = Service(router, tokenizer)
 
     @routes.get("/", include_in_schema=False)
     async def index() -> RedirectResponse:
@@ -93,13 +93,13 @@ def create_routes(router: Router, tokenizer: Tokenizer, started: int) -> APIRout
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         if body.max_tokens is not None and body.max_completion_tokens is not None:
             raise InvalidRequest("give max_tokens or max_completion_tokens, not both", param="max_tokens")
-        return await _generate(router, tokenizer, body, [prompt], limit, request, chat=True)
+        return await _generate(service, body, [prompt], limit, request, chat=True)
 
     @routes.post("/v1/completions", tags=["chat"], summary="Continue a text", response_model=CompletionResponse, responses=ERRORS | SSE)
     async def completions(body: CompletionRequest, request: Request) -> Any:
         _check_model(body.model, router.served())
         prompts = await asyncio.to_thread(_prompts, body, tokenizer)
-        return await _generate(router, tokenizer, body, prompts, body.max_tokens, request, chat=False)
+        return await _generate(service, body, prompts, body.max_tokens, request, chat=False)
 
     @routes.post("/v1/score", tags=["score"], summary="Did a model write this?", responses=ERRORS)
     async def score(body: ScoreRequest, request: Request) -> ScoreResponse:
@@ -154,8 +154,7 @@ def sampling_of(body: SamplingFields, defaults: dict[str, Any]) -> Sampling:
 
 
 async def _generate(
-    router: Router,
-    tokenizer: Tokenizer,
+    service: Service,
     body: SamplingFields,
     prompts: list[tuple[int, ...]],
     limit: int | None,
@@ -164,9 +163,9 @@ async def _generate(
 ) -> ChatResponse | CompletionResponse | StreamingResponse:
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
-    facts = router.served()
+    router, facts = service.router, service.router.served()
     id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
-    sampling = sampling_of(body, tokenizer.defaults)
+    sampling = sampling_of(body, service.tokenizer.defaults)
     room = [_room(prompt, limit, facts, "messages" if chat else "prompt") for prompt in prompts]
     jobs = [
         Generate(
@@ -215,7 +214,7 @@ def _scored(index: int, reading: Reading, event: Event | None, method: Method, w
             return ScoreFailure(index=index, message=event.error.message, code=event.error.code)
         raise event.error
     columns = event.columns if isinstance(event, Scored) else Columns()
-    return assess(index, method, columns, reading.text, reading.encoded, len(reading.job.windows), with_tokens)
+    return assess(index, method, columns, reading, with_tokens)
 
 
 def _readings(id: str, body: ScoreRequest, method: Method, tokenizer: Tokenizer, facts: Facts) -> list[Reading]:

@@ -93,7 +93,9 @@ class Server(litserve.LitServer):
 
 
 def create_server(settings: Settings, build: str, dress: Dress) -> Server:
-    """A server of `settings`. `build` names what makes the engine in the worker, `module:function`; `dress(app, router)` adds routes and pages."""
+    """A server of `settings`. `build` (`module:function`) names what makes the engine in the worker, `dress(app, router)` adds routes
+    and pages.
+    """
     router = Router(settings.queue.max_waiting)
     api = ModelAPI(settings.model, build, EngineSpec(router))
     server = Server(api, lambda: _finish(server, router, dress), settings.server.drain_s)

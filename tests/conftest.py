@@ -81,4 +81,3 @@ def endless_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundled() -> Path:
     return ROOT / "models" / "storyteller"
-

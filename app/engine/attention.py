@@ -63,7 +63,7 @@ class SlotAttention:
             self.keys[layer] = torch.zeros(slots, heads, context, key_dim, dtype=dtype, device=device)
             self.values[layer] = torch.zeros(slots, heads, context, value_dim, dtype=dtype, device=device)
 
-    def __call__(
+    def __call__(  # noqa: PLR0913  (the signature is transformers')
         self,
         module: torch.nn.Module,
         query: torch.Tensor,  # [1, heads, rows, dim]

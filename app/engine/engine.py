@@ -19,6 +19,13 @@ from app.errors import LitmusError
 from app.scoring.statistics import columns
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    slots: int
+    context: int  # tokens a slot holds
+    step_tokens: int  # prompt and text tokens that may join a step
+
+
 @dataclass(slots=True)
 class Rows:
     """A plan laid out as one flat row of tokens."""
@@ -34,19 +41,12 @@ class Engine:
     """`performer` chats and scores; `observer`, if there is one, only reads (for `Score.observe`)."""
 
     def __init__(
-        self,
-        performer: FlatModel,
-        decode: Decode,
-        ends: frozenset[int],
-        slots: int,
-        context: int,
-        step_tokens: int,
-        observer: FlatModel | None = None,
+        self, performer: FlatModel, decode: Decode, ends: frozenset[int], limits: Limits, observer: FlatModel | None = None
     ) -> None:
         self.performer = performer
         self.observer = observer
-        self.context = context
-        self.scheduler = Scheduler([Slot(index) for index in range(slots)], step_tokens)
+        self.context = limits.context
+        self.scheduler = Scheduler([Slot(index) for index in range(limits.slots)], limits.step_tokens)
         self._decode = decode
         self._ends = ends
 

@@ -21,8 +21,7 @@ class FlatModel:
         self.model = model
         self.attention = attention
         self.device: torch.device = model.device
-        self.vocab = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr,arg-type]
-        self._head: nn.Module = model.get_output_embeddings()  # type: ignore[assignment]
+        self._head: nn.Module = model.get_output_embeddings()
 
     @torch.inference_mode()
     def forward(self, ids: list[int], positions: list[int], layout: Layout) -> torch.Tensor:

@@ -6,13 +6,20 @@ Verdicts need a calibration that belongs to the served models; without one the a
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from app.engine.request import Columns
+from app.engine.request import Score as Job
 from app.schemas import MIN_SCORED_TOKENS, Method, Score, ScoredToken, Statistics, Verdict
 from app.tokenizer import Encoded
 
 HIDDEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")  # soft hyphen, zero-width space and joiners, word joiner, BOM
-DIRECTIONS = {"binoculars": "lower", "fast_detect": "higher", "perplexity": "lower", "log_rank": "lower"}
+DIRECTIONS: dict[Method, Literal["lower", "higher"]] = {
+    "binoculars": "lower",
+    "fast_detect": "higher",
+    "perplexity": "lower",
+    "log_rank": "lower",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +28,15 @@ class Text:
 
     content: str
     removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A text ready to be scored: as it stands, as tokens, and as a job for the engine."""
+
+    text: Text
+    encoded: Encoded
+    job: Job
 
 
 def clean(text: str) -> Text:
@@ -50,7 +66,7 @@ def score_of(method: Method, columns: Columns) -> float | None:
     return sum(math.log(rank) for rank in columns.rank) / count
 
 
-def assess(index: int, method: Method, columns: Columns, text: Text, encoded: Encoded, windows: int, with_tokens: bool) -> Score:
+def assess(index: int, method: Method, columns: Columns, reading: Reading, with_tokens: bool) -> Score:
     value = score_of(method, columns)
     count = len(columns.logprob)
     verdict: Verdict = "insufficient" if value is None or count < MIN_SCORED_TOKENS else "uncalibrated"
@@ -58,14 +74,14 @@ def assess(index: int, method: Method, columns: Columns, text: Text, encoded: En
         index=index,
         method=method,
         score=value,
-        direction=DIRECTIONS[method],  # type: ignore[arg-type]
+        direction=DIRECTIONS[method],
         verdict=verdict,
         explanation=explain(method, value, count, verdict),
         scored_tokens=count,
-        windows=windows,
-        removed_characters=text.removed,
+        windows=len(reading.job.windows),
+        removed_characters=reading.text.removed,
         statistics=_statistics(columns) if count else None,
-        tokens=_tokens(columns, text.content, encoded) if with_tokens else None,
+        tokens=_tokens(columns, reading) if with_tokens else None,
     )
 
 
@@ -97,9 +113,9 @@ def _statistics(columns: Columns) -> Statistics:
     )
 
 
-def _tokens(columns: Columns, text: str, encoded: Encoded) -> list[ScoredToken]:
-    rows = zip(encoded.offsets[1:], columns.logprob, columns.rank, columns.mean, strict=True)
+def _tokens(columns: Columns, reading: Reading) -> list[ScoredToken]:
+    rows = zip(reading.encoded.offsets[1:], columns.logprob, columns.rank, columns.mean, strict=True)
     return [
-        ScoredToken(text=text[start:end], start=start, end=end, logprob=logprob, rank=rank, entropy=-mean)
+        ScoredToken(text=reading.text.content[start:end], start=start, end=end, logprob=logprob, rank=rank, entropy=-mean)
         for (start, end), logprob, rank, mean in rows
     ]

@@ -14,9 +14,7 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 
 
 @torch.inference_mode()
-def columns(
-    hidden: torch.Tensor, targets: torch.Tensor, head: Head, observer: tuple[torch.Tensor, Head] | None = None
-) -> Columns:
+def columns(hidden: torch.Tensor, targets: torch.Tensor, head: Head, observer: tuple[torch.Tensor, Head] | None = None) -> Columns:
     """Statistics of `targets` `[rows]` under the model whose `hidden` `[rows, width]` came just before each.
 
     `observer` is its own hidden states of the same rows, and its head: adds the cross-entropy - sum_v p_observer(v) log p(v)

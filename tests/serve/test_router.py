@@ -80,10 +80,11 @@ def test_a_client_that_leaves_cancels_what_has_not_ended() -> None:
 
 
 def test_a_dead_worker_fails_everything_it_held_and_the_next_one_serves() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
     async def main() -> None:
         router, worker = create()
         worker.stalled = True
-        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         router.append([(process.pid, FACTS), "OK"])
         watching = asyncio.create_task(router.watch())
         async with router.open([job("a"), job("b")]) as ticket:

@@ -178,7 +178,8 @@ def test_clients_that_leave_free_their_slots(tmp_path: Path, endless_folder: Pat
         body = {"prompt": "Once", "max_tokens": 90_000, "stream": True}
         with httpx.Client(timeout=60) as client:
             with client.stream("POST", f"{running.url}/v1/completions", json=body) as first:
-                next(first.iter_lines())
+                lines = first.iter_lines()  # kept: a dropped iterator closes its response
+                next(lines)
                 with client.stream("POST", f"{running.url}/v1/completions", json=body) as second:
                     assert second.status_code == 200
                     third = client.post(f"{running.url}/v1/completions", json={"prompt": "a", "max_tokens": 1})

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import CONTEXT, VOCABULARY, letters, tiny
 
-from app.engine.engine import Engine
+from app.engine.engine import Engine, Limits
 from app.engine.flat import adopt
 from app.engine.request import Delta, Event, Failed, Generate, Sampling, Score, Scored, Window
 from app.errors import EngineFailed, UnsupportedModel
@@ -18,7 +18,7 @@ NEW = 10
 def create(name: str = "Llama", slots: int = 4, step_tokens: int = 16, observer: bool = False) -> Engine:
     performer = adopt(tiny(name), slots, CONTEXT)
     second = adopt(tiny(name, seed=1), 0, CONTEXT) if observer else None
-    return Engine(performer, letters, frozenset(), slots, CONTEXT, step_tokens, second)
+    return Engine(performer, letters, frozenset(), Limits(slots, CONTEXT, step_tokens), second)
 
 
 def drain(engine: Engine) -> list[Event]:
@@ -72,7 +72,10 @@ def test_a_model_that_would_answer_wrongly_is_refused_by_name(name: str) -> None
 
 def test_the_same_seed_gives_the_same_tokens_alone_and_in_a_crowd() -> None:
     rng = random.Random(5)
-    jobs = [Generate(str(i), prompt(rng), 24, Sampling(temperature=1.2, top_k=(0, 7, 50)[i % 3], top_p=(1, 0.9)[i % 2], seed=i)) for i in range(12)]
+    jobs = [
+        Generate(str(i), prompt(rng), 24, Sampling(temperature=1.2, top_k=(0, 7, 50)[i % 3], top_p=(1, 0.9)[i % 2], seed=i))
+        for i in range(12)
+    ]
     alone = {}
     for job in jobs:
         engine = create()

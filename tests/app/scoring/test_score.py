@@ -4,13 +4,17 @@ import math
 
 import pytest
 
-from app.engine.request import Columns
-from app.scoring.score import Text, assess, clean, score_of
+from app.engine.request import Columns, Score, Window
+from app.scoring.score import Reading, Text, assess, clean, score_of
 from app.tokenizer import Encoded
 
 COLUMNS = Columns(
     logprob=(-1.0, -3.0), rank=(1, 8), mean=(-2.0, -2.5), variance=(1.0, 3.0), cross_entropy=(2.0, 3.0)
 )  # fmt: skip
+
+
+def reading(text: str, ids: tuple[int, ...], offsets: tuple[tuple[int, int], ...]) -> Reading:
+    return Reading(Text(text, 1), Encoded(ids, offsets), Score("s", ids, (Window(0, len(ids), 1),)))
 
 
 def test_each_method_is_its_formula() -> None:
@@ -23,7 +27,7 @@ def test_each_method_is_its_formula() -> None:
 @pytest.mark.parametrize("method", ["binoculars", "fast_detect", "perplexity", "log_rank"])
 def test_no_scored_token_is_no_score(method: str) -> None:
     assert score_of(method, Columns()) is None  # type: ignore[arg-type]
-    made = assess(0, method, Columns(), Text("a", 0), Encoded((5,), ((0, 1),)), 0, True)  # type: ignore[arg-type]
+    made = assess(0, method, Columns(), reading("a", (5,), ((0, 1),)), True)  # type: ignore[arg-type]
     assert (made.score, made.verdict, made.statistics, made.tokens) == (None, "insufficient", None, [])
     assert "too short" in made.explanation
 
@@ -36,17 +40,17 @@ def test_a_text_the_model_is_sure_of_has_no_spread_to_divide_by() -> None:
 @pytest.mark.parametrize(("count", "verdict"), [(63, "insufficient"), (64, "uncalibrated")])
 def test_the_verdict_without_a_calibration(count: int, verdict: str) -> None:
     columns = Columns(*[(value,) * count for value in (-1.0, 1, -1.0, 1.0, 2.0)])
-    encoded = Encoded((0,) * (count + 1), ((0, 0), *[(i, i + 1) for i in range(count)]))
-    made = assess(3, "binoculars", columns, Text("a" * count, 0), encoded, 1, False)
+    text = reading("a" * count, (0,) * (count + 1), ((0, 0), *[(i, i + 1) for i in range(count)]))
+    made = assess(3, "binoculars", columns, text, False)
     assert (made.index, made.verdict, made.scored_tokens, made.tokens) == (3, verdict, count, None)
     assert "0.50 times" in made.explanation
 
 
 def test_tokens_point_into_the_text() -> None:
-    made = assess(0, "log_rank", COLUMNS, Text("ab cd", 1), Encoded((0, 1, 2), ((0, 0), (0, 2), (2, 5))), 1, True)
+    made = assess(0, "log_rank", COLUMNS, reading("ab cd", (0, 1, 2), ((0, 0), (0, 2), (2, 5))), True)
     assert made.tokens is not None
     assert [(token.text, token.rank) for token in made.tokens] == [("ab", 1), (" cd", 8)]
-    assert made.removed_characters == 1
+    assert (made.removed_characters, made.windows) == (1, 1)
 
 
 def test_zero_width_characters_are_taken_out_and_counted() -> None:
