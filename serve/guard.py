@@ -4,21 +4,17 @@ Pure ASGI and FastAPI handlers; knows no route.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLarge, InvalidRequest, LitmusError, NotFound
 
 log = logging.getLogger(__name__)
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 PATIENCE = 16  # a body up to this many times the limit is read to its end, so that its sender gets to see the answer
 UNSUPPORTED = frozenset(
     "audio best_of echo frequency_penalty function_call functions logit_bias logprobs metadata modalities moderation parallel_tool_calls "
@@ -30,11 +26,11 @@ UNSUPPORTED = frozenset(
 class BodyLimit:
     """Reads the whole body before the application sees it, and answers 413 itself when it is larger than `limit` bytes."""
 
-    def __init__(self, app: Any, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app = app
         self.limit = limit
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in {"POST", "PUT", "PATCH"}:
             await self.app(scope, receive, send)
             return

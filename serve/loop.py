@@ -47,6 +47,7 @@ class ModelAPI(litserve.LitAPI):
     def setup(self, device: str) -> None:
         """Load the model. Ends the process with code 2 and a sentence on stderr when that cannot be done."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the server decides when work is done
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # in order, so that nothing of the libraries is left behind
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         try:
             self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings)

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -46,7 +45,6 @@ class Router:
         self._max_waiting = max_waiting
         self._worker: psutil.Process | None = None
         self._tickets: dict[str, Ticket] = {}
-        self._parent = os.getppid()
 
     @property
     def in_flight(self) -> int:
@@ -105,16 +103,21 @@ class Router:
                 ticket.events.put_nowait(event)
 
     async def watch(self) -> None:
-        """Runs as long as the server: fails what a dead worker held, and ends this process when its own parent is gone."""
+        """Runs as long as the server: fails what a dead worker held, and ends everything when the main process is gone."""
+        parent = psutil.Process(os.getppid())
+        family = _children(parent)
         while True:
             await asyncio.sleep(WATCH_S)
             if self._worker is not None and _dead(self._worker):
                 log.error("worker %d died with %d jobs in flight", self._worker.pid, self.in_flight)
                 self._worker = None
                 self._fail_all()
-            if os.getppid() != self._parent:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+            if not self.draining and os.getppid() != parent.pid:
+                log.error("the main process is gone: ending with it")
+                for sibling in family:  # this process among them; the holder of the queues has a copy of the listening socket, too
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        sibling.kill()
+            family = _children(parent) or family
 
     def _fail_all(self) -> None:
         for id, ticket in self._tickets.items():
@@ -126,3 +129,9 @@ def _dead(process: psutil.Process) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.children()
+    return []

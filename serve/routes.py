@@ -4,12 +4,14 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.engine.request import Columns, Event, Facts, Failed, Generate, Sampling, Score, Scored
 from app.errors import ContextTooLong, EngineFailed, InvalidRequest, NotReady, UnknownModel
@@ -35,10 +37,9 @@ from app.scoring.score import Reading, assess, clean
 from app.scoring.windows import windows
 from app.tokenizer import Tokenizer
 from serve.answers import Answer, stream, whole
-from serve.router import Router
+from serve.router import Router, Ticket
 
 T = TypeVar("T")
-STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "a field is wrong; `param` names it"},
     404: {"model": ErrorResponse, "description": "no such model"},
@@ -55,6 +56,20 @@ class Service:
 
     router: Router
     tokenizer: Tokenizer
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of an open ticket, which is closed whether the answer was whole, the client left or it never listened."""
+
+    def __init__(self, lines: AsyncIterator[str], opened: AbstractAsyncContextManager[Ticket]) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._opened = opened
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._opened.__aexit__(None, None, None)
 
 
 def create_routes(router: Router, tokenizer: Tokenizer, started: int) -> APIRouter:
@@ -187,16 +202,9 @@ async def _generate(
 
         return await _unless_gone(request, collect())
     opened = router.open(list(jobs))
-    ticket = await opened.__aenter__()  # here, not in the generator: a full queue is still a 429, not a stream
-
-    async def events() -> Any:
-        try:
-            async for line in stream(answer, ticket, bool(body.stream_options and body.stream_options.include_usage)):
-                yield line
-        finally:  # reached when the answer is whole and when the client has left
-            await opened.__aexit__(None, None, None)
-
-    return StreamingResponse(events(), media_type="text/event-stream", headers=STREAM_HEADERS)
+    ticket = await opened.__aenter__()  # here, not in the stream: a full queue is still a 429
+    with_usage = bool(body.stream_options and body.stream_options.include_usage)
+    return EventStream(stream(answer, ticket, with_usage), opened)
 
 
 async def _score(router: Router, readings: list[Reading], method: Method, with_tokens: bool) -> list[ScoreBody | ScoreFailure]:

@@ -7,7 +7,6 @@ see is ours. Builds, does not run.
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import time
@@ -98,7 +97,7 @@ def create_server(settings: Settings, build: str, dress: Dress) -> Server:
     """
     router = Router(settings.queue.max_waiting)
     api = ModelAPI(settings.model, build, EngineSpec(router))
-    server = Server(api, lambda: _finish(server, router, dress), settings.server.drain_s)
+    server = Server(api, lambda: _finish(server, router, dress, f"{settings.server.host}:{settings.server.port}"), settings.server.drain_s)
     app: FastAPI = server.app
     app.router.routes.clear()  # LitServe's own index, health and info, which report in their own way
     app.title, app.version = "Litmus", "0.1.0"
@@ -107,7 +106,7 @@ def create_server(settings: Settings, build: str, dress: Dress) -> Server:
     return server
 
 
-def _finish(server: Server, router: Router, dress: Dress) -> None:
+def _finish(server: Server, router: Router, dress: Dress, address: str) -> None:
     app: FastAPI = server.app
     _document(app)
     dress(app, router)
@@ -116,9 +115,9 @@ def _finish(server: Server, router: Router, dress: Dress) -> None:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         server.response_buffer[EVENTS] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
-        router._parent = os.getppid()
         tasks = [asyncio.create_task(router.watch()), asyncio.create_task(_drain(router))]
         async with inner(app):
+            log.info("Litmus listens on http://%s: the page is /ui, the API's documents are /docs", address)
             yield
         for task in tasks:
             task.cancel()

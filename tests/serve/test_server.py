@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -260,7 +261,18 @@ def test_sigterm_under_load_finishes_what_is_in_flight_and_leaves_no_process(tmp
             assert '"error"' not in text
         assert running.process.wait(40) == 0
         assert psutil.wait_procs(family, timeout=5)[1] == []
-        assert "Traceback" not in running.log.read_text()
+        assert not re.search("Traceback|leaked", running.log.read_text())
+
+
+def test_a_killed_main_process_takes_the_others_with_it_and_frees_the_port(tmp_path: Path, tiny_folder: Path) -> None:
+    with serving(tmp_path, "--model", str(tiny_folder)) as running:
+        family = running.children()
+        assert len(family) >= 3
+        running.process.kill()
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
 
 
 @pytest.mark.parametrize(
