@@ -2,19 +2,15 @@
 on a CPU or one CUDA device. Everything that cannot be served ends in a `SetupError` with a sentence.
 """
 
-import logging
-
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from app.engine.engine import Engine, Limits
 from app.engine.flat import FlatModel, adopt
 from app.engine.request import Facts, Generate, Sampling, Score, Window
 from app.errors import SetupError
 from app.settings import ModelSettings
-from app.tokenizer import Tokenizer
-
-log = logging.getLogger(__name__)
+from app.tokenizer import Tokenizer, first_line
 
 SMALL = 64_000_000  # parameters up to which a CPU serves float32: as fast, and answers do not depend on the batch
 
@@ -43,21 +39,22 @@ def create_engine(settings: ModelSettings) -> tuple[Engine, Facts]:
     device = resolve_device(settings.device)
     if settings.quantize != "none" and settings.dtype == "float16" and device.type == "cpu":
         raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
-    config = _config("model.path", settings.path)
-    context = min(settings.context, _context(config))
-    performer = _adopt(settings.path, settings, device, settings.slots, context)
     path = settings.observer_path
+    context = min(settings.context, _context("model.path", settings.path))
     observer = None
-    if path is not None:
+    if path is not None:  # before the performer, whose slots may take what memory is left
         _check_pair(tokenizer, Tokenizer(path), path)
+        context = min(context, _context("model.observer", path))
         observer = _adopt(path, settings, device, 0, context)
-    limits = Limits(settings.slots, context, settings.step_tokens)
+    performer = _adopt(settings.path, settings, device, settings.slots, context)
+    slots = performer.attention.slots
+    limits = Limits(slots, context, settings.step_tokens)
     engine = Engine(performer, tokenizer.decode, tokenizer.ends(), limits, observer)
     warm_up(engine)
     facts = Facts(
         name=settings.served_name,
         context=context,
-        slots=settings.slots,
+        slots=slots,
         quantize=settings.quantize,
         dtype=str(performer.model.dtype).removeprefix("torch."),
         device=str(device),
@@ -67,12 +64,12 @@ def create_engine(settings: ModelSettings) -> tuple[Engine, Facts]:
     return engine, facts
 
 
-def _adopt(path: str, settings: ModelSettings, device: torch.device, slots: int, context: int) -> FlatModel:
+def _adopt(path: str, settings: ModelSettings, device: torch.device, slots: int | None, context: int) -> FlatModel:
     model = _load(path, settings, device)
     try:
         return adopt(model, slots, context)
     except RuntimeError as error:  # bitsandbytes finds out in the first forward that a layer's shape has no kernel on this device
-        raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {_first_line(error)}") from error
+        raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
 
 
 def _load(path: str, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
@@ -84,9 +81,9 @@ def _load(path: str, settings: ModelSettings, device: torch.device) -> PreTraine
             path, dtype=dtype, device_map={"": device}, quantization_config=_quantization(settings, dtype)
         )
     except torch.OutOfMemoryError as error:
-        raise SetupError(f"{path}: its weights do not fit {device}: {_first_line(error)}") from error
+        raise SetupError(f"{path}: its weights do not fit {device}: {first_line(error)}") from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise SetupError(f"{path} cannot be loaded on {device} with quantize={settings.quantize}: {_first_line(error)}") from error
+        raise SetupError(f"{path} cannot be loaded on {device} with quantize={settings.quantize}: {first_line(error)}") from error
     small = settings.quantize == "none" and settings.dtype == "auto" and device.type == "cpu" and model.num_parameters() <= SMALL
     return (model.float() if small else model).eval()
 
@@ -99,21 +96,18 @@ def _quantization(settings: ModelSettings, dtype: object) -> BitsAndBytesConfig 
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=settings.quantize, bnb_4bit_compute_dtype=dtype)
 
 
-def _config(field: str, path: str) -> PreTrainedConfig:
+def _context(field: str, path: str) -> int:
+    """Tokens a sequence of the model may have. Raises `SetupError` naming `field`."""
     try:
-        return AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path).get_text_config()
     except (OSError, ValueError) as error:
-        raise SetupError(f"{field}: {path} has no usable config.json: {_first_line(error)}") from error
-
-
-def _context(config: PreTrainedConfig) -> int:
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
+        raise SetupError(f"{field}: {path} has no usable config.json: {first_line(error)}") from error
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in {"dynamic", "longrope"}:  # would be chosen by the longest row of a step, for all its rows
+        return int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
 
 def _check_pair(performer: Tokenizer, observer: Tokenizer, path: str) -> None:
     if performer.base.get_vocab() != observer.base.get_vocab():
         raise SetupError(f"model.observer: {path} has another vocabulary; binoculars needs two models with one tokenizer")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -15,7 +15,9 @@ MIN_SCORED_TOKENS = 64
 
 
 class Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Strict: a number in quotes or a `true` for 1 is refused, not read as what it might have meant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class StreamOptions(Wire):

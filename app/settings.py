@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
+from yaml import YAMLError
 
 from app.errors import SetupError
 
@@ -44,8 +52,10 @@ class ModelSettings(Group):
         "auto", description="auto: the checkpoint's, but float32 on a CPU for models under 64 million parameters"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    slots: int = Field(32, ge=1, le=1024, description="resident contexts: how many requests decode at once")
-    context: int = Field(4096, ge=16, description="tokens a slot can hold; cut to what the model was made for")
+    slots: int | None = Field(
+        None, ge=1, le=1024, description="resident contexts: how many requests decode at once; as many as fit, at most 32, when not set"
+    )
+    context: int = Field(4096, ge=32, description="tokens a slot can hold; cut to what the model was made for")
     step_tokens: int = Field(512, ge=16, description="prompt and score tokens that may join the decoding rows in one step")
 
     @property
@@ -90,7 +100,13 @@ class Settings(BaseSettings):
     """Raises `SetupError` through `read`, never pydantic's own error, when a value is wrong."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LITMUS_", env_nested_delimiter="__", env_file=".env", extra="forbid", frozen=True, yaml_file="litmus.yaml"
+        env_prefix="LITMUS_",
+        env_nested_delimiter="__",
+        env_file=".env",
+        dotenv_filtering="match_prefix",
+        extra="forbid",
+        frozen=True,
+        yaml_file="litmus.yaml",
     )
 
     model: ModelSettings = ModelSettings()
@@ -121,7 +137,9 @@ def read(arguments: Sequence[str], program: str = "serve") -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise SetupError(f"setting {where}: {first['msg']} (got {first.get('input')!r})") from error
+        raise SetupError(f"setting {where}: {first['msg']}") from error
+    except (SettingsError, YAMLError, ValueError) as error:  # a source that cannot be read at all
+        raise SetupError(f"settings: {' '.join(str(error).split())[:300]}") from error
 
 
 def _long(word: str) -> str:

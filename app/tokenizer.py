@@ -4,7 +4,7 @@ Lives in the API process (to refuse what cannot be served before it is queued) a
 """
 
 import json
-import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from app.errors import InvalidRequest, SetupError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +32,12 @@ class Tokenizer:
         try:
             self.base: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError) as error:
-            raise SetupError(f"{path}: no tokenizer could be loaded: {_first_line(error)}") from error
+            raise SetupError(f"{path}: no tokenizer could be loaded: {first_line(error)}") from error
         if not self.base.is_fast:
             raise SetupError(f"{path}: its tokenizer has no tokenizer.json; Litmus needs one for character offsets")
         self.defaults = generation_defaults(path)
         self.chats = bool(self.base.chat_template)
+        self._lock = threading.Lock()  # how special tokens are read is a state of the one tokenizer, not an argument of the call
 
     def ends(self) -> frozenset[int]:
         """Tokens that end an answer."""
@@ -56,17 +55,20 @@ class Tokenizer:
             text = self.base.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}", param="messages") from error
-        return tuple(self.base.encode(str(text), add_special_tokens=False))
+        with self._lock:
+            return tuple(self.base.encode(str(text), add_special_tokens=False, split_special_tokens=False))
 
     def encode(self, text: str, param: str) -> tuple[int, ...]:
         """Ids as the tokenizer does by itself: with a BOS where the model was trained with one."""
         check_unicode(text, param)
-        return tuple(self.base.encode(text))
+        with self._lock:
+            return tuple(self.base.encode(text, split_special_tokens=False))
 
     def read(self, text: str, param: str) -> Encoded:
         """Ids and offsets for scoring; names of control tokens inside the text are read as plain text."""
         check_unicode(text, param)
-        out = self.base(text, return_offsets_mapping=True, split_special_tokens=True)
+        with self._lock:
+            out = self.base(text, return_offsets_mapping=True, split_special_tokens=True)
         return Encoded(tuple(out["input_ids"]), tuple((int(start), int(end)) for start, end in out["offset_mapping"]))
 
     def decode(self, ids: list[int]) -> str:
@@ -91,5 +93,6 @@ def generation_defaults(path: str) -> dict[str, Any]:
     return dict(json.loads(Path(file).read_text())) if file else {}
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What a library said, short enough for a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

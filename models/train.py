@@ -19,23 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models import card, corpus
+from models.vocabulary import CONTEXT, stream, train_tokenizer, with_bos
 
 log = logging.getLogger(__name__)
 
-BOS, END = "<|endoftext|>", "<|end|>"
-SPECIAL = [BOS, END, "<|system|>", "<|user|>", "<|assistant|>"]
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] | trim }}"
-    "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 SYSTEM = ("You are a storyteller.", "You tell stories to children.", "You are a helpful assistant.", "Answer in the manner of an old book.")
-CONTEXT = 1024
 SEED = 20261121
 Batch = tuple[torch.Tensor, torch.Tensor]
 Chapters = list[list[str]]
@@ -56,34 +49,6 @@ class Phase:
         warm = min(1.0, (step + 1) / 40)
         left = (self.steps - step) / (self.steps * (1 - self.plateau))
         return self.peak * min(warm, max(0.02, min(1.0, left)))
-
-
-def train_tokenizer(texts: list[str], entries: int) -> PreTrainedTokenizerFast:
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=entries, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=True)
-    raw.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=BOS, eos_token=END, pad_token=BOS, model_max_length=CONTEXT)
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """A text by itself begins with a BOS, as every chapter did in training."""
-    mark = (BOS, tokenizer.bos_token_id)
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[mark]
-    )
-    return tokenizer
-
-
-def stream(tokenizer: PreTrainedTokenizerFast, chapters: Chapters) -> torch.Tensor:
-    """All chapters as one row of token ids, each after a BOS: `[tokens]`."""
-    texts = ["\n".join(chapter) for chapter in chapters]
-    encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return torch.tensor([token for item in encoded for token in (tokenizer.bos_token_id, *item.ids)], dtype=torch.long)
 
 
 def pretraining(tokens: torch.Tensor, phase: Phase, seed: int) -> Callable[[int], Batch]:
@@ -129,7 +94,8 @@ def tuning(tokenizer: PreTrainedTokenizerFast, dialogues: list[corpus.Dialogue],
         if rng.random() < 0.1:
             dialogue = [{"role": "system", "content": rng.choice(SYSTEM)}, *dialogue]
         more = encode_dialogue(tokenizer, dialogue)
-        ids, labels = ids + more[0], labels + more[1]
+        ids += more[0]
+        labels += more[1]
         if len(ids) >= need:
             break
     else:
@@ -226,7 +192,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/train"), help="checkpoints; delete it to start anew")
     parser.add_argument("--steps", type=int, default=1150)
     parser.add_argument("--long-steps", type=int, default=150)
-    parser.add_argument("--tune-steps", type=int, default=400)
+    parser.add_argument("--tune-steps", type=int, default=300)
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile (needs a C++ compiler)")
     return parser.parse_args()
@@ -238,6 +204,7 @@ def main() -> None:
     if not (args.data / "stories").is_dir():
         raise SystemExit(f"models.train: {args.data / 'stories'} is not a folder; --data names the folder that holds stories/")
     args.work.mkdir(parents=True, exist_ok=True)
+    _same_work(args)
     torch.manual_seed(SEED)
     books, valid = corpus.read(args.data / "stories"), corpus.read(args.data / "stories" / "valid")
     plays = [line for scene in corpus.read(args.data / "shakespeare") for line in scene]
@@ -266,6 +233,17 @@ def main() -> None:
     facts["dialogues"] = len(requests)
     facts["phases"][tune.name] = run(model, tune, tuning(tokenizer, requests, tune, SEED), args.work, args.compile, 2)
     export(model, tokenizer, args.out / "storyteller", facts, valid, books)
+
+
+def _same_work(args: argparse.Namespace) -> None:
+    """Checkpoints belong to the arguments they were made with. Ends the program where `--work` holds those of others."""
+    note, made = args.work / "arguments.json", {name: value for name, value in vars(args).items() if isinstance(value, int)}
+    made.pop("compile")
+    if note.exists() and json.loads(note.read_text()) != made:
+        raise SystemExit(
+            f"models.train: {args.work} holds the checkpoints of a run with {note.read_text()}: delete it, or give another --work"
+        )
+    note.write_text(json.dumps(made))
 
 
 def export(

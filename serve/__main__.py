@@ -19,6 +19,8 @@ def main() -> None:
         logging.basicConfig(level=settings.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         check_port(settings.server.host, settings.server.port)
         serve(settings)
+    except KeyboardInterrupt:  # told to stop while the model was loading
+        sys.exit(0)
     except SetupError as error:
         sys.stderr.write(f"litmus: {error.message}\n")
         sys.exit(2)

@@ -3,6 +3,7 @@
 Pure ASGI and FastAPI handlers; knows no route.
 """
 
+import json
 import logging
 
 from fastapi import FastAPI, Request
@@ -59,9 +60,16 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
+class ErrorJSON(JSONResponse):
+    """In ASCII: a message may quote half a surrogate pair, which UTF-8 cannot hold."""
+
+    def render(self, content: object) -> bytes:
+        return json.dumps(content).encode()
+
+
 def answer(error: LitmusError) -> JSONResponse:
     headers = {"Retry-After": "1"} if error.status in {429, 503} else None
-    return JSONResponse(error.envelope(), error.status, headers)
+    return ErrorJSON(error.envelope(), error.status, headers)
 
 
 def invalid(error: RequestValidationError) -> InvalidRequest:
@@ -70,13 +78,16 @@ def invalid(error: RequestValidationError) -> InvalidRequest:
     """
     found = error.errors()
     first = next((one for one in found if not one["type"].endswith("_type")), found[0])
-    path = [str(part) for part in first["loc"] if str(part).replace("_", "").isalnum() and part not in {"body", "str", "int"}]
+    name = str(first["loc"][-1])
+    path = [str(part) for part in first["loc"][1:-1] if str(part).replace("_", "").isalnum() and part not in {"str", "int"}]
+    path += [name] if len(first["loc"]) > 1 and (first["type"] == "extra_forbidden" or name.replace("_", "").isalnum()) else []
+    path = path[:-1] if path[-1:] in (["str"], ["int"]) and first["type"] != "extra_forbidden" else path
     param = ".".join(path) or None
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
     if first["type"] == "extra_forbidden":
-        known = path[-1] in UNSUPPORTED
-        sentence = f"parameter '{param}' is not supported by this server" if known else f"unknown parameter '{param}'"
+        known = name in UNSUPPORTED
+        sentence = f"parameter '{param}' is not supported by this server" if known else f"unknown parameter '{param or name}'"
         return InvalidRequest(sentence, param=param, code="unsupported_parameter" if known else "unknown_parameter")
     if first["type"] == "missing":
         return InvalidRequest(f"'{param}' is missing" if param else "the body is missing", param=param, code="missing_parameter")
@@ -101,7 +112,7 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
         if error.status_code == 404:
             return answer(NotFound(f"{request.method} {request.url.path} is not a route of this server; /docs lists them"))
         wrong = InvalidRequest(_sentence(request, error), code="bad_request")
-        return JSONResponse(wrong.envelope(), error.status_code, error.headers)
+        return ErrorJSON(wrong.envelope(), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def _unexpected(_: Request, error: Exception) -> JSONResponse:

@@ -19,8 +19,8 @@ from litserve.loops.base import LitLoop
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType
 
-from app.engine.request import Event, Facts, Generate, Score
-from app.errors import EngineFailed, SetupError
+from app.engine.request import Facts, Generate, Score
+from app.errors import SetupError
 from app.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -37,18 +37,18 @@ class ModelAPI(litserve.LitAPI):
     imported in the worker only: the API process has no use for torch.
     """
 
-    def __init__(self, settings: ModelSettings, build: str, spec: LitSpec) -> None:
+    def __init__(self, settings: ModelSettings, build: str, spec: LitSpec, log_level: str) -> None:
         super().__init__(loop=EngineLoop(), spec=spec)
         self.settings = settings
         self.build = build
+        self.log_level = log_level
         self.engine: Engine
         self.facts: Facts
 
     def setup(self, device: str) -> None:
         """Load the model. Ends the process with code 2 and a sentence on stderr when that cannot be done."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the server decides when work is done
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # in order, so that nothing of the libraries is left behind
-        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(level=self.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         try:
             self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings)
         except SetupError as error:
@@ -74,22 +74,24 @@ class EngineLoop(LitLoop):
         def send(item: object) -> None:
             self.put_response(transport, 0, EVENTS, item, LitAPIStatus.OK, LoopResponseType.STREAMING)
 
+        leaving = False
+
+        def leave(*_: object) -> None:
+            """SIGTERM may reach the whole group: what is in flight is finished first."""
+            nonlocal leaving
+            leaving = True
+            if engine.idle:
+                sys.exit(0)
+
+        signal.signal(signal.SIGTERM, leave)
         send((os.getpid(), lit_api.facts))
-        while True:
+        while not (leaving and engine.idle):
             for message in inbox.take(wait=engine.idle):
                 _obey(engine, message)
-            events = advance(engine)
+            events = engine.step()
             if events:
                 send(events)
-
-
-def advance(engine: "Engine") -> list[Event]:
-    """One step. A failing forward (out of memory, a broken kernel) fails the requests in flight and nothing else."""
-    try:
-        return engine.step()
-    except RuntimeError as error:
-        log.exception("a step failed")
-        return engine.fail_all(EngineFailed(f"the engine failed on a step ({type(error).__name__}); the request can be sent again"))
+        sys.exit(0)
 
 
 def _obey(engine: "Engine", message: tuple[int, Generate | Score | str]) -> None:

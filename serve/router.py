@@ -14,11 +14,12 @@ from typing import Any
 import psutil
 
 from app.engine.request import Delta, Event, Facts, Failed, Generate, Score
-from app.errors import InvalidRequest, NotReady, QueueFull, WorkerDied
+from app.errors import InvalidRequest, LitmusError, NotReady, QueueFull, WorkerDied
 
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.2
+DIED = "the model's process died; a new one is starting, send the request again"
 Job = Generate | Score
 
 
@@ -90,6 +91,7 @@ class Router:
         """One item from the worker: its hello `(pid, Facts)`, or the events of a step."""
         data = response[0]
         if isinstance(data, tuple):
+            self.fail_all(WorkerDied(DIED))  # what an earlier worker left, if its end was not seen
             try:
                 self._worker, self.facts = psutil.Process(data[0]), data[1]
             except psutil.NoSuchProcess:  # it died before its hello was read; the next one will say hello, too
@@ -111,7 +113,7 @@ class Router:
             if self._worker is not None and _dead(self._worker):
                 log.error("worker %d died with %d jobs in flight", self._worker.pid, self.in_flight)
                 self._worker = None
-                self._fail_all()
+                self.fail_all(WorkerDied(DIED))
             if not self.draining and os.getppid() != parent.pid:
                 log.error("the main process is gone: ending with it")
                 for sibling in family:  # this process among them; the holder of the queues has a copy of the listening socket, too
@@ -119,9 +121,10 @@ class Router:
                         sibling.kill()
             family = _children(parent) or family
 
-    def _fail_all(self) -> None:
+    def fail_all(self, error: LitmusError) -> None:
+        """End everything in flight with `error`."""
         for id, ticket in self._tickets.items():
-            ticket.events.put_nowait(Failed(id, WorkerDied("the model's process died; a new one is starting, send the request again")))
+            ticket.events.put_nowait(Failed(id, error))
 
 
 def _dead(process: psutil.Process) -> bool:

@@ -1,31 +1,27 @@
-"""The routes: from a validated body to jobs, through the router, and back. The only module where wire, tokenizer and router meet."""
+"""The routes that work: from a validated body to jobs, through the router, and back. Here wire, tokenizer and router meet."""
 
 import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.engine.request import Columns, Event, Facts, Failed, Generate, Sampling, Score, Scored
-from app.errors import ContextTooLong, EngineFailed, InvalidRequest, NotReady, UnknownModel
+from app.errors import ContextTooLong, EngineFailed, InvalidRequest, NotReady
 from app.schemas import (
     ChatRequest,
     ChatResponse,
     CompletionRequest,
     CompletionResponse,
-    ErrorResponse,
-    Health,
     Method,
-    ModelCard,
-    ModelList,
-    Readiness,
     SamplingFields,
     ScoreFailure,
     ScoreRequest,
@@ -38,15 +34,10 @@ from app.scoring.windows import windows
 from app.tokenizer import Tokenizer
 from serve.answers import Answer, stream, whole
 from serve.router import Router, Ticket
+from serve.state import ERRORS, add_state, check_model, methods_of
 
 T = TypeVar("T")
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "a field is wrong; `param` names it"},
-    404: {"model": ErrorResponse, "description": "no such model"},
-    413: {"model": ErrorResponse, "description": "the body is too large"},
-    429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to come back"},
-    503: {"model": ErrorResponse, "description": "the model is loading, restarting or shutting down"},
-}
+MAX_WINDOWS = 64  # of half a context each: how long a text to score may be
 SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "JSON, or events with `stream`"}}
 
 
@@ -56,6 +47,11 @@ class Service:
 
     router: Router
     tokenizer: Tokenizer
+    pool: ThreadPoolExecutor
+
+    async def work(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run what takes long for a long text beside the event loop, and not on the pool that LitServe's reader needs."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
 
 
 class EventStream(StreamingResponse):
@@ -74,37 +70,17 @@ class EventStream(StreamingResponse):
 
 def create_routes(router: Router, tokenizer: Tokenizer, started: int) -> APIRouter:
     routes = APIRouter()
-    service = Service(router, tokenizer)
+    service = Service(router, tokenizer, ThreadPoolExecutor(2, "texts"))
 
-    @routes.get("/", include_in_schema=False)
-    async def index() -> RedirectResponse:
-        return RedirectResponse("/ui")
-
-    @routes.get("/health", tags=["state"], summary="Is the server alive?")
-    async def health() -> Health:
-        return Health()
-
-    @routes.get("/ready", tags=["state"], summary="Is the model served?", responses={503: {"model": Readiness}})
-    async def ready() -> JSONResponse:
-        status = "ready" if router.ready else "draining" if router.draining else "loading"
-        return JSONResponse({"status": status}, 200 if router.ready else 503)
-
-    @routes.get("/v1/models", tags=["models"], summary="What is served, and how")
-    async def models() -> ModelList:
-        return ModelList(data=[card_of(router.served(), started)])
-
-    @routes.get("/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERRORS[404]})
-    async def model(name: str) -> ModelCard:
-        _check_model(name, router.served())
-        return card_of(router.served(), started)
+    add_state(routes, router, started)
 
     @routes.post(
         "/v1/chat/completions", tags=["chat"], summary="Continue a conversation", response_model=ChatResponse, responses=ERRORS | SSE
     )
     async def chat(body: ChatRequest, request: Request) -> Any:
         facts = router.served()
-        _check_model(body.model, facts)
-        prompt = await asyncio.to_thread(tokenizer.chat, _messages(body))
+        check_model(body.model, facts)
+        prompt = await service.work(tokenizer.chat, _messages(body))
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         if body.max_tokens is not None and body.max_completion_tokens is not None:
             raise InvalidRequest("give max_tokens or max_completion_tokens, not both", param="max_tokens")
@@ -112,44 +88,29 @@ def create_routes(router: Router, tokenizer: Tokenizer, started: int) -> APIRout
 
     @routes.post("/v1/completions", tags=["chat"], summary="Continue a text", response_model=CompletionResponse, responses=ERRORS | SSE)
     async def completions(body: CompletionRequest, request: Request) -> Any:
-        _check_model(body.model, router.served())
-        prompts = await asyncio.to_thread(_prompts, body, tokenizer)
+        check_model(body.model, router.served())
+        prompts = await service.work(_prompts, body, tokenizer)
         return await _generate(service, body, prompts, body.max_tokens, request, chat=False)
 
-    @routes.post("/v1/score", tags=["score"], summary="Did a model write this?", responses=ERRORS)
-    async def score(body: ScoreRequest, request: Request) -> ScoreResponse:
+    @routes.post("/v1/score", tags=["score"], summary="Did a model write this?", response_model=ScoreResponse, responses=ERRORS)
+    async def score(body: ScoreRequest, request: Request) -> Response:
         facts = router.served()
-        _check_model(body.model, facts)
+        check_model(body.model, facts)
         method = _method(body.method, facts)
         id = f"score-{uuid.uuid4().hex}"
-        readings = await asyncio.to_thread(_readings, id, body, method, tokenizer, facts)
-        data = await _unless_gone(request, _score(router, readings, method, body.return_tokens))
-        tokens = sum(len(reading.job.tokens) for reading in readings)
-        usage = Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens)
-        return ScoreResponse(id=id, created=int(time.time()), model=facts.name, observer=facts.observer, data=data, usage=usage)
+        readings = await service.work(_readings, id, body, method, tokenizer, facts)
+        ended = await _unless_gone(request, _score(router, readings))
+
+        def compose() -> bytes:
+            data = [_scored(i, reading, ended.get(reading.job.id), method, body.return_tokens) for i, reading in enumerate(readings)]
+            tokens = sum(len(reading.job.tokens) for reading in readings)
+            usage = Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens)
+            made = ScoreResponse(id=id, created=int(time.time()), model=facts.name, observer=facts.observer, data=data, usage=usage)
+            return made.model_dump_json().encode()
+
+        return Response(await service.work(compose), media_type="application/json")
 
     return routes
-
-
-def card_of(facts: Facts, started: int) -> ModelCard:
-    return ModelCard(
-        id=facts.name,
-        created=started,
-        context=facts.context,
-        slots=facts.slots,
-        quantize=facts.quantize,
-        dtype=facts.dtype,
-        device=facts.device,
-        observer=facts.observer,
-        chat=facts.chat,
-        methods=methods_of(facts),
-    )
-
-
-def methods_of(facts: Facts) -> list[Method]:
-    """The methods the served models allow, the default one first."""
-    single: list[Method] = ["fast_detect", "perplexity", "log_rank"]
-    return ["binoculars", *single] if facts.observer else single
 
 
 def sampling_of(body: SamplingFields, defaults: dict[str, Any]) -> Sampling:
@@ -207,13 +168,11 @@ async def _generate(
     return EventStream(stream(answer, ticket, with_usage), opened)
 
 
-async def _score(router: Router, readings: list[Reading], method: Method, with_tokens: bool) -> list[ScoreBody | ScoreFailure]:
-    ended: dict[str, Event] = {}
+async def _score(router: Router, readings: list[Reading]) -> dict[str, Event]:
+    """How each text's job ended, by its id."""
     jobs = [reading.job for reading in readings if reading.job.windows]
     async with router.open(list(jobs)) as ticket:
-        async for event in ticket:
-            ended[event.id] = event
-    return [_scored(index, reading, ended.get(reading.job.id), method, with_tokens) for index, reading in enumerate(readings)]
+        return {event.id: event async for event in ticket}
 
 
 def _scored(index: int, reading: Reading, event: Event | None, method: Method, with_tokens: bool) -> ScoreBody | ScoreFailure:
@@ -232,6 +191,11 @@ def _readings(id: str, body: ScoreRequest, method: Method, tokenizer: Tokenizer,
         if not text.content.strip():
             raise InvalidRequest(f"text {index} holds nothing but zero-width characters", param="input")
         encoded = tokenizer.read(text.content, "input")
+        most = MAX_WINDOWS * facts.context // 2
+        if len(encoded.ids) > most:
+            raise InvalidRequest(
+                f"text {index} has {len(encoded.ids)} tokens; at most {most} are scored at once: send it in parts", param="input"
+            )
         job = Score(f"{id}/{index}", encoded.ids, windows(len(encoded.ids), facts.context), method == "binoculars")
         made.append(Reading(text, encoded, job))
     return made
@@ -283,11 +247,6 @@ def _room(prompt: tuple[int, ...], limit: int | None, facts: Facts, param: str) 
 
 def _seeded(sampling: Sampling, copy: int) -> Sampling:
     return sampling if copy == 0 else Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed + copy)
-
-
-def _check_model(name: str | None, facts: Facts) -> None:
-    if name is not None and name != facts.name:
-        raise UnknownModel(f"model '{name}' is not served here; '{facts.name}' is", param="model")
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -22,8 +22,8 @@ from litserve.server import ResponseBufferItem
 from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
 
-from app.errors import SetupError
-from app.settings import Settings
+from app.errors import NotReady, SetupError
+from app.settings import ServerSettings, Settings
 from serve.guard import install
 from serve.loop import EVENTS, ModelAPI
 from serve.router import Router
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Dress = Callable[[FastAPI, Router], None]
 DRAIN_CHECK_S = 0.1
+GRACE_S = 5
 
 
 class EngineSpec(LitSpec):
@@ -69,7 +70,7 @@ class Server(litserve.LitServer):
             info_path="/internal/info",
         )
         self._dress = dress
-        self.uvicorn_graceful_timeout = drain_s
+        self.uvicorn_graceful_timeout = drain_s + GRACE_S  # `_drain` is to be the one that ends the waiting
 
     def verify_worker_status(self) -> None:
         self._dress()
@@ -85,6 +86,8 @@ class Server(litserve.LitServer):
 
     def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
         """New clients are refused at once: closing is not enough, as every forked process holds a copy of the socket."""
+        with contextlib.suppress(OSError, EOFError):
+            self._shutdown_event.set()  # or LitServe's monitor starts a worker anew that is just being ended
         for listening in getattr(self, "_listening", []):
             with contextlib.suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
@@ -96,8 +99,8 @@ def create_server(settings: Settings, build: str, dress: Dress) -> Server:
     and pages.
     """
     router = Router(settings.queue.max_waiting)
-    api = ModelAPI(settings.model, build, EngineSpec(router))
-    server = Server(api, lambda: _finish(server, router, dress, f"{settings.server.host}:{settings.server.port}"), settings.server.drain_s)
+    api = ModelAPI(settings.model, build, EngineSpec(router), settings.server.log_level)
+    server = Server(api, lambda: _finish(server, router, dress, settings.server), settings.server.drain_s)
     app: FastAPI = server.app
     app.router.routes.clear()  # LitServe's own index, health and info, which report in their own way
     app.title, app.version = "Litmus", "0.1.0"
@@ -106,7 +109,7 @@ def create_server(settings: Settings, build: str, dress: Dress) -> Server:
     return server
 
 
-def _finish(server: Server, router: Router, dress: Dress, address: str) -> None:
+def _finish(server: Server, router: Router, dress: Dress, settings: ServerSettings) -> None:
     app: FastAPI = server.app
     _document(app)
     dress(app, router)
@@ -115,9 +118,9 @@ def _finish(server: Server, router: Router, dress: Dress, address: str) -> None:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         server.response_buffer[EVENTS] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
-        tasks = [asyncio.create_task(router.watch()), asyncio.create_task(_drain(router))]
+        tasks = [asyncio.create_task(router.watch()), asyncio.create_task(_drain(router, settings.drain_s))]
         async with inner(app):
-            log.info("Litmus listens on http://%s: the page is /ui, the API's documents are /docs", address)
+            log.info("Litmus listens on http://%s:%d: the page is /ui, the API's documents are /docs", settings.host, settings.port)
             yield
         for task in tasks:
             task.cancel()
@@ -142,8 +145,10 @@ def _document(app: FastAPI) -> None:
         )
 
 
-async def _drain(router: Router) -> None:
-    """After SIGTERM or Ctrl-C, uvicorn waits for every open connection, idle pages included; end it when no work is in flight."""
+async def _drain(router: Router, drain_s: float) -> None:
+    """After SIGTERM or Ctrl-C, uvicorn waits for every open connection, idle pages included; end it when no work is in flight,
+    or after `drain_s`, when what is left gets an error.
+    """
     handler: Any = signal.getsignal(signal.SIGTERM)
     uvicorn_server = handler.__self__
 
@@ -153,7 +158,11 @@ async def _drain(router: Router) -> None:
 
     signal.signal(signal.SIGTERM, begin)
     signal.signal(signal.SIGINT, begin)
-    while not (router.draining and router.in_flight == 0):
+    while not router.draining:
         await asyncio.sleep(DRAIN_CHECK_S)
+    end = time.monotonic() + drain_s
+    while router.in_flight and time.monotonic() < end:
+        await asyncio.sleep(DRAIN_CHECK_S)
+    router.fail_all(NotReady("the server was told to stop and could not wait longer; send the request again"))
     await asyncio.sleep(DRAIN_CHECK_S)  # let the last lines of the last answers leave
     uvicorn_server.force_exit = True

@@ -57,6 +57,10 @@ class SlotAttention:
         AttentionInterface.register(self.name, self)
         AttentionMaskInterface.register(self.name, _no_mask)
 
+    @property
+    def slots(self) -> int:
+        return next(iter(self.keys.values())).shape[0] if self.keys else 0
+
     def allocate(self, slots: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
         """Make the cache for the layers seen so far. `torch.zeros` on a CPU takes no memory before it is written."""
         for layer, (heads, key_dim, value_dim) in self.shapes.items():

@@ -15,7 +15,7 @@ from app.engine.sampler import sample
 from app.engine.scheduler import Plan, Reading, Scheduler
 from app.engine.slot import Slot
 from app.engine.text import Decode
-from app.errors import LitmusError
+from app.errors import EngineFailed, LitmusError
 from app.scoring.statistics import columns
 
 
@@ -69,6 +69,12 @@ class Engine:
         plan = self.scheduler.schedule(self._decode)
         if plan.empty:
             return []
+        try:
+            return self._serve(plan)
+        except torch.OutOfMemoryError:
+            return self.fail_all(EngineFailed("the device ran out of memory on this step; send the request again, or less at a time"))
+
+    def _serve(self, plan: Plan) -> list[Event]:
         rows = _lay_out(plan)
         hidden = self._run(rows, [(slot.index, slot.length) for slot in plan.decodes])
         return self._account_slots(plan, rows, hidden) + self._account_readings(rows, hidden)
@@ -100,7 +106,6 @@ class Engine:
         events: list[Event] = []
         for span, reading, window in rows.windows:
             reading.columns += self._columns(reading.job, window, hidden[span.first : span.last])
-            reading.waiting.remove(window)
             if not reading.waiting:
                 self.scheduler.finish(reading)
                 events.append(Scored(reading.job.id, reading.columns))

@@ -4,6 +4,7 @@ Linear layers see one row `[1, T]` without padding, whatever sequences the token
 `adopt` proves, before anything is served, that the model gives the same answers this way as by its own forward.
 """
 
+import psutil
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,6 +15,8 @@ from app.errors import SetupError, UnsupportedModel
 PROBE = 24  # tokens of the check
 TOLERANCE = {torch.float32: 2e-3}  # of the logits' norm; lower precisions: LOOSE
 LOOSE = 8e-2
+MOST = 32  # slots when none are asked for
+SHARE = 0.8  # of the free memory that those may take: the rest is for activations
 
 
 class FlatModel:
@@ -45,8 +48,8 @@ class FlatModel:
         return self.forward(ids, list(range(len(ids))), layout_of([], [span], len(ids), self.device))
 
 
-def adopt(model: PreTrainedModel, slots: int, context: int) -> FlatModel:
-    """Make `model` serve flat rows with a cache of `slots` x `context` tokens (0 slots: it only reads).
+def adopt(model: PreTrainedModel, slots: int | None, context: int) -> FlatModel:
+    """Make `model` serve flat rows with a cache of `slots` x `context` tokens (0: it only reads; None: as many as fit).
 
     Raises `UnsupportedModel` where the architecture does not go through the attention interface or answers differently, and
     `SetupError` where the cache does not fit the device's free memory.
@@ -66,9 +69,8 @@ def adopt(model: PreTrainedModel, slots: int, context: int) -> FlatModel:
     if len(attention.shapes) != layers:
         seen = len(attention.shapes)
         raise UnsupportedModel(f"{name} cannot be served: {seen} of its {layers} layers take their attention from the interface")
-    if slots:
-        _check_memory(attention, slots, context, model.dtype, flat.device)
-        attention.allocate(slots, context, model.dtype, flat.device)
+    if slots != 0:
+        attention.allocate(_fitting(attention, slots, context, model.dtype, flat.device), context, model.dtype, flat.device)
         _compare(name, "in chunks and steps", flat.head(_in_pieces(flat, ids, context)), wanted)
     return flat
 
@@ -95,19 +97,17 @@ def _compare(name: str, how: str, found: torch.Tensor, wanted: torch.Tensor) -> 
         raise UnsupportedModel(f"{name} cannot be served: {how}, its logits are off by {error:.1%} of those of its own forward")
 
 
-def _check_memory(attention: SlotAttention, slots: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
-    need, free = kv_bytes(attention, slots, context, dtype), free_bytes(device)
-    if need <= free:
-        return
-    fits = max(0, int(free // (need / slots)))
+def _fitting(attention: SlotAttention, slots: int | None, context: int, dtype: torch.dtype, device: torch.device) -> int:
+    """The slots to allocate: those asked for if they fit, else as many as fit into most of what is free."""
+    one, free = kv_bytes(attention, 1, context, dtype), free_bytes(device)
+    fits = int(free * (1.0 if slots else SHARE) // one)
+    if fits >= (slots or 1):
+        return slots or min(MOST, fits)
     raise SetupError(
-        f"{slots} slots of {context} tokens need {need / 2**30:.2f} GiB for keys and values, but {free / 2**30:.2f} GiB are free on "
-        f"{device} with the weights loaded: {fits} slots would fit, or lower --model.context"
+        f"{slots or 1} slots of {context} tokens need {(slots or 1) * one / 2**30:.2f} GiB for keys and values, but {free / 2**30:.2f} GiB "
+        f"are free on {device} with the weights loaded: {fits} slots would fit, or lower --model.context"
     )
 
 
 def free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    with open("/proc/meminfo") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else int(psutil.virtual_memory().available)

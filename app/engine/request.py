@@ -23,7 +23,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < 1e-5  # what is colder would overflow float32 and draws the likeliest token anyway
 
 
 @dataclass(frozen=True, slots=True)

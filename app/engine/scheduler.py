@@ -49,6 +49,7 @@ class Scheduler:
         self._prompts: deque[Generate] = deque()
         self._readings: deque[Reading] = deque()
         self._turn = 0
+        self._admitted = 0
 
     def add(self, job: Generate | Score) -> None:
         if isinstance(job, Generate):
@@ -99,9 +100,12 @@ class Scheduler:
                 return
             if slot.request is None:
                 slot.admit(self._prompts.popleft(), decode)
+                self._admitted += 1
+                slot.turn = self._admitted
 
     def _fill(self, plan: Plan, left: int) -> int:
-        for slot in self.slots:
+        """Prompts in the order they were admitted, whichever slot each of them got."""
+        for slot in sorted(self.slots, key=lambda slot: slot.turn):
             if slot.request is None or slot.decoding or left <= 0:
                 continue
             end = min(len(slot.tokens), slot.length + left)
@@ -110,14 +114,13 @@ class Scheduler:
         return left
 
     def _read(self, plan: Plan, left: int) -> int:
-        """A window is not cut: one larger than the whole budget runs when it is the first of its step."""
-        for reading in self._readings:
-            for window in reading.waiting:
-                size = window.end - window.start
-                if size > left and left < self._step_tokens:
-                    return left
-                plan.windows.append((reading, window))
-                left -= size
-                if left <= 0:
-                    return left
+        """One window of each text in turn. A window is not cut: one larger than the whole budget runs when it is the first."""
+        for reading in list(self._readings):
+            window = reading.waiting[0]
+            size = window.end - window.start
+            if left <= 0 or (size > left and left < self._step_tokens):
+                break
+            plan.windows.append((reading, reading.waiting.popleft()))
+            self._readings.rotate(-1)
+            left -= size
         return left

@@ -10,6 +10,7 @@ from app.engine.text import Decode, Detokenizer, Stopper
 class Slot:
     index: int
     request: Generate | None = None
+    turn: int = 0  # the how-manieth request of the engine this is
     length: int = 0  # tokens whose keys and values are in the cache
     tokens: list[int] = field(default_factory=list)  # prompt and what was sampled
     detokenizer: Detokenizer | None = None

@@ -30,13 +30,14 @@ def columns(hidden: torch.Tensor, targets: torch.Tensor, head: Head, observer: t
 
 def _chunk(logits: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor | None) -> Columns:
     """`logits` and the observer's `seen` `[rows, vocab]`, `targets` `[rows]`."""
-    log_p = logits.float().log_softmax(-1)
+    width = logits.shape[-1] if seen is None else min(logits.shape[-1], seen.shape[-1])  # vocabularies may be padded differently
+    log_p = logits[:, :width].float().log_softmax(-1)
     p = log_p.exp()
     chosen = log_p.gather(-1, targets[:, None])  # [rows, 1]
     mean = (p * log_p).sum(-1)  # p log p is 0 where p underflows: log_p stays finite
     variance = (p * (log_p - mean[:, None]).square()).sum(-1)
     rank = (log_p > chosen).sum(-1) + 1
-    cross = torch.empty(0) if seen is None else -(seen.float().softmax(-1) * log_p).sum(-1)
+    cross = torch.empty(0) if seen is None else -(seen[:, :width].float().softmax(-1) * log_p).sum(-1)
     return Columns(
         logprob=tuple(chosen[:, 0].tolist()),
         rank=tuple(rank.tolist()),

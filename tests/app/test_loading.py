@@ -43,6 +43,17 @@ def test_slots_that_cannot_fit_are_refused_with_the_numbers(tiny_folder: Path, m
         create_engine(settings(tiny_folder))
 
 
+def test_slots_that_are_not_set_are_as_many_as_fit(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = 128 * 4 * 2 * (2 * (16 + 16))  # tokens x float32 x layers x (kv heads x (key + value))
+    monkeypatch.setattr("app.engine.flat.free_bytes", lambda device: 5 * one / 0.8 + 1)
+    assert create_engine(ModelSettings(path=str(tiny_folder), device="cpu"))[1].slots == 5
+    monkeypatch.setattr("app.engine.flat.free_bytes", lambda device: 10**9)
+    assert create_engine(ModelSettings(path=str(tiny_folder), device="cpu"))[1].slots == 32
+    monkeypatch.setattr("app.engine.flat.free_bytes", lambda device: one / 2)
+    with pytest.raises(SetupError, match="0 slots would fit"):
+        create_engine(ModelSettings(path=str(tiny_folder), device="cpu"))
+
+
 def test_a_device_that_is_not_there(tiny_folder: Path) -> None:
     with pytest.raises(SetupError, match=r"cuda:7 is not there"):
         resolve_device("cuda:7")

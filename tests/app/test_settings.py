@@ -53,6 +53,20 @@ def test_an_unknown_setting_is_refused_wherever_it_stands(bare: Path, capsys: py
         read([])
 
 
+def test_sources_that_cannot_be_read_are_sentences_and_secrets_of_others_are_left_alone(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bare / ".env").write_text("HF_TOKEN=hush\nLITMUS_SERVER__PORT=8009\n")
+    assert read([]).server.port == 8009
+    (bare / "litmus.yaml").write_text("server: [\n")
+    with pytest.raises(SetupError, match="settings"):
+        read([])
+    (bare / "litmus.yaml").unlink()
+    monkeypatch.setenv("LITMUS_MODEL", "Qwen/Qwen3-0.6B")
+    with pytest.raises(SetupError, match="model"):
+        read([])
+
+
 def test_the_bundled_model_brings_its_observer_and_no_other_does() -> None:
     assert ModelSettings().observer_path == str(BUNDLED / "storyteller-base")
     assert ModelSettings(path="x/y").observer_path is None

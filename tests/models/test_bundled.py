@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models import corpus
-from models.train import CONTEXT, bits_per_byte
+from models.train import bits_per_byte
+from models.vocabulary import CONTEXT
 
 MODELS = Path(__file__).parents[2] / "models"
 PAIR = ["storyteller", "storyteller-base"]

@@ -8,7 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.card import baselines
-from models.train import Phase, encode_dialogue, pretraining, run, stream, train_tokenizer, tuning, with_bos
+from models.train import Phase, encode_dialogue, pretraining, run, tuning
+from models.vocabulary import stream, train_tokenizer, with_bos
 
 WORDS = "the a king fox crow said went home wood tree river old young to and of in it was".split()
 

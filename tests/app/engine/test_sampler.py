@@ -49,6 +49,11 @@ def test_filters_keep_what_transformers_keeps(row: Sampling, spread: float) -> N
     assert torch.equal(found[3:], logits / 2.0)
 
 
+def test_a_temperature_too_small_for_float32_is_greedy() -> None:
+    logits = torch.randn(2, VOCABULARY)
+    assert sample(logits, [Sampling(temperature=1e-320), Sampling(temperature=1e-6)], [0, 0]) == logits.argmax(-1).tolist()
+
+
 def test_draws_follow_the_probabilities() -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.125, 0.1, 0.025])
     draws = 8000

@@ -42,6 +42,26 @@ def test_prompts_share_one_budget_in_the_order_they_came() -> None:
     assert [(chunk.slot.request.id, chunk.end - chunk.start) for chunk in chunks if chunk.slot.request] == [("a", 5), ("b", 3)]
 
 
+def test_a_long_prompt_is_not_overtaken_by_later_ones_in_lower_slots() -> None:
+    scheduler = create(2, 4)
+    scheduler.add(generate("short", 1))
+    scheduler.add(generate("long", 12))
+    scheduler.schedule(decode)
+    scheduler.slots[0].release()
+    scheduler.add(generate("late", 8))
+    (chunk,) = scheduler.schedule(decode).chunks
+    assert chunk.slot.request and chunk.slot.request.id == "long"
+
+
+def test_a_long_text_shares_its_steps_with_short_ones() -> None:
+    scheduler = create(1, 8)
+    scheduler.add(Score("long", tuple(range(50)), tuple(Window(i * 8, i * 8 + 8, i * 8 + 1) for i in range(6))))
+    scheduler.schedule(decode)
+    scheduler.add(Score("short", (1, 2), (Window(0, 2, 1),)))
+    seen = [reading.job.id for _ in range(2) for reading, _ in scheduler.schedule(decode).windows]
+    assert "short" in seen
+
+
 def test_every_decoding_slot_runs_whatever_the_budget() -> None:
     scheduler = create(4, 1)
     for name in "abcd":

@@ -1,0 +1,41 @@
+"""The tokenizer of the bundled pair: byte-level BPE, the marks of turns, the chat template; and books as one row of token ids."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+CONTEXT = 1024
+BOS, END = "<|endoftext|>", "<|end|>"
+SPECIAL = [BOS, END, "<|system|>", "<|user|>", "<|assistant|>"]
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] | trim }}"
+    "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def train_tokenizer(texts: list[str], entries: int) -> PreTrainedTokenizerFast:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=entries, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=True)
+    raw.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=BOS, eos_token=END, pad_token=BOS, model_max_length=CONTEXT)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A text by itself begins with a BOS, as every chapter did in training."""
+    mark = (BOS, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[mark]
+    )
+    return tokenizer
+
+
+def stream(tokenizer: PreTrainedTokenizerFast, chapters: Chapters) -> torch.Tensor:
+    """All chapters as one row of token ids, each after a BOS: `[tokens]`."""
+    texts = ["\n".join(chapter) for chapter in chapters]
+    encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return torch.tensor([token for item in encoded for token in (tokenizer.bos_token_id, *item.ids)], dtype=torch.long)

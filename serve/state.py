@@ -1,0 +1,70 @@
+"""The routes that tell: is it alive, is it ready, what is served. Knows no engine and no queue."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, RedirectResponse
+
+from app.engine.request import Facts
+from app.errors import UnknownModel
+from app.schemas import ErrorResponse, Health, Method, ModelCard, ModelList, Readiness
+from serve.router import Router
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "a field is wrong; `param` names it"},
+    404: {"model": ErrorResponse, "description": "no such model"},
+    413: {"model": ErrorResponse, "description": "the body is too large"},
+    429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to come back"},
+    503: {"model": ErrorResponse, "description": "the model is loading, restarting or shutting down"},
+}
+
+
+def add_state(routes: APIRouter, router: Router, started: int) -> None:
+    @routes.get("/", include_in_schema=False)
+    async def index(request: Request) -> RedirectResponse:
+        pages = {getattr(route, "path", None) for route in request.app.routes}
+        return RedirectResponse("/ui" if "/ui" in pages else "/docs")
+
+    @routes.get("/health", tags=["state"], summary="Is the server alive?")
+    async def health() -> Health:
+        return Health()
+
+    @routes.get("/ready", tags=["state"], summary="Is the model served?", responses={503: {"model": Readiness}})
+    async def ready() -> JSONResponse:
+        status = "ready" if router.ready else "draining" if router.draining else "loading"
+        return JSONResponse({"status": status}, 200 if router.ready else 503)
+
+    @routes.get("/v1/models", tags=["models"], summary="What is served, and how")
+    async def models() -> ModelList:
+        return ModelList(data=[card_of(router.served(), started)])
+
+    @routes.get("/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERRORS[404]})
+    async def model(name: str) -> ModelCard:
+        check_model(name, router.served())
+        return card_of(router.served(), started)
+
+
+def card_of(facts: Facts, started: int) -> ModelCard:
+    return ModelCard(
+        id=facts.name,
+        created=started,
+        context=facts.context,
+        slots=facts.slots,
+        quantize=facts.quantize,
+        dtype=facts.dtype,
+        device=facts.device,
+        observer=facts.observer,
+        chat=facts.chat,
+        methods=methods_of(facts),
+    )
+
+
+def methods_of(facts: Facts) -> list[Method]:
+    """The methods the served models allow, the default one first."""
+    single: list[Method] = ["fast_detect", "perplexity", "log_rank"]
+    return ["binoculars", *single] if facts.observer else single
+
+
+def check_model(name: str | None, facts: Facts) -> None:
+    if name is not None and name != facts.name:
+        raise UnknownModel(f"model '{name}' is not served here; '{facts.name}' is", param="model")
