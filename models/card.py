@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-Chapters = list[list[str]]
+from models.corpus import Chapters
+
 REQUESTS = (
     "Tell me a story about a fox and a crow.",
     "Tell me a story about a princess and a dragon.",

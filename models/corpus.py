@@ -69,9 +69,10 @@ class Passage:
 
 
 Dialogue = list[dict[str, str]]
+Chapters = list[list[str]]  # chapters of paragraphs
 
 
-def read(folder: Path) -> list[list[str]]:
+def read(folder: Path) -> Chapters:
     """Every `*.txt.gz` of `folder` as chapters, each a list of paragraphs, in the order of the file names."""
     chapters = []
     for file in sorted(folder.glob("*.txt.gz")):
@@ -84,7 +85,7 @@ def sentences(text: str) -> list[str]:
     return SENTENCE_END.sub(lambda match: match.group().rstrip() + "\x00", text).split("\x00")
 
 
-def passages(chapters: list[list[str]], rng: random.Random) -> Iterator[Passage]:
+def passages(chapters: Chapters, rng: random.Random) -> Iterator[Passage]:
     """Cut chapters into runs of whole paragraphs of 50 to 190 words, the length drawn at random."""
     for chapter in chapters:
         runs, run, words, goal = [], [], 0, rng.randint(50, 150)
@@ -168,7 +169,7 @@ def speech(passage: Passage, rng: random.Random) -> Dialogue | None:
     return turn(rng.choice(SAYS).format(match.group(1)), "\n".join(tail.split("\n")[: rng.randint(1, 3)]))
 
 
-def dialogues(chapters: list[list[str]], seed: int) -> list[Dialogue]:
+def dialogues(chapters: Chapters, seed: int) -> list[Dialogue]:
     """One pass over the books as conversations, shuffled: stories asked for, continuations, people, speech, greetings."""
     rng = random.Random(seed)
     made: list[Dialogue] = []

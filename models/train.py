@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models import card, corpus
+from models.corpus import Chapters
 from models.vocabulary import CONTEXT, stream, train_tokenizer, with_bos
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 SYSTEM = ("You are a storyteller.", "You tell stories to children.", "You are a helpful assistant.", "Answer in the manner of an old book.")
 SEED = 20261121
 Batch = tuple[torch.Tensor, torch.Tensor]
-Chapters = list[list[str]]
 
 
 @dataclass(frozen=True, slots=True)

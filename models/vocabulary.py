@@ -4,6 +4,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from models.corpus import Chapters
+
 CONTEXT = 1024
 BOS, END = "<|endoftext|>", "<|end|>"
 SPECIAL = [BOS, END, "<|system|>", "<|user|>", "<|assistant|>"]
