@@ -63,12 +63,12 @@ def is_ready(url: str) -> bool:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[Running]:
+def serving(folder: Path, *arguments: str, page: bool = False) -> Iterator[Running]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / f"serve-{port}.log"
-    command = [sys.executable, "-m", "serve", "--port", str(port), "--ui.enabled", "false", *arguments]
+    command = [sys.executable, "-m", "serve", "--port", str(port), "--ui.enabled", str(page), *arguments]
     with log.open("wb") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT)
     running = Running(process, f"http://127.0.0.1:{port}", log)

@@ -1,0 +1,45 @@
+"""The whole product as a newcomer meets it: the bundled models, the real server, the page in a browser."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.serve.test_server import serving
+from tests.ui.test_page import CHROMIUM, FLAGS
+
+TEXT = (
+    "It was the best of days to be a fox. The sun lay on the stubble, the dogs were asleep in the yard, and the old crow who sat on the "
+    "gate had, as usual, a great deal to say about nothing at all. The fox listened with his head on one side, for he had learned that "
+    "those who talk with something in their beaks may be brought to drop it, and he was very fond of cheese. So he waited, and smiled."
+)
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with serving(tmp_path_factory.mktemp("whole"), page=True) as running, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(20_000)
+        page.goto(running.url)
+        expect(page.get_by_text("storyteller", exact=True)).to_be_visible(timeout=30_000)
+        yield page
+        browser.close()
+
+
+def test_a_newcomer_chats(page: Page) -> None:
+    box = page.get_by_label("Message", exact=True)
+    box.fill("Tell me a story about a fox and a crow.")
+    box.press("Enter")
+    expect(page.get_by_role("log")).to_contain_text(re.compile(r"\d+ tokens · [\d.,]+ tokens/s · TTFT [\d,]+ ms"), timeout=60_000)
+
+
+def test_a_newcomer_scores_a_text(page: Page) -> None:
+    page.get_by_role("tab", name="Score").click()
+    page.get_by_label("Text to score").fill(TEXT)
+    page.get_by_role("button", name="Score", exact=True).click()
+    expect(page.get_by_text("No calibration belongs to the served model")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text(re.compile("Binoculars"))).not_to_have_count(0)
