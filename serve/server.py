@@ -9,6 +9,7 @@ import contextlib
 import logging
 import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -86,11 +87,14 @@ class Server(litserve.LitServer):
 
     def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
         """New clients are refused at once: closing is not enough, as every forked process holds a copy of the socket."""
-        with contextlib.suppress(OSError, EOFError):
-            self._shutdown_event.set()  # or LitServe's monitor starts a worker anew that is just being ended
         for listening in getattr(self, "_listening", []):
             with contextlib.suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
+        # Or LitServe's monitor starts a worker anew that is just being ended. A thread of its own has a connection of its own to the
+        # manager: this one's may stand in the middle of the wait that the signal interrupted.
+        setting = threading.Thread(target=self._shutdown_event.set, daemon=True)
+        setting.start()
+        setting.join(GRACE_S)
         super()._perform_graceful_shutdown(*args, **kwargs)
 
 
