@@ -17,6 +17,7 @@ def main() -> None:
     try:
         settings = read(sys.argv[1:])
         logging.basicConfig(level=settings.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # the page's calls to this very server
         check_port(settings.server.host, settings.server.port)
         serve(settings)
     except KeyboardInterrupt:  # told to stop while the model was loading

@@ -169,4 +169,5 @@ async def _drain(router: Router, drain_s: float) -> None:
         await asyncio.sleep(DRAIN_CHECK_S)
     router.fail_all(NotReady("the server was told to stop and could not wait longer; send the request again"))
     await asyncio.sleep(DRAIN_CHECK_S)  # let the last lines of the last answers leave
-    uvicorn_server.force_exit = True
+    for connection in list(uvicorn_server.server_state.connections):
+        connection.transport.close()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.serve.test_server import serving
+from tests.serve.test_server import Running, serving
 from tests.ui.test_page import CHROMIUM, FLAGS
 
 TEXT = (
@@ -19,8 +19,14 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is no
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with serving(tmp_path_factory.mktemp("whole"), page=True) as running, sync_playwright() as playwright:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("whole"), page=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page(running: Running) -> Iterator[Page]:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(20_000)
@@ -43,3 +49,11 @@ def test_a_newcomer_scores_a_text(page: Page) -> None:
     page.get_by_role("button", name="Score", exact=True).click()
     expect(page.get_by_text("No calibration belongs to the served model")).to_be_visible(timeout=30_000)
     expect(page.get_by_text(re.compile("Binoculars"))).not_to_have_count(0)
+
+
+def test_a_stop_with_the_page_open_is_quick_and_quiet(page: Page, running: Running) -> None:
+    expect(page.get_by_role("tab", name="Score")).to_be_visible()
+    running.process.terminate()
+    assert running.process.wait(15) == 0
+    assert "Traceback" not in running.log.read_text()
+    assert TEXT[:30] not in running.log.read_text()
