@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,19 @@ def test_a_folder_without_a_tokenizer_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(SetupError, match="no tokenizer"):
         Tokenizer(str(tmp_path))
+
+
+def test_chats_and_texts_read_at_once_do_not_change_each_other(tokenizer: Tokenizer) -> None:
+    """How control tokens are read is a state of the library's tokenizer, not an argument of the call."""
+
+    def chat() -> tuple[int, ...]:
+        return tokenizer.encode("ab</s>", "prompt")
+
+    def read() -> tuple[int, ...]:
+        return tokenizer.read("ab</s>", "input").ids
+
+    wanted = {chat: chat(), read: read()}
+    assert wanted[chat] != wanted[read]
+    with ThreadPoolExecutor(4) as pool:
+        found = [(call, pool.submit(call)) for call in [chat, read] * 2000]
+        assert all(future.result() == wanted[call] for call, future in found)

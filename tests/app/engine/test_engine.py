@@ -9,7 +9,7 @@ from conftest import CONTEXT, VOCABULARY, letters, tiny
 from app.engine.engine import Engine, Limits
 from app.engine.flat import adopt
 from app.engine.request import Delta, Event, Failed, Generate, Sampling, Score, Scored, Window
-from app.errors import EngineFailed, UnsupportedModel
+from app.errors import UnsupportedModel
 from app.scoring.windows import windows
 
 NEW = 10
@@ -168,11 +168,17 @@ def test_an_end_token_and_a_stop_string_end_an_answer_and_are_not_part_of_it() -
     assert events[-1].finish == "stop"
 
 
-def test_a_failing_step_fails_what_is_in_flight_and_the_engine_goes_on() -> None:
+def test_a_step_that_runs_out_of_memory_fails_what_is_in_flight_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = create()
     engine.submit(Generate("a", (1, 2), 5))
     engine.submit(Score("b", (1, 2, 3), (Window(0, 3, 1),)))
-    events = engine.fail_all(EngineFailed("broken"))
-    assert {event.id for event in events if isinstance(event, Failed)} == {"a", "b"}
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise torch.OutOfMemoryError
+
+        patch.setattr(engine.performer, "forward", full)
+        events = engine.step()
+    assert {event.id for event in events if isinstance(event, Failed) and event.error.code == "engine_failed"} == {"a", "b"}
     engine.submit(Generate("c", (1, 2), 5))
     assert len(texts(drain(engine))["c"]) == 5

@@ -1,0 +1,55 @@
+"""The primitive against slow loops over whole vocabularies, and its chunks against no chunks."""
+
+import pytest
+import torch
+
+from app.scoring import statistics
+from app.scoring.statistics import columns
+
+
+def identity(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, targets = torch.randn(600, 50), torch.randint(50, (600,))
+    whole = columns(logits, targets, identity, (logits.flip(0), identity))
+    monkeypatch.setattr(statistics, "CHUNK", 7)
+    parts = columns(logits, targets, identity, (logits.flip(0), identity))
+    assert len(parts.logprob) == 600
+    assert parts.rank == whole.rank
+    for name in ("logprob", "mean", "variance", "cross_entropy"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), abs=1e-5)
+
+
+def test_each_column_is_its_definition() -> None:
+    logits, seen = torch.randn(5, 40) * 3, torch.randn(5, 40)
+    targets = torch.tensor([0, 3, 39, 7, 7])
+    found = columns(logits, targets, identity, (seen, identity))
+    p, q = logits.double().softmax(-1), seen.double().softmax(-1)
+    for row, target in enumerate(targets):
+        logs = p[row].log()
+        assert found.logprob[row] == pytest.approx(float(logs[target]), abs=1e-5)
+        assert found.rank[row] == 1 + sum(float(other) > float(logs[target]) for other in logs)
+        mean = sum(float(chance * log) for chance, log in zip(p[row], logs, strict=True))
+        assert found.mean[row] == pytest.approx(mean, abs=1e-5)
+        spread = sum(float(chance) * (float(log) - mean) ** 2 for chance, log in zip(p[row], logs, strict=True))
+        assert found.variance[row] == pytest.approx(spread, abs=1e-4)
+        assert found.cross_entropy[row] == pytest.approx(-float((q[row] * logs).sum()), abs=1e-5)
+
+
+def test_an_observer_whose_vocabulary_is_padded_further_is_cut_to_the_performers() -> None:
+    logits, seen, targets = torch.randn(4, 30), torch.randn(4, 34), torch.tensor([1, 2, 3, 4])
+    found = columns(logits, targets, identity, (seen, identity))
+    assert found == columns(logits, targets, identity, (seen[:, :30], identity))
+
+
+def test_a_certain_model_gives_no_nan() -> None:
+    logits = torch.full((2, 10), -1e9)
+    logits[:, 3] = 0.0
+    found = columns(logits, torch.tensor([3, 4]), identity)
+    assert found.logprob[0] == 0.0
+    assert found.rank == (1, 2)
+    assert found.mean == (0.0, 0.0)
+    assert found.variance == (0.0, 0.0)
+    assert found.cross_entropy == ()
