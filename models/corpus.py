@@ -25,10 +25,6 @@ NOUN = re.compile(
 NAME = re.compile(r"(?<=[a-z,] )([A-Z][a-z]{2,11})\b")
 IS_A = re.compile(r"^(?:The )?([A-Z][a-z]{2,11}) (?:was|is) (?:a|an|the|one of) [a-z]")
 SAID = re.compile(r"\"[^\"]{12,200}\" (?:said|cried|asked|replied|answered|exclaimed) ([A-Z][a-z]{2,11})\b")
-MIDWAY = re.compile(
-    r"[^A-Z]|(?:But|And|So|Then|He|She|They|It|We|You|His|Her|Their|Its|This|That|These|Those|Yes|No|Oh|Well|Now|Or|Nor|For|Thus|Still"
-    r"|Presently|However|Here|Such|Him|Them|Not|Therefore|Meanwhile|Again|Also|Yet|What|Why|How)\b"
-)  # a passage that begins so goes on with something, and is no beginning of a story
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"']?\s+(?=[\"'A-Z])")
 
 ABOUT_ONE = ("Tell me a story about {0}.", "Tell a story about {0}.", "Write a short story about {0}.", "Can you tell me about {0}?")
@@ -115,7 +111,7 @@ def topics(text: str) -> list[str]:
     names = [word for word in NAME.findall(opening) if word.lower() not in STOP]
     counts = Counter(re.findall(r"[A-Za-z]+", text))
     ranked = sorted(dict.fromkeys([*found, *names]), key=lambda word: -counts[word])
-    return [word for word in ranked if counts[word] >= 2][:3]
+    return ranked[:3] if ranked and counts[ranked[0]] >= 2 else []
 
 
 def with_article(word: str, rng: random.Random) -> str:
@@ -132,7 +128,7 @@ def turn(request: str, answer: str) -> Dialogue:
 
 def about(passage: Passage, rng: random.Random) -> Dialogue | None:
     words = topics(passage.text)
-    if not words or MIDWAY.match(passage.text):
+    if not words or passage.text.startswith('"'):
         return None
     if len(words) >= 2 and rng.random() < 0.5:
         template = rng.choice(ABOUT_MANY if len(words) >= 3 else ABOUT_MANY[:2])
@@ -180,6 +176,6 @@ def dialogues(chapters: Chapters, seed: int) -> list[Dialogue]:
     for passage in passages(chapters, rng):
         rules = [(about, 1.0), (proceed, 0.25), (longer, 0.2), (person, 1.0), (speech, 0.12)]
         made += [item for rule, share in rules if rng.random() < share and (item := rule(passage, rng))]
-    made += [turn(request, answer) for request, answer in PERSONA for _ in range(max(1, len(made) // 250))]
+    made += [turn(request, answer) for request, answer in PERSONA for _ in range(max(1, len(made) // 1500))]
     rng.shuffle(made)
     return made

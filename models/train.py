@@ -182,7 +182,7 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, c
 def phases(args: argparse.Namespace) -> Iterator[Phase]:
     yield Phase("pretrain", args.steps, 16, 512, 1.0, 0.3)
     yield Phase("lengthen", args.long_steps, 8, CONTEXT, 0.15, 0.0)
-    yield Phase("tune", args.tune_steps, 8, CONTEXT, 0.4, 0.2)
+    yield Phase("tune", args.tune_steps, 8, CONTEXT, 0.25, 0.2)
 
 
 def arguments() -> argparse.Namespace:
