@@ -19,6 +19,7 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
     "GPT2": ("GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
     "GPTNeoX": ("GPTNeoXForCausalLM", {**SMALL, "intermediate_size": 96}),
     "OPT": ("OPTForCausalLM", {**SMALL, "ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "Phi": ("PhiForCausalLM", {**SMALL, "intermediate_size": 96}),
     "Mistral": ("MistralForCausalLM", {**GATED, "sliding_window": 8}),
     "Falcon": ("FalconForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}),
     "Gemma2": ("Gemma2ForCausalLM", {**GATED, "head_dim": 16}),

@@ -40,7 +40,7 @@ def prompt(rng: random.Random, most: int = 40) -> tuple[int, ...]:
     return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, most)))
 
 
-@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Mistral"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"])
 @pytest.mark.parametrize("seed", range(3))
 def test_greedy_equals_generate_whenever_requests_arrive(name: str, seed: int) -> None:
     rng = random.Random(seed)
