@@ -78,22 +78,25 @@ def invalid(error: RequestValidationError) -> InvalidRequest:
     """
     found = error.errors()
     first = next((one for one in found if not one["type"].endswith("_type")), found[0])
-    name = str(first["loc"][-1])
-    path = [str(part) for part in first["loc"][1:-1] if str(part).replace("_", "").isalnum() and part not in {"str", "int"}]
-    path += [name] if len(first["loc"]) > 1 and (first["type"] == "extra_forbidden" or name.replace("_", "").isalnum()) else []
-    path = path[:-1] if path[-1:] in (["str"], ["int"]) and first["type"] != "extra_forbidden" else path
+    loc, extra = first["loc"][1:], first["type"] == "extra_forbidden"
+    path = [str(part) for place, part in enumerate(loc) if (extra and place == len(loc) - 1) or not _tag(str(part))]
     param = ".".join(path) or None
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
-    if first["type"] == "extra_forbidden":
-        known = name in UNSUPPORTED
-        sentence = f"parameter '{param}' is not supported by this server" if known else f"unknown parameter '{param or name}'"
+    if extra:
+        known = path[-1] in UNSUPPORTED
+        sentence = f"parameter '{param}' is not supported by this server" if known else f"unknown parameter '{param or ''}'"
         return InvalidRequest(sentence, param=param, code="unsupported_parameter" if known else "unknown_parameter")
     if first["type"] == "missing":
         return InvalidRequest(f"'{param}' is missing" if param else "the body is missing", param=param, code="missing_parameter")
     if param is None:
         return InvalidRequest(f"the body must be a JSON object: {first['msg']}", code="invalid_type")
     return InvalidRequest(f"'{param}': {first['msg'].removeprefix('Value error, ')}", param=param)
+
+
+def _tag(part: str) -> bool:
+    """Whether a part of pydantic's path names a member of a union (`str`, `list[TextPart]`) and no field."""
+    return part in {"str", "int"} or not part.replace("_", "").isalnum()
 
 
 def install(app: FastAPI, max_body_bytes: int) -> None:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -148,7 +148,7 @@ async def _generate(
             id=f"{id}/{place * body.n + copy}",
             prompt=prompt,
             max_tokens=most,
-            sampling=_seeded(sampling, copy),
+            sampling=replace(sampling, seed=sampling.seed + copy),
             stop=body.stop_words,
         )
         for place, (prompt, most) in enumerate(zip(prompts, room, strict=True))
@@ -243,10 +243,6 @@ def _room(prompt: tuple[int, ...], limit: int | None, facts: Facts, param: str) 
             param="max_tokens",
         )
     return left if limit is None else limit
-
-
-def _seeded(sampling: Sampling, copy: int) -> Sampling:
-    return sampling if copy == 0 else Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed + copy)
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
+from serving import Running, serving
 
-from tests.serve.test_server import Running, serving
 from tests.ui.test_page import CHROMIUM, FLAGS
 
 TEXT = (

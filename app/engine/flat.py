@@ -75,8 +75,8 @@ def adopt(model: PreTrainedModel, slots: int | None, context: int) -> FlatModel:
     return flat
 
 
-def kv_bytes(attention: SlotAttention, slots: int, context: int, dtype: torch.dtype) -> int:
-    return slots * context * dtype.itemsize * sum(heads * (key + value) for heads, key, value in attention.shapes.values())
+def slot_bytes(attention: SlotAttention, context: int, dtype: torch.dtype) -> int:
+    return context * dtype.itemsize * sum(heads * (key + value) for heads, key, value in attention.shapes.values())
 
 
 def _in_pieces(flat: FlatModel, ids: list[int], context: int) -> torch.Tensor:
@@ -99,7 +99,7 @@ def _compare(name: str, how: str, found: torch.Tensor, wanted: torch.Tensor) -> 
 
 def _fitting(attention: SlotAttention, slots: int | None, context: int, dtype: torch.dtype, device: torch.device) -> int:
     """The slots to allocate: those asked for if they fit, else as many as fit into most of what is free."""
-    one, free = kv_bytes(attention, 1, context, dtype), free_bytes(device)
+    one, free = slot_bytes(attention, context, dtype), free_bytes(device)
     fits = int(free * (1.0 if slots else SHARE) // one)
     if fits >= (slots or 1):
         return slots or min(MOST, fits)

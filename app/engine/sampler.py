@@ -54,11 +54,8 @@ def _nucleus_floor(scores: torch.Tensor, rows: Sequence[Sampling]) -> torch.Tens
         top_p = _column(scores, [rows[i].top_p for i in asking])
         size = ((mass < top_p) & inside).sum(-1, keepdim=True) + 1  # tokens that reach top_p
         size = torch.where(top_p < 1.0, size.minimum(counts), counts)
-        done = (size <= head).squeeze(-1) | (head == vocab)
         found = best.gather(-1, size.clamp(max=head) - 1)
-        unlimited = (top_p >= 1.0) & (counts == vocab)
-        found = torch.where(unlimited, -torch.inf, found)
-        finished = done.tolist()
+        finished = (size <= head).squeeze(-1).tolist()  # all of them when the head is the whole vocabulary
         for place, index in enumerate(asking):
             if finished[place]:
                 floors[index] = found[place]

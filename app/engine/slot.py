@@ -41,16 +41,17 @@ class Slot:
         assert self.request is not None and self.detokenizer is not None and self.stopper is not None
         self.tokens.append(token)
         if token in ends:
-            return self._rest(), "stop"
+            return self._rest()[0], "stop"
         text, stopped = self.stopper.push(self.detokenizer.push(token))
         if stopped:
             return text, "stop"
         if self.generated >= self.request.max_tokens:
-            rest, stopped = self.stopper.push(self.detokenizer.flush())
-            return text + rest + self.stopper.flush(), "stop" if stopped else "length"
+            rest, stopped = self._rest()
+            return text + rest, "stop" if stopped else "length"
         return text, None
 
-    def _rest(self) -> str:
+    def _rest(self) -> tuple[str, bool]:
+        """What was held back and is text after all, and whether a stop string was met in it."""
         assert self.detokenizer is not None and self.stopper is not None
         text, stopped = self.stopper.push(self.detokenizer.flush())
-        return text if stopped else text + self.stopper.flush()
+        return text + self.stopper.flush(), stopped

@@ -1,0 +1,79 @@
+"""A server in a process of its own, and what tests do to it: shared by the tests of serve and of the whole."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+START_S = 90
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass
+class Running:
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def worker(self) -> psutil.Process:
+        """The process that holds the model: the spawned one that is not the resource tracker."""
+        return next(child for child in self.children() if "spawn_main" in " ".join(child.cmdline()))
+
+    def wait_ready(self, seconds: float = START_S) -> None:
+        wait_for(lambda: self.process.poll() is not None or is_ready(self.url), seconds)
+        assert self.process.poll() is None, self.log.read_text()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str, page: bool = False) -> Iterator[Running]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / f"serve-{port}.log"
+    command = [sys.executable, "-m", "serve", "--port", str(port), "--ui.enabled", str(page), *arguments]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT)
+    running = Running(process, f"http://127.0.0.1:{port}", log)
+    family: list[psutil.Process] = []
+    try:
+        running.wait_ready()
+        family = running.children()
+        yield running
+    finally:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for child in psutil.wait_procs(family, timeout=5)[1]:
+            child.kill()
