@@ -58,8 +58,13 @@ load: $(DEV) ## push a running server: URL= USERS= DURATION=
 	@$(BIN)/python -m locust -f loadtest/locustfile.py --headless --only-summary --host $(URL) \
 		--users $(USERS) --spawn-rate $(USERS) --run-time $(DURATION) --stop-timeout 60
 
-bench: $(DEV) ## measure a running server: URL= CLIENTS="1 8 32"
+bench: $(DEV) ## Litmus beside its peers: MODEL= GGUF= LLAMA= ROWS="1 4" BENCH=more options; or a running server: URL= CLIENTS="1 8 32"
+ifeq ($(origin URL),file)
+	@$(BIN)/python -m loadtest.engine $(if $(MODEL),--model "$(MODEL)") $(if $(GGUF),--gguf "$(GGUF)") \
+		$(if $(LLAMA),--llama-server "$(LLAMA)") $(if $(ROWS),--rows $(ROWS)) $(BENCH)
+else
 	@$(BIN)/python -m loadtest.bench --url $(URL) --clients $(CLIENTS)
+endif
 
 notebooks: $(DEV) ## execute every notebook into runs/notebooks/
 	@mkdir -p runs/notebooks

@@ -1,12 +1,12 @@
-"""From settings to a running engine, in the worker process. Weights may be plain or quantized by bitsandbytes (int8, nf4, fp4),
-on a CPU or one CUDA device. Everything that cannot be served ends in a `SetupError` with a sentence.
+"""From settings to a running engine, in the worker process. Weights may be plain, quantized by bitsandbytes (int8, nf4, fp4), on a
+CPU or one CUDA device, or rounded to int4 on a CPU. Everything that cannot be served ends in a `SetupError` with a sentence.
 """
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from app.engine.engine import Engine, Limits
-from app.engine.flat import FlatModel, adopt
+from app.engine.flat import FlatModel, Room, adopt
 from app.engine.request import Facts, Generate, Sampling, Score, Window
 from app.errors import SetupError
 from app.settings import ModelSettings
@@ -16,10 +16,25 @@ SMALL = 64_000_000  # parameters up to which a CPU serves float32: as fast, and 
 
 
 def warm_up(engine: Engine) -> None:
-    """Run every kind of row once with every slot busy, so that no client pays for what the libraries do on a first call."""
-    for index in range(len(engine.scheduler.slots)):
-        engine.submit(Generate(f"warm-{index}", (0,) * 8, 2, Sampling(seed=index)))
-    engine.submit(Score("warm-score", (0,) * 32, (Window(0, 32, 1),), engine.observer is not None))
+    """Run every kind of row with one slot, with every power of two and with all of them, greedy and drawn, and a text: no client pays
+    for what the libraries do when they first meet a shape, and the pace is known before the first request.
+    """
+    slots = engine.limits.slots
+    for round_, rows in enumerate(sorted({1 << digits for digits in range(slots.bit_length())} | {slots})):
+        for index in range(rows):
+            engine.submit(
+                Generate(f"warm-{round_}/{index}", (index % 2,) * 8, 4, Sampling(temperature=float(index % 2), top_p=0.9), ignore_eos=True)
+            )
+        _drain(engine)
+    most = min(engine.limits.context, engine.limits.step_tokens)
+    engine.submit(Generate("warm-prompt", (0,) * (most - 1), 1))
+    _drain(engine)
+    engine.submit(Score("warm-text", (0,) * most, (Window(0, most, 1),), engine.observer is not None))
+    _drain(engine)
+    engine.scheduler.forget()
+
+
+def _drain(engine: Engine) -> None:
     while not engine.idle:
         engine.step()
 
@@ -39,6 +54,8 @@ def create_engine(settings: ModelSettings) -> tuple[Engine, Facts]:
     device = resolve_device(settings.device)
     if settings.quantize != "none" and settings.dtype == "float16" and device.type == "cpu":
         raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
+    if settings.quantize == "int4" and device.type != "cpu":
+        raise SetupError(f"model.quantize: int4 is a kernel of the CPU; on {device} use nf4")
     path = settings.observer_path
     context = min(settings.context, _context("model.path", settings.path))
     observer = None
@@ -47,14 +64,13 @@ def create_engine(settings: ModelSettings) -> tuple[Engine, Facts]:
         context = min(context, _context("model.observer", path))
         observer = _adopt(path, settings, device, 0, context)
     performer = _adopt(settings.path, settings, device, settings.slots, context)
-    slots = performer.attention.slots
-    limits = Limits(slots, context, settings.step_tokens)
+    limits = Limits(performer.slots, context, settings.step_tokens, settings.stretch)
     engine = Engine(performer, tokenizer.decode, tokenizer.ends(), limits, observer)
     warm_up(engine)
     facts = Facts(
         name=settings.served_name,
         context=context,
-        slots=slots,
+        slots=performer.slots,
         quantize=settings.quantize,
         dtype=str(performer.model.dtype).removeprefix("torch."),
         device=str(device),
@@ -67,7 +83,7 @@ def create_engine(settings: ModelSettings) -> tuple[Engine, Facts]:
 def _adopt(path: str, settings: ModelSettings, device: torch.device, slots: int | None, context: int) -> FlatModel:
     model = _load(path, settings, device)
     try:
-        return adopt(model, slots, context)
+        return adopt(model, Room(slots, context, settings.step_tokens), settings.quantize == "int4")
     except RuntimeError as error:  # bitsandbytes finds out in the first forward that a layer's shape has no kernel on this device
         raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
 
@@ -89,7 +105,7 @@ def _load(path: str, settings: ModelSettings, device: torch.device) -> PreTraine
 
 
 def _quantization(settings: ModelSettings, dtype: object) -> BitsAndBytesConfig | None:
-    if settings.quantize == "none":
+    if settings.quantize in {"none", "int4"}:
         return None
     if settings.quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)

@@ -4,13 +4,15 @@ Lives in the API process (to refuse what cannot be served before it is queued) a
 """
 
 import json
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
@@ -23,6 +25,30 @@ class Encoded:
 
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
+
+    def starts(self) -> Iterator[int]:
+        """Where each token begins, the blanks that some tokenizers leave out of their offsets counted to the token behind them."""
+        end = 0
+        for first, last in self.offsets:
+            yield min(first, end) if last else end
+            end = max(end, last)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token by itself. `data` are its bytes within a text, `opening` those where a text begins with it: some leave a blank out."""
+
+    data: bytes
+    opening: bytes
+    control: bool  # not shown in an answer
+
+    @property
+    def text(self) -> str:
+        """As OpenAI spells it: bytes that are no characters as `bytes:\\xe7\\x8c`."""
+        try:
+            return self.data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.data)
 
 
 class Tokenizer:
@@ -37,6 +63,9 @@ class Tokenizer:
             raise SetupError(f"{path}: its tokenizer has no tokenizer.json; Litmus needs one for character offsets")
         self.defaults = generation_defaults(path)
         self.chats = bool(self.base.chat_template)
+        self._pieces: dict[int, Piece] = {}
+        self._controls = {id: token.content for id, token in self.base.added_tokens_decoder.items() if token.special}
+        self._decoders = decoder_types(self.base)
         self._lock = threading.Lock()  # how special tokens are read is a state of the one tokenizer, not an argument of the call
 
     def ends(self) -> frozenset[int]:
@@ -64,18 +93,71 @@ class Tokenizer:
         with self._lock:
             return tuple(self.base.encode(text, split_special_tokens=False))
 
-    def read(self, text: str, param: str) -> Encoded:
-        """Ids and offsets for scoring; names of control tokens inside the text are read as plain text."""
+    def read(self, text: str, param: str, plain: bool = True) -> Encoded:
+        """Ids and offsets; if `plain`, as for scoring, names of control tokens inside the text are read as text."""
         check_unicode(text, param)
         with self._lock:
-            out = self.base(text, return_offsets_mapping=True, split_special_tokens=True)
+            out = self.base(text, return_offsets_mapping=True, split_special_tokens=plain)
         return Encoded(tuple(out["input_ids"]), tuple((int(start), int(end)) for start, end in out["offset_mapping"]))
 
     def decode(self, ids: list[int]) -> str:
-        return str(self.base.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self.base.backend_tokenizer.decode(ids, skip_special_tokens=True))
+
+    def sequences(self, word: str, param: str) -> list[tuple[int, ...]]:
+        """The tokens of a word where a text begins with it, and where it follows a blank if those do not end with the same."""
+        check_unicode(word, param)
+        bare = word.lstrip() or word
+        with self._lock:
+            first, inner = (
+                tuple(self.base.encode(text, add_special_tokens=False, split_special_tokens=False)) for text in (bare, f" {bare}")
+            )
+        return [tokens for tokens in ((first,) if inner[-len(first) :] == first else (first, inner)) if tokens]
+
+    def piece(self, id: int) -> Piece:
+        """A token's own text and bytes; nothing for an id without a token, which the model may have room for."""
+        found = self._pieces.get(id)
+        if found is None:
+            found = self._pieces[id] = self._piece(id)
+        return found
+
+    def _piece(self, id: int) -> Piece:
+        token = self.base.backend_tokenizer.id_to_token(id)
+        if token is None or id in self._controls:
+            return Piece(self._controls.get(id, "").encode(), b"", True)
+        if "ByteLevel" in self._decoders:
+            known = all(letter in BYTES for letter in token)
+            data = bytes(BYTES[letter] for letter in token) if known else token.encode()
+            return Piece(data, data, False)
+        byte = re.fullmatch("<0x([0-9A-Fa-f]{2})>", token)
+        if byte and "ByteFallback" in self._decoders:
+            data = bytes.fromhex(byte[1])
+            return Piece(data, data, False)
+        decoder = self.base.backend_tokenizer.decoder
+        opening = token if decoder is None else decoder.decode([token])
+        twice = token * 2 if decoder is None else decoder.decode([token, token])
+        return Piece(twice[len(opening) :].encode(), opening.encode(), False)  # what the second one adds
 
     def __len__(self) -> int:
         return len(self.base)
+
+
+def byte_letters() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for: itself, or for the unprintable ones the next beyond 255."""
+    letters = sorted(ByteLevel.alphabet())
+    plain = [letter for letter in letters if ord(letter) < 256]
+    others = [byte for byte in range(256) if chr(byte) not in plain]
+    return {letter: ord(letter) for letter in plain} | dict(zip(letters[len(plain) :], others, strict=True))
+
+
+BYTES = byte_letters()
+
+
+def decoder_types(base: PreTrainedTokenizerBase) -> frozenset[str]:
+    decoder = base.backend_tokenizer.decoder
+    if decoder is None:
+        return frozenset()
+    parts = json.loads(decoder.__getstate__())
+    return frozenset(part["type"] for part in [parts, *parts.get("decoders", [])])
 
 
 def check_unicode(text: str, param: str) -> None:

@@ -74,6 +74,7 @@ class Stream:
     usage: dict[str, int] | None = None
     done: bool = False
     error: str | None = None
+    text: str = ""
 
     def feed(self, data: bytes, at_s: float) -> None:
         *lines, self.rest = (self.rest + data).split(b"\n")
@@ -97,11 +98,14 @@ class Stream:
 
     def _event(self, event: dict[str, Any], at_s: float) -> None:
         if "error" in event:
-            self.error = f"error event: {event['error'].get('code') or event['error'].get('message')}"
+            error = event["error"]
+            self.error = f"error event: {error if isinstance(error, str) else error.get('code') or error.get('message')}"
         if event.get("usage"):
             self.usage = event["usage"]
-        if any(choice["delta"].get("content") for choice in event.get("choices", ())):
+        text = "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
+        if text:
             self.deltas_s.append(at_s)
+            self.text += text
 
     def record(self, end_s: float) -> Record:
         deltas = self.deltas_s

@@ -22,6 +22,10 @@ class Run:
     def add(self, record: Record) -> None:
         self._write(record.line())
 
+    def note(self, facts: dict[str, Any]) -> None:
+        """A line that is no request."""
+        self._write(json.dumps(facts))
+
     def _write(self, line: str) -> None:
         self.file.write(line + "\n")
         self.file.flush()
@@ -36,7 +40,7 @@ def create_run(folder: Path, tool: str, facts: dict[str, Any]) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{tool}-{now:%Y%m%dT%H%M%S%f}Z.jsonl"
     run = Run(path, path.open("x", encoding="utf-8"))
-    run._write(json.dumps({"kind": "manifest", "tool": tool, "time": now.isoformat(timespec="seconds"), **facts, **machine()}))
+    run.note({"kind": "manifest", "tool": tool, "time": now.isoformat(timespec="seconds"), **facts, **machine()})
     return run
 
 

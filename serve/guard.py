@@ -18,9 +18,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 16  # a body up to this many times the limit is read to its end, so that its sender gets to see the answer
 UNSUPPORTED = frozenset(
-    "audio best_of echo frequency_penalty function_call functions logit_bias logprobs metadata modalities moderation parallel_tool_calls "
-    "prediction presence_penalty prompt_cache_key reasoning_effort response_format safety_identifier service_tier store suffix "
-    "tool_choice tools top_logprobs user verbosity web_search_options".split()
+    "audio function_call functions metadata modalities moderation parallel_tool_calls prediction prompt_cache_key reasoning_effort "
+    "response_format safety_identifier store suffix tool_choice tools user verbosity web_search_options".split()
 )
 
 

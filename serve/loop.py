@@ -1,6 +1,7 @@
 """The worker process: a LitServe loop that keeps the engine stepping and never waits for one request.
 
-Messages in: `(pid, job)` or `(pid, id)` to cancel, meant for the worker with that pid; whatever was meant for a dead one is dropped.
+Messages in: `(pid, job)`, `(pid, id)` to cancel, `(pid, Inspect)` to ask, meant for the worker with that pid; whatever was meant for
+a dead one is dropped.
 Messages out: one item a step, a list of events, under one well-known uid. Knows no HTTP.
 """
 
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import litserve
@@ -19,7 +21,7 @@ from litserve.loops.base import LitLoop
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType
 
-from app.engine.request import Facts, Generate, Score
+from app.engine.request import Facts, Inspect, Job
 from app.errors import SetupError
 from app.settings import ModelSettings
 
@@ -87,19 +89,21 @@ class EngineLoop(LitLoop):
         send((os.getpid(), lit_api.facts))
         while not (leaving and engine.idle):
             for message in inbox.take(wait=engine.idle):
-                _obey(engine, message)
+                _obey(engine, message, send)
             events = engine.step()
             if events:
                 send(events)
         sys.exit(0)
 
 
-def _obey(engine: "Engine", message: tuple[int, Generate | Score | str]) -> None:
+def _obey(engine: "Engine", message: tuple[int, Job | Inspect | str], send: Callable[[object], None]) -> None:
     pid, content = message
     if pid != os.getpid():
         return
     if isinstance(content, str):
         engine.cancel(content)
+    elif isinstance(content, Inspect):
+        send([engine.report(content.id)])
     else:
         engine.submit(content)
 

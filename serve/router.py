@@ -8,19 +8,22 @@ import asyncio
 import contextlib
 import logging
 import os
+import uuid
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import psutil
 
-from app.engine.request import Delta, Event, Facts, Failed, Generate, Score
+from app.engine.request import Delta, Event, Facts, Failed, Inspect, Job, Report, Waiting
 from app.errors import InvalidRequest, LitmusError, NotReady, QueueFull, WorkerDied
 
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.2
 DIED = "the model's process died; a new one is starting, send the request again"
-Job = Generate | Score
+NONE = "the model is not loaded at the moment; /ready says when"
+BUSY = "the engine did not answer in time: it is in the middle of a long step, ask again in a moment"
+REPORT_S = 2.0
 
 
 class Ticket:
@@ -33,9 +36,14 @@ class Ticket:
     async def __aiter__(self) -> AsyncIterator[Event]:
         while self.open:
             event = await self.events.get()
-            if not isinstance(event, Delta) or event.finish is not None:
+            if _ends(event):
                 self.open.discard(event.id)
             yield event
+
+
+def _ends(event: Event) -> bool:
+    """Whether its job is over."""
+    return event.finish is not None if isinstance(event, Delta) else not isinstance(event, Waiting)
 
 
 class Router:
@@ -46,6 +54,7 @@ class Router:
         self._max_waiting = max_waiting
         self._worker: psutil.Process | None = None
         self._tickets: dict[str, Ticket] = {}
+        self._asked: dict[str, asyncio.Future[Report]] = {}
 
     @property
     def in_flight(self) -> int:
@@ -76,10 +85,24 @@ class Router:
                     with contextlib.suppress(OSError, EOFError):  # the queue's own process has gone: there is nobody to tell
                         self.request_queue.put((worker, job.id))
 
+    async def report(self) -> Report:
+        """How the engine stands. Takes no place in the queue. Raises `NotReady` when no worker answers."""
+        if self._worker is None:
+            raise NotReady(NONE)
+        question = Inspect(f"inspect-{uuid.uuid4().hex}")
+        answer = self._asked[question.id] = asyncio.get_running_loop().create_future()
+        try:
+            self.request_queue.put((self._worker.pid, question))
+            return await asyncio.wait_for(answer, REPORT_S)
+        except TimeoutError:
+            raise NotReady(BUSY) from None
+        finally:
+            del self._asked[question.id]
+
     def _admit(self, jobs: list[Job]) -> int:
         """Raises `NotReady`, `QueueFull`, or `InvalidRequest` for what can never fit. Returns the worker's pid."""
         if self._worker is None or self.draining:
-            raise NotReady("the server is shutting down" if self.draining else "the model is not loaded at the moment; /ready says when")
+            raise NotReady("the server is shutting down" if self.draining else NONE)
         room = self.served().slots + self._max_waiting
         if len(jobs) > room:
             raise InvalidRequest(f"{len(jobs)} answers or texts in one request, but at most {room} may be in flight: send fewer")
@@ -100,9 +123,17 @@ class Router:
             log.info("worker %d serves %s (%s, %s)", data[0], data[1].name, data[1].dtype, data[1].device)
             return
         for event in data:
+            if isinstance(event, Report):
+                self._answer(event)
+                continue
             ticket = self._tickets.get(event.id)
             if ticket is not None:
                 ticket.events.put_nowait(event)
+
+    def _answer(self, report: Report) -> None:
+        asked = self._asked.get(report.id)
+        if asked is not None and not asked.done():
+            asked.set_result(report)
 
     async def watch(self) -> None:
         """Runs as long as the server: fails what a dead worker held, and ends everything when the main process is gone."""
@@ -125,6 +156,9 @@ class Router:
         """End everything in flight with `error`."""
         for id, ticket in self._tickets.items():
             ticket.events.put_nowait(Failed(id, error))
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(error)
 
 
 def _dead(process: psutil.Process) -> bool:

@@ -1,13 +1,13 @@
-"""The routes that tell: is it alive, is it ready, what is served. Knows no engine and no queue."""
+"""The routes that tell: is it alive, is it ready, what is served, what do its slots hold. Knows no engine and no queue."""
 
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from app.engine.request import Facts
+from app.engine.request import Facts, Report
 from app.errors import UnknownModel
-from app.schemas import ErrorResponse, Health, Method, ModelCard, ModelList, Readiness
+from app.schemas import DecisionState, ErrorResponse, Health, Method, ModelCard, ModelList, Readiness, SlotList, SlotState, WaitingState
 from serve.router import Router
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -34,6 +34,10 @@ def add_state(routes: APIRouter, router: Router, started: int) -> None:
         status = "ready" if router.ready else "draining" if router.draining else "loading"
         return JSONResponse({"status": status}, 200 if router.ready else 503)
 
+    @routes.get("/slots", tags=["state"], summary="What do the slots hold, and why?", responses={503: ERRORS[503]})
+    async def slots() -> SlotList:
+        return slots_of(await router.report(), router.served())
+
     @routes.get("/v1/models", tags=["models"], summary="What is served, and how")
     async def models() -> ModelList:
         return ModelList(data=[card_of(router.served(), started)])
@@ -56,6 +60,37 @@ def card_of(facts: Facts, started: int) -> ModelCard:
         observer=facts.observer,
         chat=facts.chat,
         methods=methods_of(facts),
+    )
+
+
+def slots_of(report: Report, facts: Facts) -> SlotList:
+    return SlotList(
+        model=facts.name,
+        slots=[
+            SlotState(
+                slot=one.slot,
+                stage=one.stage,
+                request=one.request,
+                prompt_tokens=one.prompt_tokens,
+                cached_tokens=one.cached_tokens,
+                generated_tokens=one.generated_tokens,
+            )
+            for one in report.slots
+        ],
+        waiting=[WaitingState(request=one.id, position=one.position, eta_s=one.wait_s) for one in report.waiting],
+        texts=report.texts,
+        decisions=[
+            DecisionState(
+                at=one.at_s,
+                request=one.request,
+                slot=one.slot,
+                reason=one.reason,
+                waited_s=one.waited_s,
+                reused_tokens=one.reused_tokens,
+                prompt_tokens=one.prompt_tokens,
+            )
+            for one in report.decisions
+        ],
     )
 
 

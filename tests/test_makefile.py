@@ -38,6 +38,14 @@ def test_run_passes_on_what_is_given_and_nothing_else():
     assert "exec .venv/bin/python" in shown, "a signal has to reach python"
 
 
+def test_bench_compares_unless_a_server_is_named():
+    assert "-m loadtest.engine" in make("bench") and "--" not in make("bench").rpartition("-m loadtest.engine")[2]
+    shown = make("bench", "MODEL=folder", "GGUF=a.gguf", "ROWS=1 4", "BENCH=--quick").rpartition("-m loadtest.engine")[2]
+    assert shown.replace("\\\n", " ").split() == ["--model", '"folder"', "--gguf", '"a.gguf"', "--rows", "1", "4", "--quick"]
+    shown = make("bench", "URL=http://host:1")
+    assert "-m loadtest.bench --url http://host:1 --clients 1 8 32" in shown and "loadtest.engine" not in shown
+
+
 def test_running_needs_no_test_tools():
     assert "requirements-dev" not in make("--always-make", "install")
     assert "requirements-dev" in make("--always-make", "check")

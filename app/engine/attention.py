@@ -5,44 +5,17 @@ told by a `Layout`, before each forward, which rows of the step belong to which 
 """
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from app.engine.layout import Decodes, Layout, Span
 from app.errors import UnsupportedModel
 
-ROUND = 64  # cached keys are read up to a multiple of this
 _numbers = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Rows `[first, last)` of the step are positions `[start, end)` of one sequence; `slot` is None for a text that is only read."""
-
-    first: int
-    last: int
-    start: int
-    slot: int | None
-
-    @property
-    def end(self) -> int:
-        return self.start + self.last - self.first
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The step's rows in order: one row a decoding slot, then spans with a slot, then spans without."""
-
-    decode_slots: torch.Tensor  # [decodes]
-    decode_positions: torch.Tensor  # [decodes]
-    spans: tuple[Span, ...]
-    cached_slots: torch.Tensor  # [cached] slot of every row that is written to the cache: the first rows of the step
-    cached_positions: torch.Tensor  # [cached]
-    longest: int  # keys that the longest decode row sees, rounded up
-    adjacent: bool  # the decode slots are 0, 1, 2, ...: their cache rows need no gathering
 
 
 class SlotAttention:
@@ -57,15 +30,20 @@ class SlotAttention:
         AttentionInterface.register(self.name, self)
         AttentionMaskInterface.register(self.name, _no_mask)
 
-    @property
-    def slots(self) -> int:
-        return next(iter(self.keys.values())).shape[0] if self.keys else 0
-
     def allocate(self, slots: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
         """Make the cache for the layers seen so far. `torch.zeros` on a CPU takes no memory before it is written."""
         for layer, (heads, key_dim, value_dim) in self.shapes.items():
             self.keys[layer] = torch.zeros(slots, heads, context, key_dim, dtype=dtype, device=device)
             self.values[layer] = torch.zeros(slots, heads, context, value_dim, dtype=dtype, device=device)
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int], start: int, end: int) -> None:
+        """Positions `[start, end)` of `targets[i]` become those of `sources[i]` as they were before."""
+        pairs = [(source, target) for source, target in zip(sources, targets, strict=True) if source != target]
+        if not pairs or start >= end:
+            return
+        taken, given = [source for source, _ in pairs], [target for _, target in pairs]
+        for cache in (*self.keys.values(), *self.values.values()):
+            cache[given, :, start:end] = cache[taken, :, start:end]
 
     def __call__(  # noqa: PLR0913  (the signature is transformers')
         self,
@@ -80,79 +58,75 @@ class SlotAttention:
         s_aux: torch.Tensor | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
-        layout, layer = self.layout, int(module.layer_idx)  # type: ignore[arg-type]
-        if layout is None:
-            raise UnsupportedModel("attention was called outside a step of the engine")
         if softcap is not None or s_aux is not None:
             raise UnsupportedModel(f"{type(module).__name__} cannot be served: its attention has soft-capped scores or sinks")
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
         self.shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
-        rows, heads = query.shape[2], query.shape[1]
-        out = torch.empty(rows, heads, value.shape[3], dtype=query.dtype, device=query.device)
-        cached = layout.cached_slots.numel()
-        if cached:
-            self.keys[layer][layout.cached_slots, :, layout.cached_positions] = key[0, :, :cached].transpose(0, 1)
-            self.values[layer][layout.cached_slots, :, layout.cached_positions] = value[0, :, :cached].transpose(0, 1)
-        decodes = layout.decode_slots.numel()
-        if decodes:
-            out[:decodes] = self._decode(layer, query[0, :, :decodes], layout, scaling, sliding_window)
+        rows = [part[0].transpose(0, 1) for part in (query, key, value)]
+        return self.attend(layer, rows[0], rows[1], rows[2], (scaling, sliding_window))[None], None
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: tuple[float | None, int | None]
+    ) -> torch.Tensor:
+        """`query` `[rows, heads, dim]`, `key` and `value` `[rows, kv_heads, dim]` to `[rows, heads, dim]`. `how` is the scale of the
+        scores (None: 1 / sqrt(dim)) and the sliding window in tokens (None: everything before is seen).
+        """
+        layout = self.layout
+        if layout is None:
+            raise UnsupportedModel("attention was called outside a step of the engine")
+        count = layout.decodes
+        if count:
+            self._write(layer, layout, key[:count], value[:count])
+        if count == len(query) and len(layout.groups) == 1:
+            return self._decode(layer, query, layout.groups[0], how)
+        out = torch.empty(len(query), query.shape[1], value.shape[2], dtype=query.dtype, device=query.device)
+        for group in layout.groups:
+            out[group.rows] = self._decode(layer, query[group.rows], group, how)
         for span in layout.spans:
             here = slice(span.first, span.last)
-            if span.slot is None:
-                k, v = key[:, :, here], value[:, :, here]
-            else:
-                k = self.keys[layer][span.slot : span.slot + 1, :, : span.end]
-                v = self.values[layer][span.slot : span.slot + 1, :, : span.end]
-            out[here] = _attend_span(query[:, :, here], k, v, span, scaling, sliding_window)
-        return out[None], None
+            out[here] = self._span(layer, query[here], key[here], value[here], span, how)
+        return out
 
-    def _decode(self, layer: int, query: torch.Tensor, layout: Layout, scaling: float | None, window: int | None) -> torch.Tensor:
-        """`query` `[heads, decodes, dim]` to `[decodes, heads, dim]`: each row over its own slot's keys up to its position."""
-        heads, decodes, dim = query.shape
-        keys, values = self.keys[layer][:, :, : layout.longest], self.values[layer][:, :, : layout.longest]
-        k, v = (keys[:decodes], values[:decodes]) if layout.adjacent else (keys[layout.decode_slots], values[layout.decode_slots])
-        grouped = query.transpose(0, 1).reshape(decodes, k.shape[1], heads // k.shape[1], dim)
-        at = torch.arange(layout.longest, device=query.device)
-        last = layout.decode_positions[:, None]
-        seen = at <= last if window is None else (at <= last) & (at > last - window)  # [decodes, longest]
-        attended = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen[:, None, None], scale=scaling)
-        return attended.reshape(decodes, heads, -1)
+    def _write(self, layer: int, layout: Layout, key: torch.Tensor, value: torch.Tensor) -> None:
+        if layout.decodes == 1:  # an index is several times as dear as a view
+            slot, position = layout.single
+            self.keys[layer][slot, :, position] = key[0]
+            self.values[layer][slot, :, position] = value[0]
+        else:
+            self.keys[layer][layout.slots, :, layout.positions] = key
+            self.values[layer][layout.slots, :, layout.positions] = value
 
+    def _decode(self, layer: int, query: torch.Tensor, group: Decodes, how: tuple[float | None, int | None]) -> torch.Tensor:
+        """`query` `[rows, heads, dim]` to the same: each row over its own slot's keys up to its position."""
+        scaling, window = how
+        rows, heads, dim = query.shape
+        k = self.keys[layer][:, :, : group.longest][group.slots]
+        v = self.values[layer][:, :, : group.longest][group.slots]
+        grouped = query.reshape(rows, k.shape[1], heads // k.shape[1], dim)
+        mask = group.mask(window, query.dtype)
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scaling).reshape(rows, heads, -1)
 
-def _attend_span(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: Span, scaling: float | None, window: int | None
-) -> torch.Tensor:
-    """Causal attention of consecutive positions of one sequence: `[1, heads, rows, dim]` to `[rows, heads, dim]`."""
-    plain = span.start == 0 and (window is None or span.end <= window)
-    mask = None
-    if not plain:
-        at = torch.arange(span.end, device=query.device)
-        own = at[span.start :, None]
-        mask = at <= own if window is None else (at <= own) & (at > own - window)  # [rows, end]
-    grouped = key.shape[1] != query.shape[1]
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=plain, scale=scaling, enable_gqa=grouped)
-    return attended[0].transpose(0, 1)
-
-
-def layout_of(decodes: list[tuple[int, int]], spans: list[Span], context: int, device: torch.device) -> Layout:
-    """`decodes` are (slot, position) of the first rows of the step; `spans` follow, those with a slot before those without."""
-    slots, positions = [slot for slot, _ in decodes], [position for _, position in decodes]
-    cached_slots, cached_positions = list(slots), list(positions)
-    for span in spans:
+    def _span(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        span: Span,
+        how: tuple[float | None, int | None],
+    ) -> torch.Tensor:
+        """Causal attention of consecutive positions of one sequence: `[rows, heads, dim]` to the same."""
+        scaling, window = how
+        k, v = key.transpose(0, 1), value.transpose(0, 1)  # [kv_heads, rows, dim]
         if span.slot is not None:
-            cached_slots += [span.slot] * (span.last - span.first)
-            cached_positions += range(span.start, span.end)
-    longest = min(context, (max(positions, default=0) // ROUND + 1) * ROUND)
-    numbers = torch.tensor([*cached_slots, *cached_positions], dtype=torch.long).to(device)
-    half = len(cached_slots)
-    return Layout(
-        decode_slots=numbers[: len(slots)],
-        decode_positions=numbers[half : half + len(slots)],
-        spans=tuple(spans),
-        cached_slots=numbers[:half],
-        cached_positions=numbers[half:],
-        longest=longest,
-        adjacent=slots == list(range(len(slots))),
-    )
+            self.keys[layer][span.slot, :, span.start : span.end] = k
+            self.values[layer][span.slot, :, span.start : span.end] = v
+            k, v = self.keys[layer][span.slot, :, : span.end], self.values[layer][span.slot, :, : span.end]
+        mask = span.mask(window, query.dtype, query.device)
+        attended = F.scaled_dot_product_attention(
+            query.transpose(0, 1)[None], k[None], v[None], mask, is_causal=mask is None, scale=scaling, enable_gqa=len(k) != query.shape[1]
+        )
+        return attended[0].transpose(0, 1)
 
 
 def _no_mask(*_: object, **__: object) -> None:

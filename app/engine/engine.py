@@ -3,20 +3,25 @@
 Single-threaded; knows nothing of processes, queues and HTTP. Text leaves it only in events.
 """
 
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 
 import torch
 
-from app.engine.attention import Span, layout_of
 from app.engine.flat import FlatModel
-from app.engine.request import Columns, Delta, Event, Failed, Generate, Job, Score, Scored, Window
-from app.engine.sampler import sample
-from app.engine.scheduler import Plan, Reading, Scheduler
+from app.engine.group import Group, group_of
+from app.engine.layout import layout_of
+from app.engine.pace import Pace
+from app.engine.request import Delta, Event, Failed, Generate, Job, Report, Scored
+from app.engine.rows import Rows, lay_out, lay_out_passages
+from app.engine.sampler import Draw, logprobs, sample
+from app.engine.scheduler import Passage, Plan, Scheduler
 from app.engine.slot import Slot
 from app.engine.text import Decode
-from app.errors import EngineFailed, LitmusError
-from app.scoring.statistics import columns
+from app.errors import ContextTooLong, EngineFailed, InvalidRequest, LitmusError
+from app.scoring.statistics import CHUNK, columns
+
+NEWS_S = 0.5  # who waits hears this often how it stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +29,7 @@ class Limits:
     slots: int
     context: int  # tokens a slot holds
     step_tokens: int  # prompt and text tokens that may join a step
-
-
-@dataclass(slots=True)
-class Rows:
-    """A plan laid out as one flat row of tokens."""
-
-    ids: list[int]
-    positions: list[int]
-    spans: list[Span]
-    sampling: list[tuple[int, Slot]]  # rows whose logits are needed, and whose they are
-    windows: list[tuple[Span, Reading, Window]]
+    stretch: float = 2.5  # how many times its usual length a decoding step may last for their sake
 
 
 class Engine:
@@ -45,98 +40,175 @@ class Engine:
     ) -> None:
         self.performer = performer
         self.observer = observer
-        self.context = limits.context
-        self.scheduler = Scheduler([Slot(index) for index in range(limits.slots)], limits.step_tokens)
+        self.limits = limits
+        self.scheduler = Scheduler([Slot(index) for index in range(limits.slots)], Pace(limits.step_tokens, limits.stretch))
         self._decode = decode
         self._ends = ends
+        self._groups: dict[str, Group] = {}
+        self._refused: list[Event] = []
+        self._news_s = 0.0
 
     def submit(self, job: Job) -> None:
-        self.scheduler.add(job)
+        """What can never fit is refused at once, by an event of the next step."""
+        error = self._refusal(job) if isinstance(job, Generate) else None
+        if error is None:
+            self.scheduler.add(job)
+        else:
+            self._refused.append(Failed(job.id, error))
 
     def cancel(self, id: str) -> bool:
+        self._groups.pop(id, None)
         return self.scheduler.cancel(id)
 
     def fail_all(self, error: LitmusError) -> list[Event]:
         """Give up every job with `error`; the engine itself stays usable."""
+        self._groups.clear()
         return [Failed(id, error) for id in self.scheduler.clear()]
+
+    def report(self, id: str) -> Report:
+        slots = tuple(slot.residence() for slot in self.scheduler.slots)
+        return Report(id, slots, tuple(self.scheduler.queue()), self.scheduler.texts, tuple(self.scheduler.decisions))
 
     @property
     def idle(self) -> bool:
-        return self.scheduler.idle
+        return self.scheduler.idle and not self._refused
 
     def step(self) -> list[Event]:
         """Schedule, run, account. At most one delta a decoding slot; nothing when there is nothing to do."""
+        events, self._refused = self._refused, []
         plan = self.scheduler.schedule(self._decode)
+        events += self._news()
         if plan.empty:
-            return []
+            return events
+        start_s = time.perf_counter()
         try:
-            return self._serve(plan)
+            events += self._serve(plan)
         except torch.OutOfMemoryError:
-            return self.fail_all(EngineFailed("the device ran out of memory on this step; send the request again, or less at a time"))
+            return events + self.fail_all(EngineFailed("the device ran out of memory on this step; send the request again, or less"))
+        took_s = time.perf_counter() - start_s
+        self.scheduler.pace.learn(len(plan.decodes), plan.prompt_tokens, plan.text_tokens, took_s)
+        return events
+
+    def _refusal(self, job: Generate) -> LitmusError | None:
+        if len(job.prompt) + job.max_tokens > self.limits.context:
+            return ContextTooLong(
+                f"prompt {len(job.prompt)} + max_tokens {job.max_tokens} are more than the {self.limits.context} tokens of a slot"
+            )
+        if job.width > self.limits.slots:
+            return InvalidRequest(f"the search needs {job.width} slots at once and there are {self.limits.slots}")
+        if job.search is not None and (job.logprobs is not None or job.prompt_logprobs is not None):
+            return InvalidRequest("a search has no log-probabilities to give", param="logprobs")
+        return None
+
+    def _news(self) -> list[Event]:
+        now_s = time.monotonic()
+        if now_s - self._news_s < NEWS_S:
+            return []
+        self._news_s = now_s
+        return list(self.scheduler.queue())
 
     def _serve(self, plan: Plan) -> list[Event]:
-        rows = _lay_out(plan)
-        hidden = self._run(rows, [(slot.index, slot.length) for slot in plan.decodes])
+        for source, target, tokens in plan.copies:
+            self.performer.copy([source.index], [target.index], 0, tokens)
+        rows = lay_out(plan, self.performer.reading_slot)
+        layout = layout_of([(slot.index, slot.length) for slot in plan.decodes], rows.spans, self.limits.context, self.performer.device)
+        hidden = self.performer.forward(rows.ids, rows.positions, layout)
         return self._account_slots(plan, rows, hidden) + self._account_readings(rows, hidden)
-
-    def _run(self, rows: Rows, decodes: list[tuple[int, int]]) -> torch.Tensor:
-        layout = layout_of(decodes, rows.spans, self.context, self.performer.device)
-        return self.performer.forward(rows.ids, rows.positions, layout)
 
     def _account_slots(self, plan: Plan, rows: Rows, hidden: torch.Tensor) -> list[Event]:
         for slot in plan.decodes:
             slot.length += 1
-        for chunk in plan.chunks:
+        for span, chunk in rows.chunks:
             chunk.slot.length = chunk.end
+            self._read_prompt(chunk.slot, chunk.start, hidden[span.first : span.last])
         if not rows.sampling:
             return []
-        logits = self.performer.head(hidden[[row for row, _ in rows.sampling]])
+        hidden = hidden[[row for row, _ in rows.sampling]]
+        logits = self.performer.head(hidden)
         slots = [slot for _, slot in rows.sampling]
-        requests = [slot.request for slot in slots if slot.request is not None]
-        tokens = sample(logits, [request.sampling for request in requests], [len(slot.tokens) for slot in slots])
-        return [self._advance(slot, request, token) for slot, request, token in zip(slots, requests, tokens, strict=True)]
+        single = [place for place, slot in enumerate(slots) if not slot.group]
+        events = self._draw([slots[place] for place in single], logits if len(single) == len(slots) else logits[single])
+        for lead in [slot for slot in slots if slot.group and not slot.follows]:
+            places = [slots.index(member) for member in lead.group if member in slots]
+            events += self._search(lead, logits[places], hidden[places])
+        return events
 
-    def _advance(self, slot: Slot, request: Generate, token: int) -> Event:
-        text, finish = slot.push(token, self._ends)
-        if finish is not None:
-            slot.release()
-        return Delta(request.id, text, 1, finish)
+    def _read_prompt(self, slot: Slot, start: int, hidden: torch.Tensor) -> None:
+        """What is asked of the prompt itself: `hidden` are the states of its tokens from `start`."""
+        request = slot.request
+        assert request is not None
+        if slot.group:
+            group = self._groups.get(request.id) or group_of(request, self.performer, self._ends_of(request))
+            self._groups[request.id] = group
+            group.read(hidden)
+        if request.prompt_logprobs is None:
+            return
+        targets = request.prompt[start + 1 : start + 1 + len(hidden)]
+        for first in range(0, len(targets), CHUNK):
+            part = targets[first : first + CHUNK]
+            given = logprobs(self.performer.head(hidden[first : first + len(part)]), part, [request.prompt_logprobs] * len(part))
+            slot.prompt_logprobs += [each for each in given if each is not None]
+
+    def _draw(self, slots: list[Slot], logits: torch.Tensor) -> list[Event]:
+        """One token for each of the slots, whose next tokens have `logits` `[slots, vocab]`."""
+        if not slots:
+            return []
+        requests = [slot.request for slot in slots if slot.request is not None]
+        pairs = list(zip(slots, requests, strict=True))
+        draws = [Draw(request.sampling, slot.tokens, len(request.prompt), self._ends_of(request)) for slot, request in pairs]
+        tokens = sample(logits, draws)
+        asked = [request.logprobs for request in requests]
+        given = logprobs(logits, tokens, asked) if any(top is not None for top in asked) else [None] * len(slots)
+        events: list[Event] = []
+        for (slot, request), draw, token, said in zip(pairs, draws, tokens, given, strict=True):
+            text, finish = slot.push(token, draw.ends)
+            first = slot.generated == 1
+            prompt = tuple(slot.prompt_logprobs) if first else ()
+            if finish is not None:
+                self.scheduler.release(slot)
+            told = (said,) if said is not None else ()
+            events.append(Delta(request.id, text, 1, finish, told, prompt, slot.cached if first else 0))
+        return events
+
+    def _search(self, lead: Slot, logits: torch.Tensor, hidden: torch.Tensor) -> list[Event]:
+        request = lead.request
+        assert request is not None
+        group = self._groups[request.id]
+        started = lead.generated > 0
+        event = group.advance(lead.group, logits, hidden) if started else group.start(lead.group, logits)
+        if isinstance(event, Delta) and event.finish is not None:
+            self.scheduler.release(lead)
+            del self._groups[request.id]
+        return [event] if event is not None else []
+
+    def _ends_of(self, request: Generate) -> frozenset[int]:
+        if request.ignore_eos:
+            return request.stop_tokens
+        return self._ends | request.stop_tokens if request.stop_tokens else self._ends
 
     def _account_readings(self, rows: Rows, hidden: torch.Tensor) -> list[Event]:
         events: list[Event] = []
-        for span, reading, window in rows.windows:
-            reading.columns += self._columns(reading.job, window, hidden[span.first : span.last])
-            if not reading.waiting:
+        seen = self._observe([passage for _, passage in rows.passages])
+        for span, passage in rows.passages:
+            reading, window = passage.reading, passage.window
+            first, last = max(window.keep, passage.start + 1), min(passage.end + 1, window.end)
+            if first < last:  # statistics of tokens [first, last), each from the hidden state of the token before it
+                before = slice(first - 1 - passage.start, last - 1 - passage.start)
+                targets = torch.tensor(reading.job.tokens[first:last], device=hidden.device)
+                other = seen.get(id(passage))
+                observed = (other[before], self.observer.head) if other is not None and self.observer is not None else None
+                reading.columns += columns(hidden[span.first : span.last][before], targets, self.performer.head, observed)
+            if not reading.waiting and passage.end == window.end:
                 self.scheduler.finish(reading)
                 events.append(Scored(reading.job.id, reading.columns))
         return events
 
-    def _columns(self, job: Score, window: Window, hidden: torch.Tensor) -> Columns:
-        """Statistics of tokens `[keep, end)`, each from the hidden state of the token before it."""
-        before = slice(window.keep - window.start - 1, window.end - window.start - 1)
-        targets = torch.tensor(job.tokens[window.keep : window.end], device=hidden.device)
-        seen = None
-        if job.observe and self.observer is not None:
-            seen = (self.observer.read(list(job.tokens[window.start : window.end]))[before], self.observer.head)
-        return columns(hidden[before], targets, self.performer.head, seen)
-
-
-def _lay_out(plan: Plan) -> Rows:
-    """Decoding rows, then chunks of prompts, then windows of texts: the order `Layout` asks for."""
-    rows = Rows([slot.tokens[-1] for slot in plan.decodes], [slot.length for slot in plan.decodes], [], [], [])
-    rows.sampling = list(enumerate(plan.decodes))
-    for chunk in plan.chunks:
-        span = _append(rows, chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.index)
-        if chunk.end == len(chunk.slot.tokens):
-            rows.sampling.append((span.last - 1, chunk.slot))
-    for reading, window in plan.windows:
-        rows.windows.append((_append(rows, reading.job.tokens[window.start : window.end], 0, None), reading, window))
-    return rows
-
-
-def _append(rows: Rows, tokens: Sequence[int], start: int, slot: int | None) -> Span:
-    span = Span(len(rows.ids), len(rows.ids) + len(tokens), start, slot)
-    rows.ids += tokens
-    rows.positions += range(start, span.end)
-    rows.spans.append(span)
-    return span
+    def _observe(self, passages: list[Passage]) -> dict[int, torch.Tensor]:
+        """The observer's hidden states of the passages that ask for them, by the passages' `id`."""
+        wanted = [passage for passage in passages if passage.reading.job.observe]
+        if not wanted or self.observer is None:
+            return {}
+        rows = lay_out_passages(wanted, self.observer.reading_slot)
+        layout = layout_of([], rows.spans, self.limits.context, self.observer.device)
+        hidden = self.observer.forward(rows.ids, rows.positions, layout)
+        return {id(passage): hidden[span.first : span.last] for span, passage in rows.passages}

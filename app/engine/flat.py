@@ -4,27 +4,51 @@ Linear layers see one row `[1, T]` without padding, whatever sequences the token
 `adopt` proves, before anything is served, that the model gives the same answers this way as by its own forward.
 """
 
-import psutil
+import logging
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from app.engine.attention import Layout, SlotAttention, Span, layout_of
-from app.errors import SetupError, UnsupportedModel
+from app.engine.attention import SlotAttention
+from app.engine.layout import Layout, Span, layout_of
+from app.engine.lean import LeanDecoder, lean
+from app.engine.ledger import Ledger, activation_bytes, device_memory, weight_bytes
+from app.engine.linear import quicken, round_weights
+from app.errors import UnsupportedModel
+
+log = logging.getLogger(__name__)
 
 PROBE = 24  # tokens of the check
 TOLERANCE = {torch.float32: 2e-3}  # of the logits' norm; lower precisions: LOOSE
 LOOSE = 8e-2
-MOST = 32  # slots when none are asked for
-SHARE = 0.8  # of the free memory that those may take: the rest is for activations
+HEAD_ROWS = 256  # rows projected to the vocabulary at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a model is to hold. `slots` 0: it only reads texts; None: as many contexts as fit."""
+
+    slots: int | None
+    context: int
+    step_tokens: int = 512
 
 
 class FlatModel:
-    def __init__(self, model: PreTrainedModel, attention: SlotAttention) -> None:
+    """`slots` contexts, and one more that texts are read in when they are read in pieces."""
+
+    def __init__(self, model: PreTrainedModel, attention: SlotAttention, decoder: LeanDecoder | None) -> None:
         self.model = model
         self.attention = attention
         self.device: torch.device = model.device
+        self.slots = 0
+        self._decoder = decoder
         self._head: nn.Module = model.get_output_embeddings()
+
+    @property
+    def reading_slot(self) -> int:
+        return self.slots
 
     @torch.inference_mode()
     def forward(self, ids: list[int], positions: list[int], layout: Layout) -> torch.Tensor:
@@ -32,10 +56,11 @@ class FlatModel:
         both = torch.tensor([ids, positions], dtype=torch.long).to(self.device)
         self.attention.layout = layout
         try:
-            out = self.model.base_model(input_ids=both[:1], position_ids=both[1:], use_cache=False)
+            if self._decoder is not None:
+                return self._decoder(both[0], both[1])
+            return self.model.base_model(input_ids=both[:1], position_ids=both[1:], use_cache=False).last_hidden_state[0]
         finally:
             self.attention.layout = None
-        return out.last_hidden_state[0]
 
     @torch.inference_mode()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -44,35 +69,73 @@ class FlatModel:
 
     def read(self, ids: list[int]) -> torch.Tensor:
         """Hidden states `[T, hidden]` of one sequence by itself, nothing cached."""
-        span = Span(0, len(ids), 0, None)
-        return self.forward(ids, list(range(len(ids))), layout_of([], [span], len(ids), self.device))
+        return self.forward(ids, list(range(len(ids))), layout_of([], [Span(0, len(ids), 0, None)], len(ids), self.device))
+
+    @torch.inference_mode()
+    def copy(self, sources: list[int], targets: list[int], start: int, end: int) -> None:
+        """Positions `[start, end)` of the slots `targets` become those of `sources`."""
+        self.attention.copy(sources, targets, start, end)
 
 
-def adopt(model: PreTrainedModel, slots: int | None, context: int) -> FlatModel:
-    """Make `model` serve flat rows with a cache of `slots` x `context` tokens (0: it only reads; None: as many as fit).
+def adopt(model: PreTrainedModel, room: Room, int4: bool = False) -> FlatModel:
+    """Make `model` serve flat rows. With `int4` its linear layers are rounded to 4 bits (CPU only).
 
     Raises `UnsupportedModel` where the architecture does not go through the attention interface or answers differently, and
     `SetupError` where the cache does not fit the device's free memory.
     """
     name = type(model).__name__
     ids = [(7919 * i + 11) % int(model.config.get_text_config().vocab_size) for i in range(PROBE)]
+    if int4:
+        round_weights(model)
     with torch.inference_mode():
         wanted = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
-    attention = SlotAttention()
-    try:
-        model.set_attn_implementation(attention.name)
-    except ValueError as error:
-        raise UnsupportedModel(f"{name} cannot be served: it does not take its attention from transformers' AttentionInterface") from error
-    flat = FlatModel(model, attention)
+    attention = _attention_of(model)
+    flat = FlatModel(model, attention, None)
     _compare(name, "read at once", flat.head(flat.read(ids)), wanted)
     layers = int(model.config.get_text_config().num_hidden_layers)
     if len(attention.shapes) != layers:
         seen = len(attention.shapes)
         raise UnsupportedModel(f"{name} cannot be served: {seen} of its {layers} layers take their attention from the interface")
-    if slots != 0:
-        attention.allocate(_fitting(attention, slots, context, model.dtype, flat.device), context, model.dtype, flat.device)
-        _compare(name, "in chunks and steps", flat.head(_in_pieces(flat, ids, context)), wanted)
+    flat = _quick(model, attention, int4)
+    _allocate(flat, room)
+    _compare(name, "in chunks and steps", flat.head(_in_pieces(flat, ids, room.context)), wanted)
     return flat
+
+
+def _attention_of(model: PreTrainedModel) -> SlotAttention:
+    attention = SlotAttention()
+    try:
+        model.set_attn_implementation(attention.name)
+    except ValueError as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be served: it does not take its attention from transformers' AttentionInterface"
+        ) from error
+    return attention
+
+
+def _quick(model: PreTrainedModel, attention: SlotAttention, int4: bool) -> FlatModel:
+    decoder = lean(model, attention)
+    if model.device.type == "cpu":
+        quicken(model, int4)
+    if decoder is not None:
+        decoder.bind()
+    return FlatModel(model, attention, decoder)
+
+
+def _allocate(flat: FlatModel, room: Room) -> None:
+    config, dtype = flat.model.config.get_text_config(), flat.model.dtype
+    weights = weight_bytes(flat.model)
+    hidden = int(config.hidden_size)
+    widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    ledger = Ledger(
+        memory=device_memory(flat.device, weights),
+        weights=weights,
+        activations=activation_bytes(room.step_tokens, hidden, widest, int(config.vocab_size), HEAD_ROWS),
+        slot=slot_bytes(flat.attention, room.context, dtype),
+    )
+    flat.slots = 0 if room.slots == 0 else ledger.slots(room.slots, str(flat.device))
+    flat.attention.allocate(flat.slots + 1, room.context, dtype, flat.device)
+    log.info("%s on %s: %s; %d slots", type(flat.model).__name__, flat.device, ledger, flat.slots)
 
 
 def slot_bytes(attention: SlotAttention, context: int, dtype: torch.dtype) -> int:
@@ -95,19 +158,3 @@ def _compare(name: str, how: str, found: torch.Tensor, wanted: torch.Tensor) -> 
     error = float((found.float() - wanted).norm() / wanted.norm())
     if not error <= TOLERANCE.get(found.dtype, LOOSE):
         raise UnsupportedModel(f"{name} cannot be served: {how}, its logits are off by {error:.1%} of those of its own forward")
-
-
-def _fitting(attention: SlotAttention, slots: int | None, context: int, dtype: torch.dtype, device: torch.device) -> int:
-    """The slots to allocate: those asked for if they fit, else as many as fit into most of what is free."""
-    one, free = slot_bytes(attention, context, dtype), free_bytes(device)
-    fits = int(free * (1.0 if slots else SHARE) // one)
-    if fits >= (slots or 1):
-        return slots or min(MOST, fits)
-    raise SetupError(
-        f"{slots or 1} slots of {context} tokens need {(slots or 1) * one / 2**30:.2f} GiB for keys and values, but {free / 2**30:.2f} GiB "
-        f"are free on {device} with the weights loaded: {fits} slots would fit, or lower --model.context"
-    )
-
-
-def free_bytes(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else int(psutil.virtual_memory().available)

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from talker import Talker
+from talker import create_app as create_talker
 
 from app.schemas import ChatRequest, ModelCard, ModelList, ScoreRequest
 
@@ -91,16 +94,30 @@ def chunk(delta: dict[str, str], finish: str | None = None) -> str:
     return f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta, 'finish_reason': finish}]})}\n\n"
 
 
-@pytest.fixture
-def fake(free_port: int) -> Iterator[Fake]:
-    fake = Fake(f"http://127.0.0.1:{free_port}")
-    server = uvicorn.Server(uvicorn.Config(create_app(fake), host="127.0.0.1", port=free_port, log_level="critical"))
+@contextmanager
+def hosting(app: FastAPI, port: int) -> Iterator[None]:
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait(lambda: server.started)
-    yield fake
+    yield
     server.should_exit = True
     thread.join(timeout=10)
+
+
+@pytest.fixture
+def fake(free_port: int) -> Iterator[Fake]:
+    fake = Fake(f"http://127.0.0.1:{free_port}")
+    with hosting(create_app(fake), free_port):
+        yield fake
+
+
+@pytest.fixture
+def talking(free_port: int) -> Iterator[tuple[Talker, str]]:
+    """A talker to spoil, and its address."""
+    talker = Talker()
+    with hosting(create_talker(talker), free_port):
+        yield talker, f"http://127.0.0.1:{free_port}"
 
 
 @pytest.fixture

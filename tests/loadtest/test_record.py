@@ -45,6 +45,7 @@ def test_times_of_a_whole_stream():
         ([], "truncated"),
         ([*WHOLE[:-2], "data: [DONE]"], "no usage"),
         ([*WHOLE[:2], event(error={"message": "gone", "code": "worker_died"}), "data: [DONE]"], "worker_died"),
+        ([*WHOLE[:2], event(error="gone"), "data: [DONE]"], "error event: gone"),
         ([*WHOLE[:2], "data: {oops", "data: [DONE]"], "not JSON"),
     ],
 )

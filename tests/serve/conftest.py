@@ -21,6 +21,7 @@ class Served:
     client: TestClient
     router: Router
     worker: FakeWorker
+    tokenizer: Tokenizer
 
     @property
     def engine(self) -> FakeEngine:
@@ -36,6 +37,7 @@ def served(tiny_folder: Path) -> Iterator[Served]:
     router.append([(psutil.Process().pid, FACTS), "OK"])
     app = FastAPI()
     install(app, LIMIT)
-    app.include_router(create_routes(router, Tokenizer(str(tiny_folder)), 1))
+    tokenizer = Tokenizer(str(tiny_folder))
+    app.include_router(create_routes(router, tokenizer, 1))
     with TestClient(app, raise_server_exceptions=False) as client:
-        yield Served(client, router, worker)
+        yield Served(client, router, worker, tokenizer)

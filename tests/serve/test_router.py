@@ -1,6 +1,7 @@
 """What is bounded, what is lost when a worker dies (nothing silently), and what is cancelled."""
 
 import asyncio
+import os
 import subprocess
 import sys
 
@@ -8,8 +9,9 @@ import psutil
 import pytest
 from fakes import FACTS, WORKER, FakeEngine, FakeWorker
 
-from app.engine.request import Delta, Failed, Generate, Sampling
+from app.engine.request import Delta, Failed, Generate, Inspect, Report, Sampling, Waiting
 from app.errors import InvalidRequest, NotReady, QueueFull, WorkerDied
+from serve.loop import _obey
 from serve.router import Router
 
 
@@ -116,6 +118,56 @@ def test_a_hello_of_a_process_that_is_already_gone_does_not_end_the_server() -> 
     router, _ = create()
     router.append([(WORKER, FACTS), "OK"])
     assert not router.ready
+
+
+def test_waiting_ends_no_job() -> None:
+    async def main() -> None:
+        router, worker = create()
+        worker.engine.queue = 2
+        async with router.open([job("a", 1)]) as ticket:
+            events = await _all(ticket)
+        assert events[:2] == [Waiting("a", 2, None), Waiting("a", 1, 0.25)]
+        assert isinstance(events[2], Delta) and len(events) == 3
+        assert worker.engine.cancelled == []
+
+    asyncio.run(main())
+
+
+def test_a_report_ends_its_question_only() -> None:
+    async def main() -> None:
+        router, worker = create()
+        worker.stalled = True
+        async with router.open([job("a", 1)]) as ticket:
+            router.append([[Report("a", (), (), 0, ())], "OK"])
+            worker.stalled = False
+            reports = await asyncio.gather(router.report(), router.report())
+            assert len({report.id for report in reports}) == 2
+            assert [type(event) for event in await _all(ticket)] == [Delta]
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_dies_while_it_is_asked_answers_at_once() -> None:
+    async def main() -> None:
+        router, worker = create()
+        worker.stalled = True
+        asked = asyncio.create_task(router.report())
+        await asyncio.sleep(0)
+        router.fail_all(WorkerDied("gone"))
+        with pytest.raises(WorkerDied):
+            await asyncio.wait_for(asked, 1)
+
+    asyncio.run(main())
+
+
+def test_the_worker_answers_a_question_beside_its_jobs() -> None:
+    """What `serve.loop` does with each message."""
+    engine, sent = FakeEngine(), []
+    for content in (job("a"), Inspect("question"), "a"):
+        _obey(engine, (os.getpid(), content), sent.append)
+        _obey(engine, (WORKER, content), sent.append)  # meant for another
+    assert sent == [[engine.report("question")]]
+    assert [job.id for job in engine.seen] == engine.cancelled == ["a"]
 
 
 async def _all(ticket: object) -> list[object]:

@@ -7,7 +7,7 @@ import torch
 from conftest import CONTEXT, VOCABULARY, letters, tiny
 
 from app.engine.engine import Engine, Limits
-from app.engine.flat import adopt
+from app.engine.flat import Room, adopt
 from app.engine.request import Delta, Event, Failed, Generate, Sampling, Score, Scored, Window
 from app.errors import UnsupportedModel
 from app.scoring.windows import windows
@@ -16,8 +16,8 @@ NEW = 10
 
 
 def create(name: str = "Llama", slots: int = 4, step_tokens: int = 16, observer: bool = False) -> Engine:
-    performer = adopt(tiny(name), slots, CONTEXT)
-    second = adopt(tiny(name, seed=1), 0, CONTEXT) if observer else None
+    performer = adopt(tiny(name), Room(slots, CONTEXT))
+    second = adopt(tiny(name, seed=1), Room(0, CONTEXT)) if observer else None
     return Engine(performer, letters, frozenset(), Limits(slots, CONTEXT, step_tokens), second)
 
 
@@ -67,7 +67,7 @@ def test_greedy_equals_generate_whenever_requests_arrive(name: str, seed: int) -
 @pytest.mark.parametrize("name", ["Falcon", "Gemma2"])
 def test_a_model_that_would_answer_wrongly_is_refused_by_name(name: str) -> None:
     with pytest.raises(UnsupportedModel, match=rf"{name}\w+ cannot be served"):
-        adopt(tiny(name), 2, CONTEXT)
+        adopt(tiny(name), Room(2, CONTEXT))
 
 
 def test_the_same_seed_gives_the_same_tokens_alone_and_in_a_crowd() -> None:
@@ -135,7 +135,7 @@ def test_a_cancelled_request_frees_its_slot_and_disturbs_nobody() -> None:
     alone = texts(drain(engine))
     engine = create(slots=2)
     engine.submit(kept)
-    engine.submit(Generate("gone", prompt(rng), 1000))
+    engine.submit(Generate("gone", prompt(rng), 80))
     engine.submit(Generate("waiting", prompt(rng), 5, Sampling(temperature=0.0)))
     engine.submit(Score("unread", (1, 2, 3), (Window(0, 3, 1),)))
     assert engine.cancel("unread")

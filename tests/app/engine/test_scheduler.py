@@ -1,20 +1,51 @@
-"""Policy from lengths and limits alone: no model takes part."""
+"""Policy from lengths, limits and a clock alone: no model takes part."""
 
-from app.engine.request import Generate, Score, Window
-from app.engine.scheduler import Scheduler
+import itertools
+from dataclasses import replace
+
+from app.engine.pace import Pace
+from app.engine.request import Beams, Generate, Score, Window
+from app.engine.scheduler import AGE_S, Plan, Scheduler
 from app.engine.slot import Slot
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 def decode(ids: list[int]) -> str:
     return "x" * len(ids)
 
 
-def create(slots: int, step_tokens: int) -> Scheduler:
-    return Scheduler([Slot(index) for index in range(slots)], step_tokens)
+def create(slots: int, step_tokens: int, clock: Clock | None = None) -> Scheduler:
+    return Scheduler([Slot(index) for index in range(slots)], Pace(step_tokens, 2.0), clock or Clock())
 
 
-def generate(name: str, length: int) -> Generate:
-    return Generate(name, tuple(range(length)), 8)
+def generate(name: str, length: int, first: int = 0) -> Generate:
+    return Generate(name, tuple(range(first, first + length)), 8)
+
+
+def run(scheduler: Scheduler) -> Plan:
+    """What the engine does with a plan: the cache grows, who has read its prompt or decodes gets a token."""
+    plan = scheduler.schedule(decode)
+    for slot in plan.decodes:
+        slot.length += 1
+        slot.tokens.append(7)
+    for chunk in plan.chunks:
+        chunk.slot.length = chunk.end
+        if chunk.end == len(chunk.slot.tokens):
+            chunk.slot.tokens.append(7)
+    for passage in plan.passages:
+        if not passage.reading.waiting and passage.end == passage.window.end:
+            scheduler.finish(passage.reading)
+    return plan
+
+
+def tenant(slot: Slot) -> str | None:
+    return slot.request.id if slot.request else None
 
 
 def test_nothing_to_do_is_an_empty_plan() -> None:
@@ -46,20 +77,36 @@ def test_a_long_prompt_is_not_overtaken_by_later_ones_in_lower_slots() -> None:
     scheduler = create(2, 4)
     scheduler.add(generate("short", 1))
     scheduler.add(generate("long", 12))
-    scheduler.schedule(decode)
-    scheduler.slots[0].release()
+    run(scheduler)
+    scheduler.release(scheduler.slots[0])
     scheduler.add(generate("late", 8))
-    (chunk,) = scheduler.schedule(decode).chunks
+    (chunk,) = run(scheduler).chunks
     assert chunk.slot.request and chunk.slot.request.id == "long"
 
 
 def test_a_long_text_shares_its_steps_with_short_ones() -> None:
     scheduler = create(1, 8)
     scheduler.add(Score("long", tuple(range(50)), tuple(Window(i * 8, i * 8 + 8, i * 8 + 1) for i in range(6))))
-    scheduler.schedule(decode)
+    run(scheduler)
     scheduler.add(Score("short", (1, 2), (Window(0, 2, 1),)))
-    seen = [reading.job.id for _ in range(2) for reading, _ in scheduler.schedule(decode).windows]
+    seen = [passage.reading.job.id for _ in range(2) for passage in run(scheduler).passages]
     assert "short" in seen
+
+
+def test_a_window_larger_than_the_budget_is_read_in_pieces_one_text_at_a_time() -> None:
+    scheduler = create(1, 8)
+    scheduler.add(Score("long", tuple(range(30)), (Window(0, 20, 1), Window(10, 30, 20))))
+    scheduler.add(Score("other", tuple(range(20)), (Window(0, 20, 1),)))
+    seen = []
+    while not scheduler.idle:
+        for passage in run(scheduler).passages:
+            seen.append((passage.reading.job.id, passage.start, passage.end))
+            assert passage.kept or passage.end - passage.start == passage.window.end - passage.window.start
+    for name, windows in (("long", [range(20), range(10, 30)]), ("other", [range(20)])):
+        read = [token for who, start, end in seen if who == name for token in range(start, end)]
+        assert read == [token for window in windows for token in window]
+    changes = sum(one[0] != other[0] for one, other in itertools.pairwise(seen))
+    assert changes == 2  # long's first window, other, long's second: never two at once
 
 
 def test_every_decoding_slot_runs_whatever_the_budget() -> None:
@@ -79,7 +126,7 @@ def test_more_requests_than_slots_wait_their_turn() -> None:
     scheduler.add(generate("b", 2))
     scheduler.schedule(decode)
     assert scheduler.slots[0].request and scheduler.slots[0].request.id == "a"
-    scheduler.slots[0].release()
+    scheduler.release(scheduler.slots[0])
     scheduler.schedule(decode)
     assert scheduler.slots[0].request and scheduler.slots[0].request.id == "b"
 
@@ -87,26 +134,134 @@ def test_more_requests_than_slots_wait_their_turn() -> None:
 def test_a_stream_of_prompts_does_not_starve_texts_nor_texts_prompts() -> None:
     scheduler = create(64, 8)
     for index in range(40):
-        scheduler.add(generate(f"g{index}", 8))
+        scheduler.add(generate(f"g{index}", 8, index * 100))
         scheduler.add(Score(f"s{index}", tuple(range(8)), (Window(0, 8, 1),)))
-    prompts = texts = 0
-    for _ in range(20):
-        plan = scheduler.schedule(decode)
-        prompts += len(plan.chunks)
-        texts += len(plan.windows)
-        for chunk in plan.chunks:
-            chunk.slot.length = chunk.end
-            chunk.slot.tokens.append(0)
-        for reading, _ in plan.windows:
-            scheduler.finish(reading)
-    assert prompts == texts == 10
+    plans = [run(scheduler) for _ in range(20)]
+    assert sum(len(plan.chunks) for plan in plans) >= 8
+    assert sum(len(plan.passages) for plan in plans) >= 8
 
 
-def test_a_window_larger_than_the_budget_runs_alone() -> None:
-    scheduler = create(1, 8)
-    scheduler.add(Score("long", tuple(range(30)), (Window(0, 20, 1), Window(10, 30, 20))))
-    plan = scheduler.schedule(decode)
-    assert [window for _, window in plan.windows] == [Window(0, 20, 1)]
+def test_a_conversation_that_goes_on_comes_before_new_ones_and_those_before_flex() -> None:
+    scheduler = create(1, 64)
+    scheduler.add(generate("first", 20))
+    run(scheduler)
+    scheduler.add(replace(generate("batch", 20, 500), tier="flex"))
+    scheduler.add(generate("new", 20, 900))
+    scheduler.add(generate("goes on", 30))
+    assert [(waiting.id, waiting.position) for waiting in scheduler.queue()] == [("new", 1), ("goes on", 2), ("batch", 3)]
+    scheduler.release(scheduler.slots[0])
+    assert [waiting.id for waiting in scheduler.queue()] == ["goes on", "new", "batch"]
+    run(scheduler)
+    assert tenant(scheduler.slots[0]) == "goes on"
+    assert scheduler.slots[0].cached == 20
+    assert "holds 20 of the prompt's 30 tokens" in scheduler.decisions[-1].reason
+
+
+def test_nothing_waits_for_ever() -> None:
+    clock = Clock()
+    scheduler = create(1, 64, clock)
+    scheduler.add(generate("first", 20))
+    run(scheduler)
+    scheduler.add(replace(generate("batch", 20, 500), tier="flex"))
+    served = []
+    for index in range(12):
+        clock.now_s += 1.0
+        scheduler.add(generate(f"goes on {index}", 30))
+        scheduler.release(scheduler.slots[0])
+        run(scheduler)
+        served.append(tenant(scheduler.slots[0]))
+    assert served[0] == "goes on 0"
+    assert served.index("batch") == 2 * AGE_S - 1  # older by two classes than whoever came last
+
+
+def test_the_slot_idle_longest_goes_first_and_a_prefix_is_copied_from_another() -> None:
+    scheduler = create(3, 256)
+    for name, first in (("a", 0), ("b", 1000), ("c", 2000)):
+        scheduler.add(generate(name, 40, first))
+    run(scheduler)
+    for index in (1, 0, 2):
+        scheduler.release(scheduler.slots[index])
+    scheduler.add(Generate("like a", (*range(18), *range(5000, 5040)), 8))
+    plan = run(scheduler)
+    assert tenant(scheduler.slots[1]) == "like a"
+    assert [(source.index, target.index, tokens) for source, target, tokens in plan.copies] == [(0, 1, 18)]
+    assert [(chunk.start, chunk.end) for chunk in plan.chunks] == [(18, 58)]
+    assert "idle longest; 18 tokens copied from slot 0" in scheduler.decisions[-1].reason
+
+
+def test_equal_prompts_that_come_together_are_computed_once() -> None:
+    scheduler = create(4, 32)
+    for name in "abcd":
+        scheduler.add(generate(name, 100))
+    computed, copied = 0, 0
+    while any(slot.stage != "decode" for slot in scheduler.slots):
+        plan = run(scheduler)
+        computed += plan.prompt_tokens
+        copied += sum(tokens for _, _, tokens in plan.copies)
+    assert (computed, copied) == (100 + 3, 3 * 99)
+
+
+def test_who_waits_for_a_prefix_takes_what_there_is_when_its_donor_is_gone() -> None:
+    scheduler = create(2, 32)
+    scheduler.add(generate("donor", 100))
+    scheduler.add(generate("taker", 100))
+    run(scheduler)
+    assert scheduler.cancel("donor")
+    plan = run(scheduler)
+    assert [tokens for _, _, tokens in plan.copies] == [32]
+    assert plan.chunks[0].start == 32
+
+
+def test_a_donor_with_another_tenant_gives_nothing() -> None:
+    scheduler = create(2, 32)
+    scheduler.add(generate("donor", 100))
+    scheduler.add(generate("taker", 100))
+    run(scheduler)
+    scheduler.cancel("donor")
+    scheduler.slots[0].admit(generate("other", 30, 3000), 99, decode, 0)
+    plan = run(scheduler)
+    assert plan.copies == []
+    assert {tenant(chunk.slot): chunk.start for chunk in plan.chunks} == {"taker": 0}
+
+
+def test_a_search_waits_for_all_its_slots_and_holds_up_those_behind_it() -> None:
+    scheduler = create(3, 64)
+    scheduler.add(generate("a", 4))
+    run(scheduler)
+    scheduler.add(replace(generate("search", 4, 50), search=Beams(3)))
+    scheduler.add(generate("behind", 4, 90))
+    run(scheduler)
+    assert [tenant(slot) for slot in scheduler.slots] == ["a", None, None]
+    scheduler.release(scheduler.slots[0])
+    plan = run(scheduler)
+    assert [tenant(slot) for slot in scheduler.slots] == ["search"] * 3
+    assert len(plan.chunks) == 1
+    assert scheduler.cancel("search")
+    assert [tenant(slot) for slot in scheduler.slots] == [None] * 3
+
+
+def test_the_wait_is_expected_from_the_recent_past() -> None:
+    clock = Clock()
+    scheduler = create(1, 64, clock)
+    for index in range(6):
+        scheduler.add(generate(str(index), 4, index * 50))
+    run(scheduler)
+    assert [waiting.wait_s for waiting in scheduler.queue()] == [None] * 5
+    for _ in range(3):
+        clock.now_s += 2.0
+        scheduler.release(scheduler.slots[0])
+        run(scheduler)
+    assert [(waiting.id, waiting.wait_s) for waiting in scheduler.queue()] == [("4", 2.0), ("5", 4.0)]
+
+
+def test_decisions_are_the_last_hundred() -> None:
+    scheduler = create(1, 64)
+    for index in range(130):
+        scheduler.add(generate(str(index), 4, index * 50))
+        run(scheduler)
+        scheduler.release(scheduler.slots[0])
+    assert [decision.request for decision in scheduler.decisions] == [str(index) for index in range(30, 130)]
+    assert scheduler.decisions[0].reason == "idle longest"
 
 
 def test_clear_names_everything_that_was_in_flight() -> None:

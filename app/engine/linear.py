@@ -1,0 +1,107 @@
+"""Linear layers for a CPU: weights packed once the way oneDNN reads them, or rounded to 4 bits for torch's own int4 kernel.
+
+torch packs bfloat16 weights anew in every call; packed once they are read at nearly the speed of memory. Knows no architecture.
+"""
+
+from typing import TypeGuard
+
+import torch
+from torch import nn
+
+GROUP = 32  # weights of a row that share a scale and a zero: 4 + 2 * 16 / 32 = 5 bits a weight
+LEVELS = 15
+COLUMNS = 16  # the int4 kernel wants a multiple of this many outputs
+
+
+class PackedLinear(nn.Module):
+    """A bfloat16 or float32 layer in oneDNN's own order. The weight cannot be read back."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.packed_bytes = weight.nbytes
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 32)
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+class Int4Linear(nn.Module):
+    """Rows of weights in groups of 32, each rounded to 16 levels between its smallest and its largest."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        levels, scale, middle = _levels(linear.weight.detach())
+        self.outputs = linear.out_features
+        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1))
+        scales = torch.stack([scale, middle], -1).transpose(0, 1).contiguous()  # [groups, out, 2]
+        self.register_buffer("scales", scales.to(linear.weight.dtype))
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = torch.ops.aten._weight_int4pack_mm_for_cpu(x.reshape(-1, x.shape[-1]), self.packed, GROUP, self.scales)
+        out = flat.view(*x.shape[:-1], self.outputs)
+        return out if self.bias is None else out + self.bias
+
+
+def round_weights(model: nn.Module) -> None:
+    """Replace the weights of every layer that `quicken` will make an `Int4Linear` of by what that layer will hold."""
+    for linear in filter(_rounds, model.modules()):
+        levels, scale, middle = _levels(linear.weight.detach())
+        grouped = levels.view(len(levels), -1, GROUP).float()
+        rounded = (grouped - 8) * scale[..., None] + middle[..., None]
+        linear.weight = nn.Parameter(rounded.view_as(linear.weight).to(linear.weight.dtype), requires_grad=False)
+
+
+def quicken(model: nn.Module, int4: bool) -> None:
+    """Put faster layers in the place of the plain ones of a model on a CPU; layers of other kinds (bitsandbytes) stay as they are."""
+    packs = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if int4 and _rounds(child):
+                setattr(parent, name, Int4Linear(child))
+            elif packs and _plain(child) and child.weight.dtype == torch.bfloat16:
+                setattr(parent, name, PackedLinear(child))
+
+
+def joined(parts: list[nn.Module]) -> nn.Module:
+    """One layer whose outputs are those of `parts` one after the other; plain layers become one, others are called in turn."""
+    plain = [part for part in parts if _plain(part)]
+    if len(plain) < len(parts):
+        return _Side(parts)
+    weights = [part.weight.detach() for part in plain]
+    biases = [part.bias.detach() for part in plain if part.bias is not None]
+    whole = nn.Linear(plain[0].in_features, sum(map(len, weights)), bias=bool(biases), device="meta")
+    whole.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+    if biases:
+        whole.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+    return whole
+
+
+class _Side(nn.Module):
+    def __init__(self, parts: list[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part(x) for part in self.parts], -1)
+
+
+def _plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Not one of bitsandbytes' layers, which are subclasses."""
+    return type(module) is nn.Linear
+
+
+def _rounds(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return _plain(module) and module.in_features % GROUP == 0 and module.out_features % COLUMNS == 0
+
+
+def _levels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Levels 0..15 `[out, in]`, and for each group its step and the value of level 8, `[out, groups]`, as the layer stores them."""
+    grouped = weight.float().view(len(weight), -1, GROUP)
+    low, high = grouped.aminmax(dim=-1)
+    scale = ((high - low) / LEVELS).clamp(min=1e-8).to(weight.dtype).float()
+    middle = (low + 8 * scale).to(weight.dtype).float()
+    levels = ((grouped - middle[..., None]) / scale[..., None] + 8).round().clamp(0, LEVELS)
+    return levels.to(torch.int32).view_as(weight), scale, middle

@@ -1,0 +1,168 @@
+"""Chat and completions: what is asked and what is answered, in OpenAI's forms and with vLLM's further fields."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints, field_validator
+
+from app.schemas.wire import TIER, Tier, Usage, UsedTier, Wire
+
+FinishReason = Literal["stop", "length"]
+StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0)]
+LONGEST_ID = 10  # digits
+LOGIT_BIAS = "token id, as a string, to what is added to its logit: -100 bans it, 100 all but forces it"
+BAD_WORDS = "texts that are not generated, neither where a word begins nor behind a blank"
+
+
+class StreamOptions(Wire):
+    include_usage: bool = Field(False, description="send a last chunk with the token counts")
+
+
+class SamplingFields(Wire):
+    """What chat and completions share. A field left out takes the model's own default (its generation_config.json)."""
+
+    model: str | None = Field(None, description="name of a served model, see /v1/models; the only one when left out")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy")
+    top_p: float | None = Field(None, gt=0, le=1, description="nucleus: smallest set of tokens with this much probability")
+    top_k: int | None = Field(None, ge=0, description="keep the k likeliest tokens; 0 keeps all")
+    min_p: float | None = Field(None, ge=0, le=1, description="keep tokens at least this share as likely as the likeliest")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="taken from the logit of tokens the answer already holds")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="the same, once for each time the answer holds them")
+    repetition_penalty: float | None = Field(
+        None, ge=0.01, le=10, description="divides the logit of tokens that prompt or answer hold (multiplies it below 0); 1 is none"
+    )
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = Field(None, description=LOGIT_BIAS)
+    bad_words: Annotated[list[StopWord], Field(max_length=128)] | None = Field(None, description=BAD_WORDS)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="the same request with the same seed gives the same tokens")
+    n: int = Field(1, ge=1, le=16, description="how many answers; answer i is sampled with seed + i")
+    stop: StopWord | Annotated[list[StopWord], Field(max_length=16)] | None = Field(
+        None, description="text that ends the answer; it is not part of it"
+    )
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = Field(None, description="tokens that end the answer")
+    min_tokens: int | None = Field(None, ge=0, description="no token ends the answer before it has this many; at most max_tokens")
+    ignore_eos: bool | None = Field(None, description="the model's own end tokens do not end the answer")
+    stream: bool = Field(False, description="answer as server-sent events")
+    stream_options: StreamOptions | None = Field(None, description="only with stream")
+    service_tier: Tier | None = Field(None, description=TIER)
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for key in value or {}:
+            if not (key.isascii() and key.isdigit() and len(key) <= LONGEST_ID):
+                raise ValueError(f"{key[:40]!r} is no token id; each key is one, as a string of digits")
+        return value
+
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class TextPart(Wire):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Wire):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(SamplingFields):
+    messages: list[Message] = Field(min_length=1, max_length=1024)
+    max_tokens: int | None = Field(None, ge=1, description="longest answer in tokens; what the context leaves when left out")
+    max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
+    logprobs: bool | None = Field(None, description="give the log-probability of each token of the answer")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="and of this many likeliest tokens; needs logprobs: true")
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"messages": [{"role": "user", "content": "Tell me a story about a fox and a crow."}], "max_tokens": 120, "seed": 7},
+            ]
+        }
+    )
+
+
+class CompletionRequest(SamplingFields):
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="text, texts, token ids, or lists of token ids")
+    max_tokens: int = Field(16, ge=0, description="longest answer in tokens; 0 only with echo")
+    logprobs: int | None = Field(None, ge=0, le=20, description="give the log-probability of each token and of this many likeliest ones")
+    echo: bool | None = Field(None, description="put the prompt before the answer; with logprobs its tokens, too")
+    best_of: int | None = Field(
+        None, ge=1, le=16, description="sample this many answers, give the n with the highest mean log-probability; no stream"
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0.8, "seed": 7}]}
+    )
+
+
+class TopLogprob(Wire):
+    token: str = Field(description="the token's text; `bytes:\\xe7...` for a part of a character")
+    logprob: float = Field(description="natural logarithm under the model itself: before temperature, penalties and filters")
+    bytes: list[int]
+
+
+class ContentLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Wire):
+    content: list[ContentLogprob]
+    refusal: None = None
+
+
+class TextLogprobs(Wire):
+    """Columns, one entry a token. The first token of an echoed prompt has no probability: nothing predicts it."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] = Field(description="the likeliest tokens, and the token itself")
+    text_offset: list[int] = Field(description="character of the choice's text that the token begins at")
+
+
+class AnswerMessage(Wire):
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(Wire):
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class ChatResponse(Wire):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    service_tier: UsedTier | None = None
+
+
+class CompletionChoice(Wire):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class CompletionResponse(Wire):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    service_tier: UsedTier | None = None

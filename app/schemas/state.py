@@ -1,0 +1,97 @@
+"""What is served, whether it is ready, and what its slots hold."""
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
+
+from app.schemas.scoring import Method
+from app.schemas.wire import Wire
+
+SLOTS_EXAMPLE: JsonDict = {
+    "object": "slot.list",
+    "model": "storyteller",
+    "slots": [
+        {"slot": 0, "stage": "decode", "request": "chatcmpl-5f2c/0", "prompt_tokens": 52, "cached_tokens": 71, "generated_tokens": 20},
+        {"slot": 1, "stage": "prefill", "request": "cmpl-0d47/1", "prompt_tokens": 900, "cached_tokens": 512, "generated_tokens": 0},
+    ],
+    "waiting": [{"request": "chatcmpl-81be/0", "position": 1, "eta_s": 1.5}],
+    "texts": 2,
+    "decisions": [
+        {
+            "at": 1753000000.25,
+            "request": "chatcmpl-5f2c/0",
+            "slot": 0,
+            "reason": "holds the beginning of this conversation",
+            "waited_s": 0.02,
+            "reused_tokens": 40,
+            "prompt_tokens": 52,
+        }
+    ],
+}
+
+
+class ModelCard(Wire):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "litmus"
+    context: int = Field(description="tokens a conversation may hold")
+    slots: int
+    quantize: str
+    dtype: str
+    device: str
+    observer: str | None
+    chat: bool = Field(description="has a chat template")
+    methods: list[Method]
+
+
+class ModelList(Wire):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Readiness(Wire):
+    status: Literal["ready", "loading", "draining"]
+
+
+class Health(Wire):
+    status: Literal["ok"] = "ok"
+
+
+class SlotState(Wire):
+    slot: int
+    stage: Literal["idle", "prefill", "decode"]
+    request: str | None = Field(description="the id of the answer, `/` and the number of its part; null where the slot is idle")
+    prompt_tokens: int
+    cached_tokens: int = Field(description="tokens whose keys and values are there: a request with the same beginning can use them")
+    generated_tokens: int
+
+
+class WaitingState(Wire):
+    request: str
+    position: int = Field(description="1 is the next to get a slot")
+    eta_s: float | None = Field(description="expected wait in seconds, from the recent past; null while that is unknown")
+
+
+class DecisionState(Wire):
+    at: float = Field(description="Unix time in seconds")
+    request: str
+    slot: int
+    reason: str = Field(description="why this request got this slot, now")
+    waited_s: float
+    reused_tokens: int = Field(description="prompt tokens that did not have to be computed")
+    prompt_tokens: int
+
+
+class SlotList(Wire):
+    """A model's slots as they stand between two steps. Counts and ids only: no text."""
+
+    object: Literal["slot.list"] = "slot.list"
+    model: str
+    slots: list[SlotState]
+    waiting: list[WaitingState] = Field(description="requests without a slot, the next one first")
+    texts: int = Field(description="texts that are being scored or wait to be")
+    decisions: list[DecisionState] = Field(description="the last 100, newest last")
+
+    model_config = ConfigDict(json_schema_extra={"examples": [SLOTS_EXAMPLE]})

@@ -1,0 +1,240 @@
+"""`python -m loadtest.engine`: Litmus beside its peers on this machine, in one run, as a table and as runs/engine-*.jsonl.
+
+Each server and each bare measurement is a process of its own, one after the other. What is not on this machine is not run, and its
+rows say so. loadtest.marks has the rows, loadtest.clients says what is asked, loadtest.peers of whom.
+"""
+
+import argparse
+import asyncio
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from loadtest import clients, peers
+from loadtest.clients import QUICK, Options
+from loadtest.marks import ROWS, chosen, table, wanted
+from loadtest.peers import Peer, PeerAbsent, PeerFailed
+from loadtest.run import Run, create_run
+from loadtest.summary import percentile
+
+MODEL = Path("runs/llama-135m")
+VERSIONS = ("torch", "transformers", "bitsandbytes", "litserve", "accelerate")
+SLOTS = 32
+LLAMA_CONTEXT = 512  # tokens a slot: more than prompt and answer
+UNEQUAL = 0.02  # share by which prompts may differ in tokens between two servers
+
+
+@dataclass(slots=True)
+class Bench:
+    """One run: what was found, and what could not be."""
+
+    given: argparse.Namespace
+    options: Options
+    run: Run
+    values: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    lengths: dict[str, float] = field(default_factory=dict)  # prompt tokens a request, by value
+    failed: bool = False
+
+    def note(self, who: str, value: str, number: float, **more: Any) -> None:
+        self.values[f"{who}/{value}"] = number
+        self.run.note({"kind": "measurement", "name": f"{who}/{value}", "value": number, **more})
+
+    def attempt(self, who: str, names: set[str]) -> None:
+        """All values of one `what/weights`, or why there are none."""
+        tell(f"{who} ...")
+        try:
+            if who.split("/")[0] in ("engine", "manager", "generate"):
+                self.bare(who, names)
+            else:
+                with peers.running(self.peer(who), self.run.path.parent) as server:
+                    asyncio.run(self.ask(who, names, server))
+        except PeerAbsent as error:
+            self.missing[who] = f"not run: {error}"
+        except PeerFailed as error:
+            self.missing[who] = f"failed: {error}"
+            self.failed = True
+        if who in self.missing:
+            self.run.note({"kind": "missing", "name": who, "why": self.missing[who]})
+            tell(f"{who}: {self.missing[who]}")
+
+    def bare(self, who: str, names: set[str]) -> None:
+        what, quantize = who.split("/")
+        command = [sys.executable, "-m", "app.bench", "--model", str(self.given.model), "--what", what, "--quantize", quantize]
+        command += ["--device", self.given.device, "--repeats", str(self.options.rounds), "--new-tokens", str(self.options.new_tokens)]
+        crowd = self.options.clients
+        if names - {"chats"}:
+            counts = [crowd] if what == "generate" else sorted({1, min(8, crowd), crowd})
+            lines = list(answers([*command, "--at-once", *map(str, counts)], self.run))
+            self.note(who, "whole", lines[-1]["tokens_per_s"])
+            if lines[-1]["decode_per_s"] is not None:
+                self.note(who, "decode", lines[-1]["decode_per_s"])
+        if "chats" in names:
+            path = self.run.path.with_suffix(".prompts.json")
+            path.write_text(json.dumps(clients.rounds(self.options, crowd)))
+            try:
+                (line,) = answers([*command, "--at-once", str(crowd), "--prompts", str(path)], self.run)
+            finally:
+                path.unlink()
+            self.lengths[f"{who}/chats"] = line["prompt_tokens"]
+            self.note(who, "chats", line["tokens_per_s"])
+
+    def peer(self, who: str) -> Peer:
+        """How to start it. Raises `PeerAbsent`."""
+        given = self.given
+        what, weights = who.split("/")
+        if what == "litmus":
+            return peers.litmus(str(given.model), given.four_bit if weights == "4bit" else "none", given.device, SLOTS)
+        if what == "transformers":
+            return peers.transformers(str(given.model), given.device)
+        binary = peers.find_llama(given.llama_server)
+        return peers.llama(binary, find_gguf(given, weights, binary), SLOTS, LLAMA_CONTEXT)
+
+    async def ask(self, who: str, names: set[str], server: peers.Server) -> None:
+        async with clients.chatter(server) as chatter:
+            await clients.warm(chatter, self.options)
+            for value, count in (("alone", 1), ("crowd", self.options.clients)):
+                if value in names:
+                    found = await clients.throughput(chatter, self.options, count)
+                    self.lengths[f"{who}/{value}"] = sum(one.prompt_tokens for one in found) / sum(one.requests for one in found)
+                    median = statistics.median(one.tokens_per_s for one in found)
+                    self.note(who, value, median, clients=count, rounds=[asdict(one) for one in found])
+            if "continued" in names:
+                talks = await clients.continued(chatter, self.options)
+                lines = [asdict(talk) for talk in talks]
+                self.note(who, "first", statistics.median(talk.first_ms for talk in talks), talks=lines)
+                self.note(who, "continued", statistics.median(talk.continued_ms for talk in talks))
+            if "pressed" in names:
+                found_gaps = await clients.press(chatter, self.options)
+                calm = [gap for one in found_gaps for gap in one.calm_ms]
+                pressed = [gap for one in found_gaps for gap in one.pressed_ms]
+                self.note(who, "calm", statistics.median(calm), gaps=len(calm))
+                self.note(who, "pressed", percentile(pressed, 0.99), gaps=len(pressed), presses=[asdict(one) for one in found_gaps])
+            if "beside" in names:
+                for value, scoring in (("apart", False), ("beside", True)):
+                    times = await clients.tpot(chatter, self.options, scoring)
+                    self.note(who, value, percentile(times, 0.95), chats=len(times), tpot_ms=times)
+
+    def check_lengths(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Rates are comparable only where the prompts were equally long."""
+        for ours, theirs in pairs:
+            mine, other = self.lengths.get(ours), self.lengths.get(theirs)
+            if mine and other and abs(mine - other) > UNEQUAL * mine:
+                self.values.pop(theirs)
+                self.missing[theirs.rpartition("/")[0]] = f"failed: prompts of {other:.1f} tokens beside Litmus's {mine:.1f}"
+                self.failed = True
+
+
+def answers(command: Sequence[str], run: Run) -> Iterator[dict[str, Any]]:
+    """The JSON lines of `app.bench`, kept in the run. Raises `PeerFailed`."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise PeerFailed(f"{shlex.join(command[1:])} ended with code {done.returncode}: {lines[-1] if lines else 'no word'}")
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            found = json.loads(line)
+            run.note(found)
+            yield found
+
+
+def find_gguf(given: argparse.Namespace, weights: str, binary: Path) -> Path:
+    """The F16 file given, or made of the model made here; its Q4_0 beside it, or made by llama-quantize. Raises `PeerAbsent`."""
+    whole: Path = given.gguf or MODEL.with_name(f"{MODEL.name}-f16.gguf")
+    if not whole.is_file() and (given.gguf or given.model != MODEL):
+        raise PeerAbsent(f"{whole} is no file" if given.gguf else "no GGUF of this model; give one with --gguf (make: GGUF=...)")
+    if not whole.is_file():
+        if find_spec("gguf") is None:
+            raise PeerAbsent("no GGUF; give one with --gguf (make: GGUF=...), or pip install gguf")
+        make_model("--gguf")
+    return whole if weights == "f16" else quantized(whole, given.gguf_4bit, binary)
+
+
+def quantized(whole: Path, given: Path | None, binary: Path) -> Path:
+    small = given or whole.with_name(whole.stem.replace("-f16", "").replace("-F16", "") + "-q4_0.gguf")
+    tool = binary.with_name("llama-quantize")
+    if not small.is_file() and given is None and tool.is_file():
+        subprocess.run([*peers.with_libraries(tool), str(whole), str(small), "Q4_0"], check=True, capture_output=True)
+    if not small.is_file():
+        raise PeerAbsent(f"{small} is no file; give one with --gguf-4bit")
+    return small
+
+
+def make_model(*more: str) -> None:
+    subprocess.run([sys.executable, "-m", "models.shape", "--out", str(MODEL), *more], check=True, capture_output=True)
+
+
+def facts(given: argparse.Namespace, options: Options, words: Sequence[str]) -> dict[str, Any]:
+    return {
+        "command": shlex.join([sys.executable, "-m", "loadtest.engine", *words]),
+        "commit": output("git", "describe", "--always", "--dirty", "--abbrev=40"),
+        "versions": {name: installed(name) for name in VERSIONS},
+        "llama_server": peers.llama_version(given.llama_server),
+        "cores": peers.cores(),
+        "model": str(given.model),
+        "four_bit": given.four_bit,
+        "device": given.device,
+        "options": asdict(options),
+    }
+
+
+def output(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.engine", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder; a random one of 135 million parameters is made when not given")
+    parser.add_argument("--gguf", type=Path, help="the same model for llama-server, F16")
+    parser.add_argument("--gguf-4bit", type=Path, help="the same, Q4_0; llama-quantize makes it when not given")
+    parser.add_argument("--llama-server", type=Path, help="when it is not on PATH")
+    default = "nf4" if Path("/dev/nvidiactl").exists() else "int4"
+    parser.add_argument("--four-bit", choices=["int4", "nf4", "fp4"], default=default, help="Litmus's weights beside Q4_0")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS), choices=ROWS, metavar="N", help="rows of the table; all")
+    parser.add_argument("--quick", action="store_true", help="so little of everything that it shows whether all runs, and nothing else")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str]) -> int:
+    given = _arguments(words)
+    options = QUICK if given.quick else Options()
+    if given.model == MODEL and not (MODEL / "config.json").is_file():
+        make_model()
+    marks = chosen(given.rows)
+    bench = Bench(given, options, create_run(given.out, "engine", facts(given, options, words)))
+    for who, names in wanted(marks).items():
+        bench.attempt(who, names)
+    bench.check_lengths([(mark.ours, mark.theirs) for mark in marks])
+    shown = table(marks, bench.values, bench.missing)
+    bench.run.note({"kind": "table", "markdown": shown})
+    bench.run.close()
+    sys.stdout.write(f"{shown}\n\n{'Quick: no measurement. ' if given.quick else ''}Each measurement: {bench.run.path}\n")
+    return 1 if bench.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

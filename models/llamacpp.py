@@ -1,0 +1,88 @@
+"""A Llama's folder as an F16 GGUF, for llama.cpp to be measured beside Litmus. Needs the `gguf` package, which Litmus itself does not."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from safetensors.torch import load_file
+
+from models.shape import SPECIAL, TEMPLATE
+
+TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+LAYER = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def write(folder: Path, path: Path) -> Path:
+    """Writes what `models.shape.save` made, and nothing else: tied embedding, plain rotation, its own tokenizer."""
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(str(path), "llama")
+    _describe(writer, config)
+    _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text())["model"])
+    for name, tensor in _tensors(folder, config):
+        writer.add_tensor(name, tensor.astype(np.float32 if tensor.ndim == 1 else np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _describe(writer: Any, config: dict[str, Any]) -> None:
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+
+
+def _add_tokenizer(writer: Any, model: dict[str, Any]) -> None:
+    entries = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(entries)
+    writer.add_token_types([gguf.TokenType.CONTROL if entry in SPECIAL else gguf.TokenType.NORMAL for entry in entries])
+    writer.add_token_merges([" ".join(merge) if isinstance(merge, list) else merge for merge in model["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(TEMPLATE)
+
+
+def _tensors(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        values = tensor.float().numpy()
+        count = next((number for kind, number in heads.items() if kind in name), None)
+        yield _renamed(name), values if count is None else _interleaved(values, count)
+
+
+def _renamed(name: str) -> str:
+    if name in TOP:
+        return TOP[name]
+    _, _, layer, module = name.removesuffix(".weight").split(".", 3)
+    return f"blk.{layer}.{LAYER[module]}.weight"
+
+
+def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp rotates neighbouring rows of a head, transformers its halves."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)

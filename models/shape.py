@@ -1,0 +1,132 @@
+"""`python -m models.shape --out runs/llama-135m`: a random-weight Llama of a chosen shape, to measure speed where no hub can be reached.
+
+What it says is noise, but it costs what a trained model of this shape costs. No measurement ends early: the rows of the (tied)
+embedding that belong to special tokens and to half characters are zero, so another logit is always larger and greedy decoding takes
+neither an end token nor bytes that a detokenizer would have to hold back.
+"""
+
+import argparse
+import itertools
+import logging
+import string
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+SPECIAL = ("<s>", "</s>")
+SPACE = "Ġ"  # how a byte-level tokenizer writes a blank
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    hidden: int = 576
+    layers: int = 30
+    heads: int = 9
+    kv_heads: int = 3
+    ff: int = 1536
+    vocabulary: int = 49152
+    context: int = 4096
+
+
+def merges() -> Iterator[tuple[str, str]]:
+    """Two printable letters, then such a pair and a letter; the blank and small letters before others."""
+    common = {SPACE, *string.ascii_lowercase}
+    printable = sorted(letter for letter in pre_tokenizers.ByteLevel.alphabet() if letter.isascii() or letter == SPACE)
+    for length, rare in itertools.product((2, 3), (False, True)):
+        found = (letters for letters in itertools.product(printable, repeat=length) if common.issuperset(letters) != rare)
+        yield from (("".join(letters[:-1]), letters[-1]) for letters in found)
+
+
+def create_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """Exactly `size` entries: two special ones, 256 bytes, and merges of printable ASCII. Raises `ValueError` where that cannot be."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = list(itertools.islice(merges(), max(0, size - len(SPECIAL) - len(alphabet))))
+    entries = [*SPECIAL, *alphabet, *(first + second for first, second in pairs)]
+    if len(entries) != size:
+        raise ValueError(f"a vocabulary of {size} cannot be made, the nearest has {len(entries)}")
+    raw = Tokenizer(models.BPE(vocab={entry: index for index, entry in enumerate(entries)}, merges=pairs))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=SPECIAL[0], eos_token=SPECIAL[1])
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def mute(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Tokens that greedy decoding must not take: all but printable ASCII and the blank."""
+    return [id for entry, id in tokenizer.get_vocab().items() if entry in SPECIAL or not entry.replace(SPACE, "").isascii()]
+
+
+def create_model(shape: Shape, silent: list[int], seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.ff,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).bfloat16()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[silent] = 0
+    return model.eval()
+
+
+def save(shape: Shape, folder: Path, seed: int) -> Path:
+    """A Hugging Face folder. Raises `ValueError` for a shape that no model can have."""
+    if shape.hidden % shape.heads or shape.heads % shape.kv_heads or shape.hidden // shape.heads % 2:
+        raise ValueError(f"{shape.heads} heads with {shape.kv_heads} key-value heads do not divide a hidden size of {shape.hidden}")
+    tokenizer = create_tokenizer(shape.vocabulary)
+    model = create_model(shape, mute(tokenizer), seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    log.info("%s: %.1f million parameters", folder, model.num_parameters() / 1e6)
+    return folder
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m models.shape", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path("runs/llama-135m"))
+    for name, default in ((name, getattr(Shape(), name)) for name in Shape.__slots__):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gguf", action="store_true", help="write an F16 GGUF beside it; needs the gguf package")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str]) -> int:
+    given = _arguments(words)
+    try:
+        folder = save(Shape(**{name: getattr(given, name) for name in Shape.__slots__}), given.out, given.seed)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if given.gguf:
+        try:
+            from models.llamacpp import write
+        except ImportError:
+            sys.stderr.write("A GGUF needs the gguf package: pip install gguf\n")
+            return 2
+        log.info("%s", write(folder, folder.with_name(f"{folder.name}-f16.gguf")))
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,36 @@
+"""Arithmetic of memory."""
+
+import pytest
+import torch
+
+from app.engine.ledger import Ledger, device_memory, weight_bytes
+from app.errors import SetupError
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("memory", "asked", "slots"), [(1000, None, 17), (1000, 5, 5), (10_000, None, 32), (1000, 17, 17), (10_000, 100, 100)]
+)
+def test_slots_are_those_asked_for_or_as_many_as_fit(memory: int, asked: int | None, slots: int) -> None:
+    ledger = Ledger(memory * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB)
+    assert ledger.slots(asked, "cpu") == slots
+
+
+@pytest.mark.parametrize(("memory", "asked"), [(1000, 18), (620, None), (100, 1)])
+def test_what_does_not_fit_is_refused_with_the_numbers(memory: int, asked: int | None) -> None:
+    ledger = Ledger(memory * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB)
+    with pytest.raises(SetupError, match=rf"{asked or 1} slots do not fit cuda:0: weights 0.49 GiB.*{ledger.fits} slots would fit"):
+        ledger.slots(asked, "cuda:0")
+
+
+def test_weights_are_counted_once_when_they_are_tied() -> None:
+    one, other = torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 10, bias=False)
+    pair = torch.nn.ModuleList([one, other])
+    assert weight_bytes(pair) == 2 * 400
+    other.weight = one.weight
+    assert weight_bytes(pair) == 400
+
+
+def test_a_device_has_at_least_the_weights_that_are_on_it() -> None:
+    assert device_memory(torch.device("cpu"), 12345) > 12345

@@ -1,0 +1,66 @@
+"""Faster layers against the plain ones."""
+
+import pytest
+import torch
+from torch import nn
+
+from app.engine.linear import Int4Linear, PackedLinear, joined, quicken, round_weights
+
+
+def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
+    torch.manual_seed(inputs + outputs)
+    return nn.Linear(inputs, outputs, bias=bias).to(dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32, 100])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_packed_layer_is_the_plain_one(rows: int, bias: bool) -> None:
+    plain = linear(64, 48, bias, torch.bfloat16)
+    x = torch.randn(1, rows, 64, dtype=torch.bfloat16)
+    torch.testing.assert_close(PackedLinear(plain)(x), plain(x), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32, 100])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_an_int4_layer_computes_with_the_rounded_weights(rows: int, bias: bool, dtype: torch.dtype) -> None:
+    plain = linear(96, 48, bias, dtype)
+    quick = Int4Linear(plain)
+    round_weights(nn.ModuleList([plain]))
+    x = torch.randn(rows, 96, dtype=dtype)
+    torch.testing.assert_close(quick(x), plain(x), atol=3e-2 if dtype == torch.bfloat16 else 1e-5, rtol=2e-2)
+
+
+def test_rounding_moves_no_weight_by_more_than_half_a_level_and_twice_is_once() -> None:
+    plain = linear(64, 32, False, torch.float32)
+    before = plain.weight.clone()
+    round_weights(nn.ModuleList([plain]))
+    spread = before.view(32, 2, 32).amax(-1) - before.view(32, 2, 32).amin(-1)
+    moved = (plain.weight - before).abs().view(32, 2, 32).amax(-1)
+    assert bool((moved <= spread / 15 / 2 * 1.001).all())
+    assert bool((moved > 0).all())
+    once = plain.weight.clone()
+    round_weights(nn.ModuleList([plain]))
+    torch.testing.assert_close(plain.weight, once, atol=1e-6, rtol=1e-5)
+
+
+def test_joined_layers_give_their_outputs_side_by_side() -> None:
+    for parts in ([linear(32, 16, True, torch.float32), linear(32, 48, True, torch.float32)], [nn.Identity(), nn.Identity()]):
+        x = torch.randn(5, 32)
+        torch.testing.assert_close(joined(list(parts))(x), torch.cat([part(x) for part in parts], -1))
+
+
+def test_what_the_kernels_cannot_do_stays_as_it_is() -> None:
+    class Other(nn.Linear):
+        """As bitsandbytes' layers are."""
+
+    model = nn.ModuleDict(
+        {
+            "odd": linear(33, 16, False, torch.float32),
+            "even": linear(32, 16, False, torch.float32),
+            "packed": linear(33, 16, False, torch.bfloat16),
+            "other": Other(32, 16),
+        }
+    )
+    quicken(model, int4=True)
+    assert [type(model[name]).__name__ for name in model] == ["Linear", "Int4Linear", "PackedLinear", "Other"]

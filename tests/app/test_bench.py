@@ -1,0 +1,81 @@
+"""Rates from stamps, and each way of generating on a tiny model."""
+
+import json
+
+import pytest
+
+from app import bench
+from app.bench import BenchFailed, Rates, Trace, median, rates
+from models import shape
+
+TINY = shape.Shape(hidden=64, layers=2, heads=4, kv_heads=2, ff=128, vocabulary=700, context=256)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return shape.save(TINY, tmp_path_factory.mktemp("bench"), 0)
+
+
+def measure(folder, capsys, *words):
+    options = ["--model", str(folder), "--device", "cpu", "--context", "128", "--repeats", "2", *words]
+    code = bench.main(options)
+    shown = capsys.readouterr()
+    return code, [json.loads(line) for line in shown.out.splitlines() if line.startswith("{")], shown.err
+
+
+def test_rates_of_a_run():
+    trace = Trace(10.0, ((11.0, 13.0, 14.0, 15.0), (12.0, 13.0, 14.0, 15.0, 16.0)))
+    found = rates(trace, 40)
+    assert found.prefill_per_s == 40 / 2.0, "all had their first token at 12"
+    assert found.decode_per_s == pytest.approx(2 / 2.0 + 3 / 3.0), "from 12 until the first is done at 15"
+    assert found.tokens_per_s == 9 / 6.0
+
+
+def test_stamps_of_one_step_that_lie_a_little_apart():
+    trace = Trace(0.0, tuple(tuple(step + row / 1000 for step in (1.0, 2.0, 3.0, 4.0)) for row in range(8)))
+    assert rates(trace, 8).decode_per_s == pytest.approx(8.0)
+
+
+def test_rates_that_a_run_cannot_tell():
+    assert rates(Trace(0.0, ((2.0, 2.0), (2.0, 2.0))), 40) == Rates(None, None, 2.0)
+    assert rates(Trace(0.0, ((2.0,), (2.0,))), 40) == Rates(20.0, None, 1.0)
+
+
+def test_the_middle_run():
+    runs = [Rates(1.0, None, 9.0), Rates(2.0, None, 8.0), Rates(30.0, None, 1.0)]
+    assert median(runs) == Rates(2.0, None, 8.0)
+
+
+def test_too_few_tokens_are_no_measurement():
+    with pytest.raises(BenchFailed, match=r"2 x 3 tokens were asked for, 2 x \[2, 3\] came"):
+        Trace(0.0, ((1.0, 2.0), (1.0, 2.0, 3.0))).check(2, 3)
+
+
+@pytest.mark.parametrize("what", ["engine", "generate", "manager"])
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_each_way(folder, capsys, what, quantize):
+    code, lines, _ = measure(folder, capsys, "--what", what, "--quantize", quantize, "--at-once", "1", "3", "--new-tokens", "6")
+    assert code == 0
+    assert [(line["at_once"], line["requests"], line["prompt_tokens"]) for line in lines] == [(1, 1, 32), (3, 3, 32)]
+    for line in lines:
+        assert line["what"] == what and len(line["runs"]) == 2 and line["tokens_per_s"] > 0
+        assert (line["decode_per_s"] is None) == (what == "generate")
+
+
+def test_given_prompts(folder, capsys, tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps([["one", "two", "three", "four"], ["a king", "a queen", "a fox", "a crow"]]))
+    code, (line,), _ = measure(folder, capsys, "--prompts", str(path), "--at-once", "2", "--new-tokens", "4")
+    assert code == 0
+    assert (line["at_once"], line["requests"], len(line["runs"])) == (2, 4, 1), "the first round is not counted"
+    assert line["prompt_tokens"] > len("assistant: ") / 3
+
+
+def test_what_cannot_be(folder, capsys, monkeypatch):
+    code, _, err = measure(folder / "nowhere", capsys)
+    assert code == 2 and "nowhere" in err and "Traceback" not in err
+    monkeypatch.setattr(bench, "Quantizations", ("none", "own"))
+    code, _, err = measure(folder, capsys, "--what", "manager", "--quantize", "own")
+    assert code == 2 and err.strip().endswith("transformers has no quantize=own")
+    with pytest.raises(SystemExit):
+        measure(folder, capsys, "--what", "manager", "--prompts", "x.json")

@@ -1,0 +1,106 @@
+"""The whole comparison against servers that have no model, and what it says of those that are not there."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtest import engine, peers
+from loadtest.peers import PORT, Peer, PeerAbsent, PeerFailed
+from loadtest.run import create_run
+
+TALKER = Path(__file__).parents[1] / "talker.py"
+
+
+@pytest.fixture
+def talkers(monkeypatch, tmp_path):
+    """Every server is a talker; what the peer's one does wrong."""
+    flaws = {"done": False}
+
+    def transformers(*_):
+        return Peer("theirs", (sys.executable, str(TALKER), PORT, json.dumps(flaws)), "/ready", {}, done=False)
+
+    monkeypatch.setattr(peers, "litmus", lambda *_: Peer("ours", (sys.executable, str(TALKER), PORT), "/ready"))
+    monkeypatch.setattr(peers, "transformers", transformers)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return flaws
+
+
+def compare(tmp_path, capsys, *words):
+    code = engine.main(["--quick", "--model", "folder", "--out", str(tmp_path), *words])
+    shown = capsys.readouterr().out
+    (path,) = tmp_path.glob("engine-*.jsonl")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()[2:] if line.startswith("|")]
+    return code, rows, [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_over_http(talkers, tmp_path, capsys):
+    code, rows, lines = compare(tmp_path, capsys, "--rows", "3", "4", "7", "8", "9")
+    assert code == 0
+    assert [row[0] for row in rows] == ["3", "4", "4", "7", "8", "9"]
+    assert 0.5 < float(rows[0][4]) < 2 and rows[0][6] == "**no**"
+    assert {row[6] for row in rows[1:3]} == {"not run: no llama-server on PATH"} and {row[4] for row in rows[1:3]} == {"-"}
+    assert float(rows[4][4]) > 3 and rows[4][6] == "**no**", "a talker stands still while it reads"
+    manifest, *measured = lines
+    assert manifest["tool"] == "engine" and manifest["options"]["clients"] == 4
+    assert {"command", "commit", "versions", "machine", "python", "model"} <= manifest.keys() and manifest["versions"]["torch"]
+    values = {line["name"]: line["value"] for line in measured if line["kind"] == "measurement"}
+    assert set(values) == {f"litmus/none/{name}" for name in "crowd first continued calm pressed apart beside".split()} | {
+        "litmus/4bit/crowd",
+        "transformers/none/crowd",
+    }
+    assert measured[-1]["markdown"].count("\n") == 7
+
+
+@pytest.mark.parametrize(
+    ("flaw", "why"),
+    [
+        ({"lost": 1}, "failed: theirs: 7 tokens came, 8 were asked for"),
+        ({"longer": 9}, "failed: prompts of 31.0 tokens beside Litmus's 22.0"),
+    ],
+)
+def test_a_peer_that_did_something_else_is_a_failure(talkers, tmp_path, capsys, flaw, why):
+    talkers.update(flaw)
+    code, rows, _ = compare(tmp_path, capsys, "--rows", "3")
+    assert code == 1
+    assert rows[0][4] == "-" and rows[0][6] == why
+
+
+def test_bare_lines_are_kept(tmp_path):
+    run = create_run(tmp_path, "engine", {})
+    code = 'print(\'chatter\'); print(\'{"kind": "bare", "tokens_per_s": 2.0}\')'
+    assert list(engine.answers([sys.executable, "-c", code], run)) == [{"kind": "bare", "tokens_per_s": 2.0}]
+    with pytest.raises(PeerFailed, match="ended with code 1: no model"):
+        list(engine.answers([sys.executable, "-c", "import sys; sys.exit('no model')"], run))
+    run.close()
+    assert len(run.path.read_text().splitlines()) == 2
+
+
+def test_where_a_gguf_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "MODEL", tmp_path / "made")
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    binary = tmp_path / "llama-server"
+    given = engine._arguments(["--model", "other"])
+    with pytest.raises(PeerAbsent, match="no GGUF of this model"):
+        engine.find_gguf(given, "f16", binary)
+    with pytest.raises(PeerAbsent, match="pip install gguf"):
+        engine.find_gguf(engine._arguments(["--model", str(tmp_path / "made")]), "f16", binary)
+    whole = tmp_path / "m-f16.gguf"
+    given = engine._arguments(["--gguf", str(whole)])
+    with pytest.raises(PeerAbsent, match="is no file"):
+        engine.find_gguf(given, "f16", binary)
+    whole.touch()
+    assert engine.find_gguf(given, "f16", binary) == whole
+    with pytest.raises(PeerAbsent, match="m-q4_0.gguf is no file"):
+        engine.find_gguf(given, "4bit", binary)
+    (tmp_path / "m-q4_0.gguf").touch()
+    assert engine.find_gguf(given, "4bit", binary) == tmp_path / "m-q4_0.gguf"
+
+
+def test_arguments():
+    given = engine._arguments(["--rows", "1", "4"])
+    assert given.rows == [1, 4] and given.four_bit in ("int4", "nf4") and given.model == engine.MODEL
+    assert engine._arguments([]).rows == list(range(1, 10))
+    with pytest.raises(SystemExit):
+        engine._arguments(["--rows", "10"])

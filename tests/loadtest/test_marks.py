@@ -1,0 +1,56 @@
+import pytest
+
+from loadtest.marks import MARKS, ROWS, Mark, calm_gaps, chosen, gaps, table, wanted
+
+MORE = Mark(1, "speed", "tokens/s", "a/x/v", "b/x/v", "b", 2.0)
+SHORTER = Mark(2, "wait", "ms", "a/x/then", "a/x/first", "its first", 5.0, "shorter")
+LIMIT = Mark(3, "gap", "ms", "a/x/pressed", "a/x/calm", "calm", 3.0, "limit")
+
+
+@pytest.mark.parametrize(
+    ("mark", "ours", "theirs", "ratio", "met"),
+    [
+        (MORE, 400, 200, 2.0, True),
+        (MORE, 399, 200, 1.995, False),
+        (SHORTER, 20, 100, 5.0, True),
+        (SHORTER, 21, 100, 100 / 21, False),
+        (LIMIT, 30, 10, 3.0, True),
+        (LIMIT, 31, 10, 3.1, False),
+    ],
+)
+def test_met_or_not(mark, ours, theirs, ratio, met):
+    assert mark.ratio(ours, theirs) == pytest.approx(ratio)
+    assert mark.met(mark.ratio(ours, theirs)) is met
+
+
+def rows(shown):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()[2:]]
+
+
+def test_table():
+    values = {"a/x/v": 400.0, "b/x/v": 250.04, "a/x/then": 12.34, "a/x/first": 99.0, "a/x/pressed": 31.0, "a/x/calm": 10.0}
+    assert rows(table([MORE, SHORTER, LIMIT], values, {})) == [
+        ["1", "speed", "400 tokens/s", "b: 250 tokens/s", "1.6", "at least 2", "**no**"],
+        ["2", "wait", "12.3 ms", "its first: 99.0 ms", "8.02", "at least 5", "yes"],
+        ["3", "gap", "31.0 ms", "calm: 10.0 ms", "3.1", "at most 3", "**no**"],
+    ]
+
+
+def test_what_was_not_run_claims_nothing():
+    (row,) = rows(table([MORE], {"a/x/v": 400.0}, {"b/x": "not run: no b | on\nPATH"}))
+    assert row == ["1", "speed", "400 tokens/s", "b: -", "-", "at least 2", "not run: no b / on PATH"]
+
+
+def test_each_is_measured_once_and_only_what_is_needed():
+    assert wanted(chosen([2])) == {"engine/none": {"whole"}, "generate/none": {"whole"}}
+    assert wanted(chosen([3, 7])) == {"litmus/none": {"crowd", "continued", "first"}, "transformers/none": {"crowd"}}
+    assert tuple(range(1, 10)) == ROWS and len(chosen(ROWS)) == len(MARKS) == 12
+
+
+def test_a_gap_that_the_window_only_cuts_counts_as_pressed_and_not_as_calm():
+    deltas = [0.0, 1.0, 2.0, 5.0, 6.0, 7.0]
+    assert gaps(deltas, 2.5, 5.5) == [3.0, 1.0]
+    assert gaps(deltas, 3.0, 4.0) == [3.0], "a stream that stood still all the while"
+    assert calm_gaps(deltas, 1.0, 5.5) == [1.0, 3.0]
+    assert calm_gaps(deltas, 0.5, 2.5) == [1.0]
+    assert gaps([1.0], 0.0, 2.0) == calm_gaps([], 0.0, 2.0) == []

@@ -1,0 +1,70 @@
+"""A model of a chosen shape: loads, reads and writes text, and never ends by itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from models import shape
+
+TINY = shape.Shape(hidden=32, layers=1, heads=4, kv_heads=2, ff=48, vocabulary=700, context=256)
+OPTIONS = ["--hidden", "32", "--layers", "1", "--heads", "4", "--kv-heads", "2", "--ff", "48", "--vocabulary", "700", "--context", "256"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return shape.save(TINY, tmp_path_factory.mktemp("shape"), 0)
+
+
+def test_text_comes_back(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = "Once upon a time  there was a Fuchs für 日本.\n\tThe end\x00"
+    assert len(tokenizer) == 700
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert len(tokenizer("and the king").input_ids) < len("and the king")
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert chat == "user: Hi\nassistant: "
+
+
+def test_whole_vocabulary_of_the_default_shape():
+    tokenizer = shape.create_tokenizer(shape.Shape().vocabulary)
+    assert len(tokenizer) == 49152
+    assert tokenizer("\n the king").tokens() == ["Ċ", "Ġt", "he", "Ġk", "ing"]
+
+
+@pytest.mark.parametrize("size", [100, 10**7])
+def test_a_vocabulary_that_cannot_be(size):
+    with pytest.raises(ValueError, match=f"a vocabulary of {size} cannot be made"):
+        shape.create_tokenizer(size)
+
+
+def test_an_answer_is_printable_and_has_no_end(folder):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.num_key_value_heads == 2 and model.dtype == torch.bfloat16
+    out = model.generate(**tokenizer("The king", return_tensors="pt"), do_sample=False, max_new_tokens=100)
+    assert out.shape[1] == tokenizer("The king", return_tensors="pt").input_ids.shape[1] + 100
+    assert all(tokenizer.decode([token]).isascii() for token in out[0])
+    silent = model.get_input_embeddings().weight.abs().sum(-1) == 0
+    assert silent.sum() == len(shape.SPECIAL) + 256 - 95 and silent[:2].all()
+
+
+def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
+    again = shape.save(TINY, tmp_path / "again", 0)
+    other = shape.save(TINY, tmp_path / "other", 1)
+    weights = [Path(path, "model.safetensors").read_bytes() for path in (folder, again, other)]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_shape_that_cannot_be(tmp_path, capsys):
+    assert shape.main(["--out", str(tmp_path), "--hidden", "30", "--heads", "4"]) == 2
+    assert "do not divide" in capsys.readouterr().err
+
+
+def test_without_the_gguf_package_one_sentence(tmp_path):
+    code = "import sys; sys.modules['gguf'] = None; from models.shape import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, "--out", str(tmp_path), "--gguf", *OPTIONS], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == "A GGUF needs the gguf package: pip install gguf"
+    assert (tmp_path / "config.json").exists()

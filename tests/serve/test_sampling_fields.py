@@ -1,0 +1,147 @@
+"""Every field that says how tokens are drawn: what reaches the engine, and the wrong values with the name of the field."""
+
+from typing import Any
+
+import pytest
+
+from app.engine.request import Generate, Sampling, Score
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+SCORE = "/v1/score"
+HELLO = [{"role": "user", "content": "hi"}]
+MANY = [*range(2, 131)]  # one more than are taken
+
+
+def asked(served: Any, **fields: Any) -> Generate:
+    """The job that a completion of two tokens with these fields becomes; a chat's must be the same but for its prompt."""
+    found = []
+    for path, body in ((TEXT, {"prompt": "a"}), (CHAT, {"messages": HELLO})):
+        response = served.client.post(path, json={**body, "max_tokens": 2, "seed": 1, **fields})
+        assert response.status_code == 200, response.text
+        found.append(served.engine.seen[-1])
+    assert found[0].sampling == found[1].sampling
+    assert (found[0].stop_tokens, found[0].ignore_eos, found[0].tier) == (found[1].stop_tokens, found[1].ignore_eos, found[1].tier)
+    return found[0]
+
+
+def test_left_out_nothing_differs_from_plain_sampling(served: Any) -> None:
+    job = asked(served)
+    assert job.sampling == Sampling(seed=1)
+    assert job == Generate(job.id, job.prompt, 2, job.sampling)
+
+
+def test_neutral_values_and_nulls_are_as_if_left_out(served: Any) -> None:
+    neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1, "logit_bias": {"5": 0}, "min_tokens": 0}
+    lists = {"bad_words": [], "stop_token_ids": [], "ignore_eos": False}
+    assert asked(served, **neutral, **lists).sampling == Sampling(seed=1)
+    assert asked(served, **dict.fromkeys([*neutral, *lists, "service_tier"])).sampling == Sampling(seed=1)
+
+
+def test_every_field_reaches_the_engine(served: Any) -> None:
+    job = asked(
+        served,
+        presence_penalty=-2,
+        frequency_penalty=1.5,
+        repetition_penalty=1.3,
+        logit_bias={"9": -100, "5": 1.5},
+        min_tokens=2,
+        stop_token_ids=[7, 7, 3],
+        ignore_eos=True,
+        service_tier="flex",
+    )
+    assert job.sampling == Sampling(
+        seed=1, repetition_penalty=1.3, presence_penalty=-2.0, frequency_penalty=1.5, logit_bias=((5, 1.5), (9, -100.0)), min_tokens=2
+    )
+    assert (job.stop_tokens, job.ignore_eos, job.tier) == (frozenset({3, 7}), True, "flex")
+
+
+def test_bad_words_are_banned_with_and_without_a_blank(served: Any) -> None:
+    """In this vocabulary a letter is a token, so that what follows a blank ends with what does not, which is banned already."""
+    a, b = served.tokenizer.encode("ab", "prompt")[1:]
+    assert asked(served, bad_words=["ab", " ab", "b"]).sampling.bad_words == ((a, b), (b,))
+
+
+def test_the_models_own_penalty_is_the_default(served: Any) -> None:
+    served.tokenizer.defaults = {"repetition_penalty": 1.2, "temperature": 0.7}
+    assert asked(served).sampling == Sampling(seed=1, temperature=0.7, repetition_penalty=1.2)
+    assert asked(served, repetition_penalty=1.0).sampling.repetition_penalty == 1.0
+
+
+@pytest.mark.parametrize(("tier", "used"), [("auto", "default"), ("default", "default"), ("flex", "flex")])
+def test_the_tier_is_named_in_the_answer(served: Any, tier: str, used: str) -> None:
+    for path, body in ((TEXT, {"prompt": "a", "max_tokens": 1}), (CHAT, {"messages": HELLO, "max_tokens": 1}), (SCORE, {"input": "abc"})):
+        assert served.client.post(path, json={**body, "service_tier": tier}).json()["service_tier"] == used
+        assert served.engine.seen[-1].tier == used
+        assert served.client.post(path, json=body).json()["service_tier"] is None
+        assert served.engine.seen[-1].tier == "default"
+    assert isinstance(served.engine.seen[-1], Score)
+    text = served.client.post(TEXT, json={"prompt": "a", "max_tokens": 1, "stream": True, "service_tier": tier}).text
+    assert text.count(f'"service_tier":"{used}"') == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"presence_penalty": 2.1}, "presence_penalty", "less than or equal to 2"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty", "greater than or equal to -2"),
+        ({"frequency_penalty": "1"}, "frequency_penalty", "valid number"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "greater than or equal to 0.01"),
+        ({"repetition_penalty": 11}, "repetition_penalty", "less than or equal to 10"),
+        ({"logit_bias": {"258": 1}}, "logit_bias", "258 is not in the vocabulary; token ids must lie in 0..257"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "'-1' is no token id"),
+        ({"logit_bias": {"fox": 1}}, "logit_bias", "'fox' is no token id"),
+        ({"logit_bias": {"\u0663": 1}}, "logit_bias", "is no token id"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "is no token id"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias.5", "valid number"),
+        ({"logit_bias": [5]}, "logit_bias", "valid dictionary"),
+        ({"logit_bias": {str(id): 1 for id in range(1025)}}, "logit_bias", "at most 1024"),
+        ({"bad_words": ["a", ""]}, "bad_words.1", "at least 1 character"),
+        ({"bad_words": ["a" * 257]}, "bad_words.0", "at most 256 characters"),
+        ({"bad_words": ["a"] * 129}, "bad_words", "at most 128 items"),
+        ({"bad_words": "a"}, "bad_words", "valid list"),
+        ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
+        ({"min_tokens": 9}, "min_tokens", "min_tokens is 9, but the answer may have at most 8 tokens"),
+        ({"stop_token_ids": [258]}, "stop_token_ids", "258 is not in the vocabulary"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0", "greater than or equal to 0"),
+        ({"stop_token_ids": [True]}, "stop_token_ids.0", "valid integer"),
+        ({"stop_token_ids": MANY}, "stop_token_ids", "at most 128 items"),
+        ({"ignore_eos": 1}, "ignore_eos", "valid boolean"),
+        ({"service_tier": "priority"}, "service_tier", "'auto', 'default' or 'flex'"),
+    ],
+)
+def test_wrong_values_are_named(served: Any, fields: dict[str, Any], param: str, says: str) -> None:
+    for path, body in ((TEXT, {"prompt": "a"}), (CHAT, {"messages": HELLO})):
+        response = served.client.post(path, json={**body, "max_tokens": 8, **fields})
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, param)
+        assert says in error["message"]
+    assert served.engine.seen == []
+
+
+def test_the_bound_of_min_tokens_is_what_the_context_leaves(served: Any) -> None:
+    error = served.client.post(CHAT, json={"messages": HELLO, "min_tokens": 60}).json()["error"]
+    assert "at most 59 tokens" in error["message"]
+
+
+def test_half_a_surrogate_pair_in_a_bad_word_is_named(served: Any) -> None:
+    content = b'{"prompt": "a", "bad_words": ["b", "\\ud800"]}'
+    response = served.client.post(TEXT, content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "bad_words.1")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        (SCORE, {"input": "a", "service_tier": "fast"}, "invalid_value"),
+        (SCORE, {"input": "a", "logprobs": 1}, "unknown_parameter"),
+        (CHAT, {"messages": HELLO, "echo": True}, "unknown_parameter"),
+        (CHAT, {"messages": HELLO, "best_of": 2}, "unknown_parameter"),
+        (TEXT, {"prompt": "a", "top_logprobs": 2}, "unknown_parameter"),
+        (CHAT, {"messages": HELLO, "response_format": {}}, "unsupported_parameter"),
+    ],
+)
+def test_fields_of_other_routes_are_refused(served: Any, path: str, body: Any, code: str) -> None:
+    response = served.client.post(path, json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, code)

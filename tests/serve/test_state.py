@@ -1,0 +1,69 @@
+"""What the server tells of itself: models, readiness, slots."""
+
+from typing import Any
+
+import pytest
+
+from app.engine.request import Report
+from app.schemas import SlotList
+from app.schemas.state import SLOTS_EXAMPLE
+
+TEXT = "/v1/completions"
+
+
+def test_models_say_what_is_served(served: Any) -> None:
+    (card,) = served.client.get("/v1/models").json()["data"]
+    assert (card["id"], card["context"], card["slots"], card["observer"]) == ("fake", 64, 2, "fake-base")
+    assert card["methods"] == ["binoculars", "fast_detect", "perplexity", "log_rank"]
+    assert served.client.get("/v1/models/fake").json() == card
+
+
+def test_readiness_follows_the_worker(served: Any) -> None:
+    assert served.client.get("/ready").json() == {"status": "ready"}
+    served.router.draining = True
+    assert served.client.get("/ready").status_code == 503
+    assert served.client.get("/health").json() == {"status": "ok"}
+    response = served.client.post(TEXT, json={"prompt": "a"})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+def test_the_slots_are_told_without_any_text(served: Any) -> None:
+    body = served.client.get("/slots").json()
+    busy, idle = body["slots"]
+    assert busy == {"slot": 0, "stage": "decode", "request": "a/0", "prompt_tokens": 5, "cached_tokens": 7, "generated_tokens": 3}
+    assert (idle["stage"], idle["request"], idle["cached_tokens"]) == ("idle", None, 4)
+    assert body["waiting"] == [{"request": "b/0", "position": 1, "eta_s": 1.5}, {"request": "c/0", "position": 2, "eta_s": None}]
+    (decision,) = body["decisions"]
+    assert (decision["at"], decision["reason"], decision["reused_tokens"]) == (1753000000.25, "holds its beginning", 2)
+    assert (body["object"], body["model"], body["texts"]) == ("slot.list", "fake", 3)
+    assert served.router.in_flight == 0
+
+
+def test_the_slots_are_told_while_the_queue_is_full_and_while_it_drains(served: Any) -> None:
+    served.router._max_waiting = -2
+    assert served.client.post(TEXT, json={"prompt": "a"}).status_code == 400
+    served.router.draining = True
+    assert served.client.get("/slots").status_code == 200
+
+
+def test_a_worker_in_a_long_step_is_not_waited_for(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.router.REPORT_S", 0.05)
+    served.worker.stalled = True
+    response = served.client.get("/slots")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert "long step" in response.json()["error"]["message"]
+    served.router.append([[Report("inspect-late", (), (), 0, ())], "OK"])  # what comes too late is dropped
+    served.worker.stalled = False
+    assert served.client.get("/slots").status_code == 200
+
+
+def test_without_a_worker_there_are_no_slots_to_tell_of(served: Any) -> None:
+    served.router._worker = None
+    response = served.client.get("/slots")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
+
+
+def test_the_documented_example_is_one(served: Any) -> None:
+    SlotList.model_validate(SLOTS_EXAMPLE)
+    schema = served.client.get("/openapi.json").json()
+    assert schema["components"]["schemas"]["SlotList"]["examples"] == [SLOTS_EXAMPLE]
