@@ -191,7 +191,7 @@ def counted_runs(run: Runner, rounds: Iterable[Sequence[Prompt]], new_tokens: in
     for prompts in rounds:
         lengths = [len(prompt) for prompt in prompts]
         found.append(rates(run(prompts, new_tokens), sum(lengths)))
-    return lengths, found
+    return lengths, found[1:]
 
 
 def runners(given: argparse.Namespace) -> Iterator[tuple[int, Runner]]:

@@ -24,11 +24,11 @@ def measure(folder, capsys, *words):
 
 
 def test_rates_of_a_run():
-    trace = Trace(10.0, ((11.0, 13.0, 14.0, 15.0), (12.0, 13.0, 14.0, 15.0, 16.0)))
+    trace = Trace(10.0, ((11.0, 13.0, 14.0, 15.0), (12.0, 13.0, 14.0, 15.0, 18.0)))
     found = rates(trace, 40)
     assert found.prefill_per_s == 40 / 2.0, "all had their first token at 12"
     assert found.decode_per_s == pytest.approx(2 / 2.0 + 3 / 3.0), "from 12 until the first is done at 15"
-    assert found.tokens_per_s == 9 / 6.0
+    assert found.tokens_per_s == 9 / 8.0
 
 
 def test_stamps_of_one_step_that_lie_a_little_apart():
