@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from app.engine.engine import Engine, Limits
 from app.engine.flat import FlatModel, Room, adopt
-from app.engine.request import Facts, Generate, Sampling, Score, Window
+from app.engine.request import Facts, Failed, Generate, Sampling, Score, Window
 from app.errors import SetupError
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer, first_line
@@ -36,7 +36,9 @@ def warm_up(engine: Engine) -> None:
 
 def _drain(engine: Engine) -> None:
     while not engine.idle:
-        engine.step()
+        for event in engine.step():
+            if isinstance(event, Failed):
+                raise SetupError(f"the model does not run as asked: {event.error.message}; lower --model.slots or --model.step_tokens")
 
 
 def resolve_device(device: str) -> torch.device:

@@ -35,6 +35,9 @@ class Mark:
 MARKS = (
     Mark(1, "decode, 32 slots, bf16", "tokens/s", "engine/none/decode", "manager/none/decode", "continuous batching manager", 2.5),
     Mark(1, "decode, 32 slots, nf4", "tokens/s", "engine/nf4/decode", "manager/nf4/decode", "continuous batching manager", 2.5),
+    Mark(
+        1, "decode, 32 slots, int4 beside nf4", "tokens/s", "engine/int4/decode", "manager/nf4/decode", "continuous batching manager", 2.5
+    ),
     Mark(2, "32 prompts of 32 and 32 new tokens, bf16", "tokens/s", "engine/none/whole", "generate/none/whole", "static `generate`", 1.3),
     Mark(3, "HTTP, 32 clients, bf16", "tokens/s", "litmus/none/crowd", "transformers/none/crowd", "`transformers serve`", 2.5),
     Mark(4, "HTTP, 32 clients, bf16", "tokens/s", "litmus/none/crowd", "llama/f16/crowd", "llama-server F16", 1.0),

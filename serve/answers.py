@@ -10,6 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 
 from app.engine.request import Delta, Event, Failed, Finish, TokenLogprob, Waiting
+from app.engine.text import CONTEXT
 from app.errors import LitmusError
 from app.schemas import (
     AnswerMessage,
@@ -46,7 +47,7 @@ class Part:
         self.finish: Finish | None = None
         self.begun = False
         self._prompt, self._terms = prompt, terms
-        self._ruler = Ruler(tokenizer, len(prompt.text))
+        self._ruler = Ruler(tokenizer, len(prompt.text), opening=not tokenizer.decode(list(prompt.ids[-CONTEXT:])))
         self._logprobs = 0.0
 
     @property

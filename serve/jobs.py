@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from app.engine.request import Facts, Generate, Sampling, Score
-from app.errors import ContextTooLong, InvalidRequest
+from app.errors import ContextTooLong, InvalidRequest, SetupError
 from app.schemas import ChatRequest, CompletionRequest, Method, SamplingFields, ScoreRequest, Tier, UsedTier
 from app.scoring.score import Reading, clean
 from app.scoring.windows import windows
@@ -17,6 +19,7 @@ from app.tokenizer import Tokenizer
 from serve.logprobs import Ruler
 from serve.state import methods_of
 
+DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 MAX_WINDOWS = 64  # of half a context each: how long a text to score may be
 
 
@@ -110,7 +113,7 @@ def sampling_of(body: SamplingFields, tokenizer: Tokenizer) -> Sampling:
 
     return Sampling(
         temperature=float(pick("temperature", 1.0)),
-        top_k=int(pick("top_k", 0)),
+        top_k=max(0, int(pick("top_k", 0))),
         top_p=float(pick("top_p", 1.0)),
         min_p=float(pick("min_p", 0.0)),
         seed=secrets.randbits(63) if body.seed is None else body.seed,
@@ -121,6 +124,16 @@ def sampling_of(body: SamplingFields, tokenizer: Tokenizer) -> Sampling:
         bad_words=_banned(body.bad_words or [], tokenizer),
         min_tokens=0 if body.min_tokens is None else body.min_tokens,
     )
+
+
+def check_defaults(defaults: dict[str, Any]) -> None:
+    """Raises `SetupError` for a generation_config.json that asks for what no request may ask for. Some write top_k: -1 for none."""
+    named = {name: defaults[name] for name in DEFAULTS if defaults.get(name) is not None}
+    try:
+        SamplingFields.model_validate({name: value for name, value in named.items() if (name, value) != ("top_k", -1)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SetupError(f"generation_config.json of the model: {first['loc'][0]}: {first['msg']}, not {first['input']!r}") from error
 
 
 def _biases(asked: dict[str, float], tokenizer: Tokenizer) -> tuple[tuple[int, float], ...]:
@@ -147,6 +160,8 @@ def check_least(least: int, most: int) -> None:
 
 def room(prompt: tuple[int, ...], limit: int | None, facts: Facts, param: str) -> int:
     """How many tokens the answer may have. Raises `ContextTooLong` with the numbers."""
+    if not prompt:
+        raise InvalidRequest(f"the tokenizer of {facts.name} makes no token of this", param=param)
     left = facts.context - len(prompt)
     if left < 1:
         raise ContextTooLong(f"the prompt has {len(prompt)} tokens, the context of {facts.name} holds {facts.context}", param=param)

@@ -26,10 +26,10 @@ class Row:
 class Ruler:
     """Where in a text its tokens begin. A token that goes on with a character begins where the character does."""
 
-    def __init__(self, tokenizer: Tokenizer, start: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, start: int = 0, opening: bool = True) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._opening = True
+        self._opening = opening  # nothing stands before the first token
         self._at = start
 
     def push(self, token: int) -> int:

@@ -30,7 +30,19 @@ from app.schemas import Score as ScoreBody
 from app.scoring.score import Reading, assess
 from app.tokenizer import Tokenizer
 from serve.answers import Answer, stream, whole
-from serve.jobs import Prompt, Terms, chat_terms, completion_terms, conversation, jobs_of, method_of, prompts_of, readings_of, tier_of
+from serve.jobs import (
+    Prompt,
+    Terms,
+    chat_terms,
+    check_defaults,
+    completion_terms,
+    conversation,
+    jobs_of,
+    method_of,
+    prompts_of,
+    readings_of,
+    tier_of,
+)
 from serve.router import Router, Ticket
 from serve.state import ERRORS, add_state, check_model
 
@@ -67,6 +79,7 @@ class EventStream(StreamingResponse):
 
 def create_routes(router: Router, tokenizer: Tokenizer, started: int) -> APIRouter:
     routes = APIRouter()
+    check_defaults(tokenizer.defaults)
     service = Service(router, tokenizer, ThreadPoolExecutor(2, "texts"))
 
     add_state(routes, router, started)

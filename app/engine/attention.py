@@ -27,6 +27,7 @@ class SlotAttention:
         self.keys: dict[int, torch.Tensor] = {}  # layer -> [slots, kv_heads, context, head_dim]
         self.values: dict[int, torch.Tensor] = {}
         self.shapes: dict[int, tuple[int, int, int]] = {}  # layer -> kv_heads, key dim, value dim: as seen in the last forward
+        self.windows: dict[int, int | None] = {}  # layer -> the sliding window it asked for
         AttentionInterface.register(self.name, self)
         AttentionMaskInterface.register(self.name, _no_mask)
 
@@ -62,6 +63,7 @@ class SlotAttention:
             raise UnsupportedModel(f"{type(module).__name__} cannot be served: its attention has soft-capped scores or sinks")
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         self.shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
+        self.windows[layer] = sliding_window
         rows = [part[0].transpose(0, 1) for part in (query, key, value)]
         return self.attend(layer, rows[0], rows[1], rows[2], (scaling, sliding_window))[None], None
 

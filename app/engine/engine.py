@@ -12,7 +12,7 @@ from app.engine.flat import FlatModel
 from app.engine.group import Group, group_of
 from app.engine.layout import layout_of
 from app.engine.pace import Pace
-from app.engine.request import Delta, Event, Failed, Generate, Job, Report, Scored
+from app.engine.request import Columns, Delta, Event, Failed, Generate, Job, Report, Scored, joined
 from app.engine.rows import Rows, lay_out, lay_out_passages
 from app.engine.sampler import Draw, logprobs, sample
 from app.engine.scheduler import Passage, Plan, Scheduler
@@ -42,19 +42,22 @@ class Engine:
         self.observer = observer
         self.limits = limits
         self.scheduler = Scheduler([Slot(index) for index in range(limits.slots)], Pace(limits.step_tokens, limits.stretch))
+        self._vocabulary = min(model.vocabulary for model in (performer, observer) if model is not None)
         self._decode = decode
         self._ends = ends
         self._groups: dict[str, Group] = {}
-        self._refused: list[Event] = []
+        self._due: list[Event] = []  # what the next step has to say beside its own
         self._news_s = 0.0
 
     def submit(self, job: Job) -> None:
         """What can never fit is refused at once, by an event of the next step."""
-        error = self._refusal(job) if isinstance(job, Generate) else None
-        if error is None:
+        error = self._refusal(job)
+        if error is not None:
+            self._due.append(Failed(job.id, error))
+        elif isinstance(job, Generate) or job.windows:
             self.scheduler.add(job)
-        else:
-            self._refused.append(Failed(job.id, error))
+        else:  # too short for a single prediction
+            self._due.append(Scored(job.id, Columns()))
 
     def cancel(self, id: str) -> bool:
         self._groups.pop(id, None)
@@ -71,30 +74,38 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return self.scheduler.idle and not self._refused
+        return self.scheduler.idle and not self._due
 
     def step(self) -> list[Event]:
         """Schedule, run, account. At most one delta a decoding slot; nothing when there is nothing to do."""
-        events, self._refused = self._refused, []
+        events, self._due = self._due, []
         plan = self.scheduler.schedule(self._decode)
         events += self._news()
         if plan.empty:
             return events
         start_s = time.perf_counter()
         try:
-            events += self._serve(plan)
+            self._serve(plan, events)
         except torch.OutOfMemoryError:
             return events + self.fail_all(EngineFailed("the device ran out of memory on this step; send the request again, or less"))
         took_s = time.perf_counter() - start_s
         self.scheduler.pace.learn(len(plan.decodes), plan.prompt_tokens, plan.text_tokens, took_s)
         return events
 
-    def _refusal(self, job: Generate) -> LitmusError | None:
+    def _refusal(self, job: Job) -> LitmusError | None:
+        tokens, field = (job.prompt, "prompt") if isinstance(job, Generate) else (job.tokens, "input")
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
+            return InvalidRequest(f"a token of the {field} is none of the {self._vocabulary} the model has", param=field)
+        return self._misfit(job) if isinstance(job, Generate) else None
+
+    def _misfit(self, job: Generate) -> LitmusError | None:
+        if not job.prompt or job.max_tokens < 1:
+            return InvalidRequest("there is nothing to continue, or nothing may be added to it", param="prompt")
         if len(job.prompt) + job.max_tokens > self.limits.context:
             return ContextTooLong(
                 f"prompt {len(job.prompt)} + max_tokens {job.max_tokens} are more than the {self.limits.context} tokens of a slot"
             )
-        if job.width > self.limits.slots:
+        if not 1 <= job.width <= min(self.limits.slots, self._vocabulary):
             return InvalidRequest(f"the search needs {job.width} slots at once and there are {self.limits.slots}")
         if job.search is not None and (job.logprobs is not None or job.prompt_logprobs is not None):
             return InvalidRequest("a search has no log-probabilities to give", param="logprobs")
@@ -107,31 +118,32 @@ class Engine:
         self._news_s = now_s
         return list(self.scheduler.queue())
 
-    def _serve(self, plan: Plan) -> list[Event]:
+    def _serve(self, plan: Plan, events: list[Event]) -> None:
+        """Adds to `events` as it goes: what has been accounted for is said, even if the device runs out of memory behind it."""
         for source, target, tokens in plan.copies:
             self.performer.copy([source.index], [target.index], 0, tokens)
         rows = lay_out(plan, self.performer.reading_slot)
         layout = layout_of([(slot.index, slot.length) for slot in plan.decodes], rows.spans, self.limits.context, self.performer.device)
         hidden = self.performer.forward(rows.ids, rows.positions, layout)
-        return self._account_slots(plan, rows, hidden) + self._account_readings(rows, hidden)
+        self._account_slots(plan, rows, hidden, events)
+        self._account_readings(rows, hidden, events)
 
-    def _account_slots(self, plan: Plan, rows: Rows, hidden: torch.Tensor) -> list[Event]:
+    def _account_slots(self, plan: Plan, rows: Rows, hidden: torch.Tensor, events: list[Event]) -> None:
         for slot in plan.decodes:
             slot.length += 1
         for span, chunk in rows.chunks:
             chunk.slot.length = chunk.end
             self._read_prompt(chunk.slot, chunk.start, hidden[span.first : span.last])
         if not rows.sampling:
-            return []
+            return
         hidden = hidden[[row for row, _ in rows.sampling]]
         logits = self.performer.head(hidden)
         slots = [slot for _, slot in rows.sampling]
         single = [place for place, slot in enumerate(slots) if not slot.group]
-        events = self._draw([slots[place] for place in single], logits if len(single) == len(slots) else logits[single])
+        events += self._draw([slots[place] for place in single], logits if len(single) == len(slots) else logits[single])
         for lead in [slot for slot in slots if slot.group and not slot.follows]:
             places = [slots.index(member) for member in lead.group if member in slots]
             events += self._search(lead, logits[places], hidden[places])
-        return events
 
     def _read_prompt(self, slot: Slot, start: int, hidden: torch.Tensor) -> None:
         """What is asked of the prompt itself: `hidden` are the states of its tokens from `start`."""
@@ -186,8 +198,7 @@ class Engine:
             return request.stop_tokens
         return self._ends | request.stop_tokens if request.stop_tokens else self._ends
 
-    def _account_readings(self, rows: Rows, hidden: torch.Tensor) -> list[Event]:
-        events: list[Event] = []
+    def _account_readings(self, rows: Rows, hidden: torch.Tensor, events: list[Event]) -> None:
         seen = self._observe([passage for _, passage in rows.passages])
         for span, passage in rows.passages:
             reading, window = passage.reading, passage.window
@@ -197,11 +208,10 @@ class Engine:
                 targets = torch.tensor(reading.job.tokens[first:last], device=hidden.device)
                 other = seen.get(id(passage))
                 observed = (other[before], self.observer.head) if other is not None and self.observer is not None else None
-                reading.columns += columns(hidden[span.first : span.last][before], targets, self.performer.head, observed)
+                reading.parts.append(columns(hidden[span.first : span.last][before], targets, self.performer.head, observed))
             if not reading.waiting and passage.end == window.end:
                 self.scheduler.finish(reading)
-                events.append(Scored(reading.job.id, reading.columns))
-        return events
+                events.append(Scored(reading.job.id, joined(reading.parts)))
 
     def _observe(self, passages: list[Passage]) -> dict[int, torch.Tensor]:
         """The observer's hidden states of the passages that ask for them, by the passages' `id`."""

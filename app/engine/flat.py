@@ -47,6 +47,11 @@ class FlatModel:
         self._head: nn.Module = model.get_output_embeddings()
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that have an embedding: a tokenizer may know more."""
+        return len(self.model.get_input_embeddings().weight)  # type: ignore[arg-type]
+
+    @property
     def reading_slot(self) -> int:
         return self.slots
 
@@ -96,6 +101,9 @@ def adopt(model: PreTrainedModel, room: Room, int4: bool = False) -> FlatModel:
     if len(attention.shapes) != layers:
         seen = len(attention.shapes)
         raise UnsupportedModel(f"{name} cannot be served: {seen} of its {layers} layers take their attention from the interface")
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    if any(kind != "full_attention" and attention.windows.get(layer) is None for layer, kind in enumerate(kinds)):
+        raise UnsupportedModel(f"{name} cannot be served: it limits what its layers see ({', '.join(sorted(set(kinds)))}) by masks alone")
     flat = _quick(model, attention, int4)
     _allocate(flat, room)
     _compare(name, "in chunks and steps", flat.head(_in_pieces(flat, ids, room.context)), wanted)
@@ -130,7 +138,7 @@ def _allocate(flat: FlatModel, room: Room) -> None:
     ledger = Ledger(
         memory=device_memory(flat.device, weights),
         weights=weights,
-        activations=activation_bytes(room.step_tokens, hidden, widest, int(config.vocab_size), HEAD_ROWS),
+        activations=activation_bytes(room.step_tokens, hidden, widest, int(config.vocab_size), max(HEAD_ROWS, room.slots or 0)),
         slot=slot_bytes(flat.attention, room.context, dtype),
     )
     flat.slots = 0 if room.slots == 0 else ledger.slots(room.slots, str(flat.device))

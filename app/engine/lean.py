@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
-from app.engine.linear import joined
+from app.engine.linear import added, gated, joined
 
 SHAPED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -70,9 +70,8 @@ class LeanDecoder:
         cos, sin = cos[0, :, None], sin[0, :, None].clone()  # [rows, 1, dim]
         sin[..., : self.dim // 2].neg_()  # so that rotating is rolling
         for number, layer in enumerate(self.layers):
-            x = x + layer.out(self._attend(number, layer, layer.before(x), cos, sin))
-            h = layer.between(x)
-            x = x + layer.down(layer.act(layer.gate(h)).mul_(layer.up(h)))
+            x = added(layer.out, self._attend(number, layer, layer.before(x), cos, sin), x)
+            x = added(layer.down, gated(layer.gate, layer.up, layer.act, layer.between(x)), x)
         return self.norm(x)
 
     def _attend(self, number: int, layer: Layer, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

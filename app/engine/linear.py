@@ -7,6 +7,7 @@ from typing import TypeGuard
 
 import torch
 from torch import nn
+from transformers.activations import SiLUActivation
 
 GROUP = 32  # weights of a row that share a scale and a zero: 4 + 2 * 16 / 32 = 5 bits a weight
 LEVELS = 15
@@ -23,8 +24,13 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 32)
         self.bias = linear.bias
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+    def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
+        """`then` is what oneDNN does to each output before it is written: "none" or "swish"."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], "")
+
+    def combine(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
+        """Outputs times ("mul") or plus ("add") `other`."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, how)
 
 
 class Int4Linear(nn.Module):
@@ -57,12 +63,24 @@ def round_weights(model: nn.Module) -> None:
 def quicken(model: nn.Module, int4: bool) -> None:
     """Put faster layers in the place of the plain ones of a model on a CPU; layers of other kinds (bitsandbytes) stay as they are."""
     packs = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    for parent in list(model.modules()):
+    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for name, child in list(parent.named_children()):
             if int4 and _rounds(child):
                 setattr(parent, name, Int4Linear(child))
             elif packs and _plain(child) and child.weight.dtype == torch.bfloat16:
                 setattr(parent, name, PackedLinear(child))
+
+
+def gated(gate: nn.Module, up: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """act(gate(x)) * up(x)."""
+    if isinstance(gate, PackedLinear) and isinstance(up, PackedLinear) and isinstance(act, nn.SiLU | SiLUActivation):
+        return up.combine(x, gate(x, "swish"), "mul")
+    return act(gate(x)).mul_(up(x))
+
+
+def added(layer: nn.Module, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """layer(x) + other."""
+    return layer.combine(x, other, "add") if isinstance(layer, PackedLinear) else layer(x).add_(other)
 
 
 def joined(parts: list[nn.Module]) -> nn.Module:

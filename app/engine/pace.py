@@ -46,8 +46,7 @@ class Pace:
             digits = decodes.bit_length()
             self._alone_s[digits] = _mean(self._alone_s.get(digits), step_s)
             return
-        alone_s = (self._alone(decodes) or 0.0) if decodes else 0.0
-        cost_s = max(0.0, step_s - alone_s) / guests
+        cost_s = max(0.0, step_s - (self._alone(decodes) or 0.0)) / guests
         if guests < LEAST and not decodes:
             return  # a few tokens by themselves cost what any step costs
         if prompt_tokens:
@@ -62,7 +61,7 @@ class Pace:
 
     def _tokens(self, spare_s: float, token_s: float | None) -> int:
         if not token_s:
-            return self.most if token_s is None else LEAST
+            return self.most
         return max(LEAST, min(self.most, int(spare_s / token_s)))
 
 

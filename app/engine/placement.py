@@ -29,7 +29,7 @@ def place(job: Generate, slots: Sequence[Slot]) -> Placement | None:
     idle = sorted((slot for slot in slots if slot.request is None), key=lambda slot: slot.released)
     if len(idle) < job.width:
         return None
-    common, best = max(((_common(job, slot), slot) for slot in slots), key=lambda pair: pair[0])
+    common, best = max(((_common(job, slot), slot) for slot in slots), key=lambda pair: (pair[0], pair[1].request is None))
     if common and best.request is None and (_continued(best, common) or len(idle) == 1):
         reason = f"holds {common} of the prompt's {len(job.prompt)} tokens"
         return Placement(_group(best, idle, job.width), common, None, reason)

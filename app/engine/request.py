@@ -3,7 +3,9 @@
 Knows no torch and no wire format.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Literal
 
 from app.errors import LitmusError
@@ -117,14 +119,10 @@ class Columns:
     variance: tuple[float, ...] = ()
     cross_entropy: tuple[float, ...] = ()
 
-    def __add__(self, other: "Columns") -> "Columns":
-        return Columns(
-            self.logprob + other.logprob,
-            self.rank + other.rank,
-            self.mean + other.mean,
-            self.variance + other.variance,
-            self.cross_entropy + other.cross_entropy,
-        )
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """One after the other."""
+    return Columns(*(tuple(chain.from_iterable(getattr(part, field.name) for part in parts)) for field in fields(Columns)))
 
 
 @dataclass(frozen=True, slots=True)

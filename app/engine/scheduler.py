@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from app.engine.pace import Pace
 from app.engine.placement import Placement, continues, place
 from app.engine.request import Columns, Decision, Generate, Score, Waiting, Window
-from app.engine.slot import Slot
+from app.engine.slot import Slot, common_prefix
 from app.engine.text import Decode
 
 AGE_S = 5.0  # waiting this long is worth one class
@@ -35,13 +35,13 @@ class Entry:
 
 @dataclass(slots=True, eq=False)
 class Reading:
-    """A text being scored: the windows still to run, tokens of the first of them that have run, and the columns so far."""
+    """A text being scored: the windows still to run, tokens of the first of them that have run, and the columns so far, in parts."""
 
     job: Score
     waiting: deque[Window]
     since_s: float
     done: int = 0
-    columns: Columns = Columns()
+    parts: list[Columns] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,8 @@ class Scheduler:
         self._released = 0
 
     def add(self, job: Generate | Score) -> None:
+        if self.idle:  # what was is no measure of what comes
+            self._releases.clear()
         if isinstance(job, Generate):
             self._orders += 1
             self._waiting.append(Entry(job, self._clock(), self._orders))
@@ -165,14 +167,12 @@ class Scheduler:
         ]
 
     def schedule(self, decode: Decode) -> Plan:
-        if self.idle:
-            self._releases.clear()
         self._admit(decode)
         plan = Plan(decodes=[slot for slot in self.slots if slot.stage == "decode"])
         filling = [slot for slot in self.slots if slot.stage == "prefill" and not slot.follows]
         prompts, texts = self.pace.room(len(plan.decodes), len(filling) + len(self._waiting))
         self._turn += 1
-        prompts_first = bool(filling) and (self._turn % 2 == 1 or not self._readings)
+        prompts_first = bool(filling) and (self._turn % 2 == 1 or not any(map(self._pressing, self._readings)))
         if plan.decodes:  # one kind of guest a step: what each costs is to be known
             if prompts_first:
                 self._fill(plan, filling, prompts)
@@ -214,9 +214,12 @@ class Scheduler:
             self._admissions += 1
             follower.admit(job, self._admissions, decode, 0)
             follower.tokens = []
-        if len(found.slots) > 1:
+        if job.search is not None:
             for slot in found.slots:
                 slot.group = found.slots
+        if found.share is not None and found.share.donor.request is None:  # not to be taken before it has given
+            self._released += 1
+            found.share.donor.released = self._released
         reused = found.kept or (found.share.tokens if found.share else 0)
         waited_s = round(self._clock() - entry.since_s, 3)
         self.decisions.append(Decision(time.time(), job.id, lead.index, found.reason, waited_s, reused, len(job.prompt)))
@@ -236,10 +239,10 @@ class Scheduler:
         return left
 
     def _read(self, plan: Plan, left: int) -> int:
-        """A window of each text in turn, whole where it fits; one at a time may be read in pieces."""
-        now_s = self._clock()
-        due = [reading for reading in self._readings if reading.job.tier == "default" or now_s - reading.since_s > AGE_S]
-        for reading in sorted(due or list(self._readings), key=lambda reading: reading is not self._kept):
+        """A window of each text in turn, whole where it fits; one at a time may be read in pieces, and does not hold up short ones."""
+        due = [reading for reading in self._readings if self._pressing(reading) or reading is self._kept] or list(self._readings)
+        kept_last = self._turn // 2 % 2 == 0
+        for reading in sorted(due, key=lambda reading: (reading is self._kept) == kept_last):
             if left <= 0:
                 break
             window = reading.waiting[0]
@@ -252,6 +255,10 @@ class Scheduler:
             left -= end - start
             self._advance(reading, window, end)
         return left
+
+    def _pressing(self, reading: Reading) -> bool:
+        """Not `flex` work, or no longer."""
+        return reading.job.tier == "default" or self._clock() - reading.since_s > AGE_S
 
     def _advance(self, reading: Reading, window: Window, end: int) -> None:
         if end < window.end:
@@ -269,7 +276,8 @@ def _take(plan: Plan, slot: Slot) -> None:
     """What a donor holds of the slot's prompt is copied instead of computed."""
     share, slot.share = slot.share, None
     assert share is not None
-    ready = min(share.tokens, share.donor.length) if share.held else 0
+    alike = common_prefix(slot.tokens, share.donor.tokens) if share.held else 0  # a search may have gone another way meanwhile
+    ready = min(share.tokens, share.donor.length, alike)
     if ready > slot.length:
         plan.copies.append((share.donor, slot, ready))
         slot.length = slot.cached = ready

@@ -9,7 +9,7 @@ from app.engine.text import Decode, Detokenizer, Stopper
 STRIDE = 64  # tokens compared at once
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Slot:
     index: int
     request: Generate | None = None
@@ -30,7 +30,7 @@ class Slot:
         self.length = self.cached = kept
         self.tokens = list(request.prompt)
         self.share, self.group, self.prompt_logprobs = None, (), []
-        self.detokenizer = Detokenizer(decode)
+        self.detokenizer = Detokenizer(decode, request.prompt)
         self.stopper = Stopper(request.stop)
 
     def release(self, number: int) -> None:

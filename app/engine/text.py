@@ -3,10 +3,11 @@
 Knows no model: it is given a function from token ids to text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Decode = Callable[[list[int]], str]
 BROKEN = "\ufffd"
+CONTEXT = 4  # tokens of the prompt that the first ones are read behind
 PATIENCE = 16  # tokens that may wait for the rest of a character before it counts as broken for good
 
 
@@ -17,16 +18,20 @@ class Detokenizer:
     treat the first token of a sequence differently (a leading space).
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, prompt: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._tail: list[int] = []
-        self._shown = 0  # tokens of the tail whose text is out
-        self._before = ""  # that text
+        self._tail = list(prompt[-CONTEXT:])
+        self._shown = len(self._tail)  # tokens of the tail whose text is out
+        self._before = decode(self._tail) if self._tail else ""  # that text
+        if self._before.endswith(BROKEN):  # a prompt that ends inside a character says nothing about what follows
+            self._tail, self._shown, self._before = [], 0, ""
 
     def push(self, token: int) -> str:
         self._tail.append(token)
         text = self._decode(self._tail)
         waiting = len(self._tail) - self._shown
+        if text == self._before and waiting > PATIENCE:  # control tokens, one after the other
+            del self._tail[self._shown :]
         if len(text) <= len(self._before) or (text.endswith(BROKEN) and waiting < PATIENCE):
             return ""
         new = text[len(self._before) :]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from app.engine.request import Columns
+from app.engine.request import Columns, joined
 
 CHUNK = 256  # rows projected at a time
 Head = Callable[[torch.Tensor], torch.Tensor]
@@ -25,7 +25,7 @@ def columns(hidden: torch.Tensor, targets: torch.Tensor, head: Head, observer: t
         rows = slice(start, start + CHUNK)
         seen = observer[1](observer[0][rows]) if observer else None
         parts.append(_chunk(head(hidden[rows]), targets[rows], seen))
-    return sum(parts, Columns())
+    return joined(parts)
 
 
 def _chunk(logits: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor | None) -> Columns:

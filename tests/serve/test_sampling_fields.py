@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from app.engine.request import Generate, Sampling, Score
+from app.errors import SetupError
+from serve.jobs import check_defaults
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -145,3 +147,14 @@ def test_half_a_surrogate_pair_in_a_bad_word_is_named(served: Any) -> None:
 def test_fields_of_other_routes_are_refused(served: Any, path: str, body: Any, code: str) -> None:
     response = served.client.post(path, json=body)
     assert (response.status_code, response.json()["error"]["code"]) == (400, code)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "fits"), [({"top_k": -1}, True), ({"temperature": 0.6, "eos_token_id": 3}, True), ({"top_p": 1.5}, False)]
+)
+def test_the_models_own_defaults_are_held_to_the_bounds_of_a_request(defaults: dict[str, float], fits: bool) -> None:
+    if fits:
+        check_defaults(defaults)
+    else:
+        with pytest.raises(SetupError, match=r"generation_config.json of the model: top_p"):
+            check_defaults(defaults)

@@ -182,3 +182,79 @@ def test_a_step_that_runs_out_of_memory_fails_what_is_in_flight_and_the_engine_g
     assert {event.id for event in events if isinstance(event, Failed) and event.error.code == "engine_failed"} == {"a", "b"}
     engine.submit(Generate("c", (1, 2), 5))
     assert len(texts(drain(engine))["c"]) == 5
+
+
+def test_what_was_accounted_for_is_said_when_memory_runs_out_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = create()
+    engine.submit(Generate("chat", (1, 2), 1, Sampling(temperature=0.0)))
+    engine.submit(Score("text", (1, 2, 3), (Window(0, 3, 1),)))
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("app.engine.engine.columns", full)
+    events = engine.step()
+    assert [event.finish for event in events if isinstance(event, Delta)] == ["length"]
+    assert [event.id for event in events if isinstance(event, Failed)] == ["text"]
+
+
+@pytest.mark.parametrize("job", [Generate("a", (1, VOCABULARY), 2), Score("a", (1, VOCABULARY), (Window(0, 2, 1),)), Generate("a", (), 2)])
+def test_tokens_the_model_has_not_are_refused_and_the_engine_lives(job: Generate | Score) -> None:
+    engine = create()
+    engine.submit(job)
+    (event,) = drain(engine)
+    assert isinstance(event, Failed) and event.error.status == 400
+
+
+def test_a_text_too_short_to_be_scored_is_answered() -> None:
+    engine = create()
+    engine.submit(Score("short", (1,), ()))
+    (event,) = drain(engine)
+    assert isinstance(event, Scored) and event.columns.logprob == ()
+
+
+@pytest.mark.parametrize("top", [0, 3])
+def test_log_probabilities_are_those_of_the_models_own_forward_also_of_the_prompt(top: int) -> None:
+    rng = random.Random(top)
+    ids = tuple(rng.randrange(VOCABULARY) for _ in range(50))
+    engine = create()
+    engine.submit(Generate("first", ids, 4, Sampling(temperature=0.0)))
+    drain(engine)  # the prompt is resident, and read again all the same
+    engine.submit(Generate("chat", prompt(rng), 8, Sampling(seed=1)))
+    engine.submit(Generate("asks", ids, 6, Sampling(temperature=0.7, seed=2), logprobs=top, prompt_logprobs=top))
+    deltas = [event for event in drain(engine) if isinstance(event, Delta) and event.id == "asks"]
+    given = [*deltas[0].prompt_logprobs, *(each for delta in deltas for each in delta.logprobs)]
+    whole = [*ids, *(each.token for delta in deltas for each in delta.logprobs)]
+    assert [each.token for each in given] == whole[1:]
+    with torch.inference_mode():
+        wanted = tiny("Llama")(torch.tensor([whole])).logits[0].log_softmax(-1)
+    for place, each in enumerate(given):
+        assert each.logprob == pytest.approx(float(wanted[place, each.token]), abs=1e-4)
+        likeliest = wanted[place].topk(top)
+        assert [token for token, _ in each.top] == likeliest.indices.tolist()
+        assert [logprob for _, logprob in each.top] == pytest.approx(likeliest.values.tolist(), abs=1e-4)
+
+
+def test_min_tokens_end_tokens_and_stop_tokens() -> None:
+    ids = prompt(random.Random(6))
+    whole = [ord(letter) - 0x4E00 for letter in texts(_all(Generate("w", ids, 12, Sampling(temperature=0.0))))["w"]]
+    end = whole[3]
+
+    def count(**more: object) -> tuple[int, str | None]:
+        sampling = Sampling(temperature=0.0, min_tokens=int(more.pop("min_tokens", 0)))  # type: ignore[call-overload]
+        events = _all(Generate("a", ids, 12, sampling, **more), frozenset({end}))  # type: ignore[arg-type]
+        deltas = [event for event in events if isinstance(event, Delta)]
+        return sum(delta.tokens for delta in deltas), deltas[-1].finish
+
+    first = whole.index(end) + 1
+    assert count() == (first, "stop")
+    assert count(ignore_eos=True) == (12, "length")
+    assert count(ignore_eos=True, stop_tokens=frozenset({whole[1]})) == (whole.index(whole[1]) + 1, "stop")
+    assert count(min_tokens=first + 2)[0] > first
+
+
+def _all(job: Generate, ends: frozenset[int] = frozenset()) -> list[Event]:
+    engine = create()
+    engine._ends = ends
+    engine.submit(job)
+    return drain(engine)

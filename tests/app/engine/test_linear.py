@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.engine.linear import Int4Linear, PackedLinear, joined, quicken, round_weights
+from app.engine.linear import Int4Linear, PackedLinear, added, gated, joined, quicken, round_weights
 
 
 def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
@@ -18,6 +18,16 @@ def test_a_packed_layer_is_the_plain_one(rows: int, bias: bool) -> None:
     plain = linear(64, 48, bias, torch.bfloat16)
     x = torch.randn(1, rows, 64, dtype=torch.bfloat16)
     torch.testing.assert_close(PackedLinear(plain)(x), plain(x), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_fused_operations_are_the_plain_ones(packed: bool) -> None:
+    plain = [linear(64, 48, True, torch.bfloat16), linear(64, 48, False, torch.bfloat16)]
+    gate, up = [PackedLinear(each) for each in plain] if packed else plain
+    x, other = torch.randn(5, 64, dtype=torch.bfloat16), torch.randn(5, 48, dtype=torch.bfloat16)
+    for act in (nn.SiLU(), nn.GELU()):
+        torch.testing.assert_close(gated(gate, up, act, x), act(plain[0](x)) * plain[1](x), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(added(gate, x, other), plain[0](x) + other, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 32, 100])

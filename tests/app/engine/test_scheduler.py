@@ -272,3 +272,75 @@ def test_clear_names_everything_that_was_in_flight() -> None:
     scheduler.add(Score("text", (1, 2), (Window(0, 2, 1),)))
     assert sorted(scheduler.clear()) == ["running", "text", "waiting"]
     assert scheduler.idle
+
+
+def test_flex_texts_wait_behind_prompts_and_other_texts_but_not_for_ever() -> None:
+    clock = Clock()
+    scheduler = create(2, 8, clock)
+    scheduler.add(Score("flex", tuple(range(40)), (Window(0, 40, 1),), tier="flex"))
+    scheduler.add(generate("chat", 24))
+    scheduler.add(Score("text", tuple(range(16)), (Window(0, 16, 1),)))
+    seen = [[passage.reading.job.id for passage in run(scheduler).passages] for _ in range(4)]
+    assert "flex" not in sum(seen, [])
+    clock.now_s += AGE_S + 1
+    assert any(passage.reading.job.id == "flex" for _ in range(6) for passage in run(scheduler).passages)
+
+
+def test_a_flex_text_that_is_half_read_does_not_block_the_others() -> None:
+    scheduler = create(1, 8)
+    scheduler.add(Score("flex", tuple(range(40)), (Window(0, 40, 1),), tier="flex"))
+    run(scheduler)
+    scheduler.add(Score("text", tuple(range(30)), (Window(0, 30, 1),)))
+    for _ in range(20):
+        if scheduler.idle:
+            break
+        assert not run(scheduler).empty
+    assert scheduler.idle
+
+
+def test_a_short_text_does_not_wait_for_a_whole_long_one() -> None:
+    scheduler = create(1, 8)
+    scheduler.add(Score("long", tuple(range(200)), (Window(0, 200, 1),)))
+    run(scheduler)
+    scheduler.add(Score("short", (1, 2, 3), (Window(0, 3, 1),)))
+    assert any(passage.reading.job.id == "short" for _ in range(4) for passage in run(scheduler).passages)
+
+
+def test_idle_hours_are_no_measure_of_the_wait() -> None:
+    clock = Clock()
+    scheduler = create(1, 64, clock)
+    for pause_s in (1.0, 1.0, 3600.0):
+        scheduler.add(generate("a", 4))
+        run(scheduler)
+        scheduler.release(scheduler.slots[0])
+        clock.now_s += pause_s
+    for name in "bcd":
+        scheduler.add(generate(name, 4))
+    run(scheduler)
+    clock.now_s += 1.0
+    scheduler.release(scheduler.slots[0])
+    run(scheduler)
+    assert [waiting.wait_s for waiting in scheduler.queue()] == [None]
+
+
+def test_the_same_request_again_takes_the_slots_that_hold_it() -> None:
+    scheduler = create(4, 256)
+    for name in "ab":
+        scheduler.add(generate(name, 40))
+    scheduler.add(generate("other", 40, 900))
+    for _ in range(2):
+        run(scheduler)
+    for slot in scheduler.slots[:3]:
+        scheduler.release(slot)
+    for name in "cd":
+        scheduler.add(generate(name, 40))
+    plan = run(scheduler)
+    assert (plan.copies, [slot.cached for slot in scheduler.slots[:2]]) == ([], [39, 39])
+    assert scheduler.slots[2].length >= 40
+
+
+def test_a_search_of_one_slot_is_a_search() -> None:
+    scheduler = create(2, 64)
+    scheduler.add(replace(generate("one", 4), search=Beams(1)))
+    run(scheduler)
+    assert scheduler.slots[0].group == (scheduler.slots[0],)

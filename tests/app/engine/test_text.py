@@ -66,3 +66,28 @@ def test_what_could_begin_a_stop_string_is_held_back(held: str) -> None:
     stopper = Stopper(("<end>",))
     assert stopper.push("a" + held) == ("a", False)
     assert stopper.push("x") == (held + "x", False)
+
+
+def test_the_first_token_is_read_behind_the_prompt() -> None:
+    """As with SentencePiece, whose first token loses its leading blank."""
+    words = {1: "once", 2: " upon", 3: " a", 4: ""}
+
+    def decode(ids: list[int]) -> str:
+        return "".join(words[id] for id in ids).lstrip(" ")
+
+    assert Detokenizer(decode, (1, 2)).push(3) == " a"
+    assert Detokenizer(decode, (4,)).push(3) == "a"
+    assert Detokenizer(decode).push(3) == "a"
+
+
+def test_tokens_that_show_nothing_are_not_kept() -> None:
+    seen = []
+
+    def decode(ids: list[int]) -> str:
+        seen.append(len(ids))
+        return "x" * sum(id == 1 for id in ids)
+
+    detokenizer = Detokenizer(decode, (1, 1))
+    assert [detokenizer.push(0) for _ in range(500)] == [""] * 500
+    assert max(seen) < 30
+    assert detokenizer.push(1) == "x"
