@@ -60,7 +60,10 @@ class ModelSettings(Group):
     context: int = Field(4096, ge=32, description="tokens a slot can hold; cut to what the model was made for")
     step_tokens: int = Field(512, ge=16, description="prompt and score tokens that may join the decoding rows in one step")
     stretch: float = Field(
-        2.5, ge=1.2, le=20, description="how many times its usual length a step of decoding rows may last because prompts join it"
+        2.3,
+        ge=1.2,
+        le=20,
+        description="how many times its usual length a step of decoding rows may last because a prompt joins it; more when many wait",
     )
 
     @property

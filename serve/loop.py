@@ -5,6 +5,7 @@ a dead one is dropped.
 Messages out: one item a step, a list of events, under one well-known uid. Knows no HTTP.
 """
 
+import gc
 import logging
 import os
 import pkgutil
@@ -86,6 +87,7 @@ class EngineLoop(LitLoop):
                 sys.exit(0)
 
         signal.signal(signal.SIGTERM, leave)
+        gc.freeze()  # what the libraries made lives for ever: no collection need look at it again
         send((os.getpid(), lit_api.facts))
         while not (leaving and engine.idle):
             for message in inbox.take(wait=engine.idle):

@@ -6,6 +6,7 @@ wire format and no model.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import uuid
@@ -20,6 +21,7 @@ from app.errors import InvalidRequest, LitmusError, NotReady, QueueFull, WorkerD
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.2
+LOOK_ROUND = 25  # every how-manieth watch
 DIED = "the model's process died; a new one is starting, send the request again"
 NONE = "the model is not loaded at the moment; /ready says when"
 BUSY = "the engine did not answer in time: it is in the middle of a long step, ask again in a moment"
@@ -139,7 +141,7 @@ class Router:
         """Runs as long as the server: fails what a dead worker held, and ends everything when the main process is gone."""
         parent = psutil.Process(os.getppid())
         family = _children(parent)
-        while True:
+        for beat in itertools.count(1):
             await asyncio.sleep(WATCH_S)
             if self._worker is not None and _dead(self._worker):
                 log.error("worker %d died with %d jobs in flight", self._worker.pid, self.in_flight)
@@ -150,7 +152,8 @@ class Router:
                 for sibling in family:  # this process among them; the holder of the queues has a copy of the listening socket, too
                     with contextlib.suppress(psutil.NoSuchProcess):
                         sibling.kill()
-            family = _children(parent) or family
+            if beat % LOOK_ROUND == 0:  # it reads the whole of /proc
+                family = _children(parent) or family
 
     def fail_all(self, error: LitmusError) -> None:
         """End everything in flight with `error`."""

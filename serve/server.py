@@ -6,6 +6,7 @@ see is ours. Builds, does not run.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -123,6 +124,7 @@ def _finish(server: Server, router: Router, dress: Dress, settings: ServerSettin
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         server.response_buffer[EVENTS] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
         tasks = [asyncio.create_task(router.watch()), asyncio.create_task(_drain(router, settings.drain_s))]
+        gc.freeze()
         async with inner(app):
             log.info("Litmus listens on http://%s:%d: the page is /ui, the API's documents are /docs", settings.host, settings.port)
             yield

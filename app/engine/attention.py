@@ -102,8 +102,8 @@ class SlotAttention:
         """`query` `[rows, heads, dim]` to the same: each row over its own slot's keys up to its position."""
         scaling, window = how
         rows, heads, dim = query.shape
-        k = self.keys[layer][:, :, : group.longest][group.slots]
-        v = self.values[layer][:, :, : group.longest][group.slots]
+        k = self.keys[layer][group.slots, :, : group.longest]
+        v = self.values[layer][group.slots, :, : group.longest]
         grouped = query.reshape(rows, k.shape[1], heads // k.shape[1], dim)
         mask = group.mask(window, query.dtype)
         return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scaling).reshape(rows, heads, -1)

@@ -24,7 +24,7 @@ class Pace:
 
     def room(self, decodes: int, prompts: int) -> tuple[int, int]:
         """Tokens that prompts and texts may each have in the next step, when `decodes` rows decode and `prompts` requests wait for
-        their first token. Where more wait than decode, their time counts for more.
+        their first token. The more wait beside those that decode, the more their time counts.
         """
         if not decodes:
             return self.most, self.most
@@ -35,7 +35,7 @@ class Pace:
         if alone_s is None:
             return self.most, self.most
         spare_s = alone_s * (self.stretch - 1)
-        return self._tokens(spare_s * max(1.0, prompts / decodes), self._prompt_s), self._tokens(spare_s * TEXTS, self._text_s)
+        return self._tokens(spare_s * (1 + prompts / decodes), self._prompt_s), self._tokens(spare_s * TEXTS, self._text_s)
 
     def learn(self, decodes: int, prompt_tokens: int, text_tokens: int, step_s: float) -> None:
         """Account for a step. One with guests of both kinds says too little about either and is left out."""
