@@ -5,7 +5,7 @@ Pure: reads no clock (it is told the time), knows no HTTP and no HTML.
 
 from dataclasses import dataclass
 
-from ui.client import Chunk
+from ui.client import Chunk, Place
 
 
 @dataclass(slots=True)
@@ -18,8 +18,10 @@ class Answer:
     last_s: float | None = None
     finish_reason: str | None = None
     tokens: int | None = None
+    place: Place | None = None  # in the server's queue, as last heard
 
     def take(self, chunk: Chunk, now_s: float) -> None:
+        self.place = chunk.queued
         if chunk.text:
             self.text += chunk.text
             self.first_s = now_s if self.first_s is None else self.first_s

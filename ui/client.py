@@ -4,6 +4,7 @@ Knows no Gradio and shows nothing. Whatever goes wrong on the way leaves here as
 """
 
 import json
+import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from app.schemas import ErrorResponse, ModelCard, ModelList, Readiness, Score, S
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 300.0
 HOW_TO_START = "Start one with `make run`, then reload this page."
+QUEUED = re.compile(r": queued position=(\d+)(?: eta_s=(\d+))?")
 Fields = dict[str, Any]
 Answer = TypeVar("Answer", ModelList, ScoreResponse)
 
@@ -30,12 +32,21 @@ class ServerError(LitmusError):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """In the queue for a slot; 1 is the next. `wait_s` is what the server expects, if it knows."""
+
+    position: int
+    wait_s: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
-    """One event of a streamed answer; `finish_reason` and `usage` come once, near its end."""
+    """One event of a streamed answer; `finish_reason` and `usage` come once, near its end. `queued` is said before the first text."""
 
     text: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
+    queued: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,8 @@ class Client:
             if response.is_error:
                 raise _refusal(response.status_code, response.headers, await response.aread())
             async for line in _lines(response):
+                if place := QUEUED.fullmatch(line):
+                    yield Chunk(queued=Place(int(place[1]), int(place[2]) if place[2] else None))
                 if not line.startswith("data:"):
                     continue
                 payload = line.removeprefix("data:").strip()

@@ -2,7 +2,8 @@ import pytest
 
 from app.schemas import Usage
 from ui.answer import Answer
-from ui.client import Chunk
+from ui.client import Chunk, Place
+from ui.view import answering
 
 
 def usage(tokens: int) -> Usage:
@@ -36,3 +37,13 @@ def test_no_speed_where_there_is_none(tokens: int | None):
 
 def test_no_speed_when_all_came_at_once():
     assert Answer(0.0, "a b", first_s=1.0, last_s=1.0, tokens=5).tokens_per_s is None
+
+
+def test_a_place_in_the_queue_is_shown_until_the_answer_begins():
+    answer = Answer(0.0)
+    answer.take(Chunk(queued=Place(3, None)), 0.5)
+    assert "number 3 in the queue…" in str(answering(answer))
+    answer.take(Chunk(queued=Place(1, 2)), 1.0)
+    assert "number 1 in the queue, about 2 s…" in str(answering(answer))
+    answer.take(Chunk("Once"), 2.0)
+    assert "queue" not in str(answering(answer))

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from ui.client import Chunk, Client, ServerError
+from app.engine.request import Waiting
+from serve.answers import queued
+from ui.client import QUEUED, Chunk, Client, Place, ServerError
 
 BODY = {"messages": [{"role": "user", "content": "Hello"}], "seed": 7}
 
@@ -140,3 +142,15 @@ def test_a_score_asks_for_tokens_and_a_method_only_when_chosen(fake, method, sen
 def test_a_text_that_could_not_be_scored(fake):
     fake.score_failure = {"index": 0, "object": "error", "message": "the text has no tokens", "code": "empty"}
     assert sentence(Client(fake.url).score("x", None)) == "the text has no tokens."
+
+
+@pytest.mark.parametrize("wait_s", [None, 1.2])
+def test_what_the_server_says_of_the_queue_is_understood(wait_s: float | None):
+    said = QUEUED.fullmatch(queued(Waiting("a", 3, wait_s)).strip("\n"))
+    assert said and said.groups() == ("3", None if wait_s is None else "2")
+
+
+def test_a_place_in_the_queue_comes_before_the_text(fake):
+    chunks = asyncio.run(read(Client(fake.url)))
+    assert next(chunk.queued for chunk in chunks if chunk.queued) == Place(1, 0)
+    assert "".join(chunk.text for chunk in chunks) == "".join(fake.words)
