@@ -41,19 +41,23 @@ def _drain(engine: Engine) -> None:
                 raise SetupError(f"the model does not run as asked: {event.error.message}; lower --model.slots or --model.step_tokens")
 
 
-def resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    wanted = torch.device("cuda:0" if device == "cuda" else device)
+def resolve_device(device: str, replica: int = 0) -> torch.device:
+    """Replicas on devices that are not named by number go round them."""
+    count = torch.cuda.device_count()
+    if device == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    wanted = torch.device(f"cuda:{replica % max(1, count)}" if device in {"auto", "cuda"} else device)
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise SetupError(f"model.device: {device} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
     return wanted
 
 
-def create_engine(settings: ModelSettings) -> tuple[Engine, Facts]:
+def create_engine(settings: ModelSettings, replica: int = 0) -> tuple[Engine, Facts]:
     """Load, quantize, prove and wire the models. Raises `SetupError` with a sentence for whoever started Litmus."""
     tokenizer = Tokenizer(settings.path)
-    device = resolve_device(settings.device)
+    device = resolve_device(settings.device, replica)
+    if settings.replicas > 1 and device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // settings.replicas))
     if settings.quantize != "none" and settings.dtype == "float16" and device.type == "cpu":
         raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
     if settings.quantize == "int4" and device.type != "cpu":

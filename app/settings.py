@@ -54,13 +54,14 @@ class ModelSettings(Group):
         "auto", description="auto: the checkpoint's, but float32 on a CPU for models under 64 million parameters"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    replicas: int = Field(1, ge=1, le=64, description="copies of the model, each in a process of its own; they go round the CUDA devices")
     slots: int | None = Field(
         None, ge=1, le=1024, description="resident contexts: how many requests decode at once; as many as fit, at most 32, when not set"
     )
     context: int = Field(4096, ge=32, description="tokens a slot can hold; cut to what the model was made for")
     step_tokens: int = Field(512, ge=16, description="prompt and score tokens that may join the decoding rows in one step")
     stretch: float = Field(
-        2.3,
+        2.0,
         ge=1.2,
         le=20,
         description="how many times its usual length a step of decoding rows may last because a prompt joins it; more when many wait",

@@ -40,8 +40,9 @@ class ModelAPI(litserve.LitAPI):
     imported in the worker only: the API process has no use for torch.
     """
 
-    def __init__(self, settings: ModelSettings, build: str, spec: LitSpec, log_level: str) -> None:
+    def __init__(self, settings: ModelSettings, build: str, replica: int, spec: LitSpec, log_level: str) -> None:
         super().__init__(loop=EngineLoop(), spec=spec)
+        self.replica = replica
         self.settings = settings
         self.build = build
         self.log_level = log_level
@@ -53,7 +54,7 @@ class ModelAPI(litserve.LitAPI):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the server decides when work is done
         logging.basicConfig(level=self.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         try:
-            self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings)
+            self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.replica)
         except SetupError as error:
             sys.stderr.write(f"litmus: {error.message}\n")
             sys.stderr.flush()
@@ -88,7 +89,7 @@ class EngineLoop(LitLoop):
 
         signal.signal(signal.SIGTERM, leave)
         gc.freeze()  # what the libraries made lives for ever: no collection need look at it again
-        send((os.getpid(), lit_api.facts))
+        send((os.getpid(), lit_api.replica, lit_api.facts))
         while not (leaving and engine.idle):
             for message in inbox.take(wait=engine.idle):
                 _obey(engine, message, send)

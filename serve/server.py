@@ -28,7 +28,7 @@ from app.errors import NotReady, SetupError
 from app.settings import ServerSettings, Settings
 from serve.guard import install
 from serve.loop import EVENTS, ModelAPI
-from serve.router import Router
+from serve.router import Replica, Router
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ GRACE_S = 5
 
 
 class EngineSpec(LitSpec):
-    """Takes LitServe's queue of the replica over for the router; has no endpoints of its own."""
+    """Takes LitServe's queue of the replica over; has no endpoints of its own."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, replica: Replica) -> None:
         super().__init__()
-        self.api_path = "/internal/model"  # names the replica's queue; no route has it
-        self.router = router
+        self.api_path = f"/internal/model-{replica.number}"  # names the replica's queue; no route has it
+        self.replica: Replica | None = replica
 
     @property
     def stream(self) -> bool:
@@ -51,19 +51,20 @@ class EngineSpec(LitSpec):
 
     def setup(self, server: litserve.LitServer) -> None:
         super().setup(server)
-        self.router.request_queue = self.request_queue
+        assert self.replica is not None
+        self.replica.queue = self.request_queue
 
     def __getstate__(self) -> dict[str, Any]:
         """The worker needs nothing of it."""
-        return {**super().__getstate__(), "router": None, "response_buffer": None}
+        return {**super().__getstate__(), "replica": None, "response_buffer": None}
 
 
 class Server(litserve.LitServer):
     """`dress` adds what takes seconds to import (tokenizer, page) while the worker is already loading its model."""
 
-    def __init__(self, api: ModelAPI, dress: Callable[[], None], drain_s: int) -> None:
+    def __init__(self, apis: list[ModelAPI], dress: Callable[[], None], drain_s: int) -> None:
         super().__init__(
-            api,
+            apis,
             accelerator="cpu",  # of the process, not of the model: each LitAPI places its own model
             devices=1,
             timeout=False,
@@ -103,9 +104,10 @@ def create_server(settings: Settings, build: str, dress: Dress) -> Server:
     """A server of `settings`. `build` (`module:function`) names what makes the engine in the worker, `dress(app, router)` adds routes
     and pages.
     """
-    router = Router(settings.queue.max_waiting)
-    api = ModelAPI(settings.model, build, EngineSpec(router), settings.server.log_level)
-    server = Server(api, lambda: _finish(server, router, dress, settings.server), settings.server.drain_s)
+    router = Router(settings.queue.max_waiting, settings.model.replicas)
+    level = settings.server.log_level
+    apis = [ModelAPI(settings.model, build, replica.number, EngineSpec(replica), level) for replica in router.replicas]
+    server = Server(apis, lambda: _finish(server, router, dress, settings.server), settings.server.drain_s)
     app: FastAPI = server.app
     app.router.routes.clear()  # LitServe's own index, health and info, which report in their own way
     app.title, app.version = "Litmus", "0.1.0"

@@ -1,8 +1,8 @@
 """The routes that tell: is it alive, is it ready, what is served, what do its slots hold. Knows no engine and no queue."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from app.engine.request import Facts, Report
@@ -35,8 +35,8 @@ def add_state(routes: APIRouter, router: Router, started: int) -> None:
         return JSONResponse({"status": status}, 200 if router.ready else 503)
 
     @routes.get("/slots", tags=["state"], summary="What do the slots hold, and why?", responses={503: ERRORS[503]})
-    async def slots() -> SlotList:
-        return slots_of(await router.report(), router.served())
+    async def slots(replica: Annotated[int, Query(description="of several replicas, which one")] = 0) -> SlotList:
+        return slots_of(await router.report(replica), router.served())
 
     @routes.get("/v1/models", tags=["models"], summary="What is served, and how")
     async def models() -> ModelList:

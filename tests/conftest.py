@@ -15,6 +15,7 @@ SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "n
 GATED = {**SMALL, "intermediate_size": 128, "num_key_value_heads": 2}
 SHAPES: dict[str, tuple[str, dict[str, int]]] = {
     "Llama": ("LlamaForCausalLM", GATED),
+    "Qwen2": ("Qwen2ForCausalLM", GATED),
     "Qwen3": ("Qwen3ForCausalLM", {**GATED, "head_dim": 16}),
     "GPT2": ("GPT2LMHeadModel", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
     "GPTNeoX": ("GPTNeoXForCausalLM", {**SMALL, "intermediate_size": 96}),

@@ -33,8 +33,8 @@ def served(tiny_folder: Path) -> Iterator[Served]:
     """The real routes, router and guard over a fake worker; two slots and three waiting places."""
     router = Router(max_waiting=3)
     worker = FakeWorker(router, FakeEngine(poison=ord("~") - ord("!") + 2))
-    router.request_queue = worker
-    router.append([(psutil.Process().pid, FACTS), "OK"])
+    router.replicas[0].queue = worker
+    router.append([(psutil.Process().pid, 0, FACTS), "OK"])
     app = FastAPI()
     install(app, LIMIT)
     tokenizer = Tokenizer(str(tiny_folder))

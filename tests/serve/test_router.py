@@ -22,8 +22,8 @@ def job(name: str, most: int = 3) -> Generate:
 def create(waiting: int = 1) -> tuple[Router, FakeWorker]:
     router = Router(waiting)
     worker = FakeWorker(router, FakeEngine())
-    router.request_queue = worker
-    router.append([(psutil.Process().pid, FACTS), "OK"])
+    router.replicas[0].queue = worker
+    router.append([(psutil.Process().pid, 0, FACTS), "OK"])
     return router, worker
 
 
@@ -87,7 +87,7 @@ def test_a_dead_worker_fails_everything_it_held_and_the_next_one_serves() -> Non
     async def main() -> None:
         router, worker = create()
         worker.stalled = True
-        router.append([(process.pid, FACTS), "OK"])
+        router.append([(process.pid, 0, FACTS), "OK"])
         watching = asyncio.create_task(router.watch())
         async with router.open([job("a"), job("b")]) as ticket:
             process.kill()
@@ -99,7 +99,7 @@ def test_a_dead_worker_fails_everything_it_held_and_the_next_one_serves() -> Non
             async with router.open([job("c")]):
                 pass
         process.wait()
-        router.append([(psutil.Process().pid, FACTS), "OK"])
+        router.append([(psutil.Process().pid, 0, FACTS), "OK"])
         worker.stalled = False
         async with router.open([job("d")]) as ticket:
             assert len(await _all(ticket)) == 3
@@ -116,7 +116,7 @@ def test_events_of_requests_that_have_left_are_dropped() -> None:
 
 def test_a_hello_of_a_process_that_is_already_gone_does_not_end_the_server() -> None:
     router, _ = create()
-    router.append([(WORKER, FACTS), "OK"])
+    router.append([(WORKER, 0, FACTS), "OK"])
     assert not router.ready
 
 

@@ -58,7 +58,7 @@ def test_a_worker_in_a_long_step_is_not_waited_for(served: Any, monkeypatch: pyt
 
 
 def test_without_a_worker_there_are_no_slots_to_tell_of(served: Any) -> None:
-    served.router._worker = None
+    served.router.replicas[0].worker = None
     response = served.client.get("/slots")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
 

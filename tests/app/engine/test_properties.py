@@ -16,7 +16,7 @@ from app.engine.flat import FlatModel, Room, adopt
 from app.engine.request import Delta, Event, Failed, Generate, Sampling, Score, Scored
 from app.scoring.windows import windows
 
-SERVED = ["Llama", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"]
+SERVED = ["Llama", "Qwen2", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"]
 SLOTS = 4
 GREEDY = Sampling(temperature=0.0)
 few = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))

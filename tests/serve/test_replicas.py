@@ -1,0 +1,114 @@
+"""Several copies of a model behind one address."""
+
+import asyncio
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from fakes import FACTS, FakeEngine, FakeWorker
+from serving import serving, wait_for
+
+from app.engine.request import Delta, Failed, Generate, Sampling
+from app.errors import InvalidRequest, QueueFull
+from serve.router import Router
+
+
+def job(name: str, first: int = 0, length: int = 64) -> Generate:
+    return Generate(name, tuple(range(first, first + length)), 3, Sampling(seed=1))
+
+
+def create(waiting: int = 100, pids: tuple[int, int] | None = None) -> tuple[Router, list[FakeWorker]]:
+    router = Router(waiting, 2)
+    workers = [FakeWorker(router, FakeEngine()) for _ in router.replicas]
+    for replica, worker, pid in zip(router.replicas, workers, pids or (psutil.Process().pid,) * 2, strict=True):
+        replica.queue = worker
+        worker.stalled = True
+        router.append([(pid, replica.number, FACTS), "OK"])
+    return router, workers
+
+
+def test_work_is_spread_and_a_conversation_goes_where_it_was() -> None:
+    async def main() -> None:
+        router, workers = create()
+        async with AsyncExitStack() as stack:
+            for index in range(6):
+                await stack.enter_async_context(router.open([job(f"new {index}", 1000 * index)]))
+            assert [len(worker.engine.jobs) for worker in workers] == [3, 3]
+            home = next(number for number, worker in enumerate(workers) if "new 3" in worker.engine.jobs)
+            await stack.enter_async_context(router.open([job("goes on", 3000, 90)]))
+            assert "goes on" in workers[home].engine.jobs
+            for index in range(4):
+                await stack.enter_async_context(router.open([job(f"same {index}", 3000, 64)]))
+            assert max(replica.load for replica in router.replicas) - min(replica.load for replica in router.replicas) <= FACTS.slots + 1
+        assert [replica.load for replica in router.replicas] == [0, 0]
+
+    asyncio.run(main())
+
+
+def test_room_is_that_of_all_replicas() -> None:
+    async def main() -> None:
+        router, _ = create(waiting=1)
+        async with AsyncExitStack() as stack:
+            for index in range(2 * FACTS.slots + 1):
+                await stack.enter_async_context(router.open([job(str(index), 1000 * index)]))
+            with pytest.raises(QueueFull, match="5 of at most 5"):
+                await stack.enter_async_context(router.open([job("more", 9000)]))
+
+    asyncio.run(main())
+
+
+def test_a_dead_worker_fails_its_own_and_the_other_serves_on() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    async def main() -> None:
+        router, workers = create(pids=(process.pid, psutil.Process().pid))
+        watching = asyncio.create_task(router.watch())
+        async with router.open([job("doomed")]) as doomed, router.open([job("kept", 1000)]) as kept:
+            process.kill()
+            (event,) = [event async for event in doomed]
+            assert isinstance(event, Failed) and event.error.code == "worker_died"
+            workers[1].stalled = False
+            workers[1].put((0, job("other", 5000)))  # wakes it
+            assert [type(event) for event in [event async for event in kept]] == [Delta] * 3
+        assert router.ready
+        async with router.open([job("later", 2000)]):
+            assert "later" in workers[1].engine.jobs
+        watching.cancel()
+
+    asyncio.run(main())
+    process.wait()
+
+
+def test_a_replica_that_is_not_there() -> None:
+    router, _ = create()
+    with pytest.raises(InvalidRequest, match=r"no replica 2: they are 0\.\.1"):
+        asyncio.run(router.report(2))
+
+
+def test_two_processes_serve_one_model_and_one_may_die(tmp_path: Path, tiny_folder: Path) -> None:
+    with serving(tmp_path, "--model", str(tiny_folder), "--model.replicas", "2", "--model.slots", "2") as running:
+
+        def there(number: int) -> bool:
+            return httpx.get(f"{running.url}/slots", params={"replica": number}, timeout=5).status_code == 200
+
+        wait_for(lambda: there(0) and there(1), 60)
+        body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0.9, "seed": 3, "ignore_eos": True}
+
+        def ask(_: int = 0) -> str:
+            return httpx.post(f"{running.url}/v1/completions", json=body, timeout=60).raise_for_status().json()["choices"][0]["text"]
+
+        with ThreadPoolExecutor(12) as pool:
+            assert len(set(pool.map(ask, range(24)))) == 1
+        worked = [httpx.get(f"{running.url}/slots", params={"replica": number}, timeout=5).json()["decisions"] for number in (0, 1)]
+        assert all(worked)
+        running.worker().kill()
+        wait_for(lambda: not (there(0) and there(1)), 5)
+        with ThreadPoolExecutor(4) as pool:
+            assert len(set(pool.map(ask, range(8)))) == 1
+        wait_for(lambda: there(0) and there(1), 60)
+        assert httpx.get(f"{running.url}/slots", params={"replica": 2}, timeout=5).status_code == 400
