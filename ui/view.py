@@ -30,7 +30,7 @@ def answering(answer: Answer) -> ChatMessage:
     """An answer on its way: its note ends in an ellipsis."""
     words = WAITING if answer.ttft_ms is None else f"{STREAMING} · TTFT {answer.ttft_ms:,.0f} ms"
     if answer.place is not None:
-        about = "" if answer.place.wait_s is None else f", about {answer.place.wait_s} s"
+        about = "" if not answer.place.wait_s else f", about {answer.place.wait_s} s"
         words = f"{WAITING}: number {answer.place.position} in the queue{about}"
     return _message("assistant", answer.text, words + UNDERWAY)
 

@@ -83,7 +83,7 @@ def test_logits_in_a_crowd_are_those_of_the_librarys_own_forward(tmp_path: Path,
 
 
 def test_int4_is_a_kernel_of_the_cpu(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.loading.resolve_device", lambda device: torch.device("cuda:0"))
+    monkeypatch.setattr("app.loading.resolve_device", lambda device, replica: torch.device("cuda:0"))
     with pytest.raises(SetupError, match="on cuda:0 use nf4"):
         create_engine(settings(tiny_folder, quantize="int4"))
 

@@ -71,6 +71,7 @@ class Fake:
 
     url: str = ""
     words: list[str] = field(default_factory=lambda: list(WORDS))
+    queued: str = ": a comment"
     first_wait_s: float = 0.0
     wait_s: float = 0.0
     refusal: tuple[int, str] | None = None
@@ -134,8 +135,8 @@ def create_fake(fake: Fake) -> FastAPI:
 async def stream(fake: Fake) -> AsyncIterator[str]:
     complete = False
     try:
-        yield ": queued position=1 eta_s=0\n\n"
         yield event({"role": "assistant", "content": ""})
+        yield f"{fake.queued}\n\n"
         await asyncio.sleep(fake.first_wait_s)
         for index, word in enumerate(fake.words):
             if index == fake.break_after:

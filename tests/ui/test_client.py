@@ -151,6 +151,7 @@ def test_what_the_server_says_of_the_queue_is_understood(wait_s: float | None):
 
 
 def test_a_place_in_the_queue_comes_before_the_text(fake):
+    fake.queued = ": queued position=2 eta_s=4"
     chunks = asyncio.run(read(Client(fake.url)))
-    assert next(chunk.queued for chunk in chunks if chunk.queued) == Place(1, 0)
+    assert next(chunk.queued for chunk in chunks if chunk.queued) == Place(2, 4)
     assert "".join(chunk.text for chunk in chunks) == "".join(fake.words)
