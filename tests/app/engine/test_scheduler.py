@@ -1,51 +1,11 @@
 """Policy from lengths, limits and a clock alone: no model takes part."""
 
-import itertools
 from dataclasses import replace
 
-from app.engine.pace import Pace
+from planning import Clock, create, decode, generate, run, tenant
+
 from app.engine.request import Beams, Generate, Score, Window
-from app.engine.scheduler import AGE_S, Plan, Scheduler
-from app.engine.slot import Slot
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def decode(ids: list[int]) -> str:
-    return "x" * len(ids)
-
-
-def create(slots: int, step_tokens: int, clock: Clock | None = None) -> Scheduler:
-    return Scheduler([Slot(index) for index in range(slots)], Pace(step_tokens, 2.0), clock or Clock())
-
-
-def generate(name: str, length: int, first: int = 0) -> Generate:
-    return Generate(name, tuple(range(first, first + length)), 8)
-
-
-def run(scheduler: Scheduler) -> Plan:
-    """What the engine does with a plan: the cache grows, who has read its prompt or decodes gets a token."""
-    plan = scheduler.schedule(decode)
-    for slot in plan.decodes:
-        slot.length += 1
-        slot.tokens.append(7)
-    for chunk in plan.chunks:
-        chunk.slot.length = chunk.end
-        if chunk.end == len(chunk.slot.tokens):
-            chunk.slot.tokens.append(7)
-    for passage in plan.passages:
-        if not passage.reading.waiting and passage.end == passage.window.end:
-            scheduler.finish(passage.reading)
-    return plan
-
-
-def tenant(slot: Slot) -> str | None:
-    return slot.request.id if slot.request else None
+from app.engine.scheduler import AGE_S
 
 
 def test_nothing_to_do_is_an_empty_plan() -> None:
@@ -84,31 +44,6 @@ def test_a_long_prompt_is_not_overtaken_by_later_ones_in_lower_slots() -> None:
     assert chunk.slot.request and chunk.slot.request.id == "long"
 
 
-def test_a_long_text_shares_its_steps_with_short_ones() -> None:
-    scheduler = create(1, 8)
-    scheduler.add(Score("long", tuple(range(50)), tuple(Window(i * 8, i * 8 + 8, i * 8 + 1) for i in range(6))))
-    run(scheduler)
-    scheduler.add(Score("short", (1, 2), (Window(0, 2, 1),)))
-    seen = [passage.reading.job.id for _ in range(2) for passage in run(scheduler).passages]
-    assert "short" in seen
-
-
-def test_a_window_larger_than_the_budget_is_read_in_pieces_one_text_at_a_time() -> None:
-    scheduler = create(1, 8)
-    scheduler.add(Score("long", tuple(range(30)), (Window(0, 20, 1), Window(10, 30, 20))))
-    scheduler.add(Score("other", tuple(range(20)), (Window(0, 20, 1),)))
-    seen = []
-    while not scheduler.idle:
-        for passage in run(scheduler).passages:
-            seen.append((passage.reading.job.id, passage.start, passage.end))
-            assert passage.kept or passage.end - passage.start == passage.window.end - passage.window.start
-    for name, windows in (("long", [range(20), range(10, 30)]), ("other", [range(20)])):
-        read = [token for who, start, end in seen if who == name for token in range(start, end)]
-        assert read == [token for window in windows for token in window]
-    changes = sum(one[0] != other[0] for one, other in itertools.pairwise(seen))
-    assert changes == 2  # long's first window, other, long's second: never two at once
-
-
 def test_every_decoding_slot_runs_whatever_the_budget() -> None:
     scheduler = create(4, 1)
     for name in "abcd":
@@ -129,16 +64,6 @@ def test_more_requests_than_slots_wait_their_turn() -> None:
     scheduler.release(scheduler.slots[0])
     scheduler.schedule(decode)
     assert scheduler.slots[0].request and scheduler.slots[0].request.id == "b"
-
-
-def test_a_stream_of_prompts_does_not_starve_texts_nor_texts_prompts() -> None:
-    scheduler = create(64, 8)
-    for index in range(40):
-        scheduler.add(generate(f"g{index}", 8, index * 100))
-        scheduler.add(Score(f"s{index}", tuple(range(8)), (Window(0, 8, 1),)))
-    plans = [run(scheduler) for _ in range(20)]
-    assert sum(len(plan.chunks) for plan in plans) >= 8
-    assert sum(len(plan.passages) for plan in plans) >= 8
 
 
 def test_a_conversation_that_goes_on_comes_before_new_ones_and_those_before_flex() -> None:
@@ -272,38 +197,6 @@ def test_clear_names_everything_that_was_in_flight() -> None:
     scheduler.add(Score("text", (1, 2), (Window(0, 2, 1),)))
     assert sorted(scheduler.clear()) == ["running", "text", "waiting"]
     assert scheduler.idle
-
-
-def test_flex_texts_wait_behind_prompts_and_other_texts_but_not_for_ever() -> None:
-    clock = Clock()
-    scheduler = create(2, 8, clock)
-    scheduler.add(Score("flex", tuple(range(40)), (Window(0, 40, 1),), tier="flex"))
-    scheduler.add(generate("chat", 24))
-    scheduler.add(Score("text", tuple(range(16)), (Window(0, 16, 1),)))
-    seen = [[passage.reading.job.id for passage in run(scheduler).passages] for _ in range(4)]
-    assert "flex" not in sum(seen, [])
-    clock.now_s += AGE_S + 1
-    assert any(passage.reading.job.id == "flex" for _ in range(6) for passage in run(scheduler).passages)
-
-
-def test_a_flex_text_that_is_half_read_does_not_block_the_others() -> None:
-    scheduler = create(1, 8)
-    scheduler.add(Score("flex", tuple(range(40)), (Window(0, 40, 1),), tier="flex"))
-    run(scheduler)
-    scheduler.add(Score("text", tuple(range(30)), (Window(0, 30, 1),)))
-    for _ in range(20):
-        if scheduler.idle:
-            break
-        assert not run(scheduler).empty
-    assert scheduler.idle
-
-
-def test_a_short_text_does_not_wait_for_a_whole_long_one() -> None:
-    scheduler = create(1, 8)
-    scheduler.add(Score("long", tuple(range(200)), (Window(0, 200, 1),)))
-    run(scheduler)
-    scheduler.add(Score("short", (1, 2, 3), (Window(0, 3, 1),)))
-    assert any(passage.reading.job.id == "short" for _ in range(4) for passage in run(scheduler).passages)
 
 
 def test_idle_hours_are_no_measure_of_the_wait() -> None:
