@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from conftest import CONTEXT, VOCABULARY, letters, tiny
+from driving import drain, prompt, texts
 
 from app.engine.engine import Engine, Limits
 from app.engine.flat import Room, adopt
@@ -19,25 +20,6 @@ def create(name: str = "Llama", slots: int = 4, step_tokens: int = 16, observer:
     performer = adopt(tiny(name), Room(slots, CONTEXT))
     second = adopt(tiny(name, seed=1), Room(0, CONTEXT)) if observer else None
     return Engine(performer, letters, frozenset(), Limits(slots, CONTEXT, step_tokens), second)
-
-
-def drain(engine: Engine) -> list[Event]:
-    events = []
-    while not engine.idle:
-        events += engine.step()
-    return events
-
-
-def texts(events: list[Event]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for event in events:
-        if isinstance(event, Delta):
-            found[event.id] = found.get(event.id, "") + event.text
-    return found
-
-
-def prompt(rng: random.Random, most: int = 40) -> tuple[int, ...]:
-    return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, most)))
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"])

@@ -8,6 +8,7 @@ import psutil
 import pytest
 import torch
 from conftest import CONTEXT, VOCABULARY, letters, tiny
+from driving import drain, texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,18 +45,7 @@ def create(name: str, step_tokens: int = 16) -> Engine:
 
 
 def tokens_of(events: list[Event]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for event in events:
-        if isinstance(event, Delta):
-            found[event.id] = found.get(event.id, ()) + tuple(ord(letter) - 0x4E00 for letter in event.text)
-    return found
-
-
-def drain(engine: Engine) -> list[Event]:
-    events: list[Event] = []
-    while not engine.idle:
-        events += engine.step()
-    return events
+    return {id: tuple(ord(letter) - 0x4E00 for letter in text) for id, text in texts(events).items()}
 
 
 def draw_prompt(rng: random.Random, name: str, before: list[tuple[tuple[int, ...], int]]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from conftest import CONTEXT, VOCABULARY, letters, tiny
+from driving import drain, prompt, texts
 
 from app.engine.engine import Engine, Limits
 from app.engine.flat import Room, adopt
@@ -23,21 +24,7 @@ def run(engine: Engine, jobs: list[Generate], every: int = 2) -> list[Event]:
         engine.submit(job)
         for _ in range(every):
             events += engine.step()
-    while not engine.idle:
-        events += engine.step()
-    return events
-
-
-def texts(events: list[Event]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for event in events:
-        if isinstance(event, Delta):
-            found[event.id] = found.get(event.id, "") + event.text
-    return found
-
-
-def prompt(rng: random.Random) -> tuple[int, ...]:
-    return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 40)))
+    return events + drain(engine)
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2", "Mistral"])
