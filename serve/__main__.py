@@ -53,7 +53,7 @@ def dress(settings: Settings, app: Any, router: Any) -> None:
     from app.tokenizer import Tokenizer
     from serve.routes import create_routes
 
-    app.include_router(create_routes(router, Tokenizer(settings.model.path), int(time.time())))
+    app.include_router(create_routes(router, {settings.model.served_name: Tokenizer(settings.model.path)}, int(time.time())))
     if settings.ui.enabled:
         from ui.page import mount  # noqa: TID251
 

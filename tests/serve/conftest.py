@@ -38,6 +38,6 @@ def served(tiny_folder: Path) -> Iterator[Served]:
     app = FastAPI()
     install(app, LIMIT)
     tokenizer = Tokenizer(str(tiny_folder))
-    app.include_router(create_routes(router, tokenizer, 1))
+    app.include_router(create_routes(router, {FACTS.name: tokenizer}, 1))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield Served(client, router, worker, tokenizer)

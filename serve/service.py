@@ -1,0 +1,86 @@
+"""What every working route works with: the router, each model's tokenizer, a pool for long texts; and how it waits and streams.
+
+Knows no wire format.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.engine.request import Facts
+from app.errors import NotReady, UnknownModel
+from app.tokenizer import Tokenizer
+from serve.router import Router, Ticket
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model: what its worker said of it, and its tokenizer."""
+
+    facts: Facts
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the routes work with."""
+
+    router: Router
+    tokenizers: Mapping[str, Tokenizer]  # by the models' names, the one that is meant when a request names none first
+    pool: ThreadPoolExecutor
+
+    def model(self, name: str | None) -> Model:
+        """Raises `UnknownModel`, or `NotReady` while it is loading."""
+        named = next(iter(self.tokenizers)) if name is None else name
+        if named not in self.tokenizers:
+            served = ", ".join(f"'{served}'" for served in self.tokenizers)
+            raise UnknownModel(f"model '{name}' is not served here; {served} {'is' if len(self.tokenizers) == 1 else 'are'}", param="model")
+        return Model(self.router.served(), self.tokenizers[named])
+
+    async def work(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run what takes long for a long text beside the event loop, and not on the pool that LitServe's reader needs."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of an open ticket, which is closed whether the answer was whole, the client left or it never listened."""
+
+    def __init__(self, lines: AsyncIterator[str], opened: AbstractAsyncContextManager[Ticket]) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._opened = opened
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._opened.__aexit__(None, None, None)
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves first."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise NotReady("the client left before its answer was whole")
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
