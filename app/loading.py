@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from app.engine.engine import Engine, Limits
 from app.engine.flat import FlatModel, Room, adopt
+from app.engine.grammar import Grammars
 from app.engine.request import Facts, Failed, Generate, Sampling, Score, Window
 from app.errors import SetupError
 from app.settings import ModelSettings
@@ -71,7 +72,8 @@ def create_engine(settings: ModelSettings, replica: int = 0) -> tuple[Engine, Fa
         observer = _adopt(path, settings, device, 0, context)
     performer = _adopt(settings.path, settings, device, settings.slots, context)
     limits = Limits(performer.slots, context, settings.step_tokens, settings.stretch)
-    engine = Engine(performer, tokenizer.decode, tokenizer.ends(), limits, observer)
+    grammars = Grammars(tokenizer.base, performer.vocabulary, tokenizer.ends())
+    engine = Engine(performer, tokenizer.decode, tokenizer.ends(), limits, observer, grammars)
     warm_up(engine)
     facts = Facts(
         name=settings.served_name,

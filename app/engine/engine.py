@@ -4,15 +4,17 @@ Single-threaded; knows nothing of processes, queues and HTTP. Text leaves it onl
 """
 
 import time
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import torch
 
 from app.engine.flat import FlatModel
+from app.engine.grammar import Grammar, Grammars
 from app.engine.group import Group, group_of
 from app.engine.layout import layout_of
 from app.engine.pace import Pace
-from app.engine.request import Columns, Delta, Event, Failed, Generate, Job, Report, Scored, joined
+from app.engine.request import Columns, Delta, Event, Failed, Generate, Job, Report, Scored, TokenLogprob, joined
 from app.engine.rows import Rows, lay_out, lay_out_passages
 from app.engine.sampler import Draw, logprobs, sample
 from app.engine.scheduler import Passage, Plan, Scheduler
@@ -22,6 +24,7 @@ from app.errors import ContextTooLong, EngineFailed, InvalidRequest, LitmusError
 from app.scoring.statistics import CHUNK, columns
 
 NEWS_S = 0.5  # who waits hears this often how it stands
+COMPILE_S = 0.01  # with nothing else to do, a step waits this long for a grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,13 @@ class Engine:
     """`performer` chats and scores; `observer`, if there is one, only reads (for `Score.observe`)."""
 
     def __init__(
-        self, performer: FlatModel, decode: Decode, ends: frozenset[int], limits: Limits, observer: FlatModel | None = None
+        self,
+        performer: FlatModel,
+        decode: Decode,
+        ends: frozenset[int],
+        limits: Limits,
+        observer: FlatModel | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self.performer = performer
         self.observer = observer
@@ -45,6 +54,9 @@ class Engine:
         self._vocabulary = min(model.vocabulary for model in (performer, observer) if model is not None)
         self._decode = decode
         self._ends = ends
+        self._grammars = grammars
+        self._compiling: dict[str, tuple[Generate, Future[Grammar]]] = {}
+        self._forms: dict[str, Grammar] = {}  # of the answers that have one, by the request's id
         self._groups: dict[str, Group] = {}
         self._due: list[Event] = []  # what the next step has to say beside its own
         self._news_s = 0.0
@@ -54,19 +66,23 @@ class Engine:
         error = self._refusal(job)
         if error is not None:
             self._due.append(Failed(job.id, error))
+        elif isinstance(job, Generate) and job.grammar is not None and self._grammars is not None:
+            self._compiling[job.id] = job, self._grammars.start(job.grammar)
         elif isinstance(job, Generate) or job.windows:
             self.scheduler.add(job)
         else:  # too short for a single prediction
             self._due.append(Scored(job.id, Columns()))
 
     def cancel(self, id: str) -> bool:
-        self._groups.pop(id, None)
-        return self.scheduler.cancel(id)
+        self._forget(id)
+        return self._compiling.pop(id, None) is not None or self.scheduler.cancel(id)
 
     def fail_all(self, error: LitmusError) -> list[Event]:
         """Give up every job with `error`; the engine itself stays usable."""
-        self._groups.clear()
-        return [Failed(id, error) for id in self.scheduler.clear()]
+        ids = [*self._compiling, *self.scheduler.clear()]
+        for held in (self._compiling, self._forms, self._groups):
+            held.clear()
+        return [Failed(id, error) for id in ids]
 
     def report(self, id: str) -> Report:
         slots = tuple(slot.residence() for slot in self.scheduler.slots)
@@ -74,10 +90,11 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return self.scheduler.idle and not self._due
+        return self.scheduler.idle and not self._due and not self._compiling
 
     def step(self) -> list[Event]:
         """Schedule, run, account. At most one delta a decoding slot; nothing when there is nothing to do."""
+        self._collect()
         events, self._due = self._due, []
         plan = self.scheduler.schedule(self._decode)
         events += self._news()
@@ -91,6 +108,23 @@ class Engine:
         took_s = time.perf_counter() - start_s
         self.scheduler.pace.learn(len(plan.decodes), plan.prompt_tokens, plan.text_tokens, took_s)
         return events
+
+    def _collect(self) -> None:
+        """Requests whose grammars are compiled join the others."""
+        if self._compiling and self.scheduler.idle and not self._due:
+            wait([coming for _, coming in self._compiling.values()], COMPILE_S, "FIRST_COMPLETED")
+        for id in [id for id, (_, coming) in self._compiling.items() if coming.done()]:
+            job, coming = self._compiling.pop(id)
+            try:
+                self._forms[id] = coming.result()
+            except InvalidRequest as error:
+                self._due.append(Failed(id, error))
+            else:
+                self.scheduler.add(job)
+
+    def _forget(self, id: str) -> None:
+        self._forms.pop(id, None)
+        self._groups.pop(id, None)
 
     def _refusal(self, job: Job) -> LitmusError | None:
         tokens, field = (job.prompt, "prompt") if isinstance(job, Generate) else (job.tokens, "input")
@@ -109,6 +143,14 @@ class Engine:
             return InvalidRequest(f"the search needs {job.width} slots at once and there are {self.limits.slots}")
         if job.search is not None and (job.logprobs is not None or job.prompt_logprobs is not None):
             return InvalidRequest("a search has no log-probabilities to give", param="logprobs")
+        return self._formless(job) if job.grammar is not None else None
+
+    def _formless(self, job: Generate) -> LitmusError | None:
+        """Why the answer cannot be held to a grammar."""
+        if self._grammars is None:
+            return InvalidRequest("this model has no tokenizer that a grammar could be applied to", param="response_format")
+        if job.search is not None or job.sampling.bad_words or job.sampling.min_tokens or job.ignore_eos or job.stop_tokens:
+            return InvalidRequest("what decides by itself which tokens may come, or end the answer, does not go with a grammar")
         return None
 
     def _news(self) -> list[Event]:
@@ -166,21 +208,36 @@ class Engine:
         if not slots:
             return []
         requests = [slot.request for slot in slots if slot.request is not None]
-        pairs = list(zip(slots, requests, strict=True))
-        draws = [Draw(request.sampling, slot.tokens, len(request.prompt), self._ends_of(request)) for slot, request in pairs]
+        draws = [self._draw_of(slot, request) for slot, request in zip(slots, requests, strict=True)]
         tokens = sample(logits, draws)
         asked = [request.logprobs for request in requests]
         given = logprobs(logits, tokens, asked) if any(top is not None for top in asked) else [None] * len(slots)
-        events: list[Event] = []
-        for (slot, request), draw, token, said in zip(pairs, draws, tokens, given, strict=True):
-            text, finish = slot.push(token, draw.ends)
-            first = slot.generated == 1
-            prompt = tuple(slot.prompt_logprobs) if first else ()
-            if finish is not None:
-                self.scheduler.release(slot)
-            told = (said,) if said is not None else ()
-            events.append(Delta(request.id, text, 1, finish, told, prompt, slot.cached if first else 0))
-        return events
+        return [self._tell(slot, draw, token, said) for slot, draw, token, said in zip(slots, draws, tokens, given, strict=True)]
+
+    def _draw_of(self, slot: Slot, request: Generate) -> Draw:
+        allowed = self._forms[request.id].allowed() if request.grammar is not None else None
+        return Draw(request.sampling, slot.tokens, len(request.prompt), self._ends_of(request), allowed)
+
+    def _tell(self, slot: Slot, draw: Draw, token: int, said: TokenLogprob | None) -> Event:
+        """Account for a drawn token."""
+        request = slot.request
+        assert request is not None
+        try:
+            complete = draw.allowed is not None and self._forms[request.id].take(token)
+        except InvalidRequest as error:
+            self._release(slot, request)
+            return Failed(request.id, error)
+        text, finish = slot.push(token, draw.ends, complete)
+        first = slot.generated == 1
+        prompt = tuple(slot.prompt_logprobs) if first else ()
+        if finish is not None:
+            self._release(slot, request)
+        told = (said,) if said is not None else ()
+        return Delta(request.id, text, 1, finish, told, prompt, slot.cached if first else 0)
+
+    def _release(self, slot: Slot, request: Generate) -> None:
+        self.scheduler.release(slot)
+        self._forget(request.id)
 
     def _search(self, lead: Slot, logits: torch.Tensor, hidden: torch.Tensor) -> list[Event]:
         request = lead.request
@@ -189,8 +246,7 @@ class Engine:
         started = lead.generated > 0
         event = group.advance(lead.group, logits, hidden) if started else group.start(lead.group, logits)
         if isinstance(event, Delta) and event.finish is not None:
-            self.scheduler.release(lead)
-            del self._groups[request.id]
+            self._release(lead, request)
         return [event] if event is not None else []
 
     def _ends_of(self, request: Generate) -> frozenset[int]:

@@ -11,7 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from app.engine.request import Sampling, TokenLogprob
@@ -30,18 +32,20 @@ class Draw:
     tokens: Sequence[int]  # prompt and answer so far
     prompt: int  # how many of them are the prompt
     ends: frozenset[int]  # tokens that end this answer
+    allowed: NDArray[np.bool_] | None = None  # [vocab] the tokens that its grammar lets come next
 
 
 def process(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
-    """Logits or log-probabilities `[rows, vocab]` after logit_bias, the three penalties, bad_words and min_tokens, in float32.
-    The very same tensor if no row asks for any of them.
+    """Logits or log-probabilities `[rows, vocab]` after logit_bias, the three penalties, bad_words, min_tokens and grammars, in
+    float32. The very same tensor if no row asks for any of them.
     """
     vocab = logits.shape[-1]
     biases = [{token: bias for token, bias in draw.sampling.logit_bias if 0 <= token < vocab} for draw in draws]
     repeated = [draw.tokens if draw.sampling.repetition_penalty != 1.0 else () for draw in draws]
     charges = [_charges(draw) for draw in draws]
     banned = [_banned(draw, vocab) for draw in draws]
-    if not any(chain(biases, repeated, charges, banned)):
+    confined = [(row, draw.allowed) for row, draw in enumerate(draws) if draw.allowed is not None]
+    if not any(chain(biases, repeated, charges, banned, confined)):
         return logits
     scores = logits.to(torch.float32, copy=True)
     _add(scores, biases)
@@ -53,6 +57,9 @@ def process(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     _add(scores, charges)
     if any(banned):
         scores[_cells(banned, scores.device)] = -torch.inf
+    for row, allowed in confined:
+        scores[row, : len(allowed)].masked_fill_(torch.from_numpy(~allowed[:vocab]).to(scores.device), -torch.inf)
+        scores[row, len(allowed) :] = -torch.inf
     return scores
 
 

@@ -66,8 +66,10 @@ class Slot:
             generated_tokens=self.generated if request else 0,
         )
 
-    def push(self, token: int, ends: frozenset[int]) -> tuple[str, Finish | None]:
-        """Take the sampled token; returns the text that may be shown now and why the answer ends here, if it does."""
+    def push(self, token: int, ends: frozenset[int], complete: bool = False) -> tuple[str, Finish | None]:
+        """Take the sampled token; returns the text that may be shown now and why the answer ends here, if it does. It is `complete`
+        where its grammar lets nothing follow.
+        """
         assert self.request is not None and self.detokenizer is not None and self.stopper is not None
         self.tokens.append(token)
         if token in ends:
@@ -75,9 +77,9 @@ class Slot:
         text, stopped = self.stopper.push(self.detokenizer.push(token))
         if stopped:
             return text, "stop"
-        if self.generated >= self.request.max_tokens:
+        if complete or self.generated >= self.request.max_tokens:
             rest, stopped = self._rest()
-            return text + rest, "stop" if stopped else "length"
+            return text + rest, "stop" if complete or stopped else "length"
         return text, None
 
     def _rest(self) -> tuple[str, bool]:
