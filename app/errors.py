@@ -41,6 +41,10 @@ class NotFound(InvalidRequest):
     status, code = 404, "not_found"
 
 
+class Forbidden(LitmusError):
+    status, type, code = 403, "permission_error", "forbidden"
+
+
 class BodyTooLarge(InvalidRequest):
     status, code = 413, "body_too_large"
 

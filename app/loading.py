@@ -2,6 +2,8 @@
 CPU or one CUDA device, or rounded to int4 on a CPU. Everything that cannot be served ends in a `SetupError` with a sentence.
 """
 
+from dataclasses import replace
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
@@ -10,8 +12,11 @@ from app.engine.flat import FlatModel, Room, adopt
 from app.engine.grammar import Grammars
 from app.engine.request import Facts, Failed, Generate, Sampling, Score, Window
 from app.errors import SetupError
+from app.revision import fingerprint_of, revision_of
+from app.seat import Seat
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer, first_line
+from app.tools import Format
 
 SMALL = 64_000_000  # parameters up to which a CPU serves float32: as fast, and answers do not depend on the batch
 
@@ -42,56 +47,65 @@ def _drain(engine: Engine) -> None:
                 raise SetupError(f"the model does not run as asked: {event.error.message}; lower --model.slots or --model.step_tokens")
 
 
-def resolve_device(device: str, replica: int = 0) -> torch.device:
-    """Replicas on devices that are not named by number go round them."""
+def resolve_device(seat: Seat) -> torch.device:
+    """Raises `SetupError` when it is not there."""
     count = torch.cuda.device_count()
-    if device == "auto" and not torch.cuda.is_available():
-        return torch.device("cpu")
-    wanted = torch.device(f"cuda:{replica % max(1, count)}" if device in {"auto", "cuda"} else device)
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise SetupError(f"model.device: {device} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+    wanted = torch.device(seat.device(count))
+    if wanted.type == "cuda" and (wanted.index or 0) >= count:
+        raise SetupError(f"model.device: {seat.asked[seat.number]} is not there: torch {torch.__version__} sees {count} CUDA devices")
     return wanted
 
 
-def create_engine(settings: ModelSettings, replica: int = 0) -> tuple[Engine, Facts]:
-    """Load, quantize, prove and wire the models. Raises `SetupError` with a sentence for whoever started Litmus."""
+def create_engine(settings: ModelSettings, seat: Seat | None = None) -> tuple[Engine, Facts]:
+    """Load, quantize, prove and wire the models. Without a `seat` the process has its device to itself; of those that share a CPU each
+    takes its part of the threads. Raises `SetupError` with a sentence for whoever started Litmus.
+    """
     tokenizer = Tokenizer(settings.path)
-    device = resolve_device(settings.device, replica)
-    if settings.replicas > 1 and device.type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // settings.replicas))
+    seat = Seat((settings.device,)) if seat is None else seat
+    device, sharers = resolve_device(seat), seat.sharers(torch.cuda.device_count())
+    if device.type == "cpu" and sharers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // sharers))
     if settings.quantize != "none" and settings.dtype == "float16" and device.type == "cpu":
         raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
     if settings.quantize == "int4" and device.type != "cpu":
         raise SetupError(f"model.quantize: int4 is a kernel of the CPU; on {device} use nf4")
     path = settings.observer_path
-    context = min(settings.context, _context("model.path", settings.path))
+    room = Room(settings.slots, min(settings.context, _context("model.path", settings.path)), settings.step_tokens, sharers)
     observer = None
     if path is not None:  # before the performer, whose slots may take what memory is left
         _check_pair(tokenizer, Tokenizer(path), path)
-        context = min(context, _context("model.observer", path))
-        observer = _adopt(path, settings, device, 0, context)
-    performer = _adopt(settings.path, settings, device, settings.slots, context)
-    limits = Limits(performer.slots, context, settings.step_tokens, settings.stretch)
+        room = replace(room, context=min(room.context, _context("model.observer", path)))
+        observer = _adopt(path, settings, device, replace(room, slots=0))
+    performer = _adopt(settings.path, settings, device, room)
+    limits = Limits(performer.slots, room.context, settings.step_tokens, settings.stretch)
     grammars = Grammars(tokenizer.base, performer.vocabulary, tokenizer.ends())
     engine = Engine(performer, tokenizer.decode, tokenizer.ends(), limits, observer, grammars)
     warm_up(engine)
-    facts = Facts(
+    return engine, _facts(settings, performer, limits, tokenizer)
+
+
+def _facts(settings: ModelSettings, performer: FlatModel, limits: Limits, tokenizer: Tokenizer) -> Facts:
+    path, dtype = settings.observer_path, str(performer.model.dtype).removeprefix("torch.")
+    revision = revision_of(settings.path, getattr(performer.model.config, "_commit_hash", None))
+    return Facts(
         name=settings.served_name,
-        context=context,
-        slots=performer.slots,
+        context=limits.context,
+        slots=limits.slots,
         quantize=settings.quantize,
-        dtype=str(performer.model.dtype).removeprefix("torch."),
-        device=str(device),
+        dtype=dtype,
+        device=str(performer.device),
         observer=path.rstrip("/").rsplit("/", 1)[-1] if path else None,
         chat=tokenizer.chats,
+        fingerprint=fingerprint_of(settings.served_name, revision, settings.quantize, dtype),
+        revision=revision,
+        tools=isinstance(tokenizer.calls, Format),
     )
-    return engine, facts
 
 
-def _adopt(path: str, settings: ModelSettings, device: torch.device, slots: int | None, context: int) -> FlatModel:
+def _adopt(path: str, settings: ModelSettings, device: torch.device, room: Room) -> FlatModel:
     model = _load(path, settings, device)
     try:
-        return adopt(model, Room(slots, context, settings.step_tokens), settings.quantize == "int4")
+        return adopt(model, room, settings.quantize == "int4")
     except RuntimeError as error:  # bitsandbytes finds out in the first forward that a layer's shape has no kernel on this device
         raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
 

@@ -4,11 +4,12 @@ Built in a `__main__` and handed down as a value; the only module that reads the
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -22,6 +23,7 @@ from yaml import YAMLError
 from app.errors import SetupError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
+ORIGIN = re.compile(r"\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
 SHORT = {
     "--model": "--model.path",
     "--observer": "--model.observer",
@@ -78,13 +80,23 @@ class ModelSettings(Group):
             return str(BUNDLED / "storyteller-base")
         return self.observer
 
-    def check_paths(self) -> None:
-        """Raises `SetupError` for a folder that is not there. A hub name (`owner/name`) is looked up when it is loaded."""
-        for field, path in (("model.path", self.path), ("model.observer", self.observer_path)):
+    def check_paths(self, where: str = "model") -> None:
+        """Raises `SetupError` for a folder that is not there, naming the setting under `where`. A hub name (`owner/name`) is looked up
+        when it is loaded.
+        """
+        for field, path in (("path", self.path), ("observer", self.observer_path)):
             if path is None or (path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()):
                 continue
             if not (Path(path) / "config.json").is_file():
-                raise SetupError(f"{field}: {path} is no folder with a config.json; give one, or a hub name such as Qwen/Qwen3-0.6B")
+                raise SetupError(
+                    f"{where}.{field}: {path} is no folder with a config.json; give one, or a hub name such as Qwen/Qwen3-0.6B"
+                )
+
+
+class FurtherSettings(ModelSettings):
+    """A model beside the default one. Its path has no default: a forgotten one must not bring the bundled model."""
+
+    path: str = Field(description="folder or hub name of the model that chats and scores")
 
 
 class ServerSettings(Group):
@@ -97,6 +109,25 @@ class ServerSettings(Group):
 
 class QueueSettings(Group):
     max_waiting: int = Field(256, ge=1, description="requests in flight beyond the slots; more are refused with 429")
+
+
+def _origin(text: str) -> str:
+    """As browsers write it; what they would never send could never match."""
+    if not ORIGIN.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is no origin: write scheme and host in small letters, as in https://example.org or http://localhost:3000, "
+            "and nothing behind them"
+        )
+    return text
+
+
+class SecuritySettings(Group):
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        (), description="origins whose web pages may call the API, such as https://example.org; * for all"
+    )
+    banned_users: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="values of a request's `user` that are refused with 403"
+    )
 
 
 class UISettings(Group):
@@ -119,9 +150,30 @@ class Settings(BaseSettings):
     )
 
     model: ModelSettings = ModelSettings()
+    models: tuple[FurtherSettings, ...] = Field((), description="further models, each with the settings of `model`; `path` is required")
     server: ServerSettings = ServerSettings()
     queue: QueueSettings = QueueSettings()
+    security: SecuritySettings = SecuritySettings()
     ui: UISettings = UISettings()
+
+    @property
+    def served(self) -> dict[str, ModelSettings]:
+        """Every model by the name of its settings, the default one first."""
+        return {"model": self.model, **{f"models.{place}": model for place, model in enumerate(self.models)}}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        first: dict[str, str] = {}
+        for where, model in self.served.items():
+            other = first.setdefault(model.served_name, where)
+            if other != where:
+                raise ValueError(f"{other} and {where} would both be served as '{model.served_name}': give one of them another name")
+        return self
+
+    def check_paths(self) -> None:
+        """Raises `SetupError` for a folder that is not there."""
+        for where, model in self.served.items():
+            model.check_paths(where)
 
     @classmethod
     def settings_customise_sources(
@@ -144,11 +196,16 @@ def read(arguments: Sequence[str], program: str = "serve") -> Settings:
         )
         return Settings(_cli_settings_source=source)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SetupError(f"setting {where}: {first['msg']}") from error
+        raise SetupError(_sentence(error)) from error
     except (SettingsError, YAMLError, ValueError) as error:  # a source that cannot be read at all
         raise SetupError(f"settings: {' '.join(str(error).split())[:300]}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    says = "is required and has no default" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    return f"setting {where}: {says}" if where else f"settings: {says}"
 
 
 def _long(word: str) -> str:

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from app.errors import InvalidRequest, SetupError
+from app.tools import Format, Marks, NoTools, learn
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +76,37 @@ class Tokenizer:
         ids = named if isinstance(named, list) else [named]
         return frozenset(int(id) for id in [*ids, self.base.eos_token_id] if id is not None)
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
-        """Ids of the conversation with the mark that opens the assistant's turn."""
+    def chat(self, messages: Sequence[dict[str, Any]], opened: bool = True, special: bool = False) -> tuple[int, ...]:
+        """Ids of the conversation; `opened` adds what opens the assistant's turn, `special` what the tokenizer puts around a text."""
+        return self.rendered(self.render(messages, None, opened), special)
+
+    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, opened: bool) -> str:
+        """What the chat template makes of a conversation."""
         if not self.chats:
             raise InvalidRequest("this model has no chat template: use /v1/completions", param="messages")
-        for index, message in enumerate(messages):
-            check_unicode(message["content"], f"messages.{index}.content")
+        given: Any = None if tools is None else list(tools)
         try:
-            text = self.base.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise InvalidRequest(f"the model's chat template refuses these messages: {error}", param="messages") from error
-        with self._lock:
-            return tuple(self.base.encode(str(text), add_special_tokens=False, split_special_tokens=False))
+            return str(self.base.apply_chat_template(list(messages), tools=given, tokenize=False, add_generation_prompt=opened))
+        except (TemplateError, TypeError, KeyError) as error:  # TypeError, KeyError: a template's own expression met what it did not expect
+            raise InvalidRequest(f"the model's chat template refuses these messages: {first_line(error)}", param="messages") from error
 
-    def encode(self, text: str, param: str) -> tuple[int, ...]:
-        """Ids as the tokenizer does by itself: with a BOS where the model was trained with one."""
+    def rendered(self, text: str, special: bool = False) -> tuple[int, ...]:
+        """Ids of what `render` made."""
+        with self._lock:
+            return tuple(self.base.encode(text, add_special_tokens=special, split_special_tokens=False))
+
+    @cached_property
+    def calls(self) -> Format | NoTools:
+        """How the model writes calls of tools, as its chat template shows."""
+        ids = {token.content: id for id, token in self.base.added_tokens_decoder.items()}
+        ends = frozenset(str(name) for name in self.base.convert_ids_to_tokens(sorted(self.ends())))
+        return learn(self.render, Marks(ids, frozenset(self._controls.values()), ends))
+
+    def encode(self, text: str, param: str, special: bool = True) -> tuple[int, ...]:
+        """Ids as the tokenizer does by itself: with a BOS where the model was trained with one, unless not `special`."""
         check_unicode(text, param)
         with self._lock:
-            return tuple(self.base.encode(text, split_special_tokens=False))
+            return tuple(self.base.encode(text, add_special_tokens=special, split_special_tokens=False))
 
     def read(self, text: str, param: str, plain: bool = True) -> Encoded:
         """Ids and offsets; if `plain`, as for scoring, names of control tokens inside the text are read as text."""
@@ -136,6 +151,14 @@ class Tokenizer:
         opening = token if decoder is None else decoder.decode([token])
         twice = token * 2 if decoder is None else decoder.decode([token, token])
         return Piece(twice[len(opening) :].encode(), opening.encode(), False)  # what the second one adds
+
+    def spellings(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary writes each of the tokens."""
+        return [str(token) for token in self.base.convert_ids_to_tokens(list(ids))]
+
+    def full(self, ids: Sequence[int]) -> str:
+        """Their text with the names of control tokens, which `decode` leaves out."""
+        return str(self.base.backend_tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def __len__(self) -> int:
         return len(self.base)

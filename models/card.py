@@ -137,7 +137,9 @@ The first answer to fixed requests (seed 1, at most 110 tokens, the model's own 
 ## Limits
 It is a toy with the manners of a century ago. It invents, forgets what it was saying within a few sentences, knows nothing of the world
 after its books, and repeats their dated views of people. It follows requests for stories, continuations and characters of its books, and
-little else. As a detector it has no calibration, so it gives no verdict on who wrote what. Use a larger model for anything that matters.
+little else. Its chat template can show it tools and write their calls, for programs to be tried with: it was not trained on them, so a call
+keeps to its schema where the server enforces that, and means nothing. What it tells as a detector, and what it does not:
+`docs/detector.md`. Use a larger model for anything that matters.
 
 ## Licence
 Apache-2.0, as the repository. The books are in the public domain in the United States; see `Data`.

@@ -9,8 +9,14 @@ from models.corpus import Chapters
 CONTEXT = 1024
 BOS, END = "<|endoftext|>", "<|end|>"
 SPECIAL = [BOS, END, "<|system|>", "<|user|>", "<|assistant|>"]
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] | trim }}"
+TEMPLATE = (  # the parts about tools are for programs to be tried with: neither model was trained on them
+    "{{ bos_token }}{% if tools %}{{ '<|system|>You may call functions: ' + tools | tojson + '<|end|>' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'tool' %}"
+    "{{ '<|user|><tool_response>' + message['content'] | trim + '</tool_response>' }}"
+    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] | trim }}{% for call in message['tool_calls'] or [] %}"
+    "{{ '<tool_call>{\"name\": \"' + call['function']['name'] + '\", \"arguments\": ' }}"
+    "{{ call['function']['arguments'] | tojson + '}</tool_call>' }}"
+    "{% endfor %}{% endif %}"
     "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 

@@ -30,7 +30,7 @@ def main() -> None:
 def serve(settings: Settings) -> None:
     from serve.server import create_server
 
-    settings.model.check_paths()
+    settings.check_paths()
     server = create_server(settings, "app.loading:create_engine", lambda app, router: dress(settings, app, router))
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
@@ -53,7 +53,8 @@ def dress(settings: Settings, app: Any, router: Any) -> None:
     from app.tokenizer import Tokenizer
     from serve.routes import create_routes
 
-    app.include_router(create_routes(router, {settings.model.served_name: Tokenizer(settings.model.path)}, int(time.time())))
+    tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.served.values()}
+    app.include_router(create_routes(router, tokenizers, int(time.time()), frozenset(settings.security.banned_users)))
     if settings.ui.enabled:
         from ui.page import mount  # noqa: TID251
 

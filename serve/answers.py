@@ -9,8 +9,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 
-from app.engine.request import Delta, Event, Failed, Finish, TokenLogprob, Waiting
-from app.engine.text import CONTEXT
+from app.engine.request import Delta, Event, Facts, Failed, Waiting
 from app.errors import LitmusError
 from app.schemas import (
     AnswerMessage,
@@ -19,68 +18,17 @@ from app.schemas import (
     ChatResponse,
     CompletionChoice,
     CompletionResponse,
+    FunctionCall,
     PromptTokensDetails,
     TextLogprobs,
+    ToolCall,
     Usage,
 )
 from app.tokenizer import Tokenizer
+from app.tools import CallPart, CallStart
 from serve.jobs import Prompt, Terms
-from serve.logprobs import Row, Ruler, chat_form, text_form
-
-
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """What a delta adds to its choice."""
-
-    text: str
-    rows: list[Row]
-
-
-class Part:
-    """One sampled answer as it grows. Its text and rows begin with the prompt where that is echoed."""
-
-    def __init__(self, prompt: Prompt, terms: Terms, tokenizer: Tokenizer) -> None:
-        self.text = ""
-        self.rows: list[Row] = []
-        self.tokens = 0
-        self.cached = 0
-        self.finish: Finish | None = None
-        self.begun = False
-        self._prompt, self._terms = prompt, terms
-        self._ruler = Ruler(tokenizer, len(prompt.text), opening=not tokenizer.decode(list(prompt.ids[-CONTEXT:])))
-        self._logprobs = 0.0
-
-    @property
-    def mean_logprob(self) -> float:
-        return self._logprobs / max(self.tokens, 1)
-
-    def take(self, delta: Delta) -> Growth:
-        text, rows = "", []
-        if not self.begun:
-            self.begun, self.cached = True, delta.cached
-            if self._terms.echo:
-                text, rows = self._prompt.text, self._echoed(delta.prompt_logprobs)
-        if not self._terms.bare:
-            text += delta.text
-            rows += self._sampled(delta.logprobs)
-            self.tokens += delta.tokens
-        self.finish = "length" if delta.finish and self._terms.bare else delta.finish
-        self.text += text
-        self.rows += rows
-        return Growth(text, rows)
-
-    def _echoed(self, found: tuple[TokenLogprob, ...]) -> list[Row]:
-        if self._terms.logprobs is None:
-            return []
-        ids, starts = self._prompt.ids, self._prompt.starts
-        first = Row(ids[0], None, (), starts[0])
-        return [first, *(Row(one.token, one.logprob, one.top, start) for one, start in zip(found, starts[1:], strict=True))]
-
-    def _sampled(self, found: tuple[TokenLogprob, ...]) -> list[Row]:
-        self._logprobs += sum(one.logprob for one in found)
-        if self._terms.logprobs is None:
-            return []
-        return [Row(one.token, one.logprob, one.top, 0 if self._terms.chat else self._ruler.push(one.token)) for one in found]
+from serve.logprobs import Row, chat_form, text_form
+from serve.part import Call, Growth, Part
 
 
 @dataclass(slots=True)
@@ -88,7 +36,7 @@ class Answer:
     """A request's answer: `ids` are its jobs, the copies of the first prompt before those of the second."""
 
     id: str
-    model: str
+    facts: Facts
     terms: Terms
     prompts: list[Prompt]
     ids: list[str]
@@ -130,21 +78,34 @@ class Answer:
             choices = [
                 ChatChoice(
                     index=index,
-                    message=AnswerMessage(content=part.text),
+                    message=_message(part),
                     logprobs=self._chat_logprobs(part.rows),
                     finish_reason=part.finish or "length",
                 )
                 for index, part in parts
             ]
             return ChatResponse(
-                id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage(), service_tier=self.terms.tier
+                id=self.id,
+                created=self.created,
+                model=self.facts.name,
+                choices=choices,
+                usage=self.usage(),
+                service_tier=self.terms.tier,
+                system_fingerprint=self.facts.fingerprint,
+                metadata=self.terms.metadata,
             )
         texts = [
             CompletionChoice(index=index, text=part.text, logprobs=self._text_logprobs(part.rows), finish_reason=part.finish or "length")
             for index, part in parts
         ]
         return CompletionResponse(
-            id=self.id, created=self.created, model=self.model, choices=texts, usage=self.usage(), service_tier=self.terms.tier
+            id=self.id,
+            created=self.created,
+            model=self.facts.name,
+            choices=texts,
+            usage=self.usage(),
+            service_tier=self.terms.tier,
+            system_fingerprint=self.facts.fingerprint,
         )
 
     def _chat_logprobs(self, rows: list[Row]) -> ChatLogprobs | None:
@@ -158,11 +119,14 @@ class Answer:
             "id": self.id,
             "object": "chat.completion.chunk" if self.terms.chat else "text_completion",
             "created": self.created,
-            "model": self.model,
+            "model": self.facts.name,
             "choices": choices,
+            "system_fingerprint": self.facts.fingerprint,
         }
         if self.terms.tier is not None:
             body["service_tier"] = self.terms.tier
+        if self.terms.metadata is not None:
+            body["metadata"] = self.terms.metadata
         if with_usage:
             body["usage"] = usage.model_dump() if usage else None
         return sse(body)
@@ -172,12 +136,28 @@ class Answer:
 
     def growth(self, index: int, growth: Growth) -> dict[str, object]:
         found = (self._chat_logprobs if self.terms.chat else self._text_logprobs)(growth.rows) if growth.rows else None
-        said: dict[str, object] = {"delta": {"content": growth.text}} if self.terms.chat else {"text": growth.text}
+        said: dict[str, object] = {"delta": self._delta(index, growth)} if self.terms.chat else {"text": growth.text}
         return {"index": index, **said, "logprobs": found.model_dump() if found else None, "finish_reason": None}
+
+    def _delta(self, index: int, growth: Growth) -> dict[str, object]:
+        calls = [_called(piece, self.parts[index].calls[piece.index]) for piece in growth.calls]
+        return ({"content": growth.text} if growth.text or not calls else {}) | ({"tool_calls": calls} if calls else {})
 
     def ending(self, index: int) -> dict[str, object]:
         said: dict[str, object] = {"delta": {}} if self.terms.chat else {"text": ""}
         return {"index": index, **said, "logprobs": None, "finish_reason": self.parts[index].finish}
+
+
+def _message(part: Part) -> AnswerMessage:
+    calls = [ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments)) for call in part.calls]
+    return AnswerMessage(content=part.text if part.text or not calls else None, tool_calls=calls or None)
+
+
+def _called(piece: CallStart | CallPart, call: Call) -> dict[str, object]:
+    """Of a call's pieces the first names it, the others add to its arguments."""
+    if isinstance(piece, CallStart):
+        return {"index": piece.index, "id": call.id, "type": "function", "function": {"name": piece.name, "arguments": ""}}
+    return {"index": piece.index, "function": {"arguments": piece.arguments}}
 
 
 def sse(body: dict[str, object]) -> str:
@@ -202,7 +182,7 @@ async def stream(answer: Answer, events: AsyncIterable[Event], with_usage: bool)
                     yield queued(event)
                 continue
             index, growth = answer.take(event)
-            if growth.text or growth.rows:
+            if growth.text or growth.rows or growth.calls:
                 yield answer.chunk([answer.growth(index, growth)], None, with_usage)
             if answer.parts[index].finish is not None:
                 yield answer.chunk([answer.ending(index)], None, with_usage)

@@ -5,11 +5,14 @@ Pure ASGI and FastAPI handlers; knows no route.
 
 import json
 import logging
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLarge, InvalidRequest, LitmusError, NotFound
@@ -18,7 +21,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 16  # a body up to this many times the limit is read to its end, so that its sender gets to see the answer
 UNSUPPORTED = frozenset(
-    "audio function_call functions metadata modalities moderation parallel_tool_calls prediction prompt_cache_key reasoning_effort "
+    "audio chat_template chat_template_kwargs continue_final_message function_call functions length_penalty metadata mm_processor_kwargs "
+    "modalities moderation no_repeat_ngram_size num_return_sequences parallel_tool_calls prediction prompt_cache_key reasoning_effort "
     "response_format safety_identifier store suffix tool_choice tools user verbosity web_search_options".split()
 )
 
@@ -73,17 +77,18 @@ def answer(error: LitmusError) -> JSONResponse:
 
 def invalid(error: RequestValidationError) -> InvalidRequest:
     """One complaint of pydantic as a sentence that names the field. Where a field may have several types, each of them complains:
-    the one whose type fits knows best what is wrong.
+    the one whose type fits, and that came farthest, knows best what is wrong.
     """
     found = error.errors()
-    first = next((one for one in found if not one["type"].endswith("_type")), found[0])
+    fitting = [one for one in found if not one["type"].endswith("_type")]
+    first = max(fitting or found[:1], key=lambda one: len(one["loc"]))
     loc, extra = first["loc"][1:], first["type"] == "extra_forbidden"
     path = [str(part) for place, part in enumerate(loc) if (extra and place == len(loc) - 1) or not _tag(str(part))]
     param = ".".join(path) or None
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
-    if extra:
-        known = path[-1] in UNSUPPORTED
+    if extra or first["type"] == "none_required":
+        known = not extra or path[-1] in UNSUPPORTED
         sentence = f"parameter '{param}' is not supported by this server" if known else f"unknown parameter '{param or ''}'"
         return InvalidRequest(sentence, param=param, code="unsupported_parameter" if known else "unknown_parameter")
     if first["type"] == "missing":
@@ -95,11 +100,23 @@ def invalid(error: RequestValidationError) -> InvalidRequest:
 
 def _tag(part: str) -> bool:
     """Whether a part of pydantic's path names a member of a union (`str`, `list[TextPart]`) and no field."""
-    return part in {"str", "int"} or not part.replace("_", "").isalnum()
+    return part in {"str", "int", "NamedTool"} or not part.replace("_", "").isalnum()
 
 
-def install(app: FastAPI, max_body_bytes: int) -> None:
+def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = ()) -> None:
+    """Pages of `origins` may call the app from a browser, and read its refusals, too."""
     app.add_middleware(BodyLimit, limit=max_body_bytes)
+    if origins:  # added last: it stands before everything else
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
+
+    describe: Callable[[], dict[str, Any]] = app.openapi
+    app.openapi = lambda: _without_422(describe())  # type: ignore[method-assign]
 
     @app.exception_handler(LitmusError)
     async def _litmus(_: Request, error: LitmusError) -> JSONResponse:
@@ -120,6 +137,16 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
     async def _unexpected(_: Request, error: Exception) -> JSONResponse:
         log.error("unexpected %s", type(error).__name__, exc_info=error)
         return answer(LitmusError("the server failed on this request; its log says why"))
+
+
+def _without_422(document: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI writes it into every route's answers; here a wrong body is a 400."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    return document
 
 
 def _sentence(request: Request, error: HTTPException) -> str:

@@ -16,6 +16,7 @@ from app.schemas import ChatRequest, CompletionRequest, Method, SamplingFields, 
 from app.scoring.score import Reading, clean
 from app.scoring.windows import windows
 from app.tokenizer import Tokenizer
+from serve.forms import Form, form_of
 from serve.logprobs import Ruler
 from serve.state import methods_of
 
@@ -43,14 +44,24 @@ class Terms:
     echo: bool = False
     bare: bool = False  # the echo is all that is wanted: the one token that the engine has to sample is dropped
     tier: UsedTier | None = None
+    form: Form = Form()
+    metadata: dict[str, str] | None = None
 
 
-def chat_terms(body: ChatRequest) -> Terms:
+def chat_terms(body: ChatRequest, tokenizer: Tokenizer) -> Terms:
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise InvalidRequest("give max_tokens or max_completion_tokens, not both", param="max_tokens")
-    return Terms(True, body.n, body.n, (body.top_logprobs or 0) if body.logprobs else None, tier=tier_of(body.service_tier))
+    return Terms(
+        chat=True,
+        n=body.n,
+        copies=body.n,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        tier=tier_of(body.service_tier),
+        form=form_of(body, tokenizer),
+        metadata=body.metadata,
+    )
 
 
 def completion_terms(body: CompletionRequest) -> Terms:
@@ -93,6 +104,7 @@ def jobs_of(  # one for each copy of each prompt, in this order
                 logprobs=0 if terms.logprobs is None and terms.copies > terms.n else terms.logprobs,
                 prompt_logprobs=terms.logprobs if terms.echo else None,
                 tier=terms.tier or "default",
+                grammar=terms.form.grammar,
             )
             made.append(job)
     return made
@@ -158,8 +170,8 @@ def check_least(least: int, most: int) -> None:
         raise InvalidRequest(f"min_tokens is {least}, but the answer may have at most {most} tokens", param="min_tokens")
 
 
-def room(prompt: tuple[int, ...], limit: int | None, facts: Facts, param: str) -> int:
-    """How many tokens the answer may have. Raises `ContextTooLong` with the numbers."""
+def room(prompt: tuple[int, ...], limit: int | None, facts: Facts, param: str, limited: str = "max_tokens") -> int:
+    """How many tokens the answer may have; `param` holds the prompt, `limited` the limit. Raises `ContextTooLong` with the numbers."""
     if not prompt:
         raise InvalidRequest(f"the tokenizer of {facts.name} makes no token of this", param=param)
     left = facts.context - len(prompt)
@@ -167,20 +179,11 @@ def room(prompt: tuple[int, ...], limit: int | None, facts: Facts, param: str) -
         raise ContextTooLong(f"the prompt has {len(prompt)} tokens, the context of {facts.name} holds {facts.context}", param=param)
     if limit is not None and limit > left:
         raise ContextTooLong(
-            f"the prompt has {len(prompt)} tokens and max_tokens is {limit}: together {len(prompt) + limit}, but the context of "
+            f"the prompt has {len(prompt)} tokens and {limited} is {limit}: together {len(prompt) + limit}, but the context of "
             f"{facts.name} holds {facts.context}; ask for at most {left}",
-            param="max_tokens",
+            param=limited,
         )
     return left if limit is None else limit
-
-
-def conversation(body: ChatRequest, tokenizer: Tokenizer) -> list[Prompt]:
-    for index, message in enumerate(body.messages):
-        if message.role == "user" and not message.text.strip():
-            raise InvalidRequest(f"messages.{index}.content is empty or blank", param=f"messages.{index}.content")
-    roles = {"developer": "system"}
-    messages = [{"role": roles.get(message.role, message.role), "content": message.text} for message in body.messages]
-    return [Prompt(tokenizer.chat(messages))]
 
 
 def prompts_of(body: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:

@@ -24,6 +24,7 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 
 from app.engine.request import Facts, Inspect, Job
 from app.errors import SetupError
+from app.seat import Seat
 from app.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ PARENT_CHECK_S = 1.0
 
 
 class ModelAPI(litserve.LitAPI):
-    """One replica: a model on a device. `build` names (`module:function`) what makes `(Engine, Facts)` of the settings, as it is
+    """One replica: a model on a device. `build` names (`module:function`) what makes `(Engine, Facts)` of settings and seat, as it is
     imported in the worker only: the API process has no use for torch.
     """
 
-    def __init__(self, settings: ModelSettings, build: str, replica: int, spec: LitSpec, log_level: str) -> None:
+    def __init__(self, settings: ModelSettings, build: str, seat: Seat, spec: LitSpec, log_level: str) -> None:
         super().__init__(loop=EngineLoop(), spec=spec)
-        self.replica = replica
+        self.seat = seat
         self.settings = settings
         self.build = build
         self.log_level = log_level
@@ -54,9 +55,9 @@ class ModelAPI(litserve.LitAPI):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the server decides when work is done
         logging.basicConfig(level=self.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         try:
-            self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.replica)
+            self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.seat)
         except SetupError as error:
-            sys.stderr.write(f"litmus: {error.message}\n")
+            sys.stderr.write(f"litmus: {self.settings.served_name}: {error.message}\n")
             sys.stderr.flush()
             os._exit(2)
 
@@ -89,7 +90,7 @@ class EngineLoop(LitLoop):
 
         signal.signal(signal.SIGTERM, leave)
         gc.freeze()  # what the libraries made lives for ever: no collection need look at it again
-        send((os.getpid(), lit_api.replica, lit_api.facts))
+        send((os.getpid(), lit_api.seat.number, lit_api.facts))
         while not (leaving and engine.idle):
             for message in inbox.take(wait=engine.idle):
                 _obey(engine, message, send)

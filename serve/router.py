@@ -1,4 +1,4 @@
-"""Between routes and the workers: bounds what is in flight, picks a replica, hands events to their requests, notices who died.
+"""Between routes and the workers: finds the model, hands jobs to a replica and events to their requests, notices who died.
 
 Lives in the API process, on its event loop. LitServe's response reader calls `append` as if this were a response queue. Knows no
 wire format and no model.
@@ -10,39 +10,22 @@ import itertools
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import psutil
 
-from app.engine.request import Delta, Event, Facts, Failed, Generate, Inspect, Job, Report, Waiting
-from app.errors import InvalidRequest, LitmusError, NotReady, QueueFull, WorkerDied
-from serve.affinity import Affinity
+from app.engine.request import Delta, Event, Facts, Failed, Inspect, Job, Report, Waiting
+from app.errors import LitmusError, NotReady, UnknownModel, WorkerDied
+from serve.fleet import Fleet, Replica
 
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.2
 LOOK_ROUND = 25  # every how-manieth watch
 DIED = "the model's process died; a new one is starting, send the request again"
-NONE = "the model is not loaded at the moment; /ready says when"
 BUSY = "the engine did not answer in time: it is in the middle of a long step, ask again in a moment"
 REPORT_S = 2.0
-
-
-@dataclass(slots=True, eq=False)
-class Replica:
-    """A copy of the model in a process of its own."""
-
-    number: int
-    queue: Any = None  # to its worker; set by the spec, before the API process is forked
-    worker: psutil.Process | None = None
-    facts: Facts | None = None
-    load: int = 0  # jobs in flight
-
-    def send(self, content: Job | Inspect | str) -> None:
-        assert self.worker is not None
-        self.queue.put((self.worker.pid, content))
 
 
 class Ticket:
@@ -67,11 +50,15 @@ def _ends(event: Event) -> bool:
 
 
 class Router:
-    def __init__(self, max_waiting: int, replicas: int = 1) -> None:
-        self.replicas = [Replica(number) for number in range(replicas)]
+    """Over all replicas of all models. `models` names the model of each replica, the default model's first."""
+
+    def __init__(self, max_waiting: int, models: Sequence[str]) -> None:
+        self.replicas = [Replica(number, model) for number, model in enumerate(models)]
         self.draining = False
-        self._max_waiting = max_waiting
-        self._affinity = Affinity()
+        self._fleets = {
+            model: Fleet(model, [replica for replica in self.replicas if replica.model == model], max_waiting)
+            for model in dict.fromkeys(models)
+        }
         self._tickets: dict[str, Ticket] = {}
         self._asked: dict[str, tuple[Replica, asyncio.Future[Report]]] = {}
 
@@ -80,23 +67,42 @@ class Router:
         return len(self._tickets)
 
     @property
+    def models(self) -> list[str]:
+        """The default one first."""
+        return list(self._fleets)
+
+    @property
+    def alive(self) -> dict[str, bool]:
+        """Of each model, whether one of its replicas lives."""
+        return {model: bool(fleet.alive) for model, fleet in self._fleets.items()}
+
+    @property
     def ready(self) -> bool:
-        return bool(self._alive()) and not self.draining
+        """Whether every model is served."""
+        return all(self.alive.values()) and not self.draining
 
-    def served(self) -> Facts:
-        """What is served; all replicas serve the same."""
-        facts = next((replica.facts for replica in self.replicas if replica.facts is not None), None)
-        if facts is None:
-            raise NotReady("the model is still loading; /ready says when it is served")
-        return facts
+    def served(self, model: str | None = None) -> Facts:
+        """What is served under a name. Raises `UnknownModel`, and `NotReady` while it has never been loaded."""
+        return self._fleet(model).facts
 
-    def _alive(self) -> list[Replica]:
-        return [replica for replica in self.replicas if replica.worker is not None]
+    def loaded(self) -> list[Facts]:
+        """What is served under every name whose model has been loaded once."""
+        found = {replica.model: replica.facts for replica in self.replicas if replica.facts is not None}
+        return [found[model] for model in self._fleets if model in found]
+
+    def _fleet(self, model: str | None) -> Fleet:
+        name = next(iter(self._fleets)) if model is None else model
+        if name not in self._fleets:
+            served = ", ".join(f"'{served}'" for served in self._fleets)
+            raise UnknownModel(f"model '{name}' is not served here; {served} {'is' if len(self._fleets) == 1 else 'are'}", param="model")
+        return self._fleets[name]
 
     @contextlib.asynccontextmanager
-    async def open(self, jobs: list[Job]) -> AsyncIterator[Ticket]:
-        """Send jobs to a worker; what has not ended when the block is left is cancelled. Raises what `_admit` raises."""
-        replica = self._admit(jobs)
+    async def open(self, jobs: list[Job], model: str | None = None) -> AsyncIterator[Ticket]:
+        """Send jobs to a worker of the model; what has not ended when the block is left is cancelled. Raises what `Fleet.admit` raises."""
+        if self.draining:
+            raise NotReady("the server is shutting down")
+        replica = self._fleet(model).admit(jobs)
         worker = replica.worker
         ticket = Ticket((job.id for job in jobs), replica)
         try:
@@ -114,49 +120,21 @@ class Router:
                     with contextlib.suppress(OSError, EOFError):  # the queue's own process has gone: there is nobody to tell
                         replica.send(job.id)
 
-    async def report(self, number: int = 0) -> Report:
-        """How a replica's engine stands. Takes no place in the queue. Raises `NotReady` when its worker does not answer, and
+    async def report(self, model: str | None = None, replica: int = 0) -> Report:
+        """How the engine of a model's replica stands. Takes no place in the queue. Raises `NotReady` when its worker does not answer, and
         `InvalidRequest` when there is no such replica.
         """
-        if not 0 <= number < len(self.replicas):
-            raise InvalidRequest(f"there is no replica {number}: they are 0..{len(self.replicas) - 1}", param="replica")
-        replica = self.replicas[number]
-        if replica.worker is None:
-            raise NotReady(NONE)
+        asked = self._fleet(model).replica(replica)
         question = Inspect(f"inspect-{uuid.uuid4().hex}")
         answer: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
-        self._asked[question.id] = replica, answer
+        self._asked[question.id] = asked, answer
         try:
-            replica.send(question)
+            asked.send(question)
             return await asyncio.wait_for(answer, REPORT_S)
         except TimeoutError:
             raise NotReady(BUSY) from None
         finally:
             del self._asked[question.id]
-
-    def _admit(self, jobs: list[Job]) -> Replica:
-        """Where the jobs go. Raises `NotReady`, `QueueFull`, or `InvalidRequest` for what can never fit."""
-        alive = self._alive()
-        if not alive or self.draining:
-            raise NotReady("the server is shutting down" if self.draining else NONE)
-        room = self.served().slots * len(alive) + self._max_waiting
-        if len(jobs) > room:
-            raise InvalidRequest(f"{len(jobs)} answers or texts in one request, but at most {room} may be in flight: send fewer")
-        if self.in_flight + len(jobs) > room:
-            raise QueueFull(f"{self.in_flight} of at most {room} answers and texts are in flight; try again in a moment")
-        return alive[0] if len(alive) == 1 else self._choose(alive, jobs[0] if jobs else None)
-
-    def _choose(self, alive: list[Replica], job: Job | None) -> Replica:
-        """The replica that holds the conversation unless it has a whole round of slots more to do, else the least loaded one."""
-        least = min(alive, key=lambda replica: replica.load)
-        if not isinstance(job, Generate):
-            return least
-        home = self._affinity.home(job.prompt)
-        chosen = next((replica for replica in alive if replica.number == home), least)
-        if chosen.load > least.load + self.served().slots:
-            chosen = least
-        self._affinity.note(job.prompt, chosen.number)
-        return chosen
 
     def append(self, response: list[Any]) -> None:
         """One item from a worker: its hello `(pid, replica, Facts)`, or the events of a step."""
@@ -193,9 +171,9 @@ class Router:
         family = _children(parent)
         for beat in itertools.count(1):
             await asyncio.sleep(WATCH_S)
-            for replica in self._alive():
+            for replica in self.replicas:
                 if replica.worker is not None and _dead(replica.worker):
-                    log.error("worker %d died with %d jobs in flight", replica.worker.pid, replica.load)
+                    log.error("worker %d of %s died with %d jobs in flight", replica.worker.pid, replica.model, replica.load)
                     replica.worker = None
                     self.fail_all(WorkerDied(DIED), replica)
             if not self.draining and os.getppid() != parent.pid:

@@ -25,10 +25,13 @@ from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
 
 from app.errors import NotReady, SetupError
+from app.revision import VERSION
+from app.seat import Seat
 from app.settings import ServerSettings, Settings
+from serve.fleet import Replica
 from serve.guard import install
 from serve.loop import EVENTS, ModelAPI
-from serve.router import Replica, Router
+from serve.router import Router
 
 log = logging.getLogger(__name__)
 
@@ -72,15 +75,33 @@ class Server(litserve.LitServer):
             healthcheck_path="/internal/health",
             info_path="/internal/info",
         )
+        self._apis = apis
         self._dress = dress
+        self._proven: set[int] = set()  # seats whose worker has been ready once
+        self._failure: SetupError | None = None
         self.uvicorn_graceful_timeout = drain_s + GRACE_S  # `_drain` is to be the one that ends the waiting
 
     def verify_worker_status(self) -> None:
         self._dress()
         while not any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
-            if any(not process.is_alive() for process in self.inference_workers):
-                raise SetupError("the model's process ended while it was loading; the lines above say why")
+            for api, process in zip(self._apis, self.inference_workers, strict=True):
+                if not process.is_alive():
+                    raise _unserved(api)
             time.sleep(0.02)
+
+    def launch_single_inference_worker(self, lit_api: ModelAPI, worker_id: int) -> Any:
+        """LitServe's monitor starts a dead worker anew. One that ended by itself and never was ready would end so again: instead, what
+        is in flight is finished, and the server ends as it does when no model can be loaded.
+        """
+        seat = lit_api.seat.number
+        process = self.inference_workers[seat]
+        if self.workers_setup_status[f"{lit_api.api_path.split('/')[-1]}_{worker_id}"] == WorkerSetupStatus.READY:
+            self._proven.add(seat)
+        if seat in self._proven or process.exitcode < 0:
+            return super().launch_single_inference_worker(lit_api, worker_id)
+        self._failure = _unserved(lit_api)
+        self._shutdown_event.set()
+        return process
 
     def _start_server(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
         self._listening: list[socket.socket] = args[3]
@@ -98,21 +119,31 @@ class Server(litserve.LitServer):
         setting.start()
         setting.join(GRACE_S)
         super()._perform_graceful_shutdown(*args, **kwargs)
+        if self._failure is not None:
+            raise self._failure
+
+
+def _unserved(api: ModelAPI) -> SetupError:
+    return SetupError(f"the process of the model '{api.settings.served_name}' ended while it was loading; the lines above say why")
 
 
 def create_server(settings: Settings, build: str, dress: Dress) -> Server:
     """A server of `settings`. `build` (`module:function`) names what makes the engine in the worker, `dress(app, router)` adds routes
     and pages.
     """
-    router = Router(settings.queue.max_waiting, settings.model.replicas)
-    level = settings.server.log_level
-    apis = [ModelAPI(settings.model, build, replica.number, EngineSpec(replica), level) for replica in router.replicas]
+    models = [model for model in settings.served.values() for _ in range(model.replicas)]
+    router = Router(settings.queue.max_waiting, [model.served_name for model in models])
+    devices, level = tuple(model.device for model in models), settings.server.log_level
+    apis = [
+        ModelAPI(model, build, Seat(devices, replica.number), EngineSpec(replica), level)
+        for model, replica in zip(models, router.replicas, strict=True)
+    ]
     server = Server(apis, lambda: _finish(server, router, dress, settings.server), settings.server.drain_s)
     app: FastAPI = server.app
     app.router.routes.clear()  # LitServe's own index, health and info, which report in their own way
-    app.title, app.version = "Litmus", "0.1.0"
+    app.title, app.version = "Litmus", VERSION
     app.description = "Chats and scores text with one copy of a quantized language model."
-    install(app, settings.server.max_body_bytes)
+    install(app, settings.server.max_body_bytes, settings.security.cors_origins)
     return server
 
 

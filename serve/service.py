@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.engine.request import Facts
-from app.errors import NotReady, UnknownModel
+from app.errors import Forbidden, NotReady
 from app.tokenizer import Tokenizer
 from serve.router import Router, Ticket
 
@@ -35,16 +35,19 @@ class Service:
     """What the routes work with."""
 
     router: Router
-    tokenizers: Mapping[str, Tokenizer]  # by the models' names, the one that is meant when a request names none first
+    tokenizers: Mapping[str, Tokenizer]  # by the models' names
     pool: ThreadPoolExecutor
+    banned: frozenset[str] = frozenset()
 
     def model(self, name: str | None) -> Model:
-        """Raises `UnknownModel`, or `NotReady` while it is loading."""
-        named = next(iter(self.tokenizers)) if name is None else name
-        if named not in self.tokenizers:
-            served = ", ".join(f"'{served}'" for served in self.tokenizers)
-            raise UnknownModel(f"model '{name}' is not served here; {served} {'is' if len(self.tokenizers) == 1 else 'are'}", param="model")
-        return Model(self.router.served(), self.tokenizers[named])
+        """The default one where no name is given. Raises `UnknownModel`, or `NotReady` while it is loading."""
+        facts = self.router.served(name)
+        return Model(facts, self.tokenizers[facts.name])
+
+    def check_user(self, user: str | None) -> None:
+        """Raises `Forbidden` for one whom the settings ban."""
+        if user in self.banned:
+            raise Forbidden("this user may not use this server", param="user", code="user_banned")
 
     async def work(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run what takes long for a long text beside the event loop, and not on the pool that LitServe's reader needs."""

@@ -1,22 +1,35 @@
 """The routes that tell: is it alive, is it ready, what is served, what do its slots hold. Knows no engine and no queue."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from app.engine.request import Facts, Report
-from app.errors import UnknownModel
-from app.schemas import DecisionState, ErrorResponse, Health, Method, ModelCard, ModelList, Readiness, SlotList, SlotState, WaitingState
+from app.schemas import (
+    Capability,
+    DecisionState,
+    ErrorResponse,
+    Health,
+    Method,
+    ModelCard,
+    ModelList,
+    Readiness,
+    SlotList,
+    SlotState,
+    WaitingState,
+)
 from serve.router import Router
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "a field is wrong; `param` names it"},
+    403: {"model": ErrorResponse, "description": "this user may not use the server"},
     404: {"model": ErrorResponse, "description": "no such model"},
     413: {"model": ErrorResponse, "description": "the body is too large"},
     429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to come back"},
     503: {"model": ErrorResponse, "description": "the model is loading, restarting or shutting down"},
 }
+ASKED: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 404, 503)}
 
 
 def add_state(routes: APIRouter, router: Router, started: int) -> None:
@@ -29,37 +42,48 @@ def add_state(routes: APIRouter, router: Router, started: int) -> None:
     async def health() -> Health:
         return Health()
 
-    @routes.get("/ready", tags=["state"], summary="Is the model served?", responses={503: {"model": Readiness}})
+    @routes.get("/ready", tags=["state"], summary="Is every model served?", response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready() -> JSONResponse:
-        status = "ready" if router.ready else "draining" if router.draining else "loading"
-        return JSONResponse({"status": status}, 200 if router.ready else 503)
+        readiness = readiness_of(router)
+        return JSONResponse(readiness.model_dump(), 200 if readiness.status == "ready" else 503)
 
-    @routes.get("/slots", tags=["state"], summary="What do the slots hold, and why?", responses={503: ERRORS[503]})
-    async def slots(replica: Annotated[int, Query(description="of several replicas, which one")] = 0) -> SlotList:
-        return slots_of(await router.report(replica), router.served())
+    @routes.get("/slots", tags=["state"], summary="What do the slots hold, and why?", responses=ASKED)
+    async def slots(
+        model: Annotated[str | None, Query(description="which model; the default one when left out")] = None,
+        replica: Annotated[int, Query(description="of its several replicas, which one")] = 0,
+    ) -> SlotList:
+        return slots_of(await router.report(model, replica), router.served(model))
 
-    @routes.get("/v1/models", tags=["models"], summary="What is served, and how")
+    @routes.get("/v1/models", tags=["models"], summary="What is served, and how", responses={503: ERRORS[503]})
     async def models() -> ModelList:
-        return ModelList(data=[card_of(router.served(), started)])
+        return ModelList(data=[card_of(facts, started, router.models[0]) for facts in router.loaded() or [router.served()]])
 
-    @routes.get("/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERRORS[404]})
+    @routes.get("/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERRORS[404], 503: ERRORS[503]})
     async def model(name: str) -> ModelCard:
-        check_model(name, router.served())
-        return card_of(router.served(), started)
+        return card_of(router.served(name), started, router.models[0])
 
 
-def card_of(facts: Facts, started: int) -> ModelCard:
+def readiness_of(router: Router) -> Readiness:
+    status: Literal["ready", "draining", "loading"] = "ready" if router.ready else "draining" if router.draining else "loading"
+    return Readiness(status=status, models={model: "ready" if alive else "loading" for model, alive in router.alive.items()})
+
+
+def card_of(facts: Facts, started: int, default: str) -> ModelCard:
     return ModelCard(
         id=facts.name,
         created=started,
+        default=facts.name == default,
         context=facts.context,
+        max_model_len=facts.context,
         slots=facts.slots,
+        revision=facts.revision,
         quantize=facts.quantize,
         dtype=facts.dtype,
         device=facts.device,
         observer=facts.observer,
         chat=facts.chat,
         methods=methods_of(facts),
+        capabilities=capabilities_of(facts),
     )
 
 
@@ -100,6 +124,15 @@ def methods_of(facts: Facts) -> list[Method]:
     return ["binoculars", *single] if facts.observer else single
 
 
-def check_model(name: str | None, facts: Facts) -> None:
-    if name is not None and name != facts.name:
-        raise UnknownModel(f"model '{name}' is not served here; '{facts.name}' is", param="model")
+def capabilities_of(facts: Facts) -> list[Capability]:
+    """Chat and tools are the template's matter; a search holds several slots at once."""
+    there: dict[Capability, bool] = {
+        "chat": facts.chat,
+        "completions": True,
+        "score": True,
+        "tools": facts.chat and facts.tools,
+        "structured_output": True,
+        "beam_search": facts.slots > 1,
+        "contrastive_search": facts.slots > 1,
+    }
+    return [capability for capability, has in there.items() if has]

@@ -51,7 +51,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def save_tiny(folder: Path, context: int, end: str | None) -> Path:
+def save_tiny(folder: Path, context: int, end: str | None, seed: int = 0) -> Path:
     """A Hugging Face folder of a random Llama with a byte tokenizer and a chat template."""
     letters = {letter: index + 2 for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     raw = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, **letters}, merges=[]))
@@ -60,7 +60,7 @@ def save_tiny(folder: Path, context: int, end: str | None) -> Path:
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token=end)
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + m['content'] }}{% endfor %}"
-    model = tiny("Llama")
+    model = tiny("Llama", seed)
     model.config.max_position_embeddings = context
     if end is None:
         model.config.eos_token_id = model.generation_config.eos_token_id = None
@@ -72,6 +72,12 @@ def save_tiny(folder: Path, context: int, end: str | None) -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny"), CONTEXT, "</s>")
+
+
+@pytest.fixture(scope="session")
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other weights and a shorter context, under the same tokenizer."""
+    return save_tiny(tmp_path_factory.mktemp("other"), 96, "</s>", seed=1)
 
 
 @pytest.fixture(scope="session")

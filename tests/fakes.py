@@ -57,7 +57,7 @@ def prompt_logprobs_of(job: Generate) -> tuple[TokenLogprob, ...]:
 
 
 class FakeEngine:
-    """One word a step for every job at once. A text that holds token `poison` fails."""
+    """One word a step for every job at once. A text or prompt that holds token `poison` fails."""
 
     def __init__(self, poison: int = -1) -> None:
         self.jobs: dict[str, tuple[Job, int]] = {}
@@ -67,6 +67,10 @@ class FakeEngine:
         self.queue = 0  # steps that a job waits before its first word
         self.cached = 0  # tokens of a prompt that are said to have been there
         self.script: list[tuple[str, tuple[int, ...]]] = []  # text and tokens of each step, instead of a word and a letter
+
+    @property
+    def idle(self) -> bool:
+        return not self.jobs
 
     def submit(self, job: Job) -> None:
         self.seen.append(job)
@@ -91,6 +95,9 @@ class FakeEngine:
         if isinstance(job, Score):
             del self.jobs[job.id]
             return Failed(job.id, EngineFailed("poisoned")) if self.poison in job.tokens else Scored(job.id, columns_of(job))
+        if self.poison in job.prompt:
+            del self.jobs[job.id]
+            return Failed(job.id, EngineFailed("poisoned"))
         delta = self._scripted(job, done) if self.script else self._word(job, done)
         if delta.finish is not None:
             del self.jobs[job.id]
@@ -129,7 +136,7 @@ class FakeWorker:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        while self.engine.jobs:
+        while not self.engine.idle:
             await asyncio.sleep(0.001)
             if not self.stalled:
                 self.router.append([self.engine.step(), "OK"])

@@ -1,5 +1,6 @@
 """The documents are true: settings, tree and commands are compared with the code. A failing test prints what should stand there."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,12 +35,18 @@ class Setting:
 
 
 def settings() -> Iterator[Setting]:
+    """Every field of every group; a list of groups is one setting."""
     for group, outer in Settings.model_fields.items():
+        if outer.default == ():
+            yield Setting(group, shown(outer.default), outer.description)
+            continue
         for name, field in outer.annotation.model_fields.items():
             yield Setting(f"{group}.{name}", shown(field.default), field.description)
 
 
 def shown(default) -> str | None:
+    if isinstance(default, tuple):
+        return json.dumps(default)
     if default is None or isinstance(default, bool):
         return None if default is None else str(default).lower()
     return str(default).removeprefix(f"{ROOT}/")
@@ -124,6 +131,14 @@ def test_modules_that_are_run_exist():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README.read_text()):
         assert (ROOT / target).exists(), target
+
+
+def test_tests_named_in_the_documents_exist():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs/api.md").read_text())
+    missing = [
+        f"{file}::{test}" for file, test in named if not re.search(rf"^def {test}\b", (ROOT / "tests/serve" / file).read_text(), re.M)
+    ]
+    assert len(named) > 30 and not missing, f"docs/api.md names tests that are not there: {missing}"
 
 
 def test_contributing_is_short():

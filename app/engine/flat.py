@@ -28,11 +28,12 @@ HEAD_ROWS = 256  # rows projected to the vocabulary at a time
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a model is to hold. `slots` 0: it only reads texts; None: as many contexts as fit."""
+    """What a model is to hold. `slots` 0: it only reads texts; None: as many contexts as fit this process's share of the device."""
 
     slots: int | None
     context: int
     step_tokens: int = 512
+    sharers: int = 1  # processes that serve from the device's memory
 
 
 class FlatModel:
@@ -140,6 +141,7 @@ def _allocate(flat: FlatModel, room: Room) -> None:
         weights=weights,
         activations=activation_bytes(room.step_tokens, hidden, widest, int(config.vocab_size), max(HEAD_ROWS, room.slots or 0)),
         slot=slot_bytes(flat.attention, room.context, dtype),
+        sharers=room.sharers,
     )
     flat.slots = 0 if room.slots == 0 else ledger.slots(room.slots, str(flat.device))
     flat.attention.allocate(flat.slots + 1, room.context, dtype, flat.device)

@@ -10,6 +10,7 @@ from app.engine.flat import FlatModel
 from app.engine.request import Beams, Contrast, Delta, Event, Generate
 from app.engine.sampler import Draw, process
 from app.engine.slot import Slot
+from app.engine.text import PATIENCE, Detokenizer
 
 
 class Group(Protocol):
@@ -37,16 +38,25 @@ class BeamGroup:
 
     def __init__(self, request: Generate, search: Beams, model: FlatModel, ends: frozenset[int]) -> None:
         self._request, self._model, self._ends = request, model, ends
-        self._search = BeamSearch(search, request.max_tokens, ends)
+        self._search = BeamSearch(search, request.max_tokens, ends, self._stopped if request.stop else None)
+        self._reach = max((len(word.encode()) for word in request.stop), default=0) + PATIENCE  # tokens a stop string may be spread over
+        self._detokenizer: Detokenizer | None = None  # of the leading slot, which is given no token before the search is over
 
     def read(self, hidden: torch.Tensor) -> None:
         pass
 
     def start(self, slots: Sequence[Slot], logits: torch.Tensor) -> Event | None:
+        self._detokenizer = slots[0].detokenizer
         return self._follow(slots, self._search.start(self._scores(slots[:1], logits)[0]), 0)
 
     def advance(self, slots: Sequence[Slot], logits: torch.Tensor, hidden: torch.Tensor) -> Event | None:
         return self._follow(slots, self._search.advance(self._scores(slots, logits)), len(self._request.prompt))
+
+    def _stopped(self, tokens: Sequence[int]) -> bool:
+        """Whether there is a stop string in the text of these tokens, of which only the last can complete one."""
+        assert self._detokenizer is not None
+        text = self._detokenizer.read(tokens[-self._reach :])
+        return any(word in text for word in self._request.stop)
 
     def _scores(self, slots: Sequence[Slot], logits: torch.Tensor) -> torch.Tensor:
         draws = [Draw(self._request.sampling, slot.tokens, len(self._request.prompt), self._ends) for slot in slots]

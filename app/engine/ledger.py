@@ -18,27 +18,39 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Bytes. `memory` is what the device has left for Litmus, weights included."""
+    """Bytes. `memory` is what the device has left for Litmus, weights included.
+
+    `sharers` processes, this one among them, take from that memory at the same time. What is left beside the weights is divided by
+    them, so that defaults which all of them work out at once do not add up to more than there is. A number of slots that was asked for
+    is held against all of it: whoever asks has done the division.
+    """
 
     memory: int
     weights: int
     activations: int
     slot: int  # keys and values of one context
+    sharers: int = 1
 
     @property
     def fits(self) -> int:
-        """Slots beside the one that long texts are read in."""
-        return max(0, int(SHARE * (self.memory - self.weights - self.activations) // self.slot) - 1)
+        """Slots beside the one that long texts are read in, if no other process takes any."""
+        return self._fits(1)
+
+    def _fits(self, sharers: int) -> int:
+        left = (self.memory - self.weights) // sharers - self.activations
+        return max(0, int(SHARE * left // self.slot) - 1)
 
     def slots(self, asked: int | None, device: str) -> int:
-        """As many as asked for, or as fit, up to 32. Raises `SetupError` with the numbers."""
-        if self.fits >= (asked or 1):
-            return asked or min(MOST, self.fits)
+        """As many as asked for, or as fit this process's share, up to 32. Raises `SetupError` with the numbers."""
+        fits = self._fits(self.sharers if asked is None else 1)
+        if fits >= (asked or 1):
+            return asked or min(MOST, fits)
+        shared = f", shared by {self.sharers} processes" if self.sharers > 1 else ""
         need = self.weights + self.activations + ((asked or 1) + 1) * self.slot
         raise SetupError(
             f"{asked or 1} slots do not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)} and "
-            f"{(asked or 1) + 1} contexts of {_gib(self.slot)} (one for long texts) need {_gib(need)} of {_gib(self.memory)}, "
-            f"of which a tenth of what the weights leave is kept free: {self.fits} slots would fit, or lower --model.context"
+            f"{(asked or 1) + 1} contexts of {_gib(self.slot)} (one for long texts) need {_gib(need)} of {_gib(self.memory)}"
+            f"{shared}, of which a tenth of what the weights leave is kept free: {fits} slots would fit, or lower --model.context"
         )
 
     def __str__(self) -> str:

@@ -219,6 +219,9 @@ class Facts:
     device: str
     observer: str | None
     chat: bool
+    fingerprint: str = ""
+    revision: str = ""  # the hub's commit, or a digest of the folder
+    tools: bool = False  # its chat template has a place for them
 
 
 Job = Generate | Score

@@ -39,6 +39,10 @@ class Detokenizer:
         self._before = self._decode(self._tail)
         return new
 
+    def read(self, tokens: Sequence[int]) -> str:
+        """The text that these would add, none of them taken."""
+        return self._decode([*self._tail, *tokens])[len(self._before) :]
+
     def flush(self) -> str:
         """What is left when no token follows: an unfinished character becomes a replacement mark."""
         return self._decode(self._tail)[len(self._before) :]

@@ -3,6 +3,7 @@
 Knows no engine and no server. A field that Litmus does not act on is not here, so `extra="forbid"` refuses it by name.
 """
 
+from app.schemas.generate import GenerateRequest, GenerateResponse
 from app.schemas.generation import (
     AnswerMessage,
     ChatChoice,
@@ -14,12 +15,21 @@ from app.schemas.generation import (
     CompletionResponse,
     ContentLogprob,
     FinishReason,
-    Message,
     SamplingFields,
     StreamOptions,
     TextLogprobs,
-    TextPart,
     TopLogprob,
+)
+from app.schemas.messages import (
+    Function,
+    FunctionCall,
+    Message,
+    NamedTool,
+    ResponseFormat,
+    TextPart,
+    Tool,
+    ToolCall,
+    ToolChoice,
 )
 from app.schemas.scoring import (
     MIN_SCORED_TOKENS,
@@ -33,6 +43,7 @@ from app.schemas.scoring import (
     Verdict,
 )
 from app.schemas.state import (
+    Capability,
     DecisionState,
     Health,
     ModelCard,
@@ -42,6 +53,7 @@ from app.schemas.state import (
     SlotState,
     WaitingState,
 )
+from app.schemas.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from app.schemas.wire import (
     ErrorBody,
     ErrorResponse,
@@ -55,6 +67,7 @@ from app.schemas.wire import (
 __all__ = [
     "MIN_SCORED_TOKENS",
     "AnswerMessage",
+    "Capability",
     "ChatChoice",
     "ChatLogprobs",
     "ChatRequest",
@@ -64,16 +77,24 @@ __all__ = [
     "CompletionResponse",
     "ContentLogprob",
     "DecisionState",
+    "DetokenizeRequest",
+    "DetokenizeResponse",
     "ErrorBody",
     "ErrorResponse",
     "FinishReason",
+    "Function",
+    "FunctionCall",
+    "GenerateRequest",
+    "GenerateResponse",
     "Health",
     "Message",
     "Method",
     "ModelCard",
     "ModelList",
+    "NamedTool",
     "PromptTokensDetails",
     "Readiness",
+    "ResponseFormat",
     "SamplingFields",
     "Score",
     "ScoreFailure",
@@ -87,6 +108,11 @@ __all__ = [
     "TextLogprobs",
     "TextPart",
     "Tier",
+    "TokenizeRequest",
+    "TokenizeResponse",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
     "TopLogprob",
     "Usage",
     "UsedTier",

@@ -3,16 +3,26 @@
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator
+from pydantic.config import JsonDict
 
+from app.schemas.messages import Message, Metadata, ResponseFormat, Tool, ToolCall, ToolChoice
 from app.schemas.wire import TIER, Tier, Usage, UsedTier, Wire
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
 LONGEST_ID = 10  # digits
 LOGIT_BIAS = "token id, as a string, to what is added to its logit: -100 bans it, 100 all but forces it"
 BAD_WORDS = "texts that are not generated, neither where a word begins nor behind a blank"
+THIEF: JsonDict = {
+    "type": "object",
+    "properties": {"name": {"enum": ["fox", "crow"]}, "guilty": {"type": "boolean"}},
+    "required": ["name", "guilty"],
+    "additionalProperties": False,
+}
+PLACE: JsonDict = {"type": "object", "properties": {"place": {"type": "string", "maxLength": 20}}, "required": ["place"]}
+WEATHER: JsonDict = {"type": "function", "function": {"name": "weather", "description": "The weather at a place.", "parameters": PLACE}}
 
 
 class StreamOptions(Wire):
@@ -45,6 +55,9 @@ class SamplingFields(Wire):
     stream: bool = Field(False, description="answer as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with stream")
     service_tier: Tier | None = Field(None, description=TIER)
+    user: str | None = Field(
+        None, max_length=256, description="who asks, as your own program names them; security.banned_users refuses some"
+    )
 
     @field_validator("logit_bias")
     @classmethod
@@ -61,31 +74,28 @@ class SamplingFields(Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class TextPart(Wire):
-    type: Literal["text"]
-    text: str
-
-
-class Message(Wire):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
 class ChatRequest(SamplingFields):
     messages: list[Message] = Field(min_length=1, max_length=1024)
     max_tokens: int | None = Field(None, ge=1, description="longest answer in tokens; what the context leaves when left out")
     max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
     logprobs: bool | None = Field(None, description="give the log-probability of each token of the answer")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="and of this many likeliest tokens; needs logprobs: true")
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(None, min_length=1, max_length=128, description="functions that the model may call")
+    tool_choice: ToolChoice | None = Field(None, description="auto where there are tools; none, required, or the one function to be called")
+    parallel_tool_calls: bool | None = Field(None, description="whether one answer may hold several calls; true when left out")
+    metadata: Metadata | None = Field(None, description="given back with the answer, for your own bookkeeping")
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {"messages": [{"role": "user", "content": "Tell me a story about a fox and a crow."}], "max_tokens": 120, "seed": 7},
+                {
+                    "messages": [{"role": "user", "content": "Who stole the cheese?"}],
+                    "response_format": {"type": "json_schema", "json_schema": {"name": "thief", "schema": THIEF}},
+                    "max_tokens": 60,
+                },
+                {"messages": [{"role": "user", "content": "What is the weather in the wood?"}], "tools": [WEATHER], "max_tokens": 60},
             ]
         }
     )
@@ -131,7 +141,9 @@ class TextLogprobs(Wire):
 
 class AnswerMessage(Wire):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = Field(description="null where there is nothing but tool_calls")
+    refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Wire):
@@ -149,6 +161,8 @@ class ChatResponse(Wire):
     choices: list[ChatChoice]
     usage: Usage
     service_tier: UsedTier | None = None
+    system_fingerprint: str = Field(description="of model, revision and quantization: as long as it stays, so do answers to a seed")
+    metadata: dict[str, str] | None = None
 
 
 class CompletionChoice(Wire):
@@ -166,3 +180,4 @@ class CompletionResponse(Wire):
     choices: list[CompletionChoice]
     usage: Usage
     service_tier: UsedTier | None = None
+    system_fingerprint: str

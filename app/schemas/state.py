@@ -31,19 +31,27 @@ SLOTS_EXAMPLE: JsonDict = {
 }
 
 
+Capability = Literal["chat", "completions", "score", "tools", "structured_output", "beam_search", "contrastive_search"]
+Presence = Literal["ready", "loading"]
+
+
 class ModelCard(Wire):
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "litmus"
+    default: bool = Field(description="is meant where a request names no model")
     context: int = Field(description="tokens a conversation may hold")
+    max_model_len: int = Field(description="the same, by the name other servers give it")
     slots: int
+    revision: str = Field(description="the hub's commit, or a digest of the folder")
     quantize: str
     dtype: str
     device: str
     observer: str | None
     chat: bool = Field(description="has a chat template")
     methods: list[Method]
+    capabilities: list[Capability]
 
 
 class ModelList(Wire):
@@ -52,7 +60,8 @@ class ModelList(Wire):
 
 
 class Readiness(Wire):
-    status: Literal["ready", "loading", "draining"]
+    status: Literal["ready", "loading", "draining"] = Field(description="ready when every model is")
+    models: dict[str, Presence] = Field(default_factory=dict)
 
 
 class Health(Wire):

@@ -88,17 +88,22 @@ def assess(index: int, method: Method, columns: Columns, reading: Reading, with_
 def explain(method: Method, value: float | None, count: int, verdict: Verdict) -> str:
     if value is None:
         return "No token of this text could be scored: it is too short for the model to have predicted anything."
-    meaning = {
-        "binoculars": f"The text surprised the model {value:.2f} times as much as the observer's own choices would have",
-        "fast_detect": f"The text's tokens are {abs(value):.2f} standard deviations {'likelier' if value > 0 else 'less likely'} "
-        "than ones the model would draw itself",
-        "perplexity": f"At each token the model was as unsure as between {value:.1f} equally likely ones",
-        "log_rank": f"The tokens stood at rank {math.exp(value):.1f} of the model's guesses in the geometric mean",
-    }[method]
+    meaning = _meaning(method, value)
     lean = f"{'lower' if DIRECTIONS[method] == 'lower' else 'higher'} values look more like a machine's writing"
     if verdict == "insufficient":
         return f"{meaning}; {lean}. With {count} scored tokens (fewer than {MIN_SCORED_TOKENS}) that says too little for a verdict."
     return f"{meaning}; {lean}. No calibration belongs to the served model, so where the border lies is not known and no verdict is given."
+
+
+def _meaning(method: Method, value: float) -> str:
+    if method == "binoculars":
+        return f"The text surprised the model {value:.2f} times as much as the observer's own choices would have"
+    if method == "fast_detect":
+        side = "likelier" if value > 0 else "less likely"
+        return f"The text's tokens are {abs(value):.2f} standard deviations {side} than ones the model would draw itself"
+    if method == "perplexity":
+        return f"At each token the model was as unsure as between {value:.1f} equally likely ones"
+    return f"The tokens stood at rank {math.exp(value):.1f} of the model's guesses in the geometric mean"
 
 
 def _statistics(columns: Columns) -> Statistics:

@@ -12,6 +12,8 @@ from app.engine.linear import round_weights
 from app.engine.request import Delta, Generate, Sampling
 from app.errors import SetupError
 from app.loading import _load, create_engine, resolve_device
+from app.revision import revision_of
+from app.seat import Seat
 from app.settings import ModelSettings
 
 
@@ -56,6 +58,28 @@ def test_slots_come_from_the_ledger(tiny_folder: Path, monkeypatch: pytest.Monke
         slots(acts + int(6.1 * one / 0.9), 6)
 
 
+def test_processes_that_share_a_cpu_share_its_threads_and_its_memory(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr("app.loading.torch.get_num_threads", lambda: 8)
+    monkeypatch.setattr("app.loading.torch.set_num_threads", threads.append)
+    one = 64 * 4 * 2 * (2 * (16 + 16))
+    acts = 4 * 16 * (4 * 64 + 3 * 128) + 16 * 256 * 300
+    monkeypatch.setattr("app.engine.flat.device_memory", lambda device, weights: weights + 3 * (acts + int(11.1 * one / 0.9)))
+
+    def slots(seat: Seat | None) -> int:
+        return create_engine(ModelSettings(path=str(tiny_folder), context=64, step_tokens=16), seat)[1].slots
+
+    alone, third = slots(None), slots(Seat(("cpu", "cuda:0", "auto", "cpu"), 3))
+    assert threads == [2]
+    assert (alone, third) == (32, 10)
+
+
+def test_facts_tell_revision_and_fingerprint(tiny_folder: Path) -> None:
+    plain, quantized = (create_engine(settings(tiny_folder, quantize=quantize))[1] for quantize in ("none", "int8"))
+    assert plain.revision == quantized.revision == revision_of(str(tiny_folder), None)
+    assert plain.fingerprint.startswith("fp_") and plain.fingerprint != quantized.fingerprint
+
+
 @pytest.mark.parametrize(
     ("quantize", "dtype"), [("none", "bfloat16"), ("int8", "auto"), ("nf4", "auto"), ("fp4", "auto"), ("int4", "auto")]
 )
@@ -83,14 +107,14 @@ def test_logits_in_a_crowd_are_those_of_the_librarys_own_forward(tmp_path: Path,
 
 
 def test_int4_is_a_kernel_of_the_cpu(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.loading.resolve_device", lambda device, replica: torch.device("cuda:0"))
+    monkeypatch.setattr("app.loading.resolve_device", lambda seat: torch.device("cuda:0"))
     with pytest.raises(SetupError, match="on cuda:0 use nf4"):
         create_engine(settings(tiny_folder, quantize="int4"))
 
 
 def test_a_device_that_is_not_there(tiny_folder: Path) -> None:
     with pytest.raises(SetupError, match=r"cuda:7 is not there"):
-        resolve_device("cuda:7")
+        resolve_device(Seat(("cpu", "cuda:7"), 1))
 
 
 def test_float16_cannot_be_had_with_bitsandbytes_on_a_cpu(tiny_folder: Path) -> None:

@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from app.errors import SetupError
-from app.settings import BUNDLED, ModelSettings, read
+from app.settings import BUNDLED, ModelSettings, SecuritySettings, read
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +81,70 @@ def test_paths_that_are_not_there_are_refused_and_hub_names_are_not(bare: Path) 
             ModelSettings(path=path).check_paths()
     with pytest.raises(SetupError, match=r"model\.observer"):
         ModelSettings(path="a/b", observer="/no/such").check_paths()
+
+
+@pytest.mark.parametrize("source", ["yaml", "environment", "arguments"])
+def test_further_models_come_from_every_source(bare: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    further = [{"path": "a/b", "slots": 3, "quantize": "nf4"}, {"path": "c/d", "name": "e"}]
+    if source == "yaml":
+        (bare / "litmus.yaml").write_text(json.dumps({"models": further}))
+    if source == "environment":
+        monkeypatch.setenv("LITMUS_MODELS", json.dumps(further))
+    settings = read(["--models", json.dumps(further)] if source == "arguments" else [])
+    assert [(where, model.served_name) for where, model in settings.served.items()] == [
+        ("model", "storyteller"),
+        ("models.0", "b"),
+        ("models.1", "e"),
+    ]
+    assert (settings.models[0].slots, settings.models[0].quantize) == (3, "nf4")
+
+
+@pytest.mark.parametrize(
+    ("further", "says"),
+    [
+        ([{"name": "x"}], r"models\.0\.path: is required and has no default"),
+        ([{"path": "a/b", "slot": 1}], r"models\.0\.slot"),
+        ([{"path": "a/b"}, {"path": "c/b"}], "models.0 and models.1 would both be served as 'b'"),
+        ([{"path": "a/b", "name": "storyteller"}], "model and models.0 would both be served as 'storyteller'"),
+    ],
+)
+def test_further_models_that_cannot_be_meant_are_refused(further: list[dict[str, object]], says: str) -> None:
+    with pytest.raises(SetupError, match=says):
+        read(["--models", json.dumps(further)])
+
+
+def test_a_further_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(SetupError, match=r"^models\.1\.path: /no/such is no folder"):
+        read(["--models", '[{"path": "a/b"}, {"path": "/no/such"}]']).check_paths()
+
+
+def test_nobody_is_let_in_from_elsewhere_or_banned_unless_it_is_asked_for() -> None:
+    assert read([]).security == SecuritySettings(cors_origins=(), banned_users=())
+
+
+@pytest.mark.parametrize("origin", ["*", "https://example.org", "http://localhost:3000", "http://127.0.0.1", "http://[::1]:8080"])
+def test_origins_are_taken_as_browsers_write_them(origin: str) -> None:
+    assert read(["--security.cors_origins", json.dumps([origin])]).security.cors_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "example.org",
+        "https://example.org/",
+        "https://example.org/page",
+        "ftp://example.org",
+        "https://me@example.org",
+        "HTTPS://Example.org",
+    ]
+    + ["https://", "", "https://example.org:port", "https://*.example.org", "null"],
+)
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(SetupError, match=r"security\.cors_origins\.0: .* is no origin: write scheme and host"):
+        read(["--security.cors_origins", json.dumps([origin])])
+
+
+def test_the_readmes_example_of_several_models_is_one(bare: Path) -> None:
+    readme = (BUNDLED.parent / "README.md").read_text()
+    (bare / "litmus.yaml").write_text(readme.split("```yaml\n", 1)[1].split("```", 1)[0])
+    assert [model.served_name for model in read([]).served.values()] == ["Qwen3-0.6B", "base", "storyteller"]

@@ -22,14 +22,18 @@ from app.schemas import ChatRequest, ModelCard, ModelList, ScoreRequest
 CARD = ModelCard(
     id="fake",
     created=0,
+    default=True,
     context=128,
+    max_model_len=128,
     slots=2,
+    revision="0123456789ab",
     quantize="none",
     dtype="float32",
     device="cpu",
     observer=None,
     chat=True,
     methods=["fast_detect"],
+    capabilities=["chat", "completions", "score"],
 )
 USAGE = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models import corpus
 from models.train import bits_per_byte
-from models.vocabulary import CONTEXT
+from models.vocabulary import CONTEXT, TEMPLATE
 
 MODELS = Path(__file__).parents[2] / "models"
 PAIR = ["storyteller", "storyteller-base"]
@@ -39,6 +39,37 @@ def test_the_tokenizer_begins_texts_with_a_bos_and_ends_turns_with_its_own_mark(
     assert text == "<|endoftext|><|user|>hi<|end|><|assistant|>"
     assert tokenizer.convert_tokens_to_ids("<|end|>") == tokenizer.eos_token_id
     assert tokenizer.decode(tokenizer.encode("naïve 猫", add_special_tokens=False)) == "naïve 猫"
+
+
+def test_the_template_in_the_folders_is_that_of_the_script() -> None:
+    assert {(MODELS / name / "chat_template.jinja").read_text() for name in PAIR} == {TEMPLATE}
+
+
+def test_without_tools_the_template_writes_what_the_model_was_trained_on() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "storyteller")
+    messages = [{"role": role, "content": f" {role} <tool_call> "} for role in ("system", "user", "assistant", "user")]
+    for tools in (None, []):
+        for opened in (True, False):
+            text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=opened)
+            turns = "".join(f"<|{message['role']}|>{message['content'].strip()}<|end|>" for message in messages)
+            assert text == f"<|endoftext|>{turns}" + "<|assistant|>" * opened
+
+
+def test_the_template_writes_tools_calls_and_results() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "storyteller")
+    call = {"id": "a", "type": "function", "function": {"name": "ring", "arguments": {"times": 2}}}
+    messages = [
+        {"role": "user", "content": "Ring."},
+        {"role": "assistant", "content": "", "tool_calls": [call, call]},
+        {"role": "tool", "tool_call_id": "a", "content": "done"},
+    ]
+    tools = [{"type": "function", "function": {"name": "ring"}}]
+    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+    written = '<tool_call>{"name": "ring", "arguments": {"times": 2}}</tool_call>'
+    assert text == (
+        '<|endoftext|><|system|>You may call functions: [{"type": "function", "function": {"name": "ring"}}]<|end|><|user|>Ring.<|end|>'
+        f"<|assistant|>{written}{written}<|end|><|user|><tool_response>done</tool_response><|end|><|assistant|>"
+    )
 
 
 @pytest.mark.parametrize("name", PAIR)

@@ -7,6 +7,7 @@ import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from serving import Running, serving
 
 from app.tokenizer import Tokenizer
 from serve.guard import install
@@ -31,13 +32,20 @@ class Served:
 @pytest.fixture
 def served(tiny_folder: Path) -> Iterator[Served]:
     """The real routes, router and guard over a fake worker; two slots and three waiting places."""
-    router = Router(max_waiting=3)
+    router = Router(3, [FACTS.name])
     worker = FakeWorker(router, FakeEngine(poison=ord("~") - ord("!") + 2))
     router.replicas[0].queue = worker
     router.append([(psutil.Process().pid, 0, FACTS), "OK"])
     app = FastAPI()
     install(app, LIMIT)
     tokenizer = Tokenizer(str(tiny_folder))
-    app.include_router(create_routes(router, {FACTS.name: tokenizer}, 1))
+    app.include_router(create_routes(router, {FACTS.name: tokenizer}, 1, frozenset({"banned"})))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield Served(client, router, worker, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The bundled pair, served by a process of its own, for all tests that only ask it something."""
+    with serving(tmp_path_factory.mktemp("api")) as running:
+        yield running

@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+from fakes import FACTS
 
 from app.engine.request import Delta, Event, Waiting
 from app.tokenizer import Piece, Tokenizer
@@ -198,7 +199,7 @@ def test_nothing_is_said_of_waiting_once_an_answer_has_begun(served: Any) -> Non
                 yield event
 
         terms, prompt = Terms(chat=False, n=2, copies=2), Prompt((1,))
-        return [line async for line in stream(Answer("id", "fake", terms, [prompt], ["a", "b"], served.tokenizer), events(), False)]
+        return [line async for line in stream(Answer("id", FACTS, terms, [prompt], ["a", "b"], served.tokenizer), events(), False)]
 
     assert [line.strip() for line in asyncio.run(main()) if line.startswith(":")] == [": queued position=1 eta_s=1"]
 

@@ -23,7 +23,7 @@ def job(name: str, first: int = 0, length: int = 64) -> Generate:
 
 
 def create(waiting: int = 100, pids: tuple[int, int] | None = None) -> tuple[Router, list[FakeWorker]]:
-    router = Router(waiting, 2)
+    router = Router(waiting, [FACTS.name] * 2)
     workers = [FakeWorker(router, FakeEngine()) for _ in router.replicas]
     for replica, worker, pid in zip(router.replicas, workers, pids or (psutil.Process().pid,) * 2, strict=True):
         replica.queue = worker
@@ -86,8 +86,8 @@ def test_a_dead_worker_fails_its_own_and_the_other_serves_on() -> None:
 
 def test_a_replica_that_is_not_there() -> None:
     router, _ = create()
-    with pytest.raises(InvalidRequest, match=r"no replica 2: they are 0\.\.1"):
-        asyncio.run(router.report(2))
+    with pytest.raises(InvalidRequest, match=r"no replica 2 of 'fake': they are 0\.\.1"):
+        asyncio.run(router.report(replica=2))
 
 
 def test_two_processes_serve_one_model_and_one_may_die(tmp_path: Path, tiny_folder: Path) -> None:

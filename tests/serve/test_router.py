@@ -20,7 +20,7 @@ def job(name: str, most: int = 3) -> Generate:
 
 
 def create(waiting: int = 1) -> tuple[Router, FakeWorker]:
-    router = Router(waiting)
+    router = Router(waiting, [FACTS.name])
     worker = FakeWorker(router, FakeEngine())
     router.replicas[0].queue = worker
     router.append([(psutil.Process().pid, 0, FACTS), "OK"])

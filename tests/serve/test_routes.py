@@ -22,7 +22,7 @@ def lines(body: str) -> list[Any]:
 def test_a_chat_answers_in_openais_form(served: Any) -> None:
     body = served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 3, "seed": 7, "model": "fake"}).json()
     assert body["object"] == "chat.completion"
-    message = {"role": "assistant", "content": "5/7/0 5/7/1 5/7/2 "}
+    message = {"role": "assistant", "content": "5/7/0 5/7/1 5/7/2 ", "refusal": None, "tool_calls": None}
     assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
     counts = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
     assert body["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
@@ -123,7 +123,7 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> Non
         (CHAT, {"messages": []}, 400, "messages", "at least 1 item"),
         (CHAT, {"messages": [{"role": "user", "content": "  "}]}, 400, "messages.0.content", "blank"),
         (CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages.0.role", "'system'"),
-        (CHAT, {"messages": HELLO, "tools": []}, 400, "tools", "not supported"),
+        (CHAT, {"messages": HELLO, "audio": {}}, 400, "audio", "not supported"),
         (CHAT, {"messages": HELLO, "max_tokens": 1, "max_completion_tokens": 2}, 400, "max_tokens", "not both"),
         (SCORE, {"input": ""}, 400, "input", "empty or blank"),
         (SCORE, {"input": []}, 400, None, "at least 1 item"),

@@ -141,7 +141,10 @@ def test_half_a_surrogate_pair_in_a_bad_word_is_named(served: Any) -> None:
         (CHAT, {"messages": HELLO, "echo": True}, "unknown_parameter"),
         (CHAT, {"messages": HELLO, "best_of": 2}, "unknown_parameter"),
         (TEXT, {"prompt": "a", "top_logprobs": 2}, "unknown_parameter"),
-        (CHAT, {"messages": HELLO, "response_format": {}}, "unsupported_parameter"),
+        (TEXT, {"prompt": "a", "response_format": {}}, "unsupported_parameter"),
+        (TEXT, {"prompt": "a", "tools": []}, "unsupported_parameter"),
+        (TEXT, {"prompt": "a", "metadata": {}}, "unsupported_parameter"),
+        (CHAT, {"messages": HELLO, "store": True}, "unsupported_parameter"),
     ],
 )
 def test_fields_of_other_routes_are_refused(served: Any, path: str, body: Any, code: str) -> None:

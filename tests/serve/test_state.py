@@ -1,12 +1,15 @@
 """What the server tells of itself: models, readiness, slots."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from fakes import FACTS
 
-from app.engine.request import Report
+from app.engine.request import Facts, Report
 from app.schemas import SlotList
 from app.schemas.state import SLOTS_EXAMPLE
+from serve.state import capabilities_of
 
 TEXT = "/v1/completions"
 
@@ -14,14 +17,34 @@ TEXT = "/v1/completions"
 def test_models_say_what_is_served(served: Any) -> None:
     (card,) = served.client.get("/v1/models").json()["data"]
     assert (card["id"], card["context"], card["slots"], card["observer"]) == ("fake", 64, 2, "fake-base")
+    assert (card["max_model_len"], card["default"], card["quantize"], card["revision"]) == (64, True, "none", "")
     assert card["methods"] == ["binoculars", "fast_detect", "perplexity", "log_rank"]
     assert served.client.get("/v1/models/fake").json() == card
 
 
+@pytest.mark.parametrize(
+    ("facts", "there", "missing"),
+    [
+        (FACTS, {"chat", "completions", "score", "structured_output", "beam_search", "contrastive_search"}, {"tools"}),
+        (replace(FACTS, tools=True), {"chat", "tools"}, set()),
+        (replace(FACTS, tools=True, chat=False), {"completions", "score"}, {"chat", "tools"}),
+        (replace(FACTS, slots=1), {"chat"}, {"beam_search", "contrastive_search"}),
+    ],
+)
+def test_capabilities_are_what_template_and_slots_allow(facts: Facts, there: set[str], missing: set[str]) -> None:
+    found = set(capabilities_of(facts))
+    assert there <= found and not missing & found
+
+
 def test_readiness_follows_the_worker(served: Any) -> None:
-    assert served.client.get("/ready").json() == {"status": "ready"}
+    assert served.client.get("/ready").json() == {"status": "ready", "models": {"fake": "ready"}}
+    served.router.replicas[0].worker, worker = None, served.router.replicas[0].worker
+    response = served.client.get("/ready")
+    assert (response.status_code, response.json()) == (503, {"status": "loading", "models": {"fake": "loading"}})
+    served.router.replicas[0].worker = worker
     served.router.draining = True
-    assert served.client.get("/ready").status_code == 503
+    response = served.client.get("/ready")
+    assert (response.status_code, response.json()["status"]) == (503, "draining")
     assert served.client.get("/health").json() == {"status": "ok"}
     response = served.client.post(TEXT, json={"prompt": "a"})
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
@@ -40,7 +63,7 @@ def test_the_slots_are_told_without_any_text(served: Any) -> None:
 
 
 def test_the_slots_are_told_while_the_queue_is_full_and_while_it_drains(served: Any) -> None:
-    served.router._max_waiting = -2
+    served.router._fleets["fake"].max_waiting = -2
     assert served.client.post(TEXT, json={"prompt": "a"}).status_code == 400
     served.router.draining = True
     assert served.client.get("/slots").status_code == 200

@@ -27,14 +27,18 @@ CARD = {
     "object": "model",
     "created": 1,
     "owned_by": "litmus",
+    "default": True,
     "context": 4096,
+    "max_model_len": 4096,
     "slots": 32,
+    "revision": "0123456789ab",
     "quantize": "nf4",
     "dtype": "bfloat16",
     "device": "cpu",
     "observer": "storyteller-base",
     "chat": True,
     "methods": ["binoculars", "fast_detect", "perplexity", "log_rank"],
+    "capabilities": ["chat", "completions", "score"],
 }
 EXPLANATION = "The score 0.742 is below the threshold 0.901, which 1.0% of 2,000 human texts also are."
 

@@ -105,7 +105,8 @@ def test_stop_with_nothing_under_way_changes_nothing(history: list[view.ChatMess
 
 def card(**changes: object) -> ModelCard:
     fields = {"id": "story<teller>", "created": 1, "context": 4096, "slots": 32, "quantize": "nf4", "dtype": "bfloat16", "device": "cuda:0"}
-    return ModelCard.model_validate({**fields, "observer": None, "chat": True, "methods": ["fast_detect"], **changes})
+    more = {"default": True, "max_model_len": 4096, "revision": "0123456789ab", "capabilities": ["chat", "completions", "score"]}
+    return ModelCard.model_validate({**fields, **more, "observer": None, "chat": True, "methods": ["fast_detect"], **changes})
 
 
 def test_the_header_names_what_is_served():

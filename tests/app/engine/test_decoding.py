@@ -2,11 +2,12 @@
 
 import math
 import random
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from conftest import VOCABULARY, tiny
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from app.engine.decoding import BeamSearch, ContrastiveSearch, Move
 from app.engine.request import Beams, Contrast
@@ -72,6 +73,42 @@ def test_beam_search_equals_generate(name: str, beams: int, length_penalty: floa
                 found, finish = beam(model, ids, BeamSearch(search, NEW, ends), beams)
                 assert found == golden(model, ids, search, ends)
                 assert finish == ("stop" if found[-1] in ends else "length")
+
+
+class Whole(StoppingCriteria):
+    """transformers' word for it, asked about the answer only."""
+
+    def __init__(self, prompt: int, whole: Callable[[Sequence[int]], bool]) -> None:
+        self.prompt, self.whole = prompt, whole
+
+    def __call__(self, input_ids: torch.LongTensor, scores: object, **_: object) -> torch.BoolTensor:
+        return torch.tensor([self.whole(row[self.prompt :]) for row in input_ids.tolist()])  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("share", [20, 5, 2])
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_sequences_that_are_whole_by_themselves_end_as_by_generate(share: int, early_stopping: bool) -> None:
+    """Also where so many of them end that fewer than `beams` run on."""
+    for seed in range(6):
+        model, ids, beams = tiny("Llama", seed), prompt(random.Random(seed)), 2 + seed % 4
+
+        def whole(tokens: Sequence[int]) -> bool:
+            return len(tokens) > 1 and (tokens[-1] + tokens[-2]) % share == 0
+
+        found, finish = beam(model, ids, BeamSearch(Beams(beams, early_stopping=early_stopping), NEW, frozenset(), whole), beams)
+        row = torch.tensor([ids])
+        out = model.generate(
+            row,
+            attention_mask=torch.ones_like(row),
+            num_beams=beams,
+            do_sample=False,
+            max_new_tokens=NEW,
+            eos_token_id=None,
+            early_stopping=early_stopping,
+            stopping_criteria=StoppingCriteriaList([Whole(len(ids), whole)]),
+        )
+        assert found == out[0, len(ids) :].tolist()
+        assert finish == ("stop" if whole(found) else "length")
 
 
 def test_a_vocabulary_of_ends_leaves_nothing_to_search() -> None:
@@ -162,3 +199,16 @@ def test_of_equally_good_candidates_the_likelier_is_taken() -> None:
     move = search.start(torch.tensor([0.1, 0.4, 0.2, 0.3]).log())
     assert move.tokens == [1, 3, 2]
     assert search.advance(torch.zeros(3, 4), torch.ones(3, 4))[0] == 0
+
+
+def test_what_is_banned_is_not_taken_however_little_it_resembles() -> None:
+    """With two tokens left, the third candidate is there for the number only; with one certain, the others have no probability."""
+    search = ContrastiveSearch(Contrast(3, 0.9))
+    search.read(torch.eye(2)[:1])
+    move = search.start(torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf]))
+    assert move.tokens[:2] == [2, 1]
+    alike, unlike = torch.eye(2)
+    assert search.advance(torch.zeros(3, 4), torch.stack([alike, alike, unlike]))[0] == 0
+    search = ContrastiveSearch(Contrast(2, 0.9))
+    search.read(torch.eye(2)[:1])
+    assert search.start(torch.tensor([-torch.inf, -torch.inf, 500.0, 0.0])).tokens == [2, 3]

@@ -17,6 +17,22 @@ def test_slots_are_those_asked_for_or_as_many_as_fit(memory: int, asked: int | N
     assert ledger.slots(asked, "cpu") == slots
 
 
+@pytest.mark.parametrize(("sharers", "asked", "slots"), [(1, None, 17), (2, None, 5), (3, None, 1), (3, 17, 17)])
+def test_processes_that_share_a_device_divide_what_the_weights_leave_unless_slots_are_asked_for(
+    sharers: int, asked: int | None, slots: int
+) -> None:
+    ledger = Ledger(1000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, sharers=sharers)
+    assert ledger.slots(asked, "cpu") == slots
+    if asked is None:
+        assert sharers * (100 + (slots + 1) * 20) <= 500
+
+
+def test_a_share_that_is_too_small_is_refused_with_the_number_of_sharers() -> None:
+    ledger = Ledger(1000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, sharers=4)
+    with pytest.raises(SetupError, match="of 0.98 GiB, shared by 4 processes, .* 0 slots would fit"):
+        ledger.slots(None, "cpu")
+
+
 @pytest.mark.parametrize(("memory", "asked"), [(1000, 18), (620, None), (100, 1)])
 def test_what_does_not_fit_is_refused_with_the_numbers(memory: int, asked: int | None) -> None:
     ledger = Ledger(memory * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB)

@@ -30,6 +30,14 @@ def test_leading_spaces_survive_the_short_tail() -> None:
     assert "".join(detokenizer.push(token) for token in range(20)) == with_leading_space(list(range(20)))
 
 
+def test_what_tokens_would_add_is_read_and_nothing_is_taken() -> None:
+    detokenizer = Detokenizer(with_leading_space, (1, 2))
+    assert detokenizer.read([3, 4]) == " w3 w4"
+    assert detokenizer.push(3) == " w3"
+    assert detokenizer.read([4]) == " w4"
+    assert detokenizer.flush() == ""
+
+
 def test_a_character_that_never_ends_is_shown_broken_at_the_end() -> None:
     detokenizer = Detokenizer(from_bytes)
     assert detokenizer.push(0xF0) == ""

@@ -1,0 +1,77 @@
+"""The body of GPT-API: fifteen fields named as in transformers' `generate`, and a list of texts."""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from app.schemas.generation import BAD_WORDS, StopWord
+from app.schemas.wire import Wire
+
+MAX_PROMPTS = 64
+
+
+class GenerateRequest(Wire):
+    """Greedy when nothing else is asked for. `do_sample` draws, `num_beams` above 1 is beam search, and `penalty_alpha` with `top_k`
+    is contrastive search (arXiv 2202.06417): one of the three at a time.
+    """
+
+    model: str | None = Field(None, description="name of a served model, see /v1/models; the default one when left out")
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)] = Field(
+        description="a text, or a list of texts; `gen_text` has one entry for each, in their order"
+    )
+    bad_words: Annotated[list[StopWord], Field(max_length=128)] | None = Field(None, description=BAD_WORDS)
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; only with do_sample; the model's own when left out")
+    top_k: int | None = Field(
+        None,
+        ge=0,
+        description="with do_sample: keep the k likeliest tokens, 0 keeps all, the model's own when left out; "
+        "with penalty_alpha: how many tokens are tried, each in a slot of its own",
+    )
+    top_p: float | None = Field(None, gt=0, le=1, description="nucleus; only with do_sample; the model's own when left out")
+    min_length: int = Field(0, ge=0, description="no end token before the answer has this many new tokens; end_sequence may still end it")
+    max_length: int = Field(64, ge=1, description="longest answer in new tokens; those of the prompt are not counted")
+    penalty_alpha: float | None = Field(
+        None, ge=0, le=1, description="above 0: contrastive search; how much a token that resembles what stands there is degraded"
+    )
+    repetition_penalty: float | None = Field(
+        None,
+        ge=0.01,
+        le=10,
+        description="divides the logit of tokens that prompt or answer hold (multiplies it below 0); the model's own when left out",
+    )
+    early_stop: bool = Field(
+        False, description="end a beam search as soon as num_beams answers are whole, not when none better is to be expected"
+    )
+    end_sequence: StopWord | None = Field(None, description="text that ends the answer; it is not part of it")
+    do_sample: bool = Field(False, description="draw each token; false takes the likeliest, or searches")
+    num_beams: int = Field(1, ge=1, description="above 1: beam search, each beam in a slot of its own")
+    return_prompt: bool = Field(False, description="put the prompt before its answer")
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="the same for every prompt: the same prompt with the same seed gives the same text"
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "prompt": ["Once upon a time", "There was a king who"],
+                    "do_sample": True,
+                    "temperature": 0.8,
+                    "max_length": 40,
+                    "seed": 7,
+                },
+                {"prompt": "Once upon a time", "num_beams": 4, "early_stop": True, "max_length": 40, "end_sequence": "."},
+                {"prompt": "Once upon a time", "penalty_alpha": 0.6, "top_k": 4, "max_length": 40, "return_prompt": True},
+            ]
+        }
+    )
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+class GenerateResponse(Wire):
+    gen_text: list[str] = Field(description="the answer to each prompt, in their order")
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"gen_text": [" there was a fox.", " lived in a tower."]}]})

@@ -1,0 +1,46 @@
+"""`POST /tokenize` and `POST /detokenize`, with vLLM's bodies. No worker takes part."""
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from app.errors import InvalidRequest
+from app.schemas import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from app.tokenizer import Tokenizer
+from serve.conversation import prompt_of
+from serve.jobs import check_tokens
+from serve.service import Model, Service
+from serve.state import ERRORS
+
+
+def add_tokens(routes: APIRouter, service: Service) -> None:
+    @routes.post("/tokenize", tags=["tokens"], summary="Token ids of a text", response_model=TokenizeResponse, responses=ERRORS)
+    async def tokenize(body: TokenizeRequest) -> Response:
+        return Response(await service.work(_tokenized, body, service.model(body.model)), media_type="application/json")
+
+    @routes.post("/detokenize", tags=["tokens"], summary="Text of token ids", response_model=DetokenizeResponse, responses=ERRORS)
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        return Response(await service.work(_detokenized, body, service.model(body.model)), media_type="application/json")
+
+
+def _tokenized(body: TokenizeRequest, model: Model) -> bytes:
+    ids = _ids(body, model.tokenizer)
+    spellings = model.tokenizer.spellings(ids) if body.return_token_strs else None
+    made = TokenizeResponse(count=len(ids), max_model_len=model.facts.context, tokens=list(ids), token_strs=spellings)
+    return made.model_dump_json().encode()
+
+
+def _ids(body: TokenizeRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("give either prompt or messages", param="prompt")
+    if body.prompt is not None:
+        for field in ("add_generation_prompt", "tools"):
+            if getattr(body, field) is not None:
+                raise InvalidRequest(f"{field} needs messages", param=field)
+        return tokenizer.encode(body.prompt, "prompt", body.add_special_tokens is not False)
+    return prompt_of(body.messages or [], body.tools, tokenizer, body.add_generation_prompt is not False, bool(body.add_special_tokens))
+
+
+def _detokenized(body: DetokenizeRequest, model: Model) -> bytes:
+    for index, id in enumerate(body.tokens):
+        check_tokens((id,), model.tokenizer, f"tokens.{index}")
+    return DetokenizeResponse(prompt=model.tokenizer.full(body.tokens)).model_dump_json().encode()

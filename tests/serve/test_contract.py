@@ -1,0 +1,141 @@
+"""The server against its own OpenAPI document: by schemathesis, and by a thousand bodies that the document forbids."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from serving import ENVIRONMENT, Running
+
+ROUTES = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+    "/v1/completions": {"prompt": "hi", "max_tokens": 2},
+    "/v1/score": {"input": "Once upon a time there was a king who had three sons."},
+    "/tokenize": {"prompt": "hi"},
+    "/detokenize": {"tokens": [5]},
+    "/generate": {"prompt": ["hi"], "max_length": 2},
+}
+MALFORMED = 1000
+GROWTH = 12 * 2**20  # bytes that a process may grow by over the second half of them
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(["\ud800", -1, 2**70, "", [], {}]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def document(api: Running) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{api.url}/openapi.json").json()
+    return found
+
+
+def body_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
+    """With the document's definitions, so that references resolve."""
+    asked = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    return {**asked, "components": document["components"]}
+
+
+def test_schemathesis_finds_no_failure(api: Running, tmp_path: Path) -> None:
+    """`positive_data_acceptance` is left out: a document cannot say which models are served or what fits a context."""
+    command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{api.url}/openapi.json", "--checks", "all"]
+    command += ["--exclude-checks", "positive_data_acceptance", "--phases", "examples,coverage,fuzzing", "--max-examples", "25"]
+    command += ["--seed", "7", "--request-timeout", "120", "--continue-on-failure", "--no-color", "--workers", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert all(path in document_paths(api) for path in ROUTES)
+
+
+def document_paths(api: Running) -> set[str]:
+    return set(httpx.get(f"{api.url}/openapi.json").json()["paths"])
+
+
+def test_every_post_route_is_tried(document: dict[str, Any]) -> None:
+    assert {path for path, methods in document["paths"].items() if "post" in methods} == set(ROUTES)
+
+
+def test_every_example_of_the_document_works(api: Running, document: dict[str, Any]) -> None:
+    tried = 0
+    for path in ROUTES:
+        name = body_schema(document, path)["$ref"].rpartition("/")[2]
+        for example in document["components"]["schemas"][name]["examples"]:
+            answer = httpx.post(f"{api.url}{path}", json=example, timeout=120)
+            assert answer.status_code == 200, (path, example, answer.text)
+            tried += 1
+    assert tried >= len(ROUTES)
+
+
+@st.composite
+def malformed(draw: st.DrawFn, document: dict[str, Any]) -> tuple[str, bytes]:
+    path = draw(st.sampled_from(sorted(ROUTES)))
+    schema, body = body_schema(document, path), dict(ROUTES[path])
+    kind = draw(st.sampled_from(["bytes", "no object", "unknown", "missing", "value", "value", "value", "value"]))
+    if kind == "bytes":
+        raw = draw(st.binary(max_size=60).filter(lambda raw: not is_json(raw)))
+        return path, raw
+    if kind == "no object":
+        return path, json.dumps(draw(VALUES.filter(lambda value: not isinstance(value, dict)))).encode()
+    properties = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+    if kind == "unknown":
+        body[draw(st.text(min_size=1, max_size=20).filter(lambda name: name not in properties))] = draw(VALUES)
+    elif kind == "missing":
+        del body[next(iter(body))]
+    else:
+        field = draw(st.sampled_from(sorted(properties)))
+        body[field] = draw(VALUES.filter(lambda value: not fits({**body, field: value}, schema)))
+    return path, json.dumps(body).encode()
+
+
+def is_json(raw: bytes) -> bool:
+    try:
+        json.loads(raw)
+    except ValueError:
+        return False
+    return True
+
+
+def fits(body: dict[str, Any], schema: dict[str, Any]) -> bool:
+    return bool(jsonschema.Draft202012Validator(schema).is_valid(body))
+
+
+def memory(api: Running) -> dict[int, int]:
+    return {child.pid: child.memory_info().rss for child in api.children()}
+
+
+def test_a_thousand_malformed_bodies_are_a_4xx_each_and_leave_nothing_behind(api: Running, document: dict[str, Any]) -> None:
+    client = httpx.Client(base_url=api.url, timeout=60, headers={"Content-Type": "application/json"})
+    sent, halfway = 0, {}
+
+    @settings(
+        max_examples=MALFORMED,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+    )
+    @given(malformed(document))
+    def check(made: tuple[str, bytes]) -> None:
+        nonlocal sent
+        path, raw = made
+        answer = client.post(path, content=raw)
+        assert 400 <= answer.status_code < 500, (path, raw, answer.status_code, answer.text)
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"], (path, raw)
+        assert "Traceback" not in error["message"] and "pydantic" not in error["message"]
+        sent += 1
+        if sent == MALFORMED // 2:
+            halfway.update(memory(api))
+
+    check()
+    assert sent >= MALFORMED
+    after = memory(api)
+    assert halfway and {pid: after[pid] - before for pid, before in halfway.items() if after[pid] - before > GROWTH} == {}
+    for path, body in ROUTES.items():
+        assert client.post(path, json=body).status_code == 200, path

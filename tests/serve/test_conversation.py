@@ -1,0 +1,112 @@
+"""Messages to prompts: what each role becomes, and what a template cannot say."""
+
+import json
+from typing import Any
+
+import pytest
+
+CHAT = "/v1/chat/completions"
+NAMES = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + (m.name or '') + '/' + m['content'] }}{% endfor %}"
+CALL = {"id": "abc", "type": "function", "function": {"name": "ring", "arguments": '{"times": 2}'}}
+CALLS = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + m['content'] }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }} {{ c.function.arguments | tojson }}</call>{% endfor %}{% endfor %}"
+)
+
+
+def rendered(served: Any, messages: list[dict[str, Any]], **more: Any) -> str:
+    """The text of the prompt that reached the engine."""
+    answer = served.client.post(CHAT, json={"messages": messages, "max_tokens": 1, **more})
+    assert answer.status_code == 200, answer.text
+    return served.tokenizer.decode(list(served.engine.seen[-1].prompt))
+
+
+def refused(served: Any, messages: Any, **more: Any) -> tuple[str, str]:
+    answer = served.client.post(CHAT, json={"messages": messages, "max_tokens": 1, **more})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    return error["param"], error["message"]
+
+
+def test_roles_and_parts_reach_the_template(served: Any) -> None:
+    messages = [
+        {"role": "developer", "content": "D"},
+        {"role": "system", "content": [{"type": "text", "text": "S"}, {"type": "text", "text": "T"}]},
+        {"role": "user", "content": "U"},
+        {
+            "role": "assistant",
+            "content": "A",
+            "refusal": None,
+            "audio": None,
+            "annotations": None,
+            "function_call": None,
+            "tool_calls": None,
+        },
+    ]
+    assert rendered(served, messages) == "s:Ds:STu:Ua:A"
+
+
+def test_a_name_needs_a_place_in_the_template(served: Any) -> None:
+    named = [{"role": "user", "content": "U", "name": "Ann"}]
+    param, says = refused(served, named)
+    assert param == "messages.0.name" and "no place" in says
+    served.tokenizer.base.chat_template = NAMES
+    assert rendered(served, named) == "u:Ann/U"
+    mixed = [{"role": "user", "content": "U"}, *named]
+    assert rendered(served, mixed) == "u:/Uu:Ann/U"
+
+
+def test_a_call_and_its_result_reach_the_template_the_arguments_as_an_object(served: Any) -> None:
+    served.tokenizer.base.chat_template = CALLS
+    messages = [
+        {"role": "user", "content": "U"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "abc", "content": "done"},
+    ]
+    assert rendered(served, messages) == 'u:Ua:<call>ring {"times": 2}</call>t:done'
+
+
+def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
+    served.tokenizer.base.chat_template = CALLS.replace("m['content']", "(m['content'] if m['role'] != 'tool' else '')")
+    messages = [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "abc", "content": "done"}]
+    assert refused(served, messages)[0] == "messages.1.content"
+
+
+@pytest.mark.parametrize(
+    ("messages", "param", "says"),
+    [
+        ([{"role": "user"}], "messages.0", "content is missing"),
+        ([{"role": "user", "content": " "}], "messages.0.content", "blank"),
+        ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "messages.0", "assistant"),
+        ([{"role": "user", "content": "a", "tool_call_id": "abc"}], "messages.0", "role 'tool'"),
+        ([{"role": "tool", "content": "a"}], "messages.0", "tool_call_id"),
+        ([{"role": "tool", "content": "a", "tool_call_id": "abc"}], "messages.0.tool_call_id", "'abc'"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages.0.content.0", "image_url"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text", "missing"),
+        ([{"role": "poet", "content": "a"}], "messages.0.role", "system"),
+        ([{"role": "assistant", "content": "a", "audio": {"id": "x"}}], "messages.0.audio", "not supported"),
+        ([{"role": "assistant", "content": "a", "function_call": {"name": "x"}}], "messages.0.function_call", "not supported"),
+        ([{"role": "user", "content": "\ud800"}], "messages.0.content", "surrogate"),
+        ([{"role": "user", "content": "a", "name": "\ud800"}], "messages.0.name", "unicode"),
+        ([{"role": "user", "content": "a", "mood": "x"}], "messages.0.mood", "unknown"),
+        ([], "messages", "1"),
+    ],
+)
+def test_what_is_wrong_with_a_message_is_named(served: Any, messages: Any, param: str, says: str) -> None:
+    answer = served.client.post(CHAT, content=json.dumps({"messages": messages}), headers={"Content-Type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param), error
+    assert says in error["message"], error
+
+
+@pytest.mark.parametrize("arguments", ["", "3", "[]", '{"a": ', '"x"', "[" * 100_000])
+def test_arguments_that_are_no_object_are_named(served: Any, arguments: str) -> None:
+    call = {**CALL, "function": {"name": "ring", "arguments": arguments[:5000]}}
+    param, _ = refused(served, [{"role": "assistant", "tool_calls": [call]}])
+    assert param == "messages.0.tool_calls.0.function.arguments"
+
+
+def test_a_template_that_raises_is_a_sentence(served: Any) -> None:
+    served.tokenizer.base.chat_template = "{{ raise_exception('no system messages') }}"
+    param, says = refused(served, [{"role": "system", "content": "a"}])
+    assert param == "messages" and "no system messages" in says

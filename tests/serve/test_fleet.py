@@ -1,0 +1,137 @@
+"""Several models behind one router: what one of them holds, loses or has read is nothing to the others."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import psutil
+import pytest
+from fakes import FACTS, FakeEngine, FakeWorker
+
+from app.engine.request import Delta, Failed, Generate, Sampling
+from app.errors import InvalidRequest, NotReady, QueueFull, UnknownModel
+from serve.router import Router
+
+
+def job(name: str, first: int = 0) -> Generate:
+    return Generate(name, tuple(range(first, first + 64)), 3, Sampling(seed=1))
+
+
+def create(models: Sequence[str], waiting: int = 1, loaded: Sequence[int] | None = None) -> tuple[Router, list[FakeWorker]]:
+    """Stalled workers; of the replicas `loaded`, all if None, there is one."""
+    router = Router(waiting, models)
+    workers = [FakeWorker(router, FakeEngine()) for _ in models]
+    for replica, worker in zip(router.replicas, workers, strict=True):
+        replica.queue = worker
+        worker.stalled = True
+        if loaded is None or replica.number in loaded:
+            greet(router, replica.number, psutil.Process().pid)
+    return router, workers
+
+
+def greet(router: Router, number: int, pid: int) -> None:
+    router.append([(pid, number, replace(FACTS, name=router.replicas[number].model, context=64 + number)), "OK"])
+
+
+@pytest.mark.parametrize(
+    ("models", "full", "room"),
+    [(["a", "b"], "a", {"a": 3, "b": 3}), (["a", "b"], "b", {"a": 3, "b": 3}), (["a", "a", "b"], "a", {"a": 5, "b": 3})],
+)
+def test_a_full_model_sheds_its_own_requests_only(models: list[str], full: str, room: dict[str, int]) -> None:
+    async def main() -> None:
+        router, _ = create(models)
+        other = next(model for model in room if model != full)
+        async with AsyncExitStack() as stack:
+            for index in range(room[full]):
+                await stack.enter_async_context(router.open([job(f"{full} {index}")], full))
+            with pytest.raises(QueueFull, match=f"{room[full]} of at most {room[full]} answers and texts of '{full}'"):
+                await stack.enter_async_context(router.open([job("more")], full))
+            for index in range(room[other]):
+                await stack.enter_async_context(router.open([job(f"{other} {index}")], other))
+            assert router.in_flight == room[full] + room[other]
+        with pytest.raises(InvalidRequest, match=f"at most {room[other]} may be in flight"):
+            await stack.enter_async_context(router.open([job(str(index)) for index in range(room[other] + 1)], other))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("model", "number"), [(None, 0), ("a", 0), ("b", 1)])
+def test_a_request_goes_to_the_model_it_names(model: str | None, number: int) -> None:
+    async def main() -> None:
+        router, workers = create(["a", "b"])
+        async with router.open([job("x")], model):
+            assert [list(worker.engine.jobs) for worker in workers] == [["x"] if place == number else [] for place in (0, 1)]
+        assert router.served(model).context == 64 + number
+
+    asyncio.run(main())
+
+
+def test_a_conversation_goes_back_to_its_replica_of_the_same_model() -> None:
+    """The same prompt read by one model says nothing of where another has it."""
+
+    async def main() -> None:
+        router, workers = create(["a", "a", "b", "b"], waiting=100)
+        async with AsyncExitStack() as stack:
+            for name, model in (("0", "b"), ("1", "b"), ("2", "a")):
+                await stack.enter_async_context(router.open([job(name, 1000 * int(name))], model))
+            assert list(workers[3].engine.jobs) == ["1"]
+            await stack.enter_async_context(router.open([job("the same to a", 1000)], "a"))
+            await stack.enter_async_context(router.open([job("the same to b", 1000)], "b"))
+            assert "the same to a" in workers[1].engine.jobs and "the same to b" in workers[3].engine.jobs
+
+    asyncio.run(main())
+
+
+def test_a_dead_worker_fails_its_models_requests_and_no_other() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    async def main() -> None:
+        router, workers = create(["a", "b"])
+        greet(router, 0, process.pid)
+        watching = asyncio.create_task(router.watch())
+        async with router.open([job("doomed")], "a") as doomed, router.open([job("kept")], "b") as kept:
+            process.kill()
+            (event,) = [event async for event in doomed]
+            assert isinstance(event, Failed) and event.error.code == "worker_died"
+            assert (router.alive, router.ready) == ({"a": False, "b": True}, False)
+            workers[1].stalled = False
+            workers[1].put((0, job("other")))  # wakes it
+            assert [type(event) for event in [event async for event in kept]] == [Delta] * 3
+        with pytest.raises(NotReady, match="'a' is not loaded at the moment"):
+            await router.open([job("later")], "a").__aenter__()
+        async with router.open([job("later")], "b"):
+            pass
+        greet(router, 0, psutil.Process().pid)
+        assert router.ready
+        watching.cancel()
+
+    asyncio.run(main())
+    process.wait()
+
+
+def test_a_model_that_loads_is_named_and_the_other_one_serves() -> None:
+    router, _ = create(["a", "b"], loaded=[1])
+    assert (router.ready, router.alive, router.models) == (False, {"a": False, "b": True}, ["a", "b"])
+    assert [facts.name for facts in router.loaded()] == ["b"]
+    assert router.served("b").name == "b"
+    for asked in (None, "a"):
+        with pytest.raises(NotReady, match="'a' is still loading"):
+            router.served(asked)
+    greet(router, 0, psutil.Process().pid)
+    assert router.ready and [facts.name for facts in router.loaded()] == ["a", "b"]
+
+
+def test_a_model_is_ready_with_one_of_its_replicas() -> None:
+    router, _ = create(["a", "a", "b"], loaded=[1, 2])
+    assert router.ready
+
+
+def test_who_is_not_served_is_told_who_is() -> None:
+    router, _ = create(["a", "b"])
+    with pytest.raises(UnknownModel, match="'c' is not served here; 'a', 'b' are"):
+        router.served("c")
+    with pytest.raises(InvalidRequest, match=r"no replica 1 of 'b': they are 0\.\.0"):
+        asyncio.run(router.report("b", 1))

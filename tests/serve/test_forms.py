@@ -1,0 +1,190 @@
+"""The form of an answer: what reaches the engine as a grammar, what comes back as calls, and what is refused by name."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import pytest
+from fakes import FACTS
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hi"}]
+RING = {"type": "function", "function": {"name": "ring", "parameters": {"type": "object", "properties": {"times": {"type": "integer"}}}}}
+SING = {"type": "function", "function": {"name": "sing"}}
+HERMES = (
+    "{{ bos_token }}{% if tools %}s:{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m['role'][0] + ':' + (m['content'] or '') }}"
+    '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n'
+    "</tool_call>{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+TWO = '<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>\n<tool_call>\n{"name": "sing", "arguments": {}}\n</tool_call>'
+
+
+@pytest.fixture
+def tooled(served: Any) -> Any:
+    served.tokenizer.base.chat_template = HERMES
+    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    return served
+
+
+def ask(served: Any, **fields: Any) -> Any:
+    return served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 40, "seed": 1, **fields})
+
+
+def schema(asked: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "form", "schema": asked}}
+
+
+def say(served: Any, text: str, size: int = 5) -> None:
+    served.engine.script = [(text[at : at + size], (3,)) for at in range(0, len(text), size)]
+
+
+def test_without_a_form_there_is_no_grammar(served: Any) -> None:
+    for fields in ({}, {"response_format": {"type": "text"}}, {"response_format": None}):
+        assert ask(served, **fields).status_code == 200
+        assert served.engine.seen[-1].grammar is None
+
+
+def test_a_schema_reaches_the_engine_as_a_grammar(served: Any) -> None:
+    grammars = set()
+    for form in ({"type": "json_object"}, schema({"type": "integer"}), {"type": "json_schema", "json_schema": {"name": "any"}}):
+        assert ask(served, response_format=form).status_code == 200
+        grammars.add(served.engine.seen[-1].grammar)
+    assert None not in grammars and len(grammars) == 2  # json_object is json_schema without a schema
+
+
+@pytest.mark.parametrize(
+    ("asked", "keyword"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
+        ({"type": "wood"}, "wood"),
+        ({"$ref": "#/nowhere"}, "nowhere"),
+    ],
+)
+def test_a_schema_that_cannot_be_done_is_refused_by_name(served: Any, tooled: Any, asked: dict[str, Any], keyword: str) -> None:
+    error = ask(served, response_format=schema(asked)).json()["error"]
+    assert error["param"] == "response_format.json_schema.schema" and keyword in error["message"]
+    assert not served.engine.seen
+    tool = {"type": "function", "function": {"name": "a", "parameters": {"type": "object", "properties": {"b": asked}}}}
+    error = ask(tooled, tools=[RING, tool]).json()["error"]
+    assert error["param"] == "tools.1.function.parameters" and keyword in error["message"]
+
+
+@pytest.mark.parametrize("fields", [{"bad_words": ["x"]}, {"min_tokens": 1}, {"ignore_eos": True}, {"stop_token_ids": [5]}])
+def test_fields_that_decide_over_tokens_do_not_go_with_a_form(tooled: Any, fields: dict[str, Any]) -> None:
+    for form in ({"response_format": {"type": "json_object"}}, {"tools": [RING]}):
+        error = ask(tooled, **form, **fields).json()["error"]
+        assert error["param"] == next(iter(fields)) and next(iter(form)) in error["message"]
+    assert ask(tooled, tools=[RING], tool_choice="none", **fields).status_code == 200
+
+
+def test_calls_are_taken_out_of_the_text(tooled: Any) -> None:
+    say(tooled, "I will. " + TWO)
+    choice = ask(tooled, tools=[RING, SING]).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"].strip() == "I will."
+    calls = choice["message"]["tool_calls"]
+    assert [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls] == [
+        ("ring", {"times": 2}),
+        ("sing", {}),
+    ]
+    assert len({call["id"] for call in calls}) == 2 and all(call["type"] == "function" and len(call["id"]) == 9 for call in calls)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_calls_are_streamed_name_first_and_nothing_of_their_form_is_shown(tooled: Any, size: int) -> None:
+    say(tooled, TWO, size)
+    response = ask(tooled, tools=[RING, SING], tool_choice="required", stream=True)
+    events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    deltas = [event["choices"][0]["delta"] for event in events if event["choices"]]
+    assert not "".join(delta.get("content") or "" for delta in deltas)
+    pieces = [piece for delta in deltas for piece in delta.get("tool_calls", [])]
+    named = [piece for piece in pieces if "id" in piece]
+    assert [(piece["index"], piece["function"]["name"], piece["function"]["arguments"]) for piece in named] == [
+        (0, "ring", ""),
+        (1, "sing", ""),
+    ]
+    for index, wanted in enumerate(('{"times": 2}', "{}")):
+        assert "".join(piece["function"]["arguments"] for piece in pieces if piece["index"] == index) == wanted
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert response.text.endswith("data: [DONE]\n\n")
+
+
+def test_text_without_a_call_ends_as_usual(tooled: Any) -> None:
+    say(tooled, "a < b <tool and so on")
+    choice = ask(tooled, tools=[RING]).json()["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", "a < b <tool and so on")
+    assert choice["message"]["tool_calls"] is None
+
+
+def test_a_call_that_is_cut_keeps_the_reason(tooled: Any) -> None:
+    say(tooled, TWO[:45])
+    choice = ask(tooled, tools=[RING, SING]).json()["choices"][0]
+    assert choice["finish_reason"] == "stop" and len(choice["message"]["tool_calls"]) == 1
+
+
+def test_the_choice_decides_what_the_model_is_told_and_may_say(tooled: Any) -> None:
+    grammars = {}
+    for choice in ("auto", "required", {"type": "function", "function": {"name": "sing"}}, "none"):
+        assert ask(tooled, tools=[RING, SING], tool_choice=choice).status_code == 200
+        job = tooled.engine.seen[-1]
+        grammars[str(choice)] = job.grammar
+        assert ("ring" in tooled.tokenizer.decode(list(job.prompt))) == (choice != "none")
+    assert grammars["none"] is None and len(set(grammars.values())) == 4
+    assert ask(tooled, tools=[RING, SING], parallel_tool_calls=False).status_code == 200
+    assert tooled.engine.seen[-1].grammar != grammars["auto"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"tools": []}, "tools", "1"),
+        ({"tool_choice": "auto"}, "tool_choice", "tools"),
+        ({"parallel_tool_calls": True}, "parallel_tool_calls", "tools"),
+        ({"tools": [RING, RING]}, "tools.1.function.name", "ring"),
+        ({"tools": [RING], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice.function.name", "'x'"),
+        ({"tools": [RING], "tool_choice": "any"}, "tool_choice", "required"),
+        ({"tools": [RING], "tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name", "missing"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]}, "tools.0.function", "object"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type", "function"),
+        ({"tools": [RING], "response_format": {"type": "json_object"}}, "response_format", "tools"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "text", "json_schema": {"name": "a"}}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name", "missing"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 3}}},
+            "response_format.json_schema.schema",
+            "dict",
+        ),
+        ({"metadata": {str(number): "x" for number in range(17)}}, "metadata", "16"),
+        ({"metadata": {"a": 3}}, "metadata.a", "string"),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a", "512"),
+        ({"user": "x" * 257}, "user", "256"),
+    ],
+)
+def test_what_is_wrong_is_named(tooled: Any, fields: dict[str, Any], param: str, says: str) -> None:
+    answer = ask(tooled, **fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param), error
+    assert says in error["message"], error
+
+
+def test_a_template_without_a_place_for_tools_says_so(served: Any) -> None:
+    error = ask(served, tools=[RING]).json()["error"]
+    assert (error["param"], error["code"]) == ("tools", "unsupported_parameter") and "template" in error["message"]
+
+
+def test_metadata_comes_back(served: Any) -> None:
+    assert ask(served, metadata={"a": "b"}).json()["metadata"] == {"a": "b"}
+    assert ask(served).json()["metadata"] is None
+
+
+def test_a_banned_user_is_refused(served: Any) -> None:
+    for path, body in ((CHAT, {"messages": HELLO}), ("/v1/completions", {"prompt": "hi"})):
+        assert served.client.post(path, json={**body, "max_tokens": 1, "user": "good"}).status_code == 200
+        answer = served.client.post(path, json={**body, "max_tokens": 1, "user": "banned"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "user_banned")

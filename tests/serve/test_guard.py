@@ -1,0 +1,84 @@
+"""Which web pages may call the server, and that they may read its refusals."""
+
+from collections.abc import Sequence
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from pydantic import BaseModel
+
+from app.errors import Forbidden, NotReady
+from serve.guard import install
+
+PAGE, OTHER = "https://page.example", "https://other.example"
+LIMIT = 100
+
+
+class Body(BaseModel):
+    number: int
+
+
+def create(origins: Sequence[str]) -> TestClient:
+    app = FastAPI()
+    install(app, LIMIT, origins)
+
+    @app.post("/take")
+    async def take(body: Body) -> int:
+        return body.number
+
+    @app.get("/busy")
+    async def busy() -> None:
+        raise NotReady("not now")
+
+    @app.get("/banned")
+    async def banned() -> None:
+        raise Forbidden("no")
+
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/take", '{"number": 1}', 200),
+        ("POST", "/take", '{"number": "x"}', 400),
+        ("POST", "/take", "{", 400),
+        ("POST", "/take", " " * (LIMIT + 1), 413),
+        ("GET", "/nowhere", None, 404),
+        ("GET", "/take", None, 405),
+        ("GET", "/busy", None, 503),
+        ("GET", "/banned", None, 403),
+    ],
+)
+def test_a_page_that_may_call_reads_every_answer_and_another_one_none(method: str, path: str, body: str | None, status: int) -> None:
+    client, headers = create([PAGE]), {"Content-Type": "application/json"}
+    allowed = client.request(method, path, content=body, headers={**headers, "Origin": PAGE})
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (status, PAGE)
+    assert allowed.headers["access-control-expose-headers"] == "Retry-After"
+    assert "access-control-allow-credentials" not in allowed.headers
+    refused = client.request(method, path, content=body, headers={**headers, "Origin": OTHER})
+    assert refused.status_code == status and "access-control-allow-origin" not in refused.headers
+
+
+@pytest.mark.parametrize(
+    ("origin", "method", "header", "status"),
+    [
+        (PAGE, "POST", "authorization, content-type", 200),
+        (PAGE, "GET", "authorization", 200),
+        (PAGE, "DELETE", "authorization", 400),
+        (PAGE, "POST", "x-secret", 400),
+        (OTHER, "POST", "authorization", 400),
+    ],
+)
+def test_a_browser_that_asks_first_is_told(origin: str, method: str, header: str, status: int) -> None:
+    asked = {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": header}
+    response = create([PAGE]).options("/take", headers=asked)
+    assert response.status_code == status
+    assert response.headers.get("access-control-allow-origin") == (None if origin == OTHER else PAGE)
+
+
+def test_a_star_is_every_page_and_nothing_is_none() -> None:
+    asked = {"Origin": OTHER, "Access-Control-Request-Method": "POST"}
+    assert create(["*"]).get("/busy", headers=asked).headers["access-control-allow-origin"] == "*"
+    response = create([]).options("/take", headers=asked)
+    assert response.status_code == 405 and not [name for name in response.headers if name.startswith("access-control")]

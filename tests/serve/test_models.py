@@ -1,0 +1,151 @@
+"""Two models in one server, as their users meet them: the `model` field chooses, and one may die alone."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+from serving import ENVIRONMENT, ROOT, Running, serving, wait_for
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+PROMPT = "Once upon a time"
+LATE = '''"""A model that cannot be loaded, which is found out when the server already listens."""
+
+import sys
+import time
+
+import httpx
+
+from app.errors import SetupError
+from app.loading import create_engine
+
+
+def build(settings, seat):
+    if seat.number == 0:
+        return create_engine(settings, seat)
+    while True:
+        try:
+            httpx.get(f"http://127.0.0.1:{sys.argv[2]}/ready")
+            raise SetupError("came too late")
+        except httpx.TransportError:
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    from serve import __main__, server
+
+    create = server.create_server
+    server.create_server = lambda settings, build, dress: create(settings, "late:build", dress)
+    __main__.main()
+'''
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, other_folder: Path) -> Iterator[Running]:
+    further = json.dumps([{"path": str(other_folder), "name": "other", "slots": 3}])
+    with serving(
+        tmp_path_factory.mktemp("models"), "--model", str(tiny_folder), "--model.name", "one", "--model.slots", "2", "--models", further
+    ) as running:
+        yield running
+
+
+def complete(running: Running, **fields: Any) -> httpx.Response:
+    body = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, **fields}
+    return httpx.post(f"{running.url}/v1/completions", json=body, timeout=60)
+
+
+def expected(folder: Path) -> str:
+    """The library's own greedy answer."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([tokenizer.encode(PROMPT)])
+    with torch.inference_mode():
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_both_are_told_of_and_the_default_is_the_first(running: Running) -> None:
+    one, other = httpx.get(f"{running.url}/v1/models").json()["data"]
+    assert (one["id"], one["default"], one["max_model_len"], one["slots"]) == ("one", True, 128, 2)
+    assert (other["id"], other["default"], other["max_model_len"], other["slots"]) == ("other", False, 96, 3)
+    assert one["revision"] != other["revision"]
+    assert httpx.get(f"{running.url}/v1/models/other").json() == other
+    assert httpx.get(f"{running.url}/ready").json() == {"status": "ready", "models": {"one": "ready", "other": "ready"}}
+    slots = httpx.get(f"{running.url}/slots", params={"model": "other"}).json()
+    assert (slots["model"], len(slots["slots"])) == ("other", 3)
+    assert httpx.get(f"{running.url}/slots", params={"model": "none"}).status_code == 404
+
+
+def test_each_answers_for_itself(running: Running, tiny_folder: Path, other_folder: Path) -> None:
+    for fields, name, folder in (
+        ({}, "one", tiny_folder),
+        ({"model": "one"}, "one", tiny_folder),
+        ({"model": "other"}, "other", other_folder),
+    ):
+        answer = complete(running, **fields).raise_for_status().json()
+        assert (answer["model"], answer["choices"][0]["text"]) == (name, expected(folder))
+        stream = running.client().completions.create(model=name, prompt=PROMPT, max_tokens=12, temperature=0, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in stream) == expected(folder)
+    scores = [
+        httpx.post(f"{running.url}/v1/score", json={"input": PROMPT * 3, "model": name, "method": "perplexity"}, timeout=60).json()
+        for name in ("one", "other")
+    ]
+    assert [answer["model"] for answer in scores] == ["one", "other"]
+    assert scores[0]["data"][0]["score"] != scores[1]["data"][0]["score"]
+
+
+def test_each_has_its_own_context(running: Running) -> None:
+    assert complete(running, prompt="a" * 99, max_tokens=1).status_code == 200
+    refused = complete(running, prompt="a" * 99, max_tokens=1, model="other").json()["error"]
+    assert refused["code"] == "context_length_exceeded" and "the context of other holds 96" in refused["message"]
+
+
+def test_a_model_that_is_not_served_is_a_404_that_names_those_that_are(running: Running) -> None:
+    with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served here; 'one', 'other' are"):
+        running.client().completions.create(model="gpt-4", prompt="a")
+
+
+def test_one_is_killed_and_the_other_serves_on(running: Running) -> None:
+    killed = running.worker()  # that of the first model
+    killed.kill()
+    wait_for(lambda: httpx.get(f"{running.url}/ready").status_code == 503, 5)
+    assert httpx.get(f"{running.url}/ready").json() == {"status": "loading", "models": {"one": "loading", "other": "ready"}}
+    assert complete(running, model="other").status_code == 200
+    refused = complete(running)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    running.wait_ready()
+    assert complete(running).json()["model"] == "one"
+
+
+def test_a_further_model_that_cannot_be_loaded_ends_the_start(tmp_path: Path, tiny_folder: Path) -> None:
+    further = json.dumps([{"path": str(tiny_folder), "name": "other", "quantize": "nf4", "dtype": "float16"}])
+    command = [sys.executable, "-m", "serve", "--port", "18766", "--model", str(tiny_folder), "--models", further]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "litmus: other: model.dtype: bitsandbytes computes in" in done.stderr
+    assert "the process of the model 'other' ended while it was loading" in done.stderr
+
+
+def test_a_further_model_that_fails_when_the_first_already_serves_ends_the_server(tmp_path: Path, tiny_folder: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    further = json.dumps([{"path": str(tiny_folder), "name": "other"}])
+    command = [sys.executable, str(tmp_path / "late.py"), "--port", "18767", "--ui.enabled", "false"]
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [*command, "--model", str(tiny_folder), "--models", further],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("litmus: other: came too late") == 1
+    assert done.stderr.splitlines()[-1].startswith("litmus: the process of the model 'other' ended while it was loading")

@@ -1,0 +1,151 @@
+"""Token ids of texts and conversations, and back."""
+
+from typing import Any
+
+import httpx
+import pytest
+from serving import Running
+
+TOKENIZE = "/tokenize"
+DETOKENIZE = "/detokenize"
+HELLO = [{"role": "user", "content": "hi"}]
+TEMPLATE = (
+    "{{ bos_token }}{% for t in tools or [] %}{{ t['function']['name'] }};{% endfor %}"
+    "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] }}{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+def ids(text: str) -> list[int]:
+    """Of the tiny tokenizer, in whose vocabulary each printable letter has its own token."""
+    return [ord(letter) - ord("!") + 2 for letter in text]
+
+
+def tokens(served: Any, **body: Any) -> list[int]:
+    response = served.client.post(TOKENIZE, json=body)
+    assert response.status_code == 200, response.text
+    found: list[int] = response.json()["tokens"]
+    assert response.json()["count"] == len(found)
+    return found
+
+
+def text(served: Any, tokens: list[int]) -> str:
+    response = served.client.post(DETOKENIZE, json={"tokens": tokens})
+    assert response.status_code == 200, response.text
+    found: str = response.json()["prompt"]
+    assert response.json() == {"prompt": found}
+    return found
+
+
+def test_a_text_is_answered_in_vllms_form(served: Any) -> None:
+    body = served.client.post(TOKENIZE, json={"prompt": "hi", "model": "fake"}).json()
+    assert body == {"count": 3, "max_model_len": 64, "tokens": [0, *ids("hi")], "token_strs": None}
+    assert served.engine.seen == []
+
+
+def test_special_tokens_are_put_around_a_text_unless_unwanted(served: Any) -> None:
+    assert tokens(served, prompt="hi", add_special_tokens=True) == [0, *ids("hi")]
+    assert tokens(served, prompt="hi", add_special_tokens=False) == ids("hi")
+    assert tokens(served, prompt="") == [0]
+    assert tokens(served, prompt="", add_special_tokens=False) == []
+
+
+def test_tokens_are_spelled_when_asked_for(served: Any) -> None:
+    asked = {"prompt": "a b</s>", "return_token_strs": True}
+    assert served.client.post(TOKENIZE, json=asked).json()["token_strs"] == ["<s>", "a", "\u0120", "b", "</s>"]
+    assert served.client.post(TOKENIZE, json={**asked, "return_token_strs": False}).json()["token_strs"] is None
+
+
+def test_a_conversation_has_the_tokens_that_a_chat_of_it_has(served: Any) -> None:
+    served.tokenizer.base.chat_template = TEMPLATE
+    messages = [{"role": "developer", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}]
+    served.client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1})
+    assert tuple(tokens(served, messages=messages)) == served.engine.seen[-1].prompt == (0, *ids("s:au:ba:"))
+
+
+def test_the_opening_of_the_assistants_turn_may_be_left_out(served: Any) -> None:
+    served.tokenizer.base.chat_template = TEMPLATE
+    assert tokens(served, messages=HELLO, add_generation_prompt=True) == [0, *ids("u:hia:")]
+    assert tokens(served, messages=HELLO, add_generation_prompt=False) == [0, *ids("u:hi")]
+
+
+def test_special_tokens_are_added_to_what_the_template_wrote_only_when_asked_for(served: Any) -> None:
+    assert tokens(served, messages=HELLO, add_special_tokens=False) == [0, *ids("u:hi")]
+    assert tokens(served, messages=HELLO, add_special_tokens=True) == [0, 0, *ids("u:hi")]
+
+
+def test_tools_are_part_of_the_conversation(served: Any) -> None:
+    served.tokenizer.base.chat_template = TEMPLATE
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    assert tokens(served, messages=HELLO, tools=tools) == [0, *ids("weather;u:hia:")]
+
+
+@pytest.mark.parametrize("words", ["naïve 猫 \U0001f600", " a  b\n", "</s>x<s>", ""])
+def test_what_is_tokenized_comes_back(served: Any, words: str) -> None:
+    found = tokens(served, prompt=words)
+    assert text(served, found) == "<s>" + words
+    assert text(served, found[1:]) == words
+
+
+def test_no_tokens_are_an_empty_text(served: Any) -> None:
+    assert text(served, []) == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param", "says"),
+    [
+        (TOKENIZE, {}, 400, "prompt", "either prompt or messages"),
+        (TOKENIZE, {"prompt": "a", "messages": HELLO}, 400, "prompt", "either prompt or messages"),
+        (TOKENIZE, {"prompt": "a", "add_generation_prompt": False}, 400, "add_generation_prompt", "needs messages"),
+        (TOKENIZE, {"prompt": "a", "tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "needs messages"),
+        (TOKENIZE, {"prompt": ["a"]}, 400, "prompt", "valid string"),
+        (TOKENIZE, {"prompt": "a", "add_special_tokens": 1}, 400, "add_special_tokens", "valid boolean"),
+        (TOKENIZE, {"prompt": "a", "return_token_strs": "yes"}, 400, "return_token_strs", "valid boolean"),
+        (TOKENIZE, {"prompt": "a", "model": "gpt-4"}, 404, "model", "not served here"),
+        (TOKENIZE, {"messages": []}, 400, "messages", "at least 1 item"),
+        (TOKENIZE, {"messages": [{"role": "user", "content": " "}]}, 400, "messages.0.content", "blank"),
+        (TOKENIZE, {"messages": HELLO, "continue_final_message": True}, 400, "continue_final_message", "parameter"),
+        (TOKENIZE, {"messages": HELLO, "chat_template": "x"}, 400, "chat_template", "parameter"),
+        (TOKENIZE, {"messages": HELLO, "chat_template_kwargs": {}}, 400, "chat_template_kwargs", "parameter"),
+        (TOKENIZE, {"messages": HELLO, "mm_processor_kwargs": {}}, 400, "mm_processor_kwargs", "parameter"),
+        (DETOKENIZE, {}, 400, "tokens", "missing"),
+        (DETOKENIZE, {"tokens": [0, 2, 258]}, 400, "tokens.2", "258 is not in the vocabulary; token ids must lie in 0..257"),
+        (DETOKENIZE, {"tokens": [0, 10**30]}, 400, "tokens.1", "is not in the vocabulary"),
+        (DETOKENIZE, {"tokens": [0, -1]}, 400, "tokens.1", "greater than or equal to 0"),
+        (DETOKENIZE, {"tokens": [True]}, 400, "tokens.0", "valid integer"),
+        (DETOKENIZE, {"tokens": "a"}, 400, "tokens", "valid list"),
+        (DETOKENIZE, {"tokens": [2], "model": "gpt-4"}, 404, "model", "not served here"),
+    ],
+)
+def test_bad_input_is_named(served: Any, path: str, body: Any, status: int, param: str, says: str) -> None:
+    response = served.client.post(path, json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (status, param)
+    assert says in error["message"]
+
+
+def test_half_a_surrogate_pair_is_named(served: Any) -> None:
+    response = served.client.post(TOKENIZE, content=b'{"prompt": "\\ud800"}', headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_a_full_queue_keeps_nobody_from_counting(served: Any) -> None:
+    """No worker takes part."""
+    served.worker.stalled = True
+    assert tokens(served, prompt="hi") == [0, *ids("hi")]
+
+
+@pytest.mark.parametrize(("path", "name"), [(TOKENIZE, "TokenizeRequest"), (DETOKENIZE, "DetokenizeRequest")])
+def test_the_examples_of_the_docs_run(api: Running, path: str, name: str) -> None:
+    schema = httpx.get(f"{api.url}/openapi.json", timeout=30).json()
+    assert {"200", "400", "404", "503"} <= set(schema["paths"][path]["post"]["responses"])
+    for example in schema["components"]["schemas"][name]["examples"]:
+        response = httpx.post(f"{api.url}{path}", json=example, timeout=30)
+        assert response.status_code == 200, response.text
+
+
+def test_counts_are_those_of_the_usage(api: Running) -> None:
+    messages = [{"role": "user", "content": "Tell me a story about a fox."}]
+    counted = httpx.post(f"{api.url}{TOKENIZE}", json={"messages": messages}, timeout=30).json()
+    answer = api.client().chat.completions.create(model="storyteller", messages=messages, max_tokens=1)  # type: ignore[arg-type]
+    assert answer.usage is not None and counted["count"] == answer.usage.prompt_tokens
+    assert counted["max_model_len"] == 1024
