@@ -40,7 +40,7 @@ SINGLE = ("items", "additionalItems", "additionalProperties")
 JOINED = ("allOf", "$ref", "anyOf", "oneOf")  # with anything else beside them, schemas are intersected
 
 MOST_PLACES = 2000
-MOST_CHAINED = 1000  # nested schemas, those behind references counted: at 1,500 llguidance 1.9.1 runs out of stack and ends the process
+MOST_CHAINED = 1000  # nested schemas, those behind references counted: at 2,000 llguidance 1.9.1 runs out of stack and ends the process
 MOST_OPTIONAL = 400  # of an object: beyond 500 its parser gives up at the first token
 MOST_PATTERNS = 16  # names by pattern: each is compared with each
 MOST_JOINED = 8  # patterns and formats where schemas are intersected: exponential
