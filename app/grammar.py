@@ -10,7 +10,7 @@ measurements). Knows no model, no tokenizer and no request.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from functools import cache
 from itertools import chain
@@ -45,6 +45,7 @@ MOST_OPTIONAL = 400  # of an object: beyond 500 its parser gives up at the first
 MOST_PATTERNS = 16  # names by pattern: each is compared with each
 MOST_JOINED = 8  # patterns and formats where schemas are intersected: exponential
 MOST_MULTIPLE = 10_000  # one state of the lexer for each remainder
+MOST_WHOLE = 2**53  # beyond it llguidance 1.9.1 writes another number: it counts in float64
 
 
 def json_grammar(schema: Schema | None) -> str:
@@ -52,7 +53,52 @@ def json_grammar(schema: Schema | None) -> str:
 
 
 def part(schema: Schema) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": OPTIONS})
+    return "%json " + json.dumps({**closed(schema), "x-guidance": OPTIONS})
+
+
+def closed(schema: Schema) -> Schema:
+    """The schema with no properties but those it names, where it says nothing of others: a model that may add some seldom ends. What
+    keeps to it keeps to the schema as well. As it is where schemas are intersected: each would forbid what the other names.
+    """
+    return schema if any(_open(one) for _, one in _walk(schema)) else _closed(schema)
+
+
+def _open(schema: Schema) -> bool:
+    """What it names is not all that it needs."""
+    named, required = schema.get("properties"), schema.get("required")
+    beyond = isinstance(named, dict) and isinstance(required, list) and any(name not in named for name in required if isinstance(name, str))
+    return beyond or "allOf" in schema or ("properties" in schema and _joins(schema))
+
+
+def _closed(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: _closed_value(key, value) for key, value in schema.items()}
+    if "properties" in made and "patternProperties" not in made:
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def _closed_value(key: str, value: Any) -> Any:
+    if key in NAMED and isinstance(value, dict):
+        return {name: _closed(one) for name, one in value.items()}
+    if key in LISTED and isinstance(value, list):
+        return [_closed(one) for one in value]
+    return _closed(value) if key in SINGLE else value
+
+
+def crowded(schemas: Sequence[Schema]) -> str | None:
+    """Why so many schemas cannot be enforced at once, each of which could be."""
+    places = [one for schema in schemas for _, one in _walk(schema)]
+    if len(places) > MOST_PLACES:
+        return f"the schemas have {len(places)} parts together; at most {MOST_PLACES} are supported"
+    if sum(_digits(step) for step in map(_multiple, places) if step is not None) > MOST_MULTIPLE:
+        return f"multipleOf is not supported beyond {MOST_MULTIPLE} in all schemas together"
+    return None
+
+
+def _multiple(schema: Schema) -> Decimal | None:
+    return _number(schema.get("multipleOf"))
 
 
 def fault(schema: Schema) -> str | None:
@@ -146,6 +192,12 @@ def _sizes(schema: Schema) -> Iterator[str]:
 
 
 def _numbers(schema: Schema) -> Iterator[str]:
+    for key in ("enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"):
+        if any(abs(number) > MOST_WHOLE for number in _whole(schema.get(key))):
+            yield f"{key} is not supported beyond {MOST_WHOLE}: float64 does not tell such numbers apart"
+    step = _multiple(schema)
+    if step is not None and step <= 0:
+        yield "multipleOf must be above 0"
     if schema.get("type") != "integer" and _leaks(schema):
         yield "exclusiveMinimum and exclusiveMaximum are not supported for a range that lies between two neighbouring whole numbers"
 
@@ -168,6 +220,17 @@ def _end(schema: Schema, plain: str, exclusive: str) -> tuple[Decimal | None, bo
 def _number(value: object) -> Decimal | None:
     found = Decimal(str(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None
     return found if found is not None and found.is_finite() else None
+
+
+def _whole(value: object) -> Iterator[int]:
+    """The whole numbers in a JSON value."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, int):
+            yield one
+        elif isinstance(one, list | dict):
+            waiting += one.values() if isinstance(one, dict) else one
 
 
 def _digits(number: Decimal) -> int:

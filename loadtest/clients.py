@@ -38,6 +38,8 @@ class Options:
     repeats: int = 3
     score_words: int = 150
     calm_deltas: int = 32
+    texts: int = 24
+    lengths: tuple[int, ...] = (50, 100, 200, 400, 700, 1000)
 
 
 QUICK = Options(
@@ -51,6 +53,8 @@ QUICK = Options(
     streams=2,
     chats_per_stream=1,
     repeats=1,
+    texts=3,
+    lengths=(50,),
     calm_deltas=8,
 )
 

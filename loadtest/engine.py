@@ -54,6 +54,8 @@ class Bench:
         try:
             if who.split("/")[0] in ("engine", "manager", "generate"):
                 self.bare(who, names)
+            elif who.split("/")[0] in ("scorer", "published"):
+                self.scoring(who)
             else:
                 with peers.running(self.peer(who), self.run.path.parent) as server:
                     asyncio.run(self.ask(who, names, server))
@@ -86,6 +88,15 @@ class Bench:
                 path.unlink()
             self.lengths[f"{who}/chats"] = line["prompt_tokens"]
             self.note(who, "chats", line["tokens_per_s"])
+
+    def scoring(self, who: str) -> None:
+        what, quantize = who.split("/")
+        command = [sys.executable, "-m", "app.scoring.bench", "--model", str(self.given.model), "--quantize", quantize]
+        command += ["--what", "engine" if what == "scorer" else what, "--device", self.given.device]
+        command += ["--texts", str(self.options.texts), "--repeats", str(self.options.rounds), "--lengths", *map(str, self.options.lengths)]
+        (line,) = answers(command, self.run)
+        self.note(who, "rate", line["texts_per_s"])
+        self.note(who, "peak", line["peak_bytes"] / 1e6)
 
     def peer(self, who: str) -> Peer:
         """How to start it. Raises `PeerAbsent`."""

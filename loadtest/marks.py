@@ -75,6 +75,10 @@ MARKS = (
         1.5,
         "limit",
     ),
+    Mark(10, "texts scored by Binoculars, bf16", "texts/s", "scorer/none/rate", "published/none/rate", "the published way", 4.5),
+    Mark(10, "texts scored by Binoculars, nf4", "texts/s", "scorer/nf4/rate", "published/nf4/rate", "the published way", 4.5),
+    Mark(11, "peak memory of that, bf16", "MB", "scorer/none/peak", "published/none/peak", "the published way", 0.1, "limit"),
+    Mark(11, "peak memory of that, nf4", "MB", "scorer/nf4/peak", "published/nf4/peak", "the published way", 0.1, "limit"),
 )
 ROWS = tuple(sorted({mark.row for mark in MARKS}))
 

@@ -39,19 +39,20 @@ def _told(index: int, message: Message, spelled: bool) -> dict[str, Any]:
         if value is not None:
             check_unicode(value, f"{path}.{field}")
             made[field] = value
-    if message.tool_calls is not None:
+    if message.tool_calls:
         made["tool_calls"] = [_call(f"{path}.tool_calls.{place}", call, spelled) for place, call in enumerate(message.tool_calls)]
     return made
 
 
 def _call(path: str, call: ToolCall, spelled: bool) -> dict[str, Any]:
     check_unicode(call.id + call.function.arguments, f"{path}.function.arguments")
+    param = f"{path}.function.arguments"
     try:
         arguments = json.loads(call.function.arguments)
-    except (json.JSONDecodeError, RecursionError):
+        check_unicode(json.dumps(arguments, ensure_ascii=False), param)
+    except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
         arguments = None
     if not isinstance(arguments, dict):
-        param = f"{path}.function.arguments"
         raise InvalidRequest(f"{param}: not a JSON object in a string", param=param)
     return {
         "id": call.id,

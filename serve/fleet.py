@@ -60,16 +60,24 @@ class Fleet:
             raise self._gone()
         return self.replicas[place]
 
+    @property
+    def room(self) -> int:
+        """Jobs that may be in flight."""
+        return self.facts.slots * len(self.alive) + self.max_waiting
+
+    def check(self, count: int) -> None:
+        """Raises `InvalidRequest` for so many jobs at once as could never be in flight."""
+        if self.alive and count > self.room:
+            raise InvalidRequest(f"{count} answers or texts in one request, but at most {self.room} may be in flight: send fewer")
+
     def admit(self, jobs: Sequence[Job]) -> Replica:
         """Where the jobs go. Raises `NotReady`, `QueueFull`, or `InvalidRequest` for what can never fit."""
         alive = self.alive
         if not alive:
             raise self._gone()
-        room = self.facts.slots * len(alive) + self.max_waiting
-        if len(jobs) > room:
-            raise InvalidRequest(f"{len(jobs)} answers or texts in one request, but at most {room} may be in flight: send fewer")
-        if self.load + len(jobs) > room:
-            raise QueueFull(f"{self.load} of at most {room} answers and texts of '{self.model}' are in flight; try again in a moment")
+        self.check(len(jobs))
+        if self.load + len(jobs) > self.room:
+            raise QueueFull(f"{self.load} of at most {self.room} answers and texts of '{self.model}' are in flight; try again in a moment")
         return alive[0] if len(alive) == 1 else self._choose(alive, jobs[0] if jobs else None)
 
     def _choose(self, alive: list[Replica], job: Job | None) -> Replica:

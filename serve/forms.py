@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.errors import InvalidRequest
-from app.grammar import fault, json_grammar
+from app.grammar import crowded, fault, json_grammar
 from app.schemas import ChatRequest, NamedTool, Tool
 from app.schemas.messages import Schema
 from app.tokenizer import Tokenizer
@@ -63,6 +63,9 @@ def _calls(body: ChatRequest, tools: Sequence[Tool], tokenizer: Tokenizer) -> Fo
     choice = body.tool_choice or "auto"
     name = choice.function.name if isinstance(choice, NamedTool) else None
     picked = [tool.function for tool in tools if name in {None, tool.function.name}]
+    crowd = crowded([tool.function.arguments for tool in tools])
+    if crowd is not None:
+        raise InvalidRequest(f"tools: {crowd}", param="tools", code="unsupported_schema")
     for index, tool in enumerate(tools):
         _check(tool.function.arguments, f"tools.{index}.function.parameters")
     given = {function.name: function.arguments for function in picked}

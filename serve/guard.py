@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 PATIENCE = 16  # a body up to this many times the limit is read to its end, so that its sender gets to see the answer
 UNSUPPORTED = frozenset(
     "audio chat_template chat_template_kwargs continue_final_message function_call functions length_penalty metadata mm_processor_kwargs "
-    "modalities moderation no_repeat_ngram_size num_return_sequences parallel_tool_calls prediction prompt_cache_key reasoning_effort "
-    "response_format safety_identifier store suffix tool_choice tools user verbosity web_search_options".split()
+    "modalities moderation no_repeat_ngram_size num_return_sequences parallel_tool_calls prediction prompt_cache_key "
+    "prompt_cache_options prompt_cache_retention reasoning_effort response_format safety_identifier store suffix tool_choice tools "
+    "user verbosity web_search_options".split()
 )
 
 
@@ -111,7 +112,7 @@ def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = ()) -> N
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # clients send headers of their own; the list of origins is the guard
             expose_headers=["Retry-After"],
         )
 

@@ -21,6 +21,7 @@ from serve.logprobs import Ruler
 from serve.state import methods_of
 
 DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+LENGTH = 16  # tokens of a completion that says nothing of it
 MAX_WINDOWS = 64  # of half a context each: how long a text to score may be
 
 
@@ -55,8 +56,8 @@ def chat_terms(body: ChatRequest, tokenizer: Tokenizer) -> Terms:
         raise InvalidRequest("give max_tokens or max_completion_tokens, not both", param="max_tokens")
     return Terms(
         chat=True,
-        n=body.n,
-        copies=body.n,
+        n=body.n or 1,
+        copies=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         tier=tier_of(body.service_tier),
         form=form_of(body, tokenizer),
@@ -65,15 +66,16 @@ def chat_terms(body: ChatRequest, tokenizer: Tokenizer) -> Terms:
 
 
 def completion_terms(body: CompletionRequest) -> Terms:
-    copies = body.n if body.best_of is None else body.best_of
-    if copies < body.n:
-        raise InvalidRequest(f"best_of is {copies}, but n is {body.n}: it must be at least n", param="best_of")
-    if copies > body.n and body.stream:
+    n = body.n or 1
+    copies = n if body.best_of is None else body.best_of
+    if copies < n:
+        raise InvalidRequest(f"best_of is {copies}, but n is {n}: it must be at least n", param="best_of")
+    if copies > n and body.stream:
         raise InvalidRequest("best_of cannot be streamed: the best answer is known when all are whole", param="best_of")
     echo = bool(body.echo)
     if body.max_tokens == 0 and not echo:
         raise InvalidRequest("max_tokens must be at least 1; 0 only with echo, which then gives the prompt alone", param="max_tokens")
-    return Terms(False, body.n, copies, body.logprobs, echo, body.max_tokens == 0, tier_of(body.service_tier))
+    return Terms(False, n, copies, body.logprobs, echo, body.max_tokens == 0, tier_of(body.service_tier))
 
 
 def tier_of(asked: Tier | None) -> UsedTier | None:
@@ -112,7 +114,7 @@ def jobs_of(  # one for each copy of each prompt, in this order
 
 def limit_of(body: ChatRequest | CompletionRequest) -> int | None:
     if isinstance(body, CompletionRequest):
-        return max(body.max_tokens, 1)  # the engine has to sample one; see `Terms.bare`
+        return LENGTH if body.max_tokens is None else max(body.max_tokens, 1)  # the engine has to sample one; see `Terms.bare`
     return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
 
 
@@ -186,12 +188,19 @@ def room(prompt: tuple[int, ...], limit: int | None, facts: Facts, param: str, l
     return left if limit is None else limit
 
 
-def prompts_of(body: CompletionRequest, tokenizer: Tokenizer) -> list[Prompt]:
+def given_prompts(body: CompletionRequest) -> list[Any]:
+    """Texts or lists of token ids."""
     given: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
-    if given and isinstance(given[0], int):
-        given = [given]
+    return [given] if given and isinstance(given[0], int) else given
+
+
+def prompts_of(body: CompletionRequest, tokenizer: Tokenizer, facts: Facts) -> list[Prompt]:
+    given = given_prompts(body)
     if not given or any(not item or (isinstance(item, str) and not item.strip()) for item in given):
         raise InvalidRequest("the prompt is empty or blank", param="prompt")
+    for item in given:
+        if not isinstance(item, str):  # before its tokens are looked at one by one
+            room(tuple(item), None, facts, "prompt")
     return [_prompt(item, tokenizer, bool(body.echo)) for item in given]
 
 

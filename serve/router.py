@@ -120,6 +120,10 @@ class Router:
                     with contextlib.suppress(OSError, EOFError):  # the queue's own process has gone: there is nobody to tell
                         replica.send(job.id)
 
+    def check(self, count: int, model: str | None = None) -> None:
+        """Raises `InvalidRequest` for a request of more jobs than may be in flight, before any of them is made."""
+        self._fleet(model).check(count)
+
     async def report(self, model: str | None = None, replica: int = 0) -> Report:
         """How the engine of a model's replica stands. Takes no place in the queue. Raises `NotReady` when its worker does not answer, and
         `InvalidRequest` when there is no such replica.

@@ -35,10 +35,12 @@ from serve.jobs import (
     chat_terms,
     check_defaults,
     completion_terms,
+    given_prompts,
     jobs_of,
     method_of,
     prompts_of,
     readings_of,
+    room,
     tier_of,
 )
 from serve.router import Router
@@ -66,8 +68,9 @@ def create_routes(router: Router, tokenizers: Mapping[str, Tokenizer], started: 
     async def chat(body: ChatRequest, request: Request) -> Response:
         service.check_user(body.user)
         model = service.model(body.model)
-        terms = await service.work(chat_terms, body, model.tokenizer)
         prompt = Prompt(await service.work(prompt_of, body.messages, shown(body), model.tokenizer))
+        room(prompt.ids, None, model.facts, "messages")
+        terms = await service.compile(chat_terms, body, model.tokenizer)
         return await _generate(service, model, body, terms, [prompt], request)
 
     @routes.post("/v1/completions", tags=["chat"], summary="Continue a text", response_model=CompletionResponse, responses=ERRORS | SSE)
@@ -75,7 +78,9 @@ def create_routes(router: Router, tokenizers: Mapping[str, Tokenizer], started: 
         service.check_user(body.user)
         model = service.model(body.model)
         terms = completion_terms(body)
-        return await _generate(service, model, body, terms, await service.work(prompts_of, body, model.tokenizer), request)
+        service.router.check(len(given_prompts(body)) * terms.copies, model.facts.name)
+        prompts = await service.work(prompts_of, body, model.tokenizer, model.facts)
+        return await _generate(service, model, body, terms, prompts, request)
 
     @routes.post("/v1/score", tags=["score"], summary="Did a model write this?", response_model=ScoreResponse, responses=ERRORS)
     async def score(body: ScoreRequest, request: Request) -> Response:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -38,6 +38,7 @@ class Service:
     tokenizers: Mapping[str, Tokenizer]  # by the models' names
     pool: ThreadPoolExecutor
     banned: frozenset[str] = frozenset()
+    forms: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "forms"))
 
     def model(self, name: str | None) -> Model:
         """The default one where no name is given. Raises `UnknownModel`, or `NotReady` while it is loading."""
@@ -48,6 +49,10 @@ class Service:
         """Raises `Forbidden` for one whom the settings ban."""
         if user in self.banned:
             raise Forbidden("this user may not use this server", param="user", code="user_banned")
+
+    async def compile(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The same for schemas, which take longest: whoever sends a hard one keeps only others with one waiting."""
+        return await asyncio.get_running_loop().run_in_executor(self.forms, function, *arguments)
 
     async def work(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run what takes long for a long text beside the event loop, and not on the pool that LitServe's reader needs."""

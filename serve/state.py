@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from app.engine.request import Facts, Report
@@ -38,10 +38,12 @@ def add_state(routes: APIRouter, router: Router, started: int) -> None:
         pages = {getattr(route, "path", None) for route in request.app.routes}
         return RedirectResponse("/ui" if "/ui" in pages else "/docs")
 
+    @routes.head("/health", include_in_schema=False)
     @routes.get("/health", tags=["state"], summary="Is the server alive?")
     async def health() -> Health:
         return Health()
 
+    @routes.head("/ready", include_in_schema=False)
     @routes.get("/ready", tags=["state"], summary="Is every model served?", response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready() -> JSONResponse:
         readiness = readiness_of(router)
@@ -59,7 +61,7 @@ def add_state(routes: APIRouter, router: Router, started: int) -> None:
         return ModelList(data=[card_of(facts, started, router.models[0]) for facts in router.loaded() or [router.served()]])
 
     @routes.get("/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERRORS[404], 503: ERRORS[503]})
-    async def model(name: str) -> ModelCard:
+    async def model(name: Annotated[str, Path(examples=["storyteller"])]) -> ModelCard:
         return card_of(router.served(name), started, router.models[0])
 
 

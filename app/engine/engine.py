@@ -75,7 +75,10 @@ class Engine:
 
     def cancel(self, id: str) -> bool:
         self._forget(id)
-        return self._compiling.pop(id, None) is not None or self.scheduler.cancel(id)
+        if id in self._compiling:
+            _, coming = self._compiling.pop(id)
+            return coming.cancel() or True
+        return self.scheduler.cancel(id)
 
     def fail_all(self, error: LitmusError) -> list[Event]:
         """Give up every job with `error`; the engine itself stays usable."""

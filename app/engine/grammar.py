@@ -56,7 +56,7 @@ class Grammars:
         if text not in self._compiled:
             matcher = LLMatcher(self._tokenizer, text, log_level=0)  # what it would write quotes the answer
             if matcher.is_error():
-                raise InvalidRequest(f"the grammar cannot be used: {_sentence(matcher)}")
+                raise InvalidRequest(f"the grammar cannot be used: {_sentence(matcher)}", code="unsupported_schema")
             self._compiled[text] = matcher
         self._compiled.move_to_end(text)
         while len(self._compiled) > KEPT:

@@ -26,13 +26,14 @@ WEATHER: JsonDict = {"type": "function", "function": {"name": "weather", "descri
 
 
 class StreamOptions(Wire):
-    include_usage: bool = Field(False, description="send a last chunk with the token counts")
+    include_usage: bool | None = Field(None, description="send a last chunk with the token counts")
+    include_obfuscation: Literal[False] | None = Field(None, description="false: nothing is sent to hide lengths")
 
 
 class SamplingFields(Wire):
     """What chat and completions share. A field left out takes the model's own default (its generation_config.json)."""
 
-    model: str | None = Field(None, description="name of a served model, see /v1/models; the only one when left out")
+    model: str | None = Field(None, description="name of a served model, see /v1/models; the default one when left out")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy")
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus: smallest set of tokens with this much probability")
     top_k: int | None = Field(None, ge=0, description="keep the k likeliest tokens; 0 keeps all")
@@ -45,14 +46,14 @@ class SamplingFields(Wire):
     logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = Field(None, description=LOGIT_BIAS)
     bad_words: Annotated[list[StopWord], Field(max_length=128)] | None = Field(None, description=BAD_WORDS)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="the same request with the same seed gives the same tokens")
-    n: int = Field(1, ge=1, le=16, description="how many answers; answer i is sampled with seed + i")
+    n: int | None = Field(None, ge=1, le=16, description="how many answers, 1 when left out; answer i is sampled with seed + i")
     stop: StopWord | Annotated[list[StopWord], Field(max_length=16)] | None = Field(
         None, description="text that ends the answer; it is not part of it"
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = Field(None, description="tokens that end the answer")
     min_tokens: int | None = Field(None, ge=0, description="no token ends the answer before it has this many; at most max_tokens")
     ignore_eos: bool | None = Field(None, description="the model's own end tokens do not end the answer")
-    stream: bool = Field(False, description="answer as server-sent events")
+    stream: bool | None = Field(None, description="answer as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with stream")
     service_tier: Tier | None = Field(None, description=TIER)
     user: str | None = Field(
@@ -63,7 +64,7 @@ class SamplingFields(Wire):
     @classmethod
     def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for key in value or {}:
-            if not (key.isascii() and key.isdigit() and len(key) <= LONGEST_ID):
+            if not (key.isascii() and key.isdigit() and len(key) <= LONGEST_ID and key == str(int(key))):
                 raise ValueError(f"{key[:40]!r} is no token id; each key is one, as a string of digits")
         return value
 
@@ -75,12 +76,12 @@ class SamplingFields(Wire):
 
 
 class ChatRequest(SamplingFields):
-    messages: list[Message] = Field(min_length=1, max_length=1024)
+    messages: list[Message] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
     max_tokens: int | None = Field(None, ge=1, description="longest answer in tokens; what the context leaves when left out")
     max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
     logprobs: bool | None = Field(None, description="give the log-probability of each token of the answer")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="and of this many likeliest tokens; needs logprobs: true")
-    response_format: ResponseFormat | None = None
+    response_format: ResponseFormat | None = Field(None, description="the form of the answer; any text when left out")
     tools: list[Tool] | None = Field(None, min_length=1, max_length=128, description="functions that the model may call")
     tool_choice: ToolChoice | None = Field(None, description="auto where there are tools; none, required, or the one function to be called")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may hold several calls; true when left out")
@@ -103,8 +104,9 @@ class ChatRequest(SamplingFields):
 
 class CompletionRequest(SamplingFields):
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="text, texts, token ids, or lists of token ids")
-    max_tokens: int = Field(16, ge=0, description="longest answer in tokens; 0 only with echo")
+    max_tokens: int | None = Field(None, ge=0, description="longest answer in tokens, 16 when left out; 0 only with echo")
     logprobs: int | None = Field(None, ge=0, le=20, description="give the log-probability of each token and of this many likeliest ones")
+    suffix: None = Field(None, description="null only: nothing is written in front of a given end")
     echo: bool | None = Field(None, description="put the prompt before the answer; with logprobs its tokens, too")
     best_of: int | None = Field(
         None, ge=1, le=16, description="sample this many answers, give the n with the highest mean log-probability; no stream"

@@ -37,12 +37,12 @@ class ToolCall(Wire):
 class Message(Wire):
     """`tool_calls` belong to the assistant, `tool_call_id` to what a tool answered."""
 
-    role: Role
+    role: Role = Field(description="developer is told to the model as system")
     content: str | list[Annotated[TextPart, BeforeValidator(_text_only)]] | None = Field(None, description="text, or parts of type text")
     name: str | None = Field(
         None, min_length=1, max_length=64, description="who speaks, where the model's chat template has a place for it"
     )
-    tool_calls: list[ToolCall] | None = Field(None, min_length=1, max_length=128)
+    tool_calls: list[ToolCall] | None = Field(None, max_length=128, description="what the assistant called for")
     tool_call_id: str | None = Field(None, max_length=128, description="the id of the call that this is the result of")
     refusal: None = Field(None, description="these four only as null: clients send back what they were given")
     audio: None = None
@@ -57,18 +57,18 @@ class Message(Wire):
 
     @model_validator(mode="after")
     def _by_role(self) -> "Message":
-        if self.tool_calls is not None and self.role != "assistant":
+        if self.tool_calls and self.role != "assistant":
             raise ValueError(f"tool_calls belong to a message of the assistant, not of role '{self.role}'")
         if (self.tool_call_id is not None) != (self.role == "tool"):
             raise ValueError("a message of role 'tool' needs a tool_call_id, and no other message has one")
-        if self.content is None and self.tool_calls is None:
+        if self.content is None and not self.tool_calls:
             raise ValueError("content is missing; only a message with tool_calls may do without")
         return self
 
 
 class Function(Wire):
     name: Name
-    description: str | None = None
+    description: str | None = Field(None, description="what the model is told of it")
     parameters: Schema | None = Field(None, description="JSON schema of the arguments, an object; without it the function has none")
     strict: bool | None = Field(None, description="arguments always keep to the schema, asked for or not")
 
@@ -104,7 +104,8 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 class NamedSchema(Wire):
-    name: Name
+    name: Name = Field(description="for your own records: the model is not told")
+    description: str | None = Field(None, description="for your own records: the model is not told")
     schema_: Schema | None = Field(None, alias="schema", description="JSON schema that the answer keeps to; any object when left out")
     strict: bool | None = Field(None, description="the answer always keeps to the schema, asked for or not")
 

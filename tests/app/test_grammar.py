@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from app.grammar import MOST_OPTIONAL, Bytes, Schema, fault, json_grammar, part
+from app.grammar import MOST_OPTIONAL, Bytes, Schema, closed, fault, json_grammar, part
 
 LOW = LLTokenizer(TokenizerWrapper(Bytes()))
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"), max_size=8)  # llguidance leaves this one out
@@ -27,7 +27,7 @@ def holds(schema: Schema | None, text: str) -> bool:
     return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
 
 
-def closed(**properties: Any) -> Schema:
+def exactly(**properties: Any) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
@@ -38,7 +38,7 @@ def chained(count: int) -> Schema:
 
 
 NODE = {
-    "$defs": {"node": {**closed(next={"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]})}},
+    "$defs": {"node": {**exactly(next={"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]})}},
     "$ref": "#/$defs/node",
 }
 
@@ -72,13 +72,13 @@ def test_no_room_for_blanks_without_end(text: str) -> None:
         ({"type": "integer", "multipleOf": 3}, ["9"], ["10"]),
         ({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2}, ["[true]"], ["[]", "[true, true, true]", "[1]"]),
         ({"type": "array", "prefixItems": [{"type": "null"}], "items": False}, ["[null]"], ["[null, 1]"]),
-        (closed(a={"type": "string"}, b={"anyOf": [{}, closed(c={"const": 1})]}), ['{"a": "", "b": {"c": 1}}'], ['{"a": ""}']),
+        (exactly(a={"type": "string"}, b={"anyOf": [{}, exactly(c={"const": 1})]}), ['{"a": "", "b": {"c": 1}}'], ['{"a": ""}']),
         ({"type": "object", "additionalProperties": {"type": "integer"}}, ['{"x": 1}', "{}"], ['{"x": "1"}']),
         ({"type": "object", "patternProperties": {"^a": {}}, "additionalProperties": False}, ['{"ab": null}'], ['{"b": null}']),
         ({"type": "string", "format": "date"}, ['"2026-11-21"'], ['"2026-13-21"', '"today"']),
         (NODE, ['{"next": null}', '{"next": {"next": {"next": null}}}'], ['{"next": 1}', "{}"]),
         ({"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]}, ["3", "5"], ["2", "6"]),
-        ({"oneOf": [closed(kind={"const": "a"}), closed(kind={"const": "b"})]}, ['{"kind": "b"}'], ['{"kind": "c"}']),
+        ({"oneOf": [exactly(kind={"const": "a"}), exactly(kind={"const": "b"})]}, ['{"kind": "b"}'], ['{"kind": "c"}']),
         ({"$defs": {"a": {"type": "string"}}, "$ref": "#/$defs/a", "maxLength": 1}, ['"a"'], ['"ab"']),
         ({"type": "integer", "format": "int32", "title": "t", "default": 3, "examples": [1], "x-note": {"not": 1}}, ["7"], ["7.5"]),
         ({"properties": {"a/b~c": {"type": "null"}}, "items": {"$ref": "#/properties/a~1b~0c"}, "type": "array"}, ["[null]"], ["[1]"]),
@@ -190,3 +190,45 @@ def test_a_large_schema_is_done_at_once(schema: Schema) -> None:
 def test_a_part_stands_in_a_larger_grammar() -> None:
     matcher = LLMatcher(LOW, f'start: "<" {part({"type": "integer"})} ">"', log_level=0)
     assert matcher.try_consume_tokens(list(b"<12>")) == 4 and matcher.is_stopped()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": 2**53 + 1},
+        {"enum": [1, {"a": [-(2**60)]}]},
+        {"type": "integer", "minimum": 10**25},
+        {"type": "object", "properties": {"a": {"type": "integer", "exclusiveMaximum": 2**54}}},
+    ],
+)
+def test_numbers_that_float64_does_not_tell_apart_are_refused(schema: Schema) -> None:
+    assert "float64" in (fault(schema) or "")
+    assert fault({"enum": [2**53, -(2**53), 0.5, True]}) is None
+
+
+@pytest.mark.parametrize("step", [0, -1, -0.5])
+def test_a_step_of_nothing_is_refused(step: float) -> None:
+    assert "above 0" in (fault({"type": "number", "multipleOf": step}) or "")
+
+
+NAMES: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def test_objects_are_closed_where_nothing_is_said() -> None:
+    assert closed(NAMES) == {**NAMES, "additionalProperties": False}
+    nested: Schema = {"type": "array", "items": NAMES, "$defs": {"b": NAMES}}
+    assert closed(nested)["items"]["additionalProperties"] is False and closed(nested)["$defs"]["b"]["additionalProperties"] is False
+    for schema in ({"type": "object"}, {**NAMES, "additionalProperties": True}, {**NAMES, "patternProperties": {"^x": {}}}):
+        assert closed(schema) == schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [NAMES, {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}]},
+        {**NAMES, "anyOf": [{"required": ["a"]}, {"properties": {"b": {"const": 1}}, "required": ["b"]}]},
+        {**NAMES, "required": ["b"]},
+    ],
+)
+def test_objects_that_need_more_than_they_name_stay_open(schema: Schema) -> None:
+    assert closed(schema) == schema and fault(schema) is None

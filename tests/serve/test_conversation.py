@@ -99,7 +99,9 @@ def test_what_is_wrong_with_a_message_is_named(served: Any, messages: Any, param
     assert says in error["message"], error
 
 
-@pytest.mark.parametrize("arguments", ["", "3", "[]", '{"a": ', '"x"', "[" * 100_000])
+@pytest.mark.parametrize(
+    "arguments", ["", "3", "[]", '{"a": ', '"x"', "[" * 100_000, '{"a": "\\ud800"}', '{"\\ud800": 1}', '{"a": ' + "9" * 4500 + "}"]
+)
 def test_arguments_that_are_no_object_are_named(served: Any, arguments: str) -> None:
     call = {**CALL, "function": {"name": "ring", "arguments": arguments[:5000]}}
     param, _ = refused(served, [{"role": "assistant", "tool_calls": [call]}])

@@ -81,6 +81,16 @@ def test_fields_that_decide_over_tokens_do_not_go_with_a_form(tooled: Any, field
     assert ask(tooled, tools=[RING], tool_choice="none", **fields).status_code == 200
 
 
+def test_tools_that_are_too_much_together_are_refused(tooled: Any) -> None:
+    def tool(place: int) -> dict[str, Any]:
+        parameters = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 7001 + place}}}
+        return {"type": "function", "function": {"name": f"f{place}", "parameters": parameters}}
+
+    assert ask(tooled, tools=[tool(0)]).status_code == 200
+    error = ask(tooled, tools=[tool(0), tool(1)]).json()["error"]
+    assert (error["param"], error["code"]) == ("tools", "unsupported_schema") and "multipleOf" in error["message"]
+
+
 def test_calls_are_taken_out_of_the_text(tooled: Any) -> None:
     say(tooled, "I will. " + TWO)
     choice = ask(tooled, tools=[RING, SING]).json()["choices"][0]

@@ -142,6 +142,29 @@ def test_bad_input_is_named(served: Any, path: str, body: Any, status: int, para
     assert served.router.in_flight == 0
 
 
+def test_more_answers_than_may_be_in_flight_are_refused_before_any_is_prepared(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.routes.prompts_of", None)
+    error = served.client.post(TEXT, json={"prompt": [[5]] * 2000, "n": 16, "max_tokens": 1}).json()["error"]
+    assert "may be in flight" in error["message"] and not served.engine.seen
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_its_tokens_are_looked_at(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.jobs.check_tokens", None)
+    error = served.client.post(TEXT, json={"prompt": [5] * 65, "max_tokens": 1, "echo": True}).json()["error"]
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+
+
+def test_nulls_are_as_if_left_out(served: Any) -> None:
+    nothing = dict.fromkeys(["n", "stream", "stream_options", "stop", "seed", "user", "temperature", "logit_bias"])
+    text = {"prompt": "a", "suffix": None, "max_tokens": None, "best_of": None, "echo": None, "logprobs": None}
+    chat = {"messages": [{"role": "assistant", "content": "a", "tool_calls": []}, *HELLO], "max_tokens": 2, "tools": None, "metadata": None}
+    for path, body in ((TEXT, text), (CHAT, chat | {"response_format": None, "tool_choice": None, "parallel_tool_calls": None})):
+        answer = served.client.post(path, json={**body, **nothing})
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["choices"]) == 1
+    assert served.engine.seen[0].max_tokens == 16
+
+
 @pytest.mark.parametrize(
     ("content", "status", "says"),
     [

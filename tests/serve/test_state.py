@@ -14,6 +14,10 @@ from serve.state import capabilities_of
 TEXT = "/v1/completions"
 
 
+def test_load_balancers_may_ask_for_the_head_alone(served: Any) -> None:
+    assert [served.client.head(path).status_code for path in ("/health", "/ready")] == [200, 200]
+
+
 def test_models_say_what_is_served(served: Any) -> None:
     (card,) = served.client.get("/v1/models").json()["data"]
     assert (card["id"], card["context"], card["slots"], card["observer"]) == ("fake", 64, 2, "fake-base")

@@ -25,6 +25,15 @@ def test_each_method_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize("method", ["binoculars", "fast_detect", "perplexity", "log_rank"])
+@pytest.mark.parametrize("surprise", [1e-9, 30.0, 5000.0])
+def test_the_most_and_the_least_surprising_texts_have_an_explanation(method: str, surprise: float) -> None:
+    count = 70
+    columns = Columns((-surprise,) * count, (4000,) * count, (-2.0,) * count, (1.0,) * count, (2.0,) * count)
+    made = assess(0, method, columns, reading("a", (5,) * (count + 1), ((0, 1),) * (count + 1)), True)  # type: ignore[arg-type]
+    assert made.score is not None and math.isfinite(made.score) and len(made.explanation) > 60
+
+
+@pytest.mark.parametrize("method", ["binoculars", "fast_detect", "perplexity", "log_rank"])
 def test_no_scored_token_is_no_score(method: str) -> None:
     assert score_of(method, Columns()) is None  # type: ignore[arg-type]
     made = assess(0, method, Columns(), reading("a", (5,), ((0, 1),)), True)  # type: ignore[arg-type]

@@ -1,0 +1,32 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.scoring.sentences import sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", []),
+        (" \n ", []),
+        ("One only", ["One only"]),
+        ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
+        ("“Stop!” he cried. She ran.", ["“Stop!” he cried.", "She ran."]),
+        ("Mr. Fox met Dr. Crow at 3.50 p.m. They talked.", ["Mr. Fox met Dr. Crow at 3.50 p.m.", "They talked."]),
+        ("J. R. Smith wrote it. Then he left.", ["J. R. Smith wrote it.", "Then he left."]),
+        ("Wait... what? Yes.", ["Wait... what?", "Yes."]),
+        ("A title\n\nA text begins.  It ends.\n", ["A title", "A text begins.", "It ends."]),
+    ],
+)
+def test_sentences(text: str, wanted: list[str]) -> None:
+    assert [text[start:end] for start, end in sentences(text)] == wanted
+
+
+@given(st.text(alphabet='aB.!? \n"”’)x', max_size=80))
+def test_spans_are_in_order_and_leave_out_nothing_but_blanks(text: str) -> None:
+    spans = sentences(text)
+    assert all(start < end for start, end in spans)
+    assert all(one[1] <= two[0] for one, two in zip(spans, spans[1:], strict=False))
+    kept = set().union(*(range(start, end) for start, end in spans)) if spans else set()
+    assert all(letter.isspace() for place, letter in enumerate(text) if place not in kept)

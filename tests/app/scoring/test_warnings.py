@@ -1,0 +1,42 @@
+import pytest
+
+from app.engine.request import Columns
+from app.scoring.warnings import RUN, SHORT, warnings
+
+ENGLISH = "it was the best of times and it was the worst of times for the king and his three sons who were not at home that day"
+
+
+def columns(count: int, surprise: float = 3.0, rank: int = 9) -> Columns:
+    return Columns((-surprise,) * count, (rank,) * count)
+
+
+def codes(content: str = ENGLISH, tokens: list[int] | None = None, found: Columns | None = None) -> list[str]:
+    return [code for code, _ in warnings(content, list(range(300)) if tokens is None else tokens, found or columns(300))]
+
+
+def test_an_ordinary_text_has_none() -> None:
+    assert codes() == []
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(SHORT - 1, ["short"]), (SHORT, []), (0, ["short"])])
+def test_short(count: int, wanted: list[str]) -> None:
+    assert codes(found=columns(count)) == wanted
+
+
+def test_not_english() -> None:
+    german = "Es war einmal ein König, der hatte drei Söhne, und als er alt wurde, rief er sie alle zu sich und sprach zu ihnen davon"
+    assert codes(german) == ["not_english"]
+    assert codes("Es war einmal") == []  # too few words to tell
+
+
+def test_repeated() -> None:
+    assert codes(tokens=[1, 2, 3] * 100) == ["repeated"]
+    assert codes(tokens=[*range(200), *range(100)]) == []
+
+
+def test_memorised() -> None:
+    assert codes(found=columns(300, 0.5)) == ["memorised"]
+    run = Columns((-3.0,) * 300, (9,) * 100 + (1,) * RUN + (9,) * (200 - RUN))
+    assert codes(found=run) == ["memorised"]
+    broken = Columns((-3.0,) * 300, ((1,) * (RUN - 1) + (2,)) * 7 + (9,) * (300 - 7 * RUN))
+    assert codes(found=broken) == []
