@@ -19,6 +19,7 @@ class Answer:
     finish_reason: str | None = None
     tokens: int | None = None
     place: Place | None = None  # in the server's queue, as last heard
+    model: str | None = None  # whose it is, where several are served
 
     def take(self, chunk: Chunk, now_s: float) -> None:
         self.place = chunk.queued

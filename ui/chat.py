@@ -23,7 +23,9 @@ Updates = tuple[Any, ...]
 Turn = Callable[..., AsyncIterator[Any]]
 
 
-def chat_tab(client: Client) -> None:
+def chat_tab(client: Client, model: gr.Dropdown) -> gr.HTML:
+    """`model` is the page's choice. Handed back is the notice that says why that one does not chat: it is blank where it does."""
+    notice = gr.HTML("", elem_id="notice", padding=False)
     chatbot = gr.Chatbot(
         label="Conversation",
         elem_id="conversation",
@@ -46,11 +48,13 @@ def chat_tab(client: Client) -> None:
 
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     outputs, buttons = [chatbot, box], [send, stop, clear]
-    asked = gr.on([box.submit, send.click], begin, [chatbot, box], [*outputs, *buttons], queue=False, **hidden)
-    answered = asked.then(turn(client), [chatbot, *fields], chatbot, **hidden)
-    answered.then(settle, [chatbot, box], [*outputs, *buttons], queue=False, **hidden)  # runs after a stop too
+    asked = gr.on([box.submit, send.click], begin, [chatbot, box, notice], [*outputs, *buttons], queue=False, **hidden)
+    answered = asked.then(turn(client), [chatbot, model, *fields], chatbot, **hidden)
+    answered.then(settle, [chatbot, box, notice], [*outputs, *buttons], queue=False, **hidden)  # runs after a stop too
+    notice.change(heed, [chatbot, notice], send, queue=False, **hidden)
     stop.click(None, cancels=[answered])
     clear.click(lambda: ([], ""), None, outputs, queue=False, **hidden)
+    return notice
 
 
 def _fields() -> list[gr.components.Component]:
@@ -75,24 +79,31 @@ def _field(label: str, placeholder: str, value: str = "", lines: int = 1) -> gr.
     return gr.Textbox(value=value, label=label, placeholder=placeholder, lines=lines, max_lines=max(lines, 1) * 2, min_width=140)
 
 
-def begin(history: list[ChatMessage], text: str) -> Updates:
-    """Puts the question into the conversation. A blank text, or one sent while an answer is on its way, stays in the box."""
-    if not text.strip() or view.live(history) or view.unanswered(history):
+def begin(history: list[ChatMessage], text: str, notice: str | None) -> Updates:
+    """Puts the question into the conversation. A blank text, or one sent while an answer is on its way or to a model that does not chat,
+    stays in the box."""
+    if not text.strip() or notice or _busy(history):
         return (gr.skip(),) * 5
     return [*history, view.question(text)], "", *_buttons(running=True)
 
 
+def heed(history: list[ChatMessage], notice: str | None) -> dict[str, Any]:
+    """The Send button, when another model was chosen."""
+    return gr.update(interactive=not notice and not _busy(history))
+
+
 def turn(client: Client) -> Turn:
-    async def answer(history: list[ChatMessage], *settings: str) -> AsyncIterator[Any]:
+    async def answer(history: list[ChatMessage], model: str | None, *settings: str) -> AsyncIterator[Any]:
         """Yields the conversation. A stop is raised in here, and leaving `aclosing` ends the request."""
         if not view.unanswered(history):
             yield gr.skip()  # Gradio would clear the outputs of a generator that yields nothing
             return
-        so_far = Answer(time.perf_counter())
+        so_far = Answer(time.perf_counter(), model=model)
         yield [*history, view.answering(so_far)]
         try:
             form = Form(*settings)
-            body = {"messages": [*form.opening(), *view.conversation(history)], **form.fields()}
+            named = {} if model is None else {"model": model}
+            body = {**named, "messages": [*form.opening(), *view.conversation(history)], **form.fields()}
             async with aclosing(client.chat(body)) as chunks:
                 drawn_s = 0.0
                 async for chunk in chunks:
@@ -109,13 +120,18 @@ def turn(client: Client) -> Turn:
     return answer
 
 
-def settle(history: list[ChatMessage], text: str) -> Updates:
+def settle(history: list[ChatMessage], text: str, notice: str | None) -> Updates:
     """When an answer is over. One that is still on its way was stopped, and says so; a question without an answer goes back to the box."""
     told = view.stopped(history)
     changed = told if told != history else gr.skip()
-    return changed, text or view.lost_question(told), *_buttons(running=False)
+    return changed, text or view.lost_question(told), *_buttons(running=False, mute=bool(notice))
 
 
-def _buttons(running: bool) -> Updates:
-    """Send, Stop and Clear."""
-    return gr.update(interactive=not running), gr.update(interactive=running), gr.update(interactive=not running)
+def _busy(history: list[ChatMessage]) -> bool:
+    """Whether an answer is on its way, or about to be."""
+    return view.live(history) or view.unanswered(history)
+
+
+def _buttons(running: bool, mute: bool = False) -> Updates:
+    """Send, Stop and Clear. `mute` is a model that does not chat."""
+    return gr.update(interactive=not running and not mute), gr.update(interactive=running), gr.update(interactive=not running)

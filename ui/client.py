@@ -70,10 +70,9 @@ class Client:
             response = _accepted(await http.get("/v1/models"))
             return _understood(ModelList, response).data
 
-    async def score(self, text: str, method: str | None) -> Score:
-        body: Fields = {"input": text, "return_tokens": True}
-        if method is not None:
-            body["method"] = method
+    async def score(self, text: str, method: str | None, model: str | None = None) -> Score:
+        chosen = {"method": method, "model": model}
+        body: Fields = {"input": text, "return_tokens": True, **{name: value for name, value in chosen.items() if value is not None}}
         async with self._connection() as http:
             response = _accepted(await http.post("/v1/score", json=body))
             first = _understood(ScoreResponse, response).data[0]

@@ -1,4 +1,5 @@
-"""The Gradio page: a header that says what is served, a chat tab and a score tab. `create_page` builds it, `mount` hangs it into an app.
+"""The Gradio page: a header that says what is served, the choice among several models, a chat tab and a score tab. `create_page` builds
+it, `mount` hangs it into an app.
 
 Knows a Litmus server by its address only. Holds no state of a visitor.
 """
@@ -10,8 +11,9 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
-from ui import score, view
+from ui import header, score
 from ui.chat import chat_tab
+from ui.choice import Choice
 from ui.client import Client, ServerError
 
 PATH = "/ui"
@@ -29,27 +31,38 @@ HEAD = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
 def create_page(server_url: str) -> gr.Blocks:
     client = Client(server_url)
     with gr.Blocks(title="Litmus", analytics_enabled=False) as page:
-        header = gr.HTML(view.connecting(server_url))
+        head = gr.HTML(header.connecting(server_url))
+        model = gr.Dropdown([], value=None, label="Model", interactive=True, filterable=False, visible=False, elem_id="model")
+        kept = gr.BrowserState("", storage_key="litmus-model", secret="litmus")  # a name, nothing secret
         with gr.Tab("Chat"):
-            chat_tab(client)
+            notice = chat_tab(client, model)
         with gr.Tab("Score"):
-            method = score.score_tab(client)
-        page.load(greet(client), None, [header, method], show_progress="hidden", api_visibility="private")
+            method = score.score_tab(client, model)
+        shown = [head, model, method, notice, kept]
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        page.load(greet(client), [kept, method], shown, **hidden)
+        model.input(greet(client), [model, method], shown, trigger_mode="always_last", **hidden)
     page.queue(default_concurrency_limit=CALLS_AT_ONCE, api_open=False)
     return page
 
 
-def greet(client: Client) -> Callable[[], Awaitable[tuple[Any, ...]]]:
-    async def describe() -> tuple[Any, ...]:
+def greet(client: Client) -> Callable[[str, str], Awaitable[tuple[Any, ...]]]:
+    async def describe(asked: str, method: str) -> tuple[Any, ...]:
+        """Asks the server anew each time: what it serves may have changed since the page was loaded."""
         try:
-            status = (await client.ready()).status
-            cards = await client.models()
+            readiness = await client.ready()
+            choice = Choice(await client.models(), readiness, asked)
         except ServerError as error:
-            return view.unreachable(error.message), gr.skip()
-        methods = cards[0].methods if cards else []
-        return view.header(cards, status), score.choices(methods)
+            return header.unreachable(error.message), *(gr.skip(),) * 4
+        methods = choice.card.methods if choice.card else []
+        return header.header(choice), picker(choice), score.choices(methods, method), header.speechless(choice), choice.kept
 
     return describe
+
+
+def picker(choice: Choice) -> dict[str, Any]:
+    """The model dropdown: seen only where there is a choice. Its value is what requests send as `model`."""
+    return gr.update(choices=[(card.id, card.id) for card in choice.cards], value=choice.sent, visible=choice.several)
 
 
 def options() -> dict[str, Any]:

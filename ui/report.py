@@ -78,9 +78,10 @@ class Bucket:
 BUCKETS = (Bucket(10, "top 10"), Bucket(100, "top 100"), Bucket(1000, "top 1,000"), Bucket(float("inf"), "beyond"))
 
 
-def report(score: Score, text: str) -> str:
-    """`text` is what was sent. What no scored token covers, its first token among it, is shown uncoloured."""
-    parts = [_verdict(score), _gauge(score), f'<p class="explanation">{escaped(score.explanation)}</p>']
+def report(score: Score, text: str, model: str | None = None) -> str:
+    """`text` is what was sent, `model` whose score it is, where several are served. What no scored token covers, its first token among it,
+    is shown uncoloured."""
+    parts = [_verdict(score, model), _gauge(score), f'<p class="explanation">{escaped(score.explanation)}</p>']
     if score.statistics is not None:
         parts.append(_statistics(score, score.statistics))
     if score.tokens:
@@ -101,11 +102,12 @@ def caveat() -> str:
     return f'<p class="caveat">{CAVEAT}</p>'
 
 
-def _verdict(score: Score) -> str:
+def _verdict(score: Score, model: str | None) -> str:
     number = "no score" if score.score is None else _number(score.score)
+    by = f" by {escaped(model)}" if model is not None else ""
     return (
         f'<div class="verdict"><strong class="badge {score.verdict}">{VERDICTS[score.verdict]}</strong>'
-        f"<span>{METHODS[score.method]} <b>{number}</b></span></div>"
+        f"<span>{METHODS[score.method]} <b>{number}</b>{by}</span></div>"
     )
 
 

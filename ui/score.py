@@ -3,7 +3,7 @@
 Knows neither thresholds nor verdicts; the server explains itself.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ NO_TEXT = "There is no text to score yet. Paste at least a few sentences."
 TOKENS_JS = Path(__file__).with_name("tokens.js")
 
 
-def score_tab(client: Client) -> gr.Dropdown:
-    """The method choice is handed back, for the page to fill once it knows what is served."""
+def score_tab(client: Client, model: gr.Dropdown) -> gr.Dropdown:
+    """The method choice is handed back, for the page to fill once it knows what is served. `model` is the page's choice."""
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             text = gr.Textbox(
@@ -37,25 +37,26 @@ def score_tab(client: Client) -> gr.Dropdown:
             gr.HTML(report.caveat())
 
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    scored = score.click(scorer(client), [text, method], result, **private)
+    scored = score.click(scorer(client), [text, method, model], result, **private)
     clear.click(lambda: ("", report.idle()), None, [text, result], cancels=[scored], **private)
     return method
 
 
-def scorer(client: Client) -> Callable[[str, str], AsyncIterator[str]]:
-    async def score(text: str, method: str) -> AsyncIterator[str]:
+def scorer(client: Client) -> Callable[[str, str, str | None], AsyncIterator[str]]:
+    async def score(text: str, method: str, model: str | None) -> AsyncIterator[str]:
         if not text.strip():
             yield problem(NO_TEXT)
             return
         yield report.scoring()
         try:
-            yield report.report(await client.score(text, method or None), text)
+            yield report.report(await client.score(text, method or None, model), text, model)
         except ServerError as error:
             yield problem(error.message)
 
     return score
 
 
-def choices(methods: list[Method]) -> dict[str, Any]:
-    """The method dropdown for a model that offers these."""
-    return gr.update(choices=[("Automatic", AUTOMATIC), *((report.METHODS[method], method) for method in methods)])
+def choices(methods: Sequence[Method], chosen: str) -> dict[str, Any]:
+    """The method dropdown for a model that offers these; what is chosen stays so where it is among them."""
+    named = [("Automatic", AUTOMATIC), *((report.METHODS[method], method) for method in methods)]
+    return gr.update(choices=named, value=chosen if chosen in methods else AUTOMATIC)

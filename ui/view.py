@@ -1,4 +1,4 @@
-"""Translates what the server said into what the page shows: chat messages with their notes, and the header.
+"""Translates what the server said into what the chat shows: messages with their notes.
 
 Pure: no Gradio component, no HTTP, no clock. Whatever came from a model or a user is escaped here before it becomes HTML.
 """
@@ -7,12 +7,10 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from app.schemas import ModelCard
 from ui.answer import Answer
 
 ChatMessage = dict[str, Any]  # Gradio's: {"role": str, "content": [{"type": "text", "text": HTML}, ...]}
 TEMPLATE_CHARACTERS = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
-TAGLINE = "One model that chats, and tells how machine-like a text is."
 STREAMING, WAITING, UNDERWAY = "streaming", "waiting for the first token", "…"
 FINISHED = {"stop": "finished (stop)", "length": "cut at the token limit (length)"}
 
@@ -43,6 +41,8 @@ def answered(answer: Answer) -> ChatMessage:
         parts.insert(0, f"{answer.tokens_per_s:,.1f} tokens/s")
     if answer.tokens is not None:
         parts.insert(0, f"{answer.tokens:,} token{'' if answer.tokens == 1 else 's'}")
+    if answer.model is not None:
+        parts.insert(0, answer.model)
     return _message("assistant", answer.text, " · ".join(parts))
 
 
@@ -103,40 +103,5 @@ def _note(message: ChatMessage) -> str:
     return html.unescape(message["content"][1]["text"]) if len(message["content"]) > 1 else ""
 
 
-def connecting(server_url: str) -> str:
-    return _header(f'<p class="status">Asking {escaped(server_url)} what it serves.</p>')
-
-
-def unreachable(sentence: str) -> str:
-    return _header(problem(sentence))
-
-
 def problem(sentence: str) -> str:
     return f'<p class="status problem" role="alert">{escaped(sentence)}</p>'
-
-
-def header(cards: Sequence[ModelCard], status: str) -> str:
-    """What is served; `status` is the word of GET /ready."""
-    note = (
-        "" if status == "ready" else f'<p class="status problem" role="alert">The server is {escaped(status)}: answers may be refused.</p>'
-    )
-    return _header(note + "".join(_card(card) for card in cards))
-
-
-def _card(card: ModelCard) -> str:
-    facts = {
-        "Model": card.id,
-        "Precision": card.dtype if card.quantize == "none" else f"{card.quantize}, computing in {card.dtype}",
-        "Device": card.device,
-        "Context": f"{card.context:,} tokens",
-        "Slots": f"{card.slots:,}",
-        "Observer": card.observer or "none",
-    }
-    if not card.chat:
-        facts["Chat"] = "no chat template"
-    pairs = "".join(f"<div><dt>{name}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts.items())
-    return f'<dl class="facts">{pairs}</dl>'
-
-
-def _header(inside: str) -> str:
-    return f'<header class="litmus"><h1>Litmus</h1><p class="tagline">{TAGLINE}</p>{inside}</header>'

@@ -40,6 +40,8 @@ CARD = {
     "methods": ["binoculars", "fast_detect", "perplexity", "log_rank"],
     "capabilities": ["chat", "completions", "score"],
 }
+BASE = {**CARD, "id": "base", "default": False, "observer": None, "methods": ["fast_detect", "perplexity", "log_rank"]}
+MUTE = {**BASE, "id": "mute", "chat": False, "capabilities": ["completions", "score"]}
 EXPLANATION = "The score 0.742 is below the threshold 0.901, which 1.0% of 2,000 human texts also are."
 
 
@@ -85,6 +87,8 @@ class Fake:
     score_changes: dict[str, Any] = field(default_factory=dict)
     score_failure: dict[str, Any] | None = None
     ready: tuple[int, str] = (200, "ready")
+    cards: list[dict[str, Any]] = field(default_factory=lambda: [CARD])
+    presence: dict[str, str] = field(default_factory=dict)
     asked: list[dict[str, Any]] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
 
@@ -113,11 +117,11 @@ def create_fake(fake: Fake) -> FastAPI:
     @app.get("/ready")
     def ready() -> Response:
         status, word = fake.ready
-        return JSONResponse({"status": word}, status)
+        return JSONResponse({"status": word, "models": fake.presence}, status)
 
     @app.get("/v1/models")
     def models() -> Response:
-        return fake.refused() or JSONResponse({"object": "list", "data": [CARD]})
+        return fake.refused() or JSONResponse({"object": "list", "data": fake.cards})
 
     @app.post("/v1/score")
     async def score(request: Request) -> Response:

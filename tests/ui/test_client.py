@@ -131,9 +131,17 @@ def test_another_kind_of_server_is_not_understood(fake):
     assert "/v1/score" in sentence(Client(fake.url).score("text", None))
 
 
-@pytest.mark.parametrize(("method", "sent"), [(None, {}), ("fast_detect", {"method": "fast_detect"})])
-def test_a_score_asks_for_tokens_and_a_method_only_when_chosen(fake, method, sent):
-    result = asyncio.run(Client(fake.url).score("A fox.", method))
+@pytest.mark.parametrize(
+    ("chosen", "sent"),
+    [
+        ((None,), {}),
+        (("fast_detect",), {"method": "fast_detect"}),
+        ((None, "base"), {"model": "base"}),
+        (("fast_detect", "base"), {"method": "fast_detect", "model": "base"}),
+    ],
+)
+def test_a_score_asks_for_tokens_and_for_a_method_and_a_model_only_when_chosen(fake, chosen, sent):
+    result = asyncio.run(Client(fake.url).score("A fox.", *chosen))
     assert fake.asked == [{"input": "A fox.", "return_tokens": True, **sent}]
     assert result.verdict == "machine"
     assert result.tokens is not None

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-from tests.ui.conftest import EXPLANATION, Fake, running
+from tests.ui.conftest import BASE, CARD, EXPLANATION, MUTE, Fake, running
 from ui.page import mount
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -69,6 +69,37 @@ def loaded(page: Page) -> Page:
     return page
 
 
+@pytest.fixture
+def several(page: Page, fake: Fake) -> Iterator[Page]:
+    """The page of a server of three models, the default one in the middle. What it keeps in the browser is gone afterwards."""
+    fake.cards = [BASE, CARD, MUTE]
+    page.reload()
+    expect(models(page)).to_have_value("storyteller", timeout=20_000)
+    yield page
+    page.evaluate("localStorage.clear()")
+
+
+def models(page: Page) -> Locator:
+    return page.get_by_role("combobox", name="Model", exact=True)
+
+
+def current(page: Page) -> Locator:
+    """The name the header marks."""
+    return page.locator("[aria-current] b")
+
+
+def reload(page: Page) -> None:
+    """Once the browser keeps the choice: it writes a moment after the page shows it."""
+    page.wait_for_function("localStorage.getItem('litmus-model') !== null")
+    page.reload()
+
+
+def choose(page: Page, name: str) -> None:
+    models(page).click()
+    page.get_by_role("option", name=name).click()
+    expect(current(page)).to_have_text(name)
+
+
 def ask(page: Page, text: str) -> None:
     box = page.get_by_label("Message", exact=True)
     box.fill(text)
@@ -81,7 +112,7 @@ def score(page: Page, text: str) -> None:
     page.get_by_role("button", name="Score", exact=True).click()
 
 
-def conversation(page: Page):
+def conversation(page: Page) -> Locator:
     return page.get_by_role("log")
 
 
@@ -237,6 +268,111 @@ def test_nothing_to_score_and_a_refusal_are_sentences(loaded: Page, fake: Fake):
     fake.refusal = (400, "text 0 is too long")
     score(loaded, "A text.")
     expect(loaded.get_by_role("alert")).to_have_text("text 0 is too long.")
+
+
+def test_one_model_gives_no_choice_and_is_not_named(loaded: Page, fake: Fake):
+    expect(models(loaded)).to_have_count(0)
+    ask(loaded, QUESTION)
+    expect(conversation(loaded)).to_contain_text("finished (stop)")
+    score(loaded, "A text.")
+    expect(loaded.get_by_text("Likely machine-written")).to_be_visible()
+    assert ["model" in body for body in fake.asked] == [False, False]
+
+
+def test_another_model_goes_on_with_the_conversation(several: Page, fake: Fake):
+    ask(several, QUESTION)
+    expect(conversation(several)).to_contain_text("storyteller · 9 tokens")
+    choose(several, "base")
+    ask(several, "And then?")
+    expect(conversation(several)).to_contain_text("base · 9 tokens")
+    assert [body["model"] for body in fake.asked] == ["storyteller", "base"]
+    assert [message["content"] for message in fake.asked[1]["messages"]] == [QUESTION, "".join(fake.words), "And then?"]
+    assert several.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_a_model_brings_its_methods(several: Page, fake: Fake):
+    several.get_by_role("tab", name="Score").click()
+    method = several.get_by_role("combobox", name="Method")
+    method.click()
+    several.get_by_role("option", name="Binoculars").click()
+    choose(several, "base")
+    expect(method).to_have_value("Automatic")
+    method.click()
+    expect(several.get_by_role("option")).to_contain_text(["Automatic", "Fast-DetectGPT", "Perplexity", "Log-rank"])
+    several.get_by_role("option", name="Log-rank").click()
+    choose(several, "storyteller")
+    expect(method).to_have_value("Log-rank")
+    choose(several, "base")
+    score(several, "A text.")
+    expect(several.get_by_text("0.742 by base")).to_be_visible()
+    assert (fake.asked[0]["model"], fake.asked[0]["method"]) == ("base", "log_rank")
+
+
+def test_a_model_is_chosen_by_keyboard_and_outlives_a_reload(several: Page):
+    models(several).focus()
+    several.keyboard.press("ArrowUp")
+    several.keyboard.press("Enter")
+    expect(current(several)).to_have_text("base")
+    reload(several)
+    expect(models(several)).to_have_value("base", timeout=20_000)
+    expect(current(several)).to_have_text("base")
+
+
+def test_a_model_without_a_template_says_so_and_sends_nothing(several: Page, fake: Fake):
+    send = several.get_by_role("button", name="Send")
+    choose(several, "mute")
+    expect(several.get_by_role("alert")).to_have_text(
+        "mute has no chat template, so it cannot chat. Choose base or storyteller to chat. The Score tab works."
+    )
+    expect(send).to_be_disabled()
+    with several.expect_response("**/queue/join*"):
+        ask(several, QUESTION)
+    several.wait_for_timeout(300)  # it is answered by nothing, which is what this waits for
+    expect(several.get_by_label("Message", exact=True)).to_have_value(QUESTION)
+    assert fake.asked == []
+    choose(several, "storyteller")
+    expect(several.get_by_role("alert")).to_have_count(0)
+    send.click()
+    expect(conversation(several)).to_contain_text("finished (stop)")
+
+
+def test_send_comes_back_only_to_a_model_that_chats(several: Page, fake: Fake):
+    fake.wait_s = 0.3
+    ask(several, QUESTION)
+    expect(conversation(several)).to_contain_text("Once upon")
+    choose(several, "mute")
+    expect(conversation(several)).to_contain_text("finished (stop)")
+    expect(several.get_by_role("button", name="Clear")).to_be_enabled()
+    expect(several.get_by_role("button", name="Send")).to_be_disabled()
+
+
+def test_a_model_that_is_loading_again_is_a_sentence_and_the_default_answers(several: Page, fake: Fake):
+    fake.cards = [CARD, MUTE]
+    fake.ready, fake.presence = (503, "loading"), {"storyteller": "ready", "base": "loading", "mute": "ready"}
+    models(several).click()
+    several.get_by_role("option", name="base").click()
+    expect(several.get_by_role("alert")).to_have_text(
+        "The server is still loading base. Reload this page to look again. base is not there yet, so storyteller is chosen."
+    )
+    expect(models(several)).to_have_value("storyteller")
+    ask(several, QUESTION)
+    expect(conversation(several)).to_contain_text("finished (stop)")
+    assert fake.asked[0]["model"] == "storyteller"
+    fake.cards, fake.ready = [CARD, BASE], (200, "ready")
+    reload(several)
+    expect(models(several)).to_have_value("base", timeout=20_000)
+
+
+def test_a_model_that_is_gone_is_told_once(several: Page, fake: Fake):
+    choose(several, "base")
+    fake.cards = [CARD]
+    reload(several)
+    expect(several.get_by_role("alert")).to_have_text("base is no longer served here, so storyteller is chosen.", timeout=20_000)
+    expect(models(several)).to_have_count(0)
+    several.wait_for_timeout(500)  # the browser keeps the new name a moment later, and encrypted
+    several.reload()
+    expect(several.get_by_text("nf4, computing in bfloat16")).to_be_visible(timeout=20_000)
+    expect(several.get_by_role("alert")).to_have_count(0)
 
 
 def test_the_policy_keeps_the_browser_at_home(fake: Fake, page_url: str, context: BrowserContext):

@@ -69,6 +69,11 @@ def test_the_explanation_is_the_servers_and_escaped():
     assert "Below &lt;0.9&gt;." in report.report(score(), "")
 
 
+def test_a_score_names_its_model_where_several_are_served():
+    assert "</b> by &lt;base&gt;</span>" in report.report(score(), "", "<base>")
+    assert " by " not in re.sub(r'<p class="explanation">.*?</p>', "", report.report(score(tokens=[]), ""))
+
+
 def test_statistics_show_what_there_is():
     shown = report.report(score(windows=3, removed_characters=7), "")
     for name, value in {"Perplexity": "22.200", "Cross-entropy": "4.180", "Windows": "3", "Invisible characters removed": "7"}.items():

@@ -2,7 +2,6 @@ import html
 
 import pytest
 
-from app.schemas import ModelCard
 from ui import view
 from ui.answer import Answer
 
@@ -36,6 +35,7 @@ def test_apostrophes_stay_readable_for_a_screen_reader():
         (DONE, "42 tokens · 41.0 tokens/s · TTFT 210 ms · finished (stop)"),
         (Answer(0.0, "a", 1.5, 1.5, "length", 1), "1 token · TTFT 1,500 ms · cut at the token limit (length)"),
         (Answer(0.0), "finished"),
+        (Answer(0.0, "a", model="base"), "base · finished"),
     ],
 )
 def test_the_note_under_an_answer(answer: Answer, words: str):
@@ -101,32 +101,3 @@ def test_an_answer_that_talks_about_streaming_is_not_rewritten_by_a_stop():
 @pytest.mark.parametrize("history", [[], [view.question("Hello"), view.answered(DONE)]])
 def test_stop_with_nothing_under_way_changes_nothing(history: list[view.ChatMessage]):
     assert view.stopped(history) == history
-
-
-def card(**changes: object) -> ModelCard:
-    fields = {"id": "story<teller>", "created": 1, "context": 4096, "slots": 32, "quantize": "nf4", "dtype": "bfloat16", "device": "cuda:0"}
-    more = {"default": True, "max_model_len": 4096, "revision": "0123456789ab", "capabilities": ["chat", "completions", "score"]}
-    return ModelCard.model_validate({**fields, **more, "observer": None, "chat": True, "methods": ["fast_detect"], **changes})
-
-
-def test_the_header_names_what_is_served():
-    shown = view.header([card()], "ready")
-    for words in ("story&lt;teller&gt;", "nf4, computing in bfloat16", "cuda:0", "4,096 tokens", ">32<"):
-        assert words in shown
-    assert "no chat template" not in shown
-    assert "problem" not in shown
-
-
-def test_the_header_of_a_plain_model_without_a_template():
-    shown = view.header([card(quantize="none", chat=False)], "ready")
-    assert "<dd>bfloat16</dd>" in shown
-    assert "no chat template" in shown
-
-
-@pytest.mark.parametrize("status", ["loading", "draining"])
-def test_the_header_says_when_the_server_is_not_ready(status: str):
-    assert f"The server is {status}" in view.header([card()], status)
-
-
-def test_an_unreachable_server_is_a_sentence():
-    assert "No server at &lt;x&gt;." in view.unreachable("No server at <x>.")
