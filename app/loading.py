@@ -81,12 +81,13 @@ def create_engine(settings: ModelSettings, seat: Seat | None = None) -> tuple[En
     grammars = Grammars(tokenizer.base, performer.vocabulary, tokenizer.ends())
     engine = Engine(performer, tokenizer.decode, tokenizer.ends(), limits, observer, grammars)
     warm_up(engine)
-    return engine, _facts(settings, performer, limits, tokenizer)
+    return engine, _facts(settings, engine, tokenizer)
 
 
-def _facts(settings: ModelSettings, performer: FlatModel, limits: Limits, tokenizer: Tokenizer) -> Facts:
+def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer) -> Facts:
+    performer, observer, limits = engine.performer, engine.observer, engine.limits
     path, dtype = settings.observer_path, str(performer.model.dtype).removeprefix("torch.")
-    revision = revision_of(settings.path, getattr(performer.model.config, "_commit_hash", None))
+    revision = _revision(settings.path, performer)
     return Facts(
         name=settings.served_name,
         context=limits.context,
@@ -98,8 +99,13 @@ def _facts(settings: ModelSettings, performer: FlatModel, limits: Limits, tokeni
         chat=tokenizer.chats,
         fingerprint=fingerprint_of(settings.served_name, revision, settings.quantize, dtype),
         revision=revision,
+        observer_revision=_revision(path, observer) if path and observer else None,
         tools=isinstance(tokenizer.calls, Format),
     )
+
+
+def _revision(path: str, model: FlatModel) -> str:
+    return revision_of(path, getattr(model.model.config, "_commit_hash", None))
 
 
 def _adopt(path: str, settings: ModelSettings, device: torch.device, room: Room) -> FlatModel:

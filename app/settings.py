@@ -48,6 +48,9 @@ class ModelSettings(Group):
     observer: str | None = Field(
         None, description="folder or hub name of the observer for binoculars; the bundled base model when the bundled model is served"
     )
+    calibration: str | None = Field(
+        None, description="file of `python -m app.calibrate` that verdicts rest on; the one beside the model when not set"
+    )
     name: str | None = Field(None, description="name in the API; the last part of the path when not set")
     quantize: Literal["none", "int8", "nf4", "fp4", "int4"] = Field(
         "none", description="of the linear layers: int8, nf4 and fp4 by bitsandbytes; int4, the fastest on a CPU, by torch's own kernel"

@@ -26,15 +26,17 @@ is long enough. AUROC:
 """
 
 SHIPPED = """
-At temperature 0.7, or with top_p 0.9, the pair's methods know nearly every one of the model's stories. At temperature 1 without a filter
-the four methods are no better than a coin, and that is no fault of the samples: a model that was trained well is surprised by new prose
-of its own kind as much as it expects to be, and by its own free draws exactly as much as it expects to be, so means of surprise, rank and
-entropy cannot tell the two apart. The ratio can, because it asks which of two nearly equal models the text follows, and the stories
-follow the one that told them. It needs both models, and it knows this pair's stories only.
+At temperature 0.7, or with top_p 0.9, Binoculars and Fast-DetectGPT know nearly every one of the model's stories; at temperature 1 with
+top_p 0.9, which is what a request with `temperature: 1` gets, they still do. At temperature 1 without any filter the four methods are
+little better than a coin, and longer texts do not help. That is no fault of the samples: a model that was trained well is surprised by
+new prose of its own kind about as much as it expects to be, and by its own free draws exactly as much as it expects to be, so sums of
+surprise, rank and entropy hardly tell the two apart. The ratio can, because it asks which of two nearly equal models the text follows,
+and the stories follow the one that told them. It needs both models, and it knows this pair's stories only.
 
 ## The shipped calibration on books it has not seen
-"FPR where fitted" is on the texts the border was chosen by; the other columns on the books measured on, all settings of the stories
-together (temperature 1 without a filter among them, which is why a TPR cannot be near 100%).
+"FPR where fitted" is on the texts the border was chosen by; the other columns are on the books measured on, all settings of the stories
+together (temperature 1 without a filter among them, which is why no TPR comes near 100%). The rate on a single book lies far from its
+target, on either side, more often than the intervals suggest: a border holds for writing like that it was measured on.
 """
 
 DETECT = """
@@ -49,21 +51,23 @@ TPR at a target FPR of {target}%, in brackets the FPR that the border of the oth
 
 CLOSING = """
 ## The shipped calibration on texts it was not made for
-Verdicts at a target of 5%, machine / uncertain / human. A border belongs to the kind of text it was measured on: the first two rows show
-which share of human news and of human amateur stories the bundled calibration would call a machine's.
+Verdicts at a target of 5%, machine / uncertain / human. A score further on the human's side than that of every text of the calibration gets
+no verdict but `uncertain` and no probability: such a text is of another kind, and may be anyone's. What is left shows what a verdict of
+`human` means here: no story that the bundled model told at its usual settings. It does not mean that no other model wrote the text.
 
 """
 
 END = """
 ## What it can do
-- Recognise stories that the bundled model told at temperature 0.7, or with its usual top_p of 0.9, from about 100 tokens on, beside prose
-  like that of its books.
+- Recognise stories that the bundled model told at temperature 0.7 (from about 100 tokens on), or with its usual top_p of 0.9 (measured at
+  about 200 tokens), beside prose like that of its books.
 
 ## What it cannot do
-- Recognise stories told at temperature 1 without top_p, by the four methods that the server offers.
-- Tell whether another model wrote a text. The tables above are near a coin for most sets, and at a fixed false-positive rate they find few
-  machine texts. To judge texts of large models, serve a larger pair and calibrate it on texts like those you will judge: `python -m
-  app.calibrate`.
+- Recognise stories told at temperature 1 without top_p (`top_p: 1`), by the four methods above.
+- Tell whether another model wrote a text. No set of other models reaches an AUROC of 0.9; the older models are near a coin, and at a
+  false-positive rate of 1% fewer than a third of any set's machine texts are found. To judge texts of large models, serve a larger
+  pair and calibrate it on texts like those you will judge: `python -m app.calibrate`.
+- Tell that a human wrote a text. See the last table: texts of other models get `human` too.
 - Keep its false-positive rate on another kind of text. Borders are valid for writing like that they were measured on and for no other.
 - Say anything of a text under 64 scored tokens, or longer than those it was calibrated on.
 - See through paraphrase, edited text or mixed authorship: none of this was measured here.

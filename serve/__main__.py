@@ -50,11 +50,13 @@ def serve(settings: Settings) -> None:
 
 def dress(settings: Settings, app: Any, router: Any) -> None:
     """Routes and page: the one place above the wall between `serve` and `ui`, which otherwise know nothing of each other."""
+    from app.scoring.detector import detector_of
     from app.tokenizer import Tokenizer
     from serve.routes import create_routes
 
     tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.served.values()}
-    app.include_router(create_routes(router, tokenizers, int(time.time()), frozenset(settings.security.banned_users)))
+    detectors = {model.served_name: detector_of(model) for model in settings.served.values()}
+    app.include_router(create_routes(router, tokenizers, int(time.time()), frozenset(settings.security.banned_users), detectors))
     if settings.ui.enabled:
         from ui.page import mount  # noqa: TID251
 

@@ -10,19 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.engine.request import Facts, Generate, Sampling, Score
+from app.engine.request import Facts, Generate, Sampling
 from app.errors import ContextTooLong, InvalidRequest, SetupError
-from app.schemas import ChatRequest, CompletionRequest, Method, SamplingFields, ScoreRequest, Tier, UsedTier
-from app.scoring.score import Reading, clean
-from app.scoring.windows import windows
+from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, UsedTier
 from app.tokenizer import Tokenizer
 from serve.forms import Form, form_of
 from serve.logprobs import Ruler
-from serve.state import methods_of
 
 DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 LENGTH = 16  # tokens of a completion that says nothing of it
-MAX_WINDOWS = 64  # of half a context each: how long a text to score may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,28 +211,3 @@ def _prompt(item: str | list[int], tokenizer: Tokenizer, echo: bool) -> Prompt:
         return Prompt(tuple(item))
     ruler = Ruler(tokenizer)
     return Prompt(tuple(item), tokenizer.decode(item), tuple(ruler.push(token) for token in item))
-
-
-def method_of(asked: Method | None, facts: Facts) -> Method:
-    allowed = methods_of(facts)
-    if asked is not None and asked not in allowed:
-        raise InvalidRequest(f"method {asked} needs an observer, and none is loaded; {allowed[0]} needs none", param="method")
-    return asked or allowed[0]
-
-
-def readings_of(id: str, body: ScoreRequest, method: Method, tokenizer: Tokenizer, facts: Facts) -> list[Reading]:
-    made = []
-    for index, raw in enumerate(body.texts):
-        text = clean(raw)
-        if not text.content.strip():
-            raise InvalidRequest(f"text {index} holds nothing but zero-width characters", param="input")
-        encoded = tokenizer.read(text.content, "input")
-        most = MAX_WINDOWS * facts.context // 2
-        if len(encoded.ids) > most:
-            raise InvalidRequest(
-                f"text {index} has {len(encoded.ids)} tokens; at most {most} are scored at once: send it in parts", param="input"
-            )
-        parts = windows(len(encoded.ids), facts.context)
-        job = Score(f"{id}/{index}", encoded.ids, parts, method == "binoculars", tier_of(body.service_tier) or "default")
-        made.append(Reading(text, encoded, job))
-    return made

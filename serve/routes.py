@@ -1,29 +1,22 @@
 """The routes that work: from a validated body to jobs, through the router, and back. Here wire, tokenizer and router meet."""
 
-import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.engine.request import Columns, Event, Failed, Scored
-from app.errors import EngineFailed, InvalidRequest
+from app.errors import InvalidRequest
 from app.schemas import (
     ChatRequest,
     ChatResponse,
     CompletionRequest,
     CompletionResponse,
-    Method,
-    ScoreFailure,
-    ScoreRequest,
-    ScoreResponse,
-    Usage,
 )
-from app.schemas import Score as ScoreBody
-from app.scoring.score import Reading, assess
+from app.scoring.detector import Detector
 from app.tokenizer import Tokenizer
 from serve.answers import Answer, stream, whole
 from serve.conversation import prompt_of
@@ -37,13 +30,11 @@ from serve.jobs import (
     completion_terms,
     given_prompts,
     jobs_of,
-    method_of,
     prompts_of,
-    readings_of,
     room,
-    tier_of,
 )
 from serve.router import Router
+from serve.score import add_score
 from serve.service import EventStream, Model, Service, unless_gone
 from serve.state import ERRORS, add_state
 from serve.tokens import add_tokens
@@ -51,8 +42,14 @@ from serve.tokens import add_tokens
 SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "JSON, or events with `stream`"}}
 
 
-def create_routes(router: Router, tokenizers: Mapping[str, Tokenizer], started: int, banned: frozenset[str] = frozenset()) -> APIRouter:
-    """`tokenizers` by the models' names; `banned` are the users whose requests are refused."""
+def create_routes(
+    router: Router,
+    tokenizers: Mapping[str, Tokenizer],
+    started: int,
+    banned: frozenset[str] = frozenset(),
+    detectors: Mapping[str, Detector] = MappingProxyType({}),
+) -> APIRouter:
+    """`tokenizers` and `detectors` by the models' names; `banned` are the users whose requests are refused."""
     routes = APIRouter()
     for tokenizer in tokenizers.values():
         check_defaults(tokenizer.defaults)
@@ -61,6 +58,7 @@ def create_routes(router: Router, tokenizers: Mapping[str, Tokenizer], started: 
     add_state(routes, router, started)
     add_tokens(routes, service)
     add_generate(routes, service)
+    add_score(routes, service, detectors)
 
     @routes.post(
         "/v1/chat/completions", tags=["chat"], summary="Continue a conversation", response_model=ChatResponse, responses=ERRORS | SSE
@@ -81,32 +79,6 @@ def create_routes(router: Router, tokenizers: Mapping[str, Tokenizer], started: 
         service.router.check(len(given_prompts(body)) * terms.copies, model.facts.name)
         prompts = await service.work(prompts_of, body, model.tokenizer, model.facts)
         return await _generate(service, model, body, terms, prompts, request)
-
-    @routes.post("/v1/score", tags=["score"], summary="Did a model write this?", response_model=ScoreResponse, responses=ERRORS)
-    async def score(body: ScoreRequest, request: Request) -> Response:
-        model = service.model(body.model)
-        facts = model.facts
-        method = method_of(body.method, facts)
-        id = f"score-{uuid.uuid4().hex}"
-        readings = await service.work(readings_of, id, body, method, model.tokenizer, facts)
-        ended = await unless_gone(request, _score(router, readings, facts.name))
-
-        def compose() -> bytes:
-            data = [_scored(i, reading, ended.get(reading.job.id), method, body.return_tokens) for i, reading in enumerate(readings)]
-            tokens = sum(len(reading.job.tokens) for reading in readings)
-            usage = Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens)
-            made = ScoreResponse(
-                id=id,
-                created=int(time.time()),
-                model=facts.name,
-                observer=facts.observer,
-                data=data,
-                usage=usage,
-                service_tier=tier_of(body.service_tier),
-            )
-            return made.model_dump_json().encode()
-
-        return Response(await service.work(compose), media_type="application/json")
 
     return routes
 
@@ -132,19 +104,3 @@ async def _generate(
     ticket = await opened.__aenter__()  # here, not in the stream: a full queue is still a 429
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     return EventStream(stream(answer, ticket, with_usage), opened)
-
-
-async def _score(router: Router, readings: list[Reading], model: str) -> dict[str, Event]:
-    """How each text's job ended, by its id."""
-    jobs = [reading.job for reading in readings if reading.job.windows]
-    async with router.open(list(jobs), model) as ticket:
-        return {event.id: event async for event in ticket}
-
-
-def _scored(index: int, reading: Reading, event: Event | None, method: Method, with_tokens: bool) -> ScoreBody | ScoreFailure:
-    if isinstance(event, Failed):
-        if isinstance(event.error, EngineFailed):
-            return ScoreFailure(index=index, message=event.error.message, code=event.error.code)
-        raise event.error
-    columns = event.columns if isinstance(event, Scored) else Columns()
-    return assess(index, method, columns, reading, with_tokens)

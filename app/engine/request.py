@@ -221,6 +221,7 @@ class Facts:
     chat: bool
     fingerprint: str = ""
     revision: str = ""  # the hub's commit, or a digest of the folder
+    observer_revision: str | None = None
     tools: bool = False  # its chat template has a place for them
 
 

@@ -8,9 +8,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
-Change = Literal["zero_width", "control", "homoglyph", "compatibility", "white_space"]
+from app.schemas import Change
+
 MOSTLY = 0.8  # share of ASCII among the letters of a text in which a look-alike is taken for a disguise
 ZERO_WIDTH = frozenset("\u00ad\u034f\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff")
 COMPATIBLE = ("<font>", "<wide>", "<narrow>")  # mathematical, full-width and half-width forms of letters

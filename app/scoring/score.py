@@ -4,30 +4,34 @@ Verdicts need a calibration that belongs to the served models; without one the a
 """
 
 import math
-import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from app.engine.request import Columns
 from app.engine.request import Score as Job
-from app.schemas import MIN_SCORED_TOKENS, Method, Score, ScoredToken, Statistics, Verdict
+from app.schemas import (
+    MIN_SCORED_TOKENS,
+    Direction,
+    Granularity,
+    Method,
+    Probability,
+    Rate,
+    Score,
+    SentenceScore,
+    Statistics,
+    TokenScore,
+    Verdict,
+    Warning,
+)
+from app.scoring.calibration import Judgement
+from app.scoring.detector import Ground
+from app.scoring.explanation import explain
+from app.scoring.normal import Text
+from app.scoring.sentences import sentences
+from app.scoring.warnings import warnings
 from app.tokenizer import Encoded
 
-HIDDEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")  # soft hyphen, zero-width space and joiners, word joiner, BOM
-DIRECTIONS: dict[Method, Literal["lower", "higher"]] = {
-    "binoculars": "lower",
-    "fast_detect": "higher",
-    "perplexity": "lower",
-    "log_rank": "lower",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A text as it is scored: without its zero-width characters, and how many those were."""
-
-    content: str
-    removed: int
+DIRECTIONS: dict[Method, Direction] = {"binoculars": "lower", "fast_detect": "higher", "perplexity": "lower", "log_rank": "lower"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +41,26 @@ class Reading:
     text: Text
     encoded: Encoded
     job: Job
+    truncated: bool = False
 
 
-def clean(text: str) -> Text:
-    content, removed = HIDDEN.subn("", text)
-    return Text(content, removed)
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of every text of a request, and what its verdict may rest on."""
+
+    methods: Sequence[Method]
+    ground: Ground
+    granularity: Granularity = "none"
+    target_fpr: float | None = None
 
 
 def score_of(method: Method, columns: Columns) -> float | None:
     """The method's number, or None where it is not defined (no scored token, or no spread at all).
 
-    binoculars: log-perplexity of the performer over cross-entropy observer -> performer (arXiv 2401.12070, as in its code).
-    fast_detect: (sum log p - sum mean) / sqrt(sum variance) (Fast-DetectGPT, arXiv 2310.05130, eq. 5, analytic).
-    perplexity: exp of the mean surprise. log_rank: mean natural logarithm of the rank.
+    binoculars: log-perplexity of the performer over cross-entropy observer -> performer (arXiv 2401.12070, as in its code: the
+    performer's perplexity, shifted; unlike it, one token is enough, and padding is never told by a token's id).
+    fast_detect: (sum log p - sum mean) / sqrt(sum variance) (Fast-DetectGPT, arXiv 2310.05130, eq. 5, analytic; one model is both
+    scorer and sampler). perplexity: exp of the mean surprise. log_rank: mean natural logarithm of the rank (GLTR, arXiv 1906.04043).
     """
     count = len(columns.logprob)
     if not count:
@@ -66,44 +77,62 @@ def score_of(method: Method, columns: Columns) -> float | None:
     return sum(math.log(rank) for rank in columns.rank) / count
 
 
-def assess(index: int, method: Method, columns: Columns, reading: Reading, with_tokens: bool) -> Score:
-    value = score_of(method, columns)
+def assess(index: int, question: Question, columns: Columns, reading: Reading) -> Score:
     count = len(columns.logprob)
-    verdict: Verdict = "insufficient" if value is None or count < MIN_SCORED_TOKENS else "uncalibrated"
+    scores = {method: score_of(method, columns) for method in question.methods}
+    method = _deciding(question, count)
+    value = scores[method]
+    judged = None if value is None or count < MIN_SCORED_TOKENS else _judge(question, method, count, value)
+    verdict: Verdict = "insufficient" if value is None or count < MIN_SCORED_TOKENS else judged.verdict if judged else "uncalibrated"
     return Score(
         index=index,
+        scores=scores,
         method=method,
-        score=value,
         direction=DIRECTIONS[method],
         verdict=verdict,
-        explanation=explain(method, value, count, verdict),
+        explanation=explain(method, value, count, verdict, judged),
+        p_machine=_probability(judged),
+        threshold=judged.threshold if judged else None,
+        false_positive_rate=_rate(judged) if judged else None,
         scored_tokens=count,
         windows=len(reading.job.windows),
-        removed_characters=reading.text.removed,
+        truncated=reading.truncated,
+        normalisations=dict(reading.text.changes),
+        warnings=_warnings(columns, reading),
         statistics=_statistics(columns) if count else None,
-        tokens=_tokens(columns, reading) if with_tokens else None,
+        sentences=_sentences(method, columns, reading) if question.granularity != "none" else None,
+        tokens=_tokens(columns, reading) if question.granularity == "token" else None,
     )
 
 
-def explain(method: Method, value: float | None, count: int, verdict: Verdict) -> str:
-    if value is None:
-        return "No token of this text could be scored: it is too short for the model to have predicted anything."
-    meaning = _meaning(method, value)
-    lean = f"{'lower' if DIRECTIONS[method] == 'lower' else 'higher'} values look more like a machine's writing"
-    if verdict == "insufficient":
-        return f"{meaning}; {lean}. With {count} scored tokens (fewer than {MIN_SCORED_TOKENS}) that says too little for a verdict."
-    return f"{meaning}; {lean}. No calibration belongs to the served model, so where the border lies is not known and no verdict is given."
+def _deciding(question: Question, count: int) -> Method:
+    """The first of the methods that is calibrated for texts of this length."""
+    known, fitting = question.ground.calibration, question.ground.methods
+    return next((method for method in question.methods if known and method in fitting and known.bucket(method, count)), question.methods[0])
 
 
-def _meaning(method: Method, value: float) -> str:
-    if method == "binoculars":
-        return f"The text surprised the model {value:.2f} times as much as the observer's own choices would have"
-    if method == "fast_detect":
-        side = "likelier" if value > 0 else "less likely"
-        return f"The text's tokens are {abs(value):.2f} standard deviations {side} than ones the model would draw itself"
-    if method == "perplexity":
-        return f"At each token the model was as unsure as between {value:.1f} equally likely ones"
-    return f"The tokens stood at rank {math.exp(value):.1f} of the model's guesses in the geometric mean"
+def _judge(question: Question, method: Method, count: int, value: float) -> Judgement | None:
+    known = question.ground.calibration if method in question.ground.methods else None
+    return known.judge(method, count, value, question.target_fpr) if known else None
+
+
+def _probability(judged: Judgement | None) -> Probability | None:
+    if judged is None or judged.p_machine is None or judged.p_low is None or judged.p_high is None:
+        return None
+    return Probability(value=judged.p_machine, interval=(judged.p_low, judged.p_high))
+
+
+def _rate(judged: Judgement) -> Rate:
+    interval = None if judged.fpr_low is None or judged.fpr_high is None else (judged.fpr_low, judged.fpr_high)
+    return Rate(target=judged.target_fpr, measured=judged.measured_fpr, interval=interval, n=judged.n_human, tokens=judged.bucket)
+
+
+def _warnings(columns: Columns, reading: Reading) -> list[Warning]:
+    found = [Warning(code=code, message=message) for code, message in warnings(reading.text.content, reading.encoded.ids, columns)]
+    if reading.truncated:
+        tokens = len(reading.encoded.ids)
+        found.append(Warning(code="truncated", message=f"only the first {tokens} tokens were scored; send a long text in parts"))
+    return found
 
 
 def _statistics(columns: Columns) -> Statistics:
@@ -118,9 +147,32 @@ def _statistics(columns: Columns) -> Statistics:
     )
 
 
-def _tokens(columns: Columns, reading: Reading) -> list[ScoredToken]:
+def _sentences(method: Method, columns: Columns, reading: Reading) -> list[SentenceScore]:
+    """Each with the tokens that begin in it; the blank before a word belongs to the word."""
+    made, at = [], 0
+    begins = list(reading.encoded.starts())[1 : len(columns.logprob) + 1]
+    content = reading.text.content
+    for start, end in sentences(content):
+        first = at
+        while at < len(begins) and begins[at] < end:
+            at += 1
+        part = _slice(columns, first, at)
+        mean = sum(part.logprob) / (at - first) if at > first else None
+        left, right = reading.text.span(start, end)
+        made.append(SentenceScore(start=left, end=right, tokens=at - first, score=score_of(method, part), logprob=mean))
+    return made
+
+
+def _slice(columns: Columns, first: int, last: int) -> Columns:
+    return Columns(*(getattr(columns, field.name)[first:last] for field in fields(Columns)))
+
+
+def _tokens(columns: Columns, reading: Reading) -> list[TokenScore]:
+    """Offsets index the text as sent; a token's text is what was scored."""
     rows = zip(reading.encoded.offsets[1:], columns.logprob, columns.rank, columns.mean, strict=True)
-    return [
-        ScoredToken(text=reading.text.content[start:end], start=start, end=end, logprob=logprob, rank=rank, entropy=-mean)
-        for (start, end), logprob, rank, mean in rows
-    ]
+    made = []
+    for (start, end), logprob, rank, mean in rows:
+        left, right = reading.text.span(start, end)
+        text = reading.text.content[start:end]
+        made.append(TokenScore(text=text, start=left, end=right, logprob=logprob, rank=rank, entropy=-mean))
+    return made

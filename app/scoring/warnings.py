@@ -1,11 +1,10 @@
 """What makes a score less sure than it looks: plain measures of a text and of its columns, each with its border. Knows no model."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from app.engine.request import Columns
+from app.schemas import Caution
 
-Code = Literal["short", "not_english", "repeated", "memorised", "truncated"]
 SHORT = 128  # scored tokens under which errors are more common
 ENGLISH = 0.15  # share of the commonest words; 4 of 7,798 English texts of news and stories have less, German and French about 0.05
 COMMON = frozenset(
@@ -19,7 +18,7 @@ KNOWN_NATS = 0.7  # mean surprise under which a text looks learned by heart
 RUN = 40  # tokens in a row that the model held the likeliest
 
 
-def warnings(content: str, tokens: Sequence[int], columns: Columns) -> Iterator[tuple[Code, str]]:
+def warnings(content: str, tokens: Sequence[int], columns: Columns) -> Iterator[tuple[Caution, str]]:
     """Codes and sentences, the heaviest last."""
     count = len(columns.logprob)
     if count < SHORT:

@@ -16,7 +16,7 @@ from serving import ENVIRONMENT, Running
 ROUTES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
     "/v1/completions": {"prompt": "hi", "max_tokens": 2},
-    "/v1/score": {"input": "Once upon a time there was a king who had three sons."},
+    "/v1/score": {"text": "Once upon a time there was a king who had three sons."},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [5]},
     "/generate": {"prompt": ["hi"], "max_length": 2},

@@ -183,7 +183,7 @@ def test_what_waits_says_so_in_comments(served: Any) -> None:
     assert not any(block.startswith(":") for block in blocks[4:])
     assert served.client.post(TEXT, json={"prompt": "a", "max_tokens": 1}).json()["usage"]["completion_tokens"] == 1
     assert [chunk.choices[0].finish_reason for chunk in client(served).completions.create(model="fake", prompt="a", stream=True)][-1]
-    assert served.client.post("/v1/score", json={"input": "abc"}).json()["data"][0]["scored_tokens"] == 3
+    assert served.client.post("/v1/score", json={"text": "abc"}).json()["data"][0]["scored_tokens"] == 3
 
 
 def test_nothing_is_said_of_waiting_once_an_answer_has_begun(served: Any) -> None:

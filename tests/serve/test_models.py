@@ -93,11 +93,11 @@ def test_each_answers_for_itself(running: Running, tiny_folder: Path, other_fold
         stream = running.client().completions.create(model=name, prompt=PROMPT, max_tokens=12, temperature=0, stream=True)
         assert "".join(chunk.choices[0].text for chunk in stream) == expected(folder)
     scores = [
-        httpx.post(f"{running.url}/v1/score", json={"input": PROMPT * 3, "model": name, "method": "perplexity"}, timeout=60).json()
+        httpx.post(f"{running.url}/v1/score", json={"text": PROMPT * 3, "model": name, "methods": ["perplexity"]}, timeout=60).json()
         for name in ("one", "other")
     ]
     assert [answer["model"] for answer in scores] == ["one", "other"]
-    assert scores[0]["data"][0]["score"] != scores[1]["data"][0]["score"]
+    assert scores[0]["data"][0]["scores"] != scores[1]["data"][0]["scores"]
 
 
 def test_each_has_its_own_context(running: Running) -> None:

@@ -72,7 +72,7 @@ def test_an_answer_without_a_limit_may_fill_the_context(served: Any) -> None:
 
 
 def test_scores_keep_their_order_and_their_text(served: Any) -> None:
-    body = served.client.post(SCORE, json={"input": ["bbb", "a", "d d"], "return_tokens": True}).json()
+    body = served.client.post(SCORE, json={"texts": ["bbb", "a", "d d"], "granularity": "token"}).json()
     assert [item["index"] for item in body["data"]] == [0, 1, 2]
     assert ["".join(token["text"] for token in item["tokens"]) for item in body["data"]] == ["bbb", "a", "d d"]
     assert {item["verdict"] for item in body["data"]} == {"insufficient"}
@@ -81,13 +81,13 @@ def test_scores_keep_their_order_and_their_text(served: Any) -> None:
 
 
 def test_one_failing_text_is_a_value_among_the_others(served: Any) -> None:
-    body = served.client.post(SCORE, json={"input": ["good", "b~d", "fine"]}).json()
+    body = served.client.post(SCORE, json={"texts": ["good", "b~d", "fine"]}).json()
     assert [item["object"] for item in body["data"]] == ["score", "error", "score"]
     assert body["data"][1] == {"index": 1, "object": "error", "message": "poisoned", "code": "engine_failed"}
 
 
 def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> None:
-    (item,) = served.client.post(SCORE, json={"input": "abc " * 50, "method": "log_rank"}).json()["data"]
+    (item,) = served.client.post(SCORE, json={"text": "abc " * 50, "methods": ["log_rank"]}).json()["data"]
     assert (item["scored_tokens"], item["verdict"]) == (200, "uncalibrated")
     assert item["windows"] > 1
 
@@ -118,18 +118,20 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> Non
         (TEXT, {"prompt": "a", "int": 1}, 400, "int", "unknown parameter 'int'"),
         (TEXT, {"prompt": [True]}, 400, "prompt", "valid"),
         (TEXT, {"prompt": "a", "temperature": "0.5"}, 400, "temperature", "valid number"),
-        (SCORE, {"input": "abc " * 600}, 400, "input", "has 2401 tokens; at most 2048"),
         (TEXT, [], 400, None, "JSON object"),
         (CHAT, {"messages": []}, 400, "messages", "at least 1 item"),
         (CHAT, {"messages": [{"role": "user", "content": "  "}]}, 400, "messages.0.content", "blank"),
         (CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages.0.role", "'system'"),
         (CHAT, {"messages": HELLO, "audio": {}}, 400, "audio", "not supported"),
         (CHAT, {"messages": HELLO, "max_tokens": 1, "max_completion_tokens": 2}, 400, "max_tokens", "not both"),
-        (SCORE, {"input": ""}, 400, "input", "empty or blank"),
-        (SCORE, {"input": []}, 400, None, "at least 1 item"),
-        (SCORE, {"input": ["a", " "]}, 400, "input", "text 1"),
-        (SCORE, {"input": "\u200b\ufeff"}, 400, "input", "zero-width"),
-        (SCORE, {"input": "a", "method": "magic"}, 400, "method", "binoculars"),
+        (SCORE, {"texts": []}, 400, "texts", "at least 1 item"),
+        (SCORE, {"texts": ["a"] * 257}, 400, "texts", "256"),
+        (SCORE, {"text": "a", "texts": ["a"]}, 400, None, "either text or texts"),
+        (SCORE, {}, 400, None, "either text or texts"),
+        (SCORE, {"text": "a", "methods": ["magic"]}, 400, "methods.0", "binoculars"),
+        (SCORE, {"text": "a", "target_fpr": 0.01}, 400, "target_fpr", "calibration"),
+        (SCORE, {"text": "a", "target_fpr": 0}, 400, "target_fpr", "greater than 0"),
+        (SCORE, {"text": "a", "granularity": "word"}, 400, "granularity", "sentence"),
     ],
 )
 def test_bad_input_is_named(served: Any, path: str, body: Any, status: int, param: str | None, says: str) -> None:
@@ -189,8 +191,8 @@ def test_routes_that_are_not_there(served: Any) -> None:
 
 
 def test_a_failure_of_ours_is_a_500_without_its_trace(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.routes.assess", lambda *_: 1 / 0)
-    response = served.client.post(SCORE, json={"input": "secret words"})
+    monkeypatch.setattr("serve.score.assess", lambda *_: 1 / 0)
+    response = served.client.post(SCORE, json={"text": "secret words"})
     assert response.status_code == 500
     assert "ZeroDivision" not in response.text
     assert response.json()["error"]["code"] == "internal_error"

@@ -72,7 +72,7 @@ def test_the_models_own_penalty_is_the_default(served: Any) -> None:
 
 @pytest.mark.parametrize(("tier", "used"), [("auto", "default"), ("default", "default"), ("flex", "flex")])
 def test_the_tier_is_named_in_the_answer(served: Any, tier: str, used: str) -> None:
-    for path, body in ((TEXT, {"prompt": "a", "max_tokens": 1}), (CHAT, {"messages": HELLO, "max_tokens": 1}), (SCORE, {"input": "abc"})):
+    for path, body in ((TEXT, {"prompt": "a", "max_tokens": 1}), (CHAT, {"messages": HELLO, "max_tokens": 1}), (SCORE, {"text": "abc"})):
         assert served.client.post(path, json={**body, "service_tier": tier}).json()["service_tier"] == used
         assert served.engine.seen[-1].tier == used
         assert served.client.post(path, json=body).json()["service_tier"] is None
@@ -136,8 +136,8 @@ def test_half_a_surrogate_pair_in_a_bad_word_is_named(served: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "code"),
     [
-        (SCORE, {"input": "a", "service_tier": "fast"}, "invalid_value"),
-        (SCORE, {"input": "a", "logprobs": 1}, "unknown_parameter"),
+        (SCORE, {"text": "a", "service_tier": "fast"}, "invalid_value"),
+        (SCORE, {"text": "a", "logprobs": 1}, "unknown_parameter"),
         (CHAT, {"messages": HELLO, "echo": True}, "unknown_parameter"),
         (CHAT, {"messages": HELLO, "best_of": 2}, "unknown_parameter"),
         (TEXT, {"prompt": "a", "top_logprobs": 2}, "unknown_parameter"),

@@ -1,0 +1,50 @@
+"""A score in words: what the number means, where the border lies, and how sure that is. Knows no model and no wire."""
+
+import math
+
+from app.schemas import MIN_SCORED_TOKENS, Method, Verdict
+from app.scoring.calibration import Judgement
+
+HIGHER: frozenset[Method] = frozenset({"fast_detect"})  # the others are lower for a machine's texts
+
+
+def explain(method: Method, value: float | None, count: int, verdict: Verdict, judged: Judgement | None) -> str:
+    if value is None:
+        return "No token of this text could be scored: it is too short for the model to have predicted anything."
+    lean = f"{'higher' if method in HIGHER else 'lower'} values look more like a machine's writing"
+    said = f"{_meaning(method, value)}; {lean}."
+    if verdict == "insufficient":
+        return f"{said} With {count} scored tokens (fewer than {MIN_SCORED_TOKENS}) that says too little for a verdict."
+    if judged is None:
+        return f"{said} No calibration belongs to the served model, so where the border lies is not known and no verdict is given."
+    return f"{said} {_place(judged)} {_certainty(judged)}".strip()
+
+
+def _meaning(method: Method, value: float) -> str:
+    if method == "binoculars":
+        return f"The text surprised the model {value:.2f} times as much as the observer's own choices would have"
+    if method == "fast_detect":
+        side = "likelier" if value > 0 else "less likely"
+        return f"The text's tokens are {abs(value):.2f} standard deviations {side} than ones the model would draw itself"
+    if method == "perplexity":
+        return f"At each token the model was as unsure as between {value:.1f} equally likely ones"
+    return f"The tokens stood at rank {math.exp(value):.1f} of the model's guesses in the geometric mean"
+
+
+def _place(judged: Judgement) -> str:
+    if judged.outside:
+        return "That lies beyond every text that was measured: no verdict can be given."
+    if judged.verdict == "machine":
+        return f"That is beyond {judged.threshold:.3f}, where few human texts lie: it reads like a machine's."
+    if judged.verdict == "human":
+        return "That is where few machine texts lie: it reads like a human's."
+    return "That is where texts of both kinds lie: no verdict can be given."
+
+
+def _certainty(judged: Judgement) -> str:
+    if judged.measured_fpr is None or judged.fpr_low is None or judged.fpr_high is None:
+        return "How often that border errs was published without its numbers."
+    return (
+        f"Of {judged.n_human} human texts of this length {judged.measured_fpr:.1%} lay beyond the machine's border (the true rate is "
+        f"between {judged.fpr_low:.1%} and {judged.fpr_high:.1%} with 95% confidence, for texts like those). A score is not a proof."
+    )

@@ -1,0 +1,124 @@
+"""POST /v1/score: many texts, methods, forms of text that are meant to mislead, and the verdicts of the bundled calibration."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from serving import Running
+
+from app.engine.request import Score
+
+SCORE = "/v1/score"
+
+
+def ask(served: Any, **fields: Any) -> Any:
+    answer = served.client.post(SCORE, json=fields)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_several_methods_are_one_pass(served: Any) -> None:
+    methods = ["log_rank", "fast_detect", "binoculars", "log_rank"]
+    (item,) = ask(served, text="abcd", methods=methods)["data"]
+    assert list(item["scores"]) == ["log_rank", "fast_detect", "binoculars"]
+    assert len([job for job in served.engine.seen if isinstance(job, Score)]) == 1 and served.engine.seen[-1].observe
+    ask(served, text="abcd", methods=["log_rank"])
+    assert not served.engine.seen[-1].observe
+
+
+@pytest.mark.parametrize(("granularity", "sentences", "tokens"), [("none", False, False), ("sentence", True, False), ("token", True, True)])
+def test_granularity(served: Any, granularity: str, sentences: bool, tokens: bool) -> None:
+    (item,) = ask(served, text="One. Two.", granularity=granularity)["data"]
+    assert ((item["sentences"] is not None), (item["tokens"] is not None)) == (sentences, tokens)
+
+
+def test_the_answer_says_what_it_rests_on(served: Any) -> None:
+    made = ask(served, text="abc", service_tier="flex")
+    assert made["calibration"]["source"] is None and "app.calibrate" in made["calibration"]["reason"]
+    assert (made["model"], made["observer"], made["quantize"], made["dtype"]) == ("fake", "fake-base", "none", "float32")
+    assert made["timing"]["total_s"] > 0 and made["service_tier"] == "flex"
+    assert "asked for" in ask(served, text="abc", calibration="none")["calibration"]["reason"]
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "\u200b\u200b", "\x00" * 50, "a"])
+def test_a_text_of_next_to_nothing_is_insufficient(served: Any, text: str) -> None:
+    (item,) = ask(served, text=text)["data"]
+    assert item["verdict"] == "insufficient" and item["p_machine"] is None
+    assert (item["scores"]["binoculars"] is None) == (item["scored_tokens"] == 0)
+    assert "NaN" not in json.dumps(item)
+
+
+def test_only_the_beginning_of_a_very_long_text_is_scored_and_that_is_said(served: Any) -> None:
+    (item,) = ask(served, text="abc " * 600)["data"]  # 2,401 tokens where 64 windows of half a context are 2,048
+    assert item["truncated"] and item["scored_tokens"] == 2047
+    assert "truncated" in [warning["code"] for warning in item["warnings"]]
+
+
+def test_a_banned_user_scores_nothing(served: Any) -> None:
+    answer = served.client.post(SCORE, json={"text": "abc", "user": "banned"})
+    assert answer.status_code == 403
+
+
+PLAIN = (
+    "The old king sat by the fire and looked at the snow that fell on the roofs of the little town below. He had three sons, and none "
+    "of them would stay at home. One went to sea, and one went to the wars; the youngest kept the geese. “What shall I do?” said the "
+    "king. Nobody answered him, for the cook was deaf and the cat was asleep, and so he put on his boots and went to find the geese."
+)
+MISLEADING = {
+    "plain": PLAIN,
+    "homoglyphs": PLAIN.replace("a", "\u0430").replace("o", "\u043e", 9),
+    "zero width": PLAIN.replace("e", "e\u200b"),
+    "doubled spaces": PLAIN.replace(" ", "  "),
+    "line breaks": PLAIN.replace(". ", ".\r\n\r\n"),
+    "emoji": PLAIN.replace("king", "king 👑👨‍👩‍👧"),
+    "right to left": PLAIN + " שלום עולם، مرحبا بالعالم.",
+    "combining": PLAIN.replace("e", "e\u0301"),
+    "full width": PLAIN.replace("king", "\uff4b\uff49\uff4e\uff47"),
+    "nulls": "\x00".join(PLAIN),
+}
+
+
+@pytest.fixture(scope="module")
+def scored(api: Running) -> dict[str, Any]:
+    body = {"texts": list(MISLEADING.values()), "granularity": "token", "methods": ["binoculars", "fast_detect"]}
+    answer = httpx.post(f"{api.url}{SCORE}", json=body, timeout=120).raise_for_status().json()
+    return dict(zip(MISLEADING, answer["data"], strict=True))
+
+
+@pytest.mark.parametrize("name", MISLEADING)
+def test_offsets_index_the_text_as_it_was_sent(scored: dict[str, Any], name: str) -> None:
+    sent, item = MISLEADING[name], scored[name]
+    assert all(0 <= token["start"] <= token["end"] <= len(sent) for token in item["tokens"])
+    starts = [token["start"] for token in item["tokens"]]
+    assert starts == sorted(starts)
+    assert sent[item["tokens"][-1]["start"] : item["tokens"][-1]["end"]].strip() in sent[-6:]
+    for sentence in item["sentences"]:
+        assert sent[sentence["start"] : sentence["end"]].strip()
+    assert sum(sentence["tokens"] for sentence in item["sentences"]) == item["scored_tokens"] == len(item["tokens"])
+
+
+@pytest.mark.parametrize("name", ["homoglyphs", "zero width", "doubled spaces", "line breaks", "full width", "nulls"])
+def test_what_only_serves_to_mislead_changes_nothing(scored: dict[str, Any], name: str) -> None:
+    assert scored[name]["normalisations"] and not scored["plain"]["normalisations"]
+    assert scored[name]["scores"] == pytest.approx(scored["plain"]["scores"], abs=1e-4)
+
+
+def test_a_megabyte_is_answered_with_its_beginning(api: Running) -> None:
+    text = (PLAIN + " ") * (10**6 // len(PLAIN))
+    answer = httpx.post(f"{api.url}{SCORE}", json={"text": text, "methods": ["perplexity"]}, timeout=120)
+    (item,) = answer.raise_for_status().json()["data"]
+    assert item["truncated"] and {"truncated", "repeated"} <= {warning["code"] for warning in item["warnings"]}
+
+
+def test_the_bundled_calibration_gives_verdicts(api: Running) -> None:
+    story = api.client().completions.create(
+        model="storyteller", prompt="Once upon a time", max_tokens=250, temperature=0.7, seed=3, extra_body={"ignore_eos": True}
+    )
+    answer = httpx.post(f"{api.url}{SCORE}", json={"texts": [PLAIN, story.choices[0].text]}, timeout=120).raise_for_status().json()
+    human, machine = answer["data"]
+    assert answer["calibration"]["reason"] is None
+    assert machine["verdict"] == "machine" and human["verdict"] != "machine"
+    assert machine["p_machine"]["value"] > human["p_machine"]["value"]
+    rate = machine["false_positive_rate"]
+    assert rate["interval"][0] <= rate["measured"] <= rate["interval"][1] and rate["n"] >= 20
