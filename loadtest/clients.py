@@ -110,7 +110,7 @@ class Chatter:
         return record
 
     async def score(self, text: str) -> None:
-        answer = await self.http.post("/v1/score", json={"input": text})
+        answer = await self.http.post("/v1/score", json={"text": text})
         if answer.status_code != httpx.codes.OK or answer.json()["data"][0]["object"] != "score":
             raise PeerFailed(f"{self.server.peer.name} did not score: {answer.status_code} {answer.text[:300]}")
 

@@ -38,4 +38,4 @@ def chat(draw: random.Random, max_tokens: int) -> dict[str, Any]:
 
 def score(draw: random.Random, words: int) -> dict[str, Any]:
     """Body of a score of one text."""
-    return ScoreRequest(input=text(draw, words)).model_dump(mode="json", exclude_none=True)
+    return ScoreRequest(text=text(draw, words)).model_dump(mode="json", include={"text"})

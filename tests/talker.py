@@ -72,6 +72,8 @@ def create_app(talker: Talker) -> FastAPI:
 
     @app.post("/v1/score")
     async def score(body: dict[str, Any]) -> Response:
+        if list(body) != ["text"]:
+            return JSONResponse({"error": {"message": "a score asks for one text"}}, 422)
         talker.scoring += 1
         await asyncio.sleep(5 * STEP_S)
         talker.scoring -= 1

@@ -47,8 +47,11 @@ def test_a_newcomer_scores_a_text(page: Page) -> None:
     page.get_by_role("tab", name="Score").click()
     page.get_by_label("Text to score").fill(TEXT)
     page.get_by_role("button", name="Score", exact=True).click()
-    expect(page.get_by_text("No calibration belongs to the served model")).to_be_visible(timeout=30_000)
-    expect(page.get_by_text(re.compile("Binoculars"))).not_to_have_count(0)
+    result = page.get_by_role("region", name="Result")
+    expect(result.get_by_text(re.compile(r"^Binoculars \d\.\d{3}$"))).to_be_visible(timeout=30_000)
+    expect(result.locator(".badge")).to_have_text(re.compile("Likely|Uncertain"))
+    expect(result.get_by_text("Machine’s border", exact=True)).to_be_visible()
+    expect(result.locator(".t")).not_to_have_count(0)
 
 
 def test_a_stop_with_the_page_open_is_quick_and_quiet(page: Page, running: Running) -> None:

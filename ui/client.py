@@ -15,7 +15,7 @@ import httpx
 from pydantic import ValidationError
 
 from app.errors import LitmusError
-from app.schemas import ErrorResponse, ModelCard, ModelList, Readiness, Score, ScoreFailure, ScoreResponse, Usage
+from app.schemas import ErrorResponse, ModelCard, ModelList, Readiness, Score, ScoreFailure, ScoreResponse, Usage, UsedCalibration
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 300.0
@@ -50,6 +50,15 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """What was said of one text, what that rests on, and how long it took the server."""
+
+    score: Score
+    calibration: UsedCalibration
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """Holds an address, no connection: each call opens its own, so that calls of different event loops never share one."""
 
@@ -70,15 +79,18 @@ class Client:
             response = _accepted(await http.get("/v1/models"))
             return _understood(ModelList, response).data
 
-    async def score(self, text: str, method: str | None, model: str | None = None) -> Score:
-        chosen = {"method": method, "model": model}
-        body: Fields = {"input": text, "return_tokens": True, **{name: value for name, value in chosen.items() if value is not None}}
+    async def score(self, text: str, method: str | None, model: str | None = None) -> Scored:
+        """With its sentences and tokens. No method: the server's choice."""
+        chosen: Fields = {"methods": None if method is None else [method], "model": model}
+        body: Fields = {"text": text, "granularity": "token", **{name: value for name, value in chosen.items() if value is not None}}
         async with self._connection() as http:
-            response = _accepted(await http.post("/v1/score", json=body))
-            first = _understood(ScoreResponse, response).data[0]
+            answer = _understood(ScoreResponse, _accepted(await http.post("/v1/score", json=body)))
+        if len(answer.data) != 1:
+            raise ServerError(f"The server answered one text with {len(answer.data)} scores.")
+        first = answer.data[0]
         if isinstance(first, ScoreFailure):
             raise ServerError(_sentence(first.message))
-        return first
+        return Scored(first, answer.calibration, answer.timing.total_s)
 
     async def chat(self, body: Fields) -> AsyncGenerator[Chunk, None]:
         """Chunks as they arrive. Closing this generator closes the connection, which is how the server learns of a stop."""

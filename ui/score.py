@@ -12,6 +12,7 @@ import gradio as gr
 from app.schemas import Method
 from ui import report
 from ui.client import Client, ServerError
+from ui.gauge import METHODS
 from ui.samples import TEXTS
 from ui.view import problem
 
@@ -58,5 +59,5 @@ def scorer(client: Client) -> Callable[[str, str, str | None], AsyncIterator[str
 
 def choices(methods: Sequence[Method], chosen: str) -> dict[str, Any]:
     """The method dropdown for a model that offers these; what is chosen stays so where it is among them."""
-    named = [("Automatic", AUTOMATIC), *((report.METHODS[method], method) for method in methods)]
+    named = [("Automatic", AUTOMATIC), *((METHODS[method], method) for method in methods)]
     return gr.update(choices=named, value=chosen if chosen in methods else AUTOMATIC)

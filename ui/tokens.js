@@ -6,7 +6,8 @@ function words(token) {
     const [logprob, rank, entropy] = token.dataset.n.split(" ");
     const percent = numbers.format(Math.exp(Number(logprob)) * 100);
     const text = token.textContent.replaceAll("↵\n", "↵");
-    return `“${text}”\nlog-probability ${logprob} (${percent} %)\nrank ${Number(rank).toLocaleString("en")}\nentropy ${entropy} nats`;
+    const read = token.dataset.r === undefined ? "" : `\nscored as “${token.dataset.r.replaceAll("\n", "↵")}”`;
+    return `“${text}”${read}\nlog-probability ${logprob} (${percent} %)\nrank ${Number(rank).toLocaleString("en")}\nentropy ${entropy} nats`;
 }
 
 function show(token) {

@@ -71,7 +71,7 @@ def create_app(fake: Fake) -> FastAPI:
         fake.bodies.append(body)
         if fake.next(fake.scores) == "broken":
             return JSONResponse({"error": {"message": "no", "type": "server_error", "param": None, "code": "internal_error"}}, 500)
-        data = [{"object": "score", "index": index} for index in range(len(body.texts))]
+        data = [{"object": "score", "index": index} for index in range(len(body.all))]
         return JSONResponse({"data": data, "usage": {"prompt_tokens": 90, "completion_tokens": 0, "total_tokens": 90}})
 
     return app

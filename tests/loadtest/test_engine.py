@@ -77,6 +77,23 @@ def test_bare_lines_are_kept(tmp_path):
     assert len(run.path.read_text().splitlines()) == 2
 
 
+def test_the_scoring_rows_are_measured_in_processes_of_their_own(tmp_path, monkeypatch):
+    asked = []
+
+    def answers(command, run):
+        asked.append(command)
+        return iter([{"texts_per_s": 2.0, "peak_bytes": 5e6}])
+
+    monkeypatch.setattr(engine, "answers", answers)
+    bench = engine.Bench(engine._arguments(["--model", "m"]), engine.QUICK, create_run(tmp_path, "engine", {}))
+    bench.attempt("scorer/nf4", {"rate", "peak"})
+    bench.attempt("published/none", {"rate", "peak"})
+    bench.run.close()
+    assert bench.values == {"scorer/nf4/rate": 2.0, "scorer/nf4/peak": 5.0, "published/none/rate": 2.0, "published/none/peak": 5.0}
+    assert [command[command.index("--what") + 1] for command in asked] == ["engine", "published"]
+    assert all(command[2] == "app.scoring.bench" for command in asked)
+
+
 def test_where_a_gguf_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "MODEL", tmp_path / "made")
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
@@ -101,6 +118,6 @@ def test_where_a_gguf_is_looked_for(tmp_path, monkeypatch):
 def test_arguments():
     given = engine._arguments(["--rows", "1", "4"])
     assert given.rows == [1, 4] and given.four_bit in ("int4", "nf4") and given.model == engine.MODEL
-    assert engine._arguments([]).rows == list(range(1, 10))
+    assert engine._arguments([]).rows == list(range(1, 12))
     with pytest.raises(SystemExit):
-        engine._arguments(["--rows", "10"])
+        engine._arguments(["--rows", "12"])

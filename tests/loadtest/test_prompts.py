@@ -12,5 +12,6 @@ def test_same_seed_same_load():
 def test_bodies_keep_to_the_wire():
     chat = ChatRequest.model_validate(prompts.chat(random.Random(1), 8))
     assert chat.stream and chat.stream_options.include_usage and chat.max_tokens == 8
-    score = ScoreRequest.model_validate(prompts.score(random.Random(1), 150))
-    assert len(score.texts[0].split()) == 150
+    body = prompts.score(random.Random(1), 150)
+    assert list(body) == ["text"]
+    assert len(ScoreRequest.model_validate(body).all[0].split()) == 150

@@ -44,28 +44,49 @@ BASE = {**CARD, "id": "base", "default": False, "observer": None, "methods": ["f
 MUTE = {**BASE, "id": "mute", "chat": False, "capabilities": ["completions", "score"]}
 EXPLANATION = "The score 0.742 is below the threshold 0.901, which 1.0% of 2,000 human texts also are."
 
+SOURCE = "2,000 stories of humans and 2,000 of storyteller"
+SCORES = {
+    "id": "s",
+    "object": "score.list",
+    "created": 1,
+    "model": "storyteller",
+    "observer": "storyteller-base",
+    "quantize": "nf4",
+    "dtype": "bfloat16",
+    "system_fingerprint": "fp",
+    "usage": USAGE,
+    "timing": {"total_s": 0.25},
+}
+
 
 def scored(text: str, **changes: Any) -> dict[str, Any]:
-    """One result of /v1/score; every word is a token."""
+    """One result of /v1/score; every word is a token, and every full stop before a blank ends a sentence."""
     tokens, start = [], 0
     for index, word in enumerate(text.split(" ")):
         begin, end = max(start - 1, 0), start + len(word)
         rank = (1, 40, 700, 5000)[index % 4]
         tokens.append({"text": text[begin:end], "start": begin, "end": end, "logprob": -0.5 * (index % 9), "rank": rank, "entropy": 2.25})
         start = end + 1
+    ends = [*(at for at in range(1, len(text) + 1) if text[at - 1 : at + 1] == ". "), len(text)]
+    sentences = [
+        {"start": start, "end": end, "tokens": 2, "score": 0.6, "logprob": -1.5} for start, end in zip([0, *ends], ends, strict=False)
+    ]
     statistics = {"log_perplexity": 3.1, "mean_log_rank": 1.2, "mean_entropy": 3.4, "cross_entropy": 4.18, "perplexity": 22.2}
     result = {
         "index": 0,
         "object": "score",
         "method": "binoculars",
-        "score": 0.742,
+        "scores": {"binoculars": 0.742},
         "direction": "lower",
         "verdict": "machine",
         "explanation": EXPLANATION,
         "scored_tokens": len(tokens),
         "windows": 1,
-        "removed_characters": 0,
+        "truncated": False,
+        "normalisations": {},
+        "warnings": [],
         "statistics": statistics,
+        "sentences": sentences,
         "tokens": tokens,
     }
     return {**result, **changes}
@@ -86,6 +107,8 @@ class Fake:
     error_after: int | None = None
     score_changes: dict[str, Any] = field(default_factory=dict)
     score_failure: dict[str, Any] | None = None
+    no_scores: bool = False
+    calibration: dict[str, Any] = field(default_factory=lambda: {"source": SOURCE, "reason": None})
     ready: tuple[int, str] = (200, "ready")
     cards: list[dict[str, Any]] = field(default_factory=lambda: [CARD])
     presence: dict[str, str] = field(default_factory=dict)
@@ -128,9 +151,8 @@ def create_fake(fake: Fake) -> FastAPI:
         body = await request.json()
         fake.asked.append(body)
         await asyncio.sleep(fake.first_wait_s)
-        result = fake.score_failure or scored(body["input"], **fake.score_changes)
-        answer = {"id": "s", "object": "score.list", "created": 1, "model": "storyteller", "observer": None, "usage": USAGE}
-        return fake.refused() or JSONResponse({**answer, "data": [result]})
+        result = fake.score_failure or scored(body["text"], **fake.score_changes)
+        return fake.refused() or JSONResponse({**SCORES, "calibration": fake.calibration, "data": [] if fake.no_scores else [result]})
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:

@@ -7,6 +7,7 @@ import pytest
 
 from app.engine.request import Waiting
 from serve.answers import queued
+from tests.ui.conftest import SOURCE
 from ui.client import QUEUED, Chunk, Client, Place, ServerError
 
 BODY = {"messages": [{"role": "user", "content": "Hello"}], "seed": 7}
@@ -135,16 +136,27 @@ def test_another_kind_of_server_is_not_understood(fake):
     ("chosen", "sent"),
     [
         ((None,), {}),
-        (("fast_detect",), {"method": "fast_detect"}),
+        (("fast_detect",), {"methods": ["fast_detect"]}),
         ((None, "base"), {"model": "base"}),
-        (("fast_detect", "base"), {"method": "fast_detect", "model": "base"}),
+        (("fast_detect", "base"), {"methods": ["fast_detect"], "model": "base"}),
     ],
 )
-def test_a_score_asks_for_tokens_and_for_a_method_and_a_model_only_when_chosen(fake, chosen, sent):
+def test_a_score_asks_for_all_detail_and_for_a_method_and_a_model_only_when_chosen(fake, chosen, sent):
     result = asyncio.run(Client(fake.url).score("A fox.", *chosen))
-    assert fake.asked == [{"input": "A fox.", "return_tokens": True, **sent}]
-    assert result.verdict == "machine"
-    assert result.tokens is not None
+    assert fake.asked == [{"text": "A fox.", "granularity": "token", **sent}]
+    assert result.score.verdict == "machine"
+    assert result.score.tokens and result.score.sentences
+    assert (result.calibration.source, result.total_s) == (SOURCE, 0.25)
+
+
+def test_a_score_without_a_calibration_brings_the_reason(fake):
+    fake.calibration = {"source": None, "reason": "none was asked for"}
+    assert asyncio.run(Client(fake.url).score("A fox.", None)).calibration.reason == "none was asked for"
+
+
+def test_an_answer_without_a_score_is_not_understood(fake):
+    fake.no_scores = True
+    assert sentence(Client(fake.url).score("A fox.", None)) == "The server answered one text with 0 scores."
 
 
 def test_a_text_that_could_not_be_scored(fake):

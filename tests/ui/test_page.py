@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-from tests.ui.conftest import BASE, CARD, EXPLANATION, MUTE, Fake, running
+from tests.ui.conftest import BASE, CARD, EXPLANATION, MUTE, SOURCE, Fake, running
 from ui.page import mount
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -221,10 +221,11 @@ def test_a_score_shows_verdict_explanation_and_tokens(loaded: Page, fake: Fake):
     score(loaded, "Once upon\na time <img src=http://example.invalid/x.png> {{value}} ${value} lived")
     expect(loaded.get_by_text("Likely machine-written")).to_be_visible()
     expect(loaded.get_by_text(EXPLANATION)).to_be_visible()
+    expect(loaded.get_by_text(SOURCE)).to_be_visible()
     expect(loaded.get_by_role("img", name=re.compile("Binoculars score 0.742; lower is more machine-like"))).to_be_visible()
-    assert "method" not in fake.asked[0]
+    assert (fake.asked[0]["granularity"], "methods" in fake.asked[0]) == ("token", False)
     tokens = loaded.locator(".t")
-    assert "".join(tokens.all_inner_texts()).replace("↵", "") == fake.asked[0]["input"]
+    assert "".join(tokens.all_inner_texts()).replace("↵", "") == fake.asked[0]["text"]
 
 
 def test_a_token_tells_its_numbers_on_hover_and_by_keyboard(loaded: Page):
@@ -244,6 +245,35 @@ def test_a_token_tells_its_numbers_on_hover_and_by_keyboard(loaded: Page):
     expect(tip).to_be_hidden()
 
 
+def test_a_text_with_invisible_characters_is_whole_and_shows_them(loaded: Page, fake: Fake):
+    text = "O\u200bnce upon \u200da \U0001f468\u200d\U0001f469\u200d\U0001f467 time. It rained."
+    fake.score_changes = {"normalisations": {"zero_width": 4}, "warnings": [{"code": "short", "message": "only 7 tokens could be scored"}]}
+    score(loaded, text)
+    expect(loaded.get_by_text("4 zero-width characters left out")).to_be_visible()
+    expect(loaded.get_by_text("Only 7 tokens could be scored.")).to_be_visible()
+    assert "".join(loaded.locator(".tokens .t").all_text_contents()) == text
+    expect(loaded.locator(".sentences li")).to_have_count(2)
+    expect(loaded.locator(".tokens .unseen")).to_have_count(4)
+    assert loaded.locator(".tokens .unseen").first.evaluate("mark => mark.getBoundingClientRect().width") > 0
+    assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_what_a_token_was_read_as_is_told(loaded: Page, fake: Fake):
+    token = {"text": "scope", "start": 0, "end": 5, "logprob": -0.5, "rank": 40, "entropy": 2.25}
+    fake.score_changes = {"tokens": [token]}
+    score(loaded, "\u0455\u0441\u043e\u0440\u0435")
+    loaded.locator(".t").first.hover()
+    expect(loaded.get_by_role("tooltip")).to_contain_text("scored as “scope”")
+
+
+def test_without_a_calibration_the_page_says_why(loaded: Page, fake: Fake):
+    fake.calibration = {"source": None, "reason": "no calibration comes with this model"}
+    fake.score_changes = {"verdict": "uncalibrated"}
+    score(loaded, "Once upon a time")
+    expect(loaded.get_by_text("Not calibrated")).to_be_visible()
+    expect(loaded.get_by_text("none: no calibration comes with this model")).to_be_visible()
+
+
 def test_two_thousand_tokens_are_shown_and_still_answer(loaded: Page):
     score(loaded, "word " * 1999 + "end")
     expect(loaded.locator(".t")).to_have_count(2000)
@@ -258,7 +288,7 @@ def test_methods_come_from_the_server(loaded: Page, fake: Fake):
     loaded.get_by_role("option", name="Log-rank").click()
     score(loaded, "Once upon a time")
     expect(loaded.get_by_text("Likely machine-written")).to_be_visible()
-    assert fake.asked[0]["method"] == "log_rank"
+    assert fake.asked[0]["methods"] == ["log_rank"]
 
 
 def test_nothing_to_score_and_a_refusal_are_sentences(loaded: Page, fake: Fake):
@@ -305,7 +335,7 @@ def test_a_model_brings_its_methods(several: Page, fake: Fake):
     choose(several, "base")
     score(several, "A text.")
     expect(several.get_by_text("0.742 by base")).to_be_visible()
-    assert (fake.asked[0]["model"], fake.asked[0]["method"]) == ("base", "log_rank")
+    assert (fake.asked[0]["model"], fake.asked[0]["methods"]) == ("base", ["log_rank"])
 
 
 def test_a_model_is_chosen_by_keyboard_and_outlives_a_reload(several: Page):
