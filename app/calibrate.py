@@ -51,8 +51,18 @@ def check(texts: Sequence[Text], targets: Sequence[float]) -> None:
         raise SetupError("no machine text was given: a border needs both sides")
 
 
+def check_places(given: argparse.Namespace) -> None:
+    """Raises `SetupError` for files that could not be written in the end."""
+    for name in ("out", "report", "journal"):
+        path: Path = getattr(given, name)
+        if path.is_dir():
+            raise SetupError(f"--{name}: {path} is a folder; give a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def calibrate(given: argparse.Namespace) -> str:
     """Do it all; returns a sentence on what was written."""
+    check_places(given)
     fields = Fields(given.text, given.group, given.domain)
     texts = prepared([*read(given.human, False, fields), *read(given.machine, True, fields)], given.collapse, given.cut_words)
     check(texts, given.targets)

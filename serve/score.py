@@ -111,4 +111,7 @@ def _scored(index: int, reading: Reading, event: Event | None, question: Questio
         if isinstance(event.error, EngineFailed):
             return ScoreFailure(index=index, message=event.error.message, code=event.error.code)
         raise event.error
-    return assess(index, question, event.columns if isinstance(event, Scored) else Columns(), reading)
+    try:
+        return assess(index, question, event.columns if isinstance(event, Scored) else Columns(), reading)
+    except InvalidRequest as error:  # a target that is not calibrated for texts of this length
+        return ScoreFailure(index=index, message=error.message, code=error.code)

@@ -17,6 +17,7 @@ VERDICTS: dict[Verdict, str] = {
     "insufficient": "Too short to judge",
 }
 CHANGES: dict[Change, tuple[str, str, str]] = {  # one of them, several, what was done
+    "quotes": ("typographic quote", "typographic quotes", "made plain"),
     "zero_width": ("zero-width character", "zero-width characters", "left out"),
     "control": ("control character", "control characters", "left out"),
     "homoglyph": ("look-alike letter", "look-alike letters", "read as Latin"),

@@ -9,7 +9,7 @@ from app.schemas import Method
 from app.scoring.calibration import Calibration, load, models_of, ready
 from app.settings import ModelSettings
 
-NONE = "no calibration comes with this model; `python -m app.calibrate` makes one"
+NONE = "no calibration comes with this model (`python -m app.calibrate` makes one)"
 
 
 @dataclass(frozen=True, slots=True)

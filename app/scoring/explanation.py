@@ -8,7 +8,8 @@ from app.scoring.calibration import Judgement
 HIGHER: frozenset[Method] = frozenset({"fast_detect"})  # the others are lower for a machine's texts
 
 
-def explain(method: Method, value: float | None, count: int, verdict: Verdict, judged: Judgement | None) -> str:
+def explain(method: Method, value: float | None, count: int, verdict: Verdict, judged: Judgement | None, reason: str) -> str:
+    """`reason`: why nothing was judged, where nothing was."""
     if value is None:
         return "No token of this text could be scored: it is too short for the model to have predicted anything."
     lean = f"{'higher' if method in HIGHER else 'lower'} values look more like a machine's writing"
@@ -16,7 +17,7 @@ def explain(method: Method, value: float | None, count: int, verdict: Verdict, j
     if verdict == "insufficient":
         return f"{said} With {count} scored tokens (fewer than {MIN_SCORED_TOKENS}) that says too little for a verdict."
     if judged is None:
-        return f"{said} No calibration belongs to the served model, so where the border lies is not known and no verdict is given."
+        return f"{said} No verdict is given: {reason}."
     return f"{said} {_place(judged)} {_certainty(judged)}".strip()
 
 
@@ -37,7 +38,7 @@ def _place(judged: Judgement) -> str:
     if judged.verdict == "machine":
         return f"That is beyond {judged.threshold:.3f}, where few human texts lie: it reads like a machine's."
     if judged.verdict == "human":
-        return "That is where few machine texts lie: it reads like a human's."
+        return "Few of the machine texts that were measured lie there. Texts of other models may: it only says that none of these wrote it."
     return "That is where texts of both kinds lie: no verdict can be given."
 
 
@@ -45,6 +46,7 @@ def _certainty(judged: Judgement) -> str:
     if judged.measured_fpr is None or judged.fpr_low is None or judged.fpr_high is None:
         return "How often that border errs was published without its numbers."
     return (
-        f"Of {judged.n_human} human texts of this length {judged.measured_fpr:.1%} lay beyond the machine's border (the true rate is "
-        f"between {judged.fpr_low:.1%} and {judged.fpr_high:.1%} with 95% confidence, for texts like those). A score is not a proof."
+        f"Of the {judged.n_human} human texts of this length that were measured {judged.measured_fpr:.1%} lay beyond the machine's border; "
+        f"were they independent, the rate would be {judged.fpr_low:.1%} to {judged.fpr_high:.1%} with 95% confidence. For other writing, "
+        "and for people who write in a language that is not their first, it may be far higher. A score is not a proof."
     )

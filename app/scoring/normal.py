@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from app.schemas import Change
 
-MOSTLY = 0.8  # share of ASCII among the letters of a text in which a look-alike is taken for a disguise
-ZERO_WIDTH = frozenset("\u00ad\u034f\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff")
+UNSEEN = frozenset("\u034f\u115f\u1160\u3164\uffa0")  # beside the format characters and the variation selectors
+QUOTES = {**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟", '"')}  # as word processors write them
 COMPATIBLE = ("<font>", "<wide>", "<narrow>")  # mathematical, full-width and half-width forms of letters
 WORD = re.compile(r"[^\W\d_]+")
 LOOKS = {  # letters of Cyrillic, Greek and Armenian that look like Latin ones
@@ -51,8 +51,11 @@ def normal(text: str, collapse: bool = False) -> Text:
 def _plain(text: str, changes: Counter[Change]) -> Iterator[tuple[int, str]]:
     """Each character that stays, with its place; those of the presentation forms as what they stand for."""
     for place, letter in enumerate(text):
-        if letter in ZERO_WIDTH:
+        if letter in UNSEEN or unicodedata.category(letter) == "Cf" or "\ufe00" <= letter <= "\ufe0f":
             changes["zero_width"] += 1
+        elif letter in QUOTES:
+            changes["quotes"] += 1
+            yield place, QUOTES[letter]
         elif unicodedata.category(letter) == "Cc" and not letter.isspace():
             changes["control"] += 1
         elif not letter.isascii() and unicodedata.decomposition(letter).startswith(COMPATIBLE):
@@ -81,24 +84,28 @@ def _collapsed(letters: list[tuple[int, str]], changes: Counter[Change]) -> list
 
 
 def _unmasked(content: str, changes: Counter[Change]) -> str:
-    """Look-alikes as the Latin letters they are taken for, in words of a text that is Latin otherwise."""
+    """Look-alikes as the Latin letters they are taken for: in words of two scripts, and where there are such, in all words."""
     if content.isascii():
         return content
-    letters = sum(letter.isalpha() for letter in content)
-    if sum(letter.isascii() and letter.isalpha() for letter in content) < MOSTLY * letters:
+    words = [found[0] for found in WORD.finditer(content)]
+    if not any(_mixed(word) for word in words):
         return content
 
     def plain(found: re.Match[str]) -> str:
-        word = found[0]
-        foreign = [letter for letter in word if not letter.isascii()]
-        if not foreign or len(word) == 1 or any(letter not in LOOKS for letter in foreign if letter in LOOKS or _foreign(letter)):
-            return word
-        changes["homoglyph"] += sum(letter in LOOKS for letter in foreign)
-        return "".join(LOOKS.get(letter, letter) for letter in word)
+        made = "".join(LOOKS.get(letter, letter) for letter in found[0])
+        if not _latin(made):  # a word of another language, which only holds some letters like ours
+            return found[0]
+        count = sum(letter in LOOKS for letter in found[0])
+        if count:
+            changes["homoglyph"] += count
+        return made
 
     return WORD.sub(plain, content)
 
 
-def _foreign(letter: str) -> bool:
-    """Not of the Latin script, which has letters beyond ASCII."""
-    return not unicodedata.name(letter, "").startswith("LATIN")
+def _mixed(word: str) -> bool:
+    return any(letter in LOOKS for letter in word) and any(letter.isascii() for letter in word)
+
+
+def _latin(word: str) -> bool:
+    return all(letter.isascii() or unicodedata.name(letter, "").startswith("LATIN") for letter in word)

@@ -90,7 +90,7 @@ def assess(index: int, question: Question, columns: Columns, reading: Reading) -
         method=method,
         direction=DIRECTIONS[method],
         verdict=verdict,
-        explanation=explain(method, value, count, verdict, judged),
+        explanation=explain(method, value, count, verdict, judged, _unjudged(question, method)),
         p_machine=_probability(judged),
         threshold=judged.threshold if judged else None,
         false_positive_rate=_rate(judged) if judged else None,
@@ -114,6 +114,12 @@ def _deciding(question: Question, count: int) -> Method:
 def _judge(question: Question, method: Method, count: int, value: float) -> Judgement | None:
     known = question.ground.calibration if method in question.ground.methods else None
     return known.judge(method, count, value, question.target_fpr) if known else None
+
+
+def _unjudged(question: Question, method: Method) -> str:
+    if question.ground.calibration is None:
+        return f"where the border lies is not known, as {question.ground.reason}"
+    return f"the calibration has no texts of this length for {method}"
 
 
 def _probability(judged: Judgement | None) -> Probability | None:
@@ -152,7 +158,8 @@ def _sentences(method: Method, columns: Columns, reading: Reading) -> list[Sente
     made, at = [], 0
     begins = list(reading.encoded.starts())[1 : len(columns.logprob) + 1]
     content = reading.text.content
-    for start, end in sentences(content):
+    last = reading.encoded.offsets[-1][1] if reading.encoded.offsets else 0
+    for start, end in sentences(content[:last] if reading.truncated else content):
         first = at
         while at < len(begins) and begins[at] < end:
             at += 1

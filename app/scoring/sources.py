@@ -60,6 +60,7 @@ def _file(path: Path, machine: bool, fields: Fields) -> Iterator[Text]:
     if kind(path) == ".txt":
         yield Text(content, machine, path.name)
         return
+    csv.field_size_limit(max(len(content), 1))
     lines = _json(content, path) if kind(path) == ".jsonl" else enumerate(csv.DictReader(io.StringIO(content)), 2)
     for number, line in lines:
         yield _text(line, machine, fields, f"{path.name}:{number}")

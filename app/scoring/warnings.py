@@ -12,6 +12,7 @@ COMMON = frozenset(
     "your can said there use an each which she do how their if will up other about out many then them these so some her would make like "
     "him into time has look two more go see no way could my than been who its now did get come made may me you".split()
 )
+LATIN = 0x24F  # last letter of the Latin blocks
 DISTINCT = 0.6  # share of different sequences of GRAM tokens; the least of 388 human texts was 0.88
 GRAM = 4
 KNOWN_NATS = 0.7  # mean surprise under which a text looks learned by heart
@@ -23,8 +24,10 @@ def warnings(content: str, tokens: Sequence[int], columns: Columns) -> Iterator[
     count = len(columns.logprob)
     if count < SHORT:
         yield "short", f"only {count} tokens could be scored: verdicts on fewer than {SHORT} are wrong more often"
+    letters = [letter for letter in content if letter.isalpha()]
     words = [word.strip(".,;:!?\"'“”‘’()").lower() for word in content.split()]
-    if len(words) >= 20 and sum(word in COMMON for word in words) < ENGLISH * len(words):
+    foreign = sum(ord(letter) > LATIN for letter in letters) > len(letters) / 2
+    if foreign or (len(words) >= 20 and sum(word in COMMON for word in words) < ENGLISH * len(words)):
         yield "not_english", "this does not read like English prose: the detector was made and measured on nothing else"
     grams = [tuple(tokens[at : at + GRAM]) for at in range(len(tokens) - GRAM + 1)]
     if len(grams) >= SHORT and len(set(grams)) < DISTINCT * len(grams):

@@ -281,3 +281,10 @@ def test_words_cut_from_the_beginning(count, left):
 def test_the_journal_names_a_text_by_a_digest_only(tmp_path):
     with Journal(tmp_path / "j.jsonl", MODELS, 128) as written:
         assert len(written.key("a")) == len(hashlib.sha256().hexdigest()) and written.key("a") != written.key("b")
+
+
+def test_where_nothing_could_be_written_nothing_is_scored(tiny_folder, files, tmp_path, capsys):
+    code, _ = run(tiny_folder, files, tmp_path, "--report", str(tmp_path))
+    assert code == 2 and "--report" in capsys.readouterr().err
+    code, out = run(tiny_folder, files, tmp_path, "--report", str(tmp_path / "new" / "folder" / "r.md"))
+    assert code == 0 and out.is_file() and (tmp_path / "new" / "folder" / "r.md").is_file()

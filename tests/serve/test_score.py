@@ -62,11 +62,12 @@ def test_a_banned_user_scores_nothing(served: Any) -> None:
 
 PLAIN = (
     "The old king sat by the fire and looked at the snow that fell on the roofs of the little town below. He had three sons, and none "
-    "of them would stay at home. One went to sea, and one went to the wars; the youngest kept the geese. “What shall I do?” said the "
+    "of them would stay at home. One went to sea, and one went to the wars; the youngest kept the geese. "What shall I do?" said the "
     "king. Nobody answered him, for the cook was deaf and the cat was asleep, and so he put on his boots and went to find the geese."
 )
 MISLEADING = {
     "plain": PLAIN,
+    "curly quotes": PLAIN.replace('"What', "“What").replace('?"', "?”"),
     "homoglyphs": PLAIN.replace("a", "\u0430").replace("o", "\u043e", 9),
     "zero width": PLAIN.replace("e", "e\u200b"),
     "doubled spaces": PLAIN.replace(" ", "  "),
@@ -98,7 +99,7 @@ def test_offsets_index_the_text_as_it_was_sent(scored: dict[str, Any], name: str
     assert sum(sentence["tokens"] for sentence in item["sentences"]) == item["scored_tokens"] == len(item["tokens"])
 
 
-@pytest.mark.parametrize("name", ["homoglyphs", "zero width", "doubled spaces", "line breaks", "full width", "nulls"])
+@pytest.mark.parametrize("name", ["homoglyphs", "zero width", "doubled spaces", "line breaks", "full width", "nulls", "curly quotes"])
 def test_what_only_serves_to_mislead_changes_nothing(scored: dict[str, Any], name: str) -> None:
     assert scored[name]["normalisations"] and not scored["plain"]["normalisations"]
     assert scored[name]["scores"] == pytest.approx(scored["plain"]["scores"], abs=1e-4)

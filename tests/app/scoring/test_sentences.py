@@ -30,3 +30,9 @@ def test_spans_are_in_order_and_leave_out_nothing_but_blanks(text: str) -> None:
     assert all(one[1] <= two[0] for one, two in zip(spans, spans[1:], strict=False))
     kept = set().union(*(range(start, end) for start, end in spans)) if spans else set()
     assert all(letter.isspace() for place, letter in enumerate(text) if place not in kept)
+
+
+@pytest.mark.parametrize("text", ["." * 300_000, "a. " * 100_000, '."' * 150_000, " " * 300_000, "Mr. " * 80_000])
+def test_a_hostile_text_is_read_once(text: str) -> None:
+    """Quadratic work would take hours; a test that hangs fails."""
+    assert len(sentences(text)) <= 100_000

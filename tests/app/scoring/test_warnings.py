@@ -26,6 +26,7 @@ def test_short(count: int, wanted: list[str]) -> None:
 def test_not_english() -> None:
     german = "Es war einmal ein König, der hatte drei Söhne, und als er alt wurde, rief er sie alle zu sich und sprach zu ihnen davon"
     assert codes(german) == ["not_english"]
+    assert codes("从前有一个国王，他有三个儿子。") == ["not_english"]
     assert codes("Es war einmal") == []  # too few words to tell
 
 
