@@ -62,12 +62,12 @@ def test_a_banned_user_scores_nothing(served: Any) -> None:
 
 PLAIN = (
     "The old king sat by the fire and looked at the snow that fell on the roofs of the little town below. He had three sons, and none "
-    "of them would stay at home. One went to sea, and one went to the wars; the youngest kept the geese. "What shall I do?" said the "
+    "of them would stay at home. One went to sea, and one went to the wars; the youngest kept the geese. 'What shall I do?' said the "
     "king. Nobody answered him, for the cook was deaf and the cat was asleep, and so he put on his boots and went to find the geese."
 )
 MISLEADING = {
     "plain": PLAIN,
-    "curly quotes": PLAIN.replace('"What', "“What").replace('?"', "?”"),
+    "curly quotes": PLAIN.replace("'What", "‘What").replace("?'", "?’"),
     "homoglyphs": PLAIN.replace("a", "\u0430").replace("o", "\u043e", 9),
     "zero width": PLAIN.replace("e", "e\u200b"),
     "doubled spaces": PLAIN.replace(" ", "  "),
