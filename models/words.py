@@ -11,7 +11,8 @@ first, conclusions last. No claim is made beyond a table.
 **How to read it.** AUROC is how often a machine's text scores nearer to the machine's side than a human's: 0.5 is a coin. It hides the
 tail, so the true-positive rate (TPR) stands at fixed false-positive rates (FPR: human texts called a machine's) as well. With n human
 texts nothing is said of rates below 1 in n. Square brackets are 95% intervals: exact ones (Clopper and Pearson) of a false-positive rate,
-which take texts as independent, and of AUROC by drawing groups (chapters, source documents) with replacement. White space was collapsed in
+which take texts as independent, and of AUROC by drawing groups (chapters, source documents) with
+replacement, which finds no width where the two sides do not overlap. White space was collapsed in
 every text; texts under 64 scored tokens take no part. `ratio*` is the mean log-likelihood ratio of the two models of the pair. The server
 does not offer it; it stands here because it sees what the others miss.
 
@@ -64,7 +65,7 @@ END = """
 
 ## What it cannot do
 - Recognise stories told at temperature 1 without top_p (`top_p: 1`), by the four methods above.
-- Tell whether another model wrote a text. No set of other models reaches an AUROC of 0.9; the older models are near a coin, and at a
+- Tell whether another model wrote a text. No set of other models reaches an AUROC of 0.9; the older ones lie at 0.49 to 0.73, and at a
   false-positive rate of 1% fewer than a third of any set's machine texts are found. To judge texts of large models, serve a larger
   pair and calibrate it on texts like those you will judge: `python -m app.calibrate`.
 - Tell that a human wrote a text. See the last table: texts of other models get `human` too.
