@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 
+from app.calls import CallPart, CallStart
 from app.engine.request import Delta, Event, Facts, Failed, Waiting
 from app.errors import LitmusError
 from app.schemas import (
@@ -25,7 +26,6 @@ from app.schemas import (
     Usage,
 )
 from app.tokenizer import Tokenizer
-from app.tools import CallPart, CallStart
 from serve.jobs import Prompt, Terms
 from serve.logprobs import Row, chat_form, text_form
 from serve.part import Call, Growth, Part

@@ -6,12 +6,13 @@ Knows no engine and no tokenizer but its template's way of writing calls.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.calls import Reader
 from app.errors import InvalidRequest
 from app.grammar import crowded, fault, json_grammar
 from app.schemas import ChatRequest, NamedTool, Tool
 from app.schemas.messages import Schema
 from app.tokenizer import Tokenizer
-from app.tools import Format, NoTools, Reader
+from app.tools import Format, NoTools
 
 ALONE = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids")  # each decides by itself over tokens that the form needs
 

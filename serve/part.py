@@ -4,11 +4,11 @@ import secrets
 import string
 from dataclasses import dataclass, field
 
+from app.calls import CallPart, CallStart, Said
 from app.engine.request import Delta, TokenLogprob
 from app.engine.text import CONTEXT
 from app.schemas import FinishReason
 from app.tokenizer import Tokenizer
-from app.tools import CallPart, CallStart, Said
 from serve.jobs import Prompt, Terms
 from serve.logprobs import Row, Ruler
 
