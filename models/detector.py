@@ -24,10 +24,8 @@ from app.scoring.sources import Fields, Text, prepared, read
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 from models import page, prose
-from models.page import Finding
 
 PERFORMER = Path(ModelSettings().path)
-BASE = PERFORMER.with_name("storyteller-base")
 FIT_BOOKS = 3  # the first by name; the others are measured on
 TARGETS = (0.05, 0.01)
 EDGES = (64, 128, 256)
@@ -101,10 +99,9 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 def measure(given: argparse.Namespace) -> None:
     sets = [told(given.data, given.work), *pairs(given.data)]
     models, rows = rows_of(sets, ModelSettings(slots=1), given.work / "scores.jsonl")
-    _, base = rows_of(sets[:1], ModelSettings(path=str(BASE), slots=1), given.work / "base.scores.jsonl")
-    stories = [Finding(*both) for both in zip(rows.pop("stories"), base["stories"], strict=True)]
-    books = sorted({page.book_of(one.row) for one in stories})[:FIT_BOOKS]
-    fitted = [one.row for one in stories if page.book_of(one.row) in books]
+    stories = rows.pop("stories")
+    books = sorted(set(map(page.book_of, stories)))[:FIT_BOOKS]
+    fitted = [row for row in stories if page.book_of(row) in books]
     calibration = fit(fitted, models)
     save(calibration, given.out)
     given.report.write_text(render(calibration, fitted))

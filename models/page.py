@@ -1,8 +1,6 @@
 """`docs/detector.md`: what the bundled pair tells and what it does not, as tables made from scored texts. Knows no model and no file."""
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,17 +16,8 @@ from models.words import CLOSING, DETECT, END, OPENING, OWN, SHIPPED, TARGETS_NO
 
 LENGTHS = ((64, 128), (128, 256), (256, 512))
 LONGEST = LENGTHS[-1][1]
-RATIO = "ratio*"
 MIDDLE = (128, 256)
 Cells = Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A text scored by the pair, and by the base model alone."""
-
-    row: Row
-    base: Row
 
 
 def book_of(row: Row) -> str:
@@ -40,28 +29,14 @@ def ended(bucket: Bucket) -> Bucket:
     return bucket if bucket.max_tokens is not None else bucket.model_copy(update={"max_tokens": LONGEST})
 
 
-def samples(findings: Sequence[Finding], methods: Iterable[Method]) -> dict[str, Sample]:
-    """By each method, and by the mean log-likelihood ratio of the two models (which is no method of the server)."""
-    rows = [one.row for one in findings]
-    known = {str(method): sample_of(rows, method) for method in methods}
-    plain = sample_of(rows, "perplexity")
-    return known | {RATIO: Sample(np.array([ratio(one) for one in findings]), plain.machine, plain.group)}
-
-
-def ratio(finding: Finding) -> float:
-    own, base = finding.row.scores["perplexity"], finding.base.scores["perplexity"]
-    return math.log(base) - math.log(own) if own and base else 0.0
-
-
-def own_rows(findings: Sequence[Finding], methods: Sequence[Method]) -> Iterable[Cells]:
-    kinds = sorted({one.row.domain for one in findings} - {"human"})
+def own_rows(rows: Sequence[Row], methods: Sequence[Method]) -> Iterable[Cells]:
+    kinds = sorted({row.domain for row in rows} - {"human"})
     for span in LENGTHS:
         for kind in kinds:
-            part = [one for one in findings if one.row.domain in ("human", kind) and span[0] <= one.row.tokens < span[1]]
-            if not any(one.row.machine for one in part):
-                continue
-            found = samples(part, methods)
-            yield [f"{span[0]}-{span[1]} tokens, {kind}", counts(found[RATIO]), *(auroc_cell(one) for one in found.values())]
+            part = within([row for row in rows if row.domain in ("human", kind)], span)
+            if any(row.machine for row in part):
+                found = [sample_of(part, method) for method in methods]
+                yield [f"{span[0]}-{span[1]} tokens, {kind}", counts(found[0]), *map(auroc_cell, found)]
 
 
 def counts(sample: Sample) -> str:
@@ -155,16 +130,15 @@ def _verdict_cells(calibration: Calibration, name: str, rows: Sequence[Row], tar
     ]
 
 
-def render(calibration: Calibration, books: Sequence[str], stories: Sequence[Finding], sets: dict[str, list[Row]]) -> str:
+def render(calibration: Calibration, books: Sequence[str], stories: Sequence[Row], sets: dict[str, list[Row]]) -> str:
     methods, targets = list(calibration.methods), (0.05, 0.01)
-    own = [one for one in stories if book_of(one.row) not in books]
-    rows = [one.row for one in own]
+    rows = [row for row in stories if book_of(row) not in books]
     parts = [
         OPENING.format(
             made=calibration.made, machine=machine(), fitted=", ".join(books), measured=", ".join(sorted(set(map(book_of, rows))))
         ),
         OWN,
-        table(["stories", "human / machine", *methods, RATIO], own_rows(own, methods)),
+        table(["stories", "human / machine", *methods], own_rows(rows, methods)),
         SHIPPED,
         table(
             ["method, tokens", "target", "border", "FPR where fitted", "FPR on the other books", "TPR there"],
@@ -173,7 +147,7 @@ def render(calibration: Calibration, books: Sequence[str], stories: Sequence[Fin
         "Verdicts at a target of 5% on the other books, machine / uncertain / human:\n",
         table(["written by (texts)", *methods], kind_rows(calibration, rows, 0.05)),
         "False-positive rate on each book by the border of the other four, target 5%, 128 to 256 tokens:\n",
-        table(["book", "texts", *methods], book_rows([one.row for one in stories], methods, 0.05)),
+        table(["book", "texts", *methods], book_rows(stories, methods, 0.05)),
         "Probabilities on the other books, both sides weighing alike (a coin: 0.25 and 0.693):\n",
         table(["method, tokens", "map", "human / machine", "Brier", "log loss"], chance_rows(calibration, rows)),
         DETECT,

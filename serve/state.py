@@ -123,7 +123,7 @@ def slots_of(report: Report, facts: Facts) -> SlotList:
 def methods_of(facts: Facts) -> list[Method]:
     """The methods the served models allow, the default one first."""
     single: list[Method] = ["fast_detect", "perplexity", "log_rank"]
-    return ["binoculars", *single] if facts.observer else single
+    return ["binoculars", "likelihood_ratio", *single] if facts.observer else single
 
 
 def capabilities_of(facts: Facts) -> list[Capability]:

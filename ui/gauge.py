@@ -10,6 +10,7 @@ from app.schemas import Direction, Method
 
 METHODS: dict[Method, str] = {
     "binoculars": "Binoculars",
+    "likelihood_ratio": "Likelihood ratio",
     "fast_detect": "Fast-DetectGPT",
     "perplexity": "Perplexity",
     "log_rank": "Log-rank",
@@ -42,6 +43,7 @@ class Axis:
 
 AXES: dict[Method, Axis] = {
     "binoculars": Axis(0.5, 1.5),
+    "likelihood_ratio": Axis(-1, 1),
     "fast_detect": Axis(-4, 8),
     "perplexity": Axis(1, 10_000, powers=True),
     "log_rank": Axis(0, 6),

@@ -111,7 +111,8 @@ class Inspect:
 @dataclass(frozen=True, slots=True)
 class Columns:
     """One entry a scored token, natural logarithms. `mean` and `variance` are those of log p under the model itself, so
-    `-mean` is the entropy. `cross_entropy` is that of the observer's distribution under the performer's, where asked for.
+    `-mean` is the entropy. Where the observer was asked: `cross_entropy` is that of its distribution under the performer's,
+    `observed` its own log-probability of the token.
     """
 
     logprob: tuple[float, ...] = ()
@@ -119,6 +120,7 @@ class Columns:
     mean: tuple[float, ...] = ()
     variance: tuple[float, ...] = ()
     cross_entropy: tuple[float, ...] = ()
+    observed: tuple[float, ...] = ()
 
 
 def joined(parts: Sequence[Columns]) -> Columns:

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from app.schemas.wire import TIER, Tier, Usage, UsedTier, Wire
 
-Method = Literal["binoculars", "fast_detect", "perplexity", "log_rank"]
+Method = Literal["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"]
 Verdict = Literal["machine", "human", "uncertain", "uncalibrated", "insufficient"]
 Granularity = Literal["none", "sentence", "token"]
 Direction = Literal["lower", "higher"]

@@ -17,7 +17,7 @@ from app.scoring.scale import Border, Bucket, Part, Scale
 from app.settings import ModelSettings
 
 FALCON = Path(__file__).with_name("falcon.json")  # published with Binoculars, arXiv 2401.12070
-PAIRED: frozenset[Method] = frozenset({"binoculars"})  # methods that ask the observer
+PAIRED: frozenset[Method] = frozenset({"binoculars", "likelihood_ratio"})  # methods that ask the observer
 BESIDE = "calibration.json"  # in the folder of the model it belongs to
 
 

@@ -4,15 +4,14 @@ import math
 
 from app.schemas import MIN_SCORED_TOKENS, Method, Verdict
 from app.scoring.calibration import Judgement
-
-HIGHER: frozenset[Method] = frozenset({"fast_detect"})  # the others are lower for a machine's texts
+from app.scoring.scale import DIRECTIONS
 
 
 def explain(method: Method, value: float | None, count: int, verdict: Verdict, judged: Judgement | None, reason: str) -> str:
     """`reason`: why nothing was judged, where nothing was."""
     if value is None:
         return "No token of this text could be scored: it is too short for the model to have predicted anything."
-    lean = f"{'higher' if method in HIGHER else 'lower'} values look more like a machine's writing"
+    lean = f"{DIRECTIONS[method]} values look more like a machine's writing"
     said = f"{_meaning(method, value)}; {lean}."
     if verdict == "insufficient":
         return f"{said} With {count} scored tokens (fewer than {MIN_SCORED_TOKENS}) that says too little for a verdict."
@@ -24,6 +23,10 @@ def explain(method: Method, value: float | None, count: int, verdict: Verdict, j
 def _meaning(method: Method, value: float) -> str:
     if method == "binoculars":
         return f"The text surprised the model {value:.2f} times as much as the observer's own choices would have"
+    if method == "likelihood_ratio":
+        side = "more" if value > 0 else "less"
+        times = math.exp(min(abs(value), 700.0))
+        return f"Each token was {times:.3g} times {side} likely to the model than to the observer, in the geometric mean"
     if method == "fast_detect":
         side = "likelier" if value > 0 else "less likely"
         return f"The text's tokens are {abs(value):.2f} standard deviations {side} than ones the model would draw itself"

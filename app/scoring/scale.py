@@ -7,8 +7,16 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.errors import InvalidRequest
+from app.schemas import Direction, Method
 
 USUAL_TARGET = 0.01
+DIRECTIONS: dict[Method, Direction] = {  # which way a machine's texts lie
+    "binoculars": "lower",
+    "likelihood_ratio": "higher",
+    "fast_detect": "higher",
+    "perplexity": "lower",
+    "log_rank": "lower",
+}
 
 
 class Part(BaseModel):

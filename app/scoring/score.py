@@ -11,7 +11,6 @@ from app.engine.request import Columns
 from app.engine.request import Score as Job
 from app.schemas import (
     MIN_SCORED_TOKENS,
-    Direction,
     Granularity,
     Method,
     Probability,
@@ -27,11 +26,10 @@ from app.scoring.calibration import Judgement
 from app.scoring.detector import Ground
 from app.scoring.explanation import explain
 from app.scoring.normal import Text
+from app.scoring.scale import DIRECTIONS
 from app.scoring.sentences import sentences
 from app.scoring.warnings import warnings
 from app.tokenizer import Encoded
-
-DIRECTIONS: dict[Method, Direction] = {"binoculars": "lower", "fast_detect": "higher", "perplexity": "lower", "log_rank": "lower"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +53,12 @@ class Question:
 
 
 def score_of(method: Method, columns: Columns) -> float | None:
-    """The method's number, or None where it is not defined (no scored token, or no spread at all).
+    """The method's number, or None where it is not defined (no scored token, no observer, or no spread at all).
 
     binoculars: log-perplexity of the performer over cross-entropy observer -> performer (arXiv 2401.12070, as in its code: the
     performer's perplexity, shifted; unlike it, one token is enough, and padding is never told by a token's id).
+    likelihood_ratio: mean of log p - log p_observer, the statistic of Neyman and Pearson's test of "the performer wrote this" against
+    "the observer did" (with a base model as the reference also in arXiv 2203.03929), over the number of tokens.
     fast_detect: (sum log p - sum mean) / sqrt(sum variance) (Fast-DetectGPT, arXiv 2310.05130, eq. 5, analytic; one model is both
     scorer and sampler). perplexity: exp of the mean surprise. log_rank: mean natural logarithm of the rank (GLTR, arXiv 1906.04043).
     """
@@ -69,6 +69,8 @@ def score_of(method: Method, columns: Columns) -> float | None:
     if method == "binoculars":
         crossed = sum(columns.cross_entropy) / count
         return surprise / crossed if crossed > 0 else None
+    if method == "likelihood_ratio":
+        return (sum(columns.logprob) - sum(columns.observed)) / count if columns.observed else None
     if method == "fast_detect":
         variance = sum(columns.variance)
         return (sum(columns.logprob) - sum(columns.mean)) / math.sqrt(variance) if variance > 0 else None

@@ -17,8 +17,8 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 def columns(hidden: torch.Tensor, targets: torch.Tensor, head: Head, observer: tuple[torch.Tensor, Head] | None = None) -> Columns:
     """Statistics of `targets` `[rows]` under the model whose `hidden` `[rows, width]` came just before each.
 
-    `observer` is its own hidden states of the same rows, and its head: adds the cross-entropy - sum_v p_observer(v) log p(v)
-    (Binoculars, arXiv 2401.12070, eq. 3), in nats. Both heads must give logits over one vocabulary.
+    `observer` is its own hidden states of the same rows, and its head: adds, in nats, the cross-entropy - sum_v p_observer(v) log p(v)
+    (Binoculars, arXiv 2401.12070, eq. 3) and its own log-probability of each target. Both heads must give logits over one vocabulary.
     """
     parts = []
     for start in range(0, len(targets), CHUNK):
@@ -37,11 +37,12 @@ def _chunk(logits: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor | Non
     mean = (p * log_p).sum(-1)  # p log p is 0 where p underflows: log_p stays finite
     variance = (p * (log_p - mean[:, None]).square()).sum(-1)
     rank = (log_p > chosen).sum(-1) + 1
-    cross = torch.empty(0) if seen is None else -(seen[:, :width].float().softmax(-1) * log_p).sum(-1)
+    log_q = None if seen is None else seen[:, :width].float().log_softmax(-1)
     return Columns(
         logprob=tuple(chosen[:, 0].tolist()),
         rank=tuple(rank.tolist()),
         mean=tuple(mean.tolist()),
         variance=tuple(variance.tolist()),
-        cross_entropy=tuple(cross.tolist()),
+        cross_entropy=() if log_q is None else tuple((-(log_q.exp() * log_p).sum(-1)).tolist()),
+        observed=() if log_q is None else tuple(log_q.gather(-1, targets[:, None])[:, 0].tolist()),
     )

@@ -12,6 +12,7 @@ from app import calibrate
 from app.errors import EngineFailed, SetupError
 from app.scoring import fitting, journal
 from app.scoring.calibration import Models, load
+from app.scoring.fitting import METHODS
 from app.scoring.journal import Entry, Journal
 from app.scoring.sources import Fields, Text, cut, prepared, read
 
@@ -65,7 +66,7 @@ def test_from_texts_to_a_calibration(tiny_folder, other_folder, files, tmp_path,
     code, out = run(tiny_folder, files, tmp_path, "--observer", str(other_folder))
     assert (code, capsys.readouterr().out) == (0, f"wrote {out} and {out.with_suffix('.md')}\n")
     made = load(out)
-    assert set(made.methods) == {"binoculars", "fast_detect", "perplexity", "log_rank"}
+    assert set(made.methods) == set(METHODS)
     assert (made.models.performer, made.models.quantize, made.models.dtype) == (tiny_folder.name, "none", "float32")
     assert made.models.revision and made.models.observer_revision and made.models.revision != made.models.observer_revision
     bucket = made.methods["perplexity"].buckets[0]

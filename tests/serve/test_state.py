@@ -22,7 +22,7 @@ def test_models_say_what_is_served(served: Any) -> None:
     (card,) = served.client.get("/v1/models").json()["data"]
     assert (card["id"], card["context"], card["slots"], card["observer"]) == ("fake", 64, 2, "fake-base")
     assert (card["max_model_len"], card["default"], card["quantize"], card["revision"]) == (64, True, "none", "")
-    assert card["methods"] == ["binoculars", "fast_detect", "perplexity", "log_rank"]
+    assert card["methods"] == ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"]
     assert served.client.get("/v1/models/fake").json() == card
 
 

@@ -37,7 +37,7 @@ CARD = {
     "device": "cpu",
     "observer": "storyteller-base",
     "chat": True,
-    "methods": ["binoculars", "fast_detect", "perplexity", "log_rank"],
+    "methods": ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"],
     "capabilities": ["chat", "completions", "score"],
 }
 BASE = {**CARD, "id": "base", "default": False, "observer": None, "methods": ["fast_detect", "perplexity", "log_rank"]}

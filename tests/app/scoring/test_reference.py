@@ -14,10 +14,10 @@ from app.engine.engine import Engine, Limits
 from app.engine.flat import Room, adopt
 from app.engine.request import Generate, Sampling, Score, Scored
 from app.schemas import Method
+from app.scoring.fitting import METHODS
 from app.scoring.score import score_of
 from app.scoring.windows import windows
 
-METHODS: tuple[Method, ...] = ("binoculars", "fast_detect", "perplexity", "log_rank")
 END = 1
 NEAR = 1e-4
 
@@ -26,12 +26,13 @@ def reference(performer: PreTrainedModel, observer: PreTrainedModel, tokens: lis
     """Binoculars (arXiv 2401.12070, eqs. 1-4 as in its code), Fast-DetectGPT (arXiv 2310.05130, eq. 5), perplexity, mean log rank."""
     with torch.no_grad():
         logits, seen = (model(torch.tensor([tokens])).logits[0, :-1].double() for model in (performer, observer))
-    surprise = crossed = expected = variance = ranks = 0.0
+    surprise = crossed = ratio = expected = variance = ranks = 0.0
     for row, other, token in zip(logits, seen, tokens[1:], strict=True):
         p, q = torch.softmax(row, -1), torch.softmax(other, -1)
         log_p = torch.log(p)
         surprise -= log_p[token].item()
         crossed -= (q * log_p).sum().item()
+        ratio += (log_p[token] - torch.log(q[token])).item()
         mean = (p * log_p).sum().item()
         expected += mean
         variance += (p * (log_p - mean) ** 2).sum().item()
@@ -39,6 +40,7 @@ def reference(performer: PreTrainedModel, observer: PreTrainedModel, tokens: lis
     count = len(tokens) - 1
     return {
         "binoculars": surprise / crossed,
+        "likelihood_ratio": ratio / count,
         "fast_detect": (-surprise - expected) / math.sqrt(variance),
         "perplexity": math.exp(surprise / count),
         "log_rank": ranks / count,
@@ -72,4 +74,4 @@ def test_a_text_of_one_token_has_no_score_and_is_never_nan() -> None:
     for number, text in enumerate([(), (5,)]):
         engine.submit(Score(str(number), text, windows(len(text), CONTEXT)))
     for event in drain(engine):
-        assert isinstance(event, Scored) and [score_of(method, event.columns) for method in METHODS] == [None] * 4
+        assert isinstance(event, Scored) and [score_of(method, event.columns) for method in METHODS] == [None] * 5

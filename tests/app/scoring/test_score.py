@@ -1,20 +1,22 @@
 """Methods as arithmetic on columns worked out by hand, and verdicts that do not claim more than is known."""
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from app.engine.request import Columns, Score, Window
+from app.schemas import Method
 from app.scoring.calibration import Calibration, Models
 from app.scoring.detector import Ground
+from app.scoring.fitting import METHODS
 from app.scoring.normal import normal
 from app.scoring.scale import Border, Bucket, Chance, Scale
 from app.scoring.score import Question, Reading, assess, score_of
 from app.tokenizer import Encoded
 
 COLUMNS = Columns(
-    logprob=(-1.0, -3.0), rank=(1, 8), mean=(-2.0, -2.5), variance=(1.0, 3.0), cross_entropy=(2.0, 3.0)
+    logprob=(-1.0, -3.0), rank=(1, 8), mean=(-2.0, -2.5), variance=(1.0, 3.0), cross_entropy=(2.0, 3.0), observed=(-1.5, -4.5)
 )  # fmt: skip
 
 
@@ -24,12 +26,13 @@ def reading(text: str, ids: tuple[int, ...], offsets: tuple[tuple[int, int], ...
 
 def test_each_method_is_its_formula() -> None:
     assert score_of("binoculars", COLUMNS) == pytest.approx(2.0 / 2.5)
+    assert score_of("likelihood_ratio", COLUMNS) == pytest.approx(1.0)
+    assert score_of("likelihood_ratio", replace(COLUMNS, observed=())) is None
     assert score_of("fast_detect", COLUMNS) == pytest.approx((-4.0 + 4.5) / 2.0)
     assert score_of("perplexity", COLUMNS) == pytest.approx(math.exp(2.0))
     assert score_of("log_rank", COLUMNS) == pytest.approx(math.log(8) / 2)
 
 
-METHODS: tuple[Any, ...] = ("binoculars", "fast_detect", "perplexity", "log_rank")
 BORDERS = Bucket(
     min_tokens=64,
     max_tokens=None,
@@ -53,7 +56,7 @@ NONE = Ground(reason="there is none")
 
 
 def even(count: int, surprise: float, crossed: float = 2.0) -> Columns:
-    return Columns((-surprise,) * count, (9,) * count, (-2.0,) * count, (1.0,) * count, (crossed,) * count)
+    return Columns((-surprise,) * count, (9,) * count, (-2.0,) * count, (1.0,) * count, (crossed,) * count, (-crossed,) * count)
 
 
 def long_reading(count: int) -> Reading:
@@ -62,14 +65,14 @@ def long_reading(count: int) -> Reading:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("surprise", [1e-9, 30.0, 5000.0])
-def test_the_most_and_the_least_surprising_texts_have_an_explanation(method: Any, surprise: float) -> None:
+def test_the_most_and_the_least_surprising_texts_have_an_explanation(method: Method, surprise: float) -> None:
     made = assess(0, Question((method,), NONE, "token"), even(70, surprise), long_reading(70))
     value = made.scores[method]
     assert value is not None and math.isfinite(value) and len(made.explanation) > 60
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_scored_token_is_no_score(method: Any) -> None:
+def test_no_scored_token_is_no_score(method: Method) -> None:
     assert score_of(method, Columns()) is None
     made = assess(0, Question((method,), CALIBRATED, "token"), Columns(), reading("a", (5,), ((0, 1),)))
     assert (made.scores, made.verdict, made.statistics, made.tokens) == ({method: None}, "insufficient", None, [])

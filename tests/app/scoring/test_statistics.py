@@ -18,7 +18,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = columns(logits, targets, identity, (logits.flip(0), identity))
     assert len(parts.logprob) == 600
     assert parts.rank == whole.rank
-    for name in ("logprob", "mean", "variance", "cross_entropy"):
+    for name in ("logprob", "mean", "variance", "cross_entropy", "observed"):
         assert getattr(parts, name) == pytest.approx(getattr(whole, name), abs=1e-5)
 
 
@@ -36,6 +36,7 @@ def test_each_column_is_its_definition() -> None:
         spread = sum(float(chance) * (float(log) - mean) ** 2 for chance, log in zip(p[row], logs, strict=True))
         assert found.variance[row] == pytest.approx(spread, abs=1e-4)
         assert found.cross_entropy[row] == pytest.approx(-float((q[row] * logs).sum()), abs=1e-5)
+        assert found.observed[row] == pytest.approx(float(q[row, target].log()), abs=1e-5)
 
 
 def test_an_observer_whose_vocabulary_is_padded_further_is_cut_to_the_performers() -> None:
@@ -52,4 +53,4 @@ def test_a_certain_model_gives_no_nan() -> None:
     assert found.rank == (1, 2)
     assert found.mean == (0.0, 0.0)
     assert found.variance == (0.0, 0.0)
-    assert found.cross_entropy == ()
+    assert (found.cross_entropy, found.observed) == ((), ())
