@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from app.calls import Reader
 from app.errors import InvalidRequest
-from app.grammar import crowded, fault, json_grammar
+from app.faults import crowded, fault
+from app.grammar import json_grammar
 from app.schemas import ChatRequest, NamedTool, Tool
 from app.schemas.messages import Schema
 from app.tokenizer import Tokenizer

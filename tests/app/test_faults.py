@@ -1,0 +1,239 @@
+"""Schemas that cannot be enforced: refused by name, at once, before llguidance ignores them, chokes on them or fails in mid-answer."""
+
+import json
+import random
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher
+
+from app.faults import MOST_ITEMS, MOST_LETTERS, MOST_OPTIONAL, _bytes, fault
+from app.grammar import Schema, json_grammar
+from app.patterns import measured
+
+
+def chained(count: int) -> Schema:
+    """Lists in lists, each behind a reference."""
+    named = {f"a{place}": {"type": "array", "items": {"$ref": f"#/$defs/a{place + 1}"}} for place in range(count)}
+    return {"$defs": {**named, f"a{count}": {"type": "string"}}, "$ref": "#/$defs/a0"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"not": {"type": "string"}}, "not "),
+        ({"if": {}, "then": {}}, "if "),
+        ({"dependentRequired": {"a": ["b"]}}, "dependentRequired"),
+        ({"contains": {}}, "contains"),
+        ({"propertyNames": {}}, "propertyNames"),
+        ({"unevaluatedProperties": False}, "unevaluatedProperties"),
+        ({"$dynamicRef": "#a"}, "$dynamicRef"),
+        ({"type": "object", "properties": {"a": True, "b": True, "c": True}, "minProperties": 2}, "maxProperties"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"type": "string", "format": "iri"}, "iri"),
+        ({"type": "string", "format": "unknown"}, "format 'unknown'"),
+        ({"type": "string", "pattern": "(?=a)b"}, "pattern: look-around"),
+        ({"type": "string", "maxlength": 3}, "maxlength"),
+        ({"type": "string", "nullable": True}, "nullable"),
+        ({"extends": {}}, "extends"),
+        ({"divisibleBy": 3}, "divisibleBy"),
+        ({"x-guidance": {"lenient": True}, "format": "anything"}, "x-guidance"),
+    ],
+)
+def test_what_would_be_ignored_or_cannot_be_done_is_named(schema: Schema, says: str) -> None:
+    for one in (schema, {"type": "array", "items": schema}, {"$defs": {"a": schema}, "$ref": "#/$defs/a"}):
+        assert says in (fault(one) or "")
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"$ref": "https://example.com/a.json"}, "https://example.com/a.json"),
+        ({"$ref": "#/nowhere"}, "#/nowhere"),
+        ({"default": {"uniqueItems": True}, "$ref": "#/default"}, "#/default"),
+        ({"type": "any"}, "any"),
+        ({"enum": []}, "empty"),
+        ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "'a'"),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, "exclusiveMinimum"),
+        ({"type": "number", "minimum": 0, "exclusiveMinimum": True, "maximum": 0.5}, "exclusiveMinimum"),
+        ({"type": "number", "minimum": -4.5, "exclusiveMaximum": -4}, "exclusiveMaximum"),
+    ],
+)
+def test_what_no_answer_can_keep_to_is_told(schema: Schema, says: str) -> None:
+    assert says in (fault(schema) or "")
+
+
+def test_the_place_is_named() -> None:
+    schema = {"type": "object", "properties": {"a/b": {"type": "array", "items": {"anyOf": [{}, {"not": {}}]}}}}
+    assert fault(schema) == "not is not supported (at #/properties/a~1b/items/anyOf/1)"
+
+
+PATTERNS = [f"(a|b)*a(a|b){{{count}}}" for count in range(12, 40)]
+ITSELF: Schema = {"$ref": "#"}
+LISTS: Schema = {"type": "array", "items": ITSELF, "minItems": 1}
+HOSTILE: dict[str, Schema] = {
+    "chain": chained(900),  # 2,000 end the process
+    "many": {"anyOf": [{"type": "string"}] * 5000},
+    "optional": {"type": "object", "properties": {f"p{place}": {} for place in range(MOST_OPTIONAL + 1)}},
+    "names": {"type": "object", "patternProperties": {f"^a{place}_": {} for place in range(40)}},
+    "joined": {"allOf": [{"type": "string", "pattern": pattern} for pattern in PATTERNS]},
+    "chained patterns": {
+        "$defs": {f"a{n}": {"$ref": f"#/$defs/a{n + 1}", "pattern": p} for n, p in enumerate(PATTERNS)} | {f"a{len(PATTERNS)}": {}},
+        "$ref": "#/$defs/a0",
+    },
+    "multiple": {"type": "integer", "multipleOf": 99999989},
+    "multiples": {"anyOf": [{"type": "integer", "multipleOf": 9900 + place} for place in range(99)]},
+    "joined multiples": {"allOf": [{"type": "integer", "multipleOf": place} for place in (997, 991)]},
+    "deep": json.loads('{"items":' * 300 + "{}" + "}" * 300),
+    "product": {"allOf": [{"anyOf": [{"required": [f"a{place}"]}, {"required": [f"b{place}"]}]} for place in range(18)]},
+    "huge": {"type": "number", "minimum": 10**400},
+    "repeated": {"type": "string", "pattern": "^((a{1000}){1000}){1000}$"},
+    "repeated at will": {"type": "string", "pattern": "^(a{1,100}){1,100}$"},
+    "repeated in a row": {"type": "string", "pattern": "a{0,1000}" * 20},
+    "long": {"type": "string", "minLength": 10**6},
+    "full": {"type": "array", "items": {"const": "a"}, "minItems": 10**5},
+    "full of names": {"type": "object", "minProperties": 10**5},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_schema_is_refused_at_once(name: str) -> None:
+    began = time.monotonic()
+    assert fault(HOSTILE[name])
+    assert time.monotonic() - began < 30  # not a measure of speed: unbounded, some of these do not end
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "^(a{1,40}){1,50}$"},
+        {"type": "string", "pattern": "^[a-z]{1,90000}$"},
+        {"type": "string", "minLength": MOST_LETTERS},
+        {"type": "array", "minItems": MOST_ITEMS, "items": {"type": "array", "maxItems": 10**9}},
+        {"type": "object", "properties": {f"p{place}": {"type": "integer"} for place in range(MOST_OPTIONAL)}},
+        {"type": "object", "patternProperties": {f"^(a|b)*a(a|b){{14}}c{place}$": {} for place in range(16)}},
+        chained(200),
+        {"enum": [f"value {place}" for place in range(10_000)]},
+    ],
+)
+def test_a_large_schema_is_done_at_once(schema: Schema) -> None:
+    began = time.monotonic()
+    assert fault(schema) is None
+    assert time.monotonic() - began < 30  # not a measure of speed: unbounded, some of these do not end
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": 2**53 + 1},
+        {"enum": [1, {"a": [-(2**60)]}]},
+        {"type": "integer", "minimum": 10**25},
+        {"type": "object", "properties": {"a": {"type": "integer", "exclusiveMaximum": 2**54}}},
+    ],
+)
+def test_numbers_that_float64_does_not_tell_apart_are_refused(schema: Schema) -> None:
+    assert "float64" in (fault(schema) or "")
+    assert fault({"enum": [2**53, -(2**53), 0.5, True]}) is None
+
+
+@pytest.mark.parametrize("step", [0, -1, -0.5])
+def test_a_step_of_nothing_is_refused(step: float) -> None:
+    assert "above 0" in (fault({"type": "number", "multipleOf": step}) or "")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        ITSELF,
+        LISTS,
+        {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+        {"type": "object", "properties": {"a": ITSELF}, "required": ["a"]},
+        {"type": "object", "additionalProperties": ITSELF, "required": ["a"]},
+        {"anyOf": [LISTS, {"type": "array", "prefixItems": [ITSELF], "minItems": 1}]},
+        {"allOf": [LISTS, {"type": "array"}]},
+        {"type": ["array", "object"], "items": ITSELF, "minItems": 1, "properties": {"a": ITSELF}, "required": ["a"]},
+        {
+            "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}},
+            "anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}],
+        },
+    ],
+)
+def test_what_has_no_end_is_refused(schema: Schema) -> None:
+    assert "never ends (at #" in (fault(schema) or "")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": ITSELF},
+        {"type": "object", "properties": {"a": ITSELF}},
+        {"type": ["array", "null"], "items": ITSELF, "minItems": 1},
+        {"anyOf": [LISTS, {"type": "null"}]},
+        {"$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}}, "type": "null"},  # nobody enters it
+        {"enum": [1], "type": "array", "items": ITSELF, "minItems": 1} | {"type": "integer"},
+    ],
+)
+def test_what_can_end_is_not(schema: Schema) -> None:
+    assert fault(schema) is None
+
+
+REFERRING = st.deferred(
+    lambda: (
+        st.sampled_from([ITSELF, {"type": "null"}, {"$ref": "#/$defs/a"}, {"type": "integer"}])
+        | st.builds(lambda inner, least: {"type": "array", "items": inner, "minItems": least, "maxItems": 2}, REFERRING, st.integers(0, 1))
+        | st.builds(
+            lambda inner, needed: {"type": "object", "properties": {"k": inner}, "required": ["k"][:needed]}, REFERRING, st.integers(0, 1)
+        )
+        | st.builds(lambda some: {"anyOf": some}, st.lists(REFERRING, min_size=1, max_size=2))
+    )
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(root=REFERRING, other=REFERRING)
+def test_no_schema_that_is_let_through_traps_an_answer(root: Schema, other: Schema) -> None:
+    """However far an answer has gone in, one of some random ways that close what may be closed comes out."""
+    schema = {"$defs": {"a": other}, **root}
+    if fault(schema) is not None:
+        return
+    for eager in (0, 20, 60):
+        matcher = LLMatcher(_bytes(), json_grammar(schema), log_level=0)
+        go(matcher, b'[{",', random.Random(0), eager)
+        assert any(go(matcher.deep_copy(), (256, *b"}]n1"), random.Random(seed), 300) for seed in range(40))
+
+
+def go(matcher: LLMatcher, order: Sequence[int], rng: random.Random, steps: int) -> bool:
+    """By what is first in `order`, else by chance; returns whether the answer is complete."""
+    for _ in range(steps):
+        if matcher.is_stopped():
+            break
+        mask = matcher.compute_bitmask()
+        assert not matcher.is_error(), matcher.get_error()[:200]
+        allowed = [byte for byte in range(257) if mask[byte >> 3] >> (byte & 7) & 1]
+        matcher.consume_token(next((byte for byte in order if byte in allowed), rng.choice(allowed)))
+    return matcher.is_stopped()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "things", "varying", "several"),
+    [
+        ("", 0, 0, False),
+        ("abc", 3, 0, False),
+        ("a{3}", 3, 0, False),
+        ("a{2,4}", 4, 4, False),
+        ("(a{1,9}b){5}", 50, 45, True),
+        ("(ab){0,9}", 18, 9, False),
+        ("(ab?){5,}", 10, 0, False),
+        (r"[a\]{9}]{4}\{{3}", 7, 0, False),
+        (r"\p{L}{3}|\x{61}", 4, 0, False),
+        ("a{0,7}|b{0,8}", 15, 15, True),
+        ("((((", 0, 0, False),
+        (")){9}{", 11, 0, False),
+    ],
+)
+def test_the_size_of_a_pattern(pattern: str, things: int, varying: int, several: bool) -> None:
+    assert measured(pattern) == (things, varying, several)
