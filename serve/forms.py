@@ -3,8 +3,10 @@
 Knows no engine and no tokenizer but its template's way of writing calls.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from app.calls import Reader
 from app.errors import InvalidRequest
@@ -16,6 +18,7 @@ from app.tokenizer import Tokenizer
 from app.tools import Format, NoTools
 
 ALONE = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids")  # each decides by itself over tokens that the form needs
+KEPT, LONG = 256, 65_536  # verdicts on schemas that are kept, and characters of a schema that is not worth keeping
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,13 @@ def _check_tools(body: ChatRequest) -> None:
         raise InvalidRequest(f"tool_choice: '{body.tool_choice.function.name}' is none of the tools", param="tool_choice.function.name")
 
 
+@lru_cache(KEPT)
+def _fault(schema: str) -> str | None:
+    return fault(json.loads(schema))
+
+
 def _check(schema: Schema, param: str) -> None:
-    wrong = fault(schema)
+    text = json.dumps(schema)
+    wrong = _fault(text) if len(text) <= LONG else fault(schema)
     if wrong is not None:
         raise InvalidRequest(f"{param} cannot be enforced to the letter: {wrong}", param=param, code="unsupported_schema")

@@ -16,14 +16,14 @@ from app.tokenizer import Tokenizer
 from serve.jobs import room, sampling_of
 from serve.router import Router
 from serve.service import Model, Service, unless_gone
-from serve.state import ERRORS
+from serve.state import ANONYMOUS
 
 Clash = tuple[str, bool, str]  # a field, whether something else leaves it nothing to do, and what to say then
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # asks for nothing, whatever else is asked for
 
 
 def add_generate(routes: APIRouter, service: Service) -> None:
-    @routes.post("/generate", tags=["chat"], summary="Continue texts, by sampling or by search", responses=ERRORS)
+    @routes.post("/generate", tags=["chat"], summary="Continue texts, by sampling or by search", responses=ANONYMOUS)
     async def generate(body: GenerateRequest, request: Request) -> GenerateResponse:
         model = service.model(body.model)
         check(body)

@@ -157,10 +157,13 @@ def _banned(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ..
     return tuple(dict.fromkeys(found))
 
 
-def check_tokens(ids: Iterable[int], tokenizer: Tokenizer, param: str) -> None:
-    for id in ids:
-        if not 0 <= id < len(tokenizer):
-            raise InvalidRequest(f"{param}: {id} is not in the vocabulary; token ids must lie in 0..{len(tokenizer) - 1}", param=param)
+def check_tokens(ids: Iterable[int], tokenizer: Tokenizer, param: str, numbered: bool = False) -> None:
+    """`numbered`: name the place in the list, too."""
+    size = len(tokenizer)
+    for place, id in enumerate(ids):
+        if not 0 <= id < size:
+            where = f"{param}.{place}" if numbered else param
+            raise InvalidRequest(f"{where}: {id} is not in the vocabulary; token ids must lie in 0..{size - 1}", param=where)
 
 
 def check_least(least: int, most: int) -> None:

@@ -68,7 +68,8 @@ def create_routes(
         model = service.model(body.model)
         prompt = Prompt(await service.work(prompt_of, body.messages, shown(body), model.tokenizer))
         room(prompt.ids, None, model.facts, "messages")
-        terms = await service.compile(chat_terms, body, model.tokenizer)
+        held = service.compile if body.tools or body.response_format else service.work
+        terms = await unless_gone(request, held(chat_terms, body, model.tokenizer))
         return await _generate(service, model, body, terms, [prompt], request)
 
     @routes.post("/v1/completions", tags=["chat"], summary="Continue a text", response_model=CompletionResponse, responses=ERRORS | SSE)

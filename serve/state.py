@@ -29,6 +29,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to come back"},
     503: {"model": ErrorResponse, "description": "the model is loading, restarting or shutting down"},
 }
+ANONYMOUS = {status: answer for status, answer in ERRORS.items() if status != 403}  # whose bodies name no user
 ASKED: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 404, 503)}
 
 

@@ -1,5 +1,7 @@
 """`POST /tokenize` and `POST /detokenize`, with vLLM's bodies. No worker takes part."""
 
+from typing import Any
+
 from fastapi import APIRouter
 from fastapi.responses import Response
 
@@ -11,13 +13,15 @@ from serve.jobs import check_tokens
 from serve.service import Model, Service
 from serve.state import ERRORS
 
+REFUSED: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 404, 413, 503)}
+
 
 def add_tokens(routes: APIRouter, service: Service) -> None:
-    @routes.post("/tokenize", tags=["tokens"], summary="Token ids of a text", response_model=TokenizeResponse, responses=ERRORS)
+    @routes.post("/tokenize", tags=["tokens"], summary="Token ids of a text", response_model=TokenizeResponse, responses=REFUSED)
     async def tokenize(body: TokenizeRequest) -> Response:
         return Response(await service.work(_tokenized, body, service.model(body.model)), media_type="application/json")
 
-    @routes.post("/detokenize", tags=["tokens"], summary="Text of token ids", response_model=DetokenizeResponse, responses=ERRORS)
+    @routes.post("/detokenize", tags=["tokens"], summary="Text of token ids", response_model=DetokenizeResponse, responses=REFUSED)
     async def detokenize(body: DetokenizeRequest) -> Response:
         return Response(await service.work(_detokenized, body, service.model(body.model)), media_type="application/json")
 
@@ -41,6 +45,5 @@ def _ids(body: TokenizeRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _detokenized(body: DetokenizeRequest, model: Model) -> bytes:
-    for index, id in enumerate(body.tokens):
-        check_tokens((id,), model.tokenizer, f"tokens.{index}")
+    check_tokens(body.tokens, model.tokenizer, "tokens", numbered=True)
     return DetokenizeResponse(prompt=model.tokenizer.full(body.tokens)).model_dump_json().encode()

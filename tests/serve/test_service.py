@@ -1,20 +1,51 @@
-"""Who may use the server."""
+"""Who may use the server, and that nothing more is done for a client that has left."""
 
+import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakes import FACTS
+from fastapi import Request
 
-from app.errors import Forbidden
+from app.errors import Forbidden, NotReady
 from serve.router import Router
-from serve.service import Service
+from serve.service import Service, unless_gone
 
 
-def test_a_banned_user_is_refused_and_nobody_else() -> None:
-    service = Service(Router(1, [FACTS.name]), {}, ThreadPoolExecutor(1), frozenset({"mallory"}))
+@pytest.fixture
+def service() -> Service:
+    return Service(Router(1, [FACTS.name]), {}, ThreadPoolExecutor(1), frozenset({"mallory"}))
+
+
+def test_a_banned_user_is_refused_and_nobody_else(service: Service) -> None:
     for user in (None, "", "alice", "Mallory"):
         service.check_user(user)
     with pytest.raises(Forbidden) as refused:
         service.check_user("mallory")
     error = refused.value
     assert (error.status, error.type, error.code, error.param) == (403, "permission_error", "user_banned", "user")
+
+
+def test_a_schema_that_waits_is_not_looked_at_when_its_client_leaves(service: Service) -> None:
+    seen, hold = [], threading.Event()
+
+    async def leave() -> None:
+        gone = asyncio.Event()
+
+        async def receive() -> dict[str, str]:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        first = asyncio.ensure_future(service.compile(hold.wait))
+        waiting = asyncio.ensure_future(unless_gone(Request({"type": "http"}, receive), service.compile(seen.append, "theirs")))
+        await asyncio.sleep(0.05)
+        gone.set()
+        with pytest.raises(NotReady):
+            await waiting
+        hold.set()
+        await first
+        await service.compile(seen.append, "ours")
+
+    asyncio.run(leave())
+    assert seen == ["ours"]
