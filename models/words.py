@@ -28,12 +28,12 @@ is long enough. AUROC:
 SHIPPED = """
 At temperature 0.7, or with top_p 0.9, Binoculars and Fast-DetectGPT know nearly every one of the model's stories; at temperature 1 with
 top_p 0.9, which is what a request with `temperature: 1` gets, they still do. At temperature 1 without any filter they and the two
-baselines are little better than a coin, and longer texts do not help. That is no fault of the samples: a model that was trained well is surprised by
-new prose of its own kind about as much as it expects to be, and by its own free draws exactly as much as it expects to be, so sums of
-surprise, rank and entropy hardly tell the two apart. The likelihood ratio can, because it asks which of two nearly equal models the text
-follows, and the stories follow the one that told them: from about 200 tokens on it is the one method that reaches 0.9 at every setting. It
-is not the default, because at the usual settings Binoculars sees nearly all of the stories and errs less often, and because it knows
-this pair's stories only.
+baselines are little better than a coin, and longer texts do not help. That is no fault of the samples: a model that was trained well is
+surprised by new prose of its own kind about as much as it expects to be, and by its own free draws exactly as much as it expects to be, so
+sums of surprise, rank and entropy hardly tell the two apart. The likelihood ratio can, because it asks which of two nearly equal models
+the text follows, and the stories follow the one that told them: from about 200 tokens on it is the one method that reaches 0.9 at every
+setting. It is not the default, because at the usual settings Binoculars sees nearly all of the stories and errs less often, and because it
+knows this pair's stories only.
 
 ## The shipped calibration on books it has not seen
 "FPR where fitted" is on the texts the border was chosen by; the other columns are on the books measured on, all settings of the stories
@@ -69,8 +69,8 @@ END = """
 ## What it cannot do
 - Recognise stories told at temperature 1 without top_p (`top_p: 1`) by any method but `likelihood_ratio`.
 - Tell whether another model wrote a text. No set of other models reaches an AUROC of 0.9 by any method: the best is 0.89, on news by
-  gpt-3.5-turbo, and most lie between 0.5 and 0.8. At a false-positive rate of 1% fewer than a third of any set's machine texts are found. To judge texts of large models, serve a larger
-  pair and calibrate it on texts like those you will judge: `python -m app.calibrate`.
+  gpt-3.5-turbo, and most lie between 0.5 and 0.8. At a false-positive rate of 1% fewer than a third of any set's machine texts are found.
+  To judge texts of large models, serve a larger pair and calibrate it on texts like those you will judge: `python -m app.calibrate`.
 - Tell that a human wrote a text. See the last table: texts of other models get `human` too.
 - Keep its false-positive rate on another kind of text. Borders are valid for writing like that they were measured on and for no other.
 - Say anything of a text under 64 scored tokens, or longer than those it was calibrated on.
