@@ -13,10 +13,10 @@ ROOT_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check format train load bench notebooks clean
+.PHONY: help install run test check format train load bench bench-cache notebooks clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 $(RUNTIME): requirements.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
@@ -65,6 +65,9 @@ ifeq ($(origin URL),file)
 else
 	@$(BIN)/python -m loadtest.bench --url $(URL) --clients $(CLIENTS)
 endif
+
+bench-cache: $(DEV) ## what a start costs from disk and from memory: MODEL= SIZE="135M" CACHE="--quick" or more options; goes on where it stopped
+	@$(BIN)/python -m loadtest.cache $(if $(MODEL),--model $(MODEL)) $(if $(SIZE),--size $(SIZE)) $(CACHE)
 
 notebooks: $(DEV) ## execute every notebook into runs/notebooks/
 	@mkdir -p runs/notebooks

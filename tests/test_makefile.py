@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ["install", "run", "test", "check", "format", "train", "load", "bench", "notebooks", "clean"]
+TARGETS = ["install", "run", "test", "check", "format", "train", "load", "bench", "bench-cache", "notebooks", "clean"]
 
 
 def make(*arguments):
@@ -44,6 +44,12 @@ def test_bench_compares_unless_a_server_is_named():
     assert shown.replace("\\\n", " ").split() == ["--model", '"folder"', "--gguf", '"a.gguf"', "--rows", "1", "4", "--quick"]
     shown = make("bench", "URL=http://host:1")
     assert "-m loadtest.bench --url http://host:1 --clients 1 8 32" in shown and "loadtest.engine" not in shown
+
+
+def test_bench_cache_passes_on_what_is_given_and_nothing_else():
+    assert "--" not in make("bench-cache", "MODEL=", "SIZE=", "CACHE=").rpartition("-m loadtest.cache")[2]
+    shown = make("bench-cache", "MODEL=one two", "SIZE=135M 1.7B", "CACHE=--quick").rpartition("-m loadtest.cache")[2]
+    assert shown.split() == ["--model", "one", "two", "--size", "135M", "1.7B", "--quick"]
 
 
 def test_running_needs_no_test_tools():
