@@ -166,7 +166,7 @@ def first_token(engine: Engine) -> float:
 
 def memory() -> dict[str, int]:
     """Bytes: the peak of the resident set as the kernel kept it, and what is resident now, of what kind. Shared pages count in part."""
-    lines = [*Path("/proc/self/status").read_text().splitlines(), *Path("/proc/self/smaps_rollup").read_text().splitlines()]
+    lines = (Path("/proc/self/smaps_rollup").read_text() + Path("/proc/self/status").read_text()).splitlines()
     found = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if rest.endswith(" kB")}
     names = {"VmHWM": "rss_peak", "Rss": "rss", "Pss": "pss", "Pss_Anon": "anon", "Pss_File": "file", "Pss_Shmem": "shmem"}
     return {f"{ours}_bytes": found[theirs] for theirs, ours in names.items()}

@@ -1,0 +1,111 @@
+"""States of files, proved by mincore on this machine's own disk and tmpfs."""
+
+import json
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtest import storage
+from loadtest.storage import PAGE, NotThere, Pages
+
+ROOT = Path(__file__).parents[2]
+SHM = Path("/dev/shm")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three files on a disk, one of them empty; skipped where dropping pages is a wish the file system does not grant."""
+    (tmp_path / "weights").write_bytes(os.urandom(40 * PAGE + 1))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "config").write_bytes(b"x" * 10)
+    (tmp_path / "empty").touch()
+    storage.cool(storage.files(tmp_path))
+    if storage.kind(tmp_path) in {*storage.MEMORY, "overlay"} or storage.pages(storage.files(tmp_path)).resident:
+        pytest.skip(f"posix_fadvise drops nothing on {storage.kind(tmp_path)}")
+    return tmp_path
+
+
+@pytest.fixture
+def tmpfs():
+    if not SHM.is_dir() or storage.kind(SHM) != "tmpfs":
+        pytest.skip("no tmpfs at /dev/shm")
+    return SHM
+
+
+def test_cold_is_cold_and_warm_is_warm(folder):
+    paths = storage.files(folder)
+    assert [path.name for path in paths] == ["config", "weights"], "an empty file has no page to be in a state"
+    assert storage.pages(paths) == Pages(0, 42)
+    assert storage.read(paths) == 40 * PAGE + 11
+    assert storage.pages(paths).share == 1.0
+    storage.cool(paths)
+    assert storage.pages(paths).share == 0.0
+
+
+def test_one_page_is_seen(folder):
+    file = folder / "weights"
+    with file.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead
+        os.pread(opened.fileno(), 1, 7 * PAGE)
+    found = storage.pages([file])
+    assert 1 <= found.resident < found.total and found.bytes == found.resident * PAGE
+
+
+def test_what_was_just_written_is_cold_too(folder):
+    (folder / "weights").write_bytes(os.urandom(20 * PAGE))
+    storage.cool(storage.files(folder))
+    assert storage.pages(storage.files(folder)).resident == 0
+
+
+def test_what_is_mapped_elsewhere_is_not_called_cold(folder):
+    with (folder / "weights").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[::PAGE]) >= 0
+        storage.cool(storage.files(folder))
+        assert storage.pages(storage.files(folder)).resident > 0
+
+
+def test_links_are_followed(folder, tmp_path_factory):
+    snapshot = tmp_path_factory.mktemp("snapshot")
+    (snapshot / "model").symlink_to(folder / "weights")
+    assert storage.files(snapshot) == [folder / "weights"]
+
+
+def test_a_copy_in_memory_cannot_be_cooled(folder, tmpfs):
+    target = tmpfs / f"litmus-test-{os.getpid()}"
+    try:
+        copy = storage.copy_to_memory(folder, tmpfs, target)
+        storage.cool(storage.files(copy))
+        assert storage.pages(storage.files(copy)).share == 1.0
+        assert (copy / "weights").read_bytes() == (folder / "weights").read_bytes()
+        with pytest.raises(NotThere, match="in memory for good"):
+            storage.check_disk(copy)
+    finally:
+        for path in sorted(target.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        target.rmdir()
+    storage.check_disk(folder)
+
+
+def test_no_tmpfs_and_no_room(folder, tmpfs, monkeypatch):
+    with pytest.raises(NotThere, match="no tmpfs"):
+        storage.copy_to_memory(folder, folder, folder / "copy")
+    monkeypatch.setattr(storage, "KEEP", 1 << 60)
+    with pytest.raises(NotThere, match="room for 0.0 GB"):
+        storage.copy_to_memory(folder, tmpfs, tmpfs / "litmus-test-none")
+    assert not (tmpfs / "litmus-test-none").exists()
+
+
+def test_the_floor_waits_for_the_word_and_reads_everything(folder):
+    command = [sys.executable, "-m", "loadtest.storage", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert json.loads(process.stdout.readline()) == {"ready": True}
+        assert storage.pages(storage.files(folder)).resident == 0, "it has read nothing yet"
+        told, _ = process.communicate(b"\n")
+    found = json.loads(told)
+    assert found["read_bytes"] == 40 * PAGE + 11 and found["load_s"] > 0
+    assert storage.pages(storage.files(folder)).share == 1.0
+    assert subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True).returncode == 2
