@@ -161,8 +161,10 @@ def load(given: argparse.Namespace) -> Any:
     ).eval()
 
 
-def measure(given: argparse.Namespace, vocabulary: Sequence[int]) -> Iterator[dict[str, Any]]:
+def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One line for each number of requests at once."""
+    tokenizer = Tokenizer(given.model)
+    vocabulary = sorted(set(range(len(tokenizer))) - set(tokenizer.base.all_special_ids))
     common = {
         "kind": "bare",
         "what": given.what,
@@ -258,18 +260,20 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def main(words: Sequence[str]) -> int:
-    given = _arguments(words)
+def told(lines: Iterable[dict[str, Any]]) -> int:
+    """Each as a line of JSON on stdout, as it comes; an exit code."""
     try:
-        tokenizer = Tokenizer(given.model)
-        vocabulary = sorted(set(range(len(tokenizer))) - set(tokenizer.base.all_special_ids))
-        for line in measure(given, vocabulary):
+        for line in lines:
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
     except (BenchFailed, LitmusError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
+
+
+def main(words: Sequence[str]) -> int:
+    return told(measure(_arguments(words)))
 
 
 if __name__ == "__main__":

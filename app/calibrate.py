@@ -64,7 +64,8 @@ def calibrate(given: argparse.Namespace) -> str:
     """Do it all; returns a sentence on what was written."""
     check_places(given)
     fields = Fields(given.text, given.group, given.domain)
-    texts = prepared([*read(given.human, False, fields), *read(given.machine, True, fields)], given.collapse, given.cut_words)
+    sent = [*read(given.human, False, fields), *read(given.machine, True, fields)]
+    texts = prepared(sent, given.collapse, given.cut_words)
     check(texts, given.targets)
     models, rows = scored(settings_of(given), given.journal, texts)
     methods, refused = scales(rows, given.targets, given.buckets)
@@ -79,7 +80,9 @@ def calibrate(given: argparse.Namespace) -> str:
     )
     save(calibration, given.out)
     given.report.write_text(render(calibration, rows))
-    return f"wrote {given.out} and {given.report}"
+    dropped = len(sent) - len(texts)
+    left_out = f"; {dropped} of {len(sent)} texts were left out: blank, given twice, or given as both a human's and a machine's"
+    return f"wrote {given.out} and {given.report}{left_out if dropped else ''}"
 
 
 def settings_of(given: argparse.Namespace) -> ModelSettings:

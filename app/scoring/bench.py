@@ -6,7 +6,6 @@ vocabulary. One process measures one way. A round that is not counted comes firs
 """
 
 import argparse
-import json
 import math
 import random
 import statistics
@@ -20,9 +19,8 @@ import psutil
 import torch
 from torch.nn import functional as F
 
-from app.bench import BenchFailed, Quantizations, load
+from app.bench import BenchFailed, Quantizations, load, told
 from app.engine.request import Columns, Failed, Score, Scored
-from app.errors import LitmusError
 from app.scoring.score import score_of
 from app.scoring.windows import windows
 from app.settings import ModelSettings
@@ -98,7 +96,7 @@ def peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
+def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     scorer = engine_scorer(given) if given.what == "engine" else published_scorer(given)
     scorer(texts(2, given.vocabulary, 99))  # weights touched, kernels chosen
     FORGET.write_text("5")
@@ -109,7 +107,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         start_s = time.perf_counter()
         scores = scorer(batch)
         rates.append(len(batch) / (time.perf_counter() - start_s))
-    return {
+    yield {
         "kind": "scoring",
         **{name: getattr(given, name) for name in ("what", "quantize", "dtype", "texts")},
         "texts_per_s": statistics.median(rates[1:]),
@@ -150,12 +148,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(words: Sequence[str]) -> int:
-    try:
-        sys.stdout.write(json.dumps(measure(_arguments(words))) + "\n")
-    except (BenchFailed, LitmusError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    return told(measure(_arguments(words)))
 
 
 if __name__ == "__main__":

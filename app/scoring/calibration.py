@@ -55,7 +55,8 @@ class Judgement:
 
 class Calibration(Part):
     """`collapse`: the texts had runs of white space made one blank (`app.scoring.normal`), so a text to judge must have too: line breaks
-    say more of where a text was copied from than of who wrote it. `cut_words` were cut from the beginning of each. `refused`:
+    say more of where a text was copied from than of who wrote it. `cut_words` were cut from the beginning of each, such as an opening
+    that both sides shared; a text to judge is not cut. `refused`:
     sentences on what the texts did not support.
     """
 

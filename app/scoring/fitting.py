@@ -23,6 +23,7 @@ EDGES = (MIN_SCORED_TOKENS, 128, 256, 512)  # the last bucket has no end
 METHODS: tuple[Method, ...] = get_args(Method)
 KNOTS = 33
 FOLDS = 5
+MIN_SOURCES = 5  # groups on each side, below which drawing them anew says nothing of how sure a probability is
 DRAWS = 200  # of the probability map's interval
 Kind = Literal["isotonic", "logistic"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -163,8 +164,10 @@ def bucket(rows: Sequence[Row], method: Method, span: tuple[int, int | None], ta
         n_machine=len(machines),
         machine=tuple(border(humans, target, sign) for target in able),
         human=tuple(border(-machines, target, -sign) for target in able if not refusal(target, len(machines))),
-        chance=chance(sample, sign),
+        chance=chance(sample, sign) if sample.sources >= MIN_SOURCES else None,
     )
+    if made.chance is None:
+        refused.append(f"{method}, {where}: a probability needs {MIN_SOURCES} groups on each side; one has {sample.sources}")
     return made, refused
 
 

@@ -45,6 +45,11 @@ class Sample:
         return len(np.unique(self.group))
 
     @property
+    def sources(self) -> int:
+        """Groups on the side that has fewer."""
+        return min(len(np.unique(self.group[self.machine == side])) for side in (False, True))
+
+    @property
     def weight(self) -> Floats:
         """Of each text, such that both sides weigh one half."""
         share = self.machine.mean()

@@ -79,6 +79,13 @@ def test_from_texts_to_a_calibration(tiny_folder, other_folder, files, tmp_path,
     assert judged.verdict in {"machine", "uncertain"} and judged.n_human == 24
 
 
+def test_what_was_left_out_is_told(tiny_folder, files, tmp_path, capsys):
+    human, machine = files
+    human.write_text(human.read_text() + human.read_text().splitlines()[0] + "\n" + json.dumps({"text": " "}) + "\n")
+    code, _ = run(tiny_folder, (human, machine), tmp_path)
+    assert code == 0 and "; 2 of 50 texts were left out" in capsys.readouterr().out
+
+
 def test_one_model_has_no_binoculars_and_no_text_is_kept(tiny_folder, files, tmp_path):
     code, out = run(tiny_folder, files, tmp_path)
     assert code == 0 and set(load(out).methods) == {"fast_detect", "perplexity", "log_rank"}

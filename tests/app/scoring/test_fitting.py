@@ -196,6 +196,15 @@ def test_a_bucket_refuses_by_target():
     assert refused == ["fast_detect, 64 to 128 tokens: 5% needs 20 machine texts; you gave 10"]
 
 
+def test_few_sources_give_borders_but_no_probability():
+    for groups in (lambda n: 0, lambda n: 0 if n < 60 else n, lambda n: n if n < 60 else 60 + n % 4):
+        sample = drawn(60, 60)
+        grouped = Sample(sample.score, sample.machine, np.array([groups(n) for n in range(120)]))
+        made, refused = bucket(rows_of(grouped, "fast_detect", 1), "fast_detect", (64, None), (0.05,))
+        assert made.chance is None and len(made.machine) == 1
+        assert "a probability needs 5 groups on each side" in refused[0]
+
+
 def test_scales_keep_lengths_apart():
     rows = rows_of(drawn(50, 50), "fast_detect", 1, 100) + rows_of(drawn(50, 50, apart=5.0), "fast_detect", 1, 300)
     rows += [Row(False, "x", "", 30, {"fast_detect": 99.0}), Row(True, "y", "", 300, {"fast_detect": None})]
