@@ -54,9 +54,10 @@ train: $(RUNTIME) ## make models/ anew from ../shared/data (TRAIN= more options)
 	MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=200000000 \
 		$(BIN)/python -m models.train $$(command -v g++ >/dev/null && echo --compile) $(TRAIN)
 
-load: $(DEV) ## push a running server: URL= USERS= DURATION=
+load: $(DEV) ## push a running server: URL= USERS= DURATION=, or stages of so long with LADDER="1 8 32" or RATES="0.5 1 2"; LOAD=more options
 	@$(BIN)/python -m locust -f loadtest/locustfile.py --headless --only-summary --host $(URL) \
-		--users $(USERS) --spawn-rate $(USERS) --run-time $(DURATION) --stop-timeout 60
+		$(if $(LADDER)$(RATES),--stage $(DURATION),--users $(USERS) --spawn-rate $(USERS) --run-time $(DURATION)) \
+		$(if $(LADDER),--ladder "$(LADDER)") $(if $(RATES),--rates "$(RATES)") $(LOAD)
 
 bench: $(DEV) ## Litmus beside its peers: MODEL= GGUF= LLAMA= ROWS="1 4" BENCH=more options; or a running server: URL= CLIENTS="1 8 32"
 ifeq ($(origin URL),file)

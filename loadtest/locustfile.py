@@ -1,137 +1,157 @@
-"""Locust users of Litmus: one streams chats, one scores texts. `make load`, or `locust -f loadtest/locustfile.py` for its web page.
+"""Load on any server of OpenAI's wire, by Locust. `make load`, or `locust -f loadtest/locustfile.py` for its web page.
 
-Locust's own table shows each request and, as rows of their own, TTFT and TPOT; runs/load-*.jsonl holds every request.
+A closed loop of users, a ladder of them (--ladder), or arrivals that wait for nobody (--rates). Locust's table has a row for each
+measure; runs/load-*.jsonl has every request, runs/server-*.jsonl what the server said meanwhile. Exit codes: 1 where a request failed,
+2 where nothing could be measured, 3 where less than --goodput came in time.
 """
 
-from locust import HttpUser, between, events, task  # isort: skip  # first: it makes the standard library cooperative (gevent)
+import locust.stats  # isort: skip  # first: it makes the standard library cooperative (gevent)
 
-import itertools
 import logging
-import random
 import sys
 import time
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import asdict, replace
+from typing import Any
 
-import requests
+import gevent  # type: ignore[import-untyped]
+from locust import events
+from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.runners import Runner
 
-from loadtest import prompts
-from loadtest.record import Kind, Record, Start, Stream, score_record
-from loadtest.run import Run, create_run
+from loadtest import goodput, shape
+from loadtest.options import Load, add_options, read_options
+from loadtest.probe import Abilities, Unusable, card_of, probe
+from loadtest.push import Push
+from loadtest.run import create_run
+from loadtest.stages import Stage
+from loadtest.street import Street
+from loadtest.users import ChatUser, LeavingUser, LitmusUser, MixedUser, ScoreUser, TalkUser
+from loadtest.watch import Watch
+from loadtest.wire import Host
+
+__all__ = ["ChatUser", "LeavingUser", "MixedUser", "ScoreUser", "TalkUser"]  # what Locust finds here
 
 log = logging.getLogger(__name__)
-numbers = itertools.count()
-MAX_TOKENS, SCORE_WORDS, SEED = 64, 150, 0
+URL = "http://127.0.0.1:8000"
+SAMPLE_S = 1.0
 
 
-class LitmusUser(HttpUser):
-    """A person who reads the answer for a moment before asking again. The class variables belong to the run."""
-
-    abstract = True
-    host = "http://127.0.0.1:8000"
-    wait_time = between(0.5, 1.5)
-    opened: ClassVar[Run | None] = None
-    began_s: ClassVar[float] = 0.0
-    clients: ClassVar[int] = 0
-
-    def on_start(self) -> None:
-        self.draw = random.Random(f"{SEED}/{type(self).__name__}/{next(numbers)}")
-
-    def depart(self, kind: Kind) -> Start:
-        return Start(kind, self.clients, time.perf_counter(), self.began_s)
-
-    def settle(self, response: Any, record: Record) -> None:
-        """Hand the record to Locust's table and to the run. Shed requests are a row of their own, and no failure."""
-        if self.opened is not None:
-            self.opened.add(record)
-        name = f"{record.kind} (shed)" if record.outcome == "shed" else record.kind
-        response.request_meta.update(name=name, response_time=record.e2e_ms)
-        if record.outcome == "failed":
-            response.failure(record.reason)
-            return
-        response.success()
-        for metric, value in (("TTFT", record.ttft_ms), ("TPOT", record.tpot_ms)):
-            if value is not None:
-                events.request.fire(
-                    request_type=metric, name=record.kind, response_time=value, response_length=0, exception=None, context={}
-                )
-
-
-def served(environment: Environment) -> tuple[str, dict[str, Any] | None]:
-    """The server's address and the first model card it shows; None, with a line in the log, where no server answers."""
-    url = (environment.host or LitmusUser.host).rstrip("/")
-    try:
-        answer = requests.get(f"{url}/v1/models", timeout=10)
-        answer.raise_for_status()
-        return url, answer.json()["data"][0]
-    except (requests.RequestException, KeyError, IndexError) as error:
-        log.error("No server answers at %s (%s). Start one with `make run`, or give another with URL=...", url, type(error).__name__)
-        return url, None
+@events.init_command_line_parser.add_listener
+def options(parser: LocustArgumentParser) -> None:
+    add_options(parser)
 
 
 @events.init.add_listener
-def check_server(environment: Environment, **_: Any) -> None:
-    """Without a server there is nothing to push. Locust's web page may start before it; a run without a page may not."""
-    options: Any = environment.parsed_options
-    if options.headless and served(environment)[1] is None:
+def prepare(environment: Environment, **_: Any) -> None:
+    """What cannot be run ends here, with exit code 2. Locust's web page may start before the server does; a run without it may not."""
+    given: Any = environment.parsed_options
+    try:
+        if given.master or given.worker or given.processes:
+            raise ValueError("one process offers the whole load: --master, --worker and --processes would each offer it again")
+        load = read_options(given)
+        environment.host = (environment.host or URL).rstrip("/")
+        if given.headless:
+            card_of(Host(environment.host), load.model)
+    except (ValueError, Unusable) as error:
+        log.error("%s", error)
         sys.exit(2)
+    locust.stats.bucket_response_time = shape.three_digits  # type: ignore[assignment]
+    environment.stats = shape.Requests()
+    environment.stop_timeout = environment.stop_timeout or load.drain_s
+    if load.opened:
+        Street.kinds = [user for user in environment.user_classes if issubclass(user, LitmusUser)]
+        environment.user_classes = [Street]
+        environment.shape_class = shape.Sweep()
+    elif load.plan[0].seconds is not None:
+        environment.shape_class = shape.Ladder(load)
+    if environment.shape_class is not None:
+        environment.shape_class.runner = environment.runner
 
 
 @events.test_start.add_listener
-def open_run(environment: Environment, **_: Any) -> None:
-    url, card = served(environment)
-    if card is None:
+def begin(environment: Environment, **_: Any) -> None:
+    given: Any = environment.parsed_options
+    try:
+        load = read_options(given)
+        host = Host((environment.host or URL).rstrip("/"))
+        abilities = probe(host, load.model, load.extra)
+        _choose(environment, abilities)
+    except (ValueError, Unusable) as error:
+        log.error("%s", error)
+        environment.process_exit_code = 2
+        gevent.spawn(_runner(environment).quit)
         return
-    options: Any = environment.parsed_options
-    facts = {"url": url, "model": card, "users": options.num_users, "options": {"run_time_s": options.run_time, "seed": SEED}}
-    LitmusUser.opened = create_run(Path("runs"), "load", facts)
-    LitmusUser.began_s = time.perf_counter()
-    LitmusUser.clients = options.num_users or 0
+    for words in abilities.missing:
+        log.warning("%s: %s", host.url, words)
+    facts = _facts(environment, load, host, abilities)
+    run, began_s = create_run(load.out, "load", facts), time.perf_counter()
+    push = Push(load, host, abilities, run, events.request.fire, began_s, _first(environment, load), began_s)
+    if abilities.sources:
+        push.watch = Watch(host, abilities.sources, create_run(load.out, "server", {"run": run.path.name, **facts}), began_s)
+    LitmusUser.push = push
+    gevent.spawn(_sample, push)
+
+
+@events.test_stopping.add_listener
+def stop(**_: Any) -> None:
+    if LitmusUser.push is not None:
+        LitmusUser.push.over = True
 
 
 @events.test_stop.add_listener
-def close_run(**_: Any) -> None:
-    if LitmusUser.opened is not None:
-        LitmusUser.opened.close()
-        log.info("each request: %s", LitmusUser.opened.path)
-        LitmusUser.opened = None
+def end(environment: Environment, **_: Any) -> None:
+    push, LitmusUser.push = LitmusUser.push, None
+    if push is None:
+        return
+    push.close()
+    plan, slo = push.plan, push.load.slo
+    sys.stdout.write(f"\n{goodput.table(push.records, plan, slo)}\n\nEach request: {push.run.path}\n\n")
+    counted = [record for record in push.records if not record.warm_up]
+    missed = goodput.missed(push.records, plan, slo)
+    if not counted:
+        log.error("Nothing was measured: %d requests, all in the warm-up (--warm-up)", len(push.records))
+        environment.process_exit_code = 2
+    elif missed:
+        log.error("Less than %s of the chats came in time: %s", f"{slo.share:.1%}", "; ".join(missed))
+        if all(record.outcome != "failed" for record in counted):
+            environment.process_exit_code = 3
 
 
-class ChatUser(LitmusUser):
-    weight = 3
-
-    @task
-    def chat(self) -> None:
-        body = prompts.chat(self.draw, MAX_TOKENS)
-        start = self.depart("chat")
-        with self.client.post("/v1/chat/completions", json=body, stream=True, catch_response=True, name="chat") as response:
-            if response.status_code != requests.codes.ok:
-                self.settle(response, _refused(start, response))
-                return
-            stream = Stream(start)
-            try:
-                for data in response.iter_content(chunk_size=None):
-                    stream.feed(data, time.perf_counter())
-            except requests.RequestException as error:
-                stream.error = f"truncated: {type(error).__name__}"
-            self.settle(response, stream.record(time.perf_counter()))
+def _choose(environment: Environment, abilities: Abilities) -> None:
+    """Users who ask for what the server does not have stay at home. Raises `Unusable` where that leaves nobody."""
+    users: list[Any] = Street.kinds if Street in environment.user_classes else environment.user_classes
+    able = [user for user in users if user.can(abilities)]
+    if not able:
+        raise Unusable(f"The server has nothing that the chosen users ask for ({'; '.join(abilities.missing)})")
+    users[:] = able
 
 
-class ScoreUser(LitmusUser):
-    weight = 1
-
-    @task
-    def score(self) -> None:
-        body = prompts.score(self.draw, SCORE_WORDS)
-        start = self.depart("score")
-        with self.client.post("/v1/score", json=body, catch_response=True, name="score") as response:
-            end_s = time.perf_counter()
-            ok = response.status_code == requests.codes.ok
-            self.settle(response, score_record(start, end_s, response.json(), texts=1) if ok else _refused(start, response))
+def _first(environment: Environment, load: Load) -> Stage:
+    """Of a load without stages the number of users may come from Locust's page."""
+    return load.plan[0] if environment.shape_class else replace(load.plan[0], level=_runner(environment).target_user_count)
 
 
-def _refused(start: Start, response: Any) -> Record:
-    """Any status but 200. Locust gives status 0 and the error where no answer came."""
-    error = getattr(response, "error", None)
-    return start.record(time.perf_counter(), response.status_code, type(error).__name__ if error and not response.status_code else None)
+def _sample(push: Push) -> None:
+    while not push.closed:
+        push.listen()
+        gevent.sleep(SAMPLE_S)
+
+
+def _runner(environment: Environment) -> Runner:
+    assert environment.runner is not None
+    return environment.runner
+
+
+def _facts(environment: Environment, load: Load, host: Host, abilities: Abilities) -> dict[str, Any]:
+    """What the numbers belong to. Prompts come from the seed and are not kept."""
+    given: Any = environment.parsed_options
+    return {
+        "url": host.url,
+        "model": abilities.card,
+        "quantization": load.quantization or abilities.card.get("quantize", "not told"),
+        "users": _runner(environment).target_user_count,
+        "classes": [user.__name__ for user in Street.kinds or environment.user_classes],
+        "options": {**asdict(load), "out": str(load.out), "run_time_s": given.run_time},
+        "server": {"facts": abilities.facts, "sources": abilities.sources, "missing": abilities.missing},
+    }

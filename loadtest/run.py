@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -54,8 +55,20 @@ def machine() -> dict[str, Any]:
             "memory": _first("/proc/meminfo", "MemTotal"),
         },
         "python": platform.python_version(),
-        "client": {name: version(name) for name in ("httpx", "locust")},
+        "client": {name: version(name) for name in ("gevent", "httpx", "locust")},
+        "commit": commit(),
     }
+
+
+def commit() -> str | None:
+    """Of this code, with a + where files differ from it; None outside a clone."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return head.stdout.strip() + "+" * bool(changed.stdout) if head.returncode == 0 else None
 
 
 def _first(path: str, name: str) -> str | None:

@@ -35,7 +35,7 @@ def row(measured: Round) -> list[str]:
     scores = sum(record.kind == "score" for record in ok)
     counts = [measured.clients, len(records), len(ok), _count(records, "shed"), _count(records, "failed")]
     times = [percentile(ttft, 0.5), percentile(ttft, 0.95), percentile(tpot, 0.5)]
-    return [*map(str, counts), *map(_number, [*times, _rate(tokens, measured.chat_s), _rate(scores, measured.score_s)])]
+    return [*map(str, counts), *map(number, [*times, _rate(tokens, measured.chat_s), _rate(scores, measured.score_s)])]
 
 
 def table(rounds: Sequence[Round]) -> str:
@@ -52,5 +52,5 @@ def _rate(amount: float, seconds: float) -> float:
     return amount / seconds if seconds > 0 else math.nan
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}" if value < 100 else f"{value:.0f}"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from loadtest.record import Start, Stream, score_record
+from loadtest.record import Start, Stream, Wants, score_record
 
 START = Start("chat", clients=3, at_s=100.0, run_s=90.0)
 
@@ -15,9 +15,9 @@ def delta(content):
     return event(choices=[{"index": 0, "delta": content, "finish_reason": None}])
 
 
-def played(*lines):
+def played(*lines, wants=None):
     """Lines that arrive 100 ms apart, the first at 100.1 s, and the end of the body 100 ms after the last."""
-    stream = Stream(START)
+    stream = Stream(START, wants or Wants())
     for index, line in enumerate(lines):
         stream.feed(f"{line}\n".encode(), 100.1 + index / 10)
     return stream.record(100.1 + len(lines) / 10)
@@ -74,6 +74,58 @@ def test_comments_and_several_choices():
     assert record.outcome == "ok" and record.ttft_ms == pytest.approx(200)
 
 
+def finish(reason):
+    return event(choices=[{"index": 0, "delta": {}, "finish_reason": reason}])
+
+
+@pytest.mark.parametrize(
+    ("lines", "wants", "reason"),
+    [
+        ([*WHOLE[:-2], finish("stop"), *WHOLE[-2:]], Wants(tokens=9), None),
+        ([*WHOLE[:-2], finish("length"), *WHOLE[-2:]], Wants(tokens=4), None),
+        ([*WHOLE[:-2], finish("length"), *WHOLE[-2:]], Wants(tokens=9), "wrong: 4 tokens came, 9 were asked for"),
+        ([*WHOLE[:-2], finish("stop"), *WHOLE[-2:]], Wants(tokens=3), "wrong: 4 tokens came, 3 were asked for"),
+        ([finish("length"), *WHOLE[-2:]], Wants(tokens=4), "no text came"),
+        (WHOLE, Wants(tokens=4), "without a finish_reason"),
+        ([*WHOLE[:-2], finish("stop"), WHOLE[-2]], Wants(done=False), None),
+        (WHOLE[:-2], Wants(done=False, usage=False), "without a finish_reason"),
+        ([*WHOLE[:-2], finish("stop"), "data: [DONE]"], Wants(usage=False), None),
+        ([*WHOLE[:2], "data: 3", *WHOLE[2:]], Wants(), "no chat completion chunk"),
+        ([*WHOLE[:2], event(choices=[{"index": 0}]), *WHOLE[2:]], Wants(), "no chat completion chunk"),
+        ([*WHOLE[:-2], event(choices=[], usage={"tokens": 3}), "data: [DONE]"], Wants(), "no chat completion chunk"),
+    ],
+)
+def test_what_a_whole_answer_has(lines, wants, reason):
+    record = played(*lines, wants=wants)
+    assert (record.reason is None) if reason is None else (reason in record.reason)
+
+
+def test_thinking_is_an_answer_and_no_text():
+    stream = Stream(START)
+    stream.feed((delta({"reasoning_content": "hm"}) + "\n" + delta({"content": "a"}) + "\n").encode(), 100.5)
+    assert len(stream.deltas_s) == 2 and stream.text == "a"
+
+
+def test_who_leaves_has_neither_failed_nor_finished():
+    stream = Stream(START)
+    stream.feed((delta({"content": "a"}) + "\n").encode(), 100.5)
+    stream.left = True
+    record = stream.record(101.0)
+    assert (record.outcome, record.reason, record.ttft_ms) == ("left", None, pytest.approx(500))
+
+
+def test_the_wait_that_llama_server_leaves_unexplained():
+    timed = event(choices=[], timings={"prompt_ms": 150.0})
+    assert played(*WHOLE[:-1], timed, WHOLE[-1]).queue_ms == pytest.approx(50), "the first token came after 200 ms"
+    assert played(*WHOLE).queue_ms is None
+
+
+def test_what_is_known_beforehand_stands_in_the_record():
+    start = Start("chat", 0, 100.0, 90.0, {"user": "talk", "turn": 2, "rate": 4.0, "warm_up": True})
+    record = start.record(101.0, 503, None, retry_after_s=2.0)
+    assert (record.user, record.turn, record.rate, record.warm_up, record.retry_after_s) == ("talk", 2, 4.0, True, 2.0)
+
+
 @pytest.mark.parametrize(("status", "outcome"), [(429, "shed"), (503, "shed"), (500, "failed"), (400, "failed"), (0, "failed")])
 def test_refusals(status, outcome):
     record = START.record(100.5, status, None)
@@ -85,6 +137,8 @@ def test_a_score_needs_every_text():
     assert score_record(START, 101, {"data": [good], "usage": {"prompt_tokens": 9}}, texts=1).prompt_tokens == 9
     assert score_record(START, 101, {"data": []}, texts=1).outcome == "failed"
     assert "engine_failed" in score_record(START, 101, {"data": [good, bad]}, texts=2).reason
+    for odd in ({}, [], None, {"data": 3}, {"data": [{"score": 1}]}):
+        assert score_record(START, 101, odd, texts=1).reason == "wrong: the body is no list of scores"
 
 
 def test_a_record_is_one_line_of_json():

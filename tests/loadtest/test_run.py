@@ -1,7 +1,7 @@
 import json
 
 from loadtest.record import Start
-from loadtest.run import create_run
+from loadtest.run import commit, create_run
 
 
 def test_manifest_first_then_a_line_per_request(tmp_path):
@@ -10,7 +10,7 @@ def test_manifest_first_then_a_line_per_request(tmp_path):
     manifest, request = map(json.loads, run.path.read_text().splitlines())
     run.close()
     assert manifest["kind"] == "manifest" and manifest["users"] == [1, 2]
-    assert {"time", "url", "machine", "python", "client"} <= manifest.keys()
+    assert {"time", "url", "machine", "python", "client", "commit"} <= manifest.keys()
     assert (request["outcome"], request["status"]) == ("shed", 429)
 
 
@@ -21,3 +21,10 @@ def test_two_runs_are_two_files(tmp_path):
         run.close()
         paths.add(run.path)
     assert len(paths) == 2
+
+
+def test_the_commit_says_whether_files_differ_from_it(monkeypatch):
+    found = commit()
+    assert found is None or len(found.removesuffix("+")) == 40
+    monkeypatch.setenv("PATH", "")
+    assert commit() is None, "no git"

@@ -1,0 +1,80 @@
+import socket
+import threading
+from datetime import UTC, datetime
+
+import pytest
+
+from loadtest.wire import BROKEN, Host, encode, pieces, retry_after_s
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("2", 2),
+        ("0.5", 0.5),
+        ("-3", 0),
+        ("Thu, 01 Jan 2026 12:00:30 GMT", 30),
+        ("Thu, 01 Jan 2026 11:00:00 GMT", 0),
+        ("soon", None),
+    ],
+)
+def test_retry_after(value, seconds):
+    assert retry_after_s(value, NOW) == seconds
+
+
+@pytest.fixture
+def once():
+    """A server that takes one connection, gives what it was told to, piece by piece, and hangs up."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads = []
+
+    def serve(parts, seen):
+        connection, _ = listener.accept()
+        with connection:
+            seen.append(connection.recv(65536))
+            while not seen[0].endswith(b"}"):
+                seen[0] += connection.recv(65536)
+            for part in parts:
+                connection.sendall(part)
+                threads[0][1].wait(0.05)
+
+    def begin(*parts):
+        seen = []
+        thread = threading.Thread(target=serve, args=(parts, seen))
+        threads.append((thread, threading.Event()))
+        thread.start()
+        return Host(f"http://127.0.0.1:{listener.getsockname()[1]}/base", timeout_s=5), seen
+
+    yield begin
+    for thread, _ in threads:
+        thread.join(timeout=5)
+    listener.close()
+
+
+def test_pieces_come_as_they_are_sent(once):
+    host, seen = once(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"3\r\nabc\r\n", b"2\r\nde\r\n", b"0\r\n\r\n")
+    with host.post("/v1/x", encode({"a": "é"})) as response:
+        assert (response.status, list(pieces(response))) == (200, [b"abc", b"de"])
+    assert seen[0].startswith(b"POST /base/v1/x HTTP/1.1") and seen[0].endswith(b'{"a": "\\u00e9"}')
+
+
+def test_without_chunks_too(once):
+    host, _ = once(b"HTTP/1.0 200 OK\r\n\r\n", b"abc", b"de")
+    with host.post("/", b"{}") as response:
+        assert list(pieces(response)) == [b"abc", b"de"]
+
+
+def test_a_body_that_is_cut_short_is_no_end(once):
+    host, _ = once(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"ff\r\nabc")
+    with host.post("/", b"{}") as response, pytest.raises(BROKEN):
+        list(pieces(response))
+
+
+def test_no_server(free_port):
+    with pytest.raises(BROKEN):
+        Host(f"http://127.0.0.1:{free_port}").get("/")
+    with pytest.raises(BROKEN):
+        Host("nowhere").get("/")
