@@ -177,7 +177,7 @@ def test_only_one_process_writes(arguments, out, monkeypatch, capsys):
     assert main(arguments) == 0
     (path,) = out.glob("cache-*.jsonl")
     with path.open("a") as file:
-        cache.fcntl.flock(file, cache.fcntl.LOCK_EX)
+        cache.fcntl.flock(file, cache.fcntl.LOCK_SH)
         assert main(arguments) == 2
     assert "another process is writing" in capsys.readouterr().err
 
