@@ -24,7 +24,7 @@ from typing import Any, get_args
 
 from loadtest import storage
 from loadtest.peers import cores
-from loadtest.run import Run, create_run, machine
+from loadtest.run import Run, commit, create_run, machine
 from loadtest.storage import NotThere
 from loadtest.trial import Cell, Factors, Failed, Place, Refused, Storage, cells, order, run, table
 
@@ -161,11 +161,6 @@ def measure(found: Run, rows: list[dict[str, Any]], starts: Sequence[tuple[Cell,
         rows.append(line)
         tell(f"{number}/{len(starts)} {' '.join(map(str, asdict(cell).values()))}: {said}")
     return well
-
-
-def commit() -> str | None:
-    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True)
-    return done.stdout.strip() or None
 
 
 def now() -> str:
