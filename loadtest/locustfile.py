@@ -7,6 +7,7 @@ measure; runs/load-*.jsonl has every request, runs/server-*.jsonl what the serve
 
 import locust.stats  # isort: skip  # first: it makes the standard library cooperative (gevent)
 
+import inspect
 import logging
 import sys
 import time
@@ -82,6 +83,7 @@ def begin(environment: Environment, **_: Any) -> None:
         environment.process_exit_code = 2
         gevent.spawn(_runner(environment).quit)
         return
+    inspect.stack()  # Locust asks for it when the run ends, and the first time holds all streams up for 30 ms
     for words in abilities.missing:
         log.warning("%s: %s", host.url, words)
     facts = _facts(environment, load, host, abilities)
@@ -149,7 +151,7 @@ def _facts(environment: Environment, load: Load, host: Host, abilities: Abilitie
     return {
         "url": host.url,
         "model": abilities.card,
-        "quantization": load.quantization or abilities.card.get("quantize", "not told"),
+        "quantization": load.quantization or abilities.quantization,
         "users": _runner(environment).target_user_count,
         "classes": [user.__name__ for user in Street.kinds or environment.user_classes],
         "options": {**asdict(load), "out": str(load.out), "run_time_s": given.run_time},

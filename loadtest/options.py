@@ -68,7 +68,7 @@ def add_options(parser: Any) -> None:
 
 def read_options(given: argparse.Namespace) -> Load:
     """Raises ValueError, with a message for the person who gave them."""
-    slo = Slo(given.slo_ttft_ms, given.slo_tpot_ms, given.goodput)
+    slo = Slo(_given(given.slo_ttft_ms), _given(given.slo_tpot_ms), _given(given.goodput))
     if slo.share is not None and (slo.ttft_ms is None and slo.tpot_ms is None or not 0 < slo.share <= 1):
         raise ValueError("--goodput is a share above 0, at most 1, and needs --slo-ttft-ms or --slo-tpot-ms")
     if min(given.max_tokens, given.score_words, given.turns, given.leave_after) < 1 or min(given.think, given.prefixes) < 0:
@@ -87,11 +87,16 @@ def read_options(given: argparse.Namespace) -> Load:
         think_s=given.think,
         leave_after=given.leave_after,
         drain_s=seconds_of(given.drain),
-        model=given.served_model,
-        quantization=given.quantization,
+        model=given.served_model or None,
+        quantization=given.quantization or None,
         extra=extra,
         out=Path(given.out),
     )
+
+
+def _given(value: float | str | None) -> float | None:
+    """Locust's page sends a text, and an empty one for what was not given."""
+    return None if value in (None, "") else float(value)
 
 
 def _plan(given: argparse.Namespace) -> tuple[Stage, ...]:

@@ -35,6 +35,12 @@ class Abilities:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def quantization(self) -> str:
+        """Of the weights, as Litmus and llama-server tell it."""
+        told = self.card.get("quantize") or (self.card.get("meta") or {}).get("ftype")
+        return told if isinstance(told, str) else "not told"
+
+    @property
     def missing(self) -> list[str]:
         lacks = {
             "it refuses chats: none are sent": not self.chat,

@@ -12,10 +12,10 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*names, **more)
 
 
-def load_of(*words, users=None):
+def load_of(*words, users=None, **page):
     parser = Parser()
     add_options(parser)
-    return read_options(argparse.Namespace(num_users=users, **vars(parser.parse_args(words))))
+    return read_options(argparse.Namespace(**{"num_users": users, **vars(parser.parse_args(words)), **page}))
 
 
 def test_a_crowd_without_stages():
@@ -66,3 +66,9 @@ def test_what_cannot_be_meant(words, why):
 
 def test_lengths_without_a_weight_count_once():
     assert load_of("--lengths", "short long=2.5", "--prefixes", "0").mix.lengths == {"short": 1, "long": 2.5}
+
+
+def test_what_the_page_sends():
+    """Texts, and empty ones, for what has no value of its own."""
+    load = load_of(slo_ttft_ms="200", slo_tpot_ms="", goodput="0.9", served_model="", quantization="")
+    assert (load.slo.ttft_ms, load.slo.tpot_ms, load.slo.share, load.model, load.quantization) == (200, None, 0.9, None, None)

@@ -1,6 +1,6 @@
 import pytest
 
-from loadtest.probe import Unusable, card_of, probe
+from loadtest.probe import Abilities, Unusable, card_of, probe
 from loadtest.record import Wants
 from loadtest.wire import Host
 from tests.loadtest.metronome import Metronome, ticking
@@ -36,6 +36,14 @@ def test_what_is_missing_is_said():
 def test_a_probe_that_is_not_answered_says_nothing(fate):
     found, _ = probed(fate=lambda number: fate)
     assert found.chat and found.wants == Wants()
+
+
+@pytest.mark.parametrize(
+    ("card", "told"),
+    [({"quantize": "nf4"}, "nf4"), ({"meta": {"ftype": "Q4_0"}}, "Q4_0"), ({"meta": None}, "not told"), ({"quantize": 4}, "not told")],
+)
+def test_quantization(card, told):
+    assert Abilities({"id": "m", **card}).quantization == told
 
 
 def test_models():
