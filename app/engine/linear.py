@@ -1,21 +1,58 @@
-"""Linear layers for a CPU: weights packed once the way oneDNN reads them, or rounded to 4 bits for torch's own int4 kernel.
+"""Linear layers for a CPU: weights packed once for `kernel.c` or, where that cannot be compiled, for oneDNN; or rounded to 4 bits for
+torch's own int4 kernel.
 
 torch packs bfloat16 weights anew in every call; packed once they are read at nearly the speed of memory. Knows no architecture.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TypeGuard
 
 import torch
 from torch import nn
 from transformers.activations import SiLUActivation
 
+from app.engine.kernel import Ending, Product, product
+
 GROUP = 32  # weights of a row that share a scale and a zero: 4 + 2 * 16 / 32 = 5 bits a weight
 LEVELS = 15
 COLUMNS = 16  # the int4 kernel wants a multiple of this many outputs
 
 
-class PackedLinear(nn.Module):
-    """A bfloat16 or float32 layer in oneDNN's own order. The weight cannot be read back."""
+class Fused(nn.Module):
+    """A layer that goes on with its outputs before they are written. The weight cannot be read back."""
+
+    def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
+        """`then` is what is done to each output: "none" or "swish"."""
+        raise NotImplementedError
+
+    def combine(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
+        """Outputs times ("mul") or plus ("add") `other`."""
+        raise NotImplementedError
+
+
+class TiledLinear(Fused):
+    """A bfloat16 layer in the order of `kernel.c`."""
+
+    packed: torch.Tensor
+
+    def __init__(self, linear: nn.Linear, product: Product) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.product = product
+        self.register_buffer("packed", product.pack(weight))
+        self.end = Ending(len(weight), None if linear.bias is None else product.pad(linear.bias.detach()))
+
+    def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
+        return self.product(x, self.packed, replace(self.end, then=then))
+
+    def combine(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
+        return self.product(x, self.packed, replace(self.end, how=how, other=other))
+
+
+class PackedLinear(Fused):
+    """A bfloat16 layer in oneDNN's own order."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -25,11 +62,9 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
-        """`then` is what oneDNN does to each output before it is written: "none" or "swish"."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], "")
 
     def combine(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
-        """Outputs times ("mul") or plus ("add") `other`."""
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, how)
 
 
@@ -62,25 +97,32 @@ def round_weights(model: nn.Module) -> None:
 
 def quicken(model: nn.Module, int4: bool) -> None:
     """Put faster layers in the place of the plain ones of a model on a CPU; layers of other kinds (bitsandbytes) stay as they are."""
-    packs = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    pack = _packing()
     for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for name, child in list(parent.named_children()):
             if int4 and _rounds(child):
                 setattr(parent, name, Int4Linear(child))
-            elif packs and _plain(child) and child.weight.dtype == torch.bfloat16:
-                setattr(parent, name, PackedLinear(child))
+            elif pack and _plain(child) and child.weight.dtype == torch.bfloat16:
+                setattr(parent, name, pack(child))
+
+
+def _packing() -> Callable[[nn.Linear], nn.Module] | None:
+    made = product()
+    if made is not None:
+        return partial(TiledLinear, product=made)
+    return PackedLinear if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
 
 
 def gated(gate: nn.Module, up: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """act(gate(x)) * up(x)."""
-    if isinstance(gate, PackedLinear) and isinstance(up, PackedLinear) and isinstance(act, nn.SiLU | SiLUActivation):
+    if isinstance(gate, Fused) and isinstance(up, Fused) and isinstance(act, nn.SiLU | SiLUActivation):
         return up.combine(x, gate(x, "swish"), "mul")
     return act(gate(x)).mul_(up(x))
 
 
 def added(layer: nn.Module, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """layer(x) + other."""
-    return layer.combine(x, other, "add") if isinstance(layer, PackedLinear) else layer(x).add_(other)
+    return layer.combine(x, other, "add") if isinstance(layer, Fused) else layer(x).add_(other)
 
 
 def joined(parts: list[nn.Module]) -> nn.Module:

@@ -1,10 +1,13 @@
 """Faster layers against the plain ones."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from app.engine.linear import Int4Linear, PackedLinear, added, gated, joined, quicken, round_weights
+from app.engine.kernel import product
+from app.engine.linear import Int4Linear, PackedLinear, TiledLinear, added, gated, joined, quicken, round_weights
 
 
 def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
@@ -12,18 +15,26 @@ def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Line
     return nn.Linear(inputs, outputs, bias=bias).to(dtype).requires_grad_(False)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 32, 100])
+def tiled(plain: nn.Linear) -> nn.Module:
+    made = product()
+    if made is None:
+        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
+    return TiledLinear(plain, made)
+
+
+@pytest.mark.parametrize("packed", [PackedLinear, tiled])
+@pytest.mark.parametrize("rows", [1, 2, 3, 32, 100])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_packed_layer_is_the_plain_one(rows: int, bias: bool) -> None:
+def test_a_packed_layer_is_the_plain_one(packed: Any, rows: int, bias: bool) -> None:
     plain = linear(64, 48, bias, torch.bfloat16)
     x = torch.randn(1, rows, 64, dtype=torch.bfloat16)
-    torch.testing.assert_close(PackedLinear(plain)(x), plain(x), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(packed(plain)(x), plain(x), atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_fused_operations_are_the_plain_ones(packed: bool) -> None:
+@pytest.mark.parametrize("packed", [PackedLinear, tiled, lambda plain: plain])
+def test_fused_operations_are_the_plain_ones(packed: Any) -> None:
     plain = [linear(64, 48, True, torch.bfloat16), linear(64, 48, False, torch.bfloat16)]
-    gate, up = [PackedLinear(each) for each in plain] if packed else plain
+    gate, up = [packed(each) for each in plain]
     x, other = torch.randn(5, 64, dtype=torch.bfloat16), torch.randn(5, 48, dtype=torch.bfloat16)
     for act in (nn.SiLU(), nn.GELU()):
         torch.testing.assert_close(gated(gate, up, act, x), act(plain[0](x)) * plain[1](x), atol=2e-2, rtol=2e-2)
@@ -73,4 +84,5 @@ def test_what_the_kernels_cannot_do_stays_as_it_is() -> None:
         }
     )
     quicken(model, int4=True)
-    assert [type(model[name]).__name__ for name in model] == ["Linear", "Int4Linear", "PackedLinear", "Other"]
+    packed = "PackedLinear" if product() is None else "TiledLinear"
+    assert [type(model[name]).__name__ for name in model] == ["Linear", "Int4Linear", packed, "Other"]

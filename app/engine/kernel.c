@@ -1,0 +1,181 @@
+/* y = x W^T for bfloat16 on x86: float32 sums, each output over its inputs in order, so that a row's result does not depend on the others.
+ *
+ * Weights lie in blocks of COLUMNS outputs, in pairs of inputs: [outputs / COLUMNS][inputs / 2][COLUMNS][2], so that one load, a shift and
+ * a mask give two vectors of float32. A tile of up to ROWS rows and one block stays in registers. Where several tiles read a block it is first widened to float32 (cf. Goto and van de Geijn, 2008, doi
+ * 10.1145/1356052.1356053). Compiled by kernel.py with the vectors of the machine at hand.
+ */
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define LANES 16
+#define ROWS 14 /* 28 sums, 2 weights, 1 input: 31 of 32 registers */
+#else
+#define LANES 8
+#define ROWS 6 /* 12 sums, 2 weights, 1 input: 15 of 16 registers */
+#endif
+#define COLUMNS (2 * LANES)
+#define DEEP (10 * ROWS) /* rows that are gone through together: what a core's second cache holds */
+#define FEW 6            /* tiles that widen a block each for itself */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint16_t bf16;
+
+enum { NONE, SWISH };
+enum { ALONE, TIMES, PLUS };
+
+typedef struct {
+    const float *bias; /* padded to whole blocks, or NULL */
+    int then, how;
+    const bf16 *other; /* [rows][outputs], for TIMES and PLUS */
+    bf16 *out;         /* [rows][outputs] */
+    int64_t outputs;
+} Ending;
+
+INLINE vec widen(const bf16 *at) { return (vec)(__builtin_convertvector(*(const halves *)at, words) << 16); }
+
+INLINE vec first(words pairs) { return (vec)(pairs << 16); }
+
+INLINE vec second(words pairs) { return (vec)(pairs & 0xffff0000); }
+
+INLINE void narrow(bf16 *at, vec x) { /* to the nearest, ties to even */
+    words bits = (words)x;
+    *(halves *)at = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, halves);
+}
+
+INLINE vec all(float x) { return (vec){} + x; }
+
+INLINE vec least(vec x, vec y) {
+    words smaller = (words)(x < y);
+    return (vec)(((words)x & smaller) | ((words)y & ~smaller));
+}
+
+INLINE vec swish(vec x) { /* x / (1 + exp(-x)), exp as a power of two and a series */
+    vec y = -least(-least(x * -1.44269504f, all(128)), all(127)); /* 2^128 is infinite, 2^-127 is taken as 0 */
+    vec shifted = y + 12582912.0f, part = (y - (shifted - 12582912.0f)) * 0.693147181f;
+    vec series = all(1.98412698e-4f);
+    const float terms[] = {1.38888889e-3f, 8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1, 1};
+    for (int i = 0; i < 7; i++) series = series * part + terms[i];
+    return x / (1 + series * (vec)(((words)shifted - 0x4b400000 + 127) << 23));
+}
+
+/* From sums [rows][width] in float32 to outputs. */
+static void finish(const float *sums, int rows, int width, int64_t row, int64_t column, const Ending *end) {
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < width && column + c < end->outputs; c += LANES) {
+            int64_t at = (row + r) * end->outputs + column + c, left = end->outputs - column - c;
+            vec x = *(const vec *)(sums + r * width + c);
+            bf16 edge[LANES], beside[LANES] = {0};
+            const bf16 *other = end->other + at;
+            if (end->bias) x += *(const vec *)(end->bias + column + c);
+            if (end->then == SWISH) x = swish(x);
+            if (end->how != ALONE && left < LANES) other = memcpy(beside, other, left * sizeof(bf16));
+            if (end->how == TIMES) x *= widen(other);
+            if (end->how == PLUS) x += widen(other);
+            narrow(left < LANES ? edge : end->out + at, x);
+            if (left < LANES) memcpy(end->out + at, edge, left * sizeof(bf16));
+        }
+}
+
+/* A vector of the pair of inputs at `at`: of the first or second half of a block's columns, of the even or odd input. */
+INLINE vec weight(const float *wide, const bf16 *weights, int64_t at, int half, int odd) {
+    if (wide) return *(const vec *)(wide + at + odd * COLUMNS + half * LANES);
+    words pairs = *(const words *)(weights + at + half * 2 * LANES);
+    return odd ? second(pairs) : first(pairs);
+}
+
+INLINE void add(const int rows, const int blocks, vec *sums, const float *x, int64_t inputs, const float *wide,
+                const bf16 *weights, int64_t i, const int odd) {
+    vec w[8];
+#pragma GCC unroll 16
+    for (int c = 0; c < 2 * blocks; c++) w[c] = weight(wide, weights, ((c / 2) * inputs + i) * COLUMNS, c % 2, odd);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 16
+        for (int c = 0; c < 2 * blocks; c++) sums[r * 2 * blocks + c] += x[r * inputs + odd] * w[c];
+}
+
+/* `rows` and `blocks` are known where this is inlined, `inputs` is even. One of `wide` [inputs][COLUMNS] and `weights` is NULL. */
+INLINE void tile(const int rows, const int blocks, const float *x, int64_t inputs, const float *wide, const bf16 *weights, int64_t row,
+                 int64_t block, const Ending *end) {
+    vec sums[2 * ROWS] = {0};
+    for (int64_t i = 0; i < inputs; i += 2) {
+        add(rows, blocks, sums, x + i, inputs, wide, weights, i, 0);
+        add(rows, blocks, sums, x + i, inputs, wide, weights, i, 1);
+    }
+    finish((const float *)sums, rows, blocks * COLUMNS, row, block * COLUMNS, end);
+}
+
+#define CASE(ROWS_, BLOCKS_) case ROWS_: tile(ROWS_, BLOCKS_, x, inputs, wide, weights, row, block, end); break;
+
+INLINE void tiles(int rows, const float *x, int64_t inputs, const float *wide, const bf16 *weights, int64_t row, int64_t block,
+                  const Ending *end) {
+    switch (rows) {
+        CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
+#if ROWS > 6
+        CASE(7, 1) CASE(8, 1) CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1) CASE(13, 1) CASE(14, 1)
+#endif
+    }
+}
+
+static void widened(int rows, const float *x, int64_t inputs, const float *wide, int64_t row, int64_t block, const Ending *end) {
+    tiles(rows, x, inputs, wide, NULL, row, block, end);
+}
+
+/* `count` blocks as they lie: several at a time where few rows make too few sums of one to keep the arithmetic busy. */
+static void narrowed(int rows, const float *x, int64_t inputs, const bf16 *weights, int64_t row, int64_t block, int64_t count,
+                     const Ending *end) {
+    const float *wide = NULL;
+    for (; rows == 1 && count >= 4; block += 4, count -= 4, weights += 4 * inputs * COLUMNS)
+        tile(1, 4, x, inputs, wide, weights, row, block, end);
+    for (; rows == 2 && count >= 2; block += 2, count -= 2, weights += 2 * inputs * COLUMNS)
+        tile(2, 2, x, inputs, wide, weights, row, block, end);
+    for (; count > 0; block++, count--, weights += inputs * COLUMNS) tiles(rows, x, inputs, wide, weights, row, block, end);
+}
+
+static void spread(const bf16 *block, int64_t inputs, float *wide) {
+    for (int64_t i = 0; i < inputs; i += 2)
+        for (int half = 0; half < 2; half++)
+            for (int odd = 0; odd < 2; odd++)
+                *(vec *)(wide + (i + odd) * COLUMNS + half * LANES) = weight(NULL, block, i * COLUMNS, half, odd);
+}
+
+int64_t columns(void) { return COLUMNS; }
+
+/* x [rows][inputs], `inputs` even, and `end` in bfloat16; returns 0, or 1 without memory. */
+int linear(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weights, const Ending *end, int threads) {
+    int64_t blocks = (end->outputs + COLUMNS - 1) / COLUMNS, size = inputs * COLUMNS, deep = rows < DEEP ? rows : DEEP;
+    float *wide_x = aligned_alloc(64, (deep * inputs * sizeof(float) + 63) / 64 * 64);
+    float *wide = deep > FEW * ROWS ? aligned_alloc(64, threads * size * sizeof(float)) : NULL;
+    int lacking = !wide_x || (!wide && deep > FEW * ROWS);
+    for (int64_t from = 0; from < rows && !lacking; from += deep) {
+        int64_t some = rows - from < deep ? rows - from : deep, tall = (some + ROWS - 1) / ROWS, each = (some + tall - 1) / tall;
+        int64_t step = tall > FEW ? 1 : 4;
+#pragma omp parallel num_threads(threads)
+        {
+            float *own = tall > FEW ? wide + omp_get_thread_num() * size : NULL;
+#pragma omp for schedule(static)
+            for (int64_t r = 0; r < some; r++)
+                for (int64_t i = 0; i < inputs; i++) ((uint32_t *)wide_x)[r * inputs + i] = (uint32_t)x[(from + r) * inputs + i] << 16;
+#pragma omp for schedule(dynamic)
+            for (int64_t b = 0; b < blocks; b += step) {
+                if (own) spread(weights + b * size, inputs, own);
+                for (int64_t r = 0; r < some; r += each) {
+                    int64_t now = some - r < each ? some - r : each, count = blocks - b < step ? blocks - b : step;
+                    if (own)
+                        widened(now, wide_x + r * inputs, inputs, own, from + r, b, end);
+                    else
+                        narrowed(now, wide_x + r * inputs, inputs, weights + b * size, from + r, b, count, end);
+                }
+            }
+        }
+    }
+    free(wide_x);
+    free(wide);
+    return lacking;
+}

@@ -1,0 +1,108 @@
+"""The compiled product against torch's, on its edges; and what happens where it cannot be had."""
+
+import logging
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from app.engine import kernel
+from app.engine.kernel import COMPILE, SOURCE, Ending, Product, product
+
+NARROW = ("-mno-avx512f", "-mavx2", "-mfma")  # what most laptops have
+
+
+@pytest.fixture(scope="module", params=[(), NARROW], ids=["native", "avx2"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Product:
+    if product() is None:
+        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
+    path = tmp_path_factory.mktemp("kernel") / "kernel.so"
+    subprocess.run([*COMPILE, "-Wall", "-Wextra", "-Werror", *request.param, "-o", path, SOURCE], check=True)
+    return Product(kernel.ctypes.CDLL(str(path)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.integers(1, 40) | st.sampled_from([70, 84, 85, 99, 140, 141, 300]),
+    inputs=st.integers(1, 90),
+    outputs=st.integers(1, 150),
+    bias=st.booleans(),
+    then=st.sampled_from(["none", "swish"]),
+    how=st.sampled_from(["alone", "mul", "add"]),
+)
+def test_any_shape_and_ending_is_torchs(made: Product, rows: int, inputs: int, outputs: int, bias: bool, then: str, how: str) -> None:
+    torch.manual_seed(rows + 1000 * inputs)
+    x, weight, other = (torch.randn(size).bfloat16() for size in ((rows, inputs), (outputs, inputs), (rows, outputs)))
+    shift = torch.randn(outputs).bfloat16() if bias else None
+    found = made(x, made.pack(weight), Ending(outputs, None if shift is None else made.pad(shift), then, how, other))
+    wanted = F.linear(x.float(), weight.float(), None if shift is None else shift.float())
+    wanted = F.silu(wanted) if then == "swish" else wanted
+    wanted = {"alone": wanted, "mul": wanted * other.float(), "add": wanted + other.float()}[how]
+    torch.testing.assert_close(found.float(), wanted, atol=1e-3, rtol=2**-7)
+
+
+def test_a_row_is_the_same_alone_and_among_others(made: Product) -> None:
+    x, weight = torch.randn(150, 96).bfloat16(), torch.randn(200, 96).bfloat16()
+    packed = made.pack(weight)
+    whole = made(x, packed, Ending(200))
+    for size in (1, 2, 3, 14, 20, 83, 99):
+        parts = [made(part, packed, Ending(200)) for part in x.split(size)]
+        assert torch.equal(torch.cat(parts), whole), size
+
+
+def test_extremes(made: Product) -> None:
+    x = torch.tensor([[-3e38], [-90.0], [-1e-38], [0.0], [90.0], [3e38], [float("inf")], [float("nan")]]).bfloat16()
+    found = made(x, made.pack(torch.ones(1, 1).bfloat16()), Ending(1, then="swish"))
+    torch.testing.assert_close(found, F.silu(x), equal_nan=True, atol=1e-30, rtol=0.01)
+    ties = torch.tensor([[1 + 2**-8], [1 + 3 * 2**-8], [-(1 + 2**-8)]])  # half-way between two bfloat16: to the even one
+    halves = made(torch.cat([ties.bfloat16(), (ties - ties.bfloat16()).bfloat16()], 1), made.pack(torch.ones(1, 2).bfloat16()), Ending(1))
+    assert torch.equal(halves, ties.bfloat16())
+
+
+def test_threads_give_the_same(made: Product, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, packed = torch.randn(100, 64).bfloat16(), made.pack(torch.randn(333, 64).bfloat16())
+    found = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        found.append(made(x, packed, Ending(333)))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.fixture
+def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No compiled library anywhere yet."""
+    product.cache_clear()
+    monkeypatch.setattr(kernel, "_folders", lambda: iter([tmp_path / "kept"]))
+    yield tmp_path
+    product.cache_clear()
+
+
+def test_it_is_compiled_once(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if product() is None:
+        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
+    (path,) = (afresh / "kept").iterdir()
+    product.cache_clear()
+    monkeypatch.setattr(kernel, "_compiled", lambda wanted: wanted if wanted == path else None)
+    assert product() is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("COMPILE", ("no-such-gcc",), "no-such-gcc"),
+        ("COMPILE", (*COMPILE, "-Dvoid=broken"), "gcc:"),
+        ("_folders", lambda: iter([Path("/proc/nowhere")]), "/proc/nowhere"),
+        ("_right", lambda made: False, ""),
+    ],
+)
+def test_without_it_the_layers_are_onednns(
+    afresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name, value, says
+) -> None:
+    monkeypatch.setattr(kernel, name, value)
+    with caplog.at_level(logging.WARNING):
+        assert product() is None
+    assert says in caplog.text
