@@ -6,6 +6,9 @@ WORKDIR /srv/litmus
 # The program is root's and the process is not: it can write its home (downloaded models) and /tmp, nothing else.
 RUN useradd --create-home --uid 10001 litmus
 
+# The engine compiles its kernels for the processor it runs on, once, into its home; without a compiler it leaves them to oneDNN.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+
 # First what changes least. A CPU-only or another build of torch: --build-arg PIP_EXTRA_INDEX_URL=<an index that has it>.
 ARG PIP_EXTRA_INDEX_URL
 COPY requirements.txt ./

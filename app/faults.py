@@ -17,7 +17,7 @@ from math import prod
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from app.grammar import KEYWORDS, Schema, escaped, inside, joins, json_grammar, walk
-from app.patterns import measured
+from app.patterns import foreign, measured
 
 NOTES = frozenset(  # by the standard they decide nothing
     "title description default examples example deprecated readOnly writeOnly $schema $id $anchor $comment contentEncoding "
@@ -31,6 +31,7 @@ MOST_JOINED = 8  # patterns and formats where schemas are intersected: exponenti
 MOST_MULTIPLE = 10_000  # one state of the lexer for each remainder
 MOST_ITEMS = 5000  # that must be there: at 20,000 its parser gives up
 MOST_LETTERS = 20_000  # that must be there: its lexer gives up at 27,777
+MOST_PATTERN = 10_000  # characters
 MOST_THINGS = 100_000  # in a row, of a pattern: at 1,000,000 its lexer gives up
 MOST_VARYING = 2000  # of them in several repetitions whose number may vary: from 4,000 on its lexer may give up
 MOST_WHOLE = 2**53  # beyond it llguidance 1.9.1 writes another number: it counts in float64
@@ -116,6 +117,8 @@ def _unknown(schema: Schema) -> Iterator[str]:
     for key in schema:
         if key not in KEYWORDS and key not in NOTES and (not key.startswith("x-") or key == "x-guidance"):
             yield f"{key[:80]} is not supported"
+    if "prefixItems" in schema and "additionalItems" in schema:
+        yield "additionalItems is not supported beside prefixItems: items is its name there"
     if schema.get("format") == "unknown":
         yield "format 'unknown' is not supported"
 
@@ -151,7 +154,7 @@ def _leaks(schema: Schema) -> bool:
     high, below = _end(schema, "maximum", "exclusiveMaximum")
     if low is None or high is None or abs(high - low) >= 1:
         return False
-    return (above and low % 1 == 0) or (below and high % 1 == 0)
+    return (above and low == low.to_integral_value()) or (below and high == high.to_integral_value())
 
 
 def _end(schema: Schema, plain: str, exclusive: str) -> tuple[Decimal | None, bool]:
@@ -206,7 +209,13 @@ def _intersections(places: dict[str, Schema]) -> Iterator[str]:
 def _patterns(schema: Schema) -> Iterator[str]:
     named = schema.get("patternProperties")
     for key, patterns in (("pattern", [schema.get("pattern")]), ("patternProperties", named if isinstance(named, dict) else ())):
-        for whole in (measured(one) for one in patterns if isinstance(one, str)):
+        for pattern in (one for one in patterns if isinstance(one, str)):
+            if len(pattern) > MOST_PATTERN:
+                yield f"{key} has {len(pattern):,} characters; at most {MOST_PATTERN:,} are supported"
+                return
+            if foreign(pattern):
+                yield f"{key}: '[', '&&', '--' and '~~' within a set of characters are supported escaped only"
+            whole = measured(pattern)
             if whole.things > MOST_THINGS:
                 yield f"{key} repeats up to {whole.things:,} things; at most {MOST_THINGS:,} are supported"
             elif whole.several and whole.varying > MOST_VARYING:
@@ -261,7 +270,7 @@ def _ends(pointer: str, places: dict[str, Schema], ending: Set[str]) -> bool:
 
 def _type_ends(schema: Schema, ends: Callable[..., bool]) -> bool:
     types = schema.get("type", "null")
-    types = [one for one in types if isinstance(one, str)] if isinstance(types, list) else [types]
+    types = [one for one in (types if isinstance(types, list) else [types]) if isinstance(one, str)]
     ways = {"array": _array_ends, "object": _object_ends}
     return not types or any(one not in ways or ways[one](schema, ends) for one in types)
 

@@ -4,7 +4,12 @@ import re
 from functools import reduce
 from typing import NamedTuple
 
-TOKEN = re.compile(r"\\[pPx]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(?P<low>\d{0,9})(?:,(?P<high>\d{0,9}))?\}|.", re.S)
+# Each begins to be read once: what is not closed goes to the end.
+TOKEN = re.compile(
+    r"\\[pPx]\{[^}]*(?:\}|\Z)|\\.?|(?P<set>\[\^?\]?(?:\\.?|[^\]\\])*(?:\]|\Z))|\{(?P<low>\d{0,9})(?:,(?P<high>\d{0,9}))?\}|.", re.S
+)
+ESCAPE = re.compile(r"\\.", re.S)
+COMBINED = re.compile(r"\[|&&|--|~~")
 
 
 class Regex(NamedTuple):
@@ -42,3 +47,9 @@ def measured(pattern: str) -> Regex:
                 groups.append(Regex())
                 last = Regex()
     return reduce(Regex.then, [*groups, last])
+
+
+def foreign(pattern: str) -> bool:
+    """Whether a set holds a set, or `&&`, `--` or `~~`: Rust's expressions combine sets by them, JavaScript's (JSON Schema's) do not."""
+    sets = (found["set"] for found in TOKEN.finditer(pattern) if found["set"])
+    return any(COMBINED.search(ESCAPE.sub("", one[1:-1])) for one in sets)

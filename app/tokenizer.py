@@ -87,6 +87,8 @@ class Tokenizer:
         given: Any = None if tools is None else list(tools)
         try:
             return str(self.base.apply_chat_template(list(messages), tools=given, tokenize=False, add_generation_prompt=opened))
+        except RecursionError as error:
+            raise InvalidRequest("the messages are nested too deep for the model's chat template", param="messages") from error
         except (TemplateError, TypeError, KeyError) as error:  # TypeError, KeyError: a template's own expression met what it did not expect
             raise InvalidRequest(f"the model's chat template refuses these messages: {first_line(error)}", param="messages") from error
 

@@ -160,8 +160,13 @@ def _called(piece: CallStart | CallPart, call: Call) -> dict[str, object]:
     return {"index": piece.index, "function": {"arguments": piece.arguments}}
 
 
+BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
+
 def sse(body: dict[str, object]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    """What some clients take for the end of a line is escaped."""
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text.translate(BREAKS)}\n\n"
 
 
 def queued(event: Waiting) -> str:

@@ -27,7 +27,7 @@ def add_generate(routes: APIRouter, service: Service) -> None:
     async def generate(body: GenerateRequest, request: Request) -> GenerateResponse:
         model = service.model(body.model)
         check(body)
-        jobs = await service.work(jobs_of, body, model)
+        jobs = await service.work(request, jobs_of, body, model)
         texts = await unless_gone(request, _texts(service.router, jobs, model.facts.name))
         opened = body.prompts if body.return_prompt else [""] * len(texts)
         return GenerateResponse(gen_text=[prompt + text for prompt, text in zip(opened, texts, strict=True)])

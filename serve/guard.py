@@ -94,6 +94,8 @@ def invalid(error: RequestValidationError) -> InvalidRequest:
         return InvalidRequest(sentence, param=param, code="unsupported_parameter" if known else "unknown_parameter")
     if first["type"] == "missing":
         return InvalidRequest(f"'{param}' is missing" if param else "the body is missing", param=param, code="missing_parameter")
+    if param is None and first["type"] == "value_error":
+        return InvalidRequest(first["msg"].removeprefix("Value error, "))
     if param is None:
         return InvalidRequest(f"the body must be a JSON object: {first['msg']}", code="invalid_type")
     return InvalidRequest(f"'{param}': {first['msg'].removeprefix('Value error, ')}", param=param)
@@ -124,7 +126,11 @@ def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = ()) -> N
         return answer(error)
 
     @app.exception_handler(RequestValidationError)
-    async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        named = request.headers.get("content-type", "")
+        if all(one["loc"] == ("body",) for one in error.errors()) and "json" not in named.lower():
+            wrong = f"'{named[:80]}'" if named else "missing"
+            return answer(InvalidRequest(f"the header Content-Type is {wrong}; it must be application/json", code="invalid_content_type"))
         return answer(invalid(error))
 
     @app.exception_handler(HTTPException)
@@ -137,7 +143,9 @@ def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = ()) -> N
     @app.exception_handler(Exception)
     async def _unexpected(_: Request, error: Exception) -> JSONResponse:
         log.error("unexpected %s", type(error).__name__, exc_info=error)
-        return answer(LitmusError("the server failed on this request; its log says why"))
+        response = answer(LitmusError("the server failed on this request; its log says why"))
+        response.headers["Connection"] = "close"  # which the server then does
+        return response
 
 
 def _without_422(document: dict[str, Any]) -> dict[str, Any]:
@@ -154,5 +162,7 @@ def _sentence(request: Request, error: HTTPException) -> str:
     if error.status_code == 405:
         return f"{request.method} is not a method of {request.url.path}"
     if error.status_code == 400:
-        return "the body could not be read: it must be JSON in UTF-8"
+        return (
+            "the body could not be read: it must be JSON in UTF-8, not compressed, nested less than 1,000 deep, no number over 4,300 digits"
+        )
     return str(error.detail)

@@ -66,10 +66,10 @@ def create_routes(
     async def chat(body: ChatRequest, request: Request) -> Response:
         service.check_user(body.user)
         model = service.model(body.model)
-        prompt = Prompt(await service.work(prompt_of, body.messages, shown(body), model.tokenizer))
+        prompt = Prompt(await service.work(request, prompt_of, body.messages, shown(body), model.tokenizer))
         room(prompt.ids, None, model.facts, "messages")
         held = service.compile if body.tools or body.response_format else service.work
-        terms = await unless_gone(request, held(chat_terms, body, model.tokenizer))
+        terms = await held(request, chat_terms, body, model.tokenizer)
         return await _generate(service, model, body, terms, [prompt], request)
 
     @routes.post("/v1/completions", tags=["chat"], summary="Continue a text", response_model=CompletionResponse, responses=ERRORS | SSE)
@@ -78,7 +78,7 @@ def create_routes(
         model = service.model(body.model)
         terms = completion_terms(body)
         service.router.check(len(given_prompts(body)) * terms.copies, model.facts.name)
-        prompts = await service.work(prompts_of, body, model.tokenizer, model.facts)
+        prompts = await service.work(request, prompts_of, body, model.tokenizer, model.facts)
         return await _generate(service, model, body, terms, prompts, request)
 
     return routes
@@ -91,7 +91,7 @@ async def _generate(
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
     router, tokenizer, facts = service.router, model.tokenizer, model.facts
     id = f"{'chatcmpl' if terms.chat else 'cmpl'}-{uuid.uuid4().hex}"
-    jobs = await service.work(jobs_of, id, body, terms, prompts, tokenizer, facts)
+    jobs = await service.work(request, jobs_of, id, body, terms, prompts, tokenizer, facts)
     answer = Answer(id, facts, terms, prompts, [job.id for job in jobs], tokenizer)
     if not body.stream:
 
@@ -100,7 +100,7 @@ async def _generate(
                 await whole(answer, ticket)
 
         await unless_gone(request, collect())
-        return Response(await service.work(lambda: answer.body().model_dump_json().encode()), media_type="application/json")
+        return Response(await service.work(request, lambda: answer.body().model_dump_json().encode()), media_type="application/json")
     opened = router.open([*jobs], facts.name)
     ticket = await opened.__aenter__()  # here, not in the stream: a full queue is still a 429
     with_usage = bool(body.stream_options and body.stream_options.include_usage)

@@ -32,7 +32,7 @@ def add_score(routes: APIRouter, service: Service, detectors: Mapping[str, Detec
         model = service.model(body.model)
         question = _question(body, model.facts, detectors.get(model.facts.name))
         id = f"score-{uuid.uuid4().hex}"
-        readings = await service.work(readings_of, id, body, question, model)
+        readings = await service.work(request, readings_of, id, body, question, model)
         ended = await unless_gone(request, _run(service, readings, model.facts.name))
 
         def compose() -> bytes:
@@ -58,7 +58,7 @@ def add_score(routes: APIRouter, service: Service, detectors: Mapping[str, Detec
                 .encode()
             )
 
-        return Response(await service.work(compose), media_type="application/json")
+        return Response(await service.work(request, compose), media_type="application/json")
 
 
 def _question(body: ScoreRequest, facts: Facts, detector: Detector | None) -> Question:
@@ -71,6 +71,8 @@ def _question(body: ScoreRequest, facts: Facts, detector: Detector | None) -> Qu
     ground = _ground(body, detector, methods, facts)
     if body.target_fpr is not None and ground.calibration is None:
         raise InvalidRequest(f"target_fpr needs a calibration: {ground.reason}", param="target_fpr")
+    if body.target_fpr is not None and ground.calibration is not None:
+        ground.calibration.check_target(body.target_fpr, ground.methods)
     return Question(methods, ground, body.granularity, body.target_fpr)
 
 

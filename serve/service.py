@@ -50,13 +50,15 @@ class Service:
         if user in self.banned:
             raise Forbidden("this user may not use this server", param="user", code="user_banned")
 
-    async def compile(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The same for schemas, which take longest: whoever sends a hard one keeps only others with one waiting."""
-        return await asyncio.get_running_loop().run_in_executor(self.forms, function, *arguments)
+    async def work(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
+        """Run what takes long for a long text beside the event loop, and not on the pool that LitServe's reader needs; not at all for a
+        client that left before its turn.
+        """
+        return await unless_gone(request, asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments))
 
-    async def work(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run what takes long for a long text beside the event loop, and not on the pool that LitServe's reader needs."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
+    async def compile(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
+        """The same for schemas, which take longest: whoever sends a hard one keeps only others with one waiting."""
+        return await unless_gone(request, asyncio.get_running_loop().run_in_executor(self.forms, function, *arguments))
 
 
 class EventStream(StreamingResponse):

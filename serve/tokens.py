@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.errors import InvalidRequest
@@ -18,12 +18,12 @@ REFUSED: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in
 
 def add_tokens(routes: APIRouter, service: Service) -> None:
     @routes.post("/tokenize", tags=["tokens"], summary="Token ids of a text", response_model=TokenizeResponse, responses=REFUSED)
-    async def tokenize(body: TokenizeRequest) -> Response:
-        return Response(await service.work(_tokenized, body, service.model(body.model)), media_type="application/json")
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+        return Response(await service.work(request, _tokenized, body, service.model(body.model)), media_type="application/json")
 
     @routes.post("/detokenize", tags=["tokens"], summary="Text of token ids", response_model=DetokenizeResponse, responses=REFUSED)
-    async def detokenize(body: DetokenizeRequest) -> Response:
-        return Response(await service.work(_detokenized, body, service.model(body.model)), media_type="application/json")
+    async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
+        return Response(await service.work(request, _detokenized, body, service.model(body.model)), media_type="application/json")
 
 
 def _tokenized(body: TokenizeRequest, model: Model) -> bytes:

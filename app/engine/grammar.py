@@ -3,19 +3,21 @@
 A grammar is a text that `app.grammar` or `app.tools` made. Knows no schema, no tool and no slot.
 """
 
+import json
+import secrets
 from collections import OrderedDict
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from llguidance import LLMatcher
-from llguidance.hf import from_tokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.errors import InvalidRequest
 
-KEPT = 64  # compiled grammars that stay for requests that bring the same one
+KEPT = 8  # compiled grammars that stay for requests that bring the same one; each grows with its use
+LIMITS = LLParserLimits(max_lexer_states=100_000)  # of a grammar: up to some 40 MB
 
 
 class Grammar:
@@ -33,9 +35,7 @@ class Grammar:
         """Go on by a token; returns whether the answer is complete with it. Raises `InvalidRequest` where the grammar gets too hard."""
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            raise InvalidRequest(
-                f"the answer's grammar cannot be followed any further: {_sentence(self._matcher)}", param="response_format"
-            )
+            raise InvalidRequest(f"the answer's form cannot be followed any further: {_sentence(self._matcher)}", code="unsupported_schema")
         return self._matcher.is_stopped()
 
 
@@ -44,7 +44,8 @@ class Grammars:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, ends: Collection[int]) -> None:
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
-        self._tokenizer = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(ends) or None)
+        eos = sorted(ends) or tokenizer.eos_token_id
+        self._tokenizer = LLTokenizer(_without_names(tokenizer), n_vocab=vocabulary, eos_token=eos)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, "grammars")
 
@@ -54,7 +55,7 @@ class Grammars:
 
     def _start(self, text: str) -> Grammar:
         if text not in self._compiled:
-            matcher = LLMatcher(self._tokenizer, text, log_level=0)  # what it would write quotes the answer
+            matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=LIMITS)  # what it would write quotes the answer
             if matcher.is_error():
                 raise InvalidRequest(f"the grammar cannot be used: {_sentence(matcher)}", code="unsupported_schema")
             self._compiled[text] = matcher
@@ -62,6 +63,24 @@ class Grammars:
         while len(self._compiled) > KEPT:
             self._compiled.popitem(last=False)
         return Grammar(self._compiled[text].deep_copy())
+
+
+def _without_names(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The tokenizer as JSON, its control tokens under names that nobody knows: where a grammar leaves no choice, llguidance reads its text
+    as tokens, and a text like "<|end|>" would be read as the token.
+    """
+    names = {token.content: f"<{secrets.token_hex(16)}>" for token in tokenizer.added_tokens_decoder.values() if token.special}
+    whole = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None, "post_processor": None}
+    for token in whole["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = whole["model"]
+    if isinstance(model.get("vocab"), dict):
+        model["vocab"] = {names.get(piece, piece): id for piece, id in model["vocab"].items()}
+    elif isinstance(model.get("vocab"), list):
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    return json.dumps(whole)
 
 
 def _sentence(matcher: LLMatcher) -> str:

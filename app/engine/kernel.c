@@ -1,7 +1,8 @@
-/* y = x W^T for bfloat16 on x86: float32 sums, each output over its inputs in order, so that a row's result does not depend on the others.
+/* y = x W^T for bfloat16 inputs on x86: float32 sums, each output over its inputs in order, so that a row's result does not depend on the others.
  *
  * Weights lie in blocks of COLUMNS outputs, in pairs of inputs: [outputs / COLUMNS][inputs / 2][COLUMNS][2], so that one load, a shift and
- * a mask give two vectors of float32. A tile of up to ROWS rows and one block stays in registers. Where several tiles read a block it is first widened to float32 (cf. Goto and van de Geijn, 2008, doi
+ * a mask give two vectors of float32; or of 4-bit levels, the even input's in the low half of a byte. A tile of up to ROWS rows and one
+ * block stays in registers. Where several tiles read a block it is first widened to float32 (cf. Goto and van de Geijn, 2008, doi
  * 10.1145/1356052.1356053). Compiled by kernel.py with the vectors of the machine at hand.
  */
 #include <omp.h>
@@ -37,6 +38,15 @@ typedef struct {
     int64_t outputs;
 } Ending;
 
+typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+/* Pairs in bfloat16, or levels: table[level] * scale + middle, both [outputs / COLUMNS][inputs / 2^group][COLUMNS]. */
+typedef struct {
+    const void *data;
+    const float *table, *scale, *middle;
+    int group;
+} Weights;
+
 INLINE vec widen(const bf16 *at) { return (vec)(__builtin_convertvector(*(const halves *)at, words) << 16); }
 
 INLINE vec first(words pairs) { return (vec)(pairs << 16); }
@@ -48,7 +58,7 @@ INLINE void narrow(bf16 *at, vec x) { /* to the nearest, ties to even */
     *(halves *)at = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, halves);
 }
 
-INLINE vec all(float x) { return (vec){} + x; }
+INLINE vec same(float x) { return (vec){} + x; }
 
 INLINE vec least(vec x, vec y) {
     words smaller = (words)(x < y);
@@ -56,9 +66,9 @@ INLINE vec least(vec x, vec y) {
 }
 
 INLINE vec swish(vec x) { /* x / (1 + exp(-x)), exp as a power of two and a series */
-    vec y = -least(-least(x * -1.44269504f, all(128)), all(127)); /* 2^128 is infinite, 2^-127 is taken as 0 */
+    vec y = -least(-least(x * -1.44269504f, same(128)), same(127)); /* 2^128 is infinite, 2^-127 is taken as 0 */
     vec shifted = y + 12582912.0f, part = (y - (shifted - 12582912.0f)) * 0.693147181f;
-    vec series = all(1.98412698e-4f);
+    vec series = same(1.98412698e-4f);
     const float terms[] = {1.38888889e-3f, 8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1, 1};
     for (int i = 0; i < 7; i++) series = series * part + terms[i];
     return x / (1 + series * (vec)(((words)shifted - 0x4b400000 + 127) << 23));
@@ -82,95 +92,123 @@ static void finish(const float *sums, int rows, int width, int64_t row, int64_t 
         }
 }
 
-/* A vector of the pair of inputs at `at`: of the first or second half of a block's columns, of the even or odd input. */
-INLINE vec weight(const float *wide, const bf16 *weights, int64_t at, int half, int odd) {
-    if (wide) return *(const vec *)(wide + at + odd * COLUMNS + half * LANES);
-    words pairs = *(const words *)(weights + at + half * 2 * LANES);
-    return odd ? second(pairs) : first(pairs);
+INLINE vec look(const float *table, words level) {
+#if LANES == 16
+    return __builtin_shuffle(*(const vec *)table, level);
+#else
+    return __builtin_shuffle(*(const vec *)table, *(const vec *)(table + LANES), level);
+#endif
 }
 
-INLINE void add(const int rows, const int blocks, vec *sums, const float *x, int64_t inputs, const float *wide,
-                const bf16 *weights, int64_t i, const int odd) {
+/* A vector of input `i` + `odd`, `i` even: of half `half` of the columns of a block. */
+INLINE vec weight(const int levels, const Weights *weights, int64_t inputs, int64_t block, int64_t i, int half, int odd) {
+    int64_t pair = (block * inputs + i) / 2 * COLUMNS + half * LANES;
+    if (!levels) {
+        words pairs = *(const words *)((const bf16 *)weights->data + 2 * pair);
+        return odd ? second(pairs) : first(pairs);
+    }
+    words both = __builtin_convertvector(*(const bytes *)((const uint8_t *)weights->data + pair), words);
+    int64_t at = (block * (inputs >> weights->group) + (i >> weights->group)) * COLUMNS + half * LANES;
+    words low = both & 15, high = both >> 4;
+    return look(weights->table, odd ? high : low) * *(const vec *)(weights->scale + at) + *(const vec *)(weights->middle + at);
+}
+
+enum { PAIRS, LEVELS, WIDE };
+
+/* What is known where this is inlined: rows, blocks, and what the weights are; WIDE ones are `wide` [inputs][COLUMNS] in float32. */
+INLINE void add(const int rows, const int blocks, const int kind, vec *sums, const float *x, int64_t inputs, const float *wide,
+                const Weights *weights, int64_t block, int64_t i, const int odd) {
     vec w[8];
 #pragma GCC unroll 16
-    for (int c = 0; c < 2 * blocks; c++) w[c] = weight(wide, weights, ((c / 2) * inputs + i) * COLUMNS, c % 2, odd);
+    for (int c = 0; c < 2 * blocks; c++)
+        w[c] = kind == WIDE ? *(const vec *)(wide + (i + odd) * COLUMNS + c * LANES)
+                            : weight(kind == LEVELS, weights, inputs, block + c / 2, i, c % 2, odd);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
-        for (int c = 0; c < 2 * blocks; c++) sums[r * 2 * blocks + c] += x[r * inputs + odd] * w[c];
+        for (int c = 0; c < 2 * blocks; c++) sums[r * 2 * blocks + c] += x[r * inputs + i + odd] * w[c];
 }
 
-/* `rows` and `blocks` are known where this is inlined, `inputs` is even. One of `wide` [inputs][COLUMNS] and `weights` is NULL. */
-INLINE void tile(const int rows, const int blocks, const float *x, int64_t inputs, const float *wide, const bf16 *weights, int64_t row,
-                 int64_t block, const Ending *end) {
+INLINE void tile(const int rows, const int blocks, const int kind, const float *x, int64_t inputs, const float *wide, const Weights *weights,
+                 int64_t row, int64_t block, const Ending *end) {
     vec sums[2 * ROWS] = {0};
     for (int64_t i = 0; i < inputs; i += 2) {
-        add(rows, blocks, sums, x + i, inputs, wide, weights, i, 0);
-        add(rows, blocks, sums, x + i, inputs, wide, weights, i, 1);
+        add(rows, blocks, kind, sums, x, inputs, wide, weights, block, i, 0);
+        add(rows, blocks, kind, sums, x, inputs, wide, weights, block, i, 1);
     }
     finish((const float *)sums, rows, blocks * COLUMNS, row, block * COLUMNS, end);
 }
 
-#define CASE(ROWS_, BLOCKS_) case ROWS_: tile(ROWS_, BLOCKS_, x, inputs, wide, weights, row, block, end); break;
+#define CASE(ROWS_) case ROWS_: tile(ROWS_, 1, kind, x, inputs, wide, weights, row, block, end); break;
 
-INLINE void tiles(int rows, const float *x, int64_t inputs, const float *wide, const bf16 *weights, int64_t row, int64_t block,
-                  const Ending *end) {
+INLINE void tiles(int rows, const int kind, const float *x, int64_t inputs, const float *wide, const Weights *weights, int64_t row,
+                  int64_t block, const Ending *end) {
     switch (rows) {
-        CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if ROWS > 6
-        CASE(7, 1) CASE(8, 1) CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1) CASE(13, 1) CASE(14, 1)
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
 #endif
     }
 }
 
-static void widened(int rows, const float *x, int64_t inputs, const float *wide, int64_t row, int64_t block, const Ending *end) {
-    tiles(rows, x, inputs, wide, NULL, row, block, end);
-}
-
 /* `count` blocks as they lie: several at a time where few rows make too few sums of one to keep the arithmetic busy. */
-static void narrowed(int rows, const float *x, int64_t inputs, const bf16 *weights, int64_t row, int64_t block, int64_t count,
-                     const Ending *end) {
-    const float *wide = NULL;
-    for (; rows == 1 && count >= 4; block += 4, count -= 4, weights += 4 * inputs * COLUMNS)
-        tile(1, 4, x, inputs, wide, weights, row, block, end);
-    for (; rows == 2 && count >= 2; block += 2, count -= 2, weights += 2 * inputs * COLUMNS)
-        tile(2, 2, x, inputs, wide, weights, row, block, end);
-    for (; count > 0; block++, count--, weights += inputs * COLUMNS) tiles(rows, x, inputs, wide, weights, row, block, end);
+INLINE void several(int rows, const int kind, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count,
+                    const Ending *end) {
+    for (; rows == 1 && count >= 4; block += 4, count -= 4) tile(1, 4, kind, x, inputs, NULL, weights, row, block, end);
+    for (; rows == 2 && count >= 2; block += 2, count -= 2) tile(2, 2, kind, x, inputs, NULL, weights, row, block, end);
+    for (; count > 0; block++, count--) tiles(rows, kind, x, inputs, NULL, weights, row, block, end);
 }
 
-static void spread(const bf16 *block, int64_t inputs, float *wide) {
+static void of_pairs(int rows, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count, const Ending *end) {
+    several(rows, PAIRS, x, inputs, weights, row, block, count, end);
+}
+
+static void of_levels(int rows, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count, const Ending *end) {
+    several(rows, LEVELS, x, inputs, weights, row, block, count, end);
+}
+
+static void of_wide(int rows, const float *x, int64_t inputs, const float *wide, int64_t row, int64_t block, const Ending *end) {
+    tiles(rows, WIDE, x, inputs, wide, NULL, row, block, end);
+}
+
+INLINE void spread(const int levels, const Weights *weights, int64_t inputs, int64_t block, float *wide) {
     for (int64_t i = 0; i < inputs; i += 2)
         for (int half = 0; half < 2; half++)
             for (int odd = 0; odd < 2; odd++)
-                *(vec *)(wide + (i + odd) * COLUMNS + half * LANES) = weight(NULL, block, i * COLUMNS, half, odd);
+                *(vec *)(wide + (i + odd) * COLUMNS + half * LANES) = weight(levels, weights, inputs, block, i, half, odd);
 }
 
 int64_t columns(void) { return COLUMNS; }
 
 /* x [rows][inputs], `inputs` even, and `end` in bfloat16; returns 0, or 1 without memory. */
-int linear(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weights, const Ending *end, int threads) {
+int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Ending *end, int threads) {
     int64_t blocks = (end->outputs + COLUMNS - 1) / COLUMNS, size = inputs * COLUMNS, deep = rows < DEEP ? rows : DEEP;
+    int64_t few = weights->table ? 1 : FEW; /* a level is dearer to read than a pair */
     float *wide_x = aligned_alloc(64, (deep * inputs * sizeof(float) + 63) / 64 * 64);
-    float *wide = deep > FEW * ROWS ? aligned_alloc(64, threads * size * sizeof(float)) : NULL;
-    int lacking = !wide_x || (!wide && deep > FEW * ROWS);
+    float *wide = deep > few * ROWS ? aligned_alloc(64, threads * size * sizeof(float)) : NULL;
+    int lacking = !wide_x || (!wide && deep > few * ROWS);
     for (int64_t from = 0; from < rows && !lacking; from += deep) {
         int64_t some = rows - from < deep ? rows - from : deep, tall = (some + ROWS - 1) / ROWS, each = (some + tall - 1) / tall;
-        int64_t step = tall > FEW ? 1 : 4;
+        int64_t step = tall > few ? 1 : 4;
 #pragma omp parallel num_threads(threads)
         {
-            float *own = tall > FEW ? wide + omp_get_thread_num() * size : NULL;
+            float *own = tall > few ? wide + omp_get_thread_num() * size : NULL;
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < some; r++)
                 for (int64_t i = 0; i < inputs; i++) ((uint32_t *)wide_x)[r * inputs + i] = (uint32_t)x[(from + r) * inputs + i] << 16;
 #pragma omp for schedule(dynamic)
             for (int64_t b = 0; b < blocks; b += step) {
-                if (own) spread(weights + b * size, inputs, own);
+                int64_t count = blocks - b < step ? blocks - b : step;
+                if (own && weights->table)
+                    spread(1, weights, inputs, b, own);
+                else if (own)
+                    spread(0, weights, inputs, b, own);
                 for (int64_t r = 0; r < some; r += each) {
-                    int64_t now = some - r < each ? some - r : each, count = blocks - b < step ? blocks - b : step;
+                    int64_t now = some - r < each ? some - r : each;
                     if (own)
-                        widened(now, wide_x + r * inputs, inputs, own, from + r, b, end);
+                        of_wide(now, wide_x + r * inputs, inputs, own, from + r, b, end);
                     else
-                        narrowed(now, wide_x + r * inputs, inputs, weights + b * size, from + r, b, count, end);
+                        (weights->table ? of_levels : of_pairs)(now, wide_x + r * inputs, inputs, weights, from + r, b, count, end);
                 }
             }
         }

@@ -1,7 +1,7 @@
-"""The bfloat16 product of `kernel.c`: compiled once by the C compiler at hand, for the processor at hand, and kept.
+"""The products of `kernel.c`: compiled once by the C compiler at hand, for the processor at hand, and kept.
 
     product() -> Product | None    None where there is no x86, no gcc or no OpenMP of GCC's in the process; why is logged
-    Product.pack(weight) -> Tensor
+    Product.pack(weight) -> Packed; Product.pack_levels(levels, table, scale, middle) -> Packed
     Product(x, packed, ending) -> Tensor
 
 Knows no layer and no model.
@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,16 @@ THEN = {"none": 0, "swish": 1}
 HOW = {"alone": 0, "mul": 1, "add": 2}
 
 
+class _Weights(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("middle", ctypes.c_void_p),
+        ("group", ctypes.c_int),
+    )
+
+
 class _Ending(ctypes.Structure):
     _fields_ = (
         ("bias", ctypes.c_void_p),
@@ -40,6 +50,22 @@ class _Ending(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("outputs", ctypes.c_int64),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Weights in the kernel's order. A level stands for `table[level] * scale + middle`, the last two of groups of 2^`group` inputs."""
+
+    inputs: int  # even: padded
+    data: torch.Tensor  # bfloat16, or two levels a byte
+    table: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    middle: torch.Tensor | None = None
+    group: int = 0
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [one for one in (self.data, self.scale, self.middle) if one is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,33 +85,60 @@ class Product:
     def __init__(self, library: ctypes.CDLL) -> None:
         library.columns.restype = ctypes.c_int64
         pointer, whole = ctypes.c_void_p, ctypes.c_int64
-        library.linear.argtypes = [pointer, whole, whole, pointer, ctypes.POINTER(_Ending), ctypes.c_int]
+        library.linear.argtypes = [pointer, whole, whole, ctypes.POINTER(_Weights), ctypes.POINTER(_Ending), ctypes.c_int]
         self.columns = int(library.columns())
         self._linear = library.linear
 
-    def pack(self, weight: torch.Tensor) -> torch.Tensor:
+    def pack(self, weight: torch.Tensor) -> Packed:
+        """`[outputs, inputs]` bfloat16 of any size."""
+        pairs = self._pairs(weight)
+        return Packed(2 * pairs.shape[1], pairs)
+
+    def pack_levels(self, levels: torch.Tensor, table: Sequence[float], scale: torch.Tensor, middle: torch.Tensor) -> Packed:
+        """`levels` 0..15 `[outputs, inputs]`, `scale` and `middle` `[outputs, groups]`; the inputs of a group are a power of 2."""
+        pairs = self._pairs(levels.to(torch.uint8))
+        size = levels.shape[1] // scale.shape[1]
+        assert size * scale.shape[1] == levels.shape[1] and size & (size - 1) == 0 and size > 1
+        return Packed(
+            levels.shape[1],
+            pairs[..., 0] | pairs[..., 1] << 4,
+            torch.tensor(table, dtype=torch.float32),
+            self._columns(scale),
+            self._columns(middle),
+            size.bit_length() - 1,
+        )
+
+    def _pairs(self, weight: torch.Tensor) -> torch.Tensor:
         """`[outputs, inputs]` to `[blocks, inputs / 2, columns, 2]`, both padded with zeros."""
         outputs, inputs = weight.shape
         padded = F.pad(weight, (0, inputs % 2, 0, -outputs % self.columns))
         return padded.view(-1, self.columns, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
 
+    def _columns(self, groups: torch.Tensor) -> torch.Tensor:
+        """`[outputs, groups]` to `[blocks, groups, columns]` float32."""
+        padded = F.pad(groups.float(), (0, 0, 0, -len(groups) % self.columns))
+        return padded.view(-1, self.columns, groups.shape[1]).transpose(1, 2).contiguous()
+
     def pad(self, bias: torch.Tensor) -> torch.Tensor:
         return F.pad(bias.float(), (0, -len(bias) % self.columns))
 
-    def __call__(self, x: torch.Tensor, packed: torch.Tensor, ending: Ending) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, packed: Packed, ending: Ending) -> torch.Tensor:
         """`x` `[..., inputs]` bfloat16 to `[..., outputs]`. Raises `MemoryError`."""
-        inputs = 2 * packed.shape[1]
+        inputs = packed.inputs
         if x.shape[-1] < inputs:
             x = F.pad(x, (0, 1))
         x = x.contiguous()
         out = torch.empty(*x.shape[:-1], ending.outputs, dtype=torch.bfloat16)
         other = None if ending.other is None else ending.other.contiguous()
-        bias = None if ending.bias is None else ending.bias.data_ptr()
-        beside = None if other is None else other.data_ptr()
-        end = _Ending(bias, THEN[ending.then], HOW[ending.how], beside, out.data_ptr(), ending.outputs)
-        if self._linear(x.data_ptr(), x.numel() // inputs, inputs, packed.data_ptr(), end, torch.get_num_threads()):
+        weights = _Weights(packed.data.data_ptr(), _at(packed.table), _at(packed.scale), _at(packed.middle), packed.group)
+        end = _Ending(_at(ending.bias), THEN[ending.then], HOW[ending.how], _at(other), out.data_ptr(), ending.outputs)
+        if self._linear(x.data_ptr(), x.numel() // inputs, inputs, weights, end, torch.get_num_threads()):
             raise MemoryError("no memory for the activations of a layer")
         return out
+
+
+def _at(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Linear layers for a CPU: weights packed once for `kernel.c` or, where that cannot be compiled, for oneDNN; or rounded to 4 bits for
+"""Linear layers for a CPU: weights packed once for `kernel.c`, in bfloat16 or 4 bits; where that cannot be compiled, for oneDNN, or for
 torch's own int4 kernel.
 
 torch packs bfloat16 weights anew in every call; packed once they are read at nearly the speed of memory. Knows no architecture.
@@ -7,13 +7,14 @@ torch packs bfloat16 weights anew in every call; packed once they are read at ne
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TypeGuard
+from typing import Any, TypeGuard, cast
 
 import torch
+from bitsandbytes.functional import dequantize_blockwise
 from torch import nn
 from transformers.activations import SiLUActivation
 
-from app.engine.kernel import Ending, Product, product
+from app.engine.kernel import Ending, Packed, Product, product
 
 GROUP = 32  # weights of a row that share a scale and a zero: 4 + 2 * 16 / 32 = 5 bits a weight
 LEVELS = 15
@@ -33,16 +34,22 @@ class Fused(nn.Module):
 
 
 class TiledLinear(Fused):
-    """A bfloat16 layer in the order of `kernel.c`."""
+    """A layer in the order of `kernel.c`, with activations in bfloat16."""
 
-    packed: torch.Tensor
-
-    def __init__(self, linear: nn.Linear, product: Product) -> None:
+    def __init__(self, packed: Packed, linear: nn.Linear, product: Product) -> None:
         super().__init__()
-        weight = linear.weight.detach()
-        self.product = product
-        self.register_buffer("packed", product.pack(weight))
-        self.end = Ending(len(weight), None if linear.bias is None else product.pad(linear.bias.detach()))
+        self.product, self.packed = product, packed
+        self.packed_bytes = sum(part.nbytes for part in packed.tensors)
+        self.end = Ending(linear.out_features, None if linear.bias is None else product.pad(linear.bias.detach()))
+
+    @classmethod
+    def of(cls, linear: nn.Linear, product: Product) -> "TiledLinear":
+        return cls(product.pack(linear.weight.detach()), linear, product)
+
+    @classmethod
+    def int4(cls, linear: nn.Linear, product: Product) -> "TiledLinear":
+        levels, scale, middle = _levels(linear.weight.detach())
+        return cls(product.pack_levels(levels, range(-8, 8), scale, middle), linear, product)
 
     def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
         return self.product(x, self.packed, replace(self.end, then=then))
@@ -97,19 +104,43 @@ def round_weights(model: nn.Module) -> None:
 
 def quicken(model: nn.Module, int4: bool) -> None:
     """Put faster layers in the place of the plain ones of a model on a CPU; layers of other kinds (bitsandbytes) stay as they are."""
-    pack = _packing()
+    made, pack = product(), _packing()
     for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for name, child in list(parent.named_children()):
             if int4 and _rounds(child):
-                setattr(parent, name, Int4Linear(child))
+                setattr(parent, name, _int4(child))
+            elif made is not None and (levels := _stored_levels(child)):
+                setattr(parent, name, TiledLinear(made.pack_levels(*levels), cast(nn.Linear, child), made))
             elif pack and _plain(child) and child.weight.dtype == torch.bfloat16:
                 setattr(parent, name, pack(child))
+
+
+def _int4(linear: nn.Linear) -> nn.Module:
+    made = product()
+    return Int4Linear(linear) if made is None or linear.weight.dtype != torch.bfloat16 else TiledLinear.int4(linear, made)
+
+
+def _stored_levels(layer: Any) -> tuple[torch.Tensor, list[float], torch.Tensor, torch.Tensor] | None:
+    """The levels `[out, in]` that bitsandbytes has stored (QLoRA, arXiv 2305.14314, appendix E), what they stand for, and the scale
+    and middle of each group; None for another kind of layer, or one whose groups go across rows.
+    """
+    state = getattr(getattr(layer, "weight", None), "quant_state", None)
+    if state is None or getattr(layer, "compute_dtype", None) != torch.bfloat16 or layer.weight.device.type != "cpu":
+        return None
+    outputs, inputs = state.shape
+    if inputs % state.blocksize or getattr(state, "packing_format_for_cpu", False):
+        return None
+    scale = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    scale = scale.float().view(outputs, inputs // state.blocksize)
+    pairs = layer.weight.detach().view(torch.uint8).view(outputs, inputs // 2)
+    levels = torch.stack([pairs >> 4, pairs & 15], -1).view(outputs, inputs)
+    return levels, state.code.tolist(), scale, torch.zeros_like(scale)
 
 
 def _packing() -> Callable[[nn.Linear], nn.Module] | None:
     made = product()
     if made is not None:
-        return partial(TiledLinear, product=made)
+        return partial(TiledLinear.of, product=made)
     return PackedLinear if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
 
 

@@ -36,7 +36,7 @@ class SamplingFields(Wire):
     model: str | None = Field(None, description="name of a served model, see /v1/models; the default one when left out")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy")
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus: smallest set of tokens with this much probability")
-    top_k: int | None = Field(None, ge=0, description="keep the k likeliest tokens; 0 keeps all")
+    top_k: int | None = Field(None, ge=-1, description="keep the k likeliest tokens; 0 and -1 keep all")
     min_p: float | None = Field(None, ge=0, le=1, description="keep tokens at least this share as likely as the likeliest")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="taken from the logit of tokens the answer already holds")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="the same, once for each time the answer holds them")

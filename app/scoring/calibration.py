@@ -3,7 +3,7 @@
 A JSON file and the verdict it gives; plain arithmetic, imported by the API process. How one is fitted: `app.scoring.fitting`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from app.engine.request import Facts
-from app.errors import SetupError
+from app.errors import InvalidRequest, SetupError
 from app.schemas import Method
 from app.scoring.scale import Border, Bucket, Part, Scale
 from app.settings import ModelSettings
@@ -99,6 +99,14 @@ class Calibration(Part):
             bucket=bucket.name,
             outside=outside,
         )
+
+    def check_target(self, target_fpr: float, methods: Iterable[Method]) -> None:
+        """Raises `InvalidRequest` for one that is calibrated for no length."""
+        scales = (self.methods[method] for method in methods)
+        known = {border.target for scale in scales for one in scale.buckets for border in one.machine if border.target is not None}
+        if target_fpr not in known:
+            rates = ", ".join(f"{one:g}" for one in sorted(known)) or "none"
+            raise InvalidRequest(f"target_fpr {target_fpr:g} is not calibrated; known are: {rates}", param="target_fpr")
 
     def bucket(self, method: Method, scored_tokens: int) -> Bucket | None:
         scale = self.methods.get(method)

@@ -12,7 +12,7 @@ from llguidance import LLMatcher
 
 from app.faults import MOST_ITEMS, MOST_LETTERS, MOST_OPTIONAL, _bytes, fault
 from app.grammar import Schema, json_grammar
-from app.patterns import measured
+from app.patterns import foreign, measured
 
 
 def chained(count: int) -> Schema:
@@ -61,6 +61,11 @@ def test_what_would_be_ignored_or_cannot_be_done_is_named(schema: Schema, says: 
         ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, "exclusiveMinimum"),
         ({"type": "number", "minimum": 0, "exclusiveMinimum": True, "maximum": 0.5}, "exclusiveMinimum"),
         ({"type": "number", "minimum": -4.5, "exclusiveMaximum": -4}, "exclusiveMaximum"),
+        ({"type": "number", "exclusiveMinimum": 1e300, "maximum": 1e300}, "exclusiveMinimum"),
+        ({"type": {}}, "type"),
+        ({"type": "array", "prefixItems": [{"const": 1}], "additionalItems": False}, "additionalItems"),
+        ({"type": "string", "pattern": "^[a-z&&[aeiou]]$"}, "'&&'"),
+        ({"type": "string", "pattern": "^[[a]b]$"}, "within a set"),
     ],
 )
 def test_what_no_answer_can_keep_to_is_told(schema: Schema, says: str) -> None:
@@ -94,6 +99,9 @@ HOSTILE: dict[str, Schema] = {
     "repeated": {"type": "string", "pattern": "^((a{1000}){1000}){1000}$"},
     "repeated at will": {"type": "string", "pattern": "^(a{1,100}){1,100}$"},
     "repeated in a row": {"type": "string", "pattern": "a{0,1000}" * 20},
+    "sets": {"type": "string", "pattern": "[" * 100_000},
+    "open sets": {"type": "string", "pattern": "[" * 9_999 + "\\"},
+    "open classes": {"type": "string", "pattern": "\\p{" * 3_000},
     "long": {"type": "string", "minLength": 10**6},
     "full": {"type": "array", "items": {"const": "a"}, "minItems": 10**5},
     "full of names": {"type": "object", "minProperties": 10**5},
@@ -233,7 +241,14 @@ def go(matcher: LLMatcher, order: Sequence[int], rng: random.Random, steps: int)
         ("a{0,7}|b{0,8}", 15, 15, True),
         ("((((", 0, 0, False),
         (")){9}{", 11, 0, False),
+        ("[abc", 1, 0, False),
+        ("a\\", 2, 0, False),
     ],
 )
 def test_the_size_of_a_pattern(pattern: str, things: int, varying: int, several: bool) -> None:
     assert measured(pattern) == (things, varying, several)
+
+
+@pytest.mark.parametrize("pattern", [r"[\[\]a]", r"[^a-z]", r"a--b&&c[~]", r"\[[a]", "[]a]"])
+def test_sets_that_mean_the_same_in_rust(pattern: str) -> None:
+    assert not foreign(pattern)

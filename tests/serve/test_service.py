@@ -10,7 +10,7 @@ from fastapi import Request
 
 from app.errors import Forbidden, NotReady
 from serve.router import Router
-from serve.service import Service, unless_gone
+from serve.service import Service
 
 
 @pytest.fixture
@@ -27,6 +27,14 @@ def test_a_banned_user_is_refused_and_nobody_else(service: Service) -> None:
     assert (error.status, error.type, error.code, error.param) == (403, "permission_error", "user_banned", "user")
 
 
+def staying() -> Request:
+    async def receive() -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    return Request({"type": "http"}, receive)
+
+
 def test_a_schema_that_waits_is_not_looked_at_when_its_client_leaves(service: Service) -> None:
     seen, hold = [], threading.Event()
 
@@ -37,15 +45,15 @@ def test_a_schema_that_waits_is_not_looked_at_when_its_client_leaves(service: Se
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        first = asyncio.ensure_future(service.compile(hold.wait))
-        waiting = asyncio.ensure_future(unless_gone(Request({"type": "http"}, receive), service.compile(seen.append, "theirs")))
+        first = asyncio.ensure_future(service.compile(staying(), hold.wait))
+        waiting = asyncio.ensure_future(service.compile(Request({"type": "http"}, receive), seen.append, "theirs"))
         await asyncio.sleep(0.05)
         gone.set()
         with pytest.raises(NotReady):
             await waiting
         hold.set()
         await first
-        await service.compile(seen.append, "ours")
+        await service.compile(staying(), seen.append, "ours")
 
     asyncio.run(leave())
     assert seen == ["ours"]

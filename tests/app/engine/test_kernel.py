@@ -45,13 +45,31 @@ def test_any_shape_and_ending_is_torchs(made: Product, rows: int, inputs: int, o
     torch.testing.assert_close(found.float(), wanted, atol=1e-3, rtol=2**-7)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 40) | st.sampled_from([84, 140, 141]),
+    groups=st.integers(1, 5),
+    size=st.sampled_from([2, 32, 64]),
+    outputs=st.integers(1, 150),
+)
+def test_levels_are_their_values(made: Product, rows: int, groups: int, size: int, outputs: int) -> None:
+    torch.manual_seed(rows + 1000 * outputs)
+    x, table = torch.randn(rows, groups * size).bfloat16(), torch.randn(16)
+    levels = torch.randint(0, 16, (outputs, groups * size))
+    scale, middle = torch.rand(outputs, groups) + 0.5, torch.randn(outputs, groups)
+    values = table[levels].view(outputs, groups, size) * scale[..., None] + middle[..., None]
+    found = made(x, made.pack_levels(levels, table.tolist(), scale, middle), Ending(outputs))
+    torch.testing.assert_close(found.float(), x.float() @ values.view(outputs, -1).T, atol=1e-2, rtol=2**-7)
+
+
 def test_a_row_is_the_same_alone_and_among_others(made: Product) -> None:
     x, weight = torch.randn(150, 96).bfloat16(), torch.randn(200, 96).bfloat16()
-    packed = made.pack(weight)
-    whole = made(x, packed, Ending(200))
-    for size in (1, 2, 3, 14, 20, 83, 99):
-        parts = [made(part, packed, Ending(200)) for part in x.split(size)]
-        assert torch.equal(torch.cat(parts), whole), size
+    levels = made.pack_levels(torch.randint(0, 16, (200, 96)), range(-8, 8), torch.rand(200, 3), torch.randn(200, 3))
+    for packed in (made.pack(weight), levels):
+        whole = made(x, packed, Ending(200))
+        for size in (1, 2, 3, 14, 20, 83, 99):
+            parts = [made(part, packed, Ending(200)) for part in x.split(size)]
+            assert torch.equal(torch.cat(parts), whole), size
 
 
 def test_extremes(made: Product) -> None:

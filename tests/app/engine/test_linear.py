@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from torch import nn
 
 from app.engine.kernel import product
@@ -19,7 +21,7 @@ def tiled(plain: nn.Linear) -> nn.Module:
     made = product()
     if made is None:
         pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
-    return TiledLinear(plain, made)
+    return TiledLinear.of(plain, made)
 
 
 @pytest.mark.parametrize("packed", [PackedLinear, tiled])
@@ -86,3 +88,31 @@ def test_what_the_kernels_cannot_do_stays_as_it_is() -> None:
     quicken(model, int4=True)
     packed = "PackedLinear" if product() is None else "TiledLinear"
     assert [type(model[name]).__name__ for name in model] == ["Linear", "Int4Linear", packed, "Other"]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_levels_of_bitsandbytes_are_read_as_they_are(kind: str, nested: bool) -> None:
+    if product() is None:
+        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
+    plain = linear(128, 48, True, torch.bfloat16)
+    layer = Linear4bit(128, 48, bias=True, compute_dtype=torch.bfloat16, quant_type=kind, compress_statistics=nested)
+    layer.load_state_dict(plain.state_dict())
+    model = nn.ModuleDict({"layer": layer.to("cpu")})
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    quicken(model, int4=False)
+    assert isinstance(model["layer"], TiledLinear)
+    x = torch.randn(5, 128).bfloat16()
+    torch.testing.assert_close(model["layer"](x).float(), x.float() @ weight.T + plain.bias.float(), atol=1e-2, rtol=2e-2)
+
+
+def test_int4_in_bfloat16_computes_with_the_rounded_weights() -> None:
+    if product() is None:
+        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
+    plain = linear(96, 48, True, torch.bfloat16)
+    model = nn.ModuleDict({"layer": plain})
+    quicken(model, int4=True)
+    assert isinstance(model["layer"], TiledLinear)
+    round_weights(nn.ModuleList([plain]))
+    x = torch.randn(20, 96).bfloat16()
+    torch.testing.assert_close(model["layer"](x), plain(x), atol=3e-2, rtol=2e-2)
