@@ -1,8 +1,8 @@
 /* y = x W^T for bfloat16 inputs on x86: float32 sums, each output over its inputs in order, so that a row's result does not depend on the others.
  *
  * Weights lie in blocks of COLUMNS outputs, in pairs of inputs: [outputs / COLUMNS][inputs / 2][COLUMNS][2], so that one load, a shift and
- * a mask give two vectors of float32; or of 4-bit levels, the even input's in the low half of a byte. A tile of up to ROWS rows and one
- * block stays in registers. Where several tiles read a block it is first widened to float32 (cf. Goto and van de Geijn, 2008, doi
+ * a mask give two vectors of float32; or in eights of 4-bit levels: [outputs / COLUMNS][inputs / 8][COLUMNS], the first input in a word's
+ * lowest bits. A tile of up to ROWS rows and one block stays in registers. Where several tiles read a block it is first widened to float32 (cf. Goto and van de Geijn, 2008, doi
  * 10.1145/1356052.1356053). Compiled by kernel.py with the vectors of the machine at hand.
  */
 #include <omp.h>
@@ -20,6 +20,7 @@
 #define COLUMNS (2 * LANES)
 #define DEEP (10 * ROWS) /* rows that are gone through together: what a core's second cache holds */
 #define FEW 6            /* tiles that widen a block each for itself */
+#define AHEAD 1024       /* weights that are fetched before they are needed */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -37,8 +38,6 @@ typedef struct {
     bf16 *out;         /* [rows][outputs] */
     int64_t outputs;
 } Ending;
-
-typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 /* Pairs in bfloat16, or levels: table[level] * scale + middle, both [outputs / COLUMNS][inputs / 2^group][COLUMNS]. */
 typedef struct {
@@ -100,41 +99,41 @@ INLINE vec look(const float *table, words level) {
 #endif
 }
 
-/* A vector of input `i` + `odd`, `i` even: of half `half` of the columns of a block. */
-INLINE vec weight(const int levels, const Weights *weights, int64_t inputs, int64_t block, int64_t i, int half, int odd) {
-    int64_t pair = (block * inputs + i) / 2 * COLUMNS + half * LANES;
+/* A vector of input `i` + `next`: of half `half` of the columns of a block. `i` begins a pair, or an eight. */
+INLINE vec weight(const int levels, const Weights *weights, int64_t inputs, int64_t block, int64_t i, int half, const int next) {
     if (!levels) {
-        words pairs = *(const words *)((const bf16 *)weights->data + 2 * pair);
-        return odd ? second(pairs) : first(pairs);
+        const bf16 *pairs = (const bf16 *)weights->data + ((block * inputs + i) * COLUMNS + half * 2 * LANES);
+        if (next) __builtin_prefetch(pairs + AHEAD);
+        return next ? second(*(const words *)pairs) : first(*(const words *)pairs);
     }
-    words both = __builtin_convertvector(*(const bytes *)((const uint8_t *)weights->data + pair), words);
+    words eight = *(const words *)((const uint32_t *)weights->data + (block * inputs + i) / 8 * COLUMNS + half * LANES);
     int64_t at = (block * (inputs >> weights->group) + (i >> weights->group)) * COLUMNS + half * LANES;
-    words low = both & 15, high = both >> 4;
-    return look(weights->table, odd ? high : low) * *(const vec *)(weights->scale + at) + *(const vec *)(weights->middle + at);
+    return look(weights->table, eight >> 4 * next & 15) * *(const vec *)(weights->scale + at) + *(const vec *)(weights->middle + at);
 }
 
 enum { PAIRS, LEVELS, WIDE };
 
 /* What is known where this is inlined: rows, blocks, and what the weights are; WIDE ones are `wide` [inputs][COLUMNS] in float32. */
 INLINE void add(const int rows, const int blocks, const int kind, vec *sums, const float *x, int64_t inputs, const float *wide,
-                const Weights *weights, int64_t block, int64_t i, const int odd) {
+                const Weights *weights, int64_t block, int64_t i, const int next) {
     vec w[8];
 #pragma GCC unroll 16
     for (int c = 0; c < 2 * blocks; c++)
-        w[c] = kind == WIDE ? *(const vec *)(wide + (i + odd) * COLUMNS + c * LANES)
-                            : weight(kind == LEVELS, weights, inputs, block + c / 2, i, c % 2, odd);
+        w[c] = kind == WIDE ? *(const vec *)(wide + (i + next) * COLUMNS + c * LANES)
+                            : weight(kind == LEVELS, weights, inputs, block + c / 2, i, c % 2, next);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
-        for (int c = 0; c < 2 * blocks; c++) sums[r * 2 * blocks + c] += x[r * inputs + i + odd] * w[c];
+        for (int c = 0; c < 2 * blocks; c++) sums[r * 2 * blocks + c] += x[r * inputs + i + next] * w[c];
 }
 
 INLINE void tile(const int rows, const int blocks, const int kind, const float *x, int64_t inputs, const float *wide, const Weights *weights,
                  int64_t row, int64_t block, const Ending *end) {
     vec sums[2 * ROWS] = {0};
-    for (int64_t i = 0; i < inputs; i += 2) {
-        add(rows, blocks, kind, sums, x, inputs, wide, weights, block, i, 0);
-        add(rows, blocks, kind, sums, x, inputs, wide, weights, block, i, 1);
+    for (int64_t i = 0; i < inputs; i += kind == LEVELS ? 8 : 2) {
+#define ADD(NEXT) add(rows, blocks, kind, sums, x, inputs, wide, weights, block, i, NEXT);
+        ADD(0) ADD(1)
+        if (kind == LEVELS) { ADD(2) ADD(3) ADD(4) ADD(5) ADD(6) ADD(7) }
     }
     finish((const float *)sums, rows, blocks * COLUMNS, row, block * COLUMNS, end);
 }
@@ -172,10 +171,32 @@ static void of_wide(int rows, const float *x, int64_t inputs, const float *wide,
 }
 
 INLINE void spread(const int levels, const Weights *weights, int64_t inputs, int64_t block, float *wide) {
-    for (int64_t i = 0; i < inputs; i += 2)
-        for (int half = 0; half < 2; half++)
-            for (int odd = 0; odd < 2; odd++)
-                *(vec *)(wide + (i + odd) * COLUMNS + half * LANES) = weight(levels, weights, inputs, block, i, half, odd);
+    for (int64_t i = 0; i < inputs; i += levels ? 8 : 2)
+        for (int half = 0; half < 2; half++) {
+#define SPREAD(NEXT) *(vec *)(wide + (i + NEXT) * COLUMNS + half * LANES) = weight(levels, weights, inputs, block, i, half, NEXT);
+            SPREAD(0) SPREAD(1)
+            if (levels) { SPREAD(2) SPREAD(3) SPREAD(4) SPREAD(5) SPREAD(6) SPREAD(7) }
+        }
+}
+
+/* x / sqrt(mean(x^2) + eps) * weight of each row [inputs] (RMSNorm, arXiv 1910.07467). */
+void norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, float eps, bf16 *out) {
+    int64_t whole = inputs / LANES * LANES;
+    for (int64_t r = 0; r < rows; r++, x += inputs, out += inputs) {
+        vec squares = {0};
+        bf16 last[LANES] = {0}, beside[LANES] = {0}, edge[LANES];
+        int64_t left = (inputs - whole) * sizeof(bf16);
+        memcpy(last, x + whole, left);
+        memcpy(beside, weight + whole, left);
+        for (int64_t i = 0; i < whole; i += LANES) squares += widen(x + i) * widen(x + i);
+        squares += widen(last) * widen(last);
+        float sum = 0;
+        for (int lane = 0; lane < LANES; lane++) sum += squares[lane];
+        float scale = 1 / __builtin_sqrtf(sum / inputs + eps);
+        for (int64_t i = 0; i < whole; i += LANES) narrow(out + i, widen(x + i) * scale * widen(weight + i));
+        narrow(edge, widen(last) * scale * widen(beside));
+        memcpy(out + whole, edge, left);
+    }
 }
 
 int64_t columns(void) { return COLUMNS; }
@@ -189,7 +210,7 @@ int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, 
     int lacking = !wide_x || (!wide && deep > few * ROWS);
     for (int64_t from = 0; from < rows && !lacking; from += deep) {
         int64_t some = rows - from < deep ? rows - from : deep, tall = (some + ROWS - 1) / ROWS, each = (some + tall - 1) / tall;
-        int64_t step = tall > few ? 1 : 4;
+        int64_t step = rows == 1 ? 4 : rows == 2 ? 2 : 1;
 #pragma omp parallel num_threads(threads)
         {
             float *own = tall > few ? wide + omp_get_thread_num() * size : NULL;

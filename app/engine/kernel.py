@@ -57,7 +57,7 @@ class Packed:
     """Weights in the kernel's order. A level stands for `table[level] * scale + middle`, the last two of groups of 2^`group` inputs."""
 
     inputs: int  # even: padded
-    data: torch.Tensor  # bfloat16, or two levels a byte
+    data: torch.Tensor  # bfloat16, or eight levels an int32
     table: torch.Tensor | None = None
     scale: torch.Tensor | None = None
     middle: torch.Tensor | None = None
@@ -88,6 +88,9 @@ class Product:
         library.linear.argtypes = [pointer, whole, whole, ctypes.POINTER(_Weights), ctypes.POINTER(_Ending), ctypes.c_int]
         self.columns = int(library.columns())
         self._linear = library.linear
+        library.norm.argtypes = [pointer, whole, whole, pointer, ctypes.c_float, pointer]
+        library.norm.restype = None
+        self._norm = library.norm
 
     def pack(self, weight: torch.Tensor) -> Packed:
         """`[outputs, inputs]` bfloat16 of any size."""
@@ -96,12 +99,14 @@ class Product:
 
     def pack_levels(self, levels: torch.Tensor, table: Sequence[float], scale: torch.Tensor, middle: torch.Tensor) -> Packed:
         """`levels` 0..15 `[outputs, inputs]`, `scale` and `middle` `[outputs, groups]`; the inputs of a group are a power of 2."""
-        pairs = self._pairs(levels.to(torch.uint8))
+        outputs, inputs = levels.shape
+        padded = F.pad(levels.to(torch.int32), (0, 0, 0, -outputs % self.columns))
+        eights = padded.view(-1, self.columns, inputs // 8, 8).transpose(1, 2) << torch.arange(0, 32, 4, dtype=torch.int32)
         size = levels.shape[1] // scale.shape[1]
-        assert size * scale.shape[1] == levels.shape[1] and size & (size - 1) == 0 and size > 1
+        assert size * scale.shape[1] == levels.shape[1] and size & (size - 1) == 0 and size >= 8
         return Packed(
             levels.shape[1],
-            pairs[..., 0] | pairs[..., 1] << 4,
+            eights.sum(-1, dtype=torch.int32),
             torch.tensor(table, dtype=torch.float32),
             self._columns(scale),
             self._columns(middle),
@@ -134,6 +139,13 @@ class Product:
         end = _Ending(_at(ending.bias), THEN[ending.then], HOW[ending.how], _at(other), out.data_ptr(), ending.outputs)
         if self._linear(x.data_ptr(), x.numel() // inputs, inputs, weights, end, torch.get_num_threads()):
             raise MemoryError("no memory for the activations of a layer")
+        return out
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """RMSNorm of `x` `[..., inputs]` in bfloat16."""
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        self._norm(x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], weight.data_ptr(), eps, out.data_ptr())
         return out
 
 

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
+from app.engine.kernel import Product, product
 from app.engine.linear import added, gated, joined
 
 SHAPED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+FEW = 256  # rows up to which one thread of the kernel is faster than torch's norm
 PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
@@ -24,8 +26,11 @@ class Norm:
 
     weight: torch.Tensor
     eps: float
+    kernel: Product | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kernel is not None and len(x) <= FEW:
+            return self.kernel.norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -116,4 +121,6 @@ def _layer(block: Any) -> Layer:
 
 
 def _norm(module: Any) -> Norm:
-    return Norm(module.weight.detach(), float(module.variance_epsilon))
+    weight = module.weight.detach().contiguous()
+    fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    return Norm(weight, float(module.variance_epsilon), product() if fits else None)

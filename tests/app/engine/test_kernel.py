@@ -49,7 +49,7 @@ def test_any_shape_and_ending_is_torchs(made: Product, rows: int, inputs: int, o
 @given(
     rows=st.integers(1, 40) | st.sampled_from([84, 140, 141]),
     groups=st.integers(1, 5),
-    size=st.sampled_from([2, 32, 64]),
+    size=st.sampled_from([8, 32, 64]),
     outputs=st.integers(1, 150),
 )
 def test_levels_are_their_values(made: Product, rows: int, groups: int, size: int, outputs: int) -> None:
@@ -79,6 +79,13 @@ def test_extremes(made: Product) -> None:
     ties = torch.tensor([[1 + 2**-8], [1 + 3 * 2**-8], [-(1 + 2**-8)]])  # half-way between two bfloat16: to the even one
     halves = made(torch.cat([ties.bfloat16(), (ties - ties.bfloat16()).bfloat16()], 1), made.pack(torch.ones(1, 2).bfloat16()), Ending(1))
     assert torch.equal(halves, ties.bfloat16())
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 64, 100, 576])
+def test_the_norm_is_torchs(made: Product, size: int) -> None:
+    x, weight = torch.randn(3, 5, size).bfloat16() * 3, torch.randn(size).bfloat16()
+    wanted = F.rms_norm(x.float(), (size,), weight.float(), 1e-5)
+    torch.testing.assert_close(made.norm(x, weight, 1e-5).float(), wanted, atol=1e-6, rtol=2**-7)
 
 
 def test_threads_give_the_same(made: Product, monkeypatch: pytest.MonkeyPatch) -> None:
