@@ -18,6 +18,7 @@ from app.engine.kernel import Ending, Packed, Product, product
 
 GROUP = 32  # weights of a row that share a scale and a zero: 4 + 2 * 16 / 32 = 5 bits a weight
 LEVELS = 15
+BNB_BLOCK = 32  # outputs of a block of bitsandbytes' order for a CPU
 COLUMNS = 16  # the int4 kernel wants a multiple of this many outputs
 
 
@@ -128,12 +129,18 @@ def _stored_levels(layer: Any) -> tuple[torch.Tensor, list[float], torch.Tensor,
     if state is None or getattr(layer, "compute_dtype", None) != torch.bfloat16 or layer.weight.device.type != "cpu":
         return None
     outputs, inputs = state.shape
-    if inputs % state.blocksize or getattr(state, "packing_format_for_cpu", False):
+    if inputs % state.blocksize:
         return None
-    scale = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
-    scale = scale.float().view(outputs, inputs // state.blocksize)
-    pairs = layer.weight.detach().view(torch.uint8).view(outputs, inputs // 2)
-    levels = torch.stack([pairs >> 4, pairs & 15], -1).view(outputs, inputs)
+    data = layer.weight.detach().view(torch.uint8)
+    if getattr(state, "packing_format_for_cpu", False):  # its first forward on a CPU with AVX-512 puts them into another order
+        halves = data.reshape(-1, BNB_BLOCK)
+        blocks = torch.cat([halves & 15, halves >> 4], -1).view(outputs // BNB_BLOCK, inputs // 2, BNB_BLOCK, 2)
+        levels, scale = blocks.transpose(1, 2).reshape(outputs, inputs), state.absmax.T.float()
+    else:
+        pairs = data.view(outputs, inputs // 2)
+        levels = torch.stack([pairs >> 4, pairs & 15], -1).view(outputs, inputs)
+        scale = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+        scale = scale.float().view(outputs, inputs // state.blocksize)
     return levels, state.code.tolist(), scale, torch.zeros_like(scale)
 
 

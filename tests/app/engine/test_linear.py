@@ -92,17 +92,20 @@ def test_what_the_kernels_cannot_do_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_levels_of_bitsandbytes_are_read_as_they_are(kind: str, nested: bool) -> None:
+@pytest.mark.parametrize("used", [False, True])  # its first forward puts the levels into another order
+def test_levels_of_bitsandbytes_are_read_as_they_are(kind: str, nested: bool, used: bool) -> None:
     if product() is None:
         pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
-    plain = linear(128, 48, True, torch.bfloat16)
-    layer = Linear4bit(128, 48, bias=True, compute_dtype=torch.bfloat16, quant_type=kind, compress_statistics=nested)
+    plain = linear(128, 64, True, torch.bfloat16)
+    layer = Linear4bit(128, 64, bias=True, compute_dtype=torch.bfloat16, quant_type=kind, compress_statistics=nested)
     layer.load_state_dict(plain.state_dict())
     model = nn.ModuleDict({"layer": layer.to("cpu")})
     weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    x = torch.randn(5, 128).bfloat16()
+    if used:
+        layer(x)
     quicken(model, int4=False)
     assert isinstance(model["layer"], TiledLinear)
-    x = torch.randn(5, 128).bfloat16()
     torch.testing.assert_close(model["layer"](x).float(), x.float() @ weight.T + plain.bias.float(), atol=1e-2, rtol=2e-2)
 
 
