@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from app.engine.kernel import Step, product
 from app.engine.layout import Decodes, Layout, Span
 from app.errors import UnsupportedModel
 
 LONG = 64  # rows from which torch's attention on a CPU is faster in float32 than in bfloat16, the casts counted: by a third
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value
 _numbers = itertools.count()
 
 
@@ -78,6 +80,12 @@ class SlotAttention:
         if layout is None:
             raise UnsupportedModel("attention was called outside a step of the engine")
         count = layout.decodes
+        if count and (done := self._compiled(layer, layout, (query[:count], key[:count], value[:count]), how)) is not None:
+            if count == len(query):
+                return done
+            out = torch.empty(len(query), *done.shape[1:], dtype=query.dtype)
+            out[:count] = done
+            return self._spans(layer, layout, (query, key, value), how, out)
         if count:
             self._write(layer, layout, key[:count], value[:count])
         if count == len(query) and len(layout.groups) == 1:
@@ -85,9 +93,20 @@ class SlotAttention:
         out = torch.empty(len(query), query.shape[1], value.shape[2], dtype=query.dtype, device=query.device)
         for group in layout.groups:
             out[group.rows] = self._decode(layer, query[group.rows], group, how)
+        return self._spans(layer, layout, (query, key, value), how, out)
+
+    def _compiled(self, layer: int, layout: Layout, rows: Rows, how: tuple[float | None, int | None]) -> torch.Tensor | None:
+        """By the kernel where there is one that can."""
+        if rows[0].device.type != "cpu" or rows[0].dtype != torch.bfloat16 or (kernel := product()) is None:
+            return None
+        scaling, window = how
+        step = Step(*rows, self.keys[layer], self.values[layer], layout.slots, layout.positions, scaling, window)
+        return kernel.decode(step) if step.fits(kernel.columns) else None
+
+    def _spans(self, layer: int, layout: Layout, rows: Rows, how: tuple[float | None, int | None], out: torch.Tensor) -> torch.Tensor:
         for span in layout.spans:
             here = slice(span.first, span.last)
-            out[here] = self._span(layer, query[here], key[here], value[here], span, how)
+            out[here] = self._span(layer, rows[0][here], rows[1][here], rows[2][here], span, how)
         return out
 
     def _write(self, layer: int, layout: Layout, key: torch.Tensor, value: torch.Tensor) -> None:

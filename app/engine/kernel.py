@@ -1,8 +1,9 @@
-"""The products of `kernel.c`: compiled once by the C compiler at hand, for the processor at hand, and kept.
+"""The kernels of `csrc`: compiled once by the C compiler at hand, for the processor at hand, and kept.
 
     product() -> Product | None    None where there is no x86, no gcc or no OpenMP of GCC's in the process; why is logged
     Product.pack(weight) -> Packed; Product.pack_levels(levels, table, scale, middle) -> Packed
     Product(x, packed, ending) -> Tensor
+    Product.norm(x, weight, eps) -> Tensor; Product.decode(step) -> Tensor
 
 Knows no layer and no model.
 """
@@ -24,11 +25,26 @@ from torch.nn import functional as F
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernel.c")
+SOURCES = sorted(Path(__file__).with_name("csrc").iterdir())
+UNITS = [path for path in SOURCES if path.suffix == ".c"]
 COMPILE = ("gcc", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+MOST_DIM = 256  # of a head
 PATIENCE_S = 120.0
 THEN = {"none": 0, "swish": 1}
 HOW = {"alone": 0, "mul": 1, "add": 2}
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
+        *((name, ctypes.c_int64) for name in ("query_row", "key_row", "value_row")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_int64) for name in ("slot", "head")),
+        *((name, ctypes.c_void_p) for name in ("slots", "positions")),
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim", "window")),
+        ("scale", ctypes.c_float),
+        ("out", ctypes.c_void_p),
+    )
 
 
 class _Weights(ctypes.Structure):
@@ -79,6 +95,26 @@ class Ending:
     other: torch.Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Decoding rows in a layer, all in bfloat16. `fits` says whether a kernel with so many columns takes them."""
+
+    query: torch.Tensor  # [rows, heads, dim]
+    key: torch.Tensor  # [rows, kv_heads, dim]
+    value: torch.Tensor
+    keys: torch.Tensor  # [slots, kv_heads, context, dim], contiguous
+    values: torch.Tensor
+    slots: torch.Tensor  # [rows], contiguous, as positions
+    positions: torch.Tensor
+    scale: float | None = None  # 1 / sqrt(dim) when None
+    window: int | None = None  # tokens that a row sees; all when None
+
+    def fits(self, columns: int) -> bool:
+        dense = all(part.stride()[1:] == (part.shape[2], 1) for part in (self.query, self.key, self.value))
+        alike = self.key.shape[2] == self.value.shape[2] and self.key.shape[2] <= MOST_DIM and self.key.shape[2] % (columns // 2) == 0
+        return dense and alike and self.query.dtype == self.keys.dtype == torch.bfloat16
+
+
 class Product:
     """x W^T in bfloat16, summed in float32. A row's result does not depend on the rows beside it."""
 
@@ -88,9 +124,11 @@ class Product:
         library.linear.argtypes = [pointer, whole, whole, ctypes.POINTER(_Weights), ctypes.POINTER(_Ending), ctypes.c_int]
         self.columns = int(library.columns())
         self._linear = library.linear
-        library.norm.argtypes = [pointer, whole, whole, pointer, ctypes.c_float, pointer]
+        library.norm.argtypes = [pointer, whole, whole, pointer, ctypes.c_float, pointer, ctypes.c_int]
         library.norm.restype = None
         self._norm = library.norm
+        library.step.argtypes = [ctypes.POINTER(_Step), ctypes.c_int]
+        self._step = library.step
 
     def pack(self, weight: torch.Tensor) -> Packed:
         """`[outputs, inputs]` bfloat16 of any size."""
@@ -145,7 +183,28 @@ class Product:
         """RMSNorm of `x` `[..., inputs]` in bfloat16."""
         x = x.contiguous()
         out = torch.empty_like(x)
-        self._norm(x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], weight.data_ptr(), eps, out.data_ptr())
+        self._norm(x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], weight.data_ptr(), eps, out.data_ptr(), torch.get_num_threads())
+        return out
+
+    def decode(self, step: Step) -> torch.Tensor:
+        """The rows' keys and values are written where they belong; what each row attends to, `[rows, heads, dim]`. Raises `MemoryError`."""
+        rows, heads, dim = step.query.shape
+        kv_heads = step.key.shape[1]
+        out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
+        given = _Step(
+            *(part.data_ptr() for part in (step.query, step.key, step.value)),
+            *(part.stride(0) for part in (step.query, step.key, step.value)),
+            step.keys.data_ptr(),
+            step.values.data_ptr(),
+            *step.keys.stride()[:2],
+            step.slots.data_ptr(),
+            step.positions.data_ptr(),
+            *(rows, heads, kv_heads, dim, step.window or 0),
+            dim**-0.5 if step.scale is None else step.scale,
+            out.data_ptr(),
+        )
+        if self._step(given, torch.get_num_threads()):
+            raise MemoryError("no memory for the scores of a step")
         return out
 
 
@@ -194,14 +253,16 @@ def _digest() -> str:
     """Of the source, the compiler and the processor: another machine that shares the folder compiles for itself."""
     version = subprocess.run([COMPILE[0], "--version"], capture_output=True, check=True, timeout=PATIENCE_S).stdout
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    return hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, flags.encode(), " ".join(COMPILE).encode()])).hexdigest()[:16]
+    return hashlib.sha256(
+        b"\0".join([*(path.read_bytes() for path in SOURCES), version, flags.encode(), " ".join(COMPILE).encode()])
+    ).hexdigest()[:16]
 
 
 def _compiled(path: Path) -> Path:
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # whole or not at all, whoever else compiles at the same time
             part = Path(folder) / path.name
-            done = subprocess.run([*COMPILE, "-o", part, SOURCE], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+            done = subprocess.run([*COMPILE, "-o", part, *UNITS], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
             if done.returncode:
                 raise _Unable(f"gcc: {next(iter(done.stderr.splitlines()), f'exit code {done.returncode}')}")
             part.replace(path)

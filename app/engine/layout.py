@@ -75,7 +75,7 @@ class Layout:
 def layout_of(decodes: Sequence[tuple[int, int]], spans: Sequence[Span], context: int, device: torch.device) -> Layout:
     """`decodes` are (slot, position) of the first rows of the step; `spans` follow."""
     both = torch.tensor(decodes or [(0, 0)], dtype=torch.long).t().to(device)  # [2, decodes]
-    slots, positions = both[0, : len(decodes)], both[1, : len(decodes)]
+    slots, positions = (row[: len(decodes)].contiguous() for row in both)
     near: dict[int, list[int]] = {}
     for row, (_, position) in enumerate(decodes):
         near.setdefault((position // NEAR).bit_length(), []).append(row)

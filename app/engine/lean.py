@@ -16,7 +16,6 @@ from app.engine.kernel import Product, product
 from app.engine.linear import added, gated, joined
 
 SHAPED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-FEW = 256  # rows up to which one thread of the kernel is faster than torch's norm
 PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
@@ -29,7 +28,7 @@ class Norm:
     kernel: Product | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kernel is not None and len(x) <= FEW:
+        if self.kernel is not None:
             return self.kernel.norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 

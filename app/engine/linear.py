@@ -1,4 +1,4 @@
-"""Linear layers for a CPU: weights packed once for `kernel.c`, in bfloat16 or 4 bits; where that cannot be compiled, for oneDNN, or for
+"""Linear layers for a CPU: weights packed once for `csrc`, in bfloat16 or 4 bits; where that cannot be compiled, for oneDNN, or for
 torch's own int4 kernel.
 
 torch packs bfloat16 weights anew in every call; packed once they are read at nearly the speed of memory. Knows no architecture.
@@ -35,7 +35,7 @@ class Fused(nn.Module):
 
 
 class TiledLinear(Fused):
-    """A layer in the order of `kernel.c`, with activations in bfloat16."""
+    """A layer in the order of `csrc`, with activations in bfloat16."""
 
     def __init__(self, packed: Packed, linear: nn.Linear, product: Product) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from app.engine import kernel
-from app.engine.kernel import COMPILE, SOURCE, Ending, Product, product
+from app.engine.kernel import COMPILE, UNITS, Ending, Product, Step, product
 
 NARROW = ("-mno-avx512f", "-mavx2", "-mfma")  # what most laptops have
 
@@ -21,7 +21,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if product() is None:
         pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
     path = tmp_path_factory.mktemp("kernel") / "kernel.so"
-    subprocess.run([*COMPILE, "-Wall", "-Wextra", "-Werror", *request.param, "-o", path, SOURCE], check=True)
+    subprocess.run([*COMPILE, "-Wall", "-Wextra", "-Werror", *request.param, "-o", path, *UNITS], check=True)
     return Product(kernel.ctypes.CDLL(str(path)))
 
 
@@ -79,6 +79,48 @@ def test_extremes(made: Product) -> None:
     ties = torch.tensor([[1 + 2**-8], [1 + 3 * 2**-8], [-(1 + 2**-8)]])  # half-way between two bfloat16: to the even one
     halves = made(torch.cat([ties.bfloat16(), (ties - ties.bfloat16()).bfloat16()], 1), made.pack(torch.ones(1, 2).bfloat16()), Ending(1))
     assert torch.equal(halves, ties.bfloat16())
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 9),
+    dim=st.sampled_from([16, 48, 64, 80, 128, 256]),
+    window=st.none() | st.integers(1, 40),
+    data=st.data(),
+)
+def test_decoding_rows_attend_as_torchs(
+    made: Product, rows: int, kv_heads: int, group: int, dim: int, window: int | None, data: st.DataObject
+) -> None:
+    torch.manual_seed(rows + 10 * dim)
+    joint = torch.randn(rows, (group + 2) * kv_heads, dim).bfloat16()  # as the joined projection gives them: rows lie apart
+    query, key, value = joint.split([group * kv_heads, kv_heads, kv_heads], 1)
+    keys, values = (torch.randn(12, kv_heads, 70, dim).bfloat16() for _ in range(2))
+    slots = torch.tensor(data.draw(st.permutations(range(12)))[:rows])
+    positions = torch.tensor(data.draw(st.lists(st.integers(0, 69), min_size=rows, max_size=rows)))
+    wanted_keys, wanted_values = keys.clone(), values.clone()
+    wanted_keys[slots, :, positions], wanted_values[slots, :, positions] = key, value
+    step = Step(query, key, value, keys, values, slots, positions, 0.3, window)
+    assert step.fits(made.columns)
+    found = made.decode(step)
+    assert torch.equal(keys, wanted_keys) and torch.equal(values, wanted_values)
+    for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
+        seen = slice(max(0, position + 1 - window) if window else 0, position + 1)
+        k, v = wanted_keys[slot, :, seen].float(), wanted_values[slot, :, seen].float()
+        wanted = F.scaled_dot_product_attention(query[row, :, None].float()[None], k[None], v[None], scale=0.3, enable_gqa=True)[0, :, 0]
+        torch.testing.assert_close(found[row].float(), wanted, atol=1e-2, rtol=2**-6)
+
+
+def test_what_the_kernel_cannot_attend_to_is_left_to_torch(made: Product) -> None:
+    query, key, cache, at = torch.zeros(1, 4, 20), torch.zeros(1, 2, 20), torch.zeros(3, 2, 9, 20), torch.zeros(1, dtype=torch.long)
+    half = [part.bfloat16() for part in (query, key, cache)]
+    assert not Step(half[0], half[1], half[1], half[2], half[2], at, at).fits(made.columns), "a head of 20"
+    whole = [F.pad(part, (0, 12)) for part in (query, key, cache)]
+    assert not Step(whole[0], whole[1], whole[1], whole[2], whole[2], at, at).fits(made.columns), "float32"
+    across = F.pad(half[0], (0, 12)).transpose(1, 2).contiguous().transpose(1, 2)
+    rest = [F.pad(part, (0, 12)) for part in half[1:]]
+    assert not Step(across, rest[0], rest[0], rest[1], rest[1], at, at).fits(made.columns), "heads that lie across"
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 64, 100, 576])

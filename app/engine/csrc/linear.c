@@ -1,32 +1,17 @@
-/* y = x W^T for bfloat16 inputs on x86: float32 sums, each output over its inputs in order, so that a row's result does not depend on the others.
+/* y = x W^T for bfloat16 inputs on x86: float32 sums, each output over its inputs in order, so that a row's result does not depend on the
+ * others.
  *
  * Weights lie in blocks of COLUMNS outputs, in pairs of inputs: [outputs / COLUMNS][inputs / 2][COLUMNS][2], so that one load, a shift and
  * a mask give two vectors of float32; or in eights of 4-bit levels: [outputs / COLUMNS][inputs / 8][COLUMNS], the first input in a word's
- * lowest bits. A tile of up to ROWS rows and one block stays in registers. Where several tiles read a block it is first widened to float32 (cf. Goto and van de Geijn, 2008, doi
- * 10.1145/1356052.1356053). Compiled by kernel.py with the vectors of the machine at hand.
+ * lowest bits. A tile of up to ROWS rows and one block stays in registers. Where many tiles read a block it is first widened to float32
+ * (cf. Goto and van de Geijn, 2008, doi 10.1145/1356052.1356053). Compiled by kernel.py.
  */
-#include <omp.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h"
 
-#ifdef __AVX512F__
-#define LANES 16
-#define ROWS 14 /* 28 sums, 2 weights, 1 input: 31 of 32 registers */
-#else
-#define LANES 8
-#define ROWS 6 /* 12 sums, 2 weights, 1 input: 15 of 16 registers */
-#endif
 #define COLUMNS (2 * LANES)
 #define DEEP (10 * ROWS) /* rows that are gone through together: what a core's second cache holds */
 #define FEW 6            /* tiles that widen a block each for itself */
 #define AHEAD 1024       /* weights that are fetched before they are needed */
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint16_t bf16;
 
 enum { NONE, SWISH };
 enum { ALONE, TIMES, PLUS };
@@ -45,33 +30,6 @@ typedef struct {
     const float *table, *scale, *middle;
     int group;
 } Weights;
-
-INLINE vec widen(const bf16 *at) { return (vec)(__builtin_convertvector(*(const halves *)at, words) << 16); }
-
-INLINE vec first(words pairs) { return (vec)(pairs << 16); }
-
-INLINE vec second(words pairs) { return (vec)(pairs & 0xffff0000); }
-
-INLINE void narrow(bf16 *at, vec x) { /* to the nearest, ties to even */
-    words bits = (words)x;
-    *(halves *)at = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, halves);
-}
-
-INLINE vec same(float x) { return (vec){} + x; }
-
-INLINE vec least(vec x, vec y) {
-    words smaller = (words)(x < y);
-    return (vec)(((words)x & smaller) | ((words)y & ~smaller));
-}
-
-INLINE vec swish(vec x) { /* x / (1 + exp(-x)), exp as a power of two and a series */
-    vec y = -least(-least(x * -1.44269504f, same(128)), same(127)); /* 2^128 is infinite, 2^-127 is taken as 0 */
-    vec shifted = y + 12582912.0f, part = (y - (shifted - 12582912.0f)) * 0.693147181f;
-    vec series = same(1.98412698e-4f);
-    const float terms[] = {1.38888889e-3f, 8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1, 1};
-    for (int i = 0; i < 7; i++) series = series * part + terms[i];
-    return x / (1 + series * (vec)(((words)shifted - 0x4b400000 + 127) << 23));
-}
 
 /* From sums [rows][width] in float32 to outputs. */
 static void finish(const float *sums, int rows, int width, int64_t row, int64_t column, const Ending *end) {
@@ -177,26 +135,6 @@ INLINE void spread(const int levels, const Weights *weights, int64_t inputs, int
             SPREAD(0) SPREAD(1)
             if (levels) { SPREAD(2) SPREAD(3) SPREAD(4) SPREAD(5) SPREAD(6) SPREAD(7) }
         }
-}
-
-/* x / sqrt(mean(x^2) + eps) * weight of each row [inputs] (RMSNorm, arXiv 1910.07467). */
-void norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, float eps, bf16 *out) {
-    int64_t whole = inputs / LANES * LANES;
-    for (int64_t r = 0; r < rows; r++, x += inputs, out += inputs) {
-        vec squares = {0};
-        bf16 last[LANES] = {0}, beside[LANES] = {0}, edge[LANES];
-        int64_t left = (inputs - whole) * sizeof(bf16);
-        memcpy(last, x + whole, left);
-        memcpy(beside, weight + whole, left);
-        for (int64_t i = 0; i < whole; i += LANES) squares += widen(x + i) * widen(x + i);
-        squares += widen(last) * widen(last);
-        float sum = 0;
-        for (int lane = 0; lane < LANES; lane++) sum += squares[lane];
-        float scale = 1 / __builtin_sqrtf(sum / inputs + eps);
-        for (int64_t i = 0; i < whole; i += LANES) narrow(out + i, widen(x + i) * scale * widen(weight + i));
-        narrow(edge, widen(last) * scale * widen(beside));
-        memcpy(out + whole, edge, left);
-    }
 }
 
 int64_t columns(void) { return COLUMNS; }

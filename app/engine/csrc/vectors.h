@@ -1,0 +1,58 @@
+/* Vectors of the machine at hand, and bfloat16 in and out of them. Needs GCC's vector extensions. */
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define LANES 16
+#define ROWS 14 /* 28 sums, 2 weights, 1 input: 31 of 32 registers */
+#else
+#define LANES 8
+#define ROWS 6 /* 12 sums, 2 weights, 1 input: 15 of 16 registers */
+#endif
+#define LOG2_E 1.44269504f
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint16_t bf16;
+
+INLINE vec widen(const bf16 *at) { return (vec)(__builtin_convertvector(*(const halves *)at, words) << 16); }
+
+INLINE vec first(words pairs) { return (vec)(pairs << 16); }
+
+INLINE vec second(words pairs) { return (vec)(pairs & 0xffff0000); }
+
+INLINE void narrow(bf16 *at, vec x) { /* to the nearest, ties to even */
+    words bits = (words)x;
+    *(halves *)at = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, halves);
+}
+
+INLINE vec same(float x) { return (vec){} + x; }
+
+INLINE float total(vec x) {
+    words lane = {0};
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) x += __builtin_shuffle(x, lane ^ half);
+    return x[0];
+}
+
+INLINE vec least(vec x, vec y) {
+    words smaller = (words)(x < y);
+    return (vec)(((words)x & smaller) | ((words)y & ~smaller));
+}
+
+/* 2^y as a power and a series; 2^128 is infinite, 2^-127 is taken as 0. */
+INLINE vec two_to(vec y) {
+    y = -least(-least(y, same(128)), same(127));
+    vec shifted = y + 12582912.0f, part = (y - (shifted - 12582912.0f)) * 0.693147181f;
+    vec series = same(1.98412698e-4f);
+    const float terms[] = {1.38888889e-3f, 8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1, 1};
+    for (int i = 0; i < 7; i++) series = series * part + terms[i];
+    return series * (vec)(((words)shifted - 0x4b400000 + 127) << 23);
+}
+
+INLINE vec swish(vec x) { return x / (1 + two_to(x * -LOG2_E)); }
