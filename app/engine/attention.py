@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from app.engine.kernel import Step, product
+from app.engine.kernel import Step, kernel
 from app.engine.layout import Decodes, Layout, Span
 from app.errors import UnsupportedModel
 
@@ -97,11 +97,11 @@ class SlotAttention:
 
     def _compiled(self, layer: int, layout: Layout, rows: Rows, how: tuple[float | None, int | None]) -> torch.Tensor | None:
         """By the kernel where there is one that can."""
-        if rows[0].device.type != "cpu" or rows[0].dtype != torch.bfloat16 or (kernel := product()) is None:
+        if rows[0].device.type != "cpu" or rows[0].dtype != torch.bfloat16 or (found := kernel()) is None:
             return None
         scaling, window = how
         step = Step(*rows, self.keys[layer], self.values[layer], layout.slots, layout.positions, scaling, window)
-        return kernel.decode(step) if step.fits(kernel.columns) else None
+        return found.decode(step) if step.fits(found.columns) else None
 
     def _spans(self, layer: int, layout: Layout, rows: Rows, how: tuple[float | None, int | None], out: torch.Tensor) -> torch.Tensor:
         for span in layout.spans:

@@ -1,9 +1,9 @@
 """The kernels of `csrc`: compiled once by the C compiler at hand, for the processor at hand, and kept.
 
-    product() -> Product | None    None where there is no x86, no gcc or no OpenMP of GCC's in the process; why is logged
-    Product.pack(weight) -> Packed; Product.pack_levels(levels, table, scale, middle) -> Packed
-    Product(x, packed, ending) -> Tensor
-    Product.norm(x, weight, eps) -> Tensor; Product.decode(step) -> Tensor
+    kernel() -> Kernel | None    None where there is no x86, no gcc or no OpenMP of GCC's in the process; why is logged
+    Kernel.pack(weight) -> Packed; Kernel.pack_levels(levels, table, scale, middle) -> Packed
+    Kernel(x, packed, ending) -> Tensor
+    Kernel.norm(x, weight, eps) -> Tensor; Kernel.decode(step) -> Tensor
 
 Knows no layer and no model.
 """
@@ -115,7 +115,7 @@ class Step:
         return dense and alike and self.query.dtype == self.keys.dtype == torch.bfloat16
 
 
-class Product:
+class Kernel:
     """x W^T in bfloat16, summed in float32. A row's result does not depend on the rows beside it."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -213,10 +213,10 @@ def _at(tensor: torch.Tensor | None) -> int | None:
 
 
 @cache
-def product() -> Product | None:
+def kernel() -> Kernel | None:
     """One for the process."""
     try:
-        made = Product(ctypes.CDLL(str(_library())))
+        made = Kernel(ctypes.CDLL(str(_library())))
     except (OSError, subprocess.SubprocessError, _Unable) as error:
         log.warning("bfloat16 layers are left to oneDNN, about half as fast: %s", error)
         return None
@@ -269,7 +269,7 @@ def _compiled(path: Path) -> Path:
     return path
 
 
-def _right(made: Product) -> bool:
+def _right(made: Kernel) -> bool:
     """Whether it agrees with torch on this machine."""
     draw = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(size, generator=draw).bfloat16() for size in ((2 * made.columns + 3, 70), (17, 70)))

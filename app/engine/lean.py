@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
-from app.engine.kernel import Product, product
+from app.engine.kernel import Kernel, kernel
 from app.engine.linear import added, gated, joined
 
 SHAPED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -25,7 +25,7 @@ class Norm:
 
     weight: torch.Tensor
     eps: float
-    kernel: Product | None = None
+    kernel: Kernel | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.kernel is not None:
@@ -122,4 +122,4 @@ def _layer(block: Any) -> Layer:
 def _norm(module: Any) -> Norm:
     weight = module.weight.detach().contiguous()
     fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    return Norm(weight, float(module.variance_epsilon), product() if fits else None)
+    return Norm(weight, float(module.variance_epsilon), kernel() if fits else None)

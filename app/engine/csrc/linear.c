@@ -142,6 +142,7 @@ int64_t columns(void) { return COLUMNS; }
 /* x [rows][inputs], `inputs` even, and `end` in bfloat16; returns 0, or 1 without memory. */
 int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Ending *end, int threads) {
     int64_t blocks = (end->outputs + COLUMNS - 1) / COLUMNS, size = inputs * COLUMNS, deep = rows < DEEP ? rows : DEEP;
+    if (!rows) return 0;
     int64_t few = weights->table ? 1 : FEW; /* a level is dearer to read than a pair */
     float *wide_x = aligned_alloc(64, (deep * inputs * sizeof(float) + 63) / 64 * 64);
     float *wide = deep > few * ROWS ? aligned_alloc(64, threads * size * sizeof(float)) : NULL;

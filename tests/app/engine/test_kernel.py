@@ -1,4 +1,4 @@
-"""The compiled product against torch's, on its edges; and what happens where it cannot be had."""
+"""The compiled kernel against torch's, on its edges; and what happens where it cannot be had."""
 
 import logging
 import subprocess
@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from app.engine import kernel
-from app.engine.kernel import COMPILE, UNITS, Ending, Product, Step, product
+from app.engine import kernel as module
+from app.engine.kernel import COMPILE, UNITS, Ending, Kernel, Step, kernel
 
 NARROW = ("-mno-avx512f", "-mavx2", "-mfma")  # what most laptops have
 
 
 @pytest.fixture(scope="module", params=[(), NARROW], ids=["native", "avx2"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Product:
-    if product() is None:
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    if kernel() is None:
         pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
     path = tmp_path_factory.mktemp("kernel") / "kernel.so"
     subprocess.run([*COMPILE, "-Wall", "-Wextra", "-Werror", *request.param, "-o", path, *UNITS], check=True)
-    return Product(kernel.ctypes.CDLL(str(path)))
+    return Kernel(module.ctypes.CDLL(str(path)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -34,7 +34,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     then=st.sampled_from(["none", "swish"]),
     how=st.sampled_from(["alone", "mul", "add"]),
 )
-def test_any_shape_and_ending_is_torchs(made: Product, rows: int, inputs: int, outputs: int, bias: bool, then: str, how: str) -> None:
+def test_any_shape_and_ending_is_torchs(made: Kernel, rows: int, inputs: int, outputs: int, bias: bool, then: str, how: str) -> None:
     torch.manual_seed(rows + 1000 * inputs)
     x, weight, other = (torch.randn(size).bfloat16() for size in ((rows, inputs), (outputs, inputs), (rows, outputs)))
     shift = torch.randn(outputs).bfloat16() if bias else None
@@ -52,7 +52,7 @@ def test_any_shape_and_ending_is_torchs(made: Product, rows: int, inputs: int, o
     size=st.sampled_from([8, 32, 64]),
     outputs=st.integers(1, 150),
 )
-def test_levels_are_their_values(made: Product, rows: int, groups: int, size: int, outputs: int) -> None:
+def test_levels_are_their_values(made: Kernel, rows: int, groups: int, size: int, outputs: int) -> None:
     torch.manual_seed(rows + 1000 * outputs)
     x, table = torch.randn(rows, groups * size).bfloat16(), torch.randn(16)
     levels = torch.randint(0, 16, (outputs, groups * size))
@@ -62,7 +62,7 @@ def test_levels_are_their_values(made: Product, rows: int, groups: int, size: in
     torch.testing.assert_close(found.float(), x.float() @ values.view(outputs, -1).T, atol=1e-2, rtol=2**-7)
 
 
-def test_a_row_is_the_same_alone_and_among_others(made: Product) -> None:
+def test_a_row_is_the_same_alone_and_among_others(made: Kernel) -> None:
     x, weight = torch.randn(150, 96).bfloat16(), torch.randn(200, 96).bfloat16()
     levels = made.pack_levels(torch.randint(0, 16, (200, 96)), range(-8, 8), torch.rand(200, 3), torch.randn(200, 3))
     for packed in (made.pack(weight), levels):
@@ -72,7 +72,7 @@ def test_a_row_is_the_same_alone_and_among_others(made: Product) -> None:
             assert torch.equal(torch.cat(parts), whole), size
 
 
-def test_extremes(made: Product) -> None:
+def test_extremes(made: Kernel) -> None:
     x = torch.tensor([[-3e38], [-90.0], [-1e-38], [0.0], [90.0], [3e38], [float("inf")], [float("nan")]]).bfloat16()
     found = made(x, made.pack(torch.ones(1, 1).bfloat16()), Ending(1, then="swish"))
     torch.testing.assert_close(found, F.silu(x), equal_nan=True, atol=1e-30, rtol=0.01)
@@ -91,7 +91,7 @@ def test_extremes(made: Product) -> None:
     data=st.data(),
 )
 def test_decoding_rows_attend_as_torchs(
-    made: Product, rows: int, kv_heads: int, group: int, dim: int, window: int | None, data: st.DataObject
+    made: Kernel, rows: int, kv_heads: int, group: int, dim: int, window: int | None, data: st.DataObject
 ) -> None:
     torch.manual_seed(rows + 10 * dim)
     joint = torch.randn(rows, (group + 2) * kv_heads, dim).bfloat16()  # as the joined projection gives them: rows lie apart
@@ -112,7 +112,7 @@ def test_decoding_rows_attend_as_torchs(
         torch.testing.assert_close(found[row].float(), wanted, atol=1e-2, rtol=2**-6)
 
 
-def test_what_the_kernel_cannot_attend_to_is_left_to_torch(made: Product) -> None:
+def test_what_the_kernel_cannot_attend_to_is_left_to_torch(made: Kernel) -> None:
     query, key, cache, at = torch.zeros(1, 4, 20), torch.zeros(1, 2, 20), torch.zeros(3, 2, 9, 20), torch.zeros(1, dtype=torch.long)
     half = [part.bfloat16() for part in (query, key, cache)]
     assert not Step(half[0], half[1], half[1], half[2], half[2], at, at).fits(made.columns), "a head of 20"
@@ -124,13 +124,13 @@ def test_what_the_kernel_cannot_attend_to_is_left_to_torch(made: Product) -> Non
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 64, 100, 576])
-def test_the_norm_is_torchs(made: Product, size: int) -> None:
+def test_the_norm_is_torchs(made: Kernel, size: int) -> None:
     x, weight = torch.randn(3, 5, size).bfloat16() * 3, torch.randn(size).bfloat16()
     wanted = F.rms_norm(x.float(), (size,), weight.float(), 1e-5)
     torch.testing.assert_close(made.norm(x, weight, 1e-5).float(), wanted, atol=1e-6, rtol=2**-7)
 
 
-def test_threads_give_the_same(made: Product, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_give_the_same(made: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     x, packed = torch.randn(100, 64).bfloat16(), made.pack(torch.randn(333, 64).bfloat16())
     found = []
     for threads in (1, 2, 5):
@@ -142,19 +142,19 @@ def test_threads_give_the_same(made: Product, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No compiled library anywhere yet."""
-    product.cache_clear()
-    monkeypatch.setattr(kernel, "_folders", lambda: iter([tmp_path / "kept"]))
+    kernel.cache_clear()
+    monkeypatch.setattr(module, "_folders", lambda: iter([tmp_path / "kept"]))
     yield tmp_path
-    product.cache_clear()
+    kernel.cache_clear()
 
 
 def test_it_is_compiled_once(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if product() is None:
+    if kernel() is None:
         pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
     (path,) = (afresh / "kept").iterdir()
-    product.cache_clear()
-    monkeypatch.setattr(kernel, "_compiled", lambda wanted: wanted if wanted == path else None)
-    assert product() is not None
+    kernel.cache_clear()
+    monkeypatch.setattr(module, "_compiled", lambda wanted: wanted if wanted == path else None)
+    assert kernel() is not None
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_it_is_compiled_once(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_it_the_layers_are_onednns(
     afresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name, value, says
 ) -> None:
-    monkeypatch.setattr(kernel, name, value)
+    monkeypatch.setattr(module, name, value)
     with caplog.at_level(logging.WARNING):
-        assert product() is None
+        assert kernel() is None
     assert says in caplog.text

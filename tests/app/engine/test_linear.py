@@ -8,7 +8,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from torch import nn
 
-from app.engine.kernel import product
+from app.engine.kernel import kernel
 from app.engine.linear import Int4Linear, PackedLinear, TiledLinear, added, gated, joined, quicken, round_weights
 
 
@@ -18,7 +18,7 @@ def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Line
 
 
 def tiled(plain: nn.Linear) -> nn.Module:
-    made = product()
+    made = kernel()
     if made is None:
         pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
     return TiledLinear.of(plain, made)
@@ -86,7 +86,7 @@ def test_what_the_kernels_cannot_do_stays_as_it_is() -> None:
         }
     )
     quicken(model, int4=True)
-    packed = "PackedLinear" if product() is None else "TiledLinear"
+    packed = "PackedLinear" if kernel() is None else "TiledLinear"
     assert [type(model[name]).__name__ for name in model] == ["Linear", "Int4Linear", packed, "Other"]
 
 
@@ -94,7 +94,7 @@ def test_what_the_kernels_cannot_do_stays_as_it_is() -> None:
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("used", [False, True])  # its first forward puts the levels into another order
 def test_levels_of_bitsandbytes_are_read_as_they_are(kind: str, nested: bool, used: bool) -> None:
-    if product() is None:
+    if kernel() is None:
         pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
     plain = linear(128, 64, True, torch.bfloat16)
     layer = Linear4bit(128, 64, bias=True, compute_dtype=torch.bfloat16, quant_type=kind, compress_statistics=nested)
@@ -110,7 +110,7 @@ def test_levels_of_bitsandbytes_are_read_as_they_are(kind: str, nested: bool, us
 
 
 def test_int4_in_bfloat16_computes_with_the_rounded_weights() -> None:
-    if product() is None:
+    if kernel() is None:
         pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
     plain = linear(96, 48, True, torch.bfloat16)
     model = nn.ModuleDict({"layer": plain})
