@@ -7,6 +7,8 @@ WORKDIR /srv/litmus
 RUN useradd --create-home --uid 10001 litmus
 
 # The engine compiles its kernels for the processor it runs on, once, into its home; without a compiler it leaves them to oneDNN.
+# No version: any gcc of this Debian will do, and its point releases replace one another.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 
 # First what changes least. A CPU-only or another build of torch: --build-arg PIP_EXTRA_INDEX_URL=<an index that has it>.

@@ -30,6 +30,8 @@ from serve.jobs import Prompt, Terms
 from serve.logprobs import Row, chat_form, text_form
 from serve.part import Call, Growth, Part
 
+BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # ends of lines to some clients
+
 
 @dataclass(slots=True)
 class Answer:
@@ -158,9 +160,6 @@ def _called(piece: CallStart | CallPart, call: Call) -> dict[str, object]:
     if isinstance(piece, CallStart):
         return {"index": piece.index, "id": call.id, "type": "function", "function": {"name": piece.name, "arguments": ""}}
     return {"index": piece.index, "function": {"arguments": piece.arguments}}
-
-
-BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 def sse(body: dict[str, object]) -> str:
