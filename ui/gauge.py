@@ -43,7 +43,7 @@ class Axis:
 
 AXES: dict[Method, Axis] = {
     "binoculars": Axis(0.5, 1.5),
-    "likelihood_ratio": Axis(-1, 1),
+    "likelihood_ratio": Axis(-0.5, 0.5),
     "fast_detect": Axis(-4, 8),
     "perplexity": Axis(1, 10_000, powers=True),
     "log_rank": Axis(0, 6),
