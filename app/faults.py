@@ -36,10 +36,8 @@ MOST_THINGS = 100_000  # in a row, of a pattern: at 1,000,000 its lexer gives up
 MOST_VARYING = 2000  # of them in several repetitions whose number may vary: from 4,000 on its lexer may give up
 MOST_WHOLE = 2**53  # beyond it llguidance 1.9.1 writes another number: it counts in float64
 
-
 BEGINNING = 256  # bytes of an answer that are tried
 EAGER = (*b'{["]},', *range(48, 58), *range(97, 123), *range(257))  # in this order: into what opens, out of what may be closed
-CONTAINERS = frozenset(("array", "object"))
 
 
 def crowded(schemas: Sequence[Schema]) -> str | None:

@@ -1,11 +1,21 @@
-"""What the tests of the engine do with one: run it dry, and put its deltas together."""
+"""What the tests of the engine do with one: run it dry, and put its deltas together; and the kernel where there is one."""
 
 import random
 
+import pytest
 from conftest import VOCABULARY
 
 from app.engine.engine import Engine
+from app.engine.kernel import Kernel, kernel
 from app.engine.request import Delta, Event
+
+
+def compiled() -> Kernel:
+    """The kernel, or a skip where it is not to be had."""
+    made = kernel()
+    if made is None:
+        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
+    return made
 
 
 def drain(engine: Engine) -> list[Event]:

@@ -17,7 +17,6 @@ from app.engine.layout import Decodes, Layout, Span
 from app.errors import UnsupportedModel
 
 LONG = 64  # rows from which torch's attention on a CPU is faster in float32 than in bfloat16, the casts counted: by a third
-Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value
 _numbers = itertools.count()
 
 
@@ -80,34 +79,32 @@ class SlotAttention:
         if layout is None:
             raise UnsupportedModel("attention was called outside a step of the engine")
         count = layout.decodes
-        if count and (done := self._compiled(layer, layout, (query[:count], key[:count], value[:count]), how)) is not None:
-            if count == len(query):
-                return done
-            out = torch.empty(len(query), *done.shape[1:], dtype=query.dtype)
-            out[:count] = done
-            return self._spans(layer, layout, (query, key, value), how, out)
-        if count:
+        done = self._compiled(layer, layout, (query[:count], key[:count], value[:count]), how) if count else None
+        if count and done is None:
             self._write(layer, layout, key[:count], value[:count])
-        if count == len(query) and len(layout.groups) == 1:
-            return self._decode(layer, query, layout.groups[0], how)
+        if done is None and count == len(query) and len(layout.groups) == 1:
+            done = self._decode(layer, query, layout.groups[0], how)
+        if done is not None and count == len(query):
+            return done
         out = torch.empty(len(query), query.shape[1], value.shape[2], dtype=query.dtype, device=query.device)
-        for group in layout.groups:
+        if done is not None:
+            out[:count] = done
+        for group in layout.groups if done is None else ():
             out[group.rows] = self._decode(layer, query[group.rows], group, how)
-        return self._spans(layer, layout, (query, key, value), how, out)
+        for span in layout.spans:
+            here = slice(span.first, span.last)
+            out[here] = self._span(layer, query[here], key[here], value[here], span, how)
+        return out
 
-    def _compiled(self, layer: int, layout: Layout, rows: Rows, how: tuple[float | None, int | None]) -> torch.Tensor | None:
-        """By the kernel where there is one that can."""
+    def _compiled(
+        self, layer: int, layout: Layout, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], how: tuple[float | None, int | None]
+    ) -> torch.Tensor | None:
+        """`rows` (query, key, value) by the kernel, which writes the cache as well; None where there is none that can."""
         if rows[0].device.type != "cpu" or rows[0].dtype != torch.bfloat16 or (found := kernel()) is None:
             return None
         scaling, window = how
         step = Step(*rows, self.keys[layer], self.values[layer], layout.slots, layout.positions, scaling, window)
         return found.decode(step) if step.fits(found.columns) else None
-
-    def _spans(self, layer: int, layout: Layout, rows: Rows, how: tuple[float | None, int | None], out: torch.Tensor) -> torch.Tensor:
-        for span in layout.spans:
-            here = slice(span.first, span.last)
-            out[here] = self._span(layer, rows[0][here], rows[1][here], rows[2][here], span, how)
-        return out
 
     def _write(self, layer: int, layout: Layout, key: torch.Tensor, value: torch.Tensor) -> None:
         if layout.decodes == 1:  # an index is several times as dear as a view

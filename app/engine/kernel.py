@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -84,8 +85,7 @@ class Packed:
         return [one for one in (self.data, self.scale, self.middle) if one is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """What becomes of a sum: the `bias` `[outputs, padded]` float32 is added, `then` is done to it, and `other` is added or multiplied."""
 
     outputs: int

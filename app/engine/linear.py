@@ -4,9 +4,6 @@ torch's own int4 kernel.
 torch packs bfloat16 weights anew in every call; packed once they are read at nearly the speed of memory. Knows no architecture.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -22,26 +19,15 @@ BNB_BLOCK = 32  # outputs of a block of bitsandbytes' order for a CPU
 COLUMNS = 16  # the int4 kernel wants a multiple of this many outputs
 
 
-class Fused(nn.Module):
-    """A layer that goes on with its outputs before they are written. The weight cannot be read back."""
-
-    def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
-        """`then` is what is done to each output: "none" or "swish"."""
-        raise NotImplementedError
-
-    def combine(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
-        """Outputs times ("mul") or plus ("add") `other`."""
-        raise NotImplementedError
-
-
-class TiledLinear(Fused):
-    """A layer in the order of `csrc`, with activations in bfloat16."""
+class TiledLinear(nn.Module):
+    """A layer in the order of `csrc`, with activations in bfloat16. The weight cannot be read back."""
 
     def __init__(self, packed: Packed, linear: nn.Linear, kernel: Kernel) -> None:
         super().__init__()
         self.kernel, self.packed = kernel, packed
         self.packed_bytes = sum(part.nbytes for part in packed.tensors)
-        self.end = Ending(linear.out_features, None if linear.bias is None else kernel.pad(linear.bias.detach()))
+        self.outputs = linear.out_features
+        self.bias = None if linear.bias is None else kernel.pad(linear.bias.detach())
 
     @classmethod
     def of(cls, linear: nn.Linear, kernel: Kernel) -> "TiledLinear":
@@ -53,14 +39,16 @@ class TiledLinear(Fused):
         return cls(kernel.pack_levels(levels, range(-8, 8), scale, middle), linear, kernel)
 
     def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
-        return self.kernel(x, self.packed, replace(self.end, then=then))
+        """`then` is what is done to each output before it is written: "none" or "swish"."""
+        return self.kernel(x, self.packed, Ending(self.outputs, self.bias, then))
 
     def combine(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
-        return self.kernel(x, self.packed, replace(self.end, how=how, other=other))
+        """Outputs times ("mul") or plus ("add") `other`."""
+        return self.kernel(x, self.packed, Ending(self.outputs, self.bias, "none", how, other))
 
 
-class PackedLinear(Fused):
-    """A bfloat16 layer in oneDNN's own order."""
+class PackedLinear(nn.Module):
+    """A bfloat16 layer in oneDNN's own order. The weight cannot be read back."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -74,6 +62,9 @@ class PackedLinear(Fused):
 
     def combine(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, how)
+
+
+Fused = TiledLinear | PackedLinear  # go on with their outputs before they are written
 
 
 class Int4Linear(nn.Module):
@@ -104,21 +95,29 @@ def round_weights(model: nn.Module) -> None:
 
 
 def quicken(model: nn.Module, int4: bool) -> None:
-    """Put faster layers in the place of the plain ones of a model on a CPU; layers of other kinds (bitsandbytes) stay as they are."""
-    made, pack = kernel(), _packing()
+    """Put faster layers in the place of the plain ones of a model on a CPU; layers of other kinds (bitsandbytes' int8) stay as they are."""
     for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
         for name, child in list(parent.named_children()):
-            if int4 and _rounds(child):
-                setattr(parent, name, _int4(child))
-            elif made is not None and (levels := _stored_levels(child)):
-                setattr(parent, name, TiledLinear(made.pack_levels(*levels), cast(nn.Linear, child), made))
-            elif pack and _plain(child) and child.weight.dtype == torch.bfloat16:
-                setattr(parent, name, pack(child))
+            faster = _faster(child, int4)
+            if faster is not None:
+                setattr(parent, name, faster)
 
 
-def _int4(linear: nn.Linear) -> nn.Module:
+def _faster(layer: nn.Module, int4: bool) -> nn.Module | None:
+    """None for a layer that stays as it is. The kernel is asked for, and compiled, where it would have something to do only."""
+    if int4 and _rounds(layer):
+        made = kernel() if layer.weight.dtype == torch.bfloat16 else None
+        return Int4Linear(layer) if made is None else TiledLinear.int4(layer, made)
+    levels = _stored_levels(layer)
+    if levels is not None:
+        made = kernel()
+        return None if made is None else TiledLinear(made.pack_levels(*levels), cast(nn.Linear, layer), made)
+    if not _plain(layer) or layer.weight.dtype != torch.bfloat16:
+        return None
     made = kernel()
-    return Int4Linear(linear) if made is None or linear.weight.dtype != torch.bfloat16 else TiledLinear.int4(linear, made)
+    if made is not None:
+        return TiledLinear.of(layer, made)
+    return PackedLinear(layer) if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
 
 
 def _stored_levels(layer: Any) -> tuple[torch.Tensor, list[float], torch.Tensor, torch.Tensor] | None:
@@ -142,13 +141,6 @@ def _stored_levels(layer: Any) -> tuple[torch.Tensor, list[float], torch.Tensor,
         scale = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
         scale = scale.float().view(outputs, inputs // state.blocksize)
     return levels, state.code.tolist(), scale, torch.zeros_like(scale)
-
-
-def _packing() -> Callable[[nn.Linear], nn.Module] | None:
-    made = kernel()
-    if made is not None:
-        return partial(TiledLinear.of, kernel=made)
-    return PackedLinear if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
 
 
 def gated(gate: nn.Module, up: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:

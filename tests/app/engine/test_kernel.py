@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from driving import compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -18,8 +19,7 @@ NARROW = ("-mno-avx512f", "-mavx2", "-mfma")  # what most laptops have
 
 @pytest.fixture(scope="module", params=[(), NARROW], ids=["native", "avx2"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    if kernel() is None:
-        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
+    compiled()
     path = tmp_path_factory.mktemp("kernel") / "kernel.so"
     subprocess.run([*COMPILE, "-Wall", "-Wextra", "-Werror", *request.param, "-o", path, *UNITS], check=True)
     return Kernel(module.ctypes.CDLL(str(path)))
@@ -149,8 +149,7 @@ def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_it_is_compiled_once(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kernel() is None:
-        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
+    compiled()
     (path,) = (afresh / "kept").iterdir()
     kernel.cache_clear()
     monkeypatch.setattr(module, "_compiled", lambda wanted: wanted if wanted == path else None)

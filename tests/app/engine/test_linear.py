@@ -6,6 +6,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from driving import compiled
 from torch import nn
 
 from app.engine.kernel import kernel
@@ -18,10 +19,7 @@ def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Line
 
 
 def tiled(plain: nn.Linear) -> nn.Module:
-    made = kernel()
-    if made is None:
-        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
-    return TiledLinear.of(plain, made)
+    return TiledLinear.of(plain, compiled())
 
 
 @pytest.mark.parametrize("packed", [PackedLinear, tiled])
@@ -94,8 +92,7 @@ def test_what_the_kernels_cannot_do_stays_as_it_is() -> None:
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("used", [False, True])  # its first forward puts the levels into another order
 def test_levels_of_bitsandbytes_are_read_as_they_are(kind: str, nested: bool, used: bool) -> None:
-    if kernel() is None:
-        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
+    compiled()
     plain = linear(128, 64, True, torch.bfloat16)
     layer = Linear4bit(128, 64, bias=True, compute_dtype=torch.bfloat16, quant_type=kind, compress_statistics=nested)
     layer.load_state_dict(plain.state_dict())
@@ -110,8 +107,7 @@ def test_levels_of_bitsandbytes_are_read_as_they_are(kind: str, nested: bool, us
 
 
 def test_int4_in_bfloat16_computes_with_the_rounded_weights() -> None:
-    if kernel() is None:
-        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
+    compiled()
     plain = linear(96, 48, True, torch.bfloat16)
     model = nn.ModuleDict({"layer": plain})
     quicken(model, int4=True)
