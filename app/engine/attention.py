@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from app.engine.kernel import Step, kernel
+from app.engine.kernel import Kernel, Reading, Step, kernel
 from app.engine.layout import Decodes, Layout, Span
 from app.errors import UnsupportedModel
 
@@ -100,7 +100,7 @@ class SlotAttention:
         self, layer: int, layout: Layout, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], how: tuple[float | None, int | None]
     ) -> torch.Tensor | None:
         """`rows` (query, key, value) by the kernel, which writes the cache as well; None where there is none that can."""
-        if rows[0].device.type != "cpu" or rows[0].dtype != torch.bfloat16 or (found := kernel()) is None:
+        if (found := _kernel_for(rows[0])) is None:
             return None
         scaling, window = how
         step = Step(*rows, self.keys[layer], self.values[layer], layout.slots, layout.positions, scaling, window)
@@ -141,6 +141,10 @@ class SlotAttention:
             self.keys[layer][span.slot, :, span.start : span.end] = k
             self.values[layer][span.slot, :, span.start : span.end] = v
             k, v = self.keys[layer][span.slot, :, : span.end], self.values[layer][span.slot, :, : span.end]
+        if (found := _kernel_for(query)) is not None:
+            reading = Reading(query, k.transpose(0, 1), v.transpose(0, 1), scaling, window)
+            if reading.fits(found.columns):
+                return found.read(reading)
         q, dtype = query.transpose(0, 1), query.dtype
         if len(query) >= LONG and query.device.type == "cpu":
             q, k, v = q.float(), k.float(), v.float()
@@ -149,6 +153,10 @@ class SlotAttention:
             q[None], k[None], v[None], mask, is_causal=mask is None, scale=scaling, enable_gqa=len(k) != len(q)
         )
         return attended[0].transpose(0, 1).to(dtype)
+
+
+def _kernel_for(query: torch.Tensor) -> Kernel | None:
+    return kernel() if query.device.type == "cpu" and query.dtype == torch.bfloat16 else None
 
 
 def _no_mask(*_: object, **__: object) -> None:

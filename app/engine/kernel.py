@@ -1,36 +1,29 @@
-"""The kernels of `csrc`: compiled once by the C compiler at hand, for the processor at hand, and kept.
+"""The kernels of `csrc` for bfloat16 on a CPU.
 
     kernel() -> Kernel | None    None where there is no x86, no gcc or no OpenMP of GCC's in the process; why is logged
     Kernel.pack(weight) -> Packed; Kernel.pack_levels(levels, table, scale, middle) -> Packed
     Kernel(x, packed, ending) -> Tensor
-    Kernel.norm(x, weight, eps) -> Tensor; Kernel.decode(step) -> Tensor
+    Kernel.norm(x, weight, eps) -> Tensor; Kernel.decode(step) -> Tensor; Kernel.read(reading) -> Tensor
 
 Knows no layer and no model.
 """
 
 import ctypes
-import hashlib
 import logging
-import platform
 import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from app.engine.compiler import Unable, library
+
 log = logging.getLogger(__name__)
 
-SOURCES = sorted(Path(__file__).with_name("csrc").iterdir())
-UNITS = [path for path in SOURCES if path.suffix == ".c"]
-COMPILE = ("gcc", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 MOST_DIM = 256  # of a head
-PATIENCE_S = 120.0
 THEN = {"none": 0, "swish": 1}
 HOW = {"alone": 0, "mul": 1, "add": 2}
 
@@ -45,6 +38,24 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim", "window")),
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
+    )
+
+
+class _Reading(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
+        *((name, ctypes.c_int64) for name in ("query_row", "key_row", "key_head", "value_row", "value_head")),
+        *((name, ctypes.c_int64) for name in ("rows", "start", "heads", "kv_heads", "dim", "window")),
+        ("scale", ctypes.c_float),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class _Sums(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("logits", "seen")),
+        *((name, ctypes.c_int64) for name in ("logits_row", "seen_row", "rows", "width")),
+        *((name, ctypes.c_void_p) for name in ("targets", "out")),
     )
 
 
@@ -111,8 +122,28 @@ class Step:
 
     def fits(self, columns: int) -> bool:
         dense = all(part.stride()[1:] == (part.shape[2], 1) for part in (self.query, self.key, self.value))
-        alike = self.key.shape[2] == self.value.shape[2] and self.key.shape[2] <= MOST_DIM and self.key.shape[2] % (columns // 2) == 0
-        return dense and alike and self.query.dtype == self.keys.dtype == torch.bfloat16
+        return dense and _takes(self.query, self.key, self.value, columns) and self.keys.dtype == torch.bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The last `rows` of a sequence, all of whose keys and values are given; all in bfloat16."""
+
+    query: torch.Tensor  # [rows, heads, dim]
+    key: torch.Tensor  # [length, kv_heads, dim]
+    value: torch.Tensor
+    scale: float | None = None  # as a step's
+    window: int | None = None
+
+    def fits(self, columns: int) -> bool:
+        dense = self.query.stride()[1:] == (self.query.shape[2], 1) and self.key.stride(2) == self.value.stride(2) == 1
+        return dense and _takes(self.query, self.key, self.value, columns)
+
+
+def _takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, columns: int) -> bool:
+    """Whether heads are of a size that a kernel with so many columns knows."""
+    dim = key.shape[2]
+    return dim == value.shape[2] <= MOST_DIM and dim % (columns // 2) == 0 and query.dtype == key.dtype == torch.bfloat16
 
 
 class Kernel:
@@ -129,6 +160,11 @@ class Kernel:
         self._norm = library.norm
         library.step.argtypes = [ctypes.POINTER(_Step), ctypes.c_int]
         self._step = library.step
+        library.span.argtypes = [ctypes.POINTER(_Reading), ctypes.c_int]
+        self._span = library.span
+        library.sums.argtypes = [ctypes.POINTER(_Sums), ctypes.c_int]
+        library.sums.restype = None
+        self._sums = library.sums
 
     def pack(self, weight: torch.Tensor) -> Packed:
         """`[outputs, inputs]` bfloat16 of any size."""
@@ -207,6 +243,34 @@ class Kernel:
             raise MemoryError("no memory for the scores of a step")
         return out
 
+    def read(self, reading: Reading) -> torch.Tensor:
+        """What each row attends to, itself and what is before it, `[rows, heads, dim]`. Raises `MemoryError`."""
+        query, key, value = reading.query, reading.key, reading.value
+        rows, heads, dim = query.shape
+        out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
+        given = _Reading(
+            *(part.data_ptr() for part in (query, key, value)),
+            query.stride(0),
+            *key.stride()[:2],
+            *value.stride()[:2],
+            *(rows, len(key) - rows, heads, key.shape[1], dim, reading.window or 0),
+            dim**-0.5 if reading.scale is None else reading.scale,
+            out.data_ptr(),
+        )
+        if self._span(given, torch.get_num_threads()):
+            raise MemoryError("no memory for the scores of a prompt")
+        return out
+
+    def sums(self, logits: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+        """Of `logits` `[rows, vocab]`, `targets` `[rows]` and an observer's `seen`: `[rows, 6]` in float64, each target's log-probability
+        and rank, the mean and the variance of log p under p, and, 0 without `seen`, cross-entropy and the observer's log-probability.
+        """
+        out = torch.empty(len(logits), 6, dtype=torch.float64)
+        width = logits.shape[1] if seen is None else min(logits.shape[1], seen.shape[1])
+        rows = (logits.stride(0), 0 if seen is None else seen.stride(0), len(logits), width)
+        self._sums(_Sums(logits.data_ptr(), _at(seen), *rows, targets.data_ptr(), out.data_ptr()), torch.get_num_threads())
+        return out
+
 
 def _at(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
@@ -216,57 +280,11 @@ def _at(tensor: torch.Tensor | None) -> int | None:
 def kernel() -> Kernel | None:
     """One for the process."""
     try:
-        made = Kernel(ctypes.CDLL(str(_library())))
-    except (OSError, subprocess.SubprocessError, _Unable) as error:
+        made = Kernel(library())
+    except (OSError, subprocess.SubprocessError, Unable) as error:
         log.warning("bfloat16 layers are left to oneDNN, about half as fast: %s", error)
         return None
     return made if _right(made) else None
-
-
-class _Unable(Exception):
-    """Says why."""
-
-
-def _library() -> Path:
-    if platform.machine() not in {"x86_64", "AMD64"} or sys.platform != "linux":
-        raise _Unable(f"the kernel is for x86-64 on Linux, this is {platform.machine()} on {sys.platform}")
-    if "libgomp" not in Path("/proc/self/maps").read_text():
-        raise _Unable("torch brings another OpenMP than GCC's, and two of them would keep each other from the processor")
-    name = f"litmus-{_digest()}.so"
-    for folder in _folders():
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return _compiled(folder / name)
-        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-            reason = error
-    raise _Unable(f"{reason.strerror}: {reason.filename}")
-
-
-def _folders() -> Iterator[Path]:
-    """Where only its user (or root) can have put a library."""
-    if sys.prefix != sys.base_prefix:
-        yield Path(sys.prefix) / "lib" / "litmus"
-    yield Path.home() / ".cache" / "litmus"
-
-
-def _digest() -> str:
-    """Of the source, the compiler and the processor: another machine that shares the folder compiles for itself."""
-    version = subprocess.run([COMPILE[0], "--version"], capture_output=True, check=True, timeout=PATIENCE_S).stdout
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    return hashlib.sha256(
-        b"\0".join([*(path.read_bytes() for path in SOURCES), version, flags.encode(), " ".join(COMPILE).encode()])
-    ).hexdigest()[:16]
-
-
-def _compiled(path: Path) -> Path:
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # whole or not at all, whoever else compiles at the same time
-            part = Path(folder) / path.name
-            done = subprocess.run([*COMPILE, "-o", part, *UNITS], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-            if done.returncode:
-                raise _Unable(f"gcc: {next(iter(done.stderr.splitlines()), f'exit code {done.returncode}')}")
-            part.replace(path)
-    return path
 
 
 def _right(made: Kernel) -> bool:

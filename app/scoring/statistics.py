@@ -3,14 +3,15 @@
 No `[length, vocab]` tensor of a whole text is ever held. Knows no text and no method: methods are arithmetic on the columns.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.linalg import vecdot
 
+from app.engine.kernel import kernel
 from app.engine.request import Columns
 
-CHUNK = 128  # rows projected at a time: enough to keep a processor's arithmetic busy
+CHUNK = 256  # rows projected at a time, at most: enough to keep a processor's arithmetic busy
 SLICE = 4  # of them, summed up at a time: what the cache of a core holds of 50,000 words
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -22,17 +23,21 @@ def columns(hidden: torch.Tensor, targets: torch.Tensor, head: Head, observer: t
     `observer` is its own hidden states of the same rows, and its head: adds, in nats, the cross-entropy - sum_v p_observer(v) log p(v)
     (Binoculars, arXiv 2401.12070, eq. 3) and its own log-probability of each target. Both heads must give logits over one vocabulary.
     """
-    parts = []
-    for start in range(0, len(targets), CHUNK):
-        rows = slice(start, start + CHUNK)
+    parts: list[Sequence[torch.Tensor]] = []
+    for rows in _slices(len(targets), CHUNK):
         logits, seen = head(hidden[rows]), observer[1](observer[0][rows]) if observer else None
+        if logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and (found := kernel()) is not None:
+            parts.append(list(found.sums(logits, targets[rows], seen).T[: 4 if seen is None else 6]))
+            continue
         for few in _slices(len(logits), SLICE if logits.device.type == "cpu" else CHUNK):
             parts.append(_sums(logits[few], targets[rows][few], None if seen is None else seen[few]))
     return Columns(*(tuple(torch.cat(column).tolist()) for column in zip(*parts, strict=True)))
 
 
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(first, first + size) for first in range(0, count, size))
+def _slices(count: int, most: int) -> Iterator[slice]:
+    """As many as it takes, about equally long."""
+    each = -(-count // -(-count // most)) if count else 1
+    return (slice(first, first + each) for first in range(0, count, each))
 
 
 def _sums(logits: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor | None) -> list[torch.Tensor]:

@@ -8,8 +8,8 @@
  */
 #include "vectors.h"
 
-#define COLUMNS (2 * LANES)
-#define DEEP (10 * ROWS) /* rows that are gone through together: what a core's second cache holds */
+#define NEAR (1 << 18)   /* inputs of the rows that are gone through together: what the second cache of a core holds */
+#define DEEP (10 * ROWS) /* rows that are, however long */
 #define FEW 6            /* tiles that widen a block each for itself */
 #define AHEAD 1024       /* weights that are fetched before they are needed */
 
@@ -141,7 +141,10 @@ int64_t columns(void) { return COLUMNS; }
 
 /* x [rows][inputs], `inputs` even, and `end` in bfloat16; returns 0, or 1 without memory. */
 int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Ending *end, int threads) {
-    int64_t blocks = (end->outputs + COLUMNS - 1) / COLUMNS, size = inputs * COLUMNS, deep = rows < DEEP ? rows : DEEP;
+    int64_t blocks = (end->outputs + COLUMNS - 1) / COLUMNS, size = inputs * COLUMNS;
+    int64_t deep = NEAR / inputs / ROWS * ROWS;
+    deep = deep < DEEP ? DEEP : deep;
+    deep = rows < deep ? rows : deep;
     if (!rows) return 0;
     int64_t few = weights->table ? 1 : FEW; /* a level is dearer to read than a pair */
     float *wide_x = aligned_alloc(64, (deep * inputs * sizeof(float) + 63) / 64 * 64);
@@ -149,7 +152,7 @@ int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, 
     int lacking = !wide_x || (!wide && deep > few * ROWS);
     for (int64_t from = 0; from < rows && !lacking; from += deep) {
         int64_t some = rows - from < deep ? rows - from : deep, tall = (some + ROWS - 1) / ROWS, each = (some + tall - 1) / tall;
-        int64_t step = rows == 1 ? 4 : rows == 2 ? 2 : 1;
+        int64_t step = rows == 1 ? 4 : rows == 2 ? 2 : 1, bytes = weights->table ? size / 2 : size * 2;
 #pragma omp parallel num_threads(threads)
         {
             float *own = tall > few ? wide + omp_get_thread_num() * size : NULL;
@@ -163,8 +166,11 @@ int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, 
                     spread(1, weights, inputs, b, own);
                 else if (own)
                     spread(0, weights, inputs, b, own);
+                const char *later = (const char *)weights->data + (b + threads) * bytes;
                 for (int64_t r = 0; r < some; r += each) {
                     int64_t now = some - r < each ? some - r : each;
+                    if (own && b + threads < blocks) /* a share of the block that this thread is likely to widen next */
+                        for (int64_t at = r * bytes / some; at < (r + now) * bytes / some; at += 64) __builtin_prefetch(later + at, 0, 2);
                     if (own)
                         of_wide(now, wide_x + r * inputs, inputs, own, from + r, b, end);
                     else

@@ -11,6 +11,7 @@
 #define LANES 8
 #define ROWS 6 /* 12 sums, 2 weights, 1 input: 15 of 16 registers */
 #endif
+#define COLUMNS (2 * LANES) /* of a block */
 #define LOG2_E 1.44269504f
 #define INLINE static inline __attribute__((always_inline))
 
@@ -40,19 +41,20 @@ INLINE float total(vec x) {
     return x[0];
 }
 
-INLINE vec least(vec x, vec y) {
-    words smaller = (words)(x < y);
-    return (vec)(((words)x & smaller) | ((words)y & ~smaller));
-}
+INLINE vec choose(words which, vec x, vec y) { return (vec)(((words)x & which) | ((words)y & ~which)); }
 
-/* 2^y as a power and a series; 2^128 is infinite, 2^-127 is taken as 0. */
-INLINE vec two_to(vec y) {
-    y = -least(-least(y, same(128)), same(127));
-    vec shifted = y + 12582912.0f, part = (y - (shifted - 12582912.0f)) * 0.693147181f;
-    vec series = same(1.98412698e-4f);
-    const float terms[] = {1.38888889e-3f, 8.33333333e-3f, 4.16666667e-2f, 1.66666667e-1f, 0.5f, 1, 1};
-    for (int i = 0; i < 7; i++) series = series * part + terms[i];
+INLINE vec least(vec x, vec y) { return choose((words)(x < y), x, y); }
+
+INLINE vec greatest(vec x, vec y) { return choose((words)(x > y), x, y); }
+
+/* 2^y for y from -127, which is taken as 0, to 128, which is infinite: a power and a minimax polynomial that is off by 1e-7 and exact at 0. */
+INLINE vec power(vec y) {
+    vec shifted = y + 12582912.0f, part = y - (shifted - 12582912.0f), series = same(1.32647088e-3f);
+    const float terms[] = {9.67151147e-3f, 5.55073378e-2f, 0.240222421f, 0.693146978f, 1};
+    for (int i = 0; i < 5; i++) series = series * part + terms[i];
     return series * (vec)(((words)shifted - 0x4b400000 + 127) << 23);
 }
+
+INLINE vec two_to(vec y) { return power(greatest(least(y, same(128)), same(-127))); }
 
 INLINE vec swish(vec x) { return x / (1 + two_to(x * -LOG2_E)); }

@@ -1,5 +1,6 @@
 """The compiled kernel against torch's, on its edges; and what happens where it cannot be had."""
 
+import ctypes
 import logging
 import subprocess
 from pathlib import Path
@@ -11,18 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from app.engine import kernel as module
-from app.engine.kernel import COMPILE, UNITS, Ending, Kernel, Step, kernel
+from app.engine import compiler
+from app.engine.compiler import COMPILE, UNITS
+from app.engine.kernel import Ending, Kernel, Reading, Step, kernel
 
+STRICT = (*COMPILE, "-Wall", "-Wextra", "-Werror")
 NARROW = ("-mno-avx512f", "-mavx2", "-mfma")  # what most laptops have
 
 
 @pytest.fixture(scope="module", params=[(), NARROW], ids=["native", "avx2"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    compiled()
+    native = compiled()
+    if not request.param:
+        return native
     path = tmp_path_factory.mktemp("kernel") / "kernel.so"
-    subprocess.run([*COMPILE, "-Wall", "-Wextra", "-Werror", *request.param, "-o", path, *UNITS], check=True)
-    return Kernel(module.ctypes.CDLL(str(path)))
+    subprocess.run([*STRICT, *request.param, "-o", path, *UNITS], check=True)
+    return Kernel(ctypes.CDLL(str(path)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -112,15 +117,44 @@ def test_decoding_rows_attend_as_torchs(
         torch.testing.assert_close(found[row].float(), wanted, atol=1e-2, rtol=2**-6)
 
 
+@settings(max_examples=120, deadline=None)
+@given(
+    rows=st.integers(1, 45) | st.sampled_from([140, 600]),
+    start=st.integers(0, 40) | st.sampled_from([500, 1030]),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    dim=st.sampled_from([16, 48, 64, 80, 128, 256]),
+    window=st.none() | st.integers(1, 70) | st.just(600),
+)
+def test_a_prompt_attends_as_torchs(made: Kernel, rows: int, start: int, kv_heads: int, group: int, dim: int, window: int | None) -> None:
+    torch.manual_seed(rows + 10 * dim)
+    joint = torch.randn(rows, (group + 2) * kv_heads, dim).bfloat16()
+    cache = torch.randn(2, kv_heads, 1700, dim).bfloat16()[:, :, : start + rows].transpose(1, 2)  # as slots hold them: heads lie apart
+    reading = Reading(joint[:, : group * kv_heads], cache[0], cache[1], 0.3, window)
+    assert reading.fits(made.columns)
+    at = torch.arange(start + rows)
+    seen = at <= at[start:, None]
+    seen &= at > at[start:, None] - (window or 10**6)
+    query, key, value = (part.float().transpose(0, 1)[None] for part in (reading.query, reading.key, reading.value))
+    wanted = F.scaled_dot_product_attention(query, key, value, seen, scale=0.3, enable_gqa=True)[0].transpose(0, 1)
+    found = made.read(reading)
+    torch.testing.assert_close(found.float(), wanted, atol=1e-2, rtol=2**-6)
+    last = Reading(joint[-1:, : group * kv_heads], cache[0], cache[1], 0.3, window)
+    assert torch.equal(made.read(last), found[-1:]), "the last row by itself"
+
+
 def test_what_the_kernel_cannot_attend_to_is_left_to_torch(made: Kernel) -> None:
     query, key, cache, at = torch.zeros(1, 4, 20), torch.zeros(1, 2, 20), torch.zeros(3, 2, 9, 20), torch.zeros(1, dtype=torch.long)
     half = [part.bfloat16() for part in (query, key, cache)]
     assert not Step(half[0], half[1], half[1], half[2], half[2], at, at).fits(made.columns), "a head of 20"
+    assert not Reading(half[0], half[1], half[1]).fits(made.columns)
     whole = [F.pad(part, (0, 12)) for part in (query, key, cache)]
     assert not Step(whole[0], whole[1], whole[1], whole[2], whole[2], at, at).fits(made.columns), "float32"
+    assert not Reading(whole[0], whole[1], whole[1]).fits(made.columns)
     across = F.pad(half[0], (0, 12)).transpose(1, 2).contiguous().transpose(1, 2)
     rest = [F.pad(part, (0, 12)) for part in half[1:]]
     assert not Step(across, rest[0], rest[0], rest[1], rest[1], at, at).fits(made.columns), "heads that lie across"
+    assert not Reading(across, rest[0], rest[0]).fits(made.columns)
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 64, 100, 576])
@@ -143,32 +177,40 @@ def test_threads_give_the_same(made: Kernel, monkeypatch: pytest.MonkeyPatch) ->
 def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No compiled library anywhere yet."""
     kernel.cache_clear()
-    monkeypatch.setattr(module, "_folders", lambda: iter([tmp_path / "kept"]))
+    monkeypatch.setattr(compiler, "_folders", lambda: iter([tmp_path / "kept"]))
     yield tmp_path
     kernel.cache_clear()
 
 
 def test_it_is_compiled_once(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "COMPILE", STRICT)
     compiled()
     (path,) = (afresh / "kept").iterdir()
     kernel.cache_clear()
-    monkeypatch.setattr(module, "_compiled", lambda wanted: wanted if wanted == path else None)
+    monkeypatch.setattr(compiler, "_compiled", lambda wanted: wanted if wanted == path else None)
     assert kernel() is not None
 
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("COMPILE", ("no-such-gcc",), "no-such-gcc"),
-        ("COMPILE", (*COMPILE, "-Dvoid=broken"), "gcc:"),
-        ("_folders", lambda: iter([Path("/proc/nowhere")]), "/proc/nowhere"),
-        ("_right", lambda made: False, ""),
+        ("compiler.COMPILE", ("no-such-gcc",), "no-such-gcc"),
+        ("compiler.COMPILE", (*COMPILE, "-Dvoid=broken"), "gcc:"),
+        ("compiler._folders", lambda: iter([Path("/proc/nowhere")]), "/proc/nowhere"),
     ],
 )
 def test_without_it_the_layers_are_onednns(
     afresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name, value, says
 ) -> None:
-    monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(f"app.engine.{name}", value)
     with caplog.at_level(logging.WARNING):
         assert kernel() is None
     assert says in caplog.text
+
+
+def test_one_that_is_wrong_here_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    compiled()
+    kernel.cache_clear()
+    monkeypatch.setattr(Kernel, "__call__", lambda made, x, packed, ending: torch.zeros(len(x), ending.outputs, dtype=torch.bfloat16))
+    assert kernel() is None and "wrong on this machine" in caplog.text
+    kernel.cache_clear()

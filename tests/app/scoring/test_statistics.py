@@ -1,5 +1,7 @@
 """The primitive against slow loops over whole vocabularies, and its chunks against no chunks."""
 
+import math
+
 import pytest
 import torch
 
@@ -22,9 +24,11 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         assert getattr(parts, name) == pytest.approx(getattr(whole, name), abs=1e-5)
 
 
-def test_each_column_is_its_definition() -> None:
-    logits, seen = torch.randn(5, 40) * 3, torch.randn(5, 40)
-    targets = torch.tensor([0, 3, 39, 7, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [40, 2500, 1024])
+def test_each_column_is_its_definition(dtype: torch.dtype, vocabulary: int) -> None:
+    logits, seen = (torch.randn(5, vocabulary) * 3).to(dtype), torch.randn(5, vocabulary + 3).to(dtype)[:, :vocabulary]
+    targets = torch.tensor([0, 3, vocabulary - 1, 7, 7])
     found = columns(logits, targets, identity, (seen, identity))
     p, q = logits.double().softmax(-1), seen.double().softmax(-1)
     for row, target in enumerate(targets):
@@ -39,14 +43,31 @@ def test_each_column_is_its_definition() -> None:
         assert found.observed[row] == pytest.approx(float(q[row, target].log()), abs=1e-5)
 
 
+def test_without_an_observer_the_rest_is_the_same() -> None:
+    logits, targets = torch.randn(9, 300).bfloat16(), torch.randint(300, (9,))
+    alone, paired = columns(logits, targets, identity), columns(logits, targets, identity, (logits.flip(0), identity))
+    assert (alone.logprob, alone.rank, alone.mean, alone.variance) == (paired.logprob, paired.rank, paired.mean, paired.variance)
+    assert (alone.cross_entropy, alone.observed) == ((), ())
+
+
+def test_what_is_no_number_stays_none() -> None:
+    """A model that is broken must not look like one that is sure."""
+    logits = torch.randn(3, 100).bfloat16()
+    logits[1, 60] = torch.nan
+    found = columns(logits, torch.tensor([1, 2, 3]), identity)
+    assert [math.isnan(value) for value in found.logprob] == [math.isnan(value) for value in found.mean] == [False, True, False]
+
+
 def test_an_observer_whose_vocabulary_is_padded_further_is_cut_to_the_performers() -> None:
     logits, seen, targets = torch.randn(4, 30), torch.randn(4, 34), torch.tensor([1, 2, 3, 4])
     found = columns(logits, targets, identity, (seen, identity))
     assert found == columns(logits, targets, identity, (seen[:, :30], identity))
 
 
-def test_a_certain_model_gives_no_nan() -> None:
-    logits = torch.full((2, 10), -1e9)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("low", [-1e9, -torch.finfo(torch.bfloat16).max])
+def test_a_certain_model_gives_no_nan(dtype: torch.dtype, low: float) -> None:
+    logits = torch.full((2, 10), low, dtype=dtype)
     logits[:, 3] = 0.0
     found = columns(logits, torch.tensor([3, 4]), identity)
     assert found.logprob[0] == 0.0
