@@ -59,8 +59,10 @@ load: $(DEV) ## push a running server: URL= USERS= DURATION=, or stages of so lo
 		$(if $(LADDER)$(RATES),--stage $(DURATION),--users $(USERS) --spawn-rate $(USERS) --run-time $(DURATION)) \
 		$(if $(LADDER),--ladder "$(LADDER)") $(if $(RATES),--rates "$(RATES)") $(LOAD)
 
-bench: $(DEV) ## Litmus beside its peers: MODEL= GGUF= LLAMA= ROWS="1 4" BENCH=more options; or a running server: URL= CLIENTS="1 8 32"
-ifeq ($(origin URL),file)
+bench: $(DEV) ## Litmus beside its peers: MODEL= GGUF= LLAMA= ROWS="1 4" BENCH=more options; STUDY=slots, gap, weights, lengths or strategies; or a running server: URL= CLIENTS="1 8 32"
+ifdef STUDY
+	@$(BIN)/python -m loadtest.$(STUDY) $(if $(MODEL),--model "$(MODEL)") $(BENCH)
+else ifeq ($(origin URL),file)
 	@$(BIN)/python -m loadtest.engine $(if $(MODEL),--model "$(MODEL)") $(if $(GGUF),--gguf "$(GGUF)") \
 		$(if $(LLAMA),--llama-server "$(LLAMA)") $(if $(ROWS),--rows $(ROWS)) $(BENCH)
 else
@@ -70,9 +72,10 @@ endif
 bench-cache: $(DEV) ## what a start costs from disk and from memory: MODEL= SIZE="135M" CACHE="--quick" or more options; goes on where it stopped
 	@$(BIN)/python -m loadtest.cache $(if $(MODEL),--model $(MODEL)) $(if $(SIZE),--size $(SIZE)) $(CACHE)
 
-notebooks: $(DEV) ## execute every notebook into runs/notebooks/
-	@mkdir -p runs/notebooks
-	@$(BIN)/jupyter-execute --output='../runs/notebooks/{notebook_name}' notebooks/*.ipynb
+notebooks: $(DEV) ## execute every notebook into runs/notebooks/, as pages into docs/notebooks/
+	@$(BIN)/jupyter-nbconvert --log-level WARN --to notebook --execute --output-dir runs/notebooks notebooks/*.ipynb
+	@$(BIN)/jupyter-nbconvert --log-level ERROR --to html --template page --TemplateExporter.extra_template_basedirs=notebooks \
+		--output-dir docs/notebooks $(patsubst notebooks/%,runs/notebooks/%,$(wildcard notebooks/*.ipynb))
 
 clean: ## remove what the targets made, except models/ and runs/
 	rm -rf $(VENV) .mypy_cache .pytest_cache .hypothesis .coverage

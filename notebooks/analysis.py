@@ -1,34 +1,64 @@
-"""Runs on disk to tables with honest intervals: read runs/*.jsonl, percentiles with bootstrap intervals, goodput, one figure.
+"""Runs on disk to tables and plots with honest intervals: finds and reads runs/*.jsonl, resamples, draws. Also what load tests come to.
 
 Knows the files and nothing of the product. Times are milliseconds unless the name says otherwise.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+PLACES = (Path("../runs"), Path("recorded"))  # seen from a notebook: one's own runs, then those kept with the notebooks
+STYLES = (("o-", "black"), ("s--", "0.35"), ("^:", "0.5"), ("D-.", "0.2"), ("v-", "0.65"), ("P--", "0.1"))  # told apart without colour
+FILLS = (("0.25", ""), ("0.75", ""), ("white", "////"), ("0.5", ""), ("white", ".."), ("0.9", "xx"), ("0.6", "\\\\"), ("white", ""))
 Statistic = Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`requests` has a row per request, with the columns of loadtest's records."""
+    """A file: its first line, and a row for each further one."""
 
     path: Path
     manifest: dict[str, Any]
-    requests: pd.DataFrame
+    rows: pd.DataFrame
 
     def title(self) -> str:
         """What was measured, on what, and when: every number belongs to these."""
-        model, machine = self.manifest["model"], self.manifest["machine"]
-        served = f"{model['id']} ({model['dtype']}, quantize {model['quantize']}, {model['slots']} slots) on {model['device']}"
-        return f"{served}; {machine['cpus']} x {machine['processor']}; {self.manifest['time']}; {self.path.name}"
+        machine, commit = self.manifest["machine"], self.manifest.get("commit")
+        when = self.manifest["time"].replace("T", " ").replace("+00:00", " UTC")
+        code = f"; commit {commit[:12]}{'+' * commit.endswith('+')}" if commit else ""
+        place = f"`{self.path.resolve().parent.name}/{self.path.name}`"
+        quick = "; made with --quick, so it shows that all runs and measures nothing" if self.quick else ""
+        return f"{_subject(self.manifest)}; {machine['cpus']} x {machine['processor']}; {when}{code}; {place}{quick}"
+
+    @property
+    def quick(self) -> bool:
+        """As the manifest says, or a command line in it or in a row."""
+        calls = [self.manifest.get("command"), *self.rows.get("command", ())]
+        return bool(self.manifest.get("quick")) or any("--quick" in call for call in calls if isinstance(call, str))
+
+    def of(self, kind: str) -> pd.DataFrame:
+        """Rows of one kind, without those from the warm-up."""
+        rows = self.rows[self.rows["kind"] == kind]
+        return rows[rows["warm_up"].ne(True)] if "warm_up" in rows else rows
+
+
+def _subject(manifest: dict[str, Any]) -> str:
+    """The models, with what is known of how the first is served."""
+    model = manifest.get("model")
+    if isinstance(model, dict):
+        known = {**model, "quantize": model.get("quantize", manifest.get("quantization"))}
+        words = [known.get("dtype"), f"quantize {known['quantize']}", f"{known.get('slots')} slots", known.get("device")]
+        shown = ", ".join(word for word in words if word and not word.startswith(("None", "quantize None")))
+        return f"{Path(known['id']).name} ({shown})" if shown else Path(known["id"]).name
+    names = [model] if model else manifest.get("models") or manifest.get("plan", {}).get("models") or ["no model"]
+    return ", ".join(Path(name).name for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +71,13 @@ class Interval:
     n: int
 
     def __str__(self) -> str:
-        return f"{_short(self.value)} [{_short(self.low)}, {_short(self.high)}]" if self.n else "-"
+        return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]" if self.n else "-"
 
 
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+def short(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    size = abs(value)
+    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
 
 
 def read_run(path: Path) -> Run:
@@ -66,10 +98,24 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
         raise ValueError(f"{path}, line {number}: {error}") from error
 
 
-def latest(folder: Path, tool: str) -> Run | None:
-    """The newest run of `tool` (bench, load) that has a request in it; None if there is none."""
-    runs = (read_run(path) for path in sorted(folder.glob(f"{tool}-*.jsonl"), reverse=True))
-    return next((run for run in runs if len(run.requests)), None)
+def runs(tool: str, fits: Callable[[Run], bool] = lambda run: True, places: Sequence[Path] = PLACES) -> list[Run]:
+    """Those of `tool` that have rows and fit, in the first place that has any; real ones before quick ones, then the newest first."""
+    for folder in places:
+        read = (read_run(path) for path in sorted(folder.glob(f"{tool}-*.jsonl"), reverse=True))
+        found = [run for run in read if len(run.rows) and fits(run)]
+        if found:
+            return sorted(found, key=lambda run: run.quick)
+    return []
+
+
+def latest(tool: str, fits: Callable[[Run], bool] = lambda run: True, places: Sequence[Path] = PLACES) -> Run | None:
+    """The newest real run, else the newest quick one; None if there is none."""
+    return next(iter(runs(tool, fits, places)), None)
+
+
+def absent(tool: str, command: str) -> str:
+    """What a notebook says that has nothing to read."""
+    return f"There is no run to read: no `runs/{tool}-*.jsonl`, and none kept in `notebooks/recorded`. `{command}` makes one."
 
 
 def percentile(share: float) -> Statistic:
@@ -89,18 +135,122 @@ def bootstrap(values: Iterable[float], statistic: Statistic, *, level: float = 0
     return Interval(statistic(kept), float(low), float(high), len(kept))
 
 
+def difference(before: Sequence[float], after: Sequence[float], *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Of the medians, after - before, each side drawn by itself. NaN where a side has nothing."""
+    if not len(before) or not len(after):
+        return Interval(np.nan, np.nan, np.nan, 0)
+    draw = np.random.default_rng(seed)
+    old, new = (np.median(draw.choice(side, size=(resamples, len(side))), axis=1) for side in (before, after))
+    low, high = np.quantile(new - old, [0.025, 0.975])
+    return Interval(float(np.median(after) - np.median(before)), float(low), float(high), min(len(before), len(after)))
+
+
+def grouped(values: np.ndarray, groups: np.ndarray, statistic: Statistic, *, resamples: int = 300, seed: int = 0) -> Interval:
+    """Like `bootstrap` for rows `[n, ...]` that are not independent: whole groups are drawn. A draw with no statistic (NaN) is left out."""
+    _, number, size = np.unique(groups, return_inverse=True, return_counts=True)
+    members = np.split(np.argsort(number, kind="stable"), np.cumsum(size)[:-1])
+    picks = np.random.default_rng(seed).integers(len(members), size=(resamples, len(members)))
+    found = [statistic(values[np.concatenate([members[one] for one in pick])]) for pick in picks]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return Interval(statistic(values), float(low), float(high), len(values))
+
+
+def auroc(pairs: np.ndarray) -> float:
+    """Of rows `[n, 2]` (score, 1 for a machine's): how often a machine's scores above a human's, a tie counted half."""
+    human, machine = (np.sort(pairs[pairs[:, 1] == side, 0]) for side in (0, 1))
+    below = np.searchsorted(human, machine, "left") + np.searchsorted(human, machine, "right")
+    return float(below.sum() / (2 * len(human) * len(machine))) if len(human) and len(machine) else float("nan")
+
+
+def true_positives(target: float) -> Statistic:
+    """Of the same rows: the share of machine texts beyond a border that at most `target` of human texts cross; NaN where those are too
+    few to say. The border is that of a split-conformal test (the k-th largest of n, k the whole part of target * (n + 1)).
+    """
+
+    def share(pairs: np.ndarray) -> float:
+        humans = np.sort(pairs[pairs[:, 1] == 0, 0])
+        rank = int(target * (len(humans) + 1) + 1e-9)
+        return float((pairs[pairs[:, 1] == 1, 0] > humans[-rank]).mean()) if rank and (pairs[:, 1] == 1).any() else float("nan")
+
+    return share
+
+
+def medians(rows: pd.DataFrame, by: str | list[str], column: str) -> pd.Series:
+    """An `Interval` of the median of `column` for each group."""
+    return pd.Series({name: bootstrap(group[column], percentile(0.5)) for name, group in rows.groupby(by, sort=False)}, dtype=object)
+
+
+def panels(count: int = 1, *, width: float = 8, height: float = 3.2, **given: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of plots side by side; `given` goes to matplotlib's `subplots`."""
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    axes = list(figure.subplots(1, count, squeeze=False, **given)[0])
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def spread(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
+    """Values `[n]`, and the lengths of the bars below and above them `[2, n]`."""
+    values = np.array([one.value for one in intervals])
+    ends = np.array([[one.value - one.low for one in intervals], [one.high - one.value for one in intervals]])
+    return values, np.maximum(ends, 0)
+
+
+def line(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], label: str | None = None, style: int = 0) -> None:
+    """A point for each `x` with its interval, joined; where there is nothing to show, there is no point."""
+    known = [(place, one) for place, one in zip(x, intervals, strict=True) if one.n]
+    values, ends = spread([one for _, one in known])
+    form, colour = STYLES[style % len(STYLES)]
+    axes.errorbar([place for place, _ in known], values, yerr=ends, fmt=form, color=colour, capsize=3, markersize=5, label=label)
+
+
+def bars(axes: Axes, groups: Sequence[str], series: dict[str, Sequence[Interval]], unit: str) -> None:
+    """Bars side by side: a cluster for each group, a fill for each of `series`, the interval on top."""
+    wide = 0.8 / len(series)
+    for number, (name, intervals) in enumerate(series.items()):
+        values, ends = spread(intervals)
+        colour, hatch = FILLS[number % len(FILLS)]
+        places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * wide
+        axes.bar(places, values, wide, color=colour, hatch=hatch, edgecolor="black", linewidth=0.8, label=name)
+        axes.errorbar(places, values, yerr=ends, fmt="none", ecolor="black", capsize=3)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set(ylabel=unit, ylim=(0, None))
+
+
+def stack(axes: Axes, table: pd.DataFrame, unit: str) -> None:
+    """A bar for each row of `table`, its columns one on another."""
+    below = np.zeros(len(table))
+    for number, (part, values) in enumerate(table.items()):
+        colour, hatch = FILLS[number % len(FILLS)]
+        axes.bar(table.index, values, 0.6, below, label=str(part), color=colour, hatch=hatch, edgecolor="black", linewidth=0.8)
+        below += values.to_numpy()
+    axes.set(ylabel=unit)
+
+
+def server(run: Run) -> str:
+    """Which model, whose server and what weights, as the server itself told."""
+    card, weights = run.manifest["model"], run.manifest.get("quantization")
+    told = weights if weights not in (None, "none", "not told") else card.get("dtype", "weights not told")
+    return f"{Path(card['id']).name} by {card.get('owned_by', 'a server without a name')}, {told}"
+
+
 def chats(run: Run) -> pd.DataFrame:
-    return run.requests[run.requests["kind"] == "chat"]
+    return run.of("chat")
 
 
 def finished(requests: pd.DataFrame) -> pd.DataFrame:
     return requests[requests["outcome"] == "ok"]
 
 
+def level(requests: pd.DataFrame) -> str:
+    """What the stages of a load differ in: `rate` in an open loop, `clients` in a closed one."""
+    return "rate" if "rate" in requests and requests["rate"].notna().any() else "clients"
+
+
 def outcomes(requests: pd.DataFrame) -> pd.DataFrame:
-    """Requests by clients and outcome; ok, shed and failed always have a column."""
-    counts = pd.crosstab(requests["clients"], requests["outcome"])
-    return counts.reindex(columns=["ok", "shed", "failed"], fill_value=0).rename_axis(columns=None)
+    """Requests by stage and outcome. `left`: the client went away on purpose."""
+    counts = pd.crosstab(requests[level(requests)], requests["outcome"])
+    return counts.reindex(columns=["ok", "shed", "failed", "left"], fill_value=0).rename_axis(columns=None)
 
 
 def span_s(requests: pd.DataFrame) -> float:
@@ -110,11 +260,11 @@ def span_s(requests: pd.DataFrame) -> float:
 
 
 def waits(requests: pd.DataFrame) -> pd.DataFrame:
-    """Chats by clients: TTFT, TPOT and end to end as `Interval`s, and the tokens/s all clients got together."""
+    """Chats by stage: TTFT, TPOT and end to end as `Interval`s, and the tokens/s all clients got together."""
     rows = {}
-    for clients, group in requests.groupby("clients"):
+    for stage, group in requests.groupby(level(requests)):
         ok = finished(group)
-        rows[clients] = {
+        rows[stage] = {
             "n": len(ok),
             "TTFT p50 ms": bootstrap(ok["ttft_ms"], percentile(0.5)),
             "TTFT p95 ms": bootstrap(ok["ttft_ms"], percentile(0.95)),
@@ -122,35 +272,24 @@ def waits(requests: pd.DataFrame) -> pd.DataFrame:
             "end to end p50 ms": bootstrap(ok["e2e_ms"], percentile(0.5)),
             "tokens/s in all": round(float(ok["completion_tokens"].sum()) / span_s(group), 1),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("clients")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(level(requests))
 
 
 def goodput(requests: pd.DataFrame, *, ttft_ms: float, tpot_ms: float) -> pd.DataFrame:
-    """Chats by clients that came in time: first token within `ttft_ms`, further ones within `tpot_ms` each on average.
+    """Chats by stage that came in time: first token within `ttft_ms`, further ones within `tpot_ms` each on average.
 
-    The share is of all that were asked for, shed and failed ones too. A one-token answer has no TPOT and cannot miss it.
+    The share (an `Interval`) is of all that were asked for, shed and failed ones too, but not those a client left. A one-token answer has
+    no TPOT and cannot miss it.
     """
     rows = {}
-    for clients, group in requests.groupby("clients"):
+    for stage, group in requests.groupby(level(requests)):
         in_time = (group["outcome"] == "ok") & (group["ttft_ms"] <= ttft_ms) & ~(group["tpot_ms"] > tpot_ms)
-        rows[clients] = {"share in time": float(in_time.mean()), "chats/s in time": float(in_time.sum()) / span_s(group)}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("clients")
+        share = bootstrap(in_time[group["outcome"] != "left"], lambda values: float(values.mean()))
+        rows[stage] = {"share in time": share, "chats/s in time": float(in_time.sum()) / span_s(group)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(level(requests))
 
 
-def second_client(requests: pd.DataFrame) -> tuple[int, int] | None:
-    """The two smallest numbers of clients with a finished chat, to compare; None if there are not two."""
-    counts = sorted(finished(requests)["clients"].unique())
-    return (int(counts[0]), int(counts[1])) if len(counts) > 1 else None
-
-
-def draw_waits(table: pd.DataFrame) -> Figure:
-    """TTFT and TPOT medians over clients, with their intervals as bars."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    for axes, column in zip(figure.subplots(1, 2), ("TTFT p50 ms", "TPOT p50 ms"), strict=True):
-        shown = table[column][[interval.n > 0 for interval in table[column]]]
-        values = np.array([interval.value for interval in shown])
-        below = values - [interval.low for interval in shown]
-        above = [interval.high for interval in shown] - values
-        axes.errorbar(shown.index, values, yerr=[below, above], marker="o", capsize=4)
-        axes.set(xlabel="clients at once", ylabel=column, xticks=list(table.index), ylim=(0, None))
-    return figure
+def knee(levels: Sequence[float], throughput: Sequence[float]) -> float:
+    """The last level that brought at least half of its proportion over the one before: twice the clients, 1.5 times the throughput."""
+    steps = zip(levels, levels[1:], throughput, throughput[1:], strict=False)
+    return max([levels[0], *(after for before, after, had, has in steps if has - had >= 0.5 * had * (after / before - 1))])

@@ -46,6 +46,19 @@ def test_bench_compares_unless_a_server_is_named():
     assert "-m loadtest.bench --url http://host:1 --clients 1 8 32" in shown and "loadtest.engine" not in shown
 
 
+def test_bench_runs_a_study():
+    assert "-m loadtest.slots" in make("bench", "STUDY=slots", "MODEL=", "BENCH=")
+    shown = make("bench", "STUDY=gap", "MODEL=folder", "BENCH=--quick").rpartition("-m loadtest.gap")[2]
+    assert shown.split() == ["--model", '"folder"', "--quick"]
+
+
+def test_notebooks_become_pages():
+    shown = make("notebooks")
+    run, pages = (" ".join(part.split()) for part in shown.replace("\\\n", " ").strip().splitlines()[-2:])
+    assert "--execute --output-dir runs/notebooks notebooks/" in run
+    assert "--output-dir docs/notebooks runs/notebooks/" in pages and "06-detector.ipynb" in pages
+
+
 def test_bench_cache_passes_on_what_is_given_and_nothing_else():
     assert "--" not in make("bench-cache", "MODEL=", "SIZE=", "CACHE=").rpartition("-m loadtest.cache")[2]
     shown = make("bench-cache", "MODEL=one two", "SIZE=135M 1.7B", "CACHE=--quick").rpartition("-m loadtest.cache")[2]

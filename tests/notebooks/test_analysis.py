@@ -8,31 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notebooks import analysis
-
-MANIFEST = {
-    "kind": "manifest",
-    "time": "2026-11-21T00:00:00+00:00",
-    "model": {"id": "fake", "dtype": "float32", "quantize": "none", "slots": 2, "device": "cpu"},
-    "machine": {"cpus": 2, "processor": "a processor"},
-}
-
-
-def chat(clients, started_s, **fields):
-    row = {"kind": "chat", "clients": clients, "started_s": started_s, "status": 200, "outcome": "ok", "e2e_ms": 1000.0}
-    return row | {"reason": None, "ttft_ms": 100.0, "tpot_ms": 50.0, "itl_ms": [50.0], "prompt_tokens": 5, "completion_tokens": 19} | fields
-
-
-def write(path, rows, manifest=MANIFEST, end="\n"):
-    path.write_text("\n".join(json.dumps(row) for row in [manifest, *rows]) + end)
-    return path
-
+from tests.notebooks.rows import MANIFEST, chat, write
 
 ROWS = [
     chat(1, 0.0),
     chat(1, 1.0, ttft_ms=300.0),
+    chat(1, 1.0, ttft_ms=9000.0, e2e_ms=9000.0, warm_up=True),
     chat(2, 2.0, ttft_ms=2000.0, e2e_ms=2000.0),
     chat(2, 2.0, tpot_ms=70.0),
     chat(2, 3.0, outcome="shed", status=429, ttft_ms=None, tpot_ms=None, completion_tokens=None),
+    chat(2, 3.0, outcome="left", ttft_ms=50.0, tpot_ms=None, completion_tokens=None),
     chat(2, 3.0, tpot_ms=None, completion_tokens=1),
     {**chat(2, 4.0), "kind": "score", "ttft_ms": None},
 ]
@@ -40,18 +25,39 @@ ROWS = [
 
 @pytest.fixture
 def run(tmp_path):
-    return analysis.read_run(write(tmp_path / "bench-1.jsonl", ROWS))
+    return analysis.read_run(write(tmp_path / "runs" / "load-1.jsonl", ROWS))
 
 
 def test_read(run):
-    assert len(run.requests) == 7 and len(analysis.chats(run)) == 6
-    assert "fake (float32" in run.title() and "2 x a processor" in run.title() and "bench-1.jsonl" in run.title()
+    assert len(run.rows) == 9 and len(analysis.chats(run)) == 7, "the score is no chat, the warm-up does not count"
+    assert "fake (float32, quantize none, 2 slots, cpu); 2 x a processor; 2026-11-21 00:00:00 UTC; `runs/load-1.jsonl`" in run.title()
+
+
+@pytest.mark.parametrize(
+    ("facts", "subject"),
+    [
+        ({"model": "runs/llama-135m"}, "llama-135m"),
+        ({"model": None, "plan": {"models": {"one": "digest", "two": "digest"}}}, "one, two"),
+        ({"model": {"id": "/models/fake.gguf"}, "quantization": "Q4_0"}, "fake.gguf (quantize Q4_0)"),
+        ({"model": {"id": "Qwen/Qwen3-0.6B"}, "quantization": None}, "Qwen3-0.6B"),
+        ({"model": None}, "no model"),
+    ],
+)
+def test_titles_of_other_tools(tmp_path, facts, subject):
+    title = analysis.read_run(write(tmp_path / "a.jsonl", [], {**MANIFEST, **facts, "commit": "a" * 40 + "+"})).title()
+    assert title.startswith(f"{subject}; 2 x") and "; commit aaaaaaaaaaaa+;" in title
+
+
+def test_who_answered(run, tmp_path):
+    assert analysis.server(run) == "fake by litmus, float32"
+    peer = {**MANIFEST, "model": {"id": "a/b.gguf"}, "quantization": "Q4_0"}
+    assert analysis.server(analysis.read_run(write(tmp_path / "b.jsonl", [], peer))) == "b.gguf by a server without a name, Q4_0"
 
 
 def test_a_cut_last_line_is_left_out_and_a_broken_one_is_named(tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS[:2])
     path.write_text(path.read_text() + '{"kind": "ch')
-    assert len(analysis.read_run(path).requests) == 2
+    assert len(analysis.read_run(path).rows) == 2
     path.write_text(path.read_text() + "\n" + json.dumps(ROWS[0]) + "\n")
     with pytest.raises(ValueError, match=r"a\.jsonl, line 4"):
         analysis.read_run(path)
@@ -65,11 +71,21 @@ def test_no_manifest(tmp_path, text):
         analysis.read_run(path)
 
 
-def test_latest_is_the_newest_with_requests(tmp_path):
-    assert analysis.latest(tmp_path, "bench") is None
-    for name, rows in (("bench-1", ROWS), ("bench-2", ROWS[:1]), ("bench-3", []), ("load-9", ROWS)):
-        write(tmp_path / f"{name}.jsonl", rows)
-    assert analysis.latest(tmp_path, "bench").path.stem == "bench-2"
+def test_latest(tmp_path):
+    places = [tmp_path / "runs", tmp_path / "recorded"]
+    assert analysis.latest("load", places=places) is None
+    write(places[1] / "load-5.jsonl", ROWS)
+    assert analysis.latest("load", places=places).path.parent == places[1], "what is kept, where there is nothing of one's own"
+    quick, called = {**MANIFEST, "quick": True}, {"kind": "call", "command": "python -m loadtest.cache --quick"}
+    runs = {"load-1": (ROWS, MANIFEST), "load-2": (ROWS[:1], MANIFEST), "load-3": ([], MANIFEST), "bench-9": (ROWS, MANIFEST)}
+    for name, (rows, manifest) in {**runs, "load-7": (ROWS, quick), "load-8": ([called, *ROWS], MANIFEST)}.items():
+        write(places[0] / f"{name}.jsonl", rows, manifest)
+    found = analysis.runs("load", places=places)
+    assert [run.path.stem for run in found] == ["load-2", "load-1", "load-8", "load-7"], "quick ones last"
+    assert analysis.latest("load", places=places).path.stem == "load-2"
+    assert analysis.latest("load", lambda run: len(run.rows) > 1, places).path.stem == "load-1"
+    assert analysis.latest("load", lambda run: run.path.stem == "load-5", places).path.stem == "load-5"
+    assert "measures nothing" in found[2].title() and "measures nothing" not in found[0].title()
 
 
 def test_bootstrap_of_known_samples():
@@ -93,9 +109,53 @@ def test_bootstrap_stays_within_the_values_and_repeats(values, share):
     assert min(values) <= first.low <= first.high <= max(values)
 
 
+def test_difference_of_medians():
+    assert analysis.difference([1.0] * 5, [3.0] * 4) == analysis.Interval(2, 2, 2, 4)
+    draw = np.random.default_rng(0)
+    found = analysis.difference(draw.normal(0, 1, 200), draw.normal(0, 1, 200))
+    assert found.low < 0 < found.high
+    assert analysis.difference([1.0], []).n == 0
+
+
+def test_groups_are_drawn_whole():
+    """Ten copies of each value tell no more than one: the interval is that of the groups, not of the rows."""
+    values = np.random.default_rng(1).normal(0, 1, 100)
+    alone = analysis.bootstrap(values, lambda found: float(found.mean()))
+    copied = analysis.grouped(np.repeat(values, 10), np.repeat(np.arange(100), 10), lambda found: float(found.mean()), resamples=1000)
+    assert copied.n == 1000 and copied.value == pytest.approx(alone.value)
+    assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=0.15)
+
+
+def test_auroc():
+    human, machine = [1, 2, 3, 3], [3, 4]
+    pairs = np.array([(score, 0) for score in human] + [(score, 1) for score in machine], float)
+    assert analysis.auroc(pairs) == (2 + 0.5 * 2 + 4) / 8, "a tie counts half"
+    assert math.isnan(analysis.auroc(pairs[:4]))
+
+
+def test_true_positives():
+    pairs = np.array([(score, 0) for score in range(100)] + [(98, 1), (99, 1), (100, 1), (101, 1)], float)
+    assert analysis.true_positives(0.01)(pairs) == 0.5, "two lie beyond the highest of a hundred"
+    assert analysis.true_positives(0.05)(pairs) == 1
+    assert math.isnan(analysis.true_positives(0.001)(pairs)), "too few human texts to say"
+    assert math.isnan(analysis.true_positives(0.05)(pairs[:100]))
+
+
+def test_medians():
+    found = analysis.medians(pd.DataFrame({"name": ["b", "b", "a"], "s": [1.0, 3.0, 7.0]}), "name", "s")
+    assert list(found.index) == ["b", "a"] and (found["b"].value, found["a"].value) == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0.000"), (0.9876, "0.988"), (9.876, "9.88"), (98.76, "98.8"), (9876.5, "9,876"), (-0.5, "-0.500")]
+)
+def test_short(value, text):
+    assert analysis.short(value) == text
+
+
 def test_outcomes(run):
     table = analysis.outcomes(analysis.chats(run))
-    assert table.to_dict("index") == {1: {"ok": 2, "shed": 0, "failed": 0}, 2: {"ok": 3, "shed": 1, "failed": 0}}
+    assert table.to_dict("index") == {1: {"ok": 2, "shed": 0, "failed": 0, "left": 0}, 2: {"ok": 3, "shed": 1, "failed": 0, "left": 1}}
 
 
 def test_waits(run):
@@ -107,16 +167,42 @@ def test_waits(run):
 
 def test_goodput_counts_what_was_shed_against_the_server(run):
     table = analysis.goodput(analysis.chats(run), ttft_ms=1000, tpot_ms=60)
-    assert table.loc[1].to_list() == [1.0, 1.0]
-    assert table.loc[2, "share in time"] == 0.25, "late first token, slow tokens and shed are out; the one-token answer is in"
+    assert table.loc[1, "share in time"].value == 1 and table.loc[1, "chats/s in time"] == 1
+    share = table.loc[2, "share in time"]
+    assert (share.value, share.n) == (0.25, 4), "late, slow and shed are out, the one-token answer is in, who left is not asked"
     assert table.loc[2, "chats/s in time"] == pytest.approx(1 / 2)
 
 
-def test_second_client(run):
-    assert analysis.second_client(analysis.chats(run)) == (1, 2)
-    assert analysis.second_client(pd.DataFrame(ROWS[:2])) is None
+def test_an_open_loop_is_grouped_by_its_rate():
+    rows = pd.DataFrame([chat(0, 0.0, rate=0.5), chat(0, 1.0, rate=2.0)])
+    assert analysis.level(rows) == "rate"
+    assert list(analysis.waits(rows).index) == list(analysis.outcomes(rows).index) == [0.5, 2.0]
+    assert analysis.level(pd.DataFrame([chat(2, 0.0)])) == analysis.level(pd.DataFrame([{"clients": 1}])) == "clients"
 
 
-def test_figure_has_both_waits(run):
-    left, right = analysis.draw_waits(analysis.waits(analysis.chats(run))).axes
-    assert "TTFT" in left.get_ylabel() and "TPOT" in right.get_ylabel()
+@pytest.mark.parametrize(
+    ("throughput", "users"), [([10, 20, 30, 31], 4), ([10, 20, 40, 80], 8), ([10, 11, 12, 13], 1), ([10, 14, 28, 29], 4), ([0, 0, 0, 0], 8)]
+)
+def test_knee(throughput, users):
+    assert analysis.knee([1, 2, 4, 8], throughput) == users
+
+
+def interval(value):
+    return analysis.Interval(value, value - 1, value + 2, 5)
+
+
+def test_spread_is_lengths_of_bars():
+    values, ends = analysis.spread([interval(5), interval(7)])
+    assert values.tolist() == [5, 7] and ends.tolist() == [[1, 1], [2, 2]]
+
+
+def test_plots():
+    nothing = analysis.bootstrap([], analysis.percentile(0.5))
+    figure, axes = analysis.panels(3)
+    analysis.line(axes[0], [1, 2, 3], [interval(5), nothing, interval(7)], "one")
+    assert axes[0].lines[0].get_xdata().tolist() == [1, 3], "no point where there is nothing"
+    analysis.bars(axes[1], ["a", "b"], {"one": [interval(1), interval(2)], "two": [interval(3), nothing]}, "s")
+    assert [patch.get_height() for patch in axes[1].patches][:3] == [1, 2, 3]
+    analysis.stack(axes[2], pd.DataFrame({"part": [1.0, 2.0], "rest": [3.0, 4.0]}, index=["a", "b"]), "s")
+    assert [patch.get_y() for patch in axes[2].patches] == [0, 0, 1, 2]
+    figure.draw_without_rendering()

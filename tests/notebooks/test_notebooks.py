@@ -1,37 +1,61 @@
-"""Every notebook runs, with a run to read and without one; one question in the title, an answer at the end."""
+"""Every notebook runs on what is kept with it, on made-up runs and on none; one question in the title, an answer at the end.
 
-import json
-import shutil
+Cells run in this process, as a kernel would run them; one notebook goes through a kernel and becomes a page.
+"""
+
+import io
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import IPython.display
 import nbformat
 import pytest
+from matplotlib.figure import Figure
 from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+
+from notebooks import analysis
+from tests.notebooks.rows import MANIFEST, ladder, starts, texts, write
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-MANIFEST = {
-    "kind": "manifest",
-    "time": "2026-11-21T00:00:00+00:00",
-    "model": {"id": "fake", "dtype": "float32", "quantize": "none", "slots": 2, "device": "cpu"},
-    "machine": {"cpus": 2, "processor": "a processor"},
-}
+RECORDED = sorted((NOTEBOOKS / "recorded").glob("*.jsonl"))
 
 
-def chat(clients, number):
-    times = {"started_s": float(number), "e2e_ms": 500.0 * clients, "ttft_ms": 100.0 * clients, "tpot_ms": 20.0 * clients, "itl_ms": [20.0]}
-    return {"kind": "chat", "clients": clients, "status": 200, "outcome": "ok", "completion_tokens": 20, "prompt_tokens": 5, **times}
+@dataclass
+class Shown:
+    figures: list[Figure] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    def __call__(self, *things):
+        for thing in things:
+            if isinstance(thing, Figure):
+                self.figures.append(thing)
+            elif isinstance(thing, IPython.display.Markdown):
+                self.texts.append(thing.data)
 
 
-def execute(name, folder):
-    """A copy beside a `runs` of our own, as the notebook reads ../runs. Returns the executed page."""
-    shutil.copytree(NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    page = nbformat.read(folder / "notebooks" / name, as_version=4)
-    NotebookClient(page, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder / "notebooks")}}).execute()
-    return page
+@pytest.fixture
+def execute(monkeypatch, tmp_path):
+    """Runs the cells of a notebook that stands beside `runs` and `recorded` of our own, and resamples little."""
+    for function in (analysis.bootstrap, analysis.difference, analysis.grouped):
+        monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "resamples": 10})
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.setitem(sys.modules, "analysis", analysis)
+    shown = Shown()
+    monkeypatch.setattr(IPython.display, "display", shown)
 
+    def run(name):
+        names = {}
+        for cell in nbformat.read(NOTEBOOKS / name, as_version=4).cells:
+            if cell.cell_type == "code":
+                exec("\n".join(line for line in cell.source.splitlines() if not line.startswith("%")), names)
+        for figure in shown.figures:
+            figure.savefig(io.BytesIO(), dpi=40)
+        return shown
 
-def answer(page):
-    return "".join(output["data"].get("text/markdown", "") for output in page.cells[-1].outputs)
+    return run
 
 
 @pytest.fixture(params=sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
@@ -49,15 +73,72 @@ def test_form(name):
     assert not any(cell.get("outputs") for cell in page.cells), "outputs belong in runs/notebooks/"
 
 
-def test_without_a_run_it_says_how_to_make_one(name, tmp_path):
-    assert "`make " in answer(execute(name, tmp_path))
+def test_without_a_run_it_says_how_to_make_one(name, execute):
+    shown = execute(name)
+    assert "` makes one" in shown.texts[-1] and not shown.figures
 
 
-def test_latency_answers_from_the_data(tmp_path):
-    (tmp_path / "runs").mkdir()
-    rows = [MANIFEST, *(chat(clients, number) for clients in (1, 2) for number in range(4))]
-    (tmp_path / "runs" / "bench-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = execute("01-latency.ipynb", tmp_path)
-    assert any("image/png" in output.get("data", {}) for cell in page.cells for output in cell.get("outputs", ())), "the figure is shown"
-    assert "waits 100 [100, 100] ms for the first token and 20.0 [20.0, 20.0] ms" in answer(page)
-    assert "a token takes 2.0 times as long" in answer(page)
+@pytest.mark.skipif(not RECORDED, reason="notebooks/recorded has no runs yet")
+def test_on_what_is_kept_with_it(name, execute, tmp_path):
+    (tmp_path / "notebooks" / "recorded").symlink_to(NOTEBOOKS / "recorded")
+    shown = execute(name)
+    assert shown.figures and "` makes one" not in shown.texts[-1]
+
+
+def test_users_at_once(execute, tmp_path):
+    rows = ladder({1: 100, 2: 190, 4: 360, 8: 400})
+    write(tmp_path / "runs" / "load-1.jsonl", rows)
+    shown = execute("01-latency.ipynb")
+    assert "knee at **4 users**: 359 tokens/s" in shown.texts[-1], "360 in a second and 3 ms"
+    assert "TTFT p95 400 [400, 400] ms, TPOT p50 20.0 [20.0, 20.0] ms" in shown.texts[-1], "the warm-up is left out"
+    assert "reader: 8 users (the most that was tried); strict: 2 users" in shown.texts[-1]
+    assert len(shown.figures) == 2
+
+
+def test_users_at_once_beside_a_peer_and_strangers(execute, tmp_path):
+    peer = {**MANIFEST, "model": {"id": "fake.gguf", "owned_by": "llamacpp"}, "quantization": "Q4_0"}
+    write(tmp_path / "runs" / "load-1.jsonl", ladder({1: 100, 2: 190, 4: 360, 8: 400}))
+    write(tmp_path / "runs" / "load-2.jsonl", ladder({1: 50, 2: 95, 4: 180, 8: 400}), peer)
+    arrivals = [{**row, "rate": row["clients"] / 2, "clients": 0} for row in ladder({1: 100, 8: 400})]
+    write(tmp_path / "runs" / "load-3.jsonl", arrivals)
+    shown = execute("01-latency.ipynb")
+    assert "Beside fake.gguf by llamacpp, Q4_0, 4 users: 2.00 times the tokens a second" in shown.texts[-1]
+    assert "8 users: 1.00 times" in shown.texts[-1]
+    assert "strict: 0.5 arrivals a second" in shown.texts[-1]
+
+
+def test_ramdisk(execute, tmp_path):
+    manifest, rows = starts()
+    write(tmp_path / "runs" / "cache-1.jsonl", rows, manifest)
+    shown = execute("02-ramdisk.ipynb")
+    assert "36 starts; 1 more were refused" in shown.texts[0]
+    lines = {line.partition("**: ")[0]: line for line in shown.texts[-1].splitlines()}
+    assert "saves 1.00 [0.99" in lines["- **by mmap"] and "s of 2.00 s beside a cold disk" in lines["- **by mmap"]
+    assert all("no difference that can be told" in lines[f"- **{case}"] for case in ("by mmap", "by read", "quantize nf4"))
+    assert "tmpfs 4.00 s and 3,000 MB" in shown.texts[-1]
+
+
+def test_detector(execute, tmp_path):
+    manifest, rows = texts()
+    write(tmp_path / "runs" / "detector-1.jsonl", rows, manifest)
+    shown = execute("06-detector.ipynb")
+    lines = {line.partition("**: ")[0]: line for line in shown.texts[-1].splitlines()}
+    assert "AUROC 1.00 [1.00, 1.00] by binoculars, 100% [100%, 100%] found" in lines["- **stories, T=0.7"]
+    assert 0.4 < float(lines["- **stories, T=1"].split("AUROC ")[1].split()[0]) < 0.6
+    assert "Of 1 sets by other models, 0 reach" in shown.texts[-1]
+
+
+def test_a_kernel_runs_it_and_it_becomes_a_page(tmp_path):
+    """As `make notebooks` does."""
+    name = "02-ramdisk.ipynb"
+    page = nbformat.read(NOTEBOOKS / name, as_version=4)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "analysis.py").write_text((NOTEBOOKS / "analysis.py").read_text())
+    manifest, rows = starts()
+    manifest["plan"]["factors"] |= {"ways": ["mmap"], "weights": ["none"]}
+    write(tmp_path / "runs" / "cache-1.jsonl", rows, manifest)
+    NotebookClient(page, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path / "notebooks")}}).execute()
+    html, _ = HTMLExporter(template_name="page", extra_template_basedirs=[str(NOTEBOOKS)]).from_notebook_node(page)
+    assert html.startswith("<!DOCTYPE html>") and "</html>" in html
+    assert html.count("data:image/png") == 4 and "<details><summary>code</summary>" in html
+    assert len(html) < 1_000_000

@@ -1,0 +1,71 @@
+"""Litmus's wire in this process, without a model and without a socket: as many words as were asked for, and slots that tell of waits."""
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from loadtest import clients, peers
+from loadtest.clients import Chatter
+from loadtest.peers import Peer, Server
+
+PROMPT_TOKENS = 21
+CARD = {"id": "fake", "dtype": "float32", "quantize": "none", "device": "cpu", "context": 128}
+
+
+@dataclass
+class Litmuses:
+    """`lost`: tokens that every whole answer lacks. `slots`: as its card says; what was asked for where it is None."""
+
+    lost: int = 0
+    slots: int | None = None
+    told: int = 200
+    started: list[Peer] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    ids: Iterator[int] = field(default_factory=itertools.count)
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            asked = self.started[-1].command
+            return httpx.Response(200, json={"data": [{**CARD, "slots": self.slots or int(asked[asked.index("--model.slots") + 1])}]})
+        if request.url.path == "/slots":
+            decisions = [{"request": f"chat-{number}/0", "waited_s": 0.25} for number in range(len(self.bodies))]
+            return httpx.Response(self.told, json={"slots": [], "waiting": [], "texts": 0, "decisions": decisions})
+        body = json.loads(request.content)
+        self.bodies.append(body)
+        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": body["max_tokens"] - (0 if body.get("stream") else self.lost)}
+        if body.get("stream"):
+            return httpx.Response(200, content=events(f"chat-{next(self.ids)}", body["max_tokens"], usage))
+        return httpx.Response(200, json={"usage": usage})
+
+    @contextmanager
+    def running(self, peer: Peer, *_: Any) -> Iterator[Server]:
+        self.started.append(peer)
+        yield Server(peer, "http://litmus")
+
+    @asynccontextmanager
+    async def chatter(self, server: Server) -> AsyncIterator[Chatter]:
+        async with httpx.AsyncClient(base_url=server.url, transport=httpx.MockTransport(self.answer)) as http:
+            yield Chatter(http, server)
+
+
+async def events(name: str, tokens: int, usage: dict[str, int]) -> AsyncIterator[bytes]:
+    for _ in range(tokens):
+        yield event({"id": name, "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]})
+    yield event({"id": name, "choices": [], "usage": usage}) + b"data: [DONE]\n\n"
+
+
+def event(content: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(content)}\n\n".encode()
+
+
+def stand_in(monkeypatch: Any) -> Litmuses:
+    """Whatever is started is one of these."""
+    made = Litmuses()
+    monkeypatch.setattr(peers, "running", made.running)
+    monkeypatch.setattr(clients, "chatter", made.chatter)
+    return made
