@@ -1,0 +1,80 @@
+"""What length costs: lengths that fit, rates from two runs, the order, the table, and what is asked of which program."""
+
+import json
+
+import pytest
+
+from loadtest import lengths
+from loadtest.child import Failed, Told
+from loadtest.lengths import context, order, prompts, split, table
+
+
+@pytest.mark.parametrize(
+    ("asked", "most", "found"), [([64, 256, 4096], 1024, [64, 256, 960]), ([2000, 4096], 1024, [960]), ([64, 4096], None, [64, 4096])]
+)
+def test_prompts_leave_room_for_the_answer(asked, most, found):
+    assert prompts(asked, most, 64) == found
+
+
+def test_the_context_is_the_configs(tiny_folder):
+    assert context(str(tiny_folder)) == 128
+    assert context("owner/name") is None
+
+
+def line(new_tokens, seconds, at_once=4):
+    return {"at_once": at_once, "prompt_tokens": 100, "new_tokens": new_tokens, "tokens_per_s": at_once * new_tokens / seconds}
+
+
+def test_answers_cost_what_whole_ones_take_longer():
+    found = split(line(1, 2.0), line(11, 7.0))
+    assert found["prefill_per_s"] == pytest.approx(400 / 2.0)
+    assert found["decode_per_s"] == pytest.approx(40 / 5.0)
+    assert (found["read_s"], found["whole_s"]) == (pytest.approx(2.0), pytest.approx(7.0))
+    assert split(line(1, 2.0), line(11, 2.0))["decode_per_s"] is None, "noise is not a speed"
+
+
+def test_the_order_is_drawn_for_each_repeat():
+    cells = [(64, 1), (64, 8), (256, 1), (256, 8)]
+    found = order(cells, 6, 0)
+    parts = [tuple(cell for cell, repeat in found if repeat == number) for number in range(1, 7)]
+    assert all(sorted(part) == cells for part in parts) and len(set(parts)) > 1
+
+
+def test_the_table():
+    speeds = [
+        {"kind": "speed", "prompt_tokens": 64, "at_once": 8, "prefill_per_s": rate, "decode_per_s": other, "peak_bytes": 5e8}
+        for rate, other in ((100.0, None), (300.0, 30.0))
+    ]
+    scored = [{"kind": "scoring", "what": what, "tokens": 50, "seconds": 0.02} for what in ("engine", "published")]
+    shown = table([*speeds, *scored]).splitlines()
+    assert shown[2] == "| 64 | 8 | 200 | 30 | 500 |"
+    assert shown[-1] == "| 50 | 20.0 | 20.0 |"
+
+
+def test_what_is_asked(monkeypatch, tmp_path, tiny_folder, capsys):
+    asked = []
+
+    def pretend(*words):
+        asked.append(words)
+        given = dict(zip(words[1::2], words[2::2], strict=False))
+        if words[0] == "app.scoring.bench":
+            if given["--what"] == "published":
+                raise Failed("it ended with code 2: no memory")
+            return Told([{"by_length": [{"tokens": 50, "seconds": 0.1, "peak_bytes": 7}]}], 0)
+        if words[0] == "models.footprint":
+            return Told([{"kind": "footprint", "context": int(given["--context"]), "slot_bytes": 1}], 0)
+        tokens = int(given["--new-tokens"])
+        return Told([{**line(tokens, 1.0 + tokens, int(given["--at-once"])), "threads": 1, "runs": []}], 10 * tokens)
+
+    monkeypatch.setattr(lengths, "call", pretend)
+    code = lengths.main(["--quick", "--model", str(tiny_folder), "--lengths", "32", "900", "--at-once", "2", "--out", str(tmp_path)])
+    assert code == 1, "one way of scoring failed"
+    (path,) = tmp_path.glob("lengths-*.jsonl")
+    manifest, *rows = map(json.loads, path.read_text().splitlines())
+    assert manifest["quick"] and manifest["model"]["id"] == str(tiny_folder)
+    assert [row["prompt_tokens"] for row in rows if row["kind"] == "footprint"] == [32, 120], "cut to the context of 128"
+    speeds = [row for row in rows if row["kind"] == "speed"]
+    assert {(row["prompt_tokens"], row["context"], row["peak_bytes"]) for row in speeds} == {(32, 40, 80), (120, 128, 80)}
+    assert [row["what"] for row in rows if row["kind"] == "scoring"] == ["engine"]
+    assert [row["why"] for row in rows if row["kind"] == "failed"] == ["it ended with code 2: no memory"]
+    assert "| 120 | 2 |" in capsys.readouterr().out
