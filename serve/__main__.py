@@ -11,6 +11,8 @@ from typing import Any
 from app.errors import SetupError
 from app.settings import Settings, go_offline_quietly, read
 
+API_PROCESS = "LitServer"  # how LitServe calls it
+
 
 def main() -> None:
     go_offline_quietly()
@@ -75,8 +77,10 @@ def check_port(host: str, port: int) -> None:
 
 def _interrupt(number: int, frame: Any) -> None:
     """LitServe drains on KeyboardInterrupt and leaves its children behind on SIGTERM: make the one the other, once."""
-    if multiprocessing.parent_process() is not None:
-        return  # the forked API process inherits this handler; uvicorn raises the signal anew when it has drained
+    if multiprocessing.parent_process() is not None:  # forked children inherit this handler
+        if multiprocessing.current_process().name.startswith(API_PROCESS):
+            sys.exit(0)  # uvicorn has its own while it runs: this is before, or the signal that it raises anew when it has drained
+        return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt

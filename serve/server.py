@@ -83,10 +83,12 @@ class Server(litserve.LitServer):
 
     def verify_worker_status(self) -> None:
         self._dress()
-        while not any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
+        while True:
             for api, process in zip(self._apis, self.inference_workers, strict=True):
                 if not process.is_alive():
                     raise _unserved(api)
+            if any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
+                return
             time.sleep(0.02)
 
     def launch_single_inference_worker(self, lit_api: ModelAPI, worker_id: int) -> Any:

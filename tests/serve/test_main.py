@@ -1,0 +1,29 @@
+"""What the processes that LitServe forks do with the signals that the main one listens to."""
+
+import subprocess
+import sys
+
+from serving import ENVIRONMENT, ROOT
+
+FORKED = """
+import multiprocessing, signal, time
+from serve.__main__ import _interrupt
+signal.signal(signal.SIGTERM, _interrupt)
+fork = multiprocessing.get_context("fork")
+children = [fork.Process(target=time.sleep, args=(30,), name=name) for name in ("LitServer-0", "SyncManager-1")]
+for child in children:
+    child.start()
+time.sleep(0.2)
+for child in children:
+    child.terminate()
+children[0].join(10)
+children[1].join(0.2)
+print([child.exitcode for child in children])
+children[1].kill()
+"""
+
+
+def test_a_stop_before_uvicorn_listens_to_signals_ends_the_api_process_and_not_the_manager() -> None:
+    """Else the main process would wait for it as long as for answers in flight."""
+    done = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[0, None]", done.stderr
