@@ -24,7 +24,7 @@ from typing import Any, get_args
 
 from loadtest import storage
 from loadtest.peers import cores
-from loadtest.run import Run, commit, create_run, machine
+from loadtest.run import Run, commit, create_run, machine, tell
 from loadtest.storage import NotThere
 from loadtest.trial import Cell, Factors, Failed, Place, Refused, Storage, cells, order, run, table
 
@@ -165,10 +165,6 @@ def measure(found: Run, rows: list[dict[str, Any]], starts: Sequence[tuple[Cell,
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def tell(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

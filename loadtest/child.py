@@ -9,8 +9,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from loadtest.run import installed
 
 PACKAGES = ("torch", "transformers", "bitsandbytes")
 
@@ -46,20 +47,9 @@ def facts(module: str, given: argparse.Namespace, words: Sequence[str]) -> dict[
     return {
         "command": shlex.join(["python", "-m", module, *words]),
         "quick": given.quick,
-        "versions": {name: _installed(name) for name in PACKAGES},
+        "versions": {name: installed(name) for name in PACKAGES},
         "options": {name: value if isinstance(value, int | float | list) else str(value) for name, value in vars(given).items()},
     }
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def tell(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

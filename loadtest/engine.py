@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from loadtest import clients, peers
 from loadtest.clients import QUICK, Options
 from loadtest.marks import ROWS, chosen, table, wanted
 from loadtest.peers import Peer, PeerAbsent, PeerFailed
-from loadtest.run import Run, create_run
+from loadtest.run import Run, create_run, installed, tell
 from loadtest.summary import percentile
 
 MODEL = Path("runs/llama-135m")
@@ -202,17 +201,6 @@ def output(*command: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def tell(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

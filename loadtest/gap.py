@@ -22,9 +22,9 @@ import psutil
 
 from loadtest import clients, peers
 from loadtest.clients import Chatter
-from loadtest.engine import VERSIONS, answers, installed, tell
+from loadtest.engine import VERSIONS, answers
 from loadtest.peers import PeerFailed
-from loadtest.run import Run, create_run
+from loadtest.run import Run, create_run, installed, tell
 from loadtest.slots import MODEL, served
 from loadtest.summary import number
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtest.child import Failed, call, facts, markdown, tell
-from loadtest.run import Run, create_run
+from loadtest.child import Failed, call, facts, markdown
+from loadtest.run import Run, create_run, tell
 
 MODEL = "models/storyteller"
 WAYS = ("engine", "published")

@@ -4,9 +4,10 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -78,3 +79,16 @@ def _first(path: str, name: str) -> str | None:
     except FileNotFoundError:
         return None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
+
+
+def installed(name: str) -> str | None:
+    """The version of a package, for a manifest."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def tell(text: str) -> None:
+    """Progress, to whoever runs the tool."""
+    sys.stderr.write(f"{text}\n")

@@ -22,10 +22,10 @@ import psutil
 
 from loadtest import clients, peers, watch
 from loadtest.clients import Chatter
-from loadtest.engine import VERSIONS, installed, tell
+from loadtest.engine import VERSIONS
 from loadtest.peers import Peer, PeerFailed
 from loadtest.record import Record
-from loadtest.run import Run, create_run
+from loadtest.run import Run, create_run, installed, tell
 from loadtest.summary import number, percentile
 
 MODEL = "models/storyteller"

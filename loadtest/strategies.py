@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx
 
-from loadtest.child import facts, markdown, tell
+from loadtest.child import facts, markdown
 from loadtest.peers import PORT, Peer, PeerFailed, running
-from loadtest.run import Run, create_run
+from loadtest.run import Run, create_run, tell
 
 MODEL = "models/storyteller"
 STRATEGIES: dict[str, dict[str, Any]] = {

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 
 from loadtest import storage, trial
-from loadtest.child import Failed, call, facts, markdown, tell
-from loadtest.run import Run, create_run
+from loadtest.child import Failed, call, facts, markdown
+from loadtest.run import Run, create_run, tell
 
 MODEL = "models/storyteller"
 WEIGHTS = ("none", "int8", "nf4", "fp4", "int4")
