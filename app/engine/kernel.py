@@ -1,8 +1,7 @@
 """The kernels of `csrc` for bfloat16 on a CPU.
 
     kernel() -> Kernel | None    None where there is no x86, no gcc or no OpenMP of GCC's in the process; why is logged
-    Kernel.pack(weight) -> Packed; Kernel.pack_levels(levels, table, scale, middle) -> Packed
-    Kernel(x, packed, ending) -> Tensor
+    Kernel(x, packed, ending) -> Tensor    packed by `app.engine.packing` in blocks of Kernel.columns
     Kernel.norm(x, weight, eps) -> Tensor; Kernel.decode(step) -> Tensor; Kernel.read(reading) -> Tensor
 
 Knows no layer and no model.
@@ -11,7 +10,6 @@ Knows no layer and no model.
 import ctypes
 import logging
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -19,7 +17,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from app.engine import packing
 from app.engine.compiler import Unable, library
+from app.engine.packing import Packed
 
 log = logging.getLogger(__name__)
 
@@ -78,22 +78,6 @@ class _Ending(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("outputs", ctypes.c_int64),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Weights in the kernel's order. A level stands for `table[level] * scale + middle`, the last two of groups of 2^`group` inputs."""
-
-    inputs: int  # even: padded
-    data: torch.Tensor  # bfloat16, or eight levels an int32
-    table: torch.Tensor | None = None
-    scale: torch.Tensor | None = None
-    middle: torch.Tensor | None = None
-    group: int = 0
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        return [one for one in (self.data, self.scale, self.middle) if one is not None]
 
 
 class Ending(NamedTuple):
@@ -155,6 +139,8 @@ class Kernel:
         library.linear.argtypes = [pointer, whole, whole, ctypes.POINTER(_Weights), ctypes.POINTER(_Ending), ctypes.c_int]
         self.columns = int(library.columns())
         self._linear = library.linear
+        library.rounded.argtypes = [pointer, whole, whole, pointer, ctypes.POINTER(_Ending), ctypes.c_int]
+        self._rounded = library.rounded
         library.norm.argtypes = [pointer, whole, whole, pointer, ctypes.c_float, pointer, ctypes.c_int]
         library.norm.restype = None
         self._norm = library.norm
@@ -166,41 +152,6 @@ class Kernel:
         library.sums.restype = None
         self._sums = library.sums
 
-    def pack(self, weight: torch.Tensor) -> Packed:
-        """`[outputs, inputs]` bfloat16 of any size."""
-        pairs = self._pairs(weight)
-        return Packed(2 * pairs.shape[1], pairs)
-
-    def pack_levels(self, levels: torch.Tensor, table: Sequence[float], scale: torch.Tensor, middle: torch.Tensor) -> Packed:
-        """`levels` 0..15 `[outputs, inputs]`, `scale` and `middle` `[outputs, groups]`; the inputs of a group are a power of 2."""
-        outputs, inputs = levels.shape
-        padded = F.pad(levels.to(torch.int32), (0, 0, 0, -outputs % self.columns))
-        eights = padded.view(-1, self.columns, inputs // 8, 8).transpose(1, 2) << torch.arange(0, 32, 4, dtype=torch.int32)
-        size = levels.shape[1] // scale.shape[1]
-        assert size * scale.shape[1] == levels.shape[1] and size & (size - 1) == 0 and size >= 8
-        return Packed(
-            levels.shape[1],
-            eights.sum(-1, dtype=torch.int32),
-            torch.tensor(table, dtype=torch.float32),
-            self._columns(scale),
-            self._columns(middle),
-            size.bit_length() - 1,
-        )
-
-    def _pairs(self, weight: torch.Tensor) -> torch.Tensor:
-        """`[outputs, inputs]` to `[blocks, inputs / 2, columns, 2]`, both padded with zeros."""
-        outputs, inputs = weight.shape
-        padded = F.pad(weight, (0, inputs % 2, 0, -outputs % self.columns))
-        return padded.view(-1, self.columns, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
-
-    def _columns(self, groups: torch.Tensor) -> torch.Tensor:
-        """`[outputs, groups]` to `[blocks, groups, columns]` float32."""
-        padded = F.pad(groups.float(), (0, 0, 0, -len(groups) % self.columns))
-        return padded.view(-1, self.columns, groups.shape[1]).transpose(1, 2).contiguous()
-
-    def pad(self, bias: torch.Tensor) -> torch.Tensor:
-        return F.pad(bias.float(), (0, -len(bias) % self.columns))
-
     def __call__(self, x: torch.Tensor, packed: Packed, ending: Ending) -> torch.Tensor:
         """`x` `[..., inputs]` bfloat16 to `[..., outputs]`. Raises `MemoryError`."""
         inputs = packed.inputs
@@ -209,9 +160,14 @@ class Kernel:
         x = x.contiguous()
         out = torch.empty(*x.shape[:-1], ending.outputs, dtype=torch.bfloat16)
         other = None if ending.other is None else ending.other.contiguous()
-        weights = _Weights(packed.data.data_ptr(), _at(packed.table), _at(packed.scale), _at(packed.middle), packed.group)
         end = _Ending(_at(ending.bias), THEN[ending.then], HOW[ending.how], _at(other), out.data_ptr(), ending.outputs)
-        if self._linear(x.data_ptr(), x.numel() // inputs, inputs, weights, end, torch.get_num_threads()):
+        given = (x.data_ptr(), x.numel() // inputs, inputs)
+        if packed.rounds:
+            lacking = self._rounded(*given, packed.data.data_ptr(), end, torch.get_num_threads())
+        else:
+            weights = _Weights(packed.data.data_ptr(), _at(packed.table), _at(packed.scale), _at(packed.middle), packed.group)
+            lacking = self._linear(*given, weights, end, torch.get_num_threads())
+        if lacking:
             raise MemoryError("no memory for the activations of a layer")
         return out
 
@@ -288,11 +244,14 @@ def kernel() -> Kernel | None:
 
 
 def _right(made: Kernel) -> bool:
-    """Whether it agrees with torch on this machine."""
+    """Whether its products agree with torch on this machine."""
     draw = torch.Generator().manual_seed(0)
-    weight, x = (torch.randn(size, generator=draw).bfloat16() for size in ((2 * made.columns + 3, 70), (17, 70)))
-    found = made(x, made.pack(weight), Ending(len(weight)))
-    right = torch.allclose(found.float(), x.float() @ weight.float().T, atol=0.2, rtol=0.01)
+    weight, x = (torch.randn(size, generator=draw).bfloat16() for size in ((2 * made.columns + 3, 96), (17, 96)))
+    levels = torch.randint(16, weight.shape, generator=draw)
+    ones = torch.ones(len(weight), 3)
+    pairs = (packing.pairs(weight, made.columns), weight), (packing.steps(levels, ones, 0 * ones, made.columns), levels - 8)
+    found = [(made(x, packed, Ending(len(weight))).float(), x.float() @ plain.float().T) for packed, plain in pairs]
+    right = all(torch.allclose(mine, wanted, atol=0.01 * wanted.abs().max().item(), rtol=0.01) for mine, wanted in found)
     if not right:
         log.error("the compiled kernel is wrong on this machine: bfloat16 layers are left to oneDNN")
     return right

@@ -11,9 +11,10 @@ from bitsandbytes.functional import dequantize_blockwise
 from torch import nn
 from transformers.activations import SiLUActivation
 
-from app.engine.kernel import Ending, Kernel, Packed, kernel
+from app.engine import packing
+from app.engine.kernel import Ending, Kernel, kernel
+from app.engine.packing import GROUP, Packed
 
-GROUP = 32  # weights of a row that share a scale and a zero: in float32 6 bits a weight, in torch's own kernel 5
 LEVELS = 15
 BNB_BLOCK = 32  # outputs of a block of bitsandbytes' order for a CPU
 COLUMNS = 16  # the int4 kernel wants a multiple of this many outputs
@@ -25,18 +26,18 @@ class TiledLinear(nn.Module):
     def __init__(self, packed: Packed, linear: nn.Linear, kernel: Kernel) -> None:
         super().__init__()
         self.kernel, self.packed = kernel, packed
-        self.packed_bytes = sum(part.nbytes for part in packed.tensors)
+        self.packed_bytes = packed.nbytes
         self.outputs = linear.out_features
-        self.bias = None if linear.bias is None else kernel.pad(linear.bias.detach())
+        self.bias = None if linear.bias is None else packing.padded(linear.bias.detach(), kernel.columns)
 
     @classmethod
     def of(cls, linear: nn.Linear, kernel: Kernel) -> "TiledLinear":
-        return cls(kernel.pack(linear.weight.detach()), linear, kernel)
+        return cls(packing.pairs(linear.weight.detach(), kernel.columns), linear, kernel)
 
     @classmethod
     def int4(cls, linear: nn.Linear, kernel: Kernel) -> "TiledLinear":
-        levels, scale, middle = _levels(linear.weight.detach())
-        return cls(kernel.pack_levels(levels, range(-8, 8), scale, middle), linear, kernel)
+        """Of weights in 4 bits, its inputs rounded to bytes."""
+        return cls(packing.steps(*_levels(linear.weight.detach()), kernel.columns), linear, kernel)
 
     def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
         """`then` is what is done to each output before it is written: "none" or "swish"."""
@@ -111,7 +112,7 @@ def _faster(layer: nn.Module, int4: bool) -> nn.Module | None:
     levels = _stored_levels(layer)
     if levels is not None:
         made = kernel()
-        return None if made is None else TiledLinear(made.pack_levels(*levels), cast(nn.Linear, layer), made)
+        return None if made is None else TiledLinear(packing.levels(*levels, made.columns), cast(nn.Linear, layer), made)
     if not _plain(layer) or layer.weight.dtype != torch.bfloat16:
         return None
     made = kernel()

@@ -6,23 +6,12 @@
  * lowest bits. A tile of up to ROWS rows and one block stays in registers. Where many tiles read a block it is first widened to float32
  * (cf. Goto and van de Geijn, 2008, doi 10.1145/1356052.1356053). Compiled by kernel.py.
  */
-#include "vectors.h"
+#include "ending.h"
 
 #define NEAR (1 << 18)   /* inputs of the rows that are gone through together: what the second cache of a core holds */
 #define DEEP (10 * ROWS) /* rows that are, however long */
 #define FEW 6            /* tiles that widen a block each for itself */
 #define AHEAD 1024       /* weights that are fetched before they are needed */
-
-enum { NONE, SWISH };
-enum { ALONE, TIMES, PLUS };
-
-typedef struct {
-    const float *bias; /* padded to whole blocks, or NULL */
-    int then, how;
-    const bf16 *other; /* [rows][outputs], for TIMES and PLUS */
-    bf16 *out;         /* [rows][outputs] */
-    int64_t outputs;
-} Ending;
 
 /* Pairs in bfloat16, or levels: table[level] * scale + middle, both [outputs / COLUMNS][inputs / 2^group][COLUMNS]. */
 typedef struct {
@@ -30,24 +19,6 @@ typedef struct {
     const float *table, *scale, *middle;
     int group;
 } Weights;
-
-/* From sums [rows][width] in float32 to outputs. */
-static void finish(const float *sums, int rows, int width, int64_t row, int64_t column, const Ending *end) {
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < width && column + c < end->outputs; c += LANES) {
-            int64_t at = (row + r) * end->outputs + column + c, left = end->outputs - column - c;
-            vec x = *(const vec *)(sums + r * width + c);
-            bf16 edge[LANES], beside[LANES] = {0};
-            const bf16 *other = end->other + at;
-            if (end->bias) x += *(const vec *)(end->bias + column + c);
-            if (end->then == SWISH) x = swish(x);
-            if (end->how != ALONE && left < LANES) other = memcpy(beside, other, left * sizeof(bf16));
-            if (end->how == TIMES) x *= widen(other);
-            if (end->how == PLUS) x += widen(other);
-            narrow(left < LANES ? edge : end->out + at, x);
-            if (left < LANES) memcpy(end->out + at, edge, left * sizeof(bf16));
-        }
-}
 
 INLINE vec look(const float *table, words level) {
 #if LANES == 16

@@ -47,6 +47,14 @@ INLINE vec least(vec x, vec y) { return choose((words)(x < y), x, y); }
 
 INLINE vec greatest(vec x, vec y) { return choose((words)(x > y), x, y); }
 
+INLINE float peak(vec x) {
+    words lane = {0};
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) x = greatest(x, __builtin_shuffle(x, lane ^ half));
+    return x[0];
+}
+
 /* 2^y for y from -127, which is taken as 0, to 128, which is infinite: a power and a minimax polynomial that is off by 1e-7 and exact at 0. */
 INLINE vec power(vec y) {
     vec shifted = y + 12582912.0f, part = y - (shifted - 12582912.0f), series = same(1.32647088e-3f);

@@ -15,9 +15,12 @@ from torch.nn import functional as F
 from app.engine import compiler
 from app.engine.compiler import COMPILE, UNITS
 from app.engine.kernel import Ending, Kernel, Reading, Step, kernel
+from app.engine.packing import levels as levels_of
+from app.engine.packing import padded, pairs, steps
 
 STRICT = (*COMPILE, "-Wall", "-Wextra", "-Werror")
 NARROW = ("-mno-avx512f", "-mavx2", "-mfma")  # what most laptops have
+WITHOUT_VNNI = (*NARROW, "-mno-avxvnni"), ("-mno-avx512vnni",)
 
 
 @pytest.fixture(scope="module", params=[(), NARROW], ids=["native", "avx2"])
@@ -43,7 +46,7 @@ def test_any_shape_and_ending_is_torchs(made: Kernel, rows: int, inputs: int, ou
     torch.manual_seed(rows + 1000 * inputs)
     x, weight, other = (torch.randn(size).bfloat16() for size in ((rows, inputs), (outputs, inputs), (rows, outputs)))
     shift = torch.randn(outputs).bfloat16() if bias else None
-    found = made(x, made.pack(weight), Ending(outputs, None if shift is None else made.pad(shift), then, how, other))
+    found = made(x, pairs(weight, made.columns), Ending(outputs, None if shift is None else padded(shift, made.columns), then, how, other))
     wanted = F.linear(x.float(), weight.float(), None if shift is None else shift.float())
     wanted = F.silu(wanted) if then == "swish" else wanted
     wanted = {"alone": wanted, "mul": wanted * other.float(), "add": wanted + other.float()}[how]
@@ -63,14 +66,52 @@ def test_levels_are_their_values(made: Kernel, rows: int, groups: int, size: int
     levels = torch.randint(0, 16, (outputs, groups * size))
     scale, middle = torch.rand(outputs, groups) + 0.5, torch.randn(outputs, groups)
     values = table[levels].view(outputs, groups, size) * scale[..., None] + middle[..., None]
-    found = made(x, made.pack_levels(levels, table.tolist(), scale, middle), Ending(outputs))
+    found = made(x, levels_of(levels, table.tolist(), scale, middle, made.columns), Ending(outputs))
     torch.testing.assert_close(found.float(), x.float() @ values.view(outputs, -1).T, atol=1e-2, rtol=2**-7)
+
+
+@pytest.mark.parametrize("made", [(), NARROW, *WITHOUT_VNNI], ids=["native", "avx2", "avx2 alone", "avx512 alone"], indirect=True)
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 40) | st.sampled_from([84, 141]),
+    groups=st.integers(1, 5),
+    outputs=st.integers(1, 150),
+    spread=st.sampled_from([1e-36, 1e-3, 1.0, 1e30]),
+    ending=st.sampled_from(["alone", "mul", "add"]),
+)
+def test_even_levels_are_multiplied_by_inputs_in_bytes(
+    made: Kernel, rows: int, groups: int, outputs: int, spread: float, ending: str
+) -> None:
+    torch.manual_seed(rows + 1000 * outputs)
+    x, other = (spread * torch.randn(rows, groups, 32)).bfloat16(), torch.randn(rows, outputs).bfloat16()
+    x[rows // 2, 0] = 0
+    levels = torch.randint(0, 16, (outputs, groups, 32))
+    scale, middle = (torch.rand(outputs, groups) + 0.5).bfloat16(), torch.randn(outputs, groups).bfloat16()
+    most = x.float().abs().amax(-1, keepdim=True)
+    inverse = torch.where(most > 1e-30, torch.tensor(127.0) / most, 0)  # 127 / most would be its reciprocal, rounded, times 127
+    rounded = (x.double() * inverse.double()).round().float() * (most / 127)  # the product is exact, so ties fall as the kernel's
+    values = (levels - 8) * scale.float()[..., None] + middle.float()[..., None]
+    wanted = rounded.view(rows, -1) @ values.view(outputs, -1).T
+    wanted = {"alone": wanted, "mul": wanted * other.float(), "add": wanted + other.float()}[ending]
+    packed = steps(levels.view(outputs, -1), scale, middle, made.columns)
+    found = made(x.view(rows, -1), packed, Ending(outputs, how=ending, other=other))
+    torch.testing.assert_close(found.float(), wanted, atol=1e-2 * max(spread, 1e-2), rtol=2**-7)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_is_not_rounded_away(made: Kernel, odd: float) -> None:
+    x = torch.ones(3, 64).bfloat16()
+    x[1, 40] = odd
+    packed = steps(torch.full((5, 64), 9), torch.ones(5, 2), torch.zeros(5, 2), made.columns)
+    found = made(x, packed, Ending(5))
+    assert bool(found[1].isnan().all()) and torch.equal(found[::2], torch.full((2, 5), 64.0).bfloat16())
 
 
 def test_a_row_is_the_same_alone_and_among_others(made: Kernel) -> None:
     x, weight = torch.randn(150, 96).bfloat16(), torch.randn(200, 96).bfloat16()
-    levels = made.pack_levels(torch.randint(0, 16, (200, 96)), range(-8, 8), torch.rand(200, 3), torch.randn(200, 3))
-    for packed in (made.pack(weight), levels):
+    given = torch.randint(0, 16, (200, 96)), torch.rand(200, 3), torch.randn(200, 3)
+    levels = levels_of(given[0], range(-8, 8), *given[1:], made.columns)
+    for packed in (pairs(weight, made.columns), levels, steps(*given, made.columns)):
         whole = made(x, packed, Ending(200))
         for size in (1, 2, 3, 14, 20, 83, 99):
             parts = [made(part, packed, Ending(200)) for part in x.split(size)]
@@ -79,10 +120,12 @@ def test_a_row_is_the_same_alone_and_among_others(made: Kernel) -> None:
 
 def test_extremes(made: Kernel) -> None:
     x = torch.tensor([[-3e38], [-90.0], [-1e-38], [0.0], [90.0], [3e38], [float("inf")], [float("nan")]]).bfloat16()
-    found = made(x, made.pack(torch.ones(1, 1).bfloat16()), Ending(1, then="swish"))
+    found = made(x, pairs(torch.ones(1, 1).bfloat16(), made.columns), Ending(1, then="swish"))
     torch.testing.assert_close(found, F.silu(x), equal_nan=True, atol=1e-30, rtol=0.01)
     ties = torch.tensor([[1 + 2**-8], [1 + 3 * 2**-8], [-(1 + 2**-8)]])  # half-way between two bfloat16: to the even one
-    halves = made(torch.cat([ties.bfloat16(), (ties - ties.bfloat16()).bfloat16()], 1), made.pack(torch.ones(1, 2).bfloat16()), Ending(1))
+    halves = made(
+        torch.cat([ties.bfloat16(), (ties - ties.bfloat16()).bfloat16()], 1), pairs(torch.ones(1, 2).bfloat16(), made.columns), Ending(1)
+    )
     assert torch.equal(halves, ties.bfloat16())
 
 
@@ -165,7 +208,7 @@ def test_the_norm_is_torchs(made: Kernel, size: int) -> None:
 
 
 def test_threads_give_the_same(made: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, packed = torch.randn(100, 64).bfloat16(), made.pack(torch.randn(333, 64).bfloat16())
+    x, packed = torch.randn(100, 64).bfloat16(), pairs(torch.randn(333, 64).bfloat16(), made.columns)
     found = []
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)

@@ -107,6 +107,7 @@ def test_levels_of_bitsandbytes_are_read_as_they_are(kind: str, nested: bool, us
 
 
 def test_int4_in_bfloat16_computes_with_the_rounded_weights() -> None:
+    """Within half a byte's step an input, which errs both ways: of inputs up to 3.2 and 96 weights up to 0.1 about 0.01."""
     compiled()
     plain = linear(96, 48, True, torch.bfloat16)
     model = nn.ModuleDict({"layer": plain})
