@@ -53,7 +53,7 @@ class ModelSettings(Group):
     )
     name: str | None = Field(None, description="name in the API; the last part of the path when not set")
     quantize: Literal["none", "int8", "nf4", "fp4", "int4"] = Field(
-        "none", description="of the linear layers: int8, nf4 and fp4 by bitsandbytes; int4, for a CPU, in groups of 32"
+        "none", description="of the linear layers: int8, nf4 and fp4 by bitsandbytes; int4, for a CPU, in groups of 32, its bfloat16 inputs in 8 bits"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: the checkpoint's, but float32 on a CPU for models under 64 million parameters"
@@ -66,7 +66,7 @@ class ModelSettings(Group):
     context: int = Field(4096, ge=32, description="tokens a slot can hold; cut to what the model was made for")
     step_tokens: int = Field(512, ge=16, description="prompt and score tokens that may join the decoding rows in one step")
     stretch: float = Field(
-        2.0,
+        1.9,
         ge=1.2,
         le=20,
         description="how many times its usual length a step of decoding rows may last because a prompt joins it; more when many wait",

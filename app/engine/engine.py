@@ -32,7 +32,7 @@ class Limits:
     slots: int
     context: int  # tokens a slot holds
     step_tokens: int  # prompt and text tokens that may join a step
-    stretch: float = 2.0  # how many times its usual length a decoding step may last for their sake
+    stretch: float = 1.9  # how many times its usual length a decoding step may last for their sake
 
 
 class Engine:

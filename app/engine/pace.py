@@ -5,7 +5,7 @@ Learned from the steps as they go: what a step of decoding rows takes by itself,
 
 from dataclasses import dataclass, field
 
-LEAST = 16  # guest tokens that may always join: prompts get on, however slow the device
+LEAST = 8  # guest tokens that may always join: prompts get on, however slow the device
 TEXTS = 0.3  # share of the guests' time that texts to score may take
 BREATH = 8  # every how-manieth step with decoding rows takes no guests: how long those take by themselves is to be known
 NEW = 0.3  # weight of the latest step in an average

@@ -5,8 +5,6 @@
  * Weights lie as [outputs / COLUMNS][inputs / GROUP][5][COLUMNS] words: four of eight levels, byte k of them input k and, above it, input
  * 4 + k; and one of two bfloat16, what a level is apart from the next (low) and the value of level 8. Compiled by kernel.py.
  */
-#include <immintrin.h>
-
 #include "ending.h"
 
 #define GROUP 32

@@ -1,12 +1,14 @@
-/* Causal attention of consecutive rows of one sequence, in float32: scores of a tile of rows, their softmax, what it mixes. Keys and values
- * are first widened, keys also turned, into blocks that stay in a core's second cache (cf. linear.c). A row's result does not depend on the
+/* Causal attention of consecutive rows of one sequence, in float32, by pieces of PIECE keys from the first on: scores of a tile of rows, their
+ * softmax in the piece, what it mixes, and that beside what the pieces before have mixed (Dao et al., 2022, arXiv 2205.14135). A piece's keys
+ * and values are widened, keys also turned, and stay in a core's second cache for all rows of a job. A row's result does not depend on the
  * rows beside it.
  */
 #include "vectors.h"
 
 #define UP(X, OF) (((X) + (OF) - 1) / (OF) * (OF))
-#define PIECE 512 /* scores of a row that lie together; a head's dim is no more than half of it */
-#define STRIDE (PIECE + LANES) /* no power of 2: all rows would share a cache's set */
+#define PIECE 256              /* keys; a head's dim is no more */
+#define STRIDE (PIECE + LANES) /* of a tile's rows. No power of 2: they would share a cache's set */
+#define MOST (16 * ROWS)       /* rows of a job */
 
 /* Row r stands at position start + r and sees the keys up to there, `window` of them (0: all). Strides count elements. */
 typedef struct {
@@ -52,87 +54,102 @@ static void multiply(int rows, const float *x, int64_t inputs, const float *wide
     }
 }
 
-/* A block of keys [dim][COLUMNS] and of values [dim / COLUMNS][..][COLUMNS]; nothing is 0. */
-static void spread(const Span *s, int64_t kv, int64_t from, int64_t keys, float *turned, float *values, int64_t apart) {
-    int64_t count = keys - from < COLUMNS ? keys - from : COLUMNS;
-    memset(turned, 0, s->dim * COLUMNS * sizeof(float));
-    for (int64_t t = 0; t < count; t++) {
-        const bf16 *key = s->key + (from + t) * s->key_row + kv * s->key_head;
-        for (int64_t c = 0; c < s->dim; c++) ((uint32_t *)turned)[c * COLUMNS + t] = (uint32_t)key[c] << 16;
-    }
-    for (int64_t c = 0; c < s->dim; c += LANES)
-        for (int64_t t = 0; t < COLUMNS; t++) {
-            const bf16 *value = s->value + (from + t) * s->value_row + kv * s->value_head + c;
-            *(vec *)(values + c / COLUMNS * apart + t * COLUMNS + c % COLUMNS) = t < count ? widen(value) : (vec){0};
+/* Of a piece, a block of keys [dim][COLUMNS] and of values [dim / COLUMNS][PIECE][COLUMNS]; nothing is 0. */
+static void spread(const Span *s, int64_t kv, int64_t from, int64_t end, float *turned, float *values) {
+    int64_t count = end - from < COLUMNS ? end - from : COLUMNS, key_row = s->key_row, value_row = s->value_row;
+    const bf16 *key = s->key + from * key_row + kv * s->key_head, *value = s->value + from * value_row + kv * s->value_head;
+    for (int64_t c = 0; c < s->dim; c += LANES) {
+        for (int64_t t = 0; t < COLUMNS; t += LANES) {
+            vec rows[LANES];
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) rows[i] = t + i < count ? widen(key + (t + i) * key_row + c) : (vec){0};
+            turn(rows);
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) *(vec *)(turned + (c + i) * COLUMNS + t) = rows[i];
         }
+        float *to = values + c / COLUMNS * PIECE * COLUMNS + c % COLUMNS;
+        for (int64_t t = 0; t < COLUMNS; t++) *(vec *)(to + t * COLUMNS) = t < count ? widen(value + t * value_row + c) : (vec){0};
+    }
 }
 
-/* A row of scores: PIECE of them together, pieces ROWS * STRIDE apart. To 2^(x - most), and 0 before `first` and after `last`; their sum. */
-static float soften(float *x, int64_t count, int64_t first, int64_t last) {
+/* A row of scores to 2^(x - top), top the largest, and 0 before `first` and after `last`; their sum. */
+static float soften(float *x, int64_t count, int64_t first, int64_t last, float *top) {
     vec most = same(-3e38f), sums = {0};
-    float top = -3e38f;
-#define AT(T) (x + (T) / PIECE * ROWS * STRIDE + (T) % PIECE)
-    for (int64_t t = 0; t < first; t++) *AT(t) = -3e38f;
-    for (int64_t t = last + 1; t < count; t++) *AT(t) = -3e38f;
-    for (int64_t t = 0; t < count; t += LANES) most = greatest(most, *(vec *)AT(t));
-    for (int i = 0; i < LANES; i++) top = most[i] > top ? most[i] : top;
-    for (int64_t t = 0; t < count; t += LANES) sums += *(vec *)AT(t) = power(greatest(*(vec *)AT(t) - top, same(-127)));
+    for (int64_t t = 0; t < first; t++) x[t] = -3e38f;
+    for (int64_t t = last + 1; t < count; t++) x[t] = -3e38f;
+    for (int64_t t = 0; t < count; t += LANES) most = greatest(most, *(vec *)(x + t));
+    float own = *top = peak(most);
+    for (int64_t t = 0; t < count; t += LANES) sums += *(vec *)(x + t) = power(greatest(*(vec *)(x + t) - own, same(-127)));
     return total(sums);
 }
 
-/* `count` rows from `row` on, of one head. `keys` and `values` are those of its key-value head, which have `room` places. */
-static void attend_tile(const Span *s, int64_t head, int64_t row, int count, const float *keys, const float *values, int64_t room, float *scores) {
-    int64_t end = s->start + row + count, seen = s->window && s->start + row + 1 > s->window ? s->start + row + 1 - s->window : 0;
-    int64_t begin = seen / COLUMNS * COLUMNS, width = UP(end, COLUMNS) - begin;
-    float query[ROWS * STRIDE], mixed[ROWS * STRIDE], whole[ROWS];
+/* What one thread has: a piece, a tile, and of each row of a job what has been mixed so far. */
+typedef struct {
+    float turned[PIECE * PIECE], values[PIECE * PIECE], query[ROWS * STRIDE], scores[ROWS * STRIDE], piece[ROWS * STRIDE];
+    float mixed[MOST * PIECE], top[MOST], sum[MOST];
+} Desk;
+
+/* Adds the keys `begin` to `end` to what `count` rows have mixed, the first of them `row`: of a key-value head, row / group of the sequence. */
+static void attend_tile(const Span *s, int64_t kv, int64_t row, int count, int64_t begin, int64_t end, Desk *desk, int64_t at) {
+    int64_t group = s->heads / s->kv_heads, after = s->start + (row + count - 1) / group + 1;
+    int64_t some = (after < end ? after : end) - begin, width = UP(some, COLUMNS);
+    if (some <= 0 || (s->window && s->start + row / group + 1 - s->window >= end)) return;
     for (int r = 0; r < count; r++)
         for (int64_t c = 0; c < s->dim; c += LANES)
-            *(vec *)(query + r * STRIDE + c) = widen(s->query + (row + r) * s->query_row + head * s->dim + c) * (s->scale * LOG2_E);
-    for (int64_t t = 0; t < width; t += COLUMNS)
-        multiply(count, query, s->dim, keys + (begin + t) * s->dim, scores + t / PIECE * ROWS * STRIDE + t % PIECE, 0);
+            *(vec *)(desk->query + r * STRIDE + c) =
+                widen(s->query + (row + r) / group * s->query_row + (kv * group + (row + r) % group) * s->dim + c) * (s->scale * LOG2_E);
+    for (int64_t t = 0; t < width; t += COLUMNS) multiply(count, desk->query, s->dim, desk->turned + t * s->dim, desk->scores + t, 0);
+    float old[ROWS], new[ROWS];
     for (int r = 0; r < count; r++) {
-        int64_t last = s->start + row + r, first = s->window && last + 1 > s->window ? last + 1 - s->window : 0;
-        whole[r] = soften(scores + r * STRIDE, width, first > begin ? first - begin : 0, last - begin);
-    }
-    for (int64_t c = 0; c < s->dim; c += COLUMNS) {
-        for (int64_t t = 0; t < end - begin; t += PIECE) {
-            int64_t some = end - begin - t < PIECE ? end - begin - t : PIECE;
-            multiply(count, scores + t * ROWS / PIECE * STRIDE, some, values + c * room + (begin + t) * COLUMNS, mixed, t > 0);
+        int64_t last = s->start + (row + r) / group - begin, first = s->window && last + 1 > s->window ? last + 1 - s->window : 0;
+        float top, *x = desk->scores + r * STRIDE;
+        old[r] = 1, new[r] = 0;
+        if (last < 0 || first >= some) { /* none of these, as others of the tile */
+            memset(x, 0, width * sizeof(float));
+            continue;
         }
-        for (int r = 0; r < count; r++)
-            for (int64_t at = c; at < s->dim && at < c + COLUMNS; at += LANES)
-                narrow(s->out + ((row + r) * s->heads + head) * s->dim + at, *(vec *)(mixed + r * STRIDE + at - c) / whole[r]);
+        float sum = soften(x, width, first, last, &top), most = top > desk->top[at + r] ? top : desk->top[at + r];
+        old[r] = two_to(same(desk->top[at + r] - most))[0], new[r] = two_to(same(top - most))[0];
+        desk->top[at + r] = most;
+        desk->sum[at + r] = desk->sum[at + r] * old[r] + sum * new[r];
     }
+    for (int64_t c = 0; c < s->dim; c += COLUMNS) multiply(count, desk->scores, some, desk->values + c * PIECE, desk->piece + c, 0);
+    for (int r = 0; r < count; r++)
+        for (int64_t c = 0; c < s->dim; c += LANES) {
+            vec *mixed = (vec *)(desk->mixed + (at + r) * PIECE + c);
+            *mixed = *mixed * old[r] + *(vec *)(desk->piece + r * STRIDE + c) * new[r];
+        }
 }
 
-/* dim <= PIECE / 2, whole vectors. Returns 0, or 1 without memory. */
-int span(const Span *s, int threads) {
-    int64_t keys = s->start + s->rows, room = UP(keys, COLUMNS), wide = UP(s->dim, COLUMNS), own = UP(room, PIECE) / PIECE * ROWS * STRIDE;
-    int64_t skipped = s->window && s->start + 1 > s->window ? (s->start + 1 - s->window) / COLUMNS * COLUMNS : 0;
-    int64_t blocks = (room - skipped) / COLUMNS, tall = (s->rows + ROWS - 1) / ROWS, each = (s->rows + tall - 1) / tall;
-    float *turned = aligned_alloc(64, s->kv_heads * room * s->dim * sizeof(float));
-    float *values = aligned_alloc(64, s->kv_heads * room * wide * sizeof(float));
-    float *scores = aligned_alloc(64, UP(threads * own * sizeof(float), 64));
-    int lacking = !turned || !values || !scores;
-    if (!lacking)
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (int64_t job = 0; job < s->kv_heads * blocks; job++) {
-            int64_t kv = job / blocks, from = skipped + job % blocks * COLUMNS;
-            spread(s, kv, from, keys, turned + (kv * room + from) * s->dim, values + kv * room * wide + from * COLUMNS, room * COLUMNS);
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t job = 0; job < s->heads * tall; job++) {
-            int64_t head = job % s->heads, row = (tall - 1 - job / s->heads) * each, kv = head / (s->heads / s->kv_heads);
-            int64_t count = s->rows - row < each ? s->rows - row : each; /* the longest rows first */
-            if (count > 0)
-                attend_tile(s, head, row, count, turned + kv * room * s->dim, values + kv * room * wide, room,
-                            scores + omp_get_thread_num() * own);
-        }
+/* `count` rows of a key-value head, each a head of a row of the sequence. */
+static void attend(const Span *s, int64_t kv, int64_t row, int64_t count, Desk *desk) {
+    int64_t group = s->heads / s->kv_heads, last = s->start + (row + count - 1) / group, tall = (count + ROWS - 1) / ROWS;
+    int64_t each = (count + tall - 1) / tall, seen = s->start + row / group + 1 - s->window;
+    memset(desk->mixed, 0, count * PIECE * sizeof(float));
+    for (int64_t r = 0; r < count; r++) desk->top[r] = -3e38f, desk->sum[r] = 0;
+    for (int64_t begin = s->window && seen > 0 ? seen / PIECE * PIECE : 0; begin <= last; begin += PIECE) {
+        int64_t end = last + 1 - begin < PIECE ? last + 1 : begin + PIECE;
+        for (int64_t t = 0; begin + t < end; t += COLUMNS)
+            spread(s, kv, begin + t, end, desk->turned + t * s->dim, desk->values + t * COLUMNS);
+        for (int64_t r = 0; r < count; r += each) attend_tile(s, kv, row + r, count - r < each ? count - r : each, begin, end, desk, r);
     }
-    free(turned);
-    free(values);
-    free(scores);
-    return lacking;
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t c = 0; c < s->dim; c += LANES)
+            narrow(s->out + ((row + r) / group * s->heads + kv * group + (row + r) % group) * s->dim + c,
+                   *(vec *)(desk->mixed + r * PIECE + c) / desk->sum[r]);
+}
+
+/* dim <= PIECE, whole vectors. Returns 0, or 1 without memory. */
+int span(const Span *s, int threads) {
+    int64_t rows = s->rows * (s->heads / s->kv_heads), share = rows * s->kv_heads / (3 * threads), most = share < 2 * ROWS ? 2 * ROWS : share;
+    int64_t parts = (rows + (most < MOST ? most : MOST) - 1) / (most < MOST ? most : MOST), each = parts ? (rows + parts - 1) / parts : 1;
+    Desk *desks = aligned_alloc(64, threads * UP(sizeof(Desk), 64));
+    if (!desks) return 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t job = 0; job < s->kv_heads * parts; job++) { /* the longest first */
+        int64_t row = (parts - 1 - job / s->kv_heads) * each, count = rows - row < each ? rows - row : each;
+        if (count > 0) attend(s, job % s->kv_heads, row, count, desks + omp_get_thread_num());
+    }
+    free(desks);
+    return 0;
 }

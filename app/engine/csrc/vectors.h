@@ -1,4 +1,5 @@
 /* Vectors of the machine at hand, and bfloat16 in and out of them. Needs GCC's vector extensions. */
+#include <immintrin.h>
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -20,7 +21,13 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_al
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef uint16_t bf16;
 
-INLINE vec widen(const bf16 *at) { return (vec)(__builtin_convertvector(*(const halves *)at, words) << 16); }
+INLINE vec widen(const bf16 *at) { /* GCC 12 makes four instructions of the conversion of a vector */
+#if LANES == 16
+    return (vec)((words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at)) << 16);
+#else
+    return (vec)((words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at)) << 16);
+#endif
+}
 
 INLINE vec first(words pairs) { return (vec)(pairs << 16); }
 
@@ -41,11 +48,33 @@ INLINE float total(vec x) {
     return x[0];
 }
 
-INLINE vec choose(words which, vec x, vec y) { return (vec)(((words)x & which) | ((words)y & ~which)); }
+/* Rows become columns. */
+INLINE void turn(vec *rows) {
+    words lane = {0};
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+#pragma GCC unroll 4
+    for (int s = LANES / 2; s; s /= 2) {
+        words odd = (words)((lane & s) != 0);
+        words above = (odd & (lane + (LANES - s))) | (~odd & lane), below = (odd & (lane + LANES)) | (~odd & (lane + s));
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++)
+            if (!(i & s)) {
+                vec upper = rows[i], lower = rows[i + s];
+                rows[i] = __builtin_shuffle(upper, lower, above);
+                rows[i + s] = __builtin_shuffle(upper, lower, below);
+            }
+    }
+}
 
-INLINE vec least(vec x, vec y) { return choose((words)(x < y), x, y); }
+#if LANES == 16
+INLINE vec least(vec x, vec y) { return (vec)_mm512_min_ps((__m512)x, (__m512)y); }
 
-INLINE vec greatest(vec x, vec y) { return choose((words)(x > y), x, y); }
+INLINE vec greatest(vec x, vec y) { return (vec)_mm512_max_ps((__m512)x, (__m512)y); }
+#else
+INLINE vec least(vec x, vec y) { return (vec)_mm256_min_ps((__m256)x, (__m256)y); }
+
+INLINE vec greatest(vec x, vec y) { return (vec)_mm256_max_ps((__m256)x, (__m256)y); }
+#endif
 
 INLINE float peak(vec x) {
     words lane = {0};
