@@ -53,7 +53,9 @@ class ModelSettings(Group):
     )
     name: str | None = Field(None, description="name in the API; the last part of the path when not set")
     quantize: Literal["none", "int8", "nf4", "fp4", "int4"] = Field(
-        "none", description="of the linear layers: int8, nf4 and fp4 by bitsandbytes; int4, for a CPU, in groups of 32, its bfloat16 inputs in 8 bits"
+        "none",
+        description="of the linear layers: int8, nf4 and fp4 by bitsandbytes; "
+        "int4, for a CPU, in groups of 32, its bfloat16 inputs in 8 bits",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: the checkpoint's, but float32 on a CPU for models under 64 million parameters"
