@@ -9,6 +9,7 @@ from typing import Literal
 
 Way = Literal["more", "shorter", "limit"]
 LONGEST = 200  # characters of a reason in the table; the run has all of it
+ORDER = ("engine/nf4", "manager/nf4", "engine/int4", "manager/none", "generate/none", "engine/none", "litmus/none", "transformers/none")
 HEAD = ("row", "what", "Litmus", "beside it", "ratio", "mark", "met")
 
 
@@ -88,13 +89,13 @@ def chosen(rows: Sequence[int]) -> list[Mark]:
 
 
 def wanted(marks: Sequence[Mark]) -> dict[str, set[str]]:
-    """Values needed of each `what/weights`, in the order of the rows."""
+    """Values needed of each `what/weights`, those that are compared one after the other: a machine's speed changes with the minutes."""
     needed: dict[str, set[str]] = {}
     for mark in marks:
         for name in (mark.ours, mark.theirs):
             who, _, value = name.rpartition("/")
             needed.setdefault(who, set()).add(value)
-    return needed
+    return dict(sorted(needed.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER)))
 
 
 def table(marks: Sequence[Mark], values: Mapping[str, float], missing: Mapping[str, str]) -> str:

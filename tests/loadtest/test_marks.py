@@ -43,6 +43,8 @@ def test_what_was_not_run_claims_nothing():
 
 def test_each_is_measured_once_and_only_what_is_needed():
     assert wanted(chosen([2])) == {"engine/none": {"whole"}, "generate/none": {"whole"}}
+    neighbours = ["manager/none", "engine/none", "litmus/none", "transformers/none", "llama/f16", "litmus/4bit", "llama/4bit"]
+    assert [*wanted(chosen([1, 3, 4, 6]))][3:] == neighbours
     assert wanted(chosen([3, 7])) == {"litmus/none": {"crowd", "continued", "first"}, "transformers/none": {"crowd"}}
     assert tuple(range(1, 12)) == ROWS and len(chosen(ROWS)) == len(MARKS) == 17
 
