@@ -3,7 +3,7 @@
  * group, so that a row's result does not depend on the others.
  *
  * Weights lie as [outputs / COLUMNS][inputs / GROUP][5][COLUMNS] words: four of eight levels, byte k of them input k and, above it, input
- * 4 + k; and one of two bfloat16, what a level is apart from the next (low) and the value of level 8. Compiled by kernel.py.
+ * 4 + k; and one of two bfloat16, what a level is apart from the next (low) and the value of level 8. Compiled by compiler.py.
  */
 #include "ending.h"
 
@@ -119,7 +119,7 @@ int rounded(const bf16 *x, int64_t rows, int64_t inputs, const uint32_t *weights
     int64_t blocks = (end->outputs + COLUMNS - 1) / COLUMNS, groups = inputs / GROUP, all = rows * groups;
     int64_t deep = NEAR / inputs > TALL ? NEAR / inputs / TALL * TALL : TALL, step = rows == 1 ? 4 : 1;
     if (!rows) return 0;
-    char *room = aligned_alloc(64, (all * (GROUP + 3 * sizeof(float)) + 63) / 64 * 64);
+    char *room = aligned_alloc(64, UP(all * (GROUP + 3 * sizeof(float)), 64));
     if (!room) return 1;
     float *steps = (float *)(room + all * GROUP);
     Inputs in = {(int8_t *)room, steps, steps + all, (int32_t *)(steps + 2 * all)};

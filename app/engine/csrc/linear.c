@@ -4,7 +4,7 @@
  * Weights lie in blocks of COLUMNS outputs, in pairs of inputs: [outputs / COLUMNS][inputs / 2][COLUMNS][2], so that one load, a shift and
  * a mask give two vectors of float32; or in eights of 4-bit levels: [outputs / COLUMNS][inputs / 8][COLUMNS], the first input in a word's
  * lowest bits. A tile of up to ROWS rows and one block stays in registers. Where many tiles read a block it is first widened to float32
- * (cf. Goto and van de Geijn, 2008, doi 10.1145/1356052.1356053). Compiled by kernel.py.
+ * (cf. Goto and van de Geijn, 2008, doi 10.1145/1356052.1356053). Compiled by compiler.py.
  */
 #include "ending.h"
 
@@ -118,7 +118,7 @@ int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, 
     deep = rows < deep ? rows : deep;
     if (!rows) return 0;
     int64_t few = weights->table ? 1 : FEW; /* a level is dearer to read than a pair */
-    float *wide_x = aligned_alloc(64, (deep * inputs * sizeof(float) + 63) / 64 * 64);
+    float *wide_x = aligned_alloc(64, UP(deep * inputs * sizeof(float), 64));
     float *wide = deep > few * ROWS ? aligned_alloc(64, threads * size * sizeof(float)) : NULL;
     int lacking = !wide_x || (!wide && deep > few * ROWS);
     for (int64_t from = 0; from < rows && !lacking; from += deep) {

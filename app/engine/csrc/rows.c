@@ -94,7 +94,7 @@ int step(const Step *s, int threads) {
     int64_t room = 0;
     for (int64_t r = 0; r < s->rows; r++) room = s->positions[r] >= room ? s->positions[r] + 1 : room;
     room = (room + LANES - 1) / LANES * LANES;
-    float *scores = aligned_alloc(64, (threads * 4 * room * sizeof(float) + 63) / 64 * 64);
+    float *scores = aligned_alloc(64, UP(threads * 4 * room * sizeof(float), 64));
     if (!scores) return 1;
     int64_t group = s->heads / s->kv_heads, chunks = (group + 3) / 4;
 #pragma omp parallel num_threads(threads)

@@ -5,7 +5,6 @@
  */
 #include "vectors.h"
 
-#define UP(X, OF) (((X) + (OF) - 1) / (OF) * (OF))
 #define PIECE 256              /* keys; a head's dim is no more */
 #define STRIDE (PIECE + LANES) /* of a tile's rows. No power of 2: they would share a cache's set */
 #define MOST (16 * ROWS)       /* rows of a job */
@@ -19,15 +18,9 @@ typedef struct {
     bf16 *out; /* [rows][heads][dim] */
 } Span;
 
-/* Of a tile, x [rows][STRIDE] by wide [inputs][COLUMNS], both float32; added to `out` where there is something. */
-INLINE void product(const int rows, const float *x, int64_t inputs, const float *wide, float *out, int more) {
+/* Of a tile, x [rows][STRIDE] by wide [inputs][COLUMNS], both float32. */
+INLINE void product(const int rows, const float *x, int64_t inputs, const float *wide, float *out) {
     vec sums[2 * ROWS] = {0};
-    if (more)
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            sums[2 * r] = *(const vec *)(out + r * STRIDE);
-            sums[2 * r + 1] = *(const vec *)(out + r * STRIDE + LANES);
-        }
     for (int64_t i = 0; i < inputs; i++) {
         vec left = *(const vec *)(wide + i * COLUMNS), right = *(const vec *)(wide + i * COLUMNS + LANES);
 #pragma GCC unroll 16
@@ -43,9 +36,9 @@ INLINE void product(const int rows, const float *x, int64_t inputs, const float 
     }
 }
 
-#define CASE(ROWS_) case ROWS_: product(ROWS_, x, inputs, wide, out, more); break;
+#define CASE(ROWS_) case ROWS_: product(ROWS_, x, inputs, wide, out); break;
 
-static void multiply(int rows, const float *x, int64_t inputs, const float *wide, float *out, int more) {
+static void multiply(int rows, const float *x, int64_t inputs, const float *wide, float *out) {
     switch (rows) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if ROWS > 6
@@ -98,7 +91,7 @@ static void attend_tile(const Span *s, int64_t kv, int64_t row, int count, int64
         for (int64_t c = 0; c < s->dim; c += LANES)
             *(vec *)(desk->query + r * STRIDE + c) =
                 widen(s->query + (row + r) / group * s->query_row + (kv * group + (row + r) % group) * s->dim + c) * (s->scale * LOG2_E);
-    for (int64_t t = 0; t < width; t += COLUMNS) multiply(count, desk->query, s->dim, desk->turned + t * s->dim, desk->scores + t, 0);
+    for (int64_t t = 0; t < width; t += COLUMNS) multiply(count, desk->query, s->dim, desk->turned + t * s->dim, desk->scores + t);
     float old[ROWS], new[ROWS];
     for (int r = 0; r < count; r++) {
         int64_t last = s->start + (row + r) / group - begin, first = s->window && last + 1 > s->window ? last + 1 - s->window : 0;
@@ -113,10 +106,10 @@ static void attend_tile(const Span *s, int64_t kv, int64_t row, int count, int64
         desk->top[at + r] = most;
         desk->sum[at + r] = desk->sum[at + r] * old[r] + sum * new[r];
     }
-    for (int64_t c = 0; c < s->dim; c += COLUMNS) multiply(count, desk->scores, some, desk->values + c * PIECE, desk->piece + c, 0);
+    for (int64_t c = 0; c < s->dim; c += COLUMNS) multiply(count, desk->scores, some, desk->values + c * PIECE, desk->piece + c);
     for (int r = 0; r < count; r++)
         for (int64_t c = 0; c < s->dim; c += LANES) {
-            vec *mixed = (vec *)(desk->mixed + (at + r) * PIECE + c);
+            vec *mixed = (vec *)(desk->mixed + (at + r) * s->dim + c);
             *mixed = *mixed * old[r] + *(vec *)(desk->piece + r * STRIDE + c) * new[r];
         }
 }
@@ -125,7 +118,7 @@ static void attend_tile(const Span *s, int64_t kv, int64_t row, int count, int64
 static void attend(const Span *s, int64_t kv, int64_t row, int64_t count, Desk *desk) {
     int64_t group = s->heads / s->kv_heads, last = s->start + (row + count - 1) / group, tall = (count + ROWS - 1) / ROWS;
     int64_t each = (count + tall - 1) / tall, seen = s->start + row / group + 1 - s->window;
-    memset(desk->mixed, 0, count * PIECE * sizeof(float));
+    memset(desk->mixed, 0, count * s->dim * sizeof(float));
     for (int64_t r = 0; r < count; r++) desk->top[r] = -3e38f, desk->sum[r] = 0;
     for (int64_t begin = s->window && seen > 0 ? seen / PIECE * PIECE : 0; begin <= last; begin += PIECE) {
         int64_t end = last + 1 - begin < PIECE ? last + 1 : begin + PIECE;
@@ -136,13 +129,14 @@ static void attend(const Span *s, int64_t kv, int64_t row, int64_t count, Desk *
     for (int64_t r = 0; r < count; r++)
         for (int64_t c = 0; c < s->dim; c += LANES)
             narrow(s->out + ((row + r) / group * s->heads + kv * group + (row + r) % group) * s->dim + c,
-                   *(vec *)(desk->mixed + r * PIECE + c) / desk->sum[r]);
+                   *(vec *)(desk->mixed + r * s->dim + c) / desk->sum[r]);
 }
 
 /* dim <= PIECE, whole vectors. Returns 0, or 1 without memory. */
 int span(const Span *s, int threads) {
-    int64_t rows = s->rows * (s->heads / s->kv_heads), share = rows * s->kv_heads / (3 * threads), most = share < 2 * ROWS ? 2 * ROWS : share;
-    int64_t parts = (rows + (most < MOST ? most : MOST) - 1) / (most < MOST ? most : MOST), each = parts ? (rows + parts - 1) / parts : 1;
+    int64_t rows = s->rows * (s->heads / s->kv_heads), share = rows * s->kv_heads / (3 * threads);
+    int64_t most = share < 2 * ROWS ? 2 * ROWS : share < MOST ? share : MOST;
+    int64_t parts = (rows + most - 1) / most, each = parts ? (rows + parts - 1) / parts : 1;
     Desk *desks = aligned_alloc(64, threads * UP(sizeof(Desk), 64));
     if (!desks) return 1;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)

@@ -14,6 +14,7 @@
 #endif
 #define COLUMNS (2 * LANES) /* of a block */
 #define LOG2_E 1.44269504f
+#define UP(X, OF) (((X) + (OF) - 1) / (OF) * (OF))
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
