@@ -1,7 +1,8 @@
 """`python -m app.bench`: tokens per second without HTTP, of the engine or of one of transformers' own ways, as JSON lines on stdout.
 
 One process measures one variant. A run that is not counted comes first; then the median of `--repeats` runs, each with prompts that no
-cache has seen. Knows neither servers nor the marks that the numbers are held against.
+cache has seen. With `--chats` the rounds come on stdin instead, so that whoever sends them says when. Knows neither servers nor the
+marks that the numbers are held against.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -165,35 +165,26 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One line for each number of requests at once."""
     tokenizer = Tokenizer(given.model)
     vocabulary = sorted(set(range(len(tokenizer))) - set(tokenizer.base.all_special_ids))
-    common = {
-        "kind": "bare",
-        "what": given.what,
-        **{name: getattr(given, name) for name in ("quantize", "dtype", "new_tokens")},
-        "threads": torch.get_num_threads(),
-    }
-    rounds = read_rounds(given) if given.prompts else None
     for at_once, run in runners(given):
-        draw = random.Random(at_once)
-        drawn = (random_prompts(draw, at_once, given.prompt_tokens, vocabulary) for _ in range(given.repeats + 1))
-        lengths, counted = counted_runs(run, rounds or drawn, given.new_tokens)
-        yield {
-            **common,
+        common = {
+            "kind": "bare",
+            "what": given.what,
+            **{name: getattr(given, name) for name in ("quantize", "dtype", "new_tokens")},
+            "threads": torch.get_num_threads(),
             "at_once": at_once,
-            "prompt_tokens": statistics.mean(lengths),
-            "requests": len(lengths),
-            **asdict(median(counted)),
-            "runs": [asdict(one) for one in counted],
         }
-
-
-def counted_runs(run: Runner, rounds: Iterable[Sequence[Prompt]], new_tokens: int) -> tuple[list[int], list[Rates]]:
-    """Prompt lengths of a round, and the rates of all rounds but the first."""
-    found: list[Rates] = []
-    lengths: list[int] = []
-    for prompts in rounds:
-        lengths = [len(prompt) for prompt in prompts]
-        found.append(rates(run(prompts, new_tokens), sum(lengths)))
-    return lengths, found[1:]
+        if given.chats:
+            for line in sys.stdin:
+                prompts = [tokenizer.chat([{"role": "user", "content": text}]) for text in json.loads(line)]
+                lengths = [len(prompt) for prompt in prompts]
+                found = rates(run(prompts, given.new_tokens), sum(lengths))
+                yield {**common, "prompt_tokens": statistics.mean(lengths), "requests": len(prompts), **asdict(found)}
+            continue
+        draw = random.Random(at_once)
+        drawn = [random_prompts(draw, at_once, given.prompt_tokens, vocabulary) for _ in range(given.repeats + 1)]
+        counted = [rates(run(prompts, given.new_tokens), at_once * given.prompt_tokens) for prompts in drawn][1:]
+        more = {"prompt_tokens": given.prompt_tokens, "requests": at_once, "runs": [asdict(one) for one in counted]}
+        yield {**common, **asdict(median(counted)), **more}
 
 
 def runners(given: argparse.Namespace) -> Iterator[tuple[int, Runner]]:
@@ -234,13 +225,6 @@ def settings(given: argparse.Namespace) -> ModelSettings:
     )
 
 
-def read_rounds(given: argparse.Namespace) -> list[list[Prompt]]:
-    """Rounds of user messages, as a chat would send them."""
-    tokenizer = Tokenizer(given.model)
-    rounds = json.loads(given.prompts.read_text())
-    return [[tokenizer.chat([{"role": "user", "content": text}]) for text in texts] for texts in rounds]
-
-
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m app.bench", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True)
@@ -253,10 +237,10 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--context", type=int, default=4096, help="tokens a slot of the engine holds; cut to what the model was made for")
-    parser.add_argument("--prompts", type=Path, help="JSON: rounds of user messages, the first round uncounted; engine only")
+    parser.add_argument("--chats", action="store_true", help="each line of stdin is a round, a JSON list of user messages; engine only")
     given = parser.parse_args(words)
-    if given.prompts and given.what != "engine":
-        parser.error("--prompts is for --what engine")
+    if given.chats and (given.what != "engine" or len(given.at_once) > 1):
+        parser.error("--chats is for --what engine and one number of requests at once")
     return given
 
 

@@ -4,13 +4,16 @@ Every answer is checked to be as long as it was asked to be. Times are the clien
 """
 
 import asyncio
+import json
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
 
-import httpx
+import aiohttp
 
 from loadtest import prompts
 from loadtest.marks import calm_gaps, gaps
@@ -18,6 +21,8 @@ from loadtest.peers import PeerFailed, Server
 from loadtest.record import Record, Start, Stream
 
 Messages = list[dict[str, str]]
+TIMEOUT_S = 600  # without a byte
+BROKEN = (aiohttp.ClientError, TimeoutError)  # of a connection: refused, reset, silent, cut short
 LONG_ANSWER = 1500  # more than a stream gets to say while a prompt is read
 
 
@@ -30,7 +35,7 @@ class Options:
     new_tokens: int = 32
     requests_per_client: int = 2
     requests_alone: int = 8
-    rounds: int = 3
+    rounds: int = 5
     talk_tokens: int = 1000
     long_tokens: int = 2000
     streams: int = 8
@@ -75,9 +80,9 @@ class Round:
 
 @dataclass(slots=True)
 class Chatter:
-    """Asks one server."""
+    """Asks one server, by the client that costs least: what it takes of the machine, the server does not have."""
 
-    http: httpx.AsyncClient
+    http: aiohttp.ClientSession
     server: Server
     clients: int = 1
     begin_s: float = field(default_factory=time.perf_counter)
@@ -89,12 +94,12 @@ class Chatter:
         stream = stream or self.stream()
         stream.start = Start("chat", self.clients, time.perf_counter(), self.begin_s)
         try:
-            async with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise PeerFailed(f"{self.server.peer.name} answered {response.status_code}: {(await response.aread())[:300]!r}")
-                async for data in response.aiter_bytes():
+            async with self.http.post(f"{self.server.url}/v1/chat/completions", json=body) as response:
+                if response.status != HTTPStatus.OK:
+                    raise PeerFailed(f"{self.server.peer.name} answered {response.status}: {(await response.read())[:300]!r}")
+                async for data in response.content.iter_any():
                     stream.feed(data, time.perf_counter())
-        except httpx.TransportError as error:
+        except BROKEN as error:
             raise PeerFailed(f"{self.server.peer.name}: {type(error).__name__} {error}") from error
         if not self.server.peer.done:
             stream.done = stream.usage is not None
@@ -110,16 +115,24 @@ class Chatter:
         return record
 
     async def score(self, text: str) -> None:
-        answer = await self.http.post("/v1/score", json={"text": text})
-        if answer.status_code != httpx.codes.OK or answer.json()["data"][0]["object"] != "score":
-            raise PeerFailed(f"{self.server.peer.name} did not score: {answer.status_code} {answer.text[:300]}")
+        status, answer = await self.fetch("POST", "/v1/score", {"text": text})
+        if status != HTTPStatus.OK or json.loads(answer)["data"][0]["object"] != "score":
+            raise PeerFailed(f"{self.server.peer.name} did not score: {status} {answer[:300]!r}")
+
+    async def fetch(self, method: str, route: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
+        """Status and body of what does not stream. Raises `PeerFailed`."""
+        try:
+            async with self.http.request(method, f"{self.server.url}{route}", json=body) as response:
+                return response.status, await response.read()
+        except BROKEN as error:
+            raise PeerFailed(f"{self.server.peer.name}: {type(error).__name__} {error}") from error
 
 
 @asynccontextmanager
 async def chatter(server: Server) -> AsyncIterator[Chatter]:
     """Each request has a connection of its own: servers differ in when they close one that is kept."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as http:
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
         yield Chatter(http, server)
 
 
@@ -163,12 +176,6 @@ async def play(chatter: Chatter, messages: Sequence[str], clients: int, new_toke
     records = [record for group in groups for record in group]
     tokens = sum(record.completion_tokens or 0 for record in records)
     return Round(len(records), sum(record.prompt_tokens or 0 for record in records), tokens, seconds)
-
-
-async def throughput(chatter: Chatter, options: Options, clients: int) -> list[Round]:
-    """The counted rounds."""
-    chatter.clients = clients
-    return [await play(chatter, messages, clients, options.new_tokens) for messages in rounds(options, clients)][1:]
 
 
 @dataclass(frozen=True, slots=True)

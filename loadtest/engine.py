@@ -1,7 +1,8 @@
 """`python -m loadtest.engine`: Litmus beside its peers on this machine, in one run, as a table and as runs/engine-*.jsonl.
 
-Each server and each bare measurement is a process of its own, one after the other. What is not on this machine is not run, and its
-rows say so. loadtest.marks has the rows, loadtest.clients says what is asked, loadtest.peers of whom.
+Each server and each bare measurement is a process of its own. Those whose tokens per second over HTTP are compared are up at once and
+take turns, the others come one after the other. What is not on this machine is not run, and its rows say so. loadtest.marks has the
+rows, loadtest.clients says what is asked, loadtest.peers of whom, loadtest.turns in which order.
 """
 
 import argparse
@@ -12,14 +13,15 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from loadtest import clients, peers
-from loadtest.clients import QUICK, Options
-from loadtest.marks import ROWS, chosen, table, wanted
+from loadtest import clients, peers, turns
+from loadtest.clients import QUICK, Options, Round
+from loadtest.marks import ROWS, chosen, contests, table, wanted
 from loadtest.peers import Peer, PeerAbsent, PeerFailed
 from loadtest.run import Run, create_run, installed, tell
 from loadtest.summary import percentile
@@ -43,59 +45,94 @@ class Bench:
     lengths: dict[str, float] = field(default_factory=dict)  # prompt tokens a request, by value
     failed: bool = False
 
-    def note(self, who: str, value: str, number: float, **more: Any) -> None:
-        self.values[f"{who}/{value}"] = number
-        self.run.note({"kind": "measurement", "name": f"{who}/{value}", "value": number, **more})
+    def note(self, name: str, number: float, **more: Any) -> None:
+        self.values[name] = number
+        self.run.note({"kind": "measurement", "name": name, "value": number, **more})
+
+    @contextmanager
+    def excused(self, who: str) -> Iterator[None]:
+        """What of one `what/weights` cannot be measured is missing with its reason."""
+        try:
+            yield
+        except PeerAbsent as error:
+            self.lack(who, f"not run: {error}")
+        except PeerFailed as error:
+            self.lack(who, f"failed: {error}")
+            self.failed = True
+
+    def lack(self, who: str, why: str) -> None:
+        self.missing[who] = why
+        self.run.note({"kind": "missing", "name": who, "why": why})
+        tell(f"{who}: {why}")
+
+    async def contest(self, names: Sequence[str]) -> None:
+        """Rounds in turn of everyone in `names`, values all, who can be started; the first is not counted."""
+        tell(f"in turn: {', '.join(names)} ...")
+        count = 1 if names[0].endswith("/alone") else self.options.clients
+        found: dict[str, list[Round]] = {}
+        async with AsyncExitStack() as stack:
+            plays: dict[str, turns.Play] = {}
+            for name in names:
+                with self.excused(_who(name)):
+                    plays[name] = await stack.enter_async_context(self.contender(name, count))
+            for number, messages in enumerate(clients.rounds(self.options, count)):
+                for name in [name for name in plays if _who(name) not in self.missing]:
+                    with self.excused(_who(name)):
+                        found.setdefault(name, []).append(await plays[name](messages))
+                        tell(f"turn {number} of {self.options.rounds}: {name} {found[name][-1].tokens_per_s:.1f} tokens/s")
+        for name in [name for name in found if _who(name) not in self.missing]:
+            counted = found[name][1:]
+            self.lengths[name] = sum(one.prompt_tokens for one in counted) / sum(one.requests for one in counted)
+            rate = statistics.median(one.tokens_per_s for one in counted)
+            self.note(name, rate, clients=count, rounds=[asdict(one) for one in counted])
+
+    def contender(self, name: str, count: int) -> AbstractAsyncContextManager[turns.Play]:
+        """Raises `PeerAbsent`."""
+        if not name.startswith("engine/"):
+            return turns.served(self.peer(_who(name)), self.run.path.parent, self.options, count)
+        return turns.bare([*self.program(_who(name)), "--at-once", str(count), "--chats"], self.options.new_tokens)
 
     def attempt(self, who: str, names: set[str]) -> None:
-        """All values of one `what/weights`, or why there are none."""
+        """All values of one `what/weights` that it has by itself, or why there are none."""
         tell(f"{who} ...")
-        try:
+        with self.excused(who):
             if who.split("/")[0] in ("engine", "manager", "generate"):
-                self.bare(who, names)
+                self.bare(who)
             elif who.split("/")[0] in ("scorer", "published"):
                 self.scoring(who)
             else:
                 with peers.running(self.peer(who), self.run.path.parent) as server:
                     asyncio.run(self.ask(who, names, server))
-        except PeerAbsent as error:
-            self.missing[who] = f"not run: {error}"
-        except PeerFailed as error:
-            self.missing[who] = f"failed: {error}"
-            self.failed = True
-        if who in self.missing:
-            self.run.note({"kind": "missing", "name": who, "why": self.missing[who]})
-            tell(f"{who}: {self.missing[who]}")
 
-    def bare(self, who: str, names: set[str]) -> None:
+    def program(self, who: str) -> list[str]:
         what, quantize = who.split("/")
         command = [sys.executable, "-m", "app.bench", "--model", str(self.given.model), "--what", what, "--quantize", quantize]
-        command += ["--device", self.given.device, "--repeats", str(self.options.rounds), "--new-tokens", str(self.options.new_tokens)]
+        return [*command, "--device", self.given.device, "--new-tokens", str(self.options.new_tokens)]
+
+    def bare(self, who: str) -> None:
         crowd = self.options.clients
-        if names - {"chats"}:
-            counts = [crowd] if what == "generate" else sorted({1, min(8, crowd), crowd})
-            lines = list(answers([*command, "--at-once", *map(str, counts)], self.run))
-            self.note(who, "whole", lines[-1]["tokens_per_s"])
-            if lines[-1]["decode_per_s"] is not None:
-                self.note(who, "decode", lines[-1]["decode_per_s"])
-        if "chats" in names:
-            path = self.run.path.with_suffix(".prompts.json")
-            path.write_text(json.dumps(clients.rounds(self.options, crowd)))
-            try:
-                (line,) = answers([*command, "--at-once", str(crowd), "--prompts", str(path)], self.run)
-            finally:
-                path.unlink()
-            self.lengths[f"{who}/chats"] = line["prompt_tokens"]
-            self.note(who, "chats", line["tokens_per_s"])
+        counts = [crowd] if who.startswith("generate/") else sorted({1, min(8, crowd), crowd})
+        command = [*self.program(who), "--repeats", str(self.options.repeats), "--at-once", *map(str, counts)]
+        line = list(answers(command, self.run))[-1]
+        self.note(f"{who}/whole", line["tokens_per_s"])
+        if line["decode_per_s"] is not None:
+            self.note(f"{who}/decode", line["decode_per_s"])
 
     def scoring(self, who: str) -> None:
         what, quantize = who.split("/")
         command = [sys.executable, "-m", "app.scoring.bench", "--model", str(self.given.model), "--quantize", quantize]
         command += ["--what", "engine" if what == "scorer" else what, "--device", self.given.device]
-        command += ["--texts", str(self.options.texts), "--repeats", str(self.options.rounds), "--lengths", *map(str, self.options.lengths)]
+        command += [
+            "--texts",
+            str(self.options.texts),
+            "--repeats",
+            str(self.options.repeats),
+            "--lengths",
+            *map(str, self.options.lengths),
+        ]
         (line,) = answers(command, self.run)
-        self.note(who, "rate", line["texts_per_s"])
-        self.note(who, "peak", line["peak_bytes"] / 1e6)
+        self.note(f"{who}/rate", line["texts_per_s"])
+        self.note(f"{who}/peak", line["peak_bytes"] / 1e6)
 
     def peer(self, who: str) -> Peer:
         """How to start it. Raises `PeerAbsent`."""
@@ -111,27 +148,21 @@ class Bench:
     async def ask(self, who: str, names: set[str], server: peers.Server) -> None:
         async with clients.chatter(server) as chatter:
             await clients.warm(chatter, self.options)
-            for value, count in (("alone", 1), ("crowd", self.options.clients)):
-                if value in names:
-                    found = await clients.throughput(chatter, self.options, count)
-                    self.lengths[f"{who}/{value}"] = sum(one.prompt_tokens for one in found) / sum(one.requests for one in found)
-                    median = statistics.median(one.tokens_per_s for one in found)
-                    self.note(who, value, median, clients=count, rounds=[asdict(one) for one in found])
             if "continued" in names:
                 talks = await clients.continued(chatter, self.options)
                 lines = [asdict(talk) for talk in talks]
-                self.note(who, "first", statistics.median(talk.first_ms for talk in talks), talks=lines)
-                self.note(who, "continued", statistics.median(talk.continued_ms for talk in talks))
+                self.note(f"{who}/first", statistics.median(talk.first_ms for talk in talks), talks=lines)
+                self.note(f"{who}/continued", statistics.median(talk.continued_ms for talk in talks))
             if "pressed" in names:
                 found_gaps = await clients.press(chatter, self.options)
                 calm = [gap for one in found_gaps for gap in one.calm_ms]
                 pressed = [gap for one in found_gaps for gap in one.pressed_ms]
-                self.note(who, "calm", statistics.median(calm), gaps=len(calm))
-                self.note(who, "pressed", percentile(pressed, 0.99), gaps=len(pressed), presses=[asdict(one) for one in found_gaps])
+                self.note(f"{who}/calm", statistics.median(calm), gaps=len(calm))
+                self.note(f"{who}/pressed", percentile(pressed, 0.99), gaps=len(pressed), presses=[asdict(one) for one in found_gaps])
             if "beside" in names:
                 for value, scoring in (("apart", False), ("beside", True)):
                     times = await clients.tpot(chatter, self.options, scoring)
-                    self.note(who, value, percentile(times, 0.95), chats=len(times), tpot_ms=times)
+                    self.note(f"{who}/{value}", percentile(times, 0.95), chats=len(times), tpot_ms=times)
 
     def check_lengths(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Rates are comparable only where the prompts were equally long."""
@@ -139,8 +170,12 @@ class Bench:
             mine, other = self.lengths.get(ours), self.lengths.get(theirs)
             if mine and other and abs(mine - other) > UNEQUAL * mine:
                 self.values.pop(theirs)
-                self.missing[theirs.rpartition("/")[0]] = f"failed: prompts of {other:.1f} tokens beside Litmus's {mine:.1f}"
+                self.missing[_who(theirs)] = f"failed: prompts of {other:.1f} tokens beside Litmus's {mine:.1f}"
                 self.failed = True
+
+
+def _who(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def answers(command: Sequence[str], run: Run) -> Iterator[dict[str, Any]]:
@@ -225,8 +260,10 @@ def main(words: Sequence[str]) -> int:
         make_model()
     marks = chosen(given.rows)
     bench = Bench(given, options, create_run(given.out, "engine", facts(given, options, words)))
-    for who, names in wanted(marks).items():
-        bench.attempt(who, names)
+    for together in contests(marks):
+        asyncio.run(bench.contest(together))
+    for who, values in wanted(marks).items():
+        bench.attempt(who, values)
     bench.check_lengths([(mark.ours, mark.theirs) for mark in marks])
     shown = table(marks, bench.values, bench.missing)
     bench.run.note({"kind": "table", "markdown": shown})

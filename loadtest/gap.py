@@ -7,6 +7,7 @@ is asked for whole answers and for streams. What a first wave costs is not count
 
 import argparse
 import asyncio
+import json
 import random
 import shlex
 import statistics
@@ -14,10 +15,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
 from loadtest import clients, peers
@@ -152,13 +153,10 @@ async def ask_whole(chatter: Chatter, text: str, new_tokens: int) -> int:
     """One answer that does not stream; the length of its prompt."""
     peer = chatter.server.peer
     body = {"messages": clients.says(text), "max_tokens": new_tokens, "temperature": 0.0, **peer.extra}
-    try:
-        answer = await chatter.http.post("/v1/chat/completions", json=body)
-    except httpx.TransportError as error:
-        raise PeerFailed(f"{peer.name}: {type(error).__name__} {error}") from error
-    if answer.status_code != httpx.codes.OK:
-        raise PeerFailed(f"{peer.name} answered {answer.status_code}: {answer.text[:300]}")
-    usage = answer.json()["usage"]
+    status, answer = await chatter.fetch("POST", "/v1/chat/completions", body)
+    if status != HTTPStatus.OK:
+        raise PeerFailed(f"{peer.name} answered {status}: {answer[:300]!r}")
+    usage = json.loads(answer)["usage"]
     if usage["completion_tokens"] != new_tokens:
         raise PeerFailed(f"{peer.name}: {usage['completion_tokens']} tokens came, {new_tokens} were asked for")
     return usage["prompt_tokens"]

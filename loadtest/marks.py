@@ -9,7 +9,8 @@ from typing import Literal
 
 Way = Literal["more", "shorter", "limit"]
 LONGEST = 200  # characters of a reason in the table; the run has all of it
-ORDER = ("engine/nf4", "manager/nf4", "engine/int4", "manager/none", "generate/none", "engine/none", "litmus/none", "transformers/none")
+ORDER = ("engine/nf4", "manager/nf4", "engine/int4", "manager/none", "generate/none", "engine/none")
+ROUNDS = ("crowd", "alone", "chats")  # values that are measured in rounds, which those that are compared can take in turn
 HEAD = ("row", "what", "Litmus", "beside it", "ratio", "mark", "met")
 
 
@@ -88,14 +89,27 @@ def chosen(rows: Sequence[int]) -> list[Mark]:
     return [mark for mark in MARKS if mark.row in rows]
 
 
+def contests(marks: Sequence[Mark]) -> list[list[str]]:
+    """Names of values that are compared by rounds, those that are compared with the same one together."""
+    found: dict[str, list[str]] = {}
+    for mark in marks:
+        if _value(mark.ours) in ROUNDS:
+            found.setdefault(mark.ours, [mark.ours]).append(mark.theirs)
+    return list(found.values())
+
+
 def wanted(marks: Sequence[Mark]) -> dict[str, set[str]]:
-    """Values needed of each `what/weights`, those that are compared one after the other: a machine's speed changes with the minutes."""
+    """The other values needed of each `what/weights`, those that are compared one after the other."""
     needed: dict[str, set[str]] = {}
     for mark in marks:
         for name in (mark.ours, mark.theirs):
-            who, _, value = name.rpartition("/")
-            needed.setdefault(who, set()).add(value)
+            if _value(name) not in ROUNDS:
+                needed.setdefault(name.rpartition("/")[0], set()).add(_value(name))
     return dict(sorted(needed.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER)))
+
+
+def _value(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def table(marks: Sequence[Mark], values: Mapping[str, float], missing: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ all alike. The crowd is a closed loop: everyone asks, reads to the end and asks 
 
 import argparse
 import asyncio
+import json
 import random
 import shlex
 import statistics
@@ -14,10 +15,10 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
 from loadtest import clients, peers, watch
@@ -69,13 +70,10 @@ class Crowd:
         return [record for group in groups for record in group]
 
     async def look(self) -> None:
-        try:
-            answer = await self.chatter.http.get("/slots")
-        except httpx.TransportError as error:
-            raise PeerFailed(f"{self.chatter.server.peer.name}: {type(error).__name__} {error}") from error
-        found = watch.slots(answer.json()) if answer.status_code == httpx.codes.OK else None
+        status, answer = await self.chatter.fetch("GET", "/slots")
+        found = watch.slots(json.loads(answer)) if status == HTTPStatus.OK else None
         if found is None:
-            raise PeerFailed(f"{self.chatter.server.peer.name} does not tell of its slots: {answer.status_code} {answer.text[:300]}")
+            raise PeerFailed(f"{self.chatter.server.peer.name} does not tell of its slots: {status} {answer[:300]!r}")
         self.waits_ms |= found.waits_ms
 
     async def watched(self, texts: Sequence[str]) -> tuple[list[Record], float]:
@@ -118,7 +116,8 @@ async def push(server: peers.Server, options: Options, repeat: int) -> tuple[lis
     counted = clients.texts(f"{name}/counted", chats, options.prompt_words)
     async with clients.chatter(server) as chatter:
         chatter.clients = options.clients
-        card = (await chatter.http.get("/v1/models")).json()["data"][0]
+        _, models = await chatter.fetch("GET", "/v1/models")
+        card = json.loads(models)["data"][0]
         await Crowd(chatter, options).rush(warm)
         records, seconds = await Crowd(chatter, options).watched(counted)
     return records, seconds, card

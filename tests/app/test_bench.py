@@ -1,5 +1,6 @@
 """Rates from stamps, and each way of generating on a tiny model."""
 
+import io
 import json
 
 import pytest
@@ -62,13 +63,13 @@ def test_each_way(folder, capsys, what, quantize):
         assert (line["decode_per_s"] is None) == (what == "generate")
 
 
-def test_given_prompts(folder, capsys, tmp_path):
-    path = tmp_path / "prompts.json"
-    path.write_text(json.dumps([["one", "two", "three", "four"], ["a king", "a queen", "a fox", "a crow"]]))
-    code, (line,), _ = measure(folder, capsys, "--prompts", str(path), "--at-once", "2", "--new-tokens", "4")
+def test_rounds_that_come_on_stdin(folder, capsys, monkeypatch):
+    lines = io.StringIO('["one", "two", "three", "four"]\n["a king", "a queen"]\n')
+    monkeypatch.setattr("sys.stdin", lines)
+    code, found, _ = measure(folder, capsys, "--chats", "--at-once", "2", "--new-tokens", "4")
     assert code == 0
-    assert (line["at_once"], line["requests"], len(line["runs"])) == (2, 4, 1), "the first round is not counted"
-    assert line["prompt_tokens"] > len("assistant: ") / 3
+    assert [(line["at_once"], line["requests"]) for line in found] == [(2, 4), (2, 2)]
+    assert all(line["prompt_tokens"] > len("assistant: ") / 3 and line["tokens_per_s"] > 0 for line in found)
 
 
 def test_what_cannot_be(folder, capsys, monkeypatch):
@@ -78,4 +79,6 @@ def test_what_cannot_be(folder, capsys, monkeypatch):
     code, _, err = measure(folder, capsys, "--what", "manager", "--quantize", "own")
     assert code == 2 and err.strip().endswith("transformers has no quantize=own")
     with pytest.raises(SystemExit):
-        measure(folder, capsys, "--what", "manager", "--prompts", "x.json")
+        measure(folder, capsys, "--what", "manager", "--chats", "--at-once", "1")
+    with pytest.raises(SystemExit):
+        measure(folder, capsys, "--chats", "--at-once", "1", "2")

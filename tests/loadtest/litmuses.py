@@ -1,4 +1,4 @@
-"""Litmus's wire in this process, without a model and without a socket: as many words as were asked for, and slots that tell of waits."""
+"""Litmus's wire in this process, without a model: as many words as were asked for, and slots that tell of waits."""
 
 import itertools
 import json
@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
 
 from loadtest import clients, peers
 from loadtest.clients import Chatter
@@ -28,19 +29,24 @@ class Litmuses:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     ids: Iterator[int] = field(default_factory=itertools.count)
 
-    def answer(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/v1/models":
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/v1/models":
             asked = self.started[-1].command
-            return httpx.Response(200, json={"data": [{**CARD, "slots": self.slots or int(asked[asked.index("--model.slots") + 1])}]})
-        if request.url.path == "/slots":
+            slots = self.slots or int(asked[asked.index("--model.slots") + 1])
+            return web.json_response({"data": [{**CARD, "slots": slots}]})
+        if request.path == "/slots":
             decisions = [{"request": f"chat-{number}/0", "waited_s": 0.25} for number in range(len(self.bodies))]
-            return httpx.Response(self.told, json={"slots": [], "waiting": [], "texts": 0, "decisions": decisions})
-        body = json.loads(request.content)
+            return web.json_response({"slots": [], "waiting": [], "texts": 0, "decisions": decisions}, status=self.told)
+        body = await request.json()
         self.bodies.append(body)
         usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": body["max_tokens"] - (0 if body.get("stream") else self.lost)}
-        if body.get("stream"):
-            return httpx.Response(200, content=events(f"chat-{next(self.ids)}", body["max_tokens"], usage))
-        return httpx.Response(200, json={"usage": usage})
+        if not body.get("stream"):
+            return web.json_response({"usage": usage})
+        response = web.StreamResponse()
+        await response.prepare(request)
+        async for data in events(f"chat-{next(self.ids)}", body["max_tokens"], usage):
+            await response.write(data)
+        return response
 
     @contextmanager
     def running(self, peer: Peer, *_: Any) -> Iterator[Server]:
@@ -49,8 +55,10 @@ class Litmuses:
 
     @asynccontextmanager
     async def chatter(self, server: Server) -> AsyncIterator[Chatter]:
-        async with httpx.AsyncClient(base_url=server.url, transport=httpx.MockTransport(self.answer)) as http:
-            yield Chatter(http, server)
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self.answer)
+        async with TestServer(app) as local, ClientSession() as http:
+            yield Chatter(http, Server(server.peer, str(local.make_url("")).rstrip("/")))
 
 
 async def events(name: str, tokens: int, usage: dict[str, int]) -> AsyncIterator[bytes]:

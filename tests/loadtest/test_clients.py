@@ -23,18 +23,17 @@ def ask(url, what, *, extra=None, done=True):
 
 def test_rounds_are_the_same_each_time_and_share_no_beginning():
     rounds = clients.rounds(Options(), 32)
-    assert rounds == clients.rounds(Options(), 32) and [len(texts) for texts in rounds] == [64] * 4
+    assert rounds == clients.rounds(Options(), 32) and [len(texts) for texts in rounds] == [64] * 6
     every = [text for texts in [*rounds, *clients.rounds(Options(), 1)] for text in texts]
     beginnings = [" ".join(text.split()[:4]) for text in every]
-    assert len(set(beginnings)) == len(every) == 4 * 64 + 4 * 8
+    assert len(set(beginnings)) == len(every) == 6 * 64 + 6 * 8
 
 
-def test_throughput(talking):
+def test_a_round(talking):
     talker, url = talking
-    found = ask(url, lambda chatter: clients.throughput(chatter, QUICK, 4), extra={"mine": 1})
-    assert [(one.requests, one.tokens, one.prompt_tokens) for one in found] == [(4, 32, 4 * (17 + WORDS_BEFORE))]
-    assert 0 < found[0].tokens_per_s < 4 / 0.002
-    assert len(talker.bodies) == 8, "and a round that is not counted"
+    one = ask(url, lambda chatter: clients.play(chatter, clients.rounds(QUICK, 4)[1], 4, QUICK.new_tokens), extra={"mine": 1})
+    assert (one.requests, one.tokens, one.prompt_tokens) == (4, 32, 4 * (17 + WORDS_BEFORE))
+    assert 0 < one.tokens_per_s < 4 / 0.002
     assert {(body["max_tokens"], body["temperature"], body["mine"]) for body in talker.bodies} == {(8, 0.0, 1)}
 
 
@@ -57,7 +56,7 @@ def test_no_server_and_a_refusal(talking, free_port):
     _, url = talking
     with pytest.raises(PeerFailed, match="talker answered 404"):
         ask(f"{url}/nowhere", lambda chatter: clients.warm(chatter, QUICK))
-    with pytest.raises(PeerFailed, match="ConnectError"):
+    with pytest.raises(PeerFailed, match="ClientConnectorError"):
         ask("http://127.0.0.1:1", lambda chatter: clients.warm(chatter, QUICK))
 
 

@@ -46,6 +46,7 @@ def test_rows_over_http(talkers, tmp_path, capsys):
     assert manifest["tool"] == "engine" and manifest["options"]["clients"] == 4
     assert {"command", "commit", "versions", "machine", "python", "model"} <= manifest.keys() and manifest["versions"]["torch"]
     values = {line["name"]: line["value"] for line in measured if line["kind"] == "measurement"}
+    assert all(len(line["rounds"]) == 1 for line in measured if line.get("name", "").endswith("crowd")), "the first is not counted"
     assert set(values) == {f"litmus/none/{name}" for name in "crowd first continued calm pressed apart beside".split()} | {
         "litmus/4bit/crowd",
         "transformers/none/crowd",
@@ -65,6 +66,22 @@ def test_a_peer_that_did_something_else_is_a_failure(talkers, tmp_path, capsys, 
     code, rows, _ = compare(tmp_path, capsys, "--rows", "3")
     assert code == 1
     assert rows[0][4] == "-" and rows[0][6] == why
+
+
+SLOW = """
+import json, sys
+for line in sys.stdin:
+    json.loads(line)
+    print(json.dumps({"tokens_per_s": 1e-9, "prompt_tokens": 22.0}), flush=True)
+"""
+
+
+def test_the_bare_engine_takes_its_turns(talkers, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engine.Bench, "program", lambda *_: [sys.executable, "-c", SLOW])
+    code, (row,), lines = compare(tmp_path, capsys, "--rows", "6")
+    assert code == 0 and float(row[4]) > 1 and row[6] == "yes"
+    ours, theirs = ([one["prompt_tokens"] for one in line["rounds"]] for line in lines if line["kind"] == "measurement")
+    assert ours == theirs == [4 * 22]
 
 
 def test_bare_lines_are_kept(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from loadtest.marks import MARKS, ROWS, Mark, calm_gaps, chosen, gaps, table, wanted
+from loadtest.marks import MARKS, ROWS, Mark, calm_gaps, chosen, contests, gaps, table, wanted
 
 MORE = Mark(1, "speed", "tokens/s", "a/x/v", "b/x/v", "b", 2.0)
 SHORTER = Mark(2, "wait", "ms", "a/x/then", "a/x/first", "its first", 5.0, "shorter")
@@ -43,10 +43,20 @@ def test_what_was_not_run_claims_nothing():
 
 def test_each_is_measured_once_and_only_what_is_needed():
     assert wanted(chosen([2])) == {"engine/none": {"whole"}, "generate/none": {"whole"}}
-    neighbours = ["manager/none", "engine/none", "litmus/none", "transformers/none", "llama/f16", "litmus/4bit", "llama/4bit"]
-    assert [*wanted(chosen([1, 3, 4, 6]))][3:] == neighbours
-    assert wanted(chosen([3, 7])) == {"litmus/none": {"crowd", "continued", "first"}, "transformers/none": {"crowd"}}
+    assert [*wanted(chosen([1, 2]))] == ["engine/nf4", "manager/nf4", "engine/int4", "manager/none", "generate/none", "engine/none"]
+    assert wanted(chosen([3, 7])) == {"litmus/none": {"continued", "first"}}
     assert tuple(range(1, 12)) == ROWS and len(chosen(ROWS)) == len(MARKS) == 17
+
+
+def test_rates_that_are_compared_are_measured_in_turn():
+    assert contests(chosen([1, 2, 7, 8])) == []
+    assert contests(chosen([6])) == [["litmus/none/crowd", "engine/none/chats"]]
+    assert contests(chosen([3, 4, 5])) == [
+        ["litmus/none/crowd", "transformers/none/crowd", "llama/f16/crowd"],
+        ["litmus/4bit/crowd", "llama/4bit/crowd"],
+        ["litmus/none/alone", "llama/f16/alone"],
+        ["litmus/4bit/alone", "llama/4bit/alone"],
+    ]
 
 
 def test_a_gap_that_the_window_only_cuts_counts_as_pressed_and_not_as_calm():

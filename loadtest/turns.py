@@ -1,0 +1,69 @@
+"""Contenders that take turns: all are up at once, and each plays a round before any plays its next.
+
+A machine's speed changes with the minutes; so it changes for all of them alike. One that waits for its turn takes nothing of it.
+"""
+
+import asyncio
+import json
+import shlex
+import subprocess
+import tempfile
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from loadtest import clients, peers
+from loadtest.clients import Options, Round
+from loadtest.peers import Peer, PeerFailed
+
+Play = Callable[[Sequence[str]], Awaitable[Round]]
+LINE = 1 << 20  # bytes of the longest line that is read
+
+
+@asynccontextmanager
+async def served(peer: Peer, folder: Path, options: Options, count: int) -> AsyncIterator[Play]:
+    """`count` clients of a server that is started here, its log in `folder`. Raises `PeerFailed`."""
+    with peers.running(peer, folder) as server:
+        async with clients.chatter(server) as chatter:
+            chatter.clients = count
+            await clients.warm(chatter, options)
+            yield lambda messages: clients.play(chatter, messages, count, options.new_tokens)
+
+
+@asynccontextmanager
+async def bare(command: Sequence[str], new_tokens: int) -> AsyncIterator[Play]:
+    """A program that takes a round as a line of JSON and answers it with a line, such as `app.bench --chats`."""
+    with tempfile.TemporaryFile() as said:
+        process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, limit=LINE)
+
+        async def play(messages: Sequence[str]) -> Round:
+            found = await _answer(process, messages)
+            if found is None:
+                said.seek(0)
+                lines = said.read().decode(errors="replace").strip().splitlines()
+                code = await process.wait()
+                raise PeerFailed(f"{shlex.join(command[1:])} ended with code {code}: {lines[-1] if lines else 'no word'}")
+            requests, tokens = len(messages), len(messages) * new_tokens
+            return Round(requests, round(requests * found["prompt_tokens"]), tokens, tokens / found["tokens_per_s"])
+
+        try:
+            yield play
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def _answer(process: Process, messages: Sequence[str]) -> dict[str, float] | None:
+    """The first line of JSON after this round was sent; None where the program has ended."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(messages).encode() + b"\n")
+        await process.stdin.drain()
+    except ConnectionError:
+        return None
+    async for line in process.stdout:
+        if line.startswith(b"{"):
+            return dict(json.loads(line))
+    return None

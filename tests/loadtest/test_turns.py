@@ -1,0 +1,57 @@
+"""A program that is asked round by round, and one that fails at it."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loadtest import turns
+from loadtest.clients import QUICK, Round
+from loadtest.peers import PORT, Peer, PeerFailed
+
+TALKER = Path(__file__).parents[1] / "talker.py"
+ECHO = """
+import json, sys
+print("not JSON")
+for line in sys.stdin:
+    texts = json.loads(line)
+    print(json.dumps({"tokens_per_s": 10.0, "prompt_tokens": 4.5}), flush=True)
+    if texts[0] == "last":
+        sys.exit("no more")
+"""
+
+
+def play(code, *rounds):
+    async def go():
+        async with turns.bare([sys.executable, "-c", code], new_tokens=5) as play:
+            return [await play(messages) for messages in rounds]
+
+    return asyncio.run(go())
+
+
+def test_a_program_answers_each_round_with_a_line():
+    assert play(ECHO, ["one", "two"], ["three"]) == [Round(2, 9, 10, 1.0), Round(1, 4, 5, 0.5)]
+
+
+@pytest.mark.parametrize(("code", "why"), [(ECHO, "no more"), ("import sys; sys.exit('no model')", "no model"), ("pass", "no word")])
+def test_a_program_that_ends_says_why(code, why):
+    with pytest.raises(PeerFailed, match=f"ended with code [01]: {why}"):
+        play(code, ["last"], ["more"])
+
+
+def test_a_program_is_ended_with_its_block(tmp_path):
+    line = '{"tokens_per_s": 1, "prompt_tokens": 1}'
+    code = f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
+    play(f"{code}; print({line!r}, flush=True); time.sleep(600)", ["one"])
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_a_server_is_warmed_and_asked(tmp_path):
+    async def go():
+        async with turns.served(Peer("one", (sys.executable, str(TALKER), PORT), "/ready"), tmp_path, QUICK, 2) as play:
+            return await play(["one word", "two words", "three"])
+
+    one = asyncio.run(go())
+    assert (one.requests, one.tokens) == (3, 3 * QUICK.new_tokens)
