@@ -1,8 +1,8 @@
 """`python -m app.bench`: tokens per second without HTTP, of the engine or of one of transformers' own ways, as JSON lines on stdout.
 
 One process measures one variant. A run that is not counted comes first; then the median of `--repeats` runs, each with prompts that no
-cache has seen. With `--chats` the rounds come on stdin instead, so that whoever sends them says when. Knows neither servers nor the
-marks that the numbers are held against.
+cache has seen. With `--chats` it says that it is ready, and the rounds come on stdin. Knows neither servers nor the marks that the
+numbers are held against.
 """
 
 import argparse
@@ -174,6 +174,7 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "at_once": at_once,
         }
         if given.chats:
+            yield {"kind": "ready"}
             for line in sys.stdin:
                 prompts = [tokenizer.chat([{"role": "user", "content": text}]) for text in json.loads(line)]
                 lengths = [len(prompt) for prompt in prompts]
@@ -237,7 +238,9 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--context", type=int, default=4096, help="tokens a slot of the engine holds; cut to what the model was made for")
-    parser.add_argument("--chats", action="store_true", help="each line of stdin is a round, a JSON list of user messages; engine only")
+    parser.add_argument(
+        "--chats", action="store_true", help="each line of stdin is a round, a JSON list of user messages, answered by a line; engine only"
+    )
     given = parser.parse_args(words)
     if given.chats and (given.what != "engine" or len(given.at_once) > 1):
         parser.error("--chats is for --what engine and one number of requests at once")

@@ -8,9 +8,8 @@ import json
 import shlex
 import subprocess
 import tempfile
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from loadtest import clients, peers
@@ -33,37 +32,35 @@ async def served(peer: Peer, folder: Path, options: Options, count: int) -> Asyn
 
 @asynccontextmanager
 async def bare(command: Sequence[str], new_tokens: int) -> AsyncIterator[Play]:
-    """A program that takes a round as a line of JSON and answers it with a line, such as `app.bench --chats`."""
+    """A program that says in a line of JSON that it is ready, and answers each round with one, such as `app.bench --chats`. Raises
+    `PeerFailed`.
+    """
     with tempfile.TemporaryFile() as said:
         process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, limit=LINE)
+        assert process.stdin is not None and process.stdout is not None
+        sent, answers = process.stdin, process.stdout
+
+        async def answer() -> dict[str, float]:
+            async for line in answers:
+                if line.startswith(b"{"):
+                    return dict(json.loads(line))
+            code = await process.wait()
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            raise PeerFailed(f"{shlex.join(command[1:])} ended with code {code}: {lines[-1] if lines else 'no word'}")
 
         async def play(messages: Sequence[str]) -> Round:
-            found = await _answer(process, messages)
-            if found is None:
-                said.seek(0)
-                lines = said.read().decode(errors="replace").strip().splitlines()
-                code = await process.wait()
-                raise PeerFailed(f"{shlex.join(command[1:])} ended with code {code}: {lines[-1] if lines else 'no word'}")
+            with suppress(ConnectionError):  # it has ended; `answer` says why
+                sent.write(json.dumps(messages).encode() + b"\n")
+                await sent.drain()
+            found = await answer()
             requests, tokens = len(messages), len(messages) * new_tokens
             return Round(requests, round(requests * found["prompt_tokens"]), tokens, tokens / found["tokens_per_s"])
 
         try:
+            await answer()
             yield play
         finally:
             if process.returncode is None:
                 process.kill()
             await process.wait()
-
-
-async def _answer(process: Process, messages: Sequence[str]) -> dict[str, float] | None:
-    """The first line of JSON after this round was sent; None where the program has ended."""
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        process.stdin.write(json.dumps(messages).encode() + b"\n")
-        await process.stdin.drain()
-    except ConnectionError:
-        return None
-    async for line in process.stdout:
-        if line.startswith(b"{"):
-            return dict(json.loads(line))
-    return None

@@ -24,7 +24,7 @@ class Pace:
 
     def room(self, decodes: int, prompts: int) -> tuple[int, int]:
         """Tokens that prompts and texts may each have in the next step, when `decodes` rows decode and `prompts` requests wait for
-        their first token. The more wait beside those that decode, the more their time counts.
+        their first token. The more wait beside each that decodes, the more their time counts: soon together, they share a step.
         """
         if not decodes:
             return self.most, self.most
@@ -34,8 +34,8 @@ class Pace:
         alone_s = self._alone(decodes)
         if alone_s is None:
             return self.most, self.most
-        spare_s = alone_s * (self.stretch - 1)
-        return self._tokens(spare_s * (1 + prompts / decodes), self._prompt_s), self._tokens(spare_s * TEXTS, self._text_s)
+        spare_s, beside = alone_s * (self.stretch - 1), prompts / decodes
+        return self._tokens(spare_s * (1 + beside + beside**2), self._prompt_s), self._tokens(spare_s * TEXTS, self._text_s)
 
     def learn(self, decodes: int, prompt_tokens: int, text_tokens: int, step_s: float) -> None:
         """Account for a step. One with guests of both kinds says too little about either and is left out."""

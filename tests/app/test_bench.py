@@ -66,8 +66,9 @@ def test_each_way(folder, capsys, what, quantize):
 def test_rounds_that_come_on_stdin(folder, capsys, monkeypatch):
     lines = io.StringIO('["one", "two", "three", "four"]\n["a king", "a queen"]\n')
     monkeypatch.setattr("sys.stdin", lines)
-    code, found, _ = measure(folder, capsys, "--chats", "--at-once", "2", "--new-tokens", "4")
+    code, (ready, *found), _ = measure(folder, capsys, "--chats", "--at-once", "2", "--new-tokens", "4")
     assert code == 0
+    assert ready == {"kind": "ready"}
     assert [(line["at_once"], line["requests"]) for line in found] == [(2, 4), (2, 2)]
     assert all(line["prompt_tokens"] > len("assistant: ") / 3 and line["tokens_per_s"] > 0 for line in found)
 

@@ -70,6 +70,7 @@ def test_a_peer_that_did_something_else_is_a_failure(talkers, tmp_path, capsys, 
 
 SLOW = """
 import json, sys
+print("{}", flush=True)
 for line in sys.stdin:
     json.loads(line)
     print(json.dumps({"tokens_per_s": 1e-9, "prompt_tokens": 22.0}), flush=True)

@@ -20,17 +20,17 @@ def test_without_decoding_rows_the_whole_budget_is_theirs() -> None:
 
 def test_guests_take_what_the_stretch_leaves_and_texts_a_part_of_it() -> None:
     prompts, texts = taught().room(8, 1)
-    assert prompts == pytest.approx(0.05 * 2 / 0.001 * (1 + 1 / 8), abs=1)
+    assert prompts == pytest.approx(0.05 * 2 / 0.001 * (1 + 1 / 8 + 1 / 64), abs=1)
     assert texts == pytest.approx(0.05 * 2 * 0.3 / 0.002, abs=1)
 
 
 def test_the_more_wait_the_more_their_time_counts() -> None:
-    assert taught().room(8, 24)[0] == pytest.approx((1 + 3) * 100, abs=1)
+    assert [taught().room(8, count)[0] for count in (4, 8, 24)] == [pytest.approx(175, abs=1), pytest.approx(300, abs=1), 512]
 
 
 @pytest.mark.parametrize("decodes", [5, 15, 1, 64])
 def test_what_is_not_known_for_a_number_of_rows_is_taken_from_the_nearest(decodes: int) -> None:
-    assert taught().room(decodes, 1)[0] == pytest.approx(100 * (1 + 1 / decodes), abs=1)
+    assert taught().room(decodes, 1)[0] == pytest.approx(min(512, 100 * (1 + 1 / decodes + 1 / decodes**2)), abs=1)
 
 
 def test_however_slow_the_device_some_tokens_may_join() -> None:
