@@ -78,6 +78,12 @@ class Round:
         return self.tokens / self.seconds
 
 
+def together(rounds: Sequence[Round]) -> Round:
+    """All as one: a slow round weighs by its seconds."""
+    prompt_tokens, tokens = sum(one.prompt_tokens for one in rounds), sum(one.tokens for one in rounds)
+    return Round(sum(one.requests for one in rounds), prompt_tokens, tokens, sum(one.seconds for one in rounds))
+
+
 @dataclass(slots=True)
 class Chatter:
     """Asks one server, by the client that costs least: what it takes of the machine, the server does not have."""

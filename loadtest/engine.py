@@ -82,9 +82,9 @@ class Bench:
                         tell(f"turn {number} of {self.options.rounds}: {name} {found[name][-1].tokens_per_s:.1f} tokens/s")
         for name in [name for name in found if _who(name) not in self.missing]:
             counted = found[name][1:]
-            self.lengths[name] = sum(one.prompt_tokens for one in counted) / sum(one.requests for one in counted)
-            rate = statistics.median(one.tokens_per_s for one in counted)
-            self.note(name, rate, clients=count, rounds=[asdict(one) for one in counted])
+            whole = clients.together(counted)
+            self.lengths[name] = whole.prompt_tokens / whole.requests
+            self.note(name, whole.tokens_per_s, clients=count, rounds=[asdict(one) for one in counted])
 
     def contender(self, name: str, count: int) -> AbstractAsyncContextManager[turns.Play]:
         """Raises `PeerAbsent`."""

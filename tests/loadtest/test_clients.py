@@ -8,7 +8,7 @@ import pytest
 from talker import READ_S, WORDS_BEFORE
 
 from loadtest import clients
-from loadtest.clients import QUICK, Options
+from loadtest.clients import QUICK, Options, Round
 from loadtest.peers import Peer, PeerFailed, Server
 from loadtest.summary import percentile
 
@@ -35,6 +35,11 @@ def test_a_round(talking):
     assert (one.requests, one.tokens, one.prompt_tokens) == (4, 32, 4 * (17 + WORDS_BEFORE))
     assert 0 < one.tokens_per_s < 4 / 0.002
     assert {(body["max_tokens"], body["temperature"], body["mine"]) for body in talker.bodies} == {(8, 0.0, 1)}
+
+
+def test_rounds_together_are_their_tokens_over_their_seconds():
+    one = clients.together([Round(2, 40, 20, 1.0), Round(2, 44, 20, 3.0)])
+    assert one == Round(4, 84, 40, 4.0) and one.tokens_per_s == 10.0
 
 
 def test_a_short_answer_is_no_measurement(talking):
