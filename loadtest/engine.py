@@ -72,7 +72,7 @@ class Bench:
         found: dict[str, list[Round]] = {}
         async with AsyncExitStack() as stack:
             plays: dict[str, turns.Play] = {}
-            for name in names:
+            for name in [name for name in names if _who(name) not in self.missing]:
                 with self.excused(_who(name)):
                     plays[name] = await stack.enter_async_context(self.contender(name, count))
             for number, messages in enumerate(clients.rounds(self.options, count)):
@@ -121,15 +121,8 @@ class Bench:
     def scoring(self, who: str) -> None:
         what, quantize = who.split("/")
         command = [sys.executable, "-m", "app.scoring.bench", "--model", str(self.given.model), "--quantize", quantize]
-        command += ["--what", "engine" if what == "scorer" else what, "--device", self.given.device]
-        command += [
-            "--texts",
-            str(self.options.texts),
-            "--repeats",
-            str(self.options.repeats),
-            "--lengths",
-            *map(str, self.options.lengths),
-        ]
+        command += ["--what", "engine" if what == "scorer" else what, "--device", self.given.device, "--texts", str(self.options.texts)]
+        command += ["--repeats", str(self.options.repeats), "--lengths", *map(str, self.options.lengths)]
         (line,) = answers(command, self.run)
         self.note(f"{who}/rate", line["texts_per_s"])
         self.note(f"{who}/peak", line["peak_bytes"] / 1e6)
