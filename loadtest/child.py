@@ -36,10 +36,16 @@ def call(*words: str) -> Told:
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         errors.seek(0)
-        shown, said = out.read().decode(), errors.read().decode(errors="replace").strip().splitlines()
+        shown, said = out.read().decode(), errors.read().decode(errors="replace")
     if process.returncode:
-        raise Failed(f"{shlex.join(words)} ended with code {process.returncode}: {said[-1] if said else 'no word'}")
+        raise Failed(ended(words, process.returncode, said))
     return Told([json.loads(line) for line in shown.splitlines() if line.startswith("{")], used.ru_maxrss * 1024)
+
+
+def ended(words: Sequence[str], code: int, said: str) -> str:
+    """The sentence for a program that did not do its work: `said` is what it wrote to stderr."""
+    lines = said.strip().splitlines()
+    return f"{shlex.join(words)} ended with code {code}: {lines[-1] if lines else 'no word'}"
 
 
 def facts(module: str, given: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import clients, peers, turns
+from loadtest.child import ended
 from loadtest.clients import QUICK, Options, Round
 from loadtest.marks import ROWS, chosen, contests, table, wanted
 from loadtest.peers import Peer, PeerAbsent, PeerFailed
@@ -175,8 +176,7 @@ def answers(command: Sequence[str], run: Run) -> Iterator[dict[str, Any]]:
     """The JSON lines of `app.bench`, kept in the run. Raises `PeerFailed`."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise PeerFailed(f"{shlex.join(command[1:])} ended with code {done.returncode}: {lines[-1] if lines else 'no word'}")
+        raise PeerFailed(ended(command[1:], done.returncode, done.stderr))
     for line in done.stdout.splitlines():
         if line.startswith("{"):
             found = json.loads(line)

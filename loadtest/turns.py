@@ -5,7 +5,6 @@ A machine's speed changes with the minutes; so it changes for all of them alike.
 
 import asyncio
 import json
-import shlex
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -13,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from loadtest import clients, peers
+from loadtest.child import ended
 from loadtest.clients import Options, Round
 from loadtest.peers import Peer, PeerFailed
 
@@ -46,8 +46,7 @@ async def bare(command: Sequence[str], new_tokens: int) -> AsyncIterator[Play]:
                     return dict(json.loads(line))
             code = await process.wait()
             said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
-            raise PeerFailed(f"{shlex.join(command[1:])} ended with code {code}: {lines[-1] if lines else 'no word'}")
+            raise PeerFailed(ended(command[1:], code, said.read().decode(errors="replace")))
 
         async def play(messages: Sequence[str]) -> Round:
             with suppress(ConnectionError):  # it has ended; `answer` says why
