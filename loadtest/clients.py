@@ -86,7 +86,7 @@ def together(rounds: Sequence[Round]) -> Round:
 
 @dataclass(slots=True)
 class Chatter:
-    """Asks one server, by the client that costs least: what it takes of the machine, the server does not have."""
+    """Asks one server, by a client that costs little: what it takes of the machine, the server does not have."""
 
     http: aiohttp.ClientSession
     server: Server

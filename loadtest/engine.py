@@ -22,7 +22,7 @@ from typing import Any
 from loadtest import clients, peers, turns
 from loadtest.child import ended
 from loadtest.clients import QUICK, Options, Round
-from loadtest.marks import ROWS, chosen, contests, table, wanted
+from loadtest.marks import ROWS, chosen, contests, owner, table, wanted
 from loadtest.peers import Peer, PeerAbsent, PeerFailed
 from loadtest.run import Run, create_run, installed, tell
 from loadtest.summary import percentile
@@ -73,15 +73,15 @@ class Bench:
         found: dict[str, list[Round]] = {}
         async with AsyncExitStack() as stack:
             plays: dict[str, turns.Play] = {}
-            for name in [name for name in names if _who(name) not in self.missing]:
-                with self.excused(_who(name)):
+            for name in [name for name in names if owner(name) not in self.missing]:
+                with self.excused(owner(name)):
                     plays[name] = await stack.enter_async_context(self.contender(name, count))
             for number, messages in enumerate(clients.rounds(self.options, count)):
-                for name in [name for name in plays if _who(name) not in self.missing]:
-                    with self.excused(_who(name)):
+                for name in [name for name in plays if owner(name) not in self.missing]:
+                    with self.excused(owner(name)):
                         found.setdefault(name, []).append(await plays[name](messages))
                         tell(f"turn {number} of {self.options.rounds}: {name} {found[name][-1].tokens_per_s:.1f} tokens/s")
-        for name in [name for name in found if _who(name) not in self.missing]:
+        for name in [name for name in found if owner(name) not in self.missing]:
             counted = found[name][1:]
             whole = clients.together(counted)
             self.lengths[name] = whole.prompt_tokens / whole.requests
@@ -90,8 +90,8 @@ class Bench:
     def contender(self, name: str, count: int) -> AbstractAsyncContextManager[turns.Play]:
         """Raises `PeerAbsent`."""
         if not name.startswith("engine/"):
-            return turns.served(self.peer(_who(name)), self.run.path.parent, self.options, count)
-        return turns.bare([*self.program(_who(name)), "--at-once", str(count), "--chats"], self.options.new_tokens)
+            return turns.served(self.peer(owner(name)), self.run.path.parent, self.options, count)
+        return turns.bare([*self.program(owner(name)), "--at-once", str(count), "--chats"], self.options.new_tokens)
 
     def attempt(self, who: str, names: set[str]) -> None:
         """All values of one `what/weights` that it has by itself, or why there are none."""
@@ -164,12 +164,8 @@ class Bench:
             mine, other = self.lengths.get(ours), self.lengths.get(theirs)
             if mine and other and abs(mine - other) > UNEQUAL * mine:
                 self.values.pop(theirs)
-                self.missing[_who(theirs)] = f"failed: prompts of {other:.1f} tokens beside Litmus's {mine:.1f}"
+                self.missing[owner(theirs)] = f"failed: prompts of {other:.1f} tokens beside Litmus's {mine:.1f}"
                 self.failed = True
-
-
-def _who(name: str) -> str:
-    return name.rpartition("/")[0]
 
 
 def answers(command: Sequence[str], run: Run) -> Iterator[dict[str, Any]]:
@@ -253,8 +249,8 @@ def main(words: Sequence[str]) -> int:
         make_model()
     marks = chosen(given.rows)
     bench = Bench(given, options, create_run(given.out, "engine", facts(given, options, words)))
-    for together in contests(marks):
-        asyncio.run(bench.contest(together))
+    for names in contests(marks):
+        asyncio.run(bench.contest(names))
     for who, values in wanted(marks).items():
         bench.attempt(who, values)
     bench.check_lengths([(mark.ours, mark.theirs) for mark in marks])

@@ -104,8 +104,13 @@ def wanted(marks: Sequence[Mark]) -> dict[str, set[str]]:
     for mark in marks:
         for name in (mark.ours, mark.theirs):
             if _value(name) not in ROUNDS:
-                needed.setdefault(name.rpartition("/")[0], set()).add(_value(name))
+                needed.setdefault(owner(name), set()).add(_value(name))
     return dict(sorted(needed.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER)))
+
+
+def owner(name: str) -> str:
+    """The `what/weights` of a value."""
+    return name.rpartition("/")[0]
 
 
 def _value(name: str) -> str:
@@ -124,7 +129,7 @@ def cells(mark: Mark, values: Mapping[str, float], missing: Mapping[str, str]) -
     bound = f"{'at most' if mark.way == 'limit' else 'at least'} {mark.bound:g}"
     shown = [_shown(ours, mark.unit, "Litmus"), _shown(theirs, mark.unit, mark.beside)]
     if ours is None or theirs is None:
-        why = next((missing[who] for who in (name.rpartition("/")[0] for name in (mark.ours, mark.theirs)) if who in missing), "no value")
+        why = next((missing[who] for who in map(owner, (mark.ours, mark.theirs)) if who in missing), "no value")
         return [*shown, "-", bound, " ".join(why.replace("|", "/").split())[:LONGEST]]
     ratio = mark.ratio(ours, theirs)
     return [*shown, f"{ratio:.3g}", bound, "yes" if mark.met(ratio) else "**no**"]

@@ -1,6 +1,6 @@
 """Contenders that take turns: all are up at once, and each plays a round before any plays its next.
 
-A machine's speed changes with the minutes; so it changes for all of them alike. One that waits for its turn takes nothing of it.
+A machine's speed changes with the minutes; so it changes for all of them alike. One that waits for its turn takes next to nothing of it.
 """
 
 import asyncio
