@@ -191,7 +191,7 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def runners(given: argparse.Namespace) -> Iterator[tuple[int, Runner]]:
     """What runs a list of prompts, for each number of requests at once."""
     if given.what == "engine":
-        from app.loading import create_engine  # in this case only: a peer shares its process with nothing of Litmus's engine
+        from app.models.loading import create_engine  # in this case only: a peer shares its process with nothing of Litmus's engine
 
         engine, _ = create_engine(settings(given))
         for at_once in given.at_once:

@@ -13,7 +13,7 @@ from typing import get_args
 from tqdm import tqdm
 
 from app.errors import LitmusError, SetupError
-from app.loading import create_engine
+from app.models.loading import create_engine
 from app.schemas import MIN_SCORED_TOKENS
 from app.scoring.calibration import Calibration, Models, models_of, save
 from app.scoring.fitting import EDGES, refusal, scales

@@ -1,7 +1,7 @@
 """`python -m app.coldstart`: one start of the engine in this fresh process, its stages timed apart, as JSON lines on stdout.
 
 It says when everything is imported, then waits for a line on stdin: whoever started it brings the files into the state to be measured
-first. The load is the server's own (`app.loading.create_engine`); timers stand around the steps that app and transformers take by
+first. The load is the server's own (`app.models.loading.create_engine`); timers stand around the steps that app and transformers take by
 themselves. Knows no page cache.
 """
 
@@ -25,11 +25,11 @@ from unittest.mock import patch
 import torch
 from transformers import core_model_loading, modeling_utils
 
-from app import loading
 from app.engine import flat
 from app.engine.engine import Engine
 from app.engine.request import Failed, Generate
 from app.errors import LitmusError, SetupError
+from app.models import loading
 from app.settings import ModelSettings, go_offline_quietly
 
 WAYS = ("mmap", "read", "pread")

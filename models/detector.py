@@ -15,7 +15,7 @@ from pathlib import Path
 
 from app.calibrate import scored
 from app.errors import LitmusError, SetupError
-from app.loading import create_engine
+from app.models.loading import create_engine
 from app.scoring.calibration import BESIDE, Calibration, Models, save
 from app.scoring.fitting import scales
 from app.scoring.report import render

@@ -19,7 +19,7 @@ from app.bench import Quantizations
 from app.engine import flat
 from app.engine.ledger import Ledger
 from app.errors import LitmusError
-from app.loading import create_engine
+from app.models.loading import create_engine
 from app.settings import ModelSettings, go_offline_quietly
 
 

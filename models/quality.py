@@ -17,7 +17,7 @@ from typing import Any
 
 from app.calibrate import Choices, scored
 from app.errors import LitmusError, SetupError
-from app.loading import create_engine
+from app.models.loading import create_engine
 from app.schemas import Method
 from app.scoring.journal import mended
 from app.scoring.sample import Row, auroc, interval, sample_of

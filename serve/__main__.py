@@ -33,7 +33,7 @@ def serve(settings: Settings) -> None:
     from serve.server import create_server
 
     settings.check_paths()
-    server = create_server(settings, "app.loading:create_engine", lambda app, router: dress(settings, app, router))
+    server = create_server(settings, "app.models.loading:create_engine", lambda app, router: dress(settings, app, router))
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     try:

@@ -24,7 +24,7 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 
 from app.engine.request import Facts, Inspect, Job
 from app.errors import SetupError
-from app.seat import Seat
+from app.models.device import Seat
 from app.settings import ModelSettings
 
 if TYPE_CHECKING:

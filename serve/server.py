@@ -25,8 +25,8 @@ from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
 
 from app.errors import NotReady, SetupError
-from app.revision import VERSION
-from app.seat import Seat
+from app.models.device import Seat
+from app.models.revision import VERSION
 from app.settings import ServerSettings, Settings
 from serve.fleet import Replica
 from serve.guard import install

@@ -42,7 +42,7 @@ def texts(count: int, vocabulary: int, seed: int) -> list[Text]:
 
 
 def engine_scorer(given: argparse.Namespace) -> Scorer:
-    from app.loading import create_engine  # in this case only: the other way shares its process with nothing of the engine
+    from app.models.loading import create_engine  # in this case only: the other way shares its process with nothing of the engine
 
     settings = ModelSettings(
         path=given.model, observer=given.observer, quantize=given.quantize, dtype=given.dtype, device=given.device, slots=1, context=2048

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import modeling_utils
 
-from app import coldstart, loading
+from app import coldstart
 from app.coldstart import Clock, main, timers
 from app.engine import flat
+from app.models import loading
 
 
 def test_stages_are_exclusive_and_add_up():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.loading import create_engine
-from app.revision import revision_of
+from app.models.loading import create_engine
+from app.models.revision import revision_of
 from app.scoring import fitting, sample
 from app.scoring.calibration import BESIDE, load
 from app.scoring.sample import Row

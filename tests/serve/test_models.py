@@ -24,7 +24,7 @@ import time
 import httpx
 
 from app.errors import SetupError
-from app.loading import create_engine
+from app.models.loading import create_engine
 
 
 def build(settings, seat):

@@ -11,9 +11,9 @@ from app.engine.layout import Span, layout_of
 from app.engine.linear import round_weights
 from app.engine.request import Delta, Generate, Sampling
 from app.errors import SetupError
-from app.loading import _load, create_engine, resolve_device
-from app.revision import revision_of
-from app.seat import Seat
+from app.models.device import Seat
+from app.models.loading import _load, create_engine, resolve_device
+from app.models.revision import revision_of
 from app.settings import ModelSettings
 
 
@@ -60,8 +60,8 @@ def test_slots_come_from_the_ledger(tiny_folder: Path, monkeypatch: pytest.Monke
 
 def test_processes_that_share_a_cpu_share_its_threads_and_its_memory(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
-    monkeypatch.setattr("app.loading.torch.get_num_threads", lambda: 8)
-    monkeypatch.setattr("app.loading.torch.set_num_threads", threads.append)
+    monkeypatch.setattr("app.models.loading.torch.get_num_threads", lambda: 8)
+    monkeypatch.setattr("app.models.loading.torch.set_num_threads", threads.append)
     one = 64 * 4 * 2 * (2 * (16 + 16))
     acts = 4 * 16 * (4 * 64 + 3 * 128) + 16 * 256 * 300
     monkeypatch.setattr("app.engine.flat.device_memory", lambda device, weights: weights + 3 * (acts + int(11.1 * one / 0.9)))
@@ -107,7 +107,7 @@ def test_logits_in_a_crowd_are_those_of_the_librarys_own_forward(tmp_path: Path,
 
 
 def test_int4_is_a_kernel_of_the_cpu(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.loading.resolve_device", lambda seat: torch.device("cuda:0"))
+    monkeypatch.setattr("app.models.loading.resolve_device", lambda seat: torch.device("cuda:0"))
     with pytest.raises(SetupError, match="on cuda:0 use nf4"):
         create_engine(settings(tiny_folder, quantize="int4"))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.seat import Seat
+from app.models.device import Seat
 
 
 @pytest.mark.parametrize(

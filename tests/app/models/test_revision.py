@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.revision import EDGE, VERSION, fingerprint_of, revision_of
+from app.models.revision import EDGE, VERSION, fingerprint_of, revision_of
 
 
 @pytest.fixture
@@ -52,5 +52,5 @@ def test_a_fingerprint_is_that_of_its_parts_in_their_places() -> None:
 
 
 def test_the_version_is_that_of_the_project() -> None:
-    with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
+    with (Path(__file__).parents[3] / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["version"] == VERSION

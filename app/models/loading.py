@@ -12,8 +12,8 @@ from app.engine.flat import FlatModel, Room, adopt
 from app.engine.grammar import Grammars
 from app.engine.request import Facts, Failed, Generate, Sampling, Score, Window
 from app.errors import SetupError
-from app.revision import fingerprint_of, revision_of
-from app.seat import Seat
+from app.models.device import Seat
+from app.models.revision import fingerprint_of, revision_of
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer, first_line
 from app.tools import Format
