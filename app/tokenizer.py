@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from app.errors import InvalidRequest, SetupError
-from app.tools import Format, Marks, NoTools, learn
+from app.forms.tools import Format, Marks, NoTools, learn
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 
-from app.calls import CallPart, CallStart
 from app.engine.request import Delta, Event, Facts, Failed, Waiting
 from app.errors import LitmusError
+from app.forms.parser import CallPart, CallStart
 from app.schemas import (
     AnswerMessage,
     ChatChoice,

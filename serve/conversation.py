@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.errors import InvalidRequest
+from app.forms.tools import Format
 from app.schemas import Message, Tool, ToolCall
 from app.tokenizer import Tokenizer, check_unicode
-from app.tools import Format
 
 MARK = "\ue007"  # a private character: a template neither knows nor changes it
 ROLES = {"developer": "system"}  # as templates call it

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from app.calls import Reader
 from app.errors import InvalidRequest
-from app.faults import crowded, fault
-from app.grammar import json_grammar
+from app.forms.grammar import json_grammar
+from app.forms.parser import Reader
+from app.forms.tools import Format, NoTools
+from app.forms.validation import crowded, fault
 from app.schemas import ChatRequest, NamedTool, Tool
 from app.schemas.messages import Schema
 from app.tokenizer import Tokenizer
-from app.tools import Format, NoTools
 
 ALONE = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids")  # each decides by itself over tokens that the form needs
 KEPT, LONG = 256, 65_536  # verdicts on schemas that are kept, and characters of a schema that is not worth keeping

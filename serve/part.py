@@ -4,9 +4,9 @@ import secrets
 import string
 from dataclasses import dataclass, field
 
-from app.calls import CallPart, CallStart, Said
 from app.engine.request import Delta, TokenLogprob
 from app.engine.text import CONTEXT
+from app.forms.parser import CallPart, CallStart, Said
 from app.schemas import FinishReason
 from app.tokenizer import Tokenizer
 from serve.jobs import Prompt, Terms

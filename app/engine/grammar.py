@@ -1,6 +1,6 @@
 """Answers of a given form: which tokens may come next so that an answer keeps to its grammar. By llguidance.
 
-A grammar is a text that `app.grammar` or `app.tools` made. Knows no schema, no tool and no slot.
+A grammar is a text that `app.forms.grammar` or `app.forms.tools` made. Knows no schema, no tool and no slot.
 """
 
 import json

@@ -71,7 +71,7 @@ class Generate:
     prompt_logprobs: int | None = None  # the same of the prompt's tokens
     tier: Tier = "default"
     search: Beams | Contrast | None = None  # None: each token is drawn by `sampling`
-    grammar: str | None = None  # what the answer has to be, as `app.grammar` or `app.tools` writes it
+    grammar: str | None = None  # what the answer has to be, as `app.forms.grammar` or `app.forms.tools` writes it
 
     @property
     def width(self) -> int:

@@ -12,11 +12,11 @@ from app.engine.flat import FlatModel, Room, adopt
 from app.engine.grammar import Grammars
 from app.engine.request import Facts, Failed, Generate, Sampling, Score, Window
 from app.errors import SetupError
+from app.forms.tools import Format
 from app.models.device import Seat
 from app.models.revision import fingerprint_of, revision_of
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer, first_line
-from app.tools import Format
 
 SMALL = 64_000_000  # parameters up to which a CPU serves float32: as fast, and answers do not depend on the batch
 

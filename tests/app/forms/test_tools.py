@@ -19,9 +19,9 @@ from llguidance.hf import from_tokenizer
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from app.calls import CallPart, CallStart, Reader, Said
 from app.errors import InvalidRequest
-from app.tools import Format, Marks, NoTools, learn
+from app.forms.parser import CallPart, CallStart, Reader, Said
+from app.forms.tools import Format, Marks, NoTools, learn
 
 TURNS = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"

@@ -16,8 +16,8 @@ from math import prod
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from app.grammar import KEYWORDS, Schema, escaped, inside, joins, json_grammar, walk
-from app.patterns import foreign, measured
+from app.forms.grammar import KEYWORDS, Schema, escaped, inside, joins, json_grammar, walk
+from app.forms.patterns import foreign, measured
 
 NOTES = frozenset(  # by the standard they decide nothing
     "title description default examples example deprecated readOnly writeOnly $schema $id $anchor $comment contentEncoding "

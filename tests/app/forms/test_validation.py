@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
-from app.faults import MOST_ITEMS, MOST_LETTERS, MOST_OPTIONAL, _bytes, fault
-from app.grammar import Schema, json_grammar
-from app.patterns import foreign, measured
+from app.forms.grammar import Schema, json_grammar
+from app.forms.patterns import foreign, measured
+from app.forms.validation import MOST_ITEMS, MOST_LETTERS, MOST_OPTIONAL, _bytes, fault
 
 
 def chained(count: int) -> Schema:

@@ -1,4 +1,4 @@
-"""How a model writes calls of tools, learned from its own chat template; held to by a grammar. How they are read back: `app.calls`.
+"""How a model writes calls of tools, learned from its own chat template; held to by a grammar. How they are read back: `app.forms.parser`.
 
     learn(render, marks: Marks) -> Format | NoTools                   what the template writes for calls of two made-up tools
     Format.grammar(tools, forced, parallel) -> str                    for llguidance; `tools` are names with the schemas of their arguments
@@ -16,7 +16,7 @@ from os.path import commonprefix
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.grammar import Schema, part
+from app.forms.grammar import Schema, part
 
 Messages = Sequence[dict[str, Any]]
 Render = Callable[[Messages, Sequence[dict[str, Any]], bool], str]

@@ -1,9 +1,9 @@
 """JSON schemas as grammars of answers, for llguidance.
 
     json_grammar(schema: dict[str, Any] | None) -> str    one JSON value that keeps to the schema; any object without one
-    part(schema: dict[str, Any]) -> str                   the schema as a part of a larger grammar (`app.tools`)
+    part(schema: dict[str, Any]) -> str                   the schema as a part of a larger grammar (`app.forms.tools`)
 
-Which schemas cannot be enforced, `app.faults` says. Knows no model, no tokenizer and no request.
+Which schemas cannot be enforced, `app.forms.validation` says. Knows no model, no tokenizer and no request.
 """
 
 import json

@@ -1,13 +1,13 @@
 """Calls of tools taken out of an answer's text as it comes: `Reader(format, forced).push(text)`, `.flush()`, `.whole`.
 
-Knows how calls are written (`app.tools`) and nothing of who wrote them.
+Knows how calls are written (`app.forms.tools`) and nothing of who wrote them.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from app.tools import ID, NAME, Format, Pieces
+from app.forms.tools import ID, NAME, Format, Pieces
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from app.faults import Bytes, fault
-from app.grammar import Schema, closed, json_grammar, part
+from app.forms.grammar import Schema, closed, json_grammar, part
+from app.forms.validation import Bytes, fault
 
 LOW = LLTokenizer(TokenizerWrapper(Bytes()))
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"), max_size=8)  # llguidance leaves this one out
