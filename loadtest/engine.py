@@ -107,7 +107,7 @@ class Bench:
 
     def program(self, who: str) -> list[str]:
         what, quantize = who.split("/")
-        command = [sys.executable, "-m", "app.bench", "--model", str(self.given.model), "--what", what, "--quantize", quantize]
+        command = [sys.executable, "-m", "app.benchmarks.engine", "--model", str(self.given.model), "--what", what, "--quantize", quantize]
         return [*command, "--device", self.given.device, "--new-tokens", str(self.options.new_tokens)]
 
     def bare(self, who: str) -> None:
@@ -121,7 +121,7 @@ class Bench:
 
     def scoring(self, who: str) -> None:
         what, quantize = who.split("/")
-        command = [sys.executable, "-m", "app.scoring.bench", "--model", str(self.given.model), "--quantize", quantize]
+        command = [sys.executable, "-m", "app.benchmarks.scoring", "--model", str(self.given.model), "--quantize", quantize]
         command += ["--what", "engine" if what == "scorer" else what, "--device", self.given.device, "--texts", str(self.options.texts)]
         command += ["--repeats", str(self.options.repeats), "--lengths", *map(str, self.options.lengths)]
         (line,) = answers(command, self.run)
@@ -169,7 +169,7 @@ class Bench:
 
 
 def answers(command: Sequence[str], run: Run) -> Iterator[dict[str, Any]]:
-    """The JSON lines of `app.bench`, kept in the run. Raises `PeerFailed`."""
+    """The JSON lines of `app.benchmarks.engine`, kept in the run. Raises `PeerFailed`."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise PeerFailed(ended(command[1:], done.returncode, done.stderr))

@@ -1,7 +1,7 @@
 """`python -m loadtest.gap`: one load through every layer from the bare model to a stream over HTTP, as a table and as runs/gap-*.jsonl.
 
 A wave is so many requests at once, each with as many prompt tokens and as many new ones as any other, and lasts until the last is
-answered. Each round starts every program anew, in an order of its own: `generate` and the engine by `app.bench`, and the server, which
+answered. Each round starts every program anew, in an order of its own: `generate` and the engine by `app.benchmarks.engine`, and the server, which
 is asked for whole answers and for streams. What a first wave costs is not counted.
 """
 
@@ -92,7 +92,7 @@ class Gap:
 
     def bare(self, layer: str, turn: int) -> Iterator[dict[str, Any]]:
         given, options = self.given, self.options
-        command = [sys.executable, "-m", "app.bench", "--model", given.model, "--what", layer, "--quantize", given.quantize]
+        command = [sys.executable, "-m", "app.benchmarks.engine", "--model", given.model, "--what", layer, "--quantize", given.quantize]
         command += ["--dtype", given.dtype, "--device", given.device, "--prompt-tokens", str(self.prompt_tokens)]
         command += ["--new-tokens", str(options.new_tokens), "--repeats", str(options.waves), "--at-once", *map(str, options.at_once)]
         for line in answers(command, self.run):

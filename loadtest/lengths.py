@@ -2,7 +2,7 @@
 runs/lengths-*.jsonl.
 
 A cell is a number of clients with prompts of one length. Each has fresh processes with as many slots, of just the context that it needs,
-whose largest resident set is kept; models.footprint says what the engine's ledger declares for the same.
+whose largest resident set is kept; app.benchmarks.memory says what the engine's ledger declares for the same.
 """
 
 import argparse
@@ -50,14 +50,16 @@ class Bench:
         return ["--model", given.model, "--quantize", given.quantize, "--dtype", given.dtype, "--device", given.device]
 
     def declared(self, prompt: int, count: int) -> Iterator[dict[str, Any]]:
-        yield from call("models.footprint", *self.served(), "--slots", str(count), "--context", str(prompt + self.given.new_tokens)).lines
+        yield from call(
+            "app.benchmarks.memory", *self.served(), "--slots", str(count), "--context", str(prompt + self.given.new_tokens)
+        ).lines
 
     def speed(self, prompt: int, count: int) -> Iterator[dict[str, Any]]:
         """Two processes: one token an answer is the time of reading alone, and the further time of whole answers is theirs."""
         given = self.given
         words = ["--at-once", str(count), "--prompt-tokens", str(prompt), "--context", str(prompt + given.new_tokens)]
         words += ["--repeats", str(given.rounds), "--new-tokens"]
-        read, whole = (call("app.bench", *self.served(), *words, str(tokens)) for tokens in (1, given.new_tokens))
+        read, whole = (call("app.benchmarks.engine", *self.served(), *words, str(tokens)) for tokens in (1, given.new_tokens))
         rates = split(read.lines[0], whole.lines[0])
         raw = {"read_runs": read.lines[0]["runs"], "whole_runs": whole.lines[0]["runs"]}
         peak = max(read.peak_bytes, whole.peak_bytes)
@@ -72,7 +74,7 @@ class Bench:
 
     def scoring(self, what: str) -> Iterator[dict[str, Any]]:
         words = ["--what", what, "--texts", "2", "--repeats", "1", "--lengths", *map(str, self.given.text_lengths)]
-        for line in call("app.scoring.bench", *self.served(), *words).lines:
+        for line in call("app.benchmarks.scoring", *self.served(), *words).lines:
             for one in line["by_length"]:
                 yield {"kind": "scoring", "what": what, **one}
 

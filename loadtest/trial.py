@@ -1,5 +1,5 @@
 """One start from one kind of storage, in a fresh process that waits until the files are in the state to be measured; which starts make
-a comparison, and the table they come to. The process is `app.coldstart`, or loadtest.storage for the floor.
+a comparison, and the table they come to. The process is `app.benchmarks.start`, or loadtest.storage for the floor.
 """
 
 import itertools
@@ -142,7 +142,7 @@ def run(cell: Cell, place: Place, device: str) -> dict[str, Any]:
     if cell.by == FLOOR:
         command += ["loadtest.storage", str(folder)]
     else:
-        command += ["app.coldstart", "--model", str(folder), "--quantize", cell.quantize, "--by", cell.by, "--device", device]
+        command += ["app.benchmarks.start", "--model", str(folder), "--quantize", cell.quantize, "--by", cell.by, "--device", device]
     with tempfile.TemporaryFile() as errors:
         begin_s = time.perf_counter()
         with on_cores(cell.cores):

@@ -32,7 +32,7 @@ async def served(peer: Peer, folder: Path, options: Options, count: int) -> Asyn
 
 @asynccontextmanager
 async def bare(command: Sequence[str], new_tokens: int) -> AsyncIterator[Play]:
-    """A program that says in a line of JSON that it is ready, and answers each round with one, such as `app.bench --chats`. Raises
+    """A program that says in a line of JSON that it is ready, and answers each round with one, such as `app.benchmarks.engine --chats`. Raises
     `PeerFailed`.
     """
     with tempfile.TemporaryFile() as said:

@@ -61,7 +61,7 @@ class Bench:
         given = self.given
         words = ["--model", given.model, "--quantize", quantize, "--device", given.device, "--dtype", self.dtypes[quantize]]
         words += ["--repeats", str(given.rounds), "--new-tokens", str(given.new_tokens), "--at-once", *map(str, given.at_once)]
-        yield from ({**line, "kind": "speed"} for line in call("app.bench", *words).lines)
+        yield from ({**line, "kind": "speed"} for line in call("app.benchmarks.engine", *words).lines)
 
     def quality(self, quantize: str) -> Iterator[dict[str, Any]]:
         words = ["--quantize", quantize, "--data", str(self.given.data), "--device", self.given.device, "--texts", str(self.given.texts)]
@@ -84,7 +84,7 @@ def start(model: str, quantize: str, device: str) -> dict[str, Any]:
     """One start from files that are in memory. `memory_bytes`: what the process grew by from its imports to its first token."""
     if Path(model).is_dir():
         storage.read(storage.files(Path(model)))
-    command = [sys.executable, "-m", "app.coldstart", "--model", model, "--quantize", quantize, "--device", device]
+    command = [sys.executable, "-m", "app.benchmarks.start", "--model", model, "--quantize", quantize, "--device", device]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
         try:

@@ -109,7 +109,7 @@ def test_the_scoring_rows_are_measured_in_processes_of_their_own(tmp_path, monke
     bench.run.close()
     assert bench.values == {"scorer/nf4/rate": 2.0, "scorer/nf4/peak": 5.0, "published/none/rate": 2.0, "published/none/peak": 5.0}
     assert [command[command.index("--what") + 1] for command in asked] == ["engine", "published"]
-    assert all(command[2] == "app.scoring.bench" for command in asked)
+    assert all(command[2] == "app.benchmarks.scoring" for command in asked)
 
 
 def test_where_a_gguf_is_looked_for(tmp_path, monkeypatch):

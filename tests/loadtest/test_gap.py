@@ -33,7 +33,7 @@ def holders():
 
 @pytest.fixture
 def benches(monkeypatch):
-    """What `app.bench` is called with; it finds 100 tokens/s, and 10 more in each further wave."""
+    """What `app.benchmarks.engine` is called with; it finds 100 tokens/s, and 10 more in each further wave."""
     asked = []
 
     def answers(command, run):
@@ -82,11 +82,11 @@ def test_an_answer_of_another_length_ends_it(litmus, holders, benches, tmp_path,
 
 def test_a_bench_that_fails_ends_it(litmus, holders, tmp_path, monkeypatch):
     def answers(*_):
-        raise PeerFailed("app.bench ended with code 2")
+        raise PeerFailed("app.benchmarks.engine ended with code 2")
 
     monkeypatch.setattr(gap, "answers", answers)
     code, _, rows = measure(tmp_path)
-    assert code == 1 and rows[-1]["why"] == "app.bench ended with code 2" and rows[0]["layer"] in ("whole", "stream")
+    assert code == 1 and rows[-1]["why"] == "app.benchmarks.engine ended with code 2" and rows[0]["layer"] in ("whole", "stream")
 
 
 def test_whose_cpu_it_is(holders):

@@ -57,11 +57,11 @@ def test_what_is_asked(monkeypatch, tmp_path, tiny_folder, capsys):
     def pretend(*words):
         asked.append(words)
         given = dict(zip(words[1::2], words[2::2], strict=False))
-        if words[0] == "app.scoring.bench":
+        if words[0] == "app.benchmarks.scoring":
             if given["--what"] == "published":
                 raise Failed("it ended with code 2: no memory")
             return Told([{"by_length": [{"tokens": 50, "seconds": 0.1, "peak_bytes": 7}]}], 0)
-        if words[0] == "models.footprint":
+        if words[0] == "app.benchmarks.memory":
             return Told([{"kind": "footprint", "context": int(given["--context"]), "slot_bytes": 1}], 0)
         tokens = int(given["--new-tokens"])
         return Told([{**line(tokens, 1.0 + tokens, int(given["--at-once"])), "threads": 1, "runs": []}], 10 * tokens)

@@ -65,13 +65,15 @@ def test_what_is_asked_and_what_fails(monkeypatch, tmp_path, capsys):
     assert manifest["quick"] and manifest["model"]["id"] == weights.MODEL and manifest["options"]["quantize"] == ["int4"]
     assert sorted(row["kind"] for row in rows) == ["failed", "speed", "speed", "start", "start"]
     assert next(row["why"] for row in rows if row["kind"] == "failed").endswith("no books")
-    speed = next(words for words in asked if words[0] == "app.bench")
+    speed = next(words for words in asked if words[0] == "app.benchmarks.engine")
     assert speed[speed.index("--dtype") + 1] == "bfloat16", "as the start computed"
     assert "Quick: no measurement." in capsys.readouterr().out
 
 
 def test_quality_may_be_left_out(monkeypatch, tmp_path):
-    monkeypatch.setattr(weights, "call", lambda *words: Told([], 0) if words[0] == "app.bench" else pytest.fail("quality was asked for"))
+    monkeypatch.setattr(
+        weights, "call", lambda *words: Told([], 0) if words[0] == "app.benchmarks.engine" else pytest.fail("quality was asked for")
+    )
     monkeypatch.setattr(weights, "start", lambda *_: {"dtype": "bfloat16", "load_s": 1.0, "memory_bytes": 1e6})
     assert weights.main(["--quick", "--texts", "0", "--out", str(tmp_path)]) == 0
 

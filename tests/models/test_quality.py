@@ -5,9 +5,10 @@ import math
 
 import pytest
 
+from app.benchmarks import memory
 from app.scoring.sample import Row
 from app.tokenizer import Tokenizer
-from models import footprint, quality
+from models import quality
 from models.prose import GOALS, Piece
 from models.quality import GOAL, KIND, kept, spaced, summary
 
@@ -71,9 +72,9 @@ def test_no_books_is_one_sentence(tmp_path, capsys, bundled):
 
 
 def test_the_footprint_is_the_ledgers(tiny_folder, capsys):
-    assert footprint.main(["--model", str(tiny_folder), "--slots", "3", "--context", "64", "--device", "cpu"]) == 0
+    assert memory.main(["--model", str(tiny_folder), "--slots", "3", "--context", "64", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["slot_bytes"] == 64 * 4 * 2 * 2 * (16 + 16), "tokens, bytes of a float32, layers, heads, keys and values"
     assert found["context_bytes"] == 4 * found["slot_bytes"] and found["weight_bytes"] > 0 and found["activation_bytes"] > 0
     assert found["loaded_bytes"] > 0 < found["process_bytes"]
-    assert footprint.main(["--model", str(tiny_folder / "no")]) == 2
+    assert memory.main(["--model", str(tiny_folder / "no")]) == 2

@@ -1,9 +1,9 @@
 """What a served model takes of memory by the engine's own ledger, beside what the fresh process has once it is loaded, as a JSON line.
 
-    python -m models.footprint --model models/storyteller --slots 8 --context 1024
+    python -m app.benchmarks.memory --model models/storyteller --slots 8 --context 1024
 
 The resident set grows further with the first conversations: the kernel gives pages of the cache only when they are written to. What the
-process has before is as much as a process of `app.bench`, whose imports it shares.
+process has before is as much as a process of `app.benchmarks.engine`, whose imports it shares.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import psutil
 
-from app.bench import Quantizations
+from app.benchmarks.engine import Quantizations
 from app.engine import flat
 from app.engine.ledger import Ledger
 from app.errors import LitmusError
@@ -55,7 +55,7 @@ def resident() -> int:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m models.footprint", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m app.benchmarks.memory", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True)
     parser.add_argument("--quantize", choices=Quantizations, default="none")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")

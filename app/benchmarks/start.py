@@ -1,4 +1,4 @@
-"""`python -m app.coldstart`: one start of the engine in this fresh process, its stages timed apart, as JSON lines on stdout.
+"""`python -m app.benchmarks.start`: one start of the engine in this fresh process, its stages timed apart, as JSON lines on stdout.
 
 It says when everything is imported, then waits for a line on stdin: whoever started it brings the files into the state to be measured
 first. The load is the server's own (`app.models.loading.create_engine`); timers stand around the steps that app and transformers take by
@@ -197,7 +197,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m app.coldstart", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m app.benchmarks.start", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True)
     parser.add_argument("--quantize", choices=WEIGHTS, default="none")
     parser.add_argument("--by", choices=WAYS, default="mmap", help="how the bytes of the weights are had")

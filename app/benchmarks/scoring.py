@@ -1,4 +1,4 @@
-"""`python -m app.scoring.bench`: texts scored by Binoculars per second and the memory it takes, of the engine or of the published way,
+"""`python -m app.benchmarks.scoring`: texts scored by Binoculars per second and the memory it takes, of the engine or of the published way,
 as one JSON line on stdout.
 
 The published way (arXiv 2401.12070, its code): padded batches, float32 logits of both models for every place, softmax over the
@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch.nn import functional as F
 
-from app.bench import BenchFailed, Quantizations, load, told
+from app.benchmarks.engine import BenchFailed, Quantizations, load, told
 from app.engine.request import Columns, Failed, Score, Scored
 from app.scoring.score import score_of
 from app.scoring.windows import windows
@@ -131,7 +131,7 @@ def by_length(scorer: Scorer, given: argparse.Namespace) -> Iterator[dict[str, f
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m app.scoring.bench", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m app.benchmarks.scoring", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True)
     parser.add_argument("--observer", help="the model itself when left out: the cost is that of any pair of its size")
     parser.add_argument("--what", choices=["engine", "published"], default="engine")

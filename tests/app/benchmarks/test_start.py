@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import modeling_utils
 
-from app import coldstart
-from app.coldstart import Clock, main, timers
+from app.benchmarks import start
+from app.benchmarks.start import Clock, main, timers
 from app.engine import flat
 from app.models import loading
 
@@ -87,7 +87,7 @@ def test_a_start(tiny_folder, monkeypatch, capsys, by, quantize, taken, not_take
 
 def test_nobody_waits(tiny_folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    monkeypatch.setattr(coldstart, "measure", lambda given: pytest.fail("loaded for nobody"))
+    monkeypatch.setattr(start, "measure", lambda given: pytest.fail("loaded for nobody"))
     assert main(["--model", str(tiny_folder)]) == 2
 
 

@@ -1,4 +1,4 @@
-"""`python -m app.bench`: tokens per second without HTTP, of the engine or of one of transformers' own ways, as JSON lines on stdout.
+"""`python -m app.benchmarks.engine`: tokens per second without HTTP, of the engine or of one of transformers' own ways, as JSON lines on stdout.
 
 One process measures one variant. A run that is not counted comes first; then the median of `--repeats` runs, each with prompts that no
 cache has seen. With `--chats` it says that it is ready, and the rounds come on stdin. Knows neither servers nor the marks that the
@@ -227,7 +227,7 @@ def settings(given: argparse.Namespace) -> ModelSettings:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m app.bench", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m app.benchmarks.engine", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True)
     parser.add_argument("--what", choices=["engine", "generate", "manager"], default="engine")
     parser.add_argument("--quantize", choices=Quantizations, default="none")

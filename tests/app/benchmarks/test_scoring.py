@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.scoring.bench import LONGEST, SHORTEST, _arguments, engine_scorer, measure, published_scorer, texts
+from app.benchmarks.scoring import LONGEST, SHORTEST, _arguments, engine_scorer, measure, published_scorer, texts
 
 
 def given(folder: Path, *more: str) -> argparse.Namespace:
@@ -27,7 +27,7 @@ def test_both_ways_give_the_same_scores(tiny_folder: Path, bundled: Path) -> Non
 
 
 def test_a_line_has_rates_memory_and_cost_by_length(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.scoring.bench.LONGEST", 60)
+    monkeypatch.setattr("app.benchmarks.scoring.LONGEST", 60)
     (line,) = measure(given(bundled, "--observer", f"{bundled}-base", "--lengths", "10", "20"))
     assert len(line["runs"]) == 1 and line["texts_per_s"] == line["runs"][0] > 0 and line["peak_bytes"] >= 0
     assert [one["tokens"] for one in line["by_length"]] == [10, 20] and len(line["scores"]) == 3

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from app import bench
-from app.bench import BenchFailed, Rates, Trace, median, rates
+from app.benchmarks import engine
+from app.benchmarks.engine import BenchFailed, Rates, Trace, median, rates
 from models import shape
 
 TINY = shape.Shape(hidden=64, layers=2, heads=4, kv_heads=2, ff=128, vocabulary=700, context=256)
@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
 
 def measure(folder, capsys, *words):
     options = ["--model", str(folder), "--device", "cpu", "--context", "128", "--repeats", "2", *words]
-    code = bench.main(options)
+    code = engine.main(options)
     shown = capsys.readouterr()
     return code, [json.loads(line) for line in shown.out.splitlines() if line.startswith("{")], shown.err
 
@@ -76,7 +76,7 @@ def test_rounds_that_come_on_stdin(folder, capsys, monkeypatch):
 def test_what_cannot_be(folder, capsys, monkeypatch):
     code, _, err = measure(folder / "nowhere", capsys)
     assert code == 2 and "nowhere" in err and "Traceback" not in err
-    monkeypatch.setattr(bench, "Quantizations", ("none", "own"))
+    monkeypatch.setattr(engine, "Quantizations", ("none", "own"))
     code, _, err = measure(folder, capsys, "--what", "manager", "--quantize", "own")
     assert code == 2 and err.strip().endswith("transformers has no quantize=own")
     with pytest.raises(SystemExit):
