@@ -10,7 +10,7 @@ from app.scoring.fitting import border_of, losses, within
 from app.scoring.rates import Rates, at_border, at_target
 from app.scoring.report import auroc_cell, percent, rates_cell, table
 from app.scoring.sample import Row, Sample, sample_of, sign_of
-from app.scoring.scale import Bucket
+from app.scoring.thresholds import Bucket
 from models.card import machine
 from models.words import CLOSING, DETECT, END, OPENING, OWN, SHIPPED, TARGETS_NOTE
 

@@ -4,8 +4,8 @@ import secrets
 import string
 from dataclasses import dataclass, field
 
+from app.engine.detokenizer import CONTEXT
 from app.engine.request import Delta, TokenLogprob
-from app.engine.text import CONTEXT
 from app.forms.parser import CallPart, CallStart, Said
 from app.schemas import FinishReason
 from app.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from app.schemas import Method, ScoreFailure, ScoreRequest, ScoreResponse, Timin
 from app.schemas import Score as ScoreBody
 from app.scoring.calibration import PAIRED
 from app.scoring.detector import NONE, Detector, Ground
-from app.scoring.normal import normal
+from app.scoring.normalize import normal
 from app.scoring.score import Question, Reading, assess
 from app.scoring.windows import windows
 from app.tokenizer import Encoded, Tokenizer

@@ -1,6 +1,6 @@
 """What stands for the engine where only its policy is tested."""
 
-from app.engine.pace import Pace
+from app.engine.budget import Pace
 from app.engine.request import Generate
 from app.engine.scheduler import Plan, Scheduler
 from app.engine.slot import Slot

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 import torch
 
+from app.engine.batch import Rows, lay_out, lay_out_passages
+from app.engine.budget import Pace
+from app.engine.detokenizer import Decode
 from app.engine.flat import FlatModel
 from app.engine.grammar import Grammar, Grammars
 from app.engine.group import Group, group_of
 from app.engine.layout import layout_of
-from app.engine.pace import Pace
 from app.engine.request import Columns, Delta, Event, Failed, Generate, Job, Report, Scored, TokenLogprob, joined
-from app.engine.rows import Rows, lay_out, lay_out_passages
 from app.engine.sampler import Draw, logprobs, sample
 from app.engine.scheduler import Passage, Plan, Scheduler
 from app.engine.slot import Slot
-from app.engine.text import Decode
 from app.errors import ContextTooLong, EngineFailed, InvalidRequest, LitmusError
 from app.scoring.statistics import CHUNK, columns
 

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
+from app.engine.fused import LeanDecoder, lean
 from app.engine.layout import Layout, Span, layout_of
-from app.engine.lean import LeanDecoder, lean
 from app.engine.ledger import Ledger, activation_bytes, device_memory, weight_bytes
 from app.engine.linear import quicken, round_weights
 from app.errors import UnsupportedModel

@@ -5,12 +5,12 @@ from typing import Protocol
 
 import torch
 
-from app.engine.decoding import BeamSearch, ContrastiveSearch, Move
+from app.engine.detokenizer import PATIENCE, Detokenizer
 from app.engine.flat import FlatModel
 from app.engine.request import Beams, Contrast, Delta, Event, Generate
 from app.engine.sampler import Draw, process
+from app.engine.search import BeamSearch, ContrastiveSearch, Move
 from app.engine.slot import Slot
-from app.engine.text import PATIENCE, Detokenizer
 
 
 class Group(Protocol):

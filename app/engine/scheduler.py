@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from app.engine.pace import Pace
+from app.engine.budget import Pace
+from app.engine.detokenizer import Decode
 from app.engine.placement import Placement, continues, place
 from app.engine.request import Columns, Decision, Generate, Score, Waiting, Window
 from app.engine.slot import Slot, common_prefix
-from app.engine.text import Decode
 
 AGE_S = 5.0  # waiting this long is worth one class
 DECISIONS = 100

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from app.engine.detokenizer import Decode, Detokenizer, Stopper
 from app.engine.request import Finish, Generate, Residence, Stage, TokenLogprob
-from app.engine.text import Decode, Detokenizer, Stopper
 
 STRIDE = 64  # tokens compared at once
 

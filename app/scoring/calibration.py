@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from app.engine.request import Facts
 from app.errors import InvalidRequest, SetupError
 from app.schemas import Method
-from app.scoring.scale import Border, Bucket, Part, Scale
+from app.scoring.thresholds import Border, Bucket, Part, Scale
 from app.settings import ModelSettings
 
 FALCON = Path(__file__).with_name("falcon.json")  # published with Binoculars, arXiv 2401.12070
@@ -54,7 +54,7 @@ class Judgement:
 
 
 class Calibration(Part):
-    """`collapse`: the texts had runs of white space made one blank (`app.scoring.normal`), so a text to judge must have too: line breaks
+    """`collapse`: the texts had runs of white space made one blank (`app.scoring.normalize`), so a text to judge must have too: line breaks
     say more of where a text was copied from than of who wrote it. `cut_words` were cut from the beginning of each, such as an opening
     that both sides shared; a text to judge is not cut. `refused`:
     sentences on what the texts did not support.

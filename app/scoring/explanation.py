@@ -4,7 +4,7 @@ import math
 
 from app.schemas import MIN_SCORED_TOKENS, Method, Verdict
 from app.scoring.calibration import Judgement
-from app.scoring.scale import DIRECTIONS
+from app.scoring.thresholds import DIRECTIONS
 
 
 def explain(method: Method, value: float | None, count: int, verdict: Verdict, judged: Judgement | None, reason: str) -> str:

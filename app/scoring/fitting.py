@@ -17,7 +17,7 @@ from sklearn.model_selection import GroupKFold
 from app.errors import SetupError
 from app.schemas import MIN_SCORED_TOKENS, Method
 from app.scoring.sample import Floats, Row, Sample, redrawn, sample_of, sign_of
-from app.scoring.scale import DIRECTIONS, Border, Bucket, Chance, Scale
+from app.scoring.thresholds import DIRECTIONS, Border, Bucket, Chance, Scale
 
 EDGES = (MIN_SCORED_TOKENS, 128, 256, 512)  # the last bucket has no end
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -7,7 +7,7 @@ import numpy as np
 
 from app.scoring.fitting import border_of, clopper_pearson, folds, refusal
 from app.scoring.sample import Row, Sample
-from app.scoring.scale import Border
+from app.scoring.thresholds import Border
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from app.scoring.calibration import Calibration
 from app.scoring.fitting import border_of, losses, out_of_fold, refusal, within
 from app.scoring.rates import Rates, at_target, by_domain
 from app.scoring.sample import Floats, Row, Sample, auroc, interval, sample_of
-from app.scoring.scale import Border, Bucket
+from app.scoring.thresholds import Border, Bucket
 
 FALSE_RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of the ROC chart
 BINS = 10

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.schemas import Method
-from app.scoring.scale import DIRECTIONS
+from app.scoring.thresholds import DIRECTIONS
 
 Floats = NDArray[np.float64]
 DRAWS = 500

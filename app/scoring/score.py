@@ -25,9 +25,9 @@ from app.schemas import (
 from app.scoring.calibration import Judgement
 from app.scoring.detector import Ground
 from app.scoring.explanation import explain
-from app.scoring.normal import Text
-from app.scoring.scale import DIRECTIONS
+from app.scoring.normalize import Text
 from app.scoring.sentences import sentences
+from app.scoring.thresholds import DIRECTIONS
 from app.scoring.warnings import warnings
 from app.tokenizer import Encoded
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import SetupError
-from app.scoring.normal import normal
+from app.scoring.normalize import normal
 
 KINDS = (".jsonl", ".csv", ".txt")
 

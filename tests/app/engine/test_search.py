@@ -1,221 +1,214 @@
-"""Beam search and contrastive search in the engine's loop, beside whatever else it does."""
+"""The searches, driven without any cache, against transformers' own beam search and against the paper's equation in loops."""
 
+import math
 import random
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from conftest import CONTEXT, VOCABULARY, letters, tiny
-from driving import drain, prompt, texts
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
-from transformers.generation import MinNewTokensLengthLogitsProcessor, NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
+from conftest import VOCABULARY, tiny
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from app.engine.engine import Engine, Limits
-from app.engine.flat import Room, adopt
-from app.engine.request import Beams, Contrast, Delta, Event, Failed, Generate, Sampling
+from app.engine.request import Beams, Contrast
+from app.engine.search import BeamSearch, ContrastiveSearch, Move
 
-NEW = 10
+NEW = 12
 
 
-def create(name: str = "Llama", slots: int = 6, ends: frozenset[int] = frozenset()) -> Engine:
-    return Engine(adopt(tiny(name), Room(slots, CONTEXT)), letters, ends, Limits(slots, CONTEXT, 16))
+def prompt(rng: random.Random) -> list[int]:
+    return [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20))]
 
 
-def run(engine: Engine, jobs: list[Generate], every: int = 2) -> list[Event]:
-    events: list[Event] = []
-    for job in jobs:
-        engine.submit(job)
-        for _ in range(every):
-            events += engine.step()
-    return events + drain(engine)
+def follow(rows: list[list[int]], move: Move) -> list[list[int]]:
+    """Rows after `move`, copied one after another in place as caches would be."""
+    for place, source in enumerate(move.sources):
+        rows[place] = list(rows[source])
+    return [[*row, token] for row, token in zip(rows, move.tokens, strict=True)]
 
 
-@pytest.mark.parametrize("name", ["Llama", "GPT2", "Mistral"])
-@pytest.mark.parametrize("ends", [frozenset(), frozenset(range(0, VOCABULARY, 7))])
-def test_beams_equal_generate_in_a_crowd(name: str, ends: frozenset[int]) -> None:
-    rng, model = random.Random(len(ends)), tiny(name)
-    jobs, wanted = [], {}
-    for index, beams in enumerate((2, 3, 5, 4)):
-        ids = prompt(rng)
-        row = torch.tensor([ids])
-        out = model.generate(
-            row,
-            attention_mask=torch.ones_like(row),
-            max_new_tokens=NEW,
-            num_beams=beams,
-            do_sample=False,
-            eos_token_id=sorted(ends) or None,
-        )
-        answer = out[0, len(ids) :].tolist()
-        while answer and answer[-1] in ends | {0}:
-            answer.pop()
-        wanted[f"beams {index}"] = letters(answer)
-        jobs.append(Generate(f"beams {index}", ids, NEW, search=Beams(beams)))
-        jobs.append(Generate(f"chat {index}", prompt(rng), NEW, Sampling(seed=index)))
-    found = texts(run(create(name, ends=ends), jobs))
-    assert {id: found[id] for id in wanted} == wanted
+@torch.inference_mode()
+def scores(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
+    return model(torch.tensor(rows)).logits[:, -1].log_softmax(-1)
 
 
-class Says(StoppingCriteria):
-    """Whether one of the words is in the answer."""
-
-    def __init__(self, prompt: int, words: tuple[str, ...]) -> None:
-        self.prompt, self.words = prompt, words
-
-    def __call__(self, input_ids: torch.LongTensor, scores: object, **_: object) -> torch.BoolTensor:
-        answers = [letters(row[self.prompt :]) for row in input_ids.tolist()]
-        return torch.tensor([any(word in answer for word in self.words) for answer in answers])  # type: ignore[return-value]
+def beam(model: PreTrainedModel, ids: list[int], search: BeamSearch, beams: int) -> tuple[list[int], str]:
+    rows = [ids] + [[] for _ in range(beams - 1)]
+    move = search.start(scores(model, [ids])[0])
+    while move is not None:
+        rows = follow(rows, move)
+        move = search.advance(scores(model, rows))
+    return search.best
 
 
-def cut(text: str, words: tuple[str, ...]) -> str:
-    return text[: min([at for word in words if (at := text.find(word)) >= 0], default=len(text))]
+def golden(model: PreTrainedModel, ids: list[int], search: Beams, ends: frozenset[int]) -> list[int]:
+    row = torch.tensor([ids])
+    flags = {"length_penalty": search.length_penalty, "early_stopping": search.early_stopping} if search.beams > 1 else {}
+    out = model.generate(
+        row,
+        attention_mask=torch.ones_like(row),
+        num_beams=search.beams,
+        do_sample=False,
+        max_new_tokens=NEW,
+        eos_token_id=sorted(ends) or None,
+        **flags,
+    )
+    return out[0, len(ids) :].tolist()
 
 
-ASKED: list[dict[str, Any]] = [
-    {},
-    {"repetition_penalty": 1.7},
-    {"min_tokens": 6},
-    {"bad": True},
-    {"stop": True},
-    {"stop": True, "bad": True},
-]
-
-
-def wishes(asked: dict[str, Any], answer: str) -> tuple[Sampling, tuple[str, ...]]:
-    """Sampling and stop words, chosen so that `answer`, which is what comes without them, has to be another one."""
-    met = [ord(letter) - 0x4E00 for letter in answer]
-    bad = ((met[1],), (met[3], met[4])) if asked.get("bad") else ()
-    stop = (answer[2:4], answer[6]) if asked.get("stop") else ()
-    sampling = Sampling(0.0, repetition_penalty=asked.get("repetition_penalty", 1.0), min_tokens=asked.get("min_tokens", 0), bad_words=bad)
-    return sampling, stop
-
-
-@pytest.mark.parametrize("asked", ASKED, ids=lambda asked: "+".join(asked) or "plain")
-@pytest.mark.parametrize("early", [False, True])
-def test_beams_heed_penalties_bans_and_stop_strings_as_generate_does(asked: dict[str, Any], early: bool) -> None:
-    rng, model = random.Random(5), tiny("Llama")
-    for seed in range(4):
-        ids = prompt(rng)
-        plain = texts(run(create(), [Generate("plain", ids, NEW, search=Beams(3))]))["plain"]
-        ends = frozenset({ord(plain[4]) - 0x4E00}) if "min_tokens" in asked else frozenset()
-        sampling, stop = wishes(asked, plain)
-        row = torch.tensor([ids])
-        out = model.generate(
-            row,
-            attention_mask=torch.ones_like(row),
-            max_new_tokens=NEW,
-            num_beams=3,
-            do_sample=False,
-            early_stopping=early,
-            eos_token_id=sorted(ends) or None,
-            repetition_penalty=sampling.repetition_penalty,
-            min_new_tokens=sampling.min_tokens or None,
-            bad_words_ids=[list(word) for word in sampling.bad_words] or None,
-            stopping_criteria=StoppingCriteriaList([Says(len(ids), stop)]),
-        )
-        answer = out[0, len(ids) :].tolist()
-        wanted = cut(letters([token for token in answer if token not in ends | {0}]), stop)
-        job = Generate("search", ids, NEW, sampling, stop, search=Beams(3, early_stopping=early))
-        assert texts(run(create(ends=ends), [job]))["search"] == wanted, seed
-
-
-def contrastive(name: str, ids: tuple[int, ...], search: Contrast, processors: LogitsProcessorList | None = None) -> str:
-    """The definition, a full forward for each candidate."""
-    model, tokens = tiny(name), list(ids)
-
-    def forward(row: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.inference_mode():
-            out = model.base_model(torch.tensor([row])).last_hidden_state[0]
-            return out, model.get_output_embeddings()(out[-1])
-
-    for _ in range(NEW):
-        hidden, logits = forward(tokens)
-        if processors is not None:
-            logits = processors(torch.tensor([tokens]), logits[None])[0]
-        top = logits.softmax(-1).topk(search.top_k)
-        scores = []
-        for probability, candidate in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            state = forward([*tokens, candidate])[0][-1]
-            likeness = torch.nn.functional.cosine_similarity(hidden, state[None]).max()
-            scores.append((1 - search.penalty_alpha) * probability - search.penalty_alpha * float(likeness))
-        tokens.append(top.indices.tolist()[scores.index(max(scores))])
-    return letters(tokens[len(ids) :])
+def likely_ends(rng: random.Random, model: PreTrainedModel, ids: list[int]) -> list[frozenset[int]]:
+    """No end token, one and two that a search would take, and very many."""
+    met = golden(model, ids, Beams(3), frozenset())
+    return [frozenset(), frozenset(met[3:4]), frozenset({met[5], met[9]}), frozenset(rng.sample(range(VOCABULARY), 60))]
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2"])
-def test_contrastive_search_is_its_definition_in_a_crowd(name: str) -> None:
-    rng = random.Random(8)
-    search = [Contrast(4, 0.6), Contrast(3, 0.3), Contrast(2, 0.0)]
-    jobs = [Generate(f"search {index}", prompt(rng), NEW, search=each) for index, each in enumerate(search)]
-    chats = [Generate(f"chat {index}", prompt(rng), NEW, Sampling(seed=index)) for index in range(3)]
-    events = run(create(name), [job for pair in zip(jobs, chats, strict=True) for job in pair])
-    found = texts(events)
-    assert {job.id: found[job.id] for job in jobs} == {
-        job.id: contrastive(name, job.prompt, each) for job, each in zip(jobs, search, strict=True)
-    }
-    assert sum(event.id == "search 0" for event in events if isinstance(event, Delta)) == NEW  # it streams
+@pytest.mark.parametrize("beams", range(1, 6))
+@pytest.mark.parametrize("length_penalty", [0.5, 1.0, 2.0])
+def test_beam_search_equals_generate(name: str, beams: int, length_penalty: float) -> None:
+    for seed in range(2):
+        rng = random.Random(seed)
+        model, ids = tiny(name, seed), prompt(rng)
+        for ends in likely_ends(rng, model, ids):
+            for search in (Beams(beams, length_penalty, early_stopping) for early_stopping in (False, True)):
+                found, finish = beam(model, ids, BeamSearch(search, NEW, ends), beams)
+                assert found == golden(model, ids, search, ends)
+                assert finish == ("stop" if found[-1] in ends else "length")
 
 
-@pytest.mark.parametrize("asked", ASKED, ids=lambda asked: "+".join(asked) or "plain")
-def test_contrastive_search_heeds_penalties_bans_and_stop_strings(asked: dict[str, Any]) -> None:
-    rng, search = random.Random(6), Contrast(3, 0.4)
-    for _ in range(3):
-        ids = prompt(rng)
-        plain = contrastive("Llama", ids, search)
-        sampling, stop = wishes(asked, plain)
-        ends = frozenset({ord(plain[4]) - 0x4E00}) if sampling.min_tokens else frozenset()
-        processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
-        if sampling.bad_words:
-            processors.append(NoBadWordsLogitsProcessor([list(word) for word in sampling.bad_words]))
-        if sampling.min_tokens:
-            processors.append(MinNewTokensLengthLogitsProcessor(len(ids), sampling.min_tokens, sorted(ends), device="cpu"))
-        wanted = contrastive("Llama", ids, search, processors)
-        ended = tuple(letters([token]) for token in ends)
-        head = wanted[: sampling.min_tokens]
-        wanted = head + cut(wanted[len(head) :], ended + stop) if ends else cut(wanted, stop)
-        found = texts(run(create(ends=ends), [Generate("search", ids, NEW, sampling, stop, search=search)]))["search"]
-        assert found == wanted
-        assert (found == plain) == (not asked)
+class Whole(StoppingCriteria):
+    """transformers' word for it, asked about the answer only."""
+
+    def __init__(self, prompt: int, whole: Callable[[Sequence[int]], bool]) -> None:
+        self.prompt, self.whole = prompt, whole
+
+    def __call__(self, input_ids: torch.LongTensor, scores: object, **_: object) -> torch.BoolTensor:
+        return torch.tensor([self.whole(row[self.prompt :]) for row in input_ids.tolist()])  # type: ignore[return-value]
 
 
-def test_after_a_search_the_conversation_goes_on_from_the_cache_and_is_right() -> None:
-    rng, model = random.Random(3), tiny("Llama")
-    for search in (Beams(3), Contrast(3, 0.5)):
-        engine, ids = create(), tuple(rng.randrange(VOCABULARY) for _ in range(40))
-        said = texts(run(engine, [Generate("search", ids, NEW, search=search)]))["search"]
-        longer = ids + tuple(ord(letter) - 0x4E00 for letter in said) + (5, 6)
-        events = run(engine, [Generate("on", longer, NEW, Sampling(temperature=0.0))])
-        row = torch.tensor([longer])
-        out = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=NEW, do_sample=False, eos_token_id=None)
-        assert texts(events)["on"] == letters(out[0, len(longer) :].tolist())
-        assert next(event.cached for event in events if isinstance(event, Delta)) >= 40
+@pytest.mark.parametrize("share", [20, 5, 2])
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_sequences_that_are_whole_by_themselves_end_as_by_generate(share: int, early_stopping: bool) -> None:
+    """Also where so many of them end that fewer than `beams` run on."""
+    for seed in range(6):
+        model, ids, beams = tiny("Llama", seed), prompt(random.Random(seed)), 2 + seed % 4
+
+        def whole(tokens: Sequence[int]) -> bool:
+            return len(tokens) > 1 and (tokens[-1] + tokens[-2]) % share == 0
+
+        found, finish = beam(model, ids, BeamSearch(Beams(beams, early_stopping=early_stopping), NEW, frozenset(), whole), beams)
+        row = torch.tensor([ids])
+        out = model.generate(
+            row,
+            attention_mask=torch.ones_like(row),
+            num_beams=beams,
+            do_sample=False,
+            max_new_tokens=NEW,
+            eos_token_id=None,
+            early_stopping=early_stopping,
+            stopping_criteria=StoppingCriteriaList([Whole(len(ids), whole)]),
+        )
+        assert found == out[0, len(ids) :].tolist()
+        assert finish == ("stop" if whole(found) else "length")
 
 
-def test_a_cancelled_search_frees_all_its_slots_and_the_next_one_runs() -> None:
-    engine = create(slots=3)
-    engine.submit(Generate("gone", (1, 2, 3), 50, search=Beams(3)))
-    for _ in range(4):
-        engine.step()
-    assert engine.cancel("gone")
-    found = texts(run(engine, [Generate("next", (1, 2, 3), NEW, search=Contrast(3, 0.5))]))
-    assert len(found["next"]) == NEW
-    assert all(slot.request is None and not slot.group for slot in engine.scheduler.slots)
+def test_a_vocabulary_of_ends_leaves_nothing_to_search() -> None:
+    search = BeamSearch(Beams(2), NEW, frozenset(range(4)))
+    assert search.start(torch.tensor([0.1, 0.2, 0.4, 0.3]).log()) is None
+    assert search.best == ([2], "stop")
 
 
-@pytest.mark.parametrize(
-    ("job", "says"),
-    [
-        (Generate("a", (1,), 4, search=Beams(9)), "the search needs 9 slots at once and there are 6"),
-        (Generate("a", (1,), 4, search=Beams(2), logprobs=1), "a search has no log-probabilities"),
-        (Generate("a", (1,) * 100, 100), "prompt 100 \\+ max_tokens 100 are more than the 128 tokens of a slot"),
-    ],
-)
-def test_what_can_never_fit_is_refused_at_once(job: Generate, says: str) -> None:
-    engine = create()
-    engine.submit(job)
-    assert not engine.idle
-    (event,) = engine.step()
-    assert isinstance(event, Failed) and event.error.status == 400
-    with pytest.raises(type(event.error), match=says):
-        raise event.error
-    assert engine.idle
+@pytest.mark.parametrize(("ends", "finish"), [({2}, "stop"), ({3}, "length"), (set(), "length")])
+def test_an_end_on_the_last_token_is_an_end(ends: set[int], finish: str) -> None:
+    search = BeamSearch(Beams(2), 1, frozenset(ends))
+    assert search.start(torch.tensor([0.1, 0.2, 0.4, 0.3]).log()) is None
+    assert search.best == ([2], finish)
+
+
+def test_only_beams_without_a_child_are_copied_over() -> None:
+    search = BeamSearch(Beams(3), NEW, frozenset())
+    first = search.start(torch.tensor([0.4, 0.3, 0.2, 0.1]).log())
+    assert first is not None and first.sources == [0, 0, 0] and first.tokens[0] == 0
+    rows = torch.full((3, 4), -9.0)
+    rows[1, 3], rows[2, :2] = -1.0, -0.5
+    second = search.advance(rows)
+    assert second is not None
+    assert second.sources == [2, 1, 2] and second.tokens[1] == 3 and {second.tokens[0], second.tokens[2]} == {0, 1}
+
+
+@torch.inference_mode()
+def states(model: PreTrainedModel, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[rows, tokens, vocab]` and last hidden states `[rows, tokens, width]`."""
+    out = model(torch.tensor(rows), output_hidden_states=True)
+    return out.logits, out.hidden_states[-1]
+
+
+def contrast(model: PreTrainedModel, ids: list[int], search: ContrastiveSearch, part: int) -> list[int]:
+    """Tokens of a search whose prompt was read in parts of `part` tokens."""
+    logits, hidden = states(model, [ids])
+    for piece in hidden[0].split(part):
+        search.read(piece)
+    move = search.start(logits[0, -1])
+    rows, found = [ids] + [[] for _ in move.tokens[1:]], []
+    for _ in range(NEW):
+        rows = follow(rows, move)
+        logits, hidden = states(model, rows)
+        chosen, following = search.advance(logits[:, -1], hidden[:, -1])
+        found.append(move.tokens[chosen])
+        assert following.sources == [chosen] * len(rows)
+        move = following
+    return found
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True)) / math.hypot(*one) / math.hypot(*other)
+
+
+def equation_five(model: PreTrainedModel, ids: list[int], search: Contrast) -> list[int]:
+    rows = list(ids)
+    while len(rows) < len(ids) + NEW:
+        logits, hidden = states(model, [rows])
+        past = hidden[0].double().tolist()
+        probabilities = logits[0, -1].double().softmax(-1).tolist()
+        best = (-math.inf, -1)
+        for token in sorted(range(VOCABULARY), key=lambda token: -probabilities[token])[: search.top_k]:
+            state = states(model, [[*rows, token]])[1][0, -1].double().tolist()
+            likeness = max(cosine(state, other) for other in past)
+            score = (1 - search.penalty_alpha) * probabilities[token] - search.penalty_alpha * likeness
+            best = max(best, (score, token), key=lambda pair: pair[0])
+        rows.append(best[1])
+    return rows[len(ids) :]
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2"])
+@pytest.mark.parametrize("search", [Contrast(4, 0.6), Contrast(8, 0.1), Contrast(5, 1.0), Contrast(1, 0.6)])
+def test_contrastive_search_equals_the_equation(name: str, search: Contrast) -> None:
+    for seed in range(2):
+        model, ids = tiny(name, seed), prompt(random.Random(seed))
+        for part in (1, 4, len(ids)):
+            assert contrast(model, ids, ContrastiveSearch(search), part) == equation_five(model, ids, search)
+
+
+def test_without_a_penalty_contrastive_search_is_greedy() -> None:
+    model, ids = tiny("Llama"), prompt(random.Random(7))
+    assert contrast(model, ids, ContrastiveSearch(Contrast(5, 0.0)), len(ids)) == golden(model, ids, Beams(1), frozenset())
+
+
+def test_of_equally_good_candidates_the_likelier_is_taken() -> None:
+    search = ContrastiveSearch(Contrast(3, 1.0))
+    search.read(torch.eye(4))
+    move = search.start(torch.tensor([0.1, 0.4, 0.2, 0.3]).log())
+    assert move.tokens == [1, 3, 2]
+    assert search.advance(torch.zeros(3, 4), torch.ones(3, 4))[0] == 0
+
+
+def test_what_is_banned_is_not_taken_however_little_it_resembles() -> None:
+    """With two tokens left, the third candidate is there for the number only; with one certain, the others have no probability."""
+    search = ContrastiveSearch(Contrast(3, 0.9))
+    search.read(torch.eye(2)[:1])
+    move = search.start(torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf]))
+    assert move.tokens[:2] == [2, 1]
+    alike, unlike = torch.eye(2)
+    assert search.advance(torch.zeros(3, 4), torch.stack([alike, alike, unlike]))[0] == 0
+    search = ContrastiveSearch(Contrast(2, 0.9))
+    search.read(torch.eye(2)[:1])
+    assert search.start(torch.tensor([-torch.inf, -torch.inf, 500.0, 0.0])).tokens == [2, 3]

@@ -7,7 +7,7 @@ import pytest
 from app.engine.request import Facts
 from app.errors import InvalidRequest, SetupError
 from app.scoring.calibration import BESIDE, FALCON, Calibration, Models, load, models_of, ready, save
-from app.scoring.scale import Border, Bucket, Chance, Scale
+from app.scoring.thresholds import Border, Bucket, Chance, Scale
 from app.settings import ModelSettings
 
 SERVED = Models(performer="p", revision="1", observer="o", observer_revision="2", quantize="none", dtype="float32")

@@ -9,7 +9,7 @@ from app.engine.request import Facts
 from app.errors import SetupError
 from app.scoring.calibration import BESIDE, Calibration, Models, save
 from app.scoring.detector import NONE, detector_of
-from app.scoring.scale import Border, Bucket, Scale
+from app.scoring.thresholds import Border, Bucket, Scale
 from app.settings import ModelSettings
 
 FACTS = Facts("shown", 64, 1, "none", "float32", "cpu", "o", True, revision="abc", observer_revision="def")

@@ -10,9 +10,9 @@ from app.schemas import Method
 from app.scoring.calibration import Calibration, Models
 from app.scoring.detector import Ground
 from app.scoring.fitting import METHODS
-from app.scoring.normal import normal
-from app.scoring.scale import Border, Bucket, Chance, Scale
+from app.scoring.normalize import normal
 from app.scoring.score import Question, Reading, assess, score_of
+from app.scoring.thresholds import Border, Bucket, Chance, Scale
 from app.tokenizer import Encoded
 
 COLUMNS = Columns(

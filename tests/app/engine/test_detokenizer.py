@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.text import Detokenizer, Stopper
+from app.engine.detokenizer import Detokenizer, Stopper
 
 
 def from_bytes(ids: list[int]) -> str:

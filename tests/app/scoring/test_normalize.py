@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.scoring.normal import LOOKS, normal
+from app.scoring.normalize import LOOKS, normal
 
 
 @pytest.mark.parametrize(

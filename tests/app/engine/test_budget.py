@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.engine.pace import BREATH, LEAST, Pace
+from app.engine.budget import BREATH, LEAST, Pace
 
 
 def taught(alone_s: float = 0.05, prompt_s: float = 0.001, text_s: float = 0.002) -> Pace:
