@@ -9,7 +9,7 @@ from fakes import FACTS
 from app.engine.request import Facts, Report
 from app.schemas import SlotList
 from app.schemas.state import SLOTS_EXAMPLE
-from serve.state import capabilities_of
+from serve.routes.state import capabilities_of
 
 TEXT = "/v1/completions"
 

@@ -21,7 +21,6 @@ from app.tokenizer import Tokenizer
 from serve.answers import Answer, stream, whole
 from serve.conversation import prompt_of
 from serve.forms import shown
-from serve.generate import add_generate
 from serve.jobs import (
     Prompt,
     Terms,
@@ -34,10 +33,11 @@ from serve.jobs import (
     room,
 )
 from serve.router import Router
-from serve.score import add_score
-from serve.service import EventStream, Model, Service, unless_gone
-from serve.state import ERRORS, add_state
-from serve.tokens import add_tokens
+from serve.routes.generate import add_generate
+from serve.routes.score import add_score
+from serve.routes.service import EventStream, Model, Service, unless_gone
+from serve.routes.state import ERRORS, add_state
+from serve.routes.tokens import add_tokens
 
 SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "JSON, or events with `stream`"}}
 

@@ -10,8 +10,8 @@ from app.schemas import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, 
 from app.tokenizer import Tokenizer
 from serve.conversation import prompt_of
 from serve.jobs import check_tokens
-from serve.service import Model, Service
-from serve.state import ERRORS
+from serve.routes.service import Model, Service
+from serve.routes.state import ERRORS
 
 REFUSED: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 404, 413, 503)}
 

@@ -191,7 +191,7 @@ def test_routes_that_are_not_there(served: Any) -> None:
 
 
 def test_a_failure_of_ours_is_a_500_without_its_trace(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.score.assess", lambda *_: 1 / 0)
+    monkeypatch.setattr("serve.routes.score.assess", lambda *_: 1 / 0)
     response = served.client.post(SCORE, json={"text": "secret words"})
     assert response.status_code == 500
     assert "ZeroDivision" not in response.text

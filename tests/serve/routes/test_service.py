@@ -10,7 +10,7 @@ from fastapi import Request
 
 from app.errors import Forbidden, NotReady
 from serve.router import Router
-from serve.service import Service
+from serve.routes.service import Service
 
 
 @pytest.fixture
