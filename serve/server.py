@@ -29,8 +29,8 @@ from app.models.device import Seat
 from app.models.revision import VERSION
 from app.settings import ServerSettings, Settings
 from serve.fleet import Replica
-from serve.guard import install
 from serve.loop import EVENTS, ModelAPI
+from serve.middleware import install
 from serve.router import Router
 
 log = logging.getLogger(__name__)

@@ -18,10 +18,15 @@ from app.schemas import (
 )
 from app.scoring.detector import Detector
 from app.tokenizer import Tokenizer
-from serve.answers import Answer, stream, whole
-from serve.conversation import prompt_of
-from serve.forms import shown
-from serve.jobs import (
+from serve.router import Router
+from serve.routes.generate import add_generate
+from serve.routes.score import add_score
+from serve.routes.service import EventStream, Model, Service, unless_gone
+from serve.routes.state import ERRORS, add_state
+from serve.routes.tokens import add_tokens
+from serve.wire.answers import Answer, stream, whole
+from serve.wire.conversation import prompt_of
+from serve.wire.requests import (
     Prompt,
     Terms,
     chat_terms,
@@ -32,12 +37,7 @@ from serve.jobs import (
     prompts_of,
     room,
 )
-from serve.router import Router
-from serve.routes.generate import add_generate
-from serve.routes.score import add_score
-from serve.routes.service import EventStream, Model, Service, unless_gone
-from serve.routes.state import ERRORS, add_state
-from serve.routes.tokens import add_tokens
+from serve.wire.structured import shown
 
 SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "JSON, or events with `stream`"}}
 

@@ -17,9 +17,9 @@ from app.scoring.normalize import normal
 from app.scoring.score import Question, Reading, assess
 from app.scoring.windows import windows
 from app.tokenizer import Encoded, Tokenizer
-from serve.jobs import tier_of
 from serve.routes.service import Model, Service, unless_gone
 from serve.routes.state import ERRORS, methods_of
+from serve.wire.requests import tier_of
 
 MAX_WINDOWS = 64  # of half a context each: what lies behind is not scored
 

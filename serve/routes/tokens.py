@@ -8,10 +8,10 @@ from fastapi.responses import Response
 from app.errors import InvalidRequest
 from app.schemas import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from app.tokenizer import Tokenizer
-from serve.conversation import prompt_of
-from serve.jobs import check_tokens
 from serve.routes.service import Model, Service
 from serve.routes.state import ERRORS
+from serve.wire.conversation import prompt_of
+from serve.wire.requests import check_tokens
 
 REFUSED: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 404, 413, 503)}
 

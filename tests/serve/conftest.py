@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from serving import Running, serving
 
 from app.tokenizer import Tokenizer
-from serve.guard import install
+from serve.middleware import install
 from serve.router import Router
 from serve.routes import create_routes
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.engine.request import Waiting
-from serve.answers import queued
+from serve.wire.answers import queued
 from tests.ui.conftest import SOURCE
 from ui.client import QUEUED, Chunk, Client, Place, ServerError
 

@@ -21,7 +21,7 @@ from app.engine.flat import Room, adopt
 from app.engine.request import Beams, Contrast, Facts, Generate, Sampling
 from app.schemas import GenerateRequest
 from app.tokenizer import Tokenizer
-from serve.guard import install
+from serve.middleware import install
 from serve.router import Router
 from serve.routes import create_routes
 

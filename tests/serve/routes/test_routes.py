@@ -151,7 +151,7 @@ def test_more_answers_than_may_be_in_flight_are_refused_before_any_is_prepared(s
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_its_tokens_are_looked_at(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.jobs.check_tokens", None)
+    monkeypatch.setattr("serve.wire.requests.check_tokens", None)
     error = served.client.post(TEXT, json={"prompt": [5] * 65, "max_tokens": 1, "echo": True}).json()["error"]
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
 

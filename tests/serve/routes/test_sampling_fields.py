@@ -6,7 +6,7 @@ import pytest
 
 from app.engine.request import Generate, Sampling, Score
 from app.errors import SetupError
-from serve.jobs import check_defaults
+from serve.wire.requests import check_defaults
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"

@@ -14,8 +14,8 @@ from app.engine.request import Facts, Generate, Sampling
 from app.errors import ContextTooLong, InvalidRequest, SetupError
 from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, UsedTier
 from app.tokenizer import Tokenizer
-from serve.forms import Form, form_of
-from serve.logprobs import Ruler
+from serve.wire.logprobs import Ruler
+from serve.wire.structured import Form, form_of
 
 DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 LENGTH = 16  # tokens of a completion that says nothing of it

@@ -9,8 +9,8 @@ from app.engine.request import Delta, TokenLogprob
 from app.forms.parser import CallPart, CallStart, Said
 from app.schemas import FinishReason
 from app.tokenizer import Tokenizer
-from serve.jobs import Prompt, Terms
-from serve.logprobs import Row, Ruler
+from serve.wire.logprobs import Row, Ruler
+from serve.wire.requests import Prompt, Terms
 
 LETTERS = string.ascii_letters + string.digits
 

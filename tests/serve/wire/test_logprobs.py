@@ -11,9 +11,9 @@ from fakes import FACTS
 
 from app.engine.request import Delta, Event, Waiting
 from app.tokenizer import Piece, Tokenizer
-from serve.answers import Answer, stream
-from serve.jobs import Prompt, Terms
-from serve.logprobs import LEAST, Row, Ruler, chat_form, text_form
+from serve.wire.answers import Answer, stream
+from serve.wire.logprobs import LEAST, Row, Ruler, chat_form, text_form
+from serve.wire.requests import Prompt, Terms
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from app.errors import Forbidden, NotReady
-from serve.guard import install
+from serve.middleware import install
 
 PAGE, OTHER = "https://page.example", "https://other.example"
 LIMIT = 100

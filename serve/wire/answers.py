@@ -26,9 +26,9 @@ from app.schemas import (
     Usage,
 )
 from app.tokenizer import Tokenizer
-from serve.jobs import Prompt, Terms
-from serve.logprobs import Row, chat_form, text_form
-from serve.part import Call, Growth, Part
+from serve.wire.choice import Call, Growth, Part
+from serve.wire.logprobs import Row, chat_form, text_form
+from serve.wire.requests import Prompt, Terms
 
 BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # ends of lines to some clients
 
