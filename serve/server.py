@@ -28,10 +28,10 @@ from app.errors import NotReady, SetupError
 from app.models.device import Seat
 from app.models.revision import VERSION
 from app.settings import ServerSettings, Settings
-from serve.fleet import Replica
-from serve.loop import EVENTS, ModelAPI
 from serve.middleware import install
-from serve.router import Router
+from serve.workers.fleet import Replica
+from serve.workers.loop import EVENTS, ModelAPI
+from serve.workers.router import Router
 
 log = logging.getLogger(__name__)
 

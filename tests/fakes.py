@@ -21,7 +21,7 @@ from app.engine.request import (
     Waiting,
 )
 from app.errors import EngineFailed
-from serve.router import Router
+from serve.workers.router import Router
 
 FACTS = Facts("fake", 64, 2, "none", "float32", "cpu", "fake-base", True)
 WORKER = 2**22 + 1  # above the largest pid, so never a process

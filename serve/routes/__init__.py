@@ -18,7 +18,6 @@ from app.schemas import (
 )
 from app.scoring.detector import Detector
 from app.tokenizer import Tokenizer
-from serve.router import Router
 from serve.routes.generate import add_generate
 from serve.routes.score import add_score
 from serve.routes.service import EventStream, Model, Service, unless_gone
@@ -38,6 +37,7 @@ from serve.wire.requests import (
     room,
 )
 from serve.wire.structured import shown
+from serve.workers.router import Router
 
 SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "JSON, or events with `stream`"}}
 

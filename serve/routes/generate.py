@@ -13,10 +13,10 @@ from app.engine.request import Beams, Contrast, Delta, Failed, Generate, Samplin
 from app.errors import InvalidRequest
 from app.schemas import GenerateRequest, GenerateResponse, SamplingFields
 from app.tokenizer import Tokenizer
-from serve.router import Router
 from serve.routes.service import Model, Service, unless_gone
 from serve.routes.state import ANONYMOUS
 from serve.wire.requests import room, sampling_of
+from serve.workers.router import Router
 
 Clash = tuple[str, bool, str]  # a field, whether something else leaves it nothing to do, and what to say then
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # asks for nothing, whatever else is asked for

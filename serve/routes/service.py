@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from app.engine.request import Facts
 from app.errors import Forbidden, NotReady
 from app.tokenizer import Tokenizer
-from serve.router import Router, Ticket
+from serve.workers.router import Router, Ticket
 
 T = TypeVar("T")
 

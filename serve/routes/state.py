@@ -19,7 +19,7 @@ from app.schemas import (
     SlotState,
     WaitingState,
 )
-from serve.router import Router
+from serve.workers.router import Router
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "a field is wrong; `param` names it"},

@@ -11,8 +11,8 @@ from serving import Running, serving
 
 from app.tokenizer import Tokenizer
 from serve.middleware import install
-from serve.router import Router
 from serve.routes import create_routes
+from serve.workers.router import Router
 
 LIMIT = 20_000
 

@@ -22,8 +22,8 @@ from app.engine.request import Beams, Contrast, Facts, Generate, Sampling
 from app.schemas import GenerateRequest
 from app.tokenizer import Tokenizer
 from serve.middleware import install
-from serve.router import Router
 from serve.routes import create_routes
+from serve.workers.router import Router
 
 PATH = "/generate"
 FIELDS = (

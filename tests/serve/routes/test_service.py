@@ -9,8 +9,8 @@ from fakes import FACTS
 from fastapi import Request
 
 from app.errors import Forbidden, NotReady
-from serve.router import Router
 from serve.routes.service import Service
+from serve.workers.router import Router
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from serve import affinity
-from serve.affinity import STRIDE, Affinity
+from serve.workers import affinity
+from serve.workers.affinity import STRIDE, Affinity
 
 
 def test_a_conversation_goes_home_and_another_one_nowhere() -> None:

@@ -15,7 +15,7 @@ from serving import serving, wait_for
 
 from app.engine.request import Delta, Failed, Generate, Sampling
 from app.errors import InvalidRequest, QueueFull
-from serve.router import Router
+from serve.workers.router import Router
 
 
 def job(name: str, first: int = 0, length: int = 64) -> Generate:

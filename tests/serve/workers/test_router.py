@@ -11,8 +11,8 @@ from fakes import FACTS, WORKER, FakeEngine, FakeWorker
 
 from app.engine.request import Delta, Failed, Generate, Inspect, Report, Sampling, Waiting
 from app.errors import InvalidRequest, NotReady, QueueFull, WorkerDied
-from serve.loop import _obey
-from serve.router import Router
+from serve.workers.loop import _obey
+from serve.workers.router import Router
 
 
 def job(name: str, most: int = 3) -> Generate:
@@ -161,7 +161,7 @@ def test_a_worker_that_dies_while_it_is_asked_answers_at_once() -> None:
 
 
 def test_the_worker_answers_a_question_beside_its_jobs() -> None:
-    """What `serve.loop` does with each message."""
+    """What `serve.workers.loop` does with each message."""
     engine, sent = FakeEngine(), []
     for content in (job("a"), Inspect("question"), "a"):
         _obey(engine, (os.getpid(), content), sent.append)

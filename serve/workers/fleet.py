@@ -8,7 +8,7 @@ import psutil
 
 from app.engine.request import Facts, Generate, Inspect, Job
 from app.errors import InvalidRequest, NotReady, QueueFull
-from serve.affinity import Affinity
+from serve.workers.affinity import Affinity
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ from fakes import FACTS, FakeEngine, FakeWorker
 
 from app.engine.request import Delta, Failed, Generate, Sampling
 from app.errors import InvalidRequest, NotReady, QueueFull, UnknownModel
-from serve.router import Router
+from serve.workers.router import Router
 
 
 def job(name: str, first: int = 0) -> Generate:

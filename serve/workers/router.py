@@ -17,7 +17,7 @@ import psutil
 
 from app.engine.request import Delta, Event, Facts, Failed, Inspect, Job, Report, Waiting
 from app.errors import LitmusError, NotReady, UnknownModel, WorkerDied
-from serve.fleet import Fleet, Replica
+from serve.workers.fleet import Fleet, Replica
 
 log = logging.getLogger(__name__)
 
