@@ -55,7 +55,7 @@ train: $(RUNTIME) ## make models/ anew from ../shared/data (TRAIN= more options)
 		$(BIN)/python -m models.train $$(command -v g++ >/dev/null && echo --compile) $(TRAIN)
 
 load: $(DEV) ## push a running server: URL= USERS= DURATION=, or stages of so long with LADDER="1 8 32" or RATES="0.5 1 2"; LOAD=more options
-	@$(BIN)/python -m locust -f loadtest/locustfile.py --headless --only-summary --host $(URL) \
+	@$(BIN)/python -m locust -f loadtest/load/locustfile.py --headless --only-summary --host $(URL) \
 		$(if $(LADDER)$(RATES),--stage $(DURATION),--users $(USERS) --spawn-rate $(USERS) --run-time $(DURATION)) \
 		$(if $(LADDER),--ladder "$(LADDER)") $(if $(RATES),--rates "$(RATES)") $(LOAD)
 
@@ -66,7 +66,7 @@ else ifeq ($(origin URL),file)
 	@$(BIN)/python -m loadtest.engine $(if $(MODEL),--model "$(MODEL)") $(if $(GGUF),--gguf "$(GGUF)") \
 		$(if $(LLAMA),--llama-server "$(LLAMA)") $(if $(ROWS),--rows $(ROWS)) $(BENCH)
 else
-	@$(BIN)/python -m loadtest.bench --url $(URL) --clients $(CLIENTS)
+	@$(BIN)/python -m loadtest.load.closedloop --url $(URL) --clients $(CLIENTS)
 endif
 
 bench-cache: $(DEV) ## what a start costs from disk and from memory: MODEL= SIZE="135M" CACHE="--quick" or more options; goes on where it stopped

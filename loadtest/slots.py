@@ -21,9 +21,10 @@ from typing import Any
 
 import psutil
 
-from loadtest import clients, peers, watch
+from loadtest import clients, peers
 from loadtest.clients import Chatter
 from loadtest.engine import VERSIONS
+from loadtest.load import monitor
 from loadtest.peers import Peer, PeerFailed
 from loadtest.record import Record
 from loadtest.run import Run, create_run, installed, tell
@@ -71,7 +72,7 @@ class Crowd:
 
     async def look(self) -> None:
         status, answer = await self.chatter.fetch("GET", "/slots")
-        found = watch.slots(json.loads(answer)) if status == HTTPStatus.OK else None
+        found = monitor.slots(json.loads(answer)) if status == HTTPStatus.OK else None
         if found is None:
             raise PeerFailed(f"{self.chatter.server.peer.name} does not tell of its slots: {status} {answer[:300]!r}")
         self.waits_ms |= found.waits_ms

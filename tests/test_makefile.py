@@ -43,7 +43,7 @@ def test_bench_compares_unless_a_server_is_named():
     shown = make("bench", "MODEL=folder", "GGUF=a.gguf", "ROWS=1 4", "BENCH=--quick").rpartition("-m loadtest.engine")[2]
     assert shown.replace("\\\n", " ").split() == ["--model", '"folder"', "--gguf", '"a.gguf"', "--rows", "1", "4", "--quick"]
     shown = make("bench", "URL=http://host:1")
-    assert "-m loadtest.bench --url http://host:1 --clients 1 8 32" in shown and "loadtest.engine" not in shown
+    assert "-m loadtest.load.closedloop --url http://host:1 --clients 1 8 32" in shown and "loadtest.engine" not in shown
 
 
 def test_bench_runs_a_study():

@@ -37,7 +37,17 @@ class Pushed:
 
 
 def push(url: str, folder: Path, *words: str) -> Pushed:
-    command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtest/locustfile.py"), "--headless", "--only-summary", "--host", url]
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(ROOT / "loadtest/load/locustfile.py"),
+        "--headless",
+        "--only-summary",
+        "--host",
+        url,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     return Pushed(done.returncode, done.stdout + done.stderr, folder)

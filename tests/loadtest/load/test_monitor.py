@@ -1,8 +1,8 @@
 import json
 from dataclasses import dataclass
 
+from loadtest.load.monitor import Watch, metrics, slots, told
 from loadtest.run import create_run
-from loadtest.watch import Watch, metrics, slots, told
 
 LITMUS = {
     "slots": [{"slot": 0, "stage": "decode"}, {"slot": 1, "stage": "idle"}, {"slot": 2, "stage": "prefill"}],

@@ -9,8 +9,8 @@ import time
 import httpx
 import pytest
 
-from loadtest import bench
-from loadtest.stages import Stage, arrivals
+from loadtest.load import closedloop
+from loadtest.load.stages import Stage, arrivals
 from loadtest.summary import percentile
 from tests.loadtest.metronome import Metronome, ticking
 from tests.loadtest.pushing import push
@@ -26,13 +26,13 @@ def fate(number):
 
 async def others(url):
     """Three closed loops of the asyncio client, as long as Locust's own."""
-    options, end_s = bench.Options(url, 0, 64, 10, 0), time.perf_counter() + 7
+    options, end_s = closedloop.Options(url, 0, 64, 10, 0), time.perf_counter() + 7
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
 
         async def loop(number):
             draw, records = random.Random(number), []
             while time.perf_counter() < end_s:
-                records.append(await bench.Client(http, options, 0.0, 3).chat(draw))
+                records.append(await closedloop.Client(http, options, 0.0, 3).chat(draw))
             return records
 
         return [record for records in await asyncio.gather(*map(loop, range(3))) for record in records]

@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from loadtest.options import add_options, read_options, seconds_of
+from loadtest.load.options import add_options, read_options, seconds_of
 
 
 class Parser(argparse.ArgumentParser):

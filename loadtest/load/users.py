@@ -1,7 +1,7 @@
 """The users: who chats, who scores, who does both, who converses, who leaves. Each request is timed here as its bytes come.
 
 A user asks again after a pause, and no sooner than a server that shed the request wants. In an open loop
-each asks once, and it is loadtest.street that says when.
+each asks once, and it is loadtest.load.arrivals that says when.
 """
 
 from locust import User, task  # isort: skip  # first: it makes the standard library cooperative (gevent)
@@ -20,10 +20,10 @@ from locust.user.task import LOCUST_STATE_RUNNING
 
 from app.schemas import Message
 from loadtest import prompts
-from loadtest.probe import Abilities
-from loadtest.push import Push
+from loadtest.load.probe import Abilities
+from loadtest.load.session import Push
+from loadtest.load.transport import BROKEN, encode, pieces, retry_after_s
 from loadtest.record import Record, Start, Stream, Wants, score_record
-from loadtest.wire import BROKEN, encode, pieces, retry_after_s
 
 OK = 200
 LONGEST_HOLD_S = 60.0

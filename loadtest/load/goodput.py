@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loadtest.load.stages import Stage
 from loadtest.record import Outcome, Record
-from loadtest.stages import Stage
 from loadtest.summary import number, percentile
 
 COLUMNS = (

@@ -14,9 +14,9 @@ import gevent  # type: ignore[import-untyped]
 from gevent.pool import Group  # type: ignore[import-untyped]
 from locust.exception import StopUser
 
-from loadtest.push import Push
-from loadtest.stages import Stage, arrivals
-from loadtest.users import LitmusUser
+from loadtest.load.session import Push
+from loadtest.load.stages import Stage, arrivals
+from loadtest.load.users import LitmusUser
 
 
 class Street(User):

@@ -1,4 +1,4 @@
-"""Load on any server of OpenAI's wire, by Locust. `make load`, or `locust -f loadtest/locustfile.py` for its web page.
+"""Load on any server of OpenAI's wire, by Locust. `make load`, or `locust -f loadtest/load/locustfile.py` for its web page.
 
 A closed loop of users, a ladder of them (--ladder), or arrivals that wait for nobody (--rates). Locust's table has a row for each
 measure; runs/load-*.jsonl has every request, runs/server-*.jsonl what the server said meanwhile. Exit codes: 1 where a request failed,
@@ -20,16 +20,16 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import Runner
 
-from loadtest import goodput, shape
-from loadtest.options import Load, add_options, read_options
-from loadtest.probe import Abilities, Unusable, card_of, probe
-from loadtest.push import Push
+from loadtest.load import goodput, loadshape
+from loadtest.load.arrivals import Street
+from loadtest.load.monitor import Watch
+from loadtest.load.options import Load, add_options, read_options
+from loadtest.load.probe import Abilities, Unusable, card_of, probe
+from loadtest.load.session import Push
+from loadtest.load.stages import Stage
+from loadtest.load.transport import Host
+from loadtest.load.users import ChatUser, LeavingUser, LitmusUser, MixedUser, ScoreUser, TalkUser
 from loadtest.run import create_run
-from loadtest.stages import Stage
-from loadtest.street import Street
-from loadtest.users import ChatUser, LeavingUser, LitmusUser, MixedUser, ScoreUser, TalkUser
-from loadtest.watch import Watch
-from loadtest.wire import Host
 
 __all__ = ["ChatUser", "LeavingUser", "MixedUser", "ScoreUser", "TalkUser"]  # what Locust finds here
 
@@ -57,15 +57,15 @@ def prepare(environment: Environment, **_: Any) -> None:
     except (ValueError, Unusable) as error:
         log.error("%s", error)
         sys.exit(2)
-    locust.stats.bucket_response_time = shape.three_digits  # type: ignore[assignment]
-    environment.stats = shape.Requests()
+    locust.stats.bucket_response_time = loadshape.three_digits  # type: ignore[assignment]
+    environment.stats = loadshape.Requests()
     environment.stop_timeout = environment.stop_timeout or load.drain_s
     if load.opened:
         Street.kinds = [user for user in environment.user_classes if issubclass(user, LitmusUser)]
         environment.user_classes = [Street]
-        environment.shape_class = shape.Sweep()
+        environment.shape_class = loadshape.Sweep()
     elif load.plan[0].seconds is not None:
-        environment.shape_class = shape.Ladder(load)
+        environment.shape_class = loadshape.Ladder(load)
     if environment.shape_class is not None:
         environment.shape_class.runner = environment.runner
 

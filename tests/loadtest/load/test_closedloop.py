@@ -1,10 +1,10 @@
 import json
 
-from loadtest import bench
+from loadtest.load import closedloop
 
 
 def run_bench(url, out, capsys, *words):
-    code = bench.main(["--url", url, "--out", str(out), "--max-tokens", "4", *words])
+    code = closedloop.main(["--url", url, "--out", str(out), "--max-tokens", "4", *words])
     return code, capsys.readouterr()
 
 

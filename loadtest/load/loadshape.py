@@ -7,9 +7,9 @@ import time
 
 from locust.stats import RequestStats
 
-from loadtest.options import Load
-from loadtest.stages import stage_at
-from loadtest.users import LitmusUser
+from loadtest.load.options import Load
+from loadtest.load.stages import stage_at
+from loadtest.load.users import LitmusUser
 
 FASTEST = 100.0  # users a second; Locust warns beyond it
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loadtest import prompts
+from loadtest.load.monitor import SOURCES, told
+from loadtest.load.transport import BROKEN, Host, encode, pieces
 from loadtest.record import SHED, Start, Stream, Wants, score_record
-from loadtest.watch import SOURCES, told
-from loadtest.wire import BROKEN, Host, encode, pieces
 
 OK = 200
 PROBE_TOKENS = 4

@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from loadtest.load.transport import BROKEN, Host
 from loadtest.run import Run
-from loadtest.wire import BROKEN, Host
 
 SOURCES = ("/metrics", "/slots")
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*(?:\{.*\})?)\s+(\S+)")

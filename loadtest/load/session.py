@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loadtest.options import Load
-from loadtest.probe import Abilities
+from loadtest.load.monitor import Watch
+from loadtest.load.options import Load
+from loadtest.load.probe import Abilities
+from loadtest.load.stages import Stage
+from loadtest.load.transport import Host
 from loadtest.record import Kind, Record, Start
 from loadtest.run import Run
-from loadtest.stages import Stage
-from loadtest.watch import Watch
-from loadtest.wire import Host
 
 KEEP_S = 3.0  # a record waits so long for the server's word on its wait in the queue
 

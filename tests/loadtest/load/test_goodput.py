@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from loadtest.goodput import COLUMNS, Slo, goodput, missed, row, span_s, table
+from loadtest.load.goodput import COLUMNS, Slo, goodput, missed, row, span_s, table
+from loadtest.load.stages import stages
 from loadtest.record import Record
-from loadtest.stages import stages
 
 SLO = Slo(ttft_ms=100, tpot_ms=10, share=0.5)
 PLAN = stages([2, 4], opened=False, seconds=10, warm_up_s=0)

@@ -1,4 +1,4 @@
-"""`python -m loadtest.bench`: a closed loop of streaming clients against a running server, as a table and as runs/bench-*.jsonl.
+"""`python -m loadtest.load.closedloop`: a closed loop of streaming clients against a running server, as a table and as runs/bench-*.jsonl.
 
 For each number of clients: first the chats, then the scores, each phase by itself, so that tokens/s and scores/s do not share a clock.
 A closed loop waits for an answer before it asks again, so it shows what the server can do, not how a queue grows.
@@ -135,7 +135,7 @@ async def measure(options: Options, counts: Sequence[int], folder: Path) -> tupl
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.load.closedloop", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], choices=range(1, 1025), metavar="N")
     parser.add_argument("--requests-per-client", type=int, default=4, help="chats, and as many scores")

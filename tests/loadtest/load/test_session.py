@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from loadtest.goodput import Slo
-from loadtest.options import Load
-from loadtest.probe import Abilities
+from loadtest.load.goodput import Slo
+from loadtest.load.options import Load
+from loadtest.load.probe import Abilities
+from loadtest.load.session import KEEP_S, Push
+from loadtest.load.stages import stages
+from loadtest.load.transport import Host
 from loadtest.prompts import Mix
-from loadtest.push import KEEP_S, Push
 from loadtest.record import Record
 from loadtest.run import create_run
-from loadtest.stages import stages
-from loadtest.wire import Host
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_record_waits_for_the_server_to_tell_of_its_wait(pushed, monkeypatch):
     push, fired = pushed
     push.abilities = Abilities({"id": "m"}, sources=("/slots",))
     clock = [0.0]
-    monkeypatch.setattr("loadtest.push.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("loadtest.load.session.time.perf_counter", lambda: clock[0])
     push.settle(record(request="a"))
     push.settle(record(request="b"))
     push.settle(record("shed"))

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from loadtest.wire import BROKEN, Host, encode, pieces, retry_after_s
+from loadtest.load.transport import BROKEN, Host, encode, pieces, retry_after_s
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtest.goodput import Slo
+from loadtest.load.goodput import Slo
+from loadtest.load.stages import Stage, stages
 from loadtest.prompts import LENGTHS, Mix
-from loadtest.stages import Stage, stages
 
 SPAN = re.compile(r"(\d+(?:\.\d+)?)(h|m|s|)")
 UNITS_S = {"h": 3600, "m": 60, "s": 1, "": 1}

@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 
-from loadtest.stages import Stage, arrivals, poisson, stage_at, stages
+from loadtest.load.stages import Stage, arrivals, poisson, stage_at, stages
 
 
 def test_a_stage_warms_up_and_is_then_measured():

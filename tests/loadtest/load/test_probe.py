@@ -1,8 +1,8 @@
 import pytest
 
-from loadtest.probe import Abilities, Unusable, card_of, probe
+from loadtest.load.probe import Abilities, Unusable, card_of, probe
+from loadtest.load.transport import Host
 from loadtest.record import Wants
-from loadtest.wire import Host
 from tests.loadtest.metronome import Metronome, ticking
 
 PAGES = {
