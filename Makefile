@@ -63,14 +63,14 @@ bench: $(DEV) ## Litmus beside its peers: MODEL= GGUF= LLAMA= ROWS="1 4" BENCH=m
 ifdef STUDY
 	@$(BIN)/python -m loadtest.$(STUDY) $(if $(MODEL),--model "$(MODEL)") $(BENCH)
 else ifeq ($(origin URL),file)
-	@$(BIN)/python -m loadtest.engine $(if $(MODEL),--model "$(MODEL)") $(if $(GGUF),--gguf "$(GGUF)") \
+	@$(BIN)/python -m loadtest.peers.benchmark $(if $(MODEL),--model "$(MODEL)") $(if $(GGUF),--gguf "$(GGUF)") \
 		$(if $(LLAMA),--llama-server "$(LLAMA)") $(if $(ROWS),--rows $(ROWS)) $(BENCH)
 else
 	@$(BIN)/python -m loadtest.load.closedloop --url $(URL) --clients $(CLIENTS)
 endif
 
 bench-cache: $(DEV) ## what a start costs from disk and from memory: MODEL= SIZE="135M" CACHE="--quick" or more options; goes on where it stopped
-	@$(BIN)/python -m loadtest.cache $(if $(MODEL),--model $(MODEL)) $(if $(SIZE),--size $(SIZE)) $(CACHE)
+	@$(BIN)/python -m loadtest.cache.benchmark $(if $(MODEL),--model $(MODEL)) $(if $(SIZE),--size $(SIZE)) $(CACHE)
 
 notebooks: $(DEV) ## execute every notebook into runs/notebooks/, as pages into docs/notebooks/
 	@$(BIN)/jupyter-nbconvert --log-level WARN --to notebook --execute --output-dir runs/notebooks notebooks/*.ipynb

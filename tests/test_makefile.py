@@ -39,16 +39,16 @@ def test_run_passes_on_what_is_given_and_nothing_else():
 
 
 def test_bench_compares_unless_a_server_is_named():
-    assert "-m loadtest.engine" in make("bench") and "--" not in make("bench").rpartition("-m loadtest.engine")[2]
-    shown = make("bench", "MODEL=folder", "GGUF=a.gguf", "ROWS=1 4", "BENCH=--quick").rpartition("-m loadtest.engine")[2]
+    assert "-m loadtest.peers.benchmark" in make("bench") and "--" not in make("bench").rpartition("-m loadtest.peers.benchmark")[2]
+    shown = make("bench", "MODEL=folder", "GGUF=a.gguf", "ROWS=1 4", "BENCH=--quick").rpartition("-m loadtest.peers.benchmark")[2]
     assert shown.replace("\\\n", " ").split() == ["--model", '"folder"', "--gguf", '"a.gguf"', "--rows", "1", "4", "--quick"]
     shown = make("bench", "URL=http://host:1")
-    assert "-m loadtest.load.closedloop --url http://host:1 --clients 1 8 32" in shown and "loadtest.engine" not in shown
+    assert "-m loadtest.load.closedloop --url http://host:1 --clients 1 8 32" in shown and "loadtest.peers.benchmark" not in shown
 
 
 def test_bench_runs_a_study():
-    assert "-m loadtest.slots" in make("bench", "STUDY=slots", "MODEL=", "BENCH=")
-    shown = make("bench", "STUDY=gap", "MODEL=folder", "BENCH=--quick").rpartition("-m loadtest.gap")[2]
+    assert "-m loadtest.studies.slots" in make("bench", "STUDY=slots", "MODEL=", "BENCH=")
+    shown = make("bench", "STUDY=gap", "MODEL=folder", "BENCH=--quick").rpartition("-m loadtest.studies.gap")[2]
     assert shown.split() == ["--model", '"folder"', "--quick"]
 
 
@@ -60,8 +60,8 @@ def test_notebooks_become_pages():
 
 
 def test_bench_cache_passes_on_what_is_given_and_nothing_else():
-    assert "--" not in make("bench-cache", "MODEL=", "SIZE=", "CACHE=").rpartition("-m loadtest.cache")[2]
-    shown = make("bench-cache", "MODEL=one two", "SIZE=135M 1.7B", "CACHE=--quick").rpartition("-m loadtest.cache")[2]
+    assert "--" not in make("bench-cache", "MODEL=", "SIZE=", "CACHE=").rpartition("-m loadtest.cache.benchmark")[2]
+    shown = make("bench-cache", "MODEL=one two", "SIZE=135M 1.7B", "CACHE=--quick").rpartition("-m loadtest.cache.benchmark")[2]
     assert shown.split() == ["--model", "one", "two", "--size", "135M", "1.7B", "--quick"]
 
 

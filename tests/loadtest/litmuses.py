@@ -10,9 +10,8 @@ from typing import Any
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
-from loadtest import clients, peers
-from loadtest.clients import Chatter
-from loadtest.peers import Peer, Server
+from loadtest.peers.clients import Chatter
+from loadtest.peers.servers import Peer, Server, clients, servers
 
 PROMPT_TOKENS = 21
 CARD = {"id": "fake", "dtype": "float32", "quantize": "none", "device": "cpu", "context": 128}
@@ -74,6 +73,6 @@ def event(content: dict[str, Any]) -> bytes:
 def stand_in(monkeypatch: Any) -> Litmuses:
     """Whatever is started is one of these."""
     made = Litmuses()
-    monkeypatch.setattr(peers, "running", made.running)
+    monkeypatch.setattr(servers, "running", made.running)
     monkeypatch.setattr(clients, "chatter", made.chatter)
     return made

@@ -76,7 +76,7 @@ def test_latest(tmp_path):
     assert analysis.latest("load", places=places) is None
     write(places[1] / "load-5.jsonl", ROWS)
     assert analysis.latest("load", places=places).path.parent == places[1], "what is kept, where there is nothing of one's own"
-    quick, called = {**MANIFEST, "quick": True}, {"kind": "call", "command": "python -m loadtest.cache --quick"}
+    quick, called = {**MANIFEST, "quick": True}, {"kind": "call", "command": "python -m loadtest.cache.benchmark --quick"}
     runs = {"load-1": (ROWS, MANIFEST), "load-2": (ROWS[:1], MANIFEST), "load-3": ([], MANIFEST), "bench-9": (ROWS, MANIFEST)}
     for name, (rows, manifest) in {**runs, "load-7": (ROWS, quick), "load-8": ([called, *ROWS], MANIFEST)}.items():
         write(places[0] / f"{name}.jsonl", rows, manifest)

@@ -1,4 +1,4 @@
-"""`python -m loadtest.slots`: Litmus with few and with many slots under one crowd, as a table and as runs/slots-*.jsonl.
+"""`python -m loadtest.studies.slots`: Litmus with few and with many slots under one crowd, as a table and as runs/slots-*.jsonl.
 
 Every server is a process of its own. Each repeat is all numbers of slots in an order of its own, so that what changes with time touches
 all alike. The crowd is a closed loop: everyone asks, reads to the end and asks again.
@@ -21,11 +21,10 @@ from typing import Any
 
 import psutil
 
-from loadtest import clients, peers
-from loadtest.clients import Chatter
-from loadtest.engine import VERSIONS
 from loadtest.load import monitor
-from loadtest.peers import Peer, PeerFailed
+from loadtest.peers.benchmark import VERSIONS
+from loadtest.peers.clients import Chatter
+from loadtest.peers.servers import Peer, PeerFailed, clients, servers
 from loadtest.record import Record
 from loadtest.run import Run, create_run, installed, tell
 from loadtest.summary import number, percentile
@@ -99,7 +98,7 @@ class Crowd:
 
 def served(given: argparse.Namespace, slots: int) -> Peer:
     """Litmus as it is started by itself, but with so many slots."""
-    peer = peers.litmus(given.model, given.quantize, given.device, slots)
+    peer = servers.litmus(given.model, given.quantize, given.device, slots)
     return replace(peer, name=f"{peer.name}-{slots}-slots", command=(*peer.command, "--model.dtype", given.dtype))
 
 
@@ -109,7 +108,7 @@ def order(slots: Sequence[int], repeats: int, seed: int) -> list[tuple[int, int]
     return [(repeat, count) for repeat in range(repeats) for count in draw.sample(slots, len(slots))]
 
 
-async def push(server: peers.Server, options: Options, repeat: int) -> tuple[list[Record], float, dict[str, Any]]:
+async def push(server: servers.Server, options: Options, repeat: int) -> tuple[list[Record], float, dict[str, Any]]:
     """Records of the counted chats, how long they took, and the card of what answered. The prompts are the repeat's."""
     chats = options.clients * options.requests_per_client
     name = f"slots/{options.seed}/{repeat}"
@@ -127,7 +126,7 @@ async def push(server: peers.Server, options: Options, repeat: int) -> tuple[lis
 def one(given: argparse.Namespace, options: Options, slots: int, repeat: int, run: Run) -> list[dict[str, Any]]:
     """The rows of one server: each chat, and the round that they make. Raises `PeerFailed`."""
     begin_s = time.perf_counter()
-    with peers.running(served(given, slots), run.path.parent) as server:
+    with servers.running(served(given, slots), run.path.parent) as server:
         start_s = time.perf_counter() - begin_s
         records, seconds, card = asyncio.run(push(server, options, repeat))
         held = own_bytes()
@@ -188,17 +187,17 @@ def _line(rows: Sequence[dict[str, Any]], slots: int) -> list[str]:
 
 def facts(given: argparse.Namespace, options: Options, words: Sequence[str]) -> dict[str, Any]:
     return {
-        "command": shlex.join([sys.executable, "-m", "loadtest.slots", *words]),
+        "command": shlex.join([sys.executable, "-m", "loadtest.studies.slots", *words]),
         "quick": given.quick,
         "versions": {name: installed(name) for name in VERSIONS},
-        "cores": peers.cores(),
+        "cores": servers.cores(),
         "model": {"id": given.model, "quantize": given.quantize},
         "options": asdict(options),
     }
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.slots", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.studies.slots", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default=MODEL, help="folder or hub name")
     parser.add_argument("--quantize", choices=["none", "int8", "nf4", "fp4", "int4"], default="none")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")

@@ -8,10 +8,9 @@ import psutil
 import pytest
 
 from app.settings import read
-from loadtest import peers
-from loadtest.peers import PORT, Peer, PeerAbsent, PeerFailed, running
+from loadtest.peers.servers import PORT, Peer, PeerAbsent, PeerFailed, running, servers
 
-TALKER = Path(__file__).parents[1] / "talker.py"
+TALKER = Path(__file__).parents[2] / "talker.py"
 
 
 def test_a_server_is_ready_and_then_gone(tmp_path):
@@ -45,12 +44,12 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
 
 
 def test_commands():
-    litmus = peers.litmus("folder", "nf4", "cpu", 32).command
+    litmus = servers.litmus("folder", "nf4", "cpu", 32).command
     settings = read(["8000" if word == PORT else word for word in litmus[3:]])
     assert litmus[1:3] == ("-m", "serve")
     assert (settings.model.path, settings.model.quantize, settings.model.slots, settings.ui.enabled) == ("folder", "nf4", 32, False)
-    assert {"serve", "folder", "--continuous-batching", PORT} <= set(peers.transformers("folder", "cpu").command)
-    llama = peers.llama(Path("/opt/bin/llama-server"), Path("a-q4_0.gguf"), 32, 512)
+    assert {"serve", "folder", "--continuous-batching", PORT} <= set(servers.transformers("folder", "cpu").command)
+    llama = servers.llama(Path("/opt/bin/llama-server"), Path("a-q4_0.gguf"), 32, 512)
     assert llama.name == "llama-a-q4_0" and llama.command[:2] == ("env", "LD_LIBRARY_PATH=/opt/bin")
     assert llama.command[llama.command.index("-c") + 1] == "16384" and llama.extra == {"ignore_eos": True}
 
@@ -58,12 +57,12 @@ def test_commands():
 def test_llama_server_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PeerAbsent, match="no llama-server on PATH"):
-        peers.find_llama(None)
+        servers.find_llama(None)
     with pytest.raises(PeerAbsent, match="is no file"):
-        peers.find_llama(tmp_path / "llama-server")
-    assert peers.llama_version(None) is None
+        servers.find_llama(tmp_path / "llama-server")
+    assert servers.llama_version(None) is None
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     (tmp_path / "llama-server").write_text('#!/bin/sh\necho "version: $1 $LD_LIBRARY_PATH" >&2\n')
     (tmp_path / "llama-server").chmod(0o755)
     found = (tmp_path / "llama-server").resolve()
-    assert peers.find_llama(None) == found and peers.llama_version(None) == f"version: --version {found.parent}"
+    assert servers.find_llama(None) == found and servers.llama_version(None) == f"version: --version {found.parent}"

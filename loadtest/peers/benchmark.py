@@ -1,8 +1,8 @@
-"""`python -m loadtest.engine`: Litmus beside its peers on this machine, in one run, as a table and as runs/engine-*.jsonl.
+"""`python -m loadtest.peers.benchmark`: Litmus beside its peers on this machine, in one run, as a table and as runs/engine-*.jsonl.
 
 Each server and each bare measurement is a process of its own. Those whose tokens per second over HTTP are compared are up at once and
-take turns, the others come one after the other. What is not on this machine is not run, and its rows say so. loadtest.marks has the
-rows, loadtest.clients says what is asked, loadtest.peers of whom, loadtest.turns in which order.
+take turns, the others come one after the other. What is not on this machine is not run, and its rows say so. loadtest.peers.targets has the
+rows, loadtest.peers.clients says what is asked, loadtest.peers.servers of whom, loadtest.peers.roundrobin in which order.
 """
 
 import argparse
@@ -19,11 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from loadtest import clients, peers, turns
-from loadtest.child import ended
-from loadtest.clients import QUICK, Options, Round
-from loadtest.marks import ROWS, chosen, contests, owner, table, wanted
-from loadtest.peers import Peer, PeerAbsent, PeerFailed
+from loadtest.peers.clients import QUICK, Options, Round
+from loadtest.peers.servers import Peer, PeerAbsent, PeerFailed, clients, roundrobin, servers
+from loadtest.peers.targets import ROWS, chosen, contests, owner, table, wanted
+from loadtest.process import ended
 from loadtest.run import Run, create_run, installed, tell
 from loadtest.summary import percentile
 
@@ -72,7 +71,7 @@ class Bench:
         count = 1 if names[0].endswith("/alone") else self.options.clients
         found: dict[str, list[Round]] = {}
         async with AsyncExitStack() as stack:
-            plays: dict[str, turns.Play] = {}
+            plays: dict[str, roundrobin.Play] = {}
             for name in [name for name in names if owner(name) not in self.missing]:
                 with self.excused(owner(name)):
                     plays[name] = await stack.enter_async_context(self.contender(name, count))
@@ -87,11 +86,11 @@ class Bench:
             self.lengths[name] = whole.prompt_tokens / whole.requests
             self.note(name, whole.tokens_per_s, clients=count, rounds=[asdict(one) for one in counted])
 
-    def contender(self, name: str, count: int) -> AbstractAsyncContextManager[turns.Play]:
+    def contender(self, name: str, count: int) -> AbstractAsyncContextManager[roundrobin.Play]:
         """Raises `PeerAbsent`."""
         if not name.startswith("engine/"):
-            return turns.served(self.peer(owner(name)), self.run.path.parent, self.options, count)
-        return turns.bare([*self.program(owner(name)), "--at-once", str(count), "--chats"], self.options.new_tokens)
+            return roundrobin.served(self.peer(owner(name)), self.run.path.parent, self.options, count)
+        return roundrobin.bare([*self.program(owner(name)), "--at-once", str(count), "--chats"], self.options.new_tokens)
 
     def attempt(self, who: str, names: set[str]) -> None:
         """All values of one `what/weights` that it has by itself, or why there are none."""
@@ -102,7 +101,7 @@ class Bench:
             elif who.split("/")[0] in ("scorer", "published"):
                 self.scoring(who)
             else:
-                with peers.running(self.peer(who), self.run.path.parent) as server:
+                with servers.running(self.peer(who), self.run.path.parent) as server:
                     asyncio.run(self.ask(who, names, server))
 
     def program(self, who: str) -> list[str]:
@@ -133,13 +132,13 @@ class Bench:
         given = self.given
         what, weights = who.split("/")
         if what == "litmus":
-            return peers.litmus(str(given.model), given.four_bit if weights == "4bit" else "none", given.device, SLOTS)
+            return servers.litmus(str(given.model), given.four_bit if weights == "4bit" else "none", given.device, SLOTS)
         if what == "transformers":
-            return peers.transformers(str(given.model), given.device)
-        binary = peers.find_llama(given.llama_server)
-        return peers.llama(binary, find_gguf(given, weights, binary), SLOTS, LLAMA_CONTEXT)
+            return servers.transformers(str(given.model), given.device)
+        binary = servers.find_llama(given.llama_server)
+        return servers.llama(binary, find_gguf(given, weights, binary), SLOTS, LLAMA_CONTEXT)
 
-    async def ask(self, who: str, names: set[str], server: peers.Server) -> None:
+    async def ask(self, who: str, names: set[str], server: servers.Server) -> None:
         async with clients.chatter(server) as chatter:
             await clients.warm(chatter, self.options)
             if "continued" in names:
@@ -196,7 +195,7 @@ def quantized(whole: Path, given: Path | None, binary: Path) -> Path:
     small = given or whole.with_name(whole.stem.replace("-f16", "").replace("-F16", "") + "-q4_0.gguf")
     tool = binary.with_name("llama-quantize")
     if not small.is_file() and given is None and tool.is_file():
-        subprocess.run([*peers.with_libraries(tool), str(whole), str(small), "Q4_0"], check=True, capture_output=True)
+        subprocess.run([*servers.with_libraries(tool), str(whole), str(small), "Q4_0"], check=True, capture_output=True)
     if not small.is_file():
         raise PeerAbsent(f"{small} is no file; give one with --gguf-4bit")
     return small
@@ -208,11 +207,11 @@ def make_model(*more: str) -> None:
 
 def facts(given: argparse.Namespace, options: Options, words: Sequence[str]) -> dict[str, Any]:
     return {
-        "command": shlex.join([sys.executable, "-m", "loadtest.engine", *words]),
+        "command": shlex.join([sys.executable, "-m", "loadtest.peers.benchmark", *words]),
         "commit": output("git", "describe", "--always", "--dirty", "--abbrev=40"),
         "versions": {name: installed(name) for name in VERSIONS},
-        "llama_server": peers.llama_version(given.llama_server),
-        "cores": peers.cores(),
+        "llama_server": servers.llama_version(given.llama_server),
+        "cores": servers.cores(),
         "model": str(given.model),
         "four_bit": given.four_bit,
         "device": given.device,
@@ -228,7 +227,7 @@ def output(*command: str) -> str | None:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.engine", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.peers.benchmark", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, default=MODEL, help="folder; a random one of 135 million parameters is made when not given")
     parser.add_argument("--gguf", type=Path, help="the same model for llama-server, F16")
     parser.add_argument("--gguf-4bit", type=Path, help="the same, Q4_0; llama-quantize makes it when not given")

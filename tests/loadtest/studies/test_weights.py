@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import weights
-from loadtest.child import Failed, Told, call
-from loadtest.weights import alone, plan, start, table
+from loadtest.process import Failed, Told, call
+from loadtest.studies import weights
+from loadtest.studies.weights import alone, plan, start, table
 
 AREAS = {"binoculars": [0.6, 0.5, 0.7]}
 ROWS = [

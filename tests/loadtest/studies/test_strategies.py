@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from app.schemas import GenerateRequest
-from loadtest import strategies
-from loadtest.peers import Peer, PeerFailed, Server
-from loadtest.strategies import PROMPTS, STRATEGIES, body, distinct, generate, mean_logprob, repeated, server
+from loadtest.peers.servers import Peer, PeerFailed, Server
+from loadtest.studies import strategies
+from loadtest.studies.strategies import PROMPTS, STRATEGIES, body, distinct, generate, mean_logprob, repeated, server
 
 
 def test_repetition_is_counted_in_runs_of_four_words():

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from loadtest import lengths
-from loadtest.child import Failed, Told
-from loadtest.lengths import context, order, prompts, split, table
+from loadtest.process import Failed, Told
+from loadtest.studies import lengths
+from loadtest.studies.lengths import context, order, prompts, split, table
 
 
 @pytest.mark.parametrize(

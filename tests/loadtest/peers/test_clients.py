@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 from talker import READ_S, WORDS_BEFORE
 
-from loadtest import clients
-from loadtest.clients import QUICK, Options, Round
-from loadtest.peers import Peer, PeerFailed, Server
+from loadtest.peers.clients import QUICK, Options, Round
+from loadtest.peers.servers import Peer, PeerFailed, Server, clients
 from loadtest.summary import percentile
 
 

@@ -1,5 +1,5 @@
 """One start from one kind of storage, in a fresh process that waits until the files are in the state to be measured; which starts make
-a comparison, and the table they come to. The process is `app.benchmarks.start`, or loadtest.storage for the floor.
+a comparison, and the table they come to. The process is `app.benchmarks.start`, or loadtest.cache.storage for the floor.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from scipy.stats import bootstrap
 
-from loadtest import storage
+from loadtest.cache.benchmark import storage
 
 Storage = Literal["cold", "warm", "tmpfs"]
 FLOOR = "floor"  # stands where a cell says how it reads
@@ -140,7 +140,7 @@ def run(cell: Cell, place: Place, device: str) -> dict[str, Any]:
         raise Refused("there is no copy on a tmpfs")
     command = ["env", "-u", "OMP_NUM_THREADS", "-u", "MKL_NUM_THREADS", sys.executable, "-m"]  # the cores alone say how many threads
     if cell.by == FLOOR:
-        command += ["loadtest.storage", str(folder)]
+        command += ["loadtest.cache.storage", str(folder)]
     else:
         command += ["app.benchmarks.start", "--model", str(folder), "--quantize", cell.quantize, "--by", cell.by, "--device", device]
     with tempfile.TemporaryFile() as errors:

@@ -1,4 +1,4 @@
-"""`python -m loadtest.weights`: what each quantization costs and saves: memory, load time, speed, quality, as runs/weights-*.jsonl.
+"""`python -m loadtest.studies.weights`: what each quantization costs and saves: memory, load time, speed, quality, as runs/weights-*.jsonl.
 
 Each start and each measurement of speed is a fresh process, all of a repeat in an order of its own. Speed and memory are those of
 `--model`; quality is that of the bundled pair, as random weights have none (models.quality, once: the same texts give the same scores).
@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from loadtest import storage, trial
-from loadtest.child import Failed, call, facts, markdown
+from loadtest.cache.benchmark import storage, trial
+from loadtest.process import Failed, call, facts, markdown
 from loadtest.run import Run, create_run, tell
 
 MODEL = "models/storyteller"
@@ -126,7 +126,7 @@ def _median(values: Sequence[float], digits: int = 0) -> str:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.weights", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.studies.weights", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default=MODEL, help="of memory, load and speed; quality is the bundled pair's")
     parser.add_argument("--quantize", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--at-once", type=int, nargs="+", metavar="N", help="requests in flight; 1 8 32")
@@ -151,7 +151,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 def main(words: Sequence[str]) -> int:
     given = _arguments(words)
     model = {"id": given.model, "device": given.device}
-    bench = Bench(given, create_run(given.out, "weights", {**facts("loadtest.weights", given, words), "model": model}))
+    bench = Bench(given, create_run(given.out, "weights", {**facts("loadtest.studies.weights", given, words), "model": model}))
     for quantize in list(given.quantize):  # not counted: kernels are compiled and their files read; it also tells the dtype
         try:
             next(bench.start(quantize))

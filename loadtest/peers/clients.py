@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 
 from loadtest import prompts
-from loadtest.marks import calm_gaps, gaps
-from loadtest.peers import PeerFailed, Server
+from loadtest.peers.servers import PeerFailed, Server
+from loadtest.peers.targets import calm_gaps, gaps
 from loadtest.record import Record, Start, Stream
 
 Messages = list[dict[str, str]]

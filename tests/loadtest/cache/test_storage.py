@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import storage
-from loadtest.storage import PAGE, NotThere, Pages
+from loadtest.cache.benchmark import storage
+from loadtest.cache.storage import PAGE, NotThere, Pages
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHM = Path("/dev/shm")
 
 
@@ -107,7 +107,7 @@ def test_no_tmpfs_and_no_room(folder, tmpfs, monkeypatch):
 
 
 def test_the_floor_waits_for_the_word_and_reads_everything(folder):
-    command = [sys.executable, "-m", "loadtest.storage", str(folder)]
+    command = [sys.executable, "-m", "loadtest.cache.storage", str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert json.loads(process.stdout.readline()) == {"ready": True}
         assert storage.pages(storage.files(folder)).resident == 0, "it has read nothing yet"

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from loadtest import clients, peers
-from loadtest.child import ended
-from loadtest.clients import Options, Round
-from loadtest.peers import Peer, PeerFailed
+from loadtest.peers.clients import Options, Round
+from loadtest.peers.servers import Peer, PeerFailed, clients, servers
+from loadtest.process import ended
 
 Play = Callable[[Sequence[str]], Awaitable[Round]]
 LINE = 1 << 20  # bytes of the longest line that is read
@@ -23,7 +22,7 @@ LINE = 1 << 20  # bytes of the longest line that is read
 @asynccontextmanager
 async def served(peer: Peer, folder: Path, options: Options, count: int) -> AsyncIterator[Play]:
     """`count` clients of a server that is started here, its log in `folder`. Raises `PeerFailed`."""
-    with peers.running(peer, folder) as server:
+    with servers.running(peer, folder) as server:
         async with clients.chatter(server) as chatter:
             chatter.clients = count
             await clients.warm(chatter, options)

@@ -1,6 +1,6 @@
-"""`python -m loadtest.cache`: what a start costs from a disk and from memory, as a table and as runs/cache-*.jsonl, a line per start.
+"""`python -m loadtest.cache.benchmark`: what a start costs from a disk and from memory, as a table and as runs/cache-*.jsonl, a line per start.
 
-The same command again goes on where the last one stopped. loadtest.trial has the starts, loadtest.storage the states of the files.
+The same command again goes on where the last one stopped. loadtest.cache.trial has the starts, loadtest.cache.storage the states of the files.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from loadtest import storage
-from loadtest.peers import cores
+from loadtest.cache.benchmark import storage
+from loadtest.cache.storage import NotThere
+from loadtest.cache.trial import Cell, Factors, Failed, Place, Refused, Storage, cells, order, run, table
+from loadtest.peers.servers import cores
 from loadtest.run import Run, commit, create_run, machine, tell
-from loadtest.storage import NotThere
-from loadtest.trial import Cell, Factors, Failed, Place, Refused, Storage, cells, order, run, table
 
 STORAGES = get_args(Storage)
 WAYS = ("mmap", "read", "pread")
@@ -34,7 +34,7 @@ WEIGHTS = ("none", "int8", "nf4", "fp4", "int4")
 FULL = {"repeats": 10, "by": ["mmap", "read"], "quantize": ["none", "int8", "nf4", "int4"]}
 QUICK = {"repeats": 2, "by": ["mmap", "read"], "quantize": ["none", "nf4"]}
 VOCABULARY, CONTEXT = 49152, 4096
-APP = Path(__file__).resolve().parents[1] / "app"
+APP = Path(__file__).resolve().parents[2] / "app"
 PACKAGES = ("torch", "transformers", "safetensors", "bitsandbytes")
 
 
@@ -168,7 +168,7 @@ def now() -> str:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.cache", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.cache.benchmark", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, nargs="+", default=[], help="folders on a disk")
     parser.add_argument(
         "--size", nargs="+", default=[], help="random-weight models to make, such as 135M 1.7B; 135M when there is no --model"
@@ -213,7 +213,12 @@ def main(words: Sequence[str]) -> int:
         disks = {name: {"file_system": storage.kind(at), "read_ahead_kb": storage.read_ahead_kb(at)} for name, at in folders.items()}
         found, rows = open_run(given.out, plan(given, factors, folders), {"disks": disks})
         found.note(
-            {"kind": "call", "at": now(), "command": shlex.join([sys.executable, "-m", "loadtest.cache", *words]), "commit": commit()}
+            {
+                "kind": "call",
+                "at": now(),
+                "command": shlex.join([sys.executable, "-m", "loadtest.cache.benchmark", *words]),
+                "commit": commit(),
+            }
         )
         with copies(folders, given.tmpfs / f"litmus-{found.path.stem}", "tmpfs" in given.storage) as places:
             well = measure(found, rows, order(wanted, given.repeats, given.seed), places, given.device)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from app.settings import read
-from loadtest import slots
-from loadtest.peers import PORT
-from loadtest.slots import FIELDS, Options, order, table
+from loadtest.peers.servers import PORT
+from loadtest.studies import slots
+from loadtest.studies.slots import FIELDS, Options, order, table
 from tests.loadtest.litmuses import PROMPT_TOKENS, stand_in
 
 

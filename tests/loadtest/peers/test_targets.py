@@ -1,6 +1,6 @@
 import pytest
 
-from loadtest.marks import MARKS, ROWS, Mark, calm_gaps, chosen, contests, gaps, table, wanted
+from loadtest.peers.targets import MARKS, ROWS, Mark, calm_gaps, chosen, contests, gaps, table, wanted
 
 MORE = Mark(1, "speed", "tokens/s", "a/x/v", "b/x/v", "b", 2.0)
 SHORTER = Mark(2, "wait", "ms", "a/x/then", "a/x/first", "its first", 5.0, "shorter")

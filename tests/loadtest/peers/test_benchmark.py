@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import engine, peers
-from loadtest.peers import PORT, Peer, PeerAbsent, PeerFailed
+from loadtest.peers.servers import PORT, Peer, PeerAbsent, PeerFailed, benchmark, servers
 from loadtest.run import create_run
 
-TALKER = Path(__file__).parents[1] / "talker.py"
+TALKER = Path(__file__).parents[2] / "talker.py"
 
 
 @pytest.fixture
@@ -21,14 +20,14 @@ def talkers(monkeypatch, tmp_path):
     def transformers(*_):
         return Peer("theirs", (sys.executable, str(TALKER), PORT, json.dumps(flaws)), "/ready", {}, done=False)
 
-    monkeypatch.setattr(peers, "litmus", lambda *_: Peer("ours", (sys.executable, str(TALKER), PORT), "/ready"))
-    monkeypatch.setattr(peers, "transformers", transformers)
+    monkeypatch.setattr(servers, "litmus", lambda *_: Peer("ours", (sys.executable, str(TALKER), PORT), "/ready"))
+    monkeypatch.setattr(servers, "transformers", transformers)
     monkeypatch.setenv("PATH", str(tmp_path))
     return flaws
 
 
 def compare(tmp_path, capsys, *words):
-    code = engine.main(["--quick", "--model", "folder", "--out", str(tmp_path), *words])
+    code = benchmark.main(["--quick", "--model", "folder", "--out", str(tmp_path), *words])
     shown = capsys.readouterr().out
     (path,) = tmp_path.glob("engine-*.jsonl")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines()[2:] if line.startswith("|")]
@@ -78,7 +77,7 @@ for line in sys.stdin:
 
 
 def test_the_bare_engine_takes_its_turns(talkers, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(engine.Bench, "program", lambda *_: [sys.executable, "-c", SLOW])
+    monkeypatch.setattr(benchmark.Bench, "program", lambda *_: [sys.executable, "-c", SLOW])
     code, (row,), lines = compare(tmp_path, capsys, "--rows", "6")
     assert code == 0 and float(row[4]) > 1 and row[6] == "yes"
     ours, theirs = ([one["prompt_tokens"] for one in line["rounds"]] for line in lines if line["kind"] == "measurement")
@@ -88,9 +87,9 @@ def test_the_bare_engine_takes_its_turns(talkers, tmp_path, capsys, monkeypatch)
 def test_bare_lines_are_kept(tmp_path):
     run = create_run(tmp_path, "engine", {})
     code = 'print(\'chatter\'); print(\'{"kind": "bare", "tokens_per_s": 2.0}\')'
-    assert list(engine.answers([sys.executable, "-c", code], run)) == [{"kind": "bare", "tokens_per_s": 2.0}]
+    assert list(benchmark.answers([sys.executable, "-c", code], run)) == [{"kind": "bare", "tokens_per_s": 2.0}]
     with pytest.raises(PeerFailed, match="ended with code 1: no model"):
-        list(engine.answers([sys.executable, "-c", "import sys; sys.exit('no model')"], run))
+        list(benchmark.answers([sys.executable, "-c", "import sys; sys.exit('no model')"], run))
     run.close()
     assert len(run.path.read_text().splitlines()) == 2
 
@@ -102,8 +101,8 @@ def test_the_scoring_rows_are_measured_in_processes_of_their_own(tmp_path, monke
         asked.append(command)
         return iter([{"texts_per_s": 2.0, "peak_bytes": 5e6}])
 
-    monkeypatch.setattr(engine, "answers", answers)
-    bench = engine.Bench(engine._arguments(["--model", "m"]), engine.QUICK, create_run(tmp_path, "engine", {}))
+    monkeypatch.setattr(benchmark, "answers", answers)
+    bench = benchmark.Bench(benchmark._arguments(["--model", "m"]), benchmark.QUICK, create_run(tmp_path, "engine", {}))
     bench.attempt("scorer/nf4", {"rate", "peak"})
     bench.attempt("published/none", {"rate", "peak"})
     bench.run.close()
@@ -113,29 +112,29 @@ def test_the_scoring_rows_are_measured_in_processes_of_their_own(tmp_path, monke
 
 
 def test_where_a_gguf_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "MODEL", tmp_path / "made")
-    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark, "MODEL", tmp_path / "made")
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
     binary = tmp_path / "llama-server"
-    given = engine._arguments(["--model", "other"])
+    given = benchmark._arguments(["--model", "other"])
     with pytest.raises(PeerAbsent, match="no GGUF of this model"):
-        engine.find_gguf(given, "f16", binary)
+        benchmark.find_gguf(given, "f16", binary)
     with pytest.raises(PeerAbsent, match="pip install gguf"):
-        engine.find_gguf(engine._arguments(["--model", str(tmp_path / "made")]), "f16", binary)
+        benchmark.find_gguf(benchmark._arguments(["--model", str(tmp_path / "made")]), "f16", binary)
     whole = tmp_path / "m-f16.gguf"
-    given = engine._arguments(["--gguf", str(whole)])
+    given = benchmark._arguments(["--gguf", str(whole)])
     with pytest.raises(PeerAbsent, match="is no file"):
-        engine.find_gguf(given, "f16", binary)
+        benchmark.find_gguf(given, "f16", binary)
     whole.touch()
-    assert engine.find_gguf(given, "f16", binary) == whole
+    assert benchmark.find_gguf(given, "f16", binary) == whole
     with pytest.raises(PeerAbsent, match="m-q4_0.gguf is no file"):
-        engine.find_gguf(given, "4bit", binary)
+        benchmark.find_gguf(given, "4bit", binary)
     (tmp_path / "m-q4_0.gguf").touch()
-    assert engine.find_gguf(given, "4bit", binary) == tmp_path / "m-q4_0.gguf"
+    assert benchmark.find_gguf(given, "4bit", binary) == tmp_path / "m-q4_0.gguf"
 
 
 def test_arguments():
-    given = engine._arguments(["--rows", "1", "4"])
-    assert given.rows == [1, 4] and given.four_bit in ("int4", "nf4") and given.model == engine.MODEL
-    assert engine._arguments([]).rows == list(range(1, 12))
+    given = benchmark._arguments(["--rows", "1", "4"])
+    assert given.rows == [1, 4] and given.four_bit in ("int4", "nf4") and given.model == benchmark.MODEL
+    assert benchmark._arguments([]).rows == list(range(1, 12))
     with pytest.raises(SystemExit):
-        engine._arguments(["--rows", "12"])
+        benchmark._arguments(["--rows", "12"])

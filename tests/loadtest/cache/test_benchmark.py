@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest import cache, storage, trial
-from loadtest.cache import main, shape_of
-from loadtest.trial import FLOOR, Cell, Factors, Failed, Place, Refused, cells, interval, order, prepare, table
+from loadtest.cache.benchmark import benchmark, main, shape_of, storage, trial
+from loadtest.cache.trial import FLOOR, Cell, Factors, Failed, Place, Refused, cells, interval, order, prepare, table
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FACTORS = Factors(("a", "b"), ("cold", "warm", "tmpfs"), ("mmap", "read"), ("none", "nf4"), (2, 1))
 BASE = Cell("a", "cold", "mmap", "none", 2)
 START = {"bytes": 10**6, "bytes_per_s": 10**6, "start_s": 1, "load_s": 1.0, "first_token_s": 0.5, "total_s": 2.5}
@@ -57,7 +56,7 @@ def pretend(monkeypatch, until=10**6):
         made.append(cell)
         return {**trial.asdict(cell), **START, **BYTES, "stages": {}}
 
-    monkeypatch.setattr(cache, "run", run)
+    monkeypatch.setattr(benchmark, "run", run)
     return made
 
 
@@ -178,7 +177,7 @@ def test_only_one_process_writes(arguments, out, monkeypatch, capsys):
     assert main(arguments) == 0
     (path,) = out.glob("cache-*.jsonl")
     with path.open("a") as file:
-        cache.fcntl.flock(file, cache.fcntl.LOCK_SH)
+        benchmark.fcntl.flock(file, benchmark.fcntl.LOCK_SH)
         assert main(arguments) == 2
     assert "another process is writing" in capsys.readouterr().err
 
@@ -195,14 +194,14 @@ def test_a_damaged_line_is_not_passed_over(arguments, out, monkeypatch, capsys):
 @pytest.mark.parametrize("error", [Refused("41 of 42 pages are in memory"), Failed("it ended with code 1")])
 def test_what_could_not_be_had_is_said_and_tried_again(arguments, out, monkeypatch, error, capsys):
     done = pretend(monkeypatch)
-    run = cache.run
+    run = benchmark.run
 
     def spoilt(cell, place, device):
         if (cell.storage, cell.quantize) == ("cold", "int4"):
             raise error
         return run(cell, place, device)
 
-    monkeypatch.setattr(cache, "run", spoilt)
+    monkeypatch.setattr(benchmark, "run", spoilt)
     assert main(arguments) == 1
     bad = [line for line in lines(out) if line["kind"] == type(error).__name__.lower()]
     assert [line["why"] for line in bad] == [str(error)] * 3 and not any("load_s" in line for line in bad)
@@ -253,7 +252,7 @@ def test_a_file_that_stays_in_memory_is_refused(tiny_folder, monkeypatch):
 
 
 def test_a_process_that_fails_says_why(tmp_path):
-    with pytest.raises(Failed, match=r"ended with code 2: usage: python -m loadtest.storage"):
+    with pytest.raises(Failed, match=r"ended with code 2: usage: python -m loadtest.cache.storage"):
         trial.run(replace(BASE, by=FLOOR, cores=1), Place(tmp_path, None), "cpu")
     with pytest.raises(Failed, match="was to have 2 cores and saw 1"):
         trial.row(BASE, Place(tmp_path, None), {"cores_seen": 1, "load_s": 1})
@@ -264,7 +263,7 @@ def test_a_real_run_that_is_killed_and_goes_on(tiny_folder, out, capsys):
     own = shutil.copytree(tiny_folder, out.parent / "model")  # what another test has mapped cannot be cold
     words = ["--model", str(own), "--storage", "cold", "tmpfs", "--by", "mmap", "--quantize", "none", "--cores", "1"]
     words += ["--repeats", "1", "--out", str(out)]
-    command = [sys.executable, "-m", "loadtest.cache", *words]
+    command = [sys.executable, "-m", "loadtest.cache.benchmark", *words]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         next(None for _ in process.stderr if starts(out))  # one start is done
         process.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""`python -m loadtest.lengths`: what length costs: prompts and answers by context and clients, memory, single texts scored, as
+"""`python -m loadtest.studies.lengths`: what length costs: prompts and answers by context and clients, memory, single texts scored, as
 runs/lengths-*.jsonl.
 
 A cell is a number of clients with prompts of one length. Each has fresh processes with as many slots, of just the context that it needs,
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtest.child import Failed, call, facts, markdown
+from loadtest.process import Failed, call, facts, markdown
 from loadtest.run import Run, create_run, tell
 
 MODEL = "models/storyteller"
@@ -145,7 +145,7 @@ def _median(values: Sequence[float | None], digits: int = 0) -> str:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.lengths", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.studies.lengths", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--quantize", choices=["none", "int8", "nf4", "fp4"], default="none", help="that the published way has, too")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
@@ -172,7 +172,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 def main(words: Sequence[str]) -> int:
     given = _arguments(words)
     model = {"id": given.model, "dtype": given.dtype, "quantize": given.quantize, "device": given.device}
-    bench = Bench(given, create_run(given.out, "lengths", {**facts("loadtest.lengths", given, words), "model": model}))
+    bench = Bench(given, create_run(given.out, "lengths", {**facts("loadtest.studies.lengths", given, words), "model": model}))
     measure(bench)
     bench.run.close()
     sys.stdout.write(f"{table(bench.rows)}\n\n{'Quick: no measurement. ' if given.quick else ''}Each measurement: {bench.run.path}\n")

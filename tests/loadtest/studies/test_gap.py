@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from loadtest import gap
-from loadtest.gap import Options, order, table
-from loadtest.peers import PeerFailed
+from loadtest.peers.servers import PeerFailed
+from loadtest.studies import gap
+from loadtest.studies.gap import Options, order, table
 from tests.loadtest.litmuses import PROMPT_TOKENS, stand_in
 
 HOLDS = "held = bytearray({size}); print(len(held), flush=True); input()"

@@ -1,6 +1,6 @@
 """Files in a known state: out of memory, in the page cache, or on a tmpfs, and the proof of it. Linux.
 
-`python -m loadtest.storage FOLDER` reads every file once with plain reads, the floor under any load, and prints bytes and seconds.
+`python -m loadtest.cache.storage FOLDER` reads every file once with plain reads, the floor under any load, and prints bytes and seconds.
 Knows no model.
 """
 
@@ -117,7 +117,7 @@ def check_disk(folder: Path) -> None:
 
 def main(words: Sequence[str]) -> int:
     if len(words) != 1 or not files(Path(words[0])):
-        sys.stderr.write("usage: python -m loadtest.storage FOLDER\n")
+        sys.stderr.write("usage: python -m loadtest.cache.storage FOLDER\n")
         return 2
     sys.stdout.write('{"ready": true}\n')
     sys.stdout.flush()

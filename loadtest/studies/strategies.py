@@ -1,4 +1,4 @@
-"""`python -m loadtest.strategies`: ways to decode compared, time and text, as runs/strategies-*.jsonl.
+"""`python -m loadtest.studies.strategies`: ways to decode compared, time and text, as runs/strategies-*.jsonl.
 
 Starts Litmus's own server and asks POST /generate for answers of one length to fixed openings: each by itself, in an order of its own for
 every repeat, then all at once in one request. /v1/score says how likely the model itself finds each text. The server makes every answer
@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 
-from loadtest.child import facts, markdown
-from loadtest.peers import PORT, Peer, PeerFailed, running
+from loadtest.peers.servers import PORT, Peer, PeerFailed, running
+from loadtest.process import facts, markdown
 from loadtest.run import Run, create_run, tell
 
 MODEL = "models/storyteller"
@@ -163,7 +163,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.strategies", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.studies.strategies", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--quantize", choices=["none", "int8", "nf4", "fp4", "int4"], default="none")
     parser.add_argument("--device", default="auto")
@@ -186,7 +186,7 @@ def main(words: Sequence[str]) -> int:
     try:
         with running(server(given), given.out) as served, httpx.Client(base_url=served.url, timeout=LIMIT_S) as http:
             card = checked(http.get("/v1/models"))["data"][0]
-            run = create_run(given.out, "strategies", {**facts("loadtest.strategies", given, words), "model": card})
+            run = create_run(given.out, "strategies", {**facts("loadtest.studies.strategies", given, words), "model": card})
             shown = table(measure(http, given, run))
             run.close()
     except (PeerFailed, httpx.TransportError) as error:

@@ -1,4 +1,4 @@
-"""`python -m loadtest.gap`: one load through every layer from the bare model to a stream over HTTP, as a table and as runs/gap-*.jsonl.
+"""`python -m loadtest.studies.gap`: one load through every layer from the bare model to a stream over HTTP, as a table and as runs/gap-*.jsonl.
 
 A wave is so many requests at once, each with as many prompt tokens and as many new ones as any other, and lasts until the last is
 answered. Each round starts every program anew, in an order of its own: `generate` and the engine by `app.benchmarks.engine`, and the server, which
@@ -21,12 +21,11 @@ from typing import Any
 
 import psutil
 
-from loadtest import clients, peers
-from loadtest.clients import Chatter
-from loadtest.engine import VERSIONS, answers
-from loadtest.peers import PeerFailed
+from loadtest.peers.benchmark import VERSIONS, answers
+from loadtest.peers.clients import Chatter
+from loadtest.peers.servers import PeerFailed, clients, servers
 from loadtest.run import Run, create_run, installed, tell
-from loadtest.slots import MODEL, served
+from loadtest.studies.slots import MODEL, served
 from loadtest.summary import number
 
 BARE = ("generate", "engine")
@@ -100,10 +99,10 @@ class Gap:
                 yield self.wave(turn, layer, line["at_once"], wave, rates["tokens_per_s"])
 
     def server(self, turn: int) -> list[dict[str, Any]]:
-        with peers.running(served(self.given, max(self.options.at_once)), self.run.path.parent) as server:
+        with servers.running(served(self.given, max(self.options.at_once)), self.run.path.parent) as server:
             return asyncio.run(self.ask(server, turn))
 
-    async def ask(self, server: peers.Server, turn: int) -> list[dict[str, Any]]:
+    async def ask(self, server: servers.Server, turn: int) -> list[dict[str, Any]]:
         """Both HTTP layers at every number at once, in the round's order."""
         cells = [(layer, at_once) for layer in LAYERS if layer not in BARE for at_once in self.options.at_once]
         rows: list[dict[str, Any]] = []
@@ -212,10 +211,10 @@ def share(rows: Sequence[dict[str, Any]], name: str) -> str:
 
 def facts(given: argparse.Namespace, options: Options, words: Sequence[str]) -> dict[str, Any]:
     return {
-        "command": shlex.join([sys.executable, "-m", "loadtest.gap", *words]),
+        "command": shlex.join([sys.executable, "-m", "loadtest.studies.gap", *words]),
         "quick": given.quick,
         "versions": {name: installed(name) for name in VERSIONS},
-        "cores": peers.cores(),
+        "cores": servers.cores(),
         "device": given.device,
         "model": {"id": given.model, "dtype": given.dtype, "quantize": given.quantize, "slots": max(options.at_once)},
         "options": asdict(options),
@@ -223,7 +222,7 @@ def facts(given: argparse.Namespace, options: Options, words: Sequence[str]) -> 
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.gap", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m loadtest.studies.gap", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default=MODEL, help="folder or hub name")
     parser.add_argument("--quantize", choices=["none", "int8", "nf4", "fp4"], default="none")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="in every layer")

@@ -7,11 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loadtest import turns
-from loadtest.clients import QUICK, Round
-from loadtest.peers import PORT, Peer, PeerFailed
+from loadtest.peers.clients import QUICK, Round
+from loadtest.peers.servers import PORT, Peer, PeerFailed, roundrobin
 
-TALKER = Path(__file__).parents[1] / "talker.py"
+TALKER = Path(__file__).parents[2] / "talker.py"
 ECHO = """
 import json, sys
 print("not JSON")
@@ -26,7 +25,7 @@ for line in sys.stdin:
 
 def play(code, *rounds):
     async def go():
-        async with turns.bare([sys.executable, "-c", code], new_tokens=5) as play:
+        async with roundrobin.bare([sys.executable, "-c", code], new_tokens=5) as play:
             return [await play(messages) for messages in rounds]
 
     return asyncio.run(go())
@@ -50,7 +49,7 @@ def test_a_program_is_ended_with_its_block(tmp_path):
 
 def test_a_server_is_warmed_and_asked(tmp_path):
     async def go():
-        async with turns.served(Peer("one", (sys.executable, str(TALKER), PORT), "/ready"), tmp_path, QUICK, 2) as play:
+        async with roundrobin.served(Peer("one", (sys.executable, str(TALKER), PORT), "/ready"), tmp_path, QUICK, 2) as play:
             return await play(["one word", "two words", "three"])
 
     one = asyncio.run(go())
