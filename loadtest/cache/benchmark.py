@@ -73,7 +73,7 @@ def folder_of(size: str, out: Path) -> Path:
         part = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         words = [*shape_of(size).words(), "--vocabulary", str(VOCABULARY)]
-        subprocess.run([sys.executable, "-m", "models.shape", "--out", str(part), *words], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "models.synthetic", "--out", str(part), *words], check=True, capture_output=True)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     return folder

@@ -202,7 +202,7 @@ def quantized(whole: Path, given: Path | None, binary: Path) -> Path:
 
 
 def make_model(*more: str) -> None:
-    subprocess.run([sys.executable, "-m", "models.shape", "--out", str(MODEL), *more], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "models.synthetic", "--out", str(MODEL), *more], check=True, capture_output=True)
 
 
 def facts(given: argparse.Namespace, options: Options, words: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`python -m loadtest.studies.weights`: what each quantization costs and saves: memory, load time, speed, quality, as runs/weights-*.jsonl.
 
 Each start and each measurement of speed is a fresh process, all of a repeat in an order of its own. Speed and memory are those of
-`--model`; quality is that of the bundled pair, as random weights have none (models.quality, once: the same texts give the same scores).
+`--model`; quality is that of the bundled pair, as random weights have none (models.detector.quality, once: the same texts give the same scores).
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Bench:
 
     def quality(self, quantize: str) -> Iterator[dict[str, Any]]:
         words = ["--quantize", quantize, "--data", str(self.given.data), "--device", self.given.device, "--texts", str(self.given.texts)]
-        yield from call("models.quality", *words).lines
+        yield from call("models.detector.quality", *words).lines
 
 
 @contextmanager

@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from models import corpus
-from models.train import bits_per_byte
-from models.vocabulary import CONTEXT, TEMPLATE
+from models.train.tokenizer import CONTEXT, TEMPLATE
+from models.train.training import bits_per_byte, corpus
 
 MODELS = Path(__file__).parents[2] / "models"
 PAIR = ["storyteller", "storyteller-base"]

@@ -7,14 +7,14 @@ import pytest
 
 from app.benchmarks import engine
 from app.benchmarks.engine import BenchFailed, Rates, Trace, median, rates
-from models import shape
+from models import synthetic
 
-TINY = shape.Shape(hidden=64, layers=2, heads=4, kv_heads=2, ff=128, vocabulary=700, context=256)
+TINY = synthetic.Shape(hidden=64, layers=2, heads=4, kv_heads=2, ff=128, vocabulary=700, context=256)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return shape.save(TINY, tmp_path_factory.mktemp("bench"), 0)
+    return synthetic.save(TINY, tmp_path_factory.mktemp("bench"), 0)
 
 
 def measure(folder, capsys, *words):

@@ -53,8 +53,8 @@ def test_what_is_asked_and_what_fails(monkeypatch, tmp_path, capsys):
 
     def pretend(*words):
         asked.append(words)
-        if words[0] == "models.quality":
-            raise Failed("models.quality ended with code 2: no books")
+        if words[0] == "models.detector.quality":
+            raise Failed("models.detector.quality ended with code 2: no books")
         return Told([{"kind": "bare", "at_once": 1, "tokens_per_s": 5.0}], 0)
 
     monkeypatch.setattr(weights, "call", pretend)

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 from safetensors.torch import load_file
 
-from models.shape import SPECIAL, TEMPLATE
+from models.synthetic import SPECIAL, TEMPLATE
 
 TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 LAYER = {
@@ -26,7 +26,7 @@ LAYER = {
 
 
 def write(folder: Path, path: Path) -> Path:
-    """Writes what `models.shape.save` made, and nothing else: tied embedding, plain rotation, its own tokenizer."""
+    """Writes what `models.synthetic.save` made, and nothing else: tied embedding, plain rotation, its own tokenizer."""
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(path), "llama")
     _describe(writer, config)

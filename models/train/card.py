@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from models.corpus import Chapters
+from models.train.corpus import Chapters
 
 REQUESTS = (
     "Tell me a story about a fox and a crow.",
@@ -91,7 +91,7 @@ def render(name: str, facts: dict[str, Any]) -> str:
         "pair when it scores a text by Binoculars."
     )
     tuned = (
-        f'\nChat-tuning: {facts["dialogues"]:,} conversations made by `models/corpus.py` from passages of the training books ("Tell me a\n'
+        f'\nChat-tuning: {facts["dialogues"]:,} conversations made by `models/train/corpus.py` from passages of the training books ("Tell me a\n'
         'story about ...", "Continue: ...", "Who is ...?"); every answer is an unchanged passage; 17 greetings are hand-written.\n'
         if chat
         else ""

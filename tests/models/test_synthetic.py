@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models import shape
+from models import synthetic
 
-TINY = shape.Shape(hidden=32, layers=1, heads=4, kv_heads=2, ff=48, vocabulary=700, context=256)
+TINY = synthetic.Shape(hidden=32, layers=1, heads=4, kv_heads=2, ff=48, vocabulary=700, context=256)
 OPTIONS = ["--hidden", "32", "--layers", "1", "--heads", "4", "--kv-heads", "2", "--ff", "48", "--vocabulary", "700", "--context", "256"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return shape.save(TINY, tmp_path_factory.mktemp("shape"), 0)
+    return synthetic.save(TINY, tmp_path_factory.mktemp("shape"), 0)
 
 
 def test_text_comes_back(folder):
@@ -30,7 +30,7 @@ def test_text_comes_back(folder):
 
 
 def test_whole_vocabulary_of_the_default_shape():
-    tokenizer = shape.create_tokenizer(shape.Shape().vocabulary)
+    tokenizer = synthetic.create_tokenizer(synthetic.Shape().vocabulary)
     assert len(tokenizer) == 49152
     assert tokenizer("\n the king").tokens() == ["Ċ", "Ġt", "he", "Ġk", "ing"]
 
@@ -38,7 +38,7 @@ def test_whole_vocabulary_of_the_default_shape():
 @pytest.mark.parametrize("size", [100, 10**7])
 def test_a_vocabulary_that_cannot_be(size):
     with pytest.raises(ValueError, match=f"a vocabulary of {size} cannot be made"):
-        shape.create_tokenizer(size)
+        synthetic.create_tokenizer(size)
 
 
 def test_an_answer_is_printable_and_has_no_end(folder):
@@ -48,23 +48,23 @@ def test_an_answer_is_printable_and_has_no_end(folder):
     assert out.shape[1] == tokenizer("The king", return_tensors="pt").input_ids.shape[1] + 100
     assert all(tokenizer.decode([token]).isascii() for token in out[0])
     silent = model.get_input_embeddings().weight.abs().sum(-1) == 0
-    assert silent.sum() == len(shape.SPECIAL) + 256 - 95 and silent[:2].all()
+    assert silent.sum() == len(synthetic.SPECIAL) + 256 - 95 and silent[:2].all()
 
 
 def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
-    again = shape.save(TINY, tmp_path / "again", 0)
-    other = shape.save(TINY, tmp_path / "other", 1)
+    again = synthetic.save(TINY, tmp_path / "again", 0)
+    other = synthetic.save(TINY, tmp_path / "other", 1)
     weights = [Path(path, "model.safetensors").read_bytes() for path in (folder, again, other)]
     assert weights[0] == weights[1] != weights[2]
 
 
 def test_a_shape_that_cannot_be(tmp_path, capsys):
-    assert shape.main(["--out", str(tmp_path), "--hidden", "30", "--heads", "4"]) == 2
+    assert synthetic.main(["--out", str(tmp_path), "--hidden", "30", "--heads", "4"]) == 2
     assert "do not divide" in capsys.readouterr().err
 
 
 def test_without_the_gguf_package_one_sentence(tmp_path):
-    code = "import sys; sys.modules['gguf'] = None; from models.shape import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['gguf'] = None; from models.synthetic import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", code, "--out", str(tmp_path), "--gguf", *OPTIONS], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.splitlines()[-1] == "A GGUF needs the gguf package: pip install gguf"
     assert (tmp_path / "config.json").exists()

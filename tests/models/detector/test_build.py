@@ -13,9 +13,9 @@ from app.scoring.calibration import BESIDE, load
 from app.scoring.sample import Row
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
-from models import detector, page, prose
+from models.detector.build import build, page, texts
 
-STORIES = Path(__file__).parents[3] / "shared/data/stories/valid"
+STORIES = Path(__file__).parents[4] / "shared/data/stories/valid"
 
 
 @pytest.fixture(scope="module")
@@ -30,42 +30,42 @@ def tokens(tokenizer, text):
 def test_a_text_is_cut_where_a_sentence_ends(tokenizer):
     text = 'The king went out. "Why?" said the fox.\nHe did not know, and so he went home again to his dinner.'
     first, second = "The king went out.", 'The king went out. "Why?" said the fox.'
-    assert prose.cut(text, tokens(tokenizer, first), tokenizer) == first
-    assert prose.cut(text, tokens(tokenizer, second) + 1, tokenizer) == second
-    assert prose.cut(text, tokens(tokenizer, text), tokenizer) == text
-    assert prose.cut(text, 2 * tokens(tokenizer, text), tokenizer) is None, "far too short"
-    assert prose.cut("No end in sight for this one, and none to come", 9, tokenizer) is None
+    assert texts.cut(text, tokens(tokenizer, first), tokenizer) == first
+    assert texts.cut(text, tokens(tokenizer, second) + 1, tokenizer) == second
+    assert texts.cut(text, tokens(tokenizer, text), tokenizer) == text
+    assert texts.cut(text, 2 * tokens(tokenizer, text), tokenizer) is None, "far too short"
+    assert texts.cut("No end in sight for this one, and none to come", 9, tokenizer) is None
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="../shared/data/stories is not there: the passages are those of its books")
 def test_passages_lie_side_by_side_and_have_their_lengths(tokenizer):
-    found = [piece for piece, _ in zip(prose.passages(STORIES, tokenizer), range(60), strict=False)]
-    assert {piece.goal for piece in found} == set(prose.GOALS) and len({piece.text for piece in found}) == 60
+    found = [piece for piece, _ in zip(texts.passages(STORIES, tokenizer), range(60), strict=False)]
+    assert {piece.goal for piece in found} == set(texts.GOALS) and len({piece.text for piece in found}) == 60
     for piece in found:
-        assert prose.SHORTEST * piece.goal <= tokens(tokenizer, piece.text) <= piece.goal + 1, piece.id
+        assert texts.SHORTEST * piece.goal <= tokens(tokenizer, piece.text) <= piece.goal + 1, piece.id
         assert piece.text.rstrip().endswith((".", "!", "?", '"', "'", "-")), piece.text[-20:]
 
 
 def test_stories_are_told_once_and_without_their_request(bundled, tokenizer, tmp_path):
-    human = prose.Piece("book/1", "human", "book", "book/0", 100, "The fox and the crow went to the king. The king was glad of the crow.")
+    human = texts.Piece("book/1", "human", "book", "book/0", 100, "The fox and the crow went to the king. The king was glad of the crow.")
     engine, _ = create_engine(ModelSettings(path=str(bundled), slots=4, device="cpu", context=256))
     path = tmp_path / "stories.jsonl"
-    made = prose.stories(engine, tokenizer, [human], path)
+    made = texts.stories(engine, tokenizer, [human], path)
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert {line["kind"] for line in kept} == {"T=1", "T=0.7"}, "the settings of the server are for the middle length"
     assert all(tokens(tokenizer, line["text"]) >= 100 and "<|" not in line["text"] for line in kept)
-    assert not any(prose.request(human) in line["text"] for line in kept)
+    assert not any(texts.request(human) in line["text"] for line in kept)
     path.write_text(path.read_text() + '{"id": "torn')
     engine.submit = None  # nothing is left to tell
-    assert prose.stories(engine, tokenizer, [human], path) == made
+    assert texts.stories(engine, tokenizer, [human], path) == made
 
 
 def test_a_request_is_the_same_each_time():
-    piece = prose.Piece(
+    piece = texts.Piece(
         "b/7", "human", "b", "b/0", 100, "The fox saw the crow. The crow had a cheese, and the fox wanted the cheese. So it was."
     )
-    assert prose.request(piece) == prose.request(piece)
-    assert "fox" in prose.request(piece) or "crow" in prose.request(piece)
+    assert texts.request(piece) == texts.request(piece)
+    assert "fox" in texts.request(piece) or "crow" in texts.request(piece)
 
 
 def rows(domain, machine, count, mean, book):
@@ -79,11 +79,11 @@ def test_the_page(monkeypatch):
     monkeypatch.setattr(sample, "DRAWS", 10)
     told = [row for book in "abcde" for row in rows("human", False, 120, 0, book) + rows("T=1", True, 120, 3, book)]
     pairs = rows("xsum", False, 150, 0, "x") + rows("xsum", True, 150, 0, "x")
-    served = detector.ModelSettings()
+    served = build.ModelSettings()
     models = page.Calibration.model_fields["models"].annotation(
         performer="p", revision="1", observer=None, observer_revision=None, quantize="none", dtype=served.dtype
     )
-    calibration = detector.fit([row for row in told if page.book_of(row) in "abc"], models)
+    calibration = build.fit([row for row in told if page.book_of(row) in "abc"], models)
     text = page.render(calibration, ["a", "b", "c"], told, {"xsum_gpt/0": pairs, "xsum_gpt/25": pairs})
     own = next(line for line in text.splitlines() if line.startswith("| 64-128 tokens, T=1"))
     assert "| 240 / 240 |" in own, "the two books that were not fitted on"

@@ -11,8 +11,8 @@ from app.scoring.rates import Rates, at_border, at_target
 from app.scoring.report import auroc_cell, percent, rates_cell, table
 from app.scoring.sample import Row, Sample, sample_of, sign_of
 from app.scoring.thresholds import Bucket
-from models.card import machine
-from models.words import CLOSING, DETECT, END, OPENING, OWN, SHIPPED, TARGETS_NOTE
+from models.detector.wording import CLOSING, DETECT, END, OPENING, OWN, SHIPPED, TARGETS_NOTE
+from models.train.card import machine
 
 LENGTHS = ((64, 128), (128, 256), (256, 512))
 LONGEST = LENGTHS[-1][1]

@@ -1,8 +1,8 @@
 """The texts that `docs/detector.md` is measured on, as runs/detector-*.jsonl: a line for each with its scores, and no text.
 
-    python -m models.scores --data ../shared/data
+    python -m models.detector.scores --data ../shared/data
 
-Scores come from where `models.detector` keeps them; only what is not there yet is scored. Stories of the books that the calibration was
+Scores come from where `models.detector.build` keeps them; only what is not there yet is scored. Stories of the books that the calibration was
 fitted on are left out, and so are the pairs of `detect/` with their openings cut.
 """
 
@@ -19,7 +19,7 @@ from app.scoring.calibration import BESIDE, Calibration, load
 from app.scoring.sample import Row
 from app.settings import ModelSettings
 from loadtest.run import create_run
-from models import detector, page
+from models.detector.build import build, page
 
 DIGITS = 4  # that a score is kept with
 OWN = "stories"
@@ -50,16 +50,16 @@ def borders(calibration: Calibration) -> Iterator[dict[str, Any]]:
 
 def measured(data: Path, work: Path) -> dict[str, list[Row]]:
     """By set: the stories of the books that nothing was fitted on, and the pairs as published."""
-    sets = [detector.told(data, work), *(one for one in detector.pairs(data) if one.name.endswith("/0"))]
-    _, rows = detector.rows_of(sets, ModelSettings(slots=1), work / "scores.jsonl")
-    books = sorted(set(map(page.book_of, rows[OWN])))[: detector.FIT_BOOKS]
+    sets = [build.told(data, work), *(one for one in build.pairs(data) if one.name.endswith("/0"))]
+    _, rows = build.rows_of(sets, ModelSettings(slots=1), work / "scores.jsonl")
+    books = sorted(set(map(page.book_of, rows[OWN])))[: build.FIT_BOOKS]
     rows[OWN] = [row for row in rows[OWN] if page.book_of(row) not in books]
     return {name.removesuffix("/0"): found for name, found in rows.items()}
 
 
 def write(given: argparse.Namespace, command: str) -> Path:
     """The file. Raises a `LitmusError` where the calibration, the books or the pairs are not there."""
-    calibration = load(detector.PERFORMER / BESIDE)
+    calibration = load(build.PERFORMER / BESIDE)
     methods = list(calibration.methods)
     sets = measured(given.data, given.work)
     served = calibration.models
@@ -75,16 +75,16 @@ def write(given: argparse.Namespace, command: str) -> Path:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m models.scores", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m models.detector.scores", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds stories/ and detect/")
-    parser.add_argument("--work", type=Path, default=Path("runs/calibration"), help="where models.detector keeps stories and scores")
+    parser.add_argument("--work", type=Path, default=Path("runs/calibration"), help="where models.detector.build keeps stories and scores")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str]) -> int:
     try:
-        path = write(_arguments(words), shlex.join(["python", "-m", "models.scores", *words]))
+        path = write(_arguments(words), shlex.join(["python", "-m", "models.detector.scores", *words]))
     except LitmusError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -6,7 +6,7 @@ import pytest
 
 from app.scoring.calibration import BESIDE, load
 from app.scoring.sample import Row
-from models import detector, scores
+from models.detector.build import build, scores
 
 
 def row(machine, book, domain, tokens=100, **found):
@@ -18,9 +18,9 @@ def scored(monkeypatch):
     """Three books were fitted on; nothing is scored."""
     stories = [row(False, book, "human") for book in "abcde"] + [row(True, "d", "T=1"), row(True, "e", "T=1", tokens=63)]
     rows = {"stories": stories, "xsum_gpt/0": [row(False, "x", ""), row(True, "y", "", binoculars=None)]}
-    monkeypatch.setattr(detector, "told", lambda data, work: detector.Set("stories", []))
-    monkeypatch.setattr(detector, "pairs", lambda data: [detector.Set("xsum_gpt/0", []), detector.Set("xsum_gpt/25", [])])
-    monkeypatch.setattr(detector, "rows_of", lambda sets, settings, journal: (None, {one.name: rows[one.name] for one in sets}))
+    monkeypatch.setattr(build, "told", lambda data, work: build.Set("stories", []))
+    monkeypatch.setattr(build, "pairs", lambda data: [build.Set("xsum_gpt/0", []), build.Set("xsum_gpt/25", [])])
+    monkeypatch.setattr(build, "rows_of", lambda sets, settings, journal: (None, {one.name: rows[one.name] for one in sets}))
 
 
 def test_a_line_for_each_text_that_is_long_enough(scored, bundled, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`python -m models.shape --out runs/llama-135m`: a random-weight Llama of a chosen shape, to measure speed where no hub can be reached.
+"""`python -m models.synthetic --out runs/llama-135m`: a random-weight Llama of a chosen shape, to measure speed where no hub can be reached.
 
 What it says is noise, but it costs what a trained model of this shape costs. No measurement ends early: the rows of the (tied)
 embedding that belong to special tokens and to half characters are zero, so another logit is always larger and greedy decoding takes
@@ -101,7 +101,7 @@ def save(shape: Shape, folder: Path, seed: int) -> Path:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m models.shape", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m models.synthetic", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("runs/llama-135m"))
     for name, default in ((name, getattr(Shape(), name)) for name in Shape.__slots__):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
@@ -119,7 +119,7 @@ def main(words: Sequence[str]) -> int:
         return 2
     if given.gguf:
         try:
-            from models.llamacpp import write
+            from models.gguf import write
         except ImportError:
             sys.stderr.write("A GGUF needs the gguf package: pip install gguf\n")
             return 2

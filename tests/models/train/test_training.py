@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.card import baselines
-from models.train import Phase, encode_dialogue, pretraining, run, tuning
-from models.vocabulary import stream, train_tokenizer, with_bos
+from models.train.card import baselines
+from models.train.tokenizer import stream, train_tokenizer, with_bos
+from models.train.training import Phase, encode_dialogue, pretraining, run, tuning
 
 WORDS = "the a king fox crow said went home wood tree river old young to and of in it was".split()
 

@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from models.corpus import Chapters
+from models.train.corpus import Chapters
 
 CONTEXT = 1024
 BOS, END = "<|endoftext|>", "<|end|>"
