@@ -10,12 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from ui import view
+from ui import messages
 from ui.answer import Answer
 from ui.client import Client, ServerError
-from ui.form import Form, FormError
-from ui.samples import PROMPTS
-from ui.view import ChatMessage
+from ui.examples import PROMPTS
+from ui.messages import ChatMessage
+from ui.sampling import Form, FormError
 
 REDRAW_S = 0.05
 MAX_TOKENS = 256
@@ -84,7 +84,7 @@ def begin(history: list[ChatMessage], text: str, notice: str | None) -> Updates:
     stays in the box."""
     if not text.strip() or notice or _busy(history):
         return (gr.skip(),) * 5
-    return [*history, view.question(text)], "", *_buttons(running=True)
+    return [*history, messages.question(text)], "", *_buttons(running=True)
 
 
 def heed(history: list[ChatMessage], notice: str | None) -> dict[str, Any]:
@@ -95,15 +95,15 @@ def heed(history: list[ChatMessage], notice: str | None) -> dict[str, Any]:
 def turn(client: Client) -> Turn:
     async def answer(history: list[ChatMessage], model: str | None, *settings: str) -> AsyncIterator[Any]:
         """Yields the conversation. A stop is raised in here, and leaving `aclosing` ends the request."""
-        if not view.unanswered(history):
+        if not messages.unanswered(history):
             yield gr.skip()  # Gradio would clear the outputs of a generator that yields nothing
             return
         so_far = Answer(time.perf_counter(), model=model)
-        yield [*history, view.answering(so_far)]
+        yield [*history, messages.answering(so_far)]
         try:
             form = Form(*settings)
             named = {} if model is None else {"model": model}
-            body = {**named, "messages": [*form.opening(), *view.conversation(history)], **form.fields()}
+            body = {**named, "messages": [*form.opening(), *messages.conversation(history)], **form.fields()}
             async with aclosing(client.chat(body)) as chunks:
                 drawn_s = 0.0
                 async for chunk in chunks:
@@ -111,25 +111,25 @@ def turn(client: Client) -> Turn:
                     so_far.take(chunk, now_s)
                     if now_s - drawn_s >= REDRAW_S:
                         drawn_s = now_s
-                        yield [*history, view.answering(so_far)]
+                        yield [*history, messages.answering(so_far)]
         except (ServerError, FormError) as error:
-            yield [*history, view.failed(so_far, str(error))]
+            yield [*history, messages.failed(so_far, str(error))]
             return
-        yield [*history, view.answered(so_far)]
+        yield [*history, messages.answered(so_far)]
 
     return answer
 
 
 def settle(history: list[ChatMessage], text: str, notice: str | None) -> Updates:
     """When an answer is over. One that is still on its way was stopped, and says so; a question without an answer goes back to the box."""
-    told = view.stopped(history)
+    told = messages.stopped(history)
     changed = told if told != history else gr.skip()
-    return changed, text or view.lost_question(told), *_buttons(running=False, mute=bool(notice))
+    return changed, text or messages.lost_question(told), *_buttons(running=False, mute=bool(notice))
 
 
 def _busy(history: list[ChatMessage]) -> bool:
     """Whether an answer is on its way, or about to be."""
-    return view.live(history) or view.unanswered(history)
+    return messages.live(history) or messages.unanswered(history)
 
 
 def _buttons(running: bool, mute: bool = False) -> Updates:

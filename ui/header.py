@@ -6,8 +6,8 @@ Pure: no Gradio component, no HTTP. Escapes every name.
 from collections.abc import Iterator
 
 from app.schemas import ModelCard
-from ui.choice import Choice
-from ui.view import escaped, problem
+from ui.messages import escaped, problem
+from ui.models import Choice
 
 TAGLINE = "Chats, and tells how machine-like a text is."
 

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 
 from ui import header, score
 from ui.chat import chat_tab
-from ui.choice import Choice
 from ui.client import Client, ServerError
+from ui.models import Choice
 
 PATH = "/ui"
 CALLS_AT_ONCE = 64

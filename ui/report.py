@@ -4,10 +4,10 @@ Pure, and decides nothing: the verdict and its reasons are the server's.
 """
 
 from app.schemas import Change, Rate, Score, Statistics, UsedCalibration, Verdict
-from ui import passages
+from ui import highlight
 from ui.client import Scored
 from ui.gauge import METHODS, gauge, number
-from ui.view import escaped
+from ui.messages import escaped
 
 VERDICTS: dict[Verdict, str] = {
     "machine": "Likely machine-written",
@@ -42,9 +42,9 @@ def report(scored: Scored, text: str, model: str | None = None) -> str:
     parts += [f'<p class="explanation">{escaped(score.explanation)}</p>', _warnings(score)]
     parts += [_facts("How sure", _certainty(score, scored.calibration)), _facts("Measured", _measured(score, scored.total_s))]
     if score.sentences and len(score.sentences) > 1:
-        parts.append(passages.sentences(score, score.sentences, text))
+        parts.append(highlight.sentences(score, score.sentences, text))
     if score.tokens:
-        parts.append(passages.tokens(score.tokens, text))
+        parts.append(highlight.tokens(score.tokens, text))
     return f'<section class="report" aria-label="Result">{"".join(parts)}</section>'
 
 

@@ -12,9 +12,9 @@ import gradio as gr
 from app.schemas import Method
 from ui import report
 from ui.client import Client, ServerError
+from ui.examples import TEXTS
 from ui.gauge import METHODS
-from ui.samples import TEXTS
-from ui.view import problem
+from ui.messages import problem
 
 AUTOMATIC = ""
 NO_TEXT = "There is no text to score yet. Paste at least a few sentences."

@@ -3,7 +3,7 @@ import pytest
 from app.schemas import Usage
 from ui.answer import Answer
 from ui.client import Chunk, Place
-from ui.view import answering
+from ui.messages import answering
 
 
 def usage(tokens: int) -> Usage:

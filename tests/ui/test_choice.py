@@ -2,7 +2,7 @@ import pytest
 
 from app.schemas import ModelCard, Readiness
 from tests.ui.conftest import BASE, CARD, MUTE
-from ui.choice import Choice
+from ui.models import Choice
 
 
 def chosen(*cards: dict, asked: str = "", **presence: str) -> Choice:

@@ -6,7 +6,7 @@ import pytest
 from app.schemas import ModelCard, Readiness
 from tests.ui.conftest import BASE, CARD, MUTE
 from ui import header
-from ui.choice import Choice
+from ui.models import Choice
 
 
 def shown(*cards: dict[str, Any], asked: str = "", status: str = "ready", **presence: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from app.schemas import Score, SentenceScore, TokenScore
 from ui.gauge import METHODS, number, small
-from ui.view import escaped
+from ui.messages import escaped
 
 PART = "·"  # a token that is the rest of a character already shown
 HINT = (
