@@ -52,7 +52,7 @@ format: $(DEV) ## put the code into shape
 # The allocator settings keep glibc from handing the large activation buffers back after each step: about 1.4 times the speed.
 train: $(RUNTIME) ## make models/ anew from ../shared/data (TRAIN= more options)
 	MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=200000000 \
-		$(BIN)/python -m models.train.training $$(command -v g++ >/dev/null && echo --compile) $(TRAIN)
+		$(BIN)/python -m models.train $$(command -v g++ >/dev/null && echo --compile) $(TRAIN)
 
 load: $(DEV) ## push a running server: URL= USERS= DURATION=, or stages of so long with LADDER="1 8 32" or RATES="0.5 1 2"; LOAD=more options
 	@$(BIN)/python -m locust -f loadtest/load/locustfile.py --headless --only-summary --host $(URL) \
@@ -61,7 +61,7 @@ load: $(DEV) ## push a running server: URL= USERS= DURATION=, or stages of so lo
 
 bench: $(DEV) ## Litmus beside its peers: MODEL= GGUF= LLAMA= ROWS="1 4" BENCH=more options; STUDY=slots, gap, weights, lengths or strategies; or a running server: URL= CLIENTS="1 8 32"
 ifdef STUDY
-	@$(BIN)/python -m loadtest.$(STUDY) $(if $(MODEL),--model "$(MODEL)") $(BENCH)
+	@$(BIN)/python -m loadtest.studies.$(STUDY) $(if $(MODEL),--model "$(MODEL)") $(BENCH)
 else ifeq ($(origin URL),file)
 	@$(BIN)/python -m loadtest.peers.benchmark $(if $(MODEL),--model "$(MODEL)") $(if $(GGUF),--gguf "$(GGUF)") \
 		$(if $(LLAMA),--llama-server "$(LLAMA)") $(if $(ROWS),--rows $(ROWS)) $(BENCH)

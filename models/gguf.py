@@ -9,8 +9,6 @@ import gguf
 import numpy as np
 from safetensors.torch import load_file
 
-from models.synthetic import SPECIAL, TEMPLATE
-
 TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 LAYER = {
     "self_attn.q_proj": "attn_q",
@@ -30,7 +28,7 @@ def write(folder: Path, path: Path) -> Path:
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(path), "llama")
     _describe(writer, config)
-    _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text())["model"])
+    _add_tokenizer(writer, folder)
     for name, tensor in _tensors(folder, config):
         writer.add_tensor(name, tensor.astype(np.float32 if tensor.ndim == 1 else np.float16))
     writer.write_header_to_file()
@@ -54,17 +52,19 @@ def _describe(writer: Any, config: dict[str, Any]) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
 
 
-def _add_tokenizer(writer: Any, model: dict[str, Any]) -> None:
+def _add_tokenizer(writer: Any, folder: Path) -> None:
+    model, config = (json.loads((folder / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json"))
+    special, model = {config["bos_token"], config["eos_token"]}, model["model"]
     entries = sorted(model["vocab"], key=model["vocab"].__getitem__)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(entries)
-    writer.add_token_types([gguf.TokenType.CONTROL if entry in SPECIAL else gguf.TokenType.NORMAL for entry in entries])
+    writer.add_token_types([gguf.TokenType.CONTROL if entry in special else gguf.TokenType.NORMAL for entry in entries])
     writer.add_token_merges([" ".join(merge) if isinstance(merge, list) else merge for merge in model["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template((folder / "chat_template.jinja").read_text())
 
 
 def _tensors(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""`python -m models.synthetic --out runs/llama-135m`: a random-weight Llama of a chosen shape, to measure speed where no hub can be reached.
+"""`python -m models.synthetic --out runs/llama-135m`: a random-weight Llama of a chosen shape, to measure speed without a hub.
 
 What it says is noise, but it costs what a trained model of this shape costs. No measurement ends early: the rows of the (tied)
 embedding that belong to special tokens and to half characters are zero, so another logit is always larger and greedy decoding takes

@@ -1,4 +1,5 @@
-"""`python -m app.benchmarks.engine`: tokens per second without HTTP, of the engine or of one of transformers' own ways, as JSON lines on stdout.
+"""`python -m app.benchmarks.engine`: tokens per second without HTTP, of the engine or of one of transformers' own ways, as JSON
+lines on stdout.
 
 One process measures one variant. A run that is not counted comes first; then the median of `--repeats` runs, each with prompts that no
 cache has seen. With `--chats` it says that it is ready, and the rounds come on stdin. Knows neither servers nor the marks that the

@@ -1,6 +1,8 @@
-"""`python -m loadtest.cache.benchmark`: what a start costs from a disk and from memory, as a table and as runs/cache-*.jsonl, a line per start.
+"""`python -m loadtest.cache.benchmark`: what a start costs from a disk and from memory, as a table and as runs/cache-*.jsonl, a line per
+start.
 
-The same command again goes on where the last one stopped. loadtest.cache.trial has the starts, loadtest.cache.storage the states of the files.
+The same command again goes on where the last one stopped. loadtest.cache.trial has the starts, loadtest.cache.storage the states of
+the files.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from loadtest.cache.benchmark import storage
+from loadtest.cache import storage
 from loadtest.cache.storage import NotThere
 from loadtest.cache.trial import Cell, Factors, Failed, Place, Refused, Storage, cells, order, run, table
 from loadtest.peers.servers import cores

@@ -21,7 +21,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from scipy.stats import bootstrap
 
-from loadtest.cache.benchmark import storage
+from loadtest.cache import storage
 
 Storage = Literal["cold", "warm", "tmpfs"]
 FLOOR = "floor"  # stands where a cell says how it reads

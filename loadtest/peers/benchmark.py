@@ -19,8 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from loadtest.peers import clients, roundrobin, servers
 from loadtest.peers.clients import QUICK, Options, Round
-from loadtest.peers.servers import Peer, PeerAbsent, PeerFailed, clients, roundrobin, servers
+from loadtest.peers.servers import Peer, PeerAbsent, PeerFailed
 from loadtest.peers.targets import ROWS, chosen, contests, owner, table, wanted
 from loadtest.process import ended
 from loadtest.run import Run, create_run, installed, tell

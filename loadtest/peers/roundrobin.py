@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from loadtest.peers import clients, servers
 from loadtest.peers.clients import Options, Round
-from loadtest.peers.servers import Peer, PeerFailed, clients, servers
+from loadtest.peers.servers import Peer, PeerFailed
 from loadtest.process import ended
 
 Play = Callable[[Sequence[str]], Awaitable[Round]]
@@ -31,8 +32,8 @@ async def served(peer: Peer, folder: Path, options: Options, count: int) -> Asyn
 
 @asynccontextmanager
 async def bare(command: Sequence[str], new_tokens: int) -> AsyncIterator[Play]:
-    """A program that says in a line of JSON that it is ready, and answers each round with one, such as `app.benchmarks.engine --chats`. Raises
-    `PeerFailed`.
+    """A program that says in a line of JSON that it is ready, and answers each round with one, such as `app.benchmarks.engine --chats`.
+    Raises `PeerFailed`.
     """
     with tempfile.TemporaryFile() as said:
         process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, limit=LINE)

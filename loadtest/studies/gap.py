@@ -1,8 +1,9 @@
-"""`python -m loadtest.studies.gap`: one load through every layer from the bare model to a stream over HTTP, as a table and as runs/gap-*.jsonl.
+"""`python -m loadtest.studies.gap`: one load through every layer from the bare model to a stream over HTTP, as a table and as
+runs/gap-*.jsonl.
 
 A wave is so many requests at once, each with as many prompt tokens and as many new ones as any other, and lasts until the last is
-answered. Each round starts every program anew, in an order of its own: `generate` and the engine by `app.benchmarks.engine`, and the server, which
-is asked for whole answers and for streams. What a first wave costs is not counted.
+answered. Each round starts every program anew, in an order of its own: `generate` and the engine by `app.benchmarks.engine`, and the
+server, which is asked for whole answers and for streams. What a first wave costs is not counted.
 """
 
 import argparse
@@ -21,9 +22,10 @@ from typing import Any
 
 import psutil
 
+from loadtest.peers import clients, servers
 from loadtest.peers.benchmark import VERSIONS, answers
 from loadtest.peers.clients import Chatter
-from loadtest.peers.servers import PeerFailed, clients, servers
+from loadtest.peers.servers import PeerFailed
 from loadtest.run import Run, create_run, installed, tell
 from loadtest.studies.slots import MODEL, served
 from loadtest.summary import number

@@ -22,9 +22,10 @@ from typing import Any
 import psutil
 
 from loadtest.load import monitor
+from loadtest.peers import clients, servers
 from loadtest.peers.benchmark import VERSIONS
 from loadtest.peers.clients import Chatter
-from loadtest.peers.servers import Peer, PeerFailed, clients, servers
+from loadtest.peers.servers import Peer, PeerFailed
 from loadtest.record import Record
 from loadtest.run import Run, create_run, installed, tell
 from loadtest.summary import number, percentile

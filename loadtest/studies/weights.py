@@ -1,7 +1,8 @@
 """`python -m loadtest.studies.weights`: what each quantization costs and saves: memory, load time, speed, quality, as runs/weights-*.jsonl.
 
 Each start and each measurement of speed is a fresh process, all of a repeat in an order of its own. Speed and memory are those of
-`--model`; quality is that of the bundled pair, as random weights have none (models.detector.quality, once: the same texts give the same scores).
+`--model`; quality is that of the bundled pair, as random weights have none (models.detector.quality, once: the same texts
+give the same scores).
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from loadtest.cache.benchmark import storage, trial
+from loadtest.cache import storage, trial
 from loadtest.process import Failed, call, facts, markdown
 from loadtest.run import Run, create_run, tell
 

@@ -1,6 +1,6 @@
 """The bundled pair as a detector: its calibration, and what it can and cannot tell, as `docs/detector.md`.
 
-    python -m models.detector.build --data ../shared/data
+    python -m models.detector --data ../shared/data
 
 Fitted on three of the five validation books, measured on the other two and on every set of `detect/`. Resumable: stories and scores are
 kept under `--work` as they come.
@@ -23,7 +23,7 @@ from app.scoring.sample import Row
 from app.scoring.sources import Fields, Text, prepared, read
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
-from models.detector.build import page, texts
+from models.detector import excerpts, page
 
 PERFORMER = Path(ModelSettings().path)
 FIT_BOOKS = 3  # the first by name; the others are measured on
@@ -44,11 +44,11 @@ def told(data: Path, work: Path) -> Set:
     """Passages and stories; the domain of a human text is "human", of a story its setting."""
     settings = ModelSettings(slots=32)
     tokenizer = Tokenizer(settings.path)
-    humans = list(texts.passages(data / "stories" / "valid", tokenizer))
+    humans = list(excerpts.passages(data / "stories" / "valid", tokenizer))
     if not humans:
         raise SetupError(f"{data / 'stories' / 'valid'} has no books; --data names the folder that holds stories/ and detect/")
     engine, _ = create_engine(settings)
-    pieces = [*humans, *texts.stories(engine, tokenizer, humans, work / "stories.jsonl")]
+    pieces = [*humans, *excerpts.stories(engine, tokenizer, humans, work / "stories.jsonl")]
     texts = (Text(piece.text, piece.kind != "human", piece.group, piece.kind) for piece in pieces)
     return Set("stories", prepared(texts, collapse=True))
 
@@ -78,7 +78,7 @@ def fit(rows: Sequence[Row], models: Models) -> Calibration:
     return Calibration(
         made=time.strftime("%Y-%m-%d"),
         source=f"Human texts: passages of {books}. Machine texts: stories of the model itself, asked for with words of these passages, at "
-        f"{'; '.join(texts.SETTINGS)}. It says nothing about texts of other models or of other kinds.",
+        f"{'; '.join(excerpts.SETTINGS)}. It says nothing about texts of other models or of other kinds.",
         models=models,
         collapse=True,
         methods=ended,
@@ -87,7 +87,7 @@ def fit(rows: Sequence[Row], models: Models) -> Calibration:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m models.detector.build", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(prog="python -m models.detector", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds stories/ and detect/")
     parser.add_argument("--work", type=Path, default=Path("runs/calibration"), help="stories and scores; delete it to start anew")
     parser.add_argument("--out", type=Path, default=PERFORMER / BESIDE, help="the calibration")

@@ -3,7 +3,7 @@
     python -m models.detector.quality --quantize none int8 nf4 fp4 int4
 
 Every quantization reads the same texts: passages of the validation books, and stories that the unquantized model wrote at temperature 1,
-both of about 200 tokens. `python -m models.detector.build` keeps such stories; where there are none they are told first.
+both of about 200 tokens. `python -m models.detector` keeps such stories; where there are none they are told first.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from app.scoring.sample import Row, auroc, interval, sample_of
 from app.scoring.sources import Text, prepared
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
-from models.detector.build import texts
-from models.detector.texts import GOALS, Piece
+from models.detector import excerpts
+from models.detector.excerpts import GOALS, Piece
 
 KIND = "T=1"
 GOAL = GOALS[1]
@@ -41,14 +41,14 @@ def spaced(pieces: Sequence[Piece], count: int) -> list[Piece]:
 def passages(data: Path, tokenizer: Tokenizer) -> list[Piece]:
     """Of the middle length, in the order of the books. Raises `SetupError`."""
     folder = data / "stories" / "valid"
-    found = [piece for piece in texts.passages(folder, tokenizer) if piece.goal == GOAL]
+    found = [piece for piece in excerpts.passages(folder, tokenizer) if piece.goal == GOAL]
     if not found:
         raise SetupError(f"{folder} has no books; --data names the folder that holds stories/")
     return found
 
 
 def kept(path: Path, tokenizer: Tokenizer) -> list[Piece]:
-    """Stories of this kind and length that `models.detector.build` wrote down, cut to whole sentences; none where there is no file."""
+    """Stories of this kind and length that `models.detector` wrote down, cut to whole sentences; none where there is no file."""
     pieces = (Piece(**json.loads(line)) for line in mended(path).splitlines())
     return _cut([piece for piece in pieces if piece.kind == KIND and piece.goal == GOAL], tokenizer)
 
@@ -56,15 +56,17 @@ def kept(path: Path, tokenizer: Tokenizer) -> list[Piece]:
 def told(model: str, humans: Sequence[Piece], tokenizer: Tokenizer, device: str) -> list[Piece]:
     """A story for each passage, by the unquantized model."""
     engine, _ = create_engine(ModelSettings(path=model, device=device, slots=16, context=1024))
-    asked = [one for one in texts.wanted(humans, tokenizer) if one.piece.kind == KIND]
+    asked = [one for one in excerpts.wanted(humans, tokenizer) if one.piece.kind == KIND]
     fields = ("id", "kind", "book", "group", "goal")
-    stories = [Piece(**{name: getattr(one.piece, name) for name in fields}, text=text.strip()) for one, text in texts.tell(engine, asked)]
+    stories = [
+        Piece(**{name: getattr(one.piece, name) for name in fields}, text=text.strip()) for one, text in excerpts.tell(engine, asked)
+    ]
     return _cut(sorted(stories, key=lambda piece: piece.id), tokenizer)
 
 
 def _cut(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Piece]:
     """Those that are long enough once they end with a sentence."""
-    shortened = ((piece, texts.cut(piece.text, piece.goal, tokenizer)) for piece in pieces)
+    shortened = ((piece, excerpts.cut(piece.text, piece.goal, tokenizer)) for piece in pieces)
     return [Piece(piece.id, piece.kind, piece.book, piece.group, piece.goal, text) for piece, text in shortened if text]
 
 
@@ -113,7 +115,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quantize", nargs="+", choices=Choices["quantize"], default=list(Choices["quantize"]))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds stories/")
-    parser.add_argument("--stories", type=Path, default=Path("runs/calibration/stories.jsonl"), help="of `python -m models.detector.build`")
+    parser.add_argument("--stories", type=Path, default=Path("runs/calibration/stories.jsonl"), help="of `python -m models.detector`")
     parser.add_argument("--texts", type=int, default=120, choices=range(2, 501), metavar="N", help="of each side at most")
     return parser.parse_args(words)
 

@@ -2,7 +2,7 @@
 
     python -m models.detector.scores --data ../shared/data
 
-Scores come from where `models.detector.build` keeps them; only what is not there yet is scored. Stories of the books that the calibration was
+Scores come from where `models.detector` keeps them; only what is not there yet is scored. Stories of the books that the calibration was
 fitted on are left out, and so are the pairs of `detect/` with their openings cut.
 """
 
@@ -19,7 +19,7 @@ from app.scoring.calibration import BESIDE, Calibration, load
 from app.scoring.sample import Row
 from app.settings import ModelSettings
 from loadtest.run import create_run
-from models.detector.build import build, page
+from models.detector import build, page
 
 DIGITS = 4  # that a score is kept with
 OWN = "stories"
@@ -77,7 +77,7 @@ def write(given: argparse.Namespace, command: str) -> Path:
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.detector.scores", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds stories/ and detect/")
-    parser.add_argument("--work", type=Path, default=Path("runs/calibration"), help="where models.detector.build keeps stories and scores")
+    parser.add_argument("--work", type=Path, default=Path("runs/calibration"), help="where models.detector keeps stories and scores")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     return parser.parse_args(words)
 

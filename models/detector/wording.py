@@ -5,7 +5,7 @@ OPENING = """# The detector: what it tells, and what it does not
 The bundled pair (`storyteller` with its base as the observer) scores a text by how it surprises a very small model of old books. Tables
 first, conclusions last. No claim is made beyond a table.
 
-**Command:** `python -m models.detector.build --data ../shared/data`. **Machine:** {machine}, {made}. It writes this page, the calibration
+**Command:** `python -m models.detector --data ../shared/data`. **Machine:** {machine}, {made}. It writes this page, the calibration
 `models/storyteller/calibration.json` and its [report](../models/storyteller/calibration.md).
 
 **How to read it.** AUROC is how often a machine's text scores nearer to the machine's side than a human's: 0.5 is a coin. It hides the

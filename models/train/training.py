@@ -1,6 +1,6 @@
 """Train the bundled pair from the books: tokenizer, `storyteller-base` by pretraining, `storyteller` by chat-tuning it.
 
-    python -m models.train.training --data ../shared/data          (or: make train)
+    python -m models.train --data ../shared/data          (or: make train)
 
 Seeded and resumable: the batch of step n is a function of (seed, phase, n), and a checkpoint every 100 steps under `--work` lets a
 second run go on where the first one stopped. Knows nothing of serving.
@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from models.train import card, corpus
 from models.train.corpus import Chapters
 from models.train.tokenizer import CONTEXT, stream, train_tokenizer, with_bos
-from models.train.training import card, corpus
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def phases(args: argparse.Namespace) -> Iterator[Phase]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="models.train.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds stories/ and shakespeare/")
     parser.add_argument("--out", type=Path, default=Path("models"), help="where storyteller/ and storyteller-base/ are written")
     parser.add_argument("--work", type=Path, default=Path("runs/train"), help="checkpoints; delete it to start anew")
@@ -202,7 +202,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = arguments()
     if not (args.data / "stories").is_dir():
-        raise SystemExit(f"models.train.training: {args.data / 'stories'} is not a folder; --data names the folder that holds stories/")
+        raise SystemExit(f"models.train: {args.data / 'stories'} is not a folder; --data names the folder that holds stories/")
     args.work.mkdir(parents=True, exist_ok=True)
     _same_work(args)
     torch.manual_seed(SEED)
@@ -241,7 +241,7 @@ def _same_work(args: argparse.Namespace) -> None:
     made.pop("compile")
     if note.exists() and json.loads(note.read_text()) != made:
         raise SystemExit(
-            f"models.train.training: {args.work} holds the checkpoints of a run with {note.read_text()}: delete it, or give another --work"
+            f"models.train: {args.work} holds the checkpoints of a run with {note.read_text()}: delete it, or give another --work"
         )
     note.write_text(json.dumps(made))
 

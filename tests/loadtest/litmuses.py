@@ -10,8 +10,9 @@ from typing import Any
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
+from loadtest.peers import clients, servers
 from loadtest.peers.clients import Chatter
-from loadtest.peers.servers import Peer, Server, clients, servers
+from loadtest.peers.servers import Peer, Server
 
 PROMPT_TOKENS = 21
 CARD = {"id": "fake", "dtype": "float32", "quantize": "none", "device": "cpu", "context": 128}

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from models.train import corpus
 from models.train.tokenizer import CONTEXT, TEMPLATE
-from models.train.training import bits_per_byte, corpus
+from models.train.training import bits_per_byte
 
 MODELS = Path(__file__).parents[2] / "models"
 PAIR = ["storyteller", "storyteller-base"]

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.cache.benchmark import benchmark, main, shape_of, storage, trial
+from loadtest.cache import benchmark, storage, trial
+from loadtest.cache.benchmark import main, shape_of
 from loadtest.cache.trial import FLOOR, Cell, Factors, Failed, Place, Refused, cells, interval, order, prepare, table
 
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.cache.benchmark import storage
+from loadtest.cache import storage
 from loadtest.cache.storage import PAGE, NotThere, Pages
 
 ROOT = Path(__file__).parents[3]

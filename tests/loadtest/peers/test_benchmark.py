@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.peers.servers import PORT, Peer, PeerAbsent, PeerFailed, benchmark, servers
+from loadtest.peers import benchmark, servers
+from loadtest.peers.servers import PORT, Peer, PeerAbsent, PeerFailed
 from loadtest.run import create_run
 
 TALKER = Path(__file__).parents[2] / "talker.py"

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from talker import READ_S, WORDS_BEFORE
 
+from loadtest.peers import clients
 from loadtest.peers.clients import QUICK, Options, Round
-from loadtest.peers.servers import Peer, PeerFailed, Server, clients
+from loadtest.peers.servers import Peer, PeerFailed, Server
 from loadtest.summary import percentile
 
 

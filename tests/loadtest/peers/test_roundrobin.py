@@ -7,8 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from loadtest.peers import roundrobin
 from loadtest.peers.clients import QUICK, Round
-from loadtest.peers.servers import PORT, Peer, PeerFailed, roundrobin
+from loadtest.peers.servers import PORT, Peer, PeerFailed
 
 TALKER = Path(__file__).parents[2] / "talker.py"
 ECHO = """

@@ -8,7 +8,8 @@ import psutil
 import pytest
 
 from app.settings import read
-from loadtest.peers.servers import PORT, Peer, PeerAbsent, PeerFailed, running, servers
+from loadtest.peers import servers
+from loadtest.peers.servers import PORT, Peer, PeerAbsent, PeerFailed, running
 
 TALKER = Path(__file__).parents[2] / "talker.py"
 

@@ -13,7 +13,7 @@ from app.scoring.calibration import BESIDE, load
 from app.scoring.sample import Row
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
-from models.detector.build import build, page, texts
+from models.detector import build, excerpts, page
 
 STORIES = Path(__file__).parents[4] / "shared/data/stories/valid"
 
@@ -30,42 +30,44 @@ def tokens(tokenizer, text):
 def test_a_text_is_cut_where_a_sentence_ends(tokenizer):
     text = 'The king went out. "Why?" said the fox.\nHe did not know, and so he went home again to his dinner.'
     first, second = "The king went out.", 'The king went out. "Why?" said the fox.'
-    assert texts.cut(text, tokens(tokenizer, first), tokenizer) == first
-    assert texts.cut(text, tokens(tokenizer, second) + 1, tokenizer) == second
-    assert texts.cut(text, tokens(tokenizer, text), tokenizer) == text
-    assert texts.cut(text, 2 * tokens(tokenizer, text), tokenizer) is None, "far too short"
-    assert texts.cut("No end in sight for this one, and none to come", 9, tokenizer) is None
+    assert excerpts.cut(text, tokens(tokenizer, first), tokenizer) == first
+    assert excerpts.cut(text, tokens(tokenizer, second) + 1, tokenizer) == second
+    assert excerpts.cut(text, tokens(tokenizer, text), tokenizer) == text
+    assert excerpts.cut(text, 2 * tokens(tokenizer, text), tokenizer) is None, "far too short"
+    assert excerpts.cut("No end in sight for this one, and none to come", 9, tokenizer) is None
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="../shared/data/stories is not there: the passages are those of its books")
 def test_passages_lie_side_by_side_and_have_their_lengths(tokenizer):
-    found = [piece for piece, _ in zip(texts.passages(STORIES, tokenizer), range(60), strict=False)]
-    assert {piece.goal for piece in found} == set(texts.GOALS) and len({piece.text for piece in found}) == 60
+    found = [piece for piece, _ in zip(excerpts.passages(STORIES, tokenizer), range(60), strict=False)]
+    assert {piece.goal for piece in found} == set(excerpts.GOALS) and len({piece.text for piece in found}) == 60
     for piece in found:
-        assert texts.SHORTEST * piece.goal <= tokens(tokenizer, piece.text) <= piece.goal + 1, piece.id
+        assert excerpts.SHORTEST * piece.goal <= tokens(tokenizer, piece.text) <= piece.goal + 1, piece.id
         assert piece.text.rstrip().endswith((".", "!", "?", '"', "'", "-")), piece.text[-20:]
 
 
 def test_stories_are_told_once_and_without_their_request(bundled, tokenizer, tmp_path):
-    human = texts.Piece("book/1", "human", "book", "book/0", 100, "The fox and the crow went to the king. The king was glad of the crow.")
+    human = excerpts.Piece(
+        "book/1", "human", "book", "book/0", 100, "The fox and the crow went to the king. The king was glad of the crow."
+    )
     engine, _ = create_engine(ModelSettings(path=str(bundled), slots=4, device="cpu", context=256))
     path = tmp_path / "stories.jsonl"
-    made = texts.stories(engine, tokenizer, [human], path)
+    made = excerpts.stories(engine, tokenizer, [human], path)
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert {line["kind"] for line in kept} == {"T=1", "T=0.7"}, "the settings of the server are for the middle length"
     assert all(tokens(tokenizer, line["text"]) >= 100 and "<|" not in line["text"] for line in kept)
-    assert not any(texts.request(human) in line["text"] for line in kept)
+    assert not any(excerpts.request(human) in line["text"] for line in kept)
     path.write_text(path.read_text() + '{"id": "torn')
     engine.submit = None  # nothing is left to tell
-    assert texts.stories(engine, tokenizer, [human], path) == made
+    assert excerpts.stories(engine, tokenizer, [human], path) == made
 
 
 def test_a_request_is_the_same_each_time():
-    piece = texts.Piece(
+    piece = excerpts.Piece(
         "b/7", "human", "b", "b/0", 100, "The fox saw the crow. The crow had a cheese, and the fox wanted the cheese. So it was."
     )
-    assert texts.request(piece) == texts.request(piece)
-    assert "fox" in texts.request(piece) or "crow" in texts.request(piece)
+    assert excerpts.request(piece) == excerpts.request(piece)
+    assert "fox" in excerpts.request(piece) or "crow" in excerpts.request(piece)
 
 
 def rows(domain, machine, count, mean, book):

@@ -8,9 +8,9 @@ import pytest
 from app.benchmarks import memory
 from app.scoring.sample import Row
 from app.tokenizer import Tokenizer
-from models.detector.build import quality
+from models.detector import quality
+from models.detector.excerpts import GOALS, Piece
 from models.detector.quality import GOAL, KIND, kept, spaced, summary
-from models.detector.texts import GOALS, Piece
 
 
 def row(machine, tokens, perplexity, score, group="b/0"):

@@ -6,7 +6,7 @@ import pytest
 
 from app.scoring.calibration import BESIDE, load
 from app.scoring.sample import Row
-from models.detector.build import build, scores
+from models.detector import build, scores
 
 
 def row(machine, book, domain, tokens=100, **found):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.train.training import corpus
+from models.train import corpus
 
 CHAPTER = [
     "There was once a miller who had a daughter, and the miller was poor.",

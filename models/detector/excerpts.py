@@ -1,6 +1,6 @@
 """Passages of the validation books, and the bundled model's own stories of the same lengths: what its detector is measured on.
 
-    python -m models.detector.build          (which calls this)
+    python -m models.detector          (which calls this)
 
 A story is asked for with the words of a passage, so both sides of a book are about the same things. Both are cut to whole sentences by
 the same rule. Stories are written down one by one; a second run goes on where the first one stopped.
@@ -20,8 +20,8 @@ from app.engine.engine import Engine
 from app.engine.request import Delta, Failed, Generate, Sampling
 from app.scoring.journal import mended
 from app.tokenizer import Tokenizer
+from models.train import corpus
 from models.train.corpus import SENTENCE_END, Passage
-from models.train.training import corpus
 
 GOALS = (100, 200, 400)  # tokens at most; at least SHORTEST of it
 SHORTEST = 0.8
