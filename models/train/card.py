@@ -92,7 +92,8 @@ def render(name: str, facts: dict[str, Any]) -> str:
     )
     tuned = (
         f"\nChat-tuning: {facts['dialogues']:,} conversations made by `models/train/corpus.py` from passages of the training books "
-        '("Tell me a\nstory about ...", "Continue: ...", "Who is ...?"); every answer is an unchanged passage; 17 greetings are hand-written.\n'
+        '("Tell me a\nstory about ...", "Continue: ...", "Who is ...?"); every answer is an unchanged passage; 17 greetings are '
+        "hand-written.\n"
         if chat
         else ""
     )
