@@ -1,6 +1,7 @@
-# Needs Python 3.11, make and, for training at full speed, g++. Each target sets up what it lacks.
+# Needs Python 3.11, 3.12 or 3.13, make and, for training at full speed, g++. Each target sets up what it lacks.
 VENV := .venv
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13; do $$name -c '$(SUPPORTED)' 2>/dev/null && { command -v $$name; break; }; done)
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/runtime.stamp
 DEV := $(VENV)/dev.stamp
@@ -19,6 +20,7 @@ help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 $(RUNTIME): requirements.txt
+	@[ -n "$(PYTHON)" ] || { echo "Litmus needs Python 3.11, 3.12 or 3.13; none of them is on PATH. Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ $(ROOT_APT) && apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv && $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing into $(VENV): a few minutes and about 1.7 GB, once."
@@ -35,10 +37,10 @@ run: $(RUNTIME) ## serve; MODEL= OBSERVER= QUANTIZE= DEVICE= PORT= as you like
 	@exec $(BIN)/python -m serve $(if $(MODEL),--model "$(MODEL)") $(if $(OBSERVER),--observer "$(OBSERVER)") \
 		$(if $(QUANTIZE),--quantize "$(QUANTIZE)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(PORT),--port "$(PORT)")
 
-test: check ## check, then every test; the page tests need Chromium
+test: check ## check, then every test, in two processes; the page tests need Chromium; TEST= more options
 	@command -v chromium >/dev/null || { $(ROOT_APT) && { apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } >&2; } || \
 		echo "No chromium, and no way to install it here: the page tests will be skipped." >&2
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(TEST)
 
 check: $(DEV) ## format, lint and types
 	$(BIN)/ruff format --check .

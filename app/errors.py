@@ -1,11 +1,11 @@
-"""Every error Litmus raises on purpose, as one tree. The HTTP status and OpenAI's error type stand on the class.
+"""All errors that Litmus raises deliberately, as one class tree. Each class has its HTTP status and OpenAI error type.
 
-Knows nothing of HTTP frameworks: `serve` turns these into responses, the engine into events.
+Knows no HTTP framework: `serve` turns these errors into responses, the engine into events.
 """
 
 
 class LitmusError(Exception):
-    """Base of the tree. `param` names the request field at fault, `code` is a stable word a program may test for."""
+    """Base class. `param` is the request field that caused the error; `code` is stable, so that a program can compare it."""
 
     status = 500
     type = "server_error"
@@ -66,16 +66,17 @@ class EngineFailed(LitmusError):
 
 
 class SetupError(LitmusError):
-    """Litmus cannot start as asked: raised before any request is served, ends the process with exit code 2."""
+    """Litmus cannot start with these settings. Raised before any request is served; the process exits with code 2."""
 
     code = "setup"
 
 
 class UnsupportedModel(SetupError):
-    """The engine cannot serve this architecture correctly, so it does not serve it at all."""
+    """The engine cannot serve this architecture correctly, so it refuses to load it."""
 
     code = "unsupported_model"
 
 
-def _rebuild(kind: type[LitmusError], message: str, param: str | None, code: str) -> LitmusError:
-    return kind(message, param=param, code=code)
+def _rebuild(cls: type[LitmusError], message: str, param: str | None, code: str) -> LitmusError:
+    """Unpickles an error: workers send errors to the API process."""
+    return cls(message, param=param, code=code)

@@ -1,6 +1,6 @@
-"""Text to token ids and back, chat template, and what the model's folder says about ends and sampling. Knows no weights.
+"""Text to token ids and back, the chat template, and what the model's folder says about end tokens and sampling. Knows no weights.
 
-Lives in the API process (to refuse what cannot be served before it is queued) and in the worker (to show what was sampled).
+The API process uses it to refuse requests that cannot be served before they are queued; the worker uses it to detokenize.
 """
 
 import json
@@ -18,35 +18,37 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from app.errors import InvalidRequest, SetupError
-from app.forms.tools import Format, Marks, NoTools, learn
+from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported, learn_tool_format
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A text for scoring. `offsets[i]` are the characters `(start, end)` of token i in the text; (0, 0) for a token put before it."""
+    """A tokenized text. Token i covers the characters `offsets[i] = (start, end)`; (0, 0) for a special token that was added (BOS, EOS)."""
 
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
 
-    def starts(self) -> Iterator[int]:
-        """Where each token begins, the blanks that some tokenizers leave out of their offsets counted to the token behind them."""
-        end = 0
-        for first, last in self.offsets:
-            yield min(first, end) if last else end
-            end = max(end, last)
+    def token_starts(self) -> Iterator[int]:
+        """The character at which each token begins. Some tokenizers leave spaces out of the offsets; such a space counts to the token after
+        it.
+        """
+        previous_end = 0
+        for start, end in self.offsets:
+            yield min(start, previous_end) if end else previous_end
+            previous_end = max(previous_end, end)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One token by itself. `data` are its bytes within a text, `opening` those where a text begins with it: some leave a blank out."""
+    """The bytes of a single token. They may differ at the start of a text: SentencePiece tokenizers drop a leading space there."""
 
-    data: bytes
-    opening: bytes
-    control: bool  # not shown in an answer
+    data: bytes  # after other tokens
+    data_at_start: bytes  # as the first token of a text
+    special: bool  # left out of the text of an answer
 
     @property
     def text(self) -> str:
-        """As OpenAI spells it: bytes that are no characters as `bytes:\\xe7\\x8c`."""
+        """The text as OpenAI writes it; bytes that are not valid UTF-8 become `bytes:\\xe7\\x8c`."""
         try:
             return self.data.decode()
         except UnicodeDecodeError:
@@ -63,143 +65,156 @@ class Tokenizer:
             raise SetupError(f"{path}: no tokenizer could be loaded: {first_line(error)}") from error
         if not self.base.is_fast:
             raise SetupError(f"{path}: its tokenizer has no tokenizer.json; Litmus needs one for character offsets")
-        self.defaults = generation_defaults(path)
-        self.chats = bool(self.base.chat_template)
+        self.generation_config = read_generation_config(path)
+        self.has_chat_template = bool(self.base.chat_template)
         self._pieces: dict[int, Piece] = {}
-        self._controls = {id: token.content for id, token in self.base.added_tokens_decoder.items() if token.special}
-        self._decoders = decoder_types(self.base)
-        self._lock = threading.Lock()  # how special tokens are read is a state of the one tokenizer, not an argument of the call
+        self._special_tokens = {id: token.content for id, token in self.base.added_tokens_decoder.items() if token.special}
+        self._decoder_types = decoder_types(self.base)
+        self._lock = threading.Lock()  # transformers sets `split_special_tokens` on the shared tokenizer, not for the one call
 
-    def ends(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-        named = self.defaults.get("eos_token_id")
-        ids = named if isinstance(named, list) else [named]
+    def end_tokens(self) -> frozenset[int]:
+        """Ids of the tokens that end an answer."""
+        eos = self.generation_config.get("eos_token_id")
+        ids = eos if isinstance(eos, list) else [eos]
         return frozenset(int(id) for id in [*ids, self.base.eos_token_id] if id is not None)
 
-    def chat(self, messages: Sequence[dict[str, Any]], opened: bool = True, special: bool = False) -> tuple[int, ...]:
-        """Ids of the conversation; `opened` adds what opens the assistant's turn, `special` what the tokenizer puts around a text."""
-        return self.rendered(self.render(messages, None, opened), special)
+    def encode_chat(
+        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True, add_special_tokens: bool = False
+    ) -> tuple[int, ...]:
+        """Ids of a conversation as the chat template renders it. `add_special_tokens` adds the tokenizer's own BOS or EOS around it."""
+        return self.encode_rendered(self.render_chat(messages, None, add_generation_prompt), add_special_tokens)
 
-    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, opened: bool) -> str:
-        """What the chat template makes of a conversation."""
-        if not self.chats:
+    def render_chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
+        """The conversation as text, by the chat template. Raises `InvalidRequest` if the template is missing or refuses the messages."""
+        if not self.has_chat_template:
             raise InvalidRequest("this model has no chat template: use /v1/completions", param="messages")
-        given: Any = None if tools is None else list(tools)
+        tool_list: Any = None if tools is None else list(tools)
         try:
-            return str(self.base.apply_chat_template(list(messages), tools=given, tokenize=False, add_generation_prompt=opened))
+            return str(
+                self.base.apply_chat_template(list(messages), tools=tool_list, tokenize=False, add_generation_prompt=add_generation_prompt)
+            )
         except RecursionError as error:
             raise InvalidRequest("the messages are nested too deep for the model's chat template", param="messages") from error
-        except (TemplateError, TypeError, KeyError) as error:  # TypeError, KeyError: a template's own expression met what it did not expect
+        except (TemplateError, TypeError, KeyError) as error:  # TypeError, KeyError: an expression in the template got an unexpected value
             raise InvalidRequest(f"the model's chat template refuses these messages: {first_line(error)}", param="messages") from error
 
-    def rendered(self, text: str, special: bool = False) -> tuple[int, ...]:
-        """Ids of what `render` made."""
+    def encode_rendered(self, text: str, add_special_tokens: bool = False) -> tuple[int, ...]:
+        """Ids of a text from `render_chat`. The names of special tokens in it become those tokens."""
         with self._lock:
-            return tuple(self.base.encode(text, add_special_tokens=special, split_special_tokens=False))
+            return tuple(self.base.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=False))
 
     @cached_property
-    def calls(self) -> Format | NoTools:
-        """How the model writes calls of tools, as its chat template shows."""
+    def tool_format(self) -> ToolFormat | ToolsUnsupported:
+        """How the model writes tool calls, learned from its chat template; or why tool calls are not supported."""
         ids = {token.content: id for id, token in self.base.added_tokens_decoder.items()}
-        ends = frozenset(str(name) for name in self.base.convert_ids_to_tokens(sorted(self.ends())))
-        return learn(self.render, Marks(ids, frozenset(self._controls.values()), ends))
+        end_tokens = frozenset(str(token) for token in self.base.convert_ids_to_tokens(sorted(self.end_tokens())))
+        return learn_tool_format(self.render_chat, AddedTokens(ids, frozenset(self._special_tokens.values()), end_tokens))
 
-    def encode(self, text: str, param: str, special: bool = True) -> tuple[int, ...]:
-        """Ids as the tokenizer does by itself: with a BOS where the model was trained with one, unless not `special`."""
+    def encode(self, text: str, param: str, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Ids of a text. By default the tokenizer adds the special tokens the model was trained with, such as BOS.
+
+        Raises `InvalidRequest` naming `param` if the text is not valid Unicode.
+        """
         check_unicode(text, param)
         with self._lock:
-            return tuple(self.base.encode(text, add_special_tokens=special, split_special_tokens=False))
+            return tuple(self.base.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=False))
 
-    def read(self, text: str, param: str, plain: bool = True) -> Encoded:
-        """Ids and offsets; if `plain`, as for scoring, names of control tokens inside the text are read as text."""
+    def encode_with_offsets(self, text: str, param: str, split_special_tokens: bool = True) -> Encoded:
+        """Ids and character offsets. By default, as for scoring, the name of a special token inside the text is tokenized as plain text."""
         check_unicode(text, param)
         with self._lock:
-            out = self.base(text, return_offsets_mapping=True, split_special_tokens=plain)
-        return Encoded(tuple(out["input_ids"]), tuple((int(start), int(end)) for start, end in out["offset_mapping"]))
+            encoding = self.base(text, return_offsets_mapping=True, split_special_tokens=split_special_tokens)
+        return Encoded(tuple(encoding["input_ids"]), tuple((int(start), int(end)) for start, end in encoding["offset_mapping"]))
 
     def decode(self, ids: list[int]) -> str:
         return str(self.base.backend_tokenizer.decode(ids, skip_special_tokens=True))
 
-    def sequences(self, word: str, param: str) -> list[tuple[int, ...]]:
-        """The tokens of a word where a text begins with it, and where it follows a blank if those do not end with the same."""
+    def word_encodings(self, word: str, param: str) -> list[tuple[int, ...]]:
+        """The tokens that spell a word: at the start of a text, and after a space too, unless those end with the same tokens."""
         check_unicode(word, param)
         bare = word.lstrip() or word
         with self._lock:
-            first, inner = (
+            at_start, after_space = (
                 tuple(self.base.encode(text, add_special_tokens=False, split_special_tokens=False)) for text in (bare, f" {bare}")
             )
-        return [tokens for tokens in ((first,) if inner[-len(first) :] == first else (first, inner)) if tokens]
+        encodings = (at_start,) if after_space[-len(at_start) :] == at_start else (at_start, after_space)
+        return [ids for ids in encodings if ids]
 
     def piece(self, id: int) -> Piece:
-        """A token's own text and bytes; nothing for an id without a token, which the model may have room for."""
-        found = self._pieces.get(id)
-        if found is None:
-            found = self._pieces[id] = self._piece(id)
-        return found
+        """The bytes of a single token. Empty for an id without a token: a model's vocabulary may be larger than its tokenizer's."""
+        piece = self._pieces.get(id)
+        if piece is None:
+            piece = self._pieces[id] = self._piece(id)
+        return piece
 
     def _piece(self, id: int) -> Piece:
         token = self.base.backend_tokenizer.id_to_token(id)
-        if token is None or id in self._controls:
-            return Piece(self._controls.get(id, "").encode(), b"", True)
-        if "ByteLevel" in self._decoders:
-            known = all(letter in BYTES for letter in token)
-            data = bytes(BYTES[letter] for letter in token) if known else token.encode()
+        if token is None or id in self._special_tokens:
+            return Piece(self._special_tokens.get(id, "").encode(), b"", True)
+        if "ByteLevel" in self._decoder_types:
+            byte_level = all(letter in BYTE_OF_LETTER for letter in token)
+            data = bytes(BYTE_OF_LETTER[letter] for letter in token) if byte_level else token.encode()
             return Piece(data, data, False)
         byte = re.fullmatch("<0x([0-9A-Fa-f]{2})>", token)
-        if byte and "ByteFallback" in self._decoders:
+        if byte and "ByteFallback" in self._decoder_types:
             data = bytes.fromhex(byte[1])
             return Piece(data, data, False)
         decoder = self.base.backend_tokenizer.decoder
-        opening = token if decoder is None else decoder.decode([token])
+        at_start = token if decoder is None else decoder.decode([token])
         twice = token * 2 if decoder is None else decoder.decode([token, token])
-        return Piece(twice[len(opening) :].encode(), opening.encode(), False)  # what the second one adds
+        return Piece(
+            twice[len(at_start) :].encode(), at_start.encode(), False
+        )  # what the second of two adds: its bytes after another token
 
-    def spellings(self, ids: Sequence[int]) -> list[str]:
-        """How the vocabulary writes each of the tokens."""
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary spells it, such as `Ġking`."""
         return [str(token) for token in self.base.convert_ids_to_tokens(list(ids))]
 
-    def full(self, ids: Sequence[int]) -> str:
-        """Their text with the names of control tokens, which `decode` leaves out."""
+    def decode_with_special_tokens(self, ids: Sequence[int]) -> str:
+        """The text, with the names of special tokens; `decode` leaves these out."""
         return str(self.base.backend_tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def __len__(self) -> int:
         return len(self.base)
 
 
-def byte_letters() -> dict[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for: itself, or for the unprintable ones the next beyond 255."""
+def byte_of_letter() -> dict[str, int]:
+    """The byte for each letter of a byte-level (GPT-2) vocabulary: printable bytes are written as themselves, the others as the letters
+    from U+0100 on.
+    """
     letters = sorted(ByteLevel.alphabet())
-    plain = [letter for letter in letters if ord(letter) < 256]
-    others = [byte for byte in range(256) if chr(byte) not in plain]
-    return {letter: ord(letter) for letter in plain} | dict(zip(letters[len(plain) :], others, strict=True))
+    printable = [letter for letter in letters if ord(letter) < 256]
+    others = [byte for byte in range(256) if chr(byte) not in printable]
+    return {letter: ord(letter) for letter in printable} | dict(zip(letters[len(printable) :], others, strict=True))
 
 
-BYTES = byte_letters()
+BYTE_OF_LETTER = byte_of_letter()
 
 
 def decoder_types(base: PreTrainedTokenizerBase) -> frozenset[str]:
+    """Type names of the tokenizer's decoder and its parts, such as `ByteLevel` or `ByteFallback`."""
     decoder = base.backend_tokenizer.decoder
     if decoder is None:
         return frozenset()
-    parts = json.loads(decoder.__getstate__())
-    return frozenset(part["type"] for part in [parts, *parts.get("decoders", [])])
+    config = json.loads(decoder.__getstate__())
+    return frozenset(part["type"] for part in [config, *config.get("decoders", [])])
 
 
 def check_unicode(text: str, param: str) -> None:
-    """JSON may spell half a surrogate pair, which is no character and cannot be encoded."""
+    """Raises `InvalidRequest` for a lone surrogate: JSON can escape one, but it is not a character and cannot be encoded."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"{param}: character {error.start} is a lone surrogate, not valid Unicode", param=param) from error
 
 
-def generation_defaults(path: str) -> dict[str, Any]:
-    """The model's generation_config.json as it is written, or nothing."""
+def read_generation_config(path: str) -> dict[str, Any]:
+    """The model's generation_config.json as it is written; empty if there is none."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     file = cached_file(path, "generation_config.json", **quiet)
     return dict(json.loads(Path(file).read_text())) if file else {}
 
 
 def first_line(error: BaseException) -> str:
-    """What a library said, short enough for a sentence."""
+    """The first line of a library's error message, at most 300 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,4 +1,4 @@
-"""What one request came to: the timing of a stream, the outcome of an answer, and the row they leave in runs/.
+"""Measures one request: the timing of a stream, the outcome of a response, and the `Record` of both that is written to runs/.
 
 Pure: lines and clock readings in, values out. Knows no socket, no clock and no file.
 """
@@ -10,19 +10,21 @@ from typing import Any, Literal
 
 Kind = Literal["chat", "score"]
 Outcome = Literal["ok", "shed", "failed", "left"]
-SHED = (429, 503)
+SHED_STATUSES = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request. Times in milliseconds, `started_s` from the start of the run; `reason` says why it is not ok.
+    """The result of one request; its field names are the keys of a line in runs/*.jsonl.
 
-    `ttft_ms` is the wait for the first non-empty delta, `tpot_ms` = (e2e - ttft) / (n - 1) with n from the server's `usage`,
-    `itl_ms` the gaps between deltas, `queue_ms` the wait for a slot as the server tells it. They are None or empty where the request
-    did not get that far, or the server does not say. "left": the client went away on purpose.
+    Times are in milliseconds, `started_s` in seconds from the start of the run. `reason` says why the outcome is not ok.
 
-    In an open loop all times count from the planned arrival, `late_ms` of them is the load generator's own doing, `rate` is the
-    arrivals a second of its `stage`, and `clients` is 0.
+    `ttft_ms` is the time to the first non-empty delta. `tpot_ms` = (e2e - ttft) / (n - 1), with n from the server's `usage`.
+    `itl_ms` are the gaps between deltas. `queue_ms` is the time the request waited for a slot, as the server reports it. A time is None
+    (or empty) if the request did not get that far or the server does not report it. Outcome "left": the client disconnected on purpose.
+
+    In an open loop all times count from the planned arrival, `late_ms` is the part of them by which the load generator sent too late,
+    `rate` is the arrival rate of the `stage` per second, and `clients` is 0.
     """
 
     kind: Kind
@@ -50,26 +52,30 @@ class Record:
     request: str | None = None
     retry_after_s: float | None = None
 
-    def line(self) -> str:
+    def to_json(self) -> str:
         return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """When a request left (`at_s` on the caller's clock, `run_s` the start of the run on the same clock) and among how many clients.
+    """When a request was sent, and among how many clients.
 
-    `traits` are further fields of its record that are known beforehand.
+    `at_s` is the time of sending on the caller's clock, `run_s` the start of the run on the same clock. `known_fields` are fields of the
+    record that are known before the response.
     """
 
     kind: Kind
     clients: int
     at_s: float
     run_s: float
-    traits: Mapping[str, Any] = field(default_factory=dict)
+    known_fields: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self, end_s: float, status: int, reason: str | None, **measured: Any) -> Record:
-        """`status` 0: no answer came. 429 and 503 are shed: the server said no in time, which is not a failure."""
-        outcome: Outcome = "shed" if status in SHED else "failed" if reason or status != 200 else "ok"
+        """Builds the record of the request. `status` 0: there was no response.
+
+        429 and 503 count as shed, not as failed: the server refused in time.
+        """
+        outcome: Outcome = "shed" if status in SHED_STATUSES else "failed" if reason or status != 200 else "ok"
         return Record(
             kind=self.kind,
             clients=self.clients,
@@ -78,52 +84,53 @@ class Start:
             outcome=outcome,
             e2e_ms=_ms(end_s - self.at_s),
             reason=reason if status == 200 or reason else f"HTTP {status}",
-            **{**self.traits, **measured},
+            **{**self.known_fields, **measured},
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Wants:
-    """What a whole answer has. Not every server sends `usage` or `[DONE]`; one without `[DONE]` is whole with its finish_reason.
+class Expectations:
+    """What a complete stream must contain. Not every server sends `usage` or `[DONE]`; without `[DONE]` a stream ends with a finish_reason.
 
-    `tokens` is the most that were asked for; None leaves an answer's length unchecked.
+    `max_tokens` is the limit that the request set; None leaves the length of the answer unchecked.
     """
 
-    tokens: int | None = None
-    usage: bool = True
-    done: bool = True
+    max_tokens: int | None = None
+    has_usage: bool = True
+    has_done: bool = True
 
 
 @dataclass(slots=True)
 class Stream:
-    """Follows the server-sent events of one chat: feed it the bytes with the time they arrived, then ask for the record.
+    """Parses the server-sent events of one chat. Feed it bytes with the time they arrived, then call `record`.
 
-    Bytes, because text would also be split at characters such as U+2028, which may stand inside an event.
+    It takes bytes and splits them itself: str.splitlines, and clients that use it, also split at U+2028, which may occur inside an event.
+    `done`: [DONE] arrived. `client_left`: the client disconnected on purpose.
     """
 
     start: Start
-    wants: Wants = Wants()
-    rest: bytes = b""
+    expected: Expectations = Expectations()
+    unparsed: bytes = b""
     deltas_s: list[float] = field(default_factory=list)
     usage: dict[str, Any] | None = None
     done: bool = False
-    left: bool = False
+    client_left: bool = False
     error: str | None = None
     text: str = ""
     id: str | None = None
-    finish: str | None = None
+    finish_reason: str | None = None
     prompt_ms: float | None = None
 
     def feed(self, data: bytes, at_s: float) -> None:
-        *lines, self.rest = (self.rest + data).split(b"\n")
+        *lines, self.unparsed = (self.unparsed + data).split(b"\n")
         for line in lines:
-            self._line(line.decode("utf-8", "replace"), at_s)
+            self._read_line(line.decode("utf-8", "replace"), at_s)
 
-    def _line(self, text: str, at_s: float) -> None:
-        """Anything but a `data:` line (comments, blank lines) carries no token and is passed over."""
-        if not text.startswith("data:"):
+    def _read_line(self, line: str, at_s: float) -> None:
+        """Ignores lines other than `data:` (comments, blank lines): they carry no token."""
+        if not line.startswith("data:"):
             return
-        data = text.removeprefix("data:").strip()
+        data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             self.done = True
             return
@@ -133,27 +140,28 @@ class Stream:
             self.error = "an event is not JSON"
             return
         try:
-            self._event(event, at_s)
+            self._read_event(event, at_s)
         except (AttributeError, KeyError, TypeError, ValueError):
-            self.error = "an event is no chat completion chunk"
+            self.error = "an event is not a chat completion chunk"
 
-    def _event(self, event: dict[str, Any], at_s: float) -> None:
+    def _read_event(self, event: dict[str, Any], at_s: float) -> None:
         if "error" in event:
             error = event["error"]
             self.error = f"error event: {error if isinstance(error, str) else error.get('code') or error.get('type')}"
         self.id = self.id or event.get("id")
         if event.get("usage"):
             self.usage = {**event["usage"], "completion_tokens": int(event["usage"]["completion_tokens"])}
-        if "timings" in event:  # llama-server: how long it took to read the prompt, once it had a slot
+        if "timings" in event:  # llama-server: duration of the prefill, without the wait for a slot
             self.prompt_ms = event["timings"]["prompt_ms"]
         choices = event.get("choices", ())
-        self.finish = next((choice["finish_reason"] for choice in choices if choice.get("finish_reason")), self.finish)
+        self.finish_reason = next((choice["finish_reason"] for choice in choices if choice.get("finish_reason")), self.finish_reason)
         text = "".join(choice["delta"].get("content") or "" for choice in choices)
         if text or any(choice["delta"].get(name) for choice in choices for name in ("reasoning_content", "reasoning", "tool_calls")):
             self.deltas_s.append(at_s)
             self.text += text
 
     def record(self, end_s: float) -> Record:
+        """The record of the stream, which ended at `end_s`."""
         deltas, usage = self.deltas_s, self.usage or {}
         tokens = usage.get("completion_tokens")
         ttft_s = deltas[0] - self.start.at_s if deltas else None
@@ -161,7 +169,7 @@ class Stream:
         record = self.start.record(
             end_s,
             200,
-            None if self.left else self._reason(),
+            None if self.client_left else self._failure(),
             ttft_ms=_ms(ttft_s),
             tpot_ms=_ms(tpot_s),
             itl_ms=tuple(_ms(later - earlier) for earlier, later in zip(deltas, deltas[1:], strict=False)),
@@ -171,38 +179,39 @@ class Stream:
             queue_ms=None if ttft_s is None or self.prompt_ms is None else max(0.0, _ms(ttft_s) - self.prompt_ms),
             request=self.id,
         )
-        return replace(record, outcome="left") if self.left else record
+        return replace(record, outcome="left") if self.client_left else record
 
-    def _reason(self) -> str | None:
+    def _failure(self) -> str | None:
+        """Why the stream is not complete or not right; None if it is both."""
         if self.error:
             return self.error
-        if not self.done and self.wants.done:
+        if not self.done and self.expected.has_done:
             return "truncated: the stream ended without [DONE]"
-        if self.finish is None and (self.wants.tokens is not None or not self.wants.done):
+        if self.finish_reason is None and (self.expected.max_tokens is not None or not self.expected.has_done):
             return "truncated: the stream ended without a finish_reason"
         if not self.usage:
-            return "no usage in the stream" if self.wants.usage else None
-        return self._wrong(self.usage["completion_tokens"])
+            return "no usage in the stream" if self.expected.has_usage else None
+        return self._length_error(self.usage["completion_tokens"])
 
-    def _wrong(self, tokens: int) -> str | None:
-        """Only where it is known what was asked for."""
-        asked = self.wants.tokens
-        if asked is None:
+    def _length_error(self, tokens: int) -> str | None:
+        """Compares the number of tokens with the limit of the request, if that is known."""
+        limit = self.expected.max_tokens
+        if limit is None:
             return None
-        if tokens > asked or (self.finish == "length" and tokens != asked):
-            return f"wrong: {tokens} tokens came, {asked} were asked for, finish_reason {self.finish}"
-        return "wrong: tokens were counted, and no text came" if self.finish == "length" and not self.deltas_s else None
+        if tokens > limit or (self.finish_reason == "length" and tokens != limit):
+            return f"wrong: the server sent {tokens} tokens for max_tokens {limit}, finish_reason {self.finish_reason}"
+        return "wrong: usage counts tokens, but no text arrived" if self.finish_reason == "length" and not self.deltas_s else None
 
 
 def score_record(start: Start, end_s: float, body: Any, texts: int) -> Record:
-    """A score answered with 200: failed all the same if a text is missing or came back as an error."""
+    """The record of a score request that was answered with 200. It failed if a text has no score or an error instead of one."""
     try:
         data = body["data"]
-        bad = [item.get("code") for item in data if item["object"] != "score"]
+        errors = [item.get("code") for item in data if item["object"] != "score"]
         tokens = body.get("usage", {}).get("prompt_tokens")
     except (AttributeError, KeyError, TypeError):
-        return start.record(end_s, 200, "wrong: the body is no list of scores")
-    reason = f"{len(data)} scores for {texts} texts" if len(data) != texts else f"text failed: {bad[0]}" if bad else None
+        return start.record(end_s, 200, "wrong: the body is not a list of scores")
+    reason = f"{len(data)} scores for {texts} texts" if len(data) != texts else f"text failed: {errors[0]}" if errors else None
     return start.record(end_s, 200, reason, prompt_tokens=tokens)
 
 

@@ -1,4 +1,4 @@
-"""A run on disk: runs/<tool>-<timestamp>.jsonl, a manifest line first (what was measured, where and when), then a line per request."""
+"""Writes a run to runs/<tool>-<timestamp>.jsonl: first a manifest line (what was measured, where and when), then one line per request."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from loadtest.record import Record
 
 @dataclass(slots=True)
 class Run:
-    """Each line is flushed, so that a run cut short loses none."""
+    """An open run file. Each line is flushed at once, so an interrupted run keeps all lines written before."""
 
     path: Path
     file: TextIO
 
     def add(self, record: Record) -> None:
-        self._write(record.line())
+        self._write(record.to_json())
 
     def note(self, facts: dict[str, Any]) -> None:
-        """A line that is no request."""
+        """Writes a line that is not a request: a manifest, a sample, a row of a study."""
         self._write(json.dumps(facts))
 
     def _write(self, line: str) -> None:
@@ -37,32 +37,35 @@ class Run:
 
 
 def create_run(folder: Path, tool: str, facts: dict[str, Any]) -> Run:
-    """`facts` is what the tool knows: url, model card, users, how long. Never overwrites an earlier run."""
+    """Creates the run file and writes its manifest: `facts` of the tool (url, model card, options), the time and the machine.
+
+    Raises FileExistsError rather than overwrite an earlier run.
+    """
     now = datetime.now(UTC)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{tool}-{now:%Y%m%dT%H%M%S%f}Z.jsonl"
     run = Run(path, path.open("x", encoding="utf-8"))
-    run.note({"kind": "manifest", "tool": tool, "time": now.isoformat(timespec="seconds"), **facts, **machine()})
+    run.note({"kind": "manifest", "tool": tool, "time": now.isoformat(timespec="seconds"), **facts, **machine_facts()})
     return run
 
 
-def machine() -> dict[str, Any]:
-    """The machine of the load generator; the server's own may be another."""
+def machine_facts() -> dict[str, Any]:
+    """Describes the machine that runs the load generator; the server may run on another."""
     return {
         "machine": {
             "system": platform.platform(),
-            "processor": _first("/proc/cpuinfo", "model name") or platform.processor(),
+            "processor": _proc_value("/proc/cpuinfo", "model name") or platform.processor(),
             "cpus": os.cpu_count(),
-            "memory": _first("/proc/meminfo", "MemTotal"),
+            "memory": _proc_value("/proc/meminfo", "MemTotal"),
         },
         "python": platform.python_version(),
         "client": {name: version(name) for name in ("gevent", "httpx", "locust")},
-        "commit": commit(),
+        "commit": git_commit(),
     }
 
 
-def commit() -> str | None:
-    """Of this code, with a + where files differ from it; None outside a clone."""
+def git_commit() -> str | None:
+    """Hash of the checked-out commit, with a `+` if tracked files differ from it; None outside a clone or without git."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
@@ -72,7 +75,7 @@ def commit() -> str | None:
     return head.stdout.strip() + "+" * bool(changed.stdout) if head.returncode == 0 else None
 
 
-def _first(path: str, name: str) -> str | None:
+def _proc_value(path: str, name: str) -> str | None:
     """Value of the first `name : value` line of a /proc file; None on systems that have no such file."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -81,14 +84,14 @@ def _first(path: str, name: str) -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
 
 
-def installed(name: str) -> str | None:
-    """The version of a package, for a manifest."""
+def installed_version(name: str) -> str | None:
+    """Version of an installed package, for a manifest; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def tell(text: str) -> None:
-    """Progress, to whoever runs the tool."""
+def report_progress(text: str) -> None:
+    """Writes a line to stderr for the person who runs the tool."""
     sys.stderr.write(f"{text}\n")

@@ -1,4 +1,7 @@
-"""Records to the table a person reads. Pure; the notebooks compute their own numbers, with intervals, from the same records."""
+"""Turns records into the table that the closed loop prints. Pure.
+
+The notebooks compute their own numbers, with intervals, from the same records.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ COLUMNS = ("clients", "requests", "ok", "shed", "failed", "TTFT p50 ms", "TTFT p
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The records of one number of clients, and how long its chats and its scores took, each phase by itself."""
+    """All records measured with one number of clients, and the duration of its chat phase and of its score phase."""
 
     clients: int
     records: Sequence[Record]
@@ -27,6 +30,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def row(measured: Round) -> list[str]:
+    """The cells of one number of clients, in the order of `COLUMNS`."""
     records = measured.records
     ok = [record for record in records if record.outcome == "ok"]
     ttft = [record.ttft_ms for record in ok if record.ttft_ms is not None]
@@ -35,11 +39,11 @@ def row(measured: Round) -> list[str]:
     scores = sum(record.kind == "score" for record in ok)
     counts = [measured.clients, len(records), len(ok), _count(records, "shed"), _count(records, "failed")]
     times = [percentile(ttft, 0.5), percentile(ttft, 0.95), percentile(tpot, 0.5)]
-    return [*map(str, counts), *map(number, [*times, _rate(tokens, measured.chat_s), _rate(scores, measured.score_s)])]
+    return [*map(str, counts), *map(format_number, [*times, _rate(tokens, measured.chat_s), _rate(scores, measured.score_s)])]
 
 
 def table(rounds: Sequence[Round]) -> str:
-    """Markdown, one row for each number of clients."""
+    """A Markdown table with one row for each number of clients."""
     cells = [list(COLUMNS), ["---:"] * len(COLUMNS), *map(row, rounds)]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
@@ -52,5 +56,6 @@ def _rate(amount: float, seconds: float) -> float:
     return amount / seconds if seconds > 0 else math.nan
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
+    """One decimal below 100, none above, and a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.1f}" if value < 100 else f"{value:.0f}"

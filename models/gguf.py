@@ -1,4 +1,4 @@
-"""A Llama's folder as an F16 GGUF, for llama.cpp to be measured beside Litmus. Needs the `gguf` package, which Litmus itself does not."""
+"""Writes a synthetic Llama as an F16 GGUF file, to measure llama.cpp beside Litmus. Needs the `gguf` package; Litmus itself does not."""
 
 import json
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 from safetensors.torch import load_file
 
-TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-LAYER = {
+TOP_LEVEL_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -23,11 +23,11 @@ LAYER = {
 }
 
 
-def write(folder: Path, path: Path) -> Path:
-    """Writes what `models.synthetic.save` made, and nothing else: tied embedding, plain rotation, its own tokenizer."""
+def write_gguf(folder: Path, path: Path) -> Path:
+    """Writes a model that `models.synthetic.save` made; no other, as it relies on the tied embedding, plain RoPE and that tokenizer."""
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(path), "llama")
-    _describe(writer, config)
+    _add_config(writer, config)
     _add_tokenizer(writer, folder)
     for name, tensor in _tensors(folder, config):
         writer.add_tensor(name, tensor.astype(np.float32 if tensor.ndim == 1 else np.float16))
@@ -38,7 +38,7 @@ def write(folder: Path, path: Path) -> Path:
     return path
 
 
-def _describe(writer: Any, config: dict[str, Any]) -> None:
+def _add_config(writer: Any, config: dict[str, Any]) -> None:
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -71,18 +71,18 @@ def _tensors(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.nda
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     for name, tensor in load_file(folder / "model.safetensors").items():
         values = tensor.float().numpy()
-        count = next((number for kind, number in heads.items() if kind in name), None)
-        yield _renamed(name), values if count is None else _interleaved(values, count)
+        head_count = next((count for projection, count in heads.items() if projection in name), None)
+        yield _gguf_name(name), values if head_count is None else _interleave_heads(values, head_count)
 
 
-def _renamed(name: str) -> str:
-    if name in TOP:
-        return TOP[name]
+def _gguf_name(name: str) -> str:
+    if name in TOP_LEVEL_NAMES:
+        return TOP_LEVEL_NAMES[name]
     _, _, layer, module = name.removesuffix(".weight").split(".", 3)
-    return f"blk.{layer}.{LAYER[module]}.weight"
+    return f"blk.{layer}.{LAYER_NAMES[module]}.weight"
 
 
-def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp rotates neighbouring rows of a head, transformers its halves."""
+def _interleave_heads(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Reorders the rows of each head: RoPE rotates neighbouring rows in llama.cpp, but the two halves of a head in transformers."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)

@@ -1,8 +1,8 @@
-"""`python -m models.synthetic --out runs/llama-135m`: a random-weight Llama of a chosen shape, to measure speed without a hub.
+"""`python -m models.synthetic --out runs/llama-135m`: makes a random-weight Llama of a chosen shape, to measure speed without a hub.
 
-What it says is noise, but it costs what a trained model of this shape costs. No measurement ends early: the rows of the (tied)
-embedding that belong to special tokens and to half characters are zero, so another logit is always larger and greedy decoding takes
-neither an end token nor bytes that a detokenizer would have to hold back.
+Its text is noise, but it costs what a trained model of this shape costs. No answer ends early: the rows of the (tied) embedding for
+special tokens and for bytes outside ASCII are zero, so another logit is always larger. Greedy decoding thus picks neither an end token
+nor part of a character, which a detokenizer would have to hold back.
 """
 
 import argparse
@@ -20,15 +20,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
-TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
-SPECIAL = ("<s>", "</s>")
-SPACE = "Ġ"  # how a byte-level tokenizer writes a blank
+SPECIAL_TOKENS = ("<s>", "</s>")
+SPACE = "Ġ"  # a space in a byte-level vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
+    """The sizes of the model; `ff` is that of the feed-forward layer, `context` is in tokens."""
+
     hidden: int = 576
     layers: int = 30
     heads: int = 9
@@ -39,35 +41,39 @@ class Shape:
 
 
 def merges() -> Iterator[tuple[str, str]]:
-    """Two printable letters, then such a pair and a letter; the blank and small letters before others."""
+    """Yields BPE merges of two printable ASCII characters, then of three; those of spaces and lower-case letters come first."""
     common = {SPACE, *string.ascii_lowercase}
     printable = sorted(letter for letter in pre_tokenizers.ByteLevel.alphabet() if letter.isascii() or letter == SPACE)
     for length, rare in itertools.product((2, 3), (False, True)):
-        found = (letters for letters in itertools.product(printable, repeat=length) if common.issuperset(letters) != rare)
-        yield from (("".join(letters[:-1]), letters[-1]) for letters in found)
+        candidates = (letters for letters in itertools.product(printable, repeat=length) if common.issuperset(letters) != rare)
+        yield from (("".join(letters[:-1]), letters[-1]) for letters in candidates)
 
 
 def create_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """Exactly `size` entries: two special ones, 256 bytes, and merges of printable ASCII. Raises `ValueError` where that cannot be."""
+    """Creates a tokenizer with exactly `size` entries: two special tokens, 256 bytes, and merges of printable ASCII.
+
+    Raises `ValueError` for a size that is too small or too large.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pairs = list(itertools.islice(merges(), max(0, size - len(SPECIAL) - len(alphabet))))
-    entries = [*SPECIAL, *alphabet, *(first + second for first, second in pairs)]
+    pairs = list(itertools.islice(merges(), max(0, size - len(SPECIAL_TOKENS) - len(alphabet))))
+    entries = [*SPECIAL_TOKENS, *alphabet, *(first + second for first, second in pairs)]
     if len(entries) != size:
-        raise ValueError(f"a vocabulary of {size} cannot be made, the nearest has {len(entries)}")
+        raise ValueError(f"a vocabulary of {size} entries cannot be made, the nearest size is {len(entries)}")
     raw = Tokenizer(models.BPE(vocab={entry: index for index, entry in enumerate(entries)}, merges=pairs))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=SPECIAL[0], eos_token=SPECIAL[1])
-    tokenizer.chat_template = TEMPLATE
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=SPECIAL_TOKENS[0], eos_token=SPECIAL_TOKENS[1])
+    tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def mute(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Tokens that greedy decoding must not take: all but printable ASCII and the blank."""
-    return [id for entry, id in tokenizer.get_vocab().items() if entry in SPECIAL or not entry.replace(SPACE, "").isascii()]
+def silent_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Returns the tokens that greedy decoding must not pick: all but printable ASCII and the space."""
+    return [id for entry, id in tokenizer.get_vocab().items() if entry in SPECIAL_TOKENS or not entry.replace(SPACE, "").isascii()]
 
 
 def create_model(shape: Shape, silent: list[int], seed: int) -> LlamaForCausalLM:
+    """Creates a bfloat16 model whose embedding rows of the `silent` tokens are zero."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
@@ -89,41 +95,41 @@ def create_model(shape: Shape, silent: list[int], seed: int) -> LlamaForCausalLM
 
 
 def save(shape: Shape, folder: Path, seed: int) -> Path:
-    """A Hugging Face folder. Raises `ValueError` for a shape that no model can have."""
+    """Writes model and tokenizer as a Hugging Face folder. Raises `ValueError` for a shape that no model can have."""
     if shape.hidden % shape.heads or shape.heads % shape.kv_heads or shape.hidden // shape.heads % 2:
         raise ValueError(f"{shape.heads} heads with {shape.kv_heads} key-value heads do not divide a hidden size of {shape.hidden}")
     tokenizer = create_tokenizer(shape.vocabulary)
-    model = create_model(shape, mute(tokenizer), seed)
+    model = create_model(shape, silent_token_ids(tokenizer), seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     log.info("%s: %.1f million parameters", folder, model.num_parameters() / 1e6)
     return folder
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
+def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.synthetic", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("runs/llama-135m"))
     for name, default in ((name, getattr(Shape(), name)) for name in Shape.__slots__):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--gguf", action="store_true", help="write an F16 GGUF beside it; needs the gguf package")
-    return parser.parse_args(words)
+    parser.add_argument("--gguf", action="store_true", help="also write an F16 GGUF file; needs the gguf package")
+    return parser.parse_args(argv)
 
 
-def main(words: Sequence[str]) -> int:
-    given = _arguments(words)
+def main(argv: Sequence[str]) -> int:
+    args = _parse_args(argv)
     try:
-        folder = save(Shape(**{name: getattr(given, name) for name in Shape.__slots__}), given.out, given.seed)
+        folder = save(Shape(**{name: getattr(args, name) for name in Shape.__slots__}), args.out, args.seed)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    if given.gguf:
+    if args.gguf:
         try:
-            from models.gguf import write
+            from models.gguf import write_gguf
         except ImportError:
             sys.stderr.write("A GGUF needs the gguf package: pip install gguf\n")
             return 2
-        log.info("%s", write(folder, folder.with_name(f"{folder.name}-f16.gguf")))
+        log.info("%s", write_gguf(folder, folder.with_name(f"{folder.name}-f16.gguf")))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`python -m serve`: reads the settings, checks what can be checked, assembles server and page, runs until told to stop."""
+"""`python -m serve`: reads the settings, checks what can be checked early, assembles server and page, and runs until a stop signal."""
 
 import logging
 import multiprocessing
@@ -11,7 +11,7 @@ from typing import Any
 from app.errors import SetupError
 from app.settings import Settings, go_offline_quietly, read
 
-API_PROCESS = "LitServer"  # how LitServe calls it
+API_PROCESS_PREFIX = "LitServer"  # LitServe names its API processes LitServer-0, LitServer-1, ...
 
 
 def main() -> None:
@@ -19,10 +19,10 @@ def main() -> None:
     try:
         settings = read(sys.argv[1:])
         logging.basicConfig(level=settings.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # the page's calls to this very server
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each call that the page makes to this server
         check_port(settings.server.host, settings.server.port)
         serve(settings)
-    except KeyboardInterrupt:  # told to stop while the model was loading
+    except KeyboardInterrupt:  # a stop signal while the model was loading
         sys.exit(0)
     except SetupError as error:
         sys.stderr.write(f"litmus: {error.message}\n")
@@ -33,7 +33,7 @@ def serve(settings: Settings) -> None:
     from serve.server import create_server
 
     settings.check_paths()
-    server = create_server(settings, "app.models.loading:create_engine", lambda app, router: dress(settings, app, router))
+    server = create_server(settings, "app.models.loading:create_engine", lambda app, router: add_routes_and_page(settings, app, router))
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -50,8 +50,8 @@ def serve(settings: Settings) -> None:
             process.kill()
 
 
-def dress(settings: Settings, app: Any, router: Any) -> None:
-    """Routes and page: the one place above the wall between `serve` and `ui`, which otherwise know nothing of each other."""
+def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
+    """The only place that imports both `serve` and `ui`, which otherwise know nothing of each other."""
     from app.scoring.detector import detector_of
     from app.tokenizer import Tokenizer
     from serve.routes import create_routes
@@ -66,6 +66,7 @@ def dress(settings: Settings, app: Any, router: Any) -> None:
 
 
 def check_port(host: str, port: int) -> None:
+    """Raises `SetupError` when the server could not listen there: better now than after the model has loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,10 +77,10 @@ def check_port(host: str, port: int) -> None:
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    """LitServe drains on KeyboardInterrupt and leaves its children behind on SIGTERM: make the one the other, once."""
+    """Turn the first stop signal into KeyboardInterrupt: LitServe drains on that, but leaves its children behind on SIGTERM."""
     if multiprocessing.parent_process() is not None:  # forked children inherit this handler
-        if multiprocessing.current_process().name.startswith(API_PROCESS):
-            sys.exit(0)  # uvicorn has its own while it runs: this is before, or the signal that it raises anew when it has drained
+        if multiprocessing.current_process().name.startswith(API_PROCESS_PREFIX):
+            sys.exit(0)  # before uvicorn installs its own handler, or after it drained and raised the signal again
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""A LitServe server with Litmus's own routes, spec and loop.
+"""A LitServe server with Litmus's own routes, spec and loop. Builds the server, does not run it.
 
-LitServe gives the worker processes, their restart, the queue between the processes and the HTTP server; everything a client can
-see is ours. Builds, does not run.
+LitServe provides the worker processes, their restart, the queues between processes and the HTTP server. Everything that a client sees is
+Litmus's own.
 """
 
 import asyncio
@@ -25,27 +25,27 @@ from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
 
 from app.errors import NotReady, SetupError
-from app.models.device import Seat
+from app.models.device import DeviceAssignment
 from app.models.revision import VERSION
 from app.settings import ServerSettings, Settings
 from serve.middleware import install
 from serve.workers.fleet import Replica
-from serve.workers.loop import EVENTS, ModelAPI
+from serve.workers.loop import EVENTS_UID, ModelAPI
 from serve.workers.router import Router
 
 log = logging.getLogger(__name__)
 
-Dress = Callable[[FastAPI, Router], None]
-DRAIN_CHECK_S = 0.1
-GRACE_S = 5
+AddRoutes = Callable[[FastAPI, Router], None]
+DRAIN_POLL_S = 0.1
+SHUTDOWN_MARGIN_S = 5  # what the steps of a shutdown around the drain may take
 
 
 class EngineSpec(LitSpec):
-    """Takes LitServe's queue of the replica over; has no endpoints of its own."""
+    """Hands the request queue that LitServe makes for it to the replica. Has no endpoints of its own."""
 
     def __init__(self, replica: Replica) -> None:
         super().__init__()
-        self.api_path = f"/internal/model-{replica.number}"  # names the replica's queue; no route has it
+        self.api_path = f"/internal/model-{replica.number}"  # only names the queue; there is no such route
         self.replica: Replica | None = replica
 
     @property
@@ -58,17 +58,17 @@ class EngineSpec(LitSpec):
         self.replica.queue = self.request_queue
 
     def __getstate__(self) -> dict[str, Any]:
-        """The worker needs nothing of it."""
+        """The spec is pickled for the worker, which needs neither the replica nor the response buffer."""
         return {**super().__getstate__(), "replica": None, "response_buffer": None}
 
 
 class Server(litserve.LitServer):
-    """`dress` adds what takes seconds to import (tokenizer, page) while the worker is already loading its model."""
+    """`finish_app` adds the routes and the page. Their imports take seconds, so it runs while the workers load their models."""
 
-    def __init__(self, apis: list[ModelAPI], dress: Callable[[], None], drain_s: int) -> None:
+    def __init__(self, apis: list[ModelAPI], finish_app: Callable[[], None], drain_s: int) -> None:
         super().__init__(
             apis,
-            accelerator="cpu",  # of the process, not of the model: each LitAPI places its own model
+            accelerator="cpu",  # LitServe places nothing: each ModelAPI chooses the device of its model
             devices=1,
             timeout=False,
             restart_workers=True,
@@ -76,32 +76,35 @@ class Server(litserve.LitServer):
             info_path="/internal/info",
         )
         self._apis = apis
-        self._dress = dress
-        self._proven: set[int] = set()  # seats whose worker has been ready once
+        self._finish_app = finish_app
+        self._once_ready: set[int] = set()  # numbers of the workers that have been ready at least once
         self._failure: SetupError | None = None
-        self.uvicorn_graceful_timeout = drain_s + GRACE_S  # `_drain` is to be the one that ends the waiting
+        self.uvicorn_graceful_timeout = drain_s + SHUTDOWN_MARGIN_S  # later than `_drain`, which ends the wait
 
     def verify_worker_status(self) -> None:
-        self._dress()
+        """Return when the first worker is ready. Raises `SetupError` when one ends before that."""
+        self._finish_app()
         while True:
             for api, process in zip(self._apis, self.inference_workers, strict=True):
                 if not process.is_alive():
-                    raise _unserved(api)
+                    raise _load_failure(api)
             if any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
                 return
             time.sleep(0.02)
 
     def launch_single_inference_worker(self, lit_api: ModelAPI, worker_id: int) -> Any:
-        """LitServe's monitor starts a dead worker anew. One that ended by itself and never was ready would end so again: instead, what
-        is in flight is finished, and the server ends as it does when no model can be loaded.
+        """LitServe's monitor calls this to restart a dead worker.
+
+        A worker that exited by itself before it was ever ready would do so again. Instead of restarting it, the server finishes the jobs
+        in flight and ends with the same error as when no model can be loaded.
         """
-        seat = lit_api.seat.number
-        process = self.inference_workers[seat]
+        worker = lit_api.assignment.worker
+        process = self.inference_workers[worker]
         if self.workers_setup_status[f"{lit_api.api_path.split('/')[-1]}_{worker_id}"] == WorkerSetupStatus.READY:
-            self._proven.add(seat)
-        if seat in self._proven or process.exitcode < 0:
+            self._once_ready.add(worker)
+        if worker in self._once_ready or process.exitcode < 0:
             return super().launch_single_inference_worker(lit_api, worker_id)
-        self._failure = _unserved(lit_api)
+        self._failure = _load_failure(lit_api)
         self._shutdown_event.set()
         return process
 
@@ -111,57 +114,55 @@ class Server(litserve.LitServer):
         return workers
 
     def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
-        """New clients are refused at once: closing is not enough, as every forked process holds a copy of the socket."""
+        """Refuse new clients at once. Closing the socket would not, because every forked process holds a copy of it."""
         for listening in getattr(self, "_listening", []):
             with contextlib.suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
-        # Or LitServe's monitor starts a worker anew that is just being ended. A thread of its own has a connection of its own to the
-        # manager: this one's may stand in the middle of the wait that the signal interrupted.
-        setting = threading.Thread(target=self._shutdown_event.set, daemon=True)
-        setting.start()
-        setting.join(GRACE_S)
+        # Without this event, LitServe's monitor would restart workers that are being stopped. It is set in a new thread, which opens its
+        # own connection to the manager process: the connection of this thread may be in the middle of the call that the signal interrupted.
+        event_setter = threading.Thread(target=self._shutdown_event.set, daemon=True)
+        event_setter.start()
+        event_setter.join(SHUTDOWN_MARGIN_S)
         super()._perform_graceful_shutdown(*args, **kwargs)
         if self._failure is not None:
             raise self._failure
 
 
-def _unserved(api: ModelAPI) -> SetupError:
-    return SetupError(f"the process of the model '{api.settings.served_name}' ended while it was loading; the lines above say why")
+def _load_failure(api: ModelAPI) -> SetupError:
+    return SetupError(f"the worker of model '{api.settings.served_name}' ended while it was loading the model; the lines above say why")
 
 
-def create_server(settings: Settings, build: str, dress: Dress) -> Server:
-    """A server of `settings`. `build` (`module:function`) names what makes the engine in the worker, `dress(app, router)` adds routes
-    and pages.
-    """
+def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Server:
+    """`build` names, as `module:function`, what creates the engine in the worker. `add_routes(app, router)` adds routes and page."""
     models = [model for model in settings.served.values() for _ in range(model.replicas)]
     router = Router(settings.queue.max_waiting, [model.served_name for model in models])
     devices, level = tuple(model.device for model in models), settings.server.log_level
     apis = [
-        ModelAPI(model, build, Seat(devices, replica.number), EngineSpec(replica), level)
+        ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), level)
         for model, replica in zip(models, router.replicas, strict=True)
     ]
-    server = Server(apis, lambda: _finish(server, router, dress, settings.server), settings.server.drain_s)
+    server = Server(apis, lambda: _finish_app(server, router, add_routes, settings.server), settings.server.drain_s)
     app: FastAPI = server.app
-    app.router.routes.clear()  # LitServe's own index, health and info, which report in their own way
+    app.router.routes.clear()  # LitServe's own index, health and info; Litmus has its own
     app.title, app.version = "Litmus", VERSION
     app.description = "Chats and scores text with one copy of a quantized language model."
     install(app, settings.server.max_body_bytes, settings.security.cors_origins)
     return server
 
 
-def _finish(server: Server, router: Router, dress: Dress, settings: ServerSettings) -> None:
+def _finish_app(server: Server, router: Router, add_routes: AddRoutes, settings: ServerSettings) -> None:
     app: FastAPI = server.app
-    _document(app)
-    dress(app, router)
-    inner = app.router.lifespan_context
+    _add_docs(app)
+    add_routes(app, router)
+    litserve_lifespan = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        server.response_buffer[EVENTS] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
+        server.response_buffer[EVENTS_UID] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
         tasks = [asyncio.create_task(router.watch()), asyncio.create_task(_drain(router, settings.drain_s))]
         gc.freeze()
-        async with inner(app):
-            log.info("Litmus listens on http://%s:%d: the page is /ui, the API's documents are /docs", settings.host, settings.port)
+        async with litserve_lifespan(app):
+            log.info("Litmus listens on http://%s:%d (page: /ui, API documentation: /docs)", settings.host, settings.port)
             yield
         for task in tasks:
             task.cancel()
@@ -169,8 +170,8 @@ def _finish(server: Server, router: Router, dress: Dress, settings: ServerSettin
     app.router.lifespan_context = lifespan
 
 
-def _document(app: FastAPI) -> None:
-    """/openapi.json, and /docs with its scripts from this machine: a bare one reaches no CDN."""
+def _add_docs(app: FastAPI) -> None:
+    """Add /openapi.json, and a /docs that loads its scripts from this server, so that it works without internet."""
     app.docs_url = app.redoc_url = None
     app.setup()
     app.mount("/docs/static", StaticFiles(packages=[("fastapi_offline", "static")]))
@@ -187,24 +188,25 @@ def _document(app: FastAPI) -> None:
 
 
 async def _drain(router: Router, drain_s: float) -> None:
-    """After SIGTERM or Ctrl-C, uvicorn waits for every open connection, idle pages included; end it when no work is in flight,
-    or after `drain_s`, when what is left gets an error.
+    """After SIGTERM or Ctrl-C, wait until no job is in flight, at most `drain_s`; fail the jobs that are left, and close all connections.
+
+    Left to itself, uvicorn would wait for every open connection, idle pages included.
     """
     handler: Any = signal.getsignal(signal.SIGTERM)
     uvicorn_server = handler.__self__
 
-    def begin(number: int, frame: Any) -> None:
+    def start_draining(number: int, frame: Any) -> None:
         router.draining = True
         handler(signal.SIGTERM, frame)
 
-    signal.signal(signal.SIGTERM, begin)
-    signal.signal(signal.SIGINT, begin)
+    signal.signal(signal.SIGTERM, start_draining)
+    signal.signal(signal.SIGINT, start_draining)
     while not router.draining:
-        await asyncio.sleep(DRAIN_CHECK_S)
-    end = time.monotonic() + drain_s
-    while router.in_flight and time.monotonic() < end:
-        await asyncio.sleep(DRAIN_CHECK_S)
-    router.fail_all(NotReady("the server was told to stop and could not wait longer; send the request again"))
-    await asyncio.sleep(DRAIN_CHECK_S)  # let the last lines of the last answers leave
+        await asyncio.sleep(DRAIN_POLL_S)
+    deadline = time.monotonic() + drain_s
+    while router.in_flight and time.monotonic() < deadline:
+        await asyncio.sleep(DRAIN_POLL_S)
+    router.fail_all(NotReady("the server shut down before the answer was complete; send the request again"))
+    await asyncio.sleep(DRAIN_POLL_S)  # the last lines of the last answers are still being sent
     for connection in list(uvicorn_server.server_state.connections):
         connection.transport.close()

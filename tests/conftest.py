@@ -1,4 +1,4 @@
-"""What every test may use: tiny random models of several architectures, a tiny model's folder, the bundled pair."""
+"""For all tests: tiny random models of several architectures, folders of tiny models, the bundled pair."""
 
 from pathlib import Path
 
@@ -27,10 +27,28 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 
+# So that no process ends long after the other.
+SLOW_FIRST = ("tests/serve/test_server.py", "tests/serve", "tests/ui", "tests/test_whole.py")
+# Tests that share nothing slow.
+SPREAD = ("tests/app/engine/test_properties.py", "tests/app/engine/test_sampler.py", "tests/models")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell pytest-xdist which tests share a process: those of the `api` server, and those of one file, which share its fixtures."""
+    for item in items:
+        file = item.nodeid.split("::", 1)[0]
+        if "api" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("api"))
+        elif not file.startswith(SPREAD):
+            item.add_marker(pytest.mark.xdist_group(file))
+    items.sort(key=lambda item: next((place for place, path in enumerate(SLOW_FIRST) if item.nodeid.startswith(path)), len(SLOW_FIRST)))
+
+
 def tiny(name: str, seed: int = 0) -> PreTrainedModel:
-    """A random float32 model of `name`'s architecture whose greedy choices are far apart."""
-    kind, shape = SHAPES[name]
-    model_class = getattr(transformers, kind)
+    """A random float32 model of `name`'s architecture. Its logits are far apart, so that rounding does not change greedy choices."""
+    class_name, shape = SHAPES[name]
+    model_class = getattr(transformers, class_name)
     torch.manual_seed(seed)
     model: PreTrainedModel = model_class(model_class.config_class(**shape, bos_token_id=0, eos_token_id=1, pad_token_id=0)).eval()
     with torch.no_grad():
@@ -41,28 +59,28 @@ def tiny(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def letters(ids: list[int]) -> str:
-    """A text in which every token is one character: what a detokenizer's output is compared by."""
+    """A text with one character a token, so that answers can be compared token by token."""
     return "".join(chr(0x4E00 + token) for token in ids)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tiny matrices gain nothing from a second thread, and tests that run beside servers lose by it."""
+    """Tiny matrices gain nothing from a second thread, and it slows down tests that run beside servers."""
     torch.set_num_threads(1)
 
 
-def save_tiny(folder: Path, context: int, end: str | None, seed: int = 0) -> Path:
+def save_tiny(folder: Path, context: int, eos_token: str | None, seed: int = 0) -> Path:
     """A Hugging Face folder of a random Llama with a byte tokenizer and a chat template."""
-    letters = {letter: index + 2 for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    raw = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, **letters}, merges=[]))
+    alphabet = {letter: index + 2 for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    raw = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, **alphabet}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token=end)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token=eos_token)
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + m['content'] }}{% endfor %}"
     model = tiny("Llama", seed)
     model.config.max_position_embeddings = context
-    if end is None:
+    if eos_token is None:
         model.config.eos_token_id = model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -76,13 +94,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Other weights and a shorter context, under the same tokenizer."""
+    """A model with other weights and a shorter context, but the same tokenizer."""
     return save_tiny(tmp_path_factory.mktemp("other"), 96, "</s>", seed=1)
 
 
 @pytest.fixture(scope="session")
 def endless_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that never ends by itself and has room for a million tokens: what is in flight stays in flight."""
+    """A model that never ends an answer by itself and has a context of a million tokens: a request in flight stays in flight."""
     return save_tiny(tmp_path_factory.mktemp("endless"), 1_000_000, None)
 
 

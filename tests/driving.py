@@ -1,4 +1,4 @@
-"""What the tests of the engine do with one: run it dry, and put its deltas together; and the kernel where there is one."""
+"""Helpers for tests that run an engine: step until it is idle, join its deltas, random prompts, the compiled kernel."""
 
 import random
 
@@ -10,12 +10,12 @@ from app.engine.kernel import Kernel, kernel
 from app.engine.request import Delta, Event
 
 
-def compiled() -> Kernel:
-    """The kernel, or a skip where it is not to be had."""
-    made = kernel()
-    if made is None:
-        pytest.skip("the kernel is for x86-64 with gcc and its OpenMP")
-    return made
+def kernel_or_skip() -> Kernel:
+    """The compiled kernel; skips the test where it cannot be built."""
+    library = kernel()
+    if library is None:
+        pytest.skip("the kernel needs x86-64 and gcc with OpenMP")
+    return library
 
 
 def drain(engine: Engine) -> list[Event]:
@@ -25,13 +25,14 @@ def drain(engine: Engine) -> list[Event]:
     return events
 
 
-def texts(events: list[Event]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def answers_of(events: list[Event]) -> dict[str, str]:
+    """The answers, by the ids of their requests."""
+    answers: dict[str, str] = {}
     for event in events:
         if isinstance(event, Delta):
-            found[event.id] = found.get(event.id, "") + event.text
-    return found
+            answers[event.id] = answers.get(event.id, "") + event.text
+    return answers
 
 
-def prompt(rng: random.Random, most: int = 40) -> tuple[int, ...]:
-    return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, most)))
+def random_prompt(rng: random.Random, max_tokens: int = 40) -> tuple[int, ...]:
+    return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, max_tokens)))

@@ -1,4 +1,4 @@
-"""An engine without a model, and a worker without a process: what drives the routes in tests."""
+"""An engine without a model and a worker without a process, for tests of the routes and the router."""
 
 import asyncio
 from dataclasses import replace
@@ -14,9 +14,9 @@ from app.engine.request import (
     Inspect,
     Job,
     Report,
-    Residence,
     Score,
     Scored,
+    SlotReport,
     TokenLogprob,
     Waiting,
 )
@@ -24,12 +24,12 @@ from app.errors import EngineFailed
 from serve.workers.router import Router
 
 FACTS = Facts("fake", 64, 2, "none", "float32", "cpu", "fake-base", True)
-WORKER = 2**22 + 1  # above the largest pid, so never a process
+DEAD_PID = 2**22 + 1  # above the largest possible pid, so no process has it
 
 
 def answer_of(job: Generate) -> str:
-    """What the fake engine says: as many words as tokens were asked for, told apart by prompt length and seed."""
-    return "".join(f"{len(job.prompt)}/{job.sampling.seed}/{place} " for place in range(job.max_tokens))
+    """The whole answer of the fake engine: max_tokens words, each made of prompt length, seed and index."""
+    return "".join(f"{len(job.prompt)}/{job.sampling.seed}/{index} " for index in range(job.max_tokens))
 
 
 def columns_of(job: Score) -> Columns:
@@ -38,84 +38,84 @@ def columns_of(job: Score) -> Columns:
     return Columns(tuple(-token / 100 for token in job.tokens[1:]), (1,) * count, (-1.0,) * count, (1.0,) * count, crossed)
 
 
-def logprob_of(job: Generate, place: int) -> TokenLogprob:
-    """What the fake engine says of the token at `place`: a letter, less likely the later it comes, likelier the larger its seed."""
-    token, logprob = 2 + place, -1.0 - place + (job.sampling.seed % 8) / 16
-    return likely(token, logprob, job.logprobs or 0)
+def logprob_of(job: Generate, index: int) -> TokenLogprob:
+    """Log-probability of the fake engine's token at `index`: it falls with the index and rises with the seed."""
+    token, logprob = 2 + index, -1.0 - index + (job.sampling.seed % 8) / 16
+    return token_logprob(token, logprob, job.logprobs or 0)
 
 
-def likely(token: int, logprob: float, most: int) -> TokenLogprob:
-    """The token itself is the second likeliest."""
-    top = ((token + 1, logprob + 0.5), (token, logprob), *((token + 2 + place, logprob - 1 - place) for place in range(most)))
-    return TokenLogprob(token, logprob, top[:most])
+def token_logprob(token: int, logprob: float, count: int) -> TokenLogprob:
+    """A log-probability with `count` top tokens; the token itself is the second most likely."""
+    top = ((token + 1, logprob + 0.5), (token, logprob), *((token + 2 + index, logprob - 1 - index) for index in range(count)))
+    return TokenLogprob(token, logprob, top[:count])
 
 
 def prompt_logprobs_of(job: Generate) -> tuple[TokenLogprob, ...]:
     if job.prompt_logprobs is None:
         return ()
-    return tuple(likely(token, -token / 100, job.prompt_logprobs) for token in job.prompt[1:])
+    return tuple(token_logprob(token, -token / 100, job.prompt_logprobs) for token in job.prompt[1:])
 
 
 class FakeEngine:
-    """One word a step for every job at once. A text or prompt that holds token `poison` fails."""
+    """Gives every job one word per step. A text or prompt that contains the token `poison` fails."""
 
     def __init__(self, poison: int = -1) -> None:
         self.jobs: dict[str, tuple[Job, int]] = {}
-        self.seen: list[Job] = []
+        self.submitted: list[Job] = []
         self.cancelled: list[str] = []
         self.poison = poison
-        self.queue = 0  # steps that a job waits before its first word
-        self.cached = 0  # tokens of a prompt that are said to have been there
-        self.script: list[tuple[str, tuple[int, ...]]] = []  # text and tokens of each step, instead of a word and a letter
+        self.queue_steps = 0  # steps that a job waits in the queue before its first word
+        self.cached_tokens = 0  # reported as the number of cached prompt tokens
+        self.script: list[tuple[str, tuple[int, ...]]] = []  # (text, tokens) of each step, which replace the usual words
 
     @property
     def idle(self) -> bool:
         return not self.jobs
 
     def submit(self, job: Job) -> None:
-        self.seen.append(job)
-        self.jobs[job.id] = (job, -self.queue)
+        self.submitted.append(job)
+        self.jobs[job.id] = (job, -self.queue_steps)
 
     def cancel(self, id: str) -> bool:
         self.cancelled.append(id)
         return self.jobs.pop(id, None) is not None
 
     def step(self) -> list[Event]:
-        return [self._advance(job, done) for job, done in list(self.jobs.values())]
+        return [self._advance(job, step) for job, step in list(self.jobs.values())]
 
     def report(self, id: str) -> Report:
-        slots = (Residence(0, "decode", "a/0", 5, 7, 3), Residence(1, "idle", None, 0, 4, 0))
+        slots = (SlotReport(0, "decode", "a/0", 5, 7, 3), SlotReport(1, "idle", None, 0, 4, 0))
         decision = Decision(1753000000.25, "a/0", 0, "holds its beginning", 0.5, 2, 5)
         return Report(id, slots, (Waiting("b/0", 1, 1.5), Waiting("c/0", 2, None)), 3, (decision,))
 
-    def _advance(self, job: Job, done: int) -> Event:
-        self.jobs[job.id] = (job, done + 1)
-        if done < 0:
-            return Waiting(job.id, -done, None if -done == self.queue else -done / 4)
+    def _advance(self, job: Job, step: int) -> Event:
+        self.jobs[job.id] = (job, step + 1)
+        if step < 0:
+            return Waiting(job.id, -step, None if -step == self.queue_steps else -step / 4)
         if isinstance(job, Score):
             del self.jobs[job.id]
             return Failed(job.id, EngineFailed("poisoned")) if self.poison in job.tokens else Scored(job.id, columns_of(job))
         if self.poison in job.prompt:
             del self.jobs[job.id]
             return Failed(job.id, EngineFailed("poisoned"))
-        delta = self._scripted(job, done) if self.script else self._word(job, done)
+        delta = self._scripted(job, step) if self.script else self._word(job, step)
         if delta.finish is not None:
             del self.jobs[job.id]
-        return delta if done else replace(delta, cached=self.cached, prompt_logprobs=prompt_logprobs_of(job))
+        return delta if step else replace(delta, cached=self.cached_tokens, prompt_logprobs=prompt_logprobs_of(job))
 
-    def _word(self, job: Generate, done: int) -> Delta:
-        word = f"{len(job.prompt)}/{job.sampling.seed}/{done} "
-        logprobs = () if job.logprobs is None else (logprob_of(job, done),)
-        return Delta(job.id, word, 1, "length" if done + 1 == job.max_tokens else None, logprobs)
+    def _word(self, job: Generate, step: int) -> Delta:
+        word = f"{len(job.prompt)}/{job.sampling.seed}/{step} "
+        logprobs = () if job.logprobs is None else (logprob_of(job, step),)
+        return Delta(job.id, word, 1, "length" if step + 1 == job.max_tokens else None, logprobs)
 
-    def _scripted(self, job: Generate, done: int) -> Delta:
-        text, tokens = self.script[done]
-        logprobs = () if job.logprobs is None else tuple(likely(token, -0.5, job.logprobs) for token in tokens)
-        return Delta(job.id, text, len(tokens), "stop" if done + 1 == len(self.script) else None, logprobs)
+    def _scripted(self, job: Generate, step: int) -> Delta:
+        text, tokens = self.script[step]
+        logprobs = () if job.logprobs is None else tuple(token_logprob(token, -0.5, job.logprobs) for token in tokens)
+        return Delta(job.id, text, len(tokens), "stop" if step + 1 == len(self.script) else None, logprobs)
 
 
 class FakeWorker:
-    """Stands where the request queue stands: steps its engine on the event loop until `stalled`."""
+    """Takes the place of a replica's request queue, and steps its engine on the event loop unless `stalled`."""
 
     def __init__(self, router: Router, engine: FakeEngine) -> None:
         self.router, self.engine = router, engine

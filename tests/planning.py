@@ -1,6 +1,6 @@
-"""What stands for the engine where only its policy is tested."""
+"""Drives a scheduler without an engine, for tests of its policy."""
 
-from app.engine.budget import Pace
+from app.engine.budget import StepBudget
 from app.engine.request import Generate
 from app.engine.scheduler import Plan, Scheduler
 from app.engine.slot import Slot
@@ -13,12 +13,12 @@ class Clock:
         return self.now_s
 
 
-def decode(ids: list[int]) -> str:
+def detokenize(ids: list[int]) -> str:
     return "x" * len(ids)
 
 
 def create(slots: int, step_tokens: int, clock: Clock | None = None) -> Scheduler:
-    return Scheduler([Slot(index) for index in range(slots)], Pace(step_tokens, 2.0), clock or Clock())
+    return Scheduler([Slot(index) for index in range(slots)], StepBudget(step_tokens, 2.0), clock or Clock())
 
 
 def generate(name: str, length: int, first: int = 0) -> Generate:
@@ -26,20 +26,21 @@ def generate(name: str, length: int, first: int = 0) -> Generate:
 
 
 def run(scheduler: Scheduler) -> Plan:
-    """What the engine does with a plan: the cache grows, who has read its prompt or decodes gets a token."""
-    plan = scheduler.schedule(decode)
+    """Do what the engine does with a plan: the caches grow, and each slot that decodes or has finished its prefill gets a token."""
+    plan = scheduler.schedule(detokenize)
     for slot in plan.decodes:
         slot.length += 1
         slot.tokens.append(7)
-    for chunk in plan.chunks:
+    for chunk in plan.prefill_chunks:
         chunk.slot.length = chunk.end
         if chunk.end == len(chunk.slot.tokens):
             chunk.slot.tokens.append(7)
-    for passage in plan.passages:
-        if not passage.reading.waiting and passage.end == passage.window.end:
-            scheduler.finish(passage.reading)
+    for chunk in plan.score_chunks:
+        if not chunk.text.windows and chunk.end == chunk.window.end:
+            scheduler.finish_text(chunk.text)
     return plan
 
 
-def tenant(slot: Slot) -> str | None:
+def request_in(slot: Slot) -> str | None:
+    """The id of the request that runs in the slot."""
     return slot.request.id if slot.request else None

@@ -1,4 +1,4 @@
-"""A server in a process of its own, and what tests do to it: shared by the tests of serve and of the whole."""
+"""Starts a server in a process of its own. Shared by the tests of serve/ and of the whole product."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass
-class Running:
+class RunningServer:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
@@ -32,7 +32,7 @@ class Running:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def worker(self) -> psutil.Process:
-        """The process that holds the model: the spawned one that is not the resource tracker."""
+        """The first worker process. Workers and the resource tracker are spawned; only workers run `spawn_main`."""
         return next(child for child in self.children() if "spawn_main" in " ".join(child.cmdline()))
 
     def wait_ready(self, seconds: float = START_S) -> None:
@@ -55,7 +55,7 @@ def is_ready(url: str) -> bool:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str, page: bool = False) -> Iterator[Running]:
+def serving(folder: Path, *arguments: str, page: bool = False) -> Iterator[RunningServer]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -63,11 +63,11 @@ def serving(folder: Path, *arguments: str, page: bool = False) -> Iterator[Runni
     command = [sys.executable, "-m", "serve", "--port", str(port), "--ui.enabled", str(page), *arguments]
     with log.open("wb") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT)
-    running = Running(process, f"http://127.0.0.1:{port}", log)
-    family: list[psutil.Process] = []
+    running = RunningServer(process, f"http://127.0.0.1:{port}", log)
+    processes: list[psutil.Process] = []
     try:
         running.wait_ready()
-        family = running.children()
+        processes = running.children()
         yield running
     finally:
         process.terminate()
@@ -75,5 +75,5 @@ def serving(folder: Path, *arguments: str, page: bool = False) -> Iterator[Runni
             process.wait(40)
         except subprocess.TimeoutExpired:
             process.kill()
-        for child in psutil.wait_procs(family, timeout=5)[1]:
+        for child in psutil.wait_procs(processes, timeout=5)[1]:
             child.kill()

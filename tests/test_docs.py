@@ -12,6 +12,8 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+SETTINGS = ROOT / "docs/settings.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 HEAD = ["| setting | default | environment | meaning |", "| --- | --- | --- | --- |"]
 
 
@@ -52,19 +54,6 @@ def shown(default) -> str | None:
     return str(default).removeprefix(f"{ROOT}/")
 
 
-def section(title) -> str:
-    """Text under `## title`, up to the next heading of that level."""
-    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README.read_text(), re.M | re.S)
-    assert found, f"README.md has no section `## {title}`"
-    return found.group(1)
-
-
-def fence(text) -> list[str]:
-    found = re.search(r"^```\w*\n(.*?)^```", text, re.M | re.S)
-    assert found, "no fenced block"
-    return [line for line in found.group(1).splitlines() if line.strip()]
-
-
 def cells(row) -> list[str]:
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
 
@@ -75,7 +64,7 @@ def test_settings_have_a_meaning():
 
 def test_settings_table():
     expected = [*HEAD, *(setting.row() for setting in settings())]
-    table = [line for line in section("Settings").splitlines() if line.startswith("|")]
+    table = [line for line in SETTINGS.read_text().splitlines() if line.startswith("|")]
     found = [cells(line) for index, line in enumerate(table) if index != 1]
     assert found == [cells(line) for index, line in enumerate(expected) if index != 1], "should be\n" + "\n".join(expected)
 
@@ -87,8 +76,8 @@ def test_env_example():
 
 
 def tree() -> list[str]:
-    """Paths of the README's tree; each line is a path from the root and, two blanks or more behind it, a phrase."""
-    lines = fence(section("Tree"))
+    """Paths of the README's tree, its last fenced block; each line is a path from the root and, two blanks or more behind it, a phrase."""
+    lines = [line for line in re.findall(r"^```\w*\n(.*?)^```", README.read_text(), re.M | re.S)[-1].splitlines() if line.strip()]
     assert all(re.fullmatch(r"\S+ {2,}\S.*", line) for line in lines), "each line: `path  phrase`"
     return [line.split()[0] for line in lines]
 
@@ -98,18 +87,29 @@ def test_tree_names_what_exists():
     assert not missing, f"not on disk, or a folder without / behind it: {missing}"
 
 
-@pytest.mark.parametrize("folder", ["app", "serve", "ui"])
-def test_tree_names_every_module(folder):
-    inside = sorted((ROOT / folder).iterdir())
-    modules = [f"{folder}/{path.name}" for path in inside if path.suffix == ".py"]
-    packages = [f"{folder}/{path.name}/" for path in inside if path.is_dir() and [*path.glob("*.py")]]
-    missing = sorted({*modules, *packages} - set(tree()))
-    assert not missing, f"not in the README's tree: {missing}"
+@pytest.mark.parametrize("folder", [".", "app", "serve"])
+def test_tree_names_every_folder_with_code(folder):
+    inside = [path for path in (ROOT / folder).iterdir() if path.is_dir() and not path.name.startswith(".") and path.name != "runs"]
+    packages = [f"{path.relative_to(ROOT)}/" for path in inside if [*path.glob("*.py")]]
+    assert len(packages) > 2 and not set(packages) - set(tree()), f"not in the README's tree: {sorted(set(packages) - set(tree()))}"
+
+
+def test_the_readme_is_short_and_names_every_page():
+    text = README.read_text()
+    assert len(text.splitlines()) < 150
+    assert [page.name for page in PAGES if page != README and f"{page.relative_to(ROOT)})" not in text] == []
+
+
+def test_the_readmes_settings_are_settings():
+    names = {setting.name for setting in settings()}
+    named = set(re.findall(r"`((?:model|server|queue|security|ui)\.\w+)`", "".join(page.read_text() for page in PAGES)))
+    named -= {"model.generate"}  # of transformers
+    assert len(named) > 20 and named <= names, sorted(named - names)
 
 
 def test_commands_are_make_targets():
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
-    text = README.read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    text = "\n".join(page.read_text() for page in PAGES)
     code = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) + re.findall(r"`([^`\n]+)`", text)
     words = [word for line in "\n".join(code).splitlines() for word in targets(line)]
     assert "run" in words, "the README says how to start it"
@@ -118,19 +118,28 @@ def test_commands_are_make_targets():
 
 def targets(line) -> list[str]:
     """`make a b X=1  # why` -> a, b. Only what starts a line of code."""
-    found = re.match(r"\$? ?make((?: +[\w./=:\"'-]+)+)", line)
+    found = re.match(r"\$? ?make((?: +[\w./=:\"'-]+)+)", re.sub(r"\"[^\"]*\"|'[^']*'", '""', line))
     return [word for word in found.group(1).split() if "=" not in word] if found else []
 
 
 def test_modules_that_are_run_exist():
-    for module in re.findall(r"python -m ((?:app|serve|ui|loadtest|models)[\w.]*)", README.read_text()):
+    modules = re.findall(r"python -m ((?:app|serve|ui|loadtest|models)[\w.]*)", "\n".join(page.read_text() for page in PAGES))
+    assert {"serve", "app.calibrate"} <= set(modules)
+    for module in modules:
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README.read_text()):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_in_code_exist(page):
+    named = re.findall(r"`((?:app|serve|ui|loadtest|models|tests|docs)/[\w./-]+\.(?:py|md|c|h|toml))`", page.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_tests_named_in_the_documents_exist():

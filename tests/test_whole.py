@@ -1,11 +1,11 @@
-"""The whole product as a newcomer meets it: the bundled models, the real server, the page in a browser."""
+"""The whole product as a new user sees it: the bundled models, the real server, the page in a browser."""
 
 import re
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
-from serving import Running, serving
+from serving import RunningServer, serving
 
 from tests.ui.test_page import CHROMIUM, FLAGS
 
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is no
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with serving(tmp_path_factory.mktemp("whole"), page=True) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def page(running: Running) -> Iterator[Page]:
+def page(running: RunningServer) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
@@ -50,11 +50,11 @@ def test_a_newcomer_scores_a_text(page: Page) -> None:
     result = page.get_by_role("region", name="Result")
     expect(result.get_by_text(re.compile(r"^Binoculars \d\.\d{3}$"))).to_be_visible(timeout=30_000)
     expect(result.locator(".badge")).to_have_text(re.compile("Likely|Uncertain"))
-    expect(result.get_by_text("Machine’s border", exact=True)).to_be_visible()
+    expect(result.get_by_text("Threshold of a machine verdict", exact=True)).to_be_visible()
     expect(result.locator(".t")).not_to_have_count(0)
 
 
-def test_a_stop_with_the_page_open_is_quick_and_quiet(page: Page, running: Running) -> None:
+def test_a_stop_with_the_page_open_is_quick_and_quiet(page: Page, running: RunningServer) -> None:
     expect(page.get_by_role("tab", name="Score")).to_be_visible()
     running.process.terminate()
     assert running.process.wait(15) == 0

@@ -1,42 +1,47 @@
-"""One answer on its way: the text so far and the times that matter, as numbers.
+"""A streamed answer while it arrives: the text so far, and TTFT and decode speed computed from arrival times.
 
-Pure: reads no clock (it is told the time), knows no HTTP and no HTML.
+Pure: callers pass the current time in. Knows no HTTP and no HTML.
 """
 
 from dataclasses import dataclass
 
-from ui.client import Chunk, Place
+from ui.client import Chunk, QueueStatus
 
 
 @dataclass(slots=True)
 class Answer:
-    """Times are seconds of one monotonic clock. TTFT is the first non-empty piece of text, not the first event."""
+    """Collects the chunks of one answer.
 
-    asked_s: float
+    All times are seconds of one monotonic clock. TTFT counts to the first non-empty text, not to the first event.
+    """
+
+    sent_s: float  # when the request was sent
     text: str = ""
-    first_s: float | None = None
-    last_s: float | None = None
+    first_text_s: float | None = None
+    last_text_s: float | None = None
     finish_reason: str | None = None
-    tokens: int | None = None
-    place: Place | None = None  # in the server's queue, as last heard
-    model: str | None = None  # whose it is, where several are served
+    completion_tokens: int | None = None
+    queue: QueueStatus | None = None  # None once the request has left the server's queue
+    model: str | None = None  # shown in the note under the answer; None where the server has one model
 
-    def take(self, chunk: Chunk, now_s: float) -> None:
-        self.place = chunk.queued
+    def add(self, chunk: Chunk, now_s: float) -> None:
+        """Adds a chunk that arrived at `now_s`."""
+        self.queue = chunk.queue
         if chunk.text:
             self.text += chunk.text
-            self.first_s = now_s if self.first_s is None else self.first_s
-            self.last_s = now_s
+            self.first_text_s = now_s if self.first_text_s is None else self.first_text_s
+            self.last_text_s = now_s
         self.finish_reason = chunk.finish_reason or self.finish_reason
-        self.tokens = self.tokens if chunk.usage is None else chunk.usage.completion_tokens
+        self.completion_tokens = self.completion_tokens if chunk.usage is None else chunk.usage.completion_tokens
 
     @property
     def ttft_ms(self) -> float | None:
-        return None if self.first_s is None else (self.first_s - self.asked_s) * 1000
+        return None if self.first_text_s is None else (self.first_text_s - self.sent_s) * 1000
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Decode speed: (tokens - 1) / (time from the first to the last piece); None where that says nothing."""
-        if self.tokens is None or self.tokens < 2 or self.first_s is None or self.last_s is None or self.last_s <= self.first_s:
+        """Decode speed: (tokens - 1) / (time from the first text to the last). None with fewer than 2 tokens, or where no time passed."""
+        tokens, first_s, last_s = self.completion_tokens, self.first_text_s, self.last_text_s
+        if tokens is None or tokens < 2 or first_s is None or last_s is None or last_s <= first_s:
             return None
-        return (self.tokens - 1) / (self.last_s - self.first_s)
+        return (tokens - 1) / (last_s - first_s)

@@ -1,4 +1,4 @@
-"""Prompts and texts to try, written for this page. The prompts suit the bundled storyteller."""
+"""Example prompts and texts, written for this page. The prompts suit the bundled storyteller model."""
 
 PROMPTS = (
     "Tell me a story about a fox and a crow.",

@@ -1,6 +1,6 @@
-"""Where a score lies between machine and human: an axis for each method, and its drawing with the needle and the border as HTML.
+"""Draws a score between machine-like and human-like as HTML: an axis for each method, a needle, and the threshold.
 
-Decides nothing: the axes only say where to draw, and the border is the server's.
+Decides nothing: the axes only say where to draw, and the threshold comes from the server.
 """
 
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from app.schemas import Direction, Method
 
-METHODS: dict[Method, str] = {
+METHOD_NAMES: dict[Method, str] = {
     "binoculars": "Binoculars",
     "likelihood_ratio": "Likelihood ratio",
     "fast_detect": "Fast-DetectGPT",
@@ -19,68 +19,70 @@ METHODS: dict[Method, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """The stretch of a method's scores that is drawn; a score beyond it stands at the end. `powers` draws equal ratios equally far."""
+    """The range of scores that is drawn; a score outside it is drawn at the nearer end. On a `logarithmic` axis equal ratios are
+    equally far apart."""
 
     low: float
     high: float
-    powers: bool = False
+    logarithmic: bool = False
 
     def ticks(self) -> list[float]:
-        shares = [step / 4 for step in range(5)]
-        if self.powers:
-            return [self.low * (self.high / self.low) ** share for share in shares]
-        return [self.low + (self.high - self.low) * share for share in shares]
+        fractions = [step / 4 for step in range(5)]
+        if self.logarithmic:
+            return [self.low * (self.high / self.low) ** fraction for fraction in fractions]
+        return [self.low + (self.high - self.low) * fraction for fraction in fractions]
 
     def position(self, score: float, direction: Direction) -> float:
-        """Percent from the left, where the machine-like end is."""
-        within = min(max(score, self.low), self.high)
-        if self.powers:
-            share = math.log(within / self.low) / math.log(self.high / self.low)
+        """Where the score is drawn, in percent from the left. The machine-like end is on the left."""
+        clamped = min(max(score, self.low), self.high)
+        if self.logarithmic:
+            fraction = math.log(clamped / self.low) / math.log(self.high / self.low)
         else:
-            share = (within - self.low) / (self.high - self.low)
-        return 100 * (share if direction == "lower" else 1 - share)
+            fraction = (clamped - self.low) / (self.high - self.low)
+        return 100 * (fraction if direction == "lower" else 1 - fraction)
 
 
 AXES: dict[Method, Axis] = {
     "binoculars": Axis(0.5, 1.5),
     "likelihood_ratio": Axis(-0.5, 0.5),
     "fast_detect": Axis(-4, 8),
-    "perplexity": Axis(1, 10_000, powers=True),
+    "perplexity": Axis(1, 10_000, logarithmic=True),
     "log_rank": Axis(0, 6),
 }
 
 
-def number(value: float) -> str:
-    return f"{value:,.3f}" if abs(value) < 1e6 else f"{value:.2e}"
+def format_score(score: float) -> str:
+    return f"{score:,.3f}" if abs(score) < 1e6 else f"{score:.2e}"
 
 
-def gauge(method: Method, score: float, direction: Direction, threshold: float | None) -> str:
+def gauge_html(method: Method, score: float, direction: Direction, threshold: float | None) -> str:
     axis = AXES[method]
-    ticks = "".join(_at(axis.position(tick, direction), "tick", f"{tick:g}") for tick in axis.ticks())
-    beyond = "" if axis.low <= score <= axis.high else ", beyond the end of this axis"
-    known = "" if threshold is None else f"; the border of a machine verdict is {number(threshold)}"
-    label = f"{METHODS[method]} score {number(score)}{beyond}; {direction} is more machine-like{known}"
-    named, line = ("", "") if threshold is None else _border(axis.position(threshold, direction), threshold)
+    ticks = "".join(_label(axis.position(tick, direction), f"{tick:g}") for tick in axis.ticks())
+    outside = "" if axis.low <= score <= axis.high else ", beyond the end of this axis"
+    limit = "" if threshold is None else f"; the threshold of a machine verdict is {format_score(threshold)}"
+    aria_label = f"{METHOD_NAMES[method]} score {format_score(score)}{outside}; {direction} is more machine-like{limit}"
+    name, line = ("", "") if threshold is None else _threshold_html(axis.position(threshold, direction), threshold)
     return (
-        f'<div class="gauge" role="img" aria-label="{label}">'
-        f'<div class="ends"><span>← more machine-like</span><span>more human-like →</span></div>{named}'
+        f'<div class="gauge" role="img" aria-label="{aria_label}">'
+        f'<div class="ends"><span>← more machine-like</span><span>more human-like →</span></div>{name}'
         f'<div class="track">{line}<i class="needle" style="left:{axis.position(score, direction):.1f}%"></i></div>'
         f'<div class="ticks">{ticks}</div></div>'
     )
 
 
-def small(method: Method, score: float, direction: Direction) -> str:
-    """The place on the same axis, to stand before a line of text."""
+def small_gauge_html(method: Method, score: float, direction: Direction) -> str:
+    """The needle on the same axis without ticks and labels, for one line of text."""
     return (
         f'<span class="track" aria-hidden="true"><i class="needle" style="left:{AXES[method].position(score, direction):.1f}%"></i></span>'
     )
 
 
-def _border(place: float, threshold: float) -> tuple[str, str]:
-    name = f'<div class="names">{_at(place, "tick", f"machine’s border {number(threshold)}")}</div>'
-    return name, f'<i class="border" style="left:{place:.1f}%"></i>'
+def _threshold_html(percent: float, threshold: float) -> tuple[str, str]:
+    """The threshold's label above the track, and its line on the track."""
+    label = f'<div class="names">{_label(percent, f"machine threshold {format_score(threshold)}")}</div>'
+    return label, f'<i class="threshold" style="left:{percent:.1f}%"></i>'
 
 
-def _at(place: float, name: str, words: str) -> str:
-    """Moved back by its own share of its width, so that neither end sticks out."""
-    return f'<span class="{name}" style="left:{place:.1f}%;transform:translateX(-{place:.1f}%)">{words}</span>'
+def _label(percent: float, text: str) -> str:
+    """A label at `percent` from the left, shifted back by as many percent of its own width, so that it stays inside at both ends."""
+    return f'<span class="tick" style="left:{percent:.1f}%;transform:translateX(-{percent:.1f}%)">{text}</span>'

@@ -1,70 +1,74 @@
-"""Translates what is served into the head of the page, and into the sentence that stands where a model cannot chat.
+"""Translates what the server serves into the HTML of the page's header, and into the notice for a model that cannot chat.
 
-Pure: no Gradio component, no HTTP. Escapes every name.
+Pure: no Gradio component, no HTTP. Every name is escaped.
 """
 
 from collections.abc import Iterator
 
 from app.schemas import ModelCard
-from ui.messages import escaped, problem
-from ui.models import Choice
+from ui.messages import alert_html, escape_html
+from ui.models import ModelSelection
 
-TAGLINE = "Chats, and tells how machine-like a text is."
-
-
-def connecting(server_url: str) -> str:
-    return _header(f'<p class="status">Asking {escaped(server_url)} what it serves.</p>')
+TAGLINE = "Chat with a language model, and see how machine-like a text is."
 
 
-def unreachable(sentence: str) -> str:
-    return _header(problem(sentence))
+def connecting_header(server_url: str) -> str:
+    return _header_html(f'<p class="status">Asking {escape_html(server_url)} which models it serves.</p>')
 
 
-def header(choice: Choice) -> str:
-    """One model in a table of facts, several in a line each."""
-    told = " ".join(_sentences(choice))
-    return _header((problem(told) if told else "") + (_lines(choice) if choice.several else "".join(map(_facts, choice.cards))))
+def unreachable_header(sentence: str) -> str:
+    return _header_html(alert_html(sentence))
 
 
-def speechless(choice: Choice) -> str:
-    """For the chat tab: why the chosen model does not chat, and which one does. Blank where it does."""
-    card = choice.card
+def models_header(selection: ModelSelection) -> str:
+    """One model as a table of facts, several as one line each; above them, what is not ready."""
+    status = " ".join(_status_sentences(selection))
+    models = _model_list(selection) if selection.has_several else "".join(map(_facts_html, selection.cards))
+    return _header_html((alert_html(status) if status else "") + models)
+
+
+def no_chat_notice(selection: ModelSelection) -> str:
+    """Says on the chat tab why the selected model cannot chat, and which models can. Blank if it can."""
+    card = selection.selected
     if card is None or card.chat:
         return ""
-    advice = [f"Choose {' or '.join(choice.talkers)} to chat."] if choice.talkers else []
+    advice = [f"Choose {' or '.join(selection.chat_names)} to chat."] if selection.chat_names else []
     if "score" in card.capabilities:
         advice.append("The Score tab works.")
-    return problem(" ".join([f"{card.id} has no chat template, so it cannot chat.", *advice]))
+    return alert_html(" ".join([f"{card.id} has no chat template, so it cannot chat.", *advice]))
 
 
-def _sentences(choice: Choice) -> Iterator[str]:
-    status = choice.readiness.status
-    if status == "loading" and choice.loading:
-        yield f"The server is still loading {', '.join(choice.loading)}. Reload this page to look again."
+def _status_sentences(selection: ModelSelection) -> Iterator[str]:
+    """What the visitor should know about models that are not available."""
+    status = selection.readiness.status
+    if status == "loading" and selection.loading_names:
+        yield f"The server is still loading {', '.join(selection.loading_names)}. Reload this page to check again."
     elif status != "ready":
-        yield f"The server is {status}: answers may be refused."
-    if choice.missed and choice.card is not None:
-        yield f"{choice.asked} is {'not there yet' if choice.coming else 'no longer served here'}, so {choice.card.id} is chosen."
+        yield f"The server is {status}: it may refuse requests."
+    if selection.is_unavailable and selection.selected is not None:
+        reason = "not available yet" if selection.will_be_available else "no longer served here"
+        yield f"{selection.requested} is {reason}, so {selection.selected.id} is selected."
 
 
-def _lines(choice: Choice) -> str:
-    return f'<ul class="models" aria-label="Models">{"".join(_line(card, card == choice.card) for card in choice.cards)}</ul>'
+def _model_list(selection: ModelSelection) -> str:
+    items = "".join(_model_item(card, card == selection.selected) for card in selection.cards)
+    return f'<ul class="models" aria-label="Models">{items}</ul>'
 
 
-def _line(card: ModelCard, chosen: bool) -> str:
-    marks = [word for word, holds in {"chosen": chosen, "default": card.default}.items() if holds]
+def _model_item(card: ModelCard, is_selected: bool) -> str:
+    marks = [mark for mark, applies in {"selected": is_selected, "default": card.default}.items() if applies]
     facts = [_precision(card), card.device, f"{card.context:,} tokens", f"{card.slots:,} slots"]
     if card.observer:
         facts.append(f"observer {card.observer}")
     if not card.chat:
         facts.append("no chat template")
     return (
-        f"<li{' aria-current=true' if chosen else ''}><b>{escaped(card.id)}</b> "
-        f"{''.join(f'<span class=mark>{mark}</span> ' for mark in marks)}{escaped(' · '.join(facts))}</li>"
+        f"<li{' aria-current=true' if is_selected else ''}><b>{escape_html(card.id)}</b> "
+        f"{''.join(f'<span class=mark>{mark}</span> ' for mark in marks)}{escape_html(' · '.join(facts))}</li>"
     )
 
 
-def _facts(card: ModelCard) -> str:
+def _facts_html(card: ModelCard) -> str:
     facts = {
         "Model": card.id,
         "Precision": _precision(card),
@@ -75,13 +79,13 @@ def _facts(card: ModelCard) -> str:
     }
     if not card.chat:
         facts["Chat"] = "no chat template"
-    pairs = "".join(f"<div><dt>{name}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts.items())
-    return f'<dl class="facts">{pairs}</dl>'
+    items = "".join(f"<div><dt>{name}</dt><dd>{escape_html(value)}</dd></div>" for name, value in facts.items())
+    return f'<dl class="facts">{items}</dl>'
 
 
 def _precision(card: ModelCard) -> str:
     return card.dtype if card.quantize == "none" else f"{card.quantize}, computing in {card.dtype}"
 
 
-def _header(inside: str) -> str:
-    return f'<header class="litmus"><h1>Litmus</h1><p class="tagline">{TAGLINE}</p>{inside}</header>'
+def _header_html(content: str) -> str:
+    return f'<header class="litmus"><h1>Litmus</h1><p class="tagline">{TAGLINE}</p>{content}</header>'

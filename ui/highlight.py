@@ -1,6 +1,6 @@
-"""The scored text as HTML: its sentences as a list with their places on the gauge, and its tokens coloured by rank.
+"""The scored text as HTML: a list of its sentences, each with a small gauge, and its tokens coloured by rank.
 
-Offsets index the text as it was sent, so that is what is shown, every character once. Pure; decides nothing.
+Token and sentence offsets index the text as it was sent, so that text is shown, every character once. Pure; decides nothing.
 """
 
 import unicodedata
@@ -9,101 +9,107 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from app.schemas import Score, SentenceScore, TokenScore
-from ui.gauge import METHODS, number, small
-from ui.messages import escaped
+from ui.gauge import METHOD_NAMES, format_score, small_gauge_html
+from ui.messages import escape_html
 
-PART = "·"  # a token that is the rest of a character already shown
-HINT = (
-    "Coloured by rank: how far down the model’s own list the token stood. The stronger the colour, the more it surprised the model. "
-    "Point at a token, or press Tab and use the arrow keys."
+CONTINUATION_MARK = "·"  # shown for a token whose character an earlier token already shows
+TOKENS_HINT = (
+    "Each token is coloured by its rank in the model’s list of likely next tokens: the stronger the colour, the less the model expected "
+    "it. Point at a token to see its numbers, or press Tab and use the arrow keys."
 )
-APART = "One sentence alone says little: read these as hints about where to look, not as verdicts."
+SENTENCES_HINT = "One sentence alone says little: read these as hints about where to look, not as verdicts."
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Tokens up to this rank, coloured the same, as in GLTR (arXiv 1906.04043)."""
+    """The ranks up to `max_rank`, above the bucket before; drawn in one colour, as in GLTR (arXiv 1906.04043)."""
 
-    top: float
+    max_rank: float
     label: str
 
 
-BUCKETS = (Bucket(10, "top 10"), Bucket(100, "top 100"), Bucket(1000, "top 1,000"), Bucket(float("inf"), "beyond"))
+BUCKETS = (Bucket(10, "top 10"), Bucket(100, "top 100"), Bucket(1000, "top 1,000"), Bucket(float("inf"), "beyond the top 1,000"))
 
 
-def sentences(score: Score, scored: Sequence[SentenceScore], text: str) -> str:
-    items = "".join(_sentence(score, sentence, text) for sentence in scored)
+def sentences_html(score: Score, sentences: Sequence[SentenceScore], text: str) -> str:
+    items = "".join(_sentence_item(score, sentence, text) for sentence in sentences)
     return (
-        f'<h3>Sentences</h3><p class="hint">{METHODS[score.method]} of each, on the axis above. {APART}</p>'
+        f'<h3>Sentences</h3><p class="hint">The {METHOD_NAMES[score.method]} score of each, on the axis above. {SENTENCES_HINT}</p>'
         f'<ol class="sentences" tabindex="0" aria-label="Scored sentences">{items}</ol>'
     )
 
 
-def _sentence(score: Score, sentence: SentenceScore, text: str) -> str:
-    words = shown(text[sentence.start : sentence.end].strip())
+def _sentence_item(score: Score, sentence: SentenceScore, text: str) -> str:
+    content = text_html(text[sentence.start : sentence.end].strip())
     if sentence.score is None:
-        return f'<li><span class="place">no score</span><span class="words">{words}</span></li>'
+        return f'<li><span class="place">no score</span><span class="words">{content}</span></li>'
     count = f"{sentence.tokens:,} token{'' if sentence.tokens == 1 else 's'}"
     mean = "" if sentence.logprob is None else f", mean log-probability {sentence.logprob:.3f}"
     return (
-        f'<li title="{count}{mean}"><span class="place">{small(score.method, sentence.score, score.direction)}'
-        f'<b>{number(sentence.score)}</b><small>{count}</small></span><span class="words">{words}</span></li>'
+        f'<li title="{count}{mean}"><span class="place">{small_gauge_html(score.method, sentence.score, score.direction)}'
+        f'<b>{format_score(sentence.score)}</b><small>{count}</small></span><span class="words">{content}</span></li>'
     )
 
 
-def tokens(scored: Sequence[TokenScore], text: str) -> str:
+def tokens_html(tokens: Sequence[TokenScore], text: str) -> str:
     return (
-        f'<h3>Tokens</h3><p class="hint">{HINT}</p>{_legend(scored)}'
-        f'<div class="tokens" role="group" aria-label="Scored tokens"><div class="run">{"".join(_run(scored, text))}</div>'
+        f'<h3>Tokens</h3><p class="hint">{TOKENS_HINT}</p>{_legend_html(tokens)}'
+        f'<div class="tokens" role="group" aria-label="Scored tokens"><div class="run">{"".join(_token_spans(tokens, text))}</div>'
         '<div class="tip" role="tooltip" id="token-tip" hidden></div></div>'
     )
 
 
-def _run(scored: Sequence[TokenScore], text: str) -> Iterator[str]:
-    """Every character once: offsets leave out what was not scored, and overlap where a character takes several tokens."""
-    end = 0
-    for index, token in enumerate(scored):
-        yield _gap(text[end : token.start])
-        yield _token(token, text[max(end, token.start) : token.end], 0 if index == 0 else -1)
+def _token_spans(tokens: Sequence[TokenScore], text: str) -> Iterator[str]:
+    """Shows every character once. Text between tokens was not scored; tokens overlap where one character takes several of them."""
+    end = 0  # of the text shown so far
+    for index, token in enumerate(tokens):
+        yield _unscored_span(text[end : token.start])
+        yield _token_span(token, text[max(end, token.start) : token.end], 0 if index == 0 else -1)
         end = max(end, token.end)
-    yield _gap(text[end:])
+    yield _unscored_span(text[end:])
 
 
-def _gap(text: str) -> str:
-    return f'<span class="unscored">{shown(text)}</span>' if text else ""
+def _unscored_span(text: str) -> str:
+    return f'<span class="unscored">{text_html(text)}</span>' if text else ""
 
 
-def _legend(scored: Sequence[TokenScore]) -> str:
-    counts = Counter(_bucket(token) for token in scored)
+def _legend_html(tokens: Sequence[TokenScore]) -> str:
+    counts = Counter(_bucket_index(token) for token in tokens)
     items = (
-        f'<li><span class="key b{index}">{bucket.label}</span> {counts[index] / len(scored):.0%}</li>'
+        f'<li><span class="key b{index}">{bucket.label}</span> {counts[index] / len(tokens):.0%}</li>'
         for index, bucket in enumerate(BUCKETS)
     )
     return f'<ul class="legend" aria-label="Rank">{"".join(items)}</ul>'
 
 
-def _bucket(token: TokenScore) -> int:
-    return next(index for index, bucket in enumerate(BUCKETS) if token.rank <= bucket.top)
+def _bucket_index(token: TokenScore) -> int:
+    return next(index for index, bucket in enumerate(BUCKETS) if token.rank <= bucket.max_rank)
 
 
-def _token(token: TokenScore, text: str, tab_index: int) -> str:
-    """One stop of the Tab key for all tokens; the arrow keys move on. The numbers, and what was scored in place of the text as sent
-    where that differs, are words for `tokens.js` to show."""
+def _token_span(token: TokenScore, text: str, tab_index: int) -> str:
+    """One token. `tokens.js` shows the attributes in a tooltip.
+
+    `tab_index` is 0 for the first token and -1 for the rest: Tab stops once, the arrow keys move on.
+    `data-n`: log-probability, rank and entropy. `data-r`: the text that was scored, if normalization changed what was sent.
+    """
     numbers = f"{token.logprob:.3f} {token.rank} {token.entropy:.3f}"
-    read = f' data-r="{escaped(token.text)}"' if text != token.text else ""
-    return f'<span class="t b{_bucket(token)}" tabindex="{tab_index}" data-n="{numbers}"{read}>{shown(text) or PART}</span>'
+    scored_as = f' data-r="{escape_html(token.text)}"' if text != token.text else ""
+    content = text_html(text) or CONTINUATION_MARK
+    return f'<span class="t b{_bucket_index(token)}" tabindex="{tab_index}" data-n="{numbers}"{scored_as}>{content}</span>'
 
 
-def shown(text: str) -> str:
-    """Line ends and invisible characters as marks; the character itself stays, in a box of its own that keeps its effects in."""
+def text_html(text: str) -> str:
+    """Escapes text and marks its line ends and invisible characters. The characters themselves stay, so that the text can be copied."""
     if text.isprintable():
-        return escaped(text)
-    return "".join(_letter(letter) for letter in text.replace("\r\n", "\n"))
+        return escape_html(text)
+    return "".join(_character_html(character) for character in text.replace("\r\n", "\n"))
 
 
-def _letter(letter: str) -> str:
-    if letter == "\n":
+def _character_html(character: str) -> str:
+    """Invisible characters get an element of their own, which keeps bidirectional controls from affecting the text around them."""
+    if character == "\n":
         return '<i class="eol">↵</i>\n'
-    if unicodedata.category(letter) == "Cf" or (unicodedata.category(letter) == "Cc" and not letter.isspace()):
-        return f'<i class="unseen" title="U+{ord(letter):04X}, not visible">{letter}</i>'
-    return escaped(letter)
+    category = unicodedata.category(character)
+    if category == "Cf" or (category == "Cc" and not character.isspace()):
+        return f'<i class="unseen" title="U+{ord(character):04X}, not visible">{character}</i>'
+    return escape_html(character)

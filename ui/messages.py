@@ -1,6 +1,6 @@
-"""Translates what the server said into what the chat shows: messages with their notes.
+"""Translates a conversation into Gradio chat messages and back. Each answer carries a note: progress, speed, or an error.
 
-Pure: no Gradio component, no HTTP, no clock. Whatever came from a model or a user is escaped here before it becomes HTML.
+Pure: no Gradio component, no HTTP, no clock. All text from a model or a visitor is escaped here before it becomes HTML.
 """
 
 import html
@@ -10,87 +10,92 @@ from typing import Any
 from ui.answer import Answer
 
 ChatMessage = dict[str, Any]  # Gradio's: {"role": str, "content": [{"type": "text", "text": HTML}, ...]}
-TEMPLATE_CHARACTERS = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
-STREAMING, WAITING, UNDERWAY = "streaming", "waiting for the first token", "…"
-FINISHED = {"stop": "finished (stop)", "length": "cut at the token limit (length)"}
+TEMPLATE_ESCAPES = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
+STREAMING_NOTE, WAITING_NOTE = "streaming", "waiting for the first token"
+IN_PROGRESS_MARK = "…"  # the note of an answer that is not finished ends in it
+FINISH_NOTES = {"stop": "finished (stop)", "length": "cut at the token limit (length)"}
 
 
-def escaped(text: str) -> str:
-    """Text for an HTML body or attribute. The braces go too: `gr.HTML` reads its value as a template."""
-    return html.escape(text).translate(TEMPLATE_CHARACTERS)
+def escape_html(text: str) -> str:
+    """Escapes text for an HTML body or attribute. Braces too: `gr.HTML` reads its value as a template."""
+    return html.escape(text).translate(TEMPLATE_ESCAPES)
 
 
-def question(text: str) -> ChatMessage:
+def user_message(text: str) -> ChatMessage:
     return _message("user", text)
 
 
-def answering(answer: Answer) -> ChatMessage:
-    """An answer on its way: its note ends in an ellipsis."""
-    words = WAITING if answer.ttft_ms is None else f"{STREAMING} · TTFT {answer.ttft_ms:,.0f} ms"
-    if answer.place is not None:
-        about = "" if not answer.place.wait_s else f", about {answer.place.wait_s} s"
-        words = f"{WAITING}: number {answer.place.position} in the queue{about}"
-    return _message("assistant", answer.text, words + UNDERWAY)
+def streaming_message(answer: Answer) -> ChatMessage:
+    """An answer that is not finished; its note ends in an ellipsis."""
+    note = WAITING_NOTE if answer.ttft_ms is None else f"{STREAMING_NOTE} · TTFT {answer.ttft_ms:,.0f} ms"
+    if answer.queue is not None:
+        estimate = "" if not answer.queue.wait_s else f", about {answer.queue.wait_s} s"
+        note = f"{WAITING_NOTE}: position {answer.queue.position} in the queue{estimate}"
+    return _message("assistant", answer.text, note + IN_PROGRESS_MARK)
 
 
-def answered(answer: Answer) -> ChatMessage:
-    parts = [FINISHED.get(answer.finish_reason or "", "finished")]
+def finished_message(answer: Answer) -> ChatMessage:
+    """A finished answer; its note holds the model, the token count, the speed, TTFT and the finish reason, as far as they are known."""
+    parts = [FINISH_NOTES.get(answer.finish_reason or "", "finished")]
     if answer.ttft_ms is not None:
         parts.insert(0, f"TTFT {answer.ttft_ms:,.0f} ms")
     if answer.tokens_per_s is not None:
         parts.insert(0, f"{answer.tokens_per_s:,.1f} tokens/s")
-    if answer.tokens is not None:
-        parts.insert(0, f"{answer.tokens:,} token{'' if answer.tokens == 1 else 's'}")
+    if answer.completion_tokens is not None:
+        parts.insert(0, f"{answer.completion_tokens:,} token{'' if answer.completion_tokens == 1 else 's'}")
     if answer.model is not None:
         parts.insert(0, answer.model)
     return _message("assistant", answer.text, " · ".join(parts))
 
 
-def failed(answer: Answer, sentence: str) -> ChatMessage:
+def failed_message(answer: Answer, sentence: str) -> ChatMessage:
+    """The text that arrived before the failure, and the failure as the note."""
     return _message("assistant", answer.text, f"⚠ {sentence}")
 
 
-def stopped(history: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """The history with the note of an answer that was on its way saying so; any other history as it is."""
-    if unanswered(history):
-        return [*history, _message("assistant", "", "stopped before it began")]
-    if not live(history):
+def mark_stopped(history: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Changes the note of an unfinished answer to "stopped". A history without one is returned unchanged."""
+    if awaits_answer(history):
+        return [*history, _message("assistant", "", "stopped before it started")]
+    if not is_streaming(history):
         return list(history)
     *before, last = history
-    words = _note(last).removesuffix(UNDERWAY).replace(WAITING, "stopped before the first token").replace(STREAMING, "stopped")
-    return [*before, _message("assistant", _text(last), words)]
+    note = _note(last).removesuffix(IN_PROGRESS_MARK)
+    note = note.replace(WAITING_NOTE, "stopped before the first token").replace(STREAMING_NOTE, "stopped")
+    return [*before, _message("assistant", _text(last), note)]
 
 
-def live(history: Sequence[ChatMessage]) -> bool:
-    return bool(history) and _note(history[-1]).endswith(UNDERWAY)
+def is_streaming(history: Sequence[ChatMessage]) -> bool:
+    """Whether the last message is an unfinished answer."""
+    return bool(history) and _note(history[-1]).endswith(IN_PROGRESS_MARK)
 
 
-def unanswered(history: Sequence[ChatMessage]) -> bool:
-    """A question was put and nothing stands under it yet."""
+def awaits_answer(history: Sequence[ChatMessage]) -> bool:
+    """Whether the last message is a question that has no answer yet, not even an empty one."""
     return bool(history) and history[-1]["role"] == "user"
 
 
-def lost_question(history: Sequence[ChatMessage]) -> str:
-    """What the user asked last, if no word of an answer came: theirs to send again. Blank otherwise."""
+def unanswered_question(history: Sequence[ChatMessage]) -> str:
+    """The last question, if its answer ended without any text, so that it can be sent again. Blank otherwise."""
     if len(history) < 2 or history[-1]["role"] != "assistant" or _text(history[-1]):
         return ""
     return _text(history[-2])
 
 
-def conversation(history: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """The messages to send, plain and without notes. A question that got no word of an answer is left out, save the last."""
-    sent: list[dict[str, str]] = []
+def request_messages(history: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """The conversation as the request's `messages`: plain text, no notes. Questions whose answer has no text are left out."""
+    request: list[dict[str, str]] = []
     for message in history:
         text = _text(message)
         if message["role"] == "assistant" and not text:
-            sent.pop()
+            request.pop()  # the question before it
         else:
-            sent.append({"role": message["role"], "content": text})
-    return sent
+            request.append({"role": message["role"], "content": text})
+    return request
 
 
 def _message(role: str, text: str, note: str = "") -> ChatMessage:
-    """The Chatbot shows HTML even with its Markdown off. Quotes stay: it reads the same text out as a label."""
+    """Escapes the parts: the Chatbot shows HTML even with Markdown off. Quotes stay, because it uses the same text as a label."""
     parts = [text, note] if role == "assistant" else [text]
     return {"role": role, "content": [{"type": "text", "text": html.escape(part, quote=False)} for part in parts]}
 
@@ -103,5 +108,6 @@ def _note(message: ChatMessage) -> str:
     return html.unescape(message["content"][1]["text"]) if len(message["content"]) > 1 else ""
 
 
-def problem(sentence: str) -> str:
-    return f'<p class="status problem" role="alert">{escaped(sentence)}</p>'
+def alert_html(sentence: str) -> str:
+    """A paragraph for an error or a warning, announced by screen readers."""
+    return f'<p class="status problem" role="alert">{escape_html(sentence)}</p>'

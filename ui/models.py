@@ -1,4 +1,4 @@
-"""Which of the served models the visitor means, and what a request calls it.
+"""Decides which of the served models is selected, and what a request sends as `model`.
 
 Pure: knows what the server says it serves; no Gradio, no HTTP, no HTML.
 """
@@ -10,52 +10,55 @@ from app.schemas import ModelCard, Readiness
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """`asked` is the name chosen on the page, now or on an earlier visit; blank where none was."""
+class ModelSelection:
+    """The served models, and the one selected among them.
+
+    `requested` is the name the visitor picked, now or on an earlier visit; blank if they never did.
+    """
 
     cards: Sequence[ModelCard]
     readiness: Readiness
-    asked: str = ""
+    requested: str = ""
 
     @property
-    def card(self) -> ModelCard | None:
-        """The model asked for; where it is not served, the server's default; while that is loading, the first there is."""
-        named = [card for card in self.cards if card.id == self.asked]
+    def selected(self) -> ModelCard | None:
+        """The requested model; if it is not served, the server's default; if that is still loading, the first model there is."""
+        requested = [card for card in self.cards if card.id == self.requested]
         default = [card for card in self.cards if card.default]
-        return next(iter([*named, *default, *self.cards]), None)
+        return next(iter([*requested, *default, *self.cards]), None)
 
     @property
-    def several(self) -> bool:
+    def has_several(self) -> bool:
         return len(self.cards) > 1
 
     @property
-    def sent(self) -> str | None:
-        """`model` of a request. Left out where a lone default answers anyway."""
-        if self.card is None or (self.card.default and not self.several):
+    def request_model(self) -> str | None:
+        """What a request sends as `model`. None leaves the field out: a lone default model answers anyway."""
+        if self.selected is None or (self.selected.default and not self.has_several):
             return None
-        return self.card.id
+        return self.selected.id
 
     @property
-    def missed(self) -> bool:
-        """Whether another model than the one asked for is chosen."""
-        return bool(self.asked) and self.asked not in [card.id for card in self.cards]
+    def is_unavailable(self) -> bool:
+        """Whether the requested model is not served now, so that another one is selected."""
+        return bool(self.requested) and self.requested not in [card.id for card in self.cards]
 
     @property
-    def coming(self) -> bool:
-        """Whether the model missed will be there once it is loaded."""
-        return self.missed and self.asked in self.readiness.models
+    def will_be_available(self) -> bool:
+        """Whether the requested model is unavailable only until the server has loaded it."""
+        return self.is_unavailable and self.requested in self.readiness.models
 
     @property
-    def kept(self) -> str:
-        """What to ask for on the next visit: a model that is gone for good is forgotten."""
-        return self.card.id if self.card is not None and self.missed and not self.coming else self.asked
+    def remembered(self) -> str:
+        """The name to request on the next visit: the requested one, unless the server no longer serves it at all."""
+        return self.selected.id if self.selected is not None and self.is_unavailable and not self.will_be_available else self.requested
 
     @property
-    def loading(self) -> list[str]:
-        """Names the server cannot answer for at present. Empty where the one model has all the server's status to itself."""
+    def loading_names(self) -> list[str]:
+        """Names of models that are still loading. Empty for a server of one model: its own status says the same."""
         return [name for name, presence in self.readiness.models.items() if presence == "loading" and len(self.readiness.models) > 1]
 
     @property
-    def talkers(self) -> list[str]:
-        """The models that chat."""
+    def chat_names(self) -> list[str]:
+        """Names of the models that have a chat template."""
         return [card.id for card in self.cards if card.chat]

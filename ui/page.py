@@ -1,7 +1,6 @@
-"""The Gradio page: a header that says what is served, the choice among several models, a chat tab and a score tab. `create_page` builds
-it, `mount` hangs it into an app.
+"""The Gradio page: a header, a dropdown among several models, a chat tab and a score tab.
 
-Knows a Litmus server by its address only. Holds no state of a visitor.
+`create_page` builds it, `mount` adds it to a FastAPI app. It knows a Litmus server by its address only and keeps no visitor's state.
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,62 +13,72 @@ from fastapi import FastAPI
 from ui import header, score
 from ui.chat import chat_tab
 from ui.client import Client, ServerError
-from ui.models import Choice
+from ui.models import ModelSelection
 
 PATH = "/ui"
-CALLS_AT_ONCE = 64
-STYLE = Path(__file__).with_name("style.css")
-# The page may talk to its own origin only; Gradio itself needs inline scripts, inline styles and eval.
-POLICY = (
+MAX_CONCURRENT_CALLS = 64
+STYLESHEET = Path(__file__).with_name("style.css")
+# The page may call its own origin only; Gradio itself needs inline scripts, inline styles and eval.
+CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "font-src 'self' data:; img-src 'self' data: blob:; media-src 'self' data: blob:; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'"
 )
-HEAD = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+HEAD = f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">'
 
 
 def create_page(server_url: str) -> gr.Blocks:
     client = Client(server_url)
     with gr.Blocks(title="Litmus", analytics_enabled=False) as page:
-        head = gr.HTML(header.connecting(server_url))
+        page_header = gr.HTML(header.connecting_header(server_url))
         model = gr.Dropdown([], value=None, label="Model", interactive=True, filterable=False, visible=False, elem_id="model")
-        kept = gr.BrowserState("", storage_key="litmus-model", secret="litmus")  # a name, nothing secret
+        # The browser keeps the model's name between visits. Gradio asks for a secret; a model's name needs none.
+        remembered = gr.BrowserState("", storage_key="litmus-model", secret="litmus")
         with gr.Tab("Chat"):
             notice = chat_tab(client, model)
         with gr.Tab("Score"):
             method = score.score_tab(client, model)
-        shown = [head, model, method, notice, kept]
+        outputs = [page_header, model, method, notice, remembered]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(greet(client), [kept, method], shown, **hidden)
-        model.input(greet(client), [model, method], shown, trigger_mode="always_last", **hidden)
-    page.queue(default_concurrency_limit=CALLS_AT_ONCE, api_open=False)
+        page.load(refresh_handler(client), [remembered, method], outputs, **hidden)
+        model.input(refresh_handler(client), [model, method], outputs, trigger_mode="always_last", **hidden)
+    page.queue(default_concurrency_limit=MAX_CONCURRENT_CALLS, api_open=False)
     return page
 
 
-def greet(client: Client) -> Callable[[str, str], Awaitable[tuple[Any, ...]]]:
-    async def describe(asked: str, method: str) -> tuple[Any, ...]:
-        """Asks the server anew each time: what it serves may have changed since the page was loaded."""
+def refresh_handler(client: Client) -> Callable[[str, str], Awaitable[tuple[Any, ...]]]:
+    async def refresh(requested_model: str, method: str) -> tuple[Any, ...]:
+        """Updates the header, both dropdowns, the notice and the remembered model.
+
+        Asks the server each time: the models it serves may have changed since the page was loaded.
+        """
         try:
             readiness = await client.ready()
-            choice = Choice(await client.models(), readiness, asked)
+            selection = ModelSelection(await client.models(), readiness, requested_model)
         except ServerError as error:
-            return header.unreachable(error.message), *(gr.skip(),) * 4
-        methods = choice.card.methods if choice.card else []
-        return header.header(choice), picker(choice), score.choices(methods, method), header.speechless(choice), choice.kept
+            return header.unreachable_header(error.message), *(gr.skip(),) * 4
+        return (
+            header.models_header(selection),
+            model_update(selection),
+            score.method_update(selection.selected.methods if selection.selected else [], method),
+            header.no_chat_notice(selection),
+            selection.remembered,
+        )
 
-    return describe
+    return refresh
 
 
-def picker(choice: Choice) -> dict[str, Any]:
-    """The model dropdown: seen only where there is a choice. Its value is what requests send as `model`."""
-    return gr.update(choices=[(card.id, card.id) for card in choice.cards], value=choice.sent, visible=choice.several)
+def model_update(selection: ModelSelection) -> dict[str, Any]:
+    """Updates the model dropdown, which is visible only if there are several models. Its value is what requests send as `model`."""
+    names = [(card.id, card.id) for card in selection.cards]
+    return gr.update(choices=names, value=selection.request_model, visible=selection.has_several)
 
 
-def options() -> dict[str, Any]:
-    """What Gradio takes at launch and at mount alike: our looks, and everything that calls out or listens switched off."""
+def launch_options() -> dict[str, Any]:
+    """The options that Gradio takes both to launch and to mount: our style, and every feature off that calls out or opens an API."""
     return {
         "theme": _theme(),
-        "css_paths": [STYLE],
+        "css_paths": [STYLESHEET],
         "head": HEAD,
         "footer_links": [],
         "run_history": False,
@@ -83,12 +92,12 @@ def options() -> dict[str, Any]:
 
 
 def _theme() -> gr.themes.Base:
-    """Gradio's own, which brings its fonts along, with an accent dark enough to read white on."""
+    """Gradio's default theme, whose fonts come with the package, with an accent dark enough for white text."""
     return gr.themes.Default(primary_hue="teal", neutral_hue="slate").set(
         button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800", color_accent="*primary_600"
     )
 
 
 def mount(app: FastAPI, server_url: str) -> FastAPI:
-    """`app` with the page at /ui, talking to `server_url`. Call it before the app starts: Gradio joins its lifespan."""
-    return gr.mount_gradio_app(app, create_page(server_url), path=PATH, **options())
+    """Adds the page to `app` at /ui; the page calls `server_url`. Call it before the app starts, because Gradio joins its lifespan."""
+    return gr.mount_gradio_app(app, create_page(server_url), path=PATH, **launch_options())

@@ -1,6 +1,6 @@
-"""The score tab: a text, a method, and the report of what the server says about them.
+"""The score tab: a text, a method, and the report of the server's answer.
 
-Knows neither thresholds nor verdicts; the server explains itself.
+Knows neither thresholds nor verdicts; the server decides and explains.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,16 +13,19 @@ from app.schemas import Method
 from ui import report
 from ui.client import Client, ServerError
 from ui.examples import TEXTS
-from ui.gauge import METHODS
-from ui.messages import problem
+from ui.gauge import METHOD_NAMES
+from ui.messages import alert_html
 
-AUTOMATIC = ""
+AUTOMATIC = ""  # value of the method dropdown: the server chooses
 NO_TEXT = "There is no text to score yet. Paste at least a few sentences."
 TOKENS_JS = Path(__file__).with_name("tokens.js")
 
 
 def score_tab(client: Client, model: gr.Dropdown) -> gr.Dropdown:
-    """The method choice is handed back, for the page to fill once it knows what is served. `model` is the page's choice."""
+    """Builds the tab. `model` is the page's model dropdown.
+
+    Returns the method dropdown, which the page fills with the methods of the selected model.
+    """
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             text = gr.Textbox(
@@ -32,32 +35,33 @@ def score_tab(client: Client, model: gr.Dropdown) -> gr.Dropdown:
             with gr.Row():
                 score = gr.Button("Score", variant="primary", min_width=90)
                 clear = gr.Button("Clear", min_width=90)
-            gr.Examples([[sample] for sample in TEXTS.values()], text, label="Examples", example_labels=list(TEXTS))
+            gr.Examples([[example] for example in TEXTS.values()], text, label="Examples", example_labels=list(TEXTS))
         with gr.Column(scale=1, min_width=320):
-            result = gr.HTML(report.idle(), js_on_load=TOKENS_JS.read_text(encoding="utf-8"), elem_id="result")
-            gr.HTML(report.caveat())
+            result = gr.HTML(report.idle_html(), js_on_load=TOKENS_JS.read_text(encoding="utf-8"), elem_id="result")
+            gr.HTML(report.caveat_html())
 
-    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    scored = score.click(scorer(client), [text, method, model], result, **private)
-    clear.click(lambda: ("", report.idle()), None, [text, result], cancels=[scored], **private)
+    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    scored = score.click(score_handler(client), [text, method, model], result, **hidden)
+    clear.click(lambda: ("", report.idle_html()), None, [text, result], cancels=[scored], **hidden)
     return method
 
 
-def scorer(client: Client) -> Callable[[str, str, str | None], AsyncIterator[str]]:
+def score_handler(client: Client) -> Callable[[str, str, str | None], AsyncIterator[str]]:
     async def score(text: str, method: str, model: str | None) -> AsyncIterator[str]:
+        """Yields the HTML of the result: first that scoring runs, then the report or an error."""
         if not text.strip():
-            yield problem(NO_TEXT)
+            yield alert_html(NO_TEXT)
             return
-        yield report.scoring()
+        yield report.scoring_html()
         try:
-            yield report.report(await client.score(text, method or None, model), text, model)
+            yield report.report_html(await client.score(text, method or None, model), text, model)
         except ServerError as error:
-            yield problem(error.message)
+            yield alert_html(error.message)
 
     return score
 
 
-def choices(methods: Sequence[Method], chosen: str) -> dict[str, Any]:
-    """The method dropdown for a model that offers these; what is chosen stays so where it is among them."""
-    named = [("Automatic", AUTOMATIC), *((METHODS[method], method) for method in methods)]
-    return gr.update(choices=named, value=chosen if chosen in methods else AUTOMATIC)
+def method_update(methods: Sequence[Method], current: str) -> dict[str, Any]:
+    """Updates the method dropdown to the methods of a model. The current method stays selected if the model has it."""
+    choices = [("Automatic", AUTOMATIC), *((METHOD_NAMES[method], method) for method in methods)]
+    return gr.update(choices=choices, value=current if current in methods else AUTOMATIC)

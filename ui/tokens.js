@@ -1,18 +1,19 @@
-// Runs once for the result of the score tab: shows one token's numbers on hover, focus and arrow keys.
-const find = (event) => (event.target instanceof Element ? event.target.closest(".t") : null);
-const numbers = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+// Runs once for the result of the score tab: shows a tooltip with one token's numbers on hover, on focus and by the arrow keys.
+// Gradio sets `element` to the component's root.
+const tokenOf = (event) => (event.target instanceof Element ? event.target.closest(".t") : null);
+const percentFormat = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 
-function words(token) {
+function tooltipText(token) {
     const [logprob, rank, entropy] = token.dataset.n.split(" ");
-    const percent = numbers.format(Math.exp(Number(logprob)) * 100);
+    const percent = percentFormat.format(Math.exp(Number(logprob)) * 100);
     const text = token.textContent.replaceAll("↵\n", "↵");
-    const read = token.dataset.r === undefined ? "" : `\nscored as “${token.dataset.r.replaceAll("\n", "↵")}”`;
-    return `“${text}”${read}\nlog-probability ${logprob} (${percent} %)\nrank ${Number(rank).toLocaleString("en")}\nentropy ${entropy} nats`;
+    const scoredAs = token.dataset.r === undefined ? "" : `\nscored as “${token.dataset.r.replaceAll("\n", "↵")}”`;
+    return `“${text}”${scoredAs}\nlog-probability ${logprob} (${percent} %)\nrank ${Number(rank).toLocaleString("en")}\nentropy ${entropy} nats`;
 }
 
 function show(token) {
     const tip = element.querySelector(".tip");
-    tip.textContent = words(token);
+    tip.textContent = tooltipText(token);
     tip.hidden = false;
     token.setAttribute("aria-describedby", tip.id);
     const frame = tip.parentElement.getBoundingClientRect();
@@ -28,11 +29,12 @@ function hide() {
     if (tip) tip.hidden = true;
 }
 
-function move(event, token) {
-    const all = [...element.querySelectorAll(".t")];
-    const at = all.indexOf(token);
-    const steps = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: all.length - 1 };
-    const next = all[steps[event.key]];
+// Arrow keys, Home and End move the focus, and with it the one token that Tab stops at.
+function moveFocus(event, token) {
+    const tokens = [...element.querySelectorAll(".t")];
+    const index = tokens.indexOf(token);
+    const targets = { ArrowRight: index + 1, ArrowDown: index + 1, ArrowLeft: index - 1, ArrowUp: index - 1, Home: 0, End: tokens.length - 1 };
+    const next = tokens[targets[event.key]];
     if (!next) return;
     event.preventDefault();
     token.tabIndex = -1;
@@ -40,16 +42,16 @@ function move(event, token) {
     next.focus();
 }
 
-// Only a mouse that moved: text scrolling away under a resting one must not take the tip from the keyboard.
+// Ignore mousemove without movement: text that scrolls under a resting mouse must not hide the tooltip of the focused token.
 element.addEventListener("mousemove", (event) => {
     if (event.movementX === 0 && event.movementY === 0) return;
-    if (find(event)) show(find(event));
+    if (tokenOf(event)) show(tokenOf(event));
     else hide();
 });
 element.addEventListener("mouseleave", hide);
-element.addEventListener("focusin", (event) => find(event) && show(find(event)));
+element.addEventListener("focusin", (event) => tokenOf(event) && show(tokenOf(event)));
 element.addEventListener("focusout", hide);
 element.addEventListener("keydown", (event) => {
     if (event.key === "Escape") hide();
-    else if (find(event)) move(event, find(event));
+    else if (tokenOf(event)) moveFocus(event, tokenOf(event));
 });

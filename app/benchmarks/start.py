@@ -1,8 +1,8 @@
-"""`python -m app.benchmarks.start`: one start of the engine in this fresh process, its stages timed apart, as JSON lines on stdout.
+"""`python -m app.benchmarks.start`: times one start of the engine in this fresh process, stage by stage, as JSON lines on stdout.
 
-It says when everything is imported, then waits for a line on stdin: whoever started it brings the files into the state to be measured
-first. The load is the server's own (`app.models.loading.create_engine`); timers stand around the steps that app and transformers take by
-themselves. Knows no page cache.
+It prints a line when everything is imported, then waits for a line on stdin, so that the caller can first put the files into the page
+cache or out of it. The load is the server's own (`app.models.loading.create_engine`), with timers around the steps that app and
+transformers take anyway. Knows no page cache.
 """
 
 import argparse
@@ -32,34 +32,36 @@ from app.errors import LitmusError, SetupError
 from app.models import loading
 from app.settings import ModelSettings, go_offline_quietly
 
-WAYS = ("mmap", "read", "pread")
-WEIGHTS = get_args(ModelSettings.model_fields["quantize"].annotation)
-PROMPT = 16  # tokens
-COUNTED = ("s", "disk_bytes", "major_faults", "cpu_s")  # of a stage; a major fault waits for a disk, CPU is of all threads
-Counts = tuple[float, ...]
+READ_METHODS = ("mmap", "read", "pread")
+QUANTIZATIONS = get_args(ModelSettings.model_fields["quantize"].annotation)
+PROMPT_TOKENS = 16
+COUNTERS = ("s", "disk_bytes", "major_faults", "cpu_s")  # of a stage; a major fault waits for a disk, CPU time is of all threads
+Counts = tuple[float, ...]  # one number for each of COUNTERS
 
 
-def counts() -> Counts:
+def read_counters() -> Counts:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return time.perf_counter(), 512 * used.ru_inblock, used.ru_majflt, used.ru_utime + used.ru_stime
 
 
 @dataclass(slots=True)
 class Clock:
-    """Gives every moment of the main thread, and what the process read in it, to the innermost stage that is open: the stages add up to
-    the whole. `beside` sums what other threads did; meanwhile the main thread's stage is its wait for them.
+    """Assigns the time of the main thread, and the other counters meanwhile, to the innermost open stage: stages add up to the whole.
+
+    `other_threads_s` sums the time of steps that ran in other threads; meanwhile the main thread waits in a stage of its own.
     """
 
     stages: dict[str, Counts] = field(default_factory=dict)
-    beside: dict[str, float] = field(default_factory=dict)
+    other_threads_s: dict[str, float] = field(default_factory=dict)
     _open: list[str] = field(default_factory=lambda: ["rest"])
-    _last: Counts = field(default_factory=counts)
+    _last: Counts = field(default_factory=read_counters)
     _main: int = field(default_factory=threading.get_ident)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def settle(self) -> None:
-        now, name = counts(), self._open[-1]
-        sums = self.stages.get(name, (0,) * len(COUNTED))
+        """Add the counts since the last call to the innermost open stage."""
+        now, name = read_counters(), self._open[-1]
+        sums = self.stages.get(name, (0,) * len(COUNTERS))
         self.stages[name] = tuple(total + after - before for total, after, before in zip(sums, now, self._last, strict=True))
         self._last = now
 
@@ -74,45 +76,49 @@ class Clock:
             self._open.pop()
 
     @contextmanager
-    def aside(self, name: str) -> Iterator[None]:
+    def in_other_thread(self, name: str) -> Iterator[None]:
         start_s = time.perf_counter()
         try:
             yield
         finally:
             with self._lock:
-                self.beside[name] = self.beside.get(name, 0.0) + time.perf_counter() - start_s
+                self.other_threads_s[name] = self.other_threads_s.get(name, 0.0) + time.perf_counter() - start_s
 
     def timed(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `step`, a function, so that its time is counted under `name`."""
+
         @wraps(step)
-        def call(*args: Any, **given: Any) -> Any:
-            with self.stage(name) if threading.get_ident() == self._main else self.aside(name):
-                return step(*args, **given)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.stage(name) if threading.get_ident() == self._main else self.in_other_thread(name):
+                return step(*args, **kwargs)
 
         return call
 
-    def shown(self) -> dict[str, dict[str, float]]:
+    def results(self) -> dict[str, dict[str, float]]:
         self.settle()
-        return {name: dict(zip(COUNTED, found, strict=True)) for name, found in self.stages.items()}
+        return {name: dict(zip(COUNTERS, counts, strict=True)) for name, counts in self.stages.items()}
 
 
 @contextmanager
-def opened(clock: Clock, *args: Any, **given: Any) -> Iterator[Any]:
-    """A file; what is read of it as bytes is a stage."""
-    with open(*args, **given) as file:
+def open_timed(clock: Clock, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """Open a file. Reading it as bytes is counted as stage "read"."""
+    with open(*args, **kwargs) as file:
         yield SimpleNamespace(read=clock.timed("read", file.read)) if isinstance(file, io.BufferedReader) else file
 
 
 @contextmanager
-def timers(clock: Clock, way: str, quantize: str) -> Iterator[None]:
-    """Stages of a load, for as long as it lasts. Litmus maps files; to read them instead is what transformers (`disable_mmap`: the
-    whole file, then its tensors) and safetensors (`pread`: each tensor when it is wanted) have for it.
+def install_timers(clock: Clock, read_method: str, quantize: str) -> Iterator[None]:
+    """Patch timers into the functions that load a model, and set how weight files are read, as long as the context lasts.
+
+    Litmus maps files ("mmap"). The other methods are options of transformers ("read": `disable_mmap` reads a whole file before its
+    tensors) and of safetensors ("pread": reads each tensor when it is needed).
     """
     auto: Any = loading.AutoModelForCausalLM
     opens: Any = modeling_utils.safe_open
-    if way == "read":
+    if read_method == "read":
         auto = SimpleNamespace(from_pretrained=partial(auto.from_pretrained, disable_mmap=True))
-    if way == "pread":
-        opens = _by_pread(opens)
+    if read_method == "pread":
+        opens = _with_pread(opens)
     steps: list[tuple[Any, str, str, Any]] = [
         (loading, "Tokenizer", "tokenizer", loading.Tokenizer),
         (loading, "_load", "build", loading._load),
@@ -121,22 +127,22 @@ def timers(clock: Clock, way: str, quantize: str) -> Iterator[None]:
         (modeling_utils, "convert_and_load_state_dict_in_model", "deserialize", modeling_utils.convert_and_load_state_dict_in_model),
         (core_model_loading, "_materialize_copy", "deserialize", core_model_loading._materialize_copy),
         (torch.Tensor, "to", "to_device", torch.Tensor.to),
-        *((converter, "convert", "quantize", converter.convert) for converter in converters(quantize)),
+        *((quantizer, "convert", "quantize", quantizer.convert) for quantizer in quantizers(quantize)),
         (flat, "round_weights", "quantize", flat.round_weights),
-        (flat, "quicken", "quantize" if quantize == "int4" else "pack", flat.quicken),
-        (loading, "adopt", "prove", loading.adopt),
+        (flat, "prepack_layers", "quantize" if quantize == "int4" else "pack", flat.prepack_layers),
+        (loading, "create_flat_model", "prove", loading.create_flat_model),
         (loading, "warm_up", "warm_up", loading.warm_up),
     ]
     with ExitStack() as stack:
         stack.enter_context(patch.object(loading, "AutoModelForCausalLM", auto))
-        stack.enter_context(patch.object(modeling_utils, "open", partial(opened, clock), create=True))
+        stack.enter_context(patch.object(modeling_utils, "open", partial(open_timed, clock), create=True))
         for owner, name, stage, step in steps:
             stack.enter_context(patch.object(owner, name, clock.timed(stage, step)))
         yield
 
 
-def converters(quantize: str) -> tuple[Any, ...]:
-    """What rounds tensors while transformers loads them; the library behind it takes a second to import, so only where it is wanted."""
+def quantizers(quantize: str) -> tuple[Any, ...]:
+    """Return the classes that quantize tensors while transformers loads them. Importing them takes a second, so only if needed."""
     if quantize in {"none", "int4"}:
         return ()
     from transformers.integrations import bitsandbytes
@@ -144,82 +150,87 @@ def converters(quantize: str) -> tuple[Any, ...]:
     return bitsandbytes.Bnb4bitQuantize, bitsandbytes.Bnb8bitQuantize
 
 
-def _by_pread(opens: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **given: Any) -> Any:
-        return opens(*args, **{**given, "backend": "pread"})
+def _with_pread(opens: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return opens(*args, **{**kwargs, "backend": "pread"})
 
     return call
 
 
-def first_token(engine: Engine) -> float:
-    """Seconds from the first request to its first token. Raises `SetupError`."""
+def time_first_token(engine: Engine) -> float:
+    """Return the seconds from the first request to its first token. Raises `SetupError` if the request fails."""
     start_s = time.perf_counter()
-    engine.submit(Generate("first", tuple(range(PROMPT)), 1, ignore_eos=True))
+    engine.submit(Generate("first", tuple(range(PROMPT_TOKENS)), 1, ignore_eos=True))
     events = engine.step()
     while not engine.idle:
         events += engine.step()
     failed = next((event.error.message for event in events if isinstance(event, Failed)), None)
     if failed is not None:
-        raise SetupError(f"no first token: {failed}")
+        raise SetupError(f"the first request failed: {failed}")
     return time.perf_counter() - start_s
 
 
-def memory() -> dict[str, int]:
-    """Bytes: the peak of the resident set as the kernel kept it, and what is resident now, of what kind. Shared pages count in part."""
+def memory_usage() -> dict[str, int]:
+    """Return bytes: the peak of the resident memory, and the resident memory now, in total and by kind.
+
+    In "pss" and the kinds, a page that n processes share counts as 1 / n.
+    """
     lines = (Path("/proc/self/smaps_rollup").read_text() + Path("/proc/self/status").read_text()).splitlines()
-    found = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if rest.endswith(" kB")}
+    sizes = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if rest.endswith(" kB")}
     names = {"VmHWM": "rss_peak", "Rss": "rss", "Pss": "pss", "Pss_Anon": "anon", "Pss_File": "file", "Pss_Shmem": "shmem"}
-    return {f"{ours}_bytes": found[theirs] for theirs, ours in names.items()}
+    return {f"{ours}_bytes": sizes[theirs] for theirs, ours in names.items()}
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     settings = ModelSettings(
-        path=given.model, quantize=given.quantize, device=given.device, slots=1, context=given.context, step_tokens=given.step_tokens
+        path=args.model, quantize=args.quantize, device=args.device, slots=1, context=args.context, step_tokens=args.step_tokens
     )
     if settings.observer_path is not None:
-        raise SetupError(f"{given.model} brings an observer, and one model is measured at a time; measure the observer, or a copy")
+        raise SetupError(
+            f"{args.model} comes with an observer, but only one model can be measured: name the observer, or a copy in another folder"
+        )
     clock = Clock()
     start_s = time.perf_counter()
-    with timers(clock, given.by, given.quantize):
+    with install_timers(clock, args.by, args.quantize):
         engine, facts = loading.create_engine(settings)
-    stages, load_s = clock.shown(), time.perf_counter() - start_s
+    stages, load_s = clock.results(), time.perf_counter() - start_s
     return {
         "load_s": load_s,
-        "first_token_s": first_token(engine),
+        "first_token_s": time_first_token(engine),
         "stages": stages,
-        "beside_s": clock.beside,
+        "beside_s": clock.other_threads_s,
         "device": facts.device,
         "dtype": facts.dtype,
         "threads": torch.get_num_threads(),
         "cores_seen": len(os.sched_getaffinity(0)),
-        **memory(),
+        **memory_usage(),
     }
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m app.benchmarks.start", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--quantize", choices=WEIGHTS, default="none")
-    parser.add_argument("--by", choices=WAYS, default="mmap", help="how the bytes of the weights are had")
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, default="none")
+    parser.add_argument("--by", choices=READ_METHODS, default="mmap", help="how weight files are read")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--context", type=int, default=256, help="tokens of the one slot; warming up costs little with few")
+    parser.add_argument("--context", type=int, default=256, help="tokens of the one slot; the fewer, the shorter the warm-up")
     parser.add_argument("--step-tokens", type=int, default=32)
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
-def main(words: Sequence[str]) -> int:
-    given = _arguments(words)
-    converters(given.quantize)  # imported with the rest
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    quantizers(args.quantize)  # import them now, before the start is timed
     sys.stdout.write('{"ready": true}\n')
     sys.stdout.flush()
     if not sys.stdin.readline():
-        return 2  # whoever wanted it is gone
+        return 2  # the caller is gone
     try:
-        found = measure(given)
+        record = measure(args)
     except LitmusError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()
     return 0
 

@@ -1,7 +1,7 @@
-"""Attention that knows slots: keys and values of a flat row of tokens go to the cache, each query sees its own sequence.
+"""Attention over the slots of a KV cache: keys and values of a flat row of tokens are cached, and each query sees its own sequence.
 
-One instance a model, registered with transformers' AttentionInterface under a name of its own. Knows nothing of requests: it is
-told by a `Layout`, before each forward, which rows of the step belong to which slot.
+Each model has its own instance, registered with transformers' AttentionInterface under its own name. It knows no requests: before
+each forward, a `Layout` says which rows of the step belong to which slot.
 """
 
 import itertools
@@ -12,41 +12,44 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from app.engine.kernel import Kernel, Reading, Step, kernel
-from app.engine.layout import Decodes, Layout, Span
+from app.engine.kernel import DecodeRows, Kernel, PrefillRows, kernel
+from app.engine.layout import DecodeGroup, Layout, Span
 from app.errors import UnsupportedModel
 
-LONG = 64  # rows from which torch's attention on a CPU is faster in float32 than in bfloat16, the casts counted: by a third
-_numbers = itertools.count()
+# From this many rows on, torch's attention on a CPU is a third faster in float32 than in bfloat16, casts included.
+MIN_FLOAT32_ROWS = 64
+
+ScaleAndWindow = tuple[float | None, int | None]  # scale of the scores (None: 1 / sqrt(dim)), sliding window in tokens (None: unlimited)
+_instance_numbers = itertools.count()
 
 
 class SlotAttention:
-    """Raises `UnsupportedModel` in the forward when the model asks for a form of attention that is not computed here."""
+    """Raises `UnsupportedModel` in the forward when the model needs a kind of attention that is not implemented here."""
 
     def __init__(self) -> None:
-        self.name = f"litmus-slots-{next(_numbers)}"
+        self.name = f"litmus-slots-{next(_instance_numbers)}"
         self.layout: Layout | None = None
         self.keys: dict[int, torch.Tensor] = {}  # layer -> [slots, kv_heads, context, head_dim]
         self.values: dict[int, torch.Tensor] = {}
-        self.shapes: dict[int, tuple[int, int, int]] = {}  # layer -> kv_heads, key dim, value dim: as seen in the last forward
-        self.windows: dict[int, int | None] = {}  # layer -> the sliding window it asked for
+        self.shapes: dict[int, tuple[int, int, int]] = {}  # layer -> kv_heads, key dim, value dim; from the last forward
+        self.windows: dict[int, int | None] = {}  # layer -> sliding window; from the last forward
         AttentionInterface.register(self.name, self)
         AttentionMaskInterface.register(self.name, _no_mask)
 
     def allocate(self, slots: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Make the cache for the layers seen so far. `torch.zeros` on a CPU takes no memory before it is written."""
+        """Create the KV cache for the layers seen so far. On a CPU, `torch.zeros` takes no memory before it is written."""
         for layer, (heads, key_dim, value_dim) in self.shapes.items():
             self.keys[layer] = torch.zeros(slots, heads, context, key_dim, dtype=dtype, device=device)
             self.values[layer] = torch.zeros(slots, heads, context, value_dim, dtype=dtype, device=device)
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], start: int, end: int) -> None:
-        """Positions `[start, end)` of `targets[i]` become those of `sources[i]` as they were before."""
+        """Copy positions `[start, end)` of each slot `sources[i]` to `targets[i]`, reading all slots before writing any."""
         pairs = [(source, target) for source, target in zip(sources, targets, strict=True) if source != target]
         if not pairs or start >= end:
             return
-        taken, given = [source for source, _ in pairs], [target for _, target in pairs]
+        read_slots, written_slots = [source for source, _ in pairs], [target for _, target in pairs]
         for cache in (*self.keys.values(), *self.values.values()):
-            cache[given, :, start:end] = cache[taken, :, start:end]
+            cache[written_slots, :, start:end] = cache[read_slots, :, start:end]
 
     def __call__(  # noqa: PLR0913  (the signature is transformers')
         self,
@@ -70,87 +73,88 @@ class SlotAttention:
         return self.attend(layer, rows[0], rows[1], rows[2], (scaling, sliding_window))[None], None
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: tuple[float | None, int | None]
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale_and_window: ScaleAndWindow
     ) -> torch.Tensor:
-        """`query` `[rows, heads, dim]`, `key` and `value` `[rows, kv_heads, dim]` to `[rows, heads, dim]`. `how` is the scale of the
-        scores (None: 1 / sqrt(dim)) and the sliding window in tokens (None: everything before is seen).
+        """Cache `key` and `value` `[rows, kv_heads, dim]` and attend `query` `[rows, heads, dim]`; returns `[rows, heads, value dim]`.
+
+        Raises `UnsupportedModel` outside a forward of `FlatModel`.
         """
         layout = self.layout
         if layout is None:
             raise UnsupportedModel("attention was called outside a step of the engine")
         count = layout.decodes
-        done = self._compiled(layer, layout, (query[:count], key[:count], value[:count]), how) if count else None
-        if count and done is None:
-            self._write(layer, layout, key[:count], value[:count])
-        if done is None and count == len(query) and len(layout.groups) == 1:
-            done = self._decode(layer, query, layout.groups[0], how)
-        if done is not None and count == len(query):
-            return done
+        decoded = self._decode_compiled(layer, layout, (query[:count], key[:count], value[:count]), scale_and_window) if count else None
+        if count and decoded is None:
+            self._write_cache(layer, layout, key[:count], value[:count])
+        if decoded is None and count == len(query) and len(layout.groups) == 1:
+            decoded = self._decode_by_torch(layer, query, layout.groups[0], scale_and_window)
+        if decoded is not None and count == len(query):
+            return decoded
         out = torch.empty(len(query), query.shape[1], value.shape[2], dtype=query.dtype, device=query.device)
-        if done is not None:
-            out[:count] = done
-        for group in layout.groups if done is None else ():
-            out[group.rows] = self._decode(layer, query[group.rows], group, how)
+        if decoded is not None:
+            out[:count] = decoded
+        for group in layout.groups if decoded is None else ():
+            out[group.rows] = self._decode_by_torch(layer, query[group.rows], group, scale_and_window)
         for span in layout.spans:
-            here = slice(span.first, span.last)
-            out[here] = self._span(layer, query[here], key[here], value[here], span, how)
+            rows = slice(span.row_start, span.row_end)
+            out[rows] = self._attend_span(layer, query[rows], key[rows], value[rows], span, scale_and_window)
         return out
 
-    def _compiled(
-        self, layer: int, layout: Layout, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], how: tuple[float | None, int | None]
+    def _decode_compiled(
+        self, layer: int, layout: Layout, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale_and_window: ScaleAndWindow
     ) -> torch.Tensor | None:
-        """`rows` (query, key, value) by the kernel, which writes the cache as well; None where there is none that can."""
-        if (found := _kernel_for(rows[0])) is None:
+        """Attend `rows` (query, key, value) by the compiled kernel, which also writes the cache; None if it cannot."""
+        if (compiled := _kernel_for(rows[0])) is None:
             return None
-        scaling, window = how
-        step = Step(*rows, self.keys[layer], self.values[layer], layout.slots, layout.positions, scaling, window)
-        return found.decode(step) if step.fits(found.columns) else None
+        scale, window = scale_and_window
+        batch = DecodeRows(*rows, self.keys[layer], self.values[layer], layout.slots, layout.positions, scale, window)
+        return compiled.attend_decode(batch) if batch.is_supported(compiled.columns) else None
 
-    def _write(self, layer: int, layout: Layout, key: torch.Tensor, value: torch.Tensor) -> None:
-        if layout.decodes == 1:  # an index is several times as dear as a view
-            slot, position = layout.single
+    def _write_cache(self, layer: int, layout: Layout, key: torch.Tensor, value: torch.Tensor) -> None:
+        if layout.decodes == 1:  # indexing by tensors takes several times as long as by numbers
+            slot, position = layout.first_decode
             self.keys[layer][slot, :, position] = key[0]
             self.values[layer][slot, :, position] = value[0]
         else:
             self.keys[layer][layout.slots, :, layout.positions] = key
             self.values[layer][layout.slots, :, layout.positions] = value
 
-    def _decode(self, layer: int, query: torch.Tensor, group: Decodes, how: tuple[float | None, int | None]) -> torch.Tensor:
-        """`query` `[rows, heads, dim]` to the same: each row over its own slot's keys up to its position."""
-        scaling, window = how
+    def _decode_by_torch(self, layer: int, query: torch.Tensor, group: DecodeGroup, scale_and_window: ScaleAndWindow) -> torch.Tensor:
+        """Attend each row of `query` `[rows, heads, dim]` to its own slot, up to its position."""
+        scale, window = scale_and_window
         rows, heads, dim = query.shape
-        k = self.keys[layer][group.slots, :, : group.longest]
-        v = self.values[layer][group.slots, :, : group.longest]
+        k = self.keys[layer][group.slots, :, : group.key_count]
+        v = self.values[layer][group.slots, :, : group.key_count]
         grouped = query.reshape(rows, k.shape[1], heads // k.shape[1], dim)
         mask = group.mask(window, query.dtype)
-        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scaling).reshape(rows, heads, -1)
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale).reshape(rows, heads, -1)
 
-    def _span(
+    def _attend_span(
         self,
         layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         span: Span,
-        how: tuple[float | None, int | None],
+        scale_and_window: ScaleAndWindow,
     ) -> torch.Tensor:
-        """Causal attention of consecutive positions of one sequence: `[rows, heads, dim]` to the same."""
-        scaling, window = how
+        """Causal attention of consecutive positions of one sequence, `query` `[rows, heads, dim]`."""
+        scale, window = scale_and_window
         k, v = key.transpose(0, 1), value.transpose(0, 1)  # [kv_heads, rows, dim]
         if span.slot is not None:
             self.keys[layer][span.slot, :, span.start : span.end] = k
             self.values[layer][span.slot, :, span.start : span.end] = v
             k, v = self.keys[layer][span.slot, :, : span.end], self.values[layer][span.slot, :, : span.end]
-        if (found := _kernel_for(query)) is not None:
-            reading = Reading(query, k.transpose(0, 1), v.transpose(0, 1), scaling, window)
-            if reading.fits(found.columns):
-                return found.read(reading)
+        if (compiled := _kernel_for(query)) is not None:
+            batch = PrefillRows(query, k.transpose(0, 1), v.transpose(0, 1), scale, window)
+            if batch.is_supported(compiled.columns):
+                return compiled.attend_prefill(batch)
         q, dtype = query.transpose(0, 1), query.dtype
-        if len(query) >= LONG and query.device.type == "cpu":
+        if len(query) >= MIN_FLOAT32_ROWS and query.device.type == "cpu":
             q, k, v = q.float(), k.float(), v.float()
         mask = span.mask(window, q.dtype, q.device)
         attended = F.scaled_dot_product_attention(
-            q[None], k[None], v[None], mask, is_causal=mask is None, scale=scaling, enable_gqa=len(k) != len(q)
+            q[None], k[None], v[None], mask, is_causal=mask is None, scale=scale, enable_gqa=len(k) != len(q)
         )
         return attended[0].transpose(0, 1).to(dtype)
 
@@ -160,4 +164,4 @@ def _kernel_for(query: torch.Tensor) -> Kernel | None:
 
 
 def _no_mask(*_: object, **__: object) -> None:
-    """transformers would build a mask for one padded batch; the spans say more."""
+    """Keep transformers from building a mask for a padded batch: the layout has the masks."""

@@ -1,23 +1,26 @@
-"""A plan laid out as one flat row of tokens: decoding slots, then chunks of prompts, then passages of texts."""
+"""Turns a step's plan into one flat row of tokens: first the decoding slots, then chunks of prompts, then chunks of texts to score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from app.engine.layout import Span
-from app.engine.scheduler import Chunk, Passage, Plan
+from app.engine.scheduler import Plan, PrefillChunk, ScoreChunk
 from app.engine.slot import Slot
 
 
 @dataclass(slots=True)
-class Rows:
+class FlatBatch:
+    """The rows of a step. A row is one token; `ids` and `positions` have an entry a row."""
+
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
-    sampling: list[tuple[int, Slot]] = field(default_factory=list)  # rows whose logits are needed, and whose they are
-    chunks: list[tuple[Span, Chunk]] = field(default_factory=list)
-    passages: list[tuple[Span, Passage]] = field(default_factory=list)
+    sampled: list[tuple[int, Slot]] = field(default_factory=list)  # rows whose logits give a next token, and the slots that get it
+    prefill_chunks: list[tuple[Span, PrefillChunk]] = field(default_factory=list)
+    score_chunks: list[tuple[Span, ScoreChunk]] = field(default_factory=list)
 
     def append(self, tokens: Sequence[int], start: int, slot: int | None) -> Span:
+        """Add rows for `tokens`, which stand at position `start` and after of a sequence; `slot` is the cache row they are written to."""
         span = Span(len(self.ids), len(self.ids) + len(tokens), start, slot)
         self.ids += tokens
         self.positions += range(start, span.end)
@@ -25,27 +28,28 @@ class Rows:
         return span
 
 
-def lay_out(plan: Plan, reading_slot: int) -> Rows:
-    rows = Rows([slot.tokens[-1] for slot in plan.decodes], [slot.length for slot in plan.decodes])
-    rows.sampling = list(enumerate(plan.decodes))
-    for chunk in plan.chunks:
-        span = rows.append(chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.index)
-        rows.chunks.append((span, chunk))
+def flatten_plan(plan: Plan, scoring_slot: int) -> FlatBatch:
+    """`scoring_slot` is the slot of the cache for texts whose windows take several steps."""
+    batch = FlatBatch([slot.tokens[-1] for slot in plan.decodes], [slot.length for slot in plan.decodes])
+    batch.sampled = list(enumerate(plan.decodes))
+    for chunk in plan.prefill_chunks:
+        span = batch.append(chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.index)
+        batch.prefill_chunks.append((span, chunk))
         if chunk.end == len(chunk.slot.tokens):
-            rows.sampling.append((span.last - 1, chunk.slot))
-    _append_passages(rows, plan.passages, reading_slot)
-    return rows
+            batch.sampled.append((span.row_end - 1, chunk.slot))
+    _append_score_chunks(batch, plan.score_chunks, scoring_slot)
+    return batch
 
 
-def lay_out_passages(passages: Sequence[Passage], reading_slot: int) -> Rows:
-    rows = Rows()
-    _append_passages(rows, passages, reading_slot)
-    return rows
+def flatten_score_chunks(chunks: Sequence[ScoreChunk], scoring_slot: int) -> FlatBatch:
+    batch = FlatBatch()
+    _append_score_chunks(batch, chunks, scoring_slot)
+    return batch
 
 
-def _append_passages(rows: Rows, passages: Sequence[Passage], reading_slot: int) -> None:
-    """A passage stands at its place in its window, so positions begin anew with each window."""
-    for passage in passages:
-        tokens = passage.reading.job.tokens[passage.start : passage.end]
-        slot = reading_slot if passage.kept else None
-        rows.passages.append((rows.append(tokens, passage.start - passage.window.start, slot), passage))
+def _append_score_chunks(batch: FlatBatch, chunks: Sequence[ScoreChunk], scoring_slot: int) -> None:
+    """Positions count from the start of a chunk's window, not of its text."""
+    for chunk in chunks:
+        tokens = chunk.text.job.tokens[chunk.start : chunk.end]
+        slot = scoring_slot if chunk.cached else None
+        batch.score_chunks.append((batch.append(tokens, chunk.start - chunk.window.start, slot), chunk))

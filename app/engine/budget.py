@@ -1,69 +1,74 @@
-"""How many prompt and text tokens may join the decoding rows of a step, so that those keep their pace. Pure arithmetic on durations.
+"""How many prefill and score tokens may join a step without slowing down the slots that decode. Pure arithmetic on measured durations.
 
-Learned from the steps as they go: what a step of decoding rows takes by itself, and what each guest token adds to it.
+The estimates come from the steps themselves: how long a step with decoding rows alone takes, and what each further token adds to it.
 """
 
 from dataclasses import dataclass, field
 
-LEAST = 8  # guest tokens that may always join: prompts get on, however slow the device
-TEXTS = 0.3  # share of the guests' time that texts to score may take
-BREATH = 8  # every how-manieth step with decoding rows takes no guests: how long those take by themselves is to be known
-NEW = 0.3  # weight of the latest step in an average
+MIN_TOKENS = 8  # prefill or score tokens that may always join a step: prompts make progress on the slowest device
+SCORE_TIME_SHARE = 0.3  # part of the extra time of a step that texts to score may take
+DECODE_ONLY_INTERVAL = 8  # of so many steps with decoding rows, one takes no other tokens: it measures how long decoding alone takes
+LATEST_WEIGHT = 0.3  # weight of the latest step in a moving average
 
 
 @dataclass(slots=True)
-class Pace:
-    """`most` guest tokens a step; with decoding rows, as many as make the step last about `stretch` times what it would without."""
+class StepBudget:
+    """A step takes at most `max_tokens` prefill or score tokens. When slots decode, it takes only as many as keep its duration within
+    `stretch` times that of decoding alone.
+    """
 
-    most: int
+    max_tokens: int
     stretch: float
-    _alone_s: dict[int, float] = field(default_factory=dict)  # by the binary digits of the number of decoding rows
-    _prompt_s: float | None = None  # seconds a token
-    _text_s: float | None = None
-    _steps: int = 0
+    _decode_s: dict[int, float] = field(default_factory=dict)  # duration of a decode-only step, by bit length of its number of rows
+    _prefill_token_s: float | None = None  # seconds that a prefill token adds to a step
+    _score_token_s: float | None = None
+    _decode_steps: int = 0
 
-    def room(self, decodes: int, prompts: int) -> tuple[int, int]:
-        """Tokens that prompts and texts may each have in the next step, when `decodes` rows decode and `prompts` requests wait for
-        their first token. The more wait beside each that decodes, the more their time counts: soon together, they share a step.
+    def token_limits(self, decode_rows: int, waiting_prompts: int) -> tuple[int, int]:
+        """Limits of the next step: prefill tokens, and score tokens. A step with decoding rows should use only one of the two.
+
+        `waiting_prompts` requests wait for their first token. The more of them there are for each decoding row, the more extra time
+        their prompts get: once they are prefilled, all share the same decode steps.
         """
-        if not decodes:
-            return self.most, self.most
-        self._steps += 1
-        if self._steps % BREATH == 0:
+        if not decode_rows:
+            return self.max_tokens, self.max_tokens
+        self._decode_steps += 1
+        if self._decode_steps % DECODE_ONLY_INTERVAL == 0:
             return 0, 0
-        alone_s = self._alone(decodes)
-        if alone_s is None:
-            return self.most, self.most
-        spare_s, beside = alone_s * (self.stretch - 1), prompts / decodes
-        return self._tokens(spare_s * (1 + beside + beside**2), self._prompt_s), self._tokens(spare_s * TEXTS, self._text_s)
+        decode_s = self._decode_only_s(decode_rows)
+        if decode_s is None:
+            return self.max_tokens, self.max_tokens
+        spare_s, ratio = decode_s * (self.stretch - 1), waiting_prompts / decode_rows
+        prefill_tokens = self._tokens_within(spare_s * (1 + ratio + ratio**2), self._prefill_token_s)
+        return prefill_tokens, self._tokens_within(spare_s * SCORE_TIME_SHARE, self._score_token_s)
 
-    def learn(self, decodes: int, prompt_tokens: int, text_tokens: int, step_s: float) -> None:
-        """Account for a step. One with guests of both kinds says too little about either and is left out."""
-        if prompt_tokens and text_tokens:
+    def record(self, decode_rows: int, prefill_tokens: int, score_tokens: int, step_s: float) -> None:
+        """Update the estimates from a finished step. A step with both kinds of tokens is ignored: it does not say what either cost."""
+        if prefill_tokens and score_tokens:
             return
-        guests = prompt_tokens + text_tokens
-        if not guests:
-            digits = decodes.bit_length()
-            self._alone_s[digits] = _mean(self._alone_s.get(digits), step_s)
+        extra_tokens = prefill_tokens + score_tokens
+        if not extra_tokens:
+            bits = decode_rows.bit_length()
+            self._decode_s[bits] = _moving_average(self._decode_s.get(bits), step_s)
             return
-        cost_s = max(0.0, step_s - (self._alone(decodes) or 0.0)) / guests
-        if guests < LEAST and not decodes:
-            return  # a few tokens by themselves cost what any step costs
-        if prompt_tokens:
-            self._prompt_s = _mean(self._prompt_s, cost_s)
+        token_s = max(0.0, step_s - (self._decode_only_s(decode_rows) or 0.0)) / extra_tokens
+        if extra_tokens < MIN_TOKENS and not decode_rows:
+            return  # a step of a few tokens costs as much as any small step, so it says nothing about the cost of a token
+        if prefill_tokens:
+            self._prefill_token_s = _moving_average(self._prefill_token_s, token_s)
         else:
-            self._text_s = _mean(self._text_s, cost_s)
+            self._score_token_s = _moving_average(self._score_token_s, token_s)
 
-    def _alone(self, decodes: int) -> float | None:
-        """As measured for about as many rows, or for the nearest number there is."""
-        near = min(self._alone_s, key=lambda digits: abs(digits - decodes.bit_length()), default=None)
-        return None if near is None else self._alone_s[near]
+    def _decode_only_s(self, decode_rows: int) -> float | None:
+        """Duration of a decode-only step of about `decode_rows` rows, or of the nearest number that was measured."""
+        nearest = min(self._decode_s, key=lambda bits: abs(bits - decode_rows.bit_length()), default=None)
+        return None if nearest is None else self._decode_s[nearest]
 
-    def _tokens(self, spare_s: float, token_s: float | None) -> int:
+    def _tokens_within(self, spare_s: float, token_s: float | None) -> int:
         if not token_s:
-            return self.most
-        return max(LEAST, min(self.most, int(spare_s / token_s)))
+            return self.max_tokens
+        return max(MIN_TOKENS, min(self.max_tokens, int(spare_s / token_s)))
 
 
-def _mean(old: float | None, new: float) -> float:
-    return new if old is None else old + NEW * (new - old)
+def _moving_average(average: float | None, value: float) -> float:
+    return value if average is None else average + LATEST_WEIGHT * (value - average)

@@ -1,6 +1,6 @@
-"""The C sources of `csrc` as a library: compiled once by the compiler at hand, for the processor at hand, and kept.
+"""Compiles the C sources of `csrc` once for this machine's processor, keeps the library on disk, and loads it.
 
-Knows nothing of what is in it.
+Knows nothing of what the library contains.
 """
 
 import ctypes
@@ -13,53 +13,57 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOURCES = sorted(Path(__file__).with_name("csrc").iterdir())
-UNITS = [path for path in SOURCES if path.suffix == ".c"]
-COMPILE = ("gcc", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-PATIENCE_S = 120.0
+C_FILES = [path for path in SOURCES if path.suffix == ".c"]
+COMPILE_COMMAND = ("gcc", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+COMPILE_TIMEOUT_S = 120.0
 
 
-class Unable(Exception):
-    """There is no library; says why."""
+class CompileError(Exception):
+    """The library cannot be had on this machine; the message says why."""
 
 
-def library() -> ctypes.CDLL:
-    """Raises `Unable`, `OSError` and `subprocess.SubprocessError`."""
+def load_library() -> ctypes.CDLL:
+    """Load the library, compiling it first if needed. Raises `CompileError`, `OSError` and `subprocess.SubprocessError`."""
     if platform.machine() not in {"x86_64", "AMD64"} or sys.platform != "linux":
-        raise Unable(f"the kernel is for x86-64 on Linux, this is {platform.machine()} on {sys.platform}")
+        raise CompileError(f"the kernel is for x86-64 on Linux, this is {platform.machine()} on {sys.platform}")
     if "libgomp" not in Path("/proc/self/maps").read_text():
-        raise Unable("torch brings another OpenMP than GCC's, and two of them would keep each other from the processor")
+        raise CompileError("torch does not use GCC's OpenMP here, and the threads of two OpenMP libraries would block each other")
     name = f"litmus-{_digest()}.so"
-    for folder in _folders():
+    for folder in _cache_folders():
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return ctypes.CDLL(str(_compiled(folder / name)))
+            return ctypes.CDLL(str(_compile(folder / name)))
         except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
             reason = error
-    raise Unable(f"{reason.strerror}: {reason.filename}")
+    raise CompileError(f"{reason.strerror}: {reason.filename}")
 
 
-def _folders() -> Iterator[Path]:
-    """Where only its user (or root) can have put a library."""
+def _cache_folders() -> Iterator[Path]:
+    """Folders to keep the library in, best first. Only this user (or root) can write there: a library runs as whoever loads it."""
     if sys.prefix != sys.base_prefix:
         yield Path(sys.prefix) / "lib" / "litmus"
     yield Path.home() / ".cache" / "litmus"
 
 
 def _digest() -> str:
-    """Of the source, the compiler and the processor: another machine that shares the folder compiles for itself."""
-    version = subprocess.run([COMPILE[0], "--version"], capture_output=True, check=True, timeout=PATIENCE_S).stdout
+    """Identify sources, compiler, flags and processor, so that a machine which shares the folder compiles for itself."""
+    version = subprocess.run([COMPILE_COMMAND[0], "--version"], capture_output=True, check=True, timeout=COMPILE_TIMEOUT_S).stdout
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
     return hashlib.sha256(
-        b"\0".join([*(path.read_bytes() for path in SOURCES), version, flags.encode(), " ".join(COMPILE).encode()])
+        b"\0".join([*(path.read_bytes() for path in SOURCES), version, flags.encode(), " ".join(COMPILE_COMMAND).encode()])
     ).hexdigest()[:16]
 
 
-def _compiled(path: Path) -> Path:
+def _compile(path: Path) -> Path:
+    """Compile to `path` unless it exists, and return it."""
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # whole or not at all, whoever else compiles at the same time
+        # Renamed into place when complete, so that processes which compile at the same time never load half a library.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             part = Path(folder) / path.name
-            done = subprocess.run([*COMPILE, "-o", part, *UNITS], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-            if done.returncode:
-                raise Unable(f"gcc: {next(iter(done.stderr.splitlines()), f'exit code {done.returncode}')}")
+            gcc = subprocess.run(
+                [*COMPILE_COMMAND, "-o", part, *C_FILES], capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S
+            )
+            if gcc.returncode:
+                raise CompileError(f"gcc: {next(iter(gcc.stderr.splitlines()), f'exit code {gcc.returncode}')}")
             part.replace(path)
     return path

@@ -1,83 +1,84 @@
-"""From sampled tokens to text that may be shown: incremental detokenising and stop strings.
+"""From sampled tokens to text that may be shown: incremental detokenization and stop strings.
 
-Knows no model: it is given a function from token ids to text.
+Knows no model and no tokenizer: it gets a function from token ids to text.
 """
 
 from collections.abc import Callable, Sequence
 
-Decode = Callable[[list[int]], str]
-BROKEN = "\ufffd"
-CONTEXT = 4  # tokens of the prompt that the first ones are read behind
-PATIENCE = 16  # tokens that may wait for the rest of a character before it counts as broken for good
+Detokenize = Callable[[list[int]], str]
+REPLACEMENT = "\ufffd"  # what a tokenizer writes for bytes that are not valid UTF-8
+PROMPT_CONTEXT_TOKENS = 4  # last tokens of the prompt that are decoded in front of the first sampled tokens
+MAX_INCOMPLETE_TOKENS = 16  # tokens that may wait for the rest of a character before their bytes count as invalid
 
 
 class Detokenizer:
-    """Text grows by whole characters: bytes of an unfinished character wait for the token that ends it.
+    """Emits whole characters only: the bytes of an incomplete character wait for the token that completes it.
 
-    Only a short tail of tokens is decoded each time. It starts one emitted piece before the new tokens, because tokenizers
-    treat the first token of a sequence differently (a leading space).
+    Each call decodes only a short tail of the tokens. The tail starts one emitted piece before the new tokens, because tokenizers
+    treat the first token of a sequence differently (they drop its leading space).
     """
 
-    def __init__(self, decode: Decode, prompt: Sequence[int] = ()) -> None:
-        self._decode = decode
-        self._tail = list(prompt[-CONTEXT:])
-        self._shown = len(self._tail)  # tokens of the tail whose text is out
-        self._before = decode(self._tail) if self._tail else ""  # that text
-        if self._before.endswith(BROKEN):  # a prompt that ends inside a character says nothing about what follows
-            self._tail, self._shown, self._before = [], 0, ""
+    def __init__(self, detokenize: Detokenize, prompt: Sequence[int] = ()) -> None:
+        self._detokenize = detokenize
+        self._tail = list(prompt[-PROMPT_CONTEXT_TOKENS:])
+        self._emitted = len(self._tail)  # tokens of the tail whose text has been emitted
+        self._emitted_text = detokenize(self._tail) if self._tail else ""  # the text of these tokens
+        if self._emitted_text.endswith(REPLACEMENT):  # the prompt ends inside a character, so it is no context for what follows
+            self._tail, self._emitted, self._emitted_text = [], 0, ""
 
     def push(self, token: int) -> str:
+        """Add a token; returns the text that can be emitted now, which may be empty."""
         self._tail.append(token)
-        text = self._decode(self._tail)
-        waiting = len(self._tail) - self._shown
-        if text == self._before and waiting > PATIENCE:  # control tokens, one after the other
-            del self._tail[self._shown :]
-        if len(text) <= len(self._before) or (text.endswith(BROKEN) and waiting < PATIENCE):
+        text = self._detokenize(self._tail)
+        pending = len(self._tail) - self._emitted
+        if text == self._emitted_text and pending > MAX_INCOMPLETE_TOKENS:  # a run of control tokens, which have no text
+            del self._tail[self._emitted :]
+        if len(text) <= len(self._emitted_text) or (text.endswith(REPLACEMENT) and pending < MAX_INCOMPLETE_TOKENS):
             return ""
-        new = text[len(self._before) :]
-        self._tail, self._shown = self._tail[self._shown :], waiting
-        self._before = self._decode(self._tail)
-        return new
+        new_text = text[len(self._emitted_text) :]
+        self._tail, self._emitted = self._tail[self._emitted :], pending
+        self._emitted_text = self._detokenize(self._tail)
+        return new_text
 
-    def read(self, tokens: Sequence[int]) -> str:
-        """The text that these would add, none of them taken."""
-        return self._decode([*self._tail, *tokens])[len(self._before) :]
+    def preview(self, tokens: Sequence[int]) -> str:
+        """The text that `tokens` would add, without adding them."""
+        return self._detokenize([*self._tail, *tokens])[len(self._emitted_text) :]
 
     def flush(self) -> str:
-        """What is left when no token follows: an unfinished character becomes a replacement mark."""
-        return self._decode(self._tail)[len(self._before) :]
+        """The rest of the text when no token follows: an incomplete character becomes a replacement character."""
+        return self._detokenize(self._tail)[len(self._emitted_text) :]
 
 
-class Stopper:
-    """Cuts text at the first stop string, holding back what could be the beginning of one."""
+class StopChecker:
+    """Cuts text at the first stop string. Holds back the end of the text while it could be the beginning of a stop string."""
 
-    def __init__(self, words: tuple[str, ...]) -> None:
-        self._words = words
-        self._held = ""
+    def __init__(self, stop_strings: tuple[str, ...]) -> None:
+        self._stop_strings = stop_strings
+        self._held_back = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that may be shown, and whether a stop string was met."""
-        if not self._words:
+        """Add text; returns the text that can be emitted now, and whether a stop string was found."""
+        if not self._stop_strings:
             return text, False
-        self._held += text
-        found = [at for word in self._words if (at := self._held.find(word)) >= 0]
-        if found:
-            shown, self._held = self._held[: min(found)], ""
-            return shown, True
-        keep = self._beginning()
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown, False
+        self._held_back += text
+        positions = [at for stop in self._stop_strings if (at := self._held_back.find(stop)) >= 0]
+        if positions:
+            emitted, self._held_back = self._held_back[: min(positions)], ""
+            return emitted, True
+        cut = len(self._held_back) - self._partial_match_length()
+        emitted, self._held_back = self._held_back[:cut], self._held_back[cut:]
+        return emitted, False
 
     def flush(self) -> str:
-        held, self._held = self._held, ""
-        return held
+        """The text that was held back, when no text follows."""
+        text, self._held_back = self._held_back, ""
+        return text
 
-    def _beginning(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
-        longest = max(len(word) for word in self._words) - 1
-        for size in range(min(longest, len(self._held)), 0, -1):
-            end = self._held[-size:]
-            if any(word.startswith(end) for word in self._words):
-                return size
+    def _partial_match_length(self) -> int:
+        """Length of the longest end of the held-back text that a stop string begins with."""
+        longest = max(len(stop) for stop in self._stop_strings) - 1
+        for length in range(min(longest, len(self._held_back)), 0, -1):
+            end = self._held_back[-length:]
+            if any(stop.startswith(end) for stop in self._stop_strings):
+                return length
         return 0

@@ -1,6 +1,6 @@
-"""Answers of a given form: which tokens may come next so that an answer keeps to its grammar. By llguidance.
+"""Structured output: which tokens may come next so that an answer follows its grammar. Uses llguidance.
 
-A grammar is a text that `app.forms.grammar` or `app.forms.tools` made. Knows no schema, no tool and no slot.
+A grammar is a text that `app.forms.grammar` or `app.forms.tools` wrote. Knows no JSON schema, no tools and no slots.
 """
 
 import json
@@ -16,72 +16,76 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.errors import InvalidRequest
 
-KEPT = 8  # compiled grammars that stay for requests that bring the same one; each grows with its use
-LIMITS = LLParserLimits(max_lexer_states=100_000)  # of a grammar: up to some 40 MB
+MAX_CACHED_GRAMMARS = 8  # compiled grammars kept for later requests with the same grammar; each grows while it is used
+PARSER_LIMITS = LLParserLimits(max_lexer_states=100_000)  # bounds a grammar to about 40 MB
+MAX_ERROR_CHARACTERS = 300
 
 
-class Grammar:
-    """One answer's progress through its grammar."""
+class GrammarState:
+    """How far one answer has come in its grammar."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
-    def allowed(self) -> NDArray[np.bool_]:
-        """Whether each token of the vocabulary may come next. At least one may, as long as `take` has not returned True."""
+    def allowed_tokens(self) -> NDArray[np.bool_]:
+        """For each token of the vocabulary, whether it may come next. At least one may, until `accept` has returned True."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(bits, bitorder="little").view(np.bool_)
 
-    def take(self, token: int) -> bool:
-        """Go on by a token; returns whether the answer is complete with it. Raises `InvalidRequest` where the grammar gets too hard."""
+    def accept(self, token: int) -> bool:
+        """Advance by a token; returns whether the answer is complete with it. Raises `InvalidRequest` when the grammar becomes too
+        complex for the parser's limits.
+        """
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            raise InvalidRequest(f"the answer's form cannot be followed any further: {_sentence(self._matcher)}", code="unsupported_schema")
+            message = f"the answer cannot follow its grammar any further: {_error_line(self._matcher)}"
+            raise InvalidRequest(message, code="unsupported_schema")
         return self._matcher.is_stopped()
 
 
-class Grammars:
-    """Compiles beside the engine's loop, as a hard grammar takes longer than a step."""
+class GrammarCompiler:
+    """Compiles grammars in a thread of its own, as a complex grammar takes longer than a step of the engine."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, ends: Collection[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_tokens: Collection[int]) -> None:
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
-        eos = sorted(ends) or tokenizer.eos_token_id
-        self._tokenizer = LLTokenizer(_without_names(tokenizer), n_vocab=vocabulary, eos_token=eos)
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        eos = sorted(end_tokens) or tokenizer.eos_token_id
+        self._tokenizer = LLTokenizer(_with_secret_control_tokens(tokenizer), n_vocab=vocabulary, eos_token=eos)
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # by the grammar's text, least recently used first
         self._pool = ThreadPoolExecutor(1, "grammars")
 
-    def start(self, text: str) -> Future[Grammar]:
-        """The beginning of an answer. Its exception is an `InvalidRequest` for a text that is no grammar."""
-        return self._pool.submit(self._start, text)
+    def compile(self, grammar: str) -> Future[GrammarState]:
+        """The state at the beginning of an answer. The future raises `InvalidRequest` when `grammar` is not a valid grammar."""
+        return self._pool.submit(self._compile, grammar)
 
-    def _start(self, text: str) -> Grammar:
-        if text not in self._compiled:
-            matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=LIMITS)  # what it would write quotes the answer
+    def _compile(self, grammar: str) -> GrammarState:
+        if grammar not in self._compiled:
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)  # its log lines would quote the answer
             if matcher.is_error():
-                raise InvalidRequest(f"the grammar cannot be used: {_sentence(matcher)}", code="unsupported_schema")
-            self._compiled[text] = matcher
-        self._compiled.move_to_end(text)
-        while len(self._compiled) > KEPT:
+                raise InvalidRequest(f"the grammar cannot be compiled: {_error_line(matcher)}", code="unsupported_schema")
+            self._compiled[grammar] = matcher
+        self._compiled.move_to_end(grammar)
+        while len(self._compiled) > MAX_CACHED_GRAMMARS:
             self._compiled.popitem(last=False)
-        return Grammar(self._compiled[text].deep_copy())
+        return GrammarState(self._compiled[grammar].deep_copy())
 
 
-def _without_names(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The tokenizer as JSON, its control tokens under names that nobody knows: where a grammar leaves no choice, llguidance reads its text
-    as tokens, and a text like "<|end|>" would be read as the token.
+def _with_secret_control_tokens(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The tokenizer as JSON, with random names for its control tokens. Where a grammar leaves only one text, llguidance tokenizes that
+    text itself, and would turn a string like "<|end|>" in it into the control token.
     """
     names = {token.content: f"<{secrets.token_hex(16)}>" for token in tokenizer.added_tokens_decoder.values() if token.special}
-    whole = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None, "post_processor": None}
-    for token in whole["added_tokens"]:
+    document = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None, "post_processor": None}
+    for token in document["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
-    model = whole["model"]
+    model = document["model"]
     if isinstance(model.get("vocab"), dict):
         model["vocab"] = {names.get(piece, piece): id for piece, id in model["vocab"].items()}
     elif isinstance(model.get("vocab"), list):
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    return json.dumps(whole)
+    return json.dumps(document)
 
 
-def _sentence(matcher: LLMatcher) -> str:
-    return matcher.get_error().strip().partition("\n")[0][:300]
+def _error_line(matcher: LLMatcher) -> str:
+    return matcher.get_error().strip().partition("\n")[0][:MAX_ERROR_CHARACTERS]

@@ -1,127 +1,132 @@
-"""A search in the engine's loop: the slots of one request follow the moves of its state machine, tokens and cache together."""
+"""A beam or contrastive search in the engine's loop: the slots of one request follow its search, in their tokens and their caches."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
-from app.engine.detokenizer import PATIENCE, Detokenizer
+from app.engine.detokenizer import MAX_INCOMPLETE_TOKENS, Detokenizer
 from app.engine.flat import FlatModel
-from app.engine.request import Beams, Contrast, Delta, Event, Generate
-from app.engine.sampler import Draw, process
-from app.engine.search import BeamSearch, ContrastiveSearch, Move
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Event, Generate
+from app.engine.sampler import SamplerRow, process_logits
+from app.engine.search import BeamSearch, Continuation, ContrastiveSearch
 from app.engine.slot import Slot
 
 
-class Group(Protocol):
-    """`slots` are the request's, the leading one first; rows of `logits` and `hidden` are in their order."""
+class SearchGroup(Protocol):
+    """`slots` are those of the request, the leading one first; each holds a branch. Rows of `logits` and `hidden` have the same order."""
 
-    def read(self, hidden: torch.Tensor) -> None:
-        """Hidden states `[tokens, width]` of the next piece of the prompt."""
+    def add_prompt_states(self, hidden: torch.Tensor) -> None:
+        """Called with the hidden states `[tokens, width]` of each chunk of the prompt."""
 
     def start(self, slots: Sequence[Slot], logits: torch.Tensor) -> Event | None:
-        """The prompt has been read; `logits` `[1, vocab]` are those after it."""
+        """Called once, when the prompt is prefilled. `logits` `[1, vocab]` are those after its last token."""
 
     def advance(self, slots: Sequence[Slot], logits: torch.Tensor, hidden: torch.Tensor) -> Event | None:
-        """Each slot's token has been run. The event that is due, if any."""
+        """Called after each step in which the latest token of every slot was run. Returns an event to send, if there is one."""
 
 
-def group_of(request: Generate, model: FlatModel, ends: frozenset[int]) -> Group:
-    if isinstance(request.search, Beams):
-        return BeamGroup(request, request.search, model, ends)
-    assert isinstance(request.search, Contrast)
-    return ContrastGroup(request, request.search, model, ends)
+def create_search_group(request: Generate, model: FlatModel, end_tokens: frozenset[int]) -> SearchGroup:
+    if isinstance(request.search, BeamSearchParams):
+        return BeamGroup(request, request.search, model, end_tokens)
+    assert isinstance(request.search, ContrastiveSearchParams)
+    return ContrastiveGroup(request, request.search, model, end_tokens)
 
 
 class BeamGroup:
-    """Says everything at the end."""
+    """Emits the whole answer at the end: before that, any beam may still become the best one."""
 
-    def __init__(self, request: Generate, search: Beams, model: FlatModel, ends: frozenset[int]) -> None:
-        self._request, self._model, self._ends = request, model, ends
-        self._search = BeamSearch(search, request.max_tokens, ends, self._stopped if request.stop else None)
-        self._reach = max((len(word.encode()) for word in request.stop), default=0) + PATIENCE  # tokens a stop string may be spread over
-        self._detokenizer: Detokenizer | None = None  # of the leading slot, which is given no token before the search is over
+    def __init__(self, request: Generate, params: BeamSearchParams, model: FlatModel, end_tokens: frozenset[int]) -> None:
+        self._request, self._model, self._end_tokens = request, model, end_tokens
+        self._search = BeamSearch(params, request.max_tokens, end_tokens, self._has_stop_string if request.stop else None)
+        # Last tokens in whose text a stop string is looked for: a stop string has at most a token a byte.
+        self._stop_check_tokens = max((len(stop.encode()) for stop in request.stop), default=0) + MAX_INCOMPLETE_TOKENS
+        self._detokenizer: Detokenizer | None = None  # of the leading slot; gets no token before the search is over
 
-    def read(self, hidden: torch.Tensor) -> None:
+    def add_prompt_states(self, hidden: torch.Tensor) -> None:
         pass
 
     def start(self, slots: Sequence[Slot], logits: torch.Tensor) -> Event | None:
         self._detokenizer = slots[0].detokenizer
-        return self._follow(slots, self._search.start(self._scores(slots[:1], logits)[0]), 0)
+        return self._apply(slots, self._search.start(self._scores(slots[:1], logits)[0]), 0)
 
     def advance(self, slots: Sequence[Slot], logits: torch.Tensor, hidden: torch.Tensor) -> Event | None:
-        return self._follow(slots, self._search.advance(self._scores(slots, logits)), len(self._request.prompt))
+        return self._apply(slots, self._search.advance(self._scores(slots, logits)), len(self._request.prompt))
 
-    def _stopped(self, tokens: Sequence[int]) -> bool:
-        """Whether there is a stop string in the text of these tokens, of which only the last can complete one."""
+    def _has_stop_string(self, tokens: Sequence[int]) -> bool:
+        """Whether the text of `tokens` contains a stop string, which only the last token can have completed."""
         assert self._detokenizer is not None
-        text = self._detokenizer.read(tokens[-self._reach :])
-        return any(word in text for word in self._request.stop)
+        text = self._detokenizer.preview(tokens[-self._stop_check_tokens :])
+        return any(stop in text for stop in self._request.stop)
 
     def _scores(self, slots: Sequence[Slot], logits: torch.Tensor) -> torch.Tensor:
-        draws = [Draw(self._request.sampling, slot.tokens, len(self._request.prompt), self._ends) for slot in slots]
-        return process(logits.float().log_softmax(-1), draws)
+        rows = [SamplerRow(self._request.sampling, slot.tokens, len(self._request.prompt), self._end_tokens) for slot in slots]
+        return process_logits(logits.float().log_softmax(-1), rows)
 
-    def _follow(self, slots: Sequence[Slot], move: Move | None, start: int) -> Event | None:
-        if move is None:
+    def _apply(self, slots: Sequence[Slot], continuation: Continuation | None, start: int) -> Event | None:
+        """Continue every slot; `start` is the first position of the cache in which the slots may differ."""
+        if continuation is None:
             return self._finish(slots[0])
-        held = slots[0].length
-        _copy(self._model, slots, move, start, held)
-        answers = [slots[source].tokens for source in move.sources]
-        for slot, tokens, token in zip(slots, answers, move.tokens, strict=True):
-            slot.tokens, slot.length = [*tokens, token], held
+        length = slots[0].length
+        _copy_caches(self._model, slots, continuation, start, length)
+        sequences = [slots[source].tokens for source in continuation.sources]
+        for slot, tokens, token in zip(slots, sequences, continuation.tokens, strict=True):
+            slot.tokens, slot.length = [*tokens, token], length
         return None
 
     def _finish(self, lead: Slot) -> Event:
         tokens, finish = self._search.best
-        lead.tokens, lead.length = list(self._request.prompt), len(self._request.prompt)  # what its cache is sure to hold
+        # The prompt is the only part of the leading slot's cache that is certain to belong to the best sequence.
+        lead.tokens, lead.length = list(self._request.prompt), len(self._request.prompt)
         text, count = "", 0
         for count, token in enumerate(tokens, 1):
-            shown, ended = lead.push(token, self._ends)
-            text += shown
-            if ended is not None:
-                return Delta(self._request.id, text, count, ended, cached=lead.cached)
+            new_text, slot_finish = lead.push(token, self._end_tokens)
+            text += new_text
+            if slot_finish is not None:
+                return Delta(self._request.id, text, count, slot_finish, cached=lead.cached)
         return Delta(self._request.id, text, count, finish, cached=lead.cached)
 
 
-class ContrastGroup:
-    """Each slot holds what has been chosen so far and one candidate for the next token."""
+class ContrastiveGroup:
+    """Each slot holds the tokens chosen so far and one candidate for the next token. Emits every token when it is chosen."""
 
-    def __init__(self, request: Generate, search: Contrast, model: FlatModel, ends: frozenset[int]) -> None:
-        self._request, self._model, self._ends = request, model, ends
-        self._search = ContrastiveSearch(search)
+    def __init__(self, request: Generate, params: ContrastiveSearchParams, model: FlatModel, end_tokens: frozenset[int]) -> None:
+        self._request, self._model, self._end_tokens = request, model, end_tokens
+        self._search = ContrastiveSearch(params)
         self._chosen = list(request.prompt)
 
-    def read(self, hidden: torch.Tensor) -> None:
-        self._search.read(hidden)
+    def add_prompt_states(self, hidden: torch.Tensor) -> None:
+        self._search.add_prompt_states(hidden)
 
     def start(self, slots: Sequence[Slot], logits: torch.Tensor) -> Event | None:
-        move = self._search.start(self._processed(slots[:1], logits)[0])
-        self._follow(slots, move, 0, slots[0].length)
+        continuation = self._search.start(self._process(slots[:1], logits)[0])
+        self._apply(slots, continuation, 0, slots[0].length)
         return None
 
     def advance(self, slots: Sequence[Slot], logits: torch.Tensor, hidden: torch.Tensor) -> Event | None:
-        place, move = self._search.advance(self._processed(slots, logits), hidden)
-        lead, token, held = slots[0], slots[place].tokens[-1], slots[0].length
+        branch, continuation = self._search.advance(self._process(slots, logits), hidden)
+        lead, token, length = slots[0], slots[branch].tokens[-1], slots[0].length
         lead.tokens = list(self._chosen)
-        text, finish = lead.push(token, self._ends)
+        text, finish = lead.push(token, self._end_tokens)
         self._chosen.append(token)
-        first = len(self._chosen) == len(self._request.prompt) + 1
+        is_first = len(self._chosen) == len(self._request.prompt) + 1
         if finish is not None:
-            lead.length = held - 1  # what its cache holds behind is its own candidate
+            lead.length = length - 1  # the last position of its cache holds its own candidate, not the chosen token
         else:
-            self._follow(slots, move, held - 1, held)
-        return Delta(self._request.id, text, 1, finish, cached=lead.cached if first else 0)
+            self._apply(slots, continuation, length - 1, length)
+        return Delta(self._request.id, text, 1, finish, cached=lead.cached if is_first else 0)
 
-    def _processed(self, slots: Sequence[Slot], logits: torch.Tensor) -> torch.Tensor:
-        return process(logits, [Draw(self._request.sampling, slot.tokens, len(self._request.prompt), self._ends) for slot in slots])
+    def _process(self, slots: Sequence[Slot], logits: torch.Tensor) -> torch.Tensor:
+        rows = [SamplerRow(self._request.sampling, slot.tokens, len(self._request.prompt), self._end_tokens) for slot in slots]
+        return process_logits(logits, rows)
 
-    def _follow(self, slots: Sequence[Slot], move: Move, start: int, held: int) -> None:
-        _copy(self._model, slots, move, start, held)
-        for slot, token in zip(slots, move.tokens, strict=True):
-            slot.tokens, slot.length = [*self._chosen, token], held
+    def _apply(self, slots: Sequence[Slot], continuation: Continuation, start: int, end: int) -> None:
+        """Give every slot its next candidate, and positions `[start, end)` of the chosen branch's cache."""
+        _copy_caches(self._model, slots, continuation, start, end)
+        for slot, token in zip(slots, continuation.tokens, strict=True):
+            slot.tokens, slot.length = [*self._chosen, token], end
 
 
-def _copy(model: FlatModel, slots: Sequence[Slot], move: Move, start: int, end: int) -> None:
-    """Positions `[start, end)` of each slot's cache become those of its source's."""
-    model.copy([slots[source].index for source in move.sources], [slot.index for slot in slots], start, end)
+def _copy_caches(model: FlatModel, slots: Sequence[Slot], continuation: Continuation, start: int, end: int) -> None:
+    """Copy positions `[start, end)` of each slot's cache from its source's."""
+    model.copy([slots[source].index for source in continuation.sources], [slot.index for slot in slots], start, end)

@@ -1,10 +1,7 @@
-"""The kernels of `csrc` for bfloat16 on a CPU.
+"""Python interface to the compiled CPU kernels of `csrc`: bfloat16 and 4-bit linear layers, RMSNorm, attention, scoring statistics.
 
-    kernel() -> Kernel | None    None where there is no x86, no gcc or no OpenMP of GCC's in the process; why is logged
-    Kernel(x, packed, ending) -> Tensor    packed by `app.engine.packing` in blocks of Kernel.columns
-    Kernel.norm(x, weight, eps) -> Tensor; Kernel.decode(step) -> Tensor; Kernel.read(reading) -> Tensor
-
-Knows no layer and no model.
+`kernel()` returns the process's `Kernel`, or None where it cannot be built (no x86-64, no gcc, or an OpenMP other than GCC's in the
+process); the reason is logged. Weights come packed by `app.engine.packing`. Knows no layer and no model.
 """
 
 import ctypes
@@ -18,22 +15,22 @@ import torch
 from torch.nn import functional as F
 
 from app.engine import packing
-from app.engine.compiler import Unable, library
-from app.engine.packing import Packed
+from app.engine.compiler import CompileError, load_library
+from app.engine.packing import PackedWeights
 
 log = logging.getLogger(__name__)
 
-MOST_DIM = 256  # of a head
-THEN = {"none": 0, "swish": 1}
-HOW = {"alone": 0, "mul": 1, "add": 2}
+MAX_HEAD_DIM = 256
+ACTIVATIONS = {"none": 0, "swish": 1}  # numbered as in csrc/ending.h
+BINARY_OPS = {"none": 0, "mul": 1, "add": 2}
 
 
-class _Step(ctypes.Structure):
+class _DecodeArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
-        *((name, ctypes.c_int64) for name in ("query_row", "key_row", "value_row")),
-        *((name, ctypes.c_void_p) for name in ("keys", "values")),
-        *((name, ctypes.c_int64) for name in ("slot", "head")),
+        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride")),
+        *((name, ctypes.c_void_p) for name in ("key_cache", "value_cache")),
+        *((name, ctypes.c_int64) for name in ("slot_stride", "head_stride")),
         *((name, ctypes.c_void_p) for name in ("slots", "positions")),
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim", "window")),
         ("scale", ctypes.c_float),
@@ -41,20 +38,20 @@ class _Step(ctypes.Structure):
     )
 
 
-class _Reading(ctypes.Structure):
+class _PrefillArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
-        *((name, ctypes.c_int64) for name in ("query_row", "key_row", "key_head", "value_row", "value_head")),
+        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "key_head_stride", "value_stride", "value_head_stride")),
         *((name, ctypes.c_int64) for name in ("rows", "start", "heads", "kv_heads", "dim", "window")),
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
     )
 
 
-class _Sums(ctypes.Structure):
+class _StatisticsArgs(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("logits", "seen")),
-        *((name, ctypes.c_int64) for name in ("logits_row", "seen_row", "rows", "width")),
+        *((name, ctypes.c_void_p) for name in ("logits", "observer_logits")),
+        *((name, ctypes.c_int64) for name in ("logits_stride", "observer_stride", "rows", "vocabulary")),
         *((name, ctypes.c_void_p) for name in ("targets", "out")),
     )
 
@@ -64,194 +61,216 @@ class _Weights(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("table", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
-        ("middle", ctypes.c_void_p),
-        ("group", ctypes.c_int),
+        ("offset", ctypes.c_void_p),
+        ("log2_group", ctypes.c_int),
     )
 
 
-class _Ending(ctypes.Structure):
+class _Epilogue(ctypes.Structure):
     _fields_ = (
         ("bias", ctypes.c_void_p),
-        ("then", ctypes.c_int),
-        ("how", ctypes.c_int),
-        ("other", ctypes.c_void_p),
+        ("activation", ctypes.c_int),
+        ("binary_op", ctypes.c_int),
+        ("operand", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("outputs", ctypes.c_int64),
     )
 
 
-class Ending(NamedTuple):
-    """What becomes of a sum: the `bias` `[outputs, padded]` float32 is added, `then` is done to it, and `other` is added or multiplied."""
+class Epilogue(NamedTuple):
+    """What is applied to a layer's float32 sums before they are written, in this order: bias, activation, multiply or add `operand`."""
 
     outputs: int
-    bias: torch.Tensor | None = None
-    then: str = "none"
-    how: str = "alone"
-    other: torch.Tensor | None = None
+    bias: torch.Tensor | None = None  # [outputs, padded to whole blocks], float32
+    activation: str = "none"  # a key of ACTIVATIONS
+    binary_op: str = "none"  # a key of BINARY_OPS
+    operand: torch.Tensor | None = None  # [rows, outputs], bfloat16
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Decoding rows in a layer, all in bfloat16. `fits` says whether a kernel with so many columns takes them."""
+class DecodeRows:
+    """The decoding rows of one layer, all in bfloat16, with the layer's KV cache."""
 
     query: torch.Tensor  # [rows, heads, dim]
     key: torch.Tensor  # [rows, kv_heads, dim]
-    value: torch.Tensor
-    keys: torch.Tensor  # [slots, kv_heads, context, dim], contiguous
-    values: torch.Tensor
-    slots: torch.Tensor  # [rows], contiguous, as positions
-    positions: torch.Tensor
-    scale: float | None = None  # 1 / sqrt(dim) when None
-    window: int | None = None  # tokens that a row sees; all when None
+    value: torch.Tensor  # [rows, kv_heads, dim]
+    key_cache: torch.Tensor  # [slots, kv_heads, context, dim], contiguous
+    value_cache: torch.Tensor  # [slots, kv_heads, context, dim], contiguous
+    slots: torch.Tensor  # [rows], contiguous
+    positions: torch.Tensor  # [rows], contiguous
+    scale: float | None = None  # of the scores; 1 / sqrt(dim) when None
+    window: int | None = None  # tokens that a row sees, itself included; all when None
 
-    def fits(self, columns: int) -> bool:
+    def is_supported(self, columns: int) -> bool:
+        """Whether a kernel with blocks of `columns` outputs can compute these rows."""
         dense = all(part.stride()[1:] == (part.shape[2], 1) for part in (self.query, self.key, self.value))
-        return dense and _takes(self.query, self.key, self.value, columns) and self.keys.dtype == torch.bfloat16
+        return dense and _has_supported_heads(self.query, self.key, self.value, columns) and self.key_cache.dtype == torch.bfloat16
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """The last `rows` of a sequence, all of whose keys and values are given; all in bfloat16."""
+class PrefillRows:
+    """The last `rows` positions of one sequence, with the keys and values of the whole sequence; all in bfloat16."""
 
     query: torch.Tensor  # [rows, heads, dim]
     key: torch.Tensor  # [length, kv_heads, dim]
-    value: torch.Tensor
-    scale: float | None = None  # as a step's
-    window: int | None = None
+    value: torch.Tensor  # [length, kv_heads, dim]
+    scale: float | None = None  # of the scores; 1 / sqrt(dim) when None
+    window: int | None = None  # tokens that a row sees, itself included; all when None
 
-    def fits(self, columns: int) -> bool:
+    def is_supported(self, columns: int) -> bool:
+        """Whether a kernel with blocks of `columns` outputs can compute these rows."""
         dense = self.query.stride()[1:] == (self.query.shape[2], 1) and self.key.stride(2) == self.value.stride(2) == 1
-        return dense and _takes(self.query, self.key, self.value, columns)
+        return dense and _has_supported_heads(self.query, self.key, self.value, columns)
 
 
-def _takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, columns: int) -> bool:
-    """Whether heads are of a size that a kernel with so many columns knows."""
+def _has_supported_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, columns: int) -> bool:
+    """Whether heads are in bfloat16, and their dim is a whole number of vectors (half a block) and not too large."""
     dim = key.shape[2]
-    return dim == value.shape[2] <= MOST_DIM and dim % (columns // 2) == 0 and query.dtype == key.dtype == torch.bfloat16
+    return dim == value.shape[2] <= MAX_HEAD_DIM and dim % (columns // 2) == 0 and query.dtype == key.dtype == torch.bfloat16
 
 
 class Kernel:
-    """x W^T in bfloat16, summed in float32. A row's result does not depend on the rows beside it."""
+    """The compiled functions. Products are summed in float32, and a row's result does not depend on the rows beside it."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        library.columns.restype = ctypes.c_int64
-        pointer, whole = ctypes.c_void_p, ctypes.c_int64
-        library.linear.argtypes = [pointer, whole, whole, ctypes.POINTER(_Weights), ctypes.POINTER(_Ending), ctypes.c_int]
-        self.columns = int(library.columns())
+        pointer, int64 = ctypes.c_void_p, ctypes.c_int64
+        library.block_columns.restype = int64
+        self.columns = int(library.block_columns())  # outputs in a block of packed weights
+        library.linear.argtypes = [pointer, int64, int64, ctypes.POINTER(_Weights), ctypes.POINTER(_Epilogue), ctypes.c_int]
         self._linear = library.linear
-        library.rounded.argtypes = [pointer, whole, whole, pointer, ctypes.POINTER(_Ending), ctypes.c_int]
-        self._rounded = library.rounded
-        library.norm.argtypes = [pointer, whole, whole, pointer, ctypes.c_float, pointer, ctypes.c_int]
-        library.norm.restype = None
-        self._norm = library.norm
-        library.step.argtypes = [ctypes.POINTER(_Step), ctypes.c_int]
-        self._step = library.step
-        library.span.argtypes = [ctypes.POINTER(_Reading), ctypes.c_int]
-        self._span = library.span
-        library.sums.argtypes = [ctypes.POINTER(_Sums), ctypes.c_int]
-        library.sums.restype = None
-        self._sums = library.sums
+        library.linear_w4a8.argtypes = [pointer, int64, int64, pointer, ctypes.POINTER(_Epilogue), ctypes.c_int]
+        self._linear_w4a8 = library.linear_w4a8
+        library.rms_norm.argtypes = [pointer, int64, int64, pointer, ctypes.c_float, pointer, ctypes.c_int]
+        library.rms_norm.restype = None
+        self._rms_norm = library.rms_norm
+        library.attend_decode.argtypes = [ctypes.POINTER(_DecodeArgs), ctypes.c_int]
+        self._attend_decode = library.attend_decode
+        library.attend_prefill.argtypes = [ctypes.POINTER(_PrefillArgs), ctypes.c_int]
+        self._attend_prefill = library.attend_prefill
+        library.token_statistics.argtypes = [ctypes.POINTER(_StatisticsArgs), ctypes.c_int]
+        library.token_statistics.restype = None
+        self._token_statistics = library.token_statistics
 
-    def __call__(self, x: torch.Tensor, packed: Packed, ending: Ending) -> torch.Tensor:
-        """`x` `[..., inputs]` bfloat16 to `[..., outputs]`. Raises `MemoryError`."""
-        inputs = packed.inputs
-        if x.shape[-1] < inputs:
+    def linear(self, x: torch.Tensor, weights: PackedWeights, epilogue: Epilogue) -> torch.Tensor:
+        """Return `x` W^T after the `epilogue`: `[..., inputs]` bfloat16 to `[..., outputs]`. Raises `MemoryError`."""
+        inputs = weights.inputs
+        if x.shape[-1] < inputs:  # the packed weights are padded to an even number of inputs
             x = F.pad(x, (0, 1))
         x = x.contiguous()
-        out = torch.empty(*x.shape[:-1], ending.outputs, dtype=torch.bfloat16)
-        other = None if ending.other is None else ending.other.contiguous()
-        end = _Ending(_at(ending.bias), THEN[ending.then], HOW[ending.how], _at(other), out.data_ptr(), ending.outputs)
-        given = (x.data_ptr(), x.numel() // inputs, inputs)
-        if packed.rounds:
-            lacking = self._rounded(*given, packed.data.data_ptr(), end, torch.get_num_threads())
+        out = torch.empty(*x.shape[:-1], epilogue.outputs, dtype=torch.bfloat16)
+        operand = None if epilogue.operand is None else epilogue.operand.contiguous()
+        end = _Epilogue(
+            _address(epilogue.bias),
+            ACTIVATIONS[epilogue.activation],
+            BINARY_OPS[epilogue.binary_op],
+            _address(operand),
+            out.data_ptr(),
+            epilogue.outputs,
+        )
+        rows = (x.data_ptr(), x.numel() // inputs, inputs)
+        if weights.rounds_inputs:
+            failed = self._linear_w4a8(*rows, weights.data.data_ptr(), end, torch.get_num_threads())
         else:
-            weights = _Weights(packed.data.data_ptr(), _at(packed.table), _at(packed.scale), _at(packed.middle), packed.group)
-            lacking = self._linear(*given, weights, end, torch.get_num_threads())
-        if lacking:
-            raise MemoryError("no memory for the activations of a layer")
+            pointers = (weights.data.data_ptr(), _address(weights.table), _address(weights.scale), _address(weights.offset))
+            failed = self._linear(*rows, _Weights(*pointers, weights.log2_group), end, torch.get_num_threads())
+        if failed:
+            raise MemoryError("out of memory for a layer's activations")
         return out
 
-    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """RMSNorm of `x` `[..., inputs]` in bfloat16."""
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """Return the RMSNorm of `x` `[..., inputs]` in bfloat16 (arXiv 1910.07467)."""
         x = x.contiguous()
         out = torch.empty_like(x)
-        self._norm(x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], weight.data_ptr(), eps, out.data_ptr(), torch.get_num_threads())
+        rows, threads = x.numel() // x.shape[-1], torch.get_num_threads()
+        self._rms_norm(x.data_ptr(), rows, x.shape[-1], weight.data_ptr(), eps, out.data_ptr(), threads)
         return out
 
-    def decode(self, step: Step) -> torch.Tensor:
-        """The rows' keys and values are written where they belong; what each row attends to, `[rows, heads, dim]`. Raises `MemoryError`."""
-        rows, heads, dim = step.query.shape
-        kv_heads = step.key.shape[1]
+    def attend_decode(self, batch: DecodeRows) -> torch.Tensor:
+        """Write the rows' keys and values to the cache, and return each row's attention over its slot, `[rows, heads, dim]`.
+
+        Raises `MemoryError`.
+        """
+        rows, heads, dim = batch.query.shape
+        kv_heads = batch.key.shape[1]
         out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
-        given = _Step(
-            *(part.data_ptr() for part in (step.query, step.key, step.value)),
-            *(part.stride(0) for part in (step.query, step.key, step.value)),
-            step.keys.data_ptr(),
-            step.values.data_ptr(),
-            *step.keys.stride()[:2],
-            step.slots.data_ptr(),
-            step.positions.data_ptr(),
-            *(rows, heads, kv_heads, dim, step.window or 0),
-            dim**-0.5 if step.scale is None else step.scale,
+        args = _DecodeArgs(
+            *(part.data_ptr() for part in (batch.query, batch.key, batch.value)),
+            *(part.stride(0) for part in (batch.query, batch.key, batch.value)),
+            batch.key_cache.data_ptr(),
+            batch.value_cache.data_ptr(),
+            *batch.key_cache.stride()[:2],
+            batch.slots.data_ptr(),
+            batch.positions.data_ptr(),
+            *(rows, heads, kv_heads, dim, batch.window or 0),
+            dim**-0.5 if batch.scale is None else batch.scale,
             out.data_ptr(),
         )
-        if self._step(given, torch.get_num_threads()):
-            raise MemoryError("no memory for the scores of a step")
+        if self._attend_decode(args, torch.get_num_threads()):
+            raise MemoryError("out of memory for the attention scores of a decode step")
         return out
 
-    def read(self, reading: Reading) -> torch.Tensor:
-        """What each row attends to, itself and what is before it, `[rows, heads, dim]`. Raises `MemoryError`."""
-        query, key, value = reading.query, reading.key, reading.value
+    def attend_prefill(self, batch: PrefillRows) -> torch.Tensor:
+        """Return each row's attention over itself and the positions before it, `[rows, heads, dim]`. Raises `MemoryError`."""
+        query, key, value = batch.query, batch.key, batch.value
         rows, heads, dim = query.shape
         out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
-        given = _Reading(
+        args = _PrefillArgs(
             *(part.data_ptr() for part in (query, key, value)),
             query.stride(0),
             *key.stride()[:2],
             *value.stride()[:2],
-            *(rows, len(key) - rows, heads, key.shape[1], dim, reading.window or 0),
-            dim**-0.5 if reading.scale is None else reading.scale,
+            *(rows, len(key) - rows, heads, key.shape[1], dim, batch.window or 0),
+            dim**-0.5 if batch.scale is None else batch.scale,
             out.data_ptr(),
         )
-        if self._span(given, torch.get_num_threads()):
-            raise MemoryError("no memory for the scores of a prompt")
+        if self._attend_prefill(args, torch.get_num_threads()):
+            raise MemoryError("out of memory for the attention scores of a prompt")
         return out
 
-    def sums(self, logits: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
-        """Of `logits` `[rows, vocab]`, `targets` `[rows]` and an observer's `seen`: `[rows, 6]` in float64, each target's log-probability
-        and rank, the mean and the variance of log p under p, and, 0 without `seen`, cross-entropy and the observer's log-probability.
+    def token_statistics(self, logits: torch.Tensor, targets: torch.Tensor, observer_logits: torch.Tensor | None) -> torch.Tensor:
+        """Return the statistics that scoring needs, `[rows, 6]` in float64, of bfloat16 `logits` `[rows, vocab]` and `targets` `[rows]`.
+
+        The columns are: the target's log-probability, its rank, the mean and the variance of log p under p, and, with
+        `observer_logits`, the cross-entropy and the observer's log-probability of the target (0 without).
         """
         out = torch.empty(len(logits), 6, dtype=torch.float64)
-        width = logits.shape[1] if seen is None else min(logits.shape[1], seen.shape[1])
-        rows = (logits.stride(0), 0 if seen is None else seen.stride(0), len(logits), width)
-        self._sums(_Sums(logits.data_ptr(), _at(seen), *rows, targets.data_ptr(), out.data_ptr()), torch.get_num_threads())
+        vocabulary = logits.shape[1] if observer_logits is None else min(logits.shape[1], observer_logits.shape[1])
+        observer_stride = 0 if observer_logits is None else observer_logits.stride(0)
+        sizes = (logits.stride(0), observer_stride, len(logits), vocabulary)
+        args = _StatisticsArgs(logits.data_ptr(), _address(observer_logits), *sizes, targets.data_ptr(), out.data_ptr())
+        self._token_statistics(args, torch.get_num_threads())
         return out
 
 
-def _at(tensor: torch.Tensor | None) -> int | None:
+def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
 @cache
 def kernel() -> Kernel | None:
-    """One for the process."""
+    """Compile, load and check the kernel once per process; None where it cannot be used, for a reason that is logged."""
     try:
-        made = Kernel(library())
-    except (OSError, subprocess.SubprocessError, Unable) as error:
-        log.warning("bfloat16 layers are left to oneDNN, about half as fast: %s", error)
+        candidate = Kernel(load_library())
+    except (OSError, subprocess.SubprocessError, CompileError) as error:
+        log.warning("no compiled kernel, so bfloat16 layers run on oneDNN, about half as fast: %s", error)
         return None
-    return made if _right(made) else None
+    return candidate if _agrees_with_torch(candidate) else None
 
 
-def _right(made: Kernel) -> bool:
-    """Whether its products agree with torch on this machine."""
-    draw = torch.Generator().manual_seed(0)
-    weight, x = (torch.randn(size, generator=draw).bfloat16() for size in ((2 * made.columns + 3, 96), (17, 96)))
-    levels = torch.randint(16, weight.shape, generator=draw)
+def _agrees_with_torch(candidate: Kernel) -> bool:
+    """Whether the kernel's products are right on this machine."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(size, generator=generator).bfloat16() for size in ((2 * candidate.columns + 3, 96), (17, 96)))
+    levels = torch.randint(16, weight.shape, generator=generator)
     ones = torch.ones(len(weight), 3)
-    pairs = (packing.pairs(weight, made.columns), weight), (packing.steps(levels, ones, 0 * ones, made.columns), levels - 8)
-    found = [(made(x, packed, Ending(len(weight))).float(), x.float() @ plain.float().T) for packed, plain in pairs]
-    right = all(torch.allclose(mine, wanted, atol=0.01 * wanted.abs().max().item(), rtol=0.01) for mine, wanted in found)
-    if not right:
-        log.error("the compiled kernel is wrong on this machine: bfloat16 layers are left to oneDNN")
-    return right
+    cases = (
+        (packing.pack_bfloat16(weight, candidate.columns), weight),
+        (packing.pack_uniform_levels(levels, ones, 0 * ones, candidate.columns), levels - 8),
+    )
+    for packed, plain in cases:
+        expected = x.float() @ plain.float().T
+        product = candidate.linear(x, packed, Epilogue(len(weight))).float()
+        if not torch.allclose(product, expected, atol=0.01 * expected.abs().max().item(), rtol=0.01):
+            log.error("the compiled kernel computes wrong products on this machine, so bfloat16 layers run on oneDNN")
+            return False
+    return True

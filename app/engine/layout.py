@@ -1,4 +1,4 @@
-"""Where the rows of a step stand: which slot and position each belongs to, and what it may see. Masks are made once a step.
+"""Which slot and position each row of a step belongs to, and which keys it may attend to. A mask is made once a step, for all layers.
 
 Knows no cache and no model.
 """
@@ -8,101 +8,104 @@ from dataclasses import dataclass, field
 
 import torch
 
-ROUND = 64  # cached keys of several slots are read up to a multiple of this
-NEAR = 256  # slots whose lengths have the same number of binary digits above this are attended together
+KEY_MULTIPLE = 64  # slots that decode together read a number of cached keys that is a multiple of this
+SHORT_TOKENS = 256  # slots decode together when their lengths, in units of this, have the same number of binary digits
 
 
 @dataclass(slots=True)
 class Span:
-    """Rows `[first, last)` of the step are positions `[start, end)` of one sequence; `slot` is None for a text that is only read."""
+    """Rows `[row_start, row_end)` of the step are positions `[start, end)` of one sequence. `slot` is None for a text that is scored in
+    one piece: its keys and values are not cached.
+    """
 
-    first: int
-    last: int
+    row_start: int
+    row_end: int
     start: int
     slot: int | None
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def end(self) -> int:
-        return self.start + self.last - self.first
+        return self.start + self.row_end - self.row_start
 
     def mask(self, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-        """What is added to the scores, `[rows, end]`; None when plain causality says it all."""
+        """Mask `[rows, end]` to add to the attention scores; None when a plain causal mask is enough. `window` is the sliding window."""
         if self.start == 0 and (window is None or self.end <= window):
             return None
         if window not in self._masks:
-            at = torch.arange(self.end, device=device)
-            own = at[self.start :, None]
-            self._masks[window] = _added((at <= own) if window is None else (at <= own) & (at > own - window), dtype)
+            keys = torch.arange(self.end, device=device)
+            queries = keys[self.start :, None]
+            visible = (keys <= queries) if window is None else (keys <= queries) & (keys > queries - window)
+            self._masks[window] = _additive_mask(visible, dtype)
         return self._masks[window]
 
 
 @dataclass(slots=True)
-class Decodes:
-    """Decoding rows of similar length. `rows` and `slots` are slices where they can be: a slice of the cache needs no copy."""
+class DecodeGroup:
+    """Decoding rows of similar length, attended together. `rows` and `slots` are slices if possible: slicing the cache copies nothing."""
 
     rows: slice | torch.Tensor
     slots: slice | torch.Tensor
     positions: torch.Tensor  # [rows]
-    longest: int  # keys that are read
-    alone: bool  # one row, which sees all of them
+    key_count: int  # cached keys that are read, for every row
+    is_single: bool  # only one row, which attends to all of these keys
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """What is added to the scores, `[rows, 1, 1, longest]`; None when every key is seen."""
-        if self.alone and (window is None or self.longest <= window):
+        """Mask `[rows, 1, 1, key_count]` to add to the attention scores; None when every row attends to every key."""
+        if self.is_single and (window is None or self.key_count <= window):
             return None
         if window not in self._masks:
-            at = torch.arange(self.longest, device=self.positions.device)
-            last = self.positions[:, None]
-            seen = at <= last if window is None else (at <= last) & (at > last - window)
-            self._masks[window] = _added(seen, dtype)[:, None, None]
+            keys = torch.arange(self.key_count, device=self.positions.device)
+            queries = self.positions[:, None]
+            visible = keys <= queries if window is None else (keys <= queries) & (keys > queries - window)
+            self._masks[window] = _additive_mask(visible, dtype)[:, None, None]
         return self._masks[window]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The step's rows in order: one row a decoding slot, then spans."""
+    """The rows of a step: first one row for each decoding slot, then the spans."""
 
-    decodes: int
+    decodes: int  # number of decoding rows
     slots: torch.Tensor  # [decodes]
     positions: torch.Tensor  # [decodes]
-    single: tuple[int, int]  # slot and position of the first of them
-    groups: tuple[Decodes, ...]
+    first_decode: tuple[int, int]  # slot and position of the first decoding row
+    groups: tuple[DecodeGroup, ...]
     spans: tuple[Span, ...]
 
 
 def layout_of(decodes: Sequence[tuple[int, int]], spans: Sequence[Span], context: int, device: torch.device) -> Layout:
-    """`decodes` are (slot, position) of the first rows of the step; `spans` follow."""
+    """`decodes` are (slot, position) of the decoding rows, which come first in the step; `context` is the length of a cache row."""
     both = torch.tensor(decodes or [(0, 0)], dtype=torch.long).t().to(device)  # [2, decodes]
     slots, positions = (row[: len(decodes)].contiguous() for row in both)
-    near: dict[int, list[int]] = {}
+    similar: dict[int, list[int]] = {}
     for row, (_, position) in enumerate(decodes):
-        near.setdefault((position // NEAR).bit_length(), []).append(row)
-    groups = tuple(_group(rows, decodes, slots, positions, context) for rows in near.values())
+        similar.setdefault((position // SHORT_TOKENS).bit_length(), []).append(row)
+    groups = tuple(_group(rows, decodes, slots, positions, context) for rows in similar.values())
     return Layout(len(decodes), slots, positions, decodes[0] if decodes else (0, 0), groups, tuple(spans))
 
 
-def _group(rows: list[int], decodes: Sequence[tuple[int, int]], slots: torch.Tensor, positions: torch.Tensor, context: int) -> Decodes:
-    most = max(decodes[row][1] for row in rows) + 1
-    longest = most if len(rows) == 1 else min(context, -(-most // ROUND) * ROUND)
-    chosen = _slice(rows)
-    where = slots[rows] if chosen is None else slots[chosen]
-    held = _slice([decodes[row][0] for row in rows])
-    return Decodes(
-        rows=torch.tensor(rows, device=slots.device) if chosen is None else chosen,
-        slots=where if held is None else held,
-        positions=positions[rows] if chosen is None else positions[chosen],
-        longest=longest,
-        alone=len(rows) == 1,
+def _group(rows: list[int], decodes: Sequence[tuple[int, int]], slots: torch.Tensor, positions: torch.Tensor, context: int) -> DecodeGroup:
+    longest = max(decodes[row][1] for row in rows) + 1
+    row_slice = _as_slice(rows)
+    group_slots = slots[rows] if row_slice is None else slots[row_slice]
+    slot_slice = _as_slice([decodes[row][0] for row in rows])
+    return DecodeGroup(
+        rows=torch.tensor(rows, device=slots.device) if row_slice is None else row_slice,
+        slots=group_slots if slot_slice is None else slot_slice,
+        positions=positions[rows] if row_slice is None else positions[row_slice],
+        key_count=longest if len(rows) == 1 else min(context, -(-longest // KEY_MULTIPLE) * KEY_MULTIPLE),
+        is_single=len(rows) == 1,
     )
 
 
-def _slice(numbers: list[int]) -> slice | None:
-    """The numbers as a slice if they are consecutive."""
+def _as_slice(numbers: list[int]) -> slice | None:
+    """The numbers as a slice; None unless they are consecutive."""
     first = numbers[0]
     return slice(first, first + len(numbers)) if numbers == list(range(first, first + len(numbers))) else None
 
 
-def _added(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+def _additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where `visible`, else -inf."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)

@@ -1,6 +1,6 @@
-"""What serving takes of a device's memory, in declared bytes: weights, keys and values, activations. Arithmetic and sentences.
+"""How much memory of a device serving takes, in declared bytes: weights, KV cache, activations. Knows no model's architecture.
 
-The default number of slots comes from here.
+The default number of slots and the message that a model does not fit come from here.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ import torch
 
 from app.errors import SetupError
 
-MOST = 32  # slots when none are asked for
-SHARE = 0.9  # of the memory that is left beside the weights; the rest is for the allocator and the libraries
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+MAX_DEFAULT_SLOTS = 32  # used when the settings give no number of slots
+USABLE_SHARE = 0.9  # of the memory beside the weights; the rest is left to the allocator and the libraries
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # a container's, version 2 and 1
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Bytes. `memory` is what the device has left for Litmus, weights included.
+    """All in bytes, except `sharers`. `memory` is what the device has available for Litmus, including its weights.
 
-    `sharers` processes, this one among them, take from that memory at the same time. What is left beside the weights is divided by
-    them, so that defaults which all of them work out at once do not add up to more than there is. A number of slots that was asked for
-    is held against all of it: whoever asks has done the division.
+    `sharers` processes, this one included, take from that memory at the same time. A default number of slots is worked out for an equal
+    share of what the weights leave, so that the defaults of all processes together fit. A number of slots from the settings is checked
+    against all of it: whoever set the number has already divided.
     """
 
     memory: int
@@ -32,52 +32,55 @@ class Ledger:
     sharers: int = 1
 
     @property
-    def fits(self) -> int:
-        """Slots beside the one that long texts are read in, if no other process takes any."""
-        return self._fits(1)
+    def max_slots(self) -> int:
+        """Slots that fit beside the one reserved for long texts, if no other process takes memory."""
+        return self._max_slots(1)
 
-    def _fits(self, sharers: int) -> int:
-        left = (self.memory - self.weights) // sharers - self.activations
-        return max(0, int(SHARE * left // self.slot) - 1)
+    def _max_slots(self, sharers: int) -> int:
+        available = (self.memory - self.weights) // sharers - self.activations
+        return max(0, int(USABLE_SHARE * available // self.slot) - 1)
 
-    def slots(self, asked: int | None, device: str) -> int:
-        """As many as asked for, or as fit this process's share, up to 32. Raises `SetupError` with the numbers."""
-        fits = self._fits(self.sharers if asked is None else 1)
-        if fits >= (asked or 1):
-            return asked or min(MOST, fits)
+    def slots(self, requested: int | None, device: str) -> int:
+        """The requested number of slots; for None, as many as fit this process's share, at most 32. Raises `SetupError` with the numbers
+        when they do not fit.
+        """
+        max_slots = self._max_slots(self.sharers if requested is None else 1)
+        if max_slots >= (requested or 1):
+            return requested or min(MAX_DEFAULT_SLOTS, max_slots)
+        contexts = (requested or 1) + 1
         shared = f", shared by {self.sharers} processes" if self.sharers > 1 else ""
-        need = self.weights + self.activations + ((asked or 1) + 1) * self.slot
+        needed = self.weights + self.activations + contexts * self.slot
         raise SetupError(
-            f"{asked or 1} slots do not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)} and "
-            f"{(asked or 1) + 1} contexts of {_gib(self.slot)} (one for long texts) need {_gib(need)} of {_gib(self.memory)}"
-            f"{shared}, of which a tenth of what the weights leave is kept free: {fits} slots would fit, or lower --model.context"
+            f"{requested or 1} slots do not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)} and "
+            f"{contexts} contexts of {_gib(self.slot)} (one of them for long texts) need {_gib(needed)} of {_gib(self.memory)}"
+            f"{shared}, and a tenth of what the weights leave is kept free: {max_slots} slots would fit; or lower --model.context"
         )
 
     def __str__(self) -> str:
-        return f"weights {_gib(self.weights)}, activations {_gib(self.activations)}, a slot {_gib(self.slot)}, of {_gib(self.memory)}"
+        return f"weights {_gib(self.weights)}, activations {_gib(self.activations)}, {_gib(self.slot)} a slot, of {_gib(self.memory)}"
 
 
 def activation_bytes(rows: int, hidden: int, widest: int, vocabulary: int, logit_rows: int) -> int:
-    """Declared for a step of `rows` tokens: a layer's widest activations and residuals, and float32 logits with what sampling and
-    scoring make of them (logits, log-probabilities, probabilities, a mask) for `logit_rows` rows.
+    """Declared bytes for a step of `rows` tokens: a layer's widest activations and residuals, and for `logit_rows` rows the float32
+    logits with what sampling and scoring derive from them (log-probabilities, probabilities, a mask).
     """
     return 4 * rows * (4 * hidden + 3 * widest) + 4 * 4 * logit_rows * vocabulary
 
 
 def device_memory(device: torch.device, weights: int) -> int:
-    """What is free plus the weights that are there already; a container's limit counts."""
+    """Free bytes plus `weights`, which are already loaded. On a CPU a container's memory limit counts."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) + weights
-    limits = [int(text) for path in LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
-    own = psutil.Process().memory_info().rss
-    return min([int(psutil.virtual_memory().available) + weights, *[limit - own + weights for limit in limits if limit > own]])
+    limits = [int(text) for path in CGROUP_LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
+    resident = psutil.Process().memory_info().rss
+    return min([int(psutil.virtual_memory().available) + weights, *[limit - resident + weights for limit in limits if limit > resident]])
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Parameters, buffers and packed weights, each storage once."""
+    """Bytes of parameters, buffers and prepacked weights, each storage counted once."""
     tensors = [*model.parameters(), *model.buffers()]
-    seen = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.device.type != "meta"}
-    return sum(seen.values()) + sum(int(getattr(module, "packed_bytes", 0)) for module in model.modules())
+    storages = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.device.type != "meta"}
+    return sum(storages.values()) + sum(int(getattr(module, "packed_bytes", 0)) for module in model.modules())
 
 
 def _gib(size: int) -> str:

@@ -13,32 +13,32 @@ from app.errors import LitmusError
 Finish = Literal["stop", "length"]
 Tier = Literal["default", "flex"]
 Stage = Literal["idle", "prefill", "decode"]
-MAX_TOP = 20  # likeliest tokens that may be asked for beside each token
+MAX_TOP = 20  # likeliest tokens whose log-probabilities a request may ask for, beside each token
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How one row draws its next token. Every value is explicit here: defaults are filled in before a request is queued."""
+class SamplingParams:
+    """How one row samples its next token. Every value is explicit here: defaults are filled in before a request is queued."""
 
     temperature: float = 1.0
-    top_k: int = 0
+    top_k: int = 0  # 0: no limit
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
-    repetition_penalty: float = 1.0  # of what stands in prompt or answer: logit / p if positive, * p else (CTRL, arXiv 1909.05858)
-    presence_penalty: float = 0.0  # taken from the logit of what stands in the answer
-    frequency_penalty: float = 0.0  # taken from it once for each time it stands there
+    repetition_penalty: float = 1.0  # of tokens in the prompt or answer: logit / p if positive, * p else (CTRL, arXiv 1909.05858)
+    presence_penalty: float = 0.0  # subtracted from the logit of every token in the answer
+    frequency_penalty: float = 0.0  # subtracted once for each time the token is in the answer
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of tokens that may not be completed
-    min_tokens: int = 0  # the answer does not end by an end token before it has this many
+    min_tokens: int = 0  # the answer has at least this many tokens before an end token may come
 
     @property
     def greedy(self) -> bool:
-        return self.temperature < 1e-5  # what is colder would overflow float32 and draws the likeliest token anyway
+        return self.temperature < 1e-5  # lower temperatures would overflow float32, and sample the likeliest token anyway
 
 
 @dataclass(frozen=True, slots=True)
-class Beams:
+class BeamSearchParams:
     """Beam search as `generate(num_beams=beams, do_sample=False)` does it."""
 
     beams: int
@@ -47,7 +47,7 @@ class Beams:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class ContrastiveSearchParams:
     """Contrastive search (arXiv 2202.06417, eq. 5): of the `top_k` likeliest tokens the one with the largest
     (1 - penalty_alpha) * probability - penalty_alpha * largest cosine similarity of its hidden state to those before it.
     """
@@ -58,41 +58,41 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Continue `prompt` by at most `max_tokens` tokens; `len(prompt) + max_tokens` fits the context (checked by the sender)."""
+    """Continue `prompt` by at most `max_tokens` tokens. `len(prompt) + max_tokens` has to fit the context: the sender checks it first."""
 
     id: str
     prompt: tuple[int, ...]
     max_tokens: int
-    sampling: Sampling = Sampling()
-    stop: tuple[str, ...] = ()
-    stop_tokens: frozenset[int] = frozenset()  # end the answer as the model's own end tokens do
-    ignore_eos: bool = False  # the model's own end tokens do not
-    logprobs: int | None = None  # log-probability of each token and of this many likeliest ones
-    prompt_logprobs: int | None = None  # the same of the prompt's tokens
+    sampling: SamplingParams = SamplingParams()
+    stop: tuple[str, ...] = ()  # stop strings
+    stop_tokens: frozenset[int] = frozenset()  # end the answer, as the model's own end tokens do
+    ignore_eos: bool = False  # the model's own end tokens do not end the answer
+    logprobs: int | None = None  # return the log-probability of each token, and of this many of the likeliest tokens
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens
     tier: Tier = "default"
-    search: Beams | Contrast | None = None  # None: each token is drawn by `sampling`
-    grammar: str | None = None  # what the answer has to be, as `app.forms.grammar` or `app.forms.tools` writes it
+    search: BeamSearchParams | ContrastiveSearchParams | None = None  # None: `sampling` chooses each token
+    grammar: str | None = None  # what the answer has to follow, as written by `app.forms.grammar` or `app.forms.tools`
 
     @property
-    def width(self) -> int:
-        """Slots it needs at once."""
-        if isinstance(self.search, Beams):
+    def slots_needed(self) -> int:
+        """Slots the request occupies at the same time."""
+        if isinstance(self.search, BeamSearchParams):
             return self.search.beams
-        return self.search.top_k if isinstance(self.search, Contrast) else 1
+        return self.search.top_k if isinstance(self.search, ContrastiveSearchParams) else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens `[start, end)` of a text, of which `[keep, end)` give their statistics: the ones before are only context."""
+    """Tokens `[start, end)` of a text. Only `[scored_from, end)` are scored; the tokens before are their context."""
 
     start: int
     end: int
-    keep: int
+    scored_from: int
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Statistics of every token of `tokens` but the first, which nothing predicts; with the observer's if `observe`."""
+    """Compute the statistics of every token of `tokens` except the first, which nothing predicts; the observer's too if `observe`."""
 
     id: str
     tokens: tuple[int, ...]
@@ -110,9 +110,11 @@ class Inspect:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """One entry a scored token, natural logarithms. `mean` and `variance` are those of log p under the model itself, so
-    `-mean` is the entropy. Where the observer was asked: `cross_entropy` is that of its distribution under the performer's,
-    `observed` its own log-probability of the token.
+    """Statistics of scored tokens: each column has one entry a token. Logarithms are natural.
+
+    `mean` and `variance` are those of log p under the model itself, so `-mean` is the entropy. `cross_entropy` is that of the
+    observer's distribution with the performer's, `observed` the observer's log-probability of the token; both are empty when the
+    observer was not asked.
     """
 
     logprob: tuple[float, ...] = ()
@@ -123,15 +125,14 @@ class Columns:
     observed: tuple[float, ...] = ()
 
 
-def joined(parts: Sequence[Columns]) -> Columns:
-    """One after the other."""
+def concatenate_columns(parts: Sequence[Columns]) -> Columns:
     return Columns(*(tuple(chain.from_iterable(getattr(part, field.name) for part in parts)) for field in fields(Columns)))
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural logarithm of a token's probability under the model itself (before temperature, penalties and filters), and of the
-    likeliest ones, falling.
+    """Natural logarithm of a token's probability under the model itself (before temperature, penalties and filters). `top` has the
+    likeliest tokens with theirs, likeliest first.
     """
 
     token: int
@@ -141,15 +142,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New text of a generation. `tokens` were sampled since the last delta; the last delta has a `finish`."""
+    """New text of a generation. `tokens` were sampled since the last delta; only the last delta has a `finish`."""
 
     id: str
     text: str
     tokens: int
     finish: Finish | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where asked for
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # of the prompt's tokens but the first; all of them in the first delta
-    cached: int = 0  # prompt tokens that did not have to be computed; in the first delta
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the sampled tokens, if requested
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # in the first delta, if requested: of the prompt's tokens except the first
+    cached: int = 0  # in the first delta: prompt tokens whose keys and values did not have to be computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,9 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request that has no slot yet. `position` 1 is the next; `wait_s` is expected from the recent past, None while that is unknown."""
+    """A request that has no slot yet. `position` 1 is the next one; `wait_s` is estimated from recent releases of slots, None before
+    there are enough.
+    """
 
     id: str
     position: int
@@ -174,20 +177,20 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Residence:
+class SlotReport:
     """What a slot holds."""
 
     slot: int
     stage: Stage
-    request: str | None
+    request: str | None  # the request's id
     prompt_tokens: int
-    cached_tokens: int  # keys and values in the cache, which a request with the same beginning can use
+    cached_tokens: int  # tokens whose keys and values are in the cache: a request that begins with them can reuse them
     generated_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why a request got the slot it got. `at_s` is Unix time."""
+    """Why a request got its slot. `at_s` is Unix time."""
 
     at_s: float
     request: str
@@ -200,10 +203,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The engine as it stands; `decisions` are the last 100, newest last."""
+    """The state of the engine. `decisions` are the latest ones, at most 100, newest last."""
 
     id: str
-    slots: tuple[Residence, ...]
+    slots: tuple[SlotReport, ...]
     waiting: tuple[Waiting, ...]
     texts: int  # being scored or waiting to be
     decisions: tuple[Decision, ...]
@@ -211,7 +214,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is being served, for /v1/models and the page."""
+    """What a replica serves, for /v1/models and the page."""
 
     name: str
     context: int
@@ -222,9 +225,9 @@ class Facts:
     observer: str | None
     chat: bool
     fingerprint: str = ""
-    revision: str = ""  # the hub's commit, or a digest of the folder
+    revision: str = ""  # the commit on the hub, or a digest of the folder
     observer_revision: str | None = None
-    tools: bool = False  # its chat template has a place for them
+    tools: bool = False  # whether the chat template supports tools
 
 
 Job = Generate | Score

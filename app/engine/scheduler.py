@@ -1,7 +1,8 @@
-"""Who runs in the next step: policy only, decided from lengths, limits and a clock. Standard library, no torch.
+"""Chooses what runs in the next step. Policy only, decided from lengths, limits and a clock. Standard library, no torch.
 
-Every decoding slot runs in every step. What the pace leaves for guests goes to prompts and to texts to score, by turns. A free slot
-goes to the request that stands first: continuing conversations, then new ones, then `flex` work; who waits longer moves up.
+Every decoding slot runs in every step. The tokens that the budget allows beside them go to prompts and to texts to score, in turns. A
+free slot goes to the request that ranks first: continuing conversations, then new ones, then `flex` work. A waiting request gains
+priority with age.
 """
 
 import time
@@ -9,44 +10,45 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from app.engine.budget import Pace
-from app.engine.detokenizer import Decode
-from app.engine.placement import Placement, continues, place
+from app.engine.budget import StepBudget
+from app.engine.detokenizer import Detokenize
+from app.engine.placement import Placement, continues_conversation, place
 from app.engine.request import Columns, Decision, Generate, Score, Waiting, Window
-from app.engine.slot import Slot, common_prefix
+from app.engine.slot import Slot, common_prefix_length
 
-AGE_S = 5.0  # waiting this long is worth one class
-DECISIONS = 100
-RECENT = 16  # releases that the expected wait is taken from
+AGE_S = 5.0  # a request that has waited this long ranks one priority class higher
+MAX_DECISIONS = 100
+RECENT_RELEASES = 16  # releases of slots from which the expected wait is estimated
 
 
 @dataclass(slots=True)
-class Entry:
-    """A request without a slot."""
+class WaitingRequest:
+    """A request that has no slot yet."""
 
     job: Generate
-    since_s: float
-    order: int
+    arrived_s: float
+    arrival: int  # serial number
 
-    def rank(self, now_s: float, continuing: bool) -> tuple[float, int]:
-        kind = 2 if self.job.tier == "flex" else 0 if continuing else 1
-        return kind - (now_s - self.since_s) / AGE_S, self.order
+    def rank(self, now_s: float, is_continuing: bool) -> tuple[float, int]:
+        """The smallest rank goes first."""
+        priority_class = 2 if self.job.tier == "flex" else 0 if is_continuing else 1
+        return priority_class - (now_s - self.arrived_s) / AGE_S, self.arrival
 
 
 @dataclass(slots=True, eq=False)
-class Reading:
-    """A text being scored: the windows still to run, tokens of the first of them that have run, and the columns so far, in parts."""
+class TextState:
+    """A text being scored, and how far it has come."""
 
     job: Score
-    waiting: deque[Window]
-    since_s: float
-    done: int = 0
-    parts: list[Columns] = field(default_factory=list)
+    windows: deque[Window]  # not finished yet
+    arrived_s: float
+    computed: int = 0  # tokens of the first of these windows that have been computed
+    columns: list[Columns] = field(default_factory=list)  # statistics of the chunks computed so far, in order
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Prompt tokens `[start, end)` of a slot, to be written into the cache."""
+class PrefillChunk:
+    """Prompt tokens `[start, end)` of a slot, to be computed and written to the cache."""
 
     slot: Slot
     start: int
@@ -54,230 +56,244 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """Tokens `[start, end)` of a window of a text. One that is not read in one piece is `kept` in the slot set aside for that."""
+class ScoreChunk:
+    """Tokens `[start, end)` of a text, in one of its windows. `cached`: the window takes several steps, so that its keys and values have
+    to be kept, in the one slot reserved for this.
+    """
 
-    reading: Reading
+    text: TextState
     window: Window
     start: int
     end: int
-    kept: bool
+    cached: bool
 
 
 @dataclass(slots=True)
 class Plan:
+    """What runs in a step."""
+
     decodes: list[Slot] = field(default_factory=list)
-    copies: list[tuple[Slot, Slot, int]] = field(default_factory=list)  # (from, to, tokens), before anything else
-    chunks: list[Chunk] = field(default_factory=list)
-    passages: list[Passage] = field(default_factory=list)
+    copies: list[tuple[Slot, Slot, int]] = field(default_factory=list)  # (from, to, tokens): cache copies to make before the forward
+    prefill_chunks: list[PrefillChunk] = field(default_factory=list)
+    score_chunks: list[ScoreChunk] = field(default_factory=list)
 
     @property
     def empty(self) -> bool:
-        return not (self.decodes or self.chunks or self.passages)
+        return not (self.decodes or self.prefill_chunks or self.score_chunks)
 
     @property
-    def prompt_tokens(self) -> int:
-        return sum(chunk.end - chunk.start for chunk in self.chunks)
+    def prefill_tokens(self) -> int:
+        return sum(chunk.end - chunk.start for chunk in self.prefill_chunks)
 
     @property
-    def text_tokens(self) -> int:
-        return sum(passage.end - passage.start for passage in self.passages)
+    def score_tokens(self) -> int:
+        return sum(chunk.end - chunk.start for chunk in self.score_chunks)
 
 
 class Scheduler:
-    def __init__(self, slots: Sequence[Slot], pace: Pace, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, slots: Sequence[Slot], budget: StepBudget, clock: Callable[[], float] = time.monotonic) -> None:
         self.slots = slots
-        self.pace = pace
-        self.decisions: deque[Decision] = deque(maxlen=DECISIONS)
+        self.budget = budget
+        self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self._clock = clock
-        self._waiting: list[Entry] = []
-        self._readings: list[Reading] = []
-        self._kept: Reading | None = None  # whose window is in the slot set aside
-        self._turn = 0
-        self._orders = 0
+        self._waiting: list[WaitingRequest] = []
+        self._texts: list[TextState] = []
+        self._cached_text: TextState | None = None  # the text whose unfinished window is in the slot reserved for texts
+        self._steps = 0
+        self._arrivals = 0
         self._admissions = 0
-        self._releases: deque[float] = deque(maxlen=RECENT)
-        self._released = 0
+        self._releases = 0
+        self._release_times_s: deque[float] = deque(maxlen=RECENT_RELEASES)
 
     def add(self, job: Generate | Score) -> None:
-        if self.idle:  # what was is no measure of what comes
-            self._releases.clear()
+        if self.idle:  # releases before an idle time say nothing about the wait after it
+            self._release_times_s.clear()
         if isinstance(job, Generate):
-            self._orders += 1
-            self._waiting.append(Entry(job, self._clock(), self._orders))
+            self._arrivals += 1
+            self._waiting.append(WaitingRequest(job, self._clock(), self._arrivals))
         else:
-            self._readings.append(Reading(job, deque(job.windows), self._clock()))
+            self._texts.append(TextState(job, deque(job.windows), self._clock()))
 
     def cancel(self, id: str) -> bool:
-        """Forget a job wherever it is; true if it was found. Its slots are free for the next step."""
+        """Drop a job, running or waiting; returns whether it was found. Its slots are free for the next step."""
         for slot in self.slots:
             if slot.request is not None and slot.request.id == id:
                 self.release(slot)
                 return True
-        for reading in self._readings:
-            if reading.job.id == id:
-                self.finish(reading)
+        for text in self._texts:
+            if text.job.id == id:
+                self.finish_text(text)
                 return True
-        found = [entry for entry in self._waiting if entry.job.id == id]
-        for entry in found:
-            self._waiting.remove(entry)
-        return bool(found)
+        matches = [waiting for waiting in self._waiting if waiting.job.id == id]
+        for waiting in matches:
+            self._waiting.remove(waiting)
+        return bool(matches)
 
     def release(self, slot: Slot) -> None:
-        """Free the slot, with the others of its group; what is in its cache stays until the slot is needed."""
-        self._releases.append(self._clock())
+        """Free the slot and the other slots of its group. Their caches stay as they are until the slots are needed."""
+        self._release_times_s.append(self._clock())
         for member in slot.group or (slot,):
-            self._released += 1
-            member.release(self._released)
+            self._releases += 1
+            member.release(self._releases)
 
     def clear(self) -> list[str]:
-        """Forget every job and what the slots hold; returns the jobs' ids."""
-        ids = [slot.request.id for slot in self.slots if slot.request is not None and not slot.follows]
-        ids += [entry.job.id for entry in self._waiting] + [reading.job.id for reading in self._readings]
+        """Drop every job and what the slots hold; returns the jobs' ids."""
+        ids = [slot.request.id for slot in self.slots if slot.request is not None and not slot.is_follower]
+        ids += [waiting.job.id for waiting in self._waiting] + [text.job.id for text in self._texts]
         for slot in self.slots:
             slot.length = 0
             slot.release(0)
         self._waiting.clear()
-        self._readings.clear()
-        self._kept = None
+        self._texts.clear()
+        self._cached_text = None
         return ids
 
-    def forget(self) -> None:
-        """Make the slots as new."""
+    def reset(self) -> None:
+        """Drop every job, what the slots hold and the decisions; only the estimates of the budget stay."""
         self.clear()
         self.decisions.clear()
-        self._releases.clear()
+        self._release_times_s.clear()
         for slot in self.slots:
             slot.tokens = []
 
     @property
     def idle(self) -> bool:
-        return not (self._waiting or self._readings or any(slot.request is not None for slot in self.slots))
+        return not (self._waiting or self._texts or any(slot.request is not None for slot in self.slots))
 
     @property
-    def texts(self) -> int:
-        return len(self._readings)
+    def text_count(self) -> int:
+        """Texts being scored or waiting to be."""
+        return len(self._texts)
 
     def queue(self) -> list[Waiting]:
-        """Who waits for a slot, the next one first, with the wait the recent releases let expect."""
-        every_s = (self._releases[-1] - self._releases[0]) / (len(self._releases) - 1) if len(self._releases) > 1 else None
+        """The requests that wait for a slot, the next one first, with the wait that recent releases suggest."""
+        times_s = self._release_times_s
+        interval_s = (times_s[-1] - times_s[0]) / (len(times_s) - 1) if len(times_s) > 1 else None
         return [
-            Waiting(entry.job.id, place, None if every_s is None else round(place * every_s, 1))
-            for place, entry in enumerate(self._ranked(), 1)
+            Waiting(waiting.job.id, position, None if interval_s is None else round(position * interval_s, 1))
+            for position, waiting in enumerate(self._ranked(), 1)
         ]
 
-    def schedule(self, decode: Decode) -> Plan:
-        self._admit(decode)
+    def schedule(self, detokenize: Detokenize) -> Plan:
+        """Admit waiting requests to free slots, then plan a step. `detokenize` is passed on to the slots."""
+        self._admit_waiting(detokenize)
         plan = Plan(decodes=[slot for slot in self.slots if slot.stage == "decode"])
-        filling = [slot for slot in self.slots if slot.stage == "prefill" and not slot.follows]
-        prompts, texts = self.pace.room(len(plan.decodes), len(filling) + len(self._waiting))
-        self._turn += 1
-        prompts_first = bool(filling) and (self._turn % 2 == 1 or not any(map(self._pressing, self._readings)))
-        if plan.decodes:  # one kind of guest a step: what each costs is to be known
+        prefilling = [slot for slot in self.slots if slot.stage == "prefill" and not slot.is_follower]
+        prefill_tokens, score_tokens = self.budget.token_limits(len(plan.decodes), len(prefilling) + len(self._waiting))
+        self._steps += 1
+        prompts_first = bool(prefilling) and (self._steps % 2 == 1 or not any(map(self._is_urgent, self._texts)))
+        if plan.decodes:  # either prompts or texts, so that the step's duration tells the budget what each costs
             if prompts_first:
-                self._fill(plan, filling, prompts)
+                self._plan_prefill(plan, prefilling, prefill_tokens)
             else:
-                self._read(plan, texts)
+                self._plan_scoring(plan, score_tokens)
         elif prompts_first:
-            self._read(plan, self._fill(plan, filling, prompts))
+            self._plan_scoring(plan, self._plan_prefill(plan, prefilling, prefill_tokens))
         else:
-            self._fill(plan, filling, self._read(plan, texts))
+            self._plan_prefill(plan, prefilling, self._plan_scoring(plan, score_tokens))
         return plan
 
-    def finish(self, reading: Reading) -> None:
-        self._readings.remove(reading)
-        if self._kept is reading:
-            self._kept = None
+    def finish_text(self, text: TextState) -> None:
+        """Forget a text that is scored completely, or no longer wanted."""
+        self._texts.remove(text)
+        if self._cached_text is text:
+            self._cached_text = None
 
-    def _ranked(self) -> list[Entry]:
+    def _ranked(self) -> list[WaitingRequest]:
         now_s = self._clock()
         idle = [slot for slot in self.slots if slot.request is None]
-        return sorted(self._waiting, key=lambda entry: entry.rank(now_s, continues(entry.job, idle)))
+        return sorted(self._waiting, key=lambda waiting: waiting.rank(now_s, continues_conversation(waiting.job, idle)))
 
-    def _admit(self, decode: Decode) -> None:
-        """Slots to those who stand first. One that needs more slots than are free holds up those behind it, or it would starve."""
+    def _admit_waiting(self, detokenize: Detokenize) -> None:
+        """Give free slots to the first in rank. One that needs more slots than are free blocks those behind it, or it would starve."""
         if not self._waiting or all(slot.request is not None for slot in self.slots):
             return
-        for entry in self._ranked():
-            found = place(entry.job, self.slots)
-            if found is None:
+        for waiting in self._ranked():
+            placement = place(waiting.job, self.slots)
+            if placement is None:
                 return
-            self._waiting.remove(entry)
-            self._seat(entry, found, decode)
+            self._waiting.remove(waiting)
+            self._admit(waiting, placement, detokenize)
 
-    def _seat(self, entry: Entry, found: Placement, decode: Decode) -> None:
+    def _admit(self, waiting: WaitingRequest, placement: Placement, detokenize: Detokenize) -> None:
         self._admissions += 1
-        job, lead = entry.job, found.slots[0]
-        lead.admit(job, self._admissions, decode, found.kept)
-        lead.share = found.share
-        for follower in found.slots[1:]:
+        job, lead, prefix = waiting.job, placement.slots[0], placement.shared_prefix
+        lead.admit(job, self._admissions, detokenize, placement.cached)
+        lead.shared_prefix = prefix
+        for follower in placement.slots[1:]:
             self._admissions += 1
-            follower.admit(job, self._admissions, decode, 0)
+            follower.admit(job, self._admissions, detokenize, 0)
             follower.tokens = []
         if job.search is not None:
-            for slot in found.slots:
-                slot.group = found.slots
-        if found.share is not None and found.share.donor.request is None:  # not to be taken before it has given
-            self._released += 1
-            found.share.donor.released = self._released
-        reused = found.kept or (found.share.tokens if found.share else 0)
-        waited_s = round(self._clock() - entry.since_s, 3)
-        self.decisions.append(Decision(time.time(), job.id, lead.index, found.reason, waited_s, reused, len(job.prompt)))
+            for slot in placement.slots:
+                slot.group = placement.slots
+        if prefix is not None and prefix.donor.request is None:  # the donor becomes the last to be reused: its prefix is still to be copied
+            self._releases += 1
+            prefix.donor.release_order = self._releases
+        reused = placement.cached or (prefix.tokens if prefix else 0)
+        waited_s = round(self._clock() - waiting.arrived_s, 3)
+        self.decisions.append(Decision(time.time(), job.id, lead.index, placement.reason, waited_s, reused, len(job.prompt)))
 
-    def _fill(self, plan: Plan, filling: list[Slot], left: int) -> int:
-        """Prompts in the order they were admitted, whichever slot each of them got. Who will share a prefix waits for its donor."""
-        for slot in sorted(filling, key=lambda slot: slot.turn):
-            if left <= 0:
+    def _plan_prefill(self, plan: Plan, prefilling: list[Slot], tokens: int) -> int:
+        """Plan prompt chunks in the order of admission; returns how many of `tokens` are left. A slot whose prefix another slot is still
+        prefilling waits for it.
+        """
+        for slot in sorted(prefilling, key=lambda slot: slot.admission):
+            if tokens <= 0:
                 break
-            if slot.share is not None:
-                if slot.share.coming:
+            if slot.shared_prefix is not None:
+                if slot.shared_prefix.pending:
                     continue
-                _take(plan, slot)
-            end = min(len(slot.tokens), slot.length + left)
-            plan.chunks.append(Chunk(slot, slot.length, end))
-            left -= end - slot.length
-        return left
+                _plan_prefix_copy(plan, slot)
+            end = min(len(slot.tokens), slot.length + tokens)
+            plan.prefill_chunks.append(PrefillChunk(slot, slot.length, end))
+            tokens -= end - slot.length
+        return tokens
 
-    def _read(self, plan: Plan, left: int) -> int:
-        """A window of each text in turn, whole where it fits; one at a time may be read in pieces, and does not hold up short ones."""
-        due = [reading for reading in self._readings if self._pressing(reading) or reading is self._kept] or list(self._readings)
-        kept_last = self._turn // 2 % 2 == 0
-        for reading in sorted(due, key=lambda reading: (reading is self._kept) == kept_last):
-            if left <= 0:
+    def _plan_scoring(self, plan: Plan, tokens: int) -> int:
+        """Plan a window of each text in turn, whole if it fits; returns how many of `tokens` are left. Only one text at a time may have a
+        window in several chunks. It goes first and last by turns, so that it does not hold up short texts.
+        """
+        texts = [text for text in self._texts if self._is_urgent(text) or text is self._cached_text] or list(self._texts)
+        cached_last = self._steps // 2 % 2 == 0
+        for text in sorted(texts, key=lambda text: (text is self._cached_text) == cached_last):
+            if tokens <= 0:
                 break
-            window = reading.waiting[0]
-            start = window.start + reading.done
-            kept = reading.done > 0 or window.end - start > left
-            if kept and self._kept not in {None, reading}:
+            window = text.windows[0]
+            start = window.start + text.computed
+            cached = text.computed > 0 or window.end - start > tokens
+            if cached and self._cached_text not in {None, text}:
                 continue
-            end = min(window.end, start + left)
-            plan.passages.append(Passage(reading, window, start, end, kept))
-            left -= end - start
-            self._advance(reading, window, end)
-        return left
+            end = min(window.end, start + tokens)
+            plan.score_chunks.append(ScoreChunk(text, window, start, end, cached))
+            tokens -= end - start
+            self._advance(text, window, end)
+        return tokens
 
-    def _pressing(self, reading: Reading) -> bool:
-        """Not `flex` work, or no longer."""
-        return reading.job.tier == "default" or self._clock() - reading.since_s > AGE_S
+    def _is_urgent(self, text: TextState) -> bool:
+        """Whether the text is not `flex` work, or has waited long enough to count as if it were not."""
+        return text.job.tier == "default" or self._clock() - text.arrived_s > AGE_S
 
-    def _advance(self, reading: Reading, window: Window, end: int) -> None:
+    def _advance(self, text: TextState, window: Window, end: int) -> None:
+        """Note that `window` is planned up to token `end`; after a whole window the other texts have their turn."""
         if end < window.end:
-            self._kept, reading.done = reading, end - window.start
+            self._cached_text, text.computed = text, end - window.start
             return
-        if self._kept is reading:
-            self._kept = None
-        reading.waiting.popleft()
-        reading.done = 0
-        self._readings.remove(reading)
-        self._readings.append(reading)
+        if self._cached_text is text:
+            self._cached_text = None
+        text.windows.popleft()
+        text.computed = 0
+        self._texts.remove(text)
+        self._texts.append(text)
 
 
-def _take(plan: Plan, slot: Slot) -> None:
-    """What a donor holds of the slot's prompt is copied instead of computed."""
-    share, slot.share = slot.share, None
-    assert share is not None
-    alike = common_prefix(slot.tokens, share.donor.tokens) if share.held else 0  # a search may have gone another way meanwhile
-    ready = min(share.tokens, share.donor.length, alike)
-    if ready > slot.length:
-        plan.copies.append((share.donor, slot, ready))
-        slot.length = slot.cached = ready
+def _plan_prefix_copy(plan: Plan, slot: Slot) -> None:
+    """Copy what the donor has of the slot's prompt, instead of computing it."""
+    prefix, slot.shared_prefix = slot.shared_prefix, None
+    assert prefix is not None
+    # The donor's tokens are compared again: if it runs a search, they may have changed meanwhile.
+    common = common_prefix_length(slot.tokens, prefix.donor.tokens) if prefix.valid else 0
+    available = min(prefix.tokens, prefix.donor.length, common)
+    if available > slot.length:
+        plan.copies.append((prefix.donor, slot, available))
+        slot.length = slot.cached = available

@@ -1,42 +1,43 @@
-"""A slot: a resident context, one row of the key-value cache, and the request that lives in it. Knows no torch."""
+"""A slot: one row of the KV cache and the request that runs in it. Knows no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from app.engine.detokenizer import Decode, Detokenizer, Stopper
-from app.engine.request import Finish, Generate, Residence, Stage, TokenLogprob
+from app.engine.detokenizer import Detokenize, Detokenizer, StopChecker
+from app.engine.request import Finish, Generate, SlotReport, Stage, TokenLogprob
 
-STRIDE = 64  # tokens compared at once
+COMPARE_TOKENS = 64  # tokens compared at a time
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
     index: int
     request: Generate | None = None
-    turn: int = 0  # the how-manieth admission of the engine this is: tells one tenant from the next
-    released: int = 0  # the how-manieth release this was: the smallest is the longest idle
-    length: int = 0  # tokens whose keys and values are in the cache; they stay when the request has gone
-    tokens: list[int] = field(default_factory=list)  # prompt and what was sampled
-    cached: int = 0  # prompt tokens that were resident already
-    share: "Share | None" = None
-    group: tuple["Slot", ...] = ()  # the slots of a search, the leading one first
+    admission: int = 0  # serial number of the latest admission to this slot: tells whether the slot still runs the same request
+    release_order: int = 0  # serial number of the latest release: the slot with the smallest one has been idle longest
+    length: int = 0  # tokens whose keys and values are in the cache; they stay there after the request has finished
+    tokens: list[int] = field(default_factory=list)  # the prompt and the sampled tokens
+    cached: int = 0  # prompt tokens whose keys and values did not have to be computed for this request
+    shared_prefix: "SharedPrefix | None" = None
+    group: tuple["Slot", ...] = ()  # the slots of a beam or contrastive search, the leading one first
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     detokenizer: Detokenizer | None = None
-    stopper: Stopper | None = None
+    stop_checker: StopChecker | None = None
 
-    def admit(self, request: Generate, turn: int, decode: Decode, kept: int) -> None:
-        """Take `request`, of whose prompt the first `kept` tokens are in the cache."""
-        self.request, self.turn = request, turn
-        self.length = self.cached = kept
+    def admit(self, request: Generate, admission: int, detokenize: Detokenize, cached: int) -> None:
+        """Start `request`. The keys and values of the first `cached` tokens of its prompt are already in this slot's cache."""
+        self.request, self.admission = request, admission
+        self.length = self.cached = cached
         self.tokens = list(request.prompt)
-        self.share, self.group, self.prompt_logprobs = None, (), []
-        self.detokenizer = Detokenizer(decode, request.prompt)
-        self.stopper = Stopper(request.stop)
+        self.shared_prefix, self.group, self.prompt_logprobs = None, (), []
+        self.detokenizer = Detokenizer(detokenize, request.prompt)
+        self.stop_checker = StopChecker(request.stop)
 
-    def release(self, number: int) -> None:
-        self.request = self.detokenizer = self.stopper = self.share = None
+    def release(self, release_order: int) -> None:
+        """Make the slot idle. `length` and the tokens in the cache stay, so that a later request can reuse them."""
+        self.request = self.detokenizer = self.stop_checker = self.shared_prefix = None
         self.group = ()
-        self.released = number
+        self.release_order = release_order
         del self.tokens[self.length :]
 
     @property
@@ -46,18 +47,19 @@ class Slot:
         return "decode" if self.length == len(self.tokens) - 1 and self.length >= len(self.request.prompt) else "prefill"
 
     @property
-    def follows(self) -> bool:
-        """One of a search's slots, but not the one that reads the prompt."""
+    def is_follower(self) -> bool:
+        """Whether the slot belongs to a search, but is not the leading slot, which alone prefills the prompt."""
         return bool(self.group) and self.group[0] is not self
 
     @property
     def generated(self) -> int:
+        """Tokens sampled so far."""
         assert self.request is not None
         return len(self.tokens) - len(self.request.prompt)
 
-    def residence(self) -> Residence:
+    def report(self) -> SlotReport:
         request = self.request
-        return Residence(
+        return SlotReport(
             slot=self.index,
             stage=self.stage,
             request=request.id if request else None,
@@ -66,54 +68,56 @@ class Slot:
             generated_tokens=self.generated if request else 0,
         )
 
-    def push(self, token: int, ends: frozenset[int], complete: bool = False) -> tuple[str, Finish | None]:
-        """Take the sampled token; returns the text that may be shown now and why the answer ends here, if it does. It is `complete`
-        where its grammar lets nothing follow.
+    def push(self, token: int, end_tokens: frozenset[int], complete: bool = False) -> tuple[str, Finish | None]:
+        """Add the sampled token; returns the text that can be emitted now, and the finish reason if the answer ends here. `complete`
+        says that the answer's grammar allows no further token.
         """
-        assert self.request is not None and self.detokenizer is not None and self.stopper is not None
+        assert self.request is not None and self.detokenizer is not None and self.stop_checker is not None
         self.tokens.append(token)
-        if token in ends:
-            return self._rest()[0], "stop"
-        text, stopped = self.stopper.push(self.detokenizer.push(token))
+        if token in end_tokens:
+            return self._flush()[0], "stop"
+        text, stopped = self.stop_checker.push(self.detokenizer.push(token))
         if stopped:
             return text, "stop"
         if complete or self.generated >= self.request.max_tokens:
-            rest, stopped = self._rest()
+            rest, stopped = self._flush()
             return text + rest, "stop" if complete or stopped else "length"
         return text, None
 
-    def _rest(self) -> tuple[str, bool]:
-        """What was held back and is text after all, and whether a stop string was met in it."""
-        assert self.detokenizer is not None and self.stopper is not None
-        text, stopped = self.stopper.push(self.detokenizer.flush())
-        return text + self.stopper.flush(), stopped
+    def _flush(self) -> tuple[str, bool]:
+        """The text held back so far, and whether it contained a stop string, at which it is cut."""
+        assert self.detokenizer is not None and self.stop_checker is not None
+        text, stopped = self.stop_checker.push(self.detokenizer.flush())
+        return text + self.stop_checker.flush(), stopped
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """The first `tokens` of a prompt are, or will be, in the cache of another slot as long as that has the same tenant."""
+class SharedPrefix:
+    """The first `tokens` tokens of a prompt, which the slot `donor` has in its cache or is about to prefill. Valid as long as `donor`
+    still runs, or last ran, its admission number `admission`.
+    """
 
     donor: Slot
-    turn: int
+    admission: int
     tokens: int
 
     @property
-    def held(self) -> bool:
-        return self.donor.turn == self.turn
+    def valid(self) -> bool:
+        return self.donor.admission == self.admission
 
     @property
-    def coming(self) -> bool:
-        """The donor is still reading them itself."""
-        return self.held and self.donor.stage == "prefill" and self.donor.length < self.tokens
+    def pending(self) -> bool:
+        """Whether the donor is still prefilling these tokens."""
+        return self.valid and self.donor.stage == "prefill" and self.donor.length < self.tokens
 
 
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    most = min(len(one), len(other))
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of tokens with which both sequences begin."""
+    limit = min(len(a), len(b))
     at = 0
-    while at < most and list(one[at : at + STRIDE]) == list(other[at : at + STRIDE]):
-        at += STRIDE
-    at = min(at, most)
-    while at < most and one[at] == other[at]:
+    while at < limit and list(a[at : at + COMPARE_TOKENS]) == list(b[at : at + COMPARE_TOKENS]):
+        at += COMPARE_TOKENS
+    at = min(at, limit)
+    while at < limit and a[at] == b[at]:
         at += 1
     return at

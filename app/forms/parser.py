@@ -1,137 +1,143 @@
-"""Calls of tools taken out of an answer's text as it comes: `Reader(format, forced).push(text)`, `.flush()`, `.whole`.
+"""Takes tool calls out of an answer's text as it streams in: `ToolCallParser(format, forced).push(text)`, `.flush()`, `.complete`.
 
-Knows how calls are written (`app.forms.tools`) and nothing of who wrote them.
+Knows how calls are written (`app.forms.tools`) and nothing of the model that writes them.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from app.forms.tools import ID, NAME, Format, Pieces
+from app.forms.tools import CALL_ID, TOOL_NAME, Segments, ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TextDelta:
+    """Text of the answer outside tool calls."""
+
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class CallStart:
+class ToolCallStart:
     index: int
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class CallPart:
-    """More of the text of a call's arguments."""
+class ArgumentsDelta:
+    """More of the JSON text of a call's arguments."""
 
     index: int
     arguments: str
 
 
-Event = Said | CallStart | CallPart
+Event = TextDelta | ToolCallStart | ArgumentsDelta
 
 
-class Reader:
-    """Reads an answer as its text comes. What may be the beginning of a call is held back; `forced` answers say nothing but calls."""
+class ToolCallParser:
+    """A state machine over the text of one answer. Text that may be the beginning of a call is held back until the next push or flush.
+    `forced`: the answer holds nothing but calls, so the parser never reports text.
+    """
 
-    def __init__(self, format: Format, forced: bool) -> None:
-        shown = format.marks.shown
-        self._begin, self._forced = shown(format.begin), forced
-        self._middle = _expected(format.middle, shown)
-        self._between = None if format.between is None else _expected(format.between, shown)
-        self._close = _expected(format.close, shown)
-        self._held = ""
-        self._step: Callable[[], list[Event] | None] = self._text
-        self._object = Object()
+    def __init__(self, format: ToolFormat, forced: bool) -> None:
+        visible = format.added_tokens.visible
+        self._before_name, self._forced = visible(format.before_name), forced
+        self._before_arguments = _pattern(format.before_arguments, visible)
+        self._between_calls = None if format.between_calls is None else _pattern(format.between_calls, visible)
+        self._after_calls = _pattern(format.after_calls, visible)
+        self._buffer = ""
+        # One of the `_read_*` methods. Each consumes from the buffer and returns its events; None means that it needs more text.
+        self._state: Callable[[], list[Event] | None] = self._read_text
+        self._arguments = ObjectScanner()
         self._calls = 0
 
     @property
-    def whole(self) -> bool:
-        """Whether the answer may end here."""
-        return self._step == self._text or (self._step == self._behind and self._close.match(self._held) is not None)
+    def complete(self) -> bool:
+        """Whether the answer may end here: no call has begun, or the last one is closed."""
+        return self._state == self._read_text or (self._state == self._read_between and self._after_calls.match(self._buffer) is not None)
 
     def push(self, text: str) -> list[Event]:
-        self._held += text
+        self._buffer += text
         return list(self._events())
 
     def flush(self) -> list[Event]:
-        """What was held back when the answer ended: text, unless a call had begun."""
-        held, self._held = (self._held, "") if self._step == self._text else ("", self._held)
-        return self._said(held)
+        """Call it when the answer has ended: the text that was held back, unless a call had begun."""
+        text, self._buffer = (self._buffer, "") if self._state == self._read_text else ("", self._buffer)
+        return self._text_event(text)
 
     def _events(self) -> Iterator[Event]:
-        while (events := self._step()) is not None:
+        while (events := self._state()) is not None:
             yield from events
 
-    def _said(self, text: str) -> list[Event]:
-        return [Said(text)] if text and not self._forced else []
+    def _text_event(self, text: str) -> list[Event]:
+        return [TextDelta(text)] if text and not self._forced else []
 
-    def _text(self) -> list[Event] | None:
-        text, found, rest = self._held.partition(self._begin)
-        if found:
-            self._held, self._step = rest, self._name
-            return self._said(text)
-        safe = len(text) - _overlap(text, self._begin)
-        self._held = text[safe:]
-        return self._said(text[:safe]) or None
+    def _read_text(self) -> list[Event] | None:
+        text, begin, rest = self._buffer.partition(self._before_name)
+        if begin:
+            self._buffer, self._state = rest, self._read_name
+            return self._text_event(text)
+        safe = len(text) - _overlap(text, self._before_name)
+        self._buffer = text[safe:]
+        return self._text_event(text[:safe]) or None
 
-    def _name(self) -> list[Event] | None:
-        found = NAME.match(self._held)
-        if found is None or found.end() == len(self._held):
+    def _read_name(self) -> list[Event] | None:
+        name = TOOL_NAME.match(self._buffer)
+        if name is None or name.end() == len(self._buffer):  # the name may go on
             return None
-        self._held, self._step = self._held[found.end() :], self._inside
+        self._buffer, self._state = self._buffer[name.end() :], self._read_before_arguments
         self._calls += 1
-        return [CallStart(self._calls - 1, found[0])]
+        return [ToolCallStart(self._calls - 1, name[0])]
 
-    def _inside(self) -> list[Event] | None:
-        found = self._middle.match(self._held)
-        if found is None:
+    def _read_before_arguments(self) -> list[Event] | None:
+        match = self._before_arguments.match(self._buffer)
+        if match is None:
             return None
-        self._held, self._step, self._object = self._held[found.end() :], self._value, Object()
+        self._buffer, self._state, self._arguments = self._buffer[match.end() :], self._read_arguments, ObjectScanner()
         return []
 
-    def _value(self) -> list[Event] | None:
-        if not self._held:
+    def _read_arguments(self) -> list[Event] | None:
+        if not self._buffer:
             return None
-        end = self._object.end(self._held)
-        piece, self._held = self._held[:end], self._held[len(self._held) if end is None else end :]
+        end = self._arguments.end(self._buffer)
+        arguments, self._buffer = self._buffer[:end], self._buffer[len(self._buffer) if end is None else end :]
         if end is not None:
-            self._step = self._behind
-        return [CallPart(self._calls - 1, piece)]
+            self._state = self._read_between
+        return [ArgumentsDelta(self._calls - 1, arguments)]
 
-    def _behind(self) -> list[Event] | None:
-        found = None if self._between is None else self._between.match(self._held)
-        if found is None:
+    def _read_between(self) -> list[Event] | None:
+        match = None if self._between_calls is None else self._between_calls.match(self._buffer)
+        if match is None:
             return None
-        self._held, self._step = self._held[found.end() :], self._name
+        self._buffer, self._state = self._buffer[match.end() :], self._read_name
         return []
 
 
-class Object:
-    """Finds the end of a JSON object that comes in pieces."""
+class ObjectScanner:
+    """Finds the end of a JSON object that arrives in chunks."""
 
     def __init__(self) -> None:
-        self._depth, self._quoted, self._escaped = 0, False, False
+        self._depth, self._in_string, self._escaped = 0, False, False
 
-    def end(self, text: str) -> int | None:
-        """The place in this piece behind the object's last brace, if it is in it."""
-        for place, letter in enumerate(text):
-            if self._quoted:
-                self._quoted = self._escaped or letter != '"'
+    def end(self, chunk: str) -> int | None:
+        """The index after the object's last brace, or None if the object goes on beyond this chunk."""
+        for index, letter in enumerate(chunk):
+            if self._in_string:
+                self._in_string = self._escaped or letter != '"'
                 self._escaped = letter == "\\" and not self._escaped
                 continue
-            self._quoted = letter == '"'
+            self._in_string = letter == '"'
             self._depth += {"{": 1, "}": -1}.get(letter, 0)
             if self._depth == 0:
-                return place + 1
+                return index + 1
         return None
 
 
-def _expected(text: Pieces, shown: Callable[[str], str]) -> re.Pattern[str]:
-    return re.compile(ID.join(re.escape(shown(piece)) for piece in text))
+def _pattern(segments: Segments, visible: Callable[[str], str]) -> re.Pattern[str]:
+    """Matches the segments with any call id between them."""
+    return re.compile(CALL_ID.join(re.escape(visible(segment)) for segment in segments))
 
 
-def _overlap(text: str, mark: str) -> int:
-    """How many of the text's last characters may be the beginning of the mark."""
-    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)
+def _overlap(text: str, begin: str) -> int:
+    """How many of the text's last characters may be the start of `begin`."""
+    return next((size for size in range(min(len(text), len(begin) - 1), 0, -1) if begin.startswith(text[-size:])), 0)

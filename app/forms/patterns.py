@@ -1,55 +1,55 @@
-"""How large a regular expression is, before it is given to a library that takes each repetition apart. Knows no schema."""
+"""Measures a regular expression before llguidance compiles it, which writes out every repetition. Knows no schema."""
 
 import re
 from functools import reduce
 from typing import NamedTuple
 
-# Each begins to be read once: what is not closed goes to the end.
+# One element of a pattern's syntax. An unclosed set or class runs to the end, so each character is read only once.
 TOKEN = re.compile(
     r"\\[pPx]\{[^}]*(?:\}|\Z)|\\.?|(?P<set>\[\^?\]?(?:\\.?|[^\]\\])*(?:\]|\Z))|\{(?P<low>\d{0,9})(?:,(?P<high>\d{0,9}))?\}|.", re.S
 )
 ESCAPE = re.compile(r"\\.", re.S)
-COMBINED = re.compile(r"\[|&&|--|~~")
+RUST_SET_SYNTAX = re.compile(r"\[|&&|--|~~")
 
 
-class Regex(NamedTuple):
-    """A part of a pattern, measured from above: things in a row, and how many of them are in repetitions whose number may vary. `several`
-    such repetitions stand in or behind each other. Alternatives are added up; `*` and `+` need no counting.
-    """
+class RegexSize(NamedTuple):
+    """An upper bound of a pattern's size with its `{m,n}` repetitions written out. Alternatives are added up; `*` and `+` cost nothing."""
 
-    things: int = 0
-    varying: int = 0
-    several: bool = False
+    atoms: int = 0  # characters, escapes and sets
+    variable_repeats: int = 0  # how often repetitions {m,n} with m < n repeat at most, all together
+    several_variable: bool = False  # two or more repetitions {m,n} with m < n, nested or one after the other
 
-    def then(self, other: "Regex") -> "Regex":
-        both = self.several or other.several or (self.varying > 0 and other.varying > 0)
-        return Regex(self.things + other.things, self.varying + other.varying, both)
+    def then(self, following: "RegexSize") -> "RegexSize":
+        several = self.several_variable or following.several_variable or (self.variable_repeats > 0 and following.variable_repeats > 0)
+        return RegexSize(self.atoms + following.atoms, self.variable_repeats + following.variable_repeats, several)
 
-    def times(self, low: int, high: int) -> "Regex":
-        if self.varying:
-            return Regex(high * self.things, high * self.varying, self.several or high > 1)
-        return Regex(high * self.things, high if high > low else 0, self.several)
+    def times(self, low: int, high: int) -> "RegexSize":
+        if self.variable_repeats:
+            return RegexSize(high * self.atoms, high * self.variable_repeats, self.several_variable or high > 1)
+        return RegexSize(high * self.atoms, high if high > low else 0, self.several_variable)
 
 
-def measured(pattern: str) -> Regex:
-    """Of any text: what is no regular expression has some size as well."""
-    groups, last = [Regex()], Regex()  # what was read of each open group, but for its last thing
-    for found in TOKEN.finditer(pattern):
-        if found["low"] is not None:
-            low = int(found["low"] or 0)
-            last = last.times(low, max(low, int(found["high"] or 0), 1))
-        elif found[0] == ")" and len(groups) > 1:
+def regex_size(pattern: str) -> RegexSize:
+    """Accepts any text: one that is no valid regular expression has some size, too."""
+    groups, last = [RegexSize()], RegexSize()  # for each open group what precedes its last element, and the last element read
+    for token in TOKEN.finditer(pattern):
+        if token["low"] is not None:
+            low = int(token["low"] or 0)
+            last = last.times(low, max(low, int(token["high"] or 0), 1))
+        elif token[0] == ")" and len(groups) > 1:
             last = groups.pop().then(last)
-        elif found[0] not in "*+?|":
+        elif token[0] not in "*+?|":
             groups[-1] = groups[-1].then(last)
-            last = Regex(1)
-            if found[0] == "(":
-                groups.append(Regex())
-                last = Regex()
-    return reduce(Regex.then, [*groups, last])
+            last = RegexSize(1)
+            if token[0] == "(":
+                groups.append(RegexSize())
+                last = RegexSize()
+    return reduce(RegexSize.then, [*groups, last])
 
 
-def foreign(pattern: str) -> bool:
-    """Whether a set holds a set, or `&&`, `--` or `~~`: Rust's expressions combine sets by them, JavaScript's (JSON Schema's) do not."""
-    sets = (found["set"] for found in TOKEN.finditer(pattern) if found["set"])
-    return any(COMBINED.search(ESCAPE.sub("", one[1:-1])) for one in sets)
+def uses_rust_set_syntax(pattern: str) -> bool:
+    """Whether a character set contains an unescaped `[`, `&&`, `--` or `~~`. Rust's regular expressions combine sets by these; in
+    JavaScript's, which JSON Schema prescribes, they are plain characters.
+    """
+    sets = (token["set"] for token in TOKEN.finditer(pattern) if token["set"])
+    return any(RUST_SET_SYNTAX.search(ESCAPE.sub("", text[1:-1])) for text in sets)

@@ -1,10 +1,10 @@
-"""How a model writes calls of tools, learned from its own chat template; held to by a grammar. How they are read back: `app.forms.parser`.
+"""How a model writes tool calls, learned from its own chat template, and a grammar that enforces it. `app.forms.parser` reads calls back.
 
-    learn(render, marks: Marks) -> Format | NoTools                   what the template writes for calls of two made-up tools
-    Format.grammar(tools, forced, parallel) -> str                    for llguidance; `tools` are names with the schemas of their arguments
+    learn_tool_format(render, added_tokens) -> ToolFormat | ToolsUnsupported    from what the template writes for two made-up calls
+    ToolFormat.grammar(tools, forced, parallel) -> str                          for llguidance; `tools`: names with their argument schemas
 
-`render(messages, tools, opened)` is the template; it raises `InvalidRequest` for what it refuses. Knows no tokenizer, no model
-and no request.
+`render(messages, tools, add_generation_prompt)` applies the template and raises `InvalidRequest` for what the template refuses.
+Knows no tokenizer, no model and no request.
 """
 
 import json
@@ -16,40 +16,41 @@ from os.path import commonprefix
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.forms.grammar import Schema, part
+from app.forms.grammar import Schema, schema_term
 
 Messages = Sequence[dict[str, Any]]
 Render = Callable[[Messages, Sequence[dict[str, Any]], bool], str]
-Pieces = tuple[str, ...]  # a text, cut where the id of a call stands
+Segments = tuple[str, ...]  # fixed text, split at each place where the template writes a call's id
 
-ANSWER = "\ue007"  # a private character: no template writes it by itself
-NAMES = ("measure_a", "measure_b")
-IDS = ("aB3dE5gH7", "zY8xW6vU4")  # nine letters and digits: Mistral's templates take no other
-VALUES: tuple[Schema, ...] = ({"depth": "north 1"}, {"depth": "south 2"})
-ID = "[a-zA-Z0-9]{9}"
-NAME = re.compile("[a-zA-Z0-9_-]+")
-WORD = 3  # characters that tell the beginning of a call from other text
+PROBE_ANSWER = "\ue007"  # a private-use character, which no template writes by itself
+PROBE_NAMES = ("measure_a", "measure_b")
+PROBE_IDS = ("aB3dE5gH7", "zY8xW6vU4")  # nine letters and digits: Mistral's templates accept no other ids
+PROBE_ARGUMENTS: tuple[Schema, ...] = ({"depth": "north 1"}, {"depth": "south 2"})
+CALL_ID = "[a-zA-Z0-9]{9}"
+TOOL_NAME = re.compile("[a-zA-Z0-9_-]+")
+MIN_TRIGGER_CHARS = 3  # a shorter first word does not tell a call from other text
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
-    """Added tokens by their text. A grammar has to name each by its id, special or not."""
+class AddedTokens:
+    """The tokens added to the vocabulary, by their text. A grammar must name each of them by its id, special or not."""
 
     ids: Mapping[str, int]
-    hidden: frozenset[str]  # not in the text of an answer
-    ends: frozenset[str]  # end an answer
+    special: frozenset[str]  # left out of the text of an answer
+    ends: frozenset[str]  # these end an answer
 
-    def cut(self, text: str) -> list[str]:
-        """The text in pieces, each a mark or free of marks."""
-        known = "|".join(re.escape(mark) for mark in sorted(self.ids, key=len, reverse=True))
-        return [piece for piece in re.split(f"({known})", text) if piece] if known else [text] * bool(text)
+    def split(self, text: str) -> list[str]:
+        """The text in parts: each is an added token or contains none."""
+        any_token = "|".join(re.escape(token) for token in sorted(self.ids, key=len, reverse=True))
+        return [part for part in re.split(f"({any_token})", text) if part] if any_token else [text] * bool(text)
 
-    def shown(self, text: str) -> str:
-        return "".join(piece for piece in self.cut(text) if piece not in self.hidden)
+    def visible(self, text: str) -> str:
+        """The text without special tokens, as a client receives it."""
+        return "".join(part for part in self.split(text) if part not in self.special)
 
 
-class NoTools(Exception):
-    """Why this model cannot be held to calls of tools."""
+class ToolsUnsupported(Exception):
+    """Why this model's answers cannot be held to tool calls."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -57,150 +58,169 @@ class NoTools(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """`begin` NAME `middle` ARGUMENTS (`between` NAME `middle` ARGUMENTS)* `close`. Without `between` a model calls once in an answer."""
+class ToolFormat:
+    """The fixed text around the names and arguments of tool calls:
 
-    begin: str
-    middle: Pieces
-    between: Pieces | None
-    close: Pieces
-    marks: Marks
-    spelled: bool = False  # the template takes the arguments of a call as text, not as an object
+    `before_name` NAME `before_arguments` ARGUMENTS (`between_calls` NAME `before_arguments` ARGUMENTS)* `after_calls`
+
+    `between_calls` is None if the template writes at most one call per answer.
+    """
+
+    before_name: str
+    before_arguments: Segments
+    between_calls: Segments | None
+    after_calls: Segments
+    added_tokens: AddedTokens
+    arguments_as_text: bool = False  # the template expects a call's arguments as a JSON string, not as an object
 
     @property
     def trigger(self) -> str:
-        """What a call is known by: the mark that it begins with, else its first word, else all that stands before the name."""
-        first = self.marks.cut(self.begin)[0]
+        """What marks the beginning of a call: the added token at its start, or else its first word, or else all text before the name."""
+        first = self.added_tokens.split(self.before_name)[0]
         word = re.split(r"[\s{]", first)[0]
-        return first if first in self.marks.ids else word if len(word) >= WORD else first
+        return first if first in self.added_tokens.ids else word if len(word) >= MIN_TRIGGER_CHARS else first
 
     def grammar(self, tools: Mapping[str, Schema], forced: bool, parallel: bool) -> str:
-        """Calls of these tools and nothing else if `forced`, else text that may end in calls; one call at most unless `parallel`."""
-        more = f"({self._terms(self.between)} call)*" if parallel and self.between is not None else ""
-        calls = [f"{self._terms((name + self.middle[0], *self.middle[1:]))} {part(schema)}" for name, schema in tools.items()]
-        rest = f"{self._terms((self.begin.removeprefix(self.trigger),))} call {more} {self._terms(self.close)}"
-        start = f"start: {self._terms((self.trigger,))} rest" if forced else self._free()
-        return "\n".join([start, f"rest: {rest}", f"call: {' | '.join(calls)}", f"ID: /{ID}/"]) + "\n"
+        """A grammar in llguidance's Lark syntax. `forced`: only calls of these tools; else text that may end in calls. At most one call
+        unless `parallel`.
+        """
+        more = f"({self._terms(self.between_calls)} call)*" if parallel and self.between_calls is not None else ""
+        calls = [
+            f"{self._terms((name + self.before_arguments[0], *self.before_arguments[1:]))} {schema_term(schema)}"
+            for name, schema in tools.items()
+        ]
+        rest = f"{self._terms((self.before_name.removeprefix(self.trigger),))} call {more} {self._terms(self.after_calls)}"
+        start = f"start: {self._terms((self.trigger,))} rest" if forced else self._text_then_calls()
+        return "\n".join([start, f"rest: {rest}", f"call: {' | '.join(calls)}", f"ID: /{CALL_ID}/"]) + "\n"
 
-    def _free(self) -> str:
-        """Any text in which no call seems to begin, and perhaps calls behind it."""
-        trigger, begin = self.trigger, self.marks.shown(self.trigger) or self.marks.shown(self.begin)
-        text = f"TEXT: /(?s:.*)/ & ~/(?s:.*){_spelt(begin)}(?s:.*)/"
-        if trigger in self.marks.ids:
-            return f"start: {self._asides()} TEXT? | {self._asides()} TEXT? {self._terms((trigger,))} rest\n{text}"
-        return f"start: {self._asides()} (TEXT | head rest)\nhead[lazy]: /(?s:.*){_spelt(trigger)}/\n{text}"
+    def _text_then_calls(self) -> str:
+        """Text that contains no beginning of a call, optionally followed by calls."""
+        trigger, begin = self.trigger, self.added_tokens.visible(self.trigger) or self.added_tokens.visible(self.before_name)
+        text = f"TEXT: /(?s:.*)/ & ~/(?s:.*){_as_regex(begin)}(?s:.*)/"
+        other = self._text_with_other_tokens()
+        if trigger in self.added_tokens.ids:
+            return f"start: {other} TEXT? | {other} TEXT? {self._terms((trigger,))} rest\n{text}"
+        return f"start: {other} (TEXT | head rest)\nhead[lazy]: /(?s:.*){_as_regex(trigger)}/\n{text}"
 
-    def _asides(self) -> str:
-        """Text with marks that stand in it and are none of a call's: those of thoughts, for example."""
-        own = {piece for text in (self.begin, *(self.between or ()), *self.close) for piece in self.marks.cut(text)}
-        others = sorted(str(id) for mark, id in self.marks.ids.items() if mark not in self.marks.hidden and mark not in own)
+    def _text_with_other_tokens(self) -> str:
+        """Text with visible added tokens that are not part of a call, such as `<think>`."""
+        segments = (self.before_name, *(self.between_calls or ()), *self.after_calls)
+        own = {part for segment in segments for part in self.added_tokens.split(segment)}
+        ids, special = self.added_tokens.ids, self.added_tokens.special
+        others = sorted(str(id) for token, id in ids.items() if token not in special and token not in own)
         return f"(TEXT? <[{','.join(others)}]>)*" if others else ""
 
-    def _terms(self, text: Pieces) -> str:
-        return " ID ".join(" ".join(self._term(piece) for piece in self.marks.cut(one)) for one in text)
+    def _terms(self, segments: Segments) -> str:
+        return " ID ".join(" ".join(self._term(part) for part in self.added_tokens.split(segment)) for segment in segments)
 
-    def _term(self, piece: str) -> str:
-        return f"<[{self.marks.ids[piece]}]>" if piece in self.marks.ids else json.dumps(piece, ensure_ascii=False)
+    def _term(self, part: str) -> str:
+        return f"<[{self.added_tokens.ids[part]}]>" if part in self.added_tokens.ids else json.dumps(part, ensure_ascii=False)
 
 
-def _spelt(text: str) -> str:
-    """The text as a regular expression."""
+def _as_regex(text: str) -> str:
+    """A regular expression that matches exactly this text."""
     return "".join(letter if letter.isascii() and letter.isalnum() else f"\\x{{{ord(letter):x}}}" for letter in text)
 
 
-def learn(render: Render, marks: Marks) -> Format | NoTools:
+def learn_tool_format(render: Render, added_tokens: AddedTokens) -> ToolFormat | ToolsUnsupported:
+    """The model's way of writing tool calls, or the reason why Litmus cannot use it."""
     try:
-        return _Lesson(render, marks).format()
-    except NoTools as reason:
+        return _TemplateProbe(render, added_tokens).tool_format()
+    except ToolsUnsupported as reason:
         return reason
 
 
-class _Lesson:
-    def __init__(self, render: Render, marks: Marks) -> None:
-        self._render, self._marks, self._spelled = render, marks, False
+class _TemplateProbe:
+    """Renders made-up conversations with one and with two tool calls, and compares the results."""
 
-    def format(self) -> Format:
-        """Raises `NoTools`."""
-        begin, middle, close = self._one()
-        if not self._marks.shown(begin).strip():
-            raise NoTools("this model marks its calls of tools by tokens that are no text")
-        return Format(begin, middle, self._between(begin, middle, close), close, self._marks, self._spelled)
+    def __init__(self, render: Render, added_tokens: AddedTokens) -> None:
+        self._render, self._added_tokens, self._arguments_as_text = render, added_tokens, False
 
-    def _one(self) -> tuple[str, Pieces, Pieces]:
-        written = self._turn(1)
-        begin, found, rest = written.partition(NAMES[0])
-        if not found:
-            raise NoTools("this model's chat template has a place for tools, but none for their calls")
-        if NAMES[0] in rest or IDS[0] in begin:
-            raise NoTools("this model's chat template does not write the name of a called tool once, before its arguments")
-        at = _arguments(rest, VALUES[0])
-        if at is None and not self._spelled:
-            self._spelled = True
-            with suppress(NoTools):
-                return self._one()
-        if at is None:
-            raise NoTools("this model's chat template does not write the arguments of a call as one JSON object behind the tool's name")
-        return begin, _pieces(rest[: at[0]]), _pieces(rest[at[1] :])
+    def tool_format(self) -> ToolFormat:
+        """Raises `ToolsUnsupported`."""
+        before_name, before_arguments, after_calls = self._single_call()
+        if not self._added_tokens.visible(before_name).strip():
+            raise ToolsUnsupported("this model marks its tool calls only by special tokens, which are not part of an answer's text")
+        between_calls = self._between_calls(before_name, before_arguments, after_calls)
+        return ToolFormat(before_name, before_arguments, between_calls, after_calls, self._added_tokens, self._arguments_as_text)
 
-    def _between(self, begin: str, middle: Pieces, close: Pieces) -> Pieces | None:
-        """What stands between the arguments of a call and the name of the next one; None if the template writes one call only."""
+    def _single_call(self) -> tuple[str, Segments, Segments]:
+        """What stands before the name, before the arguments and after the call."""
+        turn = self._assistant_turn(calls=1)
+        before_name, name, rest = turn.partition(PROBE_NAMES[0])
+        if not name:
+            raise ToolsUnsupported("this model's chat template shows tools to the model, but does not write tool calls")
+        if PROBE_NAMES[0] in rest or PROBE_IDS[0] in before_name:
+            raise ToolsUnsupported("this model's chat template does not write the name of a called tool exactly once, before the call's id")
+        span = _find_object(rest, PROBE_ARGUMENTS[0])
+        if span is None and not self._arguments_as_text:
+            self._arguments_as_text = True
+            with suppress(ToolsUnsupported):
+                return self._single_call()
+        if span is None:
+            raise ToolsUnsupported("this model's chat template does not write a call's arguments as one JSON object after the tool's name")
+        return before_name, _split_at_ids(rest[: span[0]]), _split_at_ids(rest[span[1] :])
+
+    def _between_calls(self, before_name: str, before_arguments: Segments, after_calls: Segments) -> Segments | None:
+        """What stands between the arguments of a call and the name of the next; None if the template does not write two calls alike."""
         try:
-            written = self._turn(2)
-        except NoTools:
+            turn = self._assistant_turn(calls=2)
+        except ToolsUnsupported:
             return None
-        first, _, second = written.removeprefix(begin + NAMES[0]).partition(NAMES[1])
-        one, two = _arguments(first, VALUES[0]), _arguments(second, VALUES[1])
-        if one is None or two is None:
+        first, _, second = turn.removeprefix(before_name + PROBE_NAMES[0]).partition(PROBE_NAMES[1])
+        span_1, span_2 = _find_object(first, PROBE_ARGUMENTS[0]), _find_object(second, PROBE_ARGUMENTS[1])
+        if span_1 is None or span_2 is None or not turn.startswith(before_name + PROBE_NAMES[0]):
             return None
-        alike = written.startswith(begin + NAMES[0]) and _pieces(first[: one[0]]) == middle == _pieces(second[: two[0]])
-        return _pieces(first[one[1] :]) if alike and _pieces(second[two[1] :]) == close else None
+        alike = _split_at_ids(first[: span_1[0]]) == before_arguments == _split_at_ids(second[: span_2[0]])
+        return _split_at_ids(first[span_1[1] :]) if alike and _split_at_ids(second[span_2[1] :]) == after_calls else None
 
-    def _turn(self, calls: int) -> str:
-        """What the model writes in a turn that calls: from where it writes a plain answer, up to the end of the turn."""
-        asked = {"role": "user", "content": "How deep?"}
-        opened = self._told([asked], True)
-        if NAMES[0] not in opened:
-            raise NoTools("this model's chat template has no place for tools")
-        plain = self._told([asked, {"role": "assistant", "content": ANSWER}])
-        called = self._told([asked, {"role": "assistant", "content": "", "tool_calls": [self._call(place) for place in range(calls)]}])
-        same = len(commonprefix([plain, called]))
-        if same < len(opened) and not plain[same:].startswith(ANSWER):
-            raise NoTools("this model's chat template writes calls of tools in another place than answers")
-        return self._ended(called[same:], plain.partition(ANSWER)[2])
+    def _assistant_turn(self, calls: int) -> str:
+        """What the template writes for a turn with tool calls: from where a plain answer would begin to the end of the turn."""
+        question = {"role": "user", "content": "How deep?"}
+        tool_calls = [self._tool_call(index) for index in range(calls)]
+        prompt = self._rendered([question], add_generation_prompt=True)
+        if PROBE_NAMES[0] not in prompt:
+            raise ToolsUnsupported("this model's chat template ignores tools: it does not write them into the prompt")
+        with_answer = self._rendered([question, {"role": "assistant", "content": PROBE_ANSWER}])
+        with_calls = self._rendered([question, {"role": "assistant", "content": "", "tool_calls": tool_calls}])
+        start = len(commonprefix([with_answer, with_calls]))
+        if start < len(prompt) and not with_answer[start:].startswith(PROBE_ANSWER):
+            raise ToolsUnsupported("this model's chat template does not write tool calls where it writes the assistant's answers")
+        return self._without_turn_end(with_calls[start:], with_answer.partition(PROBE_ANSWER)[2])
 
-    def _ended(self, text: str, tail: str) -> str:
-        """Without what ends the turn: a mark that ends answers, or what stands behind a plain answer."""
-        ends = [text.find(mark) for mark in self._marks.ends if mark in text]
-        return text[: min(ends)] if ends else text.removesuffix(tail)
+    def _without_turn_end(self, text: str, after_answer: str) -> str:
+        """Cuts the text at the first end token; without one, cuts off what also follows a plain answer."""
+        ends = [text.find(token) for token in self._added_tokens.ends if token in text]
+        return text[: min(ends)] if ends else text.removesuffix(after_answer)
 
-    def _told(self, messages: Messages, opened: bool = False) -> str:
+    def _rendered(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         try:
-            return self._render(messages, [_tool(name) for name in NAMES], opened)
+            return self._render(messages, [_probe_tool(name) for name in PROBE_NAMES], add_generation_prompt)
         except InvalidRequest as error:
-            raise NoTools(f"this model's chat template cannot be shown tools and their calls: {error.message}") from error
+            raise ToolsUnsupported(f"this model's chat template refuses tools or tool calls: {error.message}") from error
 
-    def _call(self, place: int) -> dict[str, Any]:
-        arguments = json.dumps(VALUES[place]) if self._spelled else VALUES[place]
-        return {"id": IDS[place], "type": "function", "function": {"name": NAMES[place], "arguments": arguments}}
+    def _tool_call(self, index: int) -> dict[str, Any]:
+        arguments = json.dumps(PROBE_ARGUMENTS[index]) if self._arguments_as_text else PROBE_ARGUMENTS[index]
+        return {"id": PROBE_IDS[index], "type": "function", "function": {"name": PROBE_NAMES[index], "arguments": arguments}}
 
 
-def _tool(name: str) -> dict[str, Any]:
+def _probe_tool(name: str) -> dict[str, Any]:
     depth = {"type": "string", "description": "where"}
     parameters = {"type": "object", "properties": {"depth": depth}, "required": ["depth"]}
     return {"type": "function", "function": {"name": name, "description": "Says how deep it is.", "parameters": parameters}}
 
 
-def _arguments(text: str, wanted: Schema) -> tuple[int, int] | None:
-    """Where the JSON object begins and ends in the text."""
-    for found in re.finditer("{", text):
+def _find_object(text: str, expected: Schema) -> tuple[int, int] | None:
+    """Start and end of the first JSON object in the text that equals `expected`."""
+    for brace in re.finditer("{", text):
         try:
-            value, end = json.JSONDecoder().raw_decode(text, found.start())
+            value, end = json.JSONDecoder().raw_decode(text, brace.start())
         except json.JSONDecodeError:
             continue
-        if value == wanted:
-            return found.start(), end
+        if value == expected:
+            return brace.start(), end
     return None
 
 
-def _pieces(text: str) -> Pieces:
-    return tuple(re.split("|".join(IDS), text))
+def _split_at_ids(text: str) -> Segments:
+    return tuple(re.split("|".join(PROBE_IDS), text))

@@ -1,33 +1,38 @@
-"""Where the worker processes of a server sit: which device each of them gets, and how many share it. Policy without torch: how many
-CUDA devices there are is told by who knows.
+"""Assigns a device to each worker process of a server, and counts the workers that share one.
+
+Policy without torch: the caller passes the number of CUDA devices.
 """
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """One worker among all of a server's. `asked` is the device setting of each, replica after replica and model after model; `number`
-    is this one's place there.
+class DeviceAssignment:
+    """One worker's place among all workers of a server.
+
+    `requested` holds the device setting of every worker, in the order of the models and of each model's replicas. `worker` is this
+    worker's index in it.
     """
 
-    asked: tuple[str, ...] = ("auto",)
-    number: int = 0
+    requested: tuple[str, ...] = ("auto",)
+    worker: int = 0
 
-    def device(self, cuda: int) -> str:
-        """The device of this worker where there are `cuda` CUDA devices."""
-        return self._devices(cuda)[self.number]
+    def device(self, cuda_devices: int) -> str:
+        """Return this worker's device, such as "cpu" or "cuda:1"."""
+        return self._devices(cuda_devices)[self.worker]
 
-    def sharers(self, cuda: int) -> int:
-        """Workers on this one's device, itself among them: CPU threads and memory are divided by it."""
-        devices = self._devices(cuda)
-        return devices.count(devices[self.number])
+    def sharers(self, cuda_devices: int) -> int:
+        """Count the workers on this worker's device, itself included. They divide the device's memory and CPU threads among them."""
+        devices = self._devices(cuda_devices)
+        return devices.count(devices[self.worker])
 
-    def _devices(self, cuda: int) -> list[str]:
-        """Who named a device by number gets it; the others go round the CUDA devices, whatever model they belong to."""
-        found, turn = [], 0
-        for asked in self.asked:
-            around = asked == "cuda" or (asked == "auto" and cuda > 0)
-            found.append(f"cuda:{turn % max(1, cuda)}" if around else asked.replace("auto", "cpu"))
-            turn += around
-        return found
+    def _devices(self, cuda_devices: int) -> list[str]:
+        """The device of every worker. A device with an index is taken as it is; all other workers are spread round-robin over the CUDA
+        devices, across models.
+        """
+        devices, next_cuda = [], 0
+        for setting in self.requested:
+            spread = setting == "cuda" or (setting == "auto" and cuda_devices > 0)
+            devices.append(f"cuda:{next_cuda % max(1, cuda_devices)}" if spread else setting.replace("auto", "cpu"))
+            next_cuda += spread
+        return devices

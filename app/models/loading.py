@@ -1,5 +1,7 @@
-"""From settings to a running engine, in the worker process. Weights may be plain, quantized by bitsandbytes (int8, nf4, fp4), on a
-CPU or one CUDA device, or rounded to int4 on a CPU. Everything that cannot be served ends in a `SetupError` with a sentence.
+"""Builds a running engine from settings, in the worker process.
+
+Weights may be plain or quantized by bitsandbytes (int8, nf4, fp4), on a CPU or one CUDA device, or rounded to int4 on a CPU. Whatever
+cannot be served raises a `SetupError` whose message is shown to whoever starts Litmus.
 """
 
 from dataclasses import replace
@@ -7,79 +9,83 @@ from dataclasses import replace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from app.engine.engine import Engine, Limits
-from app.engine.flat import FlatModel, Room, adopt
-from app.engine.grammar import Grammars
-from app.engine.request import Facts, Failed, Generate, Sampling, Score, Window
+from app.engine.engine import Engine, EngineLimits
+from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.grammar import GrammarCompiler
+from app.engine.request import Facts, Failed, Generate, SamplingParams, Score, Window
 from app.errors import SetupError
-from app.forms.tools import Format
-from app.models.device import Seat
+from app.forms.tools import ToolFormat
+from app.models.device import DeviceAssignment
 from app.models.revision import fingerprint_of, revision_of
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer, first_line
 
-SMALL = 64_000_000  # parameters up to which a CPU serves float32: as fast, and answers do not depend on the batch
+# Up to this many parameters a CPU serves float32: it is as fast, and answers do not depend on the batch.
+MAX_FLOAT32_PARAMETERS = 64_000_000
 
 
 def warm_up(engine: Engine) -> None:
-    """Run every kind of row with one slot, with every power of two and with all of them, greedy and drawn, and a text: no client pays
-    for what the libraries do when they first meet a shape, and the pace is known before the first request.
+    """Run generated requests and a text to score through the engine, so that no client waits for what the libraries do on a new shape
+    and the scheduler knows the speed of a step before the first request.
+
+    Greedy and sampled rows run together in 1, 2, 4, ... slots and in all slots. Raises `SetupError` when a step fails.
     """
     slots = engine.limits.slots
-    for round_, rows in enumerate(sorted({1 << digits for digits in range(slots.bit_length())} | {slots})):
+    for round_, rows in enumerate(sorted({1 << power for power in range(slots.bit_length())} | {slots})):
         for index in range(rows):
-            engine.submit(
-                Generate(f"warm-{round_}/{index}", (index % 2,) * 8, 4, Sampling(temperature=float(index % 2), top_p=0.9), ignore_eos=True)
-            )
+            sampling = SamplingParams(temperature=float(index % 2), top_p=0.9)
+            engine.submit(Generate(f"warm-{round_}/{index}", (index % 2,) * 8, 4, sampling, ignore_eos=True))
         _drain(engine)
-    most = min(engine.limits.context, engine.limits.step_tokens)
-    engine.submit(Generate("warm-prompt", (0,) * (most - 1), 1))
+    length = min(engine.limits.context, engine.limits.step_tokens)
+    engine.submit(Generate("warm-prompt", (0,) * (length - 1), 1))
     _drain(engine)
-    engine.submit(Score("warm-text", (0,) * most, (Window(0, most, 1),), engine.observer is not None))
+    engine.submit(Score("warm-text", (0,) * length, (Window(0, length, 1),), engine.observer is not None))
     _drain(engine)
-    engine.scheduler.forget()
+    engine.scheduler.reset()
 
 
 def _drain(engine: Engine) -> None:
     while not engine.idle:
         for event in engine.step():
             if isinstance(event, Failed):
-                raise SetupError(f"the model does not run as asked: {event.error.message}; lower --model.slots or --model.step_tokens")
+                raise SetupError(f"a warm-up request failed: {event.error.message}; lower --model.slots or --model.step_tokens")
 
 
-def resolve_device(seat: Seat) -> torch.device:
-    """Raises `SetupError` when it is not there."""
+def resolve_device(assignment: DeviceAssignment) -> torch.device:
+    """Return the worker's device. Raises `SetupError` for a CUDA device that does not exist."""
     count = torch.cuda.device_count()
-    wanted = torch.device(seat.device(count))
-    if wanted.type == "cuda" and (wanted.index or 0) >= count:
-        raise SetupError(f"model.device: {seat.asked[seat.number]} is not there: torch {torch.__version__} sees {count} CUDA devices")
-    return wanted
+    device = torch.device(assignment.device(count))
+    if device.type == "cuda" and (device.index or 0) >= count:
+        requested = assignment.requested[assignment.worker]
+        raise SetupError(f"model.device: {requested} does not exist: torch {torch.__version__} sees {count} CUDA devices")
+    return device
 
 
-def create_engine(settings: ModelSettings, seat: Seat | None = None) -> tuple[Engine, Facts]:
-    """Load, quantize, prove and wire the models. Without a `seat` the process has its device to itself; of those that share a CPU each
-    takes its part of the threads. Raises `SetupError` with a sentence for whoever started Litmus.
+def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None = None) -> tuple[Engine, Facts]:
+    """Load, quantize and check the models, and connect them to an engine that has run its warm-up.
+
+    Without an `assignment` the process has its device to itself. Workers that share a CPU divide its threads. Raises `SetupError`.
     """
     tokenizer = Tokenizer(settings.path)
-    seat = Seat((settings.device,)) if seat is None else seat
-    device, sharers = resolve_device(seat), seat.sharers(torch.cuda.device_count())
+    assignment = DeviceAssignment((settings.device,)) if assignment is None else assignment
+    device, sharers = resolve_device(assignment), assignment.sharers(torch.cuda.device_count())
     if device.type == "cpu" and sharers > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // sharers))
     if settings.quantize != "none" and settings.dtype == "float16" and device.type == "cpu":
         raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
     if settings.quantize == "int4" and device.type != "cpu":
-        raise SetupError(f"model.quantize: int4 is a kernel of the CPU; on {device} use nf4")
+        raise SetupError(f"model.quantize: int4 runs on a CPU only; on {device} use nf4")
     path = settings.observer_path
-    room = Room(settings.slots, min(settings.context, _context("model.path", settings.path)), settings.step_tokens, sharers)
+    cache = CacheLimits(settings.slots, min(settings.context, _context("model.path", settings.path)), settings.step_tokens, sharers)
     observer = None
-    if path is not None:  # before the performer, whose slots may take what memory is left
+    if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)
-        room = replace(room, context=min(room.context, _context("model.observer", path)))
-        observer = _adopt(path, settings, device, replace(room, slots=0))
-    performer = _adopt(settings.path, settings, device, room)
-    limits = Limits(performer.slots, room.context, settings.step_tokens, settings.stretch)
-    grammars = Grammars(tokenizer.base, performer.vocabulary, tokenizer.ends())
-    engine = Engine(performer, tokenizer.decode, tokenizer.ends(), limits, observer, grammars)
+        cache = replace(cache, context=min(cache.context, _context("model.observer", path)))
+        observer = _flat_model(path, settings, device, replace(cache, slots=0))
+    performer = _flat_model(settings.path, settings, device, cache)
+    limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch)
+    grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens())
+    engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
     warm_up(engine)
     return engine, _facts(settings, engine, tokenizer)
 
@@ -96,11 +102,11 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer) -> Fac
         dtype=dtype,
         device=str(performer.device),
         observer=path.rstrip("/").rsplit("/", 1)[-1] if path else None,
-        chat=tokenizer.chats,
+        chat=tokenizer.has_chat_template,
         fingerprint=fingerprint_of(settings.served_name, revision, settings.quantize, dtype),
         revision=revision,
         observer_revision=_revision(path, observer) if path and observer else None,
-        tools=isinstance(tokenizer.calls, Format),
+        tools=isinstance(tokenizer.tool_format, ToolFormat),
     )
 
 
@@ -108,11 +114,11 @@ def _revision(path: str, model: FlatModel) -> str:
     return revision_of(path, getattr(model.model.config, "_commit_hash", None))
 
 
-def _adopt(path: str, settings: ModelSettings, device: torch.device, room: Room) -> FlatModel:
+def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits) -> FlatModel:
     model = _load(path, settings, device)
     try:
-        return adopt(model, room, settings.quantize == "int4")
-    except RuntimeError as error:  # bitsandbytes finds out in the first forward that a layer's shape has no kernel on this device
+        return create_flat_model(model, cache, settings.quantize == "int4")
+    except RuntimeError as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
         raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
 
 
@@ -125,10 +131,15 @@ def _load(path: str, settings: ModelSettings, device: torch.device) -> PreTraine
             path, dtype=dtype, device_map={"": device}, quantization_config=_quantization(settings, dtype)
         )
     except torch.OutOfMemoryError as error:
-        raise SetupError(f"{path}: its weights do not fit {device}: {first_line(error)}") from error
+        raise SetupError(f"{path}: its weights do not fit the memory of {device}: {first_line(error)}") from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise SetupError(f"{path} cannot be loaded on {device} with quantize={settings.quantize}: {first_line(error)}") from error
-    small = settings.quantize == "none" and settings.dtype == "auto" and device.type == "cpu" and model.num_parameters() <= SMALL
+    small = (
+        settings.quantize == "none"
+        and settings.dtype == "auto"
+        and device.type == "cpu"
+        and model.num_parameters() <= MAX_FLOAT32_PARAMETERS
+    )
     return (model.float() if small else model).eval()
 
 
@@ -141,17 +152,19 @@ def _quantization(settings: ModelSettings, dtype: object) -> BitsAndBytesConfig 
 
 
 def _context(field: str, path: str) -> int:
-    """Tokens a sequence of the model may have. Raises `SetupError` naming `field`."""
+    """Return the longest sequence that the model supports, in tokens. Raises `SetupError` that names `field`, the setting."""
     try:
         config = AutoConfig.from_pretrained(path).get_text_config()
     except (OSError, ValueError) as error:
         raise SetupError(f"{field}: {path} has no usable config.json: {first_line(error)}") from error
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in {"dynamic", "longrope"}:  # would be chosen by the longest row of a step, for all its rows
+    if rope.get("rope_type") in {"dynamic", "longrope"}:  # these scale by the longest row of a step, for all its rows
         return int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
     return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
 
 def _check_pair(performer: Tokenizer, observer: Tokenizer, path: str) -> None:
     if performer.base.get_vocab() != observer.base.get_vocab():
-        raise SetupError(f"model.observer: {path} has another vocabulary; binoculars needs two models with one tokenizer")
+        raise SetupError(
+            f"model.observer: {path} has another vocabulary than the model; binoculars needs two models with the same tokenizer"
+        )

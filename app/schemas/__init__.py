@@ -1,6 +1,6 @@
-"""The wire: what every route takes and gives, as pydantic models with bounds. Shared by serve, ui and loadtest.
+"""The request and response bodies of every route, as pydantic models with bounds. Shared by serve, ui and loadtest.
 
-Knows no engine and no server. A field that Litmus does not act on is not here, so `extra="forbid"` refuses it by name.
+Knows no engine and no server. A field that Litmus does not act on has no place here, so `extra="forbid"` refuses it by name.
 """
 
 from app.schemas.generate import GenerateRequest, GenerateResponse
@@ -33,11 +33,10 @@ from app.schemas.messages import (
 )
 from app.schemas.scoring import (
     MIN_SCORED_TOKENS,
-    Caution,
-    Change,
     Direction,
     Granularity,
     Method,
+    Normalisation,
     Probability,
     Rate,
     Score,
@@ -51,6 +50,7 @@ from app.schemas.scoring import (
     UsedCalibration,
     Verdict,
     Warning,
+    WarningCode,
 )
 from app.schemas.state import (
     Capability,
@@ -78,8 +78,6 @@ __all__ = [
     "MIN_SCORED_TOKENS",
     "AnswerMessage",
     "Capability",
-    "Caution",
-    "Change",
     "ChatChoice",
     "ChatLogprobs",
     "ChatRequest",
@@ -106,6 +104,7 @@ __all__ = [
     "ModelCard",
     "ModelList",
     "NamedTool",
+    "Normalisation",
     "Probability",
     "PromptTokensDetails",
     "Rate",
@@ -138,5 +137,6 @@ __all__ = [
     "Verdict",
     "WaitingState",
     "Warning",
+    "WarningCode",
     "Wire",
 ]

@@ -1,4 +1,4 @@
-"""The body of GPT-API: fifteen fields named as in transformers' `generate`, and a list of texts."""
+"""Bodies of /generate, those of GPT-API: fifteen fields named as in transformers' `generate`, and a list of texts."""
 
 from typing import Annotated
 
@@ -11,43 +11,46 @@ MAX_PROMPTS = 64
 
 
 class GenerateRequest(Wire):
-    """Greedy when nothing else is asked for. `do_sample` draws, `num_beams` above 1 is beam search, and `penalty_alpha` with `top_k`
-    is contrastive search (arXiv 2202.06417): one of the three at a time.
+    """Greedy decoding by default. One of three others: `do_sample` samples, `num_beams` above 1 is beam search, and `penalty_alpha` with
+    `top_k` is contrastive search (arXiv 2202.06417).
     """
 
-    model: str | None = Field(None, description="name of a served model, see /v1/models; the default one when left out")
+    model: str | None = Field(None, description="name of a served model, see /v1/models; the default model when left out")
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)] = Field(
-        description="a text, or a list of texts; `gen_text` has one entry for each, in their order"
+        description="a text or a list of texts; `gen_text` has one entry for each, in the same order"
     )
     bad_words: Annotated[list[StopWord], Field(max_length=128)] | None = Field(None, description=BAD_WORDS)
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; only with do_sample; the model's own when left out")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 means greedy decoding; only with do_sample; the model's default when left out"
+    )
     top_k: int | None = Field(
         None,
         ge=0,
-        description="with do_sample: keep the k likeliest tokens, 0 keeps all, the model's own when left out; "
-        "with penalty_alpha: how many tokens are tried, each in a slot of its own",
+        description="with do_sample: keep the k most likely tokens; 0 keeps all; the model's default when left out. "
+        "With penalty_alpha: number of candidate tokens, each in a slot of its own",
     )
-    top_p: float | None = Field(None, gt=0, le=1, description="nucleus; only with do_sample; the model's own when left out")
+    top_p: float | None = Field(None, gt=0, le=1, description="nucleus sampling; only with do_sample; the model's default when left out")
     min_length: int = Field(0, ge=0, description="no end token before the answer has this many new tokens; end_sequence may still end it")
-    max_length: int = Field(64, ge=1, description="longest answer in new tokens; those of the prompt are not counted")
+    max_length: int = Field(64, ge=1, description="limit of the answer in new tokens; the prompt is not counted")
     penalty_alpha: float | None = Field(
-        None, ge=0, le=1, description="above 0: contrastive search; how much a token that resembles what stands there is degraded"
+        None, ge=0, le=1, description="above 0: contrastive search; weight of the penalty on tokens that resemble the context"
     )
     repetition_penalty: float | None = Field(
         None,
         ge=0.01,
         le=10,
-        description="divides the logit of tokens that prompt or answer hold (multiplies it below 0); the model's own when left out",
+        description="divides the logit of each token that the prompt or answer contains (multiplies a negative one); "
+        "the model's default when left out",
     )
     early_stop: bool = Field(
-        False, description="end a beam search as soon as num_beams answers are whole, not when none better is to be expected"
+        False, description="end a beam search as soon as num_beams answers are complete, even if a better one could follow"
     )
-    end_sequence: StopWord | None = Field(None, description="text that ends the answer; it is not part of it")
-    do_sample: bool = Field(False, description="draw each token; false takes the likeliest, or searches")
+    end_sequence: StopWord | None = Field(None, description="stop string: it ends the answer and is not part of it")
+    do_sample: bool = Field(False, description="sample each token; false takes the most likely one, or searches")
     num_beams: int = Field(1, ge=1, description="above 1: beam search, each beam in a slot of its own")
-    return_prompt: bool = Field(False, description="put the prompt before its answer")
+    return_prompt: bool = Field(False, description="return the prompt before its answer")
     seed: int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="the same for every prompt: the same prompt with the same seed gives the same text"
+        None, ge=-(2**63), lt=2**63, description="used for every prompt: the same prompt with the same seed gives the same text"
     )
 
     model_config = ConfigDict(
@@ -72,6 +75,6 @@ class GenerateRequest(Wire):
 
 
 class GenerateResponse(Wire):
-    gen_text: list[str] = Field(description="the answer to each prompt, in their order")
+    gen_text: list[str] = Field(description="the answer to each prompt, in the same order")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"gen_text": [" there was a fox.", " lived in a tower."]}]})

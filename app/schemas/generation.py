@@ -1,4 +1,4 @@
-"""Chat and completions: what is asked and what is answered, in OpenAI's forms and with vLLM's further fields."""
+"""Bodies of /v1/chat/completions and /v1/completions: OpenAI's fields and vLLM's additional ones."""
 
 from typing import Annotated, Literal
 
@@ -12,10 +12,10 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
-LONGEST_ID = 10  # digits
-LOGIT_BIAS = "token id, as a string, to what is added to its logit: -100 bans it, 100 all but forces it"
-BAD_WORDS = "texts that are not generated, neither where a word begins nor behind a blank"
-THIEF: JsonDict = {
+MAX_ID_DIGITS = 10
+LOGIT_BIAS = "maps a token id, as a string, to a number that is added to its logit: -100 bans the token, 100 all but forces it"
+BAD_WORDS = "texts that the answer must not contain, at its start or after a space"
+THIEF_SCHEMA: JsonDict = {
     "type": "object",
     "properties": {"name": {"enum": ["fox", "crow"]}, "guilty": {"type": "boolean"}},
     "required": ["name", "guilty"],
@@ -26,46 +26,57 @@ WEATHER: JsonDict = {"type": "function", "function": {"name": "weather", "descri
 
 
 class StreamOptions(Wire):
-    include_usage: bool | None = Field(None, description="send a last chunk with the token counts")
-    include_obfuscation: Literal[False] | None = Field(None, description="false: nothing is sent to hide lengths")
+    include_usage: bool | None = Field(None, description="send a last chunk with the token counts (usage)")
+    include_obfuscation: Literal[False] | None = Field(None, description="false only: chunks are not padded to hide their lengths")
 
 
 class SamplingFields(Wire):
-    """What chat and completions share. A field left out takes the model's own default (its generation_config.json)."""
+    """Fields of chat and completions. A sampling parameter left out takes its default from the model's generation_config.json."""
 
-    model: str | None = Field(None, description="name of a served model, see /v1/models; the default one when left out")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy")
-    top_p: float | None = Field(None, gt=0, le=1, description="nucleus: smallest set of tokens with this much probability")
-    top_k: int | None = Field(None, ge=-1, description="keep the k likeliest tokens; 0 and -1 keep all")
-    min_p: float | None = Field(None, ge=0, le=1, description="keep tokens at least this share as likely as the likeliest")
-    presence_penalty: float | None = Field(None, ge=-2, le=2, description="taken from the logit of tokens the answer already holds")
-    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="the same, once for each time the answer holds them")
+    model: str | None = Field(None, description="name of a served model, see /v1/models; the default model when left out")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 means greedy decoding")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="nucleus sampling: keep the smallest set of most likely tokens with at least this probability"
+    )
+    top_k: int | None = Field(None, ge=-1, description="keep the k most likely tokens; 0 and -1 keep all")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="keep tokens whose probability is at least this share of the most likely token's"
+    )
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="subtracted from the logit of each token that the answer already contains"
+    )
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="subtracted from the logit of a token once for each time that the answer contains it"
+    )
     repetition_penalty: float | None = Field(
-        None, ge=0.01, le=10, description="divides the logit of tokens that prompt or answer hold (multiplies it below 0); 1 is none"
+        None,
+        ge=0.01,
+        le=10,
+        description="divides the logit of each token that the prompt or answer contains (multiplies a negative one); 1 means no penalty",
     )
     logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = Field(None, description=LOGIT_BIAS)
     bad_words: Annotated[list[StopWord], Field(max_length=128)] | None = Field(None, description=BAD_WORDS)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="the same request with the same seed gives the same tokens")
-    n: int | None = Field(None, ge=1, le=16, description="how many answers, 1 when left out; answer i is sampled with seed + i")
+    n: int | None = Field(None, ge=1, le=16, description="number of answers; 1 when left out; answer i is sampled with seed + i")
     stop: StopWord | Annotated[list[StopWord], Field(max_length=16)] | None = Field(
-        None, description="text that ends the answer; it is not part of it"
+        None, description="stop strings: each ends the answer and is not part of it"
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = Field(None, description="tokens that end the answer")
-    min_tokens: int | None = Field(None, ge=0, description="no token ends the answer before it has this many; at most max_tokens")
-    ignore_eos: bool | None = Field(None, description="the model's own end tokens do not end the answer")
-    stream: bool | None = Field(None, description="answer as server-sent events")
+    min_tokens: int | None = Field(None, ge=0, description="no token ends the answer before it has this many tokens; at most max_tokens")
+    ignore_eos: bool | None = Field(None, description="continue past the model's end tokens")
+    stream: bool | None = Field(None, description="send the answer as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with stream")
     service_tier: Tier | None = Field(None, description=TIER)
     user: str | None = Field(
-        None, max_length=256, description="who asks, as your own program names them; security.banned_users refuses some"
+        None, max_length=256, description="your own id for the end user; requests of users in security.banned_users are refused"
     )
 
     @field_validator("logit_bias")
     @classmethod
     def _token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for key in value or {}:
-            if not (key.isascii() and key.isdigit() and len(key) <= LONGEST_ID and key == str(int(key))):
-                raise ValueError(f"{key[:40]!r} is no token id; each key is one, as a string of digits")
+            if not (key.isascii() and key.isdigit() and len(key) <= MAX_ID_DIGITS and key == str(int(key))):
+                raise ValueError(f"{key[:40]!r} is no token id; each key must be a token id as a string of digits")
         return value
 
     @property
@@ -77,15 +88,19 @@ class SamplingFields(Wire):
 
 class ChatRequest(SamplingFields):
     messages: list[Message] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
-    max_tokens: int | None = Field(None, ge=1, description="longest answer in tokens; what the context leaves when left out")
-    max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
-    logprobs: bool | None = Field(None, description="give the log-probability of each token of the answer")
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="and of this many likeliest tokens; needs logprobs: true")
+    max_tokens: int | None = Field(
+        None, ge=1, description="limit of the answer in tokens; when left out, what the context leaves after the prompt"
+    )
+    max_completion_tokens: int | None = Field(None, ge=1, description="newer name of max_tokens")
+    logprobs: bool | None = Field(None, description="return the log-probability of each token of the answer")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="also return this many most likely tokens at each position; needs logprobs: true"
+    )
     response_format: ResponseFormat | None = Field(None, description="the form of the answer; any text when left out")
     tools: list[Tool] | None = Field(None, min_length=1, max_length=128, description="functions that the model may call")
-    tool_choice: ToolChoice | None = Field(None, description="auto where there are tools; none, required, or the one function to be called")
-    parallel_tool_calls: bool | None = Field(None, description="whether one answer may hold several calls; true when left out")
-    metadata: Metadata | None = Field(None, description="given back with the answer, for your own bookkeeping")
+    tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
+    parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
+    metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -93,7 +108,7 @@ class ChatRequest(SamplingFields):
                 {"messages": [{"role": "user", "content": "Tell me a story about a fox and a crow."}], "max_tokens": 120, "seed": 7},
                 {
                     "messages": [{"role": "user", "content": "Who stole the cheese?"}],
-                    "response_format": {"type": "json_schema", "json_schema": {"name": "thief", "schema": THIEF}},
+                    "response_format": {"type": "json_schema", "json_schema": {"name": "thief", "schema": THIEF_SCHEMA}},
                     "max_tokens": 60,
                 },
                 {"messages": [{"role": "user", "content": "What is the weather in the wood?"}], "tools": [WEATHER], "max_tokens": 60},
@@ -103,13 +118,15 @@ class ChatRequest(SamplingFields):
 
 
 class CompletionRequest(SamplingFields):
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="text, texts, token ids, or lists of token ids")
-    max_tokens: int | None = Field(None, ge=0, description="longest answer in tokens, 16 when left out; 0 only with echo")
-    logprobs: int | None = Field(None, ge=0, le=20, description="give the log-probability of each token and of this many likeliest ones")
-    suffix: None = Field(None, description="null only: nothing is written in front of a given end")
-    echo: bool | None = Field(None, description="put the prompt before the answer; with logprobs its tokens, too")
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="a text, a list of texts, token ids, or lists of token ids")
+    max_tokens: int | None = Field(None, ge=0, description="limit of the answer in tokens; 16 when left out; 0 only with echo")
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="return the log-probability of each token and of this many most likely tokens at its position"
+    )
+    suffix: None = Field(None, description="null only: inserting text before a suffix is not supported")
+    echo: bool | None = Field(None, description="return the prompt before the answer; with logprobs, its tokens as well")
     best_of: int | None = Field(
-        None, ge=1, le=16, description="sample this many answers, give the n with the highest mean log-probability; no stream"
+        None, ge=1, le=16, description="sample this many answers and return the n with the highest mean log-probability; not with stream"
     )
 
     model_config = ConfigDict(
@@ -118,8 +135,10 @@ class CompletionRequest(SamplingFields):
 
 
 class TopLogprob(Wire):
-    token: str = Field(description="the token's text; `bytes:\\xe7...` for a part of a character")
-    logprob: float = Field(description="natural logarithm under the model itself: before temperature, penalties and filters")
+    token: str = Field(description="the token's text; `bytes:\\xe7...` if it is only part of a character")
+    logprob: float = Field(
+        description="natural logarithm of the probability by the model's logits, before temperature, penalties and filters"
+    )
     bytes: list[int]
 
 
@@ -133,17 +152,17 @@ class ChatLogprobs(Wire):
 
 
 class TextLogprobs(Wire):
-    """Columns, one entry a token. The first token of an echoed prompt has no probability: nothing predicts it."""
+    """Lists with one entry per token. The first token of an echoed prompt has no probability, because nothing precedes it."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None] = Field(description="the likeliest tokens, and the token itself")
-    text_offset: list[int] = Field(description="character of the choice's text that the token begins at")
+    top_logprobs: list[dict[str, float] | None] = Field(description="the most likely tokens, and the token itself")
+    text_offset: list[int] = Field(description="index of the token's first character in the choice's text")
 
 
 class AnswerMessage(Wire):
     role: Literal["assistant"] = "assistant"
-    content: str | None = Field(description="null where there is nothing but tool_calls")
+    content: str | None = Field(description="null if the answer has tool_calls and no text")
     refusal: None = None
     tool_calls: list[ToolCall] | None = None
 
@@ -163,7 +182,9 @@ class ChatResponse(Wire):
     choices: list[ChatChoice]
     usage: Usage
     service_tier: UsedTier | None = None
-    system_fingerprint: str = Field(description="of model, revision and quantization: as long as it stays, so do answers to a seed")
+    system_fingerprint: str = Field(
+        description="digest of model, revision and quantization; while it stays the same, the same seed gives the same answer"
+    )
     metadata: dict[str, str] | None = None
 
 

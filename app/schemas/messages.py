@@ -1,4 +1,4 @@
-"""What a conversation is made of: messages, tools, the calls of tools, and the form an answer is to have."""
+"""The parts of a chat request: messages, tools, tool calls and the response format."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ Schema = dict[str, JsonValue]
 def _text_only(part: object) -> object:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(kind, str) and kind != "text":
-        raise ValueError(f"a part of type {kind[:40]!r} is not supported: this server reads parts of type 'text'")
+        raise ValueError(f"a content part of type {kind[:40]!r} is not supported; only parts of type 'text' are")
     return part
 
 
@@ -25,7 +25,7 @@ class TextPart(Wire):
 
 class FunctionCall(Wire):
     name: Name
-    arguments: str = Field(description="a JSON object, as text")
+    arguments: str = Field(description="a JSON object, as a string")
 
 
 class ToolCall(Wire):
@@ -35,16 +35,16 @@ class ToolCall(Wire):
 
 
 class Message(Wire):
-    """`tool_calls` belong to the assistant, `tool_call_id` to what a tool answered."""
+    """`tool_calls` is for messages of the assistant, `tool_call_id` for the result of a tool."""
 
-    role: Role = Field(description="developer is told to the model as system")
+    role: Role = Field(description="developer is rendered as system")
     content: str | list[Annotated[TextPart, BeforeValidator(_text_only)]] | None = Field(None, description="text, or parts of type text")
     name: str | None = Field(
-        None, min_length=1, max_length=64, description="who speaks, where the model's chat template has a place for it"
+        None, min_length=1, max_length=64, description="name of the author; refused if the model's chat template has no place for it"
     )
-    tool_calls: list[ToolCall] | None = Field(None, max_length=128, description="what the assistant called for")
-    tool_call_id: str | None = Field(None, max_length=128, description="the id of the call that this is the result of")
-    refusal: None = Field(None, description="these four only as null: clients send back what they were given")
+    tool_calls: list[ToolCall] | None = Field(None, max_length=128, description="the tools that the assistant called")
+    tool_call_id: str | None = Field(None, max_length=128, description="id of the tool call whose result this message holds")
+    refusal: None = Field(None, description="null only, like audio, annotations and function_call: clients send back what they received")
     audio: None = None
     annotations: None = None
     function_call: None = None
@@ -58,23 +58,23 @@ class Message(Wire):
     @model_validator(mode="after")
     def _by_role(self) -> "Message":
         if self.tool_calls and self.role != "assistant":
-            raise ValueError(f"tool_calls belong to a message of the assistant, not of role '{self.role}'")
+            raise ValueError(f"tool_calls are only for messages of role 'assistant', not '{self.role}'")
         if (self.tool_call_id is not None) != (self.role == "tool"):
             raise ValueError("a message of role 'tool' needs a tool_call_id, and no other message has one")
         if self.content is None and not self.tool_calls:
-            raise ValueError("content is missing; only a message with tool_calls may do without")
+            raise ValueError("content is missing; only a message with tool_calls may omit it")
         return self
 
 
 class Function(Wire):
     name: Name
-    description: str | None = Field(None, description="what the model is told of it")
-    parameters: Schema | None = Field(None, description="JSON schema of the arguments, an object; without it the function has none")
-    strict: bool | None = Field(None, description="arguments always keep to the schema, asked for or not")
+    description: str | None = Field(None, description="what the function does; shown to the model")
+    parameters: Schema | None = Field(None, description="JSON schema of the arguments object; no arguments when left out")
+    strict: bool | None = Field(None, description="true or false: arguments always conform to the schema")
 
     @property
     def arguments(self) -> Schema:
-        """The schema of an object."""
+        """The schema of the arguments object."""
         if self.parameters is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return {"type": "object", **self.parameters}
@@ -82,7 +82,7 @@ class Function(Wire):
     @model_validator(mode="after")
     def _takes_an_object(self) -> "Function":
         if self.arguments["type"] != "object":
-            raise ValueError("parameters must be the JSON schema of an object: arguments have names")
+            raise ValueError("parameters must be a JSON schema of type 'object'")
         return self
 
 
@@ -104,14 +104,14 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 class NamedSchema(Wire):
-    name: Name = Field(description="for your own records: the model is not told")
-    description: str | None = Field(None, description="for your own records: the model is not told")
-    schema_: Schema | None = Field(None, alias="schema", description="JSON schema that the answer keeps to; any object when left out")
-    strict: bool | None = Field(None, description="the answer always keeps to the schema, asked for or not")
+    name: Name = Field(description="for your own records; not shown to the model")
+    description: str | None = Field(None, description="for your own records; not shown to the model")
+    schema_: Schema | None = Field(None, alias="schema", description="JSON schema that the answer conforms to; any object when left out")
+    strict: bool | None = Field(None, description="true or false: the answer always conforms to the schema")
 
 
 class ResponseFormat(Wire):
-    """The form of the answer. The model is not told of it: say in the conversation what you want to read."""
+    """The form of the answer. It is enforced, but not shown to the model: describe it in the conversation as well."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = Field(None, description="with type json_schema only")
@@ -119,7 +119,7 @@ class ResponseFormat(Wire):
     @model_validator(mode="after")
     def _fits(self) -> "ResponseFormat":
         if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise ValueError("type 'json_schema' needs json_schema, and no other type has one")
+            raise ValueError("json_schema is required for type 'json_schema' and not allowed for other types")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Scores: the texts that are asked about, and what is said of each."""
+"""Bodies of /v1/score: the texts to score, and the scores and verdict of each."""
 
 from typing import Annotated, Literal
 
@@ -10,38 +10,43 @@ Method = Literal["binoculars", "likelihood_ratio", "fast_detect", "perplexity", 
 Verdict = Literal["machine", "human", "uncertain", "uncalibrated", "insufficient"]
 Granularity = Literal["none", "sentence", "token"]
 Direction = Literal["lower", "higher"]
-Change = Literal["zero_width", "control", "homoglyph", "compatibility", "quotes", "white_space"]
-Caution = Literal["short", "not_english", "repeated", "memorised", "truncated"]
+Normalisation = Literal["zero_width", "control", "homoglyph", "compatibility", "quotes", "white_space"]
+WarningCode = Literal["short", "not_english", "repeated", "memorised", "truncated"]
 MIN_SCORED_TOKENS = 64
-MOST_TEXTS = 256
-ONCE = "Once upon a time there was a king who had three sons."
+MAX_TEXTS = 256
+EXAMPLE_TEXT = "Once upon a time there was a king who had three sons."
 
 
 class ScoreRequest(Wire):
-    """One text or many; each is scored by itself, whatever it is sent with."""
+    """One text or many. Each is scored by itself: the other texts of the request do not affect its score."""
 
-    model: str | None = Field(None, description="name of a served model; the default one when left out")
-    text: str | None = Field(None, description="a text")
-    texts: Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)] | None = Field(None, description="or a list of texts")
-    methods: Annotated[list[Method], Field(min_length=1)] | None = Field(
-        None, description="all of them cost one pass; the verdict rests on the first that is calibrated. The model's best one when left out"
+    model: str | None = Field(None, description="name of a served model; the default model when left out")
+    text: str | None = Field(None, description="a text to score")
+    texts: Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)] | None = Field(
+        None, description="a list of texts, instead of text"
     )
-    granularity: Granularity = Field("none", description="what else is scored: sentences, or sentences and tokens")
-    calibration: Literal["auto", "none"] = Field("auto", description="none gives scores without a verdict")
+    methods: Annotated[list[Method], Field(min_length=1)] | None = Field(
+        None,
+        description="all together cost one forward pass; the verdict uses the first calibrated one; the model's best method when left out",
+    )
+    granularity: Granularity = Field("none", description="also score each sentence, or each sentence and each token")
+    calibration: Literal["auto", "none"] = Field("auto", description="none returns scores without a verdict")
     target_fpr: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="share of human texts that may be taken for machine ones; a calibrated rate, 1% when left out",
+        description="false-positive rate, the share of human texts called machine text; must be a calibrated rate; 1% when left out",
     )
     service_tier: Tier | None = Field(None, description=TIER)
-    user: str | None = Field(None, max_length=256, description="who asks; security.banned_users refuses some")
+    user: str | None = Field(
+        None, max_length=256, description="your own id for the end user; requests of users in security.banned_users are refused"
+    )
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"text": ONCE, "granularity": "token"},
-                {"texts": [ONCE, "To be, or not to be."], "methods": ["fast_detect", "log_rank"]},
+                {"text": EXAMPLE_TEXT, "granularity": "token"},
+                {"texts": [EXAMPLE_TEXT, "To be, or not to be."], "methods": ["fast_detect", "log_rank"]},
             ]
         }
     )
@@ -49,7 +54,7 @@ class ScoreRequest(Wire):
     @model_validator(mode="after")
     def _some_text(self) -> "ScoreRequest":
         if (self.text is None) == (self.texts is None):
-            raise ValueError("give either text or texts")
+            raise ValueError("send either text or texts")
         return self
 
     @property
@@ -65,20 +70,22 @@ class Span(Wire):
 
 
 class SentenceScore(Span):
-    tokens: int = Field(description="scored tokens that begin in it")
-    score: float | None = Field(description="the verdict's method on these tokens alone: a hint, far less sure than the whole text's")
-    logprob: float | None = Field(description="mean of its tokens'")
+    tokens: int = Field(description="number of scored tokens that start in the sentence")
+    score: float | None = Field(
+        description="score of these tokens alone, by the verdict's method: a hint, far less reliable than the score of the whole text"
+    )
+    logprob: float | None = Field(description="mean log-probability of its tokens")
 
 
 class TokenScore(Span):
     text: str
     logprob: float = Field(description="natural logarithm of the probability the model gave this token, <= 0")
-    rank: int = Field(description="1 if the model held it the likeliest")
-    entropy: float = Field(description="in nats: how open the model held this place")
+    rank: int = Field(description="rank of the token among the model's predictions; 1 is the most likely")
+    entropy: float = Field(description="entropy of the model's prediction at this position, in nats")
 
 
 class Statistics(Wire):
-    """Means over the scored tokens, natural logarithms. `cross_entropy` only where an observer took part."""
+    """Means over the scored tokens, in natural logarithms. `cross_entropy` is null without an observer."""
 
     log_perplexity: float
     mean_log_rank: float
@@ -88,44 +95,48 @@ class Statistics(Wire):
 
 
 class Rate(Wire):
-    """A false-positive rate: asked for, and as measured on `n` human texts with its exact 95% interval. Null: published without it."""
+    """A false-positive rate: the target, and the rate measured on `n` human texts with its exact 95% interval. Null where the source of the
+    thresholds does not publish it.
+    """
 
     target: float | None
     measured: float | None
     interval: tuple[float, float] | None
     n: int | None
-    tokens: str = Field(description="lengths of the texts it was measured on, in scored tokens")
+    tokens: str = Field(description="lengths of the human texts, in scored tokens")
 
 
 class Probability(Wire):
-    """That a machine wrote the text, had as many machine as human texts been sent; the interval by drawing groups of texts anew."""
+    """The probability that a machine wrote the text if half of all texts were by machines. The interval is a bootstrap over groups."""
 
     value: float
     interval: tuple[float, float]
 
 
 class Warning(Wire):
-    code: Caution
+    code: WarningCode
     message: str
 
 
 class Score(Wire):
-    """One text's scores. `direction` says which way machine text lies: `lower` or `higher` scores look more like a machine's."""
+    """The scores of one text. `direction` says whether lower or higher scores are more like machine text."""
 
     index: int
     object: Literal["score"] = "score"
-    scores: dict[Method, float | None] = Field(description="null where fewer than one token could be scored")
-    method: Method = Field(description="what the verdict rests on")
+    scores: dict[Method, float | None] = Field(description="null if no token could be scored")
+    method: Method = Field(description="the method that the verdict uses")
     direction: Direction
     verdict: Verdict
     explanation: str
     p_machine: Probability | None = None
-    threshold: float | None = Field(None, description="the border of the verdict `machine` in the method's scores")
+    threshold: float | None = Field(None, description="the threshold of the verdict `machine`, on the scale of the method's scores")
     false_positive_rate: Rate | None = None
     scored_tokens: int
-    windows: int = Field(description="overlapping windows the text was scored in; 1 when it fits the context")
-    truncated: bool = Field(description="only the beginning was scored: the text is longer than the most windows there may be")
-    normalisations: dict[Change, int] = Field(description="characters that were left out or replaced before scoring, by kind")
+    windows: int = Field(description="number of overlapping windows in which the text was scored; 1 if it fits the context")
+    truncated: bool = Field(description="only the beginning was scored, because the text needs more windows than the limit")
+    normalisations: dict[Normalisation, int] = Field(
+        description="number of characters that were removed or replaced before scoring, by kind"
+    )
     warnings: list[Warning]
     statistics: Statistics | None
     sentences: list[SentenceScore] | None = None
@@ -133,7 +144,7 @@ class Score(Wire):
 
 
 class ScoreFailure(Wire):
-    """Stands at the index of a text that could not be scored; the others are not affected."""
+    """Takes the place of a text that could not be scored; the other texts are not affected."""
 
     index: int
     object: Literal["error"] = "error"
@@ -142,10 +153,10 @@ class ScoreFailure(Wire):
 
 
 class UsedCalibration(Wire):
-    """Which measurement the verdicts rest on; where there is none, why."""
+    """The calibration that the verdicts use, or the reason why there is none."""
 
     source: str | None
-    reason: str | None = Field(description="why there is none; null where there is one")
+    reason: str | None = Field(description="why there is no calibration; null if there is one")
 
 
 class Timing(Wire):

@@ -1,4 +1,4 @@
-"""What is served, whether it is ready, and what its slots hold."""
+"""Bodies of /v1/models, /health, /ready and /slots: which models are served, whether they are ready, what their slots hold."""
 
 from typing import Literal
 
@@ -32,7 +32,7 @@ SLOTS_EXAMPLE: JsonDict = {
 
 
 Capability = Literal["chat", "completions", "score", "tools", "structured_output", "beam_search", "contrastive_search"]
-Presence = Literal["ready", "loading"]
+ModelStatus = Literal["ready", "loading"]
 
 
 class ModelCard(Wire):
@@ -40,16 +40,16 @@ class ModelCard(Wire):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "litmus"
-    default: bool = Field(description="is meant where a request names no model")
-    context: int = Field(description="tokens a conversation may hold")
-    max_model_len: int = Field(description="the same, by the name other servers give it")
+    default: bool = Field(description="used for requests that name no model")
+    context: int = Field(description="limit of prompt and answer together, in tokens")
+    max_model_len: int = Field(description="same as context, by vLLM's name")
     slots: int
-    revision: str = Field(description="the hub's commit, or a digest of the folder")
+    revision: str = Field(description="commit on the hub, or a digest of the folder")
     quantize: str
     dtype: str
     device: str
     observer: str | None
-    chat: bool = Field(description="has a chat template")
+    chat: bool = Field(description="whether the model has a chat template")
     methods: list[Method]
     capabilities: list[Capability]
 
@@ -60,8 +60,8 @@ class ModelList(Wire):
 
 
 class Readiness(Wire):
-    status: Literal["ready", "loading", "draining"] = Field(description="ready when every model is")
-    models: dict[str, Presence] = Field(default_factory=dict)
+    status: Literal["ready", "loading", "draining"] = Field(description="ready when all models are")
+    models: dict[str, ModelStatus] = Field(default_factory=dict)
 
 
 class Health(Wire):
@@ -71,36 +71,36 @@ class Health(Wire):
 class SlotState(Wire):
     slot: int
     stage: Literal["idle", "prefill", "decode"]
-    request: str | None = Field(description="the id of the answer, `/` and the number of its part; null where the slot is idle")
+    request: str | None = Field(description="id of the response, `/` and the index of the sequence in it; null if the slot is idle")
     prompt_tokens: int
-    cached_tokens: int = Field(description="tokens whose keys and values are there: a request with the same beginning can use them")
+    cached_tokens: int = Field(description="tokens in the slot's KV cache; a request with the same prefix can reuse them")
     generated_tokens: int
 
 
 class WaitingState(Wire):
     request: str
-    position: int = Field(description="1 is the next to get a slot")
-    eta_s: float | None = Field(description="expected wait in seconds, from the recent past; null while that is unknown")
+    position: int = Field(description="1 gets a slot next")
+    eta_s: float | None = Field(description="expected wait in seconds, estimated from recent requests; null while there are none")
 
 
 class DecisionState(Wire):
     at: float = Field(description="Unix time in seconds")
     request: str
     slot: int
-    reason: str = Field(description="why this request got this slot, now")
+    reason: str = Field(description="why this request got this slot")
     waited_s: float
-    reused_tokens: int = Field(description="prompt tokens that did not have to be computed")
+    reused_tokens: int = Field(description="prompt tokens taken from the slot's KV cache")
     prompt_tokens: int
 
 
 class SlotList(Wire):
-    """A model's slots as they stand between two steps. Counts and ids only: no text."""
+    """A model's slots between two engine steps. Counts and ids only, no text."""
 
     object: Literal["slot.list"] = "slot.list"
     model: str
     slots: list[SlotState]
-    waiting: list[WaitingState] = Field(description="requests without a slot, the next one first")
-    texts: int = Field(description="texts that are being scored or wait to be")
-    decisions: list[DecisionState] = Field(description="the last 100, newest last")
+    waiting: list[WaitingState] = Field(description="requests waiting for a slot, the next one first")
+    texts: int = Field(description="texts being scored or waiting to be scored")
+    decisions: list[DecisionState] = Field(description="the last 100 slot assignments, newest last")
 
     model_config = ConfigDict(json_schema_extra={"examples": [SLOTS_EXAMPLE]})

@@ -1,4 +1,4 @@
-"""Texts and conversations as token ids, and back: vLLM's bodies."""
+"""Bodies of /tokenize and /detokenize, as in vLLM."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from app.schemas.generation import TokenId
 from app.schemas.messages import Message, Tool
 from app.schemas.wire import Wire
 
-MODEL = "name of a served model, see /v1/models; the default one when left out"
+MODEL = "name of a served model, see /v1/models; the default model when left out"
 
 
 class TokenizeRequest(Wire):
@@ -17,16 +17,19 @@ class TokenizeRequest(Wire):
     model: str | None = Field(None, description=MODEL)
     prompt: str | None = Field(None, description="a text")
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)] | None = Field(
-        None, description="a conversation, which the model's chat template renders"
+        None, description="a conversation; the model's chat template renders it"
     )
     add_special_tokens: bool | None = Field(
-        None, description="put the tokens around it that the tokenizer puts around a text (BOS); true for a text, false for a conversation"
+        None,
+        description="add the tokenizer's own special tokens, such as BOS; when left out, true for prompt and false for messages",
     )
-    add_generation_prompt: bool | None = Field(None, description="end with what opens the assistant's turn; true; only with messages")
+    add_generation_prompt: bool | None = Field(
+        None, description="end with the beginning of the assistant's turn; true when left out; only with messages"
+    )
     tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = Field(
-        None, description="functions that the template tells the model of; only with messages"
+        None, description="functions that the chat template describes to the model; only with messages"
     )
-    return_token_strs: bool = Field(False, description="give the tokens as the vocabulary spells them, too")
+    return_token_strs: bool = Field(False, description="also return each token as the vocabulary spells it")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -40,7 +43,7 @@ class TokenizeRequest(Wire):
 
 class TokenizeResponse(Wire):
     count: int
-    max_model_len: int = Field(description="tokens that prompt and answer may have together")
+    max_model_len: int = Field(description="limit of prompt and answer together, in tokens")
     tokens: list[int]
     token_strs: list[str] | None = None
 
@@ -53,4 +56,4 @@ class DetokenizeRequest(Wire):
 
 
 class DetokenizeResponse(Wire):
-    prompt: str = Field(description="their text, with the names of control tokens")
+    prompt: str = Field(description="the text of the tokens, with the names of special tokens")

@@ -1,4 +1,4 @@
-"""What every body has in common: strictness, token counts, errors."""
+"""What all bodies share: the strict base class, token counts, errors."""
 
 from typing import Literal
 
@@ -6,17 +6,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Tier = Literal["auto", "default", "flex"]
 UsedTier = Literal["default", "flex"]
-TIER = "flex marks batch work: it waits behind what people wait for; auto is default"
+TIER = "flex marks batch work: it waits behind interactive requests; auto means default"
 
 
 class Wire(BaseModel):
-    """Strict: a number in quotes or a `true` for 1 is refused, not read as what it might have meant."""
+    """Base of all bodies. Unknown fields are refused, and so is a value of another type: a quoted number is not converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class PromptTokensDetails(Wire):
-    cached_tokens: int = Field(description="prompt tokens that did not have to be computed, as their keys and values were still there")
+    cached_tokens: int = Field(description="prompt tokens that were not computed again, because the KV cache still held them")
 
 
 class Usage(Wire):

@@ -1,6 +1,6 @@
-"""A calibration: where, for these models and no others, the border between human and machine lies, and how sure that is.
+"""A calibration file: the thresholds and probabilities measured for one pair of models, and the verdict they give for a score.
 
-A JSON file and the verdict it gives; plain arithmetic, imported by the API process. How one is fitted: `app.scoring.fitting`.
+Plain arithmetic, so the API process can import it. `app.scoring.fitting` produces the numbers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,16 +13,19 @@ from pydantic import Field, ValidationError
 from app.engine.request import Facts
 from app.errors import InvalidRequest, SetupError
 from app.schemas import Method
-from app.scoring.thresholds import Border, Bucket, Part, Scale
+from app.scoring.thresholds import Bucket, FrozenModel, MethodCalibration, Threshold
 from app.settings import ModelSettings
 
-FALCON = Path(__file__).with_name("falcon.json")  # published with Binoculars, arXiv 2401.12070
-PAIRED: frozenset[Method] = frozenset({"binoculars", "likelihood_ratio"})  # methods that ask the observer
-BESIDE = "calibration.json"  # in the folder of the model it belongs to
+FALCON_PATH = Path(__file__).with_name("falcon.json")  # thresholds published with Binoculars, arXiv 2401.12070
+OBSERVER_METHODS: frozenset[Method] = frozenset({"binoculars", "likelihood_ratio"})  # methods that need the observer's logits
+CALIBRATION_FILE = "calibration.json"  # in the folder of the model that it was made with
 
 
-class Models(Part):
-    """Which weights, served how. Names are the last parts of the paths. No revision: whichever has the name (published borders only)."""
+class ModelIdentity(FrozenModel):
+    """Which weights produced the scores, in which precision. `performer` and `observer` are the last parts of the paths.
+
+    A revision of None matches every revision; only published thresholds have it.
+    """
 
     performer: str
     revision: str | None
@@ -34,9 +37,12 @@ class Models(Part):
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """`p_machine` and its interval are for a world with as many machine texts as human ones; None where only borders were published, or
-    `outside`: the score lies further on the human's side than that of any text of the calibration, so the text is not like them.
-    `measured_fpr`, its interval and `n_human` are those of the border `threshold` on the human texts of the calibration.
+    """A verdict with the numbers behind it.
+
+    `p_machine` and its interval `p_low` to `p_high` assume that machine and human texts are equally frequent. They are None if the
+    calibration has only published thresholds, and if the score is `outside`: more human-like than that of every text of the calibration, so
+    the text is of another kind than those. `measured_fpr`, its 95% interval `fpr_low` to `fpr_high` and `n_human` describe how often
+    `threshold` errs on the human texts of the calibration. `bucket` is the range of scored tokens.
     """
 
     verdict: Literal["machine", "uncertain", "human"]
@@ -53,130 +59,134 @@ class Judgement:
     outside: bool = False
 
 
-class Calibration(Part):
-    """`collapse`: the texts had runs of white space made one blank (`app.scoring.normalize`), so a text to judge must have too: line breaks
-    say more of where a text was copied from than of who wrote it. `cut_words` were cut from the beginning of each, such as an opening
-    that both sides shared; a text to judge is not cut. `refused`:
-    sentences on what the texts did not support.
+class Calibration(FrozenModel):
+    """The content of a calibration file.
+
+    `collapse`: runs of white space in the calibration's texts were replaced by one blank (`app.scoring.normalize`), so the same is done to
+    a text to judge; line breaks tell more about where a text was copied from than about who wrote it. `cut_words`: so many words were
+    removed from the beginning of each calibration text, for example an opening that both classes shared; a text to judge keeps its own.
+    `refused`: sentences on what the texts were too few to support.
     """
 
     format: Literal["litmus-calibration"] = "litmus-calibration"
     version: Literal[1] = 1
     made: str
     source: str
-    models: Models
+    models: ModelIdentity
     collapse: bool
     cut_words: int = Field(0, ge=0)
-    methods: dict[Method, Scale]
+    methods: dict[Method, MethodCalibration]
     refused: tuple[str, ...] = ()
 
     def judge(self, method: Method, scored_tokens: int, value: float, target_fpr: float | None = None) -> Judgement | None:
-        """None where no texts of this length were calibrated by this method.
+        """The verdict on one score; None if the calibration has no bucket for this method and length.
 
-        `machine`: beyond the border that the target rate of human texts crosses, and the probability, where known, is at least a half.
-        `human`: beyond the border, on the other side, that the same rate of machine texts crosses, and the probability is below a half.
-        Else, or where it lies outside, `uncertain`. Without a target: the calibrated one nearest to 1%. Raises `InvalidRequest` for a
-        target that is not calibrated.
+        `machine`: the score is beyond the threshold of the target false-positive rate, and the probability, if known, is at least 0.5.
+        `human`: the score is beyond the human threshold of the same rate, and the probability, if known, is below 0.5.
+        `uncertain`: everything else, and every score that is outside. Without a target, the calibrated rate nearest to 1% is used.
+        Raises `InvalidRequest` for a target that is not calibrated.
         """
         bucket = self.bucket(method, scored_tokens)
         if bucket is None:
             return None
-        border = bucket.border(target_fpr)
+        threshold = bucket.threshold(target_fpr)
         lower = self.methods[method].direction == "lower"
-        outside = bucket.outside(value, lower)
-        p, low, high = bucket.chance.at(value) if bucket.chance and not outside else (None, None, None)
+        outside = bucket.is_outside(value, lower)
+        p, low, high = bucket.chance.interpolate(value) if bucket.chance and not outside else (None, None, None)
         return Judgement(
-            verdict="uncertain" if outside else _verdict(value, border, bucket.human, lower, p),
+            verdict="uncertain" if outside else _verdict(value, threshold, bucket.human, lower, p),
             p_machine=p,
             p_low=low,
             p_high=high,
-            threshold=border.value,
-            target_fpr=border.target,
-            measured_fpr=border.measured,
-            fpr_low=border.low,
-            fpr_high=border.high,
-            n_human=border.n,
+            threshold=threshold.value,
+            target_fpr=threshold.target,
+            measured_fpr=threshold.measured,
+            fpr_low=threshold.low,
+            fpr_high=threshold.high,
+            n_human=threshold.n,
             bucket=bucket.name,
             outside=outside,
         )
 
     def check_target(self, target_fpr: float, methods: Iterable[Method]) -> None:
-        """Raises `InvalidRequest` for one that is calibrated for no length."""
-        scales = (self.methods[method] for method in methods)
-        known = {border.target for scale in scales for one in scale.buckets for border in one.machine if border.target is not None}
-        if target_fpr not in known:
-            rates = ", ".join(f"{one:g}" for one in sorted(known)) or "none"
-            raise InvalidRequest(f"target_fpr {target_fpr:g} is not calibrated; known are: {rates}", param="target_fpr")
+        """Raises `InvalidRequest` for a rate that no bucket of these methods is calibrated for."""
+        buckets = (bucket for method in methods for bucket in self.methods[method].buckets)
+        calibrated = {threshold.target for bucket in buckets for threshold in bucket.machine if threshold.target is not None}
+        if target_fpr not in calibrated:
+            rates = ", ".join(f"{rate:g}" for rate in sorted(calibrated)) or "none"
+            raise InvalidRequest(f"target_fpr {target_fpr:g} is not calibrated; calibrated rates are: {rates}", param="target_fpr")
 
     def bucket(self, method: Method, scored_tokens: int) -> Bucket | None:
-        scale = self.methods.get(method)
-        return next((one for one in scale.buckets if _holds(one, scored_tokens)), None) if scale else None
+        if method not in self.methods:
+            return None
+        return next((bucket for bucket in self.methods[method].buckets if _contains(bucket, scored_tokens)), None)
 
-    def mismatch(self, served: Models, method: Method) -> str | None:
-        """A sentence on why this calibration does not belong to what is served; None where it does."""
-        names = ("performer", "revision", "quantize", "dtype") + (("observer", "observer_revision") if method in PAIRED else ())
+    def mismatch(self, served: ModelIdentity, method: Method) -> str | None:
+        """Why this calibration does not apply to the served models, as a clause; None if it applies."""
+        names = ("performer", "revision", "quantize", "dtype") + (("observer", "observer_revision") if method in OBSERVER_METHODS else ())
         for name in names:
-            wanted, found = getattr(self.models, name), getattr(served, name)
-            if wanted != found and not (name.endswith("revision") and wanted is None):
-                return f"the calibration belongs to {name.replace('_', ' ')} {wanted or 'none'}, and {found or 'none'} is served"
-        return None if method in self.methods else f"the calibration has no {method}"
+            expected, actual = getattr(self.models, name), getattr(served, name)
+            if expected != actual and not (name.endswith("revision") and expected is None):
+                return f"the calibration was made with {name.replace('_', ' ')} {expected or 'none'}, but {actual or 'none'} is served"
+        return None if method in self.methods else f"the calibration does not cover {method}"
 
 
-def _holds(bucket: Bucket, tokens: int) -> bool:
+def _contains(bucket: Bucket, tokens: int) -> bool:
     return bucket.min_tokens <= tokens and (bucket.max_tokens is None or tokens < bucket.max_tokens)
 
 
 def _verdict(
-    value: float, border: Border, others: tuple[Border, ...], lower: bool, p: float | None
+    value: float, machine: Threshold, human_thresholds: tuple[Threshold, ...], lower: bool, p: float | None
 ) -> Literal["machine", "uncertain", "human"]:
-    """`others`: the borders on the human side, of which the one with the same target holds."""
+    """The human threshold used is the one with the same target as `machine`, or a published one without a target."""
     sign = -1 if lower else 1
-    if sign * value > sign * border.value:
+    if sign * value > sign * machine.value:
         return "machine" if p is None or p >= 0.5 else "uncertain"
-    other = next((one for one in others if one.target is None or one.target == border.target), None)
-    if other is not None and sign * value < sign * other.value:
+    human = next((threshold for threshold in human_thresholds if threshold.target is None or threshold.target == machine.target), None)
+    if human is not None and sign * value < sign * human.value:
         return "human" if p is None or p < 0.5 else "uncertain"
     return "uncertain"
 
 
-def models_of(settings: ModelSettings, facts: Facts) -> Models:
-    return Models(
-        performer=last_part(settings.path),
+def identity_of(settings: ModelSettings, facts: Facts) -> ModelIdentity:
+    return ModelIdentity(
+        performer=base_name(settings.path),
         revision=facts.revision,
-        observer=last_part(settings.observer_path) if settings.observer_path else None,
+        observer=base_name(settings.observer_path) if settings.observer_path else None,
         observer_revision=facts.observer_revision,
         quantize=facts.quantize,
         dtype=facts.dtype,
     )
 
 
-def last_part(path: str) -> str:
+def base_name(path: str) -> str:
+    """The last part of a folder's path or of a hub name."""
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def load(path: Path) -> Calibration:
-    """Raises `SetupError` for a file that is not there or is no calibration."""
+    """Raises `SetupError` for a file that is missing or is not a calibration."""
     try:
         return Calibration.model_validate_json(path.read_bytes())
     except OSError as error:
         raise SetupError(f"{path}: the calibration cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise SetupError(f"{path} is no calibration: {where}: {first['msg']}") from error
+        location = ".".join(map(str, first["loc"])) or "the file"
+        raise SetupError(f"{path} is not a calibration file: {location}: {first['msg']}") from error
 
 
 def save(calibration: Calibration, path: Path) -> None:
-    """Whole or not at all."""
+    """Writes atomically: an interrupted call leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(calibration.model_dump_json(indent=1) + "\n")
-    part.replace(path)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(calibration.model_dump_json(indent=1) + "\n")
+    temporary.replace(path)
 
 
-def ready(path: str) -> Iterator[Calibration]:
-    """What lies beside the model at `path`, then what comes with Litmus. Raises `SetupError` for a broken file."""
-    beside = Path(path) / BESIDE
-    if beside.is_file():
-        yield load(beside)
-    yield load(FALCON)
+def calibrations_for(path: str) -> Iterator[Calibration]:
+    """The calibration in the model's folder `path`, if there is one, then the published one. Raises `SetupError` for a broken file."""
+    beside_model = Path(path) / CALIBRATION_FILE
+    if beside_model.is_file():
+        yield load(beside_model)
+    yield load(FALCON_PATH)

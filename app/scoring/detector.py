@@ -1,4 +1,4 @@
-"""Which calibration the verdicts on a served model's scores may rest on, or why none. Reads files once, at the start; knows no text."""
+"""Chooses the calibration that the verdicts on a served model's scores use. Reads files once, at start; sees no text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from pathlib import Path
 
 from app.engine.request import Facts
 from app.schemas import Method
-from app.scoring.calibration import Calibration, load, models_of, ready
+from app.scoring.calibration import Calibration, calibrations_for, identity_of, load
 from app.settings import ModelSettings
 
-NONE = "no calibration comes with this model (`python -m app.calibrate` makes one)"
+NO_CALIBRATION = "there is no calibration for this model (`python -m app.calibrate` makes one)"
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What verdicts rest on: a calibration, for those of the methods asked for that it belongs to; or the reason why there is none."""
+class CalibrationChoice:
+    """The calibration that verdicts use, and those of the requested `methods` that it applies to; or the `reason` why there is none."""
 
     calibration: Calibration | None = None
     methods: frozenset[Method] = frozenset()
@@ -23,24 +23,26 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Detector:
+    """The calibrations that may apply to the model of `settings`, in order of preference."""
+
     settings: ModelSettings
     calibrations: Sequence[Calibration]
 
-    def choose(self, methods: Sequence[Method], facts: Facts) -> Ground:
-        """The first that belongs to what is served by one of the methods."""
-        served = models_of(self.settings, facts)
+    def choose(self, methods: Sequence[Method], facts: Facts) -> CalibrationChoice:
+        """The first calibration that applies to the served models for at least one of the methods."""
+        served = identity_of(self.settings, facts)
         reason = None
         for calibration in self.calibrations:
-            found = {method: calibration.mismatch(served, method) for method in methods}
-            fitting = frozenset(method for method, wrong in found.items() if wrong is None)
-            if fitting:
-                return Ground(calibration, fitting)
-            if calibration.models.performer == served.performer:  # another model's is none of this one's business
-                reason = reason or found[methods[0]]
-        return Ground(reason=reason or NONE)
+            mismatches = {method: calibration.mismatch(served, method) for method in methods}
+            applicable = frozenset(method for method, mismatch in mismatches.items() if mismatch is None)
+            if applicable:
+                return CalibrationChoice(calibration, applicable)
+            if calibration.models.performer == served.performer:  # why another model's calibration does not apply would explain nothing
+                reason = reason or mismatches[methods[0]]
+        return CalibrationChoice(reason=reason or NO_CALIBRATION)
 
 
 def detector_of(settings: ModelSettings) -> Detector:
-    """The calibration that the settings name before those that come with the model. Raises `SetupError` for a broken file."""
-    own = [] if settings.calibration is None else [load(Path(settings.calibration))]
-    return Detector(settings, (*own, *ready(settings.path)))
+    """Prefers the calibration that the settings name to the one beside the model. Raises `SetupError` for a broken file."""
+    configured = [] if settings.calibration is None else [load(Path(settings.calibration))]
+    return Detector(settings, (*configured, *calibrations_for(settings.path)))

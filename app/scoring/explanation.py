@@ -1,4 +1,4 @@
-"""A score in words: what the number means, where the border lies, and how sure that is. Knows no model and no wire."""
+"""Explains a score in sentences: what the number means, where it lies, and how often such a verdict is wrong. Knows no model."""
 
 import math
 
@@ -7,49 +7,51 @@ from app.scoring.calibration import Judgement
 from app.scoring.thresholds import DIRECTIONS
 
 
-def explain(method: Method, value: float | None, count: int, verdict: Verdict, judged: Judgement | None, reason: str) -> str:
-    """`reason`: why nothing was judged, where nothing was."""
+def explain(method: Method, value: float | None, count: int, verdict: Verdict, judgement: Judgement | None, reason: str) -> str:
+    """`count` is the number of scored tokens; `reason` says, as a clause, why there is no judgement, and is used only then."""
     if value is None:
-        return "No token of this text could be scored: it is too short for the model to have predicted anything."
-    lean = f"{DIRECTIONS[method]} values look more like a machine's writing"
-    said = f"{_meaning(method, value)}; {lean}."
+        return "No token of this text could be scored: it is too short for the model to predict anything."
+    meaning = f"{_meaning(method, value)}; {DIRECTIONS[method]} values look more like a machine's writing."
     if verdict == "insufficient":
-        return f"{said} With {count} scored tokens (fewer than {MIN_SCORED_TOKENS}) that says too little for a verdict."
-    if judged is None:
-        return f"{said} No verdict is given: {reason}."
-    return f"{said} {_place(judged)} {_certainty(judged)}".strip()
+        return f"{meaning} The text has {count} scored tokens; a verdict needs at least {MIN_SCORED_TOKENS}."
+    if judgement is None:
+        return f"{meaning} There is no verdict: {reason}."
+    return f"{meaning} {_position(judgement)} {_error_rate(judgement)}"
 
 
 def _meaning(method: Method, value: float) -> str:
     if method == "binoculars":
-        return f"The text surprised the model {value:.2f} times as much as the observer's own choices would have"
+        return f"The text surprised the model {value:.2f} times as much as tokens drawn from the observer would on average"
     if method == "likelihood_ratio":
-        side = "more" if value > 0 else "less"
-        times = math.exp(min(abs(value), 700.0))
-        return f"Each token was {times:.3g} times {side} likely to the model than to the observer, in the geometric mean"
+        comparison = "more" if value > 0 else "less"
+        factor = math.exp(min(abs(value), 700.0))
+        return f"On geometric average, each token was {factor:.3g} times {comparison} likely to the model than to the observer"
     if method == "fast_detect":
-        side = "likelier" if value > 0 else "less likely"
-        return f"The text's tokens are {abs(value):.2f} standard deviations {side} than ones the model would draw itself"
+        comparison = "likelier" if value > 0 else "less likely"
+        return f"The text's tokens are {abs(value):.2f} standard deviations {comparison} than tokens that the model would draw itself"
     if method == "perplexity":
-        return f"At each token the model was as unsure as between {value:.1f} equally likely ones"
-    return f"The tokens stood at rank {math.exp(value):.1f} of the model's guesses in the geometric mean"
+        return f"At each token, the model was as uncertain as between {value:.1f} equally likely tokens"
+    return f"On geometric average, each token had rank {math.exp(value):.1f} among the model's predictions"
 
 
-def _place(judged: Judgement) -> str:
-    if judged.outside:
-        return "That lies beyond every text that was measured: no verdict can be given."
-    if judged.verdict == "machine":
-        return f"That is beyond {judged.threshold:.3f}, where few human texts lie: it reads like a machine's."
-    if judged.verdict == "human":
-        return "Few of the machine texts that were measured lie there. Texts of other models may: it only says that none of these wrote it."
-    return "That is where texts of both kinds lie: no verdict can be given."
+def _position(judgement: Judgement) -> str:
+    if judgement.outside:
+        return "The score lies beyond those of all calibration texts, so no verdict is possible."
+    if judgement.verdict == "machine":
+        return f"The score is beyond the threshold {judgement.threshold:.3f}, where few human texts lie: the text reads like a machine's."
+    if judgement.verdict == "human":
+        return (
+            "Few of the calibration's machine texts score like this. Texts of other models may: the verdict only excludes those measured."
+        )
+    return "Texts of both kinds score like this, so no verdict is possible."
 
 
-def _certainty(judged: Judgement) -> str:
-    if judged.measured_fpr is None or judged.fpr_low is None or judged.fpr_high is None:
-        return "How often that border errs was published without its numbers."
+def _error_rate(judgement: Judgement) -> str:
+    if judgement.measured_fpr is None or judgement.fpr_low is None or judgement.fpr_high is None:
+        return "The threshold was published without numbers on how often it errs."
     return (
-        f"Of the {judged.n_human} human texts of this length that were measured {judged.measured_fpr:.1%} lay beyond the machine's border; "
-        f"were they independent, the rate would be {judged.fpr_low:.1%} to {judged.fpr_high:.1%} with 95% confidence. For other writing, "
-        "and for people who write in a language that is not their first, it may be far higher. A score is not a proof."
+        f"Of the {judgement.n_human} human texts of this length in the calibration, {judgement.measured_fpr:.1%} lie beyond the machine "
+        f"threshold; if they are independent, the rate is {judgement.fpr_low:.1%} to {judgement.fpr_high:.1%} with 95% confidence. "
+        "For other kinds of writing, and for people who write in a language that is not their first, it may be far higher. "
+        "A score is not a proof."
     )

@@ -1,7 +1,7 @@
-"""Scores of many texts through the engine, each written down as it comes: a run that was cut off goes on where it stopped.
+"""Scores many texts through the engine and records each at once, so that an interrupted run resumes where it stopped.
 
-A journal has one JSON line a text: a digest of the text, the models and the methods, the number of scored tokens, the scores. No text is
-kept.
+A journal has one JSON line per text: a digest of text, models and methods, the number of scored tokens, and the scores. Texts are not
+stored.
 """
 
 import hashlib
@@ -16,40 +16,41 @@ from app.engine.engine import Engine
 from app.engine.request import Failed, Score, Scored
 from app.errors import InvalidRequest, SetupError
 from app.schemas import Method
-from app.scoring.calibration import Models
+from app.scoring.calibration import ModelIdentity
 from app.scoring.fitting import METHODS
-from app.scoring.sample import Row
-from app.scoring.score import score_of
-from app.scoring.sources import Text
+from app.scoring.sample import ScoreRow
+from app.scoring.score import method_score
+from app.scoring.sources import LabelledText
 from app.scoring.windows import windows
 from app.tokenizer import Tokenizer
 
-AT_ONCE = 8  # texts in the engine: enough to fill its steps
+MAX_IN_FLIGHT = 8  # texts in the engine at once: enough to use the token budget of every step
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    tokens: int
+class JournalEntry:
+    tokens: int  # scored
     scores: dict[Method, float | None]
 
 
 class Journal:
-    """Of one pair of models, in a context of so many tokens (longer texts are scored in windows of it). Used as a context manager.
+    """The recorded scores of one pair of models with one context length; texts longer than `context` are scored in windows.
 
-    A last line that was not finished is taken off. Raises `SetupError` for a file that is no journal.
+    A context manager: opening removes an incomplete last line from the file, and raises `SetupError` for a file that is not a journal.
+    Entries of other models, context lengths or methods have other keys and are ignored.
     """
 
-    def __init__(self, path: Path, models: Models, context: int) -> None:
+    def __init__(self, path: Path, models: ModelIdentity, context: int) -> None:
         self.path = path
-        self.entries: dict[str, Entry] = {}
-        self._salt = f"{models.model_dump_json()}\0{context}\0{METHODS}\0"
+        self.entries: dict[str, JournalEntry] = {}
+        self._key_prefix = f"{models.model_dump_json()}\0{context}\0{METHODS}\0"
         self._file: TextIOWrapper
 
     def __enter__(self) -> "Journal":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = mended(self.path)
-        for number, line in enumerate(whole.splitlines(), 1):
-            key, entry = _entry(line, f"{self.path}, line {number}")
+        content = read_complete_lines(self.path)
+        for number, line in enumerate(content.splitlines(), 1):
+            key, entry = _parse_line(line, f"{self.path}, line {number}")
             self.entries[key] = entry
         self._file = self.path.open("a", encoding="utf-8")
         return self
@@ -58,68 +59,69 @@ class Journal:
         self._file.close()
 
     def key(self, text: str) -> str:
-        return hashlib.sha256((self._salt + text).encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256((self._key_prefix + text).encode("utf-8", "surrogatepass")).hexdigest()
 
-    def add(self, key: str, entry: Entry) -> None:
+    def add(self, key: str, entry: JournalEntry) -> None:
         self.entries[key] = entry
         self._file.write(json.dumps({"key": key, "tokens": entry.tokens, "scores": entry.scores}) + "\n")
         self._file.flush()
 
-    def rows(self, texts: Iterable[Text]) -> list[Row]:
-        """Of the texts that were scored."""
-        found = ((text, self.entries.get(self.key(text.content))) for text in texts)
-        return [Row(text.machine, text.group, text.domain, entry.tokens, entry.scores) for text, entry in found if entry]
+    def rows(self, texts: Iterable[LabelledText]) -> list[ScoreRow]:
+        """The rows of those texts that have been scored, in their order."""
+        entries = ((text, self.entries.get(self.key(text.content))) for text in texts)
+        return [ScoreRow(text.machine, text.group, text.domain, entry.tokens, entry.scores) for text, entry in entries if entry]
 
-    def missing(self, texts: Iterable[Text]) -> list[str]:
+    def missing(self, texts: Iterable[LabelledText]) -> list[str]:
+        """The contents that have not been scored, each once."""
         return list(dict.fromkeys(text.content for text in texts if self.key(text.content) not in self.entries))
 
 
-def mended(path: Path) -> str:
-    """The whole lines of the file, which has no others afterwards."""
+def read_complete_lines(path: Path) -> str:
+    """The lines of the file up to the last line break; removes what follows it from the file. Empty if there is no file."""
     if not path.exists():
         return ""
     data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
+    complete = data[: data.rfind(b"\n") + 1]
+    if len(complete) < len(data):
         with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return whole.decode()
+            file.truncate(len(complete))
+    return complete.decode()
 
 
-def _entry(line: str, where: str) -> tuple[str, Entry]:
+def _parse_line(line: str, location: str) -> tuple[str, JournalEntry]:
     try:
-        found: dict[str, Any] = json.loads(line)
-        return found["key"], Entry(found["tokens"], found["scores"])
+        fields: dict[str, Any] = json.loads(line)
+        return fields["key"], JournalEntry(fields["tokens"], fields["scores"])
     except (ValueError, KeyError, TypeError) as error:
-        raise SetupError(f"{where}: not a line of scores; give another --journal, or delete it") from error
+        raise SetupError(f"{location}: not a line of a score journal; name another --journal, or delete this file") from error
 
 
-def score(engine: Engine, tokenizer: Tokenizer, journal: Journal, texts: Sequence[str]) -> Iterator[None]:
-    """Yields once for each text that has been written down. Raises the error of a text that cannot be scored."""
+def score_texts(engine: Engine, tokenizer: Tokenizer, journal: Journal, texts: Sequence[str]) -> Iterator[None]:
+    """Yields once for each text whose scores have been recorded. Raises the error of the first text that cannot be scored."""
     waiting = iter(texts)
-    flying: dict[str, str] = {}
+    in_flight: dict[str, str] = {}  # job id to journal key
     observe = engine.observer is not None
     while True:
         for text in waiting:
             job = _job(text, tokenizer, engine.limits.context, observe)
             engine.submit(job)
-            flying[job.id] = journal.key(text)
-            if len(flying) >= AT_ONCE:
+            in_flight[job.id] = journal.key(text)
+            if len(in_flight) >= MAX_IN_FLIGHT:
                 break
-        if not flying:
+        if not in_flight:
             return
         for event in engine.step():
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Scored):
-                scores = {method: score_of(method, event.columns) for method in METHODS}
-                journal.add(flying.pop(event.id), Entry(len(event.columns.logprob), scores))
+                scores = {method: method_score(method, event.columns) for method in METHODS}
+                journal.add(in_flight.pop(event.id), JournalEntry(len(event.columns.logprob), scores))
                 yield
 
 
 def _job(text: str, tokenizer: Tokenizer, context: int, observe: bool) -> Score:
     try:
-        ids = tokenizer.read(text, "text").ids
+        ids = tokenizer.encode_with_offsets(text, "text").ids
     except InvalidRequest as error:
-        raise SetupError(f"a text cannot be read: {error.message}") from error
+        raise SetupError(f"a text cannot be tokenized: {error.message}") from error
     return Score(hashlib.sha256(text.encode()).hexdigest(), ids, windows(len(ids), context), observe)

@@ -1,6 +1,6 @@
-"""A text as it is scored: without what only serves to mislead a detector, and where each of its characters stands in the text as sent.
+"""Normalizes a text before scoring: undoes changes of characters that mislead a detector, and keeps each character's place in the original.
 
-Plain functions of characters; knows no model. Every change is counted, so that an answer can say what was done.
+Plain functions of characters; knows no model. Every change is counted, so that an answer can report what was done.
 """
 
 import re
@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from app.schemas import Change
+from app.schemas import Normalisation
 
-UNSEEN = frozenset("\u034f\u115f\u1160\u3164\uffa0")  # beside the format characters and the variation selectors
-QUOTES = {**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟", '"')}  # as word processors write them
-COMPATIBLE = ("<font>", "<wide>", "<narrow>")  # mathematical, full-width and half-width forms of letters
+INVISIBLE = frozenset("\u034f\u115f\u1160\u3164\uffa0")  # besides the format characters (Cf) and the variation selectors
+QUOTES = {**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟", '"')}  # typographic quotation marks
+COMPATIBILITY_TAGS = ("<font>", "<wide>", "<narrow>")  # Unicode's tags of mathematical, full-width and half-width letters
 WORD = re.compile(r"[^\W\d_]+")
-LOOKS = {  # letters of Cyrillic, Greek and Armenian that look like Latin ones
+HOMOGLYPHS = {  # Cyrillic, Greek and Armenian letters that look like Latin ones
     **dict(zip("аеорсухіјѕһԁԛԝѵӏ", "aeopcyxijshdqwvl", strict=True)),
     **dict(zip("АВЕКМНОРСТУХІЈЅԌԜ", "ABEKMHOPCTYXIJSGW", strict=True)),
     **dict(zip("οανρυικτχγ", "oavpuiktxy", strict=True)),
@@ -25,87 +25,95 @@ LOOKS = {  # letters of Cyrillic, Greek and Armenian that look like Latin ones
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """`places[i]` is the character of the text as sent that character i of `content` stands for."""
+class NormalizedText:
+    """`origins[i]` is the index in the original text of the character that became `content[i]`; `changes` counts the changed characters."""
 
     content: str
-    places: tuple[int, ...]
-    changes: dict[Change, int] = field(default_factory=dict)
+    origins: tuple[int, ...]
+    changes: dict[Normalisation, int] = field(default_factory=dict)
 
-    def span(self, start: int, end: int) -> tuple[int, int]:
-        """Characters `[start, end)` of the content, in the text as sent."""
+    def original_span(self, start: int, end: int) -> tuple[int, int]:
+        """The span `[start, end)` of the content as a span of the original text."""
         if start >= end:
-            at = self.places[start] if start < len(self.places) else (self.places[-1] + 1 if self.places else 0)
-            return at, at
-        return self.places[start], self.places[end - 1] + 1
+            index = self.origins[start] if start < len(self.origins) else (self.origins[-1] + 1 if self.origins else 0)
+            return index, index
+        return self.origins[start], self.origins[end - 1] + 1
 
 
-def normal(text: str, collapse: bool = False) -> Text:
-    """`collapse` makes every run of white space one blank, and leaves none at the ends."""
-    changes: Counter[Change] = Counter()
-    letters = _collapsed(list(_plain(text, changes)), changes) if collapse else list(_plain(text, changes))
-    content, places = "".join(letter for _, letter in letters), tuple(place for place, _ in letters)
-    return Text(_unmasked(content, changes), places, dict(changes))
+def normalize(text: str, collapse: bool = False) -> NormalizedText:
+    """Removes invisible and control characters, and replaces typographic quotes, compatibility forms and homoglyphs.
+
+    `collapse` also replaces every run of white space by one blank and strips both ends.
+    """
+    changes: Counter[Normalisation] = Counter()
+    characters = list(_replace_characters(text, changes))  # (index in the original, character)
+    if collapse:
+        characters = _collapse_white_space(characters, changes)
+    content, origins = "".join(character for _, character in characters), tuple(index for index, _ in characters)
+    return NormalizedText(_replace_homoglyphs(content, changes), origins, dict(changes))
 
 
-def _plain(text: str, changes: Counter[Change]) -> Iterator[tuple[int, str]]:
-    """Each character that stays, with its place; those of the presentation forms as what they stand for."""
-    for place, letter in enumerate(text):
-        if letter in UNSEEN or unicodedata.category(letter) == "Cf" or "\ufe00" <= letter <= "\ufe0f":
+def _replace_characters(text: str, changes: Counter[Normalisation]) -> Iterator[tuple[int, str]]:
+    """Each remaining character with its index in the text; a compatibility form may become several characters with the same index."""
+    for index, character in enumerate(text):
+        if character in INVISIBLE or unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f":
             changes["zero_width"] += 1
-        elif letter in QUOTES:
+        elif character in QUOTES:
             changes["quotes"] += 1
-            yield place, QUOTES[letter]
-        elif unicodedata.category(letter) == "Cc" and not letter.isspace():
+            yield index, QUOTES[character]
+        elif unicodedata.category(character) == "Cc" and not character.isspace():
             changes["control"] += 1
-        elif not letter.isascii() and unicodedata.decomposition(letter).startswith(COMPATIBLE):
+        elif not character.isascii() and unicodedata.decomposition(character).startswith(COMPATIBILITY_TAGS):
             changes["compatibility"] += 1
-            yield from ((place, one) for one in unicodedata.normalize("NFKC", letter))
+            yield from ((index, plain) for plain in unicodedata.normalize("NFKC", character))
         else:
-            yield place, letter
+            yield index, character
 
 
-def _collapsed(letters: list[tuple[int, str]], changes: Counter[Change]) -> list[tuple[int, str]]:
-    made: list[tuple[int, str]] = []
-    for place, letter in letters:
-        if not letter.isspace():
-            made.append((place, letter))
-        elif made and made[-1][1] != " ":
-            changes["white_space"] += letter != " "
-            made.append((place, " "))
+def _collapse_white_space(characters: list[tuple[int, str]], changes: Counter[Normalisation]) -> list[tuple[int, str]]:
+    collapsed: list[tuple[int, str]] = []
+    for index, character in characters:
+        if not character.isspace():
+            collapsed.append((index, character))
+        elif collapsed and collapsed[-1][1] != " ":
+            changes["white_space"] += character != " "
+            collapsed.append((index, " "))
         else:
             changes["white_space"] += 1
-    if made and made[-1][1] == " ":
-        made.pop()
+    if collapsed and collapsed[-1][1] == " ":
+        collapsed.pop()
         changes["white_space"] += 1
     if not changes["white_space"]:
         del changes["white_space"]
-    return made
+    return collapsed
 
 
-def _unmasked(content: str, changes: Counter[Change]) -> str:
-    """Look-alikes as the Latin letters they are taken for: in words of two scripts, and where there are such, in all words."""
+def _replace_homoglyphs(content: str, changes: Counter[Normalisation]) -> str:
+    """Replaces homoglyphs by Latin letters, if any word mixes homoglyphs and ASCII letters.
+
+    Then all words are checked, but a word that also has other non-Latin letters is of another language and stays.
+    """
     if content.isascii():
         return content
-    words = [found[0] for found in WORD.finditer(content)]
-    if not any(_mixed(word) for word in words):
+    words = [match[0] for match in WORD.finditer(content)]
+    if not any(_mixes_scripts(word) for word in words):
         return content
 
-    def plain(found: re.Match[str]) -> str:
-        made = "".join(LOOKS.get(letter, letter) for letter in found[0])
-        if not _latin(made):  # a word of another language, which only holds some letters like ours
-            return found[0]
-        count = sum(letter in LOOKS for letter in found[0])
+    def latinize(match: re.Match[str]) -> str:
+        word = "".join(HOMOGLYPHS.get(letter, letter) for letter in match[0])
+        if not _is_latin(word):
+            return match[0]
+        count = sum(letter in HOMOGLYPHS for letter in match[0])
         if count:
             changes["homoglyph"] += count
-        return made
+        return word
 
-    return WORD.sub(plain, content)
-
-
-def _mixed(word: str) -> bool:
-    return any(letter in LOOKS for letter in word) and any(letter.isascii() for letter in word)
+    return WORD.sub(latinize, content)
 
 
-def _latin(word: str) -> bool:
+def _mixes_scripts(word: str) -> bool:
+    return any(letter in HOMOGLYPHS for letter in word) and any(letter.isascii() for letter in word)
+
+
+def _is_latin(word: str) -> bool:
     return all(letter.isascii() or unicodedata.name(letter, "").startswith("LATIN") for letter in word)

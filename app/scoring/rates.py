@@ -1,45 +1,45 @@
-"""How many texts of either side lie beyond a border, on texts that had no part in choosing it. Knows no Markdown."""
+"""False-positive and true-positive rates of a threshold on texts that it was not chosen on. Knows no Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from app.scoring.fitting import border_of, clopper_pearson, folds, refusal
-from app.scoring.sample import Row, Sample
-from app.scoring.thresholds import Border
+from app.scoring.fitting import clopper_pearson, folds, threshold_at, why_too_few
+from app.scoring.sample import Sample, ScoreRow
+from app.scoring.thresholds import Threshold
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Beyond a border: `false` of `n_human` human texts, `true` of `n_machine` machine texts (shares)."""
+    """The shares of `n_human` human texts (`fpr`) and of `n_machine` machine texts (`tpr`) that lie beyond a threshold."""
 
-    false: float
+    fpr: float
     n_human: int
-    true: float
+    tpr: float
     n_machine: int
 
     @property
-    def false_interval(self) -> tuple[float, float]:
-        return clopper_pearson(round(self.false * self.n_human), self.n_human)
+    def fpr_interval(self) -> tuple[float, float]:
+        return clopper_pearson(round(self.fpr * self.n_human), self.n_human)
 
 
-def at_target(sample: Sample, target: float) -> Rates | None:
-    """Each group judged by the border of the others (five parts). None where the others are too few to claim the rate."""
+def out_of_fold_rates(sample: Sample, target: float) -> Rates | None:
+    """Judges the groups of each fold by the threshold of the other folds. None if the human texts of those are too few for the target."""
     beyond = np.zeros(len(sample.score), bool)
-    seen = np.zeros(len(sample.score), bool)
+    judged = np.zeros(len(sample.score), bool)
     for split in folds(sample):
         humans = sample.take(split.fit).human_scores
-        if refusal(target, len(humans)):
+        if why_too_few(target, len(humans)):
             return None
-        beyond[split.left] = sample.score[split.left] > border_of(humans, target)
-        seen[split.left] = True
-    return _rates(beyond[seen], sample.machine[seen])
+        beyond[split.held_out] = sample.score[split.held_out] > threshold_at(humans, target)
+        judged[split.held_out] = True
+    return _rates(beyond[judged], sample.machine[judged])
 
 
-def at_border(sample: Sample, border: Border, sign: int) -> Rates | None:
-    """Texts of no part in the calibration, judged by its border."""
-    return _rates(sample.score > sign * border.value, sample.machine)
+def rates_at_threshold(sample: Sample, threshold: Threshold, sign: int) -> Rates | None:
+    """Judges texts that the calibration was not fitted on by its threshold. None unless there are texts of both classes."""
+    return _rates(sample.score > sign * threshold.value, sample.machine)
 
 
 def _rates(beyond: np.ndarray, machine: np.ndarray) -> Rates | None:
@@ -49,11 +49,11 @@ def _rates(beyond: np.ndarray, machine: np.ndarray) -> Rates | None:
     return Rates(float(beyond[~machine].mean()), humans, float(beyond[machine].mean()), machines)
 
 
-def by_domain(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Texts of each domain; where it has only one side, with all texts of the other."""
-    found = {}
+def rows_by_domain(rows: Sequence[ScoreRow]) -> dict[str, list[ScoreRow]]:
+    """The texts of each domain. A domain with only one class is completed by all texts of the other class."""
+    by_domain = {}
     for domain in sorted({row.domain for row in rows}):
         own = [row for row in rows if row.domain == domain]
-        sides = {row.machine for row in own}
-        found[domain] = own if len(sides) == 2 else own + [row for row in rows if row.machine not in sides]
-    return found
+        classes = {row.machine for row in own}
+        by_domain[domain] = own if len(classes) == 2 else own + [row for row in rows if row.machine not in classes]
+    return by_domain

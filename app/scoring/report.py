@@ -1,6 +1,6 @@
-"""What a calibration was found on and how well it tells human from machine, as Markdown: tables, and charts that GitHub draws.
+"""The report on a calibration as Markdown: what it was fitted on and how well it separates human from machine texts.
 
-Every table names n; no rate is shown that n does not support.
+Tables, and Mermaid charts that GitHub draws. Every table gives the number of texts; no rate is shown that they are too few to support.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,27 +9,28 @@ import numpy as np
 
 from app.schemas import Method
 from app.scoring.calibration import Calibration
-from app.scoring.fitting import border_of, losses, out_of_fold, refusal, within
-from app.scoring.rates import Rates, at_target, by_domain
-from app.scoring.sample import Floats, Row, Sample, auroc, interval, sample_of
-from app.scoring.thresholds import Border, Bucket
+from app.scoring.fitting import losses, out_of_fold_probabilities, rows_in_range, threshold_at, why_too_few
+from app.scoring.rates import Rates, out_of_fold_rates, rows_by_domain
+from app.scoring.sample import FloatArray, Sample, ScoreRow, auroc, bootstrap_interval, sample_of
+from app.scoring.thresholds import Bucket, Threshold
 
-FALSE_RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of the ROC chart
+ROC_FPRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # false-positive rates on the x-axis of the ROC chart
 BINS = 10
-BORDERS_HEAD = ["method", "tokens", "human / machine", "target", "border", "measured FPR", "TPR", "out of fold"]
+THRESHOLDS_HEAD = ["method", "tokens", "human / machine", "target", "threshold", "measured FPR", "TPR", "out of fold"]
 METHODS_NOTE = """
-Brier score and log loss (nats) are those of an isotonic map over all lengths, out of fold, both sides weighing alike: 0.25 and 0.693 are
-those of a coin.
+Brier score and log loss (nats) are those of an isotonic map over all lengths, out of fold, with both classes weighted equally. Always
+answering one half would give 0.25 and 0.693.
 """
-BORDERS_NOTE = """The border is the score beyond which a further human text lies with at most the target's probability (split conformal).
-"measured" is on the texts it was chosen by; "out of fold" judges each group by the border of the others: TPR (FPR).
+THRESHOLDS_NOTE = """A further human text lies beyond the threshold with at most the target's probability (split conformal prediction).
+"measured FPR" and "TPR" are on the texts the threshold was chosen on; "out of fold" judges each group by the threshold of the other folds:
+TPR (FPR).
 
 """
 Cells = Sequence[str]
 
 
-def table(head: Cells, rows: Iterable[Cells]) -> str:
-    """Columns after the first are numbers."""
+def markdown_table(head: Cells, rows: Iterable[Cells]) -> str:
+    """Aligns the first column left and the others, which hold numbers, right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
@@ -38,145 +39,147 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}%"
 
 
-def around(middle: float, ends: tuple[float, float], digits: int = 3) -> str:
-    return f"{middle:.{digits}f} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+def with_interval(value: float, interval: tuple[float, float], digits: int = 3) -> str:
+    return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def auroc_cell(sample: Sample) -> str:
-    return around(auroc(sample), interval(sample, auroc)) if 0 < sample.machine.mean() < 1 else ""
+    return with_interval(auroc(sample), bootstrap_interval(sample, auroc)) if 0 < sample.machine.mean() < 1 else ""
 
 
 def rates_cell(rates: Rates | None) -> str:
-    return "n too small" if rates is None else f"{percent(rates.true)} ({percent(rates.false)})"
+    return "n too small" if rates is None else f"{percent(rates.tpr)} ({percent(rates.fpr)})"
 
 
-def chart(title: str, axes: tuple[str, str], at: Sequence[str], lines: Sequence[Sequence[float]]) -> str:
-    """Lines over named places, 0 to 1, as Mermaid."""
+def mermaid_chart(title: str, axis_titles: tuple[str, str], x_labels: Sequence[str], lines: Sequence[Sequence[float]]) -> str:
+    """Lines with values from 0 to 1 over labelled points of the x-axis."""
     drawn = [f"  line [{', '.join(f'{value:.3f}' for value in line)}]" for line in lines]
-    places = ", ".join(f'"{place}"' for place in at)
-    head = ["```mermaid", "xychart-beta", f'  title "{title}"', f'  x-axis "{axes[0]}" [{places}]', f'  y-axis "{axes[1]}" 0 --> 1']
-    return "\n".join([*head, *drawn, "```"]) + "\n"
+    labels = ", ".join(f'"{label}"' for label in x_labels)
+    x_axis, y_axis = f'  x-axis "{axis_titles[0]}" [{labels}]', f'  y-axis "{axis_titles[1]}" 0 --> 1'
+    return "\n".join(["```mermaid", "xychart-beta", f'  title "{title}"', x_axis, y_axis, *drawn, "```"]) + "\n"
 
 
-def roc(samples: dict[Method, Sample]) -> str:
-    """True-positive rates at false ones on a logarithmic axis that begins where the human texts do, with the same as a table."""
-    least = min(len(sample.human_scores) for sample in samples.values())
-    rates = [rate for rate in FALSE_RATES if not refusal(rate, least)]
+def roc_section(samples: dict[Method, Sample]) -> str:
+    """True-positive rate over false-positive rate as chart and table; starts at the lowest rate that the human texts support."""
+    fewest_humans = min(len(sample.human_scores) for sample in samples.values())
+    fprs = [fpr for fpr in ROC_FPRS if not why_too_few(fpr, fewest_humans)]
     lines = {
-        method: [float((s.machine_scores > border_of(s.human_scores, rate)).mean()) for rate in rates] for method, s in samples.items()
+        method: [float((sample.machine_scores > threshold_at(sample.human_scores, fpr)).mean()) for fpr in fprs]
+        for method, sample in samples.items()
     }
-    names = [f"{100 * rate:g}%" for rate in rates]
-    title = f"ROC, lines from the first: {', '.join(lines)}"
-    drawn = chart(title, ("false-positive rate", "true-positive rate"), names, list(lines.values()))
-    return drawn + "\n" + table(["TPR at a FPR of", *names], ([method, *map(percent, line)] for method, line in lines.items()))
+    labels = [f"{100 * fpr:g}%" for fpr in fprs]
+    title = f"ROC, lines in this order: {', '.join(lines)}"
+    chart = mermaid_chart(title, ("false-positive rate", "true-positive rate"), labels, list(lines.values()))
+    table = markdown_table(["TPR at a FPR of", *labels], ([method, *map(percent, line)] for method, line in lines.items()))
+    return chart + "\n" + table
 
 
-def reliability(p: Floats, sample: Sample) -> str:
-    """Predicted beside observed share of machine texts, in ten bins of the prediction; both sides weigh alike."""
+def reliability_section(p: FloatArray, sample: Sample) -> str:
+    """Predicted and observed share of machine texts in ten bins of the prediction, with both classes weighted equally."""
     known = ~np.isnan(p)
     part, p = sample.take(known), p[known]
-    places = np.minimum((p * BINS).astype(int), BINS - 1)
-    bins = [np.flatnonzero(places == place) for place in range(BINS)]
-    used = [(place, found) for place, found in enumerate(bins) if len(found)]
-    said = [float(np.average(p[found], weights=part.weight[found])) for _, found in used]
-    seen = [float(np.average(part.machine[found], weights=part.weight[found])) for _, found in used]
-    names = [f"{place / BINS:.1f}-{(place + 1) / BINS:.1f}" for place, _ in used]
-    cells = ([name, str(len(found)), f"{a:.3f}", f"{b:.3f}"] for name, (_, found), a, b in zip(names, used, said, seen, strict=True))
-    drawn = chart("Reliability: first line said, second line seen", ("probability said", "share"), names, [said, seen])
-    return drawn + "\n" + table(["said", "texts", "mean said", "share of machine texts seen"], cells)
+    bin_of = np.minimum((p * BINS).astype(int), BINS - 1)
+    bins = {number: indices for number in range(BINS) if len(indices := np.flatnonzero(bin_of == number))}
+    predicted = [float(np.average(p[indices], weights=part.weight[indices])) for indices in bins.values()]
+    observed = [float(np.average(part.machine[indices], weights=part.weight[indices])) for indices in bins.values()]
+    labels = [f"{number / BINS:.1f}-{(number + 1) / BINS:.1f}" for number in bins]
+    columns = zip(labels, bins.values(), predicted, observed, strict=True)
+    cells = ([label, str(len(indices)), f"{mean:.3f}", f"{share:.3f}"] for label, indices, mean, share in columns)
+    title = "Reliability: first line predicted, second line observed"
+    chart = mermaid_chart(title, ("predicted probability", "share"), labels, [predicted, observed])
+    return chart + "\n" + markdown_table(["predicted", "texts", "mean predicted", "observed share of machine texts"], cells)
 
 
-def border_rows(calibration: Calibration, rows: Sequence[Row]) -> Iterable[Cells]:
-    for method, scale in calibration.methods.items():
-        for bucket in scale.buckets:
-            sample = sample_of(within(rows, (bucket.min_tokens, bucket.max_tokens)), method)
-            sign = -1 if scale.direction == "lower" else 1
-            for border in bucket.machine:
-                yield _border_cells(method, bucket, border, sample, sign)
+def threshold_rows(calibration: Calibration, rows: Sequence[ScoreRow]) -> Iterable[Cells]:
+    for method, fitted in calibration.methods.items():
+        for bucket in fitted.buckets:
+            sample = sample_of(rows_in_range(rows, (bucket.min_tokens, bucket.max_tokens)), method)
+            sign = -1 if fitted.direction == "lower" else 1
+            for threshold in bucket.machine:
+                yield _threshold_cells(method, bucket, threshold, sample, sign)
 
 
-def _border_cells(method: Method, bucket: Bucket, border: Border, sample: Sample, sign: int) -> Cells:
-    fold, target = at_target(sample, border.target or 0.5), f"{100 * (border.target or 0):g}%"
-    true = float((sample.machine_scores > sign * border.value).mean())
-    measured = f"{percent(border.measured)} [{percent(border.low)}, {percent(border.high)}]"
+def _threshold_cells(method: Method, bucket: Bucket, threshold: Threshold, sample: Sample, sign: int) -> Cells:
+    tpr = float((sample.machine_scores > sign * threshold.value).mean())
     return [
         method,
         bucket.name,
         f"{bucket.n_human} / {bucket.n_machine}",
-        target,
-        f"{border.value:.4f}",
-        measured,
-        percent(true),
-        rates_cell(fold),
+        f"{100 * (threshold.target or 0):g}%",
+        f"{threshold.value:.4f}",
+        f"{percent(threshold.measured)} [{percent(threshold.low)}, {percent(threshold.high)}]",
+        percent(tpr),
+        rates_cell(out_of_fold_rates(sample, threshold.target or 0.5)),
     ]
 
 
-def domain_rows(methods: Iterable[Method], rows: Sequence[Row], target: float) -> Iterable[Cells]:
-    for domain, part in by_domain(rows).items():
+def domain_rows(methods: Iterable[Method], rows: Sequence[ScoreRow], target: float) -> Iterable[Cells]:
+    for domain, part in rows_by_domain(rows).items():
         for method in methods:
             sample = sample_of(part, method)
             n = f"{len(sample.human_scores)} / {len(sample.machine_scores)}"
-            yield [domain or "(none)", method, n, auroc_cell(sample), rates_cell(at_target(sample, target))]
+            yield [domain or "(none)", method, n, auroc_cell(sample), rates_cell(out_of_fold_rates(sample, target))]
 
 
-def chance_rows(calibration: Calibration) -> Iterable[Cells]:
-    for method, scale in calibration.methods.items():
-        for bucket in scale.buckets:
-            map_ = bucket.chance
-            if map_ is not None:
-                scores = [f"{loss:.3f}" if loss is not None else "" for loss in (map_.brier, map_.log_loss)]
-                yield [method, bucket.name, map_.kind, *scores]
+def probability_map_rows(calibration: Calibration) -> Iterable[Cells]:
+    for method, fitted in calibration.methods.items():
+        for bucket in fitted.buckets:
+            if bucket.chance is not None:
+                cells = [f"{loss:.3f}" if loss is not None else "" for loss in (bucket.chance.brier, bucket.chance.log_loss)]
+                yield [method, bucket.name, bucket.chance.kind, *cells]
 
 
-def render(calibration: Calibration, rows: Sequence[Row]) -> str:
-    """The whole report on the texts the calibration was fitted on."""
-    least = min(bucket.min_tokens for scale in calibration.methods.values() for bucket in scale.buckets)
-    enough = [row for row in rows if row.tokens >= least]
-    samples = {method: sample_of(enough, method) for method in calibration.methods}
+def render(calibration: Calibration, rows: Sequence[ScoreRow]) -> str:
+    """The whole report; `rows` are the texts that the calibration was fitted on."""
+    min_tokens = min(bucket.min_tokens for fitted in calibration.methods.values() for bucket in fitted.buckets)
+    long_enough = [row for row in rows if row.tokens >= min_tokens]
+    samples = {method: sample_of(long_enough, method) for method in calibration.methods}
     best = max(samples, key=lambda method: auroc(samples[method]))
-    p = out_of_fold("isotonic", samples[best])
+    p = out_of_fold_probabilities("isotonic", samples[best])
     parts = [
-        _opening(calibration, rows, least),
-        "## Methods\n" + table(["method", "AUROC", "Brier", "log loss"], _method_rows(samples)) + METHODS_NOTE,
-        "## Borders, by length\n" + BORDERS_NOTE + table(BORDERS_HEAD, border_rows(calibration, rows)),
-        "## Probability maps, by length\n" + table(["method", "tokens", "map", "Brier", "log loss"], chance_rows(calibration)),
-        _domains(calibration, enough),
-        "## ROC\n" + roc(samples),
+        _opening(calibration, rows, min_tokens),
+        "## Methods\n" + markdown_table(["method", "AUROC", "Brier", "log loss"], _method_rows(samples)) + METHODS_NOTE,
+        "## Thresholds, by length\n" + THRESHOLDS_NOTE + markdown_table(THRESHOLDS_HEAD, threshold_rows(calibration, rows)),
+        "## Probability maps, by length\n"
+        + markdown_table(["method", "tokens", "map", "Brier", "log loss"], probability_map_rows(calibration)),
+        _domain_section(calibration, long_enough),
+        "## ROC\n" + roc_section(samples),
         f"## Reliability of {best}\nAn isotonic map over all lengths, out of fold.\n\n"
-        + (reliability(p, samples[best]) if losses(p, samples[best]) else "Too few groups to leave one out.\n"),
+        + (reliability_section(p, samples[best]) if losses(p, samples[best]) else "There are too few groups to hold any out.\n"),
         "## Not supported\n" + ("\n".join(f"- {reason}" for reason in calibration.refused) or "Nothing was refused.") + "\n",
     ]
     return "\n".join(parts)
 
 
-def _opening(calibration: Calibration, rows: Sequence[Row], least: int) -> str:
+def _opening(calibration: Calibration, rows: Sequence[ScoreRow], min_tokens: int) -> str:
     models = calibration.models
     observer = f", observer {models.observer} (revision {models.observer_revision})" if models.observer else ""
     machines, groups = sum(row.machine for row in rows), len({row.group for row in rows})
-    short = sum(row.tokens < least for row in rows)
+    short = sum(row.tokens < min_tokens for row in rows)
     return f"""# Calibration of {models.performer}
 
 {calibration.source}
 
-It belongs to {models.performer} (revision {models.revision}){observer}, quantize {models.quantize}, {models.dtype}, and to nothing else.
+It applies only to {models.performer} (revision {models.revision}){observer}, quantize {models.quantize}, {models.dtype}.
 Made {calibration.made}. White space was {"collapsed" if calibration.collapse else "left as it was"}; {calibration.cut_words} words were
 cut from the beginning of each text.
 
-{len(rows) - machines:,} human and {machines:,} machine texts from {groups:,} groups. {short:,} of them have
-fewer than {least} scored tokens and take no part. Intervals are 95%. Those of false-positive rates are exact (Clopper and Pearson) and
-take texts as independent, so they are too narrow where texts share a source; those of AUROC draw groups with replacement.
+The texts are {len(rows) - machines:,} human and {machines:,} machine texts from {groups:,} groups. {short:,} of them have
+fewer than {min_tokens} scored tokens and are left out. Intervals are 95%. Those of false-positive rates are exact (Clopper and Pearson) and
+treat texts as independent, so they are too narrow where texts share a source; those of AUROC come from drawing groups with replacement.
 """
 
 
-def _domains(calibration: Calibration, rows: Sequence[Row]) -> str:
-    target = max(border.target or 0 for scale in calibration.methods.values() for one in scale.buckets for border in one.machine)
-    note = f"At a target of {100 * target:g}%, out of fold. A domain of one side only is held against all texts of the other."
-    return f"## By domain\n{note}\n\n" + table(
-        ["domain", "method", "human / machine", "AUROC", "TPR (FPR)"], domain_rows(calibration.methods, rows, target)
-    )
+def _domain_section(calibration: Calibration, rows: Sequence[ScoreRow]) -> str:
+    buckets = [bucket for fitted in calibration.methods.values() for bucket in fitted.buckets]
+    target = max(threshold.target or 0 for bucket in buckets for threshold in bucket.machine)
+    note = f"At a target of {100 * target:g}%, out of fold. A domain with only one class is compared with all texts of the other class."
+    head = ["domain", "method", "human / machine", "AUROC", "TPR (FPR)"]
+    return f"## By domain\n{note}\n\n" + markdown_table(head, domain_rows(calibration.methods, rows, target))
 
 
 def _method_rows(samples: dict[Method, Sample]) -> Iterable[Cells]:
     for method, sample in samples.items():
-        loss = losses(out_of_fold("isotonic", sample), sample)
-        yield [method, auroc_cell(sample), *(f"{one:.3f}" for one in loss or ())] + [""] * (0 if loss else 2)
+        loss = losses(out_of_fold_probabilities("isotonic", sample), sample)
+        brier, log_loss = (f"{value:.3f}" for value in loss) if loss else ("", "")
+        yield [method, auroc_cell(sample), brier, log_loss]

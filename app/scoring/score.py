@@ -1,6 +1,6 @@
-"""From columns of statistics to a score that explains itself. Plain arithmetic: no torch, no model.
+"""From per-token statistics to the scores, verdict and explanation of a text. Plain arithmetic: no torch, no model.
 
-Verdicts need a calibration that belongs to the served models; without one the answer says `uncalibrated` and gives the numbers.
+A verdict needs a calibration that applies to the served models; without one it is `uncalibrated`, and the scores are given all the same.
 """
 
 import math
@@ -23,9 +23,9 @@ from app.schemas import (
     Warning,
 )
 from app.scoring.calibration import Judgement
-from app.scoring.detector import Ground
+from app.scoring.detector import CalibrationChoice
 from app.scoring.explanation import explain
-from app.scoring.normalize import Text
+from app.scoring.normalize import NormalizedText
 from app.scoring.sentences import sentences
 from app.scoring.thresholds import DIRECTIONS
 from app.scoring.warnings import warnings
@@ -33,42 +33,43 @@ from app.tokenizer import Encoded
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A text ready to be scored: as it stands, as tokens, and as a job for the engine."""
+class PreparedText:
+    """A text ready to be scored: normalized, tokenized, and as a job for the engine. `truncated`: only its beginning is scored."""
 
-    text: Text
+    text: NormalizedText
     encoded: Encoded
     job: Job
     truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of every text of a request, and what its verdict may rest on."""
+class ScoreOptions:
+    """What a request asks for each of its texts, and the calibration its verdicts use."""
 
     methods: Sequence[Method]
-    ground: Ground
+    choice: CalibrationChoice
     granularity: Granularity = "none"
     target_fpr: float | None = None
 
 
-def score_of(method: Method, columns: Columns) -> float | None:
-    """The method's number, or None where it is not defined (no scored token, no observer, or no spread at all).
+def method_score(method: Method, columns: Columns) -> float | None:
+    """The method's score; None where it is not defined: no scored token, no observer, or a denominator of zero.
 
-    binoculars: log-perplexity of the performer over cross-entropy observer -> performer (arXiv 2401.12070, as in its code: the
-    performer's perplexity, shifted; unlike it, one token is enough, and padding is never told by a token's id).
-    likelihood_ratio: mean of log p - log p_observer, the statistic of Neyman and Pearson's test of "the performer wrote this" against
-    "the observer did" (with a base model as the reference also in arXiv 2203.03929), over the number of tokens.
-    fast_detect: (sum log p - sum mean) / sqrt(sum variance) (Fast-DetectGPT, arXiv 2310.05130, eq. 5, analytic; one model is both
-    scorer and sampler). perplexity: exp of the mean surprise. log_rank: mean natural logarithm of the rank (GLTR, arXiv 1906.04043).
+    binoculars: log-perplexity of the performer / cross-entropy observer -> performer (arXiv 2401.12070, as in its published code, which
+    uses the performer's perplexity; unlike there, one token is enough, and no token id counts as padding).
+    likelihood_ratio: mean of log p - log p_observer, the statistic of the Neyman-Pearson test of "the performer wrote this" against "the
+    observer wrote this", divided by the number of tokens (arXiv 2203.03929 also uses a base model as the reference).
+    fast_detect: (sum log p - sum mean) / sqrt(sum variance) (Fast-DetectGPT, arXiv 2310.05130, eq. 5, analytic, with one model as both
+    scorer and sampler).
+    perplexity: exp of the mean surprise. log_rank: mean natural logarithm of the rank (GLTR, arXiv 1906.04043).
     """
     count = len(columns.logprob)
     if not count:
         return None
     surprise = -sum(columns.logprob) / count
     if method == "binoculars":
-        crossed = sum(columns.cross_entropy) / count
-        return surprise / crossed if crossed > 0 else None
+        cross_entropy = sum(columns.cross_entropy) / count
+        return surprise / cross_entropy if cross_entropy > 0 else None
     if method == "likelihood_ratio":
         return (sum(columns.logprob) - sum(columns.observed)) / count if columns.observed else None
     if method == "fast_detect":
@@ -79,68 +80,74 @@ def score_of(method: Method, columns: Columns) -> float | None:
     return sum(math.log(rank) for rank in columns.rank) / count
 
 
-def assess(index: int, question: Question, columns: Columns, reading: Reading) -> Score:
+def build_score(index: int, options: ScoreOptions, columns: Columns, prepared: PreparedText) -> Score:
+    """The answer for the text at `index` of the request. Raises `InvalidRequest` for a target that is not calibrated for its length."""
     count = len(columns.logprob)
-    scores = {method: score_of(method, columns) for method in question.methods}
-    method = _deciding(question, count)
+    scores = {method: method_score(method, columns) for method in options.methods}
+    method = _deciding_method(options, count)
     value = scores[method]
-    judged = None if value is None or count < MIN_SCORED_TOKENS else _judge(question, method, count, value)
-    verdict: Verdict = "insufficient" if value is None or count < MIN_SCORED_TOKENS else judged.verdict if judged else "uncalibrated"
+    judgement = None if value is None or count < MIN_SCORED_TOKENS else _judge(options, method, count, value)
+    verdict: Verdict = "insufficient" if value is None or count < MIN_SCORED_TOKENS else judgement.verdict if judgement else "uncalibrated"
     return Score(
         index=index,
         scores=scores,
         method=method,
         direction=DIRECTIONS[method],
         verdict=verdict,
-        explanation=explain(method, value, count, verdict, judged, _unjudged(question, method)),
-        p_machine=_probability(judged),
-        threshold=judged.threshold if judged else None,
-        false_positive_rate=_rate(judged) if judged else None,
+        explanation=explain(method, value, count, verdict, judgement, _why_no_judgement(options, method)),
+        p_machine=_probability(judgement),
+        threshold=judgement.threshold if judgement else None,
+        false_positive_rate=_rate(judgement) if judgement else None,
         scored_tokens=count,
-        windows=len(reading.job.windows),
-        truncated=reading.truncated,
-        normalisations=dict(reading.text.changes),
-        warnings=_warnings(columns, reading),
+        windows=len(prepared.job.windows),
+        truncated=prepared.truncated,
+        normalisations=dict(prepared.text.changes),
+        warnings=_warnings(columns, prepared),
         statistics=_statistics(columns) if count else None,
-        sentences=_sentences(method, columns, reading) if question.granularity != "none" else None,
-        tokens=_tokens(columns, reading) if question.granularity == "token" else None,
+        sentences=_sentences(method, columns, prepared) if options.granularity != "none" else None,
+        tokens=_tokens(columns, prepared) if options.granularity == "token" else None,
     )
 
 
-def _deciding(question: Question, count: int) -> Method:
-    """The first of the methods that is calibrated for texts of this length."""
-    known, fitting = question.ground.calibration, question.ground.methods
-    return next((method for method in question.methods if known and method in fitting and known.bucket(method, count)), question.methods[0])
+def _deciding_method(options: ScoreOptions, count: int) -> Method:
+    """The first requested method that is calibrated for texts of this length; the first of all if none is."""
+    calibration, applicable = options.choice.calibration, options.choice.methods
+    for method in options.methods:
+        if calibration and method in applicable and calibration.bucket(method, count):
+            return method
+    return options.methods[0]
 
 
-def _judge(question: Question, method: Method, count: int, value: float) -> Judgement | None:
-    known = question.ground.calibration if method in question.ground.methods else None
-    return known.judge(method, count, value, question.target_fpr) if known else None
+def _judge(options: ScoreOptions, method: Method, count: int, value: float) -> Judgement | None:
+    calibration = options.choice.calibration if method in options.choice.methods else None
+    return calibration.judge(method, count, value, options.target_fpr) if calibration else None
 
 
-def _unjudged(question: Question, method: Method) -> str:
-    if question.ground.calibration is None:
-        return f"where the border lies is not known, as {question.ground.reason}"
-    return f"the calibration has no texts of this length for {method}"
+def _why_no_judgement(options: ScoreOptions, method: Method) -> str:
+    if options.choice.calibration is None:
+        return f"{options.choice.reason}"
+    return f"the calibration does not cover {method} for texts of this length"
 
 
-def _probability(judged: Judgement | None) -> Probability | None:
-    if judged is None or judged.p_machine is None or judged.p_low is None or judged.p_high is None:
+def _probability(judgement: Judgement | None) -> Probability | None:
+    if judgement is None or judgement.p_machine is None or judgement.p_low is None or judgement.p_high is None:
         return None
-    return Probability(value=judged.p_machine, interval=(judged.p_low, judged.p_high))
+    return Probability(value=judgement.p_machine, interval=(judgement.p_low, judgement.p_high))
 
 
-def _rate(judged: Judgement) -> Rate:
-    interval = None if judged.fpr_low is None or judged.fpr_high is None else (judged.fpr_low, judged.fpr_high)
-    return Rate(target=judged.target_fpr, measured=judged.measured_fpr, interval=interval, n=judged.n_human, tokens=judged.bucket)
+def _rate(judgement: Judgement) -> Rate:
+    interval = None if judgement.fpr_low is None or judgement.fpr_high is None else (judgement.fpr_low, judgement.fpr_high)
+    return Rate(
+        target=judgement.target_fpr, measured=judgement.measured_fpr, interval=interval, n=judgement.n_human, tokens=judgement.bucket
+    )
 
 
-def _warnings(columns: Columns, reading: Reading) -> list[Warning]:
-    found = [Warning(code=code, message=message) for code, message in warnings(reading.text.content, reading.encoded.ids, columns)]
-    if reading.truncated:
-        tokens = len(reading.encoded.ids)
-        found.append(Warning(code="truncated", message=f"only the first {tokens} tokens were scored; send a long text in parts"))
-    return found
+def _warnings(columns: Columns, prepared: PreparedText) -> list[Warning]:
+    messages = [Warning(code=code, message=message) for code, message in warnings(prepared.text.content, prepared.encoded.ids, columns)]
+    if prepared.truncated:
+        tokens = len(prepared.encoded.ids)
+        messages.append(Warning(code="truncated", message=f"only the first {tokens} tokens were scored; send a long text in several parts"))
+    return messages
 
 
 def _statistics(columns: Columns) -> Statistics:
@@ -155,33 +162,34 @@ def _statistics(columns: Columns) -> Statistics:
     )
 
 
-def _sentences(method: Method, columns: Columns, reading: Reading) -> list[SentenceScore]:
-    """Each with the tokens that begin in it; the blank before a word belongs to the word."""
-    made, at = [], 0
-    begins = list(reading.encoded.starts())[1 : len(columns.logprob) + 1]
-    content = reading.text.content
-    last = reading.encoded.offsets[-1][1] if reading.encoded.offsets else 0
-    for start, end in sentences(content[:last] if reading.truncated else content):
-        first = at
-        while at < len(begins) and begins[at] < end:
-            at += 1
-        part = _slice(columns, first, at)
-        mean = sum(part.logprob) / (at - first) if at > first else None
-        left, right = reading.text.span(start, end)
-        made.append(SentenceScore(start=left, end=right, tokens=at - first, score=score_of(method, part), logprob=mean))
-    return made
+def _sentences(method: Method, columns: Columns, prepared: PreparedText) -> list[SentenceScore]:
+    """Scores each sentence from the tokens that begin in it; a blank before a word counts to the word."""
+    scores: list[SentenceScore] = []
+    token_starts = list(prepared.encoded.token_starts())[1 : len(columns.logprob) + 1]
+    content = prepared.text.content
+    scored_end = prepared.encoded.offsets[-1][1] if prepared.encoded.offsets else 0
+    token = 0  # the next token without a sentence
+    for start, end in sentences(content[:scored_end] if prepared.truncated else content):
+        first = token
+        while token < len(token_starts) and token_starts[token] < end:
+            token += 1
+        part, tokens = _slice(columns, first, token), token - first
+        mean = sum(part.logprob) / tokens if tokens else None
+        sent_start, sent_end = prepared.text.original_span(start, end)
+        scores.append(SentenceScore(start=sent_start, end=sent_end, tokens=tokens, score=method_score(method, part), logprob=mean))
+    return scores
 
 
 def _slice(columns: Columns, first: int, last: int) -> Columns:
     return Columns(*(getattr(columns, field.name)[first:last] for field in fields(Columns)))
 
 
-def _tokens(columns: Columns, reading: Reading) -> list[TokenScore]:
-    """Offsets index the text as sent; a token's text is what was scored."""
-    rows = zip(reading.encoded.offsets[1:], columns.logprob, columns.rank, columns.mean, strict=True)
-    made = []
+def _tokens(columns: Columns, prepared: PreparedText) -> list[TokenScore]:
+    """Offsets index the text as it was sent; a token's text is the normalized text that was scored."""
+    rows = zip(prepared.encoded.offsets[1:], columns.logprob, columns.rank, columns.mean, strict=True)
+    scores = []
     for (start, end), logprob, rank, mean in rows:
-        left, right = reading.text.span(start, end)
-        text = reading.text.content[start:end]
-        made.append(TokenScore(text=text, start=left, end=right, logprob=logprob, rank=rank, entropy=-mean))
-    return made
+        sent_start, sent_end = prepared.text.original_span(start, end)
+        text = prepared.text.content[start:end]
+        scores.append(TokenScore(text=text, start=sent_start, end=sent_end, logprob=logprob, rank=rank, entropy=-mean))
+    return scores

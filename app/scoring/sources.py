@@ -1,6 +1,6 @@
-"""Texts from files to be calibrated on: JSON lines, CSV, plain text or a folder of it, each also as .gz. Knows no model.
+"""Reads the texts to calibrate on from JSON lines, CSV, plain text files or a folder of those, each also as .gz. Knows no model.
 
-A line may have `text`, or both `human` and `machine` (the form of pairs), of which the side asked for is taken.
+A line has the field `text`, or the fields `human` and `machine` with a text of each class; then the requested class is read.
 """
 
 import csv
@@ -15,109 +15,117 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import SetupError
-from app.scoring.normalize import normal
+from app.scoring.normalize import normalize
 
-KINDS = (".jsonl", ".csv", ".txt")
+FILE_TYPES = (".jsonl", ".csv", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Texts of one `group` share a source and stay on one side of every split."""
+class LabelledText:
+    """A text whose author is known. Texts of one `group` share a source, and every split keeps them together."""
 
     content: str
-    machine: bool
+    machine: bool  # a model wrote it
     group: str
     domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Fields:
-    """Names of a line's fields. `group` and `domain`: those of these names where a line has them, else each line is its own group."""
+class FieldNames:
+    """The fields of a line that hold text, group and domain.
+
+    None: `group` and `domain` are read if the line has them; a line without `group` is its own group.
+    """
 
     text: str = "text"
     group: str | None = None
     domain: str | None = None
 
 
-def read(paths: Iterable[Path], machine: bool, fields: Fields) -> Iterator[Text]:
-    """Raises `SetupError` naming file and line."""
+def read(paths: Iterable[Path], machine: bool, fields: FieldNames) -> Iterator[LabelledText]:
+    """The texts of the files, all labelled `machine`. Raises `SetupError` with file and line."""
     for path in paths:
-        files = [path] if not path.is_dir() else [file for file in sorted(path.iterdir()) if kind(file) == ".txt"]
+        files = [path] if not path.is_dir() else [file for file in sorted(path.iterdir()) if file_type(file) == ".txt"]
         if not files:
-            raise SetupError(f"{path}: the folder has no .txt or .txt.gz")
+            raise SetupError(f"{path}: the folder has no .txt or .txt.gz file")
         for file in files:
-            yield from _file(file, machine, fields)
+            yield from _read_file(file, machine, fields)
 
 
-def kind(path: Path) -> str:
+def file_type(path: Path) -> str:
+    """The suffix without a final .gz."""
     return Path(path.name.removesuffix(".gz")).suffix
 
 
-def _file(path: Path, machine: bool, fields: Fields) -> Iterator[Text]:
-    if kind(path) not in KINDS:
-        raise SetupError(f"{path}: give .jsonl, .csv or .txt, as they are or as .gz, or a folder of .txt")
-    content = _content(path)
-    if kind(path) == ".txt":
-        yield Text(content, machine, path.name)
+def _read_file(path: Path, machine: bool, fields: FieldNames) -> Iterator[LabelledText]:
+    if file_type(path) not in FILE_TYPES:
+        raise SetupError(f"{path}: unknown type of file; give .jsonl, .csv or .txt, plain or as .gz, or a folder of .txt")
+    content = _read_content(path)
+    if file_type(path) == ".txt":
+        yield LabelledText(content, machine, path.name)
         return
     csv.field_size_limit(max(len(content), 1))
-    lines = _json(content, path) if kind(path) == ".jsonl" else enumerate(csv.DictReader(io.StringIO(content)), 2)
+    lines = _parse_json_lines(content, path) if file_type(path) == ".jsonl" else enumerate(csv.DictReader(io.StringIO(content)), 2)
     for number, line in lines:
-        yield _text(line, machine, fields, f"{path.name}:{number}")
+        yield _labelled_text(line, machine, fields, f"{path.name}:{number}")
 
 
-def _content(path: Path) -> str:
+def _read_content(path: Path) -> str:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error) as error:
         raise SetupError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
-        raise SetupError(f"{path} is not UTF-8: byte {error.start}") from error
+        raise SetupError(f"{path} is not UTF-8: invalid at byte {error.start}") from error
 
 
-def _json(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`(line number, object)` of every line that is not blank."""
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            parsed = json.loads(line)
         except json.JSONDecodeError as error:
-            raise SetupError(f"{path}, line {number}: no JSON: {error.msg}") from error
-        if not isinstance(found, dict):
-            raise SetupError(f"{path}, line {number}: give an object with a text")
-        yield number, found
+            raise SetupError(f"{path}, line {number}: not JSON: {error.msg}") from error
+        if not isinstance(parsed, dict):
+            raise SetupError(f"{path}, line {number}: not an object; give one with a text field")
+        yield number, parsed
 
 
-def _text(line: dict[str, Any], machine: bool, fields: Fields, where: str) -> Text:
+def _labelled_text(line: dict[str, Any], machine: bool, fields: FieldNames, location: str) -> LabelledText:
+    """`location` (file and line) is the group of a line without one."""
     side = "machine" if machine else "human"
     name = side if fields.text not in line and {"human", "machine"} <= line.keys() else fields.text
     content = line.get(name)
     if not isinstance(content, str):
-        raise SetupError(f"{where}: no field {name!r} with a text; --text names another")
-    return Text(content, machine, _field(line, fields.group, "group", where, where), _field(line, fields.domain, "domain", "", where))
+        raise SetupError(f"{location}: no field {name!r} with a text; name the field with --text")
+    group = _optional_field(line, fields.group, "group", location, location)
+    return LabelledText(content, machine, group, _optional_field(line, fields.domain, "domain", "", location))
 
 
-def _field(line: dict[str, Any], asked: str | None, usual: str, default: str, where: str) -> str:
-    found = line.get(asked or usual)
-    if found is None and asked:
-        raise SetupError(f"{where}: no field {asked!r}, which --{usual} names")
-    return default if found is None else str(found)
+def _optional_field(line: dict[str, Any], requested: str | None, option: str, default: str, location: str) -> str:
+    """`requested`: the name given with `--{option}`; without it, the field is called like the option and may be missing."""
+    value = line.get(requested or option)
+    if value is None and requested:
+        raise SetupError(f"{location}: no field {requested!r}, which --{option} names")
+    return default if value is None else str(value)
 
 
-def prepared(texts: Iterable[Text], collapse: bool, cut_words: int = 0) -> list[Text]:
-    """As they will be scored: normal (as served texts are), white space collapsed if asked, the first words cut. Each text once; none that
-    is blank, and none that is given as both a human's and a machine's.
+def prepare_texts(texts: Iterable[LabelledText], collapse: bool, cut_words: int = 0) -> list[LabelledText]:
+    """Normalizes the texts as the server does, collapses white space if asked, and drops the first `cut_words` words.
+
+    Leaves out repetitions, blank texts, and texts that are labelled both as a human's and as a machine's.
     """
-    kept: dict[str, Text] = {}
-    both: set[str] = set()
+    unique: dict[str, LabelledText] = {}
+    ambiguous: set[str] = set()
     for text in texts:
-        content = cut(normal(text.content, collapse).content, cut_words)
-        if kept.setdefault(content, replace(text, content=content)).machine != text.machine:
-            both.add(content)
-    return [text for content, text in kept.items() if content.strip() and content not in both]
+        content = drop_first_words(normalize(text.content, collapse).content, cut_words)
+        if unique.setdefault(content, replace(text, content=content)).machine != text.machine:
+            ambiguous.add(content)
+    return [text for content, text in unique.items() if content.strip() and content not in ambiguous]
 
 
-def cut(text: str, words: int) -> str:
-    """Without its first `words` words."""
-    return re.sub(rf"\A\s*(?:\S+(?:\s+|\Z)){{0,{words}}}", "", text) if words else text
+def drop_first_words(text: str, count: int) -> str:
+    return re.sub(rf"\A\s*(?:\S+(?:\s+|\Z)){{0,{count}}}", "", text) if count else text

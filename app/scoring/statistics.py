@@ -1,6 +1,7 @@
-"""The one primitive of scoring: from hidden states to per-token statistics, the vocabulary projection done in chunks.
+"""The one primitive of scoring: from hidden states to statistics of each token.
 
-No `[length, vocab]` tensor of a whole text is ever held. Knows no text and no method: methods are arithmetic on the columns.
+The vocabulary projection runs in chunks, so no `[length, vocab]` tensor of a whole text is ever held. Knows no text and no method:
+methods are arithmetic on the columns (`app.scoring.score`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,64 +12,67 @@ from torch.linalg import vecdot
 from app.engine.kernel import kernel
 from app.engine.request import Columns
 
-CHUNK = 256  # rows projected at a time, at most: enough to keep a processor's arithmetic busy
-SLICE = 4  # of them, summed up at a time: what the cache of a core holds of 50,000 words
-Head = Callable[[torch.Tensor], torch.Tensor]
+CHUNK_ROWS = 256  # most rows projected to logits at once; enough to keep the processor busy
+CPU_SUM_ROWS = 4  # most rows of logits summed at once on a CPU: what fits its cache at a vocabulary of 50,000
+Head = Callable[[torch.Tensor], torch.Tensor]  # language-model head: hidden states [rows, width] to logits [rows, vocab]
 
 
 @torch.inference_mode()
-def columns(hidden: torch.Tensor, targets: torch.Tensor, head: Head, observer: tuple[torch.Tensor, Head] | None = None) -> Columns:
-    """Statistics of `targets` `[rows]` under the model whose `hidden` `[rows, width]` came just before each.
+def token_statistics(hidden: torch.Tensor, targets: torch.Tensor, head: Head, observer: tuple[torch.Tensor, Head] | None = None) -> Columns:
+    """Statistics of the tokens `targets` `[rows]`, each predicted from its row of `hidden` `[rows, width]`.
 
-    `observer` is its own hidden states of the same rows, and its head: adds, in nats, the cross-entropy - sum_v p_observer(v) log p(v)
-    (Binoculars, arXiv 2401.12070, eq. 3) and its own log-probability of each target. Both heads must give logits over one vocabulary.
+    `observer` holds the observer's hidden states of the same rows and its head. It adds, in nats, the cross-entropy
+    - sum_v p_observer(v) log p(v) (Binoculars, arXiv 2401.12070, eq. 3) and the observer's log-probability of each target. Both heads must
+    share one vocabulary, except for padding at its end.
     """
     parts: list[Sequence[torch.Tensor]] = []
-    for rows in _slices(len(targets), CHUNK):
-        logits, seen = head(hidden[rows]), observer[1](observer[0][rows]) if observer else None
-        if logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and (found := kernel()) is not None:
-            parts.append(list(found.sums(logits, targets[rows], seen).T[: 4 if seen is None else 6]))
+    for rows in _slices(len(targets), CHUNK_ROWS):
+        logits, observer_logits = head(hidden[rows]), observer[1](observer[0][rows]) if observer else None
+        if logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and (native := kernel()) is not None:
+            parts.append(list(native.token_statistics(logits, targets[rows], observer_logits).T[: 4 if observer_logits is None else 6]))
             continue
-        for few in _slices(len(logits), SLICE if logits.device.type == "cpu" else CHUNK):
-            parts.append(_sums(logits[few], targets[rows][few], None if seen is None else seen[few]))
+        for part in _slices(len(logits), CPU_SUM_ROWS if logits.device.type == "cpu" else CHUNK_ROWS):
+            parts.append(_statistics(logits[part], targets[rows][part], None if observer_logits is None else observer_logits[part]))
     return Columns(*(tuple(torch.cat(column).tolist()) for column in zip(*parts, strict=True)))
 
 
-def _slices(count: int, most: int) -> Iterator[slice]:
-    """As many as it takes, about equally long."""
-    each = -(-count // -(-count // most)) if count else 1
-    return (slice(first, first + each) for first in range(0, count, each))
+def _slices(count: int, max_rows: int) -> Iterator[slice]:
+    """The fewest slices of at most `max_rows` that cover `count` rows, of about equal length."""
+    length = -(-count // -(-count // max_rows)) if count else 1
+    return (slice(first, first + length) for first in range(0, count, length))
 
 
-def _sums(logits: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor | None) -> list[torch.Tensor]:
-    """`Columns` in their order, each `[rows]`, of `logits` and the observer's `seen` `[rows, vocab]`.
+def _statistics(logits: torch.Tensor, targets: torch.Tensor, observer_logits: torch.Tensor | None) -> list[torch.Tensor]:
+    """The fields of `Columns` in their order, each `[rows]`, from logits `[rows, vocab]`.
 
-    With z = logit - max and Z = sum exp z, log p is z - log Z, and a mean under p is one under exp z, divided by Z: few passes over the
+    With z = logit - max and Z = sum exp z, log p is z - log Z, and the mean of x under p is sum(x exp z) / Z: few passes over the
     vocabulary, most of them in place.
     """
-    width = logits.shape[-1] if seen is None else min(logits.shape[-1], seen.shape[-1])  # vocabularies may be padded differently
-    z = _shifted(logits[:, :width])
-    at = targets[:, None]
-    chosen = z.gather(-1, at)  # [rows, 1]
-    rank = (z > chosen).count_nonzero(-1) + 1
+    vocab = logits.shape[-1] if observer_logits is None else min(logits.shape[-1], observer_logits.shape[-1])  # padding may differ
+    z = _shift_to_max(logits[:, :vocab])
+    index = targets[:, None]  # [rows, 1]
+    target_z = z.gather(-1, index)
+    rank = (z > target_z).count_nonzero(-1) + 1
     weight = z.exp()
     total = weight.sum(-1)
     log_total = total.log()
     mean = vecdot(weight, z) / total
-    paired = [] if seen is None else _observed(_shifted(seen[:, :width]), z, log_total, at)
-    spread = z.sub_(mean[:, None])
-    variance = vecdot(weight.mul_(spread), spread) / total
-    return [chosen[:, 0] - log_total, rank, mean - log_total, variance, *paired]
+    observed = [] if observer_logits is None else _observer_statistics(_shift_to_max(observer_logits[:, :vocab]), z, log_total, index)
+    deviation = z.sub_(mean[:, None])
+    variance = vecdot(weight.mul_(deviation), deviation) / total
+    return [target_z[:, 0] - log_total, rank, mean - log_total, variance, *observed]
 
 
-def _observed(z: torch.Tensor, performer: torch.Tensor, log_total: torch.Tensor, at: torch.Tensor) -> list[torch.Tensor]:
-    """Cross-entropy and log-probability, both z `[rows, vocab]` shifted; the observer's is overwritten."""
-    chosen = z.gather(-1, at)[:, 0]
+def _observer_statistics(
+    z: torch.Tensor, performer_z: torch.Tensor, performer_log_total: torch.Tensor, index: torch.Tensor
+) -> list[torch.Tensor]:
+    """Cross-entropy and the observer's log-probability of the targets, each `[rows]`. Overwrites the observer's `z` `[rows, vocab]`."""
+    target_z = z.gather(-1, index)[:, 0]
     weight = z.exp_()
     total = weight.sum(-1)
-    return [log_total - vecdot(weight, performer) / total, chosen - total.log()]
+    return [performer_log_total - vecdot(weight, performer_z) / total, target_z - total.log()]
 
 
-def _shifted(logits: torch.Tensor) -> torch.Tensor:
-    """In float32, the largest of each row 0."""
+def _shift_to_max(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, shifted so that the largest of each row is 0."""
     return logits.float() - logits.amax(-1, keepdim=True)

@@ -1,4 +1,7 @@
-"""What a calibration knows of one method: borders and a probability for each length. Values that check themselves; no file, no model."""
+"""The thresholds and probabilities that a calibration holds for one method and one length bucket, as validated values.
+
+Knows no file and no model. Field names are the keys of calibration files, so they do not change.
+"""
 
 import math
 from bisect import bisect_right
@@ -9,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from app.errors import InvalidRequest
 from app.schemas import Direction, Method
 
-USUAL_TARGET = 0.01
-DIRECTIONS: dict[Method, Direction] = {  # which way a machine's texts lie
+DEFAULT_TARGET_FPR = 0.01
+DIRECTIONS: dict[Method, Direction] = {  # whether lower or higher scores look more like a machine's writing
     "binoculars": "lower",
     "likelihood_ratio": "higher",
     "fast_detect": "higher",
@@ -19,14 +22,15 @@ DIRECTIONS: dict[Method, Direction] = {  # which way a machine's texts lie
 }
 
 
-class Part(BaseModel):
+class FrozenModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Border(Part):
-    """A score and the share of `n` texts of the other side that lie beyond it, with the exact 95% interval (Clopper and Pearson, 1934).
+class Threshold(FrozenModel):
+    """A score, and the share of `n` texts of the opposite class that lie beyond it: texts that it would classify wrongly.
 
-    What was published without its data has no numbers but the score, and a target where one was named.
+    `target` is the error rate it was chosen for, `measured` the rate on the texts it was chosen on, `low` to `high` the exact 95% interval
+    of that rate (Clopper and Pearson, 1934). A published threshold has only a `value`, and a `target` if its authors gave one.
     """
 
     value: float
@@ -37,12 +41,13 @@ class Border(Part):
     n: int | None = Field(None, ge=1)
 
 
-class Chance(Part):
-    """The probability that a machine wrote the text, had there been as many texts of machines as of humans: linear between `score`s, which
-    reach from the lowest of all texts to the highest.
+class ProbabilityMap(FrozenModel):
+    """Maps a score to the probability that a machine wrote the text, for a prior of one half.
 
-    `low` and `high`: 2.5% and 97.5% of maps fitted to groups of texts drawn with replacement, never narrower than three texts in n.
-    `brier` and `log_loss` (nats) are out of fold, groups kept whole; None where there were too few groups.
+    Piecewise linear between the points of `score`, which reach from the lowest to the highest score of the calibration's texts. `low` and
+    `high` are the 2.5% and 97.5% percentiles of maps fitted to bootstrap samples of groups; `low` is at most 1 - 3/n and `high` at least
+    3/n, n being the texts of the smaller class.
+    `brier` and `log_loss` (nats) are out of fold, with groups kept whole; None if there were too few groups.
     """
 
     kind: Literal["isotonic", "logistic"]
@@ -54,17 +59,17 @@ class Chance(Part):
     log_loss: float | None
 
     @model_validator(mode="after")
-    def _monotone(self) -> Self:
+    def _check_monotone(self) -> Self:
         if any(len(column) != len(self.score) for column in (self.p, self.low, self.high)):
-            raise ValueError("score, p, low and high must have one length")
+            raise ValueError("score, p, low and high must have the same length")
         if any(not after > before for before, after in zip(self.score, self.score[1:], strict=False)):
-            raise ValueError("the scores of a probability map must rise")
+            raise ValueError("the scores of a probability map must rise strictly")
         if list(self.p) not in (sorted(self.p), sorted(self.p, reverse=True)):
-            raise ValueError("a probability map must be monotone")
+            raise ValueError("the probabilities of a probability map must be monotone")
         return self
 
-    def at(self, value: float) -> tuple[float, float, float]:
-        """Probability and its interval; beyond the ends as at the ends."""
+    def interpolate(self, value: float) -> tuple[float, float, float]:
+        """The probability at a score and its interval `(p, low, high)`. A score beyond either end gets that end's values."""
         last = len(self.score) - 1
         right = min(max(bisect_right(self.score, value), 1), last)
         left = right - 1
@@ -74,46 +79,50 @@ class Chance(Part):
         return p, low, high
 
 
-class Bucket(Part):
-    """Texts of `min_tokens` to below `max_tokens` scored tokens (no end: None).
+class Bucket(FrozenModel):
+    """The calibration for texts with `min_tokens` <= scored tokens < `max_tokens` (None: no upper limit).
 
-    `machine`: borders that few human texts lie beyond, towards the machine's side. `human`: borders that few machine texts lie beyond.
+    `machine`: thresholds of a machine verdict; few human texts lie beyond them, and `target` is a false-positive rate.
+    `human`: thresholds of a human verdict; few machine texts lie beyond them, on the other side.
     """
 
     min_tokens: int = Field(ge=0)
     max_tokens: int | None
     n_human: int | None
     n_machine: int | None
-    machine: tuple[Border, ...] = Field(min_length=1)
-    human: tuple[Border, ...]
-    chance: Chance | None
+    machine: tuple[Threshold, ...] = Field(min_length=1)
+    human: tuple[Threshold, ...]
+    chance: ProbabilityMap | None
 
     @property
     def name(self) -> str:
         return f"{self.min_tokens}+" if self.max_tokens is None else f"{self.min_tokens}-{self.max_tokens}"
 
-    def outside(self, value: float, lower: bool) -> bool:
-        """Whether no text of the calibration lies so far on the human's side."""
+    def is_outside(self, value: float, lower: bool) -> bool:
+        """Whether the score is more human-like than that of every text of the calibration. `lower`: lower scores look like a machine's."""
         if self.chance is None:
             return False
         return value > self.chance.score[-1] if lower else value < self.chance.score[0]
 
-    def border(self, target: float | None) -> Border:
-        """Raises `InvalidRequest` for a rate that these texts do not support."""
-        known = [border for border in self.machine if border.target is not None]
+    def threshold(self, target: float | None) -> Threshold:
+        """The machine threshold for a target false-positive rate; without one, that of the rate nearest to 1%.
+
+        Raises `InvalidRequest` for a rate that this bucket has no threshold for.
+        """
+        calibrated = [threshold for threshold in self.machine if threshold.target is not None]
         if target is None:
-            return min(known, key=lambda border: abs(math.log((border.target or 1) / USUAL_TARGET)))
-        found = next((border for border in known if border.target is not None and math.isclose(border.target, target)), None)
-        if found is None:
-            rates = ", ".join(f"{border.target:g}" for border in known)
-            raise InvalidRequest(
-                f"target_fpr {target:g} is not calibrated for texts of {self.name} tokens; calibrated are {rates}", param="target_fpr"
-            )
-        return found
+            return min(calibrated, key=lambda threshold: abs(math.log((threshold.target or 1) / DEFAULT_TARGET_FPR)))
+        for threshold in calibrated:
+            if threshold.target is not None and math.isclose(threshold.target, target):
+                return threshold
+        rates = ", ".join(f"{threshold.target:g}" for threshold in calibrated)
+        raise InvalidRequest(
+            f"target_fpr {target:g} is not calibrated for texts of {self.name} tokens; calibrated rates are {rates}", param="target_fpr"
+        )
 
 
-class Scale(Part):
-    """One method: which way a machine's texts lie, and what was found for each length."""
+class MethodCalibration(FrozenModel):
+    """The calibration of one method: which direction of its scores looks like a machine's, and one bucket for each range of lengths."""
 
     direction: Literal["lower", "higher"]
     buckets: tuple[Bucket, ...]

@@ -1,42 +1,55 @@
-"""What makes a score less sure than it looks: plain measures of a text and of its columns, each with its border. Knows no model."""
+"""Warnings about texts on which a verdict is less reliable than its numbers: simple measures of the text and of its columns.
+
+Each measure has a fixed limit. Knows no model.
+"""
 
 from collections.abc import Iterator, Sequence
 
 from app.engine.request import Columns
-from app.schemas import Caution
+from app.schemas import WarningCode
 
-SHORT = 128  # scored tokens under which errors are more common
-ENGLISH = 0.15  # share of the commonest words; 4 of 7,798 English texts of news and stories have less, German and French about 0.05
-COMMON = frozenset(
+SHORT_TOKENS = 128  # scored tokens; verdicts on shorter texts are wrong more often
+MIN_COMMON_SHARE = 0.15  # of words in COMMON_WORDS: less in 4 of 7,798 English texts of news and stories; German and French: about 0.05
+MIN_WORDS = 20  # for the share of common words to say anything
+COMMON_WORDS = frozenset(
     "the of and to a in is that it was he for on are as with his they i at be this have from or one had by not but what all were we when "
     "your can said there use an each which she do how their if will up other about out many then them these so some her would make like "
     "him into time has look two more go see no way could my than been who its now did get come made may me you".split()
 )
-LATIN = 0x24F  # last letter of the Latin blocks
-DISTINCT = 0.6  # share of different sequences of GRAM tokens; the least of 388 human texts was 0.88
-GRAM = 4
-KNOWN_NATS = 0.7  # mean surprise under which a text looks learned by heart
-RUN = 40  # tokens in a row that the model held the likeliest
+LAST_LATIN = 0x24F  # code point of the last letter in the Latin blocks
+MIN_DISTINCT_SHARE = 0.6  # distinct n-grams as a share of all: the lowest of 388 human texts was 0.88
+NGRAM_TOKENS = 4
+MEMORISED_NATS = 0.7  # mean surprise per token below which the model seems to know the text by heart
+MEMORISED_RUN_TOKENS = 40  # consecutive tokens that the model ranked first
 
 
-def warnings(content: str, tokens: Sequence[int], columns: Columns) -> Iterator[tuple[Caution, str]]:
-    """Codes and sentences, the heaviest last."""
+def warnings(content: str, tokens: Sequence[int], columns: Columns) -> Iterator[tuple[WarningCode, str]]:
+    """The code and message of each warning that applies, in order of growing weight."""
     count = len(columns.logprob)
-    if count < SHORT:
-        yield "short", f"only {count} tokens could be scored: verdicts on fewer than {SHORT} are wrong more often"
+    if count < SHORT_TOKENS:
+        yield "short", f"only {count} tokens could be scored; verdicts on fewer than {SHORT_TOKENS} are wrong more often"
+    if not _is_english(content):
+        yield "not_english", "this does not read like English prose; the detector was calibrated and measured on English prose only"
+    ngrams = [tuple(tokens[start : start + NGRAM_TOKENS]) for start in range(len(tokens) - NGRAM_TOKENS + 1)]
+    if len(ngrams) >= SHORT_TOKENS and len(set(ngrams)) < MIN_DISTINCT_SHARE * len(ngrams):
+        yield "repeated", "the text repeats itself; repetition alone makes any text look like a machine's"
+    if count and (-sum(columns.logprob) / count < MEMORISED_NATS or _longest_run_of_first_ranks(columns.rank) >= MEMORISED_RUN_TOKENS):
+        yield (
+            "memorised",
+            "the model predicted this text almost word for word; famous texts look like a machine's although people wrote them",
+        )
+
+
+def _is_english(content: str) -> bool:
+    """False if most letters are not Latin, or if a text of enough words has few of the common English ones."""
     letters = [letter for letter in content if letter.isalpha()]
     words = [word.strip(".,;:!?\"'“”‘’()").lower() for word in content.split()]
-    foreign = sum(ord(letter) > LATIN for letter in letters) > len(letters) / 2
-    if foreign or (len(words) >= 20 and sum(word in COMMON for word in words) < ENGLISH * len(words)):
-        yield "not_english", "this does not read like English prose: the detector was made and measured on nothing else"
-    grams = [tuple(tokens[at : at + GRAM]) for at in range(len(tokens) - GRAM + 1)]
-    if len(grams) >= SHORT and len(set(grams)) < DISTINCT * len(grams):
-        yield "repeated", "the text repeats itself: repetition alone makes any text look like a machine's"
-    if count and (-sum(columns.logprob) / count < KNOWN_NATS or _longest_run(columns.rank) >= RUN):
-        yield "memorised", "the model foresaw this text nearly word for word: famous texts look like a machine's without being one"
+    if sum(ord(letter) > LAST_LATIN for letter in letters) > len(letters) / 2:
+        return False
+    return len(words) < MIN_WORDS or sum(word in COMMON_WORDS for word in words) >= MIN_COMMON_SHARE * len(words)
 
 
-def _longest_run(ranks: Sequence[int]) -> int:
+def _longest_run_of_first_ranks(ranks: Sequence[int]) -> int:
     longest = run = 0
     for rank in ranks:
         run = run + 1 if rank == 1 else 0

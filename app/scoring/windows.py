@@ -1,17 +1,18 @@
-"""How a long text is cut into overlapping windows that fit the context. Pure arithmetic."""
+"""Splits a text that is longer than the context into overlapping windows. Pure arithmetic."""
 
 from app.engine.request import Window
 
 
 def windows(tokens: int, context: int) -> tuple[Window, ...]:
-    """Windows that give every token but the first its statistics exactly once, each with at least half a context before it
-    where the text has that much. Empty for fewer than two tokens.
+    """The windows in which a text of so many tokens is scored; empty for fewer than two tokens.
+
+    Every token but the first gets its statistics exactly once, with at least half a context of tokens before it where the text has so many.
     """
     if tokens < 2:
         return ()
-    made = [Window(0, min(tokens, context), 1)]
+    parts = [Window(0, min(tokens, context), 1)]
     stride = max(1, context // 2)
-    while made[-1].end < tokens:
-        start = made[-1].start + stride
-        made.append(Window(start, min(tokens, start + context), made[-1].end))
-    return tuple(made)
+    while parts[-1].end < tokens:
+        start = parts[-1].start + stride
+        parts.append(Window(start, min(tokens, start + context), parts[-1].end))
+    return tuple(parts)

@@ -1,7 +1,6 @@
-"""The open loop: people come from the street when they come, and nobody waits for those before them.
+"""The open loop: sends each request at its planned arrival time, whether or not earlier requests have been answered.
 
-Each arrival is a greenlet of its own, asks once and is gone; one who converses takes up a conversation that waits for its next turn,
-where there is one.
+Each arrival is a greenlet that sends one request. An arrival of a conversation continues one that waits for its next turn, if there is one.
 """
 
 from locust import User, task  # isort: skip  # first: it makes the standard library cooperative (gevent)
@@ -14,54 +13,55 @@ import gevent  # type: ignore[import-untyped]
 from gevent.pool import Group  # type: ignore[import-untyped]
 from locust.exception import StopUser
 
-from loadtest.load.session import Push
-from loadtest.load.stages import Stage, arrivals
+from loadtest.load.session import LoadSession
+from loadtest.load.stages import Stage, arrival_times
 from loadtest.load.users import LitmusUser
 
 
-class Street(User):
-    """Not a person but where they come from: users of `kinds`, by their weights."""
+class ArrivalGenerator(User):
+    """The only user that Locust runs in an open loop. It creates an instance of one of `user_classes`, drawn by weight, per arrival."""
 
-    abstract = True  # an open loop takes it in place of the others
+    abstract = True  # Locust must not start it by itself: the locustfile puts it in place of the other users for an open loop
     fixed_count = 1
-    kinds: ClassVar[list[type[LitmusUser]]] = []
+    user_classes: ClassVar[list[type[LitmusUser]]] = []
 
     @task
-    def offer(self) -> None:
-        push = LitmusUser.push
-        if push is None:
+    def run_plan(self) -> None:
+        session = LitmusUser.session
+        if session is None:
             raise StopUser
-        self.crowd, self.away = Group(), list[LitmusUser]()
+        self.greenlets, self.idle_users = Group(), list[LitmusUser]()
         try:
-            for stage in push.load.plan:
-                if not push.over:
-                    self._offer(push, stage)
+            for stage in session.load.plan:
+                if not session.stopping:
+                    self._run_stage(session, stage)
         finally:
-            self.crowd.kill()
-            push.over = True
+            self.greenlets.kill()
+            session.stopping = True
         raise StopUser
 
-    def _offer(self, push: Push, stage: Stage) -> None:
-        """The stage's arrivals, then what is under way: a stage does not suffer from the one before it."""
-        draw = random.Random(f"{push.load.seed}/kinds/{stage.number}")
-        push.enter(stage)
-        for after_s in arrivals(stage, push.load.seed):
-            planned_s = push.stage_s + after_s
+    def _run_stage(self, session: LoadSession, stage: Stage) -> None:
+        """Sends the stage's requests, then waits until they are answered, so that the next stage starts on an idle server."""
+        rng = random.Random(f"{session.load.seed}/kinds/{stage.number}")
+        session.begin_stage(stage)
+        for after_s in arrival_times(stage, session.load.seed):
+            planned_s = session.stage_began_s + after_s
             gevent.sleep(max(0.0, planned_s - time.perf_counter()))
-            if push.over:
+            if session.stopping:
                 break
-            (kind,) = draw.choices(self.kinds, [kind.weight for kind in self.kinds])
-            self.crowd.spawn(self._arrive, kind, planned_s)
-        self.crowd.join(timeout=push.load.drain_s)
-        self.crowd.kill()
+            (user_class,) = rng.choices(self.user_classes, [user_class.weight for user_class in self.user_classes])
+            self.greenlets.spawn(self._send_arrival, user_class, planned_s)
+        self.greenlets.join(timeout=session.load.drain_s)
+        self.greenlets.kill()
 
-    def _arrive(self, kind: type[LitmusUser], planned_s: float) -> None:
-        user = next((user for user in self.away if type(user) is kind), None)
+    def _send_arrival(self, user_class: type[LitmusUser], planned_s: float) -> None:
+        """Sends one request as an idle user of this class, or as a new one."""
+        user = next((user for user in self.idle_users if type(user) is user_class), None)
         if user is None:
-            user = kind(self.environment)
-            user.appear(next(LitmusUser.numbers))
+            user = user_class(self.environment)
+            user.initialize(next(LitmusUser.user_numbers))
         else:
-            self.away.remove(user)
-        user.step(planned_s)
-        if user.returns:
-            self.away.append(user)
+            self.idle_users.remove(user)
+        user.send_request(planned_s)
+        if user.is_mid_conversation:
+            self.idle_users.append(user)

@@ -1,7 +1,8 @@
-"""`python -m loadtest.load.closedloop`: a closed loop of streaming clients against a running server, as a table and as runs/bench-*.jsonl.
+"""`python -m loadtest.load.closedloop`: measures a running server with a closed loop of streaming clients.
 
-For each number of clients: first the chats, then the scores, each phase by itself, so that tokens/s and scores/s do not share a clock.
-A closed loop waits for an answer before it asks again, so it shows what the server can do, not how a queue grows.
+It prints a table and writes runs/bench-*.jsonl.
+For each number of clients it runs a phase of chats, then a phase of scores, so that tokens/s and scores/s are measured separately.
+A client of a closed loop waits for an answer before its next request: this shows the server's capacity, not how a queue grows.
 """
 
 import argparse
@@ -27,7 +28,7 @@ NO_SERVER = "No server answers at {url} ({why}). Start one with `make run`, or g
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a round is made of."""
+    """What each client sends. The field names are keys of the manifest's `options`."""
 
     url: str
     requests_per_client: int
@@ -37,36 +38,36 @@ class Options:
 
 
 class NoServer(Exception):
-    """Nothing to measure; the message is for the person who ran the command."""
+    """No server answers, or it lists no model; the message is for the person who ran the command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One user of the server; `clients` of them run at once."""
+    """Sends requests and times them. `clients` is how many clients run at once, `run_s` the start of the run (`time.perf_counter`)."""
 
     http: httpx.AsyncClient
     options: Options
     run_s: float
     clients: int
 
-    def depart(self, kind: Kind) -> Start:
+    def start(self, kind: Kind) -> Start:
         return Start(kind, self.clients, time.perf_counter(), self.run_s)
 
-    async def chat(self, draw: random.Random) -> Record:
-        body = prompts.chat(draw, self.options.max_tokens)
-        start = self.depart("chat")
+    async def chat(self, rng: random.Random) -> Record:
+        body = prompts.short_chat_body(rng, self.options.max_tokens)
+        start = self.start("chat")
         try:
             async with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                     return start.record(time.perf_counter(), response.status_code, None)
-                return await _follow(Stream(start), response)
+                return await _read_stream(Stream(start), response)
         except httpx.TransportError as error:
             return start.record(time.perf_counter(), 0, type(error).__name__)
 
-    async def score(self, draw: random.Random) -> Record:
-        body = prompts.score(draw, self.options.score_words)
-        start = self.depart("score")
+    async def score(self, rng: random.Random) -> Record:
+        body = prompts.score_body(rng, self.options.score_words)
+        start = self.start("score")
         try:
             response = await self.http.post("/v1/score", json=body)
         except httpx.TransportError as error:
@@ -77,8 +78,8 @@ class Client:
         return score_record(start, end_s, response.json(), texts=1)
 
 
-async def _follow(stream: Stream, response: httpx.Response) -> Record:
-    """A connection that breaks in mid-stream leaves a truncated stream, with what was measured up to there."""
+async def _read_stream(stream: Stream, response: httpx.Response) -> Record:
+    """The record of a stream. If the connection breaks, the record says "truncated" and keeps what was measured before."""
     try:
         async for data in response.aiter_bytes():
             stream.feed(data, time.perf_counter())
@@ -87,7 +88,7 @@ async def _follow(stream: Stream, response: httpx.Response) -> Record:
     return stream.record(time.perf_counter())
 
 
-async def served(http: httpx.AsyncClient) -> dict[str, Any]:
+async def first_model_card(http: httpx.AsyncClient) -> dict[str, Any]:
     """The first model card of /v1/models. Raises `NoServer`."""
     try:
         response = await http.get("/v1/models")
@@ -97,14 +98,16 @@ async def served(http: httpx.AsyncClient) -> dict[str, Any]:
         raise NoServer(NO_SERVER.format(url=http.base_url, why=str(error) or type(error).__name__)) from error
 
 
-async def phase(ask: Callable[[random.Random], Awaitable[Record]], clients: int, options: Options, run: Run) -> tuple[list[Record], float]:
-    """`clients` closed loops at once; their records and how long the slowest took."""
+async def run_phase(
+    send: Callable[[random.Random], Awaitable[Record]], clients: int, options: Options, run: Run
+) -> tuple[list[Record], float]:
+    """Runs `clients` closed loops at once. Returns their records, and the seconds until the slowest was done."""
 
     async def loop(number: int) -> list[Record]:
-        draw = random.Random(f"{options.seed}/{clients}/{number}")
+        rng = random.Random(f"{options.seed}/{clients}/{number}")
         records = []
         for _ in range(options.requests_per_client):
-            records.append(await ask(draw))
+            records.append(await send(rng))
             run.add(records[-1])
         return records
 
@@ -114,43 +117,46 @@ async def phase(ask: Callable[[random.Random], Awaitable[Record]], clients: int,
 
 
 async def measure(options: Options, counts: Sequence[int], folder: Path) -> tuple[list[Round], Path]:
-    """All rounds, one after the other, after one chat and one score that warm the server and are not counted. Raises `NoServer`."""
+    """Measures each number of clients in turn, after one chat and one score that warm the server up and are not recorded.
+
+    Returns the rounds and the path of the run file. Raises `NoServer`.
+    """
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=options.url, timeout=600, limits=limits) as http:
-        card = await served(http)
+        card = await first_model_card(http)
         facts = {"url": options.url, "model": card, "users": list(counts), "options": {"warm_up": 1, **asdict(options)}}
         run = create_run(folder, "bench", facts)
         run_s = time.perf_counter()
-        warm = Client(http, options, run_s, 1)
-        await warm.chat(random.Random(options.seed))
-        await warm.score(random.Random(options.seed))
+        warm_up = Client(http, options, run_s, 1)
+        await warm_up.chat(random.Random(options.seed))
+        await warm_up.score(random.Random(options.seed))
         rounds = []
         for clients in counts:
             client = Client(http, options, run_s, clients)
-            chats, chat_s = await phase(client.chat, clients, options, run)
-            scores, score_s = await phase(client.score, clients, options, run)
+            chats, chat_s = await run_phase(client.chat, clients, options, run)
+            scores, score_s = await run_phase(client.score, clients, options, run)
             rounds.append(Round(clients, [*chats, *scores], chat_s, score_s))
         run.close()
     return rounds, run.path
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.load.closedloop", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], choices=range(1, 1025), metavar="N")
-    parser.add_argument("--requests-per-client", type=int, default=4, help="chats, and as many scores")
+    parser.add_argument("--requests-per-client", type=int, default=4, help="number of chats of each client, and of scores")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--score-words", type=int, default=150, help="length of a text to score")
+    parser.add_argument("--score-words", type=int, default=150, help="length of each text to score")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
-def main(words: Sequence[str]) -> int:
-    given = _arguments(words)
-    options = Options(given.url.rstrip("/"), given.requests_per_client, given.max_tokens, given.score_words, given.seed)
+def main(argv: Sequence[str]) -> int:
+    args = _parse_arguments(argv)
+    options = Options(args.url.rstrip("/"), args.requests_per_client, args.max_tokens, args.score_words, args.seed)
     try:
-        rounds, path = asyncio.run(measure(options, given.clients, given.out))
+        rounds, path = asyncio.run(measure(options, args.clients, args.out))
     except NoServer as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -1,4 +1,4 @@
-"""Locust's own parts, shaped for this load: how many users run when, and what its table counts as a request."""
+"""Extensions of Locust: how many users run at what time, what its table counts as a request, and how finely it stores times."""
 
 from locust import LoadTestShape  # isort: skip  # first: it makes the standard library cooperative (gevent)
 
@@ -11,45 +11,45 @@ from loadtest.load.options import Load
 from loadtest.load.stages import stage_at
 from loadtest.load.users import LitmusUser
 
-FASTEST = 100.0  # users a second; Locust warns beyond it
+MAX_SPAWNS_PER_S = 100.0  # Locust warns above it
 
 
 class Ladder(LoadTestShape):
-    """A closed loop with a number of users for each stage. Time runs from the beginning of the run, not of this object."""
+    """A closed loop: each stage has its number of users. Time counts from the start of the run, not from when this object was made."""
 
-    abstract = True  # Locust takes any other shape it sees, whether a ladder was asked for or not
+    abstract = True  # Locust would otherwise use it for every run; the locustfile sets it for --ladder
 
     def __init__(self, load: Load) -> None:
         super().__init__()
         self.load = load
 
     def tick(self) -> tuple[int, float] | None:
-        push = LitmusUser.push
-        if push is None:
-            return _users(self.load.plan[0].level)
-        stage = stage_at(push.plan, time.perf_counter() - push.began_s)
-        if stage is None or push.over:
+        session = LitmusUser.session
+        if session is None:
+            return _users_and_spawn_rate(self.load.plan[0].level)
+        stage = stage_at(session.plan, time.perf_counter() - session.began_s)
+        if stage is None or session.stopping:
             return None
-        if stage != push.stage:
-            push.enter(stage)
-        return _users(stage.level)
+        if stage != session.stage:
+            session.begin_stage(stage)
+        return _users_and_spawn_rate(stage.level)
 
 
 class Sweep(LoadTestShape):
-    """An open loop: the one user that sends all others, until it is done."""
+    """An open loop: Locust runs one user, the ArrivalGenerator, until it has sent all arrivals."""
 
     abstract = True
 
     def tick(self) -> tuple[int, float] | None:
-        return None if LitmusUser.push is not None and LitmusUser.push.over else (1, 1.0)
+        return None if LitmusUser.session is not None and LitmusUser.session.stopping else (1, 1.0)
 
 
-def _users(level: float) -> tuple[int, float]:
-    return int(level), min(FASTEST, level)
+def _users_and_spawn_rate(level: float) -> tuple[int, float]:
+    return int(level), min(MAX_SPAWNS_PER_S, level)
 
 
-class Requests(RequestStats):
-    """Times within a request, and requests that were shed or left, have rows of their own and are not counted as further requests."""
+class WholeRequestStats(RequestStats):
+    """Counts only rows of type e2e as requests. Times within a request, and requests that were shed or left, have rows of their own."""
 
     def log_request(self, method: str, name: str, response_time: int, content_length: int) -> None:
         if method == "e2e":
@@ -59,5 +59,5 @@ class Requests(RequestStats):
 
 
 def three_digits(value: float) -> float:
-    """How finely Locust keeps times for its percentiles; its own two digits are off by up to 5%, and by 17% at 3 ms."""
+    """Rounds a time to three significant digits for Locust's percentiles. Its own rounding is off by up to 5%, and by 17% at 3 ms."""
     return value if value == 0 else round(value, 2 - math.floor(math.log10(abs(value))))

@@ -1,6 +1,6 @@
-"""What the server says of itself while it is pushed: Prometheus' /metrics and the slots, sampled beside the requests.
+"""Samples what the server reports about itself during a load test: Prometheus' /metrics, and /slots.
 
-Numbers only: llama-server's slots hold prompts, which are not kept.
+It keeps numbers only: llama-server's slots contain prompts.
 """
 
 import json
@@ -10,26 +10,26 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtest.load.transport import BROKEN, Host
+from loadtest.load.transport import CONNECTION_ERRORS, Host
 from loadtest.run import Run
 
 SOURCES = ("/metrics", "/slots")
-SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*(?:\{.*\})?)\s+(\S+)")
-SKIPPED = re.compile(r"^(python_|process_)|_(bucket|created)\b")
-FLAT = ("slots", "busy", "waiting", "texts")
+METRIC_LINE = re.compile(r"^([a-zA-Z_:][\w:]*(?:\{.*\})?)\s+(\S+)")  # name with labels, value
+SKIPPED_METRICS = re.compile(r"^(python_|process_)|_(bucket|created)\b")
+SLOT_VALUES = ("slots", "busy", "waiting", "texts")  # texts: those being scored
 
 
 @dataclass(slots=True)
-class Told:
-    """`values` by name; `waits_ms` of requests by the id that their answers have."""
+class Sample:
+    """What one source reports: `values` by name, and `queue_times_ms` by the id of the response."""
 
     values: dict[str, float] = field(default_factory=dict)
-    waits_ms: dict[str, float] = field(default_factory=dict)
+    queue_times_ms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class Watch:
-    """Samples one server into a run of its own."""
+class ServerMonitor:
+    """Writes samples of one server to a run file of their own. `began_s` is the start of the load test."""
 
     host: Host
     sources: tuple[str, ...]
@@ -37,58 +37,60 @@ class Watch:
     began_s: float
 
     def sample(self) -> dict[str, float]:
-        """Writes a line; returns the waits of requests that were told of."""
-        at_s, values, waits_ms = time.perf_counter() - self.began_s, dict[str, float](), dict[str, float]()
+        """Writes one line with the values of all sources. Returns the queue times of recent requests by the id of the response."""
+        at_s, values, queue_times_ms = time.perf_counter() - self.began_s, dict[str, float](), dict[str, float]()
         for source in self.sources:
-            said = told(self.host, source)
-            if said is not None:
-                values |= said.values
-                waits_ms |= said.waits_ms
-        self.run.note({"kind": "sample", "at_s": round(at_s, 3), "took_s": self._took(at_s), "values": values})
-        return waits_ms
+            sample = read_source(self.host, source)
+            if sample is not None:
+                values |= sample.values
+                queue_times_ms |= sample.queue_times_ms
+        self.run.note({"kind": "sample", "at_s": round(at_s, 3), "took_s": self._elapsed_s(at_s), "values": values})
+        return queue_times_ms
 
-    def _took(self, at_s: float) -> float:
+    def _elapsed_s(self, at_s: float) -> float:
         return round(time.perf_counter() - self.began_s - at_s, 3)
 
 
-def told(host: Host, source: str) -> Told | None:
-    """None where the server does not answer it, or with something else."""
+def read_source(host: Host, source: str) -> Sample | None:
+    """None if the server does not answer with 200, or with a body in another format."""
     try:
         status, body = host.get(source)
         if status != 200:
             return None
-        return metrics(body.decode("utf-8", "replace")) if source == "/metrics" else slots(json.loads(body))
-    except (*BROKEN, ValueError):
+        return parse_metrics(body.decode("utf-8", "replace")) if source == "/metrics" else parse_slots(json.loads(body))
+    except (*CONNECTION_ERRORS, ValueError):
         return None
 
 
-def metrics(text: str) -> Told | None:
-    """Prometheus' text: every finite sample, without the buckets of histograms and what the language's own process tells."""
-    found = {}
+def parse_metrics(text: str) -> Sample | None:
+    """Reads Prometheus' text format: every finite value except histogram buckets and metrics of the Python process. None for no value."""
+    values = {}
     for line in text.splitlines():
-        matched = SAMPLE.match(line)
-        if matched and not SKIPPED.search(matched[1].partition("{")[0]):
-            value = _number(matched[2])
+        match = METRIC_LINE.match(line)
+        if match and not SKIPPED_METRICS.search(match[1].partition("{")[0]):
+            value = _finite(match[2])
             if value is not None:
-                found[matched[1]] = value
-    return Told(found) if found else None
+                values[match[1]] = value
+    return Sample(values) if values else None
 
 
-def slots(body: Any) -> Told | None:
-    """Litmus' list of slots with its last decisions, or llama-server's."""
+def parse_slots(body: Any) -> Sample | None:
+    """Reads /slots of Litmus, with the queue times of its recent admissions, or of llama-server. None for another format."""
     try:
         if isinstance(body, list):
-            return Told({"slots": len(body), "busy": sum(bool(slot["is_processing"]) for slot in body)})
+            return Sample({"slots": len(body), "busy": sum(bool(slot["is_processing"]) for slot in body)})
         counts = (len(body["slots"]), sum(slot["stage"] != "idle" for slot in body["slots"]), len(body["waiting"]), body["texts"])
-        first = {one["request"].removesuffix("/0"): 1000 * one["waited_s"] for one in body["decisions"] if one["request"].endswith("/0")}
-        return Told(dict(zip(FLAT, map(float, counts), strict=True)), first)
+        # a request with several choices is admitted as id/0, id/1 ...: the first one counts
+        firsts = [decision for decision in body["decisions"] if decision["request"].endswith("/0")]
+        queue_times_ms = {decision["request"].removesuffix("/0"): 1000 * decision["waited_s"] for decision in firsts}
+        return Sample(dict(zip(SLOT_VALUES, map(float, counts), strict=True)), queue_times_ms)
     except (AttributeError, KeyError, TypeError):
         return None
 
 
-def _number(word: str) -> float | None:
+def _finite(text: str) -> float | None:
     try:
-        value = float(word)
+        value = float(text)
     except ValueError:
         return None
     return value if math.isfinite(value) else None

@@ -1,6 +1,6 @@
-"""What a server can be asked, found out by asking: models, chats, scores, and what it tells about itself. Knows no load.
+"""Finds out by requests what a server supports: models, chats, scores, and what it reports about itself. Knows no load.
 
-Any server of OpenAI's wire may stand there. What it lacks is named, and is no error: only one that can do nothing is.
+Any server with OpenAI's API will do. A missing feature is named and is no error; only a server that neither chats nor scores is refused.
 """
 
 import json
@@ -10,112 +10,123 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loadtest import prompts
-from loadtest.load.monitor import SOURCES, told
-from loadtest.load.transport import BROKEN, Host, encode, pieces
-from loadtest.record import SHED, Start, Stream, Wants, score_record
+from loadtest.load.monitor import SOURCES, read_source
+from loadtest.load.transport import CONNECTION_ERRORS, Host, body_chunks, encode
+from loadtest.record import SHED_STATUSES, Expectations, Start, Stream, score_record
 
 OK = 200
 PROBE_TOKENS = 4
-PROPS = ("build_info", "model_path", "total_slots")  # of llama-server; the rest of /props is long
+PROBE_WORDS = 80  # length of the text that is scored
+PROPS_FIELDS = ("build_info", "model_path", "total_slots")  # those kept of llama-server's long /props
 
 
-class Unusable(Exception):
-    """Nothing to measure; the message is for the person who started the run."""
+class UnusableServer(Exception):
+    """There is nothing to measure; the message is for the person who started the run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
-    """`card` is the model's own, from /v1/models. `missing` says in words what the server does not have."""
+class Capabilities:
+    """What a server supports. `card`: the model's entry in /v1/models; `sources`: routes to sample; `facts`: its version and weights."""
 
     card: dict[str, Any]
-    chat: bool = True
-    score: bool = True
-    wants: Wants = Wants()
+    can_chat: bool = True
+    can_score: bool = True
+    expected: Expectations = Expectations()
     sources: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def quantization(self) -> str:
-        """Of the weights, as Litmus and llama-server tell it."""
-        told = self.card.get("quantize") or (self.card.get("meta") or {}).get("ftype")
-        return told if isinstance(told, str) else "not told"
+        """Of the weights, as Litmus and llama-server report it in the model card; "not told" for other servers."""
+        value = self.card.get("quantize") or (self.card.get("meta") or {}).get("ftype")
+        return value if isinstance(value, str) else "not told"  # a value in recorded runs
 
     @property
     def missing(self) -> list[str]:
+        """A message for each feature that the server lacks."""
         lacks = {
-            "it refuses chats: none are sent": not self.chat,
-            "no /v1/score: no texts are scored": not self.score,
-            "no usage in streams: tokens are not counted, and there is no TPOT": self.chat and not self.wants.usage,
-            "no [DONE] at the end of streams: one is whole with its finish_reason": self.chat and not self.wants.done,
+            "the server refuses chats: none are sent": not self.can_chat,
+            "the server has no /v1/score: no texts are scored": not self.can_score,
+            "no usage in streams: tokens are not counted, and there is no TPOT": self.can_chat and not self.expected.has_usage,
+            "no [DONE] at the end of streams: a finish_reason ends them instead": self.can_chat and not self.expected.has_done,
             f"none of {', '.join(SOURCES)}: the server is not sampled": not self.sources,
         }
-        return [words for words, lacking in lacks.items() if lacking]
+        return [message for message, lacking in lacks.items() if lacking]
 
 
 def card_of(host: Host, model: str | None) -> dict[str, Any]:
-    """The card of `model`, or the first one. Raises `Unusable`."""
+    """The card of `model`, or the first one without a name. Raises `UnusableServer`."""
     try:
         status, body = host.get("/v1/models")
         cards = json.loads(body)["data"] if status == OK else []
-    except BROKEN as error:
-        raise Unusable(f"No server answers at {host.url} ({type(error).__name__}). Start one with `make run`, or name one.") from error
+    except CONNECTION_ERRORS as error:
+        raise UnusableServer(
+            f"No server answers at {host.url} ({type(error).__name__}). "
+            "Start one with `make run`, or give another with --host (make: URL=...)."
+        ) from error
     except (ValueError, KeyError, TypeError):
         cards = []
-    found = next((card for card in cards if model in (None, card.get("id"))), {"id": model} if model else None)
-    if found is None:
-        raise Unusable(f"{host.url} shows no model at /v1/models ({status}): name one with --served-model")
-    return found
+    card = next((card for card in cards if model in (None, card.get("id"))), {"id": model} if model else None)
+    if card is None:
+        raise UnusableServer(f"{host.url} lists no model at /v1/models (status {status}): name one with --served-model")
+    return card
 
 
-def probe(host: Host, model: str | None, extra: dict[str, Any]) -> Abilities:
-    """Asks a chat and a score that count for nothing. Raises `Unusable`."""
+def probe(host: Host, model: str | None, extra: dict[str, Any]) -> Capabilities:
+    """Sends one chat (with the body fields `extra`) and one score, neither of which is counted. Raises `UnusableServer`."""
     card = card_of(host, model)
-    chat, wants = _chat(host, card["id"], extra)
-    score = _score(host, card["id"])
-    if not chat and not score:
-        raise Unusable(f"{host.url} neither chats nor scores with {card['id']!r}")
-    sources = tuple(source for source in SOURCES if told(host, source) is not None)
-    return Abilities(card, chat, score, wants, sources, _facts(host))
+    can_chat, expected = _probe_chat(host, card["id"], extra)
+    can_score = _probe_score(host, card["id"])
+    if not can_chat and not can_score:
+        raise UnusableServer(f"{host.url} supports neither chats nor scores with the model {card['id']!r}")
+    sources = tuple(source for source in SOURCES if read_source(host, source) is not None)
+    return Capabilities(card, can_chat, can_score, expected, sources, _server_facts(host))
 
 
-def _chat(host: Host, model: str, extra: dict[str, Any]) -> tuple[bool, Wants]:
-    """A stream that is cut short, or refused for now, says nothing about what whole ones have."""
-    draw = random.Random("probe")
-    body = {**prompts.chat(draw, PROBE_TOKENS), "model": model, **extra}
+def _probe_chat(host: Host, model: str, extra: dict[str, Any]) -> tuple[bool, Expectations]:
+    """Whether the server chats, and what its streams contain. A stream that was cut short or shed does not show the latter."""
+    rng = random.Random("probe")
+    body = {**prompts.short_chat_body(rng, PROBE_TOKENS), "model": model, **extra}
     stream = Stream(Start("chat", 1, time.perf_counter(), time.perf_counter()))
     try:
         with host.post("/v1/chat/completions", encode(body)) as response:
             if response.status != OK:
-                return not 400 <= response.status < 500 or response.status in SHED, Wants()
-            for piece in pieces(response):
-                stream.feed(piece, time.perf_counter())
-    except BROKEN:
-        return True, Wants()
-    whole = stream.error is None and (stream.done or stream.finish is not None)
-    return True, Wants(usage=not whole or stream.usage is not None, done=not whole or stream.done)
+                return not _is_unsupported(response.status), Expectations()
+            for chunk in body_chunks(response):
+                stream.feed(chunk, time.perf_counter())
+    except CONNECTION_ERRORS:
+        return True, Expectations()
+    complete = stream.error is None and (stream.done or stream.finish_reason is not None)
+    return True, Expectations(has_usage=not complete or stream.usage is not None, has_done=not complete or stream.done)
 
 
-def _score(host: Host, model: str) -> bool:
-    """Servers of other makes have a /v1/score that means something else."""
+def _probe_score(host: Host, model: str) -> bool:
+    """Reads the response too, because other servers have a /v1/score with another meaning."""
     start = Start("score", 1, time.perf_counter(), time.perf_counter())
     try:
-        with host.post("/v1/score", encode(prompts.score(random.Random("probe"), 80, model))) as response:
+        with host.post("/v1/score", encode(prompts.score_body(random.Random("probe"), PROBE_WORDS, model))) as response:
             if response.status != OK:
-                return not 400 <= response.status < 500 or response.status in SHED
+                return not _is_unsupported(response.status)
             return score_record(start, time.perf_counter(), json.loads(response.read()), texts=1).outcome == "ok"
-    except (*BROKEN, ValueError):
+    except (*CONNECTION_ERRORS, ValueError):
         return False
 
 
-def _facts(host: Host) -> dict[str, Any]:
-    """Version and weights as vLLM and llama-server tell them."""
-    return {**_told(host, "/version", ("version",)), **_told(host, "/props", PROPS)}
+def _is_unsupported(status: int) -> bool:
+    """4xx: the server will refuse every such request; except 429, by which it refuses for now."""
+    return 400 <= status < 500 and status not in SHED_STATUSES
 
 
-def _told(host: Host, route: str, names: tuple[str, ...]) -> dict[str, Any]:
+def _server_facts(host: Host) -> dict[str, Any]:
+    """Version and weights as vLLM and llama-server report them."""
+    return {**_fields_of(host, "/version", ("version",)), **_fields_of(host, "/props", PROPS_FIELDS)}
+
+
+def _fields_of(host: Host, route: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the named fields that are in the JSON object at `route`."""
     try:
-        status, body = host.get(route)
-        said = json.loads(body) if status == OK else {}
-    except (*BROKEN, ValueError):
+        status, raw = host.get(route)
+        body = json.loads(raw) if status == OK else {}
+    except (*CONNECTION_ERRORS, ValueError):
         return {}
-    return {name: said[name] for name in names if name in said} if isinstance(said, dict) else {}
+    return {name: body[name] for name in names if name in body} if isinstance(body, dict) else {}

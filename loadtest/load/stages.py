@@ -1,4 +1,4 @@
-"""What is offered when: stages of a closed loop (users) or of an open one (arrivals a second). Pure: knows no clock, no server."""
+"""Plans a load test: its stages, and when requests arrive in an open loop. Pure: knows no clock and no server."""
 
 import random
 from collections.abc import Sequence
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`level` users who wait for their answers, or `level` arrivals a second that wait for nobody. No `seconds`: until it is stopped."""
+    """One level of load. `level` is a number of users in a closed loop, or arrivals per second in an open loop (`opened`).
+
+    `seconds` is its duration with the warm-up; None: it lasts until the run is stopped.
+    """
 
     number: int
     level: float
@@ -19,18 +22,18 @@ class Stage:
     def name(self) -> str:
         return f"{self.level:g}/s" if self.opened else f"{self.level:g} user{'' if self.level == 1 else 's'}"
 
-    def warming(self, elapsed_s: float) -> bool:
-        """Whether a request that leaves so long after the stage began is left out of the statistics."""
+    def is_warm_up(self, elapsed_s: float) -> bool:
+        """Whether a request sent `elapsed_s` after the start of the stage is left out of the statistics."""
         return elapsed_s < self.warm_up_s
 
 
-def stages(levels: Sequence[float], opened: bool, seconds: float, warm_up_s: float) -> list[Stage]:
-    """One stage for each level; each warms up for itself and is then measured for `seconds`."""
+def plan_stages(levels: Sequence[float], opened: bool, seconds: float, warm_up_s: float) -> list[Stage]:
+    """One stage for each level. Each has its own warm-up and is then measured for `seconds`."""
     return [Stage(number, level, opened, warm_up_s + seconds, warm_up_s) for number, level in enumerate(levels)]
 
 
 def stage_at(plan: Sequence[Stage], elapsed_s: float) -> Stage | None:
-    """Of stages one behind the other, the one that runs after `elapsed_s`; None when all are over."""
+    """The stage that runs `elapsed_s` after the start of the plan, whose stages follow one another; None after the last one."""
     for stage in plan:
         if stage.seconds is None or elapsed_s < stage.seconds:
             return stage
@@ -38,15 +41,15 @@ def stage_at(plan: Sequence[Stage], elapsed_s: float) -> Stage | None:
     return None
 
 
-def poisson(draw: random.Random, rate: float, seconds: float) -> list[float]:
-    """Times of arrival from 0 to `seconds`: the gaps between them are exponential, 1 / `rate` in the mean."""
-    times, at_s = [], draw.expovariate(rate)
+def poisson_times(rng: random.Random, rate: float, seconds: float) -> list[float]:
+    """Times of a Poisson process between 0 and `seconds`: the gaps are exponential with a mean of 1 / `rate`."""
+    times, at_s = [], rng.expovariate(rate)
     while at_s < seconds:
         times.append(at_s)
-        at_s += draw.expovariate(rate)
+        at_s += rng.expovariate(rate)
     return times
 
 
-def arrivals(stage: Stage, seed: int) -> list[float]:
-    """Of an open stage, in seconds from its beginning; the same for the same seed."""
-    return poisson(random.Random(f"{seed}/arrivals/{stage.number}"), stage.level, stage.seconds or 0.0)
+def arrival_times(stage: Stage, seed: int) -> list[float]:
+    """When requests arrive in an open-loop stage, in seconds from its start; the same for the same seed."""
+    return poisson_times(random.Random(f"{seed}/arrivals/{stage.number}"), stage.level, stage.seconds or 0.0)

@@ -1,6 +1,6 @@
-"""HTTP by the standard library alone: a JSON body out, the answer's bytes as they come. Under gevent it waits cooperatively.
+"""HTTP with the standard library alone: sends a JSON body and yields the response's bytes as they arrive. Cooperative under gevent.
 
-Each request has a connection of its own: servers differ in when they close one that is kept. Knows no model and no clock.
+Each request has its own connection, because servers differ in when they close a kept one. Knows no model and no clock.
 """
 
 import email.utils
@@ -13,27 +13,28 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any
 from urllib.parse import urlsplit
 
-PIECE = 65536
-BROKEN = (OSError, HTTPException)  # of a connection: refused, reset, timed out, cut short
+CHUNK_BYTES = 65536
+CONNECTION_ERRORS = (OSError, HTTPException)  # the connection was refused, reset, timed out or cut short
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where a server is. `path` stands before every route."""
+    """A server by its base URL, whose path precedes every route."""
 
     url: str
     timeout_s: float = 600.0
 
     def connection(self) -> tuple[HTTPConnection, str]:
+        """A connection that is not open yet, and the path of the base URL. Raises OSError if the URL has no host."""
         parts = urlsplit(self.url)
         if parts.hostname is None:
-            raise OSError(f"{self.url!r} names no host")
-        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        return kind(parts.hostname, parts.port, timeout=self.timeout_s), parts.path.rstrip("/")
+            raise OSError(f"the URL {self.url!r} has no host; write it as http://host:port")
+        connection_class = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        return connection_class(parts.hostname, parts.port, timeout=self.timeout_s), parts.path.rstrip("/")
 
     @contextmanager
     def post(self, route: str, body: bytes) -> Iterator[HTTPResponse]:
-        """The answer, its body unread. Leaving the block closes the connection, read or not. Raises `BROKEN`."""
+        """The response, its body unread. Leaving the block closes the connection, even if bytes are unread. Raises `CONNECTION_ERRORS`."""
         connection, path = self.connection()
         try:
             connection.request("POST", path + route, body, {"Content-Type": "application/json", "Connection": "close"})
@@ -42,7 +43,7 @@ class Host:
             connection.close()
 
     def get(self, route: str) -> tuple[int, bytes]:
-        """Status and body. Raises `BROKEN`."""
+        """Status and body. Raises `CONNECTION_ERRORS`."""
         connection, path = self.connection()
         try:
             connection.request("GET", path + route, headers={"Connection": "close"})
@@ -52,10 +53,10 @@ class Host:
             connection.close()
 
 
-def pieces(response: HTTPResponse) -> Iterator[bytes]:
-    """The body as it arrives, with chunked encoding or without. Raises `BROKEN` where it is cut short."""
-    while piece := response.read1(PIECE):
-        yield piece
+def body_chunks(response: HTTPResponse) -> Iterator[bytes]:
+    """The body as it arrives, with chunked encoding or without. Raises `CONNECTION_ERRORS` if it is cut short."""
+    while chunk := response.read1(CHUNK_BYTES):
+        yield chunk
 
 
 def encode(body: dict[str, Any]) -> bytes:
@@ -63,7 +64,7 @@ def encode(body: dict[str, Any]) -> bytes:
 
 
 def retry_after_s(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds of a Retry-After header, which holds a number or a date; None where there is none, or none that can be read."""
+    """Seconds of a Retry-After header, which holds a number or a date; None if it is absent or has another format."""
     if value is None:
         return None
     try:

@@ -1,7 +1,7 @@
-"""The users: who chats, who scores, who does both, who converses, who leaves. Each request is timed here as its bytes come.
+"""The kinds of Locust users: each sends its kind of requests and times the responses as their bytes arrive.
 
-A user asks again after a pause, and no sooner than a server that shed the request wants. In an open loop
-each asks once, and it is loadtest.load.arrivals that says when.
+In a closed loop a user sends its next request after a pause, which is at least the Retry-After of a server that shed the last one.
+In an open loop loadtest.load.arrivals decides when a user sends a request.
 """
 
 from locust import User, task  # isort: skip  # first: it makes the standard library cooperative (gevent)
@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.client import HTTPResponse
 from itertools import count
 from typing import ClassVar
@@ -20,185 +21,195 @@ from locust.user.task import LOCUST_STATE_RUNNING
 
 from app.schemas import Message
 from loadtest import prompts
-from loadtest.load.probe import Abilities
-from loadtest.load.session import Push
-from loadtest.load.transport import BROKEN, encode, pieces, retry_after_s
-from loadtest.record import Record, Start, Stream, Wants, score_record
+from loadtest.load.probe import Capabilities
+from loadtest.load.session import LoadSession
+from loadtest.load.transport import CONNECTION_ERRORS, body_chunks, encode, retry_after_s
+from loadtest.record import Record, Start, Stream, score_record
 
 OK = 200
-LONGEST_HOLD_S = 60.0
-SHED_HOLD_S = 1.0  # where a server sheds and does not say for how long
+MAX_BACKOFF_S = 60.0
+DEFAULT_BACKOFF_S = 1.0  # after a shed request without a Retry-After
 CHATS_PER_SCORE = 3
 
 
 class LitmusUser(User):
-    """Belongs to the run that stands in the class variable, from the start of the test to its end."""
+    """Base of all users. `session` is the load test they report to; the locustfile sets it on this class from test start to test end.
+
+    `label` is the user's name in the records.
+    """
 
     abstract = True
-    push: ClassVar[Push | None] = None
-    numbers: ClassVar[Iterator[int]] = count()
+    session: ClassVar[LoadSession | None] = None
+    user_numbers: ClassVar[Iterator[int]] = count()
     label: ClassVar[str]
 
     @classmethod
-    def can(cls, abilities: Abilities) -> bool:
-        """Whether the server has what this user asks for."""
-        return abilities.chat
+    def is_supported(cls, capabilities: Capabilities) -> bool:
+        """Whether the server supports the requests of this user."""
+        return capabilities.can_chat
 
     @property
-    def run_of(self) -> Push:
-        assert self.push is not None, "users without a run stop at once"
-        return self.push
+    def active_session(self) -> LoadSession:
+        assert self.session is not None, "a user without a session stops before its first request"
+        return self.session
 
     def on_start(self) -> None:
-        if self.push is not None:
-            self.appear(next(self.numbers))
+        if self.session is not None:
+            self.initialize(next(self.user_numbers))
 
-    def appear(self, number: int) -> None:
-        self.draw = random.Random(f"{self.run_of.load.seed}/{self.label}/{number}")
-        self.hold_s = 0.0
+    def initialize(self, number: int) -> None:
+        """Prepares the state of user `number`, which also seeds its random numbers."""
+        self.rng = random.Random(f"{self.active_session.load.seed}/{self.label}/{number}")
+        self.backoff_s = 0.0
 
     def wait_time(self) -> float:
-        held, self.hold_s = self.hold_s, 0.0
-        return max(held, self.run_of.load.think_s * (0.5 + self.draw.random()))
+        backoff_s, self.backoff_s = self.backoff_s, 0.0
+        return max(backoff_s, self.active_session.load.think_s * (0.5 + self.rng.random()))
 
     @task
-    def act(self) -> None:
-        if self.push is None:  # Locust takes this from a task, and not from `on_start`
+    def run_task(self) -> None:
+        if self.session is None:  # Locust accepts StopUser from a task, but not from `on_start`
             raise StopUser
-        self.step()
+        self.send_request()
 
-    def step(self, planned_s: float | None = None) -> Record:
-        """One request."""
+    def send_request(self, planned_s: float | None = None) -> Record:
+        """Sends one request. In an open loop `planned_s` is its planned arrival (`time.perf_counter`)."""
         raise NotImplementedError
 
     @property
-    def returns(self) -> bool:
-        """Whether somebody who arrives later may be this one again."""
+    def is_mid_conversation(self) -> bool:
+        """Whether the user's next request continues a conversation. If so, the open loop uses it again for a later arrival."""
         return False
 
     def chat(self, prompt: prompts.Prompt, planned_s: float | None, turn: int = 1, leave_after: int | None = None) -> tuple[Record, str]:
-        """Streams an answer, and its text; leaves it after so many deltas."""
-        push = self.run_of
-        load, abilities = push.load, push.abilities
-        body = encode({**prompts.body(self.draw, prompt.messages, load.max_tokens, abilities.card["id"]), **load.extra})
-        asked = load.extra.get("max_tokens", load.max_tokens)
-        traits = {"user": self.label, "length": prompt.length, "prefix": prompt.prefix, "turn": turn}
-        wants = Wants(asked, abilities.wants.usage, abilities.wants.done)
-        stream = Stream(push.start("chat", planned_s, traits), wants)
-        return self._ask("/v1/chat/completions", body, stream.start, lambda response: _follow(response, stream, leave_after)), stream.text
+        """Streams a chat; returns its record and the text of the answer. Disconnects after `leave_after` deltas."""
+        session = self.active_session
+        load, capabilities = session.load, session.capabilities
+        body = encode({**prompts.chat_body(self.rng, prompt.messages, load.max_tokens, capabilities.card["id"]), **load.extra})
+        max_tokens = load.extra.get("max_tokens", load.max_tokens)
+        known_fields = {"user": self.label, "length": prompt.length, "prefix": prompt.prefix, "turn": turn}
+        stream = Stream(session.start_request("chat", planned_s, known_fields), replace(capabilities.expected, max_tokens=max_tokens))
+        record = self._send("/v1/chat/completions", body, stream.start, lambda response: _read_stream(response, stream, leave_after))
+        return record, stream.text
 
     def score(self, planned_s: float | None) -> Record:
-        push = self.run_of
-        body = encode(prompts.score(self.draw, push.load.score_words, push.abilities.card["id"]))
-        start = push.start("score", planned_s, {"user": self.label})
-        return self._ask("/v1/score", body, start, lambda response: _read_score(response, start))
+        session = self.active_session
+        body = encode(prompts.score_body(self.rng, session.load.score_words, session.capabilities.card["id"]))
+        start = session.start_request("score", planned_s, {"user": self.label})
+        return self._send("/v1/score", body, start, lambda response: _read_score(response, start))
 
-    def _ask(self, route: str, body: bytes, start: Start, read: Callable[[HTTPResponse], Record]) -> Record:
-        """A request that is still under way when the run ends has failed: left out, the slowest would be missing."""
+    def _send(self, route: str, body: bytes, start: Start, read: Callable[[HTTPResponse], Record]) -> Record:
+        """Sends a request and adds its record to the session.
+
+        A request without an answer at the end of the run counts as failed: without it the slowest would be missing from the statistics.
+        """
         try:
-            with self.run_of.host.post(route, body) as response:
-                record = read(response) if response.status == OK else _refused(response, start)
-        except BROKEN as error:
+            with self.active_session.host.post(route, body) as response:
+                record = read(response) if response.status == OK else _refusal_record(response, start)
+        except CONNECTION_ERRORS as error:
             record = start.record(time.perf_counter(), 0, type(error).__name__)
         except gevent.GreenletExit:
-            if self._state != LOCUST_STATE_RUNNING:  # else Locust took it for waiting, in the moment in which it asked
-                self.run_of.settle(start.record(time.perf_counter(), 0, "unanswered when the run ended"))
+            # In state RUNNING Locust killed the user for being in its pause, which ended at that moment: no request that stayed unanswered.
+            if self._state != LOCUST_STATE_RUNNING:
+                self.active_session.add(start.record(time.perf_counter(), 0, "unanswered when the run ended"))
             raise
-        self.run_of.settle(record)
+        self.active_session.add(record)
         if record.outcome == "shed":
-            self.hold_s = min(LONGEST_HOLD_S, SHED_HOLD_S if record.retry_after_s is None else record.retry_after_s)
+            self.backoff_s = min(MAX_BACKOFF_S, DEFAULT_BACKOFF_S if record.retry_after_s is None else record.retry_after_s)
         return record
 
 
 class ChatUser(LitmusUser):
-    """Asks something new each time."""
+    """Starts a new conversation with each request."""
 
     weight = 4
     label = "chat"
 
-    def step(self, planned_s: float | None = None) -> Record:
-        return self.chat(prompts.prompt(self.draw, self.run_of.load.mix), planned_s)[0]
+    def send_request(self, planned_s: float | None = None) -> Record:
+        return self.chat(prompts.first_prompt(self.rng, self.active_session.load.mix), planned_s)[0]
 
 
 class ScoreUser(LitmusUser):
-    """Has texts scored."""
+    """Sends texts to score."""
 
     weight = 1
     label = "score"
 
     @classmethod
-    def can(cls, abilities: Abilities) -> bool:
-        return abilities.score
+    def is_supported(cls, capabilities: Capabilities) -> bool:
+        return capabilities.can_score
 
-    def step(self, planned_s: float | None = None) -> Record:
+    def send_request(self, planned_s: float | None = None) -> Record:
         return self.score(planned_s)
 
 
 class MixedUser(LitmusUser):
-    """Chats, and now and then has a text scored; only one of them where the server has no other."""
+    """Sends one score for every `CHATS_PER_SCORE` chats on average; only chats or only scores if the server supports no others."""
 
     weight = 2
     label = "mixed"
 
     @classmethod
-    def can(cls, abilities: Abilities) -> bool:
-        return abilities.chat or abilities.score
+    def is_supported(cls, capabilities: Capabilities) -> bool:
+        return capabilities.can_chat or capabilities.can_score
 
-    def step(self, planned_s: float | None = None) -> Record:
-        abilities = self.run_of.abilities
-        scores = not abilities.chat or (abilities.score and self.draw.random() < 1 / (1 + CHATS_PER_SCORE))
-        return self.score(planned_s) if scores else self.chat(prompts.prompt(self.draw, self.run_of.load.mix), planned_s)[0]
+    def send_request(self, planned_s: float | None = None) -> Record:
+        capabilities = self.active_session.capabilities
+        scores = not capabilities.can_chat or (capabilities.can_score and self.rng.random() < 1 / (1 + CHATS_PER_SCORE))
+        return self.score(planned_s) if scores else self.chat(prompts.first_prompt(self.rng, self.active_session.load.mix), planned_s)[0]
 
 
-class TalkUser(LitmusUser):
-    """Holds conversations of several turns; each turn sends all that was said."""
+class SeveralTurnsUser(LitmusUser):
+    """Holds conversations of several turns; each turn sends all messages so far.
+
+    The order of the class names decides, with the seed, which user sends a request: another order makes runs of one seed differ.
+    """
 
     weight = 2
     label = "talk"
 
-    def appear(self, number: int) -> None:
-        super().appear(number)
+    def initialize(self, number: int) -> None:
+        super().initialize(number)
         self.prompt: prompts.Prompt | None = None
         self.turn = 1
 
-    def step(self, planned_s: float | None = None) -> Record:
-        """A turn that is shed is asked again; one that fails ends the conversation."""
-        self.prompt = self.prompt or prompts.prompt(self.draw, self.run_of.load.mix)
-        record, said = self.chat(self.prompt, planned_s, self.turn)
-        if record.outcome == "ok" and self.turn < self.run_of.load.turns:
+    def send_request(self, planned_s: float | None = None) -> Record:
+        """A shed turn is sent again next time; a failed one ends the conversation."""
+        self.prompt = self.prompt or prompts.first_prompt(self.rng, self.active_session.load.mix)
+        record, answer = self.chat(self.prompt, planned_s, self.turn)
+        if record.outcome == "ok" and self.turn < self.active_session.load.turns:
             self.turn += 1
-            messages = (*self.prompt.messages, Message(role="assistant", content=said), prompts.turn(self.draw))
+            messages = (*self.prompt.messages, Message(role="assistant", content=answer), prompts.next_message(self.rng))
             self.prompt = prompts.Prompt(messages, self.prompt.length, self.prompt.prefix)
         elif record.outcome != "shed":
             self.prompt, self.turn = None, 1
         return record
 
     @property
-    def returns(self) -> bool:
-        """In the middle of a conversation."""
+    def is_mid_conversation(self) -> bool:
         return self.prompt is not None
 
 
 class LeavingUser(LitmusUser):
-    """Goes away in the middle of the answer."""
+    """Disconnects in the middle of the answer, after `--leave-after` deltas."""
 
     weight = 1
     label = "leave"
 
-    def step(self, planned_s: float | None = None) -> Record:
-        load = self.run_of.load
-        return self.chat(prompts.prompt(self.draw, load.mix), planned_s, leave_after=load.leave_after)[0]
+    def send_request(self, planned_s: float | None = None) -> Record:
+        load = self.active_session.load
+        return self.chat(prompts.first_prompt(self.rng, load.mix), planned_s, leave_after=load.leave_after)[0]
 
 
-def _follow(response: HTTPResponse, stream: Stream, leave_after: int | None) -> Record:
-    """A connection that breaks in mid-stream leaves a truncated stream, with what was measured up to there."""
+def _read_stream(response: HTTPResponse, stream: Stream, leave_after: int | None) -> Record:
+    """The record of a stream. If the connection breaks, the record says "truncated" and keeps what was measured before."""
     try:
-        for piece in pieces(response):
-            stream.feed(piece, time.perf_counter())
+        for chunk in body_chunks(response):
+            stream.feed(chunk, time.perf_counter())
             if leave_after is not None and len(stream.deltas_s) >= leave_after and not stream.done:
-                stream.left = True
+                stream.client_left = True
                 break
-    except BROKEN as error:
+    except CONNECTION_ERRORS as error:
         stream.error = f"truncated: {type(error).__name__}"
     return stream.record(time.perf_counter())
 
@@ -212,6 +223,7 @@ def _read_score(response: HTTPResponse, start: Start) -> Record:
         return start.record(end_s, response.status, "wrong: the body is not JSON")
 
 
-def _refused(response: HTTPResponse, start: Start) -> Record:
-    held_s = retry_after_s(response.headers.get("Retry-After"))
-    return start.record(time.perf_counter(), response.status, None, retry_after_s=held_s)
+def _refusal_record(response: HTTPResponse, start: Start) -> Record:
+    """The record of a response with a status other than 200."""
+    wait_s = retry_after_s(response.headers.get("Retry-After"))
+    return start.record(time.perf_counter(), response.status, None, retry_after_s=wait_s)

@@ -1,8 +1,8 @@
-"""`python -m loadtest.peers.benchmark`: Litmus beside its peers on this machine, in one run, as a table and as runs/engine-*.jsonl.
+"""`python -m loadtest.peers.benchmark`: measures Litmus beside its peers on this machine. Prints a table; writes runs/engine-*.jsonl.
 
-Each server and each bare measurement is a process of its own. Those whose tokens per second over HTTP are compared are up at once and
-take turns, the others come one after the other. What is not on this machine is not run, and its rows say so. loadtest.peers.targets has the
-rows, loadtest.peers.clients says what is asked, loadtest.peers.servers of whom, loadtest.peers.roundrobin in which order.
+Each server and each in-process measurement is a process of its own. Servers whose tokens per second are compared run at once and take
+turns (loadtest.peers.roundrobin); all else is measured one after the other. Rows of a peer that is not installed say so. The rows are in
+loadtest.peers.targets, the load in loadtest.peers.clients, the servers in loadtest.peers.servers.
 """
 
 import argparse
@@ -22,242 +22,269 @@ from typing import Any
 from loadtest.peers import clients, roundrobin, servers
 from loadtest.peers.clients import QUICK, Options, Round
 from loadtest.peers.servers import Peer, PeerAbsent, PeerFailed
-from loadtest.peers.targets import ROWS, chosen, contests, owner, table, wanted
-from loadtest.process import ended
-from loadtest.run import Run, create_run, installed, tell
+from loadtest.peers.targets import ROWS, numbers_by_subject, round_groups, subject_of, table, targets_of_rows
+from loadtest.process import exit_message
+from loadtest.run import Run, create_run, installed_version, report_progress
 from loadtest.summary import percentile
 
 MODEL = Path("runs/llama-135m")
-VERSIONS = ("torch", "transformers", "bitsandbytes", "litserve", "accelerate")
+VERSIONED_PACKAGES = ("torch", "transformers", "bitsandbytes", "litserve", "accelerate")
 SLOTS = 32
-LLAMA_CONTEXT = 512  # tokens a slot: more than prompt and answer
-UNEQUAL = 0.02  # share by which prompts may differ in tokens between two servers
+LLAMA_CONTEXT_TOKENS = 512  # of each slot: more than prompt and answer
+MAX_LENGTH_DIFFERENCE = 0.02  # relative; between the mean prompt tokens of two servers that are compared
 
 
 @dataclass(slots=True)
 class Bench:
-    """One run: what was found, and what could not be."""
+    """One run: the values measured so far by name, and why others are missing by subject (see loadtest.peers.targets)."""
 
-    given: argparse.Namespace
+    args: argparse.Namespace
     options: Options
     run: Run
     values: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    lengths: dict[str, float] = field(default_factory=dict)  # prompt tokens a request, by value
+    lengths: dict[str, float] = field(default_factory=dict)  # mean prompt tokens of a request, by value
     failed: bool = False
 
-    def note(self, name: str, number: float, **more: Any) -> None:
-        self.values[name] = number
-        self.run.note({"kind": "measurement", "name": name, "value": number, **more})
+    def record_value(self, name: str, value: float, **details: Any) -> None:
+        self.values[name] = value
+        self.run.note({"kind": "measurement", "name": name, "value": value, **details})
 
     @contextmanager
-    def excused(self, who: str) -> Iterator[None]:
-        """What of one `what/weights` cannot be measured is missing with its reason."""
+    def failures_recorded(self, subject: str) -> Iterator[None]:
+        """Records a failure inside the block as the reason why values of the subject are missing."""
         try:
             yield
         except PeerAbsent as error:
-            self.lack(who, f"not run: {error}")
+            self.record_missing(subject, f"not run: {error}")
         except PeerFailed as error:
-            self.lack(who, f"failed: {error}")
+            self.record_missing(subject, f"failed: {error}")
             self.failed = True
 
-    def lack(self, who: str, why: str) -> None:
-        self.missing[who] = why
-        self.run.note({"kind": "missing", "name": who, "why": why})
-        tell(f"{who}: {why}")
+    def record_missing(self, subject: str, reason: str) -> None:
+        self.missing[subject] = reason
+        self.run.note({"kind": "missing", "name": subject, "why": reason})
+        report_progress(f"{subject}: {reason}")
 
-    async def contest(self, names: Sequence[str]) -> None:
-        """Rounds in turn of everyone in `names`, values all, who can be started; the first is not counted."""
-        tell(f"in turn: {', '.join(names)} ...")
+    async def compare_in_rounds(self, names: Sequence[str]) -> None:
+        """Measures the values in `names` by rounds in turn; the first round is not counted. Subjects that fail drop out."""
+        report_progress(f"in turn: {', '.join(names)} ...")
         count = 1 if names[0].endswith("/alone") else self.options.clients
-        found: dict[str, list[Round]] = {}
+        rounds: dict[str, list[Round]] = {}
         async with AsyncExitStack() as stack:
-            plays: dict[str, roundrobin.Play] = {}
-            for name in [name for name in names if owner(name) not in self.missing]:
-                with self.excused(owner(name)):
-                    plays[name] = await stack.enter_async_context(self.contender(name, count))
-            for number, messages in enumerate(clients.rounds(self.options, count)):
-                for name in [name for name in plays if owner(name) not in self.missing]:
-                    with self.excused(owner(name)):
-                        found.setdefault(name, []).append(await plays[name](messages))
-                        tell(f"turn {number} of {self.options.rounds}: {name} {found[name][-1].tokens_per_s:.1f} tokens/s")
-        for name in [name for name in found if owner(name) not in self.missing]:
-            counted = found[name][1:]
-            whole = clients.together(counted)
-            self.lengths[name] = whole.prompt_tokens / whole.requests
-            self.note(name, whole.tokens_per_s, clients=count, rounds=[asdict(one) for one in counted])
+            contenders: dict[str, roundrobin.RunRound] = {}
+            for name in [name for name in names if subject_of(name) not in self.missing]:
+                with self.failures_recorded(subject_of(name)):
+                    contenders[name] = await stack.enter_async_context(self.contender(name, count))
+            for number, messages in enumerate(clients.prompts_by_round(self.options, count)):
+                for name in [name for name in contenders if subject_of(name) not in self.missing]:
+                    with self.failures_recorded(subject_of(name)):
+                        rounds.setdefault(name, []).append(await contenders[name](messages))
+                        report_progress(f"round {number} of {self.options.rounds}: {name} {rounds[name][-1].tokens_per_s:.1f} tokens/s")
+        for name in [name for name in rounds if subject_of(name) not in self.missing]:
+            counted = rounds[name][1:]
+            total = clients.sum_rounds(counted)
+            self.lengths[name] = total.prompt_tokens / total.requests
+            self.record_value(name, total.tokens_per_s, clients=count, rounds=[asdict(each) for each in counted])
 
-    def contender(self, name: str, count: int) -> AbstractAsyncContextManager[roundrobin.Play]:
-        """Raises `PeerAbsent`."""
+    def contender(self, name: str, count: int) -> AbstractAsyncContextManager[roundrobin.RunRound]:
+        """Returns the context that starts the subject of a value and yields a function to run a round. Raises `PeerAbsent`."""
         if not name.startswith("engine/"):
-            return roundrobin.served(self.peer(owner(name)), self.run.path.parent, self.options, count)
-        return roundrobin.bare([*self.program(owner(name)), "--at-once", str(count), "--chats"], self.options.new_tokens)
+            return roundrobin.server_contender(self.peer_of(subject_of(name)), self.run.path.parent, self.options, count)
+        return roundrobin.program_contender(
+            [*self.engine_command(subject_of(name)), "--at-once", str(count), "--chats"], self.options.new_tokens
+        )
 
-    def attempt(self, who: str, names: set[str]) -> None:
-        """All values of one `what/weights` that it has by itself, or why there are none."""
-        tell(f"{who} ...")
-        with self.excused(who):
-            if who.split("/")[0] in ("engine", "manager", "generate"):
-                self.bare(who)
-            elif who.split("/")[0] in ("scorer", "published"):
-                self.scoring(who)
+    def measure_subject(self, subject: str, names: set[str]) -> None:
+        """Measures the values of one subject that need no rounds in turn, or records why they are missing."""
+        report_progress(f"{subject} ...")
+        with self.failures_recorded(subject):
+            if subject.split("/")[0] in ("engine", "manager", "generate"):
+                self.measure_engine(subject)
+            elif subject.split("/")[0] in ("scorer", "published"):
+                self.measure_scoring(subject)
             else:
-                with servers.running(self.peer(who), self.run.path.parent) as server:
-                    asyncio.run(self.ask(who, names, server))
+                with servers.running(self.peer_of(subject), self.run.path.parent) as server:
+                    asyncio.run(self.measure_server(subject, names, server))
 
-    def program(self, who: str) -> list[str]:
-        what, quantize = who.split("/")
-        command = [sys.executable, "-m", "app.benchmarks.engine", "--model", str(self.given.model), "--what", what, "--quantize", quantize]
-        return [*command, "--device", self.given.device, "--new-tokens", str(self.options.new_tokens)]
+    def engine_command(self, subject: str) -> list[str]:
+        program, quantize = subject.split("/")
+        command = [
+            sys.executable,
+            "-m",
+            "app.benchmarks.engine",
+            "--model",
+            str(self.args.model),
+            "--what",
+            program,
+            "--quantize",
+            quantize,
+        ]
+        return [*command, "--device", self.args.device, "--new-tokens", str(self.options.new_tokens)]
 
-    def bare(self, who: str) -> None:
-        crowd = self.options.clients
-        counts = [crowd] if who.startswith("generate/") else sorted({1, min(8, crowd), crowd})
-        command = [*self.program(who), "--repeats", str(self.options.repeats), "--at-once", *map(str, counts)]
-        line = list(answers(command, self.run))[-1]
-        self.note(f"{who}/whole", line["tokens_per_s"])
+    def measure_engine(self, subject: str) -> None:
+        most = self.options.clients
+        counts = [most] if subject.startswith("generate/") else sorted({1, min(8, most), most})
+        command = [*self.engine_command(subject), "--repeats", str(self.options.repeats), "--at-once", *map(str, counts)]
+        line = list(run_program(command, self.run))[-1]
+        self.record_value(f"{subject}/whole", line["tokens_per_s"])
         if line["decode_per_s"] is not None:
-            self.note(f"{who}/decode", line["decode_per_s"])
+            self.record_value(f"{subject}/decode", line["decode_per_s"])
 
-    def scoring(self, who: str) -> None:
-        what, quantize = who.split("/")
-        command = [sys.executable, "-m", "app.benchmarks.scoring", "--model", str(self.given.model), "--quantize", quantize]
-        command += ["--what", "engine" if what == "scorer" else what, "--device", self.given.device, "--texts", str(self.options.texts)]
+    def measure_scoring(self, subject: str) -> None:
+        program, quantize = subject.split("/")
+        command = [sys.executable, "-m", "app.benchmarks.scoring", "--model", str(self.args.model), "--quantize", quantize]
+        command += [
+            "--what",
+            "engine" if program == "scorer" else program,
+            "--device",
+            self.args.device,
+            "--texts",
+            str(self.options.texts),
+        ]
         command += ["--repeats", str(self.options.repeats), "--lengths", *map(str, self.options.lengths)]
-        (line,) = answers(command, self.run)
-        self.note(f"{who}/rate", line["texts_per_s"])
-        self.note(f"{who}/peak", line["peak_bytes"] / 1e6)
+        (line,) = run_program(command, self.run)
+        self.record_value(f"{subject}/rate", line["texts_per_s"])
+        self.record_value(f"{subject}/peak", line["peak_bytes"] / 1e6)
 
-    def peer(self, who: str) -> Peer:
-        """How to start it. Raises `PeerAbsent`."""
-        given = self.given
-        what, weights = who.split("/")
-        if what == "litmus":
-            return servers.litmus(str(given.model), given.four_bit if weights == "4bit" else "none", given.device, SLOTS)
-        if what == "transformers":
-            return servers.transformers(str(given.model), given.device)
-        binary = servers.find_llama(given.llama_server)
-        return servers.llama(binary, find_gguf(given, weights, binary), SLOTS, LLAMA_CONTEXT)
+    def peer_of(self, subject: str) -> Peer:
+        """Returns the server of a subject. Raises `PeerAbsent`."""
+        args = self.args
+        program, weights = subject.split("/")
+        if program == "litmus":
+            return servers.litmus_peer(str(args.model), args.four_bit if weights == "4bit" else "none", args.device, SLOTS)
+        if program == "transformers":
+            return servers.transformers_peer(str(args.model), args.device)
+        binary = servers.find_llama_server(args.llama_server)
+        return servers.llama_peer(binary, find_gguf(args, weights, binary), SLOTS, LLAMA_CONTEXT_TOKENS)
 
-    async def ask(self, who: str, names: set[str], server: servers.Server) -> None:
-        async with clients.chatter(server) as chatter:
-            await clients.warm(chatter, self.options)
+    async def measure_server(self, subject: str, names: set[str], server: servers.Server) -> None:
+        async with clients.connect(server) as client:
+            await clients.warm_up(client, self.options)
             if "continued" in names:
-                talks = await clients.continued(chatter, self.options)
-                lines = [asdict(talk) for talk in talks]
-                self.note(f"{who}/first", statistics.median(talk.first_ms for talk in talks), talks=lines)
-                self.note(f"{who}/continued", statistics.median(talk.continued_ms for talk in talks))
+                conversations = await clients.measure_continued(client, self.options)
+                lines = [asdict(conversation) for conversation in conversations]
+                self.record_value(
+                    f"{subject}/first", statistics.median(conversation.first_ms for conversation in conversations), conversations=lines
+                )
+                self.record_value(f"{subject}/continued", statistics.median(conversation.continued_ms for conversation in conversations))
             if "pressed" in names:
-                found_gaps = await clients.press(chatter, self.options)
-                calm = [gap for one in found_gaps for gap in one.calm_ms]
-                pressed = [gap for one in found_gaps for gap in one.pressed_ms]
-                self.note(f"{who}/calm", statistics.median(calm), gaps=len(calm))
-                self.note(f"{who}/pressed", percentile(pressed, 0.99), gaps=len(pressed), presses=[asdict(one) for one in found_gaps])
+                measurements = await clients.measure_prefill_interference(client, self.options)
+                calm = [gap for each in measurements for gap in each.calm_ms]
+                pressed = [gap for each in measurements for gap in each.pressed_ms]
+                self.record_value(f"{subject}/calm", statistics.median(calm), gaps=len(calm))
+                self.record_value(
+                    f"{subject}/pressed", percentile(pressed, 0.99), gaps=len(pressed), presses=[asdict(each) for each in measurements]
+                )
             if "beside" in names:
                 for value, scoring in (("apart", False), ("beside", True)):
-                    times = await clients.tpot(chatter, self.options, scoring)
-                    self.note(f"{who}/{value}", percentile(times, 0.95), chats=len(times), tpot_ms=times)
+                    times = await clients.measure_tpot(client, self.options, scoring)
+                    self.record_value(f"{subject}/{value}", percentile(times, 0.95), chats=len(times), tpot_ms=times)
 
     def check_lengths(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Rates are comparable only where the prompts were equally long."""
+        """Drops a peer's value if its prompts had another length in tokens than ours: such rates cannot be compared."""
         for ours, theirs in pairs:
-            mine, other = self.lengths.get(ours), self.lengths.get(theirs)
-            if mine and other and abs(mine - other) > UNEQUAL * mine:
+            our_tokens, their_tokens = self.lengths.get(ours), self.lengths.get(theirs)
+            if our_tokens and their_tokens and abs(our_tokens - their_tokens) > MAX_LENGTH_DIFFERENCE * our_tokens:
                 self.values.pop(theirs)
-                self.missing[owner(theirs)] = f"failed: prompts of {other:.1f} tokens beside Litmus's {mine:.1f}"
+                self.missing[subject_of(theirs)] = f"failed: its prompts had {their_tokens:.1f} tokens, those of Litmus {our_tokens:.1f}"
                 self.failed = True
 
 
-def answers(command: Sequence[str], run: Run) -> Iterator[dict[str, Any]]:
-    """The JSON lines of `app.benchmarks.engine`, kept in the run. Raises `PeerFailed`."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise PeerFailed(ended(command[1:], done.returncode, done.stderr))
-    for line in done.stdout.splitlines():
+def run_program(command: Sequence[str], run: Run) -> Iterator[dict[str, Any]]:
+    """Runs one of app.benchmarks; writes its JSON lines to the run and yields them. Raises `PeerFailed`."""
+    completed = subprocess.run(command, capture_output=True, text=True)
+    if completed.returncode:
+        raise PeerFailed(exit_message(command[1:], completed.returncode, completed.stderr))
+    for line in completed.stdout.splitlines():
         if line.startswith("{"):
-            found = json.loads(line)
-            run.note(found)
-            yield found
+            row = json.loads(line)
+            run.note(row)
+            yield row
 
 
-def find_gguf(given: argparse.Namespace, weights: str, binary: Path) -> Path:
-    """The F16 file given, or made of the model made here; its Q4_0 beside it, or made by llama-quantize. Raises `PeerAbsent`."""
-    whole: Path = given.gguf or MODEL.with_name(f"{MODEL.name}-f16.gguf")
-    if not whole.is_file() and (given.gguf or given.model != MODEL):
-        raise PeerAbsent(f"{whole} is no file" if given.gguf else "no GGUF of this model; give one with --gguf (make: GGUF=...)")
-    if not whole.is_file():
+def find_gguf(args: argparse.Namespace, weights: str, binary: Path) -> Path:
+    """Returns the GGUF of the model with these weights. Raises `PeerAbsent`.
+
+    The F16 file is `args.gguf`, or is made from the synthetic model. For 4-bit weights it is quantized to Q4_0.
+    """
+    f16: Path = args.gguf or MODEL.with_name(f"{MODEL.name}-f16.gguf")
+    if not f16.is_file() and (args.gguf or args.model != MODEL):
+        raise PeerAbsent(f"{f16} is no file" if args.gguf else "no GGUF of this model; give one with --gguf (make: GGUF=...)")
+    if not f16.is_file():
         if find_spec("gguf") is None:
             raise PeerAbsent("no GGUF; give one with --gguf (make: GGUF=...), or pip install gguf")
         make_model("--gguf")
-    return whole if weights == "f16" else quantized(whole, given.gguf_4bit, binary)
+    return f16 if weights == "f16" else quantized_gguf(f16, args.gguf_4bit, binary)
 
 
-def quantized(whole: Path, given: Path | None, binary: Path) -> Path:
-    small = given or whole.with_name(whole.stem.replace("-f16", "").replace("-F16", "") + "-q4_0.gguf")
-    tool = binary.with_name("llama-quantize")
-    if not small.is_file() and given is None and tool.is_file():
-        subprocess.run([*servers.with_libraries(tool), str(whole), str(small), "Q4_0"], check=True, capture_output=True)
-    if not small.is_file():
-        raise PeerAbsent(f"{small} is no file; give one with --gguf-4bit")
-    return small
+def quantized_gguf(f16: Path, path: Path | None, binary: Path) -> Path:
+    """Returns `path`, or the Q4_0 file beside `f16`, which llama-quantize makes if it is missing. Raises `PeerAbsent`."""
+    q4_0 = path or f16.with_name(f16.stem.replace("-f16", "").replace("-F16", "") + "-q4_0.gguf")
+    quantizer = binary.with_name("llama-quantize")
+    if not q4_0.is_file() and path is None and quantizer.is_file():
+        subprocess.run([*servers.with_library_path(quantizer), str(f16), str(q4_0), "Q4_0"], check=True, capture_output=True)
+    if not q4_0.is_file():
+        raise PeerAbsent(f"{q4_0} is no file; give one with --gguf-4bit")
+    return q4_0
 
 
-def make_model(*more: str) -> None:
-    subprocess.run([sys.executable, "-m", "models.synthetic", "--out", str(MODEL), *more], check=True, capture_output=True)
+def make_model(*options: str) -> None:
+    subprocess.run([sys.executable, "-m", "models.synthetic", "--out", str(MODEL), *options], check=True, capture_output=True)
 
 
-def facts(given: argparse.Namespace, options: Options, words: Sequence[str]) -> dict[str, Any]:
+def run_facts(args: argparse.Namespace, options: Options, argv: Sequence[str]) -> dict[str, Any]:
     return {
-        "command": shlex.join([sys.executable, "-m", "loadtest.peers.benchmark", *words]),
-        "commit": output("git", "describe", "--always", "--dirty", "--abbrev=40"),
-        "versions": {name: installed(name) for name in VERSIONS},
-        "llama_server": servers.llama_version(given.llama_server),
-        "cores": servers.cores(),
-        "model": str(given.model),
-        "four_bit": given.four_bit,
-        "device": given.device,
+        "command": shlex.join([sys.executable, "-m", "loadtest.peers.benchmark", *argv]),
+        "commit": output_of("git", "describe", "--always", "--dirty", "--abbrev=40"),
+        "versions": {name: installed_version(name) for name in VERSIONED_PACKAGES},
+        "llama_server": servers.llama_server_version(args.llama_server),
+        "cores": servers.available_cores(),
+        "model": str(args.model),
+        "four_bit": args.four_bit,
+        "device": args.device,
         "options": asdict(options),
     }
 
 
-def output(*command: str) -> str | None:
+def output_of(*command: str) -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
+def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.peers.benchmark", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", type=Path, default=MODEL, help="folder; a random one of 135 million parameters is made when not given")
-    parser.add_argument("--gguf", type=Path, help="the same model for llama-server, F16")
-    parser.add_argument("--gguf-4bit", type=Path, help="the same, Q4_0; llama-quantize makes it when not given")
-    parser.add_argument("--llama-server", type=Path, help="when it is not on PATH")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder; by default a random model of 135 million parameters is made")
+    parser.add_argument("--gguf", type=Path, help="F16 GGUF of the same model, for llama-server")
+    parser.add_argument("--gguf-4bit", type=Path, help="its Q4_0 GGUF; by default llama-quantize makes it")
+    parser.add_argument("--llama-server", type=Path, help="the binary, if it is not on PATH")
     default = "nf4" if Path("/dev/nvidiactl").exists() else "int4"
-    parser.add_argument("--four-bit", choices=["int4", "nf4", "fp4"], default=default, help="Litmus's weights beside Q4_0")
+    parser.add_argument("--four-bit", choices=["int4", "nf4", "fp4"], default=default, help="weights of Litmus that are compared with Q4_0")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS), choices=ROWS, metavar="N", help="rows of the table; all")
-    parser.add_argument("--quick", action="store_true", help="so little of everything that it shows whether all runs, and nothing else")
+    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS), choices=ROWS, metavar="N", help="rows of the table; default all")
+    parser.add_argument("--quick", action="store_true", help="a short run that shows whether everything works; not a measurement")
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
-def main(words: Sequence[str]) -> int:
-    given = _arguments(words)
-    options = QUICK if given.quick else Options()
-    if given.model == MODEL and not (MODEL / "config.json").is_file():
+def main(argv: Sequence[str]) -> int:
+    args = _parse_args(argv)
+    options = QUICK if args.quick else Options()
+    if args.model == MODEL and not (MODEL / "config.json").is_file():
         make_model()
-    marks = chosen(given.rows)
-    bench = Bench(given, options, create_run(given.out, "engine", facts(given, options, words)))
-    for names in contests(marks):
-        asyncio.run(bench.contest(names))
-    for who, values in wanted(marks).items():
-        bench.attempt(who, values)
-    bench.check_lengths([(mark.ours, mark.theirs) for mark in marks])
-    shown = table(marks, bench.values, bench.missing)
-    bench.run.note({"kind": "table", "markdown": shown})
+    targets = targets_of_rows(args.rows)
+    bench = Bench(args, options, create_run(args.out, "engine", run_facts(args, options, argv)))
+    for names in round_groups(targets):
+        asyncio.run(bench.compare_in_rounds(names))
+    for subject, values in numbers_by_subject(targets).items():
+        bench.measure_subject(subject, values)
+    bench.check_lengths([(target.ours, target.theirs) for target in targets])
+    markdown = table(targets, bench.values, bench.missing)
+    bench.run.note({"kind": "table", "markdown": markdown})
     bench.run.close()
-    sys.stdout.write(f"{shown}\n\n{'Quick: no measurement. ' if given.quick else ''}Each measurement: {bench.run.path}\n")
+    sys.stdout.write(f"{markdown}\n\n{'Quick run: not a measurement. ' if args.quick else ''}Every measurement is in {bench.run.path}\n")
     return 1 if bench.failed else 0
 
 

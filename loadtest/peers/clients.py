@@ -1,6 +1,6 @@
-"""What is asked of a server to measure it: rounds of streaming clients, continued talks, streams beside a long prompt or scores.
+"""Measures one server: rounds of streaming clients, continued conversations, streams beside a long prompt, chats beside scores.
 
-Every answer is checked to be as long as it was asked to be. Times are the client's; a value is a number or it is not there.
+Every answer must have exactly the requested number of tokens. Times are measured at the client.
 """
 
 import asyncio
@@ -17,18 +17,22 @@ import aiohttp
 
 from loadtest import prompts
 from loadtest.peers.servers import PeerFailed, Server
-from loadtest.peers.targets import calm_gaps, gaps
+from loadtest.peers.targets import gaps_overlapping, gaps_within
 from loadtest.record import Record, Start, Stream
 
 Messages = list[dict[str, str]]
-TIMEOUT_S = 600  # without a byte
-BROKEN = (aiohttp.ClientError, TimeoutError)  # of a connection: refused, reset, silent, cut short
-LONG_ANSWER = 1500  # more than a stream gets to say while a prompt is read
+READ_TIMEOUT_S = 600  # without a byte from the server
+CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError)  # refused, reset, silent or cut short
+LONG_ANSWER_TOKENS = 1500  # more tokens than a stream gets while a long prompt is prefilled
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How much is asked. `rounds` are counted, one more goes before them."""
+    """How much load is sent. The run's manifest records these names.
+
+    `rounds` are counted; one uncounted round comes before them. `talk_tokens` and `long_tokens` are prompt lengths of the continued
+    conversation and of the prompt that interferes with streams. `texts` and `lengths` (tokens) are those of app.benchmarks.scoring.
+    """
 
     clients: int = 32
     prompt_words: int = 17
@@ -66,7 +70,7 @@ QUICK = Options(
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round came to."""
+    """The totals of one round."""
 
     requests: int
     prompt_tokens: int
@@ -78,103 +82,107 @@ class Round:
         return self.tokens / self.seconds
 
 
-def together(rounds: Sequence[Round]) -> Round:
-    """All as one: a slow round weighs by its seconds."""
-    prompt_tokens, tokens = sum(one.prompt_tokens for one in rounds), sum(one.tokens for one in rounds)
-    return Round(sum(one.requests for one in rounds), prompt_tokens, tokens, sum(one.seconds for one in rounds))
+def sum_rounds(rounds: Sequence[Round]) -> Round:
+    """Adds the rounds up, so that each weighs by its duration."""
+    return Round(
+        sum(each.requests for each in rounds),
+        sum(each.prompt_tokens for each in rounds),
+        sum(each.tokens for each in rounds),
+        sum(each.seconds for each in rounds),
+    )
 
 
 @dataclass(slots=True)
-class Chatter:
-    """Asks one server, by a client that costs little: what it takes of the machine, the server does not have."""
+class ChatClient:
+    """Sends requests to one server. It uses aiohttp, as a client that takes little CPU time leaves more of the machine to the server."""
 
     http: aiohttp.ClientSession
     server: Server
-    clients: int = 1
+    concurrency: int = 1
     begin_s: float = field(default_factory=time.perf_counter)
 
     async def ask(self, messages: Messages, max_tokens: int, stream: Stream | None = None) -> Record:
-        """Stream an answer of exactly `max_tokens`. `stream` may be given to look at while it goes. Raises `PeerFailed`."""
+        """Streams an answer of exactly `max_tokens`. Pass a `stream` to read its deltas while it runs. Raises `PeerFailed`."""
         body = {"messages": messages, "max_tokens": max_tokens, "temperature": 0.0, "stream": True}
-        body |= {"stream_options": {"include_usage": True}, **self.server.peer.extra}
+        body |= {"stream_options": {"include_usage": True}, **self.server.peer.extra_body}
         stream = stream or self.stream()
-        stream.start = Start("chat", self.clients, time.perf_counter(), self.begin_s)
+        stream.start = Start("chat", self.concurrency, time.perf_counter(), self.begin_s)
         try:
             async with self.http.post(f"{self.server.url}/v1/chat/completions", json=body) as response:
                 if response.status != HTTPStatus.OK:
                     raise PeerFailed(f"{self.server.peer.name} answered {response.status}: {(await response.read())[:300]!r}")
                 async for data in response.content.iter_any():
                     stream.feed(data, time.perf_counter())
-        except BROKEN as error:
+        except CONNECTION_ERRORS as error:
             raise PeerFailed(f"{self.server.peer.name}: {type(error).__name__} {error}") from error
-        if not self.server.peer.done:
+        if not self.server.peer.sends_done:
             stream.done = stream.usage is not None
         return self._checked(stream.record(time.perf_counter()), max_tokens)
 
     def stream(self) -> Stream:
-        return Stream(Start("chat", self.clients, time.perf_counter(), self.begin_s))
+        return Stream(Start("chat", self.concurrency, time.perf_counter(), self.begin_s))
 
     def _checked(self, record: Record, max_tokens: int) -> Record:
         if record.outcome != "ok" or record.completion_tokens != max_tokens or record.ttft_ms is None:
-            what = record.reason or f"{record.completion_tokens} tokens came, {max_tokens} were asked for"
-            raise PeerFailed(f"{self.server.peer.name}: {what}")
+            reason = record.reason or f"returned {record.completion_tokens} tokens instead of {max_tokens}"
+            raise PeerFailed(f"{self.server.peer.name}: {reason}")
         return record
 
     async def score(self, text: str) -> None:
         status, answer = await self.fetch("POST", "/v1/score", {"text": text})
         if status != HTTPStatus.OK or json.loads(answer)["data"][0]["object"] != "score":
-            raise PeerFailed(f"{self.server.peer.name} did not score: {status} {answer[:300]!r}")
+            raise PeerFailed(f"{self.server.peer.name} did not score a text: {status} {answer[:300]!r}")
 
     async def fetch(self, method: str, route: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
-        """Status and body of what does not stream. Raises `PeerFailed`."""
+        """Sends a request that does not stream; returns status and body. Raises `PeerFailed`."""
         try:
             async with self.http.request(method, f"{self.server.url}{route}", json=body) as response:
                 return response.status, await response.read()
-        except BROKEN as error:
+        except CONNECTION_ERRORS as error:
             raise PeerFailed(f"{self.server.peer.name}: {type(error).__name__} {error}") from error
 
 
 @asynccontextmanager
-async def chatter(server: Server) -> AsyncIterator[Chatter]:
-    """Each request has a connection of its own: servers differ in when they close one that is kept."""
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=TIMEOUT_S)
+async def connect(server: Server) -> AsyncIterator[ChatClient]:
+    """Yields a client of the server. Each request opens its own connection, as servers differ in how long they keep one open."""
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=READ_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
-        yield Chatter(http, server)
+        yield ChatClient(http, server)
 
 
-def says(text: str) -> Messages:
+def user_message(text: str) -> Messages:
     return [{"role": "user", "content": text}]
 
 
-def texts(seed: str, count: int, words: int) -> list[str]:
-    """Texts that share no beginning."""
-    return [prompts.text(random.Random(f"{seed}/{index}"), words) for index in range(count)]
+def random_texts(seed: str, count: int, words: int) -> list[str]:
+    """Returns texts that share no prefix, so that no prefix cache helps."""
+    return [prompts.random_text(random.Random(f"{seed}/{index}"), words) for index in range(count)]
 
 
-def rounds(options: Options, clients: int) -> list[list[str]]:
-    """Messages of each round, the uncounted one first; the same for every server, and for the bare engine."""
+def prompts_by_round(options: Options, clients: int) -> list[list[str]]:
+    """Returns the messages of each round, the uncounted round first. They are the same for every server and for the bare engine."""
     count = clients * (options.requests_per_client if clients > 1 else options.requests_alone)
-    return [texts(f"{clients}/{number}", count, options.prompt_words) for number in range(options.rounds + 1)]
+    return [random_texts(f"{clients}/{number}", count, options.prompt_words) for number in range(options.rounds + 1)]
 
 
-async def warm(chatter: Chatter, options: Options) -> None:
-    """Two requests that are not counted."""
-    for text in texts("warm", 2, options.prompt_words):
-        await chatter.ask(says(text), options.new_tokens)
+async def warm_up(client: ChatClient, options: Options) -> None:
+    """Sends two requests that are not counted."""
+    for text in random_texts("warm", 2, options.prompt_words):
+        await client.ask(user_message(text), options.new_tokens)
 
 
-async def words_of(chatter: Chatter, tokens: int) -> int:
-    """How many words make a prompt of so many tokens, by what the server says of two that are not counted."""
-    short, long = [await chatter.ask(says(prompts.text(random.Random(words), words)), 1) for words in (40, 120)]
+async def words_for_tokens(client: ChatClient, tokens: int) -> int:
+    """Returns how many words make a prompt of so many tokens, from the usage of two uncounted requests."""
+    short, long = [await client.ask(user_message(prompts.random_text(random.Random(words), words)), 1) for words in (40, 120)]
     per_word = ((long.prompt_tokens or 0) - (short.prompt_tokens or 0)) / 80
     return round((tokens - (short.prompt_tokens or 0)) / per_word) + 40
 
 
-async def play(chatter: Chatter, messages: Sequence[str], clients: int, new_tokens: int) -> Round:
-    """`clients` closed loops share the messages."""
+async def run_round(client: ChatClient, messages: Sequence[str], clients: int, new_tokens: int) -> Round:
+    """Sends the messages from `clients` closed loops."""
 
     async def loop(number: int) -> list[Record]:
-        return [await chatter.ask(says(text), new_tokens) for text in messages[number::clients]]
+        return [await client.ask(user_message(text), new_tokens) for text in messages[number::clients]]
 
     begin_s = time.perf_counter()
     groups = await asyncio.gather(*(loop(number) for number in range(clients)))
@@ -185,29 +193,29 @@ async def play(chatter: Chatter, messages: Sequence[str], clients: int, new_toke
 
 
 @dataclass(frozen=True, slots=True)
-class Talk:
-    """Milliseconds to the first token of a conversation, and of its next turn."""
+class Conversation:
+    """The TTFT in milliseconds of a conversation's first turn, and of its next turn."""
 
     prompt_tokens: int
     first_ms: float
     continued_ms: float
 
 
-async def continued(chatter: Chatter, options: Options) -> list[Talk]:
-    """A long message, its answer, and a short next turn, alone on the server. The first talk is not counted."""
-    talks = []
-    for text in texts("talk", options.repeats + 1, await words_of(chatter, options.talk_tokens)):
-        stream = chatter.stream()
-        first = await chatter.ask(says(text), options.new_tokens, stream)
-        turn = [*says(text), {"role": "assistant", "content": stream.text}, *says("And then?")]
-        then = await chatter.ask(turn, options.new_tokens)
-        talks.append(Talk(first.prompt_tokens or 0, first.ttft_ms or 0.0, then.ttft_ms or 0.0))
-    return talks[1:]
+async def measure_continued(client: ChatClient, options: Options) -> list[Conversation]:
+    """Measures conversations of a long message, its answer and a short next turn, one at a time. The first one is not counted."""
+    conversations = []
+    for text in random_texts("talk", options.repeats + 1, await words_for_tokens(client, options.talk_tokens)):
+        stream = client.stream()
+        first = await client.ask(user_message(text), options.new_tokens, stream)
+        messages = [*user_message(text), {"role": "assistant", "content": stream.text}, *user_message("And then?")]
+        second = await client.ask(messages, options.new_tokens)
+        conversations.append(Conversation(first.prompt_tokens or 0, first.ttft_ms or 0.0, second.ttft_ms or 0.0))
+    return conversations[1:]
 
 
 @dataclass(frozen=True, slots=True)
-class Press:
-    """Gaps in milliseconds between the deltas of streams, before a long prompt came and while it was read."""
+class PrefillInterference:
+    """Gaps in milliseconds between the deltas of streams: `calm_ms` before a long prompt was sent, `pressed_ms` during its prefill."""
 
     prompt_tokens: int
     read_ms: float
@@ -215,23 +223,24 @@ class Press:
     pressed_ms: tuple[float, ...]
 
 
-async def press(chatter: Chatter, options: Options) -> list[Press]:
-    """The first one is not counted."""
-    long = texts("long", options.repeats + 1, await words_of(chatter, options.long_tokens))
-    return [await _press_once(chatter, options, number, text) for number, text in enumerate(long)][1:]
+async def measure_prefill_interference(client: ChatClient, options: Options) -> list[PrefillInterference]:
+    """Measures how the prefill of a long prompt delays other streams. The first measurement is not counted."""
+    long_prompts = random_texts("long", options.repeats + 1, await words_for_tokens(client, options.long_tokens))
+    return [await _measure_interference_once(client, options, number, text) for number, text in enumerate(long_prompts)][1:]
 
 
-async def _press_once(chatter: Chatter, options: Options, number: int, long: str) -> Press:
-    """Streams that answer at length; when each has `calm_deltas`, the long prompt. Window: from its leaving to its first token."""
-    streams = [chatter.stream() for _ in range(options.streams)]
-    asked = texts(f"stream/{number}", options.streams, options.prompt_words)
-    tasks = [asyncio.create_task(chatter.ask(says(text), LONG_ANSWER, stream)) for text, stream in zip(asked, streams, strict=True)]
+async def _measure_interference_once(client: ChatClient, options: Options, number: int, long_prompt: str) -> PrefillInterference:
+    """Starts streams with long answers and sends the long prompt once each has `calm_deltas`. Its prefill ends with its first token."""
+    streams = [client.stream() for _ in range(options.streams)]
+    short_prompts = random_texts(f"stream/{number}", options.streams, options.prompt_words)
+    answers = (client.ask(user_message(text), LONG_ANSWER_TOKENS, stream) for text, stream in zip(short_prompts, streams, strict=True))
+    tasks = [asyncio.create_task(answer) for answer in answers]
     try:
         while any(len(stream.deltas_s) <= options.calm_deltas for stream in streams):
             _check_running(tasks)
             await asyncio.sleep(0.01)
         sent_s = time.perf_counter()
-        record = await chatter.ask(says(long), 1)
+        record = await client.ask(user_message(long_prompt), 1)
         until_s = sent_s + (record.ttft_ms or 0.0) / 1000
         while any(stream.deltas_s[-1] < until_s for stream in streams):
             _check_running(tasks)
@@ -242,27 +251,27 @@ async def _press_once(chatter: Chatter, options: Options, number: int, long: str
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
     since_s = max(stream.deltas_s[0] for stream in streams)
-    calm = [1000 * gap for stream in streams for gap in calm_gaps(stream.deltas_s, since_s, sent_s)]
-    pressed = [1000 * gap for stream in streams for gap in gaps(stream.deltas_s, sent_s, until_s)]
-    return Press(record.prompt_tokens or 0, 1000 * (until_s - sent_s), tuple(calm), tuple(pressed))
+    calm = [1000 * gap for stream in streams for gap in gaps_within(stream.deltas_s, since_s, sent_s)]
+    pressed = [1000 * gap for stream in streams for gap in gaps_overlapping(stream.deltas_s, sent_s, until_s)]
+    return PrefillInterference(record.prompt_tokens or 0, 1000 * (until_s - sent_s), tuple(calm), tuple(pressed))
 
 
 def _check_running(tasks: Sequence["asyncio.Task[Record]"]) -> None:
     for task in tasks:
         if task.done():
             task.result()
-            raise PeerFailed(f"a stream of {LONG_ANSWER} tokens was over before the long prompt was read")
+            raise PeerFailed(f"a stream of {LONG_ANSWER_TOKENS} tokens ended before the long prompt was prefilled")
 
 
-async def tpot(chatter: Chatter, options: Options, scoring: bool) -> list[float]:
-    """Milliseconds a token of each chat, with or without one text after the other being scored all the while."""
-    chatter.clients = options.streams
-    asked = texts(f"tpot/{scoring}", options.streams * options.chats_per_stream, options.prompt_words)
+async def measure_tpot(client: ChatClient, options: Options, scoring: bool) -> list[float]:
+    """Returns the TPOT in milliseconds of each chat. With `scoring`, one text after another is scored meanwhile."""
+    client.concurrency = options.streams
+    texts = random_texts(f"tpot/{scoring}", options.streams * options.chats_per_stream, options.prompt_words)
 
     async def loop(number: int) -> list[Record]:
-        return [await chatter.ask(says(text), options.new_tokens) for text in asked[number :: options.streams]]
+        return [await client.ask(user_message(text), options.new_tokens) for text in texts[number :: options.streams]]
 
-    scores = asyncio.create_task(_score_on(chatter, options)) if scoring else None
+    scores = asyncio.create_task(_keep_scoring(client, options)) if scoring else None
     try:
         groups = await asyncio.gather(*(loop(number) for number in range(options.streams)))
     finally:
@@ -274,7 +283,7 @@ async def tpot(chatter: Chatter, options: Options, scoring: bool) -> list[float]
     return [record.tpot_ms for group in groups for record in group if record.tpot_ms is not None]
 
 
-async def _score_on(chatter: Chatter, options: Options) -> None:
+async def _keep_scoring(client: ChatClient, options: Options) -> None:
     draw = random.Random("scores")
     while True:
-        await chatter.score(prompts.text(draw, options.score_words))
+        await client.score(prompts.random_text(draw, options.score_words))

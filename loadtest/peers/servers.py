@@ -1,4 +1,4 @@
-"""Servers to be measured beside one another: how each is started and asked, and that nothing of it is left behind.
+"""Starts the servers that are compared, waits until they are ready, and ends them with all their processes.
 
 Knows commands and ports, not what is measured.
 """
@@ -18,30 +18,34 @@ from typing import Any
 
 import httpx
 
-START_S = 300
-STOP_S = 45
-CHECK_S = 0.2
-PORT = "{port}"  # stands in a command where the port goes
-PAGES = 128  # of 256 tokens, for transformers' cache; left alone it would take most of the machine's memory
+START_TIMEOUT_S = 300
+STOP_TIMEOUT_S = 45
+POLL_INTERVAL_S = 0.2
+PORT_PLACEHOLDER = "{port}"  # in a command; `running` puts a free port in its place
+CACHE_BLOCKS = 128  # of 256 tokens, of transformers' cache; by default it would take most of the machine's memory
 
 
 class PeerAbsent(Exception):
-    """It is not on this machine; the message says what is missing."""
+    """The peer is not installed on this machine; the message says what is missing."""
 
 
 class PeerFailed(Exception):
-    """It is there and did not do what it was asked."""
+    """The peer is installed but failed, or answered something other than was asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """`extra` are body fields of its own; `done` tells whether it ends a stream with [DONE]."""
+    """A server that can be started and measured.
+
+    `ready_route` answers 200 once the model is loaded. `extra_body` holds fields that this server needs in every chat request.
+    `sends_done`: it ends a stream with [DONE].
+    """
 
     name: str
     command: tuple[str, ...]
-    ready: str
-    extra: dict[str, Any] = field(default_factory=dict)
-    done: bool = True
+    ready_route: str
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    sends_done: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Server:
     url: str
 
 
-def litmus(model: str, quantize: str, device: str, slots: int) -> Peer:
+def litmus_peer(model: str, quantize: str, device: str, slots: int) -> Peer:
     options = {
         "--model.path": model,
         "--model.quantize": quantize,
@@ -59,58 +63,63 @@ def litmus(model: str, quantize: str, device: str, slots: int) -> Peer:
         "--model.slots": str(slots),
         "--ui.enabled": "false",
         "--server.log_level": "warning",
-        "--server.port": PORT,
+        "--server.port": PORT_PLACEHOLDER,
     }
-    words = [word for option in options.items() for word in option]
-    return Peer(f"litmus-{quantize}", (sys.executable, "-m", "serve", *words), "/ready", {"ignore_eos": True})
+    args = [arg for option in options.items() for arg in option]
+    return Peer(f"litmus-{quantize}", (sys.executable, "-m", "serve", *args), "/ready", {"ignore_eos": True})
 
 
-def transformers(model: str, device: str) -> Peer:
+def transformers_peer(model: str, device: str) -> Peer:
     command = (sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--continuous-batching", "--dtype", "bfloat16")
-    extra = {"generation_config": '{"do_sample": false, "eos_token_id": -1}'}
-    cache = ("--cb-num-blocks", str(PAGES), "--device", device, "--port", PORT)
-    return Peer("transformers-serve", command + cache, "/health", extra, done=False)
+    extra_body = {"generation_config": '{"do_sample": false, "eos_token_id": -1}'}
+    cache = ("--cb-num-blocks", str(CACHE_BLOCKS), "--device", device, "--port", PORT_PLACEHOLDER)
+    return Peer("transformers-serve", command + cache, "/health", extra_body, sends_done=False)
 
 
-def llama(binary: Path, gguf: Path, slots: int, context: int) -> Peer:
-    """`context` tokens a slot. Its cache of past prompts is off: here no prompt comes twice, so it would only cost."""
-    options = ("-np", str(slots), "-c", str(slots * context), "-t", str(cores()), "--cache-ram", "0", "--no-webui", "--host", "127.0.0.1")
-    command = (*with_libraries(binary), "-m", str(gguf), *options, "--port", PORT)
+def llama_peer(binary: Path, gguf: Path, slots: int, context: int) -> Peer:
+    """llama-server with `context` tokens for each slot.
+
+    Its cache of past prompts is off: no prompt is sent twice, so the cache would only cost time.
+    """
+    size = ("-np", str(slots), "-c", str(slots * context), "-t", str(available_cores()))
+    options = (*size, "--cache-ram", "0", "--no-webui", "--host", "127.0.0.1")
+    command = (*with_library_path(binary), "-m", str(gguf), *options, "--port", PORT_PLACEHOLDER)
     return Peer(f"llama-{gguf.stem}", command, "/health", {"ignore_eos": True})
 
 
-def with_libraries(binary: Path) -> tuple[str, ...]:
-    """Runs a program of llama.cpp whose libraries lie beside it."""
+def with_library_path(binary: Path) -> tuple[str, ...]:
+    """Returns the command for a program of llama.cpp whose libraries are in its own folder."""
     return "env", f"LD_LIBRARY_PATH={binary.parent}", str(binary)
 
 
-def find_llama(given: Path | None) -> Path:
-    found = given or (Path(path) if (path := shutil.which("llama-server")) else None)
-    if found is None or not found.is_file():
-        raise PeerAbsent(f"{given} is no file" if given else "no llama-server on PATH")
-    return found.resolve()
+def find_llama_server(path: Path | None) -> Path:
+    """Returns `path`, or llama-server on PATH. Raises `PeerAbsent`."""
+    binary = path or (Path(on_path) if (on_path := shutil.which("llama-server")) else None)
+    if binary is None or not binary.is_file():
+        raise PeerAbsent(f"{path} is no file" if path else "no llama-server on PATH")
+    return binary.resolve()
 
 
-def llama_version(given: Path | None) -> str | None:
+def llama_server_version(path: Path | None) -> str | None:
     try:
-        done = subprocess.run([*with_libraries(find_llama(given)), "--version"], capture_output=True, text=True)
+        completed = subprocess.run([*with_library_path(find_llama_server(path)), "--version"], capture_output=True, text=True)
     except PeerAbsent:
         return None
-    return next(iter((done.stdout + done.stderr).splitlines()), None)
+    return next(iter((completed.stdout + completed.stderr).splitlines()), None)
 
 
-def cores() -> int:
-    """That this process may use."""
+def available_cores() -> int:
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 @contextmanager
 def running(peer: Peer, folder: Path) -> Iterator[Server]:
-    """The server, ready; its log in `folder`. It and what it started are ended afterwards. Raises `PeerFailed`."""
+    """Starts the server, with its log in `folder`, and yields it once it is ready. Ends all its processes. Raises `PeerFailed`."""
     port = free_port()
     server = Server(peer, f"http://127.0.0.1:{port}")
     log = folder / f"engine-{peer.name}.log"
-    command = [str(port) if word == PORT else word for word in peer.command]
+    command = [str(port) if arg == PORT_PLACEHOLDER else arg for arg in peer.command]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -121,23 +130,25 @@ def running(peer: Peer, folder: Path) -> Iterator[Server]:
 
 
 def _wait_ready(process: subprocess.Popen[bytes], server: Server, log: Path) -> None:
-    end_s = time.monotonic() + START_S
-    while time.monotonic() < end_s:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
         if process.poll() is not None:
             lines = log.read_text(errors="replace").strip().splitlines()
-            raise PeerFailed(f"{server.peer.name} ended with code {process.returncode}: {lines[-1] if lines else 'no word'} ({log})")
+            raise PeerFailed(
+                f"{server.peer.name} ended with code {process.returncode}: {lines[-1] if lines else 'nothing in its log'} ({log})"
+            )
         with suppress(httpx.TransportError):
-            if httpx.get(server.url + server.peer.ready, timeout=5).status_code == httpx.codes.OK:
+            if httpx.get(server.url + server.peer.ready_route, timeout=5).status_code == httpx.codes.OK:
                 return
-        time.sleep(CHECK_S)
-    raise PeerFailed(f"{server.peer.name} was not ready after {START_S} s ({log})")
+        time.sleep(POLL_INTERVAL_S)
+    raise PeerFailed(f"{server.peer.name} was not ready after {START_TIMEOUT_S} s ({log})")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """By process group: the server leads one of its own."""
+    """Terminates the server, then kills its process group, which the server leads."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_S)
+        process.wait(STOP_TIMEOUT_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,9 +1,8 @@
-"""`python -m loadtest.studies.gap`: one load through every layer from the bare model to a stream over HTTP, as a table and as
-runs/gap-*.jsonl.
+"""`python -m loadtest.studies.gap`: sends one load through every layer, from the bare model to a stream; writes runs/gap-*.jsonl.
 
-A wave is so many requests at once, each with as many prompt tokens and as many new ones as any other, and lasts until the last is
-answered. Each round starts every program anew, in an order of its own: `generate` and the engine by `app.benchmarks.engine`, and the
-server, which is asked for whole answers and for streams. What a first wave costs is not counted.
+A wave is a number of requests sent at once, all with equally many prompt tokens and new tokens; it lasts until the last is answered.
+Each round starts every program anew, in a random order: `generate` and the engine (app.benchmarks.engine), and the server, which is
+asked for whole answers and for streams. The first wave of each is not counted.
 """
 
 import argparse
@@ -23,21 +22,21 @@ from typing import Any
 import psutil
 
 from loadtest.peers import clients, servers
-from loadtest.peers.benchmark import VERSIONS, answers
-from loadtest.peers.clients import Chatter
+from loadtest.peers.benchmark import VERSIONED_PACKAGES, run_program
+from loadtest.peers.clients import ChatClient
 from loadtest.peers.servers import PeerFailed
-from loadtest.run import Run, create_run, installed, tell
-from loadtest.studies.slots import MODEL, served
-from loadtest.summary import number
+from loadtest.run import Run, create_run, installed_version, report_progress
+from loadtest.studies.slots import MODEL, litmus_with_slots
+from loadtest.summary import format_number
 
-BARE = ("generate", "engine")
-LAYERS = (*BARE, "whole", "stream")
-HEAD = ("at once", "layer", "tokens/s", "ms a token", "more than the layer before", "API's CPU", "client's CPU")
+IN_PROCESS = ("generate", "engine")
+LAYERS = (*IN_PROCESS, "whole", "stream")
+COLUMNS = ("at once", "layer", "tokens/s", "ms a token", "more than the layer before", "API's CPU", "client's CPU")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`waves` are counted in every round, for each layer and number at once."""
+    """`waves` is the number of counted waves in a round, for each layer and each number of requests at once. The manifest records these."""
 
     at_once: tuple[int, ...] = (1, 8, 32)
     rounds: int = 7
@@ -52,119 +51,123 @@ QUICK = Options(at_once=(1, 4), rounds=1, waves=1, new_tokens=8)
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Of a server: the one that holds the model, and the others."""
+    """The processes of a server: the worker that holds the model, and all others."""
 
     worker: psutil.Process
     others: tuple[psutil.Process, ...]
 
-    def used(self) -> dict[str, float]:
-        """CPU seconds so far, with those of this process, the client."""
+    def cpu_seconds(self) -> dict[str, float]:
+        """Returns the CPU seconds so far of worker, other processes, and this process (the client)."""
         api_s = sum(map(cpu_s, self.others))
         return {"worker_s": cpu_s(self.worker), "api_s": api_s, "client_s": time.process_time()}
 
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """How long one took, and how many tokens each of its prompts had."""
+    """How long a wave took, and the prompt tokens of each request."""
 
     seconds: float
     lengths: tuple[int, ...]
 
 
 @dataclass(slots=True)
-class Gap:
-    """One run. `prompt_tokens` is how long the server says the prompts are; the bare layers get random ones of that length."""
+class GapStudy:
+    """One run. `prompt_tokens` is the mean prompt length by the server's usage; layers in process get random prompts of that length."""
 
-    given: argparse.Namespace
+    args: argparse.Namespace
     options: Options
     run: Run
     rows: list[dict[str, Any]] = field(default_factory=list)
     prompt_tokens: int | None = None
 
     def measure(self) -> None:
-        """Every round. Raises `PeerFailed`."""
-        for turn, programs in enumerate(order(self.options.rounds, self.options.seed)):
+        """Measures every round. Raises `PeerFailed`."""
+        for turn, programs in enumerate(shuffle_programs(self.options.rounds, self.options.seed)):
             for program in programs:
-                tell(f"round {turn + 1} of {self.options.rounds}: {program} ...")
-                found = self.server(turn) if program == "server" else self.bare(program, turn)
-                for row in found:
+                report_progress(f"round {turn + 1} of {self.options.rounds}: {program} ...")
+                rows = self.measure_server(turn) if program == "server" else self.measure_in_process(program, turn)
+                for row in rows:
                     self.run.note(row)
                     self.rows.append(row)
 
-    def bare(self, layer: str, turn: int) -> Iterator[dict[str, Any]]:
-        given, options = self.given, self.options
-        command = [sys.executable, "-m", "app.benchmarks.engine", "--model", given.model, "--what", layer, "--quantize", given.quantize]
-        command += ["--dtype", given.dtype, "--device", given.device, "--prompt-tokens", str(self.prompt_tokens)]
+    def measure_in_process(self, layer: str, turn: int) -> Iterator[dict[str, Any]]:
+        args, options = self.args, self.options
+        command = [sys.executable, "-m", "app.benchmarks.engine", "--model", args.model, "--what", layer, "--quantize", args.quantize]
+        command += ["--dtype", args.dtype, "--device", args.device, "--prompt-tokens", str(self.prompt_tokens)]
         command += ["--new-tokens", str(options.new_tokens), "--repeats", str(options.waves), "--at-once", *map(str, options.at_once)]
-        for line in answers(command, self.run):
+        for line in run_program(command, self.run):
             for wave, rates in enumerate(line["runs"]):
-                yield self.wave(turn, layer, line["at_once"], wave, rates["tokens_per_s"])
+                yield self.wave_row(turn, layer, line["at_once"], wave, rates["tokens_per_s"])
 
-    def server(self, turn: int) -> list[dict[str, Any]]:
-        with servers.running(served(self.given, max(self.options.at_once)), self.run.path.parent) as server:
-            return asyncio.run(self.ask(server, turn))
+    def measure_server(self, turn: int) -> list[dict[str, Any]]:
+        with servers.running(litmus_with_slots(self.args, max(self.options.at_once)), self.run.path.parent) as server:
+            return asyncio.run(self.measure_http_layers(server, turn))
 
-    async def ask(self, server: servers.Server, turn: int) -> list[dict[str, Any]]:
-        """Both HTTP layers at every number at once, in the round's order."""
-        cells = [(layer, at_once) for layer in LAYERS if layer not in BARE for at_once in self.options.at_once]
+    async def measure_http_layers(self, server: servers.Server, turn: int) -> list[dict[str, Any]]:
+        """Measures both HTTP layers with every number of requests at once, in the round's order. Returns the rows."""
+        cells = [(layer, at_once) for layer in LAYERS if layer not in IN_PROCESS for at_once in self.options.at_once]
         rows: list[dict[str, Any]] = []
         lengths: list[int] = []
-        found = processes()
-        async with clients.chatter(server) as chatter:
+        server_processes = find_processes()
+        async with clients.connect(server) as client:
             for layer, at_once in random.Random(f"{self.options.seed}/{turn}").sample(cells, len(cells)):
-                sent, spent = await self.waves(chatter, found, f"{turn}/{layer}/{at_once}", layer, at_once)
+                waves, cpu = await self.send_waves(client, server_processes, f"{turn}/{layer}/{at_once}", layer, at_once)
                 tokens = at_once * self.options.new_tokens
-                rows += [self.wave(turn, layer, at_once, wave, tokens / one.seconds) for wave, one in enumerate(sent)]
-                place = {"round": turn, "layer": layer, "at_once": at_once}
-                rows.append({"kind": "cpu", **place, "tokens": tokens * len(sent), "seconds": sum(one.seconds for one in sent), **spent})
-                lengths += [length for one in sent for length in one.lengths]
+                rows += [self.wave_row(turn, layer, at_once, number, tokens / wave.seconds) for number, wave in enumerate(waves)]
+                cell = {"round": turn, "layer": layer, "at_once": at_once}
+                seconds = sum(wave.seconds for wave in waves)
+                rows.append({"kind": "cpu", **cell, "tokens": tokens * len(waves), "seconds": seconds, **cpu})
+                lengths += [length for wave in waves for length in wave.lengths]
         if self.prompt_tokens is None:
             self.prompt_tokens = round(statistics.mean(lengths))
         rows.append({"kind": "prompts", "round": turn, "mean": statistics.mean(lengths), "bare": self.prompt_tokens})
         return rows
 
-    async def waves(self, chatter: Chatter, found: Processes, name: str, layer: str, at_once: int) -> tuple[list[Wave], dict[str, float]]:
-        """The counted ones, and the CPU seconds that went by meanwhile."""
+    async def send_waves(
+        self, client: ChatClient, server_processes: Processes, name: str, layer: str, at_once: int
+    ) -> tuple[list[Wave], dict[str, float]]:
+        """Sends one uncounted wave and the counted ones. Returns the latter, and the CPU seconds spent on them."""
         options = self.options
-        chatter.clients = at_once
-        texts = [clients.texts(f"gap/{options.seed}/{name}/{wave}", at_once, options.prompt_words) for wave in range(options.waves + 1)]
-        await send(chatter, layer, texts[0], options.new_tokens)
-        before = found.used()
-        sent = [await send(chatter, layer, wave, options.new_tokens) for wave in texts[1:]]
-        return sent, {name: value - before[name] for name, value in found.used().items()}
+        client.concurrency = at_once
+        seeds = [f"gap/{options.seed}/{name}/{wave}" for wave in range(options.waves + 1)]
+        texts = [clients.random_texts(seed, at_once, options.prompt_words) for seed in seeds]
+        await send_wave(client, layer, texts[0], options.new_tokens)
+        before = server_processes.cpu_seconds()
+        waves = [await send_wave(client, layer, wave_texts, options.new_tokens) for wave_texts in texts[1:]]
+        return waves, {name: value - before[name] for name, value in server_processes.cpu_seconds().items()}
 
-    def wave(self, turn: int, layer: str, at_once: int, wave: int, tokens_per_s: float) -> dict[str, Any]:
+    def wave_row(self, turn: int, layer: str, at_once: int, wave: int, tokens_per_s: float) -> dict[str, Any]:
         return {"kind": "wave", "round": turn, "layer": layer, "at_once": at_once, "wave": wave, "tokens_per_s": tokens_per_s}
 
 
-async def send(chatter: Chatter, layer: str, texts: Sequence[str], new_tokens: int) -> Wave:
-    """Everyone at once. Raises `PeerFailed` for an answer of another length."""
+async def send_wave(client: ChatClient, layer: str, texts: Sequence[str], new_tokens: int) -> Wave:
+    """Sends all texts at once. Raises `PeerFailed` for an answer of another length."""
 
     async def ask(text: str) -> int:
         if layer == "stream":
-            return (await chatter.ask(clients.says(text), new_tokens)).prompt_tokens or 0
-        return await ask_whole(chatter, text, new_tokens)
+            return (await client.ask(clients.user_message(text), new_tokens)).prompt_tokens or 0
+        return await ask_without_stream(client, text, new_tokens)
 
     begin_s = time.perf_counter()
     lengths = await asyncio.gather(*map(ask, texts))
     return Wave(time.perf_counter() - begin_s, tuple(lengths))
 
 
-async def ask_whole(chatter: Chatter, text: str, new_tokens: int) -> int:
-    """One answer that does not stream; the length of its prompt."""
-    peer = chatter.server.peer
-    body = {"messages": clients.says(text), "max_tokens": new_tokens, "temperature": 0.0, **peer.extra}
-    status, answer = await chatter.fetch("POST", "/v1/chat/completions", body)
+async def ask_without_stream(client: ChatClient, text: str, new_tokens: int) -> int:
+    """Requests one answer without streaming; returns its number of prompt tokens. Raises `PeerFailed`."""
+    peer = client.server.peer
+    body = {"messages": clients.user_message(text), "max_tokens": new_tokens, "temperature": 0.0, **peer.extra_body}
+    status, answer = await client.fetch("POST", "/v1/chat/completions", body)
     if status != HTTPStatus.OK:
         raise PeerFailed(f"{peer.name} answered {status}: {answer[:300]!r}")
     usage = json.loads(answer)["usage"]
     if usage["completion_tokens"] != new_tokens:
-        raise PeerFailed(f"{peer.name}: {usage['completion_tokens']} tokens came, {new_tokens} were asked for")
+        raise PeerFailed(f"{peer.name}: returned {usage['completion_tokens']} tokens instead of {new_tokens}")
     return usage["prompt_tokens"]
 
 
-def processes() -> Processes:
-    """All below this one, which are the server's while it runs. The model is where most memory of a process's own is."""
+def find_processes() -> Processes:
+    """Returns the descendants of this process: those of the server, while it runs. The worker has the most memory of its own."""
     *others, worker = sorted(psutil.Process().children(recursive=True), key=lambda process: process.memory_full_info().uss)
     return Processes(worker, tuple(others))
 
@@ -174,31 +177,31 @@ def cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def order(rounds: int, seed: int) -> list[list[str]]:
-    """Of the programs. In the first round the server comes first: it knows how long the prompts are."""
+def shuffle_programs(rounds: int, seed: int) -> list[list[str]]:
+    """Returns the order of the programs in each round. The first round begins with the server, which reports how long the prompts are."""
     draw = random.Random(seed)
-    found = [draw.sample(("server", *BARE), 1 + len(BARE)) for _ in range(rounds)]
-    found[0].sort(key=lambda program: program != "server")
-    return found
+    orders = [draw.sample(("server", *IN_PROCESS), 1 + len(IN_PROCESS)) for _ in range(rounds)]
+    orders[0].sort(key=lambda program: program != "server")
+    return orders
 
 
 def table(rows: Sequence[dict[str, Any]], at_once: Sequence[int]) -> str:
-    """Markdown. A token's milliseconds are what each of so many readers waits for it; CPU is in seconds per second of the run."""
-    cells = [list(HEAD), ["---:", "---", *["---:"] * (len(HEAD) - 2)]]
+    """Formats the rows as Markdown. "ms a token" is what one of the clients waits for a token; CPU is in seconds per second of the run."""
+    cells = [list(COLUMNS), ["---:", "---", *["---:"] * (len(COLUMNS) - 2)]]
     for count in at_once:
-        before: float | None = None
+        previous_ms: float | None = None
         for layer in LAYERS:
-            mine = [row for row in rows if row.get("layer") == layer and row["at_once"] == count]
-            now = token_ms(mine, count)
-            more = "" if before is None else f"{now - before:+.2f}"
-            shares = [share(mine, name) for name in ("api_s", "client_s")]
-            cells.append([str(count), layer, number(1000 * count / now), f"{now:.2f}", more, *shares])
-            before = now
+            cell_rows = [row for row in rows if row.get("layer") == layer and row["at_once"] == count]
+            ms = mean_token_ms(cell_rows, count)
+            added = "" if previous_ms is None else f"{ms - previous_ms:+.2f}"
+            shares = [median_cpu_share(cell_rows, name) for name in ("api_s", "client_s")]
+            cells.append([str(count), layer, format_number(1000 * count / ms), f"{ms:.2f}", added, *shares])
+            previous_ms = ms
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def token_ms(rows: Sequence[dict[str, Any]], at_once: int) -> float:
-    """The mean over the rounds of what each's median wave took, so that what the layers add makes up the whole."""
+def mean_token_ms(rows: Sequence[dict[str, Any]], at_once: int) -> float:
+    """Returns the mean over the rounds of the milliseconds a token of the median wave. Means add up, so each layer's share can be told."""
     rounds: dict[int, list[float]] = {}
     for row in rows:
         if row["kind"] == "wave":
@@ -206,60 +209,60 @@ def token_ms(rows: Sequence[dict[str, Any]], at_once: int) -> float:
     return statistics.mean(map(statistics.median, rounds.values()))
 
 
-def share(rows: Sequence[dict[str, Any]], name: str) -> str:
-    found = [row[name] / row["seconds"] for row in rows if row["kind"] == "cpu"]
-    return f"{statistics.median(found):.2f}" if found else ""
+def median_cpu_share(rows: Sequence[dict[str, Any]], name: str) -> str:
+    shares = [row[name] / row["seconds"] for row in rows if row["kind"] == "cpu"]
+    return f"{statistics.median(shares):.2f}" if shares else ""
 
 
-def facts(given: argparse.Namespace, options: Options, words: Sequence[str]) -> dict[str, Any]:
+def run_facts(args: argparse.Namespace, options: Options, argv: Sequence[str]) -> dict[str, Any]:
     return {
-        "command": shlex.join([sys.executable, "-m", "loadtest.studies.gap", *words]),
-        "quick": given.quick,
-        "versions": {name: installed(name) for name in VERSIONS},
-        "cores": servers.cores(),
-        "device": given.device,
-        "model": {"id": given.model, "dtype": given.dtype, "quantize": given.quantize, "slots": max(options.at_once)},
+        "command": shlex.join([sys.executable, "-m", "loadtest.studies.gap", *argv]),
+        "quick": args.quick,
+        "versions": {name: installed_version(name) for name in VERSIONED_PACKAGES},
+        "cores": servers.available_cores(),
+        "device": args.device,
+        "model": {"id": args.model, "dtype": args.dtype, "quantize": args.quantize, "slots": max(options.at_once)},
         "options": asdict(options),
     }
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
+def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.studies.gap", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default=MODEL, help="folder or hub name")
     parser.add_argument("--quantize", choices=["none", "int8", "nf4", "fp4"], default="none")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="in every layer")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of every layer")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--at-once", type=int, nargs="+", choices=range(1, 1025), metavar="N", help="1 8 32")
-    parser.add_argument("--rounds", type=int, choices=range(1, 1001), metavar="N", help="7")
-    parser.add_argument("--waves", type=int, choices=range(1, 1001), metavar="N", help="6, in every round")
-    parser.add_argument("--new-tokens", type=int, choices=range(2, 100_001), metavar="N", help="64, of every answer")
-    parser.add_argument("--seed", type=int, help="of the order and the prompts")
-    parser.add_argument("--quick", action="store_true", help="so little that it shows whether all runs, and nothing else")
+    parser.add_argument("--at-once", type=int, nargs="+", choices=range(1, 1025), metavar="N", help="requests at once; default 1 8 32")
+    parser.add_argument("--rounds", type=int, choices=range(1, 1001), metavar="N", help="default 7")
+    parser.add_argument("--waves", type=int, choices=range(1, 1001), metavar="N", help="in every round; default 6")
+    parser.add_argument("--new-tokens", type=int, choices=range(2, 100_001), metavar="N", help="of every answer; default 64")
+    parser.add_argument("--seed", type=int, help="seed of the order and the prompts")
+    parser.add_argument("--quick", action="store_true", help="a short run that shows whether everything works; not a measurement")
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
-def options_of(given: argparse.Namespace) -> Options:
-    """What was asked for, over the quick or the full measure."""
-    told = {name: getattr(given, name) for name in Options.__slots__ if getattr(given, name, None) is not None}
-    if "at_once" in told:
-        told["at_once"] = tuple(sorted(set(told["at_once"])))
-    return replace(QUICK if given.quick else Options(), **told)
+def options_of(args: argparse.Namespace) -> Options:
+    """Returns the default or quick options, overridden by those on the command line."""
+    overrides = {name: getattr(args, name) for name in Options.__slots__ if getattr(args, name, None) is not None}
+    if "at_once" in overrides:
+        overrides["at_once"] = tuple(sorted(set(overrides["at_once"])))
+    return replace(QUICK if args.quick else Options(), **overrides)
 
 
-def main(words: Sequence[str]) -> int:
-    given = _arguments(words)
-    gap = Gap(given, options_of(given), create_run(given.out, "gap", facts(given, options_of(given), words)))
+def main(argv: Sequence[str]) -> int:
+    args = _parse_args(argv)
+    study = GapStudy(args, options_of(args), create_run(args.out, "gap", run_facts(args, options_of(args), argv)))
     try:
-        gap.measure()
+        study.measure()
     except PeerFailed as error:
-        gap.run.note({"kind": "failed", "why": str(error)})
-        tell(f"{error}; what was measured until then: {gap.run.path}")
+        study.run.note({"kind": "failed", "why": str(error)})
+        report_progress(f"{error}; rows measured before are in {study.run.path}")
         return 1
     finally:
-        gap.run.close()
-    shown = table(gap.rows, gap.options.at_once)
-    sys.stdout.write(f"{shown}\n\n{'Quick: no measurement. ' if given.quick else ''}Each wave: {gap.run.path}\n")
+        study.run.close()
+    markdown = table(study.rows, study.options.at_once)
+    sys.stdout.write(f"{markdown}\n\n{'Quick run: not a measurement. ' if args.quick else ''}Every wave is in {study.run.path}\n")
     return 0
 
 

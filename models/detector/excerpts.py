@@ -1,9 +1,7 @@
-"""Passages of the validation books, and the bundled model's own stories of the same lengths: what its detector is measured on.
+"""The texts that the bundled detector is measured on: passages of the validation books, and stories of the bundled model.
 
-    python -m models.detector          (which calls this)
-
-A story is asked for with the words of a passage, so both sides of a book are about the same things. Both are cut to whole sentences by
-the same rule. Stories are written down one by one; a second run goes on where the first one stopped.
+The prompt of a story uses words of a passage, so that human and machine texts of a book share their topics. Both are cut to whole sentences
+by the same rule. Each story is recorded at once, so a second run resumes where the first one stopped.
 """
 
 import gzip
@@ -11,32 +9,33 @@ import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from app.engine.engine import Engine
-from app.engine.request import Delta, Failed, Generate, Sampling
-from app.scoring.journal import mended
+from app.engine.request import Delta, Failed, Generate, SamplingParams
+from app.scoring.journal import read_complete_lines
 from app.tokenizer import Tokenizer
 from models.train import corpus
 from models.train.corpus import SENTENCE_END, Passage
 
-GOALS = (100, 200, 400)  # tokens at most; at least SHORTEST of it
-SHORTEST = 0.8
-SETTINGS = {
-    "T=1": Sampling(temperature=1.0),
-    "T=0.7": Sampling(temperature=0.7),
-    "T=0.7, top_p=0.9": Sampling(temperature=0.7, top_p=0.9),
-    "T=1, top_p=0.9": Sampling(temperature=1.0, top_p=0.9),
+GOAL_TOKENS = (100, 200, 400)  # most tokens of an excerpt
+MIDDLE_GOAL = GOAL_TOKENS[1]
+MIN_SHARE_OF_GOAL = 0.8  # an excerpt with fewer tokens is left out
+SAMPLING = {
+    "T=1": SamplingParams(temperature=1.0),
+    "T=0.7": SamplingParams(temperature=0.7),
+    "T=0.7, top_p=0.9": SamplingParams(temperature=0.7, top_p=0.9),
+    "T=1, top_p=0.9": SamplingParams(temperature=1.0, top_p=0.9),
 }
-SERVED = frozenset(["T=0.7, top_p=0.9", "T=1, top_p=0.9"])  # with top_p as the model's own defaults have it; for the middle length only
+MIDDLE_GOAL_ONLY = frozenset(["T=0.7, top_p=0.9", "T=1, top_p=0.9"])  # kinds with the model's default top_p
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A text of about `goal` tokens. `kind` is "human" or a key of `SETTINGS`; `group` a chapter of a book."""
+class Excerpt:
+    """A text of about `goal` tokens. `kind` is "human" or a key of `SAMPLING`, `group` a chapter of the book. The keys of stories.jsonl."""
 
     id: str
     kind: str
@@ -47,82 +46,82 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A story still to be told, of which `piece` has no text yet."""
+class StoryRequest:
+    """A story to generate: `excerpt` has its place and an empty text, `job` is the engine's request."""
 
-    piece: Piece
+    excerpt: Excerpt
     job: Generate
 
 
-def cut(text: str, goal: int, tokenizer: Tokenizer) -> str | None:
-    """The longest run of whole sentences from the beginning with at most `goal` tokens; None where it is much shorter."""
+def cut_to_sentences(text: str, goal: int, tokenizer: Tokenizer) -> str | None:
+    """The longest run of whole sentences from the beginning with at most `goal` tokens; None if it has too few tokens."""
     ends = [match.start() + len(match.group().rstrip()) for match in SENTENCE_END.finditer(text)]
     if text.rstrip().endswith((".", "!", "?", '"')):
         ends.append(len(text.rstrip()))
-    last = [end for _, end in tokenizer.read(text, "text").offsets if end]  # characters up to each token's end
-    fits = [(end, tokens) for end in ends if (tokens := sum(1 for one in last if one <= end)) <= goal]
-    return text[: fits[-1][0]] if fits and fits[-1][1] >= SHORTEST * goal else None
+    token_ends = [end for _, end in tokenizer.encode_with_offsets(text, "text").offsets if end]  # characters up to each token's end
+    fitting = [(end, tokens) for end in ends if (tokens := sum(1 for token_end in token_ends if token_end <= end)) <= goal]
+    return text[: fitting[-1][0]] if fitting and fitting[-1][1] >= MIN_SHARE_OF_GOAL * goal else None
 
 
-def passages(folder: Path, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Runs of whole sentences that begin where a paragraph does, one after another through each chapter, the goals in turn."""
+def passages(folder: Path, tokenizer: Tokenizer) -> Iterator[Excerpt]:
+    """Runs of whole sentences from each chapter, one after another, each from the start of a paragraph; the goals take turns."""
     for file in sorted(folder.glob("*.txt.gz")):
-        book, turn = file.name.removesuffix(".txt.gz"), 0
+        book, number = file.name.removesuffix(".txt.gz"), 0
         chapters = gzip.decompress(file.read_bytes()).decode().strip().split("\n\n")
-        for number, chapter in enumerate(chapters):
+        for chapter_number, chapter in enumerate(chapters):
             paragraphs = chapter.split("\n")
             while paragraphs:
-                goal = GOALS[turn % len(GOALS)]
-                text = cut(_run(paragraphs, goal, tokenizer), goal, tokenizer)
-                turn += 1
+                goal = GOAL_TOKENS[number % len(GOAL_TOKENS)]
+                text = cut_to_sentences(_take_paragraphs(paragraphs, goal, tokenizer), goal, tokenizer)
+                number += 1
                 if text:
-                    yield Piece(f"{book}/{turn}", "human", book, f"{book}/{number}", goal, text)
+                    yield Excerpt(f"{book}/{number}", "human", book, f"{book}/{chapter_number}", goal, text)
 
 
-def _run(paragraphs: list[str], goal: int, tokenizer: Tokenizer) -> str:
-    """Takes paragraphs off the front until they have more than `goal` tokens."""
+def _take_paragraphs(paragraphs: list[str], goal: int, tokenizer: Tokenizer) -> str:
+    """Removes paragraphs from the front of the list until they have more than `goal` tokens, and returns them joined."""
     taken, tokens = [], 0
     while paragraphs and tokens <= goal:
         taken.append(paragraphs.pop(0))
-        tokens += len(tokenizer.encode(taken[-1], "text", special=False))
+        tokens += len(tokenizer.encode(taken[-1], "text", add_special_tokens=False))
     return "\n".join(taken)
 
 
-def request(piece: Piece) -> str:
-    """For a story about the nouns of the passage, or for one that goes on from its first sentences."""
-    rng, passage = random.Random(piece.id), Passage(piece.text, "")
-    rules = [corpus.about, corpus.proceed]
+def story_prompt(passage: Excerpt) -> str:
+    """Asks for a story about nouns of the passage, or for one that continues its first sentences. The same for the same id."""
+    rng, source = random.Random(passage.id), Passage(passage.text, "")
+    rules = [corpus.story, corpus.continuation]
     rng.shuffle(rules)
-    found = next((made for rule in rules if (made := rule(passage, rng))), None)
-    return found[0]["content"] if found else "Tell me a story."
+    dialogue = next((dialogue for rule in rules if (dialogue := rule(source, rng))), None)
+    return dialogue[0]["content"] if dialogue else "Tell me a story."
 
 
-def wanted(humans: Sequence[Piece], tokenizer: Tokenizer) -> Iterator[Wanted]:
-    """One story a passage and setting. The end is held back until the length is reached, or few would reach 400 tokens."""
-    for piece in humans:
-        prompt = tokenizer.chat([{"role": "user", "content": request(piece)}])
-        for kind, sampling in SETTINGS.items():
-            if kind in SERVED and piece.goal != GOALS[1]:
+def story_requests(humans: Sequence[Excerpt], tokenizer: Tokenizer) -> Iterator[StoryRequest]:
+    """A story for each passage and kind of sampling. `min_tokens` prevents an early end; few stories would reach 400 tokens without."""
+    for passage in humans:
+        prompt = tokenizer.encode_chat([{"role": "user", "content": story_prompt(passage)}])
+        for kind, sampling in SAMPLING.items():
+            if kind in MIDDLE_GOAL_ONLY and passage.goal != MIDDLE_GOAL:
                 continue
-            told = Piece(f"{piece.id}/{kind}", kind, piece.book, piece.group, piece.goal, "")
-            drawn = Sampling(sampling.temperature, top_p=sampling.top_p, seed=_seed(told.id), min_tokens=piece.goal + 8)
-            yield Wanted(told, Generate(told.id, prompt, piece.goal + 16, drawn))
+            story = replace(passage, id=f"{passage.id}/{kind}", kind=kind, text="")
+            params = replace(sampling, seed=_seed_of(story.id), min_tokens=passage.goal + 8)
+            yield StoryRequest(story, Generate(story.id, prompt, passage.goal + 16, params))
 
 
-def _seed(id: str) -> int:
+def _seed_of(id: str) -> int:
     return random.Random(id).getrandbits(62)
 
 
-def tell(engine: Engine, stories: Sequence[Wanted]) -> Iterator[tuple[Wanted, str]]:
-    """Each with its whole text, as they end."""
-    waiting = iter(stories)
-    flying: dict[str, Wanted] = {}
+def generate_stories(engine: Engine, requests: Sequence[StoryRequest]) -> Iterator[Excerpt]:
+    """Yields each story with its text, in the order in which they finish. Raises the error of one that fails."""
+    waiting = iter(requests)
+    in_flight: dict[str, StoryRequest] = {}
     texts: dict[str, str] = {}
     while True:
-        while len(flying) < engine.limits.slots and (one := next(waiting, None)):
-            engine.submit(one.job)
-            flying[one.piece.id], texts[one.piece.id] = one, ""
-        if not flying:
+        while len(in_flight) < engine.limits.slots and (request := next(waiting, None)):
+            engine.submit(request.job)
+            in_flight[request.job.id], texts[request.job.id] = request, ""
+        if not in_flight:
             return
         for event in engine.step():
             if isinstance(event, Failed):
@@ -130,23 +129,28 @@ def tell(engine: Engine, stories: Sequence[Wanted]) -> Iterator[tuple[Wanted, st
             if isinstance(event, Delta):
                 texts[event.id] += event.text
                 if event.finish:
-                    yield flying.pop(event.id), texts.pop(event.id)
+                    yield replace(in_flight.pop(event.id).excerpt, text=texts.pop(event.id).strip())
 
 
-def stories(engine: Engine, tokenizer: Tokenizer, humans: Sequence[Piece], path: Path) -> list[Piece]:
-    """Those whose whole sentences are long enough. `path` keeps all of them as they come, JSON lines."""
+def load_or_generate_stories(engine: Engine, tokenizer: Tokenizer, humans: Sequence[Excerpt], path: Path) -> list[Excerpt]:
+    """The stories whose whole sentences are long enough. `path` (JSON lines) records every story; only missing ones are generated."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = [Piece(**json.loads(line)) for line in mended(path).splitlines()]
-    done = {piece.id for piece in known}
-    left = [one for one in wanted(humans, tokenizer) if one.piece.id not in done]
+    stories = [Excerpt(**json.loads(line)) for line in read_complete_lines(path).splitlines()]
+    done = {story.id for story in stories}
+    missing = [request for request in story_requests(humans, tokenizer) if request.excerpt.id not in done]
     with (
         path.open("a", encoding="utf-8") as file,
-        tqdm(total=len(done) + len(left), initial=len(done), desc="tell", file=sys.stderr) as bar,
+        tqdm(total=len(done) + len(missing), initial=len(done), desc="generate stories", file=sys.stderr) as progress,
     ):
-        for one, text in tell(engine, left):
-            known.append(Piece(**{**asdict(one.piece), "text": text.strip()}))
-            file.write(json.dumps(asdict(known[-1])) + "\n")
+        for story in generate_stories(engine, missing):
+            stories.append(story)
+            file.write(json.dumps(asdict(story)) + "\n")
             file.flush()
-            bar.update()
-    shortened = ((piece, cut(piece.text, piece.goal, tokenizer)) for piece in known)
-    return [Piece(**{**asdict(piece), "text": text}) for piece, text in shortened if text]
+            progress.update()
+    return cut_all(stories, tokenizer)
+
+
+def cut_all(excerpts: Sequence[Excerpt], tokenizer: Tokenizer) -> list[Excerpt]:
+    """Cuts each to whole sentences; leaves out those that are too short then."""
+    texts = ((excerpt, cut_to_sentences(excerpt.text, excerpt.goal, tokenizer)) for excerpt in excerpts)
+    return [replace(excerpt, text=text) for excerpt, text in texts if text]

@@ -1,9 +1,9 @@
-"""What quantization does to a pair of models: perplexity on held-out books and how well the detector tells its stories, as JSON lines.
+"""What quantization costs a pair of models: perplexity on held-out books, and AUROC on the model's stories, as JSON lines.
 
     python -m models.detector.quality --quantize none int8 nf4 fp4 int4
 
-Every quantization reads the same texts: passages of the validation books, and stories that the unquantized model wrote at temperature 1,
-both of about 200 tokens. `python -m models.detector` keeps such stories; where there are none they are told first.
+Every quantization scores the same texts of about 200 tokens: passages of the validation books, and stories that the unquantized model wrote
+at temperature 1. Uses the stories that `python -m models.detector` recorded; generates them if there are none.
 """
 
 import argparse
@@ -15,115 +15,113 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.calibrate import Choices, scored
+from app.calibrate import CHOICES, score_with_journal
 from app.errors import LitmusError, SetupError
 from app.models.loading import create_engine
 from app.schemas import Method
-from app.scoring.journal import mended
-from app.scoring.sample import Row, auroc, interval, sample_of
-from app.scoring.sources import Text, prepared
+from app.scoring.journal import read_complete_lines
+from app.scoring.sample import ScoreRow, auroc, bootstrap_interval, sample_of
+from app.scoring.sources import LabelledText, prepare_texts
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 from models.detector import excerpts
-from models.detector.excerpts import GOALS, Piece
+from models.detector.excerpts import MIDDLE_GOAL, Excerpt
 
-KIND = "T=1"
-GOAL = GOALS[1]
+KIND = "T=1"  # of the stories
 METHODS: tuple[Method, ...] = ("binoculars", "likelihood_ratio")
 
 
-def spaced(pieces: Sequence[Piece], count: int) -> list[Piece]:
-    """`count` of them at equal distances, or all."""
-    most = min(count, len(pieces))
-    return [pieces[number * len(pieces) // most] for number in range(most)]
+def take_evenly(excerpts: Sequence[Excerpt], count: int) -> list[Excerpt]:
+    """`count` of them at equal distances; all if there are fewer."""
+    count = min(count, len(excerpts))
+    return [excerpts[number * len(excerpts) // count] for number in range(count)]
 
 
-def passages(data: Path, tokenizer: Tokenizer) -> list[Piece]:
-    """Of the middle length, in the order of the books. Raises `SetupError`."""
+def passages(data: Path, tokenizer: Tokenizer) -> list[Excerpt]:
+    """The passages of the middle length, in the order of the books. Raises `SetupError` if there are no books."""
     folder = data / "stories" / "valid"
-    found = [piece for piece in excerpts.passages(folder, tokenizer) if piece.goal == GOAL]
-    if not found:
+    selected = [passage for passage in excerpts.passages(folder, tokenizer) if passage.goal == MIDDLE_GOAL]
+    if not selected:
         raise SetupError(f"{folder} has no books; --data names the folder that holds stories/")
-    return found
+    return selected
 
 
-def kept(path: Path, tokenizer: Tokenizer) -> list[Piece]:
-    """Stories of this kind and length that `models.detector` wrote down, cut to whole sentences; none where there is no file."""
-    pieces = (Piece(**json.loads(line)) for line in mended(path).splitlines())
-    return _cut([piece for piece in pieces if piece.kind == KIND and piece.goal == GOAL], tokenizer)
+def recorded_stories(path: Path, tokenizer: Tokenizer) -> list[Excerpt]:
+    """The stories of this kind and length that `models.detector` recorded, cut to whole sentences; none without the file."""
+    stories = (Excerpt(**json.loads(line)) for line in read_complete_lines(path).splitlines())
+    return excerpts.cut_all([story for story in stories if story.kind == KIND and story.goal == MIDDLE_GOAL], tokenizer)
 
 
-def told(model: str, humans: Sequence[Piece], tokenizer: Tokenizer, device: str) -> list[Piece]:
-    """A story for each passage, by the unquantized model."""
+def generate_stories(model: str, humans: Sequence[Excerpt], tokenizer: Tokenizer, device: str) -> list[Excerpt]:
+    """One story of the unquantized model for each passage, in the order of their ids."""
     engine, _ = create_engine(ModelSettings(path=model, device=device, slots=16, context=1024))
-    asked = [one for one in excerpts.wanted(humans, tokenizer) if one.piece.kind == KIND]
-    fields = ("id", "kind", "book", "group", "goal")
-    stories = [
-        Piece(**{name: getattr(one.piece, name) for name in fields}, text=text.strip()) for one, text in excerpts.tell(engine, asked)
-    ]
-    return _cut(sorted(stories, key=lambda piece: piece.id), tokenizer)
+    requests = [request for request in excerpts.story_requests(humans, tokenizer) if request.excerpt.kind == KIND]
+    stories = sorted(excerpts.generate_stories(engine, requests), key=lambda story: story.id)
+    return excerpts.cut_all(stories, tokenizer)
 
 
-def _cut(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Piece]:
-    """Those that are long enough once they end with a sentence."""
-    shortened = ((piece, excerpts.cut(piece.text, piece.goal, tokenizer)) for piece in pieces)
-    return [Piece(piece.id, piece.kind, piece.book, piece.group, piece.goal, text) for piece, text in shortened if text]
+def texts_of(args: argparse.Namespace) -> list[LabelledText]:
+    """The human and machine texts that every quantization scores."""
+    tokenizer = Tokenizer(args.model)
+    humans = take_evenly(passages(args.data, tokenizer), args.texts)
+    recorded = recorded_stories(args.stories, tokenizer)
+    stories = take_evenly(recorded, args.texts) if recorded else generate_stories(args.model, humans, tokenizer, args.device)
+    texts = (LabelledText(excerpt.text, excerpt.kind != "human", excerpt.group, excerpt.book) for excerpt in [*humans, *stories])
+    return prepare_texts(texts, collapse=True)
 
 
-def texts(given: argparse.Namespace) -> list[Text]:
-    tokenizer = Tokenizer(given.model)
-    humans = spaced(passages(given.data, tokenizer), given.texts)
-    found = kept(given.stories, tokenizer)
-    stories = spaced(found, given.texts) if found else told(given.model, humans, tokenizer, given.device)
-    pieces = [*humans, *stories]
-    return prepared((Text(piece.text, piece.kind != "human", piece.group, piece.book) for piece in pieces), collapse=True)
-
-
-def line(row: Row) -> dict[str, Any]:
-    """A scored text; its log-perplexity is per token, in nats."""
+def text_line(row: ScoreRow) -> dict[str, Any]:
+    """The JSON line of a scored text. `log_perplexity` is per token, in nats."""
     perplexity = row.scores["perplexity"]
-    found = {"group": row.group, "machine": row.machine, "tokens": row.tokens, "log_perplexity": perplexity and math.log(perplexity)}
-    return {"kind": "text", **found, **{method: row.scores[method] for method in METHODS}}
+    text = {"group": row.group, "machine": row.machine, "tokens": row.tokens, "log_perplexity": perplexity and math.log(perplexity)}
+    return {"kind": "text", **text, **{method: row.scores[method] for method in METHODS}}
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Perplexity of the human texts together, and AUROC by method with its interval over groups; no AUROC where nothing was observed."""
-    humans = [found for row in rows if not (found := line(row))["machine"]]
-    tokens = sum(one["tokens"] for one in humans)
-    perplexity = math.exp(sum(one["tokens"] * one["log_perplexity"] for one in humans) / tokens)
+def summary_line(rows: Sequence[ScoreRow]) -> dict[str, Any]:
+    """The perplexity over all tokens of the human texts, and `[AUROC, low, high]` of each method; no AUROC without an observer."""
+    humans = [line for row in rows if not (line := text_line(row))["machine"]]
+    tokens = sum(line["tokens"] for line in humans)
+    perplexity = math.exp(sum(line["tokens"] * line["log_perplexity"] for line in humans) / tokens)
     samples = {method: sample_of(rows, method) for method in METHODS}
-    areas = {method: [auroc(one), *interval(one, auroc)] for method, one in samples.items() if 0 < sum(one.machine) < len(one.machine)}
-    return {"kind": "quality", "perplexity": perplexity, "tokens": tokens, "humans": len(humans), "texts": len(rows), "auroc": areas}
+    aurocs = {
+        method: [auroc(sample), *bootstrap_interval(sample, auroc)]
+        for method, sample in samples.items()
+        if 0 < sum(sample.machine) < len(sample.machine)
+    }
+    return {"kind": "quality", "perplexity": perplexity, "tokens": tokens, "humans": len(humans), "texts": len(rows), "auroc": aurocs}
 
 
-def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    read = texts(given)
-    for quantize in given.quantize:
-        settings = ModelSettings(path=given.model, observer=given.observer, quantize=quantize, device=given.device, slots=1)
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The lines of every text and the summary, for each quantization."""
+    texts = texts_of(args)
+    for quantize in args.quantize:
+        settings = ModelSettings(path=args.model, observer=args.observer, quantize=quantize, device=args.device, slots=1)
         with tempfile.TemporaryDirectory() as folder:
-            models, rows = scored(settings, Path(folder) / "scores.jsonl", read)
-        served = {"quantize": quantize, "dtype": models.dtype}
+            models, rows = score_with_journal(settings, Path(folder) / "scores.jsonl", texts)
+        precision = {"quantize": quantize, "dtype": models.dtype}
         for number, row in enumerate(rows):
-            yield {**line(row), "text": number, **served}
-        yield {**summary(rows), **served}
+            yield {**text_line(row), "text": number, **precision}
+        yield {**summary_line(rows), **precision}
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
+def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.detector.quality", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default=ModelSettings().path)
-    parser.add_argument("--observer", help="the bundled base model when the bundled model is asked about; else none, and no AUROC")
-    parser.add_argument("--quantize", nargs="+", choices=Choices["quantize"], default=list(Choices["quantize"]))
+    parser.add_argument("--observer", help="default: the bundled base model for the bundled model; for others none, and then no AUROC")
+    parser.add_argument("--quantize", nargs="+", choices=CHOICES["quantize"], default=list(CHOICES["quantize"]))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds stories/")
-    parser.add_argument("--stories", type=Path, default=Path("runs/calibration/stories.jsonl"), help="of `python -m models.detector`")
-    parser.add_argument("--texts", type=int, default=120, choices=range(2, 501), metavar="N", help="of each side at most")
-    return parser.parse_args(words)
+    parser.add_argument(
+        "--stories", type=Path, default=Path("runs/calibration/stories.jsonl"), help="stories that `python -m models.detector` recorded"
+    )
+    parser.add_argument("--texts", type=int, default=120, choices=range(2, 501), metavar="N", help="most texts of each class")
+    return parser.parse_args(argv)
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     try:
-        for found in measure(_arguments(words)):
-            sys.stdout.write(json.dumps(found) + "\n")
+        for line in measure(_parse_args(argv)):
+            sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
     except LitmusError as error:
         sys.stderr.write(f"{error}\n")

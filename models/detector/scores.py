@@ -1,9 +1,9 @@
-"""The texts that `docs/detector.md` is measured on, as runs/detector-*.jsonl: a line for each with its scores, and no text.
+"""Writes the scores behind `docs/detector.md` as runs/detector-*.jsonl: one line for each text with its scores, without the text.
 
     python -m models.detector.scores --data ../shared/data
 
-Scores come from where `models.detector` keeps them; only what is not there yet is scored. Stories of the books that the calibration was
-fitted on are left out, and so are the pairs of `detect/` with their openings cut.
+Reuses the scores that `models.detector` recorded and computes only missing ones. Leaves out the stories of the books that the calibration
+was fitted on, and the `detect/` pairs with their openings cut.
 """
 
 import argparse
@@ -15,76 +15,77 @@ from typing import Any
 
 from app.errors import LitmusError
 from app.schemas import Method
-from app.scoring.calibration import BESIDE, Calibration, load
-from app.scoring.sample import Row
+from app.scoring.calibration import CALIBRATION_FILE, Calibration, load
+from app.scoring.sample import ScoreRow
 from app.settings import ModelSettings
 from loadtest.run import create_run
 from models.detector import build, page
 
-DIGITS = 4  # that a score is kept with
-OWN = "stories"
+SIGNIFICANT_DIGITS = 4  # of a recorded score
+STORIES = "stories"  # name of the set with the model's own stories
 
 
-def lines(name: str, rows: Sequence[Row], methods: Sequence[Method]) -> Iterator[dict[str, Any]]:
-    """Texts that are long enough to be scored. A group is a number: what it counts, texts that share a source, needs no name."""
+def text_lines(name: str, rows: Sequence[ScoreRow], methods: Sequence[Method]) -> Iterator[dict[str, Any]]:
+    """The lines of the texts that are long enough. `group` is a number, as only which texts share a source matters."""
     groups = {group: number for number, group in enumerate(sorted({row.group for row in rows}))}
     for row in rows:
-        if row.tokens >= page.LENGTHS[0][0]:
-            told = {"domain": row.domain} if name == OWN else {}
-            facts = {"kind": "text", "set": name, "machine": row.machine, "group": groups[row.group], **told, "tokens": row.tokens}
-            yield {**facts, "scores": [_short(row.scores.get(method)) for method in methods]}
+        if row.tokens >= page.MIN_TOKENS:
+            domain = {"domain": row.domain} if name == STORIES else {}
+            text = {"kind": "text", "set": name, "machine": row.machine, "group": groups[row.group], **domain, "tokens": row.tokens}
+            yield {**text, "scores": [_round(row.scores.get(method)) for method in methods]}
 
 
-def _short(score: float | None) -> float | None:
-    return None if score is None else float(f"{score:.{DIGITS}g}")
+def _round(score: float | None) -> float | None:
+    return None if score is None else float(f"{score:.{SIGNIFICANT_DIGITS}g}")
 
 
-def borders(calibration: Calibration) -> Iterator[dict[str, Any]]:
-    """Beyond which a text is called a machine's, for a target share of human texts."""
-    for method, scale in calibration.methods.items():
-        for bucket in scale.buckets:
-            for border in bucket.machine:
-                span = {"min_tokens": bucket.min_tokens, "max_tokens": bucket.max_tokens}
-                yield {"kind": "border", "method": method, "higher": scale.direction == "higher", **span, **border.model_dump()}
+def threshold_lines(calibration: Calibration) -> Iterator[dict[str, Any]]:
+    """The lines of the thresholds of a machine verdict."""
+    for method, fitted in calibration.methods.items():
+        for bucket in fitted.buckets:
+            for threshold in bucket.machine:
+                limits = {"min_tokens": bucket.min_tokens, "max_tokens": bucket.max_tokens}
+                higher = fitted.direction == "higher"
+                yield {"kind": "border", "method": method, "higher": higher, **limits, **threshold.model_dump()}
 
 
-def measured(data: Path, work: Path) -> dict[str, list[Row]]:
-    """By set: the stories of the books that nothing was fitted on, and the pairs as published."""
-    sets = [build.told(data, work), *(one for one in build.pairs(data) if one.name.endswith("/0"))]
-    _, rows = build.rows_of(sets, ModelSettings(slots=1), work / "scores.jsonl")
-    books = sorted(set(map(page.book_of, rows[OWN])))[: build.FIT_BOOKS]
-    rows[OWN] = [row for row in rows[OWN] if page.book_of(row) not in books]
-    return {name.removesuffix("/0"): found for name, found in rows.items()}
+def held_out_rows(data: Path, work: Path) -> dict[str, list[ScoreRow]]:
+    """The rows by name of their set: stories of the books that the calibration was not fitted on, and the pairs as published."""
+    published = [text_set for text_set in build.detect_sets(data) if text_set.name.endswith("/0")]
+    _, rows = build.score_sets([build.story_set(data, work), *published], ModelSettings(slots=1), work / "scores.jsonl")
+    books = sorted(set(map(page.book_of, rows[STORIES])))[: build.FIT_BOOKS]
+    rows[STORIES] = [row for row in rows[STORIES] if page.book_of(row) not in books]
+    return {name.removesuffix("/0"): set_rows for name, set_rows in rows.items()}
 
 
-def write(given: argparse.Namespace, command: str) -> Path:
-    """The file. Raises a `LitmusError` where the calibration, the books or the pairs are not there."""
-    calibration = load(build.PERFORMER / BESIDE)
+def write(args: argparse.Namespace, command: str) -> Path:
+    """Writes the run file and returns its path. Raises a `LitmusError` if the calibration, the books or the pairs are missing."""
+    calibration = load(build.PERFORMER / CALIBRATION_FILE)
     methods = list(calibration.methods)
-    sets = measured(given.data, given.work)
-    served = calibration.models
-    model = {"id": f"{served.performer} with {served.observer}", "quantize": served.quantize, "dtype": served.dtype}
-    run = create_run(given.out, "detector", {"command": command, "model": model, "methods": methods, "made": calibration.made})
-    for line in borders(calibration):
+    sets = held_out_rows(args.data, args.work)
+    models = calibration.models
+    model = {"id": f"{models.performer} with {models.observer}", "quantize": models.quantize, "dtype": models.dtype}
+    run = create_run(args.out, "detector", {"command": command, "model": model, "methods": methods, "made": calibration.made})
+    for line in threshold_lines(calibration):
         run.note(line)
     for name, rows in sets.items():
-        for line in lines(name, rows, methods):
+        for line in text_lines(name, rows, methods):
             run.note(line)
     run.close()
     return run.path
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
+def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.detector.scores", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds stories/ and detect/")
-    parser.add_argument("--work", type=Path, default=Path("runs/calibration"), help="where models.detector keeps stories and scores")
+    parser.add_argument("--work", type=Path, default=Path("runs/calibration"), help="where `models.detector` recorded stories and scores")
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     try:
-        path = write(_arguments(words), shlex.join(["python", "-m", "models.detector.scores", *words]))
+        path = write(_parse_args(argv), shlex.join(["python", "-m", "models.detector.scores", *argv]))
     except LitmusError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -1,6 +1,6 @@
-"""The model cards of the bundled pair: baselines to compare with, samples, and the page that shows what was measured.
+"""The model cards of the bundled pair: computes baselines and samples, and renders the card from what was measured.
 
-Knows no training; every number it prints is handed to it or measured here.
+Knows nothing of training; every number is passed in or measured here.
 """
 
 import gzip
@@ -24,14 +24,14 @@ REQUESTS = (
     "Continue: The old sailor lit his pipe and looked out over the harbour.",
     "Hello!",
 )
-BEGINNINGS = ("Once upon a time there was", "The detective looked at", '"I will never go back," said')
+OPENINGS = ("Once upon a time there was", "The detective looked at", '"I will never go back," said')
 
 
 def baselines(train: Chapters, valid: Chapters) -> dict[str, float]:
-    """Bits per byte of `valid` under gzip -9 and under a byte trigram model of `train`."""
-    seen, text = _bytes(train), _bytes(valid)
+    """Returns the bits per byte of `valid` under gzip -9 and under a byte trigram model of `train`."""
+    train_bytes, text = _bytes(train), _bytes(valid)
     zipped = len(gzip.compress(text, 9)) * 8 / len(text)
-    return {"gzip_bits_per_byte": round(zipped, 4), "trigram_bits_per_byte": round(_trigram(seen, text), 4)}
+    return {"gzip_bits_per_byte": round(zipped, 4), "trigram_bits_per_byte": round(_trigram(train_bytes, text), 4)}
 
 
 def _bytes(chapters: Chapters) -> bytes:
@@ -39,7 +39,10 @@ def _bytes(chapters: Chapters) -> bytes:
 
 
 def _trigram(train: bytes, text: bytes) -> float:
-    """Interpolated by Witten and Bell (1991): each order leaves as much to the next lower one as it has seen kinds of next byte."""
+    """Returns the bits per byte of `text` under a byte trigram model of `train`.
+
+    Orders are interpolated by Witten and Bell (1991): an order's weight falls with the number of different next bytes it has seen.
+    """
     a = np.frombuffer(train, np.uint8).astype(np.int64)
     three = np.bincount((a[:-2] << 16) | (a[1:-1] << 8) | a[2:], minlength=1 << 24).reshape(-1, 256)  # [65536, 256]
     two = np.bincount((a[:-1] << 8) | a[1:], minlength=1 << 16).reshape(-1, 256)  # [256, 256]
@@ -58,31 +61,32 @@ def _trigram(train: bytes, text: bytes) -> float:
 
 @torch.inference_mode()
 def samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chat: bool) -> list[dict[str, str]]:
-    """The first answer to each fixed request with seed 1 and the model's own sampling: not chosen by hand."""
-    made = []
-    for words in REQUESTS if chat else BEGINNINGS:
-        text = str(tokenizer.apply_chat_template([{"role": "user", "content": words}], tokenize=False, add_generation_prompt=True))
-        ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False) if chat else tokenizer.encode(words)])
+    """Returns the first answer to each fixed request, with seed 1 and the model's own sampling settings; none is chosen by hand."""
+    answers = []
+    for request in REQUESTS if chat else OPENINGS:
+        text = str(tokenizer.apply_chat_template([{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True))
+        ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False) if chat else tokenizer.encode(request)])
         torch.manual_seed(1)
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=110)
-        made.append({"asked": words, "answer": str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))})
-    return made
+        answers.append({"asked": request, "answer": str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))})
+    return answers
 
 
-def machine() -> str:
+def machine_description() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def render(name: str, facts: dict[str, Any]) -> str:
+    """Renders the card of `name`; `facts` are the contents of its training.json."""
     chat = name == "storyteller"
     phases = "\n".join(
-        f"| {key} | {one['steps']} | {one['steps'] * one['rows'] * one['length']:,} | {one['length']} | "
-        f"{list(one['losses'].values())[-1]:.3f} | {one['seconds'] / 60:.0f} |"
-        for key, one in facts["phases"].items()
+        f"| {phase_name} | {phase['steps']} | {phase['steps'] * phase['rows'] * phase['length']:,} | {phase['length']} | "
+        f"{list(phase['losses'].values())[-1]:.3f} | {phase['seconds'] / 60:.0f} |"
+        for phase_name, phase in facts["phases"].items()
     )
-    shown = "\n\n".join(f"**{one['asked']}**\n\n> " + one["answer"].replace("\n", "\n>\n> ") for one in facts["samples"])
+    examples = "\n\n".join(f"**{sample['asked']}**\n\n> " + sample["answer"].replace("\n", "\n>\n> ") for sample in facts["samples"])
     purpose = (
         "A very small chat model that tells stories in the manner of old books. It is tuned from `storyteller-base` on requests derived\n"
         "by rule from the same books, and is what Litmus serves when no other model is named."
@@ -128,19 +132,19 @@ above measures new text by known authors. Some of the books are still in copyrig
 |---|---|---|---|---|---|
 {phases}
 
-Written on {time.strftime("%Y-%m-%d")} on {machine()}. The minutes are wall clock, on cores shared with other work.
+Written on {time.strftime("%Y-%m-%d")} on {machine_description()}. The minutes are wall-clock time, on cores shared with other work.
 
 ## Samples
 The first answer to fixed requests (seed 1, at most 110 tokens, the model's own sampling settings), not chosen by hand.
 
-{shown}
+{examples}
 
 ## Limits
-It is a toy with the manners of a century ago. It invents, forgets what it was saying within a few sentences, knows nothing of the world
-after its books, and repeats their dated views of people. It follows requests for stories, continuations and characters of its books, and
-little else. Its chat template can show it tools and write their calls, for programs to be tried with: it was not trained on them, so a call
-keeps to its schema where the server enforces that, and means nothing. What it tells as a detector, and what it does not:
-`docs/detector.md`. Use a larger model for anything that matters.
+It is a toy with the manners of a century ago. It invents facts, forgets what it was saying within a few sentences, knows nothing of the
+world after its books, and repeats their dated views of people. It follows requests for stories, continuations and characters of its books,
+and little else. Its chat template accepts tools and tool calls, so that programs can be tried with it. It was not trained on them: a call
+keeps to its schema because the server enforces the schema, and its contents mean nothing. `docs/detector.md` has what the pair can detect
+and what it cannot. Use a larger model for anything that matters.
 
 ## Licence
 Apache-2.0, as the repository. The books are in the public domain in the United States; see `Data`.

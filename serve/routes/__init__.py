@@ -1,4 +1,4 @@
-"""All routes of the API, a module for each family; `create_routes` adds them in the order in which /docs shows them."""
+"""All routes of the API, one module per family. `create_routes` adds them in the order in which /docs lists them."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from serve.routes.score import add_score
 from serve.routes.service import Service
 from serve.routes.state import add_state
 from serve.routes.tokens import add_tokens
-from serve.wire.requests import check_defaults
+from serve.wire.requests import check_generation_config
 from serve.workers.router import Router
 
 
@@ -23,16 +23,17 @@ def create_routes(
     router: Router,
     tokenizers: Mapping[str, Tokenizer],
     started: int,
-    banned: frozenset[str] = frozenset(),
+    banned_users: frozenset[str] = frozenset(),
     detectors: Mapping[str, Detector] = MappingProxyType({}),
 ) -> APIRouter:
-    """`tokenizers` and `detectors` by model name; requests of a `banned` user are refused. Raises `SetupError` for a model whose
-    generation_config.json asks for what no request may ask for.
+    """`tokenizers` and `detectors` are by model name; `started` is the server's start as Unix time in seconds.
+
+    Raises `SetupError` for a model whose generation_config.json has a value that no request may have.
     """
     routes = APIRouter()
     for tokenizer in tokenizers.values():
-        check_defaults(tokenizer.defaults)
-    service = Service(router, tokenizers, ThreadPoolExecutor(2, "texts"), banned)
+        check_generation_config(tokenizer.generation_config)
+    service = Service(router, tokenizers, ThreadPoolExecutor(2, "texts"), banned_users)
     add_state(routes, router, started)
     add_tokens(routes, service)
     add_generate(routes, service)

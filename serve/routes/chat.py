@@ -4,23 +4,27 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.schemas import ChatRequest, ChatResponse
-from serve.routes.respond import SSE, respond
+from serve.routes.respond import SSE_RESPONSE, respond
 from serve.routes.service import Service
-from serve.routes.state import ERRORS
-from serve.wire.conversation import prompt_of
-from serve.wire.requests import Prompt, chat_terms, room
-from serve.wire.structured import shown
+from serve.routes.state import ERROR_RESPONSES
+from serve.wire.conversation import chat_token_ids
+from serve.wire.requests import Prompt, chat_options, max_new_tokens
+from serve.wire.structured import visible_tools
 
 
 def add_chat(routes: APIRouter, service: Service) -> None:
     @routes.post(
-        "/v1/chat/completions", tags=["chat"], summary="Continue a conversation", response_model=ChatResponse, responses=ERRORS | SSE
+        "/v1/chat/completions",
+        tags=["chat"],
+        summary="Continue a conversation",
+        response_model=ChatResponse,
+        responses=ERROR_RESPONSES | SSE_RESPONSE,
     )
     async def chat(body: ChatRequest, request: Request) -> Response:
         service.check_user(body.user)
         model = service.model(body.model)
-        prompt = Prompt(await service.work(request, prompt_of, body.messages, shown(body), model.tokenizer))
-        room(prompt.ids, None, model.facts, "messages")
-        held = service.compile if body.tools or body.response_format else service.work
-        terms = await held(request, chat_terms, body, model.tokenizer)
-        return await respond(service, model, body, terms, [prompt], request)
+        prompt = Prompt(await service.run_in_text_pool(request, chat_token_ids, body.messages, visible_tools(body), model.tokenizer))
+        max_new_tokens(prompt.ids, None, model.facts, "messages")  # refuse a prompt that is too long before its schemas are checked
+        run = service.run_in_schema_pool if body.tools or body.response_format else service.run_in_text_pool
+        options = await run(request, chat_options, body, model.tokenizer)
+        return await respond(service, model, body, options, [prompt], request)

@@ -1,4 +1,4 @@
-"""What chat and completions share: jobs go through the router, and come back as one JSON body or as server-sent events."""
+"""What chat and completions share: send the jobs through the router, and return one JSON body or a stream of server-sent events."""
 
 import uuid
 from typing import Any
@@ -8,32 +8,35 @@ from fastapi.responses import Response
 
 from app.errors import InvalidRequest
 from app.schemas import ChatRequest, CompletionRequest
-from serve.routes.service import EventStream, Model, Service, unless_gone
-from serve.wire.answers import Answer, stream, whole
-from serve.wire.requests import Prompt, Terms, jobs_of
+from serve.routes.service import EventStream, Model, Service, cancel_on_disconnect
+from serve.wire.answers import Answer, collect, stream
+from serve.wire.requests import AnswerOptions, Prompt, make_jobs
 
-SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "JSON, or events with `stream`"}}
+SSE_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "JSON, or server-sent events with `stream`"}
+}
 
 
 async def respond(
-    service: Service, model: Model, body: ChatRequest | CompletionRequest, terms: Terms, prompts: list[Prompt], request: Request
+    service: Service, model: Model, body: ChatRequest | CompletionRequest, options: AnswerOptions, prompts: list[Prompt], request: Request
 ) -> Response:
     """Raises `QueueFull` before the first byte of a stream, so that a full queue is still a 429."""
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
     router, tokenizer, facts = service.router, model.tokenizer, model.facts
-    id = f"{'chatcmpl' if terms.chat else 'cmpl'}-{uuid.uuid4().hex}"
-    jobs = await service.work(request, jobs_of, id, body, terms, prompts, tokenizer, facts)
-    answer = Answer(id, facts, terms, prompts, [job.id for job in jobs], tokenizer)
+    id = f"{'chatcmpl' if options.chat else 'cmpl'}-{uuid.uuid4().hex}"
+    jobs = await service.run_in_text_pool(request, make_jobs, id, body, options, prompts, tokenizer, facts)
+    answer = Answer(id, facts, options, prompts, [job.id for job in jobs], tokenizer)
     if not body.stream:
 
-        async def collect() -> None:
-            async with router.open([*jobs], facts.name) as ticket:
-                await whole(answer, ticket)
+        async def run_jobs() -> None:
+            async with router.open([*jobs], facts.name) as events:
+                await collect(answer, events)
 
-        await unless_gone(request, collect())
-        return Response(await service.work(request, lambda: answer.body().model_dump_json().encode()), media_type="application/json")
-    opened = router.open([*jobs], facts.name)
-    ticket = await opened.__aenter__()
+        await cancel_on_disconnect(request, run_jobs())
+        content = await service.run_in_text_pool(request, lambda: answer.body().model_dump_json().encode())
+        return Response(content, media_type="application/json")
+    jobs_context = router.open([*jobs], facts.name)
+    events = await jobs_context.__aenter__()
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    return EventStream(stream(answer, ticket, with_usage), opened)
+    return EventStream(stream(answer, events, with_usage), jobs_context)

@@ -1,6 +1,6 @@
-"""What every working route works with: the router, each model's tokenizer, a pool for long texts; and how it waits and streams.
+"""What the working routes share: the router, the tokenizers, thread pools for long texts, and how they wait for a result or stream it.
 
-Knows no wire format.
+Does not know the wire format.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from starlette.types import Receive, Scope, Send
 from app.engine.request import Facts
 from app.errors import Forbidden, NotReady
 from app.tokenizer import Tokenizer
-from serve.workers.router import Router, Ticket
+from serve.workers.router import JobEvents, Router
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A served model: what its worker said of it, and its tokenizer."""
+    """A served model: the facts that its worker reported, and its tokenizer."""
 
     facts: Facts
     tokenizer: Tokenizer
@@ -32,65 +32,66 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the routes work with."""
+    """What the routes need to serve a request."""
 
     router: Router
-    tokenizers: Mapping[str, Tokenizer]  # by the models' names
-    pool: ThreadPoolExecutor
-    banned: frozenset[str] = frozenset()
-    forms: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "forms"))
+    tokenizers: Mapping[str, Tokenizer]  # by model name
+    text_pool: ThreadPoolExecutor
+    banned_users: frozenset[str] = frozenset()
+    schema_pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "schemas"))
 
     def model(self, name: str | None) -> Model:
-        """The default one where no name is given. Raises `UnknownModel`, or `NotReady` while it is loading."""
-        facts = self.router.served(name)
+        """The model of that name, the default model for None. Raises `UnknownModel`, or `NotReady` while it is loading."""
+        facts = self.router.facts(name)
         return Model(facts, self.tokenizers[facts.name])
 
     def check_user(self, user: str | None) -> None:
-        """Raises `Forbidden` for one whom the settings ban."""
-        if user in self.banned:
+        """Raises `Forbidden` for a user that the settings ban."""
+        if user in self.banned_users:
             raise Forbidden("this user may not use this server", param="user", code="user_banned")
 
-    async def work(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
-        """Run what takes long for a long text beside the event loop, and not on the pool that LitServe's reader needs; not at all for a
-        client that left before its turn.
-        """
-        return await unless_gone(request, asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments))
+    async def run_in_text_pool(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
+        """Run work that takes long for a long text, such as tokenizing, in a thread beside the event loop.
 
-    async def compile(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
-        """The same for schemas, which take longest: whoever sends a hard one keeps only others with one waiting."""
-        return await unless_gone(request, asyncio.get_running_loop().run_in_executor(self.forms, function, *arguments))
+        The pool is our own, as LitServe's response reader needs the default one. A call still queued when the client leaves never runs.
+        """
+        return await cancel_on_disconnect(request, asyncio.get_running_loop().run_in_executor(self.text_pool, function, *arguments))
+
+    async def run_in_schema_pool(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
+        """Like `run_in_text_pool`, for checking schemas, which takes longest: a hard schema delays only requests with schemas."""
+        return await cancel_on_disconnect(request, asyncio.get_running_loop().run_in_executor(self.schema_pool, function, *arguments))
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events of an open ticket, which is closed whether the answer was whole, the client left or it never listened."""
+    """Streams server-sent events, then closes the jobs' context: also when the client left, or never read a byte."""
 
-    def __init__(self, lines: AsyncIterator[str], opened: AbstractAsyncContextManager[Ticket]) -> None:
+    def __init__(self, lines: AsyncIterator[str], jobs_context: AbstractAsyncContextManager[JobEvents]) -> None:
         super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._opened = opened
+        self._jobs_context = jobs_context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._opened.__aexit__(None, None, None)
+            await self._jobs_context.__aexit__(None, None, None)
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves first."""
+async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """Wait for `work` and return its result. If the client disconnects first, cancel it and raise `NotReady`."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise NotReady("the client left before its answer was whole")
+        raise NotReady("the client disconnected before its answer was complete")
     finally:
-        gone.cancel()
+        disconnected.cancel()
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

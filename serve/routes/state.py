@@ -1,4 +1,4 @@
-"""The routes that tell: is it alive, is it ready, what is served, what do its slots hold. Knows no engine and no queue."""
+"""The routes that report state: health, readiness, served models, slots. Knows no engine and no queue."""
 
 from typing import Annotated, Any, Literal
 
@@ -21,16 +21,16 @@ from app.schemas import (
 )
 from serve.workers.router import Router
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "a field is wrong; `param` names it"},
     403: {"model": ErrorResponse, "description": "this user may not use the server"},
     404: {"model": ErrorResponse, "description": "no such model"},
     413: {"model": ErrorResponse, "description": "the body is too large"},
-    429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to come back"},
+    429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to try again"},
     503: {"model": ErrorResponse, "description": "the model is loading, restarting or shutting down"},
 }
-ANONYMOUS = {status: answer for status, answer in ERRORS.items() if status != 403}  # whose bodies name no user
-ASKED: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 404, 503)}
+ERROR_RESPONSES_NO_USER = {status: response for status, response in ERROR_RESPONSES.items() if status != 403}  # bodies without `user`
+SLOTS_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 404, 503)}
 
 
 def add_state(routes: APIRouter, router: Router, started: int) -> None:
@@ -50,20 +50,22 @@ def add_state(routes: APIRouter, router: Router, started: int) -> None:
         readiness = readiness_of(router)
         return JSONResponse(readiness.model_dump(), 200 if readiness.status == "ready" else 503)
 
-    @routes.get("/slots", tags=["state"], summary="What do the slots hold, and why?", responses=ASKED)
+    @routes.get("/slots", tags=["state"], summary="What do the slots hold, and why?", responses=SLOTS_ERRORS)
     async def slots(
-        model: Annotated[str | None, Query(description="which model; the default one when left out")] = None,
-        replica: Annotated[int, Query(description="of its several replicas, which one")] = 0,
+        model: Annotated[str | None, Query(description="name of the model; the default model when left out")] = None,
+        replica: Annotated[int, Query(description="number of the model's replica, from 0")] = 0,
     ) -> SlotList:
-        return slots_of(await router.report(model, replica), router.served(model))
+        return slots_of(await router.report(model, replica), router.facts(model))
 
-    @routes.get("/v1/models", tags=["models"], summary="What is served, and how", responses={503: ERRORS[503]})
+    @routes.get("/v1/models", tags=["models"], summary="What is served, and how", responses={503: ERROR_RESPONSES[503]})
     async def models() -> ModelList:
-        return ModelList(data=[card_of(facts, started, router.models[0]) for facts in router.loaded() or [router.served()]])
+        return ModelList(data=[card_of(facts, started, router.models[0]) for facts in router.loaded_facts() or [router.facts()]])
 
-    @routes.get("/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERRORS[404], 503: ERRORS[503]})
+    @routes.get(
+        "/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERROR_RESPONSES[404], 503: ERROR_RESPONSES[503]}
+    )
     async def model(name: Annotated[str, Path(examples=["storyteller"])]) -> ModelCard:
-        return card_of(router.served(name), started, router.models[0])
+        return card_of(router.facts(name), started, router.models[0])
 
 
 def readiness_of(router: Router) -> Readiness:
@@ -95,41 +97,41 @@ def slots_of(report: Report, facts: Facts) -> SlotList:
         model=facts.name,
         slots=[
             SlotState(
-                slot=one.slot,
-                stage=one.stage,
-                request=one.request,
-                prompt_tokens=one.prompt_tokens,
-                cached_tokens=one.cached_tokens,
-                generated_tokens=one.generated_tokens,
+                slot=slot.slot,
+                stage=slot.stage,
+                request=slot.request,
+                prompt_tokens=slot.prompt_tokens,
+                cached_tokens=slot.cached_tokens,
+                generated_tokens=slot.generated_tokens,
             )
-            for one in report.slots
+            for slot in report.slots
         ],
-        waiting=[WaitingState(request=one.id, position=one.position, eta_s=one.wait_s) for one in report.waiting],
+        waiting=[WaitingState(request=event.id, position=event.position, eta_s=event.wait_s) for event in report.waiting],
         texts=report.texts,
         decisions=[
             DecisionState(
-                at=one.at_s,
-                request=one.request,
-                slot=one.slot,
-                reason=one.reason,
-                waited_s=one.waited_s,
-                reused_tokens=one.reused_tokens,
-                prompt_tokens=one.prompt_tokens,
+                at=decision.at_s,
+                request=decision.request,
+                slot=decision.slot,
+                reason=decision.reason,
+                waited_s=decision.waited_s,
+                reused_tokens=decision.reused_tokens,
+                prompt_tokens=decision.prompt_tokens,
             )
-            for one in report.decisions
+            for decision in report.decisions
         ],
     )
 
 
 def methods_of(facts: Facts) -> list[Method]:
-    """The methods the served models allow, the default one first."""
+    """The scoring methods that the loaded models allow, the default one first."""
     single: list[Method] = ["fast_detect", "perplexity", "log_rank"]
     return ["binoculars", "likelihood_ratio", *single] if facts.observer else single
 
 
 def capabilities_of(facts: Facts) -> list[Capability]:
-    """Chat and tools are the template's matter; a search holds several slots at once."""
-    there: dict[Capability, bool] = {
+    """Chat and tools need a template for them; a search needs several slots at once."""
+    supported: dict[Capability, bool] = {
         "chat": facts.chat,
         "completions": True,
         "score": True,
@@ -138,4 +140,4 @@ def capabilities_of(facts: Facts) -> list[Capability]:
         "beam_search": facts.slots > 1,
         "contrastive_search": facts.slots > 1,
     }
-    return [capability for capability, has in there.items() if has]
+    return [capability for capability, is_supported in supported.items() if is_supported]

@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`, with vLLM's bodies. No worker takes part."""
+"""`POST /tokenize` and `POST /detokenize`, with vLLM's bodies. They need the tokenizer only, no worker."""
 
 from typing import Any
 
@@ -9,31 +9,34 @@ from app.errors import InvalidRequest
 from app.schemas import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from app.tokenizer import Tokenizer
 from serve.routes.service import Model, Service
-from serve.routes.state import ERRORS
-from serve.wire.conversation import prompt_of
-from serve.wire.requests import check_tokens
+from serve.routes.state import ERROR_RESPONSES
+from serve.wire.conversation import chat_token_ids
+from serve.wire.requests import check_token_ids
 
-REFUSED: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 404, 413, 503)}
+TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 404, 413, 503)}
 
 
 def add_tokens(routes: APIRouter, service: Service) -> None:
-    @routes.post("/tokenize", tags=["tokens"], summary="Token ids of a text", response_model=TokenizeResponse, responses=REFUSED)
+    @routes.post("/tokenize", tags=["tokens"], summary="Token ids of a text", response_model=TokenizeResponse, responses=TOKEN_ERRORS)
     async def tokenize(body: TokenizeRequest, request: Request) -> Response:
-        return Response(await service.work(request, _tokenized, body, service.model(body.model)), media_type="application/json")
+        content = await service.run_in_text_pool(request, _tokenize, body, service.model(body.model))
+        return Response(content, media_type="application/json")
 
-    @routes.post("/detokenize", tags=["tokens"], summary="Text of token ids", response_model=DetokenizeResponse, responses=REFUSED)
+    @routes.post("/detokenize", tags=["tokens"], summary="Text of token ids", response_model=DetokenizeResponse, responses=TOKEN_ERRORS)
     async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
-        return Response(await service.work(request, _detokenized, body, service.model(body.model)), media_type="application/json")
+        content = await service.run_in_text_pool(request, _detokenize, body, service.model(body.model))
+        return Response(content, media_type="application/json")
 
 
-def _tokenized(body: TokenizeRequest, model: Model) -> bytes:
-    ids = _ids(body, model.tokenizer)
-    spellings = model.tokenizer.spellings(ids) if body.return_token_strs else None
-    made = TokenizeResponse(count=len(ids), max_model_len=model.facts.context, tokens=list(ids), token_strs=spellings)
-    return made.model_dump_json().encode()
+def _tokenize(body: TokenizeRequest, model: Model) -> bytes:
+    """The JSON of the response body."""
+    ids = _token_ids(body, model.tokenizer)
+    strings = model.tokenizer.token_strings(ids) if body.return_token_strs else None
+    response = TokenizeResponse(count=len(ids), max_model_len=model.facts.context, tokens=list(ids), token_strs=strings)
+    return response.model_dump_json().encode()
 
 
-def _ids(body: TokenizeRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _token_ids(body: TokenizeRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("give either prompt or messages", param="prompt")
     if body.prompt is not None:
@@ -41,9 +44,12 @@ def _ids(body: TokenizeRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
             if getattr(body, field) is not None:
                 raise InvalidRequest(f"{field} needs messages", param=field)
         return tokenizer.encode(body.prompt, "prompt", body.add_special_tokens is not False)
-    return prompt_of(body.messages or [], body.tools, tokenizer, body.add_generation_prompt is not False, bool(body.add_special_tokens))
+    return chat_token_ids(
+        body.messages or [], body.tools, tokenizer, body.add_generation_prompt is not False, bool(body.add_special_tokens)
+    )
 
 
-def _detokenized(body: DetokenizeRequest, model: Model) -> bytes:
-    check_tokens(body.tokens, model.tokenizer, "tokens", numbered=True)
-    return DetokenizeResponse(prompt=model.tokenizer.full(body.tokens)).model_dump_json().encode()
+def _detokenize(body: DetokenizeRequest, model: Model) -> bytes:
+    """The JSON of the response body."""
+    check_token_ids(body.tokens, model.tokenizer, "tokens", with_index=True)
+    return DetokenizeResponse(prompt=model.tokenizer.decode_with_special_tokens(body.tokens)).model_dump_json().encode()

@@ -1,6 +1,6 @@
-"""From engine events to OpenAI's bodies: whole answers and server-sent events, for chat and completions alike.
+"""From engine events to OpenAI's response bodies and server-sent events, for chat and completions alike.
 
-Knows no router.
+Does not know the router.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from app.engine.request import Delta, Event, Facts, Failed, Waiting
 from app.errors import LitmusError
-from app.forms.parser import CallPart, CallStart
+from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import (
     AnswerMessage,
     ChatChoice,
@@ -26,65 +26,70 @@ from app.schemas import (
     Usage,
 )
 from app.tokenizer import Tokenizer
-from serve.wire.choice import Call, Growth, Part
-from serve.wire.logprobs import Row, chat_form, text_form
-from serve.wire.requests import Prompt, Terms
+from serve.wire.choice import Choice, ChoiceDelta, PartialCall
+from serve.wire.logprobs import LogprobEntry, chat_logprobs, completion_logprobs
+from serve.wire.requests import AnswerOptions, Prompt
 
-BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # ends of lines to some clients
+LINE_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # some clients take these for the end of a line
 
 
 @dataclass(slots=True)
 class Answer:
-    """A request's answer: `ids` are its jobs, the copies of the first prompt before those of the second."""
+    """The answer to one request, built up from events.
+
+    `job_ids` are the ids of its jobs: all samples of the first prompt, then those of the second. `choices[i]` belongs to `job_ids[i]`.
+    """
 
     id: str
     facts: Facts
-    terms: Terms
+    options: AnswerOptions
     prompts: list[Prompt]
-    ids: list[str]
+    job_ids: list[str]
     tokenizer: Tokenizer
     created: int = field(default_factory=lambda: int(time.time()))
-    parts: list[Part] = field(init=False)
+    choices: list[Choice] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parts = [Part(prompt, self.terms, self.tokenizer) for prompt in self.prompts for _ in range(self.terms.copies)]
+        self.choices = [Choice(prompt, self.options, self.tokenizer) for prompt in self.prompts for _ in range(self.options.samples)]
 
     def usage(self) -> Usage:
-        prompt, completion = sum(len(prompt.ids) for prompt in self.prompts), sum(part.tokens for part in self.parts)
-        cached = sum(min(part.cached for part in copies) for copies in self._by_prompt())  # what one copy computes, the others find
+        prompt, completion = sum(len(prompt.ids) for prompt in self.prompts), sum(choice.completion_tokens for choice in self.choices)
+        # The samples of a prompt share its keys and values. The smallest count is what was in the cache before this request.
+        cached = sum(min(choice.cached_tokens for choice in samples) for samples in self._samples_by_prompt())
         details = PromptTokensDetails(cached_tokens=cached)
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion, prompt_tokens_details=details)
 
-    def take(self, event: Event) -> tuple[int, Growth]:
-        """Add a delta to its choice; returns the choice's index. Raises the error of a failed job."""
+    def add(self, event: Event) -> tuple[int, ChoiceDelta]:
+        """Add a delta to its choice; returns the choice's index and what was added. Raises the error of a failed job."""
         if isinstance(event, Failed):
             raise event.error
         assert isinstance(event, Delta)
-        index = self.ids.index(event.id)
-        return index, self.parts[index].take(event)
+        index = self.job_ids.index(event.id)
+        return index, self.choices[index].add(event)
 
-    def choices(self) -> list[Part]:
-        """Of each prompt's copies the best ones, in the order of their seeds where all of them are wanted."""
-        n = self.terms.n
-        if n == self.terms.copies:
-            return self.parts
-        return [part for copies in self._by_prompt() for part in sorted(copies, key=lambda part: -part.mean_logprob)[:n]]
+    def best_choices(self) -> list[Choice]:
+        """The `n` samples of each prompt with the highest mean log-probability; in the order of their seeds if all are returned."""
+        n = self.options.n
+        if n == self.options.samples:
+            return self.choices
+        return [choice for samples in self._samples_by_prompt() for choice in sorted(samples, key=lambda choice: -choice.mean_logprob)[:n]]
 
-    def _by_prompt(self) -> list[list[Part]]:
-        copies = self.terms.copies
-        return [self.parts[first : first + copies] for first in range(0, len(self.parts), copies)]
+    def _samples_by_prompt(self) -> list[list[Choice]]:
+        samples = self.options.samples
+        return [self.choices[first : first + samples] for first in range(0, len(self.choices), samples)]
 
     def body(self) -> ChatResponse | CompletionResponse:
-        parts = list(enumerate(self.choices()))
-        if self.terms.chat:
+        """The response body of an answer that is not streamed."""
+        best = list(enumerate(self.best_choices()))
+        if self.options.chat:
             choices = [
                 ChatChoice(
                     index=index,
-                    message=_message(part),
-                    logprobs=self._chat_logprobs(part.rows),
-                    finish_reason=part.finish or "length",
+                    message=_message(choice),
+                    logprobs=self._chat_logprobs(choice.entries),
+                    finish_reason=choice.finish_reason or "length",
                 )
-                for index, part in parts
+                for index, choice in best
             ]
             return ChatResponse(
                 id=self.id,
@@ -92,13 +97,18 @@ class Answer:
                 model=self.facts.name,
                 choices=choices,
                 usage=self.usage(),
-                service_tier=self.terms.tier,
+                service_tier=self.options.tier,
                 system_fingerprint=self.facts.fingerprint,
-                metadata=self.terms.metadata,
+                metadata=self.options.metadata,
             )
         texts = [
-            CompletionChoice(index=index, text=part.text, logprobs=self._text_logprobs(part.rows), finish_reason=part.finish or "length")
-            for index, part in parts
+            CompletionChoice(
+                index=index,
+                text=choice.text,
+                logprobs=self._completion_logprobs(choice.entries),
+                finish_reason=choice.finish_reason or "length",
+            )
+            for index, choice in best
         ]
         return CompletionResponse(
             id=self.id,
@@ -106,90 +116,95 @@ class Answer:
             model=self.facts.name,
             choices=texts,
             usage=self.usage(),
-            service_tier=self.terms.tier,
+            service_tier=self.options.tier,
             system_fingerprint=self.facts.fingerprint,
         )
 
-    def _chat_logprobs(self, rows: list[Row]) -> ChatLogprobs | None:
-        return None if self.terms.logprobs is None else chat_form(rows, self.tokenizer)
+    def _chat_logprobs(self, entries: list[LogprobEntry]) -> ChatLogprobs | None:
+        return None if self.options.logprobs is None else chat_logprobs(entries, self.tokenizer)
 
-    def _text_logprobs(self, rows: list[Row]) -> TextLogprobs | None:
-        return None if self.terms.logprobs is None else text_form(rows, self.tokenizer)
+    def _completion_logprobs(self, entries: list[LogprobEntry]) -> TextLogprobs | None:
+        return None if self.options.logprobs is None else completion_logprobs(entries, self.tokenizer)
 
     def chunk(self, choices: list[dict[str, object]], usage: Usage | None, with_usage: bool) -> str:
+        """One server-sent event. `with_usage` adds the field `usage`, which is null in all chunks but the last."""
         body: dict[str, object] = {
             "id": self.id,
-            "object": "chat.completion.chunk" if self.terms.chat else "text_completion",
+            "object": "chat.completion.chunk" if self.options.chat else "text_completion",
             "created": self.created,
             "model": self.facts.name,
             "choices": choices,
             "system_fingerprint": self.facts.fingerprint,
         }
-        if self.terms.tier is not None:
-            body["service_tier"] = self.terms.tier
-        if self.terms.metadata is not None:
-            body["metadata"] = self.terms.metadata
+        if self.options.tier is not None:
+            body["service_tier"] = self.options.tier
+        if self.options.metadata is not None:
+            body["metadata"] = self.options.metadata
         if with_usage:
             body["usage"] = usage.model_dump() if usage else None
         return sse(body)
 
-    def opening(self, index: int) -> dict[str, object]:
+    def first_choice(self, index: int) -> dict[str, object]:
+        """The chunk's choice that names the role, before any text of a chat."""
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
-    def growth(self, index: int, growth: Growth) -> dict[str, object]:
-        found = (self._chat_logprobs if self.terms.chat else self._text_logprobs)(growth.rows) if growth.rows else None
-        said: dict[str, object] = {"delta": self._delta(index, growth)} if self.terms.chat else {"text": growth.text}
-        return {"index": index, **said, "logprobs": found.model_dump() if found else None, "finish_reason": None}
+    def delta_choice(self, index: int, delta: ChoiceDelta) -> dict[str, object]:
+        """The chunk's choice that carries new text, tool calls or log-probabilities."""
+        logprobs_of = self._chat_logprobs if self.options.chat else self._completion_logprobs
+        logprobs = logprobs_of(delta.entries) if delta.entries else None
+        content: dict[str, object] = {"delta": self._chat_delta(index, delta)} if self.options.chat else {"text": delta.text}
+        return {"index": index, **content, "logprobs": logprobs.model_dump() if logprobs else None, "finish_reason": None}
 
-    def _delta(self, index: int, growth: Growth) -> dict[str, object]:
-        calls = [_called(piece, self.parts[index].calls[piece.index]) for piece in growth.calls]
-        return ({"content": growth.text} if growth.text or not calls else {}) | ({"tool_calls": calls} if calls else {})
+    def _chat_delta(self, index: int, delta: ChoiceDelta) -> dict[str, object]:
+        calls = [_call_delta(piece, self.choices[index].calls[piece.index]) for piece in delta.calls]
+        return ({"content": delta.text} if delta.text or not calls else {}) | ({"tool_calls": calls} if calls else {})
 
-    def ending(self, index: int) -> dict[str, object]:
-        said: dict[str, object] = {"delta": {}} if self.terms.chat else {"text": ""}
-        return {"index": index, **said, "logprobs": None, "finish_reason": self.parts[index].finish}
-
-
-def _message(part: Part) -> AnswerMessage:
-    calls = [ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments)) for call in part.calls]
-    return AnswerMessage(content=part.text if part.text or not calls else None, tool_calls=calls or None)
+    def last_choice(self, index: int) -> dict[str, object]:
+        """The chunk's choice that carries the finish reason."""
+        content: dict[str, object] = {"delta": {}} if self.options.chat else {"text": ""}
+        return {"index": index, **content, "logprobs": None, "finish_reason": self.choices[index].finish_reason}
 
 
-def _called(piece: CallStart | CallPart, call: Call) -> dict[str, object]:
-    """Of a call's pieces the first names it, the others add to its arguments."""
-    if isinstance(piece, CallStart):
+def _message(choice: Choice) -> AnswerMessage:
+    calls = [ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments)) for call in choice.calls]
+    return AnswerMessage(content=choice.text if choice.text or not calls else None, tool_calls=calls or None)
+
+
+def _call_delta(piece: ToolCallStart | ArgumentsDelta, call: PartialCall) -> dict[str, object]:
+    """The first piece of a tool call carries its id and name, the others more of its arguments."""
+    if isinstance(piece, ToolCallStart):
         return {"index": piece.index, "id": call.id, "type": "function", "function": {"name": piece.name, "arguments": ""}}
     return {"index": piece.index, "function": {"arguments": piece.arguments}}
 
 
 def sse(body: dict[str, object]) -> str:
-    """What some clients take for the end of a line is escaped."""
+    """A server-sent event. Characters that some clients take for the end of a line are escaped."""
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text.translate(BREAKS)}\n\n"
+    return f"data: {text.translate(LINE_BREAKS)}\n\n"
 
 
-def queued(event: Waiting) -> str:
-    """A comment, which clients that look for events only do not see."""
+def queue_comment(event: Waiting) -> str:
+    """The queue position as an SSE comment, which clients that only read events ignore."""
     eta = "" if event.wait_s is None else f" eta_s={math.ceil(event.wait_s)}"
     return f": queued position={event.position}{eta}\n\n"
 
 
 async def stream(answer: Answer, events: AsyncIterable[Event], with_usage: bool) -> AsyncIterator[str]:
-    """Server-sent events of an answer. A failure in mid-stream is sent as an error event; `[DONE]` always ends the stream."""
+    """The server-sent events of an answer. A failure in mid-stream is sent as an error event; `[DONE]` always ends the stream."""
     try:
-        if answer.terms.chat:
-            for index in range(len(answer.ids)):
-                yield answer.chunk([answer.opening(index)], None, with_usage)
+        if answer.options.chat:
+            for index in range(len(answer.job_ids)):
+                yield answer.chunk([answer.first_choice(index)], None, with_usage)
         async for event in events:
             if isinstance(event, Waiting):
-                if not any(part.begun for part in answer.parts):
-                    yield queued(event)
+                if not any(choice.started for choice in answer.choices):
+                    yield queue_comment(event)
                 continue
-            index, growth = answer.take(event)
-            if growth.text or growth.rows or growth.calls:
-                yield answer.chunk([answer.growth(index, growth)], None, with_usage)
-            if answer.parts[index].finish is not None:
-                yield answer.chunk([answer.ending(index)], None, with_usage)
+            index, delta = answer.add(event)
+            if delta.text or delta.entries or delta.calls:
+                yield answer.chunk([answer.delta_choice(index, delta)], None, with_usage)
+            if answer.choices[index].finish_reason is not None:
+                yield answer.chunk([answer.last_choice(index)], None, with_usage)
         if with_usage:
             yield answer.chunk([], answer.usage(), with_usage)
     except LitmusError as error:
@@ -197,8 +212,8 @@ async def stream(answer: Answer, events: AsyncIterable[Event], with_usage: bool)
     yield "data: [DONE]\n\n"
 
 
-async def whole(answer: Answer, events: AsyncIterable[Event]) -> None:
-    """Take everything that comes until the answer is whole."""
+async def collect(answer: Answer, events: AsyncIterable[Event]) -> None:
+    """Add events to the answer until it is complete. Raises the error of a failed job."""
     async for event in events:
         if not isinstance(event, Waiting):
-            answer.take(event)
+            answer.add(event)

@@ -1,105 +1,115 @@
-"""One sampled answer as its deltas come: text, calls of tools, log-probabilities, and why it ended. Knows no body and no stream."""
+"""One choice of an answer, built up delta by delta: text, tool calls, log-probabilities and finish reason.
+
+Knows neither response bodies nor streams.
+"""
 
 import secrets
 import string
 from dataclasses import dataclass, field
 
-from app.engine.detokenizer import CONTEXT
+from app.engine.detokenizer import PROMPT_CONTEXT_TOKENS
 from app.engine.request import Delta, TokenLogprob
-from app.forms.parser import CallPart, CallStart, Said
+from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallStart
 from app.schemas import FinishReason
 from app.tokenizer import Tokenizer
-from serve.wire.logprobs import Row, Ruler
-from serve.wire.requests import Prompt, Terms
+from serve.wire.logprobs import LogprobEntry, OffsetTracker
+from serve.wire.requests import AnswerOptions, Prompt
 
-LETTERS = string.ascii_letters + string.digits
+CALL_ID_CHARACTERS = string.ascii_letters + string.digits
 
 
 def _call_id() -> str:
-    """Nine letters and digits: some models' chat templates take no other."""
-    return "".join(secrets.choice(LETTERS) for _ in range(9))
+    """Nine letters and digits: the chat templates of some models accept no other id."""
+    return "".join(secrets.choice(CALL_ID_CHARACTERS) for _ in range(9))
 
 
 @dataclass(slots=True)
-class Call:
+class PartialCall:
+    """A tool call; `arguments` grow while it is streamed."""
+
     name: str
     arguments: str = ""
     id: str = field(default_factory=_call_id)
 
 
 @dataclass(frozen=True, slots=True)
-class Growth:
-    """What a delta adds to its choice."""
+class ChoiceDelta:
+    """What one delta of the engine adds to its choice."""
 
     text: str
-    rows: list[Row]
-    calls: list[CallStart | CallPart]
+    entries: list[LogprobEntry]
+    calls: list[ToolCallStart | ArgumentsDelta]
 
 
-class Part:
-    """One sampled answer as it grows. Its text and rows begin with the prompt where that is echoed."""
+class Choice:
+    """One sampled answer. With echo, its text and its log-probabilities start with those of the prompt."""
 
-    def __init__(self, prompt: Prompt, terms: Terms, tokenizer: Tokenizer) -> None:
+    def __init__(self, prompt: Prompt, options: AnswerOptions, tokenizer: Tokenizer) -> None:
         self.text = ""
-        self.rows: list[Row] = []
-        self.calls: list[Call] = []
-        self.tokens = 0
-        self.cached = 0
-        self.finish: FinishReason | None = None
-        self.begun = False
-        self._prompt, self._terms = prompt, terms
-        self._ruler = Ruler(tokenizer, len(prompt.text), opening=not tokenizer.decode(list(prompt.ids[-CONTEXT:])))
-        self._reader = terms.form.reader()
-        self._logprobs = 0.0
+        self.entries: list[LogprobEntry] = []
+        self.calls: list[PartialCall] = []
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.started = False
+        self._prompt, self._options = prompt, options
+        self._offsets = OffsetTracker(
+            tokenizer, len(prompt.text), at_text_start=not tokenizer.decode(list(prompt.ids[-PROMPT_CONTEXT_TOKENS:]))
+        )
+        self._parser = options.structured.tool_call_parser()
+        self._logprob_sum = 0.0
 
     @property
     def mean_logprob(self) -> float:
-        return self._logprobs / max(self.tokens, 1)
+        return self._logprob_sum / max(self.completion_tokens, 1)
 
-    def take(self, delta: Delta) -> Growth:
-        text, rows = "", []
-        if not self.begun:
-            self.begun, self.cached = True, delta.cached
-            if self._terms.echo:
-                text, rows = self._prompt.text, self._echoed(delta.prompt_logprobs)
-        said: str = ""
-        calls: list[CallStart | CallPart] = []
-        if not self._terms.bare:
-            said, calls = self._read(delta)
-            rows += self._sampled(delta.logprobs)
-            self.tokens += delta.tokens
-        self.finish = self._ended(delta)
-        self.text += text + said
-        self.rows += rows
-        return Growth(text + said, rows, calls)
+    def add(self, delta: Delta) -> ChoiceDelta:
+        """Add a delta of the engine; returns what it adds to the choice."""
+        text, entries = "", []
+        if not self.started:
+            self.started, self.cached_tokens = True, delta.cached
+            if self._options.echo:
+                text, entries = self._prompt.text, self._prompt_entries(delta.prompt_logprobs)
+        calls: list[ToolCallStart | ArgumentsDelta] = []
+        if not self._options.prompt_only:
+            answer_text, calls = self._split_text_and_calls(delta)
+            text += answer_text
+            entries += self._sampled_entries(delta.logprobs)
+            self.completion_tokens += delta.tokens
+        self.finish_reason = self._finish_reason_of(delta)
+        self.text += text
+        self.entries += entries
+        return ChoiceDelta(text, entries, calls)
 
-    def _read(self, delta: Delta) -> tuple[str, list[CallStart | CallPart]]:
-        """What is said to the reader and what is called for."""
-        if self._reader is None:
+    def _split_text_and_calls(self, delta: Delta) -> tuple[str, list[ToolCallStart | ArgumentsDelta]]:
+        if self._parser is None:
             return delta.text, []
-        pieces = self._reader.push(delta.text) + (self._reader.flush() if delta.finish else [])
-        calls = [piece for piece in pieces if not isinstance(piece, Said)]
+        pieces = self._parser.push(delta.text) + (self._parser.flush() if delta.finish else [])
+        calls = [piece for piece in pieces if not isinstance(piece, TextDelta)]
         for piece in calls:
-            if isinstance(piece, CallStart):
-                self.calls.append(Call(piece.name))
+            if isinstance(piece, ToolCallStart):
+                self.calls.append(PartialCall(piece.name))
             else:
                 self.calls[piece.index].arguments += piece.arguments
-        return "".join(piece.text for piece in pieces if isinstance(piece, Said)), calls
+        return "".join(piece.text for piece in pieces if isinstance(piece, TextDelta)), calls
 
-    def _ended(self, delta: Delta) -> FinishReason | None:
-        if delta.finish is None or self._terms.bare:
+    def _finish_reason_of(self, delta: Delta) -> FinishReason | None:
+        if delta.finish is None or self._options.prompt_only:
             return delta.finish and "length"
-        return "tool_calls" if self.calls and self._reader is not None and self._reader.whole else delta.finish
+        return "tool_calls" if self.calls and self._parser is not None and self._parser.complete else delta.finish
 
-    def _echoed(self, found: tuple[TokenLogprob, ...]) -> list[Row]:
-        if self._terms.logprobs is None:
+    def _prompt_entries(self, logprobs: tuple[TokenLogprob, ...]) -> list[LogprobEntry]:
+        if self._options.logprobs is None:
             return []
         ids, starts = self._prompt.ids, self._prompt.starts
-        first = Row(ids[0], None, (), starts[0])
-        return [first, *(Row(one.token, one.logprob, one.top, start) for one, start in zip(found, starts[1:], strict=True))]
+        first = LogprobEntry(ids[0], None, (), starts[0])
+        return [first, *(LogprobEntry(item.token, item.logprob, item.top, start) for item, start in zip(logprobs, starts[1:], strict=True))]
 
-    def _sampled(self, found: tuple[TokenLogprob, ...]) -> list[Row]:
-        self._logprobs += sum(one.logprob for one in found)
-        if self._terms.logprobs is None:
+    def _sampled_entries(self, logprobs: tuple[TokenLogprob, ...]) -> list[LogprobEntry]:
+        self._logprob_sum += sum(item.logprob for item in logprobs)
+        if self._options.logprobs is None:
             return []
-        return [Row(one.token, one.logprob, one.top, 0 if self._terms.chat else self._ruler.push(one.token)) for one in found]
+        return [
+            LogprobEntry(item.token, item.logprob, item.top, 0 if self._options.chat else self._offsets.push(item.token))
+            for item in logprobs
+        ]

@@ -1,6 +1,6 @@
-"""Log-probabilities in OpenAI's two forms: of chat, a list of tokens, and of completions, columns.
+"""Log-probabilities in OpenAI's two formats: a list of tokens for a chat, parallel lists for a completion.
 
-Knows the tokenizer and no engine but its values.
+Knows the tokenizer, and of the engine only its values.
 """
 
 import codecs
@@ -10,64 +10,71 @@ from dataclasses import dataclass
 from app.schemas import ChatLogprobs, ContentLogprob, TextLogprobs, TopLogprob
 from app.tokenizer import Tokenizer
 
-LEAST = -9999.0  # what OpenAI writes for a token that is next to impossible; JSON has no infinity
+MIN_LOGPROB = -9999.0  # what OpenAI reports for a probability of zero; JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A token of a choice, the character of its text that it begins at, and the likeliest tokens in its place."""
+class LogprobEntry:
+    """One token of a choice: its log-probability, the top tokens at its position, and the character of the text at which it starts."""
 
     token: int
-    logprob: float | None  # None: nothing predicts it
-    top: tuple[tuple[int, float], ...]
+    logprob: float | None  # None for the first token of a prompt, which nothing predicts
+    top: tuple[tuple[int, float], ...]  # (token, log-probability), most likely first
     start: int
 
 
-class Ruler:
-    """Where in a text its tokens begin. A token that goes on with a character begins where the character does."""
+class OffsetTracker:
+    """Finds the character of a text at which each of its tokens starts.
 
-    def __init__(self, tokenizer: Tokenizer, start: int = 0, opening: bool = True) -> None:
+    A token that continues a multi-byte character starts where that character starts.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, start: int = 0, at_text_start: bool = True) -> None:
+        """`start` is the offset of the first token; `at_text_start` says that no text stands before it."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._opening = opening  # nothing stands before the first token
-        self._at = start
+        self._at_text_start = at_text_start
+        self._offset = start
 
     def push(self, token: int) -> int:
-        start, piece = self._at, self._tokenizer.piece(token)
-        if not piece.control:
-            self._at += len(self._decoder.decode(piece.opening if self._opening else piece.data))
-            self._opening = False
+        """Add the next token and return its offset, in characters."""
+        start, piece = self._offset, self._tokenizer.piece(token)
+        if not piece.special:
+            self._offset += len(self._decoder.decode(piece.data_at_start if self._at_text_start else piece.data))
+            self._at_text_start = False
         return start
 
 
-def chat_form(rows: Sequence[Row], tokenizer: Tokenizer) -> ChatLogprobs:
-    return ChatLogprobs(content=[_content(row, tokenizer) for row in rows])
+def chat_logprobs(entries: Sequence[LogprobEntry], tokenizer: Tokenizer) -> ChatLogprobs:
+    return ChatLogprobs(content=[_content_logprob(entry, tokenizer) for entry in entries])
 
 
-def text_form(rows: Sequence[Row], tokenizer: Tokenizer) -> TextLogprobs:
+def completion_logprobs(entries: Sequence[LogprobEntry], tokenizer: Tokenizer) -> TextLogprobs:
     return TextLogprobs(
-        tokens=[tokenizer.piece(row.token).text for row in rows],
-        token_logprobs=[None if row.logprob is None else max(row.logprob, LEAST) for row in rows],
-        top_logprobs=[None if row.logprob is None else _likeliest([*row.top, (row.token, row.logprob)], tokenizer) for row in rows],
-        text_offset=[row.start for row in rows],
+        tokens=[tokenizer.piece(entry.token).text for entry in entries],
+        token_logprobs=[None if entry.logprob is None else max(entry.logprob, MIN_LOGPROB) for entry in entries],
+        top_logprobs=[
+            None if entry.logprob is None else _logprob_by_text([*entry.top, (entry.token, entry.logprob)], tokenizer) for entry in entries
+        ],
+        text_offset=[entry.start for entry in entries],
     )
 
 
-def _content(row: Row, tokenizer: Tokenizer) -> ContentLogprob:
-    assert row.logprob is not None  # only a prompt's first token has none, and chat echoes no prompt
-    piece = tokenizer.piece(row.token)
-    top = [_top(token, logprob, tokenizer) for token, logprob in row.top]
-    return ContentLogprob(token=piece.text, logprob=max(row.logprob, LEAST), bytes=list(piece.data), top_logprobs=top)
+def _content_logprob(entry: LogprobEntry, tokenizer: Tokenizer) -> ContentLogprob:
+    assert entry.logprob is not None  # only a prompt's first token has none, and chat echoes no prompt
+    piece = tokenizer.piece(entry.token)
+    top = [_top_logprob(token, logprob, tokenizer) for token, logprob in entry.top]
+    return ContentLogprob(token=piece.text, logprob=max(entry.logprob, MIN_LOGPROB), bytes=list(piece.data), top_logprobs=top)
 
 
-def _top(token: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
+def _top_logprob(token: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
     piece = tokenizer.piece(token)
-    return TopLogprob(token=piece.text, logprob=max(logprob, LEAST), bytes=list(piece.data))
+    return TopLogprob(token=piece.text, logprob=max(logprob, MIN_LOGPROB), bytes=list(piece.data))
 
 
-def _likeliest(found: Sequence[tuple[int, float]], tokenizer: Tokenizer) -> dict[str, float]:
-    """By text, as OpenAI has it; of two tokens that are spelled alike the likelier stays."""
-    made: dict[str, float] = {}
-    for token, logprob in found:
-        made.setdefault(tokenizer.piece(token).text, max(logprob, LEAST))
-    return made
+def _logprob_by_text(top: Sequence[tuple[int, float]], tokenizer: Tokenizer) -> dict[str, float]:
+    """OpenAI keys these by text: of two tokens with the same text, the more likely one is kept."""
+    by_text: dict[str, float] = {}
+    for token, logprob in top:
+        by_text.setdefault(tokenizer.piece(token).text, max(logprob, MIN_LOGPROB))
+    return by_text

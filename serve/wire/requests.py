@@ -1,6 +1,6 @@
-"""From a validated body to jobs for the engine: defaults filled in, tokens counted, what cannot be served refused by name.
+"""From a validated request body to jobs for the engine: fills in defaults, counts tokens and refuses by name what cannot be served.
 
-Knows no router and no answer.
+Knows neither the router nor the answer.
 """
 
 import secrets
@@ -10,20 +10,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.engine.request import Facts, Generate, Sampling
+from app.engine.request import Facts, Generate, SamplingParams
 from app.errors import ContextTooLong, InvalidRequest, SetupError
 from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, UsedTier
 from app.tokenizer import Tokenizer
-from serve.wire.logprobs import Ruler
-from serve.wire.structured import Form, form_of
+from serve.wire.logprobs import OffsetTracker
+from serve.wire.structured import StructuredOutput, structured_output_of
 
-DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-LENGTH = 16  # tokens of a completion that says nothing of it
+GENERATION_CONFIG_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+DEFAULT_MAX_TOKENS = 16  # of a completion without max_tokens, as with OpenAI
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Tokens to continue. Where they are echoed: their text, and the character of it that each begins at."""
+    """Token ids to continue. A prompt that is echoed also has its text, and for each token the character at which it starts."""
 
     ids: tuple[int, ...]
     text: str = ""
@@ -31,97 +31,100 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What an answer is to look like. Of `copies` answers sampled for a prompt the best `n` are its choices."""
+class AnswerOptions:
+    """What the answer contains. `samples` answers are generated for each prompt; the best `n` of them become its choices."""
 
     chat: bool
     n: int = 1
-    copies: int = 1
-    logprobs: int | None = None  # likeliest tokens beside each token; None: no log-probabilities at all
+    samples: int = 1
+    logprobs: int | None = None  # number of top tokens listed beside each token; None: no log-probabilities at all
     echo: bool = False
-    bare: bool = False  # the echo is all that is wanted: the one token that the engine has to sample is dropped
+    prompt_only: bool = False  # echo with max_tokens 0: the engine has to sample one token, which is dropped
     tier: UsedTier | None = None
-    form: Form = Form()
+    structured: StructuredOutput = StructuredOutput()
     metadata: dict[str, str] | None = None
 
 
-def chat_terms(body: ChatRequest, tokenizer: Tokenizer) -> Terms:
+def chat_options(body: ChatRequest, tokenizer: Tokenizer) -> AnswerOptions:
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise InvalidRequest("give max_tokens or max_completion_tokens, not both", param="max_tokens")
-    return Terms(
+    return AnswerOptions(
         chat=True,
         n=body.n or 1,
-        copies=body.n or 1,
+        samples=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        tier=tier_of(body.service_tier),
-        form=form_of(body, tokenizer),
+        tier=used_tier(body.service_tier),
+        structured=structured_output_of(body, tokenizer),
         metadata=body.metadata,
     )
 
 
-def completion_terms(body: CompletionRequest) -> Terms:
+def completion_options(body: CompletionRequest) -> AnswerOptions:
     n = body.n or 1
-    copies = n if body.best_of is None else body.best_of
-    if copies < n:
-        raise InvalidRequest(f"best_of is {copies}, but n is {n}: it must be at least n", param="best_of")
-    if copies > n and body.stream:
-        raise InvalidRequest("best_of cannot be streamed: the best answer is known when all are whole", param="best_of")
+    samples = n if body.best_of is None else body.best_of
+    if samples < n:
+        raise InvalidRequest(f"best_of is {samples}, but n is {n}: best_of must be at least n", param="best_of")
+    if samples > n and body.stream:
+        raise InvalidRequest("best_of cannot be streamed: the best answer is known only when all are complete", param="best_of")
     echo = bool(body.echo)
     if body.max_tokens == 0 and not echo:
-        raise InvalidRequest("max_tokens must be at least 1; 0 only with echo, which then gives the prompt alone", param="max_tokens")
-    return Terms(False, n, copies, body.logprobs, echo, body.max_tokens == 0, tier_of(body.service_tier))
+        raise InvalidRequest(
+            "max_tokens must be at least 1; 0 is allowed only with echo: true, and returns the prompt alone", param="max_tokens"
+        )
+    return AnswerOptions(False, n, samples, body.logprobs, echo, body.max_tokens == 0, used_tier(body.service_tier))
 
 
-def tier_of(asked: Tier | None) -> UsedTier | None:
-    """What is done for the tier asked for, which the answer names; None where none was."""
-    return "default" if asked == "auto" else asked
+def used_tier(requested: Tier | None) -> UsedTier | None:
+    """The service tier that the answer reports; None where the request named none."""
+    return "default" if requested == "auto" else requested
 
 
-def jobs_of(  # one for each copy of each prompt, in this order
-    id: str, body: ChatRequest | CompletionRequest, terms: Terms, prompts: list[Prompt], tokenizer: Tokenizer, facts: Facts
+def make_jobs(
+    id: str, body: ChatRequest | CompletionRequest, options: AnswerOptions, prompts: list[Prompt], tokenizer: Tokenizer, facts: Facts
 ) -> list[Generate]:
+    """One job per sample: all samples of the first prompt, then those of the second. Sample i is seeded with seed + i."""
     sampling = sampling_of(body, tokenizer)
-    stops = frozenset(body.stop_token_ids or ())
-    check_tokens(stops, tokenizer, "stop_token_ids")
-    limit = limit_of(body)
-    made: list[Generate] = []
+    stop_tokens = frozenset(body.stop_token_ids or ())
+    check_token_ids(stop_tokens, tokenizer, "stop_token_ids")
+    requested = requested_max_tokens(body)
+    jobs: list[Generate] = []
     for prompt in prompts:
-        most = room(prompt.ids, limit, facts, "messages" if terms.chat else "prompt")
-        check_least(sampling.min_tokens, 0 if terms.bare else most)
-        for copy in range(terms.copies):
+        max_tokens = max_new_tokens(prompt.ids, requested, facts, "messages" if options.chat else "prompt")
+        check_min_tokens(sampling.min_tokens, 0 if options.prompt_only else max_tokens)
+        for sample in range(options.samples):
             job = Generate(
-                id=f"{id}/{len(made)}",
+                id=f"{id}/{len(jobs)}",
                 prompt=prompt.ids,
-                max_tokens=most,
-                sampling=replace(sampling, seed=sampling.seed + copy),
+                max_tokens=max_tokens,
+                sampling=replace(sampling, seed=sampling.seed + sample),
                 stop=body.stop_words,
-                stop_tokens=stops,
+                stop_tokens=stop_tokens,
                 ignore_eos=bool(body.ignore_eos),
-                logprobs=0 if terms.logprobs is None and terms.copies > terms.n else terms.logprobs,
-                prompt_logprobs=terms.logprobs if terms.echo else None,
-                tier=terms.tier or "default",
-                grammar=terms.form.grammar,
+                logprobs=0 if options.logprobs is None and options.samples > options.n else options.logprobs,  # best_of ranks by them
+                prompt_logprobs=options.logprobs if options.echo else None,
+                tier=options.tier or "default",
+                grammar=options.structured.grammar,
             )
-            made.append(job)
-    return made
+            jobs.append(job)
+    return jobs
 
 
-def limit_of(body: ChatRequest | CompletionRequest) -> int | None:
-    if isinstance(body, CompletionRequest):
-        return LENGTH if body.max_tokens is None else max(body.max_tokens, 1)  # the engine has to sample one; see `Terms.bare`
+def requested_max_tokens(body: ChatRequest | CompletionRequest) -> int | None:
+    if isinstance(body, CompletionRequest):  # the engine samples at least one token; see `AnswerOptions.prompt_only`
+        return DEFAULT_MAX_TOKENS if body.max_tokens is None else max(body.max_tokens, 1)
     return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
 
 
-def sampling_of(body: SamplingFields, tokenizer: Tokenizer) -> Sampling:
-    """What the request says, else what the model's generation_config.json says, else plain sampling."""
+def sampling_of(body: SamplingFields, tokenizer: Tokenizer) -> SamplingParams:
+    """Sampling parameters: from the request, else from the model's generation_config.json, else plain sampling."""
 
     def pick(name: str, plain: float) -> float:
-        asked, default = getattr(body, name), tokenizer.defaults.get(name)
-        return asked if asked is not None else plain if default is None else default
+        requested, configured = getattr(body, name), tokenizer.generation_config.get(name)
+        return requested if requested is not None else plain if configured is None else configured
 
-    return Sampling(
+    return SamplingParams(
         temperature=float(pick("temperature", 1.0)),
         top_k=max(0, int(pick("top_k", 0))),
         top_p=float(pick("top_p", 1.0)),
@@ -130,87 +133,94 @@ def sampling_of(body: SamplingFields, tokenizer: Tokenizer) -> Sampling:
         repetition_penalty=float(pick("repetition_penalty", 1.0)),
         presence_penalty=float(pick("presence_penalty", 0.0)),
         frequency_penalty=float(pick("frequency_penalty", 0.0)),
-        logit_bias=_biases(body.logit_bias or {}, tokenizer),
-        bad_words=_banned(body.bad_words or [], tokenizer),
+        logit_bias=_logit_bias(body.logit_bias or {}, tokenizer),
+        bad_words=_banned_sequences(body.bad_words or [], tokenizer),
         min_tokens=0 if body.min_tokens is None else body.min_tokens,
     )
 
 
-def check_defaults(defaults: dict[str, Any]) -> None:
-    """Raises `SetupError` for a generation_config.json that asks for what no request may ask for. Some write top_k: -1 for none."""
-    named = {name: defaults[name] for name in DEFAULTS if defaults.get(name) is not None}
+def check_generation_config(config: dict[str, Any]) -> None:
+    """Raise `SetupError` if the model's generation_config.json has a value that no request may have.
+
+    top_k: -1 is accepted: some models write it for "no limit".
+    """
+    present = {name: config[name] for name in GENERATION_CONFIG_FIELDS if config.get(name) is not None}
     try:
-        SamplingFields.model_validate({name: value for name, value in named.items() if (name, value) != ("top_k", -1)})
+        SamplingFields.model_validate({name: value for name, value in present.items() if (name, value) != ("top_k", -1)})
     except ValidationError as error:
         first = error.errors()[0]
-        raise SetupError(f"generation_config.json of the model: {first['loc'][0]}: {first['msg']}, not {first['input']!r}") from error
+        raise SetupError(f"generation_config.json of the model: {first['loc'][0]} is {first['input']!r}; {first['msg'].lower()}") from error
 
 
-def _biases(asked: dict[str, float], tokenizer: Tokenizer) -> tuple[tuple[int, float], ...]:
-    found = {int(key): float(bias) for key, bias in asked.items()}
-    check_tokens(found, tokenizer, "logit_bias")
-    return tuple((token, bias) for token, bias in sorted(found.items()) if bias != 0.0)
+def _logit_bias(biases: dict[str, float], tokenizer: Tokenizer) -> tuple[tuple[int, float], ...]:
+    by_token = {int(key): float(bias) for key, bias in biases.items()}
+    check_token_ids(by_token, tokenizer, "logit_bias")
+    return tuple((token, bias) for token, bias in sorted(by_token.items()) if bias != 0.0)
 
 
-def _banned(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    found = (tokens for place, word in enumerate(words) for tokens in tokenizer.sequences(word, f"bad_words.{place}"))
-    return tuple(dict.fromkeys(found))
+def _banned_sequences(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    sequences = (tokens for index, word in enumerate(words) for tokens in tokenizer.word_encodings(word, f"bad_words.{index}"))
+    return tuple(dict.fromkeys(sequences))
 
 
-def check_tokens(ids: Iterable[int], tokenizer: Tokenizer, param: str, numbered: bool = False) -> None:
-    """`numbered`: name the place in the list, too."""
+def check_token_ids(ids: Iterable[int], tokenizer: Tokenizer, param: str, with_index: bool = False) -> None:
+    """Raise `InvalidRequest` for an id outside the vocabulary. `with_index` adds the id's index to the name of the field."""
     size = len(tokenizer)
-    for place, id in enumerate(ids):
+    for index, id in enumerate(ids):
         if not 0 <= id < size:
-            where = f"{param}.{place}" if numbered else param
-            raise InvalidRequest(f"{where}: {id} is not in the vocabulary; token ids must lie in 0..{size - 1}", param=where)
+            field = f"{param}.{index}" if with_index else param
+            raise InvalidRequest(f"{field}: {id} is not in the vocabulary; token ids must lie in 0..{size - 1}", param=field)
 
 
-def check_least(least: int, most: int) -> None:
-    if least > most:
-        raise InvalidRequest(f"min_tokens is {least}, but the answer may have at most {most} tokens", param="min_tokens")
+def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
+    if min_tokens > max_tokens:
+        raise InvalidRequest(f"min_tokens is {min_tokens}, but the answer may have at most {max_tokens} tokens", param="min_tokens")
 
 
-def room(prompt: tuple[int, ...], limit: int | None, facts: Facts, param: str, limited: str = "max_tokens") -> int:
-    """How many tokens the answer may have; `param` holds the prompt, `limited` the limit. Raises `ContextTooLong` with the numbers."""
+def max_new_tokens(prompt: tuple[int, ...], requested: int | None, facts: Facts, param: str, limit_param: str = "max_tokens") -> int:
+    """How many tokens may follow `prompt`: `requested`, or what the context leaves when that is None.
+
+    Errors name `param`, the field that holds the prompt, or `limit_param`, the field that holds `requested`. Raises `InvalidRequest` for a
+    prompt without tokens, and `ContextTooLong`, with the numbers, for one that does not fit.
+    """
     if not prompt:
-        raise InvalidRequest(f"the tokenizer of {facts.name} makes no token of this", param=param)
+        raise InvalidRequest(f"the tokenizer of {facts.name} turns this into no tokens; send a longer text", param=param)
     left = facts.context - len(prompt)
     if left < 1:
         raise ContextTooLong(f"the prompt has {len(prompt)} tokens, the context of {facts.name} holds {facts.context}", param=param)
-    if limit is not None and limit > left:
+    if requested is not None and requested > left:
         raise ContextTooLong(
-            f"the prompt has {len(prompt)} tokens and {limited} is {limit}: together {len(prompt) + limit}, but the context of "
+            f"the prompt has {len(prompt)} tokens and {limit_param} is {requested}: together {len(prompt) + requested}, but the context of "
             f"{facts.name} holds {facts.context}; ask for at most {left}",
-            param=limited,
+            param=limit_param,
         )
-    return left if limit is None else limit
+    return left if requested is None else requested
 
 
-def given_prompts(body: CompletionRequest) -> list[Any]:
-    """Texts or lists of token ids."""
-    given: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
-    return [given] if given and isinstance(given[0], int) else given
+def prompt_items(body: CompletionRequest) -> list[Any]:
+    """The prompts of a body as a list; each item is a text or a list of token ids."""
+    items: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+    return [items] if items and isinstance(items[0], int) else items
 
 
 def prompts_of(body: CompletionRequest, tokenizer: Tokenizer, facts: Facts) -> list[Prompt]:
-    given = given_prompts(body)
-    if not given or any(not item or (isinstance(item, str) and not item.strip()) for item in given):
+    items = prompt_items(body)
+    if not items or any(not item or (isinstance(item, str) and not item.strip()) for item in items):
         raise InvalidRequest("the prompt is empty or blank", param="prompt")
-    for item in given:
-        if not isinstance(item, str):  # before its tokens are looked at one by one
-            room(tuple(item), None, facts, "prompt")
-    return [_prompt(item, tokenizer, bool(body.echo)) for item in given]
+    for item in items:
+        if not isinstance(item, str):  # refuse a list that is too long before each of its ids is checked
+            max_new_tokens(tuple(item), None, facts, "prompt")
+    return [_prompt_of(item, tokenizer, bool(body.echo)) for item in items]
 
 
-def _prompt(item: str | list[int], tokenizer: Tokenizer, echo: bool) -> Prompt:
+def _prompt_of(item: str | list[int], tokenizer: Tokenizer, echo: bool) -> Prompt:
     if isinstance(item, str):
         if not echo:
             return Prompt(tokenizer.encode(item, "prompt"))
-        encoded = tokenizer.read(item, "prompt", plain=False)
-        return Prompt(encoded.ids, item, tuple(encoded.starts()))
-    check_tokens(item, tokenizer, "prompt")
+        encoded = tokenizer.encode_with_offsets(item, "prompt", split_special_tokens=False)
+        return Prompt(encoded.ids, item, tuple(encoded.token_starts()))
+    check_token_ids(item, tokenizer, "prompt")
     if not echo:
         return Prompt(tuple(item))
-    ruler = Ruler(tokenizer)
-    return Prompt(tuple(item), tokenizer.decode(item), tuple(ruler.push(token) for token in item))
+    offsets = OffsetTracker(tokenizer)
+    return Prompt(tuple(item), tokenizer.decode(item), tuple(offsets.push(token) for token in item))

@@ -1,6 +1,6 @@
-"""The form of an answer: JSON that keeps to a schema, or calls of tools. From the body to a grammar, and what reads the text.
+"""From `response_format` and `tools` of a chat to the grammar that its answer must match and the parser that finds its tool calls.
 
-Knows no engine and no tokenizer but its template's way of writing calls.
+Knows no engine, and of the tokenizer only how the model's chat template writes tool calls.
 """
 
 import json
@@ -10,73 +10,77 @@ from functools import lru_cache
 
 from app.errors import InvalidRequest
 from app.forms.grammar import json_grammar
-from app.forms.parser import Reader
-from app.forms.tools import Format, NoTools
-from app.forms.validation import crowded, fault
+from app.forms.parser import ToolCallParser
+from app.forms.tools import ToolFormat, ToolsUnsupported
+from app.forms.validation import combined_problem, schema_problem
 from app.schemas import ChatRequest, NamedTool, Tool
 from app.schemas.messages import Schema
 from app.tokenizer import Tokenizer
 
-ALONE = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids")  # each decides by itself over tokens that the form needs
-KEPT, LONG = 256, 65_536  # verdicts on schemas that are kept, and characters of a schema that is not worth keeping
+# Each of these bans or forces tokens, or ends the answer, whatever the grammar requires at that point.
+INCOMPATIBLE_FIELDS = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids")
+MAX_CACHED_SCHEMAS = 256
+MAX_CACHED_SCHEMA_CHARS = 65_536  # longer schemas are checked anew each time
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    grammar: str | None = None  # None: anything may be said
-    calls: Format | None = None  # how the model writes calls, where it may
-    forced: bool = False  # nothing but calls may be said
+class StructuredOutput:
+    """What constrains an answer, and how its tool calls are read."""
 
-    def reader(self) -> Reader | None:
-        return None if self.calls is None else Reader(self.calls, self.forced)
+    grammar: str | None = None  # None: the answer is unconstrained
+    tool_format: ToolFormat | None = None  # how the model writes tool calls; None: it has no tools
+    must_call: bool = False  # the answer consists of tool calls only
+
+    def tool_call_parser(self) -> ToolCallParser | None:
+        return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call)
 
 
-def shown(body: ChatRequest) -> list[Tool] | None:
-    """The tools that the model is told of."""
+def visible_tools(body: ChatRequest) -> list[Tool] | None:
+    """The tools that the prompt describes to the model."""
     return None if body.tool_choice == "none" else body.tools
 
 
-def form_of(body: ChatRequest, tokenizer: Tokenizer) -> Form:
-    """Raises `InvalidRequest` for what cannot be done, by the field's name."""
+def structured_output_of(body: ChatRequest, tokenizer: Tokenizer) -> StructuredOutput:
+    """Raises `InvalidRequest`, naming the field, for what cannot be done."""
     _check_tools(body)
-    tools = shown(body)
-    form = _json(body) if tools is None else _calls(body, tools, tokenizer)
-    if form.grammar is not None:
+    tools = visible_tools(body)
+    structured = _json_output(body) if tools is None else _tool_call_output(body, tools, tokenizer)
+    if structured.grammar is not None:
         cause = "response_format" if tools is None else "tools"
-        for field in ALONE:
+        for field in INCOMPATIBLE_FIELDS:
             if getattr(body, field):
-                raise InvalidRequest(f"{field} does not go with {cause}: the form decides which tokens may come", param=field)
-    return form
+                raise InvalidRequest(f"{field} cannot be combined with {cause}: a grammar decides which tokens may follow", param=field)
+    return structured
 
 
-def _json(body: ChatRequest) -> Form:
-    asked = body.response_format
-    if asked is None or asked.type == "text":
-        return Form()
-    if asked.json_schema is None or asked.json_schema.schema_ is None:
-        return Form(json_grammar(None))
-    _check(asked.json_schema.schema_, "response_format.json_schema.schema")
-    return Form(json_grammar(asked.json_schema.schema_))
+def _json_output(body: ChatRequest) -> StructuredOutput:
+    format = body.response_format
+    if format is None or format.type == "text":
+        return StructuredOutput()
+    if format.json_schema is None or format.json_schema.schema_ is None:
+        return StructuredOutput(json_grammar(None))
+    _check_schema(format.json_schema.schema_, "response_format.json_schema.schema")
+    return StructuredOutput(json_grammar(format.json_schema.schema_))
 
 
-def _calls(body: ChatRequest, tools: Sequence[Tool], tokenizer: Tokenizer) -> Form:
-    format = tokenizer.calls
-    if isinstance(format, NoTools):
+def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Tokenizer) -> StructuredOutput:
+    format = tokenizer.tool_format
+    if isinstance(format, ToolsUnsupported):
         raise InvalidRequest(f"tools: {format.reason}", param="tools", code="unsupported_parameter")
     if body.response_format is not None and body.response_format.type != "text":
-        raise InvalidRequest("response_format does not go with tools unless tool_choice is none", param="response_format")
+        raise InvalidRequest("response_format cannot be combined with tools unless tool_choice is none", param="response_format")
     choice = body.tool_choice or "auto"
     name = choice.function.name if isinstance(choice, NamedTool) else None
-    picked = [tool.function for tool in tools if name in {None, tool.function.name}]
-    crowd = crowded([tool.function.arguments for tool in tools])
-    if crowd is not None:
-        raise InvalidRequest(f"tools: {crowd}", param="tools", code="unsupported_schema")
+    callable_functions = [tool.function for tool in tools if name in {None, tool.function.name}]
+    problem = combined_problem([tool.function.arguments for tool in tools])
+    if problem is not None:
+        raise InvalidRequest(f"tools: {problem}", param="tools", code="unsupported_schema")
     for index, tool in enumerate(tools):
-        _check(tool.function.arguments, f"tools.{index}.function.parameters")
-    given = {function.name: function.arguments for function in picked}
-    forced = choice != "auto"
-    grammar = format.grammar(given, forced, body.parallel_tool_calls is not False)
-    return Form(grammar, format, forced)
+        _check_schema(tool.function.arguments, f"tools.{index}.function.parameters")
+    schemas = {function.name: function.arguments for function in callable_functions}
+    must_call = choice != "auto"
+    grammar = format.grammar(schemas, must_call, body.parallel_tool_calls is not False)
+    return StructuredOutput(grammar, format, must_call)
 
 
 def _check_tools(body: ChatRequest) -> None:
@@ -88,16 +92,18 @@ def _check_tools(body: ChatRequest) -> None:
         if name in names[:index]:
             raise InvalidRequest(f"two tools have the name '{name}'", param=f"tools.{index}.function.name")
     if isinstance(body.tool_choice, NamedTool) and body.tool_choice.function.name not in names:
-        raise InvalidRequest(f"tool_choice: '{body.tool_choice.function.name}' is none of the tools", param="tool_choice.function.name")
+        raise InvalidRequest(
+            f"tool_choice names '{body.tool_choice.function.name}', which is not one of the tools", param="tool_choice.function.name"
+        )
 
 
-@lru_cache(KEPT)
-def _fault(schema: str) -> str | None:
-    return fault(json.loads(schema))
+@lru_cache(MAX_CACHED_SCHEMAS)
+def _cached_problem(schema: str) -> str | None:
+    return schema_problem(json.loads(schema))
 
 
-def _check(schema: Schema, param: str) -> None:
+def _check_schema(schema: Schema, param: str) -> None:
     text = json.dumps(schema)
-    wrong = _fault(text) if len(text) <= LONG else fault(schema)
-    if wrong is not None:
-        raise InvalidRequest(f"{param} cannot be enforced to the letter: {wrong}", param=param, code="unsupported_schema")
+    problem = _cached_problem(text) if len(text) <= MAX_CACHED_SCHEMA_CHARS else schema_problem(schema)
+    if problem is not None:
+        raise InvalidRequest(f"{param} cannot be enforced exactly: {problem}", param=param, code="unsupported_schema")

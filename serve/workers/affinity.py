@@ -1,35 +1,37 @@
-"""Which replica has read a prompt's beginning: a conversation goes back to where its keys and values are. Pure bookkeeping."""
+"""Remembers which replica has read which prompt, so that a conversation returns to the replica that caches it. Pure bookkeeping."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
-STRIDE = 32  # tokens between two remembered lengths
-MOST = 65_536  # beginnings remembered; the oldest are forgotten
+STRIDE_TOKENS = 32  # prefixes are remembered at multiples of this length
+MAX_PREFIXES = 65_536  # prefixes remembered; the least recently used are dropped
 
 
 class Affinity:
     def __init__(self) -> None:
-        self._homes: OrderedDict[int, int] = OrderedDict()  # hash of a beginning -> replica
+        self._replicas: OrderedDict[int, int] = OrderedDict()  # hash of a prefix -> number of the replica
 
-    def note(self, prompt: Sequence[int], replica: int) -> None:
-        for key in _beginnings(prompt):
-            self._homes[key] = replica
-            self._homes.move_to_end(key)
-        while len(self._homes) > MOST:
-            self._homes.popitem(last=False)
+    def remember(self, prompt: Sequence[int], replica: int) -> None:
+        for prefix in _prefix_hashes(prompt):
+            self._replicas[prefix] = replica
+            self._replicas.move_to_end(prefix)
+        while len(self._replicas) > MAX_PREFIXES:
+            self._replicas.popitem(last=False)
 
-    def home(self, prompt: Sequence[int]) -> int | None:
-        """The replica that has read at least half of the prompt. Less, such as a common system prompt, is no reason to go there."""
-        for place, key in reversed(list(enumerate(_beginnings(prompt), 1))):
-            if key in self._homes:
-                return self._homes[key] if 2 * place * STRIDE >= len(prompt) else None
+    def find(self, prompt: Sequence[int]) -> int | None:
+        """The replica that last read the longest remembered prefix of the prompt, or None if that is less than half of the prompt: a
+        common system prompt alone is no reason to prefer a replica.
+        """
+        for count, prefix in reversed(list(enumerate(_prefix_hashes(prompt), 1))):
+            if prefix in self._replicas:
+                return self._replicas[prefix] if 2 * count * STRIDE_TOKENS >= len(prompt) else None
         return None
 
 
-def _beginnings(prompt: Sequence[int]) -> list[int]:
-    """A hash of each beginning whose length is a multiple of the stride, each made of the one before."""
-    keys, key = [], 0
-    for end in range(STRIDE, len(prompt) + 1, STRIDE):
-        key = hash((key, tuple(prompt[end - STRIDE : end])))
-        keys.append(key)
-    return keys
+def _prefix_hashes(prompt: Sequence[int]) -> list[int]:
+    """A hash chain: entry i covers the first (i + 1) * STRIDE_TOKENS tokens."""
+    hashes, prefix = [], 0
+    for end in range(STRIDE_TOKENS, len(prompt) + 1, STRIDE_TOKENS):
+        prefix = hash((prefix, tuple(prompt[end - STRIDE_TOKENS : end])))
+        hashes.append(prefix)
+    return hashes

@@ -1,4 +1,4 @@
-"""The replicas of one model: how many jobs they may hold together, and which of them gets the next ones. Knows no other model."""
+"""The replicas of one model: how many jobs they may hold together, and which replica gets the next ones. Knows no other model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,22 +13,23 @@ from serve.workers.affinity import Affinity
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """A copy of a model in a process of its own. `number` is its place among all replicas of all models."""
+    """A copy of a model in a process of its own. `number` is its index among the replicas of all models."""
 
     number: int
     model: str
-    queue: Any = None  # to its worker; set by the spec, before the API process is forked
-    worker: psutil.Process | None = None
+    queue: Any = None  # to its worker; set by `EngineSpec.setup`, before the API process is forked
+    worker: psutil.Process | None = None  # None while the model is loading, and after the process died
     facts: Facts | None = None
     load: int = 0  # jobs in flight
 
     def send(self, content: Job | Inspect | str) -> None:
+        """Queue a message for the worker; a string is the id of a job to cancel."""
         assert self.worker is not None
         self.queue.put((self.worker.pid, content))
 
 
 class Fleet:
-    """`max_waiting` jobs beyond the slots may be in flight on it, whatever the other models do."""
+    """Admits jobs to the replicas of one model: as many as their slots hold, and `max_waiting` more."""
 
     def __init__(self, model: str, replicas: Sequence[Replica], max_waiting: int) -> None:
         self.model = model
@@ -46,51 +47,55 @@ class Fleet:
 
     @property
     def facts(self) -> Facts:
-        """All replicas serve the same. Raises `NotReady` until the first of them has loaded it."""
+        """All replicas have the same. Raises `NotReady` until the first of them has loaded the model."""
         facts = next((replica.facts for replica in self.replicas if replica.facts is not None), None)
         if facts is None:
-            raise NotReady(f"the model '{self.model}' is still loading; /ready says when it is served")
+            raise NotReady(f"the model '{self.model}' is still loading; GET /ready says when it is served")
         return facts
 
-    def replica(self, place: int) -> Replica:
-        """Raises `InvalidRequest` where there is none, `NotReady` where it has no worker."""
-        if not 0 <= place < len(self.replicas):
-            raise InvalidRequest(f"there is no replica {place} of '{self.model}': they are 0..{len(self.replicas) - 1}", param="replica")
-        if self.replicas[place].worker is None:
-            raise self._gone()
-        return self.replicas[place]
+    def replica(self, index: int) -> Replica:
+        """Raises `InvalidRequest` for an index out of range, `NotReady` for a replica without a worker."""
+        if not 0 <= index < len(self.replicas):
+            raise InvalidRequest(f"'{self.model}' has no replica {index}; its replicas are 0..{len(self.replicas) - 1}", param="replica")
+        if self.replicas[index].worker is None:
+            raise self._not_loaded()
+        return self.replicas[index]
 
     @property
-    def room(self) -> int:
+    def max_jobs(self) -> int:
         """Jobs that may be in flight."""
         return self.facts.slots * len(self.alive) + self.max_waiting
 
-    def check(self, count: int) -> None:
-        """Raises `InvalidRequest` for so many jobs at once as could never be in flight."""
-        if self.alive and count > self.room:
-            raise InvalidRequest(f"{count} answers or texts in one request, but at most {self.room} may be in flight: send fewer")
+    def check_job_count(self, count: int) -> None:
+        """Raises `InvalidRequest` if `count` jobs of one request could never be in flight together."""
+        if self.alive and count > self.max_jobs:
+            raise InvalidRequest(f"{count} answers or texts in one request, but at most {self.max_jobs} may be in flight: send fewer")
 
     def admit(self, jobs: Sequence[Job]) -> Replica:
-        """Where the jobs go. Raises `NotReady`, `QueueFull`, or `InvalidRequest` for what can never fit."""
+        """The replica that gets the jobs. Raises `NotReady`, `QueueFull`, or `InvalidRequest` for more jobs than can ever be admitted."""
         alive = self.alive
         if not alive:
-            raise self._gone()
-        self.check(len(jobs))
-        if self.load + len(jobs) > self.room:
-            raise QueueFull(f"{self.load} of at most {self.room} answers and texts of '{self.model}' are in flight; try again in a moment")
+            raise self._not_loaded()
+        self.check_job_count(len(jobs))
+        if self.load + len(jobs) > self.max_jobs:
+            raise QueueFull(
+                f"{self.load} of at most {self.max_jobs} answers and texts of '{self.model}' are in flight; try again in a moment"
+            )
         return alive[0] if len(alive) == 1 else self._choose(alive, jobs[0] if jobs else None)
 
     def _choose(self, alive: list[Replica], job: Job | None) -> Replica:
-        """The replica that holds the conversation unless it has a whole round of slots more to do, else the least loaded one."""
-        least = min(alive, key=lambda replica: replica.load)
+        """The replica that caches the conversation, unless it has over one full set of slots more jobs than the least loaded replica;
+        else the least loaded one.
+        """
+        least_loaded = min(alive, key=lambda replica: replica.load)
         if not isinstance(job, Generate):
-            return least
-        home = self._affinity.home(job.prompt)
-        chosen = next((replica for replica in alive if replica.number == home), least)
-        if chosen.load > least.load + self.facts.slots:
-            chosen = least
-        self._affinity.note(job.prompt, chosen.number)
+            return least_loaded
+        cached_on = self._affinity.find(job.prompt)
+        chosen = next((replica for replica in alive if replica.number == cached_on), least_loaded)
+        if chosen.load > least_loaded.load + self.facts.slots:
+            chosen = least_loaded
+        self._affinity.remember(job.prompt, chosen.number)
         return chosen
 
-    def _gone(self) -> NotReady:
-        return NotReady(f"the model '{self.model}' is not loaded at the moment; /ready says when")
+    def _not_loaded(self) -> NotReady:
+        return NotReady(f"the model '{self.model}' is not loaded at the moment; GET /ready says when it is served")

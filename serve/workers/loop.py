@@ -1,8 +1,8 @@
-"""The worker process: a LitServe loop that keeps the engine stepping and never waits for one request.
+"""The worker process: a LitServe loop that keeps the engine stepping and never waits for a single request.
 
-Messages in: `(pid, job)`, `(pid, id)` to cancel, `(pid, Inspect)` to ask, meant for the worker with that pid; whatever was meant for
-a dead one is dropped.
-Messages out: one item a step, a list of events, under one well-known uid. Knows no HTTP.
+Messages in: `(pid, job)` to submit, `(pid, id)` to cancel, `(pid, Inspect)` to ask for a report. They are meant for the worker with that
+pid; a message for a worker that died is dropped. Messages out: the ready message `(pid, worker, Facts)`, then one list of events per
+step, all under one uid. Knows no HTTP.
 """
 
 import gc
@@ -24,7 +24,7 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 
 from app.engine.request import Facts, Inspect, Job
 from app.errors import SetupError
-from app.models.device import Seat
+from app.models.device import DeviceAssignment
 from app.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -32,18 +32,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EVENTS = "litmus-events"  # uid under which every event travels
+EVENTS_UID = "litmus-events"  # LitServe's uid of every message that a worker sends
 PARENT_CHECK_S = 1.0
 
 
 class ModelAPI(litserve.LitAPI):
-    """One replica: a model on a device. `build` names (`module:function`) what makes `(Engine, Facts)` of settings and seat, as it is
-    imported in the worker only: the API process has no use for torch.
+    """One replica: a model on a device.
+
+    `build` names, as `module:function`, what returns `(Engine, Facts)` for settings and assignment. It is imported in the worker only,
+    because the API process has no use for torch.
     """
 
-    def __init__(self, settings: ModelSettings, build: str, seat: Seat, spec: LitSpec, log_level: str) -> None:
+    def __init__(self, settings: ModelSettings, build: str, assignment: DeviceAssignment, spec: LitSpec, log_level: str) -> None:
         super().__init__(loop=EngineLoop(), spec=spec)
-        self.seat = seat
+        self.assignment = assignment
         self.settings = settings
         self.build = build
         self.log_level = log_level
@@ -51,11 +53,11 @@ class ModelAPI(litserve.LitAPI):
         self.facts: Facts
 
     def setup(self, device: str) -> None:
-        """Load the model. Ends the process with code 2 and a sentence on stderr when that cannot be done."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the server decides when work is done
+        """Load the model. If that fails, write the reason to stderr and end the process with code 2."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the group; the server decides when to stop
         logging.basicConfig(level=self.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         try:
-            self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.seat)
+            self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.assignment)
         except SetupError as error:
             sys.stderr.write(f"litmus: {self.settings.served_name}: {error.message}\n")
             sys.stderr.flush()
@@ -77,30 +79,30 @@ class EngineLoop(LitLoop):
         engine = lit_api.engine
 
         def send(item: object) -> None:
-            self.put_response(transport, 0, EVENTS, item, LitAPIStatus.OK, LoopResponseType.STREAMING)
+            self.put_response(transport, 0, EVENTS_UID, item, LitAPIStatus.OK, LoopResponseType.STREAMING)
 
-        leaving = False
+        stopping = False
 
-        def leave(*_: object) -> None:
-            """SIGTERM may reach the whole group: what is in flight is finished first."""
-            nonlocal leaving
-            leaving = True
+        def stop(*_: object) -> None:
+            """SIGTERM may reach every process of the group: the worker first finishes the jobs in flight."""
+            nonlocal stopping
+            stopping = True
             if engine.idle:
                 sys.exit(0)
 
-        signal.signal(signal.SIGTERM, leave)
-        gc.freeze()  # what the libraries made lives for ever: no collection need look at it again
-        send((os.getpid(), lit_api.seat.number, lit_api.facts))
-        while not (leaving and engine.idle):
-            for message in inbox.take(wait=engine.idle):
-                _obey(engine, message, send)
+        signal.signal(signal.SIGTERM, stop)
+        gc.freeze()  # the objects that libraries made at import live forever: no collection has to scan them again
+        send((os.getpid(), lit_api.assignment.worker, lit_api.facts))
+        while not (stopping and engine.idle):
+            for message in inbox.receive(wait=engine.idle):
+                _handle_message(engine, message, send)
             events = engine.step()
             if events:
                 send(events)
         sys.exit(0)
 
 
-def _obey(engine: "Engine", message: tuple[int, Job | Inspect | str], send: Callable[[object], None]) -> None:
+def _handle_message(engine: "Engine", message: tuple[int, Job | Inspect | str], send: Callable[[object], None]) -> None:
     pid, content = message
     if pid != os.getpid():
         return
@@ -113,7 +115,7 @@ def _obey(engine: "Engine", message: tuple[int, Job | Inspect | str], send: Call
 
 
 class Inbox:
-    """A thread that waits at the process border, so that a busy engine never asks an empty queue."""
+    """Receives messages in a thread of its own, so that a busy engine never has to poll the queue between the processes."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -121,8 +123,8 @@ class Inbox:
         self._arrived = threading.Event()
         threading.Thread(target=self._listen, daemon=True, name="inbox").start()
 
-    def take(self, wait: bool) -> list[tuple[int, Any]]:
-        """Everything that has come; with `wait`, not before something has."""
+    def receive(self, wait: bool) -> list[tuple[int, Any]]:
+        """All messages that have arrived. `wait` blocks until there is at least one."""
         if wait:
             self._arrived.wait()
         self._arrived.clear()

@@ -1,4 +1,4 @@
-"""The program on a tiny model: files in, calibration and report out; stopped, resumed, and refusing in sentences."""
+"""`app.calibrate` on a tiny model: from files to calibration and report, interrupted and resumed runs, and refusals."""
 
 import csv
 import gzip
@@ -11,20 +11,20 @@ import pytest
 from app import calibrate
 from app.errors import EngineFailed, SetupError
 from app.scoring import fitting, journal
-from app.scoring.calibration import Models, load
+from app.scoring.calibration import ModelIdentity, load
 from app.scoring.fitting import METHODS
-from app.scoring.journal import Entry, Journal
-from app.scoring.sources import Fields, Text, cut, prepared, read
+from app.scoring.journal import Journal, JournalEntry
+from app.scoring.sources import FieldNames, LabelledText, drop_first_words, prepare_texts, read
 
-MODELS = Models(performer="p", revision="1", observer=None, observer_revision=None, quantize="none", dtype="float32")
+MODELS = ModelIdentity(performer="p", revision="1", observer=None, observer_revision=None, quantize="none", dtype="float32")
 
 
 @pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    monkeypatch.setattr(fitting, "DRAWS", 20)
+def few_bootstrap_draws(monkeypatch):
+    monkeypatch.setattr(fitting, "BOOTSTRAP_DRAWS", 20)
 
 
-def words(seed, count=30, letters="abcdefgh"):
+def random_text(seed, count=30, letters="abcdefgh"):
     rng = random.Random(seed)
     return " ".join("".join(rng.choices(letters, k=4)) for _ in range(count))
 
@@ -37,64 +37,56 @@ def write(path, texts):
 @pytest.fixture
 def files(tmp_path):
     return (
-        write(tmp_path / "human.jsonl", [words(n) for n in range(24)]),
-        write(tmp_path / "machine.jsonl", [words(n, letters="az") for n in range(100, 124)]),
+        write(tmp_path / "human.jsonl", [random_text(n) for n in range(24)]),
+        write(tmp_path / "machine.jsonl", [random_text(n, letters="az") for n in range(100, 124)]),
     )
 
 
-def run(folder, files, tmp_path, *more):
+def run(folder, files, tmp_path, *more_options):
     human, machine = files
     out = tmp_path / "out" / "c.json"
-    options = [
-        "--model",
-        str(folder),
-        "--device",
-        "cpu",
-        "--targets",
-        "0.05",
-        "--buckets",
-        "64",
-        "--human",
-        str(human),
-        "--machine",
-        str(machine),
-    ]
-    return calibrate.main([*options, "--out", str(out), *more]), out
+    options = ["--model", str(folder), "--device", "cpu", "--targets", "0.05", "--buckets", "64"]
+    options += ["--human", str(human), "--machine", str(machine)]
+    return calibrate.main([*options, "--out", str(out), *more_options]), out
 
 
 def test_from_texts_to_a_calibration(tiny_folder, other_folder, files, tmp_path, capsys):
     code, out = run(tiny_folder, files, tmp_path, "--observer", str(other_folder))
     assert (code, capsys.readouterr().out) == (0, f"wrote {out} and {out.with_suffix('.md')}\n")
-    made = load(out)
-    assert set(made.methods) == set(METHODS)
-    assert (made.models.performer, made.models.quantize, made.models.dtype) == (tiny_folder.name, "none", "float32")
-    assert made.models.revision and made.models.observer_revision and made.models.revision != made.models.observer_revision
-    bucket = made.methods["perplexity"].buckets[0]
+    calibration = load(out)
+    assert set(calibration.methods) == set(METHODS)
+    assert (calibration.models.performer, calibration.models.quantize, calibration.models.dtype) == (tiny_folder.name, "none", "float32")
+    assert (
+        calibration.models.revision
+        and calibration.models.observer_revision
+        and calibration.models.revision != calibration.models.observer_revision
+    )
+    bucket = calibration.methods["perplexity"].buckets[0]
     assert (bucket.name, bucket.n_human, bucket.n_machine) == ("64+", 24, 24)
     report = out.with_suffix(".md").read_text()
     assert all(
-        part in report for part in ("## ROC", "## Reliability", "xychart-beta", "## Borders", "Brier", "| d | perplexity | 24 / 24 |")
+        part in report for part in ("## ROC", "## Reliability", "xychart-beta", "## Thresholds", "Brier", "| d | perplexity | 24 / 24 |")
     )
-    judged = made.judge("perplexity", 100, bucket.machine[0].value * 0.99)
-    assert judged.verdict in {"machine", "uncertain"} and judged.n_human == 24
+    judgement = calibration.judge("perplexity", 100, bucket.machine[0].value * 0.99)
+    assert judgement.verdict in {"machine", "uncertain"} and judgement.n_human == 24
 
 
-def test_what_was_left_out_is_told(tiny_folder, files, tmp_path, capsys):
+def test_the_number_of_texts_left_out_is_reported(tiny_folder, files, tmp_path, capsys):
     human, machine = files
     human.write_text(human.read_text() + human.read_text().splitlines()[0] + "\n" + json.dumps({"text": " "}) + "\n")
     code, _ = run(tiny_folder, (human, machine), tmp_path)
     assert code == 0 and "; 2 of 50 texts were left out" in capsys.readouterr().out
 
 
-def test_one_model_has_no_binoculars_and_no_text_is_kept(tiny_folder, files, tmp_path):
+def test_a_model_without_observer_has_no_binoculars_and_no_text_is_stored(tiny_folder, files, tmp_path):
     code, out = run(tiny_folder, files, tmp_path)
     assert code == 0 and set(load(out).methods) == {"fast_detect", "perplexity", "log_rank"}
-    kept = "".join(path.read_text() for path in out.parent.iterdir())
-    assert words(0)[:9] not in kept and words(100, letters="az")[:9] not in kept
+    stored = "".join(path.read_text() for path in out.parent.iterdir())
+    assert random_text(0)[:9] not in stored and random_text(100, letters="az")[:9] not in stored
 
 
-class Stopped:
-    """Stands for an engine that is interrupted after so many steps."""
+class InterruptedEngine:
+    """An engine that raises KeyboardInterrupt after so many steps."""
 
     def __init__(self, engine, steps):
         self.engine, self.steps = engine, steps
@@ -109,96 +101,97 @@ class Stopped:
         return self.engine.step()
 
 
-def test_stopped_and_gone_on_with_is_the_same(tiny_folder, files, tmp_path, monkeypatch, capsys):
+def test_a_resumed_run_gives_the_same_result(tiny_folder, files, tmp_path, monkeypatch, capsys):
     whole = run(tiny_folder, files, tmp_path / "whole")[1]
     create = calibrate.create_engine
 
-    def stopping(settings):
+    def create_interrupted(settings):
         engine, facts = create(settings)
-        return Stopped(engine, 6), facts
+        return InterruptedEngine(engine, 6), facts
 
-    monkeypatch.setattr(calibrate, "create_engine", stopping)
+    monkeypatch.setattr(calibrate, "create_engine", create_interrupted)
     code, out = run(tiny_folder, files, tmp_path / "parts")
-    kept = out.with_suffix(".scores.jsonl").read_text()
-    assert code == 130 and "the same command goes on" in capsys.readouterr().err
-    assert 0 < len(kept.splitlines()) < 48 and not out.exists()
-    out.with_suffix(".scores.jsonl").write_text(kept + '{"key": "torn')
+    recorded = out.with_suffix(".scores.jsonl").read_text()
+    assert code == 130 and "run the same command to resume" in capsys.readouterr().err
+    assert 0 < len(recorded.splitlines()) < 48 and not out.exists()
+    out.with_suffix(".scores.jsonl").write_text(recorded + '{"key": "torn')
 
     monkeypatch.setattr(calibrate, "create_engine", create)
-    asked = []
-    submit = journal.score
+    scored = []
+    score_texts = journal.score_texts
     monkeypatch.setattr(
-        calibrate, "score", lambda engine, tokenizer, to, texts: asked.extend(texts) or submit(engine, tokenizer, to, texts)
+        calibrate, "score_texts", lambda engine, tokenizer, to, texts: scored.extend(texts) or score_texts(engine, tokenizer, to, texts)
     )
     assert run(tiny_folder, files, tmp_path / "parts")[0] == 0
-    assert len(asked) == 48 - len(kept.splitlines()), "what was scored is not scored again"
+    assert len(scored) == 48 - len(recorded.splitlines()), "recorded texts are not scored again"
     assert scores_of(out) == {key: pytest.approx(scores, rel=1e-4) for key, scores in scores_of(whole).items()}
-    for method, scale in load(out).methods.items():
-        (one,), (other,) = scale.buckets, load(whole).methods[method].buckets
-        assert (one.n_human, one.n_machine) == (other.n_human, other.n_machine)
-        assert [border.value for border in one.machine] == pytest.approx([border.value for border in other.machine], rel=1e-4)
+    for method, resumed in load(out).methods.items():
+        (bucket,), (expected,) = resumed.buckets, load(whole).methods[method].buckets
+        assert (bucket.n_human, bucket.n_machine) == (expected.n_human, expected.n_machine)
+        values, expected_values = ([threshold.value for threshold in each.machine] for each in (bucket, expected))
+        assert values == pytest.approx(expected_values, rel=1e-4)
 
 
 def scores_of(out):
-    """By digest; texts that are scored beside others differ in the last digits."""
+    """The recorded scores by digest. They depend in the last digits on which texts share a step."""
     lines = map(json.loads, out.with_suffix(".scores.jsonl").read_text().splitlines())
-    return {line["key"]: [one for one in line["scores"].values() if one is not None] for line in lines}
+    return {line["key"]: [score for score in line["scores"].values() if score is not None] for line in lines}
 
 
-def test_a_score_is_on_the_disk_at_once(tmp_path):
-    """Whoever kills the program leaves what was scored."""
-    with Journal(tmp_path / "j.jsonl", MODELS, 128) as written:
-        written.add(written.key("one"), Entry(70, {"perplexity": 2.0}))
+def test_a_score_is_on_disk_at_once(tmp_path):
+    """A killed process loses no recorded score."""
+    with Journal(tmp_path / "j.jsonl", MODELS, 128) as opened:
+        opened.add(opened.key("one"), JournalEntry(70, {"perplexity": 2.0}))
         assert (tmp_path / "j.jsonl").read_text().endswith('{"perplexity": 2.0}}\n')
 
 
-def test_nothing_is_scored_for_a_rate_that_cannot_be(tiny_folder, files, tmp_path, monkeypatch, capsys):
+def test_an_unsupported_rate_is_refused_before_scoring(tiny_folder, files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(calibrate, "create_engine", None)
     assert run(tiny_folder, files, tmp_path, "--targets", "0.001", "0.01")[0] == 2
-    assert capsys.readouterr().err == "0.1% needs 1,000 human texts; you gave 24; 1% needs 100 human texts; you gave 24\n"
+    assert capsys.readouterr().err == "0.1% needs at least 1,000 human texts, got 24; 1% needs at least 100 human texts, got 24\n"
 
 
-def test_scores_of_other_models_are_not_taken(tmp_path):
-    text = Text("one", False, "g")
-    with Journal(tmp_path / "j.jsonl", MODELS, 128) as written:
-        written.add(written.key("one"), Entry(70, {"perplexity": 2.0}))
-    for models, context, known in ((MODELS, 128, 1), (MODELS.model_copy(update={"revision": "2"}), 128, 0), (MODELS, 64, 0)):
-        with Journal(tmp_path / "j.jsonl", models, context) as written:
-            assert len(written.rows([text])) == known
-            assert len(written.missing([text, text])) == 1 - known
+def test_scores_of_other_models_are_ignored(tmp_path):
+    text = LabelledText("one", False, "g")
+    with Journal(tmp_path / "j.jsonl", MODELS, 128) as opened:
+        opened.add(opened.key("one"), JournalEntry(70, {"perplexity": 2.0}))
+    for models, context, count in ((MODELS, 128, 1), (MODELS.model_copy(update={"revision": "2"}), 128, 0), (MODELS, 64, 0)):
+        with Journal(tmp_path / "j.jsonl", models, context) as opened:
+            assert len(opened.rows([text])) == count
+            assert len(opened.missing([text, text])) == 1 - count
 
 
-def test_a_journal_that_is_none(tmp_path):
+def test_a_file_that_is_not_a_journal(tmp_path):
     (tmp_path / "j.jsonl").write_text('{"key": 1}\n')
-    with pytest.raises(SetupError, match=r"j\.jsonl, line 1: not a line of scores"), Journal(tmp_path / "j.jsonl", MODELS, 128):
+    with pytest.raises(SetupError, match=r"j\.jsonl, line 1: not a line of a score journal"), Journal(tmp_path / "j.jsonl", MODELS, 128):
         pass
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("options", "message"),
     [
-        (["--targets", "0.0001"], "0.01% needs 10,000 human texts; you gave 24"),
-        (["--targets", "0.05", "0.01"], "1% needs 100 human texts; you gave 24"),
+        (["--targets", "0.0001"], "0.01% needs at least 10,000 human texts, got 24"),
+        (["--targets", "0.05", "0.01"], "1% needs at least 100 human texts, got 24"),
         (["--buckets", "64", "4096"], None),
-        (["--buckets", "4000"], "no length has texts enough for 5%: give more, or wider --buckets."),
+        (["--buckets", "4000"], "no length bucket has enough texts for 5%: add texts or choose wider --buckets."),
         (["--group", "book"], "human.jsonl:1: no field 'book', which --group names"),
-        (["--text", "body"], "no field 'body' with a text; --text names another"),
-        (["--model", "nowhere/at/all"], "is no folder with a config.json"),
+        (["--text", "body"], "no field 'body' with a text; name the field with --text"),
+        (["--model", "nowhere/at/all"], "is not a folder with a config.json"),
     ],
 )
-def test_refusals_are_sentences(tiny_folder, files, tmp_path, capsys, more, says):
-    code, out = run(tiny_folder, files, tmp_path, *more)
+def test_refusals_are_sentences(tiny_folder, files, tmp_path, capsys, options, message):
+    code, out = run(tiny_folder, files, tmp_path, *options)
     err = capsys.readouterr().err
-    if says is None:
-        assert code == 0 and "4096+ tokens: 5% needs 20 human texts; you gave 0" in out.with_suffix(".md").read_text()
+    if message is None:
+        assert code == 0 and "4096+ tokens: 5% needs at least 20 human texts, got 0" in out.with_suffix(".md").read_text()
     else:
-        assert code == 2 and says in err and "Traceback" not in err and not out.exists()
+        assert code == 2 and message in err and "Traceback" not in err and not out.exists()
 
 
-@pytest.mark.parametrize("more", [["--targets", "2"], ["--buckets", "128", "64"], ["--buckets", "10"], ["--quantize", "two"]])
-def test_a_command_line_that_is_wrong(files, tmp_path, more):
+@pytest.mark.parametrize("options", [["--targets", "2"], ["--buckets", "128", "64"], ["--buckets", "10"], ["--quantize", "two"]])
+def test_an_invalid_command_line(files, tmp_path, options):
     with pytest.raises(SystemExit) as caught:
-        run("x", files, tmp_path, *more)
+        run("x", files, tmp_path, *options)
     assert caught.value.code == 2
 
 
@@ -207,7 +200,7 @@ def test_an_engine_that_fails_ends_the_program(tiny_folder, files, tmp_path, mon
         raise EngineFailed("the device ran out of memory")
         yield
 
-    monkeypatch.setattr(calibrate, "score", failing)
+    monkeypatch.setattr(calibrate, "score_texts", failing)
     assert run(tiny_folder, files, tmp_path)[0] == 2
     assert "ran out of memory" in capsys.readouterr().err
 
@@ -215,10 +208,10 @@ def test_an_engine_that_fails_ends_the_program(tiny_folder, files, tmp_path, mon
 def test_no_machine_text(tiny_folder, files, tmp_path, capsys):
     same = (files[0], write(tmp_path / "blank.jsonl", [" "]))
     assert run(tiny_folder, same, tmp_path)[0] == 2
-    assert "no machine text was given" in capsys.readouterr().err
+    assert "there is no machine text" in capsys.readouterr().err
 
 
-def test_every_form_of_file(tmp_path):
+def test_every_type_of_file(tmp_path):
     pair = {"human": "h", "machine": "m", "domain": "news", "group": 7}
     (tmp_path / "pair.jsonl.gz").write_bytes(gzip.compress((json.dumps(pair) + "\n\n").encode()))
     with (tmp_path / "sheet.csv").open("w") as file:
@@ -228,70 +221,76 @@ def test_every_form_of_file(tmp_path):
     (folder / "b.txt").write_text("bee\n")
     (folder / "a.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfay"))
     (folder / "c.md").write_text("no")
-    pairs = [text for machine in (False, True) for text in read([tmp_path / "pair.jsonl.gz"], machine, Fields())]
-    assert pairs == [Text("h", False, "7", "news"), Text("m", True, "7", "news")]
-    assert [*read([tmp_path / "sheet.csv"], True, Fields("body", "topic", "topic"))] == [
-        Text("one,\ntwo", True, "x", "x"),
-        Text("three", True, "y", "y"),
+    pairs = [text for machine in (False, True) for text in read([tmp_path / "pair.jsonl.gz"], machine, FieldNames())]
+    assert pairs == [LabelledText("h", False, "7", "news"), LabelledText("m", True, "7", "news")]
+    assert [*read([tmp_path / "sheet.csv"], True, FieldNames("body", "topic", "topic"))] == [
+        LabelledText("one,\ntwo", True, "x", "x"),
+        LabelledText("three", True, "y", "y"),
     ]
-    assert [*read([folder], False, Fields())] == [Text("ay", False, "a.txt.gz"), Text("bee\n", False, "b.txt")]
+    assert [*read([folder], False, FieldNames())] == [LabelledText("ay", False, "a.txt.gz"), LabelledText("bee\n", False, "b.txt")]
 
 
-def test_lines_without_a_group_are_their_own(tmp_path):
+def test_lines_without_a_group_are_their_own_group(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n')
-    assert [text.group for text in read([tmp_path / "t.jsonl"], False, Fields())] == ["t.jsonl:1", "t.jsonl:3"]
+    assert [text.group for text in read([tmp_path / "t.jsonl"], False, FieldNames())] == ["t.jsonl:1", "t.jsonl:3"]
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "says"),
+    ("name", "data", "message"),
     [
-        ("a.jsonl", b"{", "line 1: no JSON"),
-        ("a.jsonl", b"[1]", "line 1: give an object"),
+        ("a.jsonl", b"{", "line 1: not JSON"),
+        ("a.jsonl", b"[1]", "line 1: not an object"),
         ("a.jsonl", b'{"text": 3}', "a.jsonl:1: no field 'text' with a text"),
         ("a.csv", b"body\nx\n", "a.csv:2: no field 'text'"),
-        ("a.txt", b"\xff\xfe", "is not UTF-8: byte 0"),
+        ("a.txt", b"\xff\xfe", "is not UTF-8: invalid at byte 0"),
         ("a.txt.gz", b"plain", "cannot be read"),
-        ("a.pdf", b"", "give .jsonl, .csv or .txt"),
+        ("a.pdf", b"", "unknown type of file; give .jsonl, .csv or .txt"),
         ("folder", None, "has no .txt"),
         ("none.txt", None, "cannot be read"),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path, name, data, says):
+def test_files_that_cannot_be_read(tmp_path, name, data, message):
     path = tmp_path / name
     if data is not None:
         path.write_bytes(data)
     elif name == "folder":
         path.mkdir()
     with pytest.raises(SetupError) as caught:
-        [*read([path], False, Fields())]
-    assert says in str(caught.value) and name in str(caught.value)
+        [*read([path], False, FieldNames())]
+    assert message in str(caught.value) and name in str(caught.value)
 
 
-def test_texts_as_they_are_scored():
-    given = [
-        Text("one\u200b two\n\nthree", False, "a"),
-        Text("one two three", False, "b"),
-        Text("\n ", True, "c"),
-        Text("both", False, "d"),
-        Text("both ", True, "e"),
-        Text("four five", True, "f"),
+def test_prepare_texts():
+    texts = [
+        LabelledText("one\u200b two\n\nthree", False, "a"),
+        LabelledText("one two three", False, "b"),
+        LabelledText("\n ", True, "c"),
+        LabelledText("both", False, "d"),
+        LabelledText("both ", True, "e"),
+        LabelledText("four five", True, "f"),
     ]
-    assert [(text.content, text.group) for text in prepared(given, collapse=True)] == [("one two three", "a"), ("four five", "f")]
-    assert [text.content for text in prepared(given, collapse=False)] == ["one two\n\nthree", "one two three", "both", "both ", "four five"]
-    assert [text.content for text in prepared(given, collapse=True, cut_words=2)] == ["three"]
+    assert [(text.content, text.group) for text in prepare_texts(texts, collapse=True)] == [("one two three", "a"), ("four five", "f")]
+    assert [text.content for text in prepare_texts(texts, collapse=False)] == [
+        "one two\n\nthree",
+        "one two three",
+        "both",
+        "both ",
+        "four five",
+    ]
+    assert [text.content for text in prepare_texts(texts, collapse=True, cut_words=2)] == ["three"]
 
 
-@pytest.mark.parametrize(("count", "left"), [(0, " a b\nc  d "), (1, "b\nc  d "), (2, "c  d "), (4, ""), (9, "")])
-def test_words_cut_from_the_beginning(count, left):
-    assert cut(" a b\nc  d ", count) == left
+@pytest.mark.parametrize(("count", "rest"), [(0, " a b\nc  d "), (1, "b\nc  d "), (2, "c  d "), (4, ""), (9, "")])
+def test_drop_first_words(count, rest):
+    assert drop_first_words(" a b\nc  d ", count) == rest
 
 
-def test_the_journal_names_a_text_by_a_digest_only(tmp_path):
-    with Journal(tmp_path / "j.jsonl", MODELS, 128) as written:
-        assert len(written.key("a")) == len(hashlib.sha256().hexdigest()) and written.key("a") != written.key("b")
+def test_the_journal_identifies_a_text_by_a_digest_only(tmp_path):
+    with Journal(tmp_path / "j.jsonl", MODELS, 128) as opened:
+        assert len(opened.key("a")) == len(hashlib.sha256().hexdigest()) and opened.key("a") != opened.key("b")
 
 
-def test_where_nothing_could_be_written_nothing_is_scored(tiny_folder, files, tmp_path, capsys):
+def test_output_paths_are_checked_before_scoring(tiny_folder, files, tmp_path, capsys):
     code, _ = run(tiny_folder, files, tmp_path, "--report", str(tmp_path))
     assert code == 2 and "--report" in capsys.readouterr().err
     code, out = run(tiny_folder, files, tmp_path, "--report", str(tmp_path / "new" / "folder" / "r.md"))

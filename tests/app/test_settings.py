@@ -13,7 +13,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_sources_win_in_the_documented_order(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_override_each_other_in_the_documented_order(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read([]).server.port == 8000
     (bare / "litmus.yaml").write_text("server: {port: 8001, host: 0.0.0.0}\n")
     assert read([]).server.port == 8001
@@ -24,13 +24,13 @@ def test_sources_win_in_the_documented_order(bare: Path, monkeypatch: pytest.Mon
     assert read(["--server.port=8004"]).server.port == 8004
 
 
-def test_short_names_reach_their_settings() -> None:
+def test_short_options_set_their_settings() -> None:
     settings = read(["--model", "a/b", "--observer=c/d", "--quantize", "nf4", "--device", "cuda:1"])
     assert settings.model == ModelSettings(path="a/b", observer="c/d", quantize="nf4", device="cuda:1")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "names"),
+    ("arguments", "setting"),
     [
         (["--port", "80"], "server.port"),
         (["--port", "many"], "server.port"),
@@ -39,12 +39,12 @@ def test_short_names_reach_their_settings() -> None:
         (["--model.slots", "0"], "model.slots"),
     ],
 )
-def test_a_wrong_value_is_a_sentence_that_names_the_setting(arguments: list[str], names: str) -> None:
-    with pytest.raises(SetupError, match=names.replace(".", r"\.")):
+def test_a_wrong_value_is_refused_and_the_setting_named(arguments: list[str], setting: str) -> None:
+    with pytest.raises(SetupError, match=setting.replace(".", r"\.")):
         read(arguments)
 
 
-def test_an_unknown_setting_is_refused_wherever_it_stands(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_setting_is_refused_in_every_source(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         read(["--server.prot", "1"])
     assert stopped.value.code == 2
@@ -54,9 +54,7 @@ def test_an_unknown_setting_is_refused_wherever_it_stands(bare: Path, capsys: py
         read([])
 
 
-def test_sources_that_cannot_be_read_are_sentences_and_secrets_of_others_are_left_alone(
-    bare: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_sources_are_setup_errors_and_other_variables_in_dotenv_are_ignored(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bare / ".env").write_text("HF_TOKEN=hush\nLITMUS_SERVER__PORT=8009\n")
     assert read([]).server.port == 8009
     (bare / "litmus.yaml").write_text("server: [\n")
@@ -68,13 +66,13 @@ def test_sources_that_cannot_be_read_are_sentences_and_secrets_of_others_are_lef
         read([])
 
 
-def test_the_bundled_model_brings_its_observer_and_no_other_does() -> None:
+def test_only_the_bundled_model_has_a_default_observer() -> None:
     assert ModelSettings().observer_path == str(BUNDLED / "storyteller-base")
     assert ModelSettings(path="x/y").observer_path is None
     assert ModelSettings(path="x/Qwen3-0.6B").served_name == "Qwen3-0.6B"
 
 
-def test_paths_that_are_not_there_are_refused_and_hub_names_are_not(bare: Path) -> None:
+def test_missing_paths_are_refused_and_hub_names_are_not(bare: Path) -> None:
     ModelSettings(path="Qwen/Qwen3-0.6B").check_paths()
     for path in ("/no/such/folder", "./nowhere", str(bare)):
         with pytest.raises(SetupError, match=r"model\.path"):
@@ -84,7 +82,7 @@ def test_paths_that_are_not_there_are_refused_and_hub_names_are_not(bare: Path) 
 
 
 @pytest.mark.parametrize("source", ["yaml", "environment", "arguments"])
-def test_further_models_come_from_every_source(bare: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_further_models_can_be_set_in_every_source(bare: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     further = [{"path": "a/b", "slots": 3, "quantize": "nf4"}, {"path": "c/d", "name": "e"}]
     if source == "yaml":
         (bare / "litmus.yaml").write_text(json.dumps({"models": further}))
@@ -108,22 +106,22 @@ def test_further_models_come_from_every_source(bare: Path, monkeypatch: pytest.M
         ([{"path": "a/b", "name": "storyteller"}], "model and models.0 would both be served as 'storyteller'"),
     ],
 )
-def test_further_models_that_cannot_be_meant_are_refused(further: list[dict[str, object]], says: str) -> None:
+def test_invalid_further_models_are_refused(further: list[dict[str, object]], says: str) -> None:
     with pytest.raises(SetupError, match=says):
         read(["--models", json.dumps(further)])
 
 
-def test_a_further_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(SetupError, match=r"^models\.1\.path: /no/such is no folder"):
+def test_a_missing_further_model_is_named() -> None:
+    with pytest.raises(SetupError, match=r"^models\.1\.path: /no/such is not a folder"):
         read(["--models", '[{"path": "a/b"}, {"path": "/no/such"}]']).check_paths()
 
 
-def test_nobody_is_let_in_from_elsewhere_or_banned_unless_it_is_asked_for() -> None:
+def test_by_default_no_origin_is_allowed_and_no_user_banned() -> None:
     assert read([]).security == SecuritySettings(cors_origins=(), banned_users=())
 
 
 @pytest.mark.parametrize("origin", ["*", "https://example.org", "http://localhost:3000", "http://127.0.0.1", "http://[::1]:8080"])
-def test_origins_are_taken_as_browsers_write_them(origin: str) -> None:
+def test_origins_as_browsers_send_them_are_accepted(origin: str) -> None:
     assert read(["--security.cors_origins", json.dumps([origin])]).security.cors_origins == (origin,)
 
 
@@ -139,12 +137,12 @@ def test_origins_are_taken_as_browsers_write_them(origin: str) -> None:
     ]
     + ["https://", "", "https://example.org:port", "https://*.example.org", "null"],
 )
-def test_what_is_no_origin_is_refused(origin: str) -> None:
-    with pytest.raises(SetupError, match=r"security\.cors_origins\.0: .* is no origin: write scheme and host"):
+def test_other_texts_are_refused_as_origins(origin: str) -> None:
+    with pytest.raises(SetupError, match=r"security\.cors_origins\.0: .* is not an origin: write scheme and host"):
         read(["--security.cors_origins", json.dumps([origin])])
 
 
-def test_the_readmes_example_of_several_models_is_one(bare: Path) -> None:
-    readme = (BUNDLED.parent / "README.md").read_text()
-    (bare / "litmus.yaml").write_text(readme.split("```yaml\n", 1)[1].split("```", 1)[0])
+def test_the_documented_example_of_several_models_is_valid(bare: Path) -> None:
+    page = (BUNDLED.parent / "docs/models.md").read_text()
+    (bare / "litmus.yaml").write_text(page.split("```yaml\n", 1)[1].split("```", 1)[0])
     assert [model.served_name for model in read([]).served.values()] == ["Qwen3-0.6B", "base", "storyteller"]

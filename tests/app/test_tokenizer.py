@@ -17,7 +17,7 @@ def tokenizer(tiny_folder: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """In the manner of Llama 2: blanks are part of the words behind them, unknown characters fall back to bytes."""
+    """Like Llama 2's: a space belongs to the token of the word after it, unknown characters fall back to bytes."""
     words = ["<s>", "</s>", "\u2581", "a", "b", "\u2581a", *(f"<0x{byte:02X}>" for byte in range(256))]
     raw = Raw(models.BPE(vocab={word: id for id, word in enumerate(words)}, merges=[("\u2581", "a")], byte_fallback=True, fuse_unk=True))
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
@@ -27,12 +27,12 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(str(folder))
 
 
-def test_text_comes_back(tokenizer: Tokenizer) -> None:
+def test_encode_and_decode_round_trip(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(list(tokenizer.encode("naïve 猫 \U0001f600", "prompt"))) == "naïve 猫 \U0001f600"
 
 
-def test_offsets_point_at_characters_and_control_tokens_are_read_as_text(tokenizer: Tokenizer) -> None:
-    encoded = tokenizer.read("ab</s>", "input")
+def test_offsets_point_at_characters_and_special_token_names_are_plain_text(tokenizer: Tokenizer) -> None:
+    encoded = tokenizer.encode_with_offsets("ab</s>", "input")
     assert encoded.ids[0] == 0
     assert encoded.offsets[0] == (0, 0)
     assert "".join("ab</s>"[start:end] for start, end in encoded.offsets) == "ab</s>"
@@ -40,13 +40,13 @@ def test_offsets_point_at_characters_and_control_tokens_are_read_as_text(tokeniz
 
 
 def test_a_chat_is_rendered_by_the_models_template(tokenizer: Tokenizer) -> None:
-    ids = tokenizer.chat([{"role": "user", "content": "hi"}])
+    ids = tokenizer.encode_chat([{"role": "user", "content": "hi"}])
     assert ids[0] == 0
     assert tokenizer.decode(list(ids)) == "u:hi"
 
 
-@pytest.mark.parametrize("call", [lambda t: t.encode("a\ud800", "x"), lambda t: t.read("\udc00", "x")])
-def test_half_a_surrogate_pair_is_refused_by_name(tokenizer: Tokenizer, call: object) -> None:
+@pytest.mark.parametrize("call", [lambda t: t.encode("a\ud800", "x"), lambda t: t.encode_with_offsets("\udc00", "x")])
+def test_a_lone_surrogate_is_refused_and_the_parameter_named(tokenizer: Tokenizer, call: object) -> None:
     with pytest.raises(InvalidRequest, match="lone surrogate") as refused:
         call(tokenizer)  # type: ignore[operator]
     assert refused.value.param == "x"
@@ -54,83 +54,83 @@ def test_half_a_surrogate_pair_is_refused_by_name(tokenizer: Tokenizer, call: ob
 
 def test_a_model_without_a_template_does_not_chat(tokenizer: Tokenizer) -> None:
     bare = Tokenizer.__new__(Tokenizer)
-    bare.base, bare.chats = tokenizer.base, False
+    bare.base, bare.has_chat_template = tokenizer.base, False
     with pytest.raises(InvalidRequest, match="no chat template"):
-        bare.chat([{"role": "user", "content": "hi"}])
+        bare.encode_chat([{"role": "user", "content": "hi"}])
 
 
-def test_a_folder_without_a_tokenizer_is_a_sentence(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_a_setup_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(SetupError, match="no tokenizer"):
         Tokenizer(str(tmp_path))
 
 
-def test_chats_and_texts_read_at_once_do_not_change_each_other(tokenizer: Tokenizer) -> None:
-    """How control tokens are read is a state of the library's tokenizer, not an argument of the call."""
+def test_concurrent_encodings_of_both_kinds_do_not_disturb_each_other(tokenizer: Tokenizer) -> None:
+    """transformers keeps `split_special_tokens` as a state of the shared tokenizer, so two threads could overwrite it."""
 
-    def chat() -> tuple[int, ...]:
+    def keep_special() -> tuple[int, ...]:
         return tokenizer.encode("ab</s>", "prompt")
 
-    def read() -> tuple[int, ...]:
-        return tokenizer.read("ab</s>", "input").ids
+    def split_special() -> tuple[int, ...]:
+        return tokenizer.encode_with_offsets("ab</s>", "input").ids
 
-    wanted = {chat: chat(), read: read()}
-    assert wanted[chat] != wanted[read]
+    expected = {keep_special: keep_special(), split_special: split_special()}
+    assert expected[keep_special] != expected[split_special]
     with ThreadPoolExecutor(4) as pool:
-        found = [(call, pool.submit(call)) for call in [chat, read] * 2000]
-        assert all(future.result() == wanted[call] for call, future in found)
+        futures = [(call, pool.submit(call)) for call in [keep_special, split_special] * 2000]
+        assert all(future.result() == expected[call] for call, future in futures)
 
 
 TEXTS = ["a b", " a", "na\u00efve \u732b \U0001f600  a\nb "]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_bytes_of_a_texts_tokens_are_its_bytes(tokenizer: Tokenizer, sentencepiece: Tokenizer, bundled: Path, text: str) -> None:
-    for one in (tokenizer, sentencepiece, Tokenizer(str(bundled))):
-        pieces = [one.piece(id) for id in one.read(text, "x", plain=False).ids]
-        shown = [piece for piece in pieces if not piece.control]
-        assert (shown[0].opening + b"".join(piece.data for piece in shown[1:])).decode() == text
+def test_the_bytes_of_the_tokens_add_up_to_the_text(tokenizer: Tokenizer, sentencepiece: Tokenizer, bundled: Path, text: str) -> None:
+    for each in (tokenizer, sentencepiece, Tokenizer(str(bundled))):
+        pieces = [each.piece(id) for id in each.encode_with_offsets(text, "x", split_special_tokens=False).ids]
+        plain = [piece for piece in pieces if not piece.special]
+        assert (plain[0].data_at_start + b"".join(piece.data for piece in plain[1:])).decode() == text
 
 
-def test_a_token_is_its_text_or_its_bytes(tokenizer: Tokenizer, sentencepiece: Tokenizer) -> None:
+def test_a_piece_has_a_text_or_its_bytes(tokenizer: Tokenizer, sentencepiece: Tokenizer) -> None:
     first = tokenizer.piece(tokenizer.encode("\u732b", "x")[1])
-    assert (first.text, first.data, first.control) == ("bytes:\\xe7", b"\xe7", False)
-    assert (tokenizer.piece(1).text, tokenizer.piece(1).control) == ("</s>", True)
+    assert (first.text, first.data, first.special) == ("bytes:\\xe7", b"\xe7", False)
+    assert (tokenizer.piece(1).text, tokenizer.piece(1).special) == ("</s>", True)
     assert (tokenizer.piece(10_000).text, tokenizer.piece(10_000).data) == ("", b"")
     assert tokenizer.piece(5) is tokenizer.piece(5)
     word = sentencepiece.piece(5)
-    assert (word.text, word.data, word.opening) == (" a", b" a", b"a")
+    assert (word.text, word.data, word.data_at_start) == (" a", b" a", b"a")
     assert sentencepiece.piece(6 + 0xE7).text == "bytes:\\xe7"
-    assert (sentencepiece.piece(2).data, sentencepiece.piece(2).opening) == (b" ", b"")
+    assert (sentencepiece.piece(2).data, sentencepiece.piece(2).data_at_start) == (b" ", b"")
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_tokens_begin_where_their_bytes_do(tokenizer: Tokenizer, bundled: Path, text: str) -> None:
-    for one in (tokenizer, Tokenizer(str(bundled))):
-        encoded, before = one.read(text, "x"), b""
-        for id, start in zip(encoded.ids[1:], list(encoded.starts())[1:], strict=True):
+def test_tokens_start_where_their_bytes_do(tokenizer: Tokenizer, bundled: Path, text: str) -> None:
+    for each in (tokenizer, Tokenizer(str(bundled))):
+        encoded, before = each.encode_with_offsets(text, "x"), b""
+        for id, start in zip(encoded.ids[1:], list(encoded.token_starts())[1:], strict=True):
             assert start == len(before.decode(errors="ignore"))
-            before += one.piece(id).data
+            before += each.piece(id).data
         assert before.decode() == text
 
 
-def test_blanks_left_out_of_offsets_belong_to_the_token_behind_them() -> None:
-    assert list(Encoded((9, 1, 2, 3, 9), ((0, 0), (0, 2), (3, 5), (3, 5), (0, 0))).starts()) == [0, 0, 2, 3, 5]
+def test_spaces_left_out_of_offsets_count_to_the_token_after_them() -> None:
+    assert list(Encoded((9, 1, 2, 3, 9), ((0, 0), (0, 2), (3, 5), (3, 5), (0, 0))).token_starts()) == [0, 0, 2, 3, 5]
 
 
-def test_a_word_is_banned_at_a_beginning_and_behind_a_blank(tokenizer: Tokenizer, bundled: Path) -> None:
-    assert tokenizer.sequences(" ab", "x") == tokenizer.sequences("ab", "x") == [tokenizer.encode("ab", "x")[1:]]
-    whole = Tokenizer(str(bundled))
-    bare, inner = whole.sequences("king", "x")
-    assert (whole.decode(list(bare)), whole.decode(list(inner))) == ("king", " king")
-    assert [whole.decode(list(ids)) for ids in whole.sequences("\n", "x")] == ["\n"]
+def test_a_word_is_encoded_at_the_start_of_a_text_and_after_a_space(tokenizer: Tokenizer, bundled: Path) -> None:
+    assert tokenizer.word_encodings(" ab", "x") == tokenizer.word_encodings("ab", "x") == [tokenizer.encode("ab", "x")[1:]]
+    subword = Tokenizer(str(bundled))
+    at_start, after_space = subword.word_encodings("king", "x")
+    assert (subword.decode(list(at_start)), subword.decode(list(after_space))) == ("king", " king")
+    assert [subword.decode(list(ids)) for ids in subword.word_encodings("\n", "x")] == ["\n"]
 
 
-def test_pieces_asked_for_at_once_are_the_same(tokenizer: Tokenizer) -> None:
-    wanted = [tokenizer._piece(id) for id in range(258)]
+def test_pieces_read_by_several_threads_are_the_same(tokenizer: Tokenizer) -> None:
+    expected = [tokenizer._piece(id) for id in range(258)]
     tokenizer._pieces.clear()
     with ThreadPoolExecutor(4) as pool:
-        found = [pool.submit(lambda: [tokenizer.piece(id) for id in range(258)]) for _ in range(50)]
-        texts = [pool.submit(tokenizer.read, "ab</s>", "input", bool(index % 2)) for index in range(500)]
-        assert all(future.result() == wanted for future in found)
-        assert {len(future.result().ids) for future in texts} == {4, 7}
+        futures = [pool.submit(lambda: [tokenizer.piece(id) for id in range(258)]) for _ in range(50)]
+        encodings = [pool.submit(tokenizer.encode_with_offsets, "ab</s>", "input", bool(index % 2)) for index in range(500)]
+        assert all(future.result() == expected for future in futures)
+        assert {len(future.result().ids) for future in encodings} == {4, 7}

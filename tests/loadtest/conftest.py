@@ -1,4 +1,4 @@
-"""A server with Litmus's wire and no model, whose chats go wrong on demand."""
+"""Fixtures: two fake servers. `fake_litmus` validates requests by app.schemas and can fail; `fake_server` imitates a model's timing."""
 
 import asyncio
 import json
@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import uvicorn
+from fake_server import FakeServer
+from fake_server import create_app as create_fake_server
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from talker import Talker
-from talker import create_app as create_talker
 
 from app.schemas import ChatRequest, ModelCard, ModelList, ScoreRequest
 
@@ -39,19 +39,19 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
 
 
 @dataclass
-class Fake:
-    """`chats` and `scores` say what becomes of the n-th request: ok, busy (429), truncated, broken, error; then ok for ever."""
+class FakeLitmus:
+    """`chats` and `scores` list the outcome of each coming request: ok, busy (429), truncated, broken, error. After the list all are ok."""
 
     url: str
     chats: list[str] = field(default_factory=list)
     scores: list[str] = field(default_factory=list)
     bodies: list[Any] = field(default_factory=list)
 
-    def next(self, fates: list[str]) -> str:
-        return fates.pop(0) if fates else "ok"
+    def next_outcome(self, outcomes: list[str]) -> str:
+        return outcomes.pop(0) if outcomes else "ok"
 
 
-def create_app(fake: Fake) -> FastAPI:
+def create_app(litmus: FakeLitmus) -> FastAPI:
     app = FastAPI()
 
     @app.get("/v1/models")
@@ -60,16 +60,16 @@ def create_app(fake: Fake) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest) -> Response:
-        fake.bodies.append(body)
-        fate = fake.next(fake.chats)
-        if fate == "busy":
+        litmus.bodies.append(body)
+        outcome = litmus.next_outcome(litmus.chats)
+        if outcome == "busy":
             return JSONResponse({"error": {"message": "full", "type": "rate_limit_error", "param": None, "code": "queue_full"}}, 429)
-        return StreamingResponse(events(fate), media_type="text/event-stream")
+        return StreamingResponse(events(outcome), media_type="text/event-stream")
 
     @app.post("/v1/score")
     async def score(body: ScoreRequest) -> Response:
-        fake.bodies.append(body)
-        if fake.next(fake.scores) == "broken":
+        litmus.bodies.append(body)
+        if litmus.next_outcome(litmus.scores) == "broken":
             return JSONResponse({"error": {"message": "no", "type": "server_error", "param": None, "code": "internal_error"}}, 500)
         data = [{"object": "score", "index": index} for index in range(len(body.all))]
         return JSONResponse({"data": data, "usage": {"prompt_tokens": 90, "completion_tokens": 0, "total_tokens": 90}})
@@ -77,51 +77,51 @@ def create_app(fake: Fake) -> FastAPI:
     return app
 
 
-async def events(fate: str) -> AsyncIterator[str]:
+async def events(outcome: str) -> AsyncIterator[str]:
     yield ": queued position=1 eta_s=0\n\n"
     yield chunk({"role": "assistant", "content": ""})
     for word in ("Once", " upon", " a time"):
         await asyncio.sleep(0.01)
         yield chunk({"content": word})
-    if fate == "truncated":
+    if outcome == "truncated":
         return
-    if fate == "broken":
+    if outcome == "broken":
         raise ConnectionError("the worker died")
-    if fate == "error":
+    if outcome == "error":
         yield f"data: {json.dumps({'error': {'message': 'died', 'code': 'worker_died'}})}\n\n"
-    yield chunk({}, finish="stop")
+    yield chunk({}, finish_reason="stop")
     yield f"data: {json.dumps({'choices': [], 'usage': USAGE})}\n\n"
     yield "data: [DONE]\n\n"
 
 
-def chunk(delta: dict[str, str], finish: str | None = None) -> str:
-    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta, 'finish_reason': finish}]})}\n\n"
+def chunk(delta: dict[str, str], finish_reason: str | None = None) -> str:
+    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta, 'finish_reason': finish_reason}]})}\n\n"
 
 
 @contextmanager
-def hosting(app: FastAPI, port: int) -> Iterator[None]:
+def running(app: FastAPI, port: int) -> Iterator[None]:
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    wait(lambda: server.started)
+    wait_until(lambda: server.started)
     yield
     server.should_exit = True
     thread.join(timeout=10)
 
 
 @pytest.fixture
-def fake(free_port: int) -> Iterator[Fake]:
-    fake = Fake(f"http://127.0.0.1:{free_port}")
-    with hosting(create_app(fake), free_port):
-        yield fake
+def fake_litmus(free_port: int) -> Iterator[FakeLitmus]:
+    litmus = FakeLitmus(f"http://127.0.0.1:{free_port}")
+    with running(create_app(litmus), free_port):
+        yield litmus
 
 
 @pytest.fixture
-def talking(free_port: int) -> Iterator[tuple[Talker, str]]:
-    """A talker to spoil, and its address."""
-    talker = Talker()
-    with hosting(create_talker(talker), free_port):
-        yield talker, f"http://127.0.0.1:{free_port}"
+def fake_server(free_port: int) -> Iterator[tuple[FakeServer, str]]:
+    """A fake server, whose faults a test may set, and its URL."""
+    server = FakeServer()
+    with running(create_fake_server(server), free_port):
+        yield server, f"http://127.0.0.1:{free_port}"
 
 
 @pytest.fixture
@@ -131,8 +131,8 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait(ready: Callable[[], bool], limit_s: float = 10) -> None:
-    end = time.monotonic() + limit_s
+def wait_until(ready: Callable[[], bool], timeout_s: float = 10) -> None:
+    end = time.monotonic() + timeout_s
     while not ready():
-        assert time.monotonic() < end, f"not ready in {limit_s} s"
+        assert time.monotonic() < end, f"not ready after {timeout_s} s"
         time.sleep(0.01)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from loadtest.record import Start, Stream, Wants, score_record
+from loadtest.record import Expectations, Start, Stream, score_record
 
 START = Start("chat", clients=3, at_s=100.0, run_s=90.0)
 
@@ -15,9 +15,9 @@ def delta(content):
     return event(choices=[{"index": 0, "delta": content, "finish_reason": None}])
 
 
-def played(*lines, wants=None):
-    """Lines that arrive 100 ms apart, the first at 100.1 s, and the end of the body 100 ms after the last."""
-    stream = Stream(START, wants or Wants())
+def record_of(*lines, expected=None):
+    """The record of lines that arrive 100 ms apart, the first at 100.1 s; the body ends 100 ms after the last."""
+    stream = Stream(START, expected or Expectations())
     for index, line in enumerate(lines):
         stream.feed(f"{line}\n".encode(), 100.1 + index / 10)
     return stream.record(100.1 + len(lines) / 10)
@@ -28,7 +28,7 @@ WHOLE = [delta({"role": "assistant", "content": ""}), delta({"content": "a"}), "
 
 
 def test_times_of_a_whole_stream():
-    record = played(*WHOLE)
+    record = record_of(*WHOLE)
     assert record.outcome == "ok" and record.reason is None
     assert record.started_s == pytest.approx(10)
     assert record.ttft_ms == pytest.approx(200), "the role chunk is not the first token"
@@ -50,7 +50,7 @@ def test_times_of_a_whole_stream():
     ],
 )
 def test_streams_that_fail(lines, reason):
-    record = played(*lines)
+    record = record_of(*lines)
     assert record.outcome == "failed"
     assert reason in record.reason
 
@@ -65,12 +65,12 @@ def test_events_cut_anywhere_and_odd_line_ends():
 
 def test_one_token_has_no_time_per_token():
     usage = event(choices=[], usage={"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6})
-    assert played(delta({"content": "a"}), usage, "data: [DONE]").tpot_ms is None
+    assert record_of(delta({"content": "a"}), usage, "data: [DONE]").tpot_ms is None
 
 
 def test_comments_and_several_choices():
     two = event(choices=[{"index": 0, "delta": {}}, {"index": 1, "delta": {"content": "x"}}])
-    record = played(": queued position=3 eta_s=2", two, USAGE, "data: [DONE]")
+    record = record_of(": queued position=3 eta_s=2", two, USAGE, "data: [DONE]")
     assert record.outcome == "ok" and record.ttft_ms == pytest.approx(200)
 
 
@@ -79,48 +79,48 @@ def finish(reason):
 
 
 @pytest.mark.parametrize(
-    ("lines", "wants", "reason"),
+    ("lines", "expected", "reason"),
     [
-        ([*WHOLE[:-2], finish("stop"), *WHOLE[-2:]], Wants(tokens=9), None),
-        ([*WHOLE[:-2], finish("length"), *WHOLE[-2:]], Wants(tokens=4), None),
-        ([*WHOLE[:-2], finish("length"), *WHOLE[-2:]], Wants(tokens=9), "wrong: 4 tokens came, 9 were asked for"),
-        ([*WHOLE[:-2], finish("stop"), *WHOLE[-2:]], Wants(tokens=3), "wrong: 4 tokens came, 3 were asked for"),
-        ([finish("length"), *WHOLE[-2:]], Wants(tokens=4), "no text came"),
-        (WHOLE, Wants(tokens=4), "without a finish_reason"),
-        ([*WHOLE[:-2], finish("stop"), WHOLE[-2]], Wants(done=False), None),
-        (WHOLE[:-2], Wants(done=False, usage=False), "without a finish_reason"),
-        ([*WHOLE[:-2], finish("stop"), "data: [DONE]"], Wants(usage=False), None),
-        ([*WHOLE[:2], "data: 3", *WHOLE[2:]], Wants(), "no chat completion chunk"),
-        ([*WHOLE[:2], event(choices=[{"index": 0}]), *WHOLE[2:]], Wants(), "no chat completion chunk"),
-        ([*WHOLE[:-2], event(choices=[], usage={"tokens": 3}), "data: [DONE]"], Wants(), "no chat completion chunk"),
+        ([*WHOLE[:-2], finish("stop"), *WHOLE[-2:]], Expectations(max_tokens=9), None),
+        ([*WHOLE[:-2], finish("length"), *WHOLE[-2:]], Expectations(max_tokens=4), None),
+        ([*WHOLE[:-2], finish("length"), *WHOLE[-2:]], Expectations(max_tokens=9), "wrong: the server sent 4 tokens for max_tokens 9"),
+        ([*WHOLE[:-2], finish("stop"), *WHOLE[-2:]], Expectations(max_tokens=3), "wrong: the server sent 4 tokens for max_tokens 3"),
+        ([finish("length"), *WHOLE[-2:]], Expectations(max_tokens=4), "no text arrived"),
+        (WHOLE, Expectations(max_tokens=4), "without a finish_reason"),
+        ([*WHOLE[:-2], finish("stop"), WHOLE[-2]], Expectations(has_done=False), None),
+        (WHOLE[:-2], Expectations(has_done=False, has_usage=False), "without a finish_reason"),
+        ([*WHOLE[:-2], finish("stop"), "data: [DONE]"], Expectations(has_usage=False), None),
+        ([*WHOLE[:2], "data: 3", *WHOLE[2:]], Expectations(), "not a chat completion chunk"),
+        ([*WHOLE[:2], event(choices=[{"index": 0}]), *WHOLE[2:]], Expectations(), "not a chat completion chunk"),
+        ([*WHOLE[:-2], event(choices=[], usage={"tokens": 3}), "data: [DONE]"], Expectations(), "not a chat completion chunk"),
     ],
 )
-def test_what_a_whole_answer_has(lines, wants, reason):
-    record = played(*lines, wants=wants)
+def test_what_a_complete_stream_must_contain(lines, expected, reason):
+    record = record_of(*lines, expected=expected)
     assert (record.reason is None) if reason is None else (reason in record.reason)
 
 
-def test_thinking_is_an_answer_and_no_text():
+def test_reasoning_deltas_are_timed_but_are_not_text():
     stream = Stream(START)
     stream.feed((delta({"reasoning_content": "hm"}) + "\n" + delta({"content": "a"}) + "\n").encode(), 100.5)
     assert len(stream.deltas_s) == 2 and stream.text == "a"
 
 
-def test_who_leaves_has_neither_failed_nor_finished():
+def test_a_client_that_leaves_has_neither_failed_nor_finished():
     stream = Stream(START)
     stream.feed((delta({"content": "a"}) + "\n").encode(), 100.5)
-    stream.left = True
+    stream.client_left = True
     record = stream.record(101.0)
     assert (record.outcome, record.reason, record.ttft_ms) == ("left", None, pytest.approx(500))
 
 
-def test_the_wait_that_llama_server_leaves_unexplained():
+def test_the_queue_time_of_llama_server_is_ttft_less_prefill():
     timed = event(choices=[], timings={"prompt_ms": 150.0})
-    assert played(*WHOLE[:-1], timed, WHOLE[-1]).queue_ms == pytest.approx(50), "the first token came after 200 ms"
-    assert played(*WHOLE).queue_ms is None
+    assert record_of(*WHOLE[:-1], timed, WHOLE[-1]).queue_ms == pytest.approx(50), "the first token came after 200 ms"
+    assert record_of(*WHOLE).queue_ms is None
 
 
-def test_what_is_known_beforehand_stands_in_the_record():
+def test_known_fields_are_in_the_record():
     start = Start("chat", 0, 100.0, 90.0, {"user": "talk", "turn": 2, "rate": 4.0, "warm_up": True})
     record = start.record(101.0, 503, None, retry_after_s=2.0)
     assert (record.user, record.turn, record.rate, record.warm_up, record.retry_after_s) == ("talk", 2, 4.0, True, 2.0)
@@ -138,10 +138,10 @@ def test_a_score_needs_every_text():
     assert score_record(START, 101, {"data": []}, texts=1).outcome == "failed"
     assert "engine_failed" in score_record(START, 101, {"data": [good, bad]}, texts=2).reason
     for odd in ({}, [], None, {"data": 3}, {"data": [{"score": 1}]}):
-        assert score_record(START, 101, odd, texts=1).reason == "wrong: the body is no list of scores"
+        assert score_record(START, 101, odd, texts=1).reason == "wrong: the body is not a list of scores"
 
 
 def test_a_record_is_one_line_of_json():
-    line = played(*WHOLE).line()
+    line = record_of(*WHOLE).to_json()
     assert "\n" not in line
     assert json.loads(line)["kind"] == "chat"

@@ -1,7 +1,7 @@
 import json
 
 from loadtest.record import Start
-from loadtest.run import commit, create_run
+from loadtest.run import create_run, git_commit
 
 
 def test_manifest_first_then_a_line_per_request(tmp_path):
@@ -24,7 +24,7 @@ def test_two_runs_are_two_files(tmp_path):
 
 
 def test_the_commit_says_whether_files_differ_from_it(monkeypatch):
-    found = commit()
-    assert found is None or len(found.removesuffix("+")) == 40
+    commit = git_commit()
+    assert commit is None or len(commit.removesuffix("+")) == 40
     monkeypatch.setenv("PATH", "")
-    assert commit() is None, "no git"
+    assert git_commit() is None, "no git"

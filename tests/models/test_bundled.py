@@ -1,4 +1,4 @@
-"""The pair that is shipped: its form, and that the cards say what was measured."""
+"""The bundled pair: its files and templates, and that the cards state the measured numbers."""
 
 import json
 from pathlib import Path
@@ -82,9 +82,9 @@ def test_the_card_states_the_measured_numbers(name: str) -> None:
 
 
 def test_the_base_reaches_the_mark_on_the_validation_books() -> None:
-    """Measured anew on the first chapters of each book, about a tenth of what the card's number stands on."""
+    """Measures a tenth of the validation chapters; the card's number is that of all."""
     if not VALID.is_dir():
-        pytest.skip("the validation books (../shared/data/stories/valid) are not at hand")
+        pytest.skip("the validation books (../shared/data/stories/valid) are missing")
     facts = json.loads((MODELS / "storyteller-base" / "training.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "storyteller-base")
     model = AutoModelForCausalLM.from_pretrained(MODELS / "storyteller-base", dtype=torch.float32).eval()

@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     return synthetic.save(TINY, tmp_path_factory.mktemp("shape"), 0)
 
 
-def test_text_comes_back(folder):
+def test_tokenizer_round_trip(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = "Once upon a time  there was a Fuchs für 日本.\n\tThe end\x00"
     assert len(tokenizer) == 700
@@ -29,26 +29,26 @@ def test_text_comes_back(folder):
     assert chat == "user: Hi\nassistant: "
 
 
-def test_whole_vocabulary_of_the_default_shape():
+def test_the_vocabulary_of_the_default_shape():
     tokenizer = synthetic.create_tokenizer(synthetic.Shape().vocabulary)
     assert len(tokenizer) == 49152
     assert tokenizer("\n the king").tokens() == ["Ċ", "Ġt", "he", "Ġk", "ing"]
 
 
 @pytest.mark.parametrize("size", [100, 10**7])
-def test_a_vocabulary_that_cannot_be(size):
-    with pytest.raises(ValueError, match=f"a vocabulary of {size} cannot be made"):
+def test_an_impossible_vocabulary_size(size):
+    with pytest.raises(ValueError, match=f"a vocabulary of {size} entries cannot be made"):
         synthetic.create_tokenizer(size)
 
 
-def test_an_answer_is_printable_and_has_no_end(folder):
+def test_an_answer_is_printable_and_never_ends(folder):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.num_key_value_heads == 2 and model.dtype == torch.bfloat16
     out = model.generate(**tokenizer("The king", return_tensors="pt"), do_sample=False, max_new_tokens=100)
     assert out.shape[1] == tokenizer("The king", return_tensors="pt").input_ids.shape[1] + 100
     assert all(tokenizer.decode([token]).isascii() for token in out[0])
     silent = model.get_input_embeddings().weight.abs().sum(-1) == 0
-    assert silent.sum() == len(synthetic.SPECIAL) + 256 - 95 and silent[:2].all()
+    assert silent.sum() == len(synthetic.SPECIAL_TOKENS) + 256 - 95 and silent[:2].all()
 
 
 def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
@@ -58,12 +58,12 @@ def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_a_shape_that_cannot_be(tmp_path, capsys):
+def test_an_impossible_shape(tmp_path, capsys):
     assert synthetic.main(["--out", str(tmp_path), "--hidden", "30", "--heads", "4"]) == 2
     assert "do not divide" in capsys.readouterr().err
 
 
-def test_without_the_gguf_package_one_sentence(tmp_path):
+def test_without_the_gguf_package_it_says_what_to_install(tmp_path):
     code = "import sys; sys.modules['gguf'] = None; from models.synthetic import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", code, "--out", str(tmp_path), "--gguf", *OPTIONS], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.splitlines()[-1] == "A GGUF needs the gguf package: pip install gguf"

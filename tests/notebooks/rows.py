@@ -1,4 +1,4 @@
-"""Made-up runs for the notebooks, with answers that are known beforehand."""
+"""Synthetic runs for the notebooks, with known answers."""
 
 import json
 import random
@@ -25,7 +25,7 @@ def chat(clients, started_s, **fields):
 
 
 def ladder(tokens_per_s):
-    """A second of every number of users: each gets its share of the tokens, the first after 100 ms a user."""
+    """One second of chats for each number of users, who share the tokens evenly. TTFT is 100 ms times the number of users."""
     for clients, total in tokens_per_s.items():
         for number in range(clients):
             yield chat(clients, 0.001 * number, ttft_ms=100.0 * clients, tpot_ms=5.0 * clients, completion_tokens=total // clients)
@@ -76,15 +76,15 @@ def starts():
 
 
 def texts():
-    """Of its own stories those at T=0.7 stand apart from the human texts and those at T=1 do not; another model's neither."""
+    """Scores that tell stories at T=0.7 from human texts, but neither stories at T=1 nor texts of another model."""
     draw = random.Random(0)
     means = {"human": 1.0, "T=0.7": 0.0, "T=0.7, top_p=0.9": 0.0, "T=1": 1.0}
 
     def text(name, domain, group, mean):
         scores = [round(draw.gauss(mean, 0.1), 4), round(draw.gauss(-mean, 0.1), 4)]
         machine = domain not in ("human", None) or (domain is None and group % 2 == 1)
-        told = {"domain": domain} if domain else {}
-        return {"kind": "text", "set": name, "machine": machine, "group": group // 2, **told, "tokens": 200, "scores": scores}
+        extra = {"domain": domain} if domain else {}
+        return {"kind": "text", "set": name, "machine": machine, "group": group // 2, **extra, "tokens": 200, "scores": scores}
 
     rows = [text("stories", domain, group, mean) for domain, mean in means.items() for group in range(120)]
     rows += [text("xsum_other", None, group, 1.0) for group in range(240)]

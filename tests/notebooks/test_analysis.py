@@ -29,7 +29,7 @@ def run(tmp_path):
 
 
 def test_read(run):
-    assert len(run.rows) == 9 and len(analysis.chats(run)) == 7, "the score is no chat, the warm-up does not count"
+    assert len(run.rows) == 9 and len(analysis.counted_chats(run)) == 7, "the score is no chat, the warm-up does not count"
     assert "fake (float32, quantize none, 2 slots, cpu); 2 x a processor; 2026-11-21 00:00:00 UTC; `runs/load-1.jsonl`" in run.title()
 
 
@@ -48,10 +48,10 @@ def test_titles_of_other_tools(tmp_path, facts, subject):
     assert title.startswith(f"{subject}; 2 x") and "; commit aaaaaaaaaaaa+;" in title
 
 
-def test_who_answered(run, tmp_path):
-    assert analysis.server(run) == "fake by litmus, float32"
+def test_server_label(run, tmp_path):
+    assert analysis.server_label(run) == "fake by litmus, float32"
     peer = {**MANIFEST, "model": {"id": "a/b.gguf"}, "quantization": "Q4_0"}
-    assert analysis.server(analysis.read_run(write(tmp_path / "b.jsonl", [], peer))) == "b.gguf by a server without a name, Q4_0"
+    assert analysis.server_label(analysis.read_run(write(tmp_path / "b.jsonl", [], peer))) == "b.gguf by a server without a name, Q4_0"
 
 
 def test_a_cut_last_line_is_left_out_and_a_broken_one_is_named(tmp_path):
@@ -72,20 +72,20 @@ def test_no_manifest(tmp_path, text):
 
 
 def test_latest(tmp_path):
-    places = [tmp_path / "runs", tmp_path / "recorded"]
-    assert analysis.latest("load", places=places) is None
-    write(places[1] / "load-5.jsonl", ROWS)
-    assert analysis.latest("load", places=places).path.parent == places[1], "what is kept, where there is nothing of one's own"
+    folders = [tmp_path / "runs", tmp_path / "recorded"]
+    assert analysis.latest("load", folders=folders) is None
+    write(folders[1] / "load-5.jsonl", ROWS)
+    assert analysis.latest("load", folders=folders).path.parent == folders[1], "recorded runs, if there are no new ones"
     quick, called = {**MANIFEST, "quick": True}, {"kind": "call", "command": "python -m loadtest.cache.benchmark --quick"}
     runs = {"load-1": (ROWS, MANIFEST), "load-2": (ROWS[:1], MANIFEST), "load-3": ([], MANIFEST), "bench-9": (ROWS, MANIFEST)}
     for name, (rows, manifest) in {**runs, "load-7": (ROWS, quick), "load-8": ([called, *ROWS], MANIFEST)}.items():
-        write(places[0] / f"{name}.jsonl", rows, manifest)
-    found = analysis.runs("load", places=places)
+        write(folders[0] / f"{name}.jsonl", rows, manifest)
+    found = analysis.runs("load", folders=folders)
     assert [run.path.stem for run in found] == ["load-2", "load-1", "load-8", "load-7"], "quick ones last"
-    assert analysis.latest("load", places=places).path.stem == "load-2"
-    assert analysis.latest("load", lambda run: len(run.rows) > 1, places).path.stem == "load-1"
-    assert analysis.latest("load", lambda run: run.path.stem == "load-5", places).path.stem == "load-5"
-    assert "measures nothing" in found[2].title() and "measures nothing" not in found[0].title()
+    assert analysis.latest("load", folders=folders).path.stem == "load-2"
+    assert analysis.latest("load", lambda run: len(run.rows) > 1, folders).path.stem == "load-1"
+    assert analysis.latest("load", lambda run: run.path.stem == "load-5", folders).path.stem == "load-5"
+    assert "no measurement" in found[2].title() and "no measurement" not in found[0].title()
 
 
 def test_bootstrap_of_known_samples():
@@ -110,18 +110,20 @@ def test_bootstrap_stays_within_the_values_and_repeats(values, share):
 
 
 def test_difference_of_medians():
-    assert analysis.difference([1.0] * 5, [3.0] * 4) == analysis.Interval(2, 2, 2, 4)
+    assert analysis.median_difference([1.0] * 5, [3.0] * 4) == analysis.Interval(2, 2, 2, 4)
     draw = np.random.default_rng(0)
-    found = analysis.difference(draw.normal(0, 1, 200), draw.normal(0, 1, 200))
+    found = analysis.median_difference(draw.normal(0, 1, 200), draw.normal(0, 1, 200))
     assert found.low < 0 < found.high
-    assert analysis.difference([1.0], []).n == 0
+    assert analysis.median_difference([1.0], []).n == 0
 
 
 def test_groups_are_drawn_whole():
-    """Ten copies of each value tell no more than one: the interval is that of the groups, not of the rows."""
+    """Ten copies of each value add no information: the interval is that of the groups, not of the rows."""
     values = np.random.default_rng(1).normal(0, 1, 100)
     alone = analysis.bootstrap(values, lambda found: float(found.mean()))
-    copied = analysis.grouped(np.repeat(values, 10), np.repeat(np.arange(100), 10), lambda found: float(found.mean()), resamples=1000)
+    copied = analysis.cluster_bootstrap(
+        np.repeat(values, 10), np.repeat(np.arange(100), 10), lambda found: float(found.mean()), resamples=1000
+    )
     assert copied.n == 1000 and copied.value == pytest.approx(alone.value)
     assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=0.15)
 
@@ -133,12 +135,12 @@ def test_auroc():
     assert math.isnan(analysis.auroc(pairs[:4]))
 
 
-def test_true_positives():
+def test_tpr_at_fpr():
     pairs = np.array([(score, 0) for score in range(100)] + [(98, 1), (99, 1), (100, 1), (101, 1)], float)
-    assert analysis.true_positives(0.01)(pairs) == 0.5, "two lie beyond the highest of a hundred"
-    assert analysis.true_positives(0.05)(pairs) == 1
-    assert math.isnan(analysis.true_positives(0.001)(pairs)), "too few human texts to say"
-    assert math.isnan(analysis.true_positives(0.05)(pairs[:100]))
+    assert analysis.tpr_at_fpr(0.01)(pairs) == 0.5, "two lie beyond the highest of a hundred"
+    assert analysis.tpr_at_fpr(0.05)(pairs) == 1
+    assert math.isnan(analysis.tpr_at_fpr(0.001)(pairs)), "too few human texts to say"
+    assert math.isnan(analysis.tpr_at_fpr(0.05)(pairs[:100]))
 
 
 def test_medians():
@@ -149,35 +151,35 @@ def test_medians():
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0.000"), (0.9876, "0.988"), (9.876, "9.88"), (98.76, "98.8"), (9876.5, "9,876"), (-0.5, "-0.500")]
 )
-def test_short(value, text):
-    assert analysis.short(value) == text
+def test_format_number(value, text):
+    assert analysis.format_number(value) == text
 
 
-def test_outcomes(run):
-    table = analysis.outcomes(analysis.chats(run))
+def test_outcome_counts(run):
+    table = analysis.outcome_counts(analysis.counted_chats(run))
     assert table.to_dict("index") == {1: {"ok": 2, "shed": 0, "failed": 0, "left": 0}, 2: {"ok": 3, "shed": 1, "failed": 0, "left": 1}}
 
 
-def test_waits(run):
-    table = analysis.waits(analysis.chats(run))
+def test_latency_table(run):
+    table = analysis.latency_table(analysis.counted_chats(run))
     assert table.loc[1, "TTFT p50 ms"].value == 200 and table.loc[1, "n"] == 2
     assert table.loc[1, "tokens/s in all"] == 19.0
     assert table.loc[2, "n"] == 3 and table.loc[2, "TPOT p50 ms"].n == 2
 
 
-def test_goodput_counts_what_was_shed_against_the_server(run):
-    table = analysis.goodput(analysis.chats(run), ttft_ms=1000, tpot_ms=60)
+def test_goodput_counts_shed_requests_as_missed(run):
+    table = analysis.goodput(analysis.counted_chats(run), ttft_ms=1000, tpot_ms=60)
     assert table.loc[1, "share in time"].value == 1 and table.loc[1, "chats/s in time"] == 1
     share = table.loc[2, "share in time"]
-    assert (share.value, share.n) == (0.25, 4), "late, slow and shed are out, the one-token answer is in, who left is not asked"
+    assert (share.value, share.n) == (0.25, 4), "late, slow and shed miss; the one-token answer counts; the client that left is excluded"
     assert table.loc[2, "chats/s in time"] == pytest.approx(1 / 2)
 
 
 def test_an_open_loop_is_grouped_by_its_rate():
     rows = pd.DataFrame([chat(0, 0.0, rate=0.5), chat(0, 1.0, rate=2.0)])
-    assert analysis.level(rows) == "rate"
-    assert list(analysis.waits(rows).index) == list(analysis.outcomes(rows).index) == [0.5, 2.0]
-    assert analysis.level(pd.DataFrame([chat(2, 0.0)])) == analysis.level(pd.DataFrame([{"clients": 1}])) == "clients"
+    assert analysis.stage_column(rows) == "rate"
+    assert list(analysis.latency_table(rows).index) == list(analysis.outcome_counts(rows).index) == [0.5, 2.0]
+    assert analysis.stage_column(pd.DataFrame([chat(2, 0.0)])) == analysis.stage_column(pd.DataFrame([{"clients": 1}])) == "clients"
 
 
 @pytest.mark.parametrize(
@@ -191,18 +193,18 @@ def interval(value):
     return analysis.Interval(value, value - 1, value + 2, 5)
 
 
-def test_spread_is_lengths_of_bars():
-    values, ends = analysis.spread([interval(5), interval(7)])
+def test_error_bars_are_lengths():
+    values, ends = analysis.error_bars([interval(5), interval(7)])
     assert values.tolist() == [5, 7] and ends.tolist() == [[1, 1], [2, 2]]
 
 
 def test_plots():
     nothing = analysis.bootstrap([], analysis.percentile(0.5))
     figure, axes = analysis.panels(3)
-    analysis.line(axes[0], [1, 2, 3], [interval(5), nothing, interval(7)], "one")
+    analysis.plot_line(axes[0], [1, 2, 3], [interval(5), nothing, interval(7)], "one")
     assert axes[0].lines[0].get_xdata().tolist() == [1, 3], "no point where there is nothing"
-    analysis.bars(axes[1], ["a", "b"], {"one": [interval(1), interval(2)], "two": [interval(3), nothing]}, "s")
+    analysis.plot_bars(axes[1], ["a", "b"], {"one": [interval(1), interval(2)], "two": [interval(3), nothing]}, "s")
     assert [patch.get_height() for patch in axes[1].patches][:3] == [1, 2, 3]
-    analysis.stack(axes[2], pd.DataFrame({"part": [1.0, 2.0], "rest": [3.0, 4.0]}, index=["a", "b"]), "s")
+    analysis.plot_stack(axes[2], pd.DataFrame({"part": [1.0, 2.0], "rest": [3.0, 4.0]}, index=["a", "b"]), "s")
     assert [patch.get_y() for patch in axes[2].patches] == [0, 0, 1, 2]
     figure.draw_without_rendering()

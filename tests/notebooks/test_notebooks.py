@@ -1,6 +1,6 @@
-"""Every notebook runs on what is kept with it, on made-up runs and on none; one question in the title, an answer at the end.
+"""Every notebook runs on the recorded runs, on synthetic runs and on none; it has a question as title and an answer at the end.
 
-Cells run in this process, as a kernel would run them; one notebook goes through a kernel and becomes a page.
+Cells run in this process, as a kernel would run them; one notebook runs in a kernel and is converted to a page.
 """
 
 import io
@@ -37,8 +37,8 @@ class Shown:
 
 @pytest.fixture
 def execute(monkeypatch, tmp_path):
-    """Runs the cells of a notebook that stands beside `runs` and `recorded` of our own, and resamples little."""
-    for function in (analysis.bootstrap, analysis.difference, analysis.grouped):
+    """Returns a function that runs the cells of a notebook beside empty `runs` and `recorded` folders, with 10 resamples."""
+    for function in (analysis.bootstrap, analysis.median_difference, analysis.cluster_bootstrap):
         monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "resamples": 10})
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
@@ -79,7 +79,7 @@ def test_without_a_run_it_says_how_to_make_one(name, execute):
 
 
 @pytest.mark.skipif(not RECORDED, reason="notebooks/recorded has no runs yet")
-def test_on_what_is_kept_with_it(name, execute, tmp_path):
+def test_on_the_recorded_runs(name, execute, tmp_path):
     (tmp_path / "notebooks" / "recorded").symlink_to(NOTEBOOKS / "recorded")
     shown = execute(name)
     assert shown.figures and "` makes one" not in shown.texts[-1]
@@ -95,7 +95,7 @@ def test_users_at_once(execute, tmp_path):
     assert len(shown.figures) == 2
 
 
-def test_users_at_once_beside_a_peer_and_strangers(execute, tmp_path):
+def test_users_at_once_beside_a_peer_and_in_an_open_loop(execute, tmp_path):
     peer = {**MANIFEST, "model": {"id": "fake.gguf", "owned_by": "llamacpp"}, "quantization": "Q4_0"}
     write(tmp_path / "runs" / "load-1.jsonl", ladder({1: 100, 2: 190, 4: 360, 8: 400}))
     write(tmp_path / "runs" / "load-2.jsonl", ladder({1: 50, 2: 95, 4: 180, 8: 400}), peer)
@@ -128,7 +128,7 @@ def test_detector(execute, tmp_path):
     assert "Of 1 sets by other models, 0 reach" in shown.texts[-1]
 
 
-def test_a_kernel_runs_it_and_it_becomes_a_page(tmp_path):
+def test_a_notebook_runs_in_a_kernel_and_becomes_a_page(tmp_path):
     """As `make notebooks` does."""
     name = "02-ramdisk.ipynb"
     page = nbformat.read(NOTEBOOKS / name, as_version=4)

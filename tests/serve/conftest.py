@@ -7,7 +7,7 @@ import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from serving import Running, serving
+from serving import RunningServer, serving
 
 from app.tokenizer import Tokenizer
 from serve.middleware import install
@@ -31,7 +31,7 @@ class Served:
 
 @pytest.fixture
 def served(tiny_folder: Path) -> Iterator[Served]:
-    """The real routes, router and guard over a fake worker; two slots and three waiting places."""
+    """The real routes, router and middleware over a fake worker, with two slots and three waiting places."""
     router = Router(3, [FACTS.name])
     worker = FakeWorker(router, FakeEngine(poison=ord("~") - ord("!") + 2))
     router.replicas[0].queue = worker
@@ -45,7 +45,7 @@ def served(tiny_folder: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The bundled pair, served by a process of its own, for all tests that only ask it something."""
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A real server with the bundled models, shared by all tests that do not change or stop it."""
     with serving(tmp_path_factory.mktemp("api")) as running:
         yield running

@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness against the server: what it computes over HTTP is what the model says of the same tokens."""
+"""EleutherAI's lm-evaluation-harness against the server: its results over HTTP equal a direct computation with the model."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from serving import ENVIRONMENT, Running
+from serving import ENVIRONMENT, RunningServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TALES = [
@@ -53,30 +53,30 @@ json.dump({"samples": samples, "results": found["results"]}, open(sys.argv[2], "
 """
 
 
-def evaluate(folder: Path, kind: str, url: str, tasks: list[str], **more: object) -> dict[str, Any]:
-    """What lm-eval finds, in a process of its own: it changes the environment and the event loop."""
+def evaluate(folder: Path, kind: str, url: str, tasks: list[str], **model_args: object) -> dict[str, Any]:
+    """Run lm-eval in a process of its own, because it changes the environment and the event loop."""
     (folder / "tales.jsonl").write_text("".join(json.dumps(tale) + "\n" for tale in TALES))
     for name, form in (("choose", CHOOSE), ("tell", TELL)):
         (folder / f"{name}.yaml").write_text(form.format(data=folder / "tales.jsonl"))
-    arguments = {"model": "storyteller", "base_url": url, "num_concurrent": 2, "max_retries": 1, **more}
+    arguments = {"model": "storyteller", "base_url": url, "num_concurrent": 2, "max_retries": 1, **model_args}
     order = json.dumps([kind, arguments, tasks, str(folder), kind == "local-chat-completions"])
     environment = {**ENVIRONMENT, "HF_HOME": str(folder / "hf"), "HF_DATASETS_OFFLINE": "1", "OPENAI_API_KEY": "none"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", PROGRAM, order, str(folder / "found.json")], env=environment, capture_output=True, text=True, timeout=240
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return found
+    assert result.returncode == 0, result.stderr[-3000:]
+    results: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return results
 
 
 @pytest.fixture(scope="module")
-def completions(api: Running, bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    more = {"tokenizer_backend": "huggingface", "tokenizer": str(bundled)}
-    return evaluate(tmp_path_factory.mktemp("eval"), "local-completions", f"{api.url}/v1/completions", ["choose", "tell"], **more)
+def completions(api: RunningServer, bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    model_args = {"tokenizer_backend": "huggingface", "tokenizer": str(bundled)}
+    return evaluate(tmp_path_factory.mktemp("eval"), "local-completions", f"{api.url}/v1/completions", ["choose", "tell"], **model_args)
 
 
 @pytest.fixture(scope="module")
-def chats(api: Running, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def chats(api: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return evaluate(tmp_path_factory.mktemp("chat"), "local-chat-completions", f"{api.url}/v1/chat/completions", ["tell"])
 
 
@@ -86,11 +86,11 @@ def test_log_likelihoods_are_those_of_the_model_itself(completions: dict[str, An
     compared = 0
     for arguments, responses, _ in completions["samples"]["choose"]:
         for (context, continuation), ((logprob, greedy),) in zip(arguments, responses, strict=True):
-            whole = tokenizer(context + continuation, add_special_tokens=False)["input_ids"]  # as the harness does
+            ids = tokenizer(context + continuation, add_special_tokens=False)["input_ids"]  # as the harness does
             start = len(tokenizer(context, add_special_tokens=False)["input_ids"])
             with torch.no_grad():
-                logs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
-            targets = torch.tensor(whole[start:])
+                logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            targets = torch.tensor(ids[start:])
             rows = logs[start - 1 : -1]
             assert float(logprob) == pytest.approx(rows.gather(-1, targets[:, None]).sum().item(), abs=1e-3)
             assert greedy == str(bool((rows.argmax(-1) == targets).all())) or greedy == bool((rows.argmax(-1) == targets).all())
@@ -106,16 +106,16 @@ def test_the_accuracy_is_that_of_the_log_likelihoods(completions: dict[str, Any]
     assert completions["results"]["choose"]["acc,none"] == pytest.approx(right / len(TALES))
 
 
-def test_generated_texts_are_those_of_the_route(completions: dict[str, Any], api: Running, bundled: Path) -> None:
+def test_generated_texts_are_those_of_the_route(completions: dict[str, Any], api: RunningServer, bundled: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bundled)
-    for _, ((said,),), document in completions["samples"]["tell"]:
+    for _, ((text,),), document in completions["samples"]["tell"]:
         ids = tokenizer(TALES[document]["text"], add_special_tokens=False)["input_ids"]
-        wanted = api.client().completions.create(model="storyteller", prompt=ids, max_tokens=12, temperature=0, stop=["."])
-        assert said == wanted.choices[0].text and said
+        expected = api.client().completions.create(model="storyteller", prompt=ids, max_tokens=12, temperature=0, stop=["."])
+        assert text == expected.choices[0].text and text
 
 
-def test_generated_answers_are_those_of_the_route(chats: dict[str, Any], api: Running) -> None:
-    for _, ((said,),), document in chats["samples"]["tell"]:
-        asked: Any = [{"role": "user", "content": TALES[document]["text"]}]
-        answer = api.client().chat.completions.create(model="storyteller", messages=asked, max_tokens=12, temperature=0, stop=["."])
-        assert said == answer.choices[0].message.content and said
+def test_generated_answers_are_those_of_the_route(chats: dict[str, Any], api: RunningServer) -> None:
+    for _, ((text,),), document in chats["samples"]["tell"]:
+        messages: Any = [{"role": "user", "content": TALES[document]["text"]}]
+        answer = api.client().chat.completions.create(model="storyteller", messages=messages, max_tokens=12, temperature=0, stop=["."])
+        assert text == answer.choices[0].message.content and text

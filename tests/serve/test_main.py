@@ -1,4 +1,4 @@
-"""What the processes that LitServe forks do with the signals that the main one listens to."""
+"""How forked processes react to the stop signals, whose handler they inherit from the main process."""
 
 import subprocess
 import sys
@@ -24,6 +24,6 @@ children[1].kill()
 
 
 def test_a_stop_before_uvicorn_listens_to_signals_ends_the_api_process_and_not_the_manager() -> None:
-    """Else the main process would wait for it as long as for answers in flight."""
-    done = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "[0, None]", done.stderr
+    """Otherwise the main process would wait for the API process as long as for answers in flight."""
+    result = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "[0, None]", result.stderr

@@ -1,4 +1,4 @@
-"""Which web pages may call the server, and that they may read its refusals."""
+"""CORS: which web pages may call the server, and that they can read its errors."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,7 @@ def create(origins: Sequence[str]) -> TestClient:
         ("GET", "/banned", None, 403),
     ],
 )
-def test_a_page_that_may_call_reads_every_answer_and_another_one_none(method: str, path: str, body: str | None, status: int) -> None:
+def test_an_allowed_origin_reads_every_answer_and_another_origin_none(method: str, path: str, body: str | None, status: int) -> None:
     client, headers = create([PAGE]), {"Content-Type": "application/json"}
     allowed = client.request(method, path, content=body, headers={**headers, "Origin": PAGE})
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (status, PAGE)
@@ -70,15 +70,15 @@ def test_a_page_that_may_call_reads_every_answer_and_another_one_none(method: st
         (OTHER, "POST", "authorization", 400),
     ],
 )
-def test_a_browser_that_asks_first_is_told(origin: str, method: str, header: str, status: int) -> None:
-    asked = {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": header}
-    response = create([PAGE]).options("/take", headers=asked)
+def test_preflight_requests_are_answered(origin: str, method: str, header: str, status: int) -> None:
+    headers = {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": header}
+    response = create([PAGE]).options("/take", headers=headers)
     assert response.status_code == status
     assert response.headers.get("access-control-allow-origin") == (None if origin == OTHER else PAGE)
 
 
-def test_a_star_is_every_page_and_nothing_is_none() -> None:
-    asked = {"Origin": OTHER, "Access-Control-Request-Method": "POST"}
-    assert create(["*"]).get("/busy", headers=asked).headers["access-control-allow-origin"] == "*"
-    response = create([]).options("/take", headers=asked)
+def test_a_star_allows_every_origin_and_an_empty_list_none() -> None:
+    headers = {"Origin": OTHER, "Access-Control-Request-Method": "POST"}
+    assert create(["*"]).get("/busy", headers=headers).headers["access-control-allow-origin"] == "*"
+    response = create([]).options("/take", headers=headers)
     assert response.status_code == 405 and not [name for name in response.headers if name.startswith("access-control")]

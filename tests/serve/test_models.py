@@ -1,4 +1,4 @@
-"""Two models in one server, as their users meet them: the `model` field chooses, and one may die alone."""
+"""Two models in one server: the `model` field selects one, and the death of one worker leaves the other model served."""
 
 import json
 import os
@@ -12,11 +12,11 @@ import httpx
 import openai
 import pytest
 import torch
-from serving import ENVIRONMENT, ROOT, Running, serving, wait_for
+from serving import ENVIRONMENT, ROOT, RunningServer, serving, wait_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPT = "Once upon a time"
-LATE = '''"""A model that cannot be loaded, which is found out when the server already listens."""
+LATE = '''"""A model whose loading fails only after the server has started to listen."""
 
 import sys
 import time
@@ -27,9 +27,9 @@ from app.errors import SetupError
 from app.models.loading import create_engine
 
 
-def build(settings, seat):
-    if seat.number == 0:
-        return create_engine(settings, seat)
+def build(settings, assignment):
+    if assignment.worker == 0:
+        return create_engine(settings, assignment)
     while True:
         try:
             httpx.get(f"http://127.0.0.1:{sys.argv[2]}/ready")
@@ -42,13 +42,13 @@ if __name__ == "__main__":
     from serve import __main__, server
 
     create = server.create_server
-    server.create_server = lambda settings, build, dress: create(settings, "late:build", dress)
+    server.create_server = lambda settings, build, add_routes: create(settings, "late:build", add_routes)
     __main__.main()
 '''
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, other_folder: Path) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, other_folder: Path) -> Iterator[RunningServer]:
     further = json.dumps([{"path": str(other_folder), "name": "other", "slots": 3}])
     with serving(
         tmp_path_factory.mktemp("models"), "--model", str(tiny_folder), "--model.name", "one", "--model.slots", "2", "--models", further
@@ -56,21 +56,21 @@ def running(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, other_f
         yield running
 
 
-def complete(running: Running, **fields: Any) -> httpx.Response:
+def complete(running: RunningServer, **fields: Any) -> httpx.Response:
     body = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, **fields}
     return httpx.post(f"{running.url}/v1/completions", json=body, timeout=60)
 
 
 def expected(folder: Path) -> str:
-    """The library's own greedy answer."""
+    """The greedy answer of transformers' `generate`."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.tensor([tokenizer.encode(PROMPT)])
     with torch.inference_mode():
-        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-    return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_both_are_told_of_and_the_default_is_the_first(running: Running) -> None:
+def test_both_are_listed_and_the_first_is_the_default(running: RunningServer) -> None:
     one, other = httpx.get(f"{running.url}/v1/models").json()["data"]
     assert (one["id"], one["default"], one["max_model_len"], one["slots"]) == ("one", True, 128, 2)
     assert (other["id"], other["default"], other["max_model_len"], other["slots"]) == ("other", False, 96, 3)
@@ -82,7 +82,7 @@ def test_both_are_told_of_and_the_default_is_the_first(running: Running) -> None
     assert httpx.get(f"{running.url}/slots", params={"model": "none"}).status_code == 404
 
 
-def test_each_answers_for_itself(running: Running, tiny_folder: Path, other_folder: Path) -> None:
+def test_each_answers_for_itself(running: RunningServer, tiny_folder: Path, other_folder: Path) -> None:
     for fields, name, folder in (
         ({}, "one", tiny_folder),
         ({"model": "one"}, "one", tiny_folder),
@@ -100,19 +100,19 @@ def test_each_answers_for_itself(running: Running, tiny_folder: Path, other_fold
     assert scores[0]["data"][0]["scores"] != scores[1]["data"][0]["scores"]
 
 
-def test_each_has_its_own_context(running: Running) -> None:
+def test_each_has_its_own_context(running: RunningServer) -> None:
     assert complete(running, prompt="a" * 99, max_tokens=1).status_code == 200
     refused = complete(running, prompt="a" * 99, max_tokens=1, model="other").json()["error"]
     assert refused["code"] == "context_length_exceeded" and "the context of other holds 96" in refused["message"]
 
 
-def test_a_model_that_is_not_served_is_a_404_that_names_those_that_are(running: Running) -> None:
-    with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served here; 'one', 'other' are"):
+def test_a_model_that_is_not_served_is_a_404_that_names_those_that_are(running: RunningServer) -> None:
+    with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served here; this server has 'one', 'other'"):
         running.client().completions.create(model="gpt-4", prompt="a")
 
 
-def test_one_is_killed_and_the_other_serves_on(running: Running) -> None:
-    killed = running.worker()  # that of the first model
+def test_one_is_killed_and_the_other_serves_on(running: RunningServer) -> None:
+    killed = running.worker()  # the worker of the first model
     killed.kill()
     wait_for(lambda: httpx.get(f"{running.url}/ready").status_code == 503, 5)
     assert httpx.get(f"{running.url}/ready").json() == {"status": "loading", "models": {"one": "loading", "other": "ready"}}
@@ -126,10 +126,10 @@ def test_one_is_killed_and_the_other_serves_on(running: Running) -> None:
 def test_a_further_model_that_cannot_be_loaded_ends_the_start(tmp_path: Path, tiny_folder: Path) -> None:
     further = json.dumps([{"path": str(tiny_folder), "name": "other", "quantize": "nf4", "dtype": "float16"}])
     command = [sys.executable, "-m", "serve", "--port", "18766", "--model", str(tiny_folder), "--models", further]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "litmus: other: model.dtype: bitsandbytes computes in" in done.stderr
-    assert "the process of the model 'other' ended while it was loading" in done.stderr
+    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "litmus: other: model.dtype: bitsandbytes computes in" in result.stderr
+    assert "the worker of model 'other' ended while it was loading the model" in result.stderr
 
 
 def test_a_further_model_that_fails_when_the_first_already_serves_ends_the_server(tmp_path: Path, tiny_folder: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_further_model_that_fails_when_the_first_already_serves_ends_the_serve
     further = json.dumps([{"path": str(tiny_folder), "name": "other"}])
     command = [sys.executable, str(tmp_path / "late.py"), "--port", "18767", "--ui.enabled", "false"]
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "--model", str(tiny_folder), "--models", further],
         cwd=ROOT,
         env=environment,
@@ -146,6 +146,6 @@ def test_a_further_model_that_fails_when_the_first_already_serves_ends_the_serve
         timeout=120,
         check=False,
     )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("litmus: other: came too late") == 1
-    assert done.stderr.splitlines()[-1].startswith("litmus: the process of the model 'other' ended while it was loading")
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("litmus: other: came too late") == 1
+    assert result.stderr.splitlines()[-1].startswith("litmus: the worker of model 'other' ended while it was loading the model")

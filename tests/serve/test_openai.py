@@ -10,7 +10,7 @@ import jsonschema
 import openai
 import pytest
 from pydantic import BaseModel, Field
-from serving import Running
+from serving import RunningServer
 
 STORY: list[Any] = [{"role": "user", "content": "Tell me a story about a fox and a crow."}]
 PLACE = {
@@ -31,7 +31,7 @@ class Thief(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def client(api: Running) -> Iterator[openai.OpenAI]:
+def client(api: RunningServer) -> Iterator[openai.OpenAI]:
     with api.client() as client:
         yield client
 
@@ -74,9 +74,9 @@ def test_a_conversation_of_every_role_and_every_field(client: openai.OpenAI) -> 
 
 
 def test_a_stream_is_the_answer_in_pieces_with_one_id_and_usage_at_its_end(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "storyteller", "messages": STORY, "seed": 5, "max_tokens": 30, "temperature": 0.9}
-    whole = client.chat.completions.create(**asked)
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}, metadata={"a": "b"}))
+    fields: dict[str, Any] = {"model": "storyteller", "messages": STORY, "seed": 5, "max_tokens": 30, "temperature": 0.9}
+    whole = client.chat.completions.create(**fields)
+    chunks = list(client.chat.completions.create(**fields, stream=True, stream_options={"include_usage": True}, metadata={"a": "b"}))
     assert len({chunk.id for chunk in chunks}) == 1
     assert {chunk.system_fingerprint for chunk in chunks} == {whole.system_fingerprint}
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole.choices[0].message.content
@@ -86,7 +86,7 @@ def test_a_stream_is_the_answer_in_pieces_with_one_id_and_usage_at_its_end(clien
     assert chunks[0].metadata == {"a": "b"}  # type: ignore[attr-defined]
 
 
-def test_async_clients_at_once_get_what_each_would_alone(api: Running, client: openai.OpenAI) -> None:
+def test_async_clients_at_once_get_what_each_would_alone(api: RunningServer, client: openai.OpenAI) -> None:
     async def ask(many: openai.AsyncOpenAI, seed: int) -> str:
         pieces = await many.chat.completions.create(model="storyteller", messages=STORY, seed=seed, max_tokens=16, stream=True)
         return "".join([chunk.choices[0].delta.content or "" async for chunk in pieces if chunk.choices])
@@ -153,11 +153,11 @@ def test_a_tool_that_must_be_called_is_called_with_valid_arguments(client: opena
 
 
 def test_a_streamed_call_is_the_whole_one_in_pieces(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "storyteller", "messages": STORY, "tools": [WEATHER], "tool_choice": "required", "seed": 4}
-    asked |= {"max_tokens": 120, "parallel_tool_calls": False}
-    whole: Any = client.chat.completions.create(**asked).choices[0].message.tool_calls
+    fields: dict[str, Any] = {"model": "storyteller", "messages": STORY, "tools": [WEATHER], "tool_choice": "required", "seed": 4}
+    fields |= {"max_tokens": 120, "parallel_tool_calls": False}
+    whole: Any = client.chat.completions.create(**fields).choices[0].message.tool_calls
     assert whole is not None
-    with client.chat.completions.stream(**asked) as events:
+    with client.chat.completions.stream(**fields) as events:
         for _ in events:
             pass
         final: Any = events.get_final_completion()
@@ -166,8 +166,8 @@ def test_a_streamed_call_is_the_whole_one_in_pieces(client: openai.OpenAI) -> No
     assert final.choices[0].finish_reason == "tool_calls"
 
 
-def test_a_tool_is_called_and_its_result_talked_about(client: openai.OpenAI) -> None:
-    """The client's own message object goes back as it came."""
+def test_a_tool_call_and_its_result_go_back_to_the_model(client: openai.OpenAI) -> None:
+    """The client sends the message object back unchanged."""
     first = client.chat.completions.create(
         model="storyteller", messages=STORY, tools=[WEATHER], tool_choice="required", seed=4, max_tokens=120, parallel_tool_calls=False
     )
@@ -178,15 +178,15 @@ def test_a_tool_is_called_and_its_result_talked_about(client: openai.OpenAI) -> 
     assert first.usage is not None and second.usage is not None and second.usage.prompt_tokens > first.usage.prompt_tokens - 200
 
 
-def test_with_auto_the_model_may_talk_and_with_none_it_does_as_without_tools(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "storyteller", "messages": STORY, "max_tokens": 24, "seed": 3}
-    free = client.chat.completions.create(**asked, tools=[WEATHER], tool_choice="auto").choices[0]
+def test_auto_allows_text_or_calls_and_none_equals_no_tools(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"model": "storyteller", "messages": STORY, "max_tokens": 24, "seed": 3}
+    free = client.chat.completions.create(**fields, tools=[WEATHER], tool_choice="auto").choices[0]
     assert bool(free.message.content) != bool(free.message.tool_calls)
-    plain = client.chat.completions.create(**asked).choices[0].message.content
-    assert client.chat.completions.create(**asked, tools=[WEATHER], tool_choice="none").choices[0].message.content == plain
+    plain = client.chat.completions.create(**fields).choices[0].message.content
+    assert client.chat.completions.create(**fields, tools=[WEATHER], tool_choice="none").choices[0].message.content == plain
 
 
-def test_completions_in_every_shape(client: openai.OpenAI, api: Running) -> None:
+def test_completions_in_every_shape(client: openai.OpenAI, api: RunningServer) -> None:
     text = client.completions.create(model="storyteller", prompt="Once upon a time", max_tokens=6, temperature=0)
     two = client.completions.create(model="storyteller", prompt=["Once upon a time", "A fox"], max_tokens=6, temperature=0)
     assert [choice.text for choice in two.choices][0] == text.choices[0].text and len(two.choices) == 2
@@ -237,6 +237,6 @@ def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
     assert unknown.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="storyteller", input="a")
-    with pytest.raises(openai.BadRequestError, match="context") as long:
+    with pytest.raises(openai.BadRequestError, match="context") as too_long:
         client.completions.create(model="storyteller", prompt="a " * 3000)
-    assert long.value.code == "context_length_exceeded"
+    assert too_long.value.code == "context_length_exceeded"

@@ -1,4 +1,4 @@
-"""The server as its users meet it: a process of its own, the bundled models, the official client; and as its enemies do."""
+"""The server in a process of its own, with real models and the official client: under load, killed, stopped, misconfigured."""
 
 import json
 import random
@@ -18,18 +18,18 @@ import httpx
 import openai
 import psutil
 import pytest
-from serving import ENVIRONMENT, ROOT, Running, serving, wait_for
+from serving import ENVIRONMENT, ROOT, RunningServer, serving, wait_for
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with serving(tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
-def stream(client: openai.OpenAI, words: str, seed: int, most: int = 24) -> str:
+def stream(client: openai.OpenAI, prompt: str, seed: int, max_tokens: int = 24) -> str:
     chunks = client.chat.completions.create(
-        model="storyteller", messages=[{"role": "user", "content": words}], seed=seed, max_tokens=most, temperature=0.9, stream=True
+        model="storyteller", messages=[{"role": "user", "content": prompt}], seed=seed, max_tokens=max_tokens, temperature=0.9, stream=True
     )
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
@@ -39,7 +39,7 @@ def score(url: str, text: str) -> dict[str, Any]:
     return item
 
 
-def test_the_official_client_chats_and_completes(server: Running) -> None:
+def test_the_official_client_chats_and_completes(server: RunningServer) -> None:
     client = server.client()
     assert [model.id for model in client.models.list()] == ["storyteller"]
     answer = client.chat.completions.create(
@@ -56,7 +56,7 @@ def test_the_official_client_chats_and_completes(server: Running) -> None:
         client.completions.create(model="gpt-4", prompt="a")
 
 
-def test_stop_strings_end_the_answer(server: Running) -> None:
+def test_stop_strings_end_the_answer(server: RunningServer) -> None:
     client = server.client()
     whole = client.completions.create(model="storyteller", prompt="Once upon a time", max_tokens=40, temperature=0).choices[0].text
     stop = whole.split()[5]
@@ -64,26 +64,26 @@ def test_stop_strings_end_the_answer(server: Running) -> None:
     assert (cut.text, cut.finish_reason) == (whole[: whole.index(stop)], "stop")
 
 
-def test_32_chats_and_64_scores_at_once_each_get_their_own_answer(server: Running) -> None:
-    """Nothing is lost and nothing is mixed: every answer equals that of the same request sent alone."""
+def test_32_chats_and_64_scores_at_once_each_get_their_own_answer(server: RunningServer) -> None:
+    """No answer is lost or mixed up: each equals the answer to the same request sent alone."""
     client, rng = server.client(), random.Random(0)
     nouns = "fox crow king wolf girl bear lamp ship tower garden mouse giant witch well road storm".split()
-    asked = [f"Tell me a story about a {rng.choice(nouns)} and a {rng.choice(nouns)}." for _ in range(32)]
+    prompts = [f"Tell me a story about a {rng.choice(nouns)} and a {rng.choice(nouns)}." for _ in range(32)]
     texts = [" ".join(rng.choice(nouns) for _ in range(rng.randint(5, 300))) for _ in range(64)]
     with ThreadPoolExecutor(96) as pool:
-        chats = [pool.submit(stream, client, words, seed) for seed, words in enumerate(asked)]
+        chats = [pool.submit(stream, client, prompt, seed) for seed, prompt in enumerate(prompts)]
         scores = [pool.submit(score, server.url, text) for text in texts]
         together = [future.result(180) for future in chats], [future.result(180) for future in scores]
-    alone = [stream(client, words, seed) for seed, words in enumerate(asked)]
+    alone = [stream(client, prompt, seed) for seed, prompt in enumerate(prompts)]
     assert together[0] == alone
     assert len(set(alone)) == 32
-    for found, text in zip(together[1], texts, strict=True):
+    for item, text in zip(together[1], texts, strict=True):
         single = score(server.url, text)
-        assert found["scored_tokens"] == single["scored_tokens"]
-        assert found["scores"]["binoculars"] == pytest.approx(single["scores"]["binoculars"], abs=1e-4)
+        assert item["scored_tokens"] == single["scored_tokens"]
+        assert item["scores"]["binoculars"] == pytest.approx(single["scores"]["binoculars"], abs=1e-4)
 
 
-def test_the_docs_and_the_schema_come_from_this_machine(server: Running) -> None:
+def test_the_docs_and_the_schema_come_from_this_machine(server: RunningServer) -> None:
     page = httpx.get(f"{server.url}/docs").text
     assert "https://" not in page
     assert httpx.get(f"{server.url}/docs/static/swagger-ui-bundle.js").status_code == 200
@@ -93,12 +93,12 @@ def test_the_docs_and_the_schema_come_from_this_machine(server: Running) -> None
     assert not [path for path in schema["paths"] if "internal" in path]
 
 
-def test_a_body_of_ten_megabytes_is_refused(server: Running) -> None:
+def test_a_body_of_ten_megabytes_is_refused(server: RunningServer) -> None:
     response = httpx.post(f"{server.url}/v1/score", json={"text": "a" * 10_000_000}, timeout=30)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
-def test_no_text_reaches_the_log(server: Running) -> None:
+def test_no_text_reaches_the_log(server: RunningServer) -> None:
     secret = "xylophone-quartz"
     score(server.url, secret)
     stream(server.client(), secret, 1)
@@ -107,13 +107,13 @@ def test_no_text_reaches_the_log(server: Running) -> None:
 
 
 def test_clients_that_leave_free_their_slots(tmp_path: Path, endless_folder: Path) -> None:
-    """One slot and one waiting place: a third request is refused while two streams run, and served when they have left."""
+    """One slot and one waiting place: a third request is refused while two streams run, and served after their clients left."""
     arguments = ["--model", str(endless_folder), "--model.context", "100000", "--model.slots", "1", "--queue.max_waiting", "1"]
     with serving(tmp_path, *arguments) as running:
         body = {"prompt": "Once", "max_tokens": 90_000, "stream": True}
         with httpx.Client(timeout=60) as client:
             with client.stream("POST", f"{running.url}/v1/completions", json=body) as first:
-                lines = first.iter_lines()  # kept: a dropped iterator closes its response
+                lines = first.iter_lines()  # keep a reference: a garbage-collected iterator closes its response
                 next(lines)
                 with client.stream("POST", f"{running.url}/v1/completions", json=body) as second:
                     assert second.status_code == 200
@@ -125,7 +125,7 @@ def test_clients_that_leave_free_their_slots(tmp_path: Path, endless_folder: Pat
                 return client.post(f"{running.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
 
             wait_for(served, 5)
-            # not streamed, and given up by the client: must free the slot as well
+            # a request that is not streamed must free its slots, too, when its client gives up
             with pytest.raises(httpx.ReadTimeout):
                 client.post(f"{running.url}/v1/completions", json={**body, "stream": False, "n": 2}, timeout=0.5)
             wait_for(served, 5)
@@ -138,17 +138,17 @@ def test_a_worker_killed_under_load_fails_its_requests_at_once_and_comes_back(tm
         worker = running.worker()
         started = threading.Semaphore(0)
 
-        def one(seed: int) -> list[str]:
+        def read_stream(seed: int) -> list[str]:
             body = {"prompt": "Once", "max_tokens": 90_000, "stream": True, "seed": seed}
             with httpx.stream("POST", f"{running.url}/v1/completions", json=body, timeout=60) as response:
-                found = []
+                lines = []
                 started.release()
                 for line in response.iter_lines():
                     if line:
-                        found.append(line)
-            return found
+                        lines.append(line)
+            return lines
 
-        jobs = [pool.submit(one, seed) for seed in range(16)]
+        jobs = [pool.submit(read_stream, seed) for seed in range(16)]
         for _ in jobs:
             assert started.acquire(timeout=30)
         worker.kill()
@@ -168,10 +168,10 @@ def test_a_worker_killed_under_load_fails_its_requests_at_once_and_comes_back(tm
 
 def test_sigterm_under_load_finishes_what_is_in_flight_and_leaves_no_process(tmp_path: Path, endless_folder: Path) -> None:
     with serving(tmp_path, "--model", str(endless_folder)) as running, ThreadPoolExecutor(8) as pool:
-        family = running.children()
+        processes = running.children()
         started = threading.Semaphore(0)
 
-        def one(seed: int) -> str:
+        def read_stream(seed: int) -> str:
             body = {"prompt": "Once", "max_tokens": 600, "stream": True, "seed": seed}
             text = ""
             with httpx.stream("POST", f"{running.url}/v1/completions", json=body, timeout=60) as response:
@@ -181,7 +181,7 @@ def test_sigterm_under_load_finishes_what_is_in_flight_and_leaves_no_process(tmp
                     text += piece
             return text
 
-        jobs = [pool.submit(one, seed) for seed in range(8)]
+        jobs = [pool.submit(read_stream, seed) for seed in range(8)]
         for _ in jobs:
             assert started.acquire(timeout=30)
         running.process.send_signal(signal.SIGTERM)
@@ -194,44 +194,44 @@ def test_sigterm_under_load_finishes_what_is_in_flight_and_leaves_no_process(tmp
             assert text.rstrip().endswith("data: [DONE]")
             assert '"error"' not in text
         assert running.process.wait(40) == 0
-        assert psutil.wait_procs(family, timeout=5)[1] == []
+        assert psutil.wait_procs(processes, timeout=5)[1] == []
         assert not re.search("Traceback|leaked", running.log.read_text())
 
 
 def test_a_killed_main_process_takes_the_others_with_it_and_frees_the_port(tmp_path: Path, tiny_folder: Path) -> None:
     with serving(tmp_path, "--model", str(tiny_folder)) as running:
-        family = running.children()
-        assert len(family) >= 3
+        processes = running.children()
+        assert len(processes) >= 3
         running.process.kill()
-        assert psutil.wait_procs(family, timeout=10)[1] == []
+        assert psutil.wait_procs(processes, timeout=10)[1] == []
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
-        (["--model", "/no/such/model"], "model.path: /no/such/model is no folder with a config.json"),
-        (["--device", "cuda:9"], "cuda:9 is not there"),
+        (["--model", "/no/such/model"], "model.path: /no/such/model is not a folder with a config.json"),
+        (["--device", "cuda:9"], "cuda:9 does not exist"),
         (["--quantize", "int3"], "model.quantize"),
         (["--model.slots", "1024", "--model.context", "1000000", "--model", "{endless}"], "slots do not fit cpu"),
     ],
 )
-def test_a_start_that_cannot_work_ends_with_a_sentence(endless_folder: Path, arguments: list[str], says: str) -> None:
+def test_a_start_that_cannot_work_ends_with_a_message(endless_folder: Path, arguments: list[str], message: str) -> None:
     command = [sys.executable, "-m", "serve", "--port", "18765", *[word.format(endless=endless_folder) for word in arguments]]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 2, done.stderr
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_a_port_in_use_ends_with_a_sentence() -> None:
+def test_a_port_in_use_ends_with_a_message() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "serve", "--port", str(port)]
-        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert done.stderr == f"litmus: port {port} on 127.0.0.1 cannot be used (Address already in use); choose another with --port\n"
+        result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert result.stderr == f"litmus: port {port} on 127.0.0.1 cannot be used (Address already in use); choose another with --port\n"

@@ -1,4 +1,6 @@
-"""A Litmus server in a thread that answers as told: it streams words slowly, refuses, breaks off, and notes who left."""
+"""A fake Litmus server in a thread. A test sets how it answers (slowly, with a refusal, with a broken stream); it records requests
+and disconnects.
+"""
 
 import asyncio
 import json
@@ -19,7 +21,7 @@ from app.settings import go_offline_quietly
 
 go_offline_quietly()
 
-TEXT_SEPARATOR = "\u2028"  # a line end to some readers, ordinary text to JSON
+TEXT_SEPARATOR = "\u2028"  # a line end to `str.splitlines`, an ordinary character in JSON
 WORDS = ["Once ", "upon ", "a ", "time ", "<b>a fox</b> ", "met ", TEXT_SEPARATOR, "a crow", "."]
 USAGE = {"prompt_tokens": 12, "completion_tokens": len(WORDS), "total_tokens": 12 + len(WORDS)}
 CARD = {
@@ -41,7 +43,7 @@ CARD = {
     "capabilities": ["chat", "completions", "score"],
 }
 BASE = {**CARD, "id": "base", "default": False, "observer": None, "methods": ["fast_detect", "perplexity", "log_rank"]}
-MUTE = {**BASE, "id": "mute", "chat": False, "capabilities": ["completions", "score"]}
+NO_CHAT = {**BASE, "id": "mute", "chat": False, "capabilities": ["completions", "score"]}
 EXPLANATION = "The score 0.742 is below the threshold 0.901, which 1.0% of 2,000 human texts also are."
 
 SOURCE = "2,000 stories of humans and 2,000 of storyteller"
@@ -59,15 +61,15 @@ SCORES = {
 }
 
 
-def scored(text: str, **changes: Any) -> dict[str, Any]:
-    """One result of /v1/score; every word is a token, and every full stop before a blank ends a sentence."""
+def score_result(text: str, **changes: Any) -> dict[str, Any]:
+    """One result of /v1/score. Each word is a token; a sentence ends at a full stop before a blank."""
     tokens, start = [], 0
     for index, word in enumerate(text.split(" ")):
         begin, end = max(start - 1, 0), start + len(word)
         rank = (1, 40, 700, 5000)[index % 4]
         tokens.append({"text": text[begin:end], "start": begin, "end": end, "logprob": -0.5 * (index % 9), "rank": rank, "entropy": 2.25})
         start = end + 1
-    ends = [*(at for at in range(1, len(text) + 1) if text[at - 1 : at + 1] == ". "), len(text)]
+    ends = [*(end for end in range(1, len(text) + 1) if text[end - 1 : end + 1] == ". "), len(text)]
     sentences = [
         {"start": start, "end": end, "tokens": 2, "score": 0.6, "logprob": -1.5} for start, end in zip([0, *ends], ends, strict=False)
     ]
@@ -94,11 +96,11 @@ def scored(text: str, **changes: Any) -> dict[str, Any]:
 
 @dataclass
 class Fake:
-    """What the next answers are like, and what was asked. `wait_s` lies before the first word and between words."""
+    """How the server answers next, and the request bodies it got. It waits `first_wait_s` before the first word and `wait_s` after each."""
 
     url: str = ""
     words: list[str] = field(default_factory=lambda: list(WORDS))
-    queued: str = ": a comment"
+    sse_comment: str = ": a comment"
     first_wait_s: float = 0.0
     wait_s: float = 0.0
     refusal: tuple[int, str] | None = None
@@ -112,8 +114,8 @@ class Fake:
     ready: tuple[int, str] = (200, "ready")
     cards: list[dict[str, Any]] = field(default_factory=lambda: [CARD])
     presence: dict[str, str] = field(default_factory=dict)
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    left: threading.Event = field(default_factory=threading.Event)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    disconnected: threading.Event = field(default_factory=threading.Event)
 
     def reset(self) -> None:
         fresh = Fake()
@@ -121,7 +123,7 @@ class Fake:
             if name != "url":
                 setattr(self, name, getattr(fresh, name))
 
-    def refused(self) -> Response | None:
+    def refusal_response(self) -> Response | None:
         if self.plain_failure:
             return Response("<html>Bad Gateway</html>", status_code=502)
         if self.refusal is None:
@@ -131,33 +133,35 @@ class Fake:
 
 
 def envelope(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "server_error", "param": None, "code": "told_to"}}
+    return {"error": {"message": message, "type": "server_error", "param": None, "code": "test_refusal"}}
 
 
-def create_fake(fake: Fake) -> FastAPI:
+def create_fake_server(fake: Fake) -> FastAPI:
     app = FastAPI()
 
     @app.get("/ready")
     def ready() -> Response:
-        status, word = fake.ready
-        return JSONResponse({"status": word, "models": fake.presence}, status)
+        status_code, status = fake.ready
+        return JSONResponse({"status": status, "models": fake.presence}, status_code)
 
     @app.get("/v1/models")
     def models() -> Response:
-        return fake.refused() or JSONResponse({"object": "list", "data": fake.cards})
+        return fake.refusal_response() or JSONResponse({"object": "list", "data": fake.cards})
 
     @app.post("/v1/score")
     async def score(request: Request) -> Response:
         body = await request.json()
-        fake.asked.append(body)
+        fake.requests.append(body)
         await asyncio.sleep(fake.first_wait_s)
-        result = fake.score_failure or scored(body["text"], **fake.score_changes)
-        return fake.refused() or JSONResponse({**SCORES, "calibration": fake.calibration, "data": [] if fake.no_scores else [result]})
+        result = fake.score_failure or score_result(body["text"], **fake.score_changes)
+        return fake.refusal_response() or JSONResponse(
+            {**SCORES, "calibration": fake.calibration, "data": [] if fake.no_scores else [result]}
+        )
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        fake.asked.append(await request.json())
-        return fake.refused() or StreamingResponse(stream(fake), media_type="text/event-stream")
+        fake.requests.append(await request.json())
+        return fake.refusal_response() or StreamingResponse(stream(fake), media_type="text/event-stream")
 
     return app
 
@@ -166,7 +170,7 @@ async def stream(fake: Fake) -> AsyncIterator[str]:
     complete = False
     try:
         yield event({"role": "assistant", "content": ""})
-        yield f"{fake.queued}\n\n"
+        yield f"{fake.sse_comment}\n\n"
         await asyncio.sleep(fake.first_wait_s)
         for index, word in enumerate(fake.words):
             if index == fake.break_after:
@@ -182,7 +186,7 @@ async def stream(fake: Fake) -> AsyncIterator[str]:
         complete = True
     finally:
         if not complete:
-            fake.left.set()
+            fake.disconnected.set()
 
 
 def event(delta: dict[str, str], finish_reason: str | None = None) -> str:
@@ -192,15 +196,15 @@ def event(delta: dict[str, str], finish_reason: str | None = None) -> str:
 
 @contextmanager
 def running(app: FastAPI) -> Iterator[str]:
-    """The address of the app, served from a thread on a free port."""
+    """Serves the app from a thread on a free port, and yields its address."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    until_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 20
     while not server.started:
-        if time.monotonic() > until_s or not thread.is_alive():
+        if time.monotonic() > deadline_s or not thread.is_alive():
             raise RuntimeError("the test server did not start")
         time.sleep(0.02)
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -212,13 +216,13 @@ def running(app: FastAPI) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def fake_server() -> Iterator[Fake]:
     fake = Fake()
-    with running(create_fake(fake)) as url:
+    with running(create_fake_server(fake)) as url:
         fake.url = url
         yield fake
 
 
 @pytest.fixture
 def fake(fake_server: Fake) -> Fake:
-    """The module's server, as new."""
+    """The module's server, reset to its defaults."""
     fake_server.reset()
     return fake_server

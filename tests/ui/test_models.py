@@ -1,50 +1,54 @@
 import pytest
 
 from app.schemas import ModelCard, Readiness
-from tests.ui.conftest import BASE, CARD, MUTE
-from ui.models import Choice
+from tests.ui.conftest import BASE, CARD, NO_CHAT
+from ui.models import ModelSelection
 
 
-def chosen(*cards: dict, asked: str = "", **presence: str) -> Choice:
+def select(*cards: dict, requested: str = "", **presence: str) -> ModelSelection:
     readiness = Readiness(status="ready", models=presence)
-    return Choice([ModelCard.model_validate(card) for card in cards], readiness, asked)
+    return ModelSelection([ModelCard.model_validate(card) for card in cards], readiness, requested)
 
 
 @pytest.mark.parametrize(
-    ("choice", "name", "sent"),
+    ("selection", "name", "request_model"),
     [
-        (chosen(), None, None),
-        (chosen(CARD), "storyteller", None),
-        (chosen(BASE), "base", "base"),
-        (chosen(CARD, BASE), "storyteller", "storyteller"),
-        (chosen(BASE, CARD), "storyteller", "storyteller"),
-        (chosen(CARD, BASE, asked="base"), "base", "base"),
-        (chosen(BASE, CARD, asked="gone"), "storyteller", "storyteller"),
-        (chosen(CARD, asked="base"), "storyteller", None),
+        (select(), None, None),
+        (select(CARD), "storyteller", None),
+        (select(BASE), "base", "base"),
+        (select(CARD, BASE), "storyteller", "storyteller"),
+        (select(BASE, CARD), "storyteller", "storyteller"),
+        (select(CARD, BASE, requested="base"), "base", "base"),
+        (select(BASE, CARD, requested="gone"), "storyteller", "storyteller"),
+        (select(CARD, requested="base"), "storyteller", None),
     ],
 )
-def test_the_model_asked_for_else_the_default_else_any(choice: Choice, name: str | None, sent: str | None):
-    assert (choice.card and choice.card.id, choice.sent) == (name, sent)
+def test_the_requested_model_is_selected_else_the_default_else_the_first(
+    selection: ModelSelection, name: str | None, request_model: str | None
+):
+    assert (selection.selected and selection.selected.id, selection.request_model) == (name, request_model)
 
 
 @pytest.mark.parametrize(
-    ("choice", "missed", "coming", "kept"),
+    ("selection", "is_unavailable", "will_be_available", "remembered"),
     [
-        (chosen(CARD, BASE), False, False, ""),
-        (chosen(CARD, BASE, asked="base"), False, False, "base"),
-        (chosen(CARD, asked="base", storyteller="ready", base="loading"), True, True, "base"),
-        (chosen(CARD, asked="base", storyteller="ready"), True, False, "storyteller"),
-        (chosen(asked="base"), True, False, "base"),
+        (select(CARD, BASE), False, False, ""),
+        (select(CARD, BASE, requested="base"), False, False, "base"),
+        (select(CARD, requested="base", storyteller="ready", base="loading"), True, True, "base"),
+        (select(CARD, requested="base", storyteller="ready"), True, False, "storyteller"),
+        (select(requested="base"), True, False, "base"),
     ],
 )
-def test_a_model_that_is_not_there_is_missed_and_kept_in_mind_if_it_will_come(choice: Choice, missed: bool, coming: bool, kept: str):
-    assert (choice.missed, choice.coming, choice.kept) == (missed, coming, kept)
+def test_an_unavailable_model_is_remembered_while_it_is_loading(
+    selection: ModelSelection, is_unavailable: bool, will_be_available: bool, remembered: str
+):
+    assert (selection.is_unavailable, selection.will_be_available, selection.remembered) == (is_unavailable, will_be_available, remembered)
 
 
-def test_what_is_loading_is_named_only_among_several():
-    assert chosen(CARD, storyteller="ready", base="loading").loading == ["base"]
-    assert chosen(CARD, storyteller="loading").loading == []
+def test_loading_models_are_named_only_among_several():
+    assert select(CARD, storyteller="ready", base="loading").loading_names == ["base"]
+    assert select(CARD, storyteller="loading").loading_names == []
 
 
-def test_who_talks():
-    assert chosen(CARD, MUTE, BASE).talkers == ["storyteller", "base"]
+def test_models_with_a_chat_template_are_named():
+    assert select(CARD, NO_CHAT, BASE).chat_names == ["storyteller", "base"]

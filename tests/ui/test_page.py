@@ -1,4 +1,4 @@
-"""The mounted page in a real browser, against a server that answers as told."""
+"""The mounted page in a real browser, against a fake Litmus server."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-from tests.ui.conftest import BASE, CARD, EXPLANATION, MUTE, SOURCE, Fake, running
+from tests.ui.conftest import BASE, CARD, EXPLANATION, NO_CHAT, SOURCE, Fake, running
 from ui.page import mount
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A phone. One for all tests, so that Gradio's files are fetched once."""
+    """A phone-sized window. All tests share it, so that Gradio's files are fetched once."""
     context = browser.new_context(viewport={"width": 390, "height": 844})
     context.set_default_timeout(10_000)
     yield context
@@ -52,15 +52,15 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(fake: Fake, page_url: str, context: BrowserContext) -> Iterator[Page]:
-    """The page in a tab of its own. Whatever it asks of another origin fails the test."""
+    """The page in a tab of its own. A request to another origin fails the test."""
     page = context.new_page()
-    strangers: list[str] = []
+    foreign_requests: list[str] = []
     origin = page_url.removesuffix("/ui")
-    page.on("request", lambda request: request.url.startswith(("data:", "blob:", origin)) or strangers.append(request.url))
+    page.on("request", lambda request: request.url.startswith(("data:", "blob:", origin)) or foreign_requests.append(request.url))
     page.goto(page_url)
     yield page
     page.close()
-    assert strangers == []
+    assert foreign_requests == []
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def loaded(page: Page) -> Page:
 
 @pytest.fixture
 def several(page: Page, fake: Fake) -> Iterator[Page]:
-    """The page of a server of three models, the default one in the middle. What it keeps in the browser is gone afterwards."""
-    fake.cards = [BASE, CARD, MUTE]
+    """The page for a server of three models, the default in the middle. Clears the browser's storage afterwards."""
+    fake.cards = [BASE, CARD, NO_CHAT]
     page.reload()
     expect(models(page)).to_have_value("storyteller", timeout=20_000)
     yield page
@@ -84,12 +84,12 @@ def models(page: Page) -> Locator:
 
 
 def current(page: Page) -> Locator:
-    """The name the header marks."""
+    """The model name that the header marks as selected."""
     return page.locator("[aria-current] b")
 
 
 def reload(page: Page) -> None:
-    """Once the browser keeps the choice: it writes a moment after the page shows it."""
+    """Reloads once the browser has stored the selected model, which it does a moment after the page shows it."""
     page.wait_for_function("localStorage.getItem('litmus-model') !== null")
     page.reload()
 
@@ -145,10 +145,10 @@ def test_the_next_turn_sends_the_conversation_without_notes(loaded: Page, fake: 
     expect(loaded.get_by_role("button", name="Send")).to_be_enabled()
     with loaded.expect_response("**/queue/join*"):
         ask(loaded, "  ")
-    loaded.wait_for_timeout(300)  # a blank message is answered by nothing, which is what this waits for
+    loaded.wait_for_timeout(300)  # nothing may happen after a blank message, so there is no event to wait for
     ask(loaded, "And then?")
     expect(conversation(loaded).get_by_text("finished (stop)")).to_have_count(2)
-    first, second = fake.asked
+    first, second = fake.requests
     assert first["messages"] == [{"role": "user", "content": QUESTION}]
     assert second["messages"] == [
         {"role": "system", "content": "Be brief."},
@@ -166,20 +166,20 @@ def test_stop_ends_the_upstream_request_and_keeps_the_text(loaded: Page, fake: F
     expect(conversation(loaded)).to_contain_text("Once upon time")
     loaded.get_by_role("button", name="Stop").click()
     expect(conversation(loaded)).to_contain_text("stopped · TTFT")
-    assert fake.left.wait(3)
+    assert fake.disconnected.wait(3)
     expect(conversation(loaded)).to_contain_text("Once upon time")
     expect(loaded.get_by_role("button", name="Send")).to_be_enabled()
     expect(loaded.get_by_label("Message", exact=True)).to_have_value("")
 
 
-def test_stop_before_the_first_token_gives_the_question_back(loaded: Page, fake: Fake):
+def test_stop_before_the_first_token_returns_the_question(loaded: Page, fake: Fake):
     fake.first_wait_s = 30
     ask(loaded, QUESTION)
     expect(conversation(loaded)).to_contain_text("waiting for the first token…")
     loaded.get_by_role("button", name="Stop").click()
     expect(conversation(loaded)).to_contain_text("stopped before the first token")
     expect(loaded.get_by_label("Message", exact=True)).to_have_value(QUESTION)
-    assert fake.left.wait(3)
+    assert fake.disconnected.wait(3)
 
 
 def test_a_closed_tab_ends_the_upstream_request(loaded: Page, fake: Fake):
@@ -188,7 +188,7 @@ def test_a_closed_tab_ends_the_upstream_request(loaded: Page, fake: Fake):
     ask(loaded, QUESTION)
     expect(conversation(loaded)).to_contain_text("time time")
     loaded.close()
-    assert fake.left.wait(10)
+    assert fake.disconnected.wait(10)
 
 
 def test_enter_while_an_answer_streams_keeps_both(loaded: Page, fake: Fake):
@@ -198,10 +198,10 @@ def test_enter_while_an_answer_streams_keeps_both(loaded: Page, fake: Fake):
     ask(loaded, "Too early")
     expect(conversation(loaded)).to_contain_text("finished (stop)")
     expect(loaded.get_by_label("Message", exact=True)).to_have_value("Too early")
-    assert len(fake.asked) == 1
+    assert len(fake.requests) == 1
 
 
-def test_a_refusal_is_a_sentence_and_the_text_comes_back(loaded: Page, fake: Fake):
+def test_a_refusal_is_shown_and_the_question_returns_to_the_box(loaded: Page, fake: Fake):
     box = loaded.get_by_label("Message", exact=True)
     fake.refusal = (429, "The queue is full.")
     ask(loaded, QUESTION)
@@ -211,7 +211,7 @@ def test_a_refusal_is_a_sentence_and_the_text_comes_back(loaded: Page, fake: Fak
     expect(loaded.get_by_role("button", name="Send")).to_be_enabled()
     box.press("Enter")
     expect(conversation(loaded)).to_contain_text("finished (stop)")
-    assert fake.asked[1]["messages"] == [{"role": "user", "content": QUESTION}]
+    assert fake.requests[1]["messages"] == [{"role": "user", "content": QUESTION}]
     expect(loaded.get_by_role("button", name="Clear")).to_be_enabled()
     loaded.get_by_role("button", name="Clear").click()
     expect(loaded.get_by_text("Ask for a story")).to_be_visible()
@@ -223,12 +223,12 @@ def test_a_score_shows_verdict_explanation_and_tokens(loaded: Page, fake: Fake):
     expect(loaded.get_by_text(EXPLANATION)).to_be_visible()
     expect(loaded.get_by_text(SOURCE)).to_be_visible()
     expect(loaded.get_by_role("img", name=re.compile("Binoculars score 0.742; lower is more machine-like"))).to_be_visible()
-    assert (fake.asked[0]["granularity"], "methods" in fake.asked[0]) == ("token", False)
+    assert (fake.requests[0]["granularity"], "methods" in fake.requests[0]) == ("token", False)
     tokens = loaded.locator(".t")
-    assert "".join(tokens.all_inner_texts()).replace("↵", "") == fake.asked[0]["text"]
+    assert "".join(tokens.all_inner_texts()).replace("↵", "") == fake.requests[0]["text"]
 
 
-def test_a_token_tells_its_numbers_on_hover_and_by_keyboard(loaded: Page):
+def test_a_token_shows_its_numbers_on_hover_and_by_keyboard(loaded: Page):
     score(loaded, "Once upon a time there lived")
     tokens, tip = loaded.locator(".t"), loaded.get_by_role("tooltip")
     tokens.nth(1).hover()
@@ -258,7 +258,7 @@ def test_a_text_with_invisible_characters_is_whole_and_shows_them(loaded: Page, 
     assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_what_a_token_was_read_as_is_told(loaded: Page, fake: Fake):
+def test_the_tooltip_shows_the_scored_text_if_it_differs(loaded: Page, fake: Fake):
     token = {"text": "scope", "start": 0, "end": 5, "logprob": -0.5, "rank": 40, "entropy": 2.25}
     fake.score_changes = {"tokens": [token]}
     score(loaded, "\u0455\u0441\u043e\u0440\u0435")
@@ -274,7 +274,7 @@ def test_without_a_calibration_the_page_says_why(loaded: Page, fake: Fake):
     expect(loaded.get_by_text("none: no calibration comes with this model")).to_be_visible()
 
 
-def test_two_thousand_tokens_are_shown_and_still_answer(loaded: Page):
+def test_two_thousand_tokens_are_shown_and_respond_to_keys(loaded: Page):
     score(loaded, "word " * 1999 + "end")
     expect(loaded.locator(".t")).to_have_count(2000)
     loaded.locator(".t").first.focus()
@@ -288,39 +288,39 @@ def test_methods_come_from_the_server(loaded: Page, fake: Fake):
     loaded.get_by_role("option", name="Log-rank").click()
     score(loaded, "Once upon a time")
     expect(loaded.get_by_text("Likely machine-written")).to_be_visible()
-    assert fake.asked[0]["methods"] == ["log_rank"]
+    assert fake.requests[0]["methods"] == ["log_rank"]
 
 
-def test_nothing_to_score_and_a_refusal_are_sentences(loaded: Page, fake: Fake):
+def test_a_blank_text_and_a_refusal_show_an_alert(loaded: Page, fake: Fake):
     score(loaded, "  ")
     expect(loaded.get_by_role("alert")).to_have_text("There is no text to score yet. Paste at least a few sentences.")
-    assert fake.asked == []
+    assert fake.requests == []
     fake.refusal = (400, "text 0 is too long")
     score(loaded, "A text.")
     expect(loaded.get_by_role("alert")).to_have_text("text 0 is too long.")
 
 
-def test_one_model_gives_no_choice_and_is_not_named(loaded: Page, fake: Fake):
+def test_a_single_model_has_no_dropdown_and_is_not_sent(loaded: Page, fake: Fake):
     expect(models(loaded)).to_have_count(0)
     ask(loaded, QUESTION)
     expect(conversation(loaded)).to_contain_text("finished (stop)")
     score(loaded, "A text.")
     expect(loaded.get_by_text("Likely machine-written")).to_be_visible()
-    assert ["model" in body for body in fake.asked] == [False, False]
+    assert ["model" in body for body in fake.requests] == [False, False]
 
 
-def test_another_model_goes_on_with_the_conversation(several: Page, fake: Fake):
+def test_another_model_continues_the_conversation(several: Page, fake: Fake):
     ask(several, QUESTION)
     expect(conversation(several)).to_contain_text("storyteller · 9 tokens")
     choose(several, "base")
     ask(several, "And then?")
     expect(conversation(several)).to_contain_text("base · 9 tokens")
-    assert [body["model"] for body in fake.asked] == ["storyteller", "base"]
-    assert [message["content"] for message in fake.asked[1]["messages"]] == [QUESTION, "".join(fake.words), "And then?"]
+    assert [body["model"] for body in fake.requests] == ["storyteller", "base"]
+    assert [message["content"] for message in fake.requests[1]["messages"]] == [QUESTION, "".join(fake.words), "And then?"]
     assert several.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_a_model_brings_its_methods(several: Page, fake: Fake):
+def test_selecting_a_model_updates_the_methods(several: Page, fake: Fake):
     several.get_by_role("tab", name="Score").click()
     method = several.get_by_role("combobox", name="Method")
     method.click()
@@ -335,10 +335,10 @@ def test_a_model_brings_its_methods(several: Page, fake: Fake):
     choose(several, "base")
     score(several, "A text.")
     expect(several.get_by_text("0.742 by base")).to_be_visible()
-    assert (fake.asked[0]["model"], fake.asked[0]["methods"]) == ("base", ["log_rank"])
+    assert (fake.requests[0]["model"], fake.requests[0]["methods"]) == ("base", ["log_rank"])
 
 
-def test_a_model_is_chosen_by_keyboard_and_outlives_a_reload(several: Page):
+def test_a_model_is_selected_by_keyboard_and_remembered_after_a_reload(several: Page):
     models(several).focus()
     several.keyboard.press("ArrowUp")
     several.keyboard.press("Enter")
@@ -348,7 +348,7 @@ def test_a_model_is_chosen_by_keyboard_and_outlives_a_reload(several: Page):
     expect(current(several)).to_have_text("base")
 
 
-def test_a_model_without_a_template_says_so_and_sends_nothing(several: Page, fake: Fake):
+def test_a_model_without_a_chat_template_shows_a_notice_and_sends_nothing(several: Page, fake: Fake):
     send = several.get_by_role("button", name="Send")
     choose(several, "mute")
     expect(several.get_by_role("alert")).to_have_text(
@@ -357,16 +357,16 @@ def test_a_model_without_a_template_says_so_and_sends_nothing(several: Page, fak
     expect(send).to_be_disabled()
     with several.expect_response("**/queue/join*"):
         ask(several, QUESTION)
-    several.wait_for_timeout(300)  # it is answered by nothing, which is what this waits for
+    several.wait_for_timeout(300)  # nothing may happen, so there is no event to wait for
     expect(several.get_by_label("Message", exact=True)).to_have_value(QUESTION)
-    assert fake.asked == []
+    assert fake.requests == []
     choose(several, "storyteller")
     expect(several.get_by_role("alert")).to_have_count(0)
     send.click()
     expect(conversation(several)).to_contain_text("finished (stop)")
 
 
-def test_send_comes_back_only_to_a_model_that_chats(several: Page, fake: Fake):
+def test_send_is_enabled_again_only_for_a_model_that_chats(several: Page, fake: Fake):
     fake.wait_s = 0.3
     ask(several, QUESTION)
     expect(conversation(several)).to_contain_text("Once upon")
@@ -376,36 +376,36 @@ def test_send_comes_back_only_to_a_model_that_chats(several: Page, fake: Fake):
     expect(several.get_by_role("button", name="Send")).to_be_disabled()
 
 
-def test_a_model_that_is_loading_again_is_a_sentence_and_the_default_answers(several: Page, fake: Fake):
-    fake.cards = [CARD, MUTE]
+def test_a_model_that_is_loading_again_shows_an_alert_and_the_default_answers(several: Page, fake: Fake):
+    fake.cards = [CARD, NO_CHAT]
     fake.ready, fake.presence = (503, "loading"), {"storyteller": "ready", "base": "loading", "mute": "ready"}
     models(several).click()
     several.get_by_role("option", name="base").click()
     expect(several.get_by_role("alert")).to_have_text(
-        "The server is still loading base. Reload this page to look again. base is not there yet, so storyteller is chosen."
+        "The server is still loading base. Reload this page to check again. base is not available yet, so storyteller is selected."
     )
     expect(models(several)).to_have_value("storyteller")
     ask(several, QUESTION)
     expect(conversation(several)).to_contain_text("finished (stop)")
-    assert fake.asked[0]["model"] == "storyteller"
+    assert fake.requests[0]["model"] == "storyteller"
     fake.cards, fake.ready = [CARD, BASE], (200, "ready")
     reload(several)
     expect(models(several)).to_have_value("base", timeout=20_000)
 
 
-def test_a_model_that_is_gone_is_told_once(several: Page, fake: Fake):
+def test_a_model_that_is_no_longer_served_is_reported_once(several: Page, fake: Fake):
     choose(several, "base")
     fake.cards = [CARD]
     reload(several)
-    expect(several.get_by_role("alert")).to_have_text("base is no longer served here, so storyteller is chosen.", timeout=20_000)
+    expect(several.get_by_role("alert")).to_have_text("base is no longer served here, so storyteller is selected.", timeout=20_000)
     expect(models(several)).to_have_count(0)
-    several.wait_for_timeout(500)  # the browser keeps the new name a moment later, and encrypted
+    several.wait_for_timeout(500)  # the browser stores the new name a moment later and encrypted, so its value cannot be awaited
     several.reload()
     expect(several.get_by_text("nf4, computing in bfloat16")).to_be_visible(timeout=20_000)
     expect(several.get_by_role("alert")).to_have_count(0)
 
 
-def test_the_policy_keeps_the_browser_at_home(fake: Fake, page_url: str, context: BrowserContext):
+def test_the_content_security_policy_blocks_other_origins(fake: Fake, page_url: str, context: BrowserContext):
     page = context.new_page()
     page.goto(page_url)
     expect(page.get_by_text("storyteller", exact=True)).to_be_visible()

@@ -5,7 +5,7 @@ import pytest
 
 from app.schemas import Score, UsedCalibration
 from ui import report
-from ui.client import Scored
+from ui.client import ScoreResult
 
 STATISTICS = {"log_perplexity": 3.1, "mean_log_rank": 1.2, "mean_entropy": 3.4, "cross_entropy": 4.18, "perplexity": 22.2}
 SURE: dict[str, Any] = {
@@ -13,8 +13,9 @@ SURE: dict[str, Any] = {
     "p_machine": {"value": 0.834, "interval": (0.71, 0.912)},
     "false_positive_rate": {"target": 0.01, "measured": 0.0125, "interval": (0.0061, 0.02), "n": 2000, "tokens": "128-256"},
 }
-NONE = UsedCalibration(source=None, reason="the calibration belongs to <falcon>")
-SOURCE = UsedCalibration(source="measured on <stories>", reason=None)
+NOT_CALIBRATED = UsedCalibration(source=None, reason="the calibration belongs to <falcon>")
+CALIBRATED = UsedCalibration(source="measured on <stories>", reason=None)
+RATE_ROW, THRESHOLD_ROW = "False-positive rate: human texts judged machine-written", "Threshold of a machine verdict"
 HOSTILE = "<img src=x onerror=alert(1)>{{value}}${value}`"
 
 
@@ -24,92 +25,94 @@ def score(**changes: object) -> Score:
     return Score.model_validate({**fields, **counts, "scores": {"binoculars": 0.75}, **changes})
 
 
-def shown(text: str = "", model: str | None = None, calibration: UsedCalibration = SOURCE, **changes: object) -> str:
-    return report.report(Scored(score(**changes), calibration, 0.254), text, model)
+def report_html(text: str = "", model: str | None = None, calibration: UsedCalibration = CALIBRATED, **changes: object) -> str:
+    return report.report_html(ScoreResult(score(**changes), calibration, 0.254), text, model)
 
 
 def facts(html: str) -> dict[str, str]:
     return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html))
 
 
-@pytest.mark.parametrize("calibration", [SOURCE, NONE])
-@pytest.mark.parametrize(("verdict", "words"), report.VERDICTS.items())
-def test_every_verdict_has_a_badge(verdict: str, words: str, calibration: UsedCalibration):
-    html = shown(verdict=verdict, calibration=calibration, **(SURE if calibration.source else {}))
-    assert f'<strong class="badge {verdict}">{words}</strong>' in html
-    assert ("border" in html) == (calibration is SOURCE)
+@pytest.mark.parametrize("calibration", [CALIBRATED, NOT_CALIBRATED])
+@pytest.mark.parametrize(("verdict", "expected"), report.VERDICTS.items())
+def test_every_verdict_has_a_badge(verdict: str, expected: str, calibration: UsedCalibration):
+    html = report_html(verdict=verdict, calibration=calibration, **(SURE if calibration.source else {}))
+    assert f'<strong class="badge {verdict}">{expected}</strong>' in html
+    assert ("threshold" in html) == (calibration is CALIBRATED)
 
 
-def test_how_sure_a_calibrated_verdict_is():
-    found = facts(shown(**SURE))
-    assert found["Probability of a machine, were half of all texts a machine’s"] == "0.83, 95% interval 0.71 to 0.91"
-    assert found["Machine’s border"] == "below 0.901"
-    assert found["Human texts taken for a machine’s"] == ("1.25% of 2,000, 95% interval 0.61% to 2%, aimed at 1%, texts of 128-256 tokens")
-    assert found["Calibration"] == "measured on &lt;stories&gt;"
+def test_the_confidence_of_a_calibrated_verdict():
+    rows = facts(report_html(**SURE))
+    assert rows["Probability of machine text, if half of all texts were machine-written"] == "0.83, 95% interval 0.71 to 0.91"
+    assert rows[THRESHOLD_ROW] == "below 0.901"
+    assert rows[RATE_ROW] == ("1.25% of 2,000, 95% interval 0.61% to 2%, target 1%, texts of 128-256 tokens")
+    assert rows["Calibration"] == "measured on &lt;stories&gt;"
 
 
 @pytest.mark.parametrize(
-    ("value", "interval", "words"),
+    ("value", "interval", "expected"),
     [
         (0.9991, (0.985, 1.0), "over 0.99, 95% interval 0.98 to over 0.99"),
         (0.004, (0.0, 0.014), "under 0.01, 95% interval under 0.01 to 0.01"),
     ],
 )
-def test_a_probability_is_never_a_certainty(value: float, interval: tuple[float, float], words: str):
-    assert words in facts(shown(p_machine={"value": value, "interval": interval})).values()
+def test_a_probability_is_never_shown_as_0_or_1(value: float, interval: tuple[float, float], expected: str):
+    assert expected in facts(report_html(p_machine={"value": value, "interval": interval})).values()
 
 
-def test_a_border_published_without_its_numbers():
+def test_a_threshold_published_without_a_measurement():
     rate = {"target": None, "measured": None, "interval": None, "n": None, "tokens": "64+"}
-    found = facts(shown(threshold=0.9, false_positive_rate=rate))
-    assert found["Human texts taken for a machine’s"] == "published without a measurement; texts of 64+ tokens"
-    aimed = facts(shown(threshold=0.9, false_positive_rate={**rate, "target": 0.0001}))
-    assert aimed["Human texts taken for a machine’s"] == "aimed at 0.01%, published without a measurement; texts of 64+ tokens"
-    assert not any(name.startswith("Probability") for name in found)
-
-
-@pytest.mark.parametrize(("share", "words"), [(0, "0%"), (0.0000867, "0.01%"), (0.01, "1%"), (0.0125, "1.25%"), (0.1, "10%"), (1, "100%")])
-def test_a_rate_is_no_longer_than_it_is_known(share: float, words: str):
-    rate = {**SURE["false_positive_rate"], "measured": share}
-    assert facts(shown(false_positive_rate=rate))["Human texts taken for a machine’s"].startswith(f"{words} of 2,000")
-
-
-def test_a_rising_method_has_its_border_below():
-    assert facts(shown(**SURE, method="fast_detect", scores={"fast_detect": 3.0}, direction="higher"))["Machine’s border"] == "above 0.901"
-
-
-def test_without_a_calibration_the_reason_stands_there():
-    html = shown(verdict="uncalibrated", calibration=NONE)
-    assert facts(html)["Calibration"] == "none: the calibration belongs to &lt;falcon&gt;"
-    assert not {"Machine’s border", "Human texts taken for a machine’s"} & set(facts(html))
-
-
-def test_the_explanation_is_the_servers_and_escaped():
-    assert "Below &lt;0.9&gt;." in shown()
-
-
-def test_a_score_names_its_model_where_several_are_served():
-    assert "</b> by &lt;base&gt;</span>" in shown(model="<base>")
-    assert " by " not in shown()
-
-
-def test_measures_show_what_there_is():
-    found = facts(shown(windows=3, scored_tokens=4321, truncated=True))
-    wanted = {"Perplexity of the text": "22.200", "Cross-entropy": "4.180", "Windows": "3", "Time": "0.25 s"}
-    assert {name: found[name] for name in wanted} == wanted
-    assert found["Scored tokens"] == "4,321, only the beginning of the text"
-    plain = facts(shown(statistics={**STATISTICS, "cross_entropy": None}))
-    assert plain["Scored tokens"] == "80"
-    assert not {"Cross-entropy", "Windows", "Read differently than sent"} & set(plain)
-
-
-def test_other_methods_stand_beside_the_one_that_decided():
-    found = facts(shown(scores={"binoculars": 0.75, "fast_detect": 2.5, "log_rank": None}))
-    assert (found["Fast-DetectGPT"], found["Log-rank"], "Binoculars" in found) == ("2.500", "no score", False)
+    rows = facts(report_html(threshold=0.9, false_positive_rate=rate))
+    assert rows[RATE_ROW] == "published without a measurement; texts of 64+ tokens"
+    with_target = facts(report_html(threshold=0.9, false_positive_rate={**rate, "target": 0.0001}))
+    assert with_target[RATE_ROW] == "target 0.01%, published without a measurement; texts of 64+ tokens"
+    assert not any(name.startswith("Probability") for name in rows)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("share", "expected"), [(0, "0%"), (0.0000867, "0.01%"), (0.01, "1%"), (0.0125, "1.25%"), (0.1, "10%"), (1, "100%")]
+)
+def test_a_rate_has_at_most_two_decimals(share: float, expected: str):
+    rate = {**SURE["false_positive_rate"], "measured": share}
+    assert facts(report_html(false_positive_rate=rate))[RATE_ROW].startswith(f"{expected} of 2,000")
+
+
+def test_where_higher_is_machine_like_the_verdict_is_above_the_threshold():
+    assert facts(report_html(**SURE, method="fast_detect", scores={"fast_detect": 3.0}, direction="higher"))[THRESHOLD_ROW] == "above 0.901"
+
+
+def test_without_a_calibration_the_reason_is_shown():
+    html = report_html(verdict="uncalibrated", calibration=NOT_CALIBRATED)
+    assert facts(html)["Calibration"] == "none: the calibration belongs to &lt;falcon&gt;"
+    assert not {THRESHOLD_ROW, RATE_ROW} & set(facts(html))
+
+
+def test_the_explanation_is_the_servers_and_escaped():
+    assert "Below &lt;0.9&gt;." in report_html()
+
+
+def test_a_score_names_its_model_if_there_are_several():
+    assert "</b> by &lt;base&gt;</span>" in report_html(model="<base>")
+    assert " by " not in report_html()
+
+
+def test_measurements_show_only_what_is_known():
+    rows = facts(report_html(windows=3, scored_tokens=4321, truncated=True))
+    expected = {"Perplexity of the text": "22.200", "Cross-entropy": "4.180", "Windows": "3", "Time": "0.25 s"}
+    assert {name: rows[name] for name in expected} == expected
+    assert rows["Scored tokens"] == "4,321, only the beginning of the text"
+    plain = facts(report_html(statistics={**STATISTICS, "cross_entropy": None}))
+    assert plain["Scored tokens"] == "80"
+    assert not {"Cross-entropy", "Windows", "Changed before scoring"} & set(plain)
+
+
+def test_scores_of_other_methods_are_measurements():
+    rows = facts(report_html(scores={"binoculars": 0.75, "fast_detect": 2.5, "log_rank": None}))
+    assert (rows["Fast-DetectGPT"], rows["Log-rank"], "Binoculars" in rows) == ("2.500", "no score", False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
     [
         ({"zero_width": 3}, "3 zero-width characters left out"),
         ({"zero_width": 1, "homoglyph": 1200}, "1 zero-width character left out; 1,200 look-alike letters read as Latin"),
@@ -117,33 +120,35 @@ def test_other_methods_stand_beside_the_one_that_decided():
         ({"white_space": 5}, "5 blanks and line breaks merged"),
     ],
 )
-def test_normalisations_are_words(changes: dict[str, int], words: str):
-    assert facts(shown(normalisations=changes))["Read differently than sent"] == words
+def test_normalisations_are_described(changes: dict[str, int], expected: str):
+    assert facts(report_html(normalisations=changes))["Changed before scoring"] == expected
 
 
 def test_warnings_are_sentences():
-    html = shown(warnings=[{"code": "short", "message": "only 70 tokens"}, {"code": "not_english", "message": "It is <i>not</i> English."}])
+    html = report_html(
+        warnings=[{"code": "short", "message": "only 70 tokens"}, {"code": "not_english", "message": "It is <i>not</i> English."}]
+    )
     assert "<li>Only 70 tokens.</li><li>It is &lt;i&gt;not&lt;/i&gt; English.</li>" in html
-    assert "Take care" not in shown()
+    assert "Warnings" not in report_html()
 
 
-def test_nothing_scored_has_neither_gauge_nor_passages():
-    html = shown("Hi", scores={"binoculars": None}, verdict="insufficient", statistics=None, scored_tokens=0, sentences=[], tokens=[])
+def test_a_text_without_scored_tokens_has_no_gauge_sentences_or_tokens():
+    html = report_html("Hi", scores={"binoculars": None}, verdict="insufficient", statistics=None, scored_tokens=0, sentences=[], tokens=[])
     assert "no score" in html
     assert not any(name in html for name in ('class="gauge"', 'class="tokens"', 'class="sentences"', "Perplexity"))
 
 
-def test_one_sentence_is_the_whole_text_and_gets_no_list():
+def test_a_single_sentence_gets_no_list():
     one = {"start": 0, "end": 2, "tokens": 1, "score": 0.7, "logprob": -1.0}
-    assert 'class="sentences"' not in shown("A. B.", sentences=[one])
-    assert 'class="sentences"' in shown("A. B.", sentences=[one, {**one, "start": 3, "end": 5}])
+    assert 'class="sentences"' not in report_html("A. B.", sentences=[one])
+    assert 'class="sentences"' in report_html("A. B.", sentences=[one, {**one, "start": 3, "end": 5}])
 
 
-def test_nothing_hostile_survives_from_any_field():
+def test_hostile_text_in_any_field_is_escaped():
     token = {"text": HOSTILE, "start": 0, "end": len(HOSTILE), "logprob": -1.0, "rank": 1, "entropy": 1.0}
     sentence = {"start": 0, "end": len(HOSTILE), "tokens": 1, "score": 0.7, "logprob": -1.0}
     rate = {**SURE["false_positive_rate"], "tokens": HOSTILE}
-    html = shown(
+    html = report_html(
         HOSTILE,
         HOSTILE,
         UsedCalibration(source=HOSTILE, reason=None),
@@ -157,6 +162,6 @@ def test_nothing_hostile_survives_from_any_field():
     assert not any(mark in html for mark in ("<img", "{{", "${", "`"))
 
 
-def test_the_caveat_names_who_is_wronged():
-    for words in ("not a proof", "short texts", "first language is not English", "famous", "paraphrased"):
-        assert words in report.caveat()
+def test_the_caveat_names_the_texts_that_detectors_misjudge():
+    for phrase in ("not a proof", "short texts", "first language is not English", "famous", "paraphrased"):
+        assert phrase in report.caveat_html()

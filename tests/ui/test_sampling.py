@@ -4,18 +4,18 @@ from ui.sampling import Form, FormError
 
 
 def test_a_blank_form_sends_nothing():
-    assert Form().fields() == {}
-    assert Form(temperature=" ", seed="\t").fields() == {}
-    assert Form(system="  ").opening() == []
+    assert Form().request_fields() == {}
+    assert Form(temperature=" ", seed="\t").request_fields() == {}
+    assert Form(system="  ").system_messages() == []
 
 
-def test_zero_is_a_value():
-    assert Form(temperature="0", top_k="0", seed="0").fields() == {"temperature": 0.0, "top_k": 0, "seed": 0}
+def test_zero_is_sent():
+    assert Form(temperature="0", top_k="0", seed="0").request_fields() == {"temperature": 0.0, "top_k": 0, "seed": 0}
 
 
-def test_every_field_reaches_its_name():
+def test_every_field_is_sent_under_its_wire_name():
     form = Form("256", "0.7", "0.95", "40", "0.05", "-9007199254740993", "END\n\\n\\n", "Be brief.")
-    assert form.fields() == {
+    assert form.request_fields() == {
         "max_tokens": 256,
         "temperature": 0.7,
         "top_p": 0.95,
@@ -24,11 +24,11 @@ def test_every_field_reaches_its_name():
         "seed": -9007199254740993,
         "stop": ["END", "\n\n"],
     }
-    assert form.opening() == [{"role": "system", "content": "Be brief."}]
+    assert form.system_messages() == [{"role": "system", "content": "Be brief."}]
 
 
 @pytest.mark.parametrize(
-    ("form", "words"),
+    ("form", "message"),
     [
         (Form(seed="seven"), "Seed must be a whole number, not “seven”"),
         (Form(max_tokens="1.5"), "Max tokens must be a whole number"),
@@ -37,6 +37,6 @@ def test_every_field_reaches_its_name():
         (Form(min_p="inf"), "Min-p must be a number"),
     ],
 )
-def test_what_cannot_be_read_is_a_sentence(form: Form, words: str):
-    with pytest.raises(FormError, match=words):
-        form.fields()
+def test_a_field_that_is_not_a_number_is_an_error(form: Form, message: str):
+    with pytest.raises(FormError, match=message):
+        form.request_fields()

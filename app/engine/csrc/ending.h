@@ -1,31 +1,31 @@
-/* What becomes of a layer's sums before they are written. */
+/* The epilogue of a linear layer: what is applied to its float32 sums before they are written as bfloat16. */
 #include "vectors.h"
 
-enum { NONE, SWISH };
-enum { ALONE, TIMES, PLUS };
+enum { ACTIVATION_NONE, ACTIVATION_SWISH };
+enum { OP_NONE, OP_MUL, OP_ADD };
 
 typedef struct {
-    const float *bias; /* padded to whole blocks, or NULL */
-    int then, how;
-    const bf16 *other; /* [rows][outputs], for TIMES and PLUS */
-    bf16 *out;         /* [rows][outputs] */
+    const float *bias; /* [outputs], padded to whole blocks; or NULL */
+    int activation, binary_op;
+    const bf16 *operand; /* [rows][outputs], for OP_MUL and OP_ADD */
+    bf16 *out;           /* [rows][outputs] */
     int64_t outputs;
-} Ending;
+} Epilogue;
 
-/* From sums [rows][width] in float32 to outputs. */
-static void finish(const float *sums, int rows, int width, int64_t row, int64_t column, const Ending *end) {
+/* Writes sums [rows][width] of the outputs from `column` on to the rows from `row` on. */
+static void write_outputs(const float *sums, int rows, int width, int64_t row, int64_t column, const Epilogue *epilogue) {
     for (int r = 0; r < rows; r++)
-        for (int c = 0; c < width && column + c < end->outputs; c += LANES) {
-            int64_t at = (row + r) * end->outputs + column + c, left = end->outputs - column - c;
+        for (int c = 0; c < width && column + c < epilogue->outputs; c += LANES) {
+            int64_t index = (row + r) * epilogue->outputs + column + c, remaining = epilogue->outputs - column - c;
             vec x = *(const vec *)(sums + r * width + c);
-            bf16 edge[LANES], beside[LANES] = {0};
-            const bf16 *other = end->other + at;
-            if (end->bias) x += *(const vec *)(end->bias + column + c);
-            if (end->then == SWISH) x = swish(x);
-            if (end->how != ALONE && left < LANES) other = memcpy(beside, other, left * sizeof(bf16));
-            if (end->how == TIMES) x *= widen(other);
-            if (end->how == PLUS) x += widen(other);
-            narrow(left < LANES ? edge : end->out + at, x);
-            if (left < LANES) memcpy(end->out + at, edge, left * sizeof(bf16));
+            bf16 edge[LANES], padded[LANES] = {0};
+            const bf16 *source = epilogue->operand + index;
+            if (epilogue->bias) x += *(const vec *)(epilogue->bias + column + c);
+            if (epilogue->activation == ACTIVATION_SWISH) x = swish(x);
+            if (epilogue->binary_op != OP_NONE && remaining < LANES) source = memcpy(padded, source, remaining * sizeof(bf16));
+            if (epilogue->binary_op == OP_MUL) x *= load_bf16(source);
+            if (epilogue->binary_op == OP_ADD) x += load_bf16(source);
+            store_bf16(remaining < LANES ? edge : epilogue->out + index, x);
+            if (remaining < LANES) memcpy(epilogue->out + index, edge, remaining * sizeof(bf16));
         }
 }

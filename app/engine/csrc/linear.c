@@ -1,26 +1,28 @@
-/* y = x W^T for bfloat16 inputs on x86: float32 sums, each output over its inputs in order, so that a row's result does not depend on the
- * others.
+/* y = x W^T for bfloat16 inputs on x86. Each output is summed in float32 in the order of the inputs, so a row's result does not depend on
+ * the others.
  *
- * Weights lie in blocks of COLUMNS outputs, in pairs of inputs: [outputs / COLUMNS][inputs / 2][COLUMNS][2], so that one load, a shift and
- * a mask give two vectors of float32; or in eights of 4-bit levels: [outputs / COLUMNS][inputs / 8][COLUMNS], the first input in a word's
- * lowest bits. A tile of up to ROWS rows and one block stays in registers. Where many tiles read a block it is first widened to float32
- * (cf. Goto and van de Geijn, 2008, doi 10.1145/1356052.1356053). Compiled by compiler.py.
+ * Weights are packed in blocks of COLUMNS outputs. In bfloat16, pairs of inputs are adjacent: [outputs / COLUMNS][inputs / 2][COLUMNS][2],
+ * so that one load, a shift and a mask give two vectors of float32. In 4 bits, a word holds the levels of eight inputs, the first in its
+ * lowest bits: [outputs / COLUMNS][inputs / 8][COLUMNS]. The sums of a tile, up to TILE_ROWS rows by one block, stay in registers. A block
+ * that many tiles read is first widened to float32 (cf. Goto and van de Geijn, 2008, doi 10.1145/1356052.1356053). Compiled by compiler.py.
  */
 #include "ending.h"
 
-#define NEAR (1 << 18)   /* inputs of the rows that are gone through together: what the second cache of a core holds */
-#define DEEP (10 * ROWS) /* rows that are, however long */
-#define FEW 6            /* tiles that widen a block each for itself */
-#define AHEAD 1024       /* weights that are fetched before they are needed */
+#define CHUNK_INPUTS (1 << 18)          /* inputs of a chunk of rows, which are multiplied together: they fit a core's second-level cache */
+#define MIN_CHUNK_ROWS (10 * TILE_ROWS) /* rows of a chunk, even if their inputs exceed CHUNK_INPUTS */
+#define MAX_DIRECT_TILES 6    /* of bfloat16 weights: up to so many tiles, each reads the packed block; more share a widened one */
+#define PREFETCH_WEIGHTS 1024 /* weights are prefetched so far ahead */
 
-/* Pairs in bfloat16, or levels: table[level] * scale + middle, both [outputs / COLUMNS][inputs / 2^group][COLUMNS]. */
+/* `data` holds bfloat16 if `table` is NULL, else levels, which stand for table[level] * scale + offset.
+ * scale and offset: [outputs / COLUMNS][inputs / 2^log2_group][COLUMNS]. */
 typedef struct {
     const void *data;
-    const float *table, *scale, *middle;
-    int group;
+    const float *table, *scale, *offset;
+    int log2_group;
 } Weights;
 
-INLINE vec look(const float *table, words level) {
+/* table[level] of each lane. */
+INLINE vec look_up(const float *table, uint_vec level) {
 #if LANES == 16
     return __builtin_shuffle(*(const vec *)table, level);
 #else
@@ -28,129 +30,139 @@ INLINE vec look(const float *table, words level) {
 #endif
 }
 
-/* A vector of input `i` + `next`: of half `half` of the columns of a block. `i` begins a pair, or an eight. */
-INLINE vec weight(const int levels, const Weights *weights, int64_t inputs, int64_t block, int64_t i, int half, const int next) {
-    if (!levels) {
+/* The weights of input `i` + `k`, for one half (0 or 1) of a block's columns. `i` begins a pair of inputs, or a word of eight levels. */
+INLINE vec load_weights(const int are_levels, const Weights *weights, int64_t inputs, int64_t block, int64_t i, int half, const int k) {
+    if (!are_levels) {
         const bf16 *pairs = (const bf16 *)weights->data + ((block * inputs + i) * COLUMNS + half * 2 * LANES);
-        if (next) __builtin_prefetch(pairs + AHEAD);
-        return next ? second(*(const words *)pairs) : first(*(const words *)pairs);
+        if (k) __builtin_prefetch(pairs + PREFETCH_WEIGHTS);
+        return k ? high_half(*(const uint_vec *)pairs) : low_half(*(const uint_vec *)pairs);
     }
-    words eight = *(const words *)((const uint32_t *)weights->data + (block * inputs + i) / 8 * COLUMNS + half * LANES);
-    int64_t at = (block * (inputs >> weights->group) + (i >> weights->group)) * COLUMNS + half * LANES;
-    return look(weights->table, eight >> 4 * next & 15) * *(const vec *)(weights->scale + at) + *(const vec *)(weights->middle + at);
+    uint_vec word = *(const uint_vec *)((const uint32_t *)weights->data + (block * inputs + i) / 8 * COLUMNS + half * LANES);
+    int64_t index = (block * (inputs >> weights->log2_group) + (i >> weights->log2_group)) * COLUMNS + half * LANES;
+    return look_up(weights->table, word >> 4 * k & 15) * *(const vec *)(weights->scale + index) + *(const vec *)(weights->offset + index);
 }
 
-enum { PAIRS, LEVELS, WIDE };
+enum { BFLOAT16, LEVELS, WIDENED }; /* the kind of weights that a tile reads */
 
-/* What is known where this is inlined: rows, blocks, and what the weights are; WIDE ones are `wide` [inputs][COLUMNS] in float32. */
-INLINE void add(const int rows, const int blocks, const int kind, vec *sums, const float *x, int64_t inputs, const float *wide,
-                const Weights *weights, int64_t block, int64_t i, const int next) {
+/* Adds the products of input `i` + `k` to the sums of a tile. `rows`, `blocks` and `kind` are constants where this is inlined. WIDENED
+ * weights are `widened` [inputs][COLUMNS] in float32. */
+INLINE void accumulate(const int rows, const int blocks, const int kind, vec *sums, const float *x, int64_t inputs, const float *widened,
+                       const Weights *weights, int64_t block, int64_t i, const int k) {
     vec w[8];
 #pragma GCC unroll 16
     for (int c = 0; c < 2 * blocks; c++)
-        w[c] = kind == WIDE ? *(const vec *)(wide + (i + next) * COLUMNS + c * LANES)
-                            : weight(kind == LEVELS, weights, inputs, block + c / 2, i, c % 2, next);
+        w[c] = kind == WIDENED ? *(const vec *)(widened + (i + k) * COLUMNS + c * LANES)
+                               : load_weights(kind == LEVELS, weights, inputs, block + c / 2, i, c % 2, k);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
-        for (int c = 0; c < 2 * blocks; c++) sums[r * 2 * blocks + c] += x[r * inputs + i + next] * w[c];
+        for (int c = 0; c < 2 * blocks; c++) sums[r * 2 * blocks + c] += x[r * inputs + i + k] * w[c];
 }
 
-INLINE void tile(const int rows, const int blocks, const int kind, const float *x, int64_t inputs, const float *wide, const Weights *weights,
-                 int64_t row, int64_t block, const Ending *end) {
-    vec sums[2 * ROWS] = {0};
+INLINE void compute_tile(const int rows, const int blocks, const int kind, const float *x, int64_t inputs, const float *widened,
+                         const Weights *weights, int64_t row, int64_t block, const Epilogue *epilogue) {
+    vec sums[2 * TILE_ROWS] = {0};
     for (int64_t i = 0; i < inputs; i += kind == LEVELS ? 8 : 2) {
-#define ADD(NEXT) add(rows, blocks, kind, sums, x, inputs, wide, weights, block, i, NEXT);
+#define ADD(K) accumulate(rows, blocks, kind, sums, x, inputs, widened, weights, block, i, K);
         ADD(0) ADD(1)
         if (kind == LEVELS) { ADD(2) ADD(3) ADD(4) ADD(5) ADD(6) ADD(7) }
     }
-    finish((const float *)sums, rows, blocks * COLUMNS, row, block * COLUMNS, end);
+    write_outputs((const float *)sums, rows, blocks * COLUMNS, row, block * COLUMNS, epilogue);
 }
 
-#define CASE(ROWS_) case ROWS_: tile(ROWS_, 1, kind, x, inputs, wide, weights, row, block, end); break;
+#define CASE(ROWS_) case ROWS_: compute_tile(ROWS_, 1, kind, x, inputs, widened, weights, row, block, epilogue); break;
 
-INLINE void tiles(int rows, const int kind, const float *x, int64_t inputs, const float *wide, const Weights *weights, int64_t row,
-                  int64_t block, const Ending *end) {
+INLINE void dispatch_tile(int rows, const int kind, const float *x, int64_t inputs, const float *widened, const Weights *weights,
+                          int64_t row, int64_t block, const Epilogue *epilogue) {
     switch (rows) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#if ROWS > 6
+#if TILE_ROWS > 6
         CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
 #endif
     }
 }
 
-/* `count` blocks as they lie: several at a time where few rows make too few sums of one to keep the arithmetic busy. */
-INLINE void several(int rows, const int kind, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count,
-                    const Ending *end) {
-    for (; rows == 1 && count >= 4; block += 4, count -= 4) tile(1, 4, kind, x, inputs, NULL, weights, row, block, end);
-    for (; rows == 2 && count >= 2; block += 2, count -= 2) tile(2, 2, kind, x, inputs, NULL, weights, row, block, end);
-    for (; count > 0; block++, count--) tiles(rows, kind, x, inputs, NULL, weights, row, block, end);
+/* Computes `count` blocks without widening. One or two rows take several blocks at a time: the sums of one block are too few to keep the
+ * arithmetic units busy. */
+INLINE void compute_blocks(int rows, const int kind, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block,
+                           int64_t count, const Epilogue *epilogue) {
+    for (; rows == 1 && count >= 4; block += 4, count -= 4) compute_tile(1, 4, kind, x, inputs, NULL, weights, row, block, epilogue);
+    for (; rows == 2 && count >= 2; block += 2, count -= 2) compute_tile(2, 2, kind, x, inputs, NULL, weights, row, block, epilogue);
+    for (; count > 0; block++, count--) dispatch_tile(rows, kind, x, inputs, NULL, weights, row, block, epilogue);
 }
 
-static void of_pairs(int rows, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count, const Ending *end) {
-    several(rows, PAIRS, x, inputs, weights, row, block, count, end);
+static void compute_bfloat16(int rows, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count,
+                             const Epilogue *epilogue) {
+    compute_blocks(rows, BFLOAT16, x, inputs, weights, row, block, count, epilogue);
 }
 
-static void of_levels(int rows, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count, const Ending *end) {
-    several(rows, LEVELS, x, inputs, weights, row, block, count, end);
+static void compute_levels(int rows, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count,
+                           const Epilogue *epilogue) {
+    compute_blocks(rows, LEVELS, x, inputs, weights, row, block, count, epilogue);
 }
 
-static void of_wide(int rows, const float *x, int64_t inputs, const float *wide, int64_t row, int64_t block, const Ending *end) {
-    tiles(rows, WIDE, x, inputs, wide, NULL, row, block, end);
+static void compute_widened(int rows, const float *x, int64_t inputs, const float *widened, int64_t row, int64_t block,
+                            const Epilogue *epilogue) {
+    dispatch_tile(rows, WIDENED, x, inputs, widened, NULL, row, block, epilogue);
 }
 
-INLINE void spread(const int levels, const Weights *weights, int64_t inputs, int64_t block, float *wide) {
-    for (int64_t i = 0; i < inputs; i += levels ? 8 : 2)
+/* Widens a block's weights to float32, [inputs][COLUMNS]. */
+INLINE void widen_block(const int are_levels, const Weights *weights, int64_t inputs, int64_t block, float *widened) {
+    for (int64_t i = 0; i < inputs; i += are_levels ? 8 : 2)
         for (int half = 0; half < 2; half++) {
-#define SPREAD(NEXT) *(vec *)(wide + (i + NEXT) * COLUMNS + half * LANES) = weight(levels, weights, inputs, block, i, half, NEXT);
-            SPREAD(0) SPREAD(1)
-            if (levels) { SPREAD(2) SPREAD(3) SPREAD(4) SPREAD(5) SPREAD(6) SPREAD(7) }
+#define WIDEN(K) *(vec *)(widened + (i + K) * COLUMNS + half * LANES) = load_weights(are_levels, weights, inputs, block, i, half, K);
+            WIDEN(0) WIDEN(1)
+            if (are_levels) { WIDEN(2) WIDEN(3) WIDEN(4) WIDEN(5) WIDEN(6) WIDEN(7) }
         }
 }
 
-int64_t columns(void) { return COLUMNS; }
+/* Outputs of a block: the packing must use the same number. */
+int64_t block_columns(void) { return COLUMNS; }
 
-/* x [rows][inputs], `inputs` even, and `end` in bfloat16; returns 0, or 1 without memory. */
-int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Ending *end, int threads) {
-    int64_t blocks = (end->outputs + COLUMNS - 1) / COLUMNS, size = inputs * COLUMNS;
-    int64_t deep = NEAR / inputs / ROWS * ROWS;
-    deep = deep < DEEP ? DEEP : deep;
-    deep = rows < deep ? rows : deep;
+/* Computes the layer on bfloat16 x [rows][inputs], `inputs` even. Returns 0, or 1 if it cannot allocate memory. */
+int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Epilogue *epilogue, int threads) {
+    int64_t blocks = (epilogue->outputs + COLUMNS - 1) / COLUMNS, size = inputs * COLUMNS;
+    int64_t max_chunk_rows = CHUNK_INPUTS / inputs / TILE_ROWS * TILE_ROWS;
+    max_chunk_rows = max_chunk_rows < MIN_CHUNK_ROWS ? MIN_CHUNK_ROWS : max_chunk_rows;
+    max_chunk_rows = rows < max_chunk_rows ? rows : max_chunk_rows;
     if (!rows) return 0;
-    int64_t few = weights->table ? 1 : FEW; /* a level is dearer to read than a pair */
-    float *wide_x = aligned_alloc(64, UP(deep * inputs * sizeof(float), 64));
-    float *wide = deep > few * ROWS ? aligned_alloc(64, threads * size * sizeof(float)) : NULL;
-    int lacking = !wide_x || (!wide && deep > few * ROWS);
-    for (int64_t from = 0; from < rows && !lacking; from += deep) {
-        int64_t some = rows - from < deep ? rows - from : deep, tall = (some + ROWS - 1) / ROWS, each = (some + tall - 1) / tall;
-        int64_t step = rows == 1 ? 4 : rows == 2 ? 2 : 1, bytes = weights->table ? size / 2 : size * 2;
+    int64_t max_direct = weights->table ? 1 : MAX_DIRECT_TILES; /* a level costs more to read than a bfloat16 */
+    float *float_x = aligned_alloc(64, ROUND_UP(max_chunk_rows * inputs * sizeof(float), 64));
+    float *widened = max_chunk_rows > max_direct * TILE_ROWS ? aligned_alloc(64, threads * size * sizeof(float)) : NULL;
+    int failed = !float_x || (!widened && max_chunk_rows > max_direct * TILE_ROWS);
+    for (int64_t from = 0; from < rows && !failed; from += max_chunk_rows) {
+        int64_t chunk_rows = rows - from < max_chunk_rows ? rows - from : max_chunk_rows, tiles = (chunk_rows + TILE_ROWS - 1) / TILE_ROWS;
+        int64_t tile_rows = (chunk_rows + tiles - 1) / tiles;
+        int64_t blocks_per_job = rows == 1 ? 4 : rows == 2 ? 2 : 1, bytes = weights->table ? size / 2 : size * 2;
 #pragma omp parallel num_threads(threads)
         {
-            float *own = tall > few ? wide + omp_get_thread_num() * size : NULL;
+            float *own_block = tiles > max_direct ? widened + omp_get_thread_num() * size : NULL;
 #pragma omp for schedule(static)
-            for (int64_t r = 0; r < some; r++)
-                for (int64_t i = 0; i < inputs; i++) ((uint32_t *)wide_x)[r * inputs + i] = (uint32_t)x[(from + r) * inputs + i] << 16;
+            for (int64_t r = 0; r < chunk_rows; r++)
+                for (int64_t i = 0; i < inputs; i++) ((uint32_t *)float_x)[r * inputs + i] = (uint32_t)x[(from + r) * inputs + i] << 16;
 #pragma omp for schedule(dynamic)
-            for (int64_t b = 0; b < blocks; b += step) {
-                int64_t count = blocks - b < step ? blocks - b : step;
-                if (own && weights->table)
-                    spread(1, weights, inputs, b, own);
-                else if (own)
-                    spread(0, weights, inputs, b, own);
-                const char *later = (const char *)weights->data + (b + threads) * bytes;
-                for (int64_t r = 0; r < some; r += each) {
-                    int64_t now = some - r < each ? some - r : each;
-                    if (own && b + threads < blocks) /* a share of the block that this thread is likely to widen next */
-                        for (int64_t at = r * bytes / some; at < (r + now) * bytes / some; at += 64) __builtin_prefetch(later + at, 0, 2);
-                    if (own)
-                        of_wide(now, wide_x + r * inputs, inputs, own, from + r, b, end);
+            for (int64_t b = 0; b < blocks; b += blocks_per_job) {
+                int64_t count = blocks - b < blocks_per_job ? blocks - b : blocks_per_job;
+                if (own_block && weights->table)
+                    widen_block(1, weights, inputs, b, own_block);
+                else if (own_block)
+                    widen_block(0, weights, inputs, b, own_block);
+                const char *next_block = (const char *)weights->data + (b + threads) * bytes;
+                for (int64_t r = 0; r < chunk_rows; r += tile_rows) {
+                    int64_t row_count = chunk_rows - r < tile_rows ? chunk_rows - r : tile_rows;
+                    if (own_block && b + threads < blocks) /* prefetch a share of the block that this thread is likely to widen next */
+                        for (int64_t index = r * bytes / chunk_rows; index < (r + row_count) * bytes / chunk_rows; index += 64)
+                            __builtin_prefetch(next_block + index, 0, 2);
+                    if (own_block)
+                        compute_widened(row_count, float_x + r * inputs, inputs, own_block, from + r, b, epilogue);
                     else
-                        (weights->table ? of_levels : of_pairs)(now, wide_x + r * inputs, inputs, weights, from + r, b, count, end);
+                        (weights->table ? compute_levels : compute_bfloat16)(row_count, float_x + r * inputs, inputs, weights, from + r, b,
+                                                                             count, epilogue);
                 }
             }
         }
     }
-    free(wide_x);
-    free(wide);
-    return lacking;
+    free(float_x);
+    free(widened);
+    return failed;
 }

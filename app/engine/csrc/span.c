@@ -1,149 +1,163 @@
-/* Causal attention of consecutive rows of one sequence, in float32, by pieces of PIECE keys from the first on: scores of a tile of rows, their
- * softmax in the piece, what it mixes, and that beside what the pieces before have mixed (Dao et al., 2022, arXiv 2205.14135). A piece's keys
- * and values are widened, keys also turned, and stay in a core's second cache for all rows of a job. A row's result does not depend on the
- * rows beside it.
+/* Causal attention of consecutive rows of one sequence, in float32 (Dao et al., 2022, arXiv 2205.14135). A job, some rows of a key-value
+ * head, goes through the keys in pieces of PIECE from the first on. For each tile of rows it computes the scores of a piece and their
+ * softmax, mixes the values, and adds the result to that of the earlier pieces. A piece's keys are transposed, and keys and values widened
+ * to float32, once for all rows of the job; they stay in a core's second-level cache. A row's result does not depend on the rows beside it.
  */
 #include "vectors.h"
 
-#define PIECE 256              /* keys; a head's dim is no more */
-#define STRIDE (PIECE + LANES) /* of a tile's rows. No power of 2: they would share a cache's set */
-#define MOST (16 * ROWS)       /* rows of a job */
+#define PIECE 256                     /* keys; also the largest dim of a head */
+#define TILE_STRIDE (PIECE + LANES)   /* between a tile's rows. Not a power of 2, so that rows do not compete for one cache set */
+#define MAX_JOB_ROWS (16 * TILE_ROWS) /* each a query head of a row of the sequence */
 
-/* Row r stands at position start + r and sees the keys up to there, `window` of them (0: all). Strides count elements. */
+/* Row r is at position start + r and sees the last `window` keys up to there (0: all). Strides count elements. */
 typedef struct {
-    const bf16 *query, *key, *value; /* [rows][heads][dim], [start + rows][kv_heads][dim], rows and heads of keys so far apart: */
-    int64_t query_row, key_row, key_head, value_row, value_head;
+    const bf16 *query, *key, *value; /* [rows][heads][dim], [start + rows][kv_heads][dim], with these strides: */
+    int64_t query_stride, key_stride, key_head_stride, value_stride, value_head_stride;
     int64_t rows, start, heads, kv_heads, dim, window;
     float scale;
     bf16 *out; /* [rows][heads][dim] */
-} Span;
+} PrefillArgs;
 
-/* Of a tile, x [rows][STRIDE] by wide [inputs][COLUMNS], both float32. */
-INLINE void product(const int rows, const float *x, int64_t inputs, const float *wide, float *out) {
-    vec sums[2 * ROWS] = {0};
+/* Multiplies a tile x [rows][TILE_STRIDE] by block [inputs][COLUMNS], both float32, to out [rows][TILE_STRIDE]. */
+INLINE void multiply_rows(const int rows, const float *x, int64_t inputs, const float *block, float *out) {
+    vec sums[2 * TILE_ROWS] = {0};
     for (int64_t i = 0; i < inputs; i++) {
-        vec left = *(const vec *)(wide + i * COLUMNS), right = *(const vec *)(wide + i * COLUMNS + LANES);
+        vec left = *(const vec *)(block + i * COLUMNS), right = *(const vec *)(block + i * COLUMNS + LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
-            sums[2 * r] += x[r * STRIDE + i] * left;
-            sums[2 * r + 1] += x[r * STRIDE + i] * right;
+            sums[2 * r] += x[r * TILE_STRIDE + i] * left;
+            sums[2 * r + 1] += x[r * TILE_STRIDE + i] * right;
         }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
-        *(vec *)(out + r * STRIDE) = sums[2 * r];
-        *(vec *)(out + r * STRIDE + LANES) = sums[2 * r + 1];
+        *(vec *)(out + r * TILE_STRIDE) = sums[2 * r];
+        *(vec *)(out + r * TILE_STRIDE + LANES) = sums[2 * r + 1];
     }
 }
 
-#define CASE(ROWS_) case ROWS_: product(ROWS_, x, inputs, wide, out); break;
+#define CASE(ROWS_) case ROWS_: multiply_rows(ROWS_, x, inputs, block, out); break;
 
-static void multiply(int rows, const float *x, int64_t inputs, const float *wide, float *out) {
+static void multiply_tile(int rows, const float *x, int64_t inputs, const float *block, float *out) {
     switch (rows) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#if ROWS > 6
+#if TILE_ROWS > 6
         CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
 #endif
     }
 }
 
-/* Of a piece, a block of keys [dim][COLUMNS] and of values [dim / COLUMNS][PIECE][COLUMNS]; nothing is 0. */
-static void spread(const Span *s, int64_t kv, int64_t from, int64_t end, float *turned, float *values) {
-    int64_t count = end - from < COLUMNS ? end - from : COLUMNS, key_row = s->key_row, value_row = s->value_row;
-    const bf16 *key = s->key + from * key_row + kv * s->key_head, *value = s->value + from * value_row + kv * s->value_head;
-    for (int64_t c = 0; c < s->dim; c += LANES) {
+/* Widens up to COLUMNS keys and values, from key `begin` on: keys transposed to [dim][COLUMNS], values to [dim / COLUMNS][PIECE][COLUMNS].
+ * From `end` on both are 0. */
+static void load_block(const PrefillArgs *args, int64_t kv_head, int64_t begin, int64_t end, float *keys, float *values) {
+    int64_t count = end - begin < COLUMNS ? end - begin : COLUMNS, key_stride = args->key_stride, value_stride = args->value_stride;
+    const bf16 *key = args->key + begin * key_stride + kv_head * args->key_head_stride,
+               *value = args->value + begin * value_stride + kv_head * args->value_head_stride;
+    for (int64_t c = 0; c < args->dim; c += LANES) {
         for (int64_t t = 0; t < COLUMNS; t += LANES) {
             vec rows[LANES];
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) rows[i] = t + i < count ? widen(key + (t + i) * key_row + c) : (vec){0};
-            turn(rows);
+            for (int i = 0; i < LANES; i++) rows[i] = t + i < count ? load_bf16(key + (t + i) * key_stride + c) : (vec){0};
+            transpose(rows);
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) *(vec *)(turned + (c + i) * COLUMNS + t) = rows[i];
+            for (int i = 0; i < LANES; i++) *(vec *)(keys + (c + i) * COLUMNS + t) = rows[i];
         }
-        float *to = values + c / COLUMNS * PIECE * COLUMNS + c % COLUMNS;
-        for (int64_t t = 0; t < COLUMNS; t++) *(vec *)(to + t * COLUMNS) = t < count ? widen(value + t * value_row + c) : (vec){0};
+        float *target = values + c / COLUMNS * PIECE * COLUMNS + c % COLUMNS;
+        for (int64_t t = 0; t < COLUMNS; t++)
+            *(vec *)(target + t * COLUMNS) = t < count ? load_bf16(value + t * value_stride + c) : (vec){0};
     }
 }
 
-/* A row of scores to 2^(x - top), top the largest, and 0 before `first` and after `last`; their sum. */
-static float soften(float *x, int64_t count, int64_t first, int64_t last, float *top) {
-    vec most = same(-3e38f), sums = {0};
+/* Turns a row of scores x to 2^(x - top), where `top` is the largest, and to 0 before `first` and after `last`. Returns their sum. */
+static float softmax_row(float *x, int64_t count, int64_t first, int64_t last, float *top) {
+    vec max_scores = broadcast(-3e38f), sums = {0};
     for (int64_t t = 0; t < first; t++) x[t] = -3e38f;
     for (int64_t t = last + 1; t < count; t++) x[t] = -3e38f;
-    for (int64_t t = 0; t < count; t += LANES) most = greatest(most, *(vec *)(x + t));
-    float own = *top = peak(most);
-    for (int64_t t = 0; t < count; t += LANES) sums += *(vec *)(x + t) = power(greatest(*(vec *)(x + t) - own, same(-127)));
-    return total(sums);
+    for (int64_t t = 0; t < count; t += LANES) max_scores = vec_max(max_scores, *(vec *)(x + t));
+    float max_score = *top = max_lane(max_scores);
+    for (int64_t t = 0; t < count; t += LANES)
+        sums += *(vec *)(x + t) = exp2_bounded(vec_max(*(vec *)(x + t) - max_score, broadcast(-127)));
+    return sum_lanes(sums);
 }
 
-/* What one thread has: a piece, a tile, and of each row of a job what has been mixed so far. */
+/* The scratch memory of one thread: a piece, a tile, and the softmax state of each row of a job. */
 typedef struct {
-    float turned[PIECE * PIECE], values[PIECE * PIECE], query[ROWS * STRIDE], scores[ROWS * STRIDE], piece[ROWS * STRIDE];
-    float mixed[MOST * PIECE], top[MOST], sum[MOST];
-} Desk;
+    float keys[PIECE * PIECE], values[PIECE * PIECE];
+    float query[TILE_ROWS * TILE_STRIDE], scores[TILE_ROWS * TILE_STRIDE],
+        piece[TILE_ROWS * TILE_STRIDE];                                      /* of a tile; the last: values mixed in this piece */
+    float mixed[MAX_JOB_ROWS * PIECE], top[MAX_JOB_ROWS], sum[MAX_JOB_ROWS]; /* values mixed so far, largest score, sum of weights */
+} Scratch;
 
-/* Adds the keys `begin` to `end` to what `count` rows have mixed, the first of them `row`: of a key-value head, row / group of the sequence. */
-static void attend_tile(const Span *s, int64_t kv, int64_t row, int count, int64_t begin, int64_t end, Desk *desk, int64_t at) {
-    int64_t group = s->heads / s->kv_heads, after = s->start + (row + count - 1) / group + 1;
-    int64_t some = (after < end ? after : end) - begin, width = UP(some, COLUMNS);
-    if (some <= 0 || (s->window && s->start + row / group + 1 - s->window >= end)) return;
+/* Adds the piece of keys [begin, end) to the state of `count` rows, which starts at row `index` of the scratch memory. Row `row` of a
+ * key-value head is row `row / group` of the sequence. */
+static void attend_tile(const PrefillArgs *args, int64_t kv_head, int64_t row, int count, int64_t begin, int64_t end, Scratch *scratch,
+                        int64_t index) {
+    int64_t group = args->heads / args->kv_heads, end_seen = args->start + (row + count - 1) / group + 1;
+    int64_t count_keys = (end_seen < end ? end_seen : end) - begin, padded_keys = ROUND_UP(count_keys, COLUMNS);
+    if (count_keys <= 0 || (args->window && args->start + row / group + 1 - args->window >= end)) return;
     for (int r = 0; r < count; r++)
-        for (int64_t c = 0; c < s->dim; c += LANES)
-            *(vec *)(desk->query + r * STRIDE + c) =
-                widen(s->query + (row + r) / group * s->query_row + (kv * group + (row + r) % group) * s->dim + c) * (s->scale * LOG2_E);
-    for (int64_t t = 0; t < width; t += COLUMNS) multiply(count, desk->query, s->dim, desk->turned + t * s->dim, desk->scores + t);
-    float old[ROWS], new[ROWS];
+        for (int64_t c = 0; c < args->dim; c += LANES)
+            *(vec *)(scratch->query + r * TILE_STRIDE + c) =
+                load_bf16(args->query + (row + r) / group * args->query_stride + (kv_head * group + (row + r) % group) * args->dim + c) *
+                (args->scale * LOG2_E);
+    for (int64_t t = 0; t < padded_keys; t += COLUMNS)
+        multiply_tile(count, scratch->query, args->dim, scratch->keys + t * args->dim, scratch->scores + t);
+    float old_weight[TILE_ROWS], new_weight[TILE_ROWS];
     for (int r = 0; r < count; r++) {
-        int64_t last = s->start + (row + r) / group - begin, first = s->window && last + 1 > s->window ? last + 1 - s->window : 0;
-        float top, *x = desk->scores + r * STRIDE;
-        old[r] = 1, new[r] = 0;
-        if (last < 0 || first >= some) { /* none of these, as others of the tile */
-            memset(x, 0, width * sizeof(float));
+        int64_t last = args->start + (row + r) / group - begin,
+                first = args->window && last + 1 > args->window ? last + 1 - args->window : 0;
+        float top, *x = scratch->scores + r * TILE_STRIDE;
+        old_weight[r] = 1, new_weight[r] = 0;
+        if (last < 0 || first >= count_keys) { /* this row sees none of the piece's keys, unlike other rows of the tile */
+            memset(x, 0, padded_keys * sizeof(float));
             continue;
         }
-        float sum = soften(x, width, first, last, &top), most = top > desk->top[at + r] ? top : desk->top[at + r];
-        old[r] = two_to(same(desk->top[at + r] - most))[0], new[r] = two_to(same(top - most))[0];
-        desk->top[at + r] = most;
-        desk->sum[at + r] = desk->sum[at + r] * old[r] + sum * new[r];
+        float sum = softmax_row(x, padded_keys, first, last, &top), highest = top > scratch->top[index + r] ? top : scratch->top[index + r];
+        old_weight[r] = exp2_vec(broadcast(scratch->top[index + r] - highest))[0], new_weight[r] = exp2_vec(broadcast(top - highest))[0];
+        scratch->top[index + r] = highest;
+        scratch->sum[index + r] = scratch->sum[index + r] * old_weight[r] + sum * new_weight[r];
     }
-    for (int64_t c = 0; c < s->dim; c += COLUMNS) multiply(count, desk->scores, some, desk->values + c * PIECE, desk->piece + c);
+    for (int64_t c = 0; c < args->dim; c += COLUMNS)
+        multiply_tile(count, scratch->scores, count_keys, scratch->values + c * PIECE, scratch->piece + c);
     for (int r = 0; r < count; r++)
-        for (int64_t c = 0; c < s->dim; c += LANES) {
-            vec *mixed = (vec *)(desk->mixed + (at + r) * s->dim + c);
-            *mixed = *mixed * old[r] + *(vec *)(desk->piece + r * STRIDE + c) * new[r];
+        for (int64_t c = 0; c < args->dim; c += LANES) {
+            vec *mixed = (vec *)(scratch->mixed + (index + r) * args->dim + c);
+            *mixed = *mixed * old_weight[r] + *(vec *)(scratch->piece + r * TILE_STRIDE + c) * new_weight[r];
         }
 }
 
-/* `count` rows of a key-value head, each a head of a row of the sequence. */
-static void attend(const Span *s, int64_t kv, int64_t row, int64_t count, Desk *desk) {
-    int64_t group = s->heads / s->kv_heads, last = s->start + (row + count - 1) / group, tall = (count + ROWS - 1) / ROWS;
-    int64_t each = (count + tall - 1) / tall, seen = s->start + row / group + 1 - s->window;
-    memset(desk->mixed, 0, count * s->dim * sizeof(float));
-    for (int64_t r = 0; r < count; r++) desk->top[r] = -3e38f, desk->sum[r] = 0;
-    for (int64_t begin = s->window && seen > 0 ? seen / PIECE * PIECE : 0; begin <= last; begin += PIECE) {
+/* Computes a job: `count` rows of a key-value head, each a query head of a row of the sequence. */
+static void attend_rows(const PrefillArgs *args, int64_t kv_head, int64_t row, int64_t count, Scratch *scratch) {
+    int64_t group = args->heads / args->kv_heads, last = args->start + (row + count - 1) / group,
+            tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
+    int64_t tile_rows = (count + tiles - 1) / tiles, first_seen = args->start + row / group + 1 - args->window;
+    memset(scratch->mixed, 0, count * args->dim * sizeof(float));
+    for (int64_t r = 0; r < count; r++) scratch->top[r] = -3e38f, scratch->sum[r] = 0;
+    for (int64_t begin = args->window && first_seen > 0 ? first_seen / PIECE * PIECE : 0; begin <= last; begin += PIECE) {
         int64_t end = last + 1 - begin < PIECE ? last + 1 : begin + PIECE;
         for (int64_t t = 0; begin + t < end; t += COLUMNS)
-            spread(s, kv, begin + t, end, desk->turned + t * s->dim, desk->values + t * COLUMNS);
-        for (int64_t r = 0; r < count; r += each) attend_tile(s, kv, row + r, count - r < each ? count - r : each, begin, end, desk, r);
+            load_block(args, kv_head, begin + t, end, scratch->keys + t * args->dim, scratch->values + t * COLUMNS);
+        for (int64_t r = 0; r < count; r += tile_rows)
+            attend_tile(args, kv_head, row + r, count - r < tile_rows ? count - r : tile_rows, begin, end, scratch, r);
     }
     for (int64_t r = 0; r < count; r++)
-        for (int64_t c = 0; c < s->dim; c += LANES)
-            narrow(s->out + ((row + r) / group * s->heads + kv * group + (row + r) % group) * s->dim + c,
-                   *(vec *)(desk->mixed + r * s->dim + c) / desk->sum[r]);
+        for (int64_t c = 0; c < args->dim; c += LANES)
+            store_bf16(args->out + ((row + r) / group * args->heads + kv_head * group + (row + r) % group) * args->dim + c,
+                       *(vec *)(scratch->mixed + r * args->dim + c) / scratch->sum[r]);
 }
 
-/* dim <= PIECE, whole vectors. Returns 0, or 1 without memory. */
-int span(const Span *s, int threads) {
-    int64_t rows = s->rows * (s->heads / s->kv_heads), share = rows * s->kv_heads / (3 * threads);
-    int64_t most = share < 2 * ROWS ? 2 * ROWS : share < MOST ? share : MOST;
-    int64_t parts = (rows + most - 1) / most, each = parts ? (rows + parts - 1) / parts : 1;
-    Desk *desks = aligned_alloc(64, threads * UP(sizeof(Desk), 64));
-    if (!desks) return 1;
+/* Computes the attention of all rows. dim is a multiple of LANES and at most PIECE. Returns 0, or 1 if it cannot allocate memory. */
+int attend_prefill(const PrefillArgs *args, int threads) {
+    int64_t rows = args->rows * (args->heads / args->kv_heads), fair_share = rows * args->kv_heads / (3 * threads);
+    int64_t job_rows = fair_share < 2 * TILE_ROWS ? 2 * TILE_ROWS : fair_share < MAX_JOB_ROWS ? fair_share : MAX_JOB_ROWS;
+    int64_t jobs = (rows + job_rows - 1) / job_rows, rows_each = jobs ? (rows + jobs - 1) / jobs : 1;
+    Scratch *scratches = aligned_alloc(64, threads * ROUND_UP(sizeof(Scratch), 64));
+    if (!scratches) return 1;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t job = 0; job < s->kv_heads * parts; job++) { /* the longest first */
-        int64_t row = (parts - 1 - job / s->kv_heads) * each, count = rows - row < each ? rows - row : each;
-        if (count > 0) attend(s, job % s->kv_heads, row, count, desks + omp_get_thread_num());
+    for (int64_t job = 0; job < args->kv_heads * jobs; job++) { /* the jobs with the most keys first */
+        int64_t row = (jobs - 1 - job / args->kv_heads) * rows_each, count = rows - row < rows_each ? rows - row : rows_each;
+        if (count > 0) attend_rows(args, job % args->kv_heads, row, count, scratches + omp_get_thread_num());
     }
-    free(desks);
+    free(scratches);
     return 0;
 }

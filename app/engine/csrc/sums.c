@@ -1,81 +1,88 @@
-/* What scoring sums up over the vocabulary: one reading of a row of logits for its largest, one for all else. */
+/* The per-token statistics that scoring needs, summed over the vocabulary in float32 and double. A row of logits is read twice: for the
+ * largest, then for everything else. */
 #include "vectors.h"
 
-#define BLOCK 1024 /* terms that are added in float32, before double */
+#define BLOCK 1024 /* terms that are added in float32 before they go into double */
 #define LOWEST -1e30f
 
-enum { CHOSEN, RANK, MEAN, VARIANCE, CROSS, OBSERVED, SUMS };
+enum { LOGPROB, RANK, MEAN, VARIANCE, CROSS_ENTROPY, OBSERVER_LOGPROB, STATISTICS };
 
 typedef struct {
-    const bf16 *logits, *seen; /* [rows][width], rows so far apart; seen: the observer's, or NULL */
-    int64_t logits_row, seen_row, rows, width;
+    const bf16 *logits, *observer_logits; /* [rows][vocabulary], with these strides; observer: its logits, or NULL */
+    int64_t logits_stride, observer_stride, rows, vocabulary;
     const int64_t *targets; /* [rows] */
-    double *out;            /* [rows][SUMS] */
-} Sums;
+    double *out;            /* [rows][STATISTICS] */
+} StatisticsArgs;
 
-/* `count` of them from `at`; what is beyond a row's end is as low as can be. */
-INLINE vec some(const bf16 *at, int64_t count) {
-    bf16 edge[LANES];
-    if (count >= LANES) return widen(at);
-    for (int i = 0; i < LANES; i++) edge[i] = i < count ? at[i] : 0xff7f;
-    return widen(edge);
+/* Loads LANES logits, of which `count` belong to the row; those beyond its end are the lowest finite bfloat16. */
+INLINE vec load_logits(const bf16 *source, int64_t count) {
+    bf16 padded[LANES];
+    if (count >= LANES) return load_bf16(source);
+    for (int i = 0; i < LANES; i++) padded[i] = i < count ? source[i] : 0xff7f;
+    return load_bf16(padded);
 }
 
-/* NaN where there is one. */
-static float largest(const bf16 *row, int64_t width) {
-    vec most = same(-3.4e38f);
-    words strange = {0};
-    for (int64_t i = 0; i < width; i += LANES) {
-        vec x = some(row + i, width - i);
-        strange |= (words)(x != x);
-        most = greatest(most, x);
+/* Returns the largest logit of a row, or NaN if any logit is NaN. */
+static float find_largest(const bf16 *row, int64_t vocabulary) {
+    vec running_max = broadcast(-3.4e38f);
+    uint_vec nan_lanes = {0};
+    for (int64_t i = 0; i < vocabulary; i += LANES) {
+        vec x = load_logits(row + i, vocabulary - i);
+        nan_lanes |= (uint_vec)(x != x);
+        running_max = vec_max(running_max, x);
     }
-    float top = most[0];
-    for (int i = 0; i < LANES; i++) top = strange[i] ? __builtin_nanf("") : most[i] > top ? most[i] : top;
+    float top = running_max[0];
+    for (int i = 0; i < LANES; i++) top = nan_lanes[i] ? __builtin_nanf("") : running_max[i] > top ? running_max[i] : top;
     return top;
 }
 
-static float at(const bf16 *row, int64_t i) { return some(row + i, 1)[0]; }
+static float logit_at(const bf16 *row, int64_t i) { return load_logits(row + i, 1)[0]; }
 
-/* log p, rank, sum p log p and the variance of log p; of an observer also - sum p_observer log p and log p_observer. */
-INLINE void sum_row(const int paired, const bf16 *row, const bf16 *seen, int64_t width, int64_t target, double *out) {
-    float top = largest(row, width), own = paired ? largest(seen, width) : 0, chosen = at(row, target);
-    double whole = 0, first_power = 0, second_power = 0, beside = 0, mixed = 0;
-    int64_t above = 0;
-    for (int64_t from = 0; from < width; from += BLOCK) {
-        int64_t end = from + BLOCK < width ? from + BLOCK : width;
+/* Computes one row of `out`: log p and rank of the target, sum p log p and the variance of log p; with an observer also the cross-entropy
+ * - sum p_observer log p, and log p_observer of the target. NaN or infinity in the logits makes all but the rank NaN. */
+INLINE void compute_row(const int has_observer, const bf16 *row, const bf16 *observer, int64_t vocabulary, int64_t target, double *out) {
+    float top = find_largest(row, vocabulary), observer_top = has_observer ? find_largest(observer, vocabulary) : 0,
+          target_logit = logit_at(row, target);
+    double sum_e = 0, sum_ez = 0, sum_ezz = 0, sum_o = 0, sum_oz = 0;
+    int64_t rank = 0;
+    for (int64_t from = 0; from < vocabulary; from += BLOCK) {
+        int64_t end = from + BLOCK < vocabulary ? from + BLOCK : vocabulary;
         vec e = {0}, ez = {0}, ezz = {0}, o = {0}, oz = {0};
-        words more = {0};
+        uint_vec greater = {0};
         for (int64_t i = from; i < end; i += LANES) {
-            vec x = some(row + i, end - i), z = greatest(x - top, same(LOWEST)), weight = power(greatest(z * LOG2_E, same(-127)));
-            more -= (words)(x > chosen);
+            vec x = load_logits(row + i, end - i), z = vec_max(x - top, broadcast(LOWEST)),
+                weight = exp2_bounded(vec_max(z * LOG2_E, broadcast(-127)));
+            greater -= (uint_vec)(x > target_logit);
             e += weight;
             ez += weight * z;
             ezz += weight * z * z;
-            if (!paired) continue;
-            vec other = power(greatest((some(seen + i, end - i) - own) * LOG2_E, same(-127)));
-            o += other;
-            oz += other * z;
+            if (!has_observer) continue;
+            vec o_weight = exp2_bounded(vec_max((load_logits(observer + i, end - i) - observer_top) * LOG2_E, broadcast(-127)));
+            o += o_weight;
+            oz += o_weight * z;
         }
-        whole += total(e), first_power += total(ez), second_power += total(ezz), beside += total(o), mixed += total(oz);
-        for (int i = 0; i < LANES; i++) above += more[i];
+        sum_e += sum_lanes(e), sum_ez += sum_lanes(ez), sum_ezz += sum_lanes(ezz), sum_o += sum_lanes(o), sum_oz += sum_lanes(oz);
+        for (int i = 0; i < LANES; i++) rank += greater[i];
     }
-    double mean = first_power / whole, variance = second_power / whole - mean * mean, log_whole = __builtin_log(whole), strange = 0 * ((double)top + own);
-    out[CHOSEN] = chosen - top - log_whole + strange;
-    out[RANK] = above + 1;
-    out[MEAN] = mean - log_whole + strange;
-    out[VARIANCE] = (variance < 0 ? 0 : variance) + strange; /* the sums are rounded */
-    out[CROSS] = paired ? log_whole - mixed / beside + strange : 0;
-    out[OBSERVED] = paired ? at(seen, target) - own - __builtin_log(beside) + strange : 0;
+    double mean = sum_ez / sum_e, variance = sum_ezz / sum_e - mean * mean, log_sum = __builtin_log(sum_e),
+           nan_or_zero = 0 * ((double)top + observer_top);
+    out[LOGPROB] = target_logit - top - log_sum + nan_or_zero;
+    out[RANK] = rank + 1;
+    out[MEAN] = mean - log_sum + nan_or_zero;
+    out[VARIANCE] = (variance < 0 ? 0 : variance) + nan_or_zero; /* rounding may make it negative */
+    out[CROSS_ENTROPY] = has_observer ? log_sum - sum_oz / sum_o + nan_or_zero : 0;
+    out[OBSERVER_LOGPROB] = has_observer ? logit_at(observer, target) - observer_top - __builtin_log(sum_o) + nan_or_zero : 0;
 }
 
-void sums(const Sums *s, int threads) {
+/* `out` gets STATISTICS numbers a row, in the order of the enum. */
+void token_statistics(const StatisticsArgs *args, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t r = 0; r < s->rows; r++) {
-        const bf16 *row = s->logits + r * s->logits_row;
-        if (s->seen)
-            sum_row(1, row, s->seen + r * s->seen_row, s->width, s->targets[r], s->out + r * SUMS);
+    for (int64_t r = 0; r < args->rows; r++) {
+        const bf16 *row = args->logits + r * args->logits_stride;
+        if (args->observer_logits)
+            compute_row(1, row, args->observer_logits + r * args->observer_stride, args->vocabulary, args->targets[r],
+                        args->out + r * STATISTICS);
         else
-            sum_row(0, row, NULL, s->width, s->targets[r], s->out + r * SUMS);
+            compute_row(0, row, NULL, args->vocabulary, args->targets[r], args->out + r * STATISTICS);
     }
 }

@@ -1,10 +1,10 @@
-"""Text that streams must join to the text that was meant, whatever the tokens cut through."""
+"""The streamed pieces must join to the whole text, wherever the tokens cut it."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.detokenizer import Detokenizer, Stopper
+from app.engine.detokenizer import Detokenizer, StopChecker
 
 
 def from_bytes(ids: list[int]) -> str:
@@ -13,7 +13,7 @@ def from_bytes(ids: list[int]) -> str:
 
 
 def with_leading_space(ids: list[int]) -> str:
-    """A tokenizer in the manner of SentencePiece: the first word of a sequence loses its space."""
+    """A tokenizer like SentencePiece: the first word of a sequence loses its space."""
     return " ".join(f"w{token}" for token in ids)
 
 
@@ -30,15 +30,15 @@ def test_leading_spaces_survive_the_short_tail() -> None:
     assert "".join(detokenizer.push(token) for token in range(20)) == with_leading_space(list(range(20)))
 
 
-def test_what_tokens_would_add_is_read_and_nothing_is_taken() -> None:
+def test_preview_is_the_text_that_tokens_would_add_and_adds_none() -> None:
     detokenizer = Detokenizer(with_leading_space, (1, 2))
-    assert detokenizer.read([3, 4]) == " w3 w4"
+    assert detokenizer.preview([3, 4]) == " w3 w4"
     assert detokenizer.push(3) == " w3"
-    assert detokenizer.read([4]) == " w4"
+    assert detokenizer.preview([4]) == " w4"
     assert detokenizer.flush() == ""
 
 
-def test_a_character_that_never_ends_is_shown_broken_at_the_end() -> None:
+def test_an_incomplete_character_at_the_end_becomes_a_replacement_character() -> None:
     detokenizer = Detokenizer(from_bytes)
     assert detokenizer.push(0xF0) == ""
     assert detokenizer.flush() == "\ufffd"
@@ -50,52 +50,52 @@ def test_endless_invalid_bytes_do_not_wait_for_ever() -> None:
 
 
 @given(st.lists(st.sampled_from("ab#"), max_size=40), st.lists(st.text("ab#", min_size=1, max_size=4), min_size=1, max_size=3))
-def test_a_stop_string_cuts_at_its_first_place_however_the_text_arrives(letters: list[str], words: list[str]) -> None:
+def test_a_stop_string_cuts_at_its_first_place_however_the_text_arrives(letters: list[str], stop_strings: list[str]) -> None:
     text = "".join(letters)
-    stopper, shown, stopped = Stopper(tuple(words)), "", False
+    checker, emitted, stopped = StopChecker(tuple(stop_strings)), "", False
     for letter in letters:
-        piece, stopped = stopper.push(letter)
-        shown += piece
+        piece, stopped = checker.push(letter)
+        emitted += piece
         if stopped:
             break
     if not stopped:
-        shown += stopper.flush()
-    ends = [at + len(word) for word in words if (at := text.find(word)) >= 0]
+        emitted += checker.flush()
+    ends = [at + len(stop) for stop in stop_strings if (at := text.find(stop)) >= 0]
     assert stopped == bool(ends)
     if not ends:
-        assert shown == text
-    else:  # what stopped it is the occurrence that was complete first
+        assert emitted == text
+    else:  # the stop string that was complete first ends the text
         first = min(ends)
-        assert shown == text[: min(first - len(word) for word in words if text[:first].endswith(word))]
+        assert emitted == text[: min(first - len(stop) for stop in stop_strings if text[:first].endswith(stop))]
 
 
-@pytest.mark.parametrize("held", ["<", "<e", "<en"])
-def test_what_could_begin_a_stop_string_is_held_back(held: str) -> None:
-    stopper = Stopper(("<end>",))
-    assert stopper.push("a" + held) == ("a", False)
-    assert stopper.push("x") == (held + "x", False)
+@pytest.mark.parametrize("beginning", ["<", "<e", "<en"])
+def test_a_possible_beginning_of_a_stop_string_is_held_back(beginning: str) -> None:
+    checker = StopChecker(("<end>",))
+    assert checker.push("a" + beginning) == ("a", False)
+    assert checker.push("x") == (beginning + "x", False)
 
 
-def test_the_first_token_is_read_behind_the_prompt() -> None:
-    """As with SentencePiece, whose first token loses its leading blank."""
+def test_the_first_token_is_decoded_with_the_end_of_the_prompt() -> None:
+    """The decoder is like SentencePiece's: the first token loses its leading space."""
     words = {1: "once", 2: " upon", 3: " a", 4: ""}
 
-    def decode(ids: list[int]) -> str:
+    def detokenize(ids: list[int]) -> str:
         return "".join(words[id] for id in ids).lstrip(" ")
 
-    assert Detokenizer(decode, (1, 2)).push(3) == " a"
-    assert Detokenizer(decode, (4,)).push(3) == "a"
-    assert Detokenizer(decode).push(3) == "a"
+    assert Detokenizer(detokenize, (1, 2)).push(3) == " a"
+    assert Detokenizer(detokenize, (4,)).push(3) == "a"
+    assert Detokenizer(detokenize).push(3) == "a"
 
 
-def test_tokens_that_show_nothing_are_not_kept() -> None:
-    seen = []
+def test_tokens_without_text_do_not_accumulate() -> None:
+    lengths = []
 
-    def decode(ids: list[int]) -> str:
-        seen.append(len(ids))
+    def detokenize(ids: list[int]) -> str:
+        lengths.append(len(ids))
         return "x" * sum(id == 1 for id in ids)
 
-    detokenizer = Detokenizer(decode, (1, 1))
+    detokenizer = Detokenizer(detokenize, (1, 1))
     assert [detokenizer.push(0) for _ in range(500)] == [""] * 500
-    assert max(seen) < 30
+    assert max(lengths) < 30
     assert detokenizer.push(1) == "x"

@@ -1,15 +1,15 @@
-"""The engine against slow, obvious ways to get the same answer: transformers' own generate, and a request alone."""
+"""The engine against slow, obvious ways to get the same answer: transformers' `generate`, and a request that runs alone."""
 
 import random
 
 import pytest
 import torch
 from conftest import CONTEXT, VOCABULARY, letters, tiny
-from driving import drain, prompt, texts
+from driving import answers_of, drain, random_prompt
 
-from app.engine.engine import Engine, Limits
-from app.engine.flat import Room, adopt
-from app.engine.request import Delta, Event, Failed, Generate, Sampling, Score, Scored, Window
+from app.engine.engine import Engine, EngineLimits
+from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.request import Delta, Event, Failed, Generate, SamplingParams, Score, Scored, Window
 from app.errors import UnsupportedModel
 from app.scoring.windows import windows
 
@@ -17,9 +17,9 @@ NEW = 10
 
 
 def create(name: str = "Llama", slots: int = 4, step_tokens: int = 16, observer: bool = False) -> Engine:
-    performer = adopt(tiny(name), Room(slots, CONTEXT))
-    second = adopt(tiny(name, seed=1), Room(0, CONTEXT)) if observer else None
-    return Engine(performer, letters, frozenset(), Limits(slots, CONTEXT, step_tokens), second)
+    performer = create_flat_model(tiny(name), CacheLimits(slots, CONTEXT))
+    second = create_flat_model(tiny(name, seed=1), CacheLimits(0, CONTEXT)) if observer else None
+    return Engine(performer, letters, frozenset(), EngineLimits(slots, CONTEXT, step_tokens), second)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"])
@@ -27,57 +27,57 @@ def create(name: str = "Llama", slots: int = 4, step_tokens: int = 16, observer:
 def test_greedy_equals_generate_whenever_requests_arrive(name: str, seed: int) -> None:
     rng = random.Random(seed)
     model = tiny(name)
-    prompts = [prompt(rng) for _ in range(9)]
-    wanted = {}
+    prompts = [random_prompt(rng) for _ in range(9)]
+    expected = {}
     for index, ids in enumerate(prompts):
         row = torch.tensor([ids])
         out = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=NEW, do_sample=False, eos_token_id=None)
-        wanted[str(index)] = letters(out[0, len(ids) :].tolist())
+        expected[str(index)] = letters(out[0, len(ids) :].tolist())
     engine = create(name)
     waiting, events = list(enumerate(prompts)), []
     while waiting or not engine.idle:
         if waiting and rng.random() < 0.4:
             index, ids = waiting.pop(rng.randrange(len(waiting)))
-            engine.submit(Generate(str(index), ids, NEW, Sampling(temperature=0.0)))
+            engine.submit(Generate(str(index), ids, NEW, SamplingParams(temperature=0.0)))
             if rng.random() < 0.5:
-                text = prompt(rng, 60)
+                text = random_prompt(rng, 60)
                 engine.submit(Score(f"s{index}", text, windows(len(text), CONTEXT)))
         events += engine.step()
-    assert texts(events) == wanted
+    assert answers_of(events) == expected
 
 
 @pytest.mark.parametrize("name", ["Falcon", "Gemma2"])
-def test_a_model_that_would_answer_wrongly_is_refused_by_name(name: str) -> None:
+def test_a_model_that_would_be_served_wrongly_is_refused_by_name(name: str) -> None:
     with pytest.raises(UnsupportedModel, match=rf"{name}\w+ cannot be served"):
-        adopt(tiny(name), Room(2, CONTEXT))
+        create_flat_model(tiny(name), CacheLimits(2, CONTEXT))
 
 
-def test_the_same_seed_gives_the_same_tokens_alone_and_in_a_crowd() -> None:
+def test_the_same_seed_gives_the_same_tokens_alone_and_beside_others() -> None:
     rng = random.Random(5)
     jobs = [
-        Generate(str(i), prompt(rng), 24, Sampling(temperature=1.2, top_k=(0, 7, 50)[i % 3], top_p=(1, 0.9)[i % 2], seed=i))
+        Generate(str(i), random_prompt(rng), 24, SamplingParams(temperature=1.2, top_k=(0, 7, 50)[i % 3], top_p=(1, 0.9)[i % 2], seed=i))
         for i in range(12)
     ]
     alone = {}
     for job in jobs:
         engine = create()
         engine.submit(job)
-        alone |= texts(drain(engine))
-    crowd, events = create(slots=5), []
+        alone |= answers_of(drain(engine))
+    together, events = create(slots=5), []
     for job in jobs:
-        crowd.submit(job)
-        events += crowd.step()
-    events += drain(crowd)
-    assert texts(events) == alone
+        together.submit(job)
+        events += together.step()
+    events += drain(together)
+    assert answers_of(events) == alone
     assert len(set(alone.values())) == len(jobs)
 
 
-def test_a_score_in_a_crowd_equals_the_score_alone() -> None:
+def test_a_score_beside_others_equals_the_score_alone() -> None:
     rng = random.Random(2)
     bodies = [tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(2, 300))) for _ in range(6)]
     jobs = [Score(str(i), body, windows(len(body), CONTEXT), observe=True) for i, body in enumerate(bodies)]
     engine = create(observer=True)
-    engine.submit(Generate("chat", prompt(rng), 30, Sampling(seed=1)))
+    engine.submit(Generate("chat", random_prompt(rng), 30, SamplingParams(seed=1)))
     for job in jobs:
         engine.submit(job)
     together = {event.id: event.columns for event in drain(engine) if isinstance(event, Scored)}
@@ -109,44 +109,44 @@ def test_statistics_equal_those_of_the_models_own_forward() -> None:
         assert event.columns.cross_entropy[row] == pytest.approx(-float((q[row] * log_p[row]).sum()), abs=1e-4)
 
 
-def test_a_cancelled_request_frees_its_slot_and_disturbs_nobody() -> None:
+def test_a_cancelled_request_frees_its_slot_and_changes_no_other_answer() -> None:
     rng = random.Random(4)
-    kept = Generate("kept", prompt(rng), 20, Sampling(temperature=0.0))
+    kept = Generate("kept", random_prompt(rng), 20, SamplingParams(temperature=0.0))
     engine = create()
     engine.submit(kept)
-    alone = texts(drain(engine))
+    alone = answers_of(drain(engine))
     engine = create(slots=2)
     engine.submit(kept)
-    engine.submit(Generate("gone", prompt(rng), 80))
-    engine.submit(Generate("waiting", prompt(rng), 5, Sampling(temperature=0.0)))
-    engine.submit(Score("unread", (1, 2, 3), (Window(0, 3, 1),)))
-    assert engine.cancel("unread")
+    engine.submit(Generate("gone", random_prompt(rng), 80))
+    engine.submit(Generate("waiting", random_prompt(rng), 5, SamplingParams(temperature=0.0)))
+    engine.submit(Score("text", (1, 2, 3), (Window(0, 3, 1),)))
+    assert engine.cancel("text")
     events = [event for _ in range(8) for event in engine.step()]
     assert engine.cancel("gone")
     assert not engine.cancel("gone")
     assert not engine.cancel("never sent")
     events += drain(engine)
-    assert texts(events)["kept"] == alone["kept"]
-    assert len(texts(events)["waiting"]) == 5
-    assert not any(event.id == "unread" for event in events)
+    assert answers_of(events)["kept"] == alone["kept"]
+    assert len(answers_of(events)["waiting"]) == 5
+    assert not any(event.id == "text" for event in events)
     assert all(slot.request is None for slot in engine.scheduler.slots)
 
 
 def test_an_end_token_and_a_stop_string_end_an_answer_and_are_not_part_of_it() -> None:
-    ids = prompt(random.Random(6))
+    ids = random_prompt(random.Random(6))
     engine = create()
-    engine.submit(Generate("whole", ids, 12, Sampling(temperature=0.0)))
-    whole = texts(drain(engine))["whole"]
+    engine.submit(Generate("whole", ids, 12, SamplingParams(temperature=0.0)))
+    whole = answers_of(drain(engine))["whole"]
     stopped = create()
-    stopped.submit(Generate("stopped", ids, 12, Sampling(temperature=0.0), stop=(whole[4:6],)))
+    stopped.submit(Generate("stopped", ids, 12, SamplingParams(temperature=0.0), stop=(whole[4:6],)))
     events = drain(stopped)
-    assert texts(events)["stopped"] == whole[: whole.index(whole[4:6])]
+    assert answers_of(events)["stopped"] == whole[: whole.index(whole[4:6])]
     assert events[-1].finish == "stop"
     ended = create()
-    ended._ends = frozenset({ord(whole[3]) - 0x4E00})
-    ended.submit(Generate("ended", ids, 12, Sampling(temperature=0.0)))
+    ended._end_tokens = frozenset({ord(whole[3]) - 0x4E00})
+    ended.submit(Generate("ended", ids, 12, SamplingParams(temperature=0.0)))
     events = drain(ended)
-    assert texts(events)["ended"] == whole[: whole.index(whole[3])]
+    assert answers_of(events)["ended"] == whole[: whole.index(whole[3])]
     assert events[-1].finish == "stop"
 
 
@@ -156,39 +156,39 @@ def test_a_step_that_runs_out_of_memory_fails_what_is_in_flight_and_the_engine_g
     engine.submit(Score("b", (1, 2, 3), (Window(0, 3, 1),)))
     with monkeypatch.context() as patch:
 
-        def full(*_: object) -> None:
+        def run_out_of_memory(*_: object) -> None:
             raise torch.OutOfMemoryError
 
-        patch.setattr(engine.performer, "forward", full)
+        patch.setattr(engine.performer, "forward", run_out_of_memory)
         events = engine.step()
     assert {event.id for event in events if isinstance(event, Failed) and event.error.code == "engine_failed"} == {"a", "b"}
     engine.submit(Generate("c", (1, 2), 5))
-    assert len(texts(drain(engine))["c"]) == 5
+    assert len(answers_of(drain(engine))["c"]) == 5
 
 
-def test_what_was_accounted_for_is_said_when_memory_runs_out_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_before_the_out_of_memory_error_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = create()
-    engine.submit(Generate("chat", (1, 2), 1, Sampling(temperature=0.0)))
+    engine.submit(Generate("chat", (1, 2), 1, SamplingParams(temperature=0.0)))
     engine.submit(Score("text", (1, 2, 3), (Window(0, 3, 1),)))
 
-    def full(*_: object) -> None:
+    def run_out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("app.engine.engine.columns", full)
+    monkeypatch.setattr("app.engine.engine.token_statistics", run_out_of_memory)
     events = engine.step()
     assert [event.finish for event in events if isinstance(event, Delta)] == ["length"]
     assert [event.id for event in events if isinstance(event, Failed)] == ["text"]
 
 
 @pytest.mark.parametrize("job", [Generate("a", (1, VOCABULARY), 2), Score("a", (1, VOCABULARY), (Window(0, 2, 1),)), Generate("a", (), 2)])
-def test_tokens_the_model_has_not_are_refused_and_the_engine_lives(job: Generate | Score) -> None:
+def test_tokens_outside_the_vocabulary_and_empty_prompts_are_refused(job: Generate | Score) -> None:
     engine = create()
     engine.submit(job)
     (event,) = drain(engine)
     assert isinstance(event, Failed) and event.error.status == 400
 
 
-def test_a_text_too_short_to_be_scored_is_answered() -> None:
+def test_a_text_too_short_to_be_scored_gets_empty_columns() -> None:
     engine = create()
     engine.submit(Score("short", (1,), ()))
     (event,) = drain(engine)
@@ -200,31 +200,31 @@ def test_log_probabilities_are_those_of_the_models_own_forward_also_of_the_promp
     rng = random.Random(top)
     ids = tuple(rng.randrange(VOCABULARY) for _ in range(50))
     engine = create()
-    engine.submit(Generate("first", ids, 4, Sampling(temperature=0.0)))
-    drain(engine)  # the prompt is resident, and read again all the same
-    engine.submit(Generate("chat", prompt(rng), 8, Sampling(seed=1)))
-    engine.submit(Generate("asks", ids, 6, Sampling(temperature=0.7, seed=2), logprobs=top, prompt_logprobs=top))
+    engine.submit(Generate("first", ids, 4, SamplingParams(temperature=0.0)))
+    drain(engine)  # the prompt is in the cache now, but its log-probabilities need it computed again
+    engine.submit(Generate("chat", random_prompt(rng), 8, SamplingParams(seed=1)))
+    engine.submit(Generate("asks", ids, 6, SamplingParams(temperature=0.7, seed=2), logprobs=top, prompt_logprobs=top))
     deltas = [event for event in drain(engine) if isinstance(event, Delta) and event.id == "asks"]
-    given = [*deltas[0].prompt_logprobs, *(each for delta in deltas for each in delta.logprobs)]
+    logprobs = [*deltas[0].prompt_logprobs, *(each for delta in deltas for each in delta.logprobs)]
     whole = [*ids, *(each.token for delta in deltas for each in delta.logprobs)]
-    assert [each.token for each in given] == whole[1:]
+    assert [each.token for each in logprobs] == whole[1:]
     with torch.inference_mode():
-        wanted = tiny("Llama")(torch.tensor([whole])).logits[0].log_softmax(-1)
-    for place, each in enumerate(given):
-        assert each.logprob == pytest.approx(float(wanted[place, each.token]), abs=1e-4)
-        likeliest = wanted[place].topk(top)
+        expected = tiny("Llama")(torch.tensor([whole])).logits[0].log_softmax(-1)
+    for position, each in enumerate(logprobs):
+        assert each.logprob == pytest.approx(float(expected[position, each.token]), abs=1e-4)
+        likeliest = expected[position].topk(top)
         assert [token for token, _ in each.top] == likeliest.indices.tolist()
         assert [logprob for _, logprob in each.top] == pytest.approx(likeliest.values.tolist(), abs=1e-4)
 
 
 def test_min_tokens_end_tokens_and_stop_tokens() -> None:
-    ids = prompt(random.Random(6))
-    whole = [ord(letter) - 0x4E00 for letter in texts(_all(Generate("w", ids, 12, Sampling(temperature=0.0))))["w"]]
+    ids = random_prompt(random.Random(6))
+    whole = [ord(letter) - 0x4E00 for letter in answers_of(_run(Generate("w", ids, 12, SamplingParams(temperature=0.0))))["w"]]
     end = whole[3]
 
-    def count(**more: object) -> tuple[int, str | None]:
-        sampling = Sampling(temperature=0.0, min_tokens=int(more.pop("min_tokens", 0)))  # type: ignore[call-overload]
-        events = _all(Generate("a", ids, 12, sampling, **more), frozenset({end}))  # type: ignore[arg-type]
+    def count(**fields: object) -> tuple[int, str | None]:
+        sampling = SamplingParams(temperature=0.0, min_tokens=int(fields.pop("min_tokens", 0)))  # type: ignore[call-overload]
+        events = _run(Generate("a", ids, 12, sampling, **fields), frozenset({end}))  # type: ignore[arg-type]
         deltas = [event for event in events if isinstance(event, Delta)]
         return sum(delta.tokens for delta in deltas), deltas[-1].finish
 
@@ -235,8 +235,8 @@ def test_min_tokens_end_tokens_and_stop_tokens() -> None:
     assert count(min_tokens=first + 2)[0] > first
 
 
-def _all(job: Generate, ends: frozenset[int] = frozenset()) -> list[Event]:
+def _run(job: Generate, end_tokens: frozenset[int] = frozenset()) -> list[Event]:
     engine = create()
-    engine._ends = ends
+    engine._end_tokens = end_tokens
     engine.submit(job)
     return drain(engine)

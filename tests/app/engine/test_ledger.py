@@ -1,4 +1,4 @@
-"""Arithmetic of memory."""
+"""The memory ledger and the default number of slots."""
 
 import pytest
 import torch
@@ -10,20 +10,20 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize(
-    ("memory", "asked", "slots"), [(1000, None, 17), (1000, 5, 5), (10_000, None, 32), (1000, 17, 17), (10_000, 100, 100)]
+    ("memory", "requested", "slots"), [(1000, None, 17), (1000, 5, 5), (10_000, None, 32), (1000, 17, 17), (10_000, 100, 100)]
 )
-def test_slots_are_those_asked_for_or_as_many_as_fit(memory: int, asked: int | None, slots: int) -> None:
+def test_slots_are_those_requested_or_as_many_as_fit(memory: int, requested: int | None, slots: int) -> None:
     ledger = Ledger(memory * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB)
-    assert ledger.slots(asked, "cpu") == slots
+    assert ledger.slots(requested, "cpu") == slots
 
 
-@pytest.mark.parametrize(("sharers", "asked", "slots"), [(1, None, 17), (2, None, 5), (3, None, 1), (3, 17, 17)])
-def test_processes_that_share_a_device_divide_what_the_weights_leave_unless_slots_are_asked_for(
-    sharers: int, asked: int | None, slots: int
+@pytest.mark.parametrize(("sharers", "requested", "slots"), [(1, None, 17), (2, None, 5), (3, None, 1), (3, 17, 17)])
+def test_processes_that_share_a_device_divide_its_memory_unless_slots_are_requested(
+    sharers: int, requested: int | None, slots: int
 ) -> None:
     ledger = Ledger(1000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, sharers=sharers)
-    assert ledger.slots(asked, "cpu") == slots
-    if asked is None:
+    assert ledger.slots(requested, "cpu") == slots
+    if requested is None:
         assert sharers * (100 + (slots + 1) * 20) <= 500
 
 
@@ -33,18 +33,19 @@ def test_a_share_that_is_too_small_is_refused_with_the_number_of_sharers() -> No
         ledger.slots(None, "cpu")
 
 
-@pytest.mark.parametrize(("memory", "asked"), [(1000, 18), (620, None), (100, 1)])
-def test_what_does_not_fit_is_refused_with_the_numbers(memory: int, asked: int | None) -> None:
+@pytest.mark.parametrize(("memory", "requested"), [(1000, 18), (620, None), (100, 1)])
+def test_what_does_not_fit_is_refused_with_the_numbers(memory: int, requested: int | None) -> None:
     ledger = Ledger(memory * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB)
-    with pytest.raises(SetupError, match=rf"{asked or 1} slots do not fit cuda:0: weights 0.49 GiB.*{ledger.fits} slots would fit"):
-        ledger.slots(asked, "cuda:0")
+    message = rf"{requested or 1} slots do not fit cuda:0: weights 0.49 GiB.*{ledger.max_slots} slots would fit"
+    with pytest.raises(SetupError, match=message):
+        ledger.slots(requested, "cuda:0")
 
 
-def test_weights_are_counted_once_when_they_are_tied() -> None:
-    one, other = torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 10, bias=False)
-    pair = torch.nn.ModuleList([one, other])
+def test_tied_weights_are_counted_once() -> None:
+    first, second = torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 10, bias=False)
+    pair = torch.nn.ModuleList([first, second])
     assert weight_bytes(pair) == 2 * 400
-    other.weight = one.weight
+    second.weight = first.weight
     assert weight_bytes(pair) == 400
 
 

@@ -1,4 +1,4 @@
-"""What must hold whatever comes, when and beside what: drawn by hypothesis, in float32, over the architectures that are served."""
+"""Properties of the engine under random requests and arrivals, drawn by hypothesis, in float32, for every supported architecture."""
 
 import gc
 import random
@@ -8,62 +8,62 @@ import psutil
 import pytest
 import torch
 from conftest import CONTEXT, VOCABULARY, letters, tiny
-from driving import drain, texts
+from driving import answers_of, drain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.engine.engine import Engine, Limits
-from app.engine.flat import FlatModel, Room, adopt
-from app.engine.request import Delta, Event, Failed, Generate, Sampling, Score, Scored
+from app.engine.engine import Engine, EngineLimits
+from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.request import Delta, Event, Failed, Generate, SamplingParams, Score, Scored
 from app.scoring.windows import windows
 
 SERVED = ["Llama", "Qwen2", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"]
 SLOTS = 4
-GREEDY = Sampling(temperature=0.0)
-few = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+GREEDY = SamplingParams(temperature=0.0)
+few_examples = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @cache
-def adopted(name: str) -> FlatModel:
-    return adopt(tiny(name), Room(SLOTS, CONTEXT))
+def flat_model(name: str) -> FlatModel:
+    return create_flat_model(tiny(name), CacheLimits(SLOTS, CONTEXT))
 
 
 @cache
-def own(name: str) -> torch.nn.Module:
+def reference_model(name: str) -> torch.nn.Module:
     return tiny(name)
 
 
 @cache
 def generated(name: str, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
     row = torch.tensor([prompt])
-    out = own(name).generate(row, attention_mask=torch.ones_like(row), max_new_tokens=count, do_sample=False, eos_token_id=None)
+    out = reference_model(name).generate(row, attention_mask=torch.ones_like(row), max_new_tokens=count, do_sample=False, eos_token_id=None)
     return tuple(out[0, len(prompt) :].tolist())
 
 
-def create(name: str, step_tokens: int = 16) -> Engine:
-    return Engine(adopted(name), letters, frozenset(), Limits(SLOTS, CONTEXT, step_tokens))
+def create_engine(name: str, step_tokens: int = 16) -> Engine:
+    return Engine(flat_model(name), letters, frozenset(), EngineLimits(SLOTS, CONTEXT, step_tokens))
 
 
 def tokens_of(events: list[Event]) -> dict[str, tuple[int, ...]]:
-    return {id: tuple(ord(letter) - 0x4E00 for letter in text) for id, text in texts(events).items()}
+    return {id: tuple(ord(letter) - 0x4E00 for letter in text) for id, text in answers_of(events).items()}
 
 
-def draw_prompt(rng: random.Random, name: str, before: list[tuple[tuple[int, ...], int]]) -> tuple[int, ...]:
-    """A new prompt, or one that goes on from, or begins like, an earlier one and its answer."""
+def draw_prompt(rng: random.Random, name: str, earlier: list[tuple[tuple[int, ...], int]]) -> tuple[int, ...]:
+    """A random prompt, or one that continues an earlier prompt and its answer, or shares only a prefix with them."""
     fresh = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 40)))
-    if not before or rng.random() < 0.4:
+    if not earlier or rng.random() < 0.4:
         return fresh
-    prompt, count = rng.choice(before)
-    said = prompt + generated(name, prompt, count)
-    kept = said if rng.random() < 0.6 else said[: rng.randint(1, len(said))]
-    return (kept + fresh)[: CONTEXT - 20]
+    prompt, count = rng.choice(earlier)
+    conversation = prompt + generated(name, prompt, count)
+    prefix = conversation if rng.random() < 0.6 else conversation[: rng.randint(1, len(conversation))]
+    return (prefix + fresh)[: CONTEXT - 20]
 
 
 @pytest.mark.parametrize("name", SERVED)
-@few
+@few_examples
 @given(seed=st.integers(0, 2**32), step_tokens=st.integers(1, 64))
 def test_greedy_equals_generate_under_arrivals_cancellations_and_prefix_reuse(name: str, seed: int, step_tokens: int) -> None:
-    rng, engine = random.Random(seed), create(name, step_tokens)
+    rng, engine = random.Random(seed), create_engine(name, step_tokens)
     sent: list[tuple[tuple[int, ...], int]] = []
     cancelled: set[str] = set()
     events: list[Event] = []
@@ -78,8 +78,8 @@ def test_greedy_equals_generate_under_arrivals_cancellations_and_prefix_reuse(na
         if sent and rng.random() < 0.05:
             cancelled |= {id for id in [str(rng.randrange(len(sent)))] if engine.cancel(id)}
         events += engine.step()
-    found = tokens_of(events)
-    assert {id: found[id] for id in found if id not in cancelled} == {
+    answers = tokens_of(events)
+    assert {id: answers[id] for id in answers if id not in cancelled} == {
         str(index): generated(name, prompt, count) for index, (prompt, count) in enumerate(sent) if str(index) not in cancelled
     }
     assert not any(isinstance(event, Failed) for event in events)
@@ -87,24 +87,26 @@ def test_greedy_equals_generate_under_arrivals_cancellations_and_prefix_reuse(na
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_a_conversation_that_goes_on_computes_only_what_is_new(name: str) -> None:
-    engine, rng = create(name), random.Random(name)
+def test_a_continued_conversation_computes_only_its_new_tokens(name: str) -> None:
+    engine, rng = create_engine(name), random.Random(name)
     first = tuple(rng.randrange(VOCABULARY) for _ in range(40))
     engine.submit(Generate("first", first, 8, GREEDY))
-    said = first + tokens_of(drain(engine))["first"] + (5, 6, 7)
-    engine.submit(Generate("second", said, 8, GREEDY))
+    second = first + tokens_of(drain(engine))["first"] + (5, 6, 7)
+    engine.submit(Generate("second", second, 8, GREEDY))
     events = drain(engine)
-    assert tokens_of(events)["second"] == generated(name, said, 8)
-    assert next(event.cached for event in events if isinstance(event, Delta)) == 47  # the last sampled token was never run
+    assert tokens_of(events)["second"] == generated(name, second, 8)
+    assert (
+        next(event.cached for event in events if isinstance(event, Delta)) == 47
+    )  # all but the last sampled token, which never was an input
 
 
-@few
+@few_examples
 @given(seed=st.integers(0, 2**32))
-def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(seed: int) -> None:
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(seed: int) -> None:
     rng = random.Random(seed)
     jobs = []
     for index in range(8):
-        sampling = Sampling(
+        sampling = SamplingParams(
             temperature=rng.choice([0.0, 0.7, 1.3]),
             top_k=rng.choice([0, 5, 60]),
             top_p=rng.choice([1.0, 0.9]),
@@ -119,28 +121,28 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(seed: int) -> None:
         jobs.append(Generate(str(index), prompt, 12, sampling))
     alone: dict[str, tuple[int, ...]] = {}
     for job in jobs:
-        engine = create("Llama")
+        engine = create_engine("Llama")
         engine.submit(job)
         alone |= tokens_of(drain(engine))
-    crowd, events = create("Llama", rng.randint(1, 64)), []
+    batched, events = create_engine("Llama", rng.randint(1, 64)), []
     for job in jobs:
-        crowd.submit(job)
-        events += crowd.step()
-    assert tokens_of(events + drain(crowd)) == alone
+        batched.submit(job)
+        events += batched.step()
+    assert tokens_of(events + drain(batched)) == alone
 
 
 def test_memory_is_flat_over_two_thousand_requests() -> None:
-    engine, rng = create("Llama", 64), random.Random(0)
-    me, seen, answered = psutil.Process(), [], 0
+    engine, rng = create_engine("Llama", 64), random.Random(0)
+    process, resident_bytes, answered = psutil.Process(), [], 0
     for batch in range(20):
         for index in range(100):
             prompt = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 60)))
             if index % 10 == 0:
                 engine.submit(Score(f"{batch}/{index}", prompt + (1,), windows(len(prompt) + 1, CONTEXT)))
             else:
-                engine.submit(Generate(f"{batch}/{index}", prompt, rng.randint(1, 6), Sampling(seed=index), logprobs=index % 3))
+                engine.submit(Generate(f"{batch}/{index}", prompt, rng.randint(1, 6), SamplingParams(seed=index), logprobs=index % 3))
         answered += sum(isinstance(event, Scored) or (isinstance(event, Delta) and event.finish is not None) for event in drain(engine))
         gc.collect()
-        seen.append(me.memory_info().rss)
+        resident_bytes.append(process.memory_info().rss)
     assert answered == 2000
-    assert seen[-1] - seen[4] < 8 * 2**20
+    assert resident_bytes[-1] - resident_bytes[4] < 8 * 2**20

@@ -1,4 +1,4 @@
-"""Texts to score beside each other and beside prompts: policy alone, no model takes part."""
+"""How the scheduler plans texts to score beside each other and beside prompts. No model takes part."""
 
 import itertools
 
@@ -13,23 +13,23 @@ def test_a_long_text_shares_its_steps_with_short_ones() -> None:
     scheduler.add(Score("long", tuple(range(50)), tuple(Window(i * 8, i * 8 + 8, i * 8 + 1) for i in range(6))))
     run(scheduler)
     scheduler.add(Score("short", (1, 2), (Window(0, 2, 1),)))
-    seen = [passage.reading.job.id for _ in range(2) for passage in run(scheduler).passages]
+    seen = [chunk.text.job.id for _ in range(2) for chunk in run(scheduler).score_chunks]
     assert "short" in seen
 
 
-def test_a_window_larger_than_the_budget_is_read_in_pieces_one_text_at_a_time() -> None:
+def test_a_window_larger_than_the_budget_is_computed_in_chunks_one_text_at_a_time() -> None:
     scheduler = create(1, 8)
     scheduler.add(Score("long", tuple(range(30)), (Window(0, 20, 1), Window(10, 30, 20))))
     scheduler.add(Score("other", tuple(range(20)), (Window(0, 20, 1),)))
     seen = []
     while not scheduler.idle:
-        for passage in run(scheduler).passages:
-            seen.append((passage.reading.job.id, passage.start, passage.end))
-            assert passage.kept or passage.end - passage.start == passage.window.end - passage.window.start
+        for chunk in run(scheduler).score_chunks:
+            seen.append((chunk.text.job.id, chunk.start, chunk.end))
+            assert chunk.cached or chunk.end - chunk.start == chunk.window.end - chunk.window.start
     for name, windows in (("long", [range(20), range(10, 30)]), ("other", [range(20)])):
-        read = [token for who, start, end in seen if who == name for token in range(start, end)]
-        assert read == [token for window in windows for token in window]
-    changes = sum(one[0] != other[0] for one, other in itertools.pairwise(seen))
+        computed = [token for id, start, end in seen if id == name for token in range(start, end)]
+        assert computed == [token for window in windows for token in window]
+    changes = sum(before[0] != after[0] for before, after in itertools.pairwise(seen))
     assert changes == 2  # long's first window, other, long's second: never two at once
 
 
@@ -39,8 +39,8 @@ def test_a_stream_of_prompts_does_not_starve_texts_nor_texts_prompts() -> None:
         scheduler.add(generate(f"g{index}", 8, index * 100))
         scheduler.add(Score(f"s{index}", tuple(range(8)), (Window(0, 8, 1),)))
     plans = [run(scheduler) for _ in range(20)]
-    assert sum(len(plan.chunks) for plan in plans) >= 8
-    assert sum(len(plan.passages) for plan in plans) >= 8
+    assert sum(len(plan.prefill_chunks) for plan in plans) >= 8
+    assert sum(len(plan.score_chunks) for plan in plans) >= 8
 
 
 def test_flex_texts_wait_behind_prompts_and_other_texts_but_not_for_ever() -> None:
@@ -49,13 +49,13 @@ def test_flex_texts_wait_behind_prompts_and_other_texts_but_not_for_ever() -> No
     scheduler.add(Score("flex", tuple(range(40)), (Window(0, 40, 1),), tier="flex"))
     scheduler.add(generate("chat", 24))
     scheduler.add(Score("text", tuple(range(16)), (Window(0, 16, 1),)))
-    seen = [[passage.reading.job.id for passage in run(scheduler).passages] for _ in range(4)]
+    seen = [[chunk.text.job.id for chunk in run(scheduler).score_chunks] for _ in range(4)]
     assert "flex" not in sum(seen, [])
     clock.now_s += AGE_S + 1
-    assert any(passage.reading.job.id == "flex" for _ in range(6) for passage in run(scheduler).passages)
+    assert any(chunk.text.job.id == "flex" for _ in range(6) for chunk in run(scheduler).score_chunks)
 
 
-def test_a_flex_text_that_is_half_read_does_not_block_the_others() -> None:
+def test_a_flex_text_that_is_half_computed_does_not_block_the_others() -> None:
     scheduler = create(1, 8)
     scheduler.add(Score("flex", tuple(range(40)), (Window(0, 40, 1),), tier="flex"))
     run(scheduler)
@@ -72,4 +72,4 @@ def test_a_short_text_does_not_wait_for_a_whole_long_one() -> None:
     scheduler.add(Score("long", tuple(range(200)), (Window(0, 200, 1),)))
     run(scheduler)
     scheduler.add(Score("short", (1, 2, 3), (Window(0, 3, 1),)))
-    assert any(passage.reading.job.id == "short" for _ in range(4) for passage in run(scheduler).passages)
+    assert any(chunk.text.job.id == "short" for _ in range(4) for chunk in run(scheduler).score_chunks)

@@ -1,25 +1,25 @@
-"""Policy from lengths, limits and a clock alone: no model takes part."""
+"""The scheduler's policy, from lengths, limits and a clock. No model takes part."""
 
 from dataclasses import replace
 
-from planning import Clock, create, decode, generate, run, tenant
+from planning import Clock, create, detokenize, generate, request_in, run
 
-from app.engine.request import Beams, Generate, Score, Window
+from app.engine.request import BeamSearchParams, Generate, Score, Window
 from app.engine.scheduler import AGE_S
 
 
 def test_nothing_to_do_is_an_empty_plan() -> None:
     scheduler = create(2, 8)
-    assert scheduler.schedule(decode).empty
+    assert scheduler.schedule(detokenize).empty
     assert scheduler.idle
 
 
-def test_a_prompt_longer_than_the_budget_comes_in_chunks() -> None:
+def test_a_prompt_longer_than_the_budget_is_prefilled_in_chunks() -> None:
     scheduler = create(1, 8)
     scheduler.add(generate("a", 20))
     seen = []
     for _ in range(3):
-        (chunk,) = scheduler.schedule(decode).chunks
+        (chunk,) = scheduler.schedule(detokenize).prefill_chunks
         seen.append((chunk.start, chunk.end))
         chunk.slot.length = chunk.end
     assert seen == [(0, 8), (8, 16), (16, 20)]
@@ -29,8 +29,8 @@ def test_prompts_share_one_budget_in_the_order_they_came() -> None:
     scheduler = create(3, 8)
     for name in "abc":
         scheduler.add(generate(name, 5))
-    chunks = scheduler.schedule(decode).chunks
-    assert [(chunk.slot.request.id, chunk.end - chunk.start) for chunk in chunks if chunk.slot.request] == [("a", 5), ("b", 3)]
+    prefill_chunks = scheduler.schedule(detokenize).prefill_chunks
+    assert [(chunk.slot.request.id, chunk.end - chunk.start) for chunk in prefill_chunks if chunk.slot.request] == [("a", 5), ("b", 3)]
 
 
 def test_a_long_prompt_is_not_overtaken_by_later_ones_in_lower_slots() -> None:
@@ -40,7 +40,7 @@ def test_a_long_prompt_is_not_overtaken_by_later_ones_in_lower_slots() -> None:
     run(scheduler)
     scheduler.release(scheduler.slots[0])
     scheduler.add(generate("late", 8))
-    (chunk,) = run(scheduler).chunks
+    (chunk,) = run(scheduler).prefill_chunks
     assert chunk.slot.request and chunk.slot.request.id == "long"
 
 
@@ -48,21 +48,21 @@ def test_every_decoding_slot_runs_whatever_the_budget() -> None:
     scheduler = create(4, 1)
     for name in "abcd":
         scheduler.add(generate(name, 2))
-    scheduler.schedule(decode)
+    scheduler.schedule(detokenize)
     for slot in scheduler.slots:
         slot.length = 2
         slot.tokens.append(7)
-    assert [slot.index for slot in scheduler.schedule(decode).decodes] == [0, 1, 2, 3]
+    assert [slot.index for slot in scheduler.schedule(detokenize).decodes] == [0, 1, 2, 3]
 
 
-def test_more_requests_than_slots_wait_their_turn() -> None:
+def test_requests_without_a_free_slot_wait() -> None:
     scheduler = create(1, 8)
     scheduler.add(generate("a", 2))
     scheduler.add(generate("b", 2))
-    scheduler.schedule(decode)
+    scheduler.schedule(detokenize)
     assert scheduler.slots[0].request and scheduler.slots[0].request.id == "a"
     scheduler.release(scheduler.slots[0])
-    scheduler.schedule(decode)
+    scheduler.schedule(detokenize)
     assert scheduler.slots[0].request and scheduler.slots[0].request.id == "b"
 
 
@@ -77,12 +77,12 @@ def test_a_conversation_that_goes_on_comes_before_new_ones_and_those_before_flex
     scheduler.release(scheduler.slots[0])
     assert [waiting.id for waiting in scheduler.queue()] == ["goes on", "new", "batch"]
     run(scheduler)
-    assert tenant(scheduler.slots[0]) == "goes on"
+    assert request_in(scheduler.slots[0]) == "goes on"
     assert scheduler.slots[0].cached == 20
     assert "holds 20 of the prompt's 30 tokens" in scheduler.decisions[-1].reason
 
 
-def test_nothing_waits_for_ever() -> None:
+def test_a_flex_request_does_not_wait_for_ever() -> None:
     clock = Clock()
     scheduler = create(1, 64, clock)
     scheduler.add(generate("first", 20))
@@ -94,9 +94,9 @@ def test_nothing_waits_for_ever() -> None:
         scheduler.add(generate(f"goes on {index}", 30))
         scheduler.release(scheduler.slots[0])
         run(scheduler)
-        served.append(tenant(scheduler.slots[0]))
+        served.append(request_in(scheduler.slots[0]))
     assert served[0] == "goes on 0"
-    assert served.index("batch") == 2 * AGE_S - 1  # older by two classes than whoever came last
+    assert served.index("batch") == 2 * AGE_S - 1  # its age outweighs two priority classes
 
 
 def test_the_slot_idle_longest_goes_first_and_a_prefix_is_copied_from_another() -> None:
@@ -108,9 +108,9 @@ def test_the_slot_idle_longest_goes_first_and_a_prefix_is_copied_from_another() 
         scheduler.release(scheduler.slots[index])
     scheduler.add(Generate("like a", (*range(18), *range(5000, 5040)), 8))
     plan = run(scheduler)
-    assert tenant(scheduler.slots[1]) == "like a"
+    assert request_in(scheduler.slots[1]) == "like a"
     assert [(source.index, target.index, tokens) for source, target, tokens in plan.copies] == [(0, 1, 18)]
-    assert [(chunk.start, chunk.end) for chunk in plan.chunks] == [(18, 58)]
+    assert [(chunk.start, chunk.end) for chunk in plan.prefill_chunks] == [(18, 58)]
     assert "idle longest; 18 tokens copied from slot 0" in scheduler.decisions[-1].reason
 
 
@@ -121,51 +121,51 @@ def test_equal_prompts_that_come_together_are_computed_once() -> None:
     computed, copied = 0, 0
     while any(slot.stage != "decode" for slot in scheduler.slots):
         plan = run(scheduler)
-        computed += plan.prompt_tokens
+        computed += plan.prefill_tokens
         copied += sum(tokens for _, _, tokens in plan.copies)
     assert (computed, copied) == (100 + 3, 3 * 99)
 
 
-def test_who_waits_for_a_prefix_takes_what_there_is_when_its_donor_is_gone() -> None:
+def test_a_request_whose_donor_is_cancelled_copies_what_the_donor_has_computed() -> None:
     scheduler = create(2, 32)
     scheduler.add(generate("donor", 100))
-    scheduler.add(generate("taker", 100))
+    scheduler.add(generate("receiver", 100))
     run(scheduler)
     assert scheduler.cancel("donor")
     plan = run(scheduler)
     assert [tokens for _, _, tokens in plan.copies] == [32]
-    assert plan.chunks[0].start == 32
+    assert plan.prefill_chunks[0].start == 32
 
 
-def test_a_donor_with_another_tenant_gives_nothing() -> None:
+def test_nothing_is_copied_from_a_donor_that_runs_another_request() -> None:
     scheduler = create(2, 32)
     scheduler.add(generate("donor", 100))
-    scheduler.add(generate("taker", 100))
+    scheduler.add(generate("receiver", 100))
     run(scheduler)
     scheduler.cancel("donor")
-    scheduler.slots[0].admit(generate("other", 30, 3000), 99, decode, 0)
+    scheduler.slots[0].admit(generate("other", 30, 3000), 99, detokenize, 0)
     plan = run(scheduler)
     assert plan.copies == []
-    assert {tenant(chunk.slot): chunk.start for chunk in plan.chunks} == {"taker": 0}
+    assert {request_in(chunk.slot): chunk.start for chunk in plan.prefill_chunks} == {"receiver": 0}
 
 
 def test_a_search_waits_for_all_its_slots_and_holds_up_those_behind_it() -> None:
     scheduler = create(3, 64)
     scheduler.add(generate("a", 4))
     run(scheduler)
-    scheduler.add(replace(generate("search", 4, 50), search=Beams(3)))
+    scheduler.add(replace(generate("search", 4, 50), search=BeamSearchParams(3)))
     scheduler.add(generate("behind", 4, 90))
     run(scheduler)
-    assert [tenant(slot) for slot in scheduler.slots] == ["a", None, None]
+    assert [request_in(slot) for slot in scheduler.slots] == ["a", None, None]
     scheduler.release(scheduler.slots[0])
     plan = run(scheduler)
-    assert [tenant(slot) for slot in scheduler.slots] == ["search"] * 3
-    assert len(plan.chunks) == 1
+    assert [request_in(slot) for slot in scheduler.slots] == ["search"] * 3
+    assert len(plan.prefill_chunks) == 1
     assert scheduler.cancel("search")
-    assert [tenant(slot) for slot in scheduler.slots] == [None] * 3
+    assert [request_in(slot) for slot in scheduler.slots] == [None] * 3
 
 
-def test_the_wait_is_expected_from_the_recent_past() -> None:
+def test_the_expected_wait_follows_from_recent_releases() -> None:
     clock = Clock()
     scheduler = create(1, 64, clock)
     for index in range(6):
@@ -189,17 +189,17 @@ def test_decisions_are_the_last_hundred() -> None:
     assert scheduler.decisions[0].reason == "idle longest"
 
 
-def test_clear_names_everything_that_was_in_flight() -> None:
+def test_clear_returns_the_ids_of_all_jobs_in_flight() -> None:
     scheduler = create(1, 8)
     scheduler.add(generate("running", 2))
-    scheduler.schedule(decode)
+    scheduler.schedule(detokenize)
     scheduler.add(generate("waiting", 2))
     scheduler.add(Score("text", (1, 2), (Window(0, 2, 1),)))
     assert sorted(scheduler.clear()) == ["running", "text", "waiting"]
     assert scheduler.idle
 
 
-def test_idle_hours_are_no_measure_of_the_wait() -> None:
+def test_idle_hours_do_not_count_in_the_expected_wait() -> None:
     clock = Clock()
     scheduler = create(1, 64, clock)
     for pause_s in (1.0, 1.0, 3600.0):
@@ -234,6 +234,6 @@ def test_the_same_request_again_takes_the_slots_that_hold_it() -> None:
 
 def test_a_search_of_one_slot_is_a_search() -> None:
     scheduler = create(2, 64)
-    scheduler.add(replace(generate("one", 4), search=Beams(1)))
+    scheduler.add(replace(generate("one", 4), search=BeamSearchParams(1)))
     run(scheduler)
     assert scheduler.slots[0].group == (scheduler.slots[0],)

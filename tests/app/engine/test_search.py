@@ -1,4 +1,4 @@
-"""The searches, driven without any cache, against transformers' own beam search and against the paper's equation in loops."""
+"""Beam search against transformers', contrastive search against the paper's equation in plain loops; both without any cache."""
 
 import math
 import random
@@ -9,8 +9,8 @@ import torch
 from conftest import VOCABULARY, tiny
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from app.engine.request import Beams, Contrast
-from app.engine.search import BeamSearch, ContrastiveSearch, Move
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams
+from app.engine.search import BeamSearch, Continuation, ContrastiveSearch
 
 NEW = 12
 
@@ -19,11 +19,11 @@ def prompt(rng: random.Random) -> list[int]:
     return [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20))]
 
 
-def follow(rows: list[list[int]], move: Move) -> list[list[int]]:
-    """Rows after `move`, copied one after another in place as caches would be."""
-    for place, source in enumerate(move.sources):
-        rows[place] = list(rows[source])
-    return [[*row, token] for row, token in zip(rows, move.tokens, strict=True)]
+def follow(rows: list[list[int]], continuation: Continuation) -> list[list[int]]:
+    """The rows after `continuation`, copied one after another in place, as caches are."""
+    for branch, source in enumerate(continuation.sources):
+        rows[branch] = list(rows[source])
+    return [[*row, token] for row, token in zip(rows, continuation.tokens, strict=True)]
 
 
 @torch.inference_mode()
@@ -33,14 +33,14 @@ def scores(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
 
 def beam(model: PreTrainedModel, ids: list[int], search: BeamSearch, beams: int) -> tuple[list[int], str]:
     rows = [ids] + [[] for _ in range(beams - 1)]
-    move = search.start(scores(model, [ids])[0])
-    while move is not None:
-        rows = follow(rows, move)
-        move = search.advance(scores(model, rows))
+    continuation = search.start(scores(model, [ids])[0])
+    while continuation is not None:
+        rows = follow(rows, continuation)
+        continuation = search.advance(scores(model, rows))
     return search.best
 
 
-def golden(model: PreTrainedModel, ids: list[int], search: Beams, ends: frozenset[int]) -> list[int]:
+def golden(model: PreTrainedModel, ids: list[int], search: BeamSearchParams, end_tokens: frozenset[int]) -> list[int]:
     row = torch.tensor([ids])
     flags = {"length_penalty": search.length_penalty, "early_stopping": search.early_stopping} if search.beams > 1 else {}
     out = model.generate(
@@ -49,16 +49,16 @@ def golden(model: PreTrainedModel, ids: list[int], search: Beams, ends: frozense
         num_beams=search.beams,
         do_sample=False,
         max_new_tokens=NEW,
-        eos_token_id=sorted(ends) or None,
+        eos_token_id=sorted(end_tokens) or None,
         **flags,
     )
     return out[0, len(ids) :].tolist()
 
 
-def likely_ends(rng: random.Random, model: PreTrainedModel, ids: list[int]) -> list[frozenset[int]]:
-    """No end token, one and two that a search would take, and very many."""
-    met = golden(model, ids, Beams(3), frozenset())
-    return [frozenset(), frozenset(met[3:4]), frozenset({met[5], met[9]}), frozenset(rng.sample(range(VOCABULARY), 60))]
+def end_token_sets(rng: random.Random, model: PreTrainedModel, ids: list[int]) -> list[frozenset[int]]:
+    """No end token, one and two that a search would choose, and very many."""
+    answer = golden(model, ids, BeamSearchParams(3), frozenset())
+    return [frozenset(), frozenset(answer[3:4]), frozenset({answer[5], answer[9]}), frozenset(rng.sample(range(VOCABULARY), 60))]
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2"])
@@ -68,34 +68,36 @@ def test_beam_search_equals_generate(name: str, beams: int, length_penalty: floa
     for seed in range(2):
         rng = random.Random(seed)
         model, ids = tiny(name, seed), prompt(rng)
-        for ends in likely_ends(rng, model, ids):
-            for search in (Beams(beams, length_penalty, early_stopping) for early_stopping in (False, True)):
-                found, finish = beam(model, ids, BeamSearch(search, NEW, ends), beams)
-                assert found == golden(model, ids, search, ends)
-                assert finish == ("stop" if found[-1] in ends else "length")
+        for end_tokens in end_token_sets(rng, model, ids):
+            for search in (BeamSearchParams(beams, length_penalty, early_stopping) for early_stopping in (False, True)):
+                answer, finish = beam(model, ids, BeamSearch(search, NEW, end_tokens), beams)
+                assert answer == golden(model, ids, search, end_tokens)
+                assert finish == ("stop" if answer[-1] in end_tokens else "length")
 
 
-class Whole(StoppingCriteria):
-    """transformers' word for it, asked about the answer only."""
+class IsComplete(StoppingCriteria):
+    """The same predicate as a criterion of transformers; it sees the answer without the prompt."""
 
-    def __init__(self, prompt: int, whole: Callable[[Sequence[int]], bool]) -> None:
-        self.prompt, self.whole = prompt, whole
+    def __init__(self, prompt_tokens: int, is_complete: Callable[[Sequence[int]], bool]) -> None:
+        self.prompt_tokens, self.is_complete = prompt_tokens, is_complete
 
     def __call__(self, input_ids: torch.LongTensor, scores: object, **_: object) -> torch.BoolTensor:
-        return torch.tensor([self.whole(row[self.prompt :]) for row in input_ids.tolist()])  # type: ignore[return-value]
+        return torch.tensor([self.is_complete(row[self.prompt_tokens :]) for row in input_ids.tolist()])  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("share", [20, 5, 2])
 @pytest.mark.parametrize("early_stopping", [False, True])
-def test_sequences_that_are_whole_by_themselves_end_as_by_generate(share: int, early_stopping: bool) -> None:
-    """Also where so many of them end that fewer than `beams` run on."""
+def test_sequences_that_are_complete_without_an_end_token_end_as_in_generate(share: int, early_stopping: bool) -> None:
+    """Also where so many of them end that fewer than `beams` are left to continue."""
     for seed in range(6):
         model, ids, beams = tiny("Llama", seed), prompt(random.Random(seed)), 2 + seed % 4
 
-        def whole(tokens: Sequence[int]) -> bool:
+        def is_complete(tokens: Sequence[int]) -> bool:
             return len(tokens) > 1 and (tokens[-1] + tokens[-2]) % share == 0
 
-        found, finish = beam(model, ids, BeamSearch(Beams(beams, early_stopping=early_stopping), NEW, frozenset(), whole), beams)
+        answer, finish = beam(
+            model, ids, BeamSearch(BeamSearchParams(beams, early_stopping=early_stopping), NEW, frozenset(), is_complete), beams
+        )
         row = torch.tensor([ids])
         out = model.generate(
             row,
@@ -105,27 +107,27 @@ def test_sequences_that_are_whole_by_themselves_end_as_by_generate(share: int, e
             max_new_tokens=NEW,
             eos_token_id=None,
             early_stopping=early_stopping,
-            stopping_criteria=StoppingCriteriaList([Whole(len(ids), whole)]),
+            stopping_criteria=StoppingCriteriaList([IsComplete(len(ids), is_complete)]),
         )
-        assert found == out[0, len(ids) :].tolist()
-        assert finish == ("stop" if whole(found) else "length")
+        assert answer == out[0, len(ids) :].tolist()
+        assert finish == ("stop" if is_complete(answer) else "length")
 
 
-def test_a_vocabulary_of_ends_leaves_nothing_to_search() -> None:
-    search = BeamSearch(Beams(2), NEW, frozenset(range(4)))
+def test_the_search_is_over_when_every_token_is_an_end_token() -> None:
+    search = BeamSearch(BeamSearchParams(2), NEW, frozenset(range(4)))
     assert search.start(torch.tensor([0.1, 0.2, 0.4, 0.3]).log()) is None
     assert search.best == ([2], "stop")
 
 
-@pytest.mark.parametrize(("ends", "finish"), [({2}, "stop"), ({3}, "length"), (set(), "length")])
-def test_an_end_on_the_last_token_is_an_end(ends: set[int], finish: str) -> None:
-    search = BeamSearch(Beams(2), 1, frozenset(ends))
+@pytest.mark.parametrize(("end_tokens", "finish"), [({2}, "stop"), ({3}, "length"), (set(), "length")])
+def test_an_end_token_at_max_tokens_finishes_with_stop(end_tokens: set[int], finish: str) -> None:
+    search = BeamSearch(BeamSearchParams(2), 1, frozenset(end_tokens))
     assert search.start(torch.tensor([0.1, 0.2, 0.4, 0.3]).log()) is None
     assert search.best == ([2], finish)
 
 
 def test_only_beams_without_a_child_are_copied_over() -> None:
-    search = BeamSearch(Beams(3), NEW, frozenset())
+    search = BeamSearch(BeamSearchParams(3), NEW, frozenset())
     first = search.start(torch.tensor([0.4, 0.3, 0.2, 0.1]).log())
     assert first is not None and first.sources == [0, 0, 0] and first.tokens[0] == 0
     rows = torch.full((3, 4), -9.0)
@@ -142,28 +144,28 @@ def states(model: PreTrainedModel, rows: list[list[int]]) -> tuple[torch.Tensor,
     return out.logits, out.hidden_states[-1]
 
 
-def contrast(model: PreTrainedModel, ids: list[int], search: ContrastiveSearch, part: int) -> list[int]:
-    """Tokens of a search whose prompt was read in parts of `part` tokens."""
+def run_contrastive(model: PreTrainedModel, ids: list[int], search: ContrastiveSearch, chunk: int) -> list[int]:
+    """The tokens that a search chooses when its prompt comes in chunks of `chunk` tokens."""
     logits, hidden = states(model, [ids])
-    for piece in hidden[0].split(part):
-        search.read(piece)
-    move = search.start(logits[0, -1])
-    rows, found = [ids] + [[] for _ in move.tokens[1:]], []
+    for states_of_chunk in hidden[0].split(chunk):
+        search.add_prompt_states(states_of_chunk)
+    continuation = search.start(logits[0, -1])
+    rows, answer = [ids] + [[] for _ in continuation.tokens[1:]], []
     for _ in range(NEW):
-        rows = follow(rows, move)
+        rows = follow(rows, continuation)
         logits, hidden = states(model, rows)
         chosen, following = search.advance(logits[:, -1], hidden[:, -1])
-        found.append(move.tokens[chosen])
+        answer.append(continuation.tokens[chosen])
         assert following.sources == [chosen] * len(rows)
-        move = following
-    return found
+        continuation = following
+    return answer
 
 
-def cosine(one: list[float], other: list[float]) -> float:
-    return sum(a * b for a, b in zip(one, other, strict=True)) / math.hypot(*one) / math.hypot(*other)
+def cosine(u: list[float], v: list[float]) -> float:
+    return sum(a * b for a, b in zip(u, v, strict=True)) / math.hypot(*u) / math.hypot(*v)
 
 
-def equation_five(model: PreTrainedModel, ids: list[int], search: Contrast) -> list[int]:
+def equation_five(model: PreTrainedModel, ids: list[int], search: ContrastiveSearchParams) -> list[int]:
     rows = list(ids)
     while len(rows) < len(ids) + NEW:
         logits, hidden = states(model, [rows])
@@ -172,43 +174,48 @@ def equation_five(model: PreTrainedModel, ids: list[int], search: Contrast) -> l
         best = (-math.inf, -1)
         for token in sorted(range(VOCABULARY), key=lambda token: -probabilities[token])[: search.top_k]:
             state = states(model, [[*rows, token]])[1][0, -1].double().tolist()
-            likeness = max(cosine(state, other) for other in past)
-            score = (1 - search.penalty_alpha) * probabilities[token] - search.penalty_alpha * likeness
+            similarity = max(cosine(state, earlier) for earlier in past)
+            score = (1 - search.penalty_alpha) * probabilities[token] - search.penalty_alpha * similarity
             best = max(best, (score, token), key=lambda pair: pair[0])
         rows.append(best[1])
     return rows[len(ids) :]
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2"])
-@pytest.mark.parametrize("search", [Contrast(4, 0.6), Contrast(8, 0.1), Contrast(5, 1.0), Contrast(1, 0.6)])
-def test_contrastive_search_equals_the_equation(name: str, search: Contrast) -> None:
+@pytest.mark.parametrize(
+    "search",
+    [ContrastiveSearchParams(4, 0.6), ContrastiveSearchParams(8, 0.1), ContrastiveSearchParams(5, 1.0), ContrastiveSearchParams(1, 0.6)],
+)
+def test_contrastive_search_equals_the_equation(name: str, search: ContrastiveSearchParams) -> None:
     for seed in range(2):
         model, ids = tiny(name, seed), prompt(random.Random(seed))
-        for part in (1, 4, len(ids)):
-            assert contrast(model, ids, ContrastiveSearch(search), part) == equation_five(model, ids, search)
+        for chunk in (1, 4, len(ids)):
+            assert run_contrastive(model, ids, ContrastiveSearch(search), chunk) == equation_five(model, ids, search)
 
 
 def test_without_a_penalty_contrastive_search_is_greedy() -> None:
     model, ids = tiny("Llama"), prompt(random.Random(7))
-    assert contrast(model, ids, ContrastiveSearch(Contrast(5, 0.0)), len(ids)) == golden(model, ids, Beams(1), frozenset())
+    assert run_contrastive(model, ids, ContrastiveSearch(ContrastiveSearchParams(5, 0.0)), len(ids)) == golden(
+        model, ids, BeamSearchParams(1), frozenset()
+    )
 
 
-def test_of_equally_good_candidates_the_likelier_is_taken() -> None:
-    search = ContrastiveSearch(Contrast(3, 1.0))
-    search.read(torch.eye(4))
-    move = search.start(torch.tensor([0.1, 0.4, 0.2, 0.3]).log())
-    assert move.tokens == [1, 3, 2]
+def test_of_equally_good_candidates_the_likelier_is_chosen() -> None:
+    search = ContrastiveSearch(ContrastiveSearchParams(3, 1.0))
+    search.add_prompt_states(torch.eye(4))
+    continuation = search.start(torch.tensor([0.1, 0.4, 0.2, 0.3]).log())
+    assert continuation.tokens == [1, 3, 2]
     assert search.advance(torch.zeros(3, 4), torch.ones(3, 4))[0] == 0
 
 
-def test_what_is_banned_is_not_taken_however_little_it_resembles() -> None:
-    """With two tokens left, the third candidate is there for the number only; with one certain, the others have no probability."""
-    search = ContrastiveSearch(Contrast(3, 0.9))
-    search.read(torch.eye(2)[:1])
-    move = search.start(torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf]))
-    assert move.tokens[:2] == [2, 1]
+def test_a_banned_token_is_not_chosen_however_dissimilar_it_is() -> None:
+    """With two tokens allowed, the third candidate only fills up top_k; with one token certain, the others have probability 0."""
+    search = ContrastiveSearch(ContrastiveSearchParams(3, 0.9))
+    search.add_prompt_states(torch.eye(2)[:1])
+    continuation = search.start(torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf]))
+    assert continuation.tokens[:2] == [2, 1]
     alike, unlike = torch.eye(2)
     assert search.advance(torch.zeros(3, 4), torch.stack([alike, alike, unlike]))[0] == 0
-    search = ContrastiveSearch(Contrast(2, 0.9))
-    search.read(torch.eye(2)[:1])
+    search = ContrastiveSearch(ContrastiveSearchParams(2, 0.9))
+    search.add_prompt_states(torch.eye(2)[:1])
     assert search.start(torch.tensor([-torch.inf, -torch.inf, 500.0, 0.0])).tokens == [2, 3]

@@ -1,4 +1,4 @@
-"""Schemas as grammars: what an answer may be."""
+"""JSON schemas as grammars: which answers they allow."""
 
 import json
 from typing import Any
@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from app.forms.grammar import Schema, closed, json_grammar, part
-from app.forms.validation import Bytes, fault
+from app.forms.grammar import Schema, json_grammar, schema_term, with_closed_objects
+from app.forms.validation import ByteVocabulary, schema_problem
 
-LOW = LLTokenizer(TokenizerWrapper(Bytes()))
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"), max_size=8)  # llguidance leaves this one out
+BYTES = LLTokenizer(TokenizerWrapper(ByteVocabulary()))
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"), max_size=8)  # llguidance never writes U+007F
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
@@ -20,39 +20,40 @@ VALUE = st.recursive(
 )
 
 
-def holds(schema: Schema | None, text: str) -> bool:
-    matcher = LLMatcher(LOW, json_grammar(schema), log_level=0)
+def allows(schema: Schema | None, text: str) -> bool:
+    matcher = LLMatcher(BYTES, json_grammar(schema), log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     data = list(text.encode())
     return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
 
 
-def exactly(**properties: Any) -> Schema:
+def object_of(**properties: Any) -> Schema:
+    """An object with exactly these properties, all required."""
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 NODE = {
-    "$defs": {"node": {**exactly(next={"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]})}},
+    "$defs": {"node": {**object_of(next={"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]})}},
     "$ref": "#/$defs/node",
 }
 
 
-def test_without_a_schema_any_object_and_nothing_else() -> None:
+def test_without_a_schema_any_object_is_allowed_and_nothing_else() -> None:
     for text in ("{}", '{"a": 1, "b": [1, 2.5e3, null, true], "c": {"d": "\\n\u732b"}}'):
-        assert holds(None, text)
+        assert allows(None, text)
     for text in ("[]", "1", '"a"', "null", "", "{} ", ' {"a": 1}', "{}{}", '{"a": 1'):
-        assert not holds(None, text)
+        assert not allows(None, text)
 
 
 @settings(max_examples=100, deadline=None)
 @given(value=st.dictionaries(TEXT, VALUE, max_size=4))
-def test_every_object_as_json_dumps_writes_it(value: Any) -> None:
-    assert holds(None, json.dumps(value, ensure_ascii=False))
+def test_every_object_written_by_json_dumps_is_allowed(value: Any) -> None:
+    assert allows(None, json.dumps(value, ensure_ascii=False))
 
 
 @pytest.mark.parametrize("text", ['{"a":1}', '{ "a": 1}', '{"a":  1}', '{"a": 1, \n"b": 2}', '{"a": 1 }', "{\n}"])
-def test_no_room_for_blanks_without_end(text: str) -> None:
-    assert not holds(None, text)
+def test_no_white_space_beyond_what_json_dumps_writes(text: str) -> None:
+    assert not allows(None, text)
 
 
 @pytest.mark.parametrize(
@@ -66,47 +67,50 @@ def test_no_room_for_blanks_without_end(text: str) -> None:
         ({"type": "integer", "multipleOf": 3}, ["9"], ["10"]),
         ({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2}, ["[true]"], ["[]", "[true, true, true]", "[1]"]),
         ({"type": "array", "prefixItems": [{"type": "null"}], "items": False}, ["[null]"], ["[null, 1]"]),
-        (exactly(a={"type": "string"}, b={"anyOf": [{}, exactly(c={"const": 1})]}), ['{"a": "", "b": {"c": 1}}'], ['{"a": ""}']),
+        (object_of(a={"type": "string"}, b={"anyOf": [{}, object_of(c={"const": 1})]}), ['{"a": "", "b": {"c": 1}}'], ['{"a": ""}']),
         ({"type": "object", "additionalProperties": {"type": "integer"}}, ['{"x": 1}', "{}"], ['{"x": "1"}']),
         ({"type": "object", "patternProperties": {"^a": {}}, "additionalProperties": False}, ['{"ab": null}'], ['{"b": null}']),
         ({"type": "string", "format": "date"}, ['"2026-11-21"'], ['"2026-13-21"', '"today"']),
         (NODE, ['{"next": null}', '{"next": {"next": {"next": null}}}'], ['{"next": 1}', "{}"]),
         ({"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]}, ["3", "5"], ["2", "6"]),
-        ({"oneOf": [exactly(kind={"const": "a"}), exactly(kind={"const": "b"})]}, ['{"kind": "b"}'], ['{"kind": "c"}']),
+        ({"oneOf": [object_of(kind={"const": "a"}), object_of(kind={"const": "b"})]}, ['{"kind": "b"}'], ['{"kind": "c"}']),
         ({"$defs": {"a": {"type": "string"}}, "$ref": "#/$defs/a", "maxLength": 1}, ['"a"'], ['"ab"']),
         ({"type": "integer", "format": "int32", "title": "t", "default": 3, "examples": [1], "x-note": {"not": 1}}, ["7"], ["7.5"]),
         ({"properties": {"a/b~c": {"type": "null"}}, "items": {"$ref": "#/properties/a~1b~0c"}, "type": "array"}, ["[null]"], ["[1]"]),
     ],
 )  # fmt: skip
-def test_a_schema_is_kept_to(schema: Schema, good: list[str], bad: list[str]) -> None:
-    assert fault(schema) is None
-    assert [text for text in good if not holds(schema, text)] == []
-    assert [text for text in bad if holds(schema, text)] == []
+def test_a_schema_is_enforced(schema: Schema, good: list[str], bad: list[str]) -> None:
+    assert schema_problem(schema) is None
+    assert [text for text in good if not allows(schema, text)] == []
+    assert [text for text in bad if allows(schema, text)] == []
 
 
-def test_a_part_stands_in_a_larger_grammar() -> None:
-    matcher = LLMatcher(LOW, f'start: "<" {part({"type": "integer"})} ">"', log_level=0)
+def test_a_schema_is_a_term_in_a_larger_grammar() -> None:
+    matcher = LLMatcher(BYTES, f'start: "<" {schema_term({"type": "integer"})} ">"', log_level=0)
     assert matcher.try_consume_tokens(list(b"<12>")) == 4 and matcher.is_stopped()
 
 
-NAMES: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+ONE_PROPERTY: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
-def test_objects_are_closed_where_nothing_is_said() -> None:
-    assert closed(NAMES) == {**NAMES, "additionalProperties": False}
-    nested: Schema = {"type": "array", "items": NAMES, "$defs": {"b": NAMES}}
-    assert closed(nested)["items"]["additionalProperties"] is False and closed(nested)["$defs"]["b"]["additionalProperties"] is False
-    for schema in ({"type": "object"}, {**NAMES, "additionalProperties": True}, {**NAMES, "patternProperties": {"^x": {}}}):
-        assert closed(schema) == schema
+def test_objects_are_closed_unless_the_schema_mentions_other_properties() -> None:
+    assert with_closed_objects(ONE_PROPERTY) == {**ONE_PROPERTY, "additionalProperties": False}
+    nested: Schema = {"type": "array", "items": ONE_PROPERTY, "$defs": {"b": ONE_PROPERTY}}
+    assert (
+        with_closed_objects(nested)["items"]["additionalProperties"] is False
+        and with_closed_objects(nested)["$defs"]["b"]["additionalProperties"] is False
+    )
+    for schema in ({"type": "object"}, {**ONE_PROPERTY, "additionalProperties": True}, {**ONE_PROPERTY, "patternProperties": {"^x": {}}}):
+        assert with_closed_objects(schema) == schema
 
 
 @pytest.mark.parametrize(
     "schema",
     [
-        {"allOf": [NAMES, {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}]},
-        {**NAMES, "anyOf": [{"required": ["a"]}, {"properties": {"b": {"const": 1}}, "required": ["b"]}]},
-        {**NAMES, "required": ["b"]},
+        {"allOf": [ONE_PROPERTY, {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}]},
+        {**ONE_PROPERTY, "anyOf": [{"required": ["a"]}, {"properties": {"b": {"const": 1}}, "required": ["b"]}]},
+        {**ONE_PROPERTY, "required": ["b"]},
     ],
 )
-def test_objects_that_need_more_than_they_name_stay_open(schema: Schema) -> None:
-    assert closed(schema) == schema and fault(schema) is None
+def test_objects_that_need_unnamed_properties_stay_open(schema: Schema) -> None:
+    assert with_closed_objects(schema) == schema and schema_problem(schema) is None

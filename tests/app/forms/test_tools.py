@@ -1,6 +1,6 @@
-"""Calls of tools: what is learned from a template, what the grammar lets through, what the reader takes out of the text.
+"""Tool calls: what is learned from a chat template, what the grammar allows, what the parser takes out of the text.
 
-The templates are small ones in the manner of well-known models, each with its marks of turns and its way of writing calls.
+The templates are short versions of those of well-known models, each with its own turn markers and way of writing calls.
 """
 
 import json
@@ -20,37 +20,37 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.errors import InvalidRequest
-from app.forms.parser import CallPart, CallStart, Reader, Said
-from app.forms.tools import Format, Marks, NoTools, learn
+from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallParser, ToolCallStart
+from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported, learn_tool_format
 
 TURNS = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
 )
-TURNED = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+TURN_END = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 HERMES = TURNS + (
     "{{ m.content }}{% for c in m.tool_calls or [] %}{% if not loop.first or m.content %}{{ '\n' }}{% endif %}"
     '<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
-) + TURNED  # fmt: skip
+) + TURN_END  # fmt: skip
 THINKING = TURNS + (
     "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}{% for c in m.tool_calls or [] %}"
     "{% if not loop.first %}{{ '\n' }}{% endif %}"
     '<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
     "\n</tool_call>{% endfor %}"
-) + TURNED  # fmt: skip
+) + TURN_END  # fmt: skip
 SPELLED = HERMES.replace("c.function.arguments | tojson", "c.function.arguments")
 DOUBLED = HERMES.replace("c.function.arguments | tojson", "c.function.arguments | tojson | tojson")
 XML = TURNS + (
     "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>\n<function={{ c.function.name }}>\n"
     "{% for k, v in c.function.arguments | items %}<parameter={{ k }}>\n{{ v }}\n</parameter>\n{% endfor %}"
     "</function>\n</tool_call>{% endfor %}"
-) + TURNED  # fmt: skip
+) + TURN_END  # fmt: skip
 BACKWARD = HERMES.replace(
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}',
     '{"arguments": {{ c.function.arguments | tojson }}, "name": "{{ c.function.name }}"}',
 )
 ELSEWHERE = HERMES.replace("<|im_start|>{{ m.role }}", "<|im_start|>{{ 'caller' if m.tool_calls else m.role }}")
-SILENT = TURNS + "{{ m.content }}" + TURNED
+SILENT = TURNS + "{{ m.content }}" + TURN_END
 LLAMA = (
     "<|begin|>{% for m in messages %}<|head|>{{ m.role }}<|/head|>\n\n"
     "{% if loop.first and tools %}{% for tool in tools %}{{ tool | tojson(indent=4) }}\n{% endfor %}{% endif %}"
@@ -76,8 +76,8 @@ FENCED = (
     "</s>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-SHOWN = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<calls>", "</calls>", "<call>", "</call>", "<sep>"]
-HIDDEN = ["<|im_start|>", "<|im_end|>", "<|begin|>", "<|eot|>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]"]
+VISIBLE = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<calls>", "</calls>", "<call>", "</call>", "<sep>"]
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|begin|>", "<|eot|>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]"]
 ENDS = ["<|im_end|>", "<|eot|>", "</s>"]
 
 OPEN = '<tool_call>\n{"name": "'
@@ -87,37 +87,41 @@ TOOLS = {"ring": RING, "ring_twice": {"type": "object", "properties": {}, "addit
 
 
 @dataclass(frozen=True)
-class Taught:
-    """A vocabulary with all the marks, and its templates."""
+class Vocabulary:
+    """A tokenizer with the added tokens of all templates, and the formats learned so far."""
 
     base: PreTrainedTokenizerFast
-    low: LLTokenizer
-    known: dict[str, Format] = field(default_factory=dict)
+    guidance: LLTokenizer
+    formats: dict[str, ToolFormat] = field(default_factory=dict)
 
-    def learn(self, template: str) -> Format | NoTools:
-        def render(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], opened: bool) -> str:
+    def learn(self, template: str) -> ToolFormat | ToolsUnsupported:
+        def render(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
             try:
                 return str(
                     self.base.apply_chat_template(
-                        list(messages), tools=list(tools), chat_template=template, tokenize=False, add_generation_prompt=opened
+                        list(messages),
+                        tools=list(tools),
+                        chat_template=template,
+                        tokenize=False,
+                        add_generation_prompt=add_generation_prompt,
                     )
                 )
             except (TemplateError, TypeError) as error:
                 raise InvalidRequest(str(error)) from error
 
-        controls = {token.content: id for id, token in self.base.added_tokens_decoder.items()}
-        return learn(render, Marks(controls, frozenset(controls) - frozenset(SHOWN), frozenset(ENDS)))
+        ids = {token.content: id for id, token in self.base.added_tokens_decoder.items()}
+        return learn_tool_format(render, AddedTokens(ids, frozenset(ids) - frozenset(VISIBLE), frozenset(ENDS)))
 
-    def format(self, template: str) -> Format:
-        if template not in self.known:
-            found = self.learn(template)
-            assert isinstance(found, Format), found
-            self.known[template] = found
-        return self.known[template]
+    def format(self, template: str) -> ToolFormat:
+        if template not in self.formats:
+            learned = self.learn(template)
+            assert isinstance(learned, ToolFormat), learned
+            self.formats[template] = learned
+        return self.formats[template]
 
-    def follows(self, grammar: str, text: str) -> bool | None:
-        """Whether the grammar takes the text: whole, or as a beginning (None)."""
-        matcher = LLMatcher(self.low, grammar, log_level=0)
+    def allows(self, grammar: str, text: str) -> bool | None:
+        """Whether the grammar allows the text as a complete answer (True), only as the beginning of one (None), or not at all."""
+        matcher = LLMatcher(self.guidance, grammar, log_level=0)
         assert not matcher.is_error(), matcher.get_error()
         ids = self.base.encode(text, add_special_tokens=False)
         if matcher.try_consume_tokens(ids) < len(ids):
@@ -126,149 +130,161 @@ class Taught:
 
 
 @pytest.fixture(scope="module")
-def taught(bundled: Any) -> Taught:
+def vocabulary(bundled: Any) -> Vocabulary:
     base = AutoTokenizer.from_pretrained(bundled)
-    base.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in SHOWN])
-    base.add_special_tokens({"additional_special_tokens": [AddedToken(mark, special=True, normalized=False) for mark in HIDDEN]})
-    return Taught(base, from_tokenizer(base))
+    base.add_tokens([AddedToken(text, special=False, normalized=False) for text in VISIBLE])
+    base.add_special_tokens({"additional_special_tokens": [AddedToken(text, special=True, normalized=False) for text in SPECIAL]})
+    return Vocabulary(base, from_tokenizer(base))
 
 
-def write(format: Format, calls: Sequence[tuple[str, str]]) -> str:
-    """As the template does, each id nine letters."""
-    between = "abcdefghi".join(format.between or ())
-    middle, close = "abcdefghi".join(format.middle), "abcdefghi".join(format.close)
-    return format.begin + between.join(name + middle + arguments for name, arguments in calls) + close
+def write(format: ToolFormat, calls: Sequence[tuple[str, str]]) -> str:
+    """An answer with these calls (name, arguments), as the template writes it, each id being nine letters."""
+    between = "abcdefghi".join(format.between_calls or ())
+    before_arguments, after_calls = "abcdefghi".join(format.before_arguments), "abcdefghi".join(format.after_calls)
+    return format.before_name + between.join(name + before_arguments + arguments for name, arguments in calls) + after_calls
 
 
-CALLERS = {"hermes": HERMES, "thinking": THINKING, "spelled": SPELLED, "llama": LLAMA, "mistral": MISTRAL, "fenced": FENCED}
-MANY = [name for name in CALLERS if name != "llama"]
+TEMPLATES = {"hermes": HERMES, "thinking": THINKING, "spelled": SPELLED, "llama": LLAMA, "mistral": MISTRAL, "fenced": FENCED}
+SEVERAL_CALLS = [name for name in TEMPLATES if name != "llama"]
 
 
 @pytest.mark.parametrize("template", [HERMES, THINKING])
-def test_calls_in_tags_are_learned_without_the_thoughts_before_them(taught: Taught, template: str) -> None:
-    format = taught.format(template)
-    assert (format.begin, format.middle, format.close) == (OPEN, ('", "arguments": ',), (CLOSE,))
-    assert format.between == (f"{CLOSE}\n{OPEN}",)
-    assert (format.trigger, format.spelled) == ("<tool_call>", False)
+def test_calls_in_tags_are_learned_without_the_thinking_block_before_them(vocabulary: Vocabulary, template: str) -> None:
+    format = vocabulary.format(template)
+    assert (format.before_name, format.before_arguments, format.after_calls) == (OPEN, ('", "arguments": ',), (CLOSE,))
+    assert format.between_calls == (f"{CLOSE}\n{OPEN}",)
+    assert (format.trigger, format.arguments_as_text) == ("<tool_call>", False)
 
 
-def test_a_template_that_takes_one_call_only_has_nothing_between(taught: Taught) -> None:
-    format = taught.format(LLAMA)
-    assert (format.begin, format.middle, format.close, format.between) == ('{"name": "', ('", "parameters": ',), ("}",), None)
-    assert format.trigger == format.begin
+def test_a_template_that_writes_one_call_at_most_has_no_between_calls(vocabulary: Vocabulary) -> None:
+    format = vocabulary.format(LLAMA)
+    assert (format.before_name, format.before_arguments, format.after_calls, format.between_calls) == (
+        '{"name": "',
+        ('", "parameters": ',),
+        ("}",),
+        None,
+    )
+    assert format.trigger == format.before_name
 
 
-def test_ids_of_calls_stand_between_the_pieces(taught: Taught) -> None:
-    format = taught.format(MISTRAL)
-    assert format.begin == '[TOOL_CALLS] [{"name": "'
-    assert (format.between, format.close) == ((', "id": "', '"}, {"name": "'), (', "id": "', '"}]'))
+def test_segments_are_split_where_the_ids_of_calls_stand(vocabulary: Vocabulary) -> None:
+    format = vocabulary.format(MISTRAL)
+    assert format.before_name == '[TOOL_CALLS] [{"name": "'
+    assert (format.between_calls, format.after_calls) == ((', "id": "', '"}, {"name": "'), (', "id": "', '"}]'))
     assert write(format, [("ring", "{}")]) == '[TOOL_CALLS] [{"name": "ring", "arguments": {}, "id": "abcdefghi"}]'
 
 
-def test_arguments_that_the_template_takes_as_text_are_told(taught: Taught) -> None:
-    assert taught.format(SPELLED) == Format(**{**fields(taught.format(HERMES)), "spelled": True})
+def test_a_template_that_expects_arguments_as_text_is_recognised(vocabulary: Vocabulary) -> None:
+    assert vocabulary.format(SPELLED) == ToolFormat(**{**fields(vocabulary.format(HERMES)), "arguments_as_text": True})
 
 
-def fields(format: Format) -> dict[str, Any]:
-    return {name: getattr(format, name) for name in ("begin", "middle", "between", "close", "marks", "spelled")}
+def fields(format: ToolFormat) -> dict[str, Any]:
+    return {
+        name: getattr(format, name)
+        for name in ("before_name", "before_arguments", "between_calls", "after_calls", "added_tokens", "arguments_as_text")
+    }
 
 
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        (TURNS.replace("tools", "nothing") + "{{ m.content }}" + TURNED, "no place for tools"),
-        (TURNS + "{{ m.content }}" + TURNED, "none for their calls"),
+        (TURNS.replace("tools", "nothing") + "{{ m.content }}" + TURN_END, "ignores tools"),
+        (TURNS + "{{ m.content }}" + TURN_END, "does not write tool calls"),
         (XML, "one JSON object"),
         (DOUBLED, "one JSON object"),
-        (BACKWARD, "one JSON object behind"),
-        (BARE, "no text"),
-        (ELSEWHERE, "another place"),
+        (BACKWARD, "one JSON object after"),
+        (BARE, "only by special tokens"),
+        (ELSEWHERE, "where it writes the assistant's answers"),
         (HERMES.replace("{{ m.content }}", "{{ raise_exception('too long') if m.tool_calls }}{{ m.content }}"), "too long"),
-        (HERMES.replace("<tool_call>\n{", "{{ c.function.name }}<tool_call>\n{"), "once"),
+        (HERMES.replace("<tool_call>\n{", "{{ c.function.name }}<tool_call>\n{"), "exactly once"),
     ],
 )
-def test_what_cannot_be_held_to_is_told_with_its_reason(taught: Taught, template: str, says: str) -> None:
-    found = taught.learn(template)
-    assert isinstance(found, NoTools) and says in found.reason, found
+def test_a_template_that_cannot_be_used_is_refused_with_a_reason(vocabulary: Vocabulary, template: str, says: str) -> None:
+    refusal = vocabulary.learn(template)
+    assert isinstance(refusal, ToolsUnsupported) and says in refusal.reason, refusal
 
 
-@pytest.mark.parametrize("name", CALLERS)
+@pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("parallel", [True, False])
-def test_forced_answers_are_calls(taught: Taught, name: str, parallel: bool) -> None:
-    format = taught.format(CALLERS[name])
+def test_forced_answers_are_nothing_but_calls(vocabulary: Vocabulary, name: str, parallel: bool) -> None:
+    format = vocabulary.format(TEMPLATES[name])
     grammar = format.grammar(TOOLS, True, parallel)
-    one = write(format, [("ring", '{"times": 2}')])
-    assert taught.follows(grammar, one) is True
-    assert taught.follows(grammar, one.removesuffix(format.close[-1])) is None
-    assert taught.follows(grammar, write(format, [("ring_twice", "{}")])) is True
-    assert taught.follows(grammar, write(format, [("sing", "{}")])) is False
-    assert taught.follows(grammar, write(format, [("ring", '{"times": "2"}')])) is False
-    assert taught.follows(grammar, write(format, [("ring_twice", '{"times": 2}')])) is False
-    assert taught.follows(grammar, "I will. " + one) is False
-    assert taught.follows(grammar, one + " Done.") is False
+    call = write(format, [("ring", '{"times": 2}')])
+    assert vocabulary.allows(grammar, call) is True
+    assert vocabulary.allows(grammar, call.removesuffix(format.after_calls[-1])) is None
+    assert vocabulary.allows(grammar, write(format, [("ring_twice", "{}")])) is True
+    assert vocabulary.allows(grammar, write(format, [("sing", "{}")])) is False
+    assert vocabulary.allows(grammar, write(format, [("ring", '{"times": "2"}')])) is False
+    assert vocabulary.allows(grammar, write(format, [("ring_twice", '{"times": 2}')])) is False
+    assert vocabulary.allows(grammar, "I will. " + call) is False
+    assert vocabulary.allows(grammar, call + " Done.") is False
 
 
-@pytest.mark.parametrize("name", CALLERS)
+@pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("parallel", [True, False])
-def test_free_answers_are_text_or_end_in_calls(taught: Taught, name: str, parallel: bool) -> None:
-    format = taught.format(CALLERS[name])
+def test_answers_that_are_not_forced_are_text_or_end_in_calls(vocabulary: Vocabulary, name: str, parallel: bool) -> None:
+    format = vocabulary.format(TEMPLATES[name])
     grammar = format.grammar(TOOLS, False, parallel)
-    one = write(format, [("ring", '{"times": 2, "why": "a \\"b\\" }"}')])
-    for text in ("", "It is late.\n\n", "a < b, {x}, [1] <tool", one, "I will: " + one):
-        assert taught.follows(grammar, text) is True, text
-    assert taught.follows(grammar, format.begin) is None
-    for text in (format.begin + "sing", "I will: " + one + " Done."):
-        assert taught.follows(grammar, text) is False, text
+    call = write(format, [("ring", '{"times": 2, "why": "a \\"b\\" }"}')])
+    for text in ("", "It is late.\n\n", "a < b, {x}, [1] <tool", call, "I will: " + call):
+        assert vocabulary.allows(grammar, text) is True, text
+    assert vocabulary.allows(grammar, format.before_name) is None
+    for text in (format.before_name + "sing", "I will: " + call + " Done."):
+        assert vocabulary.allows(grammar, text) is False, text
 
 
-@pytest.mark.parametrize("name", MANY)
-def test_several_calls_only_where_they_may_be(taught: Taught, name: str) -> None:
-    format = taught.format(CALLERS[name])
+@pytest.mark.parametrize("name", SEVERAL_CALLS)
+def test_several_calls_only_if_parallel(vocabulary: Vocabulary, name: str) -> None:
+    format = vocabulary.format(TEMPLATES[name])
     three = write(format, [("ring", '{"times": 2}'), ("ring_twice", "{}"), ("ring", "{}")])
     for forced in (True, False):
-        assert taught.follows(format.grammar(TOOLS, forced, True), three) is True
-        assert taught.follows(format.grammar(TOOLS, forced, False), three) is False
+        assert vocabulary.allows(format.grammar(TOOLS, forced, True), three) is True
+        assert vocabulary.allows(format.grammar(TOOLS, forced, False), three) is False
 
 
-def test_marks_that_are_shown_may_stand_in_the_text(taught: Taught) -> None:
-    """Those of thoughts, for example. They may not stand in for a call's own, nor help to hide one."""
-    for name in CALLERS:
-        format = taught.format(CALLERS[name])
+def test_visible_added_tokens_of_no_call_may_stand_in_the_text(vocabulary: Vocabulary) -> None:
+    """Such as `<think>`. They cannot replace a call's own tokens, and no call can hide after one."""
+    for name in TEMPLATES:
+        format = vocabulary.format(TEMPLATES[name])
         grammar = format.grammar(TOOLS, False, True)
-        one = write(format, [("ring", "{}")])
-        assert taught.follows(grammar, "<think>a<think>\nb</think> c") is True
-        assert taught.follows(grammar, f"<think>a</think>{one}") is True
-        assert taught.follows(grammar, f"<think>a</think>{one.replace('ring', 'sing')}") is False
-        assert taught.follows(grammar, "a<s>b") is False
+        call = write(format, [("ring", "{}")])
+        assert vocabulary.allows(grammar, "<think>a<think>\nb</think> c") is True
+        assert vocabulary.allows(grammar, f"<think>a</think>{call}") is True
+        assert vocabulary.allows(grammar, f"<think>a</think>{call.replace('ring', 'sing')}") is False
+        assert vocabulary.allows(grammar, "a<s>b") is False
 
 
-def test_what_looks_like_a_call_is_no_text(taught: Taught) -> None:
-    """Letter by letter, too: the reader could not tell it from a call."""
+def test_text_cannot_look_like_a_call(vocabulary: Vocabulary) -> None:
+    """Not even letter by letter: the parser could not tell it from a call."""
     for name in ("hermes", "mistral"):
-        format = taught.format(CALLERS[name])
-        matcher = LLMatcher(taught.low, format.grammar(TOOLS, False, True), log_level=0)
-        spelt = [id for letter in format.marks.shown(format.begin) for id in taught.base.encode(letter, add_special_tokens=False)]
-        assert matcher.try_consume_tokens(spelt) < len(spelt)
+        format = vocabulary.format(TEMPLATES[name])
+        matcher = LLMatcher(vocabulary.guidance, format.grammar(TOOLS, False, True), log_level=0)
+        spelled = [
+            id
+            for letter in format.added_tokens.visible(format.before_name)
+            for id in vocabulary.base.encode(letter, add_special_tokens=False)
+        ]
+        assert matcher.try_consume_tokens(spelled) < len(spelled)
 
 
-def read(reader: Reader, pieces: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
-    """The text, and the calls with their arguments put together."""
-    said, calls = "", []
-    for event in [*(event for piece in pieces for event in reader.push(piece)), *reader.flush()]:
+def parse(parser: ToolCallParser, chunks: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    """The text outside calls, and the calls as (name, arguments)."""
+    answer, calls = "", []
+    for event in [*(event for chunk in chunks for event in parser.push(chunk)), *parser.flush()]:
         match event:
-            case Said(text):
-                said += text
-            case CallStart(index, name):
+            case TextDelta(text):
+                answer += text
+            case ToolCallStart(index, name):
                 assert index == len(calls)
                 calls.append((name, ""))
-            case CallPart(index, arguments):
+            case ArgumentsDelta(index, arguments):
                 calls[index] = (calls[index][0], calls[index][1] + arguments)
-    return said, calls
+    return answer, calls
 
 
 def cut(text: str, places: Sequence[int]) -> Iterator[str]:
-    marks = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
-    yield from (text[start:end] for start, end in zip(marks, marks[1:], strict=False))
+    borders = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
+    yield from (text[start:end] for start, end in zip(borders, borders[1:], strict=False))
 
 
 NAME = st.from_regex("[a-zA-Z0-9_-]{1,64}", fullmatch=True)
@@ -282,42 +298,43 @@ CALLS = st.lists(
 )
 
 
-@pytest.mark.parametrize("name", CALLERS)
+@pytest.mark.parametrize("name", TEMPLATES)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_what_is_written_is_read(taught: Taught, name: str, data: st.DataObject) -> None:
-    format = taught.format(CALLERS[name])
-    calls = [(called, json.dumps(values, ensure_ascii=data.draw(st.booleans()))) for called, values in data.draw(CALLS)]
-    calls = calls if format.between else calls[:1]
+def test_written_calls_are_parsed(vocabulary: Vocabulary, name: str, data: st.DataObject) -> None:
+    format = vocabulary.format(TEMPLATES[name])
+    calls = [(tool, json.dumps(values, ensure_ascii=data.draw(st.booleans()))) for tool, values in data.draw(CALLS)]
+    calls = calls if format.between_calls else calls[:1]
     text = data.draw(st.sampled_from(["", "I will. ", "<", "a < b\n", "<tool_cal", '{"name" ']))
     forced = data.draw(st.booleans())
-    assume(not any(mark in values for mark in format.marks.hidden for _, values in calls))  # `shown` would take them out of arguments, too
-    shown = ("" if forced else text) + format.marks.shown(write(format, calls))
-    reader = Reader(format, forced)
-    assert read(reader, list(cut(shown, data.draw(st.lists(st.integers(0, 10_000)))))) == ("" if forced else text, calls)
-    assert reader.whole
+    # `visible` below would take special tokens out of arguments, too
+    assume(not any(token in arguments for token in format.added_tokens.special for _, arguments in calls))
+    visible = ("" if forced else text) + format.added_tokens.visible(write(format, calls))
+    parser = ToolCallParser(format, forced)
+    assert parse(parser, list(cut(visible, data.draw(st.lists(st.integers(0, 10_000)))))) == ("" if forced else text, calls)
+    assert parser.complete
 
 
-def unmarked(values: Any) -> str:
-    """Without texts that the tokenizer would read as marks, and without the one character beyond JSON's own that llguidance leaves out."""
+def without_added_tokens(values: Any) -> str:
+    """As JSON, without the names of added tokens and without U+007F, which llguidance does not write."""
     return json.dumps(values, ensure_ascii=False).replace("_call>", "").replace("\x7f", "")
 
 
 @settings(max_examples=30, deadline=None)
 @given(calls=CALLS)
-def test_what_is_written_is_let_through(taught: Taught, calls: list[tuple[str, Any]]) -> None:
-    """Under any schema, by any name. No other name is."""
-    for name in CALLERS:
-        format = taught.format(CALLERS[name])
-        some = [(called, unmarked(values)) for called, values in (calls if format.between else calls[:1])]
-        tools = {called: {"type": "object"} for called, _ in some}
-        assert taught.follows(format.grammar(tools, True, True), write(format, some)) is True
-        assert taught.follows(format.grammar(tools, True, True), write(format, [(some[0][0] + ".", "{}"), *some[1:]])) is False
+def test_written_calls_are_allowed(vocabulary: Vocabulary, calls: list[tuple[str, Any]]) -> None:
+    """By the names of the tools and no others, with any arguments."""
+    for name in TEMPLATES:
+        format = vocabulary.format(TEMPLATES[name])
+        written = [(tool, without_added_tokens(values)) for tool, values in (calls if format.between_calls else calls[:1])]
+        tools = {tool: {"type": "object"} for tool, _ in written}
+        assert vocabulary.allows(format.grammar(tools, True, True), write(format, written)) is True
+        assert vocabulary.allows(format.grammar(tools, True, True), write(format, [(written[0][0] + ".", "{}"), *written[1:]])) is False
 
 
-def wander(taught: Taught, grammar: str, rng: random.Random) -> list[int]:
-    """An answer by a model that knows nothing but the grammar; it ends where it may."""
-    matcher, ids = LLMatcher(taught.low, grammar, log_level=0), []
+def random_answer(vocabulary: Vocabulary, grammar: str, rng: random.Random) -> list[int]:
+    """Random tokens that the grammar allows, until the answer may end."""
+    matcher, ids = LLMatcher(vocabulary.guidance, grammar, log_level=0), []
     while not (matcher.is_accepting() and ids):
         bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
         ids.append(int(rng.choice(np.flatnonzero(bits))))
@@ -325,42 +342,42 @@ def wander(taught: Taught, grammar: str, rng: random.Random) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("name", CALLERS)
-def test_what_the_grammar_lets_through_is_read(taught: Taught, name: str) -> None:
-    format = taught.format(CALLERS[name])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_the_grammar_allows_is_parsed(vocabulary: Vocabulary, name: str) -> None:
+    format = vocabulary.format(TEMPLATES[name])
     schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}, "b": {"enum": [1, "}"]}}, "required": ["a", "b"]}
     tools = {"ring": {**schema, "additionalProperties": False}, "sing": {"type": "object", "properties": {}, "additionalProperties": False}}
     for seed in range(20):
-        ids = wander(taught, format.grammar(tools, True, True), random.Random(seed))
-        reader = Reader(format, True)
-        said, calls = read(reader, [taught.base.decode(ids, skip_special_tokens=True)])
-        assert reader.whole and not said and calls
-        for called, arguments in calls:
-            assert set(json.loads(arguments)) == ({"a", "b"} if called == "ring" else set())
+        ids = random_answer(vocabulary, format.grammar(tools, True, True), random.Random(seed))
+        parser = ToolCallParser(format, True)
+        text, calls = parse(parser, [vocabulary.base.decode(ids, skip_special_tokens=True)])
+        assert parser.complete and not text and calls
+        for tool, arguments in calls:
+            assert set(json.loads(arguments)) == ({"a", "b"} if tool == "ring" else set())
 
 
-@pytest.mark.parametrize("name", CALLERS)
-def test_a_cut_answer_is_not_whole(taught: Taught, name: str) -> None:
-    format = taught.format(CALLERS[name])
-    shown = format.marks.shown(write(format, [("ring", '{"times": 2}')]))
-    begin = len(format.marks.shown(format.begin))
-    for end in range(begin, len(shown)):
-        reader = Reader(format, False)
-        said, calls = read(reader, [shown[:end]])
-        assert not said and not reader.whole
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_truncated_answer_is_not_complete(vocabulary: Vocabulary, name: str) -> None:
+    format = vocabulary.format(TEMPLATES[name])
+    visible = format.added_tokens.visible(write(format, [("ring", '{"times": 2}')]))
+    begin = len(format.added_tokens.visible(format.before_name))
+    for end in range(begin, len(visible)):
+        parser = ToolCallParser(format, False)
+        text, calls = parse(parser, [visible[:end]])
+        assert not text and not parser.complete
         assert len(calls) <= 1
     for end in range(1, begin):
-        assert read(Reader(format, False), [shown[:end]]) == (shown[:end], [])
-        assert read(Reader(format, True), [shown[:end]]) == ("", [])
+        assert parse(ToolCallParser(format, False), [visible[:end]]) == (visible[:end], [])
+        assert parse(ToolCallParser(format, True), [visible[:end]]) == ("", [])
 
 
-def test_arguments_come_as_they_are_written(taught: Taught) -> None:
-    reader = Reader(taught.format(HERMES), False)
-    assert reader.push("So: <tool") == [Said("So: ")]
-    assert reader.push('_call>\n{"name": "ri') == []
-    assert reader.push('ng"') == [CallStart(0, "ring")]
-    assert reader.push(', "arguments": {"a') == [CallPart(0, '{"a')]
-    assert reader.push('": "}"}}\n</tool_') == [CallPart(0, '": "}"}')]
-    assert not reader.whole
-    assert reader.push("call>") == [] and reader.whole
-    assert reader.flush() == []
+def test_arguments_are_reported_as_they_stream_in(vocabulary: Vocabulary) -> None:
+    parser = ToolCallParser(vocabulary.format(HERMES), False)
+    assert parser.push("So: <tool") == [TextDelta("So: ")]
+    assert parser.push('_call>\n{"name": "ri') == []
+    assert parser.push('ng"') == [ToolCallStart(0, "ring")]
+    assert parser.push(', "arguments": {"a') == [ArgumentsDelta(0, '{"a')]
+    assert parser.push('": "}"}}\n</tool_') == [ArgumentsDelta(0, '": "}"}')]
+    assert not parser.complete
+    assert parser.push("call>") == [] and parser.complete
+    assert parser.flush() == []

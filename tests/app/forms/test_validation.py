@@ -1,4 +1,4 @@
-"""Schemas that cannot be enforced: refused by name, at once, before llguidance ignores them, chokes on them or fails in mid-answer."""
+"""Schemas that cannot be enforced are refused by name and at once, before llguidance ignores them, hangs on them or fails mid-answer."""
 
 import json
 import random
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from app.forms.grammar import Schema, json_grammar
-from app.forms.patterns import foreign, measured
-from app.forms.validation import MOST_ITEMS, MOST_LETTERS, MOST_OPTIONAL, _bytes, fault
+from app.forms.patterns import regex_size, uses_rust_set_syntax
+from app.forms.validation import MAX_MIN_ITEMS, MAX_MIN_LENGTH, MAX_OPTIONAL_PROPERTIES, byte_tokenizer, schema_problem
 
 
 def chained(count: int) -> Schema:
-    """Lists in lists, each behind a reference."""
-    named = {f"a{place}": {"type": "array", "items": {"$ref": f"#/$defs/a{place + 1}"}} for place in range(count)}
-    return {"$defs": {**named, f"a{count}": {"type": "string"}}, "$ref": "#/$defs/a0"}
+    """Lists nested `count` deep, each reached by a reference."""
+    schemas = {f"a{place}": {"type": "array", "items": {"$ref": f"#/$defs/a{place + 1}"}} for place in range(count)}
+    return {"$defs": {**schemas, f"a{count}": {"type": "string"}}, "$ref": "#/$defs/a0"}
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def chained(count: int) -> Schema:
         ({"x-guidance": {"lenient": True}, "format": "anything"}, "x-guidance"),
     ],
 )
-def test_what_would_be_ignored_or_cannot_be_done_is_named(schema: Schema, says: str) -> None:
-    for one in (schema, {"type": "array", "items": schema}, {"$defs": {"a": schema}, "$ref": "#/$defs/a"}):
-        assert says in (fault(one) or "")
+def test_a_keyword_that_is_ignored_or_unsupported_is_named(schema: Schema, says: str) -> None:
+    for nested in (schema, {"type": "array", "items": schema}, {"$defs": {"a": schema}, "$ref": "#/$defs/a"}):
+        assert says in (schema_problem(nested) or "")
 
 
 @pytest.mark.parametrize(
@@ -68,22 +68,22 @@ def test_what_would_be_ignored_or_cannot_be_done_is_named(schema: Schema, says: 
         ({"type": "string", "pattern": "^[[a]b]$"}, "within a set"),
     ],
 )
-def test_what_no_answer_can_keep_to_is_told(schema: Schema, says: str) -> None:
-    assert says in (fault(schema) or "")
+def test_a_schema_that_no_answer_can_conform_to_is_refused(schema: Schema, says: str) -> None:
+    assert says in (schema_problem(schema) or "")
 
 
-def test_the_place_is_named() -> None:
+def test_the_problem_names_the_place_in_the_schema() -> None:
     schema = {"type": "object", "properties": {"a/b": {"type": "array", "items": {"anyOf": [{}, {"not": {}}]}}}}
-    assert fault(schema) == "not is not supported (at #/properties/a~1b/items/anyOf/1)"
+    assert schema_problem(schema) == "not is not supported (at #/properties/a~1b/items/anyOf/1)"
 
 
 PATTERNS = [f"(a|b)*a(a|b){{{count}}}" for count in range(12, 40)]
 ITSELF: Schema = {"$ref": "#"}
 LISTS: Schema = {"type": "array", "items": ITSELF, "minItems": 1}
 HOSTILE: dict[str, Schema] = {
-    "chain": chained(900),  # 2,000 end the process
+    "chain": chained(900),  # 2,000 would kill the process
     "many": {"anyOf": [{"type": "string"}] * 5000},
-    "optional": {"type": "object", "properties": {f"p{place}": {} for place in range(MOST_OPTIONAL + 1)}},
+    "optional": {"type": "object", "properties": {f"p{place}": {} for place in range(MAX_OPTIONAL_PROPERTIES + 1)}},
     "names": {"type": "object", "patternProperties": {f"^a{place}_": {} for place in range(40)}},
     "joined": {"allOf": [{"type": "string", "pattern": pattern} for pattern in PATTERNS]},
     "chained patterns": {
@@ -111,7 +111,7 @@ HOSTILE: dict[str, Schema] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_schema_is_refused_at_once(name: str) -> None:
     began = time.monotonic()
-    assert fault(HOSTILE[name])
+    assert schema_problem(HOSTILE[name])
     assert time.monotonic() - began < 30  # not a measure of speed: unbounded, some of these do not end
 
 
@@ -120,17 +120,17 @@ def test_a_hostile_schema_is_refused_at_once(name: str) -> None:
     [
         {"type": "string", "pattern": "^(a{1,40}){1,50}$"},
         {"type": "string", "pattern": "^[a-z]{1,90000}$"},
-        {"type": "string", "minLength": MOST_LETTERS},
-        {"type": "array", "minItems": MOST_ITEMS, "items": {"type": "array", "maxItems": 10**9}},
-        {"type": "object", "properties": {f"p{place}": {"type": "integer"} for place in range(MOST_OPTIONAL)}},
+        {"type": "string", "minLength": MAX_MIN_LENGTH},
+        {"type": "array", "minItems": MAX_MIN_ITEMS, "items": {"type": "array", "maxItems": 10**9}},
+        {"type": "object", "properties": {f"p{place}": {"type": "integer"} for place in range(MAX_OPTIONAL_PROPERTIES)}},
         {"type": "object", "patternProperties": {f"^(a|b)*a(a|b){{14}}c{place}$": {} for place in range(16)}},
         chained(200),
         {"enum": [f"value {place}" for place in range(10_000)]},
     ],
 )
-def test_a_large_schema_is_done_at_once(schema: Schema) -> None:
+def test_a_large_schema_is_accepted_at_once(schema: Schema) -> None:
     began = time.monotonic()
-    assert fault(schema) is None
+    assert schema_problem(schema) is None
     assert time.monotonic() - began < 30  # not a measure of speed: unbounded, some of these do not end
 
 
@@ -144,13 +144,13 @@ def test_a_large_schema_is_done_at_once(schema: Schema) -> None:
     ],
 )
 def test_numbers_that_float64_does_not_tell_apart_are_refused(schema: Schema) -> None:
-    assert "float64" in (fault(schema) or "")
-    assert fault({"enum": [2**53, -(2**53), 0.5, True]}) is None
+    assert "float64" in (schema_problem(schema) or "")
+    assert schema_problem({"enum": [2**53, -(2**53), 0.5, True]}) is None
 
 
 @pytest.mark.parametrize("step", [0, -1, -0.5])
-def test_a_step_of_nothing_is_refused(step: float) -> None:
-    assert "above 0" in (fault({"type": "number", "multipleOf": step}) or "")
+def test_multiple_of_zero_or_less_is_refused(step: float) -> None:
+    assert "above 0" in (schema_problem({"type": "number", "multipleOf": step}) or "")
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_a_step_of_nothing_is_refused(step: float) -> None:
         },
     ],
 )
-def test_what_has_no_end_is_refused(schema: Schema) -> None:
-    assert "never ends (at #" in (fault(schema) or "")
+def test_a_schema_without_a_finite_answer_is_refused(schema: Schema) -> None:
+    assert "never end (at #" in (schema_problem(schema) or "")
 
 
 @pytest.mark.parametrize(
@@ -181,18 +181,20 @@ def test_what_has_no_end_is_refused(schema: Schema) -> None:
         {"type": "object", "properties": {"a": ITSELF}},
         {"type": ["array", "null"], "items": ITSELF, "minItems": 1},
         {"anyOf": [LISTS, {"type": "null"}]},
-        {"$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}}, "type": "null"},  # nobody enters it
+        {"$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}}, "type": "null"},  # no answer enters $defs/a
         {"enum": [1], "type": "array", "items": ITSELF, "minItems": 1} | {"type": "integer"},
     ],
 )
-def test_what_can_end_is_not(schema: Schema) -> None:
-    assert fault(schema) is None
+def test_a_schema_with_a_finite_answer_is_accepted(schema: Schema) -> None:
+    assert schema_problem(schema) is None
 
 
 REFERRING = st.deferred(
     lambda: (
         st.sampled_from([ITSELF, {"type": "null"}, {"$ref": "#/$defs/a"}, {"type": "integer"}])
-        | st.builds(lambda inner, least: {"type": "array", "items": inner, "minItems": least, "maxItems": 2}, REFERRING, st.integers(0, 1))
+        | st.builds(
+            lambda inner, min_items: {"type": "array", "items": inner, "minItems": min_items, "maxItems": 2}, REFERRING, st.integers(0, 1)
+        )
         | st.builds(
             lambda inner, needed: {"type": "object", "properties": {"k": inner}, "required": ["k"][:needed]}, REFERRING, st.integers(0, 1)
         )
@@ -203,19 +205,19 @@ REFERRING = st.deferred(
 
 @settings(max_examples=200, deadline=None)
 @given(root=REFERRING, other=REFERRING)
-def test_no_schema_that_is_let_through_traps_an_answer(root: Schema, other: Schema) -> None:
-    """However far an answer has gone in, one of some random ways that close what may be closed comes out."""
+def test_an_accepted_schema_never_traps_an_answer(root: Schema, other: Schema) -> None:
+    """However deep an answer has nested, one of 40 random walks that prefer closing brackets completes it."""
     schema = {"$defs": {"a": other}, **root}
-    if fault(schema) is not None:
+    if schema_problem(schema) is not None:
         return
-    for eager in (0, 20, 60):
-        matcher = LLMatcher(_bytes(), json_grammar(schema), log_level=0)
-        go(matcher, b'[{",', random.Random(0), eager)
-        assert any(go(matcher.deep_copy(), (256, *b"}]n1"), random.Random(seed), 300) for seed in range(40))
+    for opening_steps in (0, 20, 60):
+        matcher = LLMatcher(byte_tokenizer(), json_grammar(schema), log_level=0)
+        walk(matcher, b'[{",', random.Random(0), opening_steps)
+        assert any(walk(matcher.deep_copy(), (256, *b"}]n1"), random.Random(seed), 300) for seed in range(40))
 
 
-def go(matcher: LLMatcher, order: Sequence[int], rng: random.Random, steps: int) -> bool:
-    """By what is first in `order`, else by chance; returns whether the answer is complete."""
+def walk(matcher: LLMatcher, order: Sequence[int], rng: random.Random, steps: int) -> bool:
+    """Takes the first allowed byte in `order`, else a random one; returns whether the answer is complete."""
     for _ in range(steps):
         if matcher.is_stopped():
             break
@@ -227,7 +229,7 @@ def go(matcher: LLMatcher, order: Sequence[int], rng: random.Random, steps: int)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "things", "varying", "several"),
+    ("pattern", "atoms", "variable_repeats", "several_variable"),
     [
         ("", 0, 0, False),
         ("abc", 3, 0, False),
@@ -245,10 +247,10 @@ def go(matcher: LLMatcher, order: Sequence[int], rng: random.Random, steps: int)
         ("a\\", 2, 0, False),
     ],
 )
-def test_the_size_of_a_pattern(pattern: str, things: int, varying: int, several: bool) -> None:
-    assert measured(pattern) == (things, varying, several)
+def test_the_size_of_a_pattern(pattern: str, atoms: int, variable_repeats: int, several_variable: bool) -> None:
+    assert regex_size(pattern) == (atoms, variable_repeats, several_variable)
 
 
 @pytest.mark.parametrize("pattern", [r"[\[\]a]", r"[^a-z]", r"a--b&&c[~]", r"\[[a]", "[]a]"])
-def test_sets_that_mean_the_same_in_rust(pattern: str) -> None:
-    assert not foreign(pattern)
+def test_sets_that_mean_the_same_in_rust_and_javascript(pattern: str) -> None:
+    assert not uses_rust_set_syntax(pattern)

@@ -1,12 +1,12 @@
-"""Which device a worker gets, and with how many it shares it."""
+"""Which device each worker gets, and how many workers share it."""
 
 import pytest
 
-from app.models.device import Seat
+from app.models.device import DeviceAssignment
 
 
 @pytest.mark.parametrize(
-    ("asked", "cuda", "devices", "sharers"),
+    ("requested", "cuda_devices", "devices", "sharers"),
     [
         (("auto",), 0, ["cpu"], [1]),
         (("auto",), 1, ["cuda:0"], [1]),
@@ -14,10 +14,12 @@ from app.models.device import Seat
         (("auto", "cuda", "auto", "auto"), 2, ["cuda:0", "cuda:1", "cuda:0", "cuda:1"], [2, 2, 2, 2]),
         (("cpu", "auto", "cpu", "auto"), 2, ["cpu", "cuda:0", "cpu", "cuda:1"], [2, 1, 2, 1]),
         (("cuda:1", "auto", "auto"), 2, ["cuda:1", "cuda:0", "cuda:1"], [2, 1, 2]),
-        (("cuda:7", "cuda"), 0, ["cuda:7", "cuda:0"], [1, 1]),  # not there, which is said where that is known
+        (("cuda:7", "cuda"), 0, ["cuda:7", "cuda:0"], [1, 1]),  # missing devices are refused by `resolve_device`
     ],
 )
-def test_who_names_no_device_goes_round_them(asked: tuple[str, ...], cuda: int, devices: list[str], sharers: list[int]) -> None:
-    seats = [Seat(asked, number) for number in range(len(asked))]
-    assert [seat.device(cuda) for seat in seats] == devices
-    assert [seat.sharers(cuda) for seat in seats] == sharers
+def test_workers_without_a_device_index_are_spread_round_robin(
+    requested: tuple[str, ...], cuda_devices: int, devices: list[str], sharers: list[int]
+) -> None:
+    assignments = [DeviceAssignment(requested, worker) for worker in range(len(requested))]
+    assert [assignment.device(cuda_devices) for assignment in assignments] == devices
+    assert [assignment.sharers(cuda_devices) for assignment in assignments] == sharers

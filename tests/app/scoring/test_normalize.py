@@ -1,10 +1,10 @@
-"""What is taken out of a text before it is scored, and that every character keeps its place in the text as sent."""
+"""What normalization changes, and that every character keeps its index in the original text."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.scoring.normalize import LOOKS, normal
+from app.scoring.normalize import HOMOGLYPHS, normalize
 
 
 @pytest.mark.parametrize(
@@ -31,10 +31,10 @@ from app.scoring.normalize import LOOKS, normal
         ("עברית مرحبا", "עברית مرحبا", {}),
     ],
 )
-def test_what_is_changed(sent: str, content: str | None, changes: dict[str, int]) -> None:
-    made = normal(sent)
-    assert made.content == (sent if content is None else content)
-    assert made.changes == changes
+def test_changes_and_their_counts(sent: str, content: str | None, changes: dict[str, int]) -> None:
+    normalized = normalize(sent)
+    assert normalized.content == (sent if content is None else content)
+    assert normalized.changes == changes
 
 
 @pytest.mark.parametrize(
@@ -42,26 +42,30 @@ def test_what_is_changed(sent: str, content: str | None, changes: dict[str, int]
     [("a  b", "a b", 1), (" a\n\nb ", "a b", 4), ("a b", "a b", 0), ("\t", "", 1), ("a\tb", "a b", 1), ("a\u200b \u200bb", "a b", 0)],
 )
 def test_collapsing_leaves_single_blanks(sent: str, content: str, count: int) -> None:
-    made = normal(sent, collapse=True)
-    assert made.content == content == " ".join(made.content.split())
-    assert made.changes.get("white_space", 0) == count
+    normalized = normalize(sent, collapse=True)
+    assert normalized.content == content == " ".join(normalized.content.split())
+    assert normalized.changes.get("white_space", 0) == count
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8") | st.sampled_from("\u200b\x00 \n\tаеоabc\uff28\ufb01"), max_size=60), st.booleans())
-def test_every_character_keeps_its_place(sent: str, collapse: bool) -> None:
-    made = normal(sent, collapse)
-    assert len(made.places) == len(made.content)
-    assert list(made.places) == sorted(made.places)
-    for letter, place in zip(made.content, made.places, strict=True):
-        assert letter == sent[place] or (letter == " " and sent[place].isspace()) or not sent[place].isascii()
-    whole = made.span(0, len(made.content))
+def test_every_character_keeps_its_index(sent: str, collapse: bool) -> None:
+    normalized = normalize(sent, collapse)
+    assert len(normalized.origins) == len(normalized.content)
+    assert list(normalized.origins) == sorted(normalized.origins)
+    for letter, index in zip(normalized.content, normalized.origins, strict=True):
+        assert letter == sent[index] or (letter == " " and sent[index].isspace()) or not sent[index].isascii()
+    whole = normalized.original_span(0, len(normalized.content))
     assert 0 <= whole[0] <= whole[1] <= len(sent)
-    assert normal(made.content, collapse).content == made.content or any(letter in LOOKS for letter in sent)
+    assert normalize(normalized.content, collapse).content == normalized.content or any(letter in HOMOGLYPHS for letter in sent)
 
 
-def test_a_span_covers_what_was_left_out_inside_it() -> None:
-    made = normal("one t\u200bwo  three", collapse=True)
-    start = made.content.index("two")
-    left, right = made.span(start, start + 3)
-    assert "one t\u200bwo  three"[left:right] == "t\u200bwo"
-    assert made.span(0, 0) == (0, 0) and made.span(len(made.content), len(made.content)) == (15, 15)
+def test_an_original_span_covers_characters_removed_inside_it() -> None:
+    normalized = normalize("one t\u200bwo  three", collapse=True)
+    start = normalized.content.index("two")
+    first, last = normalized.original_span(start, start + 3)
+    assert "one t\u200bwo  three"[first:last] == "t\u200bwo"
+    assert normalized.original_span(0, 0) == (0, 0)
+    assert normalized.original_span(len(normalized.content), len(normalized.content)) == (
+        15,
+        15,
+    )

@@ -10,12 +10,12 @@ from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import drain
 from transformers import PreTrainedModel
 
-from app.engine.engine import Engine, Limits
-from app.engine.flat import Room, adopt
-from app.engine.request import Generate, Sampling, Score, Scored
+from app.engine.engine import Engine, EngineLimits
+from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.request import Generate, SamplingParams, Score, Scored
 from app.schemas import Method
 from app.scoring.fitting import METHODS
-from app.scoring.score import score_of
+from app.scoring.score import method_score
 from app.scoring.windows import windows
 
 END = 1
@@ -53,25 +53,29 @@ def test_scores_equal_a_slow_reference_whatever_else_is_scored(name: str) -> Non
     performer, observer = tiny(name), tiny(name, seed=1)
     slow = copy.deepcopy(performer).double(), copy.deepcopy(observer).double()
     engine = Engine(
-        adopt(performer, Room(2, CONTEXT)), letters, frozenset({END}), Limits(2, CONTEXT, 48), adopt(observer, Room(0, CONTEXT))
+        create_flat_model(performer, CacheLimits(2, CONTEXT)),
+        letters,
+        frozenset({END}),
+        EngineLimits(2, CONTEXT, 48),
+        create_flat_model(observer, CacheLimits(0, CONTEXT)),
     )
     texts = [[rng.randrange(VOCABULARY) for _ in range(size)] for size in (2, 3, 7, 31, 64, 100, CONTEXT, 17)]
     texts[4][20] = texts[5][3] = texts[5][4] = END  # an end of a text inside a text
     for number, text in enumerate(texts):
         engine.submit(Score(str(number), tuple(text), windows(len(text), CONTEXT), True))
-        engine.submit(Generate(f"chat-{number}", tuple(text[:9]), 12, Sampling(seed=number)))
+        engine.submit(Generate(f"chat-{number}", tuple(text[:9]), 12, SamplingParams(seed=number)))
     found = {event.id: event.columns for event in drain(engine) if isinstance(event, Scored)}
     assert len(found) == len(texts)
     for number, text in enumerate(texts):
         wanted = reference(*slow, text)
         for method in METHODS:
-            score = score_of(method, found[str(number)])
+            score = method_score(method, found[str(number)])
             assert score is not None and score == pytest.approx(wanted[method], rel=NEAR, abs=NEAR), (name, len(text), method)
 
 
 def test_a_text_of_one_token_has_no_score_and_is_never_nan() -> None:
-    engine = Engine(adopt(tiny("Llama"), Room(2, CONTEXT)), letters, frozenset(), Limits(2, CONTEXT, 48))
+    engine = Engine(create_flat_model(tiny("Llama"), CacheLimits(2, CONTEXT)), letters, frozenset(), EngineLimits(2, CONTEXT, 48))
     for number, text in enumerate([(), (5,)]):
         engine.submit(Score(str(number), text, windows(len(text), CONTEXT)))
     for event in drain(engine):
-        assert isinstance(event, Scored) and [score_of(method, event.columns) for method in METHODS] == [None] * 5
+        assert isinstance(event, Scored) and [method_score(method, event.columns) for method in METHODS] == [None] * 5

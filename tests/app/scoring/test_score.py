@@ -1,4 +1,4 @@
-"""Methods as arithmetic on columns worked out by hand, and verdicts that do not claim more than is known."""
+"""Methods against values worked out by hand, and verdicts that do not claim more than the calibration supports."""
 
 import math
 from dataclasses import replace
@@ -7,12 +7,12 @@ import pytest
 
 from app.engine.request import Columns, Score, Window
 from app.schemas import Method
-from app.scoring.calibration import Calibration, Models
-from app.scoring.detector import Ground
+from app.scoring.calibration import Calibration, ModelIdentity
+from app.scoring.detector import CalibrationChoice
 from app.scoring.fitting import METHODS
-from app.scoring.normalize import normal
-from app.scoring.score import Question, Reading, assess, score_of
-from app.scoring.thresholds import Border, Bucket, Chance, Scale
+from app.scoring.normalize import normalize
+from app.scoring.score import PreparedText, ScoreOptions, build_score, method_score
+from app.scoring.thresholds import Bucket, MethodCalibration, ProbabilityMap, Threshold
 from app.tokenizer import Encoded
 
 COLUMNS = Columns(
@@ -20,83 +20,83 @@ COLUMNS = Columns(
 )  # fmt: skip
 
 
-def reading(text: str, ids: tuple[int, ...], offsets: tuple[tuple[int, int], ...]) -> Reading:
-    return Reading(normal(text), Encoded(ids, offsets), Score("s", ids, (Window(0, len(ids), 1),)))
+def prepare(text: str, ids: tuple[int, ...], offsets: tuple[tuple[int, int], ...]) -> PreparedText:
+    return PreparedText(normalize(text), Encoded(ids, offsets), Score("s", ids, (Window(0, len(ids), 1),)))
 
 
 def test_each_method_is_its_formula() -> None:
-    assert score_of("binoculars", COLUMNS) == pytest.approx(2.0 / 2.5)
-    assert score_of("likelihood_ratio", COLUMNS) == pytest.approx(1.0)
-    assert score_of("likelihood_ratio", replace(COLUMNS, observed=())) is None
-    assert score_of("fast_detect", COLUMNS) == pytest.approx((-4.0 + 4.5) / 2.0)
-    assert score_of("perplexity", COLUMNS) == pytest.approx(math.exp(2.0))
-    assert score_of("log_rank", COLUMNS) == pytest.approx(math.log(8) / 2)
+    assert method_score("binoculars", COLUMNS) == pytest.approx(2.0 / 2.5)
+    assert method_score("likelihood_ratio", COLUMNS) == pytest.approx(1.0)
+    assert method_score("likelihood_ratio", replace(COLUMNS, observed=())) is None
+    assert method_score("fast_detect", COLUMNS) == pytest.approx((-4.0 + 4.5) / 2.0)
+    assert method_score("perplexity", COLUMNS) == pytest.approx(math.exp(2.0))
+    assert method_score("log_rank", COLUMNS) == pytest.approx(math.log(8) / 2)
 
 
-BORDERS = Bucket(
+BUCKET = Bucket(
     min_tokens=64,
     max_tokens=None,
     n_human=200,
     n_machine=200,
-    machine=(Border(value=0.8, target=0.01, measured=0.005, low=0.0001, high=0.03, n=200),),
-    human=(Border(value=1.1, target=0.01, measured=0.01, low=0.001, high=0.04, n=200),),
-    chance=Chance(
+    machine=(Threshold(value=0.8, target=0.01, measured=0.005, low=0.0001, high=0.03, n=200),),
+    human=(Threshold(value=1.1, target=0.01, measured=0.01, low=0.001, high=0.04, n=200),),
+    chance=ProbabilityMap(
         kind="isotonic", score=(0.5, 1.5), p=(1.0, 0.0), low=(0.9, 0.0), high=(1.0, 0.1), brier=0.1, log_loss=0.3
     ),
 )  # fmt: skip
 CALIBRATION = Calibration(
     made="2026",
     source="a test",
-    models=Models(performer="a", revision=None, observer="b", observer_revision=None, quantize="none", dtype="float32"),
+    models=ModelIdentity(performer="a", revision=None, observer="b", observer_revision=None, quantize="none", dtype="float32"),
     collapse=True,
-    methods={"binoculars": Scale(direction="lower", buckets=(BORDERS,))},
+    methods={"binoculars": MethodCalibration(direction="lower", buckets=(BUCKET,))},
 )
-CALIBRATED = Ground(CALIBRATION, frozenset({"binoculars"}))
-NONE = Ground(reason="there is none")
+CALIBRATED = CalibrationChoice(CALIBRATION, frozenset({"binoculars"}))
+UNCALIBRATED = CalibrationChoice(reason="there is no calibration")
 
 
-def even(count: int, surprise: float, crossed: float = 2.0) -> Columns:
-    return Columns((-surprise,) * count, (9,) * count, (-2.0,) * count, (1.0,) * count, (crossed,) * count, (-crossed,) * count)
+def uniform_columns(count: int, surprise: float, cross_entropy: float = 2.0) -> Columns:
+    return Columns((-surprise,) * count, (9,) * count, (-2.0,) * count, (1.0,) * count, (cross_entropy,) * count, (-cross_entropy,) * count)
 
 
-def long_reading(count: int) -> Reading:
-    return reading("a" * count, (0,) * (count + 1), ((0, 0), *[(i, i + 1) for i in range(count)]))
+def prepare_long(count: int) -> PreparedText:
+    return prepare("a" * count, (0,) * (count + 1), ((0, 0), *[(i, i + 1) for i in range(count)]))
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("surprise", [1e-9, 30.0, 5000.0])
-def test_the_most_and_the_least_surprising_texts_have_an_explanation(method: Method, surprise: float) -> None:
-    made = assess(0, Question((method,), NONE, "token"), even(70, surprise), long_reading(70))
-    value = made.scores[method]
-    assert value is not None and math.isfinite(value) and len(made.explanation) > 60
+def test_extremely_surprising_and_unsurprising_texts_have_an_explanation(method: Method, surprise: float) -> None:
+    score = build_score(0, ScoreOptions((method,), UNCALIBRATED, "token"), uniform_columns(70, surprise), prepare_long(70))
+    value = score.scores[method]
+    assert value is not None and math.isfinite(value) and len(score.explanation) > 60
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_scored_token_is_no_score(method: Method) -> None:
-    assert score_of(method, Columns()) is None
-    made = assess(0, Question((method,), CALIBRATED, "token"), Columns(), reading("a", (5,), ((0, 1),)))
-    assert (made.scores, made.verdict, made.statistics, made.tokens) == ({method: None}, "insufficient", None, [])
-    assert "too short" in made.explanation and made.p_machine is None
+def test_without_a_scored_token_there_is_no_score(method: Method) -> None:
+    assert method_score(method, Columns()) is None
+    score = build_score(0, ScoreOptions((method,), CALIBRATED, "token"), Columns(), prepare("a", (5,), ((0, 1),)))
+    assert (score.scores, score.verdict, score.statistics, score.tokens) == ({method: None}, "insufficient", None, [])
+    assert "too short" in score.explanation and score.p_machine is None
 
 
-def test_a_text_the_model_is_sure_of_has_no_spread_to_divide_by() -> None:
-    assert score_of("fast_detect", Columns((-0.0,), (1,), (0.0,), (0.0,), (0.0,))) is None
-    assert score_of("binoculars", Columns((-0.0,), (1,), (0.0,), (0.0,), (0.0,))) is None
+def test_a_denominator_of_zero_gives_no_score() -> None:
+    assert method_score("fast_detect", Columns((-0.0,), (1,), (0.0,), (0.0,), (0.0,))) is None
+    assert method_score("binoculars", Columns((-0.0,), (1,), (0.0,), (0.0,), (0.0,))) is None
 
 
 @pytest.mark.parametrize(("count", "verdict"), [(63, "insufficient"), (64, "uncalibrated")])
 def test_the_verdict_without_a_calibration(count: int, verdict: str) -> None:
-    made = assess(3, Question(("binoculars",), NONE), even(count, 1.0), long_reading(count))
-    assert (made.index, made.verdict, made.scored_tokens, made.tokens, made.sentences) == (3, verdict, count, None, None)
-    assert "0.50 times" in made.explanation and made.threshold is None and made.false_positive_rate is None
+    score = build_score(3, ScoreOptions(("binoculars",), UNCALIBRATED), uniform_columns(count, 1.0), prepare_long(count))
+    assert (score.index, score.verdict, score.scored_tokens, score.tokens, score.sentences) == (3, verdict, count, None, None)
+    assert "0.50 times" in score.explanation and score.threshold is None and score.false_positive_rate is None
 
 
 @pytest.mark.parametrize(("surprise", "verdict", "p"), [(1.2, "machine", 0.9), (1.9, "uncertain", 0.55), (2.6, "human", 0.2)])
-def test_the_verdict_of_a_calibration_says_how_sure_it_is(surprise: float, verdict: str, p: float) -> None:
-    made = assess(0, Question(("binoculars",), CALIBRATED), even(100, surprise), long_reading(100))
-    assert made.verdict == verdict and made.p_machine is not None and made.p_machine.value == pytest.approx(p)
-    assert made.p_machine.interval[0] <= made.p_machine.value <= made.p_machine.interval[1]
-    rate = made.false_positive_rate
+def test_a_verdict_comes_with_probability_and_error_rate(surprise: float, verdict: str, p: float) -> None:
+    score = build_score(0, ScoreOptions(("binoculars",), CALIBRATED), uniform_columns(100, surprise), prepare_long(100))
+    assert score.verdict == verdict and score.p_machine is not None and score.p_machine.value == pytest.approx(p)
+    assert score.p_machine.interval[0] <= score.p_machine.value <= score.p_machine.interval[1]
+    rate = score.false_positive_rate
     assert rate is not None and (rate.target, rate.measured, rate.interval, rate.n, rate.tokens) == (
         0.01,
         0.005,
@@ -104,40 +104,43 @@ def test_the_verdict_of_a_calibration_says_how_sure_it_is(surprise: float, verdi
         200,
         "64+",
     )
-    assert made.threshold == 0.8 and "200 human texts" in made.explanation and "not a proof" in made.explanation
+    assert score.threshold == 0.8 and "200 human texts" in score.explanation and "not a proof" in score.explanation
 
 
-def test_a_score_beyond_every_text_that_was_measured_is_uncertain() -> None:
-    made = assess(0, Question(("binoculars",), CALIBRATED), even(100, 9.0), long_reading(100))
-    assert (made.verdict, made.p_machine) == ("uncertain", None) and "beyond every text" in made.explanation
+def test_a_score_outside_the_calibration_is_uncertain() -> None:
+    score = build_score(0, ScoreOptions(("binoculars",), CALIBRATED), uniform_columns(100, 9.0), prepare_long(100))
+    assert (score.verdict, score.p_machine) == ("uncertain", None) and "beyond those of all calibration texts" in score.explanation
 
 
-def test_the_verdict_rests_on_the_first_method_that_is_calibrated() -> None:
-    made = assess(0, Question(("log_rank", "binoculars"), CALIBRATED), even(100, 1.2), long_reading(100))
-    assert (made.method, made.verdict) == ("binoculars", "machine") and set(made.scores) == {"log_rank", "binoculars"}
-    alone = assess(0, Question(("log_rank",), CALIBRATED), even(100, 1.2), long_reading(100))
+def test_the_first_calibrated_method_decides() -> None:
+    score = build_score(0, ScoreOptions(("log_rank", "binoculars"), CALIBRATED), uniform_columns(100, 1.2), prepare_long(100))
+    assert (score.method, score.verdict) == ("binoculars", "machine") and set(score.scores) == {"log_rank", "binoculars"}
+    alone = build_score(0, ScoreOptions(("log_rank",), CALIBRATED), uniform_columns(100, 1.2), prepare_long(100))
     assert (alone.method, alone.verdict) == ("log_rank", "uncalibrated")
-    elsewhere = Ground(CALIBRATION, frozenset({"log_rank"}))  # its binoculars belong to another observer
-    assert assess(0, Question(("binoculars",), elsewhere), even(100, 1.2), long_reading(100)).verdict == "uncalibrated"
+    other_observer = CalibrationChoice(CALIBRATION, frozenset({"log_rank"}))  # its binoculars need an observer that is not served
+    mismatched = build_score(0, ScoreOptions(("binoculars",), other_observer), uniform_columns(100, 1.2), prepare_long(100))
+    assert mismatched.verdict == "uncalibrated"
 
 
 def test_tokens_and_sentences_point_into_the_text_as_it_was_sent() -> None:
     sent = "O\u200bne  two. Thr\u0435e."
-    text = normal(sent, collapse=True)
+    text = normalize(sent, collapse=True)
     assert text.content == "One two. Three."
     offsets = ((0, 0), (0, 3), (3, 8), (8, 15))
     columns = Columns((-1.0, -2.0, -3.0), (1, 2, 3), (-1.0,) * 3, (1.0,) * 3, (1.0,) * 3)
-    reading_ = Reading(text, Encoded((0, 1, 2, 3), offsets), Score("s", (0, 1, 2, 3), (Window(0, 4, 1),)))
-    made = assess(0, Question(("binoculars",), NONE, "token"), columns, reading_)
-    assert made.tokens is not None and made.sentences is not None
-    assert [sent[token.start : token.end] for token in made.tokens] == ["O\u200bne", "  two.", " Thr\u0435e."]
-    assert [(sent[one.start : one.end], one.tokens, one.score) for one in made.sentences] == [
+    prepared = PreparedText(text, Encoded((0, 1, 2, 3), offsets), Score("s", (0, 1, 2, 3), (Window(0, 4, 1),)))
+    score = build_score(0, ScoreOptions(("binoculars",), UNCALIBRATED, "token"), columns, prepared)
+    assert score.tokens is not None and score.sentences is not None
+    assert [sent[token.start : token.end] for token in score.tokens] == ["O\u200bne", "  two.", " Thr\u0435e."]
+    assert [(sent[part.start : part.end], part.tokens, part.score) for part in score.sentences] == [
         ("O\u200bne  two.", 2, 1.5), ("Thr\u0435e.", 1, 3.0)
     ]  # fmt: skip
-    assert made.normalisations == {"zero_width": 1, "white_space": 1, "homoglyph": 1}
+    assert score.normalisations == {"zero_width": 1, "white_space": 1, "homoglyph": 1}
 
 
-def test_what_was_left_out_is_warned_of() -> None:
-    cut = Reading(normal("a" * 70), Encoded((0,) * 71, ((0, 0), *[(i, i + 1) for i in range(70)])), Score("s", (0,) * 71, ()), True)
-    made = assess(0, Question(("binoculars",), NONE), even(70, 1.0), cut)
-    assert made.truncated and [one.code for one in made.warnings][0] == "short" and made.warnings[-1].code == "truncated"
+def test_a_truncated_text_is_reported() -> None:
+    truncated = PreparedText(
+        normalize("a" * 70), Encoded((0,) * 71, ((0, 0), *[(i, i + 1) for i in range(70)])), Score("s", (0,) * 71, ()), True
+    )
+    score = build_score(0, ScoreOptions(("binoculars",), UNCALIBRATED), uniform_columns(70, 1.0), truncated)
+    assert score.truncated and [warning.code for warning in score.warnings][0] == "short" and score.warnings[-1].code == "truncated"

@@ -1,4 +1,4 @@
-"""The primitive against slow loops over whole vocabularies, and its chunks against no chunks."""
+"""The statistics against slow loops over the whole vocabulary, and chunked against unchunked."""
 
 import math
 
@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from app.scoring import statistics
-from app.scoring.statistics import columns
+from app.scoring.statistics import token_statistics
 
 
 def identity(hidden: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = torch.randn(600, 50), torch.randint(50, (600,))
-    whole = columns(logits, targets, identity, (logits.flip(0), identity))
-    monkeypatch.setattr(statistics, "CHUNK", 7)
-    parts = columns(logits, targets, identity, (logits.flip(0), identity))
+    whole = token_statistics(logits, targets, identity, (logits.flip(0), identity))
+    monkeypatch.setattr(statistics, "CHUNK_ROWS", 7)
+    parts = token_statistics(logits, targets, identity, (logits.flip(0), identity))
     assert len(parts.logprob) == 600
     assert parts.rank == whole.rank
     for name in ("logprob", "mean", "variance", "cross_entropy", "observed"):
@@ -27,41 +27,41 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocabulary", [40, 2500, 1024])
 def test_each_column_is_its_definition(dtype: torch.dtype, vocabulary: int) -> None:
-    logits, seen = (torch.randn(5, vocabulary) * 3).to(dtype), torch.randn(5, vocabulary + 3).to(dtype)[:, :vocabulary]
+    logits, observer_logits = (torch.randn(5, vocabulary) * 3).to(dtype), torch.randn(5, vocabulary + 3).to(dtype)[:, :vocabulary]
     targets = torch.tensor([0, 3, vocabulary - 1, 7, 7])
-    found = columns(logits, targets, identity, (seen, identity))
-    p, q = logits.double().softmax(-1), seen.double().softmax(-1)
+    result = token_statistics(logits, targets, identity, (observer_logits, identity))
+    p, q = logits.double().softmax(-1), observer_logits.double().softmax(-1)
     for row, target in enumerate(targets):
         logs = p[row].log()
-        assert found.logprob[row] == pytest.approx(float(logs[target]), abs=1e-5)
-        assert found.rank[row] == 1 + sum(float(other) > float(logs[target]) for other in logs)
-        mean = sum(float(chance * log) for chance, log in zip(p[row], logs, strict=True))
-        assert found.mean[row] == pytest.approx(mean, abs=1e-5)
-        spread = sum(float(chance) * (float(log) - mean) ** 2 for chance, log in zip(p[row], logs, strict=True))
-        assert found.variance[row] == pytest.approx(spread, abs=1e-4)
-        assert found.cross_entropy[row] == pytest.approx(-float((q[row] * logs).sum()), abs=1e-5)
-        assert found.observed[row] == pytest.approx(float(q[row, target].log()), abs=1e-5)
+        assert result.logprob[row] == pytest.approx(float(logs[target]), abs=1e-5)
+        assert result.rank[row] == 1 + sum(float(other) > float(logs[target]) for other in logs)
+        mean = sum(float(probability * log) for probability, log in zip(p[row], logs, strict=True))
+        assert result.mean[row] == pytest.approx(mean, abs=1e-5)
+        variance = sum(float(probability) * (float(log) - mean) ** 2 for probability, log in zip(p[row], logs, strict=True))
+        assert result.variance[row] == pytest.approx(variance, abs=1e-4)
+        assert result.cross_entropy[row] == pytest.approx(-float((q[row] * logs).sum()), abs=1e-5)
+        assert result.observed[row] == pytest.approx(float(q[row, target].log()), abs=1e-5)
 
 
 def test_without_an_observer_the_rest_is_the_same() -> None:
     logits, targets = torch.randn(9, 300).bfloat16(), torch.randint(300, (9,))
-    alone, paired = columns(logits, targets, identity), columns(logits, targets, identity, (logits.flip(0), identity))
+    alone, paired = token_statistics(logits, targets, identity), token_statistics(logits, targets, identity, (logits.flip(0), identity))
     assert (alone.logprob, alone.rank, alone.mean, alone.variance) == (paired.logprob, paired.rank, paired.mean, paired.variance)
     assert (alone.cross_entropy, alone.observed) == ((), ())
 
 
-def test_what_is_no_number_stays_none() -> None:
-    """A model that is broken must not look like one that is sure."""
+def test_nan_stays_nan() -> None:
+    """A broken model must not look like a certain one."""
     logits = torch.randn(3, 100).bfloat16()
     logits[1, 60] = torch.nan
-    found = columns(logits, torch.tensor([1, 2, 3]), identity)
-    assert [math.isnan(value) for value in found.logprob] == [math.isnan(value) for value in found.mean] == [False, True, False]
+    result = token_statistics(logits, torch.tensor([1, 2, 3]), identity)
+    assert [math.isnan(value) for value in result.logprob] == [math.isnan(value) for value in result.mean] == [False, True, False]
 
 
 def test_an_observer_whose_vocabulary_is_padded_further_is_cut_to_the_performers() -> None:
-    logits, seen, targets = torch.randn(4, 30), torch.randn(4, 34), torch.tensor([1, 2, 3, 4])
-    found = columns(logits, targets, identity, (seen, identity))
-    assert found == columns(logits, targets, identity, (seen[:, :30], identity))
+    logits, observer_logits, targets = torch.randn(4, 30), torch.randn(4, 34), torch.tensor([1, 2, 3, 4])
+    result = token_statistics(logits, targets, identity, (observer_logits, identity))
+    assert result == token_statistics(logits, targets, identity, (observer_logits[:, :30], identity))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -69,9 +69,9 @@ def test_an_observer_whose_vocabulary_is_padded_further_is_cut_to_the_performers
 def test_a_certain_model_gives_no_nan(dtype: torch.dtype, low: float) -> None:
     logits = torch.full((2, 10), low, dtype=dtype)
     logits[:, 3] = 0.0
-    found = columns(logits, torch.tensor([3, 4]), identity)
-    assert found.logprob[0] == 0.0
-    assert found.rank == (1, 2)
-    assert found.mean == (0.0, 0.0)
-    assert found.variance == (0.0, 0.0)
-    assert (found.cross_entropy, found.observed) == ((), ())
+    result = token_statistics(logits, torch.tensor([3, 4]), identity)
+    assert result.logprob[0] == 0.0
+    assert result.rank == (1, 2)
+    assert result.mean == (0.0, 0.0)
+    assert result.variance == (0.0, 0.0)
+    assert (result.cross_entropy, result.observed) == ((), ())

@@ -1,7 +1,7 @@
 import pytest
 
 from app.engine.request import Columns
-from app.scoring.warnings import RUN, SHORT, warnings
+from app.scoring.warnings import MEMORISED_RUN_TOKENS, SHORT_TOKENS, warnings
 
 ENGLISH = "it was the best of times and it was the worst of times for the king and his three sons who were not at home that day"
 
@@ -10,24 +10,24 @@ def columns(count: int, surprise: float = 3.0, rank: int = 9) -> Columns:
     return Columns((-surprise,) * count, (rank,) * count)
 
 
-def codes(content: str = ENGLISH, tokens: list[int] | None = None, found: Columns | None = None) -> list[str]:
-    return [code for code, _ in warnings(content, list(range(300)) if tokens is None else tokens, found or columns(300))]
+def codes(content: str = ENGLISH, tokens: list[int] | None = None, statistics: Columns | None = None) -> list[str]:
+    return [code for code, _ in warnings(content, list(range(300)) if tokens is None else tokens, statistics or columns(300))]
 
 
-def test_an_ordinary_text_has_none() -> None:
+def test_an_ordinary_text_gets_no_warning() -> None:
     assert codes() == []
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(SHORT - 1, ["short"]), (SHORT, []), (0, ["short"])])
-def test_short(count: int, wanted: list[str]) -> None:
-    assert codes(found=columns(count)) == wanted
+@pytest.mark.parametrize(("count", "expected"), [(SHORT_TOKENS - 1, ["short"]), (SHORT_TOKENS, []), (0, ["short"])])
+def test_short(count: int, expected: list[str]) -> None:
+    assert codes(statistics=columns(count)) == expected
 
 
 def test_not_english() -> None:
     german = "Es war einmal ein König, der hatte drei Söhne, und als er alt wurde, rief er sie alle zu sich und sprach zu ihnen davon"
     assert codes(german) == ["not_english"]
     assert codes("从前有一个国王，他有三个儿子。") == ["not_english"]
-    assert codes("Es war einmal") == []  # too few words to tell
+    assert codes("Es war einmal") == []  # too few words to decide
 
 
 def test_repeated() -> None:
@@ -36,8 +36,8 @@ def test_repeated() -> None:
 
 
 def test_memorised() -> None:
-    assert codes(found=columns(300, 0.5)) == ["memorised"]
-    run = Columns((-3.0,) * 300, (9,) * 100 + (1,) * RUN + (9,) * (200 - RUN))
-    assert codes(found=run) == ["memorised"]
-    broken = Columns((-3.0,) * 300, ((1,) * (RUN - 1) + (2,)) * 7 + (9,) * (300 - 7 * RUN))
-    assert codes(found=broken) == []
+    assert codes(statistics=columns(300, 0.5)) == ["memorised"]
+    run = Columns((-3.0,) * 300, (9,) * 100 + (1,) * MEMORISED_RUN_TOKENS + (9,) * (200 - MEMORISED_RUN_TOKENS))
+    assert codes(statistics=run) == ["memorised"]
+    broken = Columns((-3.0,) * 300, ((1,) * (MEMORISED_RUN_TOKENS - 1) + (2,)) * 7 + (9,) * (300 - 7 * MEMORISED_RUN_TOKENS))
+    assert codes(statistics=broken) == []

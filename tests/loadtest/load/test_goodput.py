@@ -2,21 +2,21 @@ import math
 
 import pytest
 
-from loadtest.load.goodput import COLUMNS, Slo, goodput, missed, row, span_s, table
-from loadtest.load.stages import stages
+from loadtest.load.goodput import COLUMNS, Slo, goodput, missed_stages, row, span_s, table
+from loadtest.load.stages import plan_stages
 from loadtest.record import Record
 
 SLO = Slo(ttft_ms=100, tpot_ms=10, share=0.5)
-PLAN = stages([2, 4], opened=False, seconds=10, warm_up_s=0)
+PLAN = plan_stages([2, 4], opened=False, seconds=10, warm_up_s=0)
 
 
 def record(outcome="ok", ttft_ms=50.0, tpot_ms=5.0, **fields):
-    given = {"kind": "chat", "clients": 2, "started_s": 0.0, "status": 200, "e2e_ms": 1000.0, **fields}
-    return Record(outcome=outcome, ttft_ms=ttft_ms, tpot_ms=tpot_ms, **given)
+    all_fields = {"kind": "chat", "clients": 2, "started_s": 0.0, "status": 200, "e2e_ms": 1000.0, **fields}
+    return Record(outcome=outcome, ttft_ms=ttft_ms, tpot_ms=tpot_ms, **all_fields)
 
 
 @pytest.mark.parametrize(
-    ("fields", "kept"),
+    ("fields", "met"),
     [
         ({}, True),
         ({"ttft_ms": 100.0, "tpot_ms": 10.0}, True),
@@ -28,21 +28,21 @@ def record(outcome="ok", ttft_ms=50.0, tpot_ms=5.0, **fields):
         ({"outcome": "shed"}, False),
     ],
 )
-def test_limits(fields, kept):
-    assert SLO.kept(record(**fields)) is kept
+def test_limits(fields, met):
+    assert SLO.is_met(record(**fields)) is met
 
 
-def test_goodput_is_a_share_of_what_was_asked_for():
+def test_goodput_is_a_share_of_the_chats_sent():
     records = [record(), record(ttft_ms=500.0), record("shed", None, None), record("failed"), record("left"), record(kind="score")]
     assert goodput(records, SLO) == 1 / 4
     assert math.isnan(goodput([record("left")], SLO))
 
 
-def test_every_stage_has_to_keep_it():
+def test_every_stage_has_to_reach_the_share():
     good, bad = [record(stage=0)] * 3, [record(stage=1), *[record(stage=1, ttft_ms=500.0)] * 2]
-    assert missed(good + bad, PLAN, SLO) == ["4 users: 33.3% in time"]
-    assert missed(good, PLAN, SLO) == ["4 users: nan% in time"], "a stage without a chat did not keep it"
-    assert missed(good + bad, PLAN, Slo(ttft_ms=100)) == [], "no share, no judgement"
+    assert missed_stages(good + bad, PLAN, SLO) == ["4 users: 33.3% in time"]
+    assert missed_stages(good, PLAN, SLO) == ["4 users: nan% in time"], "a stage without a chat misses the share"
+    assert missed_stages(good + bad, PLAN, Slo(ttft_ms=100)) == [], "without a share nothing is judged"
 
 
 def test_a_row_leaves_out_the_warm_up_and_counts_what_finished():
@@ -55,7 +55,7 @@ def test_a_row_leaves_out_the_warm_up_and_counts_what_finished():
         record(kind="score", ttft_ms=None, tpot_ms=None, e2e_ms=70.0),
         record(warm_up=True, ttft_ms=9999.0),
     ]
-    cells = dict(zip(COLUMNS, row(PLAN[0], [one for one in records if not one.warm_up], SLO), strict=True))
+    cells = dict(zip(COLUMNS, row(PLAN[0], [record for record in records if not record.warm_up], SLO), strict=True))
     assert [cells[name] for name in ("load", "requests", "ok", "shed", "failed", "left")] == ["2 users", "6", "3", "1", "1", "1"]
     assert (cells["TTFT p50 ms"], cells["TTFT p99 ms"], cells["gap p99 ms"], cells["queue p99 ms"]) == ("50.0", "300", "9.0", "3.0")
     assert (cells["ok/s"], cells["tokens/s"], cells["in time"], cells["in time/s"]) == ("1.5", "50.0", "25.0%", "0.5")

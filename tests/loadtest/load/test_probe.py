@@ -1,9 +1,9 @@
 import pytest
 
-from loadtest.load.probe import Abilities, Unusable, card_of, probe
+from loadtest.load.probe import Capabilities, UnusableServer, card_of, probe
 from loadtest.load.transport import Host
-from loadtest.record import Wants
-from tests.loadtest.metronome import Metronome, ticking
+from loadtest.record import Expectations
+from tests.loadtest.timed_server import TimedServer, running
 
 PAGES = {
     "/metrics": "a 1\n",
@@ -13,47 +13,55 @@ PAGES = {
 }
 
 
-def probed(extra=None, model=None, **flaws):
-    with ticking(Metronome(0.01, 0.01, 2, 2, **flaws)) as metronome:
-        return probe(Host(metronome.url, timeout_s=10), model, extra or {}), metronome
+def run_probe(extra=None, model=None, **faults):
+    with running(TimedServer(0.01, 0.01, 2, 2, **faults)) as server:
+        return probe(Host(server.url, timeout_s=10), model, extra or {}), server
 
 
 def test_a_server_that_has_everything():
-    found, metronome = probed(pages=PAGES, extra={"top_k": 3})
-    assert found.card["id"] == "metronome" and found.wants == Wants() and found.chat and found.score and found.missing == []
-    assert found.sources == ("/metrics", "/slots") and found.facts == {"version": "9", "build_info": "b1"}
-    (one,) = metronome.served
-    assert one.body["top_k"] == 3 and one.body["model"] == "metronome"
+    capabilities, server = run_probe(pages=PAGES, extra={"top_k": 3})
+    assert (
+        capabilities.card["id"] == "timed-model"
+        and capabilities.expected == Expectations()
+        and capabilities.can_chat
+        and capabilities.can_score
+        and capabilities.missing == []
+    )
+    assert capabilities.sources == ("/metrics", "/slots") and capabilities.facts == {"version": "9", "build_info": "b1"}
+    (chat,) = server.served
+    assert chat.body["top_k"] == 3 and chat.body["model"] == "timed-model"
 
 
-def test_what_is_missing_is_said():
-    found, _ = probed(lacks=frozenset({"usage", "done", "score"}))
-    assert found.wants == Wants(usage=False, done=False) and not found.score and found.sources == ()
-    assert len(found.missing) == 4
+def test_missing_features_are_named():
+    capabilities, _ = run_probe(lacks=frozenset({"usage", "done", "score"}))
+    assert (
+        capabilities.expected == Expectations(has_usage=False, has_done=False) and not capabilities.can_score and capabilities.sources == ()
+    )
+    assert len(capabilities.missing) == 4
 
 
-@pytest.mark.parametrize("fate", ["busy", "truncated", "cut"])
-def test_a_probe_that_is_not_answered_says_nothing(fate):
-    found, _ = probed(fate=lambda number: fate)
-    assert found.chat and found.wants == Wants()
+@pytest.mark.parametrize("behaviour", ["busy", "truncated", "cut"])
+def test_a_probe_without_a_complete_answer_rules_nothing_out(behaviour):
+    capabilities, _ = run_probe(behaviour_of=lambda number: behaviour)
+    assert capabilities.can_chat and capabilities.expected == Expectations()
 
 
 @pytest.mark.parametrize(
-    ("card", "told"),
+    ("card", "expected"),
     [({"quantize": "nf4"}, "nf4"), ({"meta": {"ftype": "Q4_0"}}, "Q4_0"), ({"meta": None}, "not told"), ({"quantize": 4}, "not told")],
 )
-def test_quantization(card, told):
-    assert Abilities({"id": "m", **card}).quantization == told
+def test_quantization(card, expected):
+    assert Capabilities({"id": "m", **card}).quantization == expected
 
 
 def test_models():
-    with ticking(Metronome(lacks=frozenset({"models"}))) as metronome:
-        host = Host(metronome.url)
+    with running(TimedServer(lacks=frozenset({"models"}))) as server:
+        host = Host(server.url)
         assert card_of(host, "mine") == {"id": "mine"}
-        with pytest.raises(Unusable, match="--served-model"):
+        with pytest.raises(UnusableServer, match="--served-model"):
             card_of(host, None)
 
 
 def test_no_server(free_port):
-    with pytest.raises(Unusable, match="make run"):
+    with pytest.raises(UnusableServer, match="make run"):
         probe(Host(f"http://127.0.0.1:{free_port}"), None, {})

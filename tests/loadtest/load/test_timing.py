@@ -1,4 +1,4 @@
-"""Locust against a server whose delays are known: what it says they are, and what an independent client says at the same time."""
+"""Locust against a server with known delays: its times must agree with them, and with those of an independent client beside it."""
 
 import asyncio
 import json
@@ -10,29 +10,29 @@ import httpx
 import pytest
 
 from loadtest.load import closedloop
-from loadtest.load.stages import Stage, arrivals
+from loadtest.load.stages import Stage, arrival_times
 from loadtest.summary import percentile
-from tests.loadtest.metronome import Metronome, ticking
-from tests.loadtest.pushing import push
+from tests.loadtest.run_locust import run_locust
+from tests.loadtest.timed_server import TimedServer, running
 
 TTFT_S, GAP_S, DELTAS, TOKENS = 0.5, 0.1, 5, 9
 USERS = 6
 FIRST_S, STALL_S, RATE, SECONDS = 0.2, 1.0, 40.0, 8.0
 
 
-def fate(number):
+def behaviour_of(number):
     return {2: "truncated", 4: "busy", 6: "wrong", 7: "cut"}.get(number % 9, "ok")
 
 
-async def others(url):
-    """Three closed loops of the asyncio client, as long as Locust's own."""
+async def asyncio_clients(url):
+    """Three closed loops of the asyncio client, for as long as the run of Locust takes."""
     options, end_s = closedloop.Options(url, 0, 64, 10, 0), time.perf_counter() + 7
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
 
         async def loop(number):
-            draw, records = random.Random(number), []
+            rng, records = random.Random(number), []
             while time.perf_counter() < end_s:
-                records.append(await closedloop.Client(http, options, 0.0, 3).chat(draw))
+                records.append(await closedloop.Client(http, options, 0.0, 3).chat(rng))
             return records
 
         return [record for records in await asyncio.gather(*map(loop, range(3))) for record in records]
@@ -40,134 +40,138 @@ async def others(url):
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory):
-    """A closed loop without pauses, and the other client beside it."""
+    """A closed loop of Locust without pauses, and the asyncio client beside it."""
     folder = tmp_path_factory.mktemp("steady")
-    metronome = Metronome(TTFT_S, GAP_S, DELTAS, TOKENS, fate, retry_after="0")
-    words = ["--users", str(USERS), "--spawn-rate", str(USERS), "--run-time", "6s", "--warm-up", "1s", "--think", "0"]
+    server = TimedServer(TTFT_S, GAP_S, DELTAS, TOKENS, behaviour_of, retry_after="0")
+    args = ["--users", str(USERS), "--spawn-rate", str(USERS), "--run-time", "6s", "--warm-up", "1s", "--think", "0"]
 
-    async def both():
+    async def run_both():
         return await asyncio.gather(
-            asyncio.to_thread(push, metronome.url, folder, *words, "--json-file", "table", "ChatUser"), others(metronome.url)
+            asyncio.to_thread(run_locust, server.url, folder, *args, "--json-file", "table", "ChatUser"), asyncio_clients(server.url)
         )
 
-    with ticking(metronome):
-        pushed, records = asyncio.run(both())
-    assert pushed.code == 1, "truncated streams and wrong answers are failures"
-    return metronome, pushed, records
+    with running(server):
+        run, records = asyncio.run(run_both())
+    assert run.code == 1, "truncated streams and wrong answers are failures"
+    return server, run, records
 
 
 def medians(rows):
-    """Of whole answers: ttft, tpot, e2e and the gaps, in milliseconds."""
+    """Medians over complete answers, in milliseconds: TTFT, TPOT, e2e and the gaps between deltas."""
     ok = [row for row in rows if row["outcome"] == "ok"]
     gaps = [gap for row in ok for gap in row["itl_ms"]]
     return [*(statistics.median(row[name] for row in ok) for name in ("ttft_ms", "tpot_ms", "e2e_ms")), statistics.median(gaps)]
 
 
 def test_known_delays_are_measured_to_2_percent(steady):
-    metronome, pushed, _ = steady
-    stamps = {one.id: one for one in metronome.served}
-    mine = [stamps[row["request"]] for row in pushed.counted if row["outcome"] == "ok"]
-    assert len(mine) >= 10
-    stamped = [statistics.median(one.ttft_ms for one in mine), statistics.median((one.e2e_ms - one.ttft_ms) / (TOKENS - 1) for one in mine)]
-    stamped += [statistics.median(one.e2e_ms for one in mine), statistics.median(gap for one in mine for gap in one.gaps_ms)]
-    assert medians(pushed.counted) == pytest.approx(stamped, rel=0.02)
+    server, run, _ = steady
+    chats = {chat.id: chat for chat in server.served}
+    answered = [chats[row["request"]] for row in run.counted if row["outcome"] == "ok"]
+    assert len(answered) >= 10
+    recorded = [
+        statistics.median(chat.ttft_ms for chat in answered),
+        statistics.median((chat.e2e_ms - chat.ttft_ms) / (TOKENS - 1) for chat in answered),
+    ]
+    recorded += [statistics.median(chat.e2e_ms for chat in answered), statistics.median(gap for chat in answered for gap in chat.gaps_ms)]
+    assert medians(run.counted) == pytest.approx(recorded, rel=0.02)
     nominal = [1000 * TTFT_S, 1000 * GAP_S * (DELTAS - 1) / (TOKENS - 1), 1000 * (TTFT_S + GAP_S * (DELTAS - 1)), 1000 * GAP_S]
-    assert medians(pushed.counted) == pytest.approx(nominal, rel=0.02)
+    assert medians(run.counted) == pytest.approx(nominal, rel=0.02)
 
 
 def test_every_request_is_measured_for_itself(steady):
-    metronome, pushed, _ = steady
-    stamps = {one.id: one for one in metronome.served}
-    off = [abs(row["ttft_ms"] / stamps[row["request"]].ttft_ms - 1) for row in pushed.rows if row["ttft_ms"] is not None]
-    assert percentile(off, 0.5) < 0.02
+    server, run, _ = steady
+    chats = {chat.id: chat for chat in server.served}
+    errors = [abs(row["ttft_ms"] / chats[row["request"]].ttft_ms - 1) for row in run.rows if row["ttft_ms"] is not None]
+    assert percentile(errors, 0.5) < 0.02
 
 
 def test_an_independent_client_agrees_within_5_percent(steady):
-    _, pushed, records = steady
-    theirs = [{"outcome": one.outcome, **{n: getattr(one, n) for n in ("ttft_ms", "tpot_ms", "e2e_ms", "itl_ms")}} for one in records]
-    assert sum(one["outcome"] == "ok" for one in theirs) > 5
-    assert medians(pushed.counted) == pytest.approx(medians(theirs), rel=0.05)
+    _, run, records = steady
+    names = ("outcome", "ttft_ms", "tpot_ms", "e2e_ms", "itl_ms")
+    theirs = [{name: getattr(record, name) for name in names} for record in records]
+    assert sum(row["outcome"] == "ok" for row in theirs) > 5
+    assert medians(run.counted) == pytest.approx(medians(theirs), rel=0.05)
 
 
-def test_drops_are_told_apart_and_none_is_lost(steady):
-    """What each request came to, by the server's word: rows carry the id of the answer, except where there was none."""
-    metronome, pushed, records = steady
-    fates = {one.id: one.fate for one in metronome.served}
-    seen = {row["request"]: row for row in pushed.rows if row["request"]}
+def test_failures_are_distinguished_and_none_is_lost(steady):
+    """Compares each outcome with what the server did: rows carry the id of the response, except for those without a response."""
+    server, run, records = steady
+    behaviours = {chat.id: chat.behaviour for chat in server.served}
+    rows = {row["request"]: row for row in run.rows if row["request"]}
     expected = {
         "ok": ("ok", ""),
         "truncated": ("failed", "truncated"),
         "cut": ("failed", "truncated"),
-        "wrong": ("failed", "wrong: 9 tokens"),
+        "wrong": ("failed", "wrong: the server sent 9 tokens"),
     }
-    assert {"ok", "truncated", "cut", "wrong"} <= {fates[id] for id in seen}
-    for id, row in seen.items():
-        assert (row["outcome"], (row["reason"] or "")[: len(expected[fates[id]][1])]) == expected[fates[id]]
-    shed = [row for row in pushed.rows if row["outcome"] == "shed"]
+    assert {"ok", "truncated", "cut", "wrong"} <= {behaviours[id] for id in rows}
+    for id, row in rows.items():
+        assert (row["outcome"], (row["reason"] or "")[: len(expected[behaviours[id]][1])]) == expected[behaviours[id]]
+    shed = [row for row in run.rows if row["outcome"] == "shed"]
     assert shed and all((row["status"], row["retry_after_s"]) == (429, 0) for row in shed)
-    assert len(pushed.rows) + len(records) + 1 == len(metronome.served), "and the probe"
+    assert len(run.rows) + len(records) + 1 == len(server.served), "all chats, and the one of the probe"
 
 
 def test_the_warm_up_is_in_the_rows_and_not_in_the_table(steady):
-    _, pushed, _ = steady
-    assert all(row["warm_up"] == (row["started_s"] < 1) for row in pushed.rows)
-    table = {(entry["method"], entry["name"]): entry for entry in json.loads((pushed.folder / "table.json").read_text())}
-    outcomes = [row["outcome"] for row in pushed.counted]
+    _, run, _ = steady
+    assert all(row["warm_up"] == (row["started_s"] < 1) for row in run.rows)
+    table = {(entry["method"], entry["name"]): entry for entry in json.loads((run.folder / "table.json").read_text())}
+    outcomes = [row["outcome"] for row in run.counted]
     whole = table["e2e", "chat"]
-    assert 0 < whole["num_requests"] == outcomes.count("ok") + outcomes.count("failed") < len(pushed.rows)
+    assert 0 < whole["num_requests"] == outcomes.count("ok") + outcomes.count("failed") < len(run.rows)
     assert whole["num_failures"] == outcomes.count("failed")
     assert table.get(("shed", "chat"), {"num_requests": 0})["num_requests"] == outcomes.count("shed")
     assert table["gap", "chat"]["num_requests"] == (DELTAS - 1) * outcomes.count("ok")
     times = [float(key) for key, count in table["TTFT", "chat"]["response_times"].items() for _ in range(count)]
-    assert statistics.median(times) == pytest.approx(medians(pushed.counted)[0], rel=0.005), "finer than Locust's own buckets"
+    assert statistics.median(times) == pytest.approx(medians(run.counted)[0], rel=0.005), "finer than Locust's own buckets"
 
 
 def test_nothing_of_a_prompt_is_kept(steady):
-    metronome, pushed, _ = steady
-    words = {word for one in metronome.served for message in one.body["messages"] for word in message["content"].split()[:8]}
-    (path,) = pushed.folder.glob("runs/load-*.jsonl")
+    server, run, _ = steady
+    words = {word for chat in server.served for message in chat.body["messages"] for word in message["content"].split()[:8]}
+    (path,) = run.folder.glob("runs/load-*.jsonl")
     assert not [word for word in words if len(word) > 6 and word in path.read_text()]
 
 
 @pytest.fixture(scope="module")
 def stalled(tmp_path_factory):
-    """An open loop, while the server stands still for a second."""
-    metronome = Metronome(FIRST_S, 0.05, 3, 3)
-    words = ["--rates", str(RATE), "--stage", f"{SECONDS}s", "--warm-up", "0s", "ChatUser"]
-    with ticking(metronome, stall_at_s=3.0, stall_s=STALL_S):
-        pushed = push(metronome.url, tmp_path_factory.mktemp("stalled"), *words)
-    assert pushed.code == 0, pushed.said
-    return metronome, pushed
+    """An open loop, during which the server stalls for a second."""
+    server = TimedServer(FIRST_S, 0.05, 3, 3)
+    args = ["--rates", str(RATE), "--stage", f"{SECONDS}s", "--warm-up", "0s", "ChatUser"]
+    with running(server, stall_at_s=3.0, stall_s=STALL_S):
+        run = run_locust(server.url, tmp_path_factory.mktemp("stalled"), *args)
+    assert run.code == 0, run.output
+    return server, run
 
 
-def test_arrivals_wait_for_nobody(stalled):
-    _, pushed = stalled
-    planned = arrivals(Stage(0, RATE, True, SECONDS, 0.0), 0)
-    rows = sorted(pushed.rows, key=lambda row: row["started_s"])
+def test_arrivals_do_not_wait_for_answers(stalled):
+    _, run = stalled
+    planned = arrival_times(Stage(0, RATE, True, SECONDS, 0.0), 0)
+    rows = sorted(run.rows, key=lambda row: row["started_s"])
     assert [row["started_s"] for row in rows] == pytest.approx(planned, abs=1e-3 + (rows[0]["started_s"] - planned[0]))
     assert {(row["rate"], row["clients"], row["outcome"]) for row in rows} == {(RATE, 0, "ok")}
-    assert percentile([row["late_ms"] for row in rows], 0.9) < 20, "the generator itself is not what is measured"
+    assert percentile([row["late_ms"] for row in rows], 0.9) < 20, "the load generator adds little delay itself"
 
 
 def test_a_stall_shows_in_the_tail_as_it_must(stalled):
-    """Who arrives in the stall is read at its end; who was to get a first token in it gets it then.
+    """A request that arrives during the stall is read at its end; a first token that was due during the stall is sent at its end.
 
     RATE * (STALL_S + FIRST_S - x) requests wait longer than x beyond FIRST_S, for x from FIRST_S to STALL_S; their
-    share in all gives the percentiles of the tail. A closed loop would have shown one late request for each of its users.
+    share of all requests gives the percentiles of the tail. A closed loop would have shown only one late request for each of its users.
     """
-    metronome, pushed = stalled
-    ((begin_s, end_s),) = metronome.stalls
+    server, run = stalled
+    ((begin_s, end_s),) = server.stalls
     assert end_s - begin_s == pytest.approx(STALL_S, rel=0.02)
-    sent = {one.id: one.sent_s[0] for one in metronome.served}
-    received = {one.id: one.received_s for one in metronome.served}
-    run_s = min(received[row["request"]] - row["started_s"] for row in pushed.rows)  # the run's zero on the server's clock
+    sent_s = {chat.id: chat.sent_s[0] for chat in server.served}
+    received_s = {chat.id: chat.received_s for chat in server.served}
+    run_s = min(received_s[row["request"]] - row["started_s"] for row in run.rows)  # start of the run on the server's clock
 
-    must = [1000 * (sent[row["request"]] - run_s - row["started_s"]) for row in pushed.rows]
-    measured = [row["ttft_ms"] for row in pushed.rows]
+    expected = [1000 * (sent_s[row["request"]] - run_s - row["started_s"]) for row in run.rows]
+    measured = [row["ttft_ms"] for row in run.rows]
     for share in (0.5, 0.9, 0.95, 0.99):
-        assert percentile(measured, share) == pytest.approx(percentile(must, share), rel=0.02), "by the server's own clock"
+        assert percentile(measured, share) == pytest.approx(percentile(expected, share), rel=0.02), "by the server's clock"
     for x in (0.25, 0.5, 0.75):
-        waited, analytic = sum(ttft > 1000 * (FIRST_S + x) for ttft in measured), RATE * (STALL_S + FIRST_S - x)
-        assert abs(waited - analytic) < 3 * analytic**0.5, "arrivals are Poisson: three standard deviations"
+        late, predicted = sum(ttft > 1000 * (FIRST_S + x) for ttft in measured), RATE * (STALL_S + FIRST_S - x)
+        assert abs(late - predicted) < 3 * predicted**0.5, "arrivals are Poisson: three standard deviations"
     tail_s = STALL_S + 2 * FIRST_S - 0.05 * SECONDS
     assert percentile(measured, 0.95) == pytest.approx(1000 * tail_s, rel=0.15)

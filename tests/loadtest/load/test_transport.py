@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from loadtest.load.transport import BROKEN, Host, encode, pieces, retry_after_s
+from loadtest.load.transport import CONNECTION_ERRORS, Host, body_chunks, encode, retry_after_s
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -26,27 +26,27 @@ def test_retry_after(value, seconds):
 
 
 @pytest.fixture
-def once():
-    """A server that takes one connection, gives what it was told to, piece by piece, and hangs up."""
+def serve_once():
+    """Starts a server that accepts one connection, sends the given parts one by one and hangs up. Yields a function of the parts."""
     listener = socket.create_server(("127.0.0.1", 0))
     threads = []
 
-    def serve(parts, seen):
+    def serve(parts, requests):
         connection, _ = listener.accept()
         with connection:
-            seen.append(connection.recv(65536))
-            while not seen[0].endswith(b"}"):
-                seen[0] += connection.recv(65536)
+            requests.append(connection.recv(65536))
+            while not requests[0].endswith(b"}"):
+                requests[0] += connection.recv(65536)
             for part in parts:
                 connection.sendall(part)
                 threads[0][1].wait(0.05)
 
     def begin(*parts):
-        seen = []
-        thread = threading.Thread(target=serve, args=(parts, seen))
+        requests = []
+        thread = threading.Thread(target=serve, args=(parts, requests))
         threads.append((thread, threading.Event()))
         thread.start()
-        return Host(f"http://127.0.0.1:{listener.getsockname()[1]}/base", timeout_s=5), seen
+        return Host(f"http://127.0.0.1:{listener.getsockname()[1]}/base", timeout_s=5), requests
 
     yield begin
     for thread, _ in threads:
@@ -54,27 +54,27 @@ def once():
     listener.close()
 
 
-def test_pieces_come_as_they_are_sent(once):
-    host, seen = once(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"3\r\nabc\r\n", b"2\r\nde\r\n", b"0\r\n\r\n")
+def test_chunks_arrive_as_they_are_sent(serve_once):
+    host, requests = serve_once(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"3\r\nabc\r\n", b"2\r\nde\r\n", b"0\r\n\r\n")
     with host.post("/v1/x", encode({"a": "é"})) as response:
-        assert (response.status, list(pieces(response))) == (200, [b"abc", b"de"])
-    assert seen[0].startswith(b"POST /base/v1/x HTTP/1.1") and seen[0].endswith(b'{"a": "\\u00e9"}')
+        assert (response.status, list(body_chunks(response))) == (200, [b"abc", b"de"])
+    assert requests[0].startswith(b"POST /base/v1/x HTTP/1.1") and requests[0].endswith(b'{"a": "\\u00e9"}')
 
 
-def test_without_chunks_too(once):
-    host, _ = once(b"HTTP/1.0 200 OK\r\n\r\n", b"abc", b"de")
+def test_without_chunks_too(serve_once):
+    host, _ = serve_once(b"HTTP/1.0 200 OK\r\n\r\n", b"abc", b"de")
     with host.post("/", b"{}") as response:
-        assert list(pieces(response)) == [b"abc", b"de"]
+        assert list(body_chunks(response)) == [b"abc", b"de"]
 
 
-def test_a_body_that_is_cut_short_is_no_end(once):
-    host, _ = once(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"ff\r\nabc")
-    with host.post("/", b"{}") as response, pytest.raises(BROKEN):
-        list(pieces(response))
+def test_a_body_that_is_cut_short_raises(serve_once):
+    host, _ = serve_once(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"ff\r\nabc")
+    with host.post("/", b"{}") as response, pytest.raises(CONNECTION_ERRORS):
+        list(body_chunks(response))
 
 
 def test_no_server(free_port):
-    with pytest.raises(BROKEN):
+    with pytest.raises(CONNECTION_ERRORS):
         Host(f"http://127.0.0.1:{free_port}").get("/")
-    with pytest.raises(BROKEN):
+    with pytest.raises(CONNECTION_ERRORS):
         Host("nowhere").get("/")

@@ -1,4 +1,4 @@
-"""The whole comparison against servers that have no model, and what it says of those that are not there."""
+"""The whole comparison against servers that have no model, and what it reports of peers that are not installed."""
 
 import json
 import sys
@@ -7,24 +7,24 @@ from pathlib import Path
 import pytest
 
 from loadtest.peers import benchmark, servers
-from loadtest.peers.servers import PORT, Peer, PeerAbsent, PeerFailed
+from loadtest.peers.servers import PORT_PLACEHOLDER, Peer, PeerAbsent, PeerFailed
 from loadtest.run import create_run
 
-TALKER = Path(__file__).parents[2] / "talker.py"
+FAKE_SERVER = Path(__file__).parents[2] / "fake_server.py"
 
 
 @pytest.fixture
-def talkers(monkeypatch, tmp_path):
-    """Every server is a talker; what the peer's one does wrong."""
-    flaws = {"done": False}
+def fake_servers(monkeypatch, tmp_path):
+    """Makes Litmus and transformers fake servers. Yields the faults of the latter, to be changed by a test."""
+    faults = {"sends_done": False}
 
     def transformers(*_):
-        return Peer("theirs", (sys.executable, str(TALKER), PORT, json.dumps(flaws)), "/ready", {}, done=False)
+        return Peer("theirs", (sys.executable, str(FAKE_SERVER), PORT_PLACEHOLDER, json.dumps(faults)), "/ready", {}, sends_done=False)
 
-    monkeypatch.setattr(servers, "litmus", lambda *_: Peer("ours", (sys.executable, str(TALKER), PORT), "/ready"))
-    monkeypatch.setattr(servers, "transformers", transformers)
+    monkeypatch.setattr(servers, "litmus_peer", lambda *_: Peer("ours", (sys.executable, str(FAKE_SERVER), PORT_PLACEHOLDER), "/ready"))
+    monkeypatch.setattr(servers, "transformers_peer", transformers)
     monkeypatch.setenv("PATH", str(tmp_path))
-    return flaws
+    return faults
 
 
 def compare(tmp_path, capsys, *words):
@@ -35,13 +35,13 @@ def compare(tmp_path, capsys, *words):
     return code, rows, [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_rows_over_http(talkers, tmp_path, capsys):
+def test_rows_over_http(fake_servers, tmp_path, capsys):
     code, rows, lines = compare(tmp_path, capsys, "--rows", "3", "4", "7", "8", "9")
     assert code == 0
     assert [row[0] for row in rows] == ["3", "4", "4", "7", "8", "9"]
     assert 0.5 < float(rows[0][4]) < 2 and rows[0][6] == "**no**"
     assert {row[6] for row in rows[1:3]} == {"not run: no llama-server on PATH"} and {row[4] for row in rows[1:3]} == {"-"}
-    assert float(rows[4][4]) > 3 and rows[4][6] == "**no**", "a talker stands still while it reads"
+    assert float(rows[4][4]) > 3 and rows[4][6] == "**no**", "the fake server stalls its streams during a prefill"
     manifest, *measured = lines
     assert manifest["tool"] == "engine" and manifest["options"]["clients"] == 4
     assert {"command", "commit", "versions", "machine", "python", "model"} <= manifest.keys() and manifest["versions"]["torch"]
@@ -55,14 +55,14 @@ def test_rows_over_http(talkers, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flaw", "why"),
+    ("fault", "why"),
     [
-        ({"lost": 1}, "failed: theirs: 7 tokens came, 8 were asked for"),
-        ({"longer": 9}, "failed: prompts of 31.0 tokens beside Litmus's 22.0"),
+        ({"missing_tokens": 1}, "failed: theirs: returned 7 tokens instead of 8"),
+        ({"extra_prompt_tokens": 9}, "failed: its prompts had 31.0 tokens, those of Litmus 22.0"),
     ],
 )
-def test_a_peer_that_did_something_else_is_a_failure(talkers, tmp_path, capsys, flaw, why):
-    talkers.update(flaw)
+def test_a_peer_with_other_lengths_is_a_failure(fake_servers, tmp_path, capsys, fault, why):
+    fake_servers.update(fault)
     code, rows, _ = compare(tmp_path, capsys, "--rows", "3")
     assert code == 1
     assert rows[0][4] == "-" and rows[0][6] == why
@@ -77,20 +77,20 @@ for line in sys.stdin:
 """
 
 
-def test_the_bare_engine_takes_its_turns(talkers, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark.Bench, "program", lambda *_: [sys.executable, "-c", SLOW])
+def test_the_bare_engine_takes_turns_with_the_server(fake_servers, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark.Bench, "engine_command", lambda *_: [sys.executable, "-c", SLOW])
     code, (row,), lines = compare(tmp_path, capsys, "--rows", "6")
     assert code == 0 and float(row[4]) > 1 and row[6] == "yes"
     ours, theirs = ([one["prompt_tokens"] for one in line["rounds"]] for line in lines if line["kind"] == "measurement")
     assert ours == theirs == [4 * 22]
 
 
-def test_bare_lines_are_kept(tmp_path):
+def test_json_lines_of_a_program_are_recorded(tmp_path):
     run = create_run(tmp_path, "engine", {})
     code = 'print(\'chatter\'); print(\'{"kind": "bare", "tokens_per_s": 2.0}\')'
-    assert list(benchmark.answers([sys.executable, "-c", code], run)) == [{"kind": "bare", "tokens_per_s": 2.0}]
+    assert list(benchmark.run_program([sys.executable, "-c", code], run)) == [{"kind": "bare", "tokens_per_s": 2.0}]
     with pytest.raises(PeerFailed, match="ended with code 1: no model"):
-        list(benchmark.answers([sys.executable, "-c", "import sys; sys.exit('no model')"], run))
+        list(benchmark.run_program([sys.executable, "-c", "import sys; sys.exit('no model')"], run))
     run.close()
     assert len(run.path.read_text().splitlines()) == 2
 
@@ -98,31 +98,31 @@ def test_bare_lines_are_kept(tmp_path):
 def test_the_scoring_rows_are_measured_in_processes_of_their_own(tmp_path, monkeypatch):
     asked = []
 
-    def answers(command, run):
+    def run_program(command, run):
         asked.append(command)
         return iter([{"texts_per_s": 2.0, "peak_bytes": 5e6}])
 
-    monkeypatch.setattr(benchmark, "answers", answers)
-    bench = benchmark.Bench(benchmark._arguments(["--model", "m"]), benchmark.QUICK, create_run(tmp_path, "engine", {}))
-    bench.attempt("scorer/nf4", {"rate", "peak"})
-    bench.attempt("published/none", {"rate", "peak"})
+    monkeypatch.setattr(benchmark, "run_program", run_program)
+    bench = benchmark.Bench(benchmark._parse_args(["--model", "m"]), benchmark.QUICK, create_run(tmp_path, "engine", {}))
+    bench.measure_subject("scorer/nf4", {"rate", "peak"})
+    bench.measure_subject("published/none", {"rate", "peak"})
     bench.run.close()
     assert bench.values == {"scorer/nf4/rate": 2.0, "scorer/nf4/peak": 5.0, "published/none/rate": 2.0, "published/none/peak": 5.0}
     assert [command[command.index("--what") + 1] for command in asked] == ["engine", "published"]
     assert all(command[2] == "app.benchmarks.scoring" for command in asked)
 
 
-def test_where_a_gguf_is_looked_for(tmp_path, monkeypatch):
+def test_find_gguf(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "MODEL", tmp_path / "made")
     monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
     binary = tmp_path / "llama-server"
-    given = benchmark._arguments(["--model", "other"])
+    given = benchmark._parse_args(["--model", "other"])
     with pytest.raises(PeerAbsent, match="no GGUF of this model"):
         benchmark.find_gguf(given, "f16", binary)
     with pytest.raises(PeerAbsent, match="pip install gguf"):
-        benchmark.find_gguf(benchmark._arguments(["--model", str(tmp_path / "made")]), "f16", binary)
+        benchmark.find_gguf(benchmark._parse_args(["--model", str(tmp_path / "made")]), "f16", binary)
     whole = tmp_path / "m-f16.gguf"
-    given = benchmark._arguments(["--gguf", str(whole)])
+    given = benchmark._parse_args(["--gguf", str(whole)])
     with pytest.raises(PeerAbsent, match="is no file"):
         benchmark.find_gguf(given, "f16", binary)
     whole.touch()
@@ -134,8 +134,8 @@ def test_where_a_gguf_is_looked_for(tmp_path, monkeypatch):
 
 
 def test_arguments():
-    given = benchmark._arguments(["--rows", "1", "4"])
+    given = benchmark._parse_args(["--rows", "1", "4"])
     assert given.rows == [1, 4] and given.four_bit in ("int4", "nf4") and given.model == benchmark.MODEL
-    assert benchmark._arguments([]).rows == list(range(1, 12))
+    assert benchmark._parse_args([]).rows == list(range(1, 12))
     with pytest.raises(SystemExit):
-        benchmark._arguments(["--rows", "12"])
+        benchmark._parse_args(["--rows", "12"])

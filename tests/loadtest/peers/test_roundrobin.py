@@ -1,4 +1,4 @@
-"""A program that is asked round by round, and one that fails at it."""
+"""Contenders that run round by round, and programs that fail."""
 
 import asyncio
 import sys
@@ -9,9 +9,9 @@ import pytest
 
 from loadtest.peers import roundrobin
 from loadtest.peers.clients import QUICK, Round
-from loadtest.peers.servers import PORT, Peer, PeerFailed
+from loadtest.peers.servers import PORT_PLACEHOLDER, Peer, PeerFailed
 
-TALKER = Path(__file__).parents[2] / "talker.py"
+FAKE_SERVER = Path(__file__).parents[2] / "fake_server.py"
 ECHO = """
 import json, sys
 print("not JSON")
@@ -24,34 +24,38 @@ for line in sys.stdin:
 """
 
 
-def play(code, *rounds):
+def run_round(code, *rounds):
     async def go():
-        async with roundrobin.bare([sys.executable, "-c", code], new_tokens=5) as play:
-            return [await play(messages) for messages in rounds]
+        async with roundrobin.program_contender([sys.executable, "-c", code], new_tokens=5) as run_round:
+            return [await run_round(messages) for messages in rounds]
 
     return asyncio.run(go())
 
 
 def test_a_program_answers_each_round_with_a_line():
-    assert play(ECHO, ["one", "two"], ["three"]) == [Round(2, 9, 10, 1.0), Round(1, 4, 5, 0.5)]
+    assert run_round(ECHO, ["one", "two"], ["three"]) == [Round(2, 9, 10, 1.0), Round(1, 4, 5, 0.5)]
 
 
-@pytest.mark.parametrize(("code", "why"), [(ECHO, "no more"), ("import sys; sys.exit('no model')", "no model"), ("pass", "no word")])
+@pytest.mark.parametrize(
+    ("code", "why"), [(ECHO, "no more"), ("import sys; sys.exit('no model')", "no model"), ("pass", "it wrote nothing to stderr")]
+)
 def test_a_program_that_ends_says_why(code, why):
     with pytest.raises(PeerFailed, match=f"ended with code [01]: {why}"):
-        play(code, ["last"], ["more"])
+        run_round(code, ["last"], ["more"])
 
 
-def test_a_program_is_ended_with_its_block(tmp_path):
+def test_a_program_ends_with_its_block(tmp_path):
     code = f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
-    play(f"{code}; print('{{}}', flush=True); time.sleep(600)")
+    run_round(f"{code}; print('{{}}', flush=True); time.sleep(600)")
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_a_server_is_warmed_and_asked(tmp_path):
     async def go():
-        async with roundrobin.served(Peer("one", (sys.executable, str(TALKER), PORT), "/ready"), tmp_path, QUICK, 2) as play:
-            return await play(["one word", "two words", "three"])
+        async with roundrobin.server_contender(
+            Peer("one", (sys.executable, str(FAKE_SERVER), PORT_PLACEHOLDER), "/ready"), tmp_path, QUICK, 2
+        ) as run_round:
+            return await run_round(["one word", "two words", "three"])
 
     one = asyncio.run(go())
     assert (one.requests, one.tokens) == (3, 3 * QUICK.new_tokens)

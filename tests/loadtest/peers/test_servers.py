@@ -9,18 +9,18 @@ import pytest
 
 from app.settings import read
 from loadtest.peers import servers
-from loadtest.peers.servers import PORT, Peer, PeerAbsent, PeerFailed, running
+from loadtest.peers.servers import PORT_PLACEHOLDER, Peer, PeerAbsent, PeerFailed, running
 
-TALKER = Path(__file__).parents[2] / "talker.py"
+FAKE_SERVER = Path(__file__).parents[2] / "fake_server.py"
 
 
 def test_a_server_is_ready_and_then_gone(tmp_path):
     before = set(psutil.Process().children())
-    with running(Peer("talker", (sys.executable, str(TALKER), PORT), "/ready"), tmp_path) as server:
+    with running(Peer("fake", (sys.executable, str(FAKE_SERVER), PORT_PLACEHOLDER), "/ready"), tmp_path) as server:
         assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
         (process,) = set(psutil.Process().children()) - before
     assert not process.is_running()
-    assert (tmp_path / "engine-talker.log").exists()
+    assert (tmp_path / "engine-fake.log").exists()
 
 
 def test_what_a_server_started_ends_with_it(tmp_path):
@@ -29,7 +29,7 @@ def test_what_a_server_started_ends_with_it(tmp_path):
         "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
     )
     told = tmp_path / "pid"
-    with running(Peer("parent", (sys.executable, "-c", code, PORT, str(told)), "/"), tmp_path):
+    with running(Peer("parent", (sys.executable, "-c", code, PORT_PLACEHOLDER, str(told)), "/"), tmp_path):
         child = psutil.Process(int(told.read_text()))
     psutil.wait_procs([child], timeout=5)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
@@ -45,25 +45,25 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
 
 
 def test_commands():
-    litmus = servers.litmus("folder", "nf4", "cpu", 32).command
-    settings = read(["8000" if word == PORT else word for word in litmus[3:]])
+    litmus = servers.litmus_peer("folder", "nf4", "cpu", 32).command
+    settings = read(["8000" if word == PORT_PLACEHOLDER else word for word in litmus[3:]])
     assert litmus[1:3] == ("-m", "serve")
     assert (settings.model.path, settings.model.quantize, settings.model.slots, settings.ui.enabled) == ("folder", "nf4", 32, False)
-    assert {"serve", "folder", "--continuous-batching", PORT} <= set(servers.transformers("folder", "cpu").command)
-    llama = servers.llama(Path("/opt/bin/llama-server"), Path("a-q4_0.gguf"), 32, 512)
+    assert {"serve", "folder", "--continuous-batching", PORT_PLACEHOLDER} <= set(servers.transformers_peer("folder", "cpu").command)
+    llama = servers.llama_peer(Path("/opt/bin/llama-server"), Path("a-q4_0.gguf"), 32, 512)
     assert llama.name == "llama-a-q4_0" and llama.command[:2] == ("env", "LD_LIBRARY_PATH=/opt/bin")
-    assert llama.command[llama.command.index("-c") + 1] == "16384" and llama.extra == {"ignore_eos": True}
+    assert llama.command[llama.command.index("-c") + 1] == "16384" and llama.extra_body == {"ignore_eos": True}
 
 
 def test_llama_server_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PeerAbsent, match="no llama-server on PATH"):
-        servers.find_llama(None)
+        servers.find_llama_server(None)
     with pytest.raises(PeerAbsent, match="is no file"):
-        servers.find_llama(tmp_path / "llama-server")
-    assert servers.llama_version(None) is None
+        servers.find_llama_server(tmp_path / "llama-server")
+    assert servers.llama_server_version(None) is None
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     (tmp_path / "llama-server").write_text('#!/bin/sh\necho "version: $1 $LD_LIBRARY_PATH" >&2\n')
     (tmp_path / "llama-server").chmod(0o755)
     found = (tmp_path / "llama-server").resolve()
-    assert servers.find_llama(None) == found and servers.llama_version(None) == f"version: --version {found.parent}"
+    assert servers.find_llama_server(None) == found and servers.llama_server_version(None) == f"version: --version {found.parent}"

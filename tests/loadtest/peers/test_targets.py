@@ -1,14 +1,24 @@
 import pytest
 
-from loadtest.peers.targets import MARKS, ROWS, Mark, calm_gaps, chosen, contests, gaps, table, wanted
+from loadtest.peers.targets import (
+    ROWS,
+    TARGETS,
+    Target,
+    gaps_overlapping,
+    gaps_within,
+    numbers_by_subject,
+    round_groups,
+    table,
+    targets_of_rows,
+)
 
-MORE = Mark(1, "speed", "tokens/s", "a/x/v", "b/x/v", "b", 2.0)
-SHORTER = Mark(2, "wait", "ms", "a/x/then", "a/x/first", "its first", 5.0, "shorter")
-LIMIT = Mark(3, "gap", "ms", "a/x/pressed", "a/x/calm", "calm", 3.0, "limit")
+MORE = Target(1, "speed", "tokens/s", "a/x/v", "b/x/v", "b", 2.0)
+SHORTER = Target(2, "wait", "ms", "a/x/then", "a/x/first", "its first", 5.0, "shorter")
+LIMIT = Target(3, "gap", "ms", "a/x/pressed", "a/x/calm", "calm", 3.0, "limit")
 
 
 @pytest.mark.parametrize(
-    ("mark", "ours", "theirs", "ratio", "met"),
+    ("target", "ours", "theirs", "ratio", "met"),
     [
         (MORE, 400, 200, 2.0, True),
         (MORE, 399, 200, 1.995, False),
@@ -18,9 +28,9 @@ LIMIT = Mark(3, "gap", "ms", "a/x/pressed", "a/x/calm", "calm", 3.0, "limit")
         (LIMIT, 31, 10, 3.1, False),
     ],
 )
-def test_met_or_not(mark, ours, theirs, ratio, met):
-    assert mark.ratio(ours, theirs) == pytest.approx(ratio)
-    assert mark.met(mark.ratio(ours, theirs)) is met
+def test_met_or_not(target, ours, theirs, ratio, met):
+    assert target.ratio(ours, theirs) == pytest.approx(ratio)
+    assert target.met(target.ratio(ours, theirs)) is met
 
 
 def rows(shown):
@@ -42,16 +52,23 @@ def test_what_was_not_run_claims_nothing():
 
 
 def test_each_is_measured_once_and_only_what_is_needed():
-    assert wanted(chosen([2])) == {"engine/none": {"whole"}, "generate/none": {"whole"}}
-    assert [*wanted(chosen([1, 2]))] == ["engine/nf4", "manager/nf4", "engine/int4", "manager/none", "generate/none", "engine/none"]
-    assert wanted(chosen([3, 7])) == {"litmus/none": {"continued", "first"}}
-    assert tuple(range(1, 12)) == ROWS and len(chosen(ROWS)) == len(MARKS) == 17
+    assert numbers_by_subject(targets_of_rows([2])) == {"engine/none": {"whole"}, "generate/none": {"whole"}}
+    assert [*numbers_by_subject(targets_of_rows([1, 2]))] == [
+        "engine/nf4",
+        "manager/nf4",
+        "engine/int4",
+        "manager/none",
+        "generate/none",
+        "engine/none",
+    ]
+    assert numbers_by_subject(targets_of_rows([3, 7])) == {"litmus/none": {"continued", "first"}}
+    assert tuple(range(1, 12)) == ROWS and len(targets_of_rows(ROWS)) == len(TARGETS) == 17
 
 
 def test_rates_that_are_compared_are_measured_in_turn():
-    assert contests(chosen([1, 2, 7, 8])) == []
-    assert contests(chosen([6])) == [["litmus/none/crowd", "engine/none/chats"]]
-    assert contests(chosen([3, 4, 5])) == [
+    assert round_groups(targets_of_rows([1, 2, 7, 8])) == []
+    assert round_groups(targets_of_rows([6])) == [["litmus/none/crowd", "engine/none/chats"]]
+    assert round_groups(targets_of_rows([3, 4, 5])) == [
         ["litmus/none/crowd", "transformers/none/crowd", "llama/f16/crowd"],
         ["litmus/4bit/crowd", "llama/4bit/crowd"],
         ["litmus/none/alone", "llama/f16/alone"],
@@ -61,8 +78,8 @@ def test_rates_that_are_compared_are_measured_in_turn():
 
 def test_a_gap_that_the_window_only_cuts_counts_as_pressed_and_not_as_calm():
     deltas = [0.0, 1.0, 2.0, 5.0, 6.0, 7.0]
-    assert gaps(deltas, 2.5, 5.5) == [3.0, 1.0]
-    assert gaps(deltas, 3.0, 4.0) == [3.0], "a stream that stood still all the while"
-    assert calm_gaps(deltas, 1.0, 5.5) == [1.0, 3.0]
-    assert calm_gaps(deltas, 0.5, 2.5) == [1.0]
-    assert gaps([1.0], 0.0, 2.0) == calm_gaps([], 0.0, 2.0) == []
+    assert gaps_overlapping(deltas, 2.5, 5.5) == [3.0, 1.0]
+    assert gaps_overlapping(deltas, 3.0, 4.0) == [3.0], "a stream that stood still all the while"
+    assert gaps_within(deltas, 1.0, 5.5) == [1.0, 3.0]
+    assert gaps_within(deltas, 0.5, 2.5) == [1.0]
+    assert gaps_overlapping([1.0], 0.0, 2.0) == gaps_within([], 0.0, 2.0) == []

@@ -1,4 +1,4 @@
-"""One load through four layers: what each is asked, what is kept, and what the table makes of it."""
+"""The load that every layer gets, the rows that are recorded, and the table."""
 
 import json
 import subprocess
@@ -8,21 +8,21 @@ import pytest
 
 from loadtest.peers.servers import PeerFailed
 from loadtest.studies import gap
-from loadtest.studies.gap import Options, order, table
-from tests.loadtest.litmuses import PROMPT_TOKENS, stand_in
+from loadtest.studies.gap import Options, shuffle_programs, table
+from tests.loadtest.fake_litmus import PROMPT_TOKENS, replace_servers
 
-HOLDS = "held = bytearray({size}); print(len(held), flush=True); input()"
+HOLD_MEMORY = "held = bytearray({size}); print(len(held), flush=True); input()"
 
 
 @pytest.fixture
 def litmus(monkeypatch):
-    return stand_in(monkeypatch)
+    return replace_servers(monkeypatch)
 
 
 @pytest.fixture
-def holders():
+def memory_processes():
     """Two processes, the first of which holds more memory."""
-    commands = [[sys.executable, "-c", HOLDS.format(size=size)] for size in (40_000_000, 10)]
+    commands = [[sys.executable, "-c", HOLD_MEMORY.format(size=size)] for size in (40_000_000, 10)]
     started = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for command in commands]
     for process in started:
         process.stdout.readline()
@@ -32,17 +32,17 @@ def holders():
 
 
 @pytest.fixture
-def benches(monkeypatch):
-    """What `app.benchmarks.engine` is called with; it finds 100 tokens/s, and 10 more in each further wave."""
+def engine_commands(monkeypatch):
+    """Replaces `app.benchmarks.engine`: 100 tokens/s, and 10 more in each further wave. Yields the commands it was called with."""
     asked = []
 
-    def answers(command, run):
+    def run_program(command, run):
         asked.append(command)
         waves = int(command[command.index("--repeats") + 1])
         for at_once in command[command.index("--at-once") + 1 :]:
             yield {"at_once": int(at_once), "runs": [{"tokens_per_s": 100.0 + 10 * wave} for wave in range(waves)]}
 
-    monkeypatch.setattr(gap, "answers", answers)
+    monkeypatch.setattr(gap, "run_program", run_program)
     return asked
 
 
@@ -53,15 +53,15 @@ def measure(tmp_path, *words):
     return code, manifest, rows
 
 
-def test_every_layer_gets_the_same_load(litmus, holders, benches, tmp_path, capsys):
+def test_every_layer_gets_the_same_load(litmus, memory_processes, engine_commands, tmp_path, capsys):
     code, manifest, rows = measure(tmp_path, "--rounds", "2", "--waves", "3", "--at-once", "4", "1")
     assert code == 0 and manifest["quick"] and manifest["model"]["slots"] == 4 and manifest["options"]["at_once"] == [1, 4]
     waves = [(row["round"], row["layer"], row["at_once"], row["wave"]) for row in rows if row["kind"] == "wave"]
     assert len(waves) == len(set(waves)) == 2 * 4 * 2 * 3
-    assert {command[command.index("--what") + 1] for command in benches} == {"generate", "engine"} and len(benches) == 4
-    for command in benches:
-        told = {name: command[command.index(name) + 1] for name in ("--prompt-tokens", "--new-tokens", "--repeats", "--dtype")}
-        assert told == {"--prompt-tokens": str(PROMPT_TOKENS), "--new-tokens": "8", "--repeats": "3", "--dtype": "float32"}
+    assert {command[command.index("--what") + 1] for command in engine_commands} == {"generate", "engine"} and len(engine_commands) == 4
+    for command in engine_commands:
+        options = {name: command[command.index(name) + 1] for name in ("--prompt-tokens", "--new-tokens", "--repeats", "--dtype")}
+        assert options == {"--prompt-tokens": str(PROMPT_TOKENS), "--new-tokens": "8", "--repeats": "3", "--dtype": "float32"}
     streams = [body for body in litmus.bodies if body.get("stream")]
     assert len(streams) == len(litmus.bodies) / 2 == 2 * (3 + 1) * (1 + 4), "one wave of each is not counted"
     assert {(body["max_tokens"], body["ignore_eos"], body["temperature"]) for body in litmus.bodies} == {(8, True, 0.0)}
@@ -73,33 +73,33 @@ def test_every_layer_gets_the_same_load(litmus, holders, benches, tmp_path, caps
     assert shown[4][2:4] == ["110", "36.36"], "the median wave; four readers"
 
 
-def test_an_answer_of_another_length_ends_it(litmus, holders, benches, tmp_path, capsys):
+def test_an_answer_of_another_length_ends_the_study(litmus, memory_processes, engine_commands, tmp_path, capsys):
     litmus.lost = 1
     code, _, rows = measure(tmp_path)
-    assert code == 1 and rows[-1] == {"kind": "failed", "why": "litmus-none-4-slots: 7 tokens came, 8 were asked for"}
+    assert code == 1 and rows[-1] == {"kind": "failed", "why": "litmus-none-4-slots: returned 7 tokens instead of 8"}
     assert rows[-1]["why"] in capsys.readouterr().err
 
 
-def test_a_bench_that_fails_ends_it(litmus, holders, tmp_path, monkeypatch):
-    def answers(*_):
+def test_a_failed_program_ends_the_study(litmus, memory_processes, tmp_path, monkeypatch):
+    def run_program(*_):
         raise PeerFailed("app.benchmarks.engine ended with code 2")
 
-    monkeypatch.setattr(gap, "answers", answers)
+    monkeypatch.setattr(gap, "run_program", run_program)
     code, _, rows = measure(tmp_path)
     assert code == 1 and rows[-1]["why"] == "app.benchmarks.engine ended with code 2" and rows[0]["layer"] in ("whole", "stream")
 
 
-def test_whose_cpu_it_is(holders):
-    large, small = holders
-    found = gap.processes()
+def test_cpu_time_is_told_apart_by_process(memory_processes):
+    large, small = memory_processes
+    found = gap.find_processes()
     assert found.worker.pid == large.pid and small.pid in [process.pid for process in found.others]
-    used = found.used()
+    used = found.cpu_seconds()
     assert used["worker_s"] >= 0 and used["api_s"] >= 0 and used["client_s"] > 0
 
 
 def test_the_server_comes_first_in_the_first_round_only():
-    found = order(20, seed=0)
-    assert found == order(20, seed=0) and all(sorted(one) == ["engine", "generate", "server"] for one in found)
+    found = shuffle_programs(20, seed=0)
+    assert found == shuffle_programs(20, seed=0) and all(sorted(one) == ["engine", "generate", "server"] for one in found)
     assert found[0][0] == "server" and len({one[0] for one in found}) == 3
 
 
@@ -120,6 +120,6 @@ def test_table():
     ]
 
 
-def test_what_is_asked_for_goes_over_the_defaults():
-    assert gap.options_of(gap._arguments([])) == Options()
-    assert gap.options_of(gap._arguments(["--quick", "--waves", "2", "--at-once", "8", "1", "8"])).at_once == (1, 8)
+def test_options_of_the_command_line_override_the_defaults():
+    assert gap.options_of(gap._parse_args([])) == Options()
+    assert gap.options_of(gap._parse_args(["--quick", "--waves", "2", "--at-once", "8", "1", "8"])).at_once == (1, 8)

@@ -1,41 +1,41 @@
-"""What length costs: lengths that fit, rates from two runs, the order, the table, and what is asked of which program."""
+"""Lengths that fit, rates from two runs, the order, the table, and the options of each program."""
 
 import json
 
 import pytest
 
-from loadtest.process import Failed, Told
+from loadtest.process import ProgramFailed, ProgramOutput
 from loadtest.studies import lengths
-from loadtest.studies.lengths import context, order, prompts, split, table
+from loadtest.studies.lengths import context_of, fit_prompt_lengths, shuffle_cells, split_rates, table
 
 
 @pytest.mark.parametrize(
-    ("asked", "most", "found"), [([64, 256, 4096], 1024, [64, 256, 960]), ([2000, 4096], 1024, [960]), ([64, 4096], None, [64, 4096])]
+    ("lengths", "limit", "expected"), [([64, 256, 4096], 1024, [64, 256, 960]), ([2000, 4096], 1024, [960]), ([64, 4096], None, [64, 4096])]
 )
-def test_prompts_leave_room_for_the_answer(asked, most, found):
-    assert prompts(asked, most, 64) == found
+def test_prompts_leave_room_for_the_answer(lengths, limit, expected):
+    assert fit_prompt_lengths(lengths, limit, 64) == expected
 
 
 def test_the_context_is_the_configs(tiny_folder):
-    assert context(str(tiny_folder)) == 128
-    assert context("owner/name") is None
+    assert context_of(str(tiny_folder)) == 128
+    assert context_of("owner/name") is None
 
 
 def line(new_tokens, seconds, at_once=4):
     return {"at_once": at_once, "prompt_tokens": 100, "new_tokens": new_tokens, "tokens_per_s": at_once * new_tokens / seconds}
 
 
-def test_answers_cost_what_whole_ones_take_longer():
-    found = split(line(1, 2.0), line(11, 7.0))
+def test_decode_time_is_what_whole_answers_take_longer():
+    found = split_rates(line(1, 2.0), line(11, 7.0))
     assert found["prefill_per_s"] == pytest.approx(400 / 2.0)
     assert found["decode_per_s"] == pytest.approx(40 / 5.0)
     assert (found["read_s"], found["whole_s"]) == (pytest.approx(2.0), pytest.approx(7.0))
-    assert split(line(1, 2.0), line(11, 2.0))["decode_per_s"] is None, "noise is not a speed"
+    assert split_rates(line(1, 2.0), line(11, 2.0))["decode_per_s"] is None, "noise is not a speed"
 
 
 def test_the_order_is_drawn_for_each_repeat():
     cells = [(64, 1), (64, 8), (256, 1), (256, 8)]
-    found = order(cells, 6, 0)
+    found = shuffle_cells(cells, 6, 0)
     parts = [tuple(cell for cell, repeat in found if repeat == number) for number in range(1, 7)]
     assert all(sorted(part) == cells for part in parts) and len(set(parts)) > 1
 
@@ -51,22 +51,22 @@ def test_the_table():
     assert shown[-1] == "| 50 | 20.0 | 20.0 |"
 
 
-def test_what_is_asked(monkeypatch, tmp_path, tiny_folder, capsys):
-    asked = []
+def test_a_run_records_rows_and_failures(monkeypatch, tmp_path, tiny_folder, capsys):
+    commands = []
 
-    def pretend(*words):
-        asked.append(words)
+    def fake_run_module(*words):
+        commands.append(words)
         given = dict(zip(words[1::2], words[2::2], strict=False))
         if words[0] == "app.benchmarks.scoring":
             if given["--what"] == "published":
-                raise Failed("it ended with code 2: no memory")
-            return Told([{"by_length": [{"tokens": 50, "seconds": 0.1, "peak_bytes": 7}]}], 0)
+                raise ProgramFailed("it ended with code 2: no memory")
+            return ProgramOutput([{"by_length": [{"tokens": 50, "seconds": 0.1, "peak_bytes": 7}]}], 0)
         if words[0] == "app.benchmarks.memory":
-            return Told([{"kind": "footprint", "context": int(given["--context"]), "slot_bytes": 1}], 0)
+            return ProgramOutput([{"kind": "footprint", "context": int(given["--context"]), "slot_bytes": 1}], 0)
         tokens = int(given["--new-tokens"])
-        return Told([{**line(tokens, 1.0 + tokens, int(given["--at-once"])), "threads": 1, "runs": []}], 10 * tokens)
+        return ProgramOutput([{**line(tokens, 1.0 + tokens, int(given["--at-once"])), "threads": 1, "runs": []}], 10 * tokens)
 
-    monkeypatch.setattr(lengths, "call", pretend)
+    monkeypatch.setattr(lengths, "run_module", fake_run_module)
     code = lengths.main(["--quick", "--model", str(tiny_folder), "--lengths", "32", "900", "--at-once", "2", "--out", str(tmp_path)])
     assert code == 1, "one way of scoring failed"
     (path,) = tmp_path.glob("lengths-*.jsonl")

@@ -1,19 +1,19 @@
-"""A crowd before few and many slots: what is asked, what is kept of it, and what the table says."""
+"""The load that every number of slots gets, the rows that are recorded, and the table."""
 
 import json
 
 import pytest
 
 from app.settings import read
-from loadtest.peers.servers import PORT
+from loadtest.peers.servers import PORT_PLACEHOLDER
 from loadtest.studies import slots
-from loadtest.studies.slots import FIELDS, Options, order, table
-from tests.loadtest.litmuses import PROMPT_TOKENS, stand_in
+from loadtest.studies.slots import CHAT_FIELDS, Options, shuffle_servers, table
+from tests.loadtest.fake_litmus import PROMPT_TOKENS, replace_servers
 
 
 @pytest.fixture
 def litmus(monkeypatch):
-    return stand_in(monkeypatch)
+    return replace_servers(monkeypatch)
 
 
 def push(tmp_path, capsys, *words):
@@ -23,7 +23,7 @@ def push(tmp_path, capsys, *words):
     return code, capsys.readouterr().out, manifest, rows
 
 
-def test_every_number_of_slots_gets_the_same_crowd(litmus, tmp_path, capsys):
+def test_every_number_of_slots_gets_the_same_load(litmus, tmp_path, capsys):
     code, shown, manifest, rows = push(tmp_path, capsys, "--slots", "2", "4", "--repeats", "2", "--requests-per-client", "3")
     assert code == 0 and manifest["quick"] and manifest["options"]["clients"] == 4
     rounds = [row for row in rows if row["kind"] == "round"]
@@ -31,7 +31,7 @@ def test_every_number_of_slots_gets_the_same_crowd(litmus, tmp_path, capsys):
     assert all(row["chats"] == 12 and row["tokens"] == 12 * 8 and row["dtype"] == "float32" for row in rounds)
     assert all(row["tokens_per_s"] == pytest.approx(row["tokens"] / row["seconds"]) for row in rounds)
     chats = [row for row in rows if row["kind"] == "chat"]
-    assert len(chats) == 4 * 12 and set(chats[0]) == {"kind", "slots", "repeat", *FIELDS}
+    assert len(chats) == 4 * 12 and set(chats[0]) == {"kind", "slots", "repeat", *CHAT_FIELDS}
     assert {(row["queue_ms"], row["prompt_tokens"], row["completion_tokens"]) for row in chats} == {(250.0, PROMPT_TOKENS, 8)}
     asked = [json.dumps(body["messages"]) for body in litmus.bodies]
     first, second, third, fourth = (set(asked[start : start + 16]) for start in (0, 16, 32, 48))
@@ -40,37 +40,37 @@ def test_every_number_of_slots_gets_the_same_crowd(litmus, tmp_path, capsys):
     assert [line.split("|")[1].strip() for line in shown.splitlines()[2:4]] == ["2", "4"]
 
 
-def test_servers_that_do_something_else_are_named_and_the_others_measured(litmus, tmp_path, capsys):
+def test_a_failed_server_is_recorded_and_the_others_are_measured(litmus, tmp_path, capsys):
     litmus.slots = 4
     code, shown, _, rows = push(tmp_path, capsys, "--slots", "2", "4")
     assert code == 1
-    assert [row["why"] for row in rows if row["kind"] == "failed"] == ["the server has 4 slots, 2 were asked for"]
+    assert [row["why"] for row in rows if row["kind"] == "failed"] == ["the server has 4 slots instead of 2"]
     assert shown.splitlines()[2].split("|")[3].strip() == "-" and shown.splitlines()[3].split("|")[2].strip() == "4"
 
 
-def test_a_server_that_does_not_tell_of_its_slots(litmus, tmp_path, capsys):
-    litmus.told = 404
+def test_a_server_that_does_not_report_its_slots(litmus, tmp_path, capsys):
+    litmus.slots_status = 404
     _, _, _, rows = push(tmp_path, capsys, "--slots", "2")
-    assert "litmus-none-2-slots does not tell of its slots: 404" in rows[0]["why"]
+    assert "litmus-none-2-slots does not report its slots: 404" in rows[0]["why"]
 
 
-def test_how_it_is_started(tmp_path):
-    given = slots._arguments(["--model", "folder", "--quantize", "nf4", "--dtype", "float32"])
-    peer = slots.served(given, 8)
-    model = read(["8000" if word == PORT else word for word in peer.command[3:]]).model
+def test_the_command_line_of_the_server(tmp_path):
+    given = slots._parse_args(["--model", "folder", "--quantize", "nf4", "--dtype", "float32"])
+    peer = slots.litmus_with_slots(given, 8)
+    model = read(["8000" if word == PORT_PLACEHOLDER else word for word in peer.command[3:]]).model
     assert (model.path, model.quantize, model.dtype, model.slots) == ("folder", "nf4", "float32", 8)
 
 
 def test_the_order_is_shuffled_in_every_repeat():
-    found = order((1, 2, 4, 8), 3, seed=0)
-    assert found == order((1, 2, 4, 8), 3, seed=0) != order((1, 2, 4, 8), 3, seed=1)
+    found = shuffle_servers((1, 2, 4, 8), 3, seed=0)
+    assert found == shuffle_servers((1, 2, 4, 8), 3, seed=0) != shuffle_servers((1, 2, 4, 8), 3, seed=1)
     repeats = [[count for at, count in found if at == repeat] for repeat in range(3)]
     assert [sorted(one) for one in repeats] == [[1, 2, 4, 8]] * 3 and len(set(map(tuple, repeats))) > 1
 
 
-def test_what_is_asked_for_goes_over_the_defaults():
+def test_options_of_the_command_line_override_the_defaults():
     def options(*words):
-        return slots.options_of(slots._arguments(words))
+        return slots.options_of(slots._parse_args(words))
 
     assert options() == Options() and options("--quick") == slots.QUICK
     assert options("--slots", "2", "2", "3", "--seed", "0").slots == (2, 3)

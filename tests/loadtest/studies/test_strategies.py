@@ -1,4 +1,4 @@
-"""Ways to decode: what is asked of the server, what is said of a text, and a whole run against a server without a model."""
+"""Requests to the server, measures of a text, and a whole run against a server without a model."""
 
 import json
 import sys
@@ -11,28 +11,37 @@ from pydantic import ValidationError
 from app.schemas import GenerateRequest
 from loadtest.peers.servers import Peer, PeerFailed, Server
 from loadtest.studies import strategies
-from loadtest.studies.strategies import PROMPTS, STRATEGIES, body, distinct, generate, mean_logprob, repeated, server
+from loadtest.studies.strategies import (
+    PROMPTS,
+    STRATEGIES,
+    distinct_share,
+    generate,
+    litmus_for_beams,
+    mean_logprob,
+    repeated_share,
+    request_body,
+)
 
 
 def test_repetition_is_counted_in_runs_of_four_words():
-    assert repeated("one two three four five six") == 0
-    assert repeated("a b c d a b c d") == pytest.approx(1 / 5), "one of five runs stood there before"
-    assert repeated("too short a") == repeated("") == 0
+    assert repeated_share("one two three four five six") == 0
+    assert repeated_share("a b c d a b c d") == pytest.approx(1 / 5), "one of five runs occurred before"
+    assert repeated_share("too short a") == repeated_share("") == 0
 
 
 def test_distinct_runs():
-    assert distinct("the fox and The crow", 1) == 4 / 5
-    assert distinct("a b a b", 2) == 2 / 3
-    assert distinct("", 1) == 0
+    assert distinct_share("the fox and The crow", 1) == 4 / 5
+    assert distinct_share("a b a b", 2) == 2 / 3
+    assert distinct_share("", 1) == 0
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_server_takes_what_is_asked(strategy):
-    asked = GenerateRequest.model_validate(body(strategy, PROMPTS, 96, 5))
+def test_the_server_accepts_the_requests(strategy):
+    asked = GenerateRequest.model_validate(request_body(strategy, PROMPTS, 96, 5))
     assert asked.min_length == asked.max_length == 96 and asked.prompts == list(PROMPTS)
     assert (asked.seed == 5) == asked.do_sample, "only what is drawn has a seed"
     with pytest.raises(ValidationError):
-        GenerateRequest.model_validate(body(strategy, PROMPTS, 96, 5) | {"no_such": 1})
+        GenerateRequest.model_validate(request_body(strategy, PROMPTS, 96, 5) | {"no_such": 1})
 
 
 def answering(*replies):
@@ -47,9 +56,9 @@ def test_only_the_answer_counts_for_its_probability():
     assert mean_logprob(answering(score), "The", " fox.") == -1.5
 
 
-def test_wrong_answers_are_failures():
-    asked = body("greedy", ["a", "b"], 4, 0)
-    with pytest.raises(PeerFailed, match="1 answers came to 2 prompts"):
+def test_wrong_responses_are_failures():
+    asked = request_body("greedy", ["a", "b"], 4, 0)
+    with pytest.raises(PeerFailed, match="/generate returned 1 answers to 2 prompts"):
         generate(answering(httpx.Response(200, json={"gen_text": ["x"]})), asked)
     with pytest.raises(PeerFailed, match="/generate answered 429"):
         generate(answering(httpx.Response(429, json={})), asked)
@@ -58,8 +67,8 @@ def test_wrong_answers_are_failures():
 
 
 def test_a_slot_for_every_beam():
-    given = strategies._arguments(["--prompts", "3"])
-    command = server(given).command
+    given = strategies._parse_args(["--prompts", "3"])
+    command = litmus_for_beams(given).command
     assert command[command.index("--model.slots") + 1] == "12"
 
 

@@ -1,13 +1,13 @@
-"""Quantizations compared: the order, the table, a failure that is told, and one real start without the bundled observer."""
+"""Quantizations compared: the order, the table, a failure that is recorded, and one real start without the bundled observer."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from loadtest.process import Failed, Told, call
+from loadtest.process import ProgramFailed, ProgramOutput, run_module
 from loadtest.studies import weights
-from loadtest.studies.weights import alone, plan, start, table
+from loadtest.studies.weights import plan_measurements, start_engine, table, without_observer
 
 AREAS = {"binoculars": [0.6, 0.5, 0.7]}
 ROWS = [
@@ -21,11 +21,11 @@ ROWS = [
 
 
 def test_every_repeat_has_its_own_order_and_quality_comes_last():
-    found = plan(["none", "nf4"], 6, 0)
+    found = plan_measurements(["none", "nf4"], 6, 0)
     cells = [[cell[:2] for cell in found[first : first + 4]] for first in range(0, 24, 4)]
     assert all(sorted(part) == sorted(cells[0]) for part in cells) and len(set(map(tuple, cells))) > 1
     assert found[24:] == [("quality", "none", 1), ("quality", "nf4", 1)]
-    assert found == plan(["none", "nf4"], 6, 0) != plan(["none", "nf4"], 6, 1)
+    assert found == plan_measurements(["none", "nf4"], 6, 0) != plan_measurements(["none", "nf4"], 6, 1)
 
 
 def test_the_table_has_medians_and_dashes():
@@ -35,50 +35,52 @@ def test_the_table_has_medians_and_dashes():
 
 
 def test_the_bundled_model_is_measured_without_its_observer(bundled):
-    with alone(str(bundled)) as folder:
+    with without_observer(str(bundled)) as folder:
         assert Path(folder).resolve() != bundled and (Path(folder) / "config.json").read_bytes() == (bundled / "config.json").read_bytes()
     assert not Path(folder).exists()
-    with alone("owner/name") as name:
+    with without_observer("owner/name") as name:
         assert name == "owner/name"
 
 
-def test_a_start_grows_the_process(tiny_folder):
-    found = start(str(tiny_folder), "none", "cpu")
+def test_a_start_reports_the_memory_it_added(tiny_folder):
+    found = start_engine(str(tiny_folder), "none", "cpu")
     assert found["load_s"] > 0 and found["first_token_s"] > 0 and found["dtype"] == "float32"
     assert 0 < found["memory_bytes"] == found["rss_bytes"] - found["imported_bytes"]
 
 
-def test_what_is_asked_and_what_fails(monkeypatch, tmp_path, capsys):
-    asked = []
+def test_a_run_records_rows_and_failures(monkeypatch, tmp_path, capsys):
+    commands = []
 
-    def pretend(*words):
-        asked.append(words)
+    def fake_run_module(*words):
+        commands.append(words)
         if words[0] == "models.detector.quality":
-            raise Failed("models.detector.quality ended with code 2: no books")
-        return Told([{"kind": "bare", "at_once": 1, "tokens_per_s": 5.0}], 0)
+            raise ProgramFailed("models.detector.quality ended with code 2: no books")
+        return ProgramOutput([{"kind": "bare", "at_once": 1, "tokens_per_s": 5.0}], 0)
 
-    monkeypatch.setattr(weights, "call", pretend)
-    monkeypatch.setattr(weights, "start", lambda *_: {"dtype": "bfloat16", "load_s": 1.0, "memory_bytes": 1e6})
+    monkeypatch.setattr(weights, "run_module", fake_run_module)
+    monkeypatch.setattr(weights, "start_engine", lambda *_: {"dtype": "bfloat16", "load_s": 1.0, "memory_bytes": 1e6})
     assert weights.main(["--quick", "--quantize", "int4", "--out", str(tmp_path)]) == 1
     (path,) = tmp_path.glob("weights-*.jsonl")
     manifest, *rows = map(json.loads, path.read_text().splitlines())
     assert manifest["quick"] and manifest["model"]["id"] == weights.MODEL and manifest["options"]["quantize"] == ["int4"]
     assert sorted(row["kind"] for row in rows) == ["failed", "speed", "speed", "start", "start"]
     assert next(row["why"] for row in rows if row["kind"] == "failed").endswith("no books")
-    speed = next(words for words in asked if words[0] == "app.benchmarks.engine")
+    speed = next(words for words in commands if words[0] == "app.benchmarks.engine")
     assert speed[speed.index("--dtype") + 1] == "bfloat16", "as the start computed"
-    assert "Quick: no measurement." in capsys.readouterr().out
+    assert "Quick run: not a measurement." in capsys.readouterr().out
 
 
 def test_quality_may_be_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        weights, "call", lambda *words: Told([], 0) if words[0] == "app.benchmarks.engine" else pytest.fail("quality was asked for")
+        weights,
+        "run_module",
+        lambda *words: ProgramOutput([], 0) if words[0] == "app.benchmarks.engine" else pytest.fail("quality was asked for"),
     )
-    monkeypatch.setattr(weights, "start", lambda *_: {"dtype": "bfloat16", "load_s": 1.0, "memory_bytes": 1e6})
+    monkeypatch.setattr(weights, "start_engine", lambda *_: {"dtype": "bfloat16", "load_s": 1.0, "memory_bytes": 1e6})
     assert weights.main(["--quick", "--texts", "0", "--out", str(tmp_path)]) == 0
 
 
-def test_a_program_of_litmus_in_its_own_process():
-    with pytest.raises(Failed, match="ended with code 2"):
-        call("json.tool", "--no-such-option")
-    assert call("json.tool", "--help").peak_bytes > 1e6
+def test_run_module():
+    with pytest.raises(ProgramFailed, match="ended with code 2"):
+        run_module("json.tool", "--no-such-option")
+    assert run_module("json.tool", "--help").peak_bytes > 1e6

@@ -1,4 +1,4 @@
-"""Passages and stories cut alike, the page on made-up scores, and a bundled calibration that belongs to the bundled pair."""
+"""Passages and stories are cut alike, the page renders made-up scores, and the bundled calibration applies to the bundled pair."""
 
 import json
 import random
@@ -9,8 +9,8 @@ import pytest
 from app.models.loading import create_engine
 from app.models.revision import revision_of
 from app.scoring import fitting, sample
-from app.scoring.calibration import BESIDE, load
-from app.scoring.sample import Row
+from app.scoring.calibration import CALIBRATION_FILE, load
+from app.scoring.sample import ScoreRow
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 from models.detector import build, excerpts, page
@@ -23,94 +23,97 @@ def tokenizer(bundled):
     return Tokenizer(str(bundled))
 
 
-def tokens(tokenizer, text):
-    return len(tokenizer.encode(text, "text", special=False))
+def count_tokens(tokenizer, text):
+    return len(tokenizer.encode(text, "text", add_special_tokens=False))
 
 
 def test_a_text_is_cut_where_a_sentence_ends(tokenizer):
     text = 'The king went out. "Why?" said the fox.\nHe did not know, and so he went home again to his dinner.'
     first, second = "The king went out.", 'The king went out. "Why?" said the fox.'
-    assert excerpts.cut(text, tokens(tokenizer, first), tokenizer) == first
-    assert excerpts.cut(text, tokens(tokenizer, second) + 1, tokenizer) == second
-    assert excerpts.cut(text, tokens(tokenizer, text), tokenizer) == text
-    assert excerpts.cut(text, 2 * tokens(tokenizer, text), tokenizer) is None, "far too short"
-    assert excerpts.cut("No end in sight for this one, and none to come", 9, tokenizer) is None
+    assert excerpts.cut_to_sentences(text, count_tokens(tokenizer, first), tokenizer) == first
+    assert excerpts.cut_to_sentences(text, count_tokens(tokenizer, second) + 1, tokenizer) == second
+    assert excerpts.cut_to_sentences(text, count_tokens(tokenizer, text), tokenizer) == text
+    assert excerpts.cut_to_sentences(text, 2 * count_tokens(tokenizer, text), tokenizer) is None, "far too short"
+    assert excerpts.cut_to_sentences("No end in sight for this one, and none to come", 9, tokenizer) is None
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="../shared/data/stories is not there: the passages are those of its books")
-def test_passages_lie_side_by_side_and_have_their_lengths(tokenizer):
-    found = [piece for piece, _ in zip(excerpts.passages(STORIES, tokenizer), range(60), strict=False)]
-    assert {piece.goal for piece in found} == set(excerpts.GOALS) and len({piece.text for piece in found}) == 60
-    for piece in found:
-        assert excerpts.SHORTEST * piece.goal <= tokens(tokenizer, piece.text) <= piece.goal + 1, piece.id
-        assert piece.text.rstrip().endswith((".", "!", "?", '"', "'", "-")), piece.text[-20:]
+def test_passages_differ_and_have_the_goal_lengths(tokenizer):
+    passages = [passage for passage, _ in zip(excerpts.passages(STORIES, tokenizer), range(60), strict=False)]
+    assert {passage.goal for passage in passages} == set(excerpts.GOAL_TOKENS)
+    assert len({passage.text for passage in passages}) == 60
+    for passage in passages:
+        assert excerpts.MIN_SHARE_OF_GOAL * passage.goal <= count_tokens(tokenizer, passage.text) <= passage.goal + 1, passage.id
+        assert passage.text.rstrip().endswith((".", "!", "?", '"', "'", "-")), passage.text[-20:]
 
 
-def test_stories_are_told_once_and_without_their_request(bundled, tokenizer, tmp_path):
-    human = excerpts.Piece(
+def test_stories_are_generated_once_and_recorded_without_their_prompt(bundled, tokenizer, tmp_path):
+    human = excerpts.Excerpt(
         "book/1", "human", "book", "book/0", 100, "The fox and the crow went to the king. The king was glad of the crow."
     )
     engine, _ = create_engine(ModelSettings(path=str(bundled), slots=4, device="cpu", context=256))
     path = tmp_path / "stories.jsonl"
-    made = excerpts.stories(engine, tokenizer, [human], path)
-    kept = [json.loads(line) for line in path.read_text().splitlines()]
-    assert {line["kind"] for line in kept} == {"T=1", "T=0.7"}, "the settings of the server are for the middle length"
-    assert all(tokens(tokenizer, line["text"]) >= 100 and "<|" not in line["text"] for line in kept)
-    assert not any(excerpts.request(human) in line["text"] for line in kept)
+    stories = excerpts.load_or_generate_stories(engine, tokenizer, [human], path)
+    recorded = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {line["kind"] for line in recorded} == {"T=1", "T=0.7"}, "sampling with the default top_p is for the middle length"
+    assert all(count_tokens(tokenizer, line["text"]) >= 100 and "<|" not in line["text"] for line in recorded)
+    assert not any(excerpts.story_prompt(human) in line["text"] for line in recorded)
     path.write_text(path.read_text() + '{"id": "torn')
-    engine.submit = None  # nothing is left to tell
-    assert excerpts.stories(engine, tokenizer, [human], path) == made
+    engine.submit = None  # nothing is left to generate
+    assert excerpts.load_or_generate_stories(engine, tokenizer, [human], path) == stories
 
 
-def test_a_request_is_the_same_each_time():
-    piece = excerpts.Piece(
+def test_the_prompt_of_a_passage_is_reproducible():
+    passage = excerpts.Excerpt(
         "b/7", "human", "b", "b/0", 100, "The fox saw the crow. The crow had a cheese, and the fox wanted the cheese. So it was."
     )
-    assert excerpts.request(piece) == excerpts.request(piece)
-    assert "fox" in excerpts.request(piece) or "crow" in excerpts.request(piece)
+    assert excerpts.story_prompt(passage) == excerpts.story_prompt(passage)
+    assert "fox" in excerpts.story_prompt(passage) or "crow" in excerpts.story_prompt(passage)
 
 
 def rows(domain, machine, count, mean, book):
     rng = random.Random(f"{domain}{machine}{book}")
     scores = [{"fast_detect": rng.gauss(mean, 1), "perplexity": 20 + rng.random()} for _ in range(count)]
-    return [Row(machine, f"{book}/{n // 5}", domain, 100, one) for n, one in enumerate(scores)]
+    return [ScoreRow(machine, f"{book}/{n // 5}", domain, 100, score) for n, score in enumerate(scores)]
 
 
 def test_the_page(monkeypatch):
-    monkeypatch.setattr(fitting, "DRAWS", 10)
-    monkeypatch.setattr(sample, "DRAWS", 10)
-    told = [row for book in "abcde" for row in rows("human", False, 120, 0, book) + rows("T=1", True, 120, 3, book)]
+    monkeypatch.setattr(fitting, "BOOTSTRAP_DRAWS", 10)
+    monkeypatch.setattr(sample, "BOOTSTRAP_DRAWS", 10)
+    stories = [row for book in "abcde" for row in rows("human", False, 120, 0, book) + rows("T=1", True, 120, 3, book)]
     pairs = rows("xsum", False, 150, 0, "x") + rows("xsum", True, 150, 0, "x")
-    served = build.ModelSettings()
     models = page.Calibration.model_fields["models"].annotation(
-        performer="p", revision="1", observer=None, observer_revision=None, quantize="none", dtype=served.dtype
+        performer="p", revision="1", observer=None, observer_revision=None, quantize="none", dtype=build.ModelSettings().dtype
     )
-    calibration = build.fit([row for row in told if page.book_of(row) in "abc"], models)
-    text = page.render(calibration, ["a", "b", "c"], told, {"xsum_gpt/0": pairs, "xsum_gpt/25": pairs})
+    calibration = build.fit_calibration([row for row in stories if page.book_of(row) in "abc"], models)
+    text = page.render(calibration, ["a", "b", "c"], stories, {"xsum_gpt/0": pairs, "xsum_gpt/25": pairs})
     own = next(line for line in text.splitlines() if line.startswith("| 64-128 tokens, T=1"))
-    assert "| 240 / 240 |" in own, "the two books that were not fitted on"
+    assert "| 240 / 240 |" in own, "texts of the two held-out books"
     first = float(own.split("|")[3].split("[")[0])
     assert 0.95 < first < 1, "three standard deviations apart: 0.983"
     assert sum(line.startswith("| xsum_gpt |") for line in text.splitlines()) == 6
     assert "61% of the English essays" in text and "{" not in text
 
 
-def test_nothing_is_said_of_texts_longer_than_any():
-    assert page.ended(load_bucket(None)).max_tokens == page.LONGEST
-    assert page.ended(load_bucket(128)).max_tokens == 128
+def test_the_last_bucket_ends_at_the_longest_measured_text():
+    assert page.with_upper_limit(make_bucket(None)).max_tokens == page.MAX_TOKENS
+    assert page.with_upper_limit(make_bucket(128)).max_tokens == 128
 
 
-def load_bucket(most):
-    border = fitting.border(fitting.np.arange(20.0), 0.05, 1)
-    return page.Bucket(min_tokens=64, max_tokens=most, n_human=20, n_machine=20, machine=(border,), human=(), chance=None)
+def make_bucket(max_tokens):
+    threshold = fitting.fit_threshold(fitting.np.arange(20.0), 0.05, 1)
+    return page.Bucket(min_tokens=64, max_tokens=max_tokens, n_human=20, n_machine=20, machine=(threshold,), human=(), chance=None)
 
 
-def test_the_bundled_calibration_belongs_to_the_bundled_pair(bundled):
-    made = load(bundled / BESIDE)
+def test_the_bundled_calibration_applies_to_the_bundled_pair(bundled):
+    calibration = load(bundled / CALIBRATION_FILE)
     base = bundled.with_name("storyteller-base")
-    assert (made.models.revision, made.models.observer_revision) == (revision_of(str(bundled), None), revision_of(str(base), None))
-    assert (made.models.performer, made.models.observer) == (bundled.name, base.name)
-    assert made.collapse and "binoculars" in made.methods
-    for scale in made.methods.values():
-        assert [one.name for one in scale.buckets] == ["64-128", "128-256", "256-512"]
-        assert all(border.measured <= border.target for one in scale.buckets for border in one.machine)
+    assert (calibration.models.revision, calibration.models.observer_revision) == (
+        revision_of(str(bundled), None),
+        revision_of(str(base), None),
+    )
+    assert (calibration.models.performer, calibration.models.observer) == (bundled.name, base.name)
+    assert calibration.collapse and "binoculars" in calibration.methods
+    for fitted in calibration.methods.values():
+        assert [bucket.name for bucket in fitted.buckets] == ["64-128", "128-256", "256-512"]
+        assert all(threshold.measured <= threshold.target for bucket in fitted.buckets for threshold in bucket.machine)

@@ -1,4 +1,4 @@
-"""The rules that turn books into requests: every answer must stand in the book, every request must name what is in it."""
+"""The rules that turn books into requests: every answer is text of the book, every request names something in it."""
 
 import gzip
 import random
@@ -36,7 +36,7 @@ def test_passages_are_whole_paragraphs_in_order() -> None:
     assert [passage.following for passage in found[:-1]] == [passage.text for passage in found[1:]]
 
 
-def test_every_answer_stands_in_the_book_and_the_same_seed_gives_the_same_requests() -> None:
+def test_every_answer_is_text_of_the_book_and_the_same_seed_gives_the_same_requests() -> None:
     made = corpus.dialogues([CHAPTER], 3)
     assert made == corpus.dialogues([CHAPTER], 3) != corpus.dialogues([CHAPTER], 4)
     greetings = {answer for _, answer in corpus.PERSONA}
@@ -47,16 +47,16 @@ def test_every_answer_stands_in_the_book_and_the_same_seed_gives_the_same_reques
             assert message["content"] in greetings or " ".join(message["content"].split()) in squeezed
 
 
-def test_a_story_is_asked_for_by_its_own_words() -> None:
+def test_a_story_request_names_topics_of_the_passage() -> None:
     (passage, *_) = corpus.passages([CHAPTER], random.Random(1))
     assert "miller" in corpus.topics(passage.text)
-    request = corpus.about(passage, random.Random(0))
+    request = corpus.story(passage, random.Random(0))
     assert request is not None
     assert any(word in request[0]["content"] for word in corpus.topics(passage.text))
 
 
-def test_who_is_asks_for_what_the_book_says_of_somebody() -> None:
-    dialogue = corpus.person(corpus.Passage("\n".join(CHAPTER[2:4]), ""), random.Random(0))
+def test_a_character_request_is_answered_by_a_description() -> None:
+    dialogue = corpus.character(corpus.Passage("\n".join(CHAPTER[2:4]), ""), random.Random(0))
     assert dialogue is not None
     assert "Puss" in dialogue[0]["content"]
     assert dialogue[1]["content"].startswith("Puss was a clever animal.")

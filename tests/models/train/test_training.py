@@ -1,4 +1,4 @@
-"""Training in miniature: resumed is the same as not interrupted."""
+"""Training in miniature: a resumed run equals an uninterrupted one."""
 
 import contextlib
 import random
@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.train.card import baselines
 from models.train.tokenizer import stream, train_tokenizer, with_bos
-from models.train.training import Phase, encode_dialogue, pretraining, run, tuning
+from models.train.training import Phase, encode_dialogue, pretraining_batches, train_phase, tuning_batches
 
 WORDS = "the a king fox crow said went home wood tree river old young to and of in it was".split()
 
@@ -30,25 +30,25 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
     tokenizer = with_bos(train_tokenizer(["\n".join(chapter) for chapter in chapters()], 300))
     tokens = stream(tokenizer, chapters())
     phase = Phase("tiny", 104, 4, 16, 1.0, 0.3)
-    batch = pretraining(tokens, phase, 5)
+    batch = pretraining_batches(tokens, phase, 5)
     whole = create()
-    record = run(whole, phase, batch, tmp_path / "whole", False, 2) if (tmp_path / "whole").mkdir() is None else {}
+    record = train_phase(whole, phase, batch, tmp_path / "whole", False, 2) if (tmp_path / "whole").mkdir() is None else {}
     assert record["losses"][103] < record["losses"][0]
 
     (tmp_path / "cut").mkdir()
 
-    class Power(Exception):
+    class Interrupted(Exception):
         pass
 
-    def cut(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def interrupting_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         if step == 102:
-            raise Power
+            raise Interrupted
         return batch(step)
 
-    with contextlib.suppress(Power):
-        run(create(), phase, cut, tmp_path / "cut", False, 2)
+    with contextlib.suppress(Interrupted):
+        train_phase(create(), phase, interrupting_batch, tmp_path / "cut", False, 2)
     resumed = create()
-    run(resumed, phase, batch, tmp_path / "cut", False, 2)
+    train_phase(resumed, phase, batch, tmp_path / "cut", False, 2)
     for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(left, right)
 
@@ -63,14 +63,14 @@ def test_only_the_assistants_words_are_learned() -> None:
     learned = [label for label in labels if label != -100]
     assert tokenizer.decode(learned) == "went home<|end|>"
     phase = Phase("tune", 2, 2, 8, 1.0, 0.3)
-    inputs, targets = tuning(tokenizer, [dialogue] * 40, phase, 1)(1)
+    inputs, targets = tuning_batches(tokenizer, [dialogue] * 40, phase, 1)(1)
     assert inputs.shape == targets.shape == (2, 8)
 
 
 def test_windows_of_an_epoch_do_not_overlap() -> None:
     tokens = torch.arange(1000)
     phase = Phase("p", 5, 4, 16, 1.0, 0.3)
-    batch = pretraining(tokens, phase, 5)
+    batch = pretraining_batches(tokens, phase, 5)
     starts = sorted(int(row[0]) for step in range(5) for row in batch(step)[0])
     assert all(later - earlier >= 17 for earlier, later in zip(starts, starts[1:], strict=False))
 

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from serving import ENVIRONMENT, Running
+from serving import ENVIRONMENT, RunningServer
 
 ROUTES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
@@ -22,7 +22,7 @@ ROUTES = {
     "/generate": {"prompt": ["hi"], "max_length": 2},
 }
 MALFORMED = 1000
-GROWTH = 12 * 2**20  # bytes that a process may grow by over the second half of them
+MAX_GROWTH_BYTES = 12 * 2**20  # of each process, over the second half of the malformed bodies
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(["\ud800", -1, 2**70, "", [], {}]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -31,28 +31,28 @@ VALUES = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def document(api: Running) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{api.url}/openapi.json").json()
-    return found
+def document(api: RunningServer) -> dict[str, Any]:
+    schema: dict[str, Any] = httpx.get(f"{api.url}/openapi.json").json()
+    return schema
 
 
 def body_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
-    """With the document's definitions, so that references resolve."""
-    asked = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    return {**asked, "components": document["components"]}
+    """The schema of a route's body, with the document's definitions, so that references resolve."""
+    schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    return {**schema, "components": document["components"]}
 
 
-def test_schemathesis_finds_no_failure(api: Running, tmp_path: Path) -> None:
+def test_schemathesis_finds_no_failure(api: RunningServer, tmp_path: Path) -> None:
     """`positive_data_acceptance` is left out: a document cannot say which models are served or what fits a context."""
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{api.url}/openapi.json", "--checks", "all"]
     command += ["--exclude-checks", "positive_data_acceptance", "--phases", "examples,coverage,fuzzing", "--max-examples", "25"]
     command += ["--seed", "7", "--request-timeout", "120", "--continue-on-failure", "--no-color", "--workers", "2"]
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert all(path in document_paths(api) for path in ROUTES)
 
 
-def document_paths(api: Running) -> set[str]:
+def document_paths(api: RunningServer) -> set[str]:
     return set(httpx.get(f"{api.url}/openapi.json").json()["paths"])
 
 
@@ -60,7 +60,7 @@ def test_every_post_route_is_tried(document: dict[str, Any]) -> None:
     assert {path for path, methods in document["paths"].items() if "post" in methods} == set(ROUTES)
 
 
-def test_every_example_of_the_document_works(api: Running, document: dict[str, Any]) -> None:
+def test_every_example_of_the_document_works(api: RunningServer, document: dict[str, Any]) -> None:
     tried = 0
     for path in ROUTES:
         name = body_schema(document, path)["$ref"].rpartition("/")[2]
@@ -104,11 +104,11 @@ def fits(body: dict[str, Any], schema: dict[str, Any]) -> bool:
     return bool(jsonschema.Draft202012Validator(schema).is_valid(body))
 
 
-def memory(api: Running) -> dict[int, int]:
+def memory(api: RunningServer) -> dict[int, int]:
     return {child.pid: child.memory_info().rss for child in api.children()}
 
 
-def test_a_thousand_malformed_bodies_are_a_4xx_each_and_leave_nothing_behind(api: Running, document: dict[str, Any]) -> None:
+def test_a_thousand_malformed_bodies_are_a_4xx_each_and_leave_nothing_behind(api: RunningServer, document: dict[str, Any]) -> None:
     client = httpx.Client(base_url=api.url, timeout=60, headers={"Content-Type": "application/json"})
     sent, halfway = 0, {}
 
@@ -121,9 +121,9 @@ def test_a_thousand_malformed_bodies_are_a_4xx_each_and_leave_nothing_behind(api
         derandomize=True,
     )
     @given(malformed(document))
-    def check(made: tuple[str, bytes]) -> None:
+    def check(request: tuple[str, bytes]) -> None:
         nonlocal sent
-        path, raw = made
+        path, raw = request
         answer = client.post(path, content=raw)
         assert 400 <= answer.status_code < 500, (path, raw, answer.status_code, answer.text)
         error = answer.json()["error"]
@@ -136,6 +136,6 @@ def test_a_thousand_malformed_bodies_are_a_4xx_each_and_leave_nothing_behind(api
     check()
     assert sent >= MALFORMED
     after = memory(api)
-    assert halfway and {pid: after[pid] - before for pid, before in halfway.items() if after[pid] - before > GROWTH} == {}
+    assert halfway and {pid: after[pid] - before for pid, before in halfway.items() if after[pid] - before > MAX_GROWTH_BYTES} == {}
     for path, body in ROUTES.items():
         assert client.post(path, json=body).status_code == 200, path

@@ -1,4 +1,4 @@
-"""GPT-API's body: what every field becomes, what is refused, and the real engine against transformers' `generate`."""
+"""POST /generate: what each field becomes, what is refused, and the real engine against transformers' `generate`."""
 
 import asyncio
 import json
@@ -13,12 +13,12 @@ import torch
 from fakes import FakeWorker
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from serving import Running, wait_for
+from serving import RunningServer, wait_for
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from app.engine.engine import Engine, Limits
-from app.engine.flat import Room, adopt
-from app.engine.request import Beams, Contrast, Facts, Generate, Sampling
+from app.engine.engine import Engine, EngineLimits
+from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Facts, Generate, SamplingParams
 from app.schemas import GenerateRequest
 from app.tokenizer import Tokenizer
 from serve.middleware import install
@@ -32,79 +32,79 @@ FIELDS = (
 ).split()
 
 
-def asked(served: Any, **fields: Any) -> Generate:
-    """The job that a prompt of one letter with these fields becomes."""
+def job_with(served: Any, **fields: Any) -> Generate:
+    """The job that the route makes of a one-letter prompt and these fields."""
     response = served.client.post(PATH, json={"prompt": "a", "max_length": 8, "seed": 1, **fields})
     assert response.status_code == 200, response.text
-    found: Generate = served.engine.seen[-1]
-    return found
+    job: Generate = served.engine.submitted[-1]
+    return job
 
 
 def test_it_has_the_fifteen_fields_and_the_model() -> None:
     assert list(GenerateRequest.model_fields) == ["model", *FIELDS]
 
 
-def test_left_out_it_is_greedy(served: Any) -> None:
-    served.tokenizer.defaults = {"temperature": 0.6, "top_p": 0.9, "top_k": 5, "min_p": 0.1}
-    job = asked(served)
-    assert job == Generate(job.id, job.prompt, 8, Sampling(0.0, seed=1))
+def test_the_default_is_greedy(served: Any) -> None:
+    served.tokenizer.generation_config = {"temperature": 0.6, "top_p": 0.9, "top_k": 5, "min_p": 0.1}
+    job = job_with(served)
+    assert job == Generate(job.id, job.prompt, 8, SamplingParams(0.0, seed=1))
     assert GenerateRequest(prompt="a").max_length == 64
 
 
 @pytest.mark.parametrize(
-    ("fields", "wanted"),
+    ("fields", "expected"),
     [
-        ({"do_sample": True}, Sampling(seed=1)),
-        ({"do_sample": True, "temperature": 0.7}, Sampling(0.7, seed=1)),
-        ({"do_sample": True, "top_k": 5}, Sampling(top_k=5, seed=1)),
-        ({"do_sample": True, "top_p": 0.5}, Sampling(top_p=0.5, seed=1)),
-        ({"do_sample": True, "seed": -3}, Sampling(seed=-3)),
-        ({"seed": 4}, Sampling(0.0, seed=4)),
-        ({"repetition_penalty": 1.3}, Sampling(0.0, seed=1, repetition_penalty=1.3)),
-        ({"bad_words": ["b"]}, Sampling(0.0, seed=1, bad_words=((67,),))),
-        ({"min_length": 8}, Sampling(0.0, seed=1, min_tokens=8)),
-        ({"num_beams": 2}, Sampling(0.0, seed=1)),
-        ({"num_beams": 2, "min_length": 3, "repetition_penalty": 2}, Sampling(0.0, seed=1, repetition_penalty=2.0, min_tokens=3)),
+        ({"do_sample": True}, SamplingParams(seed=1)),
+        ({"do_sample": True, "temperature": 0.7}, SamplingParams(0.7, seed=1)),
+        ({"do_sample": True, "top_k": 5}, SamplingParams(top_k=5, seed=1)),
+        ({"do_sample": True, "top_p": 0.5}, SamplingParams(top_p=0.5, seed=1)),
+        ({"do_sample": True, "seed": -3}, SamplingParams(seed=-3)),
+        ({"seed": 4}, SamplingParams(0.0, seed=4)),
+        ({"repetition_penalty": 1.3}, SamplingParams(0.0, seed=1, repetition_penalty=1.3)),
+        ({"bad_words": ["b"]}, SamplingParams(0.0, seed=1, bad_words=((67,),))),
+        ({"min_length": 8}, SamplingParams(0.0, seed=1, min_tokens=8)),
+        ({"num_beams": 2}, SamplingParams(0.0, seed=1)),
+        ({"num_beams": 2, "min_length": 3, "repetition_penalty": 2}, SamplingParams(0.0, seed=1, repetition_penalty=2.0, min_tokens=3)),
     ],
 )
-def test_how_tokens_are_drawn(served: Any, fields: dict[str, Any], wanted: Sampling) -> None:
-    assert asked(served, **fields).sampling == wanted
+def test_how_tokens_are_drawn(served: Any, fields: dict[str, Any], expected: SamplingParams) -> None:
+    assert job_with(served, **fields).sampling == expected
 
 
 @pytest.mark.parametrize(
-    ("fields", "wanted"),
+    ("fields", "expected"),
     [
-        ({"num_beams": 2}, Beams(2)),
-        ({"num_beams": 2, "early_stop": True}, Beams(2, early_stopping=True)),
-        ({"penalty_alpha": 0.6, "top_k": 2}, Contrast(2, 0.6)),
-        ({"penalty_alpha": 0, "num_beams": 2}, Beams(2)),
+        ({"num_beams": 2}, BeamSearchParams(2)),
+        ({"num_beams": 2, "early_stop": True}, BeamSearchParams(2, early_stopping=True)),
+        ({"penalty_alpha": 0.6, "top_k": 2}, ContrastiveSearchParams(2, 0.6)),
+        ({"penalty_alpha": 0, "num_beams": 2}, BeamSearchParams(2)),
         ({"penalty_alpha": 0.0, "do_sample": True, "top_k": 9}, None),
         ({"num_beams": 1, "early_stop": False}, None),
     ],
 )
-def test_which_search_is_run(served: Any, fields: dict[str, Any], wanted: Beams | Contrast | None) -> None:
-    assert asked(served, **fields).search == wanted
+def test_which_search_is_run(served: Any, fields: dict[str, Any], expected: BeamSearchParams | ContrastiveSearchParams | None) -> None:
+    assert job_with(served, **fields).search == expected
 
 
 def test_lengths_and_the_end(served: Any) -> None:
-    assert asked(served, max_length=3).max_tokens == 3
-    assert asked(served, end_sequence="the end").stop == ("the end",)
-    assert asked(served).stop == ()
+    assert job_with(served, max_length=3).max_tokens == 3
+    assert job_with(served, end_sequence="the end").stop == ("the end",)
+    assert job_with(served).stop == ()
 
 
 def test_the_models_own_defaults_are_for_sampling_but_its_penalty_is_for_all(served: Any) -> None:
-    served.tokenizer.defaults = {"temperature": 0.6, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1}
-    assert asked(served, do_sample=True).sampling == Sampling(0.6, 5, 0.9, seed=1, repetition_penalty=1.1)
-    assert asked(served, do_sample=True, temperature=1, top_k=0, top_p=1, repetition_penalty=1).sampling == Sampling(seed=1)
-    assert asked(served, penalty_alpha=0.6, top_k=2).sampling == Sampling(0.0, seed=1, repetition_penalty=1.1)
+    served.tokenizer.generation_config = {"temperature": 0.6, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1}
+    assert job_with(served, do_sample=True).sampling == SamplingParams(0.6, 5, 0.9, seed=1, repetition_penalty=1.1)
+    assert job_with(served, do_sample=True, temperature=1, top_k=0, top_p=1, repetition_penalty=1).sampling == SamplingParams(seed=1)
+    assert job_with(served, penalty_alpha=0.6, top_k=2).sampling == SamplingParams(0.0, seed=1, repetition_penalty=1.1)
 
 
-def test_what_asks_for_nothing_goes_with_everything(served: Any) -> None:
+def test_neutral_values_conflict_with_nothing(served: Any) -> None:
     neutral = {"temperature": 1, "top_p": 1.0, "top_k": 0, "bad_words": [], "min_length": 0, "return_prompt": False}
     nothing = dict.fromkeys("temperature top_p top_k bad_words penalty_alpha repetition_penalty end_sequence model".split())
     for fields in (neutral, nothing):
-        job = asked(served, **fields)
-        assert job == Generate(job.id, job.prompt, 8, Sampling(0.0, seed=1))
+        job = job_with(served, **fields)
+        assert job == Generate(job.id, job.prompt, 8, SamplingParams(0.0, seed=1))
 
 
 def test_answers_have_the_order_of_their_prompts(served: Any) -> None:
@@ -113,23 +113,23 @@ def test_answers_have_the_order_of_their_prompts(served: Any) -> None:
     assert served.router.in_flight == 0
 
 
-def test_a_prompt_may_be_given_back(served: Any) -> None:
+def test_return_prompt_puts_the_prompt_before_the_text(served: Any) -> None:
     fields = {"prompt": ["a b", "c"], "max_length": 1, "seed": 5, "return_prompt": True}
     assert served.client.post(PATH, json=fields).json() == {"gen_text": ["a b4/5/0 ", "c2/5/0 "]}
     assert served.client.post(PATH, json={**fields, "prompt": "a", "return_prompt": False}).json() == {"gen_text": ["2/5/0 "]}
 
 
-def test_without_a_seed_the_same_prompt_twice_is_drawn_twice(served: Any) -> None:
+def test_without_a_seed_equal_prompts_get_different_answers(served: Any) -> None:
     one, other = served.client.post(PATH, json={"prompt": ["a", "a"], "max_length": 1, "do_sample": True}).json()["gen_text"]
     assert one != other
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "says"),
+    ("fields", "param", "message_part"),
     [
-        ({"num_beams": 2, "do_sample": True}, "do_sample", "num_beams 2 searches"),
-        ({"num_beams": 2, "penalty_alpha": 0.5, "top_k": 2}, "penalty_alpha", "num_beams 2 of beam search"),
-        ({"do_sample": True, "penalty_alpha": 0.5, "top_k": 2}, "penalty_alpha", "do_sample draws"),
+        ({"num_beams": 2, "do_sample": True}, "do_sample", "do_sample and num_beams 2"),
+        ({"num_beams": 2, "penalty_alpha": 0.5, "top_k": 2}, "penalty_alpha", "penalty_alpha and num_beams 2"),
+        ({"do_sample": True, "penalty_alpha": 0.5, "top_k": 2}, "penalty_alpha", "penalty_alpha and do_sample"),
         ({"penalty_alpha": 0.5}, "top_k", "at least 2"),
         ({"penalty_alpha": 0.5, "top_k": 1}, "top_k", "at least 2"),
         ({"temperature": 0.7}, "temperature", "needs do_sample"),
@@ -170,15 +170,15 @@ def test_without_a_seed_the_same_prompt_twice_is_drawn_twice(served: Any) -> Non
         ({"length_penalty": 1.0}, "length_penalty", "not supported"),
     ],
 )
-def test_bad_input_is_named(served: Any, fields: dict[str, Any], param: str | None, says: str) -> None:
+def test_bad_input_is_named(served: Any, fields: dict[str, Any], param: str | None, message_part: str) -> None:
     response = served.client.post(PATH, json={"prompt": "a", "max_length": 8, **fields})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param)
-    assert says in error["message"]
-    assert served.engine.seen == []
+    assert message_part in error["message"]
+    assert served.engine.submitted == []
 
 
-def test_another_model_and_half_a_surrogate_pair_are_named(served: Any) -> None:
+def test_an_unknown_model_and_a_lone_surrogate_are_named(served: Any) -> None:
     assert served.client.post(PATH, json={"prompt": "a", "model": "gpt-4"}).json()["error"]["code"] == "model_not_found"
     response = served.client.post(
         PATH, content=b'{"prompt": ["a", "\\ud800"], "max_length": 8}', headers={"content-type": "application/json"}
@@ -189,12 +189,12 @@ def test_another_model_and_half_a_surrogate_pair_are_named(served: Any) -> None:
 def test_a_failed_prompt_fails_the_request_and_cancels_the_others(served: Any) -> None:
     response = served.client.post(PATH, json={"prompt": ["a", "b~"], "max_length": 8})
     assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_failed")
-    assert served.engine.cancelled == [served.engine.seen[0].id]
+    assert served.engine.cancelled == [served.engine.submitted[0].id]
     assert served.router.in_flight == 0
 
 
-def test_who_waits_in_the_queue_is_answered_too(served: Any) -> None:
-    served.engine.queue = 3
+def test_a_request_that_waited_in_the_queue_is_answered(served: Any) -> None:
+    served.engine.queue_steps = 3
     assert served.client.post(PATH, json={"prompt": "a", "max_length": 1, "seed": 2}).json() == {"gen_text": ["2/2/0 "]}
 
 
@@ -208,7 +208,7 @@ def test_a_client_that_leaves_frees_its_place(served: Any) -> None:
         async def receive() -> dict[str, Any]:
             if messages:
                 return messages.pop()
-            while len(served.engine.seen) < 2:
+            while len(served.engine.submitted) < 2:
                 await asyncio.sleep(0.001)
             return {"type": "http.disconnect"}
 
@@ -220,49 +220,49 @@ def test_a_client_that_leaves_frees_its_place(served: Any) -> None:
         await served.client.app(scope, receive, send)
 
     asyncio.run(leave())
-    assert sorted(served.engine.cancelled) == sorted(job.id for job in served.engine.seen)
+    assert sorted(served.engine.cancelled) == sorted(job.id for job in served.engine.submitted)
     assert served.router.in_flight == 0
 
 
-NEW = 24
+MAX_NEW_TOKENS = 24
 TEXTS = ["Once upon a time", "There was a king who", "The fox said to the crow"]
 
 
 class Real:
-    """The routes over an engine with the bundled model, and the same model for transformers. Both end their answers with full stops."""
+    """The routes over an engine with the bundled model, and the same model in transformers. A full stop ends the answers of both."""
 
     def __init__(self, client: TestClient, model: PreTrainedModel, tokenizer: Tokenizer, ends: frozenset[int]) -> None:
         self.client, self.model, self.tokenizer, self.ends = client, model, tokenizer, ends
 
     def answers(self, **fields: Any) -> list[str]:
-        response = self.client.post(PATH, json={"max_length": NEW, **fields})
+        response = self.client.post(PATH, json={"max_length": MAX_NEW_TOKENS, **fields})
         assert response.status_code == 200, response.text
-        found: list[str] = response.json()["gen_text"]
-        return found
+        answers: list[str] = response.json()["gen_text"]
+        return answers
 
-    def tokens(self, prompt: str, **how: Any) -> list[int]:
-        """What `generate` adds to a prompt."""
+    def tokens(self, prompt: str, **options: Any) -> list[int]:
+        """The tokens that transformers' `generate` adds to a prompt."""
         row = torch.tensor([self.tokenizer.encode(prompt, "prompt")])
         plain = {
-            "max_new_tokens": NEW,
+            "max_new_tokens": MAX_NEW_TOKENS,
             "do_sample": False,
             "temperature": None,
             "top_p": None,
             "eos_token_id": sorted(self.ends),
         }
-        out = self.model.generate(row, attention_mask=torch.ones_like(row), pad_token_id=0, **plain | how)
-        found: list[int] = out[0, row.shape[1] :].tolist()
-        return found[:-1] if found[-1] in self.ends else found
+        out = self.model.generate(row, attention_mask=torch.ones_like(row), pad_token_id=0, **plain | options)
+        new_tokens: list[int] = out[0, row.shape[1] :].tolist()
+        return new_tokens[:-1] if new_tokens[-1] in self.ends else new_tokens
 
-    def said(self, prompt: str, tokens: list[int]) -> str:
+    def answer_text(self, prompt: str, tokens: list[int]) -> str:
         ids = list(self.tokenizer.encode(prompt, "prompt"))
         return self.tokenizer.decode(ids + tokens)[len(self.tokenizer.decode(ids)) :]
 
-    def golden(self, prompt: str, **how: Any) -> str:
-        return self.said(prompt, self.tokens(prompt, **how))
+    def golden(self, prompt: str, **options: Any) -> str:
+        return self.answer_text(prompt, self.tokens(prompt, **options))
 
     def words(self, *words: str) -> list[list[int]]:
-        return [list(tokens) for word in words for tokens in self.tokenizer.sequences(word, "bad_words")]
+        return [list(tokens) for word in words for tokens in self.tokenizer.word_encodings(word, "bad_words")]
 
 
 @pytest.fixture(scope="module")
@@ -272,8 +272,8 @@ def real(bundled: Path) -> Iterator[Real]:
 
     slots, context = 8, 256
     tokenizer = Tokenizer(str(bundled))
-    ends = tokenizer.ends() | set(tokenizer.encode(".", "prompt", special=False))
-    engine = Engine(adopt(load(), Room(slots, context)), tokenizer.decode, ends, Limits(slots, context, 128))
+    ends = tokenizer.end_tokens() | set(tokenizer.encode(".", "prompt", add_special_tokens=False))
+    engine = Engine(create_flat_model(load(), CacheLimits(slots, context)), tokenizer.decode, ends, EngineLimits(slots, context, 128))
     facts = Facts("storyteller", context, slots, "none", "float32", "cpu", None, True)
     router = Router(64, [facts.name])
     router.replicas[0].queue = FakeWorker(router, engine)  # type: ignore[arg-type]
@@ -297,60 +297,60 @@ def test_a_length_is_counted_in_new_tokens(real: Real) -> None:
 
 @pytest.mark.parametrize("early", [False, True])
 def test_beam_search_equals_generate(real: Real, early: bool) -> None:
-    """Several at once, each with as many beams as half of the slots."""
-    found = real.answers(prompt=TEXTS, num_beams=4, early_stop=early)
-    assert found == [real.golden(text, num_beams=4, early_stopping=early) for text in TEXTS]
-    assert found != real.answers(prompt=TEXTS)
+    """Several prompts at once, each with half as many beams as there are slots."""
+    answers = real.answers(prompt=TEXTS, num_beams=4, early_stop=early)
+    assert answers == [real.golden(text, num_beams=4, early_stopping=early) for text in TEXTS]
+    assert answers != real.answers(prompt=TEXTS)
 
 
-def test_when_a_beam_search_ends_is_heard_in_its_answer(real: Real) -> None:
-    how = {"end_sequence": " the", "num_beams": 6, "max_length": 40}
-    early, late = (real.answers(prompt=TEXTS, early_stop=stop, **how) for stop in (True, False))
+def test_early_stop_changes_when_a_beam_search_ends(real: Real) -> None:
+    options = {"end_sequence": " the", "num_beams": 6, "max_length": 40}
+    early, late = (real.answers(prompt=TEXTS, early_stop=stop, **options) for stop in (True, False))
     assert early != late
 
 
-HOW: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {}), ({"num_beams": 4}, {"num_beams": 4})]
+SEARCHES: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {}), ({"num_beams": 4}, {"num_beams": 4})]
 
 
-@pytest.mark.parametrize(("fields", "how"), HOW)
-def test_the_end_sequence_ends_as_by_generate(real: Real, fields: dict[str, Any], how: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("fields", "options"), SEARCHES)
+def test_the_end_sequence_ends_as_by_generate(real: Real, fields: dict[str, Any], options: dict[str, Any]) -> None:
     for word in (",", " the", "w"):
-        wanted = [real.golden(text, stop_strings=[word], tokenizer=real.tokenizer.base, **how).split(word)[0] for text in TEXTS]
-        assert real.answers(prompt=TEXTS, end_sequence=word, **fields) == wanted
+        expected = [real.golden(text, stop_strings=[word], tokenizer=real.tokenizer.base, **options).split(word)[0] for text in TEXTS]
+        assert real.answers(prompt=TEXTS, end_sequence=word, **fields) == expected
 
 
-@pytest.mark.parametrize(("fields", "how"), HOW)
-def test_bad_words_and_repetitions_are_as_by_generate(real: Real, fields: dict[str, Any], how: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("fields", "options"), SEARCHES)
+def test_bad_words_and_repetitions_are_as_by_generate(real: Real, fields: dict[str, Any], options: dict[str, Any]) -> None:
     bad = real.words("the", "king", "upon a")
     plain = real.answers(prompt=TEXTS, **fields)
-    for more, as_theirs in (
+    for more, their_options in (
         ({"bad_words": ["the", "king", "upon a"]}, {"bad_words_ids": bad}),
         ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
     ):
-        found = real.answers(prompt=TEXTS, **more, **fields)
-        assert found == [real.golden(text, **as_theirs, **how) for text in TEXTS]
-        assert found != plain
+        answers = real.answers(prompt=TEXTS, **more, **fields)
+        assert answers == [real.golden(text, **their_options, **options) for text in TEXTS]
+        assert answers != plain
 
 
 EARLY: dict[str, Any] = {"num_beams": 4, "early_stop": True}
 
 
-@pytest.mark.parametrize(("fields", "how"), [({}, {}), (EARLY, {"num_beams": 4, "early_stopping": True})])
-def test_an_answer_that_would_end_goes_on_to_its_least_length(real: Real, fields: dict[str, Any], how: dict[str, Any]) -> None:
-    how = {**how, "max_new_tokens": 60}
-    text = next(text for text in TEXTS if len(real.tokens(text, **how)) < 50)
-    least = len(real.tokens(text, **how)) + 5
-    wanted = real.golden(text, min_new_tokens=least, **how)
-    assert real.answers(prompt=text, max_length=60, min_length=least, **fields) == [wanted]
-    assert real.answers(prompt=text, max_length=60, **fields) == [real.golden(text, **how)] != [wanted]
+@pytest.mark.parametrize(("fields", "options"), [({}, {}), (EARLY, {"num_beams": 4, "early_stopping": True})])
+def test_min_length_delays_the_end_of_an_answer(real: Real, fields: dict[str, Any], options: dict[str, Any]) -> None:
+    options = {**options, "max_new_tokens": 60}
+    text = next(text for text in TEXTS if len(real.tokens(text, **options)) < 50)
+    min_length = len(real.tokens(text, **options)) + 5
+    expected = real.golden(text, min_new_tokens=min_length, **options)
+    assert real.answers(prompt=text, max_length=60, min_length=min_length, **fields) == [expected]
+    assert real.answers(prompt=text, max_length=60, **fields) == [real.golden(text, **options)] != [expected]
 
 
 def contrastive(real: Real, prompt: str, top_k: int, alpha: float) -> str:
-    """The definition (arXiv 2202.06417, eq. 5), a full forward for each candidate."""
+    """Contrastive search by its definition (arXiv 2202.06417, eq. 5), with a full forward for each candidate."""
     ids = list(real.tokenizer.encode(prompt, "prompt"))
     tokens = list(ids)
     with torch.inference_mode():
-        for _ in range(NEW):
+        for _ in range(MAX_NEW_TOKENS):
             out = real.model(torch.tensor([tokens]), output_hidden_states=True)
             top = out.logits[0, -1].softmax(-1).topk(top_k)
             tried = real.model(torch.tensor([[*tokens, int(token)] for token in top.indices]), output_hidden_states=True)
@@ -358,22 +358,22 @@ def contrastive(real: Real, prompt: str, top_k: int, alpha: float) -> str:
             alike = torch.nn.functional.cosine_similarity(out.hidden_states[-1][0][None], states[:, None], dim=-1).amax(-1)
             tokens.append(int(top.indices[((1 - alpha) * top.values - alpha * alike).argmax()]))
             if tokens[-1] in real.ends:
-                return real.said(prompt, tokens[len(ids) : -1])
-    return real.said(prompt, tokens[len(ids) :])
+                return real.answer_text(prompt, tokens[len(ids) : -1])
+    return real.answer_text(prompt, tokens[len(ids) :])
 
 
 def test_contrastive_search_is_its_definition(real: Real) -> None:
-    found = real.answers(prompt=TEXTS, penalty_alpha=0.6, top_k=4)
-    assert found == [contrastive(real, text, 4, 0.6) for text in TEXTS]
-    assert found != real.answers(prompt=TEXTS, penalty_alpha=0.1, top_k=4)
-    assert found != real.answers(prompt=TEXTS, penalty_alpha=0.6, top_k=2)
-    assert found != real.answers(prompt=TEXTS)
+    answers = real.answers(prompt=TEXTS, penalty_alpha=0.6, top_k=4)
+    assert answers == [contrastive(real, text, 4, 0.6) for text in TEXTS]
+    assert answers != real.answers(prompt=TEXTS, penalty_alpha=0.1, top_k=4)
+    assert answers != real.answers(prompt=TEXTS, penalty_alpha=0.6, top_k=2)
+    assert answers != real.answers(prompt=TEXTS)
     ends = real.answers(prompt=TEXTS, penalty_alpha=0.6, top_k=4, end_sequence=",")
-    assert ends == [text.split(",")[0] for text in found] != found
+    assert ends == [text.split(",")[0] for text in answers] != answers
 
 
-def test_sampling_is_told_by_its_seed_alone(real: Real) -> None:
-    """The same prompt with the same seed, alone and among others, is the same text; another seed or another filter is another."""
+def test_sampling_depends_on_its_seed_and_not_on_the_batch(real: Real) -> None:
+    """The same prompt and seed give the same text, alone and in a batch; another seed or filter gives another text."""
     fields = {"do_sample": True, "temperature": 1.2, "seed": 11}
     together = real.answers(prompt=[*TEXTS, TEXTS[0]], **fields)
     assert together == [real.answers(prompt=text, **fields)[0] for text in [*TEXTS, TEXTS[0]]]
@@ -383,7 +383,7 @@ def test_sampling_is_told_by_its_seed_alone(real: Real) -> None:
     assert real.answers(prompt=TEXTS, do_sample=True) != real.answers(prompt=TEXTS, do_sample=True)
 
 
-def test_the_examples_of_the_docs_run(api: Running) -> None:
+def test_the_examples_of_the_docs_run(api: RunningServer) -> None:
     schema = httpx.get(f"{api.url}/openapi.json", timeout=30).json()
     assert {"200", "400", "404", "429", "503"} <= set(schema["paths"][PATH]["post"]["responses"])
     for example in schema["components"]["schemas"]["GenerateRequest"]["examples"]:
@@ -394,7 +394,7 @@ def test_the_examples_of_the_docs_run(api: Running) -> None:
         assert httpx.post(f"{api.url}{PATH}", json=example, timeout=60).json() == response.json()
 
 
-def test_a_search_whose_client_leaves_frees_all_its_slots(api: Running) -> None:
+def test_a_search_whose_client_leaves_frees_all_its_slots(api: RunningServer) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{api.url}{PATH}", json={"prompt": "Once", "num_beams": 16, "max_length": 1000, "min_length": 1000}, timeout=0.5)
 

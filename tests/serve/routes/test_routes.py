@@ -1,4 +1,4 @@
-"""The wire, whole: real routes, router and guard over a fake engine."""
+"""Whole requests through the real routes, router and middleware, over a fake engine."""
 
 import json
 from typing import Any
@@ -14,9 +14,9 @@ HELLO = [{"role": "user", "content": "hi"}]
 
 def lines(body: str) -> list[Any]:
     """The events of a stream, parsed; the last must be [DONE]."""
-    found = [line.removeprefix("data: ") for line in body.split("\n\n") if line]
-    assert found[-1] == "[DONE]"
-    return [json.loads(line) for line in found[:-1]]
+    events = [line.removeprefix("data: ") for line in body.split("\n\n") if line]
+    assert events[-1] == "[DONE]"
+    return [json.loads(line) for line in events[:-1]]
 
 
 def test_a_chat_answers_in_openais_form(served: Any) -> None:
@@ -29,8 +29,8 @@ def test_a_chat_answers_in_openais_form(served: Any) -> None:
 
 
 def test_a_stream_has_one_id_a_role_a_finish_usage_and_an_end(served: Any) -> None:
-    asked = {"messages": HELLO, "max_tokens": 3, "seed": 7, "stream": True, "stream_options": {"include_usage": True}}
-    response = served.client.post(CHAT, json=asked)
+    fields = {"messages": HELLO, "max_tokens": 3, "seed": 7, "stream": True, "stream_options": {"include_usage": True}}
+    response = served.client.post(CHAT, json=fields)
     assert response.headers["content-type"].startswith("text/event-stream")
     events = lines(response.text)
     assert len({event["id"] for event in events}) == 1
@@ -62,7 +62,7 @@ def test_token_ids_are_prompts_too(served: Any) -> None:
     assert [choice["text"] for choice in both["choices"]] == ["1/1/0 ", "2/1/0 "]
 
 
-def test_without_a_seed_answers_are_drawn_anew(served: Any) -> None:
+def test_without_a_seed_answers_differ(served: Any) -> None:
     texts = {served.client.post(TEXT, json={"prompt": "a", "max_tokens": 1}).json()["choices"][0]["text"] for _ in range(5)}
     assert len(texts) == 5
 
@@ -93,7 +93,7 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "param", "says"),
+    ("path", "body", "status", "param", "message_part"),
     [
         (TEXT, {"prompt": ""}, 400, "prompt", "empty or blank"),
         (TEXT, {"prompt": " \n"}, 400, "prompt", "empty or blank"),
@@ -102,7 +102,7 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> Non
         (TEXT, {"prompt": [9999]}, 400, "prompt", "token ids must lie in 0..257"),
         (TEXT, {"prompt": "a" * 64}, 400, "prompt", "holds 64"),
         (TEXT, {"prompt": "a", "max_tokens": 63}, 400, "max_tokens", "ask for at most 62"),
-        (TEXT, {"prompt": "a", "model": "gpt-4"}, 404, "model", "'fake' is"),
+        (TEXT, {"prompt": "a", "model": "gpt-4"}, 404, "model", "this server has 'fake'"),
         (TEXT, {"prompt": "a", "colour": 1}, 400, "colour", "unknown parameter 'colour'"),
         (TEXT, {"prompt": "a", "suffix": "b"}, 400, "suffix", "not supported"),
         (TEXT, {"prompt": "a", "max_tokens": "many"}, 400, "max_tokens", "integer"),
@@ -134,24 +134,24 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> Non
         (SCORE, {"text": "a", "granularity": "word"}, 400, "granularity", "sentence"),
     ],
 )
-def test_bad_input_is_named(served: Any, path: str, body: Any, status: int, param: str | None, says: str) -> None:
+def test_bad_input_is_named(served: Any, path: str, body: Any, status: int, param: str | None, message_part: str) -> None:
     response = served.client.post(path, json=body)
     error = response.json()["error"]
     assert response.status_code == status
-    assert says in error["message"]
+    assert message_part in error["message"]
     assert param is None or error["param"] == param
     assert error["type"] == "invalid_request_error"
     assert served.router.in_flight == 0
 
 
 def test_more_answers_than_may_be_in_flight_are_refused_before_any_is_prepared(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.routes.prompts_of", None)
+    monkeypatch.setattr("serve.routes.completions.prompts_of", None)
     error = served.client.post(TEXT, json={"prompt": [[5]] * 2000, "n": 16, "max_tokens": 1}).json()["error"]
-    assert "may be in flight" in error["message"] and not served.engine.seen
+    assert "may be in flight" in error["message"] and not served.engine.submitted
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_its_tokens_are_looked_at(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.wire.requests.check_tokens", None)
+    monkeypatch.setattr("serve.wire.requests.check_token_ids", None)
     error = served.client.post(TEXT, json={"prompt": [5] * 65, "max_tokens": 1, "echo": True}).json()["error"]
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
 
@@ -164,11 +164,11 @@ def test_nulls_are_as_if_left_out(served: Any) -> None:
         answer = served.client.post(path, json={**body, **nothing})
         assert answer.status_code == 200, answer.text
         assert len(answer.json()["choices"]) == 1
-    assert served.engine.seen[0].max_tokens == 16
+    assert served.engine.submitted[0].max_tokens == 16
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "says"),
+    ("content", "status", "message_part"),
     [
         (b"{", 400, "not JSON"),
         (b"", 400, "missing"),
@@ -179,19 +179,19 @@ def test_nulls_are_as_if_left_out(served: Any) -> None:
         (b"x" * 25_000, 413, "larger than 20000 bytes"),
     ],
 )
-def test_bad_bytes_are_explained(served: Any, content: bytes, status: int, says: str) -> None:
+def test_bad_bytes_are_explained(served: Any, content: bytes, status: int, message_part: str) -> None:
     response = served.client.post(TEXT, content=content, headers={"content-type": "application/json"})
-    assert (response.status_code, says in response.json()["error"]["message"]) == (status, True)
+    assert (response.status_code, message_part in response.json()["error"]["message"]) == (status, True)
 
 
-def test_routes_that_are_not_there(served: Any) -> None:
+def test_unknown_routes_and_methods_are_refused(served: Any) -> None:
     assert served.client.get("/nope").json()["error"]["code"] == "not_found"
     assert served.client.get(SCORE).status_code == 405
     assert served.client.get("/v1/models/none").status_code == 404
 
 
-def test_a_failure_of_ours_is_a_500_without_its_trace(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.routes.score.assess", lambda *_: 1 / 0)
+def test_an_internal_error_is_a_500_without_its_traceback(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.routes.score.build_score", lambda *_: 1 / 0)
     response = served.client.post(SCORE, json={"text": "secret words"})
     assert response.status_code == 500
     assert "ZeroDivision" not in response.text

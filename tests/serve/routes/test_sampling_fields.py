@@ -1,47 +1,47 @@
-"""Every field that says how tokens are drawn: what reaches the engine, and the wrong values with the name of the field."""
+"""Every sampling field: what reaches the engine, and that an invalid value is refused with the name of its field."""
 
 from typing import Any
 
 import pytest
 
-from app.engine.request import Generate, Sampling, Score
+from app.engine.request import Generate, SamplingParams, Score
 from app.errors import SetupError
-from serve.wire.requests import check_defaults
+from serve.wire.requests import check_generation_config
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 SCORE = "/v1/score"
 HELLO = [{"role": "user", "content": "hi"}]
-MANY = [*range(2, 131)]  # one more than are taken
+MANY = [*range(2, 131)]  # one more than allowed
 
 
-def asked(served: Any, **fields: Any) -> Generate:
-    """The job that a completion of two tokens with these fields becomes; a chat's must be the same but for its prompt."""
-    found = []
+def job_with(served: Any, **fields: Any) -> Generate:
+    """The job that the routes make of a request with these fields. Chat and completions must make the same, except for the prompt."""
+    jobs = []
     for path, body in ((TEXT, {"prompt": "a"}), (CHAT, {"messages": HELLO})):
         response = served.client.post(path, json={**body, "max_tokens": 2, "seed": 1, **fields})
         assert response.status_code == 200, response.text
-        found.append(served.engine.seen[-1])
-    assert found[0].sampling == found[1].sampling
-    assert (found[0].stop_tokens, found[0].ignore_eos, found[0].tier) == (found[1].stop_tokens, found[1].ignore_eos, found[1].tier)
-    return found[0]
+        jobs.append(served.engine.submitted[-1])
+    assert jobs[0].sampling == jobs[1].sampling
+    assert (jobs[0].stop_tokens, jobs[0].ignore_eos, jobs[0].tier) == (jobs[1].stop_tokens, jobs[1].ignore_eos, jobs[1].tier)
+    return jobs[0]
 
 
-def test_left_out_nothing_differs_from_plain_sampling(served: Any) -> None:
-    job = asked(served)
-    assert job.sampling == Sampling(seed=1)
+def test_without_any_field_sampling_is_plain(served: Any) -> None:
+    job = job_with(served)
+    assert job.sampling == SamplingParams(seed=1)
     assert job == Generate(job.id, job.prompt, 2, job.sampling)
 
 
 def test_neutral_values_and_nulls_are_as_if_left_out(served: Any) -> None:
     neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1, "logit_bias": {"5": 0}, "min_tokens": 0}
     lists = {"bad_words": [], "stop_token_ids": [], "ignore_eos": False}
-    assert asked(served, **neutral, **lists).sampling == Sampling(seed=1)
-    assert asked(served, **dict.fromkeys([*neutral, *lists, "service_tier"])).sampling == Sampling(seed=1)
+    assert job_with(served, **neutral, **lists).sampling == SamplingParams(seed=1)
+    assert job_with(served, **dict.fromkeys([*neutral, *lists, "service_tier"])).sampling == SamplingParams(seed=1)
 
 
 def test_every_field_reaches_the_engine(served: Any) -> None:
-    job = asked(
+    job = job_with(
         served,
         presence_penalty=-2,
         frequency_penalty=1.5,
@@ -52,38 +52,38 @@ def test_every_field_reaches_the_engine(served: Any) -> None:
         ignore_eos=True,
         service_tier="flex",
     )
-    assert job.sampling == Sampling(
+    assert job.sampling == SamplingParams(
         seed=1, repetition_penalty=1.3, presence_penalty=-2.0, frequency_penalty=1.5, logit_bias=((5, 1.5), (9, -100.0)), min_tokens=2
     )
     assert (job.stop_tokens, job.ignore_eos, job.tier) == (frozenset({3, 7}), True, "flex")
 
 
 def test_bad_words_are_banned_with_and_without_a_blank(served: Any) -> None:
-    """In this vocabulary a letter is a token, so that what follows a blank ends with what does not, which is banned already."""
+    """In this vocabulary a letter is a token, so a word with a leading space ends with the word itself, which is banned already."""
     a, b = served.tokenizer.encode("ab", "prompt")[1:]
-    assert asked(served, bad_words=["ab", " ab", "b"]).sampling.bad_words == ((a, b), (b,))
+    assert job_with(served, bad_words=["ab", " ab", "b"]).sampling.bad_words == ((a, b), (b,))
 
 
 def test_the_models_own_penalty_is_the_default(served: Any) -> None:
-    served.tokenizer.defaults = {"repetition_penalty": 1.2, "temperature": 0.7}
-    assert asked(served).sampling == Sampling(seed=1, temperature=0.7, repetition_penalty=1.2)
-    assert asked(served, repetition_penalty=1.0).sampling.repetition_penalty == 1.0
+    served.tokenizer.generation_config = {"repetition_penalty": 1.2, "temperature": 0.7}
+    assert job_with(served).sampling == SamplingParams(seed=1, temperature=0.7, repetition_penalty=1.2)
+    assert job_with(served, repetition_penalty=1.0).sampling.repetition_penalty == 1.0
 
 
 @pytest.mark.parametrize(("tier", "used"), [("auto", "default"), ("default", "default"), ("flex", "flex")])
 def test_the_tier_is_named_in_the_answer(served: Any, tier: str, used: str) -> None:
     for path, body in ((TEXT, {"prompt": "a", "max_tokens": 1}), (CHAT, {"messages": HELLO, "max_tokens": 1}), (SCORE, {"text": "abc"})):
         assert served.client.post(path, json={**body, "service_tier": tier}).json()["service_tier"] == used
-        assert served.engine.seen[-1].tier == used
+        assert served.engine.submitted[-1].tier == used
         assert served.client.post(path, json=body).json()["service_tier"] is None
-        assert served.engine.seen[-1].tier == "default"
-    assert isinstance(served.engine.seen[-1], Score)
+        assert served.engine.submitted[-1].tier == "default"
+    assert isinstance(served.engine.submitted[-1], Score)
     text = served.client.post(TEXT, json={"prompt": "a", "max_tokens": 1, "stream": True, "service_tier": tier}).text
     assert text.count(f'"service_tier":"{used}"') == 2
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "says"),
+    ("fields", "param", "message_part"),
     [
         ({"presence_penalty": 2.1}, "presence_penalty", "less than or equal to 2"),
         ({"frequency_penalty": -2.1}, "frequency_penalty", "greater than or equal to -2"),
@@ -113,13 +113,13 @@ def test_the_tier_is_named_in_the_answer(served: Any, tier: str, used: str) -> N
         ({"service_tier": "priority"}, "service_tier", "'auto', 'default' or 'flex'"),
     ],
 )
-def test_wrong_values_are_named(served: Any, fields: dict[str, Any], param: str, says: str) -> None:
+def test_wrong_values_are_named(served: Any, fields: dict[str, Any], param: str, message_part: str) -> None:
     for path, body in ((TEXT, {"prompt": "a"}), (CHAT, {"messages": HELLO})):
         response = served.client.post(path, json={**body, "max_tokens": 8, **fields})
         error = response.json()["error"]
         assert (response.status_code, error["param"]) == (400, param)
-        assert says in error["message"]
-    assert served.engine.seen == []
+        assert message_part in error["message"]
+    assert served.engine.submitted == []
 
 
 def test_the_bound_of_min_tokens_is_what_the_context_leaves(served: Any) -> None:
@@ -127,7 +127,7 @@ def test_the_bound_of_min_tokens_is_what_the_context_leaves(served: Any) -> None
     assert "at most 59 tokens" in error["message"]
 
 
-def test_half_a_surrogate_pair_in_a_bad_word_is_named(served: Any) -> None:
+def test_a_lone_surrogate_in_a_bad_word_is_named(served: Any) -> None:
     content = b'{"prompt": "a", "bad_words": ["b", "\\ud800"]}'
     response = served.client.post(TEXT, content=content, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "bad_words.1")
@@ -157,7 +157,7 @@ def test_fields_of_other_routes_are_refused(served: Any, path: str, body: Any, c
 )
 def test_the_models_own_defaults_are_held_to_the_bounds_of_a_request(defaults: dict[str, float], fits: bool) -> None:
     if fits:
-        check_defaults(defaults)
+        check_generation_config(defaults)
     else:
         with pytest.raises(SetupError, match=r"generation_config.json of the model: top_p"):
-            check_defaults(defaults)
+            check_generation_config(defaults)

@@ -1,11 +1,11 @@
-"""POST /v1/score: many texts, methods, forms of text that are meant to mislead, and the verdicts of the bundled calibration."""
+"""POST /v1/score: several texts and methods, tricks to evade detection, and the verdicts of the bundled calibration."""
 
 import json
 from typing import Any
 
 import httpx
 import pytest
-from serving import Running
+from serving import RunningServer
 
 from app.engine.request import Score
 
@@ -22,9 +22,9 @@ def test_several_methods_are_one_pass(served: Any) -> None:
     methods = ["log_rank", "fast_detect", "binoculars", "log_rank"]
     (item,) = ask(served, text="abcd", methods=methods)["data"]
     assert list(item["scores"]) == ["log_rank", "fast_detect", "binoculars"]
-    assert len([job for job in served.engine.seen if isinstance(job, Score)]) == 1 and served.engine.seen[-1].observe
+    assert len([job for job in served.engine.submitted if isinstance(job, Score)]) == 1 and served.engine.submitted[-1].observe
     ask(served, text="abcd", methods=["log_rank"])
-    assert not served.engine.seen[-1].observe
+    assert not served.engine.submitted[-1].observe
 
 
 @pytest.mark.parametrize(("granularity", "sentences", "tokens"), [("none", False, False), ("sentence", True, False), ("token", True, True)])
@@ -33,11 +33,11 @@ def test_granularity(served: Any, granularity: str, sentences: bool, tokens: boo
     assert ((item["sentences"] is not None), (item["tokens"] is not None)) == (sentences, tokens)
 
 
-def test_the_answer_says_what_it_rests_on(served: Any) -> None:
-    made = ask(served, text="abc", service_tier="flex")
-    assert made["calibration"]["source"] is None and "app.calibrate" in made["calibration"]["reason"]
-    assert (made["model"], made["observer"], made["quantize"], made["dtype"]) == ("fake", "fake-base", "none", "float32")
-    assert made["timing"]["total_s"] > 0 and made["service_tier"] == "flex"
+def test_the_answer_names_its_models_and_calibration(served: Any) -> None:
+    answer = ask(served, text="abc", service_tier="flex")
+    assert answer["calibration"]["source"] is None and "app.calibrate" in answer["calibration"]["reason"]
+    assert (answer["model"], answer["observer"], answer["quantize"], answer["dtype"]) == ("fake", "fake-base", "none", "float32")
+    assert answer["timing"]["total_s"] > 0 and answer["service_tier"] == "flex"
     assert "asked for" in ask(served, text="abc", calibration="none")["calibration"]["reason"]
 
 
@@ -49,8 +49,8 @@ def test_a_text_of_next_to_nothing_is_insufficient(served: Any, text: str) -> No
     assert "NaN" not in json.dumps(item)
 
 
-def test_only_the_beginning_of_a_very_long_text_is_scored_and_that_is_said(served: Any) -> None:
-    (item,) = ask(served, text="abc " * 600)["data"]  # 2,401 tokens where 64 windows of half a context are 2,048
+def test_a_very_long_text_is_truncated_and_the_answer_says_so(served: Any) -> None:
+    (item,) = ask(served, text="abc " * 600)["data"]  # 2,401 tokens; 64 windows of half a context hold 2,048
     assert item["truncated"] and item["scored_tokens"] == 2047
     assert "truncated" in [warning["code"] for warning in item["warnings"]]
 
@@ -81,7 +81,7 @@ MISLEADING = {
 
 
 @pytest.fixture(scope="module")
-def scored(api: Running) -> dict[str, Any]:
+def scored(api: RunningServer) -> dict[str, Any]:
     body = {"texts": list(MISLEADING.values()), "granularity": "token", "methods": ["binoculars", "fast_detect"]}
     answer = httpx.post(f"{api.url}{SCORE}", json=body, timeout=120).raise_for_status().json()
     return dict(zip(MISLEADING, answer["data"], strict=True))
@@ -100,19 +100,19 @@ def test_offsets_index_the_text_as_it_was_sent(scored: dict[str, Any], name: str
 
 
 @pytest.mark.parametrize("name", ["homoglyphs", "zero width", "doubled spaces", "line breaks", "full width", "nulls", "curly quotes"])
-def test_what_only_serves_to_mislead_changes_nothing(scored: dict[str, Any], name: str) -> None:
+def test_evasion_tricks_do_not_change_the_scores(scored: dict[str, Any], name: str) -> None:
     assert scored[name]["normalisations"] and not scored["plain"]["normalisations"]
     assert scored[name]["scores"] == pytest.approx(scored["plain"]["scores"], abs=1e-4)
 
 
-def test_a_megabyte_is_answered_with_its_beginning(api: Running) -> None:
+def test_of_a_megabyte_the_beginning_is_scored(api: RunningServer) -> None:
     text = (PLAIN + " ") * (10**6 // len(PLAIN))
     answer = httpx.post(f"{api.url}{SCORE}", json={"text": text, "methods": ["perplexity"]}, timeout=120)
     (item,) = answer.raise_for_status().json()["data"]
     assert item["truncated"] and {"truncated", "repeated"} <= {warning["code"] for warning in item["warnings"]}
 
 
-def test_the_bundled_calibration_gives_verdicts(api: Running) -> None:
+def test_the_bundled_calibration_gives_verdicts(api: RunningServer) -> None:
     story = api.client().completions.create(
         model="storyteller", prompt="Once upon a time", max_tokens=250, temperature=0.7, seed=3, extra_body={"ignore_eos": True}
     )

@@ -1,4 +1,4 @@
-"""Who may use the server, and that nothing more is done for a client that has left."""
+"""Banned users, and that no work is started for a client that has left."""
 
 import asyncio
 import threading
@@ -35,8 +35,8 @@ def staying() -> Request:
     return Request({"type": "http"}, receive)
 
 
-def test_a_schema_that_waits_is_not_looked_at_when_its_client_leaves(service: Service) -> None:
-    seen, hold = [], threading.Event()
+def test_a_queued_schema_is_not_checked_after_its_client_left(service: Service) -> None:
+    checked, hold = [], threading.Event()
 
     async def leave() -> None:
         gone = asyncio.Event()
@@ -45,15 +45,15 @@ def test_a_schema_that_waits_is_not_looked_at_when_its_client_leaves(service: Se
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        first = asyncio.ensure_future(service.compile(staying(), hold.wait))
-        waiting = asyncio.ensure_future(service.compile(Request({"type": "http"}, receive), seen.append, "theirs"))
+        first = asyncio.ensure_future(service.run_in_schema_pool(staying(), hold.wait))
+        waiting = asyncio.ensure_future(service.run_in_schema_pool(Request({"type": "http"}, receive), checked.append, "theirs"))
         await asyncio.sleep(0.05)
         gone.set()
         with pytest.raises(NotReady):
             await waiting
         hold.set()
         await first
-        await service.compile(staying(), seen.append, "ours")
+        await service.run_in_schema_pool(staying(), checked.append, "ours")
 
     asyncio.run(leave())
-    assert seen == ["ours"]
+    assert checked == ["ours"]

@@ -1,4 +1,4 @@
-"""What the server tells of itself: models, readiness, slots."""
+"""What the server reports about itself: models, readiness, slots."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ def test_models_say_what_is_served(served: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "there", "missing"),
+    ("facts", "present", "missing"),
     [
         (FACTS, {"chat", "completions", "score", "structured_output", "beam_search", "contrastive_search"}, {"tools"}),
         (replace(FACTS, tools=True), {"chat", "tools"}, set()),
@@ -35,9 +35,9 @@ def test_models_say_what_is_served(served: Any) -> None:
         (replace(FACTS, slots=1), {"chat"}, {"beam_search", "contrastive_search"}),
     ],
 )
-def test_capabilities_are_what_template_and_slots_allow(facts: Facts, there: set[str], missing: set[str]) -> None:
-    found = set(capabilities_of(facts))
-    assert there <= found and not missing & found
+def test_capabilities_are_what_template_and_slots_allow(facts: Facts, present: set[str], missing: set[str]) -> None:
+    capabilities = set(capabilities_of(facts))
+    assert present <= capabilities and not missing & capabilities
 
 
 def test_readiness_follows_the_worker(served: Any) -> None:
@@ -54,7 +54,7 @@ def test_readiness_follows_the_worker(served: Any) -> None:
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
-def test_the_slots_are_told_without_any_text(served: Any) -> None:
+def test_slots_are_reported_without_any_text(served: Any) -> None:
     body = served.client.get("/slots").json()
     busy, idle = body["slots"]
     assert busy == {"slot": 0, "stage": "decode", "request": "a/0", "prompt_tokens": 5, "cached_tokens": 7, "generated_tokens": 3}
@@ -66,31 +66,31 @@ def test_the_slots_are_told_without_any_text(served: Any) -> None:
     assert served.router.in_flight == 0
 
 
-def test_the_slots_are_told_while_the_queue_is_full_and_while_it_drains(served: Any) -> None:
+def test_slots_are_reported_while_the_queue_is_full_and_while_it_drains(served: Any) -> None:
     served.router._fleets["fake"].max_waiting = -2
     assert served.client.post(TEXT, json={"prompt": "a"}).status_code == 400
     served.router.draining = True
     assert served.client.get("/slots").status_code == 200
 
 
-def test_a_worker_in_a_long_step_is_not_waited_for(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.workers.router.REPORT_S", 0.05)
+def test_a_worker_in_a_long_step_is_a_503(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.workers.router.REPORT_TIMEOUT_S", 0.05)
     served.worker.stalled = True
     response = served.client.get("/slots")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert "long step" in response.json()["error"]["message"]
-    served.router.append([[Report("inspect-late", (), (), 0, ())], "OK"])  # what comes too late is dropped
+    served.router.append([[Report("inspect-late", (), (), 0, ())], "OK"])  # a report that comes too late is dropped
     served.worker.stalled = False
     assert served.client.get("/slots").status_code == 200
 
 
-def test_without_a_worker_there_are_no_slots_to_tell_of(served: Any) -> None:
+def test_slots_of_a_model_without_a_worker_are_a_503(served: Any) -> None:
     served.router.replicas[0].worker = None
     response = served.client.get("/slots")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
 
 
-def test_the_documented_example_is_one(served: Any) -> None:
+def test_the_documented_example_is_valid(served: Any) -> None:
     SlotList.model_validate(SLOTS_EXAMPLE)
     schema = served.client.get("/openapi.json").json()
     assert schema["components"]["schemas"]["SlotList"]["examples"] == [SLOTS_EXAMPLE]

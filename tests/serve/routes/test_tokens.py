@@ -1,10 +1,10 @@
-"""Token ids of texts and conversations, and back."""
+"""/tokenize and /detokenize, for texts and conversations."""
 
 from typing import Any
 
 import httpx
 import pytest
-from serving import Running
+from serving import RunningServer
 
 TOKENIZE = "/tokenize"
 DETOKENIZE = "/detokenize"
@@ -16,30 +16,30 @@ TEMPLATE = (
 
 
 def ids(text: str) -> list[int]:
-    """Of the tiny tokenizer, in whose vocabulary each printable letter has its own token."""
+    """The ids of the tiny tokenizer, which has one token per printable character."""
     return [ord(letter) - ord("!") + 2 for letter in text]
 
 
 def tokens(served: Any, **body: Any) -> list[int]:
     response = served.client.post(TOKENIZE, json=body)
     assert response.status_code == 200, response.text
-    found: list[int] = response.json()["tokens"]
-    assert response.json()["count"] == len(found)
-    return found
+    result: list[int] = response.json()["tokens"]
+    assert response.json()["count"] == len(result)
+    return result
 
 
 def text(served: Any, tokens: list[int]) -> str:
     response = served.client.post(DETOKENIZE, json={"tokens": tokens})
     assert response.status_code == 200, response.text
-    found: str = response.json()["prompt"]
-    assert response.json() == {"prompt": found}
-    return found
+    result: str = response.json()["prompt"]
+    assert response.json() == {"prompt": result}
+    return result
 
 
 def test_a_text_is_answered_in_vllms_form(served: Any) -> None:
     body = served.client.post(TOKENIZE, json={"prompt": "hi", "model": "fake"}).json()
     assert body == {"count": 3, "max_model_len": 64, "tokens": [0, *ids("hi")], "token_strs": None}
-    assert served.engine.seen == []
+    assert served.engine.submitted == []
 
 
 def test_special_tokens_are_put_around_a_text_unless_unwanted(served: Any) -> None:
@@ -50,16 +50,16 @@ def test_special_tokens_are_put_around_a_text_unless_unwanted(served: Any) -> No
 
 
 def test_tokens_are_spelled_when_asked_for(served: Any) -> None:
-    asked = {"prompt": "a b</s>", "return_token_strs": True}
-    assert served.client.post(TOKENIZE, json=asked).json()["token_strs"] == ["<s>", "a", "\u0120", "b", "</s>"]
-    assert served.client.post(TOKENIZE, json={**asked, "return_token_strs": False}).json()["token_strs"] is None
+    fields = {"prompt": "a b</s>", "return_token_strs": True}
+    assert served.client.post(TOKENIZE, json=fields).json()["token_strs"] == ["<s>", "a", "\u0120", "b", "</s>"]
+    assert served.client.post(TOKENIZE, json={**fields, "return_token_strs": False}).json()["token_strs"] is None
 
 
 def test_a_conversation_has_the_tokens_that_a_chat_of_it_has(served: Any) -> None:
     served.tokenizer.base.chat_template = TEMPLATE
     messages = [{"role": "developer", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}]
     served.client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1})
-    assert tuple(tokens(served, messages=messages)) == served.engine.seen[-1].prompt == (0, *ids("s:au:ba:"))
+    assert tuple(tokens(served, messages=messages)) == served.engine.submitted[-1].prompt == (0, *ids("s:au:ba:"))
 
 
 def test_the_opening_of_the_assistants_turn_may_be_left_out(served: Any) -> None:
@@ -79,11 +79,11 @@ def test_tools_are_part_of_the_conversation(served: Any) -> None:
     assert tokens(served, messages=HELLO, tools=tools) == [0, *ids("weather;u:hia:")]
 
 
-@pytest.mark.parametrize("words", ["naïve 猫 \U0001f600", " a  b\n", "</s>x<s>", ""])
-def test_what_is_tokenized_comes_back(served: Any, words: str) -> None:
-    found = tokens(served, prompt=words)
-    assert text(served, found) == "<s>" + words
-    assert text(served, found[1:]) == words
+@pytest.mark.parametrize("original", ["naïve 猫 \U0001f600", " a  b\n", "</s>x<s>", ""])
+def test_what_is_tokenized_comes_back(served: Any, original: str) -> None:
+    result = tokens(served, prompt=original)
+    assert text(served, result) == "<s>" + original
+    assert text(served, result[1:]) == original
 
 
 def test_no_tokens_are_an_empty_text(served: Any) -> None:
@@ -91,7 +91,7 @@ def test_no_tokens_are_an_empty_text(served: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "param", "says"),
+    ("path", "body", "status", "param", "message_part"),
     [
         (TOKENIZE, {}, 400, "prompt", "either prompt or messages"),
         (TOKENIZE, {"prompt": "a", "messages": HELLO}, 400, "prompt", "either prompt or messages"),
@@ -116,26 +116,26 @@ def test_no_tokens_are_an_empty_text(served: Any) -> None:
         (DETOKENIZE, {"tokens": [2], "model": "gpt-4"}, 404, "model", "not served here"),
     ],
 )
-def test_bad_input_is_named(served: Any, path: str, body: Any, status: int, param: str, says: str) -> None:
+def test_bad_input_is_named(served: Any, path: str, body: Any, status: int, param: str, message_part: str) -> None:
     response = served.client.post(path, json=body)
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (status, param)
-    assert says in error["message"]
+    assert message_part in error["message"]
 
 
-def test_half_a_surrogate_pair_is_named(served: Any) -> None:
+def test_a_lone_surrogate_is_named(served: Any) -> None:
     response = served.client.post(TOKENIZE, content=b'{"prompt": "\\ud800"}', headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
 
 
-def test_a_full_queue_keeps_nobody_from_counting(served: Any) -> None:
-    """No worker takes part."""
+def test_tokenizing_works_while_the_worker_is_stalled(served: Any) -> None:
+    """Tokenizing needs no worker."""
     served.worker.stalled = True
     assert tokens(served, prompt="hi") == [0, *ids("hi")]
 
 
 @pytest.mark.parametrize(("path", "name"), [(TOKENIZE, "TokenizeRequest"), (DETOKENIZE, "DetokenizeRequest")])
-def test_the_examples_of_the_docs_run(api: Running, path: str, name: str) -> None:
+def test_the_examples_of_the_docs_run(api: RunningServer, path: str, name: str) -> None:
     schema = httpx.get(f"{api.url}/openapi.json", timeout=30).json()
     assert {"200", "400", "404", "503"} <= set(schema["paths"][path]["post"]["responses"])
     for example in schema["components"]["schemas"][name]["examples"]:
@@ -143,7 +143,7 @@ def test_the_examples_of_the_docs_run(api: Running, path: str, name: str) -> Non
         assert response.status_code == 200, response.text
 
 
-def test_counts_are_those_of_the_usage(api: Running) -> None:
+def test_counts_are_those_of_the_usage(api: RunningServer) -> None:
     messages = [{"role": "user", "content": "Tell me a story about a fox."}]
     counted = httpx.post(f"{api.url}{TOKENIZE}", json={"messages": messages}, timeout=30).json()
     answer = api.client().chat.completions.create(model="storyteller", messages=messages, max_tokens=1)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Messages to prompts: what each role becomes, and what a template cannot say."""
+"""From messages to prompts: how each role is rendered, and what is refused because the template would drop it."""
 
 import json
 from typing import Any
@@ -14,15 +14,15 @@ CALLS = (
 )
 
 
-def rendered(served: Any, messages: list[dict[str, Any]], **more: Any) -> str:
+def rendered(served: Any, messages: list[dict[str, Any]], **fields: Any) -> str:
     """The text of the prompt that reached the engine."""
-    answer = served.client.post(CHAT, json={"messages": messages, "max_tokens": 1, **more})
+    answer = served.client.post(CHAT, json={"messages": messages, "max_tokens": 1, **fields})
     assert answer.status_code == 200, answer.text
-    return served.tokenizer.decode(list(served.engine.seen[-1].prompt))
+    return served.tokenizer.decode(list(served.engine.submitted[-1].prompt))
 
 
-def refused(served: Any, messages: Any, **more: Any) -> tuple[str, str]:
-    answer = served.client.post(CHAT, json={"messages": messages, "max_tokens": 1, **more})
+def refused(served: Any, messages: Any, **fields: Any) -> tuple[str, str]:
+    answer = served.client.post(CHAT, json={"messages": messages, "max_tokens": 1, **fields})
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     return error["param"], error["message"]
@@ -48,8 +48,8 @@ def test_roles_and_parts_reach_the_template(served: Any) -> None:
 
 def test_a_name_needs_a_place_in_the_template(served: Any) -> None:
     named = [{"role": "user", "content": "U", "name": "Ann"}]
-    param, says = refused(served, named)
-    assert param == "messages.0.name" and "no place" in says
+    param, message = refused(served, named)
+    assert param == "messages.0.name" and "no place" in message
     served.tokenizer.base.chat_template = NAMES
     assert rendered(served, named) == "u:Ann/U"
     mixed = [{"role": "user", "content": "U"}, *named]
@@ -73,7 +73,7 @@ def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "param", "says"),
+    ("messages", "param", "message_part"),
     [
         ([{"role": "user"}], "messages.0", "content is missing"),
         ([{"role": "user", "content": " "}], "messages.0.content", "blank"),
@@ -92,11 +92,11 @@ def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
         ([], "messages", "1"),
     ],
 )
-def test_what_is_wrong_with_a_message_is_named(served: Any, messages: Any, param: str, says: str) -> None:
+def test_what_is_wrong_with_a_message_is_named(served: Any, messages: Any, param: str, message_part: str) -> None:
     answer = served.client.post(CHAT, content=json.dumps({"messages": messages}), headers={"Content-Type": "application/json"})
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param), error
-    assert says in error["message"], error
+    assert message_part in error["message"], error
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_arguments_that_are_no_object_are_named(served: Any, arguments: str) -> 
     assert param == "messages.0.tool_calls.0.function.arguments"
 
 
-def test_a_template_that_raises_is_a_sentence(served: Any) -> None:
+def test_an_error_raised_by_the_template_becomes_the_message(served: Any) -> None:
     served.tokenizer.base.chat_template = "{{ raise_exception('no system messages') }}"
-    param, says = refused(served, [{"role": "system", "content": "a"}])
-    assert param == "messages" and "no system messages" in says
+    param, message = refused(served, [{"role": "system", "content": "a"}])
+    assert param == "messages" and "no system messages" in message

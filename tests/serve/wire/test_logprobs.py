@@ -1,4 +1,4 @@
-"""Log-probabilities, echo and best_of: OpenAI's forms, whole and streamed, and that nothing sampled is lost on the way."""
+"""Log-probabilities, echo and best_of in OpenAI's formats, as one body and streamed; no sampled token gets lost."""
 
 import asyncio
 import math
@@ -12,13 +12,13 @@ from fakes import FACTS
 from app.engine.request import Delta, Event, Waiting
 from app.tokenizer import Piece, Tokenizer
 from serve.wire.answers import Answer, stream
-from serve.wire.logprobs import LEAST, Row, Ruler, chat_form, text_form
-from serve.wire.requests import Prompt, Terms
+from serve.wire.logprobs import MIN_LOGPROB, LogprobEntry, OffsetTracker, chat_logprobs, completion_logprobs
+from serve.wire.requests import AnswerOptions, Prompt
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 HELLO = [{"role": "user", "content": "hi"}]
-HALVES = [("", 1), ("\u732b", 2), ("", 1), (" b", 2)]  # texts of the steps of an answer, and how many bytes were sampled in each
+HALVES = [("", 1), ("\u732b", 2), ("", 1), (" b", 2)]  # (text of a step, bytes sampled in it)
 
 
 def text_of(served: Any, **body: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def text_of(served: Any, **body: Any) -> dict[str, Any]:
 
 
 def halves(served: Any) -> tuple[int, ...]:
-    """Lets the engine sample a character in two steps and hold text back in a third; returns the tokens."""
+    """Script the engine to sample one character in two steps and to hold text back in a third; returns the tokens."""
     ids = served.tokenizer.encode("\u732b b", "prompt")[1:]
     counts = [1, 2, 0, 2]
     starts = [sum(counts[:place]) for place in range(4)]
@@ -63,9 +63,9 @@ def test_a_chat_lists_its_tokens(served: Any) -> None:
     assert [one["top_logprobs"] for one in plain["choices"][0]["logprobs"]["content"]] == [[], []]
 
 
-def test_a_completion_has_columns(served: Any) -> None:
-    found = text_of(served, prompt="a", logprobs=1)["choices"][0]["logprobs"]
-    assert found == {
+def test_a_completion_has_parallel_lists(served: Any) -> None:
+    logprobs = text_of(served, prompt="a", logprobs=1)["choices"][0]["logprobs"]
+    assert logprobs == {
         "tokens": ["!", '"', "#"],
         "token_logprobs": [-1.0, -2.0, -3.0],
         "top_logprobs": [{'"': -0.5, "!": -1.0}, {"#": -1.5, '"': -2.0}, {"$": -2.5, "#": -3.0}],
@@ -76,7 +76,7 @@ def test_a_completion_has_columns(served: Any) -> None:
     assert text_of(served, prompt="a")["choices"][0]["logprobs"] is None
 
 
-def test_parts_of_a_character_are_bytes_and_share_its_place(served: Any) -> None:
+def test_parts_of_a_character_are_bytes_and_share_its_offset(served: Any) -> None:
     halves(served)
     choice = text_of(served, prompt="a", logprobs=0)["choices"][0]
     assert choice["text"] == "\u732b b"
@@ -86,17 +86,17 @@ def test_parts_of_a_character_are_bytes_and_share_its_place(served: Any) -> None
 
 def test_a_stream_loses_no_token_whose_text_is_held_back(served: Any) -> None:
     ids = halves(served)
-    wanted = [served.tokenizer.piece(id).text for id in ids]
+    expected = [served.tokenizer.piece(id).text for id in ids]
     chat = client(served).chat.completions.create(model="fake", messages=HELLO, logprobs=True, top_logprobs=1, stream=True)
     choices = [chunk.choices[0] for chunk in chat]
     assert "".join(choice.delta.content or "" for choice in choices) == "\u732b b"
-    assert [one.token for choice in choices for one in (choice.logprobs.content if choice.logprobs else [])] == wanted
-    assert choices[1].delta.content == ""  # the first byte, before its character is whole
+    assert [one.token for choice in choices for one in (choice.logprobs.content if choice.logprobs else [])] == expected
+    assert choices[1].delta.content == ""  # the first byte of a character that is not complete yet
     assert [choice.finish_reason for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
     text = client(served).completions.create(model="fake", prompt="a", logprobs=1, stream=True)
-    found = [chunk.choices[0].logprobs for chunk in text]
-    assert [token for one in found if one for token in one.tokens] == wanted
-    assert [offset for one in found if one for offset in one.text_offset] == [0, 0, 0, 1, 2]
+    logprobs = [chunk.choices[0].logprobs for chunk in text]
+    assert [token for one in logprobs if one for token in one.tokens] == expected
+    assert [offset for one in logprobs if one for offset in one.text_offset] == [0, 0, 0, 1, 2]
 
 
 def test_the_official_client_reads_both_forms(served: Any) -> None:
@@ -110,53 +110,53 @@ def test_the_official_client_reads_both_forms(served: Any) -> None:
 def test_an_echo_puts_the_prompt_before_the_answer(served: Any) -> None:
     choice = text_of(served, prompt="a \u732b", echo=True, max_tokens=1)["choices"][0]
     assert (choice["text"], choice["logprobs"]) == ("a \u732b6/0/0 ", None)
-    assert served.engine.seen[-1].prompt_logprobs is None
+    assert served.engine.submitted[-1].prompt_logprobs is None
 
 
-def test_an_echo_with_logprobs_has_the_prompts_too(served: Any) -> None:
+def test_an_echo_with_logprobs_includes_those_of_the_prompt(served: Any) -> None:
     choice = text_of(served, prompt="a \u732b", echo=True, max_tokens=2, logprobs=1)["choices"][0]
-    found, (_, a, *_) = choice["logprobs"], served.tokenizer.encode("a", "prompt")
-    assert found["tokens"] == ["<s>", "a", " ", "bytes:\\xe7", "bytes:\\x8c", "bytes:\\xab", "!", '"']
-    assert (found["token_logprobs"][:2], found["token_logprobs"][-2:]) == ([None, -a / 100], [-1.0, -2.0])
-    assert found["top_logprobs"][0] is None
-    assert found["top_logprobs"][1] == {"b": pytest.approx(-a / 100 + 0.5), "a": -a / 100}
-    assert found["text_offset"] == [0, 0, 1, 2, 2, 2, 3, 4]
+    logprobs, (_, a, *_) = choice["logprobs"], served.tokenizer.encode("a", "prompt")
+    assert logprobs["tokens"] == ["<s>", "a", " ", "bytes:\\xe7", "bytes:\\x8c", "bytes:\\xab", "!", '"']
+    assert (logprobs["token_logprobs"][:2], logprobs["token_logprobs"][-2:]) == ([None, -a / 100], [-1.0, -2.0])
+    assert logprobs["top_logprobs"][0] is None
+    assert logprobs["top_logprobs"][1] == {"b": pytest.approx(-a / 100 + 0.5), "a": -a / 100}
+    assert logprobs["text_offset"] == [0, 0, 1, 2, 2, 2, 3, 4]
 
 
-def test_control_tokens_in_an_echoed_prompt_keep_their_place(served: Any) -> None:
-    found = text_of(served, prompt="a</s>b", echo=True, max_tokens=0, logprobs=0)["choices"][0]
-    assert (found["text"], found["logprobs"]["tokens"]) == ("a</s>b", ["<s>", "a", "</s>", "b"])
-    assert found["logprobs"]["text_offset"] == [0, 0, 1, 5]
+def test_special_tokens_in_an_echoed_prompt_keep_their_offset(served: Any) -> None:
+    logprobs = text_of(served, prompt="a</s>b", echo=True, max_tokens=0, logprobs=0)["choices"][0]
+    assert (logprobs["text"], logprobs["logprobs"]["tokens"]) == ("a</s>b", ["<s>", "a", "</s>", "b"])
+    assert logprobs["logprobs"]["text_offset"] == [0, 0, 1, 5]
     ids = served.tokenizer.encode("a</s>b", "prompt")
-    found = text_of(served, prompt=list(ids), echo=True, max_tokens=0, logprobs=0)["choices"][0]
-    assert (found["text"], found["logprobs"]["text_offset"]) == ("ab", [0, 0, 1, 1])
+    logprobs = text_of(served, prompt=list(ids), echo=True, max_tokens=0, logprobs=0)["choices"][0]
+    assert (logprobs["text"], logprobs["logprobs"]["text_offset"]) == ("ab", [0, 0, 1, 1])
 
 
 def test_an_echo_of_no_tokens_is_the_prompt_alone(served: Any) -> None:
-    """As lm-eval asks for the likelihood of a text."""
+    """lm-eval requests the likelihood of a text this way."""
     body = text_of(served, prompt=[[5, 6, 7], [8]], echo=True, max_tokens=0, logprobs=1)
     assert [choice["logprobs"]["tokens"] for choice in body["choices"]] == [["$", "%", "&"], ["'"]]
     assert [choice["logprobs"]["token_logprobs"] for choice in body["choices"]] == [[None, -0.06, -0.07], [None]]
     assert [(choice["text"], choice["finish_reason"]) for choice in body["choices"]] == [("$%&", "length"), ("'", "length")]
     assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (4, 0)
-    assert [job.max_tokens for job in served.engine.seen] == [1, 1]
-    served.engine.script = [("", (1,))]  # the one token that was sampled ends the answer: nothing of that is told
+    assert [job.max_tokens for job in served.engine.submitted] == [1, 1]
+    served.engine.script = [("", (1,))]  # the one sampled token ends the answer; the response must not show that
     (choice,) = text_of(served, prompt=[5], echo=True, max_tokens=0)["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("$", "length")
 
 
 def test_an_echo_can_be_streamed(served: Any) -> None:
-    for most, text in ((2, "ab3/0/0 3/0/1 "), (0, "ab")):
-        asked = {"model": "fake", "prompt": "ab", "echo": True, "max_tokens": most, "logprobs": 0, "stream": True, "seed": 0}
-        choices = [chunk.choices[0] for chunk in client(served).completions.create(**asked)]
+    for max_tokens, text in ((2, "ab3/0/0 3/0/1 "), (0, "ab")):
+        fields = {"model": "fake", "prompt": "ab", "echo": True, "max_tokens": max_tokens, "logprobs": 0, "stream": True, "seed": 0}
+        choices = [chunk.choices[0] for chunk in client(served).completions.create(**fields)]
         assert "".join(choice.text for choice in choices) == text
         rows = [value for choice in choices if choice.logprobs for value in choice.logprobs.token_logprobs]
-        assert rows[0] is None and len(rows) == 3 + most
+        assert rows[0] is None and len(rows) == 3 + max_tokens
         assert choices[-1].finish_reason == "length"
 
 
-def test_the_best_of_several_are_given_and_all_are_counted(served: Any) -> None:
-    """The fake engine finds answers likelier the larger their seed is."""
+def test_best_of_returns_the_best_and_counts_all(served: Any) -> None:
+    """The fake engine gives answers with a larger seed a higher log-probability."""
     body = text_of(served, prompt=["a", "bc"], n=1, best_of=2, seed=2)
     assert [(choice["index"], choice["text"][:4]) for choice in body["choices"]] == [(0, "2/3/"), (1, "3/3/")]
     assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (5, 12)
@@ -168,7 +168,7 @@ def test_the_best_of_several_are_given_and_all_are_counted(served: Any) -> None:
 
 
 def test_usage_says_what_was_cached(served: Any) -> None:
-    served.engine.cached = 2
+    served.engine.cached_tokens = 2
     for path, body in ((CHAT, {"messages": HELLO, "max_tokens": 1}), (TEXT, {"prompt": ["abc", "def"], "max_tokens": 1})):
         details = {"cached_tokens": 2 if path == CHAT else 4}
         assert served.client.post(path, json={**body, "n": 2}).json()["usage"]["prompt_tokens_details"] == details
@@ -176,8 +176,8 @@ def test_usage_says_what_was_cached(served: Any) -> None:
     assert '"prompt_tokens_details":{"cached_tokens":2}' in text
 
 
-def test_what_waits_says_so_in_comments(served: Any) -> None:
-    served.engine.queue = 3
+def test_a_waiting_request_gets_its_queue_position_as_comments(served: Any) -> None:
+    served.engine.queue_steps = 3
     blocks = served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 1, "stream": True}).text.split("\n\n")
     assert blocks[1:4] == [": queued position=3", ": queued position=2 eta_s=1", ": queued position=1 eta_s=1"]
     assert not any(block.startswith(":") for block in blocks[4:])
@@ -186,7 +186,7 @@ def test_what_waits_says_so_in_comments(served: Any) -> None:
     assert served.client.post("/v1/score", json={"text": "abc"}).json()["data"][0]["scored_tokens"] == 3
 
 
-def test_nothing_is_said_of_waiting_once_an_answer_has_begun(served: Any) -> None:
+def test_no_queue_position_is_sent_once_an_answer_has_started(served: Any) -> None:
     async def main() -> list[str]:
         async def events() -> AsyncIterator[Event]:
             for event in (
@@ -198,14 +198,14 @@ def test_nothing_is_said_of_waiting_once_an_answer_has_begun(served: Any) -> Non
             ):
                 yield event
 
-        terms, prompt = Terms(chat=False, n=2, copies=2), Prompt((1,))
-        return [line async for line in stream(Answer("id", FACTS, terms, [prompt], ["a", "b"], served.tokenizer), events(), False)]
+        options, prompt = AnswerOptions(chat=False, n=2, samples=2), Prompt((1,))
+        return [line async for line in stream(Answer("id", FACTS, options, [prompt], ["a", "b"], served.tokenizer), events(), False)]
 
     assert [line.strip() for line in asyncio.run(main()) if line.startswith(":")] == [": queued position=1 eta_s=1"]
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "param", "says"),
+    ("path", "body", "param", "message_part"),
     [
         (CHAT, {"logprobs": 1}, "logprobs", "valid boolean"),
         (CHAT, {"top_logprobs": 2}, "top_logprobs", "needs logprobs: true"),
@@ -225,39 +225,39 @@ def test_nothing_is_said_of_waiting_once_an_answer_has_begun(served: Any) -> Non
         (TEXT, {"best_of": 6}, None, "at most 5"),
     ],
 )
-def test_wrong_values_are_named(served: Any, path: str, body: dict[str, Any], param: str | None, says: str) -> None:
+def test_wrong_values_are_named(served: Any, path: str, body: dict[str, Any], param: str | None, message_part: str) -> None:
     given = {"messages": HELLO} if path == CHAT else {"prompt": "a"}
     response = served.client.post(path, json={**given, **body})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param)
-    assert says in error["message"]
-    assert served.engine.seen == []
+    assert message_part in error["message"]
+    assert served.engine.submitted == []
 
 
-def test_what_is_impossible_is_written_as_openai_does(served: Any) -> None:
-    rows = [Row(2, -math.inf, ((3, -math.inf),), 0)]
-    assert chat_form(rows, served.tokenizer).content[0].top_logprobs[0].logprob == LEAST
-    form = text_form(rows, served.tokenizer)
-    assert (form.token_logprobs, form.top_logprobs) == ([LEAST], [{'"': LEAST, "!": LEAST}])
+def test_a_probability_of_zero_is_written_as_openai_does(served: Any) -> None:
+    entries = [LogprobEntry(2, -math.inf, ((3, -math.inf),), 0)]
+    assert chat_logprobs(entries, served.tokenizer).content[0].top_logprobs[0].logprob == MIN_LOGPROB
+    logprobs = completion_logprobs(entries, served.tokenizer)
+    assert (logprobs.token_logprobs, logprobs.top_logprobs) == ([MIN_LOGPROB], [{'"': MIN_LOGPROB, "!": MIN_LOGPROB}])
 
 
-def test_of_two_tokens_that_are_spelled_alike_the_likelier_stays(served: Any) -> None:
-    rows = [Row(2, -3.0, ((10_000, -1.0), (10_001, -2.0)), 0)]
-    assert text_form(rows, served.tokenizer).top_logprobs == [{"": -1.0, "!": -3.0}]
+def test_of_two_tokens_with_the_same_text_the_more_likely_is_kept(served: Any) -> None:
+    entries = [LogprobEntry(2, -3.0, ((10_000, -1.0), (10_001, -2.0)), 0)]
+    assert completion_logprobs(entries, served.tokenizer).top_logprobs == [{"": -1.0, "!": -3.0}]
 
 
-def test_a_ruler_measures_what_the_decoder_says(served: Any) -> None:
+def test_tracked_offsets_equal_those_of_the_decoded_text(served: Any) -> None:
     tokenizer: Tokenizer = served.tokenizer
-    ids = [*tokenizer.encode("na\u00efve \U0001f600!", "prompt"), *tokenizer.encode("\u732b", "prompt")[1:3]]  # ends within a character
-    ruler = Ruler(tokenizer)
-    starts = [ruler.push(id) for id in ids]
+    ids = [*tokenizer.encode("na\u00efve \U0001f600!", "prompt"), *tokenizer.encode("\u732b", "prompt")[1:3]]  # ends inside a character
+    offsets = OffsetTracker(tokenizer)
+    starts = [offsets.push(id) for id in ids]
     text = tokenizer.decode(ids)
     for place, start in enumerate(starts):
         before = tokenizer.decode(ids[:place]).rstrip("\ufffd")
         assert text.startswith(before) and start == len(before)
 
 
-def test_a_blank_that_an_opening_token_loses_is_not_measured(served: Any) -> None:
+def test_a_space_that_the_first_token_drops_is_not_counted(served: Any) -> None:
     served.tokenizer._pieces[5] = Piece(b" a", b"a", False)
-    ruler = Ruler(served.tokenizer)
-    assert [ruler.push(token) for token in (0, 5, 5, 2)] == [0, 0, 1, 3]
+    offsets = OffsetTracker(served.tokenizer)
+    assert [offsets.push(token) for token in (0, 5, 5, 2)] == [0, 0, 1, 3]

@@ -1,4 +1,4 @@
-"""The form of an answer: what reaches the engine as a grammar, what comes back as calls, and what is refused by name."""
+"""Structured output: which grammar reaches the engine, how tool calls come back, and what is refused by name."""
 
 import json
 from dataclasses import replace
@@ -32,30 +32,30 @@ def ask(served: Any, **fields: Any) -> Any:
     return served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 40, "seed": 1, **fields})
 
 
-def schema(asked: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "form", "schema": asked}}
+def schema(json_schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "form", "schema": json_schema}}
 
 
 def say(served: Any, text: str, size: int = 5) -> None:
     served.engine.script = [(text[at : at + size], (3,)) for at in range(0, len(text), size)]
 
 
-def test_without_a_form_there_is_no_grammar(served: Any) -> None:
+def test_without_a_response_format_there_is_no_grammar(served: Any) -> None:
     for fields in ({}, {"response_format": {"type": "text"}}, {"response_format": None}):
         assert ask(served, **fields).status_code == 200
-        assert served.engine.seen[-1].grammar is None
+        assert served.engine.submitted[-1].grammar is None
 
 
 def test_a_schema_reaches_the_engine_as_a_grammar(served: Any) -> None:
     grammars = set()
     for form in ({"type": "json_object"}, schema({"type": "integer"}), {"type": "json_schema", "json_schema": {"name": "any"}}):
         assert ask(served, response_format=form).status_code == 200
-        grammars.add(served.engine.seen[-1].grammar)
+        grammars.add(served.engine.submitted[-1].grammar)
     assert None not in grammars and len(grammars) == 2  # json_object is json_schema without a schema
 
 
 @pytest.mark.parametrize(
-    ("asked", "keyword"),
+    ("bad_schema", "keyword"),
     [
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"not": {"type": "string"}}, "not"),
@@ -64,24 +64,24 @@ def test_a_schema_reaches_the_engine_as_a_grammar(served: Any) -> None:
         ({"$ref": "#/nowhere"}, "nowhere"),
     ],
 )
-def test_a_schema_that_cannot_be_done_is_refused_by_name(served: Any, tooled: Any, asked: dict[str, Any], keyword: str) -> None:
-    error = ask(served, response_format=schema(asked)).json()["error"]
+def test_a_schema_that_cannot_be_enforced_is_refused_by_name(served: Any, tooled: Any, bad_schema: dict[str, Any], keyword: str) -> None:
+    error = ask(served, response_format=schema(bad_schema)).json()["error"]
     assert error["param"] == "response_format.json_schema.schema" and keyword in error["message"]
-    assert not served.engine.seen
-    tool = {"type": "function", "function": {"name": "a", "parameters": {"type": "object", "properties": {"b": asked}}}}
+    assert not served.engine.submitted
+    tool = {"type": "function", "function": {"name": "a", "parameters": {"type": "object", "properties": {"b": bad_schema}}}}
     error = ask(tooled, tools=[RING, tool]).json()["error"]
     assert error["param"] == "tools.1.function.parameters" and keyword in error["message"]
 
 
 @pytest.mark.parametrize("fields", [{"bad_words": ["x"]}, {"min_tokens": 1}, {"ignore_eos": True}, {"stop_token_ids": [5]}])
-def test_fields_that_decide_over_tokens_do_not_go_with_a_form(tooled: Any, fields: dict[str, Any]) -> None:
+def test_fields_that_force_or_ban_tokens_are_refused_with_a_grammar(tooled: Any, fields: dict[str, Any]) -> None:
     for form in ({"response_format": {"type": "json_object"}}, {"tools": [RING]}):
         error = ask(tooled, **form, **fields).json()["error"]
         assert error["param"] == next(iter(fields)) and next(iter(form)) in error["message"]
     assert ask(tooled, tools=[RING], tool_choice="none", **fields).status_code == 200
 
 
-def test_tools_that_are_too_much_together_are_refused(tooled: Any) -> None:
+def test_tools_that_are_too_complex_together_are_refused(tooled: Any) -> None:
     def tool(place: int) -> dict[str, Any]:
         parameters = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 7001 + place}}}
         return {"type": "function", "function": {"name": f"f{place}", "parameters": parameters}}
@@ -104,7 +104,7 @@ def test_calls_are_taken_out_of_the_text(tooled: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_calls_are_streamed_name_first_and_nothing_of_their_form_is_shown(tooled: Any, size: int) -> None:
+def test_calls_are_streamed_name_first_and_without_their_markup(tooled: Any, size: int) -> None:
     say(tooled, TWO, size)
     response = ask(tooled, tools=[RING, SING], tool_choice="required", stream=True)
     events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
@@ -116,8 +116,8 @@ def test_calls_are_streamed_name_first_and_nothing_of_their_form_is_shown(tooled
         (0, "ring", ""),
         (1, "sing", ""),
     ]
-    for index, wanted in enumerate(('{"times": 2}', "{}")):
-        assert "".join(piece["function"]["arguments"] for piece in pieces if piece["index"] == index) == wanted
+    for index, expected in enumerate(('{"times": 2}', "{}")):
+        assert "".join(piece["function"]["arguments"] for piece in pieces if piece["index"] == index) == expected
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
     assert response.text.endswith("data: [DONE]\n\n")
 
@@ -135,20 +135,20 @@ def test_a_call_that_is_cut_keeps_the_reason(tooled: Any) -> None:
     assert choice["finish_reason"] == "stop" and len(choice["message"]["tool_calls"]) == 1
 
 
-def test_the_choice_decides_what_the_model_is_told_and_may_say(tooled: Any) -> None:
+def test_tool_choice_decides_what_the_prompt_and_the_grammar_contain(tooled: Any) -> None:
     grammars = {}
     for choice in ("auto", "required", {"type": "function", "function": {"name": "sing"}}, "none"):
         assert ask(tooled, tools=[RING, SING], tool_choice=choice).status_code == 200
-        job = tooled.engine.seen[-1]
+        job = tooled.engine.submitted[-1]
         grammars[str(choice)] = job.grammar
         assert ("ring" in tooled.tokenizer.decode(list(job.prompt))) == (choice != "none")
     assert grammars["none"] is None and len(set(grammars.values())) == 4
     assert ask(tooled, tools=[RING, SING], parallel_tool_calls=False).status_code == 200
-    assert tooled.engine.seen[-1].grammar != grammars["auto"]
+    assert tooled.engine.submitted[-1].grammar != grammars["auto"]
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "says"),
+    ("fields", "param", "message_part"),
     [
         ({"tools": []}, "tools", "1"),
         ({"tool_choice": "auto"}, "tool_choice", "tools"),
@@ -176,11 +176,11 @@ def test_the_choice_decides_what_the_model_is_told_and_may_say(tooled: Any) -> N
         ({"user": "x" * 257}, "user", "256"),
     ],
 )
-def test_what_is_wrong_is_named(tooled: Any, fields: dict[str, Any], param: str, says: str) -> None:
+def test_what_is_wrong_is_named(tooled: Any, fields: dict[str, Any], param: str, message_part: str) -> None:
     answer = ask(tooled, **fields)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param), error
-    assert says in error["message"], error
+    assert message_part in error["message"], error
 
 
 def test_a_template_without_a_place_for_tools_says_so(served: Any) -> None:

@@ -1,4 +1,4 @@
-"""Several models behind one router: what one of them holds, loses or has read is nothing to the others."""
+"""Several models behind one router: limits, dead workers and remembered prompts of one model do not affect the others."""
 
 import asyncio
 import subprocess
@@ -11,17 +11,17 @@ import psutil
 import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 
-from app.engine.request import Delta, Failed, Generate, Sampling
+from app.engine.request import Delta, Failed, Generate, SamplingParams
 from app.errors import InvalidRequest, NotReady, QueueFull, UnknownModel
 from serve.workers.router import Router
 
 
 def job(name: str, first: int = 0) -> Generate:
-    return Generate(name, tuple(range(first, first + 64)), 3, Sampling(seed=1))
+    return Generate(name, tuple(range(first, first + 64)), 3, SamplingParams(seed=1))
 
 
 def create(models: Sequence[str], waiting: int = 1, loaded: Sequence[int] | None = None) -> tuple[Router, list[FakeWorker]]:
-    """Stalled workers; of the replicas `loaded`, all if None, there is one."""
+    """A router with stalled workers for the replicas in `loaded`, by default for all."""
     router = Router(waiting, models)
     workers = [FakeWorker(router, FakeEngine()) for _ in models]
     for replica, worker in zip(router.replicas, workers, strict=True):
@@ -37,23 +37,23 @@ def greet(router: Router, number: int, pid: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("models", "full", "room"),
+    ("models", "full", "max_jobs"),
     [(["a", "b"], "a", {"a": 3, "b": 3}), (["a", "b"], "b", {"a": 3, "b": 3}), (["a", "a", "b"], "a", {"a": 5, "b": 3})],
 )
-def test_a_full_model_sheds_its_own_requests_only(models: list[str], full: str, room: dict[str, int]) -> None:
+def test_a_full_model_refuses_only_its_own_requests(models: list[str], full: str, max_jobs: dict[str, int]) -> None:
     async def main() -> None:
         router, _ = create(models)
-        other = next(model for model in room if model != full)
+        other = next(model for model in max_jobs if model != full)
         async with AsyncExitStack() as stack:
-            for index in range(room[full]):
+            for index in range(max_jobs[full]):
                 await stack.enter_async_context(router.open([job(f"{full} {index}")], full))
-            with pytest.raises(QueueFull, match=f"{room[full]} of at most {room[full]} answers and texts of '{full}'"):
+            with pytest.raises(QueueFull, match=f"{max_jobs[full]} of at most {max_jobs[full]} answers and texts of '{full}'"):
                 await stack.enter_async_context(router.open([job("more")], full))
-            for index in range(room[other]):
+            for index in range(max_jobs[other]):
                 await stack.enter_async_context(router.open([job(f"{other} {index}")], other))
-            assert router.in_flight == room[full] + room[other]
-        with pytest.raises(InvalidRequest, match=f"at most {room[other]} may be in flight"):
-            await stack.enter_async_context(router.open([job(str(index)) for index in range(room[other] + 1)], other))
+            assert router.in_flight == max_jobs[full] + max_jobs[other]
+        with pytest.raises(InvalidRequest, match=f"at most {max_jobs[other]} may be in flight"):
+            await stack.enter_async_context(router.open([job(str(index)) for index in range(max_jobs[other] + 1)], other))
 
     asyncio.run(main())
 
@@ -64,13 +64,13 @@ def test_a_request_goes_to_the_model_it_names(model: str | None, number: int) ->
         router, workers = create(["a", "b"])
         async with router.open([job("x")], model):
             assert [list(worker.engine.jobs) for worker in workers] == [["x"] if place == number else [] for place in (0, 1)]
-        assert router.served(model).context == 64 + number
+        assert router.facts(model).context == 64 + number
 
     asyncio.run(main())
 
 
 def test_a_conversation_goes_back_to_its_replica_of_the_same_model() -> None:
-    """The same prompt read by one model says nothing of where another has it."""
+    """A prompt that one model has read does not influence the choice of another model's replica."""
 
     async def main() -> None:
         router, workers = create(["a", "a", "b", "b"], waiting=100)
@@ -85,7 +85,7 @@ def test_a_conversation_goes_back_to_its_replica_of_the_same_model() -> None:
     asyncio.run(main())
 
 
-def test_a_dead_worker_fails_its_models_requests_and_no_other() -> None:
+def test_a_dead_worker_fails_only_the_requests_of_its_model() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 
     async def main() -> None:
@@ -98,7 +98,7 @@ def test_a_dead_worker_fails_its_models_requests_and_no_other() -> None:
             assert isinstance(event, Failed) and event.error.code == "worker_died"
             assert (router.alive, router.ready) == ({"a": False, "b": True}, False)
             workers[1].stalled = False
-            workers[1].put((0, job("other")))  # wakes it
+            workers[1].put((0, job("other")))  # starts the fake worker's loop again
             assert [type(event) for event in [event async for event in kept]] == [Delta] * 3
         with pytest.raises(NotReady, match="'a' is not loaded at the moment"):
             await router.open([job("later")], "a").__aenter__()
@@ -112,16 +112,16 @@ def test_a_dead_worker_fails_its_models_requests_and_no_other() -> None:
     process.wait()
 
 
-def test_a_model_that_loads_is_named_and_the_other_one_serves() -> None:
+def test_a_loading_model_is_reported_and_the_other_one_serves() -> None:
     router, _ = create(["a", "b"], loaded=[1])
     assert (router.ready, router.alive, router.models) == (False, {"a": False, "b": True}, ["a", "b"])
-    assert [facts.name for facts in router.loaded()] == ["b"]
-    assert router.served("b").name == "b"
-    for asked in (None, "a"):
+    assert [facts.name for facts in router.loaded_facts()] == ["b"]
+    assert router.facts("b").name == "b"
+    for model in (None, "a"):
         with pytest.raises(NotReady, match="'a' is still loading"):
-            router.served(asked)
+            router.facts(model)
     greet(router, 0, psutil.Process().pid)
-    assert router.ready and [facts.name for facts in router.loaded()] == ["a", "b"]
+    assert router.ready and [facts.name for facts in router.loaded_facts()] == ["a", "b"]
 
 
 def test_a_model_is_ready_with_one_of_its_replicas() -> None:
@@ -129,9 +129,9 @@ def test_a_model_is_ready_with_one_of_its_replicas() -> None:
     assert router.ready
 
 
-def test_who_is_not_served_is_told_who_is() -> None:
+def test_an_unknown_model_or_replica_is_refused_with_the_known_ones() -> None:
     router, _ = create(["a", "b"])
-    with pytest.raises(UnknownModel, match="'c' is not served here; 'a', 'b' are"):
-        router.served("c")
-    with pytest.raises(InvalidRequest, match=r"no replica 1 of 'b': they are 0\.\.0"):
+    with pytest.raises(UnknownModel, match="'c' is not served here; this server has 'a', 'b'"):
+        router.facts("c")
+    with pytest.raises(InvalidRequest, match=r"'b' has no replica 1; its replicas are 0\.\.0"):
         asyncio.run(router.report("b", 1))

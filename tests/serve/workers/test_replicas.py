@@ -1,4 +1,4 @@
-"""Several copies of a model behind one address."""
+"""Several replicas of one model behind one router."""
 
 import asyncio
 import subprocess
@@ -13,13 +13,13 @@ import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 from serving import serving, wait_for
 
-from app.engine.request import Delta, Failed, Generate, Sampling
+from app.engine.request import Delta, Failed, Generate, SamplingParams
 from app.errors import InvalidRequest, QueueFull
 from serve.workers.router import Router
 
 
 def job(name: str, first: int = 0, length: int = 64) -> Generate:
-    return Generate(name, tuple(range(first, first + length)), 3, Sampling(seed=1))
+    return Generate(name, tuple(range(first, first + length)), 3, SamplingParams(seed=1))
 
 
 def create(waiting: int = 100, pids: tuple[int, int] | None = None) -> tuple[Router, list[FakeWorker]]:
@@ -32,7 +32,7 @@ def create(waiting: int = 100, pids: tuple[int, int] | None = None) -> tuple[Rou
     return router, workers
 
 
-def test_work_is_spread_and_a_conversation_goes_where_it_was() -> None:
+def test_jobs_are_spread_and_a_conversation_returns_to_its_replica() -> None:
     async def main() -> None:
         router, workers = create()
         async with AsyncExitStack() as stack:
@@ -50,7 +50,7 @@ def test_work_is_spread_and_a_conversation_goes_where_it_was() -> None:
     asyncio.run(main())
 
 
-def test_room_is_that_of_all_replicas() -> None:
+def test_the_limit_counts_the_slots_of_all_replicas() -> None:
     async def main() -> None:
         router, _ = create(waiting=1)
         async with AsyncExitStack() as stack:
@@ -62,7 +62,7 @@ def test_room_is_that_of_all_replicas() -> None:
     asyncio.run(main())
 
 
-def test_a_dead_worker_fails_its_own_and_the_other_serves_on() -> None:
+def test_a_dead_worker_fails_its_own_requests_and_the_other_serves_on() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 
     async def main() -> None:
@@ -73,7 +73,7 @@ def test_a_dead_worker_fails_its_own_and_the_other_serves_on() -> None:
             (event,) = [event async for event in doomed]
             assert isinstance(event, Failed) and event.error.code == "worker_died"
             workers[1].stalled = False
-            workers[1].put((0, job("other", 5000)))  # wakes it
+            workers[1].put((0, job("other", 5000)))  # starts the fake worker's loop again
             assert [type(event) for event in [event async for event in kept]] == [Delta] * 3
         assert router.ready
         async with router.open([job("later", 2000)]):
@@ -84,19 +84,19 @@ def test_a_dead_worker_fails_its_own_and_the_other_serves_on() -> None:
     process.wait()
 
 
-def test_a_replica_that_is_not_there() -> None:
+def test_a_replica_that_does_not_exist_is_refused() -> None:
     router, _ = create()
-    with pytest.raises(InvalidRequest, match=r"no replica 2 of 'fake': they are 0\.\.1"):
+    with pytest.raises(InvalidRequest, match=r"'fake' has no replica 2; its replicas are 0\.\.1"):
         asyncio.run(router.report(replica=2))
 
 
 def test_two_processes_serve_one_model_and_one_may_die(tmp_path: Path, tiny_folder: Path) -> None:
     with serving(tmp_path, "--model", str(tiny_folder), "--model.replicas", "2", "--model.slots", "2") as running:
 
-        def there(number: int) -> bool:
+        def is_loaded(number: int) -> bool:
             return httpx.get(f"{running.url}/slots", params={"replica": number}, timeout=5).status_code == 200
 
-        wait_for(lambda: there(0) and there(1), 60)
+        wait_for(lambda: is_loaded(0) and is_loaded(1), 60)
         body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0.9, "seed": 3, "ignore_eos": True}
 
         def ask(_: int = 0) -> str:
@@ -107,8 +107,8 @@ def test_two_processes_serve_one_model_and_one_may_die(tmp_path: Path, tiny_fold
         worked = [httpx.get(f"{running.url}/slots", params={"replica": number}, timeout=5).json()["decisions"] for number in (0, 1)]
         assert all(worked)
         running.worker().kill()
-        wait_for(lambda: not (there(0) and there(1)), 5)
+        wait_for(lambda: not (is_loaded(0) and is_loaded(1)), 5)
         with ThreadPoolExecutor(4) as pool:
             assert len(set(pool.map(ask, range(8)))) == 1
-        wait_for(lambda: there(0) and there(1), 60)
+        wait_for(lambda: is_loaded(0) and is_loaded(1), 60)
         assert httpx.get(f"{running.url}/slots", params={"replica": 2}, timeout=5).status_code == 400

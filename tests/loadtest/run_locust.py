@@ -1,4 +1,4 @@
-"""Runs the locustfile. Locust makes its whole process cooperative, so it runs in one of its own."""
+"""Runs the locustfile in a process of its own, because Locust (gevent) patches the whole process it runs in."""
 
 import json
 import os
@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass
-class Pushed:
-    """What a run of Locust left behind."""
+class LocustRun:
+    """A finished run of Locust: exit code, stdout and stderr, and the folder with its runs/."""
 
     code: int
-    said: str
+    output: str
     folder: Path
 
     def lines(self, tool: str = "load") -> list[dict[str, Any]]:
@@ -33,10 +33,11 @@ class Pushed:
 
     @property
     def counted(self) -> list[dict[str, Any]]:
+        """The rows outside the warm-up."""
         return [row for row in self.rows if not row["warm_up"]]
 
 
-def push(url: str, folder: Path, *words: str) -> Pushed:
+def run_locust(url: str, folder: Path, *args: str) -> LocustRun:
     command = [
         sys.executable,
         "-m",
@@ -49,5 +50,5 @@ def push(url: str, folder: Path, *words: str) -> Pushed:
         url,
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
-    return Pushed(done.returncode, done.stdout + done.stderr, folder)
+    result = subprocess.run([*command, *args], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return LocustRun(result.returncode, result.stdout + result.stderr, folder)

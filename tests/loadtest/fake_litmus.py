@@ -1,4 +1,4 @@
-"""Litmus's wire in this process, without a model: as many words as were asked for, and slots that tell of waits."""
+"""A fake Litmus without a model, in this process: answers have as many words as were asked for, and /slots reports waits."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from loadtest.peers import clients, servers
-from loadtest.peers.clients import Chatter
+from loadtest.peers.clients import ChatClient
 from loadtest.peers.servers import Peer, Server
 
 PROMPT_TOKENS = 21
@@ -19,24 +19,28 @@ CARD = {"id": "fake", "dtype": "float32", "quantize": "none", "device": "cpu", "
 
 
 @dataclass
-class Litmuses:
-    """`lost`: tokens that every whole answer lacks. `slots`: as its card says; what was asked for where it is None."""
+class FakeLitmus:
+    """The faults and the log of the fake.
+
+    `lost`: tokens that every answer without streaming lacks. `slots`: the number on its card; None: as its command line says.
+    `slots_status`: the HTTP status of /slots.
+    """
 
     lost: int = 0
     slots: int | None = None
-    told: int = 200
+    slots_status: int = 200
     started: list[Peer] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     ids: Iterator[int] = field(default_factory=itertools.count)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/v1/models":
-            asked = self.started[-1].command
-            slots = self.slots or int(asked[asked.index("--model.slots") + 1])
+            command = self.started[-1].command
+            slots = self.slots or int(command[command.index("--model.slots") + 1])
             return web.json_response({"data": [{**CARD, "slots": slots}]})
         if request.path == "/slots":
             decisions = [{"request": f"chat-{number}/0", "waited_s": 0.25} for number in range(len(self.bodies))]
-            return web.json_response({"slots": [], "waiting": [], "texts": 0, "decisions": decisions}, status=self.told)
+            return web.json_response({"slots": [], "waiting": [], "texts": 0, "decisions": decisions}, status=self.slots_status)
         body = await request.json()
         self.bodies.append(body)
         usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": body["max_tokens"] - (0 if body.get("stream") else self.lost)}
@@ -54,11 +58,11 @@ class Litmuses:
         yield Server(peer, "http://litmus")
 
     @asynccontextmanager
-    async def chatter(self, server: Server) -> AsyncIterator[Chatter]:
+    async def connect(self, server: Server) -> AsyncIterator[ChatClient]:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self.answer)
         async with TestServer(app) as local, ClientSession() as http:
-            yield Chatter(http, Server(server.peer, str(local.make_url("")).rstrip("/")))
+            yield ChatClient(http, Server(server.peer, str(local.make_url("")).rstrip("/")))
 
 
 async def events(name: str, tokens: int, usage: dict[str, int]) -> AsyncIterator[bytes]:
@@ -71,9 +75,9 @@ def event(content: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(content)}\n\n".encode()
 
 
-def stand_in(monkeypatch: Any) -> Litmuses:
-    """Whatever is started is one of these."""
-    made = Litmuses()
-    monkeypatch.setattr(servers, "running", made.running)
-    monkeypatch.setattr(clients, "chatter", made.chatter)
-    return made
+def replace_servers(monkeypatch: Any) -> FakeLitmus:
+    """Makes every server that a study starts this fake."""
+    fake = FakeLitmus()
+    monkeypatch.setattr(servers, "running", fake.running)
+    monkeypatch.setattr(clients, "connect", fake.connect)
+    return fake

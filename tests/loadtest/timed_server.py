@@ -1,6 +1,6 @@
-"""A server of OpenAI's wire that keeps time: it answers after delays that are known, and stamps what it did with its own clock.
+"""A fake OpenAI-compatible server that answers after known delays and records with its own clock when it did what.
 
-`perf_counter` is the machine's, so its stamps and those of a client on the same machine can be laid beside one another.
+`perf_counter` is shared by all processes of a machine, so these times can be compared with those of a client on the same machine.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-CUT = {"truncated", "cut"}
+INCOMPLETE = {"truncated", "cut"}  # behaviours that omit the end of a stream
 
 
 @dataclass
-class Served:
-    """One chat: when it was read, when each delta was sent, when all was."""
+class ServedChat:
+    """One chat that the server answered: when the request was read, when each delta was sent, and when the response ended."""
 
     id: str
-    fate: str
+    behaviour: str
     body: dict[str, Any]
     received_s: float
     sent_s: list[float] = field(default_factory=list)
@@ -40,27 +40,29 @@ class Served:
 
 
 @dataclass
-class Metronome:
-    """`fate` says what becomes of the n-th chat, the probe's being the 0th: ok, busy, truncated (no end), cut (in a chunk), wrong, mute.
+class TimedServer:
+    """The delays of the server and what it recorded.
 
-    `lacks` names what the server does not have: usage, done, score, models, chunks. `pages` are further answers, by route.
+    `behaviour_of` maps the number of a chat (the probe's is 0) to: ok, busy (429), truncated (no end of the stream), cut (within an HTTP
+    chunk), wrong (finish_reason length with too few tokens), mute (no answer). `lacks` names missing features: usage, done, score, models,
+    chunks. `pages` are further responses, by route.
     """
 
     ttft_s: float = 0.1
     gap_s: float = 0.02
     deltas: int = 5
     tokens: int = 9
-    fate: Callable[[int], str] = lambda number: "ok"
+    behaviour_of: Callable[[int], str] = lambda number: "ok"
     lacks: frozenset[str] = frozenset()
     pages: dict[str, Any] = field(default_factory=dict)
     retry_after: str = "1"
-    served: list[Served] = field(default_factory=list)
+    served: list[ServedChat] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     stalls: list[tuple[float, float]] = field(default_factory=list)
     url: str = ""
 
     def stall(self, seconds: float) -> None:
-        """The whole server stands still, its socket too."""
+        """Blocks the whole server, its socket included."""
         begin_s = time.perf_counter()
         time.sleep(seconds)
         self.stalls.append((begin_s, time.perf_counter()))
@@ -74,7 +76,7 @@ class Metronome:
             if (method, route) == ("POST", "/v1/chat/completions"):
                 await self.chat(writer, body)
             else:
-                await self.other(writer, method, route)
+                await self.answer_other(writer, method, route)
             await writer.drain()
         except ConnectionError:
             pass  # the client left
@@ -83,9 +85,9 @@ class Metronome:
 
     async def chat(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
         number = len(self.served)
-        one = Served(f"chat-{number}", self.fate(number), body, time.perf_counter())
-        self.served.append(one)
-        if one.fate == "busy":
+        chat = ServedChat(f"chat-{number}", self.behaviour_of(number), body, time.perf_counter())
+        self.served.append(chat)
+        if chat.behaviour == "busy":
             answer(writer, 429, {"error": {"code": "full"}}, f"Retry-After: {self.retry_after}\r\n")
             return
         chunked = "chunks" not in self.lacks
@@ -94,32 +96,32 @@ class Metronome:
         send = (
             (lambda text: writer.write(f"{len(text):x}\r\n{text}\r\n".encode())) if chunked else (lambda text: writer.write(text.encode()))
         )
-        if one.fate == "mute":
+        if chat.behaviour == "mute":
             await asyncio.sleep(3600)
-        send(event(one.id, {"role": "assistant", "content": ""}))
+        send(event(chat.id, {"role": "assistant", "content": ""}))
         for index in range(self.deltas):
-            await asyncio.sleep(one.received_s + self.ttft_s + index * self.gap_s - time.perf_counter())
-            send(event(one.id, {"content": "word "}))
-            one.sent_s.append(time.perf_counter())
+            await asyncio.sleep(chat.received_s + self.ttft_s + index * self.gap_s - time.perf_counter())
+            send(event(chat.id, {"content": "word "}))
+            chat.sent_s.append(time.perf_counter())
             await writer.drain()
-        self.end(writer, send, one)
+        self.end(writer, send, chat)
 
-    def end(self, writer: asyncio.StreamWriter, send: Callable[[str], None], one: Served) -> None:
-        if one.fate == "cut":
+    def end(self, writer: asyncio.StreamWriter, send: Callable[[str], None], chat: ServedChat) -> None:
+        if chat.behaviour == "cut":
             writer.write(b"ffff\r\nhalf a chunk")
-        if one.fate not in CUT:
-            send(event(one.id, {}, "length" if one.fate == "wrong" else "stop"))
+        if chat.behaviour not in INCOMPLETE:
+            send(event(chat.id, {}, "length" if chat.behaviour == "wrong" else "stop"))
             if "usage" not in self.lacks:
-                send(event(one.id, None, usage={"prompt_tokens": 7, "completion_tokens": self.tokens}))
+                send(event(chat.id, None, usage={"prompt_tokens": 7, "completion_tokens": self.tokens}))
             if "done" not in self.lacks:
                 send("data: [DONE]\n\n")
-        if "chunks" not in self.lacks and one.fate != "cut":
+        if "chunks" not in self.lacks and chat.behaviour != "cut":
             writer.write(b"0\r\n\r\n")
-        one.ended_s = time.perf_counter()
+        chat.ended_s = time.perf_counter()
 
-    async def other(self, writer: asyncio.StreamWriter, method: str, route: str) -> None:
+    async def answer_other(self, writer: asyncio.StreamWriter, method: str, route: str) -> None:
         if route == "/v1/models" and "models" not in self.lacks:
-            answer(writer, 200, {"data": [{"id": "metronome", "quantize": "none"}]})
+            answer(writer, 200, {"data": [{"id": "timed-model", "quantize": "none"}]})
         elif (method, route) == ("POST", "/v1/score") and "score" not in self.lacks:
             await asyncio.sleep(self.ttft_s)
             self.scores.append(time.perf_counter())
@@ -135,24 +137,24 @@ def answer(writer: asyncio.StreamWriter, status: int, body: Any, headers: str = 
     writer.write(f"HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {len(data)}\r\n{headers}\r\n".encode() + data)
 
 
-def event(id: str, delta: dict[str, str] | None, finish: str | None = None, usage: dict[str, int] | None = None) -> str:
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish}]
+def event(id: str, delta: dict[str, str] | None, finish_reason: str | None = None, usage: dict[str, int] | None = None) -> str:
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
     return f"data: {json.dumps({'id': id, 'choices': choices, **({'usage': usage} if usage else {})})}\n\n"
 
 
 @contextmanager
-def ticking(metronome: Metronome, stall_at_s: float | None = None, stall_s: float = 1.0) -> Iterator[Metronome]:
-    """Runs it in a thread. A stall comes `stall_at_s` after the first chat behind the probe."""
+def running(timed: TimedServer, stall_at_s: float | None = None, stall_s: float = 1.0) -> Iterator[TimedServer]:
+    """Runs the server in a thread. If `stall_at_s` is given, it stalls that long after the first chat that follows the probe."""
     loop, listening = asyncio.new_event_loop(), threading.Event()
 
     async def main() -> None:
-        server = await asyncio.start_server(metronome.serve, "127.0.0.1", 0, backlog=1024)
-        metronome.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(timed.serve, "127.0.0.1", 0, backlog=1024)
+        timed.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         listening.set()
         if stall_at_s is not None:
-            while len(metronome.served) < 2:
+            while len(timed.served) < 2:
                 await asyncio.sleep(0.005)
-            loop.call_later(stall_at_s, metronome.stall, stall_s)
+            loop.call_later(stall_at_s, timed.stall, stall_s)
 
     def run() -> None:
         loop.run_until_complete(main())
@@ -165,7 +167,7 @@ def ticking(metronome: Metronome, stall_at_s: float | None = None, stall_s: floa
     thread.start()
     assert listening.wait(10)
     try:
-        yield metronome
+        yield timed
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=10)
