@@ -1,5 +1,6 @@
 """For all tests: tiny random models of several architectures, folders of tiny models, the bundled pair."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ SLOW_FIRST = ("tests/serve/test_server.py", "tests/serve", "tests/ui", "tests/te
 SPREAD = ("tests/app/engine/test_properties.py", "tests/app/engine/test_sampler.py", "tests/models")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # a wrapper runs before pytest-xdist's own hook, which reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Tell pytest-xdist which tests share a process: those of the `api` server, and those of one file, which share its fixtures."""
     for item in items:
         file = item.nodeid.split("::", 1)[0]
@@ -43,6 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif not file.startswith(SPREAD):
             item.add_marker(pytest.mark.xdist_group(file))
     items.sort(key=lambda item: next((place for place, path in enumerate(SLOW_FIRST) if item.nodeid.startswith(path)), len(SLOW_FIRST)))
+    return (yield)
 
 
 def tiny(name: str, seed: int = 0) -> PreTrainedModel:

@@ -15,6 +15,7 @@ TEXT = (
     "those who talk with something in their beaks may be brought to drop it, and he was very fond of cheese. So he waited, and smiled."
 )
 
+expect.set_options(timeout=20_000)  # beside other tests on two cores
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
 

@@ -24,6 +24,7 @@ FLAGS = [
 ]
 QUESTION = "Tell me a story about <b>a fox</b> & a crow."
 
+expect.set_options(timeout=20_000)  # beside other tests on two cores
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
 
@@ -45,7 +46,7 @@ def browser() -> Iterator[Browser]:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A phone-sized window. All tests share it, so that Gradio's files are fetched once."""
     context = browser.new_context(viewport={"width": 390, "height": 844})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     yield context
     context.close()
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from loadtest.peers.servers import PeerFailed
@@ -89,8 +90,11 @@ def test_a_failed_program_ends_the_study(litmus, memory_processes, tmp_path, mon
     assert code == 1 and rows[-1]["why"] == "app.benchmarks.engine ended with code 2" and rows[0]["layer"] in ("whole", "stream")
 
 
-def test_cpu_time_is_told_apart_by_process(memory_processes):
+def test_cpu_time_is_told_apart_by_process(memory_processes, monkeypatch):
     large, small = memory_processes
+    children = [child for child in psutil.Process().children(recursive=True) if child.pid in (large.pid, small.pid)]
+    assert len(children) == 2
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: children)  # other tests' servers may still be there
     found = gap.find_processes()
     assert found.worker.pid == large.pid and small.pid in [process.pid for process in found.others]
     used = found.cpu_seconds()
