@@ -40,7 +40,7 @@ run: $(RUNTIME) ## serve; MODEL= OBSERVER= QUANTIZE= DEVICE= PORT= as you like
 test: check ## check, then every test, in two processes; the page tests need Chromium; TEST= more options
 	@command -v chromium >/dev/null || { $(ROOT_APT) && { apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } >&2; } || \
 		echo "No chromium, and no way to install it here: the page tests will be skipped." >&2
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(TEST)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(TEST)
 
 check: $(DEV) ## format, lint and types
 	$(BIN)/ruff format --check .

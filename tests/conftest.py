@@ -1,13 +1,14 @@
 """For all tests: tiny random models of several architectures, folders of tiny models, the bundled pair."""
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from xdist.scheduler import LoadScopeScheduling
 
 VOCABULARY = 300
 CONTEXT = 128
@@ -32,19 +33,25 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
 SLOW_FIRST = ("tests/serve/test_server.py", "tests/serve", "tests/ui", "tests/test_whole.py")
 # Tests that share nothing slow.
 SPREAD = ("tests/app/engine/test_properties.py", "tests/app/engine/test_sampler.py", "tests/models")
+API_FILES = frozenset(path.name for path in (ROOT / "tests/serve").rglob("test_*.py") if "api: RunningServer" in path.read_text())
 
 
-@pytest.hookimpl(wrapper=True)  # a wrapper runs before pytest-xdist's own hook, which reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Tell pytest-xdist which tests share a process: those of the `api` server, and those of one file, which share its fixtures."""
-    for item in items:
-        file = item.nodeid.split("::", 1)[0]
-        if "api" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("api"))
-        elif not file.startswith(SPREAD):
-            item.add_marker(pytest.mark.xdist_group(file))
+class SharedFixtures(LoadScopeScheduling):
+    """Tests of one file run in one process, as they share its fixtures; so do all tests that ask the server of the fixture `api`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        if file.rsplit("/", 1)[-1] in API_FILES:
+            return "api"
+        return nodeid if file.startswith(SPREAD) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFixtures:
+    return SharedFixtures(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((place for place, path in enumerate(SLOW_FIRST) if item.nodeid.startswith(path)), len(SLOW_FIRST)))
-    return (yield)
 
 
 def tiny(name: str, seed: int = 0) -> PreTrainedModel:
