@@ -7,7 +7,6 @@ packs bfloat16 weights anew in every call; packed once, they are read at nearly 
 from typing import Any, TypeGuard, cast
 
 import torch
-from bitsandbytes.functional import dequantize_blockwise
 from torch import nn
 from transformers.activations import SiLUActivation
 
@@ -145,6 +144,8 @@ def _bitsandbytes_levels(layer: Any) -> tuple[torch.Tensor, list[float], torch.T
         blocks = torch.cat([halves & 15, halves >> 4], -1).view(outputs // BNB_BLOCK_OUTPUTS, inputs // 2, BNB_BLOCK_OUTPUTS, 2)
         levels, scale = blocks.transpose(1, 2).reshape(outputs, inputs), state.absmax.T.float()
     else:
+        from bitsandbytes.functional import dequantize_blockwise  # here: importing it takes a second
+
         pairs = data.view(outputs, inputs // 2)
         levels = torch.stack([pairs >> 4, pairs & 15], -1).view(outputs, inputs)
         scale = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
