@@ -1,5 +1,6 @@
 """`python -m serve`: reads the settings, checks what can be checked early, assembles server and page, and runs until a stop signal."""
 
+import gc
 import logging
 import multiprocessing
 import signal
@@ -15,6 +16,7 @@ API_PROCESS_PREFIX = "LitServer"  # LitServe names its API processes LitServer-0
 
 
 def main() -> None:
+    gc.disable()  # until the API process listens: collections among a million imported objects would take a third of the start
     go_offline_quietly()
     try:
         settings = read(sys.argv[1:])
@@ -48,6 +50,7 @@ def serve(settings: Settings) -> None:
     finally:
         for process in getattr(server, "inference_workers", []):
             process.kill()
+        gc.freeze()  # or the interpreter looks at every object once more before it ends: two seconds
 
 
 def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:

@@ -161,6 +161,7 @@ def _finish_app(server: Server, router: Router, add_routes: AddRoutes, settings:
         server.response_buffer[EVENTS_UID] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
         tasks = [asyncio.create_task(router.watch()), asyncio.create_task(_drain(router, settings.drain_s))]
         gc.freeze()
+        gc.enable()
         async with litserve_lifespan(app):
             log.info("Litmus listens on http://%s:%d (page: /ui, API documentation: /docs)", settings.host, settings.port)
             yield

@@ -1,5 +1,6 @@
 """For all tests: tiny random models of several architectures, folders of tiny models, the bundled pair."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ class SharedFixtures(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFixtures:
     return SharedFixtures(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look at it again."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.freeze()  # nor before the interpreter ends
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

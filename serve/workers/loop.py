@@ -55,6 +55,7 @@ class ModelAPI(litserve.LitAPI):
     def setup(self, device: str) -> None:
         """Load the model. If that fails, write the reason to stderr and end the process with code 2."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the group; the server decides when to stop
+        gc.disable()  # until the model is loaded; see `serve.__main__`
         logging.basicConfig(level=self.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         try:
             self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.assignment)
@@ -91,7 +92,9 @@ class EngineLoop(LitLoop):
                 sys.exit(0)
 
         signal.signal(signal.SIGTERM, stop)
+        gc.collect()
         gc.freeze()  # the objects that libraries made at import live forever: no collection has to scan them again
+        gc.enable()
         send((os.getpid(), lit_api.assignment.worker, lit_api.facts))
         while not (stopping and engine.idle):
             for message in inbox.receive(wait=engine.idle):
