@@ -5,6 +5,8 @@ each forward, a `Layout` says which rows of the step belong to which slot.
 """
 
 import itertools
+import math
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -37,10 +39,10 @@ class SlotAttention:
         AttentionMaskInterface.register(self.name, _no_mask)
 
     def allocate(self, slots: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Create the KV cache for the layers seen so far. On a CPU, `torch.zeros` takes no memory before it is written."""
+        """Create the KV cache for the layers seen so far. On a CPU it takes memory only where it has been written."""
         for layer, (heads, key_dim, value_dim) in self.shapes.items():
-            self.keys[layer] = torch.zeros(slots, heads, context, key_dim, dtype=dtype, device=device)
-            self.values[layer] = torch.zeros(slots, heads, context, value_dim, dtype=dtype, device=device)
+            self.keys[layer] = _zeros((slots, heads, context, key_dim), dtype, device)
+            self.values[layer] = _zeros((slots, heads, context, value_dim), dtype, device)
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], start: int, end: int) -> None:
         """Copy positions `[start, end)` of each slot `sources[i]` to `targets[i]`, reading all slots before writing any."""
@@ -161,6 +163,16 @@ class SlotAttention:
 
 def _kernel_for(query: torch.Tensor) -> Kernel | None:
     return kernel() if query.device.type == "cpu" and query.dtype == torch.bfloat16 else None
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU from a mapping of its own, whose pages the system gives when they are first written; `torch.zeros` may write them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    count = math.prod(shape)
+    if not count:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def _no_mask(*_: object, **__: object) -> None:

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
 from app.engine.fused import FusedDecoder, create_fused_decoder
+from app.engine.grouped import group_layers, keep_samples
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.ledger import Ledger, activation_bytes, device_memory, weight_bytes
-from app.engine.linear import prepack_layers, round_weights
+from app.engine.linear import prepack_layers
 from app.errors import UnsupportedModel
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class FlatModel:
     @property
     def vocabulary(self) -> int:
         """Number of tokens that have an embedding; a tokenizer may know more."""
-        return len(self.model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        return int(self.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
 
     @property
     def scoring_slot(self) -> int:
@@ -84,17 +85,17 @@ class FlatModel:
         self.attention.copy(sources, targets, start, end)
 
 
-def create_flat_model(model: PreTrainedModel, limits: CacheLimits, int4: bool = False) -> FlatModel:
-    """Convert `model`, in place, to serve flat rows. With `int4` its linear layers are rounded to 4 bits (CPU only).
+def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str = "none") -> FlatModel:
+    """Convert `model`, in place, to serve flat rows. `scheme` is "int4" or "int8" where its layers are to be rounded first (CPU only).
 
     Raises `UnsupportedModel` if the architecture does not use the attention interface or its logits differ, and `SetupError` if the
     cache does not fit the device's free memory.
     """
     name = type(model).__name__
     ids = [(7919 * i + 11) % int(model.config.get_text_config().vocab_size) for i in range(CHECK_TOKENS)]
-    if int4:
-        round_weights(model)
-    with torch.inference_mode():
+    if scheme != "none":
+        group_layers(model, scheme)
+    with torch.inference_mode(), keep_samples(model):
         expected = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
     attention = _install_attention(model)
     flat = FlatModel(model, attention, None)
@@ -109,7 +110,7 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, int4: bool = 
         raise UnsupportedModel(
             f"{name} cannot be served: its layers ({', '.join(sorted(set(kinds)))}) restrict attention by masks, which are not used here"
         )
-    flat = _optimize(model, attention, int4)
+    flat = _optimize(model, attention)
     _allocate_cache(flat, limits)
     _check_logits(name, "in chunks and decode steps", flat.head(_forward_in_chunks(flat, ids, limits.context)), expected)
     return flat
@@ -124,10 +125,10 @@ def _install_attention(model: PreTrainedModel) -> SlotAttention:
     return attention
 
 
-def _optimize(model: PreTrainedModel, attention: SlotAttention, int4: bool) -> FlatModel:
+def _optimize(model: PreTrainedModel, attention: SlotAttention) -> FlatModel:
     decoder = create_fused_decoder(model, attention)
     if model.device.type == "cpu":
-        prepack_layers(model, int4)
+        prepack_layers(model)
     if decoder is not None:
         decoder.bind_layers()
     return FlatModel(model, attention, decoder)

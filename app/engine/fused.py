@@ -57,7 +57,8 @@ class FusedDecoder:
     def __init__(self, base: Any, attention: SlotAttention) -> None:
         config = base.config
         self.attention = attention
-        self.embed, self.rotary = base.embed_tokens, base.rotary_emb
+        self.base, self.rotary = base, base.rotary_emb
+        self.embed: nn.Module = base.embed_tokens
         self.heads, self.kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         self.dim = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
         self.norm = _norm_of(base.norm)
@@ -70,6 +71,7 @@ class FusedDecoder:
 
     def bind_layers(self) -> None:
         """Look up the layers' modules. Call this after `prepack_layers` has replaced them."""
+        self.embed = self.base.embed_tokens
         self.layers = [_layer_of(block) for block in self.blocks]
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

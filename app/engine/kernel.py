@@ -1,4 +1,4 @@
-"""Python interface to the compiled CPU kernels of `csrc`: bfloat16 and 4-bit linear layers, RMSNorm, attention, scoring statistics.
+"""Python interface to the compiled CPU kernels of `csrc`: bfloat16, 4-bit and 8-bit linear layers, RMSNorm, attention, scoring statistics.
 
 `kernel()` returns the process's `Kernel`, or None where it cannot be built (no x86-64, no gcc, or an OpenMP other than GCC's in the
 process); the reason is logged. Weights come packed by `app.engine.packing`. Knows no layer and no model.
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from app.engine import packing
 from app.engine.compiler import CompileError, load_library
+from app.engine.grouped import GroupedWeights
 from app.engine.packing import PackedWeights
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,10 @@ class _Weights(ctypes.Structure):
         ("offset", ctypes.c_void_p),
         ("log2_group", ctypes.c_int),
     )
+
+
+class _GroupedWeights(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("bits", ctypes.c_int), ("group", ctypes.c_int), ("weight_scale", ctypes.c_float))
 
 
 class _Epilogue(ctypes.Structure):
@@ -138,8 +143,8 @@ class Kernel:
         self.columns = int(library.block_columns())  # outputs in a block of packed weights
         library.linear.argtypes = [pointer, int64, int64, ctypes.POINTER(_Weights), ctypes.POINTER(_Epilogue), ctypes.c_int]
         self._linear = library.linear
-        library.linear_w4a8.argtypes = [pointer, int64, int64, pointer, ctypes.POINTER(_Epilogue), ctypes.c_int]
-        self._linear_w4a8 = library.linear_w4a8
+        library.linear_grouped.argtypes = [pointer, int64, int64, ctypes.POINTER(_GroupedWeights), ctypes.POINTER(_Epilogue), ctypes.c_int]
+        self._linear_grouped = library.linear_grouped
         library.rms_norm.argtypes = [pointer, int64, int64, pointer, ctypes.c_float, pointer, ctypes.c_int]
         library.rms_norm.restype = None
         self._rms_norm = library.rms_norm
@@ -169,7 +174,8 @@ class Kernel:
         )
         rows = (x.data_ptr(), x.numel() // inputs, inputs)
         if weights.rounds_inputs:
-            failed = self._linear_w4a8(*rows, weights.data.data_ptr(), end, torch.get_num_threads())
+            groups = _GroupedWeights(weights.data.data_ptr(), weights.bits, 1 << weights.log2_group, weights.weight_scale)
+            failed = self._linear_grouped(*rows, groups, end, torch.get_num_threads())
         else:
             pointers = (weights.data.data_ptr(), _address(weights.table), _address(weights.scale), _address(weights.offset))
             failed = self._linear(*rows, _Weights(*pointers, weights.log2_group), end, torch.get_num_threads())
@@ -261,16 +267,16 @@ def _agrees_with_torch(candidate: Kernel) -> bool:
     """Whether the kernel's products are right on this machine."""
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(size, generator=generator).bfloat16() for size in ((2 * candidate.columns + 3, 96), (17, 96)))
-    levels = torch.randint(16, weight.shape, generator=generator)
-    ones = torch.ones(len(weight), 3)
-    cases = (
-        (packing.pack_bfloat16(weight, candidate.columns), weight),
-        (packing.pack_uniform_levels(levels, ones, 0 * ones, candidate.columns), levels - 8),
-    )
+    cases = [(packing.pack_bfloat16(weight, candidate.columns), weight.float())]
+    for bits, groups in ((4, 3), (8, 3), (8, 6)):
+        levels = torch.randint(1 << bits, weight.shape, generator=generator, dtype=torch.uint8)
+        scale = torch.rand(len(weight), groups, generator=generator)
+        grouped = GroupedWeights(levels, scale, -scale * (1 << bits - 1), bits)
+        cases.append((packing.pack_grouped(grouped, candidate.columns), grouped.dequantize()))
     for packed, plain in cases:
-        expected = x.float() @ plain.float().T
+        expected = x.float() @ plain.T
         product = candidate.linear(x, packed, Epilogue(len(weight))).float()
-        if not torch.allclose(product, expected, atol=0.01 * expected.abs().max().item(), rtol=0.01):
+        if not torch.allclose(product, expected, atol=0.02 * expected.abs().max().item(), rtol=0.01):
             log.error("the compiled kernel computes wrong products on this machine, so bfloat16 layers run on oneDNN")
             return False
     return True

@@ -1,43 +1,37 @@
-"""Faster linear layers for a CPU: weights are packed once, in bfloat16 or 4 bits, for the compiled kernel of `csrc`.
+"""Faster linear layers for a CPU: weights are packed once, in bfloat16, 8 or 4 bits, for the compiled kernel of `csrc`.
 
-Where the kernel cannot be compiled, bfloat16 layers are packed for oneDNN and int4 layers use torch's own int4 kernel. torch itself
-packs bfloat16 weights anew in every call; packed once, they are read at nearly the speed of memory. Knows no architecture.
+Where the kernel cannot be compiled, bfloat16 layers are packed for oneDNN, 4-bit layers use torch's own int4 kernel, and 8-bit layers are
+dequantized. torch itself packs bfloat16 weights anew in every call; packed once, they are read at nearly the speed of memory. Knows no
+architecture.
 """
 
+import logging
 from typing import Any, TypeGuard, cast
 
 import torch
 from torch import nn
 from transformers.activations import SiLUActivation
 
-from app.engine import packing
+from app.engine import grouped, packing
+from app.engine.grouped import GROUP_SIZE, GroupedEmbedding, GroupedLinear, GroupedWeights
 from app.engine.kernel import Epilogue, Kernel, kernel
-from app.engine.packing import GROUP_SIZE, PackedWeights
+from app.engine.packing import PackedWeights
 
-MAX_LEVEL = 15
+log = logging.getLogger(__name__)
+
 BNB_BLOCK_OUTPUTS = 32  # in bitsandbytes' weight layout for a CPU
 INT4_OUTPUT_MULTIPLE = 16  # torch's int4 kernel wants a multiple of this many outputs
+MAX_INPUT_ERROR = 0.03  # of a layer's outputs on the check's tokens, relative to their norm, because its inputs are rounded to 8 bits
 
 
 class TiledLinear(nn.Module):
     """A layer on the compiled kernel, with activations in bfloat16. The weight cannot be read back."""
 
-    def __init__(self, packed: PackedWeights, linear: nn.Linear, kernel: Kernel) -> None:
+    def __init__(self, packed: PackedWeights, outputs: int, bias: torch.Tensor | None, kernel: Kernel) -> None:
         super().__init__()
-        self.kernel, self.packed = kernel, packed
+        self.kernel, self.packed, self.outputs = kernel, packed, outputs
         self.packed_bytes = packed.nbytes
-        self.outputs = linear.out_features
-        self.bias = None if linear.bias is None else packing.pad_bias(linear.bias.detach(), kernel.columns)
-
-    @classmethod
-    def from_bfloat16(cls, linear: nn.Linear, kernel: Kernel) -> "TiledLinear":
-        """Keep the weights in bfloat16."""
-        return cls(packing.pack_bfloat16(linear.weight.detach(), kernel.columns), linear, kernel)
-
-    @classmethod
-    def from_int4(cls, linear: nn.Linear, kernel: Kernel) -> "TiledLinear":
-        """Round the weights to 4 bits; the kernel rounds the inputs to 8 bits."""
-        return cls(packing.pack_uniform_levels(*_quantize_groups(linear.weight.detach()), kernel.columns), linear, kernel)
+        self.bias = None if bias is None else packing.pad_bias(bias.detach(), kernel.columns)
 
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
         """Apply the layer and then `activation`, "none" or "swish"."""
@@ -46,6 +40,19 @@ class TiledLinear(nn.Module):
     def combine(self, x: torch.Tensor, operand: torch.Tensor, binary_op: str) -> torch.Tensor:
         """Apply the layer, then multiply by `operand` ("mul") or add it ("add")."""
         return self.kernel.linear(x, self.packed, Epilogue(self.outputs, self.bias, "none", binary_op, operand))
+
+
+class PackedEmbedding(nn.Module):
+    """An embedding that reads its rows out of 8-bit weights packed for the kernel, which a tied vocabulary projection shares."""
+
+    def __init__(self, packed: PackedWeights, num_embeddings: int, shared: bool) -> None:
+        super().__init__()
+        self.packed, self.num_embeddings = packed, num_embeddings
+        self.packed_bytes = 0 if shared else packed.nbytes
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = packing.unpack_rows(self.packed, ids.flatten()).bfloat16()
+        return rows.view(*ids.shape, rows.shape[-1])
 
 
 class PackedLinear(nn.Module):
@@ -71,16 +78,15 @@ FusedLinear = TiledLinear | PackedLinear  # these apply an activation or a secon
 
 
 class Int4Linear(nn.Module):
-    """A layer on torch's int4 kernel. Each group of 32 weights of a row is rounded to 16 levels between its minimum and maximum."""
+    """A layer on torch's int4 kernel, for 4-bit groups of 32 weights."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weights: GroupedWeights, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        levels, scale, offset = _quantize_groups(linear.weight.detach())
-        self.outputs = linear.out_features
-        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1))
-        scales = torch.stack([scale, offset], -1).transpose(0, 1).contiguous()  # [groups, out, 2]
-        self.register_buffer("scales", scales.to(linear.weight.dtype))
-        self.bias = linear.bias
+        self.outputs = len(weights.levels)
+        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(weights.levels.int(), 1))
+        scales = torch.stack([weights.scale, weights.minimum + 8 * weights.scale], -1).transpose(0, 1)  # [groups, out, 2]
+        self.register_buffer("scales", scales.contiguous().to(dtype))
+        self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = torch.ops.aten._weight_int4pack_mm_for_cpu(x.reshape(-1, x.shape[-1]), self.packed, GROUP_SIZE, self.scales)
@@ -88,42 +94,90 @@ class Int4Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def round_weights(model: nn.Module) -> None:
-    """Round the weights of every layer that `prepack_layers` will convert to int4, in place and to the values of its levels.
+def prepack_layers(model: nn.Module) -> None:
+    """Replace the linear layers of a model on a CPU by faster ones. Other kinds of layers, such as bitsandbytes' int8, stay.
 
-    The model's own forward then is the reference for the int4 layers.
+    A `GroupedLinear` that has a `sample` of its inputs keeps them in bfloat16 if rounding them harms its outputs; the log counts these.
     """
-    for linear in filter(_is_int4_compatible, model.modules()):
-        levels, scale, offset = _quantize_groups(linear.weight.detach())
-        grouped = levels.view(len(levels), -1, GROUP_SIZE).float()
-        rounded = (grouped - 8) * scale[..., None] + offset[..., None]
-        linear.weight = nn.Parameter(rounded.view_as(linear.weight).to(linear.weight.dtype), requires_grad=False)
-
-
-def prepack_layers(model: nn.Module, int4: bool) -> None:
-    """Replace the linear layers of a model on a CPU by faster ones. Other kinds of layers, such as bitsandbytes' int8, stay."""
-    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
+    embeddings: list[tuple[nn.Module, str, GroupedEmbedding]] = []
+    packed_heads: dict[int, PackedWeights] = {}
+    kept: list[str] = []
+    for path, parent in [(path, module) for path, module in model.named_modules() if next(module.children(), None) is not None]:
         for name, child in list(parent.named_children()):
-            replacement = _prepacked(child, int4)
-            if replacement is not None:
-                setattr(parent, name, replacement)
+            if isinstance(child, GroupedEmbedding):
+                embeddings.append((parent, name, child))
+                continue
+            replacement = _prepacked(child)
+            if replacement is None:
+                continue
+            setattr(parent, name, replacement)
+            if isinstance(child, GroupedLinear) and isinstance(replacement, TiledLinear):
+                packed_heads[id(child.unpack)] = replacement.packed
+                if not replacement.packed.rounds_inputs:
+                    kept.append(f"{path}.{name}")
+    for parent, name, embedding in embeddings:
+        setattr(parent, name, _prepacked_embedding(embedding, packed_heads.get(id(embedding.unpack))))
+    if kept:
+        log.info(
+            "%d layers keep bfloat16 inputs, as rounding them to 8 bits changes their outputs too much: %s", len(kept), ", ".join(kept)
+        )
 
 
-def _prepacked(layer: nn.Module, int4: bool) -> nn.Module | None:
+def _prepacked(layer: nn.Module) -> nn.Module | None:
     """Return the replacement of `layer`, or None if it stays. Calls `kernel()`, which compiles, only for a layer that would use it."""
-    if int4 and _is_int4_compatible(layer):
-        compiled = kernel() if layer.weight.dtype == torch.bfloat16 else None
-        return Int4Linear(layer) if compiled is None else TiledLinear.from_int4(layer, compiled)
+    if isinstance(layer, GroupedLinear):
+        return _prepacked_groups(layer)
     levels = _bitsandbytes_levels(layer)
     if levels is not None:
         compiled = kernel()
-        return None if compiled is None else TiledLinear(packing.pack_levels(*levels, compiled.columns), cast(nn.Linear, layer), compiled)
-    if not _is_plain(layer) or layer.weight.dtype != torch.bfloat16:
+        bnb = cast(nn.Linear, layer)
+        return (
+            None if compiled is None else TiledLinear(packing.pack_levels(*levels, compiled.columns), bnb.out_features, bnb.bias, compiled)
+        )
+    return _prepacked_plain(layer) if _is_plain(layer) else None
+
+
+def _prepacked_plain(layer: nn.Linear) -> nn.Module | None:
+    if layer.weight.dtype != torch.bfloat16:
         return None
     compiled = kernel()
     if compiled is not None:
-        return TiledLinear.from_bfloat16(layer, compiled)
+        return TiledLinear(packing.pack_bfloat16(layer.weight.detach(), compiled.columns), layer.out_features, layer.bias, compiled)
     return PackedLinear(layer) if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+
+
+def _prepacked_groups(layer: GroupedLinear) -> nn.Module:
+    weights, dtype = layer.unpack(), layer.dtype
+    compiled = kernel() if dtype == torch.bfloat16 else None
+    if compiled is not None:
+        tiled = TiledLinear(packing.pack_grouped(weights, compiled.columns), layer.out_features, layer.bias, compiled)
+        if layer.sample is None or _error(tiled(layer.sample), layer.multiply(layer.sample, weights)) <= MAX_INPUT_ERROR:
+            return tiled
+        if weights.bits == 4:
+            table = [float(level) for level in range(16)]
+            packed = packing.pack_levels(weights.levels, table, weights.scale, weights.minimum, compiled.columns)
+            return TiledLinear(packed, layer.out_features, layer.bias, compiled)
+    elif weights.bits == 4 and weights.group_size == GROUP_SIZE and layer.out_features % INT4_OUTPUT_MULTIPLE == 0:
+        return Int4Linear(weights, layer.bias, dtype)
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    plain.weight = nn.Parameter(weights.dequantize().to(dtype), requires_grad=False)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    return _prepacked_plain(plain) or plain
+
+
+def _prepacked_embedding(layer: GroupedEmbedding, packed: PackedWeights | None) -> nn.Module:
+    """`packed` are the same weights as the vocabulary projection has them."""
+    weights, dtype = layer.unpack(), layer.dtype
+    compiled = kernel() if dtype == torch.bfloat16 else None
+    if compiled is None or weights.bits != 8:
+        return nn.Embedding.from_pretrained(weights.dequantize().to(dtype))
+    shared = packed is not None and packed.bits == 8
+    return PackedEmbedding(packed if shared and packed else packing.pack_grouped(weights, compiled.columns), layer.num_embeddings, shared)
+
+
+def _error(result: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((result.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-30))
 
 
 def _bitsandbytes_levels(layer: Any) -> tuple[torch.Tensor, list[float], torch.Tensor, torch.Tensor] | None:
@@ -166,7 +220,10 @@ def add_residual(layer: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> t
 
 
 def concatenate_layers(parts: list[nn.Module]) -> nn.Module:
-    """Return one layer whose outputs are those of `parts`, concatenated. Weights are merged if all parts are plain linear layers."""
+    """Return one layer whose outputs are those of `parts`, concatenated. Weights are merged if all parts are of one kind."""
+    in_groups = [part for part in parts if isinstance(part, GroupedLinear)]
+    if len(in_groups) == len(parts) and grouped.can_concatenate(in_groups):
+        return grouped.concatenate(in_groups)
     plain = [part for part in parts if _is_plain(part)]
     if len(plain) < len(parts):
         return _ConcatenatedLayers(parts)
@@ -191,20 +248,3 @@ class _ConcatenatedLayers(nn.Module):
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """False for bitsandbytes' layers, which are subclasses of `nn.Linear`."""
     return type(module) is nn.Linear
-
-
-def _is_int4_compatible(module: nn.Module) -> TypeGuard[nn.Linear]:
-    return _is_plain(module) and module.in_features % GROUP_SIZE == 0 and module.out_features % INT4_OUTPUT_MULTIPLE == 0
-
-
-def _quantize_groups(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return levels 0..15 `[out, in]`, and of each group its scale and the value of level 8 (offset), `[out, groups]`.
-
-    Scale and offset are rounded as the layer stores them.
-    """
-    grouped = weight.float().view(len(weight), -1, GROUP_SIZE)
-    low, high = grouped.aminmax(dim=-1)
-    scale = ((high - low) / MAX_LEVEL).clamp(min=1e-8).to(weight.dtype).float()
-    offset = (low + 8 * scale).to(weight.dtype).float()
-    levels = ((grouped - offset[..., None]) / scale[..., None] + 8).round().clamp(0, MAX_LEVEL)
-    return levels.to(torch.int32).view_as(weight), scale, offset

@@ -3,27 +3,37 @@
 Knows no layer and no library.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-# Weights of a row that share a scale and an offset, and inputs that share a scale. In the kernel's layout: 5 bits a weight.
-GROUP_SIZE = 32
+from app.engine.grouped import GroupedWeights
+
+HALF_EXPONENT = (
+    14  # the largest scale or minimum lies just below 2^14: far from float16's overflow, and 28 powers of two above its underflow
+)
 
 
 @dataclass(frozen=True, slots=True)
 class PackedWeights:
-    """A layer's weights in a kernel's order: bfloat16, or 4-bit levels with what they stand for."""
+    """A layer's weights in a kernel's order: bfloat16, 4-bit levels of any values, or groups of evenly spaced levels."""
 
     inputs: int  # padded to an even number
-    data: torch.Tensor  # bfloat16; or int32 words of eight levels, and with `rounds_inputs` also words of scale and offset
+    data: torch.Tensor  # bfloat16; or int32 words of levels, of groups with their scales and minima
     table: torch.Tensor | None = None  # [16]: a level stands for table[level] * scale + offset
     scale: torch.Tensor | None = None  # of groups of 2^log2_group inputs
     offset: torch.Tensor | None = None
     log2_group: int = 0
-    rounds_inputs: bool = False  # the kernel rounds a layer's inputs to 8 bits
+    bits: int = 0  # of the levels of a group; 0: not in groups
+    weight_scale: float = 1.0  # of groups: what scales and minima are multiplied by
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether the kernel rounds a layer's inputs to 8 bits."""
+        return self.bits > 0
 
     @property
     def nbytes(self) -> int:
@@ -52,19 +62,36 @@ def pack_levels(levels: torch.Tensor, table: Sequence[float], scale: torch.Tenso
     return PackedWeights(inputs, words, torch.tensor(table, dtype=torch.float32), scales, offsets, size.bit_length() - 1)
 
 
-def pack_uniform_levels(levels: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, columns: int) -> PackedWeights:
-    """Pack 4-bit weights whose levels are evenly spaced, for the kernel that rounds inputs to 8 bits.
+def pack_grouped(weights: GroupedWeights, columns: int) -> PackedWeights:
+    """Pack weights in groups for the kernel that rounds inputs to 8 bits; scales and minima become float16.
 
-    Arguments are those of `pack_levels`, in groups of 32. A level stands for `(level - 8) * scale + offset`, with scale and offset
-    rounded to bfloat16. The result is `[blocks, groups, 5, columns]` words: four of eight levels each, one of scale and offset.
+    The result is `[blocks, groups, words + 1, columns]` words of 32 bits: eight levels of 4 bits a word, or four of 8 bits; then the
+    group's scales and minima, divided by a power of two so that they lie in the middle of what a float16 can hold.
     """
-    inputs, groups = levels.shape[1], scale.shape[1]
-    assert groups * GROUP_SIZE == inputs
-    eights = _blocks(levels.to(torch.int32), columns).view(-1, columns, groups, GROUP_SIZE // 8, 2, 4)
-    level_words = (eights << torch.tensor([[0, 8, 16, 24], [4, 12, 20, 28]], dtype=torch.int32)).sum((-1, -2), dtype=torch.int32)
-    group_words = torch.stack([scale, offset], -1).bfloat16().view(torch.int32)
-    words = torch.cat([level_words, _blocks(group_words[..., 0], columns)[..., None]], -1)
-    return PackedWeights(inputs, words.permute(0, 2, 3, 1).contiguous(), rounds_inputs=True)
+    inputs, groups, size = weights.levels.shape[1], weights.scale.shape[1], weights.group_size
+    levels = _blocks(weights.levels, columns)
+    if weights.bits == 4:
+        pairs = levels.view(-1, columns, groups, size // 8, 2, 4)
+        levels = pairs[..., 0, :] | pairs[..., 1, :] << 4
+    words = levels.view(-1, columns, groups, size * weights.bits // 32, 4).permute(0, 2, 3, 1, 4).contiguous().view(torch.int32)
+    largest = max(float(weights.scale.abs().max()), float(weights.minimum.abs().max()))
+    weight_scale = 2.0 ** (math.frexp(largest)[1] - HALF_EXPONENT)
+    halves = [_blocks(part / weight_scale, columns).half().transpose(1, 2) for part in (weights.scale, weights.minimum)]
+    scales = torch.stack(halves, 2).contiguous().view(len(words), groups, 1, 2 * columns).view(torch.int32)
+    data = torch.cat([words.squeeze(-1), scales], 2)
+    return PackedWeights(inputs, data, log2_group=size.bit_length() - 1, bits=weights.bits, weight_scale=weight_scale)
+
+
+def unpack_rows(packed: PackedWeights, rows: torch.Tensor) -> torch.Tensor:
+    """Return the weights of some outputs, float32 `[rows, inputs]`, from what `pack_grouped` made of 8-bit levels."""
+    columns = packed.data.shape[3]
+    block, column = rows // columns, rows % columns
+    words = packed.data[block, :, :, column]  # [rows, groups, words + 1]
+    levels = words[..., :-1].contiguous().view(torch.uint8).view(*words.shape[:2], -1).float()
+    halves = packed.data[block, :, -1].view(torch.float16)  # [rows, groups, 2 * columns]
+    index = column[:, None, None].expand(-1, halves.shape[1], 1)
+    scale, minimum = (halves.gather(2, index + first).float() * packed.weight_scale for first in (0, columns))
+    return (levels * scale + minimum).view(len(rows), packed.inputs)
 
 
 def pad_bias(bias: torch.Tensor, columns: int) -> torch.Tensor:

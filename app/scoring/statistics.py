@@ -29,7 +29,8 @@ def token_statistics(hidden: torch.Tensor, targets: torch.Tensor, head: Head, ob
     for rows in _slices(len(targets), CHUNK_ROWS):
         logits, observer_logits = head(hidden[rows]), observer[1](observer[0][rows]) if observer else None
         if logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and (native := kernel()) is not None:
-            parts.append(list(native.token_statistics(logits, targets[rows], observer_logits).T[: 4 if observer_logits is None else 6]))
+            found = native.token_statistics(logits, targets[rows], observer_logits).T[: 4 if observer_logits is None else 6]
+            parts.append([found[0], found[1].long(), *found[2:]])
             continue
         for part in _slices(len(logits), CPU_SUM_ROWS if logits.device.type == "cpu" else CHUNK_ROWS):
             parts.append(_statistics(logits[part], targets[rows][part], None if observer_logits is None else observer_logits[part]))

@@ -1,0 +1,186 @@
+/* y = x W^T for weights in groups of 16 or 32 inputs: levels of 4 or 8 bits, and for each group a scale and a minimum. A weight is
+ * level * scale + minimum. Inputs are rounded to 8 bits in the same groups, scaled by the largest of the group, so that one instruction adds
+ * up four integer products (as llama.cpp multiplies Q4_1 by Q8_1). The sums of the groups are added in float32 in the order of the groups,
+ * so a row's result does not depend on the others.
+ *
+ * Weights are packed as [outputs / COLUMNS][inputs / group][words][COLUMNS]. In 4 bits a word holds eight levels: byte k has input k in its
+ * low and input 4 + k in its high half. In 8 bits it holds four. The last word of a group is [2][COLUMNS] float16: scales, then minima, each
+ * divided by the layer's own `weight_scale`. Compiled by compiler.py.
+ */
+#include "ending.h"
+
+#define CHUNK_INPUTS (1 << 20) /* inputs of a chunk of rows, which are multiplied together: they fit a core's second-level cache */
+#ifdef __AVX512F__
+#define MAX_TILE_ROWS 6 /* 12 sums, 12 sums of a group, 4 words of levels: 28 of 32 registers */
+#else
+#define MAX_TILE_ROWS 2
+#endif
+
+typedef int32_t int_vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+typedef int8_t byte_vec __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+typedef struct {
+    const uint32_t *data;
+    int bits, group;    /* 4 and 32, 8 and 32, or 8 and 16 */
+    float weight_scale; /* scales and minima are multiplied by it */
+} GroupedWeights;
+
+/* Inputs rounded to 8 bits. An input is about byte * scale. */
+typedef struct {
+    int8_t *bytes;     /* [rows][inputs] */
+    float *scale;      /* [rows][groups], as the other: the largest magnitude / 127, times the layer's weight_scale */
+    float *scaled_sum; /* scale times the sum of a group's bytes: what a minimum is multiplied by */
+} Inputs;
+
+/* Loads LANES float16 as float32. */
+INLINE vec load_half(const uint16_t *source) {
+#if LANES == 16
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)source));
+#else
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)source));
+#endif
+}
+
+#if (defined __AVX512VNNI__ && LANES == 16) || (defined __AVXVNNI__ && LANES == 8)
+#define HAS_VNNI 1
+#else
+#define HAS_VNNI 0
+#endif
+
+/* Adds to each lane the dot product of its four levels and four signed 8-bit inputs. Without VNNI, levels must be below 128. */
+INLINE int_vec add_dot_products(int_vec sums, uint_vec levels, int32_t four_inputs) {
+#if HAS_VNNI && LANES == 16
+    return (int_vec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)levels, _mm512_set1_epi32(four_inputs));
+#elif HAS_VNNI
+    return (int_vec)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)levels, _mm256_set1_epi32(four_inputs));
+#elif LANES == 16
+    __m512i pairs = _mm512_maddubs_epi16((__m512i)levels, _mm512_set1_epi32(four_inputs));
+    return sums + (int_vec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#else
+    __m256i pairs = _mm256_maddubs_epi16((__m256i)levels, _mm256_set1_epi32(four_inputs));
+    return sums + (int_vec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+}
+
+/* The same for levels up to 255. Without VNNI the sum of two products would not fit 16 bits, so halves of a level go one by one. */
+INLINE int_vec add_byte_products(int_vec sums, uint_vec levels, int32_t four_inputs) {
+    if (HAS_VNNI) return add_dot_products(sums, levels, four_inputs);
+    return add_dot_products(sums, levels & 0x0f0f0f0f, four_inputs) +
+           (add_dot_products((int_vec){}, levels >> 4 & 0x0f0f0f0f, four_inputs) << 4);
+}
+
+/* Rounds one group of a row's inputs; `group` counts over all rows. NaN or infinity in it makes the scale NaN, and with it the outputs. */
+static void round_group(const bf16 *x, const Inputs *in, int64_t group, int size, float weight_scale) {
+    vec magnitude = {0}, nonfinite = {0}, sum = {0};
+    for (int i = 0; i < size; i += LANES) {
+        vec part = load_bf16(x + i);
+        nonfinite += part * 0;
+        magnitude = vec_max(magnitude, (vec)((uint_vec)part & 0x7fffffff));
+    }
+    float largest = max_lane(magnitude), inverse = largest > 1e-30f ? 127 / largest : 0;
+    for (int i = 0; i < size; i += LANES) {
+        int_vec rounded = (int_vec)((uint_vec)(load_bf16(x + i) * inverse + 12582912.0f) - 0x4b400000); /* to the nearest, ties to even */
+        *(byte_vec *)(in->bytes + group * size + i) = __builtin_convertvector(rounded, byte_vec);
+        sum += __builtin_convertvector(rounded, vec);
+    }
+    in->scale[group] = (largest / 127 + sum_lanes(nonfinite)) * weight_scale;
+    in->scaled_sum[group] = in->scale[group] * sum_lanes(sum);
+}
+
+/* All parameters up to `size` are constants where this is inlined. `size` is that of a group. */
+INLINE void compute_tile(const int rows, const int blocks, const int bits, const int size, const Inputs *in, int64_t groups,
+                         const uint32_t *weights, int64_t row, int64_t block, const Epilogue *epilogue) {
+    const int words = size * bits / 32, stride = words + 1; /* of a group: words of levels, and all words */
+    vec sums[2 * MAX_TILE_ROWS * 4] = {0};
+    for (int64_t g = 0; g < groups; g++) {
+        const uint32_t *from = weights + (block * groups + g) * stride * COLUMNS;
+        int64_t group = row * groups + g;
+        int_vec dots[2 * MAX_TILE_ROWS * 4];
+#pragma GCC unroll 16
+        for (int i = 0; i < rows * 2 * blocks; i++) dots[i] = (int_vec){};
+#pragma GCC unroll 8
+        for (int w = 0; w < words; w++)
+#pragma GCC unroll 16
+            for (int c = 0; c < 2 * blocks; c++) {
+                uint_vec word = *(const uint_vec *)(from + (c / 2 * groups * stride + w) * COLUMNS + c % 2 * LANES);
+                uint_vec low = word & 0x0f0f0f0f, high = word >> 4 & 0x0f0f0f0f;
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++) {
+                    const int32_t *inputs = (const int32_t *)(in->bytes + (group + r * groups) * size);
+                    int_vec *dot = dots + r * 2 * blocks + c;
+                    if (bits == 4)
+                        *dot = add_dot_products(add_dot_products(*dot, low, inputs[2 * w]), high, inputs[2 * w + 1]);
+                    else
+                        *dot = add_byte_products(*dot, word, inputs[w]);
+                }
+            }
+#pragma GCC unroll 16
+        for (int c = 0; c < 2 * blocks; c++) {
+            const uint16_t *scales = (const uint16_t *)(from + (c / 2 * groups * stride + words) * COLUMNS) + c % 2 * LANES;
+            vec scale = load_half(scales), minimum = load_half(scales + COLUMNS);
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) {
+                vec *sum = sums + r * 2 * blocks + c;
+                *sum += minimum * in->scaled_sum[group + r * groups];
+                *sum += __builtin_convertvector(dots[r * 2 * blocks + c], vec) * (scale * in->scale[group + r * groups]);
+            }
+        }
+    }
+    write_outputs((const float *)sums, rows, blocks * COLUMNS, row, block * COLUMNS, epilogue);
+}
+
+#define CASE(ROWS_) case ROWS_: compute_tile(ROWS_, 1, bits, size, in, groups, weights, row, block, epilogue); break;
+
+/* Computes `count` blocks of outputs; one row takes four blocks at a time. */
+INLINE void compute_blocks(const int bits, const int size, int rows, const Inputs *in, int64_t groups, const uint32_t *weights,
+                           int64_t row, int64_t block, int64_t count, const Epilogue *epilogue) {
+    for (; rows == 1 && count >= 4; block += 4, count -= 4)
+        compute_tile(1, 4, bits, size, in, groups, weights, row, block, epilogue);
+    for (; count > 0; block++, count--) switch (rows) {
+            CASE(1) CASE(2)
+#if MAX_TILE_ROWS > 2
+            CASE(3) CASE(4) CASE(5) CASE(6)
+#endif
+        }
+}
+
+#define KIND(NAME, BITS, SIZE)                                                                                                    \
+    static void NAME(int rows, const Inputs *in, int64_t groups, const uint32_t *weights, int64_t row, int64_t block, int64_t count, \
+                     const Epilogue *epilogue) {                                                                                  \
+        compute_blocks(BITS, SIZE, rows, in, groups, weights, row, block, count, epilogue);                                       \
+    }
+KIND(compute_4_bits, 4, 32)
+KIND(compute_8_bits, 8, 32)
+KIND(compute_8_bits_of_16, 8, 16)
+
+/* Computes the layer on bfloat16 x [rows][inputs], `inputs` a multiple of the group. Returns 0, or 1 if it cannot allocate memory. */
+int linear_grouped(const bf16 *x, int64_t rows, int64_t inputs, const GroupedWeights *weights, const Epilogue *epilogue, int threads) {
+    int64_t size = weights->group, groups = inputs / size, all_groups = rows * groups;
+    int64_t blocks = (epilogue->outputs + COLUMNS - 1) / COLUMNS, blocks_per_job = rows == 1 ? 4 : 1;
+    int64_t chunk_rows = CHUNK_INPUTS / inputs > MAX_TILE_ROWS ? CHUNK_INPUTS / inputs / MAX_TILE_ROWS * MAX_TILE_ROWS : MAX_TILE_ROWS;
+    void (*compute)(int, const Inputs *, int64_t, const uint32_t *, int64_t, int64_t, int64_t, const Epilogue *) =
+        weights->bits == 4 ? compute_4_bits : size == 32 ? compute_8_bits : compute_8_bits_of_16;
+    if (!rows) return 0;
+    char *buffer = aligned_alloc(64, ROUND_UP(all_groups * (size + 2 * sizeof(float)), 64));
+    if (!buffer) return 1;
+    float *scales = (float *)(buffer + all_groups * size);
+    Inputs in = {(int8_t *)buffer, scales, scales + all_groups};
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t group = 0; group < all_groups; group++) round_group(x + group * size, &in, group, size, weights->weight_scale);
+        for (int64_t from = 0; from < rows; from += chunk_rows) {
+            int64_t chunk_end = rows - from < chunk_rows ? rows : from + chunk_rows,
+                    tiles = (chunk_end - from + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS;
+            int64_t tile_rows = (chunk_end - from + tiles - 1) / tiles;
+#pragma omp for schedule(dynamic)
+            for (int64_t b = 0; b < blocks; b += blocks_per_job)
+                for (int64_t r = from; r < chunk_end; r += tile_rows)
+                    compute(chunk_end - r < tile_rows ? chunk_end - r : tile_rows, &in, groups, weights->data, r, b,
+                            blocks - b < blocks_per_job ? blocks - b : blocks_per_job, epilogue);
+        }
+    }
+    free(buffer);
+    return 0;
+}

@@ -1,0 +1,179 @@
+"""Weights in groups: levels of 4 or 8 bits, and for each group of a row a scale and a minimum. A weight is level * scale + minimum.
+
+GGUF's block types and Litmus's own int4 and int8 all come as these. Knows no file format and no kernel.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+GROUP_SIZE = 32  # of Litmus's own rounding
+MAX_LEVEL = 15  # in 4 bits
+ZERO_LEVEL = 128  # in 8 bits: the level of the value 0
+MAX_MAGNITUDE = 127  # in 8 bits: the largest distance from it
+FITS = 2  # times that scale and minimum are fitted by least squares, and the levels chosen again
+TINY = 1e-8  # the smallest scale: a group of equal weights has no range
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedWeights:
+    """A layer's weights `[out, in]` in groups of 16 or 32 along a row."""
+
+    levels: torch.Tensor  # uint8 [out, in]
+    scale: torch.Tensor  # float32 [out, groups]
+    minimum: torch.Tensor  # float32 [out, groups]: the value of level 0
+    bits: int  # 4 or 8
+
+    @property
+    def group_size(self) -> int:
+        return self.levels.shape[1] // self.scale.shape[1]
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the values, float32 `[out, in]`."""
+        grouped = self.levels.view(*self.scale.shape, self.group_size).float()
+        return grouped.mul_(self.scale[..., None]).add_(self.minimum[..., None]).view_as(self.levels)
+
+
+class GroupedLinear(nn.Module):
+    """A layer that unpacks its weights in every call: the reference that a packed layer is checked against, and the form in which a model
+    waits to be packed. `unpack` is called again each time, so that a whole model is never unpacked at once.
+    """
+
+    def __init__(
+        self,
+        unpack: Callable[[], GroupedWeights],
+        shape: tuple[int, int],
+        kind: tuple[int, int],
+        dtype: torch.dtype,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        """`shape` is `[out, in]`, `kind` the bits and the group size of what `unpack` gives, `dtype` that of the products."""
+        super().__init__()
+        self.unpack, self.kind, self.dtype = unpack, kind, dtype
+        self.out_features, self.in_features = shape
+        self.bias = bias
+        self.sample: torch.Tensor | None = None  # inputs [1, tokens, in] of a first forward; see `keep_samples`
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x, self.unpack())
+
+    def multiply(self, x: torch.Tensor, weights: GroupedWeights) -> torch.Tensor:
+        """The layer's outputs for `weights` that were unpacked before."""
+        return F.linear(x, weights.dequantize().to(self.dtype), self.bias)
+
+
+class GroupedEmbedding(nn.Module):
+    """An embedding that unpacks its weights in every call, until it is packed. A tied vocabulary projection has the same `unpack`."""
+
+    def __init__(self, unpack: Callable[[], GroupedWeights], num_embeddings: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.unpack, self.num_embeddings, self.dtype = unpack, num_embeddings, dtype
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        weights = self.unpack()
+        rows = GroupedWeights(weights.levels[ids.flatten()], weights.scale[ids.flatten()], weights.minimum[ids.flatten()], weights.bits)
+        return rows.dequantize().to(self.dtype).view(*ids.shape, -1)
+
+
+def group_layers(model: PreTrainedModel, scheme: str) -> None:
+    """Round a plain model's linear layers, in place: `int8` in 8 bits; `int4` in 4 bits, but the vocabulary projection in 8, as 4 would
+    cost it 5% of perplexity. An embedding that is tied to the projection shares its weights. Layers that do not divide into groups stay.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
+        for name, layer in list(parent.named_children()):
+            if type(layer) is not nn.Linear or layer.in_features % GROUP_SIZE:
+                continue
+            bits = 8 if scheme == "int8" or layer is head else 4
+            weights = (quantize_8_bits if bits == 8 else quantize_4_bits)(layer.weight.detach())
+            shape = (layer.out_features, layer.in_features)
+            replacement = GroupedLinear(_constant(weights), shape, (bits, GROUP_SIZE), layer.weight.dtype, layer.bias)
+            if layer is head and type(embedding) is nn.Embedding and embedding.weight is layer.weight:
+                model.set_input_embeddings(GroupedEmbedding(replacement.unpack, len(layer.weight), layer.weight.dtype))
+            setattr(parent, name, replacement)
+
+
+def dequantize_layers(model: PreTrainedModel) -> None:
+    """Make every layer in groups a plain one again, for devices that have no kernel for groups."""
+    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, GroupedEmbedding):
+                setattr(parent, name, nn.Embedding.from_pretrained(layer.unpack().dequantize().to(layer.dtype)))
+            elif isinstance(layer, GroupedLinear):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+                plain.weight = nn.Parameter(layer.unpack().dequantize().to(layer.dtype), requires_grad=False)
+                if layer.bias is not None:
+                    plain.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+                setattr(parent, name, plain)
+
+
+def _constant(weights: GroupedWeights) -> Callable[[], GroupedWeights]:
+    return lambda: weights
+
+
+@contextmanager
+def keep_samples(model: nn.Module) -> Iterator[None]:
+    """While open, each `GroupedLinear` keeps the inputs of its last call as `sample`."""
+    layers = [module for module in model.modules() if isinstance(module, GroupedLinear)]
+    hooks = [layer.register_forward_pre_hook(_keep_sample) for layer in layers]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def _keep_sample(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    layer.sample = args[0].detach()
+
+
+def can_concatenate(parts: Sequence[GroupedLinear]) -> bool:
+    """Whether the parts' weights have the same bits and groups."""
+    return len({part.kind for part in parts}) == 1
+
+
+def concatenate(parts: Sequence[GroupedLinear]) -> GroupedLinear:
+    """Return one layer whose outputs are those of the parts, one after the other. Their bits and groups are equal."""
+
+    def unpack() -> GroupedWeights:
+        weights = [part.unpack() for part in parts]
+        levels, scale, minimum = (torch.cat(kind) for kind in zip(*((w.levels, w.scale, w.minimum) for w in weights), strict=True))
+        return GroupedWeights(levels, scale, minimum, weights[0].bits)
+
+    biases = [part.bias for part in parts if part.bias is not None]
+    shape = (sum(part.out_features for part in parts), parts[0].in_features)
+    made = GroupedLinear(unpack, shape, parts[0].kind, parts[0].dtype, torch.cat(biases) if biases else None)
+    made.sample = parts[0].sample
+    return made
+
+
+def quantize_4_bits(weight: torch.Tensor) -> GroupedWeights:
+    """Round to 16 evenly spaced levels a group. Scale and minimum minimise the squared error of the levels chosen (linear regression)."""
+    grouped = weight.float().view(len(weight), -1, GROUP_SIZE)
+    minimum, high = grouped.aminmax(dim=-1)
+    scale = ((high - minimum) / MAX_LEVEL).clamp_(min=TINY)
+    levels = _nearest_levels(grouped, scale, minimum)
+    total = grouped.sum(-1)
+    for _ in range(FITS):
+        sums, squares, products = levels.sum(-1), (levels * levels).sum(-1), (levels * grouped).sum(-1)
+        spread = GROUP_SIZE * squares - sums * sums
+        scale = torch.where(spread > 0, (GROUP_SIZE * products - sums * total) / spread.clamp(min=1), scale).clamp_(min=TINY)
+        scale = scale.half().float().clamp_(min=TINY)  # as the layer stores it
+        minimum = (total - scale * sums) / GROUP_SIZE
+        levels = _nearest_levels(grouped, scale, minimum)
+    return GroupedWeights(levels.to(torch.uint8).view_as(weight), scale, minimum, 4)
+
+
+def quantize_8_bits(weight: torch.Tensor) -> GroupedWeights:
+    """Round to 255 levels around 0 a group, as GGUF's Q8_0 does."""
+    grouped = weight.float().view(len(weight), -1, GROUP_SIZE)
+    scale = (grouped.abs().amax(-1) / MAX_MAGNITUDE).clamp_(min=TINY)
+    levels = (grouped / scale[..., None]).round_().clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE).add_(ZERO_LEVEL)
+    return GroupedWeights(levels.to(torch.uint8).view_as(weight), scale, -ZERO_LEVEL * scale, 8)
+
+
+def _nearest_levels(grouped: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
+    return ((grouped - minimum[..., None]) / scale[..., None]).round_().clamp_(0, MAX_LEVEL)
