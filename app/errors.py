@@ -80,3 +80,8 @@ class UnsupportedModel(SetupError):
 def _rebuild(cls: type[LitmusError], message: str, param: str | None, code: str) -> LitmusError:
     """Unpickles an error: workers send errors to the API process."""
     return cls(message, param=param, code=code)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error message, at most 300 characters."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

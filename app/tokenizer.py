@@ -17,8 +17,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from app.errors import InvalidRequest, SetupError
+from app.errors import InvalidRequest, SetupError, first_line
 from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported, learn_tool_format
+from app.models.source import source_of
+from app.models.vocabulary import create_tokenizer, generation_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +58,14 @@ class Piece:
 
 
 class Tokenizer:
-    """Raises `SetupError` when `path` (folder or hub name) holds no fast tokenizer."""
+    """Raises `SetupError` when `path` (folder, hub name or GGUF file) holds no fast tokenizer."""
 
     def __init__(self, path: str) -> None:
-        try:
-            self.base: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise SetupError(f"{path}: no tokenizer could be loaded: {first_line(error)}") from error
+        file = source_of(path).gguf
+        self.base: PreTrainedTokenizerBase = _load(path) if file is None else create_tokenizer(file)
         if not self.base.is_fast:
             raise SetupError(f"{path}: its tokenizer has no tokenizer.json; Litmus needs one for character offsets")
-        self.generation_config = read_generation_config(path)
+        self.generation_config = read_generation_config(path) if file is None else generation_values(file)
         self.has_chat_template = bool(self.base.chat_template)
         self._pieces: dict[int, Piece] = {}
         self._special_tokens = {id: token.content for id, token in self.base.added_tokens_decoder.items() if token.special}
@@ -178,6 +178,13 @@ class Tokenizer:
         return len(self.base)
 
 
+def _load(path: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{path}: no tokenizer could be loaded: {first_line(error)}") from error
+
+
 def byte_of_letter() -> dict[str, int]:
     """The byte for each letter of a byte-level (GPT-2) vocabulary: printable bytes are written as themselves, the others as the letters
     from U+0100 on.
@@ -213,8 +220,3 @@ def read_generation_config(path: str) -> dict[str, Any]:
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     file = cached_file(path, "generation_config.json", **quiet)
     return dict(json.loads(Path(file).read_text())) if file else {}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's error message, at most 300 characters."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

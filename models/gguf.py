@@ -1,4 +1,4 @@
-"""Writes a synthetic Llama as an F16 GGUF file, to measure llama.cpp beside Litmus. Needs the `gguf` package; Litmus itself does not."""
+"""Writes a Llama as a GGUF file, in F16 or one of the simple quantizations: to measure llama.cpp beside Litmus, and for tests."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,11 @@ import gguf
 import numpy as np
 from safetensors.torch import load_file
 
-TOP_LEVEL_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+TOP_LEVEL_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
 LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -23,14 +27,17 @@ LAYER_NAMES = {
 }
 
 
-def write_gguf(folder: Path, path: Path) -> Path:
-    """Writes a model that `models.synthetic.save` made; no other, as it relies on the tied embedding, plain RoPE and that tokenizer."""
+def write_gguf(folder: Path, path: Path, type_name: str = "F16") -> Path:
+    """Writes a Llama with plain RoPE and a byte-level tokenizer, such as `models.synthetic.save` makes. `type_name` is that of matrices, as
+    GGML names it: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0.
+    """
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(path), "llama")
     _add_config(writer, config)
     _add_tokenizer(writer, folder)
     for name, tensor in _tensors(folder, config):
-        writer.add_tensor(name, tensor.astype(np.float32 if tensor.ndim == 1 else np.float16))
+        kind = gguf.GGMLQuantizationType["F32" if tensor.ndim == 1 else type_name]
+        writer.add_tensor(name, gguf.quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

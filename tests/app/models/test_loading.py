@@ -1,19 +1,24 @@
 """Building an engine from a model folder, plain and quantized, and the errors for models and settings that cannot be served."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.grouped import group_layers
 from app.engine.layout import Span, layout_of
-from app.engine.linear import round_weights
 from app.engine.request import Delta, Generate, SamplingParams
 from app.errors import SetupError
 from app.models.device import DeviceAssignment
 from app.models.loading import _load, create_engine, resolve_device
 from app.models.revision import revision_of
+from app.models.source import source_of
 from app.settings import ModelSettings
 
 
@@ -91,12 +96,13 @@ def test_logits_in_a_full_batch_match_transformers_forward(tmp_path: Path, name:
     tiny(name).save_pretrained(tmp_path)
     options = settings(tmp_path, quantize=quantize, dtype=dtype)
     ids = [(7 * position + 3) % 300 for position in range(40)]
-    reference = _load(str(tmp_path), options, torch.device("cpu"))
-    if quantize == "int4":
-        round_weights(reference)
+    source, rounded = source_of(str(tmp_path)), quantize if quantize in {"int4", "int8"} else "none"
+    reference = _load(source, options, torch.device("cpu"))
+    if rounded != "none":
+        group_layers(reference, rounded)
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0].float()
-    flat = create_flat_model(_load(str(tmp_path), options, torch.device("cpu")), CacheLimits(3, 128), quantize == "int4")
+    flat = create_flat_model(_load(source, options, torch.device("cpu")), CacheLimits(3, 128), rounded)
     spans = [Span(0, 30, 0, 0), Span(30, 70, 0, 1), Span(70, 80, 0, None)]
     flat.forward(ids[:30] + ids + ids[:10], [*range(30), *range(40), *range(10)], layout_of([], spans, 128, flat.device))
     rows = []
@@ -142,3 +148,57 @@ def test_a_broken_folder_is_refused(tmp_path: Path) -> None:
 def test_an_observer_with_another_vocabulary_is_refused(tiny_folder: Path, bundled: Path) -> None:
     with pytest.raises(SetupError, match="another vocabulary"):
         create_engine(settings(tiny_folder, observer=str(bundled)))
+
+
+def damaged(folder: Path, target: Path, edit) -> Path:
+    """A copy of a model's folder whose tensors `edit` has changed."""
+    shutil.copytree(folder, target)
+    weights = load_file(target / "model.safetensors")
+    edit(weights)
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda weights: [weights.pop(f"model.layers.{layer}.mlp.up_proj.weight") for layer in range(2)],
+            r"2 tensors are missing \(model\.layers\.0\.mlp\.up_proj\.weight, model\.layers\.1",
+        ),
+        (lambda weights: weights.update({"model.layers.0.mlp.up_proj.qweight": torch.ones(3)}), r"1 tensors are unexpected \(.*qweight\)"),
+        (
+            lambda weights: weights.update({"model.norm.weight": torch.ones(3)}),
+            r"1 tensors are of another shape \(model\.norm\.weight\)",
+        ),
+    ],
+)
+def test_an_incomplete_checkpoint_is_refused_by_name(tiny_folder: Path, tmp_path: Path, edit, message: str) -> None:
+    with pytest.raises(SetupError, match=message):
+        create_engine(settings(damaged(tiny_folder, tmp_path / "damaged", edit)))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors"])
+def test_a_checkpoint_of_a_foreign_quantization_is_refused_by_name(tiny_folder: Path, tmp_path: Path, method: str) -> None:
+    folder = damaged(tiny_folder, tmp_path / "quantized", lambda weights: None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method, "bits": 4}}))
+    with pytest.raises(SetupError, match=f"is quantized by '{method}', which Litmus does not load"):
+        create_engine(settings(folder))
+
+
+def test_a_checkpoint_that_bitsandbytes_saved_is_served_as_it_is(tiny_folder: Path, tmp_path: Path) -> None:
+    quantized = AutoModelForCausalLM.from_pretrained(
+        tiny_folder, dtype=torch.bfloat16, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    )
+    quantized.save_pretrained(tmp_path)
+    for file in tiny_folder.glob("token*"):
+        shutil.copy(file, tmp_path)
+    _, facts = create_engine(settings(tmp_path, quantize="none"))
+    assert facts.dtype == "bfloat16"
+
+
+def test_an_adapter_is_refused_with_the_name_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "org/base"}')
+    with pytest.raises(SetupError, match=r"is a LORA adapter of org/base, not a model; merge it into its base"):
+        create_engine(settings(tmp_path))

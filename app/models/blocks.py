@@ -1,0 +1,113 @@
+"""GGUF's quantized block types as groups of levels with a scale and a minimum, without another rounding of the levels.
+
+The layouts are those of ggml (ggml-common.h): Q4_0, Q4_1 and Q4_K become 4-bit groups of 32; Q5_0, Q5_1, Q5_K, Q8_0 8-bit groups of 32;
+Q6_K 8-bit groups of 16. Knows no file and no layer.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from app.engine.grouped import GroupedWeights
+
+Blocks = torch.Tensor  # uint8 [rows, blocks of a row, bytes of a block]
+Groups = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # levels [rows, blocks, elements], scale and minimum [rows, blocks, groups]
+
+
+def _float16(blocks: Blocks, at: int) -> torch.Tensor:
+    """The float16 at byte `at` of each block, as float32 `[rows, blocks, 1]`."""
+    return blocks[..., at : at + 2].contiguous().view(torch.float16).float()
+
+
+def _nibbles(packed: Blocks) -> torch.Tensor:
+    """Low halves, then high halves, of each run of bytes."""
+    return torch.cat([packed & 15, packed >> 4], -1)
+
+
+def _fifth_bits(packed: Blocks) -> torch.Tensor:
+    """Bit j of a 32-bit word, as 16 * bit, for element j."""
+    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8) & 1
+    return bits.flatten(-2) << 4
+
+
+def _q4_0(blocks: Blocks) -> Groups:
+    scale = _float16(blocks, 0)
+    return _nibbles(blocks[..., 2:]), scale, -8 * scale
+
+
+def _q4_1(blocks: Blocks) -> Groups:
+    return _nibbles(blocks[..., 4:]), _float16(blocks, 0), _float16(blocks, 2)
+
+
+def _q5_0(blocks: Blocks) -> Groups:
+    scale = _float16(blocks, 0)
+    return _nibbles(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6]), scale, -16 * scale
+
+
+def _q5_1(blocks: Blocks) -> Groups:
+    return _nibbles(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8]), _float16(blocks, 0), _float16(blocks, 2)
+
+
+def _q8_0(blocks: Blocks) -> Groups:
+    scale = _float16(blocks, 0)
+    return blocks[..., 2:] ^ 128, scale, -128 * scale  # a signed byte plus 128
+
+
+def _six_bit_scales(packed: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and minima of the eight sub-blocks of Q4_K and Q5_K, from 12 bytes: 6 bits each."""
+    first, second, third = packed[..., 0:4], packed[..., 4:8], packed[..., 8:12]
+    scales = torch.cat([first & 63, (third & 15) | (first >> 6 << 4)], -1)
+    minima = torch.cat([second & 63, (third >> 4) | (second >> 6 << 4)], -1)
+    return scales.float(), minima.float()
+
+
+def _k_scales(blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
+    scales, minima = _six_bit_scales(blocks[..., 4:16])
+    return _float16(blocks, 0) * scales, -_float16(blocks, 2) * minima
+
+
+def _k_nibbles(packed: Blocks) -> torch.Tensor:
+    """256 levels from 128 bytes: of each 32 bytes the low halves, then the high halves."""
+    return _nibbles(packed.unflatten(-1, (4, 32))).flatten(-2)
+
+
+def _q4_k(blocks: Blocks) -> Groups:
+    return _k_nibbles(blocks[..., 16:144]), *_k_scales(blocks)
+
+
+def _q5_k(blocks: Blocks) -> Groups:
+    high = (blocks[..., 16:48].unsqueeze(-2) >> torch.arange(8, dtype=torch.uint8)[:, None] & 1) << 4  # [..., sub-block, 32]
+    return _k_nibbles(blocks[..., 48:176]) | high.flatten(-2), *_k_scales(blocks)
+
+
+def _q6_k(blocks: Blocks) -> Groups:
+    low = _nibbles(blocks[..., :128].unflatten(-1, (2, 64)))  # [..., half, 128]: elements l, l + 32, then l + 64, l + 96
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
+    high = (blocks[..., 128:192].unflatten(-1, (2, 1, 32)) >> shifts & 3) << 4  # [..., half, 4, 32]
+    scale = _float16(blocks, 208) * blocks[..., 192:208].contiguous().view(torch.int8).float()
+    return (low | high.flatten(-2)).flatten(-2), scale, -32 * scale
+
+
+# type name -> bytes of a block, elements of a block, bits of a level as Litmus keeps it, how it is unpacked
+TYPES: dict[str, tuple[int, int, int, Callable[[Blocks], Groups]]] = {
+    "Q4_0": (18, 32, 4, _q4_0),
+    "Q4_1": (20, 32, 4, _q4_1),
+    "Q4_K": (144, 256, 4, _q4_k),
+    "Q5_0": (22, 32, 8, _q5_0),
+    "Q5_1": (24, 32, 8, _q5_1),
+    "Q5_K": (176, 256, 8, _q5_k),
+    "Q6_K": (210, 256, 8, _q6_k),
+    "Q8_0": (34, 32, 8, _q8_0),
+}
+
+
+def kind(type_name: str) -> tuple[int, int]:
+    """Bits of a level and weights of a group, as `unpack` gives them."""
+    return TYPES[type_name][2], 16 if type_name == "Q6_K" else 32
+
+
+def unpack(rows: torch.Tensor, type_name: str) -> GroupedWeights:
+    """Unpack rows of blocks, uint8 `[out, bytes of a row]`, of one of `TYPES`."""
+    size, _, bits, function = TYPES[type_name]
+    levels, scale, minimum = function(rows.unflatten(1, (-1, size)))
+    return GroupedWeights(levels.flatten(1), scale.flatten(1), minimum.flatten(1), bits)

@@ -1,0 +1,67 @@
+"""What a GGUF file says beside its weights: its vocabulary as a fast tokenizer, end tokens, default sampling parameters.
+
+transformers builds the tokenizer. It splits a text as GPT-2 does where it does not know the file's pre-tokenizer; here such a file is
+refused, as every text would be tokenized a little wrong.
+"""
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS, convert_gguf_tokenizer, get_gguf_tokenizer
+
+from app.errors import SetupError, UnsupportedModel, first_line
+from app.models.gguf import GGUFFile
+
+# Values of tokenizer.ggml.pre, as llama.cpp names the models' own ways to split a text.
+LIKE_GPT2 = frozenset({"default", "gpt-2", "phi-2", "jina-es", "jina-de", "mpt", "olmo", "roberta-bpe"})
+DIGITS_FIRST = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+CONTROL = 3  # of tokenizer.ggml.token_type
+# Control tokens that end an answer in some family of models, whatever the file names as its eos.
+END_NAMES = frozenset("<|im_end|> <|eot_id|> <|end|> <|eom_id|> <end_of_turn> <|end_of_text|> </s> <eos> <|eot|> <|return|>".split())
+# What llama-server samples with where neither the request nor the file says anything.
+LLAMA_SERVER_SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
+
+
+def create_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
+    """Raises `SetupError` for a vocabulary that cannot be read, and `UnsupportedModel` for a pre-tokenizer that is not known."""
+    splitter = file.metadata.get("tokenizer.ggml.pre", "default")
+    byte_level = file.metadata.get("tokenizer.ggml.model") == "gpt2"
+    if byte_level and splitter not in LIKE_GPT2 | DIGITS_FIRST | set(GGUF_PRE_TOKENIZER_SPLITS):
+        raise UnsupportedModel(f"{file.path.name}: its pre-tokenizer '{splitter}' is not known, so its texts would be tokenized wrong")
+    try:
+        architecture, vocabulary, config = get_gguf_tokenizer(str(file.path))
+        backend, _ = convert_gguf_tokenizer(architecture, vocabulary)
+    except (OSError, ValueError, KeyError) as error:
+        raise SetupError(f"{file.path.name}: no tokenizer could be made of it: {first_line(error)}") from error
+    backend = _without_foreign_tokens(backend, len(vocabulary["tokens"]))
+    if byte_level and splitter in DIGITS_FIRST:
+        parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: value for name, value in config.items() if value is not None})
+
+
+def _without_foreign_tokens(backend: Tokenizer, size: int) -> Tokenizer:
+    """Drop tokens beyond the file's own, such as the <|endoftext|> that transformers adds to every byte-level vocabulary."""
+    content = json.loads(backend.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < size]
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def generation_values(file: GGUFFile) -> dict[str, Any]:
+    """What generation_config.json says of other models: end tokens, and default sampling parameters, those of llama-server where the file
+    brings none.
+    """
+    found = {name: file.metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
+    brought = {name: value for name, value in found.items() if value is not None}
+    return {"eos_token_id": end_tokens(file), **(brought or LLAMA_SERVER_SAMPLING)}
+
+
+def end_tokens(file: GGUFFile) -> list[int]:
+    """Ids of eos, of the file's other end-of-turn tokens, and of control tokens that are known to end an answer."""
+    tokens, types = file.metadata["tokenizer.ggml.tokens"], file.metadata.get("tokenizer.ggml.token_type") or []
+    named = [file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    known = [id for id, (token, kind) in enumerate(zip(tokens, types, strict=False)) if kind == CONTROL and token in END_NAMES]
+    return sorted({int(id) for id in [*named, *known] if id is not None})

@@ -1,0 +1,23 @@
+"""GGUF's block types against the `gguf` package's own dequantization, on random blocks."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from app.models.blocks import TYPES, kind, unpack
+
+HALVES = {"Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_1": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # bytes at which a float16 stands
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_block_type_is_unpacked_exactly(name: str) -> None:
+    size = TYPES[name][0]
+    blocks = np.random.default_rng(0).integers(0, 256, (7, 4, size), dtype=np.uint8)
+    for at in HALVES.get(name, (0,)):
+        blocks[..., at + 1] &= 0x3B  # neither infinite nor NaN
+    raw = blocks.reshape(7, -1)
+    weights = unpack(torch.from_numpy(raw), name)
+    expected = torch.from_numpy(gguf.dequantize(raw, gguf.GGMLQuantizationType[name]))
+    torch.testing.assert_close(weights.dequantize(), expected, atol=1e-6, rtol=1e-6)
+    assert (weights.bits, weights.group_size) == kind(name) and int(weights.levels.max()) < 1 << weights.bits
