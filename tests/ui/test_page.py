@@ -143,6 +143,8 @@ def test_the_next_turn_sends_the_conversation_without_notes(loaded: Page, fake: 
     loaded.get_by_text("Settings").click()
     loaded.get_by_label("Temperature").fill("0")
     loaded.get_by_label("System prompt").fill("Be brief.")
+    loaded.get_by_label("System prompt").press("Tab")
+    expect(loaded.get_by_label("System prompt")).to_have_value("Be brief.")
     expect(loaded.get_by_role("button", name="Send")).to_be_enabled()
     with loaded.expect_response("**/queue/join*"):
         ask(loaded, "  ")
