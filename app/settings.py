@@ -74,8 +74,8 @@ class ModelSettings(Group):
     name: str | None = Field(None, description="name of the model in the API; the last part of the path when not set")
     quantize: Literal["none", "int8", "nf4", "fp4", "int4"] = Field(
         "none",
-        description="quantization of the linear layers: int8, nf4 and fp4 use bitsandbytes; "
-        "int4 is for a CPU, in groups of 32 weights, and rounds bfloat16 inputs to 8 bits",
+        description="quantization of the linear layers: nf4 and fp4 by bitsandbytes, int8 by bitsandbytes on CUDA; on a CPU int8 and int4 "
+        "are groups of 32 weights, whose bfloat16 inputs are rounded to 8 bits",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: that of the checkpoint, but float32 on a CPU for models under 64 million parameters"

@@ -59,7 +59,7 @@ class Engine:
         self._grammar_states: dict[str, GrammarState] = {}  # by the request's id
         self._groups: dict[str, SearchGroup] = {}  # by the request's id
         self._pending_events: list[Event] = []  # returned by the next step, before its own
-        self._queue_events_s = 0.0  # when the waiting requests last got their positions
+        self._last_queue_report_s = 0.0  # when the waiting requests last got their positions
 
     def submit(self, job: Job) -> None:
         """Accept a job. One that can never be served fails with an event of the next step."""
@@ -78,7 +78,8 @@ class Engine:
         self._forget(id)
         if id in self._compiling:
             _, future = self._compiling.pop(id)
-            return future.cancel() or True
+            future.cancel()
+            return True
         return self.scheduler.cancel(id)
 
     def fail_all(self, error: LitmusError) -> list[Event]:
@@ -97,7 +98,7 @@ class Engine:
         return self.scheduler.idle and not self._pending_events and not self._compiling
 
     def step(self) -> list[Event]:
-        """Schedule, run, account. Returns at most one delta a decoding slot, and nothing when there is nothing to do."""
+        """Schedule, run, account. Returns at most one delta a decoding slot; without a plan, only events that were pending."""
         self._add_compiled()
         events, self._pending_events = self._pending_events, []
         plan = self.scheduler.schedule(self._detokenize)
@@ -161,9 +162,9 @@ class Engine:
 
     def _queue_events(self) -> list[Event]:
         now_s = time.monotonic()
-        if now_s - self._queue_events_s < QUEUE_EVENT_INTERVAL_S:
+        if now_s - self._last_queue_report_s < QUEUE_EVENT_INTERVAL_S:
             return []
-        self._queue_events_s = now_s
+        self._last_queue_report_s = now_s
         return list(self.scheduler.queue())
 
     def _run(self, plan: Plan, events: list[Event]) -> None:
@@ -173,10 +174,10 @@ class Engine:
         batch = flatten_plan(plan, self.performer.scoring_slot)
         layout = layout_of([(slot.index, slot.length) for slot in plan.decodes], batch.spans, self.limits.context, self.performer.device)
         hidden = self.performer.forward(batch.ids, batch.positions, layout)
-        self._account_slots(plan, batch, hidden, events)
+        self._finish_slots(plan, batch, hidden, events)
         self._account_texts(batch, hidden, events)
 
-    def _account_slots(self, plan: Plan, batch: FlatBatch, hidden: torch.Tensor, events: list[Event]) -> None:
+    def _finish_slots(self, plan: Plan, batch: FlatBatch, hidden: torch.Tensor, events: list[Event]) -> None:
         """`hidden` are the states `[rows, hidden]` of the whole step."""
         for slot in plan.decodes:
             slot.length += 1

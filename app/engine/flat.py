@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
 from app.engine.fused import FusedDecoder, create_fused_decoder
-from app.engine.grouped import group_layers, keep_samples
+from app.engine.grouped import keep_inputs, quantize_layers
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.ledger import Ledger, activation_bytes, device_memory, weight_bytes
 from app.engine.linear import prepack_layers
@@ -94,8 +94,8 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
     name = type(model).__name__
     ids = [(7919 * i + 11) % int(model.config.get_text_config().vocab_size) for i in range(CHECK_TOKENS)]
     if scheme != "none":
-        group_layers(model, scheme)
-    with torch.inference_mode(), keep_samples(model):
+        quantize_layers(model, scheme)
+    with torch.inference_mode(), keep_inputs(model):
         expected = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
     attention = _install_attention(model)
     flat = FlatModel(model, attention, None)

@@ -16,7 +16,7 @@ GROUP_SIZE = 32  # of Litmus's own rounding
 MAX_LEVEL = 15  # in 4 bits
 ZERO_LEVEL = 128  # in 8 bits: the level of the value 0
 MAX_MAGNITUDE = 127  # in 8 bits: the largest distance from it
-FITS = 2  # times that scale and minimum are fitted by least squares, and the levels chosen again
+FIT_ROUNDS = 2  # in each, scale and minimum are fitted by least squares, and the levels chosen again
 TINY = 1e-8  # the smallest scale: a group of equal weights has no range
 
 
@@ -48,16 +48,16 @@ class GroupedLinear(nn.Module):
         self,
         unpack: Callable[[], GroupedWeights],
         shape: tuple[int, int],
-        kind: tuple[int, int],
+        group_format: tuple[int, int],
         dtype: torch.dtype,
         bias: torch.Tensor | None = None,
     ) -> None:
-        """`shape` is `[out, in]`, `kind` the bits and the group size of what `unpack` gives, `dtype` that of the products."""
+        """`shape` is `[out, in]`, `group_format` the bits and the group size of what `unpack` gives, `dtype` that of the products."""
         super().__init__()
-        self.unpack, self.kind, self.dtype = unpack, kind, dtype
+        self.unpack, self.group_format, self.dtype = unpack, group_format, dtype
         self.out_features, self.in_features = shape
         self.bias = bias
-        self.sample: torch.Tensor | None = None  # inputs [1, tokens, in] of a first forward; see `keep_samples`
+        self.check_inputs: torch.Tensor | None = None  # inputs [1, tokens, in] of a first forward; see `keep_inputs`
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(x, self.unpack())
@@ -80,9 +80,9 @@ class GroupedEmbedding(nn.Module):
         return rows.dequantize().to(self.dtype).view(*ids.shape, -1)
 
 
-def group_layers(model: PreTrainedModel, scheme: str) -> None:
-    """Round a plain model's linear layers, in place: `int8` in 8 bits; `int4` in 4 bits, but the vocabulary projection in 8, as 4 would
-    cost it 5% of perplexity. An embedding that is tied to the projection shares its weights. Layers that do not divide into groups stay.
+def quantize_layers(model: PreTrainedModel, scheme: str) -> None:
+    """Round a plain model's linear layers, in place: `int8` in 8 bits; `int4` in 4 bits, but the vocabulary projection in 8, as 4 bits harm
+    it most. An embedding that is tied to the projection shares its weights. Layers that do not divide into groups stay.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
@@ -117,22 +117,22 @@ def _constant(weights: GroupedWeights) -> Callable[[], GroupedWeights]:
 
 
 @contextmanager
-def keep_samples(model: nn.Module) -> Iterator[None]:
-    """While open, each `GroupedLinear` keeps the inputs of its last call as `sample`."""
+def keep_inputs(model: nn.Module) -> Iterator[None]:
+    """While open, each `GroupedLinear` keeps the inputs of its last call as `check_inputs`."""
     layers = [module for module in model.modules() if isinstance(module, GroupedLinear)]
-    hooks = [layer.register_forward_pre_hook(_keep_sample) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(_keep_inputs) for layer in layers]
     yield
     for hook in hooks:
         hook.remove()
 
 
-def _keep_sample(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-    layer.sample = args[0].detach()
+def _keep_inputs(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    layer.check_inputs = args[0].detach()
 
 
 def can_concatenate(parts: Sequence[GroupedLinear]) -> bool:
     """Whether the parts' weights have the same bits and groups."""
-    return len({part.kind for part in parts}) == 1
+    return len({part.group_format for part in parts}) == 1
 
 
 def concatenate(parts: Sequence[GroupedLinear]) -> GroupedLinear:
@@ -140,13 +140,13 @@ def concatenate(parts: Sequence[GroupedLinear]) -> GroupedLinear:
 
     def unpack() -> GroupedWeights:
         weights = [part.unpack() for part in parts]
-        levels, scale, minimum = (torch.cat(kind) for kind in zip(*((w.levels, w.scale, w.minimum) for w in weights), strict=True))
+        levels, scale, minimum = (torch.cat(column) for column in zip(*((w.levels, w.scale, w.minimum) for w in weights), strict=True))
         return GroupedWeights(levels, scale, minimum, weights[0].bits)
 
     biases = [part.bias for part in parts if part.bias is not None]
     shape = (sum(part.out_features for part in parts), parts[0].in_features)
-    made = GroupedLinear(unpack, shape, parts[0].kind, parts[0].dtype, torch.cat(biases) if biases else None)
-    made.sample = parts[0].sample
+    made = GroupedLinear(unpack, shape, parts[0].group_format, parts[0].dtype, torch.cat(biases) if biases else None)
+    made.check_inputs = parts[0].check_inputs
     return made
 
 
@@ -157,7 +157,7 @@ def quantize_4_bits(weight: torch.Tensor) -> GroupedWeights:
     scale = ((high - minimum) / MAX_LEVEL).clamp_(min=TINY)
     levels = _nearest_levels(grouped, scale, minimum)
     total = grouped.sum(-1)
-    for _ in range(FITS):
+    for _ in range(FIT_ROUNDS):
         sums, squares, products = levels.sum(-1), (levels * levels).sum(-1), (levels * grouped).sum(-1)
         spread = GROUP_SIZE * squares - sums * sums
         scale = torch.where(spread > 0, (GROUP_SIZE * products - sums * total) / spread.clamp(min=1), scale).clamp_(min=TINY)

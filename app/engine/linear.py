@@ -97,7 +97,7 @@ class Int4Linear(nn.Module):
 def prepack_layers(model: nn.Module) -> None:
     """Replace the linear layers of a model on a CPU by faster ones. Other kinds of layers, such as bitsandbytes' int8, stay.
 
-    A `GroupedLinear` that has a `sample` of its inputs keeps them in bfloat16 if rounding them harms its outputs; the log counts these.
+    A `GroupedLinear` that has `check_inputs` keeps its inputs in bfloat16 if rounding them harms its outputs; the log counts these.
     """
     embeddings: list[tuple[nn.Module, str, GroupedEmbedding]] = []
     packed_heads: dict[int, PackedWeights] = {}
@@ -151,7 +151,7 @@ def _prepacked_groups(layer: GroupedLinear) -> nn.Module:
     compiled = kernel() if dtype == torch.bfloat16 else None
     if compiled is not None:
         tiled = TiledLinear(packing.pack_grouped(weights, compiled.columns), layer.out_features, layer.bias, compiled)
-        if layer.sample is None or _error(tiled(layer.sample), layer.multiply(layer.sample, weights)) <= MAX_INPUT_ERROR:
+        if layer.check_inputs is None or _error(tiled(layer.check_inputs), layer.multiply(layer.check_inputs, weights)) <= MAX_INPUT_ERROR:
             return tiled
         if weights.bits == 4:
             table = [float(level) for level in range(16)]

@@ -101,7 +101,7 @@ TYPES: dict[str, tuple[int, int, int, Callable[[Blocks], Groups]]] = {
 }
 
 
-def kind(type_name: str) -> tuple[int, int]:
+def group_format(type_name: str) -> tuple[int, int]:
     """Bits of a level and weights of a group, as `unpack` gives them."""
     return TYPES[type_name][2], 16 if type_name == "Q6_K" else 32
 

@@ -1,6 +1,7 @@
-"""A GGUF file as transformers' configuration and model: metadata by the `gguf` package, weights mapped from the file.
+"""A GGUF file as transformers' configuration and model: metadata and tensors, mapped from the file.
 
-Quantized weights stay in the file until the engine packs them, layer by layer; nothing is dequantized as a whole. Knows no tokenizer.
+Weights in 4 and 8 bits stay in the file until the engine packs them, layer by layer. Those of other types are dequantized, tensor by
+tensor. Knows no tokenizer.
 """
 
 import re
@@ -37,7 +38,7 @@ ARCHITECTURES = {
     "starcoder2": "starcoder2",
     "stablelm": "stablelm",
 }
-NORM_PLUS_ONE = ("gemma3",)  # llama.cpp stores weight + 1 of their norms
+NORM_PLUS_ONE = frozenset({"gemma3_text"})  # model types of whose norms llama.cpp stores weight + 1
 INTERLEAVED_ROPE = ("llama", "mistral")  # llama.cpp rotates neighbouring rows of a head, transformers its halves
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1: each frequency is divided by its factor
@@ -236,7 +237,7 @@ def _place(
     if grouped and type(module) is nn.Linear:
         bias = module.bias
         layer = GroupedLinear(
-            partial(_unpack, tensor, order), (module.out_features, module.in_features), blocks.kind(tensor.type), dtype, bias
+            partial(_unpack, tensor, order), (module.out_features, module.in_features), blocks.group_format(tensor.type), dtype, bias
         )
         setattr(parent, child, layer)
     elif grouped and type(module) is nn.Embedding:
@@ -245,7 +246,7 @@ def _place(
         setattr(parent, child, GroupedEmbedding(unpack, module.num_embeddings, dtype))
     else:
         values = tensor.floats() if order is None else tensor.floats()[order]
-        if "norm" in path and model.config.model_type in {"gemma3_text"}:
+        if "norm" in path and model.config.model_type in NORM_PLUS_ONE:
             values = values - 1
         setattr(module, kind, nn.Parameter(values.to(dtype), requires_grad=False))
 
@@ -260,7 +261,7 @@ def _tie(model: PreTrainedModel, file: GGUFFile, embeddings: dict[str, Callable[
     head: Any = model.get_output_embeddings()
     if isinstance(embedding, GroupedEmbedding):
         unpack = embeddings["tied"]
-        kind = blocks.kind(file.tensors["token_embd.weight"].type)
-        model.set_output_embeddings(GroupedLinear(unpack, (head.out_features, head.in_features), kind, dtype))
+        format = blocks.group_format(file.tensors["token_embd.weight"].type)
+        model.set_output_embeddings(GroupedLinear(unpack, (head.out_features, head.in_features), format, dtype))
     else:
         head.weight = embedding.weight

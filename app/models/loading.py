@@ -1,6 +1,6 @@
 """Builds a running engine from settings, in the worker process.
 
-Weights may be plain or quantized by bitsandbytes (int8, nf4, fp4), on a CPU or one CUDA device, or rounded to int4 on a CPU. Whatever
+Weights may be plain, of a GGUF file, quantized by bitsandbytes (nf4, fp4, and int8 on CUDA), or rounded to int4 or int8 on a CPU. Whatever
 cannot be served raises a `SetupError` whose message is shown to whoever starts Litmus.
 """
 

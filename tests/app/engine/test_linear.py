@@ -10,7 +10,7 @@ from bitsandbytes.nn import Linear4bit
 from driving import kernel_or_skip
 from torch import nn
 
-from app.engine.grouped import group_layers, keep_samples
+from app.engine.grouped import keep_inputs, quantize_layers
 from app.engine.kernel import kernel
 from app.engine.linear import (
     Int4Linear,
@@ -57,7 +57,7 @@ def rounded(plain: nn.Linear, scheme: str) -> tuple[nn.Module, nn.Linear]:
     """`plain` in groups, packed; and a plain layer with the weights that it was rounded to."""
     model = nn.Module()
     model.layer, model.get_output_embeddings, model.get_input_embeddings = plain, lambda: None, lambda: None
-    group_layers(model, scheme)
+    quantize_layers(model, scheme)
     reference = nn.Linear(plain.in_features, plain.out_features, bias=False).to(plain.weight.dtype)
     reference.weight = nn.Parameter(model.layer.unpack().dequantize().to(plain.weight.dtype), requires_grad=False)
     reference.bias = plain.bias
@@ -102,7 +102,7 @@ def test_layers_without_a_faster_kind_stay() -> None:
         }
     )
     model.get_output_embeddings = model.get_input_embeddings = lambda: None
-    group_layers(model, "int4")
+    quantize_layers(model, "int4")
     prepack_layers(model)
     packed = "PackedLinear" if kernel() is None else "TiledLinear"
     assert [type(model[name]).__name__ for name in model] == ["Linear", "Int4Linear", packed, "Subclass"]
@@ -134,11 +134,11 @@ def test_a_layer_that_rounded_inputs_harm_keeps_them_in_bfloat16(caplog: pytest.
     for scheme in ("int4", "int8"):
         model = nn.Module()
         model.layer, model.get_output_embeddings, model.get_input_embeddings = plain, lambda: None, lambda: None
-        group_layers(model, scheme)
+        quantize_layers(model, scheme)
         x = torch.randn(1, 24, 64).bfloat16()
         x[..., ::32] = 300
         expected = model.layer(x)
-        with keep_samples(model):
+        with keep_inputs(model):
             model.layer(x)
         with caplog.at_level(logging.INFO):
             prepack_layers(model)

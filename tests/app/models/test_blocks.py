@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.models.blocks import TYPES, kind, unpack
+from app.models.blocks import TYPES, group_format, unpack
 
 HALVES = {"Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_1": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # bytes at which a float16 stands
 
@@ -20,4 +20,4 @@ def test_every_block_type_is_unpacked_exactly(name: str) -> None:
     weights = unpack(torch.from_numpy(raw), name)
     expected = torch.from_numpy(gguf.dequantize(raw, gguf.GGMLQuantizationType[name]))
     torch.testing.assert_close(weights.dequantize(), expected, atol=1e-6, rtol=1e-6)
-    assert (weights.bits, weights.group_size) == kind(name) and int(weights.levels.max()) < 1 << weights.bits
+    assert (weights.bits, weights.group_size) == group_format(name) and int(weights.levels.max()) < 1 << weights.bits

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.grouped import group_layers
+from app.engine.grouped import quantize_layers
 from app.engine.layout import Span, layout_of
 from app.engine.request import Delta, Generate, SamplingParams
 from app.errors import SetupError
@@ -99,7 +99,7 @@ def test_logits_in_a_full_batch_match_transformers_forward(tmp_path: Path, name:
     source, rounded = source_of(str(tmp_path)), quantize if quantize in {"int4", "int8"} else "none"
     reference = _load(source, options, torch.device("cpu"))
     if rounded != "none":
-        group_layers(reference, rounded)
+        quantize_layers(reference, rounded)
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0].float()
     flat = create_flat_model(_load(source, options, torch.device("cpu")), CacheLimits(3, 128), rounded)
