@@ -5,6 +5,7 @@ import json
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,19 +17,18 @@ from app.engine import flat
 from app.models import loading
 
 
-def test_stages_do_not_overlap_and_add_up():
+def test_stages_do_not_overlap_and_add_up(monkeypatch):
+    now_s = [100.0]
+    monkeypatch.setattr(start, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
     clock = Clock()
-    start_s = time.perf_counter()
     with clock.stage("outer"):
-        time.sleep(0.05)
+        now_s[0] += 0.05
         with clock.stage("inner"):
-            time.sleep(0.1)
-    time.sleep(0.02)
+            now_s[0] += 0.1
+    now_s[0] += 0.02
     seconds = {name: stage["s"] for name, stage in clock.results().items()}
-    assert (
-        seconds["outer"] == pytest.approx(0.05, abs=0.03) and seconds["inner"] == pytest.approx(0.1, abs=0.03) and seconds["rest"] >= 0.02
-    )
-    assert sum(seconds.values()) == pytest.approx(time.perf_counter() - start_s, abs=0.01)
+    assert seconds["outer"] == pytest.approx(0.05) and seconds["inner"] == pytest.approx(0.1) and seconds["rest"] == pytest.approx(0.02)
+    assert sum(seconds.values()) == pytest.approx(0.17)
 
 
 def test_steps_in_other_threads_are_counted_apart():
