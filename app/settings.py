@@ -108,7 +108,7 @@ class ModelSettings(Group):
 
     @property
     def served_name(self) -> str:
-        if self.name is None and self.path == str(smollm2()):
+        if self.name is None and Path(self.path) == smollm2():
             return DEFAULT_NAME
         return self.name or self.path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 

@@ -129,7 +129,7 @@ def install_timers(clock: Clock, read_method: str, quantize: str) -> Iterator[No
         (torch.Tensor, "to", "to_device", torch.Tensor.to),
         *((quantizer, "convert", "quantize", quantizer.convert) for quantizer in quantizers(quantize)),
         (flat, "quantize_layers", "quantize", flat.quantize_layers),
-        (flat, "prepack_layers", "quantize" if quantize == "int4" else "pack", flat.prepack_layers),
+        (flat, "prepack_layers", "quantize" if quantize in {"int4", "int8"} else "pack", flat.prepack_layers),
         (loading, "create_flat_model", "prove", loading.create_flat_model),
         (loading, "warm_up", "warm_up", loading.warm_up),
     ]

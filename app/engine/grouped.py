@@ -66,6 +66,14 @@ class GroupedLinear(nn.Module):
         """The layer's outputs for `weights` that were unpacked before."""
         return F.linear(x, weights.dequantize().to(self.dtype), self.bias)
 
+    def plain(self) -> nn.Linear:
+        """The same layer with its weights dequantized for good."""
+        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        plain.weight = nn.Parameter(self.unpack().dequantize().to(self.dtype), requires_grad=False)
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias.detach(), requires_grad=False)
+        return plain
+
 
 class GroupedEmbedding(nn.Module):
     """An embedding that unpacks its weights in every call, until it is packed. A tied vocabulary projection has the same `unpack`."""
@@ -79,37 +87,40 @@ class GroupedEmbedding(nn.Module):
         rows = GroupedWeights(weights.levels[ids.flatten()], weights.scale[ids.flatten()], weights.minimum[ids.flatten()], weights.bits)
         return rows.dequantize().to(self.dtype).view(*ids.shape, -1)
 
+    def plain(self) -> nn.Embedding:
+        """The same embedding with its weights dequantized for good."""
+        return nn.Embedding.from_pretrained(self.unpack().dequantize().to(self.dtype))
+
+
+def layers_of(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Every module inside another as (parent, name, module). What the caller replaces meanwhile is not visited."""
+    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
+        for name, layer in list(parent.named_children()):
+            yield parent, name, layer
+
 
 def quantize_layers(model: PreTrainedModel, scheme: str) -> None:
     """Round a plain model's linear layers, in place: `int8` in 8 bits; `int4` in 4 bits, but the vocabulary projection in 8, as 4 bits harm
     it most. An embedding that is tied to the projection shares its weights. Layers that do not divide into groups stay.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
-        for name, layer in list(parent.named_children()):
-            if type(layer) is not nn.Linear or layer.in_features % GROUP_SIZE:
-                continue
-            bits = 8 if scheme == "int8" or layer is head else 4
-            weights = (quantize_8_bits if bits == 8 else quantize_4_bits)(layer.weight.detach())
-            shape = (layer.out_features, layer.in_features)
-            replacement = GroupedLinear(_constant(weights), shape, (bits, GROUP_SIZE), layer.weight.dtype, layer.bias)
-            if layer is head and type(embedding) is nn.Embedding and embedding.weight is layer.weight:
-                model.set_input_embeddings(GroupedEmbedding(replacement.unpack, len(layer.weight), layer.weight.dtype))
-            setattr(parent, name, replacement)
+    for parent, name, layer in layers_of(model):
+        if type(layer) is not nn.Linear or layer.in_features % GROUP_SIZE:
+            continue
+        bits = 8 if scheme == "int8" or layer is head else 4
+        weights = (quantize_8_bits if bits == 8 else quantize_4_bits)(layer.weight.detach())
+        shape = (layer.out_features, layer.in_features)
+        replacement = GroupedLinear(_constant(weights), shape, (bits, GROUP_SIZE), layer.weight.dtype, layer.bias)
+        if layer is head and type(embedding) is nn.Embedding and embedding.weight is layer.weight:
+            model.set_input_embeddings(GroupedEmbedding(replacement.unpack, len(layer.weight), layer.weight.dtype))
+        setattr(parent, name, replacement)
 
 
 def dequantize_layers(model: PreTrainedModel) -> None:
     """Make every layer in groups a plain one again, for devices that have no kernel for groups."""
-    for parent in [module for module in model.modules() if next(module.children(), None) is not None]:
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, GroupedEmbedding):
-                setattr(parent, name, nn.Embedding.from_pretrained(layer.unpack().dequantize().to(layer.dtype)))
-            elif isinstance(layer, GroupedLinear):
-                plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-                plain.weight = nn.Parameter(layer.unpack().dequantize().to(layer.dtype), requires_grad=False)
-                if layer.bias is not None:
-                    plain.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
-                setattr(parent, name, plain)
+    for parent, name, layer in layers_of(model):
+        if isinstance(layer, GroupedEmbedding | GroupedLinear):
+            setattr(parent, name, layer.plain())
 
 
 def _constant(weights: GroupedWeights) -> Callable[[], GroupedWeights]:
@@ -121,9 +132,11 @@ def keep_inputs(model: nn.Module) -> Iterator[None]:
     """While open, each `GroupedLinear` keeps the inputs of its last call as `check_inputs`."""
     layers = [module for module in model.modules() if isinstance(module, GroupedLinear)]
     hooks = [layer.register_forward_pre_hook(_keep_inputs) for layer in layers]
-    yield
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _keep_inputs(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:

@@ -99,24 +99,24 @@ def prepack_layers(model: nn.Module) -> None:
 
     A `GroupedLinear` that has `check_inputs` keeps its inputs in bfloat16 if rounding them harms its outputs; the log counts these.
     """
+    paths = {id(module): path for path, module in model.named_modules()}
     embeddings: list[tuple[nn.Module, str, GroupedEmbedding]] = []
-    packed_heads: dict[int, PackedWeights] = {}
+    packed_layers: dict[int, PackedWeights] = {}  # by what unpacked them: a tied embedding and its projection have the same
     kept: list[str] = []
-    for path, parent in [(path, module) for path, module in model.named_modules() if next(module.children(), None) is not None]:
-        for name, child in list(parent.named_children()):
-            if isinstance(child, GroupedEmbedding):
-                embeddings.append((parent, name, child))
-                continue
-            replacement = _prepacked(child)
-            if replacement is None:
-                continue
-            setattr(parent, name, replacement)
-            if isinstance(child, GroupedLinear) and isinstance(replacement, TiledLinear):
-                packed_heads[id(child.unpack)] = replacement.packed
-                if not replacement.packed.rounds_inputs:
-                    kept.append(f"{path}.{name}")
+    for parent, name, layer in grouped.layers_of(model):
+        if isinstance(layer, GroupedEmbedding):
+            embeddings.append((parent, name, layer))
+            continue
+        replacement = _prepacked(layer)
+        if replacement is None:
+            continue
+        setattr(parent, name, replacement)
+        if isinstance(layer, GroupedLinear) and isinstance(replacement, TiledLinear):
+            packed_layers[id(layer.unpack)] = replacement.packed
+            if not replacement.packed.rounds_inputs:
+                kept.append(paths[id(layer)])
     for parent, name, embedding in embeddings:
-        setattr(parent, name, _prepacked_embedding(embedding, packed_heads.get(id(embedding.unpack))))
+        setattr(parent, name, _prepacked_embedding(embedding, packed_layers.get(id(embedding.unpack))))
     if kept:
         log.info(
             "%d layers keep bfloat16 inputs, as rounding them to 8 bits changes their outputs too much: %s", len(kept), ", ".join(kept)
@@ -159,21 +159,19 @@ def _prepacked_groups(layer: GroupedLinear) -> nn.Module:
             return TiledLinear(packed, layer.out_features, layer.bias, compiled)
     elif weights.bits == 4 and weights.group_size == GROUP_SIZE and layer.out_features % INT4_OUTPUT_MULTIPLE == 0:
         return Int4Linear(weights, layer.bias, dtype)
-    plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    plain.weight = nn.Parameter(weights.dequantize().to(dtype), requires_grad=False)
-    if layer.bias is not None:
-        plain.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    plain = layer.plain()
     return _prepacked_plain(plain) or plain
 
 
 def _prepacked_embedding(layer: GroupedEmbedding, packed: PackedWeights | None) -> nn.Module:
     """`packed` are the same weights as the vocabulary projection has them."""
-    weights, dtype = layer.unpack(), layer.dtype
-    compiled = kernel() if dtype == torch.bfloat16 else None
+    if packed is not None and packed.bits == 8:
+        return PackedEmbedding(packed, layer.num_embeddings, shared=True)
+    compiled = kernel() if layer.dtype == torch.bfloat16 else None
+    weights = layer.unpack()
     if compiled is None or weights.bits != 8:
-        return nn.Embedding.from_pretrained(weights.dequantize().to(dtype))
-    shared = packed is not None and packed.bits == 8
-    return PackedEmbedding(packed if shared and packed else packing.pack_grouped(weights, compiled.columns), layer.num_embeddings, shared)
+        return layer.plain()
+    return PackedEmbedding(packing.pack_grouped(weights, compiled.columns), layer.num_embeddings, shared=False)
 
 
 def _error(result: torch.Tensor, expected: torch.Tensor) -> float:

@@ -88,26 +88,27 @@ def _q6_k(blocks: Blocks) -> Groups:
     return (low | high.flatten(-2)).flatten(-2), scale, -32 * scale
 
 
-# type name -> bytes of a block, elements of a block, bits of a level as Litmus keeps it, how it is unpacked
+# type name -> bytes of a block, bits of a level as Litmus keeps it, weights of a group, how it is unpacked
 TYPES: dict[str, tuple[int, int, int, Callable[[Blocks], Groups]]] = {
-    "Q4_0": (18, 32, 4, _q4_0),
-    "Q4_1": (20, 32, 4, _q4_1),
-    "Q4_K": (144, 256, 4, _q4_k),
-    "Q5_0": (22, 32, 8, _q5_0),
-    "Q5_1": (24, 32, 8, _q5_1),
-    "Q5_K": (176, 256, 8, _q5_k),
-    "Q6_K": (210, 256, 8, _q6_k),
-    "Q8_0": (34, 32, 8, _q8_0),
+    "Q4_0": (18, 4, 32, _q4_0),
+    "Q4_1": (20, 4, 32, _q4_1),
+    "Q4_K": (144, 4, 32, _q4_k),
+    "Q5_0": (22, 8, 32, _q5_0),
+    "Q5_1": (24, 8, 32, _q5_1),
+    "Q5_K": (176, 8, 32, _q5_k),
+    "Q6_K": (210, 8, 16, _q6_k),
+    "Q8_0": (34, 8, 32, _q8_0),
 }
 
 
 def group_format(type_name: str) -> tuple[int, int]:
     """Bits of a level and weights of a group, as `unpack` gives them."""
-    return TYPES[type_name][2], 16 if type_name == "Q6_K" else 32
+    _, bits, group, _ = TYPES[type_name]
+    return bits, group
 
 
 def unpack(rows: torch.Tensor, type_name: str) -> GroupedWeights:
     """Unpack rows of blocks, uint8 `[out, bytes of a row]`, of one of `TYPES`."""
-    size, _, bits, function = TYPES[type_name]
+    size, bits, _, function = TYPES[type_name]
     levels, scale, minimum = function(rows.unflatten(1, (-1, size)))
     return GroupedWeights(levels.flatten(1), scale.flatten(1), minimum.flatten(1), bits)

@@ -6,7 +6,6 @@ tensor. Knows no tokenizer.
 
 import re
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +25,6 @@ from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights
 from app.errors import SetupError, UnsupportedModel
 from app.models import blocks
 
-MAGIC = b"GGUF"
 # GGUF's architecture -> transformers' model type: dense decoders whose tensors carry over one by one.
 ARCHITECTURES = {
     "llama": "llama",
@@ -43,12 +41,6 @@ INTERLEAVED_ROPE = ("llama", "mistral")  # llama.cpp rotates neighbouring rows o
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1: each frequency is divided by its factor
 FLOAT_TYPES = ("F32", "F16", "BF16")
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether the file begins as GGUF files do."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +89,18 @@ class GGUFFile:
         return found
 
 
+def is_first_part(path: Path) -> bool:
+    """Whether a file is a model by itself, or the first of several that are one."""
+    found = PART.search(path.name)
+    return found is None or int(found[1]) == 1
+
+
 def parts_of(path: Path) -> list[Path]:
     """The files of a model: `path`, and if it is the first part of several, the others. Raises `SetupError` if one is missing."""
     found = PART.search(path.name)
     if found is None:
         return [path]
-    if int(found[1]) != 1:
+    if not is_first_part(path):
         raise SetupError(f"{path} is part {int(found[1])} of a split file; give its first part")
     stem = path.name[: found.start()]
     parts = [path.with_name(f"{stem}-{number:05}-of-{found[2]}.gguf") for number in range(1, int(found[2]) + 1)]
@@ -165,16 +163,15 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype) -> PreTrainedModel:
     model.generation_config.eos_token_id = config.eos_token_id
     names = _tensor_names(model, file)
     _check_tensors(file, names)
-    embeddings: dict[str, Callable[[], GroupedWeights]] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         tensor = file.tensors.get(names.get(name, ""))
         if tensor is None:
             continue  # the tied projection, which follows below
         if tensor.shape != tuple(parameter.shape):
             raise SetupError(f"{file.path.name}: tensor {tensor.name} is {list(tensor.shape)}, the model needs {list(parameter.shape)}")
-        _place(model, name, tensor, _row_order(file, tensor, config), dtype, embeddings)
+        _place(model, name, tensor, _row_order(file, tensor, config), dtype)
     if config.tie_word_embeddings:
-        _tie(model, file, embeddings, dtype)
+        _tie(model, file, dtype)
     if ROPE_FACTORS in file.tensors:
         rotary: Any = model.base_model.rotary_emb
         rotary.inv_freq = rotary.inv_freq / file.tensors[ROPE_FACTORS].floats()
@@ -221,14 +218,7 @@ def _row_order(file: GGUFFile, tensor: Tensor, config: PretrainedConfig) -> torc
     return rows.view(heads[kind], -1, 2).transpose(1, 2).reshape(-1)
 
 
-def _place(
-    model: PreTrainedModel,
-    name: str,
-    tensor: Tensor,
-    order: torch.Tensor | None,
-    dtype: torch.dtype,
-    embeddings: dict[str, Callable[[], GroupedWeights]],
-) -> None:
+def _place(model: PreTrainedModel, name: str, tensor: Tensor, order: torch.Tensor | None, dtype: torch.dtype) -> None:
     """Put a tensor into the model: layers in groups as they are in the file, all else dequantized."""
     path, _, kind = name.rpartition(".")
     parent_path, _, child = path.rpartition(".")
@@ -241,9 +231,7 @@ def _place(
         )
         setattr(parent, child, layer)
     elif grouped and type(module) is nn.Embedding:
-        unpack = partial(_unpack, tensor, None)
-        embeddings["tied"] = unpack
-        setattr(parent, child, GroupedEmbedding(unpack, module.num_embeddings, dtype))
+        setattr(parent, child, GroupedEmbedding(partial(_unpack, tensor, None), module.num_embeddings, dtype))
     else:
         values = tensor.floats() if order is None else tensor.floats()[order]
         if "norm" in path and model.config.model_type in NORM_PLUS_ONE:
@@ -256,12 +244,11 @@ def _unpack(tensor: Tensor, order: torch.Tensor | None) -> GroupedWeights:
     return blocks.unpack(raw if order is None else raw[order], tensor.type)
 
 
-def _tie(model: PreTrainedModel, file: GGUFFile, embeddings: dict[str, Callable[[], GroupedWeights]], dtype: torch.dtype) -> None:
+def _tie(model: PreTrainedModel, file: GGUFFile, dtype: torch.dtype) -> None:
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
     if isinstance(embedding, GroupedEmbedding):
-        unpack = embeddings["tied"]
-        format = blocks.group_format(file.tensors["token_embd.weight"].type)
-        model.set_output_embeddings(GroupedLinear(unpack, (head.out_features, head.in_features), format, dtype))
+        group_format = blocks.group_format(file.tensors["token_embd.weight"].type)
+        model.set_output_embeddings(GroupedLinear(embedding.unpack, (head.out_features, head.in_features), group_format, dtype))
     else:
         head.weight = embedding.weight

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from app.errors import SetupError, first_line
-from app.models.gguf import GGUFFile, config_of
+from app.models.gguf import GGUFFile, config_of, is_first_part
 
 ADAPTER = "adapter_config.json"
 
@@ -44,7 +44,7 @@ def source_of(path: str) -> Source:
         return Source(path)
     if (local / ADAPTER).is_file():
         raise SetupError(_adapter_message(local))
-    files = [file for file in sorted(local.glob("*.gguf")) if "-of-" not in file.name or "-00001-of-" in file.name]
+    files = [file for file in sorted(local.glob("*.gguf")) if is_first_part(file)]
     if len(files) > 1:
         raise SetupError(f"{path} holds several GGUF models ({', '.join(file.name for file in files)}); name one of them")
     return Source(path, _opened(files[0], files[0].stat().st_mtime_ns)) if files else Source(path)
