@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 from serving import RunningServer, serving
 
-from tests.ui.test_page import CHROMIUM, FLAGS
+from tests.ui.test_page import CHROMIUM, FLAGS, fill
 
 TEXT = (
     "It was the best of days to be a fox. The sun lay on the stubble, the dogs were asleep in the yard, and the old crow who sat on the "
@@ -46,7 +46,7 @@ def test_a_newcomer_chats(page: Page) -> None:
 
 def test_a_newcomer_scores_a_text(page: Page) -> None:
     page.get_by_role("tab", name="Score").click()
-    page.get_by_label("Text to score").fill(TEXT)
+    fill(page.get_by_label("Text to score"), TEXT)
     page.get_by_role("button", name="Score", exact=True).click()
     result = page.get_by_role("region", name="Result")
     expect(result.get_by_text(re.compile(r"^Binoculars \d\.\d{3}$"))).to_be_visible(timeout=30_000)

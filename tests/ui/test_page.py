@@ -118,9 +118,20 @@ def ask_until_taken(page: Page, text: str) -> None:
             return
 
 
+def fill(box: Locator, text: str) -> None:
+    """Fill a box behind a tab or an accordion, and again if it is emptied: Gradio mounts what is behind them when they are first opened, and
+    a script is faster than that.
+    """
+    for _ in range(20):
+        box.fill(text)
+        box.page.evaluate("() => new Promise(done => requestIdleCallback(() => setTimeout(done, 300)))")
+        if box.input_value() == text:
+            return
+
+
 def score(page: Page, text: str) -> None:
     page.get_by_role("tab", name="Score").click()
-    page.get_by_label("Text to score").fill(text)
+    fill(page.get_by_label("Text to score"), text)
     page.get_by_role("button", name="Score", exact=True).click()
 
 
@@ -152,8 +163,8 @@ def test_the_next_turn_sends_the_conversation_without_notes(loaded: Page, fake: 
     ask(loaded, QUESTION)
     expect(conversation(loaded)).to_contain_text("finished (stop)")
     loaded.get_by_text("Settings").click()
-    loaded.get_by_label("Temperature").fill("0")
-    loaded.get_by_label("System prompt").fill("Be brief.")
+    fill(loaded.get_by_label("Temperature"), "0")
+    fill(loaded.get_by_label("System prompt"), "Be brief.")
     loaded.get_by_label("System prompt").press("Tab")
     expect(loaded.get_by_label("System prompt")).to_have_value("Be brief.")
     expect(loaded.get_by_role("button", name="Send")).to_be_enabled()
