@@ -119,8 +119,9 @@ def ask_until_taken(page: Page, text: str) -> None:
 
 
 def fill(box: Locator, text: str) -> None:
-    """Fill a box behind a tab or an accordion, and again if it is emptied: Gradio mounts what is behind them when they are first opened, and
-    a script is faster than that.
+    """Fill a box behind a tab or an accordion, and again if it is emptied.
+
+    Gradio mounts what is behind them when they are first opened, and a script is faster than that.
     """
     for _ in range(20):
         box.fill(text)
