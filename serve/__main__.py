@@ -50,7 +50,6 @@ def serve(settings: Settings) -> None:
     finally:
         for process in getattr(server, "inference_workers", []):
             process.kill()
-        gc.freeze()  # or the interpreter looks at every object once more before it ends: two seconds
 
 
 def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:

@@ -8,11 +8,14 @@ import asyncio
 import contextlib
 import gc
 import logging
+import multiprocessing.connection
+import os
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import litserve
@@ -37,6 +40,7 @@ log = logging.getLogger(__name__)
 
 AddRoutes = Callable[[FastAPI, Router], None]
 DRAIN_POLL_S = 0.1
+MONITOR_INTERVAL_S = 0.2  # between two looks for dead workers
 SHUTDOWN_MARGIN_S = 5  # what the steps of a shutdown around the drain may take
 
 
@@ -63,9 +67,9 @@ class EngineSpec(LitSpec):
 
 
 class Server(litserve.LitServer):
-    """`finish_app` adds the routes and the page. Their imports take seconds, so it runs while the workers load their models."""
+    """Starts the API process at once, while the workers load their models. It is `app`'s lifespan that adds the routes and the page."""
 
-    def __init__(self, apis: list[ModelAPI], finish_app: Callable[[], None], drain_s: int) -> None:
+    def __init__(self, apis: list[ModelAPI], drain_s: int) -> None:
         super().__init__(
             apis,
             accelerator="cpu",  # LitServe places nothing: each ModelAPI chooses the device of its model
@@ -75,61 +79,68 @@ class Server(litserve.LitServer):
             healthcheck_path="/internal/health",
             info_path="/internal/info",
         )
+        self.monitor_internal = MONITOR_INTERVAL_S
         self._apis = apis
-        self._finish_app = finish_app
         self._once_ready: set[int] = set()  # numbers of the workers that have been ready at least once
         self._failure: SetupError | None = None
+        self._listening: list[socket.socket] = []
         self.uvicorn_graceful_timeout = drain_s + SHUTDOWN_MARGIN_S  # later than `_drain`, which ends the wait
 
+    def _init_manager(self, num_api_servers: int) -> Any:
+        """LitServe's own event lives in the manager process, which ends while LitServe's monitor still asks for it."""
+        manager = super()._init_manager(num_api_servers)
+        self._shutdown_event = threading.Event()
+        return manager
+
     def verify_worker_status(self) -> None:
-        """Return when the first worker is ready. Raises `SetupError` when one ends before that."""
-        self._finish_app()
-        while True:
-            for api, process in zip(self._apis, self.inference_workers, strict=True):
-                if not process.is_alive():
-                    raise _load_failure(api)
-            if any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
-                return
-            time.sleep(0.02)
+        """LitServe calls this to wait for a worker before it starts the API process. Here that one loads beside the workers."""
 
     def launch_single_inference_worker(self, lit_api: ModelAPI, worker_id: int) -> Any:
         """LitServe's monitor calls this to restart a dead worker.
 
-        A worker that exited by itself before it was ever ready would do so again. Instead of restarting it, the server finishes the jobs
-        in flight and ends with the same error as when no model can be loaded.
+        A worker that exited by itself before it was ever ready would do so again, and one that was killed while no worker has ever been
+        ready probably, too. Instead of restarting it, the server finishes the jobs in flight and ends with an error.
         """
+        for api in self._apis:
+            if self.workers_setup_status[f"{api.api_path.split('/')[-1]}_0"] == WorkerSetupStatus.READY:
+                self._once_ready.add(api.assignment.worker)
         worker = lit_api.assignment.worker
         process = self.inference_workers[worker]
-        if self.workers_setup_status[f"{lit_api.api_path.split('/')[-1]}_{worker_id}"] == WorkerSetupStatus.READY:
-            self._once_ready.add(worker)
-        if worker in self._once_ready or process.exitcode < 0:
+        if self._shutdown_event.is_set():
+            return process
+        if worker in self._once_ready or (process.exitcode < 0 and self._once_ready):
             return super().launch_single_inference_worker(lit_api, worker_id)
-        self._failure = _load_failure(lit_api)
-        self._shutdown_event.set()
+        name = lit_api.settings.served_name
+        self._fail(f"the worker of model '{name}' ended while it was loading the model; the lines above say why")
         return process
 
+    def _fail(self, message: str) -> None:
+        """Let the main process shut the server down and end with this message."""
+        self._failure = SetupError(message)
+        self._shutdown_event.set()
+
     def _start_server(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
-        self._listening: list[socket.socket] = args[3]
-        workers: dict[int, Any] = super()._start_server(*args, **kwargs)
-        return workers
+        self._listening = args[3]
+        processes: dict[int, Any] = super()._start_server(*args, **kwargs)
+        gc.enable()  # `serve.__main__` turned it off; the forked API process turns it on when it listens
+        threading.Thread(target=self._watch, args=(list(processes.values()),), daemon=True).start()
+        return processes
+
+    def _watch(self, api_processes: list[multiprocessing.Process]) -> None:
+        """End the server when an API process ends by itself: LitServe watches the workers only."""
+        multiprocessing.connection.wait([process.sentinel for process in api_processes])
+        if not self._shutdown_event.is_set():
+            self._fail("the process that answers requests ended; the lines above say why")
 
     def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
         """Refuse new clients at once. Closing the socket would not, because every forked process holds a copy of it."""
-        for listening in getattr(self, "_listening", []):
+        self._shutdown_event.set()
+        for listening in self._listening:
             with contextlib.suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
-        # Without this event, LitServe's monitor would restart workers that are being stopped. It is set in a new thread, which opens its
-        # own connection to the manager process: the connection of this thread may be in the middle of the call that the signal interrupted.
-        event_setter = threading.Thread(target=self._shutdown_event.set, daemon=True)
-        event_setter.start()
-        event_setter.join(SHUTDOWN_MARGIN_S)
         super()._perform_graceful_shutdown(*args, **kwargs)
         if self._failure is not None:
             raise self._failure
-
-
-def _load_failure(api: ModelAPI) -> SetupError:
-    return SetupError(f"the worker of model '{api.settings.served_name}' ended while it was loading the model; the lines above say why")
 
 
 def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Server:
@@ -141,34 +152,57 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
         ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), level)
         for model, replica in zip(models, router.replicas, strict=True)
     ]
-    server = Server(apis, lambda: _finish_app(server, router, add_routes, settings.server), settings.server.drain_s)
+    server = Server(apis, settings.server.drain_s)
     app: FastAPI = server.app
     app.router.routes.clear()  # LitServe's own index, health and info; Litmus has its own
     app.title, app.version = "Litmus", VERSION
     app.description = "Chats and scores text with one copy of a quantized language model."
     install(app, settings.server.max_body_bytes, settings.security.cors_origins)
+    _finish_in_lifespan(server, router, add_routes, settings.server)
     return server
 
 
-def _finish_app(server: Server, router: Router, add_routes: AddRoutes, settings: ServerSettings) -> None:
-    app: FastAPI = server.app
-    _add_docs(app)
-    add_routes(app, router)
-    litserve_lifespan = app.router.lifespan_context
+def _finish_in_lifespan(server: Server, router: Router, add_routes: AddRoutes, settings: ServerSettings) -> None:
+    """Add routes and page when the API process starts, before it listens: their imports take seconds and memory, which the main process
+    is spared, and the workers load meanwhile.
+    """
+    litserve_lifespan = server.app.router.lifespan_context
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.router.lifespan_context = litserve_lifespan  # the page adds its own to it
+        with _stop_at_once():
+            _add_docs(app)
+            _add_routes_or_exit(app, router, add_routes)
         server.response_buffer[EVENTS_UID] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
         tasks = [asyncio.create_task(router.watch()), asyncio.create_task(_drain(router, settings.drain_s))]
         gc.freeze()
         gc.enable()
-        async with litserve_lifespan(app):
+        async with app.router.lifespan_context(app):
             log.info("Litmus listens on http://%s:%d (page: /ui, API documentation: /docs)", settings.host, settings.port)
             yield
         for task in tasks:
             task.cancel()
 
-    app.router.lifespan_context = lifespan
+    server.app.router.lifespan_context = lifespan
+
+
+def _add_routes_or_exit(app: FastAPI, router: Router, add_routes: AddRoutes) -> None:
+    try:
+        add_routes(app, router)
+    except SetupError as error:
+        sys.stderr.write(f"litmus: {error.message}\n")
+        sys.stderr.flush()
+        os._exit(2)
+
+
+@contextlib.contextmanager
+def _stop_at_once() -> Iterator[None]:
+    """While open, a stop signal ends the process: uvicorn would act on it only after the imports."""
+    handlers = {number: signal.signal(number, lambda *_: os._exit(0)) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _add_docs(app: FastAPI) -> None:

@@ -19,7 +19,7 @@ from app.schemas import ErrorResponse, ModelCard, ModelList, Readiness, Score, S
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 300.0
-HOW_TO_START = "Start one with `make run`, then reload this page."
+HOW_TO_START = "Start one with `make run`; this page then goes on by itself."
 QUEUE_COMMENT = re.compile(r": queued position=(\d+)(?: eta_s=(\d+))?")  # an SSE comment line
 RequestFields = dict[str, Any]
 ResponseBody = TypeVar("ResponseBody", ModelList, ScoreResponse)
@@ -78,6 +78,15 @@ class Client:
         async with self._connection() as http:
             response = _raise_for_status(await http.get("/v1/models"))
             return _parse_body(ModelList, response).data
+
+    async def models_unless_loading(self, readiness: Readiness) -> list[ModelCard] | None:
+        """None if the server has loaded no model yet."""
+        try:
+            return await self.models()
+        except ServerError:
+            if readiness.status == "loading":
+                return None
+            raise
 
     async def score(self, text: str, method: str | None, model: str | None = None) -> ScoreResult:
         """Scores one text with its sentences and tokens. Without a method or a model, the server uses its default."""

@@ -5,7 +5,7 @@ Pure: no Gradio component, no HTTP. Every name is escaped.
 
 from collections.abc import Iterator
 
-from app.schemas import ModelCard
+from app.schemas import ModelCard, Readiness
 from ui.messages import alert_html, escape_html
 from ui.models import ModelSelection
 
@@ -14,6 +14,12 @@ TAGLINE = "Chat with a language model, and see how machine-like a text is."
 
 def connecting_header(server_url: str) -> str:
     return _header_html(f'<p class="status">Asking {escape_html(server_url)} which models it serves.</p>')
+
+
+def loading_header(readiness: Readiness) -> str:
+    """For a server that serves no model yet."""
+    names = ", ".join(readiness.models) or "its model"
+    return _header_html(f'<p class="status">The server is {readiness.status} {escape_html(names)}. This page goes on when it is ready.</p>')
 
 
 def unreachable_header(sentence: str) -> str:
@@ -42,7 +48,7 @@ def _status_sentences(selection: ModelSelection) -> Iterator[str]:
     """What the visitor should know about models that are not available."""
     status = selection.readiness.status
     if status == "loading" and selection.loading_names:
-        yield f"The server is still loading {', '.join(selection.loading_names)}. Reload this page to check again."
+        yield f"The server is still loading {', '.join(selection.loading_names)}. This page will show them when they are ready."
     elif status != "ready":
         yield f"The server is {status}: it may refuse requests."
     if selection.is_unavailable and selection.selected is not None:

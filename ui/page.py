@@ -17,6 +17,7 @@ from ui.models import ModelSelection
 
 PATH = "/ui"
 MAX_CONCURRENT_CALLS = 64
+RETRY_S = 2.0  # how often the page asks again while the server does not serve all its models
 STYLESHEET = Path(__file__).with_name("style.css")
 # The page may call its own origin only; Gradio itself needs inline scripts, inline styles and eval.
 CONTENT_SECURITY_POLICY = (
@@ -38,31 +39,37 @@ def create_page(server_url: str) -> gr.Blocks:
             notice = chat_tab(client, model)
         with gr.Tab("Score"):
             method = score.score_tab(client, model)
-        outputs = [page_header, model, method, notice, remembered]
+        retry = gr.Timer(RETRY_S, active=False)
+        outputs = [page_header, model, method, notice, remembered, retry]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(refresh_handler(client), [remembered, method], outputs, **hidden)
         model.input(refresh_handler(client), [model, method], outputs, trigger_mode="always_last", **hidden)
+        retry.tick(refresh_handler(client), [remembered, method], outputs, **hidden)
     page.queue(default_concurrency_limit=MAX_CONCURRENT_CALLS, api_open=False)
     return page
 
 
 def refresh_handler(client: Client) -> Callable[[str, str], Awaitable[tuple[Any, ...]]]:
     async def refresh(requested_model: str, method: str) -> tuple[Any, ...]:
-        """Updates the header, both dropdowns, the notice and the remembered model.
+        """Updates the header, both dropdowns, the notice, the remembered model, and whether the page asks again by itself.
 
         Asks the server each time: the models it serves may have changed since the page was loaded.
         """
         try:
             readiness = await client.ready()
-            selection = ModelSelection(await client.models(), readiness, requested_model)
+            cards = await client.models_unless_loading(readiness)
         except ServerError as error:
-            return header.unreachable_header(error.message), *(gr.skip(),) * 4
+            return header.unreachable_header(error.message), *(gr.skip(),) * 4, gr.Timer(active=True)
+        if cards is None:
+            return header.loading_header(readiness), *(gr.skip(),) * 4, gr.Timer(active=True)
+        selection = ModelSelection(cards, readiness, requested_model)
         return (
             header.models_header(selection),
             model_update(selection),
             score.method_update(selection.selected.methods if selection.selected else [], method),
             header.no_chat_notice(selection),
             selection.remembered,
+            gr.Timer(active=readiness.status != "ready"),
         )
 
     return refresh

@@ -16,8 +16,9 @@ from serving import ENVIRONMENT, ROOT, RunningServer, serving, wait_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPT = "Once upon a time"
-LATE = '''"""A model whose loading fails only after the server has started to listen."""
+LATE = '''"""A model whose loading fails only after another one is served."""
 
+import contextlib
 import sys
 import time
 
@@ -31,11 +32,10 @@ def build(settings, assignment):
     if assignment.worker == 0:
         return create_engine(settings, assignment)
     while True:
-        try:
-            httpx.get(f"http://127.0.0.1:{sys.argv[2]}/ready")
-            raise SetupError("came too late")
-        except httpx.TransportError:
-            time.sleep(0.1)
+        with contextlib.suppress(httpx.TransportError):
+            if "ready" in httpx.get(f"http://127.0.0.1:{sys.argv[2]}/ready").json()["models"].values():
+                raise SetupError("came too late")
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The server in a process of its own, with real models and the official client: under load, killed, stopped, misconfigured."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -19,6 +20,23 @@ import openai
 import psutil
 import pytest
 from serving import ENVIRONMENT, ROOT, RunningServer, serving, wait_for
+
+SLOW = '''"""A model that takes an hour to load."""
+
+import time
+
+
+def build(settings, assignment):
+    time.sleep(3600)
+
+
+if __name__ == "__main__":
+    from serve import __main__, server
+
+    create = server.create_server
+    server.create_server = lambda settings, build, add_routes: create(settings, "slow:build", add_routes)
+    __main__.main()
+'''
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +225,41 @@ def test_a_killed_main_process_takes_the_others_with_it_and_frees_the_port(tmp_p
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
+
+
+def test_a_killed_api_process_ends_the_server(tmp_path: Path, tiny_folder: Path) -> None:
+    with serving(tmp_path, "--model", str(tiny_folder)) as running:
+        processes = running.children()
+        forked = [process for process in processes if process.cmdline() == psutil.Process(running.process.pid).cmdline()]
+        max(forked, key=lambda process: process.create_time()).kill()  # the other one holds the queues
+        assert running.process.wait(20) == 2
+        assert psutil.wait_procs(processes, timeout=5)[1] == []
+        assert running.log.read_text().splitlines()[-1].startswith("litmus: the process that answers requests ended")
+
+
+def test_a_server_listens_while_its_model_loads_and_can_be_stopped_meanwhile(tmp_path: Path, tiny_folder: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, str(tmp_path / "slow.py"), "--port", "18768", "--ui.enabled", "false", "--model", str(tiny_folder)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        url = "http://127.0.0.1:18768"
+        wait_for(lambda: listens(url), 60)
+        assert httpx.get(f"{url}/health").status_code == 200
+        readiness = httpx.get(f"{url}/ready")
+        assert (readiness.status_code, readiness.json()["status"]) == (503, "loading")
+        refused = httpx.post(f"{url}/v1/completions", json={"prompt": "a"})
+        assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (503, "not_ready", "1")
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert process.wait(20) == 0
+        assert psutil.wait_procs(children, timeout=5)[1] == []
+
+
+def listens(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.mark.parametrize(

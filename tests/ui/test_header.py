@@ -56,8 +56,13 @@ def test_the_header_says_when_the_server_is_not_ready(status: str):
 
 
 def test_the_header_names_the_models_that_are_loading():
-    sentence = "The server is still loading base, big. Reload this page to check again."
+    sentence = "The server is still loading base, big. This page will show them when they are ready."
     assert sentence in header_html(CARD, status="loading", storyteller="ready", base="loading", big="loading")
+
+
+def test_the_header_of_a_server_that_has_loaded_nothing_yet():
+    readiness = Readiness(status="loading", models={"<big>": "loading"})
+    assert "The server is loading &lt;big&gt;. This page goes on when it is ready." in header.loading_header(readiness)
 
 
 def test_the_header_says_why_the_requested_model_is_not_selected():

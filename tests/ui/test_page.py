@@ -408,15 +408,24 @@ def test_a_model_that_is_loading_again_shows_an_alert_and_the_default_answers(se
     models(several).click()
     several.get_by_role("option", name="base").click()
     expect(several.get_by_role("alert")).to_have_text(
-        "The server is still loading base. Reload this page to check again. base is not available yet, so storyteller is selected."
+        "The server is still loading base. This page will show them when they are ready. base is not available yet, so storyteller is selected."
     )
     expect(models(several)).to_have_value("storyteller")
     ask(several, QUESTION)
     expect(conversation(several)).to_contain_text("finished (stop)")
     assert fake.requests[0]["model"] == "storyteller"
     fake.cards, fake.ready = [CARD, BASE], (200, "ready")
-    reload(several)
     expect(models(several)).to_have_value("base", timeout=20_000)
+
+
+def test_a_page_opened_while_the_server_loads_goes_on_by_itself(fake: Fake, page_url: str, context: BrowserContext):
+    fake.ready, fake.presence, fake.refusal = (503, "loading"), {"storyteller": "loading"}, (503, "it is loading")
+    page = context.new_page()
+    page.goto(page_url)
+    expect(page.get_by_text("The server is loading storyteller. This page goes on when it is ready.")).to_be_visible(timeout=20_000)
+    fake.ready, fake.presence, fake.refusal = (200, "ready"), {"storyteller": "ready"}, None
+    expect(page.get_by_text("nf4, computing in bfloat16")).to_be_visible(timeout=20_000)
+    page.close()
 
 
 def test_a_model_that_is_no_longer_served_is_reported_once(several: Page, fake: Fake):
