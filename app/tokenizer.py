@@ -9,18 +9,19 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
 
 from app.errors import InvalidRequest, SetupError, first_line
 from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported, learn_tool_format
-from app.models.source import source_of
+from app.models.source import Source, source_of
 from app.models.vocabulary import create_tokenizer, generation_values
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,9 @@ class Tokenizer:
     """Raises `SetupError` when `path` (folder, hub name or GGUF file) holds no fast tokenizer."""
 
     def __init__(self, path: str) -> None:
-        file = source_of(path).gguf
-        self.base: PreTrainedTokenizerBase = _load(path) if file is None else create_tokenizer(file)
+        source = source_of(path)
+        file = source.gguf
+        self.base: PreTrainedTokenizerBase = _load(source) if file is None else create_tokenizer(file)
         if not self.base.is_fast:
             raise SetupError(f"{path}: its tokenizer has no tokenizer.json; Litmus needs one for character offsets")
         self.generation_config = read_generation_config(path) if file is None else generation_values(file)
@@ -178,11 +180,22 @@ class Tokenizer:
         return len(self.base)
 
 
-def _load(path: str) -> PreTrainedTokenizerBase:
+def _load(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer and its chat template; of an adapter its own, each of them, or else its base's."""
     try:
-        return AutoTokenizer.from_pretrained(path)
+        if source.adapter is None:
+            return AutoTokenizer.from_pretrained(source.path)
+        base: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.base, **source.revision)
+        tokenizer = base
+        if any(source.adapter.file(name) for name in TOKENIZER_FILES):
+            tokenizer = AutoTokenizer.from_pretrained(source.adapter.path)
     except (OSError, ValueError) as error:
-        raise SetupError(f"{path}: no tokenizer could be loaded: {first_line(error)}") from error
+        raise SetupError(f"{source.path}: no tokenizer could be loaded: {first_line(error)}") from error
+    template = source.adapter.file(CHAT_TEMPLATE_FILE)
+    if template is not None:
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    tokenizer.chat_template = tokenizer.chat_template or base.chat_template
+    return tokenizer
 
 
 def byte_of_letter() -> dict[str, int]:
@@ -217,6 +230,5 @@ def check_unicode(text: str, param: str) -> None:
 
 def read_generation_config(path: str) -> dict[str, Any]:
     """The model's generation_config.json as it is written; empty if there is none."""
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    file = cached_file(path, "generation_config.json", **quiet)
-    return dict(json.loads(Path(file).read_text())) if file else {}
+    file = source_of(path).file("generation_config.json")
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file else {}

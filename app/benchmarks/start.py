@@ -29,7 +29,7 @@ from app.engine import flat
 from app.engine.engine import Engine
 from app.engine.request import Failed, Generate
 from app.errors import LitmusError, SetupError
-from app.models import loading
+from app.models import loading, weights
 from app.settings import ModelSettings, go_offline_quietly
 
 READ_METHODS = ("mmap", "read", "pread")
@@ -113,7 +113,7 @@ def install_timers(clock: Clock, read_method: str, quantize: str) -> Iterator[No
     Litmus maps files ("mmap"). The other methods are options of transformers ("read": `disable_mmap` reads a whole file before its
     tensors) and of safetensors ("pread": reads each tensor when it is needed).
     """
-    auto: Any = loading.AutoModelForCausalLM
+    auto: Any = weights.AutoModelForCausalLM
     opens: Any = modeling_utils.safe_open
     if read_method == "read":
         auto = SimpleNamespace(from_pretrained=partial(auto.from_pretrained, disable_mmap=True))
@@ -121,7 +121,7 @@ def install_timers(clock: Clock, read_method: str, quantize: str) -> Iterator[No
         opens = _with_pread(opens)
     steps: list[tuple[Any, str, str, Any]] = [
         (loading, "Tokenizer", "tokenizer", loading.Tokenizer),
-        (loading, "_load", "build", loading._load),
+        (loading, "load_model", "build", loading.load_model),
         (modeling_utils, "safe_open", "open", opens),
         (modeling_utils, "_safe_load_bytes", "deserialize", modeling_utils._safe_load_bytes),
         (modeling_utils, "convert_and_load_state_dict_in_model", "deserialize", modeling_utils.convert_and_load_state_dict_in_model),
@@ -134,7 +134,7 @@ def install_timers(clock: Clock, read_method: str, quantize: str) -> Iterator[No
         (loading, "warm_up", "warm_up", loading.warm_up),
     ]
     with ExitStack() as stack:
-        stack.enter_context(patch.object(loading, "AutoModelForCausalLM", auto))
+        stack.enter_context(patch.object(weights, "AutoModelForCausalLM", auto))
         stack.enter_context(patch.object(modeling_utils, "open", partial(open_timed, clock), create=True))
         for owner, name, stage, step in steps:
             stack.enter_context(patch.object(owner, name, clock.timed(stage, step)))

@@ -24,6 +24,7 @@ from transformers.models.auto import CONFIG_MAPPING
 from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights
 from app.errors import SetupError, UnsupportedModel
 from app.models import blocks
+from app.models.tensors import tensor_problem
 
 # GGUF's architecture -> transformers' model type: dense decoders whose tensors carry over one by one.
 ARCHITECTURES = {
@@ -197,15 +198,6 @@ def _check_tensors(file: GGUFFile, names: dict[str, str]) -> None:
     missing, unexpected = sorted(needed - set(file.tensors)), sorted(set(file.tensors) - needed - {ROPE_FACTORS})
     if missing or unexpected:
         raise SetupError(f"{file.path.name} cannot be served: {tensor_problem(missing, unexpected, [])}")
-
-
-def tensor_problem(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
-    """What is wrong with a checkpoint's tensors, by name."""
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    parts = [
-        f"{len(names)} tensors are {kind} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" for kind, names in kinds if names
-    ]
-    return "; ".join(parts)
 
 
 def _row_order(file: GGUFFile, tensor: Tensor, config: PretrainedConfig) -> torch.Tensor | None:

@@ -1,31 +1,24 @@
 """Builds a running engine from settings, in the worker process.
 
-Weights may be plain, of a GGUF file, quantized by bitsandbytes (nf4, fp4, and int8 on CUDA), or rounded to int4 or int8 on a CPU. Whatever
-cannot be served raises a `SetupError` whose message is shown to whoever starts Litmus.
+Whatever cannot be served raises a `SetupError` whose message is shown to whoever starts Litmus.
 """
 
 from dataclasses import replace
-from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from app.engine.engine import Engine, EngineLimits
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.grammar import GrammarCompiler
-from app.engine.grouped import dequantize_layers
 from app.engine.request import Facts, Failed, Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolFormat
 from app.models.device import DeviceAssignment
-from app.models.gguf import load_gguf, tensor_problem
-from app.models.revision import fingerprint_of, revision_of
-from app.models.source import Source, source_of
+from app.models.revision import fingerprint_of
+from app.models.source import source_of
+from app.models.weights import load_model, rounds_itself
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
-
-# Up to this many parameters a CPU serves float32: it is as fast, and answers do not depend on the batch.
-MAX_FLOAT32_PARAMETERS = 64_000_000
 
 
 def warm_up(engine: Engine) -> None:
@@ -87,6 +80,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
         cache = replace(cache, context=min(cache.context, _context("model.observer", path)))
         observer = _flat_model(path, settings, device, replace(cache, slots=0))
     performer = _flat_model(settings.path, settings, device, cache)
+    _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch)
     grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens())
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
@@ -95,9 +89,9 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
 
 
 def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer) -> Facts:
-    performer, observer, limits = engine.performer, engine.observer, engine.limits
+    performer, limits = engine.performer, engine.limits
     path, dtype = settings.observer_path, str(performer.model.dtype).removeprefix("torch.")
-    revision = _revision(settings.path, performer)
+    revision = source_of(settings.path).weights_revision()
     return Facts(
         name=settings.served_name,
         context=limits.context,
@@ -109,98 +103,18 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer) -> Fac
         chat=tokenizer.has_chat_template,
         fingerprint=fingerprint_of(settings.served_name, revision, settings.quantize, dtype),
         revision=revision,
-        observer_revision=_revision(path, observer) if path and observer else None,
+        observer_revision=source_of(path).weights_revision() if path else None,
         tools=isinstance(tokenizer.tool_format, ToolFormat),
     )
 
 
-def _revision(path: str, model: FlatModel) -> str:
-    return revision_of(path, getattr(model.model.config, "_commit_hash", None))
-
-
 def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits) -> FlatModel:
     source = source_of(path)
-    model = _load(source, settings, device) if source.gguf is None else _load_gguf(source, settings, device)
+    model = load_model(source, settings, device)
     try:
-        return create_flat_model(model, cache, settings.quantize if _rounds_itself(settings, device) else "none")
+        return create_flat_model(model, cache, settings.quantize if rounds_itself(settings, device) else "none")
     except RuntimeError as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
         raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
-
-
-def _load_gguf(source: Source, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
-    assert source.gguf is not None
-    if settings.quantize != "none":
-        raise SetupError(f"model.quantize: {source.path} is a GGUF file, whose weights keep their own precision; use none")
-    model = load_gguf(source.gguf, torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype))
-    if device.type != "cpu":
-        dequantize_layers(model)
-    return cast(PreTrainedModel, cast(Any, model).to(device))
-
-
-def _load(source: Source, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
-    path = source.path
-    dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    if settings.quantize != "none" and settings.dtype == "auto":
-        dtype = torch.bfloat16
-    _check_quantized_checkpoint(source)
-    try:
-        auto: Any = AutoModelForCausalLM
-        model, info = auto.from_pretrained(
-            path,
-            dtype=dtype,
-            device_map={"": device},
-            **_quantization(settings, device, dtype),
-            ignore_mismatched_sizes=True,  # so that they are named below, all of them
-            output_loading_info=True,
-        )
-    except torch.OutOfMemoryError as error:
-        raise SetupError(f"{path}: its weights do not fit the memory of {device}: {first_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise SetupError(f"{path} cannot be loaded on {device} with quantize={settings.quantize}: {first_line(error)}") from error
-    _check_complete(path, info)
-    small = (
-        settings.quantize == "none"
-        and not getattr(model, "is_quantized", False)
-        and settings.dtype == "auto"
-        and device.type == "cpu"
-        and model.num_parameters() <= MAX_FLOAT32_PARAMETERS
-    )
-    return cast(PreTrainedModel, (model.float() if small else model).eval())
-
-
-def _check_complete(path: str, info: dict[str, Any]) -> None:
-    """Raises `SetupError` that names the tensors for which the checkpoint has no, or no fitting, weights, and those of no use."""
-    misshapen = [str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]]
-    missing = sorted(set(map(str, info["missing_keys"])) - set(misshapen))
-    problem = tensor_problem(missing, sorted(map(str, info["unexpected_keys"])), sorted(misshapen))
-    if problem:
-        raise SetupError(f"{path} cannot be served: {problem}")
-
-
-def _check_quantized_checkpoint(source: Source) -> None:
-    """Raises `SetupError` for a checkpoint that was saved in a quantization that is not loaded here."""
-    saved = getattr(source.config("model.path"), "quantization_config", None)
-    method = (saved if isinstance(saved, dict) else getattr(saved, "__dict__", {})).get("quant_method")
-    if saved is not None and str(getattr(method, "value", method)) != "bitsandbytes":
-        raise SetupError(
-            f"{source.path} is quantized by '{getattr(method, 'value', method)}', which Litmus does not load; serve the original weights "
-            "with model.quantize, a checkpoint that bitsandbytes saved, or a GGUF file"
-        )
-
-
-def _rounds_itself(settings: ModelSettings, device: torch.device) -> bool:
-    """Whether the engine rounds the weights, and not bitsandbytes."""
-    return settings.quantize == "int4" or (settings.quantize == "int8" and device.type == "cpu")
-
-
-def _quantization(settings: ModelSettings, device: torch.device, dtype: object) -> dict[str, BitsAndBytesConfig]:
-    """The option for transformers. Without one, a checkpoint that bitsandbytes saved is loaded as it is."""
-    if settings.quantize == "none" or _rounds_itself(settings, device):
-        return {}
-    if settings.quantize == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=settings.quantize, bnb_4bit_compute_dtype=dtype)
-    return {"quantization_config": four_bits}
 
 
 def _context(field: str, path: str) -> int:
@@ -210,6 +124,14 @@ def _context(field: str, path: str) -> int:
     if rope.get("rope_type") in {"dynamic", "longrope"}:  # these scale by the longest row of a step, for all its rows
         return int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
     return int(getattr(config, "max_position_embeddings", None) or 2**31)
+
+
+def _check_added_tokens(path: str, tokenizer: Tokenizer, model: FlatModel) -> None:
+    if source_of(path).adapter is not None and len(tokenizer) > model.vocabulary:
+        raise SetupError(
+            f"{path}: the adapter's tokenizer has {len(tokenizer)} tokens, the model only {model.vocabulary} embeddings; save the adapter "
+            "with its embeddings (peft's save_embedding_layers=True)"
+        )
 
 
 def _check_pair(performer: Tokenizer, observer: Tokenizer, path: str) -> None:

@@ -5,21 +5,20 @@ from pathlib import Path
 
 VERSION = "0.1.0"  # of Litmus
 DIGEST_DIGITS = 12
+CONFIGS = ("config.json", "adapter_config.json")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 EDGE_BYTES = 64 * 1024  # read at either end of a weight file: the header, if the format has one, and the last tensor
 
 
 def revision_of(path: str, commit: str | None) -> str:
-    """Return the hub's `commit`, or without one a digest of the folder or GGUF file: config.json, and each weight file's name, size and
-    ends.
-    """
+    """Return the hub's `commit`, or without one a digest of the folder or GGUF file: its config, each weight file's name, size and ends."""
     if commit is not None:
         return commit
     digest = hashlib.sha256()
     for file in sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]:
-        if file.name == "config.json" or file.suffix in WEIGHT_SUFFIXES:
+        if file.name in CONFIGS or file.suffix in WEIGHT_SUFFIXES:
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            digest.update(file.read_bytes() if file.name == "config.json" else _read_edges(file))
+            digest.update(file.read_bytes() if file.name in CONFIGS else _read_edges(file))
     return digest.hexdigest()[:DIGEST_DIGITS]
 
 

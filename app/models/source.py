@@ -1,49 +1,73 @@
-"""Where a model is: what a path in the settings stands for. A folder or hub name in transformers' format, or a GGUF file.
+"""Where a model is: what a path in the settings stands for. A folder or hub name in transformers' format, a GGUF file, or an adapter.
 
 Nothing of the weights is read here.
 """
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
 from app.errors import SetupError, first_line
+from app.models.adapter import CONFIG as ADAPTER_CONFIG
+from app.models.adapter import Adapter, read_adapter
 from app.models.gguf import GGUFFile, config_of, is_first_part
-
-ADAPTER = "adapter_config.json"
+from app.models.hub import commit_of, find_file
+from app.models.revision import revision_of
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """`path` as the settings have it; the GGUF file behind it, if there is one."""
+    """`path` as the settings have it; the GGUF file or the adapter behind it, if there is one."""
 
     path: str
     gguf: GGUFFile | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def base(self) -> str:
+        """Folder or hub name of the weights: of an adapter those of its base."""
+        return self.path if self.adapter is None else self.adapter.base
+
+    @property
+    def revision(self) -> dict[str, str]:
+        """The base's revision as transformers' option, if an adapter asks for one."""
+        return {"revision": self.adapter.revision} if self.adapter is not None and self.adapter.revision is not None else {}
+
+    def file(self, name: str) -> Path | None:
+        """One of the small files beside the weights: an adapter's own, or that of its base."""
+        own = None if self.adapter is None else self.adapter.file(name)
+        return own or find_file(self.base, name, **self.revision)
+
+    def weights_revision(self) -> str:
+        """The hub's commit or a digest; of an adapter that of its base, a plus, and its own."""
+        config = None if self.gguf is not None else find_file(self.base, "config.json", **self.revision)
+        base = revision_of(self.base, None if config is None else commit_of(config))
+        return base if self.adapter is None else f"{base}+{self.adapter.weights_revision()}"
 
     def config(self, field: str) -> PretrainedConfig:
         """The text model's configuration. Raises `SetupError` that names `field`, the setting."""
         if self.gguf is not None:
             return config_of(self.gguf)
         try:
-            config: PretrainedConfig = AutoConfig.from_pretrained(self.path).get_text_config()
+            config: PretrainedConfig = AutoConfig.from_pretrained(self.base, **self.revision).get_text_config()
         except (OSError, ValueError) as error:
-            raise SetupError(f"{field}: {self.path} has no usable config.json: {first_line(error)}") from error
+            raise SetupError(f"{field}: {self.base} has no usable config.json: {first_line(error)}") from error
         return config
 
 
 def source_of(path: str) -> Source:
-    """Raises `SetupError` for a folder of several GGUF models, and for an adapter, whose base has to be named."""
+    """Raises `SetupError` for a folder of several models, and for an adapter that cannot be served or whose base is not at hand."""
     local = Path(path)
     if local.is_file():
         return Source(path, _opened(local, local.stat().st_mtime_ns))
-    if not local.is_dir() or (local / "config.json").is_file():
+    if not local.is_dir():
+        return _hub_source(path)
+    if (local / ADAPTER_CONFIG).is_file():
+        return _adapted(path, local / ADAPTER_CONFIG)
+    if (local / "config.json").is_file():
         return Source(path)
-    if (local / ADAPTER).is_file():
-        raise SetupError(_adapter_message(local))
     files = [file for file in sorted(local.glob("*.gguf")) if is_first_part(file)]
     if len(files) > 1:
         raise SetupError(f"{path} holds several GGUF models ({', '.join(file.name for file in files)}); name one of them")
@@ -56,10 +80,21 @@ def _opened(file: Path, _changed_ns: int) -> GGUFFile:
     return GGUFFile(file)
 
 
-def _adapter_message(folder: Path) -> str:
-    config: dict[str, Any] = json.loads((folder / ADAPTER).read_text())
-    base = config.get("base_model_name_or_path", "unknown")
-    return (
-        f"{folder} is a {str(config.get('peft_type', 'LoRA')).upper()} adapter of {base}, not a model; merge it into its base "
-        f"(peft's merge_and_unload) and serve the result"
-    )
+@lru_cache(16)
+def _hub_source(name: str) -> Source:
+    """One for all who ask: each question to the hub takes a while."""
+    file = find_file(name, ADAPTER_CONFIG)
+    return Source(name) if file is None else _adapted(name, file)
+
+
+def _adapted(path: str, file: Path) -> Source:
+    """The source of an adapter; `file` is its adapter_config.json."""
+    if any(found for pattern in ("model*.safetensors", "pytorch_model*.bin") for found in file.parent.glob(pattern)):
+        raise SetupError(f"{path} holds both a model and an adapter; move one of them, with its config, to a folder of its own")
+    adapter = read_adapter(path, file)
+    if source_of(adapter.base).gguf is not None:
+        raise SetupError(
+            f"{path}: its base {adapter.base} is a GGUF file, whose weights keep their own precision; an adapter is merged into float "
+            f"weights: write the folder or hub name of the original model to base_model_name_or_path in its {ADAPTER_CONFIG}"
+        )
+    return Source(path, adapter=adapter)

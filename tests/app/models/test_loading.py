@@ -16,9 +16,10 @@ from app.engine.layout import Span, layout_of
 from app.engine.request import Delta, Generate, SamplingParams
 from app.errors import SetupError
 from app.models.device import DeviceAssignment
-from app.models.loading import _load, create_engine, resolve_device
+from app.models.loading import create_engine, resolve_device
 from app.models.revision import revision_of
 from app.models.source import source_of
+from app.models.weights import load_model
 from app.settings import ModelSettings
 
 
@@ -97,12 +98,12 @@ def test_logits_in_a_full_batch_match_transformers_forward(tmp_path: Path, name:
     options = settings(tmp_path, quantize=quantize, dtype=dtype)
     ids = [(7 * position + 3) % 300 for position in range(40)]
     source, rounded = source_of(str(tmp_path)), quantize if quantize in {"int4", "int8"} else "none"
-    reference = _load(source, options, torch.device("cpu"))
+    reference = load_model(source, options, torch.device("cpu"))
     if rounded != "none":
         quantize_layers(reference, rounded)
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0].float()
-    flat = create_flat_model(_load(source, options, torch.device("cpu")), CacheLimits(3, 128), rounded)
+    flat = create_flat_model(load_model(source, options, torch.device("cpu")), CacheLimits(3, 128), rounded)
     spans = [Span(0, 30, 0, 0), Span(30, 70, 0, 1), Span(70, 80, 0, None)]
     flat.forward(ids[:30] + ids + ids[:10], [*range(30), *range(40), *range(10)], layout_of([], spans, 128, flat.device))
     rows = []
@@ -196,9 +197,3 @@ def test_a_checkpoint_that_bitsandbytes_saved_is_served_as_it_is(tiny_folder: Pa
         shutil.copy(file, tmp_path)
     _, facts = create_engine(settings(tmp_path, quantize="none"))
     assert facts.dtype == "bfloat16"
-
-
-def test_an_adapter_is_refused_with_the_name_of_its_base(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "org/base"}')
-    with pytest.raises(SetupError, match=r"is a LORA adapter of org/base, not a model; merge it into its base"):
-        create_engine(settings(tmp_path))

@@ -1,0 +1,129 @@
+"""Loads a model's weights: plain ones, those of a GGUF file, quantized by bitsandbytes, or with an adapter merged into them.
+
+Whatever cannot be loaded whole and as it was meant raises a `SetupError`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from app.engine.grouped import dequantize_layers
+from app.errors import SetupError, first_line
+from app.models.gguf import GGUFFile, load_gguf
+from app.models.merge import merge
+from app.models.source import Source
+from app.models.tensors import tensor_problem
+from app.settings import ModelSettings
+
+# Up to this many parameters a CPU serves float32: it is as fast, and answers do not depend on the batch.
+MAX_FLOAT32_PARAMETERS = 64_000_000
+
+
+def load_model(source: Source, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
+    """The model on `device`, ready to be served; but what the engine rounds itself is left in bfloat16 here. Raises `SetupError`."""
+    if source.gguf is not None:
+        return _load_gguf(source.gguf, source.path, settings, device)
+    _check_quantized_checkpoint(source)
+    dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    if settings.quantize != "none" and settings.dtype == "auto":
+        dtype = torch.bfloat16
+    options = {"device_map": {"": device}, "dtype": dtype, **_quantization(settings, device, dtype)}
+    with _as_setup_errors(source, settings, device):
+        if source.adapter is None:
+            return _as_float32(_load(source, **options), settings, device).eval()
+        model = merge(_as_float32(_load(source, dtype=dtype), settings, device), source.adapter)
+        if "quantization_config" in options:
+            return _load_again(model, **options).eval()
+        return cast(PreTrainedModel, cast(Any, model).to(device)).eval()
+
+
+def rounds_itself(settings: ModelSettings, device: torch.device) -> bool:
+    """Whether the engine rounds the weights, and not bitsandbytes."""
+    return settings.quantize == "int4" or (settings.quantize == "int8" and device.type == "cpu")
+
+
+def _load(source: Source, **options: Any) -> PreTrainedModel:
+    """transformers' model. Raises `SetupError` if weights are missing or left over."""
+    auto: Any = AutoModelForCausalLM
+    checks = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # so that what is wrong is named below, all of it
+    model, info = auto.from_pretrained(source.base, **source.revision, **options, **checks)
+    _check_complete(source.base, info)
+    return model
+
+
+def _load_again(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
+    """Quantize a model that is in memory: transformers quantizes while it loads."""
+    model_class: Any = type(model)
+    return model_class.from_pretrained(None, config=model.config, state_dict=model.state_dict(), **options)
+
+
+@contextmanager
+def _as_setup_errors(source: Source, settings: ModelSettings, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SetupError(f"{source.path}: its weights do not fit the memory of {device}: {first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise SetupError(f"{source.path} cannot be loaded on {device} with quantize={settings.quantize}: {first_line(error)}") from error
+
+
+def _load_gguf(file: GGUFFile, path: str, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
+    if settings.quantize != "none":
+        raise SetupError(f"model.quantize: {path} is a GGUF file, whose weights keep their own precision; use none")
+    model = load_gguf(file, torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype))
+    if device.type != "cpu":
+        dequantize_layers(model)
+    return cast(PreTrainedModel, cast(Any, model).to(device))
+
+
+def _as_float32(model: PreTrainedModel, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
+    """A small model in float32, if nobody asked for another precision."""
+    small = (
+        settings.quantize == "none"
+        and not getattr(model, "is_quantized", False)
+        and settings.dtype == "auto"
+        and device.type == "cpu"
+        and model.num_parameters() <= MAX_FLOAT32_PARAMETERS
+    )
+    return model.float() if small else model
+
+
+def _check_complete(path: str, info: dict[str, Any]) -> None:
+    """Raises `SetupError` that names the tensors for which the checkpoint has no, or no fitting, weights, and those of no use."""
+    misshapen = [str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]]
+    missing = sorted(set(map(str, info["missing_keys"])) - set(misshapen))
+    problem = tensor_problem(missing, sorted(map(str, info["unexpected_keys"])), sorted(misshapen))
+    if problem:
+        raise SetupError(f"{path} cannot be served: {problem}")
+
+
+def _check_quantized_checkpoint(source: Source) -> None:
+    """Raises `SetupError` for a checkpoint saved in a quantization that is not loaded here, or in any if it is an adapter's base."""
+    saved = getattr(source.config("model.path"), "quantization_config", None)
+    if saved is None:
+        return
+    method = (saved if isinstance(saved, dict) else getattr(saved, "__dict__", {})).get("quant_method")
+    name = str(getattr(method, "value", method))
+    if source.adapter is not None:
+        raise SetupError(
+            f"{source.path}: its base {source.base} is quantized by '{name}'; an adapter is merged into float weights: write the folder or "
+            "hub name of the original weights to base_model_name_or_path in its adapter_config.json"
+        )
+    if name != "bitsandbytes":
+        raise SetupError(
+            f"{source.path} is quantized by '{name}', which Litmus does not load; serve the original weights "
+            "with model.quantize, a checkpoint that bitsandbytes saved, or a GGUF file"
+        )
+
+
+def _quantization(settings: ModelSettings, device: torch.device, dtype: object) -> dict[str, BitsAndBytesConfig]:
+    """The option for transformers. Without one, a checkpoint that bitsandbytes saved is loaded as it is."""
+    if settings.quantize == "none" or rounds_itself(settings, device):
+        return {}
+    if settings.quantize == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=settings.quantize, bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": four_bits}
