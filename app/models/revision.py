@@ -1,6 +1,7 @@
 """Computes the revision of a model's weights and the fingerprint that responses carry. Reads only the ends of large files."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 VERSION = "0.1.0"  # of Litmus
@@ -10,15 +11,19 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 EDGE_BYTES = 64 * 1024  # read at either end of a weight file: the header, if the format has one, and the last tensor
 
 
-def revision_of(path: str, commit: str | None) -> str:
-    """Return the hub's `commit`, or without one a digest of the folder or GGUF file: its config, each weight file's name, size and ends."""
+def revision_of(folder: str, commit: str | None) -> str:
+    """Return the hub's `commit`, or without one a digest of the folder's config and weight files."""
     if commit is not None:
         return commit
+    return digest_of([file for file in sorted(Path(folder).iterdir()) if file.name in CONFIGS or file.suffix in WEIGHT_SUFFIXES])
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Return a digest of each file's name, size and content; of large files only the ends."""
     digest = hashlib.sha256()
-    for file in sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]:
-        if file.name in CONFIGS or file.suffix in WEIGHT_SUFFIXES:
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            digest.update(file.read_bytes() if file.name in CONFIGS else _read_edges(file))
+    for file in files:
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        digest.update(file.read_bytes() if file.name in CONFIGS else _read_edges(file))
     return digest.hexdigest()[:DIGEST_DIGITS]
 
 

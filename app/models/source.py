@@ -1,4 +1,5 @@
-"""Where a model is: what a path in the settings stands for. A folder or hub name in transformers' format, a GGUF file, or an adapter.
+"""Where a model is: what a path in the settings stands for. A folder or hub name in transformers' format, a GGUF file here or
+on the hub, or an adapter.
 
 Nothing of the weights is read here.
 """
@@ -12,9 +13,10 @@ from transformers import AutoConfig, PretrainedConfig
 from app.errors import SetupError, first_line
 from app.models.adapter import CONFIG as ADAPTER_CONFIG
 from app.models.adapter import Adapter, read_adapter
-from app.models.gguf import GGUFFile, config_of, is_first_part
-from app.models.hub import commit_of, find_file
-from app.models.revision import revision_of
+from app.models.gguf import GGUFFile, config_of
+from app.models.hub import commit_of, fetch_gguf, find_file
+from app.models.names import hub_file, is_first_part
+from app.models.revision import digest_of, revision_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,9 @@ class Source:
 
     def weights_revision(self) -> str:
         """The hub's commit or a digest; of an adapter that of its base, a plus, and its own."""
-        config = None if self.gguf is not None else find_file(self.base, "config.json", **self.revision)
+        if self.gguf is not None:
+            return digest_of(self.gguf.parts)
+        config = find_file(self.base, "config.json", **self.revision)
         base = revision_of(self.base, None if config is None else commit_of(config))
         return base if self.adapter is None else f"{base}+{self.adapter.weights_revision()}"
 
@@ -61,21 +65,25 @@ def source_of(path: str) -> Source:
     """Raises `SetupError` for a folder of several models, and for an adapter that cannot be served or whose base is not at hand."""
     local = Path(path)
     if local.is_file():
-        return Source(path, _opened(local, local.stat().st_mtime_ns))
+        return Source(path, _opened(local))
     if not local.is_dir():
         return _hub_source(path)
     if (local / ADAPTER_CONFIG).is_file():
         return _adapted(path, local / ADAPTER_CONFIG)
     if (local / "config.json").is_file():
         return Source(path)
-    files = [file for file in sorted(local.glob("*.gguf")) if is_first_part(file)]
+    files = [file for file in sorted(local.glob("*.gguf")) if is_first_part(file.name)]
     if len(files) > 1:
         raise SetupError(f"{path} holds several GGUF models ({', '.join(file.name for file in files)}); name one of them")
-    return Source(path, _opened(files[0], files[0].stat().st_mtime_ns)) if files else Source(path)
+    return Source(path, _opened(files[0])) if files else Source(path)
+
+
+def _opened(file: Path) -> GGUFFile:
+    return _opened_once(file, file.stat().st_mtime_ns)
 
 
 @lru_cache(4)
-def _opened(file: Path, _changed_ns: int) -> GGUFFile:
+def _opened_once(file: Path, _changed_ns: int) -> GGUFFile:
     """One for all who ask: reading the table of tensors takes a second."""
     return GGUFFile(file)
 
@@ -83,6 +91,9 @@ def _opened(file: Path, _changed_ns: int) -> GGUFFile:
 @lru_cache(16)
 def _hub_source(name: str) -> Source:
     """One for all who ask: each question to the hub takes a while."""
+    gguf = hub_file(name)
+    if gguf is not None:
+        return Source(name, _opened(fetch_gguf(name, *gguf)))
     file = find_file(name, ADAPTER_CONFIG)
     return Source(name) if file is None else _adapted(name, file)
 

@@ -86,8 +86,9 @@ def test_the_default_model_is_smollm2_where_its_package_is_installed(monkeypatch
 
 
 def test_missing_paths_are_refused_and_hub_names_are_not(bare: Path) -> None:
-    ModelSettings(path="Qwen/Qwen3-0.6B").check_paths()
-    for path in ("/no/such/folder", "./nowhere", str(bare)):
+    for path in ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B-GGUF:Q8_0", "Qwen/Qwen3-0.6B-GGUF:folder/Qwen3-0.6B-Q8_0.gguf"):
+        ModelSettings(path=path, observer=path).check_paths()
+    for path in ("/no/such/folder", "./nowhere", "no/such/folder", "Qwen/Qwen3-0.6B:", str(bare)):
         with pytest.raises(SetupError, match=r"model\.path"):
             ModelSettings(path=path).check_paths()
     with pytest.raises(SetupError, match=r"model\.observer"):
