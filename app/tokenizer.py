@@ -229,6 +229,9 @@ def check_unicode(text: str, param: str) -> None:
 
 
 def read_generation_config(path: str) -> dict[str, Any]:
-    """The model's generation_config.json as it is written; empty if there is none."""
+    """The model's generation_config.json as it is written; empty if there is none. Raises `SetupError` if it is not a JSON object."""
     file = source_of(path).file("generation_config.json")
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file else {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file else {}
+    except (ValueError, TypeError) as error:
+        raise SetupError(f"{path}: its generation_config.json is not a JSON object: {first_line(error)}") from error

@@ -2,6 +2,9 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
+
+import psutil
 
 from app.engine.request import (
     Columns,
@@ -14,6 +17,7 @@ from app.engine.request import (
     Inspect,
     Job,
     Report,
+    SamplingParams,
     Score,
     Scored,
     SlotReport,
@@ -140,3 +144,8 @@ class FakeWorker:
             await asyncio.sleep(0.001)
             if not self.stalled:
                 self.router.append([self.engine.step(), "OK"])
+
+
+def set_defaults(served: Any, sampling: SamplingParams) -> None:
+    """Serve the fake model with these default sampling parameters: its worker reports new facts."""
+    served.router.append([(psutil.Process().pid, 0, replace(FACTS, sampling=sampling)), "OK"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from app.settings import Settings
 
@@ -37,13 +38,17 @@ class Setting:
 
 
 def settings() -> Iterator[Setting]:
-    """Every field of every group; a list of groups is one setting."""
+    """Every field of every group, also of a group in a group; a list of groups is one setting."""
     for group, outer in Settings.model_fields.items():
         if outer.default == ():
             yield Setting(group, shown(outer.default), outer.description)
             continue
         for name, field in outer.annotation.model_fields.items():
-            yield Setting(f"{group}.{name}", shown(field.default), field.description)
+            if not isinstance(field.default, BaseModel):
+                yield Setting(f"{group}.{name}", shown(field.default), field.description)
+                continue
+            for inner, leaf in type(field.default).model_fields.items():
+                yield Setting(f"{group}.{name}.{inner}", shown(leaf.default), f"{field.description}; {leaf.description}")
 
 
 def shown(default) -> str | None:
@@ -102,7 +107,7 @@ def test_the_readme_is_short_and_names_every_page():
 
 def test_the_readmes_settings_are_settings():
     names = {setting.name for setting in settings()}
-    named = set(re.findall(r"`((?:model|server|queue|security|ui)\.\w+)`", "".join(page.read_text() for page in PAGES)))
+    named = set(re.findall(r"`((?:model|server|queue|security|ui)\.[\w.]+)`", "".join(page.read_text() for page in PAGES)))
     named -= {"model.generate"}  # of transformers
     assert len(named) > 20 and named <= names, sorted(named - names)
 

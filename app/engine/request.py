@@ -228,6 +228,7 @@ class Facts:
     revision: str = ""  # the commit on the hub, or a digest of the folder
     observer_revision: str | None = None
     tools: bool = False  # whether the chat template supports tools
+    sampling: SamplingParams = SamplingParams()  # of a request that names no sampling parameter
 
 
 Job = Generate | Score

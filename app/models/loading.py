@@ -16,6 +16,7 @@ from app.forms.tools import ToolFormat
 from app.models.device import DeviceAssignment
 from app.models.names import served_name
 from app.models.revision import fingerprint_of
+from app.models.sampling import default_sampling
 from app.models.source import source_of
 from app.models.weights import load_model, rounds_itself
 from app.settings import ModelSettings
@@ -65,6 +66,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     Without an `assignment` the process has its device to itself. Workers that share a CPU divide its threads. Raises `SetupError`.
     """
     tokenizer = Tokenizer(settings.path)
+    sampling = default_sampling(settings.sampling, tokenizer.generation_config)
     assignment = DeviceAssignment((settings.device,)) if assignment is None else assignment
     device, sharers = resolve_device(assignment), assignment.sharers(torch.cuda.device_count())
     if device.type == "cpu" and sharers > 1:
@@ -86,10 +88,10 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens())
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
     warm_up(engine)
-    return engine, _facts(settings, engine, tokenizer)
+    return engine, _facts(settings, engine, tokenizer, sampling)
 
 
-def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer) -> Facts:
+def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampling: SamplingParams) -> Facts:
     performer, limits = engine.performer, engine.limits
     path, dtype = settings.observer_path, str(performer.model.dtype).removeprefix("torch.")
     revision = source_of(settings.path).weights_revision()
@@ -102,10 +104,11 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer) -> Fac
         device=str(performer.device),
         observer=served_name(path) if path else None,
         chat=tokenizer.has_chat_template,
-        fingerprint=fingerprint_of(settings.served_name, revision, settings.quantize, dtype),
+        fingerprint=fingerprint_of(settings.served_name, revision, settings.quantize, dtype, repr(sampling)),
         revision=revision,
         observer_revision=source_of(path).weights_revision() if path else None,
         tools=isinstance(tokenizer.tool_format, ToolFormat),
+        sampling=sampling,
     )
 
 

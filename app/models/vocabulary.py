@@ -1,4 +1,4 @@
-"""What a GGUF file says beside its weights: its vocabulary as a fast tokenizer, end tokens, default sampling parameters.
+"""What a GGUF file says beside its weights: its vocabulary as a fast tokenizer, end tokens, its own sampling parameters.
 
 transformers builds the tokenizer. It splits a text as GPT-2 does where it does not know the file's pre-tokenizer; here such a file is
 refused, as every text would be tokenized a little wrong.
@@ -20,8 +20,6 @@ DIGITS_FIRST = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshe
 CONTROL = 3  # of tokenizer.ggml.token_type
 # Control tokens that end an answer in some family of models, whatever the file names as its eos.
 END_NAMES = frozenset("<|im_end|> <|eot_id|> <|end|> <|eom_id|> <end_of_turn> <|end_of_text|> </s> <eos> <|eot|> <|return|>".split())
-# What llama-server samples with where neither the request nor the file says anything.
-LLAMA_SERVER_SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
 
 
@@ -51,12 +49,14 @@ def _without_foreign_tokens(backend: Tokenizer, size: int) -> Tokenizer:
 
 
 def generation_values(file: GGUFFile) -> dict[str, Any]:
-    """What generation_config.json says of other models: end tokens, and default sampling parameters, those of llama-server where the file
-    brings none.
-    """
+    """What generation_config.json says of other models: end tokens, and the file's own sampling parameters."""
     found = {name: file.metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
-    brought = {name: value for name, value in found.items() if value is not None}
-    return {"eos_token_id": end_tokens(file), **(brought or LLAMA_SERVER_SAMPLING)}
+    return {"eos_token_id": end_tokens(file), **{name: _decimal(value) for name, value in found.items() if value is not None}}
+
+
+def _decimal(value: float) -> float:
+    """The number that was meant: the file keeps 0.6 as the float32 nearest to it, 0.60000002384."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def end_tokens(file: GGUFFile) -> list[int]:

@@ -1,4 +1,4 @@
-"""Bodies of /generate, those of GPT-API: fifteen fields named as in transformers' `generate`, and a list of texts."""
+"""Bodies of /generate, those of GPT-API: fifteen fields named as in transformers' `generate`, and a list of texts. Beside them `min_p`."""
 
 from typing import Annotated
 
@@ -30,6 +30,13 @@ class GenerateRequest(Wire):
         "With penalty_alpha: number of candidate tokens, each in a slot of its own",
     )
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus sampling; only with do_sample; the model's default when left out")
+    min_p: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="keep tokens whose probability is at least this share of the most likely token's; only with do_sample; "
+        "the model's default when left out",
+    )
     min_length: int = Field(0, ge=0, description="no end token before the answer has this many new tokens; end_sequence may still end it")
     max_length: int = Field(64, ge=1, description="limit of the answer in new tokens; the prompt is not counted")
     penalty_alpha: float | None = Field(

@@ -30,10 +30,9 @@ class StreamOptions(Wire):
     include_obfuscation: Literal[False] | None = Field(None, description="false only: chunks are not padded to hide their lengths")
 
 
-class SamplingFields(Wire):
-    """Fields of chat and completions. A sampling parameter left out takes its default from the model's generation_config.json."""
+class SamplingParameters(Wire):
+    """How a token is chosen, as far as a model or the setting `model.sampling` may have defaults for it."""
 
-    model: str | None = Field(None, description="name of a served model, see /v1/models; the default model when left out")
     temperature: float | None = Field(None, ge=0, le=2, description="0 means greedy decoding")
     top_p: float | None = Field(
         None, gt=0, le=1, description="nucleus sampling: keep the smallest set of most likely tokens with at least this probability"
@@ -54,6 +53,12 @@ class SamplingFields(Wire):
         le=10,
         description="divides the logit of each token that the prompt or answer contains (multiplies a negative one); 1 means no penalty",
     )
+
+
+class SamplingFields(SamplingParameters):
+    """Fields of chat and completions. A sampling parameter left out has the model's default: `default_sampling_params` in /v1/models."""
+
+    model: str | None = Field(None, description="name of a served model, see /v1/models; the default model when left out")
     logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = Field(None, description=LOGIT_BIAS)
     bad_words: Annotated[list[StopWord], Field(max_length=128)] | None = Field(None, description=BAD_WORDS)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="the same request with the same seed gives the same tokens")

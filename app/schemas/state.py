@@ -8,6 +8,33 @@ from pydantic.config import JsonDict
 from app.schemas.scoring import Method
 from app.schemas.wire import Wire
 
+CARD_EXAMPLE: JsonDict = {
+    "id": "storyteller",
+    "object": "model",
+    "created": 1795836153,
+    "owned_by": "litmus",
+    "default": True,
+    "context": 1024,
+    "max_model_len": 1024,
+    "slots": 32,
+    "revision": "e1d53ff5cc49",
+    "quantize": "int4",
+    "dtype": "bfloat16",
+    "device": "cpu",
+    "observer": "storyteller-base",
+    "chat": True,
+    "methods": ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"],
+    "capabilities": ["chat", "completions", "score", "tools", "structured_output", "beam_search", "contrastive_search"],
+    "default_sampling_params": {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+    },
+}
 SLOTS_EXAMPLE: JsonDict = {
     "object": "slot.list",
     "model": "storyteller",
@@ -35,6 +62,18 @@ Capability = Literal["chat", "completions", "score", "tools", "structured_output
 ModelStatus = Literal["ready", "loading"]
 
 
+class DefaultSamplingParams(Wire):
+    """Values of the sampling parameters that a request leaves out: the setting's, else the model's own, else llama-server's."""
+
+    temperature: float
+    top_p: float
+    top_k: int = Field(description="0 keeps all tokens")
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+
+
 class ModelCard(Wire):
     id: str
     object: Literal["model"] = "model"
@@ -52,6 +91,9 @@ class ModelCard(Wire):
     chat: bool = Field(description="whether the model has a chat template")
     methods: list[Method]
     capabilities: list[Capability]
+    default_sampling_params: DefaultSamplingParams
+
+    model_config = ConfigDict(json_schema_extra={"examples": [CARD_EXAMPLE]})
 
 
 class ModelList(Wire):

@@ -271,9 +271,8 @@ def export_model(
     stored.load_state_dict(model.state_dict())
     stored.to(torch.bfloat16)
     ends = [tokenizer.eos_token_id, tokenizer.bos_token_id]
-    stored.generation_config = GenerationConfig(
-        do_sample=True, temperature=0.7, top_p=0.9, eos_token_id=ends, bos_token_id=ends[1], pad_token_id=tokenizer.pad_token_id
-    )
+    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "min_p": 0.0}  # what docs/detector.md measured
+    stored.generation_config = GenerationConfig(**sampling, eos_token_id=ends, bos_token_id=ends[1], pad_token_id=tokenizer.pad_token_id)
     stored.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)

@@ -15,7 +15,6 @@ from serve.routes.score import add_score
 from serve.routes.service import Service
 from serve.routes.state import add_state
 from serve.routes.tokens import add_tokens
-from serve.wire.requests import check_generation_config
 from serve.workers.router import Router
 
 
@@ -26,13 +25,8 @@ def create_routes(
     banned_users: frozenset[str] = frozenset(),
     detectors: Mapping[str, Detector] = MappingProxyType({}),
 ) -> APIRouter:
-    """`tokenizers` and `detectors` are by model name; `started` is the server's start as Unix time in seconds.
-
-    Raises `SetupError` for a model whose generation_config.json has a value that no request may have.
-    """
+    """`tokenizers` and `detectors` are by model name; `started` is the server's start as Unix time in seconds."""
     routes = APIRouter()
-    for tokenizer in tokenizers.values():
-        check_generation_config(tokenizer.generation_config)
     service = Service(router, tokenizers, ThreadPoolExecutor(2, "texts"), banned_users)
     add_state(routes, router, started)
     add_tokens(routes, service)

@@ -1,4 +1,4 @@
-"""`POST /generate`: GPT-API's fifteen fields as the engine's sampling, beam search or contrastive search.
+"""`POST /generate`: GPT-API's fifteen fields and `min_p` as the engine's sampling, beam search or contrastive search.
 
 Decides which fields may be combined. What each of them does is the engine's matter.
 """
@@ -12,14 +12,18 @@ from fastapi import APIRouter, Request
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Failed, Generate, SamplingParams
 from app.errors import InvalidRequest
 from app.schemas import GenerateRequest, GenerateResponse, SamplingFields
-from app.tokenizer import Tokenizer
 from serve.routes.service import Model, Service, cancel_on_disconnect
 from serve.routes.state import ERROR_RESPONSES_NO_USER
 from serve.wire.requests import max_new_tokens, sampling_of
 from serve.workers.router import Router
 
 Conflict = tuple[str, bool, str]  # (field, whether another field makes it meaningless, message)
-NEUTRAL_VALUES = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}  # a field with this value has no effect and conflicts with nothing
+NEUTRAL_VALUES = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+}  # a field with this value has no effect and conflicts with nothing
 
 
 def add_generate(routes: APIRouter, service: Service) -> None:
@@ -70,13 +74,14 @@ def _sampling_conflicts(body: GenerateRequest) -> tuple[Conflict, ...]:
     return (
         ("temperature", "temperature" in effective and not body.do_sample, "temperature needs do_sample: true"),
         ("top_p", "top_p" in effective and not body.do_sample, "top_p needs do_sample: true"),
+        ("min_p", "min_p" in effective and not body.do_sample, "min_p needs do_sample: true"),
         ("top_k", "top_k" in effective and not body.do_sample and not body.penalty_alpha, "top_k needs do_sample: true, or penalty_alpha"),
     )
 
 
 def make_generate_jobs(body: GenerateRequest, model: Model) -> list[Generate]:
     """One job per prompt, in their order. A given seed is used for every job; without one, each job gets a random seed."""
-    search, sampling = _search(body, model.facts.slots), _sampling(body, model.tokenizer)
+    search, sampling = _search(body, model.facts.slots), _sampling(body, model)
     id = f"generate-{uuid.uuid4().hex}"
     stop = () if body.end_sequence is None else (body.end_sequence,)
     jobs = []
@@ -107,12 +112,12 @@ def _check_width(param: str, width: int, slots: int) -> None:
         raise InvalidRequest(f"{param} is {width}, but the model has {slots} slots and this search needs {width} at once", param=param)
 
 
-def _sampling(body: GenerateRequest, tokenizer: Tokenizer) -> SamplingParams:
+def _sampling(body: GenerateRequest, model: Model) -> SamplingParams:
     """Penalties always apply. Temperature and filters, and the model's defaults for them, apply only with do_sample."""
     always = {"bad_words": body.bad_words, "repetition_penalty": body.repetition_penalty, "seed": body.seed, "min_tokens": body.min_length}
-    requested = {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p}
+    requested = {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p, "min_p": body.min_p}
     greedy = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    return sampling_of(SamplingFields.model_validate(always | (requested if body.do_sample else greedy)), tokenizer)
+    return sampling_of(SamplingFields.model_validate(always | (requested if body.do_sample else greedy)), model.tokenizer, model.facts)
 
 
 async def _generate_texts(router: Router, jobs: list[Generate], model: str) -> list[str]:

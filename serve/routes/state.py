@@ -9,6 +9,7 @@ from app.engine.request import Facts, Report
 from app.schemas import (
     Capability,
     DecisionState,
+    DefaultSamplingParams,
     ErrorResponse,
     Health,
     Method,
@@ -89,6 +90,9 @@ def card_of(facts: Facts, started: int, default: str) -> ModelCard:
         chat=facts.chat,
         methods=methods_of(facts),
         capabilities=capabilities_of(facts),
+        default_sampling_params=DefaultSamplingParams(
+            **{name: getattr(facts.sampling, name) for name in DefaultSamplingParams.model_fields}
+        ),
     )
 
 

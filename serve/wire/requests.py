@@ -8,16 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from app.engine.request import Facts, Generate, SamplingParams
-from app.errors import ContextTooLong, InvalidRequest, SetupError
+from app.errors import ContextTooLong, InvalidRequest
+from app.models.sampling import with_parameters
 from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, UsedTier
 from app.tokenizer import Tokenizer
 from serve.wire.logprobs import OffsetTracker
 from serve.wire.structured import StructuredOutput, structured_output_of
 
-GENERATION_CONFIG_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 DEFAULT_MAX_TOKENS = 16  # of a completion without max_tokens, as with OpenAI
 
 
@@ -85,7 +83,7 @@ def make_jobs(
     id: str, body: ChatRequest | CompletionRequest, options: AnswerOptions, prompts: list[Prompt], tokenizer: Tokenizer, facts: Facts
 ) -> list[Generate]:
     """One job per sample: all samples of the first prompt, then those of the second. Sample i is seeded with seed + i."""
-    sampling = sampling_of(body, tokenizer)
+    sampling = sampling_of(body, tokenizer, facts)
     stop_tokens = frozenset(body.stop_token_ids or ())
     check_token_ids(stop_tokens, tokenizer, "stop_token_ids")
     requested = requested_max_tokens(body)
@@ -117,39 +115,15 @@ def requested_max_tokens(body: ChatRequest | CompletionRequest) -> int | None:
     return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
 
 
-def sampling_of(body: SamplingFields, tokenizer: Tokenizer) -> SamplingParams:
-    """Sampling parameters: from the request, else from the model's generation_config.json, else plain sampling."""
-
-    def pick(name: str, plain: float) -> float:
-        requested, configured = getattr(body, name), tokenizer.generation_config.get(name)
-        return requested if requested is not None else plain if configured is None else configured
-
-    return SamplingParams(
-        temperature=float(pick("temperature", 1.0)),
-        top_k=max(0, int(pick("top_k", 0))),
-        top_p=float(pick("top_p", 1.0)),
-        min_p=float(pick("min_p", 0.0)),
+def sampling_of(body: SamplingFields, tokenizer: Tokenizer, facts: Facts) -> SamplingParams:
+    """Sampling parameters: the request's, and for those that it leaves out the model's defaults."""
+    return replace(
+        with_parameters(facts.sampling, body),
         seed=secrets.randbits(63) if body.seed is None else body.seed,
-        repetition_penalty=float(pick("repetition_penalty", 1.0)),
-        presence_penalty=float(pick("presence_penalty", 0.0)),
-        frequency_penalty=float(pick("frequency_penalty", 0.0)),
         logit_bias=_logit_bias(body.logit_bias or {}, tokenizer),
         bad_words=_banned_sequences(body.bad_words or [], tokenizer),
         min_tokens=0 if body.min_tokens is None else body.min_tokens,
     )
-
-
-def check_generation_config(config: dict[str, Any]) -> None:
-    """Raise `SetupError` if the model's generation_config.json has a value that no request may have.
-
-    top_k: -1 is accepted: some models write it for "no limit".
-    """
-    present = {name: config[name] for name in GENERATION_CONFIG_FIELDS if config.get(name) is not None}
-    try:
-        SamplingFields.model_validate({name: value for name, value in present.items() if (name, value) != ("top_k", -1)})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SetupError(f"generation_config.json of the model: {first['loc'][0]} is {first['input']!r}; {first['msg'].lower()}") from error
 
 
 def _logit_bias(biases: dict[str, float], tokenizer: Tokenizer) -> tuple[tuple[int, float], ...]:

@@ -66,6 +66,34 @@ def test_unreadable_sources_are_setup_errors_and_other_variables_in_dotenv_are_i
         read([])
 
 
+@pytest.mark.parametrize("source", ["yaml", "environment", "dotenv", "arguments", "json"])
+def test_default_sampling_can_be_set_in_every_source(bare: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Environment and command line have numbers as text."""
+    if source == "yaml":
+        (bare / "litmus.yaml").write_text("model: {sampling: {temperature: 0.3, top_k: 7, min_p: null}}\n")
+    if source == "environment":
+        monkeypatch.setenv("LITMUS_MODEL__SAMPLING__TEMPERATURE", "0.3")
+        monkeypatch.setenv("LITMUS_MODEL__SAMPLING__TOP_K", "7")
+    if source == "dotenv":
+        (bare / ".env").write_text("LITMUS_MODEL__SAMPLING__TEMPERATURE=0.3\nLITMUS_MODEL__SAMPLING__TOP_K=7\n")
+    arguments = {
+        "arguments": ["--model.sampling.temperature", "0.3", "--model.sampling.top_k=7"],
+        "json": ["--model.sampling", '{"temperature": 0.3, "top_k": 7}'],
+    }
+    sampling = read(arguments.get(source, [])).model.sampling
+    assert sampling.model_dump(exclude_none=True) == {"temperature": 0.3, "top_k": 7}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", "2.1"), ("top_p", "0"), ("top_k", "-2"), ("min_p", "nan"), ("repetition_penalty", "0")]
+)
+def test_default_sampling_has_the_bounds_of_a_request(field: str, value: str) -> None:
+    with pytest.raises(SetupError, match=rf"^setting model\.sampling\.{field}: Input should be"):
+        read([f"--model.sampling.{field}={value}"])
+    with pytest.raises(SetupError, match=rf"^setting models\.0\.sampling\.{field}: Input should be"):
+        read(["--models", json.dumps([{"path": "a/b", "sampling": {field: value}}])])
+
+
 def test_only_the_bundled_model_has_a_default_observer() -> None:
     assert ModelSettings(path=str(BUNDLED / "storyteller")).observer_path == str(BUNDLED / "storyteller-base")
     assert ModelSettings(path="x/y").observer_path is None

@@ -41,6 +41,15 @@ CARD = {
     "chat": True,
     "methods": ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"],
     "capabilities": ["chat", "completions", "score"],
+    "default_sampling_params": {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+    },
 }
 BASE = {**CARD, "id": "base", "default": False, "observer": None, "methods": ["fast_detect", "perplexity", "log_rank"]}
 NO_CHAT = {**BASE, "id": "mute", "chat": False, "capabilities": ["completions", "score"]}

@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 import torch
-from fakes import FakeWorker
+from fakes import FakeWorker, set_defaults
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from serving import RunningServer, wait_for
@@ -27,7 +27,7 @@ from serve.workers.router import Router
 
 PATH = "/generate"
 FIELDS = (
-    "prompt bad_words temperature top_k top_p min_length max_length penalty_alpha repetition_penalty early_stop end_sequence "
+    "prompt bad_words temperature top_k top_p min_p min_length max_length penalty_alpha repetition_penalty early_stop end_sequence "
     "do_sample num_beams return_prompt seed"
 ).split()
 
@@ -40,12 +40,12 @@ def job_with(served: Any, **fields: Any) -> Generate:
     return job
 
 
-def test_it_has_the_fifteen_fields_and_the_model() -> None:
+def test_it_has_gpt_apis_fifteen_fields_min_p_and_the_model() -> None:
     assert list(GenerateRequest.model_fields) == ["model", *FIELDS]
 
 
 def test_the_default_is_greedy(served: Any) -> None:
-    served.tokenizer.generation_config = {"temperature": 0.6, "top_p": 0.9, "top_k": 5, "min_p": 0.1}
+    set_defaults(served, SamplingParams(temperature=0.6, top_p=0.9, top_k=5, min_p=0.1))
     job = job_with(served)
     assert job == Generate(job.id, job.prompt, 8, SamplingParams(0.0, seed=1))
     assert GenerateRequest(prompt="a").max_length == 64
@@ -58,6 +58,7 @@ def test_the_default_is_greedy(served: Any) -> None:
         ({"do_sample": True, "temperature": 0.7}, SamplingParams(0.7, seed=1)),
         ({"do_sample": True, "top_k": 5}, SamplingParams(top_k=5, seed=1)),
         ({"do_sample": True, "top_p": 0.5}, SamplingParams(top_p=0.5, seed=1)),
+        ({"do_sample": True, "min_p": 0.1}, SamplingParams(min_p=0.1, seed=1)),
         ({"do_sample": True, "seed": -3}, SamplingParams(seed=-3)),
         ({"seed": 4}, SamplingParams(0.0, seed=4)),
         ({"repetition_penalty": 1.3}, SamplingParams(0.0, seed=1, repetition_penalty=1.3)),
@@ -93,14 +94,17 @@ def test_lengths_and_the_end(served: Any) -> None:
 
 
 def test_the_models_own_defaults_are_for_sampling_but_its_penalty_is_for_all(served: Any) -> None:
-    served.tokenizer.generation_config = {"temperature": 0.6, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1}
-    assert job_with(served, do_sample=True).sampling == SamplingParams(0.6, 5, 0.9, seed=1, repetition_penalty=1.1)
-    assert job_with(served, do_sample=True, temperature=1, top_k=0, top_p=1, repetition_penalty=1).sampling == SamplingParams(seed=1)
-    assert job_with(served, penalty_alpha=0.6, top_k=2).sampling == SamplingParams(0.0, seed=1, repetition_penalty=1.1)
+    set_defaults(served, SamplingParams(0.6, 5, 0.9, 0.05, repetition_penalty=1.1))
+    assert job_with(served, do_sample=True).sampling == SamplingParams(0.6, 5, 0.9, 0.05, seed=1, repetition_penalty=1.1)
+    neutral = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
+    assert job_with(served, do_sample=True, **neutral).sampling == SamplingParams(seed=1)
+    for search, params in (({"penalty_alpha": 0.6, "top_k": 2}, ContrastiveSearchParams(2, 0.6)), ({"num_beams": 2}, BeamSearchParams(2))):
+        job = job_with(served, **search)
+        assert (job.search, job.sampling) == (params, SamplingParams(0.0, seed=1, repetition_penalty=1.1))
 
 
 def test_neutral_values_conflict_with_nothing(served: Any) -> None:
-    neutral = {"temperature": 1, "top_p": 1.0, "top_k": 0, "bad_words": [], "min_length": 0, "return_prompt": False}
+    neutral = {"temperature": 1, "top_p": 1.0, "top_k": 0, "min_p": 0, "bad_words": [], "min_length": 0, "return_prompt": False}
     nothing = dict.fromkeys("temperature top_p top_k bad_words penalty_alpha repetition_penalty end_sequence model".split())
     for fields in (neutral, nothing):
         job = job_with(served, **fields)
@@ -136,6 +140,7 @@ def test_without_a_seed_equal_prompts_get_different_answers(served: Any) -> None
         ({"temperature": 0.7, "num_beams": 2}, "temperature", "needs do_sample"),
         ({"temperature": 0.7, "penalty_alpha": 0.5, "top_k": 2}, "temperature", "needs do_sample"),
         ({"top_p": 0.7}, "top_p", "needs do_sample"),
+        ({"min_p": 0.1}, "min_p", "needs do_sample"),
         ({"top_k": 7}, "top_k", "needs do_sample"),
         ({"top_k": 7, "num_beams": 2}, "top_k", "needs do_sample"),
         ({"early_stop": True}, "early_stop", "needs num_beams above 1"),
@@ -157,6 +162,7 @@ def test_without_a_seed_equal_prompts_get_different_answers(served: Any) -> None
         ({"do_sample": True, "temperature": 2.1}, "temperature", "less than or equal to 2"),
         ({"do_sample": True, "top_k": -1}, "top_k", "greater than or equal to 0"),
         ({"do_sample": True, "top_p": 0}, "top_p", "greater than 0"),
+        ({"do_sample": True, "min_p": 1.1}, "min_p", "less than or equal to 1"),
         ({"min_length": -1}, "min_length", "greater than or equal to 0"),
         ({"max_length": 0}, "max_length", "greater than or equal to 1"),
         ({"penalty_alpha": 1.1, "top_k": 2}, "penalty_alpha", "less than or equal to 1"),

@@ -1,12 +1,14 @@
 """Every sampling field: what reaches the engine, and that an invalid value is refused with the name of its field."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
+from fakes import set_defaults
 
 from app.engine.request import Generate, SamplingParams, Score
-from app.errors import SetupError
-from serve.wire.requests import check_generation_config
+from app.models.sampling import LLAMA_SERVER
+from app.schemas import DefaultSamplingParams, SamplingParameters
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -64,10 +66,60 @@ def test_bad_words_are_banned_with_and_without_a_blank(served: Any) -> None:
     assert job_with(served, bad_words=["ab", " ab", "b"]).sampling.bad_words == ((a, b), (b,))
 
 
-def test_the_models_own_penalty_is_the_default(served: Any) -> None:
-    served.tokenizer.generation_config = {"repetition_penalty": 1.2, "temperature": 0.7}
-    assert job_with(served).sampling == SamplingParams(seed=1, temperature=0.7, repetition_penalty=1.2)
-    assert job_with(served, repetition_penalty=1.0).sampling.repetition_penalty == 1.0
+DEFAULTS = SamplingParams(0.6, 20, 0.9, 0.02, 1, 1.1, 0.5, -0.25)
+
+
+def test_a_parameter_that_a_request_leaves_out_has_the_models_default(served: Any) -> None:
+    set_defaults(served, DEFAULTS)
+    assert job_with(served).sampling == DEFAULTS == job_with(served, **dict.fromkeys(SamplingParameters.model_fields)).sampling
+
+
+def test_the_card_shows_the_defaults_that_a_request_gets(served: Any) -> None:
+    set_defaults(served, DEFAULTS)
+    shown = served.client.get("/v1/models").json()["data"][0]["default_sampling_params"]
+    used = asdict(job_with(served).sampling)
+    assert shown == {name: used[name] for name in SamplingParameters.model_fields}
+    assert set(DefaultSamplingParams.model_fields) == set(SamplingParameters.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 0),
+        ("temperature", 1),
+        ("top_p", 1),
+        ("top_k", 0),
+        ("top_k", -1),
+        ("min_p", 0),
+        ("presence_penalty", 0),
+        ("frequency_penalty", 0),
+        ("repetition_penalty", 1),
+    ],
+)
+def test_the_request_wins_over_the_models_defaults_one_by_one(served: Any, field: str, value: float) -> None:
+    """0 and other neutral values are values, too."""
+    set_defaults(served, DEFAULTS)
+    assert asdict(job_with(served, **{field: value}).sampling) == {**asdict(DEFAULTS), field: max(value, 0)}
+
+
+def test_what_is_accepted_without_defaults_is_accepted_with_them(served: Any) -> None:
+    set_defaults(served, LLAMA_SERVER)
+    form = {"type": "json_schema", "json_schema": {"name": "form", "schema": {"type": "integer"}}}
+    bans = {"logit_bias": {"5": 100, "9": -100}, "bad_words": ["b"], "min_tokens": 2, "stop_token_ids": [7]}
+    for path, fields in (
+        (TEXT, {"best_of": 3, "n": 2, "logprobs": 2}),
+        (TEXT, {"echo": True, "max_tokens": 0, "logprobs": 1}),
+        (TEXT, {"temperature": 0, **bans}),
+        (CHAT, {"logprobs": True, "top_logprobs": 20, "n": 3, "stream": True}),
+        (CHAT, {"response_format": form}),
+        (CHAT, {"temperature": 0, "presence_penalty": 1, "frequency_penalty": 1, "repetition_penalty": 1.2}),
+    ):
+        body = {"prompt": "a"} if path == TEXT else {"messages": HELLO}
+        response = served.client.post(path, json={**body, "max_tokens": 4, **fields})
+        assert response.status_code == 200, response.text
+        sampling = served.engine.submitted[-1].sampling
+        assert (sampling.top_k, sampling.top_p, sampling.min_p) == (40, 0.95, 0.05)
+        assert sampling.temperature == fields.get("temperature", 0.8)
 
 
 @pytest.mark.parametrize(("tier", "used"), [("auto", "default"), ("default", "default"), ("flex", "flex")])
@@ -150,14 +202,3 @@ def test_a_lone_surrogate_in_a_bad_word_is_named(served: Any) -> None:
 def test_fields_of_other_routes_are_refused(served: Any, path: str, body: Any, code: str) -> None:
     response = served.client.post(path, json=body)
     assert (response.status_code, response.json()["error"]["code"]) == (400, code)
-
-
-@pytest.mark.parametrize(
-    ("defaults", "fits"), [({"top_k": -1}, True), ({"temperature": 0.6, "eos_token_id": 3}, True), ({"top_p": 1.5}, False)]
-)
-def test_the_models_own_defaults_are_held_to_the_bounds_of_a_request(defaults: dict[str, float], fits: bool) -> None:
-    if fits:
-        check_generation_config(defaults)
-    else:
-        with pytest.raises(SetupError, match=r"generation_config.json of the model: top_p"):
-            check_generation_config(defaults)

@@ -1,14 +1,17 @@
 """What the server reports about itself: models, readiness, slots."""
 
+import json
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from fakes import FACTS
 
 from app.engine.request import Facts, Report
-from app.schemas import SlotList
-from app.schemas.state import SLOTS_EXAMPLE
+from app.schemas import ModelCard, SlotList
+from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
 from serve.routes.state import capabilities_of
 
 TEXT = "/v1/completions"
@@ -90,7 +93,13 @@ def test_slots_of_a_model_without_a_worker_are_a_503(served: Any) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
 
 
-def test_the_documented_example_is_valid(served: Any) -> None:
-    SlotList.model_validate(SLOTS_EXAMPLE)
-    schema = served.client.get("/openapi.json").json()
-    assert schema["components"]["schemas"]["SlotList"]["examples"] == [SLOTS_EXAMPLE]
+def test_the_documented_examples_are_valid(served: Any) -> None:
+    schemas = served.client.get("/openapi.json").json()["components"]["schemas"]
+    for model, example in ((SlotList, SLOTS_EXAMPLE), (ModelCard, CARD_EXAMPLE)):
+        assert model.model_validate(example).model_dump() == example  # no field is missing
+        assert schemas[model.__name__]["examples"] == [example]
+
+
+def test_the_card_in_the_document_is_the_example() -> None:
+    (card,) = re.findall(r"^```json\n(.*?)^```", (ROOT / "docs/api.md").read_text(), re.M | re.S)
+    assert json.loads(card) == CARD_EXAMPLE
