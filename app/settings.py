@@ -36,7 +36,8 @@ SHORT_OPTIONS = {
     "--device": "--model.device",
     "--port": "--server.port",
 }
-QUIET_ENVIRONMENT = {
+ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "3000",  # how often a thread that waits for others looks before it sleeps; GCC's 300,000 take cores from neighbours
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_ANALYTICS_MAX_EVENTS": "1",  # otherwise Gradio builds a table of the last 10,000 events at each event
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -268,7 +269,9 @@ def _long_option(argument: str) -> str:
     return SHORT_OPTIONS.get(name, name) + equals + value
 
 
-def go_offline_quietly() -> None:
-    """Sets environment variables that turn off the libraries' telemetry. A value set by the user stays."""
-    for name, value in QUIET_ENVIRONMENT.items():
+def prepare_environment() -> None:
+    """Sets environment variables that turn off the libraries' telemetry and bound what they take of the machine. A value set by the user
+    stays. Call it before anything that imports torch.
+    """
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

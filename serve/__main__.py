@@ -10,14 +10,14 @@ import time
 from typing import Any
 
 from app.errors import SetupError
-from app.settings import Settings, go_offline_quietly, read
+from app.settings import Settings, prepare_environment, read
 
 API_PROCESS_PREFIX = "LitServer"  # LitServe names its API processes LitServer-0, LitServer-1, ...
 
 
 def main() -> None:
     gc.disable()  # until the API process listens: collections among a million imported objects would take a third of the start
-    go_offline_quietly()
+    prepare_environment()
     try:
         settings = read(sys.argv[1:])
         logging.basicConfig(level=settings.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")

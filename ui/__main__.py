@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from app.errors import SetupError
-from app.settings import Settings, go_offline_quietly, read
+from app.settings import Settings, prepare_environment, read
 
 SHORT_OPTIONS = {"--server": "--ui.server", "--port": "--ui.port"}
 logger = logging.getLogger("ui")
@@ -33,7 +33,7 @@ def main() -> None:
 def serve_page(settings: Settings) -> None:
     """Serves the page and blocks until interrupted. Gradio reads the environment on import, so it is imported after that is set."""
     logger.setLevel(settings.server.log_level.upper())
-    go_offline_quietly()
+    prepare_environment()
     from ui.page import create_page, launch_options
 
     host, port, server_url = settings.server.host, settings.ui.port, settings.ui.server

@@ -20,7 +20,7 @@ from app.engine import flat
 from app.engine.ledger import Ledger
 from app.errors import LitmusError
 from app.models.loading import create_engine
-from app.settings import ModelSettings, go_offline_quietly
+from app.settings import ModelSettings, prepare_environment
 
 
 def measure(settings: ModelSettings) -> dict[str, Any]:
@@ -80,5 +80,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    go_offline_quietly()
+    prepare_environment()
     sys.exit(main(sys.argv[1:]))

@@ -30,7 +30,7 @@ from app.engine.engine import Engine
 from app.engine.request import Failed, Generate
 from app.errors import LitmusError, SetupError
 from app.models import loading, weights
-from app.settings import ModelSettings, go_offline_quietly
+from app.settings import ModelSettings, prepare_environment
 
 READ_METHODS = ("mmap", "read", "pread")
 QUANTIZATIONS = get_args(ModelSettings.model_fields["quantize"].annotation)
@@ -236,5 +236,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    go_offline_quietly()
+    prepare_environment()
     sys.exit(main(sys.argv[1:]))

@@ -20,6 +20,7 @@ from app.engine.request import Columns, Delta, Event, Failed, Generate, Job, Rep
 from app.engine.sampler import SamplerRow, sample, token_logprobs
 from app.engine.scheduler import Plan, Scheduler, ScoreChunk
 from app.engine.slot import Slot
+from app.engine.threads import create_thread_count
 from app.errors import ContextTooLong, EngineFailed, InvalidRequest, LitmusError
 from app.scoring.statistics import CHUNK_ROWS, token_statistics
 
@@ -59,6 +60,7 @@ class Engine:
         self._grammar_states: dict[str, GrammarState] = {}  # by the request's id
         self._groups: dict[str, SearchGroup] = {}  # by the request's id
         self._pending_events: list[Event] = []  # returned by the next step, before its own
+        self._thread_count = create_thread_count() if performer.is_on_kernel else None
         self._last_queue_report_s = 0.0  # when the waiting requests last got their positions
 
     def submit(self, job: Job) -> None:
@@ -111,7 +113,10 @@ class Engine:
         except torch.OutOfMemoryError:
             message = "the device ran out of memory in this step; send the request again, with a shorter prompt or a smaller max_tokens"
             return events + self.fail_all(EngineFailed(message))
-        self.scheduler.budget.record(len(plan.decodes), plan.prefill_tokens, plan.score_tokens, time.perf_counter() - start_s)
+        seconds = time.perf_counter() - start_s
+        self.scheduler.budget.record(len(plan.decodes), plan.prefill_tokens, plan.score_tokens, seconds)
+        if self._thread_count is not None:
+            self._thread_count.step_ended(seconds)
         return events
 
     def _add_compiled(self) -> None:

@@ -16,7 +16,7 @@ from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import keep_inputs, quantize_layers
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.ledger import Ledger, activation_bytes, device_memory, weight_bytes
-from app.engine.linear import prepack_layers
+from app.engine.linear import TiledLinear, prepack_layers
 from app.errors import UnsupportedModel
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,11 @@ class FlatModel:
     def vocabulary(self) -> int:
         """Number of tokens that have an embedding; a tokenizer may know more."""
         return int(self.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+
+    @property
+    def is_on_kernel(self) -> bool:
+        """Whether its layers run on the compiled kernel, whose results do not depend on the number of threads."""
+        return any(isinstance(module, TiledLinear) for module in self.model.modules())
 
     @property
     def scoring_slot(self) -> int:

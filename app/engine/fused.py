@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
+from app.engine.decoder import CompiledDecoder, CompiledLayer, DecoderShape
 from app.engine.kernel import Kernel, kernel
-from app.engine.linear import add_residual, concatenate_layers, gated_product
+from app.engine.linear import SWISH, TiledLinear, add_residual, concatenate_layers, gated_product
 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -68,11 +69,13 @@ class FusedDecoder:
             part.qkv = concatenate_layers([part.q_proj, part.k_proj, part.v_proj])
             del part.q_proj, part.k_proj, part.v_proj
         self.layers: list[Layer] = []
+        self.compiled: CompiledDecoder | None = None
 
     def bind_layers(self) -> None:
         """Look up the layers' modules. Call this after `prepack_layers` has replaced them."""
         self.embed = self.base.embed_tokens
         self.layers = [_layer_of(block) for block in self.blocks]
+        self.compiled = _compiled_decoder(self.layers, self.norm, self.heads, self.kv_heads, self.dim)
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Compute hidden states `[rows, hidden]` of `ids` and `positions` `[rows]`."""
@@ -80,6 +83,10 @@ class FusedDecoder:
         cos, sin = self.rotary(x[None], positions[None])
         cos, sin = cos[0, :, None], sin[0, :, None].clone()  # [rows, 1, dim]
         sin[..., : self.dim // 2].neg_()  # so that `torch.roll` can stand for rotate_half
+        if self.compiled is not None and self.attention.layout is not None:
+            if not self.compiled.is_bound:
+                self.compiled.bind_cache(list(self.attention.keys.values()), list(self.attention.values.values()))
+            return self.compiled(x, cos, sin, self.attention.layout)
         for index, layer in enumerate(self.layers):
             x = add_residual(layer.out, self._attend(index, layer, layer.input_norm(x), cos, sin), x)
             x = add_residual(layer.down, gated_product(layer.gate, layer.up, layer.act, layer.mlp_norm(x)), x)
@@ -105,6 +112,33 @@ def create_fused_decoder(model: PreTrainedModel, attention: SlotAttention) -> Fu
     if any({name for name, _ in layer.named_children()} != LAYER_PARTS for layer in base.layers):
         return None
     return FusedDecoder(base, attention)
+
+
+def _compiled_decoder(layers: list[Layer], norm: Norm, heads: int, kv_heads: int, dim: int) -> CompiledDecoder | None:
+    """Return None unless every part of every layer runs on the kernel."""
+    norms = [norm, *(each for layer in layers for each in (layer.input_norm, layer.mlp_norm, layer.query_norm, layer.key_norm) if each)]
+    native = norm.kernel
+    if native is None or any(each.kernel is None or each.eps != norm.eps for each in norms):
+        return None
+    compiled = [_compiled_layer(layer, dim) for layer in layers]
+    complete = [layer for layer in compiled if layer is not None]
+    shape, hidden = DecoderShape(heads, kv_heads, dim, norm.eps), len(norm.weight)
+    if len(complete) < len(layers) or not CompiledDecoder.is_supported(native, shape, complete, hidden):
+        return None
+    return CompiledDecoder(native, shape, complete, norm.weight)
+
+
+def _compiled_layer(layer: Layer, dim: int) -> CompiledLayer | None:
+    qkv, out, gate, up, down = layer.qkv, layer.out, layer.gate, layer.up, layer.down
+    if not isinstance(layer.act, SWISH):
+        return None
+    if not (isinstance(qkv, TiledLinear) and isinstance(out, TiledLinear) and isinstance(gate, TiledLinear)):
+        return None
+    if not (isinstance(up, TiledLinear) and isinstance(down, TiledLinear)):
+        return None
+    query_norm, key_norm = (None if norm is None else norm.weight for norm in (layer.query_norm, layer.key_norm))
+    norms = (layer.input_norm.weight, layer.mlp_norm.weight, query_norm, key_norm)
+    return CompiledLayer(*norms, qkv, out, gate, up, down, dim**-0.5 if layer.scaling is None else layer.scaling, layer.window)
 
 
 def _layer_of(block: Any) -> Layer:

@@ -18,68 +18,13 @@ from app.engine import packing
 from app.engine.compiler import CompileError, load_library
 from app.engine.grouped import GroupedWeights
 from app.engine.packing import PackedWeights
+from app.engine.structures import DecodeArgs, DecoderArgs, EpilogueArgs, GroupedWeightsArgs, PrefillArgs, StatisticsArgs, WeightsArgs
 
 log = logging.getLogger(__name__)
 
 MAX_HEAD_DIM = 256
 ACTIVATIONS = {"none": 0, "swish": 1}  # numbered as in csrc/ending.h
 BINARY_OPS = {"none": 0, "mul": 1, "add": 2}
-
-
-class _DecodeArgs(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
-        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride")),
-        *((name, ctypes.c_void_p) for name in ("key_cache", "value_cache")),
-        *((name, ctypes.c_int64) for name in ("slot_stride", "head_stride")),
-        *((name, ctypes.c_void_p) for name in ("slots", "positions")),
-        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim", "window")),
-        ("scale", ctypes.c_float),
-        ("out", ctypes.c_void_p),
-    )
-
-
-class _PrefillArgs(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
-        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "key_head_stride", "value_stride", "value_head_stride")),
-        *((name, ctypes.c_int64) for name in ("rows", "start", "heads", "kv_heads", "dim", "window")),
-        ("scale", ctypes.c_float),
-        ("out", ctypes.c_void_p),
-    )
-
-
-class _StatisticsArgs(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("logits", "observer_logits")),
-        *((name, ctypes.c_int64) for name in ("logits_stride", "observer_stride", "rows", "vocabulary")),
-        *((name, ctypes.c_void_p) for name in ("targets", "out")),
-    )
-
-
-class _Weights(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("table", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("offset", ctypes.c_void_p),
-        ("log2_group", ctypes.c_int),
-    )
-
-
-class _GroupedWeights(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("bits", ctypes.c_int), ("group", ctypes.c_int), ("weight_scale", ctypes.c_float))
-
-
-class _Epilogue(ctypes.Structure):
-    _fields_ = (
-        ("bias", ctypes.c_void_p),
-        ("activation", ctypes.c_int),
-        ("binary_op", ctypes.c_int),
-        ("operand", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("outputs", ctypes.c_int64),
-    )
 
 
 class Epilogue(NamedTuple):
@@ -141,20 +86,29 @@ class Kernel:
         pointer, int64 = ctypes.c_void_p, ctypes.c_int64
         library.block_columns.restype = int64
         self.columns = int(library.block_columns())  # outputs in a block of packed weights
-        library.linear.argtypes = [pointer, int64, int64, ctypes.POINTER(_Weights), ctypes.POINTER(_Epilogue), ctypes.c_int]
+        library.linear.argtypes = [pointer, int64, int64, ctypes.POINTER(WeightsArgs), ctypes.POINTER(EpilogueArgs), ctypes.c_int]
         self._linear = library.linear
-        library.linear_grouped.argtypes = [pointer, int64, int64, ctypes.POINTER(_GroupedWeights), ctypes.POINTER(_Epilogue), ctypes.c_int]
+        library.linear_grouped.argtypes = [
+            pointer,
+            int64,
+            int64,
+            ctypes.POINTER(GroupedWeightsArgs),
+            ctypes.POINTER(EpilogueArgs),
+            ctypes.c_int,
+        ]
         self._linear_grouped = library.linear_grouped
         library.rms_norm.argtypes = [pointer, int64, int64, pointer, ctypes.c_float, pointer, ctypes.c_int]
         library.rms_norm.restype = None
         self._rms_norm = library.rms_norm
-        library.attend_decode.argtypes = [ctypes.POINTER(_DecodeArgs), ctypes.c_int]
+        library.attend_decode.argtypes = [ctypes.POINTER(DecodeArgs), ctypes.c_int]
         self._attend_decode = library.attend_decode
-        library.attend_prefill.argtypes = [ctypes.POINTER(_PrefillArgs), ctypes.c_int]
+        library.attend_prefill.argtypes = [ctypes.POINTER(PrefillArgs), ctypes.c_int]
         self._attend_prefill = library.attend_prefill
-        library.token_statistics.argtypes = [ctypes.POINTER(_StatisticsArgs), ctypes.c_int]
+        library.token_statistics.argtypes = [ctypes.POINTER(StatisticsArgs), ctypes.c_int]
         library.token_statistics.restype = None
         self._token_statistics = library.token_statistics
+        library.run_decoder.argtypes = [ctypes.POINTER(DecoderArgs), ctypes.c_int]
+        self._run_decoder = library.run_decoder
 
     def linear(self, x: torch.Tensor, weights: PackedWeights, epilogue: Epilogue) -> torch.Tensor:
         """Return `x` W^T after the `epilogue`: `[..., inputs]` bfloat16 to `[..., outputs]`. Raises `MemoryError`."""
@@ -164,7 +118,7 @@ class Kernel:
         x = x.contiguous()
         out = torch.empty(*x.shape[:-1], epilogue.outputs, dtype=torch.bfloat16)
         operand = None if epilogue.operand is None else epilogue.operand.contiguous()
-        end = _Epilogue(
+        end = EpilogueArgs(
             _address(epilogue.bias),
             ACTIVATIONS[epilogue.activation],
             BINARY_OPS[epilogue.binary_op],
@@ -174,11 +128,11 @@ class Kernel:
         )
         rows = (x.data_ptr(), x.numel() // inputs, inputs)
         if weights.rounds_inputs:
-            groups = _GroupedWeights(weights.data.data_ptr(), weights.bits, 1 << weights.log2_group, weights.weight_scale)
+            groups = GroupedWeightsArgs(weights.data.data_ptr(), weights.bits, 1 << weights.log2_group, weights.weight_scale)
             failed = self._linear_grouped(*rows, groups, end, torch.get_num_threads())
         else:
             pointers = (weights.data.data_ptr(), _address(weights.table), _address(weights.scale), _address(weights.offset))
-            failed = self._linear(*rows, _Weights(*pointers, weights.log2_group), end, torch.get_num_threads())
+            failed = self._linear(*rows, WeightsArgs(*pointers, weights.log2_group), end, torch.get_num_threads())
         if failed:
             raise MemoryError("out of memory for a layer's activations")
         return out
@@ -199,7 +153,7 @@ class Kernel:
         rows, heads, dim = batch.query.shape
         kv_heads = batch.key.shape[1]
         out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
-        args = _DecodeArgs(
+        args = DecodeArgs(
             *(part.data_ptr() for part in (batch.query, batch.key, batch.value)),
             *(part.stride(0) for part in (batch.query, batch.key, batch.value)),
             batch.key_cache.data_ptr(),
@@ -220,7 +174,7 @@ class Kernel:
         query, key, value = batch.query, batch.key, batch.value
         rows, heads, dim = query.shape
         out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
-        args = _PrefillArgs(
+        args = PrefillArgs(
             *(part.data_ptr() for part in (query, key, value)),
             query.stride(0),
             *key.stride()[:2],
@@ -233,6 +187,11 @@ class Kernel:
             raise MemoryError("out of memory for the attention scores of a prompt")
         return out
 
+    def run_decoder(self, args: DecoderArgs) -> None:
+        """Run all layers; see decoder.c. Raises `MemoryError`."""
+        if self._run_decoder(args, torch.get_num_threads()):
+            raise MemoryError("out of memory for the activations of a step")
+
     def token_statistics(self, logits: torch.Tensor, targets: torch.Tensor, observer_logits: torch.Tensor | None) -> torch.Tensor:
         """Return the statistics that scoring needs, `[rows, 6]` in float64, of bfloat16 `logits` `[rows, vocab]` and `targets` `[rows]`.
 
@@ -243,7 +202,7 @@ class Kernel:
         vocabulary = logits.shape[1] if observer_logits is None else min(logits.shape[1], observer_logits.shape[1])
         observer_stride = 0 if observer_logits is None else observer_logits.stride(0)
         sizes = (logits.stride(0), observer_stride, len(logits), vocabulary)
-        args = _StatisticsArgs(logits.data_ptr(), _address(observer_logits), *sizes, targets.data_ptr(), out.data_ptr())
+        args = StatisticsArgs(logits.data_ptr(), _address(observer_logits), *sizes, targets.data_ptr(), out.data_ptr())
         self._token_statistics(args, torch.get_num_threads())
         return out
 

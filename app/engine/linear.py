@@ -74,6 +74,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.binary(x, operand, self.packed, self.bias, binary_op)
 
 
+SWISH = nn.SiLU | SiLUActivation
 FusedLinear = TiledLinear | PackedLinear  # these apply an activation or a second operand before they write their outputs
 
 
@@ -175,7 +176,7 @@ def _prepacked_embedding(layer: GroupedEmbedding, packed: PackedWeights | None) 
 
 
 def _error(result: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((result.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-30))
+    return float((result.detach().float() - expected.detach().float()).norm() / expected.detach().float().norm().clamp(min=1e-30))
 
 
 def _bitsandbytes_levels(layer: Any) -> tuple[torch.Tensor, list[float], torch.Tensor, torch.Tensor] | None:
@@ -207,7 +208,7 @@ def _bitsandbytes_levels(layer: Any) -> tuple[torch.Tensor, list[float], torch.T
 
 def gated_product(gate: nn.Module, up: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return act(gate(x)) * up(x), fused where the layers allow it."""
-    if isinstance(gate, FusedLinear) and isinstance(up, FusedLinear) and isinstance(act, nn.SiLU | SiLUActivation):
+    if isinstance(gate, FusedLinear) and isinstance(up, FusedLinear) and isinstance(act, SWISH):
         return up.combine(x, gate(x, "swish"), "mul")
     return act(gate(x)).mul_(up(x))
 

@@ -17,9 +17,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from app.settings import go_offline_quietly
+from app.settings import prepare_environment
 
-go_offline_quietly()
+prepare_environment()
 
 TEXT_SEPARATOR = "\u2028"  # a line end to `str.splitlines`, an ordinary character in JSON
 WORDS = ["Once ", "upon ", "a ", "time ", "<b>a fox</b> ", "met ", TEXT_SEPARATOR, "a crow", "."]

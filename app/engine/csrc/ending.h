@@ -1,16 +1,5 @@
 /* The epilogue of a linear layer: what is applied to its float32 sums before they are written as bfloat16. */
-#include "vectors.h"
-
-enum { ACTIVATION_NONE, ACTIVATION_SWISH };
-enum { OP_NONE, OP_MUL, OP_ADD };
-
-typedef struct {
-    const float *bias; /* [outputs], padded to whole blocks; or NULL */
-    int activation, binary_op;
-    const bf16 *operand; /* [rows][outputs], for OP_MUL and OP_ADD */
-    bf16 *out;           /* [rows][outputs] */
-    int64_t outputs;
-} Epilogue;
+#include "kernels.h"
 
 /* Writes sums [rows][width] of the outputs from `column` on to the rows from `row` on. */
 static void write_outputs(const float *sums, int rows, int width, int64_t row, int64_t column, const Epilogue *epilogue) {

@@ -20,12 +20,6 @@ typedef int32_t int_vec __attribute__((vector_size(4 * LANES), aligned(4), may_a
 
 typedef int8_t byte_vec __attribute__((vector_size(LANES), aligned(1), may_alias));
 
-typedef struct {
-    const uint32_t *data;
-    int bits, group;    /* 4 and 32, 8 and 32, or 8 and 16 */
-    float weight_scale; /* scales and minima are multiplied by it */
-} GroupedWeights;
-
 /* Inputs rounded to 8 bits. An input is about byte * scale. */
 typedef struct {
     int8_t *bytes;     /* [rows][inputs] */

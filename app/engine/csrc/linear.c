@@ -13,14 +13,6 @@
 #define MAX_DIRECT_TILES 6    /* of bfloat16 weights: up to so many tiles, each reads the packed block; more share a widened one */
 #define PREFETCH_WEIGHTS 1024 /* weights are prefetched so far ahead */
 
-/* `data` holds bfloat16 if `table` is NULL, else levels, which stand for table[level] * scale + offset.
- * scale and offset: [outputs / COLUMNS][inputs / 2^log2_group][COLUMNS]. */
-typedef struct {
-    const void *data;
-    const float *table, *scale, *offset;
-    int log2_group;
-} Weights;
-
 /* table[level] of each lane. */
 INLINE vec look_up(const float *table, uint_vec level) {
 #if LANES == 16

@@ -1,5 +1,5 @@
 /* What is computed for each row by itself, between the linear layers: RMSNorm, and the attention of decoding rows. */
-#include "vectors.h"
+#include "kernels.h"
 
 #define MAX_HEAD_DIM 256
 
@@ -21,19 +21,6 @@ void rms_norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, f
         memcpy(out + r * inputs + vector_inputs, edge, tail_bytes);
     }
 }
-
-/* The decoding rows of one layer. Each row writes its key and value to its slot of the cache, at its position, and attends to the slot up
- * to that position: to the last `window` tokens, or to all if `window` is 0. Strides count elements. */
-typedef struct {
-    const bf16 *query, *key, *value; /* [rows][heads or kv_heads][dim], with these strides between rows: */
-    int64_t query_stride, key_stride, value_stride;
-    bf16 *key_cache, *value_cache; /* [slots][kv_heads][context][dim], with these strides: */
-    int64_t slot_stride, head_stride;
-    const int64_t *slots, *positions;
-    int64_t rows, heads, kv_heads, dim, window;
-    float scale;
-    bf16 *out; /* [rows][heads][dim] */
-} DecodeArgs;
 
 /* Computes `heads` (1 to 4) query heads of a row from head `from` on, which share a key-value head. `scores` [heads][score_stride] is
  * scratch memory; dim <= MAX_HEAD_DIM. */

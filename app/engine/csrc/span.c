@@ -3,20 +3,11 @@
  * softmax, mixes the values, and adds the result to that of the earlier pieces. A piece's keys are transposed, and keys and values widened
  * to float32, once for all rows of the job; they stay in a core's second-level cache. A row's result does not depend on the rows beside it.
  */
-#include "vectors.h"
+#include "kernels.h"
 
 #define PIECE 256                     /* keys; also the largest dim of a head */
 #define TILE_STRIDE (PIECE + LANES)   /* between a tile's rows. Not a power of 2, so that rows do not compete for one cache set */
 #define MAX_JOB_ROWS (16 * TILE_ROWS) /* each a query head of a row of the sequence */
-
-/* Row r is at position start + r and sees the last `window` keys up to there (0: all). Strides count elements. */
-typedef struct {
-    const bf16 *query, *key, *value; /* [rows][heads][dim], [start + rows][kv_heads][dim], with these strides: */
-    int64_t query_stride, key_stride, key_head_stride, value_stride, value_head_stride;
-    int64_t rows, start, heads, kv_heads, dim, window;
-    float scale;
-    bf16 *out; /* [rows][heads][dim] */
-} PrefillArgs;
 
 /* Multiplies a tile x [rows][TILE_STRIDE] by block [inputs][COLUMNS], both float32, to out [rows][TILE_STRIDE]. */
 INLINE void multiply_rows(const int rows, const float *x, int64_t inputs, const float *block, float *out) {

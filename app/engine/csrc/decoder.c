@@ -1,0 +1,140 @@
+/* All layers of a Llama-shaped decoder in one call. Called one by one from Python, the parts of a layer would take a third of a small step
+ * longer. Every part rounds to bfloat16 where torch's operations do.
+ */
+#include "kernels.h"
+
+typedef struct {
+    const Weights *weights;       /* one of these two is NULL */
+    const GroupedWeights *groups;
+    const float *bias; /* as in Epilogue */
+    int64_t inputs, outputs;
+} Linear;
+
+typedef struct {
+    const bf16 *input_norm, *mlp_norm;  /* weights [hidden] */
+    const bf16 *query_norm, *key_norm;  /* weights [dim], or NULL */
+    Linear qkv, out, gate, up, down;    /* qkv: queries, keys and values, one after the other */
+    bf16 *key_cache, *value_cache;      /* [slots][kv_heads][context][dim] */
+    int64_t slot_stride, head_stride;   /* of these, in elements */
+    int64_t window;                     /* tokens that a row sees; 0: all */
+    float scale;                        /* of the attention scores */
+} DecoderLayer;
+
+/* Rows [row, row + rows) of a step are consecutive positions from `start` on of one sequence. slot -1: they are not cached. */
+typedef struct {
+    int64_t row, rows, start, slot;
+} SpanRows;
+
+typedef struct {
+    const DecoderLayer *layers;
+    int64_t layer_count, hidden, heads, kv_heads, dim, intermediate;
+    float eps; /* of the norms */
+    const bf16 *norm; /* weights [hidden] of the last one */
+    int64_t rows, decodes, spans; /* the decoding rows come first, then those of the spans */
+    const int64_t *slots, *positions; /* [decodes] */
+    const SpanRows *span;             /* [spans] */
+    const bf16 *cos, *sin;            /* [rows][dim]; the first half of sin is negated */
+    bf16 *x;                          /* [rows][hidden]: embeddings; changed */
+    bf16 *out;                        /* [rows][hidden]: hidden states after the last norm */
+} DecoderArgs;
+
+/* What a layer hands from part to part. */
+typedef struct {
+    bf16 *normed, *qkv, *attended, *gated; /* [rows][...] of hidden, qkv's outputs, heads * dim, intermediate */
+} Buffers;
+
+/* Rounds to bfloat16 and back. */
+INLINE vec round_vec(vec x) {
+    uint_vec bits = (uint_vec)x;
+    return (vec)((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000);
+}
+
+/* Rotates queries and keys in place by their positions (RoPE, arXiv 2104.09864). dim / 2 is a multiple of LANES. */
+static void rotate(const DecoderArgs *args, bf16 *qkv, int64_t width, int threads) {
+    int64_t heads = args->heads + args->kv_heads, half = args->dim / 2;
+#pragma omp parallel for schedule(static) num_threads(threads) if (args->rows > 16)
+    for (int64_t r = 0; r < args->rows; r++) {
+        const bf16 *cos = args->cos + r * args->dim, *sin = args->sin + r * args->dim;
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t i = 0; i < half; i += LANES) {
+                bf16 *left = qkv + r * width + h * args->dim + i, *right = left + half;
+                vec x = load_bf16(left), y = load_bf16(right);
+                store_bf16(left, round_vec(x * load_bf16(cos + i)) + y * load_bf16(sin + i));
+                store_bf16(right, round_vec(y * load_bf16(cos + half + i)) + x * load_bf16(sin + half + i));
+            }
+    }
+}
+
+static int apply(const Linear *layer, const bf16 *x, int64_t rows, Epilogue end, int threads) {
+    end.bias = layer->bias, end.outputs = layer->outputs;
+    return layer->groups ? linear_grouped(x, rows, layer->inputs, layer->groups, &end, threads)
+                         : linear(x, rows, layer->inputs, layer->weights, &end, threads);
+}
+
+static int attend_span(const DecoderArgs *args, const DecoderLayer *layer, const SpanRows *span, const bf16 *qkv, bf16 *out, int threads) {
+    int64_t dim = args->dim, width = layer->qkv.outputs;
+    const bf16 *query = qkv + span->row * width, *key = query + args->heads * dim, *value = key + args->kv_heads * dim;
+    PrefillArgs prefill = {query, key, value, width, width, dim, width, dim, span->rows, 0, args->heads, args->kv_heads, dim,
+                           layer->window, layer->scale, out + span->row * args->heads * dim};
+    if (span->slot >= 0) {
+        bf16 *keys = layer->key_cache + span->slot * layer->slot_stride, *values = layer->value_cache + span->slot * layer->slot_stride;
+        for (int64_t h = 0; h < args->kv_heads; h++)
+            for (int64_t r = 0; r < span->rows; r++) {
+                int64_t at = h * layer->head_stride + (span->start + r) * dim;
+                memcpy(keys + at, key + r * width + h * dim, dim * sizeof(bf16));
+                memcpy(values + at, value + r * width + h * dim, dim * sizeof(bf16));
+            }
+        prefill.key = keys, prefill.value = values, prefill.key_stride = prefill.value_stride = dim;
+        prefill.key_head_stride = prefill.value_head_stride = layer->head_stride, prefill.start = span->start;
+    }
+    return attend_prefill(&prefill, threads);
+}
+
+static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv, bf16 *out, int threads) {
+    int64_t dim = args->dim, width = layer->qkv.outputs;
+    bf16 *key = qkv + args->heads * dim, *value = key + args->kv_heads * dim;
+    for (int64_t r = 0; layer->query_norm && r < args->rows; r++) {
+        rms_norm(qkv + r * width, args->heads, dim, layer->query_norm, args->eps, qkv + r * width, 1);
+        rms_norm(key + r * width, args->kv_heads, dim, layer->key_norm, args->eps, key + r * width, 1);
+    }
+    rotate(args, qkv, width, threads);
+    DecodeArgs decode = {qkv, key, value, width, width, width, layer->key_cache, layer->value_cache, layer->slot_stride,
+                         layer->head_stride, args->slots, args->positions, args->decodes, args->heads, args->kv_heads, dim,
+                         layer->window, layer->scale, out};
+    int failed = args->decodes && attend_decode(&decode, threads);
+    for (int64_t s = 0; s < args->spans && !failed; s++) failed = attend_span(args, layer, args->span + s, qkv, out, threads);
+    return failed;
+}
+
+/* Replaces args->x by what the layer makes of it. */
+static int run_layer(const DecoderArgs *args, const DecoderLayer *layer, const Buffers *buffers, int threads) {
+    int64_t rows = args->rows, hidden = args->hidden;
+    bf16 *x = args->x, *normed = buffers->normed, *gated = buffers->gated;
+    Epilogue plain = {.out = buffers->qkv}, residual = {.binary_op = OP_ADD, .operand = x, .out = x},
+             activated = {.activation = ACTIVATION_SWISH, .out = gated}, product = {.binary_op = OP_MUL, .operand = gated, .out = gated};
+    rms_norm(x, rows, hidden, layer->input_norm, args->eps, normed, threads);
+    if (apply(&layer->qkv, normed, rows, plain, threads) || attend(args, layer, buffers->qkv, buffers->attended, threads) ||
+        apply(&layer->out, buffers->attended, rows, residual, threads))
+        return 1;
+    rms_norm(x, rows, hidden, layer->mlp_norm, args->eps, normed, threads);
+    return apply(&layer->gate, normed, rows, activated, threads) || apply(&layer->up, normed, rows, product, threads) ||
+           apply(&layer->down, gated, rows, residual, threads);
+}
+
+/* Returns 0, or 1 if it cannot allocate memory. */
+int run_decoder(const DecoderArgs *args, int threads) {
+    int64_t widths[] = {args->hidden, (args->heads + 2 * args->kv_heads) * args->dim, args->heads * args->dim, args->intermediate};
+    bf16 *parts[4];
+    int64_t total = 0;
+    for (int i = 0; i < 4; i++) total += ROUND_UP(args->rows * widths[i], 32);
+    bf16 *memory = aligned_alloc(64, ROUND_UP(total * sizeof(bf16), 64));
+    if (!memory) return 1;
+    parts[0] = memory;
+    for (int i = 1; i < 4; i++) parts[i] = parts[i - 1] + ROUND_UP(args->rows * widths[i - 1], 32);
+    Buffers buffers = {parts[0], parts[1], parts[2], parts[3]};
+    int failed = 0;
+    for (int64_t layer = 0; layer < args->layer_count && !failed; layer++) failed = run_layer(args, args->layers + layer, &buffers, threads);
+    if (!failed) rms_norm(args->x, args->rows, args->hidden, args->norm, args->eps, args->out, threads);
+    free(memory);
+    return failed;
+}

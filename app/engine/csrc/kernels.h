@@ -1,0 +1,60 @@
+/* What the functions of this library take: shared by their sources, and by kernel.py and decoder.py, which have the same structures. */
+#ifndef KERNELS_H
+#define KERNELS_H
+#include "vectors.h"
+
+/* What is applied to a linear layer's float32 sums before they are written. */
+enum { ACTIVATION_NONE, ACTIVATION_SWISH };
+enum { OP_NONE, OP_MUL, OP_ADD };
+
+typedef struct {
+    const float *bias; /* [outputs], padded to whole blocks; or NULL */
+    int activation, binary_op;
+    const bf16 *operand; /* [rows][outputs], for OP_MUL and OP_ADD */
+    bf16 *out;           /* [rows][outputs] */
+    int64_t outputs;
+} Epilogue;
+
+/* `data` holds bfloat16 if `table` is NULL, else levels, which stand for table[level] * scale + offset.
+ * scale and offset: [outputs / COLUMNS][inputs / 2^log2_group][COLUMNS]. */
+typedef struct {
+    const void *data;
+    const float *table, *scale, *offset;
+    int log2_group;
+} Weights;
+
+/* Levels with a scale and a minimum for each group of inputs; packed as grouped.c describes. */
+typedef struct {
+    const uint32_t *data;
+    int bits, group;    /* 4 and 32, 8 and 32, or 8 and 16 */
+    float weight_scale; /* scales and minima are multiplied by it */
+} GroupedWeights;
+
+/* The decoding rows of one layer. Each row writes its key and value to its slot of the cache, at its position, and attends to the slot up
+ * to that position: to the last `window` tokens, or to all if `window` is 0. Strides count elements. */
+typedef struct {
+    const bf16 *query, *key, *value; /* [rows][heads or kv_heads][dim], with these strides between rows: */
+    int64_t query_stride, key_stride, value_stride;
+    bf16 *key_cache, *value_cache; /* [slots][kv_heads][context][dim], with these strides: */
+    int64_t slot_stride, head_stride;
+    const int64_t *slots, *positions;
+    int64_t rows, heads, kv_heads, dim, window;
+    float scale;
+    bf16 *out; /* [rows][heads][dim] */
+} DecodeArgs;
+
+/* Row r is at position start + r and sees the last `window` keys up to there (0: all). Strides count elements. */
+typedef struct {
+    const bf16 *query, *key, *value; /* [rows][heads][dim], [start + rows][kv_heads][dim], with these strides: */
+    int64_t query_stride, key_stride, key_head_stride, value_stride, value_head_stride;
+    int64_t rows, start, heads, kv_heads, dim, window;
+    float scale;
+    bf16 *out; /* [rows][heads][dim] */
+} PrefillArgs;
+
+int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Epilogue *epilogue, int threads);
+int linear_grouped(const bf16 *x, int64_t rows, int64_t inputs, const GroupedWeights *weights, const Epilogue *epilogue, int threads);
+void rms_norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, float eps, bf16 *out, int threads);
+int attend_decode(const DecodeArgs *args, int threads);
+int attend_prefill(const PrefillArgs *args, int threads);
+#endif

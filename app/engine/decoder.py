@@ -1,0 +1,120 @@
+"""All layers of a Llama-shaped decoder in one call of the compiled kernel, where every part of them can run on it.
+
+Bit for bit what `FusedDecoder` computes part by part. Knows no model: `fused.py` hands it the layers.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from app.engine.kernel import MAX_HEAD_DIM, Kernel
+from app.engine.layout import Layout
+from app.engine.linear import TiledLinear
+from app.engine.packing import PackedWeights
+from app.engine.structures import DecoderArgs, GroupedWeightsArgs, LayerArgs, LinearArgs, SpanArgs, WeightsArgs
+
+NOT_CACHED = -1  # the slot of a span whose keys and values are not cached
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledLayer:
+    """The parts of one layer. The norms are the weights of RMSNorms; query_norm and key_norm are per head, or None."""
+
+    input_norm: torch.Tensor
+    mlp_norm: torch.Tensor
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    qkv: TiledLinear
+    out: TiledLinear
+    gate: TiledLinear
+    up: TiledLinear
+    down: TiledLinear
+    scale: float  # of the attention scores
+    window: int | None  # tokens that a row sees, itself included; all when None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    heads: int
+    kv_heads: int
+    dim: int  # of a head
+    eps: float  # of every norm
+
+
+class CompiledDecoder:
+    """Call `bind_cache` before the first step."""
+
+    def __init__(self, kernel: Kernel, shape: DecoderShape, layers: Sequence[CompiledLayer], norm: torch.Tensor) -> None:
+        self._kernel, self._shape, self._layers, self._norm = kernel, shape, layers, norm
+        self._args: DecoderArgs | None = None
+        self._referenced: list[object] = []  # by pointers inside of `_args`
+
+    @staticmethod
+    def is_supported(kernel: Kernel, shape: DecoderShape, layers: Sequence[CompiledLayer], hidden: int) -> bool:
+        """Whether the kernel can rotate and attend heads of this dim, and no layer's inputs would have to be padded."""
+        inputs = {"qkv": hidden, "out": shape.heads * shape.dim, "gate": hidden, "up": hidden, "down": layers[0].gate.outputs}
+        return (
+            shape.dim % kernel.columns == 0
+            and shape.dim <= MAX_HEAD_DIM
+            and all(getattr(layer, part).packed.inputs == count for layer in layers for part, count in inputs.items())
+        )
+
+    @property
+    def is_bound(self) -> bool:
+        return self._args is not None
+
+    def bind_cache(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        """`keys` and `values` `[slots, kv_heads, context, dim]` are the cache of each layer."""
+        pairs = zip(self._layers, keys, values, strict=True)
+        layers = (LayerArgs * len(self._layers))(*(self._layer_args(*each) for each in pairs))
+        shape, hidden = self._shape, len(self._norm)
+        sizes = (len(self._layers), hidden, shape.heads, shape.kv_heads, shape.dim, self._layers[0].gate.outputs)
+        self._args = DecoderArgs(layers, *sizes, shape.eps, self._norm.data_ptr())
+        self._referenced += [layers, keys, values]
+
+    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Compute hidden states `[rows, hidden]` of embeddings `x` `[rows, hidden]`, which are changed.
+
+        `cos` and `sin` `[rows, dim]`, the first half of `sin` negated. All bfloat16 and contiguous. Raises `MemoryError`.
+        """
+        assert self._args is not None
+        args, out = self._args, torch.empty_like(x)
+        spans = [
+            SpanArgs(span.row_start, span.row_end - span.row_start, span.start, NOT_CACHED if span.slot is None else span.slot)
+            for span in layout.spans
+        ]
+        args.rows, args.decodes, args.spans = len(x), layout.decodes, len(spans)
+        args.slots, args.positions = layout.slots.data_ptr(), layout.positions.data_ptr()
+        args.span = (SpanArgs * len(spans))(*spans)
+        args.cos, args.sin, args.x, args.out = cos.data_ptr(), sin.data_ptr(), x.data_ptr(), out.data_ptr()
+        self._kernel.run_decoder(args)
+        return out
+
+    def _layer_args(self, layer: CompiledLayer, keys: torch.Tensor, values: torch.Tensor) -> LayerArgs:
+        norms = (layer.input_norm, layer.mlp_norm, layer.query_norm, layer.key_norm)
+        parts = (layer.qkv, layer.out, layer.gate, layer.up, layer.down)
+        return LayerArgs(
+            *(None if norm is None else norm.data_ptr() for norm in norms),
+            *map(self._linear_args, parts),
+            *(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2]),
+            layer.window or 0,
+            layer.scale,
+        )
+
+    def _linear_args(self, layer: TiledLinear) -> LinearArgs:
+        packed = layer.packed
+        weights = None if packed.rounds_inputs else ctypes.pointer(_weights_args(packed))
+        groups = ctypes.pointer(_groups_args(packed)) if packed.rounds_inputs else None
+        self._referenced += [weights, groups]
+        return LinearArgs(weights, groups, None if layer.bias is None else layer.bias.data_ptr(), packed.inputs, layer.outputs)
+
+
+def _weights_args(packed: PackedWeights) -> WeightsArgs:
+    parts = (packed.data, packed.table, packed.scale, packed.offset)
+    return WeightsArgs(*(None if part is None else part.data_ptr() for part in parts), packed.log2_group)
+
+
+def _groups_args(packed: PackedWeights) -> GroupedWeightsArgs:
+    return GroupedWeightsArgs(packed.data.data_ptr(), packed.bits, 1 << packed.log2_group, packed.weight_scale)

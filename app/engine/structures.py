@@ -1,0 +1,96 @@
+"""The C structures of `csrc` that Python fills: each has the fields of its namesake in kernels.h, sums.c or decoder.c, in their order."""
+
+import ctypes
+
+
+class DecodeArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
+        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride")),
+        *((name, ctypes.c_void_p) for name in ("key_cache", "value_cache")),
+        *((name, ctypes.c_int64) for name in ("slot_stride", "head_stride")),
+        *((name, ctypes.c_void_p) for name in ("slots", "positions")),
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim", "window")),
+        ("scale", ctypes.c_float),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class PrefillArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
+        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "key_head_stride", "value_stride", "value_head_stride")),
+        *((name, ctypes.c_int64) for name in ("rows", "start", "heads", "kv_heads", "dim", "window")),
+        ("scale", ctypes.c_float),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class StatisticsArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("logits", "observer_logits")),
+        *((name, ctypes.c_int64) for name in ("logits_stride", "observer_stride", "rows", "vocabulary")),
+        *((name, ctypes.c_void_p) for name in ("targets", "out")),
+    )
+
+
+class WeightsArgs(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("offset", ctypes.c_void_p),
+        ("log2_group", ctypes.c_int),
+    )
+
+
+class GroupedWeightsArgs(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("bits", ctypes.c_int), ("group", ctypes.c_int), ("weight_scale", ctypes.c_float))
+
+
+class EpilogueArgs(ctypes.Structure):
+    _fields_ = (
+        ("bias", ctypes.c_void_p),
+        ("activation", ctypes.c_int),
+        ("binary_op", ctypes.c_int),
+        ("operand", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+    )
+
+
+class LinearArgs(ctypes.Structure):
+    _fields_ = (
+        ("weights", ctypes.POINTER(WeightsArgs)),
+        ("groups", ctypes.POINTER(GroupedWeightsArgs)),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+    )
+
+
+class LayerArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm")),
+        *((name, LinearArgs) for name in ("qkv", "out", "gate", "up", "down")),
+        *((name, ctypes.c_void_p) for name in ("key_cache", "value_cache")),
+        *((name, ctypes.c_int64) for name in ("slot_stride", "head_stride", "window")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class SpanArgs(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("row", "rows", "start", "slot"))
+
+
+class DecoderArgs(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(LayerArgs)),
+        *((name, ctypes.c_int64) for name in ("layer_count", "hidden", "heads", "kv_heads", "dim", "intermediate")),
+        ("eps", ctypes.c_float),
+        ("norm", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "decodes", "spans")),
+        *((name, ctypes.c_void_p) for name in ("slots", "positions")),
+        ("span", ctypes.POINTER(SpanArgs)),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin", "x", "out")),
+    )

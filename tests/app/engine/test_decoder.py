@@ -1,0 +1,108 @@
+"""The whole decoder in one call computes, bit for bit, what its parts compute one by one, whatever rows a step has."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from driving import kernel_or_skip
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+
+from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.layout import Layout, Span, layout_of
+
+CONTEXT = 400
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": CONTEXT,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE),
+    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE),
+    "mistral": MistralConfig(**SHAPE, sliding_window=40),
+}
+
+
+def plain_model(config: Any) -> PreTrainedModel:
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).bfloat16().eval()  # a model changes its config
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter) * (1 if parameter.dim() == 1 else 0.1)
+    return model
+
+
+@pytest.fixture(scope="module", params=[(name, scheme) for name in CONFIGS for scheme in ("none", "int8", "int4")], ids="-".join)
+def flat(request: pytest.FixtureRequest) -> FlatModel:
+    kernel_or_skip()
+    name, scheme = request.param
+    return create_flat_model(plain_model(CONFIGS[name]), CacheLimits(slots=4, context=CONTEXT), scheme)
+
+
+def steps() -> list[tuple[list[int], list[int], Layout]]:
+    """Ids, positions and layout of steps that fill the cache: prompts in pieces, decoding rows, texts, and all of them at once."""
+    made = []
+
+    def add(decodes: list[tuple[int, int]], *spans: tuple[int, int, int | None]) -> None:
+        positions, parts = [position for _, position in decodes], []
+        for start, rows, slot in spans:
+            parts.append(Span(len(positions), len(positions) + rows, start, slot))
+            positions += range(start, start + rows)
+        ids = [(31 * index + 7 * len(made)) % 300 for index in range(len(positions))]
+        made.append((ids, positions, layout_of(decodes, parts, CONTEXT, torch.device("cpu"))))
+
+    add([], (0, 70, 0))
+    add([(0, 70)])
+    add([(0, 71)], (0, 5, 2), (0, 90, None))
+    add([], (0, 200, 1), (5, 33, 2))
+    add([(2, 38), (0, 72), (1, 200)], (0, 20, 3), (20, 30, 3), (0, 2, None), (0, 1, None))
+    add([(slot, position) for slot, position in ((0, 73), (1, 201), (2, 39), (3, 50))])
+    return made
+
+
+def hidden_states(flat: FlatModel) -> list[torch.Tensor]:
+    for cache in (*flat.attention.keys.values(), *flat.attention.values.values()):
+        cache.zero_()
+    return [flat.forward(*step) for step in steps()]
+
+
+def test_one_call_equals_its_parts(flat: FlatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = flat._decoder
+    assert decoder is not None and decoder.compiled is not None
+    in_one_call = hidden_states(flat)
+    caches = [cache.clone() for cache in (*flat.attention.keys.values(), *flat.attention.values.values())]
+    monkeypatch.setattr(decoder, "compiled", None)
+    for whole, parts in zip(in_one_call, hidden_states(flat), strict=True):
+        assert torch.equal(whole, parts)
+    for whole, parts in zip(caches, (*flat.attention.keys.values(), *flat.attention.values.values()), strict=True):
+        assert torch.equal(whole, parts)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_changes_nothing(flat: FlatModel, threads: int) -> None:
+    before, expected = torch.get_num_threads(), hidden_states(flat)
+    torch.set_num_threads(threads)
+    try:
+        for states, same in zip(hidden_states(flat), expected, strict=True):
+            assert torch.equal(states, same)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"head_dim": 24}, {"hidden_act": "gelu"}, {"hidden_size": 99, "num_attention_heads": 3, "num_key_value_heads": 1}],
+    ids=["dim", "activation", "odd"],
+)
+def test_a_shape_that_the_kernel_cannot_run_whole_runs_in_parts(changes: dict[str, Any]) -> None:
+    kernel_or_skip()
+    flat = create_flat_model(plain_model(LlamaConfig(**{**SHAPE, **changes})), CacheLimits(slots=4, context=CONTEXT))
+    assert flat._decoder is not None and flat._decoder.compiled is None
+    assert all(states.isfinite().all() for states in hidden_states(flat))
