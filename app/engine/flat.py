@@ -17,6 +17,7 @@ from app.engine.grouped import keep_inputs, quantize_layers
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.ledger import Ledger, activation_bytes, device_memory, weight_bytes
 from app.engine.linear import TiledLinear, prepack_layers
+from app.engine.request import Weights
 from app.errors import UnsupportedModel
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class FlatModel:
 
     def __init__(self, model: PreTrainedModel, attention: SlotAttention, decoder: FusedDecoder | None) -> None:
         self.model = model
+        self.weights = Weights()
         self.attention = attention
         self.device: torch.device = model.device
         self.slots = 0
@@ -132,11 +134,12 @@ def _install_attention(model: PreTrainedModel) -> SlotAttention:
 
 def _optimize(model: PreTrainedModel, attention: SlotAttention) -> FlatModel:
     decoder = create_fused_decoder(model, attention)
-    if model.device.type == "cpu":
-        prepack_layers(model)
+    kept = prepack_layers(model) if model.device.type == "cpu" else []
     if decoder is not None:
         decoder.bind_layers()
-    return FlatModel(model, attention, decoder)
+    flat = FlatModel(model, attention, decoder)
+    flat.weights = Weights(tuple(kept))
+    return flat
 
 
 def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:

@@ -95,10 +95,10 @@ class Int4Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def prepack_layers(model: nn.Module) -> None:
+def prepack_layers(model: nn.Module) -> list[str]:
     """Replace the linear layers of a model on a CPU by faster ones. Other kinds of layers, such as bitsandbytes' int8, stay.
 
-    A `GroupedLinear` that has `check_inputs` keeps its inputs in bfloat16 if rounding them harms its outputs; the log counts these.
+    A `GroupedLinear` that has `check_inputs` keeps its inputs in bfloat16 if rounding them harms its outputs; returns the names of these.
     """
     paths = {id(module): path for path, module in model.named_modules()}
     embeddings: list[tuple[nn.Module, str, GroupedEmbedding]] = []
@@ -122,6 +122,7 @@ def prepack_layers(model: nn.Module) -> None:
         log.info(
             "%d layers keep bfloat16 inputs, as rounding them to 8 bits changes their outputs too much: %s", len(kept), ", ".join(kept)
         )
+    return kept
 
 
 def _prepacked(layer: nn.Module) -> nn.Module | None:

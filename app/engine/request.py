@@ -213,6 +213,13 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """What a model's weights are, as far as the setting `quantize` does not say it."""
+
+    bfloat16_inputs: tuple[str, ...] = ()  # layers whose inputs are not rounded to 8 bits, because that would harm their outputs
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a replica serves, for /v1/models and the page."""
 
@@ -229,6 +236,8 @@ class Facts:
     observer_revision: str | None = None
     tools: bool = False  # whether the chat template supports tools
     sampling: SamplingParams = SamplingParams()  # of a request that names no sampling parameter
+    weights: Weights = Weights()
+    observer_weights: Weights | None = None
 
 
 Job = Generate | Score

@@ -109,6 +109,8 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         observer_revision=source_of(path).weights_revision() if path else None,
         tools=isinstance(tokenizer.tool_format, ToolFormat),
         sampling=sampling,
+        weights=performer.weights,
+        observer_weights=None if engine.observer is None else engine.observer.weights,
     )
 
 

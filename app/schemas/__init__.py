@@ -64,6 +64,7 @@ from app.schemas.state import (
     SlotList,
     SlotState,
     WaitingState,
+    WeightsCard,
 )
 from app.schemas.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from app.schemas.wire import (
@@ -142,5 +143,6 @@ __all__ = [
     "WaitingState",
     "Warning",
     "WarningCode",
+    "WeightsCard",
     "Wire",
 ]

@@ -34,6 +34,8 @@ CARD_EXAMPLE: JsonDict = {
         "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
     },
+    "weights": {"layers_with_bfloat16_inputs": []},
+    "observer_weights": {"layers_with_bfloat16_inputs": []},
 }
 SLOTS_EXAMPLE: JsonDict = {
     "object": "slot.list",
@@ -74,6 +76,13 @@ class DefaultSamplingParams(Wire):
     repetition_penalty: float
 
 
+class WeightsCard(Wire):
+    layers_with_bfloat16_inputs: list[str] = Field(
+        description="layers in 8 or 4 bits whose inputs stay in bfloat16, because rounding them to 8 bits would change the layer's outputs "
+        "by more than 3%; query, key and value projection are one layer, `qkv`"
+    )
+
+
 class ModelCard(Wire):
     id: str
     object: Literal["model"] = "model"
@@ -92,6 +101,8 @@ class ModelCard(Wire):
     methods: list[Method]
     capabilities: list[Capability]
     default_sampling_params: DefaultSamplingParams
+    weights: WeightsCard
+    observer_weights: WeightsCard | None = Field(description="null without an observer")
 
     model_config = ConfigDict(json_schema_extra={"examples": [CARD_EXAMPLE]})
 

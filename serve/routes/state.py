@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from app.engine.request import Facts, Report
+from app.engine.request import Facts, Report, Weights
 from app.schemas import (
     Capability,
     DecisionState,
@@ -19,6 +19,7 @@ from app.schemas import (
     SlotList,
     SlotState,
     WaitingState,
+    WeightsCard,
 )
 from serve.workers.router import Router
 
@@ -93,7 +94,13 @@ def card_of(facts: Facts, started: int, default: str) -> ModelCard:
         default_sampling_params=DefaultSamplingParams(
             **{name: getattr(facts.sampling, name) for name in DefaultSamplingParams.model_fields}
         ),
+        weights=weights_of(facts.weights),
+        observer_weights=None if facts.observer_weights is None else weights_of(facts.observer_weights),
     )
+
+
+def weights_of(weights: Weights) -> WeightsCard:
+    return WeightsCard(layers_with_bfloat16_inputs=list(weights.bfloat16_inputs))
 
 
 def slots_of(report: Report, facts: Facts) -> SlotList:

@@ -17,7 +17,7 @@ from fake_server import create_app as create_fake_server
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from app.schemas import ChatRequest, DefaultSamplingParams, ModelCard, ModelList, ScoreRequest
+from app.schemas import ChatRequest, DefaultSamplingParams, ModelCard, ModelList, ScoreRequest, WeightsCard
 
 CARD = ModelCard(
     id="fake",
@@ -37,6 +37,8 @@ CARD = ModelCard(
     default_sampling_params=DefaultSamplingParams(
         temperature=0.8, top_p=0.95, top_k=40, min_p=0.05, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0
     ),
+    weights=WeightsCard(layers_with_bfloat16_inputs=[]),
+    observer_weights=None,
 )
 USAGE = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
 

@@ -50,6 +50,8 @@ CARD = {
         "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
     },
+    "weights": {"layers_with_bfloat16_inputs": []},
+    "observer_weights": None,
 }
 BASE = {**CARD, "id": "base", "default": False, "observer": None, "methods": ["fast_detect", "perplexity", "log_rank"]}
 NO_CHAT = {**BASE, "id": "mute", "chat": False, "capabilities": ["completions", "score"]}

@@ -61,7 +61,7 @@ def rounded(plain: nn.Linear, scheme: str) -> tuple[nn.Module, nn.Linear]:
     reference = nn.Linear(plain.in_features, plain.out_features, bias=False).to(plain.weight.dtype)
     reference.weight = nn.Parameter(model.layer.unpack().dequantize().to(plain.weight.dtype), requires_grad=False)
     reference.bias = plain.bias
-    prepack_layers(model)
+    assert prepack_layers(model) == []
     return model.layer, reference
 
 
@@ -141,6 +141,6 @@ def test_a_layer_that_rounded_inputs_harm_keeps_them_in_bfloat16(caplog: pytest.
         with keep_inputs(model):
             model.layer(x)
         with caplog.at_level(logging.INFO):
-            prepack_layers(model)
-        assert not model.layer.packed.rounds_inputs and "1 layers keep bfloat16 inputs" in caplog.text
+            kept = prepack_layers(model)
+        assert kept == ["layer"] and not model.layer.packed.rounds_inputs and "1 layers keep bfloat16 inputs" in caplog.text
         torch.testing.assert_close(model.layer(x), expected, atol=3e-2, rtol=2e-2)

@@ -1,12 +1,14 @@
 """Building an engine from a model folder, plain and quantized, and the errors for models and settings that cannot be served."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny
+from driving import kernel_or_skip
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -197,3 +199,23 @@ def test_a_checkpoint_that_bitsandbytes_saved_is_served_as_it_is(tiny_folder: Pa
         shutil.copy(file, tmp_path)
     _, facts = create_engine(settings(tmp_path, quantize="none"))
     assert facts.dtype == "bfloat16"
+
+
+def harm_inputs(weights) -> None:
+    """The second MLP gets inputs that 8 bits cannot hold: one in 32 is a thousand times as large as the others, but nearly unused."""
+    weights["model.layers.1.post_attention_layernorm.weight"][::32] = 1000
+    for name in ("gate_proj", "up_proj"):
+        weights[f"model.layers.1.mlp.{name}.weight"][:, ::32] = 1e-4
+
+
+def test_facts_name_the_layers_that_keep_bfloat16_inputs(tiny_folder: Path, tmp_path: Path) -> None:
+    kernel_or_skip()
+    harmed = damaged(tiny_folder, tmp_path / "harmed", harm_inputs)
+    kept = ("model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj")
+    for performer, observer, expected in ((tiny_folder, harmed, ((), kept)), (harmed, None, (kept, None))):
+        paths = {"observer": str(observer)} if observer else {}
+        _, facts = create_engine(settings(performer, quantize="int4", **paths))
+        facts = pickle.loads(pickle.dumps(facts))  # as it reaches the API process
+        observed = facts.observer_weights and facts.observer_weights.bfloat16_inputs
+        assert (facts.weights.bfloat16_inputs, observed) == expected
+    assert create_engine(settings(harmed))[1].weights.bfloat16_inputs == ()  # nothing is rounded

@@ -5,11 +5,12 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 from conftest import ROOT
 from fakes import FACTS
 
-from app.engine.request import Facts, Report
+from app.engine.request import Facts, Report, Weights
 from app.schemas import ModelCard, SlotList
 from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
 from serve.routes.state import capabilities_of
@@ -27,6 +28,16 @@ def test_models_say_what_is_served(served: Any) -> None:
     assert (card["max_model_len"], card["default"], card["quantize"], card["revision"]) == (64, True, "none", "")
     assert card["methods"] == ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"]
     assert served.client.get("/v1/models/fake").json() == card
+
+
+def test_layers_with_bfloat16_inputs_are_named_of_model_and_observer(served: Any) -> None:
+    facts = replace(FACTS, weights=Weights(("model.layers.1.mlp.down_proj", "lm_head")), observer_weights=Weights())
+    served.router.append([(psutil.Process().pid, 0, facts), "OK"])
+    card = served.client.get("/v1/models/fake").json()
+    assert card["weights"]["layers_with_bfloat16_inputs"] == ["model.layers.1.mlp.down_proj", "lm_head"]
+    assert card["observer_weights"]["layers_with_bfloat16_inputs"] == []
+    served.router.append([(psutil.Process().pid, 0, replace(facts, observer=None, observer_weights=None)), "OK"])
+    assert served.client.get("/v1/models/fake").json()["observer_weights"] is None
 
 
 @pytest.mark.parametrize(
