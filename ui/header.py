@@ -90,7 +90,10 @@ def _facts_html(card: ModelCard) -> str:
 
 
 def _precision(card: ModelCard) -> str:
-    return card.dtype if card.quantize == "none" else f"{card.quantize}, computing in {card.dtype}"
+    if card.quantize != "none":
+        return f"{card.quantize}, computing in {card.dtype}"
+    weights = card.weights
+    return card.dtype if weights.format == "float" else f"{weights.format} {', '.join(weights.types)}, computing in {card.dtype}"
 
 
 def _header_html(content: str) -> str:

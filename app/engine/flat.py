@@ -138,13 +138,13 @@ def _optimize(model: PreTrainedModel, attention: SlotAttention) -> FlatModel:
     if decoder is not None:
         decoder.bind_layers()
     flat = FlatModel(model, attention, decoder)
-    flat.weights = Weights(tuple(kept))
+    flat.weights = Weights(bytes=weight_bytes(model), bfloat16_inputs=tuple(kept))
     return flat
 
 
 def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
     config, dtype = flat.model.config.get_text_config(), flat.model.dtype
-    weights = weight_bytes(flat.model)
+    weights = flat.weights.bytes
     hidden = int(config.hidden_size)
     widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     ledger = Ledger(

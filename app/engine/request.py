@@ -13,6 +13,7 @@ from app.errors import LitmusError
 Finish = Literal["stop", "length"]
 Tier = Literal["default", "flex"]
 Stage = Literal["idle", "prefill", "decode"]
+WeightFormat = Literal["float", "bitsandbytes", "gguf"]
 MAX_TOP = 20  # likeliest tokens whose log-probabilities a request may ask for, beside each token
 
 
@@ -216,6 +217,10 @@ class Report:
 class Weights:
     """What a model's weights are, as far as the setting `quantize` does not say it."""
 
+    format: WeightFormat = "float"  # of the checkpoint
+    types: tuple[str, ...] = ()  # of its matrices, such as bfloat16, nf4 or Q4_1, that of most weights first
+    parameters: int = 0
+    bytes: int = 0  # in memory, after quantization and packing
     bfloat16_inputs: tuple[str, ...] = ()  # layers whose inputs are not rounded to 8 bits, because that would harm their outputs
 
 

@@ -14,6 +14,7 @@ from app.engine.request import Facts, Failed, Generate, SamplingParams, Score, W
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolFormat
 from app.models.device import DeviceAssignment
+from app.models.format import parameter_count, weight_format
 from app.models.names import served_name
 from app.models.revision import fingerprint_of
 from app.models.sampling import default_sampling
@@ -117,10 +118,13 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
 def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits) -> FlatModel:
     source = source_of(path)
     model = load_model(source, settings, device)
+    (format, types), parameters = weight_format(source, model), parameter_count(source, model)
     try:
-        return create_flat_model(model, cache, settings.quantize if rounds_itself(settings, device) else "none")
+        flat = create_flat_model(model, cache, settings.quantize if rounds_itself(settings, device) else "none")
     except RuntimeError as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
         raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
+    flat.weights = replace(flat.weights, format=format, types=types, parameters=parameters)
+    return flat
 
 
 def _context(field: str, path: str) -> int:

@@ -34,8 +34,14 @@ CARD_EXAMPLE: JsonDict = {
         "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
     },
-    "weights": {"layers_with_bfloat16_inputs": []},
-    "observer_weights": {"layers_with_bfloat16_inputs": []},
+    "weights": {"format": "float", "types": ["bfloat16"], "parameters": 5770496, "bytes": 4135680, "layers_with_bfloat16_inputs": []},
+    "observer_weights": {
+        "format": "float",
+        "types": ["bfloat16"],
+        "parameters": 5770496,
+        "bytes": 4135680,
+        "layers_with_bfloat16_inputs": [],
+    },
 }
 SLOTS_EXAMPLE: JsonDict = {
     "object": "slot.list",
@@ -77,6 +83,14 @@ class DefaultSamplingParams(Wire):
 
 
 class WeightsCard(Wire):
+    format: Literal["float", "bitsandbytes", "gguf"] = Field(
+        description="of the checkpoint: floats, or quantized before, by bitsandbytes or in a GGUF file; `quantize` is what the server did"
+    )
+    types: list[str] = Field(
+        description="of the checkpoint's matrices, that of most weights first: bfloat16 and the like, nf4, or a GGUF file's block types"
+    )
+    parameters: int = Field(description="number of weights; tied ones count once")
+    bytes: int = Field(description="of the weights in memory, as they are served")
     layers_with_bfloat16_inputs: list[str] = Field(
         description="layers in 8 or 4 bits whose inputs stay in bfloat16, because rounding them to 8 bits would change the layer's outputs "
         "by more than 3%; query, key and value projection are one layer, `qkv`"
@@ -93,7 +107,9 @@ class ModelCard(Wire):
     max_model_len: int = Field(description="same as context, by vLLM's name")
     slots: int
     revision: str = Field(description="commit on the hub, or a digest of the folder")
-    quantize: str
+    quantize: str = Field(
+        description="the setting: how the server quantized float weights; none also if the checkpoint was quantized before"
+    )
     dtype: str
     device: str
     observer: str | None

@@ -38,7 +38,9 @@ class Capabilities:
     @property
     def quantization(self) -> str:
         """Of the weights, as Litmus and llama-server report it in the model card; "not told" for other servers."""
-        value = self.card.get("quantize") or (self.card.get("meta") or {}).get("ftype")
+        value, weights = self.card.get("quantize") or (self.card.get("meta") or {}).get("ftype"), self.card.get("weights")
+        if value == "none" and isinstance(weights, dict) and weights["format"] != "float":  # the checkpoint was quantized before
+            value = f"{weights['format']} {', '.join(weights['types'])}"
         return value if isinstance(value, str) else "not told"  # a value in recorded runs
 
     @property

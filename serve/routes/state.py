@@ -100,7 +100,13 @@ def card_of(facts: Facts, started: int, default: str) -> ModelCard:
 
 
 def weights_of(weights: Weights) -> WeightsCard:
-    return WeightsCard(layers_with_bfloat16_inputs=list(weights.bfloat16_inputs))
+    return WeightsCard(
+        format=weights.format,
+        types=list(weights.types),
+        parameters=weights.parameters,
+        bytes=weights.bytes,
+        layers_with_bfloat16_inputs=list(weights.bfloat16_inputs),
+    )
 
 
 def slots_of(report: Report, facts: Facts) -> SlotList:

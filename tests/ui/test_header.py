@@ -37,6 +37,11 @@ def test_the_header_of_a_plain_model_without_a_template():
     assert "no chat template" in html
 
 
+def test_the_header_says_how_a_quantized_checkpoint_has_its_weights():
+    weights = {**CARD["weights"], "format": "gguf", "types": ["Q4_1", "Q8_0"]}
+    assert "<dd>gguf Q4_1, Q8_0, computing in bfloat16</dd>" in header_html({**CARD, "quantize": "none", "weights": weights})
+
+
 def test_several_models_take_a_line_each_and_the_selected_one_is_marked():
     html = header_html(CARD, {**NO_CHAT, "id": "<mute>"}, requested="<mute>")
     assert lines(html) == [

@@ -198,7 +198,8 @@ def test_a_checkpoint_that_bitsandbytes_saved_is_served_as_it_is(tiny_folder: Pa
     for file in tiny_folder.glob("token*"):
         shutil.copy(file, tmp_path)
     _, facts = create_engine(settings(tmp_path, quantize="none"))
-    assert facts.dtype == "bfloat16"
+    assert (facts.dtype, facts.quantize, facts.weights.format, facts.weights.types) == ("bfloat16", "none", "bitsandbytes", ("fp4",))
+    assert facts.weights.parameters == create_engine(settings(tiny_folder))[1].weights.parameters
 
 
 def harm_inputs(weights) -> None:

@@ -48,7 +48,15 @@ def test_a_probe_without_a_complete_answer_rules_nothing_out(behaviour):
 
 @pytest.mark.parametrize(
     ("card", "expected"),
-    [({"quantize": "nf4"}, "nf4"), ({"meta": {"ftype": "Q4_0"}}, "Q4_0"), ({"meta": None}, "not told"), ({"quantize": 4}, "not told")],
+    [
+        ({"quantize": "nf4"}, "nf4"),
+        ({"quantize": "none"}, "none"),
+        ({"quantize": "none", "weights": {"format": "float", "types": ["bfloat16"]}}, "none"),
+        ({"quantize": "none", "weights": {"format": "gguf", "types": ["Q4_1", "Q8_0"]}}, "gguf Q4_1, Q8_0"),
+        ({"meta": {"ftype": "Q4_0"}}, "Q4_0"),
+        ({"meta": None}, "not told"),
+        ({"quantize": 4}, "not told"),
+    ],
 )
 def test_quantization(card, expected):
     assert Capabilities({"id": "m", **card}).quantization == expected

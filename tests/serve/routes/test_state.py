@@ -16,6 +16,7 @@ from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
 from serve.routes.state import capabilities_of
 
 TEXT = "/v1/completions"
+KEPT = ("model.layers.1.mlp.down_proj", "lm_head")
 
 
 def test_load_balancers_may_ask_for_the_head_alone(served: Any) -> None:
@@ -31,13 +32,30 @@ def test_models_say_what_is_served(served: Any) -> None:
 
 
 def test_layers_with_bfloat16_inputs_are_named_of_model_and_observer(served: Any) -> None:
-    facts = replace(FACTS, weights=Weights(("model.layers.1.mlp.down_proj", "lm_head")), observer_weights=Weights())
+    facts = replace(FACTS, weights=Weights(bfloat16_inputs=KEPT), observer_weights=Weights())
     served.router.append([(psutil.Process().pid, 0, facts), "OK"])
     card = served.client.get("/v1/models/fake").json()
-    assert card["weights"]["layers_with_bfloat16_inputs"] == ["model.layers.1.mlp.down_proj", "lm_head"]
+    assert card["weights"]["layers_with_bfloat16_inputs"] == list(KEPT)
     assert card["observer_weights"]["layers_with_bfloat16_inputs"] == []
     served.router.append([(psutil.Process().pid, 0, replace(facts, observer=None, observer_weights=None)), "OK"])
     assert served.client.get("/v1/models/fake").json()["observer_weights"] is None
+
+
+def test_the_card_says_what_the_weights_are(served: Any) -> None:
+    """`quantize` is what the setting did: nothing, of a file that was quantized before."""
+    weights, observer_weights = Weights("gguf", ("Q4_K", "Q6_K"), 1000, 600, KEPT), Weights("float", ("float32",), 9, 36)
+    facts = replace(FACTS, weights=weights, observer_weights=observer_weights)
+    served.router.append([(psutil.Process().pid, 0, facts), "OK"])
+    card = served.client.get("/v1/models/fake").json()
+    common = {"format": "gguf", "types": ["Q4_K", "Q6_K"], "parameters": 1000, "bytes": 600}
+    assert (card["quantize"], card["weights"]) == ("none", {**common, "layers_with_bfloat16_inputs": list(KEPT)})
+    assert card["observer_weights"] == {
+        "format": "float",
+        "types": ["float32"],
+        "parameters": 9,
+        "bytes": 36,
+        "layers_with_bfloat16_inputs": [],
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""What a checkpoint's weights are: floats or quantized, of which types, and how many. Does not know what the settings make of them."""
+
+from collections import Counter
+from math import prod
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from app.engine.request import WeightFormat
+from app.models.gguf import ROPE_FACTORS, GGUFFile
+from app.models.source import Source
+
+
+def weight_format(source: Source, model: PreTrainedModel) -> tuple[WeightFormat, tuple[str, ...]]:
+    """The format, and the types of the matrices, that of most weights first. If config.json has no dtype: what `model` was loaded in."""
+    if source.gguf is not None:
+        return "gguf", _matrix_types(source.gguf)
+    config = source.config("model.path")
+    saved: Any = getattr(config, "quantization_config", None)
+    if saved is not None:
+        values = saved if isinstance(saved, dict) else saved.to_dict()
+        return "bitsandbytes", (str(values["bnb_4bit_quant_type"]) if values.get("load_in_4bit") else "int8",)
+    return "float", (str(getattr(config, "dtype", None) or model.config.dtype).removeprefix("torch."),)
+
+
+def _matrix_types(file: GGUFFile) -> tuple[str, ...]:
+    weights: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        if len(tensor.shape) > 1:
+            weights[tensor.type] += prod(tensor.shape)
+    return tuple(kind for kind, _ in weights.most_common())
+
+
+def parameter_count(source: Source, model: PreTrainedModel) -> int:
+    """How many weights there are, tied ones counted once. `model` is as it was loaded: a packed layer no longer has its weights."""
+    if source.gguf is not None:
+        return sum(prod(tensor.shape) for name, tensor in source.gguf.tensors.items() if name != ROPE_FACTORS)
+    return int(model.num_parameters())
