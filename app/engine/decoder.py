@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.kernel import MAX_HEAD_DIM, Kernel
+from app.engine.kernel import MAX_HEAD_DIM, Kernel, groups_args, weights_args
 from app.engine.layout import Layout
 from app.engine.linear import TiledLinear
-from app.engine.packing import PackedWeights
-from app.engine.structures import DecoderArgs, GroupedWeightsArgs, LayerArgs, LinearArgs, SpanArgs, WeightsArgs
+from app.engine.structures import DecoderArgs, LayerArgs, LinearArgs, SpanArgs
 
 NOT_CACHED = -1  # the slot of a span whose keys and values are not cached
 
@@ -105,16 +104,7 @@ class CompiledDecoder:
 
     def _linear_args(self, layer: TiledLinear) -> LinearArgs:
         packed = layer.packed
-        weights = None if packed.rounds_inputs else ctypes.pointer(_weights_args(packed))
-        groups = ctypes.pointer(_groups_args(packed)) if packed.rounds_inputs else None
+        weights = None if packed.is_grouped else ctypes.pointer(weights_args(packed))
+        groups = ctypes.pointer(groups_args(packed)) if packed.is_grouped else None
         self._referenced += [weights, groups]
         return LinearArgs(weights, groups, None if layer.bias is None else layer.bias.data_ptr(), packed.inputs, layer.outputs)
-
-
-def _weights_args(packed: PackedWeights) -> WeightsArgs:
-    parts = (packed.data, packed.table, packed.scale, packed.offset)
-    return WeightsArgs(*(None if part is None else part.data_ptr() for part in parts), packed.log2_group)
-
-
-def _groups_args(packed: PackedWeights) -> GroupedWeightsArgs:
-    return GroupedWeightsArgs(packed.data.data_ptr(), packed.bits, 1 << packed.log2_group, packed.weight_scale)

@@ -134,11 +134,11 @@ def _install_attention(model: PreTrainedModel) -> SlotAttention:
 
 def _optimize(model: PreTrainedModel, attention: SlotAttention) -> FlatModel:
     decoder = create_fused_decoder(model, attention)
-    kept = prepack_layers(model) if model.device.type == "cpu" else []
+    harmed = prepack_layers(model) if model.device.type == "cpu" else []
     if decoder is not None:
         decoder.bind_layers()
     flat = FlatModel(model, attention, decoder)
-    flat.weights = Weights(bytes=weight_bytes(model), bfloat16_inputs=tuple(kept))
+    flat.weights = Weights(bytes=weight_bytes(model), inputs_of_16_bits=tuple(harmed))
     return flat
 
 

@@ -127,12 +127,10 @@ class Kernel:
             epilogue.outputs,
         )
         rows = (x.data_ptr(), x.numel() // inputs, inputs)
-        if weights.rounds_inputs:
-            groups = GroupedWeightsArgs(weights.data.data_ptr(), weights.bits, 1 << weights.log2_group, weights.weight_scale)
-            failed = self._linear_grouped(*rows, groups, end, torch.get_num_threads())
+        if weights.is_grouped:
+            failed = self._linear_grouped(*rows, groups_args(weights), end, torch.get_num_threads())
         else:
-            pointers = (weights.data.data_ptr(), _address(weights.table), _address(weights.scale), _address(weights.offset))
-            failed = self._linear(*rows, WeightsArgs(*pointers, weights.log2_group), end, torch.get_num_threads())
+            failed = self._linear(*rows, weights_args(weights), end, torch.get_num_threads())
         if failed:
             raise MemoryError("out of memory for a layer's activations")
         return out
@@ -207,6 +205,17 @@ class Kernel:
         return out
 
 
+def weights_args(weights: PackedWeights) -> WeightsArgs:
+    """For weights that are not grouped."""
+    pointers = (weights.data.data_ptr(), _address(weights.table), _address(weights.scale), _address(weights.offset))
+    return WeightsArgs(*pointers, weights.log2_group)
+
+
+def groups_args(weights: PackedWeights) -> GroupedWeightsArgs:
+    size, planes = 1 << weights.log2_group, weights.input_bits // 8
+    return GroupedWeightsArgs(weights.data.data_ptr(), weights.bits, size, planes, weights.weight_scale)
+
+
 def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -231,7 +240,7 @@ def _agrees_with_torch(candidate: Kernel) -> bool:
         levels = torch.randint(1 << bits, weight.shape, generator=generator, dtype=torch.uint8)
         scale = torch.rand(len(weight), groups, generator=generator)
         grouped = GroupedWeights(levels, scale, -scale * (1 << bits - 1), bits)
-        cases.append((packing.pack_grouped(grouped, candidate.columns), grouped.dequantize()))
+        cases += [(packing.pack_grouped(grouped, candidate.columns, input_bits), grouped.dequantize()) for input_bits in (8, 16)]
     for packed, plain in cases:
         expected = x.float() @ plain.T
         product = candidate.linear(x, packed, Epilogue(len(weight))).float()

@@ -6,6 +6,7 @@ architecture.
 """
 
 import logging
+from dataclasses import replace
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 BNB_BLOCK_OUTPUTS = 32  # in bitsandbytes' weight layout for a CPU
 INT4_OUTPUT_MULTIPLE = 16  # torch's int4 kernel wants a multiple of this many outputs
-MAX_INPUT_ERROR = 0.03  # of a layer's outputs on the check's tokens, relative to their norm, because its inputs are rounded to 8 bits
+MAX_INPUT_ERROR = 0.03  # of a 4-bit layer's outputs on the check's tokens, relative to their norm, because its inputs are rounded to 8 bits
 
 
 class TiledLinear(nn.Module):
@@ -98,12 +99,13 @@ class Int4Linear(nn.Module):
 def prepack_layers(model: nn.Module) -> list[str]:
     """Replace the linear layers of a model on a CPU by faster ones. Other kinds of layers, such as bitsandbytes' int8, stay.
 
-    A `GroupedLinear` that has `check_inputs` keeps its inputs in bfloat16 if rounding them harms its outputs; returns the names of these.
+    A 4-bit layer rounds its inputs to 8 bits, and an 8-bit layer, which is there for precision, to 16. Returns the names of the 4-bit
+    layers that round to 16 bits as well, because 8 would harm their outputs on the check's tokens.
     """
     paths = {id(module): path for path, module in model.named_modules()}
     embeddings: list[tuple[nn.Module, str, GroupedEmbedding]] = []
     packed_layers: dict[int, PackedWeights] = {}  # by what unpacked them: a tied embedding and its projection have the same
-    kept: list[str] = []
+    harmed: list[str] = []
     for parent, name, layer in grouped.layers_of(model):
         if isinstance(layer, GroupedEmbedding):
             embeddings.append((parent, name, layer))
@@ -114,15 +116,13 @@ def prepack_layers(model: nn.Module) -> list[str]:
         setattr(parent, name, replacement)
         if isinstance(layer, GroupedLinear) and isinstance(replacement, TiledLinear):
             packed_layers[id(layer.unpack)] = replacement.packed
-            if not replacement.packed.rounds_inputs:
-                kept.append(paths[id(layer)])
+            if replacement.packed.bits == 4 and replacement.packed.input_bits > 8:
+                harmed.append(paths[id(layer)])
     for parent, name, embedding in embeddings:
         setattr(parent, name, _prepacked_embedding(embedding, packed_layers.get(id(embedding.unpack))))
-    if kept:
-        log.info(
-            "%d layers keep bfloat16 inputs, as rounding them to 8 bits changes their outputs too much: %s", len(kept), ", ".join(kept)
-        )
-    return kept
+    if harmed:
+        log.info("%d layers round inputs to 16 bits, as 8 would change their outputs too much: %s", len(harmed), ", ".join(harmed))
+    return harmed
 
 
 def _prepacked(layer: nn.Module) -> nn.Module | None:
@@ -152,14 +152,14 @@ def _prepacked_groups(layer: GroupedLinear) -> nn.Module:
     weights, dtype = layer.unpack(), layer.dtype
     compiled = kernel() if dtype == torch.bfloat16 else None
     if compiled is not None:
-        tiled = TiledLinear(packing.pack_grouped(weights, compiled.columns), layer.out_features, layer.bias, compiled)
-        if layer.check_inputs is None or _error(tiled(layer.check_inputs), layer.multiply(layer.check_inputs, weights)) <= MAX_INPUT_ERROR:
+        packed = packing.pack_grouped(weights, compiled.columns, 16 if weights.bits == 8 else 8)
+        tiled = TiledLinear(packed, layer.out_features, layer.bias, compiled)
+        if weights.bits == 8 or layer.check_inputs is None:
             return tiled
-        if weights.bits == 4:
-            table = [float(level) for level in range(16)]
-            packed = packing.pack_levels(weights.levels, table, weights.scale, weights.minimum, compiled.columns)
-            return TiledLinear(packed, layer.out_features, layer.bias, compiled)
-    elif weights.bits == 4 and weights.group_size == GROUP_SIZE and layer.out_features % INT4_OUTPUT_MULTIPLE == 0:
+        if _error(tiled(layer.check_inputs), layer.multiply(layer.check_inputs, weights)) <= MAX_INPUT_ERROR:
+            return tiled
+        return TiledLinear(replace(packed, input_bits=16), layer.out_features, layer.bias, compiled)
+    if weights.bits == 4 and weights.group_size == GROUP_SIZE and layer.out_features % INT4_OUTPUT_MULTIPLE == 0:
         return Int4Linear(weights, layer.bias, dtype)
     plain = layer.plain()
     return _prepacked_plain(plain) or plain
@@ -173,7 +173,7 @@ def _prepacked_embedding(layer: GroupedEmbedding, packed: PackedWeights | None) 
     weights = layer.unpack()
     if compiled is None or weights.bits != 8:
         return layer.plain()
-    return PackedEmbedding(packing.pack_grouped(weights, compiled.columns), layer.num_embeddings, shared=False)
+    return PackedEmbedding(packing.pack_grouped(weights, compiled.columns, 16), layer.num_embeddings, shared=False)
 
 
 def _error(result: torch.Tensor, expected: torch.Tensor) -> float:

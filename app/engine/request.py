@@ -221,7 +221,7 @@ class Weights:
     types: tuple[str, ...] = ()  # of its matrices, such as bfloat16, nf4 or Q4_1, that of most weights first
     parameters: int = 0
     bytes: int = 0  # in memory, after quantization and packing
-    bfloat16_inputs: tuple[str, ...] = ()  # layers whose inputs are not rounded to 8 bits, because that would harm their outputs
+    inputs_of_16_bits: tuple[str, ...] = ()  # 4-bit layers whose outputs inputs of 8 bits would harm
 
 
 @dataclass(frozen=True, slots=True)

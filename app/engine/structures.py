@@ -45,7 +45,13 @@ class WeightsArgs(ctypes.Structure):
 
 
 class GroupedWeightsArgs(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("bits", ctypes.c_int), ("group", ctypes.c_int), ("weight_scale", ctypes.c_float))
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("bits", ctypes.c_int),
+        ("group", ctypes.c_int),
+        ("planes", ctypes.c_int),
+        ("weight_scale", ctypes.c_float),
+    )
 
 
 class EpilogueArgs(ctypes.Structure):

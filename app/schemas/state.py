@@ -34,13 +34,13 @@ CARD_EXAMPLE: JsonDict = {
         "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
     },
-    "weights": {"format": "float", "types": ["bfloat16"], "parameters": 5770496, "bytes": 4135680, "layers_with_bfloat16_inputs": []},
+    "weights": {"format": "float", "types": ["bfloat16"], "parameters": 5770496, "bytes": 4135680, "layers_with_16_bit_inputs": []},
     "observer_weights": {
         "format": "float",
         "types": ["bfloat16"],
         "parameters": 5770496,
         "bytes": 4135680,
-        "layers_with_bfloat16_inputs": [],
+        "layers_with_16_bit_inputs": [],
     },
 }
 SLOTS_EXAMPLE: JsonDict = {
@@ -91,9 +91,9 @@ class WeightsCard(Wire):
     )
     parameters: int = Field(description="number of weights; tied ones count once")
     bytes: int = Field(description="of the weights in memory, as they are served")
-    layers_with_bfloat16_inputs: list[str] = Field(
-        description="layers in 8 or 4 bits whose inputs stay in bfloat16, because rounding them to 8 bits would change the layer's outputs "
-        "by more than 3%; query, key and value projection are one layer, `qkv`"
+    layers_with_16_bit_inputs: list[str] = Field(
+        description="layers in 4 bits whose inputs are rounded to 16 bits, because 8 would change the layer's outputs by more than 3%; "
+        "query, key and value projection are one layer, `qkv`"
     )
 
 

@@ -105,7 +105,7 @@ def weights_of(weights: Weights) -> WeightsCard:
         types=list(weights.types),
         parameters=weights.parameters,
         bytes=weights.bytes,
-        layers_with_bfloat16_inputs=list(weights.bfloat16_inputs),
+        layers_with_16_bit_inputs=list(weights.inputs_of_16_bits),
     )
 
 

@@ -37,7 +37,7 @@ CARD = ModelCard(
     default_sampling_params=DefaultSamplingParams(
         temperature=0.8, top_p=0.95, top_k=40, min_p=0.05, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0
     ),
-    weights=WeightsCard(format="float", types=["float32"], parameters=1000, bytes=4000, layers_with_bfloat16_inputs=[]),
+    weights=WeightsCard(format="float", types=["float32"], parameters=1000, bytes=4000, layers_with_16_bit_inputs=[]),
     observer_weights=None,
 )
 USAGE = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}

@@ -50,7 +50,7 @@ CARD = {
         "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
     },
-    "weights": {"format": "float", "types": ["bfloat16"], "parameters": 1000, "bytes": 600, "layers_with_bfloat16_inputs": []},
+    "weights": {"format": "float", "types": ["bfloat16"], "parameters": 1000, "bytes": 600, "layers_with_16_bit_inputs": []},
     "observer_weights": None,
 }
 BASE = {**CARD, "id": "base", "default": False, "observer": None, "methods": ["fast_detect", "perplexity", "log_rank"]}

@@ -408,7 +408,8 @@ def test_a_model_that_is_loading_again_shows_an_alert_and_the_default_answers(se
     models(several).click()
     several.get_by_role("option", name="base").click()
     expect(several.get_by_role("alert")).to_have_text(
-        "The server is still loading base. This page will show them when they are ready. base is not available yet, so storyteller is selected."
+        "The server is still loading base. This page will show them when they are ready. "
+        "base is not available yet, so storyteller is selected."
     )
     expect(models(several)).to_have_value("storyteller")
     ask(several, QUESTION)

@@ -1,6 +1,7 @@
 """The compiled kernel against torch, including edge cases, and the fallback where the kernel cannot be compiled or is wrong."""
 
 import ctypes
+import itertools
 import logging
 import subprocess
 from pathlib import Path
@@ -83,8 +84,9 @@ def test_4_bit_levels_are_multiplied_as_the_values_they_stand_for(built: Kernel,
     spread=st.sampled_from([1e-36, 1e-3, 1.0, 1e30]),
     weight_spread=st.sampled_from([2.0**-20, 1.0, 2.0**17]),  # powers of two, so that float16 holds the scales exactly
     binary_op=st.sampled_from(["none", "mul", "add"]),
+    input_bits=st.sampled_from([8, 16]),
 )
-def test_groups_are_multiplied_by_inputs_rounded_to_8_bits(
+def test_groups_are_multiplied_by_rounded_inputs(
     built: Kernel,
     rows: int,
     groups: int,
@@ -93,31 +95,36 @@ def test_groups_are_multiplied_by_inputs_rounded_to_8_bits(
     spread: float,
     weight_spread: float,
     binary_op: str,
+    input_bits: int,
 ) -> None:
     torch.manual_seed(rows + 1000 * outputs)
-    bits, size = kind
+    (bits, size), limit = kind, 127 if input_bits == 8 else 127 * 256
     x, operand = (spread * torch.randn(rows, groups, size)).bfloat16(), torch.randn(rows, outputs).bfloat16()
     x[rows // 2, 0] = 0
     levels = torch.randint(0, 1 << bits, (outputs, groups * size), dtype=torch.uint8)
     scale, minimum = (torch.rand(outputs, groups) + 0.5).half().float(), torch.randn(outputs, groups).half().float()
     weights = GroupedWeights(levels, weight_spread * scale / (1 << bits), weight_spread * minimum, bits)
     largest = x.float().abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 1e-30, torch.tensor(127.0) / largest, 0)  # 127 / largest would round twice: 1 / largest, times 127
-    rounded = (x.double() * inverse.double()).round().float() * (largest / 127)  # exact in double, so ties round as in the kernel
+    inverse = torch.where(largest > 1e-30, torch.tensor(float(limit)) / largest, 0)  # limit / largest would round twice
+    rounded = (x.double() * inverse.double()).round().float() * (largest / limit)  # exact in double, so ties round as in the kernel
     expected = rounded.view(rows, -1) @ weights.dequantize().T
     expected = {"none": expected, "mul": expected * operand.float(), "add": expected + operand.float()}[binary_op]
-    result = built.linear(x.view(rows, -1), pack_grouped(weights, built.columns), Epilogue(outputs, binary_op=binary_op, operand=operand))
+    packed = pack_grouped(weights, built.columns, input_bits)
+    result = built.linear(x.view(rows, -1), packed, Epilogue(outputs, binary_op=binary_op, operand=operand))
     torch.testing.assert_close(result.float(), expected, atol=2e-2 * max(spread * weight_spread, 1e-2), rtol=2**-7)
 
 
 def test_extreme_levels_do_not_overflow(built: Kernel) -> None:
     """Largest inputs and levels of one sign: the sums are the largest that can be."""
     x = torch.full((7, 64), 1.0).bfloat16()
-    for bits, groups in ((4, 2), (8, 2), (8, 4)):
+    for bits, groups, input_bits in itertools.product((4, 8), (2, 4), (8, 16)):
+        if (bits, groups) == (4, 4):
+            continue
         levels = torch.full((5, 64), (1 << bits) - 1, dtype=torch.uint8)
         weights = GroupedWeights(levels, torch.ones(5, groups), torch.zeros(5, groups), bits)
         expected = torch.full((7, 5), 64.0 * ((1 << bits) - 1)).bfloat16()
-        assert torch.equal(built.linear(x, pack_grouped(weights, built.columns), Epilogue(5)), expected)
+        for sign in (1, -1):
+            assert torch.equal(built.linear(sign * x, pack_grouped(weights, built.columns, input_bits), Epilogue(5)), sign * expected)
 
 
 @pytest.mark.parametrize("groups", [3, 6])
@@ -125,15 +132,18 @@ def test_rows_of_packed_bytes_can_be_read_back(built: Kernel, groups: int) -> No
     levels = torch.randint(0, 256, (77, 96), dtype=torch.uint8)
     weights = GroupedWeights(levels, torch.rand(77, groups).half().float(), torch.randn(77, groups).half().float(), 8)
     rows = torch.tensor([0, 76, 31, 32, 33, 0])
-    torch.testing.assert_close(unpack_rows(pack_grouped(weights, built.columns), rows), weights.dequantize()[rows], atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(
+        unpack_rows(pack_grouped(weights, built.columns, 16), rows), weights.dequantize()[rows], atol=1e-6, rtol=1e-3
+    )
 
 
+@pytest.mark.parametrize("input_bits", [8, 16])
 @pytest.mark.parametrize("non_finite", [float("nan"), float("inf"), float("-inf")])
-def test_rounding_inputs_keeps_nan_and_infinity_visible(built: Kernel, non_finite: float) -> None:
+def test_rounding_inputs_keeps_nan_and_infinity_visible(built: Kernel, non_finite: float, input_bits: int) -> None:
     x = torch.ones(3, 64).bfloat16()
     x[1, 40] = non_finite
     weights = GroupedWeights(torch.full((5, 64), 1, dtype=torch.uint8), torch.ones(5, 2), torch.zeros(5, 2), 4)
-    result = built.linear(x, pack_grouped(weights, built.columns), Epilogue(5))
+    result = built.linear(x, pack_grouped(weights, built.columns, input_bits), Epilogue(5))
     assert bool(result[1].isnan().all()) and torch.equal(result[::2], torch.full((2, 5), 64.0).bfloat16())
 
 
@@ -143,8 +153,10 @@ def test_a_rows_result_does_not_depend_on_the_other_rows(built: Kernel) -> None:
     for packed in (
         pack_bfloat16(weight, built.columns),
         pack_levels(levels, range(-8, 8), scale, offset, built.columns),
-        pack_grouped(GroupedWeights(levels.to(torch.uint8), scale, offset, 4), built.columns),
-        pack_grouped(GroupedWeights(levels.to(torch.uint8), scale, offset, 8), built.columns),
+        *(
+            pack_grouped(GroupedWeights(levels.to(torch.uint8), scale, offset, bits), built.columns, input_bits)
+            for bits, input_bits in itertools.product((4, 8), (8, 16))
+        ),
     ):
         whole = built.linear(x, packed, Epilogue(200))
         for size in (1, 2, 3, 14, 20, 83, 99):

@@ -209,14 +209,14 @@ def harm_inputs(weights) -> None:
         weights[f"model.layers.1.mlp.{name}.weight"][:, ::32] = 1e-4
 
 
-def test_facts_name_the_layers_that_keep_bfloat16_inputs(tiny_folder: Path, tmp_path: Path) -> None:
+def test_facts_name_the_layers_that_round_inputs_to_16_bits(tiny_folder: Path, tmp_path: Path) -> None:
     kernel_or_skip()
     harmed = damaged(tiny_folder, tmp_path / "harmed", harm_inputs)
-    kept = ("model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj")
-    for performer, observer, expected in ((tiny_folder, harmed, ((), kept)), (harmed, None, (kept, None))):
+    harmed_layers = ("model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj")
+    for performer, observer, expected in ((tiny_folder, harmed, ((), harmed_layers)), (harmed, None, (harmed_layers, None))):
         paths = {"observer": str(observer)} if observer else {}
         _, facts = create_engine(settings(performer, quantize="int4", **paths))
         facts = pickle.loads(pickle.dumps(facts))  # as it reaches the API process
-        observed = facts.observer_weights and facts.observer_weights.bfloat16_inputs
-        assert (facts.weights.bfloat16_inputs, observed) == expected
-    assert create_engine(settings(harmed))[1].weights.bfloat16_inputs == ()  # nothing is rounded
+        observed = facts.observer_weights and facts.observer_weights.inputs_of_16_bits
+        assert (facts.weights.inputs_of_16_bits, observed) == expected
+    assert create_engine(settings(harmed))[1].weights.inputs_of_16_bits == ()  # nothing is rounded

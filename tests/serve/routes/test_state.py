@@ -31,12 +31,12 @@ def test_models_say_what_is_served(served: Any) -> None:
     assert served.client.get("/v1/models/fake").json() == card
 
 
-def test_layers_with_bfloat16_inputs_are_named_of_model_and_observer(served: Any) -> None:
-    facts = replace(FACTS, weights=Weights(bfloat16_inputs=KEPT), observer_weights=Weights())
+def test_layers_with_16_bit_inputs_are_named_of_model_and_observer(served: Any) -> None:
+    facts = replace(FACTS, weights=Weights(inputs_of_16_bits=KEPT), observer_weights=Weights())
     served.router.append([(psutil.Process().pid, 0, facts), "OK"])
     card = served.client.get("/v1/models/fake").json()
-    assert card["weights"]["layers_with_bfloat16_inputs"] == list(KEPT)
-    assert card["observer_weights"]["layers_with_bfloat16_inputs"] == []
+    assert card["weights"]["layers_with_16_bit_inputs"] == list(KEPT)
+    assert card["observer_weights"]["layers_with_16_bit_inputs"] == []
     served.router.append([(psutil.Process().pid, 0, replace(facts, observer=None, observer_weights=None)), "OK"])
     assert served.client.get("/v1/models/fake").json()["observer_weights"] is None
 
@@ -48,13 +48,13 @@ def test_the_card_says_what_the_weights_are(served: Any) -> None:
     served.router.append([(psutil.Process().pid, 0, facts), "OK"])
     card = served.client.get("/v1/models/fake").json()
     common = {"format": "gguf", "types": ["Q4_K", "Q6_K"], "parameters": 1000, "bytes": 600}
-    assert (card["quantize"], card["weights"]) == ("none", {**common, "layers_with_bfloat16_inputs": list(KEPT)})
+    assert (card["quantize"], card["weights"]) == ("none", {**common, "layers_with_16_bit_inputs": list(KEPT)})
     assert card["observer_weights"] == {
         "format": "float",
         "types": ["float32"],
         "parameters": 9,
         "bytes": 36,
-        "layers_with_bfloat16_inputs": [],
+        "layers_with_16_bit_inputs": [],
     }
 
 
