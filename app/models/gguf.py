@@ -4,9 +4,8 @@ Weights in 4 and 8 bits stay in the file until the engine packs them, layer by l
 tensor. Knows no tokenizer.
 """
 
-import struct
-from dataclasses import dataclass
-from functools import cached_property, partial
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,16 @@ import gguf
 import numpy as np
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations.ggml import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
-from transformers.integrations.gguf import read_gguf_metadata
 from transformers.models.auto import CONFIG_MAPPING
 
 from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights
-from app.errors import SetupError, UnsupportedModel
+from app.errors import SetupError, UnsupportedModel, first_line
 from app.models import blocks
+from app.models.header import Header, Tensor
 from app.models.names import part_names
 from app.models.tensors import tensor_problem
 
@@ -39,54 +39,33 @@ ARCHITECTURES = {
 }
 NORM_PLUS_ONE = frozenset({"gemma3_text"})  # model types of whose norms llama.cpp stores weight + 1
 INTERLEAVED_ROPE = ("llama", "mistral")  # llama.cpp rotates neighbouring rows of a head, transformers its halves
+WIDTHS = frozenset({"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"})
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1: each frequency is divided by its factor
-FLOAT_TYPES = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of a file: `raw` is mapped from it, `[rows, bytes of a row]` or for one dimension `[bytes]`."""
-
-    name: str
-    type: str  # as GGML names it: Q4_1, F16 ...
-    shape: tuple[int, ...]  # as torch has it: [out, in]
-    raw: np.ndarray
-
-    def floats(self) -> torch.Tensor:
-        """Dequantize to float32, whatever the type. Raises `SetupError` for a type that cannot be read."""
-        try:
-            values = gguf.dequantize(self.raw, gguf.GGMLQuantizationType[self.type])
-        except NotImplementedError as error:
-            raise SetupError(f"tensor {self.name} has the type {self.type}, which cannot be read") from error
-        return torch.from_numpy(np.ascontiguousarray(values)).view(self.shape)
 
 
 class GGUFFile:
-    """A GGUF model, all parts of it if it is split. Opening reads the metadata only. Raises `SetupError` if it cannot be read."""
+    """A GGUF model, all parts of it if it is split; its weights stay in the file. Raises `SetupError` if it cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.parts = parts_of(path)
-        try:
-            self.metadata: dict[str, Any] = read_gguf_metadata(str(path), ("tokenizer.ggml.tokens",))[0]
-        except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
-            raise SetupError(f"{path} is not a GGUF file that can be read: {error}") from error
+        headers = [_read_header(part) for part in self.parts]
+        self.metadata: dict[str, Any] = headers[0].metadata
+        self.tensors: dict[str, Tensor] = {name: tensor for header in headers for name, tensor in header.tensors.items()}
+        count = self.metadata.get("split.tensors.count", len(self.tensors))
+        if count != len(self.tensors):
+            raise SetupError(f"{self.path}: its parts hold {len(self.tensors)} tensors of {count}")
 
     @property
     def architecture(self) -> str:
-        return str(self.metadata["general.architecture"])
+        return str(self.metadata.get("general.architecture"))
 
-    @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by its name, mapped from the file. Raises `SetupError` if the file is cut short or a part lacks tensors."""
-        try:
-            found = {tensor.name: _tensor(tensor) for part in self.parts for tensor in gguf.GGUFReader(part).tensors}
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise SetupError(f"{self.path}: its tensors cannot be read, is it complete? {error}") from error
-        count = self.metadata.get("split.tensors.count")
-        if count is not None and count != len(found):
-            raise SetupError(f"{self.path}: its parts hold {len(found)} tensors of {count}")
-        return found
+
+def _read_header(path: Path) -> Header:
+    try:
+        return Header(path)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{path} is not a GGUF file that can be read: {first_line(error)}") from error
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -98,9 +77,19 @@ def parts_of(path: Path) -> list[Path]:
     return parts
 
 
-def _tensor(tensor: Any) -> Tensor:
-    raw = tensor.data if tensor.data.dtype == np.uint8 or tensor.tensor_type.name in FLOAT_TYPES else tensor.data.view(np.uint8)
-    return Tensor(tensor.name, tensor.tensor_type.name, tuple(int(size) for size in reversed(tensor.shape)), raw)
+def floats(tensor: Tensor) -> torch.Tensor:
+    """Dequantize to float32, whatever the type. Raises `SetupError` for a type that cannot be read."""
+    try:
+        values = gguf.dequantize(tensor.raw, gguf.GGMLQuantizationType[tensor.type])
+    except NotImplementedError as error:
+        raise SetupError(f"tensor {tensor.name} has the type {tensor.type}, which cannot be read") from error
+    return _as_torch(np.require(values, requirements=["C", "A"])).view(tensor.shape)
+
+
+def _as_torch(array: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the file's pages cannot be written to: nobody does
+        return torch.from_numpy(array)
 
 
 def config_of(file: GGUFFile) -> PretrainedConfig:
@@ -111,17 +100,35 @@ def config_of(file: GGUFFile) -> PretrainedConfig:
         raise UnsupportedModel(f"{file.path.name}: GGUF files of the architecture '{architecture}' are not read; these are: {known}")
     values: dict[str, Any] = dict(GGUF_CONFIG_DEFAULTS_MAPPING.get(architecture, {}))
     table: dict[str, str | None] = GGUF_CONFIG_MAPPING[architecture]  # type: ignore[assignment]
+    if "token_embd.weight" not in file.tensors:
+        raise SetupError(f"{file.path.name}: it has no tensor token_embd.weight, so no language model")
     for key, name in table.items():
         value = file.metadata.get(f"{architecture}.{key}")
         if name and value is not None:
+            _check_size(file, f"{architecture}.{key}", name, value)
             values[name] = value
     values["tie_word_embeddings"] = "output.weight" not in file.tensors
     values["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
     for name in ("bos", "eos"):
         values[f"{name}_token_id"] = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
     values |= _architecture_values(file, architecture)
-    config: PretrainedConfig = CONFIG_MAPPING[ARCHITECTURES[architecture]].from_dict(values)
+    try:
+        config: PretrainedConfig = CONFIG_MAPPING[ARCHITECTURES[architecture]].from_dict(values)
+    except StrictDataclassError as error:
+        raise SetupError(f"{file.path.name}: its metadata make no {architecture} model: {' '.join(str(error).split())[:300]}") from error
     return config
+
+
+def _check_size(file: GGUFFile, key: str, name: str, value: Any) -> None:
+    """Raises `SetupError` for sizes that the tensors contradict, before a model of such a size is made."""
+    blocks_of = {tensor.split(".")[1] for tensor in file.tensors if tensor.startswith("blk.")}
+    widest = max(max(tensor.shape) for tensor in file.tensors.values())
+    if name == "num_hidden_layers" and value != len(blocks_of):
+        raise SetupError(f"{file.path.name}: its metadata {key} is {value!r}, its tensors are those of {len(blocks_of)} layers")
+    if name in WIDTHS and not (isinstance(value, int) and 1 <= value <= widest):
+        raise SetupError(
+            f"{file.path.name}: its metadata {key} is {value!r}, not a number from 1 to {widest}, the width of its largest tensor"
+        )
 
 
 def _architecture_values(file: GGUFFile, architecture: str) -> dict[str, Any]:
@@ -162,7 +169,7 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype) -> PreTrainedModel:
         _tie(model, file, dtype)
     if ROPE_FACTORS in file.tensors:
         rotary: Any = model.base_model.rotary_emb
-        rotary.inv_freq = rotary.inv_freq / file.tensors[ROPE_FACTORS].floats()
+        rotary.inv_freq = rotary.inv_freq / floats(file.tensors[ROPE_FACTORS])
     return model.eval()
 
 
@@ -212,14 +219,14 @@ def _place(model: PreTrainedModel, name: str, tensor: Tensor, order: torch.Tenso
     elif grouped and type(module) is nn.Embedding:
         setattr(parent, child, GroupedEmbedding(partial(_unpack, tensor, None), module.num_embeddings, dtype))
     else:
-        values = tensor.floats() if order is None else tensor.floats()[order]
+        values = floats(tensor) if order is None else floats(tensor)[order]
         if "norm" in path and model.config.model_type in NORM_PLUS_ONE:
             values = values - 1
         setattr(module, kind, nn.Parameter(values.to(dtype), requires_grad=False))
 
 
 def _unpack(tensor: Tensor, order: torch.Tensor | None) -> GroupedWeights:
-    raw = torch.from_numpy(tensor.raw)
+    raw = _as_torch(tensor.raw)
     return blocks.unpack(raw if order is None else raw[order], tensor.type)
 
 

@@ -84,7 +84,7 @@ def _opened(file: Path) -> GGUFFile:
 
 @lru_cache(4)
 def _opened_once(file: Path, _changed_ns: int) -> GGUFFile:
-    """One for all who ask: reading the table of tensors takes a second."""
+    """One for all who ask: reading a vocabulary takes a moment."""
     return GGUFFile(file)
 
 

@@ -9,7 +9,11 @@ from typing import Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS, convert_gguf_tokenizer, get_gguf_tokenizer
+from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+    GGUF_PRE_TOKENIZER_SPLITS,
+    GGUF_TOKENIZER_MAPPING,
+    convert_gguf_tokenizer,
+)
 
 from app.errors import SetupError, UnsupportedModel, first_line
 from app.models.gguf import GGUFFile
@@ -20,6 +24,13 @@ DIGITS_FIRST = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshe
 CONTROL = 3  # of tokenizer.ggml.token_type
 # Control tokens that end an answer in some family of models, whatever the file names as its eos.
 END_NAMES = frozenset("<|im_end|> <|eot_id|> <|end|> <|eom_id|> <end_of_turn> <|end_of_text|> </s> <eos> <|eot|> <|return|>".split())
+# transformers' names of special tokens -> those of the metadata that has their ids
+SPECIAL_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
 
 
@@ -29,20 +40,57 @@ def create_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     byte_level = file.metadata.get("tokenizer.ggml.model") == "gpt2"
     if byte_level and splitter not in LIKE_GPT2 | DIGITS_FIRST | set(GGUF_PRE_TOKENIZER_SPLITS):
         raise UnsupportedModel(f"{file.path.name}: its pre-tokenizer '{splitter}' is not known, so its texts would be tokenized wrong")
+    vocabulary, options = describe(file)
+    _check_merges(file, vocabulary)
     try:
-        architecture, vocabulary, config = get_gguf_tokenizer(str(file.path))
-        backend, _ = convert_gguf_tokenizer(architecture, vocabulary)
-    except (OSError, ValueError, KeyError) as error:
+        backend, _ = convert_gguf_tokenizer(file.architecture, vocabulary)
+    except (ValueError, KeyError, TypeError) as error:
         raise SetupError(f"{file.path.name}: no tokenizer could be made of it: {first_line(error)}") from error
     backend = _without_foreign_tokens(backend, len(vocabulary["tokens"]))
     if byte_level and splitter in DIGITS_FIRST:
         parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: value for name, value in config.items() if value is not None})
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: value for name, value in options.items() if value is not None})
+
+
+def describe(file: GGUFFile) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Vocabulary and options of the tokenizer, as transformers' `get_gguf_tokenizer` gives them, without reading the file once more.
+
+    Raises `SetupError` if the file has no vocabulary or names a token beyond it.
+    """
+    vocabulary, options = (
+        {name: file.metadata[f"tokenizer.{key}"] for key, name in names.items() if f"tokenizer.{key}" in file.metadata}
+        for names in (GGUF_TOKENIZER_MAPPING["tokenizer"], GGUF_TOKENIZER_MAPPING["tokenizer_config"])
+    )
+    if vocabulary.get("tokenizer_type") == "llama":
+        options.setdefault("add_bos_token", True)  # as llama.cpp does where a file says nothing
+    for name, key in SPECIAL_TOKENS.items():
+        options[name] = _token(file, f"tokenizer.ggml.{key}")
+    return vocabulary, options
+
+
+def _token(file: GGUFFile, key: str) -> str | None:
+    tokens, id = file.metadata.get("tokenizer.ggml.tokens"), file.metadata.get(key)
+    if not isinstance(tokens, list):
+        raise SetupError(f"{file.path.name}: it has no vocabulary (tokenizer.ggml.tokens)")
+    if id is not None and not (isinstance(id, int) and 0 <= id < len(tokens)):
+        raise SetupError(f"{file.path.name}: its metadata {key} is {id!r}, no token of its {len(tokens)}")
+    return None if id is None else str(tokens[id])
+
+
+def _check_merges(file: GGUFFile, vocabulary: dict[str, Any]) -> None:
+    """Raises `SetupError` for merges of tokens that do not exist, for which the library raises a bare `Exception`."""
+    known = {respelled for token in vocabulary["tokens"] for respelled in (token, token.replace(" ", "▁"))}  # Gemma's, of spaces
+    for merge in vocabulary.get("merges", []):
+        parts = merge.split(" ")
+        if len(parts) != 2 or not known.issuperset((*parts, "".join(parts))):
+            raise SetupError(f"{file.path.name}: its merge {merge!r} is not one of two tokens of its vocabulary to a third")
 
 
 def _without_foreign_tokens(backend: Tokenizer, size: int) -> Tokenizer:
     """Drop tokens beyond the file's own, such as the <|endoftext|> that transformers adds to every byte-level vocabulary."""
+    if all(id < size for id in backend.get_added_tokens_decoder()):
+        return backend
     content = json.loads(backend.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < size]
     return Tokenizer.from_str(json.dumps(content))

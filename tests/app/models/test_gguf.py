@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from app.engine.grouped import dequantize_layers
 from app.engine.request import Delta, Generate, SamplingParams, Score, Scored, Window
-from app.errors import SetupError, UnsupportedModel
+from app.errors import SetupError
 from app.models.gguf import GGUFFile, load_gguf, parts_of
 from app.models.loading import create_engine
 from app.models.source import source_of
-from app.models.vocabulary import end_tokens
+from app.models.vocabulary import create_tokenizer, end_tokens
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 from models.gguf import write_gguf
@@ -140,20 +140,51 @@ def test_files_that_are_no_gguf_or_cut_short_are_refused(files: dict[str, Path],
         GGUFFile(text)
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(files["Q8_0"].read_bytes()[:-100_000])
-    with pytest.raises(SetupError, match="is it complete"):
-        load_gguf(GGUFFile(cut), torch.float32)
+    with pytest.raises(SetupError, match=r"cut\.gguf is not a GGUF file that can be read: it is cut short: tensor .* ends at byte"):
+        GGUFFile(cut)
 
 
-def test_unknown_architectures_and_pre_tokenizers_are_refused(files: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("general.architecture", "mamba", "architecture 'mamba' are not read"),
+        ("llama.block_count", 3, r"llama\.block_count is 3, its tensors are those of 2 layers"),
+        ("llama.feed_forward_length", 2**31, r"llama\.feed_forward_length is 2147483648, not a number from 1 to 700"),
+        ("llama.attention.head_count", 0, r"llama\.attention\.head_count is 0, not a number from 1"),
+        ("llama.attention.head_count_kv", [2, 2], r"llama\.attention\.head_count_kv is \[2, 2\], not a number"),
+        ("llama.attention.head_count", 3, r"make no llama model: .*hidden size \(64\) is not a multiple"),
+        ("llama.context_length", 0.5, "make no llama model: .*max_position_embeddings"),
+        ("llama.rope.scaling.type", "yarn", "rope scaling 'yarn' is not supported"),
+    ],
+)
+def test_metadata_that_make_no_model_are_refused_by_name(files: dict[str, Path], key: str, value: object, message: str) -> None:
     file = GGUFFile(files["Q4_0"])
-    file.metadata["general.architecture"] = "mamba"
-    with pytest.raises(UnsupportedModel, match="architecture 'mamba' are not read"):
+    file.metadata[key] = value
+    with pytest.raises(SetupError, match=message):
         load_gguf(file, torch.float32)
-    file = GGUFFile(files["Q4_0"])
-    file.metadata["tokenizer.ggml.pre"] = "martian"
-    from app.models.vocabulary import create_tokenizer
 
-    with pytest.raises(UnsupportedModel, match="pre-tokenizer 'martian' is not known"):
+
+def test_a_file_without_an_embedding_is_refused_by_name(files: dict[str, Path]) -> None:
+    file = GGUFFile(files["Q4_0"])
+    del file.tensors["token_embd.weight"]
+    with pytest.raises(SetupError, match=r"it has no tensor token_embd\.weight"):
+        load_gguf(file, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tokenizer.ggml.pre", "martian", "pre-tokenizer 'martian' is not known"),
+        ("tokenizer.ggml.model", "rwkv", r"no tokenizer could be made of it: .*'rwkv'"),
+        ("tokenizer.ggml.tokens", None, r"it has no vocabulary \(tokenizer\.ggml\.tokens\)"),
+        ("tokenizer.ggml.eos_token_id", 700, r"tokenizer\.ggml\.eos_token_id is 700, no token of its 700"),
+        ("tokenizer.ggml.merges", ["q zz"], "its merge 'q zz' is not one of two tokens"),
+    ],
+)
+def test_vocabularies_that_cannot_be_read_are_refused_by_name(files: dict[str, Path], key: str, value: object, message: str) -> None:
+    file = GGUFFile(files["Q4_0"])
+    file.metadata[key] = value
+    with pytest.raises(SetupError, match=message):
         create_tokenizer(file)
 
 
