@@ -18,6 +18,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from models.gguf import write_gguf
+
 log = logging.getLogger(__name__)
 
 CHAT_TEMPLATE = (
@@ -112,7 +114,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     for name, default in ((name, getattr(Shape(), name)) for name in Shape.__slots__):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--gguf", action="store_true", help="also write an F16 GGUF file; needs the gguf package")
+    parser.add_argument("--gguf", action="store_true", help="also write an F16 GGUF file")
     return parser.parse_args(argv)
 
 
@@ -124,11 +126,6 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     if args.gguf:
-        try:
-            from models.gguf import write_gguf
-        except ImportError:
-            sys.stderr.write("A GGUF needs the gguf package: pip install gguf\n")
-            return 2
         log.info("%s", write_gguf(folder, folder.with_name(f"{folder.name}-f16.gguf")))
     return 0
 

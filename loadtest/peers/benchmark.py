@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +211,6 @@ def find_gguf(args: argparse.Namespace, weights: str, binary: Path) -> Path:
     if not f16.is_file() and (args.gguf or args.model != MODEL):
         raise PeerAbsent(f"{f16} is no file" if args.gguf else "no GGUF of this model; give one with --gguf (make: GGUF=...)")
     if not f16.is_file():
-        if find_spec("gguf") is None:
-            raise PeerAbsent("no GGUF; give one with --gguf (make: GGUF=...), or pip install gguf")
         make_model("--gguf")
     return f16 if weights == "f16" else quantized_gguf(f16, args.gguf_4bit, binary)
 

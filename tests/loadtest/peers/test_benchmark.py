@@ -113,14 +113,15 @@ def test_the_scoring_rows_are_measured_in_processes_of_their_own(tmp_path, monke
 
 
 def test_find_gguf(tmp_path, monkeypatch):
+    made: list[tuple[str, ...]] = []
     monkeypatch.setattr(benchmark, "MODEL", tmp_path / "made")
-    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark, "make_model", lambda *options: made.append(options))
     binary = tmp_path / "llama-server"
     given = benchmark._parse_args(["--model", "other"])
     with pytest.raises(PeerAbsent, match="no GGUF of this model"):
         benchmark.find_gguf(given, "f16", binary)
-    with pytest.raises(PeerAbsent, match="pip install gguf"):
-        benchmark.find_gguf(benchmark._parse_args(["--model", str(tmp_path / "made")]), "f16", binary)
+    assert benchmark.find_gguf(benchmark._parse_args(["--model", str(tmp_path / "made")]), "f16", binary) == tmp_path / "made-f16.gguf"
+    assert made == [("--gguf",)]
     whole = tmp_path / "m-f16.gguf"
     given = benchmark._parse_args(["--gguf", str(whole)])
     with pytest.raises(PeerAbsent, match="is no file"):
