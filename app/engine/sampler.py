@@ -87,11 +87,22 @@ def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], tops: Sequence[i
         return logprobs
     log_p = _select_rows(logits, list(requested)).float().log_softmax(-1)
     of_token = log_p.gather(-1, torch.tensor([[tokens[index]] for index in requested], device=logits.device))
-    best = log_p.topk(min(max(requested.values()), log_p.shape[-1]))
-    entries = zip(requested.items(), of_token.squeeze(-1).tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
-    for (index, top), logprob, likeliest, values in entries:
-        logprobs[index] = TokenLogprob(tokens[index], logprob, tuple(zip(likeliest[:top], values[:top], strict=True)))
+    best = log_p.topk(min(max(requested.values()) + 1, log_p.shape[-1]))
+    entries = zip(requested.items(), log_p, of_token.squeeze(-1).tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+    for (index, top), row, logprob, likeliest, values in entries:
+        logprobs[index] = TokenLogprob(tokens[index], logprob, _first(list(zip(likeliest, values, strict=True)), top, row))
     return logprobs
+
+
+def _first(best: list[tuple[int, float]], top: int, log_p: torch.Tensor) -> tuple[tuple[int, float], ...]:
+    """The `top` likeliest tokens of a row, those of equal log-probability by their ids. `best` are at least one more, if there are more;
+    which of equals it has depends on the batch. `log_p` is `[vocab]`.
+    """
+    if 0 < top < len(best) and best[top - 1][1] == best[top][1]:
+        value = best[top][1]
+        equals: list[int] = (log_p == value).nonzero()[:, 0].tolist()
+        best = [(token, logprob) for token, logprob in best if logprob > value] + [(token, value) for token in equals]
+    return tuple(sorted(best, key=lambda entry: (-entry[1], entry[0]))[:top])
 
 
 def _answer_penalties(row: SamplerRow) -> dict[int, float]:

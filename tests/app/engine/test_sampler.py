@@ -377,6 +377,17 @@ def test_logprobs_are_log_softmax_and_topk(dtype: torch.dtype) -> None:
         assert len({token for token, _ in entry.top}) == top
 
 
+@pytest.mark.parametrize("top", [1, 3, 20])
+def test_equally_likely_tokens_are_listed_by_their_ids_in_any_batch(top: int) -> None:
+    """bfloat16 has few values, so equals are common."""
+    logits = (random_logits(3, VOCABULARY) * 4).round().bfloat16()
+    golden = logits.float().log_softmax(-1).sort(descending=True, stable=True)
+    batched = token_logprobs(logits, [0, 0, 0], [top, 20, 20])[0]
+    [alone] = token_logprobs(logits[:1], [0], [top])
+    assert alone == batched and alone is not None
+    assert [token for token, _ in alone.top] == golden.indices[0, :top].tolist()
+
+
 def test_more_logprobs_than_there_are_tokens_are_all_tokens() -> None:
     [actual] = token_logprobs(random_logits(1, SMALL), [2], [20])
     assert actual is not None
