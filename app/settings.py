@@ -42,6 +42,7 @@ ENVIRONMENT = {
     "GRADIO_ANALYTICS_MAX_EVENTS": "1",  # otherwise Gradio builds a table of the last 10,000 events at each event
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",  # it advises to install torch where the API process hides it
 }
 
 

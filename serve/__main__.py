@@ -53,7 +53,12 @@ def serve(settings: Settings) -> None:
 
 
 def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
-    """The only place that imports both `serve` and `ui`, which otherwise know nothing of each other."""
+    """The only place that imports both `serve` and `ui`, which otherwise know nothing of each other. Called in the API process.
+
+    transformers and Gradio import torch wherever they find it, for 0.3 GB and some seconds. The API process computes nothing, so it hides
+    torch from them.
+    """
+    sys.modules["torch"] = None  # type: ignore[assignment]
     from app.scoring.detector import detector_of
     from app.tokenizer import Tokenizer
     from serve.routes import create_routes

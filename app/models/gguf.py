@@ -1,30 +1,16 @@
-"""A GGUF file as transformers' configuration and model: metadata and tensors, mapped from the file.
+"""A GGUF file, and the configuration of transformers that its metadata make. Knows no tokenizer and no torch."""
 
-Weights in 4 and 8 bits stay in the file until the engine packs them, layer by layer. Those of other types are dequantized, tensor by
-tensor. Knows no tokenizer.
-"""
-
-import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
-import torch
-from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 from transformers.integrations.ggml import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
 from transformers.models.auto import CONFIG_MAPPING
 
-from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights
 from app.errors import SetupError, UnsupportedModel, first_line
-from app.models import blocks
 from app.models.header import Header, Tensor
 from app.models.names import part_names
-from app.models.tensors import tensor_problem
 
 # GGUF's architecture -> transformers' model type: dense decoders whose tensors carry over one by one.
 ARCHITECTURES = {
@@ -37,7 +23,6 @@ ARCHITECTURES = {
     "starcoder2": "starcoder2",
     "stablelm": "stablelm",
 }
-NORM_PLUS_ONE = frozenset({"gemma3_text"})  # model types of whose norms llama.cpp stores weight + 1
 INTERLEAVED_ROPE = ("llama", "mistral")  # llama.cpp rotates neighbouring rows of a head, transformers its halves
 WIDTHS = frozenset({"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"})
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1: each frequency is divided by its factor
@@ -75,21 +60,6 @@ def parts_of(path: Path) -> list[Path]:
     if missing:
         raise SetupError(f"{path}: parts of the split file are missing: {', '.join(missing)}")
     return parts
-
-
-def floats(tensor: Tensor) -> torch.Tensor:
-    """Dequantize to float32, whatever the type. Raises `SetupError` for a type that cannot be read."""
-    try:
-        values = gguf.dequantize(tensor.raw, gguf.GGMLQuantizationType[tensor.type])
-    except NotImplementedError as error:
-        raise SetupError(f"tensor {tensor.name} has the type {tensor.type}, which cannot be read") from error
-    return _as_torch(np.require(values, requirements=["C", "A"])).view(tensor.shape)
-
-
-def _as_torch(array: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the file's pages cannot be written to: nobody does
-        return torch.from_numpy(array)
 
 
 def config_of(file: GGUFFile) -> PretrainedConfig:
@@ -147,94 +117,3 @@ def _architecture_values(file: GGUFFile, architecture: str) -> dict[str, Any]:
         values["use_qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
         values["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in file.tensors
     return values
-
-
-def load_gguf(file: GGUFFile, dtype: torch.dtype) -> PreTrainedModel:
-    """Build the model, its quantized weights still in the file. Raises `SetupError` that names missing, unexpected or misshapen tensors."""
-    config = config_of(file)
-    config.dtype = dtype
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.generation_config.eos_token_id = config.eos_token_id
-    names = _tensor_names(model, file)
-    _check_tensors(file, names)
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        tensor = file.tensors.get(names.get(name, ""))
-        if tensor is None:
-            continue  # the tied projection, which follows below
-        if tensor.shape != tuple(parameter.shape):
-            raise SetupError(f"{file.path.name}: tensor {tensor.name} is {list(tensor.shape)}, the model needs {list(parameter.shape)}")
-        _place(model, name, tensor, _row_order(file, tensor, config), dtype)
-    if config.tie_word_embeddings:
-        _tie(model, file, dtype)
-    if ROPE_FACTORS in file.tensors:
-        rotary: Any = model.base_model.rotary_emb
-        rotary.inv_freq = rotary.inv_freq / floats(file.tensors[ROPE_FACTORS])
-    return model.eval()
-
-
-def _tensor_names(model: PreTrainedModel, file: GGUFFile) -> dict[str, str]:
-    """transformers' parameter names to the file's tensor names, by the table that llama.cpp's converter uses."""
-    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
-    table = gguf.get_tensor_name_map(arch, int(model.config.num_hidden_layers))
-    names = {}
-    for name, _ in model.named_parameters(remove_duplicate=False):
-        stem, _, suffix = name.rpartition(".")
-        found = table.get_name(stem)
-        if found is not None:
-            names[name] = f"{found}.{suffix}"
-    return names
-
-
-def _check_tensors(file: GGUFFile, names: dict[str, str]) -> None:
-    tied = "output.weight" not in file.tensors
-    needed = {name for name in names.values() if not (tied and name == "output.weight")}
-    missing, unexpected = sorted(needed - set(file.tensors)), sorted(set(file.tensors) - needed - {ROPE_FACTORS})
-    if missing or unexpected:
-        raise SetupError(f"{file.path.name} cannot be served: {tensor_problem(missing, unexpected, [])}")
-
-
-def _row_order(file: GGUFFile, tensor: Tensor, config: PretrainedConfig) -> torch.Tensor | None:
-    """The order in which transformers wants the rows of a query or key projection."""
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    kind = tensor.name.split(".")[-2]
-    if file.architecture not in INTERLEAVED_ROPE or kind not in heads:
-        return None
-    rows = torch.arange(tensor.shape[0])
-    return rows.view(heads[kind], -1, 2).transpose(1, 2).reshape(-1)
-
-
-def _place(model: PreTrainedModel, name: str, tensor: Tensor, order: torch.Tensor | None, dtype: torch.dtype) -> None:
-    """Put a tensor into the model: layers in groups as they are in the file, all else dequantized."""
-    path, _, kind = name.rpartition(".")
-    parent_path, _, child = path.rpartition(".")
-    parent, module = model.get_submodule(parent_path), model.get_submodule(path)
-    grouped = kind == "weight" and tensor.type in blocks.TYPES
-    if grouped and type(module) is nn.Linear:
-        bias = module.bias
-        layer = GroupedLinear(
-            partial(_unpack, tensor, order), (module.out_features, module.in_features), blocks.group_format(tensor.type), dtype, bias
-        )
-        setattr(parent, child, layer)
-    elif grouped and type(module) is nn.Embedding:
-        setattr(parent, child, GroupedEmbedding(partial(_unpack, tensor, None), module.num_embeddings, dtype))
-    else:
-        values = floats(tensor) if order is None else floats(tensor)[order]
-        if "norm" in path and model.config.model_type in NORM_PLUS_ONE:
-            values = values - 1
-        setattr(module, kind, nn.Parameter(values.to(dtype), requires_grad=False))
-
-
-def _unpack(tensor: Tensor, order: torch.Tensor | None) -> GroupedWeights:
-    raw = _as_torch(tensor.raw)
-    return blocks.unpack(raw if order is None else raw[order], tensor.type)
-
-
-def _tie(model: PreTrainedModel, file: GGUFFile, dtype: torch.dtype) -> None:
-    embedding: Any = model.get_input_embeddings()
-    head: Any = model.get_output_embeddings()
-    if isinstance(embedding, GroupedEmbedding):
-        group_format = blocks.group_format(file.tensors["token_embd.weight"].type)
-        model.set_output_embeddings(GroupedLinear(embedding.unpack, (head.out_features, head.in_features), group_format, dtype))
-    else:
-        head.weight = embedding.weight

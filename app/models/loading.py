@@ -23,6 +23,8 @@ from app.models.weights import load_model, rounds_itself
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 
+WARM_UP_TOKENS = 128  # of the prompt and of the text: enough to learn what a token costs
+
 
 def warm_up(engine: Engine) -> None:
     """Run generated requests and a text to score through the engine, so that no client waits for what the libraries do on a new shape
@@ -36,7 +38,7 @@ def warm_up(engine: Engine) -> None:
             sampling = SamplingParams(temperature=float(index % 2), top_p=0.9)
             engine.submit(Generate(f"warm-{round_}/{index}", (index % 2,) * 8, 4, sampling, ignore_eos=True))
         _drain(engine)
-    length = min(engine.limits.context, engine.limits.step_tokens)
+    length = min(engine.limits.context, engine.limits.step_tokens, WARM_UP_TOKENS)
     engine.submit(Generate("warm-prompt", (0,) * (length - 1), 1))
     _drain(engine)
     engine.submit(Score("warm-text", (0,) * length, (Window(0, length, 1),), engine.observer is not None))

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from app.engine.grouped import dequantize_layers
 from app.errors import SetupError, first_line
-from app.models.gguf import GGUFFile, load_gguf
+from app.models.gguf import GGUFFile
+from app.models.gguf_weights import load_gguf
 from app.models.merge import merge
 from app.models.source import Source
 from app.models.tensors import tensor_problem

@@ -116,6 +116,12 @@ def test_a_body_of_ten_megabytes_is_refused(server: RunningServer) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
+def test_only_the_worker_holds_torch(server: RunningServer) -> None:
+    processes = [psutil.Process(server.process.pid), *server.children()]
+    with_torch = [process.pid for process in processes if "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()]
+    assert with_torch == [server.worker().pid]
+
+
 def test_no_text_reaches_the_log(server: RunningServer) -> None:
     secret = "xylophone-quartz"
     score(server.url, secret)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from app.engine.grouped import dequantize_layers
 from app.engine.request import Delta, Generate, SamplingParams, Score, Scored, Window
 from app.errors import SetupError
-from app.models.gguf import GGUFFile, load_gguf, parts_of
+from app.models.gguf import GGUFFile, parts_of
+from app.models.gguf_weights import load_gguf
 from app.models.loading import create_engine
 from app.models.source import source_of
 from app.models.vocabulary import create_tokenizer, end_tokens
