@@ -1,8 +1,9 @@
-"""Writes a Llama as a GGUF file, in F16 or one of the simple quantizations: to measure llama.cpp beside Litmus, and for tests."""
+"""Writes a Llama as a GGUF file, in one type or several, as llama.cpp mixes them: to measure llama.cpp beside Litmus, and for tests."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -27,17 +28,18 @@ LAYER_NAMES = {
 }
 
 
-def write_gguf(folder: Path, path: Path, type_name: str = "F16") -> Path:
+def write_gguf(folder: Path, path: Path, type_name: str = "F16", others: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Writes a Llama with plain RoPE and a byte-level tokenizer, such as `models.synthetic.save` makes. `type_name` is that of matrices, as
-    GGML names it: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0.
+    GGML names it: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K or Q8_0. `others` has another type for some of them, by the last part of
+    their names, such as `attn_v`.
     """
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(path), "llama")
     _add_config(writer, config)
     _add_tokenizer(writer, folder)
     for name, tensor in _tensors(folder, config):
-        kind = gguf.GGMLQuantizationType["F32" if tensor.ndim == 1 else type_name]
-        writer.add_tensor(name, gguf.quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
+        kind = gguf.GGMLQuantizationType["F32" if tensor.ndim == 1 else others.get(name.split(".")[-2], type_name)]
+        writer.add_tensor(name, _quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -93,3 +95,24 @@ def _interleave_heads(weight: np.ndarray, heads: int) -> np.ndarray:
     """Reorders the rows of each head: RoPE rotates neighbouring rows in llama.cpp, but the two halves of a head in transformers."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def _quantize(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    return quantize_q6_k(values) if kind == gguf.GGMLQuantizationType.Q6_K else gguf.quantize(values, kind)
+
+
+def quantize_q6_k(values: np.ndarray) -> np.ndarray:
+    """Rounds float32 `[rows, columns]` to Q6_K, which the gguf package reads but does not write: blocks of 256 values, in groups of 16 with
+    a scale of 8 bits each. Returns bytes `[rows, 210 a block]`.
+    """
+    groups = values.reshape(len(values), -1, 16, 16)  # [rows, blocks, groups, values]
+    scales = np.abs(groups).max(-1) / 31
+    step = np.maximum(scales.max(-1, keepdims=True) / 127, 1e-7).astype(np.float16)  # [rows, blocks, 1]
+    whole = np.ceil(scales / step).clip(0, 127)
+    levels = np.round(groups / np.maximum(step * whole, 1e-7)[..., None]).clip(-32, 31).astype(np.int8) + 32
+    quarters = levels.astype(np.uint8).reshape(*groups.shape[:2], 2, 4, 32)  # [rows, blocks, halves, quarters, values]
+    low, high = quarters & 15, quarters >> 4
+    low = low[..., :2, :] | low[..., 2:, :] << 4
+    high = high[..., 0, :] | high[..., 1, :] << 2 | high[..., 2, :] << 4 | high[..., 3, :] << 6
+    parts = (low, high, whole.astype(np.int8).view(np.uint8), step.view(np.uint8))
+    return np.concatenate([part.reshape(*groups.shape[:2], -1) for part in parts], -1).reshape(len(values), -1)
