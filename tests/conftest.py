@@ -31,7 +31,14 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
 
 
 # So that no process ends long after the other.
-SLOW_FIRST = ("tests/serve/test_server.py", "tests/serve", "tests/ui", "tests/test_whole.py")
+SLOW_FIRST = (
+    "tests/serve/test_server.py",
+    "tests/serve",
+    "tests/ui",
+    "tests/test_smollm2.py",
+    "tests/precisions",
+    "tests/test_whole.py",
+)
 # Tests that share nothing slow.
 SPREAD = ("tests/app/engine/test_properties.py", "tests/app/engine/test_sampler.py", "tests/models")
 API_FILES = frozenset(path.name for path in (ROOT / "tests/serve").rglob("test_*.py") if "api: RunningServer" in path.read_text())
