@@ -58,7 +58,7 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     transformers and Gradio import torch wherever they find it, for 0.3 GB and some seconds. The API process computes nothing, so it hides
     torch from them.
     """
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     from app.scoring.detector import detector_of
     from app.tokenizer import Tokenizer
     from serve.routes import create_routes

