@@ -12,7 +12,6 @@ import multiprocessing.connection
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,7 +32,7 @@ from app.models.revision import VERSION
 from app.settings import ServerSettings, Settings
 from serve.middleware import install
 from serve.workers.fleet import Replica
-from serve.workers.loop import EVENTS_UID, ModelAPI
+from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
 from serve.workers.router import Router
 
 log = logging.getLogger(__name__)
@@ -191,9 +190,7 @@ def _add_routes_or_exit(app: FastAPI, router: Router, add_routes: AddRoutes) -> 
     try:
         add_routes(app, router)
     except SetupError as error:
-        sys.stderr.write(f"litmus: {error.message}\n")
-        sys.stderr.flush()
-        os._exit(2)
+        end_process(error.message)
 
 
 @contextlib.contextmanager

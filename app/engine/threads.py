@@ -34,7 +34,7 @@ class ThreadCount:
         self._waited_s = waiting_s()  # at its beginning
         self._crowded_windows = 0
         self._retry_after_s = FIRST_RETRY_S
-        self._changed_s = 0.0  # when a thread was last given up
+        self._changed_s = 0.0  # when the number last changed
         self._is_trying = False  # in this window one more thread is tried
 
     def step_ended(self, seconds: float) -> None:

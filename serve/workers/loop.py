@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import litserve
 from litserve.loops.base import LitLoop
@@ -60,9 +60,14 @@ class ModelAPI(litserve.LitAPI):
         try:
             self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.assignment)
         except SetupError as error:
-            sys.stderr.write(f"litmus: {self.settings.served_name}: {error.message}\n")
-            sys.stderr.flush()
-            os._exit(2)
+            end_process(f"{self.settings.served_name}: {error.message}")
+
+
+def end_process(message: str) -> NoReturn:
+    """End a process that could not start. The main process notices, and ends the server."""
+    sys.stderr.write(f"litmus: {message}\n")
+    sys.stderr.flush()
+    os._exit(2)
 
 
 class EngineLoop(LitLoop):
