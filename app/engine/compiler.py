@@ -1,23 +1,24 @@
-"""Compiles the C sources of `csrc` once for this machine's processor, keeps the library on disk, and loads it.
+"""Compiles the C sources of `csrc` once for this machine's processor and keeps the library on disk.
 
 Knows nothing of what the library contains.
 """
 
-import ctypes
 import hashlib
 import logging
+import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 SOURCES = sorted(Path(__file__).with_name("csrc").iterdir())
 C_FILES = [path for path in SOURCES if path.suffix == ".c"]
-COMPILE_COMMAND = ("gcc", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+COMPILE_COMMAND = ("gcc", "-O3", "-march=native", "-fopenmp", "-fPIC")
 COMPILE_TIMEOUT_S = 120.0
 
 
@@ -25,8 +26,8 @@ class CompileError(Exception):
     """The library cannot be had on this machine; the message says why."""
 
 
-def load_library() -> ctypes.CDLL:
-    """Load the library, compiling it first if needed. Raises `CompileError`, `OSError` and `subprocess.SubprocessError`."""
+def library_path() -> Path:
+    """Return the library's path, compiling it first if needed. Raises `CompileError`, `OSError` and `subprocess.SubprocessError`."""
     if platform.machine() not in {"x86_64", "AMD64"} or sys.platform != "linux":
         raise CompileError(f"the kernel is for x86-64 on Linux, this is {platform.machine()} on {sys.platform}")
     if "libgomp" not in Path("/proc/self/maps").read_text():
@@ -35,7 +36,7 @@ def load_library() -> ctypes.CDLL:
     for folder in _cache_folders():
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return ctypes.CDLL(str(_compile(folder / name)))
+            return _compile(folder / name)
         except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
             reason = error
     raise CompileError(f"{reason.strerror}: {reason.filename}")
@@ -63,11 +64,22 @@ def _compile(path: Path) -> Path:
         log.info("compiling the kernel for this processor: about ten seconds, once")
         # Renamed into place when complete, so that processes which compile at the same time never load half a library.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            part = Path(folder) / path.name
-            gcc = subprocess.run(
-                [*COMPILE_COMMAND, "-o", part, *C_FILES], capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S
-            )
-            if gcc.returncode:
-                raise CompileError(f"gcc: {next(iter(gcc.stderr.splitlines()), f'exit code {gcc.returncode}')}")
-            part.replace(path)
+            build(COMPILE_COMMAND, Path(folder) / path.name).replace(path)
     return path
+
+
+def build(command: Sequence[str], path: Path) -> Path:
+    """Compile the sources side by side with `command`, link them to `path`, and return it. Raises as `library_path`."""
+    objects = [path.with_name(f"{source.stem}.o") for source in C_FILES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda source, target: _run([*command, "-c", "-o", target, source]), C_FILES, objects))
+    _run([*command, "-shared", "-o", path, *objects])
+    return path
+
+
+def _run(command: Sequence[str | Path]) -> None:
+    gcc = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S)
+    if gcc.returncode:
+        lines = gcc.stderr.splitlines()
+        errors = [line for line in lines if "error:" in line]
+        raise CompileError(f"gcc: {next(iter([*errors, *lines]), f'exit code {gcc.returncode}')}")

@@ -7,15 +7,16 @@ process); the reason is logged. Weights come packed by `app.engine.packing`. Kno
 import ctypes
 import logging
 import subprocess
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from app.engine import packing
-from app.engine.compiler import CompileError, load_library
+from app.engine import codepath, packing
+from app.engine.compiler import CompileError, library_path
 from app.engine.grouped import GroupedWeights
 from app.engine.packing import PackedWeights
 from app.engine.structures import DecodeArgs, DecoderArgs, EpilogueArgs, GroupedWeightsArgs, PrefillArgs, StatisticsArgs, WeightsArgs
@@ -107,8 +108,21 @@ class Kernel:
         library.token_statistics.argtypes = [ctypes.POINTER(StatisticsArgs), ctypes.c_int]
         library.token_statistics.restype = None
         self._token_statistics = library.token_statistics
+        library.has_dot_products.argtypes = []
+        library.choose_dot_products.argtypes = [ctypes.c_int]
+        library.choose_dot_products.restype = None
+        self._library = library
         library.run_decoder.argtypes = [ctypes.POINTER(DecoderArgs), ctypes.c_int]
         self._run_decoder = library.run_decoder
+
+    @property
+    def has_dot_products(self) -> bool:
+        """Whether the processor multiplies pairs of bfloat16 by itself."""
+        return bool(self._library.has_dot_products())
+
+    def choose_dot_products(self, chosen: bool) -> None:
+        """Multiply bfloat16 weights that way, or in float32. For the whole process."""
+        self._library.choose_dot_products(chosen)
 
     def linear(self, x: torch.Tensor, weights: PackedWeights, epilogue: Epilogue) -> torch.Tensor:
         """Return `x` W^T after the `epilogue`: `[..., inputs]` bfloat16 to `[..., outputs]`. Raises `MemoryError`."""
@@ -224,11 +238,31 @@ def _address(tensor: torch.Tensor | None) -> int | None:
 def kernel() -> Kernel | None:
     """Compile, load and check the kernel once per process; None where it cannot be used, for a reason that is logged."""
     try:
-        candidate = Kernel(load_library())
+        path = library_path()
+        candidate = Kernel(ctypes.CDLL(str(path)))
     except (OSError, subprocess.SubprocessError, CompileError) as error:
         log.warning("no compiled kernel, so bfloat16 layers run on oneDNN, about half as fast: %s", error)
         return None
+    if candidate.has_dot_products:
+        candidate.choose_dot_products(codepath.uses_dot_products(path, lambda: _time_products(candidate)))
     return candidate if _agrees_with_torch(candidate) else None
+
+
+def _time_products(candidate: Kernel) -> dict[str, float]:
+    """Return the milliseconds that decode steps of 1, 8 and 32 rows take a layer of 1,024 inputs, added, for each way to multiply."""
+    packed = packing.pack_bfloat16(torch.ones(1024, 1024, dtype=torch.bfloat16), candidate.columns)
+    batches = [torch.ones(rows, 1024, dtype=torch.bfloat16) for rows in (1, 8, 32)]
+    times = {}
+    for name, chosen in (("float32", False), ("dot_products", True)):
+        candidate.choose_dot_products(chosen)
+        times[name] = 1e3 * sum(min(_time_linear(candidate, x, packed) for _ in range(7)) for x in batches)
+    return times
+
+
+def _time_linear(candidate: Kernel, x: torch.Tensor, packed: PackedWeights) -> float:
+    start = time.perf_counter()
+    candidate.linear(x, packed, Epilogue(1024))
+    return time.perf_counter() - start
 
 
 def _agrees_with_torch(candidate: Kernel) -> bool:
@@ -240,7 +274,8 @@ def _agrees_with_torch(candidate: Kernel) -> bool:
         levels = torch.randint(1 << bits, weight.shape, generator=generator, dtype=torch.uint8)
         scale = torch.rand(len(weight), groups, generator=generator)
         grouped = GroupedWeights(levels, scale, -scale * (1 << bits - 1), bits)
-        cases += [(packing.pack_grouped(grouped, candidate.columns, input_bits), grouped.dequantize()) for input_bits in (8, 16)]
+        packed = packing.pack_grouped(grouped, candidate.columns)
+        cases += [(replace(packed, input_bits=input_bits), grouped.dequantize()) for input_bits in {packed.input_bits, 16}]
     for packed, plain in cases:
         expected = x.float() @ plain.T
         product = candidate.linear(x, packed, Epilogue(len(weight))).float()

@@ -152,7 +152,7 @@ def _prepacked_groups(layer: GroupedLinear) -> nn.Module:
     weights, dtype = layer.unpack(), layer.dtype
     compiled = kernel() if dtype == torch.bfloat16 else None
     if compiled is not None:
-        packed = packing.pack_grouped(weights, compiled.columns, 16 if weights.bits == 8 else 8)
+        packed = packing.pack_grouped(weights, compiled.columns)
         tiled = TiledLinear(packed, layer.out_features, layer.bias, compiled)
         if weights.bits == 8 or layer.check_inputs is None:
             return tiled
@@ -173,7 +173,7 @@ def _prepacked_embedding(layer: GroupedEmbedding, packed: PackedWeights | None) 
     weights = layer.unpack()
     if compiled is None or weights.bits != 8:
         return layer.plain()
-    return PackedEmbedding(packing.pack_grouped(weights, compiled.columns, 16), layer.num_embeddings, shared=False)
+    return PackedEmbedding(packing.pack_grouped(weights, compiled.columns), layer.num_embeddings, shared=False)
 
 
 def _error(result: torch.Tensor, expected: torch.Tensor) -> float:

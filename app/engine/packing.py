@@ -29,7 +29,7 @@ class PackedWeights:
     log2_group: int = 0
     bits: int = 0  # of the levels of a group; 0: not in groups
     weight_scale: float = 1.0  # of groups: what scales and minima are multiplied by
-    input_bits: int = 16  # what a layer's inputs are rounded to: 8 or 16, for weights in groups; otherwise they stay bfloat16
+    input_bits: int = 16  # what the inputs of weights in groups are rounded to: 8 or 16, and 16 for weights of 8; others stay bfloat16
 
     @property
     def is_grouped(self) -> bool:
@@ -62,8 +62,10 @@ def pack_levels(levels: torch.Tensor, table: Sequence[float], scale: torch.Tenso
     return PackedWeights(inputs, words, torch.tensor(table, dtype=torch.float32), scales, offsets, size.bit_length() - 1)
 
 
-def pack_grouped(weights: GroupedWeights, columns: int, input_bits: int) -> PackedWeights:
-    """Pack weights in groups for the kernel that rounds inputs to 8 bits; scales and minima become float16.
+def pack_grouped(weights: GroupedWeights, columns: int) -> PackedWeights:
+    """Pack weights in groups for the kernel that rounds inputs, to 8 bits for weights of 4 and to 16 for weights of 8.
+
+    Scales and minima become float16.
 
     The result is `[blocks, groups, words + 1, columns]` words of 32 bits: eight levels of 4 bits a word, or four of 8 bits; then the
     group's scales and minima, divided by a power of two so that they lie in the middle of what a float16 can hold.
@@ -79,6 +81,7 @@ def pack_grouped(weights: GroupedWeights, columns: int, input_bits: int) -> Pack
     halves = [_blocks(part / weight_scale, columns).half().transpose(1, 2) for part in (weights.scale, weights.minimum)]
     scales = torch.stack(halves, 2).contiguous().view(len(words), groups, 1, 2 * columns).view(torch.int32)
     data = torch.cat([words.squeeze(-1), scales], 2)
+    input_bits = 16 if weights.bits == 8 else 8
     return PackedWeights(
         inputs, data, log2_group=size.bit_length() - 1, bits=weights.bits, weight_scale=weight_scale, input_bits=input_bits
     )

@@ -27,7 +27,7 @@ typedef struct {
 typedef struct {
     const uint32_t *data;
     int bits, group;    /* 4 and 32, 8 and 32, or 8 and 16 */
-    int planes;         /* the inputs are rounded to 8 bits in 1, to 16 bits in 2 */
+    int planes;         /* the inputs are rounded to 8 bits in 1, to 16 bits in 2: in 2 for weights of 8 bits */
     float weight_scale; /* scales and minima are multiplied by it */
 } GroupedWeights;
 
@@ -55,6 +55,8 @@ typedef struct {
 
 int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Epilogue *epilogue, int threads);
 int linear_grouped(const bf16 *x, int64_t rows, int64_t inputs, const GroupedWeights *weights, const Epilogue *epilogue, int threads);
+int has_dot_products(void);
+void linear_by_dot_products(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Epilogue *epilogue, int threads);
 void rms_norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, float eps, bf16 *out, int threads);
 int attend_decode(const DecodeArgs *args, int threads);
 int attend_prefill(const PrefillArgs *args, int threads);

@@ -111,6 +111,11 @@ INLINE void widen_block(const int are_levels, const Weights *weights, int64_t in
 /* Outputs of a block: the packing must use the same number. */
 int64_t block_columns(void) { return COLUMNS; }
 
+/* Whether bfloat16 weights are multiplied by dot_products.c. One way for all numbers of rows: the two round differently. */
+static int use_dot_products = 0;
+
+void choose_dot_products(int chosen) { use_dot_products = chosen && has_dot_products(); }
+
 /* Computes the layer on bfloat16 x [rows][inputs], `inputs` even. Returns 0, or 1 if it cannot allocate memory. */
 int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Epilogue *epilogue, int threads) {
     int64_t blocks = (epilogue->outputs + COLUMNS - 1) / COLUMNS, size = inputs * COLUMNS;
@@ -118,6 +123,10 @@ int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, 
     max_chunk_rows = max_chunk_rows < MIN_CHUNK_ROWS ? MIN_CHUNK_ROWS : max_chunk_rows;
     max_chunk_rows = rows < max_chunk_rows ? rows : max_chunk_rows;
     if (!rows) return 0;
+    if (use_dot_products && !weights->table) {
+        linear_by_dot_products(x, rows, inputs, weights, epilogue, threads);
+        return 0;
+    }
     int64_t max_direct = weights->table ? 1 : MAX_DIRECT_TILES; /* a level costs more to read than a bfloat16 */
     float *float_x = aligned_alloc(64, ROUND_UP(max_chunk_rows * inputs * sizeof(float), 64));
     float *widened = max_chunk_rows > max_direct * TILE_ROWS ? aligned_alloc(64, threads * size * sizeof(float)) : NULL;
