@@ -34,6 +34,7 @@ from serve.middleware import install
 from serve.workers.fleet import Replica
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
 from serve.workers.router import Router
+from serve.workers.transport import SocketTransport
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Server(litserve.LitServer):
     def _init_manager(self, num_api_servers: int) -> Any:
         """LitServe's own event lives in the manager process, which ends while LitServe's monitor still asks for it."""
         manager = super()._init_manager(num_api_servers)
+        self._transport = SocketTransport()
         self._shutdown_event = threading.Event()
         return manager
 
@@ -121,6 +123,7 @@ class Server(litserve.LitServer):
     def _start_server(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
         self._listening = args[3]
         processes: dict[int, Any] = super()._start_server(*args, **kwargs)
+        self._transport.close_receiver()  # the API process has its own
         gc.enable()  # `serve.__main__` turned it off; the forked API process turns it on when it listens
         threading.Thread(target=self._watch, args=(list(processes.values()),), daemon=True).start()
         return processes

@@ -1,4 +1,4 @@
-"""Python interface to the compiled CPU kernels of `csrc`: bfloat16, 4-bit and 8-bit linear layers, RMSNorm, attention, scoring statistics.
+"""Python interface to the compiled kernels of `csrc`: bfloat16, 4-bit and 8-bit linear layers, RMSNorm, attention, sampling, statistics.
 
 `kernel()` returns the process's `Kernel`, or None where it cannot be built (no x86-64, no gcc, or an OpenMP other than GCC's in the
 process); the reason is logged. Weights come packed by `app.engine.packing`. Knows no layer and no model.
@@ -8,6 +8,7 @@ import ctypes
 import logging
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -19,7 +20,17 @@ from app.engine import codepath, packing
 from app.engine.compiler import CompileError, library_path
 from app.engine.grouped import GroupedWeights
 from app.engine.packing import PackedWeights
-from app.engine.structures import DecodeArgs, DecoderArgs, EpilogueArgs, GroupedWeightsArgs, PrefillArgs, StatisticsArgs, WeightsArgs
+from app.engine.structures import (
+    DecodeArgs,
+    DecoderArgs,
+    EpilogueArgs,
+    GroupedWeightsArgs,
+    PrefillArgs,
+    SamplingArgs,
+    SamplingRowArgs,
+    StatisticsArgs,
+    WeightsArgs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +119,8 @@ class Kernel:
         library.token_statistics.argtypes = [ctypes.POINTER(StatisticsArgs), ctypes.c_int]
         library.token_statistics.restype = None
         self._token_statistics = library.token_statistics
+        library.sample_tokens.argtypes = [ctypes.POINTER(SamplingArgs), ctypes.c_int]
+        self._sample_tokens = library.sample_tokens
         library.has_dot_products.argtypes = []
         library.choose_dot_products.argtypes = [ctypes.c_int]
         library.choose_dot_products.restype = None
@@ -203,6 +216,16 @@ class Kernel:
         """Run all layers; see decoder.c. Raises `MemoryError`."""
         if self._run_decoder(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the activations of a step")
+
+    def sample_tokens(self, scores: torch.Tensor, rows: Sequence[SamplingRowArgs]) -> list[int]:
+        """Draw the next token of each row of `scores` `[rows, vocab]`, in bfloat16 or float32. Raises `MemoryError`."""
+        scores = scores.contiguous()
+        tokens = (ctypes.c_int64 * len(rows))()
+        row_args = (SamplingRowArgs * len(rows))(*rows)
+        args = SamplingArgs(scores.data_ptr(), *scores.shape, row_args, tokens, scores.dtype == torch.float32)
+        if self._sample_tokens(args, torch.get_num_threads()):
+            raise MemoryError("out of memory for the weights of a vocabulary")
+        return list(tokens)
 
     def token_statistics(self, logits: torch.Tensor, targets: torch.Tensor, observer_logits: torch.Tensor | None) -> torch.Tensor:
         """Return the statistics that scoring needs, `[rows, 6]` in float64, of bfloat16 `logits` `[rows, vocab]` and `targets` `[rows]`.

@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from app.engine.kernel import kernel
 from app.engine.request import SamplingParams, TokenLogprob
+from app.engine.structures import SamplingRowArgs
 
 NUCLEUS_TOKENS = 128  # likeliest tokens in which the nucleus of top_p is looked for first
 NUCLEUS_GROWTH = 8  # where they are too few, this many times as many are tried next
@@ -65,8 +67,15 @@ def process_logits(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> torch.Te
 
 
 def sample(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
-    """One token for each row of `logits` `[rows, vocab]`. Its position, which decides its uniform number, is `len(row.tokens)`."""
+    """One token for each row of `logits` `[rows, vocab]`. Its position, which decides its uniform number, is `len(row.tokens)`.
+
+    Logits of a model in bfloat16 on a CPU are left to the compiled kernel. Which way a row goes may not depend on the other rows: the two
+    ways add probabilities in different orders.
+    """
     scores = process_logits(logits, rows)
+    compiled = kernel() if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" else None
+    if compiled is not None:
+        return compiled.sample_tokens(scores, [_kernel_row(row, scores.shape[-1]) for row in rows])
     greedy = [index for index, row in enumerate(rows) if row.params.greedy]
     random = [index for index, row in enumerate(rows) if not row.params.greedy]
     tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
@@ -75,6 +84,14 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     if random:
         tokens[random] = _sample_random(_select_rows(scores, random).float(), [rows[index] for index in random])
     return tokens.tolist()
+
+
+def _kernel_row(row: SamplerRow, vocab: int) -> SamplingRowArgs:
+    params = row.params
+    if params.greedy:
+        return SamplingRowArgs(0.0, 1.0, 0.0, 0.0, 0)
+    uniform = _uniform(params.seed, len(row.tokens))
+    return SamplingRowArgs(uniform, params.top_p, 1 / params.temperature, params.min_p, min(params.top_k or 0, vocab))
 
 
 def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], tops: Sequence[int | None]) -> list[TokenLogprob | None]:

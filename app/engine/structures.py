@@ -1,4 +1,4 @@
-"""The C structures of `csrc` that Python fills: each has the fields of its namesake in kernels.h, sums.c or decoder.c, in their order."""
+"""The C structures of `csrc` that Python fills: each has the fields of its namesake in a header or source there, in their order."""
 
 import ctypes
 
@@ -31,6 +31,24 @@ class StatisticsArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("logits", "observer_logits")),
         *((name, ctypes.c_int64) for name in ("logits_stride", "observer_stride", "rows", "vocabulary")),
         *((name, ctypes.c_void_p) for name in ("targets", "out")),
+    )
+
+
+class SamplingRowArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_double) for name in ("uniform", "top_p")),
+        *((name, ctypes.c_float) for name in ("inverse_temperature", "min_p")),
+        ("top_k", ctypes.c_int64),
+    )
+
+
+class SamplingArgs(ctypes.Structure):
+    _fields_ = (
+        ("scores", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "vocabulary")),
+        ("row", ctypes.POINTER(SamplingRowArgs)),
+        ("tokens", ctypes.POINTER(ctypes.c_int64)),
+        ("are_float", ctypes.c_int),
     )
 
 

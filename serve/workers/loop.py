@@ -85,7 +85,10 @@ class EngineLoop(LitLoop):
         engine = lit_api.engine
 
         def send(item: object) -> None:
-            self.put_response(transport, 0, EVENTS_UID, item, LitAPIStatus.OK, LoopResponseType.STREAMING)
+            try:
+                self.put_response(transport, 0, EVENTS_UID, item, LitAPIStatus.OK, LoopResponseType.STREAMING)
+            except OSError:  # the API process is gone, and the server ends
+                os._exit(0)
 
         stopping = False
 

@@ -1,10 +1,7 @@
 """The compiled kernel against torch, including edge cases, and the fallback where the kernel cannot be compiled or is wrong."""
 
-import ctypes
 import logging
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,34 +9,14 @@ import torch
 from driving import kernel_or_skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from older_kernels import OLDER, STRICT_COMMAND
 from torch.nn import functional as F
 
 from app.engine import compiler
-from app.engine.compiler import COMPILE_COMMAND, build
+from app.engine.compiler import COMPILE_COMMAND
 from app.engine.grouped import GroupedWeights
 from app.engine.kernel import DecodeRows, Epilogue, Kernel, PrefillRows, kernel
 from app.engine.packing import pack_bfloat16, pack_grouped, pack_levels, pad_bias, unpack_rows
-
-STRICT_COMMAND = (*COMPILE_COMMAND, "-Wall", "-Wextra", "-Werror")
-AVX2 = ("-mno-avx512f", "-mavx2", "-mfma")  # what most laptops have
-OLDER = {"avx2": AVX2, "avx2 alone": (*AVX2, "-mno-avxvnni"), "avx512 alone": ("-mno-avx512vnni", "-mno-avx512bf16")}
-
-
-@pytest.fixture(scope="module")
-def older_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Kernel]:
-    """Kernels as older processors get them, each compiled once."""
-
-    @cache
-    def compiled(name: str) -> Kernel:
-        return Kernel(ctypes.CDLL(str(build((*STRICT_COMMAND, *OLDER[name]), tmp_path_factory.mktemp("kernel") / "kernel.so"))))
-
-    return compiled
-
-
-@pytest.fixture(scope="module", params=["native", "avx2"])
-def built(request: pytest.FixtureRequest, older_kernels: Callable[[str], Kernel]) -> Kernel:
-    native = kernel_or_skip()
-    return native if request.param == "native" else older_kernels(request.param)
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,82 @@
+"""What workers send arrives whole and in order, from several processes at once, also when one is killed in the middle of a message."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from serve.workers.transport import MAX_PACKET_BYTES, SocketTransport
+
+spawn = multiprocessing.get_context("spawn")
+SIZES = (0, 1, MAX_PACKET_BYTES - 100, MAX_PACKET_BYTES, 1_000_000)
+
+
+def send_all(transport: SocketTransport, name: str) -> None:
+    for number, size in enumerate(SIZES * 20):
+        transport.send((name, number, bytes([number]) * size))
+
+
+def send_until_killed(transport: SocketTransport) -> None:
+    while True:
+        transport.send(("killed", 0, b"x" * 50 * MAX_PACKET_BYTES))
+
+
+async def receive(transport: SocketTransport, count: int) -> list[Any]:
+    return [await asyncio.wait_for(transport.areceive(0), 30) for _ in range(count)]
+
+
+def test_messages_of_any_size_arrive_whole_and_in_order() -> None:
+    transport = SocketTransport()
+    workers = [spawn.Process(target=send_all, args=(transport, name)) for name in ("a", "b")]
+    for worker in workers:
+        worker.start()
+    received = asyncio.run(receive(transport, 2 * 20 * len(SIZES)))
+    for name in ("a", "b"):
+        assert [item[1:] for item in received if item[0] == name] == [
+            (number, bytes([number]) * size) for number, size in enumerate(SIZES * 20)
+        ]
+    for worker in workers:
+        worker.join()
+
+
+def test_a_part_that_a_killed_worker_left_harms_no_other_message() -> None:
+    transport = SocketTransport()
+
+    async def scenario() -> None:
+        for _ in range(3):
+            worker = spawn.Process(target=send_until_killed, args=(transport,))
+            worker.start()
+            assert (await receive(transport, 1))[0][0] == "killed"
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+            sender = asyncio.to_thread(transport.send, ("next", 1, b""))
+            task = asyncio.create_task(sender)
+            while (item := (await receive(transport, 1))[0])[0] == "killed":
+                pass
+            assert item == ("next", 1, b"")
+            await task
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_learns_that_the_api_process_is_gone() -> None:
+    transport = SocketTransport()
+    with closing(transport._sender):
+        transport.close_receiver()
+        with pytest.raises(OSError):
+            transport.send("anything")
+
+
+def test_a_worker_waits_for_an_api_process_that_is_behind() -> None:
+    """Nothing is lost, and memory stays bounded."""
+    transport = SocketTransport()
+    worker = spawn.Process(target=send_all, args=(transport, "a"))
+    worker.start()
+    worker.join(3)
+    assert worker.is_alive()
+    assert len(asyncio.run(receive(transport, 20 * len(SIZES)))) == 20 * len(SIZES)
+    worker.join()
