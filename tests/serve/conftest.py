@@ -49,3 +49,10 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A real server with the bundled models, shared by all tests that do not change or stop it."""
     with serving(tmp_path_factory.mktemp("api")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[RunningServer]:
+    """A server whose longest answers have 128 tokens: most valid bodies name no limit."""
+    with serving(tmp_path_factory.mktemp("small"), "--model", str(tiny_folder), "--model.name", "storyteller") as server:
+        yield server

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from serving import ENVIRONMENT, RunningServer, serving
+from serving import ENVIRONMENT, RunningServer
 
 ROUTES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
@@ -41,13 +40,6 @@ def body_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
     """The schema of a route's body, with the document's definitions, so that references resolve."""
     schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     return {**schema, "components": document["components"]}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[RunningServer]:
-    """A server whose longest answers have 128 tokens: most valid bodies name no limit."""
-    with serving(tmp_path_factory.mktemp("small"), "--model", str(tiny_folder), "--model.name", "storyteller") as server:
-        yield server
 
 
 def test_schemathesis_finds_no_failure(small: RunningServer, tmp_path: Path) -> None:

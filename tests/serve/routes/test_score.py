@@ -105,9 +105,9 @@ def test_evasion_tricks_do_not_change_the_scores(scored: dict[str, Any], name: s
     assert scored[name]["scores"] == pytest.approx(scored["plain"]["scores"], abs=1e-4)
 
 
-def test_of_a_megabyte_the_beginning_is_scored(api: RunningServer) -> None:
+def test_of_a_megabyte_the_beginning_is_scored(small: RunningServer) -> None:
     text = (PLAIN + " ") * (10**6 // len(PLAIN))
-    answer = httpx.post(f"{api.url}{SCORE}", json={"text": text, "methods": ["perplexity"]}, timeout=120)
+    answer = httpx.post(f"{small.url}{SCORE}", json={"text": text, "methods": ["perplexity"]}, timeout=120)
     (item,) = answer.raise_for_status().json()["data"]
     assert item["truncated"] and {"truncated", "repeated"} <= {warning["code"] for warning in item["warnings"]}
 
