@@ -1,8 +1,8 @@
 """`python -m loadtest.studies.weights`: measures memory, load time, speed and quality of each quantization; writes runs/weights-*.jsonl.
 
-Each start and each measurement of speed is a fresh process, in a new random order in every repeat. Speed and memory are those of
-`--model`. Quality is that of the bundled pair, as random weights have none; it is measured once (models.detector.quality), as the same
-texts always give the same scores.
+Each start and each measurement of speed is a fresh process, in a new random order in every repeat. Quality is measured
+once (models.detector.quality), as the same texts always give the same scores: on stories for the bundled pair, on texts of many writers for
+other models.
 """
 
 import argparse
@@ -66,6 +66,8 @@ class Bench:
 
     def measure_quality(self, quantize: str) -> Iterator[dict[str, Any]]:
         options = ["--quantize", quantize, "--data", str(self.args.data), "--device", self.args.device, "--texts", str(self.args.texts)]
+        if self.args.model != MODEL:
+            options += ["--model", self.args.model, "--source", "detect"]
         yield from run_module("models.detector.quality", *options).lines
 
 
@@ -130,14 +132,14 @@ def _median(values: Sequence[float], digits: int = 0) -> str:
 
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.studies.weights", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default=MODEL, help="for memory, load time and speed; quality is that of the bundled pair")
+    parser.add_argument("--model", default=MODEL, help="folder or hub name")
     parser.add_argument("--quantize", nargs="+", choices=QUANTIZATIONS, default=list(QUANTIZATIONS))
     parser.add_argument("--at-once", type=int, nargs="+", metavar="N", help="requests in flight; default 1 8 32")
     parser.add_argument("--new-tokens", type=int, help="of an answer; default 64")
     parser.add_argument("--rounds", type=int, help="counted, of each process that measures speed; default 3")
     parser.add_argument("--repeats", type=int, help="starts, and measurements of speed; default 5")
     parser.add_argument("--texts", type=int, help="human and machine texts each, for quality; default 120; 0: no quality")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that contains stories/")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that contains stories/ and detect/")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order")
     parser.add_argument("--quick", action="store_true", help="a short run that shows whether everything works; not a measurement")

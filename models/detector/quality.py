@@ -1,9 +1,10 @@
-"""What quantization costs a pair of models: perplexity on held-out books, and AUROC on the model's stories, as JSON lines.
+"""What quantization costs a model or a pair of models: perplexity on human texts, and AUROC beside a model's texts, as JSON lines.
 
     python -m models.detector.quality --quantize none int8 nf4 fp4 int4
 
-Every quantization scores the same texts of about 200 tokens: passages of the validation books, and stories that the unquantized model wrote
-at temperature 1. Uses the stories that `python -m models.detector` recorded; generates them if there are none.
+Every quantization scores the same texts. `--source stories`: passages of the validation books of about 200 tokens, and stories that the
+unquantized model wrote at temperature 1 (those that `python -m models.detector` recorded; generated if there are none). `--source detect`:
+news and stories by people and by six other models, as many of each set.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.calibrate import CHOICES, score_with_journal
 from app.errors import LitmusError, SetupError
@@ -25,13 +26,16 @@ from app.scoring.sources import LabelledText, prepare_texts
 from app.settings import BUNDLED, ModelSettings
 from app.tokenizer import Tokenizer
 from models.detector import excerpts
+from models.detector.build import TextSet, detect_sets
 from models.detector.excerpts import MIDDLE_GOAL, Excerpt
 
+T = TypeVar("T")
 KIND = "T=1"  # of the stories
-METHODS: tuple[Method, ...] = ("binoculars", "likelihood_ratio")
+PAIR_METHODS: tuple[Method, ...] = ("binoculars", "likelihood_ratio")
+SINGLE_METHODS: tuple[Method, ...] = ("fast_detect", "perplexity", "log_rank")
 
 
-def take_evenly(excerpts: Sequence[Excerpt], count: int) -> list[Excerpt]:
+def take_evenly(excerpts: Sequence[T], count: int) -> list[T]:
     """`count` of them at equal distances; all if there are fewer."""
     count = min(count, len(excerpts))
     return [excerpts[number * len(excerpts) // count] for number in range(count)]
@@ -62,6 +66,12 @@ def generate_stories(model: str, humans: Sequence[Excerpt], tokenizer: Tokenizer
 
 def texts_of(args: argparse.Namespace) -> list[LabelledText]:
     """The human and machine texts that every quantization scores."""
+    if args.source == "detect":
+        sets = [each for each in detect_sets(args.data) if each.name.endswith("/0")]  # no words cut
+        if not sets:
+            raise SetupError(f"{args.data / 'detect'} has no pairs; --data names the folder that holds detect/")
+        share = max(1, args.texts // len(sets))
+        return [text for each in sets for machine in (False, True) for text in take_evenly(_of_class(each, machine), share)]
     tokenizer = Tokenizer(args.model)
     humans = take_evenly(passages(args.data, tokenizer), args.texts)
     recorded = recorded_stories(args.stories, tokenizer)
@@ -70,19 +80,29 @@ def texts_of(args: argparse.Namespace) -> list[LabelledText]:
     return prepare_texts(texts, collapse=True)
 
 
+def _of_class(texts: TextSet, machine: bool) -> list[LabelledText]:
+    return [text for text in texts.texts if text.machine == machine]
+
+
+def methods_of(rows: Sequence[ScoreRow]) -> tuple[Method, ...]:
+    """Of a pair, where an observer scored, or of one model."""
+    return PAIR_METHODS if any(row.scores.get("binoculars") is not None for row in rows) else SINGLE_METHODS
+
+
 def text_line(row: ScoreRow) -> dict[str, Any]:
     """The JSON line of a scored text. `log_perplexity` is per token, in nats."""
     perplexity = row.scores["perplexity"]
     text = {"group": row.group, "machine": row.machine, "tokens": row.tokens, "log_perplexity": perplexity and math.log(perplexity)}
-    return {"kind": "text", **text, **{method: row.scores[method] for method in METHODS}}
+    scores = {method: row.scores.get(method) for method in (*PAIR_METHODS, *SINGLE_METHODS) if method != "perplexity"}
+    return {"kind": "text", **text, **scores}
 
 
 def summary_line(rows: Sequence[ScoreRow]) -> dict[str, Any]:
-    """The perplexity over all tokens of the human texts, and `[AUROC, low, high]` of each method; no AUROC without an observer."""
+    """The perplexity over all tokens of the human texts, and `[AUROC, low, high]` of each method."""
     humans = [line for row in rows if not (line := text_line(row))["machine"]]
     tokens = sum(line["tokens"] for line in humans)
     perplexity = math.exp(sum(line["tokens"] * line["log_perplexity"] for line in humans) / tokens)
-    samples = {method: sample_of(rows, method) for method in METHODS}
+    samples = {method: sample_of(rows, method) for method in methods_of(rows)}
     aurocs = {
         method: [auroc(sample), *bootstrap_interval(sample, auroc)]
         for method, sample in samples.items()
@@ -107,10 +127,11 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.detector.quality", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default=str(BUNDLED / "storyteller"))
-    parser.add_argument("--observer", help="default: the bundled base model for the bundled model; for others none, and then no AUROC")
+    parser.add_argument("--observer", help="default: the bundled base model for the bundled model, for others none")
     parser.add_argument("--quantize", nargs="+", choices=CHOICES["quantize"], default=list(CHOICES["quantize"]))
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds stories/")
+    parser.add_argument("--source", choices=["stories", "detect"], default="stories", help="of the texts")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds stories/ and detect/")
     parser.add_argument(
         "--stories", type=Path, default=Path("runs/calibration/stories.jsonl"), help="stories that `python -m models.detector` recorded"
     )

@@ -1,5 +1,6 @@
 """Quality by quantization: which texts are scored, the line of each, and one real run; the measured memory beside the ledger."""
 
+import gzip
 import json
 import math
 
@@ -82,3 +83,19 @@ def test_the_footprint_is_the_ledgers(tiny_folder, capsys):
     assert found["context_bytes"] == 4 * found["slot_bytes"] and found["weight_bytes"] > 0 and found["activation_bytes"] > 0
     assert found["loaded_bytes"] > 0 < found["process_bytes"]
     assert memory.main(["--model", str(tiny_folder / "no")]) == 2
+
+
+def test_of_other_models_every_set_of_pairs_gives_as_many_texts_of_each_class(tiny_folder, tmp_path, capsys):
+    (tmp_path / "detect").mkdir()
+    for name in ("news_a", "news_b"):
+        lines = [
+            {"human": f"A person wrote {name} {n}. " * 9, "machine": f"It was {name} {n}. " * 9, "group": f"{name}{n}"} for n in range(9)
+        ]
+        with gzip.open(tmp_path / "detect" / f"{name}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    options = ["--model", str(tiny_folder), "--source", "detect", "--data", str(tmp_path), "--quantize", "none", "--texts", "6"]
+    assert quality.main(options) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["machine"] for line in lines[:-1]] == [False, False, False, True, True, True] * 2
+    assert set(lines[-1]["auroc"]) == {"fast_detect", "perplexity", "log_rank"} and lines[-1]["humans"] == 6
+    assert quality.main([*options, "--data", str(tmp_path / "none")]) == 2
