@@ -49,6 +49,10 @@ class BodyTooLarge(InvalidRequest):
     status, code = 413, "body_too_large"
 
 
+class UnsupportedMediaType(InvalidRequest):
+    status, code = 415, "unsupported_media_type"
+
+
 class QueueFull(LitmusError):
     status, type, code = 429, "rate_limit_error", "queue_full"
 

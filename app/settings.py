@@ -159,6 +159,9 @@ class ServerSettings(Group):
     port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="limit of a request body; a larger one is refused with 413")
     drain_s: int = Field(30, ge=0, le=3600, description="seconds that requests in flight have to finish after SIGTERM")
+    strict: bool = Field(
+        False, description="refuse requests with fields that this server does not know, instead of leaving these out and saying so"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="level of the log on stderr")
 
 

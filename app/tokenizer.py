@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from app.errors import InvalidRequest, SetupError, first_line
+from app.forms.general import plain_messages
 from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported, learn_tool_format
 from app.models.source import Source, source_of
 from app.models.vocabulary import create_tokenizer, generation_values
@@ -87,7 +88,37 @@ class Tokenizer:
         return self.encode_rendered(self.render_chat(messages, None, add_generation_prompt), add_special_tokens)
 
     def render_chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
-        """The conversation as text, by the chat template. Raises `InvalidRequest` if the template is missing or refuses the messages."""
+        """The conversation as text, by the chat template; tools in the general form where the template has no place for them.
+
+        Raises `InvalidRequest` if the template is missing or refuses the messages.
+        """
+        if self.tools_are_general and (tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)):
+            return self._render_generally(messages, tools, add_generation_prompt)
+        return self._render(messages, tools, add_generation_prompt)
+
+    def render_continued(self, messages: Sequence[dict[str, Any]]) -> str:
+        """The conversation up to the end of its last message, which the model is to continue. Raises `InvalidRequest`, as `render_chat`."""
+        content = str(messages[-1]["content"])
+        text = self.render_chat(messages, None, False)
+        start = text.rfind(content.strip())
+        if start < 0:
+            raise InvalidRequest(
+                "the model's chat template changes the content of the last message, so it cannot be continued", param="messages"
+            )
+        kept = content if text.startswith(content, start) else content.strip()
+        return text[: start + len(kept)]
+
+    def _render_generally(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, add_generation_prompt: bool
+    ) -> str:
+        try:
+            return self._render(plain_messages(messages, tools, system_turn=True), None, add_generation_prompt)
+        except InvalidRequest:  # templates such as Gemma's have no turn of the system
+            if messages and messages[0]["role"] == "system":
+                raise
+            return self._render(plain_messages(messages, tools, system_turn=False), None, add_generation_prompt)
+
+    def _render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
         if not self.has_chat_template:
             raise InvalidRequest("this model has no chat template: use /v1/completions", param="messages")
         tool_list: Any = None if tools is None else list(tools)
@@ -105,12 +136,24 @@ class Tokenizer:
         with self._lock:
             return tuple(self.base.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=False))
 
-    @cached_property
+    @property
     def tool_format(self) -> ToolFormat | ToolsUnsupported:
-        """How the model writes tool calls, learned from its chat template; or why tool calls are not supported."""
+        """How the model writes tool calls, learned from its chat template or from the general form; or why they are not supported."""
+        return self._learned_tools[0]
+
+    @property
+    def tools_are_general(self) -> bool:
+        """Whether tools are told, called and answered in plain messages, because the chat template does not write them all."""
+        return self._learned_tools[1]
+
+    @cached_property
+    def _learned_tools(self) -> tuple[ToolFormat | ToolsUnsupported, bool]:
         ids = {token.content: id for id, token in self.base.added_tokens_decoder.items()}
         end_tokens = frozenset(str(token) for token in self.base.convert_ids_to_tokens(sorted(self.end_tokens())))
-        return learn_tool_format(self.render_chat, AddedTokens(ids, frozenset(self._special_tokens.values()), end_tokens))
+        tokens = AddedTokens(ids, frozenset(self._special_tokens.values()), end_tokens)
+        own = learn_tool_format(self._render, tokens)
+        general = learn_tool_format(self._render_generally, tokens) if isinstance(own, ToolsUnsupported) else own
+        return (own, False) if isinstance(general, ToolsUnsupported) or general is own else (general, True)
 
     def encode(self, text: str, param: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Ids of a text. By default the tokenizer adds the special tokens the model was trained with, such as BOS.

@@ -65,7 +65,8 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
 
     tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.served.values()}
     detectors = {model.served_name: detector_of(model) for model in settings.served.values()}
-    app.include_router(create_routes(router, tokenizers, int(time.time()), frozenset(settings.security.banned_users), detectors))
+    banned, strict = frozenset(settings.security.banned_users), settings.server.strict
+    app.include_router(create_routes(router, tokenizers, int(time.time()), banned, detectors, strict))
     if settings.ui.enabled:
         from ui.page import mount  # noqa: TID251
 

@@ -5,31 +5,35 @@ Pure ASGI middleware and FastAPI exception handlers; knows no route.
 
 import json
 import logging
+import zlib
 from collections.abc import Callable, Sequence
+from email.message import Message
 from typing import Any
 
+import brotli
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as ASGIMessage
 
-from app.errors import BodyTooLarge, InvalidRequest, LitmusError, NotFound
+from app.errors import BodyTooLarge, InvalidRequest, LitmusError, NotFound, UnsupportedMediaType
+from serve.wire.unsupported import is_unsupported
 
 log = logging.getLogger(__name__)
 
+UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its end: a client that is still sending would not see the 413
-UNSUPPORTED_FIELDS = frozenset(
-    "audio chat_template chat_template_kwargs continue_final_message function_call functions length_penalty metadata mm_processor_kwargs "
-    "modalities moderation no_repeat_ngram_size num_return_sequences parallel_tool_calls prediction prompt_cache_key "
-    "prompt_cache_options prompt_cache_retention reasoning_effort response_format safety_identifier store suffix tool_choice tools "
-    "user verbosity web_search_options".split()
-)
 
 
-class BodyLimit:
-    """Reads the whole body before the application sees it, and answers 413 itself when it is larger than `limit` bytes."""
+class RequestBody:
+    """Reads the whole body before the application sees it, and decompresses it.
+
+    Answers 413 itself when the body, compressed or not, is larger than `limit` bytes, and 415 for a form that it cannot read.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app = app
@@ -52,14 +56,93 @@ class BodyLimit:
             error = BodyTooLarge(f"the body is larger than {self.limit} bytes (server.max_body_bytes); send less at a time")
             await error_response(error)(scope, receive, send)
             return
-        await self.app(scope, _replay(b"".join(chunks), receive), send)
+        try:
+            body = decode_body(b"".join(chunks), Headers(scope=scope), self.limit)
+        except LitmusError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        await self.app(scope, replay(body, receive), send)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def decode_body(body: bytes, headers: Headers, limit: int) -> bytes:
+    """Undo the header Content-Encoding. Raises `UnsupportedMediaType`, `BodyTooLarge`, and `InvalidRequest` for damaged data."""
+    charset = Message()
+    charset["content-type"] = headers.get("content-type", "")
+    if (charset.get_content_charset() or "utf-8") not in UTF_8:
+        raise UnsupportedMediaType(f"the body is in {charset.get_content_charset()!r}; JSON must be in UTF-8")
+    for name in reversed([part.strip().lower() for part in headers.get("content-encoding", "").split(",")]):
+        if name in {"", "identity"}:
+            continue
+        if name not in DECOMPRESSORS:
+            raise UnsupportedMediaType(f"the Content-Encoding {name[:40]!r} is not supported; {', '.join(DECOMPRESSORS)} are")
+        try:
+            body = DECOMPRESSORS[name](body, limit + 1)
+        except (zlib.error, brotli.error, EOFError) as error:
+            raise InvalidRequest(f"the body is not {name}, as its Content-Encoding says", code="invalid_encoding") from error
+        if len(body) > limit:
+            raise BodyTooLarge(f"the decompressed body is larger than {limit} bytes (server.max_body_bytes); send less at a time")
+    return body
+
+
+def _inflate(body: bytes, limit: int, window_bits: int) -> bytes:
+    """Decompress at most `limit` bytes. Raises `EOFError` where the data ends too early."""
+    decompressor = zlib.decompressobj(window_bits)
+    text = decompressor.decompress(body, limit)
+    if not decompressor.eof and len(text) < limit:
+        raise EOFError
+    return text
+
+
+def _deflate(body: bytes, limit: int) -> bytes:
+    """With zlib's header, as the standard has it, or without, as some clients send it."""
+    has_header = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2]) % 31 == 0
+    return _inflate(body, limit, zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
+
+
+def _brotli(body: bytes, limit: int) -> bytes:
+    decompressor = brotli.Decompressor()
+    text: bytes = decompressor.process(body, output_buffer_limit=limit)
+    while len(text) < limit and not decompressor.can_accept_more_data():
+        text += decompressor.process(b"", output_buffer_limit=limit - len(text))
+    if not decompressor.is_finished() and len(text) < limit:
+        raise EOFError
+    return text
+
+
+DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
+    "gzip": lambda body, limit: _inflate(body, limit, 16 + zlib.MAX_WBITS),
+    "deflate": _deflate,
+    "br": _brotli,
+}
+
+
+class Paths:
+    """Takes a path with a slash at its end for the one without, and HEAD for GET. Leaves the page and /docs alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if scope["type"] != "http" or path.startswith(("/ui", "/docs", "/gradio_api")):
+            await self.app(scope, receive, send)
+            return
+        scope = {**scope, "path": path.rstrip("/") or "/"}
+        if scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_head(message: ASGIMessage) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_head)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that returns `body` first, then what the original `receive` returns."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    messages: list[ASGIMessage] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def receive_body_first() -> Message:
+    async def receive_body_first() -> ASGIMessage:
         return messages.pop() if messages else await receive()
 
     return receive_body_first
@@ -92,7 +175,7 @@ def invalid_request_of(error: RequestValidationError) -> InvalidRequest:
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
     if extra or first["type"] == "none_required":
-        known = not extra or path[-1] in UNSUPPORTED_FIELDS
+        known = not extra or is_unsupported(path)
         message = f"parameter '{param}' is not supported by this server" if known else f"unknown parameter '{param or ''}'"
         return InvalidRequest(message, param=param, code="unsupported_parameter" if known else "unknown_parameter")
     if first["type"] == "missing":
@@ -109,20 +192,24 @@ def _is_union_member(part: str) -> bool:
     return part in {"str", "int", "NamedTool"} or not part.replace("_", "").isalnum()
 
 
-def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = ()) -> None:
-    """Add the body limit, the error handlers, and CORS: web pages from `origins` may call the API and read its errors."""
-    app.add_middleware(BodyLimit, limit=max_body_bytes)
+def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = (), strict: bool = False) -> None:
+    """Add the limit of bodies, the error handlers, and CORS: web pages from `origins` may call the API and read its errors.
+
+    `strict` says whether the routes refuse unknown fields of a body, for the OpenAPI document.
+    """
+    app.add_middleware(RequestBody, limit=max_body_bytes)
+    app.add_middleware(Paths)
     if origins:  # added last, so it runs first and also covers the 413 of the body limit
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],  # clients add headers of their own; the list of origins is what protects
-            expose_headers=["Retry-After"],
+            expose_headers=["Retry-After", "X-Litmus-Ignored"],
         )
 
     describe: Callable[[], dict[str, Any]] = app.openapi
-    app.openapi = lambda: _without_422(describe())  # type: ignore[method-assign]
+    app.openapi = lambda: _corrected(describe(), strict)  # type: ignore[method-assign]
 
     @app.exception_handler(LitmusError)
     async def _litmus(_: Request, error: LitmusError) -> JSONResponse:
@@ -152,13 +239,16 @@ def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = ()) -> N
         return response
 
 
-def _without_422(document: dict[str, Any]) -> dict[str, Any]:
-    """Remove the 422 that FastAPI documents for every route; here an invalid body is a 400."""
+def _corrected(document: dict[str, Any], strict: bool) -> dict[str, Any]:
+    """Remove the 422 that FastAPI documents for every route, as an invalid body is a 400 here, and what forbids unknown fields."""
     for methods in document["paths"].values():
         for operation in methods.values():
             operation["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+    for schema in document["components"]["schemas"].values() if not strict else ():
+        if schema.get("additionalProperties") is False:
+            del schema["additionalProperties"]
     return document
 
 
@@ -166,7 +256,5 @@ def _http_message(request: Request, error: HTTPException) -> str:
     if error.status_code == 405:
         return f"{request.url.path} does not support the method {request.method}"
     if error.status_code == 400:
-        return (
-            "the body could not be read: it must be JSON in UTF-8, not compressed, nested less than 1,000 deep, no number over 4,300 digits"
-        )
+        return "the body could not be read: it must be JSON in UTF-8, nested less than 1,000 deep, no number over 4,300 digits"
     return str(error.detail)

@@ -159,7 +159,7 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     app.router.routes.clear()  # LitServe's own index, health and info; Litmus has its own
     app.title, app.version = "Litmus", VERSION
     app.description = "Chats and scores text with one copy of a quantized language model."
-    install(app, settings.server.max_body_bytes, settings.security.cors_origins)
+    install(app, settings.server.max_body_bytes, settings.security.cors_origins, settings.server.strict)
     _finish_in_lifespan(server, router, add_routes, settings.server)
     return server
 

@@ -239,7 +239,7 @@ class Facts:
     fingerprint: str = ""
     revision: str = ""  # the commit on the hub, or a digest of the folder
     observer_revision: str | None = None
-    tools: bool = False  # whether the chat template supports tools
+    tools: Literal["template", "general"] | None = None  # how tools are told and called: as the chat template writes them, or in plain text
     sampling: SamplingParams = SamplingParams()  # of a request that names no sampling parameter
     weights: Weights = Weights()
     observer_weights: Weights | None = None

@@ -4,6 +4,7 @@ Whatever cannot be served raises a `SetupError` whose message is shown to whoeve
 """
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -12,7 +13,7 @@ from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.grammar import GrammarCompiler
 from app.engine.request import Facts, Failed, Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
-from app.forms.tools import ToolFormat
+from app.forms.tools import ToolsUnsupported
 from app.models.device import DeviceAssignment
 from app.models.format import parameter_count, weight_format
 from app.models.names import served_name
@@ -110,11 +111,17 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         fingerprint=fingerprint_of(settings.served_name, revision, settings.quantize, dtype, repr(sampling)),
         revision=revision,
         observer_revision=source_of(path).weights_revision() if path else None,
-        tools=isinstance(tokenizer.tool_format, ToolFormat),
+        tools=_tools_of(tokenizer),
         sampling=sampling,
         weights=performer.weights,
         observer_weights=None if engine.observer is None else engine.observer.weights,
     )
+
+
+def _tools_of(tokenizer: Tokenizer) -> Literal["template", "general"] | None:
+    if isinstance(tokenizer.tool_format, ToolsUnsupported):
+        return None
+    return "general" if tokenizer.tools_are_general else "template"
 
 
 def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits) -> FlatModel:

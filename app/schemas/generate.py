@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from app.schemas.generation import BAD_WORDS, StopWord
-from app.schemas.wire import Wire
+from app.schemas.wire import Int, Wire
 
 MAX_PROMPTS = 64
 
@@ -23,13 +23,13 @@ class GenerateRequest(Wire):
     temperature: float | None = Field(
         None, ge=0, le=2, description="0 means greedy decoding; only with do_sample; the model's default when left out"
     )
-    top_k: int | None = Field(
+    top_k: Int | None = Field(
         None,
         ge=0,
         description="with do_sample: keep the k most likely tokens; 0 keeps all; the model's default when left out. "
         "With penalty_alpha: number of candidate tokens, each in a slot of its own",
     )
-    top_p: float | None = Field(None, gt=0, le=1, description="nucleus sampling; only with do_sample; the model's default when left out")
+    top_p: float | None = Field(None, ge=0, le=1, description="nucleus sampling; only with do_sample; the model's default when left out")
     min_p: float | None = Field(
         None,
         ge=0,
@@ -37,8 +37,8 @@ class GenerateRequest(Wire):
         description="keep tokens whose probability is at least this share of the most likely token's; only with do_sample; "
         "the model's default when left out",
     )
-    min_length: int = Field(0, ge=0, description="no end token before the answer has this many new tokens; end_sequence may still end it")
-    max_length: int = Field(64, ge=1, description="limit of the answer in new tokens; the prompt is not counted")
+    min_length: Int = Field(0, ge=0, description="no end token before the answer has this many new tokens; end_sequence may still end it")
+    max_length: Int = Field(64, ge=1, description="limit of the answer in new tokens; the prompt is not counted")
     penalty_alpha: float | None = Field(
         None, ge=0, le=1, description="above 0: contrastive search; weight of the penalty on tokens that resemble the context"
     )
@@ -54,9 +54,9 @@ class GenerateRequest(Wire):
     )
     end_sequence: StopWord | None = Field(None, description="stop string: it ends the answer and is not part of it")
     do_sample: bool = Field(False, description="sample each token; false takes the most likely one, or searches")
-    num_beams: int = Field(1, ge=1, description="above 1: beam search, each beam in a slot of its own")
+    num_beams: Int = Field(1, ge=1, description="above 1: beam search, each beam in a slot of its own")
     return_prompt: bool = Field(False, description="return the prompt before its answer")
-    seed: int | None = Field(
+    seed: Int | None = Field(
         None, ge=-(2**63), lt=2**63, description="used for every prompt: the same prompt with the same seed gives the same text"
     )
 

@@ -2,13 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, field_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from app.schemas.messages import Message, Metadata, ResponseFormat, Tool, ToolCall, ToolChoice
-from app.schemas.wire import TIER, Tier, Usage, UsedTier, Wire
+from app.schemas.wire import TIER, Int, Tier, Usage, UsedTier, Wire
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
+Stop = Annotated[str, StringConstraints(max_length=256)]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -27,6 +29,7 @@ WEATHER: JsonDict = {"type": "function", "function": {"name": "weather", "descri
 
 class StreamOptions(Wire):
     include_usage: bool | None = Field(None, description="send a last chunk with the token counts (usage)")
+    continuous_usage_stats: bool | None = Field(None, description="with include_usage: every chunk has the token counts so far")
     include_obfuscation: Literal[False] | None = Field(None, description="false only: chunks are not padded to hide their lengths")
 
 
@@ -35,9 +38,12 @@ class SamplingParameters(Wire):
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 means greedy decoding")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="nucleus sampling: keep the smallest set of most likely tokens with at least this probability"
+        None,
+        ge=0,
+        le=1,
+        description="nucleus sampling: keep the smallest set of most likely tokens with at least this probability; 0 keeps the likeliest",
     )
-    top_k: int | None = Field(None, ge=-1, description="keep the k most likely tokens; 0 and -1 keep all")
+    top_k: Int | None = Field(None, ge=-1, description="keep the k most likely tokens; 0 and -1 keep all")
     min_p: float | None = Field(
         None, ge=0, le=1, description="keep tokens whose probability is at least this share of the most likely token's"
     )
@@ -61,13 +67,13 @@ class SamplingFields(SamplingParameters):
     model: str | None = Field(None, description="name of a served model, see /v1/models; the default model when left out")
     logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = Field(None, description=LOGIT_BIAS)
     bad_words: Annotated[list[StopWord], Field(max_length=128)] | None = Field(None, description=BAD_WORDS)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="the same request with the same seed gives the same tokens")
-    n: int | None = Field(None, ge=1, le=16, description="number of answers; 1 when left out; answer i is sampled with seed + i")
-    stop: StopWord | Annotated[list[StopWord], Field(max_length=16)] | None = Field(
-        None, description="stop strings: each ends the answer and is not part of it"
+    seed: Int | None = Field(None, ge=-(2**63), lt=2**63, description="the same request with the same seed gives the same tokens")
+    n: Int | None = Field(None, ge=1, le=16, description="number of answers; 1 when left out; answer i is sampled with seed + i")
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
+        None, description="stop strings: each ends the answer and is not part of it; an empty one does nothing"
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = Field(None, description="tokens that end the answer")
-    min_tokens: int | None = Field(None, ge=0, description="no token ends the answer before it has this many tokens; at most max_tokens")
+    min_tokens: Int | None = Field(None, ge=0, description="no token ends the answer before it has this many tokens; at most max_tokens")
     ignore_eos: bool | None = Field(None, description="continue past the model's end tokens")
     stream: bool | None = Field(None, description="send the answer as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with stream")
@@ -75,6 +81,11 @@ class SamplingFields(SamplingParameters):
     user: str | None = Field(
         None, max_length=256, description="your own id for the end user; requests of users in security.banned_users are refused"
     )
+    safety_identifier: str | None = Field(None, max_length=256, description="OpenAI's newer name of user")
+    prompt_cache_key: str | None = Field(
+        None, max_length=256, description="not needed: equal beginnings of prompts are found by their tokens"
+    )
+    prompt_cache_retention: str | None = Field(None, max_length=64, description="not needed: beginnings are kept while there is room")
 
     @field_validator("logit_bias")
     @classmethod
@@ -88,24 +99,57 @@ class SamplingFields(SamplingParameters):
     def stop_words(self) -> tuple[str, ...]:
         if self.stop is None:
             return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        words = (self.stop,) if isinstance(self.stop, str) else self.stop
+        return tuple(word for word in words if word)
 
 
 class ChatRequest(SamplingFields):
     messages: list[Message] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
-    max_tokens: int | None = Field(
+    max_tokens: Int | None = Field(
         None, ge=1, description="limit of the answer in tokens; when left out, what the context leaves after the prompt"
     )
-    max_completion_tokens: int | None = Field(None, ge=1, description="newer name of max_tokens")
+    max_completion_tokens: Int | None = Field(None, ge=1, description="newer name of max_tokens")
     logprobs: bool | None = Field(None, description="return the log-probability of each token of the answer")
-    top_logprobs: int | None = Field(
+    top_logprobs: Int | None = Field(
         None, ge=0, le=20, description="also return this many most likely tokens at each position; needs logprobs: true"
     )
     response_format: ResponseFormat | None = Field(None, description="the form of the answer; any text when left out")
-    tools: list[Tool] | None = Field(None, min_length=1, max_length=128, description="functions that the model may call")
+    tools: list[Tool] | None = Field(None, max_length=128, description="functions that the model may call")
     tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
+    add_generation_prompt: bool | None = Field(
+        None, description="whether the prompt opens the assistant's turn; true when left out, false with continue_final_message"
+    )
+    continue_final_message: bool | None = Field(
+        None, description="go on where the last message, by the assistant, ends; the answer is the continuation alone"
+    )
+
+    @model_validator(mode="after")
+    def _continues_the_last_message(self) -> "ChatRequest":
+        if any(message.prefix for message in self.messages[:-1]):
+            raise ValueError("prefix is only for the last message")
+        if not self.continues:
+            return self
+        if self.add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt cannot both be true")
+        last = self.messages[-1]
+        if last.role != "assistant" or last.tool_calls or not last.text.strip():
+            raise ValueError("continue_final_message needs a last message of role 'assistant' with a content and no tool_calls")
+        if self.tools or (self.response_format is not None and self.response_format.type != "text"):
+            raise ValueError("continue_final_message cannot be combined with tools or response_format: a form begins with the answer")
+        return self
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer goes on where the last message ends."""
+        return bool(self.continue_final_message or self.messages[-1].prefix)
+
+    @property
+    def prompt_end(self) -> PromptEnd:
+        if self.continues:
+            return "continued message"
+        return "messages" if self.add_generation_prompt is False else "generation prompt"
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -124,13 +168,13 @@ class ChatRequest(SamplingFields):
 
 class CompletionRequest(SamplingFields):
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="a text, a list of texts, token ids, or lists of token ids")
-    max_tokens: int | None = Field(None, ge=0, description="limit of the answer in tokens; 16 when left out; 0 only with echo")
-    logprobs: int | None = Field(
+    max_tokens: Int | None = Field(None, ge=0, description="limit of the answer in tokens; 16 when left out; 0 only with echo")
+    logprobs: Int | None = Field(
         None, ge=0, le=20, description="return the log-probability of each token and of this many most likely tokens at its position"
     )
     suffix: None = Field(None, description="null only: inserting text before a suffix is not supported")
     echo: bool | None = Field(None, description="return the prompt before the answer; with logprobs, its tokens as well")
-    best_of: int | None = Field(
+    best_of: Int | None = Field(
         None, ge=1, le=16, description="sample this many answers and return the n with the highest mean log-probability; not with stream"
     )
 

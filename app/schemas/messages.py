@@ -43,7 +43,12 @@ class Message(Wire):
         None, min_length=1, max_length=64, description="name of the author; refused if the model's chat template has no place for it"
     )
     tool_calls: list[ToolCall] | None = Field(None, max_length=128, description="the tools that the assistant called")
-    tool_call_id: str | None = Field(None, max_length=128, description="id of the tool call whose result this message holds")
+    tool_call_id: str | None = Field(
+        None, max_length=128, description="id of the tool call whose result this message holds; the next unanswered call when left out"
+    )
+    prefix: bool | None = Field(
+        None, description="of the last message, by the assistant: true makes the answer go on where its content ends"
+    )
     refusal: None = Field(None, description="null only, like audio, annotations and function_call: clients send back what they received")
     audio: None = None
     annotations: None = None
@@ -59,10 +64,12 @@ class Message(Wire):
     def _by_role(self) -> "Message":
         if self.tool_calls and self.role != "assistant":
             raise ValueError(f"tool_calls are only for messages of role 'assistant', not '{self.role}'")
-        if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise ValueError("a message of role 'tool' needs a tool_call_id, and no other message has one")
-        if self.content is None and not self.tool_calls:
-            raise ValueError("content is missing; only a message with tool_calls may omit it")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise ValueError(f"tool_call_id is only for messages of role 'tool', not '{self.role}'")
+        if self.prefix and self.role != "assistant":
+            raise ValueError(f"prefix is only for messages of role 'assistant', not '{self.role}'")
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content is missing; only a message of the assistant may omit it")
         return self
 
 

@@ -23,6 +23,7 @@ CARD_EXAMPLE: JsonDict = {
     "device": "cpu",
     "observer": "storyteller-base",
     "chat": True,
+    "tools": "template",
     "methods": ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"],
     "capabilities": ["chat", "completions", "score", "tools", "structured_output", "beam_search", "contrastive_search"],
     "default_sampling_params": {
@@ -114,6 +115,9 @@ class ModelCard(Wire):
     device: str
     observer: str | None
     chat: bool = Field(description="whether the model has a chat template")
+    tools: Literal["template", "general"] | None = Field(
+        description="how tools are told, called and answered: as the chat template writes them, or, where it does not, in plain messages"
+    )
     methods: list[Method]
     capabilities: list[Capability]
     default_sampling_params: DefaultSamplingParams

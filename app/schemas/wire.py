@@ -1,12 +1,19 @@
 """What all bodies share: the strict base class, token counts, errors."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Tier = Literal["auto", "default", "flex"]
 UsedTier = Literal["default", "flex"]
 TIER = "flex marks batch work: it waits behind interactive requests; auto means default"
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]  # of a request: some JSON libraries write 20 as 20.0
 
 
 class Wire(BaseModel):

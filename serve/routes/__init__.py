@@ -5,12 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 
 from app.scoring.detector import Detector
 from app.tokenizer import Tokenizer
 from serve.routes.chat import add_chat
 from serve.routes.completions import add_completions
 from serve.routes.generate import add_generate
+from serve.routes.lenient import LenientRoute
 from serve.routes.score import add_score
 from serve.routes.service import Service
 from serve.routes.state import add_state
@@ -24,9 +26,12 @@ def create_routes(
     started: int,
     banned_users: frozenset[str] = frozenset(),
     detectors: Mapping[str, Detector] = MappingProxyType({}),
+    strict: bool = False,
 ) -> APIRouter:
-    """`tokenizers` and `detectors` are by model name; `started` is the server's start as Unix time in seconds."""
-    routes = APIRouter()
+    """`tokenizers` and `detectors` are by model name; `started` is the server's start as Unix time in seconds. `strict` refuses unknown
+    fields of a body.
+    """
+    routes = APIRouter(route_class=APIRoute if strict else LenientRoute)
     service = Service(router, tokenizers, ThreadPoolExecutor(2, "texts"), banned_users)
     add_state(routes, router, started)
     add_tokens(routes, service)

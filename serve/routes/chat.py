@@ -21,9 +21,11 @@ def add_chat(routes: APIRouter, service: Service) -> None:
         responses=ERROR_RESPONSES | SSE_RESPONSE,
     )
     async def chat(body: ChatRequest, request: Request) -> Response:
-        service.check_user(body.user)
+        service.check_user(body.user, "user")
+        service.check_user(body.safety_identifier, "safety_identifier")
         model = service.model(body.model)
-        prompt = Prompt(await service.run_in_text_pool(request, chat_token_ids, body.messages, visible_tools(body), model.tokenizer))
+        parts = body.messages, visible_tools(body), model.tokenizer, body.prompt_end
+        prompt = Prompt(await service.run_in_text_pool(request, chat_token_ids, *parts))
         max_new_tokens(prompt.ids, None, model.facts, "messages")  # refuse a prompt that is too long before its schemas are checked
         run = service.run_in_schema_pool if body.tools or body.response_format else service.run_in_text_pool
         options = await run(request, chat_options, body, model.tokenizer)

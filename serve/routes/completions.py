@@ -19,7 +19,8 @@ def add_completions(routes: APIRouter, service: Service) -> None:
         responses=ERROR_RESPONSES | SSE_RESPONSE,
     )
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        service.check_user(body.user)
+        service.check_user(body.user, "user")
+        service.check_user(body.safety_identifier, "safety_identifier")
         model = service.model(body.model)
         options = completion_options(body)
         service.router.check_job_count(len(prompt_items(body)) * options.samples, model.facts.name)

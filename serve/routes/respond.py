@@ -7,9 +7,9 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from app.errors import InvalidRequest
-from app.schemas import ChatRequest, CompletionRequest
+from app.schemas import ChatRequest, CompletionRequest, StreamOptions
 from serve.routes.service import EventStream, Model, Service, cancel_on_disconnect
-from serve.wire.answers import Answer, collect, stream
+from serve.wire.answers import Answer, UsageChunks, collect, stream
 from serve.wire.requests import AnswerOptions, Prompt, make_jobs
 
 SSE_RESPONSE: dict[int | str, dict[str, Any]] = {
@@ -38,5 +38,10 @@ async def respond(
         return Response(content, media_type="application/json")
     jobs_context = router.open([*jobs], facts.name)
     events = await jobs_context.__aenter__()
-    with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    return EventStream(stream(answer, events, with_usage), jobs_context)
+    return EventStream(stream(answer, events, _usage_chunks(body.stream_options)), jobs_context)
+
+
+def _usage_chunks(options: StreamOptions | None) -> UsageChunks:
+    if options is None or not options.include_usage:
+        return "none"
+    return "all" if options.continuous_usage_stats else "last"

@@ -28,7 +28,7 @@ def add_score(routes: APIRouter, service: Service, detectors: Mapping[str, Detec
     @routes.post("/v1/score", tags=["score"], summary="Did a model write this?", response_model=ScoreResponse, responses=ERROR_RESPONSES)
     async def score(body: ScoreRequest, request: Request) -> Response:
         start_s = time.perf_counter()
-        service.check_user(body.user)
+        service.check_user(body.user, "user")
         model = service.model(body.model)
         options = _options(body, model.facts, detectors.get(model.facts.name))
         id = f"score-{uuid.uuid4().hex}"

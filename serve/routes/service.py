@@ -45,10 +45,10 @@ class Service:
         facts = self.router.facts(name)
         return Model(facts, self.tokenizers[facts.name])
 
-    def check_user(self, user: str | None) -> None:
-        """Raises `Forbidden` for a user that the settings ban."""
+    def check_user(self, user: str | None, param: str) -> None:
+        """Raises `Forbidden`, naming the field, for a user that the settings ban."""
         if user in self.banned_users:
-            raise Forbidden("this user may not use this server", param="user", code="user_banned")
+            raise Forbidden("this user may not use this server", param=param, code="user_banned")
 
     async def run_in_text_pool(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
         """Run work that takes long for a long text, such as tokenizing, in a thread beside the event loop.

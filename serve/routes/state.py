@@ -1,9 +1,11 @@
 """The routes that report state: health, readiness, served models, slots. Knows no engine and no queue."""
 
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi.routing import APIRoute
 
 from app.engine.request import Facts, Report, Weights
 from app.schemas import (
@@ -23,11 +25,13 @@ from app.schemas import (
 )
 from serve.workers.router import Router
 
+FAVICON = FilePath(__file__).with_name("favicon.ico")
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "a field is wrong; `param` names it"},
     403: {"model": ErrorResponse, "description": "this user may not use the server"},
     404: {"model": ErrorResponse, "description": "no such model"},
     413: {"model": ErrorResponse, "description": "the body is too large"},
+    415: {"model": ErrorResponse, "description": "the body is in an encoding that is not read"},
     429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to try again"},
     503: {"model": ErrorResponse, "description": "the model is loading, restarting or shutting down"},
 }
@@ -41,12 +45,20 @@ def add_state(routes: APIRouter, router: Router, started: int) -> None:
         pages = {getattr(route, "path", None) for route in request.app.routes}
         return RedirectResponse("/ui" if "/ui" in pages else "/docs")
 
-    @routes.head("/health", include_in_schema=False)
+    @routes.get("/v1", include_in_schema=False)
+    async def api(request: Request) -> dict[str, Any]:
+        """What somebody sees who opens the base URL of a client."""
+        paths = sorted({route.path for route in request.app.routes if isinstance(route, APIRoute) and route.include_in_schema})
+        return {"object": "api", "name": "Litmus", "documentation": "/docs", "routes": paths}
+
+    @routes.get("/favicon.ico", include_in_schema=False)
+    async def favicon() -> FileResponse:
+        return FileResponse(FAVICON, media_type="image/x-icon", headers={"Cache-Control": "public, max-age=86400"})
+
     @routes.get("/health", tags=["state"], summary="Is the server alive?")
     async def health() -> Health:
         return Health()
 
-    @routes.head("/ready", include_in_schema=False)
     @routes.get("/ready", tags=["state"], summary="Is every model served?", response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready() -> JSONResponse:
         readiness = readiness_of(router)
@@ -61,6 +73,11 @@ def add_state(routes: APIRouter, router: Router, started: int) -> None:
 
     @routes.get("/v1/models", tags=["models"], summary="What is served, and how", responses={503: ERROR_RESPONSES[503]})
     async def models() -> ModelList:
+        """The served models, the default one first.
+
+        A field of a request that this server does not know is left out, and named in the header `X-Litmus-Ignored` of the response; the
+        setting `server.strict` refuses it. A field that is known, would change the answer and cannot be served is always a 400.
+        """
         return ModelList(data=[card_of(facts, started, router.models[0]) for facts in router.loaded_facts() or [router.facts()]])
 
     @routes.get(
@@ -90,6 +107,7 @@ def card_of(facts: Facts, started: int, default: str) -> ModelCard:
         observer=facts.observer,
         chat=facts.chat,
         methods=methods_of(facts),
+        tools=facts.tools if facts.chat else None,
         capabilities=capabilities_of(facts),
         default_sampling_params=DefaultSamplingParams(
             **{name: getattr(facts.sampling, name) for name in DefaultSamplingParams.model_fields}
@@ -152,7 +170,7 @@ def capabilities_of(facts: Facts) -> list[Capability]:
         "chat": facts.chat,
         "completions": True,
         "score": True,
-        "tools": facts.chat and facts.tools,
+        "tools": facts.chat and facts.tools is not None,
         "structured_output": True,
         "beam_search": facts.slots > 1,
         "contrastive_search": facts.slots > 1,

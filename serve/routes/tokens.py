@@ -7,6 +7,7 @@ from fastapi.responses import Response
 
 from app.errors import InvalidRequest
 from app.schemas import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from app.schemas.generation import PromptEnd
 from app.tokenizer import Tokenizer
 from serve.routes.service import Model, Service
 from serve.routes.state import ERROR_RESPONSES
@@ -44,9 +45,8 @@ def _token_ids(body: TokenizeRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
             if getattr(body, field) is not None:
                 raise InvalidRequest(f"{field} needs messages", param=field)
         return tokenizer.encode(body.prompt, "prompt", body.add_special_tokens is not False)
-    return chat_token_ids(
-        body.messages or [], body.tools, tokenizer, body.add_generation_prompt is not False, bool(body.add_special_tokens)
-    )
+    end: PromptEnd = "messages" if body.add_generation_prompt is False else "generation prompt"
+    return chat_token_ids(body.messages or [], body.tools, tokenizer, end, bool(body.add_special_tokens))
 
 
 def _detokenize(body: DetokenizeRequest, model: Model) -> bytes:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from app.engine.request import Delta, Event, Facts, Failed, Waiting
 from app.errors import LitmusError
@@ -30,6 +31,7 @@ from serve.wire.choice import Choice, ChoiceDelta, PartialCall
 from serve.wire.logprobs import LogprobEntry, chat_logprobs, completion_logprobs
 from serve.wire.requests import AnswerOptions, Prompt
 
+UsageChunks = Literal["none", "last", "all"]  # which chunks of a stream have the token counts
 LINE_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # some clients take these for the end of a line
 
 
@@ -126,8 +128,8 @@ class Answer:
     def _completion_logprobs(self, entries: list[LogprobEntry]) -> TextLogprobs | None:
         return None if self.options.logprobs is None else completion_logprobs(entries, self.tokenizer)
 
-    def chunk(self, choices: list[dict[str, object]], usage: Usage | None, with_usage: bool) -> str:
-        """One server-sent event. `with_usage` adds the field `usage`, which is null in all chunks but the last."""
+    def chunk(self, choices: list[dict[str, object]], usage_chunks: UsageChunks) -> str:
+        """One server-sent event. Where only the last chunk has the usage, the others have null; the last one has no choices."""
         body: dict[str, object] = {
             "id": self.id,
             "object": "chat.completion.chunk" if self.options.chat else "text_completion",
@@ -140,8 +142,8 @@ class Answer:
             body["service_tier"] = self.options.tier
         if self.options.metadata is not None:
             body["metadata"] = self.options.metadata
-        if with_usage:
-            body["usage"] = usage.model_dump() if usage else None
+        if usage_chunks != "none":
+            body["usage"] = self.usage().model_dump() if usage_chunks == "all" or not choices else None
         return sse(body)
 
     def first_choice(self, index: int) -> dict[str, object]:
@@ -189,12 +191,12 @@ def queue_comment(event: Waiting) -> str:
     return f": queued position={event.position}{eta}\n\n"
 
 
-async def stream(answer: Answer, events: AsyncIterable[Event], with_usage: bool) -> AsyncIterator[str]:
+async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: UsageChunks) -> AsyncIterator[str]:
     """The server-sent events of an answer. A failure in mid-stream is sent as an error event; `[DONE]` always ends the stream."""
     try:
         if answer.options.chat:
             for index in range(len(answer.job_ids)):
-                yield answer.chunk([answer.first_choice(index)], None, with_usage)
+                yield answer.chunk([answer.first_choice(index)], usage_chunks)
         async for event in events:
             if isinstance(event, Waiting):
                 if not any(choice.started for choice in answer.choices):
@@ -202,11 +204,11 @@ async def stream(answer: Answer, events: AsyncIterable[Event], with_usage: bool)
                 continue
             index, delta = answer.add(event)
             if delta.text or delta.entries or delta.calls:
-                yield answer.chunk([answer.delta_choice(index, delta)], None, with_usage)
+                yield answer.chunk([answer.delta_choice(index, delta)], usage_chunks)
             if answer.choices[index].finish_reason is not None:
-                yield answer.chunk([answer.last_choice(index)], None, with_usage)
-        if with_usage:
-            yield answer.chunk([], answer.usage(), with_usage)
+                yield answer.chunk([answer.last_choice(index)], usage_chunks)
+        if usage_chunks != "none":
+            yield answer.chunk([], usage_chunks)
     except LitmusError as error:
         yield sse({**error.envelope()})
     yield "data: [DONE]\n\n"

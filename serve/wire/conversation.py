@@ -10,6 +10,7 @@ from typing import Any
 from app.errors import InvalidRequest
 from app.forms.tools import ToolFormat
 from app.schemas import Message, Tool, ToolCall
+from app.schemas.generation import PromptEnd
 from app.tokenizer import Tokenizer, check_unicode
 
 PROBE = "\ue007"  # a private-use character, which templates copy unchanged
@@ -20,21 +21,24 @@ def chat_token_ids(
     messages: Sequence[Message],
     tools: Sequence[Tool] | None,
     tokenizer: Tokenizer,
-    add_generation_prompt: bool = True,
+    end: PromptEnd = "generation prompt",
     add_special_tokens: bool = False,
 ) -> tuple[int, ...]:
     """Render the conversation with the model's chat template and tokenize it.
 
-    `add_generation_prompt` appends what opens the assistant's turn, `add_special_tokens` what the tokenizer puts around a text.
+    A generation prompt opens the assistant's turn; `add_special_tokens` adds what the tokenizer puts around a text.
     Raises `InvalidRequest` for a message that the template cannot render.
     """
-    _check_messages(messages)
+    messages = _with_call_ids(messages)
     arguments_as_text = isinstance(tokenizer.tool_format, ToolFormat) and tokenizer.tool_format.arguments_as_text
     template_messages = [_template_message(index, message, arguments_as_text) for index, message in enumerate(messages)]
     template_tools = None if tools is None else [tool.model_dump(exclude_none=True) for tool in tools]
     check_unicode(json.dumps(template_tools, ensure_ascii=False), "tools")
     _check_optional_fields(template_messages, template_tools, tokenizer)
-    text = tokenizer.render_chat(template_messages, template_tools, add_generation_prompt)
+    if end == "continued message":
+        text = tokenizer.render_continued(template_messages)
+    else:
+        text = tokenizer.render_chat(template_messages, template_tools, end == "generation prompt")
     return tokenizer.encode_rendered(text, add_special_tokens)
 
 
@@ -72,16 +76,32 @@ def _template_call(path: str, call: ToolCall, arguments_as_text: bool) -> dict[s
     }
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
-    """Raise `InvalidRequest` for a blank user message, and for a tool result without its call."""
+def _with_call_ids(messages: Sequence[Message]) -> list[Message]:
+    """The messages, each tool result with the id of its call: one without an id answers the first call that has no result yet.
+
+    Raises `InvalidRequest` for a blank user message, and for a tool result without its call.
+    """
+    checked: list[Message] = []
     call_ids: set[str] = set()
+    unanswered: list[str] = []
     for index, message in enumerate(messages):
         if message.role == "user" and not message.text.strip():
             raise InvalidRequest(f"messages.{index}.content is empty or blank", param=f"messages.{index}.content")
-        if message.tool_call_id is not None and message.tool_call_id not in call_ids:
+        if message.role == "tool":
             param = f"messages.{index}.tool_call_id"
-            raise InvalidRequest(f"{param}: no earlier message calls a tool with the id {message.tool_call_id!r}", param=param)
-        call_ids |= {call.id for call in message.tool_calls or ()}
+            if message.tool_call_id is None:
+                if not unanswered:
+                    raise InvalidRequest(f"{param} is missing, and every earlier tool call has its result", param=param)
+                message = message.model_copy(update={"tool_call_id": unanswered[0]})
+            elif message.tool_call_id not in call_ids:
+                raise InvalidRequest(f"{param}: no earlier message calls a tool with the id {message.tool_call_id!r}", param=param)
+            if message.tool_call_id in unanswered:
+                unanswered.remove(message.tool_call_id)
+        ids = [call.id for call in message.tool_calls or ()]
+        call_ids.update(ids)
+        unanswered += ids
+        checked.append(message)
+    return checked
 
 
 def _check_optional_fields(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, tokenizer: Tokenizer) -> None:

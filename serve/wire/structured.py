@@ -37,7 +37,7 @@ class StructuredOutput:
 
 def visible_tools(body: ChatRequest) -> list[Tool] | None:
     """The tools that the prompt describes to the model."""
-    return None if body.tool_choice == "none" else body.tools
+    return None if body.tool_choice == "none" else body.tools or None
 
 
 def structured_output_of(body: ChatRequest, tokenizer: Tokenizer) -> StructuredOutput:
@@ -85,9 +85,8 @@ def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Token
 
 def _check_tools(body: ChatRequest) -> None:
     names = [tool.function.name for tool in body.tools or ()]
-    for field in ("tool_choice", "parallel_tool_calls"):
-        if getattr(body, field) is not None and body.tools is None:
-            raise InvalidRequest(f"{field} needs tools", param=field)
+    if not body.tools and body.tool_choice not in {None, "none", "auto"}:
+        raise InvalidRequest("tool_choice needs tools", param="tool_choice")
     for index, name in enumerate(names):
         if name in names[:index]:
             raise InvalidRequest(f"two tools have the name '{name}'", param=f"tools.{index}.function.name")

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +32,27 @@ class Served:
 
 @pytest.fixture
 def served(tiny_folder: Path) -> Iterator[Served]:
+    with serving_fakes(tiny_folder) as served:
+        yield served
+
+
+@pytest.fixture
+def strictly_served(tiny_folder: Path) -> Iterator[Served]:
+    with serving_fakes(tiny_folder, strict=True) as served:
+        yield served
+
+
+@contextmanager
+def serving_fakes(folder: Path, strict: bool = False) -> Iterator[Served]:
     """The real routes, router and middleware over a fake worker, with two slots and three waiting places."""
     router = Router(3, [FACTS.name])
     worker = FakeWorker(router, FakeEngine(poison=ord("~") - ord("!") + 2))
     router.replicas[0].queue = worker
     router.append([(psutil.Process().pid, 0, FACTS), "OK"])
     app = FastAPI()
-    install(app, LIMIT)
-    tokenizer = Tokenizer(str(tiny_folder))
-    app.include_router(create_routes(router, {FACTS.name: tokenizer}, 1, frozenset({"banned"})))
+    install(app, LIMIT, strict=strict)
+    tokenizer = Tokenizer(str(folder))
+    app.include_router(create_routes(router, {FACTS.name: tokenizer}, 1, frozenset({"banned"}), strict=strict))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield Served(client, router, worker, tokenizer)
 

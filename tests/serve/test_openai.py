@@ -206,7 +206,7 @@ def test_completions_in_every_shape(client: openai.OpenAI, api: RunningServer) -
     ("field", "value"),
     [
         ("functions", [{"name": "a"}]),
-        ("function_call", "auto"),
+        ("function_call", {"name": "a"}),
         ("audio", {"format": "wav", "voice": "alloy"}),
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content", "content": "x"}),
@@ -214,8 +214,6 @@ def test_completions_in_every_shape(client: openai.OpenAI, api: RunningServer) -
         ("store", True),
         ("verbosity", "low"),
         ("web_search_options", {}),
-        ("prompt_cache_key", "a"),
-        ("safety_identifier", "a"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI, field: str, value: Any) -> None:

@@ -62,8 +62,8 @@ def test_the_card_says_what_the_weights_are(served: Any) -> None:
     ("facts", "present", "missing"),
     [
         (FACTS, {"chat", "completions", "score", "structured_output", "beam_search", "contrastive_search"}, {"tools"}),
-        (replace(FACTS, tools=True), {"chat", "tools"}, set()),
-        (replace(FACTS, tools=True, chat=False), {"completions", "score"}, {"chat", "tools"}),
+        (replace(FACTS, tools="template"), {"chat", "tools"}, set()),
+        (replace(FACTS, tools="general", chat=False), {"completions", "score"}, {"chat", "tools"}),
         (replace(FACTS, slots=1), {"chat"}, {"beam_search", "contrastive_search"}),
     ],
 )

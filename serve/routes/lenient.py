@@ -1,0 +1,105 @@
+"""Leaves out of a request what this server does not know, and says so, instead of refusing it: real clients send fields of many servers.
+
+A field that is known, would change the answer and cannot be done is refused all the same; so is every unknown one with `server.strict`.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from serve.middleware import replay
+from serve.wire.unsupported import changes_nothing, is_unsupported
+
+log = logging.getLogger(__name__)
+
+HEADER = "X-Litmus-Ignored"
+MAX_ROUNDS = 8  # of validation: what was left out may have hidden further unknown fields
+MAX_NAMED = 32  # fields in the header
+LOGGABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # anything else may be a text in the place of a name
+MAX_LOGGED = 1000
+logged: set[str] = set()  # each name is logged once
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class LenientRoute(APIRoute):
+    """A route whose bodies may have unknown fields."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def handle_leniently(request: Request) -> Response:
+            ignored: list[str] = []
+            for _ in range(MAX_ROUNDS):
+                try:
+                    response = await handle(request)
+                except RequestValidationError as error:
+                    body, removed = error.body, _remove_unknown(error.body, error.errors())
+                    if not removed:
+                        raise
+                    ignored += [name for name, has_effect in removed.items() if has_effect]
+                    request = Request(request.scope, replay(json.dumps(body).encode(), request.receive))
+                    continue
+                if ignored:
+                    response.headers[HEADER] = _header(ignored)
+                    _log_once(ignored)
+                return response
+            return await handle(request)
+
+        return handle_leniently
+
+
+def _remove_unknown(body: Any, errors: Sequence[dict[str, Any]]) -> dict[str, bool]:
+    """Remove the fields that pydantic found too many, except those that are known and would have an effect.
+
+    Returns their paths, and whether leaving one out is worth mentioning: not where the value says what is so anyway.
+    """
+    removed: dict[str, bool] = {}
+    for error in errors:
+        found = _locate(body, error["loc"][1:]) if error["type"] == "extra_forbidden" else None
+        if found is None:
+            continue
+        container, path = found
+        neutral = changes_nothing(path, container[path[-1]])
+        if neutral or not is_unsupported(path):
+            del container[path[-1]]
+            removed[".".join(map(str, path))] = not neutral
+    return removed
+
+
+def _locate(body: Any, location: Sequence[Any]) -> tuple[dict[str, Any], list[Any]] | None:
+    """The object that has the field at pydantic's `location`, and the path to the field without the names of union members."""
+    node, path, container = body, [], None
+    for part in location:
+        inside = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int) and part < len(node)
+        if inside:
+            container, node = node, node[part]
+            path.append(part)
+    return (container, path) if path and path[-1] == location[-1] and isinstance(container, dict) else None
+
+
+def _header(names: Sequence[str]) -> str:
+    """Names as one line of ASCII."""
+    return ", ".join(quote(name[:64], safe="._-[]") for name in dict.fromkeys(names[:MAX_NAMED]))
+
+
+def _log_once(names: Sequence[str]) -> None:
+    for name in _loggable(names):
+        if name not in logged and len(logged) < MAX_LOGGED:
+            logged.add(name)
+            log.info("the unknown field %s of requests is left out; with server.strict it is refused", name)
+
+
+def _loggable(names: Sequence[str]) -> Iterator[str]:
+    """Without the places in lists, so that `messages.0.x` and `messages.1.x` are one name."""
+    for name in names:
+        plain = ".".join(part for part in name.split(".") if not part.isdigit())
+        if LOGGABLE.fullmatch(plain):
+            yield plain

@@ -1,0 +1,179 @@
+"""What real clients send beyond what this server knows: left out and named, accepted where it changes nothing, else refused."""
+
+import gzip
+import json
+import logging
+import zlib
+from typing import Any
+
+import brotli
+import pytest
+
+CHAT, TEXT, SCORE = "/v1/chat/completions", "/v1/completions", "/v1/score"
+HELLO = [{"role": "user", "content": "abc"}]
+IGNORED = "X-Litmus-Ignored"
+
+
+def ask(served: Any, path: str, **body: Any) -> Any:
+    response = served.client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return response
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "ignored"),
+    [
+        (TEXT, {"prompt": "a", "colour": 1, "max_tokens": 1}, "colour"),
+        (TEXT, {"prompt": "a", "max-tokens": 1, "int": 1, "max_tokens": 1}, "max-tokens, int"),
+        (TEXT, {"prompt": "a", "": 1, "max_tokens": 1}, ""),
+        (CHAT, {"messages": [{**HELLO[0], "weight": 0}], "max_tokens": 1}, "messages.0.weight"),
+        (
+            CHAT,
+            {
+                "messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]}],
+                "max_tokens": 1,
+            },
+            "messages.0.content.0.cache_control",
+        ),
+        (CHAT, {"messages": HELLO, "stream": True, "stream_options": {"include_usage": True, "padding": 1}}, "stream_options.padding"),
+        (SCORE, {"text": "abcabcabc", "lang": "en"}, "lang"),
+    ],
+)
+def test_an_unknown_field_is_left_out_and_named(served: Any, strictly_served: Any, path: str, body: Any, ignored: str) -> None:
+    assert ask(served, path, **body).headers[IGNORED] == ignored
+    refused = strictly_served.client.post(path, json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_parameter")
+
+
+def test_a_request_without_unknown_fields_has_no_such_header(served: Any) -> None:
+    assert IGNORED not in ask(served, TEXT, prompt="a", max_tokens=1).headers
+
+
+def test_an_unknown_field_hides_no_other_error(served: Any) -> None:
+    error = served.client.post(TEXT, json={"prompt": "a", "colour": 1, "max_tokens": 0}).json()["error"]
+    assert error["param"] == "max_tokens"
+
+
+def test_a_name_reaches_the_header_and_the_log_only_as_a_name(served: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        response = ask(served, TEXT, prompt="a", max_tokens=1, **{"x\r\nSet-Cookie: a": 1, "a secret text": 2, "plain_name": 3})
+        ask(served, TEXT, prompt="a", max_tokens=1, plain_name=4)
+    assert response.headers[IGNORED] == "x%0D%0ASet-Cookie%3A%20a, a%20secret%20text, plain_name"
+    assert "secret" not in caplog.text and caplog.text.count("plain_name") == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"store": False},
+        {"tools": [], "tool_choice": "auto"},
+        {"tools": [], "tool_choice": "none"},
+        {"tool_choice": "none"},
+        {"tool_choice": "auto"},
+        {"parallel_tool_calls": True},
+        {"functions": [], "function_call": "none"},
+        {"modalities": ["text"]},
+        {"n": None},
+        {"stop": ""},
+        {"stop": []},
+        {"logit_bias": {}},
+        {"prompt_cache_key": "a", "prompt_cache_retention": "24h"},
+        {"safety_identifier": "a"},
+        {"reasoning_effort": "none"},
+        {"audio": None, "prediction": None},
+        {"top_p": 0},
+        {"seed": 1.0, "max_tokens": 2.0, "n": 1.0, "top_logprobs": 2.0, "logprobs": True},
+        {"skip_special_tokens": True, "length_penalty": 1.0, "typical_p": 1.0},
+    ],
+)
+def test_values_that_change_nothing_are_accepted_without_a_word(served: Any, fields: dict[str, Any]) -> None:
+    response = ask(served, CHAT, messages=HELLO, **{"max_tokens": 2, **fields})
+    assert IGNORED not in response.headers
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tool_choice": "required"}, {"store": True}, {"typical_p": 0.5}, {"modalities": ["text", "audio"]}, {"store": 0}]
+)
+def test_values_that_would_change_the_answer_are_refused(served: Any, fields: dict[str, Any]) -> None:
+    response = served.client.post(CHAT, json={"messages": HELLO, **fields})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, next(iter(fields)))
+
+
+def test_a_banned_user_is_known_by_either_name(served: Any) -> None:
+    error = served.client.post(CHAT, json={"messages": HELLO, "safety_identifier": "banned"})
+    assert (error.status_code, error.json()["error"]["param"]) == (403, "safety_identifier")
+
+
+def test_top_p_0_is_greedy(served: Any) -> None:
+    ask(served, TEXT, prompt="a", max_tokens=1, top_p=0)
+    assert served.engine.submitted[-1].sampling.top_p == 0
+
+
+def test_an_assistant_without_content_said_nothing(served: Any) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": None}, *HELLO]
+    told = ask(served, CHAT, messages=messages, max_tokens=1)
+    empty = ask(served, CHAT, messages=[*HELLO, {"role": "assistant", "content": ""}, *HELLO], max_tokens=1)
+    assert told.json()["usage"]["prompt_tokens"] == empty.json()["usage"]["prompt_tokens"]
+
+
+def test_usage_so_far_is_in_every_chunk(served: Any) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    lines = ask(served, CHAT, messages=HELLO, max_tokens=3, stream=True, stream_options=options).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts[0] == 0 and counts == sorted(counts) and counts[-1] == max(counts) > 0 and not chunks[-1]["choices"]
+
+
+BODY = json.dumps({"prompt": "abc", "max_tokens": 1}).encode()
+DEFLATE = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+RAW_DEFLATED = DEFLATE.compress(BODY) + DEFLATE.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [
+        ("gzip", gzip.compress(BODY)),
+        ("deflate", zlib.compress(BODY)),
+        ("deflate", RAW_DEFLATED),
+        ("br", brotli.compress(BODY)),
+        ("identity", BODY),
+        ("gzip, br", brotli.compress(gzip.compress(BODY))),
+    ],
+)
+def test_compressed_bodies_are_read(served: Any, encoding: str, content: bytes) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    assert served.client.post(TEXT, content=content, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "status", "code"),
+    [
+        ({"Content-Encoding": "zstd"}, BODY, 415, "unsupported_media_type"),
+        ({"Content-Encoding": "gzip"}, BODY, 400, "invalid_encoding"),
+        ({"Content-Encoding": "gzip"}, gzip.compress(BODY)[:-9], 400, "invalid_encoding"),
+        ({"Content-Encoding": "br"}, brotli.compress(BODY)[:-3], 400, "invalid_encoding"),
+        ({"Content-Encoding": "deflate"}, b"\x00", 400, "invalid_encoding"),
+        ({"Content-Encoding": "gzip"}, gzip.compress(b" " * 10**7), 413, "body_too_large"),
+        ({"Content-Encoding": "br"}, brotli.compress(b" " * 10**7), 413, "body_too_large"),
+        ({"Content-Encoding": "gzip, gzip"}, gzip.compress(gzip.compress(b" " * 10**8)), 413, "body_too_large"),
+        ({"Content-Type": "application/json; charset=utf-16"}, BODY.decode().encode("utf-16"), 415, "unsupported_media_type"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused(served: Any, headers: dict[str, str], content: bytes, status: int, code: str) -> None:
+    response = served.client.post(TEXT, content=content, headers={"Content-Type": "application/json", **headers})
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/health/", "/v1", "/v1/", "/favicon.ico", "/v1/models//"])
+def test_paths_that_people_and_browsers_try(served: Any, path: str) -> None:
+    got, head = served.client.get(path), served.client.head(path)
+    assert got.status_code == head.status_code == 200 and got.content and not head.content
+    assert head.headers["content-length"] == got.headers["content-length"]
+
+
+def test_a_slash_at_the_end_of_a_post_is_nothing(served: Any) -> None:
+    assert served.client.post(f"{TEXT}/", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
+def test_head_is_not_for_routes_that_take_a_body(served: Any) -> None:
+    assert served.client.head(TEXT).status_code == 405
