@@ -1,12 +1,15 @@
 """`python -m serve`: reads the settings, checks what can be checked early, assembles server and page, and runs until a stop signal."""
 
 import gc
+import inspect
 import logging
 import multiprocessing
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from app.errors import SetupError
@@ -68,9 +71,27 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     banned, strict = frozenset(settings.security.banned_users), settings.server.strict
     app.include_router(create_routes(router, tokenizers, int(time.time()), banned, detectors, strict))
     if settings.ui.enabled:
-        from ui.page import mount  # noqa: TID251
+        with _without_type_stubs():
+            from ui.page import mount  # noqa: TID251
 
         mount(app, f"http://127.0.0.1:{settings.server.port}")
+
+
+@contextmanager
+def _without_type_stubs() -> Iterator[None]:
+    """While open, Gradio writes no .pyi files of its components beside its sources: that takes more than a second of every start."""
+    find_file = inspect.getfile
+
+    def hide_components(item: Any) -> str:
+        if isinstance(item, type) and item.__module__.startswith("gradio."):
+            raise OSError("no source, so no type stubs")
+        return find_file(item)
+
+    inspect.getfile = hide_components  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        inspect.getfile = find_file
 
 
 def check_port(host: str, port: int) -> None:

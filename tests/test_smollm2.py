@@ -71,7 +71,7 @@ def test_the_card(client: openai.OpenAI) -> None:
     assert (card["id"], card["owned_by"], card["default"], card["quantize"], card["dtype"]) == (NAME, "litmus", True, "none", "bfloat16")
     assert card["context"] == card["max_model_len"] >= 2048 and card["slots"] > 1 and card["chat"] and card["observer"] is None
     assert card["methods"] == ["fast_detect", "perplexity", "log_rank"]
-    assert "tools" not in card["capabilities"] and {"chat", "score", "structured_output", "beam_search"} <= set(card["capabilities"])
+    assert card["tools"] == "general" and {"chat", "score", "tools", "structured_output"} <= set(card["capabilities"])
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,18 @@ def test_structured_output_parses(client: openai.OpenAI) -> None:
         assert isinstance(events.get_final_completion().choices[0].message.parsed, Animal)
 
 
-def test_tools_are_refused_because_the_template_has_no_place_for_them(client: openai.OpenAI) -> None:
-    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
-    with pytest.raises(openai.BadRequestError, match="chat template") as refused:
-        client.chat.completions.create(model=NAME, messages=user("Rain?"), tools=[tool])
-    assert (refused.value.param, refused.value.code) == ("tools", "unsupported_parameter")
+def test_tools_are_told_in_plain_messages_because_the_template_has_no_place_for_them(client: openai.OpenAI) -> None:
+    place = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 30}}, "required": ["city"]}
+    tool: Any = {"type": "function", "function": {"name": "weather", "description": "The weather in a city.", "parameters": place}}
+    asked: Any = {"model": NAME, "tools": [tool], "temperature": 0, "max_tokens": 80}
+    messages: Any = user("What is the weather in Rome? Use the function.")
+    answer = client.chat.completions.create(**asked, messages=messages, tool_choice="required").choices[0]
+    assert answer.finish_reason == "tool_calls" and answer.message.tool_calls
+    call: Any = answer.message.tool_calls[0]
+    assert call.function.name == "weather" and "Rome" in json.loads(call.function.arguments)["city"]
+    messages += [answer.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny, 31 degrees"}]
+    told = client.chat.completions.create(**asked, messages=messages, tool_choice="none").choices[0].message.content
+    assert told and ("sunny" in told or "31" in told)
 
 
 def test_a_second_turn_reuses_the_first(client: openai.OpenAI) -> None:

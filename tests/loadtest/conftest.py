@@ -39,6 +39,7 @@ CARD = ModelCard(
     ),
     weights=WeightsCard(format="float", types=["float32"], parameters=1000, bytes=4000, layers_with_16_bit_inputs=[]),
     observer_weights=None,
+    tools=None,
 )
 USAGE = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
 

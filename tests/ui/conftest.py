@@ -39,6 +39,7 @@ CARD = {
     "device": "cpu",
     "observer": "storyteller-base",
     "chat": True,
+    "tools": None,
     "methods": ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"],
     "capabilities": ["chat", "completions", "score"],
     "default_sampling_params": {

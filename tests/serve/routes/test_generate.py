@@ -161,7 +161,7 @@ def test_without_a_seed_equal_prompts_get_different_answers(served: Any) -> None
         ({"bad_words": "a"}, "bad_words", "valid list"),
         ({"do_sample": True, "temperature": 2.1}, "temperature", "less than or equal to 2"),
         ({"do_sample": True, "top_k": -1}, "top_k", "greater than or equal to 0"),
-        ({"do_sample": True, "top_p": 0}, "top_p", "greater than 0"),
+        ({"do_sample": True, "top_p": -0.1}, "top_p", "greater than or equal to 0"),
         ({"do_sample": True, "min_p": 1.1}, "min_p", "less than or equal to 1"),
         ({"min_length": -1}, "min_length", "greater than or equal to 0"),
         ({"max_length": 0}, "max_length", "greater than or equal to 1"),
@@ -173,7 +173,7 @@ def test_without_a_seed_equal_prompts_get_different_answers(served: Any) -> None
         ({"num_beams": 0}, "num_beams", "greater than or equal to 1"),
         ({"return_prompt": "yes"}, "return_prompt", "valid boolean"),
         ({"seed": 2**63}, "seed", "less than"),
-        ({"length_penalty": 1.0}, "length_penalty", "not supported"),
+        ({"length_penalty": 1.2}, "length_penalty", "not supported"),
     ],
 )
 def test_bad_input_is_named(served: Any, fields: dict[str, Any], param: str | None, message_part: str) -> None:

@@ -20,9 +20,9 @@ def service() -> Service:
 
 def test_a_banned_user_is_refused_and_nobody_else(service: Service) -> None:
     for user in (None, "", "alice", "Mallory"):
-        service.check_user(user)
+        service.check_user(user, "user")
     with pytest.raises(Forbidden) as refused:
-        service.check_user("mallory")
+        service.check_user("mallory", "user")
     error = refused.value
     assert (error.status, error.type, error.code, error.param) == (403, "permission_error", "user_banned", "user")
 

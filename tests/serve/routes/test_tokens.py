@@ -76,7 +76,8 @@ def test_special_tokens_are_added_to_what_the_template_wrote_only_when_asked_for
 def test_tools_are_part_of_the_conversation(served: Any) -> None:
     served.tokenizer.base.chat_template = TEMPLATE
     tools = [{"type": "function", "function": {"name": "weather"}}]
-    assert tokens(served, messages=HELLO, tools=tools) == [0, *ids("weather;u:hia:")]
+    told = text(served, tokens(served, messages=HELLO, tools=tools))
+    assert "weather" in told and told.endswith("u:hia:"), "this template does not write calls, so tools are told in the general form"
 
 
 @pytest.mark.parametrize("original", ["naïve 猫 \U0001f600", " a  b\n", "</s>x<s>", ""])
@@ -105,8 +106,8 @@ def test_no_tokens_are_an_empty_text(served: Any) -> None:
         (TOKENIZE, {"messages": [{"role": "user", "content": " "}]}, 400, "messages.0.content", "blank"),
         (TOKENIZE, {"messages": HELLO, "continue_final_message": True}, 400, "continue_final_message", "parameter"),
         (TOKENIZE, {"messages": HELLO, "chat_template": "x"}, 400, "chat_template", "parameter"),
-        (TOKENIZE, {"messages": HELLO, "chat_template_kwargs": {}}, 400, "chat_template_kwargs", "parameter"),
-        (TOKENIZE, {"messages": HELLO, "mm_processor_kwargs": {}}, 400, "mm_processor_kwargs", "parameter"),
+        (TOKENIZE, {"messages": HELLO, "chat_template_kwargs": {"a": 1}}, 400, "chat_template_kwargs", "parameter"),
+        (TOKENIZE, {"messages": HELLO, "mm_processor_kwargs": {"a": 1}}, 400, "mm_processor_kwargs", "parameter"),
         (DETOKENIZE, {}, 400, "tokens", "missing"),
         (DETOKENIZE, {"tokens": [0, 2, 258]}, 400, "tokens.2", "258 is not in the vocabulary; token ids must lie in 0..257"),
         (DETOKENIZE, {"tokens": [0, 10**30]}, 400, "tokens.1", "is not in the vocabulary"),

@@ -1,17 +1,24 @@
 """From messages to prompts: how each role is rendered, and what is refused because the template would drop it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
+from fakes import FACTS
 
 CHAT = "/v1/chat/completions"
 NAMES = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + (m.name or '') + '/' + m['content'] }}{% endfor %}"
 CALL = {"id": "abc", "type": "function", "function": {"name": "ring", "arguments": '{"times": 2}'}}
 CALLS = (
-    "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + m['content'] }}"
+    "{{ bos_token }}{{ (tools or []) | tojson if tools else '' }}{% for m in messages %}{{ m['role'][0] + ':' + m['content'] }}"
     "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }} {{ c.function.arguments | tojson }}</call>{% endfor %}{% endfor %}"
 )
+
+
+CALLED = [{"role": "assistant", "content": None, "tool_calls": [CALL]}]
+RESULT = {"role": "tool", "tool_call_id": "abc", "content": "done"}
 
 
 def rendered(served: Any, messages: list[dict[str, Any]], **fields: Any) -> str:
@@ -66,6 +73,32 @@ def test_a_call_and_its_result_reach_the_template_the_arguments_as_an_object(ser
     assert rendered(served, messages) == 'u:Ua:<call>ring {"times": 2}</call>t:done'
 
 
+def test_results_without_ids_answer_the_calls_in_their_order(served: Any) -> None:
+    served.tokenizer.base.chat_template = CALLS.replace("m['content']", "(m['content'] or '') + (m.tool_call_id or '')")
+    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    second = {**CALL, "id": "xyz"}
+    calls = [{"role": "assistant", "content": None, "tool_calls": [CALL, second]}]
+    told = [{"role": "tool", "content": "1", "tool_call_id": "abc"}, {"role": "tool", "content": "2", "tool_call_id": "xyz"}]
+    bare = [{"role": "tool", "content": "1"}, {"role": "tool", "content": "2", "tool_call_id": None}]
+    assert rendered(served, [*calls, *bare]) == rendered(served, [*calls, *told])
+
+
+def test_the_last_message_is_continued(served: Any) -> None:
+    served.tokenizer.base.chat_template = (
+        NAMES.replace("m['content']", "m['content'] + '.'") + "{% if add_generation_prompt %}a:/{% endif %}"
+    )
+    messages = [{"role": "user", "content": "U"}, {"role": "assistant", "content": "so"}]
+    assert rendered(served, messages) == "u:/U.a:/so.a:/"
+    assert rendered(served, messages, add_generation_prompt=False) == "u:/U.a:/so."
+    assert rendered(served, messages, continue_final_message=True) == "u:/U.a:/so"
+    assert rendered(served, [messages[0], {**messages[1], "prefix": True}]) == "u:/U.a:/so"
+    for wrong, part in (({"add_generation_prompt": True}, "both"), ({"response_format": {"type": "json_object"}}, "response_format")):
+        assert part in refused(served, messages, continue_final_message=True, **wrong)[1]
+    assert "assistant" in refused(served, messages[:1], continue_final_message=True)[1]
+    served.tokenizer.base.chat_template = NAMES.replace("m['content']", "m['content'] | upper")
+    assert "changes the content" in refused(served, messages, continue_final_message=True)[1]
+
+
 def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
     served.tokenizer.base.chat_template = CALLS.replace("m['content']", "(m['content'] if m['role'] != 'tool' else '')")
     messages = [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "abc", "content": "done"}]
@@ -79,7 +112,10 @@ def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
         ([{"role": "user", "content": " "}], "messages.0.content", "blank"),
         ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "messages.0", "assistant"),
         ([{"role": "user", "content": "a", "tool_call_id": "abc"}], "messages.0", "role 'tool'"),
-        ([{"role": "tool", "content": "a"}], "messages.0", "tool_call_id"),
+        ([{"role": "tool", "content": "a"}], "messages.0.tool_call_id", "missing"),
+        ([*CALLED, RESULT, {"role": "tool", "content": "a"}], "messages.2.tool_call_id", "missing"),
+        ([{"role": "assistant", "content": "a", "prefix": True}, {"role": "user", "content": "a"}], None, "last message"),
+        ([{"role": "user", "content": "a", "prefix": True}], "messages.0", "assistant"),
         ([{"role": "tool", "content": "a", "tool_call_id": "abc"}], "messages.0.tool_call_id", "'abc'"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages.0.content.0", "image_url"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text", "missing"),
@@ -88,11 +124,10 @@ def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
         ([{"role": "assistant", "content": "a", "function_call": {"name": "x"}}], "messages.0.function_call", "not supported"),
         ([{"role": "user", "content": "\ud800"}], "messages.0.content", "surrogate"),
         ([{"role": "user", "content": "a", "name": "\ud800"}], "messages.0.name", "unicode"),
-        ([{"role": "user", "content": "a", "mood": "x"}], "messages.0.mood", "unknown"),
         ([], "messages", "1"),
     ],
 )
-def test_what_is_wrong_with_a_message_is_named(served: Any, messages: Any, param: str, message_part: str) -> None:
+def test_what_is_wrong_with_a_message_is_named(served: Any, messages: Any, param: str | None, message_part: str) -> None:
     answer = served.client.post(CHAT, content=json.dumps({"messages": messages}), headers={"Content-Type": "application/json"})
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param), error

@@ -150,9 +150,8 @@ def test_tool_choice_decides_what_the_prompt_and_the_grammar_contain(tooled: Any
 @pytest.mark.parametrize(
     ("fields", "param", "message_part"),
     [
-        ({"tools": []}, "tools", "1"),
-        ({"tool_choice": "auto"}, "tool_choice", "tools"),
-        ({"parallel_tool_calls": True}, "parallel_tool_calls", "tools"),
+        ({"tool_choice": "required"}, "tool_choice", "tools"),
+        ({"tools": [], "tool_choice": {"type": "function", "function": {"name": "ring"}}}, "tool_choice", "tools"),
         ({"tools": [RING, RING]}, "tools.1.function.name", "ring"),
         ({"tools": [RING], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice.function.name", "'x'"),
         ({"tools": [RING], "tool_choice": "any"}, "tool_choice", "required"),
@@ -183,9 +182,26 @@ def test_what_is_wrong_is_named(tooled: Any, fields: dict[str, Any], param: str,
     assert message_part in error["message"], error
 
 
-def test_a_template_without_a_place_for_tools_says_so(served: Any) -> None:
-    error = ask(served, tools=[RING]).json()["error"]
-    assert (error["param"], error["code"]) == ("tools", "unsupported_parameter") and "template" in error["message"]
+def test_where_the_template_has_no_place_for_tools_they_are_told_in_plain_messages(served: Any) -> None:
+    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    say(served, '<tool_call>{"name": "ring", "arguments": {"times": 2}}</tool_call>')
+    answer = ask(served, tools=[RING]).json()
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("ring", {"times": 2})
+    told = served.tokenizer.decode(list(served.engine.submitted[-1].prompt))
+    assert told.startswith("s:You can call these functions") and '{"name": "ring"' in told and told.endswith("u:hi")
+    messages = [*HELLO, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": call["id"], "content": "ding"}]
+    served.client.post(CHAT, json={"messages": messages, "max_tokens": 4})
+    told = served.tokenizer.decode(list(served.engine.submitted[-1].prompt))
+    assert told == 'u:hia:<tool_call>{"name": "ring", "arguments": {"times": 2}}</tool_call>u:<tool_response>ding</tool_response>'
+
+
+def test_a_template_without_a_turn_of_the_system_gets_the_tools_in_the_users_turn(served: Any) -> None:
+    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    template = served.tokenizer.base.chat_template
+    served.tokenizer.base.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + template
+    assert ask(served, tools=[RING]).status_code == 200
+    assert served.tokenizer.decode(list(served.engine.submitted[-1].prompt)).startswith("u:You can call these functions")
 
 
 def test_metadata_comes_back(served: Any) -> None:
