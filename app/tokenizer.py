@@ -6,9 +6,10 @@ The API process uses it to refuse requests that cannot be served before they are
 import json
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from app.errors import InvalidRequest, SetupError, first_line
 from app.forms.general import plain_messages
+from app.forms.reasoning import ReasoningFormat, learn_reasoning
 from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported, learn_tool_format
 from app.models.source import Source, source_of
 from app.models.vocabulary import create_tokenizer, generation_values
@@ -87,19 +89,26 @@ class Tokenizer:
         """Ids of a conversation as the chat template renders it. `add_special_tokens` adds the tokenizer's own BOS or EOS around it."""
         return self.encode_rendered(self.render_chat(messages, None, add_generation_prompt), add_special_tokens)
 
-    def render_chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
         """The conversation as text, by the chat template; tools in the general form where the template has no place for them.
 
-        Raises `InvalidRequest` if the template is missing or refuses the messages.
+        `variables` are further ones of the template, such as `enable_thinking`. Raises `InvalidRequest` if the template is missing or
+        refuses the messages.
         """
-        if self.tools_are_general and (tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)):
-            return self._render_generally(messages, tools, add_generation_prompt)
-        return self._render(messages, tools, add_generation_prompt)
+        has_tools = bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+        render = self._render_generally if has_tools and self.tools_are_general else self._render
+        return render(messages, tools, add_generation_prompt, variables)
 
-    def render_continued(self, messages: Sequence[dict[str, Any]]) -> str:
+    def render_continued(self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any]) -> str:
         """The conversation up to the end of its last message, which the model is to continue. Raises `InvalidRequest`, as `render_chat`."""
         content = str(messages[-1]["content"])
-        text = self.render_chat(messages, None, False)
+        text = self.render_chat(messages, None, False, variables)
         start = text.rfind(content.strip())
         if start < 0:
             raise InvalidRequest(
@@ -109,22 +118,34 @@ class Tokenizer:
         return text[: start + len(kept)]
 
     def _render_generally(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, add_generation_prompt: bool
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         try:
-            return self._render(plain_messages(messages, tools, system_turn=True), None, add_generation_prompt)
+            return self._render(plain_messages(messages, tools, system_turn=True), None, add_generation_prompt, variables)
         except InvalidRequest:  # templates such as Gemma's have no turn of the system
             if messages and messages[0]["role"] == "system":
                 raise
-            return self._render(plain_messages(messages, tools, system_turn=False), None, add_generation_prompt)
+            return self._render(plain_messages(messages, tools, system_turn=False), None, add_generation_prompt, variables)
 
-    def _render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
+    def _render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
         if not self.has_chat_template:
             raise InvalidRequest("this model has no chat template: use /v1/completions", param="messages")
         tool_list: Any = None if tools is None else list(tools)
         try:
             return str(
-                self.base.apply_chat_template(list(messages), tools=tool_list, tokenize=False, add_generation_prompt=add_generation_prompt)
+                self.base.apply_chat_template(
+                    list(messages), tools=tool_list, tokenize=False, add_generation_prompt=add_generation_prompt, **variables
+                )
             )
         except RecursionError as error:
             raise InvalidRequest("the messages are nested too deep for the model's chat template", param="messages") from error
@@ -135,6 +156,20 @@ class Tokenizer:
         """Ids of a text from `render_chat`. The names of special tokens in it become those tokens."""
         with self._lock:
             return tuple(self.base.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=False))
+
+    @cached_property
+    def reasoning(self) -> ReasoningFormat | None:
+        """How the model marks its thoughts, by its chat template; None for a model that does not think first."""
+        return learn_reasoning(self._template_text, self._special_tokens.values())
+
+    def template_uses(self, variable: str) -> bool:
+        """Whether the chat template has a place for this variable."""
+        return re.search(rf"\b{re.escape(variable)}\b", self._template_text) is not None
+
+    @property
+    def _template_text(self) -> str:
+        template = self.base.chat_template or ""
+        return "\n".join(template.values()) if isinstance(template, dict) else template
 
     @property
     def tool_format(self) -> ToolFormat | ToolsUnsupported:
@@ -147,12 +182,15 @@ class Tokenizer:
         return self._learned_tools[1]
 
     @cached_property
-    def _learned_tools(self) -> tuple[ToolFormat | ToolsUnsupported, bool]:
+    def added_tokens(self) -> AddedTokens:
         ids = {token.content: id for id, token in self.base.added_tokens_decoder.items()}
         end_tokens = frozenset(str(token) for token in self.base.convert_ids_to_tokens(sorted(self.end_tokens())))
-        tokens = AddedTokens(ids, frozenset(self._special_tokens.values()), end_tokens)
-        own = learn_tool_format(self._render, tokens)
-        general = learn_tool_format(self._render_generally, tokens) if isinstance(own, ToolsUnsupported) else own
+        return AddedTokens(ids, frozenset(self._special_tokens.values()), end_tokens)
+
+    @cached_property
+    def _learned_tools(self) -> tuple[ToolFormat | ToolsUnsupported, bool]:
+        own = learn_tool_format(self._render, self.added_tokens)
+        general = learn_tool_format(self._render_generally, self.added_tokens) if isinstance(own, ToolsUnsupported) else own
         return (own, False) if isinstance(general, ToolsUnsupported) or general is own else (general, True)
 
     def encode(self, text: str, param: str, add_special_tokens: bool = True) -> tuple[int, ...]:

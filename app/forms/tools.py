@@ -44,6 +44,10 @@ class AddedTokens:
         any_token = "|".join(re.escape(token) for token in sorted(self.ids, key=len, reverse=True))
         return [part for part in re.split(f"({any_token})", text) if part] if any_token else [text] * bool(text)
 
+    def term(self, part: str) -> str:
+        """A part as llguidance's Lark syntax has it: an added token by its id, other text as a string."""
+        return f"<[{self.ids[part]}]>" if part in self.ids else json.dumps(part, ensure_ascii=False)
+
     def visible(self, text: str) -> str:
         """The text without special tokens, as a client receives it."""
         return "".join(part for part in self.split(text) if part not in self.special)
@@ -96,11 +100,11 @@ class ToolFormat:
     def _text_then_calls(self) -> str:
         """Text that contains no beginning of a call, optionally followed by calls."""
         trigger, begin = self.trigger, self.added_tokens.visible(self.trigger) or self.added_tokens.visible(self.before_name)
-        text = f"TEXT: /(?s:.*)/ & ~/(?s:.*){_as_regex(begin)}(?s:.*)/"
+        text = f"TEXT: /(?s:.*)/ & ~/(?s:.*){as_regex(begin)}(?s:.*)/"
         other = self._text_with_other_tokens()
         if trigger in self.added_tokens.ids:
             return f"start: {other} TEXT? | {other} TEXT? {self._terms((trigger,))} rest\n{text}"
-        return f"start: {other} (TEXT | head rest)\nhead[lazy]: /(?s:.*){_as_regex(trigger)}/\n{text}"
+        return f"start: {other} (TEXT | head rest)\nhead[lazy]: /(?s:.*){as_regex(trigger)}/\n{text}"
 
     def _text_with_other_tokens(self) -> str:
         """Text with visible added tokens that are not part of a call, such as `<think>`."""
@@ -111,13 +115,10 @@ class ToolFormat:
         return f"(TEXT? <[{','.join(others)}]>)*" if others else ""
 
     def _terms(self, segments: Segments) -> str:
-        return " ID ".join(" ".join(self._term(part) for part in self.added_tokens.split(segment)) for segment in segments)
-
-    def _term(self, part: str) -> str:
-        return f"<[{self.added_tokens.ids[part]}]>" if part in self.added_tokens.ids else json.dumps(part, ensure_ascii=False)
+        return " ID ".join(" ".join(self.added_tokens.term(part) for part in self.added_tokens.split(segment)) for segment in segments)
 
 
-def _as_regex(text: str) -> str:
+def as_regex(text: str) -> str:
     """A regular expression that matches exactly this text."""
     return "".join(letter if letter.isascii() and letter.isalnum() else f"\\x{{{ord(letter):x}}}" for letter in text)
 

@@ -68,6 +68,7 @@ from app.schemas.state import (
 )
 from app.schemas.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from app.schemas.wire import (
+    CompletionTokensDetails,
     ErrorBody,
     ErrorResponse,
     PromptTokensDetails,
@@ -88,6 +89,7 @@ __all__ = [
     "CompletionChoice",
     "CompletionRequest",
     "CompletionResponse",
+    "CompletionTokensDetails",
     "ContentLogprob",
     "DecisionState",
     "DefaultSamplingParams",

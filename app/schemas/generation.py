@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from app.schemas.messages import Message, Metadata, ResponseFormat, Tool, ToolCall, ToolChoice
@@ -118,6 +118,14 @@ class ChatRequest(SamplingFields):
     tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None, description="how long the model thinks, if its chat template has a place for it; none: not at all"
+    )
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(
+        None,
+        max_length=32,
+        description="variables of the model's chat template, such as enable_thinking; one that it does not use is refused",
+    )
     add_generation_prompt: bool | None = Field(
         None, description="whether the prompt opens the assistant's turn; true when left out, false with continue_final_message"
     )
@@ -197,6 +205,7 @@ class ContentLogprob(TopLogprob):
 
 class ChatLogprobs(Wire):
     content: list[ContentLogprob]
+    reasoning_content: list[ContentLogprob] | None = Field(None, description="of the tokens of a thought")
     refusal: None = None
 
 
@@ -212,6 +221,8 @@ class TextLogprobs(Wire):
 class AnswerMessage(Wire):
     role: Literal["assistant"] = "assistant"
     content: str | None = Field(description="null if the answer has tool_calls and no text")
+    reasoning_content: str | None = Field(None, description="what a reasoning model thought before its answer")
+    reasoning: str | None = Field(None, description="the same, by the name that vLLM and OpenRouter use")
     refusal: None = None
     tool_calls: list[ToolCall] | None = None
 

@@ -46,6 +46,10 @@ class Message(Wire):
     tool_call_id: str | None = Field(
         None, max_length=128, description="id of the tool call whose result this message holds; the next unanswered call when left out"
     )
+    reasoning_content: str | None = Field(
+        None, description="the assistant's thoughts; templates of reasoning models know whether to show them"
+    )
+    reasoning: str | None = Field(None, description="another name of reasoning_content")
     prefix: bool | None = Field(
         None, description="of the last message, by the assistant: true makes the answer go on where its content ends"
     )

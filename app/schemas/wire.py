@@ -26,11 +26,16 @@ class PromptTokensDetails(Wire):
     cached_tokens: int = Field(description="prompt tokens that were not computed again, because the KV cache still held them")
 
 
+class CompletionTokensDetails(Wire):
+    reasoning_tokens: int = Field(description="tokens of the answer that a reasoning model thought")
+
+
 class Usage(Wire):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class ErrorBody(Wire):

@@ -20,6 +20,7 @@ from app.schemas import (
     ChatResponse,
     CompletionChoice,
     CompletionResponse,
+    CompletionTokensDetails,
     FunctionCall,
     PromptTokensDetails,
     TextLogprobs,
@@ -58,8 +59,14 @@ class Answer:
         prompt, completion = sum(len(prompt.ids) for prompt in self.prompts), sum(choice.completion_tokens for choice in self.choices)
         # The samples of a prompt share its keys and values. The smallest count is what was in the cache before this request.
         cached = sum(min(choice.cached_tokens for choice in samples) for samples in self._samples_by_prompt())
-        details = PromptTokensDetails(cached_tokens=cached)
-        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion, prompt_tokens_details=details)
+        thought = CompletionTokensDetails(reasoning_tokens=sum(choice.reasoning_tokens for choice in self.choices))
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+            completion_tokens_details=thought,
+        )
 
     def add(self, event: Event) -> tuple[int, ChoiceDelta]:
         """Add a delta to its choice; returns the choice's index and what was added. Raises the error of a failed job."""
@@ -88,7 +95,7 @@ class Answer:
                 ChatChoice(
                     index=index,
                     message=_message(choice),
-                    logprobs=self._chat_logprobs(choice.entries),
+                    logprobs=self._chat_logprobs(choice.entries, choice.thought_entries),
                     finish_reason=choice.finish_reason or "length",
                 )
                 for index, choice in best
@@ -122,10 +129,10 @@ class Answer:
             system_fingerprint=self.facts.fingerprint,
         )
 
-    def _chat_logprobs(self, entries: list[LogprobEntry]) -> ChatLogprobs | None:
-        return None if self.options.logprobs is None else chat_logprobs(entries, self.tokenizer)
+    def _chat_logprobs(self, entries: list[LogprobEntry], of_thought: list[LogprobEntry]) -> ChatLogprobs | None:
+        return None if self.options.logprobs is None else chat_logprobs(entries, of_thought, self.tokenizer)
 
-    def _completion_logprobs(self, entries: list[LogprobEntry]) -> TextLogprobs | None:
+    def _completion_logprobs(self, entries: list[LogprobEntry], _: list[LogprobEntry] | None = None) -> TextLogprobs | None:
         return None if self.options.logprobs is None else completion_logprobs(entries, self.tokenizer)
 
     def chunk(self, choices: list[dict[str, object]], usage_chunks: UsageChunks) -> str:
@@ -153,13 +160,15 @@ class Answer:
     def delta_choice(self, index: int, delta: ChoiceDelta) -> dict[str, object]:
         """The chunk's choice that carries new text, tool calls or log-probabilities."""
         logprobs_of = self._chat_logprobs if self.options.chat else self._completion_logprobs
-        logprobs = logprobs_of(delta.entries) if delta.entries else None
+        logprobs = logprobs_of(delta.entries, delta.thought_entries) if delta.entries or delta.thought_entries else None
         content: dict[str, object] = {"delta": self._chat_delta(index, delta)} if self.options.chat else {"text": delta.text}
         return {"index": index, **content, "logprobs": logprobs.model_dump() if logprobs else None, "finish_reason": None}
 
     def _chat_delta(self, index: int, delta: ChoiceDelta) -> dict[str, object]:
         calls = [_call_delta(piece, self.choices[index].calls[piece.index]) for piece in delta.calls]
-        return ({"content": delta.text} if delta.text or not calls else {}) | ({"tool_calls": calls} if calls else {})
+        thought = {"reasoning_content": delta.thought, "reasoning": delta.thought} if delta.thought else {}
+        content = {"content": delta.text} if delta.text or not (calls or thought) else {}
+        return {**thought, **content, **({"tool_calls": calls} if calls else {})}
 
     def last_choice(self, index: int) -> dict[str, object]:
         """The chunk's choice that carries the finish reason."""
@@ -169,7 +178,9 @@ class Answer:
 
 def _message(choice: Choice) -> AnswerMessage:
     calls = [ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments)) for call in choice.calls]
-    return AnswerMessage(content=choice.text if choice.text or not calls else None, tool_calls=calls or None)
+    thought = choice.thought or None
+    content = choice.text if choice.text or not calls else None
+    return AnswerMessage(content=content, reasoning_content=thought, reasoning=thought, tool_calls=calls or None)
 
 
 def _call_delta(piece: ToolCallStart | ArgumentsDelta, call: PartialCall) -> dict[str, object]:
@@ -203,7 +214,7 @@ async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: Usa
                     yield queue_comment(event)
                 continue
             index, delta = answer.add(event)
-            if delta.text or delta.entries or delta.calls:
+            if delta.text or delta.entries or delta.calls or delta.thought or delta.thought_entries:
                 yield answer.chunk([answer.delta_choice(index, delta)], usage_chunks)
             if answer.choices[index].finish_reason is not None:
                 yield answer.chunk([answer.last_choice(index)], usage_chunks)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from app.engine.detokenizer import PROMPT_CONTEXT_TOKENS
 from app.engine.request import Delta, TokenLogprob
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallStart
+from app.forms.reasoning import SplitText
 from app.schemas import FinishReason
 from app.tokenizer import Tokenizer
 from serve.wire.logprobs import LogprobEntry, OffsetTracker
@@ -39,6 +40,8 @@ class ChoiceDelta:
     text: str
     entries: list[LogprobEntry]
     calls: list[ToolCallStart | ArgumentsDelta]
+    thought: str = ""
+    thought_entries: list[LogprobEntry] = field(default_factory=list)
 
 
 class Choice:
@@ -48,7 +51,10 @@ class Choice:
         self.text = ""
         self.entries: list[LogprobEntry] = []
         self.calls: list[PartialCall] = []
+        self.thought = ""
+        self.thought_entries: list[LogprobEntry] = []
         self.completion_tokens = 0
+        self.reasoning_tokens = 0
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.started = False
@@ -57,6 +63,7 @@ class Choice:
             tokenizer, len(prompt.text), at_text_start=not tokenizer.decode(list(prompt.ids[-PROMPT_CONTEXT_TOKENS:]))
         )
         self._parser = options.structured.tool_call_parser()
+        self._splitter = options.structured.thought_splitter()
         self._logprob_sum = 0.0
 
     @property
@@ -71,20 +78,37 @@ class Choice:
             if self._options.echo:
                 text, entries = self._prompt.text, self._prompt_entries(delta.prompt_logprobs)
         calls: list[ToolCallStart | ArgumentsDelta] = []
+        thought = ""
+        thought_entries: list[LogprobEntry] = []
         if not self._options.prompt_only:
-            answer_text, calls = self._split_text_and_calls(delta)
+            was_thinking = self._splitter is not None and self._splitter.is_thinking
+            thought, answer = self._split_thought(delta)
+            answer_text, calls = self._split_text_and_calls(answer, delta.finish is not None)
             text += answer_text
-            entries += self._sampled_entries(delta.logprobs)
+            sampled = self._sampled_entries(delta.logprobs)
+            is_thought = was_thinking and (bool(thought) or not answer)
+            thought_entries, entries = (sampled, entries) if is_thought else ([], entries + sampled)
+            self.reasoning_tokens += delta.tokens if is_thought else 0
             self.completion_tokens += delta.tokens
         self.finish_reason = self._finish_reason_of(delta)
         self.text += text
+        self.thought += thought
         self.entries += entries
-        return ChoiceDelta(text, entries, calls)
+        self.thought_entries += thought_entries
+        return ChoiceDelta(text, entries, calls, thought, thought_entries)
 
-    def _split_text_and_calls(self, delta: Delta) -> tuple[str, list[ToolCallStart | ArgumentsDelta]]:
+    def _split_thought(self, delta: Delta) -> tuple[str, str]:
+        """The thought and the answer in a delta's text."""
+        if self._splitter is None:
+            return "", delta.text
+        part = self._splitter.push(delta.text)
+        rest = self._splitter.flush() if delta.finish else SplitText()
+        return part.thought + rest.thought, part.answer + rest.answer
+
+    def _split_text_and_calls(self, text: str, ended: bool) -> tuple[str, list[ToolCallStart | ArgumentsDelta]]:
         if self._parser is None:
-            return delta.text, []
-        pieces = self._parser.push(delta.text) + (self._parser.flush() if delta.finish else [])
+            return text, []
+        pieces = self._parser.push(text) + (self._parser.flush() if ended else [])
         calls = [piece for piece in pieces if not isinstance(piece, TextDelta)]
         for piece in calls:
             if isinstance(piece, ToolCallStart):

@@ -4,15 +4,18 @@ Knows neither the router nor the answer.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from app.errors import InvalidRequest
 from app.forms.tools import ToolFormat
-from app.schemas import Message, Tool, ToolCall
+from app.schemas import ChatRequest, Message, Tool, ToolCall
 from app.schemas.generation import PromptEnd
 from app.tokenizer import Tokenizer, check_unicode
 
+RESERVED_VARIABLES = frozenset("messages tools documents add_generation_prompt continue_final_message bos_token eos_token".split())
+THINKING_SWITCHES = frozenset({"enable_thinking", "thinking"})  # off is what a model that does not think does anyway
 PROBE = "\ue007"  # a private-use character, which templates copy unchanged
 TEMPLATE_ROLES = {"developer": "system"}  # OpenAI's roles that templates know by another name
 
@@ -23,6 +26,7 @@ def chat_token_ids(
     tokenizer: Tokenizer,
     end: PromptEnd = "generation prompt",
     add_special_tokens: bool = False,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[int, ...]:
     """Render the conversation with the model's chat template and tokenize it.
 
@@ -36,10 +40,30 @@ def chat_token_ids(
     check_unicode(json.dumps(template_tools, ensure_ascii=False), "tools")
     _check_optional_fields(template_messages, template_tools, tokenizer)
     if end == "continued message":
-        text = tokenizer.render_continued(template_messages)
+        text = tokenizer.render_continued(template_messages, variables)
     else:
-        text = tokenizer.render_chat(template_messages, template_tools, end == "generation prompt")
+        text = tokenizer.render_chat(template_messages, template_tools, end == "generation prompt", variables)
     return tokenizer.encode_rendered(text, add_special_tokens)
+
+
+def template_variables(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `chat_template_kwargs` and `reasoning_effort` say to the chat template. Raises `InvalidRequest` for what it has no place for."""
+    variables: dict[str, Any] = {}
+    for name, value in (body.chat_template_kwargs or {}).items():
+        if name not in RESERVED_VARIABLES and tokenizer.template_uses(name):
+            variables[name] = value
+        elif name not in THINKING_SWITCHES or value or tokenizer.reasoning is not None:
+            param = f"chat_template_kwargs.{name}"
+            raise InvalidRequest(f"{param}: the model's chat template has no such variable", param=param, code="unsupported_parameter")
+    effort = body.reasoning_effort
+    if effort is not None and tokenizer.template_uses("reasoning_effort"):
+        variables.setdefault("reasoning_effort", effort)
+    elif effort == "none" and tokenizer.template_uses("enable_thinking"):
+        variables.setdefault("enable_thinking", False)
+    elif effort is not None and (effort != "none" or tokenizer.reasoning is not None):
+        message = f"reasoning_effort {effort!r}: the model's chat template has no place for it"
+        raise InvalidRequest(message, param="reasoning_effort", code="unsupported_parameter")
+    return variables
 
 
 def _template_message(index: int, message: Message, arguments_as_text: bool) -> dict[str, Any]:
@@ -52,6 +76,10 @@ def _template_message(index: int, message: Message, arguments_as_text: bool) -> 
         if value is not None:
             check_unicode(value, f"{path}.{field}")
             fields[field] = value
+    thought = message.reasoning_content or message.reasoning
+    if thought:
+        check_unicode(thought, f"{path}.reasoning_content")
+        fields["reasoning_content"] = thought
     if message.tool_calls:
         fields["tool_calls"] = [
             _template_call(f"{path}.tool_calls.{place}", call, arguments_as_text) for place, call in enumerate(message.tool_calls)

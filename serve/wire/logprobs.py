@@ -45,8 +45,9 @@ class OffsetTracker:
         return start
 
 
-def chat_logprobs(entries: Sequence[LogprobEntry], tokenizer: Tokenizer) -> ChatLogprobs:
-    return ChatLogprobs(content=[_content_logprob(entry, tokenizer) for entry in entries])
+def chat_logprobs(entries: Sequence[LogprobEntry], of_thought: Sequence[LogprobEntry], tokenizer: Tokenizer) -> ChatLogprobs:
+    thought = [_content_logprob(entry, tokenizer) for entry in of_thought]
+    return ChatLogprobs(content=[_content_logprob(entry, tokenizer) for entry in entries], reasoning_content=thought or None)
 
 
 def completion_logprobs(entries: Sequence[LogprobEntry], tokenizer: Tokenizer) -> TextLogprobs:

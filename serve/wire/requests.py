@@ -14,7 +14,7 @@ from app.models.sampling import with_parameters
 from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, UsedTier
 from app.tokenizer import Tokenizer
 from serve.wire.logprobs import OffsetTracker
-from serve.wire.structured import StructuredOutput, structured_output_of
+from serve.wire.structured import StructuredOutput, structured_output_of, thought_of
 
 DEFAULT_MAX_TOKENS = 16  # of a completion without max_tokens, as with OpenAI
 
@@ -43,7 +43,8 @@ class AnswerOptions:
     metadata: dict[str, str] | None = None
 
 
-def chat_options(body: ChatRequest, tokenizer: Tokenizer) -> AnswerOptions:
+def chat_options(body: ChatRequest, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> AnswerOptions:
+    """Raises `InvalidRequest`. `prompt` are the token ids of the conversation."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
@@ -54,7 +55,7 @@ def chat_options(body: ChatRequest, tokenizer: Tokenizer) -> AnswerOptions:
         samples=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         tier=used_tier(body.service_tier),
-        structured=structured_output_of(body, tokenizer),
+        structured=structured_output_of(body, tokenizer, thought_of(tokenizer, prompt)),
         metadata=body.metadata,
     )
 

@@ -5,12 +5,13 @@ Knows no engine, and of the tokenizer only how the model's chat template writes 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from app.errors import InvalidRequest
 from app.forms.grammar import json_grammar
 from app.forms.parser import ToolCallParser
+from app.forms.reasoning import ReasoningFormat, ThoughtSplitter, after_thought
 from app.forms.tools import ToolFormat, ToolsUnsupported
 from app.forms.validation import combined_problem, schema_problem
 from app.schemas import ChatRequest, NamedTool, Tool
@@ -19,8 +20,17 @@ from app.tokenizer import Tokenizer
 
 # Each of these bans or forces tokens, or ends the answer, whatever the grammar requires at that point.
 INCOMPATIBLE_FIELDS = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids")
+PROMPT_END_TOKENS = 16  # in which a template opens or closes a thought
 MAX_CACHED_SCHEMAS = 256
 MAX_CACHED_SCHEMA_CHARS = 65_536  # longer schemas are checked anew each time
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """How the model marks a thought, and whether the prompt has opened it."""
+
+    format: ReasoningFormat
+    opened: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,10 @@ class StructuredOutput:
     grammar: str | None = None  # None: the answer is unconstrained
     tool_format: ToolFormat | None = None  # how the model writes tool calls; None: it has no tools
     must_call: bool = False  # the answer consists of tool calls only
+    thought: Thought | None = None  # what may come before the answer
+
+    def thought_splitter(self) -> ThoughtSplitter | None:
+        return None if self.thought is None else ThoughtSplitter(self.thought.format, self.thought.opened)
 
     def tool_call_parser(self) -> ToolCallParser | None:
         return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call)
@@ -40,8 +54,17 @@ def visible_tools(body: ChatRequest) -> list[Tool] | None:
     return None if body.tool_choice == "none" else body.tools or None
 
 
-def structured_output_of(body: ChatRequest, tokenizer: Tokenizer) -> StructuredOutput:
-    """Raises `InvalidRequest`, naming the field, for what cannot be done."""
+def thought_of(tokenizer: Tokenizer, prompt: Sequence[int]) -> Thought | None:
+    """The thought that may begin the answer to this prompt; None if the model does not think, or the prompt has closed its thought."""
+    format = tokenizer.reasoning
+    if format is None:
+        return None
+    end = tokenizer.decode(list(prompt[-PROMPT_END_TOKENS:])).rstrip()
+    return None if end.endswith(format.close) else Thought(format, format.is_opened_by(end))
+
+
+def structured_output_of(body: ChatRequest, tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
+    """What follows a thought has the form that the request asks for. Raises `InvalidRequest`, naming the field, for what cannot be done."""
     _check_tools(body)
     tools = visible_tools(body)
     structured = _json_output(body) if tools is None else _tool_call_output(body, tools, tokenizer)
@@ -50,7 +73,10 @@ def structured_output_of(body: ChatRequest, tokenizer: Tokenizer) -> StructuredO
         for field in INCOMPATIBLE_FIELDS:
             if getattr(body, field):
                 raise InvalidRequest(f"{field} cannot be combined with {cause}: a grammar decides which tokens may follow", param=field)
-    return structured
+        if thought is not None and (tools is None or structured.must_call):  # text that may end in calls has room for a thought
+            grammar = after_thought(structured.grammar, thought.format, tokenizer.added_tokens, thought.opened)
+            structured = replace(structured, grammar=grammar)
+    return replace(structured, thought=thought)
 
 
 def _json_output(body: ChatRequest) -> StructuredOutput:

@@ -22,10 +22,18 @@ def lines(body: str) -> list[Any]:
 def test_a_chat_answers_in_openais_form(served: Any) -> None:
     body = served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 3, "seed": 7, "model": "fake"}).json()
     assert body["object"] == "chat.completion"
-    message = {"role": "assistant", "content": "5/7/0 5/7/1 5/7/2 ", "refusal": None, "tool_calls": None}
+    message = {
+        "role": "assistant",
+        "content": "5/7/0 5/7/1 5/7/2 ",
+        "reasoning_content": None,
+        "reasoning": None,
+        "refusal": None,
+        "tool_calls": None,
+    }
     assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
     counts = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
-    assert body["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
+    details = {"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}}
+    assert body["usage"] == {**counts, **details}
 
 
 def test_a_stream_has_one_id_a_role_a_finish_usage_and_an_end(served: Any) -> None:

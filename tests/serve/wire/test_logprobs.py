@@ -43,6 +43,7 @@ def client(served: Any) -> openai.OpenAI:
 def test_a_chat_lists_its_tokens(served: Any) -> None:
     body = served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 2, "seed": 0, "logprobs": True, "top_logprobs": 2}).json()
     assert body["choices"][0]["logprobs"] == {
+        "reasoning_content": None,
         "content": [
             {
                 "token": "!",
@@ -236,7 +237,7 @@ def test_wrong_values_are_named(served: Any, path: str, body: dict[str, Any], pa
 
 def test_a_probability_of_zero_is_written_as_openai_does(served: Any) -> None:
     entries = [LogprobEntry(2, -math.inf, ((3, -math.inf),), 0)]
-    assert chat_logprobs(entries, served.tokenizer).content[0].top_logprobs[0].logprob == MIN_LOGPROB
+    assert chat_logprobs(entries, [], served.tokenizer).content[0].top_logprobs[0].logprob == MIN_LOGPROB
     logprobs = completion_logprobs(entries, served.tokenizer)
     assert (logprobs.token_logprobs, logprobs.top_logprobs) == ([MIN_LOGPROB], [{'"': MIN_LOGPROB, "!": MIN_LOGPROB}])
 

@@ -1,0 +1,129 @@
+"""Thoughts that a reasoning model writes before its answer: how its chat template marks them, and how they are taken out of a text.
+
+    learn_reasoning(template, special) -> ReasoningFormat | None     by the marks that the template names
+    after_thought(grammar, format, tokens, opened) -> str             a grammar that begins after the thought
+    ThoughtSplitter(format, opened).push(text), .flush()             the thought and the answer in a text that streams in
+
+Knows no tokenizer, no model and no request.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from app.forms.tools import AddedTokens, as_regex
+
+# As Qwen3, DeepSeek-R1 and SmolLM3 write them, Magistral, and older distills.
+MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningFormat:
+    """The marks around a thought."""
+
+    open: str
+    close: str
+
+    def is_opened_by(self, prompt: str) -> bool:
+        """Whether the prompt itself opens the thought, so that the answer's text begins inside of it."""
+        return prompt.rstrip().endswith(self.open)
+
+
+def learn_reasoning(template: str, special: Collection[str]) -> ReasoningFormat | None:
+    """None if the template names no marks, or marks that are special tokens, which are not part of an answer's text."""
+    for open_mark, close_mark in MARKS:
+        if close_mark in template and not {open_mark, close_mark} & set(special):
+            return ReasoningFormat(open_mark, close_mark)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitText:
+    thought: str = ""
+    answer: str = ""
+
+
+def after_thought(grammar: str, format: ReasoningFormat, tokens: AddedTokens, opened: bool) -> str:
+    """The grammar of an answer that follows `grammar` after a thought; the thought may be left out unless the prompt has `opened` it."""
+    if format.close in tokens.ids:
+        own = (format.open, format.close)
+        others = sorted(str(id) for token, id in tokens.ids.items() if token not in tokens.special and token not in own)
+        text = f"(THOUGHT? <[{','.join(others)}]>)* THOUGHT?" if others else "THOUGHT?"
+        thought = f"thought: {text} {tokens.term(format.close)}\nTHOUGHT: /(?s:.+)/"
+    else:
+        thought = f"thought[lazy]: /(?s:.*){as_regex(format.close)}/"
+    start = "thought GAP? answer" if opened else f"({tokens.term(format.open)} thought GAP?)? answer"
+    return f"start: {start}\n{thought}\nGAP: /[ \\n]{{1,4}}/\n" + grammar.replace("start:", "answer:", 1)
+
+
+class ThoughtSplitter:
+    """A state machine over the text of one answer. Text that may belong to a mark is held back until the next push or flush."""
+
+    def __init__(self, format: ReasoningFormat, opened: bool) -> None:
+        self._format = format
+        self._buffer = ""
+        self._state: Callable[[], SplitText | None] = self._read_thought if opened else self._read_beginning
+        self._is_thought_empty = True
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the answer proper has not begun."""
+        return self._state != self._read_answer
+
+    def push(self, text: str) -> SplitText:
+        self._buffer += text
+        thought, answer = "", ""
+        while (part := self._state()) is not None:
+            thought, answer = thought + part.thought, answer + part.answer
+        return SplitText(thought, answer)
+
+    def flush(self) -> SplitText:
+        """What was held back, when the answer has ended."""
+        rest, self._buffer = self._buffer, ""
+        return SplitText(thought=rest.rstrip()) if self._state == self._read_thought else SplitText(answer=rest.lstrip())
+
+    def _read_beginning(self) -> SplitText | None:
+        """Before the first letter: a thought begins with its mark, anything else is the answer."""
+        text = self._buffer.lstrip()
+        if text.startswith(self._format.open):
+            self._buffer, self._state = text.removeprefix(self._format.open), self._read_thought
+            return SplitText()
+        if self._format.open.startswith(text):
+            return None
+        self._state = self._read_answer
+        return SplitText()
+
+    def _read_thought(self) -> SplitText | None:
+        thought, close, rest = self._buffer.partition(self._format.close)
+        if close:
+            self._buffer, self._state = rest, self._read_gap
+            return SplitText(thought=self._without_leading_space(thought.rstrip()))
+        # White space at the end may come before the mark, and the end may be the beginning of the mark.
+        safe = len(thought) - _overlap(thought, self._format.close)
+        safe = len(thought[:safe].rstrip())
+        self._buffer = thought[safe:]
+        return SplitText(thought=self._without_leading_space(thought[:safe])) if safe else None
+
+    def _without_leading_space(self, thought: str) -> str:
+        if self._is_thought_empty:
+            thought = thought.lstrip()
+            self._is_thought_empty = not thought
+        return thought
+
+    def _read_gap(self) -> SplitText | None:
+        """White space between thought and answer belongs to neither."""
+        self._buffer = self._buffer.lstrip()
+        if not self._buffer:
+            return None
+        self._state = self._read_answer
+        return SplitText()
+
+    def _read_answer(self) -> SplitText | None:
+        if not self._buffer:
+            return None
+        text, self._buffer = self._buffer, ""
+        return SplitText(answer=text)
+
+
+def _overlap(text: str, mark: str) -> int:
+    """How many of the text's last characters may be the start of `mark`."""
+    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)

@@ -1,0 +1,86 @@
+"""Thoughts of reasoning models: how they are recognised, split off a stream in any pieces, and put before a grammar."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher
+
+from app.forms.grammar import json_grammar
+from app.forms.reasoning import ReasoningFormat, ThoughtSplitter, after_thought, learn_reasoning
+from app.forms.tools import AddedTokens
+from app.forms.validation import byte_tokenizer
+
+THINK = ReasoningFormat("<think>", "</think>")
+FORM = json_grammar({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]})
+
+
+def split(text: str, opened: bool, cuts: list[int]) -> tuple[str, str]:
+    splitter = ThoughtSplitter(THINK, opened)
+    bounds = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    parts = [splitter.push(text[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)] + [splitter.flush()]
+    return "".join(part.thought for part in parts), "".join(part.answer for part in parts)
+
+
+CASES = [
+    ("<think>\nso\n</think>\n\nYes.", False, "so", "Yes."),
+    ("<think></think>Yes.", False, "", "Yes."),
+    ("\n<think>a < b </thin k</think> Yes </think>", False, "a < b </thin k", "Yes </think>"),
+    ("Yes <think>no</think>", False, "", "Yes <think>no</think>"),
+    ("<thing>", False, "", "<thing>"),
+    ("<thi", False, "", "<thi"),
+    ("", False, "", ""),
+    ("so\n</think>\n\nYes.", True, "so", "Yes."),
+    ("still thinking  ", True, "still thinking", ""),
+    ("cut </thi", True, "cut </thi", ""),
+    ("a\n\nb</think>  ", True, "a\n\nb", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "opened", "thought", "answer"), CASES)
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 100), max_size=8))
+def test_a_text_is_split_alike_in_any_pieces(text: str, opened: bool, thought: str, answer: str, cuts: list[int]) -> None:
+    assert split(text, opened, cuts) == (thought, answer)
+
+
+def test_a_thought_streams_while_it_is_thought() -> None:
+    splitter = ThoughtSplitter(THINK, False)
+    assert splitter.push("<think>one two").thought == "one two" and splitter.is_thinking
+    assert splitter.push("</think>").answer == "" and splitter.is_thinking
+    assert splitter.push("Yes").answer == "Yes" and not splitter.is_thinking
+
+
+def test_marks_are_recognised_from_the_template() -> None:
+    template = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    assert learn_reasoning(template, []) == THINK
+    assert learn_reasoning("{{ content }}", []) is None
+    assert learn_reasoning(template, ["<think>", "</think>"]) is None, "special tokens are not part of an answer's text"
+    assert THINK.is_opened_by("<|assistant|><think>\n") and not THINK.is_opened_by("<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("opened", "text", "fits"),
+    [
+        (False, '{"a": true}', True),
+        (False, '<think>so {"a" </think>\n\n{"a": true}', True),
+        (False, 'so</think>{"a": true}', False),
+        (True, 'so {"a": 1}</think>{"a": true}', True),
+        (True, "so</think>Yes", False),
+        (True, '</think>\n{"a": false}', True),
+    ],
+)
+def test_a_form_begins_after_the_thought(opened: bool, text: str, fits: bool) -> None:
+    grammar = after_thought(FORM, THINK, AddedTokens({}, frozenset(), frozenset()), opened)
+    matcher = LLMatcher(byte_tokenizer(), grammar, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    taken = matcher.try_consume_tokens(list(text.encode()))
+    assert (taken == len(text.encode()) and matcher.is_accepting()) == fits
+
+
+def test_marks_that_are_added_tokens_are_written_as_tokens() -> None:
+    tokens = AddedTokens({"<think>": 7, "</think>": 8, "<tool>": 9, "<end>": 10}, frozenset({"<end>"}), frozenset({"<end>"}))
+    grammar = after_thought(FORM, THINK, tokens, False)
+    assert (
+        grammar.startswith("start: (<[7]> thought GAP?)? answer\nthought: (THOUGHT? <[9]>)* THOUGHT? <[8]>\n")
+        and "\nanswer: %json" in grammar
+    )

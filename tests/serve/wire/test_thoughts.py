@@ -1,0 +1,117 @@
+"""Reasoning models over the chat route: the thought apart from the answer, whole and streamed, with forms, tools and log-probabilities."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import pytest
+from fakes import FACTS
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hi"}]
+QWEN = (
+    "{{ bos_token }}{% if tools %}s:{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m['role'][0] + ':' }}"
+    "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m['content'] or '' }}"
+    '{% for c in m.tool_calls or [] %}<tool_call>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+    "</tool_call>{% endfor %}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+)
+RING = {"type": "function", "function": {"name": "ring", "parameters": {"type": "object", "properties": {"times": {"type": "integer"}}}}}
+
+
+@pytest.fixture
+def thinking(served: Any) -> Any:
+    served.tokenizer.base.chat_template = QWEN
+    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    return served
+
+
+def say(served: Any, text: str, size: int = 5) -> None:
+    served.engine.script = [(text[at : at + size], (3,)) for at in range(0, len(text), size)]
+
+
+def ask(served: Any, **fields: Any) -> Any:
+    answer = served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 40, "seed": 1, **fields})
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def prompt_of(served: Any) -> str:
+    return str(served.tokenizer.decode(list(served.engine.submitted[-1].prompt)))
+
+
+def test_a_thought_stands_apart(thinking: Any) -> None:
+    say(thinking, "<think>Two and two.</think>\n\nFour.")
+    body = ask(thinking, logprobs=True).json()
+    (choice,) = body["choices"]
+    assert choice["message"]["content"] == "Four."
+    assert choice["message"]["reasoning_content"] == choice["message"]["reasoning"] == "Two and two."
+    used, logprobs = body["usage"], choice["logprobs"]
+    thought_tokens = used["completion_tokens_details"]["reasoning_tokens"]
+    assert 0 < thought_tokens < used["completion_tokens"]
+    assert len(logprobs["reasoning_content"]) == thought_tokens
+    assert len(logprobs["content"]) + thought_tokens == used["completion_tokens"]
+
+
+def test_a_streamed_thought_stands_apart(thinking: Any) -> None:
+    say(thinking, "<think>Two and two.</think>\n\nFour.", 3)
+    lines = ask(thinking, stream=True).text.splitlines()
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Four."
+    for name in ("reasoning_content", "reasoning"):
+        assert "".join(delta.get(name, "") for delta in deltas) == "Two and two."
+    assert not [delta for delta in deltas if delta.get("content") and delta.get("reasoning")]
+
+
+def test_an_answer_cut_in_its_thought_has_no_content(thinking: Any) -> None:
+    say(thinking, "<think>Two and two")
+    message = ask(thinking).json()["choices"][0]["message"]
+    assert (message["content"], message["reasoning"]) == ("", "Two and two")
+
+
+def test_thinking_may_be_turned_off_in_two_ways(thinking: Any) -> None:
+    for fields in ({"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}):
+        say(thinking, "<think>")
+        message = ask(thinking, **fields).json()["choices"][0]["message"]
+        assert prompt_of(thinking).endswith("a:<think></think>")
+        assert message["content"] == "<think>" and message["reasoning"] is None, "the prompt has closed the thought"
+
+
+def test_what_the_template_has_no_place_for_is_refused_by_name(thinking: Any) -> None:
+    for fields, param in (
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"chat_template_kwargs": {"budget": 3}}, "chat_template_kwargs.budget"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    ):
+        error = thinking.client.post(CHAT, json={"messages": HELLO, **fields}).json()["error"]
+        assert (error["param"], error["code"]) == (param, "unsupported_parameter")
+
+
+def test_effort_reaches_a_template_that_has_a_place_for_it(thinking: Any) -> None:
+    thinking.tokenizer.base.chat_template = "{{ reasoning_effort | default('medium') }};" + QWEN
+    ask(thinking, reasoning_effort="high")
+    assert prompt_of(thinking).startswith("high;")
+
+
+def test_a_model_that_does_not_think_does_what_no_thought_asks_for(served: Any) -> None:
+    for fields in ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):
+        assert ask(served, **fields).json()["choices"][0]["message"]["reasoning"] is None
+    assert served.client.post(CHAT, json={"messages": HELLO, "chat_template_kwargs": {"enable_thinking": True}}).status_code == 400
+
+
+def test_a_thought_that_comes_back_reaches_the_template(thinking: Any) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "Four.", "reasoning_content": "Two and two."}]
+    ask(thinking, messages=messages)
+    assert prompt_of(thinking) == "u:hia:<think>Two and two.</think>Four.a:"
+
+
+def test_a_form_and_a_call_come_after_the_thought(thinking: Any) -> None:
+    say(thinking, '<think>{"a"</think>{"a": 1}')
+    body = ask(thinking, response_format={"type": "json_object"}).json()
+    assert body["choices"][0]["message"]["content"] == '{"a": 1}'
+    assert "thought" in thinking.engine.submitted[-1].grammar
+    say(thinking, '<think><tool_call></think>\n<tool_call>{"name": "ring", "arguments": {"times": 2}}</tool_call>')
+    for choice in ("auto", "required"):
+        message = ask(thinking, tools=[RING], tool_choice=choice).json()["choices"][0]["message"]
+        assert message["reasoning"] == "<tool_call>" and message["tool_calls"][0]["function"]["name"] == "ring"
