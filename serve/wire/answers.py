@@ -204,16 +204,17 @@ def queue_comment(event: Waiting) -> str:
 
 async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: UsageChunks) -> AsyncIterator[str]:
     """The server-sent events of an answer. A failure in mid-stream is sent as an error event; `[DONE]` always ends the stream."""
+    named: set[int] = set()  # choices whose role was sent: with their first token, as clients time the first chunk
     try:
-        if answer.options.chat:
-            for index in range(len(answer.job_ids)):
-                yield answer.chunk([answer.first_choice(index)], usage_chunks)
         async for event in events:
             if isinstance(event, Waiting):
                 if not any(choice.started for choice in answer.choices):
                     yield queue_comment(event)
                 continue
             index, delta = answer.add(event)
+            if answer.options.chat and index not in named:
+                named.add(index)
+                yield answer.chunk([answer.first_choice(index)], usage_chunks)
             if delta.text or delta.entries or delta.calls or delta.thought or delta.thought_entries:
                 yield answer.chunk([answer.delta_choice(index, delta)], usage_chunks)
             if answer.choices[index].finish_reason is not None:

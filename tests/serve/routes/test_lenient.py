@@ -121,7 +121,7 @@ def test_usage_so_far_is_in_every_chunk(served: Any) -> None:
     lines = ask(served, CHAT, messages=HELLO, max_tokens=3, stream=True, stream_options=options).text.splitlines()
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
-    assert counts[0] == 0 and counts == sorted(counts) and counts[-1] == max(counts) > 0 and not chunks[-1]["choices"]
+    assert counts[0] == 1 and counts == sorted(counts) and counts[-1] == max(counts) > 0 and not chunks[-1]["choices"]
 
 
 def zipped(body: bytes) -> bytes:
