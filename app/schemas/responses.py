@@ -194,7 +194,7 @@ class ResponsesRequest(SamplingFields):
     )
     metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
     max_tool_calls: Int | None = Field(None, ge=1, description="limits built-in tools, of which there are none")
-    n: Literal[1] | None = Field(None, description="1 only: a response is one answer")
+    n: Int | None = Field(None, ge=1, le=1, description="1 only: a response is one answer")
     stream_options: ResponsesStreamOptions | None = Field(None, description="only with stream")
     store: bool | None = Field(None, description="false, also when left out: no response is stored")
     background: bool | None = Field(None, description="false only: the answer is computed while its client waits")

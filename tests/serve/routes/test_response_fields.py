@@ -314,6 +314,7 @@ def test_values_that_change_nothing_are_accepted(strictly_served: Any, fields: d
         ({"max_tokens": 3}, "max_tokens", "not supported"),
         ({"messages": [USER]}, "messages", "not supported"),
         ({"n": 2}, "n", "1"),
+        ({"n": True}, "n", "integer"),
         ({"stream_options": {}}, "stream_options", "stream: true"),
         ({"input": "  "}, "input", "empty or blank"),
         ({"input": []}, "input", "at least 1"),
