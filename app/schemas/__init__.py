@@ -32,6 +32,8 @@ from app.schemas.messages import (
     ToolCall,
     ToolChoice,
 )
+from app.schemas.reply import ResponsesAnswer
+from app.schemas.responses import ResponsesRequest
 from app.schemas.scoring import (
     MIN_SCORED_TOKENS,
     Direction,
@@ -116,6 +118,8 @@ __all__ = [
     "Rate",
     "Readiness",
     "ResponseFormat",
+    "ResponsesAnswer",
+    "ResponsesRequest",
     "SamplingFields",
     "SamplingParameters",
     "Score",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from app.schemas import ChatRequest, CompletionRequest, GenerateRequest, ScoreRequest
+from app.schemas import ChatRequest, CompletionRequest, GenerateRequest, ResponsesRequest, ScoreRequest
 
 Values = tuple[object, ...]
 
@@ -13,10 +13,12 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "add_generation_prompt": (True,),
         "allowed_token_ids": (),
         "audio": (),
+        "background": (False,),
         "best_of": (1,),
         "cache_prompt": (True,),
         "chat_template": (),
         "chat_template_kwargs": ({},),
+        "context_management": ([],),
         "continue_final_message": (False,),
         "documents": ([],),
         "dry_multiplier": (0,),
@@ -29,6 +31,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "guided_grammar": (),
         "guided_json": (),
         "guided_regex": (),
+        "include": ([],),
         "include_stop_str_in_output": (False,),
         "json_schema": (),
         "length_penalty": (1,),
@@ -43,6 +46,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "prediction": (),
         "prompt_cache_options": (),
         "prompt_logprobs": (),
+        "reasoning": ({}, {"effort": "none"}),
         "reasoning_effort": ("none",),
         "repeat_penalty": (1,),
         "response_format": ({"type": "text"},),
@@ -51,10 +55,12 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "store": (False,),
         "structured_outputs": (),
         "suffix": ("",),
+        "text": ({}, {"format": {"type": "text"}}),
         "tfs_z": (1,),
         "tool_choice": ("none", "auto"),
         "tools": ([],),
         "truncate_prompt_tokens": (),
+        "truncation": ("disabled",),
         "typical_p": (1,),
         "use_beam_search": (False,),
         "user": (),
@@ -65,7 +71,8 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
 )
 
 
-KNOWN = frozenset(UNSUPPORTED).union(*(body.model_fields for body in (ChatRequest, CompletionRequest, GenerateRequest, ScoreRequest)))
+BODIES = (ChatRequest, CompletionRequest, GenerateRequest, ResponsesRequest, ScoreRequest)
+KNOWN = frozenset(UNSUPPORTED).union(*(body.model_fields for body in BODIES))
 
 
 def is_unsupported(path: Sequence[object]) -> bool:

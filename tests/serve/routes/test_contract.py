@@ -16,6 +16,7 @@ from serving import ENVIRONMENT, RunningServer
 ROUTES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
     "/v1/completions": {"prompt": "hi", "max_tokens": 2},
+    "/v1/responses": {"input": "hi", "max_output_tokens": 2},
     "/v1/score": {"text": "Once upon a time there was a king who had three sons."},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [5]},

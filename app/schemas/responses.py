@@ -1,0 +1,224 @@
+"""The request body of /v1/responses: OpenAI's Responses API without storage. Each request carries the whole conversation in its input."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
+
+from app.schemas.generation import PLACE, THIEF_SCHEMA, SamplingFields, StreamOptions
+from app.schemas.messages import Function, Metadata, Name, Schema
+from app.schemas.wire import Int, Wire
+
+MAX_ITEMS = 1023  # with the instructions, the 1024 messages that a chat may have
+PARTS = ("input_text", "output_text", "text")
+ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+NOTHING_STORED = "null only: nothing is stored; send the earlier items again, in input"
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+CallId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+def _kind(value: object) -> object:
+    """The `type` of an object as a client wrote it, or of an object that is parsed already."""
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+def _text_only(part: object) -> object:
+    kind = _kind(part)
+    if isinstance(kind, str) and kind not in PARTS:
+        raise ValueError(f"a content part of type {kind[:40]!r} is not supported; only {', '.join(PARTS)} are")
+    return part
+
+
+def _supported_item(item: object) -> object:
+    kind = _kind(item)
+    if isinstance(kind, str) and kind not in ITEMS:
+        raise ValueError(f"an item of type {kind[:40]!r} is not supported; only {', '.join(ITEMS)} are")
+    return item
+
+
+def _functions_only(tool: object) -> object:
+    kind = _kind(tool)
+    if isinstance(kind, str) and kind != "function":
+        raise ValueError(f"a tool of type {kind[:40]!r} is not supported; only tools of type 'function' are")
+    return tool
+
+
+# The brackets mark the tags as names of union members, which are left out of the path of a field in an error.
+def _item_tag(item: object) -> str:
+    kind = _kind(item)
+    return f"[{kind}]" if isinstance(kind, str) and kind in ITEMS else "[message]"  # a message may omit its type
+
+
+def _choice_tag(choice: object) -> str:
+    return "[word]" if isinstance(choice, str) else "[function]"
+
+
+def _format_tag(format: object) -> str:
+    return "[schema]" if _kind(format) == "json_schema" else "[plain]"
+
+
+class InputPart(Wire):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: list[JsonValue] | None = Field(None, description="of an earlier answer; not shown to the model")
+    logprobs: list[JsonValue] | None = Field(None, description="of an earlier answer; not shown to the model")
+
+
+Content = str | list[Annotated[InputPart, BeforeValidator(_text_only)]]
+
+
+def text_of(content: Content) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+class InputItem(Wire):
+    """What items have when a client sends back those of an earlier answer."""
+
+    id: str | None = Field(None, description="of an earlier answer; not needed")
+    status: ItemStatus | None = Field(None, description="of an earlier answer; not needed")
+
+
+class InputMessage(InputItem):
+    type: Literal["message"] | None = None
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is rendered as system")
+    content: Content = Field(description="text, or parts of type input_text and output_text")
+
+
+class FunctionCallItem(InputItem):
+    """A tool call of the assistant. Calls that follow each other, or a message of the assistant, become one message."""
+
+    type: Literal["function_call"]
+    call_id: CallId
+    name: Name
+    arguments: str = Field(description="a JSON object, as a string")
+
+
+class FunctionCallOutput(InputItem):
+    type: Literal["function_call_output"]
+    call_id: CallId | None = Field(None, description="of the call whose result this is; the next unanswered call when left out")
+    output: Content = Field(description="the result: text, or parts of type input_text")
+
+
+class ReasoningItem(Wire):
+    """A thought of an earlier answer. It is not shown to the model."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["reasoning"]
+
+
+Item = Annotated[
+    Annotated[InputMessage, Tag("[message]")]
+    | Annotated[FunctionCallItem, Tag("[function_call]")]
+    | Annotated[FunctionCallOutput, Tag("[function_call_output]")]
+    | Annotated[ReasoningItem, Tag("[reasoning]")],
+    Discriminator(_item_tag),
+    BeforeValidator(_supported_item),
+]
+
+
+class FunctionTool(Function):
+    type: Literal["function"]
+
+
+class NamedFunctionTool(Wire):
+    type: Literal["function"]
+    name: Name
+
+
+ResponsesToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("[word]")] | Annotated[NamedFunctionTool, Tag("[function]")],
+    Discriminator(_choice_tag),
+]
+
+
+class PlainFormat(Wire):
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(Wire):
+    type: Literal["json_schema"]
+    name: Name = Field(description="for your own records; not shown to the model")
+    schema_: Schema = Field(alias="schema", description="JSON schema that the answer conforms to")
+    description: str | None = Field(None, description="for your own records; not shown to the model")
+    strict: bool | None = Field(None, description="true or false: the answer always conforms to the schema")
+
+
+class TextOptions(Wire):
+    """The form of the answer. It is enforced, but not shown to the model: describe it in the conversation as well."""
+
+    format: (
+        Annotated[
+            Annotated[PlainFormat, Tag("[plain]")] | Annotated[SchemaFormat, Tag("[schema]")],
+            Discriminator(_format_tag),
+        ]
+        | None
+    ) = Field(None, description="any text when left out")
+    verbosity: Literal["medium"] | None = Field(None, description="medium only: the conversation says how long an answer should be")
+
+
+class Reasoning(Wire):
+    effort: Literal["none"] | None = Field(None, description="none only")
+    summary: None = Field(None, description="null only, like generate_summary")
+    generate_summary: None = None
+
+
+class ResponsesStreamOptions(StreamOptions):
+    include_usage: Literal[True] | None = Field(None, description="true only: the last event always has the token counts")
+    continuous_usage_stats: Literal[False] | None = Field(None, description="false only")
+
+
+class ResponsesRequest(SamplingFields):
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)] = Field(
+        description="what the user says, or the items of the conversation so far, the oldest first"
+    )
+    instructions: str | None = Field(None, description="a system message in front of the input")
+    max_output_tokens: Int | None = Field(
+        None, ge=1, description="limit of the answer in tokens; when left out, what the context leaves after the prompt"
+    )
+    text: TextOptions | None = Field(None, description="the form of the answer")
+    tools: list[Annotated[FunctionTool, BeforeValidator(_functions_only)]] | None = Field(
+        None, max_length=128, description="functions that the model may call"
+    )
+    tool_choice: ResponsesToolChoice | None = Field(
+        None, description="auto, none, required, or the one function to call; auto when left out"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
+    include: list[Literal["message.output_text.logprobs"]] | None = Field(
+        None, max_length=16, description="message.output_text.logprobs only: return the log-probability of each token of the answer"
+    )
+    top_logprobs: Int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="return log-probabilities, and those of this many most likely tokens at each position; not with tools",
+    )
+    metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
+    max_tool_calls: Int | None = Field(None, ge=1, description="limits built-in tools, of which there are none")
+    n: Int | None = Field(None, ge=1, le=1, description="1 only: a response is one answer")
+    stream_options: ResponsesStreamOptions | None = Field(None, description="only with stream")
+    store: bool | None = Field(None, description="false, also when left out: no response is stored")
+    background: bool | None = Field(None, description="false only: the answer is computed while its client waits")
+    truncation: Literal["disabled", "auto"] | None = Field(None, description="disabled only: input that does not fit is refused, never cut")
+    reasoning: Reasoning | None = Field(None, description="values without an effect only")
+    previous_response_id: None = Field(None, description=NOTHING_STORED)
+    conversation: None = Field(None, description=NOTHING_STORED)
+    prompt: None = Field(None, description="null only: no prompts are stored; write them in instructions and input")
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"input": "Tell me a story about a fox and a crow.", "max_output_tokens": 120, "seed": 7},
+                {
+                    "instructions": "You are a judge.",
+                    "input": [{"role": "user", "content": [{"type": "input_text", "text": "Who stole the cheese?"}]}],
+                    "text": {"format": {"type": "json_schema", "name": "thief", "schema": THIEF_SCHEMA}},
+                    "max_output_tokens": 60,
+                },
+                {
+                    "input": "What is the weather in the wood?",
+                    "tools": [{"type": "function", "name": "weather", "description": "The weather at a place.", "parameters": PLACE}],
+                    "max_output_tokens": 60,
+                },
+            ]
+        }
+    )
