@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from app.schemas import ChatRequest, CompletionRequest, GenerateRequest, ScoreRequest
+from app.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, ScoreRequest
 
 Values = tuple[object, ...]
 
@@ -22,6 +22,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "dry_multiplier": (0,),
         "dynatemp_range": (0,),
         "echo": (False,),
+        "embd_normalize": (2,),
         "function_call": ("none", "auto"),
         "functions": ([],),
         "grammar": ("",),
@@ -38,6 +39,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "modalities": (["text"],),
         "moderation": (),
         "no_repeat_ngram_size": (0,),
+        "normalize": (True,),
         "num_return_sequences": (1,),
         "parallel_tool_calls": (True, False),
         "prediction": (),
@@ -65,7 +67,8 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
 )
 
 
-KNOWN = frozenset(UNSUPPORTED).union(*(body.model_fields for body in (ChatRequest, CompletionRequest, GenerateRequest, ScoreRequest)))
+BODIES = (ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, ScoreRequest)
+KNOWN = frozenset(UNSUPPORTED).union(*(body.model_fields for body in BODIES))
 
 
 def is_unsupported(path: Sequence[object]) -> bool:
