@@ -1,6 +1,7 @@
 """An engine without a model and a worker without a process, for tests of the routes and the router."""
 
 import asyncio
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ from app.engine.request import (
     Columns,
     Decision,
     Delta,
+    Embed,
+    Embedded,
     Event,
     Facts,
     Failed,
@@ -27,7 +30,7 @@ from app.engine.request import (
 from app.errors import EngineFailed
 from serve.workers.router import Router
 
-FACTS = Facts("fake", 64, 2, "none", "float32", "cpu", "fake-base", True)
+FACTS = Facts("fake", 64, 2, "none", "float32", "cpu", "fake-base", True, hidden_size=3)
 DEAD_PID = 2**22 + 1  # above the largest possible pid, so no process has it
 
 
@@ -40,6 +43,11 @@ def columns_of(job: Score) -> Columns:
     count = len(job.tokens) - 1
     crossed = (2.0,) * count if job.observe else ()
     return Columns(tuple(-token / 100 for token in job.tokens[1:]), (1,) * count, (-1.0,) * count, (1.0,) * count, crossed)
+
+
+def vector_of(job: Embed) -> tuple[float, float, float]:
+    """The fake engine's embedding: number of tokens, last token, and a third that float32 rounds, with the sign of the pooling."""
+    return len(job.tokens), job.tokens[-1], 0.1 if job.pooling == "mean" else -0.1
 
 
 def logprob_of(job: Generate, index: int) -> TokenLogprob:
@@ -99,6 +107,10 @@ class FakeEngine:
         if isinstance(job, Score):
             del self.jobs[job.id]
             return Failed(job.id, EngineFailed("poisoned")) if self.poison in job.tokens else Scored(job.id, columns_of(job))
+        if isinstance(job, Embed):
+            del self.jobs[job.id]
+            poisoned = self.poison in job.tokens
+            return Failed(job.id, EngineFailed("poisoned")) if poisoned else Embedded(job.id, struct.pack("<3f", *vector_of(job)))
         if self.poison in job.prompt:
             del self.jobs[job.id]
             return Failed(job.id, EngineFailed("poisoned"))

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import httpx
+import numpy as np
 import openai
 import psutil
 import pytest
@@ -210,6 +211,26 @@ def test_the_models_own_text_scores_as_more_likely_than_a_persons(server: Runnin
     )
     assert machine["perplexity"] < person["perplexity"] / 2 and machine["log_rank"] < person["log_rank"] / 2
     assert machine["fast_detect"] > person["fast_detect"] + 2
+
+
+def test_embeddings_are_what_the_documents_say(client: openai.OpenAI) -> None:
+    """A text is nearest to the one that says the same; unrelated ones are near, too; the last state is that of the full stop."""
+    pairs = [
+        "The cat sleeps on the warm sofa.",
+        "A kitten is napping on the couch.",
+        "The bank raised its interest rates again.",
+        "Central banks increased the cost of borrowing.",
+        "Bake the bread for forty minutes in a hot oven.",
+        "The loaf should stay in the oven for two thirds of an hour.",
+    ]
+    for pooling in ("mean", "last"):
+        answer = client.embeddings.create(model=NAME, input=[*pairs, pairs[0].rstrip(".")], extra_body={"pooling": pooling})
+        vectors = np.array([item.embedding for item in answer.data])
+        similarities = vectors @ vectors.T - 2 * np.eye(7)
+        assert similarities[:6, :6].argmax(1).tolist() == [1, 0, 3, 2, 5, 4]
+        unrelated = similarities[0, 2:6]
+        assert unrelated.min() > 0.5
+        assert (similarities[0, 6] > 0.95) if pooling == "mean" else (similarities[0, 6] < unrelated.min())
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(client: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""The serving loop: `step` schedules, runs one forward, and accounts for it. Chat and scoring share every step.
+"""The serving loop: `step` schedules, runs one forward, and accounts for it. Chats and texts share every step.
 
 Single-threaded; knows no processes, queues or HTTP. Text leaves it only in events.
 """
@@ -9,20 +9,21 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.batch import FlatBatch, flatten_plan, flatten_score_chunks
+from app.engine.batch import FlatBatch, flatten_plan
 from app.engine.budget import StepBudget
 from app.engine.detokenizer import Detokenize
 from app.engine.flat import FlatModel
 from app.engine.grammar import GrammarCompiler, GrammarState
 from app.engine.group import SearchGroup, create_search_group
 from app.engine.layout import layout_of
-from app.engine.request import Columns, Delta, Event, Failed, Generate, Job, Report, Scored, TokenLogprob, concatenate_columns
+from app.engine.request import Columns, Delta, Embed, Event, Failed, Generate, Job, Report, Scored, TokenLogprob
 from app.engine.sampler import SamplerRow, sample, token_logprobs
-from app.engine.scheduler import Plan, Scheduler, ScoreChunk
+from app.engine.scheduler import Plan, Scheduler
 from app.engine.slot import Slot
+from app.engine.texts import Texts
 from app.engine.threads import create_thread_count
 from app.errors import ContextTooLong, EngineFailed, InvalidRequest, LitmusError
-from app.scoring.statistics import CHUNK_ROWS, token_statistics
+from app.scoring.statistics import CHUNK_ROWS
 
 QUEUE_EVENT_INTERVAL_S = 0.5  # waiting requests get their position in the queue this often
 GRAMMAR_WAIT_S = 0.01  # a step waits at most this long for a grammar when there is nothing else to do
@@ -37,7 +38,7 @@ class EngineLimits:
 
 
 class Engine:
-    """`performer` chats and scores. `observer`, if there is one, only computes statistics of texts (for `Score.observe`)."""
+    """`performer` chats, scores and embeds. `observer`, if there is one, only computes statistics of texts (for `Score.observe`)."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Engine:
         self.limits = limits
         self.scheduler = Scheduler([Slot(index) for index in range(limits.slots)], StepBudget(limits.step_tokens, limits.stretch))
         self._vocabulary = min(model.vocabulary for model in (performer, observer) if model is not None)
+        self._texts = Texts(performer, observer, limits.context)
         self._detokenize = detokenize
         self._end_tokens = end_tokens  # of the model; a request may add stop tokens
         self._grammar_compiler = grammar_compiler
@@ -141,7 +143,16 @@ class Engine:
         tokens, field = (job.prompt, "prompt") if isinstance(job, Generate) else (job.tokens, "input")
         if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
             return InvalidRequest(f"the {field} has a token outside the model's vocabulary of {self._vocabulary} tokens", param=field)
+        if isinstance(job, Embed):
+            return self._embed_error_of(job)
         return self._generate_error_of(job) if isinstance(job, Generate) else None
+
+    def _embed_error_of(self, job: Embed) -> LitmusError | None:
+        if not job.tokens:
+            return InvalidRequest("the input needs at least one token", param="input")
+        if len(job.tokens) > self.limits.context:
+            return ContextTooLong(f"the input has {len(job.tokens)} tokens, the context holds {self.limits.context}", param="input")
+        return None
 
     def _generate_error_of(self, job: Generate) -> LitmusError | None:
         if not job.prompt or job.max_tokens < 1:
@@ -180,7 +191,9 @@ class Engine:
         layout = layout_of([(slot.index, slot.length) for slot in plan.decodes], batch.spans, self.limits.context, self.performer.device)
         hidden = self.performer.forward(batch.ids, batch.positions, layout)
         self._finish_slots(plan, batch, hidden, events)
-        self._account_texts(batch, hidden, events)
+        for text, event in self._texts.account(batch, hidden):
+            self.scheduler.finish_text(text)
+            events.append(event)
 
     def _finish_slots(self, plan: Plan, batch: FlatBatch, hidden: torch.Tensor, events: list[Event]) -> None:
         """`hidden` are the states `[rows, hidden]` of the whole step."""
@@ -267,30 +280,3 @@ class Engine:
         if request.ignore_eos:
             return request.stop_tokens
         return self._end_tokens | request.stop_tokens if request.stop_tokens else self._end_tokens
-
-    def _account_texts(self, batch: FlatBatch, hidden: torch.Tensor, events: list[Event]) -> None:
-        """Compute the statistics of the step's score chunks; a text whose last chunk this was is finished."""
-        observer_states = self._observe([chunk for _, chunk in batch.score_chunks])
-        for span, chunk in batch.score_chunks:
-            text, window = chunk.text, chunk.window
-            first, last = max(window.scored_from, chunk.start + 1), min(chunk.end + 1, window.end)
-            if first < last:  # statistics of tokens [first, last), each from the hidden state of the token before it
-                before = slice(first - 1 - chunk.start, last - 1 - chunk.start)
-                targets = torch.tensor(text.job.tokens[first:last], device=hidden.device)
-                states = observer_states.get(id(chunk))
-                observed = (states[before], self.observer.head) if states is not None and self.observer is not None else None
-                performer_states = hidden[span.row_start : span.row_end][before]
-                text.columns.append(token_statistics(performer_states, targets, self.performer.head, observed))
-            if not text.windows and chunk.end == window.end:
-                self.scheduler.finish_text(text)
-                events.append(Scored(text.job.id, concatenate_columns(text.columns)))
-
-    def _observe(self, chunks: list[ScoreChunk]) -> dict[int, torch.Tensor]:
-        """The observer's hidden states of the chunks whose jobs ask for them, by the chunks' `id()`."""
-        observed = [chunk for chunk in chunks if chunk.text.job.observe]
-        if not observed or self.observer is None:
-            return {}
-        batch = flatten_score_chunks(observed, self.observer.scoring_slot)
-        layout = layout_of([], batch.spans, self.limits.context, self.observer.device)
-        hidden = self.observer.forward(batch.ids, batch.positions, layout)
-        return {id(chunk): hidden[span.row_start : span.row_end] for span, chunk in batch.score_chunks}

@@ -47,6 +47,7 @@ class FlatModel:
         self.attention = attention
         self.device: torch.device = model.device
         self.slots = 0
+        self.hidden_size = 0
         self._decoder = decoder
         self._head: nn.Module = model.get_output_embeddings()
 
@@ -119,7 +120,9 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
         )
     flat = _optimize(model, attention)
     _allocate_cache(flat, limits)
-    _check_logits(name, "in chunks and decode steps", flat.head(_forward_in_chunks(flat, ids, limits.context)), expected)
+    hidden = _forward_in_chunks(flat, ids, limits.context)
+    _check_logits(name, "in chunks and decode steps", flat.head(hidden), expected)
+    flat.hidden_size = hidden.shape[-1]
     return flat
 
 

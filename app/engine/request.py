@@ -13,6 +13,7 @@ from app.errors import LitmusError
 Finish = Literal["stop", "length"]
 Tier = Literal["default", "flex"]
 Stage = Literal["idle", "prefill", "decode"]
+Pooling = Literal["mean", "last"]
 WeightFormat = Literal["float", "bitsandbytes", "gguf"]
 MAX_TOP = 20  # likeliest tokens whose log-probabilities a request may ask for, beside each token
 
@@ -103,6 +104,21 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Embed:
+    """Pool the hidden states of `tokens` after the last norm: their mean, or that of the last token. They have to fit the context."""
+
+    id: str
+    tokens: tuple[int, ...]
+    pooling: Pooling = "mean"
+    tier: Tier = "default"
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """All tokens are read in one window; none of them is scored."""
+        return (Window(0, len(self.tokens), len(self.tokens)),)
+
+
+@dataclass(frozen=True, slots=True)
 class Inspect:
     """Asks for a `Report`."""
 
@@ -161,6 +177,12 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    id: str
+    vector: bytes  # of length 1; float32, little-endian
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """A request that has no slot yet. `position` 1 is the next one; `wait_s` is estimated from recent releases of slots, None before
     there are enough.
@@ -209,7 +231,7 @@ class Report:
     id: str
     slots: tuple[SlotReport, ...]
     waiting: tuple[Waiting, ...]
-    texts: int  # being scored or waiting to be
+    texts: int  # being scored or embedded, or waiting to be
     decisions: tuple[Decision, ...]
 
 
@@ -243,7 +265,8 @@ class Facts:
     sampling: SamplingParams = SamplingParams()  # of a request that names no sampling parameter
     weights: Weights = Weights()
     observer_weights: Weights | None = None
+    hidden_size: int = 0  # values of a hidden state
 
 
-Job = Generate | Score
-Event = Delta | Scored | Waiting | Failed | Report
+Job = Generate | Score | Embed
+Event = Delta | Scored | Embedded | Waiting | Failed | Report

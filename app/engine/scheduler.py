@@ -1,8 +1,7 @@
 """Chooses what runs in the next step. Policy only, decided from lengths, limits and a clock. Standard library, no torch.
 
 Every decoding slot runs in every step. The tokens that the budget allows beside them go to prompts and to texts to score, in turns. A
-free slot goes to the request that ranks first: continuing conversations, then new ones, then `flex` work. A waiting request gains
-priority with age.
+free slot goes to the request that ranks first: continuing conversations, then new ones, then `flex` work; age raises its priority.
 """
 
 import time
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from app.engine.budget import StepBudget
 from app.engine.detokenizer import Detokenize
 from app.engine.placement import Placement, continues_conversation, place
-from app.engine.request import Columns, Decision, Generate, Score, Waiting, Window
+from app.engine.request import Columns, Decision, Embed, Generate, Job, Score, Waiting, Window
 from app.engine.slot import Slot, common_prefix_length
 
 AGE_S = 5.0  # a request that has waited this long ranks one priority class higher
@@ -37,13 +36,14 @@ class WaitingRequest:
 
 @dataclass(slots=True, eq=False)
 class TextState:
-    """A text being scored, and how far it has come."""
+    """A text being scored or embedded, and how far it has come."""
 
-    job: Score
+    job: Score | Embed
     windows: deque[Window]  # not finished yet
     arrived_s: float
     computed: int = 0  # tokens of the first of these windows that have been computed
-    columns: list[Columns] = field(default_factory=list)  # statistics of the chunks computed so far, in order
+    columns: list[Columns] = field(default_factory=list)  # to score: statistics of the chunks computed so far, in order
+    pooled: list[float] = field(default_factory=list)  # to embed: the sum of the hidden states so far, or the last of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Scheduler:
         self._releases = 0
         self._release_times_s: deque[float] = deque(maxlen=RECENT_RELEASES)
 
-    def add(self, job: Generate | Score) -> None:
+    def add(self, job: Job) -> None:
         if self.idle:  # releases before an idle time say nothing about the wait after it
             self._release_times_s.clear()
         if isinstance(job, Generate):
@@ -162,7 +162,7 @@ class Scheduler:
 
     @property
     def text_count(self) -> int:
-        """Texts being scored or waiting to be."""
+        """Texts being scored or embedded, or waiting to be."""
         return len(self._texts)
 
     def queue(self) -> list[Waiting]:
@@ -194,7 +194,7 @@ class Scheduler:
         return plan
 
     def finish_text(self, text: TextState) -> None:
-        """Forget a text that is scored completely, or no longer wanted."""
+        """Forget a text that is read completely, or no longer wanted."""
         self._texts.remove(text)
         if self._cached_text is text:
             self._cached_text = None

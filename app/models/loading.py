@@ -115,6 +115,7 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         sampling=sampling,
         weights=performer.weights,
         observer_weights=None if engine.observer is None else engine.observer.weights,
+        hidden_size=performer.hidden_size,
     )
 
 

@@ -3,6 +3,7 @@
 Knows no engine and no server. A field that Litmus does not act on has no place here, so `extra="forbid"` refuses it by name.
 """
 
+from app.schemas.embeddings import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from app.schemas.generate import GenerateRequest, GenerateResponse
 from app.schemas.generation import (
     AnswerMessage,
@@ -98,6 +99,10 @@ __all__ = [
     "DetokenizeRequest",
     "DetokenizeResponse",
     "Direction",
+    "Embedding",
+    "EmbeddingRequest",
+    "EmbeddingResponse",
+    "EmbeddingUsage",
     "ErrorBody",
     "ErrorResponse",
     "FinishReason",

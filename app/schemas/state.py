@@ -25,7 +25,7 @@ CARD_EXAMPLE: JsonDict = {
     "chat": True,
     "tools": "template",
     "methods": ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"],
-    "capabilities": ["chat", "completions", "score", "tools", "structured_output", "beam_search", "contrastive_search"],
+    "capabilities": ["chat", "completions", "score", "embeddings", "tools", "structured_output", "beam_search", "contrastive_search"],
     "default_sampling_params": {
         "temperature": 0.7,
         "top_p": 0.9,
@@ -67,7 +67,7 @@ SLOTS_EXAMPLE: JsonDict = {
 }
 
 
-Capability = Literal["chat", "completions", "score", "tools", "structured_output", "beam_search", "contrastive_search"]
+Capability = Literal["chat", "completions", "score", "embeddings", "tools", "structured_output", "beam_search", "contrastive_search"]
 ModelStatus = Literal["ready", "loading"]
 
 
@@ -173,7 +173,7 @@ class SlotList(Wire):
     model: str
     slots: list[SlotState]
     waiting: list[WaitingState] = Field(description="requests waiting for a slot, the next one first")
-    texts: int = Field(description="texts being scored or waiting to be scored")
+    texts: int = Field(description="texts being scored or embedded, or waiting to be")
     decisions: list[DecisionState] = Field(description="the last 100 slot assignments, newest last")
 
     model_config = ConfigDict(json_schema_extra={"examples": [SLOTS_EXAMPLE]})

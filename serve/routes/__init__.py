@@ -11,6 +11,7 @@ from app.scoring.detector import Detector
 from app.tokenizer import Tokenizer
 from serve.routes.chat import add_chat
 from serve.routes.completions import add_completions
+from serve.routes.embeddings import add_embeddings
 from serve.routes.generate import add_generate
 from serve.routes.lenient import LenientRoute
 from serve.routes.responses import add_responses
@@ -41,4 +42,5 @@ def create_routes(
     add_chat(routes, service)
     add_completions(routes, service)
     add_responses(routes, service)
+    add_embeddings(routes, service)
     return routes

@@ -170,6 +170,7 @@ def capabilities_of(facts: Facts) -> list[Capability]:
         "chat": facts.chat,
         "completions": True,
         "score": True,
+        "embeddings": True,
         "tools": facts.chat and facts.tools is not None,
         "structured_output": True,
         "beam_search": facts.slots > 1,

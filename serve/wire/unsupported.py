@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from app.schemas import ChatRequest, CompletionRequest, GenerateRequest, ResponsesRequest, ScoreRequest
+from app.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, ResponsesRequest, ScoreRequest
 
 Values = tuple[object, ...]
 
@@ -24,6 +24,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "dry_multiplier": (0,),
         "dynatemp_range": (0,),
         "echo": (False,),
+        "embd_normalize": (2,),
         "function_call": ("none", "auto"),
         "functions": ([],),
         "grammar": ("",),
@@ -41,6 +42,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "modalities": (["text"],),
         "moderation": (),
         "no_repeat_ngram_size": (0,),
+        "normalize": (True,),
         "num_return_sequences": (1,),
         "parallel_tool_calls": (True, False),
         "prediction": (),
@@ -71,7 +73,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
 )
 
 
-BODIES = (ChatRequest, CompletionRequest, GenerateRequest, ResponsesRequest, ScoreRequest)
+BODIES = (ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, ResponsesRequest, ScoreRequest)
 KNOWN = frozenset(UNSUPPORTED).union(*(body.model_fields for body in BODIES))
 
 

@@ -16,7 +16,7 @@ def test_the_card_says_what_is_served(model: LocalModel) -> None:
     assert (card["context"], card["slots"], card["chat"]) == (model.settings.context, model.settings.slots, True)
     assert card["observer"] == ("observer" if model.name != "gguf" else card["observer"])
     assert card["methods"] == ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"]
-    capabilities = "chat completions score tools structured_output beam_search contrastive_search"
+    capabilities = "chat completions score embeddings tools structured_output beam_search contrastive_search"
     assert set(card["capabilities"]) == set(capabilities.split())
     assert card["revision"] and all(math.isfinite(value) for value in card["default_sampling_params"].values())
 

@@ -174,7 +174,7 @@ def test_events_before_the_out_of_memory_error_are_not_lost(monkeypatch: pytest.
     def run_out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("app.engine.engine.token_statistics", run_out_of_memory)
+    monkeypatch.setattr("app.engine.texts.token_statistics", run_out_of_memory)
     events = engine.step()
     assert [event.finish for event in events if isinstance(event, Delta)] == ["length"]
     assert [event.id for event in events if isinstance(event, Failed)] == ["text"]

@@ -18,6 +18,7 @@ ROUTES = {
     "/v1/completions": {"prompt": "hi", "max_tokens": 2},
     "/v1/responses": {"input": "hi", "max_output_tokens": 2},
     "/v1/score": {"text": "Once upon a time there was a king who had three sons."},
+    "/v1/embeddings": {"input": "hi"},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [5]},
     "/generate": {"prompt": ["hi"], "max_length": 2},

@@ -61,7 +61,7 @@ def test_the_card_says_what_the_weights_are(served: Any) -> None:
 @pytest.mark.parametrize(
     ("facts", "present", "missing"),
     [
-        (FACTS, {"chat", "completions", "score", "structured_output", "beam_search", "contrastive_search"}, {"tools"}),
+        (FACTS, {"chat", "completions", "score", "embeddings", "structured_output", "beam_search", "contrastive_search"}, {"tools"}),
         (replace(FACTS, tools="template"), {"chat", "tools"}, set()),
         (replace(FACTS, tools="general", chat=False), {"completions", "score"}, {"chat", "tools"}),
         (replace(FACTS, slots=1), {"chat"}, {"beam_search", "contrastive_search"}),
