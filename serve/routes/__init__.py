@@ -13,6 +13,7 @@ from serve.routes.chat import add_chat
 from serve.routes.completions import add_completions
 from serve.routes.generate import add_generate
 from serve.routes.lenient import LenientRoute
+from serve.routes.messages import add_messages
 from serve.routes.score import add_score
 from serve.routes.service import Service
 from serve.routes.state import add_state
@@ -39,4 +40,5 @@ def create_routes(
     add_score(routes, service, detectors)
     add_chat(routes, service)
     add_completions(routes, service)
+    add_messages(routes, service)
     return routes

@@ -5,10 +5,10 @@ from fastapi.responses import Response
 
 from app.schemas import ChatRequest, ChatResponse
 from serve.routes.respond import SSE_RESPONSE, respond
-from serve.routes.service import Service
+from serve.routes.service import Model, Service
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.conversation import chat_token_ids
-from serve.wire.requests import Prompt, chat_options, max_new_tokens
+from serve.wire.requests import AnswerOptions, Prompt, chat_options, max_new_tokens
 from serve.wire.structured import visible_tools
 
 
@@ -24,9 +24,17 @@ def add_chat(routes: APIRouter, service: Service) -> None:
         service.check_user(body.user, "user")
         service.check_user(body.safety_identifier, "safety_identifier")
         model = service.model(body.model)
-        parts = body.messages, visible_tools(body), model.tokenizer, body.prompt_end
-        prompt = Prompt(await service.run_in_text_pool(request, chat_token_ids, *parts))
-        max_new_tokens(prompt.ids, None, model.facts, "messages")  # refuse a prompt that is too long before its schemas are checked
-        run = service.run_in_schema_pool if body.tools or body.response_format else service.run_in_text_pool
-        options = await run(request, chat_options, body, model.tokenizer)
+        prompt, options = await prompt_and_options(service, model, body, request)
         return await respond(service, model, body, options, [prompt], request)
+
+
+async def prompt_and_options(service: Service, model: Model, body: ChatRequest, request: Request) -> tuple[Prompt, AnswerOptions]:
+    prompt = await prompt_of(service, model, body, request)
+    max_new_tokens(prompt.ids, None, model.facts, "messages")  # refuse a prompt that is too long before its schemas are checked
+    run = service.run_in_schema_pool if body.tools or body.response_format else service.run_in_text_pool
+    return prompt, await run(request, chat_options, body, model.tokenizer)
+
+
+async def prompt_of(service: Service, model: Model, body: ChatRequest, request: Request) -> Prompt:
+    parts = body.messages, visible_tools(body), model.tokenizer, body.prompt_end
+    return Prompt(await service.run_in_text_pool(request, chat_token_ids, *parts))

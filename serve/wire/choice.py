@@ -51,6 +51,7 @@ class Choice:
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None  # the one that ended the answer
         self.started = False
         self._prompt, self._options = prompt, options
         self._offsets = OffsetTracker(
@@ -76,7 +77,7 @@ class Choice:
             text += answer_text
             entries += self._sampled_entries(delta.logprobs)
             self.completion_tokens += delta.tokens
-        self.finish_reason = self._finish_reason_of(delta)
+        self.finish_reason, self.stop_string = self._finish_reason_of(delta), delta.stop_string
         self.text += text
         self.entries += entries
         return ChoiceDelta(text, entries, calls)
