@@ -1,6 +1,6 @@
-"""What applies to every route: the limit on the size of a body, CORS, and errors in OpenAI's envelope.
+"""What applies to every route: the limit on the size of a body, CORS, and errors.
 
-Pure ASGI middleware and FastAPI exception handlers; knows no route.
+Pure ASGI middleware and FastAPI exception handlers; which form of error a path has is known by `serve.wire.errors`.
 """
 
 import json
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from app.errors import BodyTooLarge, InvalidRequest, LitmusError, NotFound, UnsupportedMediaType
+from serve.wire.errors import error_body
 from serve.wire.unsupported import is_unsupported
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,12 @@ class RequestBody:
                 chunks.append(chunk)
         if size > self.limit:
             error = BodyTooLarge(f"the body is larger than {self.limit} bytes (server.max_body_bytes); send less at a time")
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         try:
             body = decode_body(b"".join(chunks), Headers(scope=scope), self.limit)
         except LitmusError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         await self.app(scope, replay(body, receive), send)
 
@@ -155,9 +156,10 @@ class ErrorJSON(JSONResponse):
         return json.dumps(content).encode()
 
 
-def error_response(error: LitmusError) -> JSONResponse:
+def error_response(error: LitmusError, path: str) -> JSONResponse:
+    """`path` is that of the request: clients of different routes read errors in different forms."""
     headers = {"Retry-After": "1"} if error.status in {429, 503} else None
-    return ErrorJSON(error.envelope(), error.status, headers)
+    return ErrorJSON(error_body(error, path), error.status, headers)
 
 
 def invalid_request_of(error: RequestValidationError) -> InvalidRequest:
@@ -212,8 +214,8 @@ def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = (), stri
     app.openapi = lambda: _corrected(describe(), strict)  # type: ignore[method-assign]
 
     @app.exception_handler(LitmusError)
-    async def _litmus(_: Request, error: LitmusError) -> JSONResponse:
-        return error_response(error)
+    async def _litmus(request: Request, error: LitmusError) -> JSONResponse:
+        return error_response(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -221,20 +223,21 @@ def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = (), stri
         if all(item["loc"] == ("body",) for item in error.errors()) and "json" not in content_type.lower():
             actual = f"'{content_type[:80]}'" if content_type else "missing"
             message = f"the header Content-Type is {actual}; it must be application/json"
-            return error_response(InvalidRequest(message, code="invalid_content_type"))
-        return error_response(invalid_request_of(error))
+            return error_response(InvalidRequest(message, code="invalid_content_type"), request.url.path)
+        return error_response(invalid_request_of(error), request.url.path)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
-            return error_response(NotFound(f"{request.method} {request.url.path} is not a route of this server; /docs lists the routes"))
+            not_found = NotFound(f"{request.method} {request.url.path} is not a route of this server; /docs lists the routes")
+            return error_response(not_found, request.url.path)
         invalid = InvalidRequest(_http_message(request, error), code="bad_request")
-        return ErrorJSON(invalid.envelope(), error.status_code, error.headers)
+        return ErrorJSON(error_body(invalid, request.url.path), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
-    async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("unexpected %s in a request", type(error).__name__, exc_info=error)
-        response = error_response(LitmusError("the server failed on this request; its log says why"))
+        response = error_response(LitmusError("the server failed on this request; its log says why"), request.url.path)
         response.headers["Connection"] = "close"  # makes uvicorn close the connection
         return response
 

@@ -79,6 +79,7 @@ class FakeEngine:
         self.queue_steps = 0  # steps that a job waits in the queue before its first word
         self.cached_tokens = 0  # reported as the number of cached prompt tokens
         self.script: list[tuple[str, tuple[int, ...]]] = []  # (text, tokens) of each step, which replace the usual words
+        self.stop_string: str | None = None  # reported as what ended the script
 
     @property
     def idle(self) -> bool:
@@ -127,7 +128,9 @@ class FakeEngine:
     def _scripted(self, job: Generate, step: int) -> Delta:
         text, tokens = self.script[step]
         logprobs = () if job.logprobs is None else tuple(token_logprob(token, -0.5, job.logprobs) for token in tokens)
-        return Delta(job.id, text, len(tokens), "stop" if step + 1 == len(self.script) else None, logprobs)
+        if step + 1 < len(self.script):
+            return Delta(job.id, text, len(tokens), None, logprobs)
+        return Delta(job.id, text, len(tokens), "stop", logprobs, stop_string=self.stop_string)
 
 
 class FakeWorker:

@@ -55,15 +55,17 @@ class StopChecker:
     def __init__(self, stop_strings: tuple[str, ...]) -> None:
         self._stop_strings = stop_strings
         self._held_back = ""
+        self.found: str | None = None  # the stop string at which the text was cut
 
     def push(self, text: str) -> tuple[str, bool]:
         """Add text; returns the text that can be emitted now, and whether a stop string was found."""
         if not self._stop_strings:
             return text, False
         self._held_back += text
-        positions = [at for stop in self._stop_strings if (at := self._held_back.find(stop)) >= 0]
+        positions = {stop: at for stop in self._stop_strings if (at := self._held_back.find(stop)) >= 0}
         if positions:
-            emitted, self._held_back = self._held_back[: min(positions)], ""
+            self.found = min(positions, key=positions.__getitem__)
+            emitted, self._held_back = self._held_back[: positions[self.found]], ""
             return emitted, True
         cut = len(self._held_back) - self._partial_match_length()
         emitted, self._held_back = self._held_back[:cut], self._held_back[cut:]

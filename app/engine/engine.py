@@ -255,12 +255,12 @@ class Engine:
             self._release(slot, request)
             return Failed(request.id, error)
         text, finish = slot.push(token, row.end_tokens, complete)
-        is_first = slot.generated == 1
+        is_first, stop_string = slot.generated == 1, slot.stop_string
         prompt_logprobs = tuple(slot.prompt_logprobs) if is_first else ()
         if finish is not None:
             self._release(slot, request)
         logprobs = (logprob,) if logprob is not None else ()
-        return Delta(request.id, text, 1, finish, logprobs, prompt_logprobs, slot.cached if is_first else 0)
+        return Delta(request.id, text, 1, finish, logprobs, prompt_logprobs, slot.cached if is_first else 0, stop_string)
 
     def _release(self, slot: Slot, request: Generate) -> None:
         self.scheduler.release(slot)

@@ -84,6 +84,11 @@ class Slot:
             return text + rest, "stop" if complete or stopped else "length"
         return text, None
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the answer."""
+        return None if self.stop_checker is None else self.stop_checker.found
+
     def _flush(self) -> tuple[str, bool]:
         """The text held back so far, and whether it contained a stop string, at which it is cut."""
         assert self.detokenizer is not None and self.stop_checker is not None

@@ -3,6 +3,13 @@
 Knows no engine and no server. A field that Litmus does not act on has no place here, so `extra="forbid"` refuses it by name.
 """
 
+from app.schemas.anthropic import (
+    CountTokensRequest,
+    CountTokensResponse,
+    MessagesErrorResponse,
+    MessagesRequest,
+    MessagesResponse,
+)
 from app.schemas.embeddings import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from app.schemas.generate import GenerateRequest, GenerateResponse
 from app.schemas.generation import (
@@ -94,6 +101,8 @@ __all__ = [
     "CompletionResponse",
     "CompletionTokensDetails",
     "ContentLogprob",
+    "CountTokensRequest",
+    "CountTokensResponse",
     "DecisionState",
     "DefaultSamplingParams",
     "DetokenizeRequest",
@@ -113,6 +122,9 @@ __all__ = [
     "Granularity",
     "Health",
     "Message",
+    "MessagesErrorResponse",
+    "MessagesRequest",
+    "MessagesResponse",
     "Method",
     "ModelCard",
     "ModelList",

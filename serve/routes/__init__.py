@@ -14,6 +14,7 @@ from serve.routes.completions import add_completions
 from serve.routes.embeddings import add_embeddings
 from serve.routes.generate import add_generate
 from serve.routes.lenient import LenientRoute
+from serve.routes.messages import add_messages
 from serve.routes.responses import add_responses
 from serve.routes.score import add_score
 from serve.routes.service import Service
@@ -43,4 +44,5 @@ def create_routes(
     add_completions(routes, service)
     add_responses(routes, service)
     add_embeddings(routes, service)
+    add_messages(routes, service)
     return routes

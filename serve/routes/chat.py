@@ -30,9 +30,13 @@ def add_chat(routes: APIRouter, service: Service) -> None:
 
 async def prepare(service: Service, model: Model, body: ChatRequest, request: Request) -> tuple[Prompt, AnswerOptions]:
     """Raises `InvalidRequest`, naming the field, for what the model cannot do."""
-    variables = template_variables(body, model.tokenizer)
-    parts = body.messages, visible_tools(body), model.tokenizer, body.prompt_end, False, variables
-    prompt = Prompt(await service.run_in_text_pool(request, chat_token_ids, *parts))
+    prompt = await prompt_of(service, model, body, request)
     max_new_tokens(prompt.ids, None, model.facts, "messages")  # refuse a prompt that is too long before its schemas are checked
     run = service.run_in_schema_pool if body.tools or body.response_format else service.run_in_text_pool
     return prompt, await run(request, chat_options, body, model.tokenizer, prompt.ids)
+
+
+async def prompt_of(service: Service, model: Model, body: ChatRequest, request: Request) -> Prompt:
+    variables = template_variables(body, model.tokenizer)
+    parts = body.messages, visible_tools(body), model.tokenizer, body.prompt_end, False, variables
+    return Prompt(await service.run_in_text_pool(request, chat_token_ids, *parts))

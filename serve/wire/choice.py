@@ -57,6 +57,7 @@ class Choice:
         self.reasoning_tokens = 0
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None  # the one that ended the answer
         self.started = False
         self._prompt, self._options = prompt, options
         self._offsets = OffsetTracker(
@@ -90,7 +91,7 @@ class Choice:
             thought_entries, entries = (sampled, entries) if is_thought else ([], entries + sampled)
             self.reasoning_tokens += delta.tokens if is_thought else 0
             self.completion_tokens += delta.tokens
-        self.finish_reason = self._finish_reason_of(delta)
+        self.finish_reason, self.stop_string = self._finish_reason_of(delta), delta.stop_string
         self.text += text
         self.thought += thought
         self.entries += entries

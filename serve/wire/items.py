@@ -117,7 +117,7 @@ class Output:
         if not isinstance(message, Text):
             message = Text(len(self._items))
             events = self._begin(message)
-        return [*events, message.add(text, chat_logprobs(entries, self._tokenizer).content)]
+        return [*events, message.add(text, chat_logprobs(entries, [], self._tokenizer).content)]
 
     def _begin(self, item: Text | Call) -> list[Event]:
         closed = self._close("completed")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from app.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, ResponsesRequest, ScoreRequest
+from app.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, MessagesRequest, ResponsesRequest, ScoreRequest
 
 Values = tuple[object, ...]
 
@@ -19,6 +19,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "chat_template": (),
         "chat_template_kwargs": ({},),
         "context_management": ([],),
+        "container": (),
         "continue_final_message": (False,),
         "documents": ([],),
         "dry_multiplier": (0,),
@@ -36,6 +37,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "include_stop_str_in_output": (False,),
         "json_schema": (),
         "length_penalty": (1,),
+        "mcp_servers": ([],),
         "metadata": ({},),
         "mirostat": (0,),
         "mm_processor_kwargs": ({},),
@@ -73,7 +75,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
 )
 
 
-BODIES = (ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, ResponsesRequest, ScoreRequest)
+BODIES = (ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, MessagesRequest, ResponsesRequest, ScoreRequest)
 KNOWN = frozenset(UNSUPPORTED).union(*(body.model_fields for body in BODIES))
 
 

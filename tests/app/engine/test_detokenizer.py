@@ -61,12 +61,13 @@ def test_a_stop_string_cuts_at_its_first_place_however_the_text_arrives(letters:
     if not stopped:
         emitted += checker.flush()
     ends = [at + len(stop) for stop in stop_strings if (at := text.find(stop)) >= 0]
-    assert stopped == bool(ends)
+    assert stopped == bool(ends) == (checker.found in stop_strings)
     if not ends:
         assert emitted == text
     else:  # the stop string that was complete first ends the text
         first = min(ends)
         assert emitted == text[: min(first - len(stop) for stop in stop_strings if text[:first].endswith(stop))]
+        assert text.startswith(emitted + str(checker.found))
 
 
 @pytest.mark.parametrize("beginning", ["<", "<e", "<en"])

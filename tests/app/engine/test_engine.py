@@ -141,7 +141,7 @@ def test_an_end_token_and_a_stop_string_end_an_answer_and_are_not_part_of_it() -
     stopped.submit(Generate("stopped", ids, 12, SamplingParams(temperature=0.0), stop=(whole[4:6],)))
     events = drain(stopped)
     assert answers_of(events)["stopped"] == whole[: whole.index(whole[4:6])]
-    assert events[-1].finish == "stop"
+    assert (events[-1].finish, events[-1].stop_string) == ("stop", whole[4:6])
     ended = create()
     ended._end_tokens = frozenset({ord(whole[3]) - 0x4E00})
     ended.submit(Generate("ended", ids, 12, SamplingParams(temperature=0.0)))

@@ -1,0 +1,265 @@
+"""Bodies of /v1/messages and /v1/messages/count_tokens: those of Anthropic's Messages API, as far as this server acts on their fields."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator, model_validator
+from pydantic.config import JsonDict
+
+from app.schemas.generation import Stop
+from app.schemas.messages import Name, Schema
+from app.schemas.wire import Int, Wire
+
+MAX_BLOCKS = 128
+BLOCKS_OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use"), "system": ("text",)}
+CACHE = "accepted and not needed: equal beginnings of prompts are found by their tokens"
+MODEL = "name of a served model, see /v1/models; the default model when left out"
+WEATHER: JsonDict = {
+    "name": "weather",
+    "description": "The weather at a place.",
+    "input_schema": {"type": "object", "properties": {"place": {"type": "string", "maxLength": 20}}, "required": ["place"]},
+}
+
+
+def _kind(block: Any) -> str | None:
+    kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
+def _tag(block: Any) -> str:
+    """The name of a union member. It has a blank, so that no path in an error is confused with the field `text`."""
+    return f"{_kind(block)} block"
+
+
+def _one_of(*kinds: str) -> Callable[[object], object]:
+    def check(block: object) -> object:
+        kind = _kind(block)
+        if kind is None:
+            raise ValueError(f"a block must be an object with a type: {', '.join(kinds)}")
+        if kind not in kinds:
+            raise ValueError(f"a block of type {kind[:40]!r} is not supported here; only {', '.join(kinds)}")
+        return block
+
+    return check
+
+
+class CacheControl(Wire):
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class TextBlock(Wire):
+    type: Literal["text"]
+    text: str
+    cache_control: CacheControl | None = Field(None, description=CACHE)
+
+
+TextBlocks = Annotated[list[Annotated[TextBlock, BeforeValidator(_one_of("text"))]], Field(max_length=MAX_BLOCKS)]
+
+
+class ToolUseBlock(Wire):
+    type: Literal["tool_use"]
+    id: str = Field(min_length=1, max_length=128)
+    name: Name
+    input: dict[str, JsonValue]
+    cache_control: CacheControl | None = Field(None, description=CACHE)
+
+
+class ToolResultBlock(Wire):
+    type: Literal["tool_result"]
+    tool_use_id: str = Field(min_length=1, max_length=128, description="id of the tool_use whose result this is")
+    content: str | TextBlocks | None = None
+    is_error: bool | None = Field(None, description="true: the model reads `Error: ` before the content")
+    cache_control: CacheControl | None = Field(None, description=CACHE)
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("text block")]
+    | Annotated[ToolUseBlock, Tag("tool_use block")]
+    | Annotated[ToolResultBlock, Tag("tool_result block")],
+    Discriminator(_tag),
+    BeforeValidator(_one_of("text", "tool_use", "tool_result")),
+]
+
+
+class Turn(Wire):
+    """One message. A last one of the assistant is continued: the answer goes on where its text ends."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | Annotated[list[Block], Field(max_length=MAX_BLOCKS)] = Field(
+        description="text, or blocks: text of every role, tool_use of the assistant, tool_result of the user"
+    )
+
+    @property
+    def blocks(self) -> list[TextBlock | ToolUseBlock | ToolResultBlock]:
+        return [TextBlock(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+    @property
+    def text(self) -> str:
+        return "".join(block.text for block in self.blocks if isinstance(block, TextBlock))
+
+    @model_validator(mode="after")
+    def _by_role(self) -> "Turn":
+        for block in self.blocks:
+            if block.type not in BLOCKS_OF_ROLE[self.role]:
+                supported = " and ".join(BLOCKS_OF_ROLE[self.role])
+                raise ValueError(f"a message of role '{self.role}' has no block of type '{block.type}'; it may have {supported}")
+        return self
+
+
+class ClientTool(Wire):
+    type: Literal["custom"] | None = Field(None, description="custom only: this server runs no tools of its own")
+    name: Name
+    description: str | None = Field(None, description="what the tool does; shown to the model")
+    input_schema: Schema = Field(description="JSON schema, of type object, that the input of a call conforms to")
+    strict: bool | None = Field(None, description="true or false: the input always conforms to the schema")
+    cache_control: CacheControl | None = Field(None, description=CACHE)
+
+    @field_validator("input_schema")
+    @classmethod
+    def _takes_an_object(cls, schema: Schema) -> Schema:
+        if schema.get("type", "object") != "object":
+            raise ValueError("it must be a JSON schema of type 'object'")
+        return schema
+
+
+class ToolSelection(Wire):
+    type: Literal["auto", "any", "tool", "none"] = Field(description="tool: the one of the given name; any: at least one")
+    name: Name | None = Field(None, description="with type tool only")
+    disable_parallel_tool_use: bool | None = Field(None, description="true: at most one call")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ToolSelection":
+        if (self.name is not None) != (self.type == "tool"):
+            raise ValueError("name is required for type 'tool' and not allowed for other types")
+        return self
+
+
+class JSONOutput(Wire):
+    type: Literal["json_schema"]
+    schema_: Schema = Field(alias="schema", description="JSON schema that the answer conforms to; it is not shown to the model")
+
+
+class OutputConfig(Wire):
+    format: JSONOutput | None = Field(None, description="the form of the answer; any text when left out")
+
+
+class NoThinking(Wire):
+    type: Literal["disabled"]
+
+
+class RequestMetadata(Wire):
+    user_id: str | None = Field(
+        None, max_length=256, description="your own id for the end user; requests of users in security.banned_users are refused"
+    )
+
+
+class CountTokensRequest(Wire):
+    model: str | None = Field(None, description=MODEL)
+    messages: list[Turn] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
+    system: str | TextBlocks | None = Field(None, description="what the model reads before the conversation")
+    tools: list[ClientTool] | None = Field(None, max_length=128, description="tools that the model may call")
+    tool_choice: ToolSelection | None = Field(None, description="auto when left out")
+    output_config: OutputConfig | None = Field(None, description="the form of the answer")
+    thinking: NoThinking | None = Field(None, description="disabled only")
+    cache_control: CacheControl | None = Field(None, description=CACHE)
+
+    @property
+    def system_text(self) -> str:
+        if self.system is None:
+            return ""
+        return self.system if isinstance(self.system, str) else "".join(block.text for block in self.system)
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"system": "You tell tales.", "messages": [{"role": "user", "content": "Tell me a story about a fox and a crow."}]}
+            ]
+        }
+    )
+
+
+class MessagesRequest(CountTokensRequest):
+    max_tokens: Int = Field(ge=1, description="limit of the answer in tokens")
+    stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = Field(
+        None, description="texts: each ends the answer and is not part of it; an empty one does nothing"
+    )
+    temperature: float | None = Field(None, ge=0, le=2, description="0 means greedy decoding; the model's default when left out")
+    top_p: float | None = Field(None, ge=0, le=1, description="nucleus sampling; the model's default when left out")
+    top_k: Int | None = Field(None, ge=0, description="keep the k most likely tokens; 0 keeps all; the model's default when left out")
+    stream: bool | None = Field(None, description="send the answer as server-sent events")
+    metadata: RequestMetadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = Field(None, description="both mean the one tier that there is here")
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "system": "You tell tales.",
+                    "messages": [{"role": "user", "content": "Tell me a story about a fox and a crow."}],
+                    "max_tokens": 120,
+                },
+                {
+                    "messages": [
+                        {"role": "user", "content": "Who stole the cheese?"},
+                        {"role": "assistant", "content": "It was the"},
+                    ],
+                    "max_tokens": 20,
+                    "stop_sequences": ["."],
+                },
+                {
+                    "messages": [{"role": "user", "content": "What is the weather in the wood?"}],
+                    "tools": [WEATHER],
+                    "tool_choice": {"type": "any"},
+                    "max_tokens": 60,
+                },
+            ]
+        }
+    )
+
+
+class AnswerText(Wire):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class AnswerToolUse(Wire):
+    type: Literal["tool_use"] = "tool_use"
+    id: str
+    name: str
+    input: dict[str, JsonValue]
+
+
+class MessagesUsage(Wire):
+    input_tokens: int = Field(description="prompt tokens that had to be computed")
+    cache_creation_input_tokens: int = Field(0, description="always 0: what is kept is not paid for")
+    cache_read_input_tokens: int = Field(description="prompt tokens that the KV cache still held; the prompt has these and input_tokens")
+    output_tokens: int
+
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+
+
+class MessagesResponse(Wire):
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    model: str
+    content: list[AnswerText | AnswerToolUse]
+    stop_reason: StopReason | None = Field(description="null only at the beginning of a stream")
+    stop_sequence: str | None = Field(description="the stop sequence that ended the answer")
+    usage: MessagesUsage
+
+
+class CountTokensResponse(Wire):
+    input_tokens: int
+
+
+class MessagesErrorBody(Wire):
+    type: str
+    message: str
+
+
+class MessagesErrorResponse(Wire):
+    type: Literal["error"] = "error"
+    error: MessagesErrorBody

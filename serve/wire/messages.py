@@ -1,0 +1,175 @@
+"""From a body of Anthropic's Messages API to a chat request, and from what a chat refuses back to the names in that body.
+
+Knows neither the router nor the answer.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.errors import InvalidRequest
+from app.schemas import ChatRequest, Function, FunctionCall, Message, NamedTool, ResponseFormat, Tool, ToolCall
+from app.schemas.anthropic import CountTokensRequest, MessagesRequest, OutputConfig, ToolResultBlock, ToolSelection, ToolUseBlock, Turn
+from app.schemas.messages import NamedFunction, NamedSchema, ToolChoice
+
+MAX_MESSAGES = 1024  # of a chat
+# Beginnings and ends of the names of a chat's fields, and what they are called here.
+BEGINNINGS = {
+    "response_format": "output_config.format",
+    "response_format.json_schema.schema": "output_config.format.schema",
+    "tool_choice.function.name": "tool_choice.name",
+}
+ENDS = {
+    ".function.arguments": ".input",
+    ".function.name": ".name",
+    ".function.parameters": ".input_schema",
+    ".tool_call_id": ".tool_use_id",
+}
+TOOL_CHOICES: Mapping[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
+
+
+@dataclass(slots=True)
+class Translation:
+    """The messages of a chat, and the fields of the body that they come from: `messages.3` may be `messages.1.content.0` there."""
+
+    messages: list[Message] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=lambda: dict(BEGINNINGS))
+
+    def add(self, message: Message, origin: str) -> str:
+        """Returns the name of the message in the chat."""
+        name = f"messages.{len(self.messages)}"
+        self.messages.append(message)
+        self.names[name] = origin
+        return name
+
+    @contextmanager
+    def own_names(self) -> Iterator[None]:
+        """Errors raised inside name the fields of the body, not those of the chat."""
+        try:
+            yield
+        except InvalidRequest as error:
+            if error.param is None:
+                raise
+            param = self._origin(error.param)
+            raise type(error)(error.message.replace(error.param, param), param=param, code=error.code) from None
+
+    def _origin(self, param: str) -> str:
+        parts = param.split(".")
+        for count in range(len(parts), 0, -1):
+            begin, end = ".".join(parts[:count]), "".join(f".{part}" for part in parts[count:])
+            if begin in self.names:
+                return self.names[begin] + ENDS.get(end, end)
+        matching = (end for end in ENDS if param.endswith(end))
+        return next((param.removesuffix(end) + ENDS[end] for end in matching), param)
+
+
+def chat_request(body: CountTokensRequest) -> tuple[ChatRequest, Translation]:
+    """Raises `InvalidRequest` for a conversation that cannot be continued."""
+    translation = Translation()
+    if body.system_text:
+        translation.add(Message(role="system", content=body.system_text), "system")
+    for index, turn in enumerate(body.messages):
+        _add_turn(translation, turn, f"messages.{index}")
+    if len(translation.messages) > MAX_MESSAGES:
+        message = f"messages: with one for each tool_result these are {len(translation.messages)} messages; at most {MAX_MESSAGES} are read"
+        raise InvalidRequest(message, param="messages")
+    continues = body.messages[-1].role == "assistant"
+    if continues:
+        _check_continued(body)
+    return ChatRequest(
+        messages=translation.messages,
+        model=body.model,
+        continue_final_message=continues or None,
+        response_format=_response_format(body.output_config),
+        **_tool_fields(body),
+        **(_answer_fields(body) if isinstance(body, MessagesRequest) else {}),
+    ), translation
+
+
+def _add_turn(translation: Translation, turn: Turn, path: str) -> None:
+    if turn.role == "user":
+        _add_user_turn(translation, turn, path)
+        return
+    calls = {place: block for place, block in enumerate(turn.blocks) if isinstance(block, ToolUseBlock)}
+    message = Message(role=turn.role, content=turn.text, tool_calls=[_tool_call(block) for block in calls.values()] or None)
+    name = translation.add(message, path)
+    translation.names |= {f"{name}.tool_calls.{index}": f"{path}.content.{place}" for index, place in enumerate(calls)}
+
+
+def _tool_call(block: ToolUseBlock) -> ToolCall:
+    return ToolCall(id=block.id, function=FunctionCall(name=block.name, arguments=json.dumps(block.input)))
+
+
+def _add_user_turn(translation: Translation, turn: Turn, path: str) -> None:
+    """A message for each tool result, and one for the texts between them."""
+    texts: list[str] = []
+
+    def add_text() -> None:
+        translation.add(Message(role="user", content="".join(texts)), path)
+        texts.clear()
+
+    for place, block in enumerate(turn.blocks):
+        if isinstance(block, ToolResultBlock):
+            if texts:
+                add_text()
+            message = Message(role="tool", content=_result_text(block), tool_call_id=block.tool_use_id)
+            translation.add(message, f"{path}.content.{place}")
+        elif not isinstance(block, ToolUseBlock):
+            texts.append(block.text)
+    if texts or not turn.blocks:
+        add_text()
+
+
+def _result_text(block: ToolResultBlock) -> str:
+    content = block.content or ""
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    return f"Error: {text}" if block.is_error else text
+
+
+def _check_continued(body: CountTokensRequest) -> None:
+    last, path = body.messages[-1], f"messages.{len(body.messages) - 1}"
+    calls = any(isinstance(block, ToolUseBlock) for block in last.blocks)
+    if calls or not last.text.strip():
+        what = "it calls a tool, whose tool_result must follow" if calls else "it has no text"
+        raise InvalidRequest(f"{path}: the last message is by the assistant, so the answer would continue it, but {what}", param=path)
+    has_tools = bool(body.tools) and not (body.tool_choice is not None and body.tool_choice.type == "none")
+    if has_tools or (body.output_config is not None and body.output_config.format is not None):
+        raise InvalidRequest(
+            f"{path}: the last message is by the assistant, and an answer that continues it has neither tools nor output_config.format",
+            param=path,
+        )
+
+
+def _response_format(config: OutputConfig | None) -> ResponseFormat | None:
+    if config is None or config.format is None:
+        return None
+    return ResponseFormat(type="json_schema", json_schema=NamedSchema(name="answer", schema=config.format.schema_))
+
+
+def _tool_fields(body: CountTokensRequest) -> dict[str, Any]:
+    choice = body.tool_choice or ToolSelection(type="auto")
+    if choice.type == "none":
+        return {}
+    functions = [
+        Function(name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict)
+        for tool in body.tools or ()
+    ]
+    named = None if choice.name is None else NamedTool(type="function", function=NamedFunction(name=choice.name))
+    return {
+        "tools": [Tool(type="function", function=function) for function in functions] or None,
+        "tool_choice": named or TOOL_CHOICES[choice.type],
+        "parallel_tool_calls": not choice.disable_parallel_tool_use,
+    }
+
+
+def _answer_fields(body: MessagesRequest) -> dict[str, Any]:
+    return {
+        "max_tokens": body.max_tokens,
+        "stop": body.stop_sequences,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "stream": body.stream,
+    }

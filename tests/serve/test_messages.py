@@ -1,0 +1,424 @@
+"""Anthropic's Messages API: over a fake engine, and by the official `anthropic` client against the bundled model."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+import httpx
+import psutil
+import pytest
+from fakes import FACTS
+from pydantic import BaseModel
+from serving import RunningServer
+
+MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+HELLO = [{"role": "user", "content": "hi"}]
+TEMPLATE = (
+    "{{ bos_token }}{% if tools %}t:{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m['role'][0] + ':' + (m['content'] or '') }}"
+    '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n'
+    "</tool_call>{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+RING = {"name": "ring", "description": "Ring it.", "input_schema": {"type": "object", "properties": {"times": {"type": "integer"}}}}
+SING = {"name": "sing", "input_schema": {"type": "object", "properties": {}, "additionalProperties": False}}
+RING_CALL = '<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>'
+SING_CALL = '<tool_call>\n{"name": "sing", "arguments": {}}\n</tool_call>'
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
+
+
+@pytest.fixture
+def roomy(served: Any) -> Any:
+    served.tokenizer.base.chat_template = TEMPLATE
+    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    return served
+
+
+def post(served: Any, path: str = MESSAGES, **fields: Any) -> Any:
+    defaults = {"messages": HELLO, **({"max_tokens": 3} if path == MESSAGES else {})}
+    return served.client.post(path, json={**defaults, **fields})
+
+
+def ask(served: Any, **fields: Any) -> Any:
+    response = post(served, **fields)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def prompt(served: Any, **fields: Any) -> str:
+    """What the model reads."""
+    ask(served, **fields)
+    text: str = served.tokenizer.decode_with_special_tokens(list(served.engine.submitted[-1].prompt))
+    return text
+
+
+def events(served: Any, **fields: Any) -> list[dict[str, Any]]:
+    response = post(served, stream=True, **fields)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return [parsed(block) for block in response.text.split("\n\n") if block and not block.startswith(":")]
+
+
+def parsed(block: str) -> dict[str, Any]:
+    name, data = block.split("\n")
+    body: dict[str, Any] = json.loads(data.removeprefix("data: "))
+    assert name == f"event: {body['type']}"
+    return body
+
+
+def say(served: Any, text: str, size: int = 5) -> None:
+    served.engine.script = [(text[at : at + size], (3,)) for at in range(0, len(text), size)]
+
+
+def test_an_answer_has_anthropics_form(served: Any) -> None:
+    served.engine.cached_tokens = 2
+    body = ask(served, model="fake")
+    seed = served.engine.submitted[-1].sampling.seed
+    assert body.pop("id").startswith("msg_")
+    assert body == {
+        "type": "message",
+        "role": "assistant",
+        "model": "fake",
+        "content": [{"type": "text", "text": f"5/{seed}/0 5/{seed}/1 5/{seed}/2 "}],
+        "stop_reason": "max_tokens",
+        "stop_sequence": None,
+        "usage": {"input_tokens": 3, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 2, "output_tokens": 3},
+    }
+
+
+@pytest.mark.parametrize(("found", "reason"), [(None, "end_turn"), ("END", "stop_sequence")])
+def test_the_stop_sequence_that_ended_the_answer_is_named(served: Any, found: str | None, reason: str) -> None:
+    say(served, "It is done.")
+    served.engine.stop_string = found
+    body = ask(served, stop_sequences=["END", ""])
+    assert (body["stop_reason"], body["stop_sequence"]) == (reason, found)
+    assert served.engine.submitted[-1].stop == ("END",)
+    delta = events(served, stop_sequences=["END"])[-2]["delta"]
+    assert delta == {"stop_reason": reason, "stop_sequence": found}
+
+
+def test_every_field_reaches_the_engine(served: Any) -> None:
+    ask(
+        served,
+        temperature=0.5,
+        top_p=0.25,
+        top_k=7,
+        service_tier="standard_only",
+        metadata={"user_id": "me"},
+        thinking={"type": "disabled"},
+    )
+    job = served.engine.submitted[-1]
+    assert (job.sampling.temperature, job.sampling.top_p, job.sampling.top_k, job.max_tokens) == (0.5, 0.25, 7, 3)
+
+
+def test_the_prompt_is_that_of_the_same_chat(roomy: Any) -> None:
+    cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    conversation = [
+        {"role": "user", "content": [{"type": "text", "text": "ring, "}, {"type": "text", "text": "please", **cached}]},
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "Yes."}, {"type": "tool_use", "id": "a1", "name": "ring", "input": {"times": 2}}],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "a1", "content": [{"type": "text", "text": "no bell"}], "is_error": True},
+                {"type": "text", "text": "Sorry."},
+            ],
+        },
+    ]
+    text = prompt(roomy, system=[{"type": "text", "text": "Be "}, {"type": "text", "text": "kind.", **cached}], messages=conversation)
+    assert text == (
+        "<s>s:Be kind.</s>u:ring, please</s>a:Yes.<tool_call>\n"
+        '{"name": "ring", "arguments": {"times": 2}}\n</tool_call></s>t:Error: no bell</s>u:Sorry.</s>a:'
+    )
+
+
+def test_a_last_message_of_the_assistant_is_continued(roomy: Any) -> None:
+    assert prompt(roomy, messages=[*HELLO, {"role": "assistant", "content": "It was the"}]) == "<s>u:hi</s>a:It was the"
+    with_tools_unused = {"tools": [RING], "tool_choice": {"type": "none"}}
+    assert prompt(roomy, messages=[*HELLO, {"role": "assistant", "content": "So"}], **with_tools_unused).endswith("a:So")
+
+
+def test_tool_choice_decides_what_the_prompt_and_the_grammar_contain(roomy: Any) -> None:
+    grammars = {}
+    for choice in ({"type": "auto"}, {"type": "any"}, {"type": "tool", "name": "sing"}, {"type": "none"}):
+        text = prompt(roomy, tools=[RING, SING], tool_choice=choice)
+        assert ('"ring"' in text and "Ring it." in text) == (choice["type"] != "none")
+        grammars[choice["type"]] = roomy.engine.submitted[-1].grammar
+    assert grammars["none"] is None and len(set(grammars.values())) == 4
+    ask(roomy, tools=[RING, SING])
+    assert roomy.engine.submitted[-1].grammar == grammars["auto"]
+    ask(roomy, tools=[RING, SING], tool_choice={"type": "auto", "disable_parallel_tool_use": True})
+    assert roomy.engine.submitted[-1].grammar not in grammars.values()
+
+
+def test_an_output_format_reaches_the_engine_as_a_grammar(served: Any) -> None:
+    ask(served, output_config={"format": {"type": "json_schema", "schema": {"type": "integer"}}})
+    assert served.engine.submitted[-1].grammar is not None
+
+
+def test_calls_are_blocks_with_parsed_input(roomy: Any) -> None:
+    say(roomy, f"I will. {RING_CALL}\n{SING_CALL}")
+    body = ask(roomy, tools=[RING, SING])
+    text, ring, sing = body["content"]
+    assert (text["type"], text["text"].strip(), body["stop_reason"]) == ("text", "I will.", "tool_use")
+    assert [(call["type"], call["name"], call["input"]) for call in (ring, sing)] == [
+        ("tool_use", "ring", {"times": 2}),
+        ("tool_use", "sing", {}),
+    ]
+    assert ring["id"] and ring["id"] != sing["id"]
+
+
+def test_a_call_that_is_cut_off_is_left_out(roomy: Any) -> None:
+    say(roomy, RING_CALL[:45])
+    body = ask(roomy, tools=[RING])
+    assert (body["content"], body["stop_reason"]) == ([], "end_turn")
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_a_stream_writes_one_block_after_the_other(roomy: Any, size: int) -> None:
+    say(roomy, f"I will. {RING_CALL}\n{SING_CALL}", size)
+    roomy.engine.cached_tokens = 4
+    sent = events(roomy, tools=[RING, SING])
+    kinds = [event["type"] for event in sent]
+    assert kinds[:3] == ["message_start", "ping", "content_block_start"] and kinds[-2:] == ["message_delta", "message_stop"]
+    start, usage = sent[0]["message"], sent[-2]["usage"]
+    assert (start["content"], start["stop_reason"], start["role"], start["type"]) == ([], None, "assistant", "message")
+    assert start["usage"]["cache_read_input_tokens"] == usage["cache_read_input_tokens"] == 4
+    assert usage["input_tokens"] + 4 == len(roomy.engine.submitted[-1].prompt)
+    assert usage["output_tokens"] == len(roomy.engine.script)
+    assert sent[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    blocks = [event for event in sent if event["type"].startswith("content_block")]
+    order = [(event["index"], event["type"]) for event in blocks if event["type"] != "content_block_delta"]
+    assert order == [(index, kind) for index in range(3) for kind in ("content_block_start", "content_block_stop")]
+    starts = [event["content_block"] for event in blocks if event["type"] == "content_block_start"]
+    assert starts[0] == {"type": "text", "text": ""}
+    assert [(block["name"], block["input"]) for block in starts[1:]] == [("ring", {}), ("sing", {})]
+    deltas: dict[int, str] = {0: "", 1: "", 2: ""}
+    for event in blocks:
+        if event["type"] == "content_block_delta":
+            kind, field = ("text_delta", "text") if event["index"] == 0 else ("input_json_delta", "partial_json")
+            assert event["delta"]["type"] == kind
+            deltas[event["index"]] += event["delta"][field]
+    assert (deltas[0].strip(), json.loads(deltas[1]), json.loads(deltas[2])) == ("I will.", {"times": 2}, {})
+
+
+def test_a_waiting_stream_hears_its_place_before_its_message_starts(served: Any) -> None:
+    served.engine.queue_steps = 2
+    text = post(served, stream=True).text
+    assert text.startswith(": queued position=2\n\n: queued position=1 eta_s=1\n\nevent: message_start\n")
+
+
+def test_a_failure_in_mid_stream_is_an_error_event(served: Any) -> None:
+    error = {"type": "error", "error": {"type": "api_error", "message": "poisoned"}}
+    assert events(served, messages=[{"role": "user", "content": "~"}]) == [error]
+    response = post(served, messages=[{"role": "user", "content": "~"}])
+    assert (response.status_code, response.json()) == (500, error)
+
+
+def test_tokens_are_counted_as_the_prompt_has_them(roomy: Any) -> None:
+    fields: dict[str, Any] = {"system": "Be kind.", "tools": [RING], "messages": HELLO}
+    counted = post(roomy, COUNT, **fields)
+    ask(roomy, **fields)
+    assert counted.json() == {"input_tokens": len(roomy.engine.submitted[-1].prompt)}
+    without = post(roomy, COUNT, **{**fields, "tool_choice": {"type": "none"}}).json()["input_tokens"]
+    assert without < counted.json()["input_tokens"] and len(roomy.engine.submitted) == 1
+
+
+def user(*blocks: Any) -> dict[str, Any]:
+    return {"role": "user", "content": list(blocks)}
+
+
+def assistant(*blocks: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": list(blocks)}
+
+
+CALL = {"type": "tool_use", "id": "a1", "name": "ring", "input": {}}
+RESULT = {"type": "tool_result", "tool_use_id": "b2", "content": "done"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"max_tokens": None}, ["max_tokens"]),
+        ({"max_tokens": 5000}, ["max_tokens", "4096"]),
+        ({"messages": []}, ["messages"]),
+        ({"messages": [{"role": "tool", "content": "x"}]}, ["messages.0.role", "assistant"]),
+        ({"messages": [user(IMAGE)]}, ["messages.0.content.0", "'image'", "tool_result"]),
+        ({"messages": [user({"type": "document", "source": {}})]}, ["messages.0.content.0", "'document'"]),
+        ({"messages": [user({"type": "text"})]}, ["messages.0.content.0.text", "missing"]),
+        ({"messages": [user({"text": "x"})]}, ["messages.0.content.0", "type"]),
+        ({"messages": [user(CALL)]}, ["messages.0", "tool_use", "tool_result"]),
+        ({"messages": [*HELLO, assistant(RESULT)]}, ["messages.1", "tool_result", "tool_use"]),
+        ({"messages": [*HELLO, assistant(CALL), user({**RESULT, "content": [IMAGE]})]}, ["messages.2.content.0.content.0", "'image'"]),
+        ({"system": "a", "messages": [*HELLO, assistant(CALL), user(RESULT)]}, ["messages.2.content.0.tool_use_id", "'b2'"]),
+        ({"system": "a", "messages": [*HELLO, assistant({**CALL, "input": {"a": "\ud800"}}), *HELLO]}, ["messages.1.content.0.input"]),
+        ({"system": "a", "messages": [*HELLO, *HELLO, user()]}, ["messages.2.content", "empty"]),
+        ({"system": "\ud800"}, ["system"]),
+        ({"system": [IMAGE]}, ["system.0", "'image'", "text"]),
+        ({"messages": [*HELLO, assistant(CALL)]}, ["messages.1", "tool_result must follow"]),
+        ({"messages": [*HELLO, assistant()]}, ["messages.1", "no text"]),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "So"}], "tools": [RING]}, ["messages.1", "tools"]),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 2}]}, ["tools.0.type", "custom"]),
+        ({"tools": [{**RING, "input_schema": {"type": "array"}}]}, ["tools.0.input_schema", "object"]),
+        (
+            {"tools": [SING, {**RING, "input_schema": {"properties": {"a": {"type": "array", "uniqueItems": True}}}}]},
+            ["tools.1.input_schema"],
+        ),
+        ({"tools": [RING, RING]}, ["'ring'"]),
+        ({"tools": [RING], "tool_choice": {"type": "tool", "name": "sing"}}, ["tool_choice", "'sing'"]),
+        ({"tools": [RING], "tool_choice": {"type": "tool"}}, ["tool_choice", "name"]),
+        ({"tool_choice": {"type": "any"}}, ["tool_choice", "tools"]),
+        ({"tools": [RING], "output_config": {"format": {"type": "json_schema", "schema": {}}}}, ["output_config.format", "tools"]),
+        ({"output_config": {"format": {"type": "json_schema", "schema": {"uniqueItems": True}}}}, ["output_config.format.schema"]),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, ["thinking.type", "disabled"]),
+        ({"temperature": 3}, ["temperature"]),
+        ({"service_tier": "flex"}, ["service_tier", "standard_only"]),
+        ({"mcp_servers": [{"type": "url", "url": "x", "name": "y"}]}, ["mcp_servers", "not supported"]),
+    ],
+)
+def test_what_is_wrong_is_named_as_it_was_sent(roomy: Any, fields: dict[str, Any], words: list[str]) -> None:
+    content = json.dumps({"messages": HELLO, "max_tokens": 3, **fields})
+    response = roomy.client.post(MESSAGES, content=content, headers={"Content-Type": "application/json"})
+    body = response.json()
+    assert (response.status_code, body["type"], body["error"]["type"]) == (400, "error", "invalid_request_error"), body
+    assert set(body["error"]) == {"type", "message"}
+    assert all(word in body["error"]["message"] for word in words), body["error"]["message"]
+    assert "function" not in body["error"]["message"] and "tool_call" not in body["error"]["message"]
+
+
+def test_unknown_fields_are_left_out_of_blocks_too(served: Any) -> None:
+    text = {"type": "text", "text": "hi", "citations": None, "colour": 1}
+    response = post(served, messages=[user(text)], speed="fast")
+    assert (response.status_code, response.headers["X-Litmus-Ignored"]) == (200, "messages.0.content.0.colour, speed")
+
+
+def test_errors_have_anthropics_form_under_messages_and_openais_elsewhere(served: Any) -> None:
+    client = served.client
+
+    def kind(response: Any) -> tuple[int, str, str]:
+        return response.status_code, response.json()["type"], response.json()["error"]["type"]
+
+    assert kind(post(served, metadata={"user_id": "banned"})) == (403, "error", "permission_error")
+    assert kind(post(served, model="claude")) == (404, "error", "not_found_error")
+    assert kind(post(served, COUNT, model="claude")) == (404, "error", "not_found_error")
+    assert kind(client.post(f"{MESSAGES}/batches", json={})) == (404, "error", "not_found_error")
+    assert kind(client.get(MESSAGES)) == (405, "error", "invalid_request_error")
+    assert kind(post(served, system="a" * 30_000)) == (413, "error", "request_too_large")
+    assert kind(client.post(MESSAGES, content="{}", headers={"Content-Type": "text/plain"})) == (400, "error", "invalid_request_error")
+    served.router.replicas[0].load = 5  # two slots and three waiting places
+    full = post(served)
+    assert kind(full) == (429, "error", "rate_limit_error") and full.headers["retry-after"] == "1"
+    served.router.draining = True
+    loading = post(served)
+    assert kind(loading) == (503, "error", "overloaded_error") and loading.headers["retry-after"] == "1"
+    assert "type" not in client.post("/v1/completions", json={"prompt": "a", "model": "claude"}).json()
+
+
+STORY: list[Any] = [{"role": "user", "content": "Tell me a story about a fox and a crow."}]
+WEATHER: Any = {
+    "name": "weather",
+    "description": "The weather at a place.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"place": {"enum": ["wood", "hill", "mill"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["place", "days"],
+        "additionalProperties": False,
+    },
+}
+DEFAULTS: dict[str, Any] = {"model": "storyteller", "messages": STORY, "max_tokens": 30, "extra_body": {"temperature": 0}}
+
+
+class Thief(BaseModel):
+    animal: Literal["fox", "crow", "wolf"]
+    guilty: bool
+
+
+@pytest.fixture(scope="module")
+def client(api: RunningServer) -> Iterator[Any]:
+    anthropic = pytest.importorskip("anthropic")
+    with anthropic.Anthropic(base_url=api.url, api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+def create(client: Any, **fields: Any) -> Any:
+    return client.messages.create(**DEFAULTS | fields)
+
+
+def stream(client: Any, **fields: Any) -> tuple[list[Any], Any]:
+    """The events as the client reads them, and the message that it makes of them."""
+    with client.messages.stream(**DEFAULTS | fields) as events:
+        read = list(events)
+        return read, events.get_final_message()
+
+
+def test_the_official_client_gets_the_chats_answer_whole_and_streamed(client: Any, api: RunningServer) -> None:
+    chat = api.client().chat.completions.create(
+        model="storyteller", messages=[{"role": "system", "content": "You tell tales."}, *STORY], max_tokens=30, temperature=0
+    )
+    system = [{"type": "text", "text": "You tell tales.", "cache_control": {"type": "ephemeral"}}]
+    whole = create(client, system=system)
+    assert [(block.type, block.text) for block in whole.content] == [("text", chat.choices[0].message.content)]
+    read, final = stream(client, system=system)
+    assert final.content[0].text == whole.content[0].text == "".join(event.text for event in read if event.type == "text")
+    assert (final.stop_reason, final.role, final.model) == (whole.stop_reason, "assistant", "storyteller")
+    assert chat.usage is not None
+    for usage in (whole.usage, final.usage):
+        assert usage.input_tokens + usage.cache_read_input_tokens == chat.usage.prompt_tokens
+        assert usage.output_tokens == chat.usage.completion_tokens
+    assert final.usage.cache_read_input_tokens > 0
+    counted = client.messages.count_tokens(model="storyteller", messages=STORY, system=system)
+    assert counted.input_tokens == chat.usage.prompt_tokens
+
+
+def test_a_stop_sequence_of_a_real_answer_is_named(client: Any) -> None:
+    text = create(client).content[0].text
+    word = text.split()[3]
+    cut = create(client, stop_sequences=["\ue001", word])
+    assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", word)
+    assert cut.content[0].text == text[: text.index(word)]
+    assert create(client, max_tokens=3).stop_reason == "max_tokens"
+
+
+def test_an_answer_that_continues_the_assistants_text_is_the_continuation_alone(client: Any) -> None:
+    begun = create(client, max_tokens=10).content[0].text
+    whole = create(client, max_tokens=20).content[0].text
+    rest = create(client, messages=[*STORY, {"role": "assistant", "content": begun}], max_tokens=10).content[0].text
+    assert whole.startswith(begun) and rest and not rest.startswith(begun[:10])
+
+
+def test_a_tool_is_called_and_its_result_goes_back(client: Any) -> None:
+    fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": {"type": "any", "disable_parallel_tool_use": True}, "max_tokens": 120}
+    whole = create(client, **fields)
+    (call,) = whole.content
+    assert (call.type, call.name, whole.stop_reason) == ("tool_use", "weather", "tool_use")
+    assert call.input["place"] in {"wood", "hill", "mill"} and 1 <= call.input["days"] <= 9
+    read, final = stream(client, **fields)
+    assert (final.content[0].name, final.content[0].input, final.stop_reason) == ("weather", call.input, "tool_use")
+    assert json.loads("".join(event.partial_json for event in read if event.type == "input_json")) == call.input
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "grey"}
+    messages = [*STORY, {"role": "assistant", "content": whole.content}, {"role": "user", "content": [result]}]
+    assert create(client, messages=messages, tools=[WEATHER], tool_choice={"type": "none"}).content[0].text
+
+
+def test_parse_gives_a_pydantic_model(client: Any) -> None:
+    answer = client.messages.parse(model="storyteller", messages=STORY, max_tokens=60, output_format=Thief)
+    assert isinstance(answer.parsed_output, Thief) and answer.stop_reason == "end_turn"
+
+
+def test_errors_are_the_clients_own_classes(client: Any) -> None:
+    import anthropic
+
+    with pytest.raises(anthropic.NotFoundError) as unknown:
+        create(client, model="claude")
+    assert unknown.value.body["error"]["type"] == "not_found_error"
+    with pytest.raises(anthropic.BadRequestError, match="'image'"):
+        create(client, messages=[user(IMAGE)])
+
+
+def test_the_routes_need_no_client_of_a_kind(api: RunningServer) -> None:
+    """Without `anthropic-version`, and with any key."""
+    body = {"messages": STORY, "max_tokens": 3}
+    answer = httpx.post(f"{api.url}{MESSAGES}", json=body, headers={"x-api-key": "any", "anthropic-version": "2023-06-01"}, timeout=60)
+    assert answer.status_code == httpx.post(f"{api.url}{MESSAGES}", json=body, timeout=60).status_code == 200
+    assert answer.json()["usage"]["output_tokens"] == 3
