@@ -11,7 +11,7 @@ from app.schemas.messages import Name, Schema
 from app.schemas.wire import Int, Wire
 
 MAX_BLOCKS = 128
-BLOCKS_OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use"), "system": ("text",)}
+BLOCKS_OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking"), "system": ("text",)}
 CACHE = "accepted and not needed: equal beginnings of prompts are found by their tokens"
 MODEL = "name of a served model, see /v1/models; the default model when left out"
 WEATHER: JsonDict = {
@@ -73,12 +73,21 @@ class ToolResultBlock(Wire):
     cache_control: CacheControl | None = Field(None, description=CACHE)
 
 
+class ThinkingBlock(Wire):
+    """A thought of an earlier answer. The chat template decides whether the model sees it."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = Field(None, description="not read: thoughts are not signed here")
+
+
 Block = Annotated[
     Annotated[TextBlock, Tag("text block")]
+    | Annotated[ThinkingBlock, Tag("thinking block")]
     | Annotated[ToolUseBlock, Tag("tool_use block")]
     | Annotated[ToolResultBlock, Tag("tool_result block")],
     Discriminator(_tag),
-    BeforeValidator(_one_of("text", "tool_use", "tool_result")),
+    BeforeValidator(_one_of("text", "tool_use", "tool_result", "thinking")),
 ]
 
 
@@ -91,7 +100,7 @@ class Turn(Wire):
     )
 
     @property
-    def blocks(self) -> list[TextBlock | ToolUseBlock | ToolResultBlock]:
+    def blocks(self) -> list[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock]:
         return [TextBlock(type="text", text=self.content)] if isinstance(self.content, str) else self.content
 
     @property
@@ -144,8 +153,9 @@ class OutputConfig(Wire):
     format: JSONOutput | None = Field(None, description="the form of the answer; any text when left out")
 
 
-class NoThinking(Wire):
-    type: Literal["disabled"]
+class Thinking(Wire):
+    type: Literal["disabled", "enabled", "adaptive"] = Field(description="disabled: no thought, where the chat template can say so")
+    budget_tokens: None = Field(None, description="null only: a thought ends when the model ends it")
 
 
 class RequestMetadata(Wire):
@@ -161,7 +171,7 @@ class CountTokensRequest(Wire):
     tools: list[ClientTool] | None = Field(None, max_length=128, description="tools that the model may call")
     tool_choice: ToolSelection | None = Field(None, description="auto when left out")
     output_config: OutputConfig | None = Field(None, description="the form of the answer")
-    thinking: NoThinking | None = Field(None, description="disabled only")
+    thinking: Thinking | None = Field(None, description="whether a reasoning model thinks first; what its chat template does when left out")
     cache_control: CacheControl | None = Field(None, description=CACHE)
 
     @property
@@ -223,6 +233,12 @@ class AnswerText(Wire):
     text: str
 
 
+class AnswerThinking(Wire):
+    type: Literal["thinking"] = "thinking"
+    thinking: str = Field(description="what a reasoning model thought before its answer")
+    signature: str = Field("", description="always empty")
+
+
 class AnswerToolUse(Wire):
     type: Literal["tool_use"] = "tool_use"
     id: str
@@ -245,7 +261,7 @@ class MessagesResponse(Wire):
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     model: str
-    content: list[AnswerText | AnswerToolUse]
+    content: list[AnswerThinking | AnswerText | AnswerToolUse]
     stop_reason: StopReason | None = Field(description="null only at the beginning of a stream")
     stop_sequence: str | None = Field(description="the stop sequence that ended the answer")
     usage: MessagesUsage

@@ -9,6 +9,7 @@ from app.schemas.messages import Message, Metadata, ResponseFormat, Tool, ToolCa
 from app.schemas.wire import TIER, Int, Tier, Usage, UsedTier, Wire
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
 Stop = Annotated[str, StringConstraints(max_length=256)]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -118,7 +119,7 @@ class ChatRequest(SamplingFields):
     tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+    reasoning_effort: Effort | None = Field(
         None, description="how long the model thinks, if its chat template has a place for it; none: not at all"
     )
     chat_template_kwargs: dict[str, JsonValue] | None = Field(

@@ -35,7 +35,20 @@ class OutputCall(Wire):
     status: ItemStatus = Field(description="incomplete if the answer ended within the call")
 
 
-OutputItem = Annotated[OutputMessage | OutputCall, Field(discriminator="type")]
+class ReasoningText(Wire):
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class OutputReasoning(Wire):
+    type: Literal["reasoning"] = "reasoning"
+    id: str
+    summary: list[JsonValue] = []
+    content: list[ReasoningText] = Field(description="what a reasoning model thought before its answer")
+    status: ItemStatus
+
+
+OutputItem = Annotated[OutputMessage | OutputCall | OutputReasoning, Field(discriminator="type")]
 
 
 class InputTokensDetails(Wire):
@@ -44,7 +57,7 @@ class InputTokensDetails(Wire):
 
 
 class OutputTokensDetails(Wire):
-    reasoning_tokens: int
+    reasoning_tokens: int = Field(description="output tokens that a reasoning model thought")
 
 
 class ResponsesUsage(Wire):

@@ -38,6 +38,7 @@ def add_messages(routes: APIRouter, service: Service) -> None:
         with translation.own_names():
             prompt, options = await prepare(service, model, chat, request)
             id = f"msg_{uuid.uuid4().hex}"
+            chat = chat.model_copy(update={"max_tokens": min(body.max_tokens, model.facts.context - len(prompt.ids))})
             jobs = await service.run_in_text_pool(request, make_jobs, id, chat, options, [prompt], model.tokenizer, model.facts)
         answer = Answer(id, model.facts, options, [prompt], [job.id for job in jobs], model.tokenizer)
         if body.stream:

@@ -11,7 +11,7 @@ from app.engine.request import Event, Waiting
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import FinishReason, MessagesResponse
-from app.schemas.anthropic import AnswerText, AnswerToolUse, MessagesUsage, StopReason
+from app.schemas.anthropic import AnswerText, AnswerThinking, AnswerToolUse, MessagesUsage, StopReason
 from serve.wire.answers import Answer, queue_comment, sse
 from serve.wire.choice import Choice, ChoiceDelta, PartialCall
 from serve.wire.errors import messages_error
@@ -22,7 +22,8 @@ STOP_REASONS: dict[FinishReason, StopReason] = {"stop": "end_turn", "tool_calls"
 def messages_body(answer: Answer) -> MessagesResponse:
     """The answer so far. A call whose input was cut off by `max_tokens` is left out: nobody could run it."""
     choice = answer.choices[0]
-    blocks: list[AnswerText | AnswerToolUse] = [AnswerText(text=choice.text)] if choice.text else []
+    blocks: list[AnswerThinking | AnswerText | AnswerToolUse] = [AnswerThinking(thinking=choice.thought)] if choice.thought else []
+    blocks += [AnswerText(text=choice.text)] if choice.text else []
     for call in choice.calls:
         arguments = _arguments(call)
         if arguments is not None:
@@ -64,6 +65,10 @@ class BlockWriter:
         self._open: str | None = None  # the type of the block that may go on
 
     def write(self, delta: ChoiceDelta) -> Iterator[str]:
+        if delta.thought:
+            if self._open != "thinking":
+                yield from self._start({"type": "thinking", "thinking": "", "signature": ""})
+            yield self._delta({"type": "thinking_delta", "thinking": delta.thought})
         if delta.text:
             if self._open != "text":
                 yield from self._start({"type": "text", "text": ""})

@@ -15,7 +15,7 @@ from app.schemas.generation import PromptEnd
 from app.tokenizer import Tokenizer, check_unicode
 
 RESERVED_VARIABLES = frozenset("messages tools documents add_generation_prompt continue_final_message bos_token eos_token".split())
-THINKING_SWITCHES = frozenset({"enable_thinking", "thinking"})  # off is what a model that does not think does anyway
+THINKING_SWITCHES = frozenset({"enable_thinking", "thinking"})  # without them a reasoning model thinks, and no other one does
 PROBE = "\ue007"  # a private-use character, which templates copy unchanged
 TEMPLATE_ROLES = {"developer": "system"}  # OpenAI's roles that templates know by another name
 
@@ -52,7 +52,7 @@ def template_variables(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any
     for name, value in (body.chat_template_kwargs or {}).items():
         if name not in RESERVED_VARIABLES and tokenizer.template_uses(name):
             variables[name] = value
-        elif name not in THINKING_SWITCHES or value or tokenizer.reasoning is not None:
+        elif name not in THINKING_SWITCHES or bool(value) != (tokenizer.reasoning is not None):
             param = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"{param}: the model's chat template has no such variable", param=param, code="unsupported_parameter")
     effort = body.reasoning_effort

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.forms.parser import ToolCallStart
 from app.schemas import ContentLogprob, FinishReason
-from app.schemas.reply import OutputCall, OutputItem, OutputMessage, OutputText
+from app.schemas.reply import OutputCall, OutputItem, OutputMessage, OutputReasoning, OutputText, ReasoningText
 from app.schemas.responses import ItemStatus
 from app.tokenizer import Tokenizer
 from serve.wire.choice import ChoiceDelta, PartialCall
@@ -82,20 +82,49 @@ class Call:
         return {"item_id": self.id, "output_index": self.index}
 
 
+@dataclass(slots=True)
+class Thought:
+    """What a reasoning model thought."""
+
+    index: int  # among the items of the output
+    id: str = field(default_factory=lambda: f"rs_{uuid.uuid4().hex}")
+    status: ItemStatus = "in_progress"
+    text: str = ""
+
+    def item(self) -> OutputReasoning:
+        return OutputReasoning(id=self.id, status=self.status, content=[ReasoningText(text=self.text)])
+
+    def begin(self) -> list[Event]:
+        return [_added(self.index, self.item().model_copy(update={"content": []}))]
+
+    def add(self, text: str) -> Event:
+        self.text += text
+        return {"type": "response.reasoning_text.delta", **self._place(), "delta": text}
+
+    def end(self, status: ItemStatus) -> list[Event]:
+        self.status = status
+        return [{"type": "response.reasoning_text.done", **self._place(), "text": self.text}, _done(self.index, self.item())]
+
+    def _place(self) -> Event:
+        return {"item_id": self.id, "output_index": self.index, "content_index": 0}
+
+
 class Output:
     """The items of one response. One of them is open at a time; what does not belong to it closes it."""
 
     def __init__(self, calls: list[PartialCall], tokenizer: Tokenizer) -> None:
         """`calls` are those of the choice, which grow as it does."""
         self._calls, self._tokenizer = calls, tokenizer
-        self._items: list[Text | Call] = []
-        self._open: Text | Call | None = None
+        self._items: list[Text | Call | Thought] = []
+        self._open: Text | Call | Thought | None = None
 
     def items(self) -> list[OutputItem]:
         return [item.item() for item in self._items]
 
     def add(self, delta: ChoiceDelta) -> list[Event]:
         events: list[Event] = []
+        if delta.thought:
+            events += self._add_thought(delta.thought)
         if delta.text or delta.entries:
             events += self._add_text(delta.text, delta.entries)
         for piece in delta.calls:
@@ -111,6 +140,14 @@ class Output:
         whole = reason == "tool_calls" if isinstance(self._open, Call) else reason == "stop"
         return events + self._close("completed" if whole else "incomplete")
 
+    def _add_thought(self, text: str) -> list[Event]:
+        events: list[Event] = []
+        thought = self._open
+        if not isinstance(thought, Thought):
+            thought = Thought(len(self._items))
+            events = self._begin(thought)
+        return [*events, thought.add(text)]
+
     def _add_text(self, text: str, entries: list[LogprobEntry]) -> list[Event]:
         events: list[Event] = []
         message = self._open
@@ -119,7 +156,7 @@ class Output:
             events = self._begin(message)
         return [*events, message.add(text, chat_logprobs(entries, [], self._tokenizer).content)]
 
-    def _begin(self, item: Text | Call) -> list[Event]:
+    def _begin(self, item: Text | Call | Thought) -> list[Event]:
         closed = self._close("completed")
         self._items.append(item)
         self._open = item

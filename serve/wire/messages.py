@@ -11,12 +11,24 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.schemas import ChatRequest, Function, FunctionCall, Message, NamedTool, ResponseFormat, Tool, ToolCall
-from app.schemas.anthropic import CountTokensRequest, MessagesRequest, OutputConfig, ToolResultBlock, ToolSelection, ToolUseBlock, Turn
+from app.schemas.anthropic import (
+    CountTokensRequest,
+    MessagesRequest,
+    OutputConfig,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolSelection,
+    ToolUseBlock,
+    Turn,
+)
 from app.schemas.messages import NamedFunction, NamedSchema, ToolChoice
 
 MAX_MESSAGES = 1024  # of a chat
 # Beginnings and ends of the names of a chat's fields, and what they are called here.
 BEGINNINGS = {
+    "reasoning_effort": "thinking",
+    "chat_template_kwargs.enable_thinking": "thinking",
     "response_format": "output_config.format",
     "response_format.json_schema.schema": "output_config.format.schema",
     "tool_choice.function.name": "tool_choice.name",
@@ -83,6 +95,8 @@ def chat_request(body: CountTokensRequest) -> tuple[ChatRequest, Translation]:
         model=body.model,
         continue_final_message=continues or None,
         response_format=_response_format(body.output_config),
+        reasoning_effort="none" if body.thinking is not None and body.thinking.type == "disabled" else None,
+        chat_template_kwargs={"enable_thinking": True} if body.thinking is not None and body.thinking.type == "enabled" else None,
         **_tool_fields(body),
         **(_answer_fields(body) if isinstance(body, MessagesRequest) else {}),
     ), translation
@@ -93,7 +107,9 @@ def _add_turn(translation: Translation, turn: Turn, path: str) -> None:
         _add_user_turn(translation, turn, path)
         return
     calls = {place: block for place, block in enumerate(turn.blocks) if isinstance(block, ToolUseBlock)}
-    message = Message(role=turn.role, content=turn.text, tool_calls=[_tool_call(block) for block in calls.values()] or None)
+    thought = "".join(block.thinking for block in turn.blocks if isinstance(block, ThinkingBlock))
+    tool_calls = [_tool_call(block) for block in calls.values()] or None
+    message = Message(role=turn.role, content=turn.text, tool_calls=tool_calls, reasoning_content=thought or None)
     name = translation.add(message, path)
     translation.names |= {f"{name}.tool_calls.{index}": f"{path}.content.{place}" for index, place in enumerate(calls)}
 
@@ -116,7 +132,7 @@ def _add_user_turn(translation: Translation, turn: Turn, path: str) -> None:
                 add_text()
             message = Message(role="tool", content=_result_text(block), tool_call_id=block.tool_use_id)
             translation.add(message, f"{path}.content.{place}")
-        elif not isinstance(block, ToolUseBlock):
+        elif isinstance(block, TextBlock):
             texts.append(block.text)
     if texts or not turn.blocks:
         add_text()

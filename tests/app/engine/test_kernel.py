@@ -42,6 +42,24 @@ def test_linear_matches_torch_for_any_shape_and_epilogue(
     torch.testing.assert_close(result.float(), expected, atol=1e-3, rtol=2**-7)
 
 
+@pytest.mark.parametrize("chosen", [False, True], ids=["float32 products", "dot products"])
+def test_both_ways_to_multiply_bfloat16_are_right_and_independent_of_other_rows(chosen: bool) -> None:
+    native = kernel_or_skip()
+    if not native.has_dot_products:
+        pytest.skip("this processor has no AVX512-BF16")
+    x, weight = torch.randn(100, 62).bfloat16(), torch.randn(131, 62).bfloat16()
+    packed = pack_bfloat16(weight, native.columns)
+    native.choose_dot_products(chosen)
+    try:
+        whole = native.linear(x, packed, Epilogue(131))
+        torch.testing.assert_close(whole.float(), x.float() @ weight.float().T, atol=1e-3, rtol=2**-7)
+        for size in (1, 2, 3, 14, 99):
+            assert torch.equal(torch.cat([native.linear(part, packed, Epilogue(131)) for part in x.split(size)]), whole)
+    finally:
+        kernel.cache_clear()
+        kernel()  # chooses as before, by what is kept
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     rows=st.integers(1, 40) | st.sampled_from([84, 140, 141]),

@@ -308,7 +308,7 @@ def test_values_that_change_nothing_are_accepted(strictly_served: Any, fields: d
         ({"prompt": {"id": "p"}}, "prompt", "not supported"),
         ({"context_management": [{"type": "compaction"}]}, "context_management", "not supported"),
         ({"include": ["reasoning.encrypted_content"]}, "include.0", "message.output_text.logprobs"),
-        ({"reasoning": {"effort": "low"}}, "reasoning.effort", "none"),
+        ({"reasoning": {"effort": "low"}}, "reasoning.effort", "no place"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "not supported"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
         ({"max_tokens": 3}, "max_tokens", "not supported"),

@@ -64,6 +64,41 @@ def test_a_streamed_thought_stands_apart(thinking: Any) -> None:
     assert not [delta for delta in deltas if delta.get("content") and delta.get("reasoning")]
 
 
+def test_a_thought_is_an_item_of_a_response(thinking: Any) -> None:
+    say(thinking, "<think>Two and two.</think>\n\nFour.", 3)
+    body = thinking.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 40}).json()
+    thought, message = body["output"]
+    assert (thought["type"], thought["content"]) == ("reasoning", [{"type": "reasoning_text", "text": "Two and two."}])
+    assert message["content"][0]["text"] == "Four." and body["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
+    say(thinking, "<think>Two and two.</think>\n\nFour.", 3)
+    text = thinking.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 40, "stream": True}).text
+    events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    deltas = {
+        kind: "".join(event["delta"] for event in events if event["type"] == f"response.{kind}.delta")
+        for kind in ("reasoning_text", "output_text")
+    }
+    assert deltas == {"reasoning_text": "Two and two.", "output_text": "Four."}
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    assert kinds.index("reasoning_text.done") < kinds.index("output_text.delta")
+    off = thinking.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 3, "reasoning": {"effort": "none"}})
+    assert off.status_code == 200 and prompt_of(thinking).endswith("a:<think></think>")
+
+
+def test_a_thought_is_a_block_of_a_message(thinking: Any) -> None:
+    say(thinking, "<think>Two and two.</think>\n\nFour.", 3)
+    asked = {"max_tokens": 40, "messages": HELLO, "thinking": {"type": "enabled"}}
+    body = thinking.client.post("/v1/messages", json=asked).json()
+    assert body["content"] == [{"type": "thinking", "thinking": "Two and two.", "signature": ""}, {"type": "text", "text": "Four."}]
+    say(thinking, "<think>Two and two.</think>\n\nFour.", 3)
+    text = thinking.client.post("/v1/messages", json={**asked, "stream": True}).text
+    deltas = [json.loads(line[6:])["delta"] for line in text.splitlines() if line.startswith('data: {"type":"content_block_delta"')]
+    assert "".join(delta.get("thinking", "") for delta in deltas) == "Two and two."
+    assert "".join(delta.get("text", "") for delta in deltas) == "Four."
+    turns = [*HELLO, {"role": "assistant", "content": [*body["content"]]}]
+    thinking.client.post("/v1/messages", json={**asked, "messages": turns, "thinking": {"type": "disabled"}, "max_tokens": 2})
+    assert prompt_of(thinking).startswith("u:hia:<think>Two and two.</think>Four.")
+
+
 def test_an_answer_cut_in_its_thought_has_no_content(thinking: Any) -> None:
     say(thinking, "<think>Two and two")
     message = ask(thinking).json()["choices"][0]["message"]
