@@ -85,7 +85,7 @@ def test_default_sampling_can_be_set_in_every_source(bare: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("temperature", "2.1"), ("top_p", "0"), ("top_k", "-2"), ("min_p", "nan"), ("repetition_penalty", "0")]
+    ("field", "value"), [("temperature", "2.1"), ("top_p", "-0.1"), ("top_k", "-2"), ("min_p", "nan"), ("repetition_penalty", "0")]
 )
 def test_default_sampling_has_the_bounds_of_a_request(field: str, value: str) -> None:
     with pytest.raises(SetupError, match=rf"^setting model\.sampling\.{field}: Input should be"):
