@@ -71,7 +71,7 @@ class Engine:
         if error is not None:
             self._pending_events.append(Failed(job.id, error))
         elif isinstance(job, Generate) and job.grammar is not None and self._grammar_compiler is not None:
-            self._compiling[job.id] = job, self._grammar_compiler.compile(job.grammar)
+            self._compiling[job.id] = job, self._grammar_compiler.compile(job.grammar, job.max_tokens)
         elif isinstance(job, Generate) or job.windows:
             self.scheduler.add(job)
         else:  # the text has fewer than two tokens, so there is nothing to predict
@@ -236,7 +236,7 @@ class Engine:
             return []
         requests = [slot.request for slot in slots if slot.request is not None]
         rows = [self._sampler_row(slot, request) for slot, request in zip(slots, requests, strict=True)]
-        tokens = sample(logits, rows)
+        tokens = [self._steer(*each) for each in zip(slots, requests, sample(logits, rows), strict=True)]
         tops = [request.logprobs for request in requests]
         logprobs = token_logprobs(logits, tokens, tops) if any(top is not None for top in tops) else [None] * len(slots)
         return [self._account_token(*each) for each in zip(slots, rows, tokens, logprobs, strict=True)]
@@ -244,6 +244,11 @@ class Engine:
     def _sampler_row(self, slot: Slot, request: Generate) -> SamplerRow:
         allowed = self._grammar_states[request.id].allowed_tokens() if request.grammar is not None else None
         return SamplerRow(request.sampling, slot.tokens, len(request.prompt), self._end_tokens_of(request), allowed)
+
+    def _steer(self, slot: Slot, request: Generate, token: int) -> int:
+        """The sampled token, or another where an answer could otherwise not follow its grammar to an end within its tokens."""
+        left = request.max_tokens - slot.generated - 1
+        return token if request.grammar is None else self._grammar_states[request.id].steer(token, left)
 
     def _account_token(self, slot: Slot, row: SamplerRow, token: int, logprob: TokenLogprob | None) -> Event:
         """Add a sampled token to its slot; releases the slot when the answer ends with it."""

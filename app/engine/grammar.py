@@ -1,6 +1,9 @@
 """Structured output: which tokens may come next so that an answer follows its grammar. Uses llguidance.
 
 A grammar is a text that `app.forms.grammar` or `app.forms.tools` wrote. Knows no JSON schema, no tools and no slots.
+
+An answer is complete within its tokens whenever a completion that `app.engine.completion` finds fits: a state keeps one that does, and
+where a sampled token would leave too few for any, `steer` puts the next token of that completion in its place.
 """
 
 import json
@@ -8,12 +11,14 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from app.engine.completion import Completions, allowed
 from app.errors import InvalidRequest
 
 MAX_CACHED_GRAMMARS = 8  # compiled grammars kept for later requests with the same grammar; each grows while it is used
@@ -22,15 +27,42 @@ MAX_ERROR_CHARACTERS = 300
 
 
 class GrammarState:
-    """How far one answer has come in its grammar."""
+    """How far one answer of at most `max_tokens` tokens has come in its grammar."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, completions: Completions, max_tokens: int) -> None:
+        self._matcher, self._completions = matcher, completions
+        self._number = b""  # at the end of the answer, if it ends in one
+        self._completion = completions.search(matcher, max_tokens)  # None: no completion fits, and the answer will be cut
 
     def allowed_tokens(self) -> NDArray[np.bool_]:
         """For each token of the vocabulary, whether it may come next. At least one may, until `accept` has returned True."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        return np.unpackbits(bits, bitorder="little").view(np.bool_)
+        mask = allowed(self._matcher)
+        self._completions.vocabulary.bound_number(self._number, mask)
+        return mask
+
+    def steer(self, token: int, left: int) -> int:
+        """The sampled token, if the answer can be completed by `left` more tokens after it; else the next one of a completion that fits,
+        which is the end token where the answer may end. `accept` has to follow with the result.
+        """
+        completion = self._completion
+        if completion is None:
+            return token
+        if completion[:1] == [token]:
+            self._completion = completion[1:]
+            return token
+        after = self._matcher.deep_copy()
+        after.consume_token(token)
+        if after.is_stopped():  # complete, or an error, which `accept` reports
+            return token
+        resumed = self._completions.resume(after, completion, left)
+        if resumed is not None:
+            self._completion = resumed
+            return token
+        if not completion and self._completions.vocabulary.continues_character(allowed(after)):
+            self._completion = None  # a text that may end anywhere is cut by its last tokens, as any other text
+            return token
+        self._completion = completion[1:]
+        return completion[0] if completion else self._completions.end_token
 
     def accept(self, token: int) -> bool:
         """Advance by a token; returns whether the answer is complete with it. Raises `InvalidRequest` when the grammar becomes too
@@ -40,6 +72,7 @@ class GrammarState:
         if self._matcher.is_error():
             message = f"the answer cannot follow its grammar any further: {_error_line(self._matcher)}"
             raise InvalidRequest(message, code="unsupported_schema")
+        self._number = self._completions.vocabulary.number_after(self._number, token)
         return self._matcher.is_stopped()
 
 
@@ -53,11 +86,13 @@ class GrammarCompiler:
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # by the grammar's text, least recently used first
         self._pool = ThreadPoolExecutor(1, "grammars")
 
-    def compile(self, grammar: str) -> Future[GrammarState]:
-        """The state at the beginning of an answer. The future raises `InvalidRequest` when `grammar` is not a valid grammar."""
-        return self._pool.submit(self._compile, grammar)
+    def compile(self, grammar: str, max_tokens: int) -> Future[GrammarState]:
+        """The state at the beginning of an answer of at most `max_tokens` tokens. The future raises `InvalidRequest` when `grammar` is not
+        a valid grammar.
+        """
+        return self._pool.submit(self._compile, grammar, max_tokens)
 
-    def _compile(self, grammar: str) -> GrammarState:
+    def _compile(self, grammar: str, max_tokens: int) -> GrammarState:
         if grammar not in self._compiled:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)  # its log lines would quote the answer
             if matcher.is_error():
@@ -66,7 +101,11 @@ class GrammarCompiler:
         self._compiled.move_to_end(grammar)
         while len(self._compiled) > MAX_CACHED_GRAMMARS:
             self._compiled.popitem(last=False)
-        return GrammarState(self._compiled[grammar].deep_copy())
+        return GrammarState(self._compiled[grammar].deep_copy(), self._completions, max_tokens)
+
+    @cached_property
+    def _completions(self) -> Completions:
+        return Completions(self._tokenizer)
 
 
 def _with_secret_control_tokens(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from app.engine.grammar import MAX_CACHED_GRAMMARS, GrammarCompiler
 from app.engine.request import BeamSearchParams, Delta, Failed, Generate, SamplingParams
 from app.engine.sampler import SamplerRow, process_logits, sample
 from app.errors import EngineFailed, InvalidRequest
+from app.forms.grammar import Schema, json_grammar
 from app.tokenizer import Tokenizer
 
 PAIR = LLMatcher.grammar_from_json_schema(
@@ -74,6 +76,55 @@ def test_an_answer_cut_by_max_tokens_is_a_beginning_of_its_grammar(engine: Engin
     engine.submit(Generate("cut", (0, 5), 6, SamplingParams(temperature=0.0), grammar=PAIR))
     events = drain(engine)
     assert events[-1].finish == "length" and answers_of(events)["cut"] == '{"a":"'
+
+
+ANY: Schema = {}
+ENDLESS: tuple[Schema, ...] = (
+    ANY,
+    {"oneOf": [{"type": "integer"}, {"type": "string"}]},
+    {"type": "object", "additionalProperties": {"type": "integer"}},
+    {"type": "array", "items": {"type": "number"}, "minItems": 2},
+    {"$defs": {"list": {"type": "array", "items": {"$ref": "#/$defs/list"}}}, "$ref": "#/$defs/list"},
+    {"type": "object", "properties": {"name": {"type": "string"}, "more": {"$ref": "#"}}, "required": ["name"]},
+)
+
+
+def test_what_json_leaves_open_is_brought_to_an_end(engine: Engine) -> None:
+    """A random model never stops by itself: without bounds, nearly all of these answers would be cut."""
+    ids = {f"{place}-{seed}": schema for place, schema in enumerate(ENDLESS) for seed in range(4)}
+    for id, schema in ids.items():
+        params = SamplingParams(temperature=1.0, seed=int(id[-1]))
+        engine.submit(Generate(id, (0, 5, 9), 40, params, grammar=json_grammar(schema)))
+    answers = answers_of(drain(engine))
+    for id, schema in ids.items():
+        jsonschema.validate(json.loads(answers[id]), {**schema})
+    assert max(map(len, answers.values())) >= 30  # the grammar ends them, not before it has to
+
+
+def test_a_number_is_ended_at_its_bounds(engine: Engine, tokenizer: Tokenizer) -> None:
+    """With all weight on the digit 1, a number would go on until max_tokens."""
+    (one,) = tokenizer.base.encode("1", add_special_tokens=False)
+    params = SamplingParams(temperature=0.0, logit_bias=((one, 100.0),))
+    for id, type in (("integer", "integer"), ("list", "number")):
+        schema: Schema = {"type": "array", "items": {"type": type}, "minItems": 1, "maxItems": 1}
+        engine.submit(Generate(id, (0, 5, 9), 60, params, grammar=json_grammar(schema)))
+    answers = answers_of(drain(engine))
+    assert answers["integer"] == f"[{'1' * 19}]" and answers["list"] == f"[{'1' * 19}]"
+
+
+def test_a_call_that_no_longer_fits_ends_the_text(engine: Engine, tokenizer: Tokenizer) -> None:
+    """Tokens that open what cannot be closed in time are not taken; text that may end anywhere is not shortened otherwise."""
+    (begin,) = tokenizer.base.encode("<", add_special_tokens=False)
+    grammar = 'start: TEXT | TEXT? "<" "a long call that has to end" ">"\nTEXT: /[^<]+/'
+    params = SamplingParams(temperature=0.0, logit_bias=((begin, 100.0),))
+    engine.submit(Generate("short", (0, 5), 8, params, grammar=grammar))
+    engine.submit(Generate("long", (0, 5), 40, params, grammar=grammar))
+    never = SamplingParams(temperature=0.0, logit_bias=tuple((token, -100.0) for token in (begin, *tokenizer.end_tokens())))
+    engine.submit(Generate("text", (0, 5), 8, never, grammar=grammar))
+    events = drain(engine)
+    finishes = {event.id: event.finish for event in events if isinstance(event, Delta) and event.finish}
+    assert "<" not in answers_of(events)["short"] and answers_of(events)["long"] == "<a long call that has to end>"
+    assert finishes == {"short": "stop", "long": "stop", "text": "length"}
 
 
 def test_an_invalid_grammar_fails_only_its_request(engine: Engine) -> None:
@@ -134,11 +185,11 @@ def test_an_answer_that_leaves_its_grammar_fails_alone_and_nothing_is_printed(en
 def test_a_grammar_is_compiled_once_and_dropped_when_the_cache_is_full(engine: Engine) -> None:
     compiler = engine._grammar_compiler
     assert compiler is not None
-    compiler.compile(WORD).result()
+    compiler.compile(WORD, 9).result()
     for number in range(MAX_CACHED_GRAMMARS):
-        compiler.compile(LLMatcher.grammar_from_regex(f"x{{{number + 1}}}")).result()
+        compiler.compile(LLMatcher.grammar_from_regex(f"x{{{number + 1}}}"), 9).result()
     assert len(compiler._compiled) == MAX_CACHED_GRAMMARS and WORD not in compiler._compiled
-    one, other = compiler.compile(WORD).result(), compiler.compile(WORD).result()
+    one, other = compiler.compile(WORD, 9).result(), compiler.compile(WORD, 9).result()
     one.accept(int(np.flatnonzero(one.allowed_tokens())[0]))
     assert (
         not np.array_equal(one.allowed_tokens(), np.zeros_like(one.allowed_tokens())) and len(np.flatnonzero(other.allowed_tokens())) == 2

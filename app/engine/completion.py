@@ -1,0 +1,133 @@
+"""The end of an answer that follows a grammar: which tokens complete it, and few of them.
+
+    Completions(tokenizer)
+    .find(matcher, limit) -> list[int] | None              good and fast: one way is followed, the token that closes most comes first
+    .search(matcher, limit) -> list[int] | None            the same, with the other ways tried out where the first is too long
+    .shortest(matcher, longest) -> list[int] | None        the shortest that a search comes to
+    .resume(matcher, earlier, limit) -> list[int] | None   from a completion of the state a token before
+
+All return at most `limit` (`longest`) tokens after which the grammar accepts the answer, or None when none were found. `matcher` stays as
+it is. Knows no slots and no requests.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from app.engine.vocabulary import Vocabulary
+
+SEARCH_TOKENS = 4000  # consumed by the trials of one search
+ALTERNATIVES = 48  # tried out at one place
+RESUME_STEPS = 4  # tokens found anew before an earlier completion goes on
+RESUME_SKIP = 4  # tokens of the earlier completion that may be left out
+CHECKED_TOKENS = 64  # of an earlier completion, while there is as much room left beside it; otherwise all are checked
+
+Tokens = list[int]
+
+
+class Completions:
+    def __init__(self, tokenizer: LLTokenizer) -> None:
+        self.vocabulary, self.end_token = Vocabulary(tokenizer), tokenizer.eos_token
+        self._tokenizer = tokenizer
+
+    def find(self, matcher: LLMatcher, limit: int) -> Tokens | None:
+        state, found, seen = matcher.deep_copy(), Tokens(), set[bytes]()
+        while not state.is_accepting():
+            tokens = self._next(state, seen) if len(found) < limit else []
+            if not tokens or state.try_consume_tokens(tokens) < len(tokens):
+                return None
+            found += tokens
+        return found if len(found) <= limit else None
+
+    def search(self, matcher: LLMatcher, limit: int) -> Tokens | None:
+        longest = 4 * limit + CHECKED_TOKENS  # a completion from which the search may begin
+        best = self._improved(matcher, self.find(matcher, longest), limit, longest)
+        return best if best is not None and len(best) <= limit else None
+
+    def shortest(self, matcher: LLMatcher, longest: int) -> Tokens | None:
+        """The shortest completion that a search comes to, of at most `longest` tokens."""
+        return self._improved(matcher, self.find(matcher, longest), 0, longest)
+
+    def resume(self, matcher: LLMatcher, earlier: Sequence[int], limit: int) -> Tokens | None:
+        state, found, seen = matcher.deep_copy(), Tokens(), set[bytes]()
+        for _ in range(RESUME_STEPS):
+            for skipped in range(min(RESUME_SKIP, len(earlier) + 1)):
+                room = limit - len(found) - len(earlier) + skipped
+                if room >= 0 and self._completes(state, earlier[skipped:], room):
+                    return found + list(earlier[skipped:])
+            tokens = self._next(state, seen)
+            if state.is_accepting() or not tokens or state.try_consume_tokens(tokens) < len(tokens):
+                break
+            found += tokens
+        return self.find(matcher, limit)
+
+    def _completes(self, state: LLMatcher, tokens: Sequence[int], room: int) -> bool:
+        checked = [*tokens[:CHECKED_TOKENS]] if room >= CHECKED_TOKENS and len(tokens) > CHECKED_TOKENS else [*tokens, self.end_token]
+        return state.validate_tokens(checked) == len(checked)
+
+    def _next(self, state: LLMatcher, seen: set[bytes]) -> Tokens:
+        """The tokens that have to follow, or the one that closes most of those that may; empty after an error. `seen`: the masks of the
+        places within the string where it went on before.
+        """
+        mask, tokens = None, state.compute_ff_tokens()
+        if not tokens:
+            mask = allowed(state)
+            tokens = self.vocabulary.closing(mask)
+        if self.vocabulary.end_a_string(tokens):
+            seen.clear()
+        elif mask is not None and self.vocabulary.is_in_string(mask):
+            return self._out_of_loop(state, seen) or tokens
+        return tokens
+
+    def _out_of_loop(self, state: LLMatcher, seen: set[bytes]) -> Tokens:
+        """A token with which a string leaves a part of its pattern that may repeat forever; empty if nothing repeats or no token leaves."""
+        place = bytes(state.compute_bitmask())
+        if place not in seen:
+            seen.add(place)
+            return []
+        if (looked := b"looked" + place) in seen:
+            return []
+        seen.add(looked)
+        ways = ((token, bytes(after.compute_bitmask())) for token, after in self._alternatives(state))
+        return next(([token] for token, mask in ways if mask not in seen), [])
+
+    def _improved(self, matcher: LLMatcher, best: Tokens | None, limit: int, longest: int) -> Tokens | None:
+        """Follow `best`; at each place where other tokens may come, take the one with which `find` comes to a shorter completion, if there
+        is one. Ends as soon as one has at most `limit` tokens.
+        """
+        state, done, left = matcher.deep_copy(), Tokens(), SEARCH_TOKENS
+        while (best is None or len(best) > limit) and left > 0 and not state.is_accepting():
+            for token, after in () if state.compute_ff_tokens() else self._alternatives(state):
+                bound = longest if best is None else len(best) - 1
+                rest = self.find(after, bound - len(done) - 1)
+                left -= bound - len(done) if rest is None else len(rest) + 1
+                best = best if rest is None else [*done, token, *rest]
+            step = best[len(done)] if best is not None else self.vocabulary.closing(allowed(state))[0]
+            if not state.consume_token(step):
+                break
+            done.append(step)
+        return best if best is None else self._merged(matcher, best)
+
+    def _merged(self, matcher: LLMatcher, tokens: Tokens) -> Tokens:
+        """The same text in the tokens of the model's tokenizer, if these are fewer."""
+        merged: Tokens = self._tokenizer.tokenize_bytes(self._tokenizer.decode_bytes(tokens))
+        return merged if len(merged) < len(tokens) and self._completes(matcher, merged, 0) else tokens
+
+    def _alternatives(self, state: LLMatcher) -> Iterator[tuple[int, LLMatcher]]:
+        """Tokens that may come next, each with the state after it. Of several after which the same may follow, only the first."""
+        seen = set()
+        for token in self.vocabulary.alternatives(allowed(state))[:ALTERNATIVES]:
+            after = state.deep_copy()
+            if after.consume_token(token):
+                mask = bytes(after.compute_bitmask())
+                if mask not in seen:
+                    seen.add(mask)
+                    yield token, after
+
+
+def allowed(matcher: LLMatcher) -> NDArray[np.bool_]:
+    """For each token of the vocabulary, whether it may come next."""
+    bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+    return np.unpackbits(bits, bitorder="little").view(np.bool_)

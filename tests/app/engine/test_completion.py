@@ -1,0 +1,164 @@
+"""The end of an answer: as short as a slow search over all bytes finds it, and always reached."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
+
+from app.engine.completion import Completions, allowed
+from app.engine.grammar import GrammarCompiler
+from app.forms.grammar import Schema, json_grammar
+from app.forms.validation import byte_tokenizer, schema_problem
+from app.tokenizer import Tokenizer
+
+LONGEST = 400
+
+
+def object_of(**properties: Any) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+NODE: Schema = {
+    "$defs": {"node": object_of(name={"type": "string"}, next={"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]})},
+    "$ref": "#/$defs/node",
+}
+SCHEMAS: tuple[Schema, ...] = (
+    {},
+    {"type": "integer"},
+    {"type": "string", "minLength": 3},
+    {"type": "string", "pattern": "^(ab){2,}c?$"},
+    {"enum": ["long enough", "longer", "lo"]},
+    {"enum": ["a" * 9, "ab", "abc"]},
+    {"type": "array", "items": {"type": "integer", "minimum": 100}, "minItems": 2},
+    {"anyOf": [{"type": "string", "minLength": 9}, {"type": "array", "items": {"type": "null"}, "minItems": 1}]},
+    {"anyOf": [object_of(k={"const": "first"}, v={"type": "string"}), object_of(k={"const": "b"})]},
+    object_of(a={"anyOf": [object_of(b={"type": "boolean"}), {"type": "null"}]}),
+)
+MIDDLES: tuple[tuple[Schema, bytes], ...] = (
+    ({}, b'{"a": [1.5e'),
+    ({}, b'[[{"x\\'),
+    (NODE, b'{"name": "a", "next": nu'),
+    ({"type": "object", "additionalProperties": {"type": "integer"}}, b'{"swallows the rest'),
+)
+
+
+def after(tokenizer: LLTokenizer, schema: Schema, text: bytes = b"") -> LLMatcher:
+    matcher = LLMatcher(tokenizer, json_grammar(schema), log_level=0)
+    assert matcher.try_consume_tokens(list(text)) == len(text)
+    return matcher
+
+
+def fewest_bytes(matcher: LLMatcher) -> int:
+    """Breadth first over all bytes. Of several bytes after which the same may follow, only one is looked at."""
+    states, length = [matcher], 0
+    while not any(state.is_accepting() for state in states):
+        states = [each for state in states for each in children(state)]
+        length += 1
+    return length
+
+
+def children(state: LLMatcher) -> list[LLMatcher]:
+    after_mask: dict[bytes, LLMatcher] = {}
+    for byte in np.flatnonzero(allowed(state)[:256]).tolist():
+        child = state.deep_copy()
+        child.consume_token(byte)
+        after_mask.setdefault(bytes(child.compute_bitmask()), child)
+    return list(after_mask.values())
+
+
+@pytest.mark.parametrize(("schema", "text"), [*((schema, b"") for schema in SCHEMAS), *MIDDLES])
+def test_a_completion_is_the_shortest(schema: Schema, text: bytes) -> None:
+    matcher = after(byte_tokenizer(), schema, text)
+    completions = Completions(byte_tokenizer())
+    found = completions.shortest(matcher, LONGEST)
+    assert found is not None and len(found) == fewest_bytes(matcher)
+    json.loads(text + bytes(found))
+    assert completions.search(matcher, len(found)) is not None
+    assert len(found) == 0 or completions.search(matcher, len(found) - 1) is None
+
+
+def test_an_earlier_completion_goes_on() -> None:
+    completions = Completions(byte_tokenizer())
+    matcher = after(byte_tokenizer(), NODE, b'{"name": "a')
+    earlier = list(b'", "next": null}')
+    assert completions.resume(matcher, earlier, len(earlier)) == earlier
+    assert completions.resume(matcher, earlier, len(earlier) - 1) is None
+    matcher.consume_tokens(list(b'", "'))
+    assert completions.resume(matcher, earlier, 13) == earlier[4:]
+
+
+NAMES = st.sampled_from(["a", "bc", "a longer name", '"'])
+LEAVES = st.sampled_from(
+    [
+        {},
+        {"type": "integer"},
+        {"type": "number"},
+        {"type": "string"},
+        {"type": ["boolean", "null"]},
+        {"enum": ["one of several", "one", 2.5]},
+        {"type": "string", "minLength": 2, "maxLength": 5},
+        {"type": "string", "pattern": "^[a-c]+x$"},
+        {"type": "string", "format": "date"},
+        {"type": "integer", "minimum": 1000},
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"$ref": "#/$defs/node"},
+    ]
+)
+SCHEMA = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.builds(lambda items, least: {"type": "array", "items": items, "minItems": least}, inner, st.integers(0, 2))
+        | st.builds(
+            lambda properties, needed: {"type": "object", "properties": properties, "required": list(properties)[:needed]},
+            st.dictionaries(NAMES, inner, max_size=3),
+            st.integers(0, 3),
+        )
+        | st.builds(lambda some: {"anyOf": some}, st.lists(inner, min_size=1, max_size=3))
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module", params=["tiny_folder", "bundled"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    folder: Path = request.getfixturevalue(request.param)
+    return Tokenizer(str(folder))
+
+
+@pytest.fixture(scope="module")
+def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
+    return GrammarCompiler(tokenizer.base, len(tokenizer.base), tokenizer.end_tokens())
+
+
+@settings(max_examples=250, deadline=None)
+@given(root=SCHEMA, seed=st.integers(0, 2**32), times=st.integers(1, 2))
+def test_every_answer_is_complete_when_its_shortest_completion_fits(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, root: Schema, seed: int, times: int
+) -> None:
+    """Tokens are drawn evenly from those that the grammar allows: no model ends its answers later."""
+    schema = {**root, "$defs": NODE["$defs"]}
+    if schema_problem(schema) is not None:
+        return
+    state = compiler.compile(json_grammar(schema), LONGEST).result()
+    shortest = compiler._completions.shortest(state._matcher, LONGEST)
+    assert shortest is not None
+    tokens = draw_answer(compiler, schema, max(1, times * len(shortest)), random.Random(seed))
+    answer = tokenizer.decode([token for token in tokens if token not in tokenizer.end_tokens()])
+    jsonschema.validate(json.loads(answer), schema, cls=jsonschema.Draft202012Validator)
+
+
+def draw_answer(compiler: GrammarCompiler, schema: Schema, max_tokens: int, rng: random.Random) -> list[int]:
+    state = compiler.compile(json_grammar(schema), max_tokens).result()
+    tokens: list[int] = []
+    complete = False
+    while not complete and len(tokens) < max_tokens:
+        tokens.append(state.steer(rng.choice(np.flatnonzero(state.allowed_tokens()).tolist()), max_tokens - len(tokens) - 1))
+        complete = state.accept(tokens[-1])
+    return tokens
