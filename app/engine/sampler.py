@@ -37,8 +37,9 @@ class SamplerRow:
     allowed: NDArray[np.bool_] | None = None  # [vocab] tokens that the answer's grammar allows next
 
 
-def process_logits(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> torch.Tensor:
-    """Apply logit_bias, the three penalties, bad_words, min_tokens and grammars to logits or log-probabilities `[rows, vocab]`.
+def process_logits(logits: torch.Tensor, rows: Sequence[SamplerRow], with_grammars: bool = True) -> torch.Tensor:
+    """Apply logit_bias, the three penalties, bad_words, min_tokens and, unless left to the kernel, grammars to logits or log-probabilities
+    `[rows, vocab]`.
 
     Returns float32, or the very same tensor if no row asks for any of them.
     """
@@ -47,7 +48,7 @@ def process_logits(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> torch.Te
     repeated = [row.tokens if row.params.repetition_penalty != 1.0 else () for row in rows]
     answer_penalties = [_answer_penalties(row) for row in rows]
     banned = [_banned_tokens(row, vocab) for row in rows]
-    masks = [(index, row.allowed) for index, row in enumerate(rows) if row.allowed is not None]
+    masks = [(index, row.allowed) for index, row in enumerate(rows) if with_grammars and row.allowed is not None]
     if not any(chain(biases, repeated, answer_penalties, banned, masks)):
         return logits
     scores = logits.to(torch.float32, copy=True)
@@ -72,8 +73,8 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     Logits of a model in bfloat16 on a CPU are left to the compiled kernel. Which way a row goes may not depend on the other rows: the two
     ways add probabilities in different orders.
     """
-    scores = process_logits(logits, rows)
     compiled = kernel() if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" else None
+    scores = process_logits(logits, rows, with_grammars=compiled is None)
     if compiled is not None:
         return compiled.sample_tokens(scores, [_kernel_row(row, scores.shape[-1]) for row in rows])
     greedy = [index for index, row in enumerate(rows) if row.params.greedy]
@@ -87,11 +88,13 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
 
 
 def _kernel_row(row: SamplerRow, vocab: int) -> SamplingRowArgs:
+    """The mask of the grammar has to live as long as the result."""
     params = row.params
+    mask = (None, 0) if row.allowed is None else (row.allowed.ctypes.data, len(row.allowed))
     if params.greedy:
-        return SamplingRowArgs(0.0, 1.0, 0.0, 0.0, 0)
+        return SamplingRowArgs(0.0, 1.0, 0.0, 0.0, 0, *mask)
     uniform = _uniform(params.seed, len(row.tokens))
-    return SamplingRowArgs(uniform, params.top_p, 1 / params.temperature, params.min_p, min(params.top_k or 0, vocab))
+    return SamplingRowArgs(uniform, params.top_p, 1 / params.temperature, params.min_p, min(params.top_k or 0, vocab), *mask)
 
 
 def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], tops: Sequence[int | None]) -> list[TokenLogprob | None]:

@@ -39,6 +39,8 @@ class SamplingRowArgs(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("uniform", "top_p")),
         *((name, ctypes.c_float) for name in ("inverse_temperature", "min_p")),
         ("top_k", ctypes.c_int64),
+        ("allowed", ctypes.c_void_p),
+        ("allowed_count", ctypes.c_int64),
     )
 
 

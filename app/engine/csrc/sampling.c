@@ -11,6 +11,8 @@ typedef struct {
     double uniform, top_p; /* top_p 1: off */
     float inverse_temperature, min_p; /* 0: greedy; 0: off */
     int64_t top_k;                    /* 0: off */
+    const uint8_t *allowed;           /* [allowed_count]: 0 for tokens that are never drawn, like those beyond it; NULL: all may be */
+    int64_t allowed_count;
 } SamplingRow;
 
 typedef struct {
@@ -24,6 +26,7 @@ typedef struct {
 /* Copies a row to float32, padded to whole vectors by NOTHING. Returns its largest value. */
 static float load_row(const SamplingArgs *args, int64_t r, float *x) {
     int64_t size = args->vocabulary, whole = size / LANES * LANES;
+    const SamplingRow *row = args->row + r;
     vec largest = broadcast(NOTHING);
     if (whole < size) *(vec *)(x + whole) = broadcast(NOTHING);
     if (args->are_float)
@@ -32,6 +35,11 @@ static float load_row(const SamplingArgs *args, int64_t r, float *x) {
         const bf16 *from = (const bf16 *)args->scores + r * size;
         for (int64_t i = 0; i < whole; i += LANES) *(vec *)(x + i) = load_bf16(from + i);
         for (int64_t i = whole; i < size; i++) ((uint32_t *)x)[i] = (uint32_t)from[i] << 16;
+    }
+    if (row->allowed) {
+        int64_t count = row->allowed_count < size ? row->allowed_count : size;
+        for (int64_t i = 0; i < count; i++) x[i] = row->allowed[i] ? x[i] : NOTHING;
+        for (int64_t i = count; i < size; i++) x[i] = NOTHING;
     }
     for (int64_t i = 0; i < size; i += LANES) largest = vec_max(*(const vec *)(x + i), largest);
     return max_lane(largest);

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -84,6 +85,19 @@ def test_a_row_without_any_finite_score_gets_some_token(built: Kernel, value: fl
     row = SamplingRowArgs(0.5, 0.9, inverse_temperature, 0.1, top_k)
     for dtype in (torch.bfloat16, torch.float32):
         assert built.sample_tokens(torch.full((1, 50), value, dtype=dtype), [row]) == [0]
+
+
+@pytest.mark.parametrize("count", [5, 40, 100])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_only_allowed_tokens_are_drawn(built: Kernel, count: int, dtype: torch.dtype) -> None:
+    scores = torch.randn(1, 50).to(dtype)
+    allowed = np.zeros(count, dtype=np.bool_)
+    allowed[[1, 3, count - 1]] = True
+    possible = {1, 3, count - 1} & set(range(50))
+    rows = [SamplingRowArgs(i / 50, 1.0, 1.0, 0.0, 0, allowed.ctypes.data, count) for i in range(50)]
+    assert set(built.sample_tokens(scores.expand(50, -1), rows)) == possible
+    greedy = SamplingRowArgs(0.0, 1.0, 0.0, 0.0, 0, allowed.ctypes.data, count)
+    assert built.sample_tokens(scores, [greedy]) == [max(possible, key=lambda token: float(scores[0, token]))]
 
 
 def test_a_score_that_is_no_number_is_never_drawn(built: Kernel) -> None:
