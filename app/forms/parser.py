@@ -77,7 +77,7 @@ class ToolCallParser:
         if begin:
             self._buffer, self._state = rest, self._read_name
             return self._text_event(text)
-        safe = len(text) - _overlap(text, self._before_name)
+        safe = len(text) - overlap(text, self._before_name)
         self._buffer = text[safe:]
         return self._text_event(text[:safe]) or None
 
@@ -138,6 +138,6 @@ def _pattern(segments: Segments, visible: Callable[[str], str]) -> re.Pattern[st
     return re.compile(CALL_ID.join(re.escape(visible(segment)) for segment in segments))
 
 
-def _overlap(text: str, begin: str) -> int:
+def overlap(text: str, begin: str) -> int:
     """How many of the text's last characters may be the start of `begin`."""
     return next((size for size in range(min(len(text), len(begin) - 1), 0, -1) if begin.startswith(text[-size:])), 0)

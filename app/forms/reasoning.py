@@ -10,6 +10,7 @@ Knows no tokenizer, no model and no request.
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from app.forms.parser import overlap
 from app.forms.tools import AddedTokens, as_regex
 
 # As Qwen3, DeepSeek-R1 and SmolLM3 write them, Magistral, and older distills.
@@ -98,7 +99,7 @@ class ThoughtSplitter:
             self._buffer, self._state = rest, self._read_gap
             return SplitText(thought=self._without_leading_space(thought.rstrip()))
         # White space at the end may come before the mark, and the end may be the beginning of the mark.
-        safe = len(thought) - _overlap(thought, self._format.close)
+        safe = len(thought) - overlap(thought, self._format.close)
         safe = len(thought[:safe].rstrip())
         self._buffer = thought[safe:]
         return SplitText(thought=self._without_leading_space(thought[:safe])) if safe else None
@@ -122,8 +123,3 @@ class ThoughtSplitter:
             return None
         text, self._buffer = self._buffer, ""
         return SplitText(answer=text)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """How many of the text's last characters may be the start of `mark`."""
-    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)

@@ -27,6 +27,7 @@ class SocketTransport(MessageTransport):
 
     def __init__(self) -> None:
         self._receiver, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._receiver.setblocking(False)
         self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._parts: dict[int, list[bytes]] = {}  # of messages that are not complete, by the sender's pid
 
@@ -44,7 +45,6 @@ class SocketTransport(MessageTransport):
     async def areceive(self, consumer_id: int | None = None, timeout: float | None = None) -> Any:  # noqa: ASYNC109  (LitServe's signature)
         """Return the next item of any worker."""
         loop = asyncio.get_running_loop()
-        self._receiver.setblocking(False)
         while True:
             packet = await loop.sock_recv(self._receiver, MAX_PACKET_BYTES)
             pid, is_first, is_last = HEADER.unpack_from(packet)

@@ -104,7 +104,7 @@ def test_errors_are_the_clients_own_classes(client: Any) -> None:
     import anthropic
 
     with pytest.raises(anthropic.NotFoundError) as unknown:
-        create(client, model="claude")
+        create(client, model="another-model")
     assert unknown.value.body["error"]["type"] == "not_found_error"
     with pytest.raises(anthropic.BadRequestError, match="'image'"):
         create(client, messages=[{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "data:,"}}]}])

@@ -302,8 +302,8 @@ def test_errors_have_anthropics_form_under_messages_and_openais_elsewhere(served
         return response.status_code, response.json()["type"], response.json()["error"]["type"]
 
     assert kind(post(served, metadata={"user_id": "banned"})) == (403, "error", "permission_error")
-    assert kind(post(served, model="claude")) == (404, "error", "not_found_error")
-    assert kind(post(served, COUNT, model="claude")) == (404, "error", "not_found_error")
+    assert kind(post(served, model="another-model")) == (404, "error", "not_found_error")
+    assert kind(post(served, COUNT, model="another-model")) == (404, "error", "not_found_error")
     assert kind(client.post(f"{MESSAGES}/batches", json={})) == (404, "error", "not_found_error")
     assert kind(client.get(MESSAGES)) == (405, "error", "invalid_request_error")
     assert kind(post(served, system="a" * 30_000)) == (413, "error", "request_too_large")
@@ -314,4 +314,4 @@ def test_errors_have_anthropics_form_under_messages_and_openais_elsewhere(served
     served.router.draining = True
     loading = post(served)
     assert kind(loading) == (503, "error", "overloaded_error") and loading.headers["retry-after"] == "1"
-    assert "type" not in client.post("/v1/completions", json={"prompt": "a", "model": "claude"}).json()
+    assert "type" not in client.post("/v1/completions", json={"prompt": "a", "model": "another-model"}).json()
