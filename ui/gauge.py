@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from app.schemas import Direction, Method
 
 METHOD_NAMES: dict[Method, str] = {
+    "combined": "Combined",
     "binoculars": "Binoculars",
     "likelihood_ratio": "Likelihood ratio",
     "fast_detect": "Fast-DetectGPT",
@@ -43,6 +44,7 @@ class Axis:
 
 
 AXES: dict[Method, Axis] = {
+    "combined": Axis(-6, 6),
     "binoculars": Axis(0.5, 1.5),
     "likelihood_ratio": Axis(-0.5, 0.5),
     "fast_detect": Axis(-4, 8),

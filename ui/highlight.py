@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from app.schemas import Score, SentenceScore, TokenScore
+from app.schemas import PassageScore, Score, SentenceScore, TokenScore, Verdict
 from ui.gauge import METHOD_NAMES, format_score, small_gauge_html
 from ui.messages import escape_html
 
@@ -18,6 +18,15 @@ TOKENS_HINT = (
     "it. Point at a token to see its numbers, or press Tab and use the arrow keys."
 )
 SENTENCES_HINT = "One sentence alone says little: read these as hints about where to look, not as verdicts."
+
+PASSAGES_HINT = "Each part of the text, judged as if it stood alone: this shows where a text changes."
+VERDICTS: dict[Verdict, str] = {
+    "machine": "likely machine",
+    "human": "likely human",
+    "uncertain": "uncertain",
+    "uncalibrated": "not calibrated",
+    "insufficient": "too short",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,24 @@ class Bucket:
 
 
 BUCKETS = (Bucket(10, "top 10"), Bucket(100, "top 100"), Bucket(1000, "top 1,000"), Bucket(float("inf"), "beyond the top 1,000"))
+
+
+def passages_html(score: Score, passages: Sequence[PassageScore], text: str) -> str:
+    items = "".join(_passage_item(score, passage, text) for passage in passages)
+    return (
+        f'<h3>Passages</h3><p class="hint">{PASSAGES_HINT}</p>'
+        f'<ol class="sentences" tabindex="0" aria-label="Scored passages">{items}</ol>'
+    )
+
+
+def _passage_item(score: Score, passage: PassageScore, text: str) -> str:
+    content = text_html(text[passage.start : passage.end].strip())
+    gauge = "" if passage.score is None else small_gauge_html(score.method, passage.score, score.direction)
+    value = "no score" if passage.score is None else format_score(passage.score)
+    return (
+        f'<li><span class="place">{gauge}<b>{value}</b><small>{passage.tokens:,} tokens</small>'
+        f'<strong class="badge {passage.verdict}">{VERDICTS[passage.verdict]}</strong></span><span class="words">{content}</span></li>'
+    )
 
 
 def sentences_html(score: Score, sentences: Sequence[SentenceScore], text: str) -> str:

@@ -45,6 +45,10 @@ def report_html(result: ScoreResult, text: str, model: str | None = None) -> str
     parts += [f'<p class="explanation">{escape_html(score.explanation)}</p>', _warnings_html(score)]
     parts.append(_facts_html("Confidence", _confidence_rows(score, result.calibration)))
     parts.append(_facts_html("Measurements", _measurement_rows(score, result.total_s)))
+    if score.contributions:
+        parts.append(_facts_html("What the score comes from", _contribution_rows(score.contributions)))
+    if score.passages:
+        parts.append(highlight.passages_html(score, score.passages, text))
     if score.sentences and len(score.sentences) > 1:
         parts.append(highlight.sentences_html(score, score.sentences, text))
     if score.tokens:
@@ -127,6 +131,14 @@ def _format_rate(rate: Rate) -> str:
 def _format_percent(fraction: float) -> str:
     """At most two decimals, without trailing zeros."""
     return f"{100 * fraction:.2f}".rstrip("0").rstrip(".") + "%"
+
+
+def _contribution_rows(contributions: Sequence[Contribution]) -> FactRows:
+    return {
+        STATISTICS.get(each.statistic, each.statistic): f"{each.value:.2f}: {abs(each.log_odds):.2f} "
+        f"{'towards a machine' if each.log_odds > 0 else 'towards a person'}"
+        for each in contributions
+    }
 
 
 def _measurement_rows(score: Score, total_s: float) -> FactRows:

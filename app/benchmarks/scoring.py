@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from app.benchmarks.engine import QUANTIZATIONS, BenchFailed, load, print_json_lines
 from app.engine.request import Columns, Failed, Score, Scored
-from app.scoring.score import method_score
+from app.scoring.methods import method_score
 from app.scoring.windows import windows
 from app.settings import ModelSettings
 

@@ -44,10 +44,12 @@ from app.schemas.reply import ResponsesAnswer
 from app.schemas.responses import ResponsesRequest
 from app.schemas.scoring import (
     MIN_SCORED_TOKENS,
+    Contribution,
     Direction,
     Granularity,
     Method,
     Normalisation,
+    PassageScore,
     Probability,
     Rate,
     Score,
@@ -131,6 +133,8 @@ __all__ = [
     "NamedTool",
     "Normalisation",
     "Probability",
+    "PassageScore",
+    "Contribution",
     "PromptTokensDetails",
     "Rate",
     "Readiness",

@@ -6,12 +6,12 @@ from pydantic import ConfigDict, Field, model_validator
 
 from app.schemas.wire import TIER, Tier, Usage, UsedTier, Wire
 
-Method = Literal["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"]
+Method = Literal["combined", "binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"]
 Verdict = Literal["machine", "human", "uncertain", "uncalibrated", "insufficient"]
 Granularity = Literal["none", "sentence", "token"]
 Direction = Literal["lower", "higher"]
 Normalisation = Literal["zero_width", "control", "homoglyph", "compatibility", "quotes", "white_space"]
-WarningCode = Literal["short", "not_english", "repeated", "memorised", "truncated"]
+WarningCode = Literal["short", "truncated", "code", "table", "list", "verse", "not_english", "repeated", "memorised"]
 MIN_SCORED_TOKENS = 64
 MAX_TEXTS = 256
 EXAMPLE_TEXT = "Once upon a time there was a king who had three sons."
@@ -62,6 +62,13 @@ class ScoreRequest(Wire):
         return [self.text] if self.text is not None else self.texts or []
 
 
+class Probability(Wire):
+    """The probability that a machine wrote the text if half of all texts were by machines. The interval is a bootstrap over groups."""
+
+    value: float
+    interval: tuple[float, float]
+
+
 class Span(Wire):
     """Characters `[start, end)` of the text as it was sent."""
 
@@ -74,7 +81,17 @@ class SentenceScore(Span):
     score: float | None = Field(
         description="score of these tokens alone, by the verdict's method: a hint, far less reliable than the score of the whole text"
     )
+    place: int | None = Field(description="its place among the text's sentences, 1 for the one that is most like a machine's")
     logprob: float | None = Field(description="mean log-probability of its tokens")
+
+
+class PassageScore(Span):
+    """A part of a long text, judged as a text of its own."""
+
+    tokens: int = Field(description="number of scored tokens")
+    score: float | None = Field(description="by the verdict's method")
+    verdict: Verdict
+    p_machine: Probability | None = None
 
 
 class TokenScore(Span):
@@ -94,6 +111,18 @@ class Statistics(Wire):
     perplexity: float = Field(description="exp(log_perplexity)")
 
 
+class Contribution(Wire):
+    """What one statistic adds to the log-odds of `combined`: above 0 speaks for a machine.
+
+    `question` is the one that leads: `likely`, is the text too likely for a person? `drawn`, is it too close to what the model itself draws?
+    """
+
+    question: Literal["likely", "drawn"]
+    statistic: str
+    value: float
+    log_odds: float
+
+
 class Rate(Wire):
     """A false-positive rate: the target, and the rate measured on `n` human texts with its exact 95% interval. Null where the source of the
     thresholds does not publish it.
@@ -104,13 +133,6 @@ class Rate(Wire):
     interval: tuple[float, float] | None
     n: int | None
     tokens: str = Field(description="lengths of the human texts, in scored tokens")
-
-
-class Probability(Wire):
-    """The probability that a machine wrote the text if half of all texts were by machines. The interval is a bootstrap over groups."""
-
-    value: float
-    interval: tuple[float, float]
 
 
 class Warning(Wire):
@@ -132,13 +154,15 @@ class Score(Wire):
     threshold: float | None = Field(None, description="the threshold of the verdict `machine`, on the scale of the method's scores")
     false_positive_rate: Rate | None = None
     scored_tokens: int
-    windows: int = Field(description="number of overlapping windows in which the text was scored; 1 if it fits the context")
+    windows: int = Field(description="number of windows in which the text was scored; 1 if it is short")
     truncated: bool = Field(description="only the beginning was scored, because the text needs more windows than the limit")
     normalisations: dict[Normalisation, int] = Field(
         description="number of characters that were removed or replaced before scoring, by kind"
     )
     warnings: list[Warning]
     statistics: Statistics | None
+    contributions: list[Contribution] | None = Field(None, description="what the score of `combined` comes from, the weightiest first")
+    passages: list[PassageScore] | None = Field(None, description="of a text of several windows: where it changes")
     sentences: list[SentenceScore] | None = None
     tokens: list[TokenScore] | None = None
 

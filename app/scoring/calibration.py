@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError
 
 from app.engine.request import Facts
 from app.errors import InvalidRequest, SetupError
-from app.schemas import Method
+from app.schemas import MIN_SCORED_TOKENS, Method
+from app.scoring.combined import CombinedModel
 from app.scoring.thresholds import Bucket, FrozenModel, MethodCalibration, Threshold
 from app.settings import ModelSettings
 
@@ -65,6 +66,9 @@ class Calibration(FrozenModel):
     `collapse`: runs of white space in the calibration's texts were replaced by one blank (`app.scoring.normalize`), so the same is done to
     a text to judge; line breaks tell more about where a text was copied from than about who wrote it. `cut_words`: so many words were
     removed from the beginning of each calibration text, for example an opening that both classes shared; a text to judge keeps its own.
+    `passage_tokens`: a text to judge is read in passages of about so many tokens, each without what comes before it, as the texts of the
+    calibration were; None: in overlapping windows of the whole context.
+    `min_characters_per_token`: hardly any human text of the calibration is cut into shorter tokens; texts in other languages are.
     `refused`: sentences on what the texts were too few to support.
     """
 
@@ -75,6 +79,9 @@ class Calibration(FrozenModel):
     models: ModelIdentity
     collapse: bool
     cut_words: int = Field(0, ge=0)
+    passage_tokens: int | None = Field(None, ge=MIN_SCORED_TOKENS)
+    min_characters_per_token: float | None = Field(None, gt=0)
+    combined: CombinedModel | None = None
     methods: dict[Method, MethodCalibration]
     refused: tuple[str, ...] = ()
 

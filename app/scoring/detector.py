@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.engine.request import Facts
-from app.schemas import Method
-from app.scoring.calibration import Calibration, calibrations_for, identity_of, load
+from app.engine.request import Facts, Tier
+from app.errors import InvalidRequest
+from app.schemas import Granularity, Method
+from app.scoring.calibration import OBSERVER_METHODS, Calibration, calibrations_for, identity_of, load
+from app.scoring.combined import CombinedModel
+from app.scoring.prepare import Preparation
 from app.settings import ModelSettings
+from app.tokenizer import Tokenizer
 
 NO_CALIBRATION = "there is no calibration for this model (`python -m app.calibrate` makes one)"
+SINGLE_METHODS: tuple[Method, ...] = ("fast_detect", "perplexity", "log_rank")  # need neither an observer nor a calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +27,36 @@ class CalibrationChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """What a request asks for each of its texts, and the calibration its verdicts use."""
+
+    methods: Sequence[Method]
+    choice: CalibrationChoice
+    granularity: Granularity = "none"
+    target_fpr: float | None = None
+
+    @property
+    def combined(self) -> CombinedModel | None:
+        return self.choice.calibration.combined if self.choice.calibration else None
+
+    @property
+    def min_characters_per_token(self) -> float | None:
+        return self.choice.calibration.min_characters_per_token if self.choice.calibration else None
+
+    def preparation(self, tokenizer: Tokenizer, context: int, tier: Tier = "default") -> Preparation:
+        """Texts are read as those of the calibration were."""
+        calibration = self.choice.calibration
+        observe = any(method in OBSERVER_METHODS for method in self.methods)
+        collapse, passage_tokens = (calibration.collapse, calibration.passage_tokens) if calibration else (False, None)
+        return Preparation(tokenizer, context, collapse, passage_tokens, observe, tier)
+
+
+@dataclass(frozen=True, slots=True)
 class Detector:
     """The calibrations that may apply to the model of `settings`, in order of preference."""
 
     settings: ModelSettings
-    calibrations: Sequence[Calibration]
+    calibrations: Sequence[Calibration] = ()
 
     def choose(self, methods: Sequence[Method], facts: Facts) -> CalibrationChoice:
         """The first calibration that applies to the served models for at least one of the methods."""
@@ -40,6 +70,42 @@ class Detector:
             if calibration.models.performer == served.performer:  # why another model's calibration does not apply would explain nothing
                 reason = reason or mismatches[methods[0]]
         return CalibrationChoice(reason=reason or NO_CALIBRATION)
+
+    def methods(self, facts: Facts) -> list[Method]:
+        """The methods that can be asked for, the default one first: `combined` where a calibration has its weights for these models."""
+        combined: list[Method] = ["combined"] if self.choose(["combined"], facts).calibration else []
+        observed: list[Method] = ["binoculars", "likelihood_ratio"] if facts.observer else []
+        return [*combined, *observed, *SINGLE_METHODS]
+
+    def options(
+        self,
+        facts: Facts,
+        methods: Sequence[Method] | None = None,
+        granularity: Granularity = "none",
+        target_fpr: float | None = None,
+        calibrated: bool = True,
+    ) -> ScoreOptions:
+        """Raises `InvalidRequest` for a method or a rate that cannot be had. `calibrated` False: scores without a verdict."""
+        allowed = [method for method in self.methods(facts) if calibrated or method != "combined"]
+        for index, method in enumerate(methods or ()):
+            if method not in allowed:
+                raise InvalidRequest(f"method {method} needs {self._lacking(method, facts, calibrated)}", param=f"methods.{index}")
+        asked = tuple(dict.fromkeys(methods or allowed[:1]))
+        choice = self.choose(asked, facts) if calibrated else CalibrationChoice(reason="the request asked for no calibration")
+        if target_fpr is not None:
+            if choice.calibration is None:
+                raise InvalidRequest(f"target_fpr needs a calibration: {choice.reason}", param="target_fpr")
+            choice.calibration.check_target(target_fpr, choice.methods)
+        return ScoreOptions(asked, choice, granularity, target_fpr)
+
+    def _lacking(self, method: Method, facts: Facts, calibrated: bool) -> str:
+        if method == "combined":
+            reason = self.choose([method], facts).reason if calibrated else "the request asked for none"
+            return f"a calibration: {reason}"
+        return f"an observer, but no observer model is loaded; {SINGLE_METHODS[0]} needs none"
+
+
+UNCALIBRATED = Detector(ModelSettings())
 
 
 def detector_of(settings: ModelSettings) -> Detector:

@@ -7,8 +7,12 @@ from app.scoring.calibration import Judgement
 from app.scoring.thresholds import DIRECTIONS
 
 
-def explain(method: Method, value: float | None, count: int, verdict: Verdict, judgement: Judgement | None, reason: str) -> str:
-    """`count` is the number of scored tokens; `reason` says, as a clause, why there is no judgement, and is used only then."""
+def explain(
+    method: Method, value: float | None, count: int, verdict: Verdict, judgement: Judgement | None, reason: str, doubt: str | None = None
+) -> str:
+    """`count` is the number of scored tokens; `reason` says, as a clause, why there is no judgement, and is used only then. `doubt`, also a
+    clause: why the judgement does not apply to this text.
+    """
     if value is None:
         return "No token of this text could be scored: it is too short for the model to predict anything."
     meaning = f"{_meaning(method, value)}; {DIRECTIONS[method]} values look more like a machine's writing."
@@ -16,10 +20,15 @@ def explain(method: Method, value: float | None, count: int, verdict: Verdict, j
         return f"{meaning} The text has {count} scored tokens; a verdict needs at least {MIN_SCORED_TOKENS}."
     if judgement is None:
         return f"{meaning} There is no verdict: {reason}."
+    if doubt is not None:
+        return f"{meaning} There is no verdict: {doubt}."
     return f"{meaning} {_position(judgement)} {_error_rate(judgement)}"
 
 
 def _meaning(method: Method, value: float) -> str:
+    if method == "combined":
+        side = "in favour of a machine" if value > 0 else "in favour of a person"
+        return f"Taken together, the statistics of the text's tokens speak {math.exp(min(abs(value), 700.0)):.3g} to 1 {side}"
     if method == "binoculars":
         return f"The text surprised the model {value:.2f} times as much as tokens drawn from the observer would on average"
     if method == "likelihood_ratio":

@@ -7,19 +7,20 @@ stored.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from app.engine.engine import Engine
-from app.engine.request import Failed, Score, Scored
+from app.engine.request import Columns, Failed, Score, Scored
 from app.errors import InvalidRequest, SetupError
 from app.schemas import Method
 from app.scoring.calibration import ModelIdentity
-from app.scoring.fitting import METHODS
+from app.scoring.features import statistics_of
+from app.scoring.fitting import BUCKET_STARTS, METHODS
 from app.scoring.sample import ScoreRow
-from app.scoring.score import method_score
+from app.scoring.methods import method_score
 from app.scoring.sources import LabelledText
 from app.scoring.windows import windows
 from app.tokenizer import Tokenizer
@@ -29,8 +30,28 @@ MAX_IN_FLIGHT = 8  # texts in the engine at once: enough to use the token budget
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    tokens: int  # scored
+    """The scores and statistics of a text's first `tokens` scored tokens. `shorter`: of shorter beginnings, one for each range of
+    lengths below its own, so that long texts calibrate verdicts on short ones, too. The length within the range is drawn by the text's key.
+    """
+
+    tokens: int
     scores: dict[Method, float | None]
+    values: dict[str, float] = field(default_factory=dict)
+    shorter: tuple["JournalEntry", ...] = ()
+
+
+def entry_of(columns: Columns, key: str) -> JournalEntry:
+    count = len(columns.logprob)
+    whole = _entry(columns, count)
+    lengths = [
+        low + int(key[:8], 16) % (high - low) for low, high in zip(BUCKET_STARTS, BUCKET_STARTS[1:], strict=False) if high <= count
+    ]
+    return replace(whole, shorter=tuple(_entry(columns, length) for length in lengths))
+
+
+def _entry(columns: Columns, count: int) -> JournalEntry:
+    first = Columns(*(getattr(columns, column.name)[:count] for column in fields(Columns)))
+    return JournalEntry(count, {method: method_score(method, first) for method in METHODS}, statistics_of(first) if count else {})
 
 
 class Journal:
@@ -63,13 +84,16 @@ class Journal:
 
     def add(self, key: str, entry: JournalEntry) -> None:
         self.entries[key] = entry
-        self._file.write(json.dumps({"key": key, "tokens": entry.tokens, "scores": entry.scores}) + "\n")
+        self._file.write(json.dumps({"key": key, **asdict(entry)}) + "\n")
         self._file.flush()
 
-    def rows(self, texts: Iterable[LabelledText]) -> list[ScoreRow]:
-        """The rows of those texts that have been scored, in their order."""
-        entries = ((text, self.entries.get(self.key(text.content))) for text in texts)
-        return [ScoreRow(text.machine, text.group, text.domain, entry.tokens, entry.scores) for text, entry in entries if entry]
+    def rows(self, texts: Iterable[LabelledText], shorter: bool = False) -> list[ScoreRow]:
+        """The rows of those texts that have been scored, in their order. `shorter`: and of their beginnings."""
+        found = ((text, self.entries.get(self.key(text.content))) for text in texts)
+        parts = ((text, part) for text, entry in found if entry for part in (entry, *(entry.shorter if shorter else ())))
+        return [
+            ScoreRow(text.machine, text.group, text.domain, part.tokens, part.scores, part.values, text.generator) for text, part in parts
+        ]
 
     def missing(self, texts: Iterable[LabelledText]) -> list[str]:
         """The contents that have not been scored, each once."""
@@ -90,8 +114,9 @@ def read_complete_lines(path: Path) -> str:
 
 def _parse_line(line: str, location: str) -> tuple[str, JournalEntry]:
     try:
-        fields: dict[str, Any] = json.loads(line)
-        return fields["key"], JournalEntry(fields["tokens"], fields["scores"])
+        line_fields: dict[str, Any] = json.loads(line)
+        shorter = tuple(JournalEntry(part["tokens"], part["scores"], part["values"]) for part in line_fields["shorter"])
+        return line_fields["key"], JournalEntry(line_fields["tokens"], line_fields["scores"], line_fields["values"], shorter)
     except (ValueError, KeyError, TypeError) as error:
         raise SetupError(f"{location}: not a line of a score journal; name another --journal, or delete this file") from error
 
@@ -114,8 +139,8 @@ def score_texts(engine: Engine, tokenizer: Tokenizer, journal: Journal, texts: S
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Scored):
-                scores = {method: method_score(method, event.columns) for method in METHODS}
-                journal.add(in_flight.pop(event.id), JournalEntry(len(event.columns.logprob), scores))
+                key = in_flight.pop(event.id)
+                journal.add(key, entry_of(event.columns, key))
                 yield
 
 

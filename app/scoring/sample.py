@@ -1,7 +1,7 @@
 """Scored texts as arrays, the area under the ROC curve, and bootstrap intervals over groups. Knows no file and no model."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,17 @@ BOOTSTRAP_DRAWS = 500
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """The scores of one text. A score is None where its method is not defined. Texts of one `group` share a source."""
+    """The scores of one text, or of its beginning, and its statistics (`app.scoring.features`). A score is None where its method is not
+    defined. Texts of one `group` share a source.
+    """
 
     machine: bool  # a model wrote the text
     group: str
     domain: str
     tokens: int  # scored
     scores: dict[Method, float | None]
+    values: Mapping[str, float] = field(default_factory=dict)
+    generator: str = ""  # the model that wrote it
 
 
 @dataclass(frozen=True, slots=True)

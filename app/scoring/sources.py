@@ -28,18 +28,20 @@ class LabelledText:
     machine: bool  # a model wrote it
     group: str
     domain: str = ""
+    generator: str = ""  # the model that wrote it
 
 
 @dataclass(frozen=True, slots=True)
 class FieldNames:
     """The fields of a line that hold text, group and domain.
 
-    None: `group` and `domain` are read if the line has them; a line without `group` is its own group.
+    None: `group`, `domain` and `generator` are read if the line has them; a line without `group` is its own group.
     """
 
     text: str = "text"
     group: str | None = None
     domain: str | None = None
+    generator: str | None = None
 
 
 def read(paths: Iterable[Path], machine: bool, fields: FieldNames) -> Iterator[LabelledText]:
@@ -60,17 +62,17 @@ def file_type(path: Path) -> str:
 def _read_file(path: Path, machine: bool, fields: FieldNames) -> Iterator[LabelledText]:
     if file_type(path) not in FILE_TYPES:
         raise SetupError(f"{path}: unknown type of file; give .jsonl, .csv or .txt, plain or as .gz, or a folder of .txt")
-    content = _read_content(path)
+    content = read_content(path)
     if file_type(path) == ".txt":
         yield LabelledText(content, machine, path.name)
         return
     csv.field_size_limit(max(len(content), 1))
-    lines = _parse_json_lines(content, path) if file_type(path) == ".jsonl" else enumerate(csv.DictReader(io.StringIO(content)), 2)
+    lines = parse_json_lines(content, path) if file_type(path) == ".jsonl" else enumerate(csv.DictReader(io.StringIO(content)), 2)
     for number, line in lines:
         yield _labelled_text(line, machine, fields, f"{path.name}:{number}")
 
 
-def _read_content(path: Path) -> str:
+def read_content(path: Path) -> str:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
@@ -80,7 +82,7 @@ def _read_content(path: Path) -> str:
         raise SetupError(f"{path} is not UTF-8: invalid at byte {error.start}") from error
 
 
-def _parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """`(line number, object)` of every line that is not blank."""
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -102,7 +104,9 @@ def _labelled_text(line: dict[str, Any], machine: bool, fields: FieldNames, loca
     if not isinstance(content, str):
         raise SetupError(f"{location}: no field {name!r} with a text; name the field with --text")
     group = _optional_field(line, fields.group, "group", location, location)
-    return LabelledText(content, machine, group, _optional_field(line, fields.domain, "domain", "", location))
+    domain = _optional_field(line, fields.domain, "domain", "", location)
+    generator = _optional_field(line, fields.generator, "generator", "", location) if machine else ""
+    return LabelledText(content, machine, group, domain, generator)
 
 
 def _optional_field(line: dict[str, Any], requested: str | None, option: str, default: str, location: str) -> str:

@@ -14,6 +14,7 @@ from app.schemas import Direction, Method
 
 DEFAULT_TARGET_FPR = 0.01
 DIRECTIONS: dict[Method, Direction] = {  # whether lower or higher scores look more like a machine's writing
+    "combined": "higher",
     "binoculars": "lower",
     "likelihood_ratio": "higher",
     "fast_detect": "higher",

@@ -1,12 +1,14 @@
 """Warnings about texts on which a verdict is less reliable than its numbers: simple measures of the text and of its columns.
 
-Each measure has a fixed limit. Knows no model.
+Each measure has a fixed limit, except how many characters a token of English has, which the calibration knows of its tokenizer.
 """
 
 from collections.abc import Iterator, Sequence
 
 from app.engine.request import Columns
-from app.schemas import WarningCode
+from app.schemas import MIN_SCORED_TOKENS, WarningCode
+from app.scoring.kinds import Kind, kind_of
+from app.scoring.prepare import PreparedText
 
 SHORT_TOKENS = 128  # scored tokens; verdicts on shorter texts are wrong more often
 MIN_COMMON_SHARE = 0.15  # of words in COMMON_WORDS: less in 4 of 7,798 English texts of news and stories; German and French: about 0.05
@@ -19,16 +21,27 @@ COMMON_WORDS = frozenset(
 LAST_LATIN = 0x24F  # code point of the last letter in the Latin blocks
 MIN_DISTINCT_SHARE = 0.6  # distinct n-grams as a share of all: the lowest of 388 human texts was 0.88
 NGRAM_TOKENS = 4
+NAMES: dict[Kind, str] = {"code": "program code", "table": "a table", "list": "a list", "verse": "verse"}
 MEMORISED_NATS = 0.7  # mean surprise per token below which the model seems to know the text by heart
 MEMORISED_RUN_TOKENS = 40  # consecutive tokens that the model ranked first
 
 
-def warnings(content: str, tokens: Sequence[int], columns: Columns) -> Iterator[tuple[WarningCode, str]]:
-    """The code and message of each warning that applies, in order of growing weight."""
-    count = len(columns.logprob)
+DOUBTS: frozenset[WarningCode] = frozenset({"not_english", "code", "table", "list", "verse", "repeated", "memorised"})  # leave no verdict
+
+
+def warnings(prepared: PreparedText, columns: Columns, min_characters_per_token: float | None = None) -> Iterator[tuple[WarningCode, str]]:
+    """The code and message of each warning that applies, in order of growing weight.
+
+    `min_characters_per_token`: a tokenizer that was made for English cuts other languages into shorter tokens than this.
+    """
+    count, content, tokens = len(columns.logprob), prepared.text.content, prepared.encoded.ids
     if count < SHORT_TOKENS:
         yield "short", f"only {count} tokens could be scored; verdicts on fewer than {SHORT_TOKENS} are wrong more often"
-    if not _is_english(content):
+    if prepared.truncated:
+        yield "truncated", f"only the first {len(tokens)} tokens were scored; send a long text in several parts"
+    if (kind := kind_of(prepared.sent)) is not None:
+        yield kind, f"this reads like {NAMES[kind]}; the detector was calibrated and measured on running prose only"
+    elif not _is_english(content) or (min_characters_per_token and _is_cut_small(prepared, min_characters_per_token)):
         yield "not_english", "this does not read like English prose; the detector was calibrated and measured on English prose only"
     ngrams = [tuple(tokens[start : start + NGRAM_TOKENS]) for start in range(len(tokens) - NGRAM_TOKENS + 1)]
     if len(ngrams) >= SHORT_TOKENS and len(set(ngrams)) < MIN_DISTINCT_SHARE * len(ngrams):
@@ -38,6 +51,11 @@ def warnings(content: str, tokens: Sequence[int], columns: Columns) -> Iterator[
             "memorised",
             "the model predicted this text almost word for word; famous texts look like a machine's although people wrote them",
         )
+
+
+def _is_cut_small(prepared: PreparedText, min_characters_per_token: float) -> bool:
+    tokens = len(prepared.encoded.ids)
+    return tokens >= MIN_SCORED_TOKENS and prepared.encoded.offsets[-1][1] < min_characters_per_token * tokens
 
 
 def _is_english(content: str) -> bool:

@@ -36,7 +36,7 @@ def create_routes(
     """
     routes = APIRouter(route_class=APIRoute if strict else LenientRoute)
     service = Service(router, tokenizers, ThreadPoolExecutor(2, "texts"), banned_users)
-    add_state(routes, router, started)
+    add_state(routes, router, started, detectors)
     add_tokens(routes, service)
     add_generate(routes, service)
     add_score(routes, service, detectors)

@@ -1,5 +1,6 @@
 """The routes that report state: health, readiness, served models, slots. Knows no engine and no queue."""
 
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from app.schemas import (
     WaitingState,
     WeightsCard,
 )
+from app.scoring.detector import UNCALIBRATED, Detector
 from serve.workers.router import Router
 
 FAVICON = FilePath(__file__).with_name("favicon.ico")
@@ -39,7 +41,10 @@ ERROR_RESPONSES_NO_USER = {status: response for status, response in ERROR_RESPON
 SLOTS_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 404, 503)}
 
 
-def add_state(routes: APIRouter, router: Router, started: int) -> None:
+def add_state(routes: APIRouter, router: Router, started: int, detectors: Mapping[str, Detector]) -> None:
+    def card(facts: Facts) -> ModelCard:
+        return card_of(facts, started, router.models[0], detectors.get(facts.name, UNCALIBRATED).methods(facts))
+
     @routes.get("/", include_in_schema=False)
     async def index(request: Request) -> RedirectResponse:
         pages = {getattr(route, "path", None) for route in request.app.routes}
@@ -78,13 +83,13 @@ def add_state(routes: APIRouter, router: Router, started: int) -> None:
         A field of a request that this server does not know is left out, and named in the header `X-Litmus-Ignored` of the response; the
         setting `server.strict` refuses it. A field that is known, would change the answer and cannot be served is always a 400.
         """
-        return ModelList(data=[card_of(facts, started, router.models[0]) for facts in router.loaded_facts() or [router.facts()]])
+        return ModelList(data=[card(facts) for facts in router.loaded_facts() or [router.facts()]])
 
     @routes.get(
         "/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERROR_RESPONSES[404], 503: ERROR_RESPONSES[503]}
     )
     async def model(name: Annotated[str, Path(examples=["storyteller"])]) -> ModelCard:
-        return card_of(router.facts(name), started, router.models[0])
+        return card(router.facts(name))
 
 
 def readiness_of(router: Router) -> Readiness:
@@ -92,7 +97,7 @@ def readiness_of(router: Router) -> Readiness:
     return Readiness(status=status, models={model: "ready" if alive else "loading" for model, alive in router.alive.items()})
 
 
-def card_of(facts: Facts, started: int, default: str) -> ModelCard:
+def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> ModelCard:
     return ModelCard(
         id=facts.name,
         created=started,
@@ -106,7 +111,7 @@ def card_of(facts: Facts, started: int, default: str) -> ModelCard:
         device=facts.device,
         observer=facts.observer,
         chat=facts.chat,
-        methods=methods_of(facts),
+        methods=methods,
         tools=facts.tools if facts.chat else None,
         capabilities=capabilities_of(facts),
         default_sampling_params=DefaultSamplingParams(
@@ -156,12 +161,6 @@ def slots_of(report: Report, facts: Facts) -> SlotList:
             for decision in report.decisions
         ],
     )
-
-
-def methods_of(facts: Facts) -> list[Method]:
-    """The scoring methods that the loaded models allow, the default one first."""
-    single: list[Method] = ["fast_detect", "perplexity", "log_rank"]
-    return ["binoculars", "likelihood_ratio", *single] if facts.observer else single
 
 
 def capabilities_of(facts: Facts) -> list[Capability]:

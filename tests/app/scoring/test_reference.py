@@ -15,7 +15,7 @@ from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.request import Generate, SamplingParams, Score, Scored
 from app.schemas import Method
 from app.scoring.fitting import METHODS
-from app.scoring.score import method_score
+from app.scoring.methods import method_score
 from app.scoring.windows import windows
 
 END = 1

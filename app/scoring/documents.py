@@ -1,0 +1,68 @@
+"""Reads the texts that someone wants scored: .txt, .jsonl, .csv (each also as .gz), .parquet, and folders of those. Knows no model."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import SetupError
+from app.scoring.sources import file_type, parse_json_lines, read_content
+
+FILE_TYPES = (".txt", ".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text, and where it is from: a file, or a file and its line or row. `content` is None where the line has no text."""
+
+    source: str
+    content: str | None
+
+
+def read_documents(paths: Iterable[Path], field: str = "text") -> Iterator[Document]:
+    """The texts of the files in their order; folders are searched through. Raises `SetupError` for a file that cannot be read."""
+    for path in paths:
+        files = sorted(file for file in path.rglob("*") if file_type(file) in FILE_TYPES) if path.is_dir() else [path]
+        if not files:
+            raise SetupError(f"{path}: the folder has no {', '.join(FILE_TYPES)} file")
+        for file in files:
+            yield from _read_file(file, field)
+
+
+def _read_file(path: Path, field: str) -> Iterator[Document]:
+    kind = file_type(path)
+    if kind == ".txt":
+        yield Document(str(path), read_content(path))
+    elif kind == ".jsonl":
+        yield from (_document(line, field, f"{path}:{number}") for number, line in parse_json_lines(read_content(path), path))
+    elif kind == ".csv":
+        content = read_content(path)
+        csv.field_size_limit(max(len(content), 1))
+        yield from (_document(row, field, f"{path}:{number}") for number, row in enumerate(csv.DictReader(io.StringIO(content)), 2))
+    elif kind == ".parquet":
+        yield from _read_parquet(path, field)
+    else:
+        raise SetupError(f"{path}: unknown type of file; give {', '.join(FILE_TYPES)}, or a folder of those")
+
+
+def _read_parquet(path: Path, field: str) -> Iterator[Document]:
+    from pyarrow import ArrowException, parquet  # a second of imports, for this type alone
+
+    try:
+        file = parquet.ParquetFile(path)
+        if field not in file.schema_arrow.names:
+            raise SetupError(f"{path}: no column {field!r}; name the column with --text (it has {', '.join(file.schema_arrow.names)})")
+        number = 0
+        for batch in file.iter_batches(columns=[field]):
+            for content in batch.column(0).to_pylist():
+                number += 1
+                yield _document({field: content}, field, f"{path}:{number}")
+    except (OSError, ArrowException) as error:
+        raise SetupError(f"{path} cannot be read: {error}") from error
+
+
+def _document(line: dict[str, Any], field: str, source: str) -> Document:
+    content = line.get(field)
+    return Document(source, content if isinstance(content, str) else None)

@@ -1,0 +1,2 @@
+"""x"""
+def statistics_of(columns): return {}

@@ -1,0 +1,65 @@
+"""Every type of file that texts to score are read from, and what is wrong with those that cannot be."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from app.errors import SetupError
+from app.scoring.documents import Document, read_documents
+
+TEXTS = ["one, \"quoted\"\nand on", "two"]
+
+
+def write(folder: Path) -> list[Path]:
+    (folder / "a.txt").write_text(TEXTS[0])
+    (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    pd.DataFrame({"text": TEXTS}).to_csv(folder / "c.csv", index=False)
+    pd.DataFrame({"text": [*TEXTS, None]}).to_parquet(folder / "d.parquet")
+    (folder / "deeper").mkdir()
+    (folder / "deeper/e.txt.gz").write_bytes(gzip.compress(TEXTS[1].encode()))
+    (folder / "ignored.png").write_bytes(b"x")
+    return [folder / name for name in ("a.txt", "b.jsonl", "c.csv", "d.parquet", "deeper/e.txt.gz")]
+
+
+def test_files_and_folders_give_the_same_texts(tmp_path: Path) -> None:
+    files = write(tmp_path)
+    documents = list(read_documents(files))
+    assert [document.content for document in documents] == [TEXTS[0], *TEXTS, *TEXTS, *TEXTS, None, TEXTS[1]]
+    assert documents == list(read_documents([tmp_path]))
+    assert [document.source for document in documents[:3]] == [f"{tmp_path}/a.txt", f"{tmp_path}/b.jsonl:1", f"{tmp_path}/b.jsonl:2"]
+
+
+def test_a_line_without_the_field_is_a_document_without_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"other": "x"}\n{"text": 7}\n{"text": ""}\n')
+    assert [document.content for document in read_documents([tmp_path / "a.jsonl"])] == [None, None, ""]
+    (named,) = list(read_documents([tmp_path / "a.jsonl"], "other"))[:1]
+    assert named == Document(f"{tmp_path}/a.jsonl:1", "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.doc", b"x", "unknown type of file"),
+        ("a.jsonl", b"{", "line 1: not JSON"),
+        ("a.txt", b"\xff", "not UTF-8"),
+        ("a.parquet", b"no", "cannot be read"),
+        ("gone.txt", None, "cannot be read"),
+        ("empty", None, "the folder has no"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    if name == "empty":
+        (tmp_path / name).mkdir()
+    with pytest.raises(SetupError, match=message):
+        list(read_documents([tmp_path / name]))
+
+
+def test_a_parquet_file_without_the_column_names_those_that_it_has(tmp_path: Path) -> None:
+    pd.DataFrame({"body": ["a"], "id": [1]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(SetupError, match=r"no column 'text'.*it has body, id"):
+        list(read_documents([tmp_path / "a.parquet"]))

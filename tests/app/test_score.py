@@ -1,0 +1,126 @@
+"""`app.score` on a tiny model: files to results, the numbers of the server, interrupted runs, and refusals."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from inprocess import LocalServer
+
+from app import score
+from app.scoring import batch
+from app.scoring.batch import create_scorer
+from app.scoring.results import COLUMNS
+from app.settings import ModelSettings
+
+TEXTS = [f"The {word} went to the town and came back when it was dark, and nobody asked why. " * 3 for word in ("fox", "crow", "king")]
+
+
+@pytest.fixture
+def essays(tmp_path: Path) -> Path:
+    folder = tmp_path / "essays"
+    folder.mkdir()
+    (folder / "a.txt").write_text(TEXTS[0])
+    (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS[1:], "", None]))
+    return folder
+
+
+def run(folder: Path, essays: Path, out: Path, *more: str) -> int:
+    return score.main([str(essays), "--out", str(out), "--model", str(folder), "--device", "cpu", *more])
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".csv":
+        return list(csv.DictReader(path.open(newline="")))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
+def test_one_line_for_each_text_and_none_of_the_text(tiny_folder: Path, essays: Path, tmp_path: Path, name: str, capsys: Any) -> None:
+    out = tmp_path / name
+    assert run(tiny_folder, essays, out) == 0
+    rows = rows_of(out)
+    assert [row["source"].removeprefix(f"{essays}/") for row in rows] == ["a.txt", *(f"b.jsonl:{n}" for n in (1, 2, 3, 4))]
+    assert [row["verdict"] or None for row in rows] == ["uncalibrated"] * 3 + ["insufficient", None]
+    assert rows[-1]["error"] == "this line has no text" and all(set(row) == set(COLUMNS) for row in rows)
+    assert float(rows[0]["perplexity"]) > 1 and rows[0]["method"] == "fast_detect" and rows[0]["model"] == tiny_folder.name
+    assert "nobody" not in out.read_text()
+    assert "5 texts (0 of them from before)" in capsys.readouterr().out
+
+
+def test_the_numbers_are_those_of_the_server(tiny_folder: Path, essays: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    run(tiny_folder, essays, out, "--methods", "log_rank")
+    with LocalServer({"tiny": ModelSettings(path=str(tiny_folder), name="tiny", device="cpu")}).run() as server:
+        server.model("tiny")
+        answer = server.http.post("/v1/score", json={"texts": TEXTS, "methods": ["log_rank"]}).json()
+    assert [row["score"] for row in rows_of(out)[:3]] == pytest.approx([item["scores"]["log_rank"] for item in answer["data"]], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    tiny_folder: Path, essays: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    whole, out = tmp_path / f"whole-{name}", tmp_path / name
+    run(tiny_folder, essays, whole)
+    build = batch.build_score
+
+    def interrupted(index: int, *rest: Any) -> Any:
+        if index == 2:
+            raise KeyboardInterrupt
+        return build(index, *rest)
+
+    monkeypatch.setattr(batch, "build_score", interrupted)
+    assert run(tiny_folder, essays, out) == 130 and "the same command" in capsys.readouterr().err
+    assert len(rows_of(out)) == 2
+    with out.open("a") as file:
+        file.write('{"source": "torn')
+    monkeypatch.setattr(batch, "build_score", build)
+    assert run(tiny_folder, essays, out) == 0
+    assert out.read_text() == whole.read_text()
+    assert run(tiny_folder, essays, out) == 0 and "5 of them from before" in capsys.readouterr().out
+
+
+def test_results_of_other_texts_or_another_model_are_not_gone_on_with(
+    tiny_folder: Path, other_folder: Path, essays: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "r.csv"
+    run(tiny_folder, essays, out)
+    assert run(other_folder, essays, out) == 2 and "another model" in capsys.readouterr().err
+    (essays / "a.txt").write_text("changed")
+    assert run(tiny_folder, essays, out) == 2 and "other texts (line 1)" in capsys.readouterr().err
+    out.write_text("a,b\n1,2\n")
+    assert run(tiny_folder, essays, out) == 2 and "holds no results" in capsys.readouterr().err
+    out.write_text("a,b\n")
+    assert run(tiny_folder, essays, out) == 2 and "holds no results" in capsys.readouterr().err
+
+
+def test_what_cannot_be_done_is_refused_before_scoring(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run(tiny_folder, essays, tmp_path / "r.csv", "--methods", "combined") == 2
+    assert "combined needs a calibration: there is no calibration" in capsys.readouterr().err
+    assert run(tiny_folder, essays, tmp_path / "r.csv", "--target-fpr", "0.01") == 2
+    assert run(tiny_folder, tmp_path / "gone.txt", tmp_path / "r.csv") == 2 and "gone.txt" in capsys.readouterr().err
+    assert not (tmp_path / "r.csv").exists()
+    with pytest.raises(SystemExit):
+        run(tiny_folder, essays, tmp_path / "r.xlsx")
+
+
+def test_a_frame_keeps_its_index(tiny_folder: Path) -> None:
+    frame = pd.DataFrame({"essay": [TEXTS[0], None, TEXTS[1]]}, index=["x", "y", "z"])
+    scorer = create_scorer(ModelSettings(path=str(tiny_folder), device="cpu", slots=1))
+    scored = score.score_frame(frame, scorer, "essay")
+    assert list(scored.index) == ["x", "y", "z"] and list(scored["verdict"]) == ["uncalibrated", None, "uncalibrated"]
+    assert scored.loc["y", "error"] == "this line has no text"
+    joined = frame.join(scored)
+    assert set(COLUMNS) - {"source"} <= set(joined.columns)
+
+
+def test_more_texts_than_fit_in_flight_come_in_order(tiny_folder: Path) -> None:
+    scorer = create_scorer(ModelSettings(path=str(tiny_folder), device="cpu", slots=1))
+    texts = ["" if n % 7 == 0 else "word " * (1 + 37 * n % 90) for n in range(40)]
+    scores = list(scorer.score(texts))
+    assert [item.index for item in scores] == list(range(40))
+    alone = [next(iter(scorer.score([text]))) for text in texts]
+    assert [item.scored_tokens for item in scores] == [item.scored_tokens for item in alone]
