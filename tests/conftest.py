@@ -1,6 +1,7 @@
 """For all tests: tiny random models of several architectures, folders of tiny models, the bundled pair."""
 
 import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
     "Gemma2": ("Gemma2ForCausalLM", {**GATED, "head_dim": 16}),
 }
 
+
+# No test speaks TLS: without this, each of thousands of HTTP clients reads all the certificates of the system (23 ms).
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(ROOT / "tests")
 
 # So that no process ends long after the other.
 SLOW_FIRST = (

@@ -17,6 +17,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 90
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+HTTP = httpx.Client(timeout=2, trust_env=False)
 
 
 @dataclass
@@ -49,7 +50,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 def is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/ready", timeout=2).status_code == 200
+        return HTTP.get(f"{url}/ready").status_code == 200
     except httpx.TransportError:
         return False
 

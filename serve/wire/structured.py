@@ -105,7 +105,8 @@ def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Token
         _check_schema(tool.function.arguments, f"tools.{index}.function.parameters")
     schemas = {function.name: function.arguments for function in callable_functions}
     must_call = choice != "auto"
-    grammar = format.grammar(schemas, must_call, body.parallel_tool_calls is not False)
+    parallel = body.parallel_tool_calls is not False and name is None  # a named function is called once
+    grammar = format.grammar(schemas, must_call, parallel)
     return StructuredOutput(grammar, format, must_call)
 
 
