@@ -42,7 +42,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def run(server: RunningServer, *command: str | Path, cwd: Path = ROOT) -> str:
-    environment = {**ENVIRONMENT, "CLIENTS_URL": server.url}
+    environment = {**ENVIRONMENT, "CLIENTS_URL": server.url, "GUIDELLM__MAX_WORKER_PROCESSES": "1"}
     done = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
