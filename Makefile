@@ -5,6 +5,8 @@ PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13; do $$nam
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/runtime.stamp
 DEV := $(VENV)/dev.stamp
+OTHERS := .venv-clients/stamp .venv-guidellm/stamp tests/clients/node/node_modules/stamp
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 TYPED := app serve ui loadtest notebooks/analysis.py
 URL ?= http://127.0.0.1:8000
 USERS ?= 8
@@ -14,7 +16,7 @@ ROOT_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check format train load bench bench-cache notebooks clean
+.PHONY: help install run test check format train load bench bench-cache clients notebooks clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -76,11 +78,30 @@ endif
 bench-cache: $(DEV) ## what a start costs from disk and from memory: MODEL= SIZE="135M" CACHE="--quick" or more options; goes on where it stopped
 	@$(BIN)/python -m loadtest.cache.benchmark $(if $(MODEL),--model $(MODEL)) $(if $(SIZE),--size $(SIZE)) $(CACHE)
 
+.venv-clients/stamp: requirements-clients.txt $(RUNTIME)
+	$(BIN)/python -m venv --clear .venv-clients
+	.venv-clients/bin/python -m pip install -q -r requirements-clients.txt
+	@touch $@
+
+# guidellm sees the packages of $(VENV) behind its own, so that torch and transformers are not installed twice.
+.venv-guidellm/stamp: requirements-guidellm.txt $(RUNTIME)
+	$(BIN)/python -m venv --clear .venv-guidellm
+	$(BIN)/python -c '$(PURELIB)' > "$$(.venv-guidellm/bin/python -c '$(PURELIB)')/litmus.pth"
+	.venv-guidellm/bin/python -m pip install -q -r requirements-guidellm.txt
+	@touch $@
+
+tests/clients/node/node_modules/stamp: tests/clients/node/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/clients/node && touch $@; else \
+		echo "No npm: the clients for node will be skipped." >&2; fi
+
+clients: $(DEV) $(OTHERS) ## other people's clients against a server of ours, each in its own environment; TEST= more options
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_clients.py $(TEST)
+
 notebooks: $(DEV) ## execute every notebook into runs/notebooks/, as pages into docs/notebooks/
 	@$(BIN)/jupyter-nbconvert --log-level WARN --to notebook --execute --output-dir runs/notebooks notebooks/*.ipynb
 	@$(BIN)/jupyter-nbconvert --log-level ERROR --to html --template page --TemplateExporter.extra_template_basedirs=notebooks \
 		--output-dir docs/notebooks $(patsubst notebooks/%,runs/notebooks/%,$(wildcard notebooks/*.ipynb))
 
 clean: ## remove what the targets made, except models/ and runs/
-	rm -rf $(VENV) .mypy_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(dir $(OTHERS)) .mypy_cache .pytest_cache .hypothesis .coverage
 	find . \( -name __pycache__ -o -name .ruff_cache \) -type d -prune -exec rm -rf {} +

