@@ -84,9 +84,9 @@ class ToolFormat:
         word = re.split(r"[\s{]", first)[0]
         return first if first in self.added_tokens.ids else word if len(word) >= MIN_TRIGGER_CHARS else first
 
-    def grammar(self, tools: Mapping[str, Schema], forced: bool, parallel: bool) -> str:
+    def grammar(self, tools: Mapping[str, Schema], forced: bool, parallel: bool, marks: Sequence[str] = ()) -> str:
         """A grammar in llguidance's Lark syntax. `forced`: only calls of these tools; else text that may end in calls. At most one call
-        unless `parallel`.
+        unless `parallel`. `marks` are those around a thought: text does not begin with the first of them.
         """
         more = f"({self._terms(self.between_calls)} call)*" if parallel and self.between_calls is not None else ""
         calls = [
@@ -94,22 +94,23 @@ class ToolFormat:
             for name, schema in tools.items()
         ]
         rest = f"{self._terms((self.before_name.removeprefix(self.trigger),))} call {more} {self._terms(self.after_calls)}"
-        start = f"start: {self._terms((self.trigger,))} rest" if forced else self._text_then_calls()
+        start = f"start: {self._terms((self.trigger,))} rest" if forced else self._text_then_calls(marks)
         return "\n".join([start, f"rest: {rest}", f"call: {' | '.join(calls)}", f"ID: /{CALL_ID}/"]) + "\n"
 
-    def _text_then_calls(self) -> str:
+    def _text_then_calls(self, marks: Sequence[str]) -> str:
         """Text that contains no beginning of a call, optionally followed by calls."""
         trigger, begin = self.trigger, self.added_tokens.visible(self.trigger) or self.added_tokens.visible(self.before_name)
-        text = f"TEXT: /(?s:.*)/ & ~/(?s:.*){as_regex(begin)}(?s:.*)/"
-        other = self._text_with_other_tokens()
+        not_marked = "".join(f" & ~/[ \\n]*{as_regex(mark)}(?s:.*)/" for mark in marks[:1])
+        text = f"TEXT: /(?s:.*)/ & ~/(?s:.*){as_regex(begin)}(?s:.*)/{not_marked}"
+        other = self._text_with_other_tokens(marks)
         if trigger in self.added_tokens.ids:
             return f"start: {other} TEXT? | {other} TEXT? {self._terms((trigger,))} rest\n{text}"
-        return f"start: {other} (TEXT | head rest)\nhead[lazy]: /(?s:.*){as_regex(trigger)}/\n{text}"
+        return f"start: {other} (TEXT | head rest)\nhead[lazy]: /(?s:.*){as_regex(trigger)}/{not_marked}\n{text}"
 
-    def _text_with_other_tokens(self) -> str:
-        """Text with visible added tokens that are not part of a call, such as `<think>`."""
+    def _text_with_other_tokens(self, marks: Sequence[str]) -> str:
+        """Text with visible added tokens that are part neither of a call nor of these marks."""
         segments = (self.before_name, *(self.between_calls or ()), *self.after_calls)
-        own = {part for segment in segments for part in self.added_tokens.split(segment)}
+        own = {part for segment in segments for part in self.added_tokens.split(segment)} | set(marks)
         ids, special = self.added_tokens.ids, self.added_tokens.special
         others = sorted(str(id) for token, id in ids.items() if token not in special and token not in own)
         return f"(TEXT? <[{','.join(others)}]>)*" if others else ""

@@ -8,29 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from app.engine.request import ThoughtLimit
 from app.errors import InvalidRequest
 from app.forms.grammar import json_grammar
 from app.forms.parser import ToolCallParser
-from app.forms.reasoning import ReasoningFormat, ThoughtSplitter, after_thought
+from app.forms.reasoning import ThoughtSplitter, after_thought
 from app.forms.tools import ToolFormat, ToolsUnsupported
 from app.forms.validation import combined_problem, schema_problem
 from app.schemas import ChatRequest, NamedTool, Tool
 from app.schemas.messages import Schema
 from app.tokenizer import Tokenizer
+from serve.wire.thought import Thought, limit_of
 
 # Each of these bans or forces tokens, or ends the answer, whatever the grammar requires at that point.
 INCOMPATIBLE_FIELDS = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids")
-PROMPT_END_TOKENS = 16  # in which a template opens or closes a thought
 MAX_CACHED_SCHEMAS = 256
 MAX_CACHED_SCHEMA_CHARS = 65_536  # longer schemas are checked anew each time
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """How the model marks a thought, and whether the prompt has opened it."""
-
-    format: ReasoningFormat
-    opened: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +34,7 @@ class StructuredOutput:
     tool_format: ToolFormat | None = None  # how the model writes tool calls; None: it has no tools
     must_call: bool = False  # the answer consists of tool calls only
     thought: Thought | None = None  # what may come before the answer
+    thought_limit: ThoughtLimit | None = None
 
     def thought_splitter(self) -> ThoughtSplitter | None:
         return None if self.thought is None else ThoughtSplitter(self.thought.format, self.thought.opened)
@@ -54,29 +48,21 @@ def visible_tools(body: ChatRequest) -> list[Tool] | None:
     return None if body.tool_choice == "none" else body.tools or None
 
 
-def thought_of(tokenizer: Tokenizer, prompt: Sequence[int]) -> Thought | None:
-    """The thought that may begin the answer to this prompt; None if the model does not think, or the prompt has closed its thought."""
-    format = tokenizer.reasoning
-    if format is None:
-        return None
-    end = tokenizer.decode(list(prompt[-PROMPT_END_TOKENS:])).rstrip()
-    return None if end.endswith(format.close) else Thought(format, format.is_opened_by(end))
-
-
 def structured_output_of(body: ChatRequest, tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
     """What follows a thought has the form that the request asks for. Raises `InvalidRequest`, naming the field, for what cannot be done."""
     _check_tools(body)
     tools = visible_tools(body)
-    structured = _json_output(body) if tools is None else _tool_call_output(body, tools, tokenizer)
+    structured = _json_output(body) if tools is None else _tool_call_output(body, tools, tokenizer, thought)
     if structured.grammar is not None:
         cause = "response_format" if tools is None else "tools"
         for field in INCOMPATIBLE_FIELDS:
             if getattr(body, field):
                 raise InvalidRequest(f"{field} cannot be combined with {cause}: a grammar decides which tokens may follow", param=field)
-        if thought is not None and (tools is None or structured.must_call):  # text that may end in calls has room for a thought
-            grammar = after_thought(structured.grammar, thought.format, tokenizer.added_tokens, thought.opened)
+        if thought is not None:
+            is_text = tools is not None and not structured.must_call  # which may be cut anywhere
+            grammar = after_thought(structured.grammar, thought.format, tokenizer.added_tokens, thought.opened, is_text)
             structured = replace(structured, grammar=grammar)
-    return replace(structured, thought=thought)
+    return replace(structured, thought=thought, thought_limit=limit_of(body, thought, tokenizer))
 
 
 def _json_output(body: ChatRequest) -> StructuredOutput:
@@ -89,7 +75,7 @@ def _json_output(body: ChatRequest) -> StructuredOutput:
     return StructuredOutput(json_grammar(format.json_schema.schema_))
 
 
-def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Tokenizer) -> StructuredOutput:
+def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
     format = tokenizer.tool_format
     if isinstance(format, ToolsUnsupported):
         raise InvalidRequest(f"tools: {format.reason}", param="tools", code="unsupported_parameter")
@@ -105,7 +91,8 @@ def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Token
         _check_schema(tool.function.arguments, f"tools.{index}.function.parameters")
     schemas = {function.name: function.arguments for function in callable_functions}
     must_call = choice != "auto"
-    grammar = format.grammar(schemas, must_call, body.parallel_tool_calls is not False)
+    marks = () if thought is None else (thought.format.open, thought.format.close)
+    grammar = format.grammar(schemas, must_call, body.parallel_tool_calls is not False, marks)
     return StructuredOutput(grammar, format, must_call)
 
 
