@@ -10,7 +10,6 @@ Knows no tokenizer, no model and no request.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -141,24 +140,37 @@ class _TemplateProbe:
     def tool_format(self) -> ToolFormat:
         """Raises `ToolsUnsupported`."""
         before_name, before_arguments, after_calls = self._single_call()
+        between_calls = self._between_calls(before_name, before_arguments, after_calls)
+        before_name = before_name.lstrip()  # white space after the text before a call is part of that text
         if not self._added_tokens.visible(before_name).strip():
             raise ToolsUnsupported("this model marks its tool calls only by special tokens, which are not part of an answer's text")
-        between_calls = self._between_calls(before_name, before_arguments, after_calls)
         return ToolFormat(before_name, before_arguments, between_calls, after_calls, self._added_tokens, self._arguments_as_text)
 
     def _single_call(self) -> tuple[str, Segments, Segments]:
-        """What stands before the name, before the arguments and after the call."""
-        turn = self._assistant_turn(calls=1)
+        """What stands before the name, before the arguments and after the call; with arguments as text if the template refuses an object,
+        or writes it as Python does.
+        """
+        refusal: ToolsUnsupported | None = None
+        try:
+            turn = self._assistant_turn(calls=1)
+        except ToolsUnsupported as reason:
+            refusal = reason
+        else:
+            if str(PROBE_ARGUMENTS[0]) not in turn:
+                return self._split(turn)
+        self._arguments_as_text = True
+        try:
+            return self._split(self._assistant_turn(calls=1))
+        except ToolsUnsupported as reason:
+            raise refusal or reason from reason
+
+    def _split(self, turn: str) -> tuple[str, Segments, Segments]:
         before_name, name, rest = turn.partition(PROBE_NAMES[0])
         if not name:
             raise ToolsUnsupported("this model's chat template shows tools to the model, but does not write tool calls")
         if PROBE_NAMES[0] in rest or PROBE_IDS[0] in before_name:
             raise ToolsUnsupported("this model's chat template does not write the name of a called tool exactly once, before the call's id")
         span = _find_object(rest, PROBE_ARGUMENTS[0])
-        if span is None and not self._arguments_as_text:
-            self._arguments_as_text = True
-            with suppress(ToolsUnsupported):
-                return self._single_call()
         if span is None:
             raise ToolsUnsupported("this model's chat template does not write a call's arguments as one JSON object after the tool's name")
         return before_name, _split_at_ids(rest[: span[0]]), _split_at_ids(rest[span[1] :])
