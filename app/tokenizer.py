@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from app.errors import InvalidRequest, SetupError, first_line
 from app.forms.general import plain_messages
+from app.forms.learning import learn_tool_format
 from app.forms.reasoning import ReasoningFormat, learn_reasoning
-from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported, learn_tool_format
+from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
 from app.models.source import Source, source_of
 from app.models.vocabulary import create_tokenizer, generation_values
 

@@ -4,13 +4,14 @@ Knows no engine, and of the tokenizer only how the model's chat template writes 
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from app.engine.request import ThoughtLimit
 from app.errors import InvalidRequest
 from app.forms.grammar import json_grammar
+from app.forms.parameters import parameters_problem
 from app.forms.parser import ToolCallParser
 from app.forms.reasoning import ThoughtSplitter, after_thought
 from app.forms.tools import ToolFormat, ToolsUnsupported
@@ -33,6 +34,7 @@ class StructuredOutput:
     grammar: str | None = None  # None: the answer is unconstrained
     tool_format: ToolFormat | None = None  # how the model writes tool calls; None: it has no tools
     must_call: bool = False  # the answer consists of tool calls only
+    tools: Mapping[str, Schema] = field(default_factory=dict)  # that may be called, with the schemas of their arguments
     thought: Thought | None = None  # what may come before the answer
     thought_limit: ThoughtLimit | None = None
 
@@ -40,7 +42,7 @@ class StructuredOutput:
         return None if self.thought is None else ThoughtSplitter(self.thought.format, self.thought.opened)
 
     def tool_call_parser(self) -> ToolCallParser | None:
-        return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call)
+        return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call, self.tools)
 
 
 def visible_tools(body: ChatRequest) -> list[Tool] | None:
@@ -88,12 +90,16 @@ def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Token
     if problem is not None:
         raise InvalidRequest(f"tools: {problem}", param="tools", code="unsupported_schema")
     for index, tool in enumerate(tools):
-        _check_schema(tool.function.arguments, f"tools.{index}.function.parameters")
+        param = f"tools.{index}.function.parameters"
+        _check_schema(tool.function.arguments, param)
+        problem = None if format.parameters is None else parameters_problem(tool.function.arguments)
+        if problem is not None:
+            raise InvalidRequest(f"{param} cannot be enforced exactly: {problem}", param=param, code="unsupported_schema")
     schemas = {function.name: function.arguments for function in callable_functions}
     must_call = choice != "auto"
     marks = () if thought is None else (thought.format.open, thought.format.close)
     grammar = format.grammar(schemas, must_call, body.parallel_tool_calls is not False, marks)
-    return StructuredOutput(grammar, format, must_call)
+    return StructuredOutput(grammar, format, must_call, schemas)
 
 
 def _check_tools(body: ChatRequest) -> None:

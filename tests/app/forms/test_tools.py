@@ -20,8 +20,9 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.errors import InvalidRequest
+from app.forms.learning import learn_tool_format
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallParser, ToolCallStart
-from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported, learn_tool_format
+from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
 
 TURNS = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
@@ -220,7 +221,6 @@ def fields(format: ToolFormat) -> dict[str, Any]:
     [
         (TURNS.replace("tools", "nothing") + "{{ m.content }}" + TURN_END, "ignores tools"),
         (TURNS + "{{ m.content }}" + TURN_END, "does not write tool calls"),
-        (XML, "one JSON object"),
         (DOUBLED, "one JSON object"),
         (BACKWARD, "one JSON object after"),
         (BRACED, "one JSON object"),
