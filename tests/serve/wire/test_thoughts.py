@@ -2,14 +2,23 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from fakes import FACTS
 from llguidance import LLMatcher
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
+from app.forms.parser import overlap
+from app.forms.reasoning import ReasoningFormat
 from app.forms.validation import byte_tokenizer
+from app.schemas import ChatRequest
+from app.tokenizer import Tokenizer
+from serve.wire.thought import Thought, limit_of
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
@@ -258,3 +267,21 @@ def test_a_call_in_a_thought_is_thought(thinking: Any) -> None:
         answer = grammar.deep_copy()
         taken = answer.try_consume_tokens(list(text.encode()))
         assert (taken == len(text.encode()) and answer.is_accepting()) == is_whole, text
+
+
+def test_the_mark_is_written_without_a_space_by_a_tokenizer_that_begins_words_with_one(tmp_path: Path) -> None:
+    """As Llama 2's does: the text `</think>` alone would be written ` </think>`."""
+    pieces = ["<unk>", "▁", "▁</", "</", "▁think", "think", ">", *"<>/thinkabc▁", *(f"<0x{byte:02X}>" for byte in range(256))]
+    raw = RawTokenizer(models.BPE({piece: id for id, piece in enumerate(dict.fromkeys(pieces))}, [], unk_token="<unk>", byte_fallback=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="<unk>").save_pretrained(tmp_path)
+    tokenizer = Tokenizer(str(tmp_path))
+    chat = ChatRequest(messages=[{"role": "user", "content": "a"}], thinking_token_budget=3)
+    limit = limit_of(chat, Thought(ReasoningFormat("<think>", "</think>"), True), tokenizer)
+    assert limit is not None
+    text = tokenizer.decode([*tokenizer.encode("a", "text")])
+    while not text.endswith("</think>"):
+        piece = tokenizer.piece(limit.closing_tokens[overlap(text, "</think>")]).data.decode()
+        assert piece and "</think>".startswith(text[1:] + piece)
+        text += piece
