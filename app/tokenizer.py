@@ -163,6 +163,13 @@ class Tokenizer:
         """How the model marks its thoughts, by its chat template; None for a model that does not think first."""
         return learn_reasoning(self._template_text, self._special_tokens.values())
 
+    @property
+    def closing_marks(self) -> list[str]:
+        """What ends a thought, and parts of a tool call that no quotation mark or bracket ends."""
+        thought, tools = self.reasoning, self.tool_format
+        marks = ("" if thought is None else thought.close, *(tools.closing_marks if isinstance(tools, ToolFormat) else ()))
+        return [mark for mark in marks if mark]
+
     def template_uses(self, variable: str) -> bool:
         """Whether the chat template has a place for this variable."""
         return re.search(rf"\b{re.escape(variable)}\b", self._template_text) is not None

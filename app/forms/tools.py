@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 from app.forms.grammar import Schema, schema_term
 from app.forms.parameters import ParameterFormat
@@ -73,6 +74,14 @@ class ToolFormat:
         first = self.added_tokens.split(self.before_name)[0]
         word = re.split(r"[\s{]", first)[0]
         return first if first in self.added_tokens.ids else word if len(word) >= MIN_TRIGGER_CHARS else first
+
+    @property
+    def closing_marks(self) -> tuple[str, ...]:
+        """What ends a text that stands in a call as it is, and what ends the calls where another one might begin."""
+        if self.parameters is None:
+            return ()
+        after, between = self.after_calls[0], (self.between_calls or ("",))[0]
+        return self.parameters.after_value, after.removeprefix(commonprefix([after, between]))
 
     def grammar(self, tools: Mapping[str, Schema], forced: bool, parallel: bool, marks: Sequence[str] = ()) -> str:
         """A grammar in llguidance's Lark syntax. `forced`: only calls of these tools; else text that may end in calls. At most one call

@@ -19,6 +19,7 @@ from llguidance.hf import from_tokenizer
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from app.engine.grammar import GrammarCompiler
 from app.forms.learning import learn_tool_format
 from app.forms.parameters import ParameterFormat, parameters_problem
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallParser, ToolCallStart
@@ -247,3 +248,20 @@ def test_other_ways_are_left_to_the_general_form(models: dict[str, Model], templ
 def test_schemas_that_have_no_place_are_named(schema: dict[str, Any], says: str | None) -> None:
     problem = parameters_problem(schema)
     assert problem is None if says is None else says in (problem or "")
+
+
+def test_a_call_is_complete_whenever_its_shortest_completion_fits(model: Model) -> None:
+    """Texts that stand as they are end by a mark, which a completion has to know."""
+    end_tokens = model.base.encode("<|im_end|>", add_special_tokens=False)
+    compiler = GrammarCompiler(model.base, len(model.base), end_tokens, [mark for mark in model.format.closing_marks if mark])
+    grammar = model.format.grammar(TOOLS, True, True)
+    for seed in range(6):
+        rng, ids, state = random.Random(seed), list[int](), compiler.compile(grammar, 90).result()
+        for left in range(89, -1, -1):
+            token = int(rng.choice(np.flatnonzero(state.allowed_tokens()[: len(model.base)])))
+            ids.append(state.steer(token, left))
+            if state.accept(ids[-1]) or ids[-1] in end_tokens:
+                break
+        text = str(model.base.decode([id for id in ids if id not in end_tokens], skip_special_tokens=True))
+        _, calls, is_complete = parse(model.format, True, [text])
+        assert is_complete and calls, text
