@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from app.errors import InvalidRequest, SetupError, first_line
 from app.forms.general import plain_messages
+from app.forms.learning import learn_tool_format
 from app.forms.reasoning import ReasoningFormat, learn_reasoning
-from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported, learn_tool_format
+from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
 from app.models.source import Source, source_of
 from app.models.vocabulary import create_tokenizer, generation_values
 
@@ -161,6 +162,13 @@ class Tokenizer:
     def reasoning(self) -> ReasoningFormat | None:
         """How the model marks its thoughts, by its chat template; None for a model that does not think first."""
         return learn_reasoning(self._template_text, self._special_tokens.values())
+
+    @property
+    def closing_marks(self) -> list[str]:
+        """What ends a thought, and parts of a tool call that no quotation mark or bracket ends."""
+        thought, tools = self.reasoning, self.tool_format
+        marks = ("" if thought is None else thought.close, *(tools.closing_marks if isinstance(tools, ToolFormat) else ()))
+        return [mark for mark in marks if mark]
 
     def template_uses(self, variable: str) -> bool:
         """Whether the chat template has a place for this variable."""

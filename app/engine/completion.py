@@ -1,6 +1,6 @@
 """The end of an answer that follows a grammar: which tokens complete it, and few of them.
 
-    Completions(tokenizer)
+    Completions(tokenizer, marks)      `marks`: what ends texts that no quotation mark ends, such as a thought
     .find(matcher, limit) -> list[int] | None              good and fast: one way is followed, the token that closes most comes first
     .search(matcher, limit) -> list[int] | None            the same, with the other ways tried out where the first is too long
     .shortest(matcher, longest) -> list[int] | None        the shortest that a search comes to
@@ -28,8 +28,9 @@ Tokens = list[int]
 
 
 class Completions:
-    def __init__(self, tokenizer: LLTokenizer) -> None:
+    def __init__(self, tokenizer: LLTokenizer, marks: Sequence[str] = ()) -> None:
         self.vocabulary, self.end_token = Vocabulary(tokenizer), tokenizer.eos_token
+        self._marks = [tokenizer.tokenize_str(mark) for mark in marks]
         self._tokenizer = tokenizer
 
     def find(self, matcher: LLMatcher, limit: int) -> Tokens | None:
@@ -75,6 +76,8 @@ class Completions:
         if not tokens:
             mask = allowed(state)
             tokens = self.vocabulary.closing(mask)
+            if self.vocabulary.is_in_string(mask):
+                tokens = next((mark for mark in self._marks if state.validate_tokens(mark) == len(mark)), tokens)
         if self.vocabulary.end_a_string(tokens):
             seen.clear()
         elif mask is not None and self.vocabulary.is_in_string(mask):

@@ -166,6 +166,8 @@ class Engine:
             return InvalidRequest(f"the search needs {job.slots_needed} slots at once, and the model has {self.limits.slots}")
         if job.search is not None and (job.logprobs is not None or job.prompt_logprobs is not None):
             return InvalidRequest("beam and contrastive search return no log-probabilities: leave out logprobs", param="logprobs")
+        if job.search is not None and job.thought is not None:
+            return InvalidRequest("beam and contrastive search cannot limit a thought", param="thinking_token_budget")
         return self._grammar_error_of(job) if job.grammar is not None else None
 
     def _grammar_error_of(self, job: Generate) -> LitmusError | None:
@@ -236,7 +238,7 @@ class Engine:
             return []
         requests = [slot.request for slot in slots if slot.request is not None]
         rows = [self._sampler_row(slot, request) for slot, request in zip(slots, requests, strict=True)]
-        tokens = [self._steer(*each) for each in zip(slots, requests, sample(logits, rows), strict=True)]
+        tokens = [self._steer(*each) for each in zip(slots, requests, rows, sample(logits, rows), strict=True)]
         tops = [request.logprobs for request in requests]
         logprobs = token_logprobs(logits, tokens, tops) if any(top is not None for top in tops) else [None] * len(slots)
         return [self._account_token(*each) for each in zip(slots, rows, tokens, logprobs, strict=True)]
@@ -245,8 +247,12 @@ class Engine:
         allowed = self._grammar_states[request.id].allowed_tokens() if request.grammar is not None else None
         return SamplerRow(request.sampling, slot.tokens, len(request.prompt), self._end_tokens_of(request), allowed)
 
-    def _steer(self, slot: Slot, request: Generate, token: int) -> int:
-        """The sampled token, or another where an answer could otherwise not follow its grammar to an end within its tokens."""
+    def _steer(self, slot: Slot, request: Generate, row: SamplerRow, token: int) -> int:
+        """The sampled token, or another: where a thought has used up its tokens, or an answer could otherwise not follow its grammar to
+        an end within its own.
+        """
+        if slot.thought is not None and slot.detokenizer is not None:
+            token = slot.thought.steer(token, row.allowed, slot.detokenizer)
         left = request.max_tokens - slot.generated - 1
         return token if request.grammar is None else self._grammar_states[request.id].steer(token, left)
 

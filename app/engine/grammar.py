@@ -79,7 +79,11 @@ class GrammarState:
 class GrammarCompiler:
     """Compiles grammars in a thread of its own, as a complex grammar takes longer than a step of the engine."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_tokens: Collection[int]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_tokens: Collection[int], marks: Collection[str] = ()
+    ) -> None:
+        """`marks` are those by which the model ends a thought and a text in a tool call."""
+        self._marks = tuple(marks)
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
         eos = sorted(end_tokens) or tokenizer.eos_token_id
         self._tokenizer = LLTokenizer(_with_secret_control_tokens(tokenizer), n_vocab=vocabulary, eos_token=eos)
@@ -105,7 +109,7 @@ class GrammarCompiler:
 
     @cached_property
     def _completions(self) -> Completions:
-        return Completions(self._tokenizer)
+        return Completions(self._tokenizer, self._marks)
 
 
 def _with_secret_control_tokens(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -59,6 +59,17 @@ class ContrastiveSearchParams:
 
 
 @dataclass(frozen=True, slots=True)
+class ThoughtLimit:
+    """A thought has at most `tokens` tokens between its marks; then the mark that closes it is written."""
+
+    tokens: int
+    open: str
+    close: str
+    opened: bool  # the prompt has opened the thought
+    closing_tokens: tuple[int, ...]  # for each number of letters of `close` that are written, the token that goes on with it
+
+
+@dataclass(frozen=True, slots=True)
 class Generate:
     """Continue `prompt` by at most `max_tokens` tokens. `len(prompt) + max_tokens` has to fit the context: the sender checks it first."""
 
@@ -74,6 +85,7 @@ class Generate:
     tier: Tier = "default"
     search: BeamSearchParams | ContrastiveSearchParams | None = None  # None: `sampling` chooses each token
     grammar: str | None = None  # what the answer has to follow, as written by `app.forms.grammar` or `app.forms.tools`
+    thought: ThoughtLimit | None = None  # None: a thought ends where the model ends it
 
     @property
     def slots_needed(self) -> int:

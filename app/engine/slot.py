@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from app.engine.detokenizer import Detokenize, Detokenizer, StopChecker
 from app.engine.request import Finish, Generate, SlotReport, Stage, TokenLogprob
+from app.engine.thought import LimitedThought
 
 COMPARE_TOKENS = 64  # tokens compared at a time
 
@@ -23,6 +24,7 @@ class Slot:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     detokenizer: Detokenizer | None = None
     stop_checker: StopChecker | None = None
+    thought: LimitedThought | None = None  # of a request that limits it
 
     def admit(self, request: Generate, admission: int, detokenize: Detokenize, cached: int) -> None:
         """Start `request`. The keys and values of the first `cached` tokens of its prompt are already in this slot's cache."""
@@ -32,10 +34,11 @@ class Slot:
         self.shared_prefix, self.group, self.prompt_logprobs = None, (), []
         self.detokenizer = Detokenizer(detokenize, request.prompt)
         self.stop_checker = StopChecker(request.stop)
+        self.thought = None if request.thought is None else LimitedThought(request.thought)
 
     def release(self, release_order: int) -> None:
         """Make the slot idle. `length` and the tokens in the cache stay, so that a later request can reuse them."""
-        self.request = self.detokenizer = self.stop_checker = self.shared_prefix = None
+        self.request = self.detokenizer = self.stop_checker = self.shared_prefix = self.thought = None
         self.group = ()
         self.release_order = release_order
         del self.tokens[self.length :]
@@ -76,7 +79,10 @@ class Slot:
         self.tokens.append(token)
         if token in end_tokens:
             return self._flush()[0], "stop"
-        text, stopped = self.stop_checker.push(self.detokenizer.push(token))
+        written = self.detokenizer.push(token)
+        if self.thought is not None:
+            self.thought.push(written)
+        text, stopped = self.stop_checker.push(written)
         if stopped:
             return text, "stop"
         if complete or self.generated >= self.request.max_tokens:

@@ -3,10 +3,14 @@
 Knows how calls are written (`app.forms.tools`) and nothing of the model that writes them.
 """
 
+import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
+from app.forms.grammar import Schema
+from app.forms.parameters import ParameterFormat
 from app.forms.tools import CALL_ID, TOOL_NAME, Segments, ToolFormat
 
 
@@ -39,17 +43,20 @@ class ToolCallParser:
     `forced`: the answer holds nothing but calls, so the parser never reports text.
     """
 
-    def __init__(self, format: ToolFormat, forced: bool) -> None:
+    def __init__(self, format: ToolFormat, forced: bool, tools: Mapping[str, Schema] = MappingProxyType({})) -> None:
+        self._parameters, self._tools = _visible_parameters(format), tools
         visible = format.added_tokens.visible
         self._before_name, self._forced = visible(format.before_name), forced
         self._before_arguments = _pattern(format.before_arguments, visible)
         self._between_calls = None if format.between_calls is None else _pattern(format.between_calls, visible)
         self._after_calls = _pattern(format.after_calls, visible)
+        self._after_text = visible(format.after_calls[0]) if len(format.after_calls) == 1 else ""
         self._buffer = ""
         # One of the `_read_*` methods. Each consumes from the buffer and returns its events; None means that it needs more text.
         self._state: Callable[[], list[Event] | None] = self._read_text
         self._arguments = ObjectScanner()
         self._calls = 0
+        self._name, self._written = "", 0  # of the current call, and how many arguments of it were reported
 
     @property
     def complete(self) -> bool:
@@ -87,14 +94,31 @@ class ToolCallParser:
             return None
         self._buffer, self._state = self._buffer[name.end() :], self._read_before_arguments
         self._calls += 1
+        self._name, self._written = name[0], 0
         return [ToolCallStart(self._calls - 1, name[0])]
 
     def _read_before_arguments(self) -> list[Event] | None:
         match = self._before_arguments.match(self._buffer)
         if match is None:
             return None
-        self._buffer, self._state, self._arguments = self._buffer[match.end() :], self._read_arguments, ObjectScanner()
+        self._buffer, self._arguments = self._buffer[match.end() :], ObjectScanner()
+        self._state = self._read_arguments if self._parameters is None else self._read_parameters
         return []
+
+    def _read_parameters(self) -> list[Event] | None:
+        """One argument, or the end of all."""
+        assert self._parameters is not None
+        read = self._parameters.read(self._buffer, not self._written, self._tools.get(self._name, {}))
+        if read is not None:
+            key, value, end = read
+            self._buffer, opening = self._buffer[end:], ", " if self._written else "{"
+            self._written += 1
+            return [ArgumentsDelta(self._calls - 1, f"{opening}{json.dumps(key)}: {value}")]
+        ends = (self._after_calls, *([] if self._between_calls is None else [self._between_calls]))
+        if not any(end.match(self._buffer) for end in ends):
+            return None
+        self._state = self._read_between
+        return [ArgumentsDelta(self._calls - 1, "}" if self._written else "{}")]
 
     def _read_arguments(self) -> list[Event] | None:
         if not self._buffer:
@@ -108,6 +132,11 @@ class ToolCallParser:
     def _read_between(self) -> list[Event] | None:
         match = None if self._between_calls is None else self._between_calls.match(self._buffer)
         if match is None:
+            return None
+        after = self._after_calls.match(self._buffer)
+        if after is None and len(self._buffer) < len(self._after_text) and self._after_text.startswith(self._buffer):
+            return None  # the calls may end here, with more text than stands between two
+        if after is not None and after.end() > match.end():
             return None
         self._buffer, self._state = self._buffer[match.end() :], self._read_name
         return []
@@ -131,6 +160,20 @@ class ObjectScanner:
             if self._depth == 0:
                 return index + 1
         return None
+
+
+def _visible_parameters(format: ToolFormat) -> ParameterFormat | None:
+    """As they stand in an answer's text, which has no special tokens."""
+    written, visible = format.parameters, format.added_tokens.visible
+    if written is None:
+        return None
+    return replace(
+        written,
+        before_key=visible(written.before_key),
+        before_value=visible(written.before_value),
+        after_value=visible(written.after_value),
+        between=visible(written.between),
+    )
 
 
 def _pattern(segments: Segments, visible: Callable[[str], str]) -> re.Pattern[str]:

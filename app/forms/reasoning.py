@@ -43,16 +43,20 @@ class SplitText:
     answer: str = ""
 
 
-def after_thought(grammar: str, format: ReasoningFormat, tokens: AddedTokens, opened: bool) -> str:
-    """The grammar of an answer that follows `grammar` after a thought; the thought may be left out unless the prompt has `opened` it."""
+def after_thought(grammar: str, format: ReasoningFormat, tokens: AddedTokens, opened: bool, may_end: bool) -> str:
+    """The grammar of an answer that follows `grammar` after a thought; the thought may be left out unless the prompt has `opened` it.
+    `may_end`: the answer may end within the thought.
+    """
+    text = f"/(?s:.+)/ & ~/(?s:.*){as_regex(format.close)}(?s:.*)/"
     if format.close in tokens.ids:
         own = (format.open, format.close)
         others = sorted(str(id) for token, id in tokens.ids.items() if token not in tokens.special and token not in own)
-        text = f"(THOUGHT? <[{','.join(others)}]>)* THOUGHT?" if others else "THOUGHT?"
-        thought = f"thought: {text} {tokens.term(format.close)}\nTHOUGHT: /(?s:.+)/"
+        part = f"(THOUGHT? <[{','.join(others)}]>)* THOUGHT?" if others else "THOUGHT?"
+        thought = f"unclosed: {part}\nthought: unclosed {tokens.term(format.close)}\nTHOUGHT: {text}"
     else:
-        thought = f"thought[lazy]: /(?s:.*){as_regex(format.close)}/"
-    start = "thought GAP? answer" if opened else f"({tokens.term(format.open)} thought GAP?)? answer"
+        thought = f"unclosed: THOUGHT?\nthought[lazy]: /(?s:.*){as_regex(format.close)}/\nTHOUGHT: {text}"
+    inside = "(thought GAP? answer | unclosed)" if may_end else "thought GAP? answer"
+    start = inside if opened else f"{tokens.term(format.open)} {inside} | answer"
     return f"start: {start}\n{thought}\nGAP: /[ \\n]{{1,4}}/\n" + grammar.replace("start:", "answer:", 1)
 
 

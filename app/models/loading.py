@@ -89,7 +89,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     performer = _flat_model(settings.path, settings, device, cache)
     _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch)
-    grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens())
+    grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
     warm_up(engine)
     return engine, _facts(settings, engine, tokenizer, sampling)

@@ -8,6 +8,7 @@ from pydantic.config import JsonDict
 
 from app.schemas.generation import Stop
 from app.schemas.messages import Name, Schema
+from app.schemas.thought import LIMIT
 from app.schemas.wire import Int, Wire
 
 MAX_BLOCKS = 128
@@ -155,7 +156,13 @@ class OutputConfig(Wire):
 
 class Thinking(Wire):
     type: Literal["disabled", "enabled", "adaptive"] = Field(description="disabled: no thought, where the chat template can say so")
-    budget_tokens: None = Field(None, description="null only: a thought ends when the model ends it")
+    budget_tokens: Int | None = Field(None, ge=0, description=f"with type enabled; {LIMIT}")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Thinking":
+        if self.budget_tokens is not None and self.type != "enabled":
+            raise ValueError("budget_tokens is only for type 'enabled'")
+        return self
 
 
 class RequestMetadata(Wire):

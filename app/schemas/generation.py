@@ -6,10 +6,10 @@ from pydantic import ConfigDict, Field, JsonValue, StringConstraints, field_vali
 from pydantic.config import JsonDict
 
 from app.schemas.messages import Message, Metadata, ResponseFormat, Tool, ToolCall, ToolChoice
+from app.schemas.thought import ThoughtFields
 from app.schemas.wire import TIER, Int, Tier, Usage, UsedTier, Wire
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
 Stop = Annotated[str, StringConstraints(max_length=256)]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -104,7 +104,7 @@ class SamplingFields(SamplingParameters):
         return tuple(word for word in words if word)
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, ThoughtFields):
     messages: list[Message] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
     max_tokens: Int | None = Field(
         None, ge=1, description="limit of the answer in tokens; when left out, what the context leaves after the prompt"
@@ -119,9 +119,6 @@ class ChatRequest(SamplingFields):
     tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
-    reasoning_effort: Effort | None = Field(
-        None, description="how long the model thinks, if its chat template has a place for it; none: not at all"
-    )
     chat_template_kwargs: dict[str, JsonValue] | None = Field(
         None,
         max_length=32,

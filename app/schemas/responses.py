@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
-from app.schemas.generation import PLACE, THIEF_SCHEMA, Effort, SamplingFields, StreamOptions
+from app.schemas.generation import PLACE, THIEF_SCHEMA, SamplingFields, StreamOptions
 from app.schemas.messages import Function, Metadata, Name, Schema
+from app.schemas.thought import Reasoning
 from app.schemas.wire import Int, Wire
 
 MAX_ITEMS = 1023  # with the instructions, the 1024 messages that a chat may have
@@ -156,8 +157,7 @@ class TextOptions(Wire):
     verbosity: Literal["medium"] | None = Field(None, description="medium only: the conversation says how long an answer should be")
 
 
-class Reasoning(Wire):
-    effort: Effort | None = Field(None, description="how long the model thinks, if its chat template has a place for it; none: not at all")
+class ResponsesReasoning(Reasoning):
     summary: None = Field(None, description="null only, like generate_summary")
     generate_summary: None = None
 
@@ -199,7 +199,7 @@ class ResponsesRequest(SamplingFields):
     store: bool | None = Field(None, description="false, also when left out: no response is stored")
     background: bool | None = Field(None, description="false only: the answer is computed while its client waits")
     truncation: Literal["disabled", "auto"] | None = Field(None, description="disabled only: input that does not fit is refused, never cut")
-    reasoning: Reasoning | None = Field(None, description="how the model thinks before its answer")
+    reasoning: ResponsesReasoning | None = Field(None, description="how the model thinks before its answer")
     previous_response_id: None = Field(None, description=NOTHING_STORED)
     conversation: None = Field(None, description=NOTHING_STORED)
     prompt: None = Field(None, description="null only: no prompts are stored; write them in instructions and input")

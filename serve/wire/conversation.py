@@ -49,20 +49,22 @@ def chat_token_ids(
 def template_variables(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
     """What `chat_template_kwargs` and `reasoning_effort` say to the chat template. Raises `InvalidRequest` for what it has no place for."""
     variables: dict[str, Any] = {}
-    for name, value in (body.chat_template_kwargs or {}).items():
+    asked = {f"chat_template_kwargs.{name}": (name, value) for name, value in (body.chat_template_kwargs or {}).items()}
+    if body.reasoning is not None and body.reasoning.enabled:
+        asked["reasoning.enabled"] = "enable_thinking", True
+    for param, (name, value) in asked.items():
         if name not in RESERVED_VARIABLES and tokenizer.template_uses(name):
-            variables[name] = value
+            variables.setdefault(name, value)
         elif name not in THINKING_SWITCHES or bool(value) != (tokenizer.reasoning is not None):
-            param = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"{param}: the model's chat template has no such variable", param=param, code="unsupported_parameter")
-    effort = body.reasoning_effort
+    param, effort = body.effort or ("", None)
     if effort is not None and tokenizer.template_uses("reasoning_effort"):
         variables.setdefault("reasoning_effort", effort)
-    elif effort == "none" and tokenizer.template_uses("enable_thinking"):
+    elif (effort == "none" or body.max_thought_tokens == 0) and tokenizer.template_uses("enable_thinking"):
         variables.setdefault("enable_thinking", False)
     elif effort is not None and (effort != "none" or tokenizer.reasoning is not None):
-        message = f"reasoning_effort {effort!r}: the model's chat template has no place for it"
-        raise InvalidRequest(message, param="reasoning_effort", code="unsupported_parameter")
+        message = f"{param} {effort!r}: the model's chat template has no place for it"
+        raise InvalidRequest(message, param=param, code="unsupported_parameter")
     return variables
 
 

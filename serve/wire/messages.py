@@ -28,6 +28,7 @@ MAX_MESSAGES = 1024  # of a chat
 # Beginnings and ends of the names of a chat's fields, and what they are called here.
 BEGINNINGS = {
     "reasoning_effort": "thinking",
+    "thinking_token_budget": "thinking.budget_tokens",
     "chat_template_kwargs.enable_thinking": "thinking",
     "response_format": "output_config.format",
     "response_format.json_schema.schema": "output_config.format.schema",
@@ -96,6 +97,7 @@ def chat_request(body: CountTokensRequest) -> tuple[ChatRequest, Translation]:
         continue_final_message=continues or None,
         response_format=_response_format(body.output_config),
         reasoning_effort="none" if body.thinking is not None and body.thinking.type == "disabled" else None,
+        thinking_token_budget=None if body.thinking is None else body.thinking.budget_tokens,
         chat_template_kwargs={"enable_thinking": True} if body.thinking is not None and body.thinking.type == "enabled" else None,
         **_tool_fields(body),
         **(_answer_fields(body) if isinstance(body, MessagesRequest) else {}),

@@ -14,7 +14,8 @@ from app.models.sampling import with_parameters
 from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, UsedTier
 from app.tokenizer import Tokenizer
 from serve.wire.logprobs import OffsetTracker
-from serve.wire.structured import StructuredOutput, structured_output_of, thought_of
+from serve.wire.structured import StructuredOutput, structured_output_of
+from serve.wire.thought import thought_of
 
 DEFAULT_MAX_TOKENS = 16  # of a completion without max_tokens, as with OpenAI
 
@@ -105,6 +106,7 @@ def make_jobs(
                 prompt_logprobs=options.logprobs if options.echo else None,
                 tier=options.tier or "default",
                 grammar=options.structured.grammar,
+                thought=options.structured.thought_limit,
             )
             jobs.append(job)
     return jobs

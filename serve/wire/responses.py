@@ -23,6 +23,7 @@ from app.schemas.responses import (
     SchemaFormat,
     text_of,
 )
+from app.schemas.thought import Reasoning
 
 MAX_CALLS = 128  # in one message of a chat
 # Fields that a chat has as well, under the same name and with the same meaning.
@@ -38,7 +39,6 @@ RENAMED = (
     (re.compile(r"\btool_choice\.function\b"), "tool_choice"),
     (re.compile(r"\bresponse_format(\.json_schema)?\b"), "text.format"),
     (re.compile(r"\bmax_tokens\b"), "max_output_tokens"),
-    (re.compile(r"\breasoning_effort\b"), "reasoning.effort"),
 )
 MESSAGE = re.compile(r"\bmessages\.(\d+)(\.tool_calls\.\d+\.function|\.tool_calls\.\d+)?(\.content|\.tool_call_id)?\b")
 
@@ -115,7 +115,7 @@ def chat_of(body: ResponsesRequest, conversation: Conversation) -> ChatRequest:
         response_format=_response_format(body),
         tools=None if body.tools is None else [_tool(tool) for tool in body.tools],
         tool_choice=_tool_choice(body),
-        reasoning_effort=None if body.reasoning is None else body.reasoning.effort,
+        reasoning=None if body.reasoning is None else Reasoning(**body.reasoning.model_dump(include=set(Reasoning.model_fields))),
     )
 
 

@@ -4,33 +4,27 @@ Knows no engine, and of the tokenizer only how the model's chat template writes 
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from app.engine.request import ThoughtLimit
 from app.errors import InvalidRequest
 from app.forms.grammar import json_grammar
+from app.forms.parameters import parameters_problem
 from app.forms.parser import ToolCallParser
-from app.forms.reasoning import ReasoningFormat, ThoughtSplitter, after_thought
+from app.forms.reasoning import ThoughtSplitter, after_thought
 from app.forms.tools import ToolFormat, ToolsUnsupported
 from app.forms.validation import combined_problem, schema_problem
 from app.schemas import ChatRequest, NamedTool, Tool
 from app.schemas.messages import Schema
 from app.tokenizer import Tokenizer
+from serve.wire.thought import Thought, limit_of
 
 # Each of these bans or forces tokens, or ends the answer, whatever the grammar requires at that point.
 INCOMPATIBLE_FIELDS = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids")
-PROMPT_END_TOKENS = 16  # in which a template opens or closes a thought
 MAX_CACHED_SCHEMAS = 256
 MAX_CACHED_SCHEMA_CHARS = 65_536  # longer schemas are checked anew each time
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """How the model marks a thought, and whether the prompt has opened it."""
-
-    format: ReasoningFormat
-    opened: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +34,15 @@ class StructuredOutput:
     grammar: str | None = None  # None: the answer is unconstrained
     tool_format: ToolFormat | None = None  # how the model writes tool calls; None: it has no tools
     must_call: bool = False  # the answer consists of tool calls only
+    tools: Mapping[str, Schema] = field(default_factory=dict)  # that may be called, with the schemas of their arguments
     thought: Thought | None = None  # what may come before the answer
+    thought_limit: ThoughtLimit | None = None
 
     def thought_splitter(self) -> ThoughtSplitter | None:
         return None if self.thought is None else ThoughtSplitter(self.thought.format, self.thought.opened)
 
     def tool_call_parser(self) -> ToolCallParser | None:
-        return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call)
+        return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call, self.tools)
 
 
 def visible_tools(body: ChatRequest) -> list[Tool] | None:
@@ -54,29 +50,21 @@ def visible_tools(body: ChatRequest) -> list[Tool] | None:
     return None if body.tool_choice == "none" else body.tools or None
 
 
-def thought_of(tokenizer: Tokenizer, prompt: Sequence[int]) -> Thought | None:
-    """The thought that may begin the answer to this prompt; None if the model does not think, or the prompt has closed its thought."""
-    format = tokenizer.reasoning
-    if format is None:
-        return None
-    end = tokenizer.decode(list(prompt[-PROMPT_END_TOKENS:])).rstrip()
-    return None if end.endswith(format.close) else Thought(format, format.is_opened_by(end))
-
-
 def structured_output_of(body: ChatRequest, tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
     """What follows a thought has the form that the request asks for. Raises `InvalidRequest`, naming the field, for what cannot be done."""
     _check_tools(body)
     tools = visible_tools(body)
-    structured = _json_output(body) if tools is None else _tool_call_output(body, tools, tokenizer)
+    structured = _json_output(body) if tools is None else _tool_call_output(body, tools, tokenizer, thought)
     if structured.grammar is not None:
         cause = "response_format" if tools is None else "tools"
         for field in INCOMPATIBLE_FIELDS:
             if getattr(body, field):
                 raise InvalidRequest(f"{field} cannot be combined with {cause}: a grammar decides which tokens may follow", param=field)
-        if thought is not None and (tools is None or structured.must_call):  # text that may end in calls has room for a thought
-            grammar = after_thought(structured.grammar, thought.format, tokenizer.added_tokens, thought.opened)
+        if thought is not None:
+            is_text = tools is not None and not structured.must_call  # which may be cut anywhere
+            grammar = after_thought(structured.grammar, thought.format, tokenizer.added_tokens, thought.opened, is_text)
             structured = replace(structured, grammar=grammar)
-    return replace(structured, thought=thought)
+    return replace(structured, thought=thought, thought_limit=limit_of(body, thought, tokenizer))
 
 
 def _json_output(body: ChatRequest) -> StructuredOutput:
@@ -89,7 +77,7 @@ def _json_output(body: ChatRequest) -> StructuredOutput:
     return StructuredOutput(json_grammar(format.json_schema.schema_))
 
 
-def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Tokenizer) -> StructuredOutput:
+def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
     format = tokenizer.tool_format
     if isinstance(format, ToolsUnsupported):
         raise InvalidRequest(f"tools: {format.reason}", param="tools", code="unsupported_parameter")
@@ -102,12 +90,17 @@ def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Token
     if problem is not None:
         raise InvalidRequest(f"tools: {problem}", param="tools", code="unsupported_schema")
     for index, tool in enumerate(tools):
-        _check_schema(tool.function.arguments, f"tools.{index}.function.parameters")
+        param = f"tools.{index}.function.parameters"
+        _check_schema(tool.function.arguments, param)
+        problem = None if format.parameters is None else parameters_problem(tool.function.arguments)
+        if problem is not None:
+            raise InvalidRequest(f"{param} cannot be enforced exactly: {problem}", param=param, code="unsupported_schema")
     schemas = {function.name: function.arguments for function in callable_functions}
     must_call = choice != "auto"
+    marks = () if thought is None else (thought.format.open, thought.format.close)
     parallel = body.parallel_tool_calls is not False and name is None  # a named function is called once
-    grammar = format.grammar(schemas, must_call, parallel)
-    return StructuredOutput(grammar, format, must_call)
+    grammar = format.grammar(schemas, must_call, parallel, marks)
+    return StructuredOutput(grammar, format, must_call, schemas)
 
 
 def _check_tools(body: ChatRequest) -> None:

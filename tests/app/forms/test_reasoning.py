@@ -70,7 +70,7 @@ def test_marks_are_recognised_from_the_template() -> None:
     ],
 )
 def test_a_form_begins_after_the_thought(opened: bool, text: str, fits: bool) -> None:
-    grammar = after_thought(FORM, THINK, AddedTokens({}, frozenset(), frozenset()), opened)
+    grammar = after_thought(FORM, THINK, AddedTokens({}, frozenset(), frozenset()), opened, may_end=False)
     matcher = LLMatcher(byte_tokenizer(), grammar, log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     taken = matcher.try_consume_tokens(list(text.encode()))
@@ -79,8 +79,6 @@ def test_a_form_begins_after_the_thought(opened: bool, text: str, fits: bool) ->
 
 def test_marks_that_are_added_tokens_are_written_as_tokens() -> None:
     tokens = AddedTokens({"<think>": 7, "</think>": 8, "<tool>": 9, "<end>": 10}, frozenset({"<end>"}), frozenset({"<end>"}))
-    grammar = after_thought(FORM, THINK, tokens, False)
-    assert (
-        grammar.startswith("start: (<[7]> thought GAP?)? answer\nthought: (THOUGHT? <[9]>)* THOUGHT? <[8]>\n")
-        and "\nanswer: %json" in grammar
-    )
+    grammar = after_thought(FORM, THINK, tokens, False, may_end=False)
+    thought = "unclosed: (THOUGHT? <[9]>)* THOUGHT?\nthought: unclosed <[8]>\n"
+    assert grammar.startswith(f"start: <[7]> thought GAP? answer | answer\n{thought}") and "\nanswer: %json" in grammar

@@ -20,8 +20,9 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.errors import InvalidRequest
+from app.forms.learning import learn_tool_format
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallParser, ToolCallStart
-from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported, learn_tool_format
+from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
 
 TURNS = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
@@ -76,6 +77,16 @@ FENCED = (
     "</s>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+# As DeepSeek R1 and V3.1 write calls, who join arguments to a text and refuse an object.
+JOINED = FENCED.replace("{{ c.function.arguments | tojson }}", "{{ '' + c.function.arguments }}")
+# As Bielik and Apriel write calls: on a line of their own.
+BELOW = HERMES.replace("{% if not loop.first or m.content %}{{ '\n' }}{% endif %}", "{{ '\n' }}")
+# As Gemma 4 does it: the keys of an object are bare words, and a text is put between the braces as it is.
+BRACED = TURNS + (
+    "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>call:{{ c.function.name }}{{ '{' }}"
+    "{% if c.function.arguments is mapping %}{% for k, v in c.function.arguments | items %}{{ k }}:'{{ v }}'{% endfor %}"
+    "{% else %}{{ c.function.arguments }}{% endif %}{{ '}' }}</tool_call>{% endfor %}"
+) + TURN_END  # fmt: skip
 VISIBLE = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<calls>", "</calls>", "<call>", "</call>", "<sep>"]
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|begin|>", "<|eot|>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]"]
 ENDS = ["<|im_end|>", "<|eot|>", "</s>"]
@@ -144,7 +155,15 @@ def write(format: ToolFormat, calls: Sequence[tuple[str, str]]) -> str:
     return format.before_name + between.join(name + before_arguments + arguments for name, arguments in calls) + after_calls
 
 
-TEMPLATES = {"hermes": HERMES, "thinking": THINKING, "spelled": SPELLED, "llama": LLAMA, "mistral": MISTRAL, "fenced": FENCED}
+TEMPLATES = {
+    "hermes": HERMES,
+    "thinking": THINKING,
+    "spelled": SPELLED,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "fenced": FENCED,
+    "joined": JOINED,
+}
 SEVERAL_CALLS = [name for name in TEMPLATES if name != "llama"]
 
 
@@ -178,6 +197,18 @@ def test_a_template_that_expects_arguments_as_text_is_recognised(vocabulary: Voc
     assert vocabulary.format(SPELLED) == ToolFormat(**{**fields(vocabulary.format(HERMES)), "arguments_as_text": True})
 
 
+def test_a_template_that_refuses_arguments_as_an_object_is_asked_with_text(vocabulary: Vocabulary) -> None:
+    assert vocabulary.format(JOINED) == ToolFormat(**{**fields(vocabulary.format(FENCED)), "arguments_as_text": True})
+
+
+def test_a_new_line_before_a_call_does_not_begin_it(vocabulary: Vocabulary) -> None:
+    format = vocabulary.format(BELOW)
+    assert (format.before_name, format.trigger) == (OPEN, "<tool_call>")
+    grammar = format.grammar(TOOLS, False, True)
+    assert vocabulary.allows(grammar, "It is late.\nSo be it.") is True
+    assert vocabulary.allows(grammar, "So:\n" + write(format, [("ring", "{}")])) is True
+
+
 def fields(format: ToolFormat) -> dict[str, Any]:
     return {
         name: getattr(format, name)
@@ -190,9 +221,9 @@ def fields(format: ToolFormat) -> dict[str, Any]:
     [
         (TURNS.replace("tools", "nothing") + "{{ m.content }}" + TURN_END, "ignores tools"),
         (TURNS + "{{ m.content }}" + TURN_END, "does not write tool calls"),
-        (XML, "one JSON object"),
         (DOUBLED, "one JSON object"),
         (BACKWARD, "one JSON object after"),
+        (BRACED, "one JSON object"),
         (BARE, "only by special tokens"),
         (ELSEWHERE, "where it writes the assistant's answers"),
         (HERMES.replace("{{ m.content }}", "{{ raise_exception('too long') if m.tool_calls }}{{ m.content }}"), "too long"),

@@ -214,3 +214,41 @@ def test_a_banned_user_is_refused(served: Any) -> None:
         assert served.client.post(path, json={**body, "max_tokens": 1, "user": "good"}).status_code == 200
         answer = served.client.post(path, json={**body, "max_tokens": 1, "user": "banned"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "user_banned")
+
+
+XML = HERMES.replace(
+    '<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>',
+    "<tool_call>\n<function={{ c.function.name }}>\n{% for k, v in c.function.arguments | items %}<parameter={{ k }}>\n"
+    "{{ v if v is string else v | tojson }}\n</parameter>\n{% endfor %}</function>\n</tool_call>",
+)
+CALL = (
+    "<tool_call>\n<function=ring>\n<parameter=times>\n2\n</parameter>\n"
+    '<parameter=why>\n7 "o\'clock"\n</parameter>\n</function>\n</tool_call>'
+)
+WHY = {
+    "type": "function",
+    "function": {"name": "ring", "parameters": {"properties": {"times": {"type": "integer"}, "why": {"type": "string"}}}},
+}
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_arguments_written_one_by_one_come_back_as_json_and_return_to_the_template(tooled: Any, size: int) -> None:
+    tooled.tokenizer.base.chat_template = XML
+    for choice in ("auto", "required"):
+        say(tooled, CALL, size)
+        answer = ask(tooled, tools=[WHY], tool_choice=choice).json()["choices"][0]
+        (call,) = answer["message"]["tool_calls"]
+        assert answer["finish_reason"] == "tool_calls"
+        assert json.loads(call["function"]["arguments"]) == {"times": 2, "why": '7 "o\'clock"'}
+    say(tooled, "Done.")
+    turns = [*HELLO, answer["message"], {"role": "tool", "tool_call_id": call["id"], "content": "rung"}]
+    messages = [{key: turn[key] for key in ("role", "content", "tool_calls", "tool_call_id") if turn.get(key)} for turn in turns]
+    assert ask(tooled, messages=messages, tools=[WHY]).status_code == 200
+    assert CALL in tooled.tokenizer.decode(list(tooled.engine.submitted[-1].prompt))
+
+
+def test_parameters_that_cannot_be_written_one_by_one_are_refused_by_name(tooled: Any) -> None:
+    tooled.tokenizer.base.chat_template = XML
+    parameters = {"type": "object", "properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}
+    error = ask(tooled, tools=[SING, {"type": "function", "function": {"name": "ring", "parameters": parameters}}]).json()["error"]
+    assert (error["param"], error["code"]) == ("tools.1.function.parameters", "unsupported_schema") and "anyOf" in error["message"]

@@ -2,11 +2,23 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from fakes import FACTS
+from llguidance import LLMatcher
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from app.forms.parser import overlap
+from app.forms.reasoning import ReasoningFormat
+from app.forms.validation import byte_tokenizer
+from app.schemas import ChatRequest
+from app.tokenizer import Tokenizer
+from serve.wire.thought import Thought, limit_of
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
@@ -150,3 +162,126 @@ def test_a_form_and_a_call_come_after_the_thought(thinking: Any) -> None:
     for choice in ("auto", "required"):
         message = ask(thinking, tools=[RING], tool_choice=choice).json()["choices"][0]["message"]
         assert message["reasoning"] == "<tool_call>" and message["tool_calls"][0]["function"]["name"] == "ring"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking_token_budget": 5},
+        {"thinking_budget_tokens": 5.0},
+        {"reasoning_budget_tokens": 5},
+        {"reasoning": {"max_tokens": 5}},
+        {"reasoning": {"max_tokens": 5, "enabled": True, "exclude": False}, "thinking_token_budget": 5},
+    ],
+)
+def test_a_thought_is_limited_by_any_name(thinking: Any, fields: dict[str, Any]) -> None:
+    ask(thinking, n=2, **fields)
+    for job in thinking.engine.submitted[-2:]:
+        assert (job.thought.tokens, job.thought.open, job.thought.close, job.thought.opened) == (5, "<think>", "</think>", False)
+        for written in range(len("</think>")):
+            piece = thinking.tokenizer.decode([job.thought.closing_tokens[written]])
+            assert piece and "</think>"[written:].startswith(piece)
+
+
+def test_a_thought_is_limited_in_the_other_forms_of_a_chat(thinking: Any) -> None:
+    thinking.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 3, "reasoning": {"max_tokens": 7}})
+    assert thinking.engine.submitted[-1].thought.tokens == 7
+    body = {"max_tokens": 3, "messages": HELLO, "thinking": {"type": "enabled", "budget_tokens": 9}}
+    thinking.client.post("/v1/messages", json=body)
+    assert thinking.engine.submitted[-1].thought.tokens == 9
+
+
+def test_a_thought_without_a_limit_has_none(thinking: Any) -> None:
+    for fields in ({}, {"thinking_token_budget": -1}, {"thinking_budget_tokens": None}, {"reasoning": {}}):
+        ask(thinking, **fields)
+        assert thinking.engine.submitted[-1].thought is None
+
+
+def test_a_limit_of_no_tokens_is_no_thought(thinking: Any) -> None:
+    ask(thinking, thinking_token_budget=0)
+    assert prompt_of(thinking).endswith("a:<think></think>") and thinking.engine.submitted[-1].thought is None
+    ask(thinking, thinking_token_budget=0, chat_template_kwargs={"enable_thinking": True})
+    assert thinking.engine.submitted[-1].thought.tokens == 0
+    thinking.tokenizer.base.chat_template = QWEN.replace("enable_thinking", "other") + "<think>"
+    ask(thinking, thinking_token_budget=0)
+    limit = thinking.engine.submitted[-1].thought
+    assert (limit.tokens, limit.opened) == (0, True), "the template cannot say so, and the engine closes the thought"
+
+
+def test_fields_that_contradict_each_other_are_refused_by_name(thinking: Any) -> None:
+    for fields, names in (
+        ({"thinking_token_budget": 5, "reasoning": {"max_tokens": 6}}, "thinking_token_budget and reasoning.max_tokens"),
+        ({"thinking_token_budget": 5, "thinking_budget_tokens": -1}, "thinking_token_budget and thinking_budget_tokens"),
+        ({"reasoning_effort": "high", "reasoning": {"effort": "low"}}, "reasoning_effort and reasoning.effort"),
+        ({"reasoning": {"effort": "low", "enabled": False}}, "reasoning.effort and reasoning.enabled"),
+    ):
+        answer = thinking.client.post(CHAT, json={"messages": HELLO, **fields})
+        assert answer.status_code == 400 and names in answer.json()["error"]["message"]
+    for fields, param in (
+        ({"thinking_token_budget": -2}, "thinking_token_budget"),
+        ({"reasoning": {"max_tokens": -1}}, "reasoning.max_tokens"),
+        ({"reasoning": {"exclude": True}}, "reasoning.exclude"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+    ):
+        assert thinking.client.post(CHAT, json={"messages": HELLO, **fields}).json()["error"]["param"] == param
+    body = {"max_tokens": 3, "messages": HELLO, "thinking": {"type": "adaptive", "budget_tokens": 9}}
+    answer = thinking.client.post("/v1/messages", json=body)
+    assert answer.status_code == 400 and "budget_tokens is only for type 'enabled'" in answer.json()["error"]["message"]
+
+
+def test_thinking_may_be_switched_in_openrouters_form(thinking: Any) -> None:
+    ask(thinking, reasoning={"enabled": False})
+    assert prompt_of(thinking).endswith("a:<think></think>")
+    ask(thinking, reasoning={"enabled": True})
+    assert prompt_of(thinking).endswith("a:")
+
+
+def test_a_model_that_does_not_think_has_nothing_to_limit(served: Any) -> None:
+    for fields in ({"thinking_token_budget": 5}, {"reasoning": {"max_tokens": 0}}, {"thinking_budget_tokens": 0}):
+        answer = ask(served, **fields)
+        assert served.engine.submitted[-1].thought is None and "X-Litmus-Ignored" not in answer.headers
+    error = served.client.post(CHAT, json={"messages": HELLO, "reasoning": {"enabled": True}}).json()["error"]
+    assert (error["param"], error["code"]) == ("reasoning.enabled", "unsupported_parameter")
+
+
+def test_a_completion_has_no_thought_to_limit(thinking: Any) -> None:
+    body = {"prompt": "hi", "max_tokens": 2}
+    assert thinking.client.post("/v1/completions", json={**body, "thinking_token_budget": -1}).status_code == 200
+    error = thinking.client.post("/v1/completions", json={**body, "thinking_token_budget": 5}).json()["error"]
+    assert (error["param"], error["code"]) == ("thinking_token_budget", "unsupported_parameter")
+
+
+def test_a_call_in_a_thought_is_thought(thinking: Any) -> None:
+    """The grammar of text that may end in calls begins after the thought, so that the thought can be closed anywhere."""
+    ask(thinking, tools=[RING], thinking_token_budget=5)
+    grammar = LLMatcher(byte_tokenizer(), thinking.engine.submitted[-1].grammar, log_level=0)
+    call = '<tool_call>{"name": "ring", "arguments": {}}</tool_call>'
+    for text, is_whole in (
+        (f"<think>so <tool_call></think>{call}", True),
+        (f"<think>so <tool_call>{{</think>\n\nYes. {call}", True),
+        ("<think>so <tool_call> and", True),
+        (call, True),
+        ("Yes.", True),
+        ("<think>so</think><tool_call>sing", False),
+    ):
+        answer = grammar.deep_copy()
+        taken = answer.try_consume_tokens(list(text.encode()))
+        assert (taken == len(text.encode()) and answer.is_accepting()) == is_whole, text
+
+
+def test_the_mark_is_written_without_a_space_by_a_tokenizer_that_begins_words_with_one(tmp_path: Path) -> None:
+    """As Llama 2's does: the text `</think>` alone would be written ` </think>`."""
+    pieces = ["<unk>", "▁", "▁</", "</", "▁think", "think", ">", *"<>/thinkabc▁", *(f"<0x{byte:02X}>" for byte in range(256))]
+    raw = RawTokenizer(models.BPE({piece: id for id, piece in enumerate(dict.fromkeys(pieces))}, [], unk_token="<unk>", byte_fallback=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="<unk>").save_pretrained(tmp_path)
+    tokenizer = Tokenizer(str(tmp_path))
+    chat = ChatRequest(messages=[{"role": "user", "content": "a"}], thinking_token_budget=3)
+    limit = limit_of(chat, Thought(ReasoningFormat("<think>", "</think>"), True), tokenizer)
+    assert limit is not None
+    text = tokenizer.decode([*tokenizer.encode("a", "text")])
+    while not text.endswith("</think>"):
+        piece = tokenizer.piece(limit.closing_tokens[overlap(text, "</think>")]).data.decode()
+        assert piece and "</think>".startswith(text[1:] + piece)
+        text += piece

@@ -1,0 +1,162 @@
+"""The limit of a thought's tokens: in scripted answers, and in a tiny model's, with and without a grammar, alone and beside others."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CONTEXT, tiny
+from driving import answers_of, drain
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.engine.detokenizer import Detokenizer
+from app.engine.engine import Engine, EngineLimits
+from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.grammar import GrammarCompiler
+from app.engine.request import BeamSearchParams, Failed, Generate, SamplingParams, ThoughtLimit
+from app.engine.thought import LimitedThought
+from app.forms.grammar import json_grammar
+from app.forms.reasoning import ReasoningFormat, after_thought
+from app.tokenizer import Tokenizer
+
+THINK = ReasoningFormat("<think>", "</think>")
+LIMITS = (0, 1, 2, 3, 5, 50)
+CAT = "猫".encode()
+FORM = json_grammar({"type": "object", "properties": {"a": {"enum": ["fox", "hen"]}}, "required": ["a"], "additionalProperties": False})
+
+
+def decode(tokens: list[int]) -> str:
+    return bytes(tokens).decode(errors="replace")
+
+
+def write(limit: int, answer: bytes, opened: bool = False, closing: bytes = b"</think>", allowed: Any = None) -> str:
+    """What becomes of an answer whose tokens, one a byte, a model would sample."""
+    thought = LimitedThought(ThoughtLimit(limit, THINK.open, THINK.close, opened, tuple(closing)))
+    detokenizer, text = Detokenizer(decode), ""
+    for sampled in answer:
+        piece = detokenizer.push(thought.steer(sampled, allowed, detokenizer))
+        thought.push(piece)
+        text += piece
+    return text + detokenizer.flush()
+
+
+@pytest.mark.parametrize(
+    ("limit", "answer", "written"),
+    [
+        (3, b"<think>abcdefghijklmno", "<think>abc</think>lmno"),
+        (3, b"\n<think>abcdefghijklmno", "\n<think>abc</think>lmno"),
+        (3, b"<think>abc</think>yes", "<think>abc</think>yes"),
+        (3, b"<think>ab</think>yes no maybe", "<think>ab</think>yes no maybe"),
+        (3, b"<think>a</_________yes", "<think>a</think>___yes"),
+        (0, b"<think>abcdefghijk", "<think></think>ijk"),
+        (1, b"yes no maybe <think>abcdefgh", "yes no maybe <think>abcdefgh"),
+        (1, b"<thing>abcdefgh", "<thing>abcdefgh"),
+        (99, b"<think>abcdefgh", "<think>abcdefgh"),
+    ],
+)
+def test_a_thought_is_closed_where_its_tokens_are_used_up(limit: int, answer: bytes, written: str) -> None:
+    assert write(limit, answer) == written
+
+
+@pytest.mark.parametrize("limit", range(12))
+@pytest.mark.parametrize("text", ["猫猫猫猫猫猫", "a😀b😀c😀d😀", "é" * 9, "naïve 猫 😀 so"])
+def test_a_limit_within_a_character_leaves_the_text_whole(limit: int, text: str) -> None:
+    written = write(limit, text.encode() + b"." * 20, opened=True)
+    thought, mark, _ = written.partition("</think>")
+    assert mark and "\ufffd" not in thought
+    assert (text + "." * 20).startswith(thought) and limit - 3 <= len(thought.encode()) <= limit
+
+
+def test_bytes_of_no_character_cannot_go_beyond_the_limit() -> None:
+    assert len(write(5, b"\xff" * 40, opened=True).partition("</think>")[0]) <= 5
+
+
+def test_a_grammar_that_does_not_allow_the_mark_is_obeyed() -> None:
+    allowed = np.ones(256, dtype=np.bool_)
+    assert write(2, b"abcdefghijkl", opened=True, allowed=allowed).startswith("ab</think>")
+    allowed[ord("<")] = False
+    assert write(2, b"abcdefghijkl", opened=True, allowed=allowed) == "abcdefghijkl"
+
+
+@settings(max_examples=200, deadline=None)
+@given(answer=st.text(st.sampled_from("ab <>/thinké猫😀\n"), max_size=60), limit=st.integers(0, 30), opened=st.booleans())
+def test_any_answer_keeps_its_limit(answer: str, limit: int, opened: bool) -> None:
+    prefix = "" if opened else "<think>"
+    written = write(limit, f"{prefix}{answer}{'.' * 50}".encode(), opened)
+    thought, mark, _ = written.removeprefix(prefix).partition(THINK.close)
+    assert mark and len(thought.encode()) <= limit and "\ufffd" not in thought
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder: Path) -> Tokenizer:
+    return Tokenizer(str(tiny_folder))
+
+
+@pytest.fixture(scope="module")
+def engine(tokenizer: Tokenizer) -> Iterator[Engine]:
+    performer = create_flat_model(tiny("Llama"), CacheLimits(4, CONTEXT))
+    compiler = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens())
+    yield Engine(performer, tokenizer.decode, tokenizer.end_tokens(), EngineLimits(4, CONTEXT, 16), None, compiler)
+
+
+def request(tokenizer: Tokenizer, limit: int | None, seed: int, grammar: str | None = None) -> Generate:
+    closing = tokenizer.encode(THINK.close, "text", add_special_tokens=False)
+    thought = None if limit is None else ThoughtLimit(limit, THINK.open, THINK.close, True, closing)
+    prompt = tokenizer.encode(f"u:{seed}<think>", "text")
+    id = f"{limit}/{seed}/{grammar is not None}"
+    return Generate(
+        id, prompt, 90, SamplingParams(seed=seed, temperature=1.2), ignore_eos=grammar is None, grammar=grammar, thought=thought
+    )
+
+
+def thought_tokens(engine: Engine, job: Generate) -> tuple[int, str]:
+    """How many tokens of the answer came before its closing mark, and what came after it."""
+    engine.submit(job)
+    text, tokens = "", 0
+    for event in drain(engine):
+        assert not isinstance(event, Failed), event
+        tokens += THINK.close not in text
+        text += event.text
+    return tokens - len(THINK.close), text.partition(THINK.close)[2].strip()
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_model_keeps_the_limit_and_answers(engine: Engine, tokenizer: Tokenizer, limit: int) -> None:
+    for seed in range(6):
+        tokens, answer = thought_tokens(engine, request(tokenizer, limit, seed))
+        assert limit - 3 <= tokens <= limit, (seed, tokens)
+        assert answer
+
+
+def test_a_model_without_the_limit_does_not_close_its_thought(engine: Engine, tokenizer: Tokenizer) -> None:
+    assert not any(thought_tokens(engine, request(tokenizer, None, seed))[1] for seed in range(6))
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_form_follows_the_limited_thought(engine: Engine, tokenizer: Tokenizer, limit: int) -> None:
+    grammar = after_thought(FORM, THINK, tokenizer.added_tokens, opened=True, may_end=False)
+    for seed in range(6):
+        tokens, answer = thought_tokens(engine, request(tokenizer, limit, seed, grammar))
+        assert tokens <= limit and json.loads(answer)["a"] in {"fox", "hen"}
+
+
+def test_an_answer_is_the_same_alone_and_beside_others(engine: Engine, tokenizer: Tokenizer) -> None:
+    grammar = after_thought(FORM, THINK, tokenizer.added_tokens, opened=True, may_end=False)
+    jobs = [request(tokenizer, limit, seed, form) for limit in (None, 1, 5) for seed in (0, 1) for form in (None, grammar)]
+    alone = {}
+    for job in jobs:
+        engine.submit(job)
+        alone |= answers_of(drain(engine))
+    for job in jobs:
+        engine.submit(job)
+    assert answers_of(drain(engine)) == alone
+
+
+def test_a_search_cannot_limit_a_thought(engine: Engine, tokenizer: Tokenizer) -> None:
+    job = request(tokenizer, 2, 0)
+    engine.submit(Generate("b", job.prompt, 5, search=BeamSearchParams(2), thought=job.thought))
+    (event,) = drain(engine)
+    assert isinstance(event, Failed) and event.error.param == "thinking_token_budget"

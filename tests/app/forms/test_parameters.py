@@ -1,0 +1,267 @@
+"""Tool calls whose arguments are written one by one: learned from a template, held to a grammar, read back as JSON.
+
+The templates are short, in the documented forms of Qwen3-Coder, GLM 4.6, MiniMax M2 and Olmo 3.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from app.engine.grammar import GrammarCompiler
+from app.forms.learning import learn_tool_format
+from app.forms.parameters import ParameterFormat, parameters_problem
+from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallParser, ToolCallStart
+from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
+
+BEGIN = "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+END = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+EACH = "{% for k, v in c.function.arguments | items %}"
+JSON = "{{ v if v is string else v | tojson }}"
+PYTHON = "{% if v is string %}'{{ v }}'{% else %}{{ v | tojson }}{% endif %}"
+QWEN = (
+    BEGIN + "{% for c in m.tool_calls or [] %}{{ '\n' }}<tool_call>\n<function={{ c.function.name }}>\n"
+    f"{EACH}<parameter={{{{ k }}}}>\n{JSON}\n</parameter>\n{{% endfor %}}</function>\n</tool_call>{{% endfor %}}" + END
+)
+GLM = (
+    BEGIN + "{% for c in m.tool_calls or [] %}{{ '\n' }}<tool_call>{{ c.function.name }}\n"
+    f"{EACH}<arg_key>{{{{ k }}}}</arg_key>\n<arg_value>{JSON}</arg_value>\n{{% endfor %}}</tool_call>{{% endfor %}}" + END
+)
+MINIMAX = (
+    BEGIN + "{% for c in m.tool_calls or [] %}{% if loop.first %}<calls>\n{% endif %}"
+    f'<invoke name="{{{{ c.function.name }}}}">\n{EACH}<parameter name="{{{{ k }}}}">{JSON}</parameter>\n{{% endfor %}}</invoke>\n'
+    "{% if loop.last %}</calls>{% endif %}{% endfor %}" + END
+)
+OLMO = (
+    BEGIN + "{% for c in m.tool_calls or [] %}{% if loop.first %}<function_calls>\n{% endif %}{{ c.function.name }}("
+    f"{EACH}{{{{ k }}}}={PYTHON}{{% if not loop.last %}}, {{% endif %}}{{% endfor %}})\n"
+    "{% if loop.last %}</function_calls>{% endif %}{% endfor %}" + END
+)
+TEMPLATES = {"qwen": QWEN, "glm": GLM, "minimax": MINIMAX, "olmo": OLMO}
+VISIBLE = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+
+RING: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "why": {"type": "string", "description": "a reason"},
+        "times": {"type": "integer", "minimum": 0, "maximum": 99},
+        "who": {"type": "array", "items": {"$ref": "#/$defs/animal"}, "maxItems": 2},
+        "tone": {"enum": ["low", "high"]},
+    },
+    "required": ["why", "tone"],
+    "$defs": {"animal": {"enum": ["fox", "crow"]}},
+}
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"))
+TOOLS: dict[str, Any] = {"ring": RING, "ring_off": {"type": "object", "properties": {}}}
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("ring", {"why": 'a "b" <c>\n\\n\n{"d": 1}', "times": 7, "who": ["fox", "crow"], "tone": "low"}),
+    ("ring_off", {}),
+    ("ring", {"why": "", "tone": "high"}),
+]
+
+
+class Model:
+    def __init__(self, base: PreTrainedTokenizerFast, name: str) -> None:
+        self.base, self.guidance = base, from_tokenizer(base)
+        ids = {token.content: id for id, token in base.added_tokens_decoder.items()}
+        self.added = AddedTokens(ids, frozenset(ids) - frozenset(VISIBLE), frozenset({"<|im_end|>"}))
+        self.template, self._render = TEMPLATES[name], partial(base.apply_chat_template, tokenize=False)
+        learned = self.learn()
+        assert isinstance(learned, ToolFormat), learned
+        self.format = learned
+
+    def learn(self) -> ToolFormat | ToolsUnsupported:
+        return learn_tool_format(self.turn, self.added)
+
+    def turn(self, messages: Sequence[dict[str, Any]], tools: Any = None, prompt: bool = False, template: str | None = None) -> str:
+        return str(self._render(list(messages), tools=tools, add_generation_prompt=prompt, chat_template=template or self.template))
+
+    def write(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> str:
+        """An answer with these calls, as the grammar and the template have it; only texts of free form stand in it as they are."""
+        format, parameters = self.format, self.format.parameters
+        assert parameters is not None and format.between_calls is not None
+        written = []
+        for name, arguments in calls:
+            schemas = TOOLS[name]["properties"]
+            values = [(key, value if parameters.is_raw(schemas[key]) else json.dumps(value)) for key, value in arguments.items()]
+            written.append(name + format.before_arguments[0] + parameters.write(values))
+        return format.before_name + format.between_calls[0].join(written) + format.after_calls[0]
+
+    def allows(self, grammar: str, text: str) -> bool:
+        matcher = LLMatcher(self.guidance, grammar, log_level=0)
+        assert not matcher.is_error(), matcher.get_error()
+        ids = self.base.encode(text, add_special_tokens=False)
+        return bool(matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting())
+
+    def random_answer(self, grammar: str, rng: random.Random) -> str:
+        matcher, ids = LLMatcher(self.guidance, grammar, log_level=0), list[int]()
+        closing = self.base.encode(self.format.parameters.after_value, add_special_tokens=False) if self.format.parameters else []
+        while not (matcher.is_accepting() and ids):
+            if rng.random() < 0.1 and matcher.validate_tokens(closing) == len(closing) > 0:
+                matcher.consume_tokens(closing)
+                ids += closing
+                continue
+            mask = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+            ids.append(int(rng.choice(np.flatnonzero(mask))))
+            assert matcher.consume_token(ids[-1]) and len(ids) < 3000
+        return str(self.base.decode(ids, skip_special_tokens=True))
+
+
+@pytest.fixture(scope="module")
+def models(bundled: Any) -> dict[str, Model]:
+    base = AutoTokenizer.from_pretrained(bundled)
+    base.add_tokens([AddedToken(text, special=False, normalized=False) for text in VISIBLE])
+    base.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return {name: Model(base, name) for name in TEMPLATES}
+
+
+@pytest.fixture(params=TEMPLATES)
+def model(models: dict[str, Model], request: pytest.FixtureRequest) -> Model:
+    return models[request.param]
+
+
+def parse(format: ToolFormat, forced: bool, chunks: Sequence[str]) -> tuple[str, list[tuple[str, dict[str, Any]]], bool]:
+    parser, text, calls = ToolCallParser(format, forced, TOOLS), "", list[list[str]]()
+    for event in [*(event for chunk in chunks for event in parser.push(chunk)), *parser.flush()]:
+        match event:
+            case TextDelta(piece):
+                text += piece
+            case ToolCallStart(_, name):
+                calls.append([name, ""])
+            case ArgumentsDelta(index, arguments):
+                calls[index][1] += arguments
+    return text, [(name, json.loads(arguments)) for name, arguments in calls], parser.complete
+
+
+def test_marks_are_learned_where_a_reader_would_put_them(models: dict[str, Model]) -> None:
+    assert models["qwen"].format.parameters == ParameterFormat("<parameter=", ">\n", "\n</parameter>\n", "", False)
+    assert models["glm"].format.parameters == ParameterFormat("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n", "", False)
+    assert models["minimax"].format.parameters == ParameterFormat('<parameter name="', '">', "</parameter>\n", "", False)
+    assert models["olmo"].format.parameters == ParameterFormat("", "=", "", ", ", True)
+    qwen, olmo = models["qwen"].format, models["olmo"].format
+    assert (qwen.before_name, qwen.before_arguments) == ("<tool_call>\n<function=", (">\n",))
+    assert (qwen.between_calls, qwen.after_calls) == (
+        ("</function>\n</tool_call>\n<tool_call>\n<function=",),
+        ("</function>\n</tool_call>",),
+    )
+    assert (olmo.before_name, olmo.before_arguments, olmo.between_calls, olmo.after_calls) == (
+        "<function_calls>\n",
+        ("(",),
+        (")\n",),
+        (")\n</function_calls>",),
+    )
+
+
+def test_the_template_itself_writes_what_is_learned(models: dict[str, Model]) -> None:
+    calls = [{"type": "function", "id": "a", "function": {"name": name, "arguments": arguments}} for name, arguments in CALLS]
+    for name in ("glm", "minimax"):
+        written = models[name].turn([{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": calls}])
+        assert models[name].write(CALLS).replace('"low"', "low").replace('"high"', "high") in written
+
+
+def test_forced_answers_are_nothing_but_valid_calls(model: Model) -> None:
+    grammar = model.format.grammar(TOOLS, True, True)
+    call = CALLS[0][1]
+    assert model.allows(grammar, model.write(CALLS)) and model.allows(grammar, model.write(CALLS[1:2]))
+    assert not model.allows(model.format.grammar(TOOLS, True, False), model.write(CALLS))
+    for wrong in ({"why": "x"}, {**call, "times": 100}, {**call, "who": ["hen"]}, {**call, "tone": "loud"}, {"tone": "low", "why": "x"}):
+        assert not model.allows(grammar, model.write([("ring", wrong)])), wrong
+    assert not model.allows(grammar, "So: " + model.write(CALLS)) and not model.allows(grammar, model.write(CALLS) + "Done.")
+
+
+def test_free_answers_are_text_or_end_in_calls(model: Model) -> None:
+    grammar = model.format.grammar(TOOLS, False, True)
+    for text in ("", "It is late.\n\n<a> f(x=1)", "So:\n" + model.write(CALLS)):
+        assert model.allows(grammar, text), text
+    assert not model.allows(grammar, model.format.before_name + "sing")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    why=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<")), cuts=st.lists(st.integers(0, 999)), forced=st.booleans()
+)
+def test_calls_are_read_in_any_pieces(models: dict[str, Model], why: str, cuts: list[int], forced: bool) -> None:
+    calls = [("ring", {"why": why, "tone": "low"}), *CALLS]
+    for model in models.values():
+        text = model.write(calls) if forced else f"I will. {model.write(calls)}"
+        bounds = [0, *sorted(cut % len(text) for cut in cuts), len(text)]
+        pieces = [text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        assert parse(model.format, forced, pieces) == ("" if forced else "I will. ", calls, True)
+
+
+def test_what_the_grammar_allows_is_read_and_valid(model: Model) -> None:
+    grammar = model.format.grammar(TOOLS, True, True)
+    names = set()
+    for seed in range(20):
+        text, calls, is_complete = parse(model.format, True, [model.random_answer(grammar, random.Random(seed))])
+        assert is_complete and not text and calls
+        for name, arguments in calls:
+            names.add(name)
+            jsonschema.validate(arguments, TOOLS[name])
+    assert names == set(TOOLS)
+
+
+def test_an_answer_that_is_cut_is_not_complete(model: Model) -> None:
+    whole = model.write(CALLS[:1])
+    for end in range(len(model.format.before_name), len(whole)):
+        parser = ToolCallParser(model.format, True, TOOLS)
+        parser.push(whole[:end])
+        assert not parser.complete, whole[:end]
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (QWEN.replace(JSON, "{{ v if v is string else '<i>' ~ v ~ '</i>' }}"), "one JSON object"),
+        (OLMO.replace("<function_calls>\n", "["), "only by special tokens"),
+        (GLM.replace("</arg_value>\n", "\n</arg_value>\n"), "one JSON object"),
+    ],
+)
+def test_other_ways_are_left_to_the_general_form(models: dict[str, Model], template: str, says: str) -> None:
+    model = models["qwen"]
+    learned = learn_tool_format(partial(model.turn, template=template), model.added)
+    assert isinstance(learned, ToolsUnsupported) and says in learned.reason
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        (RING, None),
+        ({"type": "object"}, None),
+        ({"type": "object", "anyOf": [{"required": ["a"]}]}, "anyOf"),
+        ({"type": "object", "properties": {"a b": {}}}, "names of letters"),
+        ({"type": "object", "properties": {}, "required": ["a"]}, "required"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/properties/b"}, "b": {}}}, "$ref"),
+    ],
+)
+def test_schemas_that_have_no_place_are_named(schema: dict[str, Any], says: str | None) -> None:
+    problem = parameters_problem(schema)
+    assert problem is None if says is None else says in (problem or "")
+
+
+def test_a_call_is_complete_whenever_its_shortest_completion_fits(model: Model) -> None:
+    """Texts that stand as they are end by a mark, which a completion has to know."""
+    end_tokens = model.base.encode("<|im_end|>", add_special_tokens=False)
+    compiler = GrammarCompiler(model.base, len(model.base), end_tokens, [mark for mark in model.format.closing_marks if mark])
+    grammar = model.format.grammar(TOOLS, True, True)
+    for seed in range(6):
+        rng, ids, state = random.Random(seed), list[int](), compiler.compile(grammar, 90).result()
+        for left in range(89, -1, -1):
+            token = int(rng.choice(np.flatnonzero(state.allowed_tokens()[: len(model.base)])))
+            ids.append(state.steer(token, left))
+            if state.accept(ids[-1]) or ids[-1] in end_tokens:
+                break
+        text = str(model.base.decode([id for id in ids if id not in end_tokens], skip_special_tokens=True))
+        _, calls, is_complete = parse(model.format, True, [text])
+        assert is_complete and calls, text
