@@ -16,8 +16,10 @@ from app.errors import LitmusError, SetupError
 from app.models.loading import create_engine
 from app.schemas import MIN_SCORED_TOKENS
 from app.scoring.calibration import Calibration, ModelIdentity, identity_of, save
-from app.scoring.fitting import BUCKET_STARTS, fit_methods, why_too_few
+from app.scoring.combining import fit_all
+from app.scoring.fitting import BUCKET_STARTS, why_too_few
 from app.scoring.journal import Journal, score_texts
+from app.scoring.prepare import Preparation
 from app.scoring.report import render
 from app.scoring.sample import ScoreRow
 from app.scoring.sources import FieldNames, LabelledText, prepare_texts, read
@@ -25,20 +27,27 @@ from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 
 CHOICES = {name: get_args(ModelSettings.model_fields[name].annotation) for name in ("quantize", "dtype")}
+PASSAGE_TOKENS = 256  # as long as the texts that people calibrate on
+RARE = 0.002  # share of the human texts whose tokens may be shorter than those of English
 EXIT_INTERRUPTED = 130  # the exit code that shells give for Ctrl-C
 
 
-def score_with_journal(settings: ModelSettings, path: Path, texts: Sequence[LabelledText]) -> tuple[ModelIdentity, list[ScoreRow]]:
-    """Scores every text that the journal at `path` does not have yet. Raises a `LitmusError` for a text that cannot be scored."""
+def score_with_journal(
+    settings: ModelSettings, path: Path, texts: Sequence[LabelledText], passage_tokens: int | None = None, starts: Sequence[int] = ()
+) -> tuple[ModelIdentity, list[ScoreRow]]:
+    """Scores every text that the journal at `path` does not have yet, in passages of about `passage_tokens` or in windows of the whole
+    context. `starts`: with rows of the texts' beginnings (`Journal.rows`). Raises a `LitmusError` for a text that cannot be scored.
+    """
     engine, facts = create_engine(settings)
     models = identity_of(settings, facts)
-    with Journal(path, models, engine.limits.context) as journal:
+    preparation = Preparation(Tokenizer(settings.path), engine.limits.context, False, passage_tokens, engine.observer is not None)
+    with Journal(path, models, preparation) as journal:
         missing = journal.missing(texts)
         done = len({text.content for text in texts}) - len(missing)
-        progress = score_texts(engine, Tokenizer(settings.path), journal, missing)
+        progress = score_texts(engine, journal, missing)
         for _ in tqdm(progress, total=done + len(missing), initial=done, desc="score", unit="text", file=sys.stderr):
             pass
-        return models, journal.rows(texts)
+        return models, journal.rows(texts, starts)
 
 
 def check_counts(texts: Sequence[LabelledText], targets: Sequence[float]) -> None:
@@ -63,18 +72,21 @@ def check_output_paths(args: argparse.Namespace) -> None:
 def calibrate(args: argparse.Namespace) -> str:
     """Scores, fits, and writes calibration and report; returns a sentence on what was written."""
     check_output_paths(args)
-    fields = FieldNames(args.text, args.group, args.domain)
+    fields = FieldNames(args.text, args.group, args.domain, args.generator)
     all_texts = [*read(args.human, False, fields), *read(args.machine, True, fields)]
     texts = prepare_texts(all_texts, args.collapse, args.cut_words)
     check_counts(texts, args.targets)
-    models, rows = score_with_journal(settings_of(args), args.journal, texts)
-    methods, refused = fit_methods(rows, args.targets, args.buckets)
+    models, rows = score_with_journal(settings_of(args), args.journal, texts, args.passage_tokens, args.buckets if args.shorter else ())
+    combined, methods, refused, rows = fit_all(rows, args.targets, args.buckets)
     calibration = Calibration(
         made=time.strftime("%Y-%m-%d"),
         source=args.source or f"Texts: {', '.join(path.name for path in (*args.human, *args.machine))}.",
         models=models,
         collapse=args.collapse,
         cut_words=args.cut_words,
+        passage_tokens=args.passage_tokens,
+        min_characters_per_token=min_characters_per_token([text.content for text in texts if not text.machine], Tokenizer(args.model)),
+        combined=combined,
         methods=methods,
         refused=tuple(refused),
     )
@@ -83,6 +95,13 @@ def calibrate(args: argparse.Namespace) -> str:
     dropped = len(all_texts) - len(texts)
     left_out = f"; {dropped} of {len(all_texts)} texts were left out: blank, repeated, or labelled both human and machine"
     return f"wrote {args.out} and {args.report}{left_out if dropped else ''}"
+
+
+def min_characters_per_token(humans: Sequence[str], tokenizer: Tokenizer) -> float | None:
+    """What all but two in a thousand human texts of some length exceed; None for too few of those to tell."""
+    tokens = [(len(text), len(tokenizer.encode_with_offsets(text, "text").ids)) for text in humans]
+    ratios = sorted(length / count for length, count in tokens if count > MIN_SCORED_TOKENS)
+    return round(ratios[int(RARE * len(ratios))], 3) if len(ratios) >= 1 / RARE else None
 
 
 def settings_of(args: argparse.Namespace) -> ModelSettings:
@@ -120,6 +139,13 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--text", default="text", metavar="FIELD", help="field that holds the text")
     parser.add_argument("--group", metavar="FIELD", help="field shared by texts of one source; default: `group`, if a line has it")
     parser.add_argument("--domain", metavar="FIELD", help="field that names the domain; default: `domain`, if a line has it")
+    parser.add_argument("--generator", metavar="FIELD", help="field that names the model of a machine text; default: `generator`")
+    parser.add_argument(
+        "--passage-tokens", type=int, default=PASSAGE_TOKENS, metavar="N", help="read longer texts in passages of about so many tokens"
+    )
+    parser.add_argument(
+        "--shorter", action=argparse.BooleanOptionalAction, default=True, help="calibrate on shorter beginnings of the texts, too"
+    )
     parser.add_argument(
         "--collapse", action=argparse.BooleanOptionalAction, default=True, help="replace runs of white space by one blank, in all texts"
     )

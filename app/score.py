@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> str:
     with ResultFile(args.out, scorer) as results:
         done = results.resume(documents)
         missing = documents[done:]
-        for _, row in tqdm(score_documents(scorer, missing), total=len(documents), initial=done, desc="score", unit="text", file=sys.stderr):
+        for _, row in tqdm(
+            score_documents(scorer, missing), total=len(documents), initial=done, desc="score", unit="text", file=sys.stderr
+        ):
             results.add(row)
     return f"{args.out}: {len(documents):,} texts ({done:,} of them from before). {results.summary()}"
 
@@ -67,7 +69,9 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".txt, .jsonl, .csv (.gz), .parquet, or a folder of those")
     parser.add_argument("--out", type=Path, default=Path("scores.csv"), help="results to write or to go on with: .csv or .jsonl")
     parser.add_argument("--text", default="text", metavar="FIELD", help="field or column that holds the text")
-    parser.add_argument("--methods", nargs="+", choices=get_args(Method), help="the verdict uses the first calibrated one; default: the model's best")
+    parser.add_argument(
+        "--methods", nargs="+", choices=get_args(Method), help="the verdict uses the first calibrated one; default: the model's best"
+    )
     parser.add_argument("--target-fpr", type=float, metavar="RATE", help="a calibrated false-positive rate; default: 0.01")
     defaults = ModelSettings()
     parser.add_argument("--model", default=defaults.path, help="folder, GGUF file or hub name")

@@ -43,8 +43,7 @@ BUCKETS = (Bucket(10, "top 10"), Bucket(100, "top 100"), Bucket(1000, "top 1,000
 def passages_html(score: Score, passages: Sequence[PassageScore], text: str) -> str:
     items = "".join(_passage_item(score, passage, text) for passage in passages)
     return (
-        f'<h3>Passages</h3><p class="hint">{PASSAGES_HINT}</p>'
-        f'<ol class="sentences" tabindex="0" aria-label="Scored passages">{items}</ol>'
+        f'<h3>Passages</h3><p class="hint">{PASSAGES_HINT}</p><ol class="sentences" tabindex="0" aria-label="Scored passages">{items}</ol>'
     )
 
 

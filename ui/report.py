@@ -3,7 +3,10 @@
 Pure, and decides nothing: the verdict and its reasons come from the server.
 """
 
-from app.schemas import Normalisation, Rate, Score, Statistics, UsedCalibration, Verdict
+import math
+from collections.abc import Sequence
+
+from app.schemas import Contribution, Normalisation, Rate, Score, Statistics, UsedCalibration, Verdict
 from ui import highlight
 from ui.client import ScoreResult
 from ui.gauge import METHOD_NAMES, format_score, gauge_html
@@ -135,8 +138,8 @@ def _format_percent(fraction: float) -> str:
 
 def _contribution_rows(contributions: Sequence[Contribution]) -> FactRows:
     return {
-        STATISTICS.get(each.statistic, each.statistic): f"{each.value:.2f}: {abs(each.log_odds):.2f} "
-        f"{'towards a machine' if each.log_odds > 0 else 'towards a person'}"
+        escape_html(_as_sentence(each.meaning).rstrip(".")): f"{each.value:.3f}, which speaks {math.exp(abs(each.log_odds)):.3g} to 1 for "
+        f"{'a machine' if each.log_odds > 0 else 'a person'}"
         for each in contributions
     }
 

@@ -112,13 +112,13 @@ class Statistics(Wire):
 
 
 class Contribution(Wire):
-    """What one statistic adds to the log-odds of `combined`: above 0 speaks for a machine.
-
-    `question` is the one that leads: `likely`, is the text too likely for a person? `drawn`, is it too close to what the model itself draws?
+    """What one statistic adds to the log-odds of `combined`: above 0 speaks for a machine. `question` is the one that leads: `likely`, is
+    the text too likely for a person? `drawn`, is it too close to what the model itself draws?
     """
 
     question: Literal["likely", "drawn"]
     statistic: str
+    meaning: str
     value: float
     log_odds: float
 

@@ -10,8 +10,8 @@ from app.engine.request import Columns, Facts, Failed, Scored
 from app.errors import EngineFailed, InvalidRequest
 from app.models.loading import create_engine
 from app.schemas import Granularity, Method, Score, ScoreFailure
-from app.scoring.prepare import Preparation, PreparedText
 from app.scoring.detector import ScoreOptions, detector_of
+from app.scoring.prepare import Preparation, PreparedText
 from app.scoring.score import build_score
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer

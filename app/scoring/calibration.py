@@ -18,6 +18,7 @@ from app.scoring.thresholds import Bucket, FrozenModel, MethodCalibration, Thres
 from app.settings import ModelSettings
 
 FALCON_PATH = Path(__file__).with_name("falcon.json")  # thresholds published with Binoculars, arXiv 2401.12070
+SMOLLM2_PATH = Path(__file__).with_name("smollm2.json")  # of the default model, made by `python -m models.detector.default`
 OBSERVER_METHODS: frozenset[Method] = frozenset({"binoculars", "likelihood_ratio"})  # methods that need the observer's logits
 CALIBRATION_FILE = "calibration.json"  # in the folder of the model that it was made with
 
@@ -69,6 +70,7 @@ class Calibration(FrozenModel):
     `passage_tokens`: a text to judge is read in passages of about so many tokens, each without what comes before it, as the texts of the
     calibration were; None: in overlapping windows of the whole context.
     `min_characters_per_token`: hardly any human text of the calibration is cut into shorter tokens; texts in other languages are.
+    `equal`: other precisions that were shown to give the same verdicts (`python -m models.detector.equal`).
     `refused`: sentences on what the texts were too few to support.
     """
 
@@ -82,6 +84,7 @@ class Calibration(FrozenModel):
     passage_tokens: int | None = Field(None, ge=MIN_SCORED_TOKENS)
     min_characters_per_token: float | None = Field(None, gt=0)
     combined: CombinedModel | None = None
+    equal: tuple[ModelIdentity, ...] = ()
     methods: dict[Method, MethodCalibration]
     refused: tuple[str, ...] = ()
 
@@ -130,12 +133,18 @@ class Calibration(FrozenModel):
 
     def mismatch(self, served: ModelIdentity, method: Method) -> str | None:
         """Why this calibration does not apply to the served models, as a clause; None if it applies."""
+        differences = [self._difference(made, served, method) for made in (self.models, *self.equal)]
+        if None not in differences:
+            return differences[0]
+        return None if method in self.methods else f"the calibration does not cover {method}"
+
+    def _difference(self, made: ModelIdentity, served: ModelIdentity, method: Method) -> str | None:
         names = ("performer", "revision", "quantize", "dtype") + (("observer", "observer_revision") if method in OBSERVER_METHODS else ())
         for name in names:
-            expected, actual = getattr(self.models, name), getattr(served, name)
+            expected, actual = getattr(made, name), getattr(served, name)
             if expected != actual and not (name.endswith("revision") and expected is None):
                 return f"the calibration was made with {name.replace('_', ' ')} {expected or 'none'}, but {actual or 'none'} is served"
-        return None if method in self.methods else f"the calibration does not cover {method}"
+        return None
 
 
 def _contains(bucket: Bucket, tokens: int) -> bool:
@@ -192,8 +201,9 @@ def save(calibration: Calibration, path: Path) -> None:
 
 
 def calibrations_for(path: str) -> Iterator[Calibration]:
-    """The calibration in the model's folder `path`, if there is one, then the published one. Raises `SetupError` for a broken file."""
+    """The calibration in the model's folder `path`, if there is one, then those that are shipped. Raises `SetupError` for a broken file."""
     beside_model = Path(path) / CALIBRATION_FILE
     if beside_model.is_file():
         yield load(beside_model)
-    yield load(FALCON_PATH)
+    for shipped in (SMOLLM2_PATH, FALCON_PATH):
+        yield load(shipped)

@@ -6,17 +6,17 @@ log(mean of exp(log-odds)). It grows with each question's log-odds.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from app.engine.request import Columns
+from app.scoring.features import STATISTICS
 from app.scoring.thresholds import FrozenModel
 
 QuestionName = Literal["likely", "drawn"]
 Values = Mapping[str, float]
+LIMIT = 4.0  # spreads: a statistic that no text of the calibration had decides no more than the most unusual of those
 
 
 class Term(FrozenModel):
@@ -26,6 +26,13 @@ class Term(FrozenModel):
     centre: float
     spread: float = Field(gt=0)
     weight: float
+
+    @field_validator("statistic")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in STATISTICS:
+            raise ValueError(f"{name} is none of {', '.join(STATISTICS)}")
+        return name
 
     def share(self, values: Values) -> float:
         deviation = (values[self.statistic] - self.centre) / self.spread

@@ -7,12 +7,8 @@ from app.scoring.calibration import Judgement
 from app.scoring.thresholds import DIRECTIONS
 
 
-def explain(
-    method: Method, value: float | None, count: int, verdict: Verdict, judgement: Judgement | None, reason: str, doubt: str | None = None
-) -> str:
-    """`count` is the number of scored tokens; `reason` says, as a clause, why there is no judgement, and is used only then. `doubt`, also a
-    clause: why the judgement does not apply to this text.
-    """
+def explain(method: Method, value: float | None, count: int, verdict: Verdict, judgement: Judgement | None, reason: str) -> str:
+    """`count` is the number of scored tokens; `reason` says, as a clause, why there is no judgement, and is used only then."""
     if value is None:
         return "No token of this text could be scored: it is too short for the model to predict anything."
     meaning = f"{_meaning(method, value)}; {DIRECTIONS[method]} values look more like a machine's writing."
@@ -20,8 +16,6 @@ def explain(
         return f"{meaning} The text has {count} scored tokens; a verdict needs at least {MIN_SCORED_TOKENS}."
     if judgement is None:
         return f"{meaning} There is no verdict: {reason}."
-    if doubt is not None:
-        return f"{meaning} There is no verdict: {doubt}."
     return f"{meaning} {_position(judgement)} {_error_rate(judgement)}"
 
 

@@ -68,9 +68,13 @@ def threshold_at(scores: FloatArray, target: float) -> float:
     return float(np.partition(scores, -rank)[-rank])
 
 
-def fit_threshold(scores: FloatArray, target: float, sign: int) -> Threshold:
-    """`sign` turns `scores` back into the method's own scores."""
-    value = threshold_at(scores, target)
+def fit_threshold(scores: FloatArray, target: float, sign: int, domains: Sequence[str] = ()) -> Threshold:
+    """The strictest of the thresholds of those domains that have enough texts: a text to judge may be like those of any of them, or like
+    none. `sign` turns `scores` back into the method's own scores.
+    """
+    parts = [scores[np.array(domains) == domain] for domain in sorted(set(domains))]
+    value = max((threshold_at(part, target) for part in parts if not why_too_few(target, len(part))), default=-math.inf)
+    value = max(value, threshold_at(scores, target))
     beyond = int((scores > value).sum())
     low, high = clopper_pearson(beyond, len(scores))
     return Threshold(value=sign * value, target=target, measured=beyond / len(scores), low=low, high=high, n=len(scores))
@@ -167,7 +171,9 @@ def fit_bucket(
     rows: Sequence[ScoreRow], method: Method, token_range: tuple[int, int | None], targets: Sequence[float]
 ) -> tuple[Bucket | None, list[str]]:
     """What the texts of one range of lengths support, and sentences on what they do not."""
-    sample, sign = sample_of(rows_in_range(rows, token_range), method), sign_of(method)
+    found = [row for row in rows_in_range(rows, token_range) if row.scores.get(method) is not None]
+    sample, sign = sample_of(found, method), sign_of(method)
+    domains = [row.domain for row in found if not row.machine]
     low, high = token_range
     humans, machines = sample.human_scores, sample.machine_scores
     name = f"{method}, {low}+ tokens" if high is None else f"{method}, {low} to {high} tokens"
@@ -182,7 +188,7 @@ def fit_bucket(
         max_tokens=high,
         n_human=len(humans),
         n_machine=len(machines),
-        machine=tuple(fit_threshold(humans, target, sign) for target in supported),
+        machine=tuple(fit_threshold(humans, target, sign, domains) for target in supported),
         human=tuple(fit_threshold(-machines, target, -sign) for target in supported if not why_too_few(target, len(machines))),
         chance=fit_probability_map(sample, sign) if sample.groups_of_smaller_class >= MIN_GROUPS else None,
     )

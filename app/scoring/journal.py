@@ -6,6 +6,7 @@ stored.
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from io import TextIOWrapper
@@ -18,13 +19,13 @@ from app.errors import InvalidRequest, SetupError
 from app.schemas import Method
 from app.scoring.calibration import ModelIdentity
 from app.scoring.features import statistics_of
-from app.scoring.fitting import BUCKET_STARTS, METHODS
-from app.scoring.sample import ScoreRow
+from app.scoring.fitting import METHODS
 from app.scoring.methods import method_score
+from app.scoring.prepare import Preparation
+from app.scoring.sample import ScoreRow
 from app.scoring.sources import LabelledText
-from app.scoring.windows import windows
-from app.tokenizer import Tokenizer
 
+SHORTER_STARTS = (64, 96, 128, 192, 256, 384, 512)  # scored tokens at which the ranges of shorter beginnings start
 MAX_IN_FLIGHT = 8  # texts in the engine at once: enough to use the token budget of every step
 
 
@@ -43,9 +44,8 @@ class JournalEntry:
 def entry_of(columns: Columns, key: str) -> JournalEntry:
     count = len(columns.logprob)
     whole = _entry(columns, count)
-    lengths = [
-        low + int(key[:8], 16) % (high - low) for low, high in zip(BUCKET_STARTS, BUCKET_STARTS[1:], strict=False) if high <= count
-    ]
+    ranges = zip(SHORTER_STARTS, SHORTER_STARTS[1:], strict=False)
+    lengths = [low + int(key[:8], 16) % (high - low) for low, high in ranges if high <= count]
     return replace(whole, shorter=tuple(_entry(columns, length) for length in lengths))
 
 
@@ -55,16 +55,17 @@ def _entry(columns: Columns, count: int) -> JournalEntry:
 
 
 class Journal:
-    """The recorded scores of one pair of models with one context length; texts longer than `context` are scored in windows.
+    """The recorded scores of one pair of models, of texts that are prepared in one way.
 
     A context manager: opening removes an incomplete last line from the file, and raises `SetupError` for a file that is not a journal.
-    Entries of other models, context lengths or methods have other keys and are ignored.
+    Entries of other models, context lengths, passages or methods have other keys and are ignored.
     """
 
-    def __init__(self, path: Path, models: ModelIdentity, context: int) -> None:
+    def __init__(self, path: Path, models: ModelIdentity, preparation: Preparation) -> None:
         self.path = path
+        self.preparation = preparation
         self.entries: dict[str, JournalEntry] = {}
-        self._key_prefix = f"{models.model_dump_json()}\0{context}\0{METHODS}\0"
+        self._key_prefix = f"{models.model_dump_json()}\0{preparation.context}\0{preparation.passage_tokens}\0{METHODS}\0"
         self._file: TextIOWrapper
 
     def __enter__(self) -> "Journal":
@@ -87,10 +88,12 @@ class Journal:
         self._file.write(json.dumps({"key": key, **asdict(entry)}) + "\n")
         self._file.flush()
 
-    def rows(self, texts: Iterable[LabelledText], shorter: bool = False) -> list[ScoreRow]:
-        """The rows of those texts that have been scored, in their order. `shorter`: and of their beginnings."""
+    def rows(self, texts: Iterable[LabelledText], starts: Sequence[int] = ()) -> list[ScoreRow]:
+        """The rows of those texts that have been scored, in their order. `starts`: and of their beginnings, one for each further range of
+        lengths that begins at one of these numbers of tokens.
+        """
         found = ((text, self.entries.get(self.key(text.content))) for text in texts)
-        parts = ((text, part) for text, entry in found if entry for part in (entry, *(entry.shorter if shorter else ())))
+        parts = ((text, part) for text, entry in found if entry for part in _one_each(entry, starts))
         return [
             ScoreRow(text.machine, text.group, text.domain, part.tokens, part.scores, part.values, text.generator) for text, part in parts
         ]
@@ -98,6 +101,15 @@ class Journal:
     def missing(self, texts: Iterable[LabelledText]) -> list[str]:
         """The contents that have not been scored, each once."""
         return list(dict.fromkeys(text.content for text in texts if self.key(text.content) not in self.entries))
+
+
+def _one_each(entry: JournalEntry, starts: Sequence[int]) -> list[JournalEntry]:
+    """The entry, and one of its shorter ones for each other range, which is drawn by the entry's length."""
+    by_range: dict[int, list[JournalEntry]] = {}
+    for part in entry.shorter if starts else ():
+        by_range.setdefault(bisect_right(starts, part.tokens), []).append(part)
+    by_range.pop(bisect_right(starts, entry.tokens), None)
+    return [entry, *(parts[entry.tokens % len(parts)] for parts in by_range.values())]
 
 
 def read_complete_lines(path: Path) -> str:
@@ -121,16 +133,15 @@ def _parse_line(line: str, location: str) -> tuple[str, JournalEntry]:
         raise SetupError(f"{location}: not a line of a score journal; name another --journal, or delete this file") from error
 
 
-def score_texts(engine: Engine, tokenizer: Tokenizer, journal: Journal, texts: Sequence[str]) -> Iterator[None]:
+def score_texts(engine: Engine, journal: Journal, texts: Sequence[str]) -> Iterator[None]:
     """Yields once for each text whose scores have been recorded. Raises the error of the first text that cannot be scored."""
     waiting = iter(texts)
-    in_flight: dict[str, str] = {}  # job id to journal key
-    observe = engine.observer is not None
+    in_flight: set[str] = set()  # ids of jobs, which are keys of the journal
     while True:
         for text in waiting:
-            job = _job(text, tokenizer, engine.limits.context, observe)
+            job = _job(text, journal)
             engine.submit(job)
-            in_flight[job.id] = journal.key(text)
+            in_flight.add(job.id)
             if len(in_flight) >= MAX_IN_FLIGHT:
                 break
         if not in_flight:
@@ -139,14 +150,13 @@ def score_texts(engine: Engine, tokenizer: Tokenizer, journal: Journal, texts: S
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Scored):
-                key = in_flight.pop(event.id)
-                journal.add(key, entry_of(event.columns, key))
+                in_flight.remove(event.id)
+                journal.add(event.id, entry_of(event.columns, event.id))
                 yield
 
 
-def _job(text: str, tokenizer: Tokenizer, context: int, observe: bool) -> Score:
+def _job(text: str, journal: Journal) -> Score:
     try:
-        ids = tokenizer.encode_with_offsets(text, "text").ids
+        return journal.preparation.prepare(text, journal.key(text), "text").job
     except InvalidRequest as error:
         raise SetupError(f"a text cannot be tokenized: {error.message}") from error
-    return Score(hashlib.sha256(text.encode()).hexdigest(), ids, windows(len(ids), context), observe)

@@ -7,9 +7,13 @@ Kind = Literal["code", "table", "list", "verse"]
 MIN_LINES = 4
 MAX_LINE_CHARACTERS = 400  # a longer one is a paragraph, and the patterns would take their time on it
 CODE_LINE = re.compile(
-    r"""[;{}]\s*$ | ^\s*(?:def|class|import|from|return|for|while|if|else|elif|try|except|fn|func|function|const|let|var|public|private
-    |static|void|int|use|package|end|\#include|@\w+)\b.*[:({;=]?\s*$ | [\w\])]\s*(?:==|!=|\+=|->|=>|:=|&&|\|\|)\s*\S | \w+\([^()]*\)\s*[;:{]?\s*$
-    | ^\s*(?://|/\*|\#!|<\/?\w+[^>]*>|--\s) | ^\s*[\w.\[\]]+\s*=\s*\S""",
+    r"""[;{}]\s*$
+    | ^\s*(?:def|class|import|from|return|for|while|if|else|elif|try|except|fn|func|function|const|let|var|public|private|static|void|int
+        |use|package|end|\#include|@\w+)\b.*[:({;=]?\s*$
+    | [\w\])]\s*(?:==|!=|\+=|->|=>|:=|&&|\|\|)\s*\S
+    | \w+\([^()]*\)\s*[;:{]?\s*$
+    | ^\s*(?://|/\*|\#!|<\/?\w+[^>]*>|--\s)
+    | ^\s*[\w.\[\]]+\s*=\s*\S""",
     re.VERBOSE,
 )
 LIST_LINE = re.compile(r"^\s*(?:[-*+•‣▪–]|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])\s+\S")

@@ -46,7 +46,9 @@ def passage_scores(method: Method, options: ScoreOptions, columns: Columns, prep
         part, tokens = _slice(columns, window.scored_from - 1, window.end - 1), window.end - window.scored_from
         value = method_score(method, part, options.combined)
         judged = _judge_part(options, method, value, tokens)
-        start, end = prepared.text.original_span(prepared.encoded.offsets[window.scored_from][0], prepared.encoded.offsets[window.end - 1][1])
+        start, end = prepared.text.original_span(
+            prepared.encoded.offsets[window.scored_from][0], prepared.encoded.offsets[window.end - 1][1]
+        )
         scores.append(PassageScore(start=start, end=end, tokens=tokens, score=value, verdict=judged.verdict, p_machine=judged.probability))
     return scores
 

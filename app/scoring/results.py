@@ -96,8 +96,12 @@ class ResultFile:
     def _read(self, content: str) -> list[dict[str, Any]]:
         try:
             lines = content.splitlines()
-            rows = list(csv.DictReader(lines)) if self._path.suffix == ".csv" else [json.loads(line) for line in lines]
-            if all(set(COLUMNS) == row.keys() for row in rows):
+            if self._path.suffix == ".csv":
+                reader = csv.DictReader(lines)
+                rows, known = list(reader), tuple(reader.fieldnames or COLUMNS) == COLUMNS
+            else:
+                rows, known = [json.loads(line) for line in lines], True
+            if known and all(set(COLUMNS) == row.keys() for row in rows):
                 return rows
         except (ValueError, AttributeError):
             pass

@@ -10,7 +10,7 @@ from app.schemas import Contribution, Method, Rate, Score, Statistics, Verdict, 
 from app.scoring.calibration import Judgement
 from app.scoring.detector import ScoreOptions
 from app.scoring.explanation import explain
-from app.scoring.features import statistics_of
+from app.scoring.features import STATISTICS, statistics_of
 from app.scoring.methods import method_score
 from app.scoring.parts import judge, passage_scores, sentence_scores, token_scores
 from app.scoring.prepare import PreparedText
@@ -28,7 +28,7 @@ def build_score(index: int, options: ScoreOptions, columns: Columns, prepared: P
     warned = list(warnings(prepared, columns, options.min_characters_per_token))
     doubt = next((message for code, message in warned if code in DOUBTS), None) if judged.judgement else None
     verdict: Verdict = "uncertain" if doubt and judged.verdict != "insufficient" else judged.verdict
-    explanation = explain(method, value, count, verdict, judged.judgement, _why_no_judgement(options, method), doubt)
+    explanation = explain(method, value, count, verdict, None if doubt else judged.judgement, doubt or _why_no_judgement(options, method))
     return Score(
         index=index,
         scores=scores,
@@ -93,7 +93,13 @@ def _contributions(method: Method, options: ScoreOptions, columns: Columns) -> l
     values = statistics_of(columns)
     question = options.combined.leading(values)
     found = [
-        Contribution(question=question.name, statistic=term.statistic, value=values[term.statistic], log_odds=term.share(values))
+        Contribution(
+            question=question.name,
+            statistic=term.statistic,
+            meaning=STATISTICS[term.statistic],
+            value=values[term.statistic],
+            log_odds=term.share(values),
+        )
         for term in question.terms
     ]
     return sorted(found, key=lambda contribution: -abs(contribution.log_odds))

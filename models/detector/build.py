@@ -1,4 +1,4 @@
-"""Calibrates the bundled pair, and measures what it detects and what it does not, as `docs/detector.md`.
+"""Calibrates the bundled pair, and measures what it detects and what it does not, as `docs/detector-pair.md`.
 
     python -m models.detector --data ../shared/data
 
@@ -95,7 +95,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/calibration"), help="records stories and scores; delete it to start over")
     parser.add_argument("--out", type=Path, default=PERFORMER / CALIBRATION_FILE, help="calibration file to write")
     parser.add_argument("--report", type=Path, default=(PERFORMER / CALIBRATION_FILE).with_suffix(".md"))
-    parser.add_argument("--page", type=Path, default=Path("docs/detector.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/detector-pair.md"))
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""`docs/detector.md`: what the bundled pair detects and what it does not, as tables of scored texts. Knows no model and no file.
+"""`docs/detector-pair.md`: what the bundled pair detects and what it does not, as tables of scored texts. Knows no model and no file.
 
 The text between the tables is in `models.detector.wording`.
 """

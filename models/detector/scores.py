@@ -1,4 +1,4 @@
-"""Writes the scores behind `docs/detector.md` as runs/detector-*.jsonl: one line for each text with its scores, without the text.
+"""Writes the scores behind `docs/detector-pair.md` as runs/detector-*.jsonl: one line for each text with its scores, without the text.
 
     python -m models.detector.scores --data ../shared/data
 

@@ -9,8 +9,8 @@ from fastapi.responses import Response
 
 from app.engine.request import Columns, Event, Failed, Scored
 from app.errors import EngineFailed, InvalidRequest
-from app.schemas import ScoreFailure, ScoreRequest, ScoreResponse, Timing, Usage, UsedCalibration
 from app.schemas import Score as ScoreBody
+from app.schemas import ScoreFailure, ScoreRequest, ScoreResponse, Timing, Usage, UsedCalibration
 from app.scoring.detector import UNCALIBRATED, Detector, ScoreOptions
 from app.scoring.prepare import PreparedText
 from app.scoring.score import build_score

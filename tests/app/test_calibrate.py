@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -12,11 +13,13 @@ from app import calibrate
 from app.errors import EngineFailed, SetupError
 from app.scoring import fitting, journal
 from app.scoring.calibration import ModelIdentity, load
-from app.scoring.fitting import METHODS
 from app.scoring.journal import Journal, JournalEntry
+from app.scoring.methods import FORMULAS
+from app.scoring.prepare import Preparation
 from app.scoring.sources import FieldNames, LabelledText, drop_first_words, prepare_texts, read
 
 MODELS = ModelIdentity(performer="p", revision="1", observer=None, observer_revision=None, quantize="none", dtype="float32")
+PREPARATION = Preparation(tokenizer=None, context=128, collapse=False, passage_tokens=64)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def test_from_texts_to_a_calibration(tiny_folder, other_folder, files, tmp_path,
     code, out = run(tiny_folder, files, tmp_path, "--observer", str(other_folder))
     assert (code, capsys.readouterr().out) == (0, f"wrote {out} and {out.with_suffix('.md')}\n")
     calibration = load(out)
-    assert set(calibration.methods) == set(METHODS)
+    assert set(calibration.methods) == set(FORMULAS)
     assert (calibration.models.performer, calibration.models.quantize, calibration.models.dtype) == (tiny_folder.name, "none", "float32")
     assert (
         calibration.models.revision
@@ -119,9 +122,7 @@ def test_a_resumed_run_gives_the_same_result(tiny_folder, files, tmp_path, monke
     monkeypatch.setattr(calibrate, "create_engine", create)
     scored = []
     score_texts = journal.score_texts
-    monkeypatch.setattr(
-        calibrate, "score_texts", lambda engine, tokenizer, to, texts: scored.extend(texts) or score_texts(engine, tokenizer, to, texts)
-    )
+    monkeypatch.setattr(calibrate, "score_texts", lambda engine, to, texts: scored.extend(texts) or score_texts(engine, to, texts))
     assert run(tiny_folder, files, tmp_path / "parts")[0] == 0
     assert len(scored) == 48 - len(recorded.splitlines()), "recorded texts are not scored again"
     assert scores_of(out) == {key: pytest.approx(scores, rel=1e-4) for key, scores in scores_of(whole).items()}
@@ -140,9 +141,9 @@ def scores_of(out):
 
 def test_a_score_is_on_disk_at_once(tmp_path):
     """A killed process loses no recorded score."""
-    with Journal(tmp_path / "j.jsonl", MODELS, 128) as opened:
+    with Journal(tmp_path / "j.jsonl", MODELS, PREPARATION) as opened:
         opened.add(opened.key("one"), JournalEntry(70, {"perplexity": 2.0}))
-        assert (tmp_path / "j.jsonl").read_text().endswith('{"perplexity": 2.0}}\n')
+        assert (tmp_path / "j.jsonl").read_text().endswith('{"perplexity": 2.0}, "values": {}, "shorter": []}\n')
 
 
 def test_an_unsupported_rate_is_refused_before_scoring(tiny_folder, files, tmp_path, monkeypatch, capsys):
@@ -153,17 +154,22 @@ def test_an_unsupported_rate_is_refused_before_scoring(tiny_folder, files, tmp_p
 
 def test_scores_of_other_models_are_ignored(tmp_path):
     text = LabelledText("one", False, "g")
-    with Journal(tmp_path / "j.jsonl", MODELS, 128) as opened:
+    with Journal(tmp_path / "j.jsonl", MODELS, PREPARATION) as opened:
         opened.add(opened.key("one"), JournalEntry(70, {"perplexity": 2.0}))
-    for models, context, count in ((MODELS, 128, 1), (MODELS.model_copy(update={"revision": "2"}), 128, 0), (MODELS, 64, 0)):
-        with Journal(tmp_path / "j.jsonl", models, context) as opened:
+    other = MODELS.model_copy(update={"revision": "2"})
+    changed = [replace(PREPARATION, context=64), replace(PREPARATION, passage_tokens=None)]
+    for models, preparation, count in ((MODELS, PREPARATION, 1), (other, PREPARATION, 0), *((MODELS, each, 0) for each in changed)):
+        with Journal(tmp_path / "j.jsonl", models, preparation) as opened:
             assert len(opened.rows([text])) == count
             assert len(opened.missing([text, text])) == 1 - count
 
 
 def test_a_file_that_is_not_a_journal(tmp_path):
     (tmp_path / "j.jsonl").write_text('{"key": 1}\n')
-    with pytest.raises(SetupError, match=r"j\.jsonl, line 1: not a line of a score journal"), Journal(tmp_path / "j.jsonl", MODELS, 128):
+    with (
+        pytest.raises(SetupError, match=r"j\.jsonl, line 1: not a line of a score journal"),
+        Journal(tmp_path / "j.jsonl", MODELS, PREPARATION),
+    ):
         pass
 
 
@@ -286,7 +292,7 @@ def test_drop_first_words(count, rest):
 
 
 def test_the_journal_identifies_a_text_by_a_digest_only(tmp_path):
-    with Journal(tmp_path / "j.jsonl", MODELS, 128) as opened:
+    with Journal(tmp_path / "j.jsonl", MODELS, PREPARATION) as opened:
         assert len(opened.key("a")) == len(hashlib.sha256().hexdigest()) and opened.key("a") != opened.key("b")
 
 

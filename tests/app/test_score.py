@@ -111,7 +111,7 @@ def test_a_frame_keeps_its_index(tiny_folder: Path) -> None:
     frame = pd.DataFrame({"essay": [TEXTS[0], None, TEXTS[1]]}, index=["x", "y", "z"])
     scorer = create_scorer(ModelSettings(path=str(tiny_folder), device="cpu", slots=1))
     scored = score.score_frame(frame, scorer, "essay")
-    assert list(scored.index) == ["x", "y", "z"] and list(scored["verdict"]) == ["uncalibrated", None, "uncalibrated"]
+    assert list(scored.index) == ["x", "y", "z"] and list(scored["verdict"].fillna("")) == ["uncalibrated", "", "uncalibrated"]
     assert scored.loc["y", "error"] == "this line has no text"
     joined = frame.join(scored)
     assert set(COLUMNS) - {"source"} <= set(joined.columns)

@@ -10,7 +10,7 @@ import pytest
 from app.errors import SetupError
 from app.scoring.documents import Document, read_documents
 
-TEXTS = ["one, \"quoted\"\nand on", "two"]
+TEXTS = ['one, "quoted"\nand on', "two"]
 
 
 def write(folder: Path) -> list[Path]:

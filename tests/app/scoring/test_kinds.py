@@ -7,7 +7,7 @@ import pytest
 from app.scoring.kinds import kind_of
 
 PROSE = (
-    "The old king sat by the fire (it was late) and looked at the snow; nobody spoke. \"What shall I do?\" he said. In 1843 he had sold\n"
+    'The old king sat by the fire (it was late) and looked at the snow; nobody spoke. "What shall I do?" he said. In 1843 he had sold\n'
     "the mill for 300 crowns - a good price - and since then the geese, the cook & the cat were all that he had. He put on his boots.\n"
     "Then he went out. The wind had turned, and the road was white as far as the bridge. He thought of his sons, and of the sea.\n"
     "Nobody answered him when he called, so he called again and again until the dogs of the town began to answer one another."

@@ -14,8 +14,7 @@ from app.engine.engine import Engine, EngineLimits
 from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.request import Generate, SamplingParams, Score, Scored
 from app.schemas import Method
-from app.scoring.fitting import METHODS
-from app.scoring.methods import method_score
+from app.scoring.methods import FORMULAS, method_score
 from app.scoring.windows import windows
 
 END = 1
@@ -68,7 +67,7 @@ def test_scores_equal_a_slow_reference_whatever_else_is_scored(name: str) -> Non
     assert len(found) == len(texts)
     for number, text in enumerate(texts):
         wanted = reference(*slow, text)
-        for method in METHODS:
+        for method in FORMULAS:
             score = method_score(method, found[str(number)])
             assert score is not None and score == pytest.approx(wanted[method], rel=NEAR, abs=NEAR), (name, len(text), method)
 
@@ -78,4 +77,4 @@ def test_a_text_of_one_token_has_no_score_and_is_never_nan() -> None:
     for number, text in enumerate([(), (5,)]):
         engine.submit(Score(str(number), text, windows(len(text), CONTEXT)))
     for event in drain(engine):
-        assert isinstance(event, Scored) and [method_score(method, event.columns) for method in METHODS] == [None] * 5
+        assert isinstance(event, Scored) and [method_score(method, event.columns) for method in FORMULAS] == [None] * 5

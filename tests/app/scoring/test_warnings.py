@@ -1,7 +1,10 @@
 import pytest
 
-from app.engine.request import Columns
+from app.engine.request import Columns, Score
+from app.scoring.normalize import normalize
+from app.scoring.prepare import PreparedText
 from app.scoring.warnings import MEMORISED_RUN_TOKENS, SHORT_TOKENS, warnings
+from app.tokenizer import Encoded
 
 ENGLISH = "it was the best of times and it was the worst of times for the king and his three sons who were not at home that day"
 
@@ -11,7 +14,16 @@ def columns(count: int, surprise: float = 3.0, rank: int = 9) -> Columns:
 
 
 def codes(content: str = ENGLISH, tokens: list[int] | None = None, statistics: Columns | None = None) -> list[str]:
-    return [code for code, _ in warnings(content, list(range(300)) if tokens is None else tokens, statistics or columns(300))]
+    return codes_of(content, tuple(range(300)) if tokens is None else tuple(tokens), statistics or columns(300))
+
+
+def codes_of(sent: str, tokens: tuple[int, ...], statistics: Columns, min_characters_per_token: float | None = None) -> list[str]:
+    """The tokens share the text's characters evenly."""
+    text = normalize(sent, collapse=True)
+    ends = [(index + 1) * len(text.content) // max(1, len(tokens)) for index in range(len(tokens))]
+    encoded = Encoded(tokens, tuple(zip([0, *ends[:-1]], ends, strict=True)))
+    prepared = PreparedText(sent, text, encoded, Score("s", tokens, ()))
+    return [code for code, _ in warnings(prepared, statistics, min_characters_per_token)]
 
 
 def test_an_ordinary_text_gets_no_warning() -> None:
@@ -41,3 +53,18 @@ def test_memorised() -> None:
     assert codes(statistics=run) == ["memorised"]
     broken = Columns((-3.0,) * 300, ((1,) * (MEMORISED_RUN_TOKENS - 1) + (2,)) * 7 + (9,) * (300 - 7 * MEMORISED_RUN_TOKENS))
     assert codes(statistics=broken) == []
+
+
+def test_a_text_that_the_tokenizer_cuts_small_is_not_english() -> None:
+    text = " ".join(ENGLISH.split() * 10)
+    many, few = tuple(range(len(text) // 2)), tuple(range(len(text) // 4))
+    assert codes_of(text, many, columns(300), 3.0) == ["not_english"] and codes_of(text, few, columns(300), 3.0) == []
+    assert codes_of(text, many, columns(300)) == []
+    assert codes_of(text[:100], tuple(range(50)), columns(300), 3.0) == []  # too few tokens to tell
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("- one\n- two\n- three\n- four\n", "list"), ("def f(x):\n    return x\n\nprint(f(3))\ny = f(4)\n", "code")]
+)
+def test_what_is_no_prose_is_named_for_what_it_is(text: str, code: str) -> None:
+    assert codes(text) == [code]

@@ -1,0 +1,110 @@
+"""Learns the weights of `combined` from scored texts. Needs scikit-learn, which the serving process does not import."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from app.schemas import Method
+from app.scoring.combined import LIMIT, CombinedModel, Question, QuestionName, Term
+from app.scoring.fitting import BUCKET_STARTS, fit_methods
+from app.scoring.sample import ScoreRow, auroc, sample_of
+from app.scoring.thresholds import MethodCalibration
+
+# Few, and none that looks at where in the text a token stands: in pairs that share their opening, that tells the two apart.
+QUESTIONS: dict[QuestionName, tuple[str, ...]] = {
+    "likely": ("surprise_where_sure", "share_of_first_rank"),
+    "drawn": (
+        "spread_of_surprise", "spread_of_entropy", "surprise_to_rank", "standard_score", "excess_surprise", "share_beyond_rank_100",
+    ),
+}  # fmt: skip
+TELLING: dict[QuestionName, Method] = {"likely": "perplexity", "drawn": "fast_detect"}  # the method that finds the question's writers
+MIN_TEXTS = 100  # of each class that a question is fitted on
+FOLDS = 5
+
+
+def fit_all(
+    rows: Sequence[ScoreRow], targets: Sequence[float], starts: Sequence[int] = BUCKET_STARTS
+) -> tuple[CombinedModel | None, dict[Method, MethodCalibration], list[str], list[ScoreRow]]:
+    """`combined` and every method, calibrated; what was refused; the rows, with the held-out scores that `combined` is calibrated on."""
+    model = fit_combined(rows)
+    rows = with_held_out_combined(rows) if model else list(rows)
+    methods, refused = fit_methods(rows, targets, starts)
+    return model if "combined" in methods else None, methods, refused, rows
+
+
+def fit_combined(rows: Sequence[ScoreRow]) -> CombinedModel | None:
+    """One question for each kind of writer among the machine texts; None for too few texts.
+
+    A generator belongs to the question whose method (`TELLING`) tells it from the human texts better.
+    """
+    humans = [row for row in rows if not row.machine and row.values]
+    by_question: dict[QuestionName, list[ScoreRow]] = {name: [] for name in QUESTIONS}
+    for texts in _by_generator(rows).values():
+        by_question[question_of(humans, texts)].extend(texts)
+    questions = [_fit(name, humans, texts) for name, texts in by_question.items() if min(len(humans), len(texts)) >= MIN_TEXTS]
+    return CombinedModel(questions=tuple(questions)) if questions else None
+
+
+def _by_generator(rows: Sequence[ScoreRow]) -> dict[str, list[ScoreRow]]:
+    found: dict[str, list[ScoreRow]] = {}
+    for row in rows:
+        if row.machine and row.values:
+            found.setdefault(row.generator, []).append(row)
+    return found
+
+
+def question_of(humans: Sequence[ScoreRow], texts: Sequence[ScoreRow]) -> QuestionName:
+    """Compared on the human texts of the domains that the machine texts have."""
+    domains = {row.domain for row in texts}
+    compared = [*(row for row in humans if row.domain in domains), *texts]
+    return max(TELLING, key=lambda name: auroc(sample_of(compared, TELLING[name])) if len(compared) > len(texts) else 0.0)
+
+
+def _fit(name: QuestionName, humans: Sequence[ScoreRow], machines: Sequence[ScoreRow]) -> Question:
+    """Logistic regression with both classes weighted equally, on standardised and clipped statistics."""
+    statistics = QUESTIONS[name]
+    values = np.array([[row.values[statistic] for statistic in statistics] for row in (*humans, *machines)])
+    truth = np.arange(len(values)) >= len(humans)
+    centre, spread = values.mean(0), np.maximum(values.std(0), 1e-9)
+    fitted = LogisticRegression(class_weight="balanced", max_iter=2000).fit(np.clip((values - centre) / spread, -LIMIT, LIMIT), truth)
+    terms = zip(statistics, centre, spread, fitted.coef_[0], strict=True)
+    return Question(
+        name=name,
+        intercept=float(fitted.intercept_[0]),
+        terms=tuple(Term(statistic=each, centre=float(c), spread=float(s), weight=float(w)) for each, c, s, w in terms),
+    )
+
+
+def with_combined(rows: Sequence[ScoreRow], model: CombinedModel) -> list[ScoreRow]:
+    """The rows with the score of `combined` by the model, where they have statistics."""
+    return [replace(row, scores={**row.scores, "combined": model.score(row.values) if row.values else None}) for row in rows]
+
+
+def with_held_out_combined(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """The rows with the score of `combined` by a model that was fitted without their domain; of a single domain, without their group.
+
+    A row has no such score where too few texts are left to fit on.
+    """
+    scored: dict[int, ScoreRow] = {}
+    for held_out in _held_out(rows):
+        numbers = set(held_out)
+        model = fit_combined([row for number, row in enumerate(rows) if number not in numbers])
+        part = [rows[number] for number in held_out]
+        scored.update(zip(held_out, with_combined(part, model) if model else part, strict=True))
+    return [scored.get(number, row) for number, row in enumerate(rows)]
+
+
+def _held_out(rows: Sequence[ScoreRow]) -> Iterator[list[int]]:
+    """The numbers of the rows that are scored together by a model that has not seen them."""
+    domains = sorted({row.domain for row in rows if not row.machine} & {row.domain for row in rows if row.machine})
+    if len(domains) > 1:
+        for domain in domains:
+            yield [number for number, row in enumerate(rows) if row.domain == domain]
+        return
+    groups = [row.group for row in rows]
+    if len(set(groups)) >= FOLDS:
+        for _, held_out in GroupKFold(FOLDS, shuffle=True, random_state=0).split(groups, groups=groups):
+            yield [int(number) for number in held_out]

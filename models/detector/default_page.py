@@ -1,0 +1,101 @@
+"""`docs/detector.md`: how far the default model's verdicts can be trusted, as tables of scored texts. Knows no model and no file.
+
+The text between the tables is in `models.detector.default_wording`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from app.schemas import Method
+from app.scoring.calibration import Calibration
+from app.scoring.combining import with_combined
+from app.scoring.fitting import bucket_ranges, rows_in_range
+from app.scoring.report import markdown_table, percent
+from app.scoring.sample import ScoreRow
+from models.detector import default_wording as wording
+from models.detector.evaluation import METHODS, SINGLE, Rate, SetResult, by_domain, evaluate, mean_of, split_name, verdicts
+from models.train.card import machine_description
+
+CHAT_GENERATORS = frozenset({"gpt-3.5-turbo", "gpt-4"})
+BUCKET_STARTS = (64, 128, 192)
+BORDER = 0.01  # target false-positive rate of the verdicts
+Results = Mapping[str, Mapping[Method, SetResult]]
+Cells = Sequence[str]
+
+
+def _rate(rate: Rate) -> str:
+    return f"{percent(rate.value)} [{percent(rate.low)}, {percent(rate.high)}]"
+
+
+def set_rows(results: Results) -> Iterable[Cells]:
+    """AUROC of every method, TPR of `combined`."""
+    for name, by_method in results.items():
+        combined = by_method["combined"]
+        value, low, high = combined.auroc
+        singles = [f"{by_method[method].auroc[0]:.3f}" for method in SINGLE]
+        tprs = [_rate(combined.tpr[target]) for target in combined.tpr]
+        yield [name.replace("_", ", "), str(combined.machines), f"**{value:.3f}** [{low:.3f}, {high:.3f}]", *singles, *tprs]
+
+
+def mean_rows(results: Results) -> Iterable[Cells]:
+    for title, chat in (("GPT-3.5 and GPT-4", True), ("text-davinci-003 and open models' samples", False)):
+        names = [name for name in results if (split_name(name)[1] in CHAT_GENERATORS) == chat]
+        for method in METHODS:
+            means = [mean_of(results, method, names, target) for target in (None, 0.05, 0.01)]
+            yield [title, method, f"{means[0]:.3f}", percent(means[1]), percent(means[2])]
+
+
+def domain_rows(
+    sets: Mapping[str, Sequence[ScoreRow]], fit_rows: Sequence[ScoreRow], without: Mapping[str, Calibration]
+) -> Iterable[Cells]:
+    """The verdicts at the 1% border by calibrations that were made without the texts' domain."""
+    for domain, calibration in without.items():
+        if calibration.combined is None:
+            continue
+        humans = with_combined([row for row in fit_rows if row.domain == domain and not row.machine], calibration.combined)
+        for low, high in bucket_ranges(BUCKET_STARTS):
+            part = rows_in_range(humans, (low, high))
+            yield _verdict_cells(f"{domain}, human, {low}{'+' if high is None else f' to {high}'} tokens", part, calibration)
+        for name, rows in sets.items():
+            if split_name(name)[0] == domain:
+                machines = with_combined([row for row in rows if row.machine], calibration.combined)
+                yield _verdict_cells(name.replace("_", ", "), machines, calibration)
+
+
+def other_rows(others: Sequence[ScoreRow], calibration: Calibration) -> Iterable[Cells]:
+    for machine in (False, True):
+        for domain, rows in by_domain([row for row in others if row.machine == machine]):
+            yield _verdict_cells(f"{domain}, {'machine' if machine else 'human'}", rows, calibration)
+
+
+def _verdict_cells(name: str, rows: Sequence[ScoreRow], calibration: Calibration) -> Cells:
+    found = verdicts(rows, calibration, BORDER)
+    return [name, "0", "", ""] if found is None else [name, str(found[0].n), _rate(found[0]), percent(found[1].value)]
+
+
+def weight_rows(calibration: Calibration) -> Iterable[Cells]:
+    for question in calibration.combined.questions if calibration.combined else ():
+        for term in question.terms:
+            yield [question.name, f"`{term.statistic}`", f"{term.centre:.3f}", f"{term.spread:.3f}", f"{term.weight:+.2f}"]
+
+
+def render(
+    calibration: Calibration,
+    sets: Mapping[str, Sequence[ScoreRow]],
+    fit_rows: Sequence[ScoreRow],
+    without: Mapping[str, Calibration],
+    others: Sequence[ScoreRow],
+) -> str:
+    """The whole page. `sets` by `name/words cut`; `without` are calibrations by the domain that they were made without."""
+    cut = {words: {name.split("/")[0]: rows for name, rows in sets.items() if name.endswith(f"/{words}")} for words in (0, 25)}
+    results = {words: evaluate(part, fit_rows) for words, part in cut.items()}
+    head = ["texts", "n", "combined", *SINGLE, "TPR at 5% FPR", "TPR at 1% FPR"]
+    verdict_head = ["texts", "n", "called a machine's", "called human"]
+    parts = [wording.OPENING.format(made=calibration.made, machine=machine_description()), wording.SETS]
+    parts += [markdown_table(head, set_rows(results[0])), wording.MEANS]
+    parts += [markdown_table(["generators", "method", "AUROC", "TPR at 5%", "TPR at 1%"], mean_rows(results[0])), wording.TRIMMED]
+    parts += [markdown_table(head, set_rows(results[25])), wording.BORDERS]
+    parts += [markdown_table(verdict_head, domain_rows(cut[0], fit_rows, without))]
+    if others:
+        parts += [wording.OTHERS, markdown_table(verdict_head, other_rows(others, calibration))]
+    parts += [wording.COMBINED, markdown_table(["question", "statistic", "centre", "spread", "weight"], weight_rows(calibration))]
+    return "\n".join([*parts, wording.TRIED, wording.PRECISIONS, wording.PAIR])

@@ -1,0 +1,107 @@
+"""The default model's calibration and page, from a tiny model and made-up pairs; and what makes two precisions equal."""
+
+import gzip
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.scoring import combining, fitting, sample
+from app.scoring.calibration import SMOLLM2_PATH, load
+from app.scoring.sample import ScoreRow
+from app.settings import smollm2
+from models.detector import default, equal, evaluation
+
+
+def write_pairs(folder: Path, domain: str, generator: str, letters: str, count: int = 16) -> None:
+    rng = random.Random(f"{domain}{generator}")
+
+    def text(alphabet: str) -> str:
+        return " ".join("".join(rng.choices(alphabet, k=4)) for _ in range(rng.randint(30, 45)))
+
+    lines = [
+        {"domain": domain, "generator": generator, "human": text("abcdefgh"), "machine": text(letters), "group": f"{domain}{n}"}
+        for n in range(count)
+    ]
+    with gzip.open(folder / f"{domain}_{generator}.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+@pytest.fixture
+def built(tmp_path: Path, endless_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "data/detect").mkdir(parents=True)
+    for domain in ("news", "tales"):
+        write_pairs(tmp_path / "data/detect", domain, "gpt-4", "ab")
+        write_pairs(tmp_path / "data/detect", domain, "gpt2-xl", "xyz")
+    other = {"text": "abcd " * 40, "domain": "manuals", "machine": False}
+    (tmp_path / "others.jsonl").write_text(json.dumps(other) + "\n")
+    monkeypatch.setattr(combining, "MIN_TEXTS", 4)
+    monkeypatch.setattr(fitting, "BOOTSTRAP_DRAWS", 5)
+    monkeypatch.setattr(sample, "BOOTSTRAP_DRAWS", 5)
+    monkeypatch.setattr(default, "TARGETS", (0.2, 0.1))
+    options = ["--data", str(tmp_path / "data"), "--model", str(endless_folder), "--work", str(tmp_path / "work")]
+    options += ["--out", str(tmp_path / "c.json"), "--page", str(tmp_path / "page.md"), "--others", str(tmp_path / "others.jsonl")]
+    assert default.main(options) == 0
+    return tmp_path, options
+
+
+def test_one_command_makes_the_calibration_and_the_page(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, options = built
+    calibration = load(folder / "c.json")
+    assert calibration.combined is not None and calibration.passage_tokens == 256 and "combined" in calibration.methods
+    assert [bucket.min_tokens for bucket in calibration.methods["combined"].buckets][:2] == [64, 128]
+    page = (folder / "page.md").read_text()
+    assert "| news, gpt-4 | 16 |" in page and "manuals, human" in page and "`surprise_where_sure`" in page
+    assert page.startswith("# The detector")
+    recorded = (folder / "work/scores.jsonl").read_text()
+    assert default.main(options) == 0 and (folder / "work/scores.jsonl").read_text() == recorded, "scored once"
+    assert "abcd" not in recorded and "abcd" not in page
+
+
+def test_another_precision_is_added_only_if_it_is_equal(built: Any, endless_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = built
+    options = ["--data", str(folder / "data"), "--calibration", str(folder / "c.json"), "--work", str(folder / "work"), "--accept"]
+    options += ["--made-with", str(endless_folder), "--texts", "64"]
+    assert equal.main([*options, "--dtype", "bfloat16"]) in {0, 1}
+    found = json.loads(capsys.readouterr().out)
+    assert found["dtype"] == "bfloat16" and found["texts"] == 64 and found["mean_absolute_difference"] > 0
+    assert [identity.dtype for identity in load(folder / "c.json").equal] == (["bfloat16"] if found["equal"] else [])
+    assert equal.main([*options, "--made-with", str(endless_folder), "--dtype", "float32"]) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert same["mean_absolute_difference"] == 0 and same["verdicts_changed"] == 0
+
+
+def test_equal_means_within_every_limit() -> None:
+    found = {"verdicts_changed": 0.02, "fpr": 0.01, "other_fpr": 0.02, "auroc": 0.9, "other_auroc": 0.895}
+    assert equal.is_equal(found)
+    for change in ({"verdicts_changed": 0.021}, {"other_fpr": 0.021}, {"other_auroc": 0.88}):
+        assert not equal.is_equal({**found, **change})
+
+
+def test_a_set_is_judged_by_a_model_that_saw_neither_its_domain_nor_its_generator() -> None:
+    row = ScoreRow(True, "g", "news", 99, {}, {}, "gpt-4")
+    rows = [row, replace(row, generator="gpt2-xl"), replace(row, domain="tales"), replace(row, domain="tales", generator="gpt2-xl")]
+    human = replace(row, machine=False, domain="tales", generator="")
+    assert evaluation.left_out("news_gpt-4", [*rows, human]) == [rows[3], human]
+
+
+def test_without_data_the_command_says_what_is_missing(tmp_path: Path, endless_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert default.main(["--data", str(tmp_path), "--model", str(endless_folder)]) == 2
+    assert "has no pairs" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(smollm2() is None, reason="SmolLM2-135M-Instruct is not installed")
+def test_the_shipped_calibration_is_that_of_the_default_model() -> None:
+    from app.engine.request import Facts
+    from app.models.revision import revision_of
+    from app.scoring.detector import detector_of
+
+    settings = default.settings_of(None)
+    facts = Facts("any", 1024, 1, "none", "bfloat16", "cpu", None, True, revision=revision_of(settings.path))
+    options = detector_of(settings).options(facts)
+    assert options.methods == ("combined",) and options.combined is not None and options.choice.calibration == load(SMOLLM2_PATH)
+    other = replace(facts, quantize="int4")
+    assert detector_of(settings).methods(other)[0] == "fast_detect"
