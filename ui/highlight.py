@@ -52,7 +52,7 @@ def _passage_item(score: Score, passage: PassageScore, text: str) -> str:
     gauge = "" if passage.score is None else small_gauge_html(score.method, passage.score, score.direction)
     value = "no score" if passage.score is None else format_score(passage.score)
     return (
-        f'<li><span class="place">{gauge}<b>{value}</b><small>{passage.tokens:,} tokens</small>'
+        f'<li><span class="place">{gauge}<b>{value}</b><small>{_token_count(passage.tokens)}</small>'
         f'<strong class="badge {passage.verdict}">{VERDICTS[passage.verdict]}</strong></span><span class="words">{content}</span></li>'
     )
 
@@ -69,12 +69,16 @@ def _sentence_item(score: Score, sentence: SentenceScore, text: str) -> str:
     content = text_html(text[sentence.start : sentence.end].strip())
     if sentence.score is None:
         return f'<li><span class="place">no score</span><span class="words">{content}</span></li>'
-    count = f"{sentence.tokens:,} token{'' if sentence.tokens == 1 else 's'}"
+    count = _token_count(sentence.tokens)
     mean = "" if sentence.logprob is None else f", mean log-probability {sentence.logprob:.3f}"
     return (
         f'<li title="{count}{mean}"><span class="place">{small_gauge_html(score.method, sentence.score, score.direction)}'
         f'<b>{format_score(sentence.score)}</b><small>{count}</small></span><span class="words">{content}</span></li>'
     )
+
+
+def _token_count(tokens: int) -> str:
+    return f"{tokens:,} token{'' if tokens == 1 else 's'}"
 
 
 def tokens_html(tokens: Sequence[TokenScore], text: str) -> str:

@@ -81,7 +81,7 @@ class SentenceScore(Span):
     score: float | None = Field(
         description="score of these tokens alone, by the verdict's method: a hint, far less reliable than the score of the whole text"
     )
-    place: int | None = Field(description="its place among the text's sentences, 1 for the one that is most like a machine's")
+    place: int | None = Field(None, description="its place among the text's sentences, 1 for the one that is most like a machine's")
     logprob: float | None = Field(description="mean log-probability of its tokens")
 
 

@@ -17,7 +17,6 @@ from models.train.card import machine_description
 
 CHAT_GENERATORS = frozenset({"gpt-3.5-turbo", "gpt-4"})
 BUCKET_STARTS = (64, 128, 192)
-BORDER = 0.01  # target false-positive rate of the verdicts
 Results = Mapping[str, Mapping[Method, SetResult]]
 Cells = Sequence[str]
 
@@ -68,7 +67,7 @@ def other_rows(others: Sequence[ScoreRow], calibration: Calibration) -> Iterable
 
 
 def _verdict_cells(name: str, rows: Sequence[ScoreRow], calibration: Calibration) -> Cells:
-    found = verdicts(rows, calibration, BORDER)
+    found = verdicts(rows, calibration)
     return [name, "0", "", ""] if found is None else [name, str(found[0].n), _rate(found[0]), percent(found[1].value)]
 
 

@@ -83,12 +83,12 @@ def mean_of(results: Mapping[str, Mapping[Method, SetResult]], method: Method, n
     return float(np.mean([each.auroc[0] if target is None else each.tpr[target].value for each in found]))
 
 
-def verdicts(rows: Sequence[ScoreRow], calibration: Calibration, target: float) -> tuple[Rate, Rate] | None:
-    """The shares of the texts that get the verdicts `machine` and `human`; None if no text is long enough for a verdict."""
+def verdicts(rows: Sequence[ScoreRow], calibration: Calibration) -> tuple[Rate, Rate] | None:
+    """The shares of the texts that get the verdicts `machine` and `human` at the border nearest to 1%; None if no text is long enough."""
     judged = [
         judgement.verdict
         for row in rows
-        if (score := row.scores.get("combined")) is not None and (judgement := calibration.judge("combined", row.tokens, score, target))
+        if (score := row.scores.get("combined")) is not None and (judgement := calibration.judge("combined", row.tokens, score))
     ]
     if not judged:
         return None

@@ -165,3 +165,30 @@ def test_hostile_text_in_any_field_is_escaped():
 def test_the_caveat_names_the_texts_that_detectors_misjudge():
     for phrase in ("not a proof", "short texts", "first language is not English", "famous", "paraphrased"):
         assert phrase in report.caveat_html()
+
+
+def test_what_the_score_comes_from_and_the_passages_are_shown():
+    contributions = [
+        {"question": "likely", "statistic": "a", "meaning": "share of <words> ranked first", "value": 0.5, "log_odds": 1.1},
+        {"question": "likely", "statistic": "b", "meaning": "spread", "value": 2.25, "log_odds": -0.7},
+    ]
+    passages = [
+        {"start": 0, "end": 5, "tokens": 200, "score": -2.0, "verdict": "human"},
+        {"start": 5, "end": 11, "tokens": 190, "score": 4.0, "verdict": "machine"},
+        {"start": 11, "end": 12, "tokens": 1, "score": None, "verdict": "insufficient"},
+    ]
+    changes = {
+        "method": "combined",
+        "direction": "higher",
+        "scores": {"combined": 1.0},
+        "contributions": contributions,
+        "passages": passages,
+    }
+    html = report_html("Once <b>was.", **changes)
+    assert facts(html)["Share of &lt;words&gt; ranked first"] == "0.500, which speaks 3 to 1 for a machine"
+    assert facts(html)["Spread"] == "2.250, which speaks 2.01 to 1 for a person"
+    listed = re.search(r'aria-label="Scored passages">(.*?)</ol>', html)
+    assert listed is not None and listed[1].count("<li>") == 3
+    assert "Once</span>" in listed[1] and "&lt;b&gt;was</span>" in listed[1]
+    assert [badge in listed[1] for badge in ("likely human", "likely machine", "too short", "no score")] == [True] * 4
+    assert "Scored passages" not in report_html()

@@ -179,11 +179,14 @@ def test_the_published_pair():
     assert falcon.judge("binoculars", 63, 0.5) is None
 
 
+SHIPPED = ["SmolLM2-135M-Instruct.Q4_1.gguf", "falcon-7b-instruct"]
+
+
 def test_the_calibration_beside_the_model_comes_first(tmp_path):
-    assert [each.models.performer for each in calibrations_for(str(tmp_path))] == ["falcon-7b-instruct"]
+    assert [each.models.performer for each in calibrations_for(str(tmp_path))] == SHIPPED
     save(calibration(), tmp_path / CALIBRATION_FILE)
-    assert [each.models.performer for each in calibrations_for(str(tmp_path))] == ["p", "falcon-7b-instruct"]
-    assert len([*calibrations_for("owner/name")]) == 1
+    assert [each.models.performer for each in calibrations_for(str(tmp_path))] == ["p", *SHIPPED]
+    assert len([*calibrations_for("owner/name")]) == len(SHIPPED)
 
 
 def test_the_served_models_by_name_and_revision():

@@ -79,7 +79,12 @@ def test_a_verdict_says_what_it_comes_from() -> None:
     score = build_score(0, options(), columns(*[0.9] * 99), prepared_words(100))
     assert score.verdict == "machine" and score.contributions is not None
     (only,) = score.contributions
-    assert (only.question, only.statistic, only.value, only.log_odds) == ("likely", "surprise_where_sure", pytest.approx(0.9), pytest.approx(2.2))
+    assert (only.question, only.statistic, only.value, only.log_odds) == (
+        "likely",
+        "surprise_where_sure",
+        pytest.approx(0.9),
+        pytest.approx(2.2),
+    )
     assert "9.03 to 1 in favour of a machine" in score.explanation
 
 
