@@ -4,6 +4,7 @@ Every score is recorded as it comes, so the same command resumes an interrupted 
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from app.tokenizer import Tokenizer
 
 CHOICES = {name: get_args(ModelSettings.model_fields[name].annotation) for name in ("quantize", "dtype")}
 PASSAGE_TOKENS = 256  # as long as the texts that people calibrate on
+LONG_TOKENS = 128  # scored; the mean surprise of shorter texts varies too much
 RARE = 0.002  # share of the human texts whose tokens may be shorter than those of English
 EXIT_INTERRUPTED = 130  # the exit code that shells give for Ctrl-C
 
@@ -86,6 +88,7 @@ def calibrate(args: argparse.Namespace) -> str:
         cut_words=args.cut_words,
         passage_tokens=args.passage_tokens,
         min_characters_per_token=min_characters_per_token([text.content for text in texts if not text.machine], Tokenizer(args.model)),
+        memorised_nats=memorised_nats(rows),
         combined=combined,
         methods=methods,
         refused=tuple(refused),
@@ -102,6 +105,14 @@ def min_characters_per_token(humans: Sequence[str], tokenizer: Tokenizer) -> flo
     tokens = [(len(text), len(tokenizer.encode_with_offsets(text, "text").ids)) for text in humans]
     ratios = sorted(length / count for length, count in tokens if count > MIN_SCORED_TOKENS)
     return round(ratios[int(RARE * len(ratios))], 3) if len(ratios) >= 1 / RARE else None
+
+
+def memorised_nats(rows: Sequence[ScoreRow]) -> float | None:
+    """A quarter below the mean surprise that all but one in a thousand human texts exceed; None for too few of those to tell."""
+    surprises = sorted(
+        math.log(found) for row in rows if not row.machine and row.tokens >= LONG_TOKENS and (found := row.scores.get("perplexity"))
+    )
+    return round(0.75 * surprises[len(surprises) // 1000], 3) if len(surprises) >= 1000 else None
 
 
 def settings_of(args: argparse.Namespace) -> ModelSettings:

@@ -71,7 +71,7 @@ def test_the_card(client: openai.OpenAI) -> None:
     (card,) = [model.model_dump() for model in client.models.list()]
     assert (card["id"], card["owned_by"], card["default"], card["quantize"], card["dtype"]) == (NAME, "litmus", True, "none", "bfloat16")
     assert card["context"] == card["max_model_len"] >= 2048 and card["slots"] > 1 and card["chat"] and card["observer"] is None
-    assert card["methods"] == ["fast_detect", "perplexity", "log_rank"]
+    assert card["methods"] == ["combined", "fast_detect", "perplexity", "log_rank"]
     assert card["tools"] == "general" and {"chat", "score", "tools", "structured_output"} <= set(card["capabilities"])
 
 
@@ -195,12 +195,29 @@ def test_scores_of_a_paragraph_at_every_granularity(server: RunningServer) -> No
         ]
         assert all(math.isfinite(value) for value in item["scores"].values())
         assert 8 < item["scores"]["perplexity"] < 80 and 0.5 < item["scores"]["log_rank"] < 4
-        assert item["verdict"] == "uncalibrated" and 80 < item["scored_tokens"] < 120
+        assert item["verdict"] in {"human", "uncertain"} and item["threshold"] and 80 < item["scored_tokens"] < 120
         assert (item["sentences"] is not None, item["tokens"] is not None) == (granularity != "none", granularity == "token")
     assert [PARAGRAPH[each["start"] : each["end"]].strip()[-1] for each in item["sentences"]] == [".", ".", "."]
     assert all(4 < math.exp(-each["logprob"]) < 200 for each in item["sentences"])
     assert all(isinstance(each["rank"], int) and each["rank"] >= 1 and each["logprob"] <= 0 for each in item["tokens"])
     assert "".join(each["text"] for each in item["tokens"]).endswith("out into the yard.")
+
+
+def test_a_verdict_comes_by_default_and_says_what_it_rests_on(server: RunningServer) -> None:
+    kernel_or_skip()
+    german = "Es war einmal ein König, der hatte drei Söhne, und als er alt wurde, rief er sie alle zu sich und sprach mit ihnen. " * 4
+    genesis = (
+        "In the beginning God created the heaven and the earth. And the earth was without form, and void; and darkness was upon the "
+        "face of the deep. And the Spirit of God moved upon the face of the waters. And God said, Let there be light: and there was "
+        "light. And God saw the light, that it was good: and God divided the light from the darkness."
+    )
+    answer = post(server, "/v1/score", texts=[PARAGRAPH, german, genesis])
+    person, foreign, famous = answer["data"]
+    assert answer["calibration"]["reason"] is None and person["method"] == "combined" and person["direction"] == "higher"
+    assert person["scores"]["combined"] < person["threshold"]
+    assert len(person["contributions"]) in {2, 6} and person["false_positive_rate"]["n"] > 1000
+    assert foreign["verdict"] == "uncertain" and "not_english" in [warning["code"] for warning in foreign["warnings"]]
+    assert famous["verdict"] == "uncertain" and "memorised" in [warning["code"] for warning in famous["warnings"]]
 
 
 def test_the_models_own_text_scores_as_more_likely_than_a_persons(server: RunningServer, client: openai.OpenAI) -> None:

@@ -3,7 +3,6 @@
 Pure, and decides nothing: the verdict and its reasons come from the server.
 """
 
-import math
 from collections.abc import Sequence
 
 from app.schemas import Contribution, Normalisation, Rate, Score, Statistics, UsedCalibration, Verdict
@@ -49,7 +48,7 @@ def report_html(result: ScoreResult, text: str, model: str | None = None) -> str
     parts.append(_facts_html("Confidence", _confidence_rows(score, result.calibration)))
     parts.append(_facts_html("Measurements", _measurement_rows(score, result.total_s)))
     if score.contributions:
-        parts.append(_facts_html("What the score comes from", _contribution_rows(score.contributions)))
+        parts.append(_facts_html("What the score comes from, in log-odds", _contribution_rows(score.contributions)))
     if score.passages:
         parts.append(highlight.passages_html(score, score.passages, text))
     if score.sentences and len(score.sentences) > 1:
@@ -138,8 +137,8 @@ def _format_percent(fraction: float) -> str:
 
 def _contribution_rows(contributions: Sequence[Contribution]) -> FactRows:
     return {
-        escape_html(_as_sentence(each.meaning).rstrip(".")): f"{each.value:.3f}, which speaks {math.exp(abs(each.log_odds)):.3g} to 1 for "
-        f"{'a machine' if each.log_odds > 0 else 'a person'}"
+        escape_html(_as_sentence(each.meaning).rstrip(".")): f"{each.value:.3f}: {abs(each.log_odds):.2f} "
+        f"towards {'a machine' if each.log_odds > 0 else 'a person'}"
         for each in contributions
     }
 

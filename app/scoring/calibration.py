@@ -70,6 +70,7 @@ class Calibration(FrozenModel):
     `passage_tokens`: a text to judge is read in passages of about so many tokens, each without what comes before it, as the texts of the
     calibration were; None: in overlapping windows of the whole context.
     `min_characters_per_token`: hardly any human text of the calibration is cut into shorter tokens; texts in other languages are.
+    `memorised_nats`: a mean surprise per token so far below the human texts' that a text has it only if the model knows it by heart.
     `equal`: other precisions that were shown to give the same verdicts (`python -m models.detector.equal`).
     `refused`: sentences on what the texts were too few to support.
     """
@@ -83,6 +84,7 @@ class Calibration(FrozenModel):
     cut_words: int = Field(0, ge=0)
     passage_tokens: int | None = Field(None, ge=MIN_SCORED_TOKENS)
     min_characters_per_token: float | None = Field(None, gt=0)
+    memorised_nats: float | None = Field(None, gt=0)
     combined: CombinedModel | None = None
     equal: tuple[ModelIdentity, ...] = ()
     methods: dict[Method, MethodCalibration]

@@ -43,6 +43,10 @@ class ScoreOptions:
     def min_characters_per_token(self) -> float | None:
         return self.choice.calibration.min_characters_per_token if self.choice.calibration else None
 
+    @property
+    def memorised_nats(self) -> float | None:
+        return self.choice.calibration.memorised_nats if self.choice.calibration else None
+
     def preparation(self, tokenizer: Tokenizer, context: int, tier: Tier = "default") -> Preparation:
         """Texts are read as those of the calibration were."""
         calibration = self.choice.calibration

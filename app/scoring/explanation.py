@@ -21,8 +21,8 @@ def explain(method: Method, value: float | None, count: int, verdict: Verdict, j
 
 def _meaning(method: Method, value: float) -> str:
     if method == "combined":
-        side = "in favour of a machine" if value > 0 else "in favour of a person"
-        return f"Taken together, the statistics of the text's tokens speak {math.exp(min(abs(value), 700.0)):.3g} to 1 {side}"
+        side = "a machine's" if value > 0 else "a person's"
+        return f"Taken together, the statistics of the text's tokens point to {side} writing"
     if method == "binoculars":
         return f"The text surprised the model {value:.2f} times as much as tokens drawn from the observer would on average"
     if method == "likelihood_ratio":

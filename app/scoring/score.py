@@ -25,7 +25,7 @@ def build_score(index: int, options: ScoreOptions, columns: Columns, prepared: P
     method = _deciding_method(options, count)
     value = scores[method]
     judged = judge(options, method, value, count)
-    warned = list(warnings(prepared, columns, options.min_characters_per_token))
+    warned = list(warnings(prepared, columns, options.min_characters_per_token, options.memorised_nats))
     doubt = next((message for code, message in warned if code in DOUBTS), None) if judged.judgement else None
     verdict: Verdict = "uncertain" if doubt and judged.verdict != "insufficient" else judged.verdict
     explanation = explain(method, value, count, verdict, None if doubt else judged.judgement, doubt or _why_no_judgement(options, method))

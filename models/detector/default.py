@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.calibrate import PASSAGE_TOKENS, min_characters_per_token, score_with_journal
+from app.calibrate import PASSAGE_TOKENS, memorised_nats, min_characters_per_token, score_with_journal
 from app.errors import LitmusError, SetupError
 from app.scoring.calibration import SMOLLM2_PATH, Calibration, ModelIdentity, load, save
 from app.scoring.combining import fit_all, with_combined
@@ -56,6 +56,7 @@ def fit_calibration(rows: Sequence[ScoreRow], models: ModelIdentity, characters:
         collapse=True,
         passage_tokens=PASSAGE_TOKENS,
         min_characters_per_token=characters,
+        memorised_nats=memorised_nats(rows),
         combined=combined,
         methods=methods,
         refused=tuple(refused),

@@ -185,8 +185,8 @@ def test_what_the_score_comes_from_and_the_passages_are_shown():
         "passages": passages,
     }
     html = report_html("Once <b>was.", **changes)
-    assert facts(html)["Share of &lt;words&gt; ranked first"] == "0.500, which speaks 3 to 1 for a machine"
-    assert facts(html)["Spread"] == "2.250, which speaks 2.01 to 1 for a person"
+    assert facts(html)["Share of &lt;words&gt; ranked first"] == "0.500: 1.10 towards a machine"
+    assert facts(html)["Spread"] == "2.250: 0.70 towards a person"
     listed = re.search(r'aria-label="Scored passages">(.*?)</ol>', html)
     assert listed is not None and listed[1].count("<li>") == 3
     assert "Once</span>" in listed[1] and "&lt;b&gt;was</span>" in listed[1]

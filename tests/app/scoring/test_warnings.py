@@ -17,13 +17,13 @@ def codes(content: str = ENGLISH, tokens: list[int] | None = None, statistics: C
     return codes_of(content, tuple(range(300)) if tokens is None else tuple(tokens), statistics or columns(300))
 
 
-def codes_of(sent: str, tokens: tuple[int, ...], statistics: Columns, min_characters_per_token: float | None = None) -> list[str]:
+def codes_of(sent: str, tokens: tuple[int, ...], statistics: Columns, *limits: float | None) -> list[str]:
     """The tokens share the text's characters evenly."""
     text = normalize(sent, collapse=True)
     ends = [(index + 1) * len(text.content) // max(1, len(tokens)) for index in range(len(tokens))]
     encoded = Encoded(tokens, tuple(zip([0, *ends[:-1]], ends, strict=True)))
     prepared = PreparedText(sent, text, encoded, Score("s", tokens, ()))
-    return [code for code, _ in warnings(prepared, statistics, min_characters_per_token)]
+    return [code for code, _ in warnings(prepared, statistics, *limits)]
 
 
 def test_an_ordinary_text_gets_no_warning() -> None:
@@ -68,3 +68,17 @@ def test_a_text_that_the_tokenizer_cuts_small_is_not_english() -> None:
 )
 def test_what_is_no_prose_is_named_for_what_it_is(text: str, code: str) -> None:
     assert codes(text) == [code]
+
+
+def test_a_calibration_knows_what_its_model_has_by_heart() -> None:
+    assert codes_of(ENGLISH, tuple(range(300)), columns(300, 1.5), None, 1.75) == ["memorised"]
+    assert (
+        codes_of(ENGLISH, tuple(range(300)), columns(300, 1.5), None, 1.25) == codes_of(ENGLISH, tuple(range(300)), columns(300, 1.5)) == []
+    )
+
+
+def test_a_quotation_within_a_text() -> None:
+    def with_quotation(length: int) -> Columns:
+        return Columns((-3.0,) * 100 + (-0.2,) * length + (-3.0,) * 100, (9,) * (200 + length))
+
+    assert codes(statistics=with_quotation(40)) == ["memorised"] and codes(statistics=with_quotation(20)) == []
