@@ -78,7 +78,8 @@ def calibrate(args: argparse.Namespace) -> str:
     all_texts = [*read(args.human, False, fields), *read(args.machine, True, fields)]
     texts = prepare_texts(all_texts, args.collapse, args.cut_words)
     check_counts(texts, args.targets)
-    models, rows = score_with_journal(settings_of(args), args.journal, texts, args.passage_tokens, args.buckets if args.shorter else ())
+    settings = settings_of(args)
+    models, rows = score_with_journal(settings, args.journal, texts, args.passage_tokens, args.buckets if args.shorter else ())
     combined, methods, refused, rows = fit_all(rows, args.targets, args.buckets)
     calibration = Calibration(
         made=time.strftime("%Y-%m-%d"),
@@ -87,7 +88,7 @@ def calibrate(args: argparse.Namespace) -> str:
         collapse=args.collapse,
         cut_words=args.cut_words,
         passage_tokens=args.passage_tokens,
-        min_characters_per_token=min_characters_per_token([text.content for text in texts if not text.machine], Tokenizer(args.model)),
+        min_characters_per_token=min_characters_per_token([text.content for text in texts if not text.machine], Tokenizer(settings.path)),
         memorised_nats=memorised_nats(rows),
         combined=combined,
         methods=methods,

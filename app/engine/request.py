@@ -154,6 +154,11 @@ class Columns:
     observed: tuple[float, ...] = ()
 
 
+def slice_columns(columns: Columns, first: int, last: int) -> Columns:
+    """The statistics of the scored tokens `[first, last)`."""
+    return Columns(*(getattr(columns, field.name)[first:last] for field in fields(Columns)))
+
+
 def concatenate_columns(parts: Sequence[Columns]) -> Columns:
     return Columns(*(tuple(chain.from_iterable(getattr(part, field.name) for part in parts)) for field in fields(Columns)))
 

@@ -16,8 +16,8 @@ from sklearn.model_selection import GroupKFold
 
 from app.errors import SetupError
 from app.schemas import MIN_SCORED_TOKENS, Method
-from app.scoring.sample import FloatArray, Sample, ScoreRow, bootstrap_samples, sample_of, sign_of
-from app.scoring.thresholds import DIRECTIONS, Bucket, MethodCalibration, ProbabilityMap, Threshold
+from app.scoring.sample import FloatArray, Sample, ScoreRow, bootstrap_samples, sample_of
+from app.scoring.thresholds import DIRECTIONS, Bucket, MethodCalibration, ProbabilityMap, Threshold, sign_of
 
 BUCKET_STARTS = (MIN_SCORED_TOKENS, 128, 256, 512)  # scored tokens; the last bucket has no upper limit
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -8,13 +8,13 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from app.engine.engine import Engine
-from app.engine.request import Columns, Failed, Score, Scored
+from app.engine.request import Columns, Failed, Score, Scored, slice_columns
 from app.errors import InvalidRequest, SetupError
 from app.schemas import Method
 from app.scoring.calibration import ModelIdentity
@@ -50,7 +50,7 @@ def entry_of(columns: Columns, key: str) -> JournalEntry:
 
 
 def _entry(columns: Columns, count: int) -> JournalEntry:
-    first = Columns(*(getattr(columns, column.name)[:count] for column in fields(Columns)))
+    first = slice_columns(columns, 0, count)
     return JournalEntry(count, {method: method_score(method, first) for method in METHODS}, statistics_of(first) if count else {})
 
 

@@ -1,8 +1,8 @@
 """The scores of a text's parts: passages with verdicts of their own, sentences by their place, tokens. Offsets index the text as sent."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-from app.engine.request import Columns
+from app.engine.request import Columns, slice_columns
 from app.errors import InvalidRequest
 from app.schemas import MIN_SCORED_TOKENS, Method, PassageScore, Probability, SentenceScore, TokenScore, Verdict
 from app.scoring.calibration import Judgement
@@ -10,7 +10,7 @@ from app.scoring.detector import ScoreOptions
 from app.scoring.methods import method_score
 from app.scoring.prepare import PreparedText
 from app.scoring.sentences import sentences
-from app.scoring.thresholds import DIRECTIONS
+from app.scoring.thresholds import sign_of
 
 MIN_PLACED_TOKENS = 8  # of a sentence that is given a place among the others: the score of a shorter one says nothing
 
@@ -43,7 +43,7 @@ def passage_scores(method: Method, options: ScoreOptions, columns: Columns, prep
     """One for each window of the text, judged by the tokens that are scored in it."""
     scores = []
     for window in prepared.job.windows:
-        part, tokens = _slice(columns, window.scored_from - 1, window.end - 1), window.end - window.scored_from
+        part, tokens = slice_columns(columns, window.scored_from - 1, window.end - 1), window.end - window.scored_from
         value = method_score(method, part, options.combined)
         judged = _judge_part(options, method, value, tokens)
         start, end = prepared.text.original_span(
@@ -72,12 +72,12 @@ def sentence_scores(method: Method, options: ScoreOptions, columns: Columns, pre
         first = token
         while token < len(token_starts) and token_starts[token] < end:
             token += 1
-        part, tokens = _slice(columns, first, token), token - first
+        part, tokens = slice_columns(columns, first, token), token - first
         mean = sum(part.logprob) / tokens if tokens else None
         sent_start, sent_end = prepared.text.original_span(start, end)
         value = method_score(method, part, options.combined)
         scores.append(SentenceScore(start=sent_start, end=sent_end, tokens=tokens, score=value, place=None, logprob=mean))
-    return _placed(scores, -1 if DIRECTIONS[method] == "lower" else 1)
+    return _placed(scores, sign_of(method))
 
 
 def _placed(scores: list[SentenceScore], sign: int) -> list[SentenceScore]:
@@ -88,10 +88,6 @@ def _placed(scores: list[SentenceScore], sign: int) -> list[SentenceScore]:
     )
     places = {index: place for place, index in enumerate(order, 1)}
     return [score.model_copy(update={"place": places.get(index)}) for index, score in enumerate(scores)]
-
-
-def _slice(columns: Columns, first: int, last: int) -> Columns:
-    return Columns(*(getattr(columns, field.name)[first:last] for field in fields(Columns)))
 
 
 def token_scores(columns: Columns, prepared: PreparedText) -> list[TokenScore]:

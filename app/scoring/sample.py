@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.schemas import Method
-from app.scoring.thresholds import DIRECTIONS
+from app.scoring.thresholds import sign_of
 
 FloatArray = NDArray[np.float64]
 BOOTSTRAP_DRAWS = 500
@@ -65,11 +65,6 @@ class Sample:
 
     def take(self, indices: NDArray[np.int64] | NDArray[np.bool_]) -> "Sample":
         return Sample(self.score[indices], self.machine[indices], self.group[indices])
-
-
-def sign_of(method: Method) -> int:
-    """The factor that makes higher scores of the method look more like a machine's."""
-    return -1 if DIRECTIONS[method] == "lower" else 1
 
 
 def sample_of(rows: Sequence[ScoreRow], method: Method) -> Sample:

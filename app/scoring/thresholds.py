@@ -23,6 +23,11 @@ DIRECTIONS: dict[Method, Direction] = {  # whether lower or higher scores look m
 }
 
 
+def sign_of(method: Method) -> int:
+    """The factor that makes higher scores of the method look more like a machine's."""
+    return -1 if DIRECTIONS[method] == "lower" else 1
+
+
 class FrozenModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -64,9 +64,11 @@ def detect_sets(data: Path) -> list[TextSet]:
     return sets
 
 
-def score_sets(sets: Sequence[TextSet], settings: ModelSettings, journal: Path) -> tuple[ModelIdentity, dict[str, list[ScoreRow]]]:
+def score_sets(
+    sets: Sequence[TextSet], settings: ModelSettings, journal: Path, passage_tokens: int | None = None
+) -> tuple[ModelIdentity, dict[str, list[ScoreRow]]]:
     """Scores the texts of all sets; returns the rows by name of their set, in the order of its texts."""
-    models, rows = score_with_journal(settings, journal, [text for text_set in sets for text in text_set.texts])
+    models, rows = score_with_journal(settings, journal, [text for text_set in sets for text in text_set.texts], passage_tokens)
     remaining = iter(rows)
     return models, {text_set.name: [next(remaining) for _ in text_set.texts] for text_set in sets}
 

@@ -14,17 +14,16 @@ from pathlib import Path
 
 from app.calibrate import PASSAGE_TOKENS, memorised_nats, min_characters_per_token, score_with_journal
 from app.errors import LitmusError, SetupError
-from app.scoring.calibration import SMOLLM2_PATH, Calibration, ModelIdentity, load, save
+from app.scoring.calibration import SMOLLM2_PATH, Calibration, ModelIdentity, save
 from app.scoring.combining import fit_all, with_combined
 from app.scoring.sample import ScoreRow
 from app.scoring.sources import FieldNames, LabelledText, parse_json_lines, prepare_texts, read, read_content
 from app.settings import ModelSettings, smollm2
 from app.tokenizer import Tokenizer
 from models.detector import default_page
-from models.detector.build import TextSet, detect_sets
-from models.detector.evaluation import TARGETS
+from models.detector.build import detect_sets, score_sets
+from models.detector.evaluation import BUCKET_STARTS, TARGETS
 
-BUCKET_STARTS = (64, 128, 192)  # scored tokens; most texts of `detect/` have about 200
 SOURCE = (
     "Human texts: news (XSum) and stories (WritingPrompts). Machine texts: what GPT-3.5, GPT-4, text-davinci-003, GPT-2 XL, GPT-J and "
     "GPT-Neo made of their beginnings (the pairs of Fast-DetectGPT, arXiv 2310.05130). Borders: the strictest of the two domains, each "
@@ -70,13 +69,6 @@ def other_texts(files: Sequence[Path]) -> list[LabelledText]:
     )
 
 
-def score_sets(sets: Sequence[TextSet], settings: ModelSettings, journal: Path) -> dict[str, list[ScoreRow]]:
-    """The rows by name of their set."""
-    _, rows = score_with_journal(settings, journal, [text for each in sets for text in each.texts], PASSAGE_TOKENS)
-    remaining = iter(rows)
-    return {each.name: [next(remaining) for _ in each.texts] for each in sets}
-
-
 def build(args: argparse.Namespace) -> None:
     """Scores, fits, evaluates, and writes the calibration and the page."""
     settings, journal = settings_of(args.model), args.work / "scores.jsonl"
@@ -85,7 +77,7 @@ def build(args: argparse.Namespace) -> None:
     characters = min_characters_per_token([text.content for text in texts if not text.machine], Tokenizer(settings.path))
     calibration = fit_calibration(rows, models, characters)
     save(calibration, args.out)
-    sets = score_sets(detect_sets(args.data), settings, journal)
+    _, sets = score_sets(detect_sets(args.data), settings, journal, PASSAGE_TOKENS)
     _, other_rows = score_with_journal(settings, journal, other_texts(args.others), PASSAGE_TOKENS)
     others = with_combined(other_rows, calibration.combined) if calibration.combined else other_rows
     by_domain = {
@@ -110,7 +102,6 @@ def main(argv: Sequence[str]) -> int:
     args = _parse_args(argv)
     try:
         build(args)
-        load(args.out)
     except LitmusError as error:
         sys.stderr.write(f"{error}\n")
         return 2

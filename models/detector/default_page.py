@@ -12,11 +12,10 @@ from app.scoring.fitting import bucket_ranges, rows_in_range
 from app.scoring.report import markdown_table, percent
 from app.scoring.sample import ScoreRow
 from models.detector import default_wording as wording
-from models.detector.evaluation import METHODS, SINGLE, Rate, SetResult, by_domain, evaluate, mean_of, split_name, verdicts
+from models.detector.evaluation import BUCKET_STARTS, METHODS, SINGLE, Rate, SetResult, by_domain, evaluate, mean_of, split_name, verdicts
 from models.train.card import machine_description
 
 CHAT_GENERATORS = frozenset({"gpt-3.5-turbo", "gpt-4"})
-BUCKET_STARTS = (64, 128, 192)
 Results = Mapping[str, Mapping[Method, SetResult]]
 Cells = Sequence[str]
 

@@ -16,6 +16,7 @@ from app.scoring.sample import Sample, ScoreRow, auroc, bootstrap_interval, samp
 
 SINGLE: tuple[Method, ...] = ("perplexity", "log_rank", "fast_detect")
 METHODS: tuple[Method, ...] = ("combined", *SINGLE)
+BUCKET_STARTS = (64, 128, 192)  # scored tokens; most texts of `detect/` have about 200
 TARGETS = (0.05, 0.01)  # false-positive rates
 
 

@@ -13,8 +13,8 @@ from app.scoring.calibration import Calibration
 from app.scoring.fitting import losses, rows_in_range, threshold_at
 from app.scoring.rates import Rates, out_of_fold_rates, rates_at_threshold
 from app.scoring.report import auroc_cell, markdown_table, percent, rates_cell
-from app.scoring.sample import Sample, ScoreRow, sample_of, sign_of
-from app.scoring.thresholds import Bucket
+from app.scoring.sample import Sample, ScoreRow, sample_of
+from app.scoring.thresholds import Bucket, sign_of
 from models.detector.wording import DETECT_SETS, OPENING, OTHER_KINDS, OWN_STORIES, SHIPPED_CALIBRATION, SUMMARY, TPR_NOTE
 from models.train.card import machine_description
 

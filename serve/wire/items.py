@@ -36,23 +36,20 @@ class Text:
 
     def begin(self) -> list[Event]:
         item = self.item().model_copy(update={"content": []})
-        return [_added(self.index, item), {"type": "response.content_part.added", **self._place(), "part": self.part().model_dump()}]
+        return [_added(self.index, item), {"type": "response.content_part.added", **_place(self), "part": self.part().model_dump()}]
 
     def add(self, text: str, logprobs: list[ContentLogprob]) -> Event:
         self.text += text
         self.logprobs += logprobs
-        return {"type": "response.output_text.delta", **self._place(), "delta": text, "logprobs": _dumped(logprobs)}
+        return {"type": "response.output_text.delta", **_place(self), "delta": text, "logprobs": _dumped(logprobs)}
 
     def end(self, status: ItemStatus) -> list[Event]:
         self.status = status
         return [
-            {"type": "response.output_text.done", **self._place(), "text": self.text, "logprobs": _dumped(self.logprobs)},
-            {"type": "response.content_part.done", **self._place(), "part": self.part().model_dump()},
+            {"type": "response.output_text.done", **_place(self), "text": self.text, "logprobs": _dumped(self.logprobs)},
+            {"type": "response.content_part.done", **_place(self), "part": self.part().model_dump()},
             _done(self.index, self.item()),
         ]
-
-    def _place(self) -> Event:
-        return {"item_id": self.id, "output_index": self.index, "content_index": 0}
 
 
 @dataclass(slots=True)
@@ -99,14 +96,11 @@ class Thought:
 
     def add(self, text: str) -> Event:
         self.text += text
-        return {"type": "response.reasoning_text.delta", **self._place(), "delta": text}
+        return {"type": "response.reasoning_text.delta", **_place(self), "delta": text}
 
     def end(self, status: ItemStatus) -> list[Event]:
         self.status = status
-        return [{"type": "response.reasoning_text.done", **self._place(), "text": self.text}, _done(self.index, self.item())]
-
-    def _place(self) -> Event:
-        return {"item_id": self.id, "output_index": self.index, "content_index": 0}
+        return [{"type": "response.reasoning_text.done", **_place(self), "text": self.text}, _done(self.index, self.item())]
 
 
 class Output:
@@ -177,3 +171,8 @@ def _done(index: int, item: OutputItem) -> Event:
 
 def _dumped(logprobs: list[ContentLogprob]) -> list[Any]:
     return [entry.model_dump() for entry in logprobs]
+
+
+def _place(item: Text | Thought) -> Event:
+    """Where the one part of the item's content stands."""
+    return {"item_id": item.id, "output_index": item.index, "content_index": 0}
