@@ -9,15 +9,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from tqdm import tqdm
 
-from app.errors import LitmusError, SetupError
+from app.errors import SetupError
 from app.models.loading import create_engine
 from app.schemas import MIN_SCORED_TOKENS
 from app.scoring.calibration import Calibration, ModelIdentity, identity_of, save
 from app.scoring.combining import fit_all
+from app.scoring.commands import CHOICES, exit_code
 from app.scoring.fitting import BUCKET_STARTS, why_too_few
 from app.scoring.journal import Journal, score_texts
 from app.scoring.prepare import Preparation
@@ -27,11 +27,9 @@ from app.scoring.sources import FieldNames, LabelledText, prepare_texts, read
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 
-CHOICES = {name: get_args(ModelSettings.model_fields[name].annotation) for name in ("quantize", "dtype")}
 PASSAGE_TOKENS = 256  # as long as the texts that people calibrate on
 LONG_TOKENS = 128  # scored; the mean surprise of shorter texts varies too much
 RARE = 0.002  # share of the human texts whose tokens may be shorter than those of English
-EXIT_INTERRUPTED = 130  # the exit code that shells give for Ctrl-C
 
 
 def score_with_journal(
@@ -180,15 +178,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     args = _parse_args(argv)
-    try:
-        sys.stdout.write(f"{calibrate(args)}\n")
-    except LitmusError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; the scores so far are in {args.journal}; run the same command to resume\n")
-        return EXIT_INTERRUPTED
-    return 0
+    return exit_code(lambda: calibrate(args), f"stopped; the scores so far are in {args.journal}; run the same command to resume")
 
 
 if __name__ == "__main__":

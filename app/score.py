@@ -14,18 +14,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from tqdm import tqdm
 
-from app.errors import LitmusError
 from app.schemas import Method
 from app.scoring.batch import Scorer, create_scorer
+from app.scoring.commands import CHOICES, exit_code
 from app.scoring.documents import Document, read_documents
 from app.scoring.results import ResultFile, result_row
 from app.settings import ModelSettings
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CHOICES = {name: get_args(ModelSettings.model_fields[name].annotation) for name in ("quantize", "dtype")}
-EXIT_INTERRUPTED = 130  # the exit code that shells give for Ctrl-C
 
 
 def score_frame(frame: "pd.DataFrame", scorer: Scorer, text: str = "text") -> "pd.DataFrame":
@@ -89,15 +86,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     args = _parse_args(argv)
-    try:
-        sys.stdout.write(f"{run(args)}\n")
-    except LitmusError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; the results so far are in {args.out}; run the same command to go on\n")
-        return EXIT_INTERRUPTED
-    return 0
+    return exit_code(lambda: run(args), f"stopped; the results so far are in {args.out}; run the same command to go on")
 
 
 if __name__ == "__main__":

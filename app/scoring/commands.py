@@ -1,0 +1,24 @@
+"""What the commands that score texts share: the choices of a model's precision, and how a command ends."""
+
+import sys
+from collections.abc import Callable
+from typing import get_args
+
+from app.errors import LitmusError
+from app.settings import ModelSettings
+
+CHOICES = {name: get_args(ModelSettings.model_fields[name].annotation) for name in ("quantize", "dtype")}
+EXIT_INTERRUPTED = 130  # the exit code that shells give for Ctrl-C
+
+
+def exit_code(run: Callable[[], str], interrupted: str) -> int:
+    """Prints the sentence that `run` returns, or that of a `LitmusError`; `interrupted` tells how to go on after Ctrl-C."""
+    try:
+        sys.stdout.write(f"{run()}\n")
+    except LitmusError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{interrupted}\n")
+        return EXIT_INTERRUPTED
+    return 0
