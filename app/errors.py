@@ -65,6 +65,10 @@ class WorkerDied(LitmusError):
     status, type, code = 503, "service_unavailable", "worker_died"
 
 
+class DeadlineExceeded(LitmusError):
+    status, type, code = 408, "timeout_error", "deadline_exceeded"
+
+
 class EngineFailed(LitmusError):
     code = "engine_failed"
 

@@ -167,6 +167,14 @@ class ServerSettings(Group):
 
 class QueueSettings(Group):
     max_waiting: int = Field(256, ge=1, description="requests that may wait for a slot; more are refused with 429")
+    resume_wait_s: float = Field(
+        120, ge=0, description="seconds that a request whose model's process died waits for another process, which goes on with it"
+    )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="deadline of a request that names none by timeout_s or X-Request-Timeout: it fails with 408; none when not set",
+    )
 
 
 def _origin(text: str) -> str:

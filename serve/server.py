@@ -35,6 +35,7 @@ from serve.workers.fleet import Replica
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
 from serve.workers.router import Router
 from serve.workers.transport import SocketTransport
+from serve.workers.watch import watch
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,9 @@ class Server(litserve.LitServer):
 def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Server:
     """`build` names, as `module:function`, what creates the engine in the worker. `add_routes(app, router)` adds routes and page."""
     models = [model for model in settings.served.values() for _ in range(model.replicas)]
-    router = Router(settings.queue.max_waiting, [model.served_name for model in models])
+    router = Router(
+        settings.queue.max_waiting, [model.served_name for model in models], settings.queue.resume_wait_s, settings.queue.timeout_s
+    )
     devices, level = tuple(model.device for model in models), settings.server.log_level
     apis = [
         ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), level)
@@ -177,7 +180,7 @@ def _finish_in_lifespan(server: Server, router: Router, add_routes: AddRoutes, s
             _add_docs(app)
             _add_routes_or_exit(app, router, add_routes)
         server.response_buffer[EVENTS_UID] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
-        tasks = [asyncio.create_task(router.watch()), asyncio.create_task(_drain(router, settings.drain_s))]
+        tasks = [asyncio.create_task(watch(router)), asyncio.create_task(_drain(router, settings.drain_s))]
         gc.freeze()
         gc.enable()
         async with app.router.lifespan_context(app):

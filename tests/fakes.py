@@ -28,6 +28,7 @@ from app.engine.request import (
     Waiting,
 )
 from app.errors import EngineFailed
+from serve.workers.messages import Events, Ready
 from serve.workers.router import Router
 
 FACTS = Facts("fake", 64, 2, "none", "float32", "cpu", "fake-base", True, hidden_size=3)
@@ -87,7 +88,7 @@ class FakeEngine:
 
     def submit(self, job: Job) -> None:
         self.submitted.append(job)
-        self.jobs[job.id] = (job, -self.queue_steps)
+        self.jobs[job.id] = (job, len(job.sampled) if isinstance(job, Generate) and job.sampled else -self.queue_steps)
 
     def cancel(self, id: str) -> bool:
         self.cancelled.append(id)
@@ -123,14 +124,14 @@ class FakeEngine:
     def _word(self, job: Generate, step: int) -> Delta:
         word = f"{len(job.prompt)}/{job.sampling.seed}/{step} "
         logprobs = () if job.logprobs is None else (logprob_of(job, step),)
-        return Delta(job.id, word, 1, "length" if step + 1 == job.max_tokens else None, logprobs)
+        return Delta(job.id, word, (2 + step,), "length" if step + 1 == job.max_tokens else None, logprobs)
 
     def _scripted(self, job: Generate, step: int) -> Delta:
         text, tokens = self.script[step]
         logprobs = () if job.logprobs is None else tuple(token_logprob(token, -0.5, job.logprobs) for token in tokens)
         if step + 1 < len(self.script):
-            return Delta(job.id, text, len(tokens), None, logprobs)
-        return Delta(job.id, text, len(tokens), "stop", logprobs, stop_string=self.stop_string)
+            return Delta(job.id, text, tokens, None, logprobs)
+        return Delta(job.id, text, tokens, "stop", logprobs, stop_string=self.stop_string)
 
 
 class FakeWorker:
@@ -139,16 +140,17 @@ class FakeWorker:
     def __init__(self, router: Router, engine: FakeEngine) -> None:
         self.router, self.engine = router, engine
         self.stalled = False
+        self.pid = 0  # the process it plays: that of the latest message
         self._task: asyncio.Task[None] | None = None
 
     def put(self, message: tuple[int, Job | Inspect | str]) -> None:
-        _, content = message
+        self.pid, content = message
         if isinstance(content, str):
             self.engine.cancel(content)
             return
         if isinstance(content, Inspect):
             if not self.stalled:
-                asyncio.get_running_loop().call_soon(self.router.append, [[self.engine.report(content.id)], "OK"])
+                asyncio.get_running_loop().call_soon(self.router.append, [Events(self.pid, [self.engine.report(content.id)]), "OK"])
             return
         self.engine.submit(content)
         if self._task is None or self._task.done():
@@ -158,9 +160,9 @@ class FakeWorker:
         while not self.engine.idle:
             await asyncio.sleep(0.001)
             if not self.stalled:
-                self.router.append([self.engine.step(), "OK"])
+                self.router.append([Events(self.pid, self.engine.step()), "OK"])
 
 
 def set_defaults(served: Any, sampling: SamplingParams) -> None:
     """Serve the fake model with these default sampling parameters: its worker reports new facts."""
-    served.router.append([(psutil.Process().pid, 0, replace(FACTS, sampling=sampling)), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, sampling=sampling)), "OK"])

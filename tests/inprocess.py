@@ -28,6 +28,7 @@ from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
 from serve.routes import create_routes
+from serve.workers.messages import Events, Ready
 from serve.workers.router import Router
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -37,7 +38,12 @@ TURNS = 4  # of the event loop between two steps: a stream is cancelled only whi
 
 
 class Worker(FakeWorker):
-    """Steps a real engine. When the engine raises, its requests get an error, as they do when a worker process dies."""
+    """Steps a real engine. When the engine raises, its requests get an error. After `dies_after` steps, all that the engine has is
+    lost, as if the process had been killed, and another one had taken its place.
+    """
+
+    dies_after: int | None = None
+    deaths = 0
 
     async def _run(self) -> None:
         completed = False
@@ -45,11 +51,24 @@ class Worker(FakeWorker):
             while not self.engine.idle:
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
-                self.router.append([self.engine.step(), "OK"])
+                events = self.engine.step()
+                if self.dies_after == 0:
+                    self._die()
+                    continue
+                if self.dies_after is not None:
+                    self.dies_after -= 1
+                self.router.append([Events(self.pid, events), "OK"])
             completed = True
         finally:
             if not completed:
                 self.router.fail_all(EngineFailed("the engine raised an exception"))
+
+    def _die(self) -> None:
+        self.dies_after, self.deaths = None, self.deaths + 1
+        self.engine.fail_all(EngineFailed("killed"))
+        replica = next(replica for replica in self.router.replicas if replica.queue is self)
+        self.router.worker_died(replica)
+        self.router.append([Ready(self.pid, replica.number, replica.facts), "OK"])
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,7 @@ class LocalModel:
     facts: Facts
     tokenizer: Tokenizer
     http: httpx.Client
+    worker: "Worker"
 
     @property
     def name(self) -> str:
@@ -158,5 +178,5 @@ class LocalServer:
         replica.queue = Worker(self.router, engine)  # type: ignore[arg-type]
         self.tokenizers[facts.name] = Tokenizer(settings.path)
         self.detectors[facts.name] = detector_of(settings)
-        self.router.append([(psutil.Process().pid, replica.number, facts), "OK"])
-        return LocalModel(self.url, settings, engine, facts, self.tokenizers[facts.name], self.http)
+        self.router.append([Ready(psutil.Process().pid, replica.number, facts), "OK"])
+        return LocalModel(self.url, settings, engine, facts, self.tokenizers[facts.name], self.http, replica.queue)

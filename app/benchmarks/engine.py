@@ -111,7 +111,7 @@ def run_engine(engine: Any, at_once: int, prompts: Sequence[Prompt], new_tokens:
             if isinstance(event, Failed):
                 raise BenchFailed(event.error.message)
             if isinstance(event, Delta):
-                times[event.id] += [now_s] * event.tokens
+                times[event.id] += [now_s] * len(event.tokens)
                 if event.finish is not None and waiting:
                     engine.submit(waiting.pop(0))
     return Trace(begin_s, tuple(map(tuple, times.values()))).check(len(prompts), new_tokens)

@@ -63,6 +63,7 @@ class Engine:
         self._groups: dict[str, SearchGroup] = {}  # by the request's id
         self._pending_events: list[Event] = []  # returned by the next step, before its own
         self._thread_count = create_thread_count() if performer.is_on_kernel else None
+        self.rows = 0  # tokens that the running step computes, or the latest one did
         self._last_queue_report_s = 0.0  # when the waiting requests last got their positions
 
     def submit(self, job: Job) -> None:
@@ -71,7 +72,7 @@ class Engine:
         if error is not None:
             self._pending_events.append(Failed(job.id, error))
         elif isinstance(job, Generate) and job.grammar is not None and self._grammar_compiler is not None:
-            self._compiling[job.id] = job, self._grammar_compiler.compile(job.grammar, job.max_tokens)
+            self._compiling[job.id] = job, self._grammar_compiler.compile(job.grammar, job.max_tokens, job.sampled)
         elif isinstance(job, Generate) or job.windows:
             self.scheduler.add(job)
         else:  # the text has fewer than two tokens, so there is nothing to predict
@@ -190,6 +191,7 @@ class Engine:
         for source, target, tokens in plan.copies:
             self.performer.copy([source.index], [target.index], 0, tokens)
         batch = flatten_plan(plan, self.performer.scoring_slot)
+        self.rows = len(batch.ids)
         layout = layout_of([(slot.index, slot.length) for slot in plan.decodes], batch.spans, self.limits.context, self.performer.device)
         hidden = self.performer.forward(batch.ids, batch.positions, layout)
         self._finish_slots(plan, batch, hidden, events)
@@ -271,7 +273,7 @@ class Engine:
         if finish is not None:
             self._release(slot, request)
         logprobs = (logprob,) if logprob is not None else ()
-        return Delta(request.id, text, 1, finish, logprobs, prompt_logprobs, slot.cached if is_first else 0, stop_string)
+        return Delta(request.id, text, (token,), finish, logprobs, prompt_logprobs, slot.cached if is_first else 0, stop_string)
 
     def _release(self, slot: Slot, request: Generate) -> None:
         self.scheduler.release(slot)

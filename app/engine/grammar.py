@@ -9,7 +9,7 @@ where a sampled token would leave too few for any, `steer` puts the next token o
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
@@ -90,13 +90,13 @@ class GrammarCompiler:
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # by the grammar's text, least recently used first
         self._pool = ThreadPoolExecutor(1, "grammars")
 
-    def compile(self, grammar: str, max_tokens: int) -> Future[GrammarState]:
-        """The state at the beginning of an answer of at most `max_tokens` tokens. The future raises `InvalidRequest` when `grammar` is not
-        a valid grammar.
+    def compile(self, grammar: str, max_tokens: int, sampled: Sequence[int] = ()) -> Future[GrammarState]:
+        """The state of an answer of at most `max_tokens` tokens that begins with `sampled`. The future raises `InvalidRequest` when
+        `grammar` is not a valid grammar.
         """
-        return self._pool.submit(self._compile, grammar, max_tokens)
+        return self._pool.submit(self._compile, grammar, max_tokens, sampled)
 
-    def _compile(self, grammar: str, max_tokens: int) -> GrammarState:
+    def _compile(self, grammar: str, max_tokens: int, sampled: Sequence[int]) -> GrammarState:
         if grammar not in self._compiled:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)  # its log lines would quote the answer
             if matcher.is_error():
@@ -105,7 +105,11 @@ class GrammarCompiler:
         self._compiled.move_to_end(grammar)
         while len(self._compiled) > MAX_CACHED_GRAMMARS:
             self._compiled.popitem(last=False)
-        return GrammarState(self._compiled[grammar].deep_copy(), self._completions, max_tokens)
+        state = GrammarState(self._compiled[grammar].deep_copy(), self._completions, max_tokens)
+        for left, token in zip(range(max_tokens - 1, 0, -1), sampled, strict=False):
+            state.steer(token, left)
+            state.accept(token)
+        return state
 
     @cached_property
     def _completions(self) -> Completions:

@@ -78,13 +78,13 @@ class BeamGroup:
         tokens, finish = self._search.best
         # The prompt is the only part of the leading slot's cache that is certain to belong to the best sequence.
         lead.tokens, lead.length = list(self._request.prompt), len(self._request.prompt)
-        text, count = "", 0
+        text = ""
         for count, token in enumerate(tokens, 1):
             new_text, slot_finish = lead.push(token, self._end_tokens)
             text += new_text
             if slot_finish is not None:
-                return Delta(self._request.id, text, count, slot_finish, cached=lead.cached)
-        return Delta(self._request.id, text, count, finish, cached=lead.cached)
+                return Delta(self._request.id, text, tuple(tokens[:count]), slot_finish, cached=lead.cached)
+        return Delta(self._request.id, text, tuple(tokens), finish, cached=lead.cached)
 
 
 class ContrastiveGroup:
@@ -114,7 +114,7 @@ class ContrastiveGroup:
             lead.length = length - 1  # the last position of its cache holds its own candidate, not the chosen token
         else:
             self._apply(slots, continuation, length - 1, length)
-        return Delta(self._request.id, text, 1, finish, cached=lead.cached if is_first else 0)
+        return Delta(self._request.id, text, (token,), finish, cached=lead.cached if is_first else 0)
 
     def _process(self, slots: Sequence[Slot], logits: torch.Tensor) -> torch.Tensor:
         rows = [SamplerRow(self._request.sampling, slot.tokens, len(self._request.prompt), self._end_tokens) for slot in slots]

@@ -86,6 +86,7 @@ class Generate:
     search: BeamSearchParams | ContrastiveSearchParams | None = None  # None: `sampling` chooses each token
     grammar: str | None = None  # what the answer has to follow, as written by `app.forms.grammar` or `app.forms.tools`
     thought: ThoughtLimit | None = None  # None: a thought ends where the model ends it
+    sampled: tuple[int, ...] = ()  # tokens of the answer that another worker has sampled before it died; they are not sent again
 
     @property
     def slots_needed(self) -> int:
@@ -180,7 +181,7 @@ class Delta:
 
     id: str
     text: str
-    tokens: int
+    tokens: tuple[int, ...]
     finish: Finish | None = None
     logprobs: tuple[TokenLogprob, ...] = ()  # of the sampled tokens, if requested
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # in the first delta, if requested: of the prompt's tokens except the first
@@ -209,6 +210,13 @@ class Waiting:
     id: str
     position: int
     wait_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The job's worker died. Another one goes on with it: the next delta continues the text."""
+
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,4 +295,5 @@ class Facts:
 
 
 Job = Generate | Score | Embed
-Event = Delta | Scored | Embedded | Waiting | Failed | Report
+Notice = Waiting | Interrupted  # says how a job stands, and changes nothing of its result
+Event = Delta | Scored | Embedded | Notice | Failed | Report

@@ -30,7 +30,7 @@ class WaitingRequest:
 
     def rank(self, now_s: float, is_continuing: bool) -> tuple[float, int]:
         """The smallest rank goes first."""
-        priority_class = 2 if self.job.tier == "flex" else 0 if is_continuing else 1
+        priority_class = 0 if self.job.sampled else 2 if self.job.tier == "flex" else 0 if is_continuing else 1
         return priority_class - (now_s - self.arrived_s) / AGE_S, self.arrival
 
 

@@ -35,6 +35,8 @@ class Slot:
         self.detokenizer = Detokenizer(detokenize, request.prompt)
         self.stop_checker = StopChecker(request.stop)
         self.thought = None if request.thought is None else LimitedThought(request.thought)
+        for token in request.sampled:  # their text was sent by the worker that sampled them
+            self.push(token, frozenset())
 
     def release(self, release_order: int) -> None:
         """Make the slot idle. `length` and the tokens in the cache stay, so that a later request can reuse them."""

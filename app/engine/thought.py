@@ -18,7 +18,7 @@ class LimitedThought:
 
     def __init__(self, limit: ThoughtLimit) -> None:
         self._limit = limit
-        self._has_begun, self._has_ended, self._is_closing = limit.opened, False, False
+        self._has_begun, self._has_ended = limit.opened, False
         self._tokens = 0
         self._text = ""  # the end of what was written, in which a mark may begin
 
@@ -38,9 +38,10 @@ class LimitedThought:
         """The sampled token, or the next one of the closing mark, unless a grammar does not allow it here."""
         if not self._has_begun or self._has_ended:
             return token
-        self._is_closing = self._is_closing or self._must_close(token, detokenizer)
-        closing = self._limit.closing_tokens[overlap(self._text, self._limit.close)]
-        return closing if self._is_closing and (allowed is None or allowed[closing]) else token
+        written = overlap(self._text, self._limit.close)
+        closing = self._limit.closing_tokens[written]
+        must_close = self._must_close(token, written > 0, detokenizer)
+        return closing if must_close and (allowed is None or allowed[closing]) else token
 
     def _look_for_beginning(self, text: str) -> None:
         if text.startswith(self._limit.open):
@@ -48,12 +49,14 @@ class LimitedThought:
         else:
             self._has_ended = not self._limit.open.startswith(text)  # an answer without a thought
 
-    def _must_close(self, token: int, detokenizer: Detokenizer) -> bool:
-        """Whether no token is left, or too few for all bytes of a character that the sampled token begins."""
+    def _must_close(self, token: int, is_begun: bool, detokenizer: Detokenizer) -> bool:
+        """Whether no token is left, or few while the closing mark is begun, or too few for all bytes of a character that the sampled
+        token begins. Decided from the text alone, so that another worker can go on with the answer.
+        """
         left = self._limit.tokens - self._tokens
         if left >= CHARACTER_TOKENS:
             return False
-        return left <= 0 or (not _is_cut(detokenizer.preview([])) and _is_cut(detokenizer.preview([token])))
+        return left <= 0 or is_begun or (not _is_cut(detokenizer.preview([])) and _is_cut(detokenizer.preview([token])))
 
 
 def _is_cut(text: str) -> bool:

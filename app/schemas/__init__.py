@@ -80,6 +80,7 @@ from app.schemas.state import (
 )
 from app.schemas.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from app.schemas.wire import (
+    MAX_TIMEOUT_S,
     CompletionTokensDetails,
     ErrorBody,
     ErrorResponse,
@@ -91,6 +92,7 @@ from app.schemas.wire import (
 )
 
 __all__ = [
+    "MAX_TIMEOUT_S",
     "MIN_SCORED_TOKENS",
     "AnswerMessage",
     "Capability",

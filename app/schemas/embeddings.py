@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from app.schemas.generation import TokenId
-from app.schemas.wire import TIER, Int, Tier, UsedTier, Wire
+from app.schemas.wire import TIER, TIMEOUT, Int, Tier, Timeout, UsedTier, Wire
 
 MAX_INPUTS = 256
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -27,6 +27,7 @@ class EmbeddingRequest(Wire):
         "mean", description="mean of the hidden states of all tokens, or the hidden state of the last token"
     )
     service_tier: Tier | None = Field(None, description=TIER)
+    timeout_s: Timeout | None = Field(None, description=TIMEOUT)
     user: str | None = Field(
         None, max_length=256, description="your own id for the end user; requests of users in security.banned_users are refused"
     )

@@ -7,7 +7,7 @@ from pydantic.config import JsonDict
 
 from app.schemas.messages import Message, Metadata, ResponseFormat, Tool, ToolCall, ToolChoice
 from app.schemas.thought import ThoughtFields
-from app.schemas.wire import TIER, Int, Tier, Usage, UsedTier, Wire
+from app.schemas.wire import TIER, TIMEOUT, Int, Tier, Timeout, Usage, UsedTier, Wire
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
@@ -79,6 +79,7 @@ class SamplingFields(SamplingParameters):
     stream: bool | None = Field(None, description="send the answer as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with stream")
     service_tier: Tier | None = Field(None, description=TIER)
+    timeout_s: Timeout | None = Field(None, description=TIMEOUT)
     user: str | None = Field(
         None, max_length=256, description="your own id for the end user; requests of users in security.banned_users are refused"
     )

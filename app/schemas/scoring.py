@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from app.schemas.wire import TIER, Tier, Usage, UsedTier, Wire
+from app.schemas.wire import TIER, TIMEOUT, Tier, Timeout, Usage, UsedTier, Wire
 
 Method = Literal["combined", "binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"]
 Verdict = Literal["machine", "human", "uncertain", "uncalibrated", "insufficient"]
@@ -38,6 +38,7 @@ class ScoreRequest(Wire):
         description="false-positive rate, the share of human texts called machine text; must be a calibrated rate; 1% when left out",
     )
     service_tier: Tier | None = Field(None, description=TIER)
+    timeout_s: Timeout | None = Field(None, description=TIMEOUT)
     user: str | None = Field(
         None, max_length=256, description="your own id for the end user; requests of users in security.banned_users are refused"
     )

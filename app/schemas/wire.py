@@ -6,6 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Tier = Literal["auto", "default", "flex"]
 UsedTier = Literal["default", "flex"]
+MAX_TIMEOUT_S = 86_400
 TIER = "flex marks batch work: it waits behind interactive requests; auto means default"
 
 
@@ -14,6 +15,8 @@ def _whole(value: object) -> object:
 
 
 Int = Annotated[int, BeforeValidator(_whole)]  # of a request: some JSON libraries write 20 as 20.0
+Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)]
+TIMEOUT = "seconds until the request fails with 408, in the queue as well as while it is answered; the header X-Request-Timeout is the same"
 
 
 class Wire(BaseModel):

@@ -12,7 +12,7 @@ from app.engine.request import Embed, Embedded, Facts, Failed
 from app.errors import ContextTooLong, InvalidRequest
 from app.schemas import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from app.tokenizer import Tokenizer
-from serve.routes.service import Model, Service, cancel_on_disconnect
+from serve.routes.service import Model, Service, cancel_on_disconnect, timeout_of
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.requests import check_token_ids, used_tier
 
@@ -32,8 +32,9 @@ def add_embeddings(routes: APIRouter, service: Service) -> None:
         model = service.model(body.model)
         _check_dimensions(body.dimensions, model.facts)
         service.router.check_job_count(len(body.items), model.facts.name)
+        timeout_s = timeout_of(request, body.timeout_s)
         jobs = await service.run_in_text_pool(request, make_jobs, body, model)
-        vectors = await cancel_on_disconnect(request, _run_jobs(service, jobs, model.facts.name))
+        vectors = await cancel_on_disconnect(request, _run_jobs(service, jobs, model.facts.name, timeout_s))
         content = await service.run_in_text_pool(request, _compose, body, model.facts, jobs, vectors)
         return Response(content, media_type="application/json")
 
@@ -67,10 +68,10 @@ def _tokens_of(item: str | list[int], param: str, tokenizer: Tokenizer, facts: F
     return tokens
 
 
-async def _run_jobs(service: Service, jobs: list[Embed], model: str) -> list[bytes]:
+async def _run_jobs(service: Service, jobs: list[Embed], model: str, timeout_s: float | None) -> list[bytes]:
     """The vectors of the jobs, in their order. Raises the error of the first that fails; the others are cancelled."""
     vectors: dict[str, bytes] = {}
-    async with service.router.open([*jobs], model) as events:
+    async with service.router.open([*jobs], model, timeout_s) as events:
         async for event in events:
             if isinstance(event, Failed):
                 raise event.error

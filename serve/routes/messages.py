@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from app.schemas import CountTokensRequest, CountTokensResponse, MessagesErrorResponse, MessagesRequest, MessagesResponse
 from serve.routes.chat import prepare, prompt_of
 from serve.routes.respond import SSE_RESPONSE, run_jobs, send_stream
-from serve.routes.service import Service
+from serve.routes.service import Service, timeout_of
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.answers import Answer, collect
 from serve.wire.blocks import messages_body, messages_stream
@@ -20,7 +20,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     **{status: {**response, "model": MessagesErrorResponse} for status, response in ERROR_RESPONSES.items()},
     400: {"model": MessagesErrorResponse, "description": "a field is wrong; the message names it"},
 }
-COUNT_ERRORS = {status: response for status, response in ERRORS.items() if status not in {403, 429}}
+COUNT_ERRORS = {status: response for status, response in ERRORS.items() if status not in {403, 408, 429}}
 
 
 def add_messages(routes: APIRouter, service: Service) -> None:
@@ -34,6 +34,7 @@ def add_messages(routes: APIRouter, service: Service) -> None:
     async def messages(body: MessagesRequest, request: Request) -> Response:
         service.check_user(body.metadata.user_id if body.metadata else None, "metadata.user_id")
         model = service.model(body.model)
+        timeout_s = timeout_of(request)
         chat, translation = chat_request(body)
         with translation.own_names():
             prompt, options = await prepare(service, model, chat, request)
@@ -42,8 +43,8 @@ def add_messages(routes: APIRouter, service: Service) -> None:
             jobs = await service.run_in_text_pool(request, make_jobs, id, chat, options, [prompt], model.tokenizer, model.facts)
         answer = Answer(id, model.facts, options, [prompt], [job.id for job in jobs], model.tokenizer)
         if body.stream:
-            return await send_stream(service, model.facts.name, jobs, lambda events: messages_stream(answer, events))
-        await run_jobs(service, model.facts.name, jobs, lambda events: collect(answer, events), request)
+            return await send_stream(service, model.facts.name, jobs, lambda events: messages_stream(answer, events), timeout_s)
+        await run_jobs(service, model.facts.name, jobs, lambda events: collect(answer, events), request, timeout_s)
         content = await service.run_in_text_pool(request, lambda: messages_body(answer).model_dump_json().encode())
         return Response(content, media_type="application/json")
 

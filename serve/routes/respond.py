@@ -10,10 +10,10 @@ from fastapi.responses import Response
 from app.engine.request import Generate
 from app.errors import InvalidRequest
 from app.schemas import ChatRequest, CompletionRequest, StreamOptions
-from serve.routes.service import EventStream, Model, Service, cancel_on_disconnect
+from serve.routes.service import EventStream, Model, Service, cancel_on_disconnect, timeout_of
 from serve.wire.answers import Answer, UsageChunks, collect, stream
 from serve.wire.requests import AnswerOptions, Prompt, make_jobs
-from serve.workers.router import JobEvents
+from serve.workers.flight import JobEvents
 
 SSE_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}, "description": "JSON, or server-sent events with `stream`"}
@@ -27,29 +27,42 @@ async def respond(
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
     tokenizer, facts = model.tokenizer, model.facts
+    timeout_s = timeout_of(request, body.timeout_s)
     id = f"{'chatcmpl' if options.chat else 'cmpl'}-{uuid.uuid4().hex}"
     jobs = await service.run_in_text_pool(request, make_jobs, id, body, options, prompts, tokenizer, facts)
     answer = Answer(id, facts, options, prompts, [job.id for job in jobs], tokenizer)
     if body.stream:
-        return await send_stream(service, facts.name, jobs, lambda events: stream(answer, events, _usage_chunks(body.stream_options)))
-    await run_jobs(service, facts.name, jobs, lambda events: collect(answer, events), request)
+        usage_chunks = _usage_chunks(body.stream_options)
+        return await send_stream(service, facts.name, jobs, lambda events: stream(answer, events, usage_chunks), timeout_s)
+    await run_jobs(service, facts.name, jobs, lambda events: collect(answer, events), request, timeout_s)
     content = await service.run_in_text_pool(request, lambda: answer.body().model_dump_json().encode())
     return Response(content, media_type="application/json")
 
 
-async def send_stream(service: Service, model: str, jobs: list[Generate], lines: Callable[[JobEvents], AsyncIterator[str]]) -> EventStream:
+async def send_stream(
+    service: Service,
+    model: str,
+    jobs: list[Generate],
+    lines: Callable[[JobEvents], AsyncIterator[str]],
+    timeout_s: float | None,
+) -> EventStream:
     """Start the jobs; `lines` makes server-sent events of theirs."""
-    jobs_context = service.router.open([*jobs], model)
+    jobs_context = service.router.open([*jobs], model, timeout_s)
     return EventStream(lines(await jobs_context.__aenter__()), jobs_context)
 
 
 async def run_jobs(
-    service: Service, model: str, jobs: list[Generate], collect: Callable[[JobEvents], Awaitable[None]], request: Request
+    service: Service,
+    model: str,
+    jobs: list[Generate],
+    collect: Callable[[JobEvents], Awaitable[None]],
+    request: Request,
+    timeout_s: float | None,
 ) -> None:
     """Run the jobs until `collect` has taken all of their events, or the client leaves."""
 
     async def run() -> None:
-        async with service.router.open([*jobs], model) as events:
+        async with service.router.open([*jobs], model, timeout_s) as events:
             await collect(events)
 
     await cancel_on_disconnect(request, run())

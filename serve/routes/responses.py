@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from app.schemas import ResponsesAnswer, ResponsesRequest
 from serve.routes.chat import prepare
 from serve.routes.respond import SSE_RESPONSE, run_jobs, send_stream
-from serve.routes.service import Model, Service
+from serve.routes.service import Model, Service, timeout_of
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.answers import Answer
 from serve.wire.reply import Reply, collect, stream
@@ -28,10 +28,11 @@ def add_responses(routes: APIRouter, service: Service) -> None:
         service.check_user(body.user, "user")
         service.check_user(body.safety_identifier, "safety_identifier")
         model = service.model(body.model)
+        timeout_s = timeout_of(request)
         reply = await _reply(service, model, body, request)
         if body.stream:
-            return await send_stream(service, model.facts.name, reply.jobs, lambda events: stream(reply, events))
-        await run_jobs(service, model.facts.name, reply.jobs, lambda events: collect(reply, events), request)
+            return await send_stream(service, model.facts.name, reply.jobs, lambda events: stream(reply, events), timeout_s)
+        await run_jobs(service, model.facts.name, reply.jobs, lambda events: collect(reply, events), request, timeout_s)
         content = await service.run_in_text_pool(request, lambda: reply.body().model_dump_json(by_alias=True).encode())
         return Response(content, media_type="application/json")
 

@@ -14,7 +14,7 @@ from app.schemas import ScoreFailure, ScoreRequest, ScoreResponse, Timing, Usage
 from app.scoring.detector import UNCALIBRATED, Detector, ScoreOptions
 from app.scoring.prepare import PreparedText
 from app.scoring.score import build_score
-from serve.routes.service import Model, Service, cancel_on_disconnect
+from serve.routes.service import Model, Service, cancel_on_disconnect, timeout_of
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.requests import used_tier
 
@@ -23,13 +23,14 @@ def add_score(routes: APIRouter, service: Service, detectors: Mapping[str, Detec
     @routes.post("/v1/score", tags=["score"], summary="Did a model write this?", response_model=ScoreResponse, responses=ERROR_RESPONSES)
     async def score(body: ScoreRequest, request: Request) -> Response:
         start_s = time.perf_counter()
+        timeout_s = timeout_of(request, body.timeout_s)
         service.check_user(body.user, "user")
         model = service.model(body.model)
         detector = detectors.get(model.facts.name, UNCALIBRATED)
         options = detector.options(model.facts, body.methods, body.granularity, body.target_fpr, body.calibration == "auto")
         id = f"score-{uuid.uuid4().hex}"
         prepared_texts = await service.run_in_text_pool(request, prepare_texts, id, body, options, model)
-        events = await cancel_on_disconnect(request, _run_jobs(service, prepared_texts, model.facts.name))
+        events = await cancel_on_disconnect(request, _run_jobs(service, prepared_texts, model.facts.name, timeout_s))
 
         def compose() -> bytes:
             data = [_score_item(index, prepared, events.get(prepared.job.id), options) for index, prepared in enumerate(prepared_texts)]
@@ -64,10 +65,10 @@ def prepare_texts(id: str, body: ScoreRequest, options: ScoreOptions, model: Mod
     return [preparation.prepare(sent, f"{id}/{index}", params[index]) for index, sent in enumerate(body.all)]
 
 
-async def _run_jobs(service: Service, prepared_texts: list[PreparedText], model: str) -> dict[str, Event]:
+async def _run_jobs(service: Service, prepared_texts: list[PreparedText], model: str, timeout_s: float | None) -> dict[str, Event]:
     """The last event of each job, by job id. A text without tokens has no job."""
     jobs = [prepared.job for prepared in prepared_texts if prepared.job.windows]
-    async with service.router.open(list(jobs), model) as events:
+    async with service.router.open(list(jobs), model, timeout_s) as events:
         return {event.id: event async for event in events}
 
 

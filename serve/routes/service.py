@@ -4,6 +4,7 @@ Does not know the wire format.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
@@ -15,11 +16,14 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.engine.request import Facts
-from app.errors import Forbidden, NotReady
+from app.errors import Forbidden, InvalidRequest, NotReady
+from app.schemas import MAX_TIMEOUT_S
 from app.tokenizer import Tokenizer
-from serve.workers.router import JobEvents, Router
+from serve.workers.flight import JobEvents
+from serve.workers.router import Router
 
 T = TypeVar("T")
+TIMEOUT_HEADER = "X-Request-Timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,22 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             await self._jobs_context.__aexit__(None, None, None)
+
+
+def timeout_of(request: Request, timeout_s: float | None = None) -> float | None:
+    """The deadline in seconds that a request names: the field `timeout_s` of its body, else the header. Raises `InvalidRequest`."""
+    header = request.headers.get(TIMEOUT_HEADER)
+    if timeout_s is not None or header is None:
+        return timeout_s
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_TIMEOUT_S:
+        raise InvalidRequest(
+            f"the header {TIMEOUT_HEADER} must be a number of seconds above 0 and up to {MAX_TIMEOUT_S}", param=TIMEOUT_HEADER
+        )
+    return seconds
 
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:

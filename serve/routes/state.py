@@ -32,6 +32,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "a field is wrong; `param` names it"},
     403: {"model": ErrorResponse, "description": "this user may not use the server"},
     404: {"model": ErrorResponse, "description": "no such model"},
+    408: {"model": ErrorResponse, "description": "the request's deadline passed"},
     413: {"model": ErrorResponse, "description": "the body is too large"},
     415: {"model": ErrorResponse, "description": "the body is in an encoding that is not read"},
     429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to try again"},

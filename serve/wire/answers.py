@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from app.engine.request import Delta, Event, Facts, Failed, Waiting
+from app.engine.request import Delta, Event, Facts, Failed, Interrupted, Notice
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import (
@@ -196,10 +196,14 @@ def sse(body: dict[str, object]) -> str:
     return f"data: {text.translate(LINE_BREAKS)}\n\n"
 
 
-def queue_comment(event: Waiting) -> str:
-    """The queue position as an SSE comment, which clients that only read events ignore."""
+def comments(event: Notice, has_started: bool) -> list[str]:
+    """The notice as an SSE comment, which clients that only read events ignore. An answer that has begun has no place in the queue."""
+    if isinstance(event, Interrupted):
+        return [": interrupted: the model's process died; the answer goes on in another one\n\n"]
+    if has_started:
+        return []
     eta = "" if event.wait_s is None else f" eta_s={math.ceil(event.wait_s)}"
-    return f": queued position={event.position}{eta}\n\n"
+    return [f": queued position={event.position}{eta}\n\n"]
 
 
 async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: UsageChunks) -> AsyncIterator[str]:
@@ -207,9 +211,9 @@ async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: Usa
     named: set[int] = set()  # choices whose role was sent: with their first token, as clients time the first chunk
     try:
         async for event in events:
-            if isinstance(event, Waiting):
-                if not any(choice.started for choice in answer.choices):
-                    yield queue_comment(event)
+            if isinstance(event, Notice):
+                for comment in comments(event, any(choice.started for choice in answer.choices)):
+                    yield comment
                 continue
             index, delta = answer.add(event)
             if answer.options.chat and index not in named:
@@ -229,5 +233,5 @@ async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: Usa
 async def collect(answer: Answer, events: AsyncIterable[Event]) -> None:
     """Add events to the answer until it is complete. Raises the error of a failed job."""
     async for event in events:
-        if not isinstance(event, Waiting):
+        if not isinstance(event, Notice):
             answer.add(event)

@@ -7,12 +7,12 @@ import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from typing import Any
 
-from app.engine.request import Event, Waiting
+from app.engine.request import Event, Notice
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import FinishReason, MessagesResponse
 from app.schemas.anthropic import AnswerText, AnswerThinking, AnswerToolUse, MessagesUsage, StopReason
-from serve.wire.answers import Answer, queue_comment, sse
+from serve.wire.answers import Answer, comments, sse
 from serve.wire.choice import Choice, ChoiceDelta, PartialCall
 from serve.wire.errors import messages_error
 
@@ -110,9 +110,9 @@ async def messages_stream(answer: Answer, events: AsyncIterable[Event]) -> Async
     writer = BlockWriter(choice)
     try:
         async for engine_event in events:
-            if isinstance(engine_event, Waiting):
-                if not choice.started:
-                    yield queue_comment(engine_event)
+            if isinstance(engine_event, Notice):
+                for comment in comments(engine_event, choice.started):
+                    yield comment
                 continue
             is_first = not choice.started
             _, delta = answer.add(engine_event)

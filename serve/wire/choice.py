@@ -89,8 +89,8 @@ class Choice:
             sampled = self._sampled_entries(delta.logprobs)
             is_thought = was_thinking and (bool(thought) or not answer)
             thought_entries, entries = (sampled, entries) if is_thought else ([], entries + sampled)
-            self.reasoning_tokens += delta.tokens if is_thought else 0
-            self.completion_tokens += delta.tokens
+            self.reasoning_tokens += len(delta.tokens) if is_thought else 0
+            self.completion_tokens += len(delta.tokens)
         self.finish_reason, self.stop_string = self._finish_reason_of(delta), delta.stop_string
         self.text += text
         self.thought += thought

@@ -6,6 +6,7 @@ MESSAGES = "/v1/messages"
 MESSAGES_TYPES = {
     403: "permission_error",
     404: "not_found_error",
+    408: "timeout_error",
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",

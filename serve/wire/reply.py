@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 
 from app.engine.request import Event as EngineEvent
-from app.engine.request import Generate, Waiting
+from app.engine.request import Generate, Notice
 from app.errors import LitmusError
 from app.schemas import ResponsesAnswer, ResponsesRequest
 from app.schemas.reply import (
@@ -18,7 +18,7 @@ from app.schemas.reply import (
     ResponsesUsage,
 )
 from app.schemas.responses import PlainFormat, TextOptions
-from serve.wire.answers import Answer, queue_comment, sse
+from serve.wire.answers import Answer, comments, sse
 from serve.wire.choice import Choice
 from serve.wire.items import Event, Output
 
@@ -121,11 +121,12 @@ async def stream(reply: Reply, events: AsyncIterable[EngineEvent]) -> AsyncItera
     yield line(reply.state("response.in_progress"))
     try:
         async for event in events:
-            if not isinstance(event, Waiting):
-                for told in reply.add(event):
-                    yield line(told)
-            elif not reply.choice.started:
-                yield queue_comment(event)
+            if isinstance(event, Notice):
+                for comment in comments(event, reply.choice.started):
+                    yield comment
+                continue
+            for told in reply.add(event):
+                yield line(told)
     except LitmusError as error:
         for told in reply.fail(error):
             yield line(told)
@@ -134,5 +135,5 @@ async def stream(reply: Reply, events: AsyncIterable[EngineEvent]) -> AsyncItera
 async def collect(reply: Reply, events: AsyncIterable[EngineEvent]) -> None:
     """Add events to the reply until it is complete. Raises the error of a failed job."""
     async for event in events:
-        if not isinstance(event, Waiting):
+        if not isinstance(event, Notice):
             reply.add(event)

@@ -21,6 +21,7 @@ class Replica:
     worker: psutil.Process | None = None  # None while the model is loading, and after the process died
     facts: Facts | None = None
     load: int = 0  # jobs in flight
+    silent_rounds: int | None = None  # looks at its worker since the worker's last beat; None before the first
 
     def send(self, content: Job | Inspect | str) -> None:
         """Queue a message for the worker; a string is the id of a job to cancel."""

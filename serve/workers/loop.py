@@ -1,8 +1,7 @@
 """The worker process: a LitServe loop that keeps the engine stepping and never waits for a single request.
 
 Messages in: `(pid, job)` to submit, `(pid, id)` to cancel, `(pid, Inspect)` to ask for a report. They are meant for the worker with that
-pid; a message for a worker that died is dropped. Messages out: the ready message `(pid, worker, Facts)`, then one list of events per
-step, all under one uid. Knows no HTTP.
+pid; a message for a worker that died is dropped. Messages out are those of `serve.workers.messages`, all under one uid. Knows no HTTP.
 """
 
 import gc
@@ -26,6 +25,9 @@ from app.engine.request import Facts, Inspect, Job
 from app.errors import SetupError
 from app.models.device import DeviceAssignment
 from app.settings import ModelSettings
+from serve.workers.messages import Beat, Events, Message, Ready
+from serve.workers.watchdog import Watchdog
+from serve.workers.watchdog import start as start_watchdog
 
 if TYPE_CHECKING:
     from app.engine.engine import Engine
@@ -84,9 +86,12 @@ class EngineLoop(LitLoop):
         inbox = Inbox(request_queue)
         engine = lit_api.engine
 
-        def send(item: object) -> None:
+        watchdog = Watchdog()
+        pid = os.getpid()
+
+        def send(message: Message) -> None:
             try:
-                self.put_response(transport, 0, EVENTS_UID, item, LitAPIStatus.OK, LoopResponseType.STREAMING)
+                self.put_response(transport, 0, EVENTS_UID, message, LitAPIStatus.OK, LoopResponseType.STREAMING)
             except OSError:  # the API process is gone, and the server ends
                 os._exit(0)
 
@@ -103,24 +108,26 @@ class EngineLoop(LitLoop):
         gc.collect()
         gc.freeze()  # the objects that libraries made at import live forever: no collection has to scan them again
         gc.enable()
-        send((os.getpid(), lit_api.assignment.worker, lit_api.facts))
+        send(Ready(pid, lit_api.assignment.worker, lit_api.facts))
+        start_watchdog(watchdog, lambda: send(Beat(pid)))
         while not (stopping and engine.idle):
             for message in inbox.receive(wait=engine.idle):
                 _handle_message(engine, message, send)
-            events = engine.step()
+            with watchdog.step(lambda: engine.rows):
+                events = engine.step()
             if events:
-                send(events)
+                send(Events(pid, events))
         sys.exit(0)
 
 
-def _handle_message(engine: "Engine", message: tuple[int, Job | Inspect | str], send: Callable[[object], None]) -> None:
+def _handle_message(engine: "Engine", message: tuple[int, Job | Inspect | str], send: Callable[[Message], None]) -> None:
     pid, content = message
     if pid != os.getpid():
         return
     if isinstance(content, str):
         engine.cancel(content)
     elif isinstance(content, Inspect):
-        send([engine.report(content.id)])
+        send(Events(pid, [engine.report(content.id)]))
     else:
         engine.submit(content)
 

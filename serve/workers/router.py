@@ -1,4 +1,5 @@
-"""Between the routes and the workers: finds the model, sends jobs to a replica, delivers events to their requests, notices dead workers.
+"""Between the routes and the workers: finds the model, sends jobs to a replica, delivers events to their requests, and sends the jobs of a
+dead worker to another one.
 
 Lives in the API process, on its event loop. LitServe's response reader calls `append` as if the router were a response queue. Knows no
 wire format and no model.
@@ -6,65 +7,52 @@ wire format and no model.
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import os
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import psutil
 
-from app.engine.request import Delta, Event, Facts, Failed, Inspect, Job, Report, Waiting
-from app.errors import LitmusError, NotReady, UnknownModel, WorkerDied
+from app.engine.request import Facts, Failed, Inspect, Interrupted, Job, Report
+from app.errors import DeadlineExceeded, LitmusError, NotReady, UnknownModel, WorkerDied
 from serve.workers.fleet import Fleet, Replica
+from serve.workers.flight import Flight, JobEvents
+from serve.workers.messages import Beat, Events, Message, Ready
 
 log = logging.getLogger(__name__)
 
-WATCH_INTERVAL_S = 0.2
-SIBLINGS_REFRESH_ROUNDS = 25  # watch rounds between two readings of the process table
+MAX_DEATHS = 2  # workers that may die with the same job; it may be the cause
 REPORT_TIMEOUT_S = 2.0
-WORKER_DIED = "the model's process died; a new one is starting, send the request again"
+RESUME_WAIT_S = 120.0  # the default of the setting queue.resume_wait_s
+WORKER_DIED = "the model's process died, and no other one took this request in time; send it again"
+DIED_TWICE = "the model's process died twice while it had this request, which may be the cause; it is not tried a third time"
+REPORT_LOST = "the model's process died before it answered; a new one is starting, ask again in a moment"
+TIMEOUTS = "timeout_s, X-Request-Timeout or the server's queue.timeout_s"
 ENGINE_BUSY = "the engine did not answer in time: it is in the middle of a long step, ask again in a moment"
-
-
-class JobEvents:
-    """The events of one request's jobs. Iterating yields them until every job has ended."""
-
-    def __init__(self, ids: Iterable[str], replica: Replica) -> None:
-        self.replica = replica
-        self.running = set(ids)  # ids of the jobs that have not ended
-        self.queue: asyncio.Queue[Event] = asyncio.Queue()
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while self.running:
-            event = await self.queue.get()
-            if _ends_job(event):
-                self.running.discard(event.id)
-            yield event
-
-
-def _ends_job(event: Event) -> bool:
-    return event.finish is not None if isinstance(event, Delta) else not isinstance(event, Waiting)
 
 
 class Router:
     """Routes to all replicas of all models. `models` names the model of each replica, the default model first."""
 
-    def __init__(self, max_waiting: int, models: Sequence[str]) -> None:
+    def __init__(
+        self, max_waiting: int, models: Sequence[str], resume_wait_s: float = RESUME_WAIT_S, timeout_s: float | None = None
+    ) -> None:
+        """A job whose worker died waits at most `resume_wait_s` for another one. `timeout_s`: the deadline of a request without its own."""
         self.replicas = [Replica(number, model) for number, model in enumerate(models)]
+        self.resume_wait_s, self.timeout_s = resume_wait_s, timeout_s
         self.draining = False
         self._fleets = {
             model: Fleet(model, [replica for replica in self.replicas if replica.model == model], max_waiting)
             for model in dict.fromkeys(models)
         }
-        self._events_by_job: dict[str, JobEvents] = {}
+        self._flights: dict[str, Flight] = {}  # by the job's id
         self._pending_reports: dict[str, tuple[Replica, asyncio.Future[Report]]] = {}
 
     @property
     def in_flight(self) -> int:
         """Jobs of all models that requests still wait for."""
-        return len(self._events_by_job)
+        return len(self._flights)
 
     @property
     def models(self) -> list[str]:
@@ -98,30 +86,55 @@ class Router:
         return self._fleets[name]
 
     @contextlib.asynccontextmanager
-    async def open(self, jobs: list[Job], model: str | None = None) -> AsyncIterator[JobEvents]:
-        """Send jobs to a worker of the model and yield their events. Leaving the block cancels the jobs that have not ended.
+    async def open(self, jobs: list[Job], model: str | None = None, timeout_s: float | None = None) -> AsyncIterator[JobEvents]:
+        """Send jobs to a worker of the model and yield their events. Leaving the block cancels the jobs that have not ended. Those that
+        have not ended after `timeout_s`, or what the router has for it, fail with `DeadlineExceeded`.
 
         Raises `NotReady` while the server shuts down, and what `Fleet.admit` raises.
         """
         if self.draining:
             raise NotReady("the server is shutting down")
         replica = self._fleet(model).admit(jobs)
-        worker = replica.worker
-        events = JobEvents((job.id for job in jobs), replica)
+        events = JobEvents(job.id for job in jobs)
+        flights = [Flight(job, events, replica) for job in jobs]
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        late = DeadlineExceeded(f"the answer was not complete after {limit_s} s ({TIMEOUTS})")
+        deadline = None if limit_s is None else asyncio.get_running_loop().call_later(limit_s, self._fail, flights, late)
         try:
-            for job in jobs:
-                self._events_by_job[job.id] = events
+            for flight in flights:
+                self._flights[flight.job.id] = flight
                 replica.load += 1
-                replica.send(job)
+                self._send(flight)
             yield events
         finally:
-            for job in jobs:
-                if self._events_by_job.pop(job.id, None) is None:
-                    continue
-                replica.load -= 1
-                if job.id in events.running and replica.worker is worker is not None:
-                    with contextlib.suppress(OSError, EOFError):  # the process that holds the queue is gone, and the worker with it
-                        replica.send(job.id)
+            if deadline is not None:
+                deadline.cancel()
+            for flight in flights:
+                self._end(flight)
+
+    def _send(self, flight: Flight) -> None:
+        """Queue the job for its replica's worker: the whole job, or what is left of it."""
+        assert flight.replica.worker is not None
+        flight.pid = flight.replica.worker.pid
+        flight.replica.send(flight.rest())
+
+    def _end(self, flight: Flight) -> None:
+        """Forget a job that its request no longer waits for."""
+        if self._flights.pop(flight.job.id, None) is not None:
+            flight.replica.load -= 1
+            self._cancel(flight)
+
+    def _cancel(self, flight: Flight) -> None:
+        """Let the worker drop a job that it has not ended."""
+        worker = flight.replica.worker
+        if not flight.has_ended and worker is not None and worker.pid == flight.pid:
+            with contextlib.suppress(OSError, EOFError):  # the process that holds the queue is gone, and the worker with it
+                flight.replica.send(flight.job.id)
+
+    def _fail(self, flights: Sequence[Flight], error: LitmusError) -> None:
+        for flight in flights:
+            self._cancel(flight)
+            flight.deliver(Failed(flight.job.id, error))
 
     def check_job_count(self, count: int, model: str | None = None) -> None:
         """Raises `InvalidRequest` if one request may not have that many jobs. Cheap: call it before the jobs are made."""
@@ -144,73 +157,86 @@ class Router:
         finally:
             del self._pending_reports[inspect.id]
 
-    def append(self, response: list[Any]) -> None:
-        """Take one item from a worker: its ready message `(pid, number of the replica, Facts)`, or the events of a step."""
-        item = response[0]
-        if isinstance(item, tuple):
-            self._register_worker(*item)
-            return
-        for event in item:
+    def append(self, response: Sequence[Any]) -> None:
+        """Take one message of a worker."""
+        message: Message = response[0]
+        if isinstance(message, Ready):
+            self._register_worker(message)
+        elif isinstance(message, Beat):
+            self._note_beat(message)
+        else:
+            self._deliver(message)
+
+    def _deliver(self, message: Events) -> None:
+        for event in message.events:
             if isinstance(event, Report):
                 self._resolve_report(event)
                 continue
-            events = self._events_by_job.get(event.id)
-            if events is not None:
-                events.queue.put_nowait(event)
+            flight = self._flights.get(event.id)
+            if flight is not None and flight.pid == message.pid:
+                flight.deliver(event)
 
-    def _register_worker(self, pid: int, number: int, facts: Facts) -> None:
-        replica = self.replicas[number]
-        self.fail_all(WorkerDied(WORKER_DIED), replica)  # jobs of the previous worker, if `watch` did not see it die
+    def _note_beat(self, beat: Beat) -> None:
+        for replica in self.replicas:
+            if replica.worker is not None and replica.worker.pid == beat.pid:
+                replica.silent_rounds = 0
+
+    def _register_worker(self, ready: Ready) -> None:
+        replica = self.replicas[ready.worker]
+        if replica.worker is not None and replica.worker.pid != ready.pid:  # `watch` did not see the previous one die
+            self.worker_died(replica)
         try:
-            replica.worker, replica.facts = psutil.Process(pid), facts
+            replica.worker, replica.facts = psutil.Process(ready.pid), ready.facts
         except psutil.NoSuchProcess:  # it died before its ready message was read; its successor sends one, too
             replica.worker = None
             return
-        log.info("worker %d serves %s (%s, %s)", pid, facts.name, facts.dtype, facts.device)
+        log.info("worker %d serves %s (%s, %s)", ready.pid, ready.facts.name, ready.facts.dtype, ready.facts.device)
+        for flight in [flight for flight in self._flights.values() if flight.pid is None and flight.replica.model == replica.model]:
+            self._move(flight, replica)
 
     def _resolve_report(self, report: Report) -> None:
         _, pending = self._pending_reports.get(report.id, (None, None))
         if pending is not None and not pending.done():
             pending.set_result(report)
 
-    async def watch(self) -> None:
-        """Run as long as the server: fail the jobs of a worker that died, and end all processes when the main process is gone."""
-        parent = psutil.Process(os.getppid())
-        siblings = _children(parent)
-        for round_number in itertools.count(1):
-            await asyncio.sleep(WATCH_INTERVAL_S)
-            for replica in self.replicas:
-                if replica.worker is not None and _is_dead(replica.worker):
-                    level = logging.DEBUG if self.draining else logging.ERROR
-                    log.log(level, "worker %d of %s died with %d jobs in flight", replica.worker.pid, replica.model, replica.load)
-                    replica.worker = None
-                    self.fail_all(WorkerDied(WORKER_DIED), replica)
-            if not self.draining and os.getppid() != parent.pid:
-                log.error("the main process is gone; ending all processes of this server")
-                for sibling in siblings:  # includes this process, and the one that holds the queues and a copy of the listening socket
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        sibling.kill()
-            if round_number % SIBLINGS_REFRESH_ROUNDS == 0:  # rarely, as it reads the whole of /proc
-                siblings = _children(parent) or siblings
+    def worker_died(self, replica: Replica) -> None:
+        """Send the jobs of a replica's worker to other replicas of the model; without one, they wait for the next worker."""
+        if replica.worker is None:
+            return
+        pid, replica.worker, replica.silent_rounds = replica.worker.pid, None, None
+        self._fail_reports(NotReady(REPORT_LOST), replica)
+        alive = self._fleets[replica.model].alive
+        for flight in [
+            flight for flight in self._flights.values() if flight.replica is replica and flight.pid == pid and not flight.has_ended
+        ]:
+            flight.pid, flight.waits_since_s = None, asyncio.get_running_loop().time()
+            flight.deaths += 1
+            if flight.deaths >= MAX_DEATHS:
+                self._fail([flight], WorkerDied(DIED_TWICE))
+                continue
+            flight.events.queue.put_nowait(Interrupted(flight.job.id))
+            if alive:
+                self._move(flight, min(alive, key=lambda other: other.load))
 
-    def fail_all(self, error: LitmusError, replica: Replica | None = None) -> None:
-        """End all jobs in flight and all pending reports, or those of one replica, with `error`."""
-        for id, events in self._events_by_job.items():
-            if replica in {None, events.replica}:
-                events.queue.put_nowait(Failed(id, error))
+    def _move(self, flight: Flight, replica: Replica) -> None:
+        flight.replica.load -= 1
+        replica.load += 1
+        flight.replica = replica
+        self._send(flight)
+
+    def fail_stranded(self) -> None:
+        """Fail the jobs that have waited too long for a worker, and all that wait for one while the server shuts down."""
+        oldest_s = asyncio.get_running_loop().time() - (0 if self.draining else self.resume_wait_s)
+        stranded = [flight for flight in self._flights.values() if flight.pid is None and flight.waits_since_s <= oldest_s]
+        self._fail(stranded, WorkerDied(WORKER_DIED))
+
+    def fail_all(self, error: LitmusError) -> None:
+        """End all jobs in flight and all pending reports with `error`."""
+        self._fail(list(self._flights.values()), error)
+        self._fail_reports(error)
+
+    def _fail_reports(self, error: LitmusError, replica: Replica | None = None) -> None:
+        """Of one replica, or of all."""
         for target, pending in self._pending_reports.values():
             if replica in {None, target} and not pending.done():
                 pending.set_exception(error)
-
-
-def _is_dead(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.children()
-    return []

@@ -9,6 +9,7 @@ import os
 import pickle
 import socket
 import struct
+import threading
 from typing import Any
 
 from litserve.transport.base import MessageTransport
@@ -30,17 +31,22 @@ class SocketTransport(MessageTransport):
         self._receiver.setblocking(False)
         self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._parts: dict[int, list[bytes]] = {}  # of messages that are not complete, by the sender's pid
+        self._sending = threading.Lock()  # a message's packets follow each other
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker gets the sending end only."""
         return {"_sender": self._sender}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _sending=threading.Lock())
+
     def send(self, item: Any, consumer_id: int = 0) -> None:
         """Send any picklable item. Waits while the API process is far behind. Raises `OSError` when that process is gone."""
         message, pid = pickle.dumps(item), os.getpid()
-        for start in range(0, len(message), PAYLOAD_BYTES):
-            end = start + PAYLOAD_BYTES
-            self._sender.sendmsg([HEADER.pack(pid, start == 0, end >= len(message)), memoryview(message)[start:end]])
+        with self._sending:
+            for start in range(0, len(message), PAYLOAD_BYTES):
+                end = start + PAYLOAD_BYTES
+                self._sender.sendmsg([HEADER.pack(pid, start == 0, end >= len(message)), memoryview(message)[start:end]])
 
     async def areceive(self, consumer_id: int | None = None, timeout: float | None = None) -> Any:  # noqa: ASYNC109  (LitServe's signature)
         """Return the next item of any worker."""

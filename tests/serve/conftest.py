@@ -13,6 +13,7 @@ from serving import RunningServer, serving
 from app.tokenizer import Tokenizer
 from serve.middleware import install
 from serve.routes import create_routes
+from serve.workers.messages import Ready
 from serve.workers.router import Router
 
 LIMIT = 20_000
@@ -48,7 +49,7 @@ def serving_fakes(folder: Path, strict: bool = False) -> Iterator[Served]:
     router = Router(3, [FACTS.name])
     worker = FakeWorker(router, FakeEngine(poison=ord("~") - ord("!") + 2))
     router.replicas[0].queue = worker
-    router.append([(psutil.Process().pid, 0, FACTS), "OK"])
+    router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
     app = FastAPI()
     install(app, LIMIT, strict=strict)
     tokenizer = Tokenizer(str(folder))

@@ -8,6 +8,8 @@ import psutil
 import pytest
 from fakes import FACTS
 
+from serve.workers.messages import Ready
+
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HELLO = [{"role": "user", "content": "hi"}]
 TEMPLATE = (
@@ -26,7 +28,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 @pytest.fixture
 def roomy(served: Any) -> Any:
     served.tokenizer.base.chat_template = TEMPLATE
-    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
     return served
 
 

@@ -226,7 +226,7 @@ def test_min_tokens_end_tokens_and_stop_tokens() -> None:
         sampling = SamplingParams(temperature=0.0, min_tokens=int(fields.pop("min_tokens", 0)))  # type: ignore[call-overload]
         events = _run(Generate("a", ids, 12, sampling, **fields), frozenset({end}))  # type: ignore[arg-type]
         deltas = [event for event in events if isinstance(event, Delta)]
-        return sum(delta.tokens for delta in deltas), deltas[-1].finish
+        return sum(len(delta.tokens) for delta in deltas), deltas[-1].finish
 
     first = whole.index(end) + 1
     assert count() == (first, "stop")

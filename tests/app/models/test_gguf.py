@@ -64,7 +64,7 @@ def test_a_file_chats_and_scores(files: dict[str, Path], name: str, dtype: str) 
     engine.submit(Generate("chat", tuple(IDS[0].tolist()), 8, SamplingParams(temperature=0.0), ignore_eos=True))
     engine.submit(Score("text", tuple(IDS[0].tolist()), (Window(0, 8, 1),)))
     events = drain(engine)
-    assert sum(event.tokens for event in events if isinstance(event, Delta)) == 8
+    assert sum(len(event.tokens) for event in events if isinstance(event, Delta)) == 8
     (scored,) = [event for event in events if isinstance(event, Scored)]
     assert len(scored.columns.logprob) == 7 and all(isinstance(rank, int) for rank in scored.columns.rank)
 

@@ -23,6 +23,7 @@ from app.schemas import GenerateRequest
 from app.tokenizer import Tokenizer
 from serve.middleware import install
 from serve.routes import create_routes
+from serve.workers.messages import Ready
 from serve.workers.router import Router
 
 PATH = "/generate"
@@ -283,7 +284,7 @@ def real(bundled: Path) -> Iterator[Real]:
     facts = Facts("storyteller", context, slots, "none", "float32", "cpu", None, True)
     router = Router(64, [facts.name])
     router.replicas[0].queue = FakeWorker(router, engine)  # type: ignore[arg-type]
-    router.append([(psutil.Process().pid, 0, facts), "OK"])
+    router.append([Ready(psutil.Process().pid, 0, facts), "OK"])
     app = FastAPI()
     install(app, 100_000)
     app.include_router(create_routes(router, {facts.name: tokenizer}, 1))

@@ -10,6 +10,8 @@ from fakes import FACTS
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from serve.workers.messages import Ready
+
 PATH, CHAT = "/v1/responses", "/v1/chat/completions"
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 RING = {"type": "function", "name": "ring", "parameters": {"type": "object", "properties": {"times": {"type": "integer"}}}}
@@ -30,7 +32,7 @@ TWO = '<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>\n<
 def tooled(served: Any) -> Any:
     """With a chat template that has a place for tools, and a context that holds them."""
     served.tokenizer.base.chat_template = HERMES
-    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
     return served
 
 

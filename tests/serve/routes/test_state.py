@@ -14,6 +14,7 @@ from app.engine.request import Facts, Report, Weights
 from app.schemas import ModelCard, SlotList
 from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
 from serve.routes.state import capabilities_of
+from serve.workers.messages import Events, Ready
 
 TEXT = "/v1/completions"
 KEPT = ("model.layers.1.mlp.down_proj", "lm_head")
@@ -33,11 +34,11 @@ def test_models_say_what_is_served(served: Any) -> None:
 
 def test_layers_with_16_bit_inputs_are_named_of_model_and_observer(served: Any) -> None:
     facts = replace(FACTS, weights=Weights(inputs_of_16_bits=KEPT), observer_weights=Weights())
-    served.router.append([(psutil.Process().pid, 0, facts), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, facts), "OK"])
     card = served.client.get("/v1/models/fake").json()
     assert card["weights"]["layers_with_16_bit_inputs"] == list(KEPT)
     assert card["observer_weights"]["layers_with_16_bit_inputs"] == []
-    served.router.append([(psutil.Process().pid, 0, replace(facts, observer=None, observer_weights=None)), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, replace(facts, observer=None, observer_weights=None)), "OK"])
     assert served.client.get("/v1/models/fake").json()["observer_weights"] is None
 
 
@@ -45,7 +46,7 @@ def test_the_card_says_what_the_weights_are(served: Any) -> None:
     """`quantize` is what the setting did: nothing, of a file that was quantized before."""
     weights, observer_weights = Weights("gguf", ("Q4_K", "Q6_K"), 1000, 600, KEPT), Weights("float", ("float32",), 9, 36)
     facts = replace(FACTS, weights=weights, observer_weights=observer_weights)
-    served.router.append([(psutil.Process().pid, 0, facts), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, facts), "OK"])
     card = served.client.get("/v1/models/fake").json()
     common = {"format": "gguf", "types": ["Q4_K", "Q6_K"], "parameters": 1000, "bytes": 600}
     assert (card["quantize"], card["weights"]) == ("none", {**common, "layers_with_16_bit_inputs": list(KEPT)})
@@ -111,7 +112,9 @@ def test_a_worker_in_a_long_step_is_a_503(served: Any, monkeypatch: pytest.Monke
     response = served.client.get("/slots")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert "long step" in response.json()["error"]["message"]
-    served.router.append([[Report("inspect-late", (), (), 0, ())], "OK"])  # a report that comes too late is dropped
+    served.router.append(
+        [Events(psutil.Process().pid, [Report("inspect-late", (), (), 0, ())]), "OK"]
+    )  # a report that comes too late is dropped
     served.worker.stalled = False
     assert served.client.get("/slots").status_code == 200
 

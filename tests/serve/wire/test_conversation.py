@@ -8,6 +8,8 @@ import psutil
 import pytest
 from fakes import FACTS
 
+from serve.workers.messages import Ready
+
 CHAT = "/v1/chat/completions"
 NAMES = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + (m.name or '') + '/' + m['content'] }}{% endfor %}"
 CALL = {"id": "abc", "type": "function", "function": {"name": "ring", "arguments": '{"times": 2}'}}
@@ -75,7 +77,7 @@ def test_a_call_and_its_result_reach_the_template_the_arguments_as_an_object(ser
 
 def test_results_without_ids_answer_the_calls_in_their_order(served: Any) -> None:
     served.tokenizer.base.chat_template = CALLS.replace("m['content']", "(m['content'] or '') + (m.tool_call_id or '')")
-    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
     second = {**CALL, "id": "xyz"}
     calls = [{"role": "assistant", "content": None, "tool_calls": [CALL, second]}]
     told = [{"role": "tool", "content": "1", "tool_call_id": "abc"}, {"role": "tool", "content": "2", "tool_call_id": "xyz"}]

@@ -192,10 +192,10 @@ def test_no_queue_position_is_sent_once_an_answer_has_started(served: Any) -> No
         async def events() -> AsyncIterator[Event]:
             for event in (
                 Waiting("a", 1, 0.2),
-                Delta("a", "x", 1),
+                Delta("a", "x", (5,)),
                 Waiting("b", 1, 9.0),
-                Delta("b", "y", 1, "stop"),
-                Delta("a", "", 0, "stop"),
+                Delta("b", "y", (6,), "stop"),
+                Delta("a", "", (), "stop"),
             ):
                 yield event
 

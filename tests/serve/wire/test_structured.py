@@ -8,6 +8,8 @@ import psutil
 import pytest
 from fakes import FACTS
 
+from serve.workers.messages import Ready
+
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
 RING = {"type": "function", "function": {"name": "ring", "parameters": {"type": "object", "properties": {"times": {"type": "integer"}}}}}
@@ -24,7 +26,7 @@ TWO = '<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>\n<
 @pytest.fixture
 def tooled(served: Any) -> Any:
     served.tokenizer.base.chat_template = HERMES
-    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
     return served
 
 
@@ -183,7 +185,7 @@ def test_what_is_wrong_is_named(tooled: Any, fields: dict[str, Any], param: str,
 
 
 def test_where_the_template_has_no_place_for_tools_they_are_told_in_plain_messages(served: Any) -> None:
-    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
     say(served, '<tool_call>{"name": "ring", "arguments": {"times": 2}}</tool_call>')
     answer = ask(served, tools=[RING]).json()
     (call,) = answer["choices"][0]["message"]["tool_calls"]
@@ -197,7 +199,7 @@ def test_where_the_template_has_no_place_for_tools_they_are_told_in_plain_messag
 
 
 def test_a_template_without_a_turn_of_the_system_gets_the_tools_in_the_users_turn(served: Any) -> None:
-    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
     template = served.tokenizer.base.chat_template
     served.tokenizer.base.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + template
     assert ask(served, tools=[RING]).status_code == 200

@@ -19,6 +19,7 @@ from app.forms.validation import byte_tokenizer
 from app.schemas import ChatRequest
 from app.tokenizer import Tokenizer
 from serve.wire.thought import Thought, limit_of
+from serve.workers.messages import Ready
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
@@ -35,7 +36,7 @@ RING = {"type": "function", "function": {"name": "ring", "parameters": {"type": 
 @pytest.fixture
 def thinking(served: Any) -> Any:
     served.tokenizer.base.chat_template = QWEN
-    served.router.append([(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
     return served
 
 

@@ -11,9 +11,11 @@ import psutil
 import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 
-from app.engine.request import Delta, Failed, Generate, SamplingParams
+from app.engine.request import Delta, Generate, Interrupted, SamplingParams
 from app.errors import InvalidRequest, NotReady, QueueFull, UnknownModel
+from serve.workers.messages import Ready
 from serve.workers.router import Router
+from serve.workers.watch import watch
 
 
 def job(name: str, first: int = 0) -> Generate:
@@ -33,7 +35,7 @@ def create(models: Sequence[str], waiting: int = 1, loaded: Sequence[int] | None
 
 
 def greet(router: Router, number: int, pid: int) -> None:
-    router.append([(pid, number, replace(FACTS, name=router.replicas[number].model, context=64 + number)), "OK"])
+    router.append([Ready(pid, number, replace(FACTS, name=router.replicas[number].model, context=64 + number)), "OK"])
 
 
 @pytest.mark.parametrize(
@@ -85,21 +87,20 @@ def test_a_conversation_goes_back_to_its_replica_of_the_same_model() -> None:
     asyncio.run(main())
 
 
-def test_a_dead_worker_fails_only_the_requests_of_its_model() -> None:
+def test_a_dead_worker_interrupts_only_the_requests_of_its_model() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 
     async def main() -> None:
         router, workers = create(["a", "b"])
         greet(router, 0, process.pid)
-        watching = asyncio.create_task(router.watch())
+        watching = asyncio.create_task(watch(router))
         async with router.open([job("doomed")], "a") as doomed, router.open([job("kept")], "b") as kept:
             process.kill()
-            (event,) = [event async for event in doomed]
-            assert isinstance(event, Failed) and event.error.code == "worker_died"
+            assert await anext(aiter(doomed)) == Interrupted("doomed")
             assert (router.alive, router.ready) == ({"a": False, "b": True}, False)
             workers[1].stalled = False
-            workers[1].put((0, job("other")))  # starts the fake worker's loop again
             assert [type(event) for event in [event async for event in kept]] == [Delta] * 3
+            assert "doomed" not in workers[1].engine.jobs
         with pytest.raises(NotReady, match="'a' is not loaded at the moment"):
             await router.open([job("later")], "a").__aenter__()
         async with router.open([job("later")], "b"):

@@ -13,9 +13,11 @@ import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 from serving import serving, wait_for
 
-from app.engine.request import Delta, Failed, Generate, SamplingParams
+from app.engine.request import Delta, Generate, Interrupted, SamplingParams
 from app.errors import InvalidRequest, QueueFull
+from serve.workers.messages import Ready
 from serve.workers.router import Router
+from serve.workers.watch import watch
 
 
 def job(name: str, first: int = 0, length: int = 64) -> Generate:
@@ -28,7 +30,7 @@ def create(waiting: int = 100, pids: tuple[int, int] | None = None) -> tuple[Rou
     for replica, worker, pid in zip(router.replicas, workers, pids or (psutil.Process().pid,) * 2, strict=True):
         replica.queue = worker
         worker.stalled = True
-        router.append([(pid, replica.number, FACTS), "OK"])
+        router.append([Ready(pid, replica.number, FACTS), "OK"])
     return router, workers
 
 
@@ -62,18 +64,16 @@ def test_the_limit_counts_the_slots_of_all_replicas() -> None:
     asyncio.run(main())
 
 
-def test_a_dead_worker_fails_its_own_requests_and_the_other_serves_on() -> None:
+def test_the_jobs_of_a_dead_worker_go_on_in_the_other_replica() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 
     async def main() -> None:
         router, workers = create(pids=(process.pid, psutil.Process().pid))
-        watching = asyncio.create_task(router.watch())
+        watching = asyncio.create_task(watch(router))
         async with router.open([job("doomed")]) as doomed, router.open([job("kept", 1000)]) as kept:
             process.kill()
-            (event,) = [event async for event in doomed]
-            assert isinstance(event, Failed) and event.error.code == "worker_died"
             workers[1].stalled = False
-            workers[1].put((0, job("other", 5000)))  # starts the fake worker's loop again
+            assert [type(event) for event in [event async for event in doomed]] == [Interrupted] + [Delta] * 3
             assert [type(event) for event in [event async for event in kept]] == [Delta] * 3
         assert router.ready
         async with router.open([job("later", 2000)]):

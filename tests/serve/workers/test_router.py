@@ -1,18 +1,21 @@
-"""The router: limits, cancellation, reports, and that every job of a dead worker gets an error."""
+"""The router: limits, deadlines, cancellation, reports, and that the jobs of a dead worker go on in another one."""
 
 import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import psutil
 import pytest
-from fakes import DEAD_PID, FACTS, FakeEngine, FakeWorker
+from fakes import DEAD_PID, FACTS, FakeEngine, FakeWorker, answer_of
 
-from app.engine.request import Delta, Failed, Generate, Inspect, Report, SamplingParams, Waiting
+from app.engine.request import ContrastiveSearchParams, Delta, Failed, Generate, Inspect, Interrupted, Report, SamplingParams, Waiting
 from app.errors import InvalidRequest, NotReady, QueueFull, WorkerDied
 from serve.workers.loop import _handle_message
+from serve.workers.messages import Beat, Events, Ready
 from serve.workers.router import Router
+from serve.workers.watch import watch
 
 
 def job(name: str, max_tokens: int = 3) -> Generate:
@@ -23,7 +26,7 @@ def create(waiting: int = 1) -> tuple[Router, FakeWorker]:
     router = Router(waiting, [FACTS.name])
     worker = FakeWorker(router, FakeEngine())
     router.replicas[0].queue = worker
-    router.append([(psutil.Process().pid, 0, FACTS), "OK"])
+    router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
     return router, worker
 
 
@@ -81,25 +84,24 @@ def test_a_client_that_leaves_cancels_what_has_not_ended() -> None:
     asyncio.run(main())
 
 
-def test_a_dead_worker_fails_everything_it_held_and_the_next_one_serves() -> None:
+def test_while_no_worker_lives_new_requests_are_refused_and_the_next_worker_serves() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 
     async def main() -> None:
         router, worker = create()
         worker.stalled = True
-        router.append([(process.pid, 0, FACTS), "OK"])
-        watching = asyncio.create_task(router.watch())
+        router.append([Ready(process.pid, 0, FACTS), "OK"])
+        watching = asyncio.create_task(watch(router))
         async with router.open([job("a"), job("b")]) as events:
             process.kill()
-            received = await asyncio.wait_for(_all(events), 5)
-        assert {event.id for event in received} == {"a", "b"}
-        assert all(isinstance(event, Failed) and isinstance(event.error, WorkerDied) for event in received)
-        assert not router.ready
-        with pytest.raises(NotReady):
-            async with router.open([job("c")]):
-                pass
+            event = await asyncio.wait_for(anext(aiter(events)), 5)
+            assert event == Interrupted("a")
+            assert not router.ready
+            with pytest.raises(NotReady):
+                async with router.open([job("c")]):
+                    pass
         process.wait()
-        router.append([(psutil.Process().pid, 0, FACTS), "OK"])
+        router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
         worker.stalled = False
         async with router.open([job("d")]) as events:
             assert len(await _all(events)) == 3
@@ -108,15 +110,174 @@ def test_a_dead_worker_fails_everything_it_held_and_the_next_one_serves() -> Non
     asyncio.run(main())
 
 
+def die(router: Router, worker: FakeWorker) -> None:
+    """The worker's process dies with all its jobs."""
+    worker.engine.jobs.clear()
+    router.worker_died(router.replicas[0])
+
+
+def revive(router: Router) -> None:
+    router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
+
+
+def test_an_answer_goes_on_in_the_next_worker_where_the_dead_one_stopped() -> None:
+    async def main() -> None:
+        router, worker = create()
+        async with router.open([job("a", 5)]) as events:
+            received = [await anext(reading := aiter(events)) for _ in range(1)]
+            received.append(await anext(reading))
+            die(router, worker)
+            assert await anext(reading) == Interrupted("a")
+            assert router.replicas[0].load == 1
+            revive(router)
+            received += [event async for event in reading]
+        assert worker.engine.submitted[-1].sampled == (2, 3)
+        assert "".join(event.text for event in received) == answer_of(job("a", 5))
+        assert [event.finish for event in received] == [None] * 4 + ["length"]
+        assert router.in_flight == router.replicas[0].load == 0
+
+    asyncio.run(main())
+
+
+def test_what_a_dead_worker_sent_too_late_is_not_delivered() -> None:
+    async def main() -> None:
+        router, worker = create()
+        worker.stalled = True
+        async with router.open([job("a", 2)]) as events:
+            die(router, worker)
+            late = Events(DEAD_PID, [Delta("a", "late", (9,), "length")])
+            router.append([late, "OK"])
+            router.append([Events(psutil.Process().pid, late.events), "OK"])
+            revive(router)
+            router.append([late, "OK"])
+            worker.stalled = False
+            received = await _all(events)
+        assert received[0] == Interrupted("a") and "".join(event.text for event in received[1:]) == answer_of(job("a", 2))
+
+    asyncio.run(main())
+
+
+def test_a_search_is_done_again_and_what_was_delivered_is_not_sent_twice() -> None:
+    async def main() -> None:
+        router, worker = create()
+        search = replace(job("a", 4), search=ContrastiveSearchParams(2, 0.5))
+        async with router.open([search]) as events:
+            reading = aiter(events)
+            first = [await anext(reading) for _ in range(3)]
+            die(router, worker)
+            revive(router)
+            rest = [event async for event in reading]
+        assert worker.engine.submitted == [search, search]
+        assert "".join(event.text for event in [*first, *rest[1:]]) == answer_of(search)
+
+    asyncio.run(main())
+
+
+def test_a_job_that_two_workers_died_with_fails_and_others_do_not() -> None:
+    async def main() -> None:
+        router, worker = create()
+        worker.stalled = True
+        async with router.open([job("early")]) as early:
+            die(router, worker)
+            revive(router)
+            async with router.open([job("later")]) as later:
+                die(router, worker)
+                received = await _all(early)
+                assert isinstance(received[-1], Failed) and isinstance(received[-1].error, WorkerDied)
+                revive(router)
+                worker.stalled = False
+                assert [type(event) for event in await _all(later)] == [Interrupted] + [Delta] * 3
+        assert worker.engine.cancelled == []
+
+    asyncio.run(main())
+
+
+def test_a_client_that_leaves_while_no_worker_lives_is_forgotten() -> None:
+    async def main() -> None:
+        router, worker = create()
+        async with router.open([job("a")]):
+            die(router, worker)
+        revive(router)
+        assert router.in_flight == router.replicas[0].load == 0
+        assert worker.engine.jobs == {} and worker.engine.cancelled == []
+
+    asyncio.run(main())
+
+
+def test_without_another_worker_in_time_a_job_fails() -> None:
+    async def main() -> None:
+        router, worker = create()
+        worker.stalled, router.resume_wait_s = True, 0.01
+        async with router.open([job("a")]) as events:
+            die(router, worker)
+            router.fail_stranded()
+            assert router.in_flight == 1 and events.queue.qsize() == 1
+            await asyncio.sleep(0.02)
+            router.fail_stranded()
+            router.fail_stranded()
+            received = await _all(events)
+        assert [type(event) for event in received] == [Interrupted, Failed] and received[-1].error.code == "worker_died"
+
+    asyncio.run(main())
+
+
+def test_a_server_that_shuts_down_does_not_wait_for_another_worker() -> None:
+    async def main() -> None:
+        router, worker = create()
+        async with router.open([job("a")]) as events:
+            router.draining = True
+            die(router, worker)
+            router.fail_stranded()
+            assert (await _all(events))[-1].error.code == "worker_died"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("own", "default"), [(0.02, None), (None, 0.02), (0.02, 60)])
+def test_a_deadline_ends_a_job_in_the_queue_and_in_its_slot(own: float | None, default: float | None) -> None:
+    async def main() -> None:
+        router, worker = create()
+        worker.stalled, router.timeout_s = True, default
+        async with router.open([job("a"), job("b")], timeout_s=own) as events:
+            received = await asyncio.wait_for(_all(events), 5)
+            assert {event.id: event.error.code for event in received} == {"a": "deadline_exceeded", "b": "deadline_exceeded"}
+            assert worker.engine.cancelled == ["a", "b"]
+        assert worker.engine.cancelled == ["a", "b"] and router.replicas[0].load == 0
+
+    asyncio.run(main())
+
+
+def test_a_worker_without_a_sign_of_life_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has never sent a beat is left alone."""
+    monkeypatch.setattr("serve.workers.watch.WATCH_INTERVAL_S", 0.001)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    async def main() -> None:
+        router, worker = create()
+        worker.stalled = True
+        router.append([Ready(process.pid, 0, FACTS), "OK"])
+        watching = asyncio.create_task(watch(router))
+        await asyncio.sleep(0.1)
+        assert router.ready
+        async with router.open([job("a")]) as events:
+            router.append([Beat(process.pid), "OK"])
+            assert await asyncio.wait_for(anext(aiter(events)), 5) == Interrupted("a")
+        assert not router.ready
+        watching.cancel()
+
+    asyncio.run(main())
+    assert process.wait(5) < 0
+
+
 def test_events_of_requests_that_have_left_are_dropped() -> None:
     router, _ = create()
-    router.append([[Delta("gone", "text", 1, None)], "OK"])
+    router.append([Events(psutil.Process().pid, [Delta("gone", "text", (5,), None)]), "OK"])
     assert router.in_flight == 0
 
 
 def test_a_ready_message_of_a_dead_process_is_ignored() -> None:
     router, _ = create()
-    router.append([(DEAD_PID, 0, FACTS), "OK"])
+    router.append([Ready(DEAD_PID, 0, FACTS), "OK"])
     assert not router.ready
 
 
@@ -138,7 +299,7 @@ def test_a_report_answers_only_its_own_inspect() -> None:
         router, worker = create()
         worker.stalled = True
         async with router.open([job("a", 1)]) as events:
-            router.append([[Report("a", (), (), 0, ())], "OK"])
+            router.append([Events(psutil.Process().pid, [Report("a", (), (), 0, ())]), "OK"])
             worker.stalled = False
             reports = await asyncio.gather(router.report(), router.report())
             assert len({report.id for report in reports}) == 2
@@ -166,7 +327,7 @@ def test_the_worker_reports_while_it_has_jobs() -> None:
     for content in (job("a"), Inspect("question"), "a"):
         _handle_message(engine, (os.getpid(), content), sent.append)
         _handle_message(engine, (DEAD_PID, content), sent.append)  # addressed to another worker
-    assert sent == [[engine.report("question")]]
+    assert sent == [Events(os.getpid(), [engine.report("question")])]
     assert [job.id for job in engine.submitted] == engine.cancelled == ["a"]
 
 

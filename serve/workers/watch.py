@@ -1,0 +1,73 @@
+"""Watches the processes of the server from the API process: workers that died or hang, and a main process that is gone."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+
+import psutil
+
+from serve.workers.fleet import Replica
+from serve.workers.router import Router
+
+log = logging.getLogger(__name__)
+
+WATCH_INTERVAL_S = 0.2
+HANG_ROUNDS = 40  # rounds without a beat, after which a worker counts as stopped. Rounds, not seconds: this process may be stopped, too
+SIBLINGS_REFRESH_ROUNDS = 25  # rounds between two readings of the process table
+
+
+async def watch(router: Router) -> None:
+    """Run as long as the server: let the jobs of a worker that died or hangs go on elsewhere, and end all processes when the main process
+    is gone.
+    """
+    parent = psutil.Process(os.getppid())
+    siblings = _children(parent)
+    for round_number in itertools.count(1):
+        await asyncio.sleep(WATCH_INTERVAL_S)
+        for replica in router.replicas:
+            _check(router, replica)
+        router.fail_stranded()
+        if not router.draining and os.getppid() != parent.pid:
+            log.error("the main process is gone; ending all processes of this server")
+            for sibling in siblings:  # includes this process, and the one that holds the queues and a copy of the listening socket
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    sibling.kill()
+        if round_number % SIBLINGS_REFRESH_ROUNDS == 0:  # rarely, as it reads the whole of /proc
+            siblings = _children(parent) or siblings
+
+
+def _check(router: Router, replica: Replica) -> None:
+    """Tell the router when the replica's worker is dead, and kill one that gives no sign of life: LitServe starts another."""
+    worker = replica.worker
+    if worker is None:
+        return
+    if _is_dead(worker):
+        level = logging.DEBUG if router.draining else logging.ERROR
+        log.log(level, "worker %d of %s died with %d jobs in flight", worker.pid, replica.model, replica.load)
+        router.worker_died(replica)
+    elif replica.silent_rounds is not None:
+        replica.silent_rounds += 1
+        if replica.silent_rounds > HANG_ROUNDS:
+            log.error("worker %d of %s has given no sign of life for %d s; it is killed", worker.pid, replica.model, _seconds(HANG_ROUNDS))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+            router.worker_died(replica)
+
+
+def _seconds(rounds: int) -> int:
+    return round(rounds * WATCH_INTERVAL_S)
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.children()
+    return []
