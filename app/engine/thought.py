@@ -56,7 +56,7 @@ class LimitedThought:
         left = self._limit.tokens - self._tokens
         if left >= CHARACTER_TOKENS:
             return False
-        return left <= 0 or is_begun or (not _is_cut(detokenizer.preview([])) and _is_cut(detokenizer.preview([token])))
+        return left <= 0 or (not _is_cut(detokenizer.preview([])) and (is_begun or _is_cut(detokenizer.preview([token]))))
 
 
 def _is_cut(text: str) -> bool:
