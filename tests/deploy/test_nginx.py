@@ -244,7 +244,11 @@ def test_what_the_server_is_told_of_the_client(site: Site) -> None:
     forged = {"X-Forwarded-For": "10.0.0.1", "X-Real-IP": "10.0.0.1", "Forwarded": "for=10.0.0.1", "Authorization": "Bearer k"}
     site.http.get("/v1/models", headers=forged)
     headers = next(server.requests[-1].headers for server in site.servers if server.requests)
-    assert (headers["x-forwarded-for"], headers["x-forwarded-proto"], headers["host"]) == (site.address, "https", site.http.base_url.netloc.decode())
+    assert (headers["x-forwarded-for"], headers["x-forwarded-proto"], headers["host"]) == (
+        site.address,
+        "https",
+        site.http.base_url.netloc.decode(),
+    )
     assert headers["authorization"] == "Bearer k" and not headers.keys() & {"x-real-ip", "forwarded"}
 
 
