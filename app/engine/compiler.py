@@ -37,7 +37,7 @@ def library_path() -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             return _compile(folder / name)
-        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        except OSError as error:  # no such folder, no right to write, a file system that is full or only for reading
             reason = error
     raise CompileError(f"{reason.strerror}: {reason.filename}")
 
