@@ -19,9 +19,9 @@ class Neighbours:
     origins: tuple[str, ...] = ()
 
     def allows_host(self, host: str) -> bool:
-        """An address is nobody else's name, so it is always allowed."""
+        """An address is nobody else's name, so it is always allowed; so is no Host at all, as every browser sends one."""
         name = _name(host)
-        return name == "localhost" or name in self.hosts or _is_address(name)
+        return not name or name == "localhost" or name in self.hosts or _is_address(name)
 
     def allows_origin(self, origin: str | None, host: str) -> bool:
         """None is a program, or a browser that opens an address. The page's own server is allowed, and what the settings name."""

@@ -68,6 +68,7 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
 
     tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.served.values()}
     detectors = {model.served_name: detector_of(model) for model in settings.served.values()}
+    app.state.bans.tokenizers.update(tokenizers)
     app.include_router(create_routes(router, tokenizers, int(time.time()), app.state.bans, detectors, settings.server.strict))
     if settings.ui.enabled:
         with _without_type_stubs():

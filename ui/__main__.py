@@ -44,7 +44,8 @@ def serve_page(settings: Settings) -> None:
 
     host, port, server_url, key = settings.server.host, settings.ui.port, settings.ui.server, settings.ui.key
     app = FastAPI(openapi_url=None)
-    app.add_api_route("/", lambda: RedirectResponse(PATH), include_in_schema=False)
+    app.add_api_route("/", lambda: RedirectResponse(PATH))
+    app.add_api_route("/favicon.ico", lambda: RedirectResponse(f"{PATH}/favicon.ico"))
     mount(app, Visitors(server_url, login=None, key=key.get_secret_value() if key else None), neighbours_of(settings))
     logger.info("serving the page at http://%s:%d for the Litmus server %s", host, port, server_url)
     uvicorn.run(app, host=host, port=port, log_level="warning")

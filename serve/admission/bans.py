@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import Forbidden, SetupError
 from app.settings import SecuritySettings
+from app.tokenizer import Tokenizer
 from serve.admission.watched import WatchedFile
 
 INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")  # characters that would split a word without being seen
+TOKENS = ("prompt", "input", "tokens")  # fields that may have token ids, or lists of them
 NO_TEXT = frozenset({"type", "role", "model", "id", "user"})  # fields whose values are names, not text
 
 
@@ -43,6 +45,7 @@ class Bans:
 
     def __init__(self, settings: SecuritySettings) -> None:
         """Raises `SetupError` for a file that cannot be read."""
+        self.tokenizers: dict[str, Tokenizer] = {}  # by model name, the default model first; filled in when the routes are made
         self._users = frozenset(settings.banned_users)
         path = settings.bans_file
         self._file = None if path is None else WatchedFile(path, lambda text: parse_bans(text, str(path)))
@@ -60,9 +63,20 @@ class Bans:
 
     def check_content(self, body: Any) -> None:
         """Raises `Forbidden` if a text of this request body is blocked."""
-        text = plain("\n".join(texts_of(body)))
+        text = plain("\n".join([*texts_of(body), *self._texts_of_tokens(body)]))
         if any(pattern.search(text) for pattern in self._current().blocked):
             raise Forbidden("this request contains content that this server does not serve", code="content_blocked")
+
+    def _texts_of_tokens(self, body: Any) -> Iterator[str]:
+        """The texts of fields that may have token ids instead."""
+        if not isinstance(body, dict) or not self.tokenizers:
+            return
+        default = next(iter(self.tokenizers.values()))
+        model = body.get("model")
+        tokenizer = self.tokenizers.get(model, default) if isinstance(model, str) else default
+        for sent in filter(None, (body.get(name) for name in TOKENS if isinstance(body.get(name), list))):
+            for item in sent if isinstance(sent[0], list) else [sent]:
+                yield tokenizer.decode([id for id in item if isinstance(id, int) and 0 <= id < len(tokenizer)])
 
     def _current(self) -> BanList:
         return BanList() if self._file is None else self._file.value()

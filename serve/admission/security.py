@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 
 from app.neighbours import Neighbours
 from app.settings import Settings
-from serve.admission.access import Access, BlockedContent
+from serve.admission.access import OPEN, Access, BlockedContent
 from serve.admission.bans import Bans
 from serve.admission.headers import SecurityHeaders
 from serve.admission.keys import Keys
@@ -60,7 +60,11 @@ class Security:
 
 
 def _with_keys(document: dict[str, Any]) -> dict[str, Any]:
-    """Says in the OpenAPI document how a key is sent, so that /docs asks for one."""
+    """Says in the OpenAPI document how a key is sent, so that /docs asks for one, and what an answer without one is."""
+    refused = {"description": "no key, or none of this server's"}
+    for path, operations in document["paths"].items():
+        for operation in operations.values() if path not in OPEN else ():
+            operation["responses"].setdefault("401", refused)
     document.setdefault("components", {})["securitySchemes"] = SCHEMES
     document["security"] = [{name: []} for name in SCHEMES]
     return document

@@ -16,12 +16,14 @@ from fakes import FACTS, FakeEngine, FakeWorker
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
-from app.settings import SecuritySettings, ServerSettings, Settings
+from app.errors import SetupError
+from app.settings import SecuritySettings, ServerSettings, Settings, read
 from app.tokenizer import Tokenizer
 from serve.admission.keys import digest_of
 from serve.admission.security import Security
 from serve.middleware import install
 from serve.routes import create_routes
+from serve.server import create_server
 from serve.workers.router import Router
 
 ALICE, ROOT = "alice-" + "a" * 40, "root-" + "r" * 40
@@ -42,7 +44,8 @@ def serving(folder: Path, host: str = "127.0.0.1", base_url: str = "http://127.0
     admission.add_inner(app)
     install(app, LIMIT, settings.security.cors_origins, before_body=[admission.access])
     admission.add_outer(app)
-    app.include_router(create_routes(router, {FACTS.name: Tokenizer(str(folder))}, 1, app.state.bans))
+    app.state.bans.tokenizers[FACTS.name] = Tokenizer(str(folder))
+    app.include_router(create_routes(router, app.state.bans.tokenizers, 1, app.state.bans))
 
     @app.get("/client")
     async def client(request: Request) -> str | None:
@@ -139,6 +142,7 @@ def test_probes_and_documents_need_no_key(guarded: TestClient, path: str) -> Non
 def test_docs_say_how_a_key_is_sent(guarded: TestClient, alone: TestClient) -> None:
     document = guarded.get("/openapi.json").json()
     assert document["components"]["securitySchemes"]["bearer"] == {"type": "http", "scheme": "bearer"}
+    assert "401" in document["paths"][CHAT]["post"]["responses"] and "401" not in document["paths"]["/health"]["get"]["responses"]
     assert document["security"] == [{"bearer": []}, {"x-api-key": []}]
     assert "security" not in alone.get("/openapi.json").json()
 
@@ -223,6 +227,14 @@ def test_bans_by_file(tiny_folder: Path, tmp_path: Path) -> None:
         assert code(messages=[{"role": "user", "content": "in a GLASS house"}]) == "content_blocked"
         answer = client.post("/v1/score", json={"text": "in a glass house"}, headers=bearer(ALICE))
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "content_blocked") and "glass" not in answer.text
+        tokens = client.post("/tokenize", json={"prompt": "in a glass hous"}, headers=bearer(ALICE)).json()["tokens"]
+        last = client.post("/tokenize", json={"prompt": "e", "add_special_tokens": False}, headers=bearer(ALICE)).json()["tokens"]
+        for path, field in (("/v1/completions", "prompt"), ("/v1/embeddings", "input"), ("/detokenize", "tokens")):
+            answer = client.post(path, json={field: [*tokens, *last]}, headers=bearer(ALICE))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "content_blocked")
+            assert client.post(path, json={field: tokens}, headers=bearer(ALICE)).status_code != 403
+        answer = client.post("/v1/completions", json={"prompt": [[3, 4], [*tokens, 10**9, *last]]}, headers=bearer(ALICE))
+        assert answer.status_code == 403
         error = client.post(MESSAGES, json={**HELLO, "system": "glass house"}, headers=bearer(ALICE)).json()["error"]
         assert error["type"] == "permission_error"
         file.write_text("keys: [alice]\n")
@@ -238,6 +250,12 @@ def test_no_key_and_no_blocked_text_reaches_the_log(tiny_folder: Path, tmp_path:
             client.get("/broken", headers=bearer(key))
             client.post(CHAT, json={"messages": [{"role": "user", "content": "a glass house"}]}, headers={"x-api-key": key})
     assert not [secret for secret in (ALICE, ROOT, "wrong-key", "glass") if secret in caplog.text]
+
+
+@pytest.mark.parametrize("setting", ["keys_file", "bans_file"])
+def test_a_file_that_is_not_there_ends_the_start(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(SetupError, match="nowhere cannot be read"):
+        create_server(read([f"--security.{setting}", str(tmp_path / "nowhere")]), "no:engine", lambda *_: None)
 
 
 FILES = ("file:///etc/hostname", "/etc/hostname", "../../../etc/hostname")
