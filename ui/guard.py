@@ -14,6 +14,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from app.neighbours import HOW_TO_ALLOW_HOST, HOW_TO_ALLOW_ORIGIN, Neighbours
 from ui.calls import MAX_BYTES, is_plain, read_body
@@ -47,8 +48,8 @@ class Guard:
         self.neighbours = neighbours
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        if scope["type"] != "http":  # a mounted app gets requests and WebSockets, and the page uses none of these
+            await WebSocketClose()(scope, receive, send)
             return
 
         async def send_with_headers(message: Message) -> None:

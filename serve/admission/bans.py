@@ -19,7 +19,7 @@ from serve.admission.watched import WatchedFile
 
 INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")  # characters that would split a word without being seen
 TOKENS = ("prompt", "input", "tokens")  # fields that may have token ids, or lists of them
-NO_TEXT = frozenset({"type", "role", "model", "id", "user"})  # fields whose values are names, not text
+NO_TEXT = frozenset({"type", "role", "model", "user"})  # fields whose values are names, not text
 
 
 class BansFile(BaseModel):

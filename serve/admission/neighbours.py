@@ -2,6 +2,7 @@
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from app.errors import Forbidden, LitmusError, Misdirected
 from app.neighbours import HOW_TO_ALLOW_HOST, HOW_TO_ALLOW_ORIGIN, Neighbours
@@ -22,7 +23,10 @@ class Browsers:
         self.page_only = page_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in {"http", "websocket"}:
+        if scope["type"] == "websocket":  # no route of this server speaks it
+            await WebSocketClose()(scope, receive, send)
+            return
+        if scope["type"] == "http":
             try:
                 self._check(Headers(scope=scope), scope["path"])
             except LitmusError as error:

@@ -16,7 +16,7 @@ from app.neighbours import Neighbours
 from tests.ui.conftest import KEY, Fake
 from ui.calls import MAX_BYTES, is_plain
 from ui.client import ServerError
-from ui.guard import USED
+from ui.guard import USED, Guard
 from ui.page import mount
 from ui.visitors import IDLE_S, MAX_LOGINS, Visitors
 
@@ -166,6 +166,23 @@ def test_a_message_names_no_file_address_or_component(page: TestClient, content:
 )
 def test_plain_calls(body: bytes, plain: bool):
     assert is_plain(body) is plain
+
+
+def test_a_websocket_is_refused(visitors: Visitors):
+    passed_on: list[Any] = []
+    sent: list[Any] = []
+
+    async def gradio_app(scope: Any, receive: Any, send: Any) -> None:
+        passed_on.append(scope)
+
+    async def connect() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    asyncio.run(Guard(gradio_app, visitors)({"type": "websocket", "path": "/ui/", "headers": []}, connect, send))
+    assert (passed_on, sent) == ([], ["websocket.close"])
 
 
 def test_a_call_is_bounded(page: TestClient):

@@ -13,8 +13,9 @@ import openai
 import psutil
 import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from app.errors import SetupError
 from app.settings import SecuritySettings, ServerSettings, Settings, read
@@ -55,6 +56,10 @@ def serving(folder: Path, host: str = "127.0.0.1", base_url: str = "http://127.0
     @app.get("/metrics/more")
     async def metrics() -> int:
         return 1
+
+    @app.websocket("/socket")
+    async def socket(connection: WebSocket) -> None:
+        await connection.accept()
 
     @app.get("/broken")
     async def broken() -> None:
@@ -187,6 +192,12 @@ def test_every_answer_has_the_security_headers(alone: TestClient, path: str, sta
 def test_on_this_machine_only_its_own_pages_are_let_in(alone: TestClient, headers: dict[str, str], status: int, code: str | None) -> None:
     answer = alone.post(CHAT, json=HELLO, headers=headers)
     assert (answer.status_code, answer.json().get("error", {}).get("code")) == (status, code)
+
+
+def test_a_websocket_is_refused(guarded: TestClient) -> None:
+    """A route that somebody adds would be open to pages of other sites, and to clients without a key."""
+    with pytest.raises(WebSocketDisconnect), guarded.websocket_connect("/socket", headers=bearer(ALICE)):
+        pass
 
 
 def test_further_names_and_pages_are_let_in_by_settings(tiny_folder: Path) -> None:
