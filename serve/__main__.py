@@ -68,13 +68,14 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
 
     tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.served.values()}
     detectors = {model.served_name: detector_of(model) for model in settings.served.values()}
-    banned, strict = frozenset(settings.security.banned_users), settings.server.strict
-    app.include_router(create_routes(router, tokenizers, int(time.time()), banned, detectors, strict))
+    app.state.bans.tokenizers.update(tokenizers)
+    app.include_router(create_routes(router, tokenizers, int(time.time()), app.state.bans, detectors, settings.server.strict))
     if settings.ui.enabled:
         with _without_type_stubs():
             from ui.page import mount  # noqa: TID251
+            from ui.visitors import Visitors  # noqa: TID251
 
-        mount(app, f"http://127.0.0.1:{settings.server.port}")
+        mount(app, Visitors(f"http://127.0.0.1:{settings.server.port}", login=settings.security.needs_keys))
 
 
 @contextmanager

@@ -16,11 +16,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from app.errors import BodyTooLarge, InvalidRequest, LitmusError, NotFound, UnsupportedMediaType
+from serve.admission.headers import security_headers
 from serve.wire.errors import error_body
 from serve.wire.unsupported import is_unsupported
 
@@ -194,12 +196,17 @@ def _is_union_member(part: str) -> bool:
     return part in {"str", "int", "NamedTool"} or not part.replace("_", "").isalnum()
 
 
-def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = (), strict: bool = False) -> None:
+def install(
+    app: FastAPI, max_body_bytes: int, origins: Sequence[str] = (), strict: bool = False, before_body: Sequence[Middleware] = ()
+) -> None:
     """Add the limit of bodies, the error handlers, and CORS: web pages from `origins` may call the API and read its errors.
 
-    `strict` says whether the routes refuse unknown fields of a body, for the OpenAPI document.
+    `strict` says whether the routes refuse unknown fields of a body, for the OpenAPI document. `before_body` is middleware that decides
+    about a request before its body is read, in the order in which it decides.
     """
     app.add_middleware(RequestBody, limit=max_body_bytes)
+    for middleware in reversed(before_body):
+        app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
     app.add_middleware(Paths)
     if origins:  # added last, so it runs first and also covers the 413 of the body limit
         app.add_middleware(
@@ -238,6 +245,7 @@ def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = (), stri
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("unexpected %s in a request", type(error).__name__, exc_info=error)
         response = error_response(LitmusError("the server failed on this request; its log says why"), request.url.path)
+        response.headers.update(security_headers(request.url.path))  # no middleware sees this answer
         response.headers["Connection"] = "close"  # makes uvicorn close the connection
         return response
 

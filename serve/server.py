@@ -30,6 +30,7 @@ from app.errors import NotReady, SetupError
 from app.models.device import DeviceAssignment
 from app.models.revision import VERSION
 from app.settings import ServerSettings, Settings
+from serve.admission.security import Security
 from serve.middleware import install
 from serve.workers.fleet import Replica
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
@@ -148,6 +149,7 @@ class Server(litserve.LitServer):
 
 def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Server:
     """`build` names, as `module:function`, what creates the engine in the worker. `add_routes(app, router)` adds routes and page."""
+    security = Security(settings)
     models = [model for model in settings.served.values() for _ in range(model.replicas)]
     router = Router(
         settings.queue.max_waiting, [model.served_name for model in models], settings.queue.resume_wait_s, settings.queue.timeout_s
@@ -162,7 +164,9 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     app.router.routes.clear()  # LitServe's own index, health and info; Litmus has its own
     app.title, app.version = "Litmus", VERSION
     app.description = "Chats and scores text with one copy of a quantized language model."
-    install(app, settings.server.max_body_bytes, settings.security.cors_origins, settings.server.strict)
+    security.add_inner(app)
+    install(app, settings.server.max_body_bytes, settings.security.cors_origins, settings.server.strict, [security.access])
+    security.add_outer(app)
     _finish_in_lifespan(server, router, add_routes, settings.server)
     return server
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("app", "serve", "ui", "loadtest", "notebooks")
-MAY_USE = {"ui": {"schemas", "settings", "errors"}, "loadtest": {"schemas"}}
+MAY_USE = {"ui": {"schemas", "settings", "errors", "neighbours"}, "loadtest": {"schemas"}}
 OFFENCES = {
     "app": ["litserve", "gradio", "locust", "fastapi", "starlette", "uvicorn", "serve", "ui", "loadtest", "notebooks"],
     "serve": ["gradio", "locust", "ui", "loadtest", "notebooks"],

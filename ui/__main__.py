@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from app.errors import SetupError
+from app.neighbours import Neighbours
 from app.settings import Settings, prepare_environment, read
 
 SHORT_OPTIONS = {"--server": "--ui.server", "--port": "--ui.port"}
@@ -34,11 +35,27 @@ def serve_page(settings: Settings) -> None:
     """Serves the page and blocks until interrupted. Gradio reads the environment on import, so it is imported after that is set."""
     logger.setLevel(settings.server.log_level.upper())
     prepare_environment()
-    from ui.page import create_page, launch_options
+    import uvicorn
+    from fastapi import FastAPI
+    from fastapi.responses import RedirectResponse
 
-    host, port, server_url = settings.server.host, settings.ui.port, settings.ui.server
+    from ui.page import PATH, mount
+    from ui.visitors import Visitors
+
+    host, port, server_url, key = settings.server.host, settings.ui.port, settings.ui.server, settings.ui.key
+    app = FastAPI(openapi_url=None)
+    app.add_api_route("/", lambda: RedirectResponse(PATH))
+    app.add_api_route("/favicon.ico", lambda: RedirectResponse(f"{PATH}/favicon.ico"))
+    mount(app, Visitors(server_url, login=None, key=key.get_secret_value() if key else None), neighbours_of(settings))
     logger.info("serving the page at http://%s:%d for the Litmus server %s", host, port, server_url)
-    create_page(server_url).launch(server_name=host, server_port=port, quiet=True, share=False, inbrowser=False, **launch_options())
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def neighbours_of(settings: Settings) -> Neighbours | None:
+    """Which Host and Origin the page checks: all on this machine's own address; elsewhere its name is known only if the settings say it."""
+    if settings.server.host != "127.0.0.1" and not settings.security.hosts:
+        return None
+    return Neighbours(settings.security.hosts, settings.security.cors_origins)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import gradio as gr
 
 from ui import messages
 from ui.answer import Answer
-from ui.client import Client, ServerError
+from ui.client import ServerError
 from ui.examples import PROMPTS
 from ui.messages import ChatMessage
 from ui.sampling import Form, FormError
+from ui.visitors import Visitors
 
 REDRAW_INTERVAL_S = 0.05
 DEFAULT_MAX_TOKENS = 256
@@ -23,7 +24,7 @@ Updates = tuple[Any, ...]  # one Gradio update per output component
 AnswerHandler = Callable[..., AsyncIterator[Any]]
 
 
-def chat_tab(client: Client, model: gr.Dropdown) -> gr.HTML:
+def chat_tab(visitors: Visitors, model: gr.Dropdown) -> gr.HTML:
     """Builds the tab. `model` is the page's model dropdown.
 
     Returns the notice that says why the selected model cannot chat; the page fills it, and leaves it blank for a model that can.
@@ -52,7 +53,7 @@ def chat_tab(client: Client, model: gr.Dropdown) -> gr.HTML:
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     outputs, buttons = [chatbot, box], [send, stop, clear]
     question_added = gr.on([box.submit, send.click], add_question, [chatbot, box, notice], [*outputs, *buttons], queue=False, **hidden)
-    answer_ended = question_added.then(answer_handler(client), [chatbot, model, *fields], chatbot, **hidden)
+    answer_ended = question_added.then(answer_handler(visitors), [chatbot, model, *fields], chatbot, **hidden)
     answer_ended.then(finish_turn, [chatbot, box, notice], [*outputs, *buttons], queue=False, **hidden)  # runs after a stop too
     notice.change(update_send_button, [chatbot, notice], send, queue=False, **hidden)
     stop.click(None, cancels=[answer_ended])
@@ -97,8 +98,8 @@ def update_send_button(history: list[ChatMessage], notice: str | None) -> dict[s
     return gr.update(interactive=not notice and not _is_busy(history))
 
 
-def answer_handler(client: Client) -> AnswerHandler:
-    async def stream_answer(history: list[ChatMessage], model: str | None, *settings: str) -> AsyncIterator[Any]:
+def answer_handler(visitors: Visitors) -> AnswerHandler:
+    async def stream_answer(request: gr.Request, history: list[ChatMessage], model: str | None, *settings: str) -> AsyncIterator[Any]:
         """Yields the conversation as the answer grows. Stop cancels this generator; `aclosing` then closes the request."""
         if not messages.awaits_answer(history):
             yield gr.skip()  # Gradio would clear the outputs of a generator that yields nothing
@@ -109,7 +110,7 @@ def answer_handler(client: Client) -> AnswerHandler:
             form = Form(*settings)
             model_field = {} if model is None else {"model": model}
             body = {**model_field, "messages": [*form.system_messages(), *messages.request_messages(history)], **form.request_fields()}
-            async with aclosing(client.chat(body)) as chunks:
+            async with aclosing(visitors.client(request.request).chat(body)) as chunks:
                 drawn_s = 0.0
                 async for chunk in chunks:
                     now_s = time.perf_counter()

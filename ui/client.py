@@ -19,6 +19,7 @@ from app.schemas import ErrorResponse, ModelCard, ModelList, Readiness, Score, S
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 300.0
+REFUSED = frozenset({401, 403})  # statuses of a key that is not let in
 HOW_TO_START = "Start one with `make run`; this page then goes on by itself."
 QUEUE_COMMENT = re.compile(r": queued position=(\d+)(?: eta_s=(\d+))?")  # an SSE comment line
 RequestFields = dict[str, Any]
@@ -60,9 +61,13 @@ class ScoreResult:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Holds the server's address and no connection. Each call opens its own, because calls may run in different event loops."""
+    """Holds the server's address, a key if it needs one, and no connection.
+
+    Each call opens its own, because calls may run in different event loops.
+    """
 
     server_url: str
+    key: str | None = field(default=None, repr=False)
     tls: ssl.SSLContext = field(default_factory=ssl.create_default_context, repr=False, compare=False)
 
     async def ready(self) -> Readiness:
@@ -73,6 +78,14 @@ class Client:
                 return Readiness.model_validate_json(response.content)
             except ValidationError:
                 raise _error_from_response(response.status_code, response.headers, response.content) from None
+
+    async def refusal(self) -> ServerError | None:
+        """Why the server refuses this client's key, or that it has none; None if it is let in, also while the server loads its models."""
+        async with self._connection() as http:
+            response = await http.get("/v1/models")
+            return (
+                _error_from_response(response.status_code, response.headers, response.content) if response.status_code in REFUSED else None
+            )
 
     async def models(self) -> list[ModelCard]:
         async with self._connection() as http:
@@ -127,7 +140,10 @@ class Client:
         """Opens an HTTP client for one call and turns httpx's errors into `ServerError`."""
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         try:
-            async with httpx.AsyncClient(base_url=self.server_url, timeout=timeout, verify=self.tls, trust_env=False) as http:
+            headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
+            async with httpx.AsyncClient(
+                base_url=self.server_url, headers=headers, timeout=timeout, verify=self.tls, trust_env=False
+            ) as http:
                 yield http
         except httpx.ConnectError as error:
             raise ServerError(f"No Litmus server answers at {self.server_url}. {HOW_TO_START}") from error

@@ -1,6 +1,6 @@
 """The Gradio page: a header, a dropdown among several models, a chat tab and a score tab.
 
-`create_page` builds it, `mount` adds it to a FastAPI app. It knows a Litmus server by its address only and keeps no visitor's state.
+`create_page` builds it, `mount` adds it to a FastAPI app. It calls a Litmus server by its visitors' clients and keeps no visitor's state.
 """
 
 from collections.abc import Awaitable, Callable
@@ -9,52 +9,51 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.routing import Mount
 
+from app.neighbours import Neighbours
 from ui import header, score
 from ui.chat import chat_tab
-from ui.client import Client, ServerError
+from ui.client import ServerError
+from ui.guard import Guard
 from ui.models import ModelSelection
+from ui.visitors import Visitors
 
 PATH = "/ui"
 MAX_CONCURRENT_CALLS = 64
 RETRY_S = 2.0  # how often the page asks again while the server does not serve all its models
 STYLESHEET = Path(__file__).with_name("style.css")
-# The page may call its own origin only; Gradio itself needs inline scripts, inline styles and eval.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "font-src 'self' data:; img-src 'self' data: blob:; media-src 'self' data: blob:; worker-src 'self' blob:; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'"
-)
-HEAD = f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">'
 
 
-def create_page(server_url: str) -> gr.Blocks:
-    client = Client(server_url)
+def create_page(visitors: Visitors) -> gr.Blocks:
     with gr.Blocks(title="Litmus", analytics_enabled=False) as page:
-        page_header = gr.HTML(header.connecting_header(server_url))
+        if visitors.all_log_in:
+            gr.HTML('<a href="logout">Log out</a>', elem_id="logout", padding=False)
+        page_header = gr.HTML(header.connecting_header(visitors.server_url))
         model = gr.Dropdown([], value=None, label="Model", interactive=True, filterable=False, visible=False, elem_id="model")
         # The browser keeps the model's name between visits. Gradio asks for a secret; a model's name needs none.
         remembered = gr.BrowserState("", storage_key="litmus-model", secret="litmus")
         with gr.Tab("Chat"):
-            notice = chat_tab(client, model)
+            notice = chat_tab(visitors, model)
         with gr.Tab("Score"):
-            method = score.score_tab(client, model)
+            method = score.score_tab(visitors, model)
         retry = gr.Timer(RETRY_S, active=False)
         outputs = [page_header, model, method, notice, remembered, retry]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(refresh_handler(client), [remembered, method], outputs, **hidden)
-        model.input(refresh_handler(client), [model, method], outputs, trigger_mode="always_last", **hidden)
-        retry.tick(refresh_handler(client), [remembered, method], outputs, **hidden)
+        page.load(refresh_handler(visitors), [remembered, method], outputs, **hidden)
+        model.input(refresh_handler(visitors), [model, method], outputs, trigger_mode="always_last", **hidden)
+        retry.tick(refresh_handler(visitors), [remembered, method], outputs, **hidden)
     page.queue(default_concurrency_limit=MAX_CONCURRENT_CALLS, api_open=False)
     return page
 
 
-def refresh_handler(client: Client) -> Callable[[str, str], Awaitable[tuple[Any, ...]]]:
-    async def refresh(requested_model: str, method: str) -> tuple[Any, ...]:
+def refresh_handler(visitors: Visitors) -> Callable[[gr.Request, str, str], Awaitable[tuple[Any, ...]]]:
+    async def refresh(request: gr.Request, requested_model: str, method: str) -> tuple[Any, ...]:
         """Updates the header, both dropdowns, the notice, the remembered model, and whether the page asks again by itself.
 
         Asks the server each time: the models it serves may have changed since the page was loaded.
         """
+        client = visitors.client(request.request)
         try:
             readiness = await client.ready()
             cards = await client.models_unless_loading(readiness)
@@ -86,7 +85,6 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": _theme(),
         "css_paths": [STYLESHEET],
-        "head": HEAD,
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,
@@ -105,6 +103,13 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def mount(app: FastAPI, server_url: str) -> FastAPI:
-    """Adds the page to `app` at /ui; the page calls `server_url`. Call it before the app starts, because Gradio joins its lifespan."""
-    return gr.mount_gradio_app(app, create_page(server_url), path=PATH, **launch_options())
+def mount(app: FastAPI, visitors: Visitors, neighbours: Neighbours | None = None) -> FastAPI:
+    """Adds the page to `app` at /ui. Call it before the app starts, because Gradio joins its lifespan.
+
+    With `neighbours` the page checks Host and Origin itself: `serve` does so for all of its routes.
+    """
+    gr.mount_gradio_app(app, create_page(visitors), path=PATH, **launch_options())
+    page = app.router.routes[-1]
+    assert isinstance(page, Mount)
+    page.app = Guard(page.app, visitors, neighbours)
+    return app

@@ -11,17 +11,18 @@ import gradio as gr
 
 from app.schemas import Method
 from ui import report
-from ui.client import Client, ServerError
+from ui.client import ServerError
 from ui.examples import TEXTS
 from ui.gauge import METHOD_NAMES
 from ui.messages import alert_html
+from ui.visitors import Visitors
 
 AUTOMATIC = ""  # value of the method dropdown: the server chooses
 NO_TEXT = "There is no text to score yet. Paste at least a few sentences."
 TOKENS_JS = Path(__file__).with_name("tokens.js")
 
 
-def score_tab(client: Client, model: gr.Dropdown) -> gr.Dropdown:
+def score_tab(visitors: Visitors, model: gr.Dropdown) -> gr.Dropdown:
     """Builds the tab. `model` is the page's model dropdown.
 
     Returns the method dropdown, which the page fills with the methods of the selected model.
@@ -41,20 +42,20 @@ def score_tab(client: Client, model: gr.Dropdown) -> gr.Dropdown:
             gr.HTML(report.caveat_html())
 
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    scored = score.click(score_handler(client), [text, method, model], result, **hidden)
+    scored = score.click(score_handler(visitors), [text, method, model], result, **hidden)
     clear.click(lambda: ("", report.idle_html()), None, [text, result], cancels=[scored], **hidden)
     return method
 
 
-def score_handler(client: Client) -> Callable[[str, str, str | None], AsyncIterator[str]]:
-    async def score(text: str, method: str, model: str | None) -> AsyncIterator[str]:
+def score_handler(visitors: Visitors) -> Callable[[gr.Request, str, str, str | None], AsyncIterator[str]]:
+    async def score(request: gr.Request, text: str, method: str, model: str | None) -> AsyncIterator[str]:
         """Yields the HTML of the result: first that scoring runs, then the report or an error."""
         if not text.strip():
             yield alert_html(NO_TEXT)
             return
         yield report.scoring_html()
         try:
-            yield report.report_html(await client.score(text, method or None, model), text, model)
+            yield report.report_html(await visitors.client(request.request).score(text, method or None, model), text, model)
         except ServerError as error:
             yield alert_html(error.message)
 

@@ -1,6 +1,6 @@
 """All routes of the API, one module per family. `create_routes` adds them in the order in which /docs lists them."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
@@ -27,7 +27,7 @@ def create_routes(
     router: Router,
     tokenizers: Mapping[str, Tokenizer],
     started: int,
-    banned_users: frozenset[str] = frozenset(),
+    banned_users: Container[str] = frozenset(),
     detectors: Mapping[str, Detector] = MappingProxyType({}),
     strict: bool = False,
 ) -> APIRouter:

@@ -5,7 +5,7 @@ Does not know the wire format.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class Service:
     router: Router
     tokenizers: Mapping[str, Tokenizer]  # by model name
     text_pool: ThreadPoolExecutor
-    banned_users: frozenset[str] = frozenset()
+    banned_users: Container[str] = frozenset()
     schema_pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "schemas"))
 
     def model(self, name: str | None) -> Model:
@@ -50,7 +50,7 @@ class Service:
         return Model(facts, self.tokenizers[facts.name])
 
     def check_user(self, user: str | None, param: str) -> None:
-        """Raises `Forbidden`, naming the field, for a user that the settings ban."""
+        """Raises `Forbidden`, naming the field, for a user that the settings or the file of bans name."""
         if user in self.banned_users:
             raise Forbidden("this user may not use this server", param=param, code="user_banned")
 

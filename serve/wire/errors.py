@@ -4,6 +4,7 @@ from app.errors import LitmusError
 
 MESSAGES = "/v1/messages"
 MESSAGES_TYPES = {
+    401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",

@@ -21,6 +21,7 @@ from app.settings import prepare_environment
 
 prepare_environment()
 
+KEY = "litmus-key-of-the-tests"
 TEXT_SEPARATOR = "\u2028"  # a line end to `str.splitlines`, an ordinary character in JSON
 WORDS = ["Once ", "upon ", "a ", "time ", "<b>a fox</b> ", "met ", TEXT_SEPARATOR, "a crow", "."]
 USAGE = {"prompt_tokens": 12, "completion_tokens": len(WORDS), "total_tokens": 12 + len(WORDS)}
@@ -108,7 +109,10 @@ def score_result(text: str, **changes: Any) -> dict[str, Any]:
 
 @dataclass
 class Fake:
-    """How the server answers next, and the request bodies it got. It waits `first_wait_s` before the first word and `wait_s` after each."""
+    """How the server answers next, and the request bodies it got. It waits `first_wait_s` before the first word and `wait_s` after each.
+
+    With `keys`, it refuses requests without one of them. `sent_keys` are those that it got.
+    """
 
     url: str = ""
     words: list[str] = field(default_factory=lambda: list(WORDS))
@@ -127,6 +131,8 @@ class Fake:
     cards: list[dict[str, Any]] = field(default_factory=lambda: [CARD])
     presence: dict[str, str] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    sent_keys: list[str] = field(default_factory=list)
     disconnected: threading.Event = field(default_factory=threading.Event)
 
     def reset(self) -> None:
@@ -150,6 +156,15 @@ def envelope(message: str) -> dict[str, Any]:
 
 def create_fake_server(fake: Fake) -> FastAPI:
     app = FastAPI()
+
+    @app.middleware("http")
+    async def check_key(request: Request, call_next: Any) -> Response:
+        sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+        fake.sent_keys.append(sent)
+        if fake.keys and sent not in fake.keys and request.url.path != "/ready":
+            problem = "this key is not one of this server's keys" if sent else "this server needs a key"
+            return JSONResponse(envelope(problem), 401)
+        return await call_next(request)
 
     @app.get("/ready")
     def ready() -> Response:

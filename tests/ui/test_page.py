@@ -9,8 +9,9 @@ import pytest
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-from tests.ui.conftest import BASE, CARD, EXPLANATION, NO_CHAT, SOURCE, Fake, running
+from tests.ui.conftest import BASE, CARD, EXPLANATION, KEY, NO_CHAT, SOURCE, Fake, running
 from ui.page import mount
+from ui.visitors import Visitors
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is no
 
 @pytest.fixture(scope="module")
 def page_url(fake_server: Fake) -> Iterator[str]:
-    with running(mount(FastAPI(), fake_server.url)) as url:
+    with running(mount(FastAPI(), Visitors(fake_server.url))) as url:
         yield f"{url}/ui"
 
 
@@ -451,8 +452,31 @@ def test_the_content_security_policy_blocks_other_origins(fake: Fake, page_url: 
     page.close()
 
 
+def test_with_keys_the_page_asks_for_one_and_then_works(fake: Fake, context: BrowserContext):
+    fake.keys = [KEY]
+    with running(mount(FastAPI(), Visitors(fake.url, login=True))) as url:
+        page = context.new_page()
+        page.goto(f"{url}/ui")
+        page.get_by_label("Key").fill("wrong")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("alert")).to_have_text("this key is not one of this server's keys.")
+        page.get_by_label("Key").fill(KEY)
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_text("storyteller", exact=True)).to_be_visible(timeout=20_000)
+        page.get_by_text("Tell me a story about a fox and a crow.").click()  # an example
+        expect(page.get_by_label("Message", exact=True)).to_have_value("Tell me a story about a fox and a crow.")
+        ask(page, QUESTION)
+        expect(conversation(page)).to_contain_text("finished (stop)")
+        fake.keys = ["another"]
+        ask_until_taken(page, "And then?")
+        expect(conversation(page)).to_contain_text("⚠ this key is not one of this server's keys.")
+        page.get_by_role("link", name="Log out").click()
+        expect(page.get_by_label("Key")).to_be_visible()
+        page.close()
+
+
 def test_an_unreachable_server_says_how_to_start_one(context: BrowserContext):
-    with running(mount(FastAPI(), "http://127.0.0.1:9")) as url:
+    with running(mount(FastAPI(), Visitors("http://127.0.0.1:9"))) as url:
         page = context.new_page()
         page.goto(f"{url}/ui")
         expect(page.get_by_role("alert")).to_contain_text(

@@ -23,6 +23,7 @@ from app.models.revision import revision_of
 from app.models.source import source_of
 from app.models.weights import load_model
 from app.settings import ModelSettings
+from app.tokenizer import Tokenizer
 
 
 def settings(folder: Path, **options: object) -> ModelSettings:
@@ -220,3 +221,27 @@ def test_facts_name_the_layers_that_round_inputs_to_16_bits(tiny_folder: Path, t
         observed = facts.observer_weights and facts.observer_weights.inputs_of_16_bits
         assert (facts.weights.inputs_of_16_bits, observed) == expected
     assert create_engine(settings(harmed))[1].weights.inputs_of_16_bits == ()  # nothing is rounded
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_code_of_a_checkpoint_never_runs(tiny_folder: Path, tmp_path: Path, known: bool) -> None:
+    """A checkpoint may bring Python code of its own (trust_remote_code). Where transformers knows the architecture, its code is used."""
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(tiny_folder, folder)
+    for name in ("configuration", "modeling", "tokenization"):
+        (folder / f"{name}_theirs.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Theirs: pass\n")
+    theirs = {
+        "AutoConfig": "configuration_theirs.Theirs",
+        "AutoModelForCausalLM": "modeling_theirs.Theirs",
+        "AutoTokenizer": ["tokenization_theirs.Theirs", "tokenization_theirs.Theirs"],
+    }
+    for file in ("config.json", "tokenizer_config.json"):
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**content, "auto_map": theirs, **({} if known else {"model_type": "theirs"})}))
+    if known:
+        create_engine(settings(folder))
+    else:
+        with pytest.raises(SetupError, match="contains custom code"):
+            create_engine(settings(folder))
+    Tokenizer(str(folder))
+    assert not ran.exists()

@@ -1,0 +1,88 @@
+"""Banned users and blocked content: the file, what matches, and that nothing is quoted."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app.errors import Forbidden, SetupError
+from app.settings import SecuritySettings
+from serve.admission.bans import Bans, parse_bans, texts_of
+
+FILE = "users: [mallory]\nkeys: [stolen]\nphrases: ['Glass house', rm]\npatterns: ['secret-\\d+', 'A(.)\\1A']\n"
+
+
+@pytest.fixture
+def bans(tmp_path: Path) -> Bans:
+    (tmp_path / "bans.yaml").write_text(FILE)
+    return Bans(SecuritySettings(banned_users=("eve",), bans_file=str(tmp_path / "bans.yaml")))
+
+
+def test_users_of_settings_and_file_and_keys_of_the_file(bans: Bans, tmp_path: Path) -> None:
+    assert [user in bans for user in ("eve", "mallory", "Mallory", "stolen", None)] == [True, True, False, False, False]
+    with pytest.raises(Forbidden, match="this key may not use this server"):
+        bans.check_key("stolen")
+    bans.check_key("mallory")
+    (tmp_path / "bans.yaml").write_text("users: [trudy]\n")
+    os.utime(tmp_path / "bans.yaml", (1, 1))
+    assert [user in bans for user in ("eve", "mallory", "trudy")] == [True, False, True] and not bans.block_content
+    bans.check_key("stolen")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": "those in a GLASS\n  house"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a glass"}, {"type": "text", "text": "house"}]}]},
+        {"prompt": ["fine", "Glass\u200b house"]},
+        {"text": "a \uff27\uff4c\uff41\uff53\uff53 \uff48\uff4f\uff55\uff53\uff45."},
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "SECRET-12"}]}]},
+        {"system": "xx ABBA", "messages": []},
+        {"texts": ["then rm, they said"]},
+    ],
+)
+def test_blocked_content_is_found_in_every_text_and_not_quoted(bans: Bans, body: dict[str, object]) -> None:
+    assert bans.block_content
+    with pytest.raises(Forbidden) as refused:
+        bans.check_content(body)
+    assert (refused.value.code, refused.value.message) == (
+        "content_blocked",
+        "this request contains content that this server does not serve",
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["a glasshouse", "glass houses", "the house of glass", "harm and arm", "secret-x", "abca", "", "g l a s s house"]
+)
+def test_other_content_is_served(bans: Bans, text: str) -> None:
+    bans.check_content({"prompt": text, "n": 1, "stop": None, "model": "rm"})
+
+
+def test_a_deep_body_is_read_to_its_end() -> None:
+    deep: object = "bottom"
+    for _ in range(20_000):
+        deep = [deep]
+    assert list(texts_of({"a": deep, "b": ["x", {"c": "y"}]})) == ["bottom", "x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("users: [", "is not YAML (line 1)"),
+        ("user: [x]", "bans: user: Extra inputs are not permitted; the file has the lists users, keys, phrases, patterns"),
+        ("users: x", "bans: users: Input should be a valid list"),
+        ("users: [12]", "bans: users.0: Input should be a valid string"),
+        ("- x", "bans: the whole file"),
+        ("phrases: [a, ' ']", "phrases.1 is blank"),
+        ("patterns: [a, '(']", "patterns.1 is not a regular expression"),
+        ("patterns: ['x*']", "patterns.0 matches an empty text"),
+    ],
+)
+def test_a_wrong_file_is_explained(text: str, says: str) -> None:
+    with pytest.raises(SetupError) as refused:
+        parse_bans(text, "bans")
+    assert says in refused.value.message
+
+
+def test_an_empty_file_bans_nobody() -> None:
+    assert parse_bans("# later\n", "bans").users == frozenset()

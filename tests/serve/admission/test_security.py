@@ -1,0 +1,314 @@
+"""The whole of admission around the real routes: who is let in, what each answer says, and that nothing is opened or logged."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import psutil
+import pytest
+from fakes import FACTS, FakeEngine, FakeWorker
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from app.errors import SetupError
+from app.settings import SecuritySettings, ServerSettings, Settings, read
+from app.tokenizer import Tokenizer
+from serve.admission.keys import digest_of
+from serve.admission.security import Security
+from serve.middleware import install
+from serve.routes import create_routes
+from serve.server import create_server
+from serve.workers.router import Router
+
+ALICE, ROOT = "alice-" + "a" * 40, "root-" + "r" * 40
+LINES = (f"alice user sha256:{digest_of(ALICE).hex()}", f"root admin sha256:{digest_of(ROOT).hex()}")
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+HELLO = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+LIMIT = 20_000
+
+
+@contextmanager
+def serving(folder: Path, host: str = "127.0.0.1", base_url: str = "http://127.0.0.1:8000", **security: Any) -> Iterator[TestClient]:
+    """The real routes and admission over a fake worker. /client says what a limit by client would see."""
+    settings = Settings.model_construct(security=SecuritySettings(**security), server=ServerSettings(host=host))
+    router = Router(3, [FACTS.name])
+    router.replicas[0].queue = FakeWorker(router, FakeEngine())
+    router.append([(psutil.Process().pid, 0, FACTS), "OK"])
+    app, admission = FastAPI(), Security(settings)
+    admission.add_inner(app)
+    install(app, LIMIT, settings.security.cors_origins, before_body=[admission.access])
+    admission.add_outer(app)
+    app.state.bans.tokenizers[FACTS.name] = Tokenizer(str(folder))
+    app.include_router(create_routes(router, app.state.bans.tokenizers, 1, app.state.bans))
+
+    @app.get("/client")
+    async def client(request: Request) -> str | None:
+        name: str | None = request.scope["state"]["client"]
+        return name
+
+    @app.get("/metrics/more")
+    async def metrics() -> int:
+        return 1
+
+    @app.websocket("/socket")
+    async def socket(connection: WebSocket) -> None:
+        await connection.accept()
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError
+
+    with TestClient(app, base_url, raise_server_exceptions=False) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_folder: Path) -> Iterator[TestClient]:
+    with serving(tiny_folder, keys=LINES, cors_origins=("https://page.example",)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_folder: Path) -> Iterator[TestClient]:
+    with serving(tiny_folder) as client:
+        yield client
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, "missing_api_key"),
+        (bearer(""), "missing_api_key"),
+        ({"Authorization": f"Basic {ALICE}"}, "missing_api_key"),
+        (bearer(ALICE[:-1]), "invalid_api_key"),
+        (bearer(digest_of(ALICE).hex()), "invalid_api_key"),
+        ({"x-api-key": "none"}, "invalid_api_key"),
+    ],
+)
+def test_a_request_without_a_known_key_is_refused(guarded: TestClient, headers: dict[str, str], code: str) -> None:
+    for method, path in (
+        ("POST", CHAT),
+        ("GET", "/v1/models"),
+        ("GET", "/nowhere"),
+        ("GET", "/slots/"),
+        ("OPTIONS", CHAT),
+        ("POST", "/ready/x"),
+    ):
+        answer = guarded.request(method, path, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, code)
+        assert answer.headers["www-authenticate"] == 'Bearer realm="litmus"'
+        assert not any(value.split()[-1] in answer.text for value in headers.values() if len(value) > 20)
+
+
+@pytest.mark.parametrize(
+    "headers", [bearer(ALICE), {"authorization": f"bearer  {ALICE} "}, {"x-api-key": ALICE}, {**bearer("none"), "x-api-key": ALICE}]
+)
+def test_a_key_is_sent_as_by_openai_or_anthropic(guarded: TestClient, headers: dict[str, str]) -> None:
+    assert guarded.post(CHAT, json=HELLO, headers=headers).status_code == 200
+    assert guarded.get("/client", headers=headers).json() == "alice"
+
+
+def test_the_official_clients_send_it_and_know_the_refusals(guarded: TestClient) -> None:
+    good = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key=ALICE, http_client=guarded, max_retries=0)
+    assert [model.id for model in good.models.list()] == [FACTS.name]
+    with pytest.raises(openai.AuthenticationError, match="not one of this server's keys"):
+        openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="wrong", http_client=guarded, max_retries=0).models.list()
+    body: Any = {"model": FACTS.name, "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]}
+    claude = anthropic.Anthropic(base_url="http://127.0.0.1:8000", api_key=ALICE, http_client=guarded, max_retries=0)
+    assert claude.messages.create(**body).role == "assistant"
+    wrong = anthropic.Anthropic(base_url="http://127.0.0.1:8000", api_key="wrong", http_client=guarded, max_retries=0)
+    with pytest.raises(anthropic.AuthenticationError, match="authentication_error"):
+        wrong.messages.create(**body)
+
+
+@pytest.mark.parametrize("path", ["/slots", "/slots/", "/metrics/more", "/admin/drain"])
+def test_state_is_for_admins_only(guarded: TestClient, path: str) -> None:
+    answer = guarded.get(path, headers=bearer(ALICE))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "admin_only")
+    assert guarded.get(path, headers=bearer(ROOT)).status_code == (404 if path.startswith("/admin") else 200)
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/health/", "/openapi.json", "/favicon.ico"])
+def test_probes_and_documents_need_no_key(guarded: TestClient, path: str) -> None:
+    assert guarded.get(path).status_code == 200
+
+
+def test_docs_say_how_a_key_is_sent(guarded: TestClient, alone: TestClient) -> None:
+    document = guarded.get("/openapi.json").json()
+    assert document["components"]["securitySchemes"]["bearer"] == {"type": "http", "scheme": "bearer"}
+    assert "401" in document["paths"][CHAT]["post"]["responses"] and "401" not in document["paths"]["/health"]["get"]["responses"]
+    assert document["security"] == [{"bearer": []}, {"x-api-key": []}]
+    assert "security" not in alone.get("/openapi.json").json()
+
+
+def test_without_keys_everybody_is_let_in(alone: TestClient) -> None:
+    for headers in ({}, bearer("none")):
+        assert alone.post(CHAT, json=HELLO, headers=headers).status_code == 200
+        assert alone.get("/slots", headers=headers).status_code == 200
+        assert alone.get("/client", headers=headers).json() is None
+
+
+def test_an_allowed_page_may_ask_first_and_reads_the_refusal(guarded: TestClient) -> None:
+    page = {"Origin": "https://page.example"}
+    ask = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    assert guarded.options(CHAT, headers=ask).status_code == 200
+    refused = guarded.post(CHAT, json=HELLO, headers=page)
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, page["Origin"])
+
+
+@pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/nowhere", 404), (CHAT, 405), ("/broken", 500)])
+def test_every_answer_has_the_security_headers(alone: TestClient, path: str, status: int) -> None:
+    answer = alone.get(path)
+    assert answer.status_code == status
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "same-origin"
+    assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({"Host": "evil.example"}, 421, "wrong_host"),
+        ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, 421, "wrong_host"),
+        ({"Origin": "http://evil.example"}, 403, "foreign_origin"),
+        ({"Origin": "null"}, 403, "foreign_origin"),
+        ({"Origin": "http://127.0.0.1:3000"}, 403, "foreign_origin"),
+        ({"Origin": "http://127.0.0.1:8000"}, 200, None),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200, None),
+        ({}, 200, None),
+    ],
+)
+def test_on_this_machine_only_its_own_pages_are_let_in(alone: TestClient, headers: dict[str, str], status: int, code: str | None) -> None:
+    answer = alone.post(CHAT, json=HELLO, headers=headers)
+    assert (answer.status_code, answer.json().get("error", {}).get("code")) == (status, code)
+
+
+def test_a_websocket_is_refused(guarded: TestClient) -> None:
+    """A route that somebody adds would be open to pages of other sites, and to clients without a key."""
+    with pytest.raises(WebSocketDisconnect), guarded.websocket_connect("/socket", headers=bearer(ALICE)):
+        pass
+
+
+def test_further_names_and_pages_are_let_in_by_settings(tiny_folder: Path) -> None:
+    with serving(tiny_folder, hosts=("litmus.example.org",), cors_origins=("https://page.example",)) as client:
+        for headers in (
+            {"Host": "litmus.example.org", "Origin": "https://litmus.example.org"},
+            {"Host": "127.0.0.1", "Origin": "https://litmus.example.org"},
+            {"Host": "127.0.0.1", "Origin": "https://page.example"},
+        ):
+            assert client.post(CHAT, json=HELLO, headers=headers).status_code == 200
+        assert client.get("/health", headers={"Host": "example.org"}).status_code == 421
+
+
+def test_with_keys_or_beyond_this_machine_any_host_reaches_the_api(
+    guarded: TestClient, tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = {"Host": "gpu.example", "Origin": "http://elsewhere.example"}
+    assert guarded.post(CHAT, json=HELLO, headers=bearer(ALICE) | elsewhere).status_code == 200
+    assert guarded.get("/ui/", headers=elsewhere).status_code == 403  # the page has a cookie
+    assert "no keys" not in caplog.text
+    with serving(tiny_folder, host="0.0.0.0") as client:
+        assert client.post(CHAT, json=HELLO, headers={"Host": "gpu.example"}).status_code == 200
+        assert client.post(CHAT, json=HELLO, headers=elsewhere).status_code == 403
+    assert "the server listens on 0.0.0.0 and has no keys" in caplog.text
+
+
+def test_bans_by_file(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bans.yaml"
+    file.write_text("users: [mallory]\nphrases: [glass house]\n")
+    with serving(tiny_folder, keys=LINES, bans_file=str(file)) as client:
+
+        def code(path: str = CHAT, **fields: Any) -> str | None:
+            answer = client.post(path, json={**HELLO, **fields}, headers=bearer(ALICE))
+            assert answer.status_code == (403 if "error" in answer.json() else 200)
+            return answer.json().get("error", {}).get("code")
+
+        assert (code(), code(user="mallory")) == (None, "user_banned")
+        assert code(messages=[{"role": "user", "content": "in a GLASS house"}]) == "content_blocked"
+        answer = client.post("/v1/score", json={"text": "in a glass house"}, headers=bearer(ALICE))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "content_blocked") and "glass" not in answer.text
+        tokens = client.post("/tokenize", json={"prompt": "in a glass hous"}, headers=bearer(ALICE)).json()["tokens"]
+        last = client.post("/tokenize", json={"prompt": "e", "add_special_tokens": False}, headers=bearer(ALICE)).json()["tokens"]
+        for path, field in (("/v1/completions", "prompt"), ("/v1/embeddings", "input"), ("/detokenize", "tokens")):
+            answer = client.post(path, json={field: [*tokens, *last]}, headers=bearer(ALICE))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "content_blocked")
+            assert client.post(path, json={field: tokens}, headers=bearer(ALICE)).status_code != 403
+        answer = client.post("/v1/completions", json={"prompt": [[3, 4], [*tokens, 10**9, *last]]}, headers=bearer(ALICE))
+        assert answer.status_code == 403
+        error = client.post(MESSAGES, json={**HELLO, "system": "glass house"}, headers=bearer(ALICE)).json()["error"]
+        assert error["type"] == "permission_error"
+        file.write_text("keys: [alice]\n")
+        os.utime(file, (1, 1))
+        assert code(user="mallory") == "key_banned"
+
+
+def test_no_key_and_no_blocked_text_reaches_the_log(tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "bans.yaml").write_text("phrases: [glass house]\n")
+    caplog.set_level(logging.DEBUG)
+    with serving(tiny_folder, keys=LINES, bans_file=str(tmp_path / "bans.yaml")) as client:
+        for key in (ALICE, ROOT, "wrong-key-of-somebody"):
+            client.get("/broken", headers=bearer(key))
+            client.post(CHAT, json={"messages": [{"role": "user", "content": "a glass house"}]}, headers={"x-api-key": key})
+    assert not [secret for secret in (ALICE, ROOT, "wrong-key", "glass") if secret in caplog.text]
+
+
+@pytest.mark.parametrize("setting", ["keys_file", "bans_file"])
+def test_a_file_that_is_not_there_ends_the_start(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(SetupError, match="nowhere cannot be read"):
+        create_server(read([f"--security.{setting}", str(tmp_path / "nowhere")]), "no:engine", lambda *_: None)
+
+
+FILES = ("file:///etc/hostname", "/etc/hostname", "../../../etc/hostname")
+OPENING: list[str] = []  # what is opened while a test listens
+LISTENING: list[bool] = []
+
+
+def note_opening(event: str, arguments: tuple[Any, ...]) -> None:
+    if LISTENING and event in {"open", "os.listdir", "os.scandir", "socket.connect", "socket.getaddrinfo", "subprocess.Popen"}:
+        OPENING.append(str(arguments[0]) + str(arguments[1:2]))
+
+
+@pytest.mark.parametrize("place", [*FILES, "http://127.0.0.1:9/hostname"])
+def test_no_path_and_no_address_of_a_request_is_opened(alone: TestClient, place: str) -> None:
+    """By Python's audit events, which no file that Python opens escapes."""
+    part = {"type": "image_url", "image_url": {"url": place}}
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        (CHAT, {"messages": [{"role": "user", "content": [part]}]}),
+        (CHAT, {**HELLO, "model": place}),
+        (
+            CHAT,
+            {**HELLO, "chat_template": place, "tools": [{"type": "function", "function": {"name": "f", "parameters": {"$ref": place}}}]},
+        ),
+        (CHAT, {**HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "f", "schema": {"$ref": place}}}}),
+        ("/v1/completions", {"prompt": place, "max_tokens": 1, "lora_path": place}),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": place}]}]}),
+        (MESSAGES, {**HELLO, "messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": place}}]}]}),
+        ("/v1/score", {"text": place, "calibration": place}),
+        ("/v1/embeddings", {"input": place, "model": place}),
+        ("/tokenize", {"prompt": place, "model": place}),
+    ]
+    if not OPENING:
+        sys.addaudithook(note_opening)
+        OPENING.append("")  # an audit hook cannot be removed, so it is added once
+    del OPENING[1:]
+    LISTENING.append(True)
+    try:
+        open("/etc/hostname").close()
+        statuses = [alone.post(path, json=body).status_code for path, body in bodies]
+        statuses += [alone.get(path).status_code for path in (f"/v1/models/{place}", f"/docs/static/{place}", f"/slots?model={place}")]
+    finally:
+        LISTENING.clear()
+    opened = [item for item in OPENING if "hostname" in item or ", 9)" in item]
+    assert opened == ["/etc/hostname('r',)"], opened  # our own, which shows that the hook listens
+    assert statuses[0] == 400 and statuses[1] == 404 and max(statuses) < 500
