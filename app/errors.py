@@ -45,6 +45,10 @@ class Forbidden(LitmusError):
     status, type, code = 403, "permission_error", "forbidden"
 
 
+class BodyTooSlow(InvalidRequest):
+    status, code = 408, "body_too_slow"
+
+
 class BodyTooLarge(InvalidRequest):
     status, code = 413, "body_too_large"
 
@@ -55,6 +59,10 @@ class UnsupportedMediaType(InvalidRequest):
 
 class QueueFull(LitmusError):
     status, type, code = 429, "rate_limit_error", "queue_full"
+
+
+class RateLimited(LitmusError):
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
 class NotReady(LitmusError):

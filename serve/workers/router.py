@@ -51,11 +51,11 @@ def _ends_job(event: Event) -> bool:
 class Router:
     """Routes to all replicas of all models. `models` names the model of each replica, the default model first."""
 
-    def __init__(self, max_waiting: int, models: Sequence[str]) -> None:
+    def __init__(self, max_waiting: int, models: Sequence[str], max_waiting_tokens: int = 1_000_000) -> None:
         self.replicas = [Replica(number, model) for number, model in enumerate(models)]
         self.draining = False
         self._fleets = {
-            model: Fleet(model, [replica for replica in self.replicas if replica.model == model], max_waiting)
+            model: Fleet(model, [replica for replica in self.replicas if replica.model == model], max_waiting, max_waiting_tokens)
             for model in dict.fromkeys(models)
         }
         self._events_by_job: dict[str, JobEvents] = {}
@@ -65,6 +65,11 @@ class Router:
     def in_flight(self) -> int:
         """Jobs of all models that requests still wait for."""
         return len(self._events_by_job)
+
+    @property
+    def capacity(self) -> int:
+        """Jobs of all models that may be in flight."""
+        return sum(fleet.capacity for fleet in self._fleets.values())
 
     @property
     def models(self) -> list[str]:
