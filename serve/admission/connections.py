@@ -9,7 +9,10 @@ import contextlib
 import fcntl
 import logging
 import math
+import os
 import resource
+import socket
+import struct
 import termios
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -200,9 +203,9 @@ def _stalls(connection: TimedProtocol, now: float, write_s: float) -> bool:
 
 def _in_kernel(transport: asyncio.Transport) -> int:
     """Bytes that the system has taken and the client has not: without them a slow reader would look like one that stopped."""
-    pending = array.array("i", [0])
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, pending)
+    pending, opened = array.array("i", [0]), transport.get_extra_info("socket")
+    with contextlib.suppress(OSError):  # closed meanwhile
+        fcntl.ioctl(-1 if opened is None else opened.fileno(), termios.TIOCOUTQ, pending)
     return pending[0]
 
 
@@ -216,6 +219,10 @@ def _close(connection: TimedProtocol) -> None:
 
 
 def _abort(connection: TimedProtocol) -> None:
+    """Reset the connection: closed otherwise, the system would keep for minutes what the client did not take."""
+    opened = connection.transport.get_extra_info("socket")
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(-1 if opened is None else opened.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.transport.abort()
 
 

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import QueueFull
 from serve.admission.pace import Pace
+from serve.admission.turns import Turns
 from serve.wire.errors import MESSAGES, error_body
 
 WORK = frozenset(
@@ -62,6 +63,7 @@ class Gate:
         self.app = app
         self.work = work
         self.pace = pace
+        self.turns = Turns()
         self.on_way = 0  # requests with work that have been let in and not been answered
 
     @property
@@ -116,6 +118,7 @@ class _Visit:
             self.entered = await self.gate.enter(self.scope, self._send)
             if not self.entered:
                 return {"type": "http.disconnect"}  # the client has its answer: for the application it has left
+            await self.gate.turns.wait()
         return message
 
     async def send(self, message: Message) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -69,7 +70,7 @@ def test_a_request_that_is_too_large_for_what_is_left_hears_when_to_come_back(se
     assert "4 of at most 5 answers and texts" in refused.json()["error"]["message"]
 
 
-def test_answers_of_the_real_routes_settle_the_tokens(tiny_folder: Path) -> None:
+def test_answers_of_the_real_routes_settle_the_tokens(tiny_folder: Path, clock: SimpleNamespace) -> None:
     """The usage that each route reports is found in its bytes, streamed or not."""
     served = Served(tiny_folder, LimitSettings(tokens_per_minute=100_000))
     bodies: dict[str, dict[str, Any]] = {

@@ -112,7 +112,7 @@ class Running:
 
 
 @contextmanager
-def running(max_connections: int = 100, body_timeout_s: float = 30) -> Iterator[Running]:
+def running(max_connections: int = 300, body_timeout_s: float = 30) -> Iterator[Running]:
     application, work = Application(), FakeWork()
     app = Gate(RequestBody(application, 10_000_000, body_timeout_s), work, Pace())
     settings = ServerSettings(max_connections=max_connections)
@@ -188,8 +188,9 @@ def test_a_client_that_stops_sending_is_closed_in_time(shared: Running, sent: by
 
 def test_two_hundred_of_them_are_closed_at_once(shared: Running) -> None:
     clients = [shared.connect(POST % 100 + b"{") for _ in range(200)]
-    wait_for(lambda: shared.stages() == ["body"] * 100, 5)  # the bound of this server: 100
-    assert shared.after(36) == 100
+    wait_for(lambda: shared.stages() == ["body"] * 200, 5)
+    assert shared.after(36) == 200
+    assert all(closed(client) for client in clients)
     wait_for(lambda: shared.stages() == [], 5)
     for client in clients:
         client.close()

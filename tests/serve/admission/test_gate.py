@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve.admission.gate import MIN_ROOM, ROOM, WORK, Gate
 from serve.admission.pace import Pace
+from serve.admission.turns import AT_ONCE, Turns
 
 CHAT = "/v1/chat/completions"
 TEXT_ROUTES = {"/tokenize", "/detokenize", "/v1/messages/count_tokens"}  # they answer without a job
@@ -79,7 +80,7 @@ class Application:
 
 
 async def turn() -> None:
-    for _ in range(5):
+    for _ in range(30):
         await asyncio.sleep(0)
 
 
@@ -223,3 +224,48 @@ def test_an_application_that_raises_gives_its_place_back() -> None:
 def test_every_route_that_makes_jobs_is_known_to_the_gate(served: Any) -> None:
     paths = served.client.get("/openapi.json").json()["paths"]
     assert {path for path, methods in paths.items() if "post" in methods} - TEXT_ROUTES == WORK
+
+
+def test_requests_that_come_together_begin_a_few_at_a_time_and_a_refusal_does_not_wait_for_them() -> None:
+    began: list[int] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        began.append(iteration)
+        await asyncio.Event().wait()
+
+    iteration = 0
+
+    async def main() -> None:
+        nonlocal iteration
+        gate = Gate(application, FakeWork(capacity=40), Pace())
+        tasks = [asyncio.create_task(Client().ask(gate)) for _ in range(48)]
+        refused: Client | None = None
+        for _ in range(20):
+            iteration += 1
+            await asyncio.sleep(0)
+            if gate.full and refused is None:
+                refused = Client()
+                await refused.ask(gate)
+                assert (refused.status, began) == (429, [])
+        assert refused is not None
+        assert len(began) == 48 and max(began.count(at) for at in began) == AT_ONCE
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_request_that_was_cancelled_takes_nobodys_turn() -> None:
+    async def main() -> None:
+        turns = Turns()
+        tasks = [asyncio.create_task(turns.wait()) for _ in range(3 * AT_ONCE)]
+        await asyncio.sleep(0)
+        for task in tasks[:AT_ONCE]:
+            task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [task.done() for task in tasks] == [True] * 2 * AT_ONCE + [False] * AT_ONCE
+        await asyncio.gather(*tasks[AT_ONCE:])
+
+    asyncio.run(main())

@@ -1,13 +1,11 @@
 """Limits of each client over an application in this process: who is counted, what is charged, and what a client is told."""
 
 import asyncio
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from limits.aio.storage import memory
 from starlette.types import Receive, Scope, Send
 
 from app.settings import LimitSettings
@@ -58,13 +56,6 @@ class Client:
         transport = httpx.ASGITransport(Keyed(self.quota), raise_app_exceptions=False, client=(address, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.post(path, content=b"x" * size, headers={**headers, **({"X-Key": key} if key else {})})
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    clock = SimpleNamespace(now=60_000.0)
-    monkeypatch.setattr(memory, "time", SimpleNamespace(time=lambda: clock.now))
-    yield clock
 
 
 def test_requests_are_counted_and_the_answers_say_what_is_left(clock: SimpleNamespace) -> None:

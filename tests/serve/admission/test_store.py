@@ -11,21 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from limits.aio.storage import memory
 from serving import wait_for
 
 from serve.admission.store import RETRY_S, Store, Window
 
 HAS_REDIS = shutil.which("redis-server")
 needs_redis = pytest.mark.skipif(HAS_REDIS is None, reason="redis-server is not installed (apt-get install redis-server)")
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The time of day that the library counts by: a multiple of a minute, so that a period begins."""
-    clock = SimpleNamespace(now=60_000.0)
-    monkeypatch.setattr(memory, "time", SimpleNamespace(time=lambda: clock.now))
-    return clock
 
 
 def test_a_limit_holds_and_fades_over_the_following_minute(clock: SimpleNamespace) -> None:
