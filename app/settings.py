@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -154,6 +155,15 @@ class FurtherSettings(ModelSettings):
     path: str = Field(description="the model that chats and scores: folder, GGUF file or hub name")
 
 
+def _network(text: str) -> str:
+    """Accepts an IP address or a network: a name would never match, and `*` would let every client claim any address."""
+    try:
+        ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not an IP address or network: write 10.0.0.7, or 10.0.0.0/8 for a network ({error})") from None
+    return text
+
+
 class ServerSettings(Group):
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
@@ -172,7 +182,7 @@ class ServerSettings(Group):
     write_timeout_s: float = Field(
         60, gt=0, le=3600, description="seconds without a byte that the client takes of its answer, after which the connection is closed"
     )
-    trusted_proxies: tuple[str, ...] = Field(
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
         (),
         description="addresses or networks, such as 10.0.0.0/8, of the proxies whose X-Forwarded-For and X-Forwarded-Proto are believed",
     )

@@ -161,6 +161,7 @@ def uvicorn_options(settings: ServerSettings, connections: Connections) -> dict[
     """A client could write any address into X-Forwarded-For: it is read only where a proxy that is trusted has written it."""
     return {
         "http": connections.protocol,
+        "backlog": settings.max_connections,  # those that come at once are kept waiting rather than made to try again
         "timeout_keep_alive": math.ceil(settings.idle_timeout_s),
         "proxy_headers": bool(settings.trusted_proxies),
         "forwarded_allow_ips": [*settings.trusted_proxies],

@@ -344,3 +344,9 @@ def test_forwarded_addresses_are_believed_from_trusted_proxies_only() -> None:
     assert client_of((), "127.0.0.1", "1.2.3.4") == "127.0.0.1"
     assert client_of(("10.0.0.0/8",), "10.1.1.1", "6.6.6.6, 1.2.3.4") == "1.2.3.4"  # what the proxy saw, not what its client claimed
     assert client_of(("10.0.0.0/8",), "9.9.9.9", "1.2.3.4") == "9.9.9.9"
+
+
+@pytest.mark.parametrize("proxy", ["*", "proxy.example", "10.0.0.1/8", "", "10.0.0.0/8,10.1.1.1"])
+def test_a_proxy_that_could_never_match_or_would_let_everyone_claim_an_address_is_refused(proxy: str) -> None:
+    with pytest.raises(ValueError, match="is not an IP address or network: write 10.0.0.7, or 10.0.0.0/8 for a network"):
+        ServerSettings(trusted_proxies=(proxy,))
