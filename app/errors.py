@@ -57,6 +57,10 @@ class Misdirected(InvalidRequest):
     status, code = 421, "wrong_host"
 
 
+class BodyTooSlow(InvalidRequest):
+    status, code = 408, "body_too_slow"
+
+
 class BodyTooLarge(InvalidRequest):
     status, code = 413, "body_too_large"
 
@@ -67,6 +71,10 @@ class UnsupportedMediaType(InvalidRequest):
 
 class QueueFull(LitmusError):
     status, type, code = 429, "rate_limit_error", "queue_full"
+
+
+class RateLimited(LitmusError):
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
 class NotReady(LitmusError):

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -155,10 +156,37 @@ class FurtherSettings(ModelSettings):
     path: str = Field(description="the model that chats and scores: folder, GGUF file or hub name")
 
 
+def _network(text: str) -> str:
+    """Accepts an IP address or a network: a name would never match, and `*` would let every client claim any address."""
+    try:
+        ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not an IP address or network: write 10.0.0.7, or 10.0.0.0/8 for a network ({error})") from None
+    return text
+
+
 class ServerSettings(Group):
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="limit of a request body; a larger one is refused with 413")
+    max_connections: int = Field(
+        4096,
+        ge=8,
+        le=1_000_000,
+        description="connections that may be open; beyond it the one that has been idle longest is closed, or the new one refused with 503",
+    )
+    header_timeout_s: float = Field(10, gt=0, le=3600, description="seconds that a client has to send request line and headers")
+    body_timeout_s: float = Field(
+        30, gt=0, le=3600, description="seconds that a client has to send a body, longer while 1 kB/s arrive; then it is refused with 408"
+    )
+    idle_timeout_s: float = Field(75, gt=0, le=3600, description="seconds that a connection stays open between two requests")
+    write_timeout_s: float = Field(
+        60, gt=0, le=3600, description="seconds without a byte that the client takes of its answer, after which the connection is closed"
+    )
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        (),
+        description="addresses or networks, such as 10.0.0.0/8, of the proxies whose X-Forwarded-For and X-Forwarded-Proto are believed",
+    )
     drain_s: int = Field(30, ge=0, le=3600, description="seconds that requests in flight have to finish after SIGTERM")
     strict: bool = Field(
         False, description="refuse requests with fields that this server does not know, instead of leaving these out and saying so"
@@ -176,6 +204,30 @@ class QueueSettings(Group):
         gt=0,
         description="deadline of a request that names none by timeout_s or X-Request-Timeout: it fails with 408; none when not set",
     )
+    max_waiting_tokens: int = Field(
+        1_000_000, ge=1024, description="tokens of the prompts and texts that may wait for a slot; more are refused with 429"
+    )
+
+
+class LimitSettings(Group):
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="requests of one client, which is a key or an address, in a minute; no limit when not set"
+    )
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens of prompts and answers of one client in a minute; no limit when not set"
+    )
+    concurrent_requests: int | None = Field(
+        None, ge=1, description="requests of one client that this server works on at once; no limit when not set"
+    )
+    storage: str = Field(
+        "memory://",
+        pattern=r"^(memory://|rediss?://\S+)$",
+        description="where the requests and tokens of the last minute are counted: memory://, or redis://host:6379 for several servers",
+    )
+
+    @property
+    def are_set(self) -> bool:
+        return any(limit is not None for limit in (self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests))
 
 
 def _origin(text: str) -> str:
@@ -243,6 +295,7 @@ class Settings(BaseSettings):
     models: tuple[FurtherSettings, ...] = Field((), description="further models, each with the settings of `model`; `path` is required")
     server: ServerSettings = ServerSettings()
     queue: QueueSettings = QueueSettings()
+    limits: LimitSettings = LimitSettings()
     security: SecuritySettings = SecuritySettings()
     ui: UISettings = UISettings()
 

@@ -3,11 +3,13 @@
 Pure ASGI middleware and FastAPI exception handlers; which form of error a path has is known by `serve.wire.errors`.
 """
 
+import asyncio
 import json
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from email.message import Message
+from types import MappingProxyType
 from typing import Any
 
 import brotli
@@ -21,7 +23,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
-from app.errors import BodyTooLarge, InvalidRequest, LitmusError, NotFound, UnsupportedMediaType
+from app.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, LitmusError, NotFound, UnsupportedMediaType
+from serve.admission.connections import MIN_BODY_BYTES_PER_S, body_deadline_s
 from serve.admission.headers import security_headers
 from serve.wire.errors import error_body
 from serve.wire.unsupported import is_unsupported
@@ -35,20 +38,28 @@ MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its en
 class RequestBody:
     """Reads the whole body before the application sees it, and decompresses it.
 
-    Answers 413 itself when the body, compressed or not, is larger than `limit` bytes, and 415 for a form that it cannot read.
+    Answers 413 itself when the body, compressed or not, is larger than `limit` bytes, 415 for a form that it cannot read, and 408 for one
+    that takes longer than `timeout_s`, or than its size allows.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, timeout_s: float) -> None:
         self.app = app
         self.limit = limit
+        self.timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in {"POST", "PUT", "PATCH"}:
             await self.app(scope, receive, send)
             return
-        chunks, size, more = [], 0, True
+        chunks, size, more, clock = [], 0, True, asyncio.get_running_loop().time
+        began = clock()
         while more and size <= self.limit * MAX_READ_FACTOR:
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(began + body_deadline_s(size, self.timeout_s)):
+                    message = await receive()
+            except TimeoutError:
+                await too_slow(size, clock() - began, scope["path"])(scope, receive, send)
+                return
             if message["type"] == "http.disconnect":
                 return
             chunk, more = message.get("body", b""), message.get("more_body", False)
@@ -65,6 +76,13 @@ class RequestBody:
             await error_response(error, scope["path"])(scope, receive, send)
             return
         await self.app(scope, replay(body, receive), send)
+
+
+def too_slow(size: int, elapsed_s: float, path: str) -> JSONResponse:
+    error = BodyTooSlow(
+        f"{size} bytes of the body came in {elapsed_s:.0f} s; send it within server.body_timeout_s, or at {MIN_BODY_BYTES_PER_S} bytes/s"
+    )
+    return error_response(error, path, {"Connection": "close"})
 
 
 def decode_body(body: bytes, headers: Headers, limit: int) -> bytes:
@@ -158,10 +176,10 @@ class ErrorJSON(JSONResponse):
         return json.dumps(content).encode()
 
 
-def error_response(error: LitmusError, path: str) -> JSONResponse:
+def error_response(error: LitmusError, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> JSONResponse:
     """`path` is that of the request: clients of different routes read errors in different forms."""
-    headers = {"Retry-After": "1"} if error.status in {429, 503} else None
-    return ErrorJSON(error_body(error, path), error.status, headers)
+    retry = {"Retry-After": "1"} if error.status in {429, 503} else {}
+    return ErrorJSON(error_body(error, path), error.status, {**retry, **headers})
 
 
 def invalid_request_of(error: RequestValidationError) -> InvalidRequest:
@@ -197,17 +215,21 @@ def _is_union_member(part: str) -> bool:
 
 
 def install(
-    app: FastAPI, max_body_bytes: int, origins: Sequence[str] = (), strict: bool = False, before_body: Sequence[Middleware] = ()
+    app: FastAPI,
+    max_body_bytes: int,
+    origins: Sequence[str] = (),
+    strict: bool = False,
+    body_timeout_s: float = 30,
+    before_body: Sequence[Middleware] = (),
 ) -> None:
-    """Add the limit of bodies, the error handlers, and CORS: web pages from `origins` may call the API and read its errors.
+    """Add the limits of bodies, the error handlers, and CORS: web pages from `origins` may call the API and read its errors.
 
     `strict` says whether the routes refuse unknown fields of a body, for the OpenAPI document. `before_body` is middleware that decides
     about a request before its body is read, in the order in which it decides.
     """
-    app.add_middleware(RequestBody, limit=max_body_bytes)
-    for middleware in reversed(before_body):
-        app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
+    app.add_middleware(RequestBody, limit=max_body_bytes, timeout_s=body_timeout_s)
     app.add_middleware(Paths)
+    app.user_middleware[:0] = before_body
     if origins:  # added last, so it runs first and also covers the 413 of the body limit
         app.add_middleware(
             CORSMiddleware,

@@ -30,6 +30,9 @@ from app.errors import NotReady, SetupError
 from app.models.device import DeviceAssignment
 from app.models.revision import VERSION
 from app.settings import ServerSettings, Settings
+from serve.admission.admit import admission, tell_when_to_return
+from serve.admission.connections import create_connections, uvicorn_options
+from serve.admission.pace import Pace
 from serve.admission.security import Security
 from serve.middleware import install
 from serve.workers.fleet import Replica
@@ -71,7 +74,7 @@ class EngineSpec(LitSpec):
 class Server(litserve.LitServer):
     """Starts the API process at once, while the workers load their models. It is `app`'s lifespan that adds the routes and the page."""
 
-    def __init__(self, apis: list[ModelAPI], drain_s: int) -> None:
+    def __init__(self, apis: list[ModelAPI], settings: ServerSettings) -> None:
         super().__init__(
             apis,
             accelerator="cpu",  # LitServe places nothing: each ModelAPI chooses the device of its model
@@ -86,7 +89,12 @@ class Server(litserve.LitServer):
         self._once_ready: set[int] = set()  # numbers of the workers that have been ready at least once
         self._failure: SetupError | None = None
         self._listening: list[socket.socket] = []
-        self.uvicorn_graceful_timeout = drain_s + SHUTDOWN_MARGIN_S  # later than `_drain`, which ends the wait
+        self.uvicorn_graceful_timeout = settings.drain_s + SHUTDOWN_MARGIN_S  # later than `_drain`, which ends the wait
+        self.connections = create_connections(settings)
+        self._uvicorn_options = uvicorn_options(settings, self.connections)
+
+    def run(self, **options: Any) -> None:
+        super().run(**options, **self._uvicorn_options)
 
     def _init_manager(self, num_api_servers: int) -> Any:
         """LitServe's own event lives in the manager process, which ends while LitServe's monitor still asks for it."""
@@ -152,21 +160,35 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     security = Security(settings)
     models = [model for model in settings.served.values() for _ in range(model.replicas)]
     router = Router(
-        settings.queue.max_waiting, [model.served_name for model in models], settings.queue.resume_wait_s, settings.queue.timeout_s
+        settings.queue.max_waiting,
+        [model.served_name for model in models],
+        settings.queue.resume_wait_s,
+        settings.queue.timeout_s,
+        settings.queue.max_waiting_tokens,
     )
     devices, level = tuple(model.device for model in models), settings.server.log_level
     apis = [
         ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), level)
         for model, replica in zip(models, router.replicas, strict=True)
     ]
-    server = Server(apis, settings.server.drain_s)
+    server = Server(apis, settings.server)
     app: FastAPI = server.app
     app.router.routes.clear()  # LitServe's own index, health and info; Litmus has its own
     app.title, app.version = "Litmus", VERSION
     app.description = "Chats and scores text with one copy of a quantized language model."
+    pace = Pace()
+    gate, *limits = admission(router, settings.limits, pace)
     security.add_inner(app)
-    install(app, settings.server.max_body_bytes, settings.security.cors_origins, settings.server.strict, [security.access])
+    install(
+        app,
+        settings.server.max_body_bytes,
+        settings.security.cors_origins,
+        settings.server.strict,
+        settings.server.body_timeout_s,
+        [gate, security.access, *limits],
+    )
     security.add_outer(app)
+    tell_when_to_return(app, pace)
     _finish_in_lifespan(server, router, add_routes, settings.server)
     return server
 
@@ -185,6 +207,7 @@ def _finish_in_lifespan(server: Server, router: Router, add_routes: AddRoutes, s
             _add_routes_or_exit(app, router, add_routes)
         server.response_buffer[EVENTS_UID] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
         tasks = [asyncio.create_task(watch(router)), asyncio.create_task(_drain(router, settings.drain_s))]
+        tasks.append(asyncio.create_task(server.connections.watch()))
         gc.freeze()
         gc.enable()
         async with app.router.lifespan_context(app):

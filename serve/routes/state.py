@@ -32,10 +32,13 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "a field is wrong; `param` names it"},
     403: {"model": ErrorResponse, "description": "this user may not use the server"},
     404: {"model": ErrorResponse, "description": "no such model"},
-    408: {"model": ErrorResponse, "description": "the request's deadline passed"},
+    408: {"model": ErrorResponse, "description": "the body came too slowly, or the request's deadline passed"},
     413: {"model": ErrorResponse, "description": "the body is too large"},
     415: {"model": ErrorResponse, "description": "the body is in an encoding that is not read"},
-    429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to try again"},
+    429: {
+        "model": ErrorResponse,
+        "description": "the queue is full, or a limit of the client is reached; Retry-After says when to try again",
+    },
     503: {"model": ErrorResponse, "description": "the model is loading, restarting or shutting down"},
 }
 ERROR_RESPONSES_NO_USER = {status: response for status, response in ERROR_RESPONSES.items() if status != 403}  # bodies without `user`

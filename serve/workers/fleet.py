@@ -1,5 +1,6 @@
 """The replicas of one model: how many jobs they may hold together, and which replica gets the next ones. Knows no other model."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,12 +31,14 @@ class Replica:
 
 
 class Fleet:
-    """Admits jobs to the replicas of one model: as many as their slots hold, and `max_waiting` more."""
+    """Admits jobs to the replicas of one model: as many as their slots hold, and `max_waiting` more, of `max_waiting_tokens` at most."""
 
-    def __init__(self, model: str, replicas: Sequence[Replica], max_waiting: int) -> None:
+    def __init__(self, model: str, replicas: Sequence[Replica], max_waiting: int, max_waiting_tokens: int) -> None:
         self.model = model
         self.replicas = replicas
         self.max_waiting = max_waiting
+        self.max_waiting_tokens = max_waiting_tokens
+        self._tokens: deque[int] = deque()  # of each job in flight, the oldest first
         self._affinity = Affinity()
 
     @property
@@ -67,6 +70,11 @@ class Fleet:
         """Jobs that may be in flight."""
         return self.facts.slots * len(self.alive) + self.max_waiting
 
+    @property
+    def capacity(self) -> int:
+        """`max_jobs`; before the model has loaded, what may wait for it."""
+        return self.max_jobs if any(replica.facts is not None for replica in self.replicas) else self.max_waiting
+
     def check_job_count(self, count: int) -> None:
         """Raises `InvalidRequest` if `count` jobs of one request could never be in flight together."""
         if self.alive and count > self.max_jobs:
@@ -80,9 +88,23 @@ class Fleet:
         self.check_job_count(len(jobs))
         if self.load + len(jobs) > self.max_jobs:
             raise QueueFull(
-                f"{self.load} of at most {self.max_jobs} answers and texts of '{self.model}' are in flight; try again in a moment"
+                f"{self.load} of at most {self.max_jobs} answers and texts of '{self.model}' are in flight "
+                "(its slots and queue.max_waiting); try again in a moment"
             )
+        self._admit_tokens([tokens_of(job) for job in jobs])
         return alive[0] if len(alive) == 1 else self._choose(alive, jobs[0] if jobs else None)
+
+    def _admit_tokens(self, tokens: list[int]) -> None:
+        """Raises `QueueFull` if too many tokens would wait. The oldest jobs are taken to be those that have ended and those with slots."""
+        while len(self._tokens) > self.load:
+            self._tokens.popleft()
+        waiting = [*self._tokens, *tokens][self.facts.slots * len(self.alive) :]
+        if self.load and sum(waiting) > self.max_waiting_tokens:
+            raise QueueFull(
+                f"{sum(waiting)} tokens of prompts and texts of '{self.model}' would wait, at most {self.max_waiting_tokens} may "
+                "(queue.max_waiting_tokens); try again in a moment, or send less at a time"
+            )
+        self._tokens.extend(tokens)
 
     def _choose(self, alive: list[Replica], job: Job | None) -> Replica:
         """The replica that caches the conversation, unless it has over one full set of slots more jobs than the least loaded replica;
@@ -100,3 +122,8 @@ class Fleet:
 
     def _not_loaded(self) -> NotReady:
         return NotReady(f"the model '{self.model}' is not loaded at the moment; GET /ready says when it is served")
+
+
+def tokens_of(job: Job) -> int:
+    """The tokens that have to be read before the job can be answered."""
+    return len(job.prompt) if isinstance(job, Generate) else len(job.tokens)

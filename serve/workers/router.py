@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS = 2  # workers that may die with the same job; it may be the cause
 REPORT_TIMEOUT_S = 2.0
-RESUME_WAIT_S = 120.0  # the default of the setting queue.resume_wait_s
+RESUME_WAIT_S, MAX_WAITING_TOKENS = 120.0, 1_000_000  # the defaults of the settings in `queue`
 WORKER_DIED = "the model's process died, and no other one took this request in time; send it again"
 DIED_TWICE = "the model's process died twice while it had this request, which may be the cause; it is not tried a third time"
 REPORT_LOST = "the model's process died before it answered; a new one is starting, ask again in a moment"
@@ -36,14 +36,19 @@ class Router:
     """Routes to all replicas of all models. `models` names the model of each replica, the default model first."""
 
     def __init__(
-        self, max_waiting: int, models: Sequence[str], resume_wait_s: float = RESUME_WAIT_S, timeout_s: float | None = None
+        self,
+        max_waiting: int,
+        models: Sequence[str],
+        resume_wait_s: float = RESUME_WAIT_S,
+        timeout_s: float | None = None,
+        max_waiting_tokens: int = MAX_WAITING_TOKENS,
     ) -> None:
         """A job whose worker died waits at most `resume_wait_s` for another one. `timeout_s`: the deadline of a request without its own."""
         self.replicas = [Replica(number, model) for number, model in enumerate(models)]
         self.resume_wait_s, self.timeout_s = resume_wait_s, timeout_s
         self.draining = False
         self._fleets = {
-            model: Fleet(model, [replica for replica in self.replicas if replica.model == model], max_waiting)
+            model: Fleet(model, [replica for replica in self.replicas if replica.model == model], max_waiting, max_waiting_tokens)
             for model in dict.fromkeys(models)
         }
         self._flights: dict[str, Flight] = {}  # by the job's id
@@ -53,6 +58,11 @@ class Router:
     def in_flight(self) -> int:
         """Jobs of all models that requests still wait for."""
         return len(self._flights)
+
+    @property
+    def capacity(self) -> int:
+        """Jobs of all models that may be in flight."""
+        return sum(fleet.capacity for fleet in self._fleets.values())
 
     @property
     def models(self) -> list[str]:

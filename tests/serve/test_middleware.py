@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Forbidden, NotReady
 from serve.middleware import install
@@ -82,3 +85,17 @@ def test_a_star_allows_every_origin_and_an_empty_list_none() -> None:
     assert create(["*"]).get("/busy", headers=headers).headers["access-control-allow-origin"] == "*"
     response = create([]).options("/take", headers=headers)
     assert response.status_code == 405 and not [name for name in response.headers if name.startswith("access-control")]
+
+
+def test_an_allowed_origin_reads_what_admission_refuses_and_the_last_of_its_middlewares_is_asked_first() -> None:
+    class Refusing:
+        def __init__(self, app: ASGIApp, status: int) -> None:
+            self.status = status
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await JSONResponse({}, self.status)(scope, receive, send)
+
+    app = FastAPI()
+    install(app, LIMIT, [PAGE], before_body=[Middleware(Refusing, status=429), Middleware(Refusing, status=500)])
+    response = TestClient(app).post("/take", content="x" * 1000, headers={"Origin": PAGE})
+    assert (response.status_code, response.headers["access-control-allow-origin"]) == (429, PAGE)

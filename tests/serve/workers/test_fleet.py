@@ -11,8 +11,9 @@ import psutil
 import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 
-from app.engine.request import Delta, Generate, Interrupted, SamplingParams
+from app.engine.request import Delta, Embed, Generate, Interrupted, SamplingParams, Score
 from app.errors import InvalidRequest, NotReady, QueueFull, UnknownModel
+from serve.workers.fleet import tokens_of
 from serve.workers.messages import Ready
 from serve.workers.router import Router
 from serve.workers.watch import watch
@@ -136,3 +137,53 @@ def test_an_unknown_model_or_replica_is_refused_with_the_known_ones() -> None:
         router.facts("c")
     with pytest.raises(InvalidRequest, match=r"'b' has no replica 1; its replicas are 0\.\.0"):
         asyncio.run(router.report("b", 1))
+
+
+def test_the_tokens_that_wait_are_bounded_and_those_with_slots_do_not_count() -> None:
+    """The fake model has two slots; each job has 64 tokens."""
+
+    async def main() -> None:
+        router, _ = create(["a"], waiting=100)
+        router._fleets["a"].max_waiting_tokens = 130
+        async with AsyncExitStack() as stack:
+            for index in range(2):
+                await stack.enter_async_context(router.open([job(f"running {index}")]))
+            async with AsyncExitStack() as waiting:
+                for index in range(2):
+                    await waiting.enter_async_context(router.open([job(f"waiting {index}")]))
+                refusal = r"192 tokens of prompts and texts of 'a' would wait, at most 130 may \(queue.max_waiting_tokens\)"
+                with pytest.raises(QueueFull, match=refusal):
+                    await waiting.enter_async_context(router.open([job("more")]))
+                assert router.in_flight == 4
+            with pytest.raises(QueueFull, match="192 tokens"):
+                await stack.enter_async_context(router.open([job(str(index)) for index in range(3)]))
+            await stack.enter_async_context(router.open([job(str(index)) for index in range(2)]))
+
+    asyncio.run(main())
+
+
+def test_a_request_that_nobody_waits_before_is_taken_however_long_it_is() -> None:
+    async def main() -> None:
+        router, _ = create(["a"], waiting=100)
+        router._fleets["a"].max_waiting_tokens = 130
+        async with router.open([job(str(index)) for index in range(10)]):
+            pass
+        async with router.open([job(str(index)) for index in range(10)]):
+            with pytest.raises(QueueFull, match="576 tokens"):
+                await router.open([job("more")]).__aenter__()
+
+    asyncio.run(main())
+
+
+def test_a_job_has_the_tokens_that_are_read_for_it() -> None:
+    assert [tokens_of(job) for job in (job("a"), Score("b", (1, 2, 3), ()), Embed("c", (1, 2)))] == [64, 3, 2]
+
+
+def test_the_capacity_is_that_of_all_models_and_known_before_they_have_loaded() -> None:
+    router, _ = create(["a", "a", "b"], waiting=10, loaded=[0])
+    assert router.capacity == (2 + 10) + 10
+    greet(router, 1, psutil.Process().pid)
+    greet(router, 2, psutil.Process().pid)
+    assert router.capacity == (4 + 10) + (2 + 10)
+    router.replicas[0].worker = None
+    assert router.capacity == (2 + 10) + (2 + 10)

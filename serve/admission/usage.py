@@ -1,0 +1,42 @@
+"""How many tokens an answer cost, read from its bytes as they leave. Knows the names of the counts, no other form."""
+
+import re
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+BYTES_PER_TOKEN = 4
+COUNT = re.compile(rb'"(prompt_tokens|input_tokens|completion_tokens|output_tokens)":\s?(\d{1,9})\b')
+USAGE = b'"usage":'  # in a text of the answer, the quotes of these names would have a backslash before them
+EVENT = b"data: "
+
+
+def estimated_tokens(scope: Scope) -> int:
+    """What a request costs as far as its headers tell: the bytes of its body by `BYTES_PER_TOKEN`, at least one token."""
+    length = Headers(scope=scope).get("content-length", "")
+    return max(int(length) // BYTES_PER_TOKEN, 1) if length.isdecimal() and len(length) < 16 else 1
+
+
+class Usage:
+    """Adds up what the pieces of one answer say."""
+
+    def __init__(self, estimate: int) -> None:
+        self.estimate = estimate  # of the prompt, for an answer that does not say what it was
+        self._counts: dict[bytes, int] = {}
+        self._events = 0
+
+    def read(self, piece: bytes) -> None:
+        self._events += piece.count(EVENT)
+        if USAGE in piece:
+            for name, count in COUNT.findall(piece):
+                self._counts[name] = max(self._counts.get(name, 0), int(count))
+
+    @property
+    def tokens(self) -> int:
+        """Of prompt and answer. A stream that does not say it is counted as one token an event."""
+        prompt = self._largest(b"prompt_tokens", b"input_tokens")
+        answer = self._largest(b"completion_tokens", b"output_tokens")
+        return (self.estimate if prompt is None else prompt) + (self._events if answer is None else answer)
+
+    def _largest(self, *names: bytes) -> int | None:
+        return max((self._counts[name] for name in names if name in self._counts), default=None)
