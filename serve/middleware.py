@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from app.errors import BodyTooLarge, InvalidRequest, LitmusError, NotFound, UnsupportedMediaType
+from serve.observe.record import REQUEST_ID, current_record, note_error
 from serve.wire.errors import error_body
 from serve.wire.unsupported import is_unsupported
 
@@ -158,6 +159,7 @@ class ErrorJSON(JSONResponse):
 
 def error_response(error: LitmusError, path: str) -> JSONResponse:
     """`path` is that of the request: clients of different routes read errors in different forms."""
+    note_error(error.code)
     headers = {"Retry-After": "1"} if error.status in {429, 503} else None
     return ErrorJSON(error_body(error, path), error.status, headers)
 
@@ -207,7 +209,7 @@ def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = (), stri
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],  # clients add headers of their own; the list of origins is what protects
-            expose_headers=["Retry-After", "X-Litmus-Ignored"],
+            expose_headers=["Retry-After", "X-Litmus-Ignored", "X-Request-Id"],
         )
 
     describe: Callable[[], dict[str, Any]] = app.openapi
@@ -239,6 +241,8 @@ def install(app: FastAPI, max_body_bytes: int, origins: Sequence[str] = (), stri
         log.error("unexpected %s in a request", type(error).__name__, exc_info=error)
         response = error_response(LitmusError("the server failed on this request; its log says why"), request.url.path)
         response.headers["Connection"] = "close"  # makes uvicorn close the connection
+        if (record := current_record()) is not None:
+            response.headers[REQUEST_ID.decode()] = record.id  # this answer does not pass the middleware that adds it
         return response
 
 

@@ -31,6 +31,8 @@ from app.models.device import DeviceAssignment
 from app.models.revision import VERSION
 from app.settings import ServerSettings, Settings
 from serve.middleware import install
+from serve.observe.logs import LogSettings
+from serve.observe.middleware import observe
 from serve.workers.fleet import Replica
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
 from serve.workers.router import Router
@@ -88,6 +90,7 @@ class Server(litserve.LitServer):
 
     def _init_manager(self, num_api_servers: int) -> Any:
         """LitServe's own event lives in the manager process, which ends while LitServe's monitor still asks for it."""
+        LogSettings.adopt_libraries()
         manager = super()._init_manager(num_api_servers)
         self._transport = SocketTransport()
         self._shutdown_event = threading.Event()
@@ -149,9 +152,9 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     """`build` names, as `module:function`, what creates the engine in the worker. `add_routes(app, router)` adds routes and page."""
     models = [model for model in settings.served.values() for _ in range(model.replicas)]
     router = Router(settings.queue.max_waiting, [model.served_name for model in models])
-    devices, level = tuple(model.device for model in models), settings.server.log_level
+    devices, logs = tuple(model.device for model in models), LogSettings(settings.server.log_level, settings.server.log_format)
     apis = [
-        ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), level)
+        ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), logs)
         for model, replica in zip(models, router.replicas, strict=True)
     ]
     server = Server(apis, settings.server.drain_s)
@@ -160,6 +163,7 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     app.title, app.version = "Litmus", VERSION
     app.description = "Chats and scores text with one copy of a quantized language model."
     install(app, settings.server.max_body_bytes, settings.security.cors_origins, settings.server.strict)
+    observe(app, router.observer, settings.server.access_log)  # last, so that it is the outermost middleware
     _finish_in_lifespan(server, router, add_routes, settings.server)
     return server
 

@@ -17,6 +17,7 @@ import psutil
 
 from app.engine.request import Delta, Event, Facts, Failed, Inspect, Job, Report, Waiting
 from app.errors import LitmusError, NotReady, UnknownModel, WorkerDied
+from serve.observe.observer import Observer
 from serve.workers.fleet import Fleet, Replica
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Router:
     def __init__(self, max_waiting: int, models: Sequence[str]) -> None:
         self.replicas = [Replica(number, model) for number, model in enumerate(models)]
         self.draining = False
+        self.observer = Observer(models)
         self._fleets = {
             model: Fleet(model, [replica for replica in self.replicas if replica.model == model], max_waiting)
             for model in dict.fromkeys(models)
@@ -111,6 +113,7 @@ class Router:
         try:
             for job in jobs:
                 self._events_by_job[job.id] = events
+                self.observer.admitted(job, replica.model)
                 replica.load += 1
                 replica.send(job)
             yield events
@@ -118,6 +121,7 @@ class Router:
             for job in jobs:
                 if self._events_by_job.pop(job.id, None) is None:
                     continue
+                self.observer.ended(job.id)
                 replica.load -= 1
                 if job.id in events.running and replica.worker is worker is not None:
                     with contextlib.suppress(OSError, EOFError):  # the process that holds the queue is gone, and the worker with it
@@ -150,6 +154,7 @@ class Router:
         if isinstance(item, tuple):
             self._register_worker(*item)
             return
+        self.observer.events(item)
         for event in item:
             if isinstance(event, Report):
                 self._resolve_report(event)
@@ -166,6 +171,7 @@ class Router:
         except psutil.NoSuchProcess:  # it died before its ready message was read; its successor sends one, too
             replica.worker = None
             return
+        self.observer.worker_ready(number, replica.model)
         log.info("worker %d serves %s (%s, %s)", pid, facts.name, facts.dtype, facts.device)
 
     def _resolve_report(self, report: Report) -> None:
@@ -184,6 +190,7 @@ class Router:
                     level = logging.DEBUG if self.draining else logging.ERROR
                     log.log(level, "worker %d of %s died with %d jobs in flight", replica.worker.pid, replica.model, replica.load)
                     replica.worker = None
+                    self.observer.worker_died(replica.model)
                     self.fail_all(WorkerDied(WORKER_DIED), replica)
             if not self.draining and os.getppid() != parent.pid:
                 log.error("the main process is gone; ending all processes of this server")
@@ -197,7 +204,9 @@ class Router:
         """End all jobs in flight and all pending reports, or those of one replica, with `error`."""
         for id, events in self._events_by_job.items():
             if replica in {None, events.replica}:
-                events.queue.put_nowait(Failed(id, error))
+                failed = Failed(id, error)
+                self.observer.events([failed])
+                events.queue.put_nowait(failed)
         for target, pending in self._pending_reports.values():
             if replica in {None, target} and not pending.done():
                 pending.set_exception(error)
