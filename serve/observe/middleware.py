@@ -11,11 +11,12 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.observe.observer import Observer
-from serve.observe.record import METHODS, RECORD, REQUEST_ID, RequestRecord, current_record, request_id
+from serve.observe.record import CLIENT_LEFT, METHODS, RECORD, REQUEST_ID, RequestRecord, current_record, request_id
 
 log = logging.getLogger(__name__)
 
-QUIET = ("/health", "/ready", "/metrics", "/ui", "/docs", "/favicon.ico")  # logged at level debug, as they come all the time
+READY = "/ready"
+QUIET = ("/health", "/metrics", "/ui", "/docs", "/favicon.ico")  # logged at level debug, as they come all the time
 DEFAULT_CODES = {
     401: "unauthorized",
     403: "forbidden",
@@ -61,20 +62,22 @@ class Observe:
             record.status, record.code = record.status or 500, "internal_error"
             raise
         finally:
-            record.status = record.status or CLIENT_CLOSED
+            if record.status == 0 or record.code == CLIENT_LEFT:  # an answer that nobody reads has a status, too
+                record.status, record.code = CLIENT_CLOSED, CLIENT_LEFT
             self._finish(record)
 
     def _finish(self, record: RequestRecord) -> None:
         seconds, metrics = time.monotonic() - record.start_s, self.observer.metrics
         metrics.http_requests.labels(record.method, record.route, str(record.status)).inc()
         metrics.http_duration.labels(record.route).observe(seconds)
-        if record.status >= 400:
+        if record.status >= 400 and record.route != READY:  # its 503 is an answer, not a refusal
             record.code = record.code or DEFAULT_CODES.get(record.status, f"http_{record.status}")
             metrics.refused.labels(record.route, str(record.status), record.code).inc()
         if record.span is not None and self.observer.traces is not None:
             self.observer.traces.finish(record)
         if self.access_log:
-            level = logging.DEBUG if record.route.startswith(QUIET) and record.status < 400 else logging.INFO
+            quiet = record.route == READY or (record.route.startswith(QUIET) and record.status < 400)
+            level = logging.DEBUG if quiet else logging.INFO
             log.log(level, "request", extra={"fields": fields_of(record, seconds)})
 
 

@@ -12,12 +12,10 @@ from prometheus_client.core import Metric
 
 from app.engine.request import Delta, Embedded, Event, Failed, Generate, Job, Score, Scored
 from serve.observe.metrics import Metrics, ModelMetrics, token_families
-from serve.observe.record import RequestRecord, current_record
+from serve.observe.record import CLIENT_LEFT, RequestRecord, current_record
 
 if TYPE_CHECKING:
     from serve.observe.traces import Traces
-
-CLIENT_LEFT = "client_left"  # code of a job that was cancelled before its end
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 PRINTABLE = re.compile(rb"[\x20-\x7e]{1,128}")
 REQUEST_ID = b"x-request-id"
+CLIENT_LEFT = "client_left"  # code of what ended because nobody waited for it any more
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 

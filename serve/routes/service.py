@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from app.engine.request import Facts
 from app.errors import Forbidden, NotReady
 from app.tokenizer import Tokenizer
+from serve.observe.record import CLIENT_LEFT
 from serve.workers.router import JobEvents, Router
 
 T = TypeVar("T")
@@ -84,7 +85,7 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
         await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise NotReady("the client disconnected before its answer was complete")
+        raise NotReady("the client disconnected before its answer was complete", code=CLIENT_LEFT)
     finally:
         disconnected.cancel()
         if not task.done():

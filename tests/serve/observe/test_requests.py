@@ -1,5 +1,6 @@
 """Request ids and the line that each request leaves in the log."""
 
+import asyncio
 import json
 import re
 from io import StringIO
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from observing import LIMIT, POISON, Observed, create_observed
+from observing import LIMIT, POISON, Observed, create_observed, value_of
 
 from serve.observe.record import current_record
 from serve.workers.router import Router
@@ -72,12 +73,14 @@ def test_probes_are_quiet_unless_they_fail(observed: Observed, json_log: StringI
         observed.client.get(path)
     observed.router.draining = True
     observed.client.get("/ready")
+    observed.client.post("/health")
     assert [(line["route"], line["level"]) for line in requests_in(json_log)] == [
         ("/health", "debug"),
         ("/ready", "debug"),
         ("/metrics", "debug"),
         ("/v1/models", "info"),
-        ("/ready", "info"),
+        ("/ready", "debug"),
+        ("/health", "info"),
     ]
 
 
@@ -103,7 +106,6 @@ def test_refusals_failures_and_the_keys_name_are_in_the_line(tiny_folder: Path, 
 
 def test_a_client_that_leaves_is_told_from_a_failure(observed: Observed) -> None:
     """Where the answer had not begun, as nginx counts it."""
-    import asyncio
 
     async def leave() -> None:
         async def receive() -> dict[str, Any]:
@@ -116,7 +118,31 @@ def test_a_client_that_leaves_is_told_from_a_failure(observed: Observed) -> None
         await observed.app(scope, receive, send)
 
     asyncio.run(leave())
-    assert observed.value("requests_refused_total", route="unmatched", status=499, code="http_499") == 1
+    assert observed.value("requests_refused_total", route="unmatched", status=499, code="client_left") == 1
+
+
+def test_a_client_that_leaves_during_an_answer_is_not_an_error_of_the_server(observed: Observed) -> None:
+    observed.worker.stalled = True
+    messages = [{"type": "http.request", "body": b'{"prompt": "a"}'}, {"type": "http.disconnect"}]
+
+    async def leave() -> None:
+        async def receive() -> dict[str, Any]:
+            if len(messages) == 1:  # the client waits until its request is with the engine
+                while not observed.worker.engine.submitted:
+                    await asyncio.sleep(0.001)
+            return messages.pop(0)
+
+        async def send(message: Any) -> None:
+            pass
+
+        headers = [(b"content-type", b"application/json")]
+        await observed.app({"type": "http", "method": "POST", "path": TEXT, "headers": headers, "query_string": b""}, receive, send)
+
+    asyncio.run(leave())
+    samples = observed.scrape()
+    assert value_of(samples, "http_requests_total", method="POST", route=TEXT, status=499) == 1
+    assert value_of(samples, "requests_refused_total", route=TEXT, status=499, code="client_left") == 1
+    assert value_of(samples, "request_success_total", model="fake", finished_reason="abort") == 1
 
 
 def test_the_line_can_be_turned_off(tiny_folder: Path, json_log: StringIO) -> None:

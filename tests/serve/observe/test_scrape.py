@@ -78,6 +78,8 @@ def test_a_full_queue_and_a_drain_are_counted(observed: Observed) -> None:
     assert observed.value("requests_refused_total", route=TEXT, status=429, code="queue_full") == 1
     observed.router.draining = True
     assert observed.client.post(TEXT, json={"prompt": "a"}).status_code == 503
+    assert observed.client.get("/ready").status_code == 503  # an answer, not a refusal
+    assert "/ready" not in {dict(labels)["route"] for name, labels in observed.scrape() if name == "litmus:requests_refused_total"}
     assert observed.value("requests_refused_total", route=TEXT, status=503, code="not_ready") == 1
 
 
