@@ -11,20 +11,21 @@ SCHEMA = {
     "type": "json_schema",
     "json_schema": {"name": "a", "schema": {"type": "object", "properties": {SECRET: {"pattern": SECRET + "("}}}},
 }
+HELLO = [{"role": "user", "content": "a"}]
 BODIES: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": [{"role": "user", "content": SECRET}], "max_tokens": 2}),
     (CHAT, {"messages": [{"role": "user", "content": SECRET}], "max_tokens": 2, "stream": True, "stop": [SECRET]}),
-    (CHAT, {"messages": [{"role": SECRET, "content": SECRET}]}),
-    (CHAT, {"messages": [{"role": "user", "content": SECRET * 30}]}),  # longer than the context
-    (CHAT, {"messages": [{"role": "user", "content": "a"}], "response_format": SCHEMA}),
+    (CHAT, {"messages": [{"role": SECRET, "content": SECRET}], "max_tokens": 2}),
+    (CHAT, {"messages": [{"role": "user", "content": SECRET * 400}], "max_tokens": 2}),  # longer than the context
+    (CHAT, {"messages": HELLO, "max_tokens": 2, "response_format": SCHEMA}),
     (
         CHAT,
-        {"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": {"name": SECRET, "parameters": {}}}]},
+        {"messages": HELLO, "max_tokens": 2, "tools": [{"type": "function", "function": {"name": SECRET, "parameters": {}}}]},
     ),
     (TEXT, {"prompt": SECRET, "max_tokens": 1, "user": SECRET, SECRET: SECRET, "metadata": {SECRET: SECRET}}),
     (TEXT, {"prompt": SECRET, "max_tokens": SECRET}),
-    (TEXT, {"prompt": SECRET, "model": SECRET}),
-    (TEXT, {"prompt": POISON + SECRET}),
+    (TEXT, {"prompt": SECRET, "max_tokens": 2, "model": SECRET}),
+    (TEXT, {"prompt": POISON + SECRET, "max_tokens": 2}),
     (TEXT, {"prompt": SECRET, "stream": True, "max_tokens": 3, "logit_bias": {SECRET: 1}}),
     (SCORE, {"texts": [SECRET, POISON + SECRET], "methods": [SECRET]}),
     (SCORE, {"text": SECRET + POISON}),
