@@ -155,13 +155,18 @@ def test_a_busy_engine_delays_a_scrape_by_a_bounded_time_and_its_last_report_sta
     assert value_of(samples, "engine_report_age_seconds", **labels) >= 0.05
 
 
-def test_a_dead_worker_has_no_numbers_and_is_counted(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
-    observed.scrape()
+def test_a_dead_worker_has_no_numbers_nor_has_its_successor_the_dead_ones(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "REPORT_WAIT_S", 0.02)
+    slots = ("litmus:slots", (("model", "fake"), ("replica", "0")))
+    assert slots in observed.scrape()
     observed.router.replicas[0].worker = None
     samples = observed.scrape()
-    assert value_of(samples, "replicas_alive", model="fake") == 0
-    assert ("litmus:slots", (("model", "fake"), ("replica", "0"))) not in samples
+    assert value_of(samples, "replicas_alive", model="fake") == 0 and slots not in samples
     assert value_of(samples, "process_resident_memory_bytes", process="worker", model="fake", replica=0) == 0
+    observed.worker.stalled = True
+    observed.router.append([(psutil.Process().ppid(), 0, FACTS), "OK"])
+    samples = observed.scrape()
+    assert value_of(samples, "replicas_alive", model="fake") == 1 and slots not in samples
 
 
 def test_the_router_tells_deaths_and_restarts() -> None:
