@@ -192,6 +192,21 @@ class ServerSettings(Group):
         False, description="refuse requests with fields that this server does not know, instead of leaving these out and saying so"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="level of the log on stderr")
+    log_format: Literal["text", "json"] = Field("text", description="lines of text, or a JSON object a line")
+    access_log: bool = Field(
+        True, description="log a line for each request: route, status, duration, tokens; never a path as sent or a text"
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="OpenTelemetry collector that gets traces over HTTP, such as http://127.0.0.1:4318; when not set, "
+        "OTEL_EXPORTER_OTLP_ENDPOINT of the environment; needs requirements-otel.txt",
+    )
+
+    @property
+    def collector(self) -> str | None:
+        """Where traces go: as the setting says, or OpenTelemetry's own variable."""
+        return self.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
 
 
 class QueueSettings(Group):

@@ -2,7 +2,6 @@
 
 import gc
 import inspect
-import logging
 import multiprocessing
 import signal
 import socket
@@ -14,6 +13,7 @@ from typing import Any
 
 from app.errors import SetupError
 from app.settings import Settings, prepare_environment, read
+from serve.observe.logs import LogSettings
 
 API_PROCESS_PREFIX = "LitServer"  # LitServe names its API processes LitServer-0, LitServer-1, ...
 
@@ -23,8 +23,7 @@ def main() -> None:
     prepare_environment()
     try:
         settings = read(sys.argv[1:])
-        logging.basicConfig(level=settings.server.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each call that the page makes to this server
+        LogSettings(settings.server.log_level, settings.server.log_format).configure()
         check_port(settings.server.host, settings.server.port)
         serve(settings)
     except KeyboardInterrupt:  # a stop signal while the model was loading
@@ -48,7 +47,8 @@ def serve(settings: Settings) -> None:
             num_api_servers=1,
             generate_client_file=False,
             log_level=settings.server.log_level,
-            access_log=False,
+            access_log=False,  # ours is written by serve.observe.middleware
+            log_config=None,
         )
     finally:
         for process in getattr(server, "inference_workers", []):
@@ -64,12 +64,15 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     from app.scoring.detector import detector_of
     from app.tokenizer import Tokenizer
+    from serve.observe.tracing import add_traces
     from serve.routes import create_routes
 
     tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.served.values()}
     detectors = {model.served_name: detector_of(model) for model in settings.served.values()}
     app.state.bans.tokenizers.update(tokenizers)
     app.include_router(create_routes(router, tokenizers, int(time.time()), app.state.bans, detectors, settings.server.strict))
+    if settings.server.collector is not None:
+        add_traces(app, router.observer, settings.server.collector)
     if settings.ui.enabled:
         with _without_type_stubs():
             from ui.page import mount  # noqa: TID251

@@ -26,6 +26,7 @@ from starlette.types import Message as ASGIMessage
 from app.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, LitmusError, NotFound, UnsupportedMediaType
 from serve.admission.connections import MIN_BODY_BYTES_PER_S, body_deadline_s
 from serve.admission.headers import security_headers
+from serve.observe.record import REQUEST_ID, current_record, note_error
 from serve.wire.errors import error_body
 from serve.wire.unsupported import is_unsupported
 
@@ -178,6 +179,7 @@ class ErrorJSON(JSONResponse):
 
 def error_response(error: LitmusError, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> JSONResponse:
     """`path` is that of the request: clients of different routes read errors in different forms."""
+    note_error(error.code)
     retry = {"Retry-After": "1"} if error.status in {429, 503} else {}
     return ErrorJSON(error_body(error, path), error.status, {**retry, **headers})
 
@@ -236,7 +238,7 @@ def install(
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],  # clients add headers of their own; the list of origins is what protects
-            expose_headers=["Retry-After", "X-Litmus-Ignored"],
+            expose_headers=["Retry-After", "X-Litmus-Ignored", "X-Request-Id"],
         )
 
     describe: Callable[[], dict[str, Any]] = app.openapi
@@ -269,6 +271,8 @@ def install(
         response = error_response(LitmusError("the server failed on this request; its log says why"), request.url.path)
         response.headers.update(security_headers(request.url.path))  # no middleware sees this answer
         response.headers["Connection"] = "close"  # makes uvicorn close the connection
+        if (record := current_record()) is not None:
+            response.headers[REQUEST_ID.decode()] = record.id  # this answer does not pass the middleware that adds it
         return response
 
 

@@ -35,6 +35,8 @@ from serve.admission.connections import create_connections, uvicorn_options
 from serve.admission.pace import Pace
 from serve.admission.security import Security
 from serve.middleware import install
+from serve.observe.logs import LogSettings
+from serve.observe.middleware import observe
 from serve.workers.fleet import Replica
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
 from serve.workers.router import Router
@@ -98,6 +100,7 @@ class Server(litserve.LitServer):
 
     def _init_manager(self, num_api_servers: int) -> Any:
         """LitServe's own event lives in the manager process, which ends while LitServe's monitor still asks for it."""
+        LogSettings.adopt_libraries()
         manager = super()._init_manager(num_api_servers)
         self._transport = SocketTransport()
         self._shutdown_event = threading.Event()
@@ -166,9 +169,9 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
         settings.queue.timeout_s,
         settings.queue.max_waiting_tokens,
     )
-    devices, level = tuple(model.device for model in models), settings.server.log_level
+    devices, logs = tuple(model.device for model in models), LogSettings(settings.server.log_level, settings.server.log_format)
     apis = [
-        ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), level)
+        ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), logs)
         for model, replica in zip(models, router.replicas, strict=True)
     ]
     server = Server(apis, settings.server)
@@ -189,6 +192,7 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     )
     security.add_outer(app)
     tell_when_to_return(app, pace)
+    observe(app, router.observer, settings.server.access_log)  # last, so that it is the outermost middleware
     _finish_in_lifespan(server, router, add_routes, settings.server)
     return server
 

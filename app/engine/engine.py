@@ -270,10 +270,12 @@ class Engine:
         text, finish = slot.push(token, row.end_tokens, complete)
         is_first, stop_string = slot.generated == 1, slot.stop_string
         prompt_logprobs = tuple(slot.prompt_logprobs) if is_first else ()
+        prefill_s = time.monotonic() - slot.admitted_s if is_first else 0.0
         if finish is not None:
             self._release(slot, request)
         logprobs = (logprob,) if logprob is not None else ()
-        return Delta(request.id, text, (token,), finish, logprobs, prompt_logprobs, slot.cached if is_first else 0, stop_string)
+        cached = slot.cached if is_first else 0
+        return Delta(request.id, text, (token,), finish, logprobs, prompt_logprobs, cached, stop_string, prefill_s)
 
     def _release(self, slot: Slot, request: Generate) -> None:
         self.scheduler.release(slot)
@@ -284,6 +286,8 @@ class Engine:
         assert request is not None
         group = self._groups[request.id]
         has_started = lead.generated > 0
+        if not has_started:
+            lead.prefill_s = time.monotonic() - lead.admitted_s
         event = group.advance(lead.group, logits, hidden) if has_started else group.start(lead.group, logits)
         if isinstance(event, Delta) and event.finish is not None:
             self._release(lead, request)

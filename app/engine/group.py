@@ -83,8 +83,8 @@ class BeamGroup:
             new_text, slot_finish = lead.push(token, self._end_tokens)
             text += new_text
             if slot_finish is not None:
-                return Delta(self._request.id, text, tuple(tokens[:count]), slot_finish, cached=lead.cached)
-        return Delta(self._request.id, text, tuple(tokens), finish, cached=lead.cached)
+                return Delta(self._request.id, text, tuple(tokens[:count]), slot_finish, cached=lead.cached, prefill_s=lead.prefill_s)
+        return Delta(self._request.id, text, tuple(tokens), finish, cached=lead.cached, prefill_s=lead.prefill_s)
 
 
 class ContrastiveGroup:
@@ -114,7 +114,8 @@ class ContrastiveGroup:
             lead.length = length - 1  # the last position of its cache holds its own candidate, not the chosen token
         else:
             self._apply(slots, continuation, length - 1, length)
-        return Delta(self._request.id, text, (token,), finish, cached=lead.cached if is_first else 0)
+        cached, prefill_s = (lead.cached, lead.prefill_s) if is_first else (0, 0.0)
+        return Delta(self._request.id, text, (token,), finish, cached=cached, prefill_s=prefill_s)
 
     def _process(self, slots: Sequence[Slot], logits: torch.Tensor) -> torch.Tensor:
         rows = [SamplerRow(self._request.sampling, slot.tokens, len(self._request.prompt), self._end_tokens) for slot in slots]

@@ -187,6 +187,7 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # in the first delta, if requested: of the prompt's tokens except the first
     cached: int = 0  # in the first delta: prompt tokens whose keys and values did not have to be computed
     stop_string: str | None = None  # in the last delta: the stop string that ended a sampled answer
+    prefill_s: float = 0.0  # in the first delta: seconds from the slot to the first token
 
 
 @dataclass(frozen=True, slots=True)

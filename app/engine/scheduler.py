@@ -219,6 +219,7 @@ class Scheduler:
         self._admissions += 1
         job, lead, prefix = waiting.job, placement.slots[0], placement.shared_prefix
         lead.admit(job, self._admissions, detokenize, placement.cached)
+        lead.admitted_s = self._clock()
         lead.shared_prefix = prefix
         for follower in placement.slots[1:]:
             self._admissions += 1
@@ -231,7 +232,7 @@ class Scheduler:
             self._releases += 1
             prefix.donor.release_order = self._releases
         reused = placement.cached or (prefix.tokens if prefix else 0)
-        waited_s = round(self._clock() - waiting.arrived_s, 3)
+        waited_s = round(lead.admitted_s - waiting.arrived_s, 3)
         self.decisions.append(Decision(time.time(), job.id, lead.index, placement.reason, waited_s, reused, len(job.prompt)))
 
     def _plan_prefill(self, plan: Plan, prefilling: list[Slot], tokens: int) -> int:

@@ -19,6 +19,8 @@ class Slot:
     length: int = 0  # tokens whose keys and values are in the cache; they stay there after the request has finished
     tokens: list[int] = field(default_factory=list)  # the prompt and the sampled tokens
     cached: int = 0  # prompt tokens whose keys and values did not have to be computed for this request
+    admitted_s: float = 0.0  # when the request got the slot, by `time.monotonic`
+    prefill_s: float = 0.0  # seconds from then to its first token
     shared_prefix: "SharedPrefix | None" = None
     group: tuple["Slot", ...] = ()  # the slots of a beam or contrastive search, the leading one first
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)

@@ -15,6 +15,7 @@ from app.errors import Forbidden, LitmusError, Unauthorized
 from serve.admission.bans import Bans
 from serve.admission.keys import Key, Keys
 from serve.middleware import error_response, replay
+from serve.observe.record import current_record
 
 # Routes that say nothing of anybody: probes, the documentation, and the page, which has a login of its own.
 OPEN = frozenset({"/", "/health", "/ready", "/favicon.ico", "/docs", "/openapi.json", "/ui"})
@@ -47,6 +48,8 @@ class Access:
                 await response(scope, receive, send)
                 return
         scope.setdefault("state", {})["client"] = client
+        if client is not None and (record := current_record()) is not None:
+            record.key = client
         await self.app(scope, receive, send)
 
     def _client(self, keys: Keys, headers: Headers, path: str) -> str:

@@ -4,9 +4,7 @@ A field that is known, would change the answer and cannot be done is refused all
 """
 
 import json
-import logging
-import re
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -15,16 +13,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from serve.middleware import replay
+from serve.observe.record import note_ignored
 from serve.wire.unsupported import changes_nothing, is_unsupported
-
-log = logging.getLogger(__name__)
 
 HEADER = "X-Litmus-Ignored"
 MAX_ROUNDS = 8  # of validation: what was left out may have hidden further unknown fields
 MAX_NAMED = 32  # fields in the header
-LOGGABLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # anything else may be a text in the place of a name
-MAX_LOGGED = 1000
-logged: set[str] = set()  # each name is logged once
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -49,7 +43,7 @@ class LenientRoute(APIRoute):
                     continue
                 if ignored:
                     response.headers[HEADER] = _header(ignored)
-                    _log_once(ignored)
+                    note_ignored(len(ignored))
                 return response
             return await handle(request)
 
@@ -88,18 +82,3 @@ def _locate(body: Any, location: Sequence[Any]) -> tuple[dict[str, Any], list[An
 def _header(names: Sequence[str]) -> str:
     """Names as one line of ASCII."""
     return ", ".join(quote(name[:64], safe="._-[]") for name in dict.fromkeys(names[:MAX_NAMED]))
-
-
-def _log_once(names: Sequence[str]) -> None:
-    for name in _loggable(names):
-        if name not in logged and len(logged) < MAX_LOGGED:
-            logged.add(name)
-            log.info("the unknown field %s of requests is left out; with server.strict it is refused", name)
-
-
-def _loggable(names: Sequence[str]) -> Iterator[str]:
-    """Without the places in lists, so that `messages.0.x` and `messages.1.x` are one name."""
-    for name in names:
-        plain = ".".join(part for part in name.split(".") if not part.isdigit())
-        if LOGGABLE.fullmatch(plain):
-            yield plain

@@ -19,6 +19,7 @@ from app.engine.request import Facts
 from app.errors import Forbidden, InvalidRequest, NotReady
 from app.schemas import MAX_TIMEOUT_S
 from app.tokenizer import Tokenizer
+from serve.observe.record import CLIENT_LEFT
 from serve.workers.flight import JobEvents
 from serve.workers.router import Router
 
@@ -104,7 +105,7 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
         await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise NotReady("the client disconnected before its answer was complete")
+        raise NotReady("the client disconnected before its answer was complete", code=CLIENT_LEFT)
     finally:
         disconnected.cancel()
         if not task.done():

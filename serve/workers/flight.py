@@ -45,17 +45,18 @@ class Flight:
     repeated: int = 0  # tokens that the worker will deliver once more
     has_ended: bool = False  # no worker has it, and none will
 
-    def deliver(self, event: Event) -> None:
-        """Pass an event of the job's worker on to its request, unless another worker has delivered the same before."""
+    def deliver(self, event: Event) -> bool:
+        """Pass an event of the job's worker on to its request. False: another worker has delivered the same before, or it has ended."""
         if self.has_ended:
-            return
+            return False
         if isinstance(event, Delta):
             if self.repeated > 0:
                 self.repeated -= len(event.tokens)
-                return
+                return False
             self.sampled += event.tokens
         self.has_ended = ends_job(event)
         self.events.queue.put_nowait(event)
+        return True
 
     def rest(self) -> Job:
         """The job for the next worker. A search, and what is delivered as a whole, is done again."""

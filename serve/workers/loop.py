@@ -25,6 +25,7 @@ from app.engine.request import Facts, Inspect, Job
 from app.errors import SetupError
 from app.models.device import DeviceAssignment
 from app.settings import ModelSettings
+from serve.observe.logs import LogSettings
 from serve.workers.messages import Beat, Events, Message, Ready
 from serve.workers.watchdog import Watchdog
 from serve.workers.watchdog import start as start_watchdog
@@ -45,12 +46,12 @@ class ModelAPI(litserve.LitAPI):
     because the API process has no use for torch.
     """
 
-    def __init__(self, settings: ModelSettings, build: str, assignment: DeviceAssignment, spec: LitSpec, log_level: str) -> None:
+    def __init__(self, settings: ModelSettings, build: str, assignment: DeviceAssignment, spec: LitSpec, logs: LogSettings) -> None:
         super().__init__(loop=EngineLoop(), spec=spec)
         self.assignment = assignment
         self.settings = settings
         self.build = build
-        self.log_level = log_level
+        self.logs = logs
         self.engine: Engine
         self.facts: Facts
 
@@ -58,7 +59,7 @@ class ModelAPI(litserve.LitAPI):
         """Load the model. If that fails, write the reason to stderr and end the process with code 2."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the group; the server decides when to stop
         gc.disable()  # until the model is loaded; see `serve.__main__`
-        logging.basicConfig(level=self.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        self.logs.configure()
         try:
             self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.assignment)
         except SetupError as error:

@@ -14,8 +14,9 @@ from typing import Any
 
 import psutil
 
-from app.engine.request import Facts, Failed, Inspect, Interrupted, Job, Report
+from app.engine.request import Event, Facts, Failed, Inspect, Interrupted, Job, Report
 from app.errors import DeadlineExceeded, LitmusError, NotReady, UnknownModel, WorkerDied
+from serve.observe.observer import Observer
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.flight import Flight, JobEvents
 from serve.workers.messages import Beat, Events, Message, Ready
@@ -47,6 +48,7 @@ class Router:
         self.replicas = [Replica(number, model) for number, model in enumerate(models)]
         self.resume_wait_s, self.timeout_s = resume_wait_s, timeout_s
         self.draining = False
+        self.observer = Observer(models)
         self._fleets = {
             model: Fleet(model, [replica for replica in self.replicas if replica.model == model], max_waiting, max_waiting_tokens)
             for model in dict.fromkeys(models)
@@ -113,6 +115,7 @@ class Router:
         try:
             for flight in flights:
                 self._flights[flight.job.id] = flight
+                self.observer.admitted(flight.job, replica.model)
                 replica.load += 1
                 self._send(flight)
             yield events
@@ -131,6 +134,7 @@ class Router:
     def _end(self, flight: Flight) -> None:
         """Forget a job that its request no longer waits for."""
         if self._flights.pop(flight.job.id, None) is not None:
+            self.observer.ended(flight.job.id)
             flight.replica.load -= 1
             self._cancel(flight)
 
@@ -144,7 +148,9 @@ class Router:
     def _fail(self, flights: Sequence[Flight], error: LitmusError) -> None:
         for flight in flights:
             self._cancel(flight)
-            flight.deliver(Failed(flight.job.id, error))
+            failed = Failed(flight.job.id, error)
+            if flight.deliver(failed):
+                self.observer.events([failed])
 
     def check_job_count(self, count: int, model: str | None = None) -> None:
         """Raises `InvalidRequest` if one request may not have that many jobs. Cheap: call it before the jobs are made."""
@@ -178,13 +184,15 @@ class Router:
             self._deliver(message)
 
     def _deliver(self, message: Events) -> None:
+        delivered: list[Event] = []
         for event in message.events:
             if isinstance(event, Report):
                 self._resolve_report(event)
                 continue
             flight = self._flights.get(event.id)
-            if flight is not None and flight.pid == message.pid:
-                flight.deliver(event)
+            if flight is not None and flight.pid == message.pid and flight.deliver(event):
+                delivered.append(event)
+        self.observer.events(delivered)
 
     def _note_beat(self, beat: Beat) -> None:
         for replica in self.replicas:
@@ -200,6 +208,7 @@ class Router:
         except psutil.NoSuchProcess:  # it died before its ready message was read; its successor sends one, too
             replica.worker = None
             return
+        self.observer.worker_ready(ready.worker, replica.model)
         log.info("worker %d serves %s (%s, %s)", ready.pid, ready.facts.name, ready.facts.dtype, ready.facts.device)
         for flight in [flight for flight in self._flights.values() if flight.pid is None and flight.replica.model == replica.model]:
             self._move(flight, replica)
@@ -214,6 +223,7 @@ class Router:
         if replica.worker is None:
             return
         pid, replica.worker, replica.silent_rounds = replica.worker.pid, None, None
+        self.observer.worker_died(replica.model)
         self._fail_reports(NotReady(REPORT_LOST), replica)
         alive = self._fleets[replica.model].alive
         for flight in [

@@ -57,7 +57,7 @@ def test_an_allowed_origin_reads_every_answer_and_another_origin_none(method: st
     client, headers = create([PAGE]), {"Content-Type": "application/json"}
     allowed = client.request(method, path, content=body, headers={**headers, "Origin": PAGE})
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (status, PAGE)
-    assert allowed.headers["access-control-expose-headers"] == "Retry-After, X-Litmus-Ignored"
+    assert allowed.headers["access-control-expose-headers"] == "Retry-After, X-Litmus-Ignored, X-Request-Id"
     assert "access-control-allow-credentials" not in allowed.headers
     refused = client.request(method, path, content=body, headers={**headers, "Origin": OTHER})
     assert refused.status_code == status and "access-control-allow-origin" not in refused.headers

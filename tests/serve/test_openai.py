@@ -293,3 +293,12 @@ def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="context") as too_long:
         client.completions.create(model="storyteller", prompt="a " * 3000)
     assert too_long.value.code == "context_length_exceeded"
+
+
+def test_the_client_knows_the_ids_of_its_requests(client: openai.OpenAI) -> None:
+    """Its own name for the header X-Request-Id."""
+    answer = client.completions.create(model="storyteller", prompt="a", max_tokens=1, extra_headers={"X-Request-Id": "mine"})
+    assert answer._request_id == "mine"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="storyteller", prompt="a", max_tokens=0)
+    assert refused.value.request_id is not None and refused.value.request_id.startswith("req-")

@@ -1,6 +1,7 @@
 """The engine against slow, obvious ways to get the same answer: transformers' `generate`, and a request that runs alone."""
 
 import random
+import time
 
 import pytest
 import torch
@@ -9,7 +10,18 @@ from driving import answers_of, drain, random_prompt
 
 from app.engine.engine import Engine, EngineLimits
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.request import Delta, Event, Failed, Generate, SamplingParams, Score, Scored, Window
+from app.engine.request import (
+    BeamSearchParams,
+    ContrastiveSearchParams,
+    Delta,
+    Event,
+    Failed,
+    Generate,
+    SamplingParams,
+    Score,
+    Scored,
+    Window,
+)
 from app.errors import UnsupportedModel
 from app.scoring.windows import windows
 
@@ -240,3 +252,19 @@ def _run(job: Generate, end_tokens: frozenset[int] = frozenset()) -> list[Event]
     engine._end_tokens = end_tokens
     engine.submit(job)
     return drain(engine)
+
+
+@pytest.mark.parametrize("search", [None, BeamSearchParams(2), ContrastiveSearchParams(2, 0.6)])
+def test_the_first_delta_says_how_long_the_prompt_took(search: BeamSearchParams | ContrastiveSearchParams | None) -> None:
+    """From the slot on: the second request waits for the first, which is no part of it."""
+    engine = create(slots=2)
+    for name in "ab":
+        engine.submit(Generate(name, tuple(range(40)), 30, search=search or BeamSearchParams(2) if name == "a" else search))
+    start_s, first_s, events = time.monotonic(), 0.0, []
+    while not engine.idle:
+        events += engine.step()
+        if not first_s and any(isinstance(event, Delta) and event.id == "b" for event in events):
+            first_s = time.monotonic() - start_s
+    deltas = [event for event in events if isinstance(event, Delta) and event.id == "b"]
+    assert 0 < deltas[0].prefill_s < first_s / 2
+    assert not any(delta.prefill_s for delta in deltas[1:])

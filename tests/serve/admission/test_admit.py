@@ -17,6 +17,7 @@ from serve.admission.admit import admission, tell_when_to_return
 from serve.admission.pace import Pace
 from serve.middleware import install
 from serve.routes import create_routes
+from serve.workers.messages import Ready
 from serve.workers.router import Router
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "seed": 1}
@@ -26,7 +27,7 @@ class Served:
     def __init__(self, folder: Path, limits: LimitSettings) -> None:
         self.router, self.pace, self.worker = Router(3, [FACTS.name]), Pace(), None
         self.router.replicas[0].queue = FakeWorker(self.router, FakeEngine())
-        self.router.append([(psutil.Process().pid, 0, FACTS), "OK"])
+        self.router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
         app = FastAPI()
         install(app, 20_000, before_body=admission(self.router, limits, self.pace))
         tell_when_to_return(app, self.pace)
@@ -36,7 +37,7 @@ class Served:
     def fill(self, jobs: int) -> None:
         """As if other requests had these in flight."""
         for index in range(jobs):
-            self.router._events_by_job[f"other {index}"] = None  # type: ignore[assignment]
+            self.router._flights[f"other {index}"] = None  # type: ignore[assignment]
         self.router.replicas[0].load = jobs
 
 

@@ -25,6 +25,7 @@ from serve.admission.security import Security
 from serve.middleware import install
 from serve.routes import create_routes
 from serve.server import create_server
+from serve.workers.messages import Ready
 from serve.workers.router import Router
 
 ALICE, ROOT = "alice-" + "a" * 40, "root-" + "r" * 40
@@ -40,7 +41,7 @@ def serving(folder: Path, host: str = "127.0.0.1", base_url: str = "http://127.0
     settings = Settings.model_construct(security=SecuritySettings(**security), server=ServerSettings(host=host))
     router = Router(3, [FACTS.name])
     router.replicas[0].queue = FakeWorker(router, FakeEngine())
-    router.append([(psutil.Process().pid, 0, FACTS), "OK"])
+    router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
     app, admission = FastAPI(), Security(settings)
     admission.add_inner(app)
     install(app, LIMIT, settings.security.cors_origins, before_body=[admission.access])

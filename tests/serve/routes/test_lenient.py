@@ -54,12 +54,11 @@ def test_an_unknown_field_hides_no_other_error(served: Any) -> None:
     assert error["param"] == "max_tokens"
 
 
-def test_a_name_reaches_the_header_and_the_log_only_as_a_name(served: Any, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+def test_a_name_reaches_the_header_as_a_name_and_no_log(served: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
         response = ask(served, TEXT, prompt="a", max_tokens=1, **{"x\r\nSet-Cookie: a": 1, "a secret text": 2, "plain_name": 3})
-        ask(served, TEXT, prompt="a", max_tokens=1, plain_name=4)
     assert response.headers[IGNORED] == "x%0D%0ASet-Cookie%3A%20a, a%20secret%20text, plain_name"
-    assert "secret" not in caplog.text and caplog.text.count("plain_name") == 1
+    assert "secret" not in caplog.text and "plain_name" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,151 @@
+"""The metrics that are looked up when Prometheus asks: what the engines hold, which replicas live, what the processes and GPUs use.
+
+An engine in the middle of a long step does not answer in time: then its latest report stands, with its age beside it.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import psutil
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+
+from app.engine.request import Facts, Report
+from app.errors import LitmusError
+from app.models.revision import VERSION
+from serve.observe.metrics import PREFIX
+from serve.workers.fleet import Replica
+from serve.workers.router import Router
+
+REPORT_WAIT_S = 1.0  # for the engines, all at once
+
+
+@dataclass(frozen=True, slots=True)
+class AgedReport:
+    report: Report
+    at_s: float  # by `time.monotonic`
+    pid: int  # of the worker that sent it
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A replica by the labels it has in the metrics: its model, and its number among the model's replicas."""
+
+    replica: Replica
+    model: str
+    index: int
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        return self.model, str(self.index)
+
+
+class EngineReports:
+    """Asks the engines for reports and keeps the latest of each replica."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._latest: dict[int, AgedReport] = {}  # by the replica's number
+
+    async def refresh(self) -> None:
+        """Ask every engine at once, and wait at most `REPORT_WAIT_S`."""
+        await asyncio.gather(*(self._ask(place) for place in places(self._router)))
+
+    async def _ask(self, place: Place) -> None:
+        worker = place.replica.worker
+        if worker is None:
+            return
+        with contextlib.suppress(TimeoutError, LitmusError, OSError, EOFError):  # busy, dying, or the process with its queue is gone
+            report = await asyncio.wait_for(self._router.report(place.model, place.index), REPORT_WAIT_S)
+            self._latest[place.replica.number] = AgedReport(report, time.monotonic(), worker.pid)
+
+    def of(self, replica: Replica) -> AgedReport | None:
+        """The latest report of the replica's present worker."""
+        latest = self._latest.get(replica.number)
+        return latest if latest is not None and replica.worker is not None and latest.pid == replica.worker.pid else None
+
+
+def places(router: Router) -> list[Place]:
+    counts: dict[str, int] = {}
+    found = []
+    for replica in router.replicas:
+        index = counts.get(replica.model, 0)
+        counts[replica.model] = index + 1
+        found.append(Place(replica, replica.model, index))
+    return found
+
+
+def engine_families(router: Router, reports: EngineReports, now_s: float) -> Iterator[Metric]:
+    """What the engines hold. `now_s` is the time of the question, by `time.monotonic`."""
+    running = _gauge("num_requests_running", "answers that have a slot, by the engine's latest report", "replica")
+    waiting = _gauge("num_requests_waiting", "answers that wait for a slot", "replica")
+    texts = _gauge("num_texts", "texts that are being scored or embedded, or wait to be", "replica")
+    slots = _gauge("slots", "rows of the KV cache", "replica")
+    busy = _gauge("slots_busy", "rows of the KV cache that a request holds; a beam search holds several", "replica")
+    usage = _gauge("kv_cache_usage_perc", "share of the KV cache that running requests use; 1 is all of it", "replica")
+    age = _gauge(
+        "engine_report_age_seconds", "age of the report behind these numbers: above 0 while the engine is too busy to answer", "replica"
+    )
+    for place in places(router):
+        latest, facts = reports.of(place.replica), place.replica.facts
+        if latest is None or facts is None:
+            continue
+        report, labels = latest.report, place.labels
+        held = [slot for slot in report.slots if slot.stage != "idle"]
+        running.add_metric(labels, len({slot.request for slot in held}))
+        waiting.add_metric(labels, len(report.waiting))
+        texts.add_metric(labels, report.texts)
+        slots.add_metric(labels, len(report.slots))
+        busy.add_metric(labels, len(held))
+        usage.add_metric(labels, sum(slot.cached_tokens for slot in held) / (len(report.slots) * facts.context))
+        age.add_metric(labels, max(0.0, now_s - latest.at_s))
+    yield from (running, waiting, texts, slots, busy, usage, age)
+
+
+def replica_families(router: Router) -> Iterator[Metric]:
+    replicas = _gauge("replicas", "replicas that the settings ask for")
+    alive = _gauge("replicas_alive", "replicas that have a worker with a loaded model")
+    jobs = _gauge("jobs_in_flight", "answers and texts that were admitted and have not ended")
+    info = InfoMetricFamily(PREFIX + "model", "what is served", labels=["model"])
+    for model in router.models:
+        members = [replica for replica in router.replicas if replica.model == model]
+        replicas.add_metric([model], len(members))
+        alive.add_metric([model], sum(replica.worker is not None for replica in members))
+        jobs.add_metric([model], sum(replica.load for replica in members))
+        facts = next((replica.facts for replica in members if replica.facts is not None), None)
+        if facts is not None:
+            info.add_metric([model], _info(facts))
+    yield from (replicas, alive, jobs, info)
+
+
+def process_families(router: Router) -> Iterator[Metric]:
+    """CPU time and memory of every process of the server. One that has just ended has no value."""
+    labels = ["process", "model", "replica"]
+    cpu = CounterMetricFamily(PREFIX + "process_cpu_seconds", "CPU time of a process, user and system", labels=labels)
+    memory = GaugeMetricFamily(PREFIX + "process_resident_memory_bytes", "resident memory of a process", labels=labels)
+    for names, process in _processes(router).items():
+        with contextlib.suppress(psutil.Error), process.oneshot():
+            times, resident = process.cpu_times(), process.memory_info().rss
+            cpu.add_metric(names, times.user + times.system)
+            memory.add_metric(names, resident)
+    yield from (cpu, memory)
+
+
+def _processes(router: Router) -> Mapping[tuple[str, str, str], psutil.Process]:
+    """By the labels process, model, replica."""
+    workers = {("worker", *place.labels): place.replica.worker for place in places(router)}
+    found = {("api", "", ""): psutil.Process(), **{labels: worker for labels, worker in workers.items() if worker is not None}}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found["main", "", ""] = psutil.Process(os.getppid())
+    return found
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + name, meaning, labels=["model", *labels])
+
+
+def _info(facts: Facts) -> dict[str, str]:
+    return {"version": VERSION, "quantize": facts.quantize, "dtype": facts.dtype, "device": facts.device, "fingerprint": facts.fingerprint}
