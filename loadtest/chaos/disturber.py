@@ -5,7 +5,7 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import psutil
@@ -73,13 +73,16 @@ class Disturber:
 
     def _send_crowd(self, event: Event) -> None:
         """Crowds come on top of the load and may still be there at the next event."""
-        self._disturb(event.act)
-        seed = f"{self.seed}/{event.at_s}"
+        disturbance, seed = self._disturb(event.act), f"{self.seed}/{event.at_s}"
         if event.act == "burst":
             crowd = self.clients.burst(shuffled(self.requests, self.burst_size, seed))
         else:
             crowd = self.clients.leave(shuffled(self.requests, LEAVERS, seed), random.Random(seed))
-        self.crowds.append(asyncio.create_task(crowd))
+        self.crowds.append(asyncio.create_task(self._time_crowd(disturbance, crowd)))
+
+    async def _time_crowd(self, disturbance: Disturbance, crowd: Coroutine[None, None, None]) -> None:
+        await crowd
+        disturbance.facts["over_s"] = round(time.monotonic() - disturbance.at_s, 2)
 
     async def kill(self) -> None:
         await self._settle()

@@ -8,7 +8,7 @@ import psutil
 
 MB = 1e6
 MIN_SAMPLES = 60  # a line through fewer says nothing
-WARM_UP_SHARE = 0.2  # of the time since the last restart
+WARM_UP_SHARE = 0.2  # of the time
 MAX_WARM_UP_S = 60.0
 
 
@@ -39,7 +39,7 @@ def measure(processes: Sequence[psutil.Process], at_s: float, worker: int | None
 
 
 def steady(samples: Sequence[Sample], since_s: float) -> list[Sample]:
-    """The samples from which growth is read: those after the last restart of the server, without a warm-up."""
+    """The samples from which growth is read: those since then, without a warm-up."""
     after = [sample for sample in samples if sample.at_s >= since_s]
     if not after:
         return []

@@ -8,6 +8,7 @@ from loadtest.chaos.ledger import Disturbance, Line, counts, in_flight_at, longe
 from loadtest.chaos.memory import growth_mb_per_hour, peak_by_worker_mb, steady
 from loadtest.chaos.trial import Options, Seen
 from loadtest.process import markdown_table
+from loadtest.summary import percentile
 
 EQUAL_SHARE = 0.95  # of the requests in flight at a kill are answered as if nothing had happened
 DETECTION_S = 10
@@ -35,6 +36,7 @@ def result(options: Options, seen: Seen, tracebacks: int) -> dict[str, Any]:
         "server_errors": sum(line.ending.server_error for line in lines),
         "longest_wait_s": round(longest_wait_s(lines), 1),
         "comments": seen.comments,
+        "refusals": _refusals(lines),
         "memory": _memory(seen),
         "tracebacks_in_log": tracebacks,
         "end": seen.end,
@@ -53,9 +55,15 @@ def _disturbance(lines: Sequence[Line], found: Disturbance, start_s: float) -> d
     }
 
 
+def _refusals(lines: Sequence[Line]) -> dict[str, float | None]:
+    """How long those waited for their 429 whom a full queue refused, in milliseconds."""
+    waits_ms = [1000 * (line.ended_s - line.sent_s) for line in lines if line.ending.why.startswith("429")]
+    return {name: round(percentile(waits_ms, share), 1) if waits_ms else None for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99))}
+
+
 def _memory(seen: Seen) -> dict[str, Any]:
     samples = seen.samples
-    growth = growth_mb_per_hour(steady(samples, seen.last_restart_s))
+    growth = growth_mb_per_hour(steady(samples, seen.warm_s))
     return {
         "growth_mb_per_hour": None if growth is None else round(growth, 1),
         "first_mb": round(samples[0].total / 1e6) if samples else None,
@@ -139,6 +147,7 @@ def _sentences(found: Mapping[str, Any], memory: Mapping[str, Any]) -> list[str]
     return [
         f"{found['seconds']:.0f} s; {found['left']} clients left; longest wait {found['longest_wait_s']} s of {found['deadline_s']:.0f}; "
         f"{found['comments']} SSE comments; {found['tracebacks_in_log']} tracebacks in the log",
+        f"a full queue refused after {found['refusals']['p50_ms']} ms (median), {found['refusals']['p99_ms']} ms (99%)",
         f"memory {memory['first_mb']} MB at the start, {memory['largest_mb']} at most, {memory['last_mb']} at the end; the processes that "
         f"stay grew by {memory['growth_mb_per_hour']} MB/h; workers' peaks {memory['worker_peaks_mb']} MB",
         f"descriptors {memory['descriptors_first']}, at most {memory['descriptors_largest']}, {memory['descriptors_last']} at the "

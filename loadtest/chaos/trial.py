@@ -14,7 +14,7 @@ import aiohttp
 from loadtest.chaos.catalogue import PROBE, Request, client_requests
 from loadtest.chaos.clients import Clients, Undisturbed, get, wait_ready
 from loadtest.chaos.disturber import Disturber
-from loadtest.chaos.ledger import Ledger
+from loadtest.chaos.ledger import Disturbance, Ledger
 from loadtest.chaos.memory import Sample, measure
 from loadtest.chaos.redis import Redis
 from loadtest.chaos.schedule import Event
@@ -42,12 +42,12 @@ class Options:
 
 @dataclass(slots=True)
 class Seen:
-    """What a run saw. `aborted` says why it ended early; `last_restart_s` begins the time from which growth of memory is read."""
+    """What a run saw. `aborted` says why it ended early; growth of memory is read from `warm_s` on."""
 
     ledger: Ledger = field(default_factory=Ledger)
     samples: list[Sample] = field(default_factory=list)
     start_s: float = 0.0
-    last_restart_s: float = 0.0
+    warm_s: float = 0.0
     end_s: float = 0.0
     capacity: int = 0
     comments: int = 0
@@ -109,8 +109,15 @@ async def _press(clients: Clients, disturber: Disturber, lists: Sequence[Sequenc
         sampling.cancel()
         with suppress(asyncio.CancelledError):
             await sampling
-        restarts = [found.at_s + (found.served_again_s or 0.0) for found in seen.ledger.disturbances if "exit_code" in found.facts]
-        seen.last_restart_s = max(restarts, default=seen.start_s)
+        seen.warm_s = warm_s(seen.ledger.disturbances, seen.start_s)
+
+
+def warm_s(disturbances: Sequence[Disturbance], start_s: float) -> float:
+    """When the server had everything behind it that makes it larger once: its last restart, and the first burst after it."""
+    restarts = [found.at_s + (found.served_again_s or 0.0) for found in disturbances if "exit_code" in found.facts]
+    last = max(restarts, default=start_s)
+    bursts = [found.at_s + found.facts.get("over_s", 0.0) for found in disturbances if found.kind == "burst" and found.at_s >= last]
+    return min(bursts, default=last)
 
 
 async def _sample(server: OwnServer, seen: Seen) -> None:

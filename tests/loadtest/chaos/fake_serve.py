@@ -7,13 +7,15 @@ import asyncio
 import hashlib
 import json
 import multiprocessing
+import signal
 import sys
 import time
 
 import psutil
 from aiohttp import web
 
-WORDS, GAP_S, LOAD_S, SLOTS = 6, 0.02, 0.15, 4
+WORDS, GAP_S, LOAD_S, SLOTS = 6, 0.02, 0.3, 4
+QUIET_S = 0.3  # without a request, before a server that is asked to stop closes its port: a connection that is just being made would break
 
 
 def work():
@@ -22,7 +24,7 @@ def work():
 
 class Fake:
     def __init__(self, good, max_waiting):
-        self.good, self.capacity, self.in_flight, self.since = good, SLOTS + max_waiting, 0, 0.0
+        self.good, self.capacity, self.in_flight, self.since, self.draining = good, SLOTS + max_waiting, 0, 0.0, False
         self.spawn()
 
     def spawn(self):
@@ -35,9 +37,18 @@ class Fake:
         return self.worker.is_alive() and time.monotonic() > self.since + LOAD_S
 
     async def watch(self, _):
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: setattr(self, "stopping", loop.create_task(self.drain())))
         task = asyncio.create_task(self.replace_dead_workers())
         yield
         task.cancel()
+
+    async def drain(self):
+        self.draining, quiet_since = True, time.monotonic()
+        while time.monotonic() < quiet_since + QUIET_S:
+            await asyncio.sleep(0.02)
+            quiet_since = time.monotonic() if self.in_flight else quiet_since
+        signal.raise_signal(signal.SIGINT)
 
     async def replace_dead_workers(self):
         while True:
@@ -56,7 +67,7 @@ class Fake:
 
     async def answer(self, request):
         body = await request.json()
-        if not self.ready and not self.good:
+        if self.draining or (not self.ready and not self.good):
             return refusal(503, "not_ready")
         if self.in_flight >= self.capacity:
             return refusal(429, "queue_full")
@@ -108,7 +119,7 @@ def event(content):
 
 
 def refusal(status, code):
-    return web.json_response({"error": {"message": code, "code": code}}, status=status, headers={"Retry-After": "0"})
+    return web.json_response({"error": {"message": code, "code": code}}, status=status, headers={"Retry-After": "1"})
 
 
 if __name__ == "__main__":

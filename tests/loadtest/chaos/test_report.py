@@ -2,10 +2,10 @@ import copy
 
 import pytest
 
-from loadtest.chaos.ledger import Ending
+from loadtest.chaos.ledger import Disturbance, Ending
 from loadtest.chaos.memory import Sample
 from loadtest.chaos.report import missed, result, tables
-from loadtest.chaos.trial import Options, Seen
+from loadtest.chaos.trial import Options, Seen, warm_s
 
 GOOD_END = {"exit_code": 0, "orphans": 0, "port_free": True}
 
@@ -75,9 +75,9 @@ def test_95_of_100_requests_in_flight_at_a_kill_are_answered_as_undisturbed(equa
         assert f"{equal} of {equal + failed} requests in flight at a kill" in sentences[0]
 
 
-def test_growth_is_of_the_time_after_the_last_restart():
+def test_growth_is_of_the_time_in_which_the_server_was_warm():
     found = seen()
-    found.last_restart_s = 300.0
+    found.warm_s = 300.0
     found.samples = [Sample(float(at), {1: 10**9 if at < 300 else 2 * 10**9 + 1000 * at}, 9, 1) for at in range(700)]
     assert result(Options(), found, 0)["memory"]["growth_mb_per_hour"] == 3.6
 
@@ -87,3 +87,29 @@ def test_the_tables_show_every_kind_and_every_disturbance():
     assert "| chat | 20 | 20 | 20 | 0 | 0 | 0 | 0 |" in shown and "| all | 20 |" in shown
     assert "| kill | 1 | 20 | 20 | 20 | 0 | 0 | 0 | 0 | 0.20, at most 0.20 | 3.00, at most 3.00 |" in shown
     assert "| hang | 1 | 0 |" in shown and "grew by 0.0 MB/h" in shown
+
+
+@pytest.mark.parametrize(
+    ("kinds", "warm"),
+    [
+        ([], 1.0),
+        ([("restart", 10, 5.0)], 15.0),
+        ([("restart", 10, 5.0), ("burst", 20, 7.0), ("burst", 40, 7.0)], 27.0),
+        ([("burst", 4, 7.0), ("restart", 20, 5.0)], 25.0),
+        ([("burst", 4, 7.0), ("burst", 9, 7.0)], 11.0),
+    ],
+)
+def test_the_server_is_warm_after_its_last_restart_and_the_first_burst_after_it(kinds, warm):
+    disturbances = []
+    for number, (kind, at_s, took_s) in enumerate(kinds):
+        facts = {"over_s": took_s} if kind == "burst" else {"exit_code": 0}
+        disturbances.append(Disturbance(number, kind, at_s, served_again_s=None if kind == "burst" else took_s, facts=facts))
+    assert warm_s(disturbances, 1.0) == warm
+
+
+def test_refusals_are_timed():
+    found = seen()
+    for number in range(1, 101):
+        found.ledger.end(found.ledger.begin("burst", "0/0", 0.0), number / 1000, Ending("refused", "429 queue_full"))
+    assert result(Options(), found, 0)["refusals"] == {"p50_ms": 50.0, "p99_ms": 99.0}
+    assert good()["refusals"] == {"p50_ms": None, "p99_ms": None}
