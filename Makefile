@@ -17,7 +17,7 @@ ROOT_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check format train load bench bench-cache clients notebooks audit clean
+.PHONY: help install run test check format train load bench bench-cache chaos clients notebooks audit clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -78,6 +78,9 @@ endif
 
 bench-cache: $(DEV) ## what a start costs from disk and from memory: MODEL= SIZE="135M" CACHE="--quick" or more options; goes on where it stopped
 	@$(BIN)/python -m loadtest.cache.benchmark $(if $(MODEL),--model $(MODEL)) $(if $(SIZE),--size $(SIZE)) $(CACHE)
+
+chaos: $(DEV) ## kill, stop, restart and crowd a server under load, and count what became of every request: MODEL= CHAOS="--minutes 2" or --fuzz 10000
+	@$(BIN)/python -m loadtest.chaos $(if $(MODEL),--model "$(MODEL)") $(CHAOS)
 
 .venv-clients/stamp: requirements-clients.txt $(RUNTIME)
 	$(BIN)/python -m venv --clear .venv-clients

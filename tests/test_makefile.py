@@ -5,7 +5,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ["install", "run", "test", "check", "format", "train", "load", "bench", "bench-cache", "clients", "notebooks", "audit", "clean"]
+TARGETS = [
+    "install",
+    "run",
+    "test",
+    "check",
+    "format",
+    "train",
+    "load",
+    "bench",
+    "bench-cache",
+    "chaos",
+    "clients",
+    "notebooks",
+    "audit",
+    "clean",
+]
 
 
 def make(*arguments):
@@ -63,6 +78,12 @@ def test_bench_cache_passes_on_what_is_given_and_nothing_else():
     assert "--" not in make("bench-cache", "MODEL=", "SIZE=", "CACHE=").rpartition("-m loadtest.cache.benchmark")[2]
     shown = make("bench-cache", "MODEL=one two", "SIZE=135M 1.7B", "CACHE=--quick").rpartition("-m loadtest.cache.benchmark")[2]
     assert shown.split() == ["--model", "one", "two", "--size", "135M", "1.7B", "--quick"]
+
+
+def test_chaos_passes_on_what_is_given_and_nothing_else():
+    assert "--" not in make("chaos", "MODEL=", "CHAOS=").rpartition("-m loadtest.chaos")[2]
+    shown = make("chaos", "MODEL=folder", "CHAOS=--minutes 2").rpartition("-m loadtest.chaos")[2]
+    assert shown.split() == ["--model", '"folder"', "--minutes", "2"]
 
 
 def test_clients_are_installed_apart():

@@ -110,9 +110,17 @@ def running(app: FastAPI, port: int) -> Iterator[None]:
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)
-    yield
-    server.should_exit = True
-    thread.join(timeout=10)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+
+
+@pytest.fixture
+def run_app() -> Callable[[FastAPI, int], Any]:
+    """`with run_app(app, port):` for a test with a server of its own."""
+    return running
 
 
 @pytest.fixture

@@ -1,0 +1,148 @@
+"""The server under test: started, its worker found, stopped, and looked at afterwards: exit code, processes left over, port free."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+FULL_DISK = Path("/dev/full")  # every write to it fails as on a disk without space
+ORPHANS_S = 5.0  # what the children of a server may take to end after it
+STOP_TIMEOUT_S = 60.0
+
+
+class ServerFailed(Exception):
+    """The server ended by itself, or did not come back; the message says which."""
+
+
+def serve_command(model: str, port: int, max_waiting: int, further: Sequence[str]) -> list[str]:
+    """float32, in which an answer does not depend on what else is in the batch; `further` options may change that."""
+    options = {
+        "--model.path": model,
+        "--model.dtype": "float32",
+        "--ui.enabled": "false",
+        "--queue.max_waiting": str(max_waiting),
+        "--server.port": str(port),
+    }
+    return [sys.executable, "-m", "serve", *(word for option in options.items() for word in option), *further]
+
+
+@dataclass(slots=True)
+class OwnServer:
+    """`down` is true from a stop on purpose until the next server is ready: nobody has to listen meanwhile."""
+
+    command: Sequence[str]
+    port: int
+    log: Path
+    down: bool = False
+    process: subprocess.Popen[bytes] | None = None
+    seen: set[psutil.Process] = field(default_factory=set)  # every process of the server that runs now
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, log: Path | None = None) -> None:
+        """With its output at the end of `log`, of its usual log file if None."""
+        with (log or self.log).open("ab") as out:
+            self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        self.seen = {psutil.Process(self.process.pid)}
+
+    def check_running(self) -> None:
+        """Raises `ServerFailed`."""
+        if self.process is None or self.process.poll() is not None:
+            code = "before it was started" if self.process is None else f"by itself with code {self.process.returncode}"
+            raise ServerFailed(f"the server ended {code}; its log: {self.log}")
+
+    def processes(self) -> list[psutil.Process]:
+        """The main process and all below it, as they are now."""
+        if self.process is None:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            main = psutil.Process(self.process.pid)
+            found = [main, *main.children(recursive=True)]
+            self.seen.update(found)
+            return found
+        return []
+
+    def worker(self) -> psutil.Process:
+        """The youngest worker. Only workers run multiprocessing's `spawn_main`. Raises `ServerFailed` if there is none."""
+        workers = [process for process in self.processes()[1:] if is_worker(process)]
+        if not workers:
+            raise ServerFailed("the server is ready, but has no worker process")
+        return max(workers, key=lambda process: process.create_time())
+
+    def limit_files(self, limited: bool) -> None:
+        """While limited, no process of the server can make a file longer than its log is now: its next line meets a full disk.
+
+        Processes that it starts meanwhile are limited, too.
+        """
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                _, hard = process.rlimit(psutil.RLIMIT_FSIZE)
+                process.rlimit(psutil.RLIMIT_FSIZE, (self.log.stat().st_size if limited else hard, hard))
+
+    def terminate(self) -> None:
+        """Ask the server to stop, as an operator would: only the main process hears it."""
+        self.processes()
+        self.down = True
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+
+    @property
+    def ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def clean_up(self) -> dict[str, Any]:
+        """Wait for a server that was asked to stop. Returns its exit code, its orphans, and whether its port is free; ends what is left."""
+        code = self._wait()
+        left = psutil.wait_procs(self.seen, timeout=ORPHANS_S)[1]
+        orphans = [process for process in left if is_running(process)]
+        facts = {"exit_code": code, "orphans": len(orphans), "port_free": port_is_free(self.port)}
+        for process in orphans:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process, self.seen = None, set()
+        return facts
+
+    def _wait(self) -> int | str:
+        if self.process is None:
+            return "not started"
+        try:
+            return self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return f"none within {STOP_TIMEOUT_S:.0f} s"
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on it now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen()
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,136 @@
+"""A fake of `python -m serve` for the tests of loadtest.chaos: one API process and one worker process that does nothing but live.
+
+GOOD: requests outlive their worker. BAD: it breaks streams, answers 503 to others, overlooks a stopped worker, needs its log to start.
+"""
+
+import asyncio
+import hashlib
+import json
+import multiprocessing
+import signal
+import sys
+import time
+
+import psutil
+from aiohttp import web
+
+WORDS, GAP_S, LOAD_S, SLOTS = 6, 0.02, 0.3, 4
+QUIET_S = 0.3  # without a request, before a server that is asked to stop closes its port: a connection that is just being made would break
+
+
+def work():
+    time.sleep(3600)
+
+
+class Fake:
+    def __init__(self, good, max_waiting):
+        self.good, self.capacity, self.in_flight, self.since, self.draining = good, SLOTS + max_waiting, 0, 0.0, False
+        self.spawn()
+
+    def spawn(self):
+        self.worker = multiprocessing.get_context("spawn").Process(target=work, daemon=True)
+        self.worker.start()
+        self.since = time.monotonic()
+
+    @property
+    def ready(self):
+        return self.worker.is_alive() and time.monotonic() > self.since + LOAD_S
+
+    async def watch(self, _):
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: setattr(self, "stopping", loop.create_task(self.drain())))
+        task = asyncio.create_task(self.replace_dead_workers())
+        yield
+        task.cancel()
+
+    async def drain(self):
+        self.draining, quiet_since = True, time.monotonic()
+        while time.monotonic() < quiet_since + QUIET_S:
+            await asyncio.sleep(0.02)
+            quiet_since = time.monotonic() if self.in_flight else quiet_since
+        signal.raise_signal(signal.SIGINT)
+
+    async def replace_dead_workers(self):
+        while True:
+            await asyncio.sleep(0.02)
+            if self.good and self.worker.is_alive() and psutil.Process(self.worker.pid).status() == psutil.STATUS_STOPPED:
+                self.worker.kill()
+                self.worker.join()
+            if not self.worker.is_alive():
+                self.spawn()
+
+    async def state(self, request):
+        return web.json_response({}, status=200 if self.ready else 503)
+
+    async def models(self, request):
+        return web.json_response({"data": [{"slots": SLOTS}]})
+
+    async def answer(self, request):
+        body = await request.json()
+        if self.draining or (not self.ready and not self.good):
+            return refusal(503, "not_ready")
+        if self.in_flight >= self.capacity:
+            return refusal(429, "queue_full")
+        self.in_flight += 1
+        try:
+            return await (self.stream(request, body) if body.get("stream") else self.whole(body))
+        finally:
+            self.in_flight -= 1
+
+    async def words(self, body):
+        """None in the place of a word: the worker died."""
+        worker = self.worker
+        for index in range(WORDS):
+            await asyncio.sleep(GAP_S)
+            while not self.ready and self.good:
+                await asyncio.sleep(GAP_S)
+            if self.good or self.worker is worker:
+                yield hashlib.md5(f"{index}{json.dumps(body, sort_keys=True)}".encode()).hexdigest()
+            else:
+                yield None
+
+    async def whole(self, body):
+        words = [word async for word in self.words(body)]
+        if None in words:
+            return refusal(503, "worker_died")
+        usage = {"prompt_tokens": 1, "completion_tokens": WORDS}
+        if "text" in body:
+            return web.json_response({"data": [{"object": "score", "scores": {"x": 0.5}}], "usage": usage})
+        text = {"message": {"content": "".join(words)}} if "messages" in body else {"text": "".join(words)}
+        return web.json_response({"id": str(time.time()), "choices": [{"index": 0, "finish_reason": "stop", **text}], "usage": usage})
+
+    async def stream(self, request, body):
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b": queued position=1\n\n")
+        async for word in self.words(body):
+            if word is None:
+                request.transport.abort()
+                return response
+            text = {"delta": {"content": word}} if "messages" in body else {"text": word}
+            await response.write(event({"choices": [{"index": 0, "finish_reason": None, **text}]}))
+        end = {"delta": {}} if "messages" in body else {"text": ""}
+        await response.write(event({"choices": [{"index": 0, "finish_reason": "stop", **end}]}) + b"data: [DONE]\n\n")
+        return response
+
+
+def event(content):
+    return f"data: {json.dumps(content)}\n\n".encode()
+
+
+def refusal(status, code):
+    return web.json_response({"error": {"message": code, "code": code}}, status=status, headers={"Retry-After": "1"})
+
+
+if __name__ == "__main__":
+    mode, port, max_waiting = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    if mode == "BAD":
+        sys.stderr.write("starts\n")
+        sys.stderr.flush()
+    fake = Fake(mode == "GOOD", max_waiting)
+    app = web.Application()
+    app.cleanup_ctx.append(fake.watch)
+    app.router.add_get("/ready", fake.state)
+    app.router.add_get("/v1/models", fake.models)
+    app.router.add_post("/{path:.*}", fake.answer)
+    web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None)
