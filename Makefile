@@ -42,10 +42,11 @@ run: $(RUNTIME) ## serve; MODEL= OBSERVER= QUANTIZE= DEVICE= PORT= as you like
 	@exec $(BIN)/python -m serve $(if $(MODEL),--model "$(MODEL)") $(if $(OBSERVER),--observer "$(OBSERVER)") \
 		$(if $(QUANTIZE),--quantize "$(QUANTIZE)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(PORT),--port "$(PORT)")
 
-test: check ## check, then every test, in two processes; the page tests need Chromium; TEST= more options
+# Threads that wait sleep, so that they leave the cores to other tests, and bytecode is kept, whatever the environment says.
+test: check ## check, then every test, in three processes, as some wait; the page tests need Chromium; TEST= more options
 	@command -v chromium >/dev/null || { $(ROOT_APT) && { apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } >&2; } || \
 		echo "No chromium, and no way to install it here: the page tests will be skipped." >&2
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(TEST)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(TEST)
 
 check: $(DEV) ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -48,26 +48,38 @@ SLOW_FIRST = (
 )
 # Tests that share nothing slow.
 SPREAD = ("tests/app/engine/test_properties.py", "tests/app/engine/test_sampler.py", "tests/models")
-API_FILES = frozenset(path.name for path in (ROOT / "tests/serve").rglob("test_*.py") if "api: RunningServer" in path.read_text())
+SHARED = {  # in all files of a folder: fixtures that take long to make, by the scope of the tests that ask for them
+    "api": ("tests/serve", "api: RunningServer"),
+    "kernels": ("tests/app/engine", "built: Kernel"),
+}
+SCOPES = {
+    path.relative_to(ROOT).as_posix(): scope
+    for scope, (folder, fixture) in SHARED.items()
+    for path in (ROOT / folder).rglob("test_*.py")
+    if fixture in path.read_text()
+}
 
 
 class SharedFixtures(LoadScopeScheduling):
-    """Tests of one file run in one process, as they share its fixtures; so do all tests that ask the server of the fixture `api`."""
+    """Tests of one file run in one process, as they share its fixtures; so do all tests that ask for a fixture of SHARED."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
-        if file.rsplit("/", 1)[-1] in API_FILES:
-            return "api"
-        return nodeid if file.startswith(SPREAD) else file
+        return SCOPES.get(file) or (nodeid if file.startswith(SPREAD) else file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFixtures:
     return SharedFixtures(config, log)
 
 
+def pytest_configure() -> None:
+    gc.disable()  # until all tests are imported: collections among so many new objects would take a sixth of that time
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector need not look at it again."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

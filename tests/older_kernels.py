@@ -1,11 +1,12 @@
-"""The compiled kernel as older processors get it, for tests on a newer one."""
+"""The compiled kernel as other compiler commands make it: for older processors, and with every warning an error."""
 
 import ctypes
-import tempfile
 from functools import cache
-from pathlib import Path
 
-from app.engine.compiler import COMPILE_COMMAND, build
+import pytest
+
+from app.engine import compiler
+from app.engine.compiler import COMPILE_COMMAND
 from app.engine.kernel import Kernel
 
 STRICT_COMMAND = (*COMPILE_COMMAND, "-Wall", "-Wextra", "-Werror")
@@ -14,7 +15,8 @@ OLDER = {"avx2": AVX2, "avx2 alone": (*AVX2, "-mno-avxvnni"), "avx512 alone": ("
 
 
 @cache
-def older_kernel(name: str) -> Kernel:
-    """`name` is a key of OLDER. Each is compiled once a process; the file is not needed once it is loaded."""
-    with tempfile.TemporaryDirectory() as folder:
-        return Kernel(ctypes.CDLL(str(build((*STRICT_COMMAND, *OLDER[name]), Path(folder) / "kernel.so"))))
+def strict_kernel(*options: str) -> Kernel:
+    """Compiled with further `options`, once for all runs of the tests: the library is kept beside the product's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "COMPILE_COMMAND", (*STRICT_COMMAND, *options))
+        return Kernel(ctypes.CDLL(str(compiler.library_path())))

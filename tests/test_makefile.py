@@ -106,4 +106,4 @@ def test_running_needs_no_test_tools():
 
 
 def test_pytest_has_the_last_word():
-    assert make("test", "TEST=").splitlines()[-1].rstrip().endswith("-m pytest -n 2 --no-loadscope-reorder")
+    assert make("test", "TEST=").splitlines()[-1].rstrip().endswith("-m pytest -n 3 --no-loadscope-reorder")

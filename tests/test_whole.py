@@ -4,10 +4,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from browser import CHROMIUM, FLAGS, fill
 from playwright.sync_api import Page, expect, sync_playwright
 from serving import RunningServer, serving
-
-from tests.ui.test_page import CHROMIUM, FLAGS, fill
 
 TEXT = (
     "It was the best of days to be a fox. The sun lay on the stubble, the dogs were asleep in the yard, and the old crow who sat on the "

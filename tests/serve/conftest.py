@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +69,9 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[RunningServer]:
-    """A server whose longest answers have 128 tokens: most valid bodies name no limit."""
-    with serving(tmp_path_factory.mktemp("small"), "--model", str(tiny_folder), "--model.name", "storyteller") as server:
+    """A server of short answers, as most valid bodies name no limit: each ninth token ends one, and none has more than 128 tokens."""
+    folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("small") / "model")
+    generation = folder / "generation_config.json"
+    generation.write_text(json.dumps({**json.loads(generation.read_text()), "eos_token_id": list(range(1, 258, 9))}))
+    with serving(folder.parent, "--model", str(folder), "--model.name", "storyteller") as server:
         yield server

@@ -43,41 +43,47 @@ PROGRAM = """
 import json, sys
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
-kind, arguments, tasks, folder, chat = json.loads(sys.argv[1])
+orders, folder = json.loads(sys.argv[1])
 manager = TaskManager(include_path=folder, include_defaults=False)
-found = simple_evaluate(
-    model=kind, model_args=arguments, tasks=tasks, task_manager=manager, log_samples=True, apply_chat_template=chat, bootstrap_iters=0
-)
-samples = {task: [[sample["arguments"], sample["resps"], sample["doc_id"]] for sample in found["samples"][task]] for task in tasks}
-json.dump({"samples": samples, "results": found["results"]}, open(sys.argv[2], "w"), default=str)
+answers = []
+for kind, arguments, tasks, chat in orders:
+    found = simple_evaluate(
+        model=kind, model_args=arguments, tasks=tasks, task_manager=manager, log_samples=True, apply_chat_template=chat, bootstrap_iters=0
+    )
+    samples = {task: [[sample["arguments"], sample["resps"], sample["doc_id"]] for sample in found["samples"][task]] for task in tasks}
+    answers.append({"samples": samples, "results": found["results"]})
+json.dump(answers, open(sys.argv[2], "w"), default=str)
 """
 
 
-def evaluate(folder: Path, kind: str, url: str, tasks: list[str], **model_args: object) -> dict[str, Any]:
-    """Run lm-eval in a process of its own, because it changes the environment and the event loop."""
+@pytest.fixture(scope="module")
+def evaluations(api: RunningServer, bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Both kinds of model, run by lm-eval in a process of its own, because it changes the environment and the event loop."""
+    folder = tmp_path_factory.mktemp("eval")
     (folder / "tales.jsonl").write_text("".join(json.dumps(tale) + "\n" for tale in TALES))
     for name, form in (("choose", CHOOSE), ("tell", TELL)):
         (folder / f"{name}.yaml").write_text(form.format(data=folder / "tales.jsonl"))
-    arguments = {"model": "storyteller", "base_url": url, "num_concurrent": 2, "max_retries": 1, **model_args}
-    order = json.dumps([kind, arguments, tasks, str(folder), kind == "local-chat-completions"])
+    common = {"model": "storyteller", "num_concurrent": 2, "max_retries": 1}
+    tokenizer = {"tokenizer_backend": "huggingface", "tokenizer": str(bundled)}
+    completions = {**common, **tokenizer, "base_url": f"{api.url}/v1/completions"}
+    chats = {**common, "base_url": f"{api.url}/v1/chat/completions"}
+    orders = [("local-completions", completions, ["choose", "tell"], False), ("local-chat-completions", chats, ["tell"], True)]
     environment = {**ENVIRONMENT, "HF_HOME": str(folder / "hf"), "HF_DATASETS_OFFLINE": "1", "OPENAI_API_KEY": "none"}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, order, str(folder / "found.json")], env=environment, capture_output=True, text=True, timeout=240
-    )
+    command = [sys.executable, "-c", PROGRAM, json.dumps([orders, str(folder)]), str(folder / "found.json")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
-    results: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    results: list[dict[str, Any]] = json.loads((folder / "found.json").read_text())
     return results
 
 
 @pytest.fixture(scope="module")
-def completions(api: RunningServer, bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    model_args = {"tokenizer_backend": "huggingface", "tokenizer": str(bundled)}
-    return evaluate(tmp_path_factory.mktemp("eval"), "local-completions", f"{api.url}/v1/completions", ["choose", "tell"], **model_args)
+def completions(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    return evaluations[0]
 
 
 @pytest.fixture(scope="module")
-def chats(api: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return evaluate(tmp_path_factory.mktemp("chat"), "local-chat-completions", f"{api.url}/v1/chat/completions", ["tell"])
+def chats(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    return evaluations[1]
 
 
 def test_log_likelihoods_are_those_of_the_model_itself(completions: dict[str, Any], bundled: Path) -> None:

@@ -25,11 +25,12 @@ import time
 import httpx
 
 from app.errors import SetupError
-from app.models.loading import create_engine
 
 
 def build(settings, assignment):
     if assignment.worker == 0:
+        from app.models.loading import create_engine
+
         return create_engine(settings, assignment)
     while True:
         with contextlib.suppress(httpx.TransportError):
@@ -125,7 +126,7 @@ def test_one_is_killed_and_the_other_serves_on(running: RunningServer) -> None:
 
 def test_a_further_model_that_cannot_be_loaded_ends_the_start(tmp_path: Path, tiny_folder: Path) -> None:
     further = json.dumps([{"path": str(tiny_folder), "name": "other", "quantize": "nf4", "dtype": "float16"}])
-    command = [sys.executable, "-m", "serve", "--port", "18766", "--model", str(tiny_folder), "--models", further]
+    command = [sys.executable, "-m", "serve", "--port", "18766", "--ui.enabled", "false", "--model", str(tiny_folder), "--models", further]
     result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False)
     assert result.returncode == 2, result.stderr
     assert "litmus: other: model.dtype: bitsandbytes computes in" in result.stderr

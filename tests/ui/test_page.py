@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, FLAGS, fill
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
@@ -13,17 +13,6 @@ from tests.ui.conftest import BASE, CARD, EXPLANATION, KEY, NO_CHAT, SOURCE, Fak
 from ui.page import mount
 from ui.visitors import Visitors
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 QUESTION = "Tell me a story about <b>a fox</b> & a crow."
 
 expect.set_options(timeout=20_000)  # beside other tests on two cores
@@ -116,18 +105,6 @@ def ask_until_taken(page: Page, text: str) -> None:
         page.get_by_label("Message", exact=True).press("Enter")
         with suppress(AssertionError):
             expect(conversation(page)).to_contain_text(text, timeout=2000)
-            return
-
-
-def fill(box: Locator, text: str) -> None:
-    """Fill a box behind a tab or an accordion, and again if it is emptied.
-
-    Gradio mounts what is behind them when they are first opened, and a script is faster than that.
-    """
-    for _ in range(20):
-        box.fill(text)
-        box.page.evaluate("() => new Promise(done => requestIdleCallback(() => setTimeout(done, 300)))")
-        if box.input_value() == text:
             return
 
 

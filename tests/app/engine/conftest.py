@@ -1,6 +1,6 @@
 import pytest
 from driving import kernel_or_skip
-from older_kernels import older_kernel
+from older_kernels import OLDER, strict_kernel
 
 from app.engine.kernel import Kernel
 
@@ -9,4 +9,4 @@ from app.engine.kernel import Kernel
 def built(request: pytest.FixtureRequest) -> Kernel:
     """The kernel for this processor, and for those that most laptops have."""
     native = kernel_or_skip()
-    return native if request.param == "native" else older_kernel(request.param)
+    return native if request.param == "native" else strict_kernel(*OLDER[request.param])

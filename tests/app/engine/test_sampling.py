@@ -1,6 +1,7 @@
 """The kernel's sampling against sorting and adding in double, at chosen uniform numbers."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from app.engine.structures import SamplingRowArgs
 NEAR = 1e-5  # of the whole distribution: what float32 sums may be off
 
 
-def expected_weights(scores: torch.Tensor, row: SamplingRowArgs, slack: float) -> torch.Tensor:
-    """Normalised probabilities `[vocab]` in double of what the filters keep; `slack` shifts top_p."""
+def expected_weights(scores: torch.Tensor, row: SamplingRowArgs, slack: float, rounding: float) -> torch.Tensor:
+    """Normalised probabilities `[vocab]` in double of what the filters keep; `slack` shifts top_p, `rounding` the smallest weight kept."""
     weights = (scores.double() * row.inverse_temperature).softmax(-1)
     ordered = weights.sort(descending=True).values
     least = ordered[row.top_k - 1] if row.top_k else ordered[-1]
@@ -23,14 +24,14 @@ def expected_weights(scores: torch.Tensor, row: SamplingRowArgs, slack: float) -
         ordered = ordered[: row.top_k or None]
         nucleus = int((ordered.cumsum(0) < (row.top_p + slack) * ordered.sum()).sum())
         least = ordered[min(nucleus, len(ordered) - 1)]
-    least = max(float(least), row.min_p * float(weights.max())) * (1 - 1e-6)
+    least = max(float(least), row.min_p * float(weights.max())) * (1 - rounding)
     kept = torch.where(weights >= least, weights, 0)
     return kept / kept.sum()
 
 
 def is_right(scores: torch.Tensor, row: SamplingRowArgs, token: int) -> bool:
-    for slack in (0.0, -NEAR, NEAR):
-        kept = expected_weights(scores, row, slack)
+    for slack, rounding in product((0.0, -NEAR, NEAR), (1e-6, 0.0)):  # a weight so near to the smallest one may be kept or not
+        kept = expected_weights(scores, row, slack, rounding)
         end = float(kept.cumsum(0)[token])
         if kept[token] > 0 and end - float(kept[token]) - NEAR <= row.uniform <= end + NEAR:
             return True

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -55,10 +56,18 @@ def golden(model: PreTrainedModel, ids: list[int], search: BeamSearchParams, end
     return out[0, len(ids) :].tolist()
 
 
-def end_token_sets(rng: random.Random, model: PreTrainedModel, ids: list[int]) -> list[frozenset[int]]:
+def draw_end_tokens(rng: random.Random, model: PreTrainedModel, ids: list[int]) -> list[frozenset[int]]:
     """No end token, one and two that a search would choose, and very many."""
     answer = golden(model, ids, BeamSearchParams(3), frozenset())
     return [frozenset(), frozenset(answer[3:4]), frozenset({answer[5], answer[9]}), frozenset(rng.sample(range(VOCABULARY), 60))]
+
+
+@cache
+def case(name: str, seed: int) -> tuple[PreTrainedModel, list[int], list[frozenset[int]]]:
+    """A model, a prompt and sets of end tokens."""
+    rng = random.Random(seed)
+    model, ids = tiny(name, seed), prompt(rng)
+    return model, ids, draw_end_tokens(rng, model, ids)
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2"])
@@ -66,9 +75,8 @@ def end_token_sets(rng: random.Random, model: PreTrainedModel, ids: list[int]) -
 @pytest.mark.parametrize("length_penalty", [0.5, 1.0, 2.0])
 def test_beam_search_equals_generate(name: str, beams: int, length_penalty: float) -> None:
     for seed in range(2):
-        rng = random.Random(seed)
-        model, ids = tiny(name, seed), prompt(rng)
-        for end_tokens in end_token_sets(rng, model, ids):
+        model, ids, end_tokens_of_case = case(name, seed)
+        for end_tokens in end_tokens_of_case:
             for search in (BeamSearchParams(beams, length_penalty, early_stopping) for early_stopping in (False, True)):
                 answer, finish = beam(model, ids, BeamSearch(search, NEW, end_tokens), beams)
                 assert answer == golden(model, ids, search, end_tokens)
@@ -189,8 +197,9 @@ def equation_five(model: PreTrainedModel, ids: list[int], search: ContrastiveSea
 def test_contrastive_search_equals_the_equation(name: str, search: ContrastiveSearchParams) -> None:
     for seed in range(2):
         model, ids = tiny(name, seed), prompt(random.Random(seed))
+        expected = equation_five(model, ids, search)
         for chunk in (1, 4, len(ids)):
-            assert run_contrastive(model, ids, ContrastiveSearch(search), chunk) == equation_five(model, ids, search)
+            assert run_contrastive(model, ids, ContrastiveSearch(search), chunk) == expected
 
 
 def test_without_a_penalty_contrastive_search_is_greedy() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 import psutil
 import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
-from serving import serving, wait_for
+from serving import RunningServer, serving, wait_for
 
 from app.engine.request import Delta, Generate, Interrupted, SamplingParams
 from app.errors import InvalidRequest, QueueFull
@@ -90,25 +91,43 @@ def test_a_replica_that_does_not_exist_is_refused() -> None:
         asyncio.run(router.report(replica=2))
 
 
-def test_two_processes_serve_one_model_and_one_may_die(tmp_path: Path, tiny_folder: Path) -> None:
-    with serving(tmp_path, "--model", str(tiny_folder), "--model.replicas", "2", "--model.slots", "2") as running:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("replicas")
+    with serving(folder, "--model", str(tiny_folder), "--model.replicas", "2", "--model.slots", "2") as running:
+        yield running
 
-        def is_loaded(number: int) -> bool:
-            return httpx.get(f"{running.url}/slots", params={"replica": number}, timeout=5).status_code == 200
 
-        wait_for(lambda: is_loaded(0) and is_loaded(1), 60)
-        body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0.9, "seed": 3, "ignore_eos": True}
+def test_two_processes_serve_one_model_and_one_may_die(running: RunningServer) -> None:
+    def is_loaded(number: int) -> bool:
+        return httpx.get(f"{running.url}/slots", params={"replica": number}, timeout=5).status_code == 200
 
-        def ask(_: int = 0) -> str:
-            return httpx.post(f"{running.url}/v1/completions", json=body, timeout=60).raise_for_status().json()["choices"][0]["text"]
+    wait_for(lambda: is_loaded(0) and is_loaded(1), 60)
+    body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0.9, "seed": 3, "ignore_eos": True}
 
-        with ThreadPoolExecutor(12) as pool:
-            assert len(set(pool.map(ask, range(24)))) == 1
-        worked = [httpx.get(f"{running.url}/slots", params={"replica": number}, timeout=5).json()["decisions"] for number in (0, 1)]
-        assert all(worked)
-        running.worker().kill()
-        wait_for(lambda: not (is_loaded(0) and is_loaded(1)), 5)
-        with ThreadPoolExecutor(4) as pool:
-            assert len(set(pool.map(ask, range(8)))) == 1
-        wait_for(lambda: is_loaded(0) and is_loaded(1), 60)
-        assert httpx.get(f"{running.url}/slots", params={"replica": 2}, timeout=5).status_code == 400
+    def ask(_: int = 0) -> str:
+        return httpx.post(f"{running.url}/v1/completions", json=body, timeout=60).raise_for_status().json()["choices"][0]["text"]
+
+    with ThreadPoolExecutor(12) as pool:
+        assert len(set(pool.map(ask, range(24)))) == 1
+    worked = [httpx.get(f"{running.url}/slots", params={"replica": number}, timeout=5).json()["decisions"] for number in (0, 1)]
+    assert all(worked)
+    running.worker().kill()
+    wait_for(lambda: not (is_loaded(0) and is_loaded(1)), 5)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(ask, range(8)))) == 1
+    wait_for(lambda: is_loaded(0) and is_loaded(1), 60)
+    assert httpx.get(f"{running.url}/slots", params={"replica": 2}, timeout=5).status_code == 400
+
+
+def test_a_killed_api_process_ends_the_server(running: RunningServer) -> None:
+    """The last test of this server: it ends it."""
+    processes = running.children()
+    forked = [process for process in processes if process.cmdline() == psutil.Process(running.process.pid).cmdline()]
+    max(forked, key=lambda process: process.create_time()).kill()  # the other one holds the queues
+    assert running.process.wait(20) == 2
+    assert psutil.wait_procs(processes, timeout=5)[1] == []
+    lines = [
+        line for line in running.log.read_text().splitlines() if "resource_tracker" not in line
+    ]  # of the worker that was killed before
+    assert lines[-1].startswith("litmus: the process that answers requests ended")
