@@ -3,8 +3,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import fastapi.routing
 import psutil
 import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
@@ -19,6 +21,8 @@ from serve.workers.messages import Ready
 from serve.workers.router import Router
 
 LIMIT = 20_000
+# Most tests make an app of their own. The schemas of its answers are always the same, and half of what it costs.
+fastapi.routing.create_model_field = cache(fastapi.routing.create_model_field)
 
 
 @dataclass
