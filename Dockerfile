@@ -4,8 +4,8 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # Packages are built apart, so that the images hold neither pip's leftovers nor a layer of files that a later one deletes.
 FROM base AS packages-cpu
-# torch without CUDA is some gigabytes smaller and comes from an index of its own; the pin is the same.
-ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# torch without CUDA is some gigabytes smaller; an index that has such builds is named by --build-arg PIP_EXTRA_INDEX_URL=...
+ARG PIP_EXTRA_INDEX_URL
 COPY requirements.txt /
 RUN pip install --prefix=/install -r /requirements.txt
 

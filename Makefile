@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/runtime.stamp
 DEV := $(VENV)/dev.stamp
 OTHERS := .venv-clients/stamp .venv-guidellm/stamp tests/clients/node/node_modules/stamp
-AUDIT := .venv-audit/stamp
+AUDIT_TOOL := .venv-audit/stamp
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 TYPED := app serve ui loadtest notebooks/analysis.py
 URL ?= http://127.0.0.1:8000
@@ -17,7 +17,7 @@ ROOT_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check format train load bench bench-cache chaos clients notebooks audit clean
+.PHONY: help install run test check train load bench bench-cache chaos clients notebooks clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -48,14 +48,16 @@ test: check ## check, then every test, in three processes, as some wait; the pag
 		echo "No chromium, and no way to install it here: the page tests will be skipped." >&2
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(TEST)
 
-check: $(DEV) ## format, lint and types
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+check: $(DEV) $(if $(AUDIT),$(AUDIT_TOOL)) ## format, lint and types; FIX=1 puts the code into shape, AUDIT=1 looks for known holes in packages
+	$(BIN)/ruff format $(if $(FIX),,--check) .
+	$(BIN)/ruff check $(if $(FIX),--fix) .
 	$(BIN)/mypy $(TYPED)
-
-format: $(DEV) ## put the code into shape
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+ifneq ($(AUDIT),)
+	@$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' | sed 's/+.*//' > .venv-audit/installed.txt
+	@.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r .venv-audit/installed.txt || { \
+		echo "Where it says that a package was not found or could not be reached, this machine's package index has no advisories:" \
+			"nothing was checked." >&2; exit 1; }
+endif
 
 # The allocator settings keep glibc from handing the large activation buffers back after each step: about 1.4 times the speed.
 train: $(RUNTIME) ## make models/ anew from ../shared/data (TRAIN= more options)
@@ -107,18 +109,12 @@ notebooks: $(DEV) ## execute every notebook into runs/notebooks/, as pages into 
 	@$(BIN)/jupyter-nbconvert --log-level ERROR --to html --template page --TemplateExporter.extra_template_basedirs=notebooks \
 		--output-dir docs/notebooks $(patsubst notebooks/%,runs/notebooks/%,$(wildcard notebooks/*.ipynb))
 
-$(AUDIT): requirements-audit.txt $(RUNTIME)
+$(AUDIT_TOOL): requirements-audit.txt $(RUNTIME)
 	$(BIN)/python -m venv --clear .venv-audit
 	.venv-audit/bin/python -m pip install -q -r requirements-audit.txt
 	@touch $@
 
 # Builds such as torch 2.13.0+cpu are known to PyPI without what follows the plus sign. Strict: a package that could not be looked up is a failure.
-audit: $(AUDIT) ## installed packages beside the advisories known to PyPI, which it asks for each
-	@$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' | sed 's/+.*//' > .venv-audit/installed.txt
-	@.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r .venv-audit/installed.txt || { \
-		echo "Where it says that a package was not found or could not be reached, this machine's package index has no advisories:" \
-			"nothing was checked. Run it where https://pypi.org answers." >&2; exit 1; }
-
 clean: ## remove what the targets made, except models/ and runs/
-	rm -rf $(VENV) $(dir $(OTHERS) $(AUDIT)) .mypy_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(dir $(OTHERS) $(AUDIT_TOOL)) .mypy_cache .pytest_cache .hypothesis .coverage
 	find . \( -name __pycache__ -o -name .ruff_cache \) -type d -prune -exec rm -rf {} +

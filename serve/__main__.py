@@ -1,5 +1,6 @@
 """`python -m serve`: reads the settings, checks what can be checked early, assembles server and page, and runs until a stop signal."""
 
+import contextlib
 import gc
 import inspect
 import multiprocessing
@@ -29,7 +30,8 @@ def main() -> None:
     except KeyboardInterrupt:  # a stop signal while the model was loading
         sys.exit(0)
     except SetupError as error:
-        sys.stderr.write(f"litmus: {error.message}\n")
+        with contextlib.suppress(OSError):  # a full disk
+            sys.stderr.write(f"litmus: {error.message}\n")
         sys.exit(2)
 
 

@@ -10,7 +10,6 @@ TARGETS = [
     "run",
     "test",
     "check",
-    "format",
     "train",
     "load",
     "bench",
@@ -18,7 +17,6 @@ TARGETS = [
     "chaos",
     "clients",
     "notebooks",
-    "audit",
     "clean",
 ]
 
@@ -31,12 +29,18 @@ def make(*arguments):
 
 def test_targets():
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
-    assert set(phony) == {"help", *TARGETS} and len(TARGETS) <= 13
+    assert set(phony) == {"help", *TARGETS} and len(TARGETS) <= 12
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_target_expands(target):
     assert make(target)
+
+
+def test_check_puts_the_code_into_shape_and_audits_on_request():
+    assert "ruff format --check ." in make("check") and "pip-audit" not in make("check")
+    assert "ruff format  ." in make("check", "FIX=1") and "ruff check --fix ." in make("check", "FIX=1")
+    assert ".venv-audit/bin/pip-audit --strict" in make("check", "AUDIT=1")
 
 
 def test_help_names_every_target():

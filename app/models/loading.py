@@ -3,10 +3,12 @@
 Whatever cannot be served raises a `SetupError` whose message is shown to whoever starts Litmus.
 """
 
+import sys
 from dataclasses import replace
 from typing import Literal
 
 import torch
+import transformers
 
 from app.engine.engine import Engine, EngineLimits
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
@@ -69,6 +71,8 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
 
     Without an `assignment` the process has its device to itself. Workers that share a CPU divide its threads. Raises `SetupError`.
     """
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()  # a log has no use for one, and a full disk would end the load
     tokenizer = Tokenizer(settings.path)
     sampling = default_sampling(settings.sampling, tokenizer.generation_config)
     assignment = DeviceAssignment((settings.device,)) if assignment is None else assignment

@@ -4,6 +4,7 @@ Messages in: `(pid, job)` to submit, `(pid, id)` to cancel, `(pid, Inspect)` to 
 pid; a message for a worker that died is dropped. Messages out are those of `serve.workers.messages`, all under one uid. Knows no HTTP.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -68,8 +69,9 @@ class ModelAPI(litserve.LitAPI):
 
 def end_process(message: str) -> NoReturn:
     """End a process that could not start. The main process notices, and ends the server."""
-    sys.stderr.write(f"litmus: {message}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk
+        sys.stderr.write(f"litmus: {message}\n")
+        sys.stderr.flush()
     os._exit(2)
 
 

@@ -78,7 +78,7 @@ def test_packages_come_from_their_stage_and_code_comes_last(target: str) -> None
 
 
 def test_each_kind_of_torch_has_its_index() -> None:
-    assert values(stages()["packages-cpu"], "ARG") == ["PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"]
+    assert values(stages()["packages-cpu"], "ARG") == ["PIP_EXTRA_INDEX_URL"]
     assert not values(stages()["packages-cuda"], "ARG")
     installs = [values(stages()[f"packages-{target}"], "RUN") for target in TARGETS]
     assert installs == [["pip install --prefix=/install -r /requirements.txt"]] * 2
