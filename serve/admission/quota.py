@@ -122,7 +122,7 @@ class Bill:
 
     async def open(self) -> dict[str, str]:
         """Charge one request and the estimate. Returns the headers of the answer. Raises `Refused`, with nothing charged."""
-        store, headers, charged = self.quota.store, dict[str, str](), list[tuple[str, int]]()
+        store, headers, charged = self.quota.store, dict[str, str](), list[tuple[Measure, int]]()
         for measure, cost in ((self.quota.requests, 1), (self.quota.tokens, self.usage.estimate)):
             if measure is None:
                 continue
@@ -132,9 +132,10 @@ class Bill:
             headers |= measure.headers(window)
             if not has_room:
                 for earlier, used in charged:
-                    await store.add(earlier, -used)
+                    await store.add(earlier.key(self.client), -used)
+                    headers |= earlier.headers(await store.window(earlier.key(self.client)))
                 raise _refused(measure, window, cost, headers)
-            charged.append((key, cost))
+            charged.append((measure, cost))
         return headers
 
     async def settle(self) -> None:

@@ -177,6 +177,7 @@ def test_a_failed_request_costs_no_tokens_and_a_refused_one_nothing(clock: Simpl
         for _ in range(3):
             refused = await client.post(size=400)
             assert refused.json()["error"]["code"] == "tokens_per_minute_exceeded"
+            assert refused.headers["x-ratelimit-remaining-requests"] == "1"
         assert (await client.quota.store.window("requests/address:1.2.3.4")).used == 4
 
     asyncio.run(main())
