@@ -7,15 +7,17 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import Forbidden, SetupError
 from app.settings import SecuritySettings
-from app.tokenizer import Tokenizer
 from serve.admission.watched import WatchedFile
+
+if TYPE_CHECKING:
+    from app.tokenizer import Tokenizer  # with transformers, and torch where that is not hidden
 
 INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")  # characters that would split a word without being seen
 TOKENS = ("prompt", "input", "tokens")  # fields that may have token ids, or lists of them

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.engine.request import Waiting
-from serve.wire.answers import queue_comment
+from serve.wire.answers import comments
 from tests.ui.conftest import SOURCE
 from ui.client import QUEUE_COMMENT, Chunk, Client, QueueStatus, ServerError
 
@@ -166,7 +166,7 @@ def test_a_text_that_could_not_be_scored_is_an_error(fake):
 
 @pytest.mark.parametrize("wait_s", [None, 1.2])
 def test_the_queue_comment_of_the_server_is_parsed(wait_s: float | None):
-    match = QUEUE_COMMENT.fullmatch(queue_comment(Waiting("a", 3, wait_s)).strip("\n"))
+    match = QUEUE_COMMENT.fullmatch(comments(Waiting("a", 3, wait_s), has_started=False)[0].strip("\n"))
     assert match and match.groups() == ("3", None if wait_s is None else "2")
 
 
