@@ -284,6 +284,11 @@ class SecuritySettings(Group):
         return bool(self.keys or self.keys_file is not None)
 
 
+class RetentionSettings(Group):
+    folder: str | None = Field(None, description="keep requests and their answers in files in this folder; nothing is kept when not set")
+    days: int = Field(30, ge=1, le=3650, description="days after which what was kept is deleted")
+
+
 class UISettings(Group):
     enabled: bool = Field(True, description="serve the Gradio page at /ui")
     server: str = Field("http://127.0.0.1:8000", description="only for `python -m ui`: URL of the server that the page talks to")
@@ -312,6 +317,7 @@ class Settings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     limits: LimitSettings = LimitSettings()
     security: SecuritySettings = SecuritySettings()
+    retention: RetentionSettings = RetentionSettings()
     ui: UISettings = UISettings()
 
     @property

@@ -14,7 +14,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import litserve
@@ -37,6 +38,7 @@ from serve.admission.security import Security
 from serve.middleware import install
 from serve.observe.logs import LogSettings
 from serve.observe.middleware import observe
+from serve.observe.retention import Archive, Retention
 from serve.workers.fleet import Replica
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
 from serve.workers.router import Router
@@ -46,6 +48,7 @@ from serve.workers.watch import watch
 log = logging.getLogger(__name__)
 
 AddRoutes = Callable[[FastAPI, Router], None]
+Watcher = Callable[[], Coroutine[Any, Any, None]]
 DRAIN_POLL_S = 0.1
 MONITOR_INTERVAL_S = 0.2  # between two looks for dead workers
 SHUTDOWN_MARGIN_S = 5  # what the steps of a shutdown around the drain may take
@@ -182,6 +185,9 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     pace = Pace()
     gate, *limits = admission(router, settings.limits, pace)
     security.add_inner(app)
+    archive = None if settings.retention.folder is None else Archive(settings.retention)
+    if archive is not None:  # behind the limit of bodies, as what `security` adds there
+        app.add_middleware(Retention, archive=archive)
     install(
         app,
         settings.server.max_body_bytes,
@@ -193,13 +199,18 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     security.add_outer(app)
     tell_when_to_return(app, pace)
     observe(app, router.observer, settings.server.access_log)  # last, so that it is the outermost middleware
-    _finish_in_lifespan(server, router, add_routes, settings.server)
+    watchers: list[Watcher] = [partial(watch, router), partial(_drain, router, settings.server.drain_s), server.connections.watch]
+    if archive is not None:
+        watchers.append(archive.watch)
+    _finish_in_lifespan(server, router, add_routes, settings.server, watchers)
     return server
 
 
-def _finish_in_lifespan(server: Server, router: Router, add_routes: AddRoutes, settings: ServerSettings) -> None:
+def _finish_in_lifespan(
+    server: Server, router: Router, add_routes: AddRoutes, settings: ServerSettings, watchers: Sequence[Watcher]
+) -> None:
     """Add routes and page when the API process starts, before it listens: their imports take seconds and memory, which the main process
-    is spared, and the workers load meanwhile.
+    is spared, and the workers load meanwhile. `watchers` run as long as the process.
     """
     litserve_lifespan = server.app.router.lifespan_context
 
@@ -210,8 +221,7 @@ def _finish_in_lifespan(server: Server, router: Router, add_routes: AddRoutes, s
             _add_docs(app)
             _add_routes_or_exit(app, router, add_routes)
         server.response_buffer[EVENTS_UID] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
-        tasks = [asyncio.create_task(watch(router)), asyncio.create_task(_drain(router, settings.drain_s))]
-        tasks.append(asyncio.create_task(server.connections.watch()))
+        tasks = [asyncio.create_task(watcher()) for watcher in watchers]
         gc.freeze()
         gc.enable()
         async with app.router.lifespan_context(app):

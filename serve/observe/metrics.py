@@ -47,6 +47,9 @@ class Metrics:
         self.embedded_texts = self._counter("embedded_texts", "texts that were embedded", *model)
         self.embedded_tokens = self._counter("embedded_tokens", "tokens of embedded texts", *model)
         self.worker_deaths = self._counter("worker_deaths", "worker processes that died", *model)
+        self.interruptions = self._counter(
+            "interruptions", "answers and texts whose worker died, and that another one goes on with", *model
+        )
         self.worker_restarts = self._counter("worker_restarts", "worker processes that were ready again after a death", *model)
         self.http_requests = self._counter("http_requests", "HTTP requests by route and status", "method", "route", "status")
         self.http_duration = Histogram(
@@ -81,6 +84,7 @@ class ModelMetrics:
         self.finished = {reason: metrics.success.labels(model, reason) for reason in ("stop", "length", "abort", "error")}
         self.scored_texts, self.scored_tokens = metrics.scored_texts.labels(model), metrics.scored_tokens.labels(model)
         self.embedded_texts, self.embedded_tokens = metrics.embedded_texts.labels(model), metrics.embedded_tokens.labels(model)
+        self.interruptions = metrics.interruptions.labels(model)
         self.worker_deaths, self.worker_restarts = metrics.worker_deaths.labels(model), metrics.worker_restarts.labels(model)
 
 

@@ -88,6 +88,10 @@ class Observer:
     def worker_died(self, model: str) -> None:
         self._models[model].worker_deaths.inc()
 
+    def interrupted(self, model: str) -> None:
+        """A job's worker died, and another one goes on with it."""
+        self._models[model].interruptions.inc()
+
     def collect(self) -> Iterator[Metric]:
         """Everything that was counted, for prometheus_client."""
         yield from self.metrics.registry.collect()

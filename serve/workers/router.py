@@ -235,6 +235,7 @@ class Router:
                 self._fail([flight], WorkerDied(DIED_TWICE))
                 continue
             flight.events.queue.put_nowait(Interrupted(flight.job.id))
+            self.observer.interrupted(replica.model)
             if alive:
                 self._move(flight, min(alive, key=lambda other: other.load))
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import psutil
 import pytest
 from fakes import DEAD_PID, FACTS, FakeEngine, FakeWorker, answer_of
+from prometheus_client import generate_latest
 
 from app.engine.request import ContrastiveSearchParams, Delta, Failed, Generate, Inspect, Interrupted, Report, SamplingParams, Waiting
 from app.errors import InvalidRequest, NotReady, QueueFull, WorkerDied
@@ -135,6 +136,7 @@ def test_an_answer_goes_on_in_the_next_worker_where_the_dead_one_stopped() -> No
         assert "".join(event.text for event in received) == answer_of(job("a", 5))
         assert [event.finish for event in received] == [None] * 4 + ["length"]
         assert router.in_flight == router.replicas[0].load == 0
+        assert b'litmus:interruptions_total{model="fake"} 1.0' in generate_latest(router.observer)
 
     asyncio.run(main())
 
