@@ -159,7 +159,9 @@ def _prepacked_groups(layer: GroupedLinear) -> nn.Module:
         if _error(tiled(layer.check_inputs), layer.multiply(layer.check_inputs, weights)) <= MAX_INPUT_ERROR:
             return tiled
         return TiledLinear(replace(packed, input_bits=16), layer.out_features, layer.bias, compiled)
-    if weights.bits == 4 and weights.group_size == GROUP_SIZE and layer.out_features % INT4_OUTPUT_MULTIPLE == 0:
+    # torch's int4 kernel takes float32 too, but a hundred times longer than the dequantized layer
+    fits = weights.group_size == GROUP_SIZE and layer.out_features % INT4_OUTPUT_MULTIPLE == 0
+    if weights.bits == 4 and fits and dtype != torch.float32:
         return Int4Linear(weights, layer.bias, dtype)
     plain = layer.plain()
     return _prepacked_plain(plain) or plain

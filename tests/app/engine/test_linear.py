@@ -102,10 +102,12 @@ def test_layers_without_a_faster_kind_stay() -> None:
         }
     )
     model.get_output_embeddings = model.get_input_embeddings = lambda: None
+    before = model["even"].weight.clone()
     quantize_layers(model, "int4")
     prepack_layers(model)
     packed = "PackedLinear" if kernel() is None else "TiledLinear"
-    assert [type(model[name]).__name__ for name in model] == ["Linear", "Int4Linear", packed, "Subclass"]
+    assert [type(model[name]).__name__ for name in model] == ["Linear", "Linear", packed, "Subclass"]
+    assert model["even"].weight.dtype == torch.float32 and len(model["even"].weight[0].unique()) <= 16 < len(before[0].unique())
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
