@@ -33,6 +33,7 @@ from serve.wire.unsupported import is_unsupported
 log = logging.getLogger(__name__)
 
 UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+RATE_HEADERS = tuple(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset"))
 MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its end: a client that is still sending would not see the 413
 
 
@@ -238,7 +239,7 @@ def install(
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],  # clients add headers of their own; the list of origins is what protects
-            expose_headers=["Retry-After", "X-Litmus-Ignored", "X-Request-Id"],
+            expose_headers=["Retry-After", "X-Litmus-Ignored", "X-Request-Id", *RATE_HEADERS],
         )
 
     describe: Callable[[], dict[str, Any]] = app.openapi
