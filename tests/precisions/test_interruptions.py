@@ -4,7 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from inprocess import CHAT, TEXT, LocalModel
+from inprocess import CHAT, TEXT, LocalModel, LocalServer
 from precisions.test_crowd import check_same, requests
 
 STREAMED: dict[str, Any] = {
@@ -39,15 +39,15 @@ def test_each_kind_of_request_goes_on_after_a_death(steady: LocalModel) -> None:
     kinds, before = requests(), steady.worker.deaths
     for path, body in kinds[: len(kinds) // 2]:
         undisturbed = steady.post(path, **body)
-        for steps in (0, 1, 7):
+        for steps in (1, 7):
             steady.worker.dies_after = steps
             check(steady, undisturbed, steady.post(path, **body), f"{path} {sorted(body)} after {steps} steps")
             steady.worker.dies_after = None
-    assert steady.worker.deaths - before > 2 * len(kinds) // 2, "most requests were answered before the worker could die"
+    assert steady.worker.deaths - before > len(kinds) // 2, "most requests were answered before the worker could die"
 
 
-def test_all_requests_of_a_crowd_go_on_after_a_death(steady: LocalModel) -> None:
-    sent = requests()
+def test_all_requests_of_a_crowd_go_on_after_a_death(server: LocalServer) -> None:
+    steady, sent = server.model("float32"), requests()
     alone = [steady.post(path, **body) for path, body in sent]
     steady.worker.dies_after = 9
     with ThreadPoolExecutor(len(sent)) as pool:
