@@ -44,6 +44,7 @@ def test_a_server_that_hides_every_death_meets_every_mark(run):
     assert found["by_kind"]["burst"]["sent"] == 48 == 4 * found["capacity"] and found["by_kind"]["burst"]["refused"] > 0
     caught = [at(found, kind)["in_flight"] for kind in ("kill", "hang", "kill on a full disk")]
     assert all(one["equal"] == one["sent"] for one in caught) and sum(one["sent"] for one in caught) > 0
+    for kind in ("kill", "hang", "kill on a full disk"):
         assert 0 < at(found, kind)["not_ready_s"] < at(found, kind)["served_again_s"], kind
     start = at(found, "start on a full disk")
     assert (start["exit_code"], start["orphans"], start["port_free"], start["goes_on"]) == (0, 0, True, True)
