@@ -33,6 +33,7 @@ from serve.wire.unsupported import is_unsupported
 log = logging.getLogger(__name__)
 
 UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+MAX_ENCODINGS = 2  # each is undone while other requests wait
 RATE_HEADERS = tuple(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset"))
 MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its end: a client that is still sending would not see the 413
 
@@ -93,7 +94,10 @@ def decode_body(body: bytes, headers: Headers, limit: int) -> bytes:
     charset["content-type"] = headers.get("content-type", "")
     if (charset.get_content_charset() or "utf-8") not in UTF_8:
         raise UnsupportedMediaType(f"the body is in {charset.get_content_charset()!r}; JSON must be in UTF-8")
-    for name in reversed([part.strip().lower() for part in headers.get("content-encoding", "").split(",")]):
+    names = [part.strip().lower() for part in headers.get("content-encoding", "").split(",", MAX_ENCODINGS)]
+    if len(names) > MAX_ENCODINGS:
+        raise UnsupportedMediaType(f"the body has more than {MAX_ENCODINGS} Content-Encodings; use one")
+    for name in reversed(names):
         if name in {"", "identity"}:
             continue
         if name not in DECOMPRESSORS:

@@ -222,6 +222,8 @@ def _finish_in_lifespan(
             _add_routes_or_exit(app, router, add_routes)
         server.response_buffer[EVENTS_UID] = ResponseBufferItem(response_queue=router, event=asyncio.Event())
         tasks = [asyncio.create_task(watcher()) for watcher in watchers]
+        for task in tasks:
+            task.add_done_callback(_log_failure)
         gc.freeze()
         gc.enable()
         async with app.router.lifespan_context(app):
@@ -264,6 +266,12 @@ def _add_docs(app: FastAPI) -> None:
             swagger_css_url="/docs/static/swagger-ui.css",
             swagger_favicon_url="data:,",
         )
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    """A watcher runs as long as the process: one that raised is gone."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a task of the server ended by %s; restart the server", type(error).__name__, exc_info=error)
 
 
 async def _drain(router: Router, drain_s: float) -> None:

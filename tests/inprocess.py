@@ -67,7 +67,7 @@ class Worker(FakeWorker):
         self.dies_after, self.deaths = None, self.deaths + 1
         self.engine.fail_all(EngineFailed("killed"))
         replica = next(replica for replica in self.router.replicas if replica.queue is self)
-        self.router.worker_died(replica)
+        self.router.workers_died([replica])
         self.router.append([Ready(self.pid, replica.number, replica.facts), "OK"])
 
 

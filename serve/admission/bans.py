@@ -3,6 +3,7 @@
 Never logs nor quotes what was blocked.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")  # characters that would split a word without being seen
 TOKENS = ("prompt", "input", "tokens")  # fields that may have token ids, or lists of them
-NO_TEXT = frozenset({"type", "role", "model", "user"})  # fields whose values are names, not text
+NO_TEXT = frozenset({"model", "user"})  # fields of a body whose values are names, not text
 
 
 class BansFile(BaseModel):
@@ -77,7 +78,7 @@ class Bans:
         model = body.get("model")
         tokenizer = self.tokenizers.get(model, default) if isinstance(model, str) else default
         for sent in filter(None, (body.get(name) for name in TOKENS if isinstance(body.get(name), list))):
-            for item in sent if isinstance(sent[0], list) else [sent]:
+            for item in [each for each in sent if isinstance(each, list)] or [sent]:
                 yield tokenizer.decode([id for id in item if isinstance(id, int) and 0 <= id < len(tokenizer)])
 
     def _current(self) -> BanList:
@@ -85,16 +86,31 @@ class Bans:
 
 
 def texts_of(body: Any) -> Iterator[str]:
-    """Every text of a JSON value, in its order. Not recursive: a body may be nested deeper than Python calls."""
-    rest = [body]
+    """Every text of a JSON value, in its order, the names of its fields included; texts that stand in parts also as one, and JSON in a text
+    also as what it says. Not recursive: a body may be nested deeper than Python calls.
+    """
+    others: list[str] = []
+    rest = [{name: value for name, value in body.items() if name not in NO_TEXT} if isinstance(body, dict) else body]
     while rest:
         value = rest.pop()
         if isinstance(value, str):
             yield value
         elif isinstance(value, list):
+            parts = [part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str)]
+            others += ["".join(parts), "\n".join(parts)] if len(parts) > 1 else []
             rest += reversed(value)
         elif isinstance(value, dict):
-            rest += reversed([item for name, item in value.items() if not (name in NO_TEXT and isinstance(item, str))])
+            others += value
+            rest += reversed([_decoded(item) if name == "arguments" else item for name, item in value.items()])
+    yield from others
+
+
+def _decoded(arguments: Any) -> Any:
+    """The arguments of a tool call are JSON in a text."""
+    try:
+        return [arguments, json.loads(arguments)] if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def plain(text: str) -> str:

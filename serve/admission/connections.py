@@ -27,9 +27,12 @@ log = logging.getLogger(__name__)
 Stage = Literal["request", "body", "answer", "idle"]
 SWEEP_S = 1.0
 MIN_BODY_BYTES_PER_S = 1000
+MAX_HEAD_BYTES = 64 * 1024  # of a request line with its headers, and of what frames a body: chunk sizes and trailers
+MAX_FRAMING = 8  # times the bytes of a body that its chunks may take beside
 GRACE_S = 5.0  # the application answers 408 to a slow body; its connection is closed later, if it did not
 FILES_BESIDE = 256  # descriptors that the process needs for other things than connections
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -58,11 +61,12 @@ class TimedProtocol(HttpToolsProtocol):
         self.since = 0.0  # when the stage began
         self.begun = False  # a byte of the request has come
         self.received = 0  # bytes of the body
+        self.read = 0  # bytes of this stage, the frame of the body included
         self.unsent = 0  # bytes that the client had not taken at the last look
         self.taken_at = 0.0  # when it last took some
 
     def _enter(self, stage: Stage) -> None:
-        self.stage, self.since = stage, self.loop.time()
+        self.stage, self.since, self.read = stage, self.loop.time(), 0
         self.bounds.note_idle(self, stage == "idle")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -73,6 +77,15 @@ class TimedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.bounds.note_idle(self, False)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.read += len(data)
+        if self.read > MAX_HEAD_BYTES and self.stage == "request" and not self.transport.is_closing():
+            self.transport.write(TOO_LARGE)
+            self.transport.close()
+        elif self.stage == "body" and self.read - MAX_FRAMING * self.received > 2 * MAX_HEAD_BYTES + len(data):
+            _abort(self)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

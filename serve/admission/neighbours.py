@@ -4,7 +4,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from app.errors import Forbidden, LitmusError, Misdirected
+from app.errors import Forbidden, LitmusError, Misdirected, NotFound
 from app.neighbours import HOW_TO_ALLOW_HOST, HOW_TO_ALLOW_ORIGIN, Neighbours
 from serve.middleware import error_response
 
@@ -28,6 +28,8 @@ class Browsers:
             return
         if scope["type"] == "http":
             try:
+                if not scope["path"].isprintable():  # a route's pattern may match "/slots\n", which no rule for "/slots" knows
+                    raise NotFound("no path of this server has control characters")
                 self._check(Headers(scope=scope), scope["path"])
             except LitmusError as error:
                 await error_response(error, scope["path"])(scope, receive, send)

@@ -19,6 +19,7 @@ from serve.admission.gate import expects_word, is_work
 from serve.admission.store import PERIOD_S, Store, Window
 from serve.admission.usage import Usage, estimated_tokens
 from serve.middleware import error_response
+from serve.observe.record import current_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class Bill:
         """Charge the difference between the estimate and what the answer took; nothing for one that failed."""
         if self.quota.tokens is None:
             return
-        difference = (self.usage.tokens if self.succeeded else 0) - self.usage.estimate
+        difference = (self.usage.tokens(current_record()) if self.succeeded else 0) - self.usage.estimate
         if difference > 0 or (difference < 0 and time.monotonic() - self._began < PERIOD_S):  # what has faded is not given back
             await self.quota.store.add(self.quota.tokens.key(self.client), difference)
 

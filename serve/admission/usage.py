@@ -5,6 +5,8 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from serve.observe.record import RequestRecord
+
 BYTES_PER_TOKEN = 4
 COUNT = re.compile(rb'"(prompt_tokens|input_tokens|completion_tokens|output_tokens)":\s?(\d{1,9})\b')
 USAGE = b'"usage":'  # in a text of the answer, the quotes of these names would have a backslash before them
@@ -31,12 +33,17 @@ class Usage:
             for name, count in COUNT.findall(piece):
                 self._counts[name] = max(self._counts.get(name, 0), int(count))
 
-    @property
-    def tokens(self) -> int:
-        """Of prompt and answer. A stream that does not say it is counted as one token an event."""
+    def tokens(self, record: RequestRecord | None) -> int:
+        """Of prompt and answer. `record` is what the server counted itself, which an answer that was left early does not say. Without
+        both, the prompt is the estimate, and the answer a token an event.
+        """
         prompt = self._largest(b"prompt_tokens", b"input_tokens")
         answer = self._largest(b"completion_tokens", b"output_tokens")
-        return (self.estimate if prompt is None else prompt) + (self._events if answer is None else answer)
+        if record is None or not record.jobs:
+            return (self.estimate if prompt is None else prompt) + (self._events if answer is None else answer)
+        # several answers to one prompt are several jobs, and the answer counts their prompt once
+        prompt = record.prompt_tokens if prompt is None else max(prompt, record.prompt_tokens // record.jobs)
+        return prompt + max(answer or 0, record.generated_tokens)
 
     def _largest(self, *names: bytes) -> int | None:
         return max((self._counts[name] for name in names if name in self._counts), default=None)

@@ -60,6 +60,7 @@ class Observer:
         self._jobs[job.id] = observed
         if record is not None:
             record.model = model
+            record.jobs += 1
             record.prompt_tokens += observed.prompt_tokens
 
     def events(self, events: Sequence[Event]) -> None:

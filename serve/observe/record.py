@@ -23,6 +23,7 @@ class RequestRecord:
     code: str = ""  # of the error that was answered
     model: str = ""
     key: str = ""  # the name of the client's API key, set by what checks the keys
+    jobs: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     ignored_fields: int = 0  # fields of the body that the server does not know

@@ -70,15 +70,22 @@ class Archive:
         """Delete the files whose last line is older than `days`. Other files in the folder are left alone."""
         oldest = self._clock().date() - timedelta(days=self.days)
         for path in self.folder.glob("????-??-??.jsonl"):
-            with contextlib.suppress(ValueError, FileNotFoundError):  # no date; deleted by somebody else
+            with contextlib.suppress(ValueError):  # no date
                 if date.fromisoformat(path.stem) < oldest:
-                    path.unlink()
+                    _delete(path)
 
     async def watch(self) -> None:
         """Run as long as the server."""
         while True:
             self.sweep()
             await asyncio.sleep(SWEEP_INTERVAL_S)
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("%s is older than retention.days and could not be deleted: %s; delete it by hand", path, error.strerror)
 
 
 class Retention:

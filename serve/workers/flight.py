@@ -52,7 +52,9 @@ class Flight:
         if isinstance(event, Delta):
             if self.repeated > 0:
                 self.repeated -= len(event.tokens)
-                return False
+                if event.finish is None:
+                    return False
+                event = replace(event, text="", tokens=(), logprobs=())  # the search took another turn, and ended earlier
             self.sampled += event.tokens
         self.has_ended = ends_job(event)
         self.events.queue.put_nowait(event)

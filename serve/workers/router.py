@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import psutil
@@ -202,7 +202,7 @@ class Router:
     def _register_worker(self, ready: Ready) -> None:
         replica = self.replicas[ready.worker]
         if replica.worker is not None and replica.worker.pid != ready.pid:  # `watch` did not see the previous one die
-            self.worker_died(replica)
+            self.workers_died([replica])
         try:
             replica.worker, replica.facts = psutil.Process(ready.pid), ready.facts
         except psutil.NoSuchProcess:  # it died before its ready message was read; its successor sends one, too
@@ -210,7 +210,7 @@ class Router:
             return
         self.observer.worker_ready(ready.worker, replica.model)
         log.info("worker %d serves %s (%s, %s)", ready.pid, ready.facts.name, ready.facts.dtype, ready.facts.device)
-        for flight in [flight for flight in self._flights.values() if flight.pid is None and flight.replica.model == replica.model]:
+        for flight in [flight for flight in self._flights.values() if _waits(flight) and flight.replica.model == replica.model]:
             self._move(flight, replica)
 
     def _resolve_report(self, report: Report) -> None:
@@ -218,26 +218,29 @@ class Router:
         if pending is not None and not pending.done():
             pending.set_result(report)
 
-    def worker_died(self, replica: Replica) -> None:
-        """Send the jobs of a replica's worker to other replicas of the model; without one, they wait for the next worker."""
-        if replica.worker is None:
+    def workers_died(self, replicas: Iterable[Replica]) -> None:
+        """Send the jobs of these replicas' workers to other replicas of their models; without one, they wait for the next worker."""
+        dead = [(replica, replica.worker.pid) for replica in replicas if replica.worker is not None]
+        for replica, _ in dead:  # all of them, before any job moves
+            replica.worker = replica.silent_rounds = None
+            self.observer.worker_died(replica.model)
+            self._fail_reports(NotReady(REPORT_LOST), replica)
+        for replica, pid in dead:
+            for flight in [each for each in self._flights.values() if each.replica is replica and each.pid == pid and not each.has_ended]:
+                self._interrupt(flight)
+
+    def _interrupt(self, flight: Flight) -> None:
+        flight.pid, flight.waits_since_s = None, asyncio.get_running_loop().time()
+        flight.deaths += 1
+        if flight.deaths >= MAX_DEATHS:
+            self._fail([flight], WorkerDied(DIED_TWICE))
             return
-        pid, replica.worker, replica.silent_rounds = replica.worker.pid, None, None
-        self.observer.worker_died(replica.model)
-        self._fail_reports(NotReady(REPORT_LOST), replica)
-        alive = self._fleets[replica.model].alive
-        for flight in [
-            flight for flight in self._flights.values() if flight.replica is replica and flight.pid == pid and not flight.has_ended
-        ]:
-            flight.pid, flight.waits_since_s = None, asyncio.get_running_loop().time()
-            flight.deaths += 1
-            if flight.deaths >= MAX_DEATHS:
-                self._fail([flight], WorkerDied(DIED_TWICE))
-                continue
-            flight.events.queue.put_nowait(Interrupted(flight.job.id))
-            self.observer.interrupted(replica.model)
-            if alive:
-                self._move(flight, min(alive, key=lambda other: other.load))
+        model = flight.replica.model
+        flight.events.queue.put_nowait(Interrupted(flight.job.id))
+        self.observer.interrupted(model)
+        alive = self._fleets[model].alive
+        if alive:
+            self._move(flight, min(alive, key=lambda other: other.load))
 
     def _move(self, flight: Flight, replica: Replica) -> None:
         flight.replica.load -= 1
@@ -248,7 +251,7 @@ class Router:
     def fail_stranded(self) -> None:
         """Fail the jobs that have waited too long for a worker, and all that wait for one while the server shuts down."""
         oldest_s = asyncio.get_running_loop().time() - (0 if self.draining else self.resume_wait_s)
-        stranded = [flight for flight in self._flights.values() if flight.pid is None and flight.waits_since_s <= oldest_s]
+        stranded = [flight for flight in self._flights.values() if _waits(flight) and flight.waits_since_s <= oldest_s]
         self._fail(stranded, WorkerDied(WORKER_DIED))
 
     def fail_all(self, error: LitmusError) -> None:
@@ -261,3 +264,8 @@ class Router:
         for target, pending in self._pending_reports.values():
             if replica in {None, target} and not pending.done():
                 pending.set_exception(error)
+
+
+def _waits(flight: Flight) -> bool:
+    """Whether no worker has the job, and one is wanted."""
+    return flight.pid is None and not flight.has_ended

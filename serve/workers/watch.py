@@ -26,8 +26,7 @@ async def watch(router: Router) -> None:
     siblings = _children(parent)
     for round_number in itertools.count(1):
         await asyncio.sleep(WATCH_INTERVAL_S)
-        for replica in router.replicas:
-            _check(router, replica)
+        router.workers_died([replica for replica in router.replicas if _is_lost(router, replica)])
         router.fail_stranded()
         if not router.draining and os.getppid() != parent.pid:
             log.error("the main process is gone; ending all processes of this server")
@@ -38,22 +37,24 @@ async def watch(router: Router) -> None:
             siblings = _children(parent) or siblings
 
 
-def _check(router: Router, replica: Replica) -> None:
-    """Tell the router when the replica's worker is dead, and kill one that gives no sign of life: LitServe starts another."""
+def _is_lost(router: Router, replica: Replica) -> bool:
+    """Whether the replica's worker is dead. Kills one that gives no sign of life: LitServe starts another."""
     worker = replica.worker
     if worker is None:
-        return
+        return False
     if _is_dead(worker):
         level = logging.DEBUG if router.draining else logging.ERROR
         log.log(level, "worker %d of %s died with %d jobs in flight", worker.pid, replica.model, replica.load)
-        router.worker_died(replica)
-    elif replica.silent_rounds is not None:
-        replica.silent_rounds += 1
-        if replica.silent_rounds > HANG_ROUNDS:
-            log.error("worker %d of %s has given no sign of life for %d s; it is killed", worker.pid, replica.model, _seconds(HANG_ROUNDS))
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.kill()
-            router.worker_died(replica)
+        return True
+    if replica.silent_rounds is None:
+        return False
+    replica.silent_rounds += 1
+    if replica.silent_rounds <= HANG_ROUNDS:
+        return False
+    log.error("worker %d of %s has given no sign of life for %d s; it is killed", worker.pid, replica.model, _seconds(HANG_ROUNDS))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        worker.kill()
+    return True
 
 
 def _seconds(rounds: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from app.errors import Forbidden, SetupError
 from app.settings import SecuritySettings
+from app.tokenizer import Tokenizer
 from serve.admission.bans import Bans, parse_bans, texts_of
 
 FILE = "users: [mallory]\nkeys: [stolen]\nphrases: ['Glass house', rm]\npatterns: ['secret-\\d+', 'A(.)\\1A']\n"
@@ -39,6 +40,10 @@ def test_users_of_settings_and_file_and_keys_of_the_file(bans: Bans, tmp_path: P
         {"input": [{"role": "user", "content": [{"type": "input_text", "text": "SECRET-12"}]}]},
         {"system": "xx ABBA", "messages": []},
         {"texts": ["then rm, they said"]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a gla"}, {"type": "text", "text": "ss house"}]}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": '{"a": "\\u0067lass house"}'}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "tool_use", "input": {"user": "a glass house"}}]}]},
+        {"tools": [{"function": {"parameters": {"properties": {"glass house": {"type": "string"}}}}}]},
     ],
 )
 def test_blocked_content_is_found_in_every_text_and_not_quoted(bans: Bans, body: dict[str, object]) -> None:
@@ -62,7 +67,7 @@ def test_a_deep_body_is_read_to_its_end() -> None:
     deep: object = "bottom"
     for _ in range(20_000):
         deep = [deep]
-    assert list(texts_of({"a": deep, "b": ["x", {"c": "y"}]})) == ["bottom", "x", "y"]
+    assert list(texts_of({"a": deep, "b": ["x", {"c": "y"}]})) == ["bottom", "x", "y", "a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -86,3 +91,8 @@ def test_a_wrong_file_is_explained(text: str, says: str) -> None:
 
 def test_an_empty_file_bans_nobody() -> None:
     assert parse_bans("# later\n", "bans").users == frozenset()
+
+
+def test_a_prompt_of_tokens_and_numbers_is_left_to_its_route(bans: Bans, tiny_folder: Path) -> None:
+    bans.tokenizers["tiny"] = Tokenizer(str(tiny_folder))
+    bans.check_content({"prompt": [[1], 5]})

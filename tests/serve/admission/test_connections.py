@@ -237,6 +237,29 @@ def test_a_refused_request_whose_body_never_ends_is_closed(shared: Running) -> N
         shared.work.in_flight = 0
 
 
+@pytest.mark.parametrize("head", [b"GET /", b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: ", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+def test_headers_without_end_are_refused(shared: Running, head: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as client:
+        client.sendall(head)
+        answer = b""
+        try:
+            for _ in range(1000):
+                client.sendall(b"a: b\r\n" * 1000 if head.endswith(b"\r\n") else b"a" * 6000)
+            answer = client.recv(100)
+        except OSError:  # closed while more was being sent
+            answer = answer or client.recv(100)
+    assert answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
+
+
+def test_trailers_without_end_are_refused(shared: Running) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as client, pytest.raises(OSError, match="reset|Broken pipe"):
+        client.sendall(head)
+        for _ in range(1000):
+            client.sendall(b"a: b\r\n" * 1000)
+            time.sleep(0.001)
+
+
 def test_requests_in_one_packet_are_answered_in_turn(shared: Running) -> None:
     with shared.connect(GET + POST % 2 + b"{}" + GET) as client:
         data = b""

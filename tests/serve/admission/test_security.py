@@ -140,6 +140,13 @@ def test_state_is_for_admins_only(guarded: TestClient, path: str) -> None:
     assert guarded.get(path, headers=bearer(ROOT)).status_code == (404 if path.startswith("/admin") else 200)
 
 
+@pytest.mark.parametrize("path", ["/slots%0A", "/slots%0a/", "/metrics%0A", "/v1/chat/completions%0A", "/slots%00", "%0D/slots"])
+def test_a_path_with_control_characters_is_no_path(guarded: TestClient, path: str) -> None:
+    """Python's `$` in a route's pattern also matches before a line break at the end."""
+    for key in (ALICE, ROOT):
+        assert guarded.get(path, headers=bearer(key)).status_code == guarded.post(path, json=HELLO, headers=bearer(key)).status_code == 404
+
+
 @pytest.mark.parametrize("path", ["/health", "/ready", "/health/", "/openapi.json", "/favicon.ico"])
 def test_probes_and_documents_need_no_key(guarded: TestClient, path: str) -> None:
     assert guarded.get(path).status_code == 200

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from serve.admission.usage import Usage, estimated_tokens
+from serve.observe.record import RequestRecord
 
 ESTIMATE = 7
 OPENAI = {"prompt_tokens": 30, "completion_tokens": 12, "total_tokens": 42, "prompt_tokens_details": {"cached_tokens": 16}}
@@ -19,7 +20,7 @@ def tokens(*pieces: bytes) -> int:
     usage = Usage(ESTIMATE)
     for piece in pieces:
         usage.read(piece)
-    return usage.tokens
+    return usage.tokens(None)
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
@@ -58,3 +59,13 @@ def test_a_text_cannot_say_it() -> None:
 @pytest.mark.parametrize(("length", "expected"), [(b"400", 100), (b"3", 1), (b"", 1), (b"-5", 1), (b"x", 1), (b"9" * 30, 1)])
 def test_the_estimate_is_a_quarter_of_the_bodys_bytes(length: bytes, expected: int) -> None:
     assert estimated_tokens({"type": "http", "headers": [(b"content-length", length)]}) == expected
+
+
+def test_what_the_server_counted_is_charged_where_the_answer_says_less() -> None:
+    record = RequestRecord("id", "POST", jobs=2, prompt_tokens=60, generated_tokens=20)
+    usage = Usage(1)
+    assert usage.tokens(record) == 80
+    usage.read(event({"type": "message_start", "message": {"usage": {"input_tokens": 0, "output_tokens": 1}}}))
+    assert usage.tokens(record) == 50, "two answers to one prompt of 30 tokens"
+    usage.read(event({"usage": {"input_tokens": 60, "output_tokens": 20}}))
+    assert usage.tokens(record) == 80, "two prompts"

@@ -65,6 +65,23 @@ def test_the_limit_counts_the_slots_of_all_replicas() -> None:
     asyncio.run(main())
 
 
+def test_two_replicas_that_die_together_are_one_death_for_each_job() -> None:
+    async def main() -> None:
+        router, workers = create()
+        async with router.open([job("a")]) as one, router.open([job("b", 1000)]) as other:
+            for worker in workers:
+                worker.engine.jobs.clear()
+            router.workers_died(router.replicas)
+            assert [replica.worker for replica in router.replicas] == [None, None]
+            router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
+            workers[0].stalled = False
+            for events in (one, other):
+                assert [type(event) async for event in events] == [Interrupted] + [Delta] * 3
+        assert [replica.load for replica in router.replicas] == [0, 0]
+
+    asyncio.run(main())
+
+
 def test_the_jobs_of_a_dead_worker_go_on_in_the_other_replica() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 

@@ -114,7 +114,7 @@ def test_while_no_worker_lives_new_requests_are_refused_and_the_next_worker_serv
 def die(router: Router, worker: FakeWorker) -> None:
     """The worker's process dies with all its jobs."""
     worker.engine.jobs.clear()
-    router.worker_died(router.replicas[0])
+    router.workers_died(router.replicas[:1])
 
 
 def revive(router: Router) -> None:
@@ -190,6 +190,40 @@ def test_a_job_that_two_workers_died_with_fails_and_others_do_not() -> None:
                 worker.stalled = False
                 assert [type(event) for event in await _all(later)] == [Interrupted] + [Delta] * 3
         assert worker.engine.cancelled == []
+
+    asyncio.run(main())
+
+
+def test_a_search_that_ends_earlier_when_it_is_done_again_ends() -> None:
+    async def main() -> None:
+        router, worker = create()
+        worker.stalled = True
+        search = replace(job("a", 9), search=ContrastiveSearchParams(2, 0.5))
+        async with router.open([search]) as events:
+            pid = psutil.Process().pid
+            router.append([Events(pid, [Delta("a", text, (5,)) for text in "xyz"]), "OK"])
+            die(router, worker)
+            revive(router)
+            router.append([Events(pid, [Delta("a", "x", (5,)), Delta("a", "w", (6,), "stop")]), "OK"])
+            received = await asyncio.wait_for(_all(events), 5)
+        assert [event.text for event in received if isinstance(event, Delta)] == ["x", "y", "z", ""]
+        assert received[-1].finish == "stop"
+
+    asyncio.run(main())
+
+
+def test_a_job_that_has_failed_is_not_sent_to_the_next_worker() -> None:
+    async def main() -> None:
+        router, worker = create(3)
+        worker.stalled = True
+        async with router.open([job("a")]) as events:
+            die(router, worker)
+            revive(router)
+            die(router, worker)
+            submitted = len(worker.engine.submitted)
+            revive(router)
+            assert len(worker.engine.submitted) == submitted
+            assert isinstance((await _all(events))[-1], Failed)
 
     asyncio.run(main())
 
