@@ -39,7 +39,7 @@ def _read_file(path: Path, field: str) -> Iterator[Document]:
         yield from (_document(line, field, f"{path}:{number}") for number, line in parse_json_lines(read_content(path), path))
     elif kind == ".csv":
         content = read_content(path)
-        csv.field_size_limit(max(len(content), 1))
+        csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
         yield from (_document(row, field, f"{path}:{number}") for number, row in enumerate(csv.DictReader(io.StringIO(content)), 2))
     elif kind == ".parquet":
         yield from _read_parquet(path, field)

@@ -66,7 +66,7 @@ def _read_file(path: Path, machine: bool, fields: FieldNames) -> Iterator[Labell
     if file_type(path) == ".txt":
         yield LabelledText(content, machine, path.name)
         return
-    csv.field_size_limit(max(len(content), 1))
+    csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
     lines = parse_json_lines(content, path) if file_type(path) == ".jsonl" else enumerate(csv.DictReader(io.StringIO(content)), 2)
     for number, line in lines:
         yield _labelled_text(line, machine, fields, f"{path.name}:{number}")
