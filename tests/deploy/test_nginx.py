@@ -53,7 +53,13 @@ class Site:
         return next(server for server in self.servers if server.name == name)
 
     def conversation_on(self, server: Upstream) -> str:
-        return next(name for name in map(str, range(100)) if self.server_of(name) is server)
+        """Waits, as nginx leaves out a server that was slow to answer for 5 s."""
+        found: list[str] = []
+        wait_for(lambda: found.extend(self._conversations_on(server)) or bool(found), 15)
+        return found[0]
+
+    def _conversations_on(self, server: Upstream) -> list[str]:
+        return [name for name in map(str, range(20)) if self.server_of(name) is server]
 
 
 @dataclass(frozen=True)
