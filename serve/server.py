@@ -165,13 +165,7 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     """`build` names, as `module:function`, what creates the engine in the worker. `add_routes(app, router)` adds routes and page."""
     security = Security(settings)
     models = [model for model in settings.served.values() for _ in range(model.replicas)]
-    router = Router(
-        settings.queue.max_waiting,
-        [model.served_name for model in models],
-        settings.queue.resume_wait_s,
-        settings.queue.timeout_s,
-        settings.queue.max_waiting_tokens,
-    )
+    router = Router([model.served_name for model in models], settings.queue)
     devices, logs = tuple(model.device for model in models), LogSettings(settings.server.log_level, settings.server.log_format)
     apis = [
         ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), logs)

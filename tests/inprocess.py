@@ -24,6 +24,7 @@ from app.engine.request import Facts
 from app.errors import EngineFailed
 from app.models.loading import create_engine
 from app.scoring.detector import Detector, detector_of
+from app.setting_groups import QueueSettings
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
@@ -143,7 +144,7 @@ class LocalServer:
 
     def __init__(self, settings: dict[str, ModelSettings]) -> None:
         self.settings = settings
-        self.router = Router(MAX_WAITING, list(settings))
+        self.router = Router(list(settings), QueueSettings(max_waiting=MAX_WAITING))
         self.tokenizers: dict[str, Tokenizer] = {}
         self.detectors: dict[str, Detector] = {}
         self.app = FastAPI()

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.setting_groups import QueueSettings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
 from serve.observe.middleware import observe
@@ -54,7 +55,7 @@ def value_of(samples: Samples, name: str, **labels: Any) -> float:
 @contextmanager
 def create_observed(folder: Path, prepare: Callable[[FastAPI, Router], None] | None = None, access_log: bool = True) -> Iterator[Observed]:
     """`prepare` gets the application before it starts. Two slots and three waiting places."""
-    router = Router(3, [FACTS.name])
+    router = Router([FACTS.name], QueueSettings(max_waiting=3))
     worker = FakeWorker(router, FakeEngine(poison=ord(POISON) - ord("!") + 2))
     router.replicas[0].queue = worker
     router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])

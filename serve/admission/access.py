@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import Forbidden, LitmusError, Unauthorized
 from serve.admission.bans import Bans
 from serve.admission.keys import Key, Keys
-from serve.middleware import error_response, replay
+from serve.body import replay
 from serve.observe.record import current_record
+from serve.wire.errors import error_response
 
 # Routes that say nothing of anybody: probes, the documentation, and the page, which has a login of its own.
 OPEN = frozenset({"/", "/health", "/ready", "/favicon.ico", "/docs", "/openapi.json", "/ui"})
@@ -84,7 +85,7 @@ def _check_role(key: Key, path: str) -> None:
 class BlockedContent:
     """Answers 403 to a body with a blocked text. The page's own calls are left to the requests that it sends to this server.
 
-    Wants the whole body in one message, as `serve.middleware.RequestBody` passes it on.
+    Wants the whole body in one message, as `serve.body.RequestBody` passes it on.
     """
 
     def __init__(self, app: ASGIApp, bans: Bans) -> None:

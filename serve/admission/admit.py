@@ -5,10 +5,10 @@ from fastapi.responses import JSONResponse
 from starlette.middleware import Middleware
 
 from app.errors import QueueFull
-from app.settings import LimitSettings
+from app.setting_groups import LimitSettings
 from serve.admission.gate import Gate, Work
 from serve.admission.pace import Pace
-from serve.middleware import error_response
+from serve.wire.errors import error_response
 
 
 def admission(work: Work, settings: LimitSettings, pace: Pace) -> list[Middleware]:

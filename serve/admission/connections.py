@@ -1,6 +1,6 @@
 """Bounds how many connections are open and how long each may keep the server waiting: for a request, for a body, or to read an answer.
 
-uvicorn has a time-out for idle connections only. Knows no route: `serve.middleware` answers 408 to a body that is too slow.
+uvicorn has a time-out for idle connections only. Knows no route: `serve.body` answers 408 to a body that is too slow.
 """
 
 import array

@@ -6,7 +6,7 @@ from starlette.websockets import WebSocketClose
 
 from app.errors import Forbidden, LitmusError, Misdirected, NotFound
 from app.neighbours import HOW_TO_ALLOW_HOST, HOW_TO_ALLOW_ORIGIN, Neighbours
-from serve.middleware import error_response
+from serve.wire.errors import error_response
 
 
 class Browsers:

@@ -13,13 +13,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RateLimited
-from app.settings import LimitSettings
+from app.setting_groups import LimitSettings
 from serve.admission.client import client_of
 from serve.admission.gate import expects_word, is_work
 from serve.admission.store import PERIOD_S, Store, Window
 from serve.admission.usage import Usage, estimated_tokens
-from serve.middleware import error_response
 from serve.observe.record import current_record
+from serve.wire.errors import error_response
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import SetupError
-from app.settings import RetentionSettings
+from app.setting_groups import RetentionSettings
 from serve.admission.gate import is_work
 from serve.observe.record import current_record
 
@@ -91,7 +91,7 @@ def _delete(path: Path) -> None:
 class Retention:
     """Adds a line for each request that asks for jobs, when its answer has ended or its client has left.
 
-    Wants the whole body in one message, as `serve.middleware.RequestBody` passes it on.
+    Wants the whole body in one message, as `serve.body.RequestBody` passes it on.
     """
 
     def __init__(self, app: ASGIApp, archive: Archive) -> None:

@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from serve.middleware import replay
+from serve.body import replay
 from serve.observe.record import note_ignored
 from serve.wire.unsupported import changes_nothing, is_unsupported
 

@@ -1,6 +1,13 @@
-"""The body of an error, in the form that the clients of its route read: OpenAI's, or Anthropic's under /v1/messages."""
+"""The answer to an error, in the form that the clients of its route read: OpenAI's, or Anthropic's under /v1/messages."""
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from fastapi.responses import JSONResponse
 
 from app.errors import LitmusError
+from serve.observe.record import note_error
 
 MESSAGES = "/v1/messages"
 MESSAGES_TYPES = {
@@ -21,3 +28,17 @@ def error_body(error: LitmusError, path: str) -> dict[str, object]:
 def messages_error(error: LitmusError) -> dict[str, object]:
     kind = MESSAGES_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+class ErrorJSON(JSONResponse):
+    """JSON in ASCII: a message may quote a lone surrogate, which UTF-8 cannot encode."""
+
+    def render(self, content: object) -> bytes:
+        return json.dumps(content).encode()
+
+
+def error_response(error: LitmusError, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> JSONResponse:
+    """`path` is that of the request: clients of different routes read errors in different forms."""
+    note_error(error.code)
+    retry = {"Retry-After": "1"} if error.status in {429, 503} else {}
+    return ErrorJSON(error_body(error, path), error.status, {**retry, **headers})

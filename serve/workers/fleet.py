@@ -9,6 +9,7 @@ import psutil
 
 from app.engine.request import Facts, Generate, Inspect, Job
 from app.errors import InvalidRequest, NotReady, QueueFull
+from app.setting_groups import QueueSettings
 from serve.workers.affinity import Affinity
 
 
@@ -33,11 +34,10 @@ class Replica:
 class Fleet:
     """Admits jobs to the replicas of one model: as many as their slots hold, and `max_waiting` more, of `max_waiting_tokens` at most."""
 
-    def __init__(self, model: str, replicas: Sequence[Replica], max_waiting: int, max_waiting_tokens: int) -> None:
+    def __init__(self, model: str, replicas: Sequence[Replica], queue_settings: QueueSettings) -> None:
         self.model = model
         self.replicas = replicas
-        self.max_waiting = max_waiting
-        self.max_waiting_tokens = max_waiting_tokens
+        self.queue_settings = queue_settings
         self._tokens: deque[int] = deque()  # of each job in flight, the oldest first
         self._affinity = Affinity()
 
@@ -68,12 +68,12 @@ class Fleet:
     @property
     def max_jobs(self) -> int:
         """Jobs that may be in flight."""
-        return self.facts.slots * len(self.alive) + self.max_waiting
+        return self.facts.slots * len(self.alive) + self.queue_settings.max_waiting
 
     @property
     def capacity(self) -> int:
         """`max_jobs`; before the model has loaded, what may wait for it."""
-        return self.max_jobs if any(replica.facts is not None for replica in self.replicas) else self.max_waiting
+        return self.max_jobs if any(replica.facts is not None for replica in self.replicas) else self.queue_settings.max_waiting
 
     def check_job_count(self, count: int) -> None:
         """Raises `InvalidRequest` if `count` jobs of one request could never be in flight together."""
@@ -99,9 +99,10 @@ class Fleet:
         while len(self._tokens) > self.load:
             self._tokens.popleft()
         waiting = [*self._tokens, *tokens][self.facts.slots * len(self.alive) :]
-        if self.load and sum(waiting) > self.max_waiting_tokens:
+        most = self.queue_settings.max_waiting_tokens
+        if self.load and sum(waiting) > most:
             raise QueueFull(
-                f"{sum(waiting)} tokens of prompts and texts of '{self.model}' would wait, at most {self.max_waiting_tokens} may "
+                f"{sum(waiting)} tokens of prompts and texts of '{self.model}' would wait, at most {most} may "
                 "(queue.max_waiting_tokens); try again in a moment, or send less at a time"
             )
         self._tokens.extend(tokens)

@@ -16,6 +16,7 @@ import psutil
 
 from app.engine.request import Event, Facts, Failed, Inspect, Interrupted, Job, Report
 from app.errors import DeadlineExceeded, LitmusError, NotReady, UnknownModel, WorkerDied
+from app.setting_groups import QueueSettings
 from serve.observe.observer import Observer
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.flight import Flight, JobEvents
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS = 2  # workers that may die with the same job; it may be the cause
 REPORT_TIMEOUT_S = 2.0
-RESUME_WAIT_S, MAX_WAITING_TOKENS = 120.0, 1_000_000  # the defaults of the settings in `queue`
 WORKER_DIED = "the model's process died, and no other one took this request in time; send it again"
 DIED_TWICE = "the model's process died twice while it had this request, which may be the cause; it is not tried a third time"
 REPORT_LOST = "the model's process died before it answered; a new one is starting, ask again in a moment"
@@ -36,21 +36,13 @@ ENGINE_BUSY = "the engine did not answer in time: it is in the middle of a long 
 class Router:
     """Routes to all replicas of all models. `models` names the model of each replica, the default model first."""
 
-    def __init__(
-        self,
-        max_waiting: int,
-        models: Sequence[str],
-        resume_wait_s: float = RESUME_WAIT_S,
-        timeout_s: float | None = None,
-        max_waiting_tokens: int = MAX_WAITING_TOKENS,
-    ) -> None:
-        """A job whose worker died waits at most `resume_wait_s` for another one. `timeout_s`: the deadline of a request without its own."""
+    def __init__(self, models: Sequence[str], queue_settings: QueueSettings) -> None:
         self.replicas = [Replica(number, model) for number, model in enumerate(models)]
-        self.resume_wait_s, self.timeout_s = resume_wait_s, timeout_s
+        self.queue_settings = queue_settings
         self.draining = False
         self.observer = Observer(models)
         self._fleets = {
-            model: Fleet(model, [replica for replica in self.replicas if replica.model == model], max_waiting, max_waiting_tokens)
+            model: Fleet(model, [replica for replica in self.replicas if replica.model == model], queue_settings)
             for model in dict.fromkeys(models)
         }
         self._flights: dict[str, Flight] = {}  # by the job's id
@@ -100,7 +92,7 @@ class Router:
     @contextlib.asynccontextmanager
     async def open(self, jobs: list[Job], model: str | None = None, timeout_s: float | None = None) -> AsyncIterator[JobEvents]:
         """Send jobs to a worker of the model and yield their events. Leaving the block cancels the jobs that have not ended. Those that
-        have not ended after `timeout_s`, or what the router has for it, fail with `DeadlineExceeded`.
+        have not ended after `timeout_s`, by default that of the queue, fail with `DeadlineExceeded`.
 
         Raises `NotReady` while the server shuts down, and what `Fleet.admit` raises.
         """
@@ -109,7 +101,7 @@ class Router:
         replica = self._fleet(model).admit(jobs)
         events = JobEvents(job.id for job in jobs)
         flights = [Flight(job, events, replica) for job in jobs]
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        limit_s = self.queue_settings.timeout_s if timeout_s is None else timeout_s
         late = DeadlineExceeded(f"the answer was not complete after {limit_s} s ({TIMEOUTS})")
         deadline = None if limit_s is None else asyncio.get_running_loop().call_later(limit_s, self._fail, flights, late)
         try:
@@ -250,7 +242,7 @@ class Router:
 
     def fail_stranded(self) -> None:
         """Fail the jobs that have waited too long for a worker, and all that wait for one while the server shuts down."""
-        oldest_s = asyncio.get_running_loop().time() - (0 if self.draining else self.resume_wait_s)
+        oldest_s = asyncio.get_running_loop().time() - (0 if self.draining else self.queue_settings.resume_wait_s)
         stranded = [flight for flight in self._flights.values() if _waits(flight) and flight.waits_since_s <= oldest_s]
         self._fail(stranded, WorkerDied(WORKER_DIED))
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import SetupError
-from app.settings import BUNDLED, ModelSettings, SecuritySettings, read
+from app.setting_groups import SecuritySettings
+from app.settings import BUNDLED, ModelSettings, read
 
 
 @pytest.fixture(autouse=True)

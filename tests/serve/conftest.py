@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from serving import RunningServer, serving
 
+from app.setting_groups import QueueSettings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
 from serve.routes import create_routes
@@ -52,7 +53,7 @@ def strictly_served(tiny_folder: Path) -> Iterator[Served]:
 @contextmanager
 def serving_fakes(folder: Path, strict: bool = False) -> Iterator[Served]:
     """The real routes, router and middleware over a fake worker, with two slots and three waiting places."""
-    router = Router(3, [FACTS.name])
+    router = Router([FACTS.name], QueueSettings(max_waiting=3))
     worker = FakeWorker(router, FakeEngine(poison=ord("~") - ord("!") + 2))
     router.replicas[0].queue = worker
     router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])

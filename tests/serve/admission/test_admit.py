@@ -11,7 +11,7 @@ from fakes import FACTS, FakeEngine, FakeWorker
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.settings import LimitSettings
+from app.setting_groups import LimitSettings, QueueSettings
 from app.tokenizer import Tokenizer
 from serve.admission.admit import admission, tell_when_to_return
 from serve.admission.pace import Pace
@@ -25,7 +25,7 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "seed"
 
 class Served:
     def __init__(self, folder: Path, limits: LimitSettings) -> None:
-        self.router, self.pace, self.worker = Router(3, [FACTS.name]), Pace(), None
+        self.router, self.pace, self.worker = Router([FACTS.name], QueueSettings(max_waiting=3)), Pace(), None
         self.router.replicas[0].queue = FakeWorker(self.router, FakeEngine())
         self.router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
         app = FastAPI()

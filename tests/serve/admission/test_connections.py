@@ -28,7 +28,7 @@ from serve.admission.connections import (
 )
 from serve.admission.gate import Gate
 from serve.admission.pace import Pace
-from serve.middleware import RequestBody
+from serve.body import RequestBody
 
 SECONDS = Timeouts(request_s=10, body_s=30, idle_s=75, write_s=60)
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -18,7 +18,8 @@ from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from app.errors import SetupError
-from app.settings import SecuritySettings, ServerSettings, Settings, read
+from app.setting_groups import QueueSettings, SecuritySettings
+from app.settings import ServerSettings, Settings, read
 from app.tokenizer import Tokenizer
 from serve.admission.keys import digest_of
 from serve.admission.security import Security
@@ -39,7 +40,7 @@ LIMIT = 20_000
 def serving(folder: Path, host: str = "127.0.0.1", base_url: str = "http://127.0.0.1:8000", **security: Any) -> Iterator[TestClient]:
     """The real routes and admission over a fake worker. /client says what a limit by client would see."""
     settings = Settings.model_construct(security=SecuritySettings(**security), server=ServerSettings(host=host))
-    router = Router(3, [FACTS.name])
+    router = Router([FACTS.name], QueueSettings(max_waiting=3))
     router.replicas[0].queue = FakeWorker(router, FakeEngine())
     router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
     app, admission = FastAPI(), Security(settings)
@@ -126,8 +127,8 @@ def test_the_official_clients_send_it_and_know_the_refusals(guarded: TestClient)
     with pytest.raises(openai.AuthenticationError, match="not one of this server's keys"):
         openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="wrong", http_client=guarded, max_retries=0).models.list()
     body: Any = {"model": FACTS.name, "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]}
-    claude = anthropic.Anthropic(base_url="http://127.0.0.1:8000", api_key=ALICE, http_client=guarded, max_retries=0)
-    assert claude.messages.create(**body).role == "assistant"
+    client = anthropic.Anthropic(base_url="http://127.0.0.1:8000", api_key=ALICE, http_client=guarded, max_retries=0)
+    assert client.messages.create(**body).role == "assistant"
     wrong = anthropic.Anthropic(base_url="http://127.0.0.1:8000", api_key="wrong", http_client=guarded, max_retries=0)
     with pytest.raises(anthropic.AuthenticationError, match="authentication_error"):
         wrong.messages.create(**body)

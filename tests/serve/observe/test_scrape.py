@@ -11,6 +11,7 @@ import pytest
 from fakes import DEAD_PID, FACTS
 from observing import LIMIT, POISON, Observed, create_observed, value_of
 
+from app.setting_groups import QueueSettings
 from serve.observe import gpu, state
 from serve.workers.messages import Ready
 from serve.workers.router import Router
@@ -173,7 +174,7 @@ def test_a_dead_worker_has_no_numbers_nor_has_its_successor_the_dead_ones(observ
 
 def test_the_router_tells_deaths_and_restarts() -> None:
     async def main() -> tuple[Router, bytes]:
-        router = Router(1, [FACTS.name])
+        router = Router([FACTS.name], QueueSettings(max_waiting=1))
         router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
 
         class Dead:

@@ -14,6 +14,7 @@ from observing import POISON, create_observed
 from serving import ENVIRONMENT, ROOT
 
 from app.errors import SetupError
+from app.setting_groups import QueueSettings
 from serve.observe import tracing
 from serve.observe.tracing import add_traces, check_packages
 from serve.workers.router import Router
@@ -139,7 +140,7 @@ def test_a_collector_that_is_gone_harms_no_request(tiny_folder: Path, monkeypatc
 def test_without_the_packages_the_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "find_spec", lambda name: None)
     with pytest.raises(SetupError, match=r"pip install -r requirements-otel\.txt"):
-        add_traces(FastAPI(), Router(1, ["a"]).observer, "http://127.0.0.1:9")
+        add_traces(FastAPI(), Router(["a"], QueueSettings(max_waiting=1)).observer, "http://127.0.0.1:9")
 
 
 def test_the_packages_are_imported_only_for_traces() -> None:

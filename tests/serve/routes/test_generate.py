@@ -20,6 +20,7 @@ from app.engine.engine import Engine, EngineLimits
 from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Facts, Generate, SamplingParams
 from app.schemas import GenerateRequest
+from app.setting_groups import QueueSettings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
 from serve.routes import create_routes
@@ -282,7 +283,7 @@ def real(bundled: Path) -> Iterator[Real]:
     ends = tokenizer.end_tokens() | set(tokenizer.encode(".", "prompt", add_special_tokens=False))
     engine = Engine(create_flat_model(load(), CacheLimits(slots, context)), tokenizer.decode, ends, EngineLimits(slots, context, 128))
     facts = Facts("storyteller", context, slots, "none", "float32", "cpu", None, True)
-    router = Router(64, [facts.name])
+    router = Router([facts.name], QueueSettings(max_waiting=64))
     router.replicas[0].queue = FakeWorker(router, engine)  # type: ignore[arg-type]
     router.append([Ready(psutil.Process().pid, 0, facts), "OK"])
     app = FastAPI()

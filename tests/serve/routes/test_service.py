@@ -9,13 +9,14 @@ from fakes import FACTS
 from fastapi import Request
 
 from app.errors import Forbidden, NotReady
+from app.setting_groups import QueueSettings
 from serve.routes.service import Service
 from serve.workers.router import Router
 
 
 @pytest.fixture
 def service() -> Service:
-    return Service(Router(1, [FACTS.name]), {}, ThreadPoolExecutor(1), frozenset({"mallory"}))
+    return Service(Router([FACTS.name], QueueSettings(max_waiting=1)), {}, ThreadPoolExecutor(1), frozenset({"mallory"}))
 
 
 def test_a_banned_user_is_refused_and_nobody_else(service: Service) -> None:

@@ -13,6 +13,7 @@ from fakes import FACTS
 from app.engine.request import Facts, Report, Weights
 from app.schemas import ModelCard, SlotList
 from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
+from app.setting_groups import QueueSettings
 from serve.routes.state import capabilities_of
 from serve.workers.messages import Events, Ready
 
@@ -100,7 +101,7 @@ def test_slots_are_reported_without_any_text(served: Any) -> None:
 
 
 def test_slots_are_reported_while_the_queue_is_full_and_while_it_drains(served: Any) -> None:
-    served.router._fleets["fake"].max_waiting = -2
+    served.router._fleets["fake"].queue_settings = QueueSettings.model_construct(max_waiting=-2)
     assert served.client.post(TEXT, json={"prompt": "a"}).status_code == 400
     served.router.draining = True
     assert served.client.get("/slots").status_code == 200

@@ -13,6 +13,7 @@ from fakes import FACTS, FakeEngine, FakeWorker
 
 from app.engine.request import Delta, Embed, Generate, Interrupted, SamplingParams, Score
 from app.errors import InvalidRequest, NotReady, QueueFull, UnknownModel
+from app.setting_groups import QueueSettings
 from serve.workers.fleet import tokens_of
 from serve.workers.messages import Ready
 from serve.workers.router import Router
@@ -25,7 +26,7 @@ def job(name: str, first: int = 0) -> Generate:
 
 def create(models: Sequence[str], waiting: int = 1, loaded: Sequence[int] | None = None) -> tuple[Router, list[FakeWorker]]:
     """A router with stalled workers for the replicas in `loaded`, by default for all."""
-    router = Router(waiting, models)
+    router = Router(models, QueueSettings(max_waiting=waiting))
     workers = [FakeWorker(router, FakeEngine()) for _ in models]
     for replica, worker in zip(router.replicas, workers, strict=True):
         replica.queue = worker
@@ -144,7 +145,9 @@ def test_the_tokens_that_wait_are_bounded_and_those_with_slots_do_not_count() ->
 
     async def main() -> None:
         router, _ = create(["a"], waiting=100)
-        router._fleets["a"].max_waiting_tokens = 130
+        router._fleets["a"].queue_settings = QueueSettings.model_construct(
+            max_waiting=router.queue_settings.max_waiting, max_waiting_tokens=130
+        )
         async with AsyncExitStack() as stack:
             for index in range(2):
                 await stack.enter_async_context(router.open([job(f"running {index}")]))
@@ -165,7 +168,9 @@ def test_the_tokens_that_wait_are_bounded_and_those_with_slots_do_not_count() ->
 def test_a_request_that_nobody_waits_before_is_taken_however_long_it_is() -> None:
     async def main() -> None:
         router, _ = create(["a"], waiting=100)
-        router._fleets["a"].max_waiting_tokens = 130
+        router._fleets["a"].queue_settings = QueueSettings.model_construct(
+            max_waiting=router.queue_settings.max_waiting, max_waiting_tokens=130
+        )
         async with router.open([job(str(index)) for index in range(10)]):
             pass
         async with router.open([job(str(index)) for index in range(10)]):

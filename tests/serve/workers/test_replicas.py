@@ -16,6 +16,7 @@ from serving import RunningServer, serving, wait_for
 
 from app.engine.request import Delta, Generate, Interrupted, SamplingParams
 from app.errors import InvalidRequest, QueueFull
+from app.setting_groups import QueueSettings
 from serve.workers.messages import Ready
 from serve.workers.router import Router
 from serve.workers.watch import watch
@@ -26,7 +27,7 @@ def job(name: str, first: int = 0, length: int = 64) -> Generate:
 
 
 def create(waiting: int = 100, pids: tuple[int, int] | None = None) -> tuple[Router, list[FakeWorker]]:
-    router = Router(waiting, [FACTS.name] * 2)
+    router = Router([FACTS.name] * 2, QueueSettings(max_waiting=waiting))
     workers = [FakeWorker(router, FakeEngine()) for _ in router.replicas]
     for replica, worker, pid in zip(router.replicas, workers, pids or (psutil.Process().pid,) * 2, strict=True):
         replica.queue = worker

@@ -13,6 +13,7 @@ from prometheus_client import generate_latest
 
 from app.engine.request import ContrastiveSearchParams, Delta, Failed, Generate, Inspect, Interrupted, Report, SamplingParams, Waiting
 from app.errors import InvalidRequest, NotReady, QueueFull, WorkerDied
+from app.setting_groups import QueueSettings
 from serve.workers.loop import _handle_message
 from serve.workers.messages import Beat, Events, Ready
 from serve.workers.router import Router
@@ -23,8 +24,8 @@ def job(name: str, max_tokens: int = 3) -> Generate:
     return Generate(name, (1, 2), max_tokens, SamplingParams(seed=1))
 
 
-def create(waiting: int = 1) -> tuple[Router, FakeWorker]:
-    router = Router(waiting, [FACTS.name])
+def create(waiting: int = 1, **queue: float | None) -> tuple[Router, FakeWorker]:
+    router = Router([FACTS.name], QueueSettings.model_validate({"max_waiting": waiting, **queue}))
     worker = FakeWorker(router, FakeEngine())
     router.replicas[0].queue = worker
     router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
@@ -242,8 +243,8 @@ def test_a_client_that_leaves_while_no_worker_lives_is_forgotten() -> None:
 
 def test_without_another_worker_in_time_a_job_fails() -> None:
     async def main() -> None:
-        router, worker = create()
-        worker.stalled, router.resume_wait_s = True, 0.01
+        router, worker = create(resume_wait_s=0.01)
+        worker.stalled = True
         async with router.open([job("a")]) as events:
             die(router, worker)
             router.fail_stranded()
@@ -272,8 +273,8 @@ def test_a_server_that_shuts_down_does_not_wait_for_another_worker() -> None:
 @pytest.mark.parametrize(("own", "default"), [(0.02, None), (None, 0.02), (0.02, 60)])
 def test_a_deadline_ends_a_job_in_the_queue_and_in_its_slot(own: float | None, default: float | None) -> None:
     async def main() -> None:
-        router, worker = create()
-        worker.stalled, router.timeout_s = True, default
+        router, worker = create(timeout_s=default)
+        worker.stalled = True
         async with router.open([job("a"), job("b")], timeout_s=own) as events:
             received = await asyncio.wait_for(_all(events), 5)
             assert {event.id: event.error.code for event in received} == {"a": "deadline_exceeded", "b": "deadline_exceeded"}
