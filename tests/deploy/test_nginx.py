@@ -4,121 +4,23 @@ import itertools
 import json
 import re
 import shutil
-import signal
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
+from nginx import CHAT, NGINX, Site, Started, configure
 from serving import wait_for
-from upstream import EVENTS, Upstream, free_port, running
+from upstream import EVENTS, Upstream, running
 
 from app.settings import Settings
 
-ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "deploy/nginx"
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 GIXY = Path(sys.executable).with_name("gixy")
-CHAT = "/v1/chat/completions"
 SECRET = "a word that nobody logs"
-CERTIFICATE = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -addext"
 pytestmark = pytest.mark.skipif(NGINX is None or shutil.which("openssl") is None, reason="no nginx or no openssl on this machine")
-
-
-@dataclass(frozen=True)
-class Site:
-    """A running nginx. `http` comes from `address`, another one for each test, as nginx counts by address."""
-
-    http: httpx.Client
-    address: str
-    servers: tuple[Upstream, Upstream]
-    folder: Path
-    plain_port: int
-
-    def chat(self, *texts: str, **headers: str) -> httpx.Response:
-        """A chat of the turns `texts`: the user's, the model's, and so on."""
-        turns = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
-        body = {"messages": [{"role": "system", "content": "You are kind."}, *turns], "model": "m", "max_tokens": len(texts)}
-        return self.http.post(CHAT, json=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
-
-    def server_of(self, conversation: str) -> Upstream:
-        name = self.chat("hello", x_conversation_id=conversation).headers["x-server"]
-        return next(server for server in self.servers if server.name == name)
-
-    def conversation_on(self, server: Upstream) -> str:
-        """Waits, as nginx leaves out a server that was slow to answer for 5 s."""
-        found: list[str] = []
-        wait_for(lambda: found.extend(self._conversations_on(server)) or bool(found), 15)
-        return found[0]
-
-    def _conversations_on(self, server: Upstream) -> list[str]:
-        return [name for name in map(str, range(20)) if self.server_of(name) is server]
-
-
-@dataclass(frozen=True)
-class Started:
-    process: subprocess.Popen[bytes]
-    servers: tuple[Upstream, Upstream]
-    folder: Path
-    ports: tuple[int, int]
-    addresses: Iterator[str]
-
-    @contextmanager
-    def client(self, address: str) -> Iterator[httpx.Client]:
-        transport = httpx.HTTPTransport(local_address=address, verify=self.trusted())
-        with httpx.Client(transport=transport, base_url=f"https://127.0.0.1:{self.ports[1]}", timeout=10) as http:
-            yield http
-
-    def trusted(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=str(self.folder / "tls_certificate"))
-
-    def reset(self) -> None:
-        """Both servers answer, and nginx forgets that one of them failed: that takes a reload."""
-        failed = {server.behaviour for server in self.servers} & {"drain", "break off"}
-        for server in self.servers:
-            server.behaviour = "answer"
-            server.requests.clear()
-            server.go_on.clear()
-            server.left.clear()
-        if failed:
-            before = self.workers()
-            self.process.send_signal(signal.SIGHUP)
-            wait_for(lambda: len(self.workers()) == 1 and self.workers() != before, 5)
-
-    def workers(self) -> list[int]:
-        return [child.pid for child in psutil.Process(self.process.pid).children()]
-
-
-def configure(folder: Path, servers: tuple[Upstream, ...]) -> tuple[int, int]:
-    """Copies the shipped files with the paths, ports and servers of a test, and returns the ports for http and https."""
-    plain, encrypted = free_port(), free_port()
-    shutil.copytree(SOURCE, folder / "nginx")
-    paths = {
-        "worker_processes auto": "worker_processes 1",
-        "/tmp/nginx": f"{folder}/nginx",
-        "/var/log/nginx": str(folder),
-        "/run/secrets": str(folder),
-        "listen 8080": f"listen 127.0.0.1:{plain}",
-        "listen 8443": f"listen 127.0.0.1:{encrypted}",
-    }
-    for path in (folder / "nginx").rglob("*.conf"):
-        text = path.read_text()
-        for shipped, here in paths.items():
-            text = text.replace(shipped, here)
-        path.write_text(text)
-    upstream = folder / "nginx/litmus/upstream.conf"
-    line = next(line for line in upstream.read_text().splitlines() if line.startswith("server server:8000 "))
-    upstream.write_text("\n".join(line.replace("server:8000", f"127.0.0.1:{server.port}") for server in servers))
-    command = [*CERTIFICATE.split(), "subjectAltName=IP:127.0.0.1", "-keyout", folder / "tls_key", "-out", folder / "tls_certificate"]
-    subprocess.run(command, check=True, capture_output=True)
-    return plain, encrypted
 
 
 @pytest.fixture(scope="module")
