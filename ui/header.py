@@ -6,7 +6,7 @@ Pure: no Gradio component, no HTTP. Every name is escaped.
 from collections.abc import Iterator
 
 from app.schemas import ModelCard, Readiness
-from ui.messages import alert_html, escape_html
+from ui.markup import alert_html, escape_html
 from ui.models import ModelSelection
 
 TAGLINE = "Chat with a language model, and see how machine-like a text is."

@@ -12,11 +12,12 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from app.neighbours import Neighbours
-from ui import header, score
-from ui.chat import chat_tab
+from ui import header
+from ui.chat.tab import chat_tab
 from ui.client import ServerError
 from ui.guard import Guard
 from ui.models import ModelSelection
+from ui.score import tab as score
 from ui.visitors import Visitors
 
 PATH = "/ui"

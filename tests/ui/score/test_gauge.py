@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from ui.gauge import Axis, gauge_html
+from ui.score.gauge import Axis, gauge_html
 
 
 @pytest.mark.parametrize(

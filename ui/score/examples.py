@@ -1,10 +1,5 @@
-"""Example prompts and texts, written for this page. The prompts suit the bundled storyteller model."""
+"""Example texts, written for this page."""
 
-PROMPTS = (
-    "Tell me a story about a fox and a crow.",
-    "Tell me a story about a princess and a dragon.",
-    "Continue: Once upon a time there was a poor woodcutter who",
-)
 TEXTS = {
     "A walk to work": (
         "The bus was late again, so I walked. Halfway up Mill Street a dog I had never met decided we were friends and trotted beside me "

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from app.schemas import SentenceScore, TokenScore
-from tests.ui.test_report import score
-from ui import highlight
+from tests.ui.score.test_report import score
+from ui.score import highlight
 
 FAMILY = "👨\u200d👩\u200d👧"
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from app.schemas import PassageScore, Score, SentenceScore, TokenScore, Verdict
-from ui.gauge import METHOD_NAMES, format_score, small_gauge_html
-from ui.messages import escape_html
+from ui.markup import escape_html
+from ui.score.gauge import METHOD_NAMES, format_score, small_gauge_html
 
 CONTINUATION_MARK = "·"  # shown for a token whose character an earlier token already shows
 TOKENS_HINT = (

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from app.schemas import Score, UsedCalibration
-from ui import report
 from ui.client import ScoreResult
+from ui.score import report
 
 STATISTICS = {"log_perplexity": 3.1, "mean_log_rank": 1.2, "mean_entropy": 3.4, "cross_entropy": 4.18, "perplexity": 22.2}
 SURE: dict[str, Any] = {

@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 
 from app.schemas import Method
-from ui import report
 from ui.client import ServerError
-from ui.examples import TEXTS
-from ui.gauge import METHOD_NAMES
-from ui.messages import alert_html
+from ui.markup import alert_html
+from ui.score import report
+from ui.score.examples import TEXTS
+from ui.score.gauge import METHOD_NAMES
 from ui.visitors import Visitors
 
 AUTOMATIC = ""  # value of the method dropdown: the server chooses

@@ -1,9 +1,7 @@
-import html
-
 import pytest
 
-from ui import messages
-from ui.answer import Answer
+from ui.chat import messages
+from ui.chat.answer import Answer
 
 DONE = Answer(0.0, "Once upon a time.", first_text_s=0.21, last_text_s=1.21, finish_reason="stop", completion_tokens=42)
 HOSTILE = "<img src=http://evil.example/x.png onerror=alert(1)> & “don't” {{value}} ${value} `x` &lt;"
@@ -11,12 +9,6 @@ HOSTILE = "<img src=http://evil.example/x.png onerror=alert(1)> & “don't” {{
 
 def note(message: messages.ChatMessage) -> str:
     return message["content"][1]["text"]
-
-
-def test_escaped_text_has_no_character_of_html_or_templates():
-    shown = messages.escape_html(HOSTILE)
-    assert not set('<>"{}$`') & set(shown)
-    assert html.unescape(shown) == HOSTILE
 
 
 def test_a_message_is_escaped_on_the_page_and_unescaped_in_requests():

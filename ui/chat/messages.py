@@ -7,18 +7,12 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from ui.answer import Answer
+from ui.chat.answer import Answer
 
 ChatMessage = dict[str, Any]  # Gradio's: {"role": str, "content": [{"type": "text", "text": HTML}, ...]}
-TEMPLATE_ESCAPES = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 STREAMING_NOTE, WAITING_NOTE = "streaming", "waiting for the first token"
 IN_PROGRESS_MARK = "…"  # the note of an answer that is not finished ends in it
 FINISH_NOTES = {"stop": "finished (stop)", "length": "cut at the token limit (length)"}
-
-
-def escape_html(text: str) -> str:
-    """Escapes text for an HTML body or attribute. Braces too: `gr.HTML` reads its value as a template."""
-    return html.escape(text).translate(TEMPLATE_ESCAPES)
 
 
 def user_message(text: str) -> ChatMessage:
@@ -106,8 +100,3 @@ def _text(message: ChatMessage) -> str:
 
 def _note(message: ChatMessage) -> str:
     return html.unescape(message["content"][1]["text"]) if len(message["content"]) > 1 else ""
-
-
-def alert_html(sentence: str) -> str:
-    """A paragraph for an error or a warning, announced by screen readers."""
-    return f'<p class="status problem" role="alert">{escape_html(sentence)}</p>'

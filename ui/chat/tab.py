@@ -10,12 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from ui import messages
-from ui.answer import Answer
+from ui.chat import messages
+from ui.chat.answer import Answer
+from ui.chat.examples import PROMPTS
+from ui.chat.messages import ChatMessage
+from ui.chat.sampling import Form, FormError
 from ui.client import ServerError
-from ui.examples import PROMPTS
-from ui.messages import ChatMessage
-from ui.sampling import Form, FormError
 from ui.visitors import Visitors
 
 REDRAW_INTERVAL_S = 0.05

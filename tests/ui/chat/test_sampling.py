@@ -1,6 +1,6 @@
 import pytest
 
-from ui.sampling import Form, FormError
+from ui.chat.sampling import Form, FormError
 
 
 def test_a_blank_form_sends_nothing():

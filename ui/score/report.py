@@ -6,10 +6,10 @@ Pure, and decides nothing: the verdict and its reasons come from the server.
 from collections.abc import Sequence
 
 from app.schemas import Contribution, Normalisation, Rate, Score, Statistics, UsedCalibration, Verdict
-from ui import highlight
 from ui.client import ScoreResult
-from ui.gauge import METHOD_NAMES, format_score, gauge_html
-from ui.messages import escape_html
+from ui.markup import escape_html
+from ui.score import highlight
+from ui.score.gauge import METHOD_NAMES, format_score, gauge_html
 
 VERDICTS: dict[Verdict, str] = {
     "machine": "Likely machine-written",

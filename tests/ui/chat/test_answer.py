@@ -1,9 +1,9 @@
 import pytest
 
 from app.schemas import Usage
-from ui.answer import Answer
+from ui.chat.answer import Answer
+from ui.chat.messages import streaming_message
 from ui.client import Chunk, QueueStatus
-from ui.messages import streaming_message
 
 
 def usage(tokens: int) -> Usage:
