@@ -41,6 +41,12 @@ class NotFound(InvalidRequest):
     status, code = 404, "not_found"
 
 
+class Conflict(InvalidRequest):
+    """What is asked for cannot be done in the present state of the server."""
+
+    status, code = 409, "conflict"
+
+
 class Unauthorized(LitmusError):
     """The request has no key, or one that is not known."""
 

@@ -83,6 +83,12 @@ class SecuritySettings(Group):
         (), description="further host names under which browsers reach this server, such as litmus.example.org behind a proxy"
     )
 
+    model_paths: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        None,
+        description="what POST /admin/models may load: folders with all that is in them; hub: any hub name; cache: hub names that are in "
+        "the hub's cache; when not set, the folders of the models in the settings, and cache",
+    )
+
     @property
     def needs_keys(self) -> bool:
         return bool(self.keys or self.keys_file is not None)

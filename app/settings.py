@@ -108,6 +108,12 @@ class ModelSettings(Group):
         description="how many times its usual duration a decode step may take because a prompt joins it; more when many requests wait",
     )
     sampling: SamplingSettings = Field(SamplingSettings(), description="default of the request field, instead of the model's own")
+    idle_unload_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds without a request after which the model is unloaded; the next request loads it again and waits for it; "
+        "it stays loaded when not set",
+    )
 
     @field_validator("path")
     @classmethod

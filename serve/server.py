@@ -8,41 +8,33 @@ import asyncio
 import contextlib
 import gc
 import logging
-import multiprocessing.connection
 import os
 import signal
-import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import litserve
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from litserve.server import ResponseBufferItem
-from litserve.specs.base import LitSpec
-from litserve.utils import WorkerSetupStatus
 
 from app.errors import NotReady, SetupError
 from app.models.device import DeviceAssignment
 from app.models.revision import VERSION
 from app.settings import ServerSettings, Settings
 from serve.admission.admit import admission, tell_when_to_return
-from serve.admission.connections import create_connections, uvicorn_options
 from serve.admission.pace import Pace
 from serve.admission.security import Security
 from serve.middleware import install
 from serve.observe.logs import LogSettings
 from serve.observe.middleware import observe
 from serve.observe.retention import Archive, Retention
-from serve.workers.fleet import Replica
+from serve.processes import EngineSpec, Server
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
 from serve.workers.router import Router
-from serve.workers.transport import SocketTransport
 from serve.workers.watch import watch
 
 log = logging.getLogger(__name__)
@@ -50,115 +42,6 @@ log = logging.getLogger(__name__)
 AddRoutes = Callable[[FastAPI, Router], None]
 Watcher = Callable[[], Coroutine[Any, Any, None]]
 DRAIN_POLL_S = 0.1
-MONITOR_INTERVAL_S = 0.2  # between two looks for dead workers
-SHUTDOWN_MARGIN_S = 5  # what the steps of a shutdown around the drain may take
-
-
-class EngineSpec(LitSpec):
-    """Hands the request queue that LitServe makes for it to the replica. Has no endpoints of its own."""
-
-    def __init__(self, replica: Replica) -> None:
-        super().__init__()
-        self.api_path = f"/internal/model-{replica.number}"  # only names the queue; there is no such route
-        self.replica: Replica | None = replica
-
-    @property
-    def stream(self) -> bool:
-        return True
-
-    def setup(self, server: litserve.LitServer) -> None:
-        super().setup(server)
-        assert self.replica is not None
-        self.replica.queue = self.request_queue
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The spec is pickled for the worker, which needs neither the replica nor the response buffer."""
-        return {**super().__getstate__(), "replica": None, "response_buffer": None}
-
-
-class Server(litserve.LitServer):
-    """Starts the API process at once, while the workers load their models. It is `app`'s lifespan that adds the routes and the page."""
-
-    def __init__(self, apis: list[ModelAPI], settings: ServerSettings) -> None:
-        super().__init__(
-            apis,
-            accelerator="cpu",  # LitServe places nothing: each ModelAPI chooses the device of its model
-            devices=1,
-            timeout=False,
-            restart_workers=True,
-            healthcheck_path="/internal/health",
-            info_path="/internal/info",
-        )
-        self.monitor_internal = MONITOR_INTERVAL_S
-        self._apis = apis
-        self._once_ready: set[int] = set()  # numbers of the workers that have been ready at least once
-        self._failure: SetupError | None = None
-        self._listening: list[socket.socket] = []
-        self.uvicorn_graceful_timeout = settings.drain_s + SHUTDOWN_MARGIN_S  # later than `_drain`, which ends the wait
-        self.connections = create_connections(settings)
-        self._uvicorn_options = uvicorn_options(settings, self.connections)
-
-    def run(self, **options: Any) -> None:
-        super().run(**options, **self._uvicorn_options)
-
-    def _init_manager(self, num_api_servers: int) -> Any:
-        """LitServe's own event lives in the manager process, which ends while LitServe's monitor still asks for it."""
-        LogSettings.adopt_libraries()
-        manager = super()._init_manager(num_api_servers)
-        self._transport = SocketTransport()
-        self._shutdown_event = threading.Event()
-        return manager
-
-    def verify_worker_status(self) -> None:
-        """LitServe calls this to wait for a worker before it starts the API process. Here that one loads beside the workers."""
-
-    def launch_single_inference_worker(self, lit_api: ModelAPI, worker_id: int) -> Any:
-        """LitServe's monitor calls this to restart a dead worker.
-
-        A worker that exited by itself before it was ever ready would do so again, and one that was killed while no worker has ever been
-        ready probably, too. Instead of restarting it, the server finishes the jobs in flight and ends with an error.
-        """
-        for api in self._apis:
-            if self.workers_setup_status[f"{api.api_path.split('/')[-1]}_0"] == WorkerSetupStatus.READY:
-                self._once_ready.add(api.assignment.worker)
-        worker = lit_api.assignment.worker
-        process = self.inference_workers[worker]
-        if self._shutdown_event.is_set():
-            return process
-        if worker in self._once_ready or (process.exitcode < 0 and self._once_ready):
-            return super().launch_single_inference_worker(lit_api, worker_id)
-        name = lit_api.settings.served_name
-        self._fail(f"the worker of model '{name}' ended while it was loading the model; the lines above say why")
-        return process
-
-    def _fail(self, message: str) -> None:
-        """Let the main process shut the server down and end with this message."""
-        self._failure = SetupError(message)
-        self._shutdown_event.set()
-
-    def _start_server(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
-        self._listening = args[3]
-        processes: dict[int, Any] = super()._start_server(*args, **kwargs)
-        self._transport.close_receiver()  # the API process has its own
-        gc.enable()  # `serve.__main__` turned it off; the forked API process turns it on when it listens
-        threading.Thread(target=self._watch, args=(list(processes.values()),), daemon=True).start()
-        return processes
-
-    def _watch(self, api_processes: list[multiprocessing.Process]) -> None:
-        """End the server when an API process ends by itself: LitServe watches the workers only."""
-        multiprocessing.connection.wait([process.sentinel for process in api_processes])
-        if not self._shutdown_event.is_set():
-            self._fail("the process that answers requests ended; the lines above say why")
-
-    def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse new clients at once. Closing the socket would not, because every forked process holds a copy of it."""
-        self._shutdown_event.set()
-        for listening in self._listening:
-            with contextlib.suppress(OSError):
-                listening.shutdown(socket.SHUT_RDWR)
-        super()._perform_graceful_shutdown(*args, **kwargs)
-        if self._failure is not None:
-            raise self._failure
 
 
 def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Server:
@@ -194,6 +77,7 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     tell_when_to_return(app, pace)
     observe(app, router.observer, settings.server.access_log)  # last, so that it is the outermost middleware
     watchers: list[Watcher] = [partial(watch, router), partial(_drain, router, settings.server.drain_s), server.connections.watch]
+    app.state.watchers, app.state.order = watchers, server.orders.send  # for what is made in the API process
     if archive is not None:
         watchers.append(archive.watch)
     _finish_in_lifespan(server, router, add_routes, settings.server, watchers)

@@ -56,15 +56,16 @@ def is_ready(url: str) -> bool:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str, page: bool = False) -> Iterator[RunningServer]:
+def serving(folder: Path, *arguments: str, page: bool = False, program: tuple[str, ...] = ("-m", "serve")) -> Iterator[RunningServer]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / f"serve-{port}.log"
     model = () if "--model" in arguments else ("--model", str(ROOT / "models/storyteller"))
-    command = [sys.executable, "-m", "serve", "--port", str(port), "--ui.enabled", str(page), *model, *arguments]
+    command = [sys.executable, *program, "--port", str(port), "--ui.enabled", str(page), *model, *arguments]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT)
+        environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
     running = RunningServer(process, f"http://127.0.0.1:{port}", log)
     processes: list[psutil.Process] = []
     try:

@@ -5,11 +5,14 @@ The default number of slots and the message that a model does not fit come from 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from app.errors import SetupError
+
+if TYPE_CHECKING:  # the API process has no torch, and asks for the memory of a CPU, too
+    import torch
 
 MAX_DEFAULT_SLOTS = 32  # used when the settings give no number of slots
 USABLE_SHARE = 0.9  # of the memory beside the weights; the rest is left to the allocator and the libraries
@@ -67,16 +70,22 @@ def activation_bytes(rows: int, hidden: int, widest: int, vocabulary: int, logit
     return 4 * rows * (4 * hidden + 3 * widest) + 4 * 4 * logit_rows * vocabulary
 
 
-def device_memory(device: torch.device, weights: int) -> int:
+def device_memory(device: "torch.device", weights: int) -> int:
     """Free bytes plus `weights`, which are already loaded. On a CPU a container's memory limit counts."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0]) + weights
+    return cpu_memory(psutil.Process().memory_info().rss, weights)
+
+
+def cpu_memory(resident: int, weights: int = 0) -> int:
+    """Free bytes of the machine, and within a container's limit, of which `resident` bytes are used, plus `weights`."""
     limits = [int(text) for path in CGROUP_LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
-    resident = psutil.Process().memory_info().rss
     return min([int(psutil.virtual_memory().available) + weights, *[limit - resident + weights for limit in limits if limit > resident]])
 
 
-def weight_bytes(model: torch.nn.Module) -> int:
+def weight_bytes(model: "torch.nn.Module") -> int:
     """Bytes of parameters, buffers and prepacked weights, each storage counted once."""
     tensors = [*model.parameters(), *model.buffers()]
     storages = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.device.type != "meta"}

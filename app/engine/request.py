@@ -215,9 +215,18 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The job's worker died. Another one goes on with it: the next delta continues the text."""
+    """The job's worker died, or was replaced. Another one goes on with it: the next delta continues the text."""
 
     id: str
+    fingerprint: str | None = None  # of the model's new version, if that is what goes on with it
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The job waits until its model is loaded. `loaded` is the share of the time that has passed if it takes as long as the last time."""
+
+    id: str
+    loaded: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,5 +305,5 @@ class Facts:
 
 
 Job = Generate | Score | Embed
-Notice = Waiting | Interrupted  # says how a job stands, and changes nothing of its result
+Notice = Waiting | Interrupted | Loading  # says how a job stands, and changes nothing of its result
 Event = Delta | Scored | Embedded | Notice | Failed | Report

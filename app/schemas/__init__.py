@@ -3,6 +3,7 @@
 Knows no engine and no server. A field that Litmus does not act on has no place here, so `extra="forbid"` refuses it by name.
 """
 
+from app.schemas.admin import AdminModel, AdminModelList, AdminStatus
 from app.schemas.anthropic import (
     CountTokensRequest,
     CountTokensResponse,
@@ -94,6 +95,9 @@ from app.schemas.wire import (
 __all__ = [
     "MAX_TIMEOUT_S",
     "MIN_SCORED_TOKENS",
+    "AdminModel",
+    "AdminModelList",
+    "AdminStatus",
     "AnswerMessage",
     "Capability",
     "ChatChoice",

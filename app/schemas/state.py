@@ -13,6 +13,7 @@ CARD_EXAMPLE: JsonDict = {
     "object": "model",
     "created": 1795836153,
     "owned_by": "litmus",
+    "status": "ready",
     "default": True,
     "context": 1024,
     "max_model_len": 1024,
@@ -68,7 +69,7 @@ SLOTS_EXAMPLE: JsonDict = {
 
 
 Capability = Literal["chat", "completions", "score", "embeddings", "tools", "structured_output", "beam_search", "contrastive_search"]
-ModelStatus = Literal["ready", "loading"]
+ModelStatus = Literal["ready", "loading", "unloaded"]  # unloaded: it was idle, and the next request loads it
 
 
 class DefaultSamplingParams(Wire):
@@ -103,6 +104,7 @@ class ModelCard(Wire):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "litmus"
+    status: ModelStatus = Field("ready", description="loading: its process died, or a request waits; unloaded: the next request loads it")
     default: bool = Field(description="used for requests that name no model")
     context: int = Field(description="limit of prompt and answer together, in tokens")
     max_model_len: int = Field(description="same as context, by vLLM's name")
@@ -133,7 +135,7 @@ class ModelList(Wire):
 
 
 class Readiness(Wire):
-    status: Literal["ready", "loading", "draining"] = Field(description="ready when all models are")
+    status: Literal["ready", "loading", "draining"] = Field(description="ready when all models are, or are loaded on demand")
     models: dict[str, ModelStatus] = Field(default_factory=dict)
 
 

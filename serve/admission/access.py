@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import Forbidden, LitmusError, Unauthorized
 from serve.admission.bans import Bans
 from serve.admission.keys import Key, Keys
+from serve.admission.local import LocalAdmins
 from serve.body import replay
 from serve.observe.record import current_record
 from serve.wire.errors import error_response
@@ -26,12 +27,15 @@ CHALLENGE = 'Bearer realm="litmus"'
 
 
 class Access:
-    """Answers 401 to a request without a known key, and 403 to one whose key may not do this. Without `keys`, everybody is let in."""
+    """Answers 401 to a request without a known key, and 403 to one whose key may not do this. Without `keys`, everybody is let in, and
+    to what `LocalAdmins` guards whoever is on this machine.
+    """
 
-    def __init__(self, app: ASGIApp, keys: Keys | None, bans: Bans) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys | None, bans: Bans, local: LocalAdmins) -> None:
         self.app = app
         self.keys = keys
         self.bans = bans
+        self.local = local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,15 +43,17 @@ class Access:
             return
         path = scope["path"].rstrip("/") or "/"
         client = None
-        if self.keys is not None and not (path in OPEN or path.startswith(OPEN_FOLDERS)):
-            try:
+        try:
+            if self.keys is None:
+                self.local.check(scope, path)
+            elif not (path in OPEN or path.startswith(OPEN_FOLDERS)):
                 client = self._client(self.keys, Headers(scope=scope), path)
-            except LitmusError as error:
-                response = error_response(error, path)
-                if isinstance(error, Unauthorized):
-                    response.headers["WWW-Authenticate"] = CHALLENGE
-                await response(scope, receive, send)
-                return
+        except LitmusError as error:
+            response = error_response(error, path)
+            if isinstance(error, Unauthorized):
+                response.headers["WWW-Authenticate"] = CHALLENGE
+            await response(scope, receive, send)
+            return
         scope.setdefault("state", {})["client"] = client
         if client is not None and (record := current_record()) is not None:
             record.key = client

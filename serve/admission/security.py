@@ -12,6 +12,7 @@ from serve.admission.access import OPEN, Access, BlockedContent
 from serve.admission.bans import Bans
 from serve.admission.headers import SecurityHeaders
 from serve.admission.keys import Keys
+from serve.admission.local import LocalAdmins
 from serve.admission.neighbours import Browsers
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Security:
         self.bans = Bans(security)
         self.keys = Keys(security.keys, security.keys_file) if security.needs_keys else None
         self._neighbours = Neighbours(security.hosts, security.cors_origins)
+        self._local = LocalAdmins(security.hosts)
         self._check_host = bool(security.hosts) or (server.host == LOOPBACK and self.keys is None)
         if server.host != LOOPBACK and self.keys is None:
             log.warning(
@@ -42,7 +44,7 @@ class Security:
 
     @property
     def access(self) -> Middleware:
-        return Middleware(Access, self.keys, self.bans)
+        return Middleware(Access, self.keys, self.bans, self._local)
 
     def add_inner(self, app: FastAPI) -> None:
         """Behind the limit of bodies, so before `install`: middleware that is added last runs first."""

@@ -82,9 +82,19 @@ class Observer:
             self._failed(observed, CLIENT_LEFT, time.monotonic())
 
     def worker_ready(self, replica: int, model: str) -> None:
+        self.add(model)
         if replica in self._started_workers:
             self._models[model].worker_restarts.inc()
         self._started_workers.add(replica)
+
+    def worker_stopped(self, replica: int) -> None:
+        """As it should: the next one is no restart."""
+        self._started_workers.discard(replica)
+
+    def add(self, model: str) -> None:
+        """A model that was not there at the start."""
+        if model not in self._models:
+            self._models[model] = ModelMetrics(self.metrics, model)
 
     def worker_died(self, model: str) -> None:
         self._models[model].worker_deaths.inc()

@@ -59,7 +59,7 @@ class EngineReports:
         if worker is None:
             return
         with contextlib.suppress(TimeoutError, LitmusError, OSError, EOFError):  # busy, dying, or the process with its queue is gone
-            report = await asyncio.wait_for(self._router.report(place.model, place.index), REPORT_WAIT_S)
+            report = await asyncio.wait_for(self._router.report_of(place.replica), REPORT_WAIT_S)
             self._latest[place.replica.number] = AgedReport(report, time.monotonic(), worker.pid)
 
     def of(self, replica: Replica) -> AgedReport | None:
@@ -115,9 +115,8 @@ def replica_families(router: Router) -> Iterator[Metric]:
         replicas.add_metric([model], len(members))
         alive.add_metric([model], sum(replica.worker is not None for replica in members))
         jobs.add_metric([model], sum(replica.load for replica in members))
-        facts = next((replica.facts for replica in members if replica.facts is not None), None)
-        if facts is not None:
-            info.add_metric([model], _info(facts))
+    for facts in router.loaded_facts():
+        info.add_metric([facts.name], _info(facts))
     yield from (replicas, alive, jobs, info)
 
 

@@ -15,6 +15,7 @@ from app.tokenizer import Tokenizer
 from serve.routes.service import Model, Service, cancel_on_disconnect, timeout_of
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.requests import check_token_ids, used_tier
+from serve.workers.fleet import Fleet
 
 
 def add_embeddings(routes: APIRouter, service: Service) -> None:
@@ -34,7 +35,7 @@ def add_embeddings(routes: APIRouter, service: Service) -> None:
         service.router.check_job_count(len(body.items), model.facts.name)
         timeout_s = timeout_of(request, body.timeout_s)
         jobs = await service.run_in_text_pool(request, make_jobs, body, model)
-        vectors = await cancel_on_disconnect(request, _run_jobs(service, jobs, model.facts.name, timeout_s))
+        vectors = await cancel_on_disconnect(request, _run_jobs(service, jobs, model.fleet, timeout_s))
         content = await service.run_in_text_pool(request, _compose, body, model.facts, jobs, vectors)
         return Response(content, media_type="application/json")
 
@@ -68,7 +69,7 @@ def _tokens_of(item: str | list[int], param: str, tokenizer: Tokenizer, facts: F
     return tokens
 
 
-async def _run_jobs(service: Service, jobs: list[Embed], model: str, timeout_s: float | None) -> list[bytes]:
+async def _run_jobs(service: Service, jobs: list[Embed], model: Fleet, timeout_s: float | None) -> list[bytes]:
     """The vectors of the jobs, in their order. Raises the error of the first that fails; the others are cancelled."""
     vectors: dict[str, bytes] = {}
     async with service.router.open([*jobs], model, timeout_s) as events:

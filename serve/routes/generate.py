@@ -15,6 +15,7 @@ from app.schemas import GenerateRequest, GenerateResponse, SamplingFields
 from serve.routes.service import Model, Service, cancel_on_disconnect, timeout_of
 from serve.routes.state import ERROR_RESPONSES_NO_USER
 from serve.wire.requests import max_new_tokens, sampling_of
+from serve.workers.fleet import Fleet
 from serve.workers.router import Router
 
 Conflict = tuple[str, bool, str]  # (field, whether another field makes it meaningless, message)
@@ -33,7 +34,7 @@ def add_generate(routes: APIRouter, service: Service) -> None:
         timeout_s = timeout_of(request)
         check_fields(body)
         jobs = await service.run_in_text_pool(request, make_generate_jobs, body, model)
-        texts = await cancel_on_disconnect(request, _generate_texts(service.router, jobs, model.facts.name, timeout_s))
+        texts = await cancel_on_disconnect(request, _generate_texts(service.router, jobs, model.fleet, timeout_s))
         prefixes = body.prompts if body.return_prompt else [""] * len(texts)
         return GenerateResponse(gen_text=[prefix + text for prefix, text in zip(prefixes, texts, strict=True)])
 
@@ -121,7 +122,7 @@ def _sampling(body: GenerateRequest, model: Model) -> SamplingParams:
     return sampling_of(SamplingFields.model_validate(always | (requested if body.do_sample else greedy)), model.tokenizer, model.facts)
 
 
-async def _generate_texts(router: Router, jobs: list[Generate], model: str, timeout_s: float | None) -> list[str]:
+async def _generate_texts(router: Router, jobs: list[Generate], model: Fleet, timeout_s: float | None) -> list[str]:
     """The text of each job, in their order. Raises the error of a job that failed."""
     texts = dict.fromkeys((job.id for job in jobs), "")
     async with router.open([*jobs], model, timeout_s) as events:

@@ -43,8 +43,8 @@ def add_messages(routes: APIRouter, service: Service) -> None:
             jobs = await service.run_in_text_pool(request, make_jobs, id, chat, options, [prompt], model.tokenizer, model.facts)
         answer = Answer(id, model.facts, options, [prompt], [job.id for job in jobs], model.tokenizer)
         if body.stream:
-            return await send_stream(service, model.facts.name, jobs, lambda events: messages_stream(answer, events), timeout_s)
-        await run_jobs(service, model.facts.name, jobs, lambda events: collect(answer, events), request, timeout_s)
+            return await send_stream(service, model.fleet, jobs, lambda events: messages_stream(answer, events), timeout_s)
+        await run_jobs(service, model.fleet, jobs, lambda events: collect(answer, events), request, timeout_s)
         content = await service.run_in_text_pool(request, lambda: messages_body(answer).model_dump_json().encode())
         return Response(content, media_type="application/json")
 

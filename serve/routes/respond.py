@@ -13,6 +13,7 @@ from app.schemas import ChatRequest, CompletionRequest, StreamOptions
 from serve.routes.service import EventStream, Model, Service, cancel_on_disconnect, timeout_of
 from serve.wire.answers import Answer, UsageChunks, collect, stream
 from serve.wire.requests import AnswerOptions, Prompt, make_jobs
+from serve.workers.fleet import Fleet
 from serve.workers.flight import JobEvents
 
 SSE_RESPONSE: dict[int | str, dict[str, Any]] = {
@@ -33,15 +34,15 @@ async def respond(
     answer = Answer(id, facts, options, prompts, [job.id for job in jobs], tokenizer)
     if body.stream:
         usage_chunks = _usage_chunks(body.stream_options)
-        return await send_stream(service, facts.name, jobs, lambda events: stream(answer, events, usage_chunks), timeout_s)
-    await run_jobs(service, facts.name, jobs, lambda events: collect(answer, events), request, timeout_s)
+        return await send_stream(service, model.fleet, jobs, lambda events: stream(answer, events, usage_chunks), timeout_s)
+    await run_jobs(service, model.fleet, jobs, lambda events: collect(answer, events), request, timeout_s)
     content = await service.run_in_text_pool(request, lambda: answer.body().model_dump_json().encode())
     return Response(content, media_type="application/json")
 
 
 async def send_stream(
     service: Service,
-    model: str,
+    model: Fleet,
     jobs: list[Generate],
     lines: Callable[[JobEvents], AsyncIterator[str]],
     timeout_s: float | None,
@@ -53,7 +54,7 @@ async def send_stream(
 
 async def run_jobs(
     service: Service,
-    model: str,
+    model: Fleet,
     jobs: list[Generate],
     collect: Callable[[JobEvents], Awaitable[None]],
     request: Request,

@@ -31,8 +31,8 @@ def add_responses(routes: APIRouter, service: Service) -> None:
         timeout_s = timeout_of(request)
         reply = await _reply(service, model, body, request)
         if body.stream:
-            return await send_stream(service, model.facts.name, reply.jobs, lambda events: stream(reply, events), timeout_s)
-        await run_jobs(service, model.facts.name, reply.jobs, lambda events: collect(reply, events), request, timeout_s)
+            return await send_stream(service, model.fleet, reply.jobs, lambda events: stream(reply, events), timeout_s)
+        await run_jobs(service, model.fleet, reply.jobs, lambda events: collect(reply, events), request, timeout_s)
         content = await service.run_in_text_pool(request, lambda: reply.body().model_dump_json(by_alias=True).encode())
         return Response(content, media_type="application/json")
 

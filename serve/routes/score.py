@@ -17,6 +17,7 @@ from app.scoring.score import build_score
 from serve.routes.service import Model, Service, cancel_on_disconnect, timeout_of
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.requests import used_tier
+from serve.workers.fleet import Fleet
 
 
 def add_score(routes: APIRouter, service: Service, detectors: Mapping[str, Detector]) -> None:
@@ -30,7 +31,7 @@ def add_score(routes: APIRouter, service: Service, detectors: Mapping[str, Detec
         options = detector.options(model.facts, body.methods, body.granularity, body.target_fpr, body.calibration == "auto")
         id = f"score-{uuid.uuid4().hex}"
         prepared_texts = await service.run_in_text_pool(request, prepare_texts, id, body, options, model)
-        events = await cancel_on_disconnect(request, _run_jobs(service, prepared_texts, model.facts.name, timeout_s))
+        events = await cancel_on_disconnect(request, _run_jobs(service, prepared_texts, model.fleet, timeout_s))
 
         def compose() -> bytes:
             data = [_score_item(index, prepared, events.get(prepared.job.id), options) for index, prepared in enumerate(prepared_texts)]
@@ -65,7 +66,7 @@ def prepare_texts(id: str, body: ScoreRequest, options: ScoreOptions, model: Mod
     return [preparation.prepare(sent, f"{id}/{index}", params[index]) for index, sent in enumerate(body.all)]
 
 
-async def _run_jobs(service: Service, prepared_texts: list[PreparedText], model: str, timeout_s: float | None) -> dict[str, Event]:
+async def _run_jobs(service: Service, prepared_texts: list[PreparedText], model: Fleet, timeout_s: float | None) -> dict[str, Event]:
     """The last event of each job, by job id. A text without tokens has no job."""
     jobs = [prepared.job for prepared in prepared_texts if prepared.job.windows]
     async with service.router.open(list(jobs), model, timeout_s) as events:

@@ -20,6 +20,7 @@ from app.errors import Forbidden, InvalidRequest, NotReady
 from app.schemas import MAX_TIMEOUT_S
 from app.tokenizer import Tokenizer
 from serve.observe.record import CLIENT_LEFT
+from serve.workers.fleet import Fleet
 from serve.workers.flight import JobEvents
 from serve.workers.router import Router
 
@@ -27,12 +28,15 @@ T = TypeVar("T")
 TIMEOUT_HEADER = "X-Request-Timeout"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Model:
-    """A served model: the facts that its worker reported, and its tokenizer."""
+    """A served model, as one request sees it from its beginning: the facts that its worker reported, its tokenizer, and the version that
+    stays loaded as long as this object lives.
+    """
 
     facts: Facts
     tokenizer: Tokenizer
+    fleet: Fleet
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,10 @@ class Service:
 
     def model(self, name: str | None) -> Model:
         """The model of that name, the default model for None. Raises `UnknownModel`, or `NotReady` while it is loading."""
-        facts = self.router.facts(name)
-        return Model(facts, self.tokenizers[facts.name])
+        fleet = self.router.fleet(name)
+        model = Model(fleet.facts, self.tokenizers[fleet.facts.name], fleet)
+        fleet.pins.add(model)
+        return model
 
     def check_user(self, user: str | None, param: str) -> None:
         """Raises `Forbidden`, naming the field, for a user that the settings or the file of bans name."""

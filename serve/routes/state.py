@@ -47,7 +47,8 @@ SLOTS_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status]
 
 def add_state(routes: APIRouter, router: Router, started: int, detectors: Mapping[str, Detector]) -> None:
     def card(facts: Facts) -> ModelCard:
-        return card_of(facts, started, router.models[0], detectors.get(facts.name, UNCALIBRATED).methods(facts))
+        status, methods = router.statuses[facts.name], detectors.get(facts.name, UNCALIBRATED).methods(facts)
+        return card_of(facts, started, router.default, methods).model_copy(update={"status": status})
 
     @routes.get("/", include_in_schema=False)
     async def index(request: Request) -> RedirectResponse:
@@ -98,7 +99,7 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
 
 def readiness_of(router: Router) -> Readiness:
     status: Literal["ready", "draining", "loading"] = "ready" if router.ready else "draining" if router.draining else "loading"
-    return Readiness(status=status, models={model: "ready" if alive else "loading" for model, alive in router.alive.items()})
+    return Readiness(status=status, models=dict(router.statuses))
 
 
 def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> ModelCard:

@@ -7,10 +7,10 @@ import json
 import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from app.engine.request import Delta, Event, Facts, Failed, Interrupted, Notice
+from app.engine.request import Delta, Event, Facts, Failed, Interrupted, Loading, Notice
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import (
@@ -54,6 +54,11 @@ class Answer:
 
     def __post_init__(self) -> None:
         self.choices = [Choice(prompt, self.options, self.tokenizer) for prompt in self.prompts for _ in range(self.options.samples)]
+
+    def note(self, event: Notice) -> None:
+        """What goes on with the answer may be another version of the model: then the fingerprint is that version's from here on."""
+        if isinstance(event, Interrupted) and event.fingerprint is not None:
+            self.facts = replace(self.facts, fingerprint=event.fingerprint)
 
     def usage(self) -> Usage:
         prompt, completion = sum(len(prompt.ids) for prompt in self.prompts), sum(choice.completion_tokens for choice in self.choices)
@@ -198,7 +203,11 @@ def sse(body: dict[str, object]) -> str:
 
 def comments(event: Notice, has_started: bool) -> list[str]:
     """The notice as an SSE comment, which clients that only read events ignore. An answer that has begun has no place in the queue."""
+    if isinstance(event, Loading):
+        return [": loading\n\n" if event.loaded is None else f": loading {event.loaded:.0%}\n\n"]
     if isinstance(event, Interrupted):
+        if event.fingerprint is not None:
+            return [": interrupted: the model was replaced; the answer goes on in its new version\n\n"]
         return [": interrupted: the model's process died; the answer goes on in another one\n\n"]
     if has_started:
         return []
@@ -212,6 +221,7 @@ async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: Usa
     try:
         async for event in events:
             if isinstance(event, Notice):
+                answer.note(event)
                 for comment in comments(event, any(choice.started for choice in answer.choices)):
                     yield comment
                 continue
@@ -233,5 +243,7 @@ async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: Usa
 async def collect(answer: Answer, events: AsyncIterable[Event]) -> None:
     """Add events to the answer until it is complete. Raises the error of a failed job."""
     async for event in events:
-        if not isinstance(event, Notice):
+        if isinstance(event, Notice):
+            answer.note(event)
+        else:
             answer.add(event)

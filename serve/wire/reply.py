@@ -122,6 +122,7 @@ async def stream(reply: Reply, events: AsyncIterable[EngineEvent]) -> AsyncItera
     try:
         async for event in events:
             if isinstance(event, Notice):
+                reply.answer.note(event)
                 for comment in comments(event, reply.choice.started):
                     yield comment
                 continue
@@ -135,5 +136,7 @@ async def stream(reply: Reply, events: AsyncIterable[EngineEvent]) -> AsyncItera
 async def collect(reply: Reply, events: AsyncIterable[EngineEvent]) -> None:
     """Add events to the reply until it is complete. Raises the error of a failed job."""
     async for event in events:
-        if not isinstance(event, Notice):
+        if isinstance(event, Notice):
+            reply.answer.note(event)
+        else:
             reply.add(event)

@@ -1,9 +1,14 @@
-"""The replicas of one model: how many jobs they may hold together, and which replica gets the next ones. Knows no other model."""
+"""The replicas of one version of a model: how many jobs they may hold together, and which replica gets the next ones.
 
+Knows no other model, and no other version.
+"""
+
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakSet
 
 import psutil
 
@@ -15,11 +20,11 @@ from serve.workers.affinity import Affinity
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """A copy of a model in a process of its own. `number` is its index among the replicas of all models."""
+    """A copy of a model in a process of its own. `number` is its own for as long as the server runs."""
 
     number: int
     model: str
-    queue: Any = None  # to its worker; set by `EngineSpec.setup`, before the API process is forked
+    queue: Any = None  # to its worker; set before the API process is forked, or by the main process's message `Started`
     worker: psutil.Process | None = None  # None while the model is loading, and after the process died
     facts: Facts | None = None
     load: int = 0  # jobs in flight
@@ -38,6 +43,10 @@ class Fleet:
         self.model = model
         self.replicas = replicas
         self.queue_settings = queue_settings
+        self.pins: WeakSet[object] = WeakSet()  # requests that are being prepared for this version, each as long as it lives
+        self.used_s = time.monotonic()  # when it last got a job
+        self.wake: Callable[[], None] | None = None  # loads it again: it was unloaded because it was idle
+        self.loading = False  # it was woken
         self._tokens: deque[int] = deque()  # of each job in flight, the oldest first
         self._affinity = Affinity()
 
@@ -68,7 +77,12 @@ class Fleet:
     @property
     def max_jobs(self) -> int:
         """Jobs that may be in flight."""
-        return self.facts.slots * len(self.alive) + self.queue_settings.max_waiting
+        replicas = self.alive or (self.replicas if self.wake is not None else [])
+        return self.facts.slots * len(replicas) + self.queue_settings.max_waiting
+
+    @property
+    def status(self) -> Literal["ready", "loading", "unloaded"]:
+        return "ready" if self.alive else "unloaded" if self.wake is not None and not self.loading else "loading"
 
     @property
     def capacity(self) -> int:
@@ -77,12 +91,16 @@ class Fleet:
 
     def check_job_count(self, count: int) -> None:
         """Raises `InvalidRequest` if `count` jobs of one request could never be in flight together."""
-        if self.alive and count > self.max_jobs:
+        if (self.alive or self.wake is not None) and count > self.max_jobs:
             raise InvalidRequest(f"{count} answers or texts in one request, but at most {self.max_jobs} may be in flight: send fewer")
 
     def admit(self, jobs: Sequence[Job]) -> Replica:
-        """The replica that gets the jobs. Raises `NotReady`, `QueueFull`, or `InvalidRequest` for more jobs than can ever be admitted."""
-        alive = self.alive
+        """The replica that gets the jobs. One without a worker, if the model is loaded on demand: then they wait for it.
+
+        Raises `NotReady`, `QueueFull`, or `InvalidRequest` for more jobs than can ever be admitted.
+        """
+        self.used_s = time.monotonic()
+        alive = self.alive or (list(self.replicas) if self.wake is not None else [])
         if not alive:
             raise self._not_loaded()
         self.check_job_count(len(jobs))
@@ -92,6 +110,8 @@ class Fleet:
                 "(its slots and queue.max_waiting); try again in a moment"
             )
         self._admit_tokens([tokens_of(job) for job in jobs])
+        if self.wake is not None:
+            self.wake()
         return alive[0] if len(alive) == 1 else self._choose(alive, jobs[0] if jobs else None)
 
     def _admit_tokens(self, tokens: list[int]) -> None:
@@ -122,6 +142,8 @@ class Fleet:
         return chosen
 
     def _not_loaded(self) -> NotReady:
+        if self.wake is not None:
+            return NotReady(f"the model '{self.model}' was unloaded because it was idle; the next request that uses it loads it")
         return NotReady(f"the model '{self.model}' is not loaded at the moment; GET /ready says when it is served")
 
 

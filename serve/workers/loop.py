@@ -13,6 +13,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,11 +24,11 @@ from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType
 
 from app.engine.request import Facts, Inspect, Job
-from app.errors import SetupError
+from app.errors import SetupError, first_line
 from app.models.device import DeviceAssignment
 from app.settings import ModelSettings
 from serve.observe.logs import LogSettings
-from serve.workers.messages import Beat, Events, Message, Ready
+from serve.workers.messages import Beat, Events, LoadFailed, Message, Ready
 from serve.workers.watchdog import Watchdog
 from serve.workers.watchdog import start as start_watchdog
 
@@ -49,6 +50,8 @@ class ModelAPI(litserve.LitAPI):
 
     def __init__(self, settings: ModelSettings, build: str, assignment: DeviceAssignment, spec: LitSpec, logs: LogSettings) -> None:
         super().__init__(loop=EngineLoop(), spec=spec)
+        self.number = assignment.worker  # of the replica
+        self.transport: Any = None  # to the API process; set before the worker is started
         self.assignment = assignment
         self.settings = settings
         self.build = build
@@ -57,14 +60,36 @@ class ModelAPI(litserve.LitAPI):
         self.facts: Facts
 
     def setup(self, device: str) -> None:
-        """Load the model. If that fails, write the reason to stderr and end the process with code 2."""
+        """Load the model. If that fails, say why to the API process and on stderr, and end the process with code 2."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the group; the server decides when to stop
         gc.disable()  # until the model is loaded; see `serve.__main__`
         self.logs.configure()
+        threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
         try:
             self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.assignment)
         except SetupError as error:
+            self.send(LoadFailed(self.number, error.message))
             end_process(f"{self.settings.served_name}: {error.message}")
+        except (MemoryError, OSError, RuntimeError) as error:  # no memory left, or a file that vanished: LitServe logs it
+            self.send(LoadFailed(self.number, first_line(error)))
+            raise
+
+    def send(self, message: Message) -> None:
+        with contextlib.suppress(OSError):  # the API process is gone
+            self.transport.send(envelope(message))
+
+
+def envelope(message: Message) -> tuple[str, tuple[Any, ...]]:
+    """A message as LitServe's reader in the API process takes it."""
+    return EVENTS_UID, (message, LitAPIStatus.OK, LoopResponseType.STREAMING, 0)
+
+
+def _end_with_parent() -> None:
+    """End the process when the main process is gone: before it serves, nobody else would see it."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(0)
 
 
 def end_process(message: str) -> NoReturn:
@@ -94,7 +119,7 @@ class EngineLoop(LitLoop):
 
         def send(message: Message) -> None:
             try:
-                self.put_response(transport, 0, EVENTS_UID, message, LitAPIStatus.OK, LoopResponseType.STREAMING)
+                transport.send(envelope(message))
             except OSError:  # the API process is gone, and the server ends
                 os._exit(0)
 
@@ -111,7 +136,7 @@ class EngineLoop(LitLoop):
         gc.collect()
         gc.freeze()  # the objects that libraries made at import live forever: no collection has to scan them again
         gc.enable()
-        send(Ready(pid, lit_api.assignment.worker, lit_api.facts))
+        send(Ready(pid, lit_api.number, lit_api.facts))
         start_watchdog(watchdog, lambda: send(Beat(pid)))
         while not (stopping and engine.idle):
             for message in inbox.receive(wait=engine.idle):

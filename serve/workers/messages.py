@@ -1,13 +1,19 @@
-"""What a worker sends to the API process. Every message names the process that sent it: one that has died since no longer counts."""
+"""What the processes of a server tell each other: workers and the main process the API process, and that one the main process.
+
+Every message of a worker at work names the process that sent it: one that has died since no longer counts.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 from app.engine.request import Event, Facts
+from app.models.device import DeviceAssignment
+from app.settings import ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded. `worker` is the number of the replica."""
+    """From a worker: the model is loaded. `worker` is the number of the replica."""
 
     pid: int
     worker: int
@@ -16,17 +22,58 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Sent every `BEAT_S` seconds, also while a step runs: the process is not stopped."""
+    """From a worker: sent every `BEAT_S` seconds, also while a step runs: the process is not stopped."""
 
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """The events of one step."""
+    """From a worker: the events of one step."""
 
     pid: int
     events: list[Event]
 
 
-Message = Ready | Beat | Events
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """From a worker: the model cannot be loaded, and why. Its process ends."""
+
+    worker: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """From the main process: the process of a replica is about to start, and this is the queue to it."""
+
+    worker: int
+    queue: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """From the main process: the process of a replica has ended, and none takes its place. `exit_code` is that of multiprocessing."""
+
+    worker: int
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """To the main process: start the process of a replica."""
+
+    worker: int
+    settings: ModelSettings
+    assignment: DeviceAssignment
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """To the main process: end the process of a replica; if there is none, say so."""
+
+    worker: int
+
+
+Message = Ready | Beat | Events | LoadFailed | Started | Ended
+Order = Start | Stop

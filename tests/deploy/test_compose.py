@@ -16,7 +16,7 @@ from serving import wait_for
 from upstream import free_port
 
 from app.settings import Settings, read
-from serve.server import SHUTDOWN_MARGIN_S
+from serve.processes import SHUTDOWN_MARGIN_S
 from ui.__main__ import expand_short_options
 
 ROOT = Path(__file__).parents[2]

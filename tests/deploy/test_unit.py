@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from serve.server import SHUTDOWN_MARGIN_S
+from serve.processes import SHUTDOWN_MARGIN_S
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy/litmus.service"

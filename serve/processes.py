@@ -1,0 +1,172 @@
+"""LitServe's server, with Litmus's own way of keeping worker processes: those of the settings, and those that come and go later.
+
+LitServe provides the processes and the queues between them. Knows no route.
+"""
+
+import contextlib
+import gc
+import multiprocessing
+import multiprocessing.connection
+import socket
+import threading
+from typing import Any
+
+import litserve
+from litserve.specs.base import LitSpec
+from litserve.utils import WorkerSetupStatus
+
+from app.errors import SetupError
+from app.settings import ServerSettings
+from serve.admission.connections import create_connections, uvicorn_options
+from serve.observe.logs import LogSettings
+from serve.workers.fleet import Replica
+from serve.workers.host import Host
+from serve.workers.loop import ModelAPI, envelope
+from serve.workers.messages import Message, Start, Started
+from serve.workers.transport import SocketTransport
+
+SHUTDOWN_MARGIN_S = 5  # what the steps of a shutdown around the drain may take
+
+
+class EngineSpec(LitSpec):
+    """Hands the request queue that LitServe makes for it to the replica. Has no endpoints of its own."""
+
+    def __init__(self, replica: Replica) -> None:
+        super().__init__()
+        self.api_path = f"/internal/model-{replica.number}"  # only names the queue; there is no such route
+        self.replica: Replica | None = replica
+
+    @property
+    def stream(self) -> bool:
+        return True
+
+    def setup(self, server: litserve.LitServer) -> None:
+        super().setup(server)
+        assert self.replica is not None
+        self.replica.queue = self.request_queue
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The spec is pickled for the worker, which needs neither the replica nor the response buffer."""
+        return {**super().__getstate__(), "replica": None, "response_buffer": None}
+
+
+class Server(litserve.LitServer):
+    """Starts the API process at once, while the workers load their models. It is `app`'s lifespan that adds the routes and the page."""
+
+    def __init__(self, apis: list[ModelAPI], settings: ServerSettings) -> None:
+        super().__init__(
+            apis,
+            accelerator="cpu",  # LitServe places nothing: each ModelAPI chooses the device of its model
+            devices=1,
+            timeout=False,
+            restart_workers=True,
+            healthcheck_path="/internal/health",
+            info_path="/internal/info",
+        )
+        self._build, self._logs = apis[0].build, apis[0].logs
+        self._apis = {api.number: api for api in apis}
+        self._manager: Any = None
+        ordered, self.orders = multiprocessing.Pipe(duplex=False)  # from the API process
+        self._host = Host(self, ordered)
+        self._failure: SetupError | None = None
+        self._listening: list[socket.socket] = []
+        self.uvicorn_graceful_timeout = settings.drain_s + SHUTDOWN_MARGIN_S  # later than `_drain`, which ends the wait
+        self.connections = create_connections(settings)
+        self._uvicorn_options = uvicorn_options(settings, self.connections)
+
+    def run(self, **options: Any) -> None:
+        super().run(**options, **self._uvicorn_options)
+
+    def _init_manager(self, num_api_servers: int) -> Any:
+        """LitServe's own event lives in the manager process, which ends while LitServe's monitor still asks for it."""
+        LogSettings.adopt_libraries()
+        manager = self._manager = super()._init_manager(num_api_servers)
+        self._transport = SocketTransport()
+        self._shutdown_event = threading.Event()
+        return manager
+
+    def verify_worker_status(self) -> None:
+        """LitServe calls this to wait for a worker before it starts the API process. Here that one loads beside the workers."""
+
+    def launch_inference_worker(self, lit_api: ModelAPI) -> list[Any]:
+        """LitServe calls this for each model of the settings."""
+        lit_api.transport = self._transport
+        processes: list[Any] = super().launch_inference_worker(lit_api)
+        self._host.adopt(lit_api.number, processes[0])
+        return processes
+
+    def _start_worker_monitoring(self, manager: Any, uvicorn_workers: Any) -> None:
+        """LitServe's own restarts what it launched at the start, and knows nothing else."""
+        self.inference_workers = self._host.processes
+        threading.Thread(target=self._host.run, daemon=True, name="host").start()
+
+    @property
+    def ends(self) -> bool:
+        return bool(self._shutdown_event.is_set())
+
+    def launch(self, number: int) -> Any:
+        return self.launch_single_inference_worker(self._apis[number], 0)
+
+    def create(self, start: Start) -> Any:
+        """Give the replica what LitServe gives to those of the start, and tell the API process its queue."""
+        api = ModelAPI(
+            start.settings, self._build, start.assignment, EngineSpec(Replica(start.worker, start.settings.served_name)), self._logs
+        )
+        api.number, api.transport = start.worker, self._transport
+        api.pre_setup()
+        api.loop.pre_setup(api)
+        self._apis[start.worker] = api
+        self.litapi_request_queues[api.api_path] = self._manager.Queue()
+        self._workers_per_device_by_api_path[api.api_path] = 1
+        self.tell(Started(start.worker, self.litapi_request_queues[api.api_path]))
+        return self.launch(start.worker)
+
+    def forget(self, number: int) -> None:
+        api = self._apis.pop(number)
+        del self.litapi_request_queues[api.api_path], self._workers_per_device_by_api_path[api.api_path]
+        self.workers_setup_status.pop(_status_key(api), None)
+
+    def was_ready(self, number: int) -> bool:
+        return bool(self.workers_setup_status.get(_status_key(self._apis[number])) == WorkerSetupStatus.READY)
+
+    def tell(self, message: Message) -> None:
+        with contextlib.suppress(OSError):  # the API process is gone, and the server ends
+            self._transport.send(envelope(message))
+
+    def fail(self, number: int) -> None:
+        name = self._apis[number].settings.served_name
+        self._fail(f"the worker of model '{name}' ended while it was loading the model; the lines above say why")
+
+    def _fail(self, message: str) -> None:
+        """Let the main process shut the server down and end with this message."""
+        self._failure = SetupError(message)
+        self._shutdown_event.set()
+
+    def _start_server(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
+        self._listening = args[3]
+        processes: dict[int, Any] = super()._start_server(*args, **kwargs)
+        self._transport.close_receiver()  # the API process has its own
+        gc.enable()  # `serve.__main__` turned it off; the forked API process turns it on when it listens
+        threading.Thread(target=self._watch, args=(list(processes.values()),), daemon=True).start()
+        return processes
+
+    def _watch(self, api_processes: list[multiprocessing.Process]) -> None:
+        """End the server when an API process ends by itself: LitServe watches the workers only."""
+        multiprocessing.connection.wait([process.sentinel for process in api_processes])
+        if not self._shutdown_event.is_set():
+            self._fail("the process that answers requests ended; the lines above say why")
+
+    def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse new clients at once. Closing the socket would not, because every forked process holds a copy of it."""
+        self._shutdown_event.set()
+        for listening in self._listening:
+            with contextlib.suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
+        super()._perform_graceful_shutdown(*args, **kwargs)
+        if self._failure is not None:
+            raise self._failure
+
+
+def _status_key(api: ModelAPI) -> str:
+    """Under which LitServe notes how far a worker is."""
+    return f"{api.api_path.split('/')[-1]}_0"
