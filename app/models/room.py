@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from app.engine.ledger import Ledger, activation_bytes, cpu_memory
 from app.models.hub import find_file
+from app.models.names import is_hub_name
 from app.models.source import Source, source_of
 from app.settings import ModelSettings
 
@@ -25,8 +26,10 @@ HEAD_ROWS = 256  # at least so many rows have logits at once; as in `app.engine.
 def shortage(settings: ModelSettings) -> str | None:
     """Why the model does not fit beside what the machine holds now, and how much is missing; None where it may fit.
 
-    Raises `SetupError` for what is no model.
+    Raises `SetupError` for what is no model. What is on the hub is not looked at: that could be a download.
     """
+    if any(is_hub_name(path) and not Path(path).exists() for path in (settings.path, settings.observer_path) if path is not None):
+        return None
     ledgers = [_ledger(settings, path) for path in (settings.path, settings.observer_path) if path is not None]
     weights = settings.replicas * sum(ledger.weights for ledger in ledgers)
     slots, own = settings.slots or 1, ledgers[0]
@@ -69,7 +72,7 @@ def _stored(source: Source, config: PretrainedConfig) -> tuple[int, int]:
         sizes = [file.stat().st_size for file in folder.glob(f"*{suffix}")]
         if sizes:
             return int(8 * sum(sizes) / DTYPE_BITS.get(_name(config.dtype), 32.0)), sum(sizes)
-    return 0, 0  # of the hub, and not here yet
+    return 0, 0
 
 
 def _dtype(settings: ModelSettings, source: Source, config: PretrainedConfig, parameters: int) -> str:

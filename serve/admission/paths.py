@@ -1,14 +1,15 @@
 """Which models may be loaded by a request: those in folders that the settings name. Opens nothing."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, file_download
 
-from app.errors import Forbidden
+from app.errors import Forbidden, SetupError
 from app.models.adapter import CONFIG as ADAPTER_CONFIG
-from app.models.names import hub_file, is_hub_name
+from app.models.names import hub_file, is_hub_name, part_names
 from app.settings import ModelSettings, Settings
 
 HUB, CACHE = "hub", "cache"
@@ -25,7 +26,7 @@ class ModelPaths:
     def check(self, settings: ModelSettings) -> None:
         """Raises `Forbidden`, naming the field, for a path that is none of the settings' own and in none of the allowed folders."""
         for field, path in _paths_of(settings).items():
-            if path not in self._known and not self._allows(path):
+            if path not in self._known and not (self._allows(path) and self._allows_base(path)):
                 raise Forbidden(f"'{field}' is not in a folder that is allowed here: {RULE}", param=field, code="path_not_allowed")
 
     def _allows(self, path: str) -> bool:
@@ -36,7 +37,7 @@ class ModelPaths:
         folders = [Path(rule).resolve() for rule in self._rules if rule not in {HUB, CACHE}]
         if CACHE in self._rules:
             folders.append(Path(constants.HF_HUB_CACHE).resolve())
-        return all(any(place.is_relative_to(folder) for folder in folders) for place in _places(Path(path))) and self._allows_base(path)
+        return all(any(place.is_relative_to(folder) for folder in folders) for place in _places(Path(path)))
 
     def _allows_base(self, path: str) -> bool:
         """An adapter names the model that it is merged into."""
@@ -44,11 +45,11 @@ class ModelPaths:
         if not config.is_file():
             return True
         try:
-            base = json.loads(config.read_text()).get("base_model_name_or_path")
+            base = str(json.loads(config.read_text()).get("base_model_name_or_path"))
         except (OSError, ValueError, AttributeError):
             return True  # the load refuses it, and says why
-        beside = Path(path, str(base)).resolve()
-        return str(base) in self._known or self._allows(str(beside) if beside.exists() else str(base))
+        there = [str(place.resolve()) for place in (Path(base), Path(path, base)) if place.exists()]
+        return base in self._known or all(self._allows(place) for place in there or [base])
 
 
 def _paths_of(settings: ModelSettings) -> dict[str, str]:
@@ -73,5 +74,8 @@ def _folder(path: Path) -> Path:
 def _places(path: Path) -> Iterator[Path]:
     """Where a path, and what lies in it, really is: a link may lead elsewhere."""
     yield path.resolve()
+    if path.is_file():
+        with contextlib.suppress(SetupError):  # another part than the first: the load refuses it
+            yield from (path.with_name(name).resolve() for name in part_names(path.name))
     if path.is_dir():
         yield from (entry.resolve() for entry in path.iterdir())

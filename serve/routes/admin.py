@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
-from app.errors import InvalidRequest, LitmusError
+from app.errors import LitmusError
 from app.schemas import AdminModel, AdminModelList, ErrorResponse
 from serve.routes.state import ERROR_RESPONSES
 from serve.workers.catalog import Catalog
@@ -42,7 +42,7 @@ def create_admin(catalog: Catalog) -> APIRouter:
         """
         fields = {} if body is None else body.model_dump(exclude_unset=True)
         with _audited(request, "load", name, fields=",".join(sorted(fields))):
-            return (await catalog.load(name, partial(_settings, name, fields=fields))).state()
+            return (await catalog.load(name, partial(changed, name, fields=fields))).state()
 
     @admin.delete("/admin/models/{name:path}", summary="Unload a model", status_code=202, responses=ERRORS)
     async def unload(
@@ -53,12 +53,6 @@ def create_admin(catalog: Catalog) -> APIRouter:
             return catalog.unload(name, default).state()
 
     return admin
-
-
-def _settings(name: str, present: Any, fields: dict[str, Any]) -> Any:
-    if any(isinstance(value, str) and not value.isprintable() for value in fields.values()):
-        raise InvalidRequest("a value has control characters")
-    return changed(name, present, fields)
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from typing import Any
 
 from app.errors import Conflict, LitmusError, NotReady, SetupError, UnknownModel
 from app.models.device import DeviceAssignment
-from app.models.room import shortage
-from app.scoring.detector import Detector, detector_of
+from app.scoring.detector import Detector
 from app.settings import ModelSettings, Settings
 from app.tokenizer import Tokenizer
 from serve.admission.paths import ModelPaths
+from serve.workers.candidate import check, read, same_tokens
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.handover import move_on, release, tell_loading
 from serve.workers.loads import Loads
@@ -58,7 +58,7 @@ class Catalog:
         self._beside: dict[str, Version] = {}
         self._asked: set[str] = set()  # names of the models that a request to load or unload is being checked for
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by name: what is being done about a model
-        self._pool = ThreadPoolExecutor(1, "versions")
+        self._pool = ThreadPoolExecutor(4, "versions")  # one may wait for a download
         self._next = len(router.replicas)  # number of the next replica
         router.heard = self._loads.hear
 
@@ -75,7 +75,7 @@ class Catalog:
         with self._alone(name):
             present = self._served.get(name)
             wanted = settings(None if present is None else present.settings)
-            await self._in_pool(self._check, wanted)
+            await self._in_pool(check, wanted, self._paths, self._on_cuda(wanted))
             version = Version(wanted, self._new_fleet(name, wanted))
             version.begin()
             version.takes_s = None if present is None or present.settings != wanted else present.takes_s
@@ -134,20 +134,6 @@ class Catalog:
             self._asked.discard(name)
             self._wake_if_wanted(name)
 
-    def _check(self, settings: ModelSettings) -> None:
-        """Raises `Forbidden` and `Conflict`."""
-        self._paths.check(settings)
-        try:
-            missing = None if self._on_cuda(settings) else shortage(settings)
-        except SetupError:  # it is no model: the load says why
-            return
-        if missing is not None:
-            raise Conflict(
-                f"there is no memory for this version beside what is loaded: {missing}; ask for fewer slots or a shorter context, or "
-                "unload a model before",
-                code="insufficient_memory",
-            )
-
     def _on_cuda(self, settings: ModelSettings) -> bool:
         """There the worker's own ledger decides: only it sees the device."""
         devices = {facts.device for facts in self._router.loaded_facts()}
@@ -162,13 +148,13 @@ class Catalog:
         self._router.add(version.fleet)
         old = self._served.get(name)
         try:
-            tokenizer, detector = await self._in_pool(_read, version.settings)
+            tokenizer, detector = await self._in_pool(read, version.settings)
             await self._start(version)
         except SetupError as error:
             await self._give_up(name, version, error)
             return
         served = old if old is not None and not old.deleted else None
-        same = served is not None and await self._in_pool(_same_tokens, tokenizer, self._tokenizers[name])
+        same = served is not None and await self._in_pool(same_tokens, tokenizer, self._tokenizers[name])
         self._served[name], self._tokenizers[name], self._detectors[name] = version, tokenizer, detector
         self._beside.pop(name, None)
         self._router.install(version.fleet)
@@ -191,6 +177,7 @@ class Catalog:
         old.status, deadline_s = "draining", time.monotonic() + self._settings.server.drain_s
         while (old.fleet.load or old.fleet.pins) and old.fleet.wake is None and time.monotonic() < deadline_s:
             await asyncio.sleep(DRAIN_POLL_S)
+        old.fleet.wake = None
         move_on(self._router, old.fleet, None if new is None else new.fleet, error or NotReady(GONE, code="model_unloaded"))
         await self._end(old)
         self._router.remove(old.fleet)
@@ -213,7 +200,9 @@ class Catalog:
 
     def _wake_if_wanted(self, name: str) -> None:
         version = self._served.get(name)
-        if version is not None and version.wanted and name not in self._tasks and name not in self._asked:
+        if version is None or not version.wanted or version.fleet.wake is None:
+            return
+        if name not in self._tasks and name not in self._asked:
             self._run(name, self._reload(version))
 
     async def _reload(self, version: Version) -> None:
@@ -297,13 +286,3 @@ class Catalog:
     async def _in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Reading files takes a moment. The pool is our own, as LitServe's response reader needs the default one."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
-
-
-def _read(settings: ModelSettings) -> tuple[Tokenizer, Detector]:
-    """What the routes need of a model. Raises `SetupError`."""
-    settings.check_paths()
-    return Tokenizer(settings.path), detector_of(settings)
-
-
-def _same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
-    return bool(one.base.get_vocab() == other.base.get_vocab())

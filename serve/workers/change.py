@@ -25,6 +25,9 @@ def changed(name: str, present: ModelSettings | None, fields: dict[str, Any]) ->
     """The settings `fields` in place of those of the present version; null stands for the default. Raises `InvalidRequest`."""
     if present is None and not fields.get("path"):
         raise InvalidRequest(f"'path' is missing: there is no model '{name}' yet that has one", param="path", code="missing_parameter")
+    for field, value in fields.items():
+        if isinstance(value, str) and not value.isprintable():
+            raise InvalidRequest(f"'{field}' has control characters", param=field)
     values = {} if present is None else present.model_dump(exclude_unset=True)
     if fields.get("path", values.get("path")) != values.get("path"):
         values = {field: value for field, value in values.items() if field not in OF_ITS_PATH}

@@ -33,9 +33,8 @@ TIMEOUTS = "timeout_s, X-Request-Timeout or the server's queue.timeout_s"
 
 
 class Router:
-    """Routes to all replicas of all models. `models` names the model of each replica, the default model first.
-
-    Of each model one version takes new jobs. Beside it, another one may be loading or finishing what it has.
+    """Routes to all replicas of all models. `models` names the model of each replica, the default model first. Of each model one version
+    takes new jobs; beside it, another one may be loading or finishing what it has.
     """
 
     def __init__(self, models: Sequence[str], queue_settings: QueueSettings) -> None:
@@ -105,8 +104,7 @@ class Router:
     @contextlib.asynccontextmanager
     async def open(self, jobs: list[Job], model: str | Fleet | None = None, timeout_s: float | None = None) -> AsyncIterator[JobEvents]:
         """Send jobs to a worker of the model, or of the version for which they were made, and yield their events. Leaving the block
-        cancels the jobs that have not ended. Those that have not ended after `timeout_s`, by default that of the queue, fail with
-        `DeadlineExceeded`.
+        cancels those that have not ended; after `timeout_s`, by default that of the queue, they fail with `DeadlineExceeded`.
 
         Raises `NotReady` while the server shuts down, and what `Fleet.admit` raises.
         """
@@ -280,9 +278,9 @@ class Router:
     def install(self, fleet: Fleet) -> Fleet | None:
         """Let a version that was added take the new jobs of its model. Returns the one that took them until now."""
         self.observer.add(fleet.model)
-        old = self._fleets.get(fleet.model)
         self._beside.remove(fleet)
-        self._beside += [] if old is None else [old]
+        if old := self._fleets.get(fleet.model):
+            self._beside.append(old)
         self._fleets[fleet.model] = fleet
         self.absent.pop(fleet.model, None)
         return old

@@ -321,3 +321,31 @@ def test_no_path_and_no_address_of_a_request_is_opened(alone: TestClient, place:
     opened = [item for item in OPENING if "hostname" in item or ", 9)" in item]
     assert opened == ["/etc/hostname('r',)"], opened  # our own, which shows that the hook listens
     assert statuses[0] == 400 and statuses[1] == 404 and max(statuses) < 500
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "allowed"),
+    [
+        ("127.0.0.1", {}, True),
+        ("::1", {}, True),
+        ("127.0.0.1", {"Origin": "http://127.0.0.1:8000"}, True),
+        ("127.0.0.1", {"Origin": "https://page.example"}, False),  # it may call the API, but not change the server
+        ("127.0.0.1", {"Host": "rebound.example"}, False),
+        ("10.0.0.7", {}, False),
+        ("testclient", {}, False),
+    ],
+)
+def test_without_keys_only_this_machine_is_an_administrator(tiny_folder: Path, client: str, headers: dict[str, str], allowed: bool) -> None:
+    with serving(tiny_folder, host="0.0.0.0", cors_origins=("https://page.example",)) as http:
+        caller = TestClient(http.app, "http://127.0.0.1:8000", client=(client, 1))
+        for path in ("/admin/models", "/admin/models/x", "/admin"):
+            answer = caller.get(path, headers=headers)
+            assert answer.status_code == (404 if allowed else 403), (path, answer.text)
+        assert caller.get("/slots").status_code == 200
+    assert allowed or answer.json()["error"]["code"] == "admin_only"
+
+
+def test_with_keys_an_administrator_needs_that_role(guarded: TestClient) -> None:
+    assert guarded.post("/admin/models/x", headers=bearer(ALICE)).json()["error"]["code"] == "admin_only"
+    assert guarded.post("/admin/models/x").json()["error"]["code"] == "missing_api_key"
+    assert guarded.post("/admin/models/x", headers=bearer(ROOT)).status_code == 404

@@ -30,7 +30,7 @@ def test_no_log_holds_what_a_request_said(
         except ValueError as error:
             raise RuntimeError(SECRET) from error
 
-    monkeypatch.setattr(observed.router, "facts", fail)
+    monkeypatch.setattr(observed.router, "fleet", fail)
     assert observed.client.post(TEXT, json={"prompt": SECRET}).status_code == 500
     text = json_log.getvalue()
     assert "RuntimeError (its message is not logged)" in text and "JSONDecodeError" in text and ", in fail" in text

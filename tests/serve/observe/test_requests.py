@@ -43,7 +43,7 @@ def test_every_answer_has_its_id_once(observed: Observed, monkeypatch: pytest.Mo
         observed.client.get("/nowhere", headers={ID: "id"}),
         observed.client.get(TEXT, headers={ID: "id"}),
     ]
-    monkeypatch.setattr(observed.router, "facts", lambda model=None: 1 / 0)
+    monkeypatch.setattr(observed.router, "fleet", lambda model=None: 1 / 0)
     answers.append(observed.client.post(TEXT, json={"prompt": "a"}, headers={ID: "id"}))
     assert [answer.status_code for answer in answers] == [200, 400, 413, 404, 405, 500]
     assert [answer.headers.get_list(ID) for answer in answers] == [["id"]] * 6
