@@ -106,14 +106,14 @@ def engine_families(router: Router, reports: EngineReports, now_s: float) -> Ite
 
 
 def replica_families(router: Router) -> Iterator[Metric]:
-    replicas = _gauge("replicas", "replicas that the settings ask for")
+    replicas = _gauge("replicas", "replicas that the settings ask for; none of a model that was unloaded because it was idle")
     alive = _gauge("replicas_alive", "replicas that have a worker with a loaded model")
     jobs = _gauge("jobs_in_flight", "answers and texts that were admitted and have not ended")
     info = InfoMetricFamily(PREFIX + "model", "what is served", labels=["model"])
     for model in router.models:
-        members = [replica for replica in router.replicas if replica.model == model]
-        replicas.add_metric([model], len(members))
-        alive.add_metric([model], sum(replica.worker is not None for replica in members))
+        fleet, members = router.fleet(model), [replica for replica in router.replicas if replica.model == model]
+        replicas.add_metric([model], 0 if fleet.status == "unloaded" else len(fleet.replicas))
+        alive.add_metric([model], len(fleet.alive))
         jobs.add_metric([model], sum(replica.load for replica in members))
     for facts in router.loaded_facts():
         info.add_metric([facts.name], _info(facts))
