@@ -7,6 +7,7 @@ pid; a message for a worker that died is dropped. Messages out are those of `ser
 import contextlib
 import gc
 import logging
+import multiprocessing
 import os
 import pkgutil
 import queue
@@ -86,8 +87,8 @@ def envelope(message: Message) -> tuple[str, tuple[Any, ...]]:
 
 def _end_with_parent() -> None:
     """End the process when the main process is gone: before it serves, nobody else would see it."""
-    parent = os.getppid()
-    while os.getppid() == parent:
+    parent = multiprocessing.parent_process()  # as it was when the process was made: it may be gone by now
+    while parent is None or os.getppid() == parent.pid:
         time.sleep(PARENT_CHECK_S)
     os._exit(0)
 

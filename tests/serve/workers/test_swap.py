@@ -206,12 +206,14 @@ def test_a_new_model_is_added_and_deleted_under_load(models: Models) -> None:
 
 
 def test_the_default_model_goes_when_another_one_takes_its_place(models: Models) -> None:
-    """The last test of this server."""
+    """The last test of this server, which is stopped while it loads a model."""
     assert models.delete("main", default="nobody").status_code == 404
     assert models.delete("main", default="lazy").status_code == 202
     models.wait_for("main", "unloaded")
     (card,) = httpx.get(f"{models.server.url}/v1/models").json()["data"]
     assert (card["id"], card["default"]) == ("lazy", True)
+    assert models.post("late", path=str(models.folder / "hanging")).status_code == 202
+    wait_for(lambda: len(models.workers()) > 0, LOAD_S)
     processes = models.server.children()
     models.server.process.terminate()
     assert models.server.process.wait(20) == 0
