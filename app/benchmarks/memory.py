@@ -3,13 +3,15 @@
     python -m app.benchmarks.memory --model models/storyteller --slots 8 --context 1024
 
 The resident memory grows further with the first conversations: the operating system gives pages of the KV cache when they are first
-written. Before loading, the process takes as much as one of `app.benchmarks.engine`, whose imports it shares.
+written. With `--full` every page is written and the largest steps are computed, and what `app.estimate` says of the same settings stands
+beside the most that was resident meanwhile: `estimated_bytes`, known before anything was loaded, against `resident_bytes`. Linux only.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -17,8 +19,13 @@ import psutil
 
 from app.benchmarks.engine import QUANTIZATIONS
 from app.engine import flat
+from app.engine.engine import Engine
 from app.engine.ledger import Ledger
+from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import LitmusError
+from app.estimate.plan import Plan, Question
+from app.estimate.process import process_bytes
+from app.models.heap import release_freed
 from app.models.loading import create_engine
 from app.settings import ModelSettings, prepare_environment
 
@@ -31,7 +38,7 @@ def measure(settings: ModelSettings) -> dict[str, Any]:
         ledgers.append(Ledger(**fields))
         return ledgers[-1]
 
-    before = resident_bytes()
+    before = process_bytes(settings.path, settings.quantize)
     with patch.object(flat, "Ledger", recorded):
         engine, facts = create_engine(settings)
     *observers, performer = ledgers
@@ -50,6 +57,50 @@ def measure(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
+def compare(settings: ModelSettings) -> dict[str, Any]:
+    """Estimate, load, fill, and compare."""
+    process = process_bytes(settings.path, settings.quantize)
+    sizes = (settings.context, settings.slots or 1, settings.step_tokens)
+    question = Question(settings.path, settings.quantize, settings.dtype, *sizes, process=process, observer=settings.observer_path)
+    need = Plan(question).need("cpu")
+    engine, facts = create_engine(settings)
+    peak = peak_bytes(engine)
+    return {
+        "kind": "estimate",
+        "slots": facts.slots,
+        "context": facts.context,
+        "dtype": facts.dtype,
+        "quantize": facts.quantize,
+        "weights_bytes": need.weights.total(),
+        "cache_bytes": need.cache,
+        "activation_bytes": need.activations,
+        "overhead_bytes": need.overhead,
+        "estimated_bytes": need.total,
+        "resident_bytes": peak,
+        "difference": round(need.total / peak - 1, 4),
+    }
+
+
+def peak_bytes(engine: Engine) -> int:
+    """The most that this process has resident while every page of the KV cache is written, and steps run that are as large as they get: a
+    text to score, a prompt whose tokens' probabilities are asked for, and all slots sampling.
+    """
+    for model in (engine.performer, engine.observer):
+        for cache in () if model is None else (*model.attention.keys.values(), *model.attention.values.values()):
+            cache.fill_(0)
+    release_freed()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    tokens, sampling = min(engine.limits.step_tokens, engine.limits.context - 8), SamplingParams(temperature=1.0)
+    engine.submit(Score("text", (1,) * tokens, (Window(0, tokens, 1),), engine.observer is not None))
+    engine.submit(Generate("prompt", (1,) * tokens, 4, sampling, prompt_logprobs=0))
+    for index in range(1, engine.limits.slots):
+        engine.submit(Generate(f"sample-{index}", (index,) * 8, 8, sampling, ignore_eos=True))
+    while not engine.idle:
+        engine.step()
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
 def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
@@ -62,6 +113,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--full", action="store_true", help="fill the KV cache, and compare with what app.estimate says")
     return parser.parse_args(argv)
 
 
@@ -71,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
         path=args.model, quantize=args.quantize, dtype=args.dtype, device=args.device, slots=args.slots, context=args.context
     )
     try:
-        record = measure(settings)
+        record = compare(settings) if args.full else measure(settings)
     except LitmusError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from app.engine.attention import SlotAttention
 from app.engine.fused import FusedDecoder, create_fused_decoder
@@ -105,19 +105,10 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
         quantize_layers(model, scheme)
     with torch.inference_mode(), keep_inputs(model):
         expected = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
-    attention = _install_attention(model)
+    attention = install_attention(model)
     flat = FlatModel(model, attention, None)
     _check_logits(name, "in one piece", flat.head(flat.forward_uncached(ids)), expected)
-    layers = int(model.config.get_text_config().num_hidden_layers)
-    if len(attention.shapes) != layers:
-        raise UnsupportedModel(
-            f"{name} cannot be served: only {len(attention.shapes)} of its {layers} layers use transformers' AttentionInterface"
-        )
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
-    if any(kind != "full_attention" and attention.windows.get(layer) is None for layer, kind in enumerate(kinds)):
-        raise UnsupportedModel(
-            f"{name} cannot be served: its layers ({', '.join(sorted(set(kinds)))}) restrict attention by masks, which are not used here"
-        )
+    check_layers(model, attention)
     flat = _optimize(model, attention)
     _allocate_cache(flat, limits)
     hidden = _forward_in_chunks(flat, ids, limits.context)
@@ -126,7 +117,22 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
     return flat
 
 
-def _install_attention(model: PreTrainedModel) -> SlotAttention:
+def check_layers(model: PreTrainedModel, attention: SlotAttention) -> None:
+    """Raises `UnsupportedModel` unless, in a first forward, every layer went through `attention`, which does all that restricts it."""
+    name, config = type(model).__name__, model.config.get_text_config()
+    layers = int(config.num_hidden_layers)
+    if len(attention.shapes) != layers:
+        raise UnsupportedModel(
+            f"{name} cannot be served: only {len(attention.shapes)} of its {layers} layers use transformers' AttentionInterface"
+        )
+    kinds = getattr(config, "layer_types", None) or []
+    if any(kind != "full_attention" and attention.windows.get(layer) is None for layer, kind in enumerate(kinds)):
+        raise UnsupportedModel(
+            f"{name} cannot be served: its layers ({', '.join(sorted(set(kinds)))}) restrict attention by masks, which are not used here"
+        )
+
+
+def install_attention(model: PreTrainedModel) -> SlotAttention:
     attention = SlotAttention()
     try:
         model.set_attn_implementation(attention.name)
@@ -146,20 +152,24 @@ def _optimize(model: PreTrainedModel, attention: SlotAttention) -> FlatModel:
 
 
 def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
-    config, dtype = flat.model.config.get_text_config(), flat.model.dtype
-    weights = flat.weights.bytes
-    hidden = int(config.hidden_size)
-    widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    dtype, weights = flat.model.dtype, flat.weights.bytes
     ledger = Ledger(
         memory=device_memory(flat.device, weights),
         weights=weights,
-        activations=activation_bytes(limits.step_tokens, hidden, widest, int(config.vocab_size), max(HEAD_ROWS, limits.slots or 0)),
+        activations=step_bytes(flat.model.config.get_text_config(), limits),
         slot=slot_bytes(flat.attention, limits.context, dtype),
         sharers=limits.sharers,
     )
     flat.slots = 0 if limits.slots == 0 else ledger.slots(limits.slots, str(flat.device))
     flat.attention.allocate(flat.slots + 1, limits.context, dtype, flat.device)
     log.info("%s on %s: %s; %d slots", type(flat.model).__name__, flat.device, ledger, flat.slots)
+
+
+def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
+    """Declared bytes of the activations of a step, of a model with this text config."""
+    hidden = int(config.hidden_size)
+    widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    return activation_bytes(limits.step_tokens, hidden, widest, int(config.vocab_size), max(HEAD_ROWS, limits.slots or 0))
 
 
 def slot_bytes(attention: SlotAttention, context: int, dtype: torch.dtype) -> int:

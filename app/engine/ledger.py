@@ -43,6 +43,10 @@ class Ledger:
         available = (self.memory - self.weights) // sharers - self.activations
         return max(0, int(USABLE_SHARE * available // self.slot) - 1)
 
+    def weights_that_fit(self, slots: int) -> int:
+        """The bytes that weights may have, so that these slots fit beside them; not positive if none may."""
+        return self.memory - self.activations - int((slots + 1) * self.slot / USABLE_SHARE)
+
     def slots(self, requested: int | None, device: str) -> int:
         """The requested number of slots; for None, as many as fit this process's share, at most 32. Raises `SetupError` with the numbers
         when they do not fit.
@@ -63,6 +67,11 @@ class Ledger:
         return f"weights {_gib(self.weights)}, activations {_gib(self.activations)}, {_gib(self.slot)} a slot, of {_gib(self.memory)}"
 
 
+def fits_beside(memory: int, weights: int, others: int) -> bool:
+    """Whether `others` fit beside the weights, by the share of the rest that is used."""
+    return others <= USABLE_SHARE * (memory - weights)
+
+
 def activation_bytes(rows: int, hidden: int, widest: int, vocabulary: int, logit_rows: int) -> int:
     """Declared bytes for a step of `rows` tokens: a layer's widest activations and residuals, and for `logit_rows` rows the float32
     logits with what sampling and scoring derive from them (log-probabilities, probabilities, a mask).
@@ -81,13 +90,22 @@ def device_memory(device: "torch.device", weights: int) -> int:
 
 def cpu_memory(resident: int, weights: int = 0) -> int:
     """Free bytes of the machine, and within a container's limit, of which `resident` bytes are used, plus `weights`."""
-    limits = [int(text) for path in CGROUP_LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
-    return min([int(psutil.virtual_memory().available) + weights, *[limit - resident + weights for limit in limits if limit > resident]])
+    available = int(psutil.virtual_memory().available)
+    return min([available + weights, *[limit - resident + weights for limit in memory_limits() if limit > resident]])
+
+
+def memory_limits() -> list[int]:
+    """What a container may take of the machine's memory, in bytes; empty without a limit."""
+    return [int(text) for path in CGROUP_LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
 
 
 def weight_bytes(model: "torch.nn.Module") -> int:
-    """Bytes of parameters, buffers and prepacked weights, each storage counted once."""
+    """Bytes of parameters, buffers, prepacked weights and the scales of bitsandbytes' layers, each storage counted once."""
+    import torch
+
     tensors = [*model.parameters(), *model.buffers()]
+    states = (getattr(tensor, name, None) for tensor in tensors for name in ("quant_state", "SCB"))
+    tensors += [scale for state in states if isinstance(scale := getattr(state, "absmax", state), torch.Tensor)]
     storages = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.device.type != "meta"}
     return sum(storages.values()) + sum(int(getattr(module, "packed_bytes", 0)) for module in model.modules())
 

@@ -34,12 +34,17 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.parts = parts_of(path)
-        headers = [_read_header(part) for part in self.parts]
+        headers = self._headers = [_read_header(part) for part in self.parts]
         self.metadata: dict[str, Any] = headers[0].metadata
         self.tensors: dict[str, Tensor] = {name: tensor for header in headers for name, tensor in header.tensors.items()}
         count = self.metadata.get("split.tensors.count", len(self.tensors))
         if count != len(self.tensors):
             raise SetupError(f"{self.path}: its parts hold {len(self.tensors)} tensors of {count}")
+
+    def release(self) -> None:
+        """Give the pages that were read back to the system."""
+        for header in self._headers:
+            header.release()
 
     @property
     def architecture(self) -> str:

@@ -31,7 +31,7 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype) -> PreTrainedModel:
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = config.eos_token_id
-    names = _tensor_names(model, file)
+    names = tensor_names(model, file)
     _check_tensors(file, names)
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         tensor = file.tensors.get(names.get(name, ""))
@@ -48,7 +48,7 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
-def _tensor_names(model: PreTrainedModel, file: GGUFFile) -> dict[str, str]:
+def tensor_names(model: PreTrainedModel, file: GGUFFile) -> dict[str, str]:
     """transformers' parameter names to the file's tensor names, by the table that llama.cpp's converter uses."""
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
     table = gguf.get_tensor_name_map(arch, int(model.config.num_hidden_layers))

@@ -49,6 +49,11 @@ class Header:
         self.metadata = self._metadata(entries)
         self.tensors = self._tensors(tensors)
 
+    def release(self) -> None:
+        """Let the system take back the pages of the file that were read."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._data.madvise(mmap.MADV_DONTNEED)
+
     def _take(self, size: int) -> int:
         """Where the next `size` bytes start."""
         at, self._at = self._at, self._at + size

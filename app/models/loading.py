@@ -16,8 +16,10 @@ from app.engine.grammar import GrammarCompiler
 from app.engine.request import Facts, Failed, Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolsUnsupported
+from app.models.context import context_of
 from app.models.device import DeviceAssignment
 from app.models.format import parameter_count, weight_format
+from app.models.heap import release_freed
 from app.models.names import served_name
 from app.models.revision import fingerprint_of
 from app.models.sampling import default_sampling
@@ -84,11 +86,13 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     if settings.quantize == "int4" and device.type != "cpu":
         raise SetupError(f"model.quantize: int4 runs on a CPU only; on {device} use nf4")
     path = settings.observer_path
-    cache = CacheLimits(settings.slots, min(settings.context, _context("model.path", settings.path)), settings.step_tokens, sharers)
+    cache = CacheLimits(
+        settings.slots, min(settings.context, context_of("model.path", source_of(settings.path))), settings.step_tokens, sharers
+    )
     observer = None
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)
-        cache = replace(cache, context=min(cache.context, _context("model.observer", path)))
+        cache = replace(cache, context=min(cache.context, context_of("model.observer", source_of(path))))
         observer = _flat_model(path, settings, device, replace(cache, slots=0))
     performer = _flat_model(settings.path, settings, device, cache)
     _check_added_tokens(settings.path, tokenizer, performer)
@@ -96,6 +100,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
     warm_up(engine)
+    release_freed(*[source_of(each) for each in (settings.path, path) if each is not None])
     return engine, _facts(settings, engine, tokenizer, sampling)
 
 
@@ -139,15 +144,6 @@ def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache:
         raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
     flat.weights = replace(flat.weights, format=format, types=types, parameters=parameters)
     return flat
-
-
-def _context(field: str, path: str) -> int:
-    """Return the longest sequence that the model supports, in tokens. Raises `SetupError` that names `field`, the setting."""
-    config = source_of(path).config(field)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in {"dynamic", "longrope"}:  # these scale by the longest row of a step, for all its rows
-        return int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
-    return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
 
 def _check_added_tokens(path: str, tokenizer: Tokenizer, model: FlatModel) -> None:

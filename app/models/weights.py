@@ -15,12 +15,10 @@ from app.errors import SetupError, first_line
 from app.models.gguf import GGUFFile
 from app.models.gguf_weights import load_gguf
 from app.models.merge import merge
+from app.models.skeleton import serves_float32
 from app.models.source import Source
 from app.models.tensors import tensor_problem
 from app.settings import ModelSettings
-
-# Up to this many parameters a CPU serves float32: it is as fast, and answers do not depend on the batch.
-MAX_FLOAT32_PARAMETERS = 64_000_000
 
 
 def load_model(source: Source, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
@@ -82,13 +80,8 @@ def _load_gguf(file: GGUFFile, path: str, settings: ModelSettings, device: torch
 
 def _as_float32(model: PreTrainedModel, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
     """A small model in float32, if nobody asked for another precision."""
-    small = (
-        settings.quantize == "none"
-        and not getattr(model, "is_quantized", False)
-        and settings.dtype == "auto"
-        and device.type == "cpu"
-        and model.num_parameters() <= MAX_FLOAT32_PARAMETERS
-    )
+    is_quantized = bool(getattr(model, "is_quantized", False))
+    small = serves_float32(settings.dtype, settings.quantize, device.type, model.num_parameters(), is_quantized)
     return model.float() if small else model
 
 

@@ -1,0 +1,54 @@
+"""`python -m app.estimate MODEL --quantize nf4 --context 8192 --slots 16`: what it takes, where it fits, and what to change if it does not.
+
+Reads a config or a GGUF header, no weights. The exit code is 0 if it fits this machine or one of the cards, 1 if it fits none, 2 if the
+question cannot be answered.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from app.errors import LitmusError
+from app.settings import ModelSettings, prepare_environment
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m app.estimate", description="memory that a model takes, from its config alone")
+    parser.add_argument("model", help="folder, GGUF file or hub name, as model.path")
+    parser.add_argument("--observer", help="a second model for binoculars; the bundled model brings its own along")
+    parser.add_argument("--quantize", choices=["none", "int8", "nf4", "fp4", "int4"], default="none")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    parser.add_argument("--context", type=int, default=4096, help="tokens a slot; when fine-tuning, of a sequence")
+    parser.add_argument("--slots", type=int, default=8, help="requests that decode at once")
+    parser.add_argument("--step-tokens", type=int, default=512, help="as model.step_tokens")
+    parser.add_argument("--fine-tune", choices=["lora", "qlora"], help="what fine-tuning takes, instead of serving")
+    parser.add_argument("--card", action="append", default=[], metavar="24GB", help="another card to ask about; may be given several times")
+    parser.add_argument("--json", action="store_true", help="print the answer of /admin/estimate")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parse_args(argv)
+    # here: they import torch, whose memory is part of the answer
+    from app.estimate.device import card, machine
+    from app.estimate.plan import Plan, Question
+    from app.estimate.process import process_bytes
+    from app.estimate.report import estimate_of, lines
+
+    try:
+        settings = ModelSettings(path=args.model, observer=args.observer)
+        devices = [*machine(), *map(card, args.card)]
+        sizes = (args.context, args.slots, args.step_tokens)
+        process, observer = process_bytes(settings.path, args.quantize), settings.observer_path
+        question = Question(settings.path, args.quantize, args.dtype, *sizes, args.fine_tune, process, observer)
+        estimate = estimate_of(Plan(question), devices)
+    except LitmusError as error:
+        sys.stderr.write(f"litmus: {error.message}\n")
+        return 2
+    sys.stdout.write(estimate.model_dump_json() + "\n" if args.json else "\n".join(lines(estimate)) + "\n")
+    return 0 if any(device.fits for device in estimate.devices) else 1
+
+
+if __name__ == "__main__":
+    prepare_environment()
+    sys.exit(main(sys.argv[1:]))

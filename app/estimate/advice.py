@@ -1,0 +1,99 @@
+"""What to change where a model does not fit: each change is computed, and named only if the model then fits."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from app.estimate.device import Device
+from app.estimate.plan import QUANTIZATIONS, Plan, Question, is_supported
+
+CONTEXTS = tuple(256 << power for power in range(12))  # 256 to 524,288 tokens
+LEAST_CONTEXT = 256
+GIB = 2**30
+
+
+def advice(plan: Plan, device: Device) -> list[str]:
+    """Sentences for a device on which the question does not fit; one that says so if nothing helps; none if it fits."""
+    if plan.fits(device):
+        return []
+    asked = plan.question
+    found = list(_for_training(plan, device) if asked.fine_tune is not None else _for_serving(plan, device))
+    return found or [_nothing_helps(plan, device)]
+
+
+def _for_serving(plan: Plan, device: Device) -> Iterator[str]:
+    asked = plan.question
+    if not is_supported(asked, device.kind):
+        yield f"{device.name}: {'int4 runs on a CPU only' if device.kind == 'cuda' else 'a CPU rounds no weights to compute in float16'}"
+    else:
+        slots = plan.need(device.kind).ledger(device.free).max_slots
+        if slots:
+            yield f"{device.name}: {_count(slots)} of {asked.context} tokens would fit instead of {asked.slots}"
+        context = _longest_context(plan, device, asked)
+        if context:
+            yield f"{device.name}: a context of {context} tokens would fit with {_count(asked.slots)}"
+    yield from _smaller_quantizations(plan, device)
+
+
+def _smaller_quantizations(plan: Plan, device: Device) -> Iterator[str]:
+    """Other quantizations, from the one that changes least; after the first that fits as asked, the rest would only lose quality."""
+    asked = plan.question
+    if plan.source.gguf is not None:
+        yield from _smaller_file(plan, device)
+        return
+    names = QUANTIZATIONS[device.kind]
+    later = names[names.index(asked.quantize) + 1 :] if asked.quantize in names else names[1:]
+    for quantize in later:
+        other = replace(asked, quantize=quantize, dtype="auto")
+        need = plan.need(device.kind, other)
+        if need.fits(device.free):
+            yield f"{device.name}: with {quantize} it fits as asked ({_gib(need.total)} of {_gib(device.free)})"
+            return
+        slots = need.ledger(device.free).max_slots
+        if slots:
+            yield f"{device.name}: with {quantize}, {_count(slots)} of {asked.context} tokens would fit"
+
+
+def _smaller_file(plan: Plan, device: Device) -> Iterator[str]:
+    need, parameters = plan.need(device.kind), plan.parameters
+    left = need.ledger(device.free).weights_that_fit(plan.question.slots)
+    if left > 0:
+        yield (
+            f"{device.name}: a file of the same model would fit if its weights took {8 * left / parameters:.1f} bits each; these take "
+            f"{8 * need.weights.total() / parameters:.1f}"
+        )
+
+
+def _for_training(plan: Plan, device: Device) -> Iterator[str]:
+    asked = plan.question
+    if asked.fine_tune == "lora" and plan.fits(device, qlora := replace(asked, fine_tune="qlora")):
+        yield f"{device.name}: qlora fits as asked ({_gib(plan.need(device.kind, qlora).total)} of {_gib(device.free)})"
+    context = _longest_context(plan, device, asked)
+    if context:
+        yield f"{device.name}: {asked.fine_tune} fits with sequences of {context} tokens"
+
+
+def _longest_context(plan: Plan, device: Device, asked: Question) -> int:
+    """The longest of `CONTEXTS` below the one asked for that fits; 0 if none does."""
+    shorter = [context for context in CONTEXTS if context < min(asked.context, plan.context)]
+    return next((context for context in reversed(shorter) if plan.fits(device, replace(asked, context=context))), 0)
+
+
+def _nothing_helps(plan: Plan, device: Device) -> str:
+    asked = plan.question
+    kinds = ("none",) if plan.source.gguf is not None else QUANTIZATIONS[device.kind]
+    if asked.fine_tune is not None:
+        least = plan.need(device.kind, replace(asked, fine_tune="qlora", context=min(LEAST_CONTEXT, plan.context)))
+        what = f"qlora with sequences of {LEAST_CONTEXT} tokens"
+    else:
+        small = [replace(asked, quantize=kind, dtype="auto", slots=1, context=min(LEAST_CONTEXT, plan.context)) for kind in kinds]
+        least, what = min(((plan.need(device.kind, each), each.quantize) for each in small), key=lambda pair: pair[0].total)
+        what = f"one slot of {LEAST_CONTEXT} tokens, quantize={what}"
+    return f"{device.name}: no setting fits: the least, {what}, needs {_gib(least.total)} of {_gib(device.free)}"
+
+
+def _count(slots: int) -> str:
+    return "1 slot" if slots == 1 else f"{slots} slots"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"

@@ -1,0 +1,165 @@
+"""What a model needs and which devices hold it, from its config or its GGUF header alone; the arithmetic is that of `app.engine.ledger`.
+
+Knows no wire format and prints nothing.
+"""
+
+from collections import Counter
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from app.engine.attention import SlotAttention
+from app.engine.flat import CacheLimits, slot_bytes, step_bytes
+from app.engine.kernel import kernel
+from app.engine.ledger import Ledger, fits_beside
+from app.errors import SetupError
+from app.estimate.device import Device
+from app.estimate.tuning import Tuning, tuning_of
+from app.models.cache import slot_attention
+from app.models.context import context_of
+from app.models.footprint import Form, footprint
+from app.models.skeleton import served_dtype, skeleton_of
+from app.models.source import Source, source_of
+
+FineTune = Literal["lora", "qlora"]
+MIB = 2**20
+CUDA_CONTEXT = 500 * MIB  # of a process on a GPU: context, libraries, workspaces
+QUANTIZATIONS = {"cpu": ("none", "int8", "nf4", "int4"), "cuda": ("none", "int8", "nf4")}  # each smaller than the one before
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """How a model is to be served, or fine-tuned. `process` is what a worker takes without a model."""
+
+    path: str
+    quantize: str = "none"
+    dtype: str = "auto"
+    context: int = 4096
+    slots: int = 1
+    step_tokens: int = 512
+    fine_tune: FineTune | None = None
+    process: int = 0
+    observer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes of a device's memory. `weights` by kind of storage; `slot` is one context, of which there is one more than slots. An observer
+    has a single one, `observer_slot`.
+    """
+
+    weights: Counter[str]
+    slot: int
+    contexts: int
+    activations: int
+    overhead: int
+    dtype: str
+    tuning: Tuning | None = None
+    observer_slot: int = 0
+
+    @property
+    def cache(self) -> int:
+        return self.slot * self.contexts + self.observer_slot
+
+    @property
+    def total(self) -> int:
+        states = 0 if self.tuning is None else self.tuning.states
+        return self.weights.total() + self.cache + self.activations + self.overhead + states
+
+    def ledger(self, memory: int) -> Ledger:
+        return Ledger(memory - self.overhead - self.observer_slot, self.weights.total(), self.activations, self.slot)
+
+    def fits(self, memory: int) -> bool:
+        """Whether a device with so many free bytes holds it, by the rule that the engine starts by."""
+        if self.tuning is None:
+            return self.ledger(memory).max_slots >= self.contexts - 1
+        return fits_beside(memory - self.overhead, self.weights.total(), self.total - self.overhead - self.weights.total())
+
+
+@dataclass
+class Plan:
+    """Answers questions about one model. The skeleton is built once."""
+
+    question: Question
+    source: Source = field(init=False)
+    skeleton: PreTrainedModel = field(init=False)
+    context: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.source = source_of(self.question.path)
+        self.skeleton = skeleton_of(self.source)
+        self.context = min(self.question.context, context_of("model.path", self.source))
+        observer = self.question.observer if self.question.fine_tune is None else None
+        self.observer = None if observer is None else Plan(replace(self.question, path=observer, observer=None))
+        if self.observer is not None:
+            self.context = min(self.context, self.observer.context)
+        self.config = self.skeleton.config.get_text_config()
+        if self.source.gguf is not None and self.question.quantize != "none":
+            raise SetupError(f"model.quantize: {self.question.path} is a GGUF file, whose weights keep their own precision; use none")
+        if self.source.gguf is not None and self.question.fine_tune is not None:
+            raise SetupError(f"{self.question.path} is a GGUF file, whose weights cannot be fine-tuned; name the original model")
+
+    @cached_property
+    def parameters(self) -> int:
+        return int(self.skeleton.num_parameters())
+
+    def need(self, kind: str, question: Question | None = None) -> Need:
+        """What a device of this kind needs for the question, by default the plan's own. Raises `UnsupportedModel`."""
+        asked = self.question if question is None else question
+        if asked.fine_tune is not None:
+            return self._to_tune(kind, asked)
+        dtype = served_dtype(self.source, asked.dtype, asked.quantize, kind, self.parameters)
+        weights = footprint(self.source, self.skeleton, _form(asked.quantize, dtype, kind))
+        context = min(asked.context, self.context)
+        observer = None if self.observer is None else self.observer.need(kind, replace(asked, observer=None, context=context))
+        return Need(
+            weights if observer is None else weights + Counter({f"observer, {name}": size for name, size in observer.weights.items()}),
+            slot=slot_bytes(self._attention, context, dtype),
+            contexts=asked.slots + 1,
+            activations=step_bytes(self.config, CacheLimits(asked.slots, context, asked.step_tokens)),
+            overhead=_overhead(kind, asked),
+            dtype=str(dtype).removeprefix("torch."),
+            observer_slot=0 if observer is None else observer.slot,
+        )
+
+    def _to_tune(self, kind: str, asked: Question) -> Need:
+        scheme = "nf4" if asked.fine_tune == "qlora" else "none"
+        dtype = torch.bfloat16 if asked.dtype == "auto" else getattr(torch, asked.dtype)
+        # its own layers, as only they have a backward pass: none is packed for the kernel
+        weights = footprint(self.source, self.skeleton, Form(scheme, dtype, "cuda"))
+        tuning = self._tuning(min(asked.context, self.context), dtype)
+        return Need(weights, 0, 0, tuning.activations, _overhead(kind, asked), str(dtype).removeprefix("torch."), tuning)
+
+    def _tuning(self, tokens: int, dtype: torch.dtype) -> Tuning:
+        skeleton: Any = deepcopy(self.skeleton)
+        return tuning_of(skeleton.to(dtype), tokens)
+
+    @cached_property
+    def _attention(self) -> SlotAttention:
+        return slot_attention(deepcopy(self.skeleton))
+
+    def fits(self, device: Device, question: Question | None = None) -> bool:
+        asked = self.question if question is None else question
+        return is_supported(asked, device.kind) and self.need(device.kind, asked).fits(device.free)
+
+
+def is_supported(question: Question, kind: str) -> bool:
+    """Whether a device of this kind runs the quantization, as `app.models.loading` checks it."""
+    if question.fine_tune is not None:
+        return True
+    if kind == "cuda":
+        return question.quantize != "int4"
+    return not (question.quantize != "none" and question.dtype == "float16")
+
+
+def _form(quantize: str, dtype: torch.dtype, kind: str) -> Form:
+    compiled = kernel() if kind == "cpu" and dtype == torch.bfloat16 else None
+    return Form(quantize, dtype, kind, None if compiled is None else compiled.columns)
+
+
+def _overhead(kind: str, question: Question) -> int:
+    return CUDA_CONTEXT if kind == "cuda" else question.process

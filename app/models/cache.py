@@ -1,0 +1,45 @@
+"""What a model keeps of each token, from its skeleton: one forward on the meta device shows it. Reads no weights."""
+
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from app.engine.attention import SlotAttention
+from app.engine.flat import check_layers, install_attention
+from app.engine.layout import Span, layout_of
+from app.errors import UnsupportedModel, first_line
+
+PROBE_TOKENS = 8
+ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})  # kinds of layers that keep keys and values
+
+
+def slot_attention(skeleton: PreTrainedModel) -> SlotAttention:
+    """Attention that has seen every layer, for `app.engine.flat.slot_bytes`.
+
+    Raises `UnsupportedModel` for a model whose layers keep something else than keys and values.
+    """
+    check_kinds(skeleton.config.get_text_config())
+    attention = install_attention(skeleton)
+    meta, base = torch.device("meta"), skeleton.base_model
+    attention.layout = layout_of([], [Span(0, PROBE_TOKENS, 0, None)], PROBE_TOKENS, meta)
+    ids: Any = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=meta)
+    try:
+        # with a mask, as transformers would look for packed sequences in the positions, which have no values here
+        base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, ImportError) as error:
+        raise UnsupportedModel(f"{type(skeleton).__name__} cannot be served: {first_line(error)}") from error
+    finally:
+        attention.layout = None
+    check_layers(skeleton, attention)
+    return attention
+
+
+def check_kinds(config: PretrainedConfig) -> None:
+    """Raises `UnsupportedModel` if a model's layers keep something else than keys and values: a state, a convolution."""
+    kinds = sorted(set(getattr(config, "layer_types", None) or []) - ATTENTION)
+    if kinds:
+        raise UnsupportedModel(
+            f"a model of the type '{config.model_type}' cannot be served: the engine's cache holds keys and values, but its layers of the "
+            f"kind {', '.join(kinds)} keep something else"
+        )

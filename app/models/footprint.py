@@ -1,0 +1,189 @@
+"""How many bytes a model's weights take once they are served, from its skeleton alone.
+
+Follows what `app.models.weights`, `app.models.gguf_weights` and `app.engine.linear` make of each kind of layer; `app.engine.sizes` has the
+arithmetic. A test compares the sum with what the engine declares, for several architectures in each quantization.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from app.engine import sizes
+from app.engine.grouped import GROUP_SIZE
+from app.engine.linear import INT4_OUTPUT_MULTIPLE
+from app.models.blocks import TYPES, group_format
+from app.models.gguf_weights import tensor_names
+from app.models.source import Source
+
+FOUR_BITS = ("nf4", "fp4")
+Stored = tuple[str, int] | None  # kind and bytes of a weight; None: it stays the dense parameter that it is
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How weights are served. `columns` is the block of the compiled kernel, None where there is none."""
+
+    quantize: str
+    dtype: torch.dtype
+    device: str  # "cpu" or "cuda"
+    columns: int | None = None
+
+    @property
+    def dense(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """A linear layer; `is_plain` is False for GPT-2's transposed ones, which only bitsandbytes rounds."""
+
+    path: str
+    outputs: int
+    inputs: int
+    is_plain: bool
+
+
+def footprint(source: Source, model: PreTrainedModel, form: Form) -> Counter[str]:
+    """Bytes by kind of storage, such as "4-bit groups" or "bfloat16". `model` is on the meta device."""
+    rules = _Rules(source, model, form)
+    total: Counter[str] = Counter()
+    counted: set[int] = set()  # parameters, as a tied one has two modules
+    for path, module in model.named_modules():
+        stored = rules.stored(path, module)
+        if stored is not None:
+            total[stored[0]] += stored[1]
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in counted and (stored is None or name != "weight"):
+                counted.add(id(parameter))
+                total[form.dense] += parameter.numel() * form.dtype.itemsize
+    total["buffers"] += sum(buffer.nbytes for buffer in model.buffers())
+    return +total
+
+
+@dataclass
+class _Rules:
+    source: Source
+    model: PreTrainedModel
+    form: Form
+    types: dict[str, str] = field(default_factory=dict)  # of a GGUF file, by the parameter's name
+    kept: list[str] = field(default_factory=list)  # modules that bitsandbytes leaves as they are
+
+    def __post_init__(self) -> None:
+        self.head: Any = self.model.get_output_embeddings()
+        self.embed: Any = self.model.get_input_embeddings()
+        self.is_tied = self.head.weight is self.embed.weight
+        self.scheme, self.kept = self.form.quantize, get_keys_to_not_convert(self.model)
+        file = self.source.gguf
+        if file is not None:
+            names = tensor_names(self.model, file)
+            self.types = {name: file.tensors[own].type for name, own in names.items() if own in file.tensors}
+        elif (saved := saved_scheme(self.source)) is not None:
+            self.scheme, kept = saved
+            self.kept = self.kept if kept is None else kept
+
+    @property
+    def is_tiled(self) -> bool:
+        return self.form.columns is not None and self.form.device == "cpu" and self.form.dtype == torch.bfloat16
+
+    @property
+    def rounds_itself(self) -> bool:
+        """As `app.models.weights.rounds_itself`."""
+        return self.form.device == "cpu" and self.form.quantize in {"int4", "int8"}
+
+    def stored(self, path: str, module: nn.Module) -> Stored:
+        if module is self.embed:
+            return self._embedding(f"{path}.weight", module)
+        if type(module) is nn.Linear:
+            return self._linear(_Linear(path, module.out_features, module.in_features, True))
+        if isinstance(module, Conv1D):
+            return self._linear(_Linear(path, module.weight.shape[1], module.weight.shape[0], False))
+        return None
+
+    def _linear(self, layer: _Linear) -> Stored:
+        if self.source.gguf is not None:
+            return self._of_file(layer)
+        if self.rounds_itself and layer.is_plain and layer.inputs % GROUP_SIZE == 0:
+            return self._groups(layer, 8 if self.form.quantize == "int8" or self._is_head(layer) else 4, GROUP_SIZE)
+        if self.scheme in {*FOUR_BITS, "int8"} and not self.rounds_itself and should_convert_module(layer.path, self.kept):
+            return self._of_bitsandbytes(layer)
+        return self._plain(layer)
+
+    def _is_head(self, layer: _Linear) -> bool:
+        return self.model.get_submodule(layer.path) is self.head
+
+    def _type_of(self, layer: _Linear) -> str | None:
+        found = self.types.get(f"{layer.path}.weight")
+        if found is None and self._is_head(layer):  # tied: the file has it once
+            file = self.source.gguf
+            return None if file is None else file.tensors["token_embd.weight"].type
+        return found
+
+    def _of_file(self, layer: _Linear) -> Stored:
+        kind = self._type_of(layer)
+        if kind not in TYPES:
+            return self._plain(layer)
+        return self._groups(layer, *group_format(kind)) if self.form.device == "cpu" else self._dense(layer)
+
+    def _groups(self, layer: _Linear, bits: int, group: int) -> Stored:
+        """As `linear._prepacked_groups`."""
+        if self.is_tiled:
+            assert self.form.columns is not None
+            return f"{bits}-bit groups", sizes.tiled_groups(layer.outputs, layer.inputs, bits, group, self.form.columns)
+        fits = bits == 4 and group == GROUP_SIZE and layer.outputs % INT4_OUTPUT_MULTIPLE == 0
+        if fits and self.form.dtype != torch.float32:
+            return "4-bit groups", sizes.torch_int4(layer.outputs, layer.inputs, group, self.form.dtype.itemsize)
+        return self._dense(layer)
+
+    def _of_bitsandbytes(self, layer: _Linear) -> Stored:
+        if self.scheme == "int8":
+            return "8 bits, bitsandbytes", sizes.bnb_8bit(layer.outputs, layer.inputs)
+        if self.is_tiled and layer.inputs % sizes.BNB_BLOCK == 0:
+            assert self.form.columns is not None
+            return self.scheme, sizes.tiled_levels(layer.outputs, layer.inputs, sizes.BNB_BLOCK, self.form.columns)
+        return f"{self.scheme}, bitsandbytes", sizes.bnb_4bit(layer.outputs, layer.inputs)
+
+    def _plain(self, layer: _Linear) -> Stored:
+        """As `linear._prepacked_plain`: packed in bfloat16, beside an embedding that it was tied to."""
+        if not layer.is_plain or self.form.device != "cpu" or self.form.dtype != torch.bfloat16:
+            return None
+        if self.form.columns is None:
+            return self._dense(layer)
+        return self.form.dense, sizes.tiled_bfloat16(layer.outputs, layer.inputs, self.form.columns)
+
+    def _dense(self, layer: _Linear) -> tuple[str, int]:
+        return self.form.dense, layer.outputs * layer.inputs * self.form.dtype.itemsize
+
+    def _embedding(self, name: str, module: Any) -> Stored:
+        """As `linear._prepacked_embedding`: one that is in groups shares the 8-bit weights of the projection, or becomes dense."""
+        rows, width = module.weight.shape
+        dense = (self.form.dense, rows * width * self.form.dtype.itemsize)
+        if self.source.gguf is not None:
+            kind = self.types.get(name)
+            if kind not in TYPES:
+                return None
+            bits, group = group_format(kind)
+        elif self.rounds_itself and self.is_tied and type(module) is nn.Embedding and width % GROUP_SIZE == 0:
+            bits, group = 8, GROUP_SIZE
+        else:
+            return None
+        if not self.is_tiled or bits != 8:
+            return dense
+        assert self.form.columns is not None
+        shared = self.is_tied
+        return "8-bit groups", 0 if shared else sizes.tiled_groups(rows, width, bits, group, self.form.columns)
+
+
+def saved_scheme(source: Source) -> tuple[str, list[str] | None] | None:
+    """The quantization in which bitsandbytes saved a checkpoint, and the modules that it left; None for other checkpoints."""
+    saved: Any = None if source.gguf is not None else getattr(source.config("model.path"), "quantization_config", None)
+    if saved is None:
+        return None
+    values = saved if isinstance(saved, dict) else saved.to_dict()
+    return str(values["bnb_4bit_quant_type"]) if values.get("load_in_4bit") else "int8", values.get("llm_int8_skip_modules")

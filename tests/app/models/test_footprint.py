@@ -1,0 +1,105 @@
+"""The bytes of weights, told from the config alone, against what the engine declares once it has loaded and packed them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONTEXT, tiny
+
+from app.engine import linear
+from app.engine.flat import CacheLimits, FlatModel, create_flat_model, slot_bytes
+from app.errors import UnsupportedModel
+from app.models.cache import slot_attention
+from app.models.footprint import Form, footprint
+from app.models.skeleton import served_dtype, skeleton_of
+from app.models.source import source_of
+from app.models.weights import load_model, rounds_itself
+from app.settings import ModelSettings
+from models.gguf import write_gguf
+from models.synthetic import Shape, save
+
+CPU = torch.device("cpu")
+FORMS = [
+    ("none", "auto"),
+    ("none", "bfloat16"),
+    ("int8", "auto"),
+    ("int4", "auto"),
+    ("nf4", "auto"),
+    ("nf4", "float32"),
+    ("int8", "float32"),
+]
+
+
+def loaded(path: Path, quantize: str, dtype: str) -> FlatModel:
+    settings = ModelSettings(path=str(path), quantize=quantize, dtype=dtype, device="cpu")  # type: ignore[arg-type]
+    model = load_model(source_of(str(path)), settings, CPU)
+    return create_flat_model(model, CacheLimits(2, CONTEXT), quantize if rounds_itself(settings, CPU) else "none")
+
+
+def told(path: Path, quantize: str, dtype: str) -> tuple[int, torch.dtype]:
+    source = source_of(str(path))
+    skeleton = skeleton_of(source)
+    served = served_dtype(source, dtype, quantize, "cpu", skeleton.num_parameters())
+    compiled = linear.kernel()
+    return footprint(source, skeleton, Form(quantize, served, "cpu", compiled and compiled.columns)).total(), served
+
+
+@pytest.mark.parametrize(("quantize", "dtype"), FORMS)
+@pytest.mark.parametrize("name", ["Llama", "GPT2"])
+def test_weights_take_what_was_told(tmp_path: Path, name: str, quantize: str, dtype: str) -> None:
+    check(tmp_path, name, quantize, dtype)
+
+
+@pytest.mark.parametrize("name", ["Qwen3", "GPTNeoX"])
+def test_so_do_those_of_other_families(tmp_path: Path, name: str) -> None:
+    check(tmp_path, name, "int4", "auto")
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_so_do_those_without_the_compiled_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: str) -> None:
+    monkeypatch.setattr("app.engine.linear.kernel", lambda: None)
+    check(tmp_path, "Llama", quantize, "bfloat16")
+
+
+def check(folder: Path, name: str, quantize: str, dtype: str) -> None:
+    tiny(name).save_pretrained(folder)
+    flat, (size, served) = loaded(folder, quantize, dtype), told(folder, quantize, dtype)
+    assert served == flat.model.dtype
+    assert flat.weights.bytes == pytest.approx(size, rel=0.025)  # the kernel keeps biases apart
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0", "F16"])
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_a_gguf_files_weights_take_what_its_header_tells(tmp_path: Path, type_name: str, dtype: str) -> None:
+    shape = Shape(hidden=64, layers=2, heads=4, kv_heads=2, ff=128, vocabulary=700, context=CONTEXT)
+    file = write_gguf(save(shape, tmp_path / "model", 0), tmp_path / "model.gguf", type_name, {"token_embd": "Q8_0"})
+    flat, (size, served) = loaded(file, "none", dtype), told(file, "none", dtype)
+    assert served == flat.model.dtype
+    assert flat.weights.bytes == pytest.approx(size, rel=0.002)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen2", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"])
+def test_a_slot_takes_what_was_told(tmp_path: Path, name: str) -> None:
+    tiny(name).save_pretrained(tmp_path)
+    flat = loaded(tmp_path, "none", "auto")
+    assert slot_bytes(slot_attention(skeleton_of(source_of(str(tmp_path)))), CONTEXT, torch.float32) == slot_bytes(
+        flat.attention, CONTEXT, torch.float32
+    )
+
+
+@pytest.mark.parametrize("name", ["Falcon", "Gemma2"])
+def test_what_the_engine_refuses_is_refused_without_weights(tmp_path: Path, name: str) -> None:
+    tiny(name).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UnsupportedModel, match="cannot be served"):
+        slot_attention(skeleton_of(source_of(str(tmp_path))))
+
+
+def test_without_a_dtype_in_the_config_the_header_of_the_weights_tells_it(tmp_path: Path) -> None:
+    tiny("Llama").half().save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"dtype": "float16",', ""))
+    source = source_of(str(tmp_path))
+    assert served_dtype(source, "auto", "none", "cuda", 1) == torch.float16
+    assert served_dtype(source, "auto", "none", "cpu", 1) == torch.float32  # a small model
+    assert served_dtype(source, "auto", "int8", "cpu", 1) == torch.bfloat16
