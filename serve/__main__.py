@@ -69,8 +69,8 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     from serve.observe.tracing import add_traces
     from serve.routes import create_routes
 
-    tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.served.values()}
-    detectors = {model.served_name: detector_of(model) for model in settings.served.values()}
+    tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.loaded.values()}
+    detectors = {model.served_name: detector_of(model) for model in settings.loaded.values()}
     app.state.bans.tokenizers.update(tokenizers)
     app.include_router(create_routes(router, tokenizers, int(time.time()), app.state.bans, detectors, settings.server.strict))
     if settings.server.collector is not None:

@@ -75,6 +75,7 @@ from app.schemas.state import (
     Readiness,
     SlotList,
     SlotState,
+    UpstreamState,
     WaitingState,
     WeightsCard,
 )
@@ -165,6 +166,7 @@ __all__ = [
     "ToolCall",
     "ToolChoice",
     "TopLogprob",
+    "UpstreamState",
     "Usage",
     "UsedCalibration",
     "UsedTier",

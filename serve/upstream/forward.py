@@ -1,0 +1,90 @@
+"""From a body for a model of an upstream to the answer: what holds for every model here is checked, then an errand takes it there.
+
+Fields are passed on as they are. Those of this server are taken out: `timeout_s`, and the model's name.
+"""
+
+import uuid
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from app.errors import InvalidRequest
+from app.schemas import MAX_TIMEOUT_S
+from serve.observe.record import REQUEST_ID, current_record
+from serve.routes.service import EventStream, Service, cancel_on_disconnect, timeout_of
+from serve.upstream.answer import Naming
+from serve.upstream.errand import Errand, Order
+from serve.upstream.meter import Meter
+from serve.upstream.models import Upstreams
+from serve.upstream.opening import words_of
+from serve.upstream.pool import Pool
+from serve.upstream.refusal import cannot
+from serve.upstream.wires import CHAT, TEXT, Wire
+
+PASSED_HEADERS = ("anthropic-version", "anthropic-beta")  # of our client; a key of ours is never passed on
+USERS = ("user", "safety_identifier")
+
+
+async def forward(service: Service, upstreams: Upstreams, pool: Pool, wire: Wire, body: dict[str, Any], request: Request) -> Response:
+    """Raises what the pool and the upstream refuse, before the first byte of the answer."""
+    check_users(service, body)
+    timeout_s = timeout_of(request, _timeout(body))
+    order = order_of(wire, body, request)
+    id = f"{wire.prefix}{'_' if wire.inner else '-'}{uuid.uuid4().hex}" if wire.prefix else ""
+    meter = Meter(upstreams.observer, pool.name, wire, upstreams.requests)
+    limit_s = upstreams.queue_settings.timeout_s if timeout_s is None else timeout_s
+    errand = Errand(pool, order, Naming(id, pool.name), meter, limit_s)
+    async with AsyncExitStack() as stack:
+        errand.place = await stack.enter_async_context(pool.enter(words_of(body), partial(cannot, path=wire.path, body=body)))
+        stack.enter_context(upstreams.under_way(errand))
+        stack.push_async_callback(errand.close)
+        if not order.stream:
+            content = await cancel_on_disconnect(request, errand.whole())
+            return Response(content, media_type="application/json", headers=errand.headers)
+        if pool.has_room(errand.place):
+            await cancel_on_disconnect(request, errand.begin())
+        response = EventStream(errand.lines(), stack.pop_all())
+        response.headers.update(errand.headers)
+        return response
+
+
+def check_users(service: Service, body: Mapping[str, Any]) -> None:
+    """Raises `Forbidden` for a user who is banned here."""
+    metadata = body.get("metadata")
+    named = {name: body.get(name) for name in USERS}
+    if isinstance(metadata, dict):
+        named["metadata.user_id"] = metadata.get("user_id")
+    for param, user in named.items():
+        if isinstance(user, str):
+            service.check_user(user, param)
+
+
+def _timeout(body: Mapping[str, Any]) -> float | None:
+    timeout_s = body.get("timeout_s")
+    if timeout_s is None:
+        return None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise InvalidRequest(f"timeout_s must be a number of seconds above 0 and up to {MAX_TIMEOUT_S}", param="timeout_s")
+    return timeout_s
+
+
+def order_of(wire: Wire, body: Mapping[str, Any], request: Request) -> Order:
+    """Raises `InvalidRequest` for a body that no server would take."""
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidRequest("stream must be true or false", param="stream")
+    sent = {name: value for name, value in body.items() if name != "timeout_s"}
+    record = current_record()
+    headers = {"Content-Type": "application/json", **({REQUEST_ID.decode(): record.id} if record is not None else {})}
+    headers |= {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
+    if not (stream and wire.streams):
+        return Order(wire, sent, headers, False, False)
+    options = body.get("stream_options") or {}
+    asked = not isinstance(options, dict) or bool(options.get("include_usage"))
+    if asked or wire.path not in {CHAT, TEXT}:
+        return Order(wire, sent, headers, True, False)
+    return Order(wire, {**sent, "stream_options": {**options, "include_usage": True}}, headers, True, True)
