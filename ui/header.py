@@ -94,7 +94,7 @@ def _context(card: ModelCard) -> str:
 
 
 def _precision(card: ModelCard) -> str:
-    if card.upstreams is not None:
+    if card.upstreams:
         return f"as {card.owned_by} at {' and '.join(upstream.url for upstream in card.upstreams)} has it"
     if card.quantize is None or card.dtype is None or card.weights is None:
         return "unknown"

@@ -43,7 +43,7 @@ CARD_EXAMPLE: JsonDict = {
         "bytes": 4135680,
         "layers_with_16_bit_inputs": [],
     },
-    "upstreams": None,
+    "upstreams": [],
 }
 SLOTS_EXAMPLE: JsonDict = {
     "object": "slot.list",
@@ -137,7 +137,7 @@ class ModelCard(Wire):
     default_sampling_params: DefaultSamplingParams | None
     weights: WeightsCard | None
     observer_weights: WeightsCard | None = Field(description="null without an observer")
-    upstreams: list[UpstreamState] | None = Field(None, description="the servers that answer for the model; null if it is loaded here")
+    upstreams: list[UpstreamState] = Field(default=[], description="the servers that answer for the model; none if it is loaded here")
 
     model_config = ConfigDict(json_schema_extra={"examples": [CARD_EXAMPLE]})
 

@@ -11,6 +11,7 @@ from serve.routes.chat import prepare, prompt_of
 from serve.routes.respond import SSE_RESPONSE, run_jobs, send_stream
 from serve.routes.service import Service, timeout_of
 from serve.routes.state import ERROR_RESPONSES
+from serve.upstream.carry import carry_message, pool_of
 from serve.wire.answers import Answer, collect
 from serve.wire.blocks import messages_body, messages_stream
 from serve.wire.messages import chat_request
@@ -33,8 +34,10 @@ def add_messages(routes: APIRouter, service: Service) -> None:
     )
     async def messages(body: MessagesRequest, request: Request) -> Response:
         service.check_user(body.metadata.user_id if body.metadata else None, "metadata.user_id")
-        model = service.model(body.model)
         timeout_s = timeout_of(request)
+        if (pool := pool_of(service, body.model)) is not None:
+            return await carry_message(service, pool, body, request, timeout_s)
+        model = service.model(body.model)
         chat, translation = chat_request(body)
         with translation.own_names():
             prompt, options = await prepare(service, model, chat, request)

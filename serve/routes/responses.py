@@ -10,6 +10,7 @@ from serve.routes.chat import prepare
 from serve.routes.respond import SSE_RESPONSE, run_jobs, send_stream
 from serve.routes.service import Model, Service, timeout_of
 from serve.routes.state import ERROR_RESPONSES
+from serve.upstream.carry import carry_response, pool_of
 from serve.wire.answers import Answer
 from serve.wire.reply import Reply, collect, stream
 from serve.wire.requests import make_jobs
@@ -27,8 +28,10 @@ def add_responses(routes: APIRouter, service: Service) -> None:
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         service.check_user(body.user, "user")
         service.check_user(body.safety_identifier, "safety_identifier")
-        model = service.model(body.model)
         timeout_s = timeout_of(request)
+        if (pool := pool_of(service, body.model)) is not None:
+            return await carry_response(service, pool, body, request, timeout_s)
+        model = service.model(body.model)
         reply = await _reply(service, model, body, request)
         if body.stream:
             return await send_stream(service, model.facts.name, reply.jobs, lambda events: stream(reply, events), timeout_s)

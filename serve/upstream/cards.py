@@ -16,7 +16,7 @@ from serve.upstream.wires import CHAT, EMBEDDINGS, SCORE, TEXT
 from serve.workers.router import Router
 
 CAPABILITIES: dict[str, Capability] = {CHAT: "chat", TEXT: "completions", SCORE: "score", EMBEDDINGS: "embeddings"}  # by route
-KNOWN: dict[str, tuple[Capability, ...]] = {LLAMA: ("tools", "structured_output"), VLLM: ("structured_output",)}  # beside the routes
+KNOWN: dict[str, tuple[Capability, ...]] = {LLAMA: ("structured_output",), VLLM: ("structured_output",)}  # beside the routes
 
 
 class Cards:
@@ -75,7 +75,7 @@ def capabilities_of(upstreams: Iterable[Upstream]) -> list[Capability]:
         said = abilities.card.get("capabilities")
         by_route = [name for route, name in CAPABILITIES.items() if route in abilities.routes]
         found |= dict.fromkeys(by_route if not isinstance(said, list) else [name for name in get_args(Capability) if name in said])
-        found |= dict.fromkeys(KNOWN.get(abilities.kind, ()))
+        found |= dict.fromkeys((*(("tools",) if abilities.tools else ()), *KNOWN.get(abilities.kind, ())))
     return list(found)
 
 

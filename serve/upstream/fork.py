@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from app.errors import NotReady
 from serve.routes.lenient import Handler, LenientRoute
 from serve.routes.service import Service
+from serve.upstream.carry import is_carried
 from serve.upstream.errors import Passed
 from serve.upstream.forward import forward
 from serve.upstream.gateway import Gateway
@@ -36,6 +37,8 @@ def forked(base: type[APIRoute], gateway: Gateway, service: Service) -> type[API
                 if gateway.draining:
                     raise NotReady("the server is shutting down")
                 try:
+                    if is_carried(pool, wire.path):
+                        return await handle(request)
                     return await forward(service, gateway.upstreams, pool, wire, body, request)
                 except Passed as error:
                     return error_response(error, request.url.path, error.headers)

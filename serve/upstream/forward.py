@@ -4,8 +4,8 @@ Fields are passed on as they are. Those of this server are taken out: `timeout_s
 """
 
 import uuid
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -33,16 +33,10 @@ async def forward(service: Service, upstreams: Upstreams, pool: Pool, wire: Wire
     """Raises what the pool and the upstream refuse, before the first byte of the answer."""
     check_users(service, body)
     timeout_s = timeout_of(request, _timeout(body))
-    order = order_of(wire, body, request)
-    id = f"{wire.prefix}{'_' if wire.inner else '-'}{uuid.uuid4().hex}" if wire.prefix else ""
-    meter = Meter(upstreams.observer, pool.name, wire, upstreams.requests)
-    limit_s = upstreams.queue_settings.timeout_s if timeout_s is None else timeout_s
-    errand = Errand(pool, order, Naming(id, pool.name), meter, limit_s)
+    errand = errand_of(upstreams, pool, order_of(wire, body, request), timeout_s)
     async with AsyncExitStack() as stack:
-        errand.place = await stack.enter_async_context(pool.enter(words_of(body), partial(cannot, path=wire.path, body=body)))
-        stack.enter_context(upstreams.under_way(errand))
-        stack.push_async_callback(errand.close)
-        if not order.stream:
+        await stack.enter_async_context(under_way(upstreams, errand, words_of(body)))
+        if not errand.order.stream:
             content = await cancel_on_disconnect(request, errand.whole())
             return Response(content, media_type="application/json", headers=errand.headers)
         if pool.has_room(errand.place):
@@ -50,6 +44,25 @@ async def forward(service: Service, upstreams: Upstreams, pool: Pool, wire: Wire
         response = EventStream(errand.lines(), stack.pop_all())
         response.headers.update(errand.headers)
         return response
+
+
+def errand_of(upstreams: Upstreams, pool: Pool, order: Order, timeout_s: float | None) -> Errand:
+    prefix, separator = order.wire.prefix, "_" if order.wire.inner else "-"
+    naming = Naming(f"{prefix}{separator}{uuid.uuid4().hex}" if prefix else "", pool.name)
+    meter = Meter(upstreams.observer, pool.name, order.wire, upstreams.requests)
+    return Errand(pool, order, naming, meter, upstreams.queue_settings.timeout_s if timeout_s is None else timeout_s)
+
+
+@asynccontextmanager
+async def under_way(upstreams: Upstreams, errand: Errand, words: Sequence[int]) -> AsyncIterator[None]:
+    """Give the errand its place while the context is open. Leaving it closes the request to the upstream."""
+    refusal = partial(cannot, path=errand.order.wire.path, body=errand.order.body)
+    async with errand.pool.enter(words, refusal) as errand.place:
+        with upstreams.under_way(errand):
+            try:
+                yield
+            finally:
+                await errand.close()
 
 
 def check_users(service: Service, body: Mapping[str, Any]) -> None:
@@ -78,9 +91,7 @@ def order_of(wire: Wire, body: Mapping[str, Any], request: Request) -> Order:
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest("stream must be true or false", param="stream")
     sent = {name: value for name, value in body.items() if name != "timeout_s"}
-    record = current_record()
-    headers = {"Content-Type": "application/json", **({REQUEST_ID.decode(): record.id} if record is not None else {})}
-    headers |= {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
+    headers = headers_of(request)
     if not (stream and wire.streams):
         return Order(wire, sent, headers, False, False)
     options = body.get("stream_options") or {}
@@ -88,3 +99,10 @@ def order_of(wire: Wire, body: Mapping[str, Any], request: Request) -> Order:
     if asked or wire.path not in {CHAT, TEXT}:
         return Order(wire, sent, headers, True, False)
     return Order(wire, {**sent, "stream_options": {**options, "include_usage": True}}, headers, True, True)
+
+
+def headers_of(request: Request) -> dict[str, str]:
+    """What goes there beside the upstream's own key."""
+    record = current_record()
+    passed = {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers}
+    return {"Content-Type": "application/json", **passed, **({REQUEST_ID.decode(): record.id} if record is not None else {})}

@@ -5,7 +5,7 @@ Knows no request and no client.
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -33,6 +33,7 @@ class Abilities:
     model: str
     context: int | None = None
     routes: frozenset[str] = frozenset()
+    tools: bool | None = None  # whether its chats take them; None: it does not say
     card: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,7 +78,15 @@ def _chosen(cards: list[dict[str, Any]], asked: str | None, name: str) -> dict[s
     raise Unreachable(f"it has no model '{wanted}'; set upstream_model to one of the {len(cards)} models that it lists")
 
 
-async def find_routes(http: httpx.AsyncClient, kind: str) -> frozenset[str]:
+async def explore(http: httpx.AsyncClient, found: Abilities) -> Abilities:
+    """Adds what has to be tried. Raises httpx's errors."""
+    routes = await _find_routes(http, found.kind)
+    said = found.card.get("capabilities")
+    lacking = {SCORE} if isinstance(said, list) and "score" not in said else set()  # a Litmus may itself have the model from an upstream
+    return replace(found, routes=routes - lacking, tools=await _takes_tools(http) if found.kind == LLAMA else None)
+
+
+async def _find_routes(http: httpx.AsyncClient, kind: str) -> frozenset[str]:
     """The routes that answer an empty body as a mistake and not as a path that is unknown. Nothing is generated."""
     asked = [path for path in WIRES if kind == LITMUS or path not in OURS]
     there = await asyncio.gather(*(_is_there(http, path) for path in asked))
@@ -89,8 +98,11 @@ async def _is_there(http: httpx.AsyncClient, path: str) -> bool:
         return response.status_code not in ABSENT
 
 
-def without_lacking(abilities: Abilities, routes: frozenset[str]) -> frozenset[str]:
-    """`routes` without those that a Litmus has, but not for this model: it may itself have it from an upstream."""
-    said = abilities.card.get("capabilities")
-    lacking = {SCORE} if isinstance(said, list) and "score" not in said else set()
-    return routes - lacking
+async def _takes_tools(http: httpx.AsyncClient) -> bool | None:
+    """Whether llama-server's chat template has a place for tools: where it has none, they would be dropped. None where it does not say."""
+    response = await http.get("/props")
+    try:
+        said = response.json()["chat_template_caps"]["supports_tools"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return bool(said)

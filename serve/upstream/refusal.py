@@ -54,17 +54,19 @@ INSTEAD = MappingProxyType({(LLAMA, "repetition_penalty"): "repeat_penalty", (LL
 STORED: Mapping[str, Values] = MappingProxyType({"previous_response_id": (), "conversation": (), "store": (False,), "background": (False,)})
 
 
-def cannot(upstream: Upstream, path: str, body: Mapping[str, Any], carried: bool = False) -> InvalidRequest | None:
-    """Why the upstream cannot answer this body on the route; None if it can. `carried`: the route may be carried over a chat."""
+def cannot(upstream: Upstream, path: str, body: Mapping[str, Any]) -> InvalidRequest | None:
+    """Why the upstream cannot answer this body on the route; None if it can."""
     abilities = upstream.abilities
     if abilities is None:
         return None
-    if path not in abilities.routes and not carried:
+    if path not in abilities.routes:
         return InvalidRequest(_no_route(path, upstream.name, abilities.kind), param="model", code="unsupported_by_upstream")
-    refused = {**DROPS.get(abilities.kind, {}), **(STORED if path == RESPONSES else {})}
+    refused: dict[str, Values] = {**DROPS.get(abilities.kind, {}), **(STORED if path == RESPONSES else {})}
     if path == TOKENIZE and abilities.kind == LLAMA and not isinstance(body.get("prompt"), str):
         message = f"the server that answers for '{upstream.name}' (llama.cpp) tokenizes texts only: give prompt, a text"
         return InvalidRequest(message, param="messages" if "messages" in body else "prompt", code="unsupported_by_upstream")
+    if abilities.tools is False:
+        refused["tools"] = ([],)
     for name, neutral in refused.items():
         if name in body and not _changes_nothing(body[name], neutral):
             instead = INSTEAD.get((abilities.kind, name))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import httpx
 
 from app.settings import ModelSettings
-from serve.upstream.probe import Abilities, Unreachable, find_model, find_routes, without_lacking
+from serve.upstream.probe import Abilities, Unreachable, explore, find_model
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ class Upstream:
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
                 found = await find_model(self.http, self.settings.upstream_model, self.name)
-                routes = self.abilities.routes if self.abilities else await find_routes(self.http, found.kind)
+                known = self.abilities
+                found = await explore(self.http, found) if known is None else replace(found, routes=known.routes, tools=known.tools)
         except (TimeoutError, httpx.TimeoutException):
             self._misses += 1
             if self._misses >= MAX_MISSES or not self.alive:
@@ -97,7 +98,7 @@ class Upstream:
         except (httpx.HTTPError, Unreachable) as error:
             self.lost(str(error) if isinstance(error, Unreachable) else f"no connection ({type(error).__name__})")
         else:
-            self._found(replace(found, routes=without_lacking(found, routes)))
+            self._found(found)
 
     def _found(self, abilities: Abilities) -> None:
         was_alive, self._misses = self.alive, 0

@@ -125,7 +125,7 @@ def test_an_upstream_that_is_refused_is_taken_out_and_comes_back(front):
     assert (state["status"], state["models"]["one"], state["models"]["both"]) == ("degraded", "unreachable", "ready")
     assert error_of(front.chat())[:2] == (503, "not_ready")
     listed = front.http.get("/v1/models").json()["data"]
-    assert [card["id"] for card in listed] == ["both"]
+    assert [card["id"] for card in listed] == ["both", "plain"]
     assert [(each["alive"], bool(each["problem"])) for each in listed[0]["upstreams"]] == [(False, True), (True, False)]
     first.start()
     front.wait_until(lambda: front.http.get("/ready").status_code == 200)

@@ -170,14 +170,14 @@ def test_a_body_that_is_no_json_is_refused_as_ever(front):
 
 def test_a_model_that_nobody_has_is_a_404_that_names_all(front):
     response = front.chat(model="gpt-4")
-    assert response.status_code == 404 and "'one', 'both', 'narrow', 'hasty'" in response.json()["error"]["message"]
+    assert response.status_code == 404 and "'one', 'both', 'narrow', 'hasty', 'plain'" in response.json()["error"]["message"]
     refused = front.http.get("/slots")
     assert refused.status_code == 404 and "an upstream answers" in refused.json()["error"]["message"]
 
 
 def test_models_and_readiness_tell_what_is_there(front):
     cards = {card["id"]: card for card in front.http.get("/v1/models").json()["data"]}
-    assert list(cards) == ["one", "both", "narrow", "hasty"] and cards["one"]["default"] and not cards["both"]["default"]
+    assert list(cards) == ["one", "both", "narrow", "hasty", "plain"] and cards["one"]["default"] and not cards["both"]["default"]
     assert (cards["one"]["context"], cards["one"]["owned_by"], cards["one"]["weights"]) == (99, "someone", None)
     assert cards["one"]["capabilities"] == ["chat", "completions", "embeddings"]
     assert [each["url"] for each in cards["both"]["upstreams"]] == [server.url for server in front.servers]
