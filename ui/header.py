@@ -63,7 +63,7 @@ def _model_list(selection: ModelSelection) -> str:
 
 def _model_item(card: ModelCard, is_selected: bool) -> str:
     marks = [mark for mark, applies in {"selected": is_selected, "default": card.default}.items() if applies]
-    facts = [_precision(card), card.device or "", _context(card), f"{card.slots:,} slots"]
+    facts = [_precision(card), card.device or "", _context(card), f"{card.slots:,} {'requests at once' if card.upstreams else 'slots'}"]
     if card.observer:
         facts.append(f"observer {card.observer}")
     if not card.chat:
@@ -77,10 +77,10 @@ def _model_item(card: ModelCard, is_selected: bool) -> str:
 def _facts_html(card: ModelCard) -> str:
     facts = {
         "Model": card.id,
-        "Precision": _precision(card),
+        "Answered" if card.upstreams else "Precision": _precision(card),
         "Device": card.device or "unknown",
         "Context": _context(card) or "unknown",
-        "Slots": f"{card.slots:,}",
+        "At once" if card.upstreams else "Slots": f"{card.slots:,}",
         "Observer": card.observer or "none",
     }
     if not card.chat:
@@ -95,7 +95,7 @@ def _context(card: ModelCard) -> str:
 
 def _precision(card: ModelCard) -> str:
     if card.upstreams:
-        return f"as {card.owned_by} at {' and '.join(upstream.url for upstream in card.upstreams)} has it"
+        return f"by {card.owned_by} at {' and '.join(upstream.url for upstream in card.upstreams)}"
     if card.quantize is None or card.dtype is None or card.weights is None:
         return "unknown"
     if card.quantize != "none":

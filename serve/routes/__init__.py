@@ -11,6 +11,7 @@ from app.tokenizer import Tokenizer
 from serve.routes.chat import add_chat
 from serve.routes.completions import add_completions
 from serve.routes.embeddings import add_embeddings
+from serve.routes.fork import route_class
 from serve.routes.generate import add_generate
 from serve.routes.messages import add_messages
 from serve.routes.metrics import add_metrics
@@ -19,7 +20,6 @@ from serve.routes.score import add_score
 from serve.routes.service import Service
 from serve.routes.state import add_state
 from serve.routes.tokens import add_tokens
-from serve.upstream.fork import route_class
 from serve.upstream.gateway import Gateway
 from serve.workers.router import Router
 

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.schemas import CountTokensRequest, CountTokensResponse, MessagesErrorResponse, MessagesRequest, MessagesResponse
+from serve.routes.carry import carry_message, pool_of
 from serve.routes.chat import prepare, prompt_of
 from serve.routes.respond import SSE_RESPONSE, run_jobs, send_stream
 from serve.routes.service import Service, timeout_of
 from serve.routes.state import ERROR_RESPONSES
-from serve.upstream.carry import carry_message, pool_of
 from serve.wire.answers import Answer, collect
 from serve.wire.blocks import messages_body, messages_stream
 from serve.wire.messages import chat_request

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.schemas import ResponsesAnswer, ResponsesRequest
+from serve.routes.carry import carry_response, pool_of
 from serve.routes.chat import prepare
 from serve.routes.respond import SSE_RESPONSE, run_jobs, send_stream
 from serve.routes.service import Model, Service, timeout_of
 from serve.routes.state import ERROR_RESPONSES
-from serve.upstream.carry import carry_response, pool_of
 from serve.wire.answers import Answer
 from serve.wire.reply import Reply, collect, stream
 from serve.wire.requests import make_jobs
@@ -28,7 +28,7 @@ def add_responses(routes: APIRouter, service: Service) -> None:
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         service.check_user(body.user, "user")
         service.check_user(body.safety_identifier, "safety_identifier")
-        timeout_s = timeout_of(request)
+        timeout_s = timeout_of(request, body.timeout_s)
         if (pool := pool_of(service, body.model)) is not None:
             return await carry_response(service, pool, body, request, timeout_s)
         model = service.model(body.model)

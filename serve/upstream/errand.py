@@ -131,7 +131,7 @@ class Errand:
         abilities, path = upstream.abilities, self.order.wire.path
         self._there = abilities.model
         content = dump({**own_form(abilities, path, self.order.body), "model": self._there})
-        request = upstream.http.build_request("POST", path, content=content, headers=dict(self.order.headers))
+        request = upstream.http.build_request("POST", path, content=content, headers=dict(self.order.headers), timeout=upstream.timeout)
         with as_failure(upstream):
             self.response = await upstream.http.send(request, stream=True)
             if self.response.status_code >= 300:

@@ -1,6 +1,7 @@
 """What an upstream says when it refuses or fails, as one of our errors. Knows no route."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,7 +69,7 @@ def message_of(told: Mapping[str, Any], names: tuple[str, str]) -> str:
     message = told.get("message", told.get("detail"))
     text = message if isinstance(message, str) else json.dumps(message) if message else ""
     there, here = names
-    return text[:MAX_MESSAGE].replace(there, here)
+    return re.sub(rf"(?<![\w./-]){re.escape(there)}(?![\w-])", lambda _: here, text[:MAX_MESSAGE])
 
 
 def _text(value: Any) -> str | None:

@@ -59,7 +59,7 @@ class Events:
         return []
 
     def _dispatch(self, name: bytes, data: bytes) -> list[bytes]:
-        if data == DONE:
+        if data.strip() == DONE:
             self.ended = True
             return []
         event = load(data)

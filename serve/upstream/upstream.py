@@ -51,13 +51,18 @@ class Upstream:
             self._http = httpx.AsyncClient(
                 base_url=self.url,
                 headers=self._headers(),
-                timeout=httpx.Timeout(self.settings.upstream_timeout_s, connect=self.settings.upstream_connect_s, pool=None),
+                timeout=httpx.Timeout(LOOK_TIMEOUT_S, pool=None),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.limit, keepalive_expiry=KEEP_ALIVE_S),
                 verify=self.url.startswith("https:"),
                 trust_env=False,  # neither proxies nor the passwords of a .netrc
                 follow_redirects=False,
             )
         return self._http
+
+    @property
+    def timeout(self) -> httpx.Timeout:
+        """Of a request; a look has its own."""
+        return httpx.Timeout(self.settings.upstream_timeout_s, connect=self.settings.upstream_connect_s, pool=None)
 
     def _headers(self) -> dict[str, str]:
         key = self.settings.upstream_key

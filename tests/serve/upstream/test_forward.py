@@ -2,11 +2,15 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
 from openai_server import MODEL, USAGE, WORDS, Call, chunk
+
+from app.errors import InvalidRequest
+from serve.routes.forward import check_tokens
 
 ROOT = Path(__file__).parents[3]
 CHAT = "/v1/chat/completions"
@@ -213,6 +217,17 @@ def test_the_document_lists_every_metric(front):
     meanings = dict(re.findall(r"^# HELP (litmus:upstream_\w+) (.*)$", text, re.M))
     rows = re.findall(r"^\| `(litmus:upstream_\w+)` \| (\w+) \| [\w, ]+ \| (.*) \|$", (ROOT / "docs/observability.md").read_text(), re.M)
     assert {name: (kind, meaning) for name, kind, meaning in rows} == {name: (kind, meanings[name]) for name, kind in kinds.items()}
+
+
+def test_token_ids_are_refused_where_content_is_blocked(front):
+    class Bans(frozenset):
+        block_content = True
+
+    for body in ({"prompt": [1, 2]}, {"prompt": [[1], [2]]}, {"input": [3]}):
+        with pytest.raises(InvalidRequest, match="blocked content"):
+            check_tokens(SimpleNamespace(banned_users=Bans()), body)
+    check_tokens(SimpleNamespace(banned_users=Bans()), {"prompt": "a", "input": ["b"]})
+    check_tokens(SimpleNamespace(banned_users=frozenset()), {"prompt": [1]})
 
 
 def test_the_official_client(front):

@@ -9,11 +9,11 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from app.errors import NotReady
+from serve.routes.carry import is_carried
+from serve.routes.forward import forward
 from serve.routes.lenient import Handler, LenientRoute
 from serve.routes.service import Service
-from serve.upstream.carry import is_carried
 from serve.upstream.errors import Passed
-from serve.upstream.forward import forward
 from serve.upstream.gateway import Gateway
 from serve.upstream.wires import WIRES
 from serve.wire.errors import error_response

@@ -11,9 +11,9 @@ from fastapi.responses import Response
 
 from app.errors import UpstreamFailed
 from app.schemas import ChatRequest, MessagesRequest, ResponsesRequest
+from serve.routes.forward import errand_of, headers_of, under_way
 from serve.routes.service import EventStream, Service, cancel_on_disconnect
 from serve.upstream.errand import Errand, Order
-from serve.upstream.forward import errand_of, headers_of, under_way
 from serve.upstream.gateway import Gateway
 from serve.upstream.opening import words_of
 from serve.upstream.pool import Pool
@@ -47,7 +47,7 @@ async def carry_response(service: Service, pool: Pool, body: ResponsesRequest, r
     conversation = conversation_of(body)
     with names_of_the_body(conversation):
         chat = chat_of(body, conversation)
-    errand = _errand(service, pool, chat, request, body.timeout_s if timeout_s is None else timeout_s)
+    errand = _errand(service, pool, chat, request, timeout_s)
     sampling = SimpleNamespace(
         temperature=1.0 if body.temperature is None else body.temperature, top_p=1.0 if body.top_p is None else body.top_p
     )

@@ -14,6 +14,7 @@ from fastapi.responses import Response
 
 from app.errors import InvalidRequest
 from app.schemas import MAX_TIMEOUT_S
+from serve.admission.bans import TOKENS
 from serve.observe.record import REQUEST_ID, current_record
 from serve.routes.service import EventStream, Service, cancel_on_disconnect, timeout_of
 from serve.upstream.answer import Naming
@@ -32,10 +33,11 @@ USERS = ("user", "safety_identifier")
 async def forward(service: Service, upstreams: Upstreams, pool: Pool, wire: Wire, body: dict[str, Any], request: Request) -> Response:
     """Raises what the pool and the upstream refuse, before the first byte of the answer."""
     check_users(service, body)
+    check_tokens(service, body)
     timeout_s = timeout_of(request, _timeout(body))
     errand = errand_of(upstreams, pool, order_of(wire, body, request), timeout_s)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(under_way(upstreams, errand, words_of(body)))
+        await stack.enter_async_context(under_way(upstreams, errand, words_of(body) if wire.kind == "generate" else ()))
         if not errand.order.stream:
             content = await cancel_on_disconnect(request, errand.whole())
             return Response(content, media_type="application/json", headers=errand.headers)
@@ -74,6 +76,18 @@ def check_users(service: Service, body: Mapping[str, Any]) -> None:
     for param, user in named.items():
         if isinstance(user, str):
             service.check_user(user, param)
+
+
+def check_tokens(service: Service, body: Mapping[str, Any]) -> None:
+    """Raises `InvalidRequest` for token ids where content is blocked: only the upstream knows which text they are."""
+    if not getattr(service.banned_users, "block_content", False):
+        return
+    for name in TOKENS:
+        sent = body.get(name)
+        first = sent[0] if isinstance(sent, list) and sent else None
+        if isinstance(first, int | list):
+            message = f"{name}: token ids of a model that an upstream answers for cannot be searched for blocked content; send text"
+            raise InvalidRequest(message, param=name)
 
 
 def _timeout(body: Mapping[str, Any]) -> float | None:
