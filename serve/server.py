@@ -32,7 +32,9 @@ from serve.middleware import install
 from serve.observe.logs import LogSettings
 from serve.observe.middleware import observe
 from serve.observe.retention import Archive, Retention
-from serve.processes import EngineSpec, Server
+from serve.processes import SHUTDOWN_MARGIN_S, EngineSpec, Server
+from serve.upstream.front import Front
+from serve.upstream.gateway import Gateway
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
 from serve.workers.router import Router
 from serve.workers.watch import watch
@@ -44,17 +46,17 @@ Watcher = Callable[[], Coroutine[Any, Any, None]]
 DRAIN_POLL_S = 0.1
 
 
-def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Server:
+def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Server | Front:
     """`build` names, as `module:function`, what creates the engine in the worker. `add_routes(app, router)` adds routes and page."""
     security = Security(settings)
-    models = [model for model in settings.served.values() for _ in range(model.replicas)]
-    router = Router([model.served_name for model in models], settings.queue)
+    models = [model for model in settings.loaded.values() for _ in range(model.replicas)]
+    router = Gateway([model.served_name for model in models], settings)
     devices, logs = tuple(model.device for model in models), LogSettings(settings.server.log_level, settings.server.log_format)
     apis = [
         ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), logs)
         for model, replica in zip(models, router.replicas, strict=True)
     ]
-    server = Server(apis, settings.server)
+    server = Server(apis, settings.server) if apis else Front(settings.server, settings.server.drain_s + SHUTDOWN_MARGIN_S)
     app: FastAPI = server.app
     app.router.routes.clear()  # LitServe's own index, health and info; Litmus has its own
     app.title, app.version = "Litmus", VERSION
@@ -76,8 +78,11 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     security.add_outer(app)
     tell_when_to_return(app, pace)
     observe(app, router.observer, settings.server.access_log)  # last, so that it is the outermost middleware
-    watchers: list[Watcher] = [partial(watch, router), partial(_drain, router, settings.server.drain_s), server.connections.watch]
-    app.state.watchers, app.state.order = watchers, server.orders.send  # for what is made in the API process
+    watchers: list[Watcher] = [partial(_drain, router, settings.server.drain_s), server.connections.watch, router.upstreams.watch]
+    if isinstance(server, Server):
+        watchers.append(partial(watch, router))
+        app.state.order = server.orders.send
+    app.state.watchers = watchers  # for what is made in the API process
     if archive is not None:
         watchers.append(archive.watch)
     _finish_in_lifespan(server, router, add_routes, settings.server, watchers)
@@ -85,7 +90,7 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
 
 
 def _finish_in_lifespan(
-    server: Server, router: Router, add_routes: AddRoutes, settings: ServerSettings, watchers: Sequence[Watcher]
+    server: Server | Front, router: Router, add_routes: AddRoutes, settings: ServerSettings, watchers: Sequence[Watcher]
 ) -> None:
     """Add routes and page when the API process starts, before it listens: their imports take seconds and memory, which the main process
     is spared, and the workers load meanwhile. `watchers` run as long as the process.

@@ -63,24 +63,24 @@ def _model_list(selection: ModelSelection) -> str:
 
 def _model_item(card: ModelCard, is_selected: bool) -> str:
     marks = [mark for mark, applies in {"selected": is_selected, "default": card.default}.items() if applies]
-    facts = [_precision(card), card.device, f"{card.context:,} tokens", f"{card.slots:,} slots"]
+    facts = [_precision(card), card.device or "", _context(card), f"{card.slots:,} {'requests at once' if card.upstreams else 'slots'}"]
     if card.observer:
         facts.append(f"observer {card.observer}")
     if not card.chat:
         facts.append("no chat template")
     return (
         f"<li{' aria-current=true' if is_selected else ''}><b>{escape_html(card.id)}</b> "
-        f"{''.join(f'<span class=mark>{mark}</span> ' for mark in marks)}{escape_html(' · '.join(facts))}</li>"
+        f"{''.join(f'<span class=mark>{mark}</span> ' for mark in marks)}{escape_html(' · '.join(filter(None, facts)))}</li>"
     )
 
 
 def _facts_html(card: ModelCard) -> str:
     facts = {
         "Model": card.id,
-        "Precision": _precision(card),
-        "Device": card.device,
-        "Context": f"{card.context:,} tokens",
-        "Slots": f"{card.slots:,}",
+        "Answered" if card.upstreams else "Precision": _precision(card),
+        "Device": card.device or "unknown",
+        "Context": _context(card) or "unknown",
+        "At once" if card.upstreams else "Slots": f"{card.slots:,}",
         "Observer": card.observer or "none",
     }
     if not card.chat:
@@ -89,7 +89,15 @@ def _facts_html(card: ModelCard) -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
+def _context(card: ModelCard) -> str:
+    return "" if card.context is None else f"{card.context:,} tokens"
+
+
 def _precision(card: ModelCard) -> str:
+    if card.upstreams:
+        return f"by {card.owned_by} at {' and '.join(upstream.url for upstream in card.upstreams)}"
+    if card.quantize is None or card.dtype is None or card.weights is None:
+        return "unknown"
     if card.quantize != "none":
         return f"{card.quantize}, computing in {card.dtype}"
     weights = card.weights

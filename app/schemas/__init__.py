@@ -76,6 +76,7 @@ from app.schemas.state import (
     Readiness,
     SlotList,
     SlotState,
+    UpstreamState,
     WaitingState,
     WeightsCard,
 )
@@ -169,6 +170,7 @@ __all__ = [
     "ToolCall",
     "ToolChoice",
     "TopLogprob",
+    "UpstreamState",
     "Usage",
     "UsedCalibration",
     "UsedTier",

@@ -44,6 +44,7 @@ CARD_EXAMPLE: JsonDict = {
         "bytes": 4135680,
         "layers_with_16_bit_inputs": [],
     },
+    "upstreams": [],
 }
 SLOTS_EXAMPLE: JsonDict = {
     "object": "slot.list",
@@ -69,7 +70,7 @@ SLOTS_EXAMPLE: JsonDict = {
 
 
 Capability = Literal["chat", "completions", "score", "embeddings", "tools", "structured_output", "beam_search", "contrastive_search"]
-ModelStatus = Literal["ready", "loading", "unloaded"]  # unloaded: it was idle, and the next request loads it
+ModelStatus = Literal["ready", "loading", "unloaded", "unreachable"]  # unloaded: it was idle, and the next request loads it
 
 
 class DefaultSamplingParams(Wire):
@@ -99,6 +100,17 @@ class WeightsCard(Wire):
     )
 
 
+class UpstreamState(Wire):
+    url: str
+    kind: str | None = Field(description="what it says it is: litmus, llama.cpp, vllm, ...; null until it was reached")
+    model: str | None = Field(description="the model's name there")
+    alive: bool
+    problem: str | None = Field(description="why it is not reachable")
+    in_flight: int = Field(description="requests that it has")
+    concurrency: int = Field(description="requests that it gets at once")
+    routes: list[str] = Field(description="routes that it has")
+
+
 class ModelCard(Wire):
     id: str
     object: Literal["model"] = "model"
@@ -106,15 +118,17 @@ class ModelCard(Wire):
     owned_by: str = "litmus"
     status: ModelStatus = Field("ready", description="loading: its process died, or a request waits; unloaded: the next request loads it")
     default: bool = Field(description="used for requests that name no model")
-    context: int = Field(description="limit of prompt and answer together, in tokens")
-    max_model_len: int = Field(description="same as context, by vLLM's name")
-    slots: int
-    revision: str = Field(description="commit on the hub, or a digest of the folder")
-    quantize: str = Field(
+    context: int | None = Field(description="limit of prompt and answer together, in tokens; null where an upstream does not say it")
+    max_model_len: int | None = Field(description="same as context, by vLLM's name")
+    slots: int = Field(description="requests that are answered at once; those that upstreams get at once")
+    revision: str | None = Field(
+        description="commit on the hub, or a digest of the folder; null, like what follows, for a model of an upstream"
+    )
+    quantize: str | None = Field(
         description="the setting: how the server quantized float weights; none also if the checkpoint was quantized before"
     )
-    dtype: str
-    device: str
+    dtype: str | None
+    device: str | None
     observer: str | None
     chat: bool = Field(description="whether the model has a chat template")
     tools: Literal["template", "general"] | None = Field(
@@ -122,9 +136,10 @@ class ModelCard(Wire):
     )
     methods: list[Method]
     capabilities: list[Capability]
-    default_sampling_params: DefaultSamplingParams
-    weights: WeightsCard
+    default_sampling_params: DefaultSamplingParams | None
+    weights: WeightsCard | None
     observer_weights: WeightsCard | None = Field(description="null without an observer")
+    upstreams: list[UpstreamState] = Field(default=[], description="the servers that answer for the model; none if it is loaded here")
 
     model_config = ConfigDict(json_schema_extra={"examples": [CARD_EXAMPLE]})
 
@@ -135,7 +150,9 @@ class ModelList(Wire):
 
 
 class Readiness(Wire):
-    status: Literal["ready", "loading", "draining"] = Field(description="ready when all models are, or are loaded on demand")
+    status: Literal["ready", "loading", "draining", "degraded"] = Field(
+        description="ready when all models are, or are loaded on demand; degraded when what is missing is an upstream"
+    )
     models: dict[str, ModelStatus] = Field(default_factory=dict)
 
 

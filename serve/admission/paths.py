@@ -19,7 +19,7 @@ RULE = "the setting security.model_paths says from where a request may load"
 class ModelPaths:
     def __init__(self, settings: Settings) -> None:
         rules = settings.security.model_paths
-        self._known = {path for model in settings.served.values() for path in _paths_of(model).values()}
+        self._known = {path for model in settings.loaded.values() for path in _paths_of(model).values()}
         own = [str(_folder(Path(path))) for path in self._known if not _is_hub(path)]
         self._rules: Sequence[str] = [*own, CACHE] if rules is None else rules
 

@@ -53,6 +53,10 @@ class Observer:
         self._jobs: dict[str, ObservedJob] = {}
         self._started_workers: set[int] = set()  # numbers of the replicas that have had a worker
 
+    def model(self, name: str) -> ModelMetrics:
+        """The metrics of a model, also of one that upstreams answer for."""
+        return self._models.setdefault(name, ModelMetrics(self.metrics, name))
+
     def admitted(self, job: Job, model: str) -> None:
         """A job is on its way to a worker of the model."""
         record = current_record()

@@ -137,6 +137,8 @@ def _processes(router: Router) -> Mapping[tuple[str, str, str], psutil.Process]:
     """By the labels process, model, replica."""
     workers = {("worker", *place.labels): place.replica.worker for place in places(router)}
     found = {("api", "", ""): psutil.Process(), **{labels: worker for labels, worker in workers.items() if worker is not None}}
+    if not router.replicas:  # without workers, this process is the only one
+        return found
     with contextlib.suppress(psutil.NoSuchProcess):
         found["main", "", ""] = psutil.Process(os.getppid())
     return found

@@ -5,15 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 from fastapi import APIRouter
-from fastapi.routing import APIRoute
 
 from app.scoring.detector import Detector
 from app.tokenizer import Tokenizer
 from serve.routes.chat import add_chat
 from serve.routes.completions import add_completions
 from serve.routes.embeddings import add_embeddings
+from serve.routes.fork import route_class
 from serve.routes.generate import add_generate
-from serve.routes.lenient import LenientRoute
 from serve.routes.messages import add_messages
 from serve.routes.metrics import add_metrics
 from serve.routes.responses import add_responses
@@ -21,6 +20,7 @@ from serve.routes.score import add_score
 from serve.routes.service import Service
 from serve.routes.state import add_state
 from serve.routes.tokens import add_tokens
+from serve.upstream.gateway import Gateway
 from serve.workers.router import Router
 
 
@@ -35,8 +35,8 @@ def create_routes(
     """`tokenizers` and `detectors` are by model name; `started` is the server's start as Unix time in seconds. `strict` refuses unknown
     fields of a body.
     """
-    routes = APIRouter(route_class=APIRoute if strict else LenientRoute)
     service = Service(router, tokenizers, ThreadPoolExecutor(2, "texts"), banned_users)
+    routes = APIRouter(route_class=route_class(strict, router if isinstance(router, Gateway) else None, service))
     add_state(routes, router, started, detectors)
     add_metrics(routes, router)
     add_tokens(routes, service)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.schemas import CountTokensRequest, CountTokensResponse, MessagesErrorResponse, MessagesRequest, MessagesResponse
+from serve.routes.carry import carry_message, pool_of
 from serve.routes.chat import prepare, prompt_of
 from serve.routes.respond import SSE_RESPONSE, run_jobs, send_stream
 from serve.routes.service import Service, timeout_of
@@ -33,8 +34,10 @@ def add_messages(routes: APIRouter, service: Service) -> None:
     )
     async def messages(body: MessagesRequest, request: Request) -> Response:
         service.check_user(body.metadata.user_id if body.metadata else None, "metadata.user_id")
-        model = service.model(body.model)
         timeout_s = timeout_of(request)
+        if (pool := pool_of(service, body.model)) is not None:
+            return await carry_message(service, pool, body, request, timeout_s)
+        model = service.model(body.model)
         chat, translation = chat_request(body)
         with translation.own_names():
             prompt, options = await prepare(service, model, chat, request)

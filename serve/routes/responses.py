@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.schemas import ResponsesAnswer, ResponsesRequest
+from serve.routes.carry import carry_response, pool_of
 from serve.routes.chat import prepare
 from serve.routes.respond import SSE_RESPONSE, run_jobs, send_stream
 from serve.routes.service import Model, Service, timeout_of
@@ -27,8 +28,10 @@ def add_responses(routes: APIRouter, service: Service) -> None:
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         service.check_user(body.user, "user")
         service.check_user(body.safety_identifier, "safety_identifier")
+        timeout_s = timeout_of(request, body.timeout_s)
+        if (pool := pool_of(service, body.model)) is not None:
+            return await carry_response(service, pool, body, request, timeout_s)
         model = service.model(body.model)
-        timeout_s = timeout_of(request)
         reply = await _reply(service, model, body, request)
         if body.stream:
             return await send_stream(service, model.fleet, reply.jobs, lambda events: stream(reply, events), timeout_s)

@@ -21,7 +21,6 @@ from app.schemas import MAX_TIMEOUT_S
 from app.tokenizer import Tokenizer
 from serve.observe.record import CLIENT_LEFT
 from serve.workers.fleet import Fleet
-from serve.workers.flight import JobEvents
 from serve.workers.router import Router
 
 T = TypeVar("T")
@@ -76,7 +75,7 @@ class Service:
 class EventStream(StreamingResponse):
     """Streams server-sent events, then closes the jobs' context: also when the client left, or never read a byte."""
 
-    def __init__(self, lines: AsyncIterator[str], jobs_context: AbstractAsyncContextManager[JobEvents]) -> None:
+    def __init__(self, lines: AsyncIterator[str | bytes], jobs_context: AbstractAsyncContextManager[Any]) -> None:
         super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._jobs_context = jobs_context
 

@@ -25,6 +25,7 @@ from app.schemas import (
     WeightsCard,
 )
 from app.scoring.detector import UNCALIBRATED, Detector
+from serve.upstream.cards import Cards
 from serve.workers.router import Router
 
 FAVICON = FilePath(__file__).with_name("favicon.ico")
@@ -46,9 +47,11 @@ SLOTS_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status]
 
 
 def add_state(routes: APIRouter, router: Router, started: int, detectors: Mapping[str, Detector]) -> None:
-    def card(facts: Facts) -> ModelCard:
+    def card(facts: Facts, default: str) -> ModelCard:
         status, methods = router.statuses[facts.name], detectors.get(facts.name, UNCALIBRATED).methods(facts)
-        return card_of(facts, started, router.default, methods).model_copy(update={"status": status})
+        return card_of(facts, started, default, methods).model_copy(update={"status": status})
+
+    cards = Cards(router, started, card)
 
     @routes.get("/", include_in_schema=False)
     async def index(request: Request) -> RedirectResponse:
@@ -88,18 +91,19 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
         A field of a request that this server does not know is left out, and named in the header `X-Litmus-Ignored` of the response; the
         setting `server.strict` refuses it. A field that is known, would change the answer and cannot be served is always a 400.
         """
-        return ModelList(data=[card(facts) for facts in router.loaded_facts() or [router.facts()]])
+        return ModelList(data=cards.all())
 
     @routes.get(
         "/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERROR_RESPONSES[404], 503: ERROR_RESPONSES[503]}
     )
     async def model(name: Annotated[str, Path(examples=["storyteller"])]) -> ModelCard:
-        return card(router.facts(name))
+        return cards.one(name)
 
 
 def readiness_of(router: Router) -> Readiness:
-    status: Literal["ready", "draining", "loading"] = "ready" if router.ready else "draining" if router.draining else "loading"
-    return Readiness(status=status, models=dict(router.statuses))
+    models = dict(router.statuses)
+    waiting: Literal["loading", "degraded"] = "loading" if "loading" in models.values() else "degraded"
+    return Readiness(status="ready" if router.ready else "draining" if router.draining else waiting, models=models)
 
 
 def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> ModelCard:

@@ -54,7 +54,7 @@ class Catalog:
         self._tokenizers, self._detectors = tokenizers, detectors
         self._paths = ModelPaths(settings)
         self._loads = Loads(order)
-        self._served = {model.served_name: Version(model, router.fleet(model.served_name)) for model in settings.served.values()}
+        self._served = {model.served_name: Version(model, router.fleet(model.served_name)) for model in settings.loaded.values()}
         self._beside: dict[str, Version] = {}
         self._asked: set[str] = set()  # names of the models that a request to load or unload is being checked for
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by name: what is being done about a model
@@ -123,6 +123,8 @@ class Catalog:
         """Raises `NotReady` while the server shuts down, and `Conflict` while something is done about the model."""
         if self._router.draining:
             raise NotReady("the server is shutting down")
+        if name in self._router.statuses and name not in self._router.models:
+            raise Conflict(f"an upstream answers for '{name}', so no version of it is loaded here; choose another name", param="name")
         if name in self._asked or name in self._tasks:
             raise Conflict(
                 f"a version of '{name}' is being loaded or unloaded at the moment; GET /admin/models says how far it is", code="model_busy"

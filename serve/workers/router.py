@@ -10,12 +10,13 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 
 from app.engine.request import Event, Facts, Failed, Interrupted, Job, Report
 from app.errors import DeadlineExceeded, LitmusError, NotReady, UnknownModel, WorkerDied
+from app.schemas.state import ModelStatus
 from app.setting_groups import QueueSettings
 from serve.observe.observer import Observer
 from serve.workers.fleet import Fleet, Replica
@@ -42,7 +43,7 @@ class Router:
         self.queue_settings = queue_settings
         self.draining = False
         self.observer = Observer(models)
-        self.default = models[0]
+        self.default = next(iter(models), "")
         self.absent: dict[str, LitmusError] = {}  # what is told of a model that is not served, but could be
         self.heard: Callable[[Ready | LoadFailed | Started | Ended], None] = lambda message: None  # who follows the life of workers
         self._beside: list[Fleet] = []  # versions that get no new jobs
@@ -66,7 +67,7 @@ class Router:
     @property
     def models(self) -> list[str]:
         """The names of all models, the default one first."""
-        return [self.default, *(model for model in self._fleets if model != self.default)]
+        return sorted(self._fleets, key=lambda model: model != self.default)
 
     @property
     def alive(self) -> dict[str, bool]:
@@ -74,7 +75,7 @@ class Router:
         return {model: bool(fleet.alive) for model, fleet in self._fleets.items()}
 
     @property
-    def statuses(self) -> Mapping[str, Literal["ready", "loading", "unloaded"]]:
+    def statuses(self) -> Mapping[str, ModelStatus]:
         return {model: self._fleets[model].status for model in self.models}
 
     @property
@@ -97,7 +98,7 @@ class Router:
         if name not in self._fleets:
             if name in self.absent:
                 raise self.absent[name]
-            names = ", ".join(f"'{served}'" for served in self.models)
+            names = ", ".join(f"'{served}'" for served in self.statuses)
             raise UnknownModel(f"model '{name}' is not served here; this server has {names}", param="model")
         return self._fleets[name]
 

@@ -42,6 +42,25 @@ def test_the_header_says_how_a_quantized_checkpoint_has_its_weights():
     assert "<dd>gguf Q4_1, Q8_0, computing in bfloat16</dd>" in header_html({**CARD, "quantize": "none", "weights": weights})
 
 
+def test_a_model_of_another_server_says_who_answers():
+    upstream = {
+        "url": "http://10.0.0.7:8000",
+        "kind": "vllm",
+        "model": "m",
+        "alive": True,
+        "problem": None,
+        "in_flight": 0,
+        "concurrency": 64,
+        "routes": [],
+    }
+    unknown = dict.fromkeys(
+        ("context", "max_model_len", "revision", "quantize", "dtype", "device", "observer", "weights", "default_sampling_params")
+    )
+    far = {**CARD, **unknown, "id": "far", "owned_by": "vllm", "slots": 64, "upstreams": [upstream]}
+    assert lines(header_html(far, CARD))[0].endswith("by vllm at http://10.0.0.7:8000 · 64 requests at once")
+    assert "<dt>Answered</dt><dd>by vllm at http://10.0.0.7:8000</dd>" in header_html(far) and "<dd>unknown</dd>" in header_html(far)
+
+
 def test_several_models_take_a_line_each_and_the_selected_one_is_marked():
     html = header_html(CARD, {**NO_CHAT, "id": "<mute>"}, requested="<mute>")
     assert lines(html) == [

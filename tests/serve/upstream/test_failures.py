@@ -1,0 +1,318 @@
+"""Every way in which an upstream can fail, and what the client sees of it."""
+
+import socket
+import threading
+
+import httpx
+import openai
+import pytest
+from openai_server import Call, answer, chunk
+
+CHAT = "/v1/chat/completions"
+
+
+def hello(**fields):
+    return {"messages": [{"role": "user", "content": "Hello."}], **fields}
+
+
+def error_of(response: httpx.Response) -> tuple[int, str, str]:
+    error = response.json()["error"]
+    return response.status_code, error["code"], error["message"]
+
+
+def refusing(status: int, body: object, **headers: str):
+    async def behave(call: Call) -> None:
+        await call.reply(status, body, **headers)
+
+    return behave
+
+
+async def drop(call: Call) -> None:
+    """The connection ends without a byte."""
+    call.writer.transport.abort()
+
+
+async def two_words(call: Call) -> None:
+    """The beginning of a stream, and no end."""
+    await call.begin_events()
+    await call.event(chunk(delta={"role": "assistant"}))
+    await call.event(chunk(delta={"content": "one "}))
+    await call.event(chunk(delta={"content": "two "}))
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 422])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refusal_passes_with_its_status_and_message(front, status, stream):
+    front.server.behave = refusing(status, {"error": {"message": "no, because", "param": "top_k", "code": "their_code"}})
+    response = front.chat(stream=stream)
+    assert error_of(response) == (status, "their_code", "no, because")
+    assert response.json()["error"]["param"] == "top_k" and response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [{"detail": "no, because"}, {"message": "no, because"}, {"error": "no, because"}])
+def test_a_refusal_may_have_any_form(front, body):
+    front.server.behave = refusing(400, body)
+    assert error_of(front.chat())[2] == "no, because"
+
+
+def test_a_refusal_without_words(front):
+    front.server.behave = refusing(400, b"<html>")
+    assert error_of(front.chat()) == (400, "upstream_refused", "it gives no reason")
+
+
+def test_a_429_keeps_its_retry_after(front):
+    front.server.behave = refusing(429, {"error": {"message": "later"}}, retry_after="17")
+    response = front.chat()
+    assert error_of(response)[::2] == (429, "later") and response.headers["retry-after"] == "17"
+    assert response.json()["error"]["type"] == "rate_limit_error"
+    with pytest.raises(openai.RateLimitError, match="later"):
+        front.client().chat.completions.create(model="one", messages=[{"role": "user", "content": "Hi"}])
+
+
+def test_a_refusal_under_messages_has_anthropics_form(front):
+    front.server.behave = refusing(400, {"type": "error", "error": {"type": "t", "message": "no"}})
+    response = front.http.post("/v1/messages", json=hello(model="one", max_tokens=3))
+    assert response.status_code == 400
+    assert response.json() == {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}}
+
+
+def test_a_key_that_is_refused_is_the_servers_fault(front):
+    front.server.behave = refusing(401, {"error": {"message": "who are you"}})
+    status, code, message = error_of(front.chat())
+    assert (status, code) == (503, "upstream_failed") and "refused the key" in message
+
+
+def test_a_redirect_is_not_followed(front):
+    front.server.behave = refusing(307, b"", location=front.servers[1].url)
+    assert error_of(front.chat())[:2] == (503, "upstream_failed")
+    assert front.servers[1].calls == []
+
+
+@pytest.mark.parametrize("fails", [refusing(500, {"error": {"message": "broken"}}), refusing(503, b""), drop])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_fails_before_the_first_byte_is_tried_on_another_upstream(front, fails, stream):
+    for server in front.servers:
+        server.behave = fails
+        other = front.servers[1 - front.servers.index(server)]
+        for _ in range(2):  # one of them begins with the server that fails
+            response = front.chat(model="both", stream=stream, messages=[{"role": "user", "content": str(front.servers.index(server))}])
+            assert response.status_code == 200, response.text
+        assert len(other.calls) == 2
+        server.behave = answer
+        server.calls.clear(), other.calls.clear()
+
+
+@pytest.mark.parametrize("fails", [refusing(500, {"error": {"message": "broken"}}), drop])
+def test_where_no_other_is_left_it_is_a_503(front, fails):
+    for server in front.servers:
+        server.behave = fails
+    status, code, _ = error_of(front.chat(model="both"))
+    assert (status, code) == (503, "upstream_failed")
+    assert sum(len(server.calls) for server in front.servers) == 2, "not tried a third time"
+    with pytest.raises(openai.InternalServerError):
+        front.client().chat.completions.create(model="one", messages=[{"role": "user", "content": "Hi"}])
+
+
+def test_an_upstream_that_is_refused_is_taken_out_and_comes_back(front):
+    first, second = front.servers
+    first.kill()
+    for _ in range(4):
+        assert front.chat(model="both").status_code == 200
+    assert len(second.calls) == 4 and front.alive("both") == 1
+    front.wait_until(lambda: [front.alive(name) for name in ("one", "both", "narrow", "hasty")] == [0, 1, 0, 0])
+    assert front.http.get("/ready").status_code == 503
+    state = front.http.get("/ready").json()
+    assert (state["status"], state["models"]["one"], state["models"]["both"]) == ("degraded", "unreachable", "ready")
+    assert error_of(front.chat())[:2] == (503, "not_ready")
+    listed = front.http.get("/v1/models").json()["data"]
+    assert [card["id"] for card in listed] == ["both", "plain"]
+    assert [(each["alive"], bool(each["problem"])) for each in listed[0]["upstreams"]] == [(False, True), (True, False)]
+    first.start()
+    front.wait_until(lambda: front.http.get("/ready").status_code == 200)
+    assert front.chat().status_code == 200
+    assert 'litmus:upstream_deaths_total{model="both"' in front.http.get("/metrics").text
+
+
+def test_one_that_loses_its_key_or_its_model_is_taken_out(front):
+    front.server.key = "of-somebody-else"
+    front.wait_until(lambda: front.alive("one") == 0)
+    assert "upstream_key" in front.gateway.upstreams.pools["one"].upstreams[0].reason
+    front.server.key, front.server.card = None, {**front.server.card, "id": "another"}
+    front.gateway.upstreams.pools["one"].upstreams[0].doubt()
+    front.wait_until(lambda: front.alive("one") == 1)  # the only model there, and none was named
+    front.server.card = {**front.server.card, "id": "their-model"}
+    front.gateway.upstreams.pools["one"].upstreams[0].doubt()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_no_json(front, stream):
+    async def behave(call: Call) -> None:
+        if stream:
+            await call.begin_events()
+            await call.send("data: {broken\n\n")
+        else:
+            await call.reply(200, b"[1]")
+
+    front.server.behave = behave
+    response = front.chat(stream=stream)
+    error = front.events(response)[0]["error"] if stream else response.json()["error"]
+    assert error["code"] == "upstream_failed" and "JSON" in error["message"]
+
+
+def test_a_death_in_mid_stream_is_an_error_and_done(front):
+    front.server.behave = two_words
+    *_, second, error, done = front.events(front.chat(stream=True))
+    assert second["choices"][0]["delta"] == {"content": "two "}
+    assert error["error"]["code"] == "upstream_failed" and "broke off" in error["error"]["message"] and done == "[DONE]"
+    with pytest.raises(openai.APIError, match="broke off"):
+        list(front.client().chat.completions.create(model="one", messages=[{"role": "user", "content": "Hi"}], stream=True))
+
+
+def test_a_kill_in_mid_stream_is_an_error_and_done(front):
+    async def behave(call: Call) -> None:
+        await two_words(call)
+        threading.Thread(target=front.server.kill).start()
+        await call.until_left()
+
+    front.server.behave = behave
+    *_, error, done = front.events(front.chat(stream=True, model="both", messages=[{"role": "user", "content": "to the first"}]))
+    front.server.start()
+    if done == "[DONE]" and "error" not in error:  # it went to the other one
+        *_, error, done = front.events(front.chat(stream=True))
+        front.server.start()
+    assert error["error"]["code"] == "upstream_failed" and done == "[DONE]"
+
+
+def test_an_error_of_theirs_in_mid_stream_is_passed_on(front):
+    async def behave(call: Call) -> None:
+        await two_words(call)
+        await call.event({"error": {"message": "their-model ran out of memory", "code": 500, "type": "server_error"}})
+        await call.event("[DONE]")
+
+    front.server.behave = behave
+    *_, error, done = front.events(front.chat(stream=True))
+    assert (error["error"]["message"], error["error"]["code"], done) == ("one ran out of memory", "server_error", "[DONE]")
+
+
+def test_a_death_in_mid_stream_of_responses_and_messages(front):
+    async def responses(call: Call) -> None:
+        await call.begin_events()
+        await call.event({"type": "response.created", "response": {"id": "theirs", "object": "response", "output": []}})
+
+    front.server.behave = responses
+    created, error, failed = front.events(front.http.post("/v1/responses", json={"input": "Hi", "model": "one", "stream": True}))
+    assert (error["type"], failed["type"]) == ("error", "response.failed")
+    assert failed["response"]["id"] == created["response"]["id"] and failed["response"]["status"] == "failed"
+
+    async def messages(call: Call) -> None:
+        await call.begin_events()
+        await call.event({"type": "message_start", "message": {"id": "theirs"}})
+
+    front.server.behave = messages
+    response = front.http.post("/v1/messages", json=hello(model="one", max_tokens=3, stream=True))
+    assert front.events(response)[-1]["error"]["type"] == "overloaded_error" and "event: error" in response.text
+
+
+def test_a_stream_that_is_none(front):
+    front.server.behave = refusing(200, {"id": "x", "choices": []})
+    assert error_of(front.chat(stream=True))[2] == "the model's server answered without a stream"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_closes_the_upstreams_request(front, stream):
+    begun, calls = threading.Event(), []
+
+    async def behave(call: Call) -> None:
+        calls.append(call)
+        if stream:
+            await two_words(call)
+        begun.set()
+        await call.until_left()
+
+    front.server.behave = behave
+    body = f'{{"model": "one", "messages": [], "n": 1, "stream": {str(stream).lower()}}}'
+    with socket.create_connection(("127.0.0.1", int(front.url.rsplit(":", 1)[1]))) as client:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        client.sendall((head + body).encode())
+        assert begun.wait(5)
+    assert calls[0].left.wait(5)
+    front.wait_until(lambda: front.gateway.in_flight == 0)
+    assert 'code="client_left"' in front.http.get("/metrics").text
+
+
+def code_of_late(front, response: httpx.Response) -> str:
+    """Of a stream that ends with an error, or of an error before it: on a busy machine the time may pass before its first byte."""
+    if response.status_code != 200:
+        return error_of(response)[1]
+    *_, error, done = front.events(response)
+    assert done == "[DONE]"
+    return error["error"]["code"]
+
+
+def test_a_server_that_is_silent_for_too_long(front):
+    async def silent(call: Call) -> None:
+        await call.until_left()
+
+    front.server.behave = silent
+    status, code, message = error_of(front.chat(model="hasty"))
+    assert (status, code) == (503, "upstream_timeout") and "upstream_timeout_s" in message
+
+    async def stops(call: Call) -> None:
+        await two_words(call)
+        await call.until_left()
+
+    front.server.behave = stops
+    assert code_of_late(front, front.chat(model="hasty", stream=True)) == "upstream_timeout"
+
+
+def test_the_deadline_of_a_request_holds(front):
+    async def stops(call: Call) -> None:
+        if call.body.get("stream"):
+            await two_words(call)
+        await call.until_left()
+
+    front.server.behave = stops
+    assert error_of(front.chat(timeout_s=0.05))[:2] == (408, "deadline_exceeded")
+    assert code_of_late(front, front.chat(timeout_s=0.2, stream=True)) == "deadline_exceeded"
+    response = front.http.post(CHAT, json=hello(model="one"), headers={"X-Request-Timeout": "0.05"})
+    assert error_of(response)[:2] == (408, "deadline_exceeded")
+    front.wait_until(lambda: front.gateway.in_flight == 0)
+
+
+def test_an_answer_without_end_is_bounded(front, monkeypatch):
+    monkeypatch.setattr("serve.upstream.errand.MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr("serve.upstream.events.MAX_EVENT_BYTES", 1000)
+
+    async def behave(call: Call) -> None:
+        if not call.body.get("stream"):
+            await call.reply(200, {"id": "x" * 2000})
+            return
+        await call.begin_events()
+        await call.send("data: " + "x" * 2000)
+        await call.until_left()
+
+    front.server.behave = behave
+    assert "more than 1000 bytes" in error_of(front.chat())[2]
+    assert "more than 1000 bytes" in front.events(front.chat(stream=True))[0]["error"]["message"]
+
+
+def test_the_end_of_the_server_ends_its_requests(front):
+    """As `serve.server._drain` does it."""
+    from app.errors import NotReady
+
+    begun = threading.Event()
+
+    async def behave(call: Call) -> None:
+        begun.set()
+        await call.until_left()
+
+    front.server.behave = behave
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(front.chat()))
+    thread.start()
+    assert begun.wait(5) and front.gateway.in_flight == 1
+    errand = next(iter(front.gateway.upstreams._errands))
+    loop = errand._loop
+    loop.call_soon_threadsafe(front.gateway.fail_all, NotReady("the server shut down"))
+    thread.join(5)
+    assert error_of(answers[0])[::2] == (503, "the server shut down")
