@@ -134,7 +134,9 @@ def test_without_any_server_the_client_is_told_when_to_come_back(site: Site) -> 
     assert "strict-transport-security" in answer.headers
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/slots", "/slots/", "/overview", "//slots", "/%73lots", "/v1/../metrics", "/internal/health"])
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/slots", "/slots/", "/overview", "//slots", "/%73lots", "/v1/../metrics", "/internal/health"]
+)
 def test_what_operators_read_is_not_public(site: Site, path: str) -> None:
     answer = site.http.get(httpx.URL(site.http.base_url, raw_path=path.encode()))
     assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
