@@ -469,7 +469,7 @@ def test_the_system_tab_is_live_only_while_it_is_open(loaded: Page, fake: Fake):
     assert fake.looks == 0
     loaded.get_by_role("tab", name="System").click()
     expect(
-        loaded.get_by_role("img", name=re.compile("Tokens written, tokens per second, over the last 5 minutes; now: storyteller 0"))
+        loaded.get_by_role("img", name=re.compile("Tokens written, tokens per second, over the last 1 minute; now: storyteller 0"))
     ).to_be_visible()
     expect(loaded.get_by_text("1 of 1 model ready")).to_be_visible()
     expect(loaded.get_by_text("served · 3 requests in flight · 412 MB")).to_be_visible()

@@ -27,7 +27,8 @@ class Settings:
         """The request for an answer to `prompt`. Raises `FormError`."""
         form = Form(max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed, system=self.system)
         messages = [*form.system_messages(), {"role": "user", "content": prompt}]
-        return {"model": self.model, "messages": messages, **form.request_fields()}
+        model = {"model": self.model} if self.model else {}
+        return {**model, "messages": messages, **form.request_fields()}
 
 
 LABELS = {

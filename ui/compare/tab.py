@@ -22,7 +22,6 @@ from ui.visitors import Visitors
 DEFAULT_MAX_TOKENS = "256"
 FIELDS_A_SIDE = 6
 NO_PROMPT = "There is nothing to compare yet. Write a prompt first."
-NO_MODEL = "Choose a model for each side first."
 NO_CHAT = "No served model has a chat template, so there is nothing to compare."
 COPY_JS = Path(__file__).with_name("copy.js")
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -90,11 +89,9 @@ def begin(sides: list[Side], prompt: str, *texts: str | None) -> Updates:
     """Takes the prompt and the settings as they are now. Nothing happens while two answers are still on their way."""
     if any(not side.has_ended for side in sides):
         return (gr.skip(),) * 6
-    settings = settings_of(texts)
-    missing = NO_PROMPT if not prompt.strip() else NO_MODEL if not all(each.model for each in settings) else ""
-    if missing:
-        return alert_html(missing), *(gr.skip(),) * 5
-    begun = [Side(name, each, prompt) for name, each in zip(NAMES, settings, strict=True)]
+    if not prompt.strip():
+        return alert_html(NO_PROMPT), *(gr.skip(),) * 5
+    begun = [Side(name, settings, prompt) for name, settings in zip(NAMES, settings_of(texts), strict=True)]
     return "", begun, gr.update(interactive=False), gr.update(interactive=True), *map(side_html, begun)
 
 

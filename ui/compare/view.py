@@ -8,18 +8,23 @@ from ui.markup import alert_html, escape_html
 IDLE = '<p class="hint">Ask something above: both answers appear here, side by side.</p>'
 SHARED = "Both run at once and share the machine: each is slower than it would be alone. For times to compare, run one after the other."
 FINISHES = {"stop": "finished", "length": "cut at the limit of tokens: raise Max tokens for more"}
-BLANK = {"seed": "random", "max_tokens": "what the context leaves", "system": "none"}  # what a blank setting means
+BLANK = {
+    "model": "the server's default",
+    "seed": "random",
+    "max_tokens": "what the context leaves",
+    "system": "none",
+}  # what a blank setting means
 SHOWN_LETTERS = 120  # of a long system prompt
 
 
 def idle_html(name: str) -> str:
-    return f'<section class="side" aria-label="Answer {name}"><h3>{name}</h3>{IDLE}</section>'
+    return f'<section class="side" aria-label="Answer {name}"><h2>{name}</h2>{IDLE}</section>'
 
 
 def side_html(side: Side) -> str:
     copy = f'<button type="button" class="copy">Copy answer {side.name}</button>' if side.has_ended and side.answer.text else ""
     answer = f'<div class="answer">{answer_html(side.answer.text)}</div>' if side.answer.text else ""
-    head = f'<h3>{side.name} <span class="mark">{escape_html(side.settings.model)}</span></h3>'
+    head = f'<h2>{side.name} <span class="mark">{escape_html(side.settings.model or "default model")}</span></h2>'
     content = f"{head}{_note_html(side)}{answer}{_numbers_html(side)}{copy}"
     return f'<section class="side" aria-label="Answer {side.name}">{content}</section>'
 

@@ -17,7 +17,7 @@ NO_MODEL = "Name a model: a served one, a folder, a GGUF file, or a hub name."
 
 
 def estimate_form(visitors: Visitors) -> None:
-    gr.HTML("<h3>How much memory would a model take?</h3>", padding=False)
+    gr.HTML("<h2>How much memory would a model take?</h2>", padding=False)
     with gr.Row():
         model = _textbox("Model to estimate", "a served one, a folder, a GGUF file, a hub name")
         quantize = gr.Dropdown([*QUANTIZATIONS], value=QUANTIZATIONS[0], label="Quantization of the estimate", min_width=140)

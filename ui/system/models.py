@@ -24,7 +24,7 @@ class ModelsPanel:
     OUTPUTS = 3
 
     def __init__(self, visitors: Visitors) -> None:
-        gr.HTML("<h3>Models</h3>", padding=False)
+        gr.HTML("<h2>Models</h2>", padding=False)
         versions = gr.HTML("", elem_id="versions", padding=False)
         with gr.Column(visible=False) as form:
             with gr.Row():

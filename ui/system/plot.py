@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ui.markup import escape_html
-from ui.system.history import KEPT_S, Point, Series, latest
-from ui.system.units import number_text
+from ui.system.history import KEPT_S, History, Point, Series, latest
+from ui.system.units import count_text, number_text
 
 WIDTH, HEIGHT = 360, 168
 LEFT, RIGHT, TOP, BOTTOM = 56, 350, 8, 132  # of the area that is drawn in
+MINUTE_S = 60.0
 LINES = 6  # styles; further lines begin again with the first
 NOTHING_YET = "Collecting: the line begins in a moment."
 
@@ -29,6 +30,7 @@ class Plot:
     text: Callable[[float], str] = number_text
     empty: str = NOTHING_YET
     least: float = 1.0
+    span_s: float = KEPT_S
 
     def html(self) -> str:
         drawn = {name: points for name, points in self.series.items() if any(value is not None for _, value in points)}
@@ -36,16 +38,16 @@ class Plot:
         if not drawn:
             return f'<figure class="plot">{title}<p class="nothing">{escape_html(self.empty)}</p></figure>'
         top = nice_top(max([self.least, *_values(drawn)]))
-        lines = "".join(_line(points, top, index % LINES) for index, points in enumerate(drawn.values()))
+        lines = "".join(_line(points, top, self.span_s, index % LINES) for index, points in enumerate(drawn.values()))
         return (
             f'<figure class="plot">{title}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape_html(self.label(drawn))}">'
-            f"{_y_axis(top, self.text)}{_x_axis()}{lines}</svg>{self._legend(drawn)}</figure>"
+            f"{_y_axis(top, self.text)}{_x_axis(self.span_s)}{lines}</svg>{self._legend(drawn)}</figure>"
         )
 
     def label(self, drawn: Series) -> str:
         """What a screen reader says in place of the drawing."""
         now = ", ".join(f"{name} {self._now(points)}" for name, points in drawn.items())
-        return f"{self.title}, {self.unit}, over the last {KEPT_S / 60:.0f} minutes; now: {now}"
+        return f"{self.title}, {self.unit}, over the last {count_text(round(self.span_s / MINUTE_S), 'minute')}; now: {now}"
 
     def _now(self, points: Sequence[Point]) -> str:
         value = latest(points)
@@ -58,6 +60,11 @@ class Plot:
             for index, (name, points) in enumerate(drawn.items())
         )
         return f'<ul class="lines">{items}</ul>'
+
+
+def span_of(history: History) -> float:
+    """How many seconds the plots show: one minute at first, later all that is kept."""
+    return MINUTE_S if not history or history[-1].at_s - history[0].at_s <= MINUTE_S else KEPT_S
 
 
 def nice_top(value: float) -> float:
@@ -74,20 +81,20 @@ def _y(value: float, top: float) -> float:
     return round(BOTTOM - (BOTTOM - TOP) * min(max(value / top, 0.0), 1.0), 1)
 
 
-def _x(at_s: float) -> float:
-    return round(RIGHT + (RIGHT - LEFT) * max(at_s, -KEPT_S) / KEPT_S, 1)
+def _x(at_s: float, span_s: float) -> float:
+    return round(RIGHT + (RIGHT - LEFT) * max(at_s, -span_s) / span_s, 1)
 
 
-def _line(points: Sequence[Point], top: float, style: int) -> str:
+def _line(points: Sequence[Point], top: float, span_s: float, style: int) -> str:
     """A path with a gap wherever nothing is known, and a dot where the neighbours of a value are not known."""
     path, dots = "", ""
     for index, (at_s, value) in enumerate(points):
         if value is None:
             continue
         begins = index == 0 or points[index - 1][1] is None
-        path += f"{'M' if begins else 'L'}{_x(at_s)} {_y(value, top)}"
+        path += f"{'M' if begins else 'L'}{_x(at_s, span_s)} {_y(value, top)}"
         if begins and (index + 1 == len(points) or points[index + 1][1] is None):
-            dots += f'<circle class="dot l{style}" cx="{_x(at_s)}" cy="{_y(value, top)}" r="2.5"/>'
+            dots += f'<circle class="dot l{style}" cx="{_x(at_s, span_s)}" cy="{_y(value, top)}" r="2.5"/>'
     return f'<path class="line l{style}" d="{path}"/>{dots}'
 
 
@@ -99,10 +106,12 @@ def _y_axis(top: float, text: Callable[[float], str]) -> str:
     )
 
 
-def _x_axis() -> str:
-    minutes = range(int(KEPT_S // 60), -1, -1)
+def _x_axis(span_s: float) -> str:
+    """Ticks at whole minutes, or at quarters of the only one."""
+    step_s, unit_s, unit = (MINUTE_S, MINUTE_S, "minutes") if span_s > MINUTE_S else (MINUTE_S / 4, 1.0, "seconds")
     ticks = "".join(
-        f'<text x="{_x(-60 * minute)}" y="{BOTTOM + 16}" text-anchor="{"end" if minute == 0 else "middle"}">{minute or "now"}</text>'
-        for minute in minutes
+        f'<text x="{_x(-step * step_s, span_s)}" y="{BOTTOM + 16}" text-anchor="middle">{step * step_s / unit_s:.0f}</text>'
+        for step in range(1, round(span_s / step_s) + 1)
     )
-    return f'{ticks}<text x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 32}" text-anchor="middle">minutes ago</text>'
+    now = f'<text x="{RIGHT}" y="{BOTTOM + 16}" text-anchor="end">now</text>'
+    return f'{ticks}{now}<text x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 32}" text-anchor="middle">{unit} ago</text>'

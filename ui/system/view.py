@@ -4,12 +4,13 @@ Pure: no Gradio component, no HTTP. Every name is escaped.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from app.schemas import SlotState
 from app.schemas.overview import ModelOverview, Overview
 from ui.markup import escape_html
 from ui.system.history import History, Sample, Series, latest, levels, rates, running_of
-from ui.system.plot import Plot
+from ui.system.plot import Plot, span_of
 from ui.system.units import bytes_text, count_text, duration_text, number_text, seconds_text, share_text
 
 ASKING = '<p class="status busy">Asking the server what it is doing</p>'
@@ -20,7 +21,8 @@ STAGES = {"idle": "kept", "prefill": "reading", "decode": "writing"}  # words of
 def state_html(overview: Overview, history: History) -> str:
     speeds = rates(history, lambda sample: {name: model.generated_tokens for name, model in sample.models.items()})
     cards = "".join(_model_html(model, latest(speeds.get(model.id, []))) for model in overview.models)
-    plots = "".join(plot.html() for plot in plots_of(overview, history))
+    span_s = span_of(history)
+    plots = "".join(replace(plot, span_s=span_s).html() for plot in plots_of(overview, history))
     return f'{_server_html(overview)}<div class="model-cards">{cards}</div><div class="plots">{plots}</div>'
 
 
@@ -42,7 +44,7 @@ def _model_html(model: ModelOverview, tokens_per_s: float | None) -> str:
     facts = "".join(f"<div><dt>{name}</dt><dd>{escape_html(value)}</dd></div>" for name, value in _facts(model, tokens_per_s))
     engines = "".join(_slots_html(model, engine.replica, engine.slots, engine.age_s) for engine in model.engines)
     return (
-        f'<section class="model-card"><h3>{escape_html(model.id)} <span class="mark">{escape_html(status)}</span></h3>'
+        f'<section class="model-card"><h2>{escape_html(model.id)} <span class="mark">{escape_html(status)}</span></h2>'
         f'<dl class="facts">{facts}</dl>{engines}</section>'
     )
 
@@ -77,7 +79,7 @@ def _slots_html(model: ModelOverview, replica: int, slots: list[SlotState], age_
     age = f" <span class=age>as of {seconds_text(age_s)} ago: the engine is in a long step</span>" if age_s >= 1 else ""
     rest = f'<li class="slot-rest">{count_text(empty, "empty slot")}</li>' if empty else ""
     items = "".join(_slot_html(slot, model.context) for slot in held)
-    return f'<h4>{name}{age}</h4><ul class="slots">{items}{rest}</ul>'
+    return f'<h3>{name}{age}</h3><ul class="slots">{items}{rest}</ul>'
 
 
 def _slot_html(slot: SlotState, context: int | None) -> str:

@@ -14,7 +14,7 @@ from ui.client import Chunk, QueueStatus, ServerError
 from ui.compare.run import run
 from ui.compare.side import Settings, Side, differences
 from ui.compare.tab import NO_CHAT as NO_CHAT_SENTENCE
-from ui.compare.tab import NO_MODEL, NO_PROMPT, begin, default_names, finish, models_handler, stream_handler
+from ui.compare.tab import NO_PROMPT, begin, default_names, finish, models_handler, stream_handler
 from ui.compare.view import difference_html, side_html
 
 LEFT, RIGHT = Settings("storyteller", "0", seed="7", max_tokens="9"), Settings("base", top_p="0.5", max_tokens="9", system="Be <brief>.")
@@ -146,7 +146,13 @@ def test_a_second_start_while_both_run_changes_nothing() -> None:
 
 def test_what_is_missing_is_said() -> None:
     assert NO_PROMPT in begin([], "  ", *FORM)[0]
-    assert NO_MODEL in begin([], "A prompt", None, *FORM[1:])[0]
+
+
+def test_without_a_choice_the_server_chooses_the_model() -> None:
+    """As long as the page does not know yet which models there are."""
+    left, right = begin([], "A prompt", None, *FORM[1:])[1]
+    assert "model" not in left.settings.body("A prompt") and right.settings.body("A prompt")["model"] == "base"
+    assert "default model" in side_html(left) and "A: the server&#x27;s default" in difference_html(left.settings, right.settings)
 
 
 def test_the_differences_are_shown() -> None:

@@ -3,7 +3,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from ui.system.plot import BOTTOM, LEFT, RIGHT, TOP, Plot, nice_top
+from tests.ui.system.test_history import history
+from ui.system.history import KEPT_S
+from ui.system.plot import BOTTOM, LEFT, RIGHT, TOP, Plot, nice_top, span_of
 
 
 def paths(html: str) -> list[str]:
@@ -15,6 +17,14 @@ def test_a_line_goes_from_left_to_now_and_from_the_axis_to_its_top() -> None:
     assert paths(html) == [f"M{LEFT:.1f} {BOTTOM:.1f}L{(LEFT + RIGHT) / 2:.1f} {TOP:.1f}L{RIGHT:.1f} {(TOP + BOTTOM) / 2:.1f}"]
     assert all(f">{tick}</text>" in html for tick in ("0", "5", "10", "now", "minutes ago"))
     assert "minutes ago" in html and "<b>Use</b>" in html and "cores" in html
+
+
+def test_at_first_one_minute_is_drawn() -> None:
+    html = Plot("Use", "cores", {"a": [(-30.0, 1.0), (0.0, 1.0)]}, span_s=60.0).html()
+    assert paths(html) == [f"M{(LEFT + RIGHT) / 2:.1f} {TOP:.1f}L{RIGHT:.1f} {TOP:.1f}"]
+    assert ">45</text>" in html and "seconds ago" in html and "over the last 1 minute;" in html
+    young, old = history((1000, 0), (1060, 1)), history((1000, 0), (1061, 1))
+    assert (span_of(()), span_of(young), span_of(old)) == (60.0, 60.0, KEPT_S)
 
 
 def test_a_gap_is_not_drawn_over_and_a_lone_value_is_a_dot() -> None:
