@@ -101,6 +101,11 @@ class Client:
                 return None
             raise
 
+    async def call(self, method: str, path: str, body: RequestFields | None = None) -> httpx.Response:
+        """Calls a route that has no method of its own here. The response may be an error."""
+        async with self._connection() as http:
+            return await http.request(method, path, json=body)
+
     async def score(self, text: str, method: str | None, model: str | None = None) -> ScoreResult:
         """Scores one text with its sentences and tokens. Without a method or a model, the server uses its default."""
         optional: RequestFields = {"methods": None if method is None else [method], "model": model}

@@ -15,15 +15,18 @@ from app.neighbours import Neighbours
 from ui import header
 from ui.chat.tab import chat_tab
 from ui.client import ServerError
+from ui.compare.tab import compare_tab
 from ui.guard import Guard
 from ui.models import ModelSelection
 from ui.score import tab as score
+from ui.system.tab import system_tab
 from ui.visitors import Visitors
 
 PATH = "/ui"
 MAX_CONCURRENT_CALLS = 64
 RETRY_S = 2.0  # how often the page asks again while the server does not serve all its models
 STYLESHEET = Path(__file__).with_name("style.css")
+TAB_STYLESHEETS = [Path(__file__).with_name(tab) / f"{tab}.css" for tab in ("compare", "system")]
 
 
 def create_page(visitors: Visitors) -> gr.Blocks:
@@ -38,6 +41,10 @@ def create_page(visitors: Visitors) -> gr.Blocks:
             notice = chat_tab(visitors, model)
         with gr.Tab("Score"):
             method = score.score_tab(visitors, model)
+        with gr.Tab("Compare") as compare:
+            compare_tab(visitors, compare)
+        with gr.Tab("System") as system:
+            system_tab(visitors, system)
         retry = gr.Timer(RETRY_S, active=False)
         outputs = [page_header, model, method, notice, remembered, retry]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -85,7 +92,7 @@ def launch_options() -> dict[str, Any]:
     """The options that Gradio takes both to launch and to mount: our style, and every feature off that calls out or opens an API."""
     return {
         "theme": _theme(),
-        "css_paths": [STYLESHEET],
+        "css_paths": [STYLESHEET, *TAB_STYLESHEETS],
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,

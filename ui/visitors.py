@@ -59,6 +59,11 @@ class Visitors:
             del self._logins[next(iter(self._logins))]
         return token
 
+    @property
+    def share_a_key(self) -> bool:
+        """Whether all visitors use one key, which says nothing of any of them."""
+        return self._client.key is not None
+
     def log_out(self, request: HTTPConnection) -> None:
         self._logins.pop(token_of(request), None)
 

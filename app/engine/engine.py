@@ -206,6 +206,7 @@ class Engine:
         for span, chunk in batch.prefill_chunks:
             chunk.slot.length = chunk.end
             self._account_prompt(chunk.slot, chunk.start, hidden[span.row_start : span.row_end])
+            events += chunk.slot.progress(time.monotonic())
         if not batch.sampled:
             return
         hidden = hidden[[row for row, _ in batch.sampled]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Literal
 
+from app.engine.notices import Interrupted, Loading, Progress, Waiting
 from app.errors import LitmusError
 
 Finish = Literal["stop", "length"]
@@ -87,6 +88,7 @@ class Generate:
     grammar: str | None = None  # what the answer has to follow, as written by `app.forms.grammar` or `app.forms.tools`
     thought: ThoughtLimit | None = None  # None: a thought ends where the model ends it
     sampled: tuple[int, ...] = ()  # tokens of the answer that another worker has sampled before it died; they are not sent again
+    progress: bool = False  # say after each step how far the prompt is read
 
     @property
     def slots_needed(self) -> int:
@@ -203,33 +205,6 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """A request that has no slot yet. `position` 1 is the next one; `wait_s` is estimated from recent releases of slots, None before
-    there are enough.
-    """
-
-    id: str
-    position: int
-    wait_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupted:
-    """The job's worker died, or was replaced. Another one goes on with it: the next delta continues the text."""
-
-    id: str
-    fingerprint: str | None = None  # of the model's new version, if that is what goes on with it
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    """The job waits until its model is loaded. `loaded` is the share of the time that has passed if it takes as long as the last time."""
-
-    id: str
-    loaded: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Failed:
     id: str
     error: LitmusError
@@ -305,5 +280,5 @@ class Facts:
 
 
 Job = Generate | Score | Embed
-Notice = Waiting | Interrupted | Loading  # says how a job stands, and changes nothing of its result
+Notice = Waiting | Progress | Interrupted | Loading  # says how a job stands, and changes nothing of its result
 Event = Delta | Scored | Embedded | Notice | Failed | Report

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from app.engine.detokenizer import Detokenize, Detokenizer, StopChecker
-from app.engine.request import Finish, Generate, SlotReport, Stage, TokenLogprob
+from app.engine.request import Finish, Generate, Progress, SlotReport, Stage, TokenLogprob
 from app.engine.thought import LimitedThought
 
 COMPARE_TOKENS = 64  # tokens compared at a time
@@ -74,6 +74,13 @@ class Slot:
             cached_tokens=self.length,
             generated_tokens=self.generated if request else 0,
         )
+
+    def progress(self, now_s: float) -> list[Progress]:
+        """How far the prompt is read; empty unless the request asks for it."""
+        request = self.request
+        if request is None or not request.progress:
+            return []
+        return [Progress(request.id, len(request.prompt), self.cached, self.length, now_s - self.admitted_s)]
 
     def push(self, token: int, end_tokens: frozenset[int], complete: bool = False) -> tuple[str, Finish | None]:
         """Add the sampled token; returns the text that can be emitted now, and the finish reason if the answer ends here. `complete`

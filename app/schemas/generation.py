@@ -18,6 +18,7 @@ TokenId = Annotated[int, Field(ge=0)]
 MAX_ID_DIGITS = 10
 LOGIT_BIAS = "maps a token id, as a string, to a number that is added to its logit: -100 bans the token, 100 all but forces it"
 BAD_WORDS = "texts that the answer must not contain, at its start or after a space"
+PROGRESS = "only with stream: while the prompt is read, chunks say how far that is, in prompt_progress; llama-server's field"
 THIEF_SCHEMA: JsonDict = {
     "type": "object",
     "properties": {"name": {"enum": ["fox", "crow"]}, "guilty": {"type": "boolean"}},
@@ -32,6 +33,17 @@ class StreamOptions(Wire):
     include_usage: bool | None = Field(None, description="send a last chunk with the token counts (usage)")
     continuous_usage_stats: bool | None = Field(None, description="with include_usage: every chunk has the token counts so far")
     include_obfuscation: Literal[False] | None = Field(None, description="false only: chunks are not padded to hide their lengths")
+
+
+class PromptProgress(Wire):
+    """How far a prompt is read, in llama-server's form: of all of it processed / total, of what takes time (processed - cache) /
+    (total - cache).
+    """
+
+    total: int = Field(description="tokens of the prompt")
+    cache: int = Field(description="of these, tokens whose keys and values were in the KV cache")
+    processed: int = Field(description="tokens read so far, those of the cache included")
+    time_ms: int = Field(description="since the request got its slot")
 
 
 class SamplingParameters(Wire):
@@ -106,6 +118,7 @@ class SamplingFields(SamplingParameters):
 
 
 class ChatRequest(SamplingFields, ThoughtFields):
+    return_progress: bool | None = Field(None, description=PROGRESS)
     messages: list[Message] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
     max_tokens: Int | None = Field(
         None, ge=1, description="limit of the answer in tokens; when left out, what the context leaves after the prompt"
@@ -174,6 +187,7 @@ class ChatRequest(SamplingFields, ThoughtFields):
 
 
 class CompletionRequest(SamplingFields):
+    return_progress: bool | None = Field(None, description=PROGRESS)
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="a text, a list of texts, token ids, or lists of token ids")
     max_tokens: Int | None = Field(None, ge=0, description="limit of the answer in tokens; 16 when left out; 0 only with echo")
     logprobs: Int | None = Field(

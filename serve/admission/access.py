@@ -22,7 +22,7 @@ from serve.wire.errors import error_response
 # Routes that say nothing of anybody: probes, the documentation, and the page, which has a login of its own.
 OPEN = frozenset({"/", "/health", "/ready", "/favicon.ico", "/docs", "/openapi.json", "/ui"})
 OPEN_FOLDERS = ("/docs/static/", "/ui/")
-ADMINS = ("/slots", "/metrics", "/admin")
+ADMINS = ("/slots", "/metrics", "/overview", "/admin")
 CHALLENGE = 'Bearer realm="litmus"'
 
 

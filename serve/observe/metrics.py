@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from serve.observe.durations import Durations
+from serve.observe.recent import Recent
 
 PREFIX = "litmus:"
 TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5, 10)
@@ -75,6 +76,7 @@ class ModelMetrics:
         self.model = model
         self.generated = 0  # tokens
         self.gaps = Durations(TOKEN_S)  # between two tokens
+        self.first_tokens = Recent()  # seconds from arrival to the first token
         self.first_token, self.e2e = metrics.first_token.labels(model), metrics.e2e.labels(model)
         self.queue, self.prefill, self.decode = metrics.queue.labels(model), metrics.prefill.labels(model), metrics.decode.labels(model)
         self.token_time, self.score = metrics.token_time.labels(model), metrics.score.labels(model)
@@ -96,3 +98,11 @@ def token_families(models: list[ModelMetrics]) -> Iterator[Metric]:
         tokens.add_metric([model.model], model.generated)
         gaps.add_metric([model.model], model.gaps.buckets(), model.gaps.total_s)
     yield from (tokens, gaps)
+
+
+def counts_of(metrics: Metrics, model: str, *names: str) -> list[int]:
+    """What the counters of these names have counted for the model."""
+    wanted = {f"{PREFIX}{name}_total": 0 for name in names}
+    for family in metrics.registry.restricted_registry(wanted).collect():
+        wanted |= {sample.name: int(sample.value) for sample in family.samples if sample.labels["model"] == model}
+    return list(wanted.values())

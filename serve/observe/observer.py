@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import Metric
 
 from app.engine.request import Delta, Embedded, Event, Failed, Generate, Job, Score, Scored
-from serve.observe.metrics import Metrics, ModelMetrics, token_families
+from serve.observe.metrics import Metrics, ModelMetrics, counts_of, token_families
+from serve.observe.recent import Summary
 from serve.observe.record import CLIENT_LEFT, RequestRecord, current_record
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ class ObservedJob:
     @property
     def kind(self) -> str:
         return "generate" if isinstance(self.job, Generate) else "score" if isinstance(self.job, Score) else "embed"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    generated: int
+    prompt: int
+    scored: int
 
 
 class Observer:
@@ -112,6 +120,15 @@ class Observer:
         yield from self.metrics.registry.collect()
         yield from token_families(list(self._models.values()))
 
+    def first_tokens(self, model: str) -> Summary | None:
+        """The times to the first token of the model's latest answers; None without any."""
+        return self._models[model].first_tokens.summary(time.monotonic())
+
+    def tokens(self, model: str) -> TokenCounts:
+        """The tokens that the model has worked on so far."""
+        counted = counts_of(self.metrics, model, "prompt_tokens", "scored_tokens")
+        return TokenCounts(self._models[model].generated, *counted)
+
     def _delta(self, observed: ObservedJob, delta: Delta, now_s: float) -> None:
         model, tokens = observed.model, len(delta.tokens)
         if observed.first_s == 0.0:
@@ -128,6 +145,7 @@ class Observer:
         model = observed.model
         observed.first_s, observed.prefill_s, observed.cached = now_s, delta.prefill_s, delta.cached
         model.first_token.observe(now_s - observed.arrived_s)
+        model.first_tokens.add(now_s, now_s - observed.arrived_s)
         model.queue.observe(max(0.0, now_s - observed.admitted_s - delta.prefill_s))
         model.prefill.observe(delta.prefill_s)
         model.prompt_tokens.inc(observed.prompt_tokens)

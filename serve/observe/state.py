@@ -125,7 +125,7 @@ def process_families(router: Router) -> Iterator[Metric]:
     labels = ["process", "model", "replica"]
     cpu = CounterMetricFamily(PREFIX + "process_cpu_seconds", "CPU time of a process, user and system", labels=labels)
     memory = GaugeMetricFamily(PREFIX + "process_resident_memory_bytes", "resident memory of a process", labels=labels)
-    for names, process in _processes(router).items():
+    for names, process in processes(router).items():
         with contextlib.suppress(psutil.Error), process.oneshot():
             times, resident = process.cpu_times(), process.memory_info().rss
             cpu.add_metric(names, times.user + times.system)
@@ -133,7 +133,7 @@ def process_families(router: Router) -> Iterator[Metric]:
     yield from (cpu, memory)
 
 
-def _processes(router: Router) -> Mapping[tuple[str, str, str], psutil.Process]:
+def processes(router: Router) -> Mapping[tuple[str, str, str], psutil.Process]:
     """By the labels process, model, replica."""
     workers = {("worker", *place.labels): place.replica.worker for place in places(router)}
     found = {("api", "", ""): psutil.Process(), **{labels: worker for labels, worker in workers.items() if worker is not None}}

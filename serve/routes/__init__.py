@@ -15,6 +15,7 @@ from serve.routes.fork import route_class
 from serve.routes.generate import add_generate
 from serve.routes.messages import add_messages
 from serve.routes.metrics import add_metrics
+from serve.routes.overview import add_overview
 from serve.routes.responses import add_responses
 from serve.routes.score import add_score
 from serve.routes.service import Service
@@ -39,6 +40,7 @@ def create_routes(
     routes = APIRouter(route_class=route_class(strict, router if isinstance(router, Gateway) else None, service))
     add_state(routes, router, started, detectors)
     add_metrics(routes, router)
+    add_overview(routes, router, started)
     add_tokens(routes, service)
     add_generate(routes, service)
     add_score(routes, service, detectors)

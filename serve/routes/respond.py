@@ -27,6 +27,8 @@ async def respond(
     """Raises `QueueFull` before the first byte of a stream, so that a full queue is still a 429."""
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+    if body.return_progress and not body.stream:
+        raise InvalidRequest("return_progress needs stream: true", param="return_progress")
     tokenizer, facts = model.tokenizer, model.facts
     timeout_s = timeout_of(request, body.timeout_s)
     id = f"{'chatcmpl' if options.chat else 'cmpl'}-{uuid.uuid4().hex}"

@@ -20,11 +20,10 @@ from app.schemas import (
     ModelList,
     Readiness,
     SlotList,
-    SlotState,
-    WaitingState,
     WeightsCard,
 )
 from app.scoring.detector import UNCALIBRATED, Detector
+from serve.routes.overview import slot_state, waiting_state
 from serve.upstream.cards import Cards
 from serve.workers.router import Router
 
@@ -144,18 +143,8 @@ def weights_of(weights: Weights) -> WeightsCard:
 def slots_of(report: Report, facts: Facts) -> SlotList:
     return SlotList(
         model=facts.name,
-        slots=[
-            SlotState(
-                slot=slot.slot,
-                stage=slot.stage,
-                request=slot.request,
-                prompt_tokens=slot.prompt_tokens,
-                cached_tokens=slot.cached_tokens,
-                generated_tokens=slot.generated_tokens,
-            )
-            for slot in report.slots
-        ],
-        waiting=[WaitingState(request=event.id, position=event.position, eta_s=event.wait_s) for event in report.waiting],
+        slots=[slot_state(slot) for slot in report.slots],
+        waiting=[waiting_state(event) for event in report.waiting],
         texts=report.texts,
         decisions=[
             DecisionState(

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from app.engine.request import Delta, Event, Facts, Failed, Interrupted, Loading, Notice
+from app.engine.request import Delta, Event, Facts, Failed, Interrupted, Loading, Notice, Progress
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import (
@@ -22,6 +22,7 @@ from app.schemas import (
     CompletionResponse,
     CompletionTokensDetails,
     FunctionCall,
+    PromptProgress,
     PromptTokensDetails,
     TextLogprobs,
     ToolCall,
@@ -140,7 +141,7 @@ class Answer:
     def _completion_logprobs(self, entries: list[LogprobEntry], _: list[LogprobEntry] | None = None) -> TextLogprobs | None:
         return None if self.options.logprobs is None else completion_logprobs(entries, self.tokenizer)
 
-    def chunk(self, choices: list[dict[str, object]], usage_chunks: UsageChunks) -> str:
+    def chunk(self, choices: list[dict[str, object]], usage_chunks: UsageChunks, progress: PromptProgress | None = None) -> str:
         """One server-sent event. Where only the last chunk has the usage, the others have null; the last one has no choices."""
         body: dict[str, object] = {
             "id": self.id,
@@ -156,7 +157,15 @@ class Answer:
             body["metadata"] = self.options.metadata
         if usage_chunks != "none":
             body["usage"] = self.usage().model_dump() if usage_chunks == "all" or not choices else None
+        if progress is not None:
+            body["prompt_progress"] = progress.model_dump()
         return sse(body)
+
+    def progress_choice(self, index: int, named: bool) -> dict[str, object]:
+        """The chunk's choice while its prompt is read. The first one of a chat names the role, unless that was `named` before."""
+        role = {} if named else {"role": "assistant"}
+        content: dict[str, object] = {"delta": {**role, "content": None}} if self.options.chat else {"text": ""}
+        return {"index": index, **content, "logprobs": None, "finish_reason": None}
 
     def first_choice(self, index: int) -> dict[str, object]:
         """The chunk's choice that names the role, before any text of a chat."""
@@ -203,6 +212,8 @@ def sse(body: dict[str, object]) -> str:
 
 def comments(event: Notice, has_started: bool) -> list[str]:
     """The notice as an SSE comment, which clients that only read events ignore. An answer that has begun has no place in the queue."""
+    if isinstance(event, Progress):
+        return []
     if isinstance(event, Loading):
         return [": loading\n\n" if event.loaded is None else f": loading {event.loaded:.0%}\n\n"]
     if isinstance(event, Interrupted):
@@ -215,11 +226,21 @@ def comments(event: Notice, has_started: bool) -> list[str]:
     return [f": queued position={event.position}{eta}\n\n"]
 
 
+def progress_of(event: Progress) -> PromptProgress:
+    time_ms = round(event.elapsed_s * 1000)
+    return PromptProgress(total=event.total, cache=event.cached, processed=event.processed, time_ms=time_ms)
+
+
 async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: UsageChunks) -> AsyncIterator[str]:
     """The server-sent events of an answer. A failure in mid-stream is sent as an error event; `[DONE]` always ends the stream."""
     named: set[int] = set()  # choices whose role was sent: with their first token, as clients time the first chunk
     try:
         async for event in events:
+            if isinstance(event, Progress):
+                index = answer.job_ids.index(event.id)
+                yield answer.chunk([answer.progress_choice(index, index in named)], usage_chunks, progress_of(event))
+                named.add(index)
+                continue
             if isinstance(event, Notice):
                 answer.note(event)
                 for comment in comments(event, any(choice.started for choice in answer.choices)):

@@ -107,6 +107,7 @@ def make_jobs(
                 tier=options.tier or "default",
                 grammar=options.structured.grammar,
                 thought=options.structured.thought_limit,
+                progress=bool(body.return_progress),
             )
             jobs.append(job)
     return jobs

@@ -64,7 +64,8 @@ class Flight:
         """The job for the next worker. A search, and what is delivered as a whole, is done again."""
         if not isinstance(self.job, Generate) or not self.sampled:
             return self.job
-        if self.job.search is not None:
+        job = replace(self.job, progress=False)  # the answer has begun
+        if job.search is not None:
             self.repeated = len(self.sampled)
-            return self.job
-        return replace(self.job, sampled=tuple(self.sampled), prompt_logprobs=None)
+            return job
+        return replace(job, sampled=tuple(self.sampled), prompt_logprobs=None)

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from app.schemas.overview import EXAMPLE
 from app.settings import prepare_environment
 from serve.__main__ import _without_type_stubs
 
@@ -60,6 +61,7 @@ CARD = {
 }
 BASE = {**CARD, "id": "base", "default": False, "observer": None, "methods": ["fast_detect", "perplexity", "log_rank"]}
 NO_CHAT = {**BASE, "id": "mute", "chat": False, "capabilities": ["completions", "score"]}
+SERVED = {"id": "storyteller", "path": "models/storyteller", "status": "served", "in_flight": 3, "bytes": 412_090_368}
 EXPLANATION = "The score 0.742 is below the threshold 0.901, which 1.0% of 2,000 human texts also are."
 
 SOURCE = "2,000 stories of humans and 2,000 of storyteller"
@@ -133,6 +135,9 @@ class Fake:
     ready: tuple[int, str] = (200, "ready")
     cards: list[dict[str, Any]] = field(default_factory=lambda: [CARD])
     presence: dict[str, str] = field(default_factory=dict)
+    overview: tuple[int, dict[str, Any]] = field(default_factory=lambda: (200, EXAMPLE))  # answer of /overview
+    looks: int = 0  # how often it was asked
+    unloaded: list[str] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     sent_keys: list[str] = field(default_factory=list)
@@ -177,6 +182,21 @@ def create_fake_server(fake: Fake) -> FastAPI:
     @app.get("/v1/models")
     def models() -> Response:
         return fake.refusal_response() or JSONResponse({"object": "list", "data": fake.cards})
+
+    @app.get("/overview")
+    def overview() -> Response:
+        fake.looks += 1
+        status, body = fake.overview
+        return JSONResponse({**body, "at": 1000.0 + 2 * fake.looks} if status == 200 else body, status)
+
+    @app.get("/admin/models")
+    def versions() -> Response:
+        return JSONResponse({"object": "list", "data": [SERVED]})
+
+    @app.delete("/admin/models/{name}")
+    def unload(name: str) -> Response:
+        fake.unloaded.append(name)
+        return JSONResponse({**SERVED, "status": "draining"}, 202)
 
     @app.post("/v1/score")
     async def score(request: Request) -> Response:

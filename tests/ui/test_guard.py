@@ -94,6 +94,12 @@ def test_a_server_without_keys_needs_no_login(fake: Fake):
         assert "gradio_config" in client.get("/ui/").text
 
 
+def test_an_open_page_may_ask_whether_its_server_was_started_again(page: TestClient):
+    assert page.get("/ui/gradio_api/app_id").status_code == 401
+    log_in(page)
+    assert page.get("/ui/gradio_api/app_id").json().keys() == {"app_id"}
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -107,7 +113,6 @@ def test_a_server_without_keys_needs_no_login(fake: Fake):
         "gradio_api/deep_link",
         "gradio_api/user",
         "gradio_api/token",
-        "gradio_api/app_id",
         "config",
         "monitoring",
         "monitoring/summary",

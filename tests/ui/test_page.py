@@ -463,3 +463,61 @@ def test_an_unreachable_server_says_how_to_start_one(context: BrowserContext):
         expect(conversation(page)).to_contain_text("No Litmus server answers")
         expect(page.get_by_label("Message", exact=True)).to_have_value(QUESTION)
         page.close()
+
+
+def test_the_system_tab_is_live_only_while_it_is_open(loaded: Page, fake: Fake):
+    assert fake.looks == 0
+    loaded.get_by_role("tab", name="System").click()
+    expect(
+        loaded.get_by_role("img", name=re.compile("Tokens written, tokens per second, over the last 1 minute; now: storyteller 0"))
+    ).to_be_visible()
+    expect(loaded.get_by_text("1 of 1 model ready")).to_be_visible()
+    expect(loaded.get_by_text("served · 3 requests in flight · 412 MB")).to_be_visible()
+    assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    loaded.get_by_role("button", name="Unload…").click()
+    expect(loaded.get_by_role("alert")).to_contain_text("Name a model first")
+    loaded.get_by_role("combobox", name="Name of the model").click()
+    loaded.get_by_role("option", name="storyteller").click()
+    loaded.get_by_role("button", name="Unload…").click()
+    expect(loaded.get_by_role("button", name="No, keep it")).to_be_focused()
+    assert fake.unloaded == []
+    loaded.get_by_role("button", name="Yes, unload it").press("Enter")
+    expect(loaded.get_by_text("storyteller is being unloaded.")).to_be_visible()
+    assert fake.unloaded == ["storyteller"]
+    fake.overview = (403, {"error": {"message": "no", "type": "permission_error", "param": None, "code": "admin_only"}})
+    expect(loaded.get_by_role("alert")).to_contain_text("This tab is for administrators")
+    expect(loaded.get_by_role("button", name="Unload…")).to_be_hidden()
+    fake.overview = Fake().overview
+    loaded.get_by_role("tab", name="Chat").click()
+    looks = fake.looks
+    loaded.get_by_role("tab", name="System").click()
+    expect(loaded.get_by_text("1 of 1 model ready")).to_be_visible()
+    assert fake.looks > looks, "it looks again when it is opened again"
+
+
+def test_two_answers_are_compared_stopped_and_copied(several: Page, fake: Fake):
+    several.get_by_role("tab", name="Compare").click()
+    expect(several.get_by_role("combobox", name="Model A")).to_have_value("storyteller")
+    expect(several.get_by_role("combobox", name="Model B")).to_have_value("base")
+    several.get_by_label("Seed B").fill("7")
+    expect(several.get_by_role("list", name="What differs")).to_contain_text("Seed A: random B: 7")
+    several.get_by_label("Prompt for both").fill(QUESTION)
+    several.get_by_label("Prompt for both").press("Shift+Enter")
+    left, right = several.get_by_role("region", name="Answer A"), several.get_by_role("region", name="Answer B")
+    for side in (left, right):
+        expect(side).to_contain_text("a time <b>a fox</b> met")
+        expect(side).to_contain_text("finished")
+        expect(side.get_by_text("Total time")).to_be_visible()
+    assert {body["model"]: body.get("seed") for body in fake.requests} == {"storyteller": None, "base": 7}
+    assert several.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert right.bounding_box()["y"] > left.bounding_box()["y"], "a phone shows one below the other"
+    right.get_by_role("button", name="Copy answer B").click()
+    expect(right.get_by_role("button", name="Copied")).to_be_visible()
+    fake.words, fake.wait_s = ["time "] * 500, 0.1
+    expect(several.get_by_role("button", name="Compare", exact=True)).to_be_enabled()
+    several.get_by_role("button", name="Compare", exact=True).click()
+    expect(right).to_contain_text("time time")
+    several.get_by_role("button", name="Stop both").click()
+    expect(left).to_contain_text("stopped")
+    expect(right).to_contain_text("stopped")
+    assert fake.disconnected.wait(3)

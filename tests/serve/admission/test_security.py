@@ -134,7 +134,7 @@ def test_the_official_clients_send_it_and_know_the_refusals(guarded: TestClient)
         wrong.messages.create(**body)
 
 
-@pytest.mark.parametrize("path", ["/slots", "/slots/", "/metrics/more", "/admin/drain"])
+@pytest.mark.parametrize("path", ["/slots", "/slots/", "/metrics/more", "/overview", "/admin/drain"])
 def test_state_is_for_admins_only(guarded: TestClient, path: str) -> None:
     answer = guarded.get(path, headers=bearer(ALICE))
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "admin_only")

@@ -1,0 +1,51 @@
+"""The part of the System tab that asks how much memory a model would take, before it is loaded. The server computes it."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import gradio as gr
+
+from ui.client import ServerError
+from ui.markup import alert_html
+from ui.system import client, rights
+from ui.system.fields import DTYPES, FINE_TUNING, QUANTIZATIONS, request_fields
+from ui.system.memory import estimate_html
+from ui.visitors import Visitors
+
+FIELDS = ("model", "quantize", "dtype", "context", "slots", "fine_tune")  # in the order of the form
+NO_MODEL = "Name a model: a served one, a folder, a GGUF file, or a hub name."
+
+
+def estimate_form(visitors: Visitors) -> None:
+    gr.HTML("<h2>How much memory would a model take?</h2>", padding=False)
+    with gr.Row():
+        model = _textbox("Model to estimate", "a served one, a folder, a GGUF file, a hub name")
+        quantize = gr.Dropdown([*QUANTIZATIONS], value=QUANTIZATIONS[0], label="Quantization of the estimate", min_width=140)
+        dtype = gr.Dropdown([*DTYPES], value=DTYPES[0], label="It computes in", min_width=140)
+    with gr.Row():
+        context = _textbox("Context of a slot, tokens", "the server's default")
+        slots = _textbox("Number of slots", "the server's default")
+        fine_tune = gr.Dropdown([("no, serve it", ""), *FINE_TUNING], value="", label="Fine-tune it?", min_width=140)
+    ask = gr.Button("Estimate", min_width=140)
+    result = gr.HTML("", elem_id="estimate", padding=False)
+    inputs = [model, quantize, dtype, context, slots, fine_tune]
+    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+    gr.on([ask.click, model.submit], estimate_handler(visitors), inputs, result, **hidden)
+
+
+def _textbox(label: str, placeholder: str) -> gr.Textbox:
+    return gr.Textbox(value="", label=label, placeholder=placeholder, max_lines=1, min_width=140)
+
+
+def estimate_handler(visitors: Visitors) -> Callable[..., Awaitable[str]]:
+    async def estimate(request: gr.Request, *texts: str) -> str:
+        try:
+            rights.check(visitors, request.request)
+            fields = request_fields(FIELDS, texts)
+            if "model" not in fields:
+                return alert_html(NO_MODEL)
+            return estimate_html(await client.estimate(visitors.client(request.request), fields))
+        except ServerError as error:
+            return alert_html(error.message)
+
+    return estimate
