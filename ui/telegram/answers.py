@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from telegram import Document, Message
 from telegram.constants import ChatAction
@@ -84,8 +85,7 @@ class Answers:
             job.go_on()
             reply = CUT
         job.is_closing = True
-        for piece in split(clean(reply)):
-            await deliver(lambda piece=piece: message.reply_text(piece))  # type: ignore[misc]
+        await _send(message, clean(reply))
 
     async def chat(self, job: Job, message: Message, source: Source, bot: ExtBot) -> None:
         async with Writer(screen_for(bot, message), self.pace.of(message), lambda: job.cancel(End.LEFT)) as writer:
@@ -180,5 +180,9 @@ async def _say_typing(message: Message) -> None:
 async def say(message: Message, text: str) -> None:
     """A sentence of the bot's own. Nobody may be there to read it."""
     with suppress(Forbidden):
-        for piece in split(text):
-            await deliver(lambda piece=piece: message.reply_text(piece))  # type: ignore[misc]
+        await _send(message, text)
+
+
+async def _send(message: Message, text: str) -> None:
+    for piece in split(text):
+        await deliver(partial(message.reply_text, piece))

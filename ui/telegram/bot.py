@@ -73,7 +73,7 @@ def _library(settings: TelegramSettings, token: str, answers: Answers) -> Applic
     builder = ApplicationBuilder().token(token).base_url(f"{settings.api}/bot").base_file_url(f"{settings.api}/file/bot")
     limiter = AIORateLimiter(answers.pace.per_second, 1, answers.pace.group_per_minute, 60, max_retries=RETRIES)
     limited = builder.rate_limiter(limiter).defaults(defaults).concurrent_updates(True)
-    return limited.pool_timeout(POOL_TIMEOUT_S).job_queue(None).post_init(begin).post_stop(end).build()
+    return limited.pool_timeout(POOL_TIMEOUT_S).job_queue(None).post_init(begin).post_stop(end).post_shutdown(_end_rest).build()
 
 
 def _add_handlers(application: Application, commands: Commands) -> None:
@@ -101,6 +101,14 @@ async def _on_error(update: object, context: ContextTypes.DEFAULT_TYPE) -> None:
         logger.error("a message could not be answered", exc_info=error)
         if isinstance(update, Update) and update.effective_message is not None and not isinstance(error, TelegramError):
             await say(update.effective_message, BROKEN)
+
+
+async def _end_rest(application: Application) -> None:
+    """The library leaves its last request for updates to itself: it must end before the event loop does."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
 
 
 async def _sweep(chats: Chats) -> None:

@@ -7,6 +7,7 @@ reached. Both raise telegram's errors, `Forbidden` among them where nobody can r
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
 from telegram import Message
@@ -60,12 +61,12 @@ class Edits:
         shown, self._shown = self._shown, None
         if shown is not None and await self._settle_in(shown, text):
             return
-        await deliver(lambda: self._message.reply_text(text))
+        await deliver(partial(self._message.reply_text, text))
 
     async def _settle_in(self, shown: Message, text: str) -> bool:
         """False if the message was deleted meanwhile."""
         try:
-            await deliver(lambda: self._edit(shown, text, None))
+            await deliver(partial(self._edit, shown, text, None))
         except BadRequest:
             return False
         return True

@@ -22,6 +22,8 @@ def caused(cause: Exception) -> ServerError:
         (caused(httpx.RemoteProtocolError("x")), failures.LOST),
         (caused(ValueError("x")), failures.UNKNOWN),
         (ServerError("this key is banned", code="forbidden"), failures.CLOSED),
+        (ServerError("the model 'a' is still loading; GET /ready says when.", code="not_ready"), failures.LOADING),
+        (ServerError("the worker died."), "The worker died."),
         (ServerError("256 requests wait already."), "256 requests wait already."),
     ],
 )

@@ -54,7 +54,7 @@ def test_sigterm_finishes_answers_says_which_it_cut_and_the_log_has_no_secret(wo
             lines = log.read_text()
         assert world.telegram.sent(7)[1:] == [f"You said:\n\n{CUT}"]
         assert world.telegram.sent(7919)[1:] == [world.litmus.answer.strip()]
-        assert "the bot is ready" in lines and "answers that were cut: 1" in lines
+        assert "the bot is ready" in lines and "ERROR" not in lines and "answers that were cut: 1" in lines
         assert not [secret for secret in SECRETS if secret in lines], lines
         assert world.litmus.keys == [f"Bearer {KEY}"] * 2
 
