@@ -24,7 +24,7 @@ from yaml import YAMLError
 from app.errors import SetupError
 from app.models.names import is_hub_name, served_name
 from app.schemas import SamplingParameters
-from app.setting_groups import Group, LimitSettings, QueueSettings, RetentionSettings, SecuritySettings, UISettings
+from app.setting_groups import Group, LimitSettings, QueueSettings, RetentionSettings, SecuritySettings, TelegramSettings, UISettings
 from app.upstream import UpstreamFields, may_share_a_name
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
@@ -255,6 +255,7 @@ class Settings(BaseSettings):
     security: SecuritySettings = SecuritySettings()
     retention: RetentionSettings = RetentionSettings()
     ui: UISettings = UISettings()
+    telegram: TelegramSettings = TelegramSettings()
 
     @property
     def served(self) -> dict[str, ModelSettings]:
@@ -299,11 +300,21 @@ def read(arguments: Sequence[str], program: str = "serve") -> Settings:
         source: CliSettingsSource[Settings] = CliSettingsSource(
             Settings, cli_parse_args=long_arguments, cli_prog_name=f"python -m {program}", cli_kebab_case=False
         )
+        _check_secrets(source())
         return Settings(_cli_settings_source=source)
     except ValidationError as error:
         raise SetupError(_first_error(error)) from error
     except (SettingsError, YAMLError, ValueError) as error:  # a source that cannot be read at all
         raise SetupError(f"settings: {' '.join(str(error).split())[:300]}") from error
+
+
+def _check_secrets(command_line: dict[str, Any]) -> None:
+    """The command line stands in the list of processes, where every user of the machine reads it."""
+    for name in ("token", "key"):
+        if name in command_line.get("telegram", {}):
+            raise SetupError(
+                f"setting telegram.{name}: not on the command line, which others can read; set LITMUS_TELEGRAM__{name.upper()}"
+            )
 
 
 def _first_error(error: ValidationError) -> str:

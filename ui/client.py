@@ -200,11 +200,12 @@ def _parse_body(body_type: type[ResponseBody], response: httpx.Response) -> Resp
 def _error_from_response(status: int, headers: httpx.Headers, content: bytes) -> ServerError:
     """Builds the error from OpenAI's envelope. A body that is not an envelope (a proxy's HTML, say) is not shown."""
     try:
-        sentence = _as_sentence(ErrorResponse.model_validate_json(content).error.message)
+        problem = ErrorResponse.model_validate_json(content).error
+        sentence = _as_sentence(problem.message)
     except ValidationError:
         return ServerError(f"The server answered with status {status} and no explanation.")
     wait_s = headers.get("retry-after", "")
-    return ServerError(f"{sentence} Try again in {wait_s} s." if wait_s.isdigit() else sentence)
+    return ServerError(f"{sentence} Try again in {wait_s} s." if wait_s.isdigit() else sentence, code=problem.code)
 
 
 def _as_sentence(message: str) -> str:

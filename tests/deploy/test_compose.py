@@ -35,7 +35,7 @@ def test_schema() -> None:
 
 def test_every_profile_is_a_service() -> None:
     profiles = [profile for service in SERVICES.values() for profile in service["profiles"]]
-    assert sorted(profiles) == ["gpu", "grafana", "nginx", "prometheus", "redis", "server", "ui"]
+    assert sorted(profiles) == ["bot", "gpu", "grafana", "nginx", "prometheus", "redis", "server", "ui"]
 
 
 @EACH
@@ -64,8 +64,12 @@ def test_only_nginx_is_reached_from_outside(name: str) -> None:
 @EACH
 def test_every_container_tells_its_health(name: str) -> None:
     service = SERVICES[name]
-    of_image = service.get("build") and name != "ui"  # the page is no server of models: it has another question
-    assert of_image or service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+    of_image = service.get("build") and name not in {"ui", "bot"}  # these are no servers of models
+    assert (
+        of_image
+        or (name == "bot" and service["healthcheck"] == {"disable": True})
+        or service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+    )
 
 
 @pytest.mark.parametrize("name", ["server", "server-gpu"])
@@ -106,6 +110,22 @@ def test_the_pages_command_is_understood() -> None:
     settings = read(expand_short_options(command[3:]), program="ui")
     assert (settings.server.host, settings.ui.server) == ("0.0.0.0", "http://server:8000")
     assert SERVICES["ui"]["ports"][0].endswith(f":{settings.ui.port}")
+
+
+def test_the_bots_command_is_understood_and_its_secrets_come_as_a_file(tmp_path: Path) -> None:
+    """Run as the container runs it, with a program that shows what it gets in the place of python."""
+    (tmp_path / "telegram").write_text("LITMUS_TELEGRAM__TOKEN=1:a-token\nLITMUS_TELEGRAM__KEY=a-key\n")
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$LITMUS_TELEGRAM__TOKEN $LITMUS_TELEGRAM__KEY $*"\n')
+    (tmp_path / "python").chmod(0o755)
+    shell, option, script, name = SERVICES["bot"]["entrypoint"]
+    script = script.replace("$$", "$").replace("/run/secrets", str(tmp_path))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    shown = subprocess.run(
+        [shell, option, script, name, *SERVICES["bot"]["command"]], env=environment, capture_output=True, text=True
+    ).stdout
+    assert shown == "1:a-token a-key -m ui.telegram --telegram.server http://server:8000\n"
+    assert read(SERVICES["bot"]["command"], program="ui.telegram").telegram.server == "http://server:8000"
+    assert int(SERVICES["bot"]["stop_grace_period"].removesuffix("s")) > Settings(_env_file=None).telegram.drain_s  # type: ignore[call-arg]
 
 
 @contextmanager
