@@ -17,7 +17,7 @@ import uvicorn
 from browser import CHROMIUM, FLAGS
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 
 from app.settings import prepare_environment
 from serve.__main__ import _without_type_stubs
@@ -238,10 +238,11 @@ def event(delta: dict[str, str], finish_reason: str | None = None, tokens: int |
 
 
 @contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    """Serves the app from a thread on a free port, and yields its address."""
+def running(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """Serves the app from a thread, on a free port if none is given, and yields its address."""
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -290,7 +291,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A phone-sized window. All tests share it, so that Gradio's files are fetched once."""
+    """All tests share it, so that Gradio's files are fetched once."""
     context = browser.new_context(viewport={"width": 390, "height": 844})
     context.set_default_timeout(30_000)
     yield context
@@ -298,9 +299,16 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(fake: Fake, page_url: str, context: BrowserContext) -> Iterator[Page]:
+def viewport() -> ViewportSize:
+    """A phone's; a module may have its own."""
+    return {"width": 390, "height": 844}
+
+
+@pytest.fixture
+def page(fake: Fake, page_url: str, context: BrowserContext, viewport: ViewportSize) -> Iterator[Page]:
     """The page in a tab of its own. A request to another origin fails the test, and so does an error in the console."""
     page = context.new_page()
+    page.set_viewport_size(viewport)
     foreign_requests: list[str] = []
     origin = page_url.removesuffix("/ui")
     page.on("request", lambda request: request.url.startswith(("data:", "blob:", origin)) or foreign_requests.append(request.url))

@@ -2,6 +2,8 @@
 window.litmus ??= {};
 litmus.shelf = (() => {
     const { storage } = litmus;
+    const WIDE = 1200; // pixels
+    const CLOSED = "litmus-shelf-closed"; // in localStorage
     let root = null;
     let deleted = []; // entries that Undo brings back
 
@@ -105,8 +107,20 @@ litmus.shelf = (() => {
         draw();
     }
 
+    // On a wide window the list is open, until the visitor closes it.
+    function openOnWideWindow() {
+        const sidebar = root.closest(".sidebar");
+        const toggle = sidebar.querySelector(".toggle-button");
+        if (innerWidth >= WIDE && localStorage.getItem(CLOSED) === null && !sidebar.classList.contains("open")) toggle.click();
+        toggle.addEventListener("click", () => {
+            if (sidebar.classList.contains("open")) localStorage.setItem(CLOSED, "yes");
+            else localStorage.removeItem(CLOSED);
+        });
+    }
+
     function mount(element) {
         root = element.querySelector(".shelf");
+        openOnWideWindow();
         part(".new").onclick = () => {
             litmus.act("new");
             litmus.uncover();
