@@ -111,12 +111,16 @@ def launch_options() -> dict[str, Any]:
 
 
 def _theme() -> gr.themes.Base:
-    """Gradio's default theme, whose fonts come with the package, with an accent dark enough for white text."""
+    """Gradio's default theme, whose fonts come with the package, with fills dark enough for white text."""
     return gr.themes.Default(primary_hue="teal", neutral_hue="slate").set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_hover_dark="*primary_800",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_dark="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+        button_cancel_background_fill_hover_dark="#991b1b",
         color_accent="*primary_600",
     )
 

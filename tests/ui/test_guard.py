@@ -115,7 +115,6 @@ def test_a_server_without_keys_needs_no_login(fake: Fake):
         "gradio_api/deep_link",
         "gradio_api/user",
         "gradio_api/token",
-        "gradio_api/app_id",
         "config",
         "monitoring",
         "monitoring/summary",

@@ -31,6 +31,13 @@ graph TD; A[<img src='http://evil.invalid/j.png'>]-->B
 ```
 ``` <img src=http://evil.invalid/k.png>
 """
+FULL_STORAGE = """() => {
+    const set = Storage.prototype.setItem;
+    Storage.prototype.setItem = function (key, value) {
+        if (this === localStorage) throw new DOMException("full", "QuotaExceededError");
+        set.call(this, key, value);
+    };
+}"""
 MARKDOWN = """A **bold** word, $x^2$ for $5.
 
 | planet | km |
@@ -131,6 +138,9 @@ def test_edits_and_tries_are_branches_that_an_export_carries_and_an_import_bring
     expect(conversation(loaded)).to_contain_text("1 of 2")
     loaded.locator("input[type=file]").set_input_files({"name": "c.json", "mimeType": "application/json", "buffer": b"{}"})
     expect(shelf(loaded).get_by_text("This file holds no conversations of this page.")).to_be_visible()
+    loaded.evaluate(FULL_STORAGE)
+    ask_until_taken(loaded, "One more?")
+    expect(shelf(loaded).get_by_text("This browser's storage is full")).to_be_visible()
 
 
 def test_a_cut_answer_continues_goes_to_the_score_tab_and_undo_gives_the_question_back(loaded: Page, fake: Fake):

@@ -8,7 +8,7 @@ STORIES = (
 GENERAL = (
     "Explain in three sentences why the sky is blue.",
     "Write a Python function that reverses a string, with an example.",
-    "Make a table of three planets with their size and distance from the sun.",
+    "What are the three states of matter? Give a list with an example of each.",
 )
 
 
