@@ -70,9 +70,7 @@ window.litmus ??= {};
     document.addEventListener("click", (event) => {
         const button = event.target.closest?.("button.do");
         const [, name, index] = button?.className.match(/\bdo-([a-z]+)-(\d+)/) ?? [];
-        if (!name) return;
-        if (CLIENT_ACTIONS[name]) CLIENT_ACTIONS[name](Number(index), button);
-        else litmus.act(name, Number(index));
+        if (name) CLIENT_ACTIONS[name] ? CLIENT_ACTIONS[name](Number(index), button) : litmus.act(name, Number(index));
     });
 
     document.addEventListener("keydown", (event) => {

@@ -62,11 +62,11 @@ def _turn_message(conversation: Conversation, index: int, is_busy: bool) -> Chat
     if turn.role == "user":
         return _message("user", literal(turn.text), _note_html("", "", buttons))
     facts = "" if turn.facts is None else note_text(turn.facts)
-    return _message("assistant", _answer_markdown(turn.text, turn.thought, is_open=False), _note_html(ending_text(turn), facts, buttons))
+    return _message("assistant", harmless(turn.text, turn.thought), _note_html(ending_text(turn), facts, buttons))
 
 
 def _running_message(answer: Answer) -> ChatMessage:
-    text = _answer_markdown(answer.begun + answer.text, answer.thought, is_open=not answer.text)
+    text = harmless(answer.begun + answer.text, answer.thought, is_thinking=not answer.text)
     return _message("assistant", text, '<span class="note wait">…</span>' if not text else "")
 
 
@@ -101,14 +101,6 @@ def _button_html(name: str, index: int, label: str, title: str = "") -> str:
 def _note_html(ending: str, facts: str, buttons: str) -> str:
     parts = [("ending", literal(ending)), ("facts", literal(facts)), ("actions", buttons)]
     return f'<span class="note">{"".join(f"<span class={name}>{content}</span>" for name, content in parts if content)}</span>'
-
-
-def _answer_markdown(text: str, thought: str, is_open: bool) -> str:
-    if not thought:
-        return harmless(text)
-    title = "Thinking" if is_open else "Thought"
-    opened = " open" if is_open else ""
-    return f'<details class="thought"{opened}><summary>{title}</summary>\n\n{harmless(thought)}\n\n</details>\n\n{harmless(text)}'
 
 
 def _message(role: str, *parts: str) -> ChatMessage:

@@ -141,6 +141,11 @@ def _edit(conversation: Conversation, index: int, _: Served) -> Change:
     return Change(editing=str(index), banner=BANNER, box=conversation.turns[index].text)
 
 
+def _continue(conversation: Conversation, _: Any, __: Served) -> Change:
+    """Nothing where there is no answer to go on from."""
+    return _start(conversation, CONTINUE) if conversation.last is not None and conversation.last.role == "assistant" else Change()
+
+
 def _score(conversation: Conversation, index: int, _: Served) -> Change:
     return Change(tabs=gr.Tabs(selected="score"), score_text=conversation.turns[index].text)
 
@@ -162,6 +167,6 @@ ACTIONS: dict[str, Callable[[Conversation, Any, Served], Change]] = {
     "cancel": lambda _, __, ___: Change(editing="", banner="", box=""),
     "write": lambda _, text, __: Change(box=text),
     "retry": lambda conversation, index, _: _start(conversation.retry(index)),
-    "continue": lambda conversation, _, __: _start(conversation, CONTINUE),
+    "continue": _continue,
     "score": _score,
 }

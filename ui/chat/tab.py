@@ -52,9 +52,9 @@ class ChatTab:
             self.send = gr.Button("Send", variant="primary", min_width=90, scale=0, elem_id="send")
             self.stop = gr.Button("Stop", variant="stop", min_width=90, scale=0, visible=False, elem_id="stop")
         gr.HTML('<p id="said" class="unseen-text" role="status"></p>', padding=False)
-        self.kept = gr.Textbox("", visible="hidden", elem_id="kept")
         self.act = gr.Button("Act", visible="hidden", elem_id="act")
-        self.action, self.running, self.editing = (gr.Textbox("", visible=False) for _ in range(3))
+        # Gradio changes what is not shown at once: a component that is shown may still have its old value when the next step begins.
+        self.kept, self.action, self.running, self.editing = (gr.Textbox("", visible=False) for _ in range(4))
         self.draft, self.served = gr.JSON([], visible=False), gr.JSON([], visible=False)
 
     def connect(self, visitors: Visitors, page: gr.Blocks, model: gr.Dropdown, tabs: gr.Tabs, score_text: gr.Textbox) -> None:

@@ -92,6 +92,7 @@ def test_actions_choose_what_is_shown():
 def test_actions_start_an_answer_where_the_model_can_chat():
     assert act("retry", 1)["running"] == "answer" and load(act("retry", 1)["kept"]).path == [0]
     assert act("continue", 1)["running"] == "continue"
+    assert act("continue", 0, kept=Conversation(id="c").ask("Who?").dump()) == {}
     assert act("retry", 1, notice="It cannot chat.") == {}
     assert act("edit", 0, notice="It cannot chat.")["box"] == "Who?"
     assert act("new", running="answer") == {}
