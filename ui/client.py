@@ -41,13 +41,23 @@ class QueueStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """How many of the prompt's tokens the server has read, those that it still had from before included."""
+
+    processed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
-    """One event of a streamed answer. `finish_reason` and `usage` come once, near the end; `queue` only before the first text."""
+    """One event of a streamed answer. `finish_reason` comes once, near the end; `queue` and `progress` only before the first text."""
 
     text: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
     queue: QueueStatus | None = None
+    thought: str = ""  # what a reasoning model thinks before it answers
+    progress: PromptProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +135,8 @@ class Client:
 
     async def chat(self, body: RequestFields) -> AsyncGenerator[Chunk, None]:
         """Yields chunks as they arrive. Closing the generator closes the connection, which makes the server abort the request."""
-        request = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        request = {**body, "stream": True, "stream_options": options, "return_progress": True}
         async with self._connection() as http, http.stream("POST", "/v1/chat/completions", json=request) as response:
             if response.is_error:
                 raise _error_from_response(response.status_code, response.headers, await response.aread())
@@ -176,12 +187,18 @@ def _parse_event(payload: str) -> Chunk:
         if "error" in event:
             raise ServerError(_as_sentence(ErrorResponse.model_validate(event).error.message))
         usage = Usage.model_validate(event["usage"]) if event.get("usage") else None
+        progress = _progress(event.get("prompt_progress"))
         if not event["choices"]:
-            return Chunk(usage=usage)
-        choice = event["choices"][0]
-        return Chunk(choice["delta"].get("content") or "", choice.get("finish_reason"), usage)
+            return Chunk(usage=usage, progress=progress)
+        delta, finish_reason = event["choices"][0]["delta"], event["choices"][0].get("finish_reason")
+        return Chunk(delta.get("content") or "", finish_reason, usage, None, delta.get("reasoning_content") or "", progress)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ServerError("This page cannot read a part of the server's answer. Is it a Litmus server?") from error
+
+
+def _progress(value: dict[str, int] | None) -> PromptProgress | None:
+    """`cache` and `processed` as llama-server counts them: `processed` has the cached tokens in it."""
+    return None if value is None else PromptProgress(int(value["processed"]), int(value["total"]))
 
 
 def _raise_for_status(response: httpx.Response) -> httpx.Response:

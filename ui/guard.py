@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
@@ -22,10 +22,16 @@ from ui.client import ServerError
 from ui.visitors import IDLE_S, Visitors, cookie_name
 
 FORM = Path(__file__).with_name("login.html")
+ICON = Path(__file__).with_name("icon.svg")
+FILES = {  # of our own, open to everybody: they say nothing of what is served
+    "/manifest.json": (Path(__file__).with_name("manifest.json"), "application/manifest+json"),
+    "/icon.svg": (ICON, "image/svg+xml"),
+    "/favicon.ico": (ICON, "image/svg+xml"),
+}
 MAX_FORM_BYTES = 4096
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # one part of a path, and not ..
 USED = re.compile(  # method and path of what the page asks for, seen in a browser
-    rf"(GET|HEAD) (/?|/theme\.css|/manifest\.json|/favicon\.ico|/robots\.txt|/(assets|static)(/{NAME})+"
+    rf"(GET|HEAD) (/?|/theme\.css|/robots\.txt|/(assets|static)(/{NAME})+"
     rf"|/gradio_api/(queue/data|startup-events|app_id|heartbeat/{NAME}))"
     r"|POST /gradio_api/(queue/join|cancel|run/predict|reset)"
 )
@@ -69,8 +75,11 @@ class Guard:
             await self.app(scope, receive, send_with_headers)
 
     async def _own(self, request: Request) -> Response | None:
-        """The answers of the login."""
+        """The answers of the login, and the files that make the page an app."""
         path = get_route_path(request.scope)
+        if path in FILES and request.method in {"GET", "HEAD"}:
+            file, media_type = FILES[path]
+            return FileResponse(file, media_type=media_type, headers={"Cache-Control": "public, max-age=86400"})
         if path == "/login":
             return await self._log_in(request)
         return self._log_out(request) if path == "/logout" else None

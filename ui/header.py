@@ -1,4 +1,4 @@
-"""Translates what the server serves into the HTML of the page's header, and into the notice for a model that cannot chat.
+"""Translates what the server serves into the HTML of the page's bar, and into the notice for a model that cannot chat.
 
 Pure: no Gradio component, no HTTP. Every name is escaped.
 """
@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from app.schemas import ModelCard, Readiness
 from ui.markup import alert_html, escape_html
 from ui.models import ModelSelection
-
-TAGLINE = "Chat with a language model, and see how machine-like a text is."
 
 
 def connecting_header(server_url: str) -> str:
@@ -27,10 +25,18 @@ def unreachable_header(sentence: str) -> str:
 
 
 def models_header(selection: ModelSelection) -> str:
-    """One model as a table of facts, several as one line each; above them, what is not ready."""
+    """The selected model in a few words, what is not ready, and behind the words all that is served."""
     status = " ".join(_status_sentences(selection))
     models = _model_list(selection) if selection.has_several else "".join(map(_facts_html, selection.cards))
-    return _header_html((alert_html(status) if status else "") + models)
+    card = selection.selected
+    about = "" if card is None else f'<details class="about"><summary>{escape_html(_summary(card))}</summary>{models}</details>'
+    return _header_html(about + (alert_html(status) if status else ""), "" if card is None else card.id)
+
+
+def served(selection: ModelSelection) -> list[str | int]:
+    """What the chat tab needs to know of the selected model: its name, its precision, and its context in tokens."""
+    card = selection.selected
+    return [] if card is None else [card.id, _short_precision(card), card.context]
 
 
 def no_chat_notice(selection: ModelSelection) -> str:
@@ -104,5 +110,13 @@ def _precision(card: ModelCard) -> str:
     return card.dtype if weights.format == "float" else f"{weights.format} {', '.join(weights.types)}, computing in {card.dtype}"
 
 
-def _header_html(content: str) -> str:
-    return f'<header class="litmus"><h1>Litmus</h1><p class="tagline">{TAGLINE}</p>{content}</header>'
+def _short_precision(card: ModelCard) -> str:
+    return _precision(card).partition(", computing in ")[0].removeprefix("gguf ")
+
+
+def _summary(card: ModelCard) -> str:
+    return f"{card.id} · {_short_precision(card)} · {card.context:,} tokens"
+
+
+def _header_html(content: str, model: str = "") -> str:
+    return f'<header class="litmus" data-model="{escape_html(model)}"><h1>Litmus</h1>{content}</header>'

@@ -1,4 +1,4 @@
-"""The Gradio page: a header, a dropdown among several models, a chat tab and a score tab.
+"""The Gradio page: a bar with the model, a chat tab and a score tab.
 
 `create_page` builds it, `mount` adds it to a FastAPI app. It calls a Litmus server by its visitors' clients and keeps no visitor's state.
 """
@@ -13,7 +13,9 @@ from starlette.routing import Mount
 
 from app.neighbours import Neighbours
 from ui import header
-from ui.chat.tab import chat_tab
+from ui.chat.examples import placeholder_html
+from ui.chat.steps import redraw_line
+from ui.chat.tab import SCRIPTS, ChatTab
 from ui.client import ServerError
 from ui.compare.tab import compare_tab
 from ui.guard import Guard
@@ -26,38 +28,45 @@ PATH = "/ui"
 MAX_CONCURRENT_CALLS = 64
 RETRY_S = 2.0  # how often the page asks again while the server does not serve all its models
 STYLESHEET = Path(__file__).with_name("style.css")
-TAB_STYLESHEETS = [Path(__file__).with_name(tab) / f"{tab}.css" for tab in ("compare", "system")]
+TAB_STYLESHEETS = [Path(__file__).with_name(tab) / f"{tab}.css" for tab in ("chat", "compare", "system")]
+ICON_LINK = '<link rel="icon" href="icon.svg" type="image/svg+xml">'
 
 
 def create_page(visitors: Visitors) -> gr.Blocks:
-    with gr.Blocks(title="Litmus", analytics_enabled=False) as page:
-        if visitors.all_log_in:
-            gr.HTML('<a href="logout">Log out</a>', elem_id="logout", padding=False)
-        page_header = gr.HTML(header.connecting_header(visitors.server_url))
-        model = gr.Dropdown([], value=None, label="Model", interactive=True, filterable=False, visible=False, elem_id="model")
+    with gr.Blocks(title="Litmus", analytics_enabled=False, fill_width=True) as page:
+        with gr.Row(elem_id="bar"):
+            page_header = gr.HTML(header.connecting_header(visitors.server_url), padding=False, elem_id="about")
+            model = gr.Dropdown([], value=None, label="Model", interactive=True, filterable=False, visible=False, elem_id="model")
+            if visitors.all_log_in:
+                gr.HTML('<a href="logout">Log out</a>', elem_id="logout", padding=False)
         # The browser keeps the model's name between visits. Gradio asks for a secret; a model's name needs none.
         remembered = gr.BrowserState("", storage_key="litmus-model", secret="litmus")
-        with gr.Tab("Chat"):
-            notice = chat_tab(visitors, model)
-        with gr.Tab("Score"):
-            method = score.score_tab(visitors, model)
-        with gr.Tab("Compare") as compare:
-            compare_tab(visitors, compare)
-        with gr.Tab("System") as system:
-            system_tab(visitors, system)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Chat", id="chat", elem_id="chat"):
+                chat = ChatTab(page)
+            with gr.Tab("Score", id="score"):
+                method, score_text = score.score_tab(visitors, model)
+            with gr.Tab("Compare", id="compare") as compare:
+                compare_tab(visitors, compare)
+            with gr.Tab("System", id="system") as system:
+                system_tab(visitors, system)
+        chat.connect(visitors, page, model, tabs, score_text)
         retry = gr.Timer(RETRY_S, active=False)
-        outputs = [page_header, model, method, notice, remembered, retry]
+        outputs = [page_header, model, method, chat.notice, remembered, retry, chat.served, chat.chatbot]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(refresh_handler(visitors), [remembered, method], outputs, **hidden)
-        model.input(refresh_handler(visitors), [model, method], outputs, trigger_mode="always_last", **hidden)
-        retry.tick(refresh_handler(visitors), [remembered, method], outputs, **hidden)
+        for refreshed in (
+            page.load(refresh_handler(visitors), [remembered, method], outputs, **hidden),
+            model.input(refresh_handler(visitors), [model, method], outputs, trigger_mode="always_last", **hidden),
+            retry.tick(refresh_handler(visitors), [remembered, method], outputs, **hidden),
+        ):
+            refreshed.then(redraw_line, [chat.running, chat.kept, chat.served], chat.line, **hidden)
     page.queue(default_concurrency_limit=MAX_CONCURRENT_CALLS, api_open=False)
     return page
 
 
 def refresh_handler(visitors: Visitors) -> Callable[[gr.Request, str, str], Awaitable[tuple[Any, ...]]]:
     async def refresh(request: gr.Request, requested_model: str, method: str) -> tuple[Any, ...]:
-        """Updates the header, both dropdowns, the notice, the remembered model, and whether the page asks again by itself.
+        """Updates all that depends on the served models, the remembered one, and whether the page asks again by itself.
 
         Asks the server each time: the models it serves may have changed since the page was loaded.
         """
@@ -66,9 +75,9 @@ def refresh_handler(visitors: Visitors) -> Callable[[gr.Request, str, str], Awai
             readiness = await client.ready()
             cards = await client.models_unless_loading(readiness)
         except ServerError as error:
-            return header.unreachable_header(error.message), *(gr.skip(),) * 4, gr.Timer(active=True)
+            return header.unreachable_header(error.message), *(gr.skip(),) * 4, gr.Timer(active=True), *(gr.skip(),) * 2
         if cards is None:
-            return header.loading_header(readiness), *(gr.skip(),) * 4, gr.Timer(active=True)
+            return header.loading_header(readiness), *(gr.skip(),) * 4, gr.Timer(active=True), *(gr.skip(),) * 2
         selection = ModelSelection(cards, readiness, requested_model)
         return (
             header.models_header(selection),
@@ -77,6 +86,8 @@ def refresh_handler(visitors: Visitors) -> Callable[[gr.Request, str, str], Awai
             header.no_chat_notice(selection),
             selection.remembered,
             gr.Timer(active=readiness.status != "ready"),
+            header.served(selection),
+            gr.update(placeholder=placeholder_html(selection.selected.id if selection.selected else "")),
         )
 
     return refresh
@@ -93,6 +104,7 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": _theme(),
         "css_paths": [STYLESHEET, *TAB_STYLESHEETS],
+        "head": ICON_LINK + "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in SCRIPTS),
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,
@@ -105,9 +117,17 @@ def launch_options() -> dict[str, Any]:
 
 
 def _theme() -> gr.themes.Base:
-    """Gradio's default theme, whose fonts come with the package, with an accent dark enough for white text."""
+    """Gradio's default theme, whose fonts come with the package, with fills dark enough for white text."""
     return gr.themes.Default(primary_hue="teal", neutral_hue="slate").set(
-        button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800", color_accent="*primary_600"
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_dark="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+        button_cancel_background_fill_hover_dark="#991b1b",
+        color_accent="*primary_600",
     )
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import uvicorn
+from browser import CHROMIUM, FLAGS
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 
 from app.schemas.overview import EXAMPLE
 from app.settings import prepare_environment
@@ -23,7 +25,8 @@ from serve.__main__ import _without_type_stubs
 
 prepare_environment()
 with _without_type_stubs():  # two seconds quicker, as at a start of the server
-    import gradio  # noqa: F401
+    from ui.page import mount
+    from ui.visitors import Visitors
 
 KEY = "litmus-key-of-the-tests"
 TEXT_SEPARATOR = "\u2028"  # a line end to `str.splitlines`, an ordinary character in JSON
@@ -122,6 +125,9 @@ class Fake:
     url: str = ""
     words: list[str] = field(default_factory=lambda: list(WORDS))
     sse_comment: str = ": a comment"
+    progress: tuple[int, int] | None = None
+    thoughts: list[str] = field(default_factory=list)
+    finish_reason: str = "stop"
     first_wait_s: float = 0.0
     wait_s: float = 0.0
     refusal: tuple[int, str] | None = None
@@ -221,16 +227,22 @@ async def stream(fake: Fake) -> AsyncIterator[str]:
     try:
         yield event({"role": "assistant", "content": ""})
         yield f"{fake.sse_comment}\n\n"
+        if fake.progress:
+            progress = {"total": fake.progress[1], "cache": 0, "processed": fake.progress[0], "time_ms": 1}
+            yield f"data: {json.dumps({'choices': [], 'prompt_progress': progress})}\n\n"
         await asyncio.sleep(fake.first_wait_s)
+        for thought in fake.thoughts:
+            yield event({"reasoning_content": thought})
+            await asyncio.sleep(fake.wait_s)
         for index, word in enumerate(fake.words):
             if index == fake.break_after:
                 complete = True
                 return
             if index == fake.error_after:
                 yield f"data: {json.dumps(envelope('the worker died'))}\n\n"
-            yield event({"content": word})
+            yield event({"content": word}, tokens=index + 1)
             await asyncio.sleep(fake.wait_s)
-        yield event({}, finish_reason="stop")
+        yield event({}, finish_reason=fake.finish_reason)
         yield f"data: {json.dumps({'choices': [], 'usage': USAGE})}\n\n"
         yield "data: [DONE]\n\n"
         complete = True
@@ -239,16 +251,18 @@ async def stream(fake: Fake) -> AsyncIterator[str]:
             fake.disconnected.set()
 
 
-def event(delta: dict[str, str], finish_reason: str | None = None) -> str:
+def event(delta: dict[str, str], finish_reason: str | None = None, tokens: int | None = None) -> str:
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return f"data: {json.dumps({'id': 'c', 'choices': [choice]}, ensure_ascii=False)}\n\n"
+    usage = None if tokens is None else {"prompt_tokens": 12, "completion_tokens": tokens, "total_tokens": 12 + tokens}
+    return f"data: {json.dumps({'id': 'c', 'choices': [choice], 'usage': usage}, ensure_ascii=False)}\n\n"
 
 
 @contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    """Serves the app from a thread on a free port, and yields its address."""
+def running(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """Serves the app from a thread, on a free port if none is given, and yields its address."""
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -276,3 +290,60 @@ def fake(fake_server: Fake) -> Fake:
     """The module's server, reset to its defaults."""
     fake_server.reset()
     return fake_server
+
+
+@pytest.fixture(scope="module")
+def page_url(fake_server: Fake) -> Iterator[str]:
+    """The page and an icon at the root, as `python -m ui` has it."""
+    app = FastAPI()
+    app.add_api_route("/favicon.ico", lambda: RedirectResponse("/ui/favicon.ico"))
+    with running(mount(app, Visitors(fake_server.url))) as url:
+        yield f"{url}/ui"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """All tests share it, so that Gradio's files are fetched once."""
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    context.set_default_timeout(30_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def viewport() -> ViewportSize:
+    """A phone's; a module may have its own."""
+    return {"width": 390, "height": 844}
+
+
+@pytest.fixture
+def page(fake: Fake, page_url: str, context: BrowserContext, viewport: ViewportSize) -> Iterator[Page]:
+    """The page in a tab of its own. A request to another origin fails the test, and so does an error in the console."""
+    page = context.new_page()
+    page.set_viewport_size(viewport)
+    foreign_requests: list[str] = []
+    origin = page_url.removesuffix("/ui")
+    page.on("request", lambda request: request.url.startswith(("data:", "blob:", origin)) or foreign_requests.append(request.url))
+    errors: list[str] = []
+    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(page_url)
+    yield page
+    if not page.is_closed():
+        page.evaluate("localStorage.clear()")
+        page.close()
+    assert (foreign_requests, errors) == ([], [])
+
+
+@pytest.fixture
+def loaded(page: Page) -> Page:
+    expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)
+    return page

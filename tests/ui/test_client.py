@@ -8,7 +8,7 @@ import pytest
 from app.engine.request import Waiting
 from serve.wire.answers import comments
 from tests.ui.conftest import SOURCE
-from ui.client import QUEUE_COMMENT, Chunk, Client, QueueStatus, ServerError
+from ui.client import QUEUE_COMMENT, Chunk, Client, PromptProgress, QueueStatus, ServerError
 
 BODY = {"messages": [{"role": "user", "content": "Hello"}], "seed": 7}
 
@@ -46,7 +46,8 @@ def test_a_stream_yields_text_finish_reason_and_usage(fake):
 
 def test_a_stream_requests_usage_and_sends_the_body_unchanged(fake):
     asyncio.run(read(Client(fake.url)))
-    assert fake.requests == [{**BODY, "stream": True, "stream_options": {"include_usage": True}}]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    assert fake.requests == [{**BODY, "stream": True, "stream_options": options, "return_progress": True}]
 
 
 def test_text_arrives_while_the_answer_is_still_being_generated(fake):
@@ -175,3 +176,12 @@ def test_the_queue_position_comes_before_the_text(fake):
     chunks = asyncio.run(read(Client(fake.url)))
     assert next(chunk.queue for chunk in chunks if chunk.queue) == QueueStatus(2, 4)
     assert "".join(chunk.text for chunk in chunks) == "".join(fake.words)
+
+
+def test_the_progress_of_the_prompt_comes_before_the_thought_and_the_text(fake):
+    fake.progress, fake.thoughts = (412, 1024), ["Hm. ", "Yes."]
+    chunks = [chunk for chunk in asyncio.run(read(Client(fake.url))) if chunk.progress or chunk.thought or chunk.text]
+    assert chunks[0].progress == PromptProgress(412, 1024)
+    assert [chunk.thought for chunk in chunks[1:3]] == ["Hm. ", "Yes."]
+    assert "".join(chunk.text for chunk in chunks) == "".join(fake.words)
+    assert chunks[4].usage is not None and chunks[4].usage.completion_tokens == 2

@@ -47,12 +47,12 @@ def log_in(page: TestClient, key: str = KEY) -> Any:
 
 
 def call(page: TestClient, content: object) -> Any:
-    """Calls `add_question` with one chat message of this content."""
+    """Calls `send_question` with one chat message of this content in the place of a text."""
     html = page.get("/ui/").text
     config = json.JSONDecoder().raw_decode(html.partition("window.gradio_config = ")[2])[0]
-    function = next(item["id"] for item in config["dependencies"] if len(item["inputs"]) == 3 and not item["queue"])
+    function = next(item["id"] for item in config["dependencies"] if len(item["inputs"]) == 5 and not item["queue"])
     message = {"role": "user", "content": [content], "metadata": None, "options": None}
-    return page.post(RUN, json={"data": [[message], "hello", ""], "fn_index": function, "session_hash": "abc"})
+    return page.post(RUN, json={"data": [[message], "", "hello", "", ""], "fn_index": function, "session_hash": "abc"})
 
 
 def test_a_stranger_sees_the_login_and_nothing_of_gradio(page: TestClient):
@@ -82,6 +82,14 @@ def test_a_key_that_the_server_takes_opens_the_page_until_the_visitor_leaves(pag
     assert str(page.get("/ui/logout").url) == f"{URL}/ui/login"
     page.cookies.update(token)
     assert page.get("/ui/theme.css").status_code == 401
+
+
+def test_what_makes_the_page_an_app_is_open_and_says_nothing_of_the_server(page: TestClient):
+    manifest = page.get("/ui/manifest.json")
+    assert (manifest.status_code, manifest.json()["start_url"]) == (200, "./") and KEY not in manifest.text
+    for path in ("icon.svg", "favicon.ico"):
+        assert page.get(f"/ui/{path}").headers["content-type"] == "image/svg+xml"
+    assert page.post("/ui/icon.svg").status_code == 404
 
 
 def test_the_cookie_is_secure_behind_tls(page: TestClient):

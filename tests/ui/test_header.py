@@ -70,6 +70,14 @@ def test_several_models_take_a_line_each_and_the_selected_one_is_marked():
     assert re.findall(r"<li aria-current=true><b>(.*?)</b>", html) == ["&lt;mute&gt;"]
 
 
+def test_the_bar_has_the_selected_model_in_a_few_words_and_the_rest_behind_them():
+    html = header_html(CARD, BASE, requested="base")
+    assert "<summary>base · nf4 · 4,096 tokens</summary>" in html and 'data-model="base"' in html
+    weights = {**CARD["weights"], "format": "gguf", "types": ["Q4_1", "Q8_0"]}
+    assert header.served(selection({**CARD, "quantize": "none", "weights": weights})) == ["storyteller", "Q4_1, Q8_0", 4096]
+    assert header.served(selection()) == []
+
+
 def test_the_default_is_selected_at_any_position():
     assert [line.startswith("storyteller selected default ") for line in lines(header_html(BASE, CARD))] == [False, True]
 

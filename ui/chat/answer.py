@@ -1,38 +1,48 @@
-"""A streamed answer while it arrives: the text so far, and TTFT and decode speed computed from arrival times.
+"""A streamed answer while it arrives: the text so far, what the server is doing, TTFT and decode speed computed from arrival times.
 
 Pure: callers pass the current time in. Knows no HTTP and no HTML.
 """
 
 from dataclasses import dataclass
 
-from ui.client import Chunk, QueueStatus
+from ui.chat.conversation import Facts, Finish
+from ui.client import Chunk, PromptProgress, QueueStatus
 
 
 @dataclass(slots=True)
 class Answer:
     """Collects the chunks of one answer.
 
-    All times are seconds of one monotonic clock. TTFT counts to the first non-empty text, not to the first event.
+    All times are seconds of one monotonic clock. TTFT counts to the first non-empty text or thought, not to the first event.
     """
 
     sent_s: float  # when the request was sent
     text: str = ""
+    thought: str = ""
     first_text_s: float | None = None
     last_text_s: float | None = None
     finish_reason: str | None = None
+    prompt_tokens: int | None = None
     completion_tokens: int | None = None
     queue: QueueStatus | None = None  # None once the request has left the server's queue
-    model: str | None = None  # shown in the note under the answer; None where the server has one model
+    progress: PromptProgress | None = None  # None where the server does not tell it
+    model: str = ""
+    precision: str = ""
+    seed: int | None = None
+    begun: str = ""  # the text that this answer goes on from
 
     def add(self, chunk: Chunk, now_s: float) -> None:
         """Adds a chunk that arrived at `now_s`."""
         self.queue = chunk.queue
-        if chunk.text:
+        self.progress = chunk.progress or self.progress
+        if chunk.text or chunk.thought:
             self.text += chunk.text
+            self.thought += chunk.thought
             self.first_text_s = now_s if self.first_text_s is None else self.first_text_s
             self.last_text_s = now_s
         self.finish_reason = chunk.finish_reason or self.finish_reason
-        self.completion_tokens = self.completion_tokens if chunk.usage is None else chunk.usage.completion_tokens
+        if chunk.usage is not None:
+            self.prompt_tokens, self.completion_tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
 
     @property
     def ttft_ms(self) -> float | None:
@@ -45,3 +55,22 @@ class Answer:
         if tokens is None or tokens < 2 or first_s is None or last_s is None or last_s <= first_s:
             return None
         return (tokens - 1) / (last_s - first_s)
+
+    def facts(self, finish: Finish | None = None, problem: str = "") -> Facts:
+        """What is kept with the answer. Without `finish` it ended as the server said."""
+        ended: Finish = "length" if self.finish_reason == "length" else "stop"
+        return Facts(
+            model=self.model,
+            precision=self.precision,
+            seed=self.seed,
+            ttft_ms=_rounded(self.ttft_ms),
+            tokens_per_s=_rounded(self.tokens_per_s),
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            finish=finish or ended,
+            problem=problem,
+        )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

@@ -1,102 +1,107 @@
-"""Translates a conversation into Gradio chat messages and back. Each answer carries a note: progress, speed, or an error.
+"""Translates a conversation into Gradio's chat messages. Each has a note: what is known of it, and what can be done with it.
 
-Pure: no Gradio component, no HTTP, no clock. All text from a model or a visitor is escaped here before it becomes HTML.
+Pure: no Gradio component, no HTTP, no clock. The buttons' classes say what they do, because Gradio keeps no other attribute of them;
+actions.js reads them.
 """
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
 from ui.chat.answer import Answer
+from ui.chat.conversation import Conversation, Facts, Turn
+from ui.chat.markdown import harmless, literal
 
-ChatMessage = dict[str, Any]  # Gradio's: {"role": str, "content": [{"type": "text", "text": HTML}, ...]}
-STREAMING_NOTE, WAITING_NOTE = "streaming", "waiting for the first token"
-IN_PROGRESS_MARK = "…"  # the note of an answer that is not finished ends in it
-FINISH_NOTES = {"stop": "finished (stop)", "length": "cut at the token limit (length)"}
-
-
-def user_message(text: str) -> ChatMessage:
-    return _message("user", text)
-
-
-def streaming_message(answer: Answer) -> ChatMessage:
-    """An answer that is not finished; its note ends in an ellipsis."""
-    note = WAITING_NOTE if answer.ttft_ms is None else f"{STREAMING_NOTE} · TTFT {answer.ttft_ms:,.0f} ms"
-    if answer.queue is not None:
-        estimate = "" if not answer.queue.wait_s else f", about {answer.queue.wait_s} s"
-        note = f"{WAITING_NOTE}: position {answer.queue.position} in the queue{estimate}"
-    return _message("assistant", answer.text, note + IN_PROGRESS_MARK)
+ChatMessage = dict[str, Any]  # Gradio's: {"role": str, "content": [{"type": "text", "text": Markdown}, ...]}
+Action = tuple[str, str]  # name, label
+ENDINGS = {
+    "stop": "",
+    "length": "The answer was cut: it reached the limit of tokens.",
+    "stopped": "You stopped this answer.",
+    "failed": "The answer broke off.",
+}
 
 
-def finished_message(answer: Answer) -> ChatMessage:
-    """A finished answer; its note holds the model, the token count, the speed, TTFT and the finish reason, as far as they are known."""
-    parts = [FINISH_NOTES.get(answer.finish_reason or "", "finished")]
-    if answer.ttft_ms is not None:
-        parts.insert(0, f"TTFT {answer.ttft_ms:,.0f} ms")
-    if answer.tokens_per_s is not None:
-        parts.insert(0, f"{answer.tokens_per_s:,.1f} tokens/s")
-    if answer.completion_tokens is not None:
-        parts.insert(0, f"{answer.completion_tokens:,} token{'' if answer.completion_tokens == 1 else 's'}")
-    if answer.model is not None:
-        parts.insert(0, answer.model)
-    return _message("assistant", answer.text, " · ".join(parts))
+def chat_messages(conversation: Conversation, running: Answer | None = None) -> list[ChatMessage]:
+    """The branch that is shown, and behind it the answer that is on its way. One that continues the last turn takes its place."""
+    path = conversation.path
+    if running is not None and running.begun:
+        path = path[:-1]
+    shown = [_turn_message(conversation, index, is_busy=running is not None) for index in path]
+    return shown if running is None else [*shown, _running_message(running)]
 
 
-def failed_message(answer: Answer, sentence: str) -> ChatMessage:
-    """The text that arrived before the failure, and the failure as the note."""
-    return _message("assistant", answer.text, f"⚠ {sentence}")
+def note_text(facts: Facts) -> str:
+    """Model, tokens, speed, TTFT and seed, as far as they are known."""
+    parts = [facts.model, facts.precision]
+    if facts.completion_tokens is not None:
+        parts.append(f"{facts.completion_tokens:,} token{'' if facts.completion_tokens == 1 else 's'}")
+    if facts.tokens_per_s is not None:
+        parts.append(f"{facts.tokens_per_s:,.1f} tokens/s")
+    if facts.ttft_ms is not None:
+        parts.append(f"first token after {facts.ttft_ms:,.0f} ms")
+    if facts.seed is not None:
+        parts.append(f"seed {facts.seed}")
+    return " · ".join(filter(None, parts))
 
 
-def mark_stopped(history: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Changes the note of an unfinished answer to "stopped". A history without one is returned unchanged."""
-    if awaits_answer(history):
-        return [*history, _message("assistant", "", "stopped before it started")]
-    if not is_streaming(history):
-        return list(history)
-    *before, last = history
-    note = _note(last).removesuffix(IN_PROGRESS_MARK)
-    note = note.replace(WAITING_NOTE, "stopped before the first token").replace(STREAMING_NOTE, "stopped")
-    return [*before, _message("assistant", _text(last), note)]
-
-
-def is_streaming(history: Sequence[ChatMessage]) -> bool:
-    """Whether the last message is an unfinished answer."""
-    return bool(history) and _note(history[-1]).endswith(IN_PROGRESS_MARK)
-
-
-def awaits_answer(history: Sequence[ChatMessage]) -> bool:
-    """Whether the last message is a question that has no answer yet, not even an empty one."""
-    return bool(history) and history[-1]["role"] == "user"
-
-
-def unanswered_question(history: Sequence[ChatMessage]) -> str:
-    """The last question, if its answer ended without any text, so that it can be sent again. Blank otherwise."""
-    if len(history) < 2 or history[-1]["role"] != "assistant" or _text(history[-1]):
+def ending_text(turn: Turn) -> str:
+    """How the answer ended, if that was not by itself."""
+    if turn.facts is None:
         return ""
-    return _text(history[-2])
+    if turn.facts.finish == "stopped" and not turn.text:
+        return "Stopped before the first token."
+    return f"⚠ {turn.facts.problem}" if turn.facts.problem else ENDINGS[turn.facts.finish]
 
 
-def request_messages(history: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """The conversation as the request's `messages`: plain text, no notes. Questions whose answer has no text are left out."""
-    request: list[dict[str, str]] = []
-    for message in history:
-        text = _text(message)
-        if message["role"] == "assistant" and not text:
-            request.pop()  # the question before it
-        else:
-            request.append({"role": message["role"], "content": text})
-    return request
+def _turn_message(conversation: Conversation, index: int, is_busy: bool) -> ChatMessage:
+    turn = conversation.turns[index]
+    pager = "" if is_busy else _pager_html(conversation.versions(index), index)
+    is_last = index == conversation.leaf
+    actions = [] if is_busy else _question_actions(is_last) if turn.role == "user" else _answer_actions(turn, is_last)
+    buttons = pager + "".join(_button_html(name, index, label) for name, label in actions)
+    if turn.role == "user":
+        return _message("user", literal(turn.text), _note_html("", "", buttons))
+    facts = "" if turn.facts is None else note_text(turn.facts)
+    return _message("assistant", harmless(turn.text, turn.thought), _note_html(ending_text(turn), facts, buttons))
 
 
-def _message(role: str, text: str, note: str = "") -> ChatMessage:
-    """Escapes the parts: the Chatbot shows HTML even with Markdown off. Quotes stay, because it uses the same text as a label."""
-    parts = [text, note] if role == "assistant" else [text]
-    return {"role": role, "content": [{"type": "text", "text": html.escape(part, quote=False)} for part in parts]}
+def _running_message(answer: Answer) -> ChatMessage:
+    text = harmless(answer.begun + answer.text, answer.thought, is_thinking=not answer.text)
+    return _message("assistant", text, '<span class="note wait">…</span>' if not text else "")
 
 
-def _text(message: ChatMessage) -> str:
-    return html.unescape(message["content"][0]["text"])
+def _question_actions(is_last: bool) -> Sequence[Action]:
+    return [("edit", "Edit"), ("copy", "Copy"), *([("retry", "Answer this")] if is_last else [])]
 
 
-def _note(message: ChatMessage) -> str:
-    return html.unescape(message["content"][1]["text"]) if len(message["content"]) > 1 else ""
+def _answer_actions(turn: Turn, is_last: bool) -> Sequence[Action]:
+    actions = []
+    if is_last and turn.text and turn.facts is not None and turn.facts.finish != "stop":
+        actions.append(("continue", "Continue"))
+    actions.append(("retry", "Retry"))
+    if turn.text:
+        actions += [("copy", "Copy"), ("score", "Score this answer")]
+    return [*actions, ("undo", "Undo")] if is_last else actions
+
+
+def _pager_html(versions: Sequence[int], index: int) -> str:
+    """Goes from one branch to the one beside it. Nothing where there is only one."""
+    if len(versions) < 2:
+        return ""
+    place = versions.index(index)
+    before = _button_html("show", versions[place - 1], "‹", "Version before") if place else ""
+    after = _button_html("show", versions[place + 1], "›", "Next version") if place + 1 < len(versions) else ""
+    return f'<span class="pager">{before}{place + 1} of {len(versions)}{after}</span>'
+
+
+def _button_html(name: str, index: int, label: str, title: str = "") -> str:
+    return f'<button type="button" class="do do-{name}-{index}" title="{title or label}">{label}</button>'
+
+
+def _note_html(ending: str, facts: str, buttons: str) -> str:
+    parts = [("ending", literal(ending)), ("facts", literal(facts)), ("actions", buttons)]
+    return f'<span class="note">{"".join(f"<span class={name}>{content}</span>" for name, content in parts if content)}</span>'
+
+
+def _message(role: str, *parts: str) -> ChatMessage:
+    return {"role": role, "content": [{"type": "text", "text": part} for part in parts if part]}

@@ -1,143 +1,154 @@
-"""The chat tab: connects the conversation, the settings form and the buttons to one streamed request per turn.
+"""The chat tab: two sidebars, the conversation, the message box, and one streamed request for each answer.
 
-The conversation is kept in the Chatbot of each visitor's page; this module holds no state between calls.
+Everything a visitor writes or gets stays in their browser; this module holds no state between calls.
 """
 
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ui.chat import messages
+from ui.chat import line, steps
 from ui.chat.answer import Answer
-from ui.chat.examples import PROMPTS
-from ui.chat.messages import ChatMessage
+from ui.chat.conversation import Conversation, load, request_messages
+from ui.chat.desk import Change, Desk
+from ui.chat.examples import placeholder_html
+from ui.chat.markdown import LATEX
+from ui.chat.messages import chat_messages
 from ui.chat.sampling import Form, FormError
-from ui.client import ServerError
+from ui.chat.settings import settings_form
+from ui.client import RequestFields, ServerError
 from ui.visitors import Visitors
 
-REDRAW_INTERVAL_S = 0.05
-DEFAULT_MAX_TOKENS = 256
-Updates = tuple[Any, ...]  # one Gradio update per output component
+FOLDER = Path(__file__).parent
+SCRIPTS = [FOLDER / name for name in ("storage.js", "shelf.js", "actions.js")]
+REDRAW_INTERVAL_S = 0.1
+SEEDS = 2**31
 AnswerHandler = Callable[..., AsyncIterator[Any]]
+HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-def chat_tab(visitors: Visitors, model: gr.Dropdown) -> gr.HTML:
-    """Builds the tab. `model` is the page's model dropdown.
+class ChatTab:
+    """The tab's components. `connect` gives them their events, once the parts of the page that they need are there.
 
-    Returns the notice that says why the selected model cannot chat; the page fills it, and leaves it blank for a model that can.
+    The page fills `notice`, which says why the selected model cannot chat and is blank for one that can, and `served`.
     """
-    notice = gr.HTML("", elem_id="notice", padding=False)
-    chatbot = gr.Chatbot(
+
+    def __init__(self, page: gr.Blocks) -> None:
+        with gr.Sidebar(open=False, width=280, elem_id="left"):
+            gr.HTML((FOLDER / "shelf.html").read_text(encoding="utf-8"), js_on_load="litmus.shelf.mount(element)", padding=False)
+        with gr.Sidebar(open=False, width=320, position="right", elem_id="right"):
+            self.settings = settings_form(page)
+        self.notice = gr.HTML("", elem_id="notice", padding=False)
+        self.chatbot = _chatbot()
+        self.line = gr.HTML("", elem_id="line", padding=False)
+        self.banner = gr.HTML("", elem_id="editing", padding=False)
+        with gr.Row(elem_id="ask"):
+            self.box = gr.Textbox(value="", label="Message", placeholder="Write a message", max_lines=8, scale=8, elem_id="message")
+            self.send = gr.Button("Send", variant="primary", min_width=90, scale=0, elem_id="send")
+            self.stop = gr.Button("Stop", variant="stop", min_width=90, scale=0, visible=False, elem_id="stop")
+        gr.HTML('<p id="said" class="unseen-text" role="status"></p>', padding=False)
+        self.act = gr.Button("Act", visible="hidden", elem_id="act")
+        # Gradio changes what is not shown at once: a component that is shown may still have its old value when the next step begins.
+        self.kept, self.action, self.running, self.editing = (gr.Textbox("", visible=False) for _ in range(4))
+        self.draft, self.served = gr.JSON([], visible=False), gr.JSON([], visible=False)
+
+    def connect(self, visitors: Visitors, page: gr.Blocks, model: gr.Dropdown, tabs: gr.Tabs, score_text: gr.Textbox) -> None:
+        desk = self._desk(tabs, score_text)
+        asked = gr.on(
+            [self.box.submit, self.send.click],
+            steps.send_question,
+            [self.running, self.kept, self.box, self.editing, self.notice],
+            desk.outputs,
+            queue=False,
+            **HIDDEN,
+        )
+        inputs = [self.action, self.running, self.kept, self.box, self.notice, self.served]
+        acted = self.act.click(steps.act, inputs, desk.outputs, js="(...all) => litmus.inputs(all)", queue=False, **HIDDEN)
+        page.load(steps.act, inputs, desk.outputs, js="(...all) => litmus.firstInputs(all)", queue=False, **HIDDEN)
+        ends = [self.running, self.kept, self.draft, self.box, self.notice, self.served]
+        inputs = [self.running, self.draft, self.kept, model, self.served, *self.settings]
+        answered = [step.then(answer_handler(visitors), inputs, desk.outputs, **HIDDEN) for step in (asked, acted)]
+        for stream in answered:
+            stream.then(steps.finish, ends, desk.outputs, queue=False, **HIDDEN)
+        self.stop.click(None, cancels=answered).then(steps.stop, ends, desk.outputs, queue=False, **HIDDEN)
+        self.kept.change(None, self.kept, None, js="(text) => litmus.keep(text)", **HIDDEN)
+        self.notice.change(steps.send_update, [self.running, self.notice], self.send, queue=False, **HIDDEN)
+
+    def _desk(self, tabs: gr.Tabs, score_text: gr.Textbox) -> Desk:
+        own = (self.chatbot, self.line, self.kept, self.draft, self.running, self.editing, self.banner, self.box, self.send, self.stop)
+        return Desk(*own, tabs, score_text)
+
+
+def _chatbot() -> gr.Chatbot:
+    return gr.Chatbot(
         label="Conversation",
+        show_label=False,
         elem_id="conversation",
-        placeholder="Ask for a story, or pick an example below.",
-        height="min(56vh, 560px)",
-        render_markdown=False,
-        latex_delimiters=[],
+        placeholder=placeholder_html(""),
+        latex_delimiters=LATEX,
         allow_tags=False,
         buttons=[],
         feedback_options=None,
+        layout="bubble",
+        height=None,
     )
-    with gr.Row(elem_id="ask"):
-        box = gr.Textbox(value="", label="Message", placeholder="Enter sends, Shift+Enter starts a new line.", max_lines=8, scale=8)
-        send = gr.Button("Send", variant="primary", min_width=90, scale=1)
-        stop = gr.Button("Stop", variant="stop", min_width=90, scale=1, interactive=False)
-        clear = gr.Button("Clear", min_width=90, scale=1)
-    gr.Examples([[prompt] for prompt in PROMPTS], box, label="Examples")
-    with gr.Accordion("Settings (a blank field means the model's default)", open=False):
-        fields = _form_fields()
-
-    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    outputs, buttons = [chatbot, box], [send, stop, clear]
-    question_added = gr.on([box.submit, send.click], add_question, [chatbot, box, notice], [*outputs, *buttons], queue=False, **hidden)
-    answer_ended = question_added.then(answer_handler(visitors), [chatbot, model, *fields], chatbot, **hidden)
-    answer_ended.then(finish_turn, [chatbot, box, notice], [*outputs, *buttons], queue=False, **hidden)  # runs after a stop too
-    notice.change(update_send_button, [chatbot, notice], send, queue=False, **hidden)
-    stop.click(None, cancels=[answer_ended])
-    clear.click(lambda: ([], ""), None, outputs, queue=False, **hidden)
-    return notice
-
-
-def _form_fields() -> list[gr.components.Component]:
-    """The settings, in the order of the fields of `Form`."""
-    default = "model's default"
-    with gr.Row():
-        max_tokens = _textbox("Max tokens", "up to the end of the context", value=str(DEFAULT_MAX_TOKENS))
-        temperature = _textbox("Temperature (0 to 2)", default)
-        top_p = _textbox("Top-p (above 0, up to 1)", default)
-    with gr.Row():
-        top_k = _textbox("Top-k (0 keeps all tokens)", default)
-        min_p = _textbox("Min-p (0 to 1)", default)
-        seed = _textbox("Seed", "random")
-    with gr.Row():
-        stop = _textbox("Stop strings, one per line", r"none; write \n for a line break", lines=2)
-        system = _textbox("System prompt", "none", lines=2)
-    return [max_tokens, temperature, top_p, top_k, min_p, seed, stop, system]
-
-
-def _textbox(label: str, placeholder: str, value: str = "", lines: int = 1) -> gr.Textbox:
-    """`value` must not be None: inside a closed accordion the field would then send None instead of a blank."""
-    return gr.Textbox(value=value, label=label, placeholder=placeholder, lines=lines, max_lines=max(lines, 1) * 2, min_width=140)
-
-
-def add_question(history: list[ChatMessage], text: str, notice: str | None) -> Updates:
-    """Moves the question from the text box into the conversation.
-
-    The text stays in the box if it is blank, while an answer is in progress, or if the selected model cannot chat (`notice`).
-    """
-    if not text.strip() or notice or _is_busy(history):
-        return (gr.skip(),) * 5
-    return [*history, messages.user_message(text)], "", *_button_updates(running=True)
-
-
-def update_send_button(history: list[ChatMessage], notice: str | None) -> dict[str, Any]:
-    """Enables or disables Send after another model was selected."""
-    return gr.update(interactive=not notice and not _is_busy(history))
 
 
 def answer_handler(visitors: Visitors) -> AnswerHandler:
-    async def stream_answer(request: gr.Request, history: list[ChatMessage], model: str | None, *settings: str) -> AsyncIterator[Any]:
-        """Yields the conversation as the answer grows. Stop cancels this generator; `aclosing` then closes the request."""
-        if not messages.awaits_answer(history):
+    async def stream_answer(
+        request: gr.Request, running: str, draft: steps.Draft, kept: str, model: str | None, served: steps.Served, *settings: str
+    ) -> AsyncIterator[Any]:
+        """Yields the conversation as the answer grows. Stop cancels this generator; `aclosing` then closes the request.
+
+        The draft counts as stopped until the answer has ended. One that is there already belongs to a stream that goes on.
+        """
+        if not running or draft:
             yield gr.skip()  # Gradio would clear the outputs of a generator that yields nothing
             return
-        answer = Answer(time.perf_counter(), model=model)
-        yield [*history, messages.streaming_message(answer)]
+        conversation = load(kept)
+        answer = _new_answer(conversation, running, served)
+        yield _drawn(conversation, answer, served)
         try:
-            form = Form(*settings)
-            model_field = {} if model is None else {"model": model}
-            body = {**model_field, "messages": [*form.system_messages(), *messages.request_messages(history)], **form.request_fields()}
+            body = request_body(conversation, running, model, Form(*settings))
+            answer.seed = body["seed"]
             async with aclosing(visitors.client(request.request).chat(body)) as chunks:
                 drawn_s = 0.0
                 async for chunk in chunks:
                     now_s = time.perf_counter()
                     answer.add(chunk, now_s)
-                    if now_s - drawn_s >= REDRAW_INTERVAL_S:
+                    if answer.first_text_s in (None, now_s) or now_s - drawn_s >= REDRAW_INTERVAL_S:
                         drawn_s = now_s
-                        yield [*history, messages.streaming_message(answer)]
+                        yield _drawn(conversation, answer, served)
         except (ServerError, FormError) as error:
-            yield [*history, messages.failed_message(answer, str(error))]
+            yield Change(draft=steps.pack(answer, answer.facts("failed", str(error)))).updates
             return
-        yield [*history, messages.finished_message(answer)]
+        yield Change(draft=steps.pack(answer, answer.facts())).updates
 
     return stream_answer
 
 
-def finish_turn(history: list[ChatMessage], text: str, notice: str | None) -> Updates:
-    """Runs when an answer has ended. Marks an unfinished answer as stopped, and puts a question without an answer back into the box."""
-    final = messages.mark_stopped(history)
-    history_update = final if final != history else gr.skip()
-    return history_update, text or messages.unanswered_question(final), *_button_updates(running=False, chat_disabled=bool(notice))
+def request_body(conversation: Conversation, running: str, model: str | None, form: Form) -> RequestFields:
+    """The request for the next answer. A seed is drawn where the form has none, so that the answer can be repeated."""
+    model_field = {} if model is None else {"model": model}
+    going_on = {"continue_final_message": True} if running == steps.CONTINUE else {}
+    messages = [*form.system_messages(), *request_messages(conversation)]
+    return {**model_field, "messages": messages, **going_on, "seed": secrets.randbelow(SEEDS), **form.request_fields()}
 
 
-def _is_busy(history: list[ChatMessage]) -> bool:
-    """Whether an answer is in progress, or its request is about to be sent."""
-    return messages.is_streaming(history) or messages.awaits_answer(history)
+def _new_answer(conversation: Conversation, running: str, served: steps.Served) -> Answer:
+    begun = conversation.last.text if running == steps.CONTINUE and conversation.last is not None else ""
+    name, precision = served[:2] if served else ("", "")
+    return Answer(time.perf_counter(), model=name, precision=precision, begun=begun)
 
 
-def _button_updates(running: bool, chat_disabled: bool = False) -> Updates:
-    """Updates of Send, Stop and Clear. `chat_disabled`: the selected model cannot chat."""
-    return gr.update(interactive=not running and not chat_disabled), gr.update(interactive=running), gr.update(interactive=not running)
+def _drawn(conversation: Conversation, answer: Answer, served: steps.Served) -> tuple[Any, ...]:
+    return Change(
+        chatbot=chat_messages(conversation, answer),
+        line=line.running_html(answer, steps.context_of(served)),
+        draft=steps.pack(answer, answer.facts("stopped")),
+    ).updates

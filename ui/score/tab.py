@@ -22,10 +22,10 @@ NO_TEXT = "There is no text to score yet. Paste at least a few sentences."
 TOKENS_JS = Path(__file__).with_name("tokens.js")
 
 
-def score_tab(visitors: Visitors, model: gr.Dropdown) -> gr.Dropdown:
+def score_tab(visitors: Visitors, model: gr.Dropdown) -> tuple[gr.Dropdown, gr.Textbox]:
     """Builds the tab. `model` is the page's model dropdown.
 
-    Returns the method dropdown, which the page fills with the methods of the selected model.
+    Returns the method dropdown, which the page fills with the methods of the selected model, and the box of the text.
     """
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
@@ -44,7 +44,7 @@ def score_tab(visitors: Visitors, model: gr.Dropdown) -> gr.Dropdown:
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     scored = score.click(score_handler(visitors), [text, method, model], result, **hidden)
     clear.click(lambda: ("", report.idle_html()), None, [text, result], cancels=[scored], **hidden)
-    return method
+    return method, text
 
 
 def score_handler(visitors: Visitors) -> Callable[[gr.Request, str, str, str | None], AsyncIterator[str]]:

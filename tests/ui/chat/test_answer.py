@@ -2,8 +2,8 @@ import pytest
 
 from app.schemas import Usage
 from ui.chat.answer import Answer
-from ui.chat.messages import streaming_message
-from ui.client import Chunk, QueueStatus
+from ui.chat.conversation import Facts
+from ui.client import Chunk, PromptProgress, QueueStatus
 
 
 def usage(tokens: int) -> Usage:
@@ -39,11 +39,27 @@ def test_text_that_arrives_all_at_once_has_no_speed():
     assert Answer(0.0, "a b", first_text_s=1.0, last_text_s=1.0, completion_tokens=5).tokens_per_s is None
 
 
-def test_the_queue_position_is_shown_until_the_answer_starts():
+def test_queue_and_progress_end_with_what_follows_them():
     answer = Answer(0.0)
     answer.add(Chunk(queue=QueueStatus(3, None)), 0.5)
-    assert "position 3 in the queue…" in str(streaming_message(answer))
-    answer.add(Chunk(queue=QueueStatus(1, 2)), 1.0)
-    assert "position 1 in the queue, about 2 s…" in str(streaming_message(answer))
+    assert answer.queue == QueueStatus(3, None)
+    answer.add(Chunk(progress=PromptProgress(10, 20)), 1.0)
+    assert (answer.queue, answer.progress) == (None, PromptProgress(10, 20))
     answer.add(Chunk("Once"), 2.0)
-    assert "queue" not in str(streaming_message(answer))
+    assert answer.progress == PromptProgress(10, 20)
+
+
+def test_a_thought_is_kept_apart_and_counts_as_the_first_token():
+    answer = Answer(0.0)
+    answer.add(Chunk(thought="Hm. "), 0.5)
+    answer.add(Chunk("Yes."), 1.5)
+    assert (answer.text, answer.thought, answer.ttft_ms) == ("Yes.", "Hm. ", 500)
+
+
+def test_the_facts_of_an_answer_say_how_it_ended():
+    answer = Answer(0.0, model="m", precision="nf4", seed=7)
+    answer.add(Chunk("a", usage=usage(1)), 0.12345)
+    assert answer.facts() == Facts(model="m", precision="nf4", seed=7, ttft_ms=123.5, prompt_tokens=5, completion_tokens=1)
+    answer.add(Chunk("", "length"), 1.0)
+    assert answer.facts().finish == "length"
+    assert answer.facts("failed", "It broke.").problem == "It broke."

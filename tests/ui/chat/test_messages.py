@@ -1,95 +1,77 @@
+import re
+
 import pytest
 
-from ui.chat import messages
 from ui.chat.answer import Answer
+from ui.chat.conversation import Conversation, Facts
+from ui.chat.messages import ChatMessage, chat_messages, note_text
 
-DONE = Answer(0.0, "Once upon a time.", first_text_s=0.21, last_text_s=1.21, finish_reason="stop", completion_tokens=42)
-HOSTILE = "<img src=http://evil.example/x.png onerror=alert(1)> & “don't” {{value}} ${value} `x` &lt;"
-
-
-def note(message: messages.ChatMessage) -> str:
-    return message["content"][1]["text"]
+EMPTY = Conversation(id="c")
+FACTS = Facts(model="story_teller_x", precision="nf4", seed=7, ttft_ms=210.0, tokens_per_s=41.0, prompt_tokens=5, completion_tokens=42)
 
 
-def test_a_message_is_escaped_on_the_page_and_unescaped_in_requests():
-    history = [messages.user_message(HOSTILE), messages.finished_message(Answer(0.0, HOSTILE))]
-    assert all("<" not in part["text"] for message in history for part in message["content"])
-    assert messages.request_messages(history) == [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": HOSTILE}]
+def answered(text: str = "Once.", facts: Facts = FACTS, thought: str = "") -> Conversation:
+    return EMPTY.ask("Who?").answer(text, thought, facts)
 
 
-def test_apostrophes_are_not_escaped_so_that_screen_readers_read_them():
-    assert messages.user_message("don't")["content"][0]["text"] == "don't"
+def texts(message: ChatMessage) -> list[str]:
+    return [part["text"] for part in message["content"]]
+
+
+def buttons(message: ChatMessage) -> list[str]:
+    return re.findall(r'class="do do-([\w-]+)"', texts(message)[-1])
+
+
+def test_a_note_says_who_answered_how_fast_and_with_which_seed():
+    assert note_text(FACTS) == "story_teller_x · nf4 · 42 tokens · 41.0 tokens/s · first token after 210 ms · seed 7"
+    assert note_text(Facts(completion_tokens=1)) == "1 token"
+    assert "&#95;teller" in texts(chat_messages(answered())[1])[-1], "an underscore is no emphasis"
+
+
+def test_each_turn_has_the_buttons_that_make_sense_there():
+    question, answer = chat_messages(answered())
+    assert (buttons(question), buttons(answer)) == (["edit-0", "copy-0"], ["retry-1", "copy-1", "score-1", "undo-1"])
+    assert buttons(chat_messages(EMPTY.ask("Who?"))[0]) == ["edit-0", "copy-0", "retry-0"]
+    older = chat_messages(answered().ask("Why?").answer("So.", "", FACTS))[1]
+    assert buttons(older) == ["retry-1", "copy-1", "score-1"]
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("facts", "sentence"),
     [
-        (DONE, "42 tokens · 41.0 tokens/s · TTFT 210 ms · finished (stop)"),
-        (Answer(0.0, "a", 1.5, 1.5, "length", 1), "1 token · TTFT 1,500 ms · cut at the token limit (length)"),
-        (Answer(0.0), "finished"),
-        (Answer(0.0, "a", model="base"), "base · finished"),
+        (Facts(finish="length"), "it reached the limit of tokens"),
+        (Facts(finish="stopped"), "You stopped this answer"),
+        (Facts(finish="failed", problem="The worker died."), "⚠ The worker died"),
     ],
 )
-def test_the_note_under_an_answer(answer: Answer, expected: str):
-    assert note(messages.finished_message(answer)) == expected
+def test_an_answer_that_was_cut_says_so_and_can_go_on(facts: Facts, sentence: str):
+    message = chat_messages(answered(facts=facts))[1]
+    assert sentence.replace(".", "&#46;") in texts(message)[-1]
+    assert buttons(message)[0] == "continue-1"
+    assert "continue-1" not in buttons(chat_messages(answered("", facts=facts))[1])
 
 
-def test_notes_are_not_sent():
-    history = [messages.user_message("Hello"), messages.finished_message(DONE), messages.user_message("And then?")]
-    assert messages.request_messages(history) == [
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": "Once upon a time."},
-        {"role": "user", "content": "And then?"},
-    ]
+def test_branches_have_a_pager():
+    conversation = answered().retry(1).answer("Twice.", "", FACTS)
+    assert buttons(chat_messages(conversation)[1])[:1] == ["show-1"]
+    assert buttons(chat_messages(conversation.show(1))[1])[:1] == ["show-2"]
+    assert "2 of 2" in texts(chat_messages(conversation)[1])[-1]
 
 
-def test_a_question_without_an_answer_is_returned_and_not_sent_again():
-    history = [messages.user_message("Who < are you?"), messages.failed_message(Answer(0.0), "The queue is full.")]
-    assert messages.unanswered_question(history) == "Who < are you?"
-    assert messages.request_messages([*history, messages.user_message("Next")]) == [{"role": "user", "content": "Next"}]
+def test_an_answer_on_its_way_has_no_buttons_and_takes_the_place_of_the_one_it_continues():
+    running = chat_messages(answered(), Answer(0.0, " More", begun="Once."))
+    assert [texts(message)[0] for message in running] == ["Who&#63;", "Once. More"]
+    assert all(not buttons(message) for message in running)
+    assert len(chat_messages(EMPTY.ask("Who?"), Answer(0.0))) == 2
 
 
-def test_a_partial_answer_is_kept_and_its_question_not_returned():
-    history = [messages.user_message("Hello"), messages.failed_message(DONE, "The worker died.")]
-    assert messages.unanswered_question(history) == ""
-    assert len(messages.request_messages(history)) == 2
-    assert "The worker died." in note(history[1])
+def test_a_thought_is_open_until_the_answer_begins_and_as_harmless():
+    thinking = texts(chat_messages(EMPTY.ask("Who?"), Answer(0.0, thought="<b> hm"))[1])[0]
+    assert '<details class="thought" open><summary>Thinking</summary>\n\n&lt;b> hm' in thinking
+    assert '<details class="thought"><summary>Thought</summary>' in texts(chat_messages(answered(thought="hm"))[1])[0]
 
 
-@pytest.mark.parametrize("history", [[], [messages.user_message("Hello")]])
-def test_a_history_without_an_answer_has_no_unanswered_question(history: list[messages.ChatMessage]):
-    assert messages.unanswered_question(history) == ""
-
-
-def test_only_an_unfinished_answer_is_streaming():
-    question = messages.user_message("Hello")
-    assert messages.is_streaming([question, messages.streaming_message(Answer(0.0))])
-    assert messages.is_streaming([question, messages.streaming_message(DONE)])
-    assert not messages.is_streaming([question, messages.finished_message(DONE)])
-    assert not messages.is_streaming([question])
-    assert not messages.is_streaming([])
-
-
-def test_stop_keeps_the_text_so_far_and_notes_it():
-    history = messages.mark_stopped([messages.user_message("Hello"), messages.streaming_message(DONE)])
-    assert messages.request_messages(history)[1]["content"] == "Once upon a time."
-    assert note(history[1]) == "stopped · TTFT 210 ms"
-    assert not messages.is_streaming(history)
-
-
-def test_stop_before_the_first_token_returns_the_question():
-    history = messages.mark_stopped([messages.user_message("Hello"), messages.streaming_message(Answer(0.0))])
-    assert note(history[1]) == "stopped before the first token"
-    assert messages.unanswered_question(history) == "Hello"
-    not_started = messages.mark_stopped([messages.user_message("Hello")])
-    assert (messages.unanswered_question(not_started), note(not_started[1])) == ("Hello", "stopped before it started")
-
-
-def test_stop_changes_the_note_and_not_the_text_of_an_answer():
-    history = messages.mark_stopped([messages.user_message("Hello"), messages.streaming_message(Answer(0.0, "streaming water…", 0.1, 0.1))])
-    assert messages.request_messages(history)[1]["content"] == "streaming water…"
-
-
-@pytest.mark.parametrize("history", [[], [messages.user_message("Hello"), messages.finished_message(DONE)]])
-def test_stop_without_an_unfinished_answer_changes_nothing(history: list[messages.ChatMessage]):
-    assert messages.mark_stopped(history) == history
+def test_a_question_is_literal_and_an_answer_markdown_without_html():
+    question, answer = chat_messages(EMPTY.ask("*a* <b>").answer("*a* <b>", "", FACTS))
+    assert texts(question)[0] == "&#42;a&#42; &#60;b&#62;"
+    assert texts(answer)[0] == "*a* &lt;b>"

@@ -1,0 +1,104 @@
+import json
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from ui.chat import steps
+from ui.chat.answer import Answer
+from ui.chat.conversation import MAX_CHARACTERS, Conversation, Facts, load
+from ui.chat.desk import Change
+
+SERVED = ["storyteller", "nf4", 4096]
+DONE = Facts(model="storyteller", prompt_tokens=5, completion_tokens=3)
+TALK = Conversation(id="c").ask("Who?").answer("Me.", "", DONE)
+NAMES = list(Change.__dataclass_fields__)
+
+
+def changes(updates: tuple[Any, ...]) -> dict[str, Any]:
+    """What a step changes, by name; what it leaves as it is is not there."""
+    return {name: value for name, value in zip(NAMES, updates, strict=True) if value != gr.skip()}
+
+
+def act(name: str, value: Any = None, kept: str = TALK.dump(), running: str = "", notice: str = "") -> dict[str, Any]:
+    return changes(steps.act(json.dumps([name, value]), running, kept, "", notice, SERVED))
+
+
+def test_a_question_starts_an_answer_and_leaves_the_box():
+    change = changes(steps.send_question("", "", " Who?", "", ""))
+    assert (change["running"], change["box"], change["draft"]) == ("answer", "", [])
+    assert [turn.text for turn in load(change["kept"]).turns] == [" Who?"]
+    assert (change["send"]["visible"], change["stop"]["visible"]) == (False, True)
+
+
+@pytest.mark.parametrize("args", [("", "", "  ", "", ""), ("answer", "", "Who?", "", ""), ("", "", "Who?", "", "It cannot chat.")])
+def test_a_blank_question_a_running_answer_and_a_mute_model_change_nothing(args: tuple[str, str, str, str, str]):
+    assert changes(steps.send_question(*args)) == {}
+
+
+def test_an_edited_question_starts_a_branch():
+    conversation = load(changes(steps.send_question("", TALK.dump(), "Where?", "0", ""))["kept"])
+    assert (conversation.path, conversation.turns[2].text) == ([2], "Where?")
+
+
+def test_a_conversation_that_is_too_long_or_broken_is_refused_in_a_sentence():
+    assert "too long for the page" in changes(steps.send_question("", "", "x" * MAX_CHARACTERS, "", ""))["line"]
+    assert list(changes(steps.send_question("", "{}", "Who?", "", ""))) == ["line"]
+    assert "not a conversation" in act("open", "{}")["line"]
+
+
+def test_an_answer_that_ended_becomes_a_turn():
+    asked = Conversation(id="c").ask("Who?").dump()
+    answer = Answer(0.0, "Me.")
+    change = changes(steps.finish("answer", asked, steps.pack(answer, DONE), "", "", SERVED))
+    assert [turn.text for turn in load(change["kept"]).turns] == ["Who?", "Me."]
+    assert (change["running"], change["draft"], change["send"]["visible"], change["stop"]["visible"]) == ("", [], True, False)
+    assert "8 of 4,096" in change["line"] and "box" not in change
+
+
+def test_a_stream_that_goes_on_is_ended_by_stop_only():
+    asked = Conversation(id="c").ask("Who?").dump()
+    going_on = steps.pack(Answer(0.0, "Me"), Facts(finish="stopped"))
+    assert changes(steps.finish("answer", asked, going_on, "", "", SERVED)) == {}
+    assert load(changes(steps.stop("answer", asked, going_on, "", "", SERVED))["kept"]).turns[1].text == "Me"
+    assert changes(steps.stop("", asked, going_on, "", "", SERVED)) == {}
+
+
+@pytest.mark.parametrize(("box", "after"), [("", "Who?"), ("Next", "Next")])
+def test_a_question_without_an_answer_returns_to_an_empty_box(box: str, after: str):
+    change = changes(steps.stop("answer", Conversation(id="c").ask("Who?").dump(), [], box, "", SERVED))
+    assert change["box"] == after
+    assert load(change["kept"]).turns[1].facts == Facts(finish="stopped")
+
+
+def test_a_continued_answer_grows():
+    draft = steps.pack(Answer(0.0, " More."), DONE)
+    assert load(changes(steps.finish("continue", TALK.dump(), draft, "", "", SERVED))["kept"]).turns[1].text == "Me. More."
+
+
+def test_actions_choose_what_is_shown():
+    assert act("new")["kept"] == ""
+    assert act("open", TALK.dump(), kept="")["kept"] == TALK.dump()
+    assert load(act("undo")["kept"]).path == [] and act("undo")["box"] == "Who?"
+    branched = TALK.edit(0, "Where?")
+    assert load(act("show", 0, kept=branched.dump())["kept"]).path == [0, 1]
+    assert act("edit", 0) == {"editing": "0", "banner": steps.BANNER, "box": "Who?"}
+    assert act("cancel") == {"editing": "", "banner": "", "box": ""}
+    assert act("write", "Tell me.") == {"box": "Tell me."}
+    scored = act("score", 1)
+    assert (scored["score_text"], scored["tabs"].selected) == ("Me.", "score")
+
+
+def test_actions_start_an_answer_where_the_model_can_chat():
+    assert act("retry", 1)["running"] == "answer" and load(act("retry", 1)["kept"]).path == [0]
+    assert act("continue", 1)["running"] == "continue"
+    assert act("continue", 0, kept=Conversation(id="c").ask("Who?").dump()) == {}
+    assert act("retry", 1, notice="It cannot chat.") == {}
+    assert act("edit", 0, notice="It cannot chat.")["box"] == "Who?"
+    assert act("new", running="answer") == {}
+
+
+def test_the_line_and_the_button_follow_another_model_unless_an_answer_runs():
+    assert "8 of 100 tokens" in steps.redraw_line("", TALK.dump(), ["big", "nf4", 100])
+    assert steps.redraw_line("answer", TALK.dump(), SERVED) == gr.skip() == steps.send_update("answer", "")
+    assert (steps.send_update("", "mute")["interactive"], steps.send_update("", "")["interactive"]) == (False, True)

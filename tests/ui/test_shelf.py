@@ -1,0 +1,236 @@
+"""What the browser keeps and draws of a chat: conversations, branches, Markdown; against a fake Litmus server."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import CHROMIUM
+from fastapi import FastAPI
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, ViewportSize, expect
+
+from tests.ui.conftest import Fake, running
+from tests.ui.test_page import ask, ask_until_taken, box, button, conversation, expect_answer
+from ui.page import mount
+from ui.visitors import Visitors
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+
+HOSTILE = """![](http://evil.invalid/a.png) <img src="http://evil.invalid/b.png"> <script>fetch('http://evil.invalid/c')</script>
+![r][1] <svg><image href='http://evil.invalid/d.png'/></svg> <iframe src=http://evil.invalid/e></iframe> [x](javascript:alert(1))
+
+[1]: http://evil.invalid/f.png
+
+`` ` ``![](http://evil.invalid/g.png)` \\(<img src=http://evil.invalid/h.png>\\) $$<img src=http://evil.invalid/i.png>$$
+
+```mermaid
+graph TD; A[<img src='http://evil.invalid/j.png'>]-->B
+```
+
+```
+``` <img src=http://evil.invalid/k.png>
+"""
+FULL_STORAGE = """() => {
+    const set = Storage.prototype.setItem;
+    Storage.prototype.setItem = function (key, value) {
+        if (this === localStorage) throw new DOMException("full", "QuotaExceededError");
+        set.call(this, key, value);
+    };
+}"""
+MARKDOWN = """A **bold** word, $x^2$ for $5.
+
+| planet | km |
+|---|---|
+| Mercury | 2440 |
+
+```python
+print("<b>")
+```
+"""
+
+
+def shelf(page: Page) -> Locator:
+    return page.get_by_role("navigation", name="Conversations")
+
+
+def talk(page: Page, *questions: str) -> None:
+    for count, question in enumerate(questions, 1):
+        ask_until_taken(page, question)
+        expect_answer(page, count)
+
+
+def option(page: Page, title: str, name: str) -> None:
+    shelf(page).get_by_label(f"Options of {title}").click()
+    shelf(page).get_by_role("button", name=name, exact=True).click()
+
+
+def downloaded(page: Page, press: Locator) -> str:
+    with page.expect_download() as download:
+        press.click()
+    return Path(download.value.path()).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def viewport() -> ViewportSize:
+    """Room for the list of conversations beside the chat."""
+    return {"width": 1440, "height": 900}
+
+
+def test_conversations_survive_a_reload_are_found_renamed_deleted_and_brought_back(loaded: Page):
+    talk(loaded, "First question", "Second question")
+    button(loaded, "New conversation").click()
+    expect(loaded.get_by_text("Ask something, or pick an example.")).to_be_visible()
+    talk(loaded, "Of another kind")
+    loaded.reload()
+    expect(conversation(loaded)).to_contain_text("Of another kind")
+    shelf(loaded).get_by_role("button", name="First question", exact=True).click()
+    expect(conversation(loaded)).to_contain_text("Second question")
+    expect(conversation(loaded)).not_to_contain_text("Of another kind")
+    shelf(loaded).get_by_label("Search").fill("KIND another")
+    expect(shelf(loaded).get_by_role("listitem")).to_have_text(["Of another kind⋯RenameExport as MarkdownExport as JSONDelete"])
+    shelf(loaded).get_by_label("Search").fill("")
+    option(loaded, "First question", "Rename")
+    shelf(loaded).get_by_label("New name").fill("Named by me")
+    shelf(loaded).get_by_label("New name").press("Enter")
+    talk_on(loaded, "Third question", 3)
+    expect(shelf(loaded).get_by_role("button", name="Named by me", exact=True)).to_have_attribute("aria-current", "true")
+    option(loaded, "Named by me", "Delete")
+    expect(loaded.get_by_text("Ask something, or pick an example.")).to_be_visible()
+    shelf(loaded).get_by_role("button", name="Undo").click()
+    shelf(loaded).get_by_role("button", name="Named by me", exact=True).click()
+    expect(conversation(loaded)).to_contain_text("Third question")
+
+
+def talk_on(page: Page, question: str, count: int) -> None:
+    ask_until_taken(page, question)
+    expect_answer(page, count)
+
+
+def test_edits_and_tries_are_branches_that_an_export_carries_and_an_import_brings(loaded: Page, fake: Fake):
+    talk(loaded, "Who?")
+    fake.words = ["Another answer."]
+    button(loaded, "Retry").click()
+    expect(conversation(loaded)).to_contain_text("Another answer.")
+    expect_answer(loaded)
+    button(loaded, "Edit").click()
+    expect(box(loaded)).to_have_value("Who?")
+    ask_until_taken(loaded, "Where?")
+    expect_answer(loaded)
+    expect(conversation(loaded)).to_contain_text("2 of 2")
+    loaded.get_by_title("Version before").click()
+    expect(conversation(loaded)).to_contain_text("Who?")
+    loaded.get_by_title("Version before").last.click()
+    expect(conversation(loaded)).to_contain_text("a fox")
+    assert [body["messages"][-1]["content"] for body in fake.requests] == ["Who?", "Who?", "Where?"]
+    shelf(loaded).get_by_label("Options of Who?").click()
+    markdown = downloaded(loaded, shelf(loaded).get_by_role("button", name="Export as Markdown"))
+    assert re.fullmatch(
+        r"# Who\?\n\n## You\n\nWho\?\n\n## Answer \(storyteller, nf4, seed \d+\)\n\nOnce upon.*a crow\.\n", markdown, re.DOTALL
+    )
+    exported = downloaded(loaded, button(loaded, "Export all"))
+    turns = json.loads(exported)["conversations"][0]["conversation"]["turns"]
+    assert [turn["text"] for turn in turns if turn["role"] == "user"] == ["Who?", "Where?"] and len(turns) == 5
+    button(loaded, "Delete all").click()
+    loaded.locator("input[type=file]").set_input_files({"name": "c.json", "mimeType": "application/json", "buffer": exported.encode()})
+    expect(shelf(loaded).get_by_text("One conversation was added.")).to_be_visible()
+    shelf(loaded).get_by_role("button", name="Who?", exact=True).click()
+    expect(conversation(loaded)).to_contain_text("1 of 2")
+    loaded.locator("input[type=file]").set_input_files({"name": "c.json", "mimeType": "application/json", "buffer": b"{}"})
+    expect(shelf(loaded).get_by_text("This file holds no conversations of this page.")).to_be_visible()
+    loaded.evaluate(FULL_STORAGE)
+    ask_until_taken(loaded, "One more?")
+    expect(shelf(loaded).get_by_text("This browser's storage is full")).to_be_visible()
+
+
+def test_a_cut_answer_continues_goes_to_the_score_tab_and_undo_gives_the_question_back(loaded: Page, fake: Fake):
+    fake.words, fake.finish_reason = ["Once upon"], "length"
+    ask(loaded, "Tell me.")
+    expect(conversation(loaded)).to_contain_text("it reached the limit of tokens")
+    fake.words, fake.finish_reason = [" a time."], "stop"
+    button(loaded, "Continue").click()
+    expect(conversation(loaded)).to_contain_text("Once upon a time.")
+    expect(button(loaded, "Continue")).to_have_count(0)
+    assert fake.requests[1]["messages"][-1] == {"role": "assistant", "content": "Once upon"}
+    assert fake.requests[1]["continue_final_message"] is True
+    button(loaded, "Score this answer").click()
+    expect(loaded.get_by_role("tab", name="Score")).to_have_attribute("aria-selected", "true")
+    expect(loaded.get_by_label("Text to score")).to_have_value("Once upon a time.")
+    loaded.get_by_role("tab", name="Chat").click()
+    button(loaded, "Undo").click()
+    expect(box(loaded)).to_have_value("Tell me.")
+    expect(loaded.get_by_text("Ask something, or pick an example.")).to_be_visible()
+
+
+def test_markdown_code_tables_and_formulas_are_drawn(loaded: Page, fake: Fake):
+    loaded.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    fake.words, fake.thoughts = [MARKDOWN], ["Let me <b>think</b>."]
+    ask(loaded, "# *literal*\n    and indented")
+    expect_answer(loaded)
+    log = conversation(loaded)
+    expect(log.locator("strong")).to_have_text("bold")
+    expect(log.locator("td").first).to_have_text("Mercury")
+    expect(log.locator(".katex").first).to_be_visible()
+    expect(log).to_contain_text("for $5.")
+    expect(log.locator("pre code .token").first).to_be_visible()
+    expect(log).to_contain_text("# *literal*")
+    expect(log.get_by_text("Let me <b>think</b>.")).to_be_hidden()
+    log.get_by_text("Thought").click()
+    expect(log.get_by_text("Let me <b>think</b>.")).to_be_visible()
+    log.get_by_title("Copy", exact=True).last.click()
+    expect(log.get_by_text("Copied")).to_be_visible()
+    assert loaded.evaluate("navigator.clipboard.readText()") == MARKDOWN
+    log.get_by_title("copy", exact=True).click()
+    assert loaded.evaluate("navigator.clipboard.readText()").strip() == 'print("<b>")'
+
+
+def test_a_hostile_answer_calls_nobody(loaded: Page, fake: Fake):
+    """The fixture fails on a request to another origin, and on an error in the console, which a blocked one leaves."""
+    fake.words, fake.thoughts = [HOSTILE], [HOSTILE]
+    dialogs: list[str] = []
+    loaded.on("dialog", lambda dialog: dialogs.append(dialog.message))
+    ask(loaded, HOSTILE)
+    expect_answer(loaded)
+    expect(conversation(loaded)).to_contain_text("<script>fetch('http://evil.invalid/c')</script>")
+    assert conversation(loaded).locator("img, script, iframe, image, [href^=javascript]").count() == 0
+    assert dialogs == []
+
+
+def test_two_browsers_do_not_see_each_other_and_the_page_outlives_its_server(fake: Fake, browser: Browser):
+    one, two = browser.new_context(), browser.new_context()
+    with running(mount(FastAPI(), Visitors(fake.url))) as url:
+        port = int(url.rpartition(":")[2])
+        pages = [open_page(context, url) for context in (one, two)]
+        for page, question in zip(pages, ("Mine", "Yours"), strict=True):
+            ask(page, question)
+            expect_answer(page)
+        expect(conversation(pages[0])).not_to_contain_text("Yours")
+    with running(mount(FastAPI(), Visitors(fake.url)), port):
+        ask_until_taken(pages[0], "Still there?")
+        expect_answer(pages[0], 2)
+        pages[0].reload()
+        expect(conversation(pages[0])).to_contain_text("Still there?")
+        expect(conversation(pages[0])).not_to_contain_text("Yours")
+    one.close()
+    two.close()
+
+
+def open_page(context: BrowserContext, url: str) -> Page:
+    page = context.new_page()
+    page.goto(f"{url}/ui")
+    expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible()
+    return page
+
+
+def test_no_serious_violation_of_accessibility(loaded: Page, fake: Fake):
+    fake.words, fake.thoughts, fake.finish_reason = [MARKDOWN], ["Hm."], "length"
+    ask(loaded, "Hello")
+    expect_answer(loaded)
+    button(loaded, "Settings").click()
+    loaded.locator("header.litmus summary").click()
+    button(loaded, "Edit").click()
+    expect(loaded.get_by_text("You are editing a question.")).to_be_visible()
+    for is_dark in (False, True):
+        loaded.evaluate("isDark => document.body.classList.toggle('dark', isDark)", is_dark)
+        violations = Axe().run(loaded, options={"resultTypes": ["violations"]}).response["violations"]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in violations if each["impact"] in {"serious", "critical"}] == []

@@ -1,0 +1,131 @@
+// What the page does by itself: the buttons in the notes, keys, the window's title, and what screen readers hear.
+// A step that changes the conversation is one click on the hidden button #act, with what to do in `litmus.action`.
+window.litmus ??= {};
+(() => {
+    const { storage } = litmus;
+    const POLL_MS = 50;
+    const PHONE_WIDTH = 768; // as in Gradio's style of a Sidebar
+    const WORDS = { waiting: "Waiting for the answer", reading: "Reading the prompt", thinking: "Thinking", answering: "Answering", idle: "Done" };
+    const TITLES = { waiting: "waiting…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
+    let conversation = null;
+
+    const find = (selector) => document.querySelector(selector);
+    const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+    litmus.busy = () => find("#stop") !== null;
+
+    litmus.act = async (name, value = null) => {
+        if (litmus.busy()) {
+            find("#stop").click();
+            while (litmus.busy()) await pause(POLL_MS);
+        }
+        litmus.action = JSON.stringify([name, value]);
+        find("#act").click();
+    };
+
+    // Gradio asks for the inputs of a step here; the first one is what to do.
+    litmus.inputs = (inputs) => [litmus.action, ...inputs.slice(1)];
+    litmus.firstInputs = (inputs) => {
+        const entry = storage.get(storage.opened());
+        return [JSON.stringify(entry ? ["open", JSON.stringify(entry.conversation)] : ["new", null]), ...inputs.slice(1)];
+    };
+
+    litmus.open = (id) => {
+        litmus.act("open", JSON.stringify(storage.get(id).conversation));
+        litmus.uncover();
+    };
+
+    // On a phone the list of conversations covers the one that was chosen.
+    litmus.uncover = () => innerWidth <= PHONE_WIDTH && find("#left.open .toggle-button")?.click();
+
+    // Called with the open conversation whenever it has changed.
+    litmus.keep = (text) => {
+        conversation = text ? JSON.parse(text) : null;
+        storage.setOpened(conversation?.id);
+        if (conversation && !storage.keep(conversation)) litmus.shelf.say(storage.FULL);
+        litmus.shelf.draw();
+    };
+
+    const CLIENT_ACTIONS = {
+        copy: (index, button) => copy(conversation.turns[index].text, button),
+        write: (index, button) => litmus.act("write", button.textContent),
+    };
+
+    async function copy(text, button) {
+        if (navigator.clipboard) await navigator.clipboard.writeText(text);
+        else copyByCommand(text);
+        const label = button.textContent;
+        button.textContent = "Copied";
+        setTimeout(() => (button.textContent = label), 1500);
+    }
+
+    // Where the page came over plain HTTP from another machine, browsers offer no clipboard.
+    function copyByCommand(text) {
+        const field = Object.assign(document.createElement("textarea"), { value: text });
+        document.body.append(field);
+        field.select();
+        document.execCommand("copy");
+        field.remove();
+    }
+
+    document.addEventListener("click", (event) => {
+        const button = event.target.closest?.("button.do");
+        const [, name, index] = button?.className.match(/\bdo-([a-z]+)-(\d+)/) ?? [];
+        if (name) CLIENT_ACTIONS[name] ? CLIENT_ACTIONS[name](Number(index), button) : litmus.act(name, Number(index));
+    });
+
+    document.addEventListener("keydown", (event) => {
+        if (event.key !== "Escape" || event.isComposing) return;
+        if (litmus.busy()) find("#stop").click();
+        else if (find("#editing .do")) litmus.act("cancel");
+    });
+
+    function follow(line) {
+        const state = line?.dataset.state ?? "idle";
+        find("#conversation [role=log]")?.setAttribute("aria-busy", String(state in TITLES));
+        const model = line?.dataset.model || find("header.litmus")?.dataset.model || "";
+        const title = [TITLES[state], model, "Litmus"].filter(Boolean).join(" · ");
+        if (document.title !== title) document.title = title;
+        const said = find("#said");
+        if (said && said.dataset.state !== state) {
+            if (said.dataset.state) said.textContent = WORDS[state] ?? "";
+            said.dataset.state = state;
+        }
+    }
+
+    // Gradio labels each part of a message with its Markdown, buttons included, and a Sidebar's button with no name.
+    function label() {
+        for (const part of document.querySelectorAll("#conversation [data-testid][aria-label]")) part.removeAttribute("aria-label");
+        for (const row of document.querySelectorAll("#conversation .message-row:not([role])")) {
+            row.setAttribute("role", "group");
+            row.setAttribute("aria-label", row.classList.contains("user-row") ? "You" : "Answer");
+        }
+        for (const [id, name] of [["left", "Conversations"], ["right", "Settings"]]) {
+            const toggle = find(`#${id} .toggle-button`);
+            if (!toggle) continue;
+            const isOpen = String(find(`#${id}`).classList.contains("open"));
+            if (toggle.getAttribute("aria-label") !== name) toggle.setAttribute("aria-label", name);
+            if (toggle.getAttribute("aria-expanded") !== isOpen) toggle.setAttribute("aria-expanded", isOpen);
+        }
+    }
+
+    function watch() {
+        let scheduled = false;
+        new MutationObserver(() => {
+            if (scheduled) return;
+            scheduled = true;
+            requestAnimationFrame(() => {
+                scheduled = false;
+                label();
+                follow(find("#live"));
+            });
+        }).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["class", "data-state", "aria-label"] });
+    }
+
+    function link() {
+        const manifest = find("link[rel=manifest]") ?? document.head.appendChild(Object.assign(document.createElement("link"), { rel: "manifest" }));
+        manifest.href = "manifest.json";
+    }
+
+    watch();
+    link();
+})();

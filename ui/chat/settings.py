@@ -1,0 +1,93 @@
+"""The settings of the chat: system prompt, sampling, and presets of both, all kept in the browser.
+
+A preset is a list: its name, and the fields of `Form` in their order. Lists of texts are all that the page's calls may carry.
+"""
+
+from typing import Any
+
+import gradio as gr
+
+DEFAULT = "Model's defaults"
+BUILT_IN = [  # fields: max_tokens, temperature, top_p, top_k, min_p, seed, stop, system
+    [DEFAULT, "", "", "", "", "", "", "", ""],
+    ["Exact: always the likeliest token", "", "0", "", "", "", "", "", ""],
+    ["Lively: more surprising words", "", "1", "0.95", "0", "0.05", "", "", ""],
+]
+FIELDS = len(BUILT_IN[0]) - 1
+PRESETS_KEPT = 50
+Fields = list[str]
+Preset = list[str]
+
+
+def settings_form(page: gr.Blocks) -> list[gr.Textbox]:
+    """Builds the form in the right sidebar. Returns the fields in the order of `Form`."""
+    gr.HTML('<h2>Settings</h2><p class="hint">A blank field means the model\'s default. Everything here stays in this browser.</p>')
+    chosen = gr.Dropdown(_names([]), value=DEFAULT, label="Preset", interactive=True, filterable=False, elem_id="preset")
+    system = _textbox("System prompt", "none", lines=3)
+    temperature = _textbox("Temperature (0 to 2)", "model's default")
+    top_p = _textbox("Top-p (above 0, up to 1)", "model's default")
+    top_k = _textbox("Top-k (0 keeps all tokens)", "model's default")
+    min_p = _textbox("Min-p (0 to 1)", "model's default")
+    seed = _textbox("Seed", "a new one for each answer")
+    max_tokens = _textbox("Max tokens", "as many as fit the context")
+    stop = _textbox("Stop strings, one per line", r"none; write \n for a line break", lines=2)
+    fields = [max_tokens, temperature, top_p, top_k, min_p, seed, stop, system]
+    _presets(page, chosen, fields)
+    return fields
+
+
+def _presets(page: gr.Blocks, chosen: gr.Dropdown, fields: list[gr.Textbox]) -> None:
+    """Keeps the fields and the presets in the browser."""
+    name = _textbox("Name of a preset", "to keep these settings under")
+    with gr.Row():
+        save = gr.Button("Save preset", size="sm", min_width=90)
+        delete = gr.Button("Delete preset", size="sm", min_width=90)
+    kept = gr.BrowserState([], storage_key="litmus-settings", secret="litmus")
+    presets = gr.BrowserState([], storage_key="litmus-presets", secret="litmus")
+    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+    gr.on([field.change for field in fields], None, fields, kept, js="(...fields) => [fields]", **hidden)
+    chosen.input(apply, [chosen, presets], fields, **hidden)
+    save.click(saved, [name, presets, *fields], [presets, chosen, name], **hidden)
+    delete.click(without, [chosen, presets], [presets, chosen], **hidden)
+    page.load(restored, [kept, presets], [*fields, chosen], **hidden)
+
+
+def apply(chosen: str, presets: list[Preset]) -> Fields:
+    """The fields of the chosen preset."""
+    return next((preset[1:] for preset in [*BUILT_IN, *sound(presets)] if preset[0] == chosen), BUILT_IN[0][1:])
+
+
+def saved(name: str, presets: list[Preset], *fields: str) -> tuple[Any, ...]:
+    """Adds a preset, or replaces the one of that name. The names that the page brings are taken."""
+    name = name.strip()[:60]
+    if not name or name in [preset[0] for preset in BUILT_IN]:
+        raise gr.Error("Give the preset a name of its own.", print_exception=False)
+    kept = [preset for preset in sound(presets) if preset[0] != name][-PRESETS_KEPT + 1 :]
+    kept.append([name, *fields])
+    return kept, gr.update(choices=_names(kept), value=name), ""
+
+
+def without(chosen: str, presets: list[Preset]) -> tuple[Any, ...]:
+    kept = [preset for preset in sound(presets) if preset[0] != chosen]
+    return kept, gr.update(choices=_names(kept), value=DEFAULT)
+
+
+def restored(kept: Fields, presets: list[Preset]) -> tuple[Any, ...]:
+    """What the form shows when the page is opened again."""
+    fields = kept if isinstance(kept, list) and len(kept) == FIELDS else BUILT_IN[0][1:]
+    return *(str(field or "") for field in fields), gr.update(choices=_names(sound(presets)))
+
+
+def sound(presets: object) -> list[Preset]:
+    """The presets among what the browser has kept."""
+    rows = presets if isinstance(presets, list) else []
+    return [row for row in rows if isinstance(row, list) and len(row) == FIELDS + 1 and all(isinstance(item, str) for item in row)]
+
+
+def _names(presets: list[Preset]) -> list[str]:
+    return [preset[0] for preset in [*BUILT_IN, *presets]]
+
+
+def _textbox(label: str, placeholder: str, lines: int = 1) -> gr.Textbox:
+    """The value must not be None: a field that is not shown would then send None instead of a blank."""
+    return gr.Textbox(value="", label=label, placeholder=placeholder, lines=lines, max_lines=max(lines, 1) * 2, min_width=140)

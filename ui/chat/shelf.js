@@ -1,0 +1,141 @@
+// The list of conversations: open, search, rename, delete with undo, export, import. Texts are set as text, never as HTML.
+window.litmus ??= {};
+litmus.shelf = (() => {
+    const { storage } = litmus;
+    const WIDE = 1200; // pixels
+    const CLOSED = "litmus-shelf-closed"; // in localStorage
+    let root = null;
+    let deleted = []; // entries that Undo brings back
+
+    const part = (selector) => root.querySelector(selector);
+
+    function element(name, properties, ...children) {
+        const node = Object.assign(document.createElement(name), properties);
+        node.append(...children);
+        return node;
+    }
+
+    function button(label, onclick, properties = {}) {
+        return element("button", { type: "button", onclick, ...properties }, label);
+    }
+
+    function matches(entry, words) {
+        const text = [entry.title, ...entry.conversation.turns.map((turn) => turn.text)].join("\n").toLowerCase();
+        return words.every((word) => text.includes(word));
+    }
+
+    function draw() {
+        if (!root) return;
+        const words = part("input[type=search]").value.toLowerCase().split(/\s+/).filter(Boolean);
+        const entries = storage.all().filter((entry) => matches(entry, words));
+        part("ul").replaceChildren(...entries.map(item));
+        const nothing = words.length ? "No conversation has these words." : "Conversations are kept in this browser. There are none yet.";
+        part(".none").textContent = entries.length ? "" : nothing;
+    }
+
+    function item(entry) {
+        const { id } = entry.conversation;
+        const open = button(entry.title, () => litmus.open(id), { className: "open", title: entry.title });
+        const row = element("li", {}, open, menu(entry, () => rename(row, entry)));
+        if (id === storage.opened()) open.setAttribute("aria-current", "true");
+        return row;
+    }
+
+    function menu(entry, onrename) {
+        const summary = element("summary", {}, "⋯");
+        summary.setAttribute("aria-label", `Options of ${entry.title}`);
+        const name = entry.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "conversation";
+        return element("details", { className: "menu" }, summary, element("div", {},
+            button("Rename", onrename),
+            button("Export as Markdown", () => download(`${name}.md`, "text/markdown", storage.asMarkdown(entry))),
+            button("Export as JSON", () => download(`${name}.json`, "application/json", storage.asText([entry]))),
+            button("Delete", () => remove([entry])),
+        ));
+    }
+
+    function rename(row, entry) {
+        const field = element("input", { type: "text", value: entry.title, maxLength: 200 });
+        field.setAttribute("aria-label", "New name");
+        const end = (title) => {
+            field.onblur = null;
+            storage.rename(entry.conversation.id, title);
+            draw();
+        };
+        field.onkeydown = (event) => {
+            event.stopPropagation();
+            if (event.key === "Enter") end(field.value);
+            if (event.key === "Escape") end(entry.title);
+        };
+        field.onblur = () => end(field.value);
+        row.replaceChildren(field);
+        field.select();
+    }
+
+    function remove(entries) {
+        deleted = entries;
+        for (const { conversation } of entries) storage.remove(conversation.id);
+        const what = entries.length === 1 ? `“${entries[0].title}” was deleted.` : `${entries.length} conversations were deleted.`;
+        say(what, button("Undo", restore));
+        if (entries.some(({ conversation }) => conversation.id === storage.opened())) litmus.act("new");
+        draw();
+    }
+
+    function restore() {
+        for (const entry of deleted) storage.put(entry);
+        say(deleted.length === 1 ? "It is back." : "They are back.");
+        deleted = [];
+        draw();
+    }
+
+    function say(sentence, ...more) {
+        part(".said").replaceChildren(sentence, ...more);
+    }
+
+    function download(name, type, text) {
+        const link = element("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    }
+
+    async function importFile(file) {
+        try {
+            const added = storage.importText(await file.text());
+            say(added === 1 ? "One conversation was added." : `${added} conversations were added.`);
+        } catch (error) {
+            say(error.message);
+        }
+        draw();
+    }
+
+    // On a wide window the list is open, until the visitor closes it.
+    function openOnWideWindow() {
+        const sidebar = root.closest(".sidebar");
+        const toggle = sidebar.querySelector(".toggle-button");
+        if (innerWidth >= WIDE && localStorage.getItem(CLOSED) === null && !sidebar.classList.contains("open")) toggle.click();
+        toggle.addEventListener("click", () => {
+            if (sidebar.classList.contains("open")) localStorage.setItem(CLOSED, "yes");
+            else localStorage.removeItem(CLOSED);
+        });
+    }
+
+    function mount(element) {
+        root = element.querySelector(".shelf");
+        openOnWideWindow();
+        part(".new").onclick = () => {
+            litmus.act("new");
+            litmus.uncover();
+        };
+        part("input[type=search]").oninput = draw;
+        part(".export").onclick = () => download("conversations.json", "application/json", storage.asText(storage.all()));
+        part(".import").onclick = () => part("input[type=file]").click();
+        part("input[type=file]").onchange = async ({ target }) => {
+            if (target.files[0]) await importFile(target.files[0]);
+            target.value = "";
+        };
+        part(".clear").onclick = () => storage.all().length && remove(storage.all());
+        window.addEventListener("storage", draw);
+        draw();
+    }
+
+    return { mount, draw, say };
+})();
