@@ -13,10 +13,13 @@ from starlette.routing import Mount
 
 from app.neighbours import Neighbours
 from ui import header
+from ui.calls import MAX_BYTES
 from ui.chat.tab import chat_tab
 from ui.client import ServerError
+from ui.flags.file import FlagFile
 from ui.guard import Guard
 from ui.models import ModelSelection
+from ui.routes import own_routes
 from ui.score import tab as score
 from ui.visitors import Visitors
 
@@ -26,7 +29,7 @@ RETRY_S = 2.0  # how often the page asks again while the server does not serve a
 STYLESHEET = Path(__file__).with_name("style.css")
 
 
-def create_page(visitors: Visitors) -> gr.Blocks:
+def create_page(visitors: Visitors, flags: bool = False, max_file_bytes: int = MAX_BYTES) -> gr.Blocks:
     with gr.Blocks(title="Litmus", analytics_enabled=False) as page:
         if visitors.all_log_in:
             gr.HTML('<a href="logout">Log out</a>', elem_id="logout", padding=False)
@@ -37,7 +40,7 @@ def create_page(visitors: Visitors) -> gr.Blocks:
         with gr.Tab("Chat"):
             notice = chat_tab(visitors, model)
         with gr.Tab("Score"):
-            method = score.score_tab(visitors, model)
+            method = score.score_tab(visitors, model, flags, max_file_bytes).method
         retry = gr.Timer(RETRY_S, active=False)
         outputs = [page_header, model, method, notice, remembered, retry]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -85,7 +88,7 @@ def launch_options() -> dict[str, Any]:
     """The options that Gradio takes both to launch and to mount: our style, and every feature off that calls out or opens an API."""
     return {
         "theme": _theme(),
-        "css_paths": [STYLESHEET],
+        "css_paths": [STYLESHEET, score.STYLESHEET],
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,
@@ -104,13 +107,20 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def mount(app: FastAPI, visitors: Visitors, neighbours: Neighbours | None = None) -> FastAPI:
+def mount(
+    app: FastAPI,
+    visitors: Visitors,
+    neighbours: Neighbours | None = None,
+    flags: FlagFile | None = None,
+    max_file_bytes: int = MAX_BYTES,
+) -> FastAPI:
     """Adds the page to `app` at /ui. Call it before the app starts, because Gradio joins its lifespan.
 
-    With `neighbours` the page checks Host and Origin itself: `serve` does so for all of its routes.
+    With `neighbours` the page checks Host and Origin itself: `serve` does so for all of its routes. With `flags` visitors can say that a
+    verdict is wrong.
     """
-    gr.mount_gradio_app(app, create_page(visitors), path=PATH, **launch_options())
+    gr.mount_gradio_app(app, create_page(visitors, flags is not None, max_file_bytes), path=PATH, **launch_options())
     page = app.router.routes[-1]
     assert isinstance(page, Mount)
-    page.app = Guard(page.app, visitors, neighbours)
+    page.app = Guard(page.app, visitors, neighbours, own_routes(visitors, flags, max_file_bytes))
     return app

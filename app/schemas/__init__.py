@@ -44,8 +44,10 @@ from app.schemas.reply import ResponsesAnswer
 from app.schemas.responses import ResponsesRequest
 from app.schemas.scoring import (
     MIN_SCORED_TOKENS,
+    Alternative,
     Contribution,
     Direction,
+    Distribution,
     Granularity,
     Method,
     Normalisation,
@@ -94,6 +96,7 @@ from app.schemas.wire import (
 __all__ = [
     "MAX_TIMEOUT_S",
     "MIN_SCORED_TOKENS",
+    "Alternative",
     "AnswerMessage",
     "Capability",
     "ChatChoice",
@@ -113,6 +116,7 @@ __all__ = [
     "DetokenizeRequest",
     "DetokenizeResponse",
     "Direction",
+    "Distribution",
     "Embedding",
     "EmbeddingRequest",
     "EmbeddingResponse",

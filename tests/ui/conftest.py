@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import uvicorn
+from browser import CHROMIUM, FLAGS
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from playwright.sync_api import Browser, sync_playwright
 
 from app.settings import prepare_environment
 from serve.__main__ import _without_type_stubs
@@ -183,9 +185,10 @@ def create_fake_server(fake: Fake) -> FastAPI:
         body = await request.json()
         fake.requests.append(body)
         await asyncio.sleep(fake.first_wait_s)
-        result = fake.score_failure or score_result(body["text"], **fake.score_changes)
+        texts = body["texts"] if "texts" in body else [body["text"]]
+        results = [fake.score_failure or score_result(text, **fake.score_changes) for text in texts]
         return fake.refusal_response() or JSONResponse(
-            {**SCORES, "calibration": fake.calibration, "data": [] if fake.no_scores else [result]}
+            {**SCORES, "calibration": fake.calibration, "data": [] if fake.no_scores else results}
         )
 
     @app.post("/v1/chat/completions")
@@ -256,3 +259,12 @@ def fake(fake_server: Fake) -> Fake:
     """The module's server, reset to its defaults."""
     fake_server.reset()
     return fake_server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Of one module: while it is open, `asyncio.run` of other tests would fail."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
