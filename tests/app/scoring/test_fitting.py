@@ -185,6 +185,9 @@ def test_a_bucket_has_thresholds_for_both_verdicts(method, sign):
     for threshold in bucket.machine:
         assert (humans > sign * threshold.value).mean() == threshold.measured <= threshold.target
         assert threshold.low <= threshold.measured <= threshold.high
+        assert (machines > sign * threshold.value).mean() == threshold.found > threshold.measured
+    assert (sum(bucket.histogram.human), sum(bucket.histogram.machine)) == (400, 400)
+    assert all(threshold.found is None for threshold in bucket.human)
     for threshold in bucket.human:
         assert (machines < sign * threshold.value).mean() == threshold.measured <= threshold.target
 
