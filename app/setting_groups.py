@@ -104,6 +104,11 @@ class UISettings(Group):
     enabled: bool = Field(True, description="serve the Gradio page at /ui")
     server: str = Field("http://127.0.0.1:8000", description="only for `python -m ui`: URL of the server that the page talks to")
     port: int = Field(7860, ge=1024, le=65535, description="only for `python -m ui`: port of the page")
+    flags: str | None = Field(
+        None,
+        description="file that keeps what visitors say about a wrong verdict, a JSON line each, with a hash of the text; nothing is kept "
+        "when not set",
+    )
     key: SecretStr | None = Field(
         None, description="only for `python -m ui`: a key of the server that all visitors use; without it, the page asks each for one"
     )

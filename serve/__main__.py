@@ -83,10 +83,12 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
         add_traces(app, router.observer, settings.server.collector)
     if settings.ui.enabled:
         with _without_type_stubs():
+            from ui.flags.file import flag_file  # noqa: TID251
             from ui.page import mount  # noqa: TID251
             from ui.visitors import Visitors  # noqa: TID251
 
-        mount(app, Visitors(f"http://127.0.0.1:{settings.server.port}", login=settings.security.needs_keys))
+        visitors = Visitors(f"http://127.0.0.1:{settings.server.port}", login=settings.security.needs_keys)
+        mount(app, visitors, flags=flag_file(settings.ui.flags), max_file_bytes=settings.server.max_body_bytes)
 
 
 @contextmanager

@@ -43,7 +43,8 @@ def answer_of(job: Generate) -> str:
 def columns_of(job: Score) -> Columns:
     count = len(job.tokens) - 1
     crossed = (2.0,) * count if job.observe else ()
-    return Columns(tuple(-token / 100 for token in job.tokens[1:]), (1,) * count, (-1.0,) * count, (1.0,) * count, crossed)
+    top = tuple(tuple((token + place, -token / 100 - place) for place in range(job.top)) for token in job.tokens[1:]) if job.top else ()
+    return Columns(tuple(-token / 100 for token in job.tokens[1:]), (1,) * count, (-1.0,) * count, (1.0,) * count, crossed, (), top)
 
 
 def vector_of(job: Embed) -> tuple[float, float, float]:

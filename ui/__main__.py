@@ -39,6 +39,7 @@ def serve_page(settings: Settings) -> None:
     from fastapi import FastAPI
     from fastapi.responses import RedirectResponse
 
+    from ui.flags.file import flag_file
     from ui.page import PATH, mount
     from ui.visitors import Visitors
 
@@ -46,7 +47,8 @@ def serve_page(settings: Settings) -> None:
     app = FastAPI(openapi_url=None)
     app.add_api_route("/", lambda: RedirectResponse(PATH))
     app.add_api_route("/favicon.ico", lambda: RedirectResponse(f"{PATH}/favicon.ico"))
-    mount(app, Visitors(server_url, login=None, key=key.get_secret_value() if key else None), neighbours_of(settings))
+    visitors = Visitors(server_url, login=None, key=key.get_secret_value() if key else None)
+    mount(app, visitors, neighbours_of(settings), flag_file(settings.ui.flags), settings.server.max_body_bytes)
     logger.info("serving the page at http://%s:%d for the Litmus server %s", host, port, server_url)
     uvicorn.run(app, host=host, port=port, log_level="warning")
 

@@ -6,7 +6,7 @@ Knows no Gradio and shows nothing. Every failure is raised as a `ServerError` wh
 import json
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -67,6 +67,8 @@ class ScoreResult:
     score: Score
     calibration: UsedCalibration
     total_s: float
+    model: str = ""
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,22 +118,31 @@ class Client:
         async with self._connection() as http:
             return await http.request(method, path, json=body)
 
-    async def score(self, text: str, method: str | None, model: str | None = None) -> ScoreResult:
-        """Scores one text with its sentences and tokens. Without a method or a model, the server uses its default."""
-        optional: RequestFields = {"methods": None if method is None else [method], "model": model}
-        body: RequestFields = {
-            "text": text,
-            "granularity": "token",
-            **{name: value for name, value in optional.items() if value is not None},
-        }
-        async with self._connection() as http:
-            response = _parse_body(ScoreResponse, _raise_for_status(await http.post("/v1/score", json=body)))
+    async def score(self, text: str, method: str | None, model: str | None = None, top_tokens: int = 0) -> ScoreResult:
+        """Scores one text with its sentences and tokens, each with so many likeliest tokens beside it. Without a method or a model, the
+        server uses its default.
+        """
+        fields: RequestFields = {"text": text, "granularity": "token", "distributions": True}
+        response = await self._score({**fields, "top_tokens": top_tokens} if top_tokens else fields, method, model)
         if len(response.data) != 1:
             raise ServerError(f"The server returned {len(response.data)} scores for one text.")
         result = response.data[0]
         if isinstance(result, ScoreFailure):
             raise ServerError(_as_sentence(result.message))
-        return ScoreResult(result, response.calibration, response.timing.total_s)
+        return ScoreResult(result, response.calibration, response.timing.total_s, response.model, precision_of(response))
+
+    async def scores(self, texts: Sequence[str], method: str | None, model: str | None = None) -> ScoreResponse:
+        """Scores several texts as wholes; a text that cannot be scored is a failure at its place."""
+        response = await self._score({"texts": list(texts)}, method, model)
+        if len(response.data) != len(texts):
+            raise ServerError(f"The server returned {len(response.data)} scores for {len(texts)} texts.")
+        return response
+
+    async def _score(self, fields: RequestFields, method: str | None, model: str | None) -> ScoreResponse:
+        optional: RequestFields = {"methods": None if method is None else [method], "model": model}
+        body = {**fields, **{name: value for name, value in optional.items() if value is not None}}
+        async with self._connection() as http:
+            return _parse_body(ScoreResponse, _raise_for_status(await http.post("/v1/score", json=body)))
 
     async def chat(self, body: RequestFields) -> AsyncGenerator[Chunk, None]:
         """Yields chunks as they arrive. Closing the generator closes the connection, which makes the server abort the request."""
@@ -199,6 +210,10 @@ def _parse_event(payload: str) -> Chunk:
 def _progress(value: dict[str, int] | None) -> PromptProgress | None:
     """`cache` and `processed` as llama-server counts them: `processed` has the cached tokens in it."""
     return None if value is None else PromptProgress(int(value["processed"]), int(value["total"]))
+
+
+def precision_of(response: ScoreResponse) -> str:
+    return response.dtype if response.quantize == "none" else f"{response.quantize}, computing in {response.dtype}"
 
 
 def _raise_for_status(response: httpx.Response) -> httpx.Response:

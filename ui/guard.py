@@ -6,6 +6,7 @@ them does no harm here. The login is a form of our own: Gradio's asks for a user
 
 import html
 import re
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -21,6 +22,7 @@ from ui.calls import MAX_BYTES, is_plain, read_body
 from ui.client import ServerError
 from ui.visitors import IDLE_S, Visitors, cookie_name
 
+Route = Callable[[Request], Awaitable[Response]]
 FORM = Path(__file__).with_name("login.html")
 ICON = Path(__file__).with_name("icon.svg")
 FILES = {  # of our own, open to everybody: they say nothing of what is served
@@ -33,7 +35,7 @@ NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # one part of a path, and not ..
 USED = re.compile(  # method and path of what the page asks for, seen in a browser
     rf"(GET|HEAD) (/?|/theme\.css|/robots\.txt|/(assets|static)(/{NAME})+"
     rf"|/gradio_api/(queue/data|startup-events|app_id|heartbeat/{NAME}))"
-    r"|POST /gradio_api/(queue/join|cancel|run/predict|reset)"
+    r"|POST /(gradio_api/(queue/join|cancel|run/predict|reset)|documents|scores|flags)"
 )
 # The page may call its own origin only; Gradio itself needs inline scripts, inline styles and eval.
 CONTENT_SECURITY_POLICY = (
@@ -46,12 +48,15 @@ HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"
 
 
 class Guard:
-    """`neighbours`: the rules for Host and Origin, if they are to be checked here."""
+    """`neighbours`: the rules for Host and Origin, if they are to be checked here. `routes`: the page's own, by path."""
 
-    def __init__(self, app: ASGIApp, visitors: Visitors, neighbours: Neighbours | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, visitors: Visitors, neighbours: Neighbours | None = None, routes: Mapping[str, Route] | None = None
+    ) -> None:
         self.app = app
         self.visitors = visitors
         self.neighbours = neighbours
+        self.routes = routes or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # a mounted app gets requests and WebSockets, and the page uses none of these
@@ -69,6 +74,8 @@ class Guard:
         response = self._foreign(request) or await self._own(request) or await self._refused(request)
         if response is not None:
             await response(scope, receive, send_with_headers)
+        elif (route := self.routes.get(get_route_path(scope))) is not None:
+            await (await route(request))(scope, receive, send_with_headers)
         elif request.method == "POST":
             await self._pass_on_call(request, send_with_headers)
         else:

@@ -33,8 +33,8 @@ def models_header(selection: ModelSelection) -> str:
     return _header_html(about + (alert_html(status) if status else ""), "" if card is None else card.id)
 
 
-def served(selection: ModelSelection) -> list[str | int]:
-    """What the chat tab needs to know of the selected model: its name, its precision, and its context in tokens."""
+def served(selection: ModelSelection) -> list[str | int | None]:
+    """What the chat tab needs to know of the selected model: its name, its precision, and its context in tokens, if that is known."""
     card = selection.selected
     return [] if card is None else [card.id, _short_precision(card), card.context]
 
@@ -55,6 +55,9 @@ def _status_sentences(selection: ModelSelection) -> Iterator[str]:
     status = selection.readiness.status
     if status == "loading" and selection.loading_names:
         yield f"The server is still loading {', '.join(selection.loading_names)}. This page will show them when they are ready."
+    elif status == "degraded":
+        unreachable = [name for name, presence in selection.readiness.models.items() if presence == "unreachable"]
+        yield f"No server that answers for {', '.join(unreachable)} can be reached at the moment."
     elif status != "ready":
         yield f"The server is {status}: it may refuse requests."
     if selection.is_unavailable and selection.selected is not None:
@@ -115,7 +118,7 @@ def _short_precision(card: ModelCard) -> str:
 
 
 def _summary(card: ModelCard) -> str:
-    return f"{card.id} · {_short_precision(card)} · {card.context:,} tokens"
+    return " · ".join(filter(None, (card.id, _short_precision(card), _context(card))))
 
 
 def _header_html(content: str, model: str = "") -> str:

@@ -13,13 +13,16 @@ from starlette.routing import Mount
 
 from app.neighbours import Neighbours
 from ui import header
+from ui.calls import MAX_BYTES
 from ui.chat.examples import placeholder_html
 from ui.chat.steps import redraw_line
 from ui.chat.tab import SCRIPTS, ChatTab
 from ui.client import ServerError
 from ui.compare.tab import compare_tab
+from ui.flags.file import FlagFile
 from ui.guard import Guard
 from ui.models import ModelSelection
+from ui.routes import own_routes
 from ui.score import tab as score
 from ui.system.tab import system_tab
 from ui.visitors import Visitors
@@ -28,11 +31,11 @@ PATH = "/ui"
 MAX_CONCURRENT_CALLS = 64
 RETRY_S = 2.0  # how often the page asks again while the server does not serve all its models
 STYLESHEET = Path(__file__).with_name("style.css")
-TAB_STYLESHEETS = [Path(__file__).with_name(tab) / f"{tab}.css" for tab in ("chat", "compare", "system")]
+TAB_STYLESHEETS = [Path(__file__).with_name(tab) / f"{tab}.css" for tab in ("chat", "score", "compare", "system")]
 ICON_LINK = '<link rel="icon" href="icon.svg" type="image/svg+xml">'
 
 
-def create_page(visitors: Visitors) -> gr.Blocks:
+def create_page(visitors: Visitors, flags: bool = False, max_file_bytes: int = MAX_BYTES) -> gr.Blocks:
     with gr.Blocks(title="Litmus", analytics_enabled=False, fill_width=True) as page:
         with gr.Row(elem_id="bar"):
             page_header = gr.HTML(header.connecting_header(visitors.server_url), padding=False, elem_id="about")
@@ -45,19 +48,19 @@ def create_page(visitors: Visitors) -> gr.Blocks:
             with gr.Tab("Chat", id="chat", elem_id="chat"):
                 chat = ChatTab(page)
             with gr.Tab("Score", id="score"):
-                method, score_text = score.score_tab(visitors, model)
+                scoring = score.score_tab(visitors, model, flags, max_file_bytes)
             with gr.Tab("Compare", id="compare") as compare:
                 compare_tab(visitors, compare)
             with gr.Tab("System", id="system") as system:
                 system_tab(visitors, system)
-        chat.connect(visitors, page, model, tabs, score_text)
+        chat.connect(visitors, page, model, tabs, scoring.text)
         retry = gr.Timer(RETRY_S, active=False)
-        outputs = [page_header, model, method, chat.notice, remembered, retry, chat.served, chat.chatbot]
+        outputs = [page_header, model, scoring.method, chat.notice, remembered, retry, chat.served, chat.chatbot]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         for refreshed in (
-            page.load(refresh_handler(visitors), [remembered, method], outputs, **hidden),
-            model.input(refresh_handler(visitors), [model, method], outputs, trigger_mode="always_last", **hidden),
-            retry.tick(refresh_handler(visitors), [remembered, method], outputs, **hidden),
+            page.load(refresh_handler(visitors), [remembered, scoring.method], outputs, **hidden),
+            model.input(refresh_handler(visitors), [model, scoring.method], outputs, trigger_mode="always_last", **hidden),
+            retry.tick(refresh_handler(visitors), [remembered, scoring.method], outputs, **hidden),
         ):
             refreshed.then(redraw_line, [chat.running, chat.kept, chat.served], chat.line, **hidden)
     page.queue(default_concurrency_limit=MAX_CONCURRENT_CALLS, api_open=False)
@@ -131,13 +134,20 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def mount(app: FastAPI, visitors: Visitors, neighbours: Neighbours | None = None) -> FastAPI:
+def mount(
+    app: FastAPI,
+    visitors: Visitors,
+    neighbours: Neighbours | None = None,
+    flags: FlagFile | None = None,
+    max_file_bytes: int = MAX_BYTES,
+) -> FastAPI:
     """Adds the page to `app` at /ui. Call it before the app starts, because Gradio joins its lifespan.
 
-    With `neighbours` the page checks Host and Origin itself: `serve` does so for all of its routes.
+    With `neighbours` the page checks Host and Origin itself: `serve` does so for all of its routes. With `flags` visitors can say that a
+    verdict is wrong.
     """
-    gr.mount_gradio_app(app, create_page(visitors), path=PATH, **launch_options())
+    gr.mount_gradio_app(app, create_page(visitors, flags is not None, max_file_bytes), path=PATH, **launch_options())
     page = app.router.routes[-1]
     assert isinstance(page, Mount)
-    page.app = Guard(page.app, visitors, neighbours)
+    page.app = Guard(page.app, visitors, neighbours, own_routes(visitors, flags, max_file_bytes))
     return app

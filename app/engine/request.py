@@ -116,6 +116,7 @@ class Score:
     windows: tuple[Window, ...]
     observe: bool = False
     tier: Tier = "default"
+    top: int = 0  # likeliest tokens that are returned beside each token
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class Columns:
 
     `mean` and `variance` are those of log p under the model itself, so `-mean` is the entropy. `cross_entropy` is that of the
     observer's distribution with the performer's, `observed` the observer's log-probability of the token; both are empty when the
-    observer was not asked.
+    observer was not asked. `top` has the likeliest tokens with their log-probabilities, likeliest first; empty when none were asked for.
     """
 
     logprob: tuple[float, ...] = ()
@@ -155,6 +156,7 @@ class Columns:
     variance: tuple[float, ...] = ()
     cross_entropy: tuple[float, ...] = ()
     observed: tuple[float, ...] = ()
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 def slice_columns(columns: Columns, first: int, last: int) -> Columns:

@@ -110,11 +110,11 @@ def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], tops: Sequence[i
     best = log_p.topk(min(max(requested.values()) + 1, log_p.shape[-1]))
     entries = zip(requested.items(), log_p, of_token.squeeze(-1).tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
     for (index, top), row, logprob, likeliest, values in entries:
-        logprobs[index] = TokenLogprob(tokens[index], logprob, _first(list(zip(likeliest, values, strict=True)), top, row))
+        logprobs[index] = TokenLogprob(tokens[index], logprob, first_of(list(zip(likeliest, values, strict=True)), top, row))
     return logprobs
 
 
-def _first(best: list[tuple[int, float]], top: int, log_p: torch.Tensor) -> tuple[tuple[int, float], ...]:
+def first_of(best: list[tuple[int, float]], top: int, log_p: torch.Tensor) -> tuple[tuple[int, float], ...]:
     """The `top` likeliest tokens of a row, those of equal log-probability by their ids. `best` are at least one more, if there are more;
     which of equals it has depends on the batch. `log_p` is `[vocab]`.
     """

@@ -50,7 +50,8 @@ class Texts:
         before = slice(first - 1 - chunk.start, last - 1 - chunk.start)  # tokens [first, last), each from the state of the one before it
         targets = torch.tensor(text.job.tokens[first:last], device=states.device)
         observed = None if observer_states is None or self._observer is None else (observer_states[before], self._observer.head)
-        text.columns.append(token_statistics(states[before], targets, self._performer.head, observed))
+        top = text.job.top if isinstance(text.job, Score) else 0
+        text.columns.append(token_statistics(states[before], targets, self._performer.head, observed, top))
 
     def _observe(self, chunks: list[ScoreChunk]) -> dict[int, torch.Tensor]:
         """The observer's hidden states of the chunks whose jobs ask for them, by the chunks' `id()`."""

@@ -46,8 +46,10 @@ from app.schemas.reply import ResponsesAnswer
 from app.schemas.responses import ResponsesRequest
 from app.schemas.scoring import (
     MIN_SCORED_TOKENS,
+    Alternative,
     Contribution,
     Direction,
+    Distribution,
     Granularity,
     Method,
     Normalisation,
@@ -100,6 +102,7 @@ __all__ = [
     "AdminModel",
     "AdminModelList",
     "AdminStatus",
+    "Alternative",
     "AnswerMessage",
     "Capability",
     "ChatChoice",
@@ -119,6 +122,7 @@ __all__ = [
     "DetokenizeRequest",
     "DetokenizeResponse",
     "Direction",
+    "Distribution",
     "Embedding",
     "EmbeddingRequest",
     "EmbeddingResponse",

@@ -14,6 +14,7 @@ Normalisation = Literal["zero_width", "control", "homoglyph", "compatibility", "
 WarningCode = Literal["short", "truncated", "code", "table", "list", "verse", "not_english", "repeated", "memorised"]
 MIN_SCORED_TOKENS = 64
 MAX_TEXTS = 256
+MAX_ALTERNATIVES = 10
 EXAMPLE_TEXT = "Once upon a time there was a king who had three sons."
 
 
@@ -37,6 +38,15 @@ class ScoreRequest(Wire):
         lt=1,
         description="false-positive rate, the share of human texts called machine text; must be a calibrated rate; 1% when left out",
     )
+    top_tokens: int = Field(
+        0,
+        ge=0,
+        le=MAX_ALTERNATIVES,
+        description="so many of the likeliest tokens beside each token (`alternatives`); needs granularity token",
+    )
+    distributions: bool = Field(
+        False, description="also return how the calibration's human and machine texts of this length score (`distribution`)"
+    )
     service_tier: Tier | None = Field(None, description=TIER)
     timeout_s: Timeout | None = Field(None, description=TIMEOUT)
     user: str | None = Field(
@@ -56,6 +66,12 @@ class ScoreRequest(Wire):
     def _some_text(self) -> "ScoreRequest":
         if (self.text is None) == (self.texts is None):
             raise ValueError("send either text or texts")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_for_alternatives(self) -> "ScoreRequest":
+        if self.top_tokens and self.granularity != "token":
+            raise ValueError('top_tokens needs granularity "token"')
         return self
 
     @property
@@ -95,11 +111,17 @@ class PassageScore(Span):
     p_machine: Probability | None = None
 
 
+class Alternative(Wire):
+    text: str
+    logprob: float = Field(description="natural logarithm of the probability the model gave this token, <= 0")
+
+
 class TokenScore(Span):
     text: str
     logprob: float = Field(description="natural logarithm of the probability the model gave this token, <= 0")
     rank: int = Field(description="rank of the token among the model's predictions; 1 is the most likely")
     entropy: float = Field(description="entropy of the model's prediction at this position, in nats")
+    alternatives: list[Alternative] | None = Field(None, description="the likeliest tokens at this position, likeliest first")
 
 
 class Statistics(Wire):
@@ -134,6 +156,20 @@ class Rate(Wire):
     interval: tuple[float, float] | None
     n: int | None
     tokens: str = Field(description="lengths of the human texts, in scored tokens")
+    found: float | None = Field(None, description="share of the calibration's machine texts of this length beyond the threshold")
+    n_machine: int | None = Field(None, description="number of those machine texts")
+
+
+class Distribution(Wire):
+    """How the texts of the calibration score, as counts: `human[i]` human texts and `machine[i]` machine texts score from `edges[i]` up to
+    `edges[i + 1]`. Texts beyond the first and the last edge are counted in the bin next to it.
+    """
+
+    method: Method
+    tokens: str = Field(description="lengths of the texts, in scored tokens")
+    edges: list[float] = Field(description="on the scale of the method's scores, rising")
+    human: list[int]
+    machine: list[int]
 
 
 class Warning(Wire):
@@ -154,6 +190,9 @@ class Score(Wire):
     p_machine: Probability | None = None
     threshold: float | None = Field(None, description="the threshold of the verdict `machine`, on the scale of the method's scores")
     false_positive_rate: Rate | None = None
+    distribution: Distribution | None = Field(
+        None, description="if asked for, and if the calibration that applies has it: files made before it was kept lack it"
+    )
     scored_tokens: int
     windows: int = Field(description="number of windows in which the text was scored; 1 if it is short")
     truncated: bool = Field(description="only the beginning was scored, because the text needs more windows than the limit")

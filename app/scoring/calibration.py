@@ -44,7 +44,8 @@ class Judgement:
     `p_machine` and its interval `p_low` to `p_high` assume that machine and human texts are equally frequent. They are None if the
     calibration has only published thresholds, and if the score is `outside`: more human-like than that of every text of the calibration, so
     the text is of another kind than those. `measured_fpr`, its 95% interval `fpr_low` to `fpr_high` and `n_human` describe how often
-    `threshold` errs on the human texts of the calibration. `bucket` is the range of scored tokens.
+    `threshold` errs on the human texts of the calibration, `found` the share of its `n_machine` machine texts beyond it. `bucket` is the
+    range of scored tokens.
     """
 
     verdict: Literal["machine", "uncertain", "human"]
@@ -59,6 +60,8 @@ class Judgement:
     n_human: int | None
     bucket: str
     outside: bool = False
+    found: float | None = None
+    n_machine: int | None = None
 
 
 class Calibration(FrozenModel):
@@ -118,6 +121,8 @@ class Calibration(FrozenModel):
             n_human=threshold.n,
             bucket=bucket.name,
             outside=outside,
+            found=threshold.found,
+            n_machine=bucket.n_machine,
         )
 
     def check_target(self, target_fpr: float, methods: Iterable[Method]) -> None:

@@ -34,6 +34,8 @@ class ScoreOptions:
     choice: CalibrationChoice
     granularity: Granularity = "none"
     target_fpr: float | None = None
+    top_tokens: int = 0  # likeliest tokens beside each token
+    distributions: bool = False
 
     @property
     def combined(self) -> CombinedModel | None:
@@ -52,7 +54,7 @@ class ScoreOptions:
         calibration = self.choice.calibration
         observe = any(method in OBSERVER_METHODS for method in self.methods)
         collapse, passage_tokens = (calibration.collapse, calibration.passage_tokens) if calibration else (False, None)
-        return Preparation(tokenizer, context, collapse, passage_tokens, observe, tier)
+        return Preparation(tokenizer, context, collapse, passage_tokens, observe, tier, self.top_tokens)
 
 
 @dataclass(frozen=True, slots=True)

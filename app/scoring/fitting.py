@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupKFold
 
 from app.errors import SetupError
 from app.schemas import MIN_SCORED_TOKENS, Method
+from app.scoring.histogram import histogram_of
 from app.scoring.sample import FloatArray, Sample, ScoreRow, bootstrap_samples, sample_of
 from app.scoring.thresholds import DIRECTIONS, Bucket, MethodCalibration, ProbabilityMap, Threshold, sign_of
 
@@ -78,6 +79,11 @@ def fit_threshold(scores: FloatArray, target: float, sign: int, domains: Sequenc
     beyond = int((scores > value).sum())
     low, high = clopper_pearson(beyond, len(scores))
     return Threshold(value=sign * value, target=target, measured=beyond / len(scores), low=low, high=high, n=len(scores))
+
+
+def with_found(threshold: Threshold, machines: FloatArray, sign: int) -> Threshold:
+    """The threshold of a machine verdict with the share of the machine texts' scores beyond it, which have the sign of the direction."""
+    return threshold.model_copy(update={"found": float((machines > sign * threshold.value).mean())})
 
 
 def folds(sample: Sample) -> Iterator[Split]:
@@ -188,9 +194,10 @@ def fit_bucket(
         max_tokens=high,
         n_human=len(humans),
         n_machine=len(machines),
-        machine=tuple(fit_threshold(humans, target, sign, domains) for target in supported),
+        machine=tuple(with_found(fit_threshold(humans, target, sign, domains), machines, sign) for target in supported),
         human=tuple(fit_threshold(-machines, target, -sign) for target in supported if not why_too_few(target, len(machines))),
         chance=fit_probability_map(sample, sign) if sample.groups_of_smaller_class >= MIN_GROUPS else None,
+        histogram=histogram_of(sample, sign, method == "perplexity"),
     )
     if bucket.chance is None:
         refused.append(f"{name}: a probability needs {MIN_GROUPS} groups of each class, got {sample.groups_of_smaller_class}")

@@ -1,16 +1,28 @@
 """The scores of a text's parts: passages with verdicts of their own, sentences by their place, tokens. Offsets index the text as sent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from app.engine.request import Columns, slice_columns
 from app.errors import InvalidRequest
-from app.schemas import MIN_SCORED_TOKENS, Method, PassageScore, Probability, SentenceScore, TokenScore, Verdict
+from app.schemas import (
+    MIN_SCORED_TOKENS,
+    Alternative,
+    Distribution,
+    Method,
+    PassageScore,
+    Probability,
+    SentenceScore,
+    TokenScore,
+    Verdict,
+)
 from app.scoring.calibration import Judgement
 from app.scoring.detector import ScoreOptions
 from app.scoring.methods import method_score
 from app.scoring.prepare import PreparedText
 from app.scoring.sentences import sentences
 from app.scoring.thresholds import sign_of
+from app.tokenizer import Tokenizer
 
 MIN_PLACED_TOKENS = 8  # of a sentence that is given a place among the others: the score of a shorter one says nothing
 
@@ -90,12 +102,27 @@ def _placed(scores: list[SentenceScore], sign: int) -> list[SentenceScore]:
     return [score.model_copy(update={"place": places.get(index)}) for index, score in enumerate(scores)]
 
 
-def token_scores(columns: Columns, prepared: PreparedText) -> list[TokenScore]:
+def token_scores(columns: Columns, prepared: PreparedText, tokenizer: Tokenizer | None = None) -> list[TokenScore]:
     """A token's text is the normalized text that was scored."""
-    rows = zip(prepared.encoded.offsets[1:], columns.logprob, columns.rank, columns.mean, strict=True)
+    tops = [_alternatives(top, tokenizer) for top in columns.top] if columns.top and tokenizer else [None] * len(columns.logprob)
+    rows = zip(prepared.encoded.offsets[1:], columns.logprob, columns.rank, columns.mean, tops, strict=True)
     scores = []
-    for (start, end), logprob, rank, mean in rows:
+    for (start, end), logprob, rank, mean, top in rows:
         sent_start, sent_end = prepared.text.original_span(start, end)
         text = prepared.text.content[start:end]
-        scores.append(TokenScore(text=text, start=sent_start, end=sent_end, logprob=logprob, rank=rank, entropy=-mean))
+        scores.append(TokenScore(text=text, start=sent_start, end=sent_end, logprob=logprob, rank=rank, entropy=-mean, alternatives=top))
     return scores
+
+
+def _alternatives(top: Sequence[tuple[int, float]], tokenizer: Tokenizer) -> list[Alternative]:
+    return [Alternative(text=tokenizer.piece(token).text, logprob=logprob) for token, logprob in top]
+
+
+def distribution_of(options: ScoreOptions, method: Method, count: int) -> Distribution | None:
+    """How texts of the calibration score that have about as many tokens; None if it was not asked for, or the calibration lacks it."""
+    calibration = options.choice.calibration if options.distributions else None
+    bucket = calibration.bucket(method, count) if calibration else None
+    if bucket is None or bucket.histogram is None:
+        return None
+    counts = bucket.histogram
+    return Distribution(method=method, tokens=bucket.name, edges=list(counts.edges), human=list(counts.human), machine=list(counts.machine))

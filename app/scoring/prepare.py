@@ -27,7 +27,8 @@ class PreparedText:
 @dataclass(frozen=True, slots=True)
 class Preparation:
     """How the texts of one request are prepared: by the model's tokenizer and context in tokens, and as the texts of the calibration were
-    that judges them (`collapse`, `passage_tokens`). `observe`: an observer reads them, too."""
+    that judges them (`collapse`, `passage_tokens`). `observe`: an observer reads them, too. `top`: likeliest tokens to return beside each.
+    """
 
     tokenizer: Tokenizer
     context: int
@@ -35,6 +36,7 @@ class Preparation:
     passage_tokens: int | None = None
     observe: bool = False
     tier: Tier = "default"
+    top: int = 0
 
     def prepare(self, sent: str, id: str, param: str) -> PreparedText:
         """`id` becomes that of the job, `param` names the text in an error. Raises `InvalidRequest` for a text that cannot be tokenized."""
@@ -42,7 +44,7 @@ class Preparation:
         encoded = self.tokenizer.encode_with_offsets(text.content, param) if text.content.strip() else Encoded((), ())
         limit = MAX_WINDOWS * self.context // 2
         kept = Encoded(encoded.ids[:limit], encoded.offsets[:limit])
-        job = Job(id, kept.ids, self._windows(text.content, kept), self.observe, self.tier)
+        job = Job(id, kept.ids, self._windows(text.content, kept), self.observe, self.tier, self.top)
         return PreparedText(sent, text, kept, job, len(encoded.ids) > limit)
 
     def _windows(self, content: str, encoded: Encoded) -> tuple[Window, ...]:

@@ -12,14 +12,18 @@ from app.scoring.detector import ScoreOptions
 from app.scoring.explanation import explain
 from app.scoring.features import STATISTICS, statistics_of
 from app.scoring.methods import method_score
-from app.scoring.parts import judge, passage_scores, sentence_scores, token_scores
+from app.scoring.parts import distribution_of, judge, passage_scores, sentence_scores, token_scores
 from app.scoring.prepare import PreparedText
 from app.scoring.thresholds import DIRECTIONS
 from app.scoring.warnings import DOUBTS, warnings
+from app.tokenizer import Tokenizer
 
 
-def build_score(index: int, options: ScoreOptions, columns: Columns, prepared: PreparedText) -> Score:
-    """The answer for the text at `index` of the request. Raises `InvalidRequest` for a target that is not calibrated for its length."""
+def build_score(index: int, options: ScoreOptions, columns: Columns, prepared: PreparedText, tokenizer: Tokenizer | None = None) -> Score:
+    """The answer for the text at `index` of the request. Raises `InvalidRequest` for a target that is not calibrated for its length.
+
+    `tokenizer` names the tokens of `Columns.top`; without it there are no alternatives.
+    """
     count = len(columns.logprob)
     scores = {method: method_score(method, columns, options.combined) for method in options.methods}
     method = _deciding_method(options, count)
@@ -39,6 +43,7 @@ def build_score(index: int, options: ScoreOptions, columns: Columns, prepared: P
         p_machine=None if doubt else judged.probability,
         threshold=judged.judgement.threshold if judged.judgement else None,
         false_positive_rate=_rate(judged.judgement) if judged.judgement else None,
+        distribution=distribution_of(options, method, count) if judged.judgement else None,
         scored_tokens=count,
         windows=len(prepared.job.windows),
         truncated=prepared.truncated,
@@ -48,7 +53,7 @@ def build_score(index: int, options: ScoreOptions, columns: Columns, prepared: P
         contributions=_contributions(method, options, columns) if count else None,
         passages=passage_scores(method, options, columns, prepared) if len(prepared.job.windows) > 1 else None,
         sentences=sentence_scores(method, options, columns, prepared) if options.granularity != "none" else None,
-        tokens=token_scores(columns, prepared) if options.granularity == "token" else None,
+        tokens=token_scores(columns, prepared, tokenizer) if options.granularity == "token" else None,
     )
 
 
@@ -70,7 +75,13 @@ def _why_no_judgement(options: ScoreOptions, method: Method) -> str:
 def _rate(judgement: Judgement) -> Rate:
     interval = None if judgement.fpr_low is None or judgement.fpr_high is None else (judgement.fpr_low, judgement.fpr_high)
     return Rate(
-        target=judgement.target_fpr, measured=judgement.measured_fpr, interval=interval, n=judgement.n_human, tokens=judgement.bucket
+        target=judgement.target_fpr,
+        measured=judgement.measured_fpr,
+        interval=interval,
+        n=judgement.n_human,
+        tokens=judgement.bucket,
+        found=judgement.found,
+        n_machine=judgement.n_machine if judgement.found is not None else None,
     )
 
 

@@ -5,36 +5,57 @@ methods are arithmetic on the columns (`app.scoring.score`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch.linalg import vecdot
 
 from app.engine.kernel import kernel
 from app.engine.request import Columns
+from app.engine.sampler import first_of
 
 CHUNK_ROWS = 256  # most rows projected to logits at once; enough to keep the processor busy
 CPU_SUM_ROWS = 4  # most rows of logits summed at once on a CPU: what fits its cache at a vocabulary of 50,000
+TOP_ROWS = 32  # most rows of logits copied to float32 at once, to find their likeliest tokens
+Top = tuple[tuple[int, float], ...]  # tokens with their log-probabilities, likeliest first
 Head = Callable[[torch.Tensor], torch.Tensor]  # language-model head: hidden states [rows, width] to logits [rows, vocab]
 
 
 @torch.inference_mode()
-def token_statistics(hidden: torch.Tensor, targets: torch.Tensor, head: Head, observer: tuple[torch.Tensor, Head] | None = None) -> Columns:
+def token_statistics(
+    hidden: torch.Tensor, targets: torch.Tensor, head: Head, observer: tuple[torch.Tensor, Head] | None = None, top: int = 0
+) -> Columns:
     """Statistics of the tokens `targets` `[rows]`, each predicted from its row of `hidden` `[rows, width]`.
 
     `observer` holds the observer's hidden states of the same rows and its head. It adds, in nats, the cross-entropy
     - sum_v p_observer(v) log p(v) (Binoculars, arXiv 2401.12070, eq. 3) and the observer's log-probability of each target. Both heads must
-    share one vocabulary, except for padding at its end.
+    share one vocabulary, except for padding at its end. `top` adds that many of the likeliest tokens of each row.
     """
     parts: list[Sequence[torch.Tensor]] = []
+    likeliest: list[Top] = []
     for rows in _slices(len(targets), CHUNK_ROWS):
         logits, observer_logits = head(hidden[rows]), observer[1](observer[0][rows]) if observer else None
+        if top:
+            likeliest += likeliest_tokens(logits, top)
         if logits.device.type == "cpu" and logits.dtype == torch.bfloat16 and (native := kernel()) is not None:
             found = native.token_statistics(logits, targets[rows], observer_logits).T[: 4 if observer_logits is None else 6]
             parts.append([found[0], found[1].long(), *found[2:]])
             continue
         for part in _slices(len(logits), CPU_SUM_ROWS if logits.device.type == "cpu" else CHUNK_ROWS):
             parts.append(_statistics(logits[part], targets[rows][part], None if observer_logits is None else observer_logits[part]))
-    return Columns(*(tuple(torch.cat(column).tolist()) for column in zip(*parts, strict=True)))
+    columns = Columns(*(tuple(torch.cat(column).tolist()) for column in zip(*parts, strict=True)))
+    return replace(columns, top=tuple(likeliest))
+
+
+def likeliest_tokens(logits: torch.Tensor, top: int) -> Iterator[Top]:
+    """The `top` likeliest tokens of each row of `logits` `[rows, vocab]`, which stays as it is: the copies have a few rows."""
+    for rows in _slices(len(logits), TOP_ROWS):
+        part = logits[rows].float()
+        best = part.topk(min(top + 1, part.shape[-1]))
+        totals = part.logsumexp(-1).tolist()
+        for row, total, tokens, values in zip(part, totals, best.indices.tolist(), best.values.tolist(), strict=True):
+            found = first_of(list(zip(tokens, values, strict=True)), top, row)
+            yield tuple((token, min(0.0, value - total)) for token, value in found)
 
 
 def _slices(count: int, max_rows: int) -> Iterator[slice]:

@@ -36,7 +36,8 @@ class Threshold(FrozenModel):
     """A score, and the share of `n` texts of the opposite class that lie beyond it: texts that it would classify wrongly.
 
     `target` is the error rate it was chosen for, `measured` the rate on the texts it was chosen on, `low` to `high` the exact 95% interval
-    of that rate (Clopper and Pearson, 1934). A published threshold has only a `value`, and a `target` if its authors gave one.
+    of that rate (Clopper and Pearson, 1934). `found`: the share of the texts of its own class that lie beyond it. A published threshold has
+    only a `value`, and a `target` if its authors gave one.
     """
 
     value: float
@@ -45,6 +46,23 @@ class Threshold(FrozenModel):
     low: float | None = Field(None, ge=0, le=1)
     high: float | None = Field(None, ge=0, le=1)
     n: int | None = Field(None, ge=1)
+    found: float | None = Field(None, ge=0, le=1)
+
+
+class Histogram(FrozenModel):
+    """How many human and machine texts score from `edges[i]` up to `edges[i + 1]`; the outermost bins also count the texts beyond them."""
+
+    edges: tuple[float, ...] = Field(min_length=2)
+    human: tuple[int, ...]
+    machine: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _check_bins(self) -> Self:
+        if not len(self.human) == len(self.machine) == len(self.edges) - 1:
+            raise ValueError("human and machine need one count for each bin, one fewer than edges")
+        if any(not after > before for before, after in zip(self.edges, self.edges[1:], strict=False)):
+            raise ValueError("the edges of a histogram must rise strictly")
+        return self
 
 
 class ProbabilityMap(FrozenModel):
@@ -90,6 +108,7 @@ class Bucket(FrozenModel):
 
     `machine`: thresholds of a machine verdict; few human texts lie beyond them, and `target` is a false-positive rate.
     `human`: thresholds of a human verdict; few machine texts lie beyond them, on the other side.
+    `histogram`: None in files made before it was kept.
     """
 
     min_tokens: int = Field(ge=0)
@@ -99,6 +118,7 @@ class Bucket(FrozenModel):
     machine: tuple[Threshold, ...] = Field(min_length=1)
     human: tuple[Threshold, ...]
     chance: ProbabilityMap | None
+    histogram: Histogram | None = None
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -14,6 +15,7 @@ from app.schemas import ScoreFailure, ScoreRequest, ScoreResponse, Timing, Usage
 from app.scoring.detector import UNCALIBRATED, Detector, ScoreOptions
 from app.scoring.prepare import PreparedText
 from app.scoring.score import build_score
+from app.tokenizer import Tokenizer
 from serve.routes.service import Model, Service, cancel_on_disconnect, timeout_of
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.requests import used_tier
@@ -29,12 +31,16 @@ def add_score(routes: APIRouter, service: Service, detectors: Mapping[str, Detec
         model = service.model(body.model)
         detector = detectors.get(model.facts.name, UNCALIBRATED)
         options = detector.options(model.facts, body.methods, body.granularity, body.target_fpr, body.calibration == "auto")
+        options = replace(options, top_tokens=body.top_tokens, distributions=body.distributions)
         id = f"score-{uuid.uuid4().hex}"
         prepared_texts = await service.run_in_text_pool(request, prepare_texts, id, body, options, model)
         events = await cancel_on_disconnect(request, _run_jobs(service, prepared_texts, model.fleet, timeout_s))
 
         def compose() -> bytes:
-            data = [_score_item(index, prepared, events.get(prepared.job.id), options) for index, prepared in enumerate(prepared_texts)]
+            data = [
+                _score_item(index, prepared, events.get(prepared.job.id), options, model.tokenizer)
+                for index, prepared in enumerate(prepared_texts)
+            ]
             tokens = sum(len(prepared.job.tokens) for prepared in prepared_texts)
             facts, choice = model.facts, options.choice
             return (
@@ -73,13 +79,15 @@ async def _run_jobs(service: Service, prepared_texts: list[PreparedText], model:
         return {event.id: event async for event in events}
 
 
-def _score_item(index: int, prepared: PreparedText, event: Event | None, options: ScoreOptions) -> ScoreBody | ScoreFailure:
+def _score_item(
+    index: int, prepared: PreparedText, event: Event | None, options: ScoreOptions, tokenizer: Tokenizer
+) -> ScoreBody | ScoreFailure:
     """One item of the answer. A failing text is an item, too; only errors that concern the whole request are raised."""
     if isinstance(event, Failed):
         if isinstance(event.error, EngineFailed):
             return ScoreFailure(index=index, message=event.error.message, code=event.error.code)
         raise event.error
     try:
-        return build_score(index, options, event.columns if isinstance(event, Scored) else Columns(), prepared)
+        return build_score(index, options, event.columns if isinstance(event, Scored) else Columns(), prepared, tokenizer)
     except InvalidRequest as error:  # target_fpr is not calibrated for texts of this length
         return ScoreFailure(index=index, message=error.message, code=error.code)

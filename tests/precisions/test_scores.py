@@ -171,3 +171,18 @@ def test_a_calibration_of_the_precision_gives_verdicts(
     assert caught["p_machine"]["value"] > 0.5 and caught["scores"]["binoculars"] < caught["threshold"]
     assert (with_target["false_positive_rate"]["target"], with_target["false_positive_rate"]["n"]) == (0.05, 24)
     assert score(model, texts["machine"][0])["verdict"] == "uncalibrated"
+
+
+def test_the_likeliest_tokens_are_those_of_the_forward_that_scores(model: LocalModel, reference: Reference) -> None:
+    item = score(model, STORY, methods=["log_rank"], granularity="token", top_tokens=5)
+    log_p = reference.logits(model.encode(plain(STORY)))[:-1].log_softmax(-1)
+    best = log_p.topk(5).values
+    for token, expected in zip(item["tokens"], best, strict=True):
+        found = token["alternatives"]
+        assert [each["logprob"] for each in found] == pytest.approx(expected.tolist(), abs=reference.tolerance)
+        assert found == sorted(found, key=lambda each: -each["logprob"])
+        own = [place for place, each in enumerate(found, 1) if abs(each["logprob"] - token["logprob"]) < 1e-4]
+        assert bool(own) == (token["rank"] <= 5) or found[-1]["logprob"] == pytest.approx(token["logprob"], abs=1e-3)
+    same = score(model, STORY, methods=["log_rank"], granularity="token")
+    assert [token["logprob"] for token in same["tokens"]] == [token["logprob"] for token in item["tokens"]]
+    assert all(token["alternatives"] is None for token in same["tokens"])

@@ -209,9 +209,10 @@ def create_fake_server(fake: Fake) -> FastAPI:
         body = await request.json()
         fake.requests.append(body)
         await asyncio.sleep(fake.first_wait_s)
-        result = fake.score_failure or score_result(body["text"], **fake.score_changes)
+        texts = body["texts"] if "texts" in body else [body["text"]]
+        results = [fake.score_failure or score_result(text, **fake.score_changes) for text in texts]
         return fake.refusal_response() or JSONResponse(
-            {**SCORES, "calibration": fake.calibration, "data": [] if fake.no_scores else [result]}
+            {**SCORES, "calibration": fake.calibration, "data": [] if fake.no_scores else results}
         )
 
     @app.post("/v1/chat/completions")
@@ -303,6 +304,7 @@ def page_url(fake_server: Fake) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of one module: while it is open, `asyncio.run` of other tests would fail."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

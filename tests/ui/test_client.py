@@ -144,7 +144,7 @@ def test_an_answer_of_another_kind_of_server_is_an_error(fake):
 )
 def test_a_score_requests_token_detail_and_sends_method_and_model_only_if_set(fake, args, sent):
     result = asyncio.run(Client(fake.url).score("A fox.", *args))
-    assert fake.requests == [{"text": "A fox.", "granularity": "token", **sent}]
+    assert fake.requests == [{"text": "A fox.", "granularity": "token", "distributions": True, **sent}]
     assert result.score.verdict == "machine"
     assert result.score.tokens and result.score.sentences
     assert (result.calibration.source, result.total_s) == (SOURCE, 0.25)

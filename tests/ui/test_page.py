@@ -8,7 +8,7 @@ from browser import CHROMIUM, fill
 from fastapi import FastAPI
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
-from tests.ui.conftest import BASE, CARD, EXPLANATION, KEY, NO_CHAT, SOURCE, Fake, running
+from tests.ui.conftest import BASE, CARD, KEY, NO_CHAT, Fake, running
 from ui.page import mount
 from ui.visitors import Visitors
 
@@ -221,95 +221,12 @@ def test_a_refusal_is_shown_and_the_question_returns_to_the_box(loaded: Page, fa
     expect(loaded.get_by_text("Ask something, or pick an example.")).to_be_visible()
 
 
-def test_a_score_shows_verdict_explanation_and_tokens(loaded: Page, fake: Fake):
-    score(loaded, "Once upon\na time <img src=http://example.invalid/x.png> {{value}} ${value} lived")
-    expect(loaded.get_by_text("Likely machine-written")).to_be_visible()
-    expect(loaded.get_by_text(EXPLANATION)).to_be_visible()
-    expect(loaded.get_by_text(SOURCE)).to_be_visible()
-    expect(loaded.get_by_role("img", name=re.compile("Binoculars score 0.742; lower is more machine-like"))).to_be_visible()
-    assert (fake.requests[0]["granularity"], "methods" in fake.requests[0]) == ("token", False)
-    tokens = loaded.locator(".t")
-    assert "".join(tokens.all_inner_texts()).replace("↵", "") == fake.requests[0]["text"]
-
-
-def test_a_token_shows_its_numbers_on_hover_and_by_keyboard(loaded: Page):
-    score(loaded, "Once upon a time there lived")
-    tokens, tip = loaded.locator(".t"), loaded.get_by_role("tooltip")
-    tokens.nth(1).hover()
-    expect(tip).to_have_text("“ upon”\nlog-probability -0.500 (60.7 %)\nrank 40\nentropy 2.250 nats")
-    loaded.mouse.move(0, 0)
-    expect(tip).to_be_hidden()
-    tokens.first.focus()
-    for _ in range(3):
-        loaded.keyboard.press("ArrowRight")
-    expect(tip).to_contain_text("“ time”")
-    expect(tip).to_contain_text("rank 5,000")
-    expect(tokens.nth(3)).to_be_focused()
-    loaded.keyboard.press("Escape")
-    expect(tip).to_be_hidden()
-
-
-def test_a_text_with_invisible_characters_is_whole_and_shows_them(loaded: Page, fake: Fake):
-    text = "O\u200bnce upon \u200da \U0001f468\u200d\U0001f469\u200d\U0001f467 time. It rained."
-    fake.score_changes = {"normalisations": {"zero_width": 4}, "warnings": [{"code": "short", "message": "only 7 tokens could be scored"}]}
-    score(loaded, text)
-    expect(loaded.get_by_text("4 zero-width characters left out")).to_be_visible()
-    expect(loaded.get_by_text("Only 7 tokens could be scored.")).to_be_visible()
-    assert "".join(loaded.locator(".tokens .t").all_text_contents()) == text
-    expect(loaded.locator(".sentences li")).to_have_count(2)
-    expect(loaded.locator(".tokens .unseen")).to_have_count(4)
-    assert loaded.locator(".tokens .unseen").first.evaluate("mark => mark.getBoundingClientRect().width") > 0
-    assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-
-
-def test_the_tooltip_shows_the_scored_text_if_it_differs(loaded: Page, fake: Fake):
-    token = {"text": "scope", "start": 0, "end": 5, "logprob": -0.5, "rank": 40, "entropy": 2.25}
-    fake.score_changes = {"tokens": [token]}
-    score(loaded, "\u0455\u0441\u043e\u0440\u0435")
-    loaded.locator(".t").first.hover()
-    expect(loaded.get_by_role("tooltip")).to_contain_text("scored as “scope”")
-
-
-def test_without_a_calibration_the_page_says_why(loaded: Page, fake: Fake):
-    fake.calibration = {"source": None, "reason": "no calibration comes with this model"}
-    fake.score_changes = {"verdict": "uncalibrated"}
-    score(loaded, "Once upon a time")
-    expect(loaded.get_by_text("Not calibrated")).to_be_visible()
-    expect(loaded.get_by_text("none: no calibration comes with this model")).to_be_visible()
-
-
-def test_two_thousand_tokens_are_shown_and_respond_to_keys(loaded: Page):
-    score(loaded, "word " * 1999 + "end")
-    expect(loaded.locator(".t")).to_have_count(2000)
-    loaded.locator(".t").first.focus()
-    loaded.keyboard.press("End")
-    expect(loaded.get_by_role("tooltip")).to_contain_text("“ end”", timeout=1000)
-
-
-def test_methods_come_from_the_server(loaded: Page, fake: Fake):
-    loaded.get_by_role("tab", name="Score").click()
-    loaded.get_by_label("Method").click()
-    loaded.get_by_role("option", name="Log-rank").click()
-    score(loaded, "Once upon a time")
-    expect(loaded.get_by_text("Likely machine-written")).to_be_visible()
-    assert fake.requests[0]["methods"] == ["log_rank"]
-
-
-def test_a_blank_text_and_a_refusal_show_an_alert(loaded: Page, fake: Fake):
-    score(loaded, "  ")
-    expect(loaded.get_by_role("alert")).to_have_text("There is no text to score yet. Paste at least a few sentences.")
-    assert fake.requests == []
-    fake.refusal = (400, "text 0 is too long")
-    score(loaded, "A text.")
-    expect(loaded.get_by_role("alert")).to_have_text("text 0 is too long.")
-
-
 def test_a_single_model_has_no_dropdown_and_is_not_sent(loaded: Page, fake: Fake):
     expect(models(loaded)).to_have_count(0)
     ask(loaded, QUESTION)
     expect_answer(loaded)
     score(loaded, "A text.")
-    expect(loaded.get_by_text("Likely machine-written")).to_be_visible()
+    expect(loaded.get_by_role("heading", name="Reads like machine text")).to_be_visible()
     assert ["model" in body for body in fake.requests] == [False, False]
 
 
@@ -338,7 +255,7 @@ def test_selecting_a_model_updates_the_methods(several: Page, fake: Fake):
     expect(method).to_have_value("Log-rank")
     choose(several, "base")
     score(several, "A text.")
-    expect(several.get_by_text("0.742 by base")).to_be_visible()
+    expect(several.get_by_role("heading", name="Reads like machine text")).to_be_visible()
     assert (fake.requests[0]["model"], fake.requests[0]["methods"]) == ("base", ["log_rank"])
 
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from app.schemas import Direction, Method
+from ui.score.numbers import format_score
 
 METHOD_NAMES: dict[Method, str] = {
     "combined": "Combined",
@@ -53,13 +54,9 @@ AXES: dict[Method, Axis] = {
 }
 
 
-def format_score(score: float) -> str:
-    return f"{score:,.3f}" if abs(score) < 1e6 else f"{score:.2e}"
-
-
 def gauge_html(method: Method, score: float, direction: Direction, threshold: float | None) -> str:
     axis = AXES[method]
-    ticks = "".join(_label(axis.position(tick, direction), f"{tick:g}") for tick in axis.ticks())
+    ticks = "".join(label(axis.position(tick, direction), f"{tick:g}") for tick in axis.ticks())
     outside = "" if axis.low <= score <= axis.high else ", beyond the end of this axis"
     limit = "" if threshold is None else f"; the threshold of a machine verdict is {format_score(threshold)}"
     aria_label = f"{METHOD_NAMES[method]} score {format_score(score)}{outside}; {direction} is more machine-like{limit}"
@@ -81,10 +78,10 @@ def small_gauge_html(method: Method, score: float, direction: Direction) -> str:
 
 def _threshold_html(percent: float, threshold: float) -> tuple[str, str]:
     """The threshold's label above the track, and its line on the track."""
-    label = f'<div class="names">{_label(percent, f"machine threshold {format_score(threshold)}")}</div>'
-    return label, f'<i class="threshold" style="left:{percent:.1f}%"></i>'
+    names = f'<div class="names">{label(percent, f"machine threshold {format_score(threshold)}")}</div>'
+    return names, f'<i class="threshold" style="left:{percent:.1f}%"></i>'
 
 
-def _label(percent: float, text: str) -> str:
+def label(percent: float, text: str) -> str:
     """A label at `percent` from the left, shifted back by as many percent of its own width, so that it stays inside at both ends."""
     return f'<span class="tick" style="left:{percent:.1f}%;transform:translateX(-{percent:.1f}%)">{text}</span>'

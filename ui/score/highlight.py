@@ -1,8 +1,9 @@
-"""The scored text as HTML: a list of its sentences, each with a small gauge, and its tokens coloured by rank.
+"""The scored text as HTML: its tokens coloured by rank as in GLTR, or a list of its sentences or passages, each with a small gauge.
 
 Token and sentence offsets index the text as it was sent, so that text is shown, every character once. Pure; decides nothing.
 """
 
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,20 +11,21 @@ from dataclasses import dataclass
 
 from app.schemas import PassageScore, Score, SentenceScore, TokenScore, Verdict
 from ui.markup import escape_html
-from ui.score.gauge import METHOD_NAMES, format_score, small_gauge_html
+from ui.score.gauge import METHOD_NAMES, small_gauge_html
+from ui.score.numbers import format_score
 
 CONTINUATION_MARK = "·"  # shown for a token whose character an earlier token already shows
 TOKENS_HINT = (
-    "Each token is coloured by its rank in the model’s list of likely next tokens: the stronger the colour, the less the model expected "
-    "it. Point at a token to see its numbers, or press Tab and use the arrow keys."
+    "Colours show how predictable each token was to this model, not who wrote it: its rank among the tokens that the model expected there. "
+    "Point at a token to see its numbers, or press Tab and use the arrow keys."
 )
 SENTENCES_HINT = "One sentence alone says little: read these as hints about where to look, not as verdicts."
 
 PASSAGES_HINT = "Each part of the text, judged as if it stood alone: this shows where a text changes."
 VERDICTS: dict[Verdict, str] = {
-    "machine": "likely machine",
-    "human": "likely human",
-    "uncertain": "uncertain",
+    "machine": "reads like machine text",
+    "human": "reads like human text",
+    "uncertain": "cannot tell",
     "uncalibrated": "not calibrated",
     "insufficient": "too short",
 }
@@ -37,14 +39,17 @@ class Bucket:
     label: str
 
 
-BUCKETS = (Bucket(10, "top 10"), Bucket(100, "top 100"), Bucket(1000, "top 1,000"), Bucket(float("inf"), "beyond the top 1,000"))
+BUCKETS = (
+    Bucket(10, "top 10: expected"),
+    Bucket(100, "top 100: likely"),
+    Bucket(1000, "top 1,000: unlikely"),
+    Bucket(float("inf"), "beyond the top 1,000: surprising"),
+)
 
 
 def passages_html(score: Score, passages: Sequence[PassageScore], text: str) -> str:
     items = "".join(_passage_item(score, passage, text) for passage in passages)
-    return (
-        f'<h3>Passages</h3><p class="hint">{PASSAGES_HINT}</p><ol class="sentences" tabindex="0" aria-label="Scored passages">{items}</ol>'
-    )
+    return f'<p class="hint">{PASSAGES_HINT}</p><ol class="sentences" tabindex="0" aria-label="Scored passages">{items}</ol>'
 
 
 def _passage_item(score: Score, passage: PassageScore, text: str) -> str:
@@ -60,7 +65,7 @@ def _passage_item(score: Score, passage: PassageScore, text: str) -> str:
 def sentences_html(score: Score, sentences: Sequence[SentenceScore], text: str) -> str:
     items = "".join(_sentence_item(score, sentence, text) for sentence in sentences)
     return (
-        f'<h3>Sentences</h3><p class="hint">The {METHOD_NAMES[score.method]} score of each, on the axis above. {SENTENCES_HINT}</p>'
+        f'<p class="hint">The {METHOD_NAMES[score.method]} score of each. {SENTENCES_HINT}</p>'
         f'<ol class="sentences" tabindex="0" aria-label="Scored sentences">{items}</ol>'
     )
 
@@ -83,7 +88,7 @@ def _token_count(tokens: int) -> str:
 
 def tokens_html(tokens: Sequence[TokenScore], text: str) -> str:
     return (
-        f'<h3>Tokens</h3><p class="hint">{TOKENS_HINT}</p>{_legend_html(tokens)}'
+        f'<p class="hint">{TOKENS_HINT}</p>{_legend_html(tokens)}'
         f'<div class="tokens" role="group" aria-label="Scored tokens"><div class="run">{"".join(_token_spans(tokens, text))}</div>'
         '<div class="tip" role="tooltip" id="token-tip" hidden></div></div>'
     )
@@ -120,12 +125,19 @@ def _token_span(token: TokenScore, text: str, tab_index: int) -> str:
     """One token. `tokens.js` shows the attributes in a tooltip.
 
     `tab_index` is 0 for the first token and -1 for the rest: Tab stops once, the arrow keys move on.
-    `data-n`: log-probability, rank and entropy. `data-r`: the text that was scored, if normalization changed what was sent.
+    `data-n`: log-probability, rank and entropy. `data-r`: the text that was scored, if normalization changed what was sent. `data-a`: the
+    likeliest tokens with their log-probabilities, as JSON, if they were asked for.
     """
     numbers = f"{token.logprob:.3f} {token.rank} {token.entropy:.3f}"
     scored_as = f' data-r="{escape_html(token.text)}"' if text != token.text else ""
+    expected = f' data-a="{_alternatives(token)}"' if token.alternatives else ""
     content = text_html(text) or CONTINUATION_MARK
-    return f'<span class="t b{_bucket_index(token)}" tabindex="{tab_index}" data-n="{numbers}"{scored_as}>{content}</span>'
+    return f'<span class="t b{_bucket_index(token)}" tabindex="{tab_index}" data-n="{numbers}"{scored_as}{expected}>{content}</span>'
+
+
+def _alternatives(token: TokenScore) -> str:
+    pairs = [[each.text, round(each.logprob, 3)] for each in token.alternatives or ()]
+    return escape_html(json.dumps(pairs, ensure_ascii=False, separators=(",", ":")))
 
 
 def text_html(text: str) -> str:

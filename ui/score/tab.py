@@ -1,65 +1,115 @@
-"""The score tab: a text, a method, and the report of the server's answer.
+"""The score tab: a text, a method, and the report of the server's answer; below, many files at once.
 
 Knows neither thresholds nor verdicts; the server decides and explains.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from app.schemas import Method
+from ui.calls import MAX_BYTES
 from ui.client import ServerError
-from ui.markup import alert_html
+from ui.markup import alert_html, escape_html
 from ui.score import report
 from ui.score.examples import TEXTS
 from ui.score.gauge import METHOD_NAMES
 from ui.visitors import Visitors
 
 AUTOMATIC = ""  # value of the method dropdown: the server chooses
-NO_TEXT = "There is no text to score yet. Paste at least a few sentences."
-TOKENS_JS = Path(__file__).with_name("tokens.js")
+NO_TEXT = "There is no text to score yet. Paste at least a few sentences, choose an example, or score a file below."
+FOLDER = Path(__file__).parent
+ALTERNATIVES = 5  # beside each token
+MAX_CHARACTERS_WITH_ALTERNATIVES = 20_000  # a longer text would make a page of several megabytes
+TICK_S = 1.0  # how often the page says how long it has been scoring
+Scoring = AsyncIterator[tuple[str, dict[str, Any], dict[str, Any]]]  # the result, and updates of the buttons Score and Cancel
 
 
-def score_tab(visitors: Visitors, model: gr.Dropdown) -> tuple[gr.Dropdown, gr.Textbox]:
-    """Builds the tab. `model` is the page's model dropdown.
+@dataclass(frozen=True, slots=True)
+class ScoreTab:
+    """What the page and other tabs need of the tab: its box, its button and its methods."""
 
-    Returns the method dropdown, which the page fills with the methods of the selected model, and the box of the text.
-    """
+    text: gr.Textbox
+    button: gr.Button
+    method: gr.Dropdown
+
+
+def script(*names: str) -> str:
+    return "\n".join((FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in names)
+
+
+def score_tab(visitors: Visitors, model: gr.Dropdown, flags: bool = False, max_file_bytes: int = MAX_BYTES) -> ScoreTab:
+    """Builds the tab. `model` is the page's model dropdown, which the page fills with the methods of the selected model."""
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             text = gr.Textbox(
-                value="", label="Text to score", placeholder="Paste a text. A verdict needs about 50 words or more.", lines=10, max_lines=24
+                value="",
+                label="Text to score",
+                placeholder="Paste a text. A verdict needs about 50 words; 150 or more are better.",
+                lines=10,
+                max_lines=24,
+                elem_id="score-text",
             )
             method = gr.Dropdown([("Automatic", AUTOMATIC)], value=AUTOMATIC, label="Method", interactive=True)
             with gr.Row():
-                score = gr.Button("Score", variant="primary", min_width=90)
-                clear = gr.Button("Clear", min_width=90)
+                score = gr.Button("Score", variant="primary", min_width=90, elem_id="score-button")
+                cancel = gr.Button("Cancel", variant="stop", min_width=90, visible=False)
+                clear = gr.Button("Clear", min_width=90, elem_id="score-clear")
             gr.Examples([[example] for example in TEXTS.values()], text, label="Examples", example_labels=list(TEXTS))
-        with gr.Column(scale=1, min_width=320):
-            result = gr.HTML(report.idle_html(), js_on_load=TOKENS_JS.read_text(encoding="utf-8"), elem_id="result")
             gr.HTML(report.caveat_html())
+        with gr.Column(scale=1, min_width=320):
+            result = gr.HTML(report.idle_html(), js_on_load=script("tokens", "rows", "result"), elem_id="result")
+    gr.HTML(documents_html(max_file_bytes), js_on_load=script("rows", "documents"), elem_id="score-files")
+    choice = gr.HTML(choice_html(None, None), visible="hidden", elem_id="score-choice")
 
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    scored = score.click(score_handler(visitors), [text, method, model], result, **hidden)
-    clear.click(lambda: ("", report.idle_html()), None, [text, result], cancels=[scored], **hidden)
-    return method, text
+    buttons = [score, cancel]
+    scored = score.click(score_handler(visitors, flags), [text, method, model], [result, *buttons], **hidden)
+    cancel.click(lambda: (report.cancelled_html(), *_buttons(False)), None, [result, *buttons], cancels=[scored], **hidden)
+    clear.click(lambda: ("", report.idle_html(), *_buttons(False)), None, [text, result, *buttons], cancels=[scored], **hidden)
+    gr.on([method.change, model.change], choice_html, [method, model], choice, **hidden)
+    return ScoreTab(text, score, method)
 
 
-def score_handler(visitors: Visitors) -> Callable[[gr.Request, str, str, str | None], AsyncIterator[str]]:
-    async def score(request: gr.Request, text: str, method: str, model: str | None) -> AsyncIterator[str]:
-        """Yields the HTML of the result: first that scoring runs, then the report or an error."""
+def documents_html(max_file_bytes: int) -> str:
+    return (FOLDER / "documents.html").read_text(encoding="utf-8").replace("LIMIT", f"{max_file_bytes / 1e6:g}")
+
+
+def choice_html(method: str | None, model: str | None) -> str:
+    """What the script of the files sends as method and model."""
+    return f'<span data-method="{escape_html(method or "")}" data-model="{escape_html(model or "")}"></span>'
+
+
+def score_handler(visitors: Visitors, flags: bool = False) -> Callable[[gr.Request, str, str, str | None], Scoring]:
+    async def score(request: gr.Request, text: str, method: str, model: str | None) -> Scoring:
+        """Yields the HTML of the result: first that scoring runs, each second how long, then the report or an error."""
         if not text.strip():
-            yield alert_html(NO_TEXT)
+            yield alert_html(NO_TEXT), *_buttons(False)
             return
-        yield report.scoring_html()
+        top = ALTERNATIVES if len(text) <= MAX_CHARACTERS_WITH_ALTERNATIVES else 0
+        work = asyncio.ensure_future(visitors.client(request.request).score(text, method or None, model, top))
+        words, began_s = len(text.split()), time.monotonic()
         try:
-            yield report.report_html(await visitors.client(request.request).score(text, method or None, model), text, model)
+            while not work.done():
+                yield report.scoring_html(words, time.monotonic() - began_s), *_buttons(True)
+                await asyncio.wait({work}, timeout=TICK_S)
+            yield report.report_html(work.result(), text, flags), *_buttons(False)
         except ServerError as error:
-            yield alert_html(error.message)
+            yield alert_html(f"{error.message} Your text is still in the box."), *_buttons(False)
+        finally:
+            work.cancel()  # when the visitor cancels or leaves: the server stops, too
 
     return score
+
+
+def _buttons(scoring: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Cancel takes the place of Score while a text is scored."""
+    return gr.update(visible=not scoring), gr.update(visible=scoring)
 
 
 def method_update(methods: Sequence[Method], current: str) -> dict[str, Any]:

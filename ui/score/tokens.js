@@ -3,12 +3,21 @@
 const tokenOf = (event) => (event.target instanceof Element ? event.target.closest(".t") : null);
 const percentFormat = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 
+const shown = (text) => `“${text.replaceAll("\n", "↵")}”`;
+const percentOf = (logprob) => `${percentFormat.format(Math.exp(Number(logprob)) * 100)} %`;
+
+function expectedLines(token) {
+    const expected = JSON.parse(token.dataset.a ?? "[]");
+    if (expected.length === 0) return "";
+    return `\nexpected here:${expected.map(([text, logprob], index) => `\n${index + 1}. ${shown(text)} ${percentOf(logprob)}`).join("")}`;
+}
+
 function tooltipText(token) {
     const [logprob, rank, entropy] = token.dataset.n.split(" ");
-    const percent = percentFormat.format(Math.exp(Number(logprob)) * 100);
     const text = token.textContent.replaceAll("↵\n", "↵");
-    const scoredAs = token.dataset.r === undefined ? "" : `\nscored as “${token.dataset.r.replaceAll("\n", "↵")}”`;
-    return `“${text}”${scoredAs}\nlog-probability ${logprob} (${percent} %)\nrank ${Number(rank).toLocaleString("en")}\nentropy ${entropy} nats`;
+    const scoredAs = token.dataset.r === undefined ? "" : `\nscored as ${shown(token.dataset.r)}`;
+    const numbers = `\nprobability ${percentOf(logprob)}\nrank ${Number(rank).toLocaleString("en")}\nentropy ${entropy} nats`;
+    return `“${text}”${scoredAs}${numbers}${expectedLines(token)}`;
 }
 
 function show(token) {

@@ -59,7 +59,7 @@ def test_a_threshold_is_crossed_at_most_at_its_rate(target, n):
 
 
 def test_tied_scores_do_not_cross_their_threshold():
-    assert fit_threshold(np.ones(40), 0.05, -1).model_dump() == pytest.approx(
+    assert fit_threshold(np.ones(40), 0.05, -1).model_dump(exclude_none=True) == pytest.approx(
         {"value": -1.0, "target": 0.05, "measured": 0.0, "low": 0.0, "high": clopper_pearson(0, 40)[1], "n": 40}
     )
 
@@ -185,6 +185,9 @@ def test_a_bucket_has_thresholds_for_both_verdicts(method, sign):
     for threshold in bucket.machine:
         assert (humans > sign * threshold.value).mean() == threshold.measured <= threshold.target
         assert threshold.low <= threshold.measured <= threshold.high
+        assert (machines > sign * threshold.value).mean() == threshold.found > threshold.measured
+    assert (sum(bucket.histogram.human), sum(bucket.histogram.machine)) == (400, 400)
+    assert all(threshold.found is None for threshold in bucket.human)
     for threshold in bucket.human:
         assert (machines < sign * threshold.value).mean() == threshold.measured <= threshold.target
 

@@ -13,7 +13,7 @@ from app.scoring.methods import FORMULAS, method_score
 from app.scoring.normalize import normalize
 from app.scoring.prepare import PreparedText
 from app.scoring.score import build_score
-from app.scoring.thresholds import Bucket, MethodCalibration, ProbabilityMap, Threshold
+from app.scoring.thresholds import Bucket, Histogram, MethodCalibration, ProbabilityMap, Threshold
 from app.tokenizer import Encoded
 
 COLUMNS = Columns(
@@ -145,3 +145,28 @@ def test_a_truncated_text_is_reported() -> None:
     )
     score = build_score(0, ScoreOptions(("binoculars",), UNCALIBRATED), uniform_columns(70, 1.0), truncated)
     assert score.truncated and [warning.code for warning in score.warnings][:2] == ["short", "truncated"]
+
+
+HISTOGRAM = Histogram(edges=(0.5, 1.0, 1.5), human=(3, 197), machine=(190, 10))
+
+
+def test_the_distribution_is_that_of_texts_of_this_length_and_only_if_asked_for() -> None:
+    bucket = BUCKET.model_copy(update={"histogram": HISTOGRAM})
+    methods = {"binoculars": MethodCalibration(direction="lower", buckets=(bucket,))}
+    choice = CalibrationChoice(CALIBRATION.model_copy(update={"methods": methods}), frozenset({"binoculars"}))
+    options = ScoreOptions(("binoculars",), choice, distributions=True)
+    found = build_score(0, options, uniform_columns(100, 1.2), prepare_long(100)).distribution
+    assert found is not None and (found.edges, found.human, found.machine) == ([0.5, 1.0, 1.5], [3, 197], [190, 10])
+    assert (found.method, found.tokens) == ("binoculars", "64+")
+    for without in (replace(options, distributions=False), replace(options, choice=CALIBRATED), replace(options, choice=UNCALIBRATED)):
+        assert build_score(0, without, uniform_columns(100, 1.2), prepare_long(100)).distribution is None
+
+
+def test_the_rate_says_how_many_machine_texts_the_threshold_finds() -> None:
+    threshold = BUCKET.machine[0].model_copy(update={"found": 0.4})
+    methods = {"binoculars": MethodCalibration(direction="lower", buckets=(BUCKET.model_copy(update={"machine": (threshold,)}),))}
+    choice = CalibrationChoice(CALIBRATION.model_copy(update={"methods": methods}), frozenset({"binoculars"}))
+    rate = build_score(0, ScoreOptions(("binoculars",), choice), uniform_columns(100, 1.2), prepare_long(100)).false_positive_rate
+    assert rate is not None and (rate.found, rate.n_machine) == (0.4, 200)
+    older = build_score(0, ScoreOptions(("binoculars",), CALIBRATED), uniform_columns(100, 1.2), prepare_long(100)).false_positive_rate
+    assert older is not None and (older.found, older.n_machine) == (None, None)

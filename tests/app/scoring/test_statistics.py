@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from app.engine.request import concatenate_columns, slice_columns
 from app.scoring import statistics
 from app.scoring.statistics import token_statistics
 
@@ -75,3 +76,22 @@ def test_a_certain_model_gives_no_nan(dtype: torch.dtype, low: float) -> None:
     assert result.mean == (0.0, 0.0)
     assert result.variance == (0.0, 0.0)
     assert (result.cross_entropy, result.observed) == ((), ())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_likeliest_tokens_of_each_row(dtype: torch.dtype) -> None:
+    logits, targets = (torch.randn(70, 300) * 3).to(dtype), torch.randint(300, (70,))
+    result = token_statistics(logits, targets, identity, top=4)
+    log_p = logits.double().log_softmax(-1)
+    for row, found in enumerate(result.top):
+        order = sorted(range(300), key=lambda token: (-float(log_p[row, token]), token))[:4]
+        assert [token for token, _ in found] == order
+        assert [value for _, value in found] == pytest.approx([float(log_p[row, token]) for token in order], abs=1e-5)
+    plain = token_statistics(logits, targets, identity)
+    assert plain.top == () and plain.logprob == result.logprob
+    assert concatenate_columns([result, result]).top == result.top * 2 and slice_columns(result, 1, 3).top == result.top[1:3]
+
+
+def test_more_alternatives_than_tokens_are_all_tokens() -> None:
+    result = token_statistics(torch.zeros(2, 3), torch.tensor([0, 1]), identity, top=10)
+    assert [[token for token, _ in found] for found in result.top] == [[0, 1, 2], [0, 1, 2]]

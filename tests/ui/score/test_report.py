@@ -1,4 +1,7 @@
+import hashlib
+import json
 import re
+from html import unescape
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ SURE: dict[str, Any] = {
 }
 NOT_CALIBRATED = UsedCalibration(source=None, reason="the calibration belongs to <falcon>")
 CALIBRATED = UsedCalibration(source="measured on <stories>", reason=None)
-RATE_ROW, THRESHOLD_ROW = "False-positive rate: human texts judged machine-written", "Threshold of a machine verdict"
+THRESHOLD_ROW = "Threshold of a machine verdict"
 HOSTILE = "<img src=x onerror=alert(1)>{{value}}${value}`"
 
 
@@ -25,56 +28,59 @@ def score(**changes: object) -> Score:
     return Score.model_validate({**fields, **counts, "scores": {"binoculars": 0.75}, **changes})
 
 
-def report_html(text: str = "", model: str | None = None, calibration: UsedCalibration = CALIBRATED, **changes: object) -> str:
-    return report.report_html(ScoreResult(score(**changes), calibration, 0.254), text, model)
+def report_html(text: str = "", calibration: UsedCalibration = CALIBRATED, flags: bool = False, **changes: object) -> str:
+    return report.report_html(ScoreResult(score(**changes), calibration, 0.254, "<base>", "nf4"), text, flags)
 
 
 def facts(html: str) -> dict[str, str]:
     return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html))
 
 
-@pytest.mark.parametrize("calibration", [CALIBRATED, NOT_CALIBRATED])
-@pytest.mark.parametrize(("verdict", "expected"), report.VERDICTS.items())
-def test_every_verdict_has_a_badge(verdict: str, expected: str, calibration: UsedCalibration):
-    html = report_html(verdict=verdict, calibration=calibration, **(SURE if calibration.source else {}))
-    assert f'<strong class="badge {verdict}">{expected}</strong>' in html
-    assert ("threshold" in html) == (calibration is CALIBRATED)
+def test_the_verdict_comes_first_in_words_with_what_it_means():
+    html = report_html(**SURE)
+    assert html.index("<h2") < html.index("Probability of machine text") < html.index("Measurements")
+    assert '<h2 class="verdict machine">Reads like machine text</h2>' in html
+    assert re.findall(r'<li class="(\w+)" aria-current=true>', html) == ["machine"]
+    assert "It is a reason to ask, not a proof" in html
 
 
-def test_the_confidence_of_a_calibrated_verdict():
-    rows = facts(report_html(**SURE))
-    assert rows["Probability of machine text, if half of all texts were machine-written"] == "0.83, 95% interval 0.71 to 0.91"
-    assert rows[THRESHOLD_ROW] == "below 0.901"
-    assert rows[RATE_ROW] == ("1.25% of 2,000, 95% interval 0.61% to 2%, target 1%, texts of 128-256 tokens")
+def test_the_numbers_name_what_they_assume_and_how_often_the_threshold_is_wrong():
+    html = report_html(**SURE)
+    rows = facts(html)
+    assert rows["Probability of machine text"] == "83% (95% interval 71% to 91%)"
+    assert (rows["Binoculars score"], rows[THRESHOLD_ROW]) == ("0.750", "below 0.901")
+    assert "assumes that half of all texts are machine text. At this threshold 12 of 1,000 human texts are wrongly flagged" in html
+    assert "measured on 2,000 texts of 128-256 tokens; 95% interval 6.1 to 20)" in html and "It finds" not in html
+    found = {**SURE["false_positive_rate"], "found": 0.25, "n_machine": 1900}
+    assert "It finds 250 of 1,000 of the 1,900 machine texts that were measured." in report_html(**{**SURE, "false_positive_rate": found})
     assert rows["Calibration"] == "measured on &lt;stories&gt;"
 
 
 @pytest.mark.parametrize(
     ("value", "interval", "expected"),
-    [
-        (0.9991, (0.985, 1.0), "over 0.99, 95% interval 0.98 to over 0.99"),
-        (0.004, (0.0, 0.014), "under 0.01, 95% interval under 0.01 to 0.01"),
-    ],
+    [(0.9991, (0.985, 1.0), "over 99% (95% interval 98% to over 99%)"), (0.004, (0.0, 0.014), "under 1% (95% interval under 1% to 1%)")],
 )
-def test_a_probability_is_never_shown_as_0_or_1(value: float, interval: tuple[float, float], expected: str):
+def test_a_probability_is_never_shown_as_0_or_100(value: float, interval: tuple[float, float], expected: str):
     assert expected in facts(report_html(p_machine={"value": value, "interval": interval})).values()
 
 
 def test_a_threshold_published_without_a_measurement():
     rate = {"target": None, "measured": None, "interval": None, "n": None, "tokens": "64+"}
-    rows = facts(report_html(threshold=0.9, false_positive_rate=rate))
-    assert rows[RATE_ROW] == "published without a measurement; texts of 64+ tokens"
-    with_target = facts(report_html(threshold=0.9, false_positive_rate={**rate, "target": 0.0001}))
-    assert with_target[RATE_ROW] == "target 0.01%, published without a measurement; texts of 64+ tokens"
-    assert not any(name.startswith("Probability") for name in rows)
+    html = report_html(threshold=0.9, false_positive_rate=rate)
+    assert "It was published, without saying on how many texts it was measured (texts of 64+ tokens)." in html
+    assert "Probability of machine text" not in facts(html)
+    assert "for a target of 0.1 of 1,000" in report_html(threshold=0.9, false_positive_rate={**rate, "target": 0.0001})
 
 
-@pytest.mark.parametrize(
-    ("share", "expected"), [(0, "0%"), (0.0000867, "0.01%"), (0.01, "1%"), (0.0125, "1.25%"), (0.1, "10%"), (1, "100%")]
-)
-def test_a_rate_has_at_most_two_decimals(share: float, expected: str):
-    rate = {**SURE["false_positive_rate"], "measured": share}
-    assert facts(report_html(false_positive_rate=rate))[RATE_ROW].startswith(f"{expected} of 2,000")
+def test_flags_are_asked_for_only_where_they_are_kept():
+    assert "This verdict is wrong" in report_html(flags=True) and "This verdict is wrong" not in report_html()
+
+
+def test_the_row_for_exports_has_a_hash_and_never_the_text():
+    html = report_html("a secret text", **SURE)
+    row = json.loads(unescape(re.search(r'data-row="([^"]*)"', html)[1]))
+    assert row["hash"] == hashlib.sha256(b"a secret text").hexdigest() and "secret" not in json.dumps(row)
+    assert (row["verdict"], row["threshold"], row["model"], row["n"]) == ("Reads like machine text", 0.901, "<base>", 2000)
 
 
 def test_where_higher_is_machine_like_the_verdict_is_above_the_threshold():
@@ -84,16 +90,15 @@ def test_where_higher_is_machine_like_the_verdict_is_above_the_threshold():
 def test_without_a_calibration_the_reason_is_shown():
     html = report_html(verdict="uncalibrated", calibration=NOT_CALIBRATED)
     assert facts(html)["Calibration"] == "none: the calibration belongs to &lt;falcon&gt;"
-    assert not {THRESHOLD_ROW, RATE_ROW} & set(facts(html))
+    assert "Cannot tell" in html and "have not been measured on known texts" in html and THRESHOLD_ROW not in facts(html)
 
 
 def test_the_explanation_is_the_servers_and_escaped():
     assert "Below &lt;0.9&gt;." in report_html()
 
 
-def test_a_score_names_its_model_if_there_are_several():
-    assert "</b> by &lt;base&gt;</span>" in report_html(model="<base>")
-    assert " by " not in report_html()
+def test_a_score_names_its_model_and_precision():
+    assert facts(report_html())["Model"] == "&lt;base&gt;, nf4"
 
 
 def test_measurements_show_only_what_is_known():
@@ -145,11 +150,11 @@ def test_a_single_sentence_gets_no_list():
 
 
 def test_hostile_text_in_any_field_is_escaped():
-    token = {"text": HOSTILE, "start": 0, "end": len(HOSTILE), "logprob": -1.0, "rank": 1, "entropy": 1.0}
+    other = [{"text": HOSTILE, "logprob": -1.0}]
+    token = {"text": HOSTILE, "start": 0, "end": len(HOSTILE), "logprob": -1.0, "rank": 1, "entropy": 1.0, "alternatives": other}
     sentence = {"start": 0, "end": len(HOSTILE), "tokens": 1, "score": 0.7, "logprob": -1.0}
     rate = {**SURE["false_positive_rate"], "tokens": HOSTILE}
     html = report_html(
-        HOSTILE,
         HOSTILE,
         UsedCalibration(source=HOSTILE, reason=None),
         explanation=HOSTILE,
@@ -157,8 +162,9 @@ def test_hostile_text_in_any_field_is_escaped():
         false_positive_rate=rate,
         sentences=[sentence, sentence],
         tokens=[token],
+        distribution={"method": "binoculars", "tokens": HOSTILE, "edges": [0.0, 1.0, 2.0], "human": [1, 1], "machine": [1, 1]},
     )
-    assert html.count("&lt;img") == 8
+    assert html.count("&lt;img") == 11
     assert not any(mark in html for mark in ("<img", "{{", "${", "`"))
 
 
@@ -190,5 +196,5 @@ def test_what_the_score_comes_from_and_the_passages_are_shown():
     listed = re.search(r'aria-label="Scored passages">(.*?)</ol>', html)
     assert listed is not None and listed[1].count("<li>") == 3
     assert "Once</span>" in listed[1] and "&lt;b&gt;was</span>" in listed[1]
-    assert [badge in listed[1] for badge in ("likely human", "likely machine", "too short", "no score")] == [True] * 4
+    assert [badge in listed[1] for badge in ("reads like human text", "reads like machine text", "too short", "no score")] == [True] * 4
     assert "Scored passages" not in report_html()

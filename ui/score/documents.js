@@ -1,0 +1,180 @@
+// Files of texts: each is posted to the page's own route, which returns its texts; these are scored a few at a time, and the table fills.
+// Comes after rows.js. The texts stay in this page's memory, so that a row can be looked at; nothing is stored.
+const MAX_TEXTS = 8, MAX_CHARACTERS = 60_000; // of one call, so that the bar moves and Cancel stops soon
+const BAND_ORDER = ["machine", "leans_machine", "unclear", "leans_human", "human"];
+const input = element.querySelector("input[type=file]"), working = element.querySelector(".working"), table = element.querySelector(".table");
+let rows = [], sorted = { key: null, descending: false }, stop = null;
+
+function tell(sentence, share) {
+    working.hidden = stop === null;
+    working.querySelector("[role=status]").textContent = sentence;
+    working.querySelector("progress").value = share;
+}
+
+async function readFile(file, signal) {
+    try {
+        const answer = await call("documents", { body: file, headers: { "X-File-Name": encodeURIComponent(file.name), "Content-Type": "application/octet-stream" }, signal });
+        if (answer.problem) throw new Error(answer.problem);
+        return answer.texts.map((part) => ({ name: part.name, text: part.text, note: answer.note, state: part.problem ? "failed" : "waiting", error: part.problem || undefined }));
+    } catch (error) {
+        if (error.name === "AbortError") throw error;
+        return [{ name: file.name, file, state: "failed", error: error.message }];
+    }
+}
+
+function nextTexts() {
+    const found = [];
+    let characters = 0;
+    for (const row of rows) {
+        if (row.state !== "waiting") continue;
+        if (found.length && (found.length === MAX_TEXTS || characters + row.text.length > MAX_CHARACTERS)) break;
+        found.push(row);
+        characters += row.text.length;
+    }
+    return found;
+}
+
+async function scoreSome(some, signal) {
+    const choice = document.querySelector("#score-choice [data-model]")?.dataset ?? {};
+    try {
+        const body = JSON.stringify({ texts: some.map((row) => row.text), model: choice.model || null, method: choice.method || null });
+        const answer = await call("scores", { body, signal });
+        answer.rows.forEach((found, index) => Object.assign(some[index], found, { state: found.error ? "failed" : "done" }));
+    } catch (error) {
+        if (error.name === "AbortError") throw error;
+        for (const row of some) Object.assign(row, { state: "failed", error: error.message });
+    }
+}
+
+async function run(files) {
+    if (stop) return;
+    stop = new AbortController();
+    const { signal } = stop;
+    try {
+        for (const [index, file] of files.entries()) {
+            tell(`Reading ${file.name}, file ${index + 1} of ${files.length}.`, index / files.length / 2);
+            rows.push(...(await readFile(file, signal)));
+            draw();
+        }
+        for (let some = nextTexts(); some.length; some = nextTexts()) {
+            const left = rows.filter((row) => row.state === "waiting").length, done = rows.length - left;
+            tell(`Scoring: ${done} of ${rows.length} texts done.`, 0.5 + done / rows.length / 2);
+            await scoreSome(some, signal);
+            draw();
+        }
+    } catch (error) {
+        if (error.name !== "AbortError") throw error;
+        for (const row of rows) if (row.state === "waiting") Object.assign(row, { state: "failed", error: "Cancelled. Press “Try failed ones again” to score it." });
+    } finally {
+        stop = null;
+        tell("", 0);
+        draw();
+    }
+}
+
+function again() {
+    const files = rows.filter((row) => row.state === "failed" && row.file).map((row) => row.file);
+    rows = rows.filter((row) => !(row.state === "failed" && row.file));
+    for (const row of rows) if (row.state === "failed" && row.text) Object.assign(row, { state: "waiting", error: undefined });
+    run(files);
+}
+
+// Gradio's box takes a text as if it had been typed, and its button scores it.
+function lookAt(row) {
+    const box = document.querySelector("#score-text textarea");
+    Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(box, row.text);
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    box.scrollIntoView({ block: "center" });
+    setTimeout(() => document.querySelector("#score-button")?.click(), 50);
+}
+
+function cell(line, content, className = "") {
+    const made = line.insertCell();
+    made.className = className;
+    made.append(content ?? "");
+    return made;
+}
+
+function numberCells(line, row) {
+    cell(line, row.probability === null ? "–" : asPercent(row.probability), "number");
+    cell(line, row.score === null ? "–" : asScore(row.score), "number");
+    cell(line, row.threshold === null ? "–" : asScore(row.threshold), "number");
+    cell(line, row.tokens.toLocaleString("en"), "number");
+}
+
+function drawRow(row) {
+    const line = document.createElement("tr"), name = document.createElement("th");
+    name.scope = "row";
+    name.append(row.name);
+    if (row.note) name.append(Object.assign(document.createElement("small"), { textContent: row.note }));
+    line.append(name);
+    if (row.state === "done") {
+        const badge = Object.assign(document.createElement("span"), { className: `badge ${row.band}`, textContent: row.verdict });
+        cell(line, badge).append(...row.warnings.slice(0, 1).map((warning) => Object.assign(document.createElement("small"), { textContent: warning })));
+        numberCells(line, row);
+    } else {
+        cell(line, row.error ?? "Waiting.", row.error ? "problem" : "").colSpan = 5;
+    }
+    const look = Object.assign(document.createElement("button"), { type: "button", textContent: "Look", disabled: !row.text });
+    look.setAttribute("aria-label", `Look at ${row.name}`);
+    look.addEventListener("click", () => lookAt(row));
+    cell(line, row.text ? look : "");
+    return line;
+}
+
+const rank = (row, key) => (key === "verdict" ? (row.band ? BAND_ORDER.indexOf(row.band) : null) : row[key] ?? null);
+
+function inOrder() {
+    const { key, descending } = sorted;
+    if (key === null) return rows;
+    const compare = (one, two) => (typeof one === "string" ? one.localeCompare(two, "en", { numeric: true }) : one - two) * (descending ? -1 : 1);
+    return [...rows].sort((one, two) => {
+        const [first, second] = [rank(one, key), rank(two, key)];
+        return first === null || second === null ? (first === null) - (second === null) : compare(first, second);
+    });
+}
+
+function draw() {
+    table.hidden = rows.length === 0;
+    element.querySelector("tbody").replaceChildren(...inOrder().map(drawRow));
+    element.querySelector("[data-do=again]").hidden = !rows.some((row) => row.state === "failed" && (row.text || row.file));
+    for (const button of element.querySelectorAll("th [data-key]")) {
+        const state = button.dataset.key === sorted.key ? (sorted.descending ? "descending" : "ascending") : "none";
+        button.parentElement.setAttribute("aria-sort", state);
+    }
+}
+
+const ACTIONS = {
+    cancel: () => stop?.abort(),
+    csv: () => save("litmus-scores.csv", "text/csv", "\ufeff" + csvOf(inOrder())),
+    jsonl: () => save("litmus-scores.jsonl", "application/jsonl", jsonLinesOf(inOrder())),
+    html: () => save("litmus-report.html", "text/html", reportOf(inOrder())),
+    again,
+    clear: () => {
+        stop?.abort();
+        rows = [];
+        draw();
+    },
+};
+
+element.addEventListener("click", (event) => {
+    const button = event.target instanceof Element && event.target.closest("button");
+    if (!button) return;
+    if (button.dataset.do) ACTIONS[button.dataset.do]();
+    if (button.dataset.key) {
+        sorted = { key: button.dataset.key, descending: sorted.key === button.dataset.key && !sorted.descending };
+        draw();
+    }
+});
+input.addEventListener("change", () => {
+    const files = [...input.files];
+    input.value = "";
+    run(files);
+});
+for (const name of ["dragover", "dragleave", "drop"]) {
+    element.addEventListener(name, (event) => {
+        event.preventDefault();
+        element.querySelector(".drop").classList.toggle("over", name === "dragover");
+        if (name === "drop") run([...event.dataTransfer.files]);
+    });
+}
