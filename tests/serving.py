@@ -62,7 +62,19 @@ def serving(folder: Path, *arguments: str, page: bool = False) -> Iterator[Runni
         port = probe.getsockname()[1]
     log = folder / f"serve-{port}.log"
     model = () if "--model" in arguments else ("--model", str(ROOT / "models/storyteller"))
-    command = [sys.executable, "-m", "serve", "--port", str(port), "--ui.enabled", str(page), *model, *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "serve",
+        "--port",
+        str(port),
+        "--ui.enabled",
+        str(page),
+        "--jobs.folder",
+        str(folder / "jobs"),
+        *model,
+        *arguments,
+    ]
     with log.open("wb") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT)
     running = RunningServer(process, f"http://127.0.0.1:{port}", log)
