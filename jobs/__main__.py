@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 
 from celery import signals
@@ -70,10 +71,13 @@ def work(settings: Settings, parent: int | None) -> None:
     threading.Thread(target=sweeper.run, args=(stopping,), daemon=True).start()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    warnings.filterwarnings("ignore", "You're running the worker with superuser privileges")  # in a container that is so
     log.info("a worker for batches starts", extra={"fields": {"worker": name}})
     options = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
-    app.Worker(pool="threads", concurrency=1, queues=[QUEUE], quiet=True, **options).start()
-    log.info("the worker has stopped")
+    try:
+        app.Worker(pool="threads", concurrency=1, queues=[QUEUE], quiet=True, **options).start()
+    finally:  # Celery ends by SystemExit, and lets nobody log while it handles a signal
+        log.info("the worker has stopped")
 
 
 def secret_of(settings: Settings) -> str:

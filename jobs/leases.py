@@ -91,7 +91,7 @@ class Leases:
         with self._database.transaction() as connection:
             self._write(connection, task, attempts=0, **counts)
             rows = [{"batch": task.batch, "n": result.n, "succeeded": result.succeeded, "line": result.line} for result in finished]
-            connection.execute(insert(results), rows)
+            connection.execute(insert(results).values(rows))  # one statement
 
     def saved_lines(self, task: Task) -> set[int]:
         """Lines of the task that an earlier worker has committed."""

@@ -1,6 +1,7 @@
 """A server with the real routes over a fake engine, on a port of its own, and workers beside it in this process."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -184,10 +185,14 @@ def shared(server_with_keys: Hosted) -> Iterator[Hosted]:
 
 
 class Table:
-    """The tables in a file of their own, with a clock that tests turn."""
+    """The tables in a file of their own, with a clock that tests turn; or in the PostgreSQL that TEST_POSTGRES names, which is emptied."""
 
     def __init__(self, folder: Path) -> None:
-        self.database = Database(f"sqlite:///{folder / 'jobs.db'}")
+        self.is_postgres = "TEST_POSTGRES" in os.environ
+        self.database = Database(JobSettings(folder=str(folder), database=os.environ.get("TEST_POSTGRES")).database_url)
+        with self.database.transaction() as connection:
+            for emptied in metadata.sorted_tables:
+                connection.execute(delete(emptied))
         self.time = 1000.0
         self.database.now = lambda: self.time  # type: ignore[method-assign]
         self.file = f"file-{'0' * 32}"
