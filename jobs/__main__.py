@@ -68,16 +68,17 @@ def work(settings: Settings, parent: int | None) -> None:
         threading.Thread(target=_end, args=(settings.jobs.grace_s + MARGIN_S,), daemon=True).start()
 
     signals.worker_shutting_down.connect(stop, weak=False)
+    signals.setup_logging.connect(_leave_logging, weak=False)
     threading.Thread(target=sweeper.run, args=(stopping,), daemon=True).start()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     warnings.filterwarnings("ignore", "You're running the worker with superuser privileges")  # in a container that is so
     log.info("a worker for batches starts", extra={"fields": {"worker": name}})
     options = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
-    try:
-        app.Worker(pool="threads", concurrency=1, queues=[QUEUE], quiet=True, **options).start()
-    finally:  # Celery ends by SystemExit, and lets nobody log while it handles a signal
-        log.info("the worker has stopped")
+    celery = app.Worker(pool="threads", concurrency=1, queues=[QUEUE], quiet=True, **options)
+    celery.start()
+    log.info("the worker has stopped")
+    sys.exit(celery.exitcode)
 
 
 def secret_of(settings: Settings) -> str:
@@ -85,6 +86,10 @@ def secret_of(settings: Settings) -> str:
     if settings.jobs.secret is not None:
         return settings.jobs.secret.get_secret_value()
     return Folder(settings.jobs.folder).secret()
+
+
+def _leave_logging(**_: object) -> None:
+    """Celery sets up the log itself unless somebody listens."""
 
 
 def _end(seconds: float) -> None:

@@ -91,7 +91,10 @@ class Leases:
         with self._database.transaction() as connection:
             self._write(connection, task, attempts=0, **counts)
             rows = [{"batch": task.batch, "n": result.n, "succeeded": result.succeeded, "line": result.line} for result in finished]
-            connection.execute(insert(results).values(rows))  # one statement
+            if self._database.is_sqlite:
+                connection.execute(insert(results), rows)
+            else:  # one statement, as each is a way over the network and back
+                connection.execute(insert(results).values(rows))
 
     def saved_lines(self, task: Task) -> set[int]:
         """Lines of the task that an earlier worker has committed."""

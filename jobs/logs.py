@@ -33,3 +33,4 @@ def configure(settings: ServerSettings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     for name in ("httpx", "celery", "kombu", "amqp"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("kombu.connection").setLevel(logging.ERROR)  # it wonders that the filesystem has no host

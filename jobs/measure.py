@@ -51,15 +51,22 @@ def main() -> None:
     sys.stdout.write(json.dumps({**report, **measured}, indent=1) + "\n")
 
 
-def rate(count: int, function: Callable[[int], object]) -> float:
-    """How often a second, called `count` times."""
-    began = time.perf_counter()
+Rate = dict[str, float]
+
+
+def rate(count: int, function: Callable[[int], object]) -> Rate:
+    """How often a second, and what this process computes for each, called `count` times."""
+    began, cpu = time.perf_counter(), time.process_time()
     for number in range(count):
         function(number)
-    return round(count / (time.perf_counter() - began), 1)
+    return _rate(count, time.perf_counter() - began, time.process_time() - cpu)
 
 
-def measure_table(jobs: JobSettings, count: int) -> dict[str, float]:
+def _rate(count: int, seconds: float, cpu_s: float) -> Rate:
+    return {"per_s": round(count / seconds, 1), "cpu_ms": round(cpu_s / count * 1000, 3)}
+
+
+def measure_table(jobs: JobSettings, count: int) -> dict[str, Rate]:
     database = Database(jobs.database_url)
     leases = Leases(database, "measure", 3600)
 
@@ -75,7 +82,7 @@ def measure_table(jobs: JobSettings, count: int) -> dict[str, float]:
     leases.fail(task, [])
     begin(database, leases, 500 * count, tasks=count)
     takes = rate(count - 1, lambda _: leases.take())
-    return {"commits_of_1_line_per_s": one_by_one, "commits_of_32_lines_per_s": grouped, "beats_per_s": beats, "takes_per_s": takes}
+    return {"commits_of_1_line": one_by_one, "commits_of_32_lines": grouped, "beats": beats, "takes": takes}
 
 
 def begin(database: Database, leases: Leases, lines: int, tasks: int = 1) -> Task:
@@ -92,7 +99,7 @@ def begin(database: Database, leases: Leases, lines: int, tasks: int = 1) -> Tas
     return task
 
 
-def measure_broker(jobs: JobSettings, count: int) -> dict[str, float]:
+def measure_broker(jobs: JobSettings, count: int) -> dict[str, Rate]:
     """Messages sent, and read one after the other, by one process."""
     app = create_celery(jobs)
     with app.connection_for_write() as connection:
@@ -100,10 +107,10 @@ def measure_broker(jobs: JobSettings, count: int) -> dict[str, float]:
         sent = rate(count, lambda _: queue.put({"task": "wake"}))
         read = rate(count, lambda _: queue.get(timeout=5))
         queue.close()
-    return {"messages_sent_per_s": sent, "messages_read_per_s": read}
+    return {"messages_sent": sent, "messages_read": read}
 
 
-def measure_worker(jobs: JobSettings, lines: int) -> dict[str, float]:
+def measure_worker(jobs: JobSettings, lines: int) -> dict[str, Rate]:
     """From a file that was uploaded to the files that are finished."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -126,7 +133,7 @@ def measure_worker(jobs: JobSettings, lines: int) -> dict[str, float]:
     stub.kill()
     if shown.request_counts.completed != lines:
         raise SystemExit(f"{shown.request_counts.completed} of {lines} lines were answered")
-    return {"lines_per_s": round(lines / seconds, 1), "worker_cpu_ms_per_line": round(cpu / lines * 1000, 3)}
+    return {"lines": _rate(lines, seconds, cpu)}
 
 
 def listens(port: int) -> bool:

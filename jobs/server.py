@@ -12,6 +12,7 @@ from jobs.leases import Task
 
 OWNER = "X-Litmus-Owner"  # on whose behalf the worker asks
 MADE_FOR = "X-Litmus-Made-For"
+TAKES_SLOT = frozenset({"/v1/chat/completions", "/v1/completions"})
 READ_S, CONNECT_S = 60.0, 5.0
 MAX_QUOTED = 2000  # characters of an answer that is not JSON
 
@@ -63,6 +64,17 @@ class Server:
         return Answer(
             response.status_code, response.headers.get("x-request-id", ""), _object_of(response), response.headers.get("retry-after")
         )
+
+    async def lines_at_once(self, task: Task, wanted: int) -> int:
+        """How many lines may be in flight: `wanted`, but where each takes a slot, one slot is left to people. Raises `Unavailable`."""
+        if task.endpoint not in TAKES_SLOT:
+            return wanted
+        try:
+            response = await self._http.get("/v1/models", headers={OWNER: task.owner})
+        except httpx.TransportError as error:
+            raise Unavailable(type(error).__name__) from error
+        await _check(response)
+        return max(min(wanted, *(model["slots"] - 1 for model in response.json()["data"])), 1)
 
     async def input(self, task: Task, whole: bool = True) -> AsyncIterator[bytes]:
         """The input file of a task's batch, or only the task's own lines. Raises `Unavailable`, `Refused`."""

@@ -71,7 +71,8 @@ class Worker:
             check = Check(task.endpoint, self._jobs.max_lines, max_line_bytes)
             await self._keep_alive(task, check_input(task, server, self._leases, check, self._jobs.lines_per_task))
         elif task.kind == LINES:
-            lines = Lines(task, server, self._leases, self._jobs.lines_at_once)
+            at_once = await server.lines_at_once(task, self._jobs.lines_at_once)
+            lines = Lines(task, server, self._leases, at_once)
             await self._keep_alive(task, self._run_lines(task, lines, max_line_bytes), lines)
         else:
             await self._keep_alive(task, Finish(task, server, self._leases, max_line_bytes).run())

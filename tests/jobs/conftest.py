@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from serve.routes.desk import Desk
 from serve.workers.messages import Ready
 from serve.workers.router import Router
 
+SLOTS = 8
 LIMIT = 20_000  # of a body, so of a line
 POISON = "~"  # a prompt with it fails
 
@@ -132,7 +133,7 @@ def hosting(tmp_path: Path, tiny_folder: Path, names: tuple[str, ...] = (), **jo
     tokenizer = Tokenizer(str(tiny_folder))
     hosted.router, hosted.worker = router, FakeWorker(router, FakeEngine(poison=tokenizer.encode(POISON, "text")[-1]))
     router.replicas[0].queue = hosted.worker
-    router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
+    router.append([Ready(psutil.Process().pid, 0, replace(FACTS, slots=SLOTS)), "OK"])
     install(app, LIMIT)
     keys = Keys([key.line for _, key in made.values()], None) if names else None
     app.add_middleware(Access, keys=keys, bans=Bans(settings.security), jobs=JobAccess(settings.jobs))

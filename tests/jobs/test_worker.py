@@ -112,6 +112,19 @@ def test_lines_are_flex_work_and_a_worker_has_only_so_many_in_flight(hosted):
     assert {job.tier for job in hosted.engine.submitted} == {"flex"} and len(hosted.engine.submitted) == 9
 
 
+@pytest.mark.parametrize(("endpoint", "in_flight"), [("/v1/completions", 7), ("/v1/score", 20)])
+def test_one_slot_is_left_to_people(hosted, endpoint, in_flight):
+    jobs = hosted.settings.jobs.model_copy(update={"lines_at_once": 20, "lines_per_task": 100})
+    hosted.settings = hosted.settings.model_copy(update={"jobs": jobs})
+    hosted.worker.stalled = True
+    hosted.start(*[line(f"r{n}", endpoint, **BODIES[endpoint]) for n in range(30)], endpoint=endpoint)
+    with in_thread(hosted.work):
+        wait_until(lambda: len(hosted.engine.submitted) >= in_flight)
+        time.sleep(0.1)
+        assert len(hosted.engine.submitted) == in_flight  # the model has 8 slots; scores take none
+        hosted.worker.stalled = False
+
+
 def test_a_cancelled_batch_keeps_what_it_has(hosted, monkeypatch):
     monkeypatch.setattr(policy, "MAX_BEAT_S", 0.1)
     stall_at(hosted, monkeypatch, 5)
