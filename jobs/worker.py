@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 
 from sqlalchemy.exc import DBAPIError
 
+from app.errors import first_line
 from app.ledger.batches import CHECK, LINES
 from app.schemas.batches import BatchProblem
 from app.settings import Settings
@@ -47,7 +48,9 @@ class Worker:
                 except LeaseLost:
                     log.info("a task went to another worker, or its batch has ended")
                 except DBAPIError as error:
-                    log.warning("the table of jobs does not answer (%s); the sweeper tries again", type(error).__name__)
+                    log.warning(
+                        "the table of jobs does not answer (%s: %s); the sweeper tries again", type(error).__name__, first_line(error)
+                    )
                     return
 
     async def _work(self, task: Task, server: Server) -> None:

@@ -27,7 +27,7 @@ class Database:
         self._offset_s, self._looked_at = 0.0, float("-inf")
         try:
             if self.is_sqlite:
-                _make_file(Path(url.removeprefix("sqlite:///")))
+                make_file(Path(url.removeprefix("sqlite:///")))
             self._engine = create_engine(url, pool_pre_ping=not self.is_sqlite, **({} if self.is_sqlite else {"pool_size": 2}))
             if self.is_sqlite:
                 event.listen(self._engine, "connect", _set_up_sqlite)
@@ -67,9 +67,11 @@ class Database:
         self._engine.dispose()
 
 
-def _make_file(path: Path) -> None:
+def make_file(path: Path) -> None:
+    """A file that is there is not opened: to close it would drop every lock of this process on it, those of SQLite's connections too."""
     path.parent.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, OWNER_ONLY_FILE))
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, OWNER_ONLY_FILE))
 
 
 def _set_up_sqlite(connection: Any, record: Any) -> None:

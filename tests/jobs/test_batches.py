@@ -85,3 +85,8 @@ def test_a_batch_is_in_the_table_before_it_is_answered(hosted):
     with hosted.database.transaction() as connection:
         assert connection.exec_driver_sql("SELECT id, status FROM batches").all() == [(made.id, "validating")]
         assert connection.exec_driver_sql("SELECT batch, kind FROM tasks").all() == [(made.id, "check")]
+
+
+def test_a_405_names_every_method_of_its_path(hosted):
+    answer = httpx.request("PATCH", f"{hosted.url}/v1/batches", trust_env=False)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")

@@ -2,12 +2,15 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
 from app.ledger.batches import Batches
+from app.ledger.database import make_file
 from app.ledger.tables import results
 from app.schemas.batches import BatchProblem, BatchRequest
 from jobs.leases import LeaseLost, Leases, Outcome, Result
@@ -260,3 +263,13 @@ def test_one_worker_at_a_time_sweeps(table, leases, other):
 @pytest.mark.skipif("TEST_POSTGRES" in os.environ, reason="of SQLite's files")
 def test_the_table_is_its_owners_alone(table, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in Path(tmp_path).glob("jobs.db*")} == {0o600}
+
+
+@pytest.mark.skipif("TEST_POSTGRES" in os.environ, reason="of SQLite's files")
+def test_opening_the_table_again_drops_no_lock_of_this_process(table, tmp_path):
+    """SQLite would let another process write, or delete the log, under a transaction that is still open."""
+    with table.database.transaction():
+        make_file(tmp_path / "jobs.db")
+        code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0.1).execute('BEGIN IMMEDIATE')"
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "jobs.db")], capture_output=True, text=True)
+    assert "database is locked" in done.stderr
