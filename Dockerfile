@@ -23,6 +23,7 @@ FROM scratch AS code
 COPY LICENSE /
 COPY app/ /app/
 COPY serve/ /serve/
+COPY jobs/ /jobs/
 COPY ui/ /ui/
 
 FROM base AS runtime
@@ -34,6 +35,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev &
 # The program is root's and the process is not: it can write this folder (kernels, downloaded models) and /tmp, nothing else.
 RUN useradd --create-home --uid 10001 litmus && install -d -o litmus -g litmus -m 700 /home/litmus/.cache
 WORKDIR /srv/litmus
+# Files that clients upload, in the volume of the folder above.
+ENV LITMUS_JOBS__FOLDER=/home/litmus/.cache/jobs
 # Weights that were just trained are readable by their owner only.
 COPY --chmod=755 models/ models/
 USER 10001

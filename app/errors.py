@@ -97,6 +97,12 @@ class UpstreamFailed(LitmusError):
     status, type, code = 503, "service_unavailable", "upstream_failed"
 
 
+class StorageFull(LitmusError):
+    """The server could not write what was sent to its disk."""
+
+    status, code = 507, "storage_full"
+
+
 class DeadlineExceeded(LitmusError):
     status, type, code = 408, "timeout_error", "deadline_exceeded"
 

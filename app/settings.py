@@ -25,6 +25,7 @@ from app.errors import SetupError
 from app.models.names import is_hub_name, served_name
 from app.schemas import SamplingParameters
 from app.setting_groups import Group, LimitSettings, QueueSettings, RetentionSettings, SecuritySettings, TelegramSettings, UISettings
+from app.setting_jobs import JobSettings
 from app.upstream import UpstreamFields, may_share_a_name
 
 BUNDLED = Path(__file__).resolve().parent.parent / "models"
@@ -254,6 +255,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     security: SecuritySettings = SecuritySettings()
     retention: RetentionSettings = RetentionSettings()
+    jobs: JobSettings = JobSettings()
     ui: UISettings = UISettings()
     telegram: TelegramSettings = TelegramSettings()
 

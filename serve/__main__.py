@@ -67,7 +67,7 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     from app.scoring.detector import detector_of
     from app.tokenizer import Tokenizer
     from serve.observe.tracing import add_traces
-    from serve.routes import create_routes
+    from serve.routes import create_job_routes, create_routes
     from serve.routes.admin import create_admin
     from serve.workers.catalog import Catalog
 
@@ -79,6 +79,8 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
         catalog = Catalog(router, settings, app.state.order, tokenizers, detectors)
         app.state.watchers.append(catalog.watch)
         app.include_router(create_admin(catalog))
+    if settings.jobs.enabled:
+        app.include_router(create_job_routes(app.state.desk, settings.server.strict))
     if settings.server.collector is not None:
         add_traces(app, router.observer, settings.server.collector)
     if settings.ui.enabled:

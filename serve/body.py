@@ -19,6 +19,7 @@ from serve.admission.connections import MIN_BODY_BYTES_PER_S, body_deadline_s
 from serve.wire.errors import error_response
 
 UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+STREAMED = frozenset({"/v1/files"})  # their routes read the body themselves, as it comes
 MAX_ENCODINGS = 2  # each is undone while other requests wait
 MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its end: a client that is still sending would not see the 413
 
@@ -36,7 +37,7 @@ class RequestBody:
         self.timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in {"POST", "PUT", "PATCH"}:
+        if scope["type"] != "http" or scope["method"] not in {"POST", "PUT", "PATCH"} or scope["path"] in STREAMED:
             await self.app(scope, receive, send)
             return
         chunks, size, more, clock = [], 0, True, asyncio.get_running_loop().time

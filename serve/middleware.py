@@ -10,9 +10,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
@@ -102,7 +104,7 @@ def install(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],  # clients add headers of their own; the list of origins is what protects
             expose_headers=["Retry-After", "X-Litmus-Ignored", "X-Request-Id", *RATE_HEADERS],
         )
@@ -129,7 +131,8 @@ def install(
             not_found = NotFound(f"{request.method} {request.url.path} is not a route of this server; /docs lists the routes")
             return error_response(not_found, request.url.path)
         invalid = InvalidRequest(_http_message(request, error), code="bad_request")
-        return ErrorJSON(error_body(invalid, request.url.path), error.status_code, error.headers)
+        headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+        return ErrorJSON(error_body(invalid, request.url.path), error.status_code, headers)
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -153,6 +156,13 @@ def _corrected(document: dict[str, Any], strict: bool) -> dict[str, Any]:
         if schema.get("additionalProperties") is False:
             del schema["additionalProperties"]
     return document
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes of a path; the router names those of the first one."""
+    routes = [context for context in iter_route_contexts(request.app.routes) if isinstance(context.original_route, Route)]
+    found = [route for route in routes if route.original_route.matches(request.scope)[0] != Match.NONE]
+    return ", ".join(sorted({method for route in found for method in route.methods or ()}))
 
 
 def _http_message(request: Request, error: HTTPException) -> str:

@@ -35,6 +35,7 @@ from serve.observe.retention import Archive, Retention
 from serve.processes import SHUTDOWN_MARGIN_S, EngineSpec, Server
 from serve.upstream.front import Front
 from serve.upstream.gateway import Gateway
+from serve.workers.child import look_after_jobs
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
 from serve.workers.router import Router
 from serve.workers.watch import watch
@@ -85,6 +86,7 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     app.state.watchers = watchers  # for what is made in the API process
     if archive is not None:
         watchers.append(archive.watch)
+    watchers += look_after_jobs(app, settings.jobs, router)
     _finish_in_lifespan(server, router, add_routes, settings.server, watchers)
     return server
 

@@ -62,7 +62,8 @@ def serving(folder: Path, *arguments: str, page: bool = False, program: tuple[st
         port = probe.getsockname()[1]
     log = folder / f"serve-{port}.log"
     model = () if "--model" in arguments else ("--model", str(ROOT / "models/storyteller"))
-    command = [sys.executable, *program, "--port", str(port), "--ui.enabled", str(page), *model, *arguments]
+    command = [sys.executable, *program, "--port", str(port), "--ui.enabled", str(page), "--jobs.folder", str(folder / "jobs")]
+    command += [*model, *arguments]
     with log.open("wb") as out:
         environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("app", "serve", "ui", "loadtest", "notebooks")
-MAY_USE = {"ui": {"schemas", "settings", "errors", "neighbours"}, "loadtest": {"schemas"}}
+FOLDERS = ("app", "serve", "ui", "jobs", "loadtest", "notebooks")
+JOBS = {"schemas", "settings", "setting_jobs", "errors", "ledger"}
+MAY_USE = {"ui": {"schemas", "settings", "errors", "neighbours"}, "loadtest": {"schemas"}, "jobs": JOBS}
 OFFENCES = {
-    "app": ["litserve", "gradio", "locust", "fastapi", "starlette", "uvicorn", "serve", "ui", "loadtest", "notebooks"],
-    "serve": ["gradio", "locust", "ui", "loadtest", "notebooks"],
-    "ui": ["litserve", "locust", "serve", "loadtest", "notebooks", "app.engine", "app.scoring"],
-    "loadtest": ["litserve", "gradio", "serve", "ui", "notebooks", "app.engine", "app.settings", "app.errors"],
-    "notebooks": ["litserve", "gradio", "locust", "serve", "ui", "loadtest", "app", "app.schemas"],
+    "app": ["litserve", "gradio", "locust", "fastapi", "starlette", "uvicorn", "jobs", "serve", "ui", "loadtest", "notebooks"],
+    "serve": ["gradio", "locust", "jobs", "ui", "loadtest", "notebooks"],
+    "ui": ["litserve", "locust", "jobs", "serve", "loadtest", "notebooks", "app.engine", "app.scoring"],
+    "jobs": ["litserve", "gradio", "locust", "fastapi", "torch", "serve", "ui", "loadtest", "notebooks", "app.engine", "app.models"],
+    "loadtest": ["litserve", "gradio", "jobs", "serve", "ui", "notebooks", "app.engine", "app.settings", "app.errors"],
+    "notebooks": ["litserve", "gradio", "locust", "jobs", "serve", "ui", "loadtest", "app", "app.schemas"],
 }
 
 
@@ -61,6 +63,7 @@ def test_no_relative_way_round():
         ("serve", "import litserve\nfrom app.engine.engine import Engine\n"),
         ("ui", "import gradio\nfrom app.schemas import Score\nfrom app.settings import Settings\nfrom app.errors import LitmusError\n"),
         ("loadtest", "import locust\nfrom app.schemas import Score\n"),
+        ("jobs", "import celery\nfrom app.ledger.database import Database\nfrom app.settings import Settings\n"),
     ],
 )
 def test_the_ways_down_are_open(folder, code):

@@ -1,7 +1,8 @@
 """ASGI middleware that lets a request in, or not: its key, the role of the key, and the content of its body.
 
 After `Access`, `scope["state"]["client"]` is the name of the request's key, never the key itself. It is None without keys, and on routes
-that need none. What limits or counts by client reads it there.
+that need none. `scope["state"]["worker"]` says whether it is a worker's request for a batch of that key. What limits or counts by client
+reads them there.
 """
 
 import json
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Forbidden, LitmusError, Unauthorized
 from serve.admission.bans import Bans
+from serve.admission.jobs import FILES, JobAccess
 from serve.admission.keys import Key, Keys
 from serve.admission.local import LocalAdmins
 from serve.body import replay
@@ -31,30 +33,35 @@ class Access:
     to what `LocalAdmins` guards whoever is on this machine.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys | None, bans: Bans, local: LocalAdmins) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys | None, bans: Bans, local: LocalAdmins, jobs: JobAccess | None = None) -> None:
         self.app = app
         self.keys = keys
         self.bans = bans
         self.local = local
+        self.jobs = jobs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path = scope["path"].rstrip("/") or "/"
-        client = None
+        client, headers = None, Headers(scope=scope)
         try:
-            if self.keys is None:
+            owner = None if self.jobs is None else self.jobs.owner_of(headers, path, self.keys)
+            if owner is not None:
+                self.bans.check_key(owner)
+                client = owner or None
+            elif self.keys is None:
                 self.local.check(scope, path)
             elif not (path in OPEN or path.startswith(OPEN_FOLDERS)):
-                client = self._client(self.keys, Headers(scope=scope), path)
+                client = self._client(self.keys, headers, path)
         except LitmusError as error:
             response = error_response(error, path)
             if isinstance(error, Unauthorized):
                 response.headers["WWW-Authenticate"] = CHALLENGE
             await response(scope, receive, send)
             return
-        scope.setdefault("state", {})["client"] = client
+        scope.setdefault("state", {}).update(client=client, worker=owner is not None)
         if client is not None and (record := current_record()) is not None:
             record.key = client
         await self.app(scope, receive, send)
@@ -89,7 +96,7 @@ def _check_role(key: Key, path: str) -> None:
 
 
 class BlockedContent:
-    """Answers 403 to a body with a blocked text. The page's own calls are left to the requests that it sends to this server.
+    """Answers 403 to a body with a blocked text. The page's own calls, and the lines of a file, are left to the requests that they become.
 
     Wants the whole body in one message, as `serve.body.RequestBody` passes it on.
     """
@@ -99,7 +106,7 @@ class BlockedContent:
         self.bans = bans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"].startswith("/ui/") or not self.bans.block_content:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"].startswith(("/ui/", FILES)) or not self.bans.block_content:
             await self.app(scope, receive, send)
             return
         body = (await receive()).get("body", b"")

@@ -1,4 +1,4 @@
-"""Who a request is counted for: the name of its key, or its address."""
+"""Who a request is counted for: the name of its key, or its address. The lines of a client's batches count apart."""
 
 import ipaddress
 from functools import lru_cache
@@ -8,7 +8,10 @@ from starlette.types import Scope
 
 def client_of(scope: Scope) -> str:
     """The key's name, which the check of keys leaves in the state; where none was needed, the address that the connection comes from."""
-    name = scope.get("state", {}).get("client")
+    state = scope.get("state", {})
+    name = state.get("client")
+    if state.get("worker"):
+        return f"batches:{name or ''}"
     if name is not None:
         return f"key:{name}"
     peer = scope.get("client")

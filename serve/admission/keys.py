@@ -55,6 +55,10 @@ class Keys:
                 found = key
         return found
 
+    def has(self, name: str) -> bool:
+        """Whether there is a key of that name."""
+        return any(key.name == name for key in self._all())
+
     def _all(self) -> tuple[Key, ...]:
         return self._fixed if self._file is None else self._fixed + self._file.value()
 

@@ -11,6 +11,7 @@ from app.settings import Settings
 from serve.admission.access import OPEN, Access, BlockedContent
 from serve.admission.bans import Bans
 from serve.admission.headers import SecurityHeaders
+from serve.admission.jobs import JobAccess
 from serve.admission.keys import Keys
 from serve.admission.local import LocalAdmins
 from serve.admission.neighbours import Browsers
@@ -30,6 +31,7 @@ class Security:
     def __init__(self, settings: Settings) -> None:
         security, server = settings.security, settings.server
         self.bans = Bans(security)
+        self._jobs = JobAccess(settings.jobs)
         self.keys = Keys(security.keys, security.keys_file) if security.needs_keys else None
         self._neighbours = Neighbours(security.hosts, security.cors_origins)
         self._local = LocalAdmins(security.hosts)
@@ -44,7 +46,7 @@ class Security:
 
     @property
     def access(self) -> Middleware:
-        return Middleware(Access, self.keys, self.bans, self._local)
+        return Middleware(Access, self.keys, self.bans, self._local, self._jobs)
 
     def add_inner(self, app: FastAPI) -> None:
         """Behind the limit of bodies, so before `install`: middleware that is added last runs first."""

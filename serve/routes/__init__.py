@@ -5,14 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 
 from app.scoring.detector import Detector
 from app.tokenizer import Tokenizer
+from serve.routes.batches import add_batches
 from serve.routes.chat import add_chat
 from serve.routes.completions import add_completions
+from serve.routes.desk import Desk
 from serve.routes.embeddings import add_embeddings
+from serve.routes.files import add_files
 from serve.routes.fork import route_class
 from serve.routes.generate import add_generate
+from serve.routes.lenient import LenientRoute
 from serve.routes.messages import add_messages
 from serve.routes.metrics import add_metrics
 from serve.routes.overview import add_overview
@@ -49,4 +54,12 @@ def create_routes(
     add_responses(routes, service)
     add_embeddings(routes, service)
     add_messages(routes, service)
+    return routes
+
+
+def create_job_routes(desk: Desk, strict: bool = False) -> APIRouter:
+    """The routes of what runs later."""
+    routes = APIRouter(route_class=APIRoute if strict else LenientRoute)
+    add_files(routes, desk)
+    add_batches(routes, desk)
     return routes

@@ -70,7 +70,8 @@ def test_an_allowed_origin_reads_every_answer_and_another_origin_none(method: st
     [
         (PAGE, "POST", "authorization, content-type", 200),
         (PAGE, "GET", "authorization", 200),
-        (PAGE, "DELETE", "authorization", 400),
+        (PAGE, "DELETE", "authorization", 200),
+        (PAGE, "PUT", "authorization", 400),
         (PAGE, "POST", "content-type, x-stainless-lang", 200),  # what the official client sends
         (OTHER, "POST", "authorization", 400),
     ],

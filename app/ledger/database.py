@@ -1,0 +1,82 @@
+"""The connection to the tables: a SQLite file in WAL for one machine, PostgreSQL for several. Every transaction is durable when it ends."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, event, func, select
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from app.errors import SetupError, first_line
+from app.ledger.folder import OWNER_ONLY_FILE, OWNER_ONLY_FOLDER
+from app.ledger.tables import metadata
+
+BUSY_S = 10  # how long a transaction waits for another process's
+CLOCK_S = 60.0  # between two looks at the database's clock
+SQLITE = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_S * 1000}", "secure_delete=ON", "foreign_keys=ON")
+
+
+class Database:
+    def __init__(self, url: str) -> None:
+        """`url` is SQLAlchemy's. Makes the file and the tables where they are missing. Raises `SetupError`."""
+        self.is_sqlite = url.startswith("sqlite")
+        self._offset_s, self._looked_at = 0.0, float("-inf")
+        try:
+            if self.is_sqlite:
+                make_file(Path(url.removeprefix("sqlite:///")))
+            self._engine = create_engine(url, pool_pre_ping=not self.is_sqlite, **({} if self.is_sqlite else {"pool_size": 2}))
+            if self.is_sqlite:
+                event.listen(self._engine, "connect", _set_up_sqlite)
+                event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+            self._make_tables()
+        except (OSError, DBAPIError) as error:
+            where = "jobs.folder" if self.is_sqlite else "jobs.database"
+            raise SetupError(f"{where}: the table of jobs cannot be opened ({type(error).__name__}: {first_line(error)})") from error
+
+    def _make_tables(self) -> None:
+        """Several processes may start at once: the one that is second finds the tables made."""
+        try:
+            metadata.create_all(self._engine)
+        except (IntegrityError, DBAPIError):
+            metadata.create_all(self._engine)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        with self._engine.begin() as connection:
+            yield connection
+
+    def now(self) -> float:
+        """Unix time in seconds by the clock of the database, so that workers on several machines agree on it."""
+        if not self.is_sqlite and time.monotonic() - self._looked_at > CLOCK_S:
+            with self.transaction() as connection:
+                theirs = connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one()
+            self._offset_s, self._looked_at = float(theirs) - time.time(), time.monotonic()
+        return time.time() + self._offset_s
+
+    def forget_deleted(self) -> None:
+        """Write the log of SQLite into its file, so that what was deleted is in neither. Another process's transaction may prevent it."""
+        if self.is_sqlite:
+            with contextlib.closing(self._engine.raw_connection()) as connection:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def make_file(path: Path) -> None:
+    """A file that is there is not opened: to close it would drop every lock of this process on it, those of SQLite's connections too."""
+    path.parent.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, OWNER_ONLY_FILE))
+
+
+def _set_up_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where `Database.transaction` says
+    cursor = connection.cursor()
+    for pragma in SQLITE:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

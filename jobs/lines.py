@@ -1,0 +1,112 @@
+"""Sends the lines of a task to the server, several at once, and commits the answers. Knows how a line of output looks."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from app.schemas.batches import LineError, LineResponse, OutputLine
+from jobs import policy
+from jobs.check import parsed
+from jobs.leases import Leases, Result, Task
+from jobs.reading import raw_lines
+from jobs.server import Answer, Server, Unavailable
+
+log = logging.getLogger(__name__)
+
+TIER = "flex"  # batch work fills idle slots and gives way to people
+
+
+class Lines:
+    """One task's lines. `stop` ends the taking of further lines; `drop` also those that are in flight."""
+
+    def __init__(self, task: Task, server: Server, leases: Leases, at_once: int) -> None:
+        self.task, self.at_once = task, at_once
+        self._server, self._leases = server, leases
+        self._finished: list[Result] = []  # not committed yet
+        self._running = 0
+        self._lanes: list[asyncio.Task[None]] = []
+        self._stopped = False
+        self._left = 0
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def drop(self) -> None:
+        self.stop()
+        for lane in self._lanes:
+            lane.cancel()
+
+    async def run(self, max_line_bytes: int) -> bool:
+        """Whether every line has been answered. Raises `LeaseLost`, `Refused`, `Unavailable`."""
+        saved = await asyncio.to_thread(self._leases.saved_lines, self.task)
+        texts = [line.text async for line in raw_lines(self._server.input(self.task, whole=False), max_line_bytes)]
+        todo = [(n, text) for n, text in enumerate(texts, self.task.part.first_line) if n not in saved and text is not None]
+        self._left = len(todo)
+        lines = iter(todo)
+        self._lanes = [asyncio.create_task(self._lane(lines)) for _ in range(min(self.at_once, len(todo)))]
+        try:
+            while any(not lane.done() for lane in self._lanes):
+                await asyncio.wait(self._lanes, timeout=policy.GROUP_S)
+                await self._save()
+        finally:
+            for lane in self._lanes:
+                lane.cancel()
+        for lane in self._lanes:
+            if not lane.cancelled():
+                lane.result()
+        await self._save(last=True)
+        return self._left == 0
+
+    async def _lane(self, lines: Iterator[tuple[int, bytes]]) -> None:
+        for n, text in lines:
+            if self._stopped:
+                return
+            result = await self._answer(n, text)
+            self._finished.append(result)
+            self._left -= 1
+
+    async def _save(self, last: bool = False) -> None:
+        """Commit what is finished. While the table does not answer, keep it; the lease says for how long that is of use."""
+        finished, self._finished = self._finished, []
+        if not finished:
+            return
+        try:
+            await asyncio.to_thread(self._leases.save, self.task, finished)
+        except DBAPIError:
+            self._finished = finished + self._finished
+            if last:
+                raise
+
+    async def _answer(self, n: int, text: bytes) -> Result:
+        request = parsed(text)
+        body = {**request["body"], "service_tier": TIER}
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                answer = await self._server.answer(self.task, body)
+            except Unavailable:
+                await asyncio.sleep(policy.pause_s(tries))
+                continue
+            if not policy.tries_again(None if answer is None else answer.status, tries):
+                return _result(self.task, n, request["custom_id"], answer)
+            await asyncio.sleep(policy.pause_s(tries, None if answer is None else policy.retry_after_s(answer.retry_after)))
+
+
+def _result(task: Task, n: int, custom_id: str, answer: Answer | None) -> Result:
+    if answer is None:
+        return failed(task, n, custom_id, "request_timeout", "no answer came in time (jobs.line_timeout_s)")
+    response = LineResponse(status_code=answer.status, request_id=answer.request_id, body=answer.body)
+    return Result(n, answer.status == 200, _line(task, n, custom_id, response=response))
+
+
+def failed(task: Task, n: int, custom_id: str, code: str, message: str) -> Result:
+    return Result(n, False, _line(task, n, custom_id, error=LineError(code=code, message=message)))
+
+
+def _line(task: Task, n: int, custom_id: str, response: LineResponse | None = None, error: LineError | None = None) -> str:
+    fields: dict[str, Any] = {"response": response, "error": error}
+    return OutputLine(id=f"batch_req_{task.batch.removeprefix('batch_')[:24]}{n:08x}", custom_id=custom_id, **fields).model_dump_json()
