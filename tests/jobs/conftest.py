@@ -35,6 +35,7 @@ from serve.admission.access import Access
 from serve.admission.bans import Bans
 from serve.admission.jobs import JobAccess
 from serve.admission.keys import Keys, new_key
+from serve.admission.local import LocalAdmins
 from serve.middleware import install
 from serve.observe.middleware import observe
 from serve.routes import create_job_routes, create_routes
@@ -136,7 +137,7 @@ def hosting(tmp_path: Path, tiny_folder: Path, names: tuple[str, ...] = (), **jo
     router.append([Ready(psutil.Process().pid, 0, replace(FACTS, slots=SLOTS)), "OK"])
     install(app, LIMIT)
     keys = Keys([key.line for _, key in made.values()], None) if names else None
-    app.add_middleware(Access, keys=keys, bans=Bans(settings.security), jobs=JobAccess(settings.jobs))
+    app.add_middleware(Access, keys=keys, bans=Bans(settings.security), local=LocalAdmins([]), jobs=JobAccess(settings.jobs))
     observe(app, router.observer, access_log=False)
     app.include_router(create_routes(router, {FACTS.name: tokenizer}, 1))
     hosted.desk = Desk(settings.jobs)
