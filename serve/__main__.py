@@ -68,11 +68,13 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     from app.tokenizer import Tokenizer
     from serve.observe.tracing import add_traces
     from serve.routes import create_routes
+    from serve.routes.estimate import create_estimate
 
     tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.served.values()}
     detectors = {model.served_name: detector_of(model) for model in settings.served.values()}
     app.state.bans.tokenizers.update(tokenizers)
     app.include_router(create_routes(router, tokenizers, int(time.time()), app.state.bans, detectors, settings.server.strict))
+    app.include_router(create_estimate(settings))
     if settings.server.collector is not None:
         add_traces(app, router.observer, settings.server.collector)
     if settings.ui.enabled:

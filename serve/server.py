@@ -41,6 +41,7 @@ from serve.observe.middleware import observe
 from serve.observe.retention import Archive, Retention
 from serve.workers.fleet import Replica
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
+from serve.workers.progress import SharedProgress
 from serve.workers.router import Router
 from serve.workers.transport import SocketTransport
 from serve.workers.watch import watch
@@ -171,6 +172,8 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
         ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), logs)
         for model, replica in zip(models, router.replicas, strict=True)
     ]
+    for api, replica in zip(apis, router.replicas, strict=True):
+        api.progress = replica.progress = SharedProgress()
     server = Server(apis, settings.server)
     app: FastAPI = server.app
     app.router.routes.clear()  # LitServe's own index, health and info; Litmus has its own

@@ -132,9 +132,18 @@ class ModelList(Wire):
     data: list[ModelCard]
 
 
+class LoadProgress(Wire):
+    """How far the start of a model has come. Bytes are counted while files are downloaded or copied."""
+
+    stage: str = Field(description="downloading, staging, loading or warming up")
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+
+
 class Readiness(Wire):
     status: Literal["ready", "loading", "draining"] = Field(description="ready when all models are")
     models: dict[str, ModelStatus] = Field(default_factory=dict)
+    progress: dict[str, LoadProgress] | None = Field(None, description="of the models that are loading; left out when none says")
 
 
 class Health(Wire):

@@ -24,7 +24,9 @@ from app.schemas import (
     WaitingState,
     WeightsCard,
 )
+from app.schemas.state import ModelStatus
 from app.scoring.detector import UNCALIBRATED, Detector
+from serve.workers.progress import progress_of
 from serve.workers.router import Router
 
 FAVICON = FilePath(__file__).with_name("favicon.ico")
@@ -71,7 +73,7 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
     @routes.get("/ready", tags=["state"], summary="Is every model served?", response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready() -> JSONResponse:
         readiness = readiness_of(router)
-        return JSONResponse(readiness.model_dump(), 200 if readiness.status == "ready" else 503)
+        return JSONResponse(readiness.model_dump(exclude_none=True), 200 if readiness.status == "ready" else 503)
 
     @routes.get("/slots", tags=["state"], summary="What do the slots hold, and why?", responses=SLOTS_ERRORS)
     async def slots(
@@ -98,7 +100,8 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
 
 def readiness_of(router: Router) -> Readiness:
     status: Literal["ready", "draining", "loading"] = "ready" if router.ready else "draining" if router.draining else "loading"
-    return Readiness(status=status, models={model: "ready" if alive else "loading" for model, alive in router.alive.items()})
+    models: dict[str, ModelStatus] = {model: "ready" if alive else "loading" for model, alive in router.alive.items()}
+    return Readiness(status=status, models=models, progress=progress_of(router.replicas) or None)
 
 
 def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> ModelCard:

@@ -1,0 +1,40 @@
+"""Whether a model has room in a device's memory, told before its weights are read; the rule is the ledger's."""
+
+import torch
+
+from app.engine.flat import CacheLimits, slot_bytes, step_bytes
+from app.engine.kernel import kernel
+from app.engine.ledger import Ledger, device_memory
+from app.models.cache import slot_attention
+from app.models.files import weight_files
+from app.models.footprint import Form, footprint
+from app.models.skeleton import served_dtype, skeleton_of
+from app.models.source import Source
+from app.settings import ModelSettings
+
+MOST_GROWTH = 8  # times its files that a model may take: 4-bit blocks as float32
+
+
+def check_room(source: Source, settings: ModelSettings, device: torch.device, limits: CacheLimits) -> None:
+    """Raises `SetupError` with the numbers if weights, activations and slots will not fit. Free for models much smaller than the memory."""
+    memory = device_memory(device, 0)
+    if MOST_GROWTH * sum(file.stat().st_size for file in weight_files(source)) < memory:
+        return
+    ledger = needs(source, settings, device, limits, memory)
+    ledger.slots(limits.slots or None, str(device))
+
+
+def needs(source: Source, settings: ModelSettings, device: torch.device, limits: CacheLimits, memory: int) -> Ledger:
+    """The ledger as it will be once the model is loaded."""
+    skeleton = skeleton_of(source)
+    dtype = served_dtype(source, settings.dtype, settings.quantize, device.type, int(skeleton.num_parameters()))
+    compiled = kernel() if device.type == "cpu" and dtype == torch.bfloat16 else None
+    form = Form(settings.quantize, dtype, device.type, None if compiled is None else compiled.columns)
+    weights = footprint(source, skeleton, form).total()
+    return Ledger(
+        memory=memory,
+        weights=weights,
+        activations=step_bytes(skeleton.config.get_text_config(), limits),
+        slot=slot_bytes(slot_attention(skeleton), limits.context, dtype),
+        sharers=limits.sharers,
+    )
