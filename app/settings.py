@@ -89,6 +89,11 @@ class LoadedFields(Group):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: that of the checkpoint, but float32 on a CPU for models under 64 million parameters"
     )
+    cache: Literal["disk", "ram"] = Field(
+        "disk",
+        description="where the files are loaded from: ram copies them to /dev/shm first, where the next start finds them; `make clean` "
+        "removes the copies",
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     replicas: int = Field(
         1, ge=1, le=64, description="copies of the model, each in its own process; they are spread over the CUDA devices in turn"
@@ -339,3 +344,8 @@ def prepare_environment() -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def offline_environment() -> dict[str, str]:
+    """The environment for a process of ours that must not ask the hub."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}

@@ -273,11 +273,12 @@ def _load(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer and its chat template; of an adapter its own, each of them, or else its base's."""
     try:
         if source.adapter is None:
-            return AutoTokenizer.from_pretrained(source.path)
+            return AutoTokenizer.from_pretrained(source.base, **source.revision)
         base: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.base, **source.revision)
         tokenizer = base
         if any(source.adapter.file(name) for name in TOKENIZER_FILES):
-            tokenizer = AutoTokenizer.from_pretrained(source.adapter.path)
+            place, revision = source.adapter.place
+            tokenizer = AutoTokenizer.from_pretrained(place, **({} if revision is None else {"revision": revision}))
     except (OSError, ValueError) as error:
         raise SetupError(f"{source.path}: no tokenizer could be loaded: {first_line(error)}") from error
     template = source.adapter.file(CHAT_TEMPLATE_FILE)

@@ -69,6 +69,7 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     from serve.observe.tracing import add_traces
     from serve.routes import create_job_routes, create_routes
     from serve.routes.admin import create_admin
+    from serve.routes.estimate import create_estimate
     from serve.workers.catalog import Catalog
 
     tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.loaded.values()}
@@ -81,6 +82,7 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
         app.include_router(create_admin(catalog))
     if settings.jobs.enabled:
         app.include_router(create_job_routes(app.state.desk, settings.server.strict))
+    app.include_router(create_estimate(settings))
     if settings.server.collector is not None:
         add_traces(app, router.observer, settings.server.collector)
     if settings.ui.enabled:

@@ -37,6 +37,7 @@ from serve.upstream.front import Front
 from serve.upstream.gateway import Gateway
 from serve.workers.child import look_after_jobs
 from serve.workers.loop import EVENTS_UID, ModelAPI, end_process
+from serve.workers.progress import SharedProgress
 from serve.workers.router import Router
 from serve.workers.watch import watch
 
@@ -57,6 +58,8 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
         ModelAPI(model, build, DeviceAssignment(devices, replica.number), EngineSpec(replica), logs)
         for model, replica in zip(models, router.replicas, strict=True)
     ]
+    for api, replica in zip(apis, router.replicas, strict=True):
+        api.progress = replica.progress = SharedProgress()
     server = Server(apis, settings.server) if apis else Front(settings.server, settings.server.drain_s + SHUTDOWN_MARGIN_S)
     app: FastAPI = server.app
     app.router.routes.clear()  # LitServe's own index, health and info; Litmus has its own

@@ -5,6 +5,7 @@ Linear layers see one row `[1, T]` without padding, whatever sequences the token
 """
 
 import logging
+import time
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,7 @@ class FlatModel:
         self.device: torch.device = model.device
         self.slots = 0
         self.hidden_size = 0
+        self.convert_s = 0.0  # seconds that rounding and packing its layers took
         self._decoder = decoder
         self._head: nn.Module = model.get_output_embeddings()
 
@@ -101,15 +103,19 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
     """
     name = type(model).__name__
     ids = [(7919 * i + 11) % int(model.config.get_text_config().vocab_size) for i in range(CHECK_TOKENS)]
+    started_s = time.perf_counter()
     if scheme != "none":
         quantize_layers(model, scheme)
+    convert_s = time.perf_counter() - started_s
     with torch.inference_mode(), keep_inputs(model):
         expected = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
     attention = install_attention(model)
     flat = FlatModel(model, attention, None)
     _check_logits(name, "in one piece", flat.head(flat.forward_uncached(ids)), expected)
     check_layers(model, attention)
+    started_s = time.perf_counter()
     flat = _optimize(model, attention)
+    flat.convert_s = convert_s + time.perf_counter() - started_s
     _allocate_cache(flat, limits)
     hidden = _forward_in_chunks(flat, ids, limits.context)
     _check_logits(name, "in chunks and decode steps", flat.head(hidden), expected)

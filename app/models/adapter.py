@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import SetupError, first_line
-from app.models.hub import commit_of, find_file
+from app.models.hub import commit_of, find_file, place_of
 from app.models.revision import revision_of
 
 CONFIG = "adapter_config.json"
@@ -22,8 +22,14 @@ class Adapter:
     base: str
     revision: str | None = None
 
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Its own folder, or repository of the hub and revision there."""
+        return place_of(self.path)
+
     def file(self, name: str) -> Path | None:
-        return find_file(self.path, name)
+        place, revision = self.place
+        return find_file(place, name, revision)
 
     def weights_revision(self) -> str:
         file = self.file(CONFIG)

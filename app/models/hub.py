@@ -1,16 +1,20 @@
-"""Files of a model that is a folder or a repository of the hub."""
+"""Files of a model that is a folder or a repository of the hub: which there are, and which serving it takes."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants, file_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from app.errors import SetupError, first_line
-from app.models.names import choose_gguf, part_names
+from app.errors import SetupError
+from app.models.download import RemoteFile, download, out_of_reach, refused
+from app.models.names import HubName, choose_gguf, hub_name, part_names
 
 TIMEOUT_S = 10
+SMALL_FILES = (".json", ".jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 
 
 def find_file(place: str, name: str, revision: str | None = None) -> Path | None:
@@ -30,57 +34,97 @@ def commit_of(file: Path) -> str | None:
     return extract_commit_hash(str(file), None)
 
 
-def fetch_gguf(path: str, repository: str, wanted: str) -> Path:
-    """A GGUF file of the hub with all its parts, from the hub's cache or downloaded into it. `wanted` is a file's name or its quantization.
+def place_of(path: str) -> tuple[str, str | None]:
+    """The folder that a path is, or the repository of the hub and the revision there that it names."""
+    hub = None if Path(path).exists() else hub_name(path)
+    return (path, None) if hub is None else (hub.repository, hub.revision)
+
+
+def fetch_gguf(path: str, hub: HubName) -> Path:
+    """A GGUF file of the hub with all its parts, from the hub's cache or downloaded into it. Its `file` is a name or a quantization.
 
     Raises `SetupError` that begins with `path`, the setting, and says why there is none.
     """
-    name = wanted if wanted.endswith(".gguf") else choose_gguf(path, wanted, _file_names(path, repository, wanted))
-    return [_download(path, repository, part) for part in part_names(name)][0]
+    wanted = hub.file or ""
+    listed = None
+    if wanted.endswith(".gguf"):
+        name = wanted
+    else:
+        listed = _files(path, hub, wanted)
+        name = choose_gguf(path, wanted, [file.name for file in listed])
+    known = {file.name: file for file in listed or ()}
+    return download(path, hub, [known.get(part, RemoteFile(part)) for part in part_names(name)])[0]
 
 
-def _download(path: str, repository: str, name: str) -> Path:
+def fetch_weights(path: str, repository: str, revision: str | None) -> None:
+    """Download what is not yet in the hub's cache of a repository's weights. Does nothing for a folder. Raises `SetupError`."""
+    if Path(repository).exists():
+        return
+    hub = HubName(repository, None, revision)
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, name))
-    except LocalEntryNotFoundError as error:
-        raise SetupError(_out_of_reach(path, f"{name} of {repository} is", f"{repository} {name}")) from error
-    except EntryNotFoundError as error:
-        raise SetupError(f"{path}: the hub's {repository} has no file {name}") from error
+        files = _listed(hub)
     except (OSError, HTTPError, ValueError) as error:
-        raise SetupError(_refused(path, repository, error)) from error
+        if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+            raise SetupError(refused(path, hub, error)) from error
+        _check_cached(path, hub)
+        return
+    download(path, hub, weights_among(files))
 
 
-def _file_names(path: str, repository: str, wanted: str) -> list[str]:
-    """Names of the repository's files; without a way to the hub, of those in its cache."""
+def fetch_all(path: str, hub: HubName) -> list[Path]:
+    """Everything that serving a repository takes: weights, config, tokenizer. Raises `SetupError`."""
+    files = _files(path, hub, "")
+    small = [file for file in files if file.name.endswith(SMALL_FILES) and "/" not in file.name]
+    return download(path, hub, [*small, *[file for file in weights_among(files) if file not in small]])
+
+
+def weights_among(files: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """The safetensors of a repository with their index, or without any its .bin files; an adapter's are among them."""
+    top = [file for file in files if "/" not in file.name]
+    for suffixes in ((".safetensors", ".safetensors.index.json"), (".bin", ".bin.index.json")):
+        found = [file for file in top if file.name.endswith(suffixes) and file.name.startswith(("model", "pytorch_model", "adapter_model"))]
+        if found:
+            return found
+    return []
+
+
+def _check_cached(path: str, hub: HubName) -> None:
+    """Raises `SetupError` that names the weights which neither the cache has nor the hub can give now."""
+    names = _cached_names(hub, "*")
+    indices = [name for name in names if name.endswith(".index.json")]
+    missing = []
+    for index in indices:
+        file = find_file(hub.repository, index, hub.revision)
+        parts = set(json.loads(file.read_text())["weight_map"].values()) if file is not None else set()
+        missing += sorted(parts - set(names))
+    if not indices and not any(name.endswith((".safetensors", ".bin")) for name in names):
+        missing = ["its weights"]
+    if missing:
+        raise SetupError(out_of_reach(path, f"{', '.join(missing[:4])} of {hub.repository} {'is' if len(missing) == 1 else 'are'}", path))
+
+
+def _listed(hub: HubName) -> list[RemoteFile]:
+    """The repository's files. list_repo_files would try for 23 s without a network."""
+    siblings = huggingface_hub.model_info(hub.repository, revision=hub.revision, timeout=TIMEOUT_S, files_metadata=True).siblings
+    return [RemoteFile(each.rfilename, each.size, each.blob_id, each.lfs.sha256 if each.lfs else None) for each in siblings or []]
+
+
+def _files(path: str, hub: HubName, wanted: str) -> list[RemoteFile]:
+    """The repository's files; without a way to the hub, those in its cache."""
     try:
-        files = huggingface_hub.model_info(repository, timeout=TIMEOUT_S).siblings  # list_repo_files would try for 23 s without a network
-        return [file.rfilename for file in files or []]
-    except RepositoryNotFoundError as error:
-        raise SetupError(_refused(path, repository, error)) from error
+        return _listed(hub)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise SetupError(refused(path, hub, error)) from error
     except (OSError, HTTPError, ValueError) as error:
-        cached = _cached_names(repository)
+        cached = _cached_names(hub, "*.gguf" if wanted else "*")
         if not cached:
-            raise SetupError(_out_of_reach(path, f"a GGUF file of {repository} is", f"{repository} --include '*{wanted}*'")) from error
-        return cached
+            what = f"a GGUF file of {hub.repository} is" if wanted else f"{hub.repository} is"
+            raise SetupError(out_of_reach(path, what, path)) from error
+        return [RemoteFile(name) for name in cached]
 
 
-def _cached_names(repository: str) -> list[str]:
-    folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(repo_id=repository, repo_type="model")
-    ref = folder / "refs" / "main"
-    if not ref.is_file():
-        return []
-    snapshot = folder / "snapshots" / ref.read_text().strip()
-    return [str(file.relative_to(snapshot)) for file in snapshot.rglob("*.gguf")]
-
-
-def _out_of_reach(path: str, what: str, files: str) -> str:
-    offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
-    return f"{path}: {what} not in the hub's cache ({constants.HF_HUB_CACHE}), and {offline}. Where it can be: hf download {files}"
-
-
-def _refused(path: str, repository: str, error: Exception) -> str:
-    if isinstance(error, GatedRepoError):
-        return f"{path}: {repository} has terms to be accepted: do so on its page, and set HF_TOKEN to a token of the same account"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{path}: the hub has no {repository}, or it is private: then set HF_TOKEN to a token that may read it"
-    return f"{path}: it cannot be downloaded: {first_line(error)}"
+def _cached_names(hub: HubName, pattern: str) -> list[str]:
+    folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(repo_id=hub.repository, repo_type="model")
+    ref = folder / "refs" / (hub.revision or "main")
+    snapshot = folder / "snapshots" / (ref.read_text().strip() if ref.is_file() else hub.revision or "main")
+    return [str(file.relative_to(snapshot)) for file in sorted(snapshot.rglob(pattern)) if file.is_file()]

@@ -3,8 +3,10 @@
 Whatever cannot be served raises a `SetupError` whose message is shown to whoever starts Litmus.
 """
 
+import logging
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,17 +18,27 @@ from app.engine.grammar import GrammarCompiler
 from app.engine.request import Facts, Failed, Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolsUnsupported
+from app.models.cache import check_kinds
 from app.models.context import context_of
 from app.models.device import DeviceAssignment
+from app.models.files import files_to_load, read_ahead, weight_files
 from app.models.format import parameter_count, weight_format
+from app.models.gguf import GGUFFile
 from app.models.heap import release_freed
+from app.models.hub import fetch_weights
 from app.models.names import served_name
+from app.models.progress import tell
 from app.models.revision import fingerprint_of
+from app.models.room import check_room
 from app.models.sampling import default_sampling
-from app.models.source import source_of
+from app.models.source import Source, source_of
+from app.models.stages import Stages
+from app.models.staging import stage
 from app.models.weights import load_model, rounds_itself
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 WARM_UP_TOKENS = 128  # of the prompt and of the text: enough to learn what a token costs
 
@@ -75,7 +87,9 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     """
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()  # a log has no use for one, and a full disk would end the load
-    tokenizer = Tokenizer(settings.path)
+    stages = Stages()
+    with stages.measure("open"):
+        tokenizer = Tokenizer(settings.path)
     sampling = default_sampling(settings.sampling, tokenizer.generation_config)
     assignment = DeviceAssignment((settings.device,)) if assignment is None else assignment
     device, sharers = resolve_device(assignment), assignment.sharers(torch.cuda.device_count())
@@ -93,13 +107,16 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)
         cache = replace(cache, context=min(cache.context, context_of("model.observer", source_of(path))))
-        observer = _flat_model(path, settings, device, replace(cache, slots=0))
-    performer = _flat_model(settings.path, settings, device, cache)
+        observer = _flat_model(path, settings, device, replace(cache, slots=0), stages)
+    performer = _flat_model(settings.path, settings, device, cache, stages)
     _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch)
     grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
-    warm_up(engine)
+    tell("warming up")
+    with stages.measure("warm-up"):
+        warm_up(engine)
+    log.info("loaded %s in %s", settings.served_name, stages)
     release_freed(*[source_of(each) for each in (settings.path, path) if each is not None])
     return engine, _facts(settings, engine, tokenizer, sampling)
 
@@ -134,16 +151,40 @@ def _tools_of(tokenizer: Tokenizer) -> Literal["template", "general"] | None:
     return "general" if tokenizer.tools_are_general else "template"
 
 
-def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits) -> FlatModel:
-    source = source_of(path)
-    model = load_model(source, settings, device)
+def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits, stages: Stages) -> FlatModel:
+    source = _at_hand(source_of(path), settings, stages)
+    with stages.measure("open"):
+        check_kinds(source.config("model.path"))
+        check_room(source, settings, device, cache)
+    tell("loading")
+    with stages.measure("read"):
+        stages.read_bytes += read_ahead(weight_files(source))
+    with stages.measure("convert"):
+        model = load_model(source, settings, device)
     (format, types), parameters = weight_format(source, model), parameter_count(source, model)
-    try:
-        flat = create_flat_model(model, cache, settings.quantize if rounds_itself(settings, device) else "none")
-    except RuntimeError as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
-        raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
+    with stages.measure("prove"):
+        try:
+            flat = create_flat_model(model, cache, settings.quantize if rounds_itself(settings, device) else "none")
+        except RuntimeError as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
+            raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
+    stages.add("prove", -flat.convert_s)
+    stages.add("convert", flat.convert_s)
     flat.weights = replace(flat.weights, format=format, types=types, parameters=parameters)
     return flat
+
+
+def _at_hand(source: Source, settings: ModelSettings, stages: Stages) -> Source:
+    """The source with its weights on this machine, and in memory if the settings say so. Raises `SetupError`."""
+    if source.gguf is None:
+        with stages.measure("download"):
+            fetch_weights(source.path, source.base, source.revision.get("revision"))
+    if settings.cache == "disk":
+        return source
+    with stages.measure("stage"):
+        folder = stage(str(Path(source.path).resolve()) if Path(source.path).exists() else source.path, files_to_load(source))
+    if source.gguf is None:
+        return replace(source, place=str(folder))
+    return replace(source, gguf=GGUFFile(folder / source.gguf.path.name))
 
 
 def _check_added_tokens(path: str, tokenizer: Tokenizer, model: FlatModel) -> None:

@@ -1,31 +1,53 @@
 """What a model's name says by itself: hub names, parts of split GGUF files, the name to serve it under. Looks at no disk and no hub."""
 
 import re
+from dataclasses import dataclass
 
 from app.errors import SetupError
 
-HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(\S+))?")
+HUB_NAME = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[^\s@]+))?(?:@(?P<last>[\w./-]+))?"
+)
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 PROJECTOR = "mmproj"  # begins the names of files that hold an image encoder
 
 
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """A model of the hub: `owner/name`, perhaps with a GGUF file or its quantization, and a branch, tag or commit."""
+
+    repository: str
+    file: str | None = None
+    revision: str | None = None
+
+
+def hub_name(path: str) -> HubName | None:
+    """What `owner/name`, `owner/name@revision`, `owner/name:file.gguf` or `owner/name:Q4_K_M@revision` stands for; None for others."""
+    found = HUB_NAME.fullmatch(path)
+    if found is None or (found["revision"] and found["last"]):
+        return None
+    return HubName(found["repository"], found["file"], found["revision"] or found["last"])
+
+
 def is_hub_name(path: str) -> bool:
-    """Whether a path may be `owner/name` or `owner/name:file`."""
-    return HUB_NAME.fullmatch(path) is not None
+    """Whether a path may be the name of a model of the hub."""
+    return hub_name(path) is not None
 
 
 def hub_file(path: str) -> tuple[str, str] | None:
     """Repository, and file name or quantization, of `owner/name:file.gguf` or `owner/name:Q4_K_M`; None for other paths."""
-    found = HUB_NAME.fullmatch(path)
-    return (found[1], found[2]) if found and found[2] else None
+    found = hub_name(path)
+    return (found.repository, found.file) if found and found.file else None
 
 
 def served_name(path: str) -> str:
     """The last part of a path, without what all names of GGUF files have; `name:Q4_K_M` where repository and quantization are given."""
-    hub = hub_file(path)
-    if hub is not None and not hub[1].endswith(".gguf"):
-        return f"{_last(hub[0])}:{hub[1]}"
-    return PART.sub("", _last(path if hub is None else hub[1])).removesuffix(".gguf")
+    hub = hub_name(path)
+    if hub is not None and hub.file is not None and not hub.file.endswith(".gguf"):
+        return f"{_last(hub.repository)}:{hub.file}"
+    whole = path if hub is None else hub.file or hub.repository
+    return PART.sub("", _last(whole)).removesuffix(".gguf")
 
 
 def is_first_part(name: str) -> bool:

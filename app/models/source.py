@@ -14,33 +14,41 @@ from app.errors import SetupError, first_line
 from app.models.adapter import CONFIG as ADAPTER_CONFIG
 from app.models.adapter import Adapter, read_adapter
 from app.models.gguf import GGUFFile, config_of
-from app.models.hub import commit_of, fetch_gguf, find_file
-from app.models.names import hub_file, is_first_part
+from app.models.hub import commit_of, fetch_gguf, find_file, place_of
+from app.models.names import hub_name, is_first_part
 from app.models.revision import digest_of, revision_of
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """`path` as the settings have it; the GGUF file or the adapter behind it, if there is one."""
+    """`path` as the settings have it; the GGUF file or the adapter behind it, if there is one. `place` is a folder from which config and
+    weights are to be loaded instead: a copy in memory.
+    """
 
     path: str
     gguf: GGUFFile | None = None
     adapter: Adapter | None = None
+    place: str | None = None
 
     @property
     def base(self) -> str:
-        """Folder or hub name of the weights: of an adapter those of its base."""
-        return self.path if self.adapter is None else self.adapter.base
+        """Folder or hub repository of the weights: of an adapter those of its base."""
+        return place_of(self.path)[0] if self.adapter is None else self.adapter.base
 
     @property
     def revision(self) -> dict[str, str]:
-        """The base's revision as transformers' option, if an adapter asks for one."""
-        return {"revision": self.adapter.revision} if self.adapter is not None and self.adapter.revision is not None else {}
+        """The revision in the hub as transformers' option, if the path names one, or an adapter that of its base."""
+        revision = place_of(self.path)[1] if self.adapter is None else self.adapter.revision
+        return {} if revision is None else {"revision": revision}
 
     def file(self, name: str) -> Path | None:
         """One of the small files beside the weights: an adapter's own, or that of its base."""
         own = None if self.adapter is None else self.adapter.file(name)
-        return own or find_file(self.base, name, **self.revision)
+        return own or self.base_file(name)
+
+    def base_file(self, name: str) -> Path | None:
+        """One beside the weights."""
+        return find_file(self.base, name, self.revision.get("revision"))
 
     def weights_revision(self) -> str:
         """The hub's commit or a digest; of an adapter that of its base, a plus, and its own."""
@@ -91,10 +99,11 @@ def _opened_once(file: Path, _changed_ns: int) -> GGUFFile:
 @lru_cache(16)
 def _hub_source(name: str) -> Source:
     """One for all who ask: each question to the hub takes a while."""
-    gguf = hub_file(name)
-    if gguf is not None:
-        return Source(name, _opened(fetch_gguf(name, *gguf)))
-    file = find_file(name, ADAPTER_CONFIG)
+    hub = hub_name(name)
+    if hub is not None and hub.file is not None:
+        return Source(name, _opened(fetch_gguf(name, hub)))
+    place, revision = place_of(name)
+    file = find_file(place, ADAPTER_CONFIG, revision)
     return Source(name) if file is None else _adapted(name, file)
 
 

@@ -48,7 +48,8 @@ def _load(source: Source, **options: Any) -> PreTrainedModel:
     """transformers' model. Raises `SetupError` if weights are missing or left over."""
     auto: Any = AutoModelForCausalLM
     checks = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # so that what is wrong is named below, all of it
-    model, info = auto.from_pretrained(source.base, **source.revision, **options, **checks)
+    place = {} if source.place is not None else source.revision
+    model, info = auto.from_pretrained(source.place or source.base, **place, **options, **checks)
     _check_complete(source.base, info)
     return model
 

@@ -149,11 +149,20 @@ class ModelList(Wire):
     data: list[ModelCard]
 
 
+class LoadProgress(Wire):
+    """How far the start of a model has come. Bytes are counted while files are downloaded or copied."""
+
+    stage: str = Field(description="downloading, staging, loading or warming up")
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+
+
 class Readiness(Wire):
     status: Literal["ready", "loading", "draining", "degraded"] = Field(
         description="ready when all models are, or are loaded on demand; degraded when what is missing is an upstream"
     )
     models: dict[str, ModelStatus] = Field(default_factory=dict)
+    progress: dict[str, LoadProgress] | None = Field(None, description="of the models that are loading; left out when none says")
 
 
 class Health(Wire):

@@ -25,6 +25,7 @@ from app.schemas import (
 from app.scoring.detector import UNCALIBRATED, Detector
 from serve.routes.overview import slot_state, waiting_state
 from serve.upstream.cards import Cards
+from serve.workers.progress import progress_of
 from serve.workers.router import Router
 
 FAVICON = FilePath(__file__).with_name("favicon.ico")
@@ -74,7 +75,7 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
     @routes.get("/ready", tags=["state"], summary="Is every model served?", response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready() -> JSONResponse:
         readiness = readiness_of(router)
-        return JSONResponse(readiness.model_dump(), 200 if readiness.status == "ready" else 503)
+        return JSONResponse(readiness.model_dump(exclude_none=True), 200 if readiness.status == "ready" else 503)
 
     @routes.get("/slots", tags=["state"], summary="What do the slots hold, and why?", responses=SLOTS_ERRORS)
     async def slots(
@@ -102,7 +103,8 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
 def readiness_of(router: Router) -> Readiness:
     models = dict(router.statuses)
     waiting: Literal["loading", "degraded"] = "loading" if "loading" in models.values() else "degraded"
-    return Readiness(status="ready" if router.ready else "draining" if router.draining else waiting, models=models)
+    status = "ready" if router.ready else "draining" if router.draining else waiting
+    return Readiness(status=status, models=models, progress=progress_of(router.replicas) or None)
 
 
 def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> ModelCard:

@@ -1,7 +1,7 @@
 """What is checked of a version of a model before its workers are started, and what the routes need of it. Knows no processes."""
 
 from app.errors import Conflict, SetupError
-from app.models.room import shortage
+from app.models.shortage import shortage
 from app.scoring.detector import Detector, detector_of
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer

@@ -16,6 +16,7 @@ from app.engine.request import Facts, Generate, Inspect, Job
 from app.errors import InvalidRequest, NotReady, QueueFull
 from app.setting_groups import QueueSettings
 from serve.workers.affinity import Affinity
+from serve.workers.progress import SharedProgress
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +29,7 @@ class Replica:
     worker: psutil.Process | None = None  # None while the model is loading, and after the process died
     facts: Facts | None = None
     load: int = 0  # jobs in flight
+    progress: SharedProgress | None = None  # of the start of its worker
     silent_rounds: int | None = None  # looks at its worker since the worker's last beat; None before the first
 
     def send(self, content: Job | Inspect | str) -> None:

@@ -27,9 +27,11 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 from app.engine.request import Facts, Inspect, Job
 from app.errors import SetupError, first_line
 from app.models.device import DeviceAssignment
+from app.models.progress import listen
 from app.settings import ModelSettings
 from serve.observe.logs import LogSettings
 from serve.workers.messages import Beat, Events, LoadFailed, Message, Ready
+from serve.workers.progress import SharedProgress
 from serve.workers.watchdog import Watchdog
 from serve.workers.watchdog import start as start_watchdog
 
@@ -57,6 +59,7 @@ class ModelAPI(litserve.LitAPI):
         self.settings = settings
         self.build = build
         self.logs = logs
+        self.progress: SharedProgress | None = None
         self.engine: Engine
         self.facts: Facts
 
@@ -66,6 +69,8 @@ class ModelAPI(litserve.LitAPI):
         gc.disable()  # until the model is loaded; see `serve.__main__`
         self.logs.configure()
         threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
+        if self.progress is not None:
+            listen(self.progress.tell)
         try:
             self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.assignment)
         except SetupError as error:

@@ -5,39 +5,39 @@ from pathlib import Path
 import pytest
 
 from app.errors import SetupError
-from app.models import room
+from app.models import shortage
 from app.settings import ModelSettings
 
 GIB = 2**30
 
 
 def test_what_fits_is_no_shortage(tiny_folder: Path) -> None:
-    assert room.shortage(ModelSettings(path=str(tiny_folder))) is None
+    assert shortage.shortage(ModelSettings(path=str(tiny_folder))) is None
 
 
 @pytest.mark.parametrize(
     ("settings", "slots"), [({"slots": 1000}, "1000 slots"), ({"slots": 500, "replicas": 2}, "500 slots in each of 2")]
 )
 def test_a_shortage_is_said_with_the_numbers(endless_folder: Path, settings: dict[str, int], slots: str) -> None:
-    message = room.shortage(ModelSettings(path=str(endless_folder), context=1_000_000, **settings))
+    message = shortage.shortage(ModelSettings(path=str(endless_folder), context=1_000_000, **settings))
     assert message is not None and slots in message and message.endswith("GiB are missing")
 
 
 @pytest.mark.parametrize(("dtype", "share"), [("auto", 1.0), ("bfloat16", 0.5), ("float32", 1.0)])
 def test_weights_and_slots_are_those_of_the_worker(bundled: Path, dtype: str, share: float) -> None:
     """The storyteller has 5,770,496 weights; a slot of 1,024 tokens is what its cache takes."""
-    ledger = room._ledger(ModelSettings(path=str(bundled), dtype=dtype, context=1024), str(bundled))
+    ledger = shortage._ledger(ModelSettings(path=str(bundled), dtype=dtype, context=1024), str(bundled))
     assert ledger.weights == pytest.approx(4 * 5_770_496 * share, rel=0.02)
-    config = room.source_of(str(bundled)).config("path")
+    config = shortage.source_of(str(bundled)).config("path")
     head = config.hidden_size // config.num_attention_heads
     assert ledger.slot == 1024 * config.num_hidden_layers * config.num_key_value_heads * 2 * head * 4 * share
 
 
 def test_what_is_no_model_is_left_to_the_load(tmp_path: Path) -> None:
     with pytest.raises(SetupError):
-        room.shortage(ModelSettings(path=str(tmp_path)))
+        shortage.shortage(ModelSettings(path=str(tmp_path)))
 
 
 def test_a_hub_name_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "source_of", lambda path: pytest.fail("it was looked up"))
-    assert room.shortage(ModelSettings(path="owner/name:Q4_K_M", slots=1000)) is None
+    monkeypatch.setattr(shortage, "source_of", lambda path: pytest.fail("it was looked up"))
+    assert shortage.shortage(ModelSettings(path="owner/name:Q4_K_M", slots=1000)) is None

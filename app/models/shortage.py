@@ -1,0 +1,101 @@
+"""Whether a model surely does not fit the memory that a CPU has left, by the sizes of its files and its configuration.
+
+A guess for the sake of an early answer. What counts is the ledger of the worker, which knows the weights. Needs no torch.
+"""
+
+import contextlib
+from math import prod
+from pathlib import Path
+
+import psutil
+from transformers import PretrainedConfig
+
+from app.engine.ledger import Ledger, activation_bytes, cpu_memory
+from app.models.hub import find_file
+from app.models.names import is_hub_name
+from app.models.source import Source, source_of
+from app.settings import ModelSettings
+
+BITS = {"int4": 5.0, "int8": 9.0, "nf4": 4.5, "fp4": 4.5}  # of a weight, scales included
+DTYPE_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
+SUFFIXES = (".safetensors", ".bin")
+MAX_FLOAT32_PARAMETERS = 64_000_000  # as in `app.models.weights`
+HEAD_ROWS = 256  # at least so many rows have logits at once; as in `app.engine.texts`
+
+
+def shortage(settings: ModelSettings) -> str | None:
+    """Why the model does not fit beside what the machine holds now, and how much is missing; None where it may fit.
+
+    Raises `SetupError` for what is no model. What is on the hub is not looked at: that could be a download.
+    """
+    if any(is_hub_name(path) and not Path(path).exists() for path in (settings.path, settings.observer_path) if path is not None):
+        return None
+    ledgers = [_ledger(settings, path) for path in (settings.path, settings.observer_path) if path is not None]
+    weights = settings.replicas * sum(ledger.weights for ledger in ledgers)
+    slots, own = settings.slots or 1, ledgers[0]
+    needed = weights + settings.replicas * (own.activations + (slots + 1) * own.slot)
+    if needed <= own.memory:
+        return None
+    return (
+        f"weights of {_gib(weights)} and {slots} slots{f' in each of {settings.replicas} replicas' if settings.replicas > 1 else ''} need "
+        f"{_gib(needed)}, and {_gib(own.memory)} are free: {_gib(needed - own.memory)} are missing"
+    )
+
+
+def _ledger(settings: ModelSettings, path: str) -> Ledger:
+    source = source_of(path)
+    config = source.config("path")
+    parameters, stored_bytes = _stored(source, config)
+    dtype = _dtype(settings, source, config, parameters)
+    kept = source.gguf is not None and settings.dtype != "float32"
+    bits = BITS.get(settings.quantize, DTYPE_BITS[dtype]) if settings.dtype != "float32" else DTYPE_BITS["float32"]
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    head = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    context = min(settings.context, int(getattr(config, "max_position_embeddings", None) or settings.context))
+    widest = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    rows = max(HEAD_ROWS, settings.slots or 0)
+    return Ledger(
+        memory=cpu_memory(_resident_bytes()),
+        weights=stored_bytes if kept else int(parameters * bits / 8),
+        activations=activation_bytes(settings.step_tokens, config.hidden_size, widest, config.vocab_size, rows),
+        slot=context * config.num_hidden_layers * heads * 2 * head * int(DTYPE_BITS[dtype] / 8),
+    )
+
+
+def _stored(source: Source, config: PretrainedConfig) -> tuple[int, int]:
+    """Number of weights, and the bytes of their files."""
+    if source.gguf is not None:
+        return sum(prod(tensor.shape) for tensor in source.gguf.tensors.values()), sum(part.stat().st_size for part in source.gguf.parts)
+    file = find_file(source.base, "config.json", **source.revision)
+    folder = file.parent if file is not None else Path(source.base)
+    for suffix in SUFFIXES:
+        sizes = [file.stat().st_size for file in folder.glob(f"*{suffix}")]
+        if sizes:
+            return int(8 * sum(sizes) / DTYPE_BITS.get(_name(config.dtype), 32.0)), sum(sizes)
+    return 0, 0
+
+
+def _dtype(settings: ModelSettings, source: Source, config: PretrainedConfig, parameters: int) -> str:
+    if settings.dtype != "auto":
+        return settings.dtype
+    if source.gguf is not None or settings.quantize != "none":
+        return "bfloat16"
+    stored = _name(config.dtype)
+    return "float32" if parameters <= MAX_FLOAT32_PARAMETERS or stored not in DTYPE_BITS else stored
+
+
+def _name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _resident_bytes() -> int:
+    """Memory of this server's processes, which counts in the limit of a container."""
+    total, parent = 0, psutil.Process().parent()
+    for process in [] if parent is None else [parent, *parent.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_info().rss
+    return total
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

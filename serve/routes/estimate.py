@@ -1,0 +1,86 @@
+"""`POST /admin/estimate`: what a model would take, told by `python -m app.estimate` in a process of its own, as this one has no torch.
+
+It is for admins: with keys an admin's key, checked in `serve.admission.access`; without keys only for clients of this machine.
+"""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.errors import Forbidden, InvalidRequest, NotReady
+from app.models.names import is_hub_name
+from app.schemas.estimate import Estimate, EstimateRequest
+from app.settings import Settings, offline_environment
+from serve.routes.state import ERROR_RESPONSES
+
+TIMEOUT_S = 60.0
+LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1", "testclient"})
+FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded")
+FAILED = 2  # exit code of a question that cannot be answered
+
+
+def create_estimate(settings: Settings) -> APIRouter:
+    routes, turn = APIRouter(), asyncio.Lock()  # one at a time: each takes a core and 0.4 GB for some seconds
+    paths = {model.served_name: model.path for model in settings.loaded.values()}
+    errors: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 403, 503)}
+
+    @routes.post("/admin/estimate", tags=["admin"], summary="Memory that a model would take", response_model=Estimate, responses=errors)
+    async def estimate(body: EstimateRequest, request: Request) -> Response:
+        """From its config or GGUF header alone; nothing is loaded or downloaded."""
+        if not settings.security.needs_keys:
+            check_local(request)
+        path = path_of(body.model, paths)
+        async with turn:
+            return Response(await _ask(body, path), media_type="application/json")
+
+    return routes
+
+
+def check_local(request: Request) -> None:
+    """Raises `Forbidden` for a client of another machine, also one behind a proxy on this one."""
+    client = request.client
+    if client is None or client.host not in LOOPBACK or any(name in request.headers for name in FORWARDED):
+        raise Forbidden("without keys, this route is for clients on the server's own machine; make an admin's key", code="admin_only")
+
+
+def path_of(model: str, served: Mapping[str, str]) -> str:
+    """The path of a served model, or a hub name. Raises `InvalidRequest` for anything else: a request opens no other file of this disk."""
+    if model in served:
+        return served[model]
+    if model in served.values() or (is_hub_name(model) and not Path(model).exists()):
+        return model
+    raise InvalidRequest(
+        f"model: {model!r} is neither served here ({', '.join(served)}) nor a hub name, such as Qwen/Qwen3-0.6B or Qwen/Qwen3-0.6B@main",
+        param="model",
+    )
+
+
+async def _ask(body: EstimateRequest, path: str) -> bytes:
+    """The answer as JSON. Raises `InvalidRequest` with the command's own sentence."""
+    command = [sys.executable, "-m", "app.estimate", "--json", f"--quantize={body.quantize}", f"--dtype={body.dtype}"]
+    command += [f"--context={body.context}", f"--slots={body.slots}", *[f"--card={card}" for card in body.cards]]
+    command += [] if body.fine_tune is None else [f"--fine-tune={body.fine_tune}"]
+    pipe = asyncio.subprocess.PIPE
+    environment = offline_environment()  # nobody makes this server download
+    process = await asyncio.create_subprocess_exec(
+        *command, "--", path, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment, cwd=Path(__file__).parents[2]
+    )
+    try:
+        out, error = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+    except (TimeoutError, asyncio.CancelledError) as gone:
+        process.kill()
+        await process.wait()
+        if isinstance(gone, asyncio.CancelledError):
+            raise
+        raise NotReady(f"the estimate took more than {TIMEOUT_S:.0f} s; try again when the machine is less busy") from None
+    if process.returncode == FAILED:
+        sentence = error.decode(errors="replace").strip().splitlines()[-1].removeprefix("litmus: ")
+        raise InvalidRequest(sentence, param="model")
+    if not out:
+        raise NotReady("the estimate's process ended without an answer; the server's log says why")
+    return out.strip().splitlines()[-1]

@@ -1,0 +1,72 @@
+"""/admin/estimate: the command's answer over HTTP, for admins, and only about models that a request may name."""
+
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from app.schemas.estimate import Estimate, EstimateRequest
+from app.settings import Settings
+from serve.middleware import install
+from serve.routes.estimate import create_estimate, path_of
+
+SERVED = {"story": "models/storyteller"}
+
+
+@pytest.fixture(scope="module")
+def client() -> TestClient:
+    settings = Settings(model={"path": "models/storyteller", "name": "story"}, _env_file=None, _cli_parse_args=False)  # type: ignore[call-arg, arg-type]
+    app = FastAPI()
+    app.include_router(create_estimate(settings))
+    install(app, 100_000, (), True, 30.0, [])
+    return TestClient(app, client=("127.0.0.1", 1))
+
+
+def test_a_served_model_is_estimated(client: TestClient) -> None:
+    answer = client.post("/admin/estimate", json={"model": "story", "quantize": "int8", "context": 256, "slots": 2, "cards": ["L4=24GB"]})
+    estimate = Estimate.model_validate_json(answer.content)
+    assert (estimate.quantize, estimate.context, estimate.slots) == ("int8", 256, 2)
+    parts = (estimate.weights_bytes, estimate.cache_bytes, estimate.activation_bytes, estimate.overhead_bytes)
+    assert estimate.total_bytes == sum(parts)
+    assert [device.name for device in estimate.devices if device.name in {"cpu", "L4"}] == ["cpu", "L4"]
+
+
+def test_what_the_command_refuses_is_a_400(client: TestClient) -> None:
+    """A hub name that is not in the cache: nothing is downloaded for a request."""
+    answer = client.post("/admin/estimate", json={"model": "org/none"})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "model"
+    assert "org/none has no usable config.json" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "model", ["/etc", "models/storyteller-base", "../secret", "models/../models/storyteller-base", "story/../../x", "."]
+)
+def test_no_other_path_is_opened(client: TestClient, model: str) -> None:
+    answer = client.post("/admin/estimate", json={"model": model})
+    assert answer.status_code == 400 and "neither served here (story) nor a hub name" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("model", ["story", "models/storyteller", "org/name", "org/name@v1", "org/name:Q8_0"])
+def test_what_may_be_named(model: str) -> None:
+    assert path_of(model, SERVED) == ("models/storyteller" if model == "story" else model)
+
+
+@pytest.mark.parametrize(("field", "value"), [("slots", 0), ("context", 1), ("quantize", "int3"), ("fine_tune", "full"), ("other", 1)])
+def test_a_wrong_field_is_named(client: TestClient, field: str, value: object) -> None:
+    answer = client.post("/admin/estimate", json={"model": "story", field: value})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == field
+
+
+def test_without_keys_other_machines_are_refused(client: TestClient) -> None:
+    other = TestClient(client.app, client=("10.0.0.7", 1))
+    forwarded = client.post("/admin/estimate", json={"model": "story"}, headers={"X-Forwarded-For": "10.0.0.7"})
+    for answer in (other.post("/admin/estimate", json={"model": "story"}), forwarded):
+        assert answer.status_code == 403 and answer.json()["error"]["code"] == "admin_only"
+
+
+def test_a_model_name_is_not_an_option() -> None:
+    assert EstimateRequest(model="--help").model == "--help"
+    with pytest.raises(Exception, match="neither served here"):
+        path_of("--help", SERVED)
+    assert Path("models/storyteller").is_dir()
