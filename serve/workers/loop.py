@@ -70,6 +70,8 @@ class ModelAPI(litserve.LitAPI):
             self.engine, self.facts = pkgutil.resolve_name(self.build)(self.settings, self.assignment)
         except SetupError as error:
             end_process(f"{self.settings.served_name}: {error.message}")
+        if self.progress is not None:
+            self.progress.clear()
 
 
 def end_process(message: str) -> NoReturn:
