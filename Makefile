@@ -116,6 +116,6 @@ $(AUDIT_TOOL): requirements-audit.txt $(RUNTIME)
 
 # Builds such as torch 2.13.0+cpu are known to PyPI without what follows the plus sign. Strict: a package that could not be looked up is a failure.
 clean: ## remove what the targets made, except models/ and runs/; and the copies of models in memory
-	rm -rf /dev/shm/litmus-$$(id -u)
 	rm -rf $(VENV) $(dir $(OTHERS) $(AUDIT_TOOL)) .mypy_cache .pytest_cache .hypothesis .coverage
 	find . \( -name __pycache__ -o -name .ruff_cache \) -type d -prune -exec rm -rf {} +
+	rm -rf /dev/shm/litmus-$$(id -u)

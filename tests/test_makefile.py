@@ -1,8 +1,11 @@
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from app.models.staging import home
 
 ROOT = Path(__file__).parents[1]
 TARGETS = [
@@ -102,6 +105,7 @@ def test_clean_removes_every_environment():
     removed = make("clean").splitlines()[0].split()
     assert {".venv", ".venv-clients/", ".venv-guidellm/", "tests/clients/node/node_modules/"} <= set(removed)
     assert not set(removed) & {"models/", "runs/", ".", "/"}
+    assert make("clean").splitlines()[-1].replace("$(id -u)", str(os.getuid())) == f"rm -rf {home()}"  # copies of models in memory
 
 
 def test_running_needs_no_test_tools():

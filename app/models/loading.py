@@ -24,7 +24,7 @@ from app.models.device import DeviceAssignment
 from app.models.files import files_to_load, read_ahead, weight_files
 from app.models.format import parameter_count, weight_format
 from app.models.gguf import GGUFFile
-from app.models.heap import release_freed
+from app.models.heap import release_freed, unmap
 from app.models.hub import fetch_weights
 from app.models.names import served_name
 from app.models.progress import tell
@@ -161,6 +161,8 @@ def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache:
         stages.read_bytes += read_ahead(weight_files(source))
     with stages.measure("convert"):
         model = load_model(source, settings, device)
+        if model.dtype == torch.bfloat16:  # whose layers are packed
+            unmap(model)
     (format, types), parameters = weight_format(source, model), parameter_count(source, model)
     with stages.measure("prove"):
         try:

@@ -7,7 +7,7 @@ from pydantic.config import JsonDict
 
 from app.schemas.wire import Int, Wire
 
-ESTIMATE_EXAMPLE: JsonDict = {"model": "Qwen/Qwen3-8B", "quantize": "nf4", "dtype": "auto", "context": 8192, "slots": 16, "fine_tune": None}
+ESTIMATE_EXAMPLE: JsonDict = {"model": "storyteller", "quantize": "nf4", "dtype": "auto", "context": 1024, "slots": 16, "fine_tune": None}
 
 
 class EstimateRequest(Wire):

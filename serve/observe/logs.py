@@ -28,7 +28,8 @@ class LogSettings:
         handler = logging.StreamHandler()
         handler.setFormatter(JSONFormatter() if self.format == "json" else TextFormatter())
         logging.basicConfig(level=self.level.upper(), handlers=[handler])
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log each call that the page makes to this server
+        for library in ("httpx", "httpx2"):  # they would log each call of the page to this server, and each question to a model hub
+            logging.getLogger(library).setLevel(logging.WARNING)
 
     @staticmethod
     def adopt_libraries() -> None:

@@ -79,6 +79,8 @@ class ModelAPI(litserve.LitAPI):
         except (MemoryError, OSError, RuntimeError) as error:  # no memory left, or a file that vanished: LitServe logs it
             self.send(LoadFailed(self.number, first_line(error)))
             raise
+        if self.progress is not None:
+            self.progress.clear()
 
     def send(self, message: Message) -> None:
         with contextlib.suppress(OSError):  # the API process is gone

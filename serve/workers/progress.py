@@ -24,6 +24,10 @@ class SharedProgress:
     def tell(self, stage: str, done: int, total: int) -> None:
         self._values[:] = [STAGES.index(stage), done, total]
 
+    def clear(self) -> None:
+        """The start is over: should the worker die, what it told is not true of the next one."""
+        self.tell("", 0, 0)
+
     @property
     def state(self) -> LoadProgress | None:
         """None before the worker has said anything."""

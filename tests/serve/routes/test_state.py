@@ -1,6 +1,7 @@
 """What the server reports about itself: models, readiness, slots."""
 
 import json
+import multiprocessing
 import re
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
 from app.setting_groups import QueueSettings
 from serve.routes.state import capabilities_of
 from serve.workers.messages import Events, Ready
+from serve.workers.progress import SharedProgress
 
 TEXT = "/v1/completions"
 KEPT = ("model.layers.1.mlp.down_proj", "lm_head")
@@ -136,3 +138,18 @@ def test_the_documented_examples_are_valid(served: Any) -> None:
 def test_the_card_in_the_document_is_the_example() -> None:
     (card,) = re.findall(r"^```json\n(.*?)^```", (ROOT / "docs/api.md").read_text(), re.M | re.S)
     assert json.loads(card) == CARD_EXAMPLE
+
+
+def test_a_start_tells_how_far_it_has_come(served: Any) -> None:
+    """As long as a worker loads; a spawned process writes to the same memory."""
+    (replica,) = served.router.replicas
+    worker, replica.worker, replica.progress = replica.worker, None, SharedProgress()
+    assert served.client.get("/ready").json() == {"status": "loading", "models": {"fake": "loading"}}
+    child = multiprocessing.get_context("spawn").Process(target=replica.progress.tell, args=("downloading", 3, 10))
+    child.start()
+    child.join()
+    assert served.client.get("/ready").json()["progress"] == {"fake": {"stage": "downloading", "done_bytes": 3, "total_bytes": 10}}
+    replica.progress.tell("warming up", 0, 0)
+    assert served.client.get("/ready").json()["progress"] == {"fake": {"stage": "warming up"}}
+    replica.worker = worker
+    assert "progress" not in served.client.get("/ready").json()
