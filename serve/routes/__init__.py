@@ -12,7 +12,7 @@ from app.tokenizer import Tokenizer
 from serve.routes.batches import add_batches
 from serve.routes.chat import add_chat
 from serve.routes.completions import add_completions
-from serve.routes.desk import Desk
+from serve.desk import Desk
 from serve.routes.embeddings import add_embeddings
 from serve.routes.files import add_files
 from serve.routes.fork import route_class

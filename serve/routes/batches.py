@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request
 
 from app.schemas.batches import Batch, BatchList, BatchRequest
-from serve.routes.desk import Desk
+from serve.desk import Desk
 from serve.routes.files import owner_of
 from serve.routes.state import ERROR_RESPONSES
 

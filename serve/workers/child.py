@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from fastapi import FastAPI
 
 from app.setting_jobs import JobSettings
-from serve.routes.desk import Desk
+from serve.desk import Desk
 
 log = logging.getLogger(__name__)
 

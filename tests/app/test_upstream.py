@@ -63,8 +63,8 @@ def test_what_does_not_go_together_is_refused(arguments: list[str], says: str) -
 
 
 def test_several_upstreams_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KEY_OF_FAR", "secret")
+    monkeypatch.setenv("KEY_OF_FAR", "of-the-other-server")
     settings = read(further({**FAR, "upstream_key": "$KEY_OF_FAR"}, {"upstream": "http://farther:1", "upstream_model": "far"}))
     assert [model.served_name for model in settings.models] == ["far", "far"] and list(settings.loaded) == ["model"]
     key = settings.models[0].upstream_key
-    assert key is not None and key.get_secret_value() == "secret" and "secret" not in repr(settings)
+    assert key is not None and key.get_secret_value() == "of-the-other-server" and "of-the-other-server" not in repr(settings)

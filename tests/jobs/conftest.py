@@ -39,7 +39,7 @@ from serve.admission.local import LocalAdmins
 from serve.middleware import install
 from serve.observe.middleware import observe
 from serve.routes import create_job_routes, create_routes
-from serve.routes.desk import Desk
+from serve.desk import Desk
 from serve.workers.messages import Ready
 from serve.workers.router import Router
 

@@ -100,4 +100,4 @@ def _warnings_html(score: Score) -> str:
 def _actions_html(flags: bool) -> str:
     """Buttons that `result.js` serves: exports of the result, without the text, and the note on a wrong verdict."""
     save = '<button type="button" data-save="html">Save report</button> <button type="button" data-save="json">Save numbers (JSON)</button>'
-    return f'<div class="actions">{save}{FLAG_FORM if flags else ""}</div>'
+    return f'<div class="report-actions">{save}{FLAG_FORM if flags else ""}</div>'

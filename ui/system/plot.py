@@ -36,11 +36,11 @@ class Plot:
         drawn = {name: points for name, points in self.series.items() if any(value is not None for _, value in points)}
         title = f'<figcaption><b>{escape_html(self.title)}</b> <span class="unit">{escape_html(self.unit)}</span></figcaption>'
         if not drawn:
-            return f'<figure class="plot">{title}<p class="nothing">{escape_html(self.empty)}</p></figure>'
+            return f'<figure class="timeline">{title}<p class="nothing">{escape_html(self.empty)}</p></figure>'
         top = nice_top(max([self.least, *_values(drawn)]))
         lines = "".join(_line(points, top, self.span_s, index % LINES) for index, points in enumerate(drawn.values()))
         return (
-            f'<figure class="plot">{title}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape_html(self.label(drawn))}">'
+            f'<figure class="timeline">{title}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape_html(self.label(drawn))}">'
             f"{_y_axis(top, self.text)}{_x_axis(self.span_s)}{lines}</svg>{self._legend(drawn)}</figure>"
         )
 

@@ -23,7 +23,7 @@ def state_html(overview: Overview, history: History) -> str:
     cards = "".join(_model_html(model, latest(speeds.get(model.id, []))) for model in overview.models)
     span_s = span_of(history)
     plots = "".join(replace(plot, span_s=span_s).html() for plot in plots_of(overview, history))
-    return f'{_server_html(overview)}<div class="model-cards">{cards}</div><div class="plots">{plots}</div>'
+    return f'{_server_html(overview)}<div class="model-cards">{cards}</div><div class="timelines">{plots}</div>'
 
 
 def _server_html(overview: Overview) -> str:
