@@ -9,7 +9,7 @@ from sklearn.model_selection import GroupKFold
 
 from app.schemas import Method
 from app.scoring.combined import LIMIT, CombinedModel, Question, QuestionName, Term
-from app.scoring.fitting import BUCKET_STARTS, fit_methods
+from app.scoring.fitting import BUCKET_STARTS, fit_methods, with_counts
 from app.scoring.sample import ScoreRow, auroc, sample_of
 from app.scoring.thresholds import MethodCalibration
 
@@ -28,11 +28,18 @@ FOLDS = 5
 def fit_all(
     rows: Sequence[ScoreRow], targets: Sequence[float], starts: Sequence[int] = BUCKET_STARTS
 ) -> tuple[CombinedModel | None, dict[Method, MethodCalibration], list[str], list[ScoreRow]]:
-    """`combined` and every method, calibrated; what was refused; the rows, with the held-out scores that `combined` is calibrated on."""
+    """`combined` and every method, calibrated; what was refused; the rows, with the held-out scores that `combined` is calibrated on.
+
+    Thresholds and probabilities of `combined` come from the held-out scores. How many texts lie where, and what a threshold finds, is
+    counted by the scores of the returned weights, which judge from then on.
+    """
     model = fit_combined(rows)
-    rows = with_held_out_combined(rows) if model else list(rows)
-    methods, refused = fit_methods(rows, targets, starts)
-    return model if "combined" in methods else None, methods, refused, rows
+    held_out = with_held_out_combined(rows) if model else list(rows)
+    methods, refused = fit_methods(held_out, targets, starts)
+    if model is None or "combined" not in methods:
+        return None, methods, refused, held_out
+    methods["combined"] = with_counts(methods["combined"], "combined", with_combined(rows, model))
+    return model, methods, refused, held_out
 
 
 def fit_combined(rows: Sequence[ScoreRow]) -> CombinedModel | None:

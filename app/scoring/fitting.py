@@ -81,9 +81,16 @@ def fit_threshold(scores: FloatArray, target: float, sign: int, domains: Sequenc
     return Threshold(value=sign * value, target=target, measured=beyond / len(scores), low=low, high=high, n=len(scores))
 
 
-def with_found(threshold: Threshold, machines: FloatArray, sign: int) -> Threshold:
-    """The threshold of a machine verdict with the share of the machine texts' scores beyond it, which have the sign of the direction."""
-    return threshold.model_copy(update={"found": float((machines > sign * threshold.value).mean())})
+def with_counts(fitted: MethodCalibration, method: Method, rows: Sequence[ScoreRow]) -> MethodCalibration:
+    """The same thresholds and maps, with how these texts score: each bucket's histogram, and the share that its machine thresholds find."""
+    return fitted.model_copy(update={"buckets": tuple(_counted(bucket, method, rows) for bucket in fitted.buckets)})
+
+
+def _counted(bucket: Bucket, method: Method, rows: Sequence[ScoreRow]) -> Bucket:
+    sample, sign = sample_of(rows_in_range(rows, (bucket.min_tokens, bucket.max_tokens)), method), sign_of(method)
+    shares = [float((sample.machine_scores > sign * threshold.value).mean()) for threshold in bucket.machine]
+    machine = tuple(threshold.model_copy(update={"found": share}) for threshold, share in zip(bucket.machine, shares, strict=True))
+    return bucket.model_copy(update={"machine": machine, "histogram": histogram_of(sample, sign, method == "perplexity")})
 
 
 def folds(sample: Sample) -> Iterator[Split]:
@@ -194,10 +201,9 @@ def fit_bucket(
         max_tokens=high,
         n_human=len(humans),
         n_machine=len(machines),
-        machine=tuple(with_found(fit_threshold(humans, target, sign, domains), machines, sign) for target in supported),
+        machine=tuple(fit_threshold(humans, target, sign, domains) for target in supported),
         human=tuple(fit_threshold(-machines, target, -sign) for target in supported if not why_too_few(target, len(machines))),
         chance=fit_probability_map(sample, sign) if sample.groups_of_smaller_class >= MIN_GROUPS else None,
-        histogram=histogram_of(sample, sign, method == "perplexity"),
     )
     if bucket.chance is None:
         refused.append(f"{name}: a probability needs {MIN_GROUPS} groups of each class, got {sample.groups_of_smaller_class}")
@@ -220,7 +226,7 @@ def fit_methods(
         fitted = [fit_bucket(rows, method, token_range, targets) for token_range in bucket_ranges(starts)]
         refused += [reason for _, reasons in fitted for reason in reasons]
         buckets = tuple(bucket for bucket, _ in fitted if bucket)
-        calibrations[method] = MethodCalibration(direction=DIRECTIONS[method], buckets=buckets)
+        calibrations[method] = with_counts(MethodCalibration(direction=DIRECTIONS[method], buckets=buckets), method, rows)
     _check_targets(calibrations, targets, refused)
     return calibrations, refused
 

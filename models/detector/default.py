@@ -3,7 +3,8 @@
     python -m models.detector.default --data ../shared/data
 
 Scores are recorded under `--work` as they come, so a second run resumes. `--others`: JSON lines with `text`, `domain` and `machine`, of
-other writers; they are judged by the finished calibration, and nothing is fitted on them.
+other writers; they are judged by the finished calibration, and nothing is fitted on them. `--counts` keeps the weights, borders and
+probabilities of `--out`, and counts anew how its texts score; no page is written then.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from pathlib import Path
 
 from app.calibrate import PASSAGE_TOKENS, memorised_nats, min_characters_per_token, score_with_journal
 from app.errors import LitmusError, SetupError
-from app.scoring.calibration import SMOLLM2_PATH, Calibration, ModelIdentity, save
+from app.scoring.calibration import SMOLLM2_PATH, Calibration, ModelIdentity, load, save
 from app.scoring.combining import fit_all, with_combined
+from app.scoring.fitting import with_counts
 from app.scoring.sample import ScoreRow
 from app.scoring.sources import FieldNames, LabelledText, parse_json_lines, prepare_texts, read, read_content
 from app.settings import ModelSettings, smollm2
@@ -87,6 +89,17 @@ def build(args: argparse.Namespace) -> None:
     args.page.write_text(default_page.render(calibration, sets, rows, by_domain, others))
 
 
+def recount(args: argparse.Namespace) -> None:
+    """Adds to a calibration how its texts score. Raises `SetupError` for one that was made with other weights."""
+    calibration, settings = load(args.out), settings_of(args.model)
+    models, rows = score_with_journal(settings, args.work / "scores.jsonl", fit_texts(args.data), PASSAGE_TOKENS, BUCKET_STARTS)
+    if models != calibration.models:
+        raise SetupError(f"{args.out} was made with {calibration.models.performer} ({calibration.models.revision}); name it with --model")
+    rows = with_combined(rows, calibration.combined) if calibration.combined else rows
+    methods = {method: with_counts(fitted, method, rows) for method, fitted in calibration.methods.items()}
+    save(calibration.model_copy(update={"methods": methods}), args.out)
+
+
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.detector.default", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds detect/")
@@ -94,6 +107,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--others", type=Path, nargs="*", default=[], metavar="FILE", help="JSON lines with text, domain, machine")
     parser.add_argument("--work", type=Path, default=Path("runs/detector"), help="records scores; delete it to start over")
     parser.add_argument("--out", type=Path, default=SMOLLM2_PATH, help="calibration file to write")
+    parser.add_argument("--counts", action="store_true", help="only count anew how the texts of --out score")
     parser.add_argument("--page", type=Path, default=Path("docs/detector.md"))
     return parser.parse_args(argv)
 
@@ -101,7 +115,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     args = _parse_args(argv)
     try:
-        build(args)
+        (recount if args.counts else build)(args)
     except LitmusError as error:
         sys.stderr.write(f"{error}\n")
         return 2

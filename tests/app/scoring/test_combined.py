@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,20 @@ def test_of_a_single_domain_groups_are_held_out() -> None:
     everything = fit_combined(rows)
     assert everything is not None and all(row.scores["combined"] is not None for row in scored)
     assert scored[0].scores["combined"] != pytest.approx(everything.score(rows[0].values), rel=1e-9)
+
+
+def test_what_a_border_finds_is_counted_by_the_weights_that_judge() -> None:
+    """Not by the weights that a domain was left out of: those give scores of another scale."""
+    rows = [*mixed("news"), *rows_of("", 300, {"surprise_where_sure": -1.5}, 5, "manuals"), *rows_of("chat", 150, LIKELY, 6, "manuals")]
+    weights, methods, _, held_out = fit_all(rows, (0.05,), (64,))
+    assert weights is not None
+    threshold = methods["combined"].buckets[0].machine[0]
+
+    def share(scored: Sequence[ScoreRow]) -> float:
+        scores = [row.scores["combined"] or 0.0 for row in scored if row.machine]
+        return sum(score > threshold.value for score in scores) / len(scores)
+
+    assert threshold.found == pytest.approx(share(with_combined(rows, weights))) != pytest.approx(share(held_out))
 
 
 def test_the_border_is_that_of_the_strictest_domain() -> None:

@@ -64,6 +64,25 @@ def test_one_command_makes_the_calibration_and_the_page(built: Any, monkeypatch:
     assert "abcd" not in recorded and "abcd" not in page
 
 
+def test_counts_are_added_to_a_calibration_without_moving_its_borders(built: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, options = built
+    path, page = folder / "c.json", folder / "page.md"
+    made = load(path)
+    bucket = made.methods["combined"].buckets[0]
+    assert bucket.histogram is not None and sum(bucket.histogram.human) > 0 and bucket.machine[0].found is not None
+    without = json.loads(path.read_text())
+    for fitted in without["methods"].values():
+        for each in fitted["buckets"]:
+            each["histogram"] = None
+            each["machine"] = [{**threshold, "found": None} for threshold in each["machine"]]
+    path.write_text(json.dumps(without))
+    page.unlink()
+    assert default.main([*options, "--counts"]) == 0 and load(path) == made and not page.exists()
+    without["models"]["dtype"] = "float16"
+    path.write_text(json.dumps(without))
+    assert default.main([*options, "--counts"]) == 2 and "name it with --model" in capsys.readouterr().err
+
+
 def test_another_precision_is_added_only_if_it_is_equal(built: Any, endless_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = built
     options = ["--data", str(folder / "data"), "--calibration", str(folder / "c.json"), "--work", str(folder / "work"), "--accept"]
