@@ -1,6 +1,6 @@
 """Learns the weights of `combined` from scored texts. Needs scikit-learn, which the serving process does not import."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -91,27 +91,18 @@ def with_combined(rows: Sequence[ScoreRow], model: CombinedModel) -> list[ScoreR
 
 
 def with_held_out_combined(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
-    """The rows with the score of `combined` by a model that was fitted without their domain; of a single domain, without their group.
+    """The rows with the score of `combined` by a model that was fitted without their group, in at most five folds.
 
+    Weights that a whole domain was left out of score on another scale than those that judge, so a border from them would not fit.
     A row has no such score where too few texts are left to fit on.
     """
-    scored: dict[int, ScoreRow] = {}
-    for held_out in _held_out(rows):
-        numbers = set(held_out)
-        model = fit_combined([row for number, row in enumerate(rows) if number not in numbers])
-        part = [rows[number] for number in held_out]
-        scored.update(zip(held_out, with_combined(part, model) if model else part, strict=True))
-    return [scored.get(number, row) for number, row in enumerate(rows)]
-
-
-def _held_out(rows: Sequence[ScoreRow]) -> Iterator[list[int]]:
-    """The numbers of the rows that are scored together by a model that has not seen them."""
-    domains = sorted({row.domain for row in rows if not row.machine} & {row.domain for row in rows if row.machine})
-    if len(domains) > 1:
-        for domain in domains:
-            yield [number for number, row in enumerate(rows) if row.domain == domain]
-        return
     groups = [row.group for row in rows]
-    if len(set(groups)) >= FOLDS:
-        for _, held_out in GroupKFold(FOLDS, shuffle=True, random_state=0).split(groups, groups=groups):
-            yield [int(number) for number in held_out]
+    if len(set(groups)) < FOLDS:
+        return list(rows)
+    scored = list(rows)
+    for _, held_out in GroupKFold(FOLDS, shuffle=True, random_state=0).split(groups, groups=groups):
+        numbers = set(map(int, held_out))
+        if model := fit_combined([row for number, row in enumerate(rows) if number not in numbers]):
+            for number in numbers:
+                scored[number] = with_combined([rows[number]], model)[0]
+    return scored

@@ -26,6 +26,7 @@ MAP_POINTS = 33  # of a probability map at most
 FOLDS = 5
 MIN_GROUPS = 5  # of each class; a bootstrap over fewer groups does not show how uncertain a probability is
 BOOTSTRAP_DRAWS = 200  # for the interval of a probability map
+LEARNED_SHARE = 0.5  # of a target: the weights of `combined` suit the domains that they were fitted on, and other texts cross more often
 Kind = Literal["isotonic", "logistic"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -69,12 +70,13 @@ def threshold_at(scores: FloatArray, target: float) -> float:
     return float(np.partition(scores, -rank)[-rank])
 
 
-def fit_threshold(scores: FloatArray, target: float, sign: int, domains: Sequence[str] = ()) -> Threshold:
+def fit_threshold(scores: FloatArray, target: float, sign: int, domains: Sequence[str] = (), share: float = 1) -> Threshold:
     """The strictest of the thresholds of those domains that have enough texts: a text to judge may be like those of any of them, or like
-    none. `sign` turns `scores` back into the method's own scores.
+    none. Several domains' thresholds are those of this `share` of the target. `sign` turns `scores` back into the method's own scores.
     """
     parts = [scores[np.array(domains) == domain] for domain in sorted(set(domains))]
-    value = max((threshold_at(part, target) for part in parts if not why_too_few(target, len(part))), default=-math.inf)
+    rate = target * share if len(parts) > 1 else target
+    value = max((threshold_at(part, rate) for part in parts if not why_too_few(rate, len(part))), default=-math.inf)
     value = max(value, threshold_at(scores, target))
     beyond = int((scores > value).sum())
     low, high = clopper_pearson(beyond, len(scores))
@@ -201,7 +203,7 @@ def fit_bucket(
         max_tokens=high,
         n_human=len(humans),
         n_machine=len(machines),
-        machine=tuple(fit_threshold(humans, target, sign, domains) for target in supported),
+        machine=tuple(fit_threshold(humans, target, sign, domains, LEARNED_SHARE if method == "combined" else 1) for target in supported),
         human=tuple(fit_threshold(-machines, target, -sign) for target in supported if not why_too_few(target, len(machines))),
         chance=fit_probability_map(sample, sign) if sample.groups_of_smaller_class >= MIN_GROUPS else None,
     )

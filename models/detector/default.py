@@ -28,8 +28,8 @@ from models.detector.evaluation import BUCKET_STARTS, TARGETS
 
 SOURCE = (
     "Human texts: news (XSum) and stories (WritingPrompts). Machine texts: what GPT-3.5, GPT-4, text-davinci-003, GPT-2 XL, GPT-J and "
-    "GPT-Neo made of their beginnings (the pairs of Fast-DetectGPT, arXiv 2310.05130). Borders: the strictest of the two domains, each "
-    "scored by a model that was fitted on the other."
+    "GPT-Neo made of their beginnings (the pairs of Fast-DetectGPT, arXiv 2310.05130). Borders: the stricter of the two domains', each "
+    "text scored by weights that were fitted without it; those of `combined` are drawn at half of their rate."
 )
 
 
