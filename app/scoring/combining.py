@@ -1,6 +1,6 @@
 """Learns the weights of `combined` from scored texts. Needs scikit-learn, which the serving process does not import."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +9,7 @@ from sklearn.model_selection import GroupKFold
 
 from app.schemas import Method
 from app.scoring.combined import LIMIT, CombinedModel, Question, QuestionName, Term
-from app.scoring.fitting import BUCKET_STARTS, fit_methods
+from app.scoring.fitting import BUCKET_STARTS, fit_methods, with_counts
 from app.scoring.sample import ScoreRow, auroc, sample_of
 from app.scoring.thresholds import MethodCalibration
 
@@ -28,11 +28,18 @@ FOLDS = 5
 def fit_all(
     rows: Sequence[ScoreRow], targets: Sequence[float], starts: Sequence[int] = BUCKET_STARTS
 ) -> tuple[CombinedModel | None, dict[Method, MethodCalibration], list[str], list[ScoreRow]]:
-    """`combined` and every method, calibrated; what was refused; the rows, with the held-out scores that `combined` is calibrated on."""
+    """`combined` and every method, calibrated; what was refused; the rows, with the held-out scores that `combined` is calibrated on.
+
+    Thresholds and probabilities of `combined` come from the held-out scores. How many texts lie where, and what a threshold finds, is
+    counted by the scores of the returned weights, which judge from then on.
+    """
     model = fit_combined(rows)
-    rows = with_held_out_combined(rows) if model else list(rows)
-    methods, refused = fit_methods(rows, targets, starts)
-    return model if "combined" in methods else None, methods, refused, rows
+    held_out = with_held_out_combined(rows) if model else list(rows)
+    methods, refused = fit_methods(held_out, targets, starts)
+    if model is None or "combined" not in methods:
+        return None, methods, refused, held_out
+    methods["combined"] = with_counts(methods["combined"], "combined", with_combined(rows, model))
+    return model, methods, refused, held_out
 
 
 def fit_combined(rows: Sequence[ScoreRow]) -> CombinedModel | None:
@@ -84,27 +91,18 @@ def with_combined(rows: Sequence[ScoreRow], model: CombinedModel) -> list[ScoreR
 
 
 def with_held_out_combined(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
-    """The rows with the score of `combined` by a model that was fitted without their domain; of a single domain, without their group.
+    """The rows with the score of `combined` by a model that was fitted without their group, in at most five folds.
 
+    Weights that a whole domain was left out of score on another scale than those that judge, so a border from them would not fit.
     A row has no such score where too few texts are left to fit on.
     """
-    scored: dict[int, ScoreRow] = {}
-    for held_out in _held_out(rows):
-        numbers = set(held_out)
-        model = fit_combined([row for number, row in enumerate(rows) if number not in numbers])
-        part = [rows[number] for number in held_out]
-        scored.update(zip(held_out, with_combined(part, model) if model else part, strict=True))
-    return [scored.get(number, row) for number, row in enumerate(rows)]
-
-
-def _held_out(rows: Sequence[ScoreRow]) -> Iterator[list[int]]:
-    """The numbers of the rows that are scored together by a model that has not seen them."""
-    domains = sorted({row.domain for row in rows if not row.machine} & {row.domain for row in rows if row.machine})
-    if len(domains) > 1:
-        for domain in domains:
-            yield [number for number, row in enumerate(rows) if row.domain == domain]
-        return
     groups = [row.group for row in rows]
-    if len(set(groups)) >= FOLDS:
-        for _, held_out in GroupKFold(FOLDS, shuffle=True, random_state=0).split(groups, groups=groups):
-            yield [int(number) for number in held_out]
+    if len(set(groups)) < FOLDS:
+        return list(rows)
+    scored = list(rows)
+    for _, held_out in GroupKFold(FOLDS, shuffle=True, random_state=0).split(groups, groups=groups):
+        numbers = set(map(int, held_out))
+        if model := fit_combined([row for number, row in enumerate(rows) if number not in numbers]):
+            for number in numbers:
+                scored[number] = with_combined([rows[number]], model)[0]
+    return scored

@@ -26,6 +26,7 @@ MAP_POINTS = 33  # of a probability map at most
 FOLDS = 5
 MIN_GROUPS = 5  # of each class; a bootstrap over fewer groups does not show how uncertain a probability is
 BOOTSTRAP_DRAWS = 200  # for the interval of a probability map
+LEARNED_SHARE = 0.5  # of a target: the weights of `combined` suit the domains that they were fitted on, and other texts cross more often
 Kind = Literal["isotonic", "logistic"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -69,21 +70,29 @@ def threshold_at(scores: FloatArray, target: float) -> float:
     return float(np.partition(scores, -rank)[-rank])
 
 
-def fit_threshold(scores: FloatArray, target: float, sign: int, domains: Sequence[str] = ()) -> Threshold:
+def fit_threshold(scores: FloatArray, target: float, sign: int, domains: Sequence[str] = (), share: float = 1) -> Threshold:
     """The strictest of the thresholds of those domains that have enough texts: a text to judge may be like those of any of them, or like
-    none. `sign` turns `scores` back into the method's own scores.
+    none. Several domains' thresholds are those of this `share` of the target. `sign` turns `scores` back into the method's own scores.
     """
     parts = [scores[np.array(domains) == domain] for domain in sorted(set(domains))]
-    value = max((threshold_at(part, target) for part in parts if not why_too_few(target, len(part))), default=-math.inf)
+    rate = target * share if len(parts) > 1 else target
+    value = max((threshold_at(part, rate) for part in parts if not why_too_few(rate, len(part))), default=-math.inf)
     value = max(value, threshold_at(scores, target))
     beyond = int((scores > value).sum())
     low, high = clopper_pearson(beyond, len(scores))
     return Threshold(value=sign * value, target=target, measured=beyond / len(scores), low=low, high=high, n=len(scores))
 
 
-def with_found(threshold: Threshold, machines: FloatArray, sign: int) -> Threshold:
-    """The threshold of a machine verdict with the share of the machine texts' scores beyond it, which have the sign of the direction."""
-    return threshold.model_copy(update={"found": float((machines > sign * threshold.value).mean())})
+def with_counts(fitted: MethodCalibration, method: Method, rows: Sequence[ScoreRow]) -> MethodCalibration:
+    """The same thresholds and maps, with how these texts score: each bucket's histogram, and the share that its machine thresholds find."""
+    return fitted.model_copy(update={"buckets": tuple(_counted(bucket, method, rows) for bucket in fitted.buckets)})
+
+
+def _counted(bucket: Bucket, method: Method, rows: Sequence[ScoreRow]) -> Bucket:
+    sample, sign = sample_of(rows_in_range(rows, (bucket.min_tokens, bucket.max_tokens)), method), sign_of(method)
+    shares = [float((sample.machine_scores > sign * threshold.value).mean()) for threshold in bucket.machine]
+    machine = tuple(threshold.model_copy(update={"found": share}) for threshold, share in zip(bucket.machine, shares, strict=True))
+    return bucket.model_copy(update={"machine": machine, "histogram": histogram_of(sample, sign, method == "perplexity")})
 
 
 def folds(sample: Sample) -> Iterator[Split]:
@@ -194,10 +203,9 @@ def fit_bucket(
         max_tokens=high,
         n_human=len(humans),
         n_machine=len(machines),
-        machine=tuple(with_found(fit_threshold(humans, target, sign, domains), machines, sign) for target in supported),
+        machine=tuple(fit_threshold(humans, target, sign, domains, LEARNED_SHARE if method == "combined" else 1) for target in supported),
         human=tuple(fit_threshold(-machines, target, -sign) for target in supported if not why_too_few(target, len(machines))),
         chance=fit_probability_map(sample, sign) if sample.groups_of_smaller_class >= MIN_GROUPS else None,
-        histogram=histogram_of(sample, sign, method == "perplexity"),
     )
     if bucket.chance is None:
         refused.append(f"{name}: a probability needs {MIN_GROUPS} groups of each class, got {sample.groups_of_smaller_class}")
@@ -220,7 +228,7 @@ def fit_methods(
         fitted = [fit_bucket(rows, method, token_range, targets) for token_range in bucket_ranges(starts)]
         refused += [reason for _, reasons in fitted for reason in reasons]
         buckets = tuple(bucket for bucket, _ in fitted if bucket)
-        calibrations[method] = MethodCalibration(direction=DIRECTIONS[method], buckets=buckets)
+        calibrations[method] = with_counts(MethodCalibration(direction=DIRECTIONS[method], buckets=buckets), method, rows)
     _check_targets(calibrations, targets, refused)
     return calibrations, refused
 

@@ -2,8 +2,8 @@
 
     python -m models.detector.default --data ../shared/data
 
-Scores are recorded under `--work` as they come, so a second run resumes. `--others`: JSON lines with `text`, `domain` and `machine`, of
-other writers; they are judged by the finished calibration, and nothing is fitted on them.
+Scores are recorded under `--work` as they come, so a second run resumes. `--counts` keeps the weights, borders and probabilities of
+`--out`, and counts anew how its texts score; no page is written then.
 """
 
 import argparse
@@ -14,10 +14,11 @@ from pathlib import Path
 
 from app.calibrate import PASSAGE_TOKENS, memorised_nats, min_characters_per_token, score_with_journal
 from app.errors import LitmusError, SetupError
-from app.scoring.calibration import SMOLLM2_PATH, Calibration, ModelIdentity, save
+from app.scoring.calibration import SMOLLM2_PATH, Calibration, ModelIdentity, load, save
 from app.scoring.combining import fit_all, with_combined
+from app.scoring.fitting import with_counts
 from app.scoring.sample import ScoreRow
-from app.scoring.sources import FieldNames, LabelledText, parse_json_lines, prepare_texts, read, read_content
+from app.scoring.sources import FieldNames, LabelledText, prepare_texts, read
 from app.settings import ModelSettings, smollm2
 from app.tokenizer import Tokenizer
 from models.detector import default_page
@@ -26,8 +27,8 @@ from models.detector.evaluation import BUCKET_STARTS, TARGETS
 
 SOURCE = (
     "Human texts: news (XSum) and stories (WritingPrompts). Machine texts: what GPT-3.5, GPT-4, text-davinci-003, GPT-2 XL, GPT-J and "
-    "GPT-Neo made of their beginnings (the pairs of Fast-DetectGPT, arXiv 2310.05130). Borders: the strictest of the two domains, each "
-    "scored by a model that was fitted on the other."
+    "GPT-Neo made of their beginnings (the pairs of Fast-DetectGPT, arXiv 2310.05130). Borders: the stricter of the two domains', each "
+    "text scored by weights that were fitted without it; those of `combined` are drawn at half of their rate."
 )
 
 
@@ -62,13 +63,6 @@ def fit_calibration(rows: Sequence[ScoreRow], models: ModelIdentity, characters:
     )
 
 
-def other_texts(files: Sequence[Path]) -> list[LabelledText]:
-    lines = [line for file in files for _, line in parse_json_lines(read_content(file), file)]
-    return prepare_texts(
-        (LabelledText(line["text"], line["machine"], line.get("group", str(n)), line["domain"]) for n, line in enumerate(lines)), True
-    )
-
-
 def build(args: argparse.Namespace) -> None:
     """Scores, fits, evaluates, and writes the calibration and the page."""
     settings, journal = settings_of(args.model), args.work / "scores.jsonl"
@@ -78,22 +72,31 @@ def build(args: argparse.Namespace) -> None:
     calibration = fit_calibration(rows, models, characters)
     save(calibration, args.out)
     _, sets = score_sets(detect_sets(args.data), settings, journal, PASSAGE_TOKENS)
-    _, other_rows = score_with_journal(settings, journal, other_texts(args.others), PASSAGE_TOKENS)
-    others = with_combined(other_rows, calibration.combined) if calibration.combined else other_rows
     by_domain = {
         domain: fit_calibration([row for row in rows if row.domain != domain], models, characters)
         for domain in sorted({row.domain for row in rows})
     }
-    args.page.write_text(default_page.render(calibration, sets, rows, by_domain, others))
+    args.page.write_text(default_page.render(calibration, sets, rows, by_domain))
+
+
+def recount(args: argparse.Namespace) -> None:
+    """Adds to a calibration how its texts score. Raises `SetupError` for one that was made with other weights."""
+    calibration, settings = load(args.out), settings_of(args.model)
+    models, rows = score_with_journal(settings, args.work / "scores.jsonl", fit_texts(args.data), PASSAGE_TOKENS, BUCKET_STARTS)
+    if models != calibration.models:
+        raise SetupError(f"{args.out} was made with {calibration.models.performer} ({calibration.models.revision}); name it with --model")
+    rows = with_combined(rows, calibration.combined) if calibration.combined else rows
+    methods = {method: with_counts(fitted, method, rows) for method, fitted in calibration.methods.items()}
+    save(calibration.model_copy(update={"methods": methods}), args.out)
 
 
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.detector.default", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds detect/")
     parser.add_argument("--model", help="another GGUF file or folder of the same weights")
-    parser.add_argument("--others", type=Path, nargs="*", default=[], metavar="FILE", help="JSON lines with text, domain, machine")
     parser.add_argument("--work", type=Path, default=Path("runs/detector"), help="records scores; delete it to start over")
     parser.add_argument("--out", type=Path, default=SMOLLM2_PATH, help="calibration file to write")
+    parser.add_argument("--counts", action="store_true", help="only count anew how the texts of --out score")
     parser.add_argument("--page", type=Path, default=Path("docs/detector.md"))
     return parser.parse_args(argv)
 
@@ -101,7 +104,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     args = _parse_args(argv)
     try:
-        build(args)
+        (recount if args.counts else build)(args)
     except LitmusError as error:
         sys.stderr.write(f"{error}\n")
         return 2

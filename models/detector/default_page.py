@@ -1,9 +1,10 @@
 """`docs/detector.md`: how far the default model's verdicts can be trusted, as tables of scored texts. Knows no model and no file.
 
-The text between the tables is in `models.detector.default_wording`.
+The text between the tables is in `models.detector.default_wording`; `served.md` has what `models.detector.served` measured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from app.schemas import Method
 from app.scoring.calibration import Calibration
@@ -12,9 +13,10 @@ from app.scoring.fitting import bucket_ranges, rows_in_range
 from app.scoring.report import markdown_table, percent
 from app.scoring.sample import ScoreRow
 from models.detector import default_wording as wording
-from models.detector.evaluation import BUCKET_STARTS, METHODS, SINGLE, Rate, SetResult, by_domain, evaluate, mean_of, split_name, verdicts
+from models.detector.evaluation import BUCKET_STARTS, METHODS, SINGLE, Rate, SetResult, evaluate, mean_of, split_name, verdicts
 from models.train.card import machine_description
 
+SERVED = Path(__file__).with_name("served.md")
 CHAT_GENERATORS = frozenset({"gpt-3.5-turbo", "gpt-4"})
 Results = Mapping[str, Mapping[Method, SetResult]]
 Cells = Sequence[str]
@@ -59,12 +61,6 @@ def domain_rows(
                 yield _verdict_cells(name.replace("_", ", "), machines, calibration)
 
 
-def other_rows(others: Sequence[ScoreRow], calibration: Calibration) -> Iterable[Cells]:
-    for machine in (False, True):
-        for domain, rows in by_domain([row for row in others if row.machine == machine]):
-            yield _verdict_cells(f"{domain}, {'machine' if machine else 'human'}", rows, calibration)
-
-
 def _verdict_cells(name: str, rows: Sequence[ScoreRow], calibration: Calibration) -> Cells:
     found = verdicts(rows, calibration)
     return [name, "0", "", ""] if found is None else [name, str(found[0].n), _rate(found[0]), percent(found[1].value)]
@@ -81,7 +77,6 @@ def render(
     sets: Mapping[str, Sequence[ScoreRow]],
     fit_rows: Sequence[ScoreRow],
     without: Mapping[str, Calibration],
-    others: Sequence[ScoreRow],
 ) -> str:
     """The whole page. `sets` by `name/words cut`; `without` are calibrations by the domain that they were made without."""
     cut = {words: {name.split("/")[0]: rows for name, rows in sets.items() if name.endswith(f"/{words}")} for words in (0, 25)}
@@ -93,7 +88,6 @@ def render(
     parts += [markdown_table(["generators", "method", "AUROC", "TPR at 5%", "TPR at 1%"], mean_rows(results[0])), wording.TRIMMED]
     parts += [markdown_table(head, set_rows(results[25])), wording.BORDERS]
     parts += [markdown_table(verdict_head, domain_rows(cut[0], fit_rows, without))]
-    if others:
-        parts += [wording.OTHERS, markdown_table(verdict_head, other_rows(others, calibration))]
+    parts += [SERVED.read_text()]
     parts += [wording.COMBINED, markdown_table(["question", "statistic", "centre", "spread", "weight"], weight_rows(calibration))]
     return "\n".join([*parts, wording.TRIED, wording.PRECISIONS, wording.PAIR])

@@ -3,15 +3,17 @@
 OPENING = """# The detector: what it detects, and what it does not
 
 ## In ten lines
-1. `machine` means: of the people's texts that were measured, about one in a hundred looks like this. It is a reason to ask, never a proof.
-2. At that border the default model finds a quarter of GPT-3.5's texts, a tenth of GPT-4's, and of 80 texts by a chat model of 2026 none.
+1. `machine` means: of people's texts, about one in a hundred looks like this or less (0.3% of news and stories, 0.9% of 13 other kinds).
+   It is a reason to ask, never a proof.
+2. At that border the default model finds 29% of GPT-3.5's texts, 7% of GPT-4's, 1 to 6% of older generators', and of 80 texts by a chat
+   model of 2026 none. With `target_fpr` 0.05 it finds 65% and 24% of the first two, and errs on 0.5 to 2.7% of news and stories.
    A text that is not called a machine's is not cleared by that: `human` only says that few of the measured machine texts look like it.
 3. It reads running English prose of 50 words or more, better 150. A single sentence says nothing.
 4. Do not use it on answers to exercises, instructions, reference manuals, formulas or quotations: plain, factual, expected sentences of
-   people look like a machine's (16 to 22% of them in the table of other writers).
+   people look like a machine's (9% of manual pages and instructions are called so).
 5. Code, tables, lists, verse, other languages, repetition and texts that the model knows by heart are answered `uncertain`.
 6. Writers whose first language is not English: manuals by Spanish, French and Japanese authors were called a machine's no more often than
-   others (1 of 476), but no essays of learners were at hand, and published studies of other detectors find high rates for them.
+   others (0 of 180), but no essays of learners were at hand, and published studies of other detectors find high rates for them.
 7. A kind of text that was not measured may be judged wrongly far more often: fitted on stories alone, it errs on 3 to 6% of news.
 8. Look at the passages of a long text: where it changes tells more than one number.
 9. Of 300 honest essays, expect some beyond the border. Count that before you ask anyone.
@@ -35,14 +37,7 @@ What is scored is then only the part that differs.
 BORDERS = """## Verdicts at the 1% border, on a domain that was left out
 The calibration of these rows never saw their domain: this is what a new kind of text meets. People's news is likelier to the model than
 people's stories, so a border from stories alone is crossed by 3 to 6% of the news, and one from news alone finds few machine stories. The
-shipped border is the stricter one of the two.
-"""
-OTHERS = """## Other writers, by the shipped calibration
-Nothing was fitted on these. Manuals and documents come from Debian packages (anarchism, debian-faq, debian-handbook, harden-doc,
-developers-reference, maint-guide, python3.11-doc, gimp-help-en, gnome-user-docs, jargon-text, manpages), descriptions from Python packages,
-instructions from Self-Instruct, novels from Standard Ebooks. Their line breaks were removed, so lists and tables among them could not be
-recognised as such. The texts of a chat model of 2026 are 80 answers to ordinary requests, which this model hardly tells from people's:
-AUROC 0.60, perplexity alone 0.66.
+shipped border is that of the stricter domain, at half of the rate; what it does is in the next section.
 """
 COMBINED = """## How combined works
 Chat models write what is likely. A model that is sampled as it is does not, but its surprise varies less than that of people's texts. So
@@ -74,6 +69,7 @@ begin with 25 words of a person, so that difference is a trait of the pairs.
 """
 PRECISIONS = """
 ## Other precisions of the same weights
+Measured at the border before 2026-11-28.
 `python -m models.detector.equal` scored 480 texts of `detect/` with each; the folder holds the file's weights in floating point. Equal
 means: at most 2% of the verdicts change, at most 1% more human texts are called a machine's, and AUROC falls by at most 0.01. A calibration
 still applies only to the file that it was made with and to what `--accept` added, since the fingerprint of every copy differs.

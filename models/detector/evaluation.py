@@ -3,7 +3,7 @@
 A set is `<domain>_<generator>`: the human texts of a domain and what one generator made of their beginnings.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,8 +96,3 @@ def verdicts(rows: Sequence[ScoreRow], calibration: Calibration) -> tuple[Rate, 
     counts = [judged.count(verdict) for verdict in ("machine", "human")]
     machine, human = (Rate(count / len(judged), *clopper_pearson(count, len(judged)), len(judged)) for count in counts)
     return machine, human
-
-
-def by_domain(rows: Sequence[ScoreRow]) -> Iterator[tuple[str, list[ScoreRow]]]:
-    for domain in sorted({row.domain for row in rows}):
-        yield domain, [row for row in rows if row.domain == domain]

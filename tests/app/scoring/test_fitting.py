@@ -185,11 +185,19 @@ def test_a_bucket_has_thresholds_for_both_verdicts(method, sign):
     for threshold in bucket.machine:
         assert (humans > sign * threshold.value).mean() == threshold.measured <= threshold.target
         assert threshold.low <= threshold.measured <= threshold.high
-        assert (machines > sign * threshold.value).mean() == threshold.found > threshold.measured
-    assert (sum(bucket.histogram.human), sum(bucket.histogram.machine)) == (400, 400)
-    assert all(threshold.found is None for threshold in bucket.human)
     for threshold in bucket.human:
         assert (machines < sign * threshold.value).mean() == threshold.measured <= threshold.target
+
+
+@pytest.mark.parametrize(("method", "sign"), [("binoculars", -1), ("fast_detect", 1)])
+def test_a_calibration_counts_how_its_texts_score(method, sign):
+    rows = rows_of(normal_sample(), method, sign)
+    bucket = fit_methods(rows, (0.05, 0.01), (64,))[0][method].buckets[0]
+    humans, machines = normal_sample().human_scores, normal_sample().machine_scores
+    for threshold in bucket.machine:
+        assert (machines > sign * threshold.value).mean() == threshold.found > threshold.measured
+    assert all(threshold.found is None for threshold in bucket.human)
+    assert (sum(bucket.histogram.human), sum(bucket.histogram.machine)) == (len(humans), len(machines)) == (400, 400)
 
 
 def test_a_bucket_refuses_by_target():

@@ -92,7 +92,7 @@ def test_a_verdict_says_what_it_comes_from() -> None:
     ("prepared", "surprise", "code"),
     [
         (prepared_words(100, join="\n- "), 0.9, "list"),
-        (prepared_words(200), 0.5, "memorised"),
+        (prepared_words(200), 0.2, "memorised"),
     ],
 )
 def test_a_text_that_the_detector_was_not_made_for_is_uncertain(prepared: PreparedText, surprise: float, code: str) -> None:

@@ -55,6 +55,15 @@ def test_memorised() -> None:
     assert codes(statistics=broken) == []
 
 
+def test_an_answer_of_the_model_itself_is_not_taken_for_a_text_known_by_heart() -> None:
+    def likely(surprise: float, entropy: float, run: int = 0) -> list[str]:
+        ranks = (1,) * run + (9,) * (300 - run)
+        return codes_of(ENGLISH, tuple(range(300)), Columns((-surprise,) * 300, ranks, (-entropy,) * 300), None, 1.85)
+
+    assert likely(1.5, 1.5) == likely(1.5, 1.6) == likely(0.2, 0.9) == likely(3.0, 3.0, MEMORISED_RUN_TOKENS) == ["memorised"]
+    assert likely(1.5, 2.0) == likely(0.6, 1.2) == likely(1.5, 2.0, MEMORISED_RUN_TOKENS) == likely(3.0, 2.0) == []
+
+
 def test_a_text_that_the_tokenizer_cuts_small_is_not_english() -> None:
     text = " ".join(ENGLISH.split() * 10)
     many, few = tuple(range(len(text) // 2)), tuple(range(len(text) // 4))

@@ -38,14 +38,12 @@ def built(tmp_path: Path, endless_folder: Path, monkeypatch: pytest.MonkeyPatch)
     for domain in ("news", "tales"):
         write_pairs(tmp_path / "data/detect", domain, "gpt-4", "ab")
         write_pairs(tmp_path / "data/detect", domain, "gpt2-xl", "xyz")
-    other = {"text": "abcd " * 40, "domain": "manuals", "machine": False}
-    (tmp_path / "others.jsonl").write_text(json.dumps(other) + "\n")
     monkeypatch.setattr(combining, "MIN_TEXTS", 4)
     monkeypatch.setattr(fitting, "BOOTSTRAP_DRAWS", 5)
     monkeypatch.setattr(sample, "BOOTSTRAP_DRAWS", 5)
     monkeypatch.setattr(default, "TARGETS", (0.2, 0.1))
     options = ["--data", str(tmp_path / "data"), "--model", str(endless_folder), "--work", str(tmp_path / "work")]
-    options += ["--out", str(tmp_path / "c.json"), "--page", str(tmp_path / "page.md"), "--others", str(tmp_path / "others.jsonl")]
+    options += ["--out", str(tmp_path / "c.json"), "--page", str(tmp_path / "page.md")]
     assert default.main(options) == 0
     return tmp_path, options
 
@@ -57,11 +55,30 @@ def test_one_command_makes_the_calibration_and_the_page(built: Any, monkeypatch:
     assert [bucket.min_tokens for bucket in calibration.methods["combined"].buckets][:2] == [64, 128]
     page = (folder / "page.md").read_text()
     assert "| news, gpt-4 |" in page, [line for line in page.splitlines() if line.startswith("| ")][:9]
-    assert "manuals, human" in page and "`spread_of_surprise`" in page
+    assert "## What the server answers" in page and "`spread_of_surprise`" in page
     assert page.startswith("# The detector")
     recorded = (folder / "work/scores.jsonl").read_text()
     assert default.main(options) == 0 and (folder / "work/scores.jsonl").read_text() == recorded, "scored once"
-    assert "abcd" not in recorded and "abcd" not in page
+    assert "abcd" not in recorded
+
+
+def test_counts_are_added_to_a_calibration_without_moving_its_borders(built: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, options = built
+    path, page = folder / "c.json", folder / "page.md"
+    made = load(path)
+    bucket = made.methods["combined"].buckets[0]
+    assert bucket.histogram is not None and sum(bucket.histogram.human) > 0 and bucket.machine[0].found is not None
+    without = json.loads(path.read_text())
+    for fitted in without["methods"].values():
+        for each in fitted["buckets"]:
+            each["histogram"] = None
+            each["machine"] = [{**threshold, "found": None} for threshold in each["machine"]]
+    path.write_text(json.dumps(without))
+    page.unlink()
+    assert default.main([*options, "--counts"]) == 0 and load(path) == made and not page.exists()
+    without["models"]["dtype"] = "float16"
+    path.write_text(json.dumps(without))
+    assert default.main([*options, "--counts"]) == 2 and "name it with --model" in capsys.readouterr().err
 
 
 def test_another_precision_is_added_only_if_it_is_equal(built: Any, endless_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
