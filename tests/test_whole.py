@@ -40,7 +40,9 @@ def test_a_newcomer_chats(page: Page) -> None:
     box = page.get_by_label("Message", exact=True)
     box.fill("Tell me a story about a fox and a crow.")
     box.press("Enter")
-    expect(page.get_by_role("log")).to_contain_text(re.compile(r"\d+ tokens · [\d.,]+ tokens/s · first token after [\d,]+ ms"), timeout=60_000)
+    expect(page.get_by_role("log")).to_contain_text(
+        re.compile(r"\d+ tokens · [\d.,]+ tokens/s · first token after [\d,]+ ms"), timeout=60_000
+    )
 
 
 def test_a_newcomer_scores_a_text(page: Page) -> None:

@@ -88,6 +88,7 @@ class Child:
             await asyncio.wait_for(process.wait(), self._stop_s)
         except TimeoutError:
             process.kill()
+            await process.wait()
 
 
 def look_after_jobs(app: FastAPI, settings: JobSettings, server: Draining) -> list[Callable[[], Coroutine[Any, Any, None]]]:

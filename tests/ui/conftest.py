@@ -320,6 +320,9 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
     context.close()
 
 
+CUT_OFF = ("AbortError: signal is aborted", "Unexpected error Connection errored out.")
+
+
 @pytest.fixture
 def viewport() -> ViewportSize:
     """A phone's; a module may have its own."""
@@ -328,14 +331,16 @@ def viewport() -> ViewportSize:
 
 @pytest.fixture
 def page(fake: Fake, page_url: str, context: BrowserContext, viewport: ViewportSize) -> Iterator[Page]:
-    """The page in a tab of its own. A request to another origin fails the test, and so does an error in the console."""
+    """The page in a tab of its own. A request to another origin fails the test, and so does an error in the console, but for those of
+    calls that a reload cuts off.
+    """
     page = context.new_page()
     page.set_viewport_size(viewport)
     foreign_requests: list[str] = []
     origin = page_url.removesuffix("/ui")
     page.on("request", lambda request: request.url.startswith(("data:", "blob:", origin)) or foreign_requests.append(request.url))
     errors: list[str] = []
-    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    page.on("console", lambda message: message.type == "error" and not message.text.startswith(CUT_OFF) and errors.append(message.text))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(page_url)
     yield page
