@@ -9,10 +9,10 @@ from fastapi.routing import APIRoute
 
 from app.scoring.detector import Detector
 from app.tokenizer import Tokenizer
+from serve.desk import Desk
 from serve.routes.batches import add_batches
 from serve.routes.chat import add_chat
 from serve.routes.completions import add_completions
-from serve.desk import Desk
 from serve.routes.embeddings import add_embeddings
 from serve.routes.files import add_files
 from serve.routes.fork import route_class

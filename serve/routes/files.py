@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 from app.errors import BodyTooLarge, Forbidden, InvalidRequest, LitmusError, NotReady
 from app.ledger.folder import Draft
 from app.schemas.files import MAX_FILE_S, MIN_FILE_S, FileDeleted, FileList, FileObject
-from serve.observe.record import CLIENT_LEFT
 from serve.desk import Desk
+from serve.observe.record import CLIENT_LEFT
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.errors import error_response
 from serve.wire.upload import Form

@@ -36,10 +36,10 @@ from serve.admission.bans import Bans
 from serve.admission.jobs import JobAccess
 from serve.admission.keys import Keys, new_key
 from serve.admission.local import LocalAdmins
+from serve.desk import Desk
 from serve.middleware import install
 from serve.observe.middleware import observe
 from serve.routes import create_job_routes, create_routes
-from serve.desk import Desk
 from serve.workers.messages import Ready
 from serve.workers.router import Router
 
