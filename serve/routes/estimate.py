@@ -19,11 +19,11 @@ from app.schemas.estimate import Estimate, EstimateRequest
 from app.settings import Settings, offline_environment
 from serve.routes.state import ERROR_RESPONSES
 
-TIMEOUT_S = 120.0
-LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1", "testclient"})
-FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded")
 log = logging.getLogger(__name__)
 
+TIMEOUT_S = 120.0
+LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
+FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded")
 COMMAND = (sys.executable, "-m", "app.estimate", "--json")
 FAILED = 2  # exit code of a question that cannot be answered
 
