@@ -4,6 +4,7 @@ It is for admins: with keys an admin's key, checked in `serve.admission.access`;
 """
 
 import asyncio
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +19,12 @@ from app.schemas.estimate import Estimate, EstimateRequest
 from app.settings import Settings, offline_environment
 from serve.routes.state import ERROR_RESPONSES
 
+log = logging.getLogger(__name__)
+
 TIMEOUT_S = 120.0
-LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1", "testclient"})
+LOOPBACK = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
 FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded")
+COMMAND = (sys.executable, "-m", "app.estimate", "--json")
 FAILED = 2  # exit code of a question that cannot be answered
 
 
@@ -62,7 +66,7 @@ def path_of(model: str, served: Mapping[str, str]) -> str:
 
 async def _ask(body: EstimateRequest, path: str) -> bytes:
     """The answer as JSON. Raises `InvalidRequest` with the command's own sentence."""
-    command = [sys.executable, "-m", "app.estimate", "--json", f"--quantize={body.quantize}", f"--dtype={body.dtype}"]
+    command = [*COMMAND, f"--quantize={body.quantize}", f"--dtype={body.dtype}"]
     command += [f"--context={body.context}", f"--slots={body.slots}", *[f"--card={card}" for card in body.cards]]
     command += [] if body.fine_tune is None else [f"--fine-tune={body.fine_tune}"]
     pipe = asyncio.subprocess.PIPE
@@ -82,5 +86,6 @@ async def _ask(body: EstimateRequest, path: str) -> bytes:
         sentence = error.decode(errors="replace").strip().splitlines()[-1].removeprefix("litmus: ")
         raise InvalidRequest(sentence, param="model")
     if not out:
+        log.error("the estimate's process ended with %d: %s", process.returncode, (error.decode(errors="replace").splitlines() or [""])[-1])
         raise NotReady("the estimate's process ended without an answer; the server's log says why")
     return out.strip().splitlines()[-1]

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 
 from app.errors import SetupError
+from app.estimate.__main__ import main
 from app.estimate.advice import advice
 from app.estimate.device import Device, card, machine
 from app.estimate.plan import Plan, Question
@@ -156,17 +157,26 @@ def test_the_report_adds_up(plan: Plan) -> None:
     assert "8 slots of 1024 tokens" in text and "fits  here: needs" in text
 
 
-def test_the_command_prints_it_and_its_exit_code_says_whether_it_fits(bundled: Path) -> None:
-    command = [sys.executable, "-m", "app.estimate", str(bundled), "--context", "256", "--slots", "2"]
-    whole = subprocess.run([*command, "--json", "--card", "24GB"], capture_output=True, text=True, cwd=ROOT)
-    answer = json.loads(whole.stdout)
-    assert whole.returncode == 0 and [each["name"] for each in answer["devices"]][-1] == "card of 24 GB"
-    assert answer["overhead_bytes"] > 100_000_000
+def test_the_command_prints_it_and_its_exit_code_says_whether_it_fits(
+    bundled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [str(bundled), "--context", "256", "--slots", "2", "--card", "24GB"]
+    assert main([*command, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["devices"][-1]["name"] == "card of 24 GB" and answer["overhead_bytes"] > 100_000_000
+    assert any(kind.startswith("observer, ") for kind in answer["weights"])  # the bundled model brings one along
+    monkeypatch.setattr("app.estimate.device.machine", lambda: [device(10**8)])
+    assert main(command[:-2]) == 1 and "does not fit  here" in capsys.readouterr().out
 
 
-def test_a_wrong_question_ends_the_command_with_a_sentence() -> None:
-    wrong = subprocess.run([sys.executable, "-m", "app.estimate", "models", "--card", "24"], capture_output=True, text=True, cwd=ROOT)
-    assert wrong.returncode == 2 and wrong.stderr.startswith("litmus: --card '24' is no card")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["models/storyteller", "--card", "24"], "--card '24' is no card"), (["models"], "models has no usable config.json")],
+)
+def test_a_wrong_question_ends_the_command_with_a_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("litmus: ") and sentence in error
 
 
 def test_the_estimate_is_what_a_process_then_has_resident(tmp_path: Path) -> None:

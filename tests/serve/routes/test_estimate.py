@@ -1,5 +1,6 @@
 """/admin/estimate: the command's answer over HTTP, for admins, and only about models that a request may name."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,32 @@ def test_a_served_model_is_estimated(client: TestClient) -> None:
     assert [device.name for device in estimate.devices if device.name in {"cpu", "L4"}] == ["cpu", "L4"]
 
 
-def test_what_the_command_refuses_is_a_400(client: TestClient) -> None:
-    """A hub name that is not in the cache: nothing is downloaded for a request."""
+SENTENCE = "import sys; sys.stderr.write('a warning\\nlitmus: org/none has no usable config.json\\n'); sys.exit(2)"
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "message"),
+    [
+        (SENTENCE, 400, "org/none has no usable config.json"),
+        ("raise MemoryError", 503, "ended without an answer"),
+        ("import time; time.sleep(60)", 503, "took more than"),
+    ],
+)
+def test_a_command_without_an_answer_is_an_error_in_words(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, script: str, status: int, message: str
+) -> None:
+    monkeypatch.setattr("serve.routes.estimate.COMMAND", (sys.executable, "-c", script))
+    monkeypatch.setattr("serve.routes.estimate.TIMEOUT_S", 0.3 if "sleep" in script else 60)
     answer = client.post("/admin/estimate", json={"model": "org/none"})
-    assert answer.status_code == 400 and answer.json()["error"]["param"] == "model"
-    assert "org/none has no usable config.json" in answer.json()["error"]["message"]
+    assert answer.status_code == status and message in answer.json()["error"]["message"]
+
+
+def test_nothing_is_downloaded_for_a_request(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import os, sys; sys.stderr.write('litmus: ' + os.environ['HF_HUB_OFFLINE'] + ' '.join(sys.argv[1:])); sys.exit(2)"
+    monkeypatch.setattr("serve.routes.estimate.COMMAND", (sys.executable, "-c", script))
+    answer = client.post("/admin/estimate", json={"model": "org/none", "fine_tune": "lora", "cards": ["--json"]})
+    sent = answer.json()["error"]["message"]
+    assert sent.startswith("1--quantize=none") and sent.endswith("--card=--json --fine-tune=lora -- org/none")
 
 
 @pytest.mark.parametrize(
