@@ -105,6 +105,10 @@ class Server(litserve.LitServer):
         return bool(self._shutdown_event.is_set())
 
     def launch(self, number: int) -> Any:
+        """Start a dead worker again. If it was killed while it waited for a message, a reader is left in the queue's process and takes one
+        more; what is queued here is for no process, and the new worker ignores it.
+        """
+        self.litapi_request_queues[self._apis[number].api_path].put((0, ""))
         return self.launch_single_inference_worker(self._apis[number], 0)
 
     def create(self, start: Start) -> Any:

@@ -32,12 +32,6 @@ class Replica:
     progress: SharedProgress | None = None  # of the start of its worker
     silent_rounds: int | None = None  # looks at its worker since the worker's last beat; None before the first
 
-    def absorb(self) -> None:
-        """Queue a message for no process. A worker that was killed while it waited for a message leaves a reader behind that takes one
-        more; without this it would be the first message of its successor, which ignores what is for another process.
-        """
-        self.queue.put((0, ""))
-
     def send(self, content: Job | Inspect | str) -> None:
         """Queue a message for the worker; a string is the id of a job to cancel."""
         assert self.worker is not None

@@ -213,7 +213,6 @@ class Router:
         except psutil.NoSuchProcess:  # it died before its ready message was read; its successor sends one, too
             replica.worker = None
             return
-        replica.absorb()
         self.observer.worker_ready(ready.worker, replica.model)
         log.info("worker %d serves %s (%s, %s)", ready.pid, ready.facts.name, ready.facts.dtype, ready.facts.device)
         self.heard(ready)
