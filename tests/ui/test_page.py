@@ -195,7 +195,7 @@ def test_a_closed_tab_ends_the_upstream_request(loaded: Page, fake: Fake):
 
 
 def test_enter_while_an_answer_streams_keeps_both(loaded: Page, fake: Fake):
-    fake.wait_s = 0.15
+    fake.wait_s = 0.5
     ask(loaded, QUESTION)
     expect(conversation(loaded)).to_contain_text("Once upon")
     ask(loaded, "Too early")
