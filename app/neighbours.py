@@ -5,8 +5,10 @@ page's own was pointed at this server (DNS rebinding), Host has that name. Progr
 """
 
 import ipaddress
+from collections.abc import Container
 from dataclasses import dataclass
 
+PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")  # a proxy on this machine calls for others, and says so in one of them
 HOW_TO_ALLOW_HOST = "if people reach the server by this name, add it to security.hosts"
 HOW_TO_ALLOW_ORIGIN = "if this page may call the server, add it to security.cors_origins; if it is the server's own name, to security.hosts"
 
@@ -29,6 +31,17 @@ class Neighbours:
             return True
         place = origin.partition("://")[2]
         return bool(place) and (place.lower() == host.lower() or _name(place) in self.hosts)
+
+
+def is_from_here(address: str, headers: Container[str]) -> bool:
+    """Whether a program or a browser of this machine sent a request, by the address that it came from and the names of its headers."""
+    if any(header in headers for header in PROXY_HEADERS):
+        return False
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
 def _name(host: str) -> str:

@@ -1,12 +1,10 @@
 """Where there are no keys, those who sit at the machine are its administrators. Knows no route but the prefix."""
 
-import ipaddress
-
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from app.errors import Forbidden
-from app.neighbours import Neighbours
+from app.neighbours import Neighbours, is_from_here
 
 PREFIX = "/admin"
 
@@ -23,16 +21,9 @@ class LocalAdmins:
             return
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        here = _is_loopback((scope.get("client") or ("",))[0])
+        here = is_from_here((scope.get("client") or ("",))[0], headers)
         if not (here and self._neighbours.allows_host(host) and self._neighbours.allows_origin(origin, host)):
             raise Forbidden(
                 f"{PREFIX} is for this machine only, as this server has no keys: security.keys_file lets admins in from elsewhere",
                 code="admin_only",
             )
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False

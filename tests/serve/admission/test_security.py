@@ -331,6 +331,10 @@ def test_no_path_and_no_address_of_a_request_is_opened(alone: TestClient, place:
         ("127.0.0.1", {"Origin": "http://127.0.0.1:8000"}, True),
         ("127.0.0.1", {"Origin": "https://page.example"}, False),  # it may call the API, but not change the server
         ("127.0.0.1", {"Host": "rebound.example"}, False),
+        ("::ffff:127.0.0.1", {}, True),
+        ("127.0.0.1", {"X-Forwarded-For": "10.0.0.7"}, False),  # by a proxy on this machine
+        ("127.0.0.1", {"Forwarded": "for=10.0.0.7"}, False),
+        ("127.0.0.1", {"X-Real-IP": "10.0.0.7"}, False),
         ("10.0.0.7", {}, False),
         ("testclient", {}, False),
     ],

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from app.schemas.estimate import Estimate, EstimateRequest
 from app.settings import Settings
+from serve.admission.security import Security
 from serve.middleware import install
 from serve.routes.estimate import create_estimate, path_of
 
@@ -20,8 +21,8 @@ def client() -> TestClient:
     settings = Settings(model={"path": "models/storyteller", "name": "story"}, _env_file=None, _cli_parse_args=False)  # type: ignore[call-arg, arg-type]
     app = FastAPI()
     app.include_router(create_estimate(settings))
-    install(app, 100_000, (), True, 30.0, [])
-    return TestClient(app, client=("127.0.0.1", 1))
+    install(app, 100_000, (), True, 30.0, [Security(settings).access])
+    return TestClient(app, "http://127.0.0.1:8000", client=("127.0.0.1", 1))
 
 
 def test_a_served_model_is_estimated(client: TestClient) -> None:
@@ -81,7 +82,7 @@ def test_a_wrong_field_is_named(client: TestClient, field: str, value: object) -
 
 
 def test_without_keys_other_machines_are_refused(client: TestClient) -> None:
-    other = TestClient(client.app, client=("10.0.0.7", 1))
+    other = TestClient(client.app, "http://127.0.0.1:8000", client=("10.0.0.7", 1))
     forwarded = client.post("/admin/estimate", json={"model": "story"}, headers={"X-Forwarded-For": "10.0.0.7"})
     for answer in (other.post("/admin/estimate", json={"model": "story"}), forwarded):
         assert answer.status_code == 403 and answer.json()["error"]["code"] == "admin_only"
