@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 
 from app.engine.request import Facts, Report, Weights
 from app.schemas import (
@@ -61,7 +61,8 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
     @routes.get("/v1", include_in_schema=False)
     async def api(request: Request) -> dict[str, Any]:
         """What somebody sees who opens the base URL of a client."""
-        paths = sorted({route.path for route in request.app.routes if isinstance(route, APIRoute) and route.include_in_schema})
+        routes = {str(context.path): context.original_route for context in iter_route_contexts(request.app.routes)}
+        paths = sorted(path for path, route in routes.items() if isinstance(route, APIRoute) and route.include_in_schema)
         return {"object": "api", "name": "Litmus", "documentation": "/docs", "routes": paths}
 
     @routes.get("/favicon.ico", include_in_schema=False)

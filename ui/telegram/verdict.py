@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from app.schemas import Method, Rate, Score, Verdict
 from ui.client import ScoreResult
+from ui.score.bands import NAMES, band_of
+from ui.score.facts import sentence
+from ui.score.numbers import format_score, percent
 
-HEADLINES: dict[Verdict, str] = {
-    "machine": "Reads like machine text",
-    "human": "Reads like human text",
-    "uncertain": "Cannot tell",
+NO_VERDICT: dict[Verdict, str] = {
     "uncalibrated": "No verdict: this model is not calibrated",
     "insufficient": "Too short to judge",
 }
@@ -30,7 +30,6 @@ PASSAGES: dict[Verdict, str] = {
     "uncalibrated": "no verdict",
     "insufficient": "too short",
 }
-TWICE = 2 / 3  # the probability at which one side is twice as likely as the other
 MAX_PASSAGES = 12
 OPENING_CHARS = 40
 CAVEAT = (
@@ -52,30 +51,26 @@ def verdict_text(result: ScoreResult, text: str, hint: str | None = None) -> str
 
 
 def headline(score: Score) -> str:
-    """Between the server's two borders a text leans to a side only if that side is twice as likely and the interval agrees."""
-    if score.verdict == "uncertain" and score.p_machine is not None:
-        value, (low, high) = score.p_machine.value, score.p_machine.interval
-        if value >= TWICE and low > 0.5:
-            return "Leans towards machine text, but too uncertain for a verdict"
-        if value <= 1 - TWICE and high < 0.5:
-            return "Leans towards human text, but too uncertain for a verdict"
-    return HEADLINES[score.verdict]
+    """The band, or why there is none."""
+    band = band_of(score)
+    leans = ", but too uncertain for a verdict" if band in {"leans_machine", "leans_human"} else ""
+    return NO_VERDICT.get(score.verdict, f"{NAMES[band]}{leans}")
 
 
 def numbers(result: ScoreResult) -> Iterator[str]:
     score = result.score
     value = score.scores.get(score.method)
     side = "below" if score.direction == "lower" else "above"
-    threshold = "" if score.threshold is None else f" (machine verdict: {side} {_number(score.threshold)})"
-    yield f"{METHODS[score.method]}: {'none' if value is None else _number(value)}{threshold}"
+    threshold = "" if score.threshold is None else f" (machine verdict: {side} {format_score(score.threshold)})"
+    yield f"{METHODS[score.method]}: {'none' if value is None else format_score(value)}{threshold}"
     if score.p_machine is not None:
         low, high = score.p_machine.interval
-        interval = f"95% interval {_percent(low)} to {_percent(high)}"
-        yield f"Probability of machine text, if half of all texts were: {_percent(score.p_machine.value)} ({interval})"
+        interval = f"95% interval {percent(low)} to {percent(high)}"
+        yield f"Probability of machine text, if half of all texts were: {percent(score.p_machine.value)} ({interval})"
     if score.false_positive_rate is not None:
         yield _errors(score.false_positive_rate)
     if score.statistics is not None:
-        yield f"Perplexity: {_number(score.statistics.perplexity)}"
+        yield f"Perplexity: {format_score(score.statistics.perplexity)}"
     yield f"Scored tokens: {score.scored_tokens:,}{', only the beginning of the text' if score.truncated else ''}"
     yield f"Calibration: {result.calibration.source or 'none'}"
 
@@ -90,24 +85,9 @@ def passages(score: Score, text: str) -> Iterator[str]:
         yield f"• and {len(every) - MAX_PASSAGES} more"
 
 
-def sentence(message: str) -> str:
-    """Adds the capital letter and the full stop that a message may lack."""
-    text = message.strip()
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
-
-
 def _errors(rate: Rate) -> str:
     texts = f"texts of {rate.tokens} tokens"
     if rate.measured is None or rate.n is None:
         return f"How often this threshold is wrong about people’s texts was not published ({texts})."
     low, high = rate.interval or (rate.measured, rate.measured)
     return f"Wrongly flagged at this threshold: {rate.measured:.1%} of {rate.n:,} human {texts} (95% interval {low:.1%} to {high:.1%})"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.3f}" if abs(value) < 1e6 else f"{value:.2e}"
-
-
-def _percent(probability: float) -> str:
-    """Never 0 or 100: no number of texts shows that."""
-    return "over 99%" if probability > 0.99 else "under 1%" if probability < 0.01 else f"{probability:.0%}"

@@ -176,6 +176,11 @@ def test_paths_that_people_and_browsers_try(served: Any, path: str) -> None:
     assert head.headers["content-length"] == got.headers["content-length"]
 
 
+def test_the_base_url_names_the_routes(served: Any) -> None:
+    routes = served.client.get("/v1").json()["routes"]
+    assert {"/v1/chat/completions", "/v1/score", "/v1/models/{name:path}", "/ready"} <= set(routes) and "/v1" not in routes
+
+
 def test_a_slash_at_the_end_of_a_post_is_nothing(served: Any) -> None:
     assert served.client.post(f"{TEXT}/", json={"prompt": "a", "max_tokens": 1}).status_code == 200
 
