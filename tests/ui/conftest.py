@@ -134,6 +134,7 @@ class Fake:
     plain_failure: bool = False
     break_after: int | None = None
     error_after: int | None = None
+    hold_after: int | None = None  # of a chat: no further word while it is set
     score_changes: dict[str, Any] = field(default_factory=dict)
     score_failure: dict[str, Any] | None = None
     no_scores: bool = False
@@ -239,6 +240,8 @@ async def stream(fake: Fake) -> AsyncIterator[str]:
             if index == fake.break_after:
                 complete = True
                 return
+            while index == fake.hold_after:
+                await asyncio.sleep(0.02)
             if index == fake.error_after:
                 yield f"data: {json.dumps(envelope('the worker died'))}\n\n"
             yield event({"content": word}, tokens=index + 1)

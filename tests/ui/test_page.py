@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 from browser import CHROMIUM, fill
 from fastapi import FastAPI
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
 from tests.ui.conftest import BASE, CARD, KEY, NO_CHAT, Fake, running
 from ui.page import mount
@@ -85,6 +85,10 @@ def expect_answer(page: Page, count: int = 1) -> None:
     """Waits until the last of `count` answers has ended."""
     expect(button(page, "Retry")).to_have_count(count)
     expect(button(page, "Send")).to_be_visible()
+
+
+def expect_answering(page: Page) -> None:
+    expect(page.locator("#live[data-state=answering]")).to_be_visible()
 
 
 def settings(page: Page) -> None:
@@ -195,12 +199,30 @@ def test_a_closed_tab_ends_the_upstream_request(loaded: Page, fake: Fake):
 
 
 def test_enter_while_an_answer_streams_keeps_both(loaded: Page, fake: Fake):
-    fake.wait_s = 0.5
+    fake.hold_after = 2
     ask(loaded, QUESTION)
-    expect(conversation(loaded)).to_contain_text("Once upon")
+    expect_answering(loaded)
     ask(loaded, "Too early")
+    fake.hold_after = None
     expect_answer(loaded)
     expect(box(loaded)).to_have_value("Too early")
+    assert len(fake.requests) == 1
+
+
+def test_what_is_typed_before_the_server_has_the_question_stays(loaded: Page, fake: Fake):
+    held: list[Route] = []
+
+    def hold_the_first(route: Route) -> None:
+        held.append(route) if not held else route.continue_()
+
+    loaded.route("**/gradio_api/run/predict*", hold_the_first)
+    ask(loaded, QUESTION)
+    expect(box(loaded)).to_have_value("")
+    box(loaded).fill("The next question")
+    assert fake.requests == []
+    held[0].continue_()
+    expect_answer(loaded)
+    expect(box(loaded)).to_have_value("The next question")
     assert len(fake.requests) == 1
 
 
@@ -290,10 +312,11 @@ def test_a_model_without_a_chat_template_shows_a_notice_and_sends_nothing(severa
 
 
 def test_send_is_enabled_again_only_for_a_model_that_chats(several: Page, fake: Fake):
-    fake.wait_s = 0.3
+    fake.hold_after = 2
     ask(several, QUESTION)
-    expect(conversation(several)).to_contain_text("Once upon")
+    expect_answering(several)
     choose(several, "mute")
+    fake.hold_after = None
     expect_answer(several)
     expect(button(several, "Send")).to_be_disabled()
 

@@ -22,6 +22,9 @@ window.litmus ??= {};
         find("#act").click();
     };
 
+    // Returns what is left in the box and what is sent. The box keeps a text that cannot be sent now.
+    litmus.take = (running, notice, text) => (running || notice || !text.trim() ? [text, ""] : ["", text]);
+
     // Gradio asks for the inputs of a step here; the first one is what to do.
     litmus.inputs = (inputs) => [litmus.action, ...inputs.slice(1)];
     litmus.firstInputs = (inputs) => {

@@ -29,14 +29,18 @@ Draft = list[str]  # text, thought and facts of the answer on its way
 
 
 def send_question(running: str, kept: str, text: str, editing: str, notice: str | None) -> tuple[Any, ...]:
-    """The text stays in the box if it is blank, while an answer is in progress, or if the selected model cannot chat (`notice`)."""
-    if not text.strip() or running or notice:
+    """The browser has taken the text out of the box, unless it is blank, an answer is in progress, or the selected model cannot chat
+    (`notice`). Puts back what cannot be sent.
+    """
+    if not text.strip():
         return Change().updates
+    if running or notice:
+        return Change(box=text).updates
     try:
         conversation = opened(kept)
-        return _start(conversation.edit(int(editing), text) if editing else conversation.ask(text), box="").updates
+        return _start(conversation.edit(int(editing), text) if editing else conversation.ask(text)).updates
     except ConversationError as error:
-        return Change(line=line.problem_html(str(error))).updates
+        return Change(line=line.problem_html(str(error)), box=text).updates
 
 
 def act(action: str, running: str, kept: str, box: str, notice: str | None, served: Served) -> tuple[Any, ...]:

@@ -24,16 +24,20 @@ def act(name: str, value: Any = None, kept: str = TALK.dump(), running: str = ""
     return changes(steps.act(json.dumps([name, value]), running, kept, "", notice, SERVED))
 
 
-def test_a_question_starts_an_answer_and_leaves_the_box():
+def test_a_question_starts_an_answer():
     change = changes(steps.send_question("", "", " Who?", "", ""))
-    assert (change["running"], change["box"], change["draft"]) == ("answer", "", [])
+    assert (change["running"], change["draft"]) == ("answer", []) and "box" not in change
     assert [turn.text for turn in load(change["kept"]).turns] == [" Who?"]
     assert (change["send"]["visible"], change["stop"]["visible"]) == (False, True)
 
 
-@pytest.mark.parametrize("args", [("", "", "  ", "", ""), ("answer", "", "Who?", "", ""), ("", "", "Who?", "", "It cannot chat.")])
-def test_a_blank_question_a_running_answer_and_a_mute_model_change_nothing(args: tuple[str, str, str, str, str]):
-    assert changes(steps.send_question(*args)) == {}
+def test_a_blank_question_changes_nothing():
+    assert changes(steps.send_question("", "", "  ", "", "")) == {}
+
+
+@pytest.mark.parametrize("args", [("answer", "", "Who?", "", ""), ("", "", "Who?", "", "It cannot chat.")])
+def test_a_running_answer_and_a_mute_model_return_the_question(args: tuple[str, str, str, str, str]):
+    assert changes(steps.send_question(*args)) == {"box": "Who?"}
 
 
 def test_an_edited_question_starts_a_branch():
@@ -43,7 +47,7 @@ def test_an_edited_question_starts_a_branch():
 
 def test_a_conversation_that_is_too_long_or_broken_is_refused_in_a_sentence():
     assert "too long for the page" in changes(steps.send_question("", "", "x" * MAX_CHARACTERS, "", ""))["line"]
-    assert list(changes(steps.send_question("", "{}", "Who?", "", ""))) == ["line"]
+    assert list(changes(steps.send_question("", "{}", "Who?", "", ""))) == ["line", "box"]
     assert "not a conversation" in act("open", "{}")["line"]
 
 
