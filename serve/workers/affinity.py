@@ -9,22 +9,26 @@ MAX_PREFIXES = 65_536  # prefixes remembered; the least recently used are droppe
 
 class Affinity:
     def __init__(self) -> None:
-        self._replicas: OrderedDict[int, int] = OrderedDict()  # hash of a prefix -> number of the replica
+        # hash of a prefix -> number of the replica, and whether a prompt ended there (less than a stride after it)
+        self._replicas: OrderedDict[int, tuple[int, bool]] = OrderedDict()
 
     def remember(self, prompt: Sequence[int], replica: int) -> None:
-        for prefix in _prefix_hashes(prompt):
-            self._replicas[prefix] = replica
+        hashes = _prefix_hashes(prompt)
+        for prefix in hashes:
+            was_end = self._replicas.get(prefix, (0, False))[1]
+            self._replicas[prefix] = replica, was_end or prefix == hashes[-1]
             self._replicas.move_to_end(prefix)
         while len(self._replicas) > MAX_PREFIXES:
             self._replicas.popitem(last=False)
 
     def find(self, prompt: Sequence[int]) -> int | None:
-        """The replica that last read the longest remembered prefix of the prompt, or None if that is less than half of the prompt: a
-        common system prompt alone is no reason to prefer a replica.
+        """The replica that last read the longest remembered prefix of the prompt. None if that is less than half of the prompt, unless it
+        is a whole earlier prompt, as in a conversation: a common system prompt alone is no reason to prefer a replica.
         """
         for count, prefix in reversed(list(enumerate(_prefix_hashes(prompt), 1))):
             if prefix in self._replicas:
-                return self._replicas[prefix] if 2 * count * STRIDE_TOKENS >= len(prompt) else None
+                replica, was_end = self._replicas[prefix]
+                return replica if was_end or 2 * count * STRIDE_TOKENS >= len(prompt) else None
         return None
 
 

@@ -21,6 +21,14 @@ def test_a_common_prefix_of_less_than_half_the_prompt_is_ignored() -> None:
     assert affinity_map.find([*range(STRIDE_TOKENS), *range(2000, 2000 + STRIDE_TOKENS)]) == 1
 
 
+def test_a_short_question_with_a_long_answer_and_a_long_next_question_finds_its_replica() -> None:
+    affinity_map = Affinity()
+    affinity_map.remember(range(STRIDE_TOKENS + 8), 1)
+    affinity_map.remember([*range(STRIDE_TOKENS + 8), *range(500, 900)], 1)
+    assert affinity_map.find([*range(STRIDE_TOKENS + 8), *range(1000, 1500)]) == 1  # asked again in another way
+    assert affinity_map.find([*range(STRIDE_TOKENS + 8), *range(500, 900), *range(2000, 3000)]) == 1
+
+
 def test_the_replica_that_read_a_prompt_last_is_found() -> None:
     affinity_map = Affinity()
     affinity_map.remember(range(100), 0)
