@@ -13,7 +13,9 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.setting_groups import QueueSettings
+from app.setting_jobs import JobSettings
 from app.tokenizer import Tokenizer
+from serve.desk import Desk
 from serve.middleware import install
 from serve.observe.middleware import observe
 from serve.routes import create_routes
@@ -60,6 +62,7 @@ def create_observed(folder: Path, prepare: Callable[[FastAPI, Router], None] | N
     router.replicas[0].queue = worker
     router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
     app = FastAPI()
+    app.state.desk = Desk(JobSettings(folder=str(folder / "no jobs yet")))
     install(app, LIMIT)
     observe(app, router.observer, access_log=access_log)
     app.include_router(create_routes(router, {FACTS.name: Tokenizer(str(folder))}, 1, frozenset({"banned"})))

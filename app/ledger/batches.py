@@ -13,6 +13,7 @@ from app.errors import Conflict, InvalidRequest, NotFound, RateLimited
 from app.ledger.database import Database
 from app.ledger.listing import Page, page_of
 from app.ledger.tables import batches, files, tasks
+from app.ledger.totals import Totals
 from app.schemas.batches import ENDED, Batch, BatchCounts, BatchList, BatchProblems, BatchRequest, BatchUsage
 
 WINDOW_S = 24 * 3600.0
@@ -63,6 +64,16 @@ class Batches:
     def any_unfinished(self) -> bool:
         with self._database.transaction() as connection:
             return connection.execute(select(batches.c.id).where(batches.c.status.not_in(ENDED)).limit(1)).first() is not None
+
+    def totals(self) -> Totals:
+        """Of all owners."""
+        with self._database.transaction() as connection:
+            statuses = connection.execute(select(batches.c.status, func.count()).group_by(batches.c.status)).tuples().all()
+            unfinished = [row.id for row in connection.execute(select(batches.c.id).where(batches.c.status.not_in(ENDED)))]
+            lines = connection.execute(select(func.sum(batches.c.total)).where(batches.c.id.in_(unfinished))).scalar_one() or 0
+            done = _counts(connection, unfinished).values()
+        completed, failed = (sum(getattr(row, name) for row in done) for name in ("completed", "failed"))
+        return Totals(dict(statuses), lines - completed - failed, completed, failed)
 
     def _insert(self, connection: Connection, owner: str, body: BatchRequest, key: str | None, digest: str) -> Row:
         now, id = self._database.now(), f"batch_{uuid.uuid4().hex}"

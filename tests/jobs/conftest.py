@@ -140,7 +140,7 @@ def hosting(tmp_path: Path, tiny_folder: Path, names: tuple[str, ...] = (), **jo
     app.add_middleware(Access, keys=keys, bans=Bans(settings.security), local=LocalAdmins([]), jobs=JobAccess(settings.jobs))
     observe(app, router.observer, access_log=False)
     app.include_router(create_routes(router, {FACTS.name: tokenizer}, 1))
-    hosted.desk = Desk(settings.jobs)
+    hosted.desk = app.state.desk = Desk(settings.jobs)
     app.include_router(create_job_routes(hosted.desk))
     with listening(app) as port:
         hosted.url = f"http://127.0.0.1:{port}"

@@ -1,9 +1,11 @@
 """Batches from the official client through the real routes to the answers of a fake engine, with workers in this process."""
 
+import re
 import threading
 import time
 from contextlib import contextmanager
 
+import httpx
 import pytest
 from sqlalchemy import update
 
@@ -273,3 +275,20 @@ def test_files_that_a_lost_worker_had_uploaded_are_replaced(hosted, monkeypatch)
     batch = hosted.client().batches.retrieve(made.id)
     outputs = [file.id for file in hosted.client().files.list() if file.purpose == "batch_output"]
     assert outputs == [batch.output_file_id] and len(list((hosted.folder / "files").iterdir())) == 2
+
+
+def test_the_metrics_count_batches_and_their_lines(hosted, monkeypatch):
+    def counted():
+        text = httpx.get(f"{hosted.url}/metrics", trust_env=False).text
+        rows = re.findall(r'^litmus:batch\w+{\w+="(\w+)"} ([1-9]\d*)\.0$', text, re.M)
+        return {name: int(count) for name, count in rows}
+
+    hosted.start(line("a"))
+    hosted.work()
+    assert counted() == {"completed": 1}
+    stall_at(hosted, monkeypatch, 5)
+    hosted.start(*[line(f"r{n}") for n in range(9)])
+    with in_thread(hosted.work):
+        wait_until(lambda: hosted.worker.stalled and counted() == {"in_progress": 1, "waiting": 6, "completed": 3})
+        hosted.worker.stalled = False
+    assert counted() == {"completed": 2}

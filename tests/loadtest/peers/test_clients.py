@@ -86,7 +86,8 @@ def test_streams_beside_a_long_prompt(fake_server):
     (found,) = ask(url, lambda client: clients.measure_prefill_interference(client, QUICK))
     assert found.prompt_tokens == 400 and found.read_ms >= 1000 * PREFILL_S
     assert len(found.calm_ms) >= 2 * (QUICK.calm_deltas - 4) and len(found.pressed_ms) >= 2
-    assert statistics.median(found.calm_ms) < 1000 * PREFILL_S <= percentile(found.pressed_ms, 0.99)
+    waited_ms = 1000 * PREFILL_S * 0.8  # less the time that the token before it came late
+    assert statistics.median(found.calm_ms) < waited_ms <= percentile(found.pressed_ms, 0.99)
 
 
 def test_streams_that_end_too_early_are_a_failure(fake_server, monkeypatch):
