@@ -10,7 +10,7 @@ from loadtest.summary import format_number, percentile
 
 COLUMNS = (
     *("load", "requests", "ok", "shed", "failed", "left", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "TPOT p99 ms", "gap p99 ms"),
-    *("chat p50 ms", "queue p99 ms", "score p50 ms", "ok/s", "tokens/s", "in time", "in time/s", "late p99 ms"),
+    *("chat p50 ms", "queue p99 ms", "score p50 ms", "ok/s", "tokens/s", "in time", "in time/s", "late p99 ms", "turns cached"),
 )
 
 
@@ -64,14 +64,25 @@ def row(stage: Stage, records: Sequence[Record], slo: Slo) -> list[str]:
     times += [percentile([record.e2e_ms for record in chats], 0.5), percentile(queue, 0.99), percentile(scores, 0.5)]
     rates = [len(ok) / seconds, sum(tokens) / seconds if tokens else math.nan]
     in_time_per_s = math.nan if math.isnan(share) else sum(map(slo.is_met, chats)) / seconds
-    share_cell = "-" if math.isnan(share) else f"{share:.1%}"
     return [
         stage.name,
         *map(str, counts),
         *map(format_number, [*times, *rates]),
-        share_cell,
+        _share_cell(share),
         *map(format_number, [in_time_per_s, percentile(late, 0.99)]),
+        _share_cell(continued_from_cache(chats)),
     ]
+
+
+def continued_from_cache(chats: Sequence[Record]) -> float:
+    """Share of the turns that continue a conversation of which the server had at least half of the prompt in its cache. NaN: none."""
+    counts = [(chat.cached_tokens, chat.prompt_tokens) for chat in chats if chat.turn > 1]
+    found = [2 * cached >= prompt for cached, prompt in counts if cached is not None and prompt is not None]
+    return sum(found) / len(found) if found else math.nan
+
+
+def _share_cell(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.1%}"
 
 
 def span_s(records: Sequence[Record]) -> float:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from loadtest.load.goodput import COLUMNS, Slo, goodput, missed_stages, row, span_s, table
+from loadtest.load.goodput import COLUMNS, Slo, continued_from_cache, goodput, missed_stages, row, span_s, table
 from loadtest.load.stages import plan_stages
 from loadtest.record import Record
 
@@ -59,7 +59,7 @@ def test_a_row_leaves_out_the_warm_up_and_counts_what_finished():
     assert [cells[name] for name in ("load", "requests", "ok", "shed", "failed", "left")] == ["2 users", "6", "3", "1", "1", "1"]
     assert (cells["TTFT p50 ms"], cells["TTFT p99 ms"], cells["gap p99 ms"], cells["queue p99 ms"]) == ("50.0", "300", "9.0", "3.0")
     assert (cells["ok/s"], cells["tokens/s"], cells["in time"], cells["in time/s"]) == ("1.5", "50.0", "25.0%", "0.5")
-    assert cells["score p50 ms"] == "70.0" and cells["late p99 ms"] == "0.5"
+    assert (cells["score p50 ms"], cells["late p99 ms"], cells["turns cached"]) == ("70.0", "0.5", "-")
     lines = table(records, PLAN, SLO).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
     assert "9999" not in lines[2] and lines[3].split("|")[2].strip() == "0" and "nan" not in lines[3]
@@ -73,3 +73,11 @@ def test_without_limits_nothing_is_in_time_or_late():
 def test_span():
     assert span_s([record(started_s=2.0), record(started_s=4.0, e2e_ms=500.0)]) == 2.5
     assert math.isnan(span_s([]))
+
+
+def test_turns_that_found_half_of_their_prompt_in_the_cache_are_counted():
+    first = record(turn=1, cached_tokens=0, prompt_tokens=100)
+    assert math.isnan(continued_from_cache([first, record(turn=2)]))
+    found, missed = record(turn=2, cached_tokens=50, prompt_tokens=100), record(turn=3, cached_tokens=49, prompt_tokens=100)
+    assert continued_from_cache([first, found, missed]) == 0.5
+    assert dict(zip(COLUMNS, row(PLAN[0], [found], SLO), strict=True))["turns cached"] == "100.0%"
