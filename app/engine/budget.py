@@ -5,16 +5,17 @@ The estimates come from the steps themselves: how long a step with decoding rows
 
 from dataclasses import dataclass, field
 
-MIN_TOKENS = 8  # prefill or score tokens that may always join a step: prompts make progress on the slowest device
-SCORE_TIME_SHARE = 0.3  # part of the extra time of a step that texts to score may take
+MIN_TOKENS = 8  # prefill tokens that may always join a step: prompts make progress on the slowest device. Fewer score tokens wait for more
+SCORE_TIME_SHARE = 0.3  # part of the extra time of all steps that texts to score may take
 DECODE_ONLY_INTERVAL = 8  # of so many steps with decoding rows, one takes no other tokens: it measures how long decoding alone takes
 LATEST_WEIGHT = 0.3  # weight of the latest step in a moving average
 
 
 @dataclass(slots=True)
 class StepBudget:
-    """A step takes at most `max_tokens` prefill or score tokens. When slots decode, it takes only as many as keep its duration within
-    `stretch` times that of decoding alone.
+    """A step takes at most `max_tokens` prefill or score tokens. When slots decode, it takes only as many prefill tokens as keep its
+    duration within `stretch` times that of decoding alone. Score tokens may take their share of that time over several steps: where it is
+    less than `MIN_TOKENS` a step, it is saved up for one of the next.
     """
 
     max_tokens: int
@@ -23,6 +24,7 @@ class StepBudget:
     _prefill_token_s: float | None = None  # seconds that a prefill token adds to a step
     _score_token_s: float | None = None
     _decode_steps: int = 0
+    _saved_tokens: float = 0.0  # score tokens that steps with decoding rows left to later ones
 
     def token_limits(self, decode_rows: int, waiting_prompts: int) -> tuple[int, int]:
         """Limits of the next step: prefill tokens, and score tokens. A step with decoding rows should use only one of the two.
@@ -40,7 +42,7 @@ class StepBudget:
             return self.max_tokens, self.max_tokens
         spare_s, ratio = decode_s * (self.stretch - 1), waiting_prompts / decode_rows
         prefill_tokens = self._tokens_within(spare_s * (1 + ratio + ratio**2), self._prefill_token_s)
-        return prefill_tokens, self._tokens_within(spare_s * SCORE_TIME_SHARE, self._score_token_s)
+        return prefill_tokens, self._score_tokens(spare_s * SCORE_TIME_SHARE)
 
     def record(self, decode_rows: int, prefill_tokens: int, score_tokens: int, step_s: float) -> None:
         """Update the estimates from a finished step. A step with both kinds of tokens is ignored: it does not say what either cost."""
@@ -58,11 +60,20 @@ class StepBudget:
             self._prefill_token_s = _moving_average(self._prefill_token_s, token_s)
         else:
             self._score_token_s = _moving_average(self._score_token_s, token_s)
+            self._saved_tokens -= score_tokens if decode_rows else 0
 
     def _decode_only_s(self, decode_rows: int) -> float | None:
         """Duration of a decode-only step of about `decode_rows` rows, or of the nearest number that was measured."""
         nearest = min(self._decode_s, key=lambda bits: abs(bits - decode_rows.bit_length()), default=None)
         return None if nearest is None else self._decode_s[nearest]
+
+    def _score_tokens(self, spare_s: float) -> int:
+        """What fits into `spare_s`. If that is less than `MIN_TOKENS`, it is saved up until it is as many, and 0 until then."""
+        if not self._score_token_s:
+            return self.max_tokens
+        fitting = spare_s / self._score_token_s
+        self._saved_tokens = min(max(self._saved_tokens, 0) + fitting, fitting if fitting >= MIN_TOKENS else 2 * MIN_TOKENS)
+        return min(self.max_tokens, int(self._saved_tokens)) if self._saved_tokens >= MIN_TOKENS else 0
 
     def _tokens_within(self, spare_s: float, token_s: float | None) -> int:
         if not token_s:

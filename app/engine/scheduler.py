@@ -188,7 +188,11 @@ class Scheduler:
             else:
                 self._plan_scoring(plan, score_tokens)
         elif prompts_first:
-            self._plan_scoring(plan, self._plan_prefill(plan, prefilling, prefill_tokens))
+            left = self._plan_prefill(plan, prefilling, prefill_tokens)
+            if any(map(self._is_urgent, self._texts)) or all(
+                slot.request.tier == "flex" for slot in prefilling if slot.request is not None
+            ):
+                self._plan_scoring(plan, left)  # otherwise the prompts of people do not wait for texts that can
         else:
             self._plan_prefill(plan, prefilling, self._plan_scoring(plan, score_tokens))
         return plan

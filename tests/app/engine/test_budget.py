@@ -35,8 +35,25 @@ def test_a_number_of_rows_that_was_not_measured_uses_the_nearest_that_was(decode
     assert measured().token_limits(decode_rows, 1)[0] == pytest.approx(limit, abs=1)
 
 
-def test_some_tokens_may_join_however_slow_the_device_is() -> None:
-    assert measured(prefill_token_s=1.0, score_token_s=1.0).token_limits(8, 1) == (MIN_TOKENS, MIN_TOKENS)
+def test_some_prefill_tokens_may_join_however_slow_the_device_is() -> None:
+    assert measured(prefill_token_s=1.0).token_limits(8, 1)[0] == MIN_TOKENS
+
+
+@pytest.mark.parametrize("score_token_s", [0.0005, 0.002, 0.01, 0.2])
+def test_texts_get_their_share_of_the_time_over_many_steps(score_token_s: float) -> None:
+    """However long a token takes: where a step has no time for `MIN_TOKENS`, they join one of the next."""
+    budget, tokens = measured(score_token_s=score_token_s), 0
+    for _ in range(8000):
+        limit = budget.token_limits(8, 0)[1]
+        assert limit == 0 or limit >= MIN_TOKENS
+        budget.record(8, 0, limit, 0.05 + limit * score_token_s)
+        tokens += limit
+    assert tokens * score_token_s == pytest.approx(8000 * (1 - 1 / DECODE_ONLY_INTERVAL) * 0.05 * 2 * 0.3, rel=0.05)
+
+
+def test_texts_that_come_late_do_not_get_the_time_that_nobody_used() -> None:
+    budget = measured(score_token_s=0.01)
+    assert max(budget.token_limits(8, 0)[1] for _ in range(100)) <= 2 * MIN_TOKENS
 
 
 def test_the_whole_budget_may_be_used_before_anything_was_measured() -> None:

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import pytest
 from planning import Clock, create, detokenize, generate, request_in, run
 
-from app.engine.request import BeamSearchParams, Generate, Score, Window
+from app.engine.request import BeamSearchParams, Generate, Score, Tier, Window
 from app.engine.scheduler import AGE_S
 
 
@@ -197,6 +198,22 @@ def test_clear_returns_the_ids_of_all_jobs_in_flight() -> None:
     scheduler.add(Score("text", (1, 2), (Window(0, 2, 1),)))
     assert sorted(scheduler.clear()) == ["running", "text", "waiting"]
     assert scheduler.idle
+
+
+@pytest.mark.parametrize(
+    ("tier_of_prompt", "tier_of_text", "together"), [("default", "flex", False), ("flex", "flex", True), ("default", "default", True)]
+)
+def test_a_flex_text_does_not_lengthen_the_step_that_reads_the_prompt_of_a_person(
+    tier_of_prompt: Tier, tier_of_text: Tier, together: bool
+) -> None:
+    clock = Clock()
+    scheduler = create(2, 64, clock)
+    scheduler.add(replace(generate("a", 4), tier=tier_of_prompt))
+    scheduler.add(Score("text", (1, 2), (Window(0, 2, 1),), tier=tier_of_text))
+    plan = run(scheduler)
+    assert plan.prefill_chunks and bool(plan.score_chunks) is together
+    scheduler.release(scheduler.slots[0])
+    assert together or run(scheduler).score_chunks
 
 
 def test_idle_hours_do_not_count_in_the_expected_wait() -> None:
