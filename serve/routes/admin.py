@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 
 from app.errors import LitmusError
+from app.models.names import MODEL_NAME
 from app.schemas import AdminModel, AdminModelList, ErrorResponse
 from serve.routes.state import ERROR_RESPONSES
 from serve.workers.catalog import Catalog
@@ -16,8 +17,7 @@ from serve.workers.change import Change, changed
 
 log = logging.getLogger(__name__)
 
-NAME = r"^[A-Za-z0-9][\w.:@/-]{0,127}$"
-Name = Annotated[str, Path(pattern=NAME, description="name of the model in the API", examples=["storyteller"])]
+Name = Annotated[str, Path(pattern=MODEL_NAME, description="name of the model in the API", examples=["storyteller"])]
 ERRORS: dict[int | str, dict[str, Any]] = {
     **{status: ERROR_RESPONSES[status] for status in (400, 404, 503)},
     403: {"model": ErrorResponse, "description": "a path that may not be loaded, or not an administrator"},
