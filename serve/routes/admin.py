@@ -41,7 +41,7 @@ def create_admin(catalog: Catalog) -> APIRouter:
         The present version serves until the new one is loaded. Then it finishes what it has, and is unloaded.
         """
         fields = {} if body is None else body.model_dump(exclude_unset=True)
-        with _audited(request, "load", name, fields=",".join(sorted(fields))):
+        with audited(request, "load", name, fields=",".join(sorted(fields))):
             return (await catalog.load(name, partial(changed, name, fields=fields))).state()
 
     @admin.delete("/admin/models/{name:path}", summary="Unload a model", status_code=202, responses=ERRORS)
@@ -49,14 +49,14 @@ def create_admin(catalog: Catalog) -> APIRouter:
         name: Name, request: Request, default: Annotated[str | None, Query(description="name of the default model from now on")] = None
     ) -> AdminModel:
         """It gets no new requests, finishes what it has, and is unloaded. The default model needs a successor: `?default=NAME`."""
-        with _audited(request, "unload", name):
+        with audited(request, "unload", name):
             return catalog.unload(name, default).state()
 
     return admin
 
 
 @contextmanager
-def _audited(request: Request, action: str, name: str, **details: str) -> Iterator[None]:
+def audited(request: Request, action: str, name: str, **details: str) -> Iterator[None]:
     """Leave a line in the log of who did what, and whether it was refused. No value of a setting, which may be anything."""
     fields = {"action": action, "model": name, "by": request.scope.get("state", {}).get("client") or "local", **details}
     try:

@@ -21,6 +21,7 @@ from app.errors import SetupError
 from app.models.loading import create_engine
 from app.models.lora import read_lora
 from app.models.source import Source, source_of
+from app.scoring.calibration import identity_of
 from app.settings import ModelSettings, Settings
 from models.gguf import write_gguf
 
@@ -48,7 +49,8 @@ def test_adapters_of_the_settings_are_served_as_if_they_were_merged(tiny_folder:
     ranks = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"layers.1.self_attn.q_proj": 20}, "use_rslora": True, "r": 4}
     other = save_adapter(tmp_path / "other", tiny_folder, LAYERS, 2, ("q_proj", "down_proj"), **ranks, layers_to_transform=None)
     engine, facts = create_engine(settings(tiny_folder, adapters={"ft:base:one": str(plain), "other": str(other)}))
-    merged = {name: create_engine(settings(folder)) for name, folder in (("ft:base:one", plain), ("other", other))}
+    pair = settings(plain, observer=str(tiny_folder))
+    merged = {"ft:base:one": create_engine(pair), "other": create_engine(settings(other))}
     answers = {name: answer(engine, name) for name in merged}
     assert answers == {name: answer(model, None) for name, (model, _) in merged.items()}
     assert answer(engine, None) == answer(create_engine(settings(tiny_folder))[0], None) not in answers.values()
@@ -57,6 +59,8 @@ def test_adapters_of_the_settings_are_served_as_if_they_were_merged(tiny_folder:
     own = facts.of(facts.adapters[0])
     found = (own.name, own.parent, own.adapter, own.observer, own.observer_revision)
     assert found == ("ft:base:one", "base", "ft:base:one", "base", facts.revision)
+    detector = ModelSettings(path=str(plain), observer=str(tiny_folder))
+    assert identity_of(detector, own) == identity_of(pair, merged["ft:base:one"][1])  # what calibrates the pair is for both
     assert len({facts.fingerprint, *(adapter.fingerprint for adapter in facts.adapters)}) == 3
 
 
