@@ -89,7 +89,7 @@ def test_a_kept_adapter_is_served_and_again_after_a_restart(tmp_path: Path) -> N
 
     async def second() -> None:
         server = Server(tmp_path)
-        with pytest.raises(UnknownModel):
+        with pytest.raises(NotReady, match="with its base 'fake'"):
             server.router.fleet(NAME)
         outbox = server.start()
         assert outbox == [Load(NAME, "/tuned")]
@@ -108,6 +108,8 @@ def test_a_result_is_kept_for_a_base_that_is_not_loaded_at_the_moment(tmp_path: 
         server = Server(tmp_path)
         await server.shelf.keep(NAME, "/tuned", FACTS.name)
         assert NAME not in server.router.adapters and server.file.exists()
+        with pytest.raises(NotReady, match="with its base 'fake'"):
+            server.router.fleet(NAME)
         assert isinstance(await server.during(server.shelf.load("other", str(tmp_path / "allowed/x"))), NotReady)
         assert server.start() == [Load(NAME, "/tuned")]
 
