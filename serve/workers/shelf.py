@@ -105,7 +105,8 @@ class Shelf:
             return
         fleet, replica = self._place_of(message.worker)
         for facts in message.facts.adapters:
-            self._serve(facts, fleet)
+            if facts.name in self._entries:
+                self._serve(facts, fleet)
         there = {facts.name for facts in message.facts.adapters}
         for name, entry in self._entries.items():
             if entry.model == fleet.model and name not in there:
@@ -178,6 +179,7 @@ class Shelf:
             self._serve(loading.result(), fleet)
         elif isinstance(error, SetupError):
             log.error("adapter", extra={"fields": {"adapter": name, "model": fleet.model, "failed": error.message}})
+            fleet.adapters.pop(name, None)
             fleet.problems[name] = error.message
             self._withdraw(name, NotReady(NOT_LOADED.format(name), code="adapter_not_loaded"))
 

@@ -242,6 +242,12 @@ def test_a_new_version_has_the_adapters_before_it_takes_jobs(tmp_path: Path) -> 
         server.read(NAME, number=1)
         await furnished
         assert can_go_on(JOB, version) and version.facts_of(NAME).fingerprint == f"fp_{NAME}"
+        server.router.install(version)
+        assert [facts.name for facts in server.router.adapted_facts()] == [NAME]
+        server.router.withdraw("fake")  # then there is nothing on which it could be served
+        assert server.router.adapted_facts() == []
+        with pytest.raises(UnknownModel, match="is not served here"):
+            server.router.facts(NAME)
 
     run(test())
 
