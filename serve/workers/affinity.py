@@ -12,8 +12,8 @@ class Affinity:
         # hash of a prefix -> number of the replica, and whether a prompt ended there (less than a stride after it)
         self._replicas: OrderedDict[int, tuple[int, bool]] = OrderedDict()
 
-    def remember(self, prompt: Sequence[int], replica: int) -> None:
-        hashes = _prefix_hashes(prompt)
+    def remember(self, prompt: Sequence[int], replica: int, adapter: str | None = None) -> None:
+        hashes = _prefix_hashes(prompt, adapter)
         for prefix in hashes:
             was_end = self._replicas.get(prefix, (0, False))[1]
             self._replicas[prefix] = replica, was_end or prefix == hashes[-1]
@@ -21,20 +21,20 @@ class Affinity:
         while len(self._replicas) > MAX_PREFIXES:
             self._replicas.popitem(last=False)
 
-    def find(self, prompt: Sequence[int]) -> int | None:
+    def find(self, prompt: Sequence[int], adapter: str | None = None) -> int | None:
         """The replica that last read the longest remembered prefix of the prompt. None if that is less than half of the prompt, unless it
         is a whole earlier prompt, as in a conversation: a common system prompt alone is no reason to prefer a replica.
         """
-        for count, prefix in reversed(list(enumerate(_prefix_hashes(prompt), 1))):
+        for count, prefix in reversed(list(enumerate(_prefix_hashes(prompt, adapter), 1))):
             if prefix in self._replicas:
                 replica, was_end = self._replicas[prefix]
                 return replica if was_end or 2 * count * STRIDE_TOKENS >= len(prompt) else None
         return None
 
 
-def _prefix_hashes(prompt: Sequence[int]) -> list[int]:
-    """A hash chain: entry i covers the first (i + 1) * STRIDE_TOKENS tokens."""
-    hashes, prefix = [], 0
+def _prefix_hashes(prompt: Sequence[int], adapter: str | None) -> list[int]:
+    """A hash chain: entry i covers the first (i + 1) * STRIDE_TOKENS tokens. Keys and values of one adapter are of no use to another."""
+    hashes, prefix = [], hash(adapter)
     for end in range(STRIDE_TOKENS, len(prompt) + 1, STRIDE_TOKENS):
         prefix = hash((prefix, tuple(prompt[end - STRIDE_TOKENS : end])))
         hashes.append(prefix)
