@@ -10,7 +10,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -22,7 +22,7 @@ from pydantic_settings import (
 from yaml import YAMLError
 
 from app.errors import SetupError
-from app.models.names import is_hub_name, served_name
+from app.models.names import MODEL_NAME, is_hub_name, served_name
 from app.schemas import SamplingParameters
 from app.setting_groups import Group, LimitSettings, QueueSettings, RetentionSettings, SecuritySettings, TelegramSettings, UISettings
 from app.setting_jobs import JobSettings
@@ -65,6 +65,16 @@ class SamplingSettings(SamplingParameters):
     model_config = ConfigDict(strict=False)
 
 
+AdapterName = Annotated[str, StringConstraints(pattern=MODEL_NAME)]
+
+
+class AdapterPaths(dict[str, str]):
+    """Paths by the adapter's name. Nobody changes them, so they can be hashed, as all settings can."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
 class LoadedFields(Group):
     path: str = Field(
         "auto",
@@ -81,6 +91,10 @@ class LoadedFields(Group):
         None, description="calibration file for verdicts, written by `python -m app.calibrate`; the one in the model's folder when not set"
     )
     name: str | None = Field(None, description="name of the model in the API; the last part of the path when not set")
+    adapters: Annotated[dict[AdapterName, str], AfterValidator(AdapterPaths)] = Field(
+        AdapterPaths(),
+        description="LoRA adapters that are served beside the model, on its weights: names in the API, each with a folder or hub name",
+    )
     quantize: Literal["none", "int8", "nf4", "fp4", "int4"] = Field(
         "none",
         description="quantization of the linear layers: nf4 and fp4 by bitsandbytes, int8 by bitsandbytes on CUDA; on a CPU int8 and int4 "
@@ -144,6 +158,10 @@ class LoadedFields(Group):
         """Raises `SetupError` for a missing folder, naming the setting under `where`. A hub name (`owner/name`, `owner/name:file.gguf`) is
         not looked up here, but when the model is loaded.
         """
+        for name, adapter in self.adapters.items():
+            is_there = (Path(adapter) / "adapter_config.json").is_file()
+            if not is_there and (Path(adapter).exists() or not is_hub_name(adapter)):
+                raise SetupError(f"{where}.adapters: '{name}' is to be in {adapter}, which is no folder with an adapter_config.json")
         for field, path in (("path", self.path), ("observer", self.observer_path)):
             if path is None or (is_hub_name(path) and not Path(path).exists()):
                 continue
@@ -281,6 +299,11 @@ class Settings(BaseSettings):
             earlier = setting_of.setdefault(model.served_name, where)
             if earlier != where and not may_share_a_name(self.served[earlier], model):
                 raise ValueError(f"{earlier} and {where} would both be served as '{model.served_name}': give one of them another name")
+        for where, model in self.served.items():
+            for name in model.adapters:
+                taken = setting_of.setdefault(name, f"{where}.adapters")
+                if taken != f"{where}.adapters":
+                    raise ValueError(f"{taken} and {where}.adapters would both be served as '{name}': give one of them another name")
         return self
 
     def check_paths(self) -> None:

@@ -68,9 +68,11 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     from app.tokenizer import Tokenizer
     from serve.observe.tracing import add_traces
     from serve.routes import create_job_routes, create_routes
+    from serve.routes.adapters import create_adapters
     from serve.routes.admin import create_admin
     from serve.routes.estimate import create_estimate
     from serve.workers.catalog import Catalog
+    from serve.workers.shelf import Shelf
 
     tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.loaded.values()}
     detectors = {model.served_name: detector_of(model) for model in settings.loaded.values()}
@@ -80,6 +82,9 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
         catalog = Catalog(router, settings, app.state.order, tokenizers, detectors)
         app.state.watchers.append(catalog.watch)
         app.include_router(create_admin(catalog))
+        app.state.shelf = Shelf(router, settings, detectors)
+        catalog.furnish, app.state.bans.parents = app.state.shelf.furnish, router.adapters
+        app.include_router(create_adapters(app.state.shelf))
     if settings.jobs.enabled:
         bases = catalog.settings_of if settings.loaded else lambda name: None
         app.include_router(create_job_routes(app.state.desk, settings.server.strict, bases, getattr(app.state, "shelf", None)))

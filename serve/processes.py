@@ -16,7 +16,7 @@ from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
 
 from app.errors import SetupError
-from app.settings import ServerSettings
+from app.settings import AdapterPaths, ServerSettings
 from serve.admission.connections import create_connections, uvicorn_options
 from serve.observe.logs import LogSettings
 from serve.workers.fleet import Replica
@@ -108,8 +108,12 @@ class Server(litserve.LitServer):
         """Start a dead worker again. If it was killed while it waited for a message, a reader is left in the queue's process and takes one
         more; what is queued here is for no process, and the new worker ignores it.
         """
-        self.litapi_request_queues[self._apis[number].api_path].put((0, ""))
-        return self.launch_single_inference_worker(self._apis[number], 0)
+        api = self._apis[number]
+        self.litapi_request_queues[api.api_path].put((0, ""))
+        api.settings = api.settings.model_copy(
+            update={"adapters": AdapterPaths()}
+        )  # the API process has them loaded, and hears of failures
+        return self.launch_single_inference_worker(api, 0)
 
     def create(self, start: Start) -> Any:
         """Give the replica what LitServe gives to those of the start, and tell the API process its queue."""

@@ -154,6 +154,10 @@ class FakeWorker:
                 asyncio.get_running_loop().call_soon(self.router.append, [Events(self.pid, [self.engine.report(content.id)]), "OK"])
             return
         self.engine.submit(content)
+        self.start()
+
+    def start(self) -> None:
+        """Step the engine until it is idle."""
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 

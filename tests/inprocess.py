@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,17 +21,21 @@ from fakes import FakeWorker
 from fastapi import FastAPI
 
 from app.engine.engine import Engine
-from app.engine.request import Facts
+from app.engine.request import Facts, Inspect
 from app.errors import EngineFailed
 from app.models.loading import create_engine
 from app.scoring.detector import Detector, detector_of
 from app.setting_groups import QueueSettings
-from app.settings import ModelSettings
+from app.setting_jobs import JobSettings
+from app.settings import ModelSettings, Settings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
 from serve.routes import create_routes
-from serve.workers.messages import Events, Ready
+from serve.routes.adapters import create_adapters
+from serve.workers.adaptation import Adaptation, Outcome
+from serve.workers.messages import Events, LoadAdapter, Ready, UnloadAdapter
 from serve.workers.router import Router
+from serve.workers.shelf import Shelf
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MAX_BODY_BYTES = 1_000_000
@@ -45,6 +50,30 @@ class Worker(FakeWorker):
 
     dies_after: int | None = None
     deaths = 0
+
+    def __init__(self, router: Router, engine: Engine) -> None:
+        super().__init__(router, engine)  # type: ignore[arg-type]
+        self.adaptation: Adaptation | None = None
+
+    def put(self, message: tuple[int, Any]) -> None:
+        """As the worker's own loop takes messages, orders for adapters included."""
+        pid, content = message
+        if isinstance(content, LoadAdapter | UnloadAdapter | Outcome):
+            self._adapted().obey(content)
+            self.start()
+        elif isinstance(content, str | Inspect) or not self._adapted().holds(content):
+            super().put((pid, content))
+
+    def _adapted(self) -> Adaptation:
+        if self.adaptation is None:
+            loop = asyncio.get_running_loop()
+            number = next(replica.number for replica in self.router.replicas if replica.queue is self)
+
+            def hand_in(outcome: Outcome) -> None:
+                loop.call_soon_threadsafe(self.put, (psutil.Process().pid, outcome))
+
+            self.adaptation = Adaptation(self.engine, number, hand_in, lambda sent: self.router.append([sent, "OK"]))  # type: ignore[arg-type]
+        return self.adaptation
 
     async def _run(self) -> None:
         completed = False
@@ -87,6 +116,10 @@ class LocalModel:
     @property
     def name(self) -> str:
         return self.facts.name
+
+    def adapted(self, name: str) -> "LocalModel":
+        """One of its adapters, asked like a model."""
+        return replace(self, facts=replace(self.facts, name=name))
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
         response = self.http.post(path, json={"model": self.name, **body})
@@ -140,9 +173,9 @@ class LocalModel:
 
 
 class LocalServer:
-    """Loads the model of a name when a test first asks for it. `settings` are by name."""
+    """Loads the model of a name when a test first asks for it. `settings` are by name. `jobs` is the folder that would hold adapters."""
 
-    def __init__(self, settings: dict[str, ModelSettings]) -> None:
+    def __init__(self, settings: dict[str, ModelSettings], jobs: Path = Path("nowhere")) -> None:
         self.settings = settings
         self.router = Router(list(settings), QueueSettings(max_waiting=MAX_WAITING))
         self.tokenizers: dict[str, Tokenizer] = {}
@@ -150,6 +183,10 @@ class LocalServer:
         self.app = FastAPI()
         install(self.app, MAX_BODY_BYTES)
         self.app.include_router(create_routes(self.router, self.tokenizers, int(time.time()), frozenset(), self.detectors))
+        first, *others = settings.values()
+        whole = Settings.model_construct(model=first, models=tuple(others), jobs=JobSettings(folder=str(jobs)))
+        self.shelf = Shelf(self.router, whole, self.detectors)
+        self.app.include_router(create_adapters(self.shelf))
         self.models: dict[str, LocalModel] = {}
         self.url = ""
         self.http = httpx.Client()
@@ -176,7 +213,7 @@ class LocalServer:
     def _load(self, settings: ModelSettings) -> LocalModel:
         engine, facts = create_engine(settings)
         replica = next(replica for replica in self.router.replicas if replica.model == facts.name)
-        replica.queue = Worker(self.router, engine)  # type: ignore[arg-type]
+        replica.queue = Worker(self.router, engine)
         self.tokenizers[facts.name] = Tokenizer(settings.path)
         self.detectors[facts.name] = detector_of(settings)
         self.router.append([Ready(psutil.Process().pid, replica.number, facts), "OK"])

@@ -1,16 +1,18 @@
 """`python tests/swapping.py ARGUMENTS`: the whole server, with workers whose engine needs no model, so that one is there in a second.
 
-A folder's file `worker.json` says how its worker behaves: `{"refuse": "why"}`, `{"hang": true}` while it loads.
+A folder's file `worker.json` says how its worker behaves: `{"refuse": "why"}`, also of an adapter, `{"hang": true}` while it loads.
 """
 
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from fakes import FACTS, FakeEngine
 
-from app.engine.request import Event, Facts
+from app.engine.request import AdapterFacts, Delta, Event, Facts, Job
 from app.errors import SetupError
 from app.models.device import DeviceAssignment
 from app.settings import ModelSettings
@@ -19,11 +21,30 @@ STEP_S = 0.002
 
 
 class SlowEngine(FakeEngine):
-    """Its words name its version."""
+    """Its words name its version, and the job's adapter."""
 
     def __init__(self, version: str) -> None:
         super().__init__()
         self.version = version
+        self.reader = self
+        self.adapters: set[str] = set()
+
+    def read(self, name: str, path: str) -> SimpleNamespace:
+        wanted = behaviour_of(Path(path))
+        if "refuse" in wanted:
+            raise SetupError(wanted["refuse"])
+        return SimpleNamespace(facts=AdapterFacts(name, path, f"{self.version}+{name}", f"fp_{self.version}_{name}"))
+
+    def add_adapter(self, loaded: SimpleNamespace) -> None:
+        self.adapters.add(loaded.facts.name)
+
+    def remove_adapter(self, name: str) -> list[Event]:
+        self.adapters.discard(name)
+        return []
+
+    def submit(self, job: Job) -> None:
+        assert job.adapter is None or job.adapter in self.adapters
+        super().submit(job)
 
     @property
     def rows(self) -> int:
@@ -31,12 +52,21 @@ class SlowEngine(FakeEngine):
 
     def step(self) -> list[Event]:
         time.sleep(STEP_S)
-        return [replace(event, text=f"{self.version} ") if hasattr(event, "text") else event for event in super().step()]
+        adapters = {id: job.adapter for id, (job, _) in self.jobs.items()}
+        return [self._named(event, adapters[event.id]) if isinstance(event, Delta) else event for event in super().step()]
+
+    def _named(self, event: Delta, adapter: str | None) -> Delta:
+        return replace(event, text=f"{self.version} " if adapter is None else f"{self.version}+{adapter} ")
+
+
+def behaviour_of(folder: Path) -> dict[str, Any]:
+    file = folder / "worker.json"
+    behaviour: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return behaviour
 
 
 def build(settings: ModelSettings, assignment: DeviceAssignment) -> tuple[SlowEngine, Facts]:
-    behaviour = Path(settings.path) / "worker.json"
-    wanted = json.loads(behaviour.read_text()) if behaviour.exists() else {}
+    wanted = behaviour_of(Path(settings.path))
     if "refuse" in wanted:
         raise SetupError(wanted["refuse"])
     if wanted.get("hang"):

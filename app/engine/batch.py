@@ -1,6 +1,6 @@
 """Turns a step's plan into one flat row of tokens: first the decoding slots, then chunks of prompts, then chunks of texts to score."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from app.engine.layout import Span
@@ -18,22 +18,30 @@ class FlatBatch:
     sampled: list[tuple[int, Slot]] = field(default_factory=list)  # rows whose logits give a next token, and the slots that get it
     prefill_chunks: list[tuple[Span, PrefillChunk]] = field(default_factory=list)
     score_chunks: list[tuple[Span, ScoreChunk]] = field(default_factory=list)
+    adapted: dict[str, list[int]] = field(default_factory=dict)  # rows of each adapter
 
-    def append(self, tokens: Sequence[int], start: int, slot: int | None) -> Span:
+    def append(self, tokens: Sequence[int], start: int, slot: int | None, adapter: str | None) -> Span:
         """Add rows for `tokens`, which stand at position `start` and after of a sequence; `slot` is the cache row they are written to."""
         span = Span(len(self.ids), len(self.ids) + len(tokens), start, slot)
         self.ids += tokens
         self.positions += range(start, span.end)
         self.spans.append(span)
+        self.adapt(adapter, range(span.row_start, span.row_end))
         return span
+
+    def adapt(self, adapter: str | None, rows: Iterable[int]) -> None:
+        if adapter is not None:
+            self.adapted.setdefault(adapter, []).extend(rows)
 
 
 def flatten_plan(plan: Plan, scoring_slot: int) -> FlatBatch:
     """`scoring_slot` is the slot of the cache for texts whose windows take several steps."""
     batch = FlatBatch([slot.tokens[-1] for slot in plan.decodes], [slot.length for slot in plan.decodes])
     batch.sampled = list(enumerate(plan.decodes))
+    for row, slot in batch.sampled:
+        batch.adapt(slot.adapter, (row,))
     for chunk in plan.prefill_chunks:
-        span = batch.append(chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.index)
+        span = batch.append(chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.index, chunk.slot.adapter)
         batch.prefill_chunks.append((span, chunk))
         if chunk.end == len(chunk.slot.tokens):
             batch.sampled.append((span.row_end - 1, chunk.slot))
@@ -52,4 +60,5 @@ def _append_score_chunks(batch: FlatBatch, chunks: Sequence[ScoreChunk], scoring
     for chunk in chunks:
         tokens = chunk.text.job.tokens[chunk.start : chunk.end]
         slot = scoring_slot if chunk.cached else None
-        batch.score_chunks.append((batch.append(tokens, chunk.start - chunk.window.start, slot), chunk))
+        adapter = None if chunk.window.base else chunk.text.job.adapter
+        batch.score_chunks.append((batch.append(tokens, chunk.start - chunk.window.start, slot, adapter), chunk))

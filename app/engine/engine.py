@@ -16,16 +16,18 @@ from app.engine.flat import FlatModel
 from app.engine.grammar import GrammarCompiler, GrammarState
 from app.engine.group import SearchGroup, create_search_group
 from app.engine.layout import layout_of
+from app.engine.lora import AdapterReader, LoadedAdapter
 from app.engine.request import Columns, Delta, Embed, Event, Failed, Generate, Job, Report, Scored, TokenLogprob
 from app.engine.sampler import SamplerRow, sample, token_logprobs
 from app.engine.scheduler import Plan, Scheduler
 from app.engine.slot import Slot
 from app.engine.texts import Texts
 from app.engine.threads import create_thread_count
-from app.errors import ContextTooLong, EngineFailed, InvalidRequest, LitmusError
+from app.errors import ContextTooLong, EngineFailed, InvalidRequest, LitmusError, NotReady, SetupError
 from app.scoring.statistics import CHUNK_ROWS
 
 QUEUE_EVENT_INTERVAL_S = 0.5  # waiting requests get their position in the queue this often
+UNLOADED = "the adapter was unloaded before the answer was complete"
 GRAMMAR_WAIT_S = 0.01  # a step waits at most this long for a grammar when there is nothing else to do
 
 
@@ -63,6 +65,7 @@ class Engine:
         self._groups: dict[str, SearchGroup] = {}  # by the request's id
         self._pending_events: list[Event] = []  # returned by the next step, before its own
         self._thread_count = create_thread_count() if performer.is_on_kernel else None
+        self.reader: AdapterReader | None = None  # of adapters that are to be added
         self.rows = 0  # tokens that the running step computes, or the latest one did
         self._last_queue_report_s = 0.0  # when the waiting requests last got their positions
 
@@ -93,6 +96,21 @@ class Engine:
         for by_id in (self._compiling, self._grammar_states, self._groups):
             by_id.clear()
         return [Failed(id, error) for id in ids]
+
+    def add_adapter(self, loaded: LoadedAdapter) -> None:
+        """Raises `SetupError` if the model does not compute with it, or has one of that name."""
+        if loaded.facts.name in self.performer.adapters.names:
+            raise SetupError(f"adapter '{loaded.facts.name}' is there already")
+        self.performer.add_adapter(loaded.facts.name, loaded.changes)
+
+    def remove_adapter(self, name: str) -> list[Event]:
+        """Forget an adapter, and fail the jobs that it still has."""
+        compiling = [id for id, (job, _) in self._compiling.items() if job.adapter == name]
+        ids = [*compiling, *self.scheduler.forget(name)]
+        for id in ids:
+            self.cancel(id)
+        self.performer.adapters.remove(name)
+        return [Failed(id, NotReady(UNLOADED, code="adapter_unloaded")) for id in ids]
 
     def report(self, id: str) -> Report:
         slots = tuple(slot.report() for slot in self.scheduler.slots)
@@ -144,6 +162,8 @@ class Engine:
         tokens, field = (job.prompt, "prompt") if isinstance(job, Generate) else (job.tokens, "input")
         if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
             return InvalidRequest(f"the {field} has a token outside the model's vocabulary of {self._vocabulary} tokens", param=field)
+        if job.adapter is not None and job.adapter not in self.performer.adapters.names:
+            return InvalidRequest(f"the model has no adapter '{job.adapter}'", param="model")
         if isinstance(job, Embed):
             return self._embed_error_of(job)
         return self._generate_error_of(job) if isinstance(job, Generate) else None
@@ -193,7 +213,7 @@ class Engine:
         batch = flatten_plan(plan, self.performer.scoring_slot)
         self.rows = len(batch.ids)
         layout = layout_of([(slot.index, slot.length) for slot in plan.decodes], batch.spans, self.limits.context, self.performer.device)
-        hidden = self.performer.forward(batch.ids, batch.positions, layout)
+        hidden = self.performer.forward(batch.ids, batch.positions, layout, batch.adapted)
         self._finish_slots(plan, batch, hidden, events)
         for text, event in self._texts.account(batch, hidden):
             self.scheduler.finish_text(text)

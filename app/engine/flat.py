@@ -6,6 +6,7 @@ Linear layers see one row `[1, T]` without padding, whatever sequences the token
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,9 @@ from app.engine.grouped import keep_inputs, quantize_layers
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.ledger import Ledger, activation_bytes, device_memory, weight_bytes
 from app.engine.linear import TiledLinear, prepack_layers
+from app.engine.lora import Adapters, Changes, Shapes, shapes_of
 from app.engine.request import Weights
-from app.errors import UnsupportedModel
+from app.errors import SetupError, UnsupportedModel
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class FlatModel:
         self.slots = 0
         self.hidden_size = 0
         self.convert_s = 0.0  # seconds that rounding and packing its layers took
+        self.adapters = Adapters(Shapes({}, ""), model.dtype, model.device, decoder is None)
         self._decoder = decoder
         self._head: nn.Module = model.get_output_embeddings()
 
@@ -69,13 +72,21 @@ class FlatModel:
         return self.slots
 
     @torch.inference_mode()
-    def forward(self, ids: list[int], positions: list[int], layout: Layout) -> torch.Tensor:
-        """Compute hidden states `[T, hidden]` of the step's rows."""
+    def forward(
+        self, ids: list[int], positions: list[int], layout: Layout, adapted: Mapping[str, Sequence[int]] | None = None
+    ) -> torch.Tensor:
+        """Compute hidden states `[T, hidden]` of the step's rows. `adapted` says which rows have which adapter."""
+        if not adapted:
+            return self._forward(ids, positions, layout, False)
+        with self.adapters.running(adapted):
+            return self._forward(ids, positions, layout, True)
+
+    def _forward(self, ids: list[int], positions: list[int], layout: Layout, adapted: bool) -> torch.Tensor:
         rows = torch.tensor([ids, positions], dtype=torch.long).to(self.device)
         self.attention.layout = layout
         try:
             if self._decoder is not None:
-                return self._decoder(rows[0], rows[1])
+                return self._decoder(rows[0], rows[1], adapted)
             return self.model.base_model(input_ids=rows[:1], position_ids=rows[1:], use_cache=False).last_hidden_state[0]
         finally:
             self.attention.layout = None
@@ -85,9 +96,30 @@ class FlatModel:
         """Compute logits `[rows, vocab]` of hidden states `[rows, hidden]`."""
         return self._head(hidden)
 
-    def forward_uncached(self, ids: list[int]) -> torch.Tensor:
+    def forward_uncached(self, ids: list[int], adapted: Mapping[str, Sequence[int]] | None = None) -> torch.Tensor:
         """Compute hidden states `[T, hidden]` of a single sequence, without the KV cache."""
-        return self.forward(ids, list(range(len(ids))), layout_of([], [Span(0, len(ids), 0, None)], len(ids), self.device))
+        return self.forward(ids, list(range(len(ids))), layout_of([], [Span(0, len(ids), 0, None)], len(ids), self.device), adapted)
+
+    def add_adapter(self, name: str, changes: Changes) -> None:
+        """Raises `SetupError` if the model does not compute with it; then it is not there."""
+        ids = check_ids(self.model)
+        self.adapters.add(name, changes)
+        try:
+            self.adapters.prove(name, lambda adapted: self.forward_uncached(ids, adapted), len(ids))
+        except SetupError:
+            self.adapters.remove(name)
+            raise
+
+    def bind_adapters(self, shapes: Shapes) -> None:
+        """Know the layers that adapters may change. `shapes` are those before layers were joined."""
+        model = self.model
+        self.adapters = Adapters(shapes, model.dtype, self.device, self._decoder is None)
+        if self._decoder is not None:
+            self._decoder.bind_adapters(self.adapters, "" if model.base_model is model else f"{model.base_model_prefix}.")
+            return
+        for name in shapes.layers:
+            if name != shapes.head:
+                self.adapters.adapt(model.get_submodule(name), [name])
 
     @torch.inference_mode()
     def copy(self, sources: list[int], targets: list[int], start: int, end: int) -> None:
@@ -102,7 +134,8 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
     cache does not fit the device's free memory.
     """
     name = type(model).__name__
-    ids = [(7919 * i + 11) % int(model.config.get_text_config().vocab_size) for i in range(CHECK_TOKENS)]
+    ids = check_ids(model)
+    shapes = shapes_of(model, model.get_output_embeddings())
     started_s = time.perf_counter()
     if scheme != "none":
         quantize_layers(model, scheme)
@@ -120,7 +153,13 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
     hidden = _forward_in_chunks(flat, ids, limits.context)
     _check_logits(name, "in chunks and decode steps", flat.head(hidden), expected)
     flat.hidden_size = hidden.shape[-1]
+    flat.bind_adapters(shapes)
     return flat
+
+
+def check_ids(model: PreTrainedModel) -> list[int]:
+    """The tokens of the check."""
+    return [(7919 * i + 11) % int(model.config.get_text_config().vocab_size) for i in range(CHECK_TOKENS)]
 
 
 def check_layers(model: PreTrainedModel, attention: SlotAttention) -> None:

@@ -3,7 +3,7 @@
 It runs the model's own layers, with query, key and value projections concatenated. Models of other shapes use transformers' forward.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,17 @@ from transformers import PreTrainedModel
 from app.engine.attention import SlotAttention
 from app.engine.decoder import CompiledDecoder, CompiledLayer, DecoderShape
 from app.engine.kernel import Kernel, kernel
-from app.engine.linear import SWISH, TiledLinear, add_residual, concatenate_layers, gated_product
+from app.engine.linear import SWISH, TiledLinear, concatenate_layers
+from app.engine.lora import Adapters, add_residual, gated_product
 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+ADAPTED_PARTS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out": ("self_attn.o_proj",),
+    "gate": ("mlp.gate_proj",),
+    "up": ("mlp.up_proj",),
+    "down": ("mlp.down_proj",),
+}  # of a `Layer`: the model's own layers that became it
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
@@ -69,6 +77,7 @@ class FusedDecoder:
             part.qkv = concatenate_layers([part.q_proj, part.k_proj, part.v_proj])
             del part.q_proj, part.k_proj, part.v_proj
         self.layers: list[Layer] = []
+        self.adapted: list[Layer] = []  # the same, with what adapters add to them
         self.compiled: CompiledDecoder | None = None
 
     def bind_layers(self) -> None:
@@ -77,17 +86,26 @@ class FusedDecoder:
         self.layers = [_layer_of(block) for block in self.blocks]
         self.compiled = _compiled_decoder(self.layers, self.norm, self.heads, self.kv_heads, self.dim)
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Compute hidden states `[rows, hidden]` of `ids` and `positions` `[rows]`."""
+    def bind_adapters(self, adapters: Adapters, root: str) -> None:
+        """`root` is the name of the decoder in the model, as adapters write it."""
+        for index, layer in enumerate(self.layers):
+            parts: dict[str, Any] = {
+                part: adapters.adapt(getattr(layer, part), [f"{root}layers.{index}.{name}" for name in joined])
+                for part, joined in ADAPTED_PARTS.items()
+            }
+            self.adapted.append(replace(layer, **parts))
+
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, adapted: bool = False) -> torch.Tensor:
+        """Compute hidden states `[rows, hidden]` of `ids` and `positions` `[rows]`. `adapted`: some rows have an adapter."""
         x = self.embed(ids)
         cos, sin = self.rotary(x[None], positions[None])
         cos, sin = cos[0, :, None], sin[0, :, None].clone()  # [rows, 1, dim]
         sin[..., : self.dim // 2].neg_()  # so that `torch.roll` can stand for rotate_half
-        if self.compiled is not None and self.attention.layout is not None:
+        if self.compiled is not None and self.attention.layout is not None and not adapted:
             if not self.compiled.is_bound:
                 self.compiled.bind_cache(list(self.attention.keys.values()), list(self.attention.values.values()))
             return self.compiled(x, cos, sin, self.attention.layout)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.adapted if adapted else self.layers):
             x = add_residual(layer.out, self._attend(index, layer, layer.input_norm(x), cos, sin), x)
             x = add_residual(layer.down, gated_product(layer.gate, layer.up, layer.act, layer.mlp_norm(x)), x)
         return self.norm(x)

@@ -136,10 +136,11 @@ def _prepacked(layer: nn.Module) -> nn.Module | None:
         return (
             None if compiled is None else TiledLinear(packing.pack_levels(*levels, compiled.columns), bnb.out_features, bnb.bias, compiled)
         )
-    return _prepacked_plain(layer) if _is_plain(layer) else None
+    return prepack_plain(layer) if _is_plain(layer) else None
 
 
-def _prepacked_plain(layer: nn.Linear) -> nn.Module | None:
+def prepack_plain(layer: nn.Linear) -> nn.Module | None:
+    """The replacement of a layer that is not quantized, or None if it stays."""
     if layer.weight.dtype != torch.bfloat16:
         return None
     compiled = kernel()
@@ -164,7 +165,7 @@ def _prepacked_groups(layer: GroupedLinear) -> nn.Module:
     if weights.bits == 4 and fits and dtype != torch.float32:
         return Int4Linear(weights, layer.bias, dtype)
     plain = layer.plain()
-    return _prepacked_plain(plain) or plain
+    return prepack_plain(plain) or plain
 
 
 def _prepacked_embedding(layer: GroupedEmbedding, packed: PackedWeights | None) -> nn.Module:

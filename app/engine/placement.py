@@ -60,6 +60,8 @@ def _reusable_tokens(job: Generate, slot: Slot) -> int:
     """
     if job.prompt_logprobs is not None or isinstance(job.search, ContrastiveSearchParams):
         return 0  # both need the hidden states of the whole prompt
+    if slot.adapter != job.adapter:
+        return 0
     if slot.is_follower or job.prompt[:MIN_PREFIX_TOKENS] != tuple(slot.tokens[:MIN_PREFIX_TOKENS]):
         return 0
     available = len(slot.tokens) if slot.stage == "prefill" else slot.length

@@ -4,7 +4,7 @@ Knows no torch and no wire format.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Literal
 
@@ -89,6 +89,7 @@ class Generate:
     thought: ThoughtLimit | None = None  # None: a thought ends where the model ends it
     sampled: tuple[int, ...] = ()  # tokens of the answer that another worker has sampled before it died; they are not sent again
     progress: bool = False  # say after each step how far the prompt is read
+    adapter: str | None = None  # with which the rows are computed; None: the base alone
 
     @property
     def slots_needed(self) -> int:
@@ -100,16 +101,21 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens `[start, end)` of a text. Only `[scored_from, end)` are scored; the tokens before are their context."""
+    """Tokens `[start, end)` of a text. Only `[scored_from, end)` are scored; the tokens before are their context. `base`: it is read
+    without the job's adapter, and scores nothing.
+    """
 
     start: int
     end: int
     scored_from: int
+    base: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Compute the statistics of every token of `tokens` except the first, which nothing predicts; the observer's too if `observe`."""
+    """Compute the statistics of every token of `tokens` except the first, which nothing predicts; the observer's too if `observe`. With an
+    adapter the observer is the base, so that no other model has to be loaded.
+    """
 
     id: str
     tokens: tuple[int, ...]
@@ -117,6 +123,14 @@ class Score:
     observe: bool = False
     tier: Tier = "default"
     top: int = 0  # likeliest tokens that are returned beside each token
+    adapter: str | None = None
+
+    @property
+    def readings(self) -> tuple[Window, ...]:
+        """The windows in the order in which they are read: where the base observes, it reads each window before the adapter does."""
+        if self.adapter is None or not self.observe:
+            return self.windows
+        return tuple(each for window in self.windows for each in (replace(window, base=True), window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +141,16 @@ class Embed:
     tokens: tuple[int, ...]
     pooling: Pooling = "mean"
     tier: Tier = "default"
+    adapter: str | None = None
 
     @property
     def windows(self) -> tuple[Window, ...]:
         """All tokens are read in one window; none of them is scored."""
         return (Window(0, len(self.tokens), len(self.tokens)),)
+
+    @property
+    def readings(self) -> tuple[Window, ...]:
+        return self.windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +279,14 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    name: str
+    path: str
+    revision: str  # of the base, a plus, and its own
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a replica serves, for /v1/models and the page."""
 
@@ -279,6 +306,19 @@ class Facts:
     weights: Weights = Weights()
     observer_weights: Weights | None = None
     hidden_size: int = 0  # values of a hidden state
+    adapters: tuple[AdapterFacts, ...] = ()  # that were loaded with the model
+    parent: str | None = None  # the base's name, if these are the facts of an adapter
+
+    @property
+    def adapter(self) -> str | None:
+        """What jobs of the model name as their adapter."""
+        return None if self.parent is None else self.name
+
+    def of(self, adapter: AdapterFacts) -> "Facts":
+        """The facts of an adapter of this model, which is its observer."""
+        own = {"name": adapter.name, "revision": adapter.revision, "fingerprint": adapter.fingerprint, "adapters": ()}
+        observer = {"observer": self.name, "observer_revision": self.revision, "observer_weights": self.weights}
+        return replace(self, parent=self.name, **own, **observer)  # type: ignore[arg-type]
 
 
 Job = Generate | Score | Embed

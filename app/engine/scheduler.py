@@ -8,12 +8,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from app.engine.budget import StepBudget
 from app.engine.detokenizer import Detokenize
 from app.engine.placement import Placement, continues_conversation, place
 from app.engine.request import Columns, Decision, Embed, Generate, Job, Score, Waiting, Window
 from app.engine.slot import Slot, common_prefix_length
+
+if TYPE_CHECKING:
+    import torch
 
 AGE_S = 5.0  # a request that has waited this long ranks one priority class higher
 MAX_DECISIONS = 100
@@ -43,6 +47,7 @@ class TextState:
     arrived_s: float
     computed: int = 0  # tokens of the first of these windows that have been computed
     columns: list[Columns] = field(default_factory=list)  # to score: statistics of the chunks computed so far, in order
+    observed: list["torch.Tensor"] = field(default_factory=list)  # states of the base, which has read the window; the adapter is to read it
     pooled: list[float] = field(default_factory=list)  # to embed: the sum of the hidden states so far, or the last of them
 
 
@@ -112,7 +117,7 @@ class Scheduler:
             self._arrivals += 1
             self._waiting.append(WaitingRequest(job, self._clock(), self._arrivals))
         else:
-            self._texts.append(TextState(job, deque(job.windows), self._clock()))
+            self._texts.append(TextState(job, deque(job.readings), self._clock()))
 
     def cancel(self, id: str) -> bool:
         """Drop a job, running or waiting; returns whether it was found. Its slots are free for the next step."""
@@ -146,6 +151,18 @@ class Scheduler:
         self._waiting.clear()
         self._texts.clear()
         self._cached_text = None
+        return ids
+
+    def forget(self, adapter: str) -> list[str]:
+        """Drop the jobs of an adapter, and what slots hold of it; returns the jobs' ids."""
+        jobs = [slot.request for slot in self.slots if slot.request is not None and not slot.is_follower]
+        jobs += [waiting.job for waiting in self._waiting]
+        ids = [job.id for job in (*jobs, *(text.job for text in self._texts)) if job.adapter == adapter]
+        for id in ids:
+            self.cancel(id)
+        for slot in self.slots:
+            if slot.adapter == adapter:
+                slot.adapter, slot.length, slot.tokens = None, 0, []
         return ids
 
     def reset(self) -> None:
@@ -276,7 +293,9 @@ class Scheduler:
         return text.job.tier == "default" or self._clock() - text.arrived_s > AGE_S
 
     def _advance(self, text: TextState, window: Window, end: int) -> None:
-        """Note that `window` is planned up to token `end`; after a whole window the other texts have their turn."""
+        """Note that `window` is planned up to token `end`; after a whole window the other texts have their turn. Not after the base's
+        reading: its states are kept until the adapter has read the same.
+        """
         if end < window.end:
             self._cached_text, text.computed = text, end - window.start
             return
@@ -284,6 +303,8 @@ class Scheduler:
             self._cached_text = None
         text.windows.popleft()
         text.computed = 0
+        if window.base:
+            return
         self._texts.remove(text)
         self._texts.append(text)
 

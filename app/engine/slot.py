@@ -14,6 +14,7 @@ COMPARE_TOKENS = 64  # tokens compared at a time
 class Slot:
     index: int
     request: Generate | None = None
+    adapter: str | None = None  # with which the keys and values in the cache were computed
     admission: int = 0  # serial number of the latest admission to this slot: tells whether the slot still runs the same request
     release_order: int = 0  # serial number of the latest release: the slot with the smallest one has been idle longest
     length: int = 0  # tokens whose keys and values are in the cache; they stay there after the request has finished
@@ -30,7 +31,7 @@ class Slot:
 
     def admit(self, request: Generate, admission: int, detokenize: Detokenize, cached: int) -> None:
         """Start `request`. The keys and values of the first `cached` tokens of its prompt are already in this slot's cache."""
-        self.request, self.admission = request, admission
+        self.request, self.admission, self.adapter = request, admission, request.adapter
         self.length = self.cached = cached
         self.tokens = list(request.prompt)
         self.shared_prefix, self.group, self.prompt_logprobs = None, (), []

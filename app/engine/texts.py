@@ -17,7 +17,9 @@ from app.scoring.statistics import token_statistics
 
 
 class Texts:
-    """`observer`, if there is one, computes hidden states of its own, of the texts whose jobs ask for them."""
+    """`observer`, if there is one, computes hidden states of its own, of the texts whose jobs ask for them. Of a text with an adapter the
+    base is the observer: it reads each window first.
+    """
 
     def __init__(self, performer: FlatModel, observer: FlatModel | None, context: int) -> None:
         self._performer = performer
@@ -31,13 +33,18 @@ class Texts:
         observer_states = self._observe([chunk for _, chunk in batch.score_chunks])
         for span, chunk in batch.score_chunks:
             text, states = chunk.text, hidden[span.row_start : span.row_end]
+            if chunk.window.base:
+                text.observed.append(states.clone())
+                continue
             is_last = not text.windows and chunk.end == chunk.window.end
             if isinstance(text.job, Embed):
                 text.pooled = add_states(text.pooled, states, text.job.pooling)
                 if is_last:
                     yield text, Embedded(text.job.id, unit_vector(text.pooled))
             else:
-                self._add_statistics(chunk, states, observer_states.get(id(chunk)))
+                self._add_statistics(chunk, states, self._base_states(chunk) if text.observed else observer_states.get(id(chunk)))
+                if chunk.end == chunk.window.end:
+                    text.observed.clear()
                 if is_last:
                     yield text, Scored(text.job.id, concatenate_columns(text.columns))
 
@@ -49,13 +56,22 @@ class Texts:
             return
         before = slice(first - 1 - chunk.start, last - 1 - chunk.start)  # tokens [first, last), each from the state of the one before it
         targets = torch.tensor(text.job.tokens[first:last], device=states.device)
-        observed = None if observer_states is None or self._observer is None else (observer_states[before], self._observer.head)
+        observer = self._observer if text.job.adapter is None else self._performer
+        observed = None if observer_states is None or observer is None else (observer_states[before], observer.head)
         top = text.job.top if isinstance(text.job, Score) else 0
         text.columns.append(token_statistics(states[before], targets, self._performer.head, observed, top))
 
+    def _base_states(self, chunk: ScoreChunk) -> torch.Tensor:
+        """The base's hidden states of the chunk's tokens, of those of the whole window."""
+        text, start = chunk.text, chunk.window.start
+        text.observed = [torch.cat(text.observed)]
+        return text.observed[0][chunk.start - start : chunk.end - start]
+
     def _observe(self, chunks: list[ScoreChunk]) -> dict[int, torch.Tensor]:
-        """The observer's hidden states of the chunks whose jobs ask for them, by the chunks' `id()`."""
-        observed = [chunk for chunk in chunks if isinstance(chunk.text.job, Score) and chunk.text.job.observe]
+        """The observer's hidden states of the chunks whose jobs ask for them and have no adapter, by the chunks' `id()`."""
+        observed = [
+            chunk for chunk in chunks if isinstance(chunk.text.job, Score) and chunk.text.job.observe and chunk.text.job.adapter is None
+        ]
         if not observed or self._observer is None:
             return {}
         batch = flatten_score_chunks(observed, self._observer.scoring_slot)

@@ -26,6 +26,7 @@ from app.models.format import parameter_count, weight_format
 from app.models.gguf import GGUFFile
 from app.models.heap import release_freed, unmap
 from app.models.hub import fetch_weights
+from app.models.lora import LoraReader
 from app.models.names import served_name
 from app.models.progress import tell
 from app.models.revision import fingerprint_of
@@ -113,12 +114,17 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch)
     grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
+    facts = _facts(settings, engine, tokenizer, sampling)
+    engine.reader = LoraReader(performer, settings.path, facts)
+    adapters = [engine.reader.read(*each) for each in settings.adapters.items()]
+    for adapter in adapters:
+        engine.add_adapter(adapter)
     tell("warming up")
     with stages.measure("warm-up"):
         warm_up(engine)
     log.info("loaded %s in %s", settings.served_name, stages)
     release_freed(*[source_of(each) for each in (settings.path, path) if each is not None])
-    return engine, _facts(settings, engine, tokenizer, sampling)
+    return engine, replace(facts, adapters=tuple(adapter.facts for adapter in adapters))
 
 
 def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampling: SamplingParams) -> Facts:

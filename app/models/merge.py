@@ -44,7 +44,7 @@ def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     Raises `SetupError` that names weights of the adapter that are missing, unexpected or misshapen, and layers that do not compute what
     those of base and adapter compute side by side.
     """
-    weights = _read_weights(adapter)
+    weights = read_weights(adapter)
     _resize(model, adapter, weights)
     with _peft_errors(adapter), torch.no_grad():
         peft_model: Any = _attach(model, adapter, weights)
@@ -67,7 +67,8 @@ def _peft_errors(adapter: Adapter) -> Iterator[None]:
         raise SetupError(f"{adapter.path} cannot be merged into {adapter.base}: {first_line(error)}") from error
 
 
-def _read_weights(adapter: Adapter) -> dict[str, torch.Tensor]:
+def read_weights(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Raises `SetupError` for weights that are missing, cannot be read or are not finite."""
     file = next((file for name in WEIGHTS if (file := adapter.file(name))), None)
     if file is None:
         raise SetupError(f"{adapter.path} is an adapter without weights: {' or '.join(WEIGHTS)} is missing")

@@ -9,6 +9,7 @@ HUB_NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[^\s@]+))?(?:@(?P<last>[\w./-]+))?"
 )
+MODEL_NAME = r"^[A-Za-z0-9][\w.:@/-]{0,127}$"  # of what the API names
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 PROJECTOR = "mmproj"  # begins the names of files that hold an image encoder
 

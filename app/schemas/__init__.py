@@ -3,6 +3,7 @@
 Knows no engine and no server. A field that Litmus does not act on has no place here, so `extra="forbid"` refuses it by name.
 """
 
+from app.schemas.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from app.schemas.admin import AdminModel, AdminModelList, AdminStatus
 from app.schemas.anthropic import (
     CountTokensRequest,
@@ -136,6 +137,7 @@ __all__ = [
     "GenerateResponse",
     "Granularity",
     "Health",
+    "LoadAdapterRequest",
     "Message",
     "MessagesErrorResponse",
     "MessagesRequest",
@@ -176,6 +178,7 @@ __all__ = [
     "ToolCall",
     "ToolChoice",
     "TopLogprob",
+    "UnloadAdapterRequest",
     "UpstreamState",
     "Usage",
     "UsedCalibration",

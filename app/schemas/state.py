@@ -116,6 +116,7 @@ class ModelCard(Wire):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "litmus"
+    parent: str | None = Field(None, description="the base, if this is a LoRA adapter that is served beside it; the base is its observer")
     status: ModelStatus = Field("ready", description="loading: its process died, or a request waits; unloaded: the next request loads it")
     default: bool = Field(description="used for requests that name no model")
     context: int | None = Field(description="limit of prompt and answer together, in tokens; null where an upstream does not say it")

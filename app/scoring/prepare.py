@@ -37,6 +37,7 @@ class Preparation:
     observe: bool = False
     tier: Tier = "default"
     top: int = 0
+    adapter: str | None = None
 
     def prepare(self, sent: str, id: str, param: str) -> PreparedText:
         """`id` becomes that of the job, `param` names the text in an error. Raises `InvalidRequest` for a text that cannot be tokenized."""
@@ -44,7 +45,7 @@ class Preparation:
         encoded = self.tokenizer.encode_with_offsets(text.content, param) if text.content.strip() else Encoded((), ())
         limit = MAX_WINDOWS * self.context // 2
         kept = Encoded(encoded.ids[:limit], encoded.offsets[:limit])
-        job = Job(id, kept.ids, self._windows(text.content, kept), self.observe, self.tier, self.top)
+        job = Job(id, kept.ids, self._windows(text.content, kept), self.observe, self.tier, self.top, self.adapter)
         return PreparedText(sent, text, kept, job, len(encoded.ids) > limit)
 
     def _windows(self, content: str, encoded: Encoded) -> tuple[Window, ...]:

@@ -16,7 +16,7 @@ from app.errors import Forbidden, LitmusError, Unauthorized
 from serve.admission.bans import Bans
 from serve.admission.jobs import FILES, JobAccess
 from serve.admission.keys import Key, Keys
-from serve.admission.local import LocalAdmins
+from serve.admission.local import GUARDED, LocalAdmins
 from serve.body import replay
 from serve.observe.record import current_record
 from serve.wire.errors import error_response
@@ -24,7 +24,7 @@ from serve.wire.errors import error_response
 # Routes that say nothing of anybody: probes, the documentation, and the page, which has a login of its own.
 OPEN = frozenset({"/", "/health", "/ready", "/favicon.ico", "/docs", "/openapi.json", "/ui"})
 OPEN_FOLDERS = ("/docs/static/", "/ui/")
-ADMINS = ("/slots", "/metrics", "/overview", "/admin")
+ADMINS = ("/slots", "/metrics", "/overview", *GUARDED)
 CHALLENGE = 'Bearer realm="litmus"'
 
 

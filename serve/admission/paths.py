@@ -19,6 +19,7 @@ RULE = "the setting security.model_paths says from where a request may load"
 class ModelPaths:
     def __init__(self, settings: Settings) -> None:
         rules = settings.security.model_paths
+        self._jobs = settings.jobs.folder  # where results of fine-tuning lie
         self._known = {path for model in settings.loaded.values() for path in _paths_of(model).values()}
         own = [str(_folder(Path(path))) for path in self._known if not _is_hub(path)]
         self._rules: Sequence[str] = [*own, CACHE] if rules is None else rules
@@ -29,12 +30,17 @@ class ModelPaths:
             if path not in self._known and not (self._allows(path) and self._allows_base(path)):
                 raise Forbidden(f"'{field}' is not in a folder that is allowed here: {RULE}", param=field, code="path_not_allowed")
 
-    def _allows(self, path: str) -> bool:
+    def check_adapter(self, path: str) -> None:
+        """Raises `Forbidden` for an adapter's path. Its base is not opened: it is served already."""
+        if path not in self._known and not self._allows(path, self._jobs):
+            raise Forbidden(f"'lora_path' is not in a folder that is allowed here: {RULE}", param="lora_path", code="path_not_allowed")
+
+    def _allows(self, path: str, *others: str) -> bool:
         if not path.isprintable() or ".." in Path(path).parts or path.startswith("~"):
             return False
         if _is_hub(path):
             return HUB in self._rules or (CACHE in self._rules and _is_cached(path))
-        folders = [Path(rule).resolve() for rule in self._rules if rule not in {HUB, CACHE}]
+        folders = [Path(rule).resolve() for rule in (*self._rules, *others) if rule not in {HUB, CACHE}]
         if CACHE in self._rules:
             folders.append(Path(constants.HF_HUB_CACHE).resolve())
         return all(any(place.is_relative_to(folder) for folder in folders) for place in _places(Path(path)))
@@ -54,7 +60,8 @@ class ModelPaths:
 
 def _paths_of(settings: ModelSettings) -> dict[str, str]:
     paths = {"path": settings.path, "observer": settings.observer_path, "calibration": settings.calibration}
-    return {field: path for field, path in paths.items() if path is not None}
+    adapters = {f"adapters.{name}": path for name, path in settings.adapters.items()}
+    return {field: path for field, path in paths.items() if path is not None} | adapters
 
 
 def _is_hub(path: str) -> bool:

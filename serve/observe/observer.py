@@ -71,7 +71,7 @@ class Observer:
         observed = ObservedJob(job, self._models[model], record, time.monotonic())
         self._jobs[job.id] = observed
         if record is not None:
-            record.model = model
+            record.model = job.adapter or model
             record.jobs += 1
             record.prompt_tokens += observed.prompt_tokens
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 
 from app.errors import LitmusError
+from app.models.names import MODEL_NAME
 from app.schemas import AdminModel, AdminModelList, ErrorResponse
 from serve.routes.state import ERROR_RESPONSES
 from serve.workers.catalog import Catalog
@@ -16,8 +17,7 @@ from serve.workers.change import Change, changed
 
 log = logging.getLogger(__name__)
 
-NAME = r"^[A-Za-z0-9][\w.:@/-]{0,127}$"
-Name = Annotated[str, Path(pattern=NAME, description="name of the model in the API", examples=["storyteller"])]
+Name = Annotated[str, Path(pattern=MODEL_NAME, description="name of the model in the API", examples=["storyteller"])]
 ERRORS: dict[int | str, dict[str, Any]] = {
     **{status: ERROR_RESPONSES[status] for status in (400, 404, 503)},
     403: {"model": ErrorResponse, "description": "a path that may not be loaded, or not an administrator"},
@@ -41,7 +41,7 @@ def create_admin(catalog: Catalog) -> APIRouter:
         The present version serves until the new one is loaded. Then it finishes what it has, and is unloaded.
         """
         fields = {} if body is None else body.model_dump(exclude_unset=True)
-        with _audited(request, "load", name, fields=",".join(sorted(fields))):
+        with audited(request, "load", name, fields=",".join(sorted(fields))):
             return (await catalog.load(name, partial(changed, name, fields=fields))).state()
 
     @admin.delete("/admin/models/{name:path}", summary="Unload a model", status_code=202, responses=ERRORS)
@@ -49,14 +49,14 @@ def create_admin(catalog: Catalog) -> APIRouter:
         name: Name, request: Request, default: Annotated[str | None, Query(description="name of the default model from now on")] = None
     ) -> AdminModel:
         """It gets no new requests, finishes what it has, and is unloaded. The default model needs a successor: `?default=NAME`."""
-        with _audited(request, "unload", name):
+        with audited(request, "unload", name):
             return catalog.unload(name, default).state()
 
     return admin
 
 
 @contextmanager
-def _audited(request: Request, action: str, name: str, **details: str) -> Iterator[None]:
+def audited(request: Request, action: str, name: str, **details: str) -> Iterator[None]:
     """Leave a line in the log of who did what, and whether it was refused. No value of a setting, which may be anything."""
     fields = {"action": action, "model": name, "by": request.scope.get("state", {}).get("client") or "local", **details}
     try:

@@ -51,7 +51,7 @@ def make_jobs(body: EmbeddingRequest, model: Model) -> list[Embed]:
     jobs: list[Embed] = []
     for param, item in body.items.items():
         tokens = _tokens_of(item, param, model.tokenizer, model.facts)
-        jobs.append(Embed(f"{id}/{len(jobs)}", tokens, body.pooling, tier))
+        jobs.append(Embed(f"{id}/{len(jobs)}", tokens, body.pooling, tier, model.facts.adapter))
     return jobs
 
 

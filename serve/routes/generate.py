@@ -94,7 +94,7 @@ def make_generate_jobs(body: GenerateRequest, model: Model) -> list[Generate]:
         ids = model.tokenizer.encode(text, param)
         max_tokens = max_new_tokens(ids, body.max_length, model.facts, param, "max_length")
         job_sampling = sampling if body.seed is not None else replace(sampling, seed=secrets.randbits(63))
-        jobs.append(Generate(f"{id}/{index}", ids, max_tokens, job_sampling, stop, search=search))
+        jobs.append(Generate(f"{id}/{index}", ids, max_tokens, job_sampling, stop, search=search, adapter=model.facts.adapter))
     return jobs
 
 

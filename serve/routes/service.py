@@ -51,7 +51,7 @@ class Service:
     def model(self, name: str | None) -> Model:
         """The model of that name, the default model for None. Raises `UnknownModel`, or `NotReady` while it is loading."""
         fleet = self.router.fleet(name)
-        model = Model(fleet.facts, self.tokenizers[fleet.facts.name], fleet)
+        model = Model(self.router.facts(name), self.tokenizers[fleet.facts.name], fleet)
         fleet.pins.add(model)
         return model
 

@@ -48,7 +48,7 @@ SLOTS_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status]
 
 def add_state(routes: APIRouter, router: Router, started: int, detectors: Mapping[str, Detector]) -> None:
     def card(facts: Facts, default: str) -> ModelCard:
-        status, methods = router.statuses[facts.name], detectors.get(facts.name, UNCALIBRATED).methods(facts)
+        status, methods = router.statuses[facts.parent or facts.name], detectors.get(facts.name, UNCALIBRATED).methods(facts)
         return card_of(facts, started, default, methods).model_copy(update={"status": status})
 
     cards = Cards(router, started, card)
@@ -111,6 +111,7 @@ def readiness_of(router: Router) -> Readiness:
 def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> ModelCard:
     return ModelCard(
         id=facts.name,
+        parent=facts.parent,
         created=started,
         default=facts.name == default,
         context=facts.context,

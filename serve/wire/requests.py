@@ -108,6 +108,7 @@ def make_jobs(
                 grammar=options.structured.grammar,
                 thought=options.structured.thought_limit,
                 progress=bool(body.return_progress),
+                adapter=facts.adapter,
             )
             jobs.append(job)
     return jobs

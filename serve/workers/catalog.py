@@ -6,7 +6,7 @@ Lives in the API process. Its orders go to the main process, which has the worke
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -61,6 +61,7 @@ class Catalog:
         self._pool = ThreadPoolExecutor(4, "versions")  # one may wait for a download
         self._next = len(router.replicas)  # number of the next replica
         router.heard = self._loads.hear
+        self.furnish: Callable[[Fleet], Awaitable[None]] | None = None  # loads its adapters into a version, as far as they can be
 
     def versions(self) -> Iterator[Version]:
         for name in dict.fromkeys((*self._served, *self._beside)):
@@ -130,6 +131,8 @@ class Catalog:
             raise NotReady("the server is shutting down")
         if name in self._router.statuses and name not in self._router.models:
             raise Conflict(f"an upstream answers for '{name}', so no version of it is loaded here; choose another name", param="name")
+        if name in self._router.adapters:
+            raise Conflict(f"'{name}' is an adapter of '{self._router.adapters[name]}'; choose another name for the model", param="name")
         if name in self._asked or name in self._tasks:
             raise Conflict(
                 f"a version of '{name}' is being loaded or unloaded at the moment; GET /admin/models says how far it is", code="model_busy"
@@ -235,6 +238,8 @@ class Catalog:
             for replica, assignment in zip(version.fleet.replicas, assignments, strict=True)
         ]
         await asyncio.gather(*starts)
+        if self.furnish is not None:
+            await self.furnish(version.fleet)
 
     async def _end(self, version: Version) -> None:
         release(self._router, version.fleet)

@@ -16,7 +16,7 @@ Change: type[Wire] = create_model(  # type: ignore[call-overload]
     **{
         name: (field.rebuild_annotation(), Field(None, description=field.description))
         for name, field in ModelSettings.model_fields.items()
-        if name != "name"
+        if name not in {"name", "adapters"}  # adapters come and go by routes of their own
     },
 )
 
@@ -28,7 +28,7 @@ def changed(name: str, present: ModelSettings | None, fields: dict[str, Any]) ->
     for field, value in fields.items():
         if isinstance(value, str) and not value.isprintable():
             raise InvalidRequest(f"'{field}' has control characters", param=field)
-    values = {} if present is None else present.model_dump(exclude_unset=True)
+    values = {} if present is None else present.model_dump(exclude_unset=True, exclude={"adapters"})
     if fields.get("path", values.get("path")) != values.get("path"):
         values = {field: value for field, value in values.items() if field not in OF_ITS_PATH}
     given = {field: value for field, value in fields.items() if value is not None}

@@ -12,10 +12,11 @@ from weakref import WeakSet
 
 import psutil
 
-from app.engine.request import Facts, Generate, Inspect, Job
+from app.engine.request import AdapterFacts, Facts, Generate, Inspect, Job
 from app.errors import InvalidRequest, NotReady, QueueFull
 from app.setting_groups import QueueSettings
 from serve.workers.affinity import Affinity
+from serve.workers.messages import LoadAdapter, UnloadAdapter
 from serve.workers.progress import SharedProgress
 
 
@@ -32,7 +33,7 @@ class Replica:
     progress: SharedProgress | None = None  # of the start of its worker
     silent_rounds: int | None = None  # looks at its worker since the worker's last beat; None before the first
 
-    def send(self, content: Job | Inspect | str) -> None:
+    def send(self, content: Job | Inspect | LoadAdapter | UnloadAdapter | str) -> None:
         """Queue a message for the worker; a string is the id of a job to cancel."""
         assert self.worker is not None
         self.queue.put((self.worker.pid, content))
@@ -49,6 +50,8 @@ class Fleet:
         self.used_s = time.monotonic()  # when it last got a job
         self.wake: Callable[[], None] | None = None  # loads it again: it was unloaded because it was idle
         self.loading = False  # it was woken
+        self.adapters: dict[str, AdapterFacts] = {}  # that its workers serve, by name
+        self.problems: dict[str, str] = {}  # why an adapter could not be loaded into a worker that started, by name
         self._tokens: deque[int] = deque()  # of each job in flight, the oldest first
         self._affinity = Affinity()
 
@@ -67,6 +70,14 @@ class Fleet:
         if facts is None:
             raise NotReady(f"the model '{self.model}' is still loading; GET /ready says when it is served")
         return facts
+
+    def facts_of(self, adapter: str | None) -> Facts:
+        """The facts of one of its adapters, of the model itself for None. Raises `NotReady`."""
+        if adapter is None:
+            return self.facts
+        if adapter not in self.adapters:
+            raise NotReady(f"the adapter '{adapter}' of '{self.model}' is still loading; ask again in a moment")
+        return self.facts.of(self.adapters[adapter])
 
     def replica(self, index: int) -> Replica:
         """Raises `InvalidRequest` for an index out of range, `NotReady` for a replica without a worker."""
@@ -136,11 +147,11 @@ class Fleet:
         least_loaded = min(alive, key=lambda replica: replica.load)
         if not isinstance(job, Generate):
             return least_loaded
-        cached_on = self._affinity.find(job.prompt)
+        cached_on = self._affinity.find(job.prompt, job.adapter)
         chosen = next((replica for replica in alive if replica.number == cached_on), least_loaded)
         if chosen.load > least_loaded.load + self.facts.slots:
             chosen = least_loaded
-        self._affinity.remember(job.prompt, chosen.number)
+        self._affinity.remember(job.prompt, chosen.number, job.adapter)
         return chosen
 
     def _not_loaded(self) -> NotReady:

@@ -15,7 +15,7 @@ def move_on(router: Router, old: Fleet, new: Fleet | None, error: LitmusError) -
             router.fail([flight], error)
             continue
         router.cancel(flight)
-        flight.events.queue.put_nowait(Interrupted(flight.job.id, new.facts.fingerprint))
+        flight.events.queue.put_nowait(Interrupted(flight.job.id, new.facts_of(flight.job.adapter).fingerprint))
         router.move(flight, min(new.alive, key=lambda replica: replica.load))
 
 
@@ -23,6 +23,8 @@ def can_go_on(job: Job, fleet: Fleet) -> bool:
     """Whether another version of a model, with the same tokens, can go on with what is left of a job. What is delivered as a whole, by a
     search or of a text, would be told as the work of the wrong version.
     """
+    if job.adapter is not None and job.adapter not in fleet.adapters:
+        return False
     return isinstance(job, Generate) and job.search is None and len(job.prompt) + job.max_tokens <= fleet.facts.context
 
 

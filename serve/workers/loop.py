@@ -1,7 +1,8 @@
 """The worker process: a LitServe loop that keeps the engine stepping and never waits for a single request.
 
-Messages in: `(pid, job)` to submit, `(pid, id)` to cancel, `(pid, Inspect)` to ask for a report. They are meant for the worker with that
-pid; a message for a worker that died is dropped. Messages out are those of `serve.workers.messages`, all under one uid. Knows no HTTP.
+Messages in: `(pid, job)` to submit, `(pid, id)` to cancel, `(pid, Inspect)` to ask for a report, `(pid, LoadAdapter)` and its opposite.
+They are meant for the worker with that pid; a message for a worker that died is dropped. Messages out are those of
+`serve.workers.messages`, all under one uid. Knows no HTTP.
 """
 
 import contextlib
@@ -30,7 +31,8 @@ from app.models.device import DeviceAssignment
 from app.models.progress import listen
 from app.settings import ModelSettings
 from serve.observe.logs import LogSettings
-from serve.workers.messages import Beat, Events, LoadFailed, Message, Ready
+from serve.workers.adaptation import Adaptation, Outcome
+from serve.workers.messages import Beat, Events, LoadAdapter, LoadFailed, Message, Ready, UnloadAdapter
 from serve.workers.progress import SharedProgress
 from serve.workers.watchdog import Watchdog
 from serve.workers.watchdog import start as start_watchdog
@@ -131,6 +133,7 @@ class EngineLoop(LitLoop):
             except OSError:  # the API process is gone, and the server ends
                 os._exit(0)
 
+        adaptation = Adaptation(engine, lit_api.number, lambda outcome: inbox.put((pid, outcome)), send)
         stopping = False
 
         def stop(*_: object) -> None:
@@ -148,7 +151,7 @@ class EngineLoop(LitLoop):
         start_watchdog(watchdog, lambda: send(Beat(pid)))
         while not (stopping and engine.idle):
             for message in inbox.receive(wait=engine.idle):
-                _handle_message(engine, message, send)
+                _handle_message(engine, adaptation, message, send)
             with watchdog.step(lambda: engine.rows):
                 events = engine.step()
             if events:
@@ -156,15 +159,21 @@ class EngineLoop(LitLoop):
         sys.exit(0)
 
 
-def _handle_message(engine: "Engine", message: tuple[int, Job | Inspect | str], send: Callable[[Message], None]) -> None:
+Content = Job | Inspect | LoadAdapter | UnloadAdapter | Outcome | str
+
+
+def _handle_message(engine: "Engine", adaptation: Adaptation, message: tuple[int, Content], send: Callable[[Message], None]) -> None:
     pid, content = message
     if pid != os.getpid():
         return
     if isinstance(content, str):
+        adaptation.cancel(content)
         engine.cancel(content)
+    elif isinstance(content, LoadAdapter | UnloadAdapter | Outcome):
+        adaptation.obey(content)
     elif isinstance(content, Inspect):
         send(Events(pid, [engine.report(content.id)]))
-    else:
+    elif not adaptation.holds(content):
         engine.submit(content)
 
 
@@ -184,12 +193,16 @@ class Inbox:
         self._arrived.clear()
         return [self._messages.popleft() for _ in range(len(self._messages))]
 
+    def put(self, message: tuple[int, Any]) -> None:
+        """From a thread of this process."""
+        self._messages.append(message)
+        self._arrived.set()
+
     def _listen(self) -> None:
         parent = os.getppid()
         while True:
             try:
-                self._messages.append(self._source.get(timeout=PARENT_CHECK_S))
-                self._arrived.set()
+                self.put(self._source.get(timeout=PARENT_CHECK_S))
             except queue.Empty:
                 if os.getppid() != parent:
                     os._exit(0)

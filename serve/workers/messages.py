@@ -6,7 +6,7 @@ Every message of a worker at work names the process that sent it: one that has d
 from dataclasses import dataclass
 from typing import Any
 
-from app.engine.request import Event, Facts
+from app.engine.request import AdapterFacts, Event, Facts
 from app.models.device import DeviceAssignment
 from app.settings import ModelSettings
 
@@ -44,6 +44,32 @@ class LoadFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadAdapter:
+    """To a worker: read an adapter and serve it, beside what runs. Jobs that name it from now on wait until it is there."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAdapter:
+    """To a worker: forget an adapter; what it still has fails."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRead:
+    """From a worker: it serves the adapter, or why it cannot. `worker` is the number of the replica."""
+
+    pid: int
+    worker: int
+    name: str
+    facts: AdapterFacts | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """From the main process: the process of a replica is about to start, and this is the queue to it."""
 
@@ -75,5 +101,5 @@ class Stop:
     worker: int
 
 
-Message = Ready | Beat | Events | LoadFailed | Started | Ended
+Message = Ready | Beat | Events | AdapterRead | LoadFailed | Started | Ended
 Order = Start | Stop

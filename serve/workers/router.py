@@ -21,7 +21,7 @@ from app.setting_groups import QueueSettings
 from serve.observe.observer import Observer
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.flight import Flight, JobEvents
-from serve.workers.messages import Beat, Ended, Events, LoadFailed, Message, Ready, Started
+from serve.workers.messages import AdapterRead, Beat, Ended, Events, LoadFailed, Message, Ready, Started
 from serve.workers.reports import Reports
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class Router:
         self.default = next(iter(models), "")
         self.absent: dict[str, LitmusError] = {}  # what is told of a model that is not served, but could be
         self.heard: Callable[[Ready | LoadFailed | Started | Ended], None] = lambda message: None  # who follows the life of workers
+        self.adapters: dict[str, str] = {}  # names of adapters, each with that of its base
+        self.adapted: Callable[[Ready | AdapterRead], None] = lambda message: None  # who looks after the adapters of workers
         self._beside: list[Fleet] = []  # versions that get no new jobs
         self._fleets = {
             model: Fleet(model, [replica for replica in self.replicas if replica.model == model], queue_settings)
@@ -84,21 +86,28 @@ class Router:
         return all(fleet.alive or fleet.wake is not None for fleet in self._fleets.values()) and not self.draining
 
     def facts(self, model: str | None = None) -> Facts:
-        """The facts of a model, of the default one for None. Raises `UnknownModel`, and `NotReady` until it has been loaded once."""
-        return self.fleet(model).facts
+        """The facts of a model or an adapter, of the default model for None. Raises `UnknownModel`, and `NotReady` until it has been loaded
+        once.
+        """
+        return self.fleet(model).facts_of(model if model in self.adapters else None)
 
     def loaded_facts(self) -> list[Facts]:
         """The facts of every model that has been loaded once."""
         fleets = [self._fleets[model] for model in self.models]
         return [fleet.facts for fleet in fleets if any(replica.facts is not None for replica in fleet.replicas)]
 
+    @property
+    def fleets(self) -> list[Fleet]:
+        """Every version of every model, those that take new jobs first."""
+        return [*self._fleets.values(), *self._beside]
+
     def fleet(self, model: str | None) -> Fleet:
-        """The version of a model that takes new jobs. Raises `UnknownModel`, or what `absent` has for it."""
-        name = self.default if model is None else model
+        """The version of a model, or of an adapter's base, that takes new jobs. Raises `UnknownModel`, or what `absent` has for it."""
+        name = self.default if model is None else self.adapters.get(model, model)
         if name not in self._fleets:
             if name in self.absent:
                 raise self.absent[name]
-            names = ", ".join(f"'{served}'" for served in self.statuses)
+            names = ", ".join(f"'{served}'" for served in (*self.statuses, *self.adapters))
             raise UnknownModel(f"model '{name}' is not served here; this server has {names}", param="model")
         return self._fleets[name]
 
@@ -181,6 +190,8 @@ class Router:
             self._register_worker(message)
         elif isinstance(message, Beat):
             self._note_beat(message)
+        elif isinstance(message, AdapterRead):
+            self.adapted(message)
         elif isinstance(message, Started | LoadFailed | Ended):
             self.heard(message)
         else:
@@ -216,11 +227,12 @@ class Router:
         self.observer.worker_ready(ready.worker, replica.model)
         log.info("worker %d serves %s (%s, %s)", ready.pid, ready.facts.name, ready.facts.dtype, ready.facts.device)
         self.heard(ready)
+        self.adapted(ready)  # before any job is sent to it
         for flight in self.waiting(self._fleet_of(replica)):
             self.move(flight, replica)
 
     def _fleet_of(self, replica: Replica) -> Fleet:
-        return next(fleet for fleet in [*self._fleets.values(), *self._beside] if replica in fleet.replicas)
+        return next(fleet for fleet in self.fleets if replica in fleet.replicas)
 
     def waiting(self, fleet: Fleet) -> list[Flight]:
         """The jobs of a version that wait for one of its workers."""

@@ -62,6 +62,10 @@ class Version:
     def serve(self) -> None:
         self.status, self.takes_s = "served", time.monotonic() - self.since_s
 
+    @property
+    def _message(self) -> str | None:
+        return "; ".join([*([] if self.message is None else [self.message]), *self.fleet.problems.values()]) or None
+
     def state(self) -> AdminModel:
         """As GET /admin/models shows it."""
         shown = self.shown_status
@@ -70,7 +74,7 @@ class Version:
             path=self.settings.path,
             revision=self.revision,
             status=shown,
-            message=AGAIN if shown != self.status and self.facts is not None else self.message,
+            message=AGAIN if shown != self.status and self.facts is not None else self._message,
             loaded=self.loaded,
             in_flight=self.fleet.load,
             bytes=self._resident_bytes(),

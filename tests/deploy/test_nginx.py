@@ -136,7 +136,18 @@ def test_without_any_server_the_client_is_told_when_to_come_back(site: Site) -> 
 
 @pytest.mark.parametrize(
     "path",
-    ["/metrics", "/admin/models", "/slots", "/slots/", "/overview", "//slots", "/%73lots", "/v1/../metrics", "/internal/health"],
+    [
+        "/metrics",
+        "/admin/models",
+        "/slots",
+        "/slots/",
+        "/overview",
+        "//slots",
+        "/%73lots",
+        "/v1/../metrics",
+        "/internal/health",
+        "/v1/load_lora_adapter",
+    ],
 )
 def test_what_operators_read_is_not_public(site: Site, path: str) -> None:
     answer = site.http.get(httpx.URL(site.http.base_url, raw_path=path.encode()))

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapting import EVERY, llama_shapes, save_adapter
 from inprocess import LocalModel, LocalServer
 from reference import Reference, load_reference
+from transformers import AutoConfig
 
 from app.settings import ModelSettings
 from models import synthetic
@@ -28,6 +30,7 @@ MIX = {"token_embd": "Q6_K", "attn_v": "Q6_K", "ffn_down": "Q8_0"}  # of the GGU
 CONTEXT, SLOTS, STEP_TOKENS = 512, 8, 64
 SHAPE = synthetic.Shape(hidden=256, layers=2, heads=8, kv_heads=4, ff=512, vocabulary=768, context=CONTEXT)
 LAYER_SCALE, NORM_SCALE = 4.0, 6.0
+CHANGE = 2  # lora_alpha: how far adapters change the model
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}  # of logits and log-probabilities, whose standard deviation is 1.7; 0.3 in the others
 TEMPLATE = (
     "{% if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
@@ -53,6 +56,16 @@ def save_model(folder: Path, seed: int) -> Path:
     return folder
 
 
+def save_tuned(folder: Path, base: Path, name: str, suffix: str = "") -> Path:
+    """Write an adapter of the model, or of the GGUF file beside it."""
+    path = folder / f"{name}{suffix}"
+    if not path.exists():
+        shapes = llama_shapes(AutoConfig.from_pretrained(base))
+        targets = EVERY if name == "tuned" else ("v_proj", "down_proj")
+        save_adapter(path, f"{base}{suffix}", shapes, len(name), targets, lora_alpha=CHANGE)
+    return path
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     folder = tmp_path_factory.mktemp("precisions")
@@ -61,9 +74,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     def settings(name: str, fields: dict[str, str]) -> ModelSettings:
         suffix = ".gguf" if name == "gguf" else ""
         paths = {"path": f"{performer}{suffix}", "observer": f"{observer}{suffix}"}
-        return ModelSettings(**paths, name=name, slots=SLOTS, context=CONTEXT, step_tokens=STEP_TOKENS, **fields)
+        adapters = {f"{name}-{tuned}": str(save_tuned(folder, performer, tuned, suffix)) for tuned in ("tuned", "other")}
+        return ModelSettings(**paths, name=name, slots=SLOTS, context=CONTEXT, step_tokens=STEP_TOKENS, adapters=adapters, **fields)
 
-    with LocalServer({name: settings(name, fields) for name, fields in PRECISIONS.items()}).run() as server:
+    with LocalServer({name: settings(name, fields) for name, fields in PRECISIONS.items()}, folder / "jobs").run() as server:
         yield server
 
 

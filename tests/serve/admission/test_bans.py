@@ -93,6 +93,23 @@ def test_an_empty_file_bans_nobody() -> None:
     assert parse_bans("# later\n", "bans").users == frozenset()
 
 
+def test_tokens_for_an_adapter_are_read_by_its_bases_tokenizer(bans: Bans, tiny_folder: Path) -> None:
+    class Silent:
+        def __len__(self) -> int:
+            return 300
+
+        def decode(self, ids: list[int]) -> str:
+            return ""
+
+    tokenizer = Tokenizer(str(tiny_folder))
+    bans.tokenizers = {"default": Silent(), "tiny": tokenizer}  # type: ignore[dict-item]
+    body = {"model": "tuned", "prompt": list(tokenizer.encode("a glass house b", "prompt"))}
+    bans.check_content(body)
+    bans.parents = {"tuned": "tiny"}
+    with pytest.raises(Forbidden):
+        bans.check_content(body)
+
+
 def test_a_prompt_of_tokens_and_numbers_is_left_to_its_route(bans: Bans, tiny_folder: Path) -> None:
     bans.tokenizers["tiny"] = Tokenizer(str(tiny_folder))
     bans.check_content({"prompt": [[1], 5]})

@@ -134,11 +134,11 @@ def test_the_official_clients_send_it_and_know_the_refusals(guarded: TestClient)
         wrong.messages.create(**body)
 
 
-@pytest.mark.parametrize("path", ["/slots", "/slots/", "/metrics/more", "/overview", "/admin/drain"])
+@pytest.mark.parametrize("path", ["/slots", "/slots/", "/metrics/more", "/overview", "/admin/drain", "/v1/load_lora_adapter"])
 def test_state_is_for_admins_only(guarded: TestClient, path: str) -> None:
     answer = guarded.get(path, headers=bearer(ALICE))
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "admin_only")
-    assert guarded.get(path, headers=bearer(ROOT)).status_code == (404 if path.startswith("/admin") else 200)
+    assert guarded.get(path, headers=bearer(ROOT)).status_code == (404 if path.startswith(("/admin", "/v1")) else 200)
 
 
 @pytest.mark.parametrize("path", ["/slots%0A", "/slots%0a/", "/metrics%0A", "/v1/chat/completions%0A", "/slots%00", "%0D/slots"])
@@ -342,7 +342,7 @@ def test_no_path_and_no_address_of_a_request_is_opened(alone: TestClient, place:
 def test_without_keys_only_this_machine_is_an_administrator(tiny_folder: Path, client: str, headers: dict[str, str], allowed: bool) -> None:
     with serving(tiny_folder, host="0.0.0.0", cors_origins=("https://page.example",)) as http:
         caller = TestClient(http.app, "http://127.0.0.1:8000", client=(client, 1))
-        for path in ("/admin/models", "/admin/models/x", "/admin"):
+        for path in ("/admin/models", "/admin/models/x", "/admin", "/v1/load_lora_adapter", "/v1/unload_lora_adapter/"):
             answer = caller.get(path, headers=headers)
             assert answer.status_code == (404 if allowed else 403), (path, answer.text)
         assert caller.get("/slots").status_code == 200

@@ -14,6 +14,7 @@ from prometheus_client import generate_latest
 from app.engine.request import ContrastiveSearchParams, Delta, Failed, Generate, Inspect, Interrupted, Report, SamplingParams, Waiting
 from app.errors import InvalidRequest, NotReady, QueueFull, WorkerDied
 from app.setting_groups import QueueSettings
+from serve.workers.adaptation import Adaptation
 from serve.workers.loop import _handle_message
 from serve.workers.messages import Beat, Events, Ready
 from serve.workers.router import Router
@@ -361,9 +362,10 @@ def test_a_pending_report_fails_at_once_when_the_worker_dies() -> None:
 def test_the_worker_reports_while_it_has_jobs() -> None:
     """Calls the message handler of `serve.workers.loop` directly."""
     engine, sent = FakeEngine(), []
+    adaptation = Adaptation(engine, 0, print, sent.append)  # type: ignore[arg-type]
     for content in (job("a"), Inspect("question"), "a"):
-        _handle_message(engine, (os.getpid(), content), sent.append)
-        _handle_message(engine, (DEAD_PID, content), sent.append)  # addressed to another worker
+        _handle_message(engine, adaptation, (os.getpid(), content), sent.append)
+        _handle_message(engine, adaptation, (DEAD_PID, content), sent.append)  # addressed to another worker
     assert sent == [Events(os.getpid(), [engine.report("question")])]
     assert [job.id for job in engine.submitted] == engine.cancelled == ["a"]
 

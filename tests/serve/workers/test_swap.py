@@ -16,6 +16,7 @@ from serving import ROOT, RunningServer, serving, wait_for
 
 CLIENTS = 16
 TOKENS = 150
+STREAMED = 400  # of an answer during which something happens
 LOAD_S = 60
 
 
@@ -182,6 +183,57 @@ def test_an_idle_model_is_unloaded_and_a_request_loads_it_and_is_told(models: Mo
     assert [answer.words for answer in answers] == [["one"] * 5] * 2
     assert answers[0].comments and all(comment.startswith(": loading") for comment in answers[0].comments)
     models.wait_for("lazy", "unloaded")
+
+
+def test_an_adapter_survives_the_death_of_a_worker_and_a_swap_and_is_unloaded(models: Models) -> None:
+    """Its answers are wholly by one version of its base, and none is lost. Of one that cannot be loaded again it is said why."""
+    url = models.server.url
+    for name in ("pirate", "lost"):
+        (models.folder / name).mkdir()
+        body = {"lora_name": name, "lora_path": str(models.folder / name)}
+        loaded = httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=30)
+        assert (loaded.status_code, loaded.text) == (200, f"Success: LoRA adapter '{name}' added successfully.")
+    assert httpx.get(f"{url}/v1/models/pirate").json()["parent"] == "main"
+    taken = models.post("lost", path=str(models.folder / "one"))
+    assert (taken.status_code, taken.json()["error"]["code"]) == (409, "conflict")
+    streamed = while_streaming(models, models.workers()[-1].kill)
+    assert streamed.words == ["two+pirate"] * STREAMED and any("interrupted" in comment for comment in streamed.comments)
+    models.server.wait_ready()
+    (models.folder / "lost" / "worker.json").write_text(json.dumps({"refuse": "it is of another base"}))
+
+    def swap() -> None:
+        assert models.post("main", path=str(models.folder / "one")).status_code == 202
+        wait_for(lambda: [version["revision"] for version in models.versions("main")] == ["one"], LOAD_S)
+
+    answers = under_load(models, "pirate", swap)
+    assert all(answer.error is None and len(answer.words) == TOKENS for answer in answers)
+    assert {(*sorted(set(answer.words)), *answer.fingerprints) for answer in answers} == {
+        ("two+pirate", "fp_two_pirate"),
+        ("one+pirate", "fp_one_pirate"),
+    }
+    assert models.versions("main")[0]["message"] == "it is of another base" and models.stream("main", tokens=3).words == ["one"] * 3
+    lost = httpx.post(f"{url}/v1/completions", json={"model": "lost", "prompt": "a"})
+    assert (lost.status_code, lost.json()["error"]["code"]) == (503, "adapter_not_loaded")
+    unloaded = []
+    streamed = while_streaming(models, lambda: unloaded.extend(unload(url, name) for name in ("pirate", "lost", "lost")))
+    assert unloaded == [200, 200, 404] and streamed.words == ["one+pirate"] * STREAMED
+    gone = httpx.post(f"{url}/v1/completions", json={"model": "pirate", "prompt": "a"})
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+    assert models.versions("main")[0]["message"] is None
+
+
+def while_streaming(models: Models, act: Callable[[], None]) -> Streamed:
+    """An answer of the adapter that begins before `act`."""
+    with ThreadPoolExecutor(1) as pool:
+        started = threading.Semaphore(0)
+        answer = pool.submit(models.stream, "pirate", started, STREAMED)
+        assert started.acquire(timeout=30)
+        act()
+        return answer.result(60)
+
+
+def unload(url: str, name: str) -> int:
+    return httpx.post(f"{url}/v1/unload_lora_adapter", json={"lora_name": name}, timeout=60).status_code
 
 
 def test_a_new_model_is_added_and_deleted_under_load(models: Models) -> None:
