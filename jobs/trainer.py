@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import sys
 from asyncio.subprocess import Process
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from app.settings import offline_environment
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "app.tuning")
@@ -70,5 +73,8 @@ class Trainer:
     async def _listen(self) -> None:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            self.told.append(json.loads(line))
+            try:
+                self.told.append(json.loads(line))
+            except ValueError:  # it was killed while it wrote
+                log.warning("a fine-tuning process told something that is no message")
         await self._process.wait()

@@ -49,19 +49,17 @@ def main(command: str, folder: Path) -> int:
 
 
 def _examine(run: Run, folder: Path, tell: Tell, stop: Callable[[], bool]) -> None:
-    from app.models.source import source_of
-    from app.tuning.base import quantize_of
+    """Without torch, which transformers would import wherever it finds it, for some seconds."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     from app.tuning.dataset import Dataset
-    from app.tuning.examine import TRAINING, VALIDATION, examine
-    from app.tuning.room import check_room
-    from app.tuning.schedule import resolved, schedule_of
+    from app.tuning.examine import TRAINING, examine
+    from app.tuning.schedule import quantize_of, resolved, schedule_of
 
+    recipe = run.recipe
+    quantize = quantize_of(recipe)
     if not examine(run, folder, tell):
         return
-    recipe, training = run.recipe, Dataset(folder, TRAINING)
-    longest = max(training.longest, Dataset(folder, VALIDATION).longest if run.validation_file else 0)
-    quantize = quantize_of(recipe, source_of(recipe.path))
-    check_room(recipe, longest, whole=True)
+    training = Dataset(folder, TRAINING)
     schedule = schedule_of(recipe.hyperparameters, len(training))
     used = resolved(recipe.hyperparameters, schedule, quantize)
     tell("examined", {"hyperparameters": used.model_dump(), "examples": len(training), "tokens": training.tokens, "steps": schedule.steps})
@@ -76,12 +74,11 @@ def _train(run: Run, folder: Path, tell: Tell, stop: Callable[[], bool]) -> None
     import torch
     import transformers
 
-    from app.models.source import source_of
-    from app.tuning.base import load_base, quantize_of, with_adapter
+    from app.tuning.base import load_base, with_adapter
     from app.tuning.dataset import Dataset
     from app.tuning.examine import TRAINING, VALIDATION
     from app.tuning.room import GROUP_TOKENS, check_room
-    from app.tuning.schedule import schedule_of
+    from app.tuning.schedule import quantize_of, schedule_of
     from app.tuning.trainer import Data, Stopped, Trainer
 
     torch.set_num_threads(run.threads)
@@ -92,7 +89,7 @@ def _train(run: Run, folder: Path, tell: Tell, stop: Callable[[], bool]) -> None
     check_room(recipe, longest)
     if stop():
         return
-    model = with_adapter(load_base(recipe, quantize_of(recipe, source_of(recipe.path))), recipe)
+    model = with_adapter(load_base(recipe, quantize_of(recipe)), recipe)
     data = Data(training, validation, max(GROUP_TOKENS, longest))
     try:
         Trainer(recipe, schedule_of(recipe.hyperparameters, len(training)), model, data, folder).run(tell, stop)

@@ -9,12 +9,10 @@ from app.engine.grouped import dequantize_layers
 from app.errors import SetupError, first_line
 from app.ledger.recipe import Recipe
 from app.models.skeleton import MAX_FLOAT32_PARAMETERS, skeleton_of
-from app.models.source import Source, source_of
+from app.models.source import source_of
 from app.models.weights import load_model
 from app.settings import ModelSettings
 from app.tuning.schedule import alpha_of
-
-FOUR_BITS = frozenset({"nf4", "fp4"})
 
 
 def device_of(recipe: Recipe) -> torch.device:
@@ -24,18 +22,6 @@ def device_of(recipe: Recipe) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SetupError(f"model.device: {name} does not exist: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
     return device
-
-
-def quantize_of(recipe: Recipe, source: Source) -> str:
-    """How the base's layers are held while they are trained beside. Raises `SetupError` for a GGUF file in nf4."""
-    asked = recipe.hyperparameters.quantize
-    if asked == "nf4" and source.gguf is not None:
-        raise SetupError(
-            f"{recipe.model} is a GGUF file, whose weights are not rounded again to nf4; leave out quantize: they are dequantized"
-        )
-    if asked != "auto":
-        return asked
-    return "nf4" if recipe.quantize in FOUR_BITS else "none"
 
 
 def dtype_of(recipe: Recipe, parameters: int) -> str:

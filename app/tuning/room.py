@@ -10,8 +10,8 @@ from app.estimate.device import Device, machine
 from app.estimate.plan import Plan, Question
 from app.estimate.tuning import DEFAULT_RANK
 from app.ledger.recipe import Recipe
-from app.models.source import source_of
-from app.tuning.base import device_of, dtype_of, quantize_of
+from app.tuning.base import device_of, dtype_of
+from app.tuning.schedule import quantize_of
 
 GIB = 2**30
 GROUP_TOKENS = 1024  # of sequences that go through the model together, unless a single one is longer
@@ -35,22 +35,19 @@ class Room:
         return self.needed - self.weights <= USABLE_SHARE * (self.free - self.weights)
 
 
-def check_room(recipe: Recipe, longest: int, whole: bool = False) -> Room:
-    """`longest` is the longest sequence in tokens. `whole`: ask whether the device's memory would do if nobody else had any of it. Raises
-    `NoRoom`, a sentence with the numbers.
-    """
-    room = room_of(recipe, longest, whole)
+def check_room(recipe: Recipe, longest: int) -> Room:
+    """`longest` is the longest sequence in tokens. Raises `NoRoom`, a sentence with the numbers."""
+    room = room_of(recipe, longest)
     if not room.fits:
         raise NoRoom(
             f"fine-tuning {recipe.model} with sequences of {longest} tokens needs {_gib(room.needed)}, {_gib(room.weights)} of it for its "
-            f"weights, but {room.device} has {_gib(room.free)}{'' if whole else ' free'}; {_advice(recipe)}"
+            f"weights, but {room.device} has {_gib(room.free)} free; {_advice(recipe)}"
         )
     return room
 
 
-def room_of(recipe: Recipe, longest: int, whole: bool = False) -> Room:
-    source, device = source_of(recipe.path), _device(recipe)
-    quantize = quantize_of(recipe, source)
+def room_of(recipe: Recipe, longest: int) -> Room:
+    device, quantize = _device(recipe), quantize_of(recipe)
     plan = Plan(Question(recipe.path, fine_tune="qlora" if quantize == "nf4" else "lora", context=longest))
     need = plan.need(
         device.kind, Question(recipe.path, dtype=dtype_of(recipe, plan.parameters), fine_tune=plan.question.fine_tune, context=longest)
@@ -59,7 +56,7 @@ def room_of(recipe: Recipe, longest: int, whole: bool = False) -> Room:
     states = need.tuning.states * recipe.hyperparameters.lora_rank // DEFAULT_RANK
     activations = need.activations * max(longest, GROUP_TOKENS) // longest
     weights = need.weights.total()
-    return Room(device.name, weights + states + activations + need.overhead, weights, device.total if whole else device.free)
+    return Room(device.name, weights + states + activations + need.overhead, weights, device.free)
 
 
 def _device(recipe: Recipe) -> Device:

@@ -1,9 +1,13 @@
-"""What is decided from counts alone: how many steps a run has, what `auto` stands for, and the learning rate of each step."""
+"""What is decided before a run: how many steps it has, what `auto` stands for, the learning rate of each step. Knows no torch."""
 
 from dataclasses import dataclass
 
+from app.errors import SetupError
+from app.ledger.recipe import Recipe
+from app.models.source import source_of
 from app.schemas.tuning import MAX_EPOCHS, Hyperparameters
 
+FOUR_BITS = frozenset({"nf4", "fp4"})
 BASE_RATE = 2e-4
 WARM_UP = 0.03  # of all steps
 EPOCHS, LEAST_EXAMPLES = 3, 100  # fewer examples are learnt from more often
@@ -55,6 +59,18 @@ def resolved(asked: Hyperparameters, schedule: Schedule, quantize: str) -> Hyper
 
 def alpha_of(asked: Hyperparameters) -> int:
     return 2 * asked.lora_rank if asked.lora_alpha is None else asked.lora_alpha
+
+
+def quantize_of(recipe: Recipe) -> str:
+    """How the base's layers are held while they are trained beside. Raises `SetupError` for a GGUF file in nf4."""
+    asked = recipe.hyperparameters.quantize
+    if asked == "nf4" and source_of(recipe.path).gguf is not None:
+        raise SetupError(
+            f"{recipe.model} is a GGUF file, whose weights are not rounded again to nf4; leave out quantize: they are dequantized"
+        )
+    if asked != "auto":
+        return asked
+    return "nf4" if recipe.quantize in FOUR_BITS else "none"
 
 
 def _auto_epochs(examples: int) -> int:

