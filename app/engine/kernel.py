@@ -137,8 +137,10 @@ class Kernel:
         """Multiply bfloat16 weights that way, or in float32. For the whole process."""
         self._library.choose_dot_products(chosen)
 
-    def linear(self, x: torch.Tensor, weights: PackedWeights, epilogue: Epilogue) -> torch.Tensor:
-        """Return `x` W^T after the `epilogue`: `[..., inputs]` bfloat16 to `[..., outputs]`. Raises `MemoryError`."""
+    def linear(self, x: torch.Tensor, weights: PackedWeights, epilogue: Epilogue, threads: int | None = None) -> torch.Tensor:
+        """Return `x` W^T after the `epilogue`: `[..., inputs]` bfloat16 to `[..., outputs]`. Without `threads` by as many as torch uses.
+        Raises `MemoryError`.
+        """
         inputs = weights.inputs
         if x.shape[-1] < inputs:  # the packed weights are padded to an even number of inputs
             x = F.pad(x, (0, 1))
@@ -155,9 +157,9 @@ class Kernel:
         )
         rows = (x.data_ptr(), x.numel() // inputs, inputs)
         if weights.is_grouped:
-            failed = self._linear_grouped(*rows, groups_args(weights), end, torch.get_num_threads())
+            failed = self._linear_grouped(*rows, groups_args(weights), end, threads or torch.get_num_threads())
         else:
-            failed = self._linear(*rows, weights_args(weights), end, torch.get_num_threads())
+            failed = self._linear(*rows, weights_args(weights), end, threads or torch.get_num_threads())
         if failed:
             raise MemoryError("out of memory for a layer's activations")
         return out

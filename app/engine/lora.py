@@ -14,11 +14,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from app.engine import linear
+from app.engine.kernel import Epilogue
 from app.engine.ledger import USABLE_SHARE, device_memory
-from app.engine.linear import SWISH, FusedLinear
+from app.engine.linear import SWISH, FusedLinear, TiledLinear
 from app.engine.request import AdapterFacts
 from app.errors import SetupError
 
+SMALL_PRODUCT = 1 << 18  # multiplications that one thread does
 Matrices = tuple[torch.Tensor, torch.Tensor]  # A [rank, in] and B [out, rank], which is scaled
 Rows = slice | torch.Tensor
 Changes = Mapping[int, "LowRank"]  # what an adapter adds to layers, by their places in `Adapters.layers`
@@ -65,8 +67,15 @@ class LowRank(nn.Module):
         self.nbytes = sum(matrix.numel() for matrix in matrices) * dtype.itemsize
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        change: torch.Tensor = self.up(self.down(x))
-        return change
+        return _product(self.up, _product(self.down, x))
+
+
+def _product(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A thread of its own for a few rows would only be waited for."""
+    if isinstance(layer, TiledLinear) and x.numel() * layer.outputs <= SMALL_PRODUCT:
+        return layer.kernel.linear(x, layer.packed, Epilogue(layer.outputs), threads=1)
+    product: torch.Tensor = layer(x)
+    return product
 
 
 def _layer(weight: torch.Tensor, dtype: torch.dtype, device: torch.device) -> nn.Module:

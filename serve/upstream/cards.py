@@ -28,7 +28,7 @@ class Cards:
 
     def all(self) -> list[ModelCard]:
         """The default model first. Raises `NotReady` while there is none."""
-        loaded = [*self._router.loaded_facts(), *map(self._router.facts, self._router.adapters)]
+        loaded = [*self._router.loaded_facts(), *self._router.adapted_facts()]
         cards = [self._loaded(facts, self._router.default) for facts in loaded]
         cards += [self.one(name) for name, pool in self._pools.items() if pool.alive]
         return sorted(cards, key=lambda card: not card.default) or [self.one(self._router.default)]

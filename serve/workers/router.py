@@ -101,6 +101,12 @@ class Router:
         """Every version of every model, those that take new jobs first."""
         return [*self._fleets.values(), *self._beside]
 
+    def adapted_facts(self) -> list[Facts]:
+        """The facts of the adapters that these models serve."""
+        loaded = {facts.name for facts in self.loaded_facts()}
+        fleets = [self._fleets[base] for base in self.models if base in loaded]
+        return [fleet.facts_of(name) for fleet in fleets for name in fleet.adapters if self.adapters.get(name) == fleet.model]
+
     def fleet(self, model: str | None) -> Fleet:
         """The version of a model, or of an adapter's base, that takes new jobs. Raises `UnknownModel`, or what `absent` has for it."""
         name = self.default if model is None else self.adapters.get(model, model)

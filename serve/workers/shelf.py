@@ -49,6 +49,8 @@ class Shelf:
             self._entries |= {name: Entry(path=path, model=base) for name, path in model.adapters.items()}
         self._loading: dict[tuple[int, str], Loading] = {}  # by the replica's number and the adapter's name
         self._changing: set[str] = set()  # names that are being loaded or unloaded for somebody
+        for name, entry in self._entries.items():
+            router.absent[name] = self._waits(name, entry.model)
         router.adapted = self.hear
 
     async def keep(self, name: str, path: str, model: str) -> None:
@@ -103,11 +105,16 @@ class Shelf:
             return
         fleet, replica = self._place_of(message.worker)
         for facts in message.facts.adapters:
-            self._serve(facts, fleet)
+            if facts.name in self._entries:
+                self._serve(facts, fleet)
         there = {facts.name for facts in message.facts.adapters}
         for name, entry in self._entries.items():
             if entry.model == fleet.model and name not in there:
                 self._order(replica, name, entry).add_done_callback(partial(self._settle, fleet, name))
+
+    def _waits(self, name: str, model: str) -> NotReady:
+        """What requests get until the base is loaded."""
+        return NotReady(f"adapter '{name}' is loaded with its base '{model}', which is not loaded yet; GET /v1/models lists what is served")
 
     def _base_of(self, model: str | None) -> Fleet:
         """Raises `UnknownModel` for a model that is not served, and `InvalidRequest` for an adapter."""
@@ -150,6 +157,8 @@ class Shelf:
             self._drop(name, entry.model)
             reason = error.message if isinstance(error, SetupError) else f"the workers did not read it within {LOAD_S:g} s"
             raise InvalidRequest(reason, param="lora_path", code="adapter_not_loaded") from error
+        if not found:
+            self._router.absent[name] = self._waits(name, entry.model)
         for facts in found:
             self._serve(facts, fleet)
         log.info("adapter", extra={"fields": {"adapter": name, "model": fleet.model, "loaded": bool(found)}})
@@ -170,6 +179,7 @@ class Shelf:
             self._serve(loading.result(), fleet)
         elif isinstance(error, SetupError):
             log.error("adapter", extra={"fields": {"adapter": name, "model": fleet.model, "failed": error.message}})
+            fleet.adapters.pop(name, None)
             fleet.problems[name] = error.message
             self._withdraw(name, NotReady(NOT_LOADED.format(name), code="adapter_not_loaded"))
 

@@ -176,6 +176,17 @@ def test_a_text_is_scored_by_its_adapter_and_observed_by_the_base(tokens: int) -
     assert scored["pair"].observed == pytest.approx(scored["base"].logprob, abs=1e-4)
 
 
+def test_states_of_the_base_are_kept_for_few_texts_at_a_time() -> None:
+    """Only those that were read in the latest step: each is read by its adapter before others have their turn."""
+    engine, text, kept = create_engine(step_tokens=20), tuple(range(30, 40)), []
+    for index in range(8):
+        engine.submit(Score(str(index), text, windows(10, CONTEXT), observe=True, adapter="every"))
+    while not engine.idle:
+        engine.step()
+        kept.append(sum(bool(each.observed) for each in engine.scheduler._texts))
+    assert max(kept) == 2
+
+
 @torch.inference_mode()
 def _statistics(text: Sequence[int], adapter: str | None, observed: bool) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}

@@ -36,3 +36,11 @@ def test_the_number_of_remembered_prefixes_is_bounded(monkeypatch: pytest.Monkey
     assert len(affinity_map._replicas) == 10
     assert affinity_map.find(range(99_000, 99_100)) == 0
     assert affinity_map.find(range(100)) is None
+
+
+def test_what_one_adapter_has_read_is_not_there_for_another() -> None:
+    affinity_map = Affinity()
+    affinity_map.remember(range(100), 1, "tuned")
+    affinity_map.remember(range(100), 2)
+    found = [affinity_map.find(range(100), adapter) for adapter in ("tuned", None, "other")]
+    assert found == [1, 2, None]

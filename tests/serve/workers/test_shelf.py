@@ -89,7 +89,7 @@ def test_a_kept_adapter_is_served_and_again_after_a_restart(tmp_path: Path) -> N
 
     async def second() -> None:
         server = Server(tmp_path)
-        with pytest.raises(UnknownModel):
+        with pytest.raises(NotReady, match="with its base 'fake'"):
             server.router.fleet(NAME)
         outbox = server.start()
         assert outbox == [Load(NAME, "/tuned")]
@@ -108,6 +108,8 @@ def test_a_result_is_kept_for_a_base_that_is_not_loaded_at_the_moment(tmp_path: 
         server = Server(tmp_path)
         await server.shelf.keep(NAME, "/tuned", FACTS.name)
         assert NAME not in server.router.adapters and server.file.exists()
+        with pytest.raises(NotReady, match="with its base 'fake'"):
+            server.router.fleet(NAME)
         assert isinstance(await server.during(server.shelf.load("other", str(tmp_path / "allowed/x"))), NotReady)
         assert server.start() == [Load(NAME, "/tuned")]
 
@@ -240,6 +242,12 @@ def test_a_new_version_has_the_adapters_before_it_takes_jobs(tmp_path: Path) -> 
         server.read(NAME, number=1)
         await furnished
         assert can_go_on(JOB, version) and version.facts_of(NAME).fingerprint == f"fp_{NAME}"
+        server.router.install(version)
+        assert [facts.name for facts in server.router.adapted_facts()] == [NAME]
+        server.router.withdraw("fake")  # then there is nothing on which it could be served
+        assert server.router.adapted_facts() == []
+        with pytest.raises(UnknownModel, match="is not served here"):
+            server.router.facts(NAME)
 
     run(test())
 
