@@ -14,7 +14,7 @@ SQLITE_FILE = "jobs.db"
 
 
 class JobSettings(Group):
-    enabled: bool = Field(True, description="serve /v1/files and /v1/batches")
+    enabled: bool = Field(True, description="serve /v1/files, /v1/batches and /v1/fine_tuning/jobs")
     folder: str = Field(
         ".litmus/jobs", description="folder of the uploaded files, their answers and, where it is SQLite, the table of jobs"
     )
@@ -51,6 +51,15 @@ class JobSettings(Group):
     max_stored_bytes: int = Field(10_000_000_000, ge=1024, description="bytes of all files of one key; more are refused")
     max_lines: int = Field(50_000, ge=1, description="lines of a batch")
     max_batches: int = Field(100, ge=1, description="batches of one key that have not ended; more are refused with 429")
+    max_tunings: int = Field(10, ge=1, description="fine-tuning jobs of one key that have not ended; more are refused with 429")
+    train: bool | None = Field(
+        None,
+        description="run fine-tuning jobs in a process beside the worker, which needs the folder and the weights of the server; when not "
+        "set, a worker does that is not told of a jobs.server",
+    )
+    train_threads: int | None = Field(
+        None, ge=1, le=1024, description="threads of a fine-tuning process; half of the processor's when not set, at the lowest priority"
+    )
     file_days: int = Field(30, ge=1, le=3650, description="days after which a file is deleted that names no other time")
 
     @property
@@ -59,6 +68,10 @@ class JobSettings(Group):
         if self.database is not None:
             return self.database.replace("postgresql://", "postgresql+pg8000://", 1)
         return f"sqlite:///{Path(self.folder).absolute() / SQLITE_FILE}"
+
+    @property
+    def trains(self) -> bool:
+        return self.server is None if self.train is None else self.train
 
     @property
     def uses_redis(self) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m jobs`: a worker for batches, which takes the settings of the server. Runs until a stop signal.
+"""`python -m jobs`: a worker for batches and fine-tuning, which takes the settings of the server. Runs until a stop signal.
 
 `--beside PID` as the first option ends it with that process, which is how the server starts its own.
 """
@@ -21,8 +21,10 @@ from app.ledger.database import Database
 from app.ledger.folder import Folder
 from app.settings import Settings, read
 from jobs.broker import QUEUE, WAKE, Waker, create_celery
+from jobs.lane import Lane
 from jobs.leases import Leases
 from jobs.logs import configure
+from jobs.runs import Runs
 from jobs.sweeper import Sweeper
 from jobs.worker import Worker
 
@@ -67,9 +69,12 @@ def work(settings: Settings, parent: int | None) -> None:
         stopping.set()
         threading.Thread(target=_end, args=(settings.jobs.grace_s + MARGIN_S,), daemon=True).start()
 
+    lane = threading.Thread(target=Lane(settings, Runs(database, leases), secret, stopping).run, daemon=True)
     signals.worker_shutting_down.connect(stop, weak=False)
     signals.setup_logging.connect(_leave_logging, weak=False)
     threading.Thread(target=sweeper.run, args=(stopping,), daemon=True).start()
+    if settings.jobs.trains:
+        lane.start()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     warnings.filterwarnings("ignore", "You're running the worker with superuser privileges")  # in a container that is so
@@ -77,6 +82,8 @@ def work(settings: Settings, parent: int | None) -> None:
     options = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
     celery = app.Worker(pool="threads", concurrency=1, queues=[QUEUE], quiet=True, **options)
     celery.start()
+    if settings.jobs.trains:
+        lane.join(settings.jobs.grace_s + MARGIN_S)
     log.info("the worker has stopped")
     sys.exit(celery.exitcode)
 

@@ -60,7 +60,7 @@ class Leases:
 
     def __init__(self, database: Database, worker: str, lease_s: float) -> None:
         self._database = database
-        self._worker = worker
+        self.worker = worker
         self.lease_s = lease_s
 
     def take(self) -> Task | None:
@@ -72,15 +72,15 @@ class Leases:
             row = connection.execute(query).one_or_none()
             if row is None:
                 return None
-            taken = {"due": policy.lease_end(now, self.lease_s), "worker": self._worker}
+            taken = {"due": policy.lease_end(now, self.lease_s), "worker": self.worker}
             counted = {"fence": row.fence + 1, "attempts": row.attempts + 1}
-            connection.execute(update(tasks).where(*_is(row)).values(**taken, **counted))
+            connection.execute(update(tasks).where(*is_of(row)).values(**taken, **counted))
         return _task_of(row)
 
     def beat(self, task: Task) -> bool:
         """Renew the lease. False: the batch was cancelled or has expired, so that the task should end."""
         with self._database.transaction() as connection:
-            self._write(connection, task)
+            self.write(connection, task)
             status = connection.execute(select(batches.c.status).where(batches.c.id == task.batch)).scalar_one()
         return status in WANTED[task.kind]
 
@@ -89,7 +89,7 @@ class Leases:
         completed = sum(result.succeeded for result in finished)
         counts = {"completed": tasks.c.completed + completed, "failed": tasks.c.failed + len(finished) - completed}
         with self._database.transaction() as connection:
-            self._write(connection, task, attempts=0, **counts)
+            self.write(connection, task, attempts=0, **counts)
             rows = [{"batch": task.batch, "n": result.n, "succeeded": result.succeeded, "line": result.line} for result in finished]
             if self._database.is_sqlite:
                 connection.execute(insert(results), rows)
@@ -106,13 +106,13 @@ class Leases:
     def release(self, task: Task, pause_s: float = 0.0) -> None:
         """Give the task back, to be taken after a pause."""
         with self._database.transaction() as connection:
-            self._write(connection, task, due=self._database.now() + pause_s, attempts=0)
+            self.write(connection, task, due=self._database.now() + pause_s, attempts=0)
 
     def complete(self, task: Task) -> None:
         """The task is done, with or without all of its lines. After the last one of a batch its files are due."""
         with self._database.transaction() as connection:
             batch = _lock(connection, task.batch)
-            self._write(connection, task, due=NEVER)
+            self.write(connection, task, due=NEVER)
             advance(connection, batch, self._database.now())
 
     def divide(self, task: Task, parts: Sequence[policy.Part], model: str | None) -> None:
@@ -120,7 +120,7 @@ class Leases:
         now, total = self._database.now(), sum(part.lines for part in parts)
         with self._database.transaction() as connection:
             batch = _lock(connection, task.batch)
-            self._write(connection, task, due=NEVER)
+            self.write(connection, task, due=NEVER)
             if batch.status != "validating":
                 return
             rows = [_row_of(task.batch, n, part, policy.rank(batch.created, n), now) for n, part in enumerate(parts)]
@@ -144,15 +144,15 @@ class Leases:
     def _end(self, task: Task, new: dict[str, Any]) -> None:
         with self._database.transaction() as connection:
             _lock(connection, task.batch)
-            self._write(connection, task)
+            self.write(connection, task)
             connection.execute(update(batches).where(batches.c.id == task.batch).values(**new))
             connection.execute(delete(results).where(results.c.batch == task.batch))
             connection.execute(delete(tasks).where(tasks.c.batch == task.batch))
 
-    def _write(self, connection: Connection, task: Task, **values: Any) -> None:
+    def write(self, connection: Connection, task: Any, **values: Any) -> None:
         """Renew the lease, and set `values`."""
         due = policy.lease_end(self._database.now(), self.lease_s)
-        guarded = update(tasks).where(*_is(task), tasks.c.fence == task.fence, tasks.c.due < NEVER)
+        guarded = update(tasks).where(*is_of(task), tasks.c.fence == task.fence, tasks.c.due < NEVER)
         if connection.execute(guarded.values(**{"due": due, **values})).rowcount != 1:
             raise LeaseLost
 
@@ -177,20 +177,20 @@ class Leases:
         """Take or keep a turn that one worker at a time has."""
         now = self._database.now()
         with self._database.transaction() as connection:
-            free = (turns.c.holder == self._worker) | (turns.c.until < now)
-            query = update(turns).where(turns.c.name == name, free).values(holder=self._worker, until=now + seconds)
+            free = (turns.c.holder == self.worker) | (turns.c.until < now)
+            query = update(turns).where(turns.c.name == name, free).values(holder=self.worker, until=now + seconds)
             if connection.execute(query).rowcount == 1:
                 return True
             if connection.execute(select(turns.c.name).where(turns.c.name == name)).first() is not None:
                 return False
-            connection.execute(insert(turns).values(name=name, holder=self._worker, until=now + seconds))
+            connection.execute(insert(turns).values(name=name, holder=self.worker, until=now + seconds))
         return True
 
 
 _BATCH = (batches.c.owner, batches.c.endpoint, batches.c.input_file, batches.c.status, batches.c.ending, batches.c.output_s)
 
 
-def _is(row: Any) -> tuple[Any, ...]:
+def is_of(row: Any) -> tuple[Any, ...]:
     return tasks.c.batch == row.batch, tasks.c.kind == row.kind, tasks.c.n == row.n
 
 

@@ -9,11 +9,14 @@ import httpx
 
 from app.settings import Settings
 from jobs.leases import Task
+from jobs.runs import Claim
 
 OWNER = "X-Litmus-Owner"  # on whose behalf the worker asks
 MADE_FOR = "X-Litmus-Made-For"
 TAKES_SLOT = frozenset({"/v1/chat/completions", "/v1/completions"})
 READ_S, CONNECT_S = 60.0, 5.0
+SERVE_S = 180.0  # that workers of a model may take to read an adapter
+BAD_REQUEST = 400
 MAX_QUOTED = 2000  # characters of an answer that is not JSON
 
 
@@ -94,7 +97,26 @@ class Server:
         if task.output_s is not None:
             fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(task.output_s)}
         headers = {OWNER: task.owner, MADE_FOR: f"{task.batch}/{kind}"}
-        upload = {"file": (f"{task.batch}_{kind}.jsonl", content, "application/jsonl")}
+        return await self._upload(headers, fields, (f"{task.batch}_{kind}.jsonl", content, "application/jsonl"))
+
+    async def keep_results(self, claim: Claim, content: BinaryIO) -> str:
+        """Upload the losses of a fine-tuning job for its owner, and return the file's id. Raises `Unavailable`, `Refused`."""
+        headers = {OWNER: claim.owner, MADE_FOR: f"{claim.batch}/results"}
+        return await self._upload(headers, {"purpose": "fine-tune-results"}, (f"{claim.batch}_metrics.csv", content, "text/csv"))
+
+    async def serve(self, claim: Claim) -> str | None:
+        """Have the model of a fine-tuning job served from now on. Returns why it cannot be, if so. Raises `Unavailable`, `Refused`."""
+        try:
+            response = await self._http.post(f"/v1/fine_tuning/jobs/{claim.batch}/serve", headers={OWNER: claim.owner}, timeout=SERVE_S)
+        except httpx.TransportError as error:
+            raise Unavailable(type(error).__name__) from error
+        if response.status_code == BAD_REQUEST:
+            return str(_object_of(response)["error"]["message"])
+        await _check(response)
+        return None
+
+    async def _upload(self, headers: dict[str, str], fields: dict[str, str], file: tuple[str, BinaryIO, str]) -> str:
+        upload = {"file": file}
         try:
             response = await self._http.post("/v1/files", data=fields, files=upload, headers=headers)
         except httpx.TransportError as error:

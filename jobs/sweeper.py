@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import DBAPIError
 
 from app.errors import first_line
-from app.ledger.batches import FINISH
+from app.ledger.batches import CHECK, FINISH, LINES
 from app.ledger.database import Database
 from app.ledger.tables import NEVER, batches, tasks
 from jobs import policy
@@ -64,6 +64,8 @@ class Sweeper:
                 advance(connection, batch, now)
 
     def _count_due(self) -> int:
-        due = select(tasks.c.n).where(policy.is_due(tasks.c.due, self._database.now())).limit(policy.MAX_WAKES).subquery()
+        """Those of batches: who fine-tunes looks into the table by itself (`jobs.lane`)."""
+        own = tasks.c.kind.in_((CHECK, LINES, FINISH))
+        due = select(tasks.c.n).where(own, policy.is_due(tasks.c.due, self._database.now())).limit(policy.MAX_WAKES).subquery()
         with self._database.transaction() as connection:
             return connection.execute(select(func.count()).select_from(due)).scalar_one()

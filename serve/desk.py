@@ -1,4 +1,5 @@
-"""Files and batches as the routes ask for them: in a thread, opened when they are first needed. Starts a worker while there is work.
+"""Files, batches and fine-tuning jobs as the routes ask for them: in a thread, opened when they are first needed. Starts a worker while
+there is work.
 
 A server whose clients never upload anything opens no table, makes no folder and starts no worker.
 """
@@ -19,6 +20,7 @@ from app.setting_jobs import SQLITE_FILE, JobSettings
 if TYPE_CHECKING:
     from app.ledger.batches import Batches
     from app.ledger.files import Files
+    from app.ledger.tunings import Tunings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,6 +32,7 @@ CLEAN_S = 60.0  # between two looks for files whose time is over
 class Ledger:
     files: "Files"
     batches: "Batches"
+    tunings: "Tunings"
 
 
 class Desk:
@@ -79,9 +82,10 @@ class Desk:
         from app.ledger.batches import Batches
         from app.ledger.database import Database
         from app.ledger.files import Files
+        from app.ledger.tunings import Tunings
 
         database = Database(self.settings.database_url)
-        return Ledger(Files(database), Batches(database, self.settings.max_batches))
+        return Ledger(Files(database), Batches(database, self.settings.max_batches), Tunings(database, self.settings.max_tunings))
 
     async def clean(self) -> None:
         """Delete expired files, and what processes that died have left. Runs as long as the server."""
@@ -91,9 +95,11 @@ class Desk:
                     gone = await self.ask(lambda ledger: ledger.files.remove_expired() + ledger.files.unknown(self.folder.leftovers()))
                     for id in gone:
                         await self.run(self.folder.delete, id)
+                    for id in await self.ask(lambda ledger: ledger.tunings.unwanted(self.folder.runs())):
+                        await self.run(self.folder.delete_run, id)
             await asyncio.sleep(CLEAN_S)
 
     async def has_work(self) -> bool:
         with contextlib.suppress(LitmusError):
-            return not self.is_new and await self.ask(lambda ledger: ledger.batches.any_unfinished())
+            return not self.is_new and await self.ask(lambda ledger: ledger.batches.any_unfinished() or ledger.tunings.any_unfinished())
         return False

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from app.estimate.device import Device
-from app.estimate.plan import QUANTIZATIONS, Plan, Question, is_supported
+from app.estimate.plan import QUANTIZATIONS, FineTune, Plan, Question, is_supported
 
 CONTEXTS = tuple(256 << power for power in range(12))  # 256 to 524,288 tokens
 LEAST_CONTEXT = 256
@@ -65,7 +65,7 @@ def _smaller_file(plan: Plan, device: Device) -> Iterator[str]:
 
 def _for_training(plan: Plan, device: Device) -> Iterator[str]:
     asked = plan.question
-    if asked.fine_tune == "lora" and plan.fits(device, qlora := replace(asked, fine_tune="qlora")):
+    if plan.source.gguf is None and asked.fine_tune == "lora" and plan.fits(device, qlora := replace(asked, fine_tune="qlora")):
         yield f"{device.name}: qlora fits as asked ({_gib(plan.need(device.kind, qlora).total)} of {_gib(device.free)})"
     context = _longest_context(plan, device, asked)
     if context:
@@ -82,8 +82,9 @@ def _nothing_helps(plan: Plan, device: Device) -> str:
     asked = plan.question
     kinds = ("none",) if plan.source.gguf is not None else QUANTIZATIONS[device.kind]
     if asked.fine_tune is not None:
-        least = plan.need(device.kind, replace(asked, fine_tune="qlora", context=min(LEAST_CONTEXT, plan.context)))
-        what = f"qlora with sequences of {LEAST_CONTEXT} tokens"
+        method: FineTune = "lora" if plan.source.gguf is not None else "qlora"
+        least = plan.need(device.kind, replace(asked, fine_tune=method, context=min(LEAST_CONTEXT, plan.context)))
+        what = f"{method} with sequences of {LEAST_CONTEXT} tokens"
     else:
         small = [replace(asked, quantize=kind, dtype="auto", slots=1, context=min(LEAST_CONTEXT, plan.context)) for kind in kinds]
         least, what = min(((plan.need(device.kind, each), each.quantize) for each in small), key=lambda pair: pair[0].total)

@@ -100,8 +100,8 @@ class Plan:
         self.config = self.skeleton.config.get_text_config()
         if self.source.gguf is not None and self.question.quantize != "none":
             raise SetupError(f"model.quantize: {self.question.path} is a GGUF file, whose weights keep their own precision; use none")
-        if self.source.gguf is not None and self.question.fine_tune is not None:
-            raise SetupError(f"{self.question.path} is a GGUF file, whose weights cannot be fine-tuned; name the original model")
+        if self.source.gguf is not None and self.question.fine_tune == "qlora":
+            raise SetupError(f"{self.question.path} is a GGUF file, whose weights are not rounded again; use lora, which dequantizes them")
 
     @cached_property
     def parameters(self) -> int:

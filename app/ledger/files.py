@@ -8,6 +8,7 @@ from app.errors import Conflict, NotFound
 from app.ledger.database import Database
 from app.ledger.listing import Page, page_of
 from app.ledger.tables import batches, files
+from app.ledger.tunings import unfinished_inputs
 from app.schemas.batches import ENDED
 from app.schemas.files import FileList, FileObject, Purpose
 
@@ -68,6 +69,8 @@ class Files:
             user = connection.execute(select(batches.c.id).where(batches.c.input_file == id, batches.c.status.not_in(ENDED))).scalar()
             if user is not None:
                 raise Conflict(f"file '{id}' is the input of {user}, which has not ended; cancel it first, or wait", param="file_id")
+            if connection.execute(select(files.c.id).where(files.c.id == id, files.c.id.in_(unfinished_inputs()))).first() is not None:
+                raise Conflict(f"file '{id}' is read by a fine-tuning job that has not ended; cancel it first, or wait", param="file_id")
             connection.execute(delete(files).where(files.c.id == id))
 
     def stored_bytes(self, owner: str) -> int:
@@ -75,11 +78,12 @@ class Files:
             return int(connection.execute(select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.owner == owner)).scalar_one())
 
     def remove_expired(self) -> list[str]:
-        """Forget the files whose time is over, and return their ids. The input of a batch stays until it has ended."""
+        """Forget the files whose time is over, and return their ids. The input of a job stays until that has ended."""
         used = select(batches.c.input_file).where(batches.c.status.not_in(ENDED))
         expired = files.c.expires <= self._database.now()
         with self._database.transaction() as connection:
-            ids = list(connection.execute(select(files.c.id).where(expired, files.c.id.not_in(used))).scalars())
+            unused = files.c.id.not_in(used) & files.c.id.not_in(unfinished_inputs())
+            ids = list(connection.execute(select(files.c.id).where(expired, unused)).scalars())
             connection.execute(delete(files).where(files.c.id.in_(ids)))
         return ids
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -12,6 +13,7 @@ from app.errors import SetupError
 
 OWNER_ONLY_FOLDER, OWNER_ONLY_FILE = 0o700, 0o600
 ID = re.compile(r"file-[0-9a-f]{32}")
+RUN_ID = re.compile(r"ftjob-[0-9a-f]{32}")
 UNFINISHED = ".part"
 UNFINISHED_S = 3600.0  # after which a file without a row is left over from a process that died
 SECRET_BYTES = 32
@@ -20,7 +22,7 @@ SECRET_BYTES = 32
 class Folder:
     def __init__(self, path: str) -> None:
         self.path = Path(path).absolute()
-        self._files = self.path / "files"
+        self._files, self._runs = self.path / "files", self.path / "tuning"
 
     def make(self) -> None:
         """Raises `OSError`."""
@@ -30,6 +32,17 @@ class Folder:
     def file(self, id: str) -> Path:
         assert ID.fullmatch(id), "ids are made here"
         return self._files / id
+
+    def run(self, id: str) -> Path:
+        """The folder of a fine-tuning run: what it needs while it runs, then the adapter that it has made."""
+        assert RUN_ID.fullmatch(id), "ids are made here"
+        return self._runs / id
+
+    def runs(self) -> list[str]:
+        return [path.name for path in self._runs.iterdir() if RUN_ID.fullmatch(path.name)] if self._runs.exists() else []
+
+    def delete_run(self, id: str) -> None:
+        shutil.rmtree(self.run(id), ignore_errors=True)
 
     def draft(self) -> "Draft":
         """A new file that is not finished. Raises `OSError`."""

@@ -88,3 +88,51 @@ turns = Table(
     Column("holder", String(80), nullable=False),
     Column("until", Float, nullable=False),
 )
+
+tunings = Table(
+    "tunings",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(80), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("recipe", Text, nullable=False),  # JSON of `Recipe`
+    Column("training_file", String(64), nullable=False),
+    Column("validation_file", String(64)),
+    Column("status", String(16), nullable=False),
+    Column("used", Text),  # hyperparameters without auto, JSON; known once the files have been checked
+    Column("pairs", Text),  # metadata of the client, JSON
+    Column("problem", Text),  # why it has failed, JSON
+    Column("results", String(64)),  # the file with the losses
+    Column("trained_tokens", BigInteger),
+    Column("done_by", Float),  # an estimate, while it runs
+    Column("finished", Float),
+    Column("removed", Boolean, nullable=False, default=False),  # whether its model was deleted
+    Index("tunings_by_owner", "owner", "created", "id"),
+    Index("tunings_by_status", "status"),
+)
+
+tuning_events = Table(
+    "tuning_events",
+    metadata,
+    Column("id", String(64), primary_key=True),  # they sort as they were told
+    Column("tuning", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("kind", String(8), nullable=False),  # message or metrics
+    Column("message", Text, nullable=False),
+    Column("data", Text),  # JSON
+    Column("step", Integer),  # of what a run tells again that goes on from an earlier step
+    Index("tuning_events_by_tuning", "tuning", "created", "id"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tuning", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("name", String(160), nullable=False),
+    Column("metrics", Text, nullable=False),  # JSON
+    Index("checkpoints_by_tuning", "tuning", "created", "id"),
+)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from app.schemas.wire import Wire
 
-Purpose = Literal["batch", "batch_output"]
+Purpose = Literal["batch", "batch_output", "fine-tune", "fine-tune-results"]
 MIN_FILE_S, MAX_FILE_S = 3600, 30 * 86_400  # how long after its creation a file may expire
 
 
@@ -17,7 +17,9 @@ class FileObject(Wire):
     created_at: int = Field(description="Unix time in seconds")
     expires_at: int | None = None
     filename: str
-    purpose: Purpose = Field(description="batch_output is a file with the answers or errors of a batch")
+    purpose: Purpose = Field(
+        description="batch_output: the answers or errors of a batch; fine-tune-results: the losses of a fine-tuning job"
+    )
     status: Literal["processed"] = "processed"
     status_details: None = None
 

@@ -14,7 +14,7 @@ from app.setting_jobs import JobSettings
 from serve.admission.keys import Keys
 
 OWNER = "x-litmus-owner"
-FILES = "/v1/files"
+FILES, TUNING = "/v1/files", "/v1/fine_tuning/jobs"
 ASKED = frozenset({*ENDPOINTS, FILES, "/v1/models"})  # by workers
 
 
@@ -32,7 +32,7 @@ class JobAccess:
             return None
         if not hmac.compare_digest(headers.get("authorization", "").encode(), b"Bearer " + self._known_secret()):
             raise Unauthorized(f"the header {OWNER} is for this server's workers, and this is not their secret (jobs.secret)")
-        if path not in ASKED and not path.startswith(f"{FILES}/"):
+        if path not in ASKED and not path.startswith((f"{FILES}/", f"{TUNING}/")):
             raise Forbidden(f"workers do not ask for {path}")
         if keys is not None and not keys.has(owner):
             raise Unauthorized("the key that made this batch is not a key of this server any more", code="owner_gone")

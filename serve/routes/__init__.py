@@ -26,6 +26,8 @@ from serve.routes.score import add_score
 from serve.routes.service import Service
 from serve.routes.state import add_state
 from serve.routes.tokens import add_tokens
+from serve.routes.tuned import Shelf, add_tuned
+from serve.routes.tuning import Bases, add_records, add_tuning
 from serve.upstream.gateway import Gateway
 from serve.workers.router import Router
 
@@ -57,9 +59,12 @@ def create_routes(
     return routes
 
 
-def create_job_routes(desk: Desk, strict: bool = False) -> APIRouter:
-    """The routes of what runs later."""
+def create_job_routes(desk: Desk, strict: bool = False, bases: Bases = lambda name: None, shelf: Shelf | None = None) -> APIRouter:
+    """The routes of what runs later. `bases` says how a model is served, by its name, `shelf` serves what fine-tuning makes."""
     routes = APIRouter(route_class=APIRoute if strict else LenientRoute)
     add_files(routes, desk)
     add_batches(routes, desk)
+    add_tuning(routes, desk, bases)
+    add_records(routes, desk)
+    add_tuned(routes, desk, shelf)
     return routes

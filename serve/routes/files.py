@@ -19,7 +19,11 @@ from serve.wire.upload import Form
 
 FIELDS = frozenset({"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"})
 MADE_FOR = "x-litmus-made-for"
-MADE = re.compile(r"batch_[0-9a-f]{32}/(output|error)")
+MADE = {
+    "batch_output": re.compile(r"batch_[0-9a-f]{32}/(output|error)"),
+    "fine-tune-results": re.compile(r"ftjob-[0-9a-f]{32}/results"),
+}
+UPLOADED = ("batch", "fine-tune")  # purposes
 PIECE_BYTES = 2**20  # written at once
 MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its end, so that its client sees why it was refused
 DAY_S = 86_400
@@ -34,7 +38,7 @@ UPLOAD = {
                     "required": ["file", "purpose"],
                     "properties": {
                         "file": {"type": "string", "format": "binary", "description": "one JSON object a line"},
-                        "purpose": {"type": "string", "enum": ["batch"]},
+                        "purpose": {"type": "string", "enum": [*UPLOADED]},
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
                         "expires_after[seconds]": {"type": "integer", "minimum": MIN_FILE_S, "maximum": MAX_FILE_S},
                     },
@@ -46,7 +50,7 @@ UPLOAD = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     **{status: ERROR_RESPONSES[status] for status in (400, 413, 415, 503)},
     404: {**ERROR_RESPONSES[404], "description": "no such file of this key"},
-    409: {**ERROR_RESPONSES[400], "description": "the file is the input of a batch that has not ended"},
+    409: {**ERROR_RESPONSES[400], "description": "the file is the input of a batch or a fine-tuning job that has not ended"},
     507: {**ERROR_RESPONSES[503], "description": "the server's disk is full"},
 }
 FileId = Annotated[str, Path(max_length=64, examples=["file-abc123"])]
@@ -59,7 +63,7 @@ def add_files(routes: APIRouter, desk: Desk) -> None:
     @routes.post(
         "/v1/files",
         tags=["batches"],
-        summary="Upload the lines of a batch",
+        summary="Upload the lines of a batch, or the examples of a fine-tuning job",
         response_model=FileObject,
         responses=errors(400, 413, 415, 503, 507),
         openapi_extra=UPLOAD,
@@ -175,10 +179,10 @@ class Upload:
         purpose, made_for = form.fields.get("purpose"), self._request.headers.get(MADE_FOR) if self._worker else None
         if purpose is None:
             raise InvalidRequest("'purpose' is missing", param="purpose", code="missing_parameter")
-        if purpose != ("batch_output" if self._worker else "batch"):
-            raise InvalidRequest(f"'purpose': {purpose[:64]!r} is not kept here; it must be batch", param="purpose")
-        if self._worker and (made_for is None or not MADE.fullmatch(made_for)):
-            raise Forbidden(f"a worker says by the header {MADE_FOR} for what batch a file was made")
+        if purpose not in (MADE if self._worker else UPLOADED):
+            raise InvalidRequest(f"'purpose': {purpose[:64]!r} is not kept here; it must be {' or '.join(UPLOADED)}", param="purpose")
+        if self._worker and (made_for is None or not MADE[purpose].fullmatch(made_for)):
+            raise Forbidden(f"a worker says by the header {MADE_FOR} for what batch or job a file was made")
         lasts_s = lifetime_s(form.fields, self._desk.settings.file_days * DAY_S)
         assert form.filename is not None
         return NewFile(draft.id, self._owner, draft.bytes, form.filename, purpose, lasts_s, made_for)  # type: ignore[arg-type]

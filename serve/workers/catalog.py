@@ -67,6 +67,11 @@ class Catalog:
         for name in dict.fromkeys((*self._served, *self._beside)):
             yield from (of[name] for of in (self._served, self._beside) if name in of)
 
+    def settings_of(self, name: str) -> ModelSettings | None:
+        """How a model is served; None for one that is not."""
+        version = self._served.get(name)
+        return None if version is None or version.deleted else version.settings
+
     async def load(self, name: str, settings: Callable[[ModelSettings | None], ModelSettings]) -> Version:
         """Begin to load a version of a model; `settings` makes its settings from those of the present one.
 

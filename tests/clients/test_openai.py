@@ -73,3 +73,13 @@ def test_an_asynchronous_cancel(server):
 
     asyncio.run(leave())
     assert server.cut_the_last_answer()
+
+
+def test_a_fine_tuning_job(client, server):
+    lines = [json.dumps({"messages": [*MESSAGES, {"role": "assistant", "content": f"The crow ate {count} figs."}]}) for count in "1234"]
+    file = client.files.create(file=("figs.jsonl", "\n".join(lines).encode()), purpose="fine-tune")
+    jobs = client.fine_tuning.jobs
+    job = jobs.create(model=server.model, training_file=file.id, suffix="figs", seed=1, metadata={"of": "figs"})
+    assert job.status == "validating_files" and job.id in {each.id for each in jobs.list(limit=1)}
+    assert [event.level for event in jobs.list_events(job.id)][-1] == "info" and list(jobs.checkpoints.list(job.id)) == []
+    assert jobs.cancel(job.id).status == "cancelled" and jobs.retrieve(job.id).finished_at is not None

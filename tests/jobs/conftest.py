@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -20,13 +21,14 @@ from fakes import FACTS, FakeEngine, FakeWorker
 from fastapi import FastAPI
 from sqlalchemy import delete
 
+from app.errors import InvalidRequest
 from app.ledger.database import Database
 from app.ledger.files import Files, NewFile
 from app.ledger.folder import Folder
 from app.ledger.tables import metadata
 from app.setting_groups import QueueSettings
 from app.setting_jobs import JobSettings
-from app.settings import ServerSettings, Settings
+from app.settings import ModelSettings, ServerSettings, Settings
 from app.tokenizer import Tokenizer
 from jobs.leases import Leases
 from jobs.sweeper import Sweeper
@@ -56,6 +58,24 @@ def jsonl(*lines: Any) -> bytes:
     return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
 
 
+class FakeShelf:
+    """Keeps the names and folders of adapters; `refusal` is why it takes none."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[str, str]] = {}
+        self.refusal: str | None = None
+
+    async def keep(self, name: str, path: str, model: str) -> None:
+        if self.refusal is not None:
+            raise InvalidRequest(self.refusal, code="adapter_not_loaded")
+        if name in self.kept:
+            raise InvalidRequest("it is there", code="adapter_exists")
+        self.kept[name] = (path, model)
+
+    async def unload(self, name: str) -> None:
+        del self.kept[name]
+
+
 @dataclass
 class Hosted:
     """`settings` are those of server and workers."""
@@ -67,6 +87,7 @@ class Hosted:
     worker: Any = None
     keys: dict[str, str] = field(default_factory=dict)
     desk: Any = None
+    shelf: FakeShelf = field(default_factory=FakeShelf)
 
     @property
     def engine(self) -> FakeEngine:
@@ -88,6 +109,8 @@ class Hosted:
         self.engine.submitted.clear()
         yield
         self.settings, self.worker.stalled, self.router.draining = settings, False, False
+        self.shelf.__init__()  # type: ignore[misc]
+        shutil.rmtree(self.folder / "tuning", ignore_errors=True)
         for path in (self.folder / "files").glob("*"):
             path.unlink()
         with self.database.transaction() as connection:
@@ -141,7 +164,8 @@ def hosting(tmp_path: Path, tiny_folder: Path, names: tuple[str, ...] = (), **jo
     observe(app, router.observer, access_log=False)
     app.include_router(create_routes(router, {FACTS.name: tokenizer}, 1))
     hosted.desk = app.state.desk = Desk(settings.jobs)
-    app.include_router(create_job_routes(hosted.desk))
+    bases = {FACTS.name: ModelSettings(path=str(tiny_folder), context=64)}
+    app.include_router(create_job_routes(hosted.desk, False, bases.get, hosted.shelf))
     with listening(app) as port:
         hosted.url = f"http://127.0.0.1:{port}"
         hosted.settings = settings.model_copy(update={"jobs": settings.jobs.model_copy(update={"server": hosted.url})})

@@ -127,8 +127,16 @@ def test_the_adapter_is_as_large_as_pefts(tiny_folder: Path) -> None:
 def test_what_cannot_be_asked_of_a_gguf_file_is_refused(default_gguf: str) -> None:
     with pytest.raises(SetupError, match="keep their own precision"):
         Plan(Question(default_gguf, "nf4"))
-    with pytest.raises(SetupError, match="cannot be fine-tuned"):
-        Plan(Question(default_gguf, fine_tune="lora"))
+    with pytest.raises(SetupError, match="not rounded again"):
+        Plan(Question(default_gguf, fine_tune="qlora"))
+
+
+def test_a_gguf_file_is_fine_tuned_with_its_weights_dequantized(default_gguf: str) -> None:
+    plan = Plan(Question(default_gguf, fine_tune="lora", context=64))
+    need = plan.need("cpu")
+    assert need.weights["bfloat16"] >= 2 * plan.parameters and need.tuning is not None
+    sentences = advice(plan, device(need.total // 2))
+    assert sentences and not any("qlora" in each for each in sentences)
 
 
 def test_a_file_that_is_too_large_is_told_how_many_bits_would_fit(default_gguf: str) -> None:

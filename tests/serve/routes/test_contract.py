@@ -25,7 +25,11 @@ ROUTES = {
     "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
     "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "hi"}]},
 }
-OF_JOBS = {"/v1/files", "/v1/batches", "/v1/batches/{batch_id}/cancel"}  # they need a file; tests/jobs tries them
+TUNING = "/v1/fine_tuning/jobs"
+OF_JOBS = {  # they need a file; tests/jobs tries them
+    *("/v1/files", "/v1/batches", "/v1/batches/{batch_id}/cancel", TUNING),
+    *(f"{TUNING}/{{fine_tuning_job_id}}/{change}" for change in ("cancel", "pause", "resume")),
+}
 ADMIN = (
     "/admin/",
     "/v1/load_lora_adapter",

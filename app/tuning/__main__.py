@@ -1,0 +1,121 @@
+"""`python -m app.tuning examine|train FOLDER`: one run, as FOLDER/run.json has it. Started by a worker; tells on standard output.
+
+Takes what the processor has left: nice 19, and as many threads as the run allows. Ends with the process that started it. A stop signal
+makes `train` save its state and end.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from app.errors import LitmusError
+from app.ledger.recipe import Run
+from app.settings import prepare_environment
+from app.tuning.channel import Channel, Tell
+
+log = logging.getLogger(__name__)
+
+NICE = 19
+LOOK_S = 0.5
+LOCK, LOCK_S = "lock", 60.0  # how long the process is waited for that had the run before
+BUSY = 75
+
+
+def main(command: str, folder: Path) -> int:
+    tell, parent = Channel(), os.getppid()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
+    signal.signal(signal.SIGINT, lambda number, frame: stopping.set())
+    os.nice(NICE - os.nice(0))
+    logging.basicConfig(level="WARNING")
+    logging.getLogger("bitsandbytes").setLevel("ERROR")  # it misses a package that is not wanted
+    warnings.simplefilter("ignore", FutureWarning)
+    with (folder / LOCK).open("w") as file:
+        if not _lock(file.fileno()):
+            return BUSY
+        try:
+            (_examine if command == "examine" else _train)(Run.read(folder), folder, tell, stopping.is_set)
+        except LitmusError as error:
+            tell("failed", {"code": error.code, "message": error.message, "param": error.param})
+    return 0
+
+
+def _examine(run: Run, folder: Path, tell: Tell, stop: Callable[[], bool]) -> None:
+    """Without torch, which transformers would import wherever it finds it, for some seconds."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    from app.tuning.dataset import Dataset
+    from app.tuning.examine import TRAINING, examine
+    from app.tuning.schedule import quantize_of, resolved, schedule_of
+
+    recipe = run.recipe
+    quantize = quantize_of(recipe)
+    if not examine(run, folder, tell):
+        return
+    training = Dataset(folder, TRAINING)
+    schedule = schedule_of(recipe.hyperparameters, len(training))
+    used = resolved(recipe.hyperparameters, schedule, quantize)
+    tell("examined", {"hyperparameters": used.model_dump(), "examples": len(training), "tokens": training.tokens, "steps": schedule.steps})
+
+
+def _train(run: Run, folder: Path, tell: Tell, stop: Callable[[], bool]) -> None:
+    from app.tuning.state import FINISHED
+
+    if (folder / FINISHED).exists():
+        tell("done", {"trained_tokens": int((folder / FINISHED).read_text())})
+        return
+    import torch
+    import transformers
+
+    from app.tuning.base import load_base, with_adapter
+    from app.tuning.dataset import Dataset
+    from app.tuning.examine import TRAINING, VALIDATION
+    from app.tuning.room import GROUP_TOKENS, check_room
+    from app.tuning.schedule import quantize_of, schedule_of
+    from app.tuning.trainer import Data, Stopped, Trainer
+
+    torch.set_num_threads(run.threads)
+    transformers.utils.logging.disable_progress_bar()
+    recipe, training = run.recipe, Dataset(folder, TRAINING)
+    validation = Dataset(folder, VALIDATION) if run.validation_file else None
+    longest = max(training.longest, 0 if validation is None else validation.longest)
+    check_room(recipe, longest)
+    if stop():
+        return
+    model = with_adapter(load_base(recipe, quantize_of(recipe)), recipe)
+    data = Data(training, validation, max(GROUP_TOKENS, longest))
+    try:
+        Trainer(recipe, schedule_of(recipe.hyperparameters, len(training)), model, data, folder).run(tell, stop)
+    except Stopped:
+        tell("stopped", {})
+
+
+def _lock(descriptor: int) -> bool:
+    """One process at a time has a run: the one before may still be saving."""
+    end = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(LOOK_S)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    prepare_environment()
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

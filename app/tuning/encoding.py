@@ -1,0 +1,121 @@
+"""From an example to token ids, and which of them are learnt. A conversation is rendered by the model's own chat template.
+
+What is learnt is what the model would have to write: a message of the assistant with the mark that ends it, a completion, a whole text.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import InvalidRequest
+from app.forms.tools import ToolFormat
+from app.schemas.messages import Message
+from app.tokenizer import Tokenizer, check_unicode
+from app.tuning.examples import Completion, Conversation, Example, Text, WrongLine
+
+TEMPLATE_ROLES = {"developer": "system"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    ids: tuple[int, ...]
+    learnt: tuple[bool, ...]
+
+    @property
+    def has_effect(self) -> bool:
+        """The first token of a sequence follows nothing, so it is never predicted."""
+        return any(self.learnt[1:])
+
+
+class Encoder:
+    """`context` is the longest sequence in tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, context: int) -> None:
+        self._tokenizer, self._context = tokenizer, context
+        format = tokenizer.tool_format
+        self._arguments_as_text = isinstance(format, ToolFormat) and format.arguments_as_text
+
+    def sequences(self, example: Example) -> list[Sequence]:
+        """One; of a conversation one for each message that is learnt, if the template writes earlier messages otherwise than last ones.
+        Raises `WrongLine`.
+        """
+        try:
+            made = self._encode(example)
+        except InvalidRequest as error:
+            raise WrongLine(error.message) from None
+        for sequence in made:
+            if len(sequence.ids) > self._context:
+                raise WrongLine(f"it has {len(sequence.ids)} tokens, more than the {self._context} that the model holds; divide it")
+            if not sequence.has_effect:
+                raise WrongLine("it has no token that could be learnt")
+        return made
+
+    def _encode(self, example: Example) -> list[Sequence]:
+        if isinstance(example, Text):
+            ids = self._tokenizer.encode(example.text, "text")
+            return [Sequence(ids, (True,) * len(ids))]
+        if isinstance(example, Completion):
+            return [self._completion(example)]
+        return self._conversation(example)
+
+    def _completion(self, example: Completion) -> Sequence:
+        """As `/v1/completions` has it: the prompt with the tokenizer's own first token, then the answer and the end."""
+        prompt = self._tokenizer.encode(example.prompt, "prompt")
+        end = self._end()
+        answer = (*self._tokenizer.encode(example.completion, "completion", add_special_tokens=False), *(() if end is None else (end,)))
+        return Sequence(prompt + answer, (False,) * len(prompt) + (True,) * len(answer))
+
+    def _conversation(self, example: Conversation) -> list[Sequence]:
+        messages = [self._template_message(n, message) for n, message in enumerate(example.messages)]
+        tools = None if example.tools is None else [tool.model_dump(exclude_none=True) for tool in example.tools]
+        check_unicode(json.dumps([messages, tools], ensure_ascii=False), "messages")
+        last = max(example.learnt)
+        text = self._render(messages[: last + 1], tools, False)
+        spans = [self._span(messages, tools, n) for n in example.learnt]
+        if all(text.startswith(whole) for whole, _ in spans):
+            return [self._marked(text, [(start, len(whole.rstrip())) for whole, start in spans])]
+        return [self._marked(whole, [(start, len(whole.rstrip()))]) for whole, start in spans]
+
+    def _span(self, messages: list[dict[str, Any]], tools: Any, n: int) -> tuple[str, int]:
+        """The conversation up to message `n`, and where in it that message begins. Raises `WrongLine`."""
+        before, whole = self._render(messages[:n], tools, True), self._render(messages[: n + 1], tools, False)
+        if not whole.startswith(before):
+            raise WrongLine(f"messages.{n}: the model's chat template does not begin it as it begins an answer")
+        return whole, len(before)
+
+    def _render(self, messages: list[dict[str, Any]], tools: Any, add_generation_prompt: bool) -> str:
+        return self._tokenizer.render_chat(messages, tools, add_generation_prompt)
+
+    def _marked(self, text: str, spans: list[tuple[int, int]]) -> Sequence:
+        encoding = self._tokenizer.base(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=False)
+        ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
+        learnt = [any(end > first and start < last for first, last in spans) and end > start for start, end in offsets]
+        kept = len(learnt) - next((n for n, marked in enumerate(reversed(learnt)) if marked), 0)  # what follows teaches nothing
+        ids, learnt = ids[:kept], learnt[:kept]
+        end = self._end()
+        if end is not None and ids[-1] not in self._tokenizer.end_tokens():  # the template has no mark where an answer ends
+            ids, learnt = [*ids, end], [*learnt, True]
+        return Sequence(tuple(ids), tuple(learnt))
+
+    def _end(self) -> int | None:
+        own = self._tokenizer.base.eos_token_id
+        return min(self._tokenizer.end_tokens(), default=None) if own is None else int(own)
+
+    def _template_message(self, n: int, message: Message) -> dict[str, Any]:
+        fields: dict[str, Any] = {"role": TEMPLATE_ROLES.get(message.role, message.role), "content": message.text}
+        fields |= {key: value for key in ("name", "tool_call_id") if (value := getattr(message, key)) is not None}
+        thoughts = message.reasoning_content or message.reasoning
+        if thoughts is not None:
+            fields["reasoning_content"] = thoughts
+        if message.tool_calls:
+            fields["tool_calls"] = [self._call(n, call.model_dump()) for call in message.tool_calls]
+        return fields
+
+    def _call(self, n: int, call: dict[str, Any]) -> dict[str, Any]:
+        try:
+            arguments = json.loads(call["function"]["arguments"])
+        except ValueError:
+            raise WrongLine(f"messages.{n}: the arguments of a tool call are not JSON") from None
+        if not self._arguments_as_text:
+            call["function"]["arguments"] = arguments
+        return call

@@ -1,0 +1,52 @@
+"""What fine-tuning has made: put among the models of this server when a worker asks for it, and deleted by its owner."""
+
+import contextlib
+from typing import Annotated, Protocol
+
+from fastapi import APIRouter, Path, Request, Response
+
+from app.errors import Forbidden, InvalidRequest, NotFound, UnknownModel
+from app.schemas.tuning import ModelDeleted
+from serve.desk import Desk
+from serve.routes.files import is_worker, owner_of
+from serve.routes.tuning import JOBS, JobId, route
+
+ADAPTER = "adapter"  # in the folder of a run
+Name = Annotated[str, Path(max_length=160, examples=["ft:storyteller:alice:7p4lURel"])]
+
+
+class Shelf(Protocol):
+    """Where the server keeps the adapters that it serves."""
+
+    async def keep(self, name: str, path: str, model: str) -> None: ...
+
+    async def unload(self, name: str) -> None: ...
+
+
+def add_tuned(routes: APIRouter, desk: Desk, shelf: Shelf | None) -> None:
+    @routes.post(f"{JOBS}/{{fine_tuning_job_id}}/serve", include_in_schema=False, status_code=204)
+    async def serve(fine_tuning_job_id: JobId, request: Request) -> Response:
+        if not is_worker(request):
+            raise Forbidden("this is for the server's own workers; a model is served as soon as its job has succeeded")
+        tuned = await desk.ask(lambda ledger: ledger.tunings.tuned(fine_tuning_job_id))
+        if shelf is None:
+            raise InvalidRequest("this server loads no models itself")
+        try:
+            await shelf.keep(tuned.name, str(desk.folder.run(tuned.id) / ADAPTER), tuned.model)
+        except InvalidRequest as error:
+            if error.code != "adapter_exists":  # a worker that died asked for it before
+                raise
+        return Response(status_code=204)
+
+    @routes.delete(**route("/v1/models/{name:path}", "Delete a fine-tuned model of one's own", 404))
+    async def delete(name: Name, request: Request) -> ModelDeleted:
+        """It finishes the requests that it has; then its adapter is gone from the disk."""
+        try:
+            tuned = await desk.ask(lambda ledger: ledger.tunings.remove_model(owner_of(request), name))
+        except NotFound as error:
+            raise UnknownModel(error.message, param="model") from None
+        if shelf is not None:
+            with contextlib.suppress(NotFound):
+                await shelf.unload(tuned.name)
+        await desk.run(desk.folder.delete_run, tuned.id)
+        return ModelDeleted(id=tuned.name)

@@ -1,0 +1,262 @@
+"""Fine-tuning jobs from the official client through the real routes and a worker's lane to a process that pretends to train."""
+
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+
+from app.ledger.folder import Folder
+from jobs import lane as module
+from jobs import policy, trainer
+from jobs.lane import Lane
+from jobs.leases import Leases
+from jobs.runs import Runs
+
+FAKE = Path(__file__).parents[1] / "fake_trainer.py"
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """The pretending process, and no pauses."""
+    monkeypatch.setattr(trainer, "COMMAND", (sys.executable, "-S", str(FAKE)))
+    for name in ("LOOK_S", "TELL_S", "PAUSE_S", "BEAT_S"):
+        monkeypatch.setattr(module, name, 0.02)
+
+
+def upload(hosted, text="{}", name=None):
+    return hosted.client(name).files.create(file=("t.jsonl", text.encode()), purpose="fine-tune").id
+
+
+def start(hosted, text="{}", name=None, **more):
+    return hosted.client(name).fine_tuning.jobs.create(model="fake", training_file=upload(hosted, text, name), **more)
+
+
+@contextmanager
+def working(hosted, name="w", lease_s=30.0):
+    """A worker's lane, told to stop at the end."""
+    stopping = threading.Event()
+    runs = Runs(hosted.database, Leases(hosted.database, name, lease_s))
+    lane = Lane(hosted.settings, runs, Folder(hosted.settings.jobs.folder).secret(), stopping)
+    thread = threading.Thread(target=lane.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def wait_for(hosted, job, *statuses, name=None):
+    end = time.monotonic() + 30
+    while (shown := hosted.client(name).fine_tuning.jobs.retrieve(job.id)).status not in statuses:
+        assert time.monotonic() < end, shown
+        time.sleep(0.02)
+    return shown
+
+
+def wait_until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def events(hosted, job):
+    """From the first to the last."""
+    return list(hosted.client().fine_tuning.jobs.list_events(job.id, limit=3))[::-1]  # in several pages
+
+
+def steps(hosted, job):
+    return [event.data["step"] for event in events(hosted, job) if event.type == "metrics"]
+
+
+def run_folder(hosted, job):
+    return Folder(hosted.settings.jobs.folder).run(job.id)
+
+
+def test_a_job_from_its_file_to_its_model(hosted):
+    client = hosted.client().fine_tuning.jobs
+    with working(hosted):
+        made = start(hosted, suffix="alice", seed=7, metadata={"for": "me"}, hyperparameters={"n_epochs": 2, "lora_rank": 4})
+        assert (made.status, made.fine_tuned_model, made.hyperparameters.batch_size) == ("validating_files", None, "auto")
+        job = wait_for(hosted, made, "succeeded")
+    assert job.fine_tuned_model == f"ft:fake:alice:{job.id[6:14]}" and job.seed == 7 and job.metadata == {"for": "me"}
+    assert job.trained_tokens == 6 and job.finished_at >= job.created_at and job.error is None and job.estimated_finish is None
+    assert (job.hyperparameters.batch_size, job.method.type, job.method.supervised.hyperparameters.n_epochs) == (1, "supervised", 2)
+    assert hosted.client().files.content(job.result_files[0]).text == "step,train_loss\n"
+    assert hosted.client().files.retrieve(job.result_files[0]).purpose == "fine-tune-results"
+    said = [event.message for event in events(hosted, job) if event.type == "message"]
+    assert said[0].startswith("Created") and said[-2:] == [
+        "New fine-tuned model created",
+        f"The job has successfully completed: {job.fine_tuned_model}",
+    ]
+    assert steps(hosted, job) == [1, 2, 3, 4, 5, 6]
+    kept = [(each.step_number, each.fine_tuned_model_checkpoint) for each in client.checkpoints.list(job.id)]
+    assert kept == [(step, f"{job.fine_tuned_model}:ckpt-step-{step}") for step in (6, 3)]
+    assert hosted.shelf.kept == {job.fine_tuned_model: (str(run_folder(hosted, job) / "adapter"), "fake")}
+    assert {path.name for path in run_folder(hosted, job).iterdir()} == {"adapter", "saved"}
+    assert [each.id for each in client.list(metadata={"for": "me"})] == [job.id] and not list(client.list(metadata={"for": "you"}))
+
+
+def test_a_wrong_file_fails_the_job_and_leaves_nothing(hosted):
+    with working(hosted):
+        job = wait_for(hosted, start(hosted, "wrong"), "failed")
+    assert (job.error.code, job.error.param) == ("invalid_training_file", "training_file") and "line 1" in job.error.message
+    assert [event.level for event in events(hosted, job)][-2:] == ["error", "error"] and not run_folder(hosted, job).exists()
+
+
+def test_a_model_that_cannot_be_served_is_kept_and_the_owner_is_told(hosted):
+    hosted.shelf.refusal = "as many adapters as may are served"
+    with working(hosted):
+        job = wait_for(hosted, start(hosted), "succeeded")
+    (warning,) = [event for event in events(hosted, job) if event.level == "warn"]
+    assert (
+        warning.message == "The model is not served: as many adapters as may are served" and (run_folder(hosted, job) / "adapter").exists()
+    )
+
+
+def test_a_cancelled_job_ends_its_process_and_leaves_nothing(hosted):
+    client = hosted.client().fine_tuning.jobs
+    with working(hosted):
+        job = start(hosted, "slow")
+        wait_until(lambda: 3 in steps(hosted, job))
+        assert client.cancel(job.id).status == "cancelled" and client.cancel(job.id).status == "cancelled"
+        wait_until(lambda: not run_folder(hosted, job).exists())
+    assert client.retrieve(job.id).finished_at is not None and hosted.shelf.kept == {}
+    for change in (client.pause, client.resume):
+        with pytest.raises(openai.ConflictError, match="is cancelled"):
+            change(job.id)
+
+
+def test_a_paused_job_goes_on_where_it_was(hosted):
+    client = hosted.client().fine_tuning.jobs
+    with working(hosted):
+        job = start(hosted, "slow")
+        wait_until(lambda: 3 in steps(hosted, job))
+        assert client.retrieve(job.id).status == "running" and client.retrieve(job.id).estimated_finish is not None
+        assert client.pause(job.id).status == "paused"
+        wait_until((run_folder(hosted, job) / "saved").exists)
+        (run_folder(hosted, job) / "go").touch()
+        assert not hosted.desk._ledger.tunings.any_unfinished()  # so that the worker's process may end
+        assert client.resume(job.id).status == "queued"
+        wait_for(hosted, job, "succeeded")
+    assert steps(hosted, job) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_killed_process_is_followed_by_another_and_no_step_is_told_twice(hosted):
+    with working(hosted):
+        job = wait_for(hosted, start(hosted, "die 5"), "succeeded")
+    assert steps(hosted, job) == [1, 2, 3, 4, 5, 6] and (run_folder(hosted, job) / "died").exists()
+    assert [each.step_number for each in hosted.client().fine_tuning.jobs.checkpoints.list(job.id)] == [6, 3]
+
+
+def test_a_job_whose_processes_all_die_fails(hosted):
+    with working(hosted):
+        job = wait_for(hosted, start(hosted, "always die"), "failed")
+    assert job.error.code == "trainer_lost" and f"{policy.MAX_ATTEMPTS} processes" in job.error.message
+
+
+def test_a_stopped_worker_gives_its_job_back_and_the_next_one_goes_on(hosted):
+    with working(hosted):
+        job = start(hosted, "slow")
+        wait_until(lambda: 3 in steps(hosted, job))
+    assert hosted.client().fine_tuning.jobs.retrieve(job.id).status == "queued" and (run_folder(hosted, job) / "saved").exists()
+    (run_folder(hosted, job) / "go").touch()
+    with working(hosted, "another"):
+        wait_for(hosted, job, "succeeded")
+    assert steps(hosted, job) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_lost_workers_job_goes_to_another_one_when_its_lease_ends(hosted):
+    with working(hosted, "lost"):
+        job = start(hosted, "slow")
+        wait_until(lambda: 3 in steps(hosted, job))
+        stolen = None
+        while stolen is None:
+            with hosted.database.transaction() as connection:  # as if the lease had ended
+                connection.exec_driver_sql("UPDATE tasks SET due = 1")
+            stolen = Runs(hosted.database, Leases(hosted.database, "other", 30)).take("tune")
+        wait_until((run_folder(hosted, job) / "saved").exists)  # the first one's process was told to stop
+        (run_folder(hosted, job) / "go").touch()
+        Runs(hosted.database, Leases(hosted.database, "other", 30)).release(stolen)
+        wait_for(hosted, job, "succeeded")
+    assert steps(hosted, job) == [1, 2, 3, 4, 5, 6]
+
+
+def test_jobs_and_models_belong_to_the_key_that_made_them(shared):
+    job = start(shared, name="alice")
+    others = shared.client("bob").fine_tuning.jobs
+    for ask in (others.retrieve, others.cancel, others.pause, others.list_events, others.checkpoints.list):
+        with pytest.raises(openai.NotFoundError):
+            list(ask(job.id))
+    assert list(others.list()) == [] and len(list(shared.client("alice").fine_tuning.jobs.list())) == 1
+    with pytest.raises(openai.BadRequestError, match="no file"):
+        others.create(model="fake", training_file=job.training_file)
+    with working(shared):
+        job = wait_for(shared, job, "succeeded", name="alice")
+    assert shared.shelf.kept.keys() == {job.fine_tuned_model}
+    with pytest.raises(openai.NotFoundError):
+        shared.client("bob").models.delete(job.fine_tuned_model)
+    assert shared.client("alice").models.delete(job.fine_tuned_model).deleted
+    assert shared.shelf.kept == {} and not run_folder(shared, job).exists()
+    with pytest.raises(openai.NotFoundError):
+        shared.client("alice").models.delete(job.fine_tuned_model)
+    with pytest.raises(openai.PermissionDeniedError):
+        shared.client("alice").post(f"/fine_tuning/jobs/{job.id}/serve", cast_to=object)
+
+
+REFUSED = {
+    "dpo": ({"method": {"type": "dpo", "dpo": {}}}, "dpo is not supported"),
+    "reinforcement": ({"method": {"type": "reinforcement"}}, "reinforcement is not supported"),
+    "wandb": ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
+    "suffix": ({"suffix": "a/b"}, "suffix"),
+    "epochs": ({"hyperparameters": {"n_epochs": 0}}, "n_epochs"),
+    "rank": ({"method": {"type": "supervised", "supervised": {"hyperparameters": {"lora_rank": 1000}}}}, "lora_rank"),
+    "no such file": ({"validation_file": "file-1"}, "validation_file: there is no file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_is_refused_by_name(hosted, name):
+    fields, said = REFUSED[name]
+    with pytest.raises(openai.BadRequestError, match=said):
+        start(hosted, **fields)
+
+
+def test_a_model_and_a_file_have_to_be_right(hosted):
+    client = hosted.client()
+    with pytest.raises(openai.NotFoundError, match="'gpt-4o' is not loaded"):
+        client.fine_tuning.jobs.create(model="gpt-4o", training_file=upload(hosted))
+    batch = client.files.create(file=("t.jsonl", b"{}"), purpose="batch").id
+    with pytest.raises(openai.BadRequestError, match="purpose batch; it must be fine-tune"):
+        client.fine_tuning.jobs.create(model="fake", training_file=batch)
+    job = start(hosted)
+    with pytest.raises(openai.ConflictError, match="fine-tuning job that has not ended"):
+        client.files.delete(job.training_file)
+    client.fine_tuning.jobs.cancel(job.id)
+    assert client.files.delete(job.training_file).deleted
+
+
+def test_one_key_has_so_many_unfinished_jobs(hosted):
+    jobs = [start(hosted) for _ in range(hosted.settings.jobs.max_tunings)]
+    with pytest.raises(openai.RateLimitError, match="jobs.max_tunings"):
+        start(hosted)
+    hosted.client().fine_tuning.jobs.cancel(jobs[0].id)
+    assert start(hosted).status == "validating_files"
+
+
+def test_folders_of_runs_that_nobody_wants_are_found(hosted):
+    with working(hosted):
+        made = wait_for(hosted, start(hosted), "succeeded")
+    waiting, cancelled = start(hosted), start(hosted)
+    hosted.client().fine_tuning.jobs.cancel(cancelled.id)
+    for job in (waiting, cancelled):
+        run_folder(hosted, job).mkdir(parents=True)
+    found = hosted.desk.folder.runs()
+    assert set(found) == {made.id, waiting.id, cancelled.id}
+    assert hosted.desk._ledger.tunings.unwanted(found) == [cancelled.id]
