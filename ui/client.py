@@ -58,6 +58,7 @@ class Chunk:
     queue: QueueStatus | None = None
     thought: str = ""  # what a reasoning model thinks before it answers
     progress: PromptProgress | None = None
+    loading: str = ""  # a sentence, while the server loads the model and nothing else comes
 
 
 @dataclass(frozen=True, slots=True)

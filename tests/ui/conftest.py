@@ -131,6 +131,7 @@ class Fake:
     first_wait_s: float = 0.0
     wait_s: float = 0.0
     refusal: tuple[int, str] | None = None
+    loading: dict[str, Any] | None = None  # progress by model: while it is there, chats and scores are refused as a server that starts does
     plain_failure: bool = False
     break_after: int | None = None
     error_after: int | None = None
@@ -155,17 +156,25 @@ class Fake:
             if name != "url":
                 setattr(self, name, getattr(fresh, name))
 
+    def readiness(self) -> Response:
+        if self.loading is not None:
+            return JSONResponse({"status": "loading", "models": {"storyteller": "loading"}, "progress": self.loading}, 503)
+        status_code, status = self.ready
+        return JSONResponse({"status": status, "models": self.presence}, status_code)
+
     def refusal_response(self) -> Response | None:
         if self.plain_failure:
             return Response("<html>Bad Gateway</html>", status_code=502)
+        if self.loading is not None:
+            return JSONResponse(envelope("the model 'storyteller' is still loading; GET /ready says when it is served", "not_ready"), 503)
         if self.refusal is None:
             return None
         status, message = self.refusal
         return JSONResponse(envelope(message), status, headers={"Retry-After": "7"} if status == 429 else {})
 
 
-def envelope(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "server_error", "param": None, "code": "test_refusal"}}
+def envelope(message: str, code: str = "test_refusal") -> dict[str, Any]:
+    return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
 
 
 def create_fake_server(fake: Fake) -> FastAPI:
@@ -182,8 +191,7 @@ def create_fake_server(fake: Fake) -> FastAPI:
 
     @app.get("/ready")
     def ready() -> Response:
-        status_code, status = fake.ready
-        return JSONResponse({"status": status, "models": fake.presence}, status_code)
+        return fake.readiness()
 
     @app.get("/v1/models")
     def models() -> Response:

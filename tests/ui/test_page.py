@@ -316,12 +316,19 @@ def test_a_model_that_is_loading_again_shows_an_alert_and_the_default_answers(se
 
 
 def test_a_page_opened_while_the_server_loads_goes_on_by_itself(fake: Fake, page_url: str, context: BrowserContext):
-    fake.ready, fake.presence, fake.refusal = (503, "loading"), {"storyteller": "loading"}, (503, "it is loading")
+    fake.loading = {"storyteller": {"stage": "staging", "done_bytes": 1, "total_bytes": 4}}
     page = context.new_page()
     page.goto(page_url)
-    expect(page.get_by_text("The server is loading storyteller. This page goes on when it is ready.")).to_be_visible(timeout=20_000)
-    fake.ready, fake.presence, fake.refusal = (200, "ready"), {"storyteller": "ready"}, None
+    expect(page.get_by_text("The server is loading storyteller (staging, 25% of 0 MB). This page goes on")).to_be_visible(timeout=20_000)
+    ask(page, QUESTION)
+    expect(page.locator("#live")).to_contain_text("Your question is sent when it is ready.")
+    score(page, "A text.")
+    expect(page.get_by_text("Your text is scored when it is ready.")).to_be_visible()
+    fake.loading = None
     expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("heading", name="Reads like machine text")).to_be_visible()
+    page.get_by_role("tab", name="Chat").click()
+    expect_answer(page)
     page.close()
 
 

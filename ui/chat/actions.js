@@ -5,8 +5,8 @@ window.litmus ??= {};
     const { storage } = litmus;
     const POLL_MS = 50;
     const PHONE_WIDTH = 768; // as in Gradio's style of a Sidebar
-    const WORDS = { waiting: "Waiting for the answer", reading: "Reading the prompt", thinking: "Thinking", answering: "Answering", idle: "Done" };
-    const TITLES = { waiting: "waiting…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
+    const WORDS = { waiting: "Waiting for the answer", loading: "The server is loading its model", reading: "Reading the prompt", thinking: "Thinking", answering: "Answering", idle: "Done" };
+    const TITLES = { waiting: "waiting…", loading: "loading…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
     let conversation = null;
 
     const find = (selector) => document.querySelector(selector);

@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 
+from ui import loading
 from ui.chat import line, steps
 from ui.chat.answer import Answer
 from ui.chat.conversation import Conversation, load, request_messages
@@ -116,7 +117,7 @@ def answer_handler(visitors: Visitors) -> AnswerHandler:
         try:
             body = request_body(conversation, running, model, Form(*settings))
             answer.seed = body["seed"]
-            async with aclosing(visitors.client(request.request).chat(body)) as chunks:
+            async with aclosing(loading.answer(visitors.client(request.request), body)) as chunks:
                 drawn_s = 0.0
                 async for chunk in chunks:
                     now_s = time.perf_counter()

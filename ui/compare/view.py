@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ui.client import QueueStatus
 from ui.compare.side import LABELS, Settings, Side, differences
 from ui.markup import alert_html, escape_html
 
@@ -50,7 +51,10 @@ def _note(side: Side) -> str:
         return "waits for the other answer"
     if side.answer.text:
         return "streaming"
-    queue = side.answer.queue
+    return side.answer.loading or _place(side.answer.queue)
+
+
+def _place(queue: QueueStatus | None) -> str:
     if queue is None:
         return "waiting for the first token"
     return f"waiting: position {queue.position} in the queue" + (f", about {queue.wait_s} s" if queue.wait_s else "")
