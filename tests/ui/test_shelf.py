@@ -5,32 +5,18 @@ import re
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from browser import CHROMIUM
+from browser import CHROMIUM, violations
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, ViewportSize, expect
 
 from tests.ui.conftest import Fake, running
+from tests.ui.samples import HOSTILE, MARKDOWN
 from tests.ui.test_page import ask, ask_until_taken, box, button, conversation, expect_answer
 from ui.page import mount
 from ui.visitors import Visitors
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
-HOSTILE = """![](http://evil.invalid/a.png) <img src="http://evil.invalid/b.png"> <script>fetch('http://evil.invalid/c')</script>
-![r][1] <svg><image href='http://evil.invalid/d.png'/></svg> <iframe src=http://evil.invalid/e></iframe> [x](javascript:alert(1))
-
-[1]: http://evil.invalid/f.png
-
-`` ` ``![](http://evil.invalid/g.png)` \\(<img src=http://evil.invalid/h.png>\\) $$<img src=http://evil.invalid/i.png>$$
-
-```mermaid
-graph TD; A[<img src='http://evil.invalid/j.png'>]-->B
-```
-
-```
-``` <img src=http://evil.invalid/k.png>
-"""
 FULL_STORAGE = """() => {
     const set = Storage.prototype.setItem;
     Storage.prototype.setItem = function (key, value) {
@@ -38,16 +24,6 @@ FULL_STORAGE = """() => {
         set.call(this, key, value);
     };
 }"""
-MARKDOWN = """A **bold** word, $x^2$ for $5.
-
-| planet | km |
-|---|---|
-| Mercury | 2440 |
-
-```python
-print("<b>")
-```
-"""
 
 
 def shelf(page: Page) -> Locator:
@@ -230,7 +206,4 @@ def test_no_serious_violation_of_accessibility(loaded: Page, fake: Fake):
     loaded.locator("header.litmus summary").click()
     button(loaded, "Edit").click()
     expect(loaded.get_by_text("You are editing a question.")).to_be_visible()
-    for is_dark in (False, True):
-        loaded.evaluate("isDark => document.body.classList.toggle('dark', isDark)", is_dark)
-        violations = Axe().run(loaded, options={"resultTypes": ["violations"]}).response["violations"]
-        assert [(each["id"], each["nodes"][0]["html"]) for each in violations if each["impact"] in {"serious", "critical"}] == []
+    assert violations(loaded) == []

@@ -99,6 +99,9 @@ window.litmus ??= {};
             row.setAttribute("role", "group");
             row.setAttribute("aria-label", row.classList.contains("user-row") ? "You" : "Answer");
         }
+        for (const wide of document.querySelectorAll(".md :is(pre, table):not([tabindex])")) {
+            if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0; // so that the arrow keys scroll it
+        }
         for (const [id, name] of [["left", "Conversations"], ["right", "Settings"]]) {
             const toggle = find(`#${id} .toggle-button`);
             if (!toggle) continue;
