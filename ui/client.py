@@ -119,6 +119,16 @@ class Client:
         async with self._connection() as http:
             return await http.request(method, path, json=body)
 
+    @asynccontextmanager
+    async def opened(
+        self, method: str, path: str, content: AsyncIterator[bytes] | None = None, headers: dict[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """As `call`, for bodies that are sent and read as they come. An error of the server is raised."""
+        async with self._connection() as http, http.stream(method, path, content=content, headers=headers) as response:
+            if response.is_error:
+                raise _error_from_response(response.status_code, response.headers, await response.aread())
+            yield response
+
     async def score(self, text: str, method: str | None, model: str | None = None, top_tokens: int = 0) -> ScoreResult:
         """Scores one text with its sentences and tokens, each with so many likeliest tokens beside it. Without a method or a model, the
         server uses its default.

@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, exp
 from app.schemas.overview import EXAMPLE
 from app.settings import prepare_environment
 from serve.__main__ import _without_type_stubs
+from tests.ui.fakejobs import FakeJobs, add_jobs
 
 prepare_environment()
 with _without_type_stubs():  # two seconds quicker, as at a start of the server
@@ -148,6 +149,7 @@ class Fake:
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     sent_keys: list[str] = field(default_factory=list)
+    jobs: FakeJobs = field(default_factory=FakeJobs)
     disconnected: threading.Event = field(default_factory=threading.Event)
 
     def reset(self) -> None:
@@ -228,6 +230,7 @@ def create_fake_server(fake: Fake) -> FastAPI:
         fake.requests.append(await request.json())
         return fake.refusal_response() or StreamingResponse(stream(fake), media_type="text/event-stream")
 
+    add_jobs(app, fake)
     return app
 
 
