@@ -168,6 +168,6 @@ def _key_in(form: bytes) -> str:
 
 
 def _form(problem: str = "", status: int = 200) -> HTMLResponse:
-    alert = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
+    alert = f'<p role="alert">{html.escape(problem[:1].upper() + problem[1:])}</p>' if problem else ""
     page = FORM.read_text(encoding="utf-8").replace("<!-- problem -->", alert)
     return HTMLResponse(page, status, {"Content-Security-Policy": FORM_POLICY, "Cache-Control": "no-store"})

@@ -47,7 +47,7 @@ def create_page(visitors: Visitors, flags: bool = False, max_file_bytes: int = M
         remembered = gr.BrowserState("", storage_key="litmus-model", secret="litmus")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Chat", id="chat", elem_id="chat"):
-                chat = ChatTab(page)
+                chat = ChatTab(page, flags)
             with gr.Tab("Score", id="score"):
                 scoring = score.score_tab(visitors, model, flags, max_file_bytes)
             with gr.Tab("Compare", id="compare") as compare:

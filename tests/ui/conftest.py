@@ -26,6 +26,7 @@ from tests.ui.fakejobs import FakeJobs, add_jobs
 
 prepare_environment()
 with _without_type_stubs():  # two seconds quicker, as at a start of the server
+    from ui.flags.file import FlagFile
     from ui.page import mount
     from ui.visitors import Visitors
 
@@ -305,11 +306,17 @@ def fake(fake_server: Fake) -> Fake:
 
 
 @pytest.fixture(scope="module")
-def page_url(fake_server: Fake) -> Iterator[str]:
+def flags(tmp_path_factory: pytest.TempPathFactory) -> FlagFile:
+    """Where the page keeps what visitors say about answers and verdicts."""
+    return FlagFile(tmp_path_factory.mktemp("flags") / "flags.jsonl")
+
+
+@pytest.fixture(scope="module")
+def page_url(fake_server: Fake, flags: FlagFile) -> Iterator[str]:
     """The page and an icon at the root, as `python -m ui` has it."""
     app = FastAPI()
     app.add_api_route("/favicon.ico", lambda: RedirectResponse("/ui/favicon.ico"))
-    with running(mount(app, Visitors(fake_server.url))) as url:
+    with running(mount(app, Visitors(fake_server.url), flags=flags)) as url:
         yield f"{url}/ui"
 
 

@@ -362,7 +362,7 @@ def test_with_keys_the_page_asks_for_one_and_then_works(fake: Fake, context: Bro
         page.goto(f"{url}/ui")
         page.get_by_label("Key").fill("wrong")
         page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("alert")).to_have_text("this key is not one of this server's keys.")
+        expect(page.get_by_role("alert")).to_have_text("This key is not one of this server's keys.")
         page.get_by_label("Key").fill(KEY)
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)

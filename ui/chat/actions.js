@@ -39,7 +39,9 @@ window.litmus ??= {};
 
     // Called with the open conversation whenever it has changed.
     litmus.keep = (text) => {
+        const shown = conversation?.id;
         conversation = text ? JSON.parse(text) : null;
+        if (conversation?.id !== shown) litmus.thumbs.close();
         storage.setOpened(conversation?.id);
         if (conversation && !storage.keep(conversation)) litmus.shelf.say(storage.FULL);
         litmus.shelf.draw();
@@ -47,6 +49,8 @@ window.litmus ??= {};
 
     const CLIENT_ACTIONS = {
         copy: (index, button) => copy(conversation.turns[index].text, button),
+        good: (index, button) => litmus.thumbs.press(conversation, index, "good", button),
+        bad: (index, button) => litmus.thumbs.press(conversation, index, "bad", button),
         write: (index, button) => litmus.act("write", button.textContent),
     };
 
@@ -119,6 +123,7 @@ window.litmus ??= {};
             requestAnimationFrame(() => {
                 scheduled = false;
                 label();
+                litmus.thumbs.draw(conversation?.id);
                 follow(find("#live"));
             });
         }).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["class", "data-state", "aria-label"] });
