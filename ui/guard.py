@@ -35,7 +35,7 @@ NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # one part of a path, and not ..
 USED = re.compile(  # method and path of what the page asks for, seen in a browser
     rf"(GET|HEAD) (/?|/jobs(/content)?|/theme\.css|/robots\.txt|/(assets|static)(/{NAME})+"
     rf"|/gradio_api/(queue/data|startup-events|app_id|heartbeat/{NAME}))"
-    r"|POST /(gradio_api/(queue/join|cancel|run/predict|reset)|documents|scores|flags|jobs/(files|batches|tunings|cancel))"
+    r"|POST /(gradio_api/(queue/join|cancel|run/predict|reset)|documents|scores|flags|jobs/(files|batches|tunings|change))"
 )
 # The page may call its own origin only; Gradio itself needs inline scripts, inline styles and eval.
 CONTENT_SECURITY_POLICY = (

@@ -100,8 +100,8 @@ def _add(app: FastAPI, of: Any, path: str, kind: str, switch: str, make: Any) ->
         getattr(of.jobs, kind).insert(0, made)
         return JSONResponse(made)
 
-    @app.post(path + "/{id}/cancel")
-    def cancel(id: str) -> Response:
+    @app.post(path + "/{id}/{change}")
+    def change(id: str, change: str) -> Response:
         job = next(job for job in getattr(of.jobs, kind) if job["id"] == id)
-        job["status"] = "cancelled"
+        job["status"] = {"cancel": "cancelled", "pause": "paused", "resume": "queued"}[change]
         return JSONResponse(job)

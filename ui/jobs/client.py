@@ -17,7 +17,7 @@ from ui.client import Client, RequestFields, ServerError
 
 NOT_FOUND = 404
 SHOWN = 50  # jobs of each kind
-PAGE, PAGES = 100, 10  # events of one call, and calls for one curve
+PAGE, PAGES = 1000, 3  # events of one call, and calls for one curve
 BATCHES_OFF = "Batches are off on this server. Its owner turns them on with the setting jobs.enabled."
 TUNING_OFF = "Fine-tuning is off on this server: it has no /v1/fine_tuning/jobs. Batches do not need it."
 
@@ -113,7 +113,7 @@ async def tunings(client: Client) -> list[Tuning]:
 
 
 async def events(client: Client, id: str) -> list[Event]:
-    """The latest thousand of a fine-tuning job, the oldest of them first."""
+    """The latest of a fine-tuning job, the oldest of them first."""
     found: list[Event] = []
     for _ in range(PAGES):
         after = f"&after={found[-1].id}" if found else ""
@@ -138,8 +138,9 @@ async def cancel_batch(client: Client, id: str) -> Batch:
     return _read(Batch, await client.call("POST", f"/v1/batches/{id}/cancel"))
 
 
-async def cancel_tuning(client: Client, id: str) -> Tuning:
-    return _read(Tuning, await client.call("POST", f"/v1/fine_tuning/jobs/{id}/cancel"))
+async def change_tuning(client: Client, id: str, change: str) -> Tuning:
+    """`change` is cancel, pause or resume."""
+    return _read(Tuning, await client.call("POST", f"/v1/fine_tuning/jobs/{id}/{change}"))
 
 
 async def upload(client: Client, name: str, purpose: str, chunks: AsyncIterator[bytes]) -> str:

@@ -9,6 +9,7 @@ from ui.markup import escape_html
 
 WIDTH, HEIGHT = 560, 190
 LEFT, RIGHT, TOP, BOTTOM = 52, 548, 10, 150  # of the area that is drawn in
+MOST = 500  # points of a line; of more, some are left out
 NOTHING_YET = "The curve begins with the first step."
 KEY = '<svg class="key" viewBox="0 0 28 8" aria-hidden="true"><path class="line l{style}" d="M1 4H27"/></svg>'
 Point = tuple[int, float]  # step, loss
@@ -101,7 +102,8 @@ def _label(losses: Losses, lines: dict[str, tuple[Point, ...]]) -> str:
 
 def _line(points: Sequence[Point], axis: Axis, style: int) -> str:
     """Dots where they do not run together."""
-    path = "".join(f"{'L' if index else 'M'}{axis.x(step)} {axis.y(loss)}" for index, (step, loss) in enumerate(points))
+    drawn = [*points[: -1 : max(len(points) // MOST, 1)], points[-1]]
+    path = "".join(f"{'L' if index else 'M'}{axis.x(step)} {axis.y(loss)}" for index, (step, loss) in enumerate(drawn))
     few = points if len(points) <= 40 else ()
     dots = "".join(f'<circle class="dot l{style}" cx="{axis.x(step)}" cy="{axis.y(loss)}" r="2.5"/>' for step, loss in few)
     return f'<path class="line l{style}" d="{path}"/>{dots}'

@@ -93,12 +93,18 @@ function confirmCancel(button) {
     }, ASKED_MS);
 }
 
+async function change({ dataset: { do: what, kind, id } }) {
+    await ask("jobs/change", { kind, change: what, id });
+    await lookAtJobs();
+}
+
 const DO = {
     cancel: async (button) => {
         if (!button.dataset.asked) return confirmCancel(button);
-        await ask("jobs/cancel", { kind: button.dataset.kind, id: button.dataset.id });
-        await lookAtJobs();
+        await change(button);
     },
+    pause: change,
+    resume: change,
     fold: async ({ dataset: { id } }) => {
         if (!open.delete(id)) open.add(id);
         await lookAtJobs();

@@ -1,4 +1,4 @@
-"""The page's routes for jobs: what there is, a file on its way to the server, a start, a cancel, a download; all with the visitor's key.
+"""The page's routes for jobs: what there is, a file on its way to the server, a start, a change, a download; all with the visitor's key.
 
 What the server refuses is an answer with a `problem`, a sentence. Keeps nothing.
 """
@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -61,9 +61,19 @@ class TuningStart(Fields):
         }
 
 
-class Cancel(Fields):
-    kind: Literal["batch", "tuning"]
+class BatchChange(Fields):
+    kind: Literal["batch"]
+    change: Literal["cancel"]
     id: Id
+
+
+class TuningChange(Fields):
+    kind: Literal["tuning"]
+    change: Literal["cancel", "pause", "resume"]
+    id: Id
+
+
+CHANGE: TypeAdapter[BatchChange | TuningChange] = TypeAdapter(BatchChange | TuningChange)
 
 
 def jobs_routes(visitors: Visitors) -> Mapping[str, Route]:
@@ -71,7 +81,7 @@ def jobs_routes(visitors: Visitors) -> Mapping[str, Route]:
     routes: dict[str, Route] = {"/jobs": lambda request: listed(request, visitors.client(request))}
     routes["/jobs/files"] = lambda request: upload(request, visitors.client(request))
     routes["/jobs/content"] = lambda request: content(request, visitors.client(request))
-    calls: dict[str, Call] = {"/jobs/batches": start_batch, "/jobs/tunings": start_tuning, "/jobs/cancel": cancel}
+    calls: dict[str, Call] = {"/jobs/batches": start_batch, "/jobs/tunings": start_tuning, "/jobs/change": change}
     routes |= {path: _route(visitors, call) for path, call in calls.items()}
     return {path: _own_key_only(visitors, route) for path, route in routes.items()}
 
@@ -168,9 +178,11 @@ async def start_tuning(caller: Client, body: bytes) -> dict[str, Any]:
         raise
 
 
-async def cancel(caller: Client, body: bytes) -> dict[str, Any]:
-    asked = Cancel.model_validate_json(body)
-    return {"id": (await (client.cancel_batch if asked.kind == "batch" else client.cancel_tuning)(caller, asked.id)).id}
+async def change(caller: Client, body: bytes) -> dict[str, Any]:
+    asked = CHANGE.validate_json(body)
+    if asked.kind == "batch":
+        return {"id": (await client.cancel_batch(caller, asked.id)).id}
+    return {"id": (await client.change_tuning(caller, asked.id, asked.change)).id}
 
 
 async def content(request: Request, caller: Client) -> Response:

@@ -102,7 +102,14 @@ def _tuning_actions(job: Tuning, is_open: bool) -> str:
         f"{'Hide' if is_open else 'Show'} the curve</button>"
     )
     links = [_link(file, "Losses (CSV)", f"{job.id}.csv") for file in job.result_files]
-    return _actions_html([fold, *links, *([_cancel_button("tuning", job.id)] if is_live(job.status) else [])])
+    return _actions_html([fold, *links, *(_change_buttons(job) if is_live(job.status) else [])])
+
+
+def _change_buttons(job: Tuning) -> list[str]:
+    """A job that is paused goes on from its last checkpoint."""
+    change, label = ("resume", "Go on") if job.status == "paused" else ("pause", "Pause")
+    other = f'<button type="button" data-do="{change}" data-kind="tuning" data-id="{escape_html(job.id)}">{label}</button>'
+    return [other, _cancel_button("tuning", job.id)]
 
 
 def _details_html(job: Tuning, losses: Losses, events: Sequence[Event], now_s: float) -> str:
@@ -120,7 +127,7 @@ def _result_html(job: Tuning) -> str:
     if job.fine_tuned_model is None or job.status != "succeeded":
         return ""
     return (
-        f"<p>It is served as <b>{escape_html(job.fine_tuned_model)}</b>. Choose it in the bar above the tabs, "
+        f"<p>It is served as <b>{escape_html(job.fine_tuned_model)}</b>. Reload the page to choose it in the bar above the tabs, "
         "or send this name as <code>model</code>.</p>"
     )
 

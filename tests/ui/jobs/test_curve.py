@@ -33,6 +33,12 @@ def test_both_lines_have_a_legend_and_words_for_those_who_do_not_see_them() -> N
     assert NOTHING_YET in curve_html(Losses())
 
 
+def test_a_long_line_has_its_ends_and_a_bounded_number_of_points() -> None:
+    html = curve_html(losses_of(events(3000, 3000)))
+    path = re.findall(r'class="line l0" d="(M[^"]+)"', html)[0]
+    assert 400 <= path.count("L") <= 1000 and path.startswith("M52.2 ") and "L548.0 " in path
+
+
 def test_a_job_of_one_step_or_of_equal_losses_is_drawn() -> None:
     for losses in (Losses(((1, 2.0),), (), 1), Losses(((1, 0.0), (2, 0.0)), ((2, 0.0),), 2)):
         numbers = re.findall(r"[MLxy\d\"=]([\d.]+) ([\d.]+)", curve_html(losses))

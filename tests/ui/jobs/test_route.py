@@ -36,7 +36,8 @@ def upload(page: TestClient, data: bytes = b"{}\n", name: str = "a.jsonl", purpo
     return page.post("/ui/jobs/files", content=data, headers={"X-File-Name": name, "X-Purpose": purpose}).json()
 
 
-def test_what_there_is_comes_as_html_and_curves_of_those_that_are_open(page: TestClient, fake: Fake):
+def test_what_there_is_comes_as_html_and_curves_of_those_that_are_open(page: TestClient, fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ui.jobs.client.PAGE", 100)
     fake.jobs.batches, fake.jobs.tunings = [fakejobs.batch()], [fakejobs.tuning("running"), fakejobs.tuning("succeeded")]
     fake.jobs.events = {"ftjob-running": fakejobs.metrics(250, 300)}
     answer = page.get("/ui/jobs?open=ftjob-running").json()
@@ -82,11 +83,13 @@ def test_a_refusal_is_an_answer_and_the_files_are_deleted(page: TestClient, fake
     assert fake.jobs.deleted == ["file-1", "file-2", "file-3"]
 
 
-def test_a_job_is_cancelled_and_a_file_comes_back(page: TestClient, fake: Fake):
+def test_jobs_are_changed_and_a_file_comes_back(page: TestClient, fake: Fake):
     fake.jobs.batches, fake.jobs.tunings = [fakejobs.batch()], [fakejobs.tuning()]
-    for kind, jobs in (("batch", fake.jobs.batches), ("tuning", fake.jobs.tunings)):
-        assert page.post("/ui/jobs/cancel", json={"kind": kind, "id": jobs[0]["id"]}).json() == {"id": jobs[0]["id"]}
-        assert jobs[0]["status"] == "cancelled"
+    changes = {"batch": {"cancel": "cancelled"}, "tuning": {"pause": "paused", "resume": "queued", "cancel": "cancelled"}}
+    for kind, (job,) in (("batch", fake.jobs.batches), ("tuning", fake.jobs.tunings)):
+        for change, status in changes[kind].items():
+            assert page.post("/ui/jobs/change", json={"kind": kind, "id": job["id"], "change": change}).json() == {"id": job["id"]}
+            assert job["status"] == status
     fake.jobs.files["file-0"] = b"\x00answers"
     answer = page.get("/ui/jobs/content?file=file-0")
     assert answer.content == b"\x00answers" and answer.headers["content-disposition"] == 'attachment; filename="file-0.jsonl"'
@@ -99,8 +102,8 @@ def test_a_job_is_cancelled_and_a_file_comes_back(page: TestClient, fake: Fake):
         ("batches", {**START, "endpoint": "/v1/else"}),
         ("batches", {**START, "file": "../../etc"}),
         ("tunings", {"file": "file-1"}),
-        ("cancel", {"kind": "server", "id": "x"}),
-        ("cancel", {"kind": "batch", "id": "a/b"}),
+        ("change", {"kind": "batch", "id": "x", "change": "pause"}),
+        ("change", {"kind": "batch", "id": "a/b", "change": "cancel"}),
     ],
 )
 def test_a_call_that_is_none_reaches_no_server(page: TestClient, fake: Fake, path: str, body: dict[str, Any]):
@@ -123,7 +126,7 @@ def test_the_visitors_key_is_used_and_a_key_for_all_shows_nobodys_jobs(page: Tes
 
 
 def test_the_guard_stands_before_the_jobs(page: TestClient):
-    for method, path in (("GET", "jobs"), ("GET", "jobs/content"), ("POST", "jobs/files"), ("POST", "jobs/cancel")):
+    for method, path in (("GET", "jobs"), ("GET", "jobs/content"), ("POST", "jobs/files"), ("POST", "jobs/change")):
         assert page.request(method, f"/ui/{path}", headers={"Host": "evil.example"}).status_code == 421
     assert page.post("/ui/jobs", headers={}).status_code == page.get("/ui/jobs/files").status_code == 404
-    assert page.post("/ui/jobs/cancel", headers={"Origin": "http://evil.example"}).status_code == 403
+    assert page.post("/ui/jobs/change", headers={"Origin": "http://evil.example"}).status_code == 403

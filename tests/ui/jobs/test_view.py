@@ -59,6 +59,7 @@ def test_a_tuning_tells_how_far_it_is_and_draws_its_losses_where_it_is_open() ->
     ):
         assert words in html
     folded = drawn_tuning("running")
+    assert 'data-do="pause"' in folded and 'data-do="resume"' in drawn_tuning("paused")
     assert "Show the curve" in folded and "<figure" not in folded and 'data-do="cancel"' in folded
 
 
