@@ -19,7 +19,7 @@ from serve.admission.connections import MIN_BODY_BYTES_PER_S, body_deadline_s
 from serve.wire.errors import error_response
 
 UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
-STREAMED = frozenset({"/v1/files"})  # their routes read the body themselves, as it comes
+STREAMED = frozenset({"/v1/files", "/ui/jobs/files"})  # their routes read the body themselves, as it comes
 MAX_ENCODINGS = 2  # each is undone while other requests wait
 MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its end: a client that is still sending would not see the 413
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from playwright.sync_api import Locator
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Locator, Page
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -27,3 +28,14 @@ def fill(box: Locator, text: str) -> None:
         box.page.evaluate("() => new Promise(done => requestIdleCallback(() => setTimeout(done, 300)))")
         if box.input_value() == text:
             return
+
+
+def violations(page: Page) -> list[tuple[str, str]]:
+    """What axe-core finds serious in what is shown, light and dark: the rule, and the first element that breaks it."""
+    found = []
+    page.add_style_tag(content="* { transition: none !important; animation: none !important; }")  # no colour is caught half-way
+    for is_dark in (False, True):
+        page.evaluate("isDark => document.body.classList.toggle('dark', isDark)", is_dark)
+        result = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        found += [(each["id"], each["nodes"][0]["html"]) for each in result if each["impact"] in {"serious", "critical"}]
+    return found

@@ -58,6 +58,7 @@ class Chunk:
     queue: QueueStatus | None = None
     thought: str = ""  # what a reasoning model thinks before it answers
     progress: PromptProgress | None = None
+    loading: str = ""  # a sentence, while the server loads the model and nothing else comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,16 @@ class Client:
         """Calls a route that has no method of its own here. The response may be an error."""
         async with self._connection() as http:
             return await http.request(method, path, json=body)
+
+    @asynccontextmanager
+    async def opened(
+        self, method: str, path: str, content: AsyncIterator[bytes] | None = None, headers: dict[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """As `call`, for bodies that are sent and read as they come. An error of the server is raised."""
+        async with self._connection() as http, http.stream(method, path, content=content, headers=headers) as response:
+            if response.is_error:
+                raise _error_from_response(response.status_code, response.headers, await response.aread())
+            yield response
 
     async def score(self, text: str, method: str | None, model: str | None = None, top_tokens: int = 0) -> ScoreResult:
         """Scores one text with its sentences and tokens, each with so many likeliest tokens beside it. Without a method or a model, the

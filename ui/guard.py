@@ -33,9 +33,9 @@ FILES = {  # of our own, open to everybody: they say nothing of what is served
 MAX_FORM_BYTES = 4096
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # one part of a path, and not ..
 USED = re.compile(  # method and path of what the page asks for, seen in a browser
-    rf"(GET|HEAD) (/?|/theme\.css|/robots\.txt|/(assets|static)(/{NAME})+"
+    rf"(GET|HEAD) (/?|/jobs(/content)?|/theme\.css|/robots\.txt|/(assets|static)(/{NAME})+"
     rf"|/gradio_api/(queue/data|startup-events|app_id|heartbeat/{NAME}))"
-    r"|POST /(gradio_api/(queue/join|cancel|run/predict|reset)|documents|scores|flags)"
+    r"|POST /(gradio_api/(queue/join|cancel|run/predict|reset)|documents|scores|flags|jobs/(files|batches|tunings|change))"
 )
 # The page may call its own origin only; Gradio itself needs inline scripts, inline styles and eval.
 CONTENT_SECURITY_POLICY = (
@@ -168,6 +168,6 @@ def _key_in(form: bytes) -> str:
 
 
 def _form(problem: str = "", status: int = 200) -> HTMLResponse:
-    alert = f'<p role="alert">{html.escape(problem)}</p>' if problem else ""
+    alert = f'<p role="alert">{html.escape(problem[:1].upper() + problem[1:])}</p>' if problem else ""
     page = FORM.read_text(encoding="utf-8").replace("<!-- problem -->", alert)
     return HTMLResponse(page, status, {"Content-Security-Policy": FORM_POLICY, "Cache-Control": "no-store"})

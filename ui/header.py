@@ -6,6 +6,7 @@ Pure: no Gradio component, no HTTP. Every name is escaped.
 from collections.abc import Iterator
 
 from app.schemas import ModelCard, Readiness
+from ui.loading import sentence
 from ui.markup import alert_html, escape_html
 from ui.models import ModelSelection
 
@@ -16,8 +17,7 @@ def connecting_header(server_url: str) -> str:
 
 def loading_header(readiness: Readiness) -> str:
     """For a server that serves no model yet."""
-    names = ", ".join(readiness.models) or "its model"
-    return _header_html(f'<p class="status">The server is {readiness.status} {escape_html(names)}. This page goes on when it is ready.</p>')
+    return _header_html(f'<p class="status">{escape_html(sentence(readiness))} This page goes on when it is ready.</p>')
 
 
 def unreachable_header(sentence: str) -> str:

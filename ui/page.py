@@ -21,6 +21,7 @@ from ui.client import ServerError
 from ui.compare.tab import compare_tab
 from ui.flags.file import FlagFile
 from ui.guard import Guard
+from ui.jobs.tab import jobs_tab
 from ui.models import ModelSelection
 from ui.routes import own_routes
 from ui.score import tab as score
@@ -31,7 +32,7 @@ PATH = "/ui"
 MAX_CONCURRENT_CALLS = 64
 RETRY_S = 2.0  # how often the page asks again while the server does not serve all its models
 STYLESHEET = Path(__file__).with_name("style.css")
-TAB_STYLESHEETS = [Path(__file__).with_name(tab) / f"{tab}.css" for tab in ("chat", "score", "compare", "system")]
+TAB_STYLESHEETS = [Path(__file__).with_name(tab) / f"{tab}.css" for tab in ("chat", "score", "compare", "system", "jobs")]
 ICON_LINK = '<link rel="icon" href="icon.svg" type="image/svg+xml">'
 
 
@@ -46,11 +47,13 @@ def create_page(visitors: Visitors, flags: bool = False, max_file_bytes: int = M
         remembered = gr.BrowserState("", storage_key="litmus-model", secret="litmus")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Chat", id="chat", elem_id="chat"):
-                chat = ChatTab(page)
+                chat = ChatTab(page, flags)
             with gr.Tab("Score", id="score"):
                 scoring = score.score_tab(visitors, model, flags, max_file_bytes)
             with gr.Tab("Compare", id="compare") as compare:
                 compare_tab(visitors, compare)
+            with gr.Tab("Jobs", id="jobs"):
+                jobs_tab()
             with gr.Tab("System", id="system") as system:
                 system_tab(visitors, system)
         chat.connect(visitors, page, model, tabs, scoring.text)

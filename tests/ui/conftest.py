@@ -22,9 +22,11 @@ from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, exp
 from app.schemas.overview import EXAMPLE
 from app.settings import prepare_environment
 from serve.__main__ import _without_type_stubs
+from tests.ui.fakejobs import FakeJobs, add_jobs
 
 prepare_environment()
 with _without_type_stubs():  # two seconds quicker, as at a start of the server
+    from ui.flags.file import FlagFile
     from ui.page import mount
     from ui.visitors import Visitors
 
@@ -131,6 +133,7 @@ class Fake:
     first_wait_s: float = 0.0
     wait_s: float = 0.0
     refusal: tuple[int, str] | None = None
+    loading: dict[str, Any] | None = None  # progress by model: while it is there, chats and scores are refused as a server that starts does
     plain_failure: bool = False
     break_after: int | None = None
     error_after: int | None = None
@@ -148,6 +151,7 @@ class Fake:
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     sent_keys: list[str] = field(default_factory=list)
+    jobs: FakeJobs = field(default_factory=FakeJobs)
     disconnected: threading.Event = field(default_factory=threading.Event)
 
     def reset(self) -> None:
@@ -156,17 +160,25 @@ class Fake:
             if name != "url":
                 setattr(self, name, getattr(fresh, name))
 
+    def readiness(self) -> Response:
+        if self.loading is not None:
+            return JSONResponse({"status": "loading", "models": {"storyteller": "loading"}, "progress": self.loading}, 503)
+        status_code, status = self.ready
+        return JSONResponse({"status": status, "models": self.presence}, status_code)
+
     def refusal_response(self) -> Response | None:
         if self.plain_failure:
             return Response("<html>Bad Gateway</html>", status_code=502)
+        if self.loading is not None:
+            return JSONResponse(envelope("the model 'storyteller' is still loading; GET /ready says when it is served", "not_ready"), 503)
         if self.refusal is None:
             return None
         status, message = self.refusal
         return JSONResponse(envelope(message), status, headers={"Retry-After": "7"} if status == 429 else {})
 
 
-def envelope(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "server_error", "param": None, "code": "test_refusal"}}
+def envelope(message: str, code: str = "test_refusal") -> dict[str, Any]:
+    return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
 
 
 def create_fake_server(fake: Fake) -> FastAPI:
@@ -183,8 +195,7 @@ def create_fake_server(fake: Fake) -> FastAPI:
 
     @app.get("/ready")
     def ready() -> Response:
-        status_code, status = fake.ready
-        return JSONResponse({"status": status, "models": fake.presence}, status_code)
+        return fake.readiness()
 
     @app.get("/v1/models")
     def models() -> Response:
@@ -221,6 +232,7 @@ def create_fake_server(fake: Fake) -> FastAPI:
         fake.requests.append(await request.json())
         return fake.refusal_response() or StreamingResponse(stream(fake), media_type="text/event-stream")
 
+    add_jobs(app, fake)
     return app
 
 
@@ -297,11 +309,17 @@ def fake(fake_server: Fake) -> Fake:
 
 
 @pytest.fixture(scope="module")
-def page_url(fake_server: Fake) -> Iterator[str]:
+def flags(tmp_path_factory: pytest.TempPathFactory) -> FlagFile:
+    """Where the page keeps what visitors say about answers and verdicts."""
+    return FlagFile(tmp_path_factory.mktemp("flags") / "flags.jsonl")
+
+
+@pytest.fixture(scope="module")
+def page_url(fake_server: Fake, flags: FlagFile) -> Iterator[str]:
     """The page and an icon at the root, as `python -m ui` has it."""
     app = FastAPI()
     app.add_api_route("/favicon.ico", lambda: RedirectResponse("/ui/favicon.ico"))
-    with running(mount(app, Visitors(fake_server.url))) as url:
+    with running(mount(app, Visitors(fake_server.url), flags=flags)) as url:
         yield f"{url}/ui"
 
 

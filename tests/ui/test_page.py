@@ -4,11 +4,12 @@ import re
 from contextlib import suppress
 
 import pytest
-from browser import CHROMIUM, fill
+from browser import CHROMIUM, fill, violations
 from fastapi import FastAPI
 from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
 from tests.ui.conftest import BASE, CARD, KEY, NO_CHAT, Fake, running
+from tests.ui.samples import HOSTILE, MARKDOWN
 from ui.page import mount
 from ui.visitors import Visitors
 
@@ -339,12 +340,19 @@ def test_a_model_that_is_loading_again_shows_an_alert_and_the_default_answers(se
 
 
 def test_a_page_opened_while_the_server_loads_goes_on_by_itself(fake: Fake, page_url: str, context: BrowserContext):
-    fake.ready, fake.presence, fake.refusal = (503, "loading"), {"storyteller": "loading"}, (503, "it is loading")
+    fake.loading = {"storyteller": {"stage": "staging", "done_bytes": 1, "total_bytes": 4}}
     page = context.new_page()
     page.goto(page_url)
-    expect(page.get_by_text("The server is loading storyteller. This page goes on when it is ready.")).to_be_visible(timeout=20_000)
-    fake.ready, fake.presence, fake.refusal = (200, "ready"), {"storyteller": "ready"}, None
+    expect(page.get_by_text("The server is loading storyteller (staging, 25% of 0 MB). This page goes on")).to_be_visible(timeout=20_000)
+    ask(page, QUESTION)
+    expect(page.locator("#live")).to_contain_text("Your question is sent when it is ready.")
+    score(page, "A text.")
+    expect(page.get_by_text("Your text is scored when it is ready.")).to_be_visible()
+    fake.loading = None
     expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("heading", name="Reads like machine text")).to_be_visible()
+    page.get_by_role("tab", name="Chat").click()
+    expect_answer(page)
     page.close()
 
 
@@ -377,7 +385,7 @@ def test_with_keys_the_page_asks_for_one_and_then_works(fake: Fake, context: Bro
         page.goto(f"{url}/ui")
         page.get_by_label("Key").fill("wrong")
         page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("alert")).to_have_text("this key is not one of this server's keys.")
+        expect(page.get_by_role("alert")).to_have_text("This key is not one of this server's keys.")
         page.get_by_label("Key").fill(KEY)
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)
@@ -454,6 +462,19 @@ def test_two_answers_are_compared_stopped_and_copied(several: Page, fake: Fake):
     assert right.bounding_box()["y"] > left.bounding_box()["y"], "a phone shows one below the other"
     right.get_by_role("button", name="Copy answer B").click()
     expect(right.get_by_role("button", name="Copied")).to_be_visible()
+    fake.words, fake.thoughts, fake.finish_reason = [MARKDOWN, HOSTILE], ["Hm."], "length"
+    expect(several.get_by_role("button", name="Compare", exact=True)).to_be_enabled()
+    several.get_by_role("button", name="Compare", exact=True).click()
+    expect(left.locator("strong")).to_have_text("bold")
+    expect(left.locator("td").first).to_have_text("Mercury")
+    expect(left).to_contain_text("The answer was cut: it reached the limit of tokens.")
+    expect(left).to_contain_text("<script>fetch('http://evil.invalid/c')</script>")
+    expect(left.get_by_text("Hm.")).to_be_hidden()
+    left.get_by_text("Thought").click()
+    expect(left.get_by_text("Hm.")).to_be_visible()
+    assert left.locator("img, script, iframe, image, [href^=javascript]").count() == 0
+    assert violations(several) == []
+    fake.thoughts, fake.finish_reason = [], "stop"
     fake.words, fake.wait_s = ["time "] * 500, 0.1
     expect(several.get_by_role("button", name="Compare", exact=True)).to_be_enabled()
     several.get_by_role("button", name="Compare", exact=True).click()

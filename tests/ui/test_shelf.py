@@ -5,32 +5,20 @@ import re
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from browser import CHROMIUM
+from browser import CHROMIUM, violations
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, ViewportSize, expect
 
 from tests.ui.conftest import Fake, running
+from tests.ui.samples import HOSTILE, MARKDOWN
 from tests.ui.test_page import ask, ask_until_taken, box, button, conversation, expect_answer
+from ui.flags.file import FlagFile
+from ui.flags.flag import hash_of
 from ui.page import mount
 from ui.visitors import Visitors
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
-HOSTILE = """![](http://evil.invalid/a.png) <img src="http://evil.invalid/b.png"> <script>fetch('http://evil.invalid/c')</script>
-![r][1] <svg><image href='http://evil.invalid/d.png'/></svg> <iframe src=http://evil.invalid/e></iframe> [x](javascript:alert(1))
-
-[1]: http://evil.invalid/f.png
-
-`` ` ``![](http://evil.invalid/g.png)` \\(<img src=http://evil.invalid/h.png>\\) $$<img src=http://evil.invalid/i.png>$$
-
-```mermaid
-graph TD; A[<img src='http://evil.invalid/j.png'>]-->B
-```
-
-```
-``` <img src=http://evil.invalid/k.png>
-"""
 FULL_STORAGE = """() => {
     const set = Storage.prototype.setItem;
     Storage.prototype.setItem = function (key, value) {
@@ -38,16 +26,6 @@ FULL_STORAGE = """() => {
         set.call(this, key, value);
     };
 }"""
-MARKDOWN = """A **bold** word, $x^2$ for $5.
-
-| planet | km |
-|---|---|
-| Mercury | 2440 |
-
-```python
-print("<b>")
-```
-"""
 
 
 def shelf(page: Page) -> Locator:
@@ -205,6 +183,7 @@ def test_two_browsers_do_not_see_each_other_and_the_page_outlives_its_server(fak
             ask(page, question)
             expect_answer(page)
         expect(conversation(pages[0])).not_to_contain_text("Yours")
+        expect(button(pages[0], "Good answer")).to_have_count(0)  # this page keeps no such notes
     with running(mount(FastAPI(), Visitors(fake.url)), port):
         ask_until_taken(pages[0], "Still there?")
         expect_answer(pages[0], 2)
@@ -222,6 +201,37 @@ def open_page(context: BrowserContext, url: str) -> Page:
     return page
 
 
+def test_a_thumb_is_kept_marked_taken_back_and_keeps_the_text_only_if_asked(loaded: Page, fake: Fake, flags: FlagFile):
+    ask(loaded, "Tell me.")
+    expect_answer(loaded)
+    good, bad = button(loaded, "Good answer"), button(loaded, "Bad answer")
+    good.focus()
+    loaded.keyboard.press("Enter")
+    expect(loaded.get_by_text("Noted: a good answer.")).to_be_visible()
+    expect(good).to_have_attribute("aria-pressed", "true")
+    bad.click()
+    expect(loaded.get_by_text("Noted: a bad answer.")).to_be_visible()
+    expect(good).to_have_attribute("aria-pressed", "false")
+    loaded.get_by_label("Why? (optional)").fill("It lies.")
+    button(loaded, "Add this").click()
+    expect(loaded.get_by_text("This was kept, without the text.")).to_be_visible()
+    assert violations(loaded) == []
+    loaded.reload()
+    expect(bad).to_have_attribute("aria-pressed", "true")
+    good.click()
+    loaded.get_by_label("Keep the answer's text, too.").check()
+    button(loaded, "Add this").click()
+    expect(loaded.get_by_text("This and the text were kept.")).to_be_visible()
+    good.click()
+    expect(loaded.get_by_text("Taken back.")).to_be_visible()
+    expect(good).to_have_attribute("aria-pressed", "false")
+    lines, answer = [json.loads(line) for line in flags.path.read_bytes().splitlines()], "".join(fake.words)
+    assert [line["label"] for line in lines] == ["good", "bad", "bad", "good", "good", "withdrawn"]
+    assert {(line["about"], line["hash"], line["model"]) for line in lines} == {("chat", hash_of(answer), "storyteller")}
+    assert len({line["id"] for line in lines}) == 1
+    assert [line.get("text") for line in lines] == [None, None, None, None, answer, None] and lines[2]["reason"] == "It lies."
+
+
 def test_no_serious_violation_of_accessibility(loaded: Page, fake: Fake):
     fake.words, fake.thoughts, fake.finish_reason = [MARKDOWN], ["Hm."], "length"
     ask(loaded, "Hello")
@@ -230,7 +240,4 @@ def test_no_serious_violation_of_accessibility(loaded: Page, fake: Fake):
     loaded.locator("header.litmus summary").click()
     button(loaded, "Edit").click()
     expect(loaded.get_by_text("You are editing a question.")).to_be_visible()
-    for is_dark in (False, True):
-        loaded.evaluate("isDark => document.body.classList.toggle('dark', isDark)", is_dark)
-        violations = Axe().run(loaded, options={"resultTypes": ["violations"]}).response["violations"]
-        assert [(each["id"], each["nodes"][0]["html"]) for each in violations if each["impact"] in {"serious", "critical"}] == []
+    assert violations(loaded) == []

@@ -5,8 +5,8 @@ window.litmus ??= {};
     const { storage } = litmus;
     const POLL_MS = 50;
     const PHONE_WIDTH = 768; // as in Gradio's style of a Sidebar
-    const WORDS = { waiting: "Waiting for the answer", reading: "Reading the prompt", thinking: "Thinking", answering: "Answering", idle: "Done" };
-    const TITLES = { waiting: "waiting…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
+    const WORDS = { waiting: "Waiting for the answer", loading: "The server is loading its model", reading: "Reading the prompt", thinking: "Thinking", answering: "Answering", idle: "Done" };
+    const TITLES = { waiting: "waiting…", loading: "loading…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
     let conversation = null;
 
     const find = (selector) => document.querySelector(selector);
@@ -42,7 +42,9 @@ window.litmus ??= {};
 
     // Called with the open conversation whenever it has changed.
     litmus.keep = (text) => {
+        const shown = conversation?.id;
         conversation = text ? JSON.parse(text) : null;
+        if (conversation?.id !== shown) litmus.thumbs.close();
         storage.setOpened(conversation?.id);
         if (conversation && !storage.keep(conversation)) litmus.shelf.say(storage.FULL);
         litmus.shelf.draw();
@@ -50,6 +52,8 @@ window.litmus ??= {};
 
     const CLIENT_ACTIONS = {
         copy: (index, button) => copy(conversation.turns[index].text, button),
+        good: (index, button) => litmus.thumbs.press(conversation, index, "good", button),
+        bad: (index, button) => litmus.thumbs.press(conversation, index, "bad", button),
         write: (index, button) => litmus.act("write", button.textContent),
     };
 
@@ -102,6 +106,9 @@ window.litmus ??= {};
             row.setAttribute("role", "group");
             row.setAttribute("aria-label", row.classList.contains("user-row") ? "You" : "Answer");
         }
+        for (const wide of document.querySelectorAll(".md :is(pre, table):not([tabindex])")) {
+            if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0; // so that the arrow keys scroll it
+        }
         for (const [id, name] of [["left", "Conversations"], ["right", "Settings"]]) {
             const toggle = find(`#${id} .toggle-button`);
             if (!toggle) continue;
@@ -119,6 +126,7 @@ window.litmus ??= {};
             requestAnimationFrame(() => {
                 scheduled = false;
                 label();
+                litmus.thumbs.draw(conversation?.id);
                 follow(find("#live"));
             });
         }).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["class", "data-state", "aria-label"] });

@@ -26,6 +26,7 @@ class Answer:
     completion_tokens: int | None = None
     queue: QueueStatus | None = None  # None once the request has left the server's queue
     progress: PromptProgress | None = None  # None where the server does not tell it
+    loading: str = ""  # a sentence, while the server loads its model
     model: str = ""
     precision: str = ""
     seed: int | None = None
@@ -33,7 +34,9 @@ class Answer:
 
     def add(self, chunk: Chunk, now_s: float) -> None:
         """Adds a chunk that arrived at `now_s`."""
-        self.queue = chunk.queue
+        self.queue, self.loading = chunk.queue, chunk.loading
+        if chunk.loading:
+            self.sent_s = now_s  # it is sent again
         self.progress = chunk.progress or self.progress
         if chunk.text or chunk.thought:
             self.text += chunk.text

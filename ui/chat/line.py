@@ -37,6 +37,8 @@ def _stage(answer: Answer) -> tuple[str, str]:
         return ("answering" if answer.text else "thinking"), (
             f"{'Answering' if answer.text else 'Thinking'}{tokens}{speed} · first token after {answer.ttft_ms:,.0f} ms"
         )
+    if answer.loading:
+        return "loading", answer.loading
     if answer.queue is not None:
         estimate = "" if not answer.queue.wait_s else f", about {answer.queue.wait_s} s"
         return "waiting", f"Waiting: position {answer.queue.position} in the queue{estimate}"

@@ -10,6 +10,7 @@ from typing import Any
 from ui.chat.answer import Answer
 from ui.chat.conversation import Conversation, Facts, Turn
 from ui.chat.markdown import harmless, literal
+from ui.flags.flag import hash_of
 
 ChatMessage = dict[str, Any]  # Gradio's: {"role": str, "content": [{"type": "text", "text": Markdown}, ...]}
 Action = tuple[str, str]  # name, label
@@ -59,6 +60,8 @@ def _turn_message(conversation: Conversation, index: int, is_busy: bool) -> Chat
     is_last = index == conversation.leaf
     actions = [] if is_busy else _question_actions(is_last) if turn.role == "user" else _answer_actions(turn, is_last)
     buttons = pager + "".join(_button_html(name, index, label) for name, label in actions)
+    if turn.role == "assistant" and turn.text and not is_busy:
+        buttons += _thumbs_html(turn.text, index)
     if turn.role == "user":
         return _message("user", literal(turn.text), _note_html("", "", buttons))
     facts = "" if turn.facts is None else note_text(turn.facts)
@@ -96,6 +99,12 @@ def _pager_html(versions: Sequence[int], index: int) -> str:
 
 def _button_html(name: str, index: int, label: str, title: str = "") -> str:
     return f'<button type="button" class="do do-{name}-{index}" title="{title or label}">{label}</button>'
+
+
+def _thumbs_html(text: str, index: int) -> str:
+    """The hash is what a thumb keeps of the answer. thumbs.js reads it from the class, and marks the thumb that was chosen."""
+    buttons = _button_html("good", index, "Good", "Good answer") + _button_html("bad", index, "Bad", "Bad answer")
+    return f'<span class="thumbs hash-{hash_of(text)}">{buttons}</span>'
 
 
 def _note_html(ending: str, facts: str, buttons: str) -> str:

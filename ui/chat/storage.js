@@ -1,5 +1,5 @@
 // Keeps the conversations in this browser's localStorage, each under a key of its own. Knows no page and no server.
-// An entry is {title, updated, conversation}; the conversation is the JSON that conversation.py writes.
+// An entry is {title, updated, conversation, thumbs}: the thumbs by the hash of their answer's text, where there are any; the conversation is the JSON that conversation.py writes.
 window.litmus ??= {};
 litmus.storage = (() => {
     const PREFIX = "litmus-chat-";
@@ -43,7 +43,7 @@ litmus.storage = (() => {
     function keep(conversation) {
         const known = get(conversation.id);
         if (known && JSON.stringify(known.conversation) === JSON.stringify(conversation)) return true;
-        return put({ title: known?.title ?? titleOf(conversation), updated: Date.now(), conversation });
+        return put({ ...known, title: known?.title ?? titleOf(conversation), updated: Date.now(), conversation });
     }
 
     function rename(id, title) {

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from ui import loading
 from ui.chat import line, steps
 from ui.chat.answer import Answer
 from ui.chat.conversation import Conversation, load, request_messages
@@ -26,7 +27,7 @@ from ui.client import RequestFields, ServerError
 from ui.visitors import Visitors
 
 FOLDER = Path(__file__).parent
-SCRIPTS = [FOLDER / name for name in ("storage.js", "shelf.js", "actions.js")]
+SCRIPTS = [FOLDER / name for name in ("storage.js", "shelf.js", "thumbs.js", "actions.js")]
 REDRAW_INTERVAL_S = 0.1
 SEEDS = 2**31
 AnswerHandler = Callable[..., AsyncIterator[Any]]
@@ -39,14 +40,21 @@ class ChatTab:
     The page fills `notice`, which says why the selected model cannot chat and is blank for one that can, and `served`.
     """
 
-    def __init__(self, page: gr.Blocks) -> None:
+    def __init__(self, page: gr.Blocks, flags: bool = False) -> None:
         with gr.Sidebar(open=False, width=280, elem_id="left"):
             gr.HTML((FOLDER / "shelf.html").read_text(encoding="utf-8"), js_on_load="litmus.shelf.mount(element)", padding=False)
         with gr.Sidebar(open=False, width=320, position="right", elem_id="right"):
             self.settings = settings_form(page)
         self.notice = gr.HTML("", elem_id="notice", padding=False)
-        self.chatbot = _chatbot()
+        self.chatbot = _chatbot(flags)
         self.line = gr.HTML("", elem_id="line", padding=False)
+        if flags:
+            gr.HTML(
+                (FOLDER / "thumbs.html").read_text(encoding="utf-8"),
+                js_on_load="litmus.thumbs.mount(element)",
+                elem_id="thumb",
+                padding=False,
+            )
         self.banner = gr.HTML("", elem_id="editing", padding=False)
         with gr.Row(elem_id="ask"):
             self.box = gr.Textbox(value="", label="Message", placeholder="Write a message", max_lines=8, scale=8, elem_id="message")
@@ -90,11 +98,13 @@ class ChatTab:
         return Desk(*own, tabs, score_text)
 
 
-def _chatbot() -> gr.Chatbot:
+def _chatbot(flags: bool) -> gr.Chatbot:
+    """Without `flags` its notes hide the thumbs."""
     return gr.Chatbot(
         label="Conversation",
         show_label=False,
         elem_id="conversation",
+        elem_classes=["with-thumbs"] if flags else [],
         placeholder=placeholder_html(""),
         latex_delimiters=LATEX,
         allow_tags=False,
@@ -122,7 +132,7 @@ def answer_handler(visitors: Visitors) -> AnswerHandler:
         try:
             body = request_body(conversation, running, model, Form(*settings))
             answer.seed = body["seed"]
-            async with aclosing(visitors.client(request.request).chat(body)) as chunks:
+            async with aclosing(loading.answer(visitors.client(request.request), body)) as chunks:
                 drawn_s = 0.0
                 async for chunk in chunks:
                     now_s = time.perf_counter()

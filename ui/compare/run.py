@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from ui import loading
 from ui.chat.sampling import FormError
 from ui.client import Client, ServerError
 from ui.compare.side import Side
@@ -36,7 +37,7 @@ async def _one_after_the_other(sides: Sequence[Side], client: Client) -> None:
 async def _stream(side: Side, client: Client) -> None:
     side.begin(time.perf_counter())
     try:
-        async with aclosing(client.chat(side.settings.body(side.prompt))) as chunks:
+        async with aclosing(loading.answer(client, side.settings.body(side.prompt))) as chunks:
             async for chunk in chunks:
                 side.answer.add(chunk, time.perf_counter())
     except (ServerError, FormError) as error:

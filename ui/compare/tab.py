@@ -12,10 +12,11 @@ from typing import Any
 import gradio as gr
 
 from app.schemas import ModelCard
+from ui.chat.markdown import LATEX
 from ui.client import ServerError
 from ui.compare.run import run
 from ui.compare.side import NAMES, Settings, Side
-from ui.compare.view import SHARED, difference_html, idle_html, side_html
+from ui.compare.view import SHARED, difference_html, drawn, idle_html
 from ui.markup import alert_html
 from ui.visitors import Visitors
 
@@ -23,7 +24,8 @@ DEFAULT_MAX_TOKENS = "256"
 FIELDS_A_SIDE = 6
 NO_PROMPT = "There is nothing to compare yet. Write a prompt first."
 NO_CHAT = "No served model has a chat template, so there is nothing to compare."
-COPY_JS = Path(__file__).with_name("copy.js")
+SCRIPT = Path(__file__).with_name("copy.js")
+PARTS = 6  # of both answers
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 Updates = tuple[Any, ...]
 
@@ -41,7 +43,7 @@ def compare_tab(visitors: Visitors, tab: gr.Tab) -> None:
         in_turn = gr.Checkbox(False, label="One after the other", info=SHARED, container=False, min_width=280, scale=3)
     difference = gr.HTML(difference_html(Settings(), Settings()), elem_id="difference", padding=False)
     with gr.Row(elem_id="compare-answers"):
-        answers = [_answer_column(name) for name in NAMES]
+        answers = [part for name in NAMES for part in _answer_column(name)]
     sides = gr.State([])
 
     outputs = [problem, sides, compare, stop, *answers]
@@ -70,9 +72,12 @@ def _textbox(label: str, placeholder: str, value: str = "") -> gr.Textbox:
     return gr.Textbox(value=value, label=label, placeholder=placeholder, max_lines=1, min_width=110)
 
 
-def _answer_column(name: str) -> gr.HTML:
-    with gr.Column(min_width=280):
-        return gr.HTML(idle_html(name), js_on_load=COPY_JS.read_text(encoding="utf-8"), elem_id=f"answer-{name.lower()}", padding=False)
+def _answer_column(name: str) -> list[gr.HTML | gr.Markdown]:
+    """What `drawn` makes: head, answer, foot."""
+    with gr.Column(min_width=280, elem_classes="side"):
+        head = gr.HTML(idle_html(name), js_on_load=f"const NAME = 'Answer {name}';\n{SCRIPT.read_text(encoding='utf-8')}", padding=False)
+        answer = gr.Markdown("", latex_delimiters=LATEX, line_breaks=True, elem_classes="answer")
+        return [head, answer, gr.HTML("", padding=False)]
 
 
 def settings_of(texts: Sequence[str | None]) -> tuple[Settings, Settings]:
@@ -88,25 +93,25 @@ def show_difference(*texts: str | None) -> str:
 def begin(sides: list[Side], prompt: str, *texts: str | None) -> Updates:
     """Takes the prompt and the settings as they are now. Nothing happens while two answers are still on their way."""
     if any(not side.has_ended for side in sides):
-        return (gr.skip(),) * 6
+        return (gr.skip(),) * (4 + PARTS)
     if not prompt.strip():
-        return alert_html(NO_PROMPT), *(gr.skip(),) * 5
+        return alert_html(NO_PROMPT), *(gr.skip(),) * (3 + PARTS)
     begun = [Side(name, settings, prompt) for name, settings in zip(NAMES, settings_of(texts), strict=True)]
-    return "", begun, gr.update(interactive=False), gr.update(interactive=True), *map(side_html, begun)
+    return "", begun, gr.update(interactive=False), gr.update(interactive=True), *_drawn(begun)
 
 
 def stream_handler(visitors: Visitors) -> Callable[[gr.Request, list[Side], bool], AsyncIterator[Updates]]:
     async def stream(request: gr.Request, sides: list[Side], in_turn: bool) -> AsyncIterator[Updates]:
         """Yields both answers as they grow. Stop cancels this generator; `aclosing` then closes the requests."""
         if not sides or any(side.sent_s is not None for side in sides):
-            yield (gr.skip(),) * 2  # Gradio would clear the outputs of a generator that yields nothing
+            yield (gr.skip(),) * PARTS  # Gradio would clear the outputs of a generator that yields nothing
             return
-        drawn: Updates = ()
+        shown: Updates = ()
         async with aclosing(run(sides, visitors.client(request.request), in_turn)) as changes:
             async for _ in changes:
-                drawing = tuple(map(side_html, sides))
-                if drawing != drawn:
-                    drawn = drawing
+                drawing = _drawn(sides)
+                if drawing != shown:
+                    shown = drawing
                     yield drawing
 
     return stream
@@ -116,8 +121,12 @@ def finish(sides: list[Side]) -> Updates:
     """Runs when both answers have ended, or were stopped."""
     for side in sides:
         side.stop(time.perf_counter())
-    answers = map(side_html, sides) if sides else (gr.skip(),) * 2
+    answers = _drawn(sides) if sides else (gr.skip(),) * PARTS
     return gr.update(interactive=True), gr.update(interactive=False), *answers
+
+
+def _drawn(sides: Sequence[Side]) -> Updates:
+    return tuple(part for side in sides for part in drawn(side))
 
 
 def models_handler(visitors: Visitors) -> Callable[[gr.Request, str | None, str | None], Awaitable[Updates]]:

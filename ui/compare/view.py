@@ -1,13 +1,16 @@
-"""Translates the two answers of the Compare tab into HTML. Pure; all text of a model or a visitor is escaped here."""
+"""Translates the two answers of the Compare tab: head and numbers into HTML, the answer into Markdown that holds none. Pure."""
 
 from collections.abc import Iterator
 
+from ui.chat.markdown import harmless
+from ui.client import QueueStatus
 from ui.compare.side import LABELS, Settings, Side, differences
 from ui.markup import alert_html, escape_html
 
 IDLE = '<p class="hint">Ask something above: both answers appear here, side by side.</p>'
 SHARED = "Both run at once and share the machine: each is slower than it would be alone. For times to compare, run one after the other."
-FINISHES = {"stop": "finished", "length": "cut at the limit of tokens: raise Max tokens for more"}
+CUT = "The answer was cut: it reached the limit of tokens. Raise Max tokens for more, or leave it blank for as many as fit the context."
+CUT_THOUGHT = "The limit of tokens was reached while the model was still thinking. Raise Max tokens for an answer."
 BLANK = {
     "model": "the server's default",
     "seed": "random",
@@ -18,25 +21,29 @@ SHOWN_LETTERS = 120  # of a long system prompt
 
 
 def idle_html(name: str) -> str:
-    return f'<section class="side" aria-label="Answer {name}"><h2>{name}</h2>{IDLE}</section>'
+    return f"<h2>{name}</h2>{IDLE}"
 
 
-def side_html(side: Side) -> str:
-    copy = f'<button type="button" class="copy">Copy answer {side.name}</button>' if side.has_ended and side.answer.text else ""
-    answer = f'<div class="answer">{answer_html(side.answer.text)}</div>' if side.answer.text else ""
-    head = f'<h2>{side.name} <span class="mark">{escape_html(side.settings.model or "default model")}</span></h2>'
-    content = f"{head}{_note_html(side)}{answer}{_numbers_html(side)}{copy}"
-    return f'<section class="side" aria-label="Answer {side.name}">{content}</section>'
+def drawn(side: Side) -> tuple[str, str, str]:
+    """What stands above the answer, the answer as Markdown, and what stands below it."""
+    head = f'<h2>{side.name} <span class="mark">{escape_html(side.settings.model or "default model")}</span></h2>{_note_html(side)}'
+    answer = side.answer
+    return head, harmless(answer.text, answer.thought, is_thinking=not answer.text and not side.has_ended), _foot_html(side)
 
 
-def answer_html(text: str) -> str:
-    """An answer as plain text."""
-    return escape_html(text)
+def _foot_html(side: Side) -> str:
+    """The numbers, and for the button that copies it the answer as the model wrote it."""
+    if not side.has_ended or not side.answer.text:
+        return _numbers_html(side)
+    copy = f'<button type="button" class="copy">Copy answer {side.name}</button>'
+    return f"{_numbers_html(side)}{copy}<pre class=source hidden>{escape_html(side.answer.text)}</pre>"
 
 
 def _note_html(side: Side) -> str:
     if side.problem:
         return alert_html(side.problem)
+    if side.has_ended and not side.stopped and side.answer.finish_reason == "length":
+        return f'<p class="note ending" role="status">{CUT if side.answer.text else CUT_THOUGHT}</p>'
     busy = "" if side.has_ended else " busy"
     return f'<p class="note{busy}" role="status">{escape_html(_note(side))}</p>'
 
@@ -45,12 +52,15 @@ def _note(side: Side) -> str:
     if side.stopped:
         return "stopped" if side.answer.text else "stopped before the first token"
     if side.has_ended:
-        return FINISHES.get(side.answer.finish_reason or "", "finished")
+        return "finished"
     if side.sent_s is None:
         return "waits for the other answer"
-    if side.answer.text:
-        return "streaming"
-    queue = side.answer.queue
+    if side.answer.text or side.answer.thought:
+        return "streaming" if side.answer.text else "thinking"
+    return side.answer.loading or _place(side.answer.queue)
+
+
+def _place(queue: QueueStatus | None) -> str:
     if queue is None:
         return "waiting for the first token"
     return f"waiting: position {queue.position} in the queue" + (f", about {queue.wait_s} s" if queue.wait_s else "")

@@ -7,12 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_REASON = 500
 MAX_TEXT = 500_000
-Label = Literal["human", "machine", "unsure", "good", "bad"]
+Label = Literal["human", "machine", "unsure", "good", "bad", "withdrawn"]
 
 
 class Flag(BaseModel):
-    """`human`, `machine`, `unsure`: who wrote a scored text, as far as the visitor knows. `good`, `bad`: the thumbs of a chat's answer.
+    """`human`, `machine`, `unsure`: who wrote a scored text, as far as the visitor knows. `good`, `bad`: the thumbs of a chat's answer,
+    `withdrawn` one that was taken back.
 
+    Of lines with the same `id` the last one counts: a visitor changed their mind, or added to it.
     `hash` is the SHA-256 of the text, in UTF-8. `text` is there only if the visitor ticked that it may be kept.
     """
 
@@ -21,6 +23,7 @@ class Flag(BaseModel):
     about: Literal["score", "chat"]
     label: Label
     hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    id: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
     model: str = Field(max_length=200)
     verdict: str | None = Field(None, max_length=40)
     method: str | None = Field(None, max_length=40)

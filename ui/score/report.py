@@ -58,6 +58,14 @@ def scoring_html(words: int, elapsed_s: float) -> str:
     )
 
 
+def loading_html(sentence: str) -> str:
+    """While the server loads its model, before it scores."""
+    return (
+        f'<div class="working"><p class="status" role="status">{escape_html(sentence)} Your text is scored when it is ready.</p>'
+        f'<progress aria-label="Loading"></progress></div>'
+    )
+
+
 def cancelled_html() -> str:
     return '<p class="status" role="status">Cancelled. Press Score to start again.</p>'
 

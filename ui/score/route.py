@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.schemas import Method, ScoreResponse
+from ui import loading
 from ui.calls import MAX_BYTES, read_body
-from ui.client import ServerError, precision_of
+from ui.client import Client, ServerError, precision_of
 from ui.score.row import row_of
 from ui.visitors import Visitors
 
@@ -36,12 +37,16 @@ def scores_route(visitors: Visitors) -> Callable[[Request], Awaitable[Response]]
         except ValidationError:
             return JSONResponse({"detail": f"A call has 1 to {MAX_TEXTS} texts, and may name a method and a model."}, 400)
         try:
-            found = await until_left(request, visitors.client(request).scores(asked.texts, asked.method, asked.model))
+            found = await until_left(request, _scored(visitors.client(request), asked))
         except ServerError as error:
             return JSONResponse({"detail": error.message}, 502)
         return JSONResponse({"rows": rows_of(found, asked.texts)} if found else {"detail": "The page has left."})
 
     return scores
+
+
+def _scored(client: Client, asked: Texts) -> Coroutine[Any, Any, ScoreResponse]:
+    return loading.ask(client, lambda: client.scores(asked.texts, asked.method, asked.model))
 
 
 def rows_of(response: ScoreResponse, texts: list[str]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from app.schemas import Method
+from ui import loading
 from ui.calls import MAX_BYTES
 from ui.client import ServerError
 from ui.markup import alert_html, escape_html
@@ -92,11 +93,14 @@ def score_handler(visitors: Visitors, flags: bool = False) -> Callable[[gr.Reque
             yield alert_html(NO_TEXT), *_buttons(False)
             return
         top = ALTERNATIVES if len(text) <= MAX_CHARACTERS_WITH_ALTERNATIVES else 0
-        work = asyncio.ensure_future(visitors.client(request.request).score(text, method or None, model, top))
+        client, waiting = visitors.client(request.request), [""]  # its last sentence, while the model loads
+        scored = loading.ask(client, lambda: client.score(text, method or None, model, top), waiting.append)
+        work = asyncio.ensure_future(scored)
         words, began_s = len(text.split()), time.monotonic()
         try:
             while not work.done():
-                yield report.scoring_html(words, time.monotonic() - began_s), *_buttons(True)
+                waited_s = time.monotonic() - began_s
+                yield (report.loading_html(waiting[-1]) if waiting[-1] else report.scoring_html(words, waited_s)), *_buttons(True)
                 await asyncio.wait({work}, timeout=TICK_S)
             yield report.report_html(work.result(), text, flags), *_buttons(False)
         except ServerError as error:

@@ -5,6 +5,7 @@ import pytest
 from ui.chat.answer import Answer
 from ui.chat.conversation import Conversation, Facts
 from ui.chat.messages import ChatMessage, chat_messages, note_text
+from ui.flags.flag import hash_of
 
 EMPTY = Conversation(id="c")
 FACTS = Facts(model="story_teller_x", precision="nf4", seed=7, ttft_ms=210.0, tokens_per_s=41.0, prompt_tokens=5, completion_tokens=42)
@@ -30,10 +31,11 @@ def test_a_note_says_who_answered_how_fast_and_with_which_seed():
 
 def test_each_turn_has_the_buttons_that_make_sense_there():
     question, answer = chat_messages(answered())
-    assert (buttons(question), buttons(answer)) == (["edit-0", "copy-0"], ["retry-1", "copy-1", "score-1", "undo-1"])
+    assert (buttons(question), buttons(answer)) == (["edit-0", "copy-0"], ["retry-1", "copy-1", "score-1", "undo-1", "good-1", "bad-1"])
     assert buttons(chat_messages(EMPTY.ask("Who?"))[0]) == ["edit-0", "copy-0", "retry-0"]
+    assert f'class="thumbs hash-{hash_of("Once.")}"' in texts(answer)[-1]
     older = chat_messages(answered().ask("Why?").answer("So.", "", FACTS))[1]
-    assert buttons(older) == ["retry-1", "copy-1", "score-1"]
+    assert buttons(older) == ["retry-1", "copy-1", "score-1", "good-1", "bad-1"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ui.compare.run import run
 from ui.compare.side import Settings, Side, differences
 from ui.compare.tab import NO_CHAT as NO_CHAT_SENTENCE
 from ui.compare.tab import NO_PROMPT, begin, default_names, finish, models_handler, stream_handler
-from ui.compare.view import difference_html, side_html
+from ui.compare.view import CUT, CUT_THOUGHT, difference_html, drawn
 
 LEFT, RIGHT = Settings("storyteller", "0", seed="7", max_tokens="9"), Settings("base", top_p="0.5", max_tokens="9", system="Be <brief>.")
 FORM = ("storyteller", "0", "", "7", "9", "", "base", "", "0.5", "", "9", "Be <brief>.")
@@ -97,8 +97,8 @@ def test_one_side_fails_and_the_other_goes_on() -> None:
     upstream.failing = {"storyteller"}
     failed, whole = ran(upstream)
     assert (failed.problem, whole.problem) == ("The model's process died.", "")
-    html = side_html(failed)
-    assert 'role="alert">The model&#x27;s process died.' in html and "&lt;storyteller&gt;" in html
+    head, answer, _ = drawn(failed)
+    assert 'role="alert">The model&#x27;s process died.' in head and "&lt;storyteller>" in answer
 
 
 def test_a_number_that_is_none_is_said_on_its_side() -> None:
@@ -126,20 +126,20 @@ def test_stop_closes_both_requests_and_keeps_the_texts() -> None:
 
     sides = asyncio.run(main())
     assert upstream.open == set() and len(upstream.bodies) == 2
-    compare, stop, *drawn = finish(sides)
+    compare, stop, *parts = finish(sides)
     assert (compare["interactive"], stop["interactive"]) == (True, False)
-    assert all(">stopped<" in html and "Copy answer" in html for html in drawn)
+    assert all(">stopped<" in head and "Copy answer" in foot for head, _, foot in (parts[:3], parts[3:]))
 
 
 def test_a_second_start_while_both_run_changes_nothing() -> None:
     sides = begun()
-    assert begin(sides, "Another", *FORM) == (gr.skip(),) * 6
+    assert begin(sides, "Another", *FORM) == (gr.skip(),) * 10
     sides[0].begin(1.0)
 
     async def streamed() -> list[Any]:
         return [update async for update in stream_handler(Upstream())(REQUEST, sides, False)]
 
-    assert asyncio.run(streamed()) == [(gr.skip(), gr.skip())]
+    assert asyncio.run(streamed()) == [(gr.skip(),) * 6]
     finish(sides)
     assert begin(sides, "Another", *FORM)[1][0].prompt == "Another"
 
@@ -152,7 +152,7 @@ def test_without_a_choice_the_server_chooses_the_model() -> None:
     """As long as the page does not know yet which models there are."""
     left, right = begin([], "A prompt", None, *FORM[1:])[1]
     assert "model" not in left.settings.body("A prompt") and right.settings.body("A prompt")["model"] == "base"
-    assert "default model" in side_html(left) and "A: the server&#x27;s default" in difference_html(left.settings, right.settings)
+    assert "default model" in drawn(left)[0] and "A: the server&#x27;s default" in difference_html(left.settings, right.settings)
 
 
 def test_the_differences_are_shown() -> None:
@@ -167,26 +167,41 @@ def test_the_differences_are_shown() -> None:
 
 def test_a_side_says_how_far_it_is() -> None:
     side = Side("A", LEFT, "A prompt")
-    assert "waits for the other answer" in side_html(side)
+    assert "waits for the other answer" in drawn(side)[0]
     side.begin(10.0)
-    assert "waiting for the first token" in side_html(side)
+    assert "waiting for the first token" in drawn(side)[0]
+    side.answer.add(Chunk(loading="The server is loading a."), 10.0)
+    assert "The server is loading a." in drawn(side)[0]
     side.answer.add(Chunk(queue=QueueStatus(2, 3)), 10.1)
-    assert "position 2 in the queue, about 3 s" in side_html(side)
+    assert "position 2 in the queue, about 3 s" in drawn(side)[0]
     side.answer.add(Chunk("{x} <b>"), 10.25)
-    html = side_html(side)
-    assert "streaming" in html and "&#123;x&#125; &lt;b&gt;" in html and "<dd>250 ms</dd>" in html and "Copy" not in html
+    head, answer, foot = drawn(side)
+    assert "streaming" in head and answer == "{x} &lt;b>" and "<dd>250 ms</dd>" in foot and "Copy" not in foot
     side.answer.add(Chunk(finish_reason="length", usage=Usage(prompt_tokens=1, completion_tokens=5, total_tokens=6)), 10.5)
     side.answer.add(Chunk("y"), 10.75)
     side.end(11.0)
-    html = side_html(side)
-    for words in ("cut at the limit of tokens", "<dd>8.0</dd>", "<dd>5</dd>", "<dd>1.00 s</dd>", "Copy answer A"):
-        assert words in html
+    head, _, foot = drawn(side)
+    assert CUT in head
+    for words in ("<dd>8.0</dd>", "<dd>5</dd>", "<dd>1.00 s</dd>", "Copy answer A", "&#123;x&#125; &lt;b&gt;y"):
+        assert words in foot
+
+
+def test_a_thought_is_folded_and_one_that_reached_the_limit_is_said() -> None:
+    side = Side("A", LEFT, "A prompt")
+    side.begin(10.0)
+    side.answer.add(Chunk(thought="Hm <i>."), 10.1)
+    head, answer, _ = drawn(side)
+    assert "thinking" in head and '<details class="thought" open><summary>Thinking</summary>\n\nHm &lt;i>.' in answer
+    side.answer.add(Chunk(finish_reason="length"), 10.2)
+    side.end(10.3)
+    head, answer, foot = drawn(side)
+    assert CUT_THOUGHT in head and '<details class="thought"><summary>Thought</summary>' in answer and "Copy" not in foot
 
 
 def test_stopped_before_the_first_token() -> None:
-    (drawn,) = finish([side := Side("A", LEFT, "A prompt")])[2:]
-    assert "stopped before the first token" in drawn and side.stopped
-    assert finish([])[2:] == (gr.skip(), gr.skip())
+    head, answer, _ = finish([side := Side("A", LEFT, "A prompt")])[2:]
+    assert "stopped before the first token" in head and answer == "" and side.stopped
+    assert finish([])[2:] == (gr.skip(),) * 6
 
 
 def test_the_default_model_stands_beside_another_that_chats() -> None:

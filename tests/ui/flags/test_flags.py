@@ -45,6 +45,18 @@ def test_a_line_has_a_hash_and_no_text_unless_it_was_ticked(tmp_path: Path):
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
 
 
+def test_a_thumb_may_be_taken_back_under_its_own_id(tmp_path: Path):
+    file = FlagFile(tmp_path / "flags.jsonl")
+    for label in ("good", "withdrawn"):
+        file.add(flag(about="chat", label=label, id="0123456789abcdef" * 2))
+    assert [(line["label"], line["id"]) for line in lines(file.path)] == [
+        ("good", "0123456789abcdef" * 2),
+        ("withdrawn", "0123456789abcdef" * 2),
+    ]
+    with pytest.raises(ValueError, match="id"):
+        flag(id="../x")
+
+
 def test_a_text_that_is_not_the_scored_one_is_refused():
     with pytest.raises(ValueError, match="the text has changed since"):
         flag(text="another text")

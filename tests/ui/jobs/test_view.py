@@ -1,0 +1,75 @@
+"""The list of jobs as HTML."""
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.ui import fakejobs
+from ui.jobs.client import Batch, Event, Tuning
+from ui.jobs.view import SHOWN_PROBLEMS, batch_html, is_live, tuning_html
+
+
+def drawn_batch(status: str, **changes: Any) -> str:
+    return batch_html(Batch.model_validate(fakejobs.batch(status, **changes)), time.time())
+
+
+def drawn_tuning(status: str, events: list[Event] | None = None, **changes: Any) -> str:
+    return tuning_html(Tuning.model_validate(fakejobs.tuning(status, **changes)), events, time.time())
+
+
+def test_a_running_batch_has_its_progress_its_age_and_a_cancel() -> None:
+    html = drawn_batch("in_progress", metadata={"name": "<essays>.csv"})
+    for words in (
+        "&lt;essays&gt;.csv",
+        ">running<",
+        "412 of 1,000 lines, 3 of them without an answer",
+        'max="1000" value="412"',
+        "3 min ago",
+    ):
+        assert words in html
+    assert 'data-do="cancel"' in html and "download" not in html
+
+
+def test_an_ended_batch_has_its_files_and_no_cancel() -> None:
+    html = drawn_batch("completed", output_file_id="file-1", error_file_id="file-2")
+    assert 'data-file="file-1"' in html and 'data-file="file-2"' in html and 'data-do="csv"' in html and "cancel" not in html
+    other = drawn_batch("cancelling", endpoint="/v1/embeddings", output_file_id="file-1")
+    assert "data-do" not in other and "being cancelled" in other
+
+
+def test_what_is_wrong_with_a_file_is_said_by_line() -> None:
+    problems = [{"message": "the <line> is no JSON", "line": 1234}, {"message": "too much"}, *[{"message": "x", "line": 5}] * 40]
+    html = drawn_batch("failed", errors={"data": problems})
+    assert "Line 1,234: the &lt;line&gt; is no JSON" in html and "<li>too much</li>" in html
+    assert f"… and {42 - SHOWN_PROBLEMS} more." in html and html.count("<li>") == SHOWN_PROBLEMS + 1
+
+
+def test_a_tuning_tells_how_far_it_is_and_draws_its_losses_where_it_is_open() -> None:
+    events = [Event.model_validate(event) for event in fakejobs.metrics(10, 40)][::-1]
+    html = drawn_tuning("running", [Event(id="e", message="It began."), *events], estimated_finish=int(time.time()) + 150)
+    for words in (
+        "from storyteller",
+        "3 epochs",
+        ">training<",
+        "step 10 of 40, done in about 2 min",
+        "Hide the curve",
+        "<svg",
+        "It began.",
+    ):
+        assert words in html
+    folded = drawn_tuning("running")
+    assert 'data-do="pause"' in folded and 'data-do="resume"' in drawn_tuning("paused")
+    assert "Show the curve" in folded and "<figure" not in folded and 'data-do="cancel"' in folded
+
+
+def test_a_tuning_that_succeeded_names_its_model_and_one_that_failed_its_reason() -> None:
+    html = drawn_tuning("succeeded", fine_tuned_model="ft:storyteller:alice:7p4L", result_files=["file-9"])
+    assert "It is served as <b>ft:storyteller:alice:7p4L</b>" in html and 'data-file="file-9"' in html and "cancel" not in html
+    failed = drawn_tuning("failed", error={"message": "line 7: the role 'robot' is unknown", "code": "invalid_file"})
+    assert "line 7: the role &#x27;robot&#x27; is unknown" in failed
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "expired", "cancelled", "succeeded"])
+def test_what_has_ended_is_not_asked_for_often(status: str) -> None:
+    assert not is_live(status) and is_live("in_progress") and is_live("queued")

@@ -1,0 +1,95 @@
+// Texts as the lines of a batch, and the answers of a batch of scores as a table. Knows no page and no server.
+const TEXT_COLUMNS = ["text", "content", "essay", "answer", "body"]; // as for the files of the score tab
+const NAME_COLUMNS = ["name", "id", "custom_id", "file", "title"];
+const MAX_NAME = 64;
+
+// The rows of a CSV file, each with the number of the line that it begins in. A cell in quotes may hold commas, line breaks and doubled quotes.
+function csvRows(text) {
+    const rows = [];
+    let row = [], cell = "", quoted = false, line = 1, begins = 1;
+    const endRow = () => {
+        row.push(cell);
+        if (row.length > 1 || row[0].trim()) rows.push({ cells: row, line: begins });
+        [row, cell] = [[], ""];
+    };
+    for (let at = 0; at < text.length; at += 1) {
+        const letter = text[at];
+        if (letter === "\n") line += 1;
+        if (quoted && letter === '"' && text[at + 1] === '"') cell += text[(at += 1)];
+        else if (letter === '"' && (quoted || !cell)) quoted = !quoted;
+        else if (quoted) cell += letter;
+        else if (letter === ",") [row, cell] = [[...row, cell], ""];
+        else if (letter === "\n") {
+            endRow();
+            begins = line;
+        } else if (letter !== "\r") cell += letter;
+    }
+    if (quoted) throw new Error(`Line ${begins.toLocaleString("en")}: a quotation mark opens a cell and none closes it.`);
+    endRow();
+    return rows;
+}
+
+function textsOfCsv(text) {
+    const [head, ...rows] = csvRows(text);
+    const names = (head?.cells ?? []).map((name) => name.trim().toLowerCase());
+    const find = (wanted) => names.findIndex((name) => wanted.includes(name));
+    const column = names.length === 1 ? 0 : find(TEXT_COLUMNS);
+    if (column < 0) throw new Error(`Line 1: none of the columns is called ${TEXT_COLUMNS.join(", ")}. Rename the one that holds the texts.`);
+    const nameColumn = find(NAME_COLUMNS);
+    return rows.map(({ cells, line }) => ({ text: cells[column] ?? "", line, name: nameColumn < 0 ? "" : (cells[nameColumn] ?? "").trim() }));
+}
+
+const textsOfLines = (text) => text.split(/\r?\n/).map((line, index) => ({ text: line, line: index + 1, name: "" }));
+
+// [{text, line, name}] of a .csv or .txt file, without blank ones. Throws an Error whose message is for the visitor.
+function textsOf(fileName, content) {
+    const text = content.replace(/^\ufeff/, "");
+    const found = (/\.csv$/i.test(fileName) ? textsOfCsv(text) : textsOfLines(text)).filter((row) => row.text.trim());
+    if (!found.length) throw new Error("This file holds no text.");
+    return found;
+}
+
+// Names that are given, short and not taken stay; any other text has the number of its line as its name.
+function requestLines(texts) {
+    const taken = new Set();
+    return texts.map(({ text, line, name }) => {
+        const id = name && name.length <= MAX_NAME && !taken.has(name) ? name : `line ${line}`;
+        taken.add(id);
+        return `${JSON.stringify({ custom_id: id, method: "POST", url: "/v1/score", body: { text } })}\n`;
+    });
+}
+
+// The url of the first line of a .jsonl file, if it has one.
+function endpointOf(content) {
+    try {
+        return JSON.parse(content.trimStart().split("\n")[0]).url ?? "";
+    } catch {
+        return "";
+    }
+}
+
+// A row for each text of the answers of /v1/score.
+function scoreRows(jsonl) {
+    return jsonl.split("\n").filter(Boolean).flatMap((line) => {
+        const { custom_id: name, response } = JSON.parse(line);
+        const { model = null, quantize, dtype, calibration, data = [] } = response?.body ?? {};
+        return data.map((score) => ({
+            name,
+            verdict: score.verdict ?? null,
+            probability: score.p_machine?.value ?? null,
+            low: score.p_machine?.interval[0] ?? null,
+            high: score.p_machine?.interval[1] ?? null,
+            method: score.method ?? null,
+            score: score.scores?.[score.method] ?? null,
+            threshold: score.threshold ?? null,
+            false_positive_rate: score.false_positive_rate?.measured ?? null,
+            n: score.false_positive_rate?.n ?? null,
+            tokens: score.scored_tokens ?? null,
+            model,
+            precision: quantize === "none" ? dtype : `${quantize}, computing in ${dtype}`,
+            calibration: calibration?.source ?? null,
+            warnings: (score.warnings ?? []).map((warning) => warning.message),
+            error: score.object === "error" ? score.message : null,
+        }));
+    });
+}
