@@ -16,7 +16,7 @@ from serving import ROOT, RunningServer, serving, wait_for
 
 CLIENTS = 16
 TOKENS = 150
-STREAMED = 400  # of an answer during which something happens
+STREAMED = 1500  # tokens of an answer during which something happens
 LOAD_S = 60
 
 
