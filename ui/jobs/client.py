@@ -95,6 +95,19 @@ class Events(Body):
     has_more: bool = False
 
 
+class Model(Body):
+    """`parent` is the base of one that was fine-tuned; `upstreams` answer for one that is not loaded here."""
+
+    id: str
+    default: bool = False
+    parent: str | None = None
+    upstreams: list[Any] | None = None
+
+
+class Models(Body):
+    data: list[Model]
+
+
 class Stored(Body):
     id: str
 
@@ -110,6 +123,12 @@ async def batches(client: Client) -> list[Batch]:
 async def tunings(client: Client) -> list[Tuning]:
     """The latest first. Raises `Off`."""
     return _read(Tunings, await client.call("GET", f"/v1/fine_tuning/jobs?limit={SHOWN}"), TUNING_OFF).data
+
+
+async def bases(client: Client) -> list[str]:
+    """Names of the models that can be fine-tuned, the default one first."""
+    found = _read(Models, await client.call("GET", "/v1/models")).data
+    return [model.id for model in sorted(found, key=lambda model: not model.default) if model.parent is None and not model.upstreams]
 
 
 async def events(client: Client, id: str) -> list[Event]:

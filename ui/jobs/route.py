@@ -132,12 +132,11 @@ async def _tunings(caller: Client, opened: set[str]) -> dict[str, Any]:
 
 
 async def _models(caller: Client) -> list[str]:
-    """Names of the served models, the default one first. None while they cannot be asked for: the lists say why."""
+    """None while they cannot be asked for: the lists say why."""
     try:
-        cards = await caller.models()
+        return await client.bases(caller)
     except ServerError:
         return []
-    return [card.id for card in sorted(cards, key=lambda card: not card.default)]
 
 
 def _item(id: str, status: str, html: str) -> dict[str, Any]:

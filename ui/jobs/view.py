@@ -119,8 +119,9 @@ def _details_html(job: Tuning, losses: Losses, events: Sequence[Event], now_s: f
         words += f", done in about {duration_text(max(job.estimated_finish - now_s, 0))}"
     progress = _progress_html(losses.last_step, steps, words) if steps else ""
     last = next((event.message for event in reversed(events) if event.type != "metrics" and event.message), "")
-    said = f'<p class="hint">{escape_html(last)}</p>' if last else ""
-    return progress + curve_html(losses) + said
+    said = f'<p class="hint">{escape_html(last)}</p>' if last and is_live(job.status) else ""
+    curve = curve_html(losses) if steps or is_live(job.status) else '<p class="hint">It ended before its first step.</p>'
+    return progress + curve + said
 
 
 def _result_html(job: Tuning) -> str:

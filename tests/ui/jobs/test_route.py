@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from app.neighbours import Neighbours
 from tests.ui import fakejobs
-from tests.ui.conftest import KEY, Fake
+from tests.ui.conftest import BASE, CARD, KEY, Fake
 from tests.ui.test_routes import URL, nothing_else
 from ui.guard import Guard
 from ui.jobs.client import BATCHES_OFF, TUNING_OFF
@@ -40,11 +40,13 @@ def test_what_there_is_comes_as_html_and_curves_of_those_that_are_open(page: Tes
     monkeypatch.setattr("ui.jobs.client.PAGE", 100)
     fake.jobs.batches, fake.jobs.tunings = [fakejobs.batch()], [fakejobs.tuning("running"), fakejobs.tuning("succeeded")]
     fake.jobs.events = {"ftjob-running": fakejobs.metrics(250, 300)}
+    tuned, elsewhere = {**BASE, "id": "ft:base:a", "parent": "base"}, {**BASE, "id": "far", "upstreams": [{"url": "http://a"}]}
+    fake.cards = [BASE, tuned, elsewhere, CARD]
     answer = page.get("/ui/jobs?open=ftjob-running").json()
     assert [item["live"] for item in answer["batches"]["items"] + answer["tunings"]["items"]] == [True, True, False]
     running, done = (item["html"] for item in answer["tunings"]["items"])
     assert "Loss up to step 250 of 300: training from 3.500" in running, "all pages of events were read"
-    assert "<figure" not in done and answer["models"] == ["storyteller"]
+    assert "<figure" not in done and answer["models"] == ["storyteller", "base"]
 
 
 def test_what_is_off_is_said_in_a_sentence_beside_what_is_not(page: TestClient, fake: Fake):

@@ -66,8 +66,11 @@ def test_a_tuning_tells_how_far_it_is_and_draws_its_losses_where_it_is_open() ->
 def test_a_tuning_that_succeeded_names_its_model_and_one_that_failed_its_reason() -> None:
     html = drawn_tuning("succeeded", fine_tuned_model="ft:storyteller:alice:7p4L", result_files=["file-9"])
     assert "It is served as <b>ft:storyteller:alice:7p4L</b>" in html and 'data-file="file-9"' in html and "cancel" not in html
-    failed = drawn_tuning("failed", error={"message": "line 7: the role 'robot' is unknown", "code": "invalid_file"})
+    failed = drawn_tuning(
+        "failed", [Event(id="e", message="It failed.")], error={"message": "line 7: the role 'robot' is unknown", "code": "invalid_file"}
+    )
     assert "line 7: the role &#x27;robot&#x27; is unknown" in failed
+    assert "It ended before its first step." in failed and "It failed." not in failed and "<figure" not in failed
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "expired", "cancelled", "succeeded"])
