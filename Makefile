@@ -17,7 +17,7 @@ ROOT_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check train load bench bench-cache chaos clients notebooks clean
+.PHONY: help install run test check train load bench bench-cache chaos clients notebooks gpu-check clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -108,6 +108,9 @@ notebooks: $(DEV) ## execute every notebook into runs/notebooks/, as pages into 
 	@$(BIN)/jupyter-nbconvert --log-level WARN --to notebook --execute --output-dir runs/notebooks notebooks/*.ipynb
 	@$(BIN)/jupyter-nbconvert --log-level ERROR --to html --template page --TemplateExporter.extra_template_basedirs=notebooks \
 		--output-dir docs/notebooks $(patsubst notebooks/%,runs/notebooks/%,$(wildcard notebooks/*.ipynb))
+
+gpu-check: $(RUNTIME) ## is all right on this CUDA card, and how fast, in under eight minutes: GPU="--parts answers server" or more options
+	@$(BIN)/python tests/gpu $(GPU)
 
 $(AUDIT_TOOL): requirements-audit.txt $(RUNTIME)
 	$(BIN)/python -m venv --clear .venv-audit

@@ -20,6 +20,7 @@ TARGETS = [
     "chaos",
     "clients",
     "notebooks",
+    "gpu-check",
     "clean",
 ]
 
@@ -32,7 +33,7 @@ def make(*arguments):
 
 def test_targets():
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
-    assert set(phony) == {"help", *TARGETS} and len(TARGETS) <= 12
+    assert set(phony) == {"help", *TARGETS} and len(TARGETS) <= 13
 
 
 @pytest.mark.parametrize("target", TARGETS)

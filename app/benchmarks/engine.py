@@ -218,7 +218,9 @@ def runners(args: argparse.Namespace) -> Iterator[tuple[int, Runner]]:
 
 def cache_blocks(requests: int, tokens: int) -> int:
     """Return twice the blocks that the manager's cache needs; by default it would take most of the machine's memory."""
-    return 2 * requests * math.ceil(tokens / ContinuousBatchingConfig().page_size)
+    config: Any = ContinuousBatchingConfig()
+    page_size = config.page_size if hasattr(config, "page_size") else config.block_size  # its name before transformers 5.18
+    return 2 * requests * math.ceil(tokens / page_size)
 
 
 def settings(args: argparse.Namespace) -> ModelSettings:

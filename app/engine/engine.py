@@ -131,6 +131,7 @@ class Engine:
         start_s = time.perf_counter()
         try:
             self._run(plan, events)
+            self.performer.wait()  # a step that samples nothing would seem to take no time
         except torch.OutOfMemoryError:
             message = "the device ran out of memory in this step; send the request again, with a shorter prompt or a smaller max_tokens"
             return events + self.fail_all(EngineFailed(message))

@@ -96,6 +96,11 @@ class FlatModel:
         """Compute logits `[rows, vocab]` of hidden states `[rows, hidden]`."""
         return self._head(hidden)
 
+    def wait(self) -> None:
+        """Return when the device has computed all that it was given: a GPU works on while calls return."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def forward_uncached(self, ids: list[int], adapted: Mapping[str, Sequence[int]] | None = None) -> torch.Tensor:
         """Compute hidden states `[T, hidden]` of a single sequence, without the KV cache."""
         return self.forward(ids, list(range(len(ids))), layout_of([], [Span(0, len(ids), 0, None)], len(ids), self.device), adapted)

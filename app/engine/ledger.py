@@ -80,10 +80,14 @@ def activation_bytes(rows: int, hidden: int, widest: int, vocabulary: int, logit
 
 
 def device_memory(device: "torch.device", weights: int) -> int:
-    """Free bytes plus `weights`, which are already loaded. On a CPU a container's memory limit counts."""
+    """Free bytes plus `weights`, which are already loaded. On a CPU a container's memory limit counts.
+
+    What a load has used and freed is given back to the card first: torch keeps it, which the card counts as taken.
+    """
     if device.type == "cuda":
         import torch
 
+        torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0]) + weights
     return cpu_memory(psutil.Process().memory_info().rss, weights)
 

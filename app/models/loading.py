@@ -100,6 +100,8 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
         raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
     if settings.quantize == "int4" and device.type != "cpu":
         raise SetupError(f"model.quantize: int4 runs on a CPU only; on {device} use nf4")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # libraries take the current device where none is named; the first one would hold a context, too
     path = settings.observer_path
     cache = CacheLimits(
         settings.slots, min(settings.context, context_of("model.path", source_of(settings.path))), settings.step_tokens, sharers

@@ -5,15 +5,12 @@ refused, as every text would be tokenized a little wrong.
 """
 
 import json
+from importlib import import_module
 from typing import Any
 
+import transformers
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from transformers.integrations.gguf.gguf_tokenizer_mapping import (
-    GGUF_PRE_TOKENIZER_SPLITS,
-    GGUF_TOKENIZER_MAPPING,
-    convert_gguf_tokenizer,
-)
 
 from app.errors import SetupError, UnsupportedModel, first_line
 from app.models.gguf import GGUFFile
@@ -38,12 +35,13 @@ def create_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     """Raises `SetupError` for a vocabulary that cannot be read, and `UnsupportedModel` for a pre-tokenizer that is not known."""
     splitter = file.metadata.get("tokenizer.ggml.pre", "default")
     byte_level = file.metadata.get("tokenizer.ggml.model") == "gpt2"
-    if byte_level and splitter not in LIKE_GPT2 | DIGITS_FIRST | set(GGUF_PRE_TOKENIZER_SPLITS):
+    library = _library(file)
+    if byte_level and splitter not in LIKE_GPT2 | DIGITS_FIRST | set(library.GGUF_PRE_TOKENIZER_SPLITS):
         raise UnsupportedModel(f"{file.path.name}: its pre-tokenizer '{splitter}' is not known, so its texts would be tokenized wrong")
     vocabulary, options = describe(file)
     _check_merges(file, vocabulary)
     try:
-        backend, _ = convert_gguf_tokenizer(file.architecture, vocabulary)
+        backend, _ = library.convert_gguf_tokenizer(file.architecture, vocabulary)
     except (ValueError, KeyError, TypeError) as error:
         raise SetupError(f"{file.path.name}: no tokenizer could be made of it: {first_line(error)}") from error
     backend = _without_foreign_tokens(backend, len(vocabulary["tokens"]))
@@ -58,15 +56,27 @@ def describe(file: GGUFFile) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises `SetupError` if the file has no vocabulary or names a token beyond it.
     """
+    mapping = _library(file).GGUF_TOKENIZER_MAPPING
     vocabulary, options = (
         {name: file.metadata[f"tokenizer.{key}"] for key, name in names.items() if f"tokenizer.{key}" in file.metadata}
-        for names in (GGUF_TOKENIZER_MAPPING["tokenizer"], GGUF_TOKENIZER_MAPPING["tokenizer_config"])
+        for names in (mapping["tokenizer"], mapping["tokenizer_config"])
     )
     if vocabulary.get("tokenizer_type") == "llama":
         options.setdefault("add_bos_token", True)  # as llama.cpp does where a file says nothing
     for name, key in SPECIAL_TOKENS.items():
         options[name] = _token(file, f"tokenizer.ggml.{key}")
     return vocabulary, options
+
+
+def _library(file: GGUFFile) -> Any:
+    """transformers' module of tokenizers in GGUF files. Raises `UnsupportedModel` where an older transformers splits texts otherwise."""
+    library = import_module("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    if not hasattr(library, "GGUF_PRE_TOKENIZER_SPLITS"):
+        raise UnsupportedModel(
+            f"{file.path.name}: transformers {transformers.__version__} cannot make the tokenizer of a GGUF file; install the version "
+            "that requirements.txt names, or serve a folder or hub name"
+        )
+    return library
 
 
 def _token(file: GGUFFile, key: str) -> str | None:

@@ -87,7 +87,7 @@ def test_sigterm_under_load_finishes_what_is_in_flight_and_leaves_no_process(end
         def read_stream(seed: int) -> str:
             body = {"prompt": "Once", "max_tokens": 600, "stream": True, "seed": seed}
             text = ""
-            with httpx.stream("POST", f"{endless.url}/v1/completions", json=body, timeout=60) as response:
+            with httpx.stream("POST", f"{endless.url}/v1/completions", json=body, timeout=180) as response:
                 for piece in response.iter_text():
                     if not text:
                         started.release()
@@ -118,7 +118,7 @@ def test_a_worker_killed_or_stopped_under_load_loses_no_answer(doomed: RunningSe
         """The answer, and how often it was interrupted."""
         body = {"prompt": "Once", "max_tokens": 400, "seed": seed, "temperature": 1, "stream": seed % 3 > 0}
         text, interruptions = "", 0
-        with httpx.stream("POST", f"{doomed.url}/v1/completions", json=body, timeout=60) as response:
+        with httpx.stream("POST", f"{doomed.url}/v1/completions", json=body, timeout=180) as response:
             started.release()
             for line in response.iter_lines():
                 interruptions += line.startswith(": interrupted")
@@ -137,7 +137,7 @@ def test_a_worker_killed_or_stopped_under_load_loses_no_answer(doomed: RunningSe
                 assert started.acquire(timeout=30)
             if disturb is not None:
                 disturb()
-            results = [job.result(60) for job in jobs]
+            results = [job.result(180) for job in jobs]
             return [text for text, _ in results], sum(interruptions for _, interruptions in results)
 
         undisturbed, _ = read_all()

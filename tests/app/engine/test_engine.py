@@ -268,3 +268,22 @@ def test_the_first_delta_says_how_long_the_prompt_took(search: BeamSearchParams 
     deltas = [event for event in events if isinstance(event, Delta) and event.id == "b"]
     assert 0 < deltas[0].prefill_s < first_s / 2
     assert not any(delta.prefill_s for delta in deltas[1:])
+
+
+def test_a_step_ends_when_the_device_has_computed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured decides how many tokens join later steps; a GPU works on while calls return."""
+    engine = create()
+    engine.submit(Generate("prompt", tuple(range(40)), 1, SamplingParams(temperature=0.0)))
+    waits = []
+    monkeypatch.setattr(engine.performer, "wait", lambda: waits.append(engine.scheduler.slots[0].length))
+    drain(engine)
+    assert waits == [16, 32, 40], "after each chunk, whether it samples or not"
+
+
+def test_a_card_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, waits = create().performer, []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    model.wait()
+    model.device = torch.device("cuda:1")
+    model.wait()
+    assert waits == [torch.device("cuda:1")]

@@ -51,3 +51,10 @@ def test_tied_weights_are_counted_once() -> None:
 
 def test_a_device_has_at_least_the_weights_that_are_on_it() -> None:
     assert device_memory(torch.device("cpu"), 12345) > 12345
+
+
+def test_a_card_gets_back_what_a_load_has_freed_before_its_free_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [100 * MIB]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(400 * MIB))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 1000 * MIB))
+    assert device_memory(torch.device("cuda:0"), 50 * MIB) == 450 * MIB

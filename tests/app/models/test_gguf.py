@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from app.engine.grouped import dequantize_layers
 from app.engine.request import Delta, Generate, SamplingParams, Score, Scored, Window
-from app.errors import SetupError
+from app.errors import SetupError, UnsupportedModel
 from app.models.gguf import GGUFFile, parts_of
 from app.models.gguf_weights import load_gguf
 from app.models.loading import create_engine
@@ -201,3 +201,9 @@ def test_a_split_file_needs_all_its_parts_and_its_first_one(tmp_path: Path) -> N
 def test_quantizing_a_gguf_file_again_is_refused(files: dict[str, Path]) -> None:
     with pytest.raises(SetupError, match=r"model\.quantize: .* keep their own precision; use none"):
         create_engine(ModelSettings(path=str(files["Q4_0"]), quantize="int4"))
+
+
+def test_an_older_transformers_that_splits_texts_otherwise_is_refused(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("transformers.integrations.gguf.gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS")
+    with pytest.raises(UnsupportedModel, match=r"transformers \d.* cannot make the tokenizer of a GGUF file; install the version"):
+        create_tokenizer(GGUFFile(next(iter(files.values()))))
