@@ -116,8 +116,8 @@ def test_it_ends_after_a_while_without_work(monkeypatch):
         async with Beside(SLEEPS, work=True) as beside:
             pid = await beside.started()
             beside.work = False
-            await beside.until(lambda: beside.child.process is None)
-            assert not beside.called.is_set() and not psutil.pid_exists(pid)
+            await beside.until(lambda: beside.child.process is None and not psutil.pid_exists(pid))
+            assert not beside.called.is_set()
             beside.work = True
             beside.called.set()
             assert await beside.started() != pid
