@@ -58,7 +58,10 @@ class JobSettings(Group):
         "set, a worker does that is not told of a jobs.server",
     )
     train_threads: int | None = Field(
-        None, ge=1, le=1024, description="threads of a fine-tuning process; half of the processor's when not set, at the lowest priority"
+        None, ge=1, le=1024, description="threads of a fine-tuning process; half of the processor's when not set"
+    )
+    train_nice: int = Field(
+        19, ge=0, le=19, description="how far a fine-tuning process gives way to others on the processor; 19 takes what they leave"
     )
     file_days: int = Field(30, ge=1, le=3650, description="days after which a file is deleted that names no other time")
 

@@ -80,7 +80,7 @@ class Lane:
             await asyncio.to_thread(self._runs.release, claim, PAUSE_S)
 
     async def _try(self, claim: Claim, server: Server) -> None:
-        folder = self._prepare(claim)
+        folder = self._prepare(claim, await asyncio.to_thread(self._runs.last_step, claim))
         if claim.kind == TUNE:
             await asyncio.to_thread(self._runs.begin, claim)
         trainer = await Trainer.start(COMMANDS[claim.kind], folder)
@@ -92,14 +92,17 @@ class Lane:
                 self._folder.delete_run(claim.batch)
         await self._end(claim, server, end, trainer.status)
 
-    def _prepare(self, claim: Claim) -> Path:
+    def _prepare(self, claim: Claim, told: int | None) -> Path:
         """The run's folder. Raises `OSError`."""
-        folder, threads = self._folder.run(claim.batch), self._settings.jobs.train_threads
+        folder, jobs = self._folder.run(claim.batch), self._settings.jobs
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths = [None if id is None else str(self._folder.file(id)) for id in (claim.training_file, claim.validation_file)]
         assert paths[0] is not None
         half = max(1, (os.cpu_count() or 1) // 2)
-        Run(recipe=claim.recipe, training_file=paths[0], validation_file=paths[1], threads=threads or half).write(folder)
+        files = {"training_file": paths[0], "validation_file": paths[1]}
+        Run(
+            recipe=claim.recipe, **files, threads=jobs.train_threads or half, nice=jobs.train_nice, told=-1 if told is None else told
+        ).write(folder)
         return folder
 
     async def _attend(self, claim: Claim, trainer: Trainer) -> dict[str, object]:

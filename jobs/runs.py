@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from app.ledger.database import Database
 from app.ledger.recipe import Recipe
@@ -67,6 +67,13 @@ class Runs:
     def begin(self, claim: Claim) -> None:
         """The job runs from now on."""
         self._set(claim, {"status": "running"}, "Fine-tuning job started" if claim.fence == 1 else "Fine-tuning job goes on")
+
+    def last_step(self, claim: Claim) -> int | None:
+        """The last one that was told."""
+        query = select(func.max(tuning_events.c.step)).where(tuning_events.c.tuning == claim.batch)
+        with self._database.transaction() as connection:
+            step: int | None = connection.execute(query).scalar()
+        return step
 
     def beat(self, claim: Claim) -> None:
         with self._database.transaction() as connection:

@@ -63,6 +63,7 @@ def serving(folder: Path, *arguments: str, page: bool = False, program: tuple[st
     log = folder / f"serve-{port}.log"
     model = () if "--model" in arguments else ("--model", str(ROOT / "models/storyteller"))
     command = [sys.executable, *program, "--port", str(port), "--ui.enabled", str(page), "--jobs.folder", str(folder / "jobs")]
+    command += ["--jobs.train_nice", "0"]  # other tests leave nothing of the processor
     command += [*model, *arguments]
     with log.open("wb") as out:
         environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}

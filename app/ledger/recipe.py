@@ -26,7 +26,7 @@ class Recipe(BaseModel):
 
 
 class Run(BaseModel):
-    """`training_file` and `validation_file` are paths, `threads` those of the processor that it may take."""
+    """`training_file` and `validation_file` are paths, `threads` those of the processor that it may take, `nice` how far it gives way."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,6 +34,8 @@ class Run(BaseModel):
     training_file: str
     validation_file: str | None
     threads: int
+    nice: int = 19
+    told: int | None = None  # the last step that is known of
 
     def write(self, folder: Path) -> None:
         """Raises `OSError`."""

@@ -1,6 +1,6 @@
 """`python -m app.tuning examine|train FOLDER`: one run, as FOLDER/run.json has it. Started by a worker; tells on standard output.
 
-Takes what the processor has left: nice 19, and as many threads as the run allows. Ends with the process that started it. A stop signal
+Takes what the processor has left, as the run says: priority and threads. Ends with the process that started it. A stop signal
 makes `train` save its state and end.
 """
 
@@ -22,7 +22,6 @@ from app.tuning.channel import Channel, Tell
 
 log = logging.getLogger(__name__)
 
-NICE = 19
 LOOK_S = 0.5
 LOCK, LOCK_S = "lock", 60.0  # how long the process is waited for that had the run before
 BUSY = 75
@@ -34,7 +33,8 @@ def main(command: str, folder: Path) -> int:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
     signal.signal(signal.SIGINT, lambda number, frame: stopping.set())
-    os.nice(NICE - os.nice(0))
+    run = Run.read(folder)
+    os.nice(max(0, run.nice - os.nice(0)))
     logging.basicConfig(level="WARNING")
     logging.getLogger("bitsandbytes").setLevel("ERROR")  # it misses a package that is not wanted
     warnings.simplefilter("ignore", FutureWarning)
@@ -42,7 +42,7 @@ def main(command: str, folder: Path) -> int:
         if not _lock(file.fileno()):
             return BUSY
         try:
-            (_examine if command == "examine" else _train)(Run.read(folder), folder, tell, stopping.is_set)
+            (_examine if command == "examine" else _train)(run, folder, tell, stopping.is_set)
         except LitmusError as error:
             tell("failed", {"code": error.code, "message": error.message, "param": error.param})
     return 0
@@ -92,7 +92,7 @@ def _train(run: Run, folder: Path, tell: Tell, stop: Callable[[], bool]) -> None
     model = with_adapter(load_base(recipe, quantize_of(recipe)), recipe)
     data = Data(training, validation, max(GROUP_TOKENS, longest))
     try:
-        Trainer(recipe, schedule_of(recipe.hyperparameters, len(training)), model, data, folder).run(tell, stop)
+        Trainer(recipe, schedule_of(recipe.hyperparameters, len(training)), model, data, folder).run(tell, stop, told=run.told)
     except Stopped:
         tell("stopped", {})
 

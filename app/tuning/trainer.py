@@ -70,8 +70,8 @@ class Trainer:
         self._progress = state.Progress()
         self._began_s, self._first = time.monotonic(), 0
 
-    def run(self, tell: Tell, stop: Callable[[], bool], save_s: float = SAVE_S) -> None:
-        """Raises `Stopped`, `SetupError`, `OSError`."""
+    def run(self, tell: Tell, stop: Callable[[], bool], save_s: float = SAVE_S, told: int | None = None) -> None:
+        """`told` is the last step that whoever listens knows of. Raises `Stopped`, `SetupError`, `OSError`."""
         self._progress = state.load_state(self._folder, self._model, self._optimizer)
         self._random = state.random_state()
         progress, saved_s = self._progress, time.monotonic()
@@ -79,6 +79,9 @@ class Trainer:
         if progress.step == 0 and not progress.rows and self._data.validation is not None:
             self._look_first(tell, stop)
         self._began_s, self._first = time.monotonic(), progress.step
+        for row in progress.rows:
+            if "train_loss" in row and told is not None and row["step"] > told:
+                self._tell_row(row, tell)
         while progress.pending is not None or progress.step < self._schedule.steps:
             if progress.pending is None:
                 self._step(stop)
@@ -115,12 +118,18 @@ class Trainer:
             row |= {"valid_loss": found.mean, "valid_mean_token_accuracy": found.accuracy}
         progress.rows.append(row)
         progress.pending = None
-        told = self._told(row, ends)
-        tell("metrics", {**told, "trained_tokens": progress.trained_tokens, "eta_s": self._eta_s()})
         if ends:
             state.keep_checkpoint(self._model, self._folder, progress.step)
             self._save()
-            tell("checkpoint", {"step": progress.step, "metrics": told["data"]})
+        self._tell_row(row, tell)
+
+    def _tell_row(self, row: dict[str, float], tell: Tell) -> None:
+        step = int(row["step"])
+        ends = self._schedule.ends_epoch(step - 1)
+        told = self._told(row, ends)
+        tell("metrics", {**told, "trained_tokens": self._progress.trained_tokens, "eta_s": self._eta_s()})
+        if ends:
+            tell("checkpoint", {"step": step, "metrics": told["data"]})
 
     def _eta_s(self) -> float:
         done, left = max(1, self._progress.step - self._first), self._schedule.steps - self._progress.step

@@ -38,7 +38,7 @@ def start(run, folder: Path, stop=lambda: False, save_s: float = 1e9, quantize: 
     training, validation = Dataset(folder, "training"), Dataset(folder, "validation")
     schedule = schedule_of(recipe.hyperparameters, len(training))
     try:
-        Trainer(recipe, schedule, model, Data(training, validation, 128), folder).run(told, stop, save_s)
+        Trainer(recipe, schedule, model, Data(training, validation, 128), folder).run(told, stop, save_s, run.told)
     except Stopped:
         told("stopped", {})
     return told
@@ -113,6 +113,14 @@ def test_a_killed_run_goes_on_from_its_last_saved_state(whole, examined) -> None
     assert again.of("resumed") == [{"step": 4, "told": 4}]
     expected = weights(whole[0])
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(folder).items())
+
+
+def test_steps_that_were_told_to_nobody_are_told_again(whole, examined) -> None:
+    run, folder = examined(**ASKED)
+    first = start(run, folder, After(12))
+    second = start(run.model_copy(update={"told": 2}), folder)
+    assert [each["data"] for each in second.of("metrics")] == [each["data"] for each in whole[1].of("metrics")][2:]
+    assert [each["step"] for each in second.of("checkpoint")] == [3, 6, 9] and len(first.of("metrics")) > 3
 
 
 def test_a_state_that_was_cut_off_is_refused_by_name(examined) -> None:
