@@ -22,8 +22,16 @@ window.litmus ??= {};
         find("#act").click();
     };
 
-    // Returns what is left in the box and what is sent. The box keeps a text that cannot be sent now.
-    litmus.take = (running, notice, text) => (running || notice || !text.trim() ? [text, ""] : ["", text]);
+    // Empties the box at once: what is typed before the server has answered stays there. A text that cannot be sent now stays, too.
+    litmus.take = (inputs) => {
+        const [running, , text, , notice] = inputs;
+        if (!running && !notice && text.trim()) {
+            const box = find("#message textarea");
+            box.value = "";
+            box.dispatchEvent(new Event("input", { bubbles: true }));
+        }
+        return inputs;
+    };
 
     // Gradio asks for the inputs of a step here; the first one is what to do.
     litmus.inputs = (inputs) => [litmus.action, ...inputs.slice(1)];

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.events import Dependency
 
 from ui import loading
 from ui.chat import line, steps
@@ -63,15 +62,17 @@ class ChatTab:
         gr.HTML('<p id="said" class="unseen-text" role="status"></p>', padding=False)
         self.act = gr.Button("Act", visible="hidden", elem_id="act")
         # Gradio changes what is not shown at once: a component that is shown may still have its old value when the next step begins.
-        self.question, self.kept, self.action, self.running, self.editing = (gr.Textbox("", visible=False) for _ in range(5))
+        self.kept, self.action, self.running, self.editing = (gr.Textbox("", visible=False) for _ in range(4))
         self.draft, self.served = gr.JSON([], visible=False), gr.JSON([], visible=False)
 
     def connect(self, visitors: Visitors, page: gr.Blocks, model: gr.Dropdown, tabs: gr.Tabs, score_text: gr.Textbox) -> None:
         desk = self._desk(tabs, score_text)
-        asked = self._taken().then(
+        asked = gr.on(
+            [self.box.submit, self.send.click],
             steps.send_question,
-            [self.running, self.kept, self.question, self.editing, self.notice],
+            [self.running, self.kept, self.box, self.editing, self.notice],
             desk.outputs,
+            js="(...all) => litmus.take(all)",
             queue=False,
             **HIDDEN,
         )
@@ -86,12 +87,6 @@ class ChatTab:
         self.stop.click(None, cancels=answered).then(steps.stop, ends, desk.outputs, queue=False, **HIDDEN)
         self.kept.change(None, self.kept, None, js="(text) => litmus.keep(text)", **HIDDEN)
         self.notice.change(steps.send_update, [self.running, self.notice], self.send, queue=False, **HIDDEN)
-
-    def _taken(self) -> Dependency:
-        """The browser empties the box by itself: what is typed before the server has answered stays there."""
-        sends = [self.box.submit, self.send.click]
-        js = "(...all) => litmus.take(...all)"
-        return gr.on(sends, None, [self.running, self.notice, self.box], [self.box, self.question], js=js, **HIDDEN)
 
     def _desk(self, tabs: gr.Tabs, score_text: gr.Textbox) -> Desk:
         own = (self.chatbot, self.line, self.kept, self.draft, self.running, self.editing, self.banner, self.box, self.send, self.stop)

@@ -54,7 +54,10 @@ def test_a_server_that_hides_every_death_meets_every_mark(run):
 
 
 def test_what_a_server_does_badly_is_said_in_sentences(run):
-    code, found, shown = run("BAD")
+    for _ in range(3):  # a kill may find no stream that it could break
+        code, found, shown = run("BAD")
+        if found["all"]["lost"]:
+            break
     assert code == 1 and found["aborted"] is None
     assert found["all"]["lost"] > 0 and found["all"]["failed"] > 0 and found["all"]["different"] == 0
     assert set(found["reasons"]) >= {"failed: 503 worker_died", "refused: 429 queue_full"}
