@@ -207,7 +207,7 @@ def test_plain_http_leads_to_https(site: Site) -> None:
 @pytest.mark.parametrize("unit", ['"', '"role"', '"role":"assistant",', "\\"])
 def test_no_body_is_slow_to_look_through(site: Site, unit: str) -> None:
     answer = site.http.post(CHAT, content=(unit * (2_000_000 // len(unit))).encode())
-    assert answer.status_code == 200 and answer.elapsed.total_seconds() < 1
+    assert answer.status_code == 200 and answer.elapsed.total_seconds() < 5  # one that backtracked would take minutes
 
 
 def test_no_log_holds_what_a_person_wrote(site: Site) -> None:
