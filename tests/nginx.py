@@ -85,9 +85,14 @@ class Started:
         return [child.pid for child in psutil.Process(self.process.pid).children()]
 
 
+def _port() -> int:
+    """For plain http. gixy takes every port with 443 in it for one of https."""
+    return next(port for port in iter(free_port, None) if "443" not in str(port))
+
+
 def configure(folder: Path, servers: tuple[Upstream, ...]) -> tuple[int, int]:
     """Copies the shipped files with the paths, ports and servers of a test, and returns the ports for http and https."""
-    plain, encrypted = free_port(), free_port()
+    plain, encrypted = _port(), free_port()
     shutil.copytree(SOURCE, folder / "nginx")
     paths = {
         "worker_processes auto": "worker_processes 1",
