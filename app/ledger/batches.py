@@ -9,10 +9,11 @@ from typing import Any, cast
 from sqlalchemy import Connection, Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app.errors import Conflict, InvalidRequest, NotFound, RateLimited
+from app.errors import Conflict, NotFound, RateLimited
 from app.ledger.database import Database
+from app.ledger.inputs import check_input
 from app.ledger.listing import Page, page_of
-from app.ledger.tables import batches, files, tasks
+from app.ledger.tables import batches, tasks
 from app.ledger.totals import Totals
 from app.schemas.batches import ENDED, Batch, BatchCounts, BatchList, BatchProblems, BatchRequest, BatchUsage
 
@@ -77,7 +78,8 @@ class Batches:
 
     def _insert(self, connection: Connection, owner: str, body: BatchRequest, key: str | None, digest: str) -> Row:
         now, id = self._database.now(), f"batch_{uuid.uuid4().hex}"
-        self._check_input(connection, owner, body.input_file_id, now)
+        check_input(connection, owner, "input_file_id", body.input_file_id, "batch", now)
+        self._check_count(connection, owner)
         connection.execute(
             insert(batches).values(
                 id=id,
@@ -96,12 +98,7 @@ class Batches:
         connection.execute(insert(tasks).values(batch=id, kind=CHECK, n=0, rank=now, due=now))
         return _find(connection, owner, id)
 
-    def _check_input(self, connection: Connection, owner: str, id: str, now: float) -> None:
-        row = connection.execute(select(files).where(files.c.id == id, files.c.owner == owner, files.c.expires > now)).one_or_none()
-        if row is None:
-            raise InvalidRequest(f"input_file_id: there is no file '{id}' of this key", param="input_file_id", code="file_not_found")
-        if row.purpose != "batch":
-            raise InvalidRequest(f"input_file_id: file '{id}' has the purpose {row.purpose}; it must be batch", param="input_file_id")
+    def _check_count(self, connection: Connection, owner: str) -> None:
         unfinished = (batches.c.owner == owner) & batches.c.status.not_in(ENDED)
         count = connection.execute(select(func.count()).select_from(batches).where(unfinished)).scalar_one()
         if count >= self._max_unfinished:

@@ -7,11 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from app.errors import Conflict, InvalidRequest, NotFound, RateLimited
+from app.errors import Conflict, NotFound, RateLimited
 from app.ledger.database import Database
+from app.ledger.inputs import check_input
 from app.ledger.listing import Page, page_of
 from app.ledger.recipe import Recipe
-from app.ledger.tables import NEVER, checkpoints, files, tasks, tuning_events, tunings
+from app.ledger.tables import NEVER, checkpoints, tasks, tuning_events, tunings
 from app.schemas.tuning import (
     ENDED,
     Checkpoint,
@@ -51,8 +52,9 @@ class Tunings:
         now, id = self._database.now(), f"ftjob-{uuid.uuid4().hex}"
         named = recipe.model_copy(update={"name": name_of(recipe.model, body.suffix, id)})
         with self._database.transaction() as connection:
-            for field in ("training_file", "validation_file"):
-                self._check_file(connection, owner, field, getattr(body, field), now)
+            check_input(connection, owner, "training_file", body.training_file, "fine-tune", now)
+            if body.validation_file is not None:
+                check_input(connection, owner, "validation_file", body.validation_file, "fine-tune", now)
             self._check_count(connection, owner)
             connection.execute(
                 insert(tunings).values(
@@ -158,15 +160,6 @@ class Tunings:
         with self._database.transaction() as connection:
             kept = set(connection.execute(select(tunings.c.id).where(wanted)).scalars())
         return [id for id in ids if id not in kept]
-
-    def _check_file(self, connection: Connection, owner: str, field: str, id: str | None, now: float) -> None:
-        if id is None:
-            return
-        row = connection.execute(select(files).where(files.c.id == id, files.c.owner == owner, files.c.expires > now)).one_or_none()
-        if row is None:
-            raise InvalidRequest(f"{field}: there is no file '{id}' of this key", param=field, code="file_not_found")
-        if row.purpose != "fine-tune":
-            raise InvalidRequest(f"{field}: file '{id}' has the purpose {row.purpose}; it must be fine-tune", param=field)
 
     def _check_count(self, connection: Connection, owner: str) -> None:
         unfinished = (tunings.c.owner == owner) & tunings.c.status.not_in(ENDED)
