@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.errors import first_line
 from app.ledger.folder import Folder
-from app.ledger.recipe import Run
+from app.ledger.recipe import FINISHED, RESULTS, RUN_FILE, STATE, Run
 from app.ledger.tunings import EXAMINE, TUNE
 from app.schemas.tuning import Hyperparameters, JobError
 from app.settings import Settings
@@ -30,7 +30,7 @@ TELL_S = 0.5  # between two looks at what a process tells
 BEAT_S = 1.0  # at most, between two looks whether the job is still wanted
 PAUSE_S = 5.0  # before a job is taken again whose process ended, or that met a server or disk that did not answer
 COMMANDS = {EXAMINE: "examine", TUNE: "train"}
-LEFTOVERS = ("state.pt", "*.npy", "lock", "finished", "results.csv", "run.json", "*.part")  # of a run that has succeeded
+LEFTOVERS = (STATE, "*.npy", "lock", FINISHED, RESULTS, RUN_FILE, "*.part")  # of a run that has succeeded
 
 
 class Lane:
@@ -145,7 +145,7 @@ class Lane:
     async def _succeed(self, claim: Claim, server: Server, trained_tokens: int) -> None:
         """The losses become a file, and the model is served; then the job has succeeded."""
         folder = self._folder.run(claim.batch)
-        with (folder / "results.csv").open("rb") as content:
+        with (folder / RESULTS).open("rb") as content:
             results = await server.keep_results(claim, content)
         refused = await server.serve(claim)
         event = "New fine-tuned model created" if refused is None else f"The model is not served: {refused}"

@@ -8,14 +8,13 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from app.ledger.database import Database
-from app.ledger.recipe import Recipe
+from app.ledger.recipe import KEPT, Recipe
 from app.ledger.tables import checkpoints, tasks, tuning_events, tunings
 from app.ledger.tunings import EXAMINE, TUNE, note
 from app.schemas.tuning import Hyperparameters, JobError
 from jobs import policy
 from jobs.leases import LeaseLost, Leases, is_of
 
-KEPT = 3  # checkpoints, as many as the run keeps
 Message = dict[str, Any]  # of a process that trains: `kind` and values
 
 

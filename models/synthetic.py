@@ -74,10 +74,9 @@ def silent_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return [id for entry, id in tokenizer.get_vocab().items() if entry in SPECIAL_TOKENS or not entry.replace(SPACE, "").isascii()]
 
 
-def create_model(shape: Shape, silent: list[int], seed: int) -> LlamaForCausalLM:
-    """Creates a bfloat16 model whose embedding rows of the `silent` tokens are zero."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+def llama_config(shape: Shape, tied: bool) -> LlamaConfig:
+    """`tied`: the vocabulary projection is the embedding."""
+    return LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -85,11 +84,17 @@ def create_model(shape: Shape, silent: list[int], seed: int) -> LlamaForCausalLM
         num_key_value_heads=shape.kv_heads,
         intermediate_size=shape.ff,
         max_position_embeddings=shape.context,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=0,
     )
+
+
+def create_model(shape: Shape, silent: list[int], seed: int) -> LlamaForCausalLM:
+    """Creates a bfloat16 model whose embedding rows of the `silent` tokens are zero."""
+    torch.manual_seed(seed)
+    config = llama_config(shape, tied=True)
     model = LlamaForCausalLM(config).bfloat16()
     with torch.no_grad():
         model.get_input_embeddings().weight[silent] = 0

@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 from app.schemas.tuning import Hyperparameters
 
-RUN_FILE = "run.json"
+RUN_FILE, STATE, FINISHED, RESULTS, ADAPTER = "run.json", "state.pt", "finished", "results.csv", "adapter"  # in the folder of a run
+KEPT = 3  # checkpoints, in the folder and in the table
 
 
 class Recipe(BaseModel):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.errors import LitmusError
-from app.ledger.recipe import Run
+from app.ledger.recipe import FINISHED, Run
 from app.settings import prepare_environment
 from app.tuning.channel import Channel, Tell
 
@@ -66,8 +66,6 @@ def _examine(run: Run, folder: Path, tell: Tell, stop: Callable[[], bool]) -> No
 
 
 def _train(run: Run, folder: Path, tell: Tell, stop: Callable[[], bool]) -> None:
-    from app.tuning.state import FINISHED
-
     if (folder / FINISHED).exists():
         tell("done", {"trained_tokens": int((folder / FINISHED).read_text())})
         return

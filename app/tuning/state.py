@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from app.errors import SetupError, first_line
+from app.ledger.recipe import KEPT, STATE
 
-STATE, ADAPTER, CHECKPOINTS, FINISHED = "state.pt", "adapter", "checkpoints", "finished"
-KEPT = 3  # checkpoints
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass

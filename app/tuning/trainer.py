@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from app.errors import SetupError
-from app.ledger.recipe import Recipe
+from app.ledger.recipe import ADAPTER, FINISHED, RESULTS, Recipe
 from app.tuning import state
 from app.tuning.channel import Tell
 from app.tuning.dataset import Dataset, groups, order
@@ -23,7 +23,6 @@ LOOKS = 10  # at a part of the validation file during a run
 PART = 32  # sequences of that part
 IGNORED = -100
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
-RESULTS = "results.csv"
 
 
 class Stopped(Exception):
@@ -218,9 +217,9 @@ class Trainer:
 
     def _finish(self) -> None:
         """Raises `OSError`."""
-        state.save_adapter(self._model, self._folder / state.ADAPTER)
+        state.save_adapter(self._model, self._folder / ADAPTER)
         with (self._folder / RESULTS).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(self._progress.rows)
-        (self._folder / state.FINISHED).write_text(str(self._progress.trained_tokens))
+        (self._folder / FINISHED).write_text(str(self._progress.trained_tokens))

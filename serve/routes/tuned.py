@@ -6,12 +6,12 @@ from typing import Annotated, Protocol
 from fastapi import APIRouter, Path, Request, Response
 
 from app.errors import Forbidden, InvalidRequest, NotFound, UnknownModel
+from app.ledger.recipe import ADAPTER
 from app.schemas.tuning import ModelDeleted
 from serve.desk import Desk
 from serve.routes.files import is_worker, owner_of
 from serve.routes.tuning import JOBS, JobId, route
 
-ADAPTER = "adapter"  # in the folder of a run
 Name = Annotated[str, Path(max_length=160, examples=["ft:storyteller:alice:7p4lURel"])]
 
 

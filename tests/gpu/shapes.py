@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 import transformers
 from gpu.marks import Shape
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
-from models.synthetic import create_tokenizer
+from models.synthetic import create_tokenizer, llama_config
 
 VOCABULARY, CONTEXT = 700, 512
 SMALL = {
@@ -49,19 +49,7 @@ def save_llama(shape: Shape, folder: Path, device: torch.device) -> Path:
     """A bfloat16 Llama of this shape, made on `device`. A folder that is complete already is taken as it is."""
     if (folder / "complete").is_file():
         return folder
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.ff,
-        max_position_embeddings=shape.context,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
+    config = llama_config(shape, tied=False)
     with torch.device(device):
         torch.manual_seed(0)
         torch.set_default_dtype(torch.bfloat16)

@@ -25,7 +25,7 @@ from ui.visitors import Visitors
 SHARED_KEY = "This page calls the server with one key for all of its visitors, so their jobs would be each other's: it shows none."
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NOT_A_CALL = "The page sent a call that it does not understand. Reload it."
-Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Id = Annotated[str, Field(pattern=f"^{ID.pattern}$")]
 Route = Callable[[Request], Awaitable[Response]]
 Call = Callable[[Client, bytes], Awaitable[dict[str, Any]]]
 
@@ -132,7 +132,7 @@ async def _tunings(caller: Client, opened: set[str]) -> dict[str, Any]:
 
 
 async def _models(caller: Client) -> list[str]:
-    """None while they cannot be asked for: the lists say why."""
+    """Empty while they cannot be asked for: the lists say why."""
     try:
         return await client.bases(caller)
     except ServerError:

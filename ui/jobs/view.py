@@ -6,13 +6,14 @@ The buttons say in `data-do` what they do, and jobs.js does it.
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from app.schemas import batches, tuning
 from ui.jobs.client import Batch, Event, Problem, Tuning
 from ui.jobs.curve import Losses, curve_html, losses_of
 from ui.markup import escape_html
 from ui.system.units import count_text, duration_text
 
 SHOWN_PROBLEMS = 20
-ENDED = frozenset({"completed", "failed", "expired", "cancelled", "succeeded"})
+ENDED = frozenset({*batches.ENDED, *tuning.ENDED})
 STATUS = {
     "validating": "checking the file",
     "in_progress": "running",
@@ -92,7 +93,7 @@ def _batch_actions(batch: Batch) -> str:
         links.append(_link(batch.output_file_id, "Answers (JSONL)", f"{batch.id}_output.jsonl"))
     if batch.error_file_id:
         links.append(_link(batch.error_file_id, "Lines without an answer (JSONL)", f"{batch.id}_error.jsonl"))
-    cancel = [_cancel_button("batch", batch.id)] if is_live(batch.status) and batch.status != "cancelling" else []
+    cancel = [_change_button("cancel", "batch", batch.id, "Cancel")] if is_live(batch.status) and batch.status != "cancelling" else []
     return _actions_html([*links, *cancel])
 
 
@@ -108,8 +109,7 @@ def _tuning_actions(job: Tuning, is_open: bool) -> str:
 def _change_buttons(job: Tuning) -> list[str]:
     """A job that is paused goes on from its last checkpoint."""
     change, label = ("resume", "Go on") if job.status == "paused" else ("pause", "Pause")
-    other = f'<button type="button" data-do="{change}" data-kind="tuning" data-id="{escape_html(job.id)}">{label}</button>'
-    return [other, _cancel_button("tuning", job.id)]
+    return [_change_button(change, "tuning", job.id, label), _change_button("cancel", "tuning", job.id, "Cancel")]
 
 
 def _details_html(job: Tuning, losses: Losses, events: Sequence[Event], now_s: float) -> str:
@@ -155,8 +155,8 @@ def _save_button(what: str, file: str, label: str, id: str) -> str:
     return f'<button type="button" data-do="{what}" data-file="{escape_html(file)}" data-id="{escape_html(id)}">{label}</button>'
 
 
-def _cancel_button(kind: str, id: str) -> str:
-    return f'<button type="button" data-do="cancel" data-kind="{kind}" data-id="{escape_html(id)}">Cancel</button>'
+def _change_button(change: str, kind: str, id: str, label: str) -> str:
+    return f'<button type="button" data-do="{change}" data-kind="{kind}" data-id="{escape_html(id)}">{label}</button>'
 
 
 def _actions_html(actions: Sequence[str]) -> str:

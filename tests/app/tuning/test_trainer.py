@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from tuning_runs import Told
 
 from app.errors import SetupError
+from app.ledger.recipe import ADAPTER, RESULTS, STATE
 from app.tuning import room
 from app.tuning.base import load_base, with_adapter
 from app.tuning.dataset import Dataset
 from app.tuning.schedule import quantize_of, schedule_of
-from app.tuning.state import ADAPTER, CHECKPOINTS, STATE
-from app.tuning.trainer import RESULTS, Data, Stopped, Trainer
+from app.tuning.state import CHECKPOINTS
+from app.tuning.trainer import Data, Stopped, Trainer
 
 ASKED = {"n_epochs": 3, "batch_size": 2, "learning_rate_multiplier": 10.0, "lora_rank": 4, "lora_dropout": 0.2}
 
