@@ -134,8 +134,8 @@ class Shelf:
         return loading
 
     def _note(self, message: AdapterRead) -> None:
-        worker = self._place_of(message.worker)[1].worker
-        if worker is None or worker.pid != message.pid:
+        workers = [replica.worker for replica in self._router.replicas if replica.number == message.worker]
+        if not any(worker is not None and worker.pid == message.pid for worker in workers):  # it died, or its version is gone
             return
         loading = self._loading.pop((message.worker, message.name), None)
         if loading is None or loading.done():

@@ -283,3 +283,13 @@ def test_jobs_of_an_adapter_that_is_gone_fail_with_its_version() -> None:
 def _ready_fleet() -> Fleet:
     replica = Replica(0, "fake", facts=FACTS)
     return Fleet("fake", [replica], QueueSettings())
+
+
+def test_what_a_worker_reads_whose_version_is_gone_is_dropped(tmp_path: Path) -> None:
+    async def test() -> None:
+        server = Server(tmp_path)
+        server.start()
+        server.read(NAME, number=7)
+        assert server.router.adapters == {} and NAME not in server.detectors
+
+    run(test())
