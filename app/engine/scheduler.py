@@ -206,10 +206,9 @@ class Scheduler:
                 self._plan_scoring(plan, score_tokens)
         elif prompts_first:
             left = self._plan_prefill(plan, prefilling, prefill_tokens)
-            if any(map(self._is_urgent, self._texts)) or all(
-                slot.request.tier == "flex" for slot in prefilling if slot.request is not None
-            ):
-                self._plan_scoring(plan, left)  # otherwise the prompts of people do not wait for texts that can
+            of_people = any(slot.request is not None and slot.request.tier != "flex" for slot in prefilling)
+            if not of_people or any(map(self._is_urgent, self._texts)):  # prompts of people do not wait for texts that can
+                self._plan_scoring(plan, left)
         else:
             self._plan_prefill(plan, prefilling, self._plan_scoring(plan, score_tokens))
         return plan
