@@ -3,16 +3,18 @@
 import json
 
 import pytest
+from pydantic import BaseModel
 
-from app.schemas.batches import BatchRequest
+from app.schemas import CompletionRequest, ScoreRequest
 from loadtest.studies.batch import COLUMNS, COMPLETIONS, QUICK, SCORES, batch_lines, table
 
 
-@pytest.mark.parametrize("endpoint", [COMPLETIONS, SCORES])
-def test_lines_are_those_of_a_batch_and_no_two_are_alike(endpoint: str) -> None:
-    lines = [BatchRequest.model_validate_json(line) for line in batch_lines(QUICK, 0, endpoint)]
-    assert len({line.custom_id for line in lines}) == len({json.dumps(line.body) for line in lines}) == QUICK.lines
-    assert {line.url for line in lines} == {endpoint}
+@pytest.mark.parametrize(("endpoint", "schema"), [(COMPLETIONS, CompletionRequest), (SCORES, ScoreRequest)])
+def test_lines_are_those_of_a_batch_and_no_two_are_alike(endpoint: str, schema: type[BaseModel]) -> None:
+    lines = [json.loads(line) for line in batch_lines(QUICK, 0, endpoint)]
+    assert len({line["custom_id"] for line in lines}) == len({json.dumps(line["body"]) for line in lines}) == QUICK.lines
+    assert {(line["method"], line["url"]) for line in lines} == {("POST", endpoint)}
+    schema.model_validate(lines[0]["body"])
     assert batch_lines(QUICK, 0, endpoint)[0] != batch_lines(QUICK, 1, endpoint)[0]
 
 
