@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from app.engine.budget import StepBudget
 from app.engine.detokenizer import Detokenize
+from app.engine.drafts import Draft
 from app.engine.placement import Placement, continues_conversation, place
 from app.engine.request import Columns, Decision, Embed, Generate, Job, Score, Waiting, Window
 from app.engine.slot import Slot, common_prefix_length
@@ -78,6 +79,7 @@ class Plan:
     """What runs in a step."""
 
     decodes: list[Slot] = field(default_factory=list)
+    drafts: dict[Slot, Draft] = field(default_factory=dict)  # of those that decode
     copies: list[tuple[Slot, Slot, int]] = field(default_factory=list)  # (from, to, tokens): cache copies to make before the forward
     prefill_chunks: list[PrefillChunk] = field(default_factory=list)
     score_chunks: list[ScoreChunk] = field(default_factory=list)
@@ -85,6 +87,10 @@ class Plan:
     @property
     def empty(self) -> bool:
         return not (self.decodes or self.prefill_chunks or self.score_chunks)
+
+    @property
+    def decode_rows(self) -> int:
+        return len(self.decodes) + sum(len(draft.tokens) for draft in self.drafts.values())
 
     @property
     def prefill_tokens(self) -> int:
@@ -100,6 +106,7 @@ class Scheduler:
         self.slots = slots
         self.budget = budget
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
+        self.draft: Callable[[Sequence[Slot]], dict[Slot, Draft]] = lambda _: {}  # called with the slots that decode
         self._clock = clock
         self._waiting: list[WaitingRequest] = []
         self._texts: list[TextState] = []
@@ -195,6 +202,7 @@ class Scheduler:
         """Admit waiting requests to free slots, then plan a step. `detokenize` is passed on to the slots."""
         self._admit_waiting(detokenize)
         plan = Plan(decodes=[slot for slot in self.slots if slot.stage == "decode"])
+        plan.drafts = self.draft(plan.decodes)
         prefilling = [slot for slot in self.slots if slot.stage == "prefill" and not slot.is_follower]
         prefill_tokens, score_tokens = self.budget.token_limits(len(plan.decodes), len(prefilling) + len(self._waiting))
         self._steps += 1
