@@ -81,6 +81,7 @@ class FakeEngine:
         self.queue_steps = 0  # steps that a job waits in the queue before its first word
         self.cached_tokens = 0  # reported as the number of cached prompt tokens
         self.script: list[tuple[str, tuple[int, ...]]] = []  # (text, tokens) of each step, which replace the usual words
+        self.texts: tuple[str, ...] = ()  # of the tokens of a script's only step
         self.stop_string: str | None = None  # reported as what ended the script
 
     @property
@@ -132,7 +133,7 @@ class FakeEngine:
         logprobs = () if job.logprobs is None else tuple(token_logprob(token, -0.5, job.logprobs) for token in tokens)
         if step + 1 < len(self.script):
             return Delta(job.id, text, tokens, None, logprobs)
-        return Delta(job.id, text, tokens, "stop", logprobs, stop_string=self.stop_string)
+        return Delta(job.id, text, tokens, "stop", logprobs, stop_string=self.stop_string, texts=self.texts)
 
 
 class FakeWorker:

@@ -1,4 +1,6 @@
-"""Turns a step's plan into one flat row of tokens: first the decoding slots, then chunks of prompts, then chunks of texts to score."""
+"""Turns a step's plan into one flat row of tokens: first the decoding slots, each with its draft, then chunks of prompts, then chunks of
+texts to score.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +16,11 @@ class FlatBatch:
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    decodes: list[tuple[int, int]] = field(default_factory=list)  # slot and position of the rows of decoding slots, which come first
     spans: list[Span] = field(default_factory=list)
-    sampled: list[tuple[int, Slot]] = field(default_factory=list)  # rows whose logits give a next token, and the slots that get it
+    sampled: list[tuple[int, Slot]] = field(
+        default_factory=list
+    )  # rows that give a next token, and their slots; those of a draft follow each other
     prefill_chunks: list[tuple[Span, PrefillChunk]] = field(default_factory=list)
     score_chunks: list[tuple[Span, ScoreChunk]] = field(default_factory=list)
     adapted: dict[str, list[int]] = field(default_factory=dict)  # rows of each adapter
@@ -36,10 +41,15 @@ class FlatBatch:
 
 def flatten_plan(plan: Plan, scoring_slot: int) -> FlatBatch:
     """`scoring_slot` is the slot of the cache for texts whose windows take several steps."""
-    batch = FlatBatch([slot.tokens[-1] for slot in plan.decodes], [slot.length for slot in plan.decodes])
-    batch.sampled = list(enumerate(plan.decodes))
-    for row, slot in batch.sampled:
-        batch.adapt(slot.adapter, (row,))
+    batch = FlatBatch()
+    for slot in plan.decodes:
+        drafted = plan.drafts[slot].tokens if slot in plan.drafts else ()
+        rows = range(len(batch.ids), len(batch.ids) + 1 + len(drafted))
+        batch.ids += (slot.tokens[-1], *drafted)
+        batch.positions += range(slot.length, slot.length + len(rows))
+        batch.decodes += [(slot.index, position) for position in batch.positions[rows.start :]]
+        batch.sampled += [(row, slot) for row in rows]
+        batch.adapt(slot.adapter, rows)
     for chunk in plan.prefill_chunks:
         span = batch.append(chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.index, chunk.slot.adapter)
         batch.prefill_chunks.append((span, chunk))

@@ -5,6 +5,8 @@ The estimates come from the steps themselves: how long a step with decoding rows
 
 from dataclasses import dataclass, field
 
+from app.engine.costs import RowCosts
+
 MIN_TOKENS = 8  # prefill tokens that may always join a step: prompts make progress on the slowest device. Fewer score tokens wait for more
 SCORE_TIME_SHARE = 0.3  # part of the extra time of all steps that texts to score may take
 DECODE_ONLY_INTERVAL = 8  # of so many steps with decoding rows, one takes no other tokens: it measures how long decoding alone takes
@@ -21,6 +23,7 @@ class StepBudget:
 
     max_tokens: int
     stretch: float
+    costs: RowCosts = field(default_factory=RowCosts)
     _decode_s: dict[int, float] = field(default_factory=dict)  # duration of a decode-only step, by bit length of its number of rows
     _prefill_token_s: float | None = None  # seconds that a prefill token adds to a step
     _score_token_s: float | None = None
@@ -51,6 +54,7 @@ class StepBudget:
             return
         extra_tokens = prefill_tokens + score_tokens
         if not extra_tokens:
+            self.costs.record(decode_rows, step_s)
             bits = decode_rows.bit_length()
             self._decode_s[bits] = _moving_average(self._decode_s.get(bits), step_s)
             return

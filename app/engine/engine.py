@@ -9,16 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
+from app.engine.answers import Answers
 from app.engine.batch import FlatBatch, flatten_plan
 from app.engine.budget import StepBudget
 from app.engine.detokenizer import Detokenize
+from app.engine.drafts import Drafter
 from app.engine.flat import FlatModel
 from app.engine.grammar import GrammarCompiler, GrammarState
 from app.engine.group import SearchGroup, create_search_group
 from app.engine.layout import layout_of
 from app.engine.lora import AdapterReader, LoadedAdapter
-from app.engine.request import Columns, Delta, Embed, Event, Failed, Generate, Job, Report, Scored, TokenLogprob
-from app.engine.sampler import SamplerRow, sample, token_logprobs
+from app.engine.request import Columns, Delta, Embed, Event, Failed, Generate, Job, Report, Scored
+from app.engine.sampler import token_logprobs
 from app.engine.scheduler import Plan, Scheduler
 from app.engine.slot import Slot
 from app.engine.texts import Texts
@@ -37,6 +39,7 @@ class EngineLimits:
     context: int  # tokens a slot holds
     step_tokens: int  # prefill and score tokens that may join a step
     stretch: float = 1.9  # a decode step may last this many times as long when they join
+    drafts: bool = True  # draft tokens where it makes answers faster
 
 
 class Engine:
@@ -63,6 +66,10 @@ class Engine:
         self._compiling: dict[str, tuple[Generate, Future[GrammarState]]] = {}  # by the request's id
         self._grammar_states: dict[str, GrammarState] = {}  # by the request's id
         self._groups: dict[str, SearchGroup] = {}  # by the request's id
+        self.drafter = Drafter(self.scheduler.budget, self._grammar_states, self._end_tokens_of)
+        self.drafter.is_on = limits.drafts
+        self.scheduler.draft = self.drafter.draft
+        self._answers = Answers(performer, self._grammar_states, self.drafter, self._end_tokens_of)
         self._pending_events: list[Event] = []  # returned by the next step, before its own
         self._thread_count = create_thread_count() if performer.is_on_kernel else None
         self.reader: AdapterReader | None = None  # of adapters that are to be added
@@ -95,6 +102,7 @@ class Engine:
         ids = [*self._compiling, *self.scheduler.clear()]
         for by_id in (self._compiling, self._grammar_states, self._groups):
             by_id.clear()
+        self.drafter.clear()
         return [Failed(id, error) for id in ids]
 
     def add_adapter(self, loaded: LoadedAdapter) -> None:
@@ -157,6 +165,7 @@ class Engine:
     def _forget(self, id: str) -> None:
         self._grammar_states.pop(id, None)
         self._groups.pop(id, None)
+        self.drafter.forget(id)
 
     def _error_of(self, job: Job) -> LitmusError | None:
         """Why the job can never be served, if it cannot."""
@@ -213,7 +222,7 @@ class Engine:
             self.performer.copy([source.index], [target.index], 0, tokens)
         batch = flatten_plan(plan, self.performer.scoring_slot)
         self.rows = len(batch.ids)
-        layout = layout_of([(slot.index, slot.length) for slot in plan.decodes], batch.spans, self.limits.context, self.performer.device)
+        layout = layout_of(batch.decodes, batch.spans, self.limits.context, self.performer.device)
         hidden = self.performer.forward(batch.ids, batch.positions, layout, batch.adapted)
         self._finish_slots(plan, batch, hidden, events)
         for text, event in self._texts.account(batch, hidden):
@@ -230,14 +239,15 @@ class Engine:
             events += chunk.slot.progress(time.monotonic())
         if not batch.sampled:
             return
-        hidden = hidden[[row for row, _ in batch.sampled]]
-        logits = self.performer.head(hidden)
-        slots = [slot for _, slot in batch.sampled]
-        single = [index for index, slot in enumerate(slots) if not slot.group]
-        events += self._sample([slots[index] for index in single], logits if len(single) == len(slots) else logits[single])
-        for lead in [slot for slot in slots if slot.group and not slot.is_follower]:
-            rows = [slots.index(member) for member in lead.group if member in slots]
-            events += self._advance_search(lead, logits[rows], hidden[rows])
+        answers = [(row, slot) for row, slot in batch.sampled if not slot.group]
+        for slot, event in self._answers.advance(answers, plan.drafts, hidden) if answers else ():
+            if isinstance(event, Failed) or event.finish is not None:
+                self._release(slot, event.id)
+            events.append(event)
+        row_of = {slot: row for row, slot in batch.sampled if slot.group}
+        for lead in [slot for slot in row_of if not slot.is_follower]:
+            states = hidden[[row_of[member] for member in lead.group if member in row_of]]
+            events += self._advance_search(lead, self.performer.head(states), states)
 
     def _account_prompt(self, slot: Slot, start: int, hidden: torch.Tensor) -> None:
         """Compute what the request needs of its prompt itself. `hidden` are the states of the prompt's tokens from `start`."""
@@ -256,52 +266,9 @@ class Engine:
             logprobs = token_logprobs(logits, tokens, [request.prompt_logprobs] * len(tokens))
             slot.prompt_logprobs += [logprob for logprob in logprobs if logprob is not None]
 
-    def _sample(self, slots: list[Slot], logits: torch.Tensor) -> list[Event]:
-        """One token for each of the slots, from the logits `[slots, vocab]` of its next token."""
-        if not slots:
-            return []
-        requests = [slot.request for slot in slots if slot.request is not None]
-        rows = [self._sampler_row(slot, request) for slot, request in zip(slots, requests, strict=True)]
-        tokens = [self._steer(*each) for each in zip(slots, requests, rows, sample(logits, rows), strict=True)]
-        tops = [request.logprobs for request in requests]
-        logprobs = token_logprobs(logits, tokens, tops) if any(top is not None for top in tops) else [None] * len(slots)
-        return [self._account_token(*each) for each in zip(slots, rows, tokens, logprobs, strict=True)]
-
-    def _sampler_row(self, slot: Slot, request: Generate) -> SamplerRow:
-        allowed = self._grammar_states[request.id].allowed_tokens() if request.grammar is not None else None
-        return SamplerRow(request.sampling, slot.tokens, len(request.prompt), self._end_tokens_of(request), allowed)
-
-    def _steer(self, slot: Slot, request: Generate, row: SamplerRow, token: int) -> int:
-        """The sampled token, or another: where a thought has used up its tokens, or an answer could otherwise not follow its grammar to
-        an end within its own.
-        """
-        if slot.thought is not None and slot.detokenizer is not None:
-            token = slot.thought.steer(token, row.allowed, slot.detokenizer)
-        left = request.max_tokens - slot.generated - 1
-        return token if request.grammar is None else self._grammar_states[request.id].steer(token, left)
-
-    def _account_token(self, slot: Slot, row: SamplerRow, token: int, logprob: TokenLogprob | None) -> Event:
-        """Add a sampled token to its slot; releases the slot when the answer ends with it."""
-        request = slot.request
-        assert request is not None
-        try:
-            complete = row.allowed is not None and self._grammar_states[request.id].accept(token)
-        except InvalidRequest as error:
-            self._release(slot, request)
-            return Failed(request.id, error)
-        text, finish = slot.push(token, row.end_tokens, complete)
-        is_first, stop_string = slot.generated == 1, slot.stop_string
-        prompt_logprobs = tuple(slot.prompt_logprobs) if is_first else ()
-        prefill_s = time.monotonic() - slot.admitted_s if is_first else 0.0
-        if finish is not None:
-            self._release(slot, request)
-        logprobs = (logprob,) if logprob is not None else ()
-        cached = slot.cached if is_first else 0
-        return Delta(request.id, text, (token,), finish, logprobs, prompt_logprobs, cached, stop_string, prefill_s)
-
-    def _release(self, slot: Slot, request: Generate) -> None:
+    def _release(self, slot: Slot, id: str) -> None:
         self.scheduler.release(slot)
-        self._forget(request.id)
+        self._forget(id)
 
     def _advance_search(self, lead: Slot, logits: torch.Tensor, hidden: torch.Tensor) -> list[Event]:
         request = lead.request
@@ -312,7 +279,7 @@ class Engine:
             lead.prefill_s = time.monotonic() - lead.admitted_s
         event = group.advance(lead.group, logits, hidden) if has_started else group.start(lead.group, logits)
         if isinstance(event, Delta) and event.finish is not None:
-            self._release(lead, request)
+            self._release(lead, request.id)
         return [event] if event is not None else []
 
     def _end_tokens_of(self, request: Generate) -> frozenset[int]:

@@ -11,6 +11,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -19,11 +20,52 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.engine.completion import Completions, allowed
+from app.engine.vocabulary import Vocabulary
 from app.errors import InvalidRequest
 
 MAX_CACHED_GRAMMARS = 8  # compiled grammars kept for later requests with the same grammar; each grows while it is used
 PARSER_LIMITS = LLParserLimits(max_lexer_states=100_000)  # bounds a grammar to about 40 MB
 MAX_ERROR_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a grammar leaves to choose at one place of an answer."""
+
+    allowed: NDArray[np.bool_]  # [vocab] tokens that may come next
+    certain: int | None  # the only one, if there is only one
+
+
+class LookAhead:
+    """A grammar some tokens further than an answer, whose own state stays as it is."""
+
+    def __init__(self, matcher: LLMatcher, number: bytes, vocabulary: Vocabulary) -> None:
+        """`matcher` is changed."""
+        self._matcher, self._number, self._vocabulary = matcher, number, vocabulary
+        self.tokens: list[int] = []  # followed so far
+        self.choices = [self._choices()]  # before each of them, and after the last
+
+    def follow(self, token: int) -> bool:
+        """Go on by a token. False, and nothing is changed, if the grammar does not allow it, or the answer ends with it."""
+        after = self._matcher.deep_copy()
+        if not self.choices[-1].allowed[token] or not after.consume_token(token) or after.is_stopped():
+            return False
+        self._matcher, self._number = after, self._vocabulary.number_after(self._number, token)
+        self.tokens.append(token)
+        self.choices.append(self._choices())
+        return True
+
+    def follow_certain(self, limit: int) -> None:
+        """Go on while only one token may come, until `limit` tokens are followed."""
+        while len(self.tokens) < limit:
+            token = self.choices[-1].certain
+            if token is None or not self.follow(token):
+                return
+
+    def _choices(self) -> Choices:
+        mask = allowed(self._matcher)
+        self._vocabulary.bound_number(self._number, mask)
+        return Choices(mask, int(mask.argmax()) if np.count_nonzero(mask) == 1 else None)
 
 
 class GrammarState:
@@ -39,6 +81,9 @@ class GrammarState:
         mask = allowed(self._matcher)
         self._completions.vocabulary.bound_number(self._number, mask)
         return mask
+
+    def look_ahead(self) -> LookAhead:
+        return LookAhead(self._matcher.deep_copy(), self._number, self._completions.vocabulary)
 
     def steer(self, token: int, left: int) -> int:
         """The sampled token, if the answer can be completed by `left` more tokens after it; else the next one of a completion that fits,

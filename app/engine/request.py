@@ -211,6 +211,29 @@ class Delta:
     cached: int = 0  # in the first delta: prompt tokens whose keys and values did not have to be computed
     stop_string: str | None = None  # in the last delta: the stop string that ended a sampled answer
     prefill_s: float = 0.0  # in the first delta: seconds from the slot to the first token
+    texts: tuple[str, ...] = ()  # what each of several tokens adds to `text`; empty for one token, and for the answer of a search
+    drafted: int = 0  # tokens that were drafted and run in the step
+    accepted: int = 0  # how many of them are in `tokens`
+
+    def parts(self) -> "list[Delta]":
+        """The same as deltas of one token each, where the text of each is known."""
+        if not self.texts:
+            return [self]
+        last, logprobs = len(self.texts) - 1, self.logprobs or (None,) * len(self.texts)
+        return [
+            replace(
+                self,
+                text=text,
+                tokens=(token,),
+                texts=(),
+                logprobs=() if logprob is None else (logprob,),
+                finish=self.finish if place == last else None,
+                stop_string=self.stop_string if place == last else None,
+                drafted=0 if place else self.drafted,
+                accepted=0 if place else self.accepted,
+            )
+            for place, (text, token, logprob) in enumerate(zip(self.texts, self.tokens, logprobs, strict=True))
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from app.engine.budget import FlexTime, StepBudget
 from app.engine.detokenizer import Detokenize
+from app.engine.drafts import Draft
 from app.engine.placement import Placement, continues_conversation, place
 from app.engine.request import Columns, Decision, Embed, Generate, Job, Score, Waiting, Window
 from app.engine.slot import Slot, common_prefix_length
@@ -79,6 +80,7 @@ class Plan:
     """What runs in a step."""
 
     decodes: list[Slot] = field(default_factory=list)
+    drafts: dict[Slot, Draft] = field(default_factory=dict)  # of those that decode
     copies: list[tuple[Slot, Slot, int]] = field(default_factory=list)  # (from, to, tokens): cache copies to make before the forward
     prefill_chunks: list[PrefillChunk] = field(default_factory=list)
     score_chunks: list[ScoreChunk] = field(default_factory=list)
@@ -95,6 +97,10 @@ class Plan:
         return not (self.prefill_chunks or self.score_chunks)
 
     @property
+    def decode_rows(self) -> int:
+        return len(self.decodes) + sum(len(draft.tokens) for draft in self.drafts.values())
+
+    @property
     def prefill_tokens(self) -> int:
         return sum(chunk.end - chunk.start for chunk in self.prefill_chunks)
 
@@ -109,6 +115,7 @@ class Scheduler:
         self.budget = budget
         self.flex_time = FlexTime()
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
+        self.draft: Callable[[Sequence[Slot]], dict[Slot, Draft]] = lambda _: {}  # called with the slots that decode
         self._clock = clock
         self._waiting: list[WaitingRequest] = []
         self._texts: list[TextState] = []
@@ -215,7 +222,7 @@ class Scheduler:
         if not plan.may_flex:
             decoding, prefilling = ([slot for slot in slots if slot in people] for slots in (decoding, prefilling))
             waiting = sum(waiting.job.tier != "flex" for waiting in self._waiting)
-        plan.decodes = decoding
+        plan.decodes, plan.drafts = decoding, self.draft(decoding)
         self._fill(plan, prefilling, *self.budget.token_limits(len(decoding), len(prefilling) + waiting))
         plan.with_flex = _runs_flex(plan)
         if plan.with_flex or not (any(slot.is_flex for slot in self.slots) or any(text.job.tier == "flex" for text in self._texts)):
@@ -224,7 +231,7 @@ class Scheduler:
 
     def record(self, plan: Plan, step_s: float) -> None:
         """Account for the duration of a step that `schedule` planned."""
-        self.budget.record(len(plan.decodes), plan.prefill_tokens, plan.score_tokens, step_s)
+        self.budget.record(plan.decode_rows, plan.prefill_tokens, plan.score_tokens, step_s)
         if plan.people_rows is not None:
             self.flex_time.record(plan.people_rows, plan.decode_only, plan.with_flex, step_s)
 

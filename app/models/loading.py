@@ -50,7 +50,7 @@ def warm_up(engine: Engine) -> None:
 
     Greedy and sampled rows run together in 1, 2, 4, ... slots and in all slots. Raises `SetupError` when a step fails.
     """
-    slots = engine.limits.slots
+    slots, engine.drafter.is_on = engine.limits.slots, False  # a draft would change the number of rows
     for round_, rows in enumerate(sorted({1 << power for power in range(slots.bit_length())} | {slots})):
         for index in range(rows):
             sampling = SamplingParams(temperature=float(index % 2), top_p=0.9)
@@ -62,6 +62,7 @@ def warm_up(engine: Engine) -> None:
     engine.submit(Score("warm-text", (0,) * length, (Window(0, length, 1),), engine.observer is not None))
     _drain(engine)
     engine.scheduler.reset()
+    engine.drafter.is_on = engine.limits.drafts
 
 
 def _drain(engine: Engine) -> None:
@@ -113,7 +114,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
         observer = _flat_model(path, settings, device, replace(cache, slots=0), stages)
     performer = _flat_model(settings.path, settings, device, cache, stages)
     _check_added_tokens(settings.path, tokenizer, performer)
-    limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch)
+    limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch, settings.drafts)
     grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.chat.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
     facts = _facts(settings, engine, tokenizer, sampling)

@@ -31,6 +31,8 @@ class PromptTokensDetails(Wire):
 
 class CompletionTokensDetails(Wire):
     reasoning_tokens: int = Field(description="tokens of the answer that a reasoning model thought")
+    accepted_prediction_tokens: int = Field(0, description="tokens of the answer that were drafted, so that they took no step of their own")
+    rejected_prediction_tokens: int = Field(0, description="tokens that were drafted and are not in the answer; they are in no other count")
 
 
 class Usage(Wire):

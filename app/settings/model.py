@@ -85,6 +85,10 @@ class LoadedFields(Group):
         le=20,
         description="how many times its usual duration a decode step may take because a prompt joins it; more when many requests wait",
     )
+    drafts: bool = Field(
+        True,
+        description="run tokens that are likely or certain to follow in the same step, where it makes answers faster; it changes no answer",
+    )
     sampling: SamplingSettings = Field(SamplingSettings(), description="default of the request field, instead of the model's own")
     idle_unload_s: float | None = Field(
         None,

@@ -37,6 +37,9 @@ class Metrics:
         self.prompt_tokens = self._counter("prompt_tokens", "tokens of prompts, those found in the cache included", *model)
         self.cache_queries = self._counter("prefix_cache_queries", "prompt tokens that were looked for in the cache", *model)
         self.cache_hits = self._counter("prefix_cache_hits", "prompt tokens that were found in the cache", *model)
+        self.drafted = self._counter("spec_decode_num_draft_tokens", "tokens that were drafted and run beside the token before", *model)
+        self.accepted = self._counter("spec_decode_num_accepted_tokens", "drafted tokens that are in their answer", *model)
+        self.drafts = self._counter("spec_decode_num_drafts", "drafts of one token or more", *model)
         self.success = self._counter(
             "request_success", "answers by how they ended: stop, length, abort, error", of_model, "finished_reason"
         )
@@ -83,6 +86,8 @@ class ModelMetrics:
         self.prompt_length, self.answer_length = metrics.prompt_length.labels(model), metrics.answer_length.labels(model)
         self.prompt_tokens = metrics.prompt_tokens.labels(model)
         self.cache_queries, self.cache_hits = metrics.cache_queries.labels(model), metrics.cache_hits.labels(model)
+        self.drafts, self.drafted = metrics.drafts.labels(model), metrics.drafted.labels(model)
+        self.accepted = metrics.accepted.labels(model)
         self.finished = {reason: metrics.success.labels(model, reason) for reason in ("stop", "length", "abort", "error")}
         self.scored_texts, self.scored_tokens = metrics.scored_texts.labels(model), metrics.scored_tokens.labels(model)
         self.embedded_texts, self.embedded_tokens = metrics.embedded_texts.labels(model), metrics.embedded_tokens.labels(model)

@@ -138,6 +138,10 @@ class Observer:
         observed.last_s = now_s
         observed.tokens += tokens
         model.generated += tokens
+        if delta.drafted:
+            model.drafts.inc()
+            model.drafted.inc(delta.drafted)
+            model.accepted.inc(delta.accepted)
         if delta.finish is not None:
             self._finished(observed, delta.finish)
 

@@ -30,6 +30,8 @@ class RemoteChoice:
     started: bool = False
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
     cached_tokens: int = 0
 
     def add(self, choice: Mapping[str, Any]) -> ChoiceDelta:
@@ -101,7 +103,10 @@ class RemoteAnswer:
         self.prompt_tokens = _number(usage, "prompt_tokens")
         choice.completion_tokens = _number(usage, "completion_tokens")
         choice.cached_tokens = _number(usage.get("prompt_tokens_details"), "cached_tokens")
-        choice.reasoning_tokens = _number(usage.get("completion_tokens_details"), "reasoning_tokens")
+        details = usage.get("completion_tokens_details")
+        choice.reasoning_tokens = _number(details, "reasoning_tokens")
+        choice.accepted_tokens = _number(details, "accepted_prediction_tokens")
+        choice.rejected_tokens = _number(details, "rejected_prediction_tokens")
 
     def usage(self) -> Usage:
         choice = self.choices[0]
@@ -110,7 +115,11 @@ class RemoteAnswer:
             completion_tokens=choice.completion_tokens,
             total_tokens=self.prompt_tokens + choice.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=choice.cached_tokens),
-            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=choice.reasoning_tokens),
+            completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=choice.reasoning_tokens,
+                accepted_prediction_tokens=choice.accepted_tokens,
+                rejected_prediction_tokens=choice.rejected_tokens,
+            ),
         )
 
 

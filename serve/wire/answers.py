@@ -65,13 +65,18 @@ class Answer:
         prompt, completion = sum(len(prompt.ids) for prompt in self.prompts), sum(choice.completion_tokens for choice in self.choices)
         # The samples of a prompt share its keys and values. The smallest count is what was in the cache before this request.
         cached = sum(min(choice.cached_tokens for choice in samples) for samples in self._samples_by_prompt())
-        thought = CompletionTokensDetails(reasoning_tokens=sum(choice.reasoning_tokens for choice in self.choices))
+        accepted = sum(choice.accepted_tokens for choice in self.choices)
+        details = CompletionTokensDetails(
+            reasoning_tokens=sum(choice.reasoning_tokens for choice in self.choices),
+            accepted_prediction_tokens=accepted,
+            rejected_prediction_tokens=sum(choice.drafted_tokens for choice in self.choices) - accepted,
+        )
         return Usage(
             prompt_tokens=prompt,
             completion_tokens=completion,
             total_tokens=prompt + completion,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
-            completion_tokens_details=thought,
+            completion_tokens_details=details,
         )
 
     def add(self, event: Event) -> tuple[int, ChoiceDelta]:

@@ -5,6 +5,7 @@ Knows neither response bodies nor streams.
 
 import secrets
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from app.engine.detokenizer import PROMPT_CONTEXT_TOKENS
@@ -44,6 +45,16 @@ class ChoiceDelta:
     thought_entries: list[LogprobEntry] = field(default_factory=list)
 
 
+def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
+    return ChoiceDelta(
+        "".join(delta.text for delta in deltas),
+        [entry for delta in deltas for entry in delta.entries],
+        [call for delta in deltas for call in delta.calls],
+        "".join(delta.thought for delta in deltas),
+        [entry for delta in deltas for entry in delta.thought_entries],
+    )
+
+
 class Choice:
     """One sampled answer. With echo, its text and its log-probabilities start with those of the prompt."""
 
@@ -55,6 +66,8 @@ class Choice:
         self.thought_entries: list[LogprobEntry] = []
         self.completion_tokens = 0
         self.reasoning_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0  # of the drafted ones
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.stop_string: str | None = None  # the one that ended the answer
@@ -72,7 +85,13 @@ class Choice:
         return self._logprob_sum / max(self.completion_tokens, 1)
 
     def add(self, delta: Delta) -> ChoiceDelta:
-        """Add a delta of the engine; returns what it adds to the choice."""
+        """Add a delta of the engine, token by token where it has several; returns what it adds to the choice."""
+        self.drafted_tokens += delta.drafted
+        self.accepted_tokens += delta.accepted
+        added = [self._add(part) for part in delta.parts()]
+        return added[0] if len(added) == 1 else _joined(added)
+
+    def _add(self, delta: Delta) -> ChoiceDelta:
         text, entries = "", []
         if not self.started:
             self.started, self.cached_tokens = True, delta.cached

@@ -15,6 +15,7 @@ from reference import Reference, load_reference
 from transformers import AutoConfig
 
 from app.settings import ModelSettings
+from app.tokenizer import Tokenizer
 from models import synthetic
 from models.gguf import write_gguf
 
@@ -32,6 +33,7 @@ SHAPE = synthetic.Shape(hidden=256, layers=2, heads=8, kv_heads=4, ff=512, vocab
 LAYER_SCALE, NORM_SCALE = 4.0, 6.0
 CHANGE = 2  # lora_alpha: how far adapters change the model
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}  # of logits and log-probabilities, whose standard deviation is 1.7; 0.3 in the others
+MARK = "</think>"
 TEMPLATE = (
     "{% if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
     "{% for m in messages %}{{ m.role }}: {{ m.content or '' }}{% for c in m.tool_calls or [] %}{% if not loop.first %}\n{% endif %}"
@@ -103,3 +105,12 @@ def reference(model: LocalModel) -> Reference:
 def observer_reference(model: LocalModel) -> Reference:
     assert model.settings.observer is not None
     return load_reference(model.settings, model.settings.observer, TOLERANCES.get(model.name, 0.3))
+
+
+@pytest.fixture
+def thinking(server: LocalServer, model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> LocalModel:
+    """The model, with a template that opens a thought as DeepSeek-R1's does."""
+    tokenizer = Tokenizer(model.settings.path)
+    tokenizer.base.chat_template += f"{{% if add_generation_prompt %}}<think>{{% endif %}}{{% if false %}}{MARK}{{% endif %}}"
+    monkeypatch.setitem(server.tokenizers, model.name, tokenizer)
+    return model

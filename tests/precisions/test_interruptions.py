@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from inprocess import CHAT, TEXT, LocalModel, LocalServer
 from precisions.test_crowd import check_same, requests
 
@@ -68,7 +69,8 @@ def test_a_stream_says_that_it_was_interrupted_and_repeats_nothing(steady: Local
     assert len(pieces) == len(whole) + 1  # [DONE]
 
 
-def test_a_stop_string_across_the_death_is_found(steady: LocalModel) -> None:
+def test_a_stop_string_across_the_death_is_found(steady: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steady.engine.drafter, "is_on", False)  # a step a token
     text = steady.post(TEXT, **STREAMED)["choices"][0]["text"]
     stop = text[len(text) // 2 : len(text) // 2 + 5]
     undisturbed = steady.post(TEXT, **STREAMED, stop=stop)
@@ -78,7 +80,8 @@ def test_a_stop_string_across_the_death_is_found(steady: LocalModel) -> None:
     assert steady.worker.dies_after is None
 
 
-def test_a_form_goes_on_from_every_token(steady: LocalModel) -> None:
+def test_a_form_goes_on_from_every_token(steady: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steady.engine.drafter, "is_on", False)  # tokens that are certain would take no step
     form: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["the fox", "the crow", "a wolf"]}}}
     body = {"messages": [{"role": "user", "content": "Who?"}], "seed": 3, "temperature": 1.2, "max_tokens": 30, "response_format": form}
     undisturbed = steady.post(CHAT, **body)

@@ -4,23 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from inprocess import CHAT, LocalModel, LocalServer
+from inprocess import CHAT, LocalModel
+from precisions.conftest import MARK
 
-from app.tokenizer import Tokenizer
-
-MARK = "</think>"
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Who stole the cheese?"}], "temperature": 1.5, "top_p": 1, "min_p": 0}
 PLACE = {"type": "object", "properties": {"place": {"type": "string", "maxLength": 8}}, "required": ["place"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PLACE}}
 FORM = {"type": "json_schema", "json_schema": {"name": "answer", "schema": PLACE}}
-
-
-@pytest.fixture
-def thinking(server: LocalServer, model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> LocalModel:
-    tokenizer = Tokenizer(model.settings.path)
-    tokenizer.base.chat_template += f"{{% if add_generation_prompt %}}<think>{{% endif %}}{{% if false %}}{MARK}{{% endif %}}"
-    monkeypatch.setitem(server.tokenizers, model.name, tokenizer)
-    return model
 
 
 def thought_tokens(choice: dict[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """Answers that follow a grammar, alone and beside others; and requests that cannot use a grammar."""
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from conftest import CONTEXT, letters, tiny
+from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import answers_of, drain
 from llguidance import LLMatcher
 
@@ -213,3 +214,35 @@ def test_a_mask_of_another_size_than_the_logits(size: int) -> None:
     row = SamplerRow(SamplingParams(), (), 0, frozenset(), np.ones(size, dtype=np.bool_))
     scores = process_logits(torch.zeros(1, 10), [row])
     assert scores[0].isfinite().sum() == min(size, 10)
+
+
+def test_a_grammar_looks_ahead_as_it_goes_on_itself(tokenizer: Tokenizer) -> None:
+    """What is certain ahead, and what may come there, is what the state itself says after the same tokens."""
+    compiler = GrammarCompiler(tokenizer.base, VOCABULARY, tokenizer.end_tokens())
+    state, rng, certain = compiler.compile(PAIR, 60).result(), random.Random(1), 0
+    for left in range(59, -1, -1):
+        ahead = state.look_ahead()
+        ahead.follow_certain(40)
+        np.testing.assert_array_equal(ahead.choices[0].allowed, state.allowed_tokens())
+        token = rng.choice(np.flatnonzero(state.allowed_tokens()).tolist())
+        if ahead.choices[0].certain is not None:
+            assert token == ahead.choices[0].certain
+            certain += 1
+        assert state.steer(token, left) == token
+        if state.accept(token):
+            break
+        if ahead.tokens:
+            assert ahead.tokens[0] == token
+            np.testing.assert_array_equal(ahead.choices[1].allowed, state.allowed_tokens())
+    assert certain >= len('{"a":"","b":}') - 1
+
+
+def test_a_grammar_looks_ahead_only_along_what_it_allows(tokenizer: Tokenizer) -> None:
+    compiler = GrammarCompiler(tokenizer.base, VOCABULARY, tokenizer.end_tokens())
+    a, b, c, d = (tokenizer.encode(letter, "text", add_special_tokens=False)[0] for letter in "abcd")
+    state = compiler.compile(WORD, 60).result()
+    ahead = state.look_ahead()
+    assert not ahead.follow(c) and all(ahead.follow(token) for token in (a, b, a, c))
+    assert ahead.choices[-1].certain == d and not ahead.follow(d), "the answer ends with it"
+    assert ahead.tokens == [a, b, a, c] and len(ahead.choices) == 5
+    assert not state.allowed_tokens()[c], "the answer itself has not begun"

@@ -2,12 +2,14 @@
 
 import gc
 import random
+from contextlib import nullcontext
 from functools import cache
 
 import psutil
 import pytest
 import torch
 from conftest import CONTEXT, VOCABULARY, letters, tiny
+from drafting import guided
 from driving import answers_of, drain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -67,17 +69,20 @@ def test_greedy_equals_generate_under_arrivals_cancellations_and_prefix_reuse(na
     sent: list[tuple[tuple[int, ...], int]] = []
     cancelled: set[str] = set()
     events: list[Event] = []
-    while len(sent) < 9 or not engine.idle:
-        if len(sent) < 9 and rng.random() < 0.5:
-            prompt, count = draw_prompt(rng, name, sent), rng.randint(1, 12)
-            engine.submit(Generate(str(len(sent)), prompt, count, GREEDY, tier=rng.choice(["default", "flex"])))
-            sent.append((prompt, count))
-            if rng.random() < 0.4:
-                text = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(2, 200)))
-                engine.submit(Score(f"text-{len(sent)}", text, windows(len(text), CONTEXT)))
-        if sent and rng.random() < 0.05:
-            cancelled |= {id for id in [str(rng.randrange(len(sent)))] if engine.cancel(id)}
-        events += engine.step()
+    expected: list[list[int]] = []  # with their prompts
+    with guided(engine.drafter, expected, seed) if rng.random() < 0.7 else nullcontext():  # also wrong drafts
+        while len(sent) < 9 or not engine.idle:
+            if len(sent) < 9 and rng.random() < 0.5:
+                prompt, count = draw_prompt(rng, name, sent), rng.randint(1, 12)
+                engine.submit(Generate(str(len(sent)), prompt, count, GREEDY, tier=rng.choice(["default", "flex"])))
+                sent.append((prompt, count))
+                expected.append([*prompt, *generated(name, prompt, count)])
+                if rng.random() < 0.4:
+                    text = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(2, 200)))
+                    engine.submit(Score(f"text-{len(sent)}", text, windows(len(text), CONTEXT)))
+            if sent and rng.random() < 0.05:
+                cancelled |= {id for id in [str(rng.randrange(len(sent)))] if engine.cancel(id)}
+            events += engine.step()
     answers = tokens_of(events)
     assert {id: answers[id] for id in answers if id not in cancelled} == {
         str(index): generated(name, prompt, count) for index, (prompt, count) in enumerate(sent) if str(index) not in cancelled

@@ -16,7 +16,7 @@ from app.engine.detokenizer import Detokenizer
 from app.engine.engine import Engine, EngineLimits
 from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.grammar import GrammarCompiler
-from app.engine.request import BeamSearchParams, Failed, Generate, SamplingParams, ThoughtLimit
+from app.engine.request import BeamSearchParams, Delta, Failed, Generate, SamplingParams, ThoughtLimit
 from app.engine.thought import LimitedThought
 from app.forms.grammar import json_grammar
 from app.forms.reasoning import ReasoningFormat, after_thought
@@ -117,9 +117,10 @@ def thought_tokens(engine: Engine, job: Generate) -> tuple[int, str]:
     engine.submit(job)
     text, tokens = "", 0
     for event in drain(engine):
-        assert not isinstance(event, Failed), event
-        tokens += THINK.close not in text
-        text += event.text
+        assert isinstance(event, Delta), event
+        for part in event.parts():
+            tokens += THINK.close not in text
+            text += part.text
     return tokens - len(THINK.close), text.partition(THINK.close)[2].strip()
 
 

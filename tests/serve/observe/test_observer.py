@@ -51,7 +51,7 @@ def test_the_times_of_an_answer_add_up(observer: Observer, clock: Callable[[floa
     clock(6)  # 2 seconds of these 5 in a slot
     observer.events([Delta("x", "t", (5,), cached=3, prefill_s=2.0)])
     clock(7)
-    observer.events([Delta("x", "t", (5, 6))])  # two tokens in a second
+    observer.events([Delta("x", "t", (5, 6), texts=("t", ""), drafted=3, accepted=1)])  # two tokens in a second
     clock(9)
     observer.events([Delta("x", "t", (5,), "stop")])
     samples = scrape(observer)
@@ -63,6 +63,7 @@ def test_the_times_of_an_answer_add_up(observer: Observer, clock: Callable[[floa
     assert value_of(samples, "inter_token_latency_seconds_bucket", model="a", le=0.5) == 2
     assert value_of(samples, "inter_token_latency_seconds_bucket", model="a", le=0.3) == 0
     counts = ("prompt_tokens", 4), ("generation_tokens", 4), ("prefix_cache_queries", 4), ("prefix_cache_hits", 3)
+    counts += tuple((f"spec_decode_num_{name}", count) for name, count in (("drafts", 1), ("draft_tokens", 3), ("accepted_tokens", 1)))
     assert {name: value_of(samples, f"{name}_total", model="a") for name, _ in counts} == dict(counts)
     assert value_of(samples, "request_success_total", model="a", finished_reason="stop") == 1
     assert not any(value_of(samples, f"{name}_count", model="b") for name in TIMES)

@@ -32,7 +32,8 @@ def test_a_chat_answers_in_openais_form(served: Any) -> None:
     }
     assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
     counts = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
-    details = {"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": {"reasoning_tokens": 0}}
+    completion = {"reasoning_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
+    details = {"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": completion}
     assert body["usage"] == {**counts, **details}
 
 

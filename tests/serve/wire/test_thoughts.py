@@ -286,3 +286,16 @@ def test_the_mark_is_written_without_a_space_by_a_tokenizer_that_begins_words_wi
         piece = tokenizer.piece(limit.closing_tokens[overlap(text, "</think>")]).data.decode()
         assert piece and "</think>".startswith(text[1:] + piece)
         text += piece
+
+
+def test_a_step_of_several_tokens_may_end_the_thought(thinking: Any) -> None:
+    """What a draft brings at once is told apart token by token."""
+    pieces = ("<think>", "Two", " and", " two.", "</think>", "\n\n", "Four", ".")
+    tokens = tuple(range(3, 3 + len(pieces)))
+    thinking.engine.script = [(text, (token,)) for text, token in zip(pieces, tokens, strict=True)]
+    one_by_one = ask(thinking, logprobs=True).json()
+    thinking.engine.script, thinking.engine.texts = [("".join(pieces), tokens)], pieces
+    at_once = ask(thinking, logprobs=True).json()
+    assert at_once["choices"] == one_by_one["choices"] and at_once["usage"] == one_by_one["usage"]
+    message = at_once["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("Four.", "Two and two.")

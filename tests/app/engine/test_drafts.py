@@ -1,0 +1,117 @@
+"""How many tokens are drafted, from made-up chances and durations."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from app.engine.budget import StepBudget
+from app.engine.drafts import MAX_ROWS, MAX_TOKENS, Drafter, draft_counts
+from app.engine.request import BeamSearchParams, Generate
+from app.engine.slot import Slot
+
+SURE, LIKELY, RARE = [1.0] * 6, [0.9, 0.8, 0.7, 0.6], [0.2, 0.05]
+
+
+def costing(step_s: Callable[[int], float], most_rows: int = 200) -> StepBudget:
+    budget = StepBudget(512, 1.9)
+    for rows in (1, 2, 4, 8, 16, 32, 64, most_rows):
+        budget.record(rows, 0, 0, step_s(rows))
+    return budget
+
+
+def free(rows: int) -> float:
+    return 0.01
+
+
+def by_row(rows: int) -> float:
+    """As on a CPU: the first row costs as much as five more."""
+    return 0.004 + 0.001 * rows
+
+
+def proportional(rows: int) -> float:
+    return 0.001 * rows
+
+
+@pytest.mark.parametrize(
+    ("step_s", "slots", "chances", "expected"),
+    [
+        (free, 1, [LIKELY], [4]),
+        (free, 1, [RARE], [2]),  # whatever is not run is lost
+        (by_row, 1, [LIKELY], [4]),
+        (by_row, 1, [RARE], [0]),  # a fifth of a token for a fifth of a step more
+        (by_row, 1, [[0.5, 0.25, 0.12, 0.06]], [1]),
+        (by_row, 1, [[]], [0]),
+        (by_row, 2, [LIKELY, RARE], [4, 0]),
+        (by_row, 4, [SURE, SURE, [], []], [4, 3, 0, 0]),  # as many as make the step 1.9 times as long
+        (by_row, 32, [[0.85, 0.7]] * 32, [0] * 32),  # 32 rows share the first one's cost: only what is nearly sure pays
+        (by_row, 32, [SURE, *[LIKELY] * 31], [6, *[0] * 31]),
+        (proportional, 1, [LIKELY], [0]),
+        (free, 8, [SURE] * 40, [2] * 24 + [1] * 16),  # at most MAX_ROWS in all
+    ],
+)
+def test_as_many_are_drafted_as_make_the_tokens_per_second_most(
+    step_s: Callable[[int], float], slots: int, chances: Sequence[Sequence[float]], expected: list[int]
+) -> None:
+    assert MAX_ROWS == 64
+    assert draft_counts(chances, slots, costing(step_s)) == expected
+
+
+def test_nothing_is_drafted_before_a_step_was_measured() -> None:
+    assert draft_counts([SURE], 1, StepBudget(512, 1.9)) == [0]
+
+
+def slot_of(job: Generate, answer: Sequence[int] = ()) -> Slot:
+    slot = Slot(0)
+    slot.admit(job, 1, lambda ids: "x" * len(ids), 0)
+    slot.tokens += answer
+    slot.length = len(slot.tokens) - 1
+    return slot
+
+
+def drafter_of(step_s: Callable[[int], float] = free, end_token: int = 99) -> Drafter:
+    return Drafter(costing(step_s), {}, lambda _: frozenset({end_token}))
+
+
+REPEATING = (1, 2, 3, 4, 5, 6, 7, 8) * 3
+
+
+def test_a_draft_is_what_the_text_repeats() -> None:
+    slot = slot_of(Generate("a", REPEATING, 90), [1, 2])
+    (draft,) = drafter_of().draft([slot]).values()
+    assert draft.tokens == ((3, 4, 5, 6, 7, 8, 1, 2) * 4)[:MAX_TOKENS] and draft.choices == ()
+
+
+def test_a_draft_leaves_room_for_the_token_behind_it() -> None:
+    (draft,) = drafter_of().draft([slot_of(Generate("a", REPEATING, 6), [1, 2])]).values()
+    assert draft.tokens == (3, 4, 5)
+    assert drafter_of().draft([slot_of(Generate("a", REPEATING, 3), [1, 2])]) == {}
+
+
+def test_a_draft_ends_before_an_end_token() -> None:
+    (draft,) = drafter_of(end_token=5).draft([slot_of(Generate("a", REPEATING, 50), [1, 2])]).values()
+    assert draft.tokens == (3, 4)
+
+
+def test_searches_and_what_repeats_nothing_are_not_drafted_and_neither_is_anything_when_drafts_are_off() -> None:
+    search = slot_of(Generate("a", REPEATING, 50, search=BeamSearchParams(1)), [1, 2])
+    search.group = (search,)
+    drafter, repeating = drafter_of(), slot_of(Generate("b", REPEATING, 50))
+    assert drafter.draft([search]) == {} and drafter.draft([slot_of(Generate("c", (1, 2, 3, 4), 50))]) == {}
+    assert drafter.draft([repeating]) != {}
+    drafter.is_on = False
+    assert drafter.draft([repeating]) == {}
+
+
+def test_drafts_follow_what_was_kept() -> None:
+    """The text repeats what came before, and each time another token follows: soon nothing is drafted."""
+    drafter, slot = drafter_of(by_row), slot_of(Generate("a", REPEATING[:16], 5000))
+    drafted = []
+    for token in range(10_000, 10_100):
+        draft = drafter.draft([slot]).get(slot)
+        drafted.append(0 if draft is None else len(draft.tokens))
+        drafter.record("a", [token])
+        slot.tokens += [token, *REPEATING[:8]]
+        slot.length = len(slot.tokens) - 1
+    assert drafted[0] > 0 and not any(drafted[-30:])
+    drafter.forget("a")
+    assert not drafter._sources
