@@ -20,9 +20,9 @@ class FlatBatch:
     score_chunks: list[tuple[Span, ScoreChunk]] = field(default_factory=list)
     adapted: dict[str, list[int]] = field(default_factory=dict)  # rows of each adapter
 
-    def append(self, tokens: Sequence[int], start: int, slot: int | None, adapter: str | None) -> Span:
-        """Add rows for `tokens`, which stand at position `start` and after of a sequence; `slot` is the cache row they are written to."""
-        span = Span(len(self.ids), len(self.ids) + len(tokens), start, slot)
+    def append(self, tokens: Sequence[int], start: int, pages: Sequence[int] | None, adapter: str | None) -> Span:
+        """Add rows for `tokens`, which stand at position `start` and after of a sequence; `pages` are its own, if it is cached."""
+        span = Span(len(self.ids), len(self.ids) + len(tokens), start, pages)
         self.ids += tokens
         self.positions += range(start, span.end)
         self.spans.append(span)
@@ -34,31 +34,31 @@ class FlatBatch:
             self.adapted.setdefault(adapter, []).extend(rows)
 
 
-def flatten_plan(plan: Plan, scoring_slot: int) -> FlatBatch:
-    """`scoring_slot` is the slot of the cache for texts whose windows take several steps."""
+def flatten_plan(plan: Plan, scoring_pages: Sequence[int]) -> FlatBatch:
+    """`scoring_pages` are the pages of the cache for the text whose window takes several steps."""
     batch = FlatBatch([slot.tokens[-1] for slot in plan.decodes], [slot.length for slot in plan.decodes])
     batch.sampled = list(enumerate(plan.decodes))
     for row, slot in batch.sampled:
         batch.adapt(slot.adapter, (row,))
     for chunk in plan.prefill_chunks:
-        span = batch.append(chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.index, chunk.slot.adapter)
+        span = batch.append(chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.pages, chunk.slot.adapter)
         batch.prefill_chunks.append((span, chunk))
         if chunk.end == len(chunk.slot.tokens):
             batch.sampled.append((span.row_end - 1, chunk.slot))
-    _append_score_chunks(batch, plan.score_chunks, scoring_slot)
+    _append_score_chunks(batch, plan.score_chunks, scoring_pages)
     return batch
 
 
-def flatten_score_chunks(chunks: Sequence[ScoreChunk], scoring_slot: int) -> FlatBatch:
+def flatten_score_chunks(chunks: Sequence[ScoreChunk], scoring_pages: Sequence[int]) -> FlatBatch:
     batch = FlatBatch()
-    _append_score_chunks(batch, chunks, scoring_slot)
+    _append_score_chunks(batch, chunks, scoring_pages)
     return batch
 
 
-def _append_score_chunks(batch: FlatBatch, chunks: Sequence[ScoreChunk], scoring_slot: int) -> None:
+def _append_score_chunks(batch: FlatBatch, chunks: Sequence[ScoreChunk], scoring_pages: Sequence[int]) -> None:
     """Positions count from the start of a chunk's window, not of its text."""
     for chunk in chunks:
         tokens = chunk.text.job.tokens[chunk.start : chunk.end]
-        slot = scoring_slot if chunk.cached else None
+        pages = scoring_pages if chunk.cached else None
         adapter = None if chunk.window.base else chunk.text.job.adapter
-        batch.score_chunks.append((batch.append(tokens, chunk.start - chunk.window.start, slot, adapter), chunk))
+        batch.score_chunks.append((batch.append(tokens, chunk.start - chunk.window.start, pages, adapter), chunk))

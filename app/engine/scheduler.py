@@ -1,7 +1,8 @@
 """Chooses what runs in the next step. Policy only, decided from lengths, limits and a clock. Standard library, no torch.
 
 Every decoding slot runs in every step. The tokens that the budget allows beside them go to prompts and to texts to score, in turns. A
-free slot goes to the request that ranks first: continuing conversations, then new ones, then `flex` work; age raises its priority.
+free slot goes to the request that ranks first: those of whose prompt at least half is in the cache, as of a conversation that goes on, then
+new ones, then `flex` work; age raises its priority.
 """
 
 import time
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from app.engine.budget import StepBudget
 from app.engine.detokenizer import Detokenize
-from app.engine.placement import Placement, continues_conversation, place
+from app.engine.cache import SlotCache, needs_whole_prompt
+from app.engine.pages import PageCopy
+from app.engine.placement import place, shared_prefix_of
 from app.engine.request import Columns, Decision, Embed, Generate, Job, Score, Waiting, Window
-from app.engine.slot import Slot, common_prefix_length
+from app.engine.slot import Slot
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +34,7 @@ class WaitingRequest:
     job: Generate
     arrived_s: float
     arrival: int  # serial number
+    digests: list[bytes] = field(default_factory=list)  # of the full pages of its tokens, as far as they were looked for
 
     def rank(self, now_s: float, is_continuing: bool) -> tuple[float, int]:
         """The smallest rank goes first."""
@@ -78,7 +82,7 @@ class Plan:
     """What runs in a step."""
 
     decodes: list[Slot] = field(default_factory=list)
-    copies: list[tuple[Slot, Slot, int]] = field(default_factory=list)  # (from, to, tokens): cache copies to make before the forward
+    copies: list[PageCopy] = field(default_factory=list)  # to make before the forward, one after the other
     prefill_chunks: list[PrefillChunk] = field(default_factory=list)
     score_chunks: list[ScoreChunk] = field(default_factory=list)
 
@@ -96,9 +100,12 @@ class Plan:
 
 
 class Scheduler:
-    def __init__(self, slots: Sequence[Slot], budget: StepBudget, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, slots: Sequence[Slot], budget: StepBudget, cache: SlotCache, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.slots = slots
         self.budget = budget
+        self.cache = cache
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self._clock = clock
         self._waiting: list[WaitingRequest] = []
@@ -107,7 +114,6 @@ class Scheduler:
         self._steps = 0
         self._arrivals = 0
         self._admissions = 0
-        self._releases = 0
         self._release_times_s: deque[float] = deque(maxlen=RECENT_RELEASES)
 
     def add(self, job: Job) -> None:
@@ -135,43 +141,41 @@ class Scheduler:
         return bool(matches)
 
     def release(self, slot: Slot) -> None:
-        """Free the slot and the other slots of its group. Their caches stay as they are until the slots are needed."""
+        """Free the slot and the other slots of its group. What their pages hold can be found until the pages are needed."""
         self._release_times_s.append(self._clock())
-        for member in slot.group or (slot,):
-            self._releases += 1
-            member.release(self._releases)
+        members = slot.group or (slot,)
+        for member in members:
+            self.cache.release(member)
+        for member in members:
+            member.release()
 
     def clear(self) -> list[str]:
-        """Drop every job and what the slots hold; returns the jobs' ids."""
+        """Drop every job and what the cache holds; returns the jobs' ids."""
         ids = [slot.request.id for slot in self.slots if slot.request is not None and not slot.is_follower]
         ids += [waiting.job.id for waiting in self._waiting] + [text.job.id for text in self._texts]
+        self.cache.clear(self.slots)
         for slot in self.slots:
-            slot.length = 0
-            slot.release(0)
+            slot.release()
         self._waiting.clear()
         self._texts.clear()
         self._cached_text = None
         return ids
 
     def forget(self, adapter: str) -> list[str]:
-        """Drop the jobs of an adapter, and what slots hold of it; returns the jobs' ids."""
+        """Drop the jobs of an adapter, and what the cache holds of it; returns the jobs' ids."""
         jobs = [slot.request for slot in self.slots if slot.request is not None and not slot.is_follower]
         jobs += [waiting.job for waiting in self._waiting]
         ids = [job.id for job in (*jobs, *(text.job for text in self._texts)) if job.adapter == adapter]
         for id in ids:
             self.cancel(id)
-        for slot in self.slots:
-            if slot.adapter == adapter:
-                slot.adapter, slot.length, slot.tokens = None, 0, []
+        self.cache.pool.forget(adapter)
         return ids
 
     def reset(self) -> None:
-        """Drop every job, what the slots hold and the decisions; only the estimates of the budget stay."""
+        """Drop every job, what the cache holds and the decisions; only the estimates of the budget stay."""
         self.clear()
         self.decisions.clear()
         self._release_times_s.clear()
-        for slot in self.slots:
-            slot.tokens = []
 
     @property
     def idle(self) -> bool:
@@ -195,6 +199,8 @@ class Scheduler:
         """Admit waiting requests to free slots, then plan a step. `detokenize` is passed on to the slots."""
         self._admit_waiting(detokenize)
         plan = Plan(decodes=[slot for slot in self.slots if slot.stage == "decode"])
+        for slot in plan.decodes:
+            self.cache.reserve(slot, slot.length + 1)
         prefilling = [slot for slot in self.slots if slot.stage == "prefill" and not slot.is_follower]
         prefill_tokens, score_tokens = self.budget.token_limits(len(plan.decodes), len(prefilling) + len(self._waiting))
         self._steps += 1
@@ -211,6 +217,8 @@ class Scheduler:
                 self._plan_scoring(plan, left)
         else:
             self._plan_prefill(plan, prefilling, self._plan_scoring(plan, score_tokens))
+        if not plan.empty:
+            plan.copies = self.cache.take_copies()
         return plan
 
     def finish_text(self, text: TextState) -> None:
@@ -221,39 +229,41 @@ class Scheduler:
 
     def _ranked(self) -> list[WaitingRequest]:
         now_s = self._clock()
-        idle = [slot for slot in self.slots if slot.request is None]
-        return sorted(self._waiting, key=lambda waiting: waiting.rank(now_s, continues_conversation(waiting.job, idle)))
+        return sorted(self._waiting, key=lambda waiting: waiting.rank(now_s, self._is_continuing(waiting)))
+
+    def _is_continuing(self, waiting: WaitingRequest) -> bool:
+        """Whether at least half of the prompt is in the cache, as of a conversation that goes on."""
+        return 2 * self.cache.find(waiting.job, waiting.digests).tokens >= len(waiting.job.prompt)
 
     def _admit_waiting(self, detokenize: Detokenize) -> None:
         """Give free slots to the first in rank. One that needs more slots than are free blocks those behind it, or it would starve."""
         if not self._waiting or all(slot.request is not None for slot in self.slots):
             return
         for waiting in self._ranked():
-            placement = place(waiting.job, self.slots)
-            if placement is None:
+            slots = place(waiting.job, self.slots)
+            if slots is None:
                 return
             self._waiting.remove(waiting)
-            self._admit(waiting, placement, detokenize)
+            self._admit(waiting, slots, detokenize)
 
-    def _admit(self, waiting: WaitingRequest, placement: Placement, detokenize: Detokenize) -> None:
-        self._admissions += 1
-        job, lead, prefix = waiting.job, placement.slots[0], placement.shared_prefix
-        lead.admit(job, self._admissions, detokenize, placement.cached)
-        lead.admitted_s = self._clock()
-        lead.shared_prefix = prefix
-        for follower in placement.slots[1:]:
+    def _admit(self, waiting: WaitingRequest, slots: tuple[Slot, ...], detokenize: Detokenize) -> None:
+        job, lead = waiting.job, slots[0]
+        for slot in slots:
             self._admissions += 1
-            follower.admit(job, self._admissions, detokenize, 0)
+            slot.admit(job, self._admissions, detokenize)
+            slot.group = slots if job.search is not None else ()
+        for follower in slots[1:]:
             follower.tokens = []
-        if job.search is not None:
-            for slot in placement.slots:
-                slot.group = placement.slots
-        if prefix is not None and prefix.donor.request is None:  # the donor becomes the last to be reused: its prefix is still to be copied
-            self._releases += 1
-            prefix.donor.release_order = self._releases
-        reused = placement.cached or (prefix.tokens if prefix else 0)
+        lead.admitted_s = self._clock()
+        self.cache.adopt(lead)
+        others = [slot for slot in self.slots if slot not in slots]
+        lead.shared_prefix = None if needs_whole_prompt(job) else shared_prefix_of(job, others, lead.length)
+        reused, reason = lead.cached, f"{lead.cached} of the prompt's {len(job.prompt)} tokens are in the cache"
+        if lead.shared_prefix is not None:
+            reused = lead.shared_prefix.tokens
+            reason = f"{reused} of the prompt's {len(job.prompt)} tokens are shared with slot {lead.shared_prefix.donor.index}"
         waited_s = round(lead.admitted_s - waiting.arrived_s, 3)
-        self.decisions.append(Decision(time.time(), job.id, lead.index, placement.reason, waited_s, reused, len(job.prompt)))
+        self.decisions.append(Decision(time.time(), job.id, lead.index, reason, waited_s, reused, len(job.prompt)))
 
     def _plan_prefill(self, plan: Plan, prefilling: list[Slot], tokens: int) -> int:
         """Plan prompt chunks in the order of admission; returns how many of `tokens` are left. A slot whose prefix another slot is still
@@ -265,11 +275,20 @@ class Scheduler:
             if slot.shared_prefix is not None:
                 if slot.shared_prefix.pending:
                     continue
-                _plan_prefix_copy(plan, slot)
+                self._adopt_prefix(slot)
             end = min(len(slot.tokens), slot.length + tokens)
+            self.cache.reserve(slot, end)
             plan.prefill_chunks.append(PrefillChunk(slot, slot.length, end))
             tokens -= end - slot.length
         return tokens
+
+    def _adopt_prefix(self, slot: Slot) -> None:
+        """Take what another slot has of the slot's prompt, or had when its request ended, instead of computing it."""
+        prefix, slot.shared_prefix = slot.shared_prefix, None
+        assert prefix is not None
+        if prefix.valid:
+            self.cache.keep(prefix.donor)
+        self.cache.adopt(slot)
 
     def _plan_scoring(self, plan: Plan, tokens: int) -> int:
         """Plan a window of each text in turn, whole if it fits; returns how many of `tokens` are left. Only one text at a time may have a
@@ -311,14 +330,3 @@ class Scheduler:
         self._texts.remove(text)
         self._texts.append(text)
 
-
-def _plan_prefix_copy(plan: Plan, slot: Slot) -> None:
-    """Copy what the donor has of the slot's prompt, instead of computing it."""
-    prefix, slot.shared_prefix = slot.shared_prefix, None
-    assert prefix is not None
-    # The donor's tokens are compared again: if it runs a search, they may have changed meanwhile.
-    common = common_prefix_length(slot.tokens, prefix.donor.tokens) if prefix.valid else 0
-    available = min(prefix.tokens, prefix.donor.length, common)
-    if available > slot.length:
-        plan.copies.append((prefix.donor, slot, available))
-        slot.length = slot.cached = available
