@@ -126,4 +126,3 @@ class ContrastiveGroup:
         self._fork(slots, continuation.sources, length)
         for slot, token in zip(slots, continuation.tokens, strict=True):
             slot.tokens = [*self._chosen, token]
-

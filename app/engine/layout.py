@@ -16,8 +16,8 @@ SHORT_TOKENS = 256  # sequences decode together when their lengths, in units of 
 
 @dataclass(slots=True)
 class Span:
-    """Rows `[row_start, row_end)` of the step are positions `[start, end)` of one sequence, whose pages are `pages`. None for a text that is
-    scored in one piece: its keys and values are not cached.
+    """Rows `[row_start, row_end)` of the step are positions `[start, end)` of one sequence, whose pages are `pages`. None for a text that
+    is scored in one piece: its keys and values are not cached.
     """
 
     row_start: int

@@ -65,7 +65,9 @@ class PageCounts:
 
 
 class PagePool:
-    """A page is used by as many sequences as have taken it (`take`, `share`) and not dropped it. Only one that is used once may be written."""
+    """A page is used by as many sequences as have taken it (`take`, `share`) and not dropped it. Only one that is used once may be
+    written.
+    """
 
     def __init__(self, count: int, page_tokens: int = PAGE_TOKENS) -> None:
         self.count = count
@@ -140,7 +142,7 @@ class PagePool:
         """The longest beginning of `tokens` that can be found. `digests` are those of the full pages of `tokens`, as far as they are known;
         further ones that are worked out are appended.
         """
-        size, pages = self.page_tokens, []
+        size, pages = self.page_tokens, list[int]()
         before = space.root
         while (end := (len(pages) + 1) * size) <= len(tokens):
             if len(digests) <= len(pages):
@@ -155,8 +157,8 @@ class PagePool:
         rest = 0 if tail is None else len(self._contents[tail].tokens) - count
         return Found(tuple(pages), start + count, tail, count, rest)
 
-    def forget(self, adapter: str) -> None:
-        """Forget what was computed with an adapter."""
+    def forget(self, adapter: str | None) -> None:
+        """Forget what was computed with an adapter; with None, by the base alone."""
         for page in [page for page, content in self._contents.items() if content.space.adapter == adapter]:
             self._remove(page)
             if page in self._cached:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.engine.budget import StepBudget
-from app.engine.detokenizer import Detokenize
 from app.engine.cache import SlotCache, needs_whole_prompt
+from app.engine.detokenizer import Detokenize
 from app.engine.pages import PageCopy
 from app.engine.placement import place, shared_prefix_of
 from app.engine.request import Columns, Decision, Embed, Generate, Job, Score, Waiting, Window
@@ -100,9 +100,7 @@ class Plan:
 
 
 class Scheduler:
-    def __init__(
-        self, slots: Sequence[Slot], budget: StepBudget, cache: SlotCache, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, slots: Sequence[Slot], budget: StepBudget, cache: SlotCache, clock: Callable[[], float] = time.monotonic) -> None:
         self.slots = slots
         self.budget = budget
         self.cache = cache
@@ -258,10 +256,10 @@ class Scheduler:
         self.cache.adopt(lead)
         others = [slot for slot in self.slots if slot not in slots]
         lead.shared_prefix = None if needs_whole_prompt(job) else shared_prefix_of(job, others, lead.length)
-        reused, reason = lead.cached, f"{lead.cached} of the prompt's {len(job.prompt)} tokens are in the cache"
-        if lead.shared_prefix is not None:
-            reused = lead.shared_prefix.tokens
-            reason = f"{reused} of the prompt's {len(job.prompt)} tokens are shared with slot {lead.shared_prefix.donor.index}"
+        prefix, holder, reused = lead.shared_prefix, "the cache", lead.cached
+        if prefix is not None:
+            holder, reused = f"slot {prefix.donor.index}", prefix.tokens
+        reason = f"{holder} holds {reused} of the prompt's {len(job.prompt)} tokens" if reused else "nothing of the prompt is in the cache"
         waited_s = round(lead.admitted_s - waiting.arrived_s, 3)
         self.decisions.append(Decision(time.time(), job.id, lead.index, reason, waited_s, reused, len(job.prompt)))
 
@@ -329,4 +327,3 @@ class Scheduler:
             return
         self._texts.remove(text)
         self._texts.append(text)
-

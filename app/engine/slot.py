@@ -128,4 +128,3 @@ class SharedPrefix:
     def pending(self) -> bool:
         """Whether the donor is still prefilling these tokens."""
         return self.valid and self.donor.stage == "prefill" and self.donor.length < self.tokens
-
