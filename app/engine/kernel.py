@@ -51,7 +51,7 @@ class Epilogue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """The decoding rows of one layer, all in bfloat16, with the layer's KV cache."""
+    """The decoding rows of one layer with the layer's KV cache, all in bfloat16 or all in float32."""
 
     query: torch.Tensor  # [rows, heads, dim]
     key: torch.Tensor  # [rows, kv_heads, dim]
@@ -67,8 +67,8 @@ class DecodeRows:
     def is_supported(self, columns: int) -> bool:
         """Whether a kernel with blocks of `columns` outputs can compute these rows."""
         dense = all(part.stride()[1:] == (part.shape[2], 1) for part in (self.query, self.key, self.value))
-        is_cached = self.key_cache.dtype == torch.bfloat16 and self.key_cache.shape[2] % columns == 0
-        return dense and _has_supported_heads(self.query, self.key, self.value, columns) and is_cached
+        dtypes = {part.dtype for part in (self.query, self.key, self.key_cache)}
+        return dense and _has_supported_heads(self.key, self.value, columns) and dtypes in ({torch.bfloat16}, {torch.float32})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,15 @@ class PrefillRows:
         """Whether a kernel with blocks of `columns` outputs can compute these rows."""
         dense = self.query.stride()[1:] == (self.query.shape[2], 1) and self.key.stride(-1) == self.value.stride(-1) == 1
         fits = self.pages is None or self.key.shape[2] % columns == 0  # so that a block of keys lies on one page
-        return dense and fits and _has_supported_heads(self.query, self.key, self.value, columns)
+        return (
+            dense and fits and _has_supported_heads(self.key, self.value, columns) and self.query.dtype == self.key.dtype == torch.bfloat16
+        )
 
 
-def _has_supported_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, columns: int) -> bool:
-    """Whether heads are in bfloat16, and their dim is a whole number of vectors (half a block) and not too large."""
+def _has_supported_heads(key: torch.Tensor, value: torch.Tensor, columns: int) -> bool:
+    """Whether the heads' dim is a whole number of vectors (half a block) and not too large."""
     dim = key.shape[-1]
-    return dim == value.shape[-1] <= MAX_HEAD_DIM and dim % (columns // 2) == 0 and query.dtype == key.dtype == torch.bfloat16
+    return dim == value.shape[-1] <= MAX_HEAD_DIM and dim % (columns // 2) == 0
 
 
 class Kernel:
@@ -186,7 +188,7 @@ class Kernel:
         """
         rows, heads, dim = batch.query.shape
         kv_heads = batch.key.shape[1]
-        out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
+        out = torch.empty(rows, heads, dim, dtype=batch.query.dtype)
         args = DecodeArgs(
             *(part.data_ptr() for part in (batch.query, batch.key, batch.value)),
             *(part.stride(0) for part in (batch.query, batch.key, batch.value)),
@@ -198,6 +200,7 @@ class Kernel:
             *(rows, heads, kv_heads, dim, batch.window or 0),
             dim**-0.5 if batch.scale is None else batch.scale,
             out.data_ptr(),
+            batch.query.dtype == torch.float32,
         )
         if self._attend_decode(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the attention scores of a decode step")

@@ -13,6 +13,7 @@ class DecodeArgs(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim", "window")),
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
+        ("is_float", ctypes.c_int),
     )
 
 

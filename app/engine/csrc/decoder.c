@@ -104,7 +104,7 @@ static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv,
     rotate(args, qkv, width, threads);
     DecodeArgs decode = {qkv, key, value, width, width, width, layer->key_cache, layer->value_cache, layer->page_stride,
                          layer->head_stride, args->page, args->pages, args->firsts, args->positions, args->decodes, args->heads,
-                         args->kv_heads, dim, layer->window, layer->scale, out};
+                         args->kv_heads, dim, layer->window, layer->scale, out, 0};
     int failed = args->decodes && attend_decode(&decode, threads);
     for (int64_t s = 0; s < args->spans && !failed; s++) failed = attend_span(args, layer, args->span + s, qkv, out, threads);
     return failed;
