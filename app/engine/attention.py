@@ -32,7 +32,7 @@ class SlotAttention:
     def __init__(self) -> None:
         self.name = f"litmus-slots-{next(_instance_numbers)}"
         self.layout: Layout | None = None
-        self.keys: dict[int, torch.Tensor] = {}  # layer -> [pages, kv_heads, page tokens, head_dim]
+        self.keys: dict[int, torch.Tensor] = {}  # layer -> [pages, kv_heads, page tokens, head_dim], contiguous by heads
         self.values: dict[int, torch.Tensor] = {}
         self.shapes: dict[int, tuple[int, int, int]] = {}  # layer -> kv_heads, key dim, value dim; from the last forward
         self.windows: dict[int, int | None] = {}  # layer -> sliding window; from the last forward
@@ -40,10 +40,12 @@ class SlotAttention:
         AttentionMaskInterface.register(self.name, _no_mask)
 
     def allocate(self, pages: int, page_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Create the KV cache for the layers seen so far. On a CPU it takes memory only where it has been written."""
+        """Create the KV cache for the layers seen so far. On a CPU it takes memory only where it has been written. A head's pages lie one
+        after the other: where a sequence has consecutive pages, so do its keys, and a processor foresees which are read next.
+        """
         for layer, (heads, key_dim, value_dim) in self.shapes.items():
-            self.keys[layer] = _zeros((pages, heads, page_tokens, key_dim), dtype, device)
-            self.values[layer] = _zeros((pages, heads, page_tokens, value_dim), dtype, device)
+            self.keys[layer] = _zeros((heads, pages, page_tokens, key_dim), dtype, device).transpose(0, 1)
+            self.values[layer] = _zeros((heads, pages, page_tokens, value_dim), dtype, device).transpose(0, 1)
 
     def copy(self, copies: Sequence[PageCopy]) -> None:
         """Copy the first tokens of pages, one copy after the other."""
@@ -170,9 +172,9 @@ def _kernel_for(query: torch.Tensor) -> Kernel | None:
 
 def _gather(cache: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
     """The keys or values `[sequences, kv_heads, tokens, dim]` in the pages `[sequences, pages]` of a layer's cache."""
-    heads, tokens, dim = cache.shape[1:]
-    rows = pages[:, None] * heads + torch.arange(heads, device=pages.device)[:, None]  # [sequences, kv_heads, pages]
-    return cache.flatten(0, 1).index_select(0, rows.flatten()).view(len(pages), heads, -1, dim)
+    count, heads, _, dim = cache.shape
+    rows = pages[:, None] + count * torch.arange(heads, device=pages.device)[:, None]  # [sequences, kv_heads, pages]
+    return cache.transpose(0, 1).flatten(0, 1).index_select(0, rows.flatten()).view(len(pages), heads, -1, dim)
 
 
 def _batches(copies: Sequence[PageCopy]) -> Iterator[tuple[list[PageCopy], int]]:

@@ -72,12 +72,10 @@ class SlotCache:
                 self._copies.append(PageCopy(slot.pages[first], target, kept))
             self.pool.drop(slot.pages[first])
             slot.pages[first] = target
-        while len(slot.pages) * size < end:
-            page = self.pool.take()
-            if page is None:
-                return False
-            slot.pages.append(page)
-        return True
+        missing = -(-end // size) - len(slot.pages)
+        taken = [page for _ in range(missing) if (page := self.pool.take()) is not None]
+        slot.pages += sorted(taken)  # consecutive ones are read faster
+        return len(taken) >= missing
 
     def keep(self, slot: Slot) -> None:
         """Let what a running slot has computed be found. Of a search only the prompt: what follows may change."""

@@ -56,8 +56,8 @@ class DecodeRows:
     query: torch.Tensor  # [rows, heads, dim]
     key: torch.Tensor  # [rows, kv_heads, dim]
     value: torch.Tensor  # [rows, kv_heads, dim]
-    key_cache: torch.Tensor  # [pages, kv_heads, page, dim], contiguous
-    value_cache: torch.Tensor  # [pages, kv_heads, page, dim], contiguous
+    key_cache: torch.Tensor  # [pages, kv_heads, page, dim], contiguous pages
+    value_cache: torch.Tensor  # the same, with the same strides
     pages: torch.Tensor  # of all rows' sequences, one after the other; contiguous
     firsts: torch.Tensor  # [rows], contiguous: where in `pages` those of each row begin
     positions: torch.Tensor  # [rows], contiguous

@@ -186,7 +186,7 @@ def test_extreme_inputs_and_ties_round_as_in_torch(built: Kernel) -> None:
     dtype=st.sampled_from([torch.bfloat16, torch.float32]),
     data=st.data(),
 )
-def test_decode_attention_matches_torch(  # noqa: PLR0913
+def test_decode_attention_matches_torch(
     built: Kernel, rows: int, kv_heads: int, group: int, dim: int, window: int | None, dtype: torch.dtype, data: st.DataObject
 ) -> None:
     torch.manual_seed(rows + 10 * dim)
