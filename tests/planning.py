@@ -1,9 +1,13 @@
 """Drives a scheduler without an engine, for tests of its policy."""
 
 from app.engine.budget import StepBudget
+from app.engine.cache import SlotCache
+from app.engine.pages import PagePool
 from app.engine.request import Generate
 from app.engine.scheduler import Plan, Scheduler
 from app.engine.slot import Slot
+
+CONTEXT_PAGES = 16  # for each slot
 
 
 class Clock:
@@ -18,7 +22,8 @@ def detokenize(ids: list[int]) -> str:
 
 
 def create(slots: int, step_tokens: int, clock: Clock | None = None) -> Scheduler:
-    return Scheduler([Slot(index) for index in range(slots)], StepBudget(step_tokens, 2.0), clock or Clock())
+    cache = SlotCache(PagePool(slots * CONTEXT_PAGES))
+    return Scheduler([Slot(index) for index in range(slots)], StepBudget(step_tokens, 2.0), cache, clock or Clock())
 
 
 def generate(name: str, length: int, first: int = 0) -> Generate:

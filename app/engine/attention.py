@@ -1,13 +1,13 @@
-"""Attention over the slots of a KV cache: keys and values of a flat row of tokens are cached, and each query sees its own sequence.
+"""Attention over a KV cache in pages: keys and values of a flat row of tokens are cached, and each query sees its own sequence.
 
 Each model has its own instance, registered with transformers' AttentionInterface under its own name. It knows no requests: before
-each forward, a `Layout` says which rows of the step belong to which slot.
+each forward, a `Layout` says which rows of the step belong to which sequence, and which pages hold it.
 """
 
 import itertools
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -16,6 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from app.engine.kernel import DecodeRows, Kernel, PrefillRows, kernel
 from app.engine.layout import DecodeGroup, Layout, Span
+from app.engine.pages import PageCopy
 from app.errors import UnsupportedModel
 
 # From this many rows on, torch's attention on a CPU is a third faster in float32 than in bfloat16, casts included.
@@ -31,27 +32,30 @@ class SlotAttention:
     def __init__(self) -> None:
         self.name = f"litmus-slots-{next(_instance_numbers)}"
         self.layout: Layout | None = None
-        self.keys: dict[int, torch.Tensor] = {}  # layer -> [slots, kv_heads, context, head_dim]
+        self.keys: dict[int, torch.Tensor] = {}  # layer -> [pages, kv_heads, page tokens, head_dim], contiguous by heads
         self.values: dict[int, torch.Tensor] = {}
         self.shapes: dict[int, tuple[int, int, int]] = {}  # layer -> kv_heads, key dim, value dim; from the last forward
         self.windows: dict[int, int | None] = {}  # layer -> sliding window; from the last forward
         AttentionInterface.register(self.name, self)
         AttentionMaskInterface.register(self.name, _no_mask)
 
-    def allocate(self, slots: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Create the KV cache for the layers seen so far. On a CPU it takes memory only where it has been written."""
+    def allocate(self, pages: int, page_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Create the KV cache for the layers seen so far. On a CPU it takes memory only where it has been written. A head's pages lie one
+        after the other: where a sequence has consecutive pages, so do its keys, and a processor foresees which are read next.
+        """
         for layer, (heads, key_dim, value_dim) in self.shapes.items():
-            self.keys[layer] = _zeros((slots, heads, context, key_dim), dtype, device)
-            self.values[layer] = _zeros((slots, heads, context, value_dim), dtype, device)
+            self.keys[layer] = _zeros((heads, pages, page_tokens, key_dim), dtype, device).transpose(0, 1)
+            self.values[layer] = _zeros((heads, pages, page_tokens, value_dim), dtype, device).transpose(0, 1)
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int], start: int, end: int) -> None:
-        """Copy positions `[start, end)` of each slot `sources[i]` to `targets[i]`, reading all slots before writing any."""
-        pairs = [(source, target) for source, target in zip(sources, targets, strict=True) if source != target]
-        if not pairs or start >= end:
-            return
-        read_slots, written_slots = [source for source, _ in pairs], [target for _, target in pairs]
-        for cache in (*self.keys.values(), *self.values.values()):
-            cache[written_slots, :, start:end] = cache[read_slots, :, start:end]
+    def copy(self, copies: Sequence[PageCopy]) -> None:
+        """Copy the first tokens of pages, one copy after the other."""
+        for independent, tokens in _batches(copies):
+            sources, targets = [each.source for each in independent], [each.target for each in independent]
+            for cache in (*self.keys.values(), *self.values.values()):
+                if len(independent) == 1:
+                    cache[targets[0], :, :tokens] = cache[sources[0], :, :tokens]
+                else:
+                    cache[targets, :, :tokens] = cache[sources, :, :tokens]
 
     def __call__(  # noqa: PLR0913  (the signature is transformers')
         self,
@@ -97,36 +101,34 @@ class SlotAttention:
             out[:count] = decoded
         for group in layout.groups if decoded is None else ():
             out[group.rows] = self._decode_by_torch(layer, query[group.rows], group, scale_and_window)
-        for span in layout.spans:
+        for index, span in enumerate(layout.spans):
             rows = slice(span.row_start, span.row_end)
-            out[rows] = self._attend_span(layer, query[rows], key[rows], value[rows], span, scale_and_window)
+            pages = None if span.pages is None else layout.span_pages(index)
+            out[rows] = self._attend_span(layer, (query[rows], key[rows], value[rows]), span, pages, scale_and_window)
         return out
 
     def _decode_compiled(
         self, layer: int, layout: Layout, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale_and_window: ScaleAndWindow
     ) -> torch.Tensor | None:
         """Attend `rows` (query, key, value) by the compiled kernel, which also writes the cache; None if it cannot."""
-        if (compiled := _kernel_for(rows[0])) is None:
+        if (compiled := kernel() if rows[0].device.type == "cpu" else None) is None:
             return None
         scale, window = scale_and_window
-        batch = DecodeRows(*rows, self.keys[layer], self.values[layer], layout.slots, layout.positions, scale, window)
+        batch = DecodeRows(*rows, self.keys[layer], self.values[layer], layout.pages, layout.firsts, layout.positions, scale, window)
         return compiled.attend_decode(batch) if batch.is_supported(compiled.columns) else None
 
     def _write_cache(self, layer: int, layout: Layout, key: torch.Tensor, value: torch.Tensor) -> None:
-        if layout.decodes == 1:  # indexing by tensors takes several times as long as by numbers
-            slot, position = layout.first_decode
-            self.keys[layer][slot, :, position] = key[0]
-            self.values[layer][slot, :, position] = value[0]
-        else:
-            self.keys[layer][layout.slots, :, layout.positions] = key
-            self.values[layer][layout.slots, :, layout.positions] = value
+        pages, places = layout.written
+        if layout.decodes == 1:
+            key, value = key[0], value[0]
+        self.keys[layer][pages, :, places] = key
+        self.values[layer][pages, :, places] = value
 
     def _decode_by_torch(self, layer: int, query: torch.Tensor, group: DecodeGroup, scale_and_window: ScaleAndWindow) -> torch.Tensor:
-        """Attend each row of `query` `[rows, heads, dim]` to its own slot, up to its position."""
+        """Attend each row of `query` `[rows, heads, dim]` to its own sequence, up to its position."""
         scale, window = scale_and_window
         rows, heads, dim = query.shape
-        k = self.keys[layer][group.slots, :, : group.key_count]
-        v = self.values[layer][group.slots, :, : group.key_count]
+        k, v = (_gather(cache[layer], group.pages)[:, :, : group.key_count] for cache in (self.keys, self.values))
         grouped = query.reshape(rows, k.shape[1], heads // k.shape[1], dim)
         mask = group.mask(window, query.dtype)
         return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale).reshape(rows, heads, -1)
@@ -134,23 +136,26 @@ class SlotAttention:
     def _attend_span(
         self,
         layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         span: Span,
+        pages: torch.Tensor | None,
         scale_and_window: ScaleAndWindow,
     ) -> torch.Tensor:
-        """Causal attention of consecutive positions of one sequence, `query` `[rows, heads, dim]`."""
-        scale, window = scale_and_window
+        """Causal attention of consecutive positions of one sequence, `rows` being query, key and value `[rows, heads, dim]`."""
+        (query, key, value), (scale, window) = rows, scale_and_window
         k, v = key.transpose(0, 1), value.transpose(0, 1)  # [kv_heads, rows, dim]
-        if span.slot is not None:
-            self.keys[layer][span.slot, :, span.start : span.end] = k
-            self.values[layer][span.slot, :, span.start : span.end] = v
-            k, v = self.keys[layer][span.slot, :, : span.end], self.values[layer][span.slot, :, : span.end]
+        if pages is not None:
+            keys, values = self.keys[layer], self.values[layer]
+            for page, places, part in span.pieces(keys.shape[2]):
+                keys[page, :, places], values[page, :, places] = k[:, part], v[:, part]
         if (compiled := _kernel_for(query)) is not None:
-            batch = PrefillRows(query, k.transpose(0, 1), v.transpose(0, 1), scale, window)
+            whole = (key, value) if pages is None else (keys, values)
+            batch = PrefillRows(query, *whole, span.start, scale, window, pages)
             if batch.is_supported(compiled.columns):
                 return compiled.attend_prefill(batch)
+        if span.start:  # the keys and values before these rows are in the cache only
+            assert pages is not None
+            k, v = (_gather(cache, pages[None])[0, :, : span.end] for cache in (keys, values))
         q, dtype = query.transpose(0, 1), query.dtype
         if len(query) >= MIN_FLOAT32_ROWS and query.device.type == "cpu":
             q, k, v = q.float(), k.float(), v.float()
@@ -163,6 +168,27 @@ class SlotAttention:
 
 def _kernel_for(query: torch.Tensor) -> Kernel | None:
     return kernel() if query.device.type == "cpu" and query.dtype == torch.bfloat16 else None
+
+
+def _gather(cache: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+    """The keys or values `[sequences, kv_heads, tokens, dim]` in the pages `[sequences, pages]` of a layer's cache."""
+    count, heads, _, dim = cache.shape
+    rows = pages[:, None] + count * torch.arange(heads, device=pages.device)[:, None]  # [sequences, kv_heads, pages]
+    return cache.transpose(0, 1).flatten(0, 1).index_select(0, rows.flatten()).view(len(pages), heads, -1, dim)
+
+
+def _batches(copies: Sequence[PageCopy]) -> Iterator[tuple[list[PageCopy], int]]:
+    """The copies in batches that may be made at once, each with the most tokens that one of its copies takes."""
+    batch: list[PageCopy] = []
+    written: set[int] = set()
+    for each in copies:
+        if each.source in written:
+            yield batch, max(one.tokens for one in batch)
+            batch, written = [], set()
+        batch.append(each)
+        written.add(each.target)
+    if batch:
+        yield batch, max(one.tokens for one in batch)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

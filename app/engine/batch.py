@@ -16,7 +16,7 @@ class FlatBatch:
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    decodes: list[tuple[int, int]] = field(default_factory=list)  # slot and position of the rows of decoding slots, which come first
+    decodes: list[tuple[Sequence[int], int]] = field(default_factory=list)  # of the rows of decoding slots: pages, position
     spans: list[Span] = field(default_factory=list)
     sampled: list[tuple[int, Slot]] = field(
         default_factory=list
@@ -25,9 +25,9 @@ class FlatBatch:
     score_chunks: list[tuple[Span, ScoreChunk]] = field(default_factory=list)
     adapted: dict[str, list[int]] = field(default_factory=dict)  # rows of each adapter
 
-    def append(self, tokens: Sequence[int], start: int, slot: int | None, adapter: str | None) -> Span:
-        """Add rows for `tokens`, which stand at position `start` and after of a sequence; `slot` is the cache row they are written to."""
-        span = Span(len(self.ids), len(self.ids) + len(tokens), start, slot)
+    def append(self, tokens: Sequence[int], start: int, pages: Sequence[int] | None, adapter: str | None) -> Span:
+        """Add rows for `tokens`, which stand at position `start` and after of a sequence; `pages` are its own, if it is cached."""
+        span = Span(len(self.ids), len(self.ids) + len(tokens), start, pages)
         self.ids += tokens
         self.positions += range(start, span.end)
         self.spans.append(span)
@@ -39,36 +39,36 @@ class FlatBatch:
             self.adapted.setdefault(adapter, []).extend(rows)
 
 
-def flatten_plan(plan: Plan, scoring_slot: int) -> FlatBatch:
-    """`scoring_slot` is the slot of the cache for texts whose windows take several steps."""
+def flatten_plan(plan: Plan, scoring_pages: Sequence[int]) -> FlatBatch:
+    """`scoring_pages` are the pages of the cache for the text whose window takes several steps."""
     batch = FlatBatch()
     for slot in plan.decodes:
         drafted = plan.drafts[slot].tokens if slot in plan.drafts else ()
         rows = range(len(batch.ids), len(batch.ids) + 1 + len(drafted))
         batch.ids += (slot.tokens[-1], *drafted)
         batch.positions += range(slot.length, slot.length + len(rows))
-        batch.decodes += [(slot.index, position) for position in batch.positions[rows.start :]]
+        batch.decodes += [(slot.pages, position) for position in batch.positions[rows.start :]]
         batch.sampled += [(row, slot) for row in rows]
         batch.adapt(slot.adapter, rows)
     for chunk in plan.prefill_chunks:
-        span = batch.append(chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.index, chunk.slot.adapter)
+        span = batch.append(chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.pages, chunk.slot.adapter)
         batch.prefill_chunks.append((span, chunk))
         if chunk.end == len(chunk.slot.tokens):
             batch.sampled.append((span.row_end - 1, chunk.slot))
-    _append_score_chunks(batch, plan.score_chunks, scoring_slot)
+    _append_score_chunks(batch, plan.score_chunks, scoring_pages)
     return batch
 
 
-def flatten_score_chunks(chunks: Sequence[ScoreChunk], scoring_slot: int) -> FlatBatch:
+def flatten_score_chunks(chunks: Sequence[ScoreChunk], scoring_pages: Sequence[int]) -> FlatBatch:
     batch = FlatBatch()
-    _append_score_chunks(batch, chunks, scoring_slot)
+    _append_score_chunks(batch, chunks, scoring_pages)
     return batch
 
 
-def _append_score_chunks(batch: FlatBatch, chunks: Sequence[ScoreChunk], scoring_slot: int) -> None:
+def _append_score_chunks(batch: FlatBatch, chunks: Sequence[ScoreChunk], scoring_pages: Sequence[int]) -> None:
     """Positions count from the start of a chunk's window, not of its text."""
     for chunk in chunks:
         tokens = chunk.text.job.tokens[chunk.start : chunk.end]
-        slot = scoring_slot if chunk.cached else None
+        pages = scoring_pages if chunk.cached else None
         adapter = None if chunk.window.base else chunk.text.job.adapter
-        batch.score_chunks.append((batch.append(tokens, chunk.start - chunk.window.start, slot, adapter), chunk))
+        batch.score_chunks.append((batch.append(tokens, chunk.start - chunk.window.start, pages, adapter), chunk))

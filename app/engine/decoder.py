@@ -14,7 +14,7 @@ from app.engine.layout import Layout
 from app.engine.linear import TiledLinear
 from app.engine.structures import DecoderArgs, LayerArgs, LinearArgs, SpanArgs
 
-NOT_CACHED = -1  # the slot of a span whose keys and values are not cached
+NOT_CACHED = -1  # where the pages begin of a span whose keys and values are not cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ class CompiledDecoder:
         return self._args is not None
 
     def bind_cache(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-        """`keys` and `values` `[slots, kv_heads, context, dim]` are the cache of each layer."""
+        """`keys` and `values` `[pages, kv_heads, page, dim]` are the cache of each layer. Blocks of keys may not lie on two pages."""
+        assert all(cache.shape[2] % self._kernel.columns == 0 for cache in keys)
         pairs = zip(self._layers, keys, values, strict=True)
         layers = (LayerArgs * len(self._layers))(*(self._layer_args(*each) for each in pairs))
         shape, hidden = self._shape, len(self._norm)
@@ -81,11 +82,12 @@ class CompiledDecoder:
         assert self._args is not None
         args, out = self._args, torch.empty_like(x)
         spans = [
-            SpanArgs(span.row_start, span.row_end - span.row_start, span.start, NOT_CACHED if span.slot is None else span.slot)
-            for span in layout.spans
+            SpanArgs(span.row_start, span.row_end - span.row_start, span.start, NOT_CACHED if first is None else first)
+            for span, first in zip(layout.spans, layout.span_firsts, strict=True)
         ]
         args.rows, args.decodes, args.spans = len(x), layout.decodes, len(spans)
-        args.slots, args.positions = layout.slots.data_ptr(), layout.positions.data_ptr()
+        args.pages, args.page = layout.pages.data_ptr(), layout.page_tokens
+        args.firsts, args.positions = layout.firsts.data_ptr(), layout.positions.data_ptr()
         args.span = (SpanArgs * len(spans))(*spans)
         args.cos, args.sin, args.x, args.out = cos.data_ptr(), sin.data_ptr(), x.data_ptr(), out.data_ptr()
         self._kernel.run_decoder(args)

@@ -12,6 +12,7 @@ import torch
 from app.engine.answers import Answers
 from app.engine.batch import FlatBatch, flatten_plan
 from app.engine.budget import StepBudget
+from app.engine.cache import SlotCache
 from app.engine.detokenizer import Detokenize
 from app.engine.drafts import Drafter
 from app.engine.flat import FlatModel
@@ -19,6 +20,7 @@ from app.engine.grammar import GrammarCompiler, GrammarState
 from app.engine.group import SearchGroup, create_search_group
 from app.engine.layout import layout_of
 from app.engine.lora import AdapterReader, LoadedAdapter
+from app.engine.pages import PagePool
 from app.engine.request import Columns, Delta, Embed, Event, Failed, Generate, Job, Report, Scored
 from app.engine.sampler import token_logprobs
 from app.engine.scheduler import Plan, Scheduler
@@ -36,7 +38,7 @@ GRAMMAR_WAIT_S = 0.01  # a step waits at most this long for a grammar when there
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
     slots: int
-    context: int  # tokens a slot holds
+    context: int  # tokens of a prompt and its answer together
     step_tokens: int  # prefill and score tokens that may join a step
     stretch: float = 1.9  # a decode step may last this many times as long when they join
     drafts: bool = True  # draft tokens where it makes answers faster
@@ -57,9 +59,10 @@ class Engine:
         self.performer = performer
         self.observer = observer
         self.limits = limits
-        self.scheduler = Scheduler([Slot(index) for index in range(limits.slots)], StepBudget(limits.step_tokens, limits.stretch))
+        slots, budget = [Slot(index) for index in range(limits.slots)], StepBudget(limits.step_tokens, limits.stretch)
+        self.scheduler = Scheduler(slots, budget, SlotCache(PagePool(performer.pages, performer.page_tokens)))
         self._vocabulary = min(model.vocabulary for model in (performer, observer) if model is not None)
-        self._texts = Texts(performer, observer, limits.context)
+        self._texts = Texts(performer, observer)
         self._detokenize = detokenize
         self._end_tokens = end_tokens  # of the model; a request may add stop tokens
         self._grammar_compiler = grammar_compiler
@@ -218,12 +221,12 @@ class Engine:
 
     def _run(self, plan: Plan, events: list[Event]) -> None:
         """Run the plan. Appends to `events` bit by bit, so that events survive when the device runs out of memory after them."""
-        for source, target, tokens in plan.copies:
-            self.performer.copy([source.index], [target.index], 0, tokens)
-        batch = flatten_plan(plan, self.performer.scoring_slot)
+        model = self.performer
+        model.copy(plan.copies)
+        batch = flatten_plan(plan, model.scoring_pages)
         self.rows = len(batch.ids)
-        layout = layout_of(batch.decodes, batch.spans, self.limits.context, self.performer.device)
-        hidden = self.performer.forward(batch.ids, batch.positions, layout, batch.adapted)
+        layout = layout_of(batch.decodes, batch.spans, model.page_tokens, model.device)
+        hidden = model.forward(batch.ids, batch.positions, layout, batch.adapted)
         self._finish_slots(plan, batch, hidden, events)
         for text, event in self._texts.account(batch, hidden):
             self.scheduler.finish_text(text)
@@ -254,7 +257,7 @@ class Engine:
         request = slot.request
         assert request is not None
         if slot.group:
-            group = self._groups.get(request.id) or create_search_group(request, self.performer, self._end_tokens_of(request))
+            group = self._groups.get(request.id) or create_search_group(request, self.scheduler.cache.fork, self._end_tokens_of(request))
             self._groups[request.id] = group
             group.add_prompt_states(hidden)
         if request.prompt_logprobs is None:

@@ -20,6 +20,7 @@ from app.engine.layout import Layout, Span, layout_of
 from app.engine.ledger import Ledger, activation_bytes, device_memory, weight_bytes
 from app.engine.linear import TiledLinear, prepack_layers
 from app.engine.lora import Adapters, Changes, Shapes, shapes_of
+from app.engine.pages import PAGE_TOKENS, PageCopy
 from app.engine.request import Weights
 from app.errors import SetupError, UnsupportedModel
 
@@ -36,13 +37,20 @@ class CacheLimits:
     """The size of a model's KV cache and steps."""
 
     slots: int | None  # 0: the model only scores texts; None: as many as fit this process's share of the device's memory
-    context: int  # tokens a slot
+    context: int  # tokens of a slot at most
     step_tokens: int = 512  # most rows of a step, decoding rows aside
     sharers: int = 1  # processes that serve from the device's memory, this one included
+    page_tokens: int = PAGE_TOKENS
+
+    @property
+    def context_pages(self) -> int:
+        return -(-self.context // self.page_tokens)
 
 
 class FlatModel:
-    """A model with its KV cache: `slots` slots for generation, and one more for texts that are scored in several chunks."""
+    """A model with its KV cache: `pages` pages for the slots of generation, and behind them those for a text that is scored in several
+    chunks.
+    """
 
     def __init__(self, model: PreTrainedModel, attention: SlotAttention, decoder: FusedDecoder | None) -> None:
         self.model = model
@@ -50,6 +58,9 @@ class FlatModel:
         self.attention = attention
         self.device: torch.device = model.device
         self.slots = 0
+        self.pages = 0
+        self.page_tokens = PAGE_TOKENS
+        self.scoring_pages = range(0)
         self.hidden_size = 0
         self.convert_s = 0.0  # seconds that rounding and packing its layers took
         self.adapters = Adapters(Shapes({}, ""), model.dtype, model.device, decoder is None)
@@ -65,11 +76,6 @@ class FlatModel:
     def is_on_kernel(self) -> bool:
         """Whether its layers run on the compiled kernel, whose results do not depend on the number of threads."""
         return any(isinstance(module, TiledLinear) for module in self.model.modules())
-
-    @property
-    def scoring_slot(self) -> int:
-        """The slot for texts that are scored in several chunks."""
-        return self.slots
 
     @torch.inference_mode()
     def forward(
@@ -103,7 +109,7 @@ class FlatModel:
 
     def forward_uncached(self, ids: list[int], adapted: Mapping[str, Sequence[int]] | None = None) -> torch.Tensor:
         """Compute hidden states `[T, hidden]` of a single sequence, without the KV cache."""
-        return self.forward(ids, list(range(len(ids))), layout_of([], [Span(0, len(ids), 0, None)], len(ids), self.device), adapted)
+        return self.forward(ids, list(range(len(ids))), layout_of([], [Span(0, len(ids), 0, None)], self.page_tokens, self.device), adapted)
 
     def add_adapter(self, name: str, changes: Changes) -> None:
         """Raises `SetupError` if the model does not compute with it; then it is not there."""
@@ -127,9 +133,9 @@ class FlatModel:
                 self.adapters.adapt(model.get_submodule(name), [name])
 
     @torch.inference_mode()
-    def copy(self, sources: list[int], targets: list[int], start: int, end: int) -> None:
-        """Copy positions `[start, end)` of the slots `sources` to `targets`."""
-        self.attention.copy(sources, targets, start, end)
+    def copy(self, copies: Sequence[PageCopy]) -> None:
+        """Copy tokens from page to page, one copy after the other."""
+        self.attention.copy(copies)
 
 
 def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str = "none") -> FlatModel:
@@ -155,7 +161,7 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
     flat = _optimize(model, attention)
     flat.convert_s = convert_s + time.perf_counter() - started_s
     _allocate_cache(flat, limits)
-    hidden = _forward_in_chunks(flat, ids, limits.context)
+    hidden = _forward_in_chunks(flat, ids)
     _check_logits(name, "in chunks and decode steps", flat.head(hidden), expected)
     flat.hidden_size = hidden.shape[-1]
     flat.bind_adapters(shapes)
@@ -207,11 +213,13 @@ def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
         memory=device_memory(flat.device, weights),
         weights=weights,
         activations=step_bytes(flat.model.config.get_text_config(), limits),
-        slot=slot_bytes(flat.attention, limits.context, dtype),
+        slot=slot_bytes(flat.attention, limits.context, dtype, limits.page_tokens),
         sharers=limits.sharers,
     )
     flat.slots = 0 if limits.slots == 0 else ledger.slots(limits.slots, str(flat.device))
-    flat.attention.allocate(flat.slots + 1, limits.context, dtype, flat.device)
+    flat.pages, flat.page_tokens = flat.slots * limits.context_pages, limits.page_tokens
+    flat.scoring_pages = range(flat.pages, flat.pages + limits.context_pages)
+    flat.attention.allocate(flat.scoring_pages.stop, flat.page_tokens, dtype, flat.device)
     log.info("%s on %s: %s; %d slots", type(flat.model).__name__, flat.device, ledger, flat.slots)
 
 
@@ -222,20 +230,21 @@ def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
     return activation_bytes(limits.step_tokens, hidden, widest, int(config.vocab_size), max(HEAD_ROWS, limits.slots or 0))
 
 
-def slot_bytes(attention: SlotAttention, context: int, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values of `context` tokens in all layers."""
-    return context * dtype.itemsize * sum(heads * (key + value) for heads, key, value in attention.shapes.values())
+def slot_bytes(attention: SlotAttention, context: int, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:
+    """Bytes of the pages that `context` tokens take, with the keys and values of all layers."""
+    tokens = -(-context // page_tokens) * page_tokens
+    return tokens * dtype.itemsize * sum(heads * (key + value) for heads, key, value in attention.shapes.values())
 
 
-def _forward_in_chunks(flat: FlatModel, ids: list[int], context: int) -> torch.Tensor:
-    """Compute hidden states of `ids` as for a request in slot 0: two prefill chunks, then four decode steps."""
-    half, prefilled = len(ids) // 2, len(ids) - 4
-    parts = []
+def _forward_in_chunks(flat: FlatModel, ids: list[int]) -> torch.Tensor:
+    """Compute hidden states of `ids` as for a request: two prefill chunks, then four decode steps. It has the last pages."""
+    half, prefilled, size = len(ids) // 2, len(ids) - 4, flat.page_tokens
+    pages, parts = flat.scoring_pages, []
     for start, end in ((0, half), (half, prefilled)):
-        span = Span(0, end - start, start, 0)
-        parts.append(flat.forward(ids[start:end], list(range(start, end)), layout_of([], [span], context, flat.device)))
+        span = Span(0, end - start, start, pages)
+        parts.append(flat.forward(ids[start:end], list(range(start, end)), layout_of([], [span], size, flat.device)))
     for position in range(prefilled, len(ids)):
-        parts.append(flat.forward([ids[position]], [position], layout_of([(0, position)], [], context, flat.device)))
+        parts.append(flat.forward([ids[position]], [position], layout_of([(pages, position)], [], size, flat.device)))
     return torch.cat(parts)
 
 

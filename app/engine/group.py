@@ -1,16 +1,17 @@
-"""A beam or contrastive search in the engine's loop: the slots of one request follow its search, in their tokens and their caches."""
+"""A beam or contrastive search in the engine's loop: the slots of one request follow its search, in their tokens and their pages."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
 from app.engine.detokenizer import MAX_INCOMPLETE_TOKENS, Detokenizer
-from app.engine.flat import FlatModel
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Event, Generate
 from app.engine.sampler import SamplerRow, process_logits
 from app.engine.search import BeamSearch, Continuation, ContrastiveSearch
 from app.engine.slot import Slot
+
+Fork = Callable[[Sequence[Slot], Sequence[int], int], None]  # as `SlotCache.fork`
 
 
 class SearchGroup(Protocol):
@@ -26,18 +27,18 @@ class SearchGroup(Protocol):
         """Called after each step in which the latest token of every slot was run. Returns an event to send, if there is one."""
 
 
-def create_search_group(request: Generate, model: FlatModel, end_tokens: frozenset[int]) -> SearchGroup:
+def create_search_group(request: Generate, fork: Fork, end_tokens: frozenset[int]) -> SearchGroup:
     if isinstance(request.search, BeamSearchParams):
-        return BeamGroup(request, request.search, model, end_tokens)
+        return BeamGroup(request, request.search, fork, end_tokens)
     assert isinstance(request.search, ContrastiveSearchParams)
-    return ContrastiveGroup(request, request.search, model, end_tokens)
+    return ContrastiveGroup(request, request.search, fork, end_tokens)
 
 
 class BeamGroup:
     """Emits the whole answer at the end: before that, any beam may still become the best one."""
 
-    def __init__(self, request: Generate, params: BeamSearchParams, model: FlatModel, end_tokens: frozenset[int]) -> None:
-        self._request, self._model, self._end_tokens = request, model, end_tokens
+    def __init__(self, request: Generate, params: BeamSearchParams, fork: Fork, end_tokens: frozenset[int]) -> None:
+        self._request, self._fork, self._end_tokens = request, fork, end_tokens
         self._search = BeamSearch(params, request.max_tokens, end_tokens, self._has_stop_string if request.stop else None)
         # Last tokens in whose text a stop string is looked for: a stop string has at most a token a byte.
         self._stop_check_tokens = max((len(stop.encode()) for stop in request.stop), default=0) + MAX_INCOMPLETE_TOKENS
@@ -48,10 +49,10 @@ class BeamGroup:
 
     def start(self, slots: Sequence[Slot], logits: torch.Tensor) -> Event | None:
         self._detokenizer = slots[0].detokenizer
-        return self._apply(slots, self._search.start(self._scores(slots[:1], logits)[0]), 0)
+        return self._apply(slots, self._search.start(self._scores(slots[:1], logits)[0]))
 
     def advance(self, slots: Sequence[Slot], logits: torch.Tensor, hidden: torch.Tensor) -> Event | None:
-        return self._apply(slots, self._search.advance(self._scores(slots, logits)), len(self._request.prompt))
+        return self._apply(slots, self._search.advance(self._scores(slots, logits)))
 
     def _has_stop_string(self, tokens: Sequence[int]) -> bool:
         """Whether the text of `tokens` contains a stop string, which only the last token can have completed."""
@@ -63,15 +64,14 @@ class BeamGroup:
         rows = [SamplerRow(self._request.sampling, slot.tokens, len(self._request.prompt), self._end_tokens) for slot in slots]
         return process_logits(logits.float().log_softmax(-1), rows)
 
-    def _apply(self, slots: Sequence[Slot], continuation: Continuation | None, start: int) -> Event | None:
-        """Continue every slot; `start` is the first position of the cache in which the slots may differ."""
+    def _apply(self, slots: Sequence[Slot], continuation: Continuation | None) -> Event | None:
+        """Continue every slot."""
         if continuation is None:
             return self._finish(slots[0])
-        length = slots[0].length
-        _copy_caches(self._model, slots, continuation, start, length)
+        self._fork(slots, continuation.sources, slots[0].length)
         sequences = [slots[source].tokens for source in continuation.sources]
         for slot, tokens, token in zip(slots, sequences, continuation.tokens, strict=True):
-            slot.tokens, slot.length = [*tokens, token], length
+            slot.tokens = [*tokens, token]
         return None
 
     def _finish(self, lead: Slot) -> Event:
@@ -90,8 +90,8 @@ class BeamGroup:
 class ContrastiveGroup:
     """Each slot holds the tokens chosen so far and one candidate for the next token. Emits every token when it is chosen."""
 
-    def __init__(self, request: Generate, params: ContrastiveSearchParams, model: FlatModel, end_tokens: frozenset[int]) -> None:
-        self._request, self._model, self._end_tokens = request, model, end_tokens
+    def __init__(self, request: Generate, params: ContrastiveSearchParams, fork: Fork, end_tokens: frozenset[int]) -> None:
+        self._request, self._fork, self._end_tokens = request, fork, end_tokens
         self._search = ContrastiveSearch(params)
         self._chosen = list(request.prompt)
 
@@ -100,7 +100,7 @@ class ContrastiveGroup:
 
     def start(self, slots: Sequence[Slot], logits: torch.Tensor) -> Event | None:
         continuation = self._search.start(self._process(slots[:1], logits)[0])
-        self._apply(slots, continuation, 0, slots[0].length)
+        self._apply(slots, continuation, slots[0].length)
         return None
 
     def advance(self, slots: Sequence[Slot], logits: torch.Tensor, hidden: torch.Tensor) -> Event | None:
@@ -113,7 +113,7 @@ class ContrastiveGroup:
         if finish is not None:
             lead.length = length - 1  # the last position of its cache holds its own candidate, not the chosen token
         else:
-            self._apply(slots, continuation, length - 1, length)
+            self._apply(slots, continuation, length)
         cached, prefill_s = (lead.cached, lead.prefill_s) if is_first else (0, 0.0)
         return Delta(self._request.id, text, (token,), finish, cached=cached, prefill_s=prefill_s)
 
@@ -121,13 +121,8 @@ class ContrastiveGroup:
         rows = [SamplerRow(self._request.sampling, slot.tokens, len(self._request.prompt), self._end_tokens) for slot in slots]
         return process_logits(logits, rows)
 
-    def _apply(self, slots: Sequence[Slot], continuation: Continuation, start: int, end: int) -> None:
-        """Give every slot its next candidate, and positions `[start, end)` of the chosen branch's cache."""
-        _copy_caches(self._model, slots, continuation, start, end)
+    def _apply(self, slots: Sequence[Slot], continuation: Continuation, length: int) -> None:
+        """Give every slot its next candidate after the first `length` tokens of the chosen branch."""
+        self._fork(slots, continuation.sources, length)
         for slot, token in zip(slots, continuation.tokens, strict=True):
-            slot.tokens, slot.length = [*self._chosen, token], end
-
-
-def _copy_caches(model: FlatModel, slots: Sequence[Slot], continuation: Continuation, start: int, end: int) -> None:
-    """Copy positions `[start, end)` of each slot's cache from its source's."""
-    model.copy([slots[source].index for source in continuation.sources], [slot.index for slot in slots], start, end)
+            slot.tokens = [*self._chosen, token]

@@ -51,14 +51,15 @@ class Epilogue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """The decoding rows of one layer, all in bfloat16, with the layer's KV cache."""
+    """The decoding rows of one layer with the layer's KV cache, all in bfloat16 or all in float32."""
 
     query: torch.Tensor  # [rows, heads, dim]
     key: torch.Tensor  # [rows, kv_heads, dim]
     value: torch.Tensor  # [rows, kv_heads, dim]
-    key_cache: torch.Tensor  # [slots, kv_heads, context, dim], contiguous
-    value_cache: torch.Tensor  # [slots, kv_heads, context, dim], contiguous
-    slots: torch.Tensor  # [rows], contiguous
+    key_cache: torch.Tensor  # [pages, kv_heads, page, dim], contiguous pages
+    value_cache: torch.Tensor  # the same, with the same strides
+    pages: torch.Tensor  # of all rows' sequences, one after the other; contiguous
+    firsts: torch.Tensor  # [rows], contiguous: where in `pages` those of each row begin
     positions: torch.Tensor  # [rows], contiguous
     scale: float | None = None  # of the scores; 1 / sqrt(dim) when None
     window: int | None = None  # tokens that a row sees, itself included; all when None
@@ -66,29 +67,37 @@ class DecodeRows:
     def is_supported(self, columns: int) -> bool:
         """Whether a kernel with blocks of `columns` outputs can compute these rows."""
         dense = all(part.stride()[1:] == (part.shape[2], 1) for part in (self.query, self.key, self.value))
-        return dense and _has_supported_heads(self.query, self.key, self.value, columns) and self.key_cache.dtype == torch.bfloat16
+        dtypes = {part.dtype for part in (self.query, self.key, self.key_cache)}
+        return dense and _has_supported_heads(self.key, self.value, columns) and dtypes in ({torch.bfloat16}, {torch.float32})
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillRows:
-    """The last `rows` positions of one sequence, with the keys and values of the whole sequence; all in bfloat16."""
+    """Consecutive positions of one sequence, with the keys and values of all up to them; all in bfloat16. They are given as they are, or
+    as the cache `[pages, kv_heads, page, dim]` with the `pages` of the sequence.
+    """
 
     query: torch.Tensor  # [rows, heads, dim]
-    key: torch.Tensor  # [length, kv_heads, dim]
-    value: torch.Tensor  # [length, kv_heads, dim]
+    key: torch.Tensor  # [start + rows, kv_heads, dim], or the cache
+    value: torch.Tensor  # the same
+    start: int  # position of the first row
     scale: float | None = None  # of the scores; 1 / sqrt(dim) when None
     window: int | None = None  # tokens that a row sees, itself included; all when None
+    pages: torch.Tensor | None = None  # contiguous
 
     def is_supported(self, columns: int) -> bool:
         """Whether a kernel with blocks of `columns` outputs can compute these rows."""
-        dense = self.query.stride()[1:] == (self.query.shape[2], 1) and self.key.stride(2) == self.value.stride(2) == 1
-        return dense and _has_supported_heads(self.query, self.key, self.value, columns)
+        dense = self.query.stride()[1:] == (self.query.shape[2], 1) and self.key.stride(-1) == self.value.stride(-1) == 1
+        fits = self.pages is None or self.key.shape[2] % columns == 0  # so that a block of keys lies on one page
+        return (
+            dense and fits and _has_supported_heads(self.key, self.value, columns) and self.query.dtype == self.key.dtype == torch.bfloat16
+        )
 
 
-def _has_supported_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, columns: int) -> bool:
-    """Whether heads are in bfloat16, and their dim is a whole number of vectors (half a block) and not too large."""
-    dim = key.shape[2]
-    return dim == value.shape[2] <= MAX_HEAD_DIM and dim % (columns // 2) == 0 and query.dtype == key.dtype == torch.bfloat16
+def _has_supported_heads(key: torch.Tensor, value: torch.Tensor, columns: int) -> bool:
+    """Whether the heads' dim is a whole number of vectors (half a block) and not too large."""
+    dim = key.shape[-1]
+    return dim == value.shape[-1] <= MAX_HEAD_DIM and dim % (columns // 2) == 0
 
 
 class Kernel:
@@ -173,24 +182,25 @@ class Kernel:
         return out
 
     def attend_decode(self, batch: DecodeRows) -> torch.Tensor:
-        """Write the rows' keys and values to the cache, and return each row's attention over its slot, `[rows, heads, dim]`.
+        """Write the rows' keys and values to the cache, and return each row's attention over its sequence, `[rows, heads, dim]`.
 
         Raises `MemoryError`.
         """
         rows, heads, dim = batch.query.shape
         kv_heads = batch.key.shape[1]
-        out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
+        out = torch.empty(rows, heads, dim, dtype=batch.query.dtype)
         args = DecodeArgs(
             *(part.data_ptr() for part in (batch.query, batch.key, batch.value)),
             *(part.stride(0) for part in (batch.query, batch.key, batch.value)),
             batch.key_cache.data_ptr(),
             batch.value_cache.data_ptr(),
             *batch.key_cache.stride()[:2],
-            batch.slots.data_ptr(),
-            batch.positions.data_ptr(),
+            batch.key_cache.shape[2],
+            *(part.data_ptr() for part in (batch.pages, batch.firsts, batch.positions)),
             *(rows, heads, kv_heads, dim, batch.window or 0),
             dim**-0.5 if batch.scale is None else batch.scale,
             out.data_ptr(),
+            batch.query.dtype == torch.float32,
         )
         if self._attend_decode(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the attention scores of a decode step")
@@ -201,12 +211,14 @@ class Kernel:
         query, key, value = batch.query, batch.key, batch.value
         rows, heads, dim = query.shape
         out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
+        tokens, head = (0, 1) if batch.pages is None else (2, 1)  # the dimensions of keys and values
         args = PrefillArgs(
             *(part.data_ptr() for part in (query, key, value)),
             query.stride(0),
-            *key.stride()[:2],
-            *value.stride()[:2],
-            *(rows, len(key) - rows, heads, key.shape[1], dim, batch.window or 0),
+            *(part.stride(axis) for part in (key, value) for axis in (tokens, head)),
+            _address(batch.pages),
+            *(key.stride(0), key.shape[2]),
+            *(rows, batch.start, heads, key.shape[1], dim, batch.window or 0),
             dim**-0.5 if batch.scale is None else batch.scale,
             out.data_ptr(),
         )

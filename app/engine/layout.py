@@ -1,32 +1,44 @@
-"""Which slot and position each row of a step belongs to, and which keys it may attend to. A mask is made once a step, for all layers.
+"""Which sequence and position each row of a step belongs to, where its keys lie, and which of them it may attend to. What is needed for all
+layers is made once a step.
 
-Knows no cache and no model.
+A sequence's keys and values lie in pages of the cache: token t of it in its page t // page_tokens. Knows no cache and no model.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
-KEY_MULTIPLE = 64  # slots that decode together read a number of cached keys that is a multiple of this
-SHORT_TOKENS = 256  # slots decode together when their lengths, in units of this, have the same number of binary digits
+SHORT_TOKENS = 256  # sequences decode together when their lengths, in units of this, have the same number of binary digits
 
 
 @dataclass(slots=True)
 class Span:
-    """Rows `[row_start, row_end)` of the step are positions `[start, end)` of one sequence. `slot` is None for a text that is scored in
-    one piece: its keys and values are not cached.
+    """Rows `[row_start, row_end)` of the step are positions `[start, end)` of one sequence, whose pages are `pages`. None for a text that
+    is scored in one piece: its keys and values are not cached.
     """
 
     row_start: int
     row_end: int
     start: int
-    slot: int | None
+    pages: Sequence[int] | None
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def end(self) -> int:
         return self.start + self.row_end - self.row_start
+
+    def pieces(self, page_tokens: int) -> Iterator[tuple[int, slice, slice]]:
+        """The page, the tokens of the page and the rows of the span, for each page that these rows are written to."""
+        assert self.pages is not None
+        at = self.start
+        while at < self.end:
+            first = at % page_tokens
+            count = min(page_tokens - first, self.end - at)
+            yield self.pages[at // page_tokens], slice(first, first + count), slice(at - self.start, at - self.start + count)
+            at += count
 
     def mask(self, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
         """Mask `[rows, end]` to add to the attention scores; None when a plain causal mask is enough. `window` is the sliding window."""
@@ -42,10 +54,10 @@ class Span:
 
 @dataclass(slots=True)
 class DecodeGroup:
-    """Decoding rows of similar length, attended together. `rows` and `slots` are slices if possible: slicing the cache copies nothing."""
+    """Decoding rows of similar length, attended together. `rows` is a slice if possible: slicing copies nothing."""
 
     rows: slice | torch.Tensor
-    slots: slice | torch.Tensor
+    pages: torch.Tensor  # [rows, pages of the longest]; those of a shorter sequence are filled up with its first
     positions: torch.Tensor  # [rows]
     key_count: int  # cached keys that are read, for every row
     is_single: bool  # only one row, which attends to all of these keys
@@ -63,41 +75,71 @@ class DecodeGroup:
         return self._masks[window]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
-    """The rows of a step: first one row for each decoding slot, then the spans."""
+    """The rows of a step: first the decoding rows, each of its own sequence, then the spans."""
 
-    decodes: int  # number of decoding rows
-    slots: torch.Tensor  # [decodes]
+    sequences: Sequence[tuple[Sequence[int], int]]  # of the decoding rows: pages and position
+    spans: Sequence[Span]
+    page_tokens: int
+    pages: torch.Tensor  # those up to the last position, of the decoding rows' sequences and of the cached spans', one after the other
+    firsts: torch.Tensor  # [decodes]: where in `pages` those of each decoding row begin
     positions: torch.Tensor  # [decodes]
-    first_decode: tuple[int, int]  # slot and position of the first decoding row
-    groups: tuple[DecodeGroup, ...]
-    spans: tuple[Span, ...]
+    span_firsts: Sequence[int | None]  # the same of each span; None if it is not cached
+
+    @property
+    def decodes(self) -> int:
+        """Number of decoding rows."""
+        return len(self.sequences)
+
+    def span_pages(self, index: int) -> torch.Tensor:
+        """The pages of a cached span, those of the positions before it included."""
+        first = self.span_firsts[index]
+        assert first is not None
+        return self.pages[first : first + -(-self.spans[index].end // self.page_tokens)]
+
+    @cached_property
+    def written(self) -> tuple[int | torch.Tensor, int | torch.Tensor]:
+        """The page of each decoding row's position, and its place there; numbers for a single row, with which indexing is faster."""
+        if self.decodes == 1:
+            pages, position = self.sequences[0]
+            return pages[position // self.page_tokens], position % self.page_tokens
+        return self.pages[self.firsts + self.positions // self.page_tokens], self.positions % self.page_tokens
+
+    @cached_property
+    def groups(self) -> tuple[DecodeGroup, ...]:
+        similar: dict[int, list[int]] = {}
+        for row, (_, position) in enumerate(self.sequences):
+            similar.setdefault((position // SHORT_TOKENS).bit_length(), []).append(row)
+        return tuple(map(self._group, similar.values()))
+
+    def _group(self, rows: list[int]) -> DecodeGroup:
+        longest = max(self.sequences[row][1] for row in rows) + 1
+        count = -(-longest // self.page_tokens)
+        tables = [list(self.sequences[row][0][: self.sequences[row][1] // self.page_tokens + 1]) for row in rows]
+        row_slice = _as_slice(rows)
+        return DecodeGroup(
+            rows=torch.tensor(rows, device=self.pages.device) if row_slice is None else row_slice,
+            pages=torch.tensor([table + table[:1] * (count - len(table)) for table in tables], device=self.pages.device),
+            positions=self.positions[rows] if row_slice is None else self.positions[row_slice],
+            key_count=longest if len(rows) == 1 else count * self.page_tokens,
+            is_single=len(rows) == 1,
+        )
 
 
-def layout_of(decodes: Sequence[tuple[int, int]], spans: Sequence[Span], context: int, device: torch.device) -> Layout:
-    """`decodes` are (slot, position) of the decoding rows, which come first in the step; `context` is the length of a cache row."""
-    both = torch.tensor(decodes or [(0, 0)], dtype=torch.long).t().to(device)  # [2, decodes]
-    slots, positions = (row[: len(decodes)].contiguous() for row in both)
-    similar: dict[int, list[int]] = {}
-    for row, (_, position) in enumerate(decodes):
-        similar.setdefault((position // SHORT_TOKENS).bit_length(), []).append(row)
-    groups = tuple(_group(rows, decodes, slots, positions, context) for rows in similar.values())
-    return Layout(len(decodes), slots, positions, decodes[0] if decodes else (0, 0), groups, tuple(spans))
-
-
-def _group(rows: list[int], decodes: Sequence[tuple[int, int]], slots: torch.Tensor, positions: torch.Tensor, context: int) -> DecodeGroup:
-    longest = max(decodes[row][1] for row in rows) + 1
-    row_slice = _as_slice(rows)
-    group_slots = slots[rows] if row_slice is None else slots[row_slice]
-    slot_slice = _as_slice([decodes[row][0] for row in rows])
-    return DecodeGroup(
-        rows=torch.tensor(rows, device=slots.device) if row_slice is None else row_slice,
-        slots=group_slots if slot_slice is None else slot_slice,
-        positions=positions[rows] if row_slice is None else positions[row_slice],
-        key_count=longest if len(rows) == 1 else min(context, -(-longest // KEY_MULTIPLE) * KEY_MULTIPLE),
-        is_single=len(rows) == 1,
-    )
+def layout_of(decodes: Sequence[tuple[Sequence[int], int]], spans: Sequence[Span], page_tokens: int, device: torch.device) -> Layout:
+    """`decodes` are the pages and the position of each decoding row; they come first in the step."""
+    pages, firsts, span_firsts = array("q"), [], []
+    for own, position in decodes:
+        firsts.append(len(pages))
+        pages.extend(own[: position // page_tokens + 1])
+    for span in spans:
+        span_firsts.append(None if span.pages is None else len(pages))
+        pages.extend([] if span.pages is None else span.pages[: -(-span.end // page_tokens)])
+    count = len(decodes)
+    whole = array("q", firsts) + array("q", (position for _, position in decodes)) + pages + array("q", [0])
+    numbers = torch.frombuffer(whole, dtype=torch.long).to(device)
+    return Layout(decodes, spans, page_tokens, numbers[2 * count : -1], numbers[:count], numbers[count : 2 * count], span_firsts)
 
 
 def _as_slice(numbers: list[int]) -> slice | None:

@@ -1,8 +1,8 @@
 """Chooses what runs in the next step. Policy only, decided from lengths, limits and a clock. Standard library, no torch.
 
 Every decoding slot of a person runs in every step. The tokens that the budget allows beside them go to prompts and to texts to score, in
-turns. `flex` work joins a person's step when the budget has the time for it. A free slot goes to the request that ranks first: continuing
-conversations, then new ones, then `flex` work; age raises its priority.
+turns. `flex` work joins a person's step when the budget has the time for it. A free slot goes to the request that ranks first: those of
+whose prompt at least half is in the cache, as of a conversation that goes on, then new ones, then `flex` work; age raises its priority.
 """
 
 import time
@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.engine.budget import FlexTime, StepBudget
+from app.engine.cache import SlotCache, needs_whole_prompt
 from app.engine.detokenizer import Detokenize
 from app.engine.drafts import Draft
-from app.engine.placement import Placement, continues_conversation, place
+from app.engine.pages import PageCopy
+from app.engine.placement import place, shared_prefix_of
 from app.engine.request import Columns, Decision, Embed, Generate, Job, Score, Waiting, Window
-from app.engine.slot import Slot, common_prefix_length
+from app.engine.slot import Slot
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,7 @@ class WaitingRequest:
     job: Generate
     arrived_s: float
     arrival: int  # serial number
+    digests: list[bytes] = field(default_factory=list)  # of the full pages of its tokens, as far as they were looked for
 
     def rank(self, now_s: float, is_continuing: bool) -> tuple[float, int]:
         """The smallest rank goes first."""
@@ -81,7 +84,7 @@ class Plan:
 
     decodes: list[Slot] = field(default_factory=list)
     drafts: dict[Slot, Draft] = field(default_factory=dict)  # of those that decode
-    copies: list[tuple[Slot, Slot, int]] = field(default_factory=list)  # (from, to, tokens): cache copies to make before the forward
+    copies: list[PageCopy] = field(default_factory=list)  # to make before the forward, one after the other
     prefill_chunks: list[PrefillChunk] = field(default_factory=list)
     score_chunks: list[ScoreChunk] = field(default_factory=list)
     people_rows: int | None = None  # decoding rows of people, who are not `flex` work; None if the step serves none of them
@@ -110,10 +113,11 @@ class Plan:
 
 
 class Scheduler:
-    def __init__(self, slots: Sequence[Slot], budget: StepBudget, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, slots: Sequence[Slot], budget: StepBudget, cache: SlotCache, clock: Callable[[], float] = time.monotonic) -> None:
         self.slots = slots
         self.budget = budget
         self.flex_time = FlexTime()
+        self.cache = cache
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self.draft: Callable[[Sequence[Slot]], dict[Slot, Draft]] = lambda _: {}  # called with the slots that decode
         self._clock = clock
@@ -125,7 +129,6 @@ class Scheduler:
         self._flex_ran_s = clock()  # when flex work was in a step for the last time, or there was none
         self._arrivals = 0
         self._admissions = 0
-        self._releases = 0
         self._release_times_s: deque[float] = deque(maxlen=RECENT_RELEASES)
 
     def add(self, job: Job) -> None:
@@ -153,43 +156,41 @@ class Scheduler:
         return bool(matches)
 
     def release(self, slot: Slot) -> None:
-        """Free the slot and the other slots of its group. Their caches stay as they are until the slots are needed."""
+        """Free the slot and the other slots of its group. What their pages hold can be found until the pages are needed."""
         self._release_times_s.append(self._clock())
-        for member in slot.group or (slot,):
-            self._releases += 1
-            member.release(self._releases)
+        members = slot.group or (slot,)
+        for member in members:
+            self.cache.release(member)
+        for member in members:
+            member.release()
 
     def clear(self) -> list[str]:
-        """Drop every job and what the slots hold; returns the jobs' ids."""
+        """Drop every job and what the cache holds; returns the jobs' ids."""
         ids = [slot.request.id for slot in self.slots if slot.request is not None and not slot.is_follower]
         ids += [waiting.job.id for waiting in self._waiting] + [text.job.id for text in self._texts]
+        self.cache.clear(self.slots)
         for slot in self.slots:
-            slot.length = 0
-            slot.release(0)
+            slot.release()
         self._waiting.clear()
         self._texts.clear()
         self._cached_text = None
         return ids
 
     def forget(self, adapter: str) -> list[str]:
-        """Drop the jobs of an adapter, and what slots hold of it; returns the jobs' ids."""
+        """Drop the jobs of an adapter, and what the cache holds of it; returns the jobs' ids."""
         jobs = [slot.request for slot in self.slots if slot.request is not None and not slot.is_follower]
         jobs += [waiting.job for waiting in self._waiting]
         ids = [job.id for job in (*jobs, *(text.job for text in self._texts)) if job.adapter == adapter]
         for id in ids:
             self.cancel(id)
-        for slot in self.slots:
-            if slot.adapter == adapter:
-                slot.adapter, slot.length, slot.tokens = None, 0, []
+        self.cache.pool.forget(adapter)
         return ids
 
     def reset(self) -> None:
-        """Drop every job, what the slots hold and the decisions; only the estimates of the budget stay."""
+        """Drop every job, what the cache holds and the decisions; only the estimates of the budget stay."""
         self.clear()
         self.decisions.clear()
         self._release_times_s.clear()
-        for slot in self.slots:
-            slot.tokens = []
 
     @property
     def idle(self) -> bool:
@@ -223,10 +224,14 @@ class Scheduler:
             decoding, prefilling = ([slot for slot in slots if slot in people] for slots in (decoding, prefilling))
             waiting = sum(waiting.job.tier != "flex" for waiting in self._waiting)
         plan.decodes, plan.drafts = decoding, self.draft(decoding)
+        for slot in decoding:
+            self.cache.reserve(slot, slot.length + 1 + (len(plan.drafts[slot].tokens) if slot in plan.drafts else 0))
         self._fill(plan, prefilling, *self.budget.token_limits(len(decoding), len(prefilling) + waiting))
         plan.with_flex = _runs_flex(plan)
         if plan.with_flex or not (any(slot.is_flex for slot in self.slots) or any(text.job.tier == "flex" for text in self._texts)):
             self._flex_ran_s = self._clock()
+        if not plan.empty:
+            plan.copies = self.cache.take_copies()
         return plan
 
     def record(self, plan: Plan, step_s: float) -> None:
@@ -269,39 +274,41 @@ class Scheduler:
 
     def _ranked(self) -> list[WaitingRequest]:
         now_s = self._clock()
-        idle = [slot for slot in self.slots if slot.request is None]
-        return sorted(self._waiting, key=lambda waiting: waiting.rank(now_s, continues_conversation(waiting.job, idle)))
+        return sorted(self._waiting, key=lambda waiting: waiting.rank(now_s, self._is_continuing(waiting)))
+
+    def _is_continuing(self, waiting: WaitingRequest) -> bool:
+        """Whether at least half of the prompt is in the cache, as of a conversation that goes on."""
+        return 2 * self.cache.find(waiting.job, waiting.digests).tokens >= len(waiting.job.prompt)
 
     def _admit_waiting(self, detokenize: Detokenize) -> None:
         """Give free slots to the first in rank. One that needs more slots than are free blocks those behind it, or it would starve."""
         if not self._waiting or all(slot.request is not None for slot in self.slots):
             return
         for waiting in self._ranked():
-            placement = place(waiting.job, self.slots)
-            if placement is None:
+            slots = place(waiting.job, self.slots)
+            if slots is None:
                 return
             self._waiting.remove(waiting)
-            self._admit(waiting, placement, detokenize)
+            self._admit(waiting, slots, detokenize)
 
-    def _admit(self, waiting: WaitingRequest, placement: Placement, detokenize: Detokenize) -> None:
-        self._admissions += 1
-        job, lead, prefix = waiting.job, placement.slots[0], placement.shared_prefix
-        lead.admit(job, self._admissions, detokenize, placement.cached)
-        lead.admitted_s = self._clock()
-        lead.shared_prefix = prefix
-        for follower in placement.slots[1:]:
+    def _admit(self, waiting: WaitingRequest, slots: tuple[Slot, ...], detokenize: Detokenize) -> None:
+        job, lead = waiting.job, slots[0]
+        for slot in slots:
             self._admissions += 1
-            follower.admit(job, self._admissions, detokenize, 0)
+            slot.admit(job, self._admissions, detokenize)
+            slot.group = slots if job.search is not None else ()
+        for follower in slots[1:]:
             follower.tokens = []
-        if job.search is not None:
-            for slot in placement.slots:
-                slot.group = placement.slots
-        if prefix is not None and prefix.donor.request is None:  # the donor becomes the last to be reused: its prefix is still to be copied
-            self._releases += 1
-            prefix.donor.release_order = self._releases
-        reused = placement.cached or (prefix.tokens if prefix else 0)
+        lead.admitted_s = self._clock()
+        self.cache.adopt(lead)
+        others = [slot for slot in self.slots if slot not in slots]
+        lead.shared_prefix = None if needs_whole_prompt(job) else shared_prefix_of(job, others, lead.length)
+        prefix, holder, reused = lead.shared_prefix, "the cache", lead.cached
+        if prefix is not None:
+            holder, reused = f"slot {prefix.donor.index}", prefix.tokens
+        reason = f"{holder} holds {reused} of the prompt's {len(job.prompt)} tokens" if reused else "nothing of the prompt is in the cache"
         waited_s = round(lead.admitted_s - waiting.arrived_s, 3)
-        self.decisions.append(Decision(time.time(), job.id, lead.index, placement.reason, waited_s, reused, len(job.prompt)))
+        self.decisions.append(Decision(time.time(), job.id, lead.index, reason, waited_s, reused, len(job.prompt)))
 
     def _plan_prefill(self, plan: Plan, prefilling: list[Slot], tokens: int) -> int:
         """Plan prompt chunks in the order of admission; returns how many of `tokens` are left. A slot whose prefix another slot is still
@@ -313,11 +320,20 @@ class Scheduler:
             if slot.shared_prefix is not None:
                 if slot.shared_prefix.pending:
                     continue
-                _plan_prefix_copy(plan, slot)
+                self._adopt_prefix(slot)
             end = min(len(slot.tokens), slot.length + tokens)
+            self.cache.reserve(slot, end)
             plan.prefill_chunks.append(PrefillChunk(slot, slot.length, end))
             tokens -= end - slot.length
         return tokens
+
+    def _adopt_prefix(self, slot: Slot) -> None:
+        """Take what another slot has of the slot's prompt, or had when its request ended, instead of computing it."""
+        prefix, slot.shared_prefix = slot.shared_prefix, None
+        assert prefix is not None
+        if prefix.valid:
+            self.cache.keep(prefix.donor)
+        self.cache.adopt(slot)
 
     def _plan_scoring(self, plan: Plan, texts: Sequence[TextState], tokens: int) -> int:
         """Plan a window of each of `texts` in turn, whole if it fits; returns how many of `tokens` are left. Only one text at a time may
@@ -373,15 +389,3 @@ def _people(slots: Sequence[Slot]) -> list[Slot]:
         if prefix is not None and prefix.pending and prefix.donor in slots and prefix.donor not in people:
             people.append(prefix.donor)
     return people
-
-
-def _plan_prefix_copy(plan: Plan, slot: Slot) -> None:
-    """Copy what the donor has of the slot's prompt, instead of computing it."""
-    prefix, slot.shared_prefix = slot.shared_prefix, None
-    assert prefix is not None
-    # The donor's tokens are compared again: if it runs a search, they may have changed meanwhile.
-    common = common_prefix_length(slot.tokens, prefix.donor.tokens) if prefix.valid else 0
-    available = min(prefix.tokens, prefix.donor.length, common)
-    if available > slot.length:
-        plan.copies.append((prefix.donor, slot, available))
-        slot.length = slot.cached = available

@@ -1,7 +1,8 @@
 """Beam search and contrastive search as state machines: scores in, continuations of a group of sequences ("branches") out.
 
-Knows no models, caches, slots or schedulers. The caller runs one row for each branch. Before it runs the next row it copies the
-caches as `Continuation.sources` says, and feeds `Continuation.tokens`. Prompts, penalties and texts are the caller's concern.
+Knows no models, caches, slots or schedulers. The caller runs one row for each branch. Before it runs the next row each branch goes on
+from the cache of the one that `Continuation.sources` says, and it feeds `Continuation.tokens`. Prompts, penalties and texts are the
+caller's concern.
 """
 
 import math
@@ -18,8 +19,8 @@ from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Finish
 class Continuation:
     """For each branch, the branch whose sequence it continues, and the token it adds.
 
-    A branch that is the source of any branch is also its own source; in the first continuation, branch 0 is the only source. So the
-    caches may be copied one after another, in place, and only branch 0 has to hold the prompt.
+    A branch that is the source of any branch is also its own source, so that little is copied; in the first continuation, branch 0 is
+    the only source.
     """
 
     sources: list[int]

@@ -1,23 +1,21 @@
-"""A slot: one row of the KV cache and the request that runs in it. Knows no torch."""
+"""A slot: a request that runs, its tokens, and the pages of the KV cache that hold them. Knows no torch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from app.engine.detokenizer import Detokenize, Detokenizer, StopChecker
 from app.engine.request import Finish, Generate, Progress, SlotReport, Stage, TokenLogprob
 from app.engine.thought import LimitedThought
 
-COMPARE_TOKENS = 64  # tokens compared at a time
-
 
 @dataclass(slots=True, eq=False)
 class Slot:
     index: int
     request: Generate | None = None
-    adapter: str | None = None  # with which the keys and values in the cache were computed
+    adapter: str | None = None  # with which its keys and values are computed
     admission: int = 0  # serial number of the latest admission to this slot: tells whether the slot still runs the same request
-    release_order: int = 0  # serial number of the latest release: the slot with the smallest one has been idle longest
-    length: int = 0  # tokens whose keys and values are in the cache; they stay there after the request has finished
+    pages: list[int] = field(default_factory=list)  # of the cache, in order; none when the slot is idle
+    digests: list[bytes] = field(default_factory=list)  # of the full pages that can be found by others, each of all up to its end
+    length: int = 0  # tokens whose keys and values are in the cache; of an idle slot: that were when its request ended
     tokens: list[int] = field(default_factory=list)  # the prompt and the sampled tokens
     cached: int = 0  # prompt tokens whose keys and values did not have to be computed for this request
     admitted_s: float = 0.0  # when the request got the slot, by `time.monotonic`
@@ -29,10 +27,10 @@ class Slot:
     stop_checker: StopChecker | None = None
     thought: LimitedThought | None = None  # of a request that limits it
 
-    def admit(self, request: Generate, admission: int, detokenize: Detokenize, cached: int) -> None:
-        """Start `request`. The keys and values of the first `cached` tokens of its prompt are already in this slot's cache."""
+    def admit(self, request: Generate, admission: int, detokenize: Detokenize) -> None:
+        """Start `request`, without any pages."""
         self.request, self.admission, self.adapter = request, admission, request.adapter
-        self.length = self.cached = cached
+        self.length = self.cached = 0
         self.tokens = list(request.prompt)
         self.shared_prefix, self.group, self.prompt_logprobs = None, (), []
         self.detokenizer = Detokenizer(detokenize, request.prompt)
@@ -41,12 +39,10 @@ class Slot:
         for token in request.sampled:  # their text was sent by the worker that sampled them
             self.push(token, frozenset())
 
-    def release(self, release_order: int) -> None:
-        """Make the slot idle. `length` and the tokens in the cache stay, so that a later request can reuse them."""
+    def release(self) -> None:
+        """Make the slot idle. Its pages have to be taken from it before."""
         self.request = self.detokenizer = self.stop_checker = self.shared_prefix = self.thought = None
-        self.group = ()
-        self.release_order = release_order
-        del self.tokens[self.length :]
+        self.group, self.tokens = (), []
 
     @property
     def stage(self) -> Stage:
@@ -121,8 +117,8 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefix:
-    """The first `tokens` tokens of a prompt, which the slot `donor` has in its cache or is about to prefill. Valid as long as `donor`
-    still runs, or last ran, its admission number `admission`.
+    """The first `tokens` tokens of a prompt, which the slot `donor` has in its pages or is about to prefill. Valid as long as `donor` runs
+    its admission number `admission`; then its pages can be found, if it has ended.
     """
 
     donor: Slot
@@ -131,21 +127,9 @@ class SharedPrefix:
 
     @property
     def valid(self) -> bool:
-        return self.donor.admission == self.admission
+        return self.donor.request is not None and self.donor.admission == self.admission
 
     @property
     def pending(self) -> bool:
         """Whether the donor is still prefilling these tokens."""
         return self.valid and self.donor.stage == "prefill" and self.donor.length < self.tokens
-
-
-def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of tokens with which both sequences begin."""
-    limit = min(len(a), len(b))
-    at = 0
-    while at < limit and list(a[at : at + COMPARE_TOKENS]) == list(b[at : at + COMPARE_TOKENS]):
-        at += COMPARE_TOKENS
-    at = min(at, limit)
-    while at < limit and a[at] == b[at]:
-        at += 1
-    return at

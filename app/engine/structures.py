@@ -8,11 +8,12 @@ class DecodeArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
         *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride")),
         *((name, ctypes.c_void_p) for name in ("key_cache", "value_cache")),
-        *((name, ctypes.c_int64) for name in ("slot_stride", "head_stride")),
-        *((name, ctypes.c_void_p) for name in ("slots", "positions")),
+        *((name, ctypes.c_int64) for name in ("page_stride", "head_stride", "page")),
+        *((name, ctypes.c_void_p) for name in ("pages", "firsts", "positions")),
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim", "window")),
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
+        ("is_float", ctypes.c_int),
     )
 
 
@@ -20,6 +21,8 @@ class PrefillArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
         *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "key_head_stride", "value_stride", "value_head_stride")),
+        ("pages", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("page_stride", "page")),
         *((name, ctypes.c_int64) for name in ("rows", "start", "heads", "kv_heads", "dim", "window")),
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
@@ -100,13 +103,13 @@ class LayerArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm")),
         *((name, LinearArgs) for name in ("qkv", "out", "gate", "up", "down")),
         *((name, ctypes.c_void_p) for name in ("key_cache", "value_cache")),
-        *((name, ctypes.c_int64) for name in ("slot_stride", "head_stride", "window")),
+        *((name, ctypes.c_int64) for name in ("page_stride", "head_stride", "window")),
         ("scale", ctypes.c_float),
     )
 
 
 class SpanArgs(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("row", "rows", "start", "slot"))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("row", "rows", "start", "first"))
 
 
 class DecoderArgs(ctypes.Structure):
@@ -116,7 +119,8 @@ class DecoderArgs(ctypes.Structure):
         ("eps", ctypes.c_float),
         ("norm", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("rows", "decodes", "spans")),
-        *((name, ctypes.c_void_p) for name in ("slots", "positions")),
+        *((name, ctypes.c_void_p) for name in ("pages", "firsts", "positions")),
+        ("page", ctypes.c_int64),
         ("span", ctypes.POINTER(SpanArgs)),
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "x", "out")),
     )

@@ -21,10 +21,9 @@ class Texts:
     base is the observer: it reads each window first.
     """
 
-    def __init__(self, performer: FlatModel, observer: FlatModel | None, context: int) -> None:
+    def __init__(self, performer: FlatModel, observer: FlatModel | None) -> None:
         self._performer = performer
         self._observer = observer
-        self._context = context
 
     def account(self, batch: FlatBatch, hidden: torch.Tensor) -> Iterator[tuple[TextState, Scored | Embedded]]:
         """Account for the step's chunks of texts, from the states `[rows, hidden]` of the whole step. Yields each text whose last chunk
@@ -74,8 +73,8 @@ class Texts:
         ]
         if not observed or self._observer is None:
             return {}
-        batch = flatten_score_chunks(observed, self._observer.scoring_slot)
-        layout = layout_of([], batch.spans, self._context, self._observer.device)
+        batch = flatten_score_chunks(observed, self._observer.scoring_pages)
+        layout = layout_of([], batch.spans, self._observer.page_tokens, self._observer.device)
         hidden = self._observer.forward(batch.ids, batch.positions, layout)
         return {id(chunk): hidden[span.row_start : span.row_end] for span, chunk in batch.score_chunks}
 

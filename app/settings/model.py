@@ -73,9 +73,9 @@ class LoadedFields(Group):
         None,
         ge=1,
         le=1024,
-        description="rows of the KV cache, so requests that decode at once; as many as fit in memory, at most 32, when not set",
+        description="requests that decode at once; as many as fit in memory with a whole context each, at most 32, when not set",
     )
-    context: int = Field(4096, ge=32, description="tokens that a slot can hold; reduced to the model's own limit")
+    context: int = Field(4096, ge=32, description="tokens of a prompt and its answer together; reduced to the model's own limit")
     step_tokens: int = Field(
         512, ge=16, description="token budget of a step: prompt tokens and tokens to score that may join its decoding rows"
     )

@@ -83,8 +83,8 @@ def engine_families(router: Router, reports: EngineReports, now_s: float) -> Ite
     running = _gauge("num_requests_running", "answers that have a slot, by the engine's latest report", "replica")
     waiting = _gauge("num_requests_waiting", "answers that wait for a slot", "replica")
     texts = _gauge("num_texts", "texts that are being scored or embedded, or wait to be", "replica")
-    slots = _gauge("slots", "rows of the KV cache", "replica")
-    busy = _gauge("slots_busy", "rows of the KV cache that a request holds; a beam search holds several", "replica")
+    slots = _gauge("slots", "requests that decode at once", "replica")
+    busy = _gauge("slots_busy", "slots in which a request runs; a beam search has several", "replica")
     usage = _gauge("kv_cache_usage_perc", "share of the KV cache that running requests use; 1 is all of it", "replica")
     age = _gauge(
         "engine_report_age_seconds", "age of the report behind these numbers: above 0 while the engine is too busy to answer", "replica"

@@ -1,4 +1,4 @@
-"""What a slot holds is used again, and long prompts come in pieces, in every precision; neither changes an answer."""
+"""What the cache holds is used again, and long prompts come in pieces, in every precision; neither changes an answer."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,12 +33,12 @@ def test_a_second_turn_reuses_the_first(model: LocalModel, reference: Reference)
     second = model.post(CHAT, messages=messages, **ANSWER)
     assert first["usage"]["prompt_tokens"] <= cached(second) < second["usage"]["prompt_tokens"]
     decision = model.slots()["decisions"][-1]
-    assert decision["reused_tokens"] == cached(second) and decision["reason"].startswith(f"holds {cached(second)} of")
+    assert decision["reused_tokens"] == cached(second) and decision["reason"].startswith(f"the cache holds {cached(second)} of")
     check_answer(model, reference, messages, second)
 
 
 def test_answers_at_once_share_a_prefix(model: LocalModel, reference: Reference) -> None:
-    """Each needs a slot of its own, so all but one get a copy."""
+    """Full pages are shared; of the page in which the conversations begin to differ each gets a copy of what they have in common."""
     shared = {"role": "system", "content": f"{model.name} {STORY}"}
     model.post(CHAT, messages=[shared, {"role": "user", "content": "Hello"}], max_tokens=2)
     conversations = [[shared, {"role": "user", "content": question}] for question in ("Who?", "Where?", "Why did it happen?")]

@@ -14,15 +14,16 @@ typedef struct {
     const bf16 *input_norm, *mlp_norm;  /* weights [hidden] */
     const bf16 *query_norm, *key_norm;  /* weights [dim], or NULL */
     Linear qkv, out, gate, up, down;    /* qkv: queries, keys and values, one after the other */
-    bf16 *key_cache, *value_cache;      /* [slots][kv_heads][context][dim] */
-    int64_t slot_stride, head_stride;   /* of these, in elements */
+    bf16 *key_cache, *value_cache;      /* [pages][kv_heads][page][dim] */
+    int64_t page_stride, head_stride;   /* of these, in elements */
     int64_t window;                     /* tokens that a row sees; 0: all */
     float scale;                        /* of the attention scores */
 } DecoderLayer;
 
-/* Rows [row, row + rows) of a step are consecutive positions from `start` on of one sequence. slot -1: they are not cached. */
+/* Rows [row, row + rows) of a step are consecutive positions from `start` on of one sequence. `first` says where its pages begin in the
+ * step's list of pages; -1: they are not cached. */
 typedef struct {
-    int64_t row, rows, start, slot;
+    int64_t row, rows, start, first;
 } SpanRows;
 
 typedef struct {
@@ -31,7 +32,9 @@ typedef struct {
     float eps; /* of the norms */
     const bf16 *norm; /* weights [hidden] of the last one */
     int64_t rows, decodes, spans; /* the decoding rows come first, then those of the spans */
-    const int64_t *slots, *positions; /* [decodes] */
+    const int64_t *pages;              /* of all sequences, one after the other */
+    const int64_t *firsts, *positions; /* [decodes]; as in DecodeArgs */
+    int64_t page;                      /* tokens of a page */
     const SpanRows *span;             /* [spans] */
     const bf16 *cos, *sin;            /* [rows][dim]; the first half of sin is negated */
     bf16 *x;                          /* [rows][hidden]: embeddings; changed */
@@ -74,17 +77,18 @@ static int apply(const Linear *layer, const bf16 *x, int64_t rows, Epilogue end,
 static int attend_span(const DecoderArgs *args, const DecoderLayer *layer, const SpanRows *span, const bf16 *qkv, bf16 *out, int threads) {
     int64_t dim = args->dim, width = layer->qkv.outputs;
     const bf16 *query = qkv + span->row * width, *key = query + args->heads * dim, *value = key + args->kv_heads * dim;
-    PrefillArgs prefill = {query, key, value, width, width, dim, width, dim, span->rows, 0, args->heads, args->kv_heads, dim,
-                           layer->window, layer->scale, out + span->row * args->heads * dim};
-    if (span->slot >= 0) {
-        bf16 *keys = layer->key_cache + span->slot * layer->slot_stride, *values = layer->value_cache + span->slot * layer->slot_stride;
-        for (int64_t h = 0; h < args->kv_heads; h++)
-            for (int64_t r = 0; r < span->rows; r++) {
-                int64_t at = h * layer->head_stride + (span->start + r) * dim;
-                memcpy(keys + at, key + r * width + h * dim, dim * sizeof(bf16));
-                memcpy(values + at, value + r * width + h * dim, dim * sizeof(bf16));
+    PrefillArgs prefill = {query, key, value, width, width, dim, width, dim, NULL, layer->page_stride, args->page, span->rows, 0,
+                           args->heads, args->kv_heads, dim, layer->window, layer->scale, out + span->row * args->heads * dim};
+    if (span->first >= 0) {
+        prefill.pages = args->pages + span->first;
+        for (int64_t r = 0; r < span->rows; r++)
+            for (int64_t h = 0; h < args->kv_heads; h++) {
+                int64_t position = span->start + r, page = prefill.pages[position / args->page];
+                int64_t at = page * layer->page_stride + h * layer->head_stride + position % args->page * dim;
+                memcpy(layer->key_cache + at, key + r * width + h * dim, dim * sizeof(bf16));
+                memcpy(layer->value_cache + at, value + r * width + h * dim, dim * sizeof(bf16));
             }
-        prefill.key = keys, prefill.value = values, prefill.key_stride = prefill.value_stride = dim;
+        prefill.key = layer->key_cache, prefill.value = layer->value_cache, prefill.key_stride = prefill.value_stride = dim;
         prefill.key_head_stride = prefill.value_head_stride = layer->head_stride, prefill.start = span->start;
     }
     return attend_prefill(&prefill, threads);
@@ -98,9 +102,9 @@ static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv,
         rms_norm(key + r * width, args->kv_heads, dim, layer->key_norm, args->eps, key + r * width, 1);
     }
     rotate(args, qkv, width, threads);
-    DecodeArgs decode = {qkv, key, value, width, width, width, layer->key_cache, layer->value_cache, layer->slot_stride,
-                         layer->head_stride, args->slots, args->positions, args->decodes, args->heads, args->kv_heads, dim,
-                         layer->window, layer->scale, out};
+    DecodeArgs decode = {qkv, key, value, width, width, width, layer->key_cache, layer->value_cache, layer->page_stride,
+                         layer->head_stride, args->page, args->pages, args->firsts, args->positions, args->decodes, args->heads,
+                         args->kv_heads, dim, layer->window, layer->scale, out, 0};
     int failed = args->decodes && attend_decode(&decode, threads);
     for (int64_t s = 0; s < args->spans && !failed; s++) failed = attend_span(args, layer, args->span + s, qkv, out, threads);
     return failed;

@@ -31,23 +31,29 @@ typedef struct {
     float weight_scale; /* scales and minima are multiplied by it */
 } GroupedWeights;
 
-/* The decoding rows of one layer. Each row writes its key and value to its slot of the cache, at its position, and attends to the slot up
- * to that position: to the last `window` tokens, or to all if `window` is 0. Strides count elements. */
+/* Keys and values lie in pages of `page` tokens, a multiple of COLUMNS. A sequence has a list of pages: token t is token t % page of
+ * page pages[t / page]. */
+
+/* The decoding rows of one layer, all in bfloat16, or in float32 if `is_float`. Each row writes its key and value to the cache, at its position, and attends to its sequence up to that
+ * position: to the last `window` tokens, or to all if `window` is 0. Strides count elements. */
 typedef struct {
-    const bf16 *query, *key, *value; /* [rows][heads or kv_heads][dim], with these strides between rows: */
+    const void *query, *key, *value; /* [rows][heads or kv_heads][dim], with these strides between rows: */
     int64_t query_stride, key_stride, value_stride;
-    bf16 *key_cache, *value_cache; /* [slots][kv_heads][context][dim], with these strides: */
-    int64_t slot_stride, head_stride;
-    const int64_t *slots, *positions;
+    void *key_cache, *value_cache; /* [pages][kv_heads][page][dim], with these strides: */
+    int64_t page_stride, head_stride, page;
+    const int64_t *pages, *firsts, *positions; /* row r has the pages from pages[firsts[r]] on */
     int64_t rows, heads, kv_heads, dim, window;
     float scale;
-    bf16 *out; /* [rows][heads][dim] */
+    void *out; /* [rows][heads][dim] */
+    int is_float;
 } DecodeArgs;
 
 /* Row r is at position start + r and sees the last `window` keys up to there (0: all). Strides count elements. */
 typedef struct {
     const bf16 *query, *key, *value; /* [rows][heads][dim], [start + rows][kv_heads][dim], with these strides: */
     int64_t query_stride, key_stride, key_head_stride, value_stride, value_head_stride;
+    const int64_t *pages; /* NULL, or those of the sequence: key and value are then the cache, with this stride between pages: */
+    int64_t page_stride, page;
     int64_t rows, start, heads, kv_heads, dim, window;
     float scale;
     bf16 *out; /* [rows][heads][dim] */

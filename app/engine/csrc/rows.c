@@ -22,31 +22,58 @@ void rms_norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, f
     }
 }
 
+/* Where the token at `position` of a row's sequence lies in the cache, and those after it on the same page. */
+INLINE int64_t tokens_at(const DecodeArgs *args, int64_t row, int64_t kv_head, int64_t position) {
+    int64_t page = args->pages[args->firsts[row] + position / args->page];
+    return page * args->page_stride + kv_head * args->head_stride + position % args->page * args->dim;
+}
+
+/* Of `count` tokens from position `begin` on, the first one after `t` that lies on another page; `count` if there is none. */
+INLINE int64_t page_end(const DecodeArgs *args, int64_t begin, int64_t t, int64_t count) {
+    int64_t end = t + args->page - (begin + t) % args->page;
+    return end < count ? end : count;
+}
+
+/* Loads LANES elements from element `at` on: float32 if `is_float`, else bfloat16. */
+INLINE vec load(const void *from, int64_t at, const int is_float) {
+    return is_float ? *(const vec *)((const float *)from + at) : load_bf16((const bf16 *)from + at);
+}
+
+INLINE void prefetch(const void *from, int64_t at, int64_t count, const int is_float) {
+    int64_t size = is_float ? sizeof(float) : sizeof(bf16);
+    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch((const char *)from + at * size + i, 0, 1);
+}
+
 /* Computes `heads` (1 to 4) query heads of a row from head `from` on, which share a key-value head. `scores` [heads][score_stride] is
- * scratch memory; dim <= MAX_HEAD_DIM. */
-INLINE void attend_heads(const int64_t dim, const int heads, const DecodeArgs *args, int64_t row, int64_t from, float *scores,
-                         int64_t score_stride) {
+ * scratch memory; dim <= MAX_HEAD_DIM. Keys and values that come next are fetched meanwhile: the processor does not foresee them beyond
+ * the end of a page. */
+INLINE void attend_heads(const int64_t dim, const int heads, const int is_float, const DecodeArgs *args, int64_t row, int64_t from,
+                         float *scores, int64_t score_stride) {
     const int vectors = dim / LANES;
-    int64_t kv_head = from / (args->heads / args->kv_heads), last = args->positions[row],
-            cache = args->slots[row] * args->slot_stride + kv_head * args->head_stride;
+    int64_t kv_head = from / (args->heads / args->kv_heads), last = args->positions[row];
     int64_t begin = args->window && last + 1 > args->window ? last + 1 - args->window : 0, count = last + 1 - begin;
-    const bf16 *keys = args->key_cache + cache + begin * dim, *values = args->value_cache + cache + begin * dim;
     float query[4 * MAX_HEAD_DIM], max_scores[4] = {-3e38f, -3e38f, -3e38f, -3e38f}, sums_of_weights[4];
     for (int c = 0; c < heads * vectors; c++)
-        *(vec *)(query + c * LANES) = load_bf16(args->query + row * args->query_stride + from * dim + c * LANES) * (args->scale * LOG2_E);
-    for (int64_t t = 0; t < count; t++) {
-        vec sums[4] = {0};
-        for (int64_t c = 0; c < dim; c += 32) __builtin_prefetch(values + t * dim + c);
+        *(vec *)(query + c * LANES) = load(args->query, row * args->query_stride + from * dim + c * LANES, is_float) * (args->scale * LOG2_E);
+    for (int64_t t = 0, end; t < count; t = end) {
+        int64_t at = tokens_at(args, row, kv_head, begin + t) - t * dim;
+        end = page_end(args, begin, t, count);
+        int64_t next = end < count ? tokens_at(args, row, kv_head, begin + end) - t * dim : at;
+        for (; t < end; t++) {
+            vec sums[4] = {0};
+            prefetch(args->key_cache, next + t * dim, dim, is_float);
+            prefetch(args->value_cache, at + t * dim, dim, is_float);
 #pragma GCC unroll 8
-        for (int c = 0; c < vectors; c++) {
-            vec k = load_bf16(keys + t * dim + c * LANES);
+            for (int c = 0; c < vectors; c++) {
+                vec k = load(args->key_cache, at + t * dim + c * LANES, is_float);
 #pragma GCC unroll 4
-            for (int h = 0; h < heads; h++) sums[h] += *(const vec *)(query + h * dim + c * LANES) * k;
-        }
+                for (int h = 0; h < heads; h++) sums[h] += *(const vec *)(query + h * dim + c * LANES) * k;
+            }
 #pragma GCC unroll 4
-        for (int h = 0; h < heads; h++) {
-            float score = scores[h * score_stride + t] = sum_lanes(sums[h]);
-            max_scores[h] = score > max_scores[h] ? score : max_scores[h];
+            for (int h = 0; h < heads; h++) {
+                float score = scores[h * score_stride + t] = sum_lanes(sums[h]);
+                max_scores[h] = score > max_scores[h] ? score : max_scores[h];
+            }
         }
     }
     for (int h = 0; h < heads; h++) {
@@ -58,26 +85,36 @@ INLINE void attend_heads(const int64_t dim, const int heads, const DecodeArgs *a
     }
     for (int c = 0; c < vectors; c += 4) {
         vec mixed[16] = {0};
-        for (int64_t t = 0; t < count; t++)
+        for (int64_t t = 0, end; t < count; t = end) {
+            int64_t at = tokens_at(args, row, kv_head, begin + t) - t * dim;
+            end = page_end(args, begin, t, count);
+            for (; t < end; t++)
 #pragma GCC unroll 4
-            for (int part = 0; part < 4; part++)
-                if (c + part < vectors) {
-                    vec v = load_bf16(values + t * dim + (c + part) * LANES);
+                for (int part = 0; part < 4; part++)
+                    if (c + part < vectors) {
+                        vec v = load(args->value_cache, at + t * dim + (c + part) * LANES, is_float);
 #pragma GCC unroll 4
-                    for (int h = 0; h < heads; h++) mixed[4 * h + part] += scores[h * score_stride + t] * v;
-                }
+                        for (int h = 0; h < heads; h++) mixed[4 * h + part] += scores[h * score_stride + t] * v;
+                    }
+        }
         for (int h = 0; h < heads; h++)
-            for (int part = 0; part < 4 && c + part < vectors; part++)
-                store_bf16(args->out + (row * args->heads + from + h) * dim + (c + part) * LANES, mixed[4 * h + part] / sums_of_weights[h]);
+            for (int part = 0; part < 4 && c + part < vectors; part++) {
+                int64_t at = (row * args->heads + from + h) * dim + (c + part) * LANES;
+                vec out = mixed[4 * h + part] / sums_of_weights[h];
+                if (is_float)
+                    *(vec *)((float *)args->out + at) = out;
+                else
+                    store_bf16((bf16 *)args->out + at, out);
+            }
     }
 }
 
-#define ATTEND_HEADS(DIM) \
+#define ATTEND_HEADS(DIM, IS_FLOAT) \
     switch (remaining) { \
-        case 1: attend_heads(DIM, 1, args, row, from, own_scores, score_stride); break; \
-        case 2: attend_heads(DIM, 2, args, row, from, own_scores, score_stride); break; \
-        case 3: attend_heads(DIM, 3, args, row, from, own_scores, score_stride); break; \
-        default: attend_heads(DIM, 4, args, row, from, own_scores, score_stride); \
+        case 1: attend_heads(DIM, 1, IS_FLOAT, args, row, from, own_scores, score_stride); break; \
+        case 2: attend_heads(DIM, 2, IS_FLOAT, args, row, from, own_scores, score_stride); break; \
+        case 3: attend_heads(DIM, 3, IS_FLOAT, args, row, from, own_scores, score_stride); break; \
+        default: attend_heads(DIM, 4, IS_FLOAT, args, row, from, own_scores, score_stride); \
     }
 
 /* Computes the attention of all rows, after writing the cache. Returns 0, or 1 if it cannot allocate memory. */
@@ -93,21 +130,24 @@ int attend_decode(const DecodeArgs *args, int threads) {
 #pragma omp for schedule(static)
         for (int64_t job = 0; job < args->rows * args->kv_heads; job++) {
             int64_t row = job / args->kv_heads, kv_head = job % args->kv_heads;
-            int64_t at = args->slots[row] * args->slot_stride + kv_head * args->head_stride + args->positions[row] * args->dim;
-            memcpy(args->key_cache + at, args->key + row * args->key_stride + kv_head * args->dim, args->dim * sizeof(bf16));
-            memcpy(args->value_cache + at, args->value + row * args->value_stride + kv_head * args->dim, args->dim * sizeof(bf16));
+            int64_t at = tokens_at(args, row, kv_head, args->positions[row]), size = args->is_float ? sizeof(float) : sizeof(bf16);
+            int64_t key = row * args->key_stride + kv_head * args->dim, value = row * args->value_stride + kv_head * args->dim;
+            memcpy((char *)args->key_cache + at * size, (const char *)args->key + key * size, args->dim * size);
+            memcpy((char *)args->value_cache + at * size, (const char *)args->value + value * size, args->dim * size);
         }
 #pragma omp for schedule(dynamic)
         for (int64_t job = 0; job < args->rows * args->kv_heads * chunks; job++) {
             float *own_scores = scores + omp_get_thread_num() * 4 * score_stride;
             int64_t row = job / (args->kv_heads * chunks), chunk = job % chunks, kv_head = job / chunks % args->kv_heads;
             int64_t from = kv_head * group + 4 * chunk, remaining = group - 4 * chunk;
-            if (args->dim == 64)
-                ATTEND_HEADS(64)
+            if (args->is_float)
+                ATTEND_HEADS(args->dim, 1)
+            else if (args->dim == 64)
+                ATTEND_HEADS(64, 0)
             else if (args->dim == 128)
-                ATTEND_HEADS(128)
+                ATTEND_HEADS(128, 0)
             else
-                ATTEND_HEADS(args->dim)
+                ATTEND_HEADS(args->dim, 0)
         }
     }
     free(scores);

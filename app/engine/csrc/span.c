@@ -38,12 +38,13 @@ static void multiply_tile(int rows, const float *x, int64_t inputs, const float 
     }
 }
 
-/* Widens up to COLUMNS keys and values, from key `begin` on: keys transposed to [dim][COLUMNS], values to [dim / COLUMNS][PIECE][COLUMNS].
+/* Widens up to COLUMNS keys and values, from key `begin`, a multiple of COLUMNS, on: keys transposed to [dim][COLUMNS], values to [dim / COLUMNS][PIECE][COLUMNS].
  * From `end` on both are 0. */
 static void load_block(const PrefillArgs *args, int64_t kv_head, int64_t begin, int64_t end, float *keys, float *values) {
     int64_t count = end - begin < COLUMNS ? end - begin : COLUMNS, key_stride = args->key_stride, value_stride = args->value_stride;
-    const bf16 *key = args->key + begin * key_stride + kv_head * args->key_head_stride,
-               *value = args->value + begin * value_stride + kv_head * args->value_head_stride;
+    int64_t page = args->pages ? args->pages[begin / args->page] * args->page_stride : 0, row = args->pages ? begin % args->page : begin;
+    const bf16 *key = args->key + page + row * key_stride + kv_head * args->key_head_stride,
+               *value = args->value + page + row * value_stride + kv_head * args->value_head_stride;
     for (int64_t c = 0; c < args->dim; c += LANES) {
         for (int64_t t = 0; t < COLUMNS; t += LANES) {
             vec rows[LANES];

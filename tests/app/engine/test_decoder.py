@@ -1,6 +1,8 @@
 """The whole decoder in one call computes, bit for bit, what its parts compute one by one, whatever rows a step has."""
 
 import copy
+import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.layout import Layout, Span, layout_of
+from app.engine.pages import PAGE_TOKENS
 
 CONTEXT = 400
+PAGES = -(-CONTEXT // PAGE_TOKENS)  # of a context
 SHAPE: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 96,
@@ -46,17 +50,21 @@ def flat(request: pytest.FixtureRequest) -> FlatModel:
     return create_flat_model(plain_model(CONFIGS[name]), CacheLimits(slots=4, context=CONTEXT), scheme)
 
 
-def steps() -> list[tuple[list[int], list[int], Layout]]:
-    """Ids, positions and layout of steps that fill the cache: prompts in pieces, decoding rows, texts, and all of them at once."""
+def steps(pages: Sequence[int]) -> list[tuple[list[int], list[int], Layout]]:
+    """Ids, positions and layout of steps that fill the cache: prompts in pieces, decoding rows, texts, and all of them at once. `pages`
+    are those of four sequences, one after the other.
+    """
     made = []
+    own = [pages[PAGES * slot : PAGES * (slot + 1)] for slot in range(4)]
 
     def add(decodes: list[tuple[int, int]], *spans: tuple[int, int, int | None]) -> None:
         positions, parts = [position for _, position in decodes], []
         for start, rows, slot in spans:
-            parts.append(Span(len(positions), len(positions) + rows, start, slot))
+            parts.append(Span(len(positions), len(positions) + rows, start, None if slot is None else own[slot]))
             positions += range(start, start + rows)
         ids = [(31 * index + 7 * len(made)) % 300 for index in range(len(positions))]
-        made.append((ids, positions, layout_of(decodes, parts, CONTEXT, torch.device("cpu"))))
+        rows_decoded = [(own[slot], position) for slot, position in decodes]
+        made.append((ids, positions, layout_of(rows_decoded, parts, PAGE_TOKENS, torch.device("cpu"))))
 
     add([], (0, 70, 0))
     add([(0, 70)])
@@ -67,10 +75,10 @@ def steps() -> list[tuple[list[int], list[int], Layout]]:
     return made
 
 
-def hidden_states(flat: FlatModel) -> list[torch.Tensor]:
+def hidden_states(flat: FlatModel, pages: Sequence[int] = range(4 * PAGES)) -> list[torch.Tensor]:
     for cache in (*flat.attention.keys.values(), *flat.attention.values.values()):
         cache.zero_()
-    return [flat.forward(*step) for step in steps()]
+    return [flat.forward(*step) for step in steps(pages)]
 
 
 def test_one_call_equals_its_parts(flat: FlatModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +91,12 @@ def test_one_call_equals_its_parts(flat: FlatModel, monkeypatch: pytest.MonkeyPa
         assert torch.equal(whole, parts)
     for whole, parts in zip(caches, (*flat.attention.keys.values(), *flat.attention.values.values()), strict=True):
         assert torch.equal(whole, parts)
+
+
+def test_it_is_the_same_wherever_the_pages_lie(flat: FlatModel) -> None:
+    scattered = random.Random(0).sample(range(4 * PAGES), 4 * PAGES)
+    for states, same in zip(hidden_states(flat, scattered), hidden_states(flat), strict=True):
+        assert torch.equal(states, same)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

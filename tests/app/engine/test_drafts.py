@@ -62,7 +62,7 @@ def test_nothing_is_drafted_before_a_step_was_measured() -> None:
 
 def slot_of(job: Generate, answer: Sequence[int] = ()) -> Slot:
     slot = Slot(0)
-    slot.admit(job, 1, lambda ids: "x" * len(ids), 0)
+    slot.admit(job, 1, lambda ids: "x" * len(ids))
     slot.tokens += answer
     slot.length = len(slot.tokens) - 1
     return slot

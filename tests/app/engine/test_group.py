@@ -18,7 +18,9 @@ NEW = 10
 
 
 def create(name: str = "Llama", slots: int = 6, end_tokens: frozenset[int] = frozenset()) -> Engine:
-    return Engine(create_flat_model(tiny(name), CacheLimits(slots, CONTEXT)), letters, end_tokens, EngineLimits(slots, CONTEXT, 16))
+    return Engine(
+        create_flat_model(tiny(name), CacheLimits(slots, CONTEXT, page_tokens=16)), letters, end_tokens, EngineLimits(slots, CONTEXT, 16)
+    )
 
 
 def run(engine: Engine, jobs: list[Generate], steps_between: int = 2) -> list[Event]:

@@ -18,6 +18,8 @@ from app.engine.grouped import GroupedWeights
 from app.engine.kernel import DecodeRows, Epilogue, Kernel, PrefillRows, kernel
 from app.engine.packing import pack_bfloat16, pack_grouped, pack_levels, pad_bias, unpack_rows
 
+PAGE = 32  # tokens
+
 
 @settings(max_examples=150, deadline=None)
 @given(
@@ -181,28 +183,31 @@ def test_extreme_inputs_and_ties_round_as_in_torch(built: Kernel) -> None:
     group=st.integers(1, 9),
     dim=st.sampled_from([16, 48, 64, 80, 128, 256]),
     window=st.none() | st.integers(1, 40),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
     data=st.data(),
 )
 def test_decode_attention_matches_torch(
-    built: Kernel, rows: int, kv_heads: int, group: int, dim: int, window: int | None, data: st.DataObject
+    built: Kernel, rows: int, kv_heads: int, group: int, dim: int, window: int | None, dtype: torch.dtype, data: st.DataObject
 ) -> None:
     torch.manual_seed(rows + 10 * dim)
-    joint = torch.randn(rows, (group + 2) * kv_heads, dim).bfloat16()  # one qkv projection: strided rows
+    joint = torch.randn(rows, (group + 2) * kv_heads, dim).to(dtype)  # one qkv projection: strided rows
     query, key, value = joint.split([group * kv_heads, kv_heads, kv_heads], 1)
-    keys, values = (torch.randn(12, kv_heads, 70, dim).bfloat16() for _ in range(2))
-    slots = torch.tensor(data.draw(st.permutations(range(12)))[:rows])
-    positions = torch.tensor(data.draw(st.lists(st.integers(0, 69), min_size=rows, max_size=rows)))
+    keys, values = (torch.randn(24, kv_heads, PAGE, dim).to(dtype) for _ in range(2))
+    pages = torch.tensor(data.draw(st.permutations(range(24)))[: 2 * rows])
+    positions = torch.tensor(data.draw(st.lists(st.integers(0, 2 * PAGE - 1), min_size=rows, max_size=rows)))
     expected_keys, expected_values = keys.clone(), values.clone()
-    expected_keys[slots, :, positions], expected_values[slots, :, positions] = key, value
-    batch = DecodeRows(query, key, value, keys, values, slots, positions, 0.3, window)
+    written, firsts = pages[2 * torch.arange(rows) + positions // PAGE], 2 * torch.arange(rows)
+    expected_keys[written, :, positions % PAGE], expected_values[written, :, positions % PAGE] = key, value
+    batch = DecodeRows(query, key, value, keys, values, pages, firsts, positions, 0.3, window)
     assert batch.is_supported(built.columns)
     result = built.attend_decode(batch)
     assert torch.equal(keys, expected_keys) and torch.equal(values, expected_values)
-    for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
-        visible = slice(max(0, position + 1 - window) if window else 0, position + 1)
-        k, v = expected_keys[slot, :, visible].float(), expected_values[slot, :, visible].float()
+    for row, position in enumerate(positions.tolist()):
+        visible, own = slice(max(0, position + 1 - window) if window else 0, position + 1), pages[2 * row : 2 * row + 2]
+        k, v = (cache[own].transpose(0, 1).flatten(1, 2)[:, visible].float() for cache in (expected_keys, expected_values))
         expected = F.scaled_dot_product_attention(query[row, :, None].float()[None], k[None], v[None], scale=0.3, enable_gqa=True)[0, :, 0]
-        torch.testing.assert_close(result[row].float(), expected, atol=1e-2, rtol=2**-6)
+        atol, rtol = (1e-2, 2**-6) if dtype == torch.bfloat16 else (5e-6, 1e-5)
+        torch.testing.assert_close(result[row].float(), expected, atol=atol, rtol=rtol)
 
 
 @settings(max_examples=120, deadline=None)
@@ -220,7 +225,7 @@ def test_prefill_attention_matches_torch(
     torch.manual_seed(rows + 10 * dim)
     joint = torch.randn(rows, (group + 2) * kv_heads, dim).bfloat16()
     cache = torch.randn(2, kv_heads, 1700, dim).bfloat16()[:, :, : start + rows].transpose(1, 2)  # a slot of the cache: strided heads
-    batch = PrefillRows(joint[:, : group * kv_heads], cache[0], cache[1], 0.3, window)
+    batch = PrefillRows(joint[:, : group * kv_heads], cache[0], cache[1], start, 0.3, window)
     assert batch.is_supported(built.columns)
     positions = torch.arange(start + rows)
     visible = positions <= positions[start:, None]
@@ -229,22 +234,51 @@ def test_prefill_attention_matches_torch(
     expected = F.scaled_dot_product_attention(query, key, value, visible, scale=0.3, enable_gqa=True)[0].transpose(0, 1)
     result = built.attend_prefill(batch)
     torch.testing.assert_close(result.float(), expected, atol=1e-2, rtol=2**-6)
-    last = PrefillRows(joint[-1:, : group * kv_heads], cache[0], cache[1], 0.3, window)
+    last = PrefillRows(joint[-1:, : group * kv_heads], cache[0], cache[1], start + rows - 1, 0.3, window)
     assert torch.equal(built.attend_prefill(last), result[-1:]), "the last row by itself"
+
+
+@pytest.mark.parametrize("window", [None, 40, 600])
+@pytest.mark.parametrize("start", [0, 63, 64, 500, 1030])
+@pytest.mark.parametrize("page", [32, 64, 256])
+def test_attention_is_the_same_bit_for_bit_wherever_the_pages_lie(built: Kernel, page: int, start: int, window: int | None) -> None:
+    torch.manual_seed(start)
+    rows, kv_heads, heads, dim = 37, 2, 6, 64
+    query, keys, values = torch.randn(rows, heads, dim).bfloat16(), *torch.randn(2, start + rows, kv_heads, dim).bfloat16()
+    alone = built.attend_prefill(PrefillRows(query, keys, values, start, 0.3, window))
+    count = -(-(start + rows) // page)
+    for order in (torch.arange(count), torch.randperm(2 * count)[:count]):
+        caches = []
+        for plain in (keys, values):
+            cache = torch.randn(2 * count, kv_heads, page, dim).bfloat16()
+            cache[order] = F.pad(plain, (0, 0, 0, 0, 0, count * page - len(plain))).unflatten(0, (count, page)).transpose(1, 2)
+            caches.append(cache)
+        assert torch.equal(built.attend_prefill(PrefillRows(query, *caches, start, 0.3, window, order)), alone)
+        last, firsts = torch.tensor([start + rows - 1]), torch.tensor([0])
+        batch = DecodeRows(query[-1:], keys[-1:], values[-1:], *caches, order, firsts, last, 0.3, window)
+        decoded = built.attend_decode(batch)
+        torch.testing.assert_close(decoded.float(), alone[-1:].float(), atol=1e-2, rtol=2**-6)
+        contiguous = [F.pad(plain, (0, 0, 0, 0, 0, 32 * 64 - len(plain))).transpose(0, 1)[None].contiguous() for plain in (keys, values)]
+        whole = DecodeRows(query[-1:], keys[-1:], values[-1:], *contiguous, torch.tensor([0]), firsts, last, 0.3, window)
+        assert torch.equal(built.attend_decode(whole), decoded), "one page that holds all tokens"
 
 
 def test_unsupported_attention_shapes_are_reported(built: Kernel) -> None:
     query, key, cache, index = torch.zeros(1, 4, 20), torch.zeros(1, 2, 20), torch.zeros(3, 2, 9, 20), torch.zeros(1, dtype=torch.long)
     half = [part.bfloat16() for part in (query, key, cache)]
-    assert not DecodeRows(half[0], half[1], half[1], half[2], half[2], index, index).is_supported(built.columns), "a head of 20"
-    assert not PrefillRows(half[0], half[1], half[1]).is_supported(built.columns)
+    assert not DecodeRows(half[0], half[1], half[1], half[2], half[2], index, index, index).is_supported(built.columns), "a head of 20"
+    assert not PrefillRows(half[0], half[1], half[1], 0).is_supported(built.columns)
     wide = [F.pad(part, (0, 12)) for part in (query, key, cache)]
-    assert not DecodeRows(wide[0], wide[1], wide[1], wide[2], wide[2], index, index).is_supported(built.columns), "float32"
-    assert not PrefillRows(wide[0], wide[1], wide[1]).is_supported(built.columns)
+    assert not DecodeRows(wide[0], wide[1], wide[1], half[2], half[2], index, index, index).is_supported(built.columns), "two precisions"
+    assert not PrefillRows(wide[0], wide[1], wide[1], 0).is_supported(built.columns)
     transposed = F.pad(half[0], (0, 12)).transpose(1, 2).contiguous().transpose(1, 2)
     rest = [F.pad(part, (0, 12)) for part in half[1:]]
-    assert not DecodeRows(transposed, rest[0], rest[0], rest[1], rest[1], index, index).is_supported(built.columns), "a transposed query"
-    assert not PrefillRows(transposed, rest[0], rest[0]).is_supported(built.columns)
+    table = (index, index, index)
+    assert not DecodeRows(transposed, rest[0], rest[0], rest[1], rest[1], *table).is_supported(built.columns), "a transposed query"
+    assert not PrefillRows(transposed, rest[0], rest[0], 0).is_supported(built.columns)
+    queries, key, odd = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((1, 3, 32), (1, 1, 32), (2, 1, 40, 32)))
+    assert DecodeRows(queries, key, key, odd, odd, *table).is_supported(built.columns)
+    assert not PrefillRows(queries, odd, odd, 0, pages=index).is_supported(built.columns), "pages of 40 tokens"
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 64, 100, 576])

@@ -21,13 +21,14 @@ from app.scoring.windows import windows
 
 SERVED = ["Llama", "Qwen2", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"]
 SLOTS = 4
+PAGE = 16  # tokens: most requests have several pages
 GREEDY = SamplingParams(temperature=0.0)
 few_examples = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @cache
 def flat_model(name: str) -> FlatModel:
-    return create_flat_model(tiny(name), CacheLimits(SLOTS, CONTEXT))
+    return create_flat_model(tiny(name), CacheLimits(SLOTS, CONTEXT, page_tokens=PAGE))
 
 
 @cache

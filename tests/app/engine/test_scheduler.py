@@ -6,6 +6,7 @@ import pytest
 from planning import Clock, create, detokenize, generate, request_in, run
 
 from app.engine.budget import FLEX_TIME_SHARE
+from app.engine.pages import PAGE_TOKENS, PageCopy
 from app.engine.request import BeamSearchParams, Generate, Score, Tier, Window
 from app.engine.scheduler import AGE_S, Scheduler
 
@@ -81,7 +82,7 @@ def test_a_conversation_that_goes_on_comes_before_new_ones_and_those_before_flex
     run(scheduler)
     assert request_in(scheduler.slots[0]) == "goes on"
     assert scheduler.slots[0].cached == 20
-    assert "holds 20 of the prompt's 30 tokens" in scheduler.decisions[-1].reason
+    assert scheduler.decisions[-1].reason == "the cache holds 20 of the prompt's 30 tokens"
 
 
 def test_a_flex_request_does_not_wait_for_ever() -> None:
@@ -101,19 +102,44 @@ def test_a_flex_request_does_not_wait_for_ever() -> None:
     assert served.index("batch") == 2 * AGE_S - 1  # its age outweighs two priority classes
 
 
-def test_the_slot_idle_longest_goes_first_and_a_prefix_is_copied_from_another() -> None:
+def test_the_beginning_of_another_conversation_is_copied_to_a_page_of_its_own() -> None:
     scheduler = create(3, 256)
     for name, first in (("a", 0), ("b", 1000), ("c", 2000)):
         scheduler.add(generate(name, 40, first))
     run(scheduler)
-    for index in (1, 0, 2):
-        scheduler.release(scheduler.slots[index])
+    (page,) = scheduler.slots[0].pages
+    for slot in scheduler.slots:
+        scheduler.release(slot)
     scheduler.add(Generate("like a", (*range(18), *range(5000, 5040)), 8))
     plan = run(scheduler)
-    assert request_in(scheduler.slots[1]) == "like a"
-    assert [(source.index, target.index, tokens) for source, target, tokens in plan.copies] == [(0, 1, 18)]
+    assert plan.copies == [PageCopy(page, *scheduler.slots[0].pages, 18)]
     assert [(chunk.start, chunk.end) for chunk in plan.prefill_chunks] == [(18, 58)]
-    assert "idle longest; 18 tokens copied from slot 0" in scheduler.decisions[-1].reason
+    assert scheduler.decisions[-1].reason == "the cache holds 18 of the prompt's 58 tokens"
+
+
+def test_full_pages_of_a_beginning_are_shared_and_the_rest_is_copied() -> None:
+    scheduler = create(2, 512)
+    scheduler.add(generate("a", 2 * PAGE_TOKENS + 40))
+    run(scheduler)
+    scheduler.add(Generate("like a", (*range(2 * PAGE_TOKENS + 30), 5000, 5001), 8))
+    plan = run(scheduler)
+    first, second = (slot.pages for slot in scheduler.slots)
+    assert first[:2] == second[:2] and plan.copies == [PageCopy(first[2], second[2], 30)]
+    assert [chunk.end - chunk.start for chunk in plan.prefill_chunks] == [2]
+    assert scheduler.decisions[-1].reason == f"slot 0 holds {2 * PAGE_TOKENS + 30} of the prompt's {2 * PAGE_TOKENS + 32} tokens"
+
+
+def test_a_conversation_that_goes_on_copies_nothing() -> None:
+    scheduler, prompt = create(2, 512), tuple(range(100))
+    for turn in range(20):
+        scheduler.add(Generate(str(turn), prompt, 8))
+        plan = run(scheduler)
+        assert plan.copies == [] and plan.prefill_tokens == (100 if turn == 0 else 31)
+        for _ in range(9):
+            assert run(scheduler).copies == []
+        prompt = (*scheduler.slots[0].tokens, *range(1000 * turn, 1000 * turn + 30))
+        scheduler.release(scheduler.slots[0])
+    assert scheduler.cache.pool.counts().cached == -(-(100 + 19 * 40 + 9) // PAGE_TOKENS), "one copy of the conversation"
 
 
 def test_equal_prompts_that_come_together_are_computed_once() -> None:
@@ -124,29 +150,31 @@ def test_equal_prompts_that_come_together_are_computed_once() -> None:
     while any(slot.stage != "decode" for slot in scheduler.slots):
         plan = run(scheduler)
         computed += plan.prefill_tokens
-        copied += sum(tokens for _, _, tokens in plan.copies)
-    assert (computed, copied) == (100 + 3, 3 * 99)
+        copied += sum(copy.tokens for copy in plan.copies)
+    assert (computed, copied) == (100 + 3, 3 * (99 - PAGE_TOKENS))
+    assert scheduler.cache.pool.counts().used == 1 + 4, "the first page is shared"
 
 
-def test_a_request_whose_donor_is_cancelled_copies_what_the_donor_has_computed() -> None:
+def test_a_request_whose_donor_is_cancelled_takes_over_what_the_donor_has_computed() -> None:
     scheduler = create(2, 32)
     scheduler.add(generate("donor", 100))
     scheduler.add(generate("receiver", 100))
     run(scheduler)
     assert scheduler.cancel("donor")
     plan = run(scheduler)
-    assert [tokens for _, _, tokens in plan.copies] == [32]
-    assert plan.prefill_chunks[0].start == 32
+    assert plan.copies == [] and plan.prefill_chunks[0].start == 32
 
 
-def test_nothing_is_copied_from_a_donor_that_runs_another_request() -> None:
+def test_nothing_is_taken_from_a_donor_that_runs_another_request() -> None:
     scheduler = create(2, 32)
     scheduler.add(generate("donor", 100))
     scheduler.add(generate("receiver", 100))
     run(scheduler)
     scheduler.cancel("donor")
-    scheduler.slots[0].admit(generate("other", 30, 3000), 99, detokenize, 0)
+    scheduler.cache.pool.forget(None)  # its pages were needed
+    scheduler.add(generate("other", 20, 3000))
     plan = run(scheduler)
+    assert [request_in(slot) for slot in scheduler.slots] == ["other", "receiver"]
     assert plan.copies == []
     assert {request_in(chunk.slot): chunk.start for chunk in plan.prefill_chunks} == {"receiver": 0}
 
@@ -188,7 +216,7 @@ def test_decisions_are_the_last_hundred() -> None:
         run(scheduler)
         scheduler.release(scheduler.slots[0])
     assert [decision.request for decision in scheduler.decisions] == [str(index) for index in range(30, 130)]
-    assert scheduler.decisions[0].reason == "idle longest"
+    assert scheduler.decisions[0].reason == "nothing of the prompt is in the cache"
 
 
 def test_clear_returns_the_ids_of_all_jobs_in_flight() -> None:
@@ -271,8 +299,9 @@ def test_a_prefix_that_a_person_waits_for_is_read_whoever_reads_it() -> None:
     scheduler.add(generate("same", 200))
     for _ in range(2):
         assert [request_in(chunk.slot) for chunk in run(scheduler).prefill_chunks] == ["batch"]
-    plans = [run(scheduler) for _ in range(3)]
-    assert [(request_in(source), request_in(target)) for plan in plans for source, target, _ in plan.copies] == [("batch", "same")]
+    for _ in range(3):
+        run(scheduler)
+    assert {request_in(slot): slot.cached for slot in scheduler.slots}["same"] == 199 // PAGE_TOKENS * PAGE_TOKENS
 
 
 def test_idle_hours_do_not_count_in_the_expected_wait() -> None:
@@ -292,7 +321,7 @@ def test_idle_hours_do_not_count_in_the_expected_wait() -> None:
     assert [waiting.wait_s for waiting in scheduler.queue()] == [None]
 
 
-def test_the_same_request_again_takes_the_slots_that_hold_it() -> None:
+def test_the_same_requests_again_compute_their_last_token_only() -> None:
     scheduler = create(4, 256)
     for name in "ab":
         scheduler.add(generate(name, 40))
@@ -304,8 +333,7 @@ def test_the_same_request_again_takes_the_slots_that_hold_it() -> None:
     for name in "cd":
         scheduler.add(generate(name, 40))
     plan = run(scheduler)
-    assert (plan.copies, [slot.cached for slot in scheduler.slots[:2]]) == ([], [39, 39])
-    assert scheduler.slots[2].length >= 40
+    assert (plan.prefill_tokens, [slot.cached for slot in scheduler.slots[:2]]) == (2, [39, 39])
 
 
 def test_a_search_of_one_slot_is_a_search() -> None:

@@ -107,11 +107,12 @@ def test_logits_in_a_full_batch_match_transformers_forward(tmp_path: Path, name:
     with torch.inference_mode():
         expected = reference(torch.tensor([ids])).logits[0].float()
     flat = create_flat_model(load_model(source, options, torch.device("cpu")), CacheLimits(3, 128), rounded)
-    spans = [Span(0, 30, 0, 0), Span(30, 70, 0, 1), Span(70, 80, 0, None)]
-    flat.forward(ids[:30] + ids + ids[:10], [*range(30), *range(40), *range(10)], layout_of([], spans, 128, flat.device))
+    first, second = [3, 1], [0, 2]  # pages
+    spans = [Span(0, 30, 0, first), Span(30, 70, 0, second), Span(70, 80, 0, None)]
+    flat.forward(ids[:30] + ids + ids[:10], [*range(30), *range(40), *range(10)], layout_of([], spans, flat.page_tokens, flat.device))
     rows = []
-    for position in range(30, 40):  # slot 0 decodes, beside slot 1 and a text without a slot
-        layout = layout_of([(0, position), (1, position + 10)], [Span(2, 12, 0, None)], 128, flat.device)
+    for position in range(30, 40):  # the first sequence decodes, beside the second and a text that is not cached
+        layout = layout_of([(first, position), (second, position + 10)], [Span(2, 12, 0, None)], flat.page_tokens, flat.device)
         hidden = flat.forward([ids[position], ids[position], *ids[:10]], [position, position + 10, *range(10)], layout)
         rows.append(flat.head(hidden[:1])[0].float())
     error = float((torch.stack(rows) - expected[30:]).norm() / expected[30:].norm())
