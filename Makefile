@@ -69,7 +69,7 @@ load: $(DEV) ## push a running server: URL= USERS= DURATION=, or stages of so lo
 		$(if $(LADDER)$(RATES),--stage $(DURATION),--users $(USERS) --spawn-rate $(USERS) --run-time $(DURATION)) \
 		$(if $(LADDER),--ladder "$(LADDER)") $(if $(RATES),--rates "$(RATES)") $(LOAD)
 
-bench: $(DEV) ## Litmus beside its peers: MODEL= GGUF= LLAMA= ROWS="1 4" BENCH=more options; STUDY=slots, gap, weights, lengths or strategies; or a running server: URL= CLIENTS="1 8 32"
+bench: $(DEV) ## Litmus beside its peers: MODEL= GGUF= LLAMA= ROWS="1 4" BENCH=more options; STUDY=slots, gap, weights, lengths, batch or strategies; or a running server: URL= CLIENTS="1 8 32"
 ifdef STUDY
 	@$(BIN)/python -m loadtest.studies.$(STUDY) $(if $(MODEL),--model "$(MODEL)") $(BENCH)
 else ifeq ($(origin URL),file)

@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from app.setting_jobs import JobSettings
+from app.settings import JobSettings
 from jobs import policy
 
 log = logging.getLogger(__name__)

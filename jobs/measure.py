@@ -20,8 +20,7 @@ from app.ledger.database import Database
 from app.ledger.files import Files, NewFile
 from app.ledger.folder import Folder
 from app.schemas.batches import BatchRequest
-from app.setting_jobs import JobSettings
-from app.settings import ServerSettings, Settings
+from app.settings import JobSettings, ServerSettings, Settings
 from jobs.broker import QUEUE, create_celery
 from jobs.leases import Leases, Result, Task
 from jobs.policy import Part

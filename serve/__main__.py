@@ -15,6 +15,7 @@ from typing import Any
 from app.errors import SetupError
 from app.settings import Settings, prepare_environment, read
 from serve.observe.logs import LogSettings
+from serve.workers import forkserver
 
 API_PROCESS_PREFIX = "LitServer"  # LitServe names its API processes LitServer-0, LitServer-1, ...
 
@@ -36,9 +37,11 @@ def main() -> None:
 
 
 def serve(settings: Settings) -> None:
+    settings.check_paths()
+    if settings.loaded:
+        forkserver.start()
     from serve.server import create_server
 
-    settings.check_paths()
     server = create_server(settings, "app.models.loading:create_engine", lambda app, router: add_routes_and_page(settings, app, router))
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from app.errors import LitmusError, NotReady, SetupError, StorageFull
 from app.ledger.folder import Folder
-from app.setting_jobs import SQLITE_FILE, JobSettings
+from app.settings import JobSettings
+from app.settings.jobs import SQLITE_FILE
 
 if TYPE_CHECKING:
     from app.ledger.batches import Batches

@@ -4,14 +4,17 @@ LitServe provides the processes and the queues between them. Knows no route.
 """
 
 import contextlib
+import copy
 import gc
 import multiprocessing
 import multiprocessing.connection
 import socket
 import threading
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import litserve
+from litserve.loops import inference_worker
 from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
 
@@ -19,6 +22,7 @@ from app.errors import SetupError
 from app.settings import AdapterPaths, ServerSettings
 from serve.admission.connections import create_connections, uvicorn_options
 from serve.observe.logs import LogSettings
+from serve.workers import forkserver
 from serve.workers.fleet import Replica
 from serve.workers.host import Host
 from serve.workers.loop import ModelAPI, envelope
@@ -91,9 +95,24 @@ class Server(litserve.LitServer):
     def launch_inference_worker(self, lit_api: ModelAPI) -> list[Any]:
         """LitServe calls this for each model of the settings."""
         lit_api.transport = self._transport
-        processes: list[Any] = super().launch_inference_worker(lit_api)
-        self._host.adopt(lit_api.number, processes[0])
-        return processes
+        process = self._start_worker(lit_api)
+        self._host.adopt(lit_api.number, process)
+        return [process]
+
+    def _start_worker(self, api: ModelAPI) -> BaseProcess:
+        """As LitServe's `launch_single_inference_worker`, which always starts a process anew."""
+        server = copy.copy(self)
+        del server.app, server.transport_config, server.litapi_connector
+        api.spec.setup(server)
+        self.workers_setup_status[_status_key(api)] = WorkerSetupStatus.STARTING
+        queue, status = self._get_request_queue(api.api_path), self.workers_setup_status
+        process = forkserver.context().Process(
+            target=inference_worker,
+            args=(api, "cpu", 0, queue, self._transport, status, self._callback_runner, self.restart_workers),
+            name="inference-worker",
+        )
+        process.start()
+        return process
 
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: Any) -> None:
         """LitServe's own restarts what it launched at the start, and knows nothing else."""
@@ -104,7 +123,7 @@ class Server(litserve.LitServer):
     def ends(self) -> bool:
         return bool(self._shutdown_event.is_set())
 
-    def launch(self, number: int) -> Any:
+    def launch(self, number: int) -> BaseProcess:
         """Start a dead worker again. If it was killed while it waited for a message, a reader is left in the queue's process and takes one
         more; what is queued here is for no process, and the new worker ignores it.
         """
@@ -113,9 +132,9 @@ class Server(litserve.LitServer):
         api.settings = api.settings.model_copy(
             update={"adapters": AdapterPaths()}
         )  # the API process has them loaded, and hears of failures
-        return self.launch_single_inference_worker(api, 0)
+        return self._start_worker(api)
 
-    def create(self, start: Start) -> Any:
+    def create(self, start: Start) -> BaseProcess:
         """Give the replica what LitServe gives to those of the start, and tell the API process its queue."""
         api = ModelAPI(
             start.settings, self._build, start.assignment, EngineSpec(Replica(start.worker, start.settings.served_name)), self._logs

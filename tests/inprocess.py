@@ -25,9 +25,7 @@ from app.engine.request import Facts, Inspect
 from app.errors import EngineFailed
 from app.models.loading import create_engine
 from app.scoring.detector import Detector, detector_of
-from app.setting_groups import QueueSettings
-from app.setting_jobs import JobSettings
-from app.settings import ModelSettings, Settings
+from app.settings import JobSettings, ModelSettings, QueueSettings, Settings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
 from serve.routes import create_routes

@@ -12,8 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.setting_groups import QueueSettings
-from app.setting_jobs import JobSettings
+from app.settings import JobSettings, QueueSettings
 from app.tokenizer import Tokenizer
 from serve.desk import Desk
 from serve.middleware import install

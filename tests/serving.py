@@ -14,6 +14,8 @@ import httpx
 import openai
 import psutil
 
+from serve.workers.loop import WORKER_NAME
+
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 90
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -33,8 +35,11 @@ class RunningServer:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def worker(self) -> psutil.Process:
-        """The first worker process. Workers and the resource tracker are spawned; only workers run `spawn_main`."""
-        return next(child for child in self.children() if "spawn_main" in " ".join(child.cmdline()))
+        """The oldest worker process."""
+        return self.workers()[0]
+
+    def workers(self) -> list[psutil.Process]:
+        return sorted((child for child in self.children() if child.name() == WORKER_NAME), key=psutil.Process.create_time)
 
     def wait_ready(self, seconds: float = START_S) -> None:
         wait_for(lambda: self.process.poll() is not None or is_ready(self.url), seconds)

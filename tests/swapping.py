@@ -1,6 +1,6 @@
 """`python tests/swapping.py ARGUMENTS`: the whole server, with workers whose engine needs no model, so that one is there in a second.
 
-A folder's file `worker.json` says how its worker behaves: `{"refuse": "why"}`, also of an adapter, `{"hang": true}` while it loads.
+A folder's file `worker.json` says how its worker behaves: `{"refuse": "why"}`, also of an adapter, `{"load_s": 2}` that it takes.
 """
 
 import json
@@ -69,8 +69,7 @@ def build(settings: ModelSettings, assignment: DeviceAssignment) -> tuple[SlowEn
     wanted = behaviour_of(Path(settings.path))
     if "refuse" in wanted:
         raise SetupError(wanted["refuse"])
-    if wanted.get("hang"):
-        time.sleep(3600)
+    time.sleep(wanted.get("load_s", 0))
     version = Path(settings.path).name
     facts = replace(FACTS, name=settings.served_name, context=100_000, slots=settings.slots or 32)
     return SlowEngine(version), replace(facts, fingerprint=f"fp_{version}", revision=version)
@@ -78,7 +77,9 @@ def build(settings: ModelSettings, assignment: DeviceAssignment) -> tuple[SlowEn
 
 if __name__ == "__main__":
     from serve import __main__, server
+    from serve.workers import forkserver
 
+    forkserver.PRELOAD = "fakes"
     create = server.create_server
     server.create_server = lambda settings, _, add_routes: create(settings, "swapping:build", add_routes)
     __main__.main()

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from app.setting_groups import LimitSettings
-from app.settings import Settings
+from app.settings import LimitSettings, Settings
 from serve.admission.admit import admission, tell_when_to_return
 from serve.admission.pace import Pace
 from serve.middleware import install

@@ -10,6 +10,7 @@ from app.engine.costs import RowCosts
 MIN_TOKENS = 8  # prefill tokens that may always join a step: prompts make progress on the slowest device. Fewer score tokens wait for more
 SCORE_TIME_SHARE = 0.3  # part of the extra time of all steps that texts to score may take
 DECODE_ONLY_INTERVAL = 8  # of so many steps with decoding rows, one takes no other tokens: it measures how long decoding alone takes
+FLEX_TIME_SHARE = 0.3  # time that `flex` work may add to the steps of people, as a part of what they take without it
 LATEST_WEIGHT = 0.3  # weight of the latest step in a moving average
 
 
@@ -83,6 +84,26 @@ class StepBudget:
         if not token_s:
             return self.max_tokens
         return max(MIN_TOKENS, min(self.max_tokens, int(spare_s / token_s)))
+
+
+@dataclass(slots=True)
+class FlexTime:
+    """When `flex` work may join the steps of people who decode. It joins with all its rows at once, as that costs less than some of them
+    in every step, and then stays away until steps without it have made up for the time that it took.
+    """
+
+    _people_s: dict[int, float] = field(default_factory=dict)  # duration of a step of people alone, by its number of rows
+    _balance_s: float = 0.0  # time that flex work is owed; negative after it has joined
+
+    def allows(self, people_rows: int) -> bool:
+        return self._balance_s >= 0 and people_rows in self._people_s
+
+    def record(self, people_rows: int, decode_only: bool, joined: bool, step_s: float) -> None:
+        """Account for a step in which `people_rows` rows of people decoded; `joined`: together with flex work."""
+        if decode_only and not joined:
+            self._people_s[people_rows] = _moving_average(self._people_s.get(people_rows), step_s)
+        people_s = min(step_s, self._people_s.get(people_rows, step_s)) if joined else step_s
+        self._balance_s = min(0.0, self._balance_s + FLEX_TIME_SHARE * people_s - (step_s - people_s))
 
 
 def _moving_average(average: float | None, value: float) -> float:

@@ -144,7 +144,7 @@ class Engine:
             message = "the device ran out of memory in this step; send the request again, with a shorter prompt or a smaller max_tokens"
             return events + self.fail_all(EngineFailed(message))
         seconds = time.perf_counter() - start_s
-        self.scheduler.budget.record(plan.decode_rows, plan.prefill_tokens, plan.score_tokens, seconds)
+        self.scheduler.record(plan, seconds)
         if self._thread_count is not None:
             self._thread_count.step_ended(seconds)
         return events

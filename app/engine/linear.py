@@ -11,6 +11,7 @@ from typing import Any, TypeGuard, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from app.engine import grouped, packing
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 BNB_BLOCK_OUTPUTS = 32  # in bitsandbytes' weight layout for a CPU
 INT4_OUTPUT_MULTIPLE = 16  # torch's int4 kernel wants a multiple of this many outputs
-MAX_INPUT_ERROR = 0.03  # of a 4-bit layer's outputs on the check's tokens, relative to their norm, because its inputs are rounded to 8 bits
+MAX_INPUT_ERROR = 0.03  # of a layer's outputs on the check's tokens, relative to their norm, because its inputs are rounded to 8 bits
 
 
 class TiledLinear(nn.Module):
@@ -99,9 +100,10 @@ class Int4Linear(nn.Module):
 def prepack_layers(model: nn.Module) -> list[str]:
     """Replace the linear layers of a model on a CPU by faster ones. Other kinds of layers, such as bitsandbytes' int8, stay.
 
-    A 4-bit layer rounds its inputs to 8 bits, and an 8-bit layer, which is there for precision, to 16. Returns the names of the 4-bit
-    layers that round to 16 bits as well, because 8 would harm their outputs on the check's tokens.
+    A layer in groups rounds its inputs to 8 bits, or to 16: an 8-bit layer where rounding shows most, and any layer whose outputs on the
+    check's tokens 8 would harm too much. Returns the names of the latter.
     """
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     paths = {id(module): path for path, module in model.named_modules()}
     embeddings: list[tuple[nn.Module, str, GroupedEmbedding]] = []
     packed_layers: dict[int, PackedWeights] = {}  # by what unpacked them: a tied embedding and its projection have the same
@@ -110,13 +112,14 @@ def prepack_layers(model: nn.Module) -> list[str]:
         if isinstance(layer, GroupedEmbedding):
             embeddings.append((parent, name, layer))
             continue
-        replacement = _prepacked(layer)
+        precise = isinstance(layer, GroupedLinear) and (layer is head or layer.in_features > layer.out_features)
+        replacement = _prepacked(layer, precise)
         if replacement is None:
             continue
         setattr(parent, name, replacement)
         if isinstance(layer, GroupedLinear) and isinstance(replacement, TiledLinear):
             packed_layers[id(layer.unpack)] = replacement.packed
-            if replacement.packed.bits == 4 and replacement.packed.input_bits > 8:
+            if replacement.packed.input_bits > 8 and not (precise and replacement.packed.bits == 8):
                 harmed.append(paths[id(layer)])
     for parent, name, embedding in embeddings:
         setattr(parent, name, _prepacked_embedding(embedding, packed_layers.get(id(embedding.unpack))))
@@ -125,10 +128,12 @@ def prepack_layers(model: nn.Module) -> list[str]:
     return harmed
 
 
-def _prepacked(layer: nn.Module) -> nn.Module | None:
-    """Return the replacement of `layer`, or None if it stays. Calls `kernel()`, which compiles, only for a layer that would use it."""
+def _prepacked(layer: nn.Module, precise: bool) -> nn.Module | None:
+    """Return the replacement of `layer`, or None if it stays. Calls `kernel()`, which compiles, only for a layer that would use it.
+    `precise`: it is the vocabulary projection or one back from the wide part of a block, whose rounding changes the model's answers most.
+    """
     if isinstance(layer, GroupedLinear):
-        return _prepacked_groups(layer)
+        return _prepacked_groups(layer, precise)
     levels = _bitsandbytes_levels(layer)
     if levels is not None:
         compiled = kernel()
@@ -149,13 +154,15 @@ def prepack_plain(layer: nn.Linear) -> nn.Module | None:
     return PackedLinear(layer) if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
 
 
-def _prepacked_groups(layer: GroupedLinear) -> nn.Module:
+def _prepacked_groups(layer: GroupedLinear, precise: bool) -> nn.Module:
     weights, dtype = layer.unpack(), layer.dtype
     compiled = kernel() if dtype == torch.bfloat16 else None
     if compiled is not None:
         packed = packing.pack_grouped(weights, compiled.columns)
+        if not precise and weights.group_size == GROUP_SIZE:
+            packed = replace(packed, input_bits=8)
         tiled = TiledLinear(packed, layer.out_features, layer.bias, compiled)
-        if weights.bits == 8 or layer.check_inputs is None:
+        if packed.input_bits == 16 or layer.check_inputs is None:
             return tiled
         if _error(tiled(layer.check_inputs), layer.multiply(layer.check_inputs, weights)) <= MAX_INPUT_ERROR:
             return tiled

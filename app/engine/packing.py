@@ -29,7 +29,7 @@ class PackedWeights:
     log2_group: int = 0
     bits: int = 0  # of the levels of a group; 0: not in groups
     weight_scale: float = 1.0  # of groups: what scales and minima are multiplied by
-    input_bits: int = 16  # what the inputs of weights in groups are rounded to: 8 or 16, and 16 for weights of 8; others stay bfloat16
+    input_bits: int = 16  # what the inputs of weights in groups are rounded to: 8 or 16; others stay bfloat16
 
     @property
     def is_grouped(self) -> bool:
@@ -63,7 +63,8 @@ def pack_levels(levels: torch.Tensor, table: Sequence[float], scale: torch.Tenso
 
 
 def pack_grouped(weights: GroupedWeights, columns: int) -> PackedWeights:
-    """Pack weights in groups for the kernel that rounds inputs, to 8 bits for weights of 4 and to 16 for weights of 8.
+    """Pack weights in groups for the kernel that rounds inputs, here to 8 bits for weights of 4 and to 16 for weights of 8. Weights of 8 in
+    groups of 16 always need 16.
 
     Scales and minima become float16.
 

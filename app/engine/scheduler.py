@@ -1,7 +1,8 @@
 """Chooses what runs in the next step. Policy only, decided from lengths, limits and a clock. Standard library, no torch.
 
-Every decoding slot runs in every step. The tokens that the budget allows beside them go to prompts and to texts to score, in turns. A
-free slot goes to the request that ranks first: continuing conversations, then new ones, then `flex` work; age raises its priority.
+Every decoding slot of a person runs in every step. The tokens that the budget allows beside them go to prompts and to texts to score, in
+turns. `flex` work joins a person's step when the budget has the time for it. A free slot goes to the request that ranks first: continuing
+conversations, then new ones, then `flex` work; age raises its priority.
 """
 
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from app.engine.budget import StepBudget
+from app.engine.budget import FlexTime, StepBudget
 from app.engine.detokenizer import Detokenize
 from app.engine.drafts import Draft
 from app.engine.placement import Placement, continues_conversation, place
@@ -83,10 +84,17 @@ class Plan:
     copies: list[tuple[Slot, Slot, int]] = field(default_factory=list)  # (from, to, tokens): cache copies to make before the forward
     prefill_chunks: list[PrefillChunk] = field(default_factory=list)
     score_chunks: list[ScoreChunk] = field(default_factory=list)
+    people_rows: int | None = None  # decoding rows of people, who are not `flex` work; None if the step serves none of them
+    may_flex: bool = True  # whether `flex` work may join
+    with_flex: bool = False  # whether some has
 
     @property
     def empty(self) -> bool:
         return not (self.decodes or self.prefill_chunks or self.score_chunks)
+
+    @property
+    def decode_only(self) -> bool:
+        return not (self.prefill_chunks or self.score_chunks)
 
     @property
     def decode_rows(self) -> int:
@@ -105,6 +113,7 @@ class Scheduler:
     def __init__(self, slots: Sequence[Slot], budget: StepBudget, clock: Callable[[], float] = time.monotonic) -> None:
         self.slots = slots
         self.budget = budget
+        self.flex_time = FlexTime()
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self.draft: Callable[[Sequence[Slot]], dict[Slot, Draft]] = lambda _: {}  # called with the slots that decode
         self._clock = clock
@@ -112,6 +121,8 @@ class Scheduler:
         self._texts: list[TextState] = []
         self._cached_text: TextState | None = None  # the text whose unfinished window is in the slot reserved for texts
         self._steps = 0
+        self._prompts_next = True  # whether prompts come before texts in the next step that could take both
+        self._flex_ran_s = clock()  # when flex work was in a step for the last time, or there was none
         self._arrivals = 0
         self._admissions = 0
         self._releases = 0
@@ -201,25 +212,54 @@ class Scheduler:
     def schedule(self, detokenize: Detokenize) -> Plan:
         """Admit waiting requests to free slots, then plan a step. `detokenize` is passed on to the slots."""
         self._admit_waiting(detokenize)
-        plan = Plan(decodes=[slot for slot in self.slots if slot.stage == "decode"])
-        plan.drafts = self.draft(plan.decodes)
+        decoding = [slot for slot in self.slots if slot.stage == "decode"]
         prefilling = [slot for slot in self.slots if slot.stage == "prefill" and not slot.is_follower]
-        prefill_tokens, score_tokens = self.budget.token_limits(len(plan.decodes), len(prefilling) + len(self._waiting))
+        people = _people([*decoding, *prefilling])
+        plan, waiting = Plan(), len(self._waiting)
+        if people:
+            plan.people_rows = sum(slot.stage == "decode" for slot in people)
+            plan.may_flex = self._flex_joins(plan.people_rows, reads_prompts=plan.people_rows < len(people))
+        if not plan.may_flex:
+            decoding, prefilling = ([slot for slot in slots if slot in people] for slots in (decoding, prefilling))
+            waiting = sum(waiting.job.tier != "flex" for waiting in self._waiting)
+        plan.decodes, plan.drafts = decoding, self.draft(decoding)
+        self._fill(plan, prefilling, *self.budget.token_limits(len(decoding), len(prefilling) + waiting))
+        plan.with_flex = _runs_flex(plan)
+        if plan.with_flex or not (any(slot.is_flex for slot in self.slots) or any(text.job.tier == "flex" for text in self._texts)):
+            self._flex_ran_s = self._clock()
+        return plan
+
+    def record(self, plan: Plan, step_s: float) -> None:
+        """Account for the duration of a step that `schedule` planned."""
+        self.budget.record(plan.decode_rows, plan.prefill_tokens, plan.score_tokens, step_s)
+        if plan.people_rows is not None:
+            self.flex_time.record(plan.people_rows, plan.decode_only, plan.with_flex, step_s)
+
+    def _flex_joins(self, people_rows: int, reads_prompts: bool) -> bool:
+        """Whether flex work may join a step of people: if it has the time, and no prompt of theirs is being read; after `AGE_S` anyway."""
+        if not reads_prompts and self.flex_time.allows(people_rows):
+            return True
+        return self._clock() - self._flex_ran_s > AGE_S
+
+    def _fill(self, plan: Plan, prefilling: list[Slot], prefill_tokens: int, score_tokens: int) -> None:
+        """Add prompts and texts to a step that decodes."""
         self._steps += 1
-        prompts_first = bool(prefilling) and (self._steps % 2 == 1 or not any(map(self._is_urgent, self._texts)))
+        texts = self._texts if plan.may_flex else [text for text in self._texts if text.job.tier != "flex"]
+        if texts and self._cached_text is not None and self._cached_text not in texts:
+            texts = [*texts, self._cached_text]  # the others would wait for the slot that it holds
+        urgent = any(map(self._is_urgent, texts))
+        prompts_first = bool(prefilling) and (self._prompts_next or not urgent)
+        if prefilling and urgent:
+            self._prompts_next = not self._prompts_next
         if plan.decodes:  # either prompts or texts, so that the step's duration tells the budget what each costs
             if prompts_first:
                 self._plan_prefill(plan, prefilling, prefill_tokens)
             else:
-                self._plan_scoring(plan, score_tokens)
+                self._plan_scoring(plan, texts, score_tokens)
         elif prompts_first:
-            left = self._plan_prefill(plan, prefilling, prefill_tokens)
-            of_people = any(slot.request is not None and slot.request.tier != "flex" for slot in prefilling)
-            if not of_people or any(map(self._is_urgent, self._texts)):  # prompts of people do not wait for texts that can
-                self._plan_scoring(plan, left)
+            self._plan_scoring(plan, texts, self._plan_prefill(plan, prefilling, prefill_tokens))
         else:
-            self._plan_prefill(plan, prefilling, self._plan_scoring(plan, score_tokens))
-        return plan
+            self._plan_prefill(plan, prefilling, self._plan_scoring(plan, texts, score_tokens))
 
     def finish_text(self, text: TextState) -> None:
         """Forget a text that is read completely, or no longer wanted."""
@@ -279,11 +319,11 @@ class Scheduler:
             tokens -= end - slot.length
         return tokens
 
-    def _plan_scoring(self, plan: Plan, tokens: int) -> int:
-        """Plan a window of each text in turn, whole if it fits; returns how many of `tokens` are left. Only one text at a time may have a
-        window in several chunks. It goes first and last by turns, so that it does not hold up short texts.
+    def _plan_scoring(self, plan: Plan, texts: Sequence[TextState], tokens: int) -> int:
+        """Plan a window of each of `texts` in turn, whole if it fits; returns how many of `tokens` are left. Only one text at a time may
+        have a window in several chunks. It goes first and last by turns, so that it does not hold up short texts.
         """
-        texts = [text for text in self._texts if self._is_urgent(text) or text is self._cached_text] or list(self._texts)
+        texts = [text for text in texts if self._is_urgent(text) or text is self._cached_text] or texts
         cached_last = self._steps // 2 % 2 == 0
         for text in sorted(texts, key=lambda text: (text is self._cached_text) == cached_last):
             if tokens <= 0:
@@ -318,6 +358,21 @@ class Scheduler:
             return
         self._texts.remove(text)
         self._texts.append(text)
+
+
+def _runs_flex(plan: Plan) -> bool:
+    slots = [*plan.decodes, *(chunk.slot for chunk in plan.prefill_chunks)]
+    return any(slot.is_flex for slot in slots) or any(chunk.text.job.tier == "flex" for chunk in plan.score_chunks)
+
+
+def _people(slots: Sequence[Slot]) -> list[Slot]:
+    """Those of `slots` that run requests of people, and those that prefill a prefix which such a request waits for."""
+    people = [slot for slot in slots if not slot.is_flex]
+    for slot in people:  # grows
+        prefix = slot.shared_prefix
+        if prefix is not None and prefix.pending and prefix.donor in slots and prefix.donor not in people:
+            people.append(prefix.donor)
+    return people
 
 
 def _plan_prefix_copy(plan: Plan, slot: Slot) -> None:

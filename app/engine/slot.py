@@ -55,6 +55,11 @@ class Slot:
         return "decode" if self.length == len(self.tokens) - 1 and self.length >= len(self.request.prompt) else "prefill"
 
     @property
+    def is_flex(self) -> bool:
+        """Whether the slot runs a request that gives way to those of people."""
+        return self.request is not None and self.request.tier == "flex"
+
+    @property
     def is_follower(self) -> bool:
         """Whether the slot belongs to a search, but is not the leading slot, which alone prefills the prompt."""
         return bool(self.group) and self.group[0] is not self

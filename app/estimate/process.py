@@ -38,5 +38,5 @@ def _prepared(path: str, vocabulary: int) -> list[object]:
 
     with contextlib.suppress(SetupError):
         tokenizer = Tokenizer(path)
-        return [tokenizer, GrammarCompiler(tokenizer.base, vocabulary, tokenizer.end_tokens(), tokenizer.closing_marks)]
+        return [tokenizer, GrammarCompiler(tokenizer.base, vocabulary, tokenizer.end_tokens(), tokenizer.chat.closing_marks)]
     return []

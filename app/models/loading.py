@@ -115,7 +115,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     performer = _flat_model(settings.path, settings, device, cache, stages)
     _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch, settings.drafts)
-    grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.closing_marks)
+    grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.chat.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
     facts = _facts(settings, engine, tokenizer, sampling)
     engine.reader = LoraReader(performer, settings.path, facts)
@@ -142,7 +142,7 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         dtype=dtype,
         device=str(performer.device),
         observer=served_name(path) if path else None,
-        chat=tokenizer.has_chat_template,
+        chat=tokenizer.chat.exists,
         fingerprint=fingerprint_of(settings.served_name, revision, settings.quantize, dtype, repr(sampling)),
         revision=revision,
         observer_revision=source_of(path).weights_revision() if path else None,
@@ -155,9 +155,9 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
 
 
 def _tools_of(tokenizer: Tokenizer) -> Literal["template", "general"] | None:
-    if isinstance(tokenizer.tool_format, ToolsUnsupported):
+    if isinstance(tokenizer.chat.tool_format, ToolsUnsupported):
         return None
-    return "general" if tokenizer.tools_are_general else "template"
+    return "general" if tokenizer.chat.tools_are_general else "template"
 
 
 def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits, stages: Stages) -> FlatModel:

@@ -32,7 +32,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, context: int) -> None:
         self._tokenizer, self._context = tokenizer, context
-        format = tokenizer.tool_format
+        format = tokenizer.chat.tool_format
         self._arguments_as_text = isinstance(format, ToolFormat) and format.arguments_as_text
 
     def sequences(self, example: Example) -> list[Sequence]:
@@ -84,7 +84,7 @@ class Encoder:
         return whole, len(before)
 
     def _render(self, messages: list[dict[str, Any]], tools: Any, add_generation_prompt: bool) -> str:
-        return self._tokenizer.render_chat(messages, tools, add_generation_prompt)
+        return self._tokenizer.chat.render(messages, tools, add_generation_prompt)
 
     def _marked(self, text: str, spans: list[tuple[int, int]]) -> Sequence:
         encoding = self._tokenizer.base(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=False)

@@ -15,6 +15,7 @@ import psutil
 FULL_DISK = Path("/dev/full")  # every write to it fails as on a disk without space
 ORPHANS_S = 5.0  # what the children of a server may take to end after it
 STOP_TIMEOUT_S = 60.0
+WORKER_NAME = "litmus-worker"  # as the server names the processes of its models
 
 
 class ServerFailed(Exception):
@@ -72,7 +73,7 @@ class OwnServer:
         return []
 
     def worker(self) -> psutil.Process:
-        """The youngest worker. Only workers run multiprocessing's `spawn_main`. Raises `ServerFailed` if there is none."""
+        """The youngest worker. Raises `ServerFailed` if there is none."""
         workers = [process for process in self.processes()[1:] if is_worker(process)]
         if not workers:
             raise ServerFailed("the server is ready, but has no worker process")
@@ -124,7 +125,7 @@ class OwnServer:
 
 def is_worker(process: psutil.Process) -> bool:
     try:
-        return "spawn_main" in " ".join(process.cmdline())
+        return process.name() == WORKER_NAME
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
 

@@ -5,7 +5,7 @@ from fastapi.responses import JSONResponse
 from starlette.middleware import Middleware
 
 from app.errors import QueueFull
-from app.setting_groups import LimitSettings
+from app.settings import LimitSettings
 from serve.admission.gate import Gate, Work
 from serve.admission.pace import Pace
 from serve.wire.errors import error_response

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import Forbidden, SetupError
-from app.setting_groups import SecuritySettings
+from app.settings import SecuritySettings
 from serve.admission.watched import WatchedFile
 
 if TYPE_CHECKING:

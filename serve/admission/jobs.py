@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from app.errors import Forbidden, Unauthorized
 from app.ledger.folder import Folder
 from app.schemas.batches import ENDPOINTS
-from app.setting_jobs import JobSettings
+from app.settings import JobSettings
 from serve.admission.keys import Keys
 
 OWNER = "x-litmus-owner"

@@ -13,7 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RateLimited
-from app.setting_groups import LimitSettings
+from app.settings import LimitSettings
 from serve.admission.client import client_of
 from serve.admission.gate import expects_word, is_work
 from serve.admission.store import PERIOD_S, Store, Window

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import SetupError
-from app.setting_groups import RetentionSettings
+from app.settings import RetentionSettings
 from serve.admission.gate import is_work
 from serve.observe.record import current_record
 

@@ -9,8 +9,7 @@ from prometheus_client import Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from app.errors import LitmusError
-from app.setting_groups import QueueSettings
-from app.settings import ModelSettings, Settings
+from app.settings import ModelSettings, QueueSettings, Settings
 from serve.observe.metrics import PREFIX
 from serve.observe.observer import Observer
 from serve.upstream.pool import Pool

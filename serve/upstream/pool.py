@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from app.errors import LitmusError, NotReady, QueueFull
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from serve.upstream.upstream import Upstream
 from serve.workers.affinity import Affinity
 

@@ -34,15 +34,15 @@ def chat_token_ids(
     Raises `InvalidRequest` for a message that the template cannot render.
     """
     messages = _with_call_ids(messages)
-    arguments_as_text = isinstance(tokenizer.tool_format, ToolFormat) and tokenizer.tool_format.arguments_as_text
+    arguments_as_text = isinstance(tokenizer.chat.tool_format, ToolFormat) and tokenizer.chat.tool_format.arguments_as_text
     template_messages = [_template_message(index, message, arguments_as_text) for index, message in enumerate(messages)]
     template_tools = None if tools is None else [tool.model_dump(exclude_none=True) for tool in tools]
     check_unicode(json.dumps(template_tools, ensure_ascii=False), "tools")
     _check_optional_fields(template_messages, template_tools, tokenizer)
     if end == "continued message":
-        text = tokenizer.render_continued(template_messages, variables)
+        text = tokenizer.chat.render_continued(template_messages, variables)
     else:
-        text = tokenizer.render_chat(template_messages, template_tools, end == "generation prompt", variables)
+        text = tokenizer.chat.render(template_messages, template_tools, end == "generation prompt", variables)
     return tokenizer.encode_rendered(text, add_special_tokens)
 
 
@@ -53,16 +53,16 @@ def template_variables(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any
     if body.reasoning is not None and body.reasoning.enabled:
         asked["reasoning.enabled"] = "enable_thinking", True
     for param, (name, value) in asked.items():
-        if name not in RESERVED_VARIABLES and tokenizer.template_uses(name):
+        if name not in RESERVED_VARIABLES and tokenizer.chat.uses(name):
             variables.setdefault(name, value)
-        elif name not in THINKING_SWITCHES or bool(value) != (tokenizer.reasoning is not None):
+        elif name not in THINKING_SWITCHES or bool(value) != (tokenizer.chat.reasoning is not None):
             raise InvalidRequest(f"{param}: the model's chat template has no such variable", param=param, code="unsupported_parameter")
     param, effort = body.effort or ("", None)
-    if effort is not None and tokenizer.template_uses("reasoning_effort"):
+    if effort is not None and tokenizer.chat.uses("reasoning_effort"):
         variables.setdefault("reasoning_effort", effort)
-    elif (effort == "none" or body.max_thought_tokens == 0) and tokenizer.template_uses("enable_thinking"):
+    elif (effort == "none" or body.max_thought_tokens == 0) and tokenizer.chat.uses("enable_thinking"):
         variables.setdefault("enable_thinking", False)
-    elif effort is not None and (effort != "none" or tokenizer.reasoning is not None):
+    elif effort is not None and (effort != "none" or tokenizer.chat.reasoning is not None):
         message = f"{param} {effort!r}: the model's chat template has no place for it"
         raise InvalidRequest(message, param=param, code="unsupported_parameter")
     return variables
@@ -143,7 +143,7 @@ def _check_optional_fields(messages: Sequence[dict[str, Any]], tools: Sequence[d
     if not probes:
         return
     probed = [{**message, **{field: probes[index, field] for field in _optional_fields(message)}} for index, message in enumerate(messages)]
-    text = tokenizer.render_chat(probed, tools, False).replace(json.dumps(PROBE)[1:-1], PROBE)
+    text = tokenizer.chat.render(probed, tools, False).replace(json.dumps(PROBE)[1:-1], PROBE)
     for (index, field), probe in probes.items():
         if probe not in text:
             param = f"messages.{index}.{field}"

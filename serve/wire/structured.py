@@ -78,7 +78,7 @@ def _json_output(body: ChatRequest) -> StructuredOutput:
 
 
 def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
-    format = tokenizer.tool_format
+    format = tokenizer.chat.tool_format
     if isinstance(format, ToolsUnsupported):
         raise InvalidRequest(f"tools: {format.reason}", param="tools", code="unsupported_parameter")
     if body.response_format is not None and body.response_format.type != "text":

@@ -25,7 +25,7 @@ class Thought:
 
 def thought_of(tokenizer: Tokenizer, prompt: Sequence[int]) -> Thought | None:
     """The thought that may begin the answer to this prompt; None if the model does not think, or the prompt has closed its thought."""
-    format = tokenizer.reasoning
+    format = tokenizer.chat.reasoning
     if format is None:
         return None
     end = tokenizer.decode(list(prompt[-PROMPT_END_TOKENS:])).rstrip()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI
 
-from app.setting_jobs import JobSettings
+from app.settings import JobSettings
 from serve.desk import Desk
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import psutil
 
 from app.engine.request import AdapterFacts, Facts, Generate, Inspect, Job
 from app.errors import InvalidRequest, NotReady, QueueFull
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from serve.workers.affinity import Affinity
 from serve.workers.messages import LoadAdapter, UnloadAdapter
 from serve.workers.progress import SharedProgress

@@ -18,9 +18,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import litserve
+import psutil
 from litserve.loops.base import LitLoop
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WORKER_NAME = "litmus-worker"  # of the process, as `ps` and `top` show it
 EVENTS_UID = "litmus-events"  # LitServe's uid of every message that a worker sends
 PARENT_CHECK_S = 1.0
 
@@ -67,6 +70,8 @@ class ModelAPI(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Load the model. If that fails, say why to the API process and on stderr, and end the process with code 2."""
+        name_process(WORKER_NAME)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the group; the server decides when to stop
         gc.disable()  # until the model is loaded; see `serve.__main__`
         self.logs.configure()
@@ -94,11 +99,19 @@ def envelope(message: Message) -> tuple[str, tuple[Any, ...]]:
     return EVENTS_UID, (message, LitAPIStatus.OK, LoopResponseType.STREAMING, 0)
 
 
+def name_process(name: str) -> None:
+    """At most 15 characters of it. Only Linux shows it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
+
+
 def _end_with_parent() -> None:
-    """End the process when the main process is gone: before it serves, nobody else would see it."""
-    parent = multiprocessing.parent_process()  # as it was when the process was made: it may be gone by now
-    while parent is None or os.getppid() == parent.pid:
-        time.sleep(PARENT_CHECK_S)
+    """End the process when the main process is gone. That is not the parent of a worker that was forked by the fork server."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = multiprocessing.parent_process()
+        main = psutil.Process(None if parent is None else parent.pid)
+        while main.is_running() and main.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(PARENT_CHECK_S)
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Between the routes and the workers: finds the model, sends jobs to a replica, delivers events to their requests, and sends the jobs of a
+"""Between the routes and the workers: sends jobs to a replica of their model, delivers events to their requests, and sends the jobs of a
 dead worker to another one.
 
 Lives in the API process, on its event loop. LitServe's response reader calls `append` as if the router were a response queue. Knows no
@@ -9,19 +9,19 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import psutil
 
-from app.engine.request import Event, Facts, Failed, Interrupted, Job, Report
-from app.errors import DeadlineExceeded, LitmusError, NotReady, UnknownModel, WorkerDied
-from app.schemas.state import ModelStatus
-from app.setting_groups import QueueSettings
+from app.engine.request import Event, Failed, Interrupted, Job, Report
+from app.errors import DeadlineExceeded, LitmusError, NotReady, WorkerDied
+from app.settings import QueueSettings
 from serve.observe.observer import Observer
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.flight import Flight, JobEvents
 from serve.workers.messages import AdapterRead, Beat, Ended, Events, LoadFailed, Message, Ready, Started
+from serve.workers.models import Models
 from serve.workers.reports import Reports
 
 log = logging.getLogger(__name__)
@@ -33,26 +33,14 @@ REPORT_LOST = "the model's process died before it answered; a new one is startin
 TIMEOUTS = "timeout_s, X-Request-Timeout or the server's queue.timeout_s"
 
 
-class Router:
-    """Routes to all replicas of all models. `models` names the model of each replica, the default model first. Of each model one version
-    takes new jobs; beside it, another one may be loading or finishing what it has.
-    """
+class Router(Models):
+    """Routes to all replicas of all models. `models` names the model of each replica, the default model first."""
 
     def __init__(self, models: Sequence[str], queue_settings: QueueSettings) -> None:
-        self.replicas = [Replica(number, model) for number, model in enumerate(models)]
-        self.queue_settings = queue_settings
-        self.draining = False
+        super().__init__(models, queue_settings)
         self.observer = Observer(models)
-        self.default = next(iter(models), "")
-        self.absent: dict[str, LitmusError] = {}  # what is told of a model that is not served, but could be
         self.heard: Callable[[Ready | LoadFailed | Started | Ended], None] = lambda message: None  # who follows the life of workers
-        self.adapters: dict[str, str] = {}  # names of adapters, each with that of its base
         self.adapted: Callable[[Ready | AdapterRead], None] = lambda message: None  # who looks after the adapters of workers
-        self._beside: list[Fleet] = []  # versions that get no new jobs
-        self._fleets = {
-            model: Fleet(model, [replica for replica in self.replicas if replica.model == model], queue_settings)
-            for model in dict.fromkeys(models)
-        }
         self._flights: dict[str, Flight] = {}  # by the job's id
         self.reports = Reports()
 
@@ -60,62 +48,6 @@ class Router:
     def in_flight(self) -> int:
         """Jobs of all models that requests still wait for."""
         return len(self._flights)
-
-    @property
-    def capacity(self) -> int:
-        """Jobs of all models that may be in flight."""
-        return sum(fleet.capacity for fleet in self._fleets.values()) + sum(fleet.load for fleet in self._beside)
-
-    @property
-    def models(self) -> list[str]:
-        """The names of all models, the default one first."""
-        return sorted(self._fleets, key=lambda model: model != self.default)
-
-    @property
-    def alive(self) -> dict[str, bool]:
-        """For each model, whether at least one of its replicas has a worker."""
-        return {model: bool(fleet.alive) for model, fleet in self._fleets.items()}
-
-    @property
-    def statuses(self) -> Mapping[str, ModelStatus]:
-        return {model: self._fleets[model].status for model in self.models}
-
-    @property
-    def ready(self) -> bool:
-        """Whether every model takes jobs: it is served, or loaded on demand."""
-        return all(fleet.alive or fleet.wake is not None for fleet in self._fleets.values()) and not self.draining
-
-    def facts(self, model: str | None = None) -> Facts:
-        """The facts of a model or an adapter, of the default model for None. Raises `UnknownModel`, and `NotReady` until it has been loaded
-        once.
-        """
-        return self.fleet(model).facts_of(model if model in self.adapters else None)
-
-    def loaded_facts(self) -> list[Facts]:
-        """The facts of every model that has been loaded once."""
-        fleets = [self._fleets[model] for model in self.models]
-        return [fleet.facts for fleet in fleets if any(replica.facts is not None for replica in fleet.replicas)]
-
-    @property
-    def fleets(self) -> list[Fleet]:
-        """Every version of every model, those that take new jobs first."""
-        return [*self._fleets.values(), *self._beside]
-
-    def adapted_facts(self) -> list[Facts]:
-        """The facts of the adapters that these models serve."""
-        loaded = {facts.name for facts in self.loaded_facts()}
-        fleets = [self._fleets[base] for base in self.models if base in loaded]
-        return [fleet.facts_of(name) for fleet in fleets for name in fleet.adapters if self.adapters.get(name) == fleet.model]
-
-    def fleet(self, model: str | None) -> Fleet:
-        """The version of a model, or of an adapter's base, that takes new jobs. Raises `UnknownModel`, or what `absent` has for it."""
-        name = self.default if model is None else self.adapters.get(model, model)
-        if name not in self._fleets:
-            if name in self.absent:
-                raise self.absent[name]
-            names = ", ".join(f"'{served}'" for served in (*self.statuses, *self.adapters))
-            raise UnknownModel(f"model '{name}' is not served here; this server has {names}", param="model")
-        return self._fleets[name]
 
     @contextlib.asynccontextmanager
     async def open(self, jobs: list[Job], model: str | Fleet | None = None, timeout_s: float | None = None) -> AsyncIterator[JobEvents]:
@@ -174,10 +106,6 @@ class Router:
             if flight.deliver(failed):
                 self.observer.events([failed])
 
-    def check_job_count(self, count: int, model: str | None = None) -> None:
-        """Raises `InvalidRequest` if one request may not have that many jobs. Cheap: call it before the jobs are made."""
-        self.fleet(model).check_job_count(count)
-
     async def report(self, model: str | None = None, replica: int = 0) -> Report:
         """Ask the engine of a model's replica for its state. Does not count as a job.
 
@@ -234,11 +162,8 @@ class Router:
         log.info("worker %d serves %s (%s, %s)", ready.pid, ready.facts.name, ready.facts.dtype, ready.facts.device)
         self.heard(ready)
         self.adapted(ready)  # before any job is sent to it
-        for flight in self.waiting(self._fleet_of(replica)):
+        for flight in self.waiting(self.fleet_of(replica)):
             self.move(flight, replica)
-
-    def _fleet_of(self, replica: Replica) -> Fleet:
-        return next(fleet for fleet in self.fleets if replica in fleet.replicas)
 
     def waiting(self, fleet: Fleet) -> list[Flight]:
         """The jobs of a version that wait for one of its workers."""
@@ -268,7 +193,7 @@ class Router:
         model = flight.replica.model
         flight.events.queue.put_nowait(Interrupted(flight.job.id))
         self.observer.interrupted(model)
-        alive = self._fleet_of(flight.replica).alive
+        alive = self.fleet_of(flight.replica).alive
         if alive:
             self.move(flight, min(alive, key=lambda other: other.load))
 
@@ -284,35 +209,15 @@ class Router:
         stranded = [flight for flight in self._flights.values() if _waits(flight) and flight.waits_since_s <= oldest_s]
         self.fail(stranded, WorkerDied(WORKER_DIED))
 
+    def install(self, fleet: Fleet) -> Fleet | None:
+        """As `Models.install`; the metrics know the model from then on."""
+        self.observer.add(fleet.model)
+        return super().install(fleet)
+
     def fail_all(self, error: LitmusError) -> None:
         """End all jobs in flight and all pending reports with `error`."""
         self.fail(list(self._flights.values()), error)
         self.reports.fail(error)
-
-    def add(self, fleet: Fleet) -> None:
-        """Know the replicas of a version that is to be loaded; it gets no jobs yet."""
-        self._beside.append(fleet)
-        self.replicas += fleet.replicas
-
-    def install(self, fleet: Fleet) -> Fleet | None:
-        """Let a version that was added take the new jobs of its model. Returns the one that took them until now."""
-        self.observer.add(fleet.model)
-        self._beside.remove(fleet)
-        if old := self._fleets.get(fleet.model):
-            self._beside.append(old)
-        self._fleets[fleet.model] = fleet
-        self.absent.pop(fleet.model, None)
-        return old
-
-    def withdraw(self, model: str) -> Fleet:
-        """Give the version of a model no new jobs; it finishes what it has."""
-        fleet = self._fleets.pop(model)
-        self._beside.append(fleet)
-        return fleet
-
-    def remove(self, fleet: Fleet) -> None:
-        self._beside.remove(fleet)
-        self.replicas = [replica for replica in self.replicas if replica not in fleet.replicas]
 
 
 def _waits(flight: Flight) -> bool:

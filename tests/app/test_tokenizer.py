@@ -52,9 +52,9 @@ def test_a_lone_surrogate_is_refused_and_the_parameter_named(tokenizer: Tokenize
     assert refused.value.param == "x"
 
 
-def test_a_model_without_a_template_does_not_chat(tokenizer: Tokenizer) -> None:
-    bare = Tokenizer.__new__(Tokenizer)
-    bare.base, bare.has_chat_template = tokenizer.base, False
+def test_a_model_without_a_template_does_not_chat(tiny_folder: Path) -> None:
+    bare = Tokenizer(str(tiny_folder))
+    bare.base.chat_template = None
     with pytest.raises(InvalidRequest, match="no chat template"):
         bare.encode_chat([{"role": "user", "content": "hi"}])
 
@@ -126,9 +126,9 @@ def test_a_word_is_encoded_at_the_start_of_a_text_and_after_a_space(tokenizer: T
     assert [subword.decode(list(ids)) for ids in subword.word_encodings("\n", "x")] == ["\n"]
 
 
-def test_pieces_read_by_several_threads_are_the_same(tokenizer: Tokenizer) -> None:
-    expected = [tokenizer._piece(id) for id in range(258)]
-    tokenizer._pieces.clear()
+def test_pieces_read_by_several_threads_are_the_same(tiny_folder: Path) -> None:
+    alone, tokenizer = Tokenizer(str(tiny_folder)), Tokenizer(str(tiny_folder))
+    expected = [alone.piece(id) for id in range(258)]
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(lambda: [tokenizer.piece(id) for id in range(258)]) for _ in range(50)]
         encodings = [pool.submit(tokenizer.encode_with_offsets, "ab</s>", "input", bool(index % 2)) for index in range(500)]

@@ -26,6 +26,8 @@ from gpu.report import Report
 from gpu.running import release
 from gpu.shapes import save_llama
 
+from serve.workers.loop import WORKER_NAME
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 CLIENTS, NEW = 32, 64
 LEFT_BYTES = 200 * 2**20  # what a dead worker may seem to hold: the driver counts a little for each process
@@ -156,9 +158,9 @@ def left_within(before: int, seconds: float) -> int:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """Workers and the resource tracker are spawned; only workers run `spawn_main`. A process that has ended is none."""
+    """A process that has ended is none."""
     with contextlib.suppress(psutil.Error):
-        return "spawn_main" in " ".join(process.cmdline())
+        return process.name() == WORKER_NAME
     return False
 
 

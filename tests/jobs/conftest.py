@@ -26,9 +26,7 @@ from app.ledger.database import Database
 from app.ledger.files import Files, NewFile
 from app.ledger.folder import Folder
 from app.ledger.tables import metadata
-from app.setting_groups import QueueSettings
-from app.setting_jobs import JobSettings
-from app.settings import ModelSettings, ServerSettings, Settings
+from app.settings import JobSettings, ModelSettings, QueueSettings, ServerSettings, Settings
 from app.tokenizer import Tokenizer
 from jobs.leases import Leases
 from jobs.sweeper import Sweeper

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from serving import RunningServer, serving
 
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
 from serve.routes import create_routes

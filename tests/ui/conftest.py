@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -350,24 +350,45 @@ def viewport() -> ViewportSize:
     return {"width": 390, "height": 844}
 
 
+@pytest.fixture(scope="module")
+def tabs(context: BrowserContext) -> list[Page]:
+    """The tab that tests look at one after the other: its process has compiled Gradio's scripts, which takes half of the time of a load."""
+    return [context.new_page()]
+
+
 @pytest.fixture
-def page(fake: Fake, page_url: str, context: BrowserContext, viewport: ViewportSize) -> Iterator[Page]:
-    """The page in a tab of its own. A request to another origin fails the test, and so does an error in the console, but for those of
-    calls that a reload cuts off.
+def tab(tabs: list[Page], context: BrowserContext, viewport: ViewportSize) -> Iterator[Page]:
+    """An empty tab, in which nothing is stored; a new one if a test has closed it."""
+    if tabs[0].is_closed():
+        tabs[0] = context.new_page()
+    tab = tabs[0]
+    tab.set_viewport_size(viewport)
+    yield tab
+    if not tab.is_closed() and tab.url != "about:blank":
+        tab.evaluate("localStorage.clear(), sessionStorage.clear()")
+        tab.unroute_all()
+        tab.goto("about:blank")
+
+
+@pytest.fixture
+def page(fake: Fake, page_url: str, tab: Page) -> Iterator[Page]:
+    """The page. A request to another origin fails the test, and so does an error in the console, but for those of calls that a reload
+    cuts off.
     """
-    page = context.new_page()
-    page.set_viewport_size(viewport)
     foreign_requests: list[str] = []
     origin = page_url.removesuffix("/ui")
-    page.on("request", lambda request: request.url.startswith(("data:", "blob:", origin)) or foreign_requests.append(request.url))
     errors: list[str] = []
-    page.on("console", lambda message: message.type == "error" and not message.text.startswith(CUT_OFF) and errors.append(message.text))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(page_url)
-    yield page
-    if not page.is_closed():
-        page.evaluate("localStorage.clear()")
-        page.close()
+    listeners: dict[Any, Callable[[Any], Any]] = {
+        "request": lambda request: request.url.startswith(("data:", "blob:", origin)) or foreign_requests.append(request.url),
+        "console": lambda said: said.type == "error" and not said.text.startswith(CUT_OFF) and errors.append(said.text),
+        "pageerror": lambda error: errors.append(str(error)),
+    }
+    for event, listener in listeners.items():
+        tab.on(event, listener)
+    tab.goto(page_url)
+    yield tab
+    for event, listener in listeners.items():
+        tab.remove_listener(event, listener)
     assert (foreign_requests, errors) == ([], [])
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 from browser import CHROMIUM, fill, violations
 from fastapi import FastAPI
-from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.ui.conftest import BASE, CARD, KEY, NO_CHAT, Fake, running
 from tests.ui.samples import HOSTILE, MARKDOWN
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is no
 
 
 @pytest.fixture
-def several(page: Page, fake: Fake) -> Page:
+def several(fake: Fake, request: pytest.FixtureRequest) -> Page:
     """The page for a server of three models, the default in the middle."""
     fake.cards = [BASE, CARD, NO_CHAT]
-    page.reload()
+    page: Page = request.getfixturevalue("page")
     expect(models(page)).to_have_value("storyteller", timeout=20_000)
     return page
 
@@ -339,21 +339,19 @@ def test_a_model_that_is_loading_again_shows_an_alert_and_the_default_answers(se
     expect(models(several)).to_have_value("base", timeout=20_000)
 
 
-def test_a_page_opened_while_the_server_loads_goes_on_by_itself(fake: Fake, page_url: str, context: BrowserContext):
+def test_a_page_opened_while_the_server_loads_goes_on_by_itself(fake: Fake, page_url: str, tab: Page):
     fake.loading = {"storyteller": {"stage": "staging", "done_bytes": 1, "total_bytes": 4}}
-    page = context.new_page()
-    page.goto(page_url)
-    expect(page.get_by_text("The server is loading storyteller (staging, 25% of 0 MB). This page goes on")).to_be_visible(timeout=20_000)
-    ask(page, QUESTION)
-    expect(page.locator("#live")).to_contain_text("Your question is sent when it is ready.")
-    score(page, "A text.")
-    expect(page.get_by_text("Your text is scored when it is ready.")).to_be_visible()
+    tab.goto(page_url)
+    expect(tab.get_by_text("The server is loading storyteller (staging, 25% of 0 MB). This page goes on")).to_be_visible(timeout=20_000)
+    ask(tab, QUESTION)
+    expect(tab.locator("#live")).to_contain_text("Your question is sent when it is ready.")
+    score(tab, "A text.")
+    expect(tab.get_by_text("Your text is scored when it is ready.")).to_be_visible()
     fake.loading = None
-    expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)
-    expect(page.get_by_role("heading", name="Reads like machine text")).to_be_visible()
-    page.get_by_role("tab", name="Chat").click()
-    expect_answer(page)
-    page.close()
+    expect(tab.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)
+    expect(tab.get_by_role("heading", name="Reads like machine text")).to_be_visible()
+    tab.get_by_role("tab", name="Chat").click()
+    expect_answer(tab)
 
 
 def test_a_model_that_is_no_longer_served_is_reported_once(several: Page, fake: Fake):
@@ -368,50 +366,46 @@ def test_a_model_that_is_no_longer_served_is_reported_once(several: Page, fake: 
     expect(several.get_by_role("alert")).to_have_count(0)
 
 
-def test_the_content_security_policy_blocks_other_origins(fake: Fake, page_url: str, context: BrowserContext):
-    page = context.new_page()
-    page.goto(page_url)
-    expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible()
-    page.evaluate("document.addEventListener('securitypolicyviolation', event => window.blocked = event.blockedURI)")
-    page.evaluate("new Image().src = 'http://example.invalid/pixel.png'")
-    page.wait_for_function("window.blocked === 'http://example.invalid/pixel.png'")
-    page.close()
+def test_the_content_security_policy_blocks_other_origins(fake: Fake, page_url: str, tab: Page):
+    tab.goto(page_url)
+    expect(tab.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible()
+    tab.evaluate("document.addEventListener('securitypolicyviolation', event => window.blocked = event.blockedURI)")
+    tab.evaluate("new Image().src = 'http://example.invalid/pixel.png'")
+    tab.wait_for_function("window.blocked === 'http://example.invalid/pixel.png'")
 
 
-def test_with_keys_the_page_asks_for_one_and_then_works(fake: Fake, context: BrowserContext):
+def test_with_keys_the_page_asks_for_one_and_then_works(fake: Fake, tab: Page):
     fake.keys = [KEY]
     with running(mount(FastAPI(), Visitors(fake.url, login=True))) as url:
-        page = context.new_page()
-        page.goto(f"{url}/ui")
-        page.get_by_label("Key").fill("wrong")
-        page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("alert")).to_have_text("This key is not one of this server's keys.")
-        page.get_by_label("Key").fill(KEY)
-        page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)
-        page.get_by_text("Tell me a story about a fox and a crow.").click()  # an example
-        expect(page.get_by_role("textbox", name="Message", exact=True)).to_have_value("Tell me a story about a fox and a crow.")
-        ask(page, QUESTION)
-        expect_answer(page)
+        tab.goto(f"{url}/ui")
+        tab.get_by_label("Key").fill("wrong")
+        tab.get_by_role("button", name="Log in").click()
+        expect(tab.get_by_role("alert")).to_have_text("This key is not one of this server's keys.")
+        tab.get_by_label("Key").fill(KEY)
+        tab.get_by_role("button", name="Log in").click()
+        expect(tab.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)
+        tab.get_by_text("Tell me a story about a fox and a crow.").click()  # an example
+        expect(tab.get_by_role("textbox", name="Message", exact=True)).to_have_value("Tell me a story about a fox and a crow.")
+        ask(tab, QUESTION)
+        expect_answer(tab)
         fake.keys = ["another"]
-        ask_until_taken(page, "And then?")
-        expect(conversation(page)).to_contain_text("⚠ this key is not one of this server's keys.")
-        page.get_by_role("link", name="Log out").click()
-        expect(page.get_by_label("Key")).to_be_visible()
-        page.close()
+        ask_until_taken(tab, "And then?")
+        expect(conversation(tab)).to_contain_text("⚠ this key is not one of this server's keys.")
+        tab.get_by_role("link", name="Log out").click()
+        expect(tab.get_by_label("Key")).to_be_visible()
+        tab.goto("about:blank")
 
 
-def test_an_unreachable_server_says_how_to_start_one(context: BrowserContext):
+def test_an_unreachable_server_says_how_to_start_one(tab: Page):
     with running(mount(FastAPI(), Visitors("http://127.0.0.1:9"))) as url:
-        page = context.new_page()
-        page.goto(f"{url}/ui")
-        expect(page.get_by_role("alert")).to_contain_text(
+        tab.goto(f"{url}/ui")
+        expect(tab.get_by_role("alert")).to_contain_text(
             "No Litmus server answers at http://127.0.0.1:9. Start one with `make run`", timeout=20_000
         )
-        ask(page, QUESTION)
-        expect(conversation(page)).to_contain_text("No Litmus server answers")
-        expect(page.get_by_role("textbox", name="Message", exact=True)).to_have_value(QUESTION)
-        page.close()
+        ask(tab, QUESTION)
+        expect(conversation(tab)).to_contain_text("No Litmus server answers")
+        expect(tab.get_by_role("textbox", name="Message", exact=True)).to_have_value(QUESTION)
+        tab.goto("about:blank")
 
 
 def test_the_system_tab_is_live_only_while_it_is_open(loaded: Page, fake: Fake):

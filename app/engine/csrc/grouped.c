@@ -163,7 +163,8 @@ typedef void Compute(int rows, const Inputs *in, int64_t groups, const uint32_t 
     }
 KIND(compute_4_bits, 4, 32, 1)
 KIND(compute_4_bits_precisely, 4, 32, 2)
-KIND(compute_8_bits, 8, 32, 2)
+KIND(compute_8_bits, 8, 32, 1)
+KIND(compute_8_bits_precisely, 8, 32, 2)
 KIND(compute_8_bits_of_16, 8, 16, 2)
 
 /* Computes the layer on bfloat16 x [rows][inputs], `inputs` a multiple of the group. Returns 0, or 1 if it cannot allocate memory. */
@@ -171,7 +172,8 @@ int linear_grouped(const bf16 *x, int64_t rows, int64_t inputs, const GroupedWei
     int64_t size = weights->group, groups = inputs / size, all_groups = rows * groups;
     int64_t blocks = (epilogue->outputs + COLUMNS - 1) / COLUMNS, blocks_per_job = rows == 1 ? 4 : 1;
     int64_t chunk_rows = CHUNK_INPUTS / inputs > MAX_TILE_ROWS ? CHUNK_INPUTS / inputs / MAX_TILE_ROWS * MAX_TILE_ROWS : MAX_TILE_ROWS;
-    Compute *compute = weights->bits == 8       ? size == 32 ? compute_8_bits : compute_8_bits_of_16
+    Compute *compute = size == 16           ? compute_8_bits_of_16
+                       : weights->bits == 8 ? weights->planes == 2 ? compute_8_bits_precisely : compute_8_bits
                        : weights->planes == 2 ? compute_4_bits_precisely
                                               : compute_4_bits;
     if (!rows) return 0;

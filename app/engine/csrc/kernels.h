@@ -27,7 +27,7 @@ typedef struct {
 typedef struct {
     const uint32_t *data;
     int bits, group;    /* 4 and 32, 8 and 32, or 8 and 16 */
-    int planes;         /* the inputs are rounded to 8 bits in 1, to 16 bits in 2: in 2 for weights of 8 bits */
+    int planes;         /* the inputs are rounded to 8 bits in 1, to 16 bits in 2: in 2 for groups of 16 */
     float weight_scale; /* scales and minima are multiplied by it */
 } GroupedWeights;
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.engine.budget import DECODE_ONLY_INTERVAL, MIN_TOKENS, StepBudget
+from app.engine.budget import DECODE_ONLY_INTERVAL, FLEX_TIME_SHARE, MIN_TOKENS, FlexTime, StepBudget
 
 
 def measured(decode_s: float = 0.05, prefill_token_s: float = 0.001, score_token_s: float = 0.002) -> StepBudget:
@@ -77,3 +77,39 @@ def test_a_short_prompt_alone_in_a_step_changes_no_estimate() -> None:
     before = budget.token_limits(8, 1)
     budget.record(0, 2, 0, 1.0)
     assert budget.token_limits(8, 1) == before
+
+
+def test_flex_work_takes_its_share_of_the_time_of_people() -> None:
+    flex, joined_steps = FlexTime(), 0
+    flex.record(4, decode_only=True, joined=False, step_s=0.01)
+    for _ in range(3000):
+        joins = flex.allows(4)
+        flex.record(4, decode_only=not joins, joined=joins, step_s=0.016 if joins else 0.01)
+        joined_steps += joins
+    assert joined_steps * 0.006 == pytest.approx(3000 * 0.01 * FLEX_TIME_SHARE, rel=0.1)
+
+
+def test_flex_work_that_costs_less_than_its_share_joins_every_step() -> None:
+    flex = FlexTime()
+    flex.record(4, decode_only=True, joined=False, step_s=0.01)
+    for _ in range(100):
+        assert flex.allows(4)
+        flex.record(4, decode_only=True, joined=True, step_s=0.0125)
+
+
+def test_flex_work_stays_away_until_a_step_of_people_alone_was_measured() -> None:
+    flex = FlexTime()
+    flex.record(4, decode_only=True, joined=False, step_s=0.01)
+    flex.record(5, decode_only=False, joined=False, step_s=0.01)
+    assert (flex.allows(4), flex.allows(5), flex.allows(6)) == (True, False, False)
+
+
+def test_flex_work_that_took_long_stays_away_until_people_have_had_their_time() -> None:
+    flex = FlexTime()
+    flex.record(4, decode_only=True, joined=False, step_s=0.01)
+    flex.record(4, decode_only=False, joined=True, step_s=0.01 + 0.03 * 20)
+    away = 0
+    while not flex.allows(4):
+        flex.record(4, decode_only=True, joined=False, step_s=0.01)
+        away += 1
+    assert away == pytest.approx(0.03 * 20 / (0.01 * FLEX_TIME_SHARE), abs=1)

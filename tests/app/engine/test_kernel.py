@@ -82,7 +82,7 @@ def test_4_bit_levels_are_multiplied_as_the_values_they_stand_for(built: Kernel,
 @given(
     rows=st.integers(1, 40) | st.sampled_from([84, 141]),
     groups=st.integers(1, 5),
-    kind=st.sampled_from([(4, 32, 8), (4, 32, 16), (8, 32, 16), (8, 16, 16)]),
+    kind=st.sampled_from([(4, 32, 8), (4, 32, 16), (8, 32, 8), (8, 32, 16), (8, 16, 16)]),
     outputs=st.integers(1, 150),
     spread=st.sampled_from([1e-36, 1e-3, 1.0, 1e30]),
     weight_spread=st.sampled_from([2.0**-20, 1.0, 2.0**17]),  # powers of two, so that float16 holds the scales exactly
@@ -119,7 +119,7 @@ def test_groups_are_multiplied_by_rounded_inputs(
 def test_extreme_levels_do_not_overflow(built: Kernel) -> None:
     """Largest inputs and levels of one sign: the sums are the largest that can be."""
     x = torch.full((7, 64), 1.0).bfloat16()
-    for bits, groups, input_bits in ((4, 2, 8), (4, 2, 16), (8, 2, 16), (8, 4, 16)):
+    for bits, groups, input_bits in ((4, 2, 8), (4, 2, 16), (8, 2, 8), (8, 2, 16), (8, 4, 16)):
         levels = torch.full((5, 64), (1 << bits) - 1, dtype=torch.uint8)
         weights = GroupedWeights(levels, torch.ones(5, groups), torch.zeros(5, groups), bits)
         expected = torch.full((7, 5), 64.0 * ((1 << bits) - 1)).bfloat16()
@@ -155,7 +155,7 @@ def test_a_rows_result_does_not_depend_on_the_other_rows(built: Kernel) -> None:
         pack_levels(levels, range(-8, 8), scale, offset, built.columns),
         *(
             replace(pack_grouped(GroupedWeights(levels.to(torch.uint8), scale, offset, bits), built.columns), input_bits=input_bits)
-            for bits, input_bits in ((4, 8), (4, 16), (8, 16))
+            for bits, input_bits in ((4, 8), (4, 16), (8, 8), (8, 16))
         ),
     ):
         whole = built.linear(x, packed, Epilogue(200))

@@ -9,6 +9,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from driving import kernel_or_skip
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.engine.grouped import keep_inputs, quantize_layers
 from app.engine.kernel import kernel
@@ -131,7 +132,7 @@ def test_levels_of_bitsandbytes_are_kept_exactly(kind: str, nested: bool, used: 
 def test_a_layer_that_inputs_of_8_bits_harm_rounds_them_to_16(caplog: pytest.LogCaptureFixture) -> None:
     """One input of a group is a thousand times as large as the others, but nearly unused: rounding loses all others."""
     kernel_or_skip()
-    plain = linear(64, 48, True, torch.bfloat16)
+    plain = linear(64, 96, True, torch.bfloat16)
     plain.weight[:, ::32] = 1e-4
     for scheme in ("int4", "int8"):
         model = nn.Module()
@@ -144,6 +145,24 @@ def test_a_layer_that_inputs_of_8_bits_harm_rounds_them_to_16(caplog: pytest.Log
             model.layer(x)
         with caplog.at_level(logging.INFO):
             harmed = prepack_layers(model)
-        assert harmed == (["layer"] if scheme == "int4" else []) and model.layer.packed.input_bits == 16
-        assert scheme == "int8" or "1 layers round inputs to 16 bits" in caplog.text
+        assert harmed == ["layer"] and model.layer.packed.input_bits == 16
+        assert "1 layers round inputs to 16 bits" in caplog.text
         torch.testing.assert_close(model.layer(x), expected, atol=3e-2, rtol=2e-2)
+
+
+def test_8_bit_layers_round_inputs_to_16_where_it_shows_most() -> None:
+    kernel_or_skip()
+    config = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2)
+    model = LlamaForCausalLM(config).bfloat16()
+    quantize_layers(model, "int8")
+    assert prepack_layers(model) == []
+    bits = {path.rpartition(".")[2]: layer.packed.input_bits for path, layer in model.named_modules() if isinstance(layer, TiledLinear)}
+    assert {name for name, input_bits in bits.items() if input_bits == 16} == {"lm_head", "down_proj"}
+    assert {name for name, input_bits in bits.items() if input_bits == 8} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+    }

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from planning import Clock, create, detokenize, generate, request_in, run
 
+from app.engine.budget import FLEX_TIME_SHARE
 from app.engine.request import BeamSearchParams, Generate, Score, Tier, Window
-from app.engine.scheduler import AGE_S
+from app.engine.scheduler import AGE_S, Scheduler
 
 
 def test_nothing_to_do_is_an_empty_plan() -> None:
@@ -214,6 +215,64 @@ def test_a_flex_text_does_not_lengthen_the_step_that_reads_the_prompt_of_a_perso
     assert plan.prefill_chunks and bool(plan.score_chunks) is together
     scheduler.release(scheduler.slots[0])
     assert together or run(scheduler).score_chunks
+
+
+def chats(*tiers: Tier) -> Scheduler:
+    """A slot each that decodes, of these tiers; steps take a second for each of their rows."""
+    scheduler = create(len(tiers), 64)
+    for number, tier in enumerate(tiers):
+        scheduler.add(replace(generate(str(number), 2, 1000), tier=tier))
+    for _ in tiers:
+        run(scheduler)
+    return scheduler
+
+
+def step(scheduler: Scheduler) -> set[str | None]:
+    """The requests that decode in the next step."""
+    plan = run(scheduler)
+    scheduler.record(plan, float(len(plan.decodes)))
+    return {request_in(slot) for slot in plan.decodes}
+
+
+def test_flex_rows_join_the_steps_of_people_when_they_have_the_time() -> None:
+    scheduler = chats("default", "flex", "flex", "default")
+    steps = [step(scheduler) for _ in range(120)]
+    assert all(requests >= {"0", "3"} for requests in steps)
+    joined = [requests for requests in steps if len(requests) > 2]
+    assert all(requests == {"0", "1", "2", "3"} for requests in joined)
+    assert len(joined) == pytest.approx(FLEX_TIME_SHARE * len(steps), abs=8)
+
+
+def test_flex_rows_alone_decode_in_every_step() -> None:
+    scheduler = chats("flex", "flex")
+    assert [step(scheduler) for _ in range(3)] == [{"0", "1"}] * 3
+
+
+def test_flex_rows_wait_while_the_prompt_of_a_person_is_read_but_not_for_ever() -> None:
+    clock = Clock()
+    scheduler = create(2, 4, clock)
+    scheduler.add(replace(generate("batch", 2, 1000), tier="flex"))
+    run(scheduler)
+    scheduler.add(generate("person", 400, 8))
+    joined = []
+    for _ in range(20):
+        plan = run(scheduler)
+        assert plan.prefill_chunks
+        joined.append(bool(plan.decodes))
+        clock.now_s += 1.0
+    assert joined.index(True) == AGE_S + 1 and joined.count(True) == 3
+
+
+def test_a_prefix_that_a_person_waits_for_is_read_whoever_reads_it() -> None:
+    scheduler = create(3, 64)
+    scheduler.add(replace(generate("batch", 200), tier="flex"))
+    run(scheduler)
+    scheduler.add(generate("other", 8))
+    scheduler.add(generate("same", 200))
+    for _ in range(2):
+        assert [request_in(chunk.slot) for chunk in run(scheduler).prefill_chunks] == ["batch"]
+    plans = [run(scheduler) for _ in range(3)]
+    assert [(request_in(source), request_in(target)) for plan in plans for source, target, _ in plan.copies] == [("batch", "same")]
 
 
 def test_idle_hours_do_not_count_in_the_expected_wait() -> None:

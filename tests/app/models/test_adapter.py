@@ -187,7 +187,7 @@ def test_tokenizer_template_and_sampling_are_the_adapters_own_or_else_the_bases(
     (plain / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
     (plain / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}!{% endfor %}")
     own = Tokenizer(str(plain))
-    assert own.render_chat(messages, None, True) == "hi!" and own.end_tokens() == frozenset({1, 7})
+    assert own.chat.render(messages, None, True) == "hi!" and own.end_tokens() == frozenset({1, 7})
     assert own.base.get_vocab() == base.base.get_vocab()
     (plain / "chat_template.jinja").unlink()
     base.base.chat_template = None

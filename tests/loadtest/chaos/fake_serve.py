@@ -10,6 +10,7 @@ import multiprocessing
 import signal
 import sys
 import time
+from pathlib import Path
 
 import psutil
 from aiohttp import web
@@ -19,6 +20,7 @@ QUIET_S = 0.3  # without a request, before a server that is asked to stop closes
 
 
 def work():
+    Path("/proc/self/comm").write_text("litmus-worker")
     time.sleep(3600)
 
 

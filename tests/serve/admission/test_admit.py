@@ -11,7 +11,7 @@ from fakes import FACTS, FakeEngine, FakeWorker
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.setting_groups import LimitSettings, QueueSettings
+from app.settings import LimitSettings, QueueSettings
 from app.tokenizer import Tokenizer
 from serve.admission.admit import admission, tell_when_to_return
 from serve.admission.pace import Pace

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import Forbidden, SetupError
-from app.setting_groups import SecuritySettings
+from app.settings import SecuritySettings
 from app.tokenizer import Tokenizer
 from serve.admission.bans import Bans, parse_bans, texts_of
 

@@ -7,8 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from app.errors import Forbidden
-from app.setting_groups import SecuritySettings
-from app.settings import ModelSettings, Settings
+from app.settings import ModelSettings, SecuritySettings, Settings
 from serve.admission.paths import ModelPaths
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.setting_groups import LimitSettings
+from app.settings import LimitSettings
 from serve.admission.client import client_of
 from serve.admission.quota import Quota, duration
 from serve.admission.store import Store

@@ -18,8 +18,7 @@ from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from app.errors import SetupError
-from app.setting_groups import QueueSettings, SecuritySettings
-from app.settings import ServerSettings, Settings, read
+from app.settings import QueueSettings, SecuritySettings, ServerSettings, Settings, read
 from app.tokenizer import Tokenizer
 from serve.admission.keys import digest_of
 from serve.admission.security import Security

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 
 from app.errors import SetupError
-from app.setting_groups import RetentionSettings
+from app.settings import RetentionSettings
 from serve.middleware import install
 from serve.observe.retention import Archive, Retention
 

@@ -11,7 +11,7 @@ import pytest
 from fakes import DEAD_PID, FACTS
 from observing import LIMIT, POISON, Observed, create_observed, value_of
 
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from serve.observe import gpu, state
 from serve.workers.messages import Ready
 from serve.workers.router import Router

@@ -14,7 +14,7 @@ from observing import POISON, create_observed
 from serving import ENVIRONMENT, ROOT
 
 from app.errors import SetupError
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from serve.observe import tracing
 from serve.observe.tracing import add_traces, check_packages
 from serve.workers.router import Router

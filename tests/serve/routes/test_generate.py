@@ -20,7 +20,7 @@ from app.engine.engine import Engine, EngineLimits
 from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Facts, Generate, SamplingParams
 from app.schemas import GenerateRequest
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
 from serve.routes import create_routes

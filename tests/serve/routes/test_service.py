@@ -9,7 +9,7 @@ from fakes import FACTS
 from fastapi import Request
 
 from app.errors import Forbidden, NotReady
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from serve.routes.service import Service
 from serve.workers.router import Router
 

@@ -14,7 +14,7 @@ from fakes import FACTS
 from app.engine.request import Facts, Report, Weights
 from app.schemas import ModelCard, SlotList
 from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from serve.routes.state import capabilities_of
 from serve.workers.messages import Events, Ready
 from serve.workers.progress import SharedProgress

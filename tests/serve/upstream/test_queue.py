@@ -9,8 +9,7 @@ import pytest
 from openai_server import Call, answer
 
 from app.errors import InvalidRequest, NotReady, QueueFull
-from app.setting_groups import QueueSettings
-from app.settings import ModelSettings
+from app.settings import ModelSettings, QueueSettings
 from serve.upstream.opening import words_of
 from serve.upstream.pool import Pool
 from serve.upstream.probe import Abilities

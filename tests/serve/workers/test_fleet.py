@@ -13,7 +13,7 @@ from fakes import FACTS, FakeEngine, FakeWorker
 
 from app.engine.request import Delta, Embed, Generate, Interrupted, SamplingParams, Score
 from app.errors import InvalidRequest, NotReady, QueueFull, UnknownModel
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from serve.workers.fleet import tokens_of
 from serve.workers.messages import Ready
 from serve.workers.router import Router

@@ -10,7 +10,7 @@ from fakes import FACTS, FakeEngine, FakeWorker
 
 from app.engine.request import ContrastiveSearchParams, Delta, Failed, Generate, Interrupted, Job, SamplingParams, Score, Window
 from app.errors import NotReady
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from serve.wire.answers import comments
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.handover import move_on, release, tell_loading

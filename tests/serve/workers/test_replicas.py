@@ -16,7 +16,7 @@ from serving import RunningServer, serving, wait_for
 
 from app.engine.request import Delta, Generate, Interrupted, SamplingParams
 from app.errors import InvalidRequest, QueueFull
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from serve.workers.messages import Ready
 from serve.workers.router import Router
 from serve.workers.watch import watch

@@ -13,7 +13,7 @@ from prometheus_client import generate_latest
 
 from app.engine.request import ContrastiveSearchParams, Delta, Failed, Generate, Inspect, Interrupted, Report, SamplingParams, Waiting
 from app.errors import InvalidRequest, NotReady, QueueFull, WorkerDied
-from app.setting_groups import QueueSettings
+from app.settings import QueueSettings
 from serve.workers.adaptation import Adaptation
 from serve.workers.loop import _handle_message
 from serve.workers.messages import Beat, Events, Ready

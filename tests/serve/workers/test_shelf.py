@@ -14,9 +14,7 @@ from fakes import FACTS
 from app.engine.request import AdapterFacts, Generate
 from app.errors import Conflict, Forbidden, InvalidRequest, LitmusError, NotFound, NotReady, StorageFull, UnknownModel
 from app.scoring.detector import Detector
-from app.setting_groups import QueueSettings, SecuritySettings
-from app.setting_jobs import JobSettings
-from app.settings import ModelSettings, ServerSettings, Settings
+from app.settings import JobSettings, ModelSettings, QueueSettings, SecuritySettings, ServerSettings, Settings
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.handover import can_go_on
 from serve.workers.messages import AdapterRead, Ready

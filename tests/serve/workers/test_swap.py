@@ -42,7 +42,7 @@ class Models:
         return self.versions(name)
 
     def workers(self) -> list[psutil.Process]:
-        return [child for child in self.server.children() if "spawn_main" in " ".join(child.cmdline())]
+        return self.server.workers()
 
     def stream(self, model: str, started: threading.Semaphore | None = None, tokens: int = TOKENS) -> "Streamed":
         body = {"model": model, "prompt": "Once", "max_tokens": tokens, "stream": True}
@@ -79,12 +79,13 @@ class Streamed:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, endless_folder: Path) -> Iterator[Models]:
     folder = tmp_path_factory.mktemp("models")
-    for name, behaviour in (("one", {}), ("two", {}), ("refused", {"refuse": "layers are missing"}), ("hanging", {"hang": True})):
+    behaviours = {"one": {}, "two": {}, "slow": {"load_s": 2}, "refused": {"refuse": "layers are missing"}, "hanging": {"load_s": 3600}}
+    for name, behaviour in behaviours.items():
         shutil.copytree(endless_folder, folder / name)
         (folder / name / "worker.json").write_text(json.dumps(behaviour))
     (folder / "leaving").mkdir()
     (folder / "leaving" / "config.json").symlink_to("/etc/hostname")
-    further = json.dumps([{"path": str(folder / "one"), "name": "lazy", "idle_unload_s": 0.5}])
+    further = json.dumps([{"path": str(folder / "slow"), "name": "lazy", "idle_unload_s": 0.5}])
     arguments = ("--model", str(folder / "one"), "--model.name", "main", "--models", further)
     limits = ("--server.drain_s", "20", "--security.model_paths", json.dumps([str(folder)]))
     with serving(folder, *arguments, *limits, program=(str(ROOT / "tests/swapping.py"),)) as server:
@@ -180,7 +181,7 @@ def test_an_idle_model_is_unloaded_and_a_request_loads_it_and_is_told(models: Mo
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(models.stream, "lazy", None, 5) for _ in range(2)]
         answers = [job.result(60) for job in waiting]
-    assert [answer.words for answer in answers] == [["one"] * 5] * 2
+    assert [answer.words for answer in answers] == [["slow"] * 5] * 2
     assert answers[0].comments and all(comment.startswith(": loading") for comment in answers[0].comments)
     models.wait_for("lazy", "unloaded")
 

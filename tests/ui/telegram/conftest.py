@@ -15,7 +15,10 @@ from tests.ui.telegram.botapi import TOKEN, BotApi, create_bot_api
 from tests.ui.telegram.litmus import Litmus, create_litmus
 from ui.telegram.answers import Pace
 from ui.telegram.bot import UPDATES, create_application
+from ui.telegram.commands import MODE_SET
 
+ANN, GROUP = 7, -100
+TEXT = "A fox met a crow."
 QUICK = Pace(0.02, 0.02, 10_000, 10_000)
 
 
@@ -76,3 +79,10 @@ def world(servers: World) -> World:
     reset(servers.telegram)
     reset(servers.litmus)
     return servers
+
+
+async def enter_chat_mode(world: World, *users: int) -> None:
+    for user in users:
+        world.telegram.write(user, "/mode chat")
+    for user in users:
+        assert await world.replies(user, 1) == [MODE_SET["chat"]]

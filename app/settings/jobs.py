@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
-from app.setting_groups import Group
+from app.settings.group import Group
 
 FILESYSTEM = "filesystem"
 SQLITE_FILE = "jobs.db"

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import SetupError
-from app.setting_groups import SecuritySettings
-from app.settings import BUNDLED, ModelSettings, read
+from app.settings import BUNDLED, ModelSettings, SecuritySettings, read
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +109,7 @@ def test_the_default_model_is_smollm2_where_its_package_is_installed(monkeypatch
     settings = ModelSettings()
     assert settings.path == str(package / "Small.Q4_1.gguf") and settings.served_name == "smollm2-135m-instruct"
     settings.check_paths()
-    monkeypatch.setattr("app.settings.DEFAULT_PACKAGE", "no_such_package")
+    monkeypatch.setattr("app.settings.default.DEFAULT_PACKAGE", "no_such_package")
     assert ModelSettings().path == str(BUNDLED / "storyteller") and ModelSettings().served_name == "storyteller"
 
 

@@ -2,8 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.errors import SetupError
-from app.setting_jobs import JobSettings, is_local
-from app.settings import read
+from app.settings import JobSettings, is_local, read
 
 POSTGRES = "postgresql://litmus:pw@db/litmus"
 

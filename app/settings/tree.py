@@ -1,0 +1,80 @@
+"""All settings as one frozen tree, whose parts are the groups. Knows where its values may come from, and checks them against each other."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from app.settings.jobs import JobSettings
+from app.settings.model import FurtherSettings, ModelSettings
+from app.settings.security import SecuritySettings
+from app.settings.server import LimitSettings, QueueSettings, RetentionSettings, ServerSettings
+from app.settings.ui import TelegramSettings, UISettings
+from app.upstream import may_share_a_name
+
+
+class Settings(BaseSettings):
+    """All settings. Build it with `read`, which raises `SetupError` instead of pydantic's error when a value is wrong."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LITMUS_",
+        env_nested_delimiter="__",
+        env_file=".env",
+        dotenv_filtering="match_prefix",
+        extra="forbid",
+        frozen=True,
+        yaml_file="litmus.yaml",
+    )
+
+    model: ModelSettings = ModelSettings()
+    models: tuple[FurtherSettings, ...] = Field(
+        (), description="further models, each with the settings of `model`; `path` or `upstream` is required"
+    )
+    server: ServerSettings = ServerSettings()
+    queue: QueueSettings = QueueSettings()
+    limits: LimitSettings = LimitSettings()
+    security: SecuritySettings = SecuritySettings()
+    retention: RetentionSettings = RetentionSettings()
+    jobs: JobSettings = JobSettings()
+    ui: UISettings = UISettings()
+    telegram: TelegramSettings = TelegramSettings()
+
+    @property
+    def served(self) -> dict[str, ModelSettings]:
+        """Every model by the path of its settings (`model`, `models.0`), the default one first."""
+        return {"model": self.model, **{f"models.{index}": model for index, model in enumerate(self.models)}}
+
+    @property
+    def loaded(self) -> dict[str, ModelSettings]:
+        """Those that are loaded here, in the same form."""
+        return {where: model for where, model in self.served.items() if model.upstream is None}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        setting_of: dict[str, str] = {}  # by served name
+        for where, model in self.served.items():
+            earlier = setting_of.setdefault(model.served_name, where)
+            if earlier != where and not may_share_a_name(self.served[earlier], model):
+                raise ValueError(f"{earlier} and {where} would both be served as '{model.served_name}': give one of them another name")
+        for where, model in self.served.items():
+            for name in model.adapters:
+                taken = setting_of.setdefault(name, f"{where}.adapters")
+                if taken != f"{where}.adapters":
+                    raise ValueError(f"{taken} and {where}.adapters would both be served as '{name}': give one of them another name")
+        return self
+
+    def check_paths(self) -> None:
+        """Raises `SetupError` for a missing folder."""
+        for where, model in self.loaded.items():
+            model.check_paths(where)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings, YamlConfigSettingsSource(settings_cls)

@@ -1,0 +1,16 @@
+"""What the fork server imports before it forks the first worker. Only there: importing this module changes the process.
+
+Its objects live as long as the process, so the garbage collector looks at them neither while they are made nor in the workers, which
+thereby share their memory. Every process of a service may get SIGTERM: the fork server outlives the workers, which finish their jobs.
+"""
+
+import gc
+import signal
+
+gc.disable()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+import app.models.loading  # noqa: E402, F401
+import serve.workers.loop  # noqa: E402, F401
+
+gc.freeze()
