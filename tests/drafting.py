@@ -9,6 +9,7 @@ import pytest
 from app.engine.acceptance import Acceptance
 from app.engine.costs import RowCosts
 from app.engine.drafts import Drafter, Source
+from app.engine.request import Generate
 
 WRONG = 0.25  # share of the drafted tokens
 
@@ -48,7 +49,7 @@ class Guided(Source):
 def listening(drafter: Drafter) -> Iterator[list[list[int]]]:
     """While open, nothing is drafted from texts. Yields what the answers become, with their prompts."""
     heard: list[list[int]] = []
-    drafter.create_source = lambda _: Listener(heard)
+    drafter.create_source = lambda *_: Listener(heard)
     yield heard
     drafter.create_source = Source
 
@@ -58,7 +59,7 @@ def guided(drafter: Drafter, heard: list[list[int]], seed: int = 0) -> Iterator[
     """While open, answers that were heard are drafted, with wrong tokens among them, as if rows cost nothing."""
     rng = random.Random(seed)
 
-    def create(_: Acceptance) -> Source:
+    def create(_: Generate, __: Acceptance) -> Source:
         return Guided(heard, rng)
 
     with pytest.MonkeyPatch.context() as patch:

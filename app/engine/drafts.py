@@ -56,8 +56,8 @@ class Proposal:
 class Source:
     """What is expected to follow in the text of one request."""
 
-    def __init__(self, prior: Acceptance) -> None:
-        self._text = OwnText()
+    def __init__(self, request: Generate, prior: Acceptance) -> None:
+        self._text = OwnText(request.prompt, request.prediction)
         self._acceptance, self._of_all = Acceptance(prior), prior
         self._latest: tuple[int, Match] | None = None  # tokens that came before the match, and the match
 
@@ -84,7 +84,7 @@ class Drafter:
     ) -> None:
         """`grammars` are the states of answers, by the ids of their requests."""
         self.is_on = True
-        self.create_source: Callable[[Acceptance], Source] = Source
+        self.create_source: Callable[[Generate, Acceptance], Source] = Source
         self._budget, self._grammars, self._end_tokens_of = budget, grammars, end_tokens_of
         self._sources: dict[str, Source] = {}  # by the request's id
         self._acceptance = Acceptance(FirstGuess())
@@ -117,7 +117,7 @@ class Drafter:
             ahead.follow_certain(limit)
         forced = [] if ahead is None else ahead.tokens
         if request.id not in self._sources:
-            self._sources[request.id] = self.create_source(self._acceptance)
+            self._sources[request.id] = self.create_source(request, self._acceptance)
         expected, chances = self._sources[request.id].expect(slot.tokens, forced, limit - len(forced))
         ends = self._end_tokens_of(request)
         kept = tuple(takewhile(lambda token: token not in ends, expected))  # the token before an end token is the last that is run

@@ -20,10 +20,14 @@ class Match:
 
 
 class OwnText:
-    """The tokens of a prompt and its answer, as letters of a string: a search for tokens is one for letters."""
+    """The tokens of a prompt and its answer, as letters of a string: a search for tokens is one for letters. `prediction` is what the
+    answer to `prompt` is expected to repeat, where the client says so.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: Sequence[int] = (), prediction: Sequence[int] = ()) -> None:
         self._letters = ""
+        self._before = _letters(prompt[-MAX_MATCH:])  # the prediction
+        self._prediction = self._before + _letters(prediction)
 
     def update(self, tokens: Sequence[int]) -> None:
         """`tokens` are the text as it stands now. It has only become longer since the last call."""
@@ -32,27 +36,30 @@ class OwnText:
     def match(self, ahead: Sequence[int], limit: int) -> Match | None:
         """At most `limit` tokens that are expected after the text and `ahead`, tokens that are known to follow it; None without a match."""
         text = self._letters + _letters(ahead)
-        end, length = longest_match(text)
-        if not length or limit < 1:
+        end, length = longest_match(text, text)
+        predicted_end, predicted_length = longest_match(text, self._prediction, len(self._before))
+        if max(length, predicted_length) == 0 or limit < 1:
             return None
+        if predicted_length >= length:
+            return Match(predicted_length, tuple(map(ord, self._prediction[predicted_end : predicted_end + limit])))
         period = len(text) - end  # where the match reaches the text's end, the text repeats itself
         return Match(length, tuple(ord(text[end + place % period]) for place in range(limit if period < limit else min(limit, period))))
 
 
-def longest_match(text: str) -> tuple[int, int]:
-    """Where the latest occurrence of the longest end of `text` that occurs before ends, and its length, `MIN_MATCH` to `MAX_MATCH`
-    letters; (0, 0) if there is none.
+def longest_match(text: str, source: str, first_end: int = 0) -> tuple[int, int]:
+    """Where the latest occurrence in `source` of the longest end of `text` ends, not before `first_end` and not with the last letter, and
+    its length, `MIN_MATCH` to `MAX_MATCH` letters; (0, 0) if there is none.
     """
-    end, length, last = 0, 0, len(text) - 1
+    end, length, last = 0, 0, len(source) - 1
     while length < MAX_MATCH:
         wanted = max(length + 1, MIN_MATCH)
-        if wanted > last:
+        if wanted > min(last, len(text)):
             break
-        start = text.rfind(text[-wanted:], 0, last)
+        start = source.rfind(text[-wanted:], max(0, first_end - wanted), last)
         if start < 0:
             break
         end, length = start + wanted, wanted
-        while length < MAX_MATCH and end > length and text[end - length - 1] == text[-length - 1]:
+        while length < min(MAX_MATCH, end, len(text)) and source[end - length - 1] == text[-length - 1]:
             length += 1
     return end, length
 

@@ -90,6 +90,7 @@ class Generate:
     sampled: tuple[int, ...] = ()  # tokens of the answer that another worker has sampled before it died; they are not sent again
     progress: bool = False  # say after each step how far the prompt is read
     adapter: str | None = None  # with which the rows are computed; None: the base alone
+    prediction: tuple[int, ...] = ()  # tokens that much of the answer is expected to repeat; they may be drafted, and change nothing
 
     @property
     def slots_needed(self) -> int:

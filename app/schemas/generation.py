@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from app.schemas.messages import Message, Metadata, ResponseFormat, Tool, ToolCall, ToolChoice
+from app.schemas.messages import Message, Metadata, Prediction, ResponseFormat, Tool, ToolCall, ToolChoice
 from app.schemas.thought import ThoughtFields
 from app.schemas.wire import TIER, TIMEOUT, Int, Tier, Timeout, Usage, UsedTier, Wire
 
@@ -133,6 +133,9 @@ class ChatRequest(SamplingFields, ThoughtFields):
     tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
+    prediction: Prediction | None = Field(
+        None, description="a text that much of the answer is expected to repeat: it makes the answer faster, and changes nothing of it"
+    )
     chat_template_kwargs: dict[str, JsonValue] | None = Field(
         None,
         max_length=32,

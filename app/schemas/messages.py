@@ -23,6 +23,15 @@ class TextPart(Wire):
     text: str
 
 
+class Prediction(Wire):
+    type: Literal["content"]
+    content: str | list[Annotated[TextPart, BeforeValidator(_text_only)]] = Field(description="text, or parts of type text")
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class FunctionCall(Wire):
     name: Name
     arguments: str = Field(description="a JSON object, as a string")

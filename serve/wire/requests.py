@@ -88,7 +88,7 @@ def make_jobs(
     sampling = sampling_of(body, tokenizer, facts)
     stop_tokens = frozenset(body.stop_token_ids or ())
     check_token_ids(stop_tokens, tokenizer, "stop_token_ids")
-    requested = requested_max_tokens(body)
+    requested, prediction = requested_max_tokens(body), _prediction_of(body, tokenizer, facts)
     jobs: list[Generate] = []
     for prompt in prompts:
         max_tokens = max_new_tokens(prompt.ids, requested, facts, "messages" if options.chat else "prompt")
@@ -109,9 +109,17 @@ def make_jobs(
                 thought=options.structured.thought_limit,
                 progress=bool(body.return_progress),
                 adapter=facts.adapter,
+                prediction=prediction,
             )
             jobs.append(job)
     return jobs
+
+
+def _prediction_of(body: ChatRequest | CompletionRequest, tokenizer: Tokenizer, facts: Facts) -> tuple[int, ...]:
+    """No more tokens than an answer can have."""
+    if isinstance(body, CompletionRequest) or body.prediction is None:
+        return ()
+    return tokenizer.encode(body.prediction.text, "prediction.content", add_special_tokens=False)[: facts.context]
 
 
 def requested_max_tokens(body: ChatRequest | CompletionRequest) -> int | None:

@@ -47,7 +47,6 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
         "normalize": (True,),
         "num_return_sequences": (1,),
         "parallel_tool_calls": (True, False),
-        "prediction": (),
         "prompt_cache_options": (),
         "prompt_logprobs": (),
         "reasoning": ({}, {"effort": "none"}),

@@ -79,6 +79,20 @@ def test_an_answer_is_the_same_with_drafts_from_its_own_text(steady: LocalModel)
     assert prediction(drafted, "accepted") > 20
 
 
+def test_a_prediction_makes_the_answer_fewer_steps(steady: LocalModel) -> None:
+    """The tokens of its text are not always those that were sampled; over a few answers most are."""
+    plain, helped = [], []
+    for seed in range(6):
+        ask = {"messages": [{"role": "user", "content": "Who stole the cheese?"}], **WILD, "seed": seed}
+        plain.append(steady.post(CHAT, **ask))
+        text = plain[-1]["choices"][0]["message"]["content"]
+        helped.append(steady.post(CHAT, **ask, prediction={"type": "content", "content": text}))
+        misled = steady.post(CHAT, **ask, prediction={"type": "content", "content": [{"type": "text", "text": text[::-1]}]})
+        check_same(plain[-1], helped[-1])
+        check_same(plain[-1], misled)
+    assert prediction(helped, "accepted") > prediction(plain, "accepted") + 20
+
+
 def test_a_stream_is_the_whole_answer(steady: LocalModel) -> None:
     fields = {"prompt": "Once upon a time", **WILD, "seed": 4, "logprobs": 2}
     with listening(steady.engine.drafter) as heard:

@@ -264,7 +264,6 @@ def test_embeddings_that_cannot_be_made_are_refused_by_name(client: openai.OpenA
         ("function_call", {"name": "a"}),
         ("audio", {"format": "wav", "voice": "alloy"}),
         ("modalities", ["text", "audio"]),
-        ("prediction", {"type": "content", "content": "x"}),
         ("reasoning_effort", "low"),
         ("store", True),
         ("verbosity", "low"),

@@ -38,6 +38,30 @@ def test_no_more_tokens_than_asked_for() -> None:
     assert match_of([1, 2, 3, 4, 1, 2], limit=0) is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ([], Match(3, (5, 6, 7, 8))),  # the answer has not begun
+        ([5, 6], Match(5, (7, 8))),
+        ([5, 9, 6, 7], Match(2, (8,))),  # it has left the prediction and come back
+        ([5, 9], None),
+        ([5, 6, 7, 8], None),  # it has come to an end
+        ([0, 0, 0, 6, 7], Match(2, (8,))),
+        ([2, 3, 1, 2, 3], Match(3, (5, 6, 7, 8))),  # as long a match as in the text, which goes on with 5, too
+    ],
+)
+def test_a_prediction_is_looked_up_from_its_beginning_on(answer: list[int], expected: Match | None) -> None:
+    text = OwnText((1, 2, 3), (5, 6, 7, 8))
+    text.update([1, 2, 3, *answer])
+    assert text.match([], 9) == expected
+
+
+def test_the_longer_match_counts() -> None:
+    text = OwnText((1, 2, 3, 4, 9), (7, 3, 4, 5))
+    text.update([1, 2, 3, 4, 9, 0, 2, 3, 4])
+    assert text.match([], 2) == Match(3, (9, 0))
+
+
 def slowly(text: str) -> tuple[int, int]:
     for length in range(min(MAX_MATCH, len(text) - 1), MIN_MATCH - 1, -1):
         for end in range(len(text) - 1, length - 1, -1):
@@ -48,4 +72,4 @@ def slowly(text: str) -> tuple[int, int]:
 
 @given(st.text("ab", max_size=90) | st.text("abcde", max_size=90))
 def test_the_match_is_the_one_of_a_slow_search(text: str) -> None:
-    assert longest_match(text) == slowly(text)
+    assert longest_match(text, text) == slowly(text)

@@ -60,6 +60,16 @@ def test_every_field_reaches_the_engine(served: Any) -> None:
     assert (job.stop_tokens, job.ignore_eos, job.tier) == (frozenset({3, 7}), True, "flex")
 
 
+def test_a_prediction_reaches_the_engine_as_tokens_of_its_own(served: Any) -> None:
+    a, b = served.tokenizer.encode("ab", "prompt", add_special_tokens=False)
+    content = [{"type": "text", "text": "ab"}, {"type": "text", "text": "a"}]
+    for prediction, tokens in (({"type": "content", "content": content}, (a, b, a)), ({"type": "content", "content": ""}, ()), (None, ())):
+        response = served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 2, "prediction": prediction})
+        assert response.status_code == 200 and served.engine.submitted[-1].prediction == tokens
+    refused = served.client.post(CHAT, json={"messages": HELLO, "prediction": {"type": "image", "content": "x"}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prediction.type")
+
+
 def test_bad_words_are_banned_with_and_without_a_blank(served: Any) -> None:
     """In this vocabulary a letter is a token, so a word with a leading space ends with the word itself, which is banned already."""
     a, b = served.tokenizer.encode("ab", "prompt")[1:]
