@@ -17,10 +17,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from app.errors import InvalidRequest, SetupError, first_line
-from app.forms.general import plain_messages
-from app.forms.learning import learn_tool_format
 from app.forms.reasoning import ReasoningFormat, learn_reasoning
 from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
+from app.forms.ways import ToolRendering, learn_tools
 from app.models.source import Source, source_of
 from app.models.vocabulary import create_tokenizer, generation_values
 
@@ -103,7 +102,7 @@ class Tokenizer:
         refuses the messages.
         """
         has_tools = bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
-        render = self._render_generally if has_tools and self.tools_are_general else self._render
+        render = self._learned_tools.render if has_tools else self._render
         return render(messages, tools, add_generation_prompt, variables)
 
     def render_continued(self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any]) -> str:
@@ -117,20 +116,6 @@ class Tokenizer:
             )
         kept = content if text.startswith(content, start) else content.strip()
         return text[: start + len(kept)]
-
-    def _render_generally(
-        self,
-        messages: Sequence[dict[str, Any]],
-        tools: Sequence[dict[str, Any]] | None,
-        add_generation_prompt: bool,
-        variables: Mapping[str, Any] = MappingProxyType({}),
-    ) -> str:
-        try:
-            return self._render(plain_messages(messages, tools, system_turn=True), None, add_generation_prompt, variables)
-        except InvalidRequest:  # templates such as Gemma's have no turn of the system
-            if messages and messages[0]["role"] == "system":
-                raise
-            return self._render(plain_messages(messages, tools, system_turn=False), None, add_generation_prompt, variables)
 
     def _render(
         self,
@@ -161,7 +146,7 @@ class Tokenizer:
     @cached_property
     def reasoning(self) -> ReasoningFormat | None:
         """How the model marks its thoughts, by its chat template; None for a model that does not think first."""
-        return learn_reasoning(self._template_text, self._special_tokens.values())
+        return learn_reasoning(self._template_text)
 
     @property
     def closing_marks(self) -> list[str]:
@@ -182,24 +167,29 @@ class Tokenizer:
     @property
     def tool_format(self) -> ToolFormat | ToolsUnsupported:
         """How the model writes tool calls, learned from its chat template or from the general form; or why they are not supported."""
-        return self._learned_tools[0]
+        return self._learned_tools.format
 
     @property
     def tools_are_general(self) -> bool:
         """Whether tools are told, called and answered in plain messages, because the chat template does not write them all."""
-        return self._learned_tools[1]
+        return self._learned_tools.is_general
 
     @cached_property
     def added_tokens(self) -> AddedTokens:
         ids = {token.content: id for id, token in self.base.added_tokens_decoder.items()}
         end_tokens = frozenset(str(token) for token in self.base.convert_ids_to_tokens(sorted(self.end_tokens())))
-        return AddedTokens(ids, frozenset(self._special_tokens.values()), end_tokens)
+        tokens = AddedTokens(ids, frozenset(self._special_tokens.values()), end_tokens)
+        return tokens if self.reasoning is None else tokens.shown((self.reasoning.open, self.reasoning.close))
 
     @cached_property
-    def _learned_tools(self) -> tuple[ToolFormat | ToolsUnsupported, bool]:
-        own = learn_tool_format(self._render, self.added_tokens)
-        general = learn_tool_format(self._render_generally, self.added_tokens) if isinstance(own, ToolsUnsupported) else own
-        return (own, False) if isinstance(general, ToolsUnsupported) or general is own else (general, True)
+    def _hidden_tokens(self) -> frozenset[int]:
+        format = self.tool_format
+        hidden = self.added_tokens.special if isinstance(format, ToolsUnsupported) else format.added_tokens.special
+        return frozenset(id for id, token in self._special_tokens.items() if token in hidden)
+
+    @cached_property
+    def _learned_tools(self) -> ToolRendering:
+        return learn_tools(self._render, self.added_tokens)
 
     def encode(self, text: str, param: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Ids of a text. By default the tokenizer adds the special tokens the model was trained with, such as BOS.
@@ -218,7 +208,9 @@ class Tokenizer:
         return Encoded(tuple(encoding["input_ids"]), tuple((int(start), int(end)) for start, end in encoding["offset_mapping"]))
 
     def decode(self, ids: list[int]) -> str:
-        return str(self.base.backend_tokenizer.decode(ids, skip_special_tokens=True))
+        """The text, without special tokens other than those that mark a thought or a tool call."""
+        hidden = self._hidden_tokens
+        return str(self.base.backend_tokenizer.decode([id for id in ids if id not in hidden], skip_special_tokens=False))
 
     def word_encodings(self, word: str, param: str) -> list[tuple[int, ...]]:
         """The tokens that spell a word: at the start of a text, and after a space too, unless those end with the same tokens."""
@@ -240,7 +232,7 @@ class Tokenizer:
 
     def _piece(self, id: int) -> Piece:
         token = self.base.backend_tokenizer.id_to_token(id)
-        if token is None or id in self._special_tokens:
+        if token is None or id in self._hidden_tokens:
             return Piece(self._special_tokens.get(id, "").encode(), b"", True)
         if "ByteLevel" in self._decoder_types:
             byte_level = all(letter in BYTE_OF_LETTER for letter in token)
@@ -262,7 +254,7 @@ class Tokenizer:
         return [str(token) for token in self.base.convert_ids_to_tokens(list(ids))]
 
     def decode_with_special_tokens(self, ids: Sequence[int]) -> str:
-        """The text, with the names of special tokens; `decode` leaves these out."""
+        """The text, with the names of all special tokens."""
         return str(self.base.backend_tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def __len__(self) -> int:
