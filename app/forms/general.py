@@ -1,6 +1,7 @@
 """Tools for a model whose chat template has no place for them: told in the system message, called and answered in plain messages.
 
     plain_messages(messages, tools, system_turn) -> list[dict]    the conversation without tools, calls and results, for any template
+    messages_with_tools(messages, tools, example, system_turn)     the conversation without tools, for a template that writes calls
 
 Calls are written as Hermes and Qwen write them, which most models have seen. `app.forms.tools` learns the form from what the template makes
 of these messages, as it learns any other, and its grammar enforces it. Knows no tokenizer, no model and no request.
@@ -12,12 +13,13 @@ from typing import Any
 
 Messages = Sequence[dict[str, Any]]
 
-EXPLANATION = (
+FUNCTIONS = (
     "You can call these functions, one JSON object a line:\n{functions}\n"
-    "To call one, answer with its name and its arguments in this form:\n"
-    '<tool_call>{{"name": "NAME", "arguments": {{"ARGUMENT": "VALUE"}}}}</tool_call>\n'
-    "The user then sends the result in <tool_response>. Where no function helps, answer in words."
+    "To call one, answer with its name and its arguments in this form:\n{example}\n"
 )
+EXAMPLE = '<tool_call>{"name": "NAME", "arguments": {"ARGUMENT": "VALUE"}}</tool_call>'
+RESULT = "The user then sends the result in <tool_response>. "
+WORDS = "Where no function helps, answer in words."
 
 
 def plain_messages(messages: Messages, tools: Sequence[dict[str, Any]] | None, system_turn: bool) -> list[dict[str, Any]]:
@@ -35,8 +37,22 @@ def plain_messages(messages: Messages, tools: Sequence[dict[str, Any]] | None, s
                 continue
         plain.append({"role": role, "content": content, "is_result": message["role"] == "tool"})
     if tools:
-        _tell(plain, EXPLANATION.format(functions="\n".join(_line(tool["function"]) for tool in tools)), system_turn)
+        _tell(plain, _functions(tools, EXAMPLE) + RESULT + WORDS, system_turn)
     return [{"role": message["role"], "content": message["content"]} for message in plain]
+
+
+def messages_with_tools(
+    messages: Messages, tools: Sequence[dict[str, Any]] | None, example: str, system_turn: bool
+) -> list[dict[str, Any]]:
+    """The tools told in the first message, as in `plain_messages`; `example` is a call as the template writes it."""
+    told = [dict(message) for message in messages]
+    if tools:
+        _tell(told, _functions(tools, example) + WORDS, system_turn)
+    return told
+
+
+def _functions(tools: Sequence[dict[str, Any]], example: str) -> str:
+    return FUNCTIONS.format(functions="\n".join(_line(tool["function"]) for tool in tools), example=example)
 
 
 def _content(message: dict[str, Any]) -> str:
@@ -61,4 +77,4 @@ def _tell(messages: list[dict[str, Any]], text: str, system_turn: bool) -> None:
     if first is not None and first["role"] == role:
         first["content"] = f"{text}\n\n{first['content']}" if role == "user" else f"{first['content']}\n\n{text}"
     else:
-        messages.insert(0, {"role": role, "content": text, "is_result": False})
+        messages.insert(0, {"role": role, "content": text})

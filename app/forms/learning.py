@@ -9,13 +9,14 @@ Knows no tokenizer, no model and no request.
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os.path import commonprefix
 from typing import Any
 
 from app.errors import InvalidRequest
 from app.forms.grammar import Schema
-from app.forms.parameters import ParameterFormat, learn_parameters
-from app.forms.tools import MIN_TRIGGER_CHARS, AddedTokens, Segments, ToolFormat, ToolsUnsupported
+from app.forms.parameters import ParameterFormat, learn_parameters, with_other_values
+from app.forms.tools import AddedTokens, Segments, ToolFormat, ToolsUnsupported
 
 Messages = Sequence[dict[str, Any]]
 Render = Callable[[Messages, Sequence[dict[str, Any]], bool], str]
@@ -53,18 +54,21 @@ class _TemplateProbe:
                 raise
             parameters, before_name, before_arguments, after_calls, between_calls = learned
         before_name = before_name.lstrip()  # white space after the text before a call is part of that text
-        if len(self._added_tokens.visible(before_name).strip()) < MIN_TRIGGER_CHARS:
-            raise ToolsUnsupported("this model marks its tool calls only by special tokens, which are not part of an answer's text")
-        return ToolFormat(
+        format = ToolFormat(
             before_name, before_arguments, between_calls, after_calls, self._added_tokens, self._arguments_as_text, parameters
         )
+        if format.begins_by_name and not (before_name and before_arguments[0]):
+            raise ToolsUnsupported("this model's chat template does not mark tool calls, so they look like other text")
+        return replace(format, added_tokens=self._added_tokens.shown(format.fixed_texts))
 
     def _parameters(self) -> tuple[ParameterFormat, str, Segments, Segments, Segments | None] | None:
         """How arguments are written one by one, and the text around; None if they are not, or the template writes an id."""
         self._arguments_as_text = False
         both = tuple(item for arguments in PROBE_PARAMETERS for item in arguments.items())
         try:
-            turns = [self._assistant_turn(1, arguments) for arguments in (PROBE_ARGUMENTS[0], dict(both), {}, {"depth": 7})]
+            turns = [
+                self._assistant_turn(1, arguments) for arguments in (PROBE_ARGUMENTS[0], dict(both), {}, {"depth": 7}, {"depth": True})
+            ]
         except ToolsUnsupported:
             return None
         befores, _, rests = zip(*(turn.partition(PROBE_NAMES[0]) for turn in turns), strict=True)
@@ -72,11 +76,10 @@ class _TemplateProbe:
         if learned is None or len(set(befores)) > 1 or any(id in turns[1] for id in PROBE_IDS) or PROBE_NAMES[0] in rests[0]:
             return None
         format, start, end = learned
-        if not format.quoted and rests[3] != start + format.write([("depth", "7")]) + end:
-            return None  # numbers have other marks than texts
-        token_places = [part in self._added_tokens.ids for part in self._added_tokens.split(format.after_value)]
-        if any(token_places) and not token_places[0]:  # a text could not be told from what comes before the token
+        others = with_other_values(format, (rests[3].removeprefix(start), rests[4].removeprefix(start)), end)
+        if others is None or not all(rest.startswith(start) for rest in rests):
             return None
+        format = others
         return format, befores[0], (start,), (end,), self._between_parameters(befores[0], rests[0], end)
 
     def _between_parameters(self, before_name: str, rest: str, end: str) -> Segments | None:
@@ -153,7 +156,7 @@ class _TemplateProbe:
 
     def _rendered(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         try:
-            return self._render(messages, [_probe_tool(name) for name in PROBE_NAMES], add_generation_prompt)
+            return self._render(messages, [probe_tool(name) for name in PROBE_NAMES], add_generation_prompt)
         except InvalidRequest as error:
             raise ToolsUnsupported(f"this model's chat template refuses tools or tool calls: {error.message}") from error
 
@@ -163,7 +166,8 @@ class _TemplateProbe:
         return {"id": PROBE_IDS[index], "type": "function", "function": {"name": PROBE_NAMES[index], "arguments": arguments}}
 
 
-def _probe_tool(name: str) -> dict[str, Any]:
+def probe_tool(name: str) -> dict[str, Any]:
+    """A made-up tool, for a template to show."""
     depth = {"type": "string", "description": "where"}
     parameters = {"type": "object", "properties": {"depth": depth}, "required": ["depth"]}
     return {"type": "function", "function": {"name": name, "description": "Says how deep it is.", "parameters": parameters}}

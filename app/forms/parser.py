@@ -6,11 +6,10 @@ Knows how calls are written (`app.forms.tools`) and nothing of the model that wr
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from app.forms.grammar import Schema
-from app.forms.parameters import ParameterFormat
 from app.forms.tools import CALL_ID, TOOL_NAME, Segments, ToolFormat
 
 
@@ -44,13 +43,13 @@ class ToolCallParser:
     """
 
     def __init__(self, format: ToolFormat, forced: bool, tools: Mapping[str, Schema] = MappingProxyType({})) -> None:
-        self._parameters, self._tools = _visible_parameters(format), tools
-        visible = format.added_tokens.visible
-        self._before_name, self._forced = visible(format.before_name), forced
-        self._before_arguments = _pattern(format.before_arguments, visible)
-        self._between_calls = None if format.between_calls is None else _pattern(format.between_calls, visible)
-        self._after_calls = _pattern(format.after_calls, visible)
-        self._after_text = visible(format.after_calls[0]) if len(format.after_calls) == 1 else ""
+        self._parameters, self._tools = format.parameters, tools
+        self._before_name, self._forced = format.before_name, forced
+        self._beginnings = format.beginnings(tools)
+        self._before_arguments = _pattern(format.before_arguments)
+        self._between_calls = None if format.between_calls is None else _pattern(format.between_calls)
+        self._after_calls = _pattern(format.after_calls)
+        self._after_text = format.after_calls[0] if len(format.after_calls) == 1 else ""
         self._buffer = ""
         # One of the `_read_*` methods. Each consumes from the buffer and returns its events; None means that it needs more text.
         self._state: Callable[[], list[Event] | None] = self._read_text
@@ -80,11 +79,12 @@ class ToolCallParser:
         return [TextDelta(text)] if text and not self._forced else []
 
     def _read_text(self) -> list[Event] | None:
-        text, begin, rest = self._buffer.partition(self._before_name)
-        if begin:
-            self._buffer, self._state = rest, self._read_name
-            return self._text_event(text)
-        safe = len(text) - overlap(text, self._before_name)
+        text = self._buffer
+        places = [at for begin in self._beginnings if (at := text.find(begin)) >= 0]
+        if places:
+            self._buffer, self._state = text[min(places) + len(self._before_name) :], self._read_name
+            return self._text_event(text[: min(places)])
+        safe = len(text) - max((overlap(text, begin) for begin in self._beginnings), default=0)
         self._buffer = text[safe:]
         return self._text_event(text[:safe]) or None
 
@@ -162,23 +162,9 @@ class ObjectScanner:
         return None
 
 
-def _visible_parameters(format: ToolFormat) -> ParameterFormat | None:
-    """As they stand in an answer's text, which has no special tokens."""
-    written, visible = format.parameters, format.added_tokens.visible
-    if written is None:
-        return None
-    return replace(
-        written,
-        before_key=visible(written.before_key),
-        before_value=visible(written.before_value),
-        after_value=visible(written.after_value),
-        between=visible(written.between),
-    )
-
-
-def _pattern(segments: Segments, visible: Callable[[str], str]) -> re.Pattern[str]:
+def _pattern(segments: Segments) -> re.Pattern[str]:
     """Matches the segments with any call id between them."""
-    return re.compile(CALL_ID.join(re.escape(visible(segment)) for segment in segments))
+    return re.compile(CALL_ID.join(re.escape(segment) for segment in segments))
 
 
 def overlap(text: str, begin: str) -> int:

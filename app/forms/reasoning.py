@@ -1,13 +1,13 @@
 """Thoughts that a reasoning model writes before its answer: how its chat template marks them, and how they are taken out of a text.
 
-    learn_reasoning(template, special) -> ReasoningFormat | None     by the marks that the template names
+    learn_reasoning(template) -> ReasoningFormat | None               by the marks that the template names
     after_thought(grammar, format, tokens, opened) -> str             a grammar that begins after the thought
     ThoughtSplitter(format, opened).push(text), .flush()             the thought and the answer in a text that streams in
 
 Knows no tokenizer, no model and no request.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.forms.parser import overlap
@@ -29,12 +29,9 @@ class ReasoningFormat:
         return prompt.rstrip().endswith(self.open)
 
 
-def learn_reasoning(template: str, special: Collection[str]) -> ReasoningFormat | None:
-    """None if the template names no marks, or marks that are special tokens, which are not part of an answer's text."""
-    for open_mark, close_mark in MARKS:
-        if close_mark in template and not {open_mark, close_mark} & set(special):
-            return ReasoningFormat(open_mark, close_mark)
-    return None
+def learn_reasoning(template: str) -> ReasoningFormat | None:
+    """None if the template names no marks."""
+    return next((ReasoningFormat(open, close) for open, close in MARKS if close in template), None)
 
 
 @dataclass(frozen=True, slots=True)

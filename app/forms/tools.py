@@ -7,8 +7,8 @@ Knows no template, no tokenizer, no model and no request.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 
 from app.forms.grammar import Schema, schema_term
@@ -19,6 +19,7 @@ Segments = tuple[str, ...]  # fixed text, split at each place where the template
 CALL_ID = "[a-zA-Z0-9]{9}"
 TOOL_NAME = re.compile("[a-zA-Z0-9_-]+")
 MIN_TRIGGER_CHARS = 3  # a shorter first word does not tell a call from other text
+EMPTY = '""'
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,9 @@ class AddedTokens:
         """A part as llguidance's Lark syntax has it: an added token by its id, other text as a string."""
         return f"<[{self.ids[part]}]>" if part in self.ids else json.dumps(part, ensure_ascii=False)
 
-    def visible(self, text: str) -> str:
-        """The text without special tokens, as a client receives it."""
-        return "".join(part for part in self.split(text) if part not in self.special)
+    def shown(self, texts: Iterable[str]) -> "AddedTokens":
+        """These tokens, of which none in `texts` is left out of the text of an answer."""
+        return replace(self, special=self.special - ({part for text in texts for part in self.split(text)} - self.ends))
 
 
 class ToolsUnsupported(Exception):
@@ -57,7 +58,7 @@ class ToolFormat:
 
     `before_name` NAME `before_arguments` ARGUMENTS (`between_calls` NAME `before_arguments` ARGUMENTS)* `after_calls`
 
-    `between_calls` is None if the template writes at most one call per answer.
+    `between_calls` is None if the template writes at most one call per answer. The added tokens in it are part of an answer's text.
     """
 
     before_name: str
@@ -70,10 +71,37 @@ class ToolFormat:
 
     @property
     def trigger(self) -> str:
-        """What marks the beginning of a call: the added token at its start, or else its first word, or else all text before the name."""
-        first = self.added_tokens.split(self.before_name)[0]
+        """What marks the beginning of a call: its first added token with what stands before it, or its first word, or else all text
+        before the name.
+        """
+        first, *rest = self.added_tokens.split(self.before_name)
+        if first in self.added_tokens.ids:
+            return first
         word = re.split(r"[\s{]", first)[0]
-        return first if first in self.added_tokens.ids else word if len(word) >= MIN_TRIGGER_CHARS else first
+        if len(word) >= MIN_TRIGGER_CHARS:
+            return word
+        return first + "".join(rest[:1])
+
+    @property
+    def begins_by_name(self) -> bool:
+        """Whether the text before a name is too short to mark a call: only a name and what follows it do, as in `[name(`."""
+        return len(self.before_name) < MIN_TRIGGER_CHARS and not set(self.added_tokens.split(self.before_name)) & set(self.added_tokens.ids)
+
+    def beginnings(self, tools: Iterable[str]) -> list[str]:
+        """The texts that begin a call of one of these tools."""
+        return [f"{self.before_name}{name}{self.before_arguments[0]}" for name in tools] if self.begins_by_name else [self.before_name]
+
+    def example(self) -> str:
+        """A call with made-up names."""
+        arguments = '{"ARGUMENT": "VALUE"}' if self.parameters is None else self.parameters.write([("ARGUMENT", "VALUE")])
+        before_arguments, after = ("aB3dE5gH7".join(segments) for segments in (self.before_arguments, self.after_calls))
+        return f"{self.before_name}NAME{before_arguments}{arguments}{after}"
+
+    @property
+    def fixed_texts(self) -> tuple[str, ...]:
+        """All text of a call that does not depend on its tool."""
+        parameters = () if self.parameters is None else self.parameters.fixed_texts
+        return (self.before_name, *self.before_arguments, *(self.between_calls or ()), *self.after_calls, *parameters)
 
     @property
     def closing_marks(self) -> tuple[str, ...]:
@@ -81,7 +109,7 @@ class ToolFormat:
         if self.parameters is None:
             return ()
         after, between = self.after_calls[0], (self.between_calls or ("",))[0]
-        return self.parameters.after_value, after.removeprefix(commonprefix([after, between]))
+        return self.parameters.closing_mark, after.removeprefix(commonprefix([after, between]))
 
     def grammar(self, tools: Mapping[str, Schema], forced: bool, parallel: bool, marks: Sequence[str] = ()) -> str:
         """A grammar in llguidance's Lark syntax. `forced`: only calls of these tools; else text that may end in calls. At most one call
@@ -92,10 +120,14 @@ class ToolFormat:
             f"{self._terms((name + self.before_arguments[0], *self.before_arguments[1:]))} {self._arguments(index, schema)}"
             for index, (name, schema) in enumerate(tools.items())
         ]
-        rest = f"{self._terms((self.before_name.removeprefix(self.trigger),))} call {more} {self._terms(self.after_calls)}"
-        start = f"start: {self._terms((self.trigger,))} rest" if forced else self._text_then_calls(marks)
-        rules = [start, f"rest: {rest}", f"call: {' | '.join(calls)}", f"ID: /{CALL_ID}/", *self._parameter_rules(tools)]
-        return "\n".join(rules) + "\n"
+        if forced:
+            start = f"start: {self._fixed(self.before_name)} call end"
+        elif self.begins_by_name:
+            start = self._text_then_named_calls(tools, marks)
+        else:
+            start = self._text_then_calls(marks)
+        end = f"end: {more} {self._terms(self.after_calls) or EMPTY}"
+        return "\n".join([start, end, f"call: {' | '.join(calls)}", f"ID: /{CALL_ID}/", *self._parameter_rules(tools)]) + "\n"
 
     def _arguments(self, index: int, schema: Schema) -> str:
         return schema_term(schema) if self.parameters is None else f"arguments{index}"
@@ -105,31 +137,55 @@ class ToolFormat:
             return []
         format = self.parameters
         rules = [format.rules(f"arguments{index}", schema, self._fixed, "raw") for index, schema in enumerate(tools.values())]
-        first, *others = self.added_tokens.split(format.after_value) or [""]
-        rest = " ".join(self.added_tokens.term(part) for part in others)
-        if first in self.added_tokens.ids:
-            raw = [f"raw: RAW? {self.added_tokens.term(first)} {rest}", f"RAW: /(?s:.+)/ & ~/(?s:.*){as_regex(first)}(?s:.*)/"]
-        else:
-            raw = [f"raw: raw_text {rest}", f"raw_text[lazy]: /(?s:.*){as_regex(first)}/"]
+        end = format.after_value
+        raw = [f"raw: {self._text_up_to(end, 'RAW')}", *self._text_rules(end, "RAW")] if end else []
         return [rule for each in rules for rule in each] + raw
 
     def _fixed(self, text: str) -> str:
-        return self._terms((text,)) or '""'
+        return self._terms((text,)) or EMPTY
+
+    def _text_up_to(self, end: str, name: str) -> str:
+        """A term for any text and the first `end` after it. The rules that it needs are `_text_rules`, whose names begin with `name`."""
+        first, *rest = self.added_tokens.split(end)
+        if first in self.added_tokens.ids:
+            return f"{name}? {self._terms((end,))}"
+        return f"{name} {self._terms((''.join(rest),))}" if rest else f"{name.lower()}_text"
+
+    def _text_rules(self, end: str, name: str, also: str = "") -> list[str]:
+        """`also` is a further condition, as a regular expression in llguidance's syntax."""
+        first, *rest = self.added_tokens.split(end)
+        if first in self.added_tokens.ids:
+            return [f"{name}: /(?s:.+)/ & {_without(first)}{also}"]
+        if rest:  # all text before an added token, with what has to stand directly before it
+            return [f"{name}: /(?s:.*){as_regex(first)}/ & {_without(first + rest[0])}{also}"]
+        return [f"{name.lower()}_text[lazy]: /(?s:.*){as_regex(first)}/{also}"]
 
     def _text_then_calls(self, marks: Sequence[str]) -> str:
         """Text that contains no beginning of a call, optionally followed by calls."""
-        trigger, begin = self.trigger, self.added_tokens.visible(self.trigger) or self.added_tokens.visible(self.before_name)
-        not_marked = "".join(f" & ~/[ \\n]*{as_regex(mark)}(?s:.*)/" for mark in marks[:1])
-        text = f"TEXT: /(?s:.*)/ & ~/(?s:.*){as_regex(begin)}(?s:.*)/{not_marked}"
-        other = self._text_with_other_tokens(marks)
+        trigger, not_marked, other = self.trigger, _not_begun(marks), self._text_with_other_tokens(marks)
+        text = f"TEXT: /(?s:.*)/ & {_without(trigger)}{not_marked}"
+        rest = f"{self._terms((self.before_name.removeprefix(trigger),))} call end"
         if trigger in self.added_tokens.ids:
-            return f"start: {other} TEXT? | {other} TEXT? {self._terms((trigger,))} rest\n{text}"
-        return f"start: {other} (TEXT | head rest)\nhead[lazy]: /(?s:.*){as_regex(trigger)}/{not_marked}\n{text}"
+            return f"start: {other} TEXT? | {other} TEXT? {self._terms((trigger,))} {rest}\n{text}"
+        head = "\n".join(self._text_rules(trigger, "HEAD", not_marked))
+        return f"start: {other} (TEXT? | {self._text_up_to(trigger, 'HEAD')} {rest})\n{text}\n{head}"
+
+    def _text_then_named_calls(self, tools: Mapping[str, Schema], marks: Sequence[str]) -> str:
+        """The same where a call begins by the name of a tool."""
+        begins, not_marked, other = self.beginnings(tools), _not_begun(marks), self._text_with_other_tokens(marks)
+        heads = []
+        for index, (begin, schema) in enumerate(zip(begins, tools.values(), strict=True)):
+            others = "".join(f" & {_without(text)}" for text in begins if text != begin)
+            rest = self._terms(("", *self.before_arguments[1:]))
+            heads.append(f"head{index}: begin{index} {rest} {self._arguments(index, schema)} end")
+            heads.append(f"begin{index}[lazy]: /(?s:.*){as_regex(begin)}/{others}{not_marked}")
+        text = " & ".join(["TEXT: /(?s:.*)/", *map(_without, begins)]) + not_marked
+        choices = " | ".join(["TEXT?", *(f"head{index}" for index in range(len(begins)))])
+        return "\n".join([f"start: {other} ({choices})", text, *heads])
 
     def _text_with_other_tokens(self, marks: Sequence[str]) -> str:
         """Text with visible added tokens that are part neither of a call nor of these marks."""
-        segments = (self.before_name, *(self.between_calls or ()), *self.after_calls)
-        own = {part for segment in segments for part in self.added_tokens.split(segment)} | set(marks)
+        own = {part for text in self.fixed_texts for part in self.added_tokens.split(text)} | set(marks)
         ids, special = self.added_tokens.ids, self.added_tokens.special
         others = sorted(str(id) for token, id in ids.items() if token not in special and token not in own)
         return f"(TEXT? <[{','.join(others)}]>)*" if others else ""
@@ -141,3 +197,13 @@ class ToolFormat:
 def as_regex(text: str) -> str:
     """A regular expression that matches exactly this text."""
     return "".join(letter if letter.isascii() and letter.isalnum() else f"\\x{{{ord(letter):x}}}" for letter in text)
+
+
+def _without(text: str) -> str:
+    """The condition that this text stands nowhere in another."""
+    return f"~/(?s:.*){as_regex(text)}(?s:.*)/"
+
+
+def _not_begun(marks: Sequence[str]) -> str:
+    """The condition that a text does not begin with the first of these marks."""
+    return "".join(f" & ~/[ \\n]*{as_regex(mark)}(?s:.*)/" for mark in marks[:1])

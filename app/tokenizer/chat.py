@@ -10,16 +10,17 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from app.errors import InvalidRequest, first_line
-from app.forms.general import plain_messages
-from app.forms.learning import learn_tool_format
 from app.forms.reasoning import ReasoningFormat, learn_reasoning
 from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
+from app.forms.ways import ToolRendering, learn_tools
 
 
 class ChatTemplate:
     def __init__(self, base: PreTrainedTokenizerBase, added_tokens: AddedTokens) -> None:
-        self._base, self._added_tokens = base, added_tokens
+        self._base = base
         self.exists = bool(base.chat_template)
+        shown = () if self.reasoning is None else (self.reasoning.open, self.reasoning.close)
+        self.added_tokens = added_tokens.shown(shown)  # the marks of a thought are part of an answer's text
 
     def render(
         self,
@@ -34,7 +35,7 @@ class ChatTemplate:
         refuses the messages.
         """
         has_tools = bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
-        render = self._render_generally if has_tools and self.tools_are_general else self._render
+        render = self._learned_tools.render if has_tools else self._render
         return render(messages, tools, add_generation_prompt, variables)
 
     def render_continued(self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any]) -> str:
@@ -48,20 +49,6 @@ class ChatTemplate:
             )
         kept = content if text.startswith(content, start) else content.strip()
         return text[: start + len(kept)]
-
-    def _render_generally(
-        self,
-        messages: Sequence[dict[str, Any]],
-        tools: Sequence[dict[str, Any]] | None,
-        add_generation_prompt: bool,
-        variables: Mapping[str, Any] = MappingProxyType({}),
-    ) -> str:
-        try:
-            return self._render(plain_messages(messages, tools, system_turn=True), None, add_generation_prompt, variables)
-        except InvalidRequest:  # templates such as Gemma's have no turn of the system
-            if messages and messages[0]["role"] == "system":
-                raise
-            return self._render(plain_messages(messages, tools, system_turn=False), None, add_generation_prompt, variables)
 
     def _render(
         self,
@@ -87,7 +74,7 @@ class ChatTemplate:
     @cached_property
     def reasoning(self) -> ReasoningFormat | None:
         """How the model marks its thoughts, by its chat template; None for a model that does not think first."""
-        return learn_reasoning(self._template_text, self._added_tokens.special)
+        return learn_reasoning(self._template_text)
 
     @property
     def closing_marks(self) -> list[str]:
@@ -108,15 +95,19 @@ class ChatTemplate:
     @property
     def tool_format(self) -> ToolFormat | ToolsUnsupported:
         """How the model writes tool calls, learned from its chat template or from the general form; or why they are not supported."""
-        return self._learned_tools[0]
+        return self._learned_tools.format
 
     @property
     def tools_are_general(self) -> bool:
         """Whether tools are told, called and answered in plain messages, because the chat template does not write them all."""
-        return self._learned_tools[1]
+        return self._learned_tools.is_general
+
+    @property
+    def hidden_tokens(self) -> frozenset[str]:
+        """The special tokens that are left out of the text of an answer: all but those that mark a thought or a tool call."""
+        format = self.tool_format
+        return self.added_tokens.special if isinstance(format, ToolsUnsupported) else format.added_tokens.special
 
     @cached_property
-    def _learned_tools(self) -> tuple[ToolFormat | ToolsUnsupported, bool]:
-        own = learn_tool_format(self._render, self._added_tokens)
-        general = learn_tool_format(self._render_generally, self._added_tokens) if isinstance(own, ToolsUnsupported) else own
-        return (own, False) if isinstance(general, ToolsUnsupported) or general is own else (general, True)
+    def _learned_tools(self) -> ToolRendering:
+        return learn_tools(self._render, self.added_tokens)

@@ -27,7 +27,7 @@ class Piece:
 
 
 class Pieces(dict[int, Piece]):
-    """The pieces that were asked for, by the token's id. `special_tokens` are their contents by id."""
+    """The pieces that were asked for, by the token's id. `special_tokens` are the contents of those that an answer's text leaves out."""
 
     def __init__(self, base: PreTrainedTokenizerBase, special_tokens: Mapping[int, str]) -> None:
         super().__init__()

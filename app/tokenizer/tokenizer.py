@@ -45,7 +45,6 @@ class Tokenizer:
             raise SetupError(f"{path}: its tokenizer has no tokenizer.json; Litmus needs one for character offsets")
         self.generation_config = read_generation_config(path) if file is None else generation_values(file)
         self._special_tokens = {id: token.content for id, token in self.base.added_tokens_decoder.items() if token.special}
-        self._pieces = Pieces(self.base, self._special_tokens)
         self._lock = threading.Lock()  # transformers sets `split_special_tokens` on the shared tokenizer, not for the one call
 
     def end_tokens(self) -> frozenset[int]:
@@ -67,13 +66,22 @@ class Tokenizer:
 
     @cached_property
     def chat(self) -> ChatTemplate:
-        return ChatTemplate(self.base, self.added_tokens)
-
-    @cached_property
-    def added_tokens(self) -> AddedTokens:
         ids = {token.content: id for id, token in self.base.added_tokens_decoder.items()}
         end_tokens = frozenset(str(token) for token in self.base.convert_ids_to_tokens(sorted(self.end_tokens())))
-        return AddedTokens(ids, frozenset(self._special_tokens.values()), end_tokens)
+        return ChatTemplate(self.base, AddedTokens(ids, frozenset(self._special_tokens.values()), end_tokens))
+
+    @property
+    def added_tokens(self) -> AddedTokens:
+        return self.chat.added_tokens
+
+    @cached_property
+    def _hidden_tokens(self) -> dict[int, str]:
+        hidden = self.chat.hidden_tokens
+        return {id: token for id, token in self._special_tokens.items() if token in hidden}
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.base, self._hidden_tokens)
 
     def encode(self, text: str, param: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Ids of a text. By default the tokenizer adds the special tokens the model was trained with, such as BOS.
@@ -92,7 +100,9 @@ class Tokenizer:
         return Encoded(tuple(encoding["input_ids"]), tuple((int(start), int(end)) for start, end in encoding["offset_mapping"]))
 
     def decode(self, ids: list[int]) -> str:
-        return str(self.base.backend_tokenizer.decode(ids, skip_special_tokens=True))
+        """The text, without special tokens other than those that mark a thought or a tool call."""
+        hidden = self._hidden_tokens
+        return str(self.base.backend_tokenizer.decode([id for id in ids if id not in hidden], skip_special_tokens=False))
 
     def word_encodings(self, word: str, param: str) -> list[tuple[int, ...]]:
         """The tokens that spell a word: at the start of a text, and after a space too, unless those end with the same tokens."""
@@ -114,7 +124,7 @@ class Tokenizer:
         return [str(token) for token in self.base.convert_ids_to_tokens(list(ids))]
 
     def decode_with_special_tokens(self, ids: Sequence[int]) -> str:
-        """The text, with the names of special tokens; `decode` leaves these out."""
+        """The text, with the names of all special tokens."""
         return str(self.base.backend_tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def __len__(self) -> int:

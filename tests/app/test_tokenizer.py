@@ -2,9 +2,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Raw
-from tokenizers import decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.errors import InvalidRequest, SetupError
 from app.tokenizer import Encoded, Tokenizer
@@ -134,3 +134,23 @@ def test_pieces_read_by_several_threads_are_the_same(tiny_folder: Path) -> None:
         encodings = [pool.submit(tokenizer.encode_with_offsets, "ab</s>", "input", bool(index % 2)) for index in range(500)]
         assert all(future.result() == expected for future in futures)
         assert {len(future.result().ids) for future in encodings} == {4, 7}
+
+
+def test_special_tokens_that_mark_calls_and_thoughts_are_shown(bundled: Path, tmp_path: Path) -> None:
+    """As Mistral's `[TOOL_CALLS]` and `[THINK]`: without them a call could not be found in an answer."""
+    base = AutoTokenizer.from_pretrained(bundled)
+    marks = ["[INST]", "[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"]
+    base.add_special_tokens({"additional_special_tokens": [AddedToken(mark, special=True, normalized=False) for mark in marks]})
+    base.chat_template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}"
+        "{% else %}{{ m.content }}{% for c in m.tool_calls or [] %}[TOOL_CALLS]{{ c.function.name }}[ARGS]"
+        "{{ c.function.arguments | tojson }}{% endfor %}<|end|>{% endif %}{% endfor %}{# [THINK]...[/THINK] #}"
+    )
+    base.save_pretrained(tmp_path)
+    tokenizer = Tokenizer(str(tmp_path))
+    text = '[INST][THINK]so[/THINK][TOOL_CALLS]ring[ARGS]{"a": 1}<|end|>'
+    ids = tokenizer.encode(text, "text", add_special_tokens=False)
+    assert tokenizer.decode(list(ids)) == '[THINK]so[/THINK][TOOL_CALLS]ring[ARGS]{"a": 1}'
+    assert tokenizer.decode_with_special_tokens(ids) == text
+    pieces = {tokenizer.piece(id).text: tokenizer.piece(id).special for id in ids}
+    assert pieces["[INST]"] and pieces["<|end|>"] and not pieces["[TOOL_CALLS]"] and not pieces["[THINK]"]

@@ -52,9 +52,8 @@ def test_a_thought_streams_while_it_is_thought() -> None:
 
 def test_marks_are_recognised_from_the_template() -> None:
     template = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
-    assert learn_reasoning(template, []) == THINK
-    assert learn_reasoning("{{ content }}", []) is None
-    assert learn_reasoning(template, ["<think>", "</think>"]) is None, "special tokens are not part of an answer's text"
+    assert learn_reasoning(template) == THINK
+    assert learn_reasoning("{{ content }}") is None
     assert THINK.is_opened_by("<|assistant|><think>\n") and not THINK.is_opened_by("<think>\n\n</think>\n\n")
 
 

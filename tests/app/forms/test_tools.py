@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 from llguidance import LLMatcher, LLTokenizer
@@ -70,6 +70,7 @@ BARE = MISTRAL.replace("[TOOL_CALLS] [", "").replace("]</s>", "</s>").replace(",
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}, "id": "{{ c.id }}"}',
     "[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}",
 )  # fmt: skip
+BARE_WITH_IDS = BARE.replace("[ARGS]", "[CALL_ID]{{ c.id }}[ARGS]")
 FENCED = (
     "<s>{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
     "{% for c in m.tool_calls or [] %}{% if loop.first %}<calls>{% endif %}<call>function<sep>{{ c.function.name }}\n```json\n"
@@ -88,7 +89,7 @@ BRACED = TURNS + (
     "{% else %}{{ c.function.arguments }}{% endif %}{{ '}' }}</tool_call>{% endfor %}"
 ) + TURN_END  # fmt: skip
 VISIBLE = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<calls>", "</calls>", "<call>", "</call>", "<sep>"]
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|begin|>", "<|eot|>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]"]
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|begin|>", "<|eot|>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"]
 ENDS = ["<|im_end|>", "<|eot|>", "</s>"]
 
 OPEN = '<tool_call>\n{"name": "'
@@ -163,6 +164,8 @@ TEMPLATES = {
     "mistral": MISTRAL,
     "fenced": FENCED,
     "joined": JOINED,
+    "bare": BARE,
+    "bare_with_ids": BARE_WITH_IDS,
 }
 SEVERAL_CALLS = [name for name in TEMPLATES if name != "llama"]
 
@@ -224,7 +227,7 @@ def fields(format: ToolFormat) -> dict[str, Any]:
         (DOUBLED, "one JSON object"),
         (BACKWARD, "one JSON object after"),
         (BRACED, "one JSON object"),
-        (BARE, "only by special tokens"),
+        (BARE.replace("[TOOL_CALLS]", ""), "does not mark tool calls"),
         (ELSEWHERE, "where it writes the assistant's answers"),
         (HERMES.replace("{{ m.content }}", "{{ raise_exception('too long') if m.tool_calls }}{{ m.content }}"), "too long"),
         (HERMES.replace("<tool_call>\n{", "{{ c.function.name }}<tool_call>\n{"), "exactly once"),
@@ -242,7 +245,7 @@ def test_forced_answers_are_nothing_but_calls(vocabulary: Vocabulary, name: str,
     grammar = format.grammar(TOOLS, True, parallel)
     call = write(format, [("ring", '{"times": 2}')])
     assert vocabulary.allows(grammar, call) is True
-    assert vocabulary.allows(grammar, call.removesuffix(format.after_calls[-1])) is None
+    assert vocabulary.allows(grammar, call[: call.index("2}") + 1]) is None
     assert vocabulary.allows(grammar, write(format, [("ring_twice", "{}")])) is True
     assert vocabulary.allows(grammar, write(format, [("sing", "{}")])) is False
     assert vocabulary.allows(grammar, write(format, [("ring", '{"times": "2"}')])) is False
@@ -290,11 +293,7 @@ def test_text_cannot_look_like_a_call(vocabulary: Vocabulary) -> None:
     for name in ("hermes", "mistral"):
         format = vocabulary.format(TEMPLATES[name])
         matcher = LLMatcher(vocabulary.guidance, format.grammar(TOOLS, False, True), log_level=0)
-        spelled = [
-            id
-            for letter in format.added_tokens.visible(format.before_name)
-            for id in vocabulary.base.encode(letter, add_special_tokens=False)
-        ]
+        spelled = [id for letter in format.before_name for id in vocabulary.base.encode(letter, add_special_tokens=False)]
         assert matcher.try_consume_tokens(spelled) < len(spelled)
 
 
@@ -338,9 +337,7 @@ def test_written_calls_are_parsed(vocabulary: Vocabulary, name: str, data: st.Da
     calls = calls if format.between_calls else calls[:1]
     text = data.draw(st.sampled_from(["", "I will. ", "<", "a < b\n", "<tool_cal", '{"name" ']))
     forced = data.draw(st.booleans())
-    # `visible` below would take special tokens out of arguments, too
-    assume(not any(token in arguments for token in format.added_tokens.special for _, arguments in calls))
-    visible = ("" if forced else text) + format.added_tokens.visible(write(format, calls))
+    visible = ("" if forced else text) + write(format, calls)
     parser = ToolCallParser(format, forced)
     assert parse(parser, list(cut(visible, data.draw(st.lists(st.integers(0, 10_000)))))) == ("" if forced else text, calls)
     assert parser.complete
@@ -381,7 +378,7 @@ def test_what_the_grammar_allows_is_parsed(vocabulary: Vocabulary, name: str) ->
     for seed in range(20):
         ids = random_answer(vocabulary, format.grammar(tools, True, True), random.Random(seed))
         parser = ToolCallParser(format, True)
-        text, calls = parse(parser, [vocabulary.base.decode(ids, skip_special_tokens=True)])
+        text, calls = parse(parser, [vocabulary.base.decode(ids)])
         assert parser.complete and not text and calls
         for tool, arguments in calls:
             assert set(json.loads(arguments)) == ({"a", "b"} if tool == "ring" else set())
@@ -390,8 +387,8 @@ def test_what_the_grammar_allows_is_parsed(vocabulary: Vocabulary, name: str) ->
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_truncated_answer_is_not_complete(vocabulary: Vocabulary, name: str) -> None:
     format = vocabulary.format(TEMPLATES[name])
-    visible = format.added_tokens.visible(write(format, [("ring", '{"times": 2}')]))
-    begin = len(format.added_tokens.visible(format.before_name))
+    visible = write(format, [("ring", '{"times": 2}')])
+    begin = len(format.before_name)
     for end in range(begin, len(visible)):
         parser = ToolCallParser(format, False)
         text, calls = parse(parser, [visible[:end]])
