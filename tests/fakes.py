@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 
+from app.engine.pages import CacheReport, PageCounts
 from app.engine.request import (
     Columns,
     Decision,
@@ -32,6 +33,7 @@ from serve.workers.messages import Events, Ready
 from serve.workers.router import Router
 
 FACTS = Facts("fake", 64, 2, "none", "float32", "cpu", "fake-base", True, hidden_size=3)
+CACHE = CacheReport(4, PageCounts(used=2, shared=1, cached=1, free=29), prompt_tokens=9, found_tokens=4, set_back=1)
 DEAD_PID = 2**22 + 1  # above the largest possible pid, so no process has it
 
 
@@ -102,7 +104,7 @@ class FakeEngine:
     def report(self, id: str) -> Report:
         slots = (SlotReport(0, "decode", "a/0", 5, 7, 3), SlotReport(1, "idle", None, 0, 4, 0))
         decision = Decision(1753000000.25, "a/0", 0, "holds its beginning", 0.5, 2, 5)
-        return Report(id, slots, (Waiting("b/0", 1, 1.5), Waiting("c/0", 2, None)), 3, (decision,))
+        return Report(id, slots, (Waiting("b/0", 1, 1.5), Waiting("c/0", 2, None)), 3, (decision,), CACHE)
 
     def _advance(self, job: Job, step: int) -> Event:
         self.jobs[job.id] = (job, step + 1)

@@ -15,6 +15,7 @@ MIN_COPIED_TOKENS = 16  # fewer tokens of a page are computed again, not copied
 class SlotCache:
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
+        self.prompt_tokens = self.found_tokens = 0  # of the requests that were admitted
         self._copies: list[PageCopy] = []
 
     def take_copies(self) -> list[PageCopy]:
@@ -29,6 +30,29 @@ class SlotCache:
         if needs_whole_prompt(job):
             return Found()
         return self.pool.find(Space(job.adapter), (job.prompt + job.sampled)[:-1], digests)
+
+    def has_room(self, job: Generate, digests: list[bytes], slots: Sequence[Slot]) -> bool:
+        """Whether pages are left for the job's tokens, beside what `slots` still need for theirs and a page for each, with which they go
+        on. A search needs room for all that it may ever write: it cannot be set back.
+        """
+        pool, running = self.pool, [slot for slot in slots if slot.request is not None]
+        searches = {slot.request.id: slot.request for slot in running if slot.request is not None and slot.group}
+        if job.search is not None and sum(map(self.most_pages, (job, *searches.values()))) > pool.count:
+            return False
+        found = self.find(job, digests)
+        own = pool.pages_for(len(job.prompt) + len(job.sampled) + 1) - sum(1 for page in found.pages if pool.uses(page))
+        return own + sum(map(self._pages_to_come, running)) <= pool.available
+
+    def most_pages(self, job: Generate) -> int:
+        """Pages that the job may use at the end."""
+        whole, shared = self.pool.pages_for(len(job.prompt) + job.max_tokens), len(job.prompt) // self.pool.page_tokens
+        return shared + job.slots_needed * (whole - shared)
+
+    def _pages_to_come(self, slot: Slot) -> int:
+        shared = 0 if slot.shared_prefix is None else slot.shared_prefix.tokens // self.pool.page_tokens
+        assert slot.request is not None
+        tokens, held = len(slot.request.prompt) + slot.request.max_tokens, max(shared, len(slot.pages))
+        return min(max(1, self.pool.pages_for(len(slot.tokens) + 1) - held), max(0, self.pool.pages_for(tokens) - held))
 
     def adopt(self, slot: Slot) -> None:
         """Give the slot what the cache holds of its tokens, if that is more than it has. Full pages are shared. The last one, partly

@@ -125,7 +125,8 @@ class Engine:
 
     def report(self, id: str) -> Report:
         slots = tuple(slot.report() for slot in self.scheduler.slots)
-        return Report(id, slots, tuple(self.scheduler.queue()), self.scheduler.text_count, tuple(self.scheduler.decisions))
+        scheduler = self.scheduler
+        return Report(id, slots, tuple(scheduler.queue()), scheduler.text_count, tuple(scheduler.decisions), scheduler.cache_report())
 
     @property
     def idle(self) -> bool:
@@ -136,6 +137,7 @@ class Engine:
         self._add_compiled()
         events, self._pending_events = self._pending_events, []
         plan = self.scheduler.schedule(self._detokenize)
+        events += self.scheduler.take_notices()
         events += self._queue_events()
         if plan.empty:
             return events
@@ -198,11 +200,22 @@ class Engine:
             )
         if not 1 <= job.slots_needed <= min(self.limits.slots, self._vocabulary):
             return InvalidRequest(f"the search needs {job.slots_needed} slots at once, and the model has {self.limits.slots}")
-        if job.search is not None and (job.logprobs is not None or job.prompt_logprobs is not None):
-            return InvalidRequest("beam and contrastive search return no log-probabilities: leave out logprobs", param="logprobs")
-        if job.search is not None and job.thought is not None:
-            return InvalidRequest("beam and contrastive search cannot limit a thought", param="thinking_token_budget")
+        if job.search is not None and (error := self._search_error_of(job)) is not None:
+            return error
         return self._grammar_error_of(job) if job.grammar is not None else None
+
+    def _search_error_of(self, job: Generate) -> LitmusError | None:
+        if job.logprobs is not None or job.prompt_logprobs is not None:
+            return InvalidRequest("beam and contrastive search return no log-probabilities: leave out logprobs", param="logprobs")
+        if job.thought is not None:
+            return InvalidRequest("beam and contrastive search cannot limit a thought", param="thinking_token_budget")
+        most, pool = self.scheduler.cache.most_pages(job), self.scheduler.cache.pool
+        if most > pool.count:
+            return ContextTooLong(
+                f"the search may need {most} pages of {pool.page_tokens} tokens, and the cache has {pool.count}: shorten the prompt, lower "
+                "max_tokens or the width of the search, or start the server with a larger model.cache_tokens"
+            )
+        return None
 
     def _grammar_error_of(self, job: Generate) -> LitmusError | None:
         if self._grammar_compiler is None:

@@ -17,7 +17,7 @@ from app.engine.attention import SlotAttention
 from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import keep_inputs, quantize_layers
 from app.engine.layout import Layout, Span, layout_of
-from app.engine.ledger import Ledger, activation_bytes, device_memory, weight_bytes
+from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes, device_memory, weight_bytes
 from app.engine.linear import TiledLinear, prepack_layers
 from app.engine.lora import Adapters, Changes, Shapes, shapes_of
 from app.engine.pages import PAGE_TOKENS, PageCopy
@@ -41,10 +41,15 @@ class CacheLimits:
     step_tokens: int = 512  # most rows of a step, decoding rows aside
     sharers: int = 1  # processes that serve from the device's memory, this one included
     page_tokens: int = PAGE_TOKENS
+    cache_tokens: int | None = None  # of all slots together; None: a whole context for each
 
     @property
     def context_pages(self) -> int:
         return -(-self.context // self.page_tokens)
+
+    def pool_pages(self, slots: int) -> int:
+        """Pages that so many slots share."""
+        return slots * self.context_pages if self.cache_tokens is None else -(-self.cache_tokens // self.page_tokens)
 
 
 class FlatModel:
@@ -216,11 +221,20 @@ def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
         slot=slot_bytes(flat.attention, limits.context, dtype, limits.page_tokens),
         sharers=limits.sharers,
     )
-    flat.slots = 0 if limits.slots == 0 else ledger.slots(limits.slots, str(flat.device))
-    flat.pages, flat.page_tokens = flat.slots * limits.context_pages, limits.page_tokens
+    flat.slots = 0 if limits.slots == 0 else slots_that_fit(ledger, limits, str(flat.device))
+    flat.pages, flat.page_tokens = limits.pool_pages(flat.slots), limits.page_tokens
     flat.scoring_pages = range(flat.pages, flat.pages + limits.context_pages)
     flat.attention.allocate(flat.scoring_pages.stop, flat.page_tokens, dtype, flat.device)
-    log.info("%s on %s: %s; %d slots", type(flat.model).__name__, flat.device, ledger, flat.slots)
+    tokens = flat.pages * flat.page_tokens
+    log.info("%s on %s: %s; %d slots, a cache of %d tokens", type(flat.model).__name__, flat.device, ledger, flat.slots, tokens)
+
+
+def slots_that_fit(ledger: Ledger, limits: CacheLimits, device: str) -> int:
+    """The number of slots, of a model that generates. Raises `SetupError` if the cache does not fit."""
+    if limits.cache_tokens is None:
+        return ledger.slots(limits.slots or None, device)
+    ledger.check_cache(limits.pool_pages(0) * ledger.slot // limits.context_pages, device)
+    return limits.slots or MAX_DEFAULT_SLOTS
 
 
 def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:

@@ -63,6 +63,17 @@ class Ledger:
             f"{shared}, and a tenth of what the weights leave is kept free: {max_slots} slots would fit; or lower --model.context"
         )
 
+    def check_cache(self, cache: int, device: str) -> None:
+        """Raises `SetupError` if a cache of so many bytes does not fit beside one context for long texts."""
+        if cache + self.slot <= USABLE_SHARE * (self.memory - self.weights - self.activations):
+            return
+        needed = self.weights + self.activations + cache + self.slot
+        raise SetupError(
+            f"a cache of {_gib(cache)} does not fit {device}: with weights {_gib(self.weights)}, activations {_gib(self.activations)} and "
+            f"a context of {_gib(self.slot)} for long texts it needs {_gib(needed)} of {_gib(self.memory)}, and a tenth of what the "
+            "weights leave is kept free: lower --model.cache_tokens"
+        )
+
     def __str__(self) -> str:
         return f"weights {_gib(self.weights)}, activations {_gib(self.activations)}, {_gib(self.slot)} a slot, of {_gib(self.memory)}"
 

@@ -36,6 +36,13 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class SetBack:
+    """The request had to give its pages of the cache to others. It waits for a slot, and goes on where it was."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Loading:
     """The job waits until its model is loaded. `loaded` is the share of the time that has passed if it takes as long as the last time."""
 

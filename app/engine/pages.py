@@ -64,6 +64,17 @@ class PageCounts:
     free: int
 
 
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """The cache since the engine's start."""
+
+    page_tokens: int
+    pages: PageCounts
+    prompt_tokens: int  # of the requests that got a slot
+    found_tokens: int  # of those: did not have to be computed
+    set_back: int  # how often a request had to give its pages to others
+
+
 class PagePool:
     """A page is used by as many sequences as have taken it (`take`, `share`) and not dropped it. Only one that is used once may be
     written.
@@ -119,6 +130,14 @@ class PagePool:
 
     def uses(self, page: int) -> int:
         return self._uses[page]
+
+    @property
+    def available(self) -> int:
+        """Pages that no one uses."""
+        return len(self._empty) + self.count - self._fresh + len(self._cached)
+
+    def pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_tokens)
 
     def keep(self, page: int, content: Content) -> None:
         """Let what stands in a used page be found. Not if another page holds the same already."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Literal
 
-from app.engine.notices import Interrupted, Loading, Progress, Waiting
+from app.engine.notices import Interrupted, Loading, Progress, SetBack, Waiting
+from app.engine.pages import CacheReport
 from app.errors import LitmusError
 
 Finish = Literal["stop", "length"]
@@ -269,7 +270,7 @@ class SlotReport:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why a request got its slot. `at_s` is Unix time."""
+    """Why a request got its slot, or lost it. `at_s` is Unix time."""
 
     at_s: float
     request: str
@@ -289,6 +290,7 @@ class Report:
     waiting: tuple[Waiting, ...]
     texts: int  # being scored or embedded, or waiting to be
     decisions: tuple[Decision, ...]
+    cache: CacheReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,5 +348,5 @@ class Facts:
 
 
 Job = Generate | Score | Embed
-Notice = Waiting | Progress | Interrupted | Loading  # says how a job stands, and changes nothing of its result
+Notice = Waiting | Progress | Interrupted | SetBack | Loading  # says how a job stands, and changes nothing of its result
 Event = Delta | Scored | Embedded | Notice | Failed | Report

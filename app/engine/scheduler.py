@@ -15,9 +15,9 @@ from app.engine.budget import FlexTime, StepBudget
 from app.engine.cache import SlotCache, needs_whole_prompt
 from app.engine.detokenizer import Detokenize
 from app.engine.drafts import Draft
-from app.engine.pages import PageCopy
+from app.engine.pages import CacheReport, PageCopy
 from app.engine.placement import place, shared_prefix_of
-from app.engine.request import Columns, Decision, Embed, Generate, Job, Score, Waiting, Window
+from app.engine.request import Columns, Decision, Embed, Generate, Job, Score, SetBack, Waiting, Window
 from app.engine.slot import Slot
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class Scheduler:
         self._arrivals = 0
         self._admissions = 0
         self._release_times_s: deque[float] = deque(maxlen=RECENT_RELEASES)
+        self._notices: list[SetBack] = []
+        self._set_back_count = 0
 
     def add(self, job: Job) -> None:
         if self.idle:  # releases before an idle time say nothing about the wait after it
@@ -173,6 +175,7 @@ class Scheduler:
             slot.release()
         self._waiting.clear()
         self._texts.clear()
+        self._notices.clear()
         self._cached_text = None
         return ids
 
@@ -191,10 +194,21 @@ class Scheduler:
         self.clear()
         self.decisions.clear()
         self._release_times_s.clear()
+        self._set_back_count = self.cache.prompt_tokens = self.cache.found_tokens = 0
 
     @property
     def idle(self) -> bool:
         return not (self._waiting or self._texts or any(slot.request is not None for slot in self.slots))
+
+    def take_notices(self) -> list[SetBack]:
+        """Of the requests that were set back; each is returned once."""
+        notices, self._notices = self._notices, []
+        return notices
+
+    def cache_report(self) -> CacheReport:
+        cache = self.cache
+        counts = cache.pool.counts()
+        return CacheReport(cache.pool.page_tokens, counts, cache.prompt_tokens, cache.found_tokens, self._set_back_count)
 
     @property
     def text_count(self) -> int:
@@ -223,10 +237,12 @@ class Scheduler:
         if not plan.may_flex:
             decoding, prefilling = ([slot for slot in slots if slot in people] for slots in (decoding, prefilling))
             waiting = sum(waiting.job.tier != "flex" for waiting in self._waiting)
-        plan.decodes, plan.drafts = decoding, self.draft(decoding)
-        for slot in decoding:
-            self.cache.reserve(slot, slot.length + 1 + (len(plan.drafts[slot].tokens) if slot in plan.drafts else 0))
-        self._fill(plan, prefilling, *self.budget.token_limits(len(decoding), len(prefilling) + waiting))
+        plan.decodes = list(decoding)
+        for slot in sorted(decoding, key=_protection):
+            if slot.request is not None and not self._make_room(slot, slot.length + 1, plan):
+                self._set_back(slot, plan)
+        plan.drafts = self._with_pages(self.draft(plan.decodes))
+        self._fill(plan, prefilling, *self.budget.token_limits(len(plan.decodes), len(prefilling) + waiting))
         plan.with_flex = _runs_flex(plan)
         if plan.with_flex or not (any(slot.is_flex for slot in self.slots) or any(text.job.tier == "flex" for text in self._texts)):
             self._flex_ran_s = self._clock()
@@ -286,7 +302,7 @@ class Scheduler:
             return
         for waiting in self._ranked():
             slots = place(waiting.job, self.slots)
-            if slots is None:
+            if slots is None or not self.cache.has_room(waiting.job, waiting.digests, self.slots):
                 return
             self._waiting.remove(waiting)
             self._admit(waiting, slots, detokenize)
@@ -299,7 +315,7 @@ class Scheduler:
             slot.group = slots if job.search is not None else ()
         for follower in slots[1:]:
             follower.tokens = []
-        lead.admitted_s = self._clock()
+        lead.admitted_s, lead.arrived_s, lead.arrival = self._clock(), waiting.arrived_s, waiting.arrival
         self.cache.adopt(lead)
         others = [slot for slot in self.slots if slot not in slots]
         lead.shared_prefix = None if needs_whole_prompt(job) else shared_prefix_of(job, others, lead.length)
@@ -307,25 +323,66 @@ class Scheduler:
         if prefix is not None:
             holder, reused = f"slot {prefix.donor.index}", prefix.tokens
         reason = f"{holder} holds {reused} of the prompt's {len(job.prompt)} tokens" if reused else "nothing of the prompt is in the cache"
+        self.cache.prompt_tokens += len(job.prompt)
+        self.cache.found_tokens += reused
         waited_s = round(lead.admitted_s - waiting.arrived_s, 3)
         self.decisions.append(Decision(time.time(), job.id, lead.index, reason, waited_s, reused, len(job.prompt)))
 
     def _plan_prefill(self, plan: Plan, prefilling: list[Slot], tokens: int) -> int:
-        """Plan prompt chunks in the order of admission; returns how many of `tokens` are left. A slot whose prefix another slot is still
-        prefilling waits for it.
+        """Plan prompt chunks in the order in which the requests came, `flex` ones last; returns how many of `tokens` are left. A slot
+        whose prefix another slot is still prefilling waits for it.
         """
-        for slot in sorted(prefilling, key=lambda slot: slot.admission):
+        for slot in sorted(prefilling, key=_protection):
             if tokens <= 0:
                 break
+            if slot.request is None:  # it was set back
+                continue
             if slot.shared_prefix is not None:
                 if slot.shared_prefix.pending:
                     continue
                 self._adopt_prefix(slot)
             end = min(len(slot.tokens), slot.length + tokens)
-            self.cache.reserve(slot, end)
+            if not self._make_room(slot, end, plan):
+                end = min(end, len(slot.pages) * self.cache.pool.page_tokens)
+            if end <= slot.length:
+                continue
             plan.prefill_chunks.append(PrefillChunk(slot, slot.length, end))
             tokens -= end - slot.length
         return tokens
+
+    def _make_room(self, slot: Slot, end: int, plan: Plan) -> bool:
+        """Let the slot write up to position `end`; if no page is left, set back those that are less protected. False if there is none."""
+        while not self.cache.reserve(slot, end):
+            others = [other for other in self.slots if other.request is not None and other.pages and not other.group]
+            weakest = max(others, key=_protection, default=slot)
+            if weakest is slot or (not slot.group and _protection(weakest) < _protection(slot)):
+                return False
+            self._set_back(weakest, plan)
+        return True
+
+    def _with_pages(self, drafts: dict[Slot, Draft]) -> dict[Slot, Draft]:
+        """The drafts that the pages left have room for: nobody is set back for one."""
+        kept = {}
+        for slot, draft in drafts.items():
+            if self.cache.reserve(slot, slot.length + 1 + len(draft.tokens)):
+                kept[slot] = draft
+            elif draft.choices:
+                kept[slot] = Draft((), draft.choices[:1])
+        return kept
+
+    def _set_back(self, slot: Slot, plan: Plan) -> None:
+        """Let the request wait again, with what was sampled so far. What its pages hold can be found until they are needed."""
+        job, tokens = slot.rest, len(slot.tokens)
+        self._waiting.append(WaitingRequest(job, slot.arrived_s, slot.arrival))
+        if slot in plan.decodes:
+            plan.decodes.remove(slot)
+            plan.drafts.pop(slot, None)
+        self._set_back_count += 1
+        self._notices.append(SetBack(job.id))
+        reason = f"set back with {tokens} tokens: no page of the cache was left"
+        self.decisions.append(Decision(time.time(), job.id, slot.index, reason, 0.0, 0, len(job.prompt)))
+        self.cache.release(slot)
+        slot.release()
 
     def _adopt_prefix(self, slot: Slot) -> None:
         """Take what another slot has of the slot's prompt, or had when its request ended, instead of computing it."""
@@ -389,3 +446,8 @@ def _people(slots: Sequence[Slot]) -> list[Slot]:
         if prefix is not None and prefix.pending and prefix.donor in slots and prefix.donor not in people:
             people.append(prefix.donor)
     return people
+
+
+def _protection(slot: Slot) -> tuple[bool, int]:
+    """Whose pages others get last comes first: `flex` requests lose theirs before others, and the latest before those that came earlier."""
+    return slot.request is not None and slot.request.tier == "flex", slot.arrival

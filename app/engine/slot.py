@@ -1,6 +1,6 @@
 """A slot: a request that runs, its tokens, and the pages of the KV cache that hold them. Knows no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from app.engine.detokenizer import Detokenize, Detokenizer, StopChecker
 from app.engine.request import Finish, Generate, Progress, SlotReport, Stage, TokenLogprob
@@ -18,6 +18,8 @@ class Slot:
     length: int = 0  # tokens whose keys and values are in the cache; of an idle slot: that were when its request ended
     tokens: list[int] = field(default_factory=list)  # the prompt and the sampled tokens
     cached: int = 0  # prompt tokens whose keys and values did not have to be computed for this request
+    arrived_s: float = 0.0  # when the request came, by `time.monotonic`
+    arrival: int = 0  # its serial number
     admitted_s: float = 0.0  # when the request got the slot, by `time.monotonic`
     prefill_s: float = 0.0  # seconds from then to its first token
     shared_prefix: "SharedPrefix | None" = None
@@ -59,6 +61,13 @@ class Slot:
     def is_follower(self) -> bool:
         """Whether the slot belongs to a search, but is not the leading slot, which alone prefills the prompt."""
         return bool(self.group) and self.group[0] is not self
+
+    @property
+    def rest(self) -> Generate:
+        """The request as it goes on after what was sampled so far, in another slot."""
+        assert self.request is not None
+        sampled = tuple(self.tokens[len(self.request.prompt) :])
+        return replace(self.request, sampled=sampled, prompt_logprobs=None, progress=False) if sampled else self.request
 
     @property
     def generated(self) -> int:

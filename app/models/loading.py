@@ -104,14 +104,13 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     if device.type == "cuda":
         torch.cuda.set_device(device)  # libraries take the current device where none is named; the first one would hold a context, too
     path = settings.observer_path
-    cache = CacheLimits(
-        settings.slots, min(settings.context, context_of("model.path", source_of(settings.path))), settings.step_tokens, sharers
-    )
+    context = min(settings.context, context_of("model.path", source_of(settings.path)), settings.cache_tokens or settings.context)
+    cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, cache_tokens=settings.cache_tokens)
     observer = None
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)
         cache = replace(cache, context=min(cache.context, context_of("model.observer", source_of(path))))
-        observer = _flat_model(path, settings, device, replace(cache, slots=0), stages)
+        observer = _flat_model(path, settings, device, replace(cache, slots=0, cache_tokens=None), stages)
     performer = _flat_model(settings.path, settings, device, cache, stages)
     _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch, settings.drafts)

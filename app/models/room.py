@@ -2,7 +2,7 @@
 
 import torch
 
-from app.engine.flat import CacheLimits, slot_bytes, step_bytes
+from app.engine.flat import CacheLimits, slot_bytes, slots_that_fit, step_bytes
 from app.engine.kernel import kernel
 from app.engine.ledger import Ledger, device_memory
 from app.models.cache import slot_attention
@@ -21,7 +21,7 @@ def check_room(source: Source, settings: ModelSettings, device: torch.device, li
     if MOST_GROWTH * sum(file.stat().st_size for file in weight_files(source)) < memory:
         return
     ledger = needs(source, settings, device, limits, memory)
-    ledger.slots(limits.slots or None, str(device))
+    slots_that_fit(ledger, limits, str(device))
 
 
 def needs(source: Source, settings: ModelSettings, device: torch.device, limits: CacheLimits, memory: int) -> Ledger:

@@ -72,6 +72,7 @@ from app.schemas.scoring import (
     WarningCode,
 )
 from app.schemas.state import (
+    CacheState,
     Capability,
     DecisionState,
     DefaultSamplingParams,
@@ -106,6 +107,7 @@ __all__ = [
     "AdminStatus",
     "Alternative",
     "AnswerMessage",
+    "CacheState",
     "Capability",
     "ChatChoice",
     "ChatLogprobs",

@@ -55,12 +55,23 @@ SLOTS_EXAMPLE: JsonDict = {
     ],
     "waiting": [{"request": "chatcmpl-81be/0", "position": 1, "eta_s": 1.5}],
     "texts": 2,
+    "cache": {
+        "page_tokens": 64,
+        "pages": 512,
+        "used": 17,
+        "shared": 1,
+        "cached": 40,
+        "free": 455,
+        "prompt_tokens": 4210,
+        "found_tokens": 2904,
+        "set_back": 0,
+    },
     "decisions": [
         {
             "at": 1753000000.25,
             "request": "chatcmpl-5f2c/0",
             "slot": 0,
-            "reason": "holds the beginning of this conversation",
+            "reason": "the cache holds 40 of the prompt's 52 tokens",
             "waited_s": 0.02,
             "reused_tokens": 40,
             "prompt_tokens": 52,
@@ -175,7 +186,7 @@ class SlotState(Wire):
     stage: Literal["idle", "prefill", "decode"]
     request: str | None = Field(description="id of the response, `/` and the index of the sequence in it; null if the slot is idle")
     prompt_tokens: int
-    cached_tokens: int = Field(description="tokens in the slot's KV cache; a request with the same prefix can reuse them")
+    cached_tokens: int = Field(description="tokens of the request, or of the slot's last one, whose keys and values are in the cache")
     generated_tokens: int
 
 
@@ -189,10 +200,24 @@ class DecisionState(Wire):
     at: float = Field(description="Unix time in seconds")
     request: str
     slot: int
-    reason: str = Field(description="why this request got this slot")
+    reason: str = Field(description="what of the prompt was in the cache when the request got the slot, or why it lost it")
     waited_s: float
-    reused_tokens: int = Field(description="prompt tokens taken from the slot's KV cache")
+    reused_tokens: int = Field(description="prompt tokens that were in the KV cache")
     prompt_tokens: int
+
+
+class CacheState(Wire):
+    """The pages of the KV cache. Each is used, cached or free."""
+
+    page_tokens: int = Field(description="tokens that a page holds")
+    pages: int
+    used: int = Field(description="pages of running requests")
+    shared: int = Field(description="of these, pages that several of them use")
+    cached: int = Field(description="pages that no request uses, of which one with the same beginning can use what they hold")
+    free: int
+    prompt_tokens: int = Field(description="tokens of the prompts that got a slot since the start")
+    found_tokens: int = Field(description="of these, tokens that were in the cache and did not have to be computed")
+    set_back: int = Field(description="how often a request gave its pages to others, as none was left, and went on later")
 
 
 class SlotList(Wire):
@@ -203,6 +228,7 @@ class SlotList(Wire):
     slots: list[SlotState]
     waiting: list[WaitingState] = Field(description="requests waiting for a slot, the next one first")
     texts: int = Field(description="texts being scored or embedded, or waiting to be")
+    cache: CacheState
     decisions: list[DecisionState] = Field(description="the last 100 slot assignments, newest last")
 
     model_config = ConfigDict(json_schema_extra={"examples": [SLOTS_EXAMPLE]})

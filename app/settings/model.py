@@ -75,6 +75,12 @@ class LoadedFields(Group):
         le=1024,
         description="requests that decode at once; as many as fit in memory with a whole context each, at most 32, when not set",
     )
+    cache_tokens: int | None = Field(
+        None,
+        ge=32,
+        description="tokens that the KV cache holds for all slots together; a whole context for each slot when not set. Where it is full, "
+        "the latest request waits and goes on later",
+    )
     context: int = Field(4096, ge=32, description="tokens of a prompt and its answer together; reduced to the model's own limit")
     step_tokens: int = Field(
         512, ge=16, description="token budget of a step: prompt tokens and tokens to score that may join its decoding rows"

@@ -100,7 +100,8 @@ def engine_families(router: Router, reports: EngineReports, now_s: float) -> Ite
         texts.add_metric(labels, report.texts)
         slots.add_metric(labels, len(report.slots))
         busy.add_metric(labels, len(held))
-        usage.add_metric(labels, sum(slot.cached_tokens for slot in held) / (len(report.slots) * facts.context))
+        pages = report.cache.pages
+        usage.add_metric(labels, pages.used / max(1, pages.used + pages.cached + pages.free))
         age.add_metric(labels, max(0.0, now_s - latest.at_s))
     yield from (running, waiting, texts, slots, busy, usage, age)
 

@@ -8,8 +8,10 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute, iter_route_contexts
 
+from app.engine.pages import CacheReport
 from app.engine.request import Facts, Report, Weights
 from app.schemas import (
+    CacheState,
     Capability,
     DecisionState,
     DefaultSamplingParams,
@@ -144,12 +146,28 @@ def weights_of(weights: Weights) -> WeightsCard:
     )
 
 
+def cache_state(cache: CacheReport) -> CacheState:
+    pages = cache.pages
+    return CacheState(
+        page_tokens=cache.page_tokens,
+        pages=pages.used + pages.cached + pages.free,
+        used=pages.used,
+        shared=pages.shared,
+        cached=pages.cached,
+        free=pages.free,
+        prompt_tokens=cache.prompt_tokens,
+        found_tokens=cache.found_tokens,
+        set_back=cache.set_back,
+    )
+
+
 def slots_of(report: Report, facts: Facts) -> SlotList:
     return SlotList(
         model=facts.name,
         slots=[slot_state(slot) for slot in report.slots],
         waiting=[waiting_state(event) for event in report.waiting],
         texts=report.texts,
+        cache=cache_state(report.cache),
         decisions=[
             DecisionState(
                 at=decision.at_s,

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from app.engine.request import Delta, Event, Facts, Failed, Interrupted, Loading, Notice, Progress
+from app.engine.request import Delta, Event, Facts, Failed, Interrupted, Loading, Notice, Progress, SetBack
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import (
@@ -221,14 +221,21 @@ def comments(event: Notice, has_started: bool) -> list[str]:
         return []
     if isinstance(event, Loading):
         return [": loading\n\n" if event.loaded is None else f": loading {event.loaded:.0%}\n\n"]
-    if isinstance(event, Interrupted):
-        if event.fingerprint is not None:
-            return [": interrupted: the model was replaced; the answer goes on in its new version\n\n"]
-        return [": interrupted: the model's process died; the answer goes on in another one\n\n"]
+    if isinstance(event, Interrupted | SetBack):
+        return [f": {_stop_of(event)}\n\n"]
     if has_started:
         return []
     eta = "" if event.wait_s is None else f" eta_s={math.ceil(event.wait_s)}"
     return [f": queued position={event.position}{eta}\n\n"]
+
+
+def _stop_of(event: Interrupted | SetBack) -> str:
+    """Why nothing comes for a while."""
+    if isinstance(event, SetBack):
+        return "set back: the cache is full; the answer goes on when there is room"
+    if event.fingerprint is not None:
+        return "interrupted: the model was replaced; the answer goes on in its new version"
+    return "interrupted: the model's process died; the answer goes on in another one"
 
 
 def progress_of(event: Progress) -> PromptProgress:

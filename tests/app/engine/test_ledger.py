@@ -49,6 +49,15 @@ def test_tied_weights_are_counted_once() -> None:
     assert weight_bytes(pair) == 400
 
 
+def test_a_cache_of_its_own_size_fits_beside_a_context_for_long_texts_or_is_refused() -> None:
+    ledger = Ledger(1000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB)
+    ledger.check_cache(340 * MIB, "cpu")
+    with pytest.raises(
+        SetupError, match=r"a cache of 0.33 GiB does not fit cpu: with .* needs 0.94 GiB of 0.98 GiB.*lower --model.cache_tokens"
+    ):
+        ledger.check_cache(341 * MIB, "cpu")
+
+
 def test_a_device_has_at_least_the_weights_that_are_on_it() -> None:
     assert device_memory(torch.device("cpu"), 12345) > 12345
 

@@ -67,6 +67,19 @@ def test_the_ledger_limits_the_number_of_slots(tiny_folder: Path, monkeypatch: p
         slots(activation_bytes + int(6.1 * slot_bytes / 0.9), 6)
 
 
+def test_a_cache_in_tokens_is_shared_by_the_slots_and_bounds_the_context(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def created(**fields: int) -> tuple[int, int, int]:
+        engine, facts = create_engine(ModelSettings(path=str(tiny_folder), device="cpu", **fields))
+        return facts.slots, facts.context, engine.performer.pages
+
+    assert created(cache_tokens=1000, slots=40) == (40, 128, 16)
+    assert created(cache_tokens=100, slots=3) == (3, 100, 2)
+    assert created(slots=3) == (3, 128, 6)
+    monkeypatch.setattr("app.engine.flat.device_memory", lambda device, weights: weights + 10**7)
+    with pytest.raises(SetupError, match=r"a cache of .* lower --model.cache_tokens"):
+        created(cache_tokens=100_000, slots=3)
+
+
 def test_workers_that_share_a_cpu_divide_its_threads_and_memory(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     monkeypatch.setattr("app.models.loading.torch.get_num_threads", lambda: 8)

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import ROOT
-from fakes import FACTS
+from fakes import CACHE, FACTS
 
 from app.engine.request import Facts, Report, Weights
 from app.schemas import ModelCard, SlotList
@@ -98,6 +98,8 @@ def test_slots_are_reported_without_any_text(served: Any) -> None:
     assert body["waiting"] == [{"request": "b/0", "position": 1, "eta_s": 1.5}, {"request": "c/0", "position": 2, "eta_s": None}]
     (decision,) = body["decisions"]
     assert (decision["at"], decision["reason"], decision["reused_tokens"]) == (1753000000.25, "holds its beginning", 2)
+    pages = {"page_tokens": 4, "pages": 32, "used": 2, "shared": 1, "cached": 1, "free": 29}
+    assert body["cache"] == {**pages, "prompt_tokens": 9, "found_tokens": 4, "set_back": 1}
     assert (body["object"], body["model"], body["texts"]) == ("slot.list", "fake", 3)
     assert served.router.in_flight == 0
 
@@ -116,7 +118,7 @@ def test_a_worker_in_a_long_step_is_a_503(served: Any, monkeypatch: pytest.Monke
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert "long step" in response.json()["error"]["message"]
     served.router.append(
-        [Events(psutil.Process().pid, [Report("inspect-late", (), (), 0, ())]), "OK"]
+        [Events(psutil.Process().pid, [Report("inspect-late", (), (), 0, (), CACHE)]), "OK"]
     )  # a report that comes too late is dropped
     served.worker.stalled = False
     assert served.client.get("/slots").status_code == 200

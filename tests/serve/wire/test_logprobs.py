@@ -9,7 +9,7 @@ import openai
 import pytest
 from fakes import FACTS
 
-from app.engine.request import Delta, Event, Waiting
+from app.engine.request import Delta, Event, SetBack, Waiting
 from app.tokenizer import Piece, Tokenizer
 from serve.wire.answers import Answer, stream
 from serve.wire.logprobs import MIN_LOGPROB, LogprobEntry, OffsetTracker, chat_logprobs, completion_logprobs
@@ -187,13 +187,14 @@ def test_a_waiting_request_gets_its_queue_position_as_comments(served: Any) -> N
     assert served.client.post("/v1/score", json={"text": "abc"}).json()["data"][0]["scored_tokens"] == 3
 
 
-def test_no_queue_position_is_sent_once_an_answer_has_started(served: Any) -> None:
+def test_no_queue_position_is_sent_once_an_answer_has_started_but_that_it_was_set_back(served: Any) -> None:
     async def main() -> list[str]:
         async def events() -> AsyncIterator[Event]:
             for event in (
                 Waiting("a", 1, 0.2),
                 Delta("a", "x", (5,)),
                 Waiting("b", 1, 9.0),
+                SetBack("a"),
                 Delta("b", "y", (6,), "stop"),
                 Delta("a", "", (), "stop"),
             ):
@@ -202,7 +203,10 @@ def test_no_queue_position_is_sent_once_an_answer_has_started(served: Any) -> No
         options, prompt = AnswerOptions(chat=False, n=2, samples=2), Prompt((1,))
         return [line async for line in stream(Answer("id", FACTS, options, [prompt], ["a", "b"], served.tokenizer), events(), False)]
 
-    assert [line.strip() for line in asyncio.run(main()) if line.startswith(":")] == [": queued position=1 eta_s=1"]
+    assert [line.strip() for line in asyncio.run(main()) if line.startswith(":")] == [
+        ": queued position=1 eta_s=1",
+        ": set back: the cache is full; the answer goes on when there is room",
+    ]
 
 
 @pytest.mark.parametrize(

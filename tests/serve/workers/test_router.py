@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from fakes import DEAD_PID, FACTS, FakeEngine, FakeWorker, answer_of
+from fakes import CACHE, DEAD_PID, FACTS, FakeEngine, FakeWorker, answer_of
 from prometheus_client import generate_latest
 
 from app.engine.request import ContrastiveSearchParams, Delta, Failed, Generate, Inspect, Interrupted, Report, SamplingParams, Waiting
@@ -337,7 +337,7 @@ def test_a_report_answers_only_its_own_inspect() -> None:
         router, worker = create()
         worker.stalled = True
         async with router.open([job("a", 1)]) as events:
-            router.append([Events(psutil.Process().pid, [Report("a", (), (), 0, ())]), "OK"])
+            router.append([Events(psutil.Process().pid, [Report("a", (), (), 0, (), CACHE)]), "OK"])
             worker.stalled = False
             reports = await asyncio.gather(router.report(), router.report())
             assert len({report.id for report in reports}) == 2

@@ -1,0 +1,166 @@
+"""A cache with less room than the requests need: some wait, some are set back, and each is answered as if it were alone."""
+
+import random
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from conftest import CONTEXT, VOCABULARY, letters, tiny
+from driving import answers_of, drain, random_prompt
+from planning import Clock, detokenize, generate, request_in, run
+
+from app.engine.budget import StepBudget
+from app.engine.cache import SlotCache
+from app.engine.engine import Engine, EngineLimits
+from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.pages import PagePool
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Event, Failed, Generate, SamplingParams, SetBack
+from app.engine.scheduler import AGE_S, Scheduler
+from app.engine.slot import Slot
+
+PAGE, SLOTS = 16, 40  # tokens
+
+
+@cache
+def flat_model(name: str, contexts: int) -> FlatModel:
+    return create_flat_model(tiny(name), CacheLimits(SLOTS, CONTEXT, page_tokens=PAGE, cache_tokens=contexts * CONTEXT))
+
+
+def create(contexts: int, name: str = "Llama", step_tokens: int = 64) -> Engine:
+    """The engine has 40 slots, and a cache for so many whole contexts."""
+    return Engine(flat_model(name, contexts), letters, frozenset(), EngineLimits(SLOTS, CONTEXT, step_tokens))
+
+
+def alone(job: Generate) -> str:
+    engine = create(SLOTS)
+    engine.submit(job)
+    return answers_of(drain(engine))[job.id]
+
+
+def run_all(engine: Engine, jobs: list[Generate], steps_between: int = 1) -> list[Event]:
+    events: list[Event] = []
+    for job in jobs:
+        engine.submit(job)
+        for _ in range(steps_between):
+            events += engine.step()
+    return events + drain(engine)
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Mistral"])
+def test_forty_long_answers_in_room_for_ten_are_all_given_as_if_each_were_alone(name: str) -> None:
+    rng, engine = random.Random(name), create(10, name)
+    jobs = [
+        Generate(str(index), random_prompt(rng), 80, SamplingParams(temperature=0.9 * (index % 2), seed=index, repetition_penalty=1.1))
+        for index in range(40)
+    ]
+    events = run_all(engine, jobs)
+    whole = create(SLOTS, name)
+    assert answers_of(events) == answers_of(run_all(whole, jobs)), "the same in a cache that has room for all"
+    assert not any(isinstance(event, Failed) for event in events)
+    assert sum(isinstance(event, SetBack) for event in events) == engine.report("").cache.set_back > 5
+    assert whole.report("").cache.set_back == 0
+    cache = engine.report("").cache
+    assert (cache.pages.used, cache.pages.shared) == (0, 0) and cache.pages.cached + cache.pages.free == 10 * CONTEXT // PAGE
+
+
+def test_every_token_is_sent_once_with_its_log_probability_and_stop_strings_end_answers_that_were_set_back() -> None:
+    rng = random.Random(2)
+    plain = [Generate(str(index), random_prompt(rng), 90, SamplingParams(seed=index)) for index in range(8)]
+    jobs = [replace(job, stop=(alone(job)[70:72],), logprobs=2) for job in plain]
+    engine = create(2)
+    events = run_all(engine, jobs)
+    assert any(isinstance(event, SetBack) for event in events)
+    for job in jobs:
+        deltas = [event for event in events if isinstance(event, Delta) and event.id == job.id]
+        tokens = [token for delta in deltas for token in delta.tokens]
+        text = alone(replace(job, stop=()))
+        assert "".join(delta.text for delta in deltas) == text[: text.index(job.stop[0])]
+        assert [each.token for delta in deltas for each in delta.logprobs] == tokens
+        assert [delta.finish for delta in deltas if delta.finish] == ["stop"]
+
+
+def test_a_request_that_was_set_back_finds_what_it_had_computed() -> None:
+    rng, engine = random.Random(3), create(2)
+    jobs = [Generate(str(index), random_prompt(rng), 60, SamplingParams(seed=index)) for index in range(4)]
+    run_all(engine, jobs)
+    back = [decision for decision in engine.report("").decisions if decision.reason.startswith("set back")]
+    again = [decision for decision in engine.report("").decisions if decision.request in {each.request for each in back}]
+    assert back and any(decision.reused_tokens > 16 for decision in again)
+
+
+@pytest.mark.parametrize("search", [BeamSearchParams(3), ContrastiveSearchParams(3, 0.5)])
+def test_a_search_keeps_its_pages_and_others_make_room(search: BeamSearchParams | ContrastiveSearchParams) -> None:
+    rng, engine = random.Random(4), create(2)
+    jobs = [Generate(str(index), random_prompt(rng), 60, SamplingParams(seed=index)) for index in range(5)]
+    jobs.insert(2, Generate("search", tuple(rng.randrange(VOCABULARY) for _ in range(30)), 45, search=search))
+    jobs.append(replace(jobs[2], id="second search"))
+    answers = answers_of(run_all(engine, jobs, 3))
+    assert answers == {job.id: alone(job) for job in jobs}
+
+
+def test_a_search_that_never_fits_is_refused_at_once() -> None:
+    engine = create(2)
+    engine.submit(Generate("wide", (1,) * 30, 98, search=BeamSearchParams(5)))
+    (event,) = engine.step()
+    assert isinstance(event, Failed) and event.error.status == 400
+    assert "may need 36 pages of 16 tokens, and the cache has 16: shorten the prompt" in event.error.message
+    engine.submit(Generate("whole context", (1,) * 30, 98))
+    assert len(answers_of(drain(engine))["whole context"]) == 98
+
+
+def small(slots: int, pages: int, clock: Clock | None = None) -> Scheduler:
+    cache = SlotCache(PagePool(pages, PAGE))
+    return Scheduler([Slot(index) for index in range(slots)], StepBudget(512, 2.0), cache, clock or Clock())
+
+
+def test_a_prompt_waits_until_there_is_room_for_it_and_no_later_one_overtakes_it() -> None:
+    scheduler = small(4, 8)
+    scheduler.add(replace(generate("a", 60), max_tokens=60))
+    run(scheduler)
+    scheduler.add(generate("large", 70, 1000))
+    scheduler.add(generate("small", 5, 2000))
+    run(scheduler)
+    assert [request_in(slot) for slot in scheduler.slots] == ["a", None, None, None]
+    scheduler.release(scheduler.slots[0])
+    run(scheduler)
+    assert [request_in(slot) for slot in scheduler.slots] == ["large", "small", None, None]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "order"),
+    [
+        (("default", "default", "default"), ["c", "b"]),
+        (("default", "flex", "default"), ["b", "c"]),
+        (("flex", "default", "default"), ["a", "c"]),
+    ],
+)
+def test_flex_requests_are_set_back_first_and_then_the_latest(tiers: tuple[str, ...], order: list[str]) -> None:
+    clock = Clock()
+    scheduler = small(3, 9, clock)
+    for index, (name, tier) in enumerate(zip("abc", tiers, strict=True)):
+        scheduler.add(replace(generate(name, 30, 1000 * index), max_tokens=90, tier=tier))  # type: ignore[arg-type]
+    notices: list[str] = []
+    for _ in range(200):
+        clock.now_s += AGE_S + 1  # flex work has waited long enough to join the steps of people
+        run(scheduler)
+        notices += [notice.id for notice in scheduler.take_notices()]
+        if len(notices) >= 2:
+            break
+    assert notices[:2] == order
+
+
+def test_equal_beginnings_are_admitted_as_soon_as_they_are_computed() -> None:
+    """Ten requests of 65 tokens, of which 64 are the same: alone each needs five of the sixteen pages."""
+    scheduler = small(10, 16)
+    for name in "abcdefghij":
+        scheduler.add(Generate(name, (*range(64), ord(name)), 8))
+    for _ in range(3):
+        plan = scheduler.schedule(detokenize)
+        for chunk in plan.prefill_chunks:
+            chunk.slot.length = chunk.end
+            chunk.slot.tokens.append(7)
+        for slot in plan.decodes:
+            slot.length += 1
+            slot.tokens.append(7)
+    assert all(slot.request is not None for slot in scheduler.slots)
+    assert scheduler.cache_report().pages.used == 4 + 10
