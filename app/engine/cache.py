@@ -5,7 +5,7 @@ Knows slots and the policy of pages, and no tensors: the copies that a step has 
 
 from collections.abc import Sequence
 
-from app.engine.pages import Content, Found, PageCopy, PagePool, Space, digest_of
+from app.engine.pages import Content, Found, PageCopy, PagePool, digest_of
 from app.engine.request import ContrastiveSearchParams, Generate
 from app.engine.slot import Slot
 
@@ -29,7 +29,7 @@ class SlotCache:
         """
         if needs_whole_prompt(job):
             return Found()
-        return self.pool.find(Space(job.adapter), (job.prompt + job.sampled)[:-1], digests)
+        return self.pool.find(job.space, (job.prompt + job.sampled)[:-1], digests)
 
     def has_room(self, job: Generate, digests: list[bytes], slots: Sequence[Slot]) -> bool:
         """Whether pages are left for the job's tokens, beside what `slots` still need for theirs and a page for each, with which they go
@@ -74,7 +74,7 @@ class SlotCache:
             self.pool.cut(found.tail, found.tail_tokens)
             slot.pages.append(found.tail)
         elif found.tail is not None:
-            target = self.pool.take() if copies else None
+            target = self.pool.take(slot.request.owner) if copies else None
             if target is not None:
                 self._copies.append(PageCopy(found.tail, target, found.tail_tokens))
                 slot.pages.append(target)
@@ -86,10 +86,11 @@ class SlotCache:
         """Let the slot write its positions from `slot.length` to `end`: on pages that no other sequence uses. Returns False, with what was
         reserved so far, if too few pages are left.
         """
-        size = self.pool.page_tokens
+        assert slot.request is not None
+        size, owner = self.pool.page_tokens, slot.request.owner
         first, kept = divmod(slot.length, size)
         if first < len(slot.pages) and self.pool.uses(slot.pages[first]) > 1:
-            target = self.pool.take()
+            target = self.pool.take(owner)
             if target is None:
                 return False
             if kept:
@@ -97,7 +98,7 @@ class SlotCache:
             self.pool.drop(slot.pages[first])
             slot.pages[first] = target
         missing = -(-end // size) - len(slot.pages)
-        taken = [page for _ in range(missing) if (page := self.pool.take()) is not None]
+        taken = [page for _ in range(missing) if (page := self.pool.take(owner)) is not None]
         slot.pages += sorted(taken)  # consecutive ones are read faster
         return len(taken) >= missing
 
@@ -132,7 +133,8 @@ class SlotCache:
 
     def _keep(self, slot: Slot, length: int) -> None:
         """Let the slot's first `length` tokens be found."""
-        size, space = self.pool.page_tokens, Space(slot.adapter)
+        assert slot.request is not None
+        size, space = self.pool.page_tokens, slot.request.space
         for start in range(len(slot.digests) * size, length, size):
             before = slot.digests[-1] if slot.digests else space.root
             content = Content(space, before, tuple(slot.tokens[start : min(length, start + size)]))

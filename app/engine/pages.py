@@ -7,10 +7,12 @@ left the page, until the page is needed.
 
 from array import array
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+OWNER_SHARE = 0.5  # of all pages: an owner who has more loses what it used least recently, before others lose anything
 PAGE_TOKENS = 64  # a multiple of the keys that the compiled kernel reads at a time, so that those lie on one page
 DIGEST_BYTES = 16
 
@@ -26,14 +28,15 @@ class PageCopy:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Sequences of different spaces share nothing: other weights computed their keys and values."""
+    """Sequences of different spaces share nothing: other weights computed their keys and values, or their owner alone may find them."""
 
     adapter: str | None = None
+    owner: str | None = None  # None: everybody finds them
 
     @property
     def root(self) -> bytes:
         """The digest that stands before the first page."""
-        return blake2b(repr(self.adapter).encode(), digest_size=DIGEST_BYTES).digest()
+        return blake2b(repr((self.adapter, self.owner)).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,28 +92,38 @@ class PagePool:
         """Forget all users and contents."""
         self._uses = [0] * self.count
         self._fresh = 0  # pages from this one on were never used: on a CPU they take no memory yet
+        self._owners: list[str | None] = [None] * self.count  # who took the page last
+        self._held: Counter[str | None] = Counter()  # pages of each owner that are used or can be found
         self._empty: list[int] = []  # pages without users and content
         self._cached: dict[int, None] = {}  # pages without users, but with a content; the least recently used one first
         self._contents: dict[int, Content] = {}
         self._full: dict[bytes, int] = {}  # full pages, by the digest of all up to their end
         self._siblings: dict[bytes, list[tuple[tuple[int, ...], int]]] = {}  # contents and pages after the same `before`, sorted
 
-    def take(self) -> int | None:
+    def take(self, owner: str | None = None) -> int | None:
         """A page that holds nothing, for one sequence: an empty one, else one never used, else the one whose content was used least
-        recently, which is forgotten. None when all are used.
+        recently, which is forgotten; of an `owner` who has more than its share, one of its own. None when all are used.
         """
         if self._empty:
             page = self._empty.pop()
         elif self._fresh < self.count:
             page, self._fresh = self._fresh, self._fresh + 1
         elif self._cached:
-            page = next(iter(self._cached))
+            page = self._least_recently_used(owner)
             del self._cached[page]
             self._remove(page)
+            self._held[self._owners[page]] -= 1
         else:
             return None
-        self._uses[page] = 1
+        self._uses[page], self._owners[page] = 1, owner
+        self._held[owner] += 1
         return page
+
+    def _least_recently_used(self, owner: str | None) -> int:
+        """Of the pages that are not used, but hold something, the one to be taken for the owner."""
+        exceeds = owner is not None and self._held[owner] >= OWNER_SHARE * self.count
+        own = (page for page in self._cached if self._owners[page] == owner) if exceeds else iter(())
+        return next(own, next(iter(self._cached)))
 
     def share(self, page: int) -> None:
         """Count one more user of a page that is used, or that can be found."""
@@ -126,7 +139,7 @@ class PagePool:
         if page in self._contents:
             self._cached[page] = None
         else:
-            self._empty.append(page)
+            self._free(page)
 
     def uses(self, page: int) -> int:
         return self._uses[page]
@@ -182,11 +195,17 @@ class PagePool:
             self._remove(page)
             if page in self._cached:
                 del self._cached[page]
-                self._empty.append(page)
+                self._free(page)
 
     def counts(self) -> PageCounts:
         used, cached = sum(1 for uses in self._uses if uses), len(self._cached)
         return PageCounts(used, sum(1 for uses in self._uses if uses > 1), cached, self.count - used - cached)
+
+    def _free(self, page: int) -> None:
+        self._empty.append(page)
+        self._held[self._owners[page]] -= 1
+        if not self._held[self._owners[page]]:
+            del self._held[self._owners[page]]
 
     def _longest(self, before: bytes, tokens: tuple[int, ...]) -> tuple[int | None, int]:
         """The page whose content begins with most of `tokens`, and how many that are. Sorted, it is beside where they would stand."""

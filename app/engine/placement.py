@@ -25,7 +25,7 @@ def _common_tokens(job: Generate, slot: Slot) -> int:
     """Tokens of the prompt whose keys and values the slot has or is about to compute. Never the whole prompt: its last token has to be
     computed to predict the next one.
     """
-    if slot.request is None or slot.is_follower or slot.adapter != job.adapter:
+    if slot.request is None or slot.is_follower or slot.request.space != job.space:
         return 0
     if job.prompt[:MIN_PREFIX_TOKENS] != tuple(slot.tokens[:MIN_PREFIX_TOKENS]):
         return 0

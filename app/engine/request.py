@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Literal
 
 from app.engine.notices import Interrupted, Loading, Progress, SetBack, Waiting
-from app.engine.pages import CacheReport
+from app.engine.pages import CacheReport, Space
 from app.errors import LitmusError
 
 Finish = Literal["stop", "length"]
@@ -92,6 +92,13 @@ class Generate:
     progress: bool = False  # say after each step how far the prompt is read
     adapter: str | None = None  # with which the rows are computed; None: the base alone
     prediction: tuple[int, ...] = ()  # tokens that much of the answer is expected to repeat; they may be drafted, and change nothing
+    owner: str | None = None  # whose pages of the cache it takes: the name of a key, or what the client says of its user
+    private: bool = False  # only requests of the same owner find in the cache what it has computed, and it finds only theirs
+
+    @property
+    def space(self) -> Space:
+        """In which it shares the cache with others."""
+        return Space(self.adapter, self.owner if self.private else None)
 
     @property
     def slots_needed(self) -> int:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Forbidden, LitmusError, Unauthorized
 from serve.admission.bans import Bans
+from serve.admission.client import KEY
 from serve.admission.jobs import FILES, JobAccess
 from serve.admission.keys import Key, Keys
 from serve.admission.local import GUARDED, LocalAdmins
@@ -64,7 +65,11 @@ class Access:
         scope.setdefault("state", {}).update(client=client, worker=owner is not None)
         if client is not None and (record := current_record()) is not None:
             record.key = client
-        await self.app(scope, receive, send)
+        before = KEY.set(client)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            KEY.reset(before)
 
     def _client(self, keys: Keys, headers: Headers, path: str) -> str:
         """The name of the request's key. Raises `Unauthorized` or `Forbidden`."""

@@ -1,9 +1,12 @@
 """Who a request is counted for: the name of its key, or its address. The lines of a client's batches count apart."""
 
 import ipaddress
+from contextvars import ContextVar
 from functools import lru_cache
 
 from starlette.types import Scope
+
+KEY: ContextVar[str | None] = ContextVar("key", default=None)  # the name of the key of the request that is served, set by what checks keys
 
 
 def client_of(scope: Scope) -> str:

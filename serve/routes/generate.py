@@ -14,7 +14,7 @@ from app.errors import InvalidRequest
 from app.schemas import GenerateRequest, GenerateResponse, SamplingFields
 from serve.routes.service import Model, Service, cancel_on_disconnect, timeout_of
 from serve.routes.state import ERROR_RESPONSES_NO_USER
-from serve.wire.requests import max_new_tokens, sampling_of
+from serve.wire.requests import cache_owner, max_new_tokens, sampling_of
 from serve.workers.fleet import Fleet
 from serve.workers.router import Router
 
@@ -84,6 +84,7 @@ def _sampling_conflicts(body: GenerateRequest) -> tuple[Conflict, ...]:
 def make_generate_jobs(body: GenerateRequest, model: Model) -> list[Generate]:
     """One job per prompt, in their order. A given seed is used for every job; without one, each job gets a random seed."""
     search, sampling = _search(body, model.facts.slots), _sampling(body, model)
+    owner, private = cache_owner()
     id = f"generate-{uuid.uuid4().hex}"
     stop = () if body.end_sequence is None else (body.end_sequence,)
     jobs = []
@@ -94,7 +95,8 @@ def make_generate_jobs(body: GenerateRequest, model: Model) -> list[Generate]:
         ids = model.tokenizer.encode(text, param)
         max_tokens = max_new_tokens(ids, body.max_length, model.facts, param, "max_length")
         job_sampling = sampling if body.seed is not None else replace(sampling, seed=secrets.randbits(63))
-        jobs.append(Generate(f"{id}/{index}", ids, max_tokens, job_sampling, stop, search=search, adapter=model.facts.adapter))
+        job = Generate(f"{id}/{index}", ids, max_tokens, job_sampling, stop, search=search, adapter=model.facts.adapter)
+        jobs.append(replace(job, owner=owner, private=private))
     return jobs
 
 

@@ -8,7 +8,9 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -61,11 +63,12 @@ class Service:
             raise Forbidden("this user may not use this server", param=param, code="user_banned")
 
     async def run_in_text_pool(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
-        """Run work that takes long for a long text, such as tokenizing, in a thread beside the event loop.
+        """Run work that takes long for a long text, such as tokenizing, in a thread beside the event loop, in the request's context.
 
         The pool is our own, as LitServe's response reader needs the default one. A call still queued when the client leaves never runs.
         """
-        return await cancel_on_disconnect(request, asyncio.get_running_loop().run_in_executor(self.text_pool, function, *arguments))
+        run = partial(copy_context().run, function, *arguments)
+        return await cancel_on_disconnect(request, asyncio.get_running_loop().run_in_executor(self.text_pool, run))
 
     async def run_in_schema_pool(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
         """Like `run_in_text_pool`, for checking schemas, which takes longest: a hard schema delays only requests with schemas."""

@@ -13,6 +13,7 @@ from app.errors import ContextTooLong, InvalidRequest
 from app.models.sampling import with_parameters
 from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, UsedTier
 from app.tokenizer import Tokenizer
+from serve.admission.client import KEY
 from serve.wire.logprobs import OffsetTracker
 from serve.wire.structured import StructuredOutput, structured_output_of
 from serve.wire.thought import thought_of
@@ -89,6 +90,7 @@ def make_jobs(
     stop_tokens = frozenset(body.stop_token_ids or ())
     check_token_ids(stop_tokens, tokenizer, "stop_token_ids")
     requested, prediction = requested_max_tokens(body), _prediction_of(body, tokenizer, facts)
+    owner, private = cache_owner(body.user)
     jobs: list[Generate] = []
     for prompt in prompts:
         max_tokens = max_new_tokens(prompt.ids, requested, facts, "messages" if options.chat else "prompt")
@@ -110,6 +112,8 @@ def make_jobs(
                 progress=bool(body.return_progress),
                 adapter=facts.adapter,
                 prediction=prediction,
+                owner=owner,
+                private=private,
             )
             jobs.append(job)
     return jobs
@@ -120,6 +124,14 @@ def _prediction_of(body: ChatRequest | CompletionRequest, tokenizer: Tokenizer, 
     if isinstance(body, CompletionRequest) or body.prediction is None:
         return ()
     return tokenizer.encode(body.prediction.text, "prediction.content", add_special_tokens=False)[: facts.context]
+
+
+def cache_owner(user: str | None = None) -> tuple[str | None, bool]:
+    """Whose a job's pages of the cache are, and whether nobody else finds them. With keys nobody does: how much of a prompt was in the
+    cache would tell one what others have asked. Without keys the client's word is taken.
+    """
+    key = KEY.get()
+    return (user or None, False) if key is None else (key, True)
 
 
 def requested_max_tokens(body: ChatRequest | CompletionRequest) -> int | None:

@@ -1,6 +1,7 @@
 """Slots and their pages under random requests: what a slot reads is what it has written, or another with the same beginning."""
 
 import random
+from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -17,13 +18,17 @@ ADAPTERS = (None, "a")
 seeds = st.integers(0, 2**32)
 
 
+def space_of(slot: Slot) -> Space:
+    return Space() if slot.request is None else slot.request.space
+
+
 class Memory(RuleBasedStateMachine):
-    """`held` is what would be in the cache: for each page the token, with its adapter, that each place was last written with."""
+    """`held` is what would be in the cache: for each page the token, with its space, that each place was last written with."""
 
     @initialize(pages=st.integers(4, 30))
     def start(self, pages: int) -> None:
         self.cache, self.admissions = SlotCache(PagePool(pages, PAGE)), 0
-        self.held: list[list[tuple[int, str | None] | None]] = [[None] * PAGE for _ in range(pages)]
+        self.held: list[list[tuple[int, Space] | None]] = [[None] * PAGE for _ in range(pages)]
         self.slots = [Slot(index) for index in range(SLOTS)]
         self.texts: list[tuple[tuple[int, ...], str | None]] = [((), None)]  # of sequences that have ended, with their adapters
 
@@ -41,7 +46,7 @@ class Memory(RuleBasedStateMachine):
         for position in range(slot.length, end):
             page = slot.pages[position // PAGE]
             assert self.cache.pool.uses(page) == 1, "a page is written while it is shared"
-            self.held[page][position % PAGE] = slot.tokens[position], slot.adapter
+            self.held[page][position % PAGE] = slot.tokens[position], space_of(slot)
         slot.length = end
 
     def release(self, slot: Slot) -> None:
@@ -75,7 +80,9 @@ class Memory(RuleBasedStateMachine):
         cut = rng.choice([0, 0, 1, 2, rng.randint(0, len(earlier))])
         prompt = (*earlier[: max(0, len(earlier) - cut)], *rng.choices((0, 1, 2), k=rng.randint(1, 50)))
         self.admissions += 1
-        slot.admit(Generate(str(self.admissions), prompt, 1000, adapter=rng.choice([adapter, *ADAPTERS])), self.admissions, detokenize)
+        owner = rng.choice([None, "me", "you"])
+        job = Generate(str(self.admissions), prompt, 1000, adapter=rng.choice([adapter, *ADAPTERS]), owner=owner, private=owner == "me")
+        slot.admit(job, self.admissions, detokenize)
         self.cache.adopt(slot)
         assert slot.length < len(slot.tokens)
         return slot
@@ -162,7 +169,7 @@ class Memory(RuleBasedStateMachine):
         self.copy()
         for slot in self.slots:
             read = [self.held[page][place] for page in slot.pages for place in range(PAGE)][: slot.length]
-            assert slot.request is None or read == [(token, slot.adapter) for token in slot.tokens[: slot.length]]
+            assert slot.request is None or read == [(token, space_of(slot)) for token in slot.tokens[: slot.length]]
 
     @invariant()
     def no_page_leaks(self) -> None:
@@ -171,17 +178,19 @@ class Memory(RuleBasedStateMachine):
         free = [page for page in range(pool.count) if not pool.uses(page) and page not in pool._cached]
         assert sorted(free) == sorted([*pool._empty, *range(pool._fresh, pool.count)])
         assert set(pool._cached) == {page for page in pool._contents if not pool.uses(page)}
+        held = [pool._owners[page] for page in range(pool.count) if pool.uses(page) or page in pool._cached]
+        assert pool._held == Counter(held)
         counts = pool.counts()
         assert counts.used + counts.cached + counts.free == pool.count and counts.used == len(set(lists))
 
     @invariant()
     def what_is_found_is_there(self) -> None:
         for slot in self.slots:
-            before = Space(slot.adapter).root
+            before = space_of(slot).root
             for index, digest in enumerate(slot.digests):
                 assert digest == (before := digest_of(before, slot.tokens[PAGE * index : PAGE * (index + 1)]))
         for page, content in self.cache.pool._contents.items():
-            assert self.held[page][: len(content.tokens)] == [(token, content.space.adapter) for token in content.tokens]
+            assert self.held[page][: len(content.tokens)] == [(token, content.space) for token in content.tokens]
 
 
 TestMemory = Memory.TestCase

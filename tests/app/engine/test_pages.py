@@ -10,12 +10,12 @@ BASE, ADAPTER = Space(), Space("adapter")
 TEXT = tuple(range(100, 112))  # three pages of four tokens
 
 
-def fill(pool: PagePool, tokens: tuple[int, ...], space: Space = BASE) -> list[int]:
+def fill(pool: PagePool, tokens: tuple[int, ...], space: Space = BASE, owner: str | None = None) -> list[int]:
     """Pages of a sequence that was computed, is kept and has ended."""
     pages, before = [], space.root
     for start in range(0, len(tokens), pool.page_tokens):
         content = Content(space, before, tokens[start : start + pool.page_tokens])
-        page = pool.take()
+        page = pool.take(owner)
         assert page is not None
         pool.keep(page, content)
         pages.append(page)
@@ -116,6 +116,24 @@ def test_what_an_adapter_computed_is_found_by_no_other_and_forgotten_with_it() -
     pool.forget("adapter")
     assert pool.find(ADAPTER, TEXT, []) == Found() and pool.find(BASE, TEXT, []).pages == (0, 1, 2)
     assert pool.counts() == PageCounts(used=1, shared=0, cached=3, free=5)
+
+
+def test_an_owner_with_more_than_its_share_loses_its_own_pages_first() -> None:
+    pool = PagePool(8, 4)
+    fill(pool, tuple(range(16)), owner="a")
+    fill(pool, tuple(range(50, 66)), owner="b")
+    assert [pool.take("b") for _ in range(2)] == [7, 6], "b has half of the pages"
+    assert [pool.take("a"), pool.take("c")] == [3, 2], "so has a; c has none, and takes what was used least recently"
+    assert [pool.take("b") for _ in range(2)] == [5, 4]
+    assert pool.take("b") == 1, "none of its own is left that is not used"
+    assert pool.take(None) == 0 and pool.take("a") is None
+
+
+def test_without_owners_the_least_recently_used_page_is_taken_whoever_has_most() -> None:
+    pool = PagePool(4, 4)
+    fill(pool, tuple(range(12)))
+    fill(pool, TEXT[:4])
+    assert taken(pool, 4) == [2, 1, 0, 3]
 
 
 def test_counts_tell_each_page_once() -> None:

@@ -108,6 +108,39 @@ def test_a_search_that_never_fits_is_refused_at_once() -> None:
     assert len(answers_of(drain(engine))["whole context"]) == 98
 
 
+def test_a_key_is_not_told_what_another_has_asked() -> None:
+    prompt = tuple(range(60))
+    engine = create(SLOTS)
+    cached = {}
+    for id, owner, private in (
+        ("first", "a", True),
+        ("other", "b", True),
+        ("same", "a", True),
+        ("open", "c", False),
+        ("open too", None, False),
+    ):
+        job = Generate(id, prompt, 8, SamplingParams(temperature=0.0), owner=owner, private=private)
+        cached[id] = next(event.cached for event in run_all(engine, [job]) if isinstance(event, Delta))
+    assert cached == {"first": 0, "other": 0, "same": 48, "open": 0, "open too": 48}
+    together = [Generate(f"{owner}{index}", (7, *prompt), 8, owner=owner, private=True) for index in range(2) for owner in "ab"]
+    events = run_all(engine, together, 0)
+    assert {event.id: event.cached for event in events if isinstance(event, Delta) and event.cached} == {"a1": 48, "b1": 48}
+
+
+def test_an_owner_of_many_conversations_does_not_make_another_lose_its_own() -> None:
+    rng, engine = random.Random(6), create(2)
+
+    def cached_of(name: str, owner: str | None) -> int:
+        job = Generate(name, (5,) * 50, 4, SamplingParams(temperature=0.0), owner=owner)
+        return next(event.cached for event in run_all(engine, [job]) if isinstance(event, Delta))
+
+    for crowd, found in (("crowd", 48), (None, 0)):
+        cached_of("mine", "me")
+        prompts = [tuple(rng.randrange(VOCABULARY) for _ in range(60)) for _ in range(20)]
+        run_all(engine, [Generate(f"{crowd} {index}", prompt, 20, owner=crowd) for index, prompt in enumerate(prompts)], 90)
+        assert cached_of("mine again", "me") == found
+
+
 def small(slots: int, pages: int, clock: Clock | None = None) -> Scheduler:
     cache = SlotCache(PagePool(pages, PAGE))
     return Scheduler([Slot(index) for index in range(slots)], StepBudget(512, 2.0), cache, clock or Clock())

@@ -40,9 +40,11 @@ def serving(folder: Path, host: str = "127.0.0.1", base_url: str = "http://127.0
     """The real routes and admission over a fake worker. /client says what a limit by client would see."""
     settings = Settings.model_construct(security=SecuritySettings(**security), server=ServerSettings(host=host))
     router = Router([FACTS.name], QueueSettings(max_waiting=3))
-    router.replicas[0].queue = FakeWorker(router, FakeEngine())
+    engine = FakeEngine()
+    router.replicas[0].queue = FakeWorker(router, engine)
     router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
     app, admission = FastAPI(), Security(settings)
+    app.state.engine = engine
     admission.add_inner(app)
     install(app, LIMIT, settings.security.cors_origins, before_body=[admission.access])
     admission.add_outer(app)
@@ -352,3 +354,23 @@ def test_with_keys_an_administrator_needs_that_role(guarded: TestClient) -> None
     assert guarded.post("/admin/models/x", headers=bearer(ALICE)).json()["error"]["code"] == "admin_only"
     assert guarded.post("/admin/models/x").json()["error"]["code"] == "missing_api_key"
     assert guarded.post("/admin/models/x", headers=bearer(ROOT)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {**HELLO, "user": "bob"}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 2, "user": "bob"}),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 2, "user": "bob"}),
+        (MESSAGES, HELLO),
+        ("/generate", {"prompt": "a", "max_length": 2}),
+    ],
+)
+def test_what_a_key_has_in_the_cache_is_its_own_and_found_by_no_other(tiny_folder: Path, path: str, body: dict[str, Any]) -> None:
+    with serving(tiny_folder, keys=LINES) as client:
+        for secret in (ALICE, ROOT):
+            assert client.post(path, json=body, headers={"Authorization": f"Bearer {secret}"}).status_code == 200
+        assert [(job.owner, job.private) for job in client.app.state.engine.submitted] == [("alice", True), ("root", True)]  # type: ignore[attr-defined]
+    with serving(tiny_folder) as client:
+        assert client.post(path, json=body).status_code == 200
+        assert [(job.owner, job.private) for job in client.app.state.engine.submitted] == [(body.get("user"), False)]  # type: ignore[attr-defined]
