@@ -21,17 +21,18 @@ LATE = '''"""A model whose loading fails only after another one is served."""
 import contextlib
 import sys
 import time
+from dataclasses import replace
 
 import httpx
+from fakes import FACTS
+from swapping import SlowEngine
 
 from app.errors import SetupError
 
 
 def build(settings, assignment):
     if assignment.worker == 0:
-        from app.models.loading import create_engine
-
-        return create_engine(settings, assignment)
+        return SlowEngine("first"), replace(FACTS, name=settings.served_name)
     while True:
         with contextlib.suppress(httpx.TransportError):
             if "ready" in httpx.get(f"http://127.0.0.1:{sys.argv[2]}/ready").json()["models"].values():
@@ -41,7 +42,9 @@ def build(settings, assignment):
 
 if __name__ == "__main__":
     from serve import __main__, server
+    from serve.workers import forkserver
 
+    forkserver.PRELOAD = "fakes"
     create = server.create_server
     server.create_server = lambda settings, build, add_routes: create(settings, "late:build", add_routes)
     __main__.main()
@@ -138,7 +141,7 @@ def test_a_further_model_that_fails_when_the_first_already_serves_ends_the_serve
     (tmp_path / "late.py").write_text(LATE)
     further = json.dumps([{"path": str(tiny_folder), "name": "other"}])
     command = [sys.executable, str(tmp_path / "late.py"), "--port", "18767", "--ui.enabled", "false"]
-    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT)])}
     result = subprocess.run(
         [*command, "--model", str(tiny_folder), "--models", further],
         cwd=ROOT,

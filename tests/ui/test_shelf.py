@@ -19,6 +19,11 @@ from ui.visitors import Visitors
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
+TWO_STEPS_AT_ONCE = """async () => {
+    litmus.act("show", 4);
+    await new Promise((done) => setTimeout(done, 1));
+    litmus.act("show", 1);
+}"""  # the answer to the last question, and the first answer
 FULL_STORAGE = """() => {
     const set = Storage.prototype.setItem;
     Storage.prototype.setItem = function (key, value) {
@@ -98,7 +103,11 @@ def test_edits_and_tries_are_branches_that_an_export_carries_and_an_import_bring
     expect(conversation(loaded)).to_contain_text("2 of 2")
     loaded.get_by_title("Version before").click()
     expect(conversation(loaded)).to_contain_text("Who?")
-    loaded.get_by_title("Version before").last.click()
+    loaded.evaluate(TWO_STEPS_AT_ONCE)
+    expect(conversation(loaded)).to_contain_text("a fox")
+    loaded.get_by_title("Next version").last.click()
+    expect(conversation(loaded)).to_contain_text("Another answer.")
+    loaded.get_by_title("Version before").click()
     expect(conversation(loaded)).to_contain_text("a fox")
     assert [body["messages"][-1]["content"] for body in fake.requests] == ["Who?", "Who?", "Where?"]
     shelf(loaded).get_by_label("Options of Who?").click()

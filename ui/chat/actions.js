@@ -4,6 +4,7 @@ window.litmus ??= {};
 (() => {
     const { storage } = litmus;
     const POLL_MS = 50;
+    const MAX_STEP_MS = 10_000; // a server that does not answer at all
     const PHONE_WIDTH = 768; // as in Gradio's style of a Sidebar
     const WORDS = { waiting: "Waiting for the answer", loading: "The server is loading its model", reading: "Reading the prompt", thinking: "Thinking", answering: "Answering", idle: "Done" };
     const TITLES = { waiting: "waiting…", loading: "loading…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
@@ -13,14 +14,21 @@ window.litmus ??= {};
     const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
     litmus.busy = () => find("#stop") !== null;
 
-    litmus.act = async (name, value = null) => {
+    // A step begins when the one before it has ended: Gradio would drop its click.
+    let steps = Promise.resolve();
+    litmus.act = (name, value = null) => (steps = steps.then(() => step(name, value)));
+    litmus.acted = () => {};
+
+    async function step(name, value) {
         if (litmus.busy()) {
             find("#stop").click();
             while (litmus.busy()) await pause(POLL_MS);
         }
+        const ended = new Promise((done) => (litmus.acted = done));
         litmus.action = JSON.stringify([name, value]);
         find("#act").click();
-    };
+        await Promise.race([ended, pause(MAX_STEP_MS)]);
+    }
 
     // Empties the box at once: what is typed before the server has answered stays there. A text that cannot be sent now stays, too.
     litmus.take = (inputs) => {

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import openai
 import psutil
 import pytest
@@ -123,6 +122,8 @@ def test_a_key_is_sent_as_by_openai_or_anthropic(guarded: TestClient, headers: d
 
 
 def test_the_official_clients_send_it_and_know_the_refusals(guarded: TestClient) -> None:
+    import anthropic  # here: it takes more than a second, in each process
+
     good = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key=ALICE, http_client=guarded, max_retries=0)
     assert [model.id for model in good.models.list()] == [FACTS.name]
     with pytest.raises(openai.AuthenticationError, match="not one of this server's keys"):

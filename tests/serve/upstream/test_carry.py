@@ -1,6 +1,5 @@
 """/v1/responses and /v1/messages of an upstream that has a chat only, by the official clients."""
 
-import anthropic
 import openai
 import pytest
 from openai_server import USAGE, WORDS, Call, chunk
@@ -36,6 +35,8 @@ def test_a_response_whole_and_streamed(front):
 
 
 def test_a_message_whole_and_streamed(front):
+    import anthropic  # here: it takes more than a second, in each process
+
     client = anthropic.Anthropic(base_url=front.url, api_key="of-a-client", max_retries=0)
     fields = {"model": "plain", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello."}]}
     answer = client.messages.create(**fields)
@@ -46,6 +47,8 @@ def test_a_message_whole_and_streamed(front):
 
 
 def test_thoughts_and_tool_calls_are_carried(front):
+    import anthropic  # here: it takes more than a second, in each process
+
     front.plain.behave = call_a_tool
     answer = front.client().responses.create(model="plain", input="The weather in Rome?", tools=[TOOL])
     thought, call = answer.output
