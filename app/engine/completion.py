@@ -22,6 +22,7 @@ SEARCH_TOKENS = 4000  # consumed by the trials of one search
 ALTERNATIVES = 48  # tried out at one place
 RESUME_STEPS = 4  # tokens found anew before an earlier completion goes on
 RESUME_SKIP = 4  # tokens of the earlier completion that may be left out
+CLOSING_BYTES = b'"]},'
 CHECKED_TOKENS = 64  # of an earlier completion, while there is as much room left beside it; otherwise all are checked
 
 Tokens = list[int]
@@ -54,15 +55,23 @@ class Completions:
     def resume(self, matcher: LLMatcher, earlier: Sequence[int], limit: int) -> Tokens | None:
         state, found, seen = matcher.deep_copy(), Tokens(), set[bytes]()
         for _ in range(RESUME_STEPS):
-            for skipped in range(min(RESUME_SKIP, len(earlier) + 1)):
-                room = limit - len(found) - len(earlier) + skipped
-                if room >= 0 and self._completes(state, earlier[skipped:], room):
-                    return found + list(earlier[skipped:])
+            for rest in self._rests(earlier):
+                room = limit - len(found) - len(rest)
+                if room >= 0 and self._completes(state, rest, room):
+                    return found + rest
             tokens = self._next(state, seen)
             if state.is_accepting() or not tokens or state.try_consume_tokens(tokens) < len(tokens):
                 break
             found += tokens
         return self.find(matcher, limit)
+
+    def _rests(self, earlier: Sequence[int]) -> Iterator[Tokens]:
+        """An earlier completion without its first tokens, and from within one of these, which closes more than the new ones opened."""
+        yield from ([*earlier[skipped:]] for skipped in range(min(RESUME_SKIP, len(earlier) + 1)))
+        for at, token in enumerate(earlier[:RESUME_SKIP]):
+            text = self._tokenizer.decode_bytes([token])
+            starts = [start for start in range(1, len(text)) if text[start] in CLOSING_BYTES]
+            yield from ([*self._tokenizer.tokenize_bytes(text[start:]), *earlier[at + 1 :]] for start in starts)
 
     def _completes(self, state: LLMatcher, tokens: Sequence[int], room: int) -> bool:
         checked = [*tokens[:CHECKED_TOKENS]] if room >= CHECKED_TOKENS and len(tokens) > CHECKED_TOKENS else [*tokens, self.end_token]
@@ -77,12 +86,20 @@ class Completions:
             mask = allowed(state)
             tokens = self.vocabulary.closing(mask)
             if self.vocabulary.is_in_string(mask):
-                tokens = next((mark for mark in self._marks if state.validate_tokens(mark) == len(mark)), tokens)
+                tokens = next((mark for mark in self._marks if self._ends_text(state, mark)), tokens)
         if self.vocabulary.end_a_string(tokens):
             seen.clear()
         elif mask is not None and self.vocabulary.is_in_string(mask):
             return self._out_of_loop(state, seen) or tokens
         return tokens
+
+    def _ends_text(self, state: LLMatcher, mark: Tokens) -> bool:
+        """Whether the text ends with this mark; a string in JSON goes on after it."""
+        if state.validate_tokens(mark) < len(mark):
+            return False
+        after = state.deep_copy()
+        after.try_consume_tokens(mark)
+        return after.is_accepting() or bytes(after.compute_bitmask()) != bytes(state.compute_bitmask())
 
     def _out_of_loop(self, state: LLMatcher, seen: set[bytes]) -> Tokens:
         """A token with which a string leaves a part of its pattern that may repeat forever; empty if nothing repeats or no token leaves."""

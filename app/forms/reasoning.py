@@ -13,8 +13,16 @@ from dataclasses import dataclass
 from app.forms.parser import overlap
 from app.forms.tools import AddedTokens, as_regex
 
-# As Qwen3, DeepSeek-R1 and SmolLM3 write them, Magistral, and older distills.
-MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
+MARKS = (
+    ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, SmolLM3
+    ("[THINK]", "[/THINK]"),  # Magistral, Ministral 3
+    ("<thinking>", "</thinking>"),  # older distills
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<mm:think>", "</mm:think>"),  # MiniMax M3
+    ("<think:opensource>", "</think:opensource>"),  # Hunyuan 3
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command R7B and A
+)
 
 
 @dataclass(frozen=True, slots=True)

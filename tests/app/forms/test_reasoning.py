@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import Environment
 from llguidance import LLMatcher
 
 from app.forms.grammar import json_grammar
@@ -81,3 +82,45 @@ def test_marks_that_are_added_tokens_are_written_as_tokens() -> None:
     grammar = after_thought(FORM, THINK, tokens, False, may_end=False)
     thought = "unclosed: (THOUGHT? <[9]>)* THOUGHT?\nthought: unclosed <[8]>\n"
     assert grammar.startswith(f"start: <[7]> thought GAP? answer | answer\n{thought}") and "\nanswer: %json" in grammar
+
+
+# How the templates of these models end a prompt, in short: by default, with `enable_thinking` (`thinking`) true, and with it false.
+QWEN3 = "<|im_start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+QWEN3_THINKING = "<|im_start|>assistant\n<think>\n{# ...</think> #}"
+R1 = "{% if content is defined %}{{ content.split('</think>')[-1] }}{% endif %}<｜Assistant｜><think>\n"
+V31 = "<｜Assistant｜>{% if thinking %}<think>{% else %}</think>{% endif %}"
+SMOLLM3 = (
+    "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}{% if '/no_think' in system %}"
+    "{% set enable_thinking = false %}{% endif %}<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n{% endif %}"
+)
+MINISTRAL = "[INST]{# [THINK]...[/THINK] #}Hi?[/INST]"
+SEED = "<seed:bos>assistant\n{# <seed:think></seed:think> #}"
+
+
+@pytest.mark.parametrize(
+    ("template", "variables", "state"),
+    [
+        (QWEN3, {}, "may think"),
+        (QWEN3, {"enable_thinking": True}, "may think"),
+        (QWEN3, {"enable_thinking": False}, "closed"),
+        (QWEN3_THINKING, {}, "opened"),
+        (R1, {}, "opened"),
+        (V31, {}, "closed"),
+        (V31, {"thinking": True}, "opened"),
+        (SMOLLM3, {}, "may think"),
+        (SMOLLM3, {"enable_thinking": False}, "closed"),
+        (SMOLLM3, {"system": "Be kind. /no_think"}, "closed"),
+        (MINISTRAL, {}, "may think"),
+        (SEED, {}, "may think"),
+    ],
+)
+def test_what_a_prompt_says_of_the_thought(template: str, variables: dict[str, object], state: str) -> None:
+    format = learn_reasoning(template)
+    assert format is not None
+    prompt = Environment(keep_trailing_newline=True).from_string(template).render({"system": "", **variables})
+    told = "opened" if format.is_opened_by(prompt) else "closed" if prompt.rstrip().endswith(format.close) else "may think"
+    assert told == state
+    thought = f"so it is\n{format.close}\n\nYes."
+    splitter = ThoughtSplitter(format, state == "opened")
+    parts = [splitter.push(letter) for letter in (thought if state == "opened" else f"{format.open}\n{thought}")] + [splitter.flush()]
+    assert ("".join(part.thought for part in parts), "".join(part.answer for part in parts)) == ("so it is", "Yes.")
