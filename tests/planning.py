@@ -3,8 +3,9 @@
 from app.engine.budget import StepBudget
 from app.engine.cache import SlotCache
 from app.engine.pages import PagePool
+from app.engine.plan import Plan
 from app.engine.request import Generate
-from app.engine.scheduler import Plan, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.slot import Slot
 
 CONTEXT_PAGES = 16  # for each slot
@@ -42,7 +43,7 @@ def run(scheduler: Scheduler) -> Plan:
             chunk.slot.tokens.append(7)
     for chunk in plan.score_chunks:
         if not chunk.text.windows and chunk.end == chunk.window.end:
-            scheduler.finish_text(chunk.text)
+            scheduler.texts.finish(chunk.text)
     return plan
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from app.engine.layout import Span
-from app.engine.scheduler import Plan, PrefillChunk, ScoreChunk
+from app.engine.plan import Plan, PrefillChunk, ScoreChunk
 from app.engine.slot import Slot
 
 

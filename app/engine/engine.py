@@ -21,9 +21,10 @@ from app.engine.group import SearchGroup, create_search_group
 from app.engine.layout import layout_of
 from app.engine.lora import AdapterReader, LoadedAdapter
 from app.engine.pages import PagePool
+from app.engine.plan import Plan
 from app.engine.request import Columns, Delta, Embed, Event, Failed, Generate, Job, Report, Scored
 from app.engine.sampler import token_logprobs
-from app.engine.scheduler import Plan, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.slot import Slot
 from app.engine.texts import Texts
 from app.engine.threads import create_thread_count
@@ -242,7 +243,7 @@ class Engine:
         hidden = model.forward(batch.ids, batch.positions, layout, batch.adapted)
         self._finish_slots(plan, batch, hidden, events)
         for text, event in self._texts.account(batch, hidden):
-            self.scheduler.finish_text(text)
+            self.scheduler.texts.finish(text)
             events.append(event)
 
     def _finish_slots(self, plan: Plan, batch: FlatBatch, hidden: torch.Tensor, events: list[Event]) -> None:

@@ -9,21 +9,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from app.engine.budget import FlexTime, StepBudget
 from app.engine.cache import SlotCache, needs_whole_prompt
 from app.engine.detokenizer import Detokenize
 from app.engine.drafts import Draft
-from app.engine.pages import CacheReport, PageCopy
+from app.engine.pages import CacheReport
 from app.engine.placement import place, shared_prefix_of
-from app.engine.request import Columns, Decision, Embed, Generate, Job, Score, SetBack, Waiting, Window
+from app.engine.plan import Plan, PrefillChunk
+from app.engine.request import Decision, Generate, Job, SetBack, Waiting
 from app.engine.slot import Slot
+from app.engine.textqueue import AGE_S, TextQueue
 
-if TYPE_CHECKING:
-    import torch
-
-AGE_S = 5.0  # a request that has waited this long ranks one priority class higher
 MAX_DECISIONS = 100
 RECENT_RELEASES = 16  # releases of slots from which the expected wait is estimated
 
@@ -43,75 +40,6 @@ class WaitingRequest:
         return priority_class - (now_s - self.arrived_s) / AGE_S, self.arrival
 
 
-@dataclass(slots=True, eq=False)
-class TextState:
-    """A text being scored or embedded, and how far it has come."""
-
-    job: Score | Embed
-    windows: deque[Window]  # not finished yet
-    arrived_s: float
-    computed: int = 0  # tokens of the first of these windows that have been computed
-    columns: list[Columns] = field(default_factory=list)  # to score: statistics of the chunks computed so far, in order
-    observed: list["torch.Tensor"] = field(default_factory=list)  # states of the base, which has read the window; the adapter is to read it
-    pooled: list[float] = field(default_factory=list)  # to embed: the sum of the hidden states so far, or the last of them
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillChunk:
-    """Prompt tokens `[start, end)` of a slot, to be computed and written to the cache."""
-
-    slot: Slot
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreChunk:
-    """Tokens `[start, end)` of a text, in one of its windows. `cached`: the window takes several steps, so that its keys and values have
-    to be kept, in the one slot reserved for this.
-    """
-
-    text: TextState
-    window: Window
-    start: int
-    end: int
-    cached: bool
-
-
-@dataclass(slots=True)
-class Plan:
-    """What runs in a step."""
-
-    decodes: list[Slot] = field(default_factory=list)
-    drafts: dict[Slot, Draft] = field(default_factory=dict)  # of those that decode
-    copies: list[PageCopy] = field(default_factory=list)  # to make before the forward, one after the other
-    prefill_chunks: list[PrefillChunk] = field(default_factory=list)
-    score_chunks: list[ScoreChunk] = field(default_factory=list)
-    people_rows: int | None = None  # decoding rows of people, who are not `flex` work; None if the step serves none of them
-    may_flex: bool = True  # whether `flex` work may join
-    with_flex: bool = False  # whether some has
-
-    @property
-    def empty(self) -> bool:
-        return not (self.decodes or self.prefill_chunks or self.score_chunks)
-
-    @property
-    def decode_only(self) -> bool:
-        return not (self.prefill_chunks or self.score_chunks)
-
-    @property
-    def decode_rows(self) -> int:
-        return len(self.decodes) + sum(len(draft.tokens) for draft in self.drafts.values())
-
-    @property
-    def prefill_tokens(self) -> int:
-        return sum(chunk.end - chunk.start for chunk in self.prefill_chunks)
-
-    @property
-    def score_tokens(self) -> int:
-        return sum(chunk.end - chunk.start for chunk in self.score_chunks)
-
-
 class Scheduler:
     def __init__(self, slots: Sequence[Slot], budget: StepBudget, cache: SlotCache, clock: Callable[[], float] = time.monotonic) -> None:
         self.slots = slots
@@ -122,8 +50,7 @@ class Scheduler:
         self.draft: Callable[[Sequence[Slot]], dict[Slot, Draft]] = lambda _: {}  # called with the slots that decode
         self._clock = clock
         self._waiting: list[WaitingRequest] = []
-        self._texts: list[TextState] = []
-        self._cached_text: TextState | None = None  # the text whose unfinished window is in the slot reserved for texts
+        self.texts = TextQueue(clock)
         self._steps = 0
         self._prompts_next = True  # whether prompts come before texts in the next step that could take both
         self._flex_ran_s = clock()  # when flex work was in a step for the last time, or there was none
@@ -140,7 +67,7 @@ class Scheduler:
             self._arrivals += 1
             self._waiting.append(WaitingRequest(job, self._clock(), self._arrivals))
         else:
-            self._texts.append(TextState(job, deque(job.readings), self._clock()))
+            self.texts.add(job)
 
     def cancel(self, id: str) -> bool:
         """Drop a job, running or waiting; returns whether it was found. Its slots are free for the next step."""
@@ -148,10 +75,8 @@ class Scheduler:
             if slot.request is not None and slot.request.id == id:
                 self.release(slot)
                 return True
-        for text in self._texts:
-            if text.job.id == id:
-                self.finish_text(text)
-                return True
+        if self.texts.cancel(id):
+            return True
         matches = [waiting for waiting in self._waiting if waiting.job.id == id]
         for waiting in matches:
             self._waiting.remove(waiting)
@@ -169,21 +94,20 @@ class Scheduler:
     def clear(self) -> list[str]:
         """Drop every job and what the cache holds; returns the jobs' ids."""
         ids = [slot.request.id for slot in self.slots if slot.request is not None and not slot.is_follower]
-        ids += [waiting.job.id for waiting in self._waiting] + [text.job.id for text in self._texts]
+        ids += [waiting.job.id for waiting in self._waiting] + [text.job.id for text in self.texts.texts]
         self.cache.clear(self.slots)
         for slot in self.slots:
             slot.release()
         self._waiting.clear()
-        self._texts.clear()
+        self.texts.clear()
         self._notices.clear()
-        self._cached_text = None
         return ids
 
     def forget(self, adapter: str) -> list[str]:
         """Drop the jobs of an adapter, and what the cache holds of it; returns the jobs' ids."""
         jobs = [slot.request for slot in self.slots if slot.request is not None and not slot.is_follower]
         jobs += [waiting.job for waiting in self._waiting]
-        ids = [job.id for job in (*jobs, *(text.job for text in self._texts)) if job.adapter == adapter]
+        ids = [job.id for job in (*jobs, *(text.job for text in self.texts.texts)) if job.adapter == adapter]
         for id in ids:
             self.cancel(id)
         self.cache.pool.forget(adapter)
@@ -198,7 +122,7 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        return not (self._waiting or self._texts or any(slot.request is not None for slot in self.slots))
+        return not (self._waiting or self.texts.texts or any(slot.request is not None for slot in self.slots))
 
     def take_notices(self) -> list[SetBack]:
         """Of the requests that were set back; each is returned once."""
@@ -213,7 +137,7 @@ class Scheduler:
     @property
     def text_count(self) -> int:
         """Texts being scored or embedded, or waiting to be."""
-        return len(self._texts)
+        return len(self.texts.texts)
 
     def queue(self) -> list[Waiting]:
         """The requests that wait for a slot, the next one first, with the wait that recent releases suggest."""
@@ -243,8 +167,8 @@ class Scheduler:
                 self._set_back(slot, plan)
         plan.drafts = self._with_pages(self.draft(plan.decodes))
         self._fill(plan, prefilling, *self.budget.token_limits(len(plan.decodes), len(prefilling) + waiting))
-        plan.with_flex = _runs_flex(plan)
-        if plan.with_flex or not (any(slot.is_flex for slot in self.slots) or any(text.job.tier == "flex" for text in self._texts)):
+        plan.with_flex = plan.runs_flex
+        if plan.with_flex or not (any(slot.is_flex for slot in self.slots) or self.texts.has_flex):
             self._flex_ran_s = self._clock()
         if not plan.empty:
             plan.copies = self.cache.take_copies()
@@ -265,10 +189,8 @@ class Scheduler:
     def _fill(self, plan: Plan, prefilling: list[Slot], prefill_tokens: int, score_tokens: int) -> None:
         """Add prompts and texts to a step that decodes."""
         self._steps += 1
-        texts = self._texts if plan.may_flex else [text for text in self._texts if text.job.tier != "flex"]
-        if texts and self._cached_text is not None and self._cached_text not in texts:
-            texts = [*texts, self._cached_text]  # the others would wait for the slot that it holds
-        urgent = any(map(self._is_urgent, texts))
+        texts = self.texts.candidates(plan.may_flex)
+        urgent = any(map(self.texts.is_urgent, texts))
         prompts_first = bool(prefilling) and (self._prompts_next or not urgent)
         if prefilling and urgent:
             self._prompts_next = not self._prompts_next
@@ -276,17 +198,11 @@ class Scheduler:
             if prompts_first:
                 self._plan_prefill(plan, prefilling, prefill_tokens)
             else:
-                self._plan_scoring(plan, texts, score_tokens)
+                self.texts.plan(plan, texts, score_tokens, self._steps)
         elif prompts_first:
-            self._plan_scoring(plan, texts, self._plan_prefill(plan, prefilling, prefill_tokens))
+            self.texts.plan(plan, texts, self._plan_prefill(plan, prefilling, prefill_tokens), self._steps)
         else:
-            self._plan_prefill(plan, prefilling, self._plan_scoring(plan, texts, score_tokens))
-
-    def finish_text(self, text: TextState) -> None:
-        """Forget a text that is read completely, or no longer wanted."""
-        self._texts.remove(text)
-        if self._cached_text is text:
-            self._cached_text = None
+            self._plan_prefill(plan, prefilling, self.texts.plan(plan, texts, score_tokens, self._steps))
 
     def _ranked(self) -> list[WaitingRequest]:
         now_s = self._clock()
@@ -391,51 +307,6 @@ class Scheduler:
         if prefix.valid:
             self.cache.keep(prefix.donor)
         self.cache.adopt(slot)
-
-    def _plan_scoring(self, plan: Plan, texts: Sequence[TextState], tokens: int) -> int:
-        """Plan a window of each of `texts` in turn, whole if it fits; returns how many of `tokens` are left. Only one text at a time may
-        have a window in several chunks. It goes first and last by turns, so that it does not hold up short texts.
-        """
-        texts = [text for text in texts if self._is_urgent(text) or text is self._cached_text] or texts
-        cached_last = self._steps // 2 % 2 == 0
-        for text in sorted(texts, key=lambda text: (text is self._cached_text) == cached_last):
-            if tokens <= 0:
-                break
-            window = text.windows[0]
-            start = window.start + text.computed
-            cached = text.computed > 0 or window.end - start > tokens
-            if cached and self._cached_text not in {None, text}:
-                continue
-            end = min(window.end, start + tokens)
-            plan.score_chunks.append(ScoreChunk(text, window, start, end, cached))
-            tokens -= end - start
-            self._advance(text, window, end)
-        return tokens
-
-    def _is_urgent(self, text: TextState) -> bool:
-        """Whether the text is not `flex` work, or has waited long enough to count as if it were not."""
-        return text.job.tier == "default" or self._clock() - text.arrived_s > AGE_S
-
-    def _advance(self, text: TextState, window: Window, end: int) -> None:
-        """Note that `window` is planned up to token `end`; after a whole window the other texts have their turn. Not after the base's
-        reading: its states are kept until the adapter has read the same.
-        """
-        if end < window.end:
-            self._cached_text, text.computed = text, end - window.start
-            return
-        if self._cached_text is text:
-            self._cached_text = None
-        text.windows.popleft()
-        text.computed = 0
-        if window.base:
-            return
-        self._texts.remove(text)
-        self._texts.append(text)
-
-
-def _runs_flex(plan: Plan) -> bool:
-    slots = [*plan.decodes, *(chunk.slot for chunk in plan.prefill_chunks)]
-    return any(slot.is_flex for slot in slots) or any(chunk.text.job.tier == "flex" for chunk in plan.score_chunks)
 
 
 def _people(slots: Sequence[Slot]) -> list[Slot]:

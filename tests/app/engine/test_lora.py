@@ -183,7 +183,7 @@ def test_states_of_the_base_are_kept_for_few_texts_at_a_time() -> None:
         engine.submit(Score(str(index), text, windows(10, CONTEXT), observe=True, adapter="every"))
     while not engine.idle:
         engine.step()
-        kept.append(sum(bool(each.observed) for each in engine.scheduler._texts))
+        kept.append(sum(bool(each.observed) for each in engine.scheduler.texts.texts))
     assert max(kept) == 2
 
 
