@@ -57,7 +57,7 @@ def test_forty_long_answers_in_room_for_ten_are_all_given_as_if_each_were_alone(
     whole = create(SLOTS, name)
     assert answers_of(events) == answers_of(run_all(whole, jobs)), "the same in a cache that has room for all"
     assert not any(isinstance(event, Failed) for event in events)
-    assert sum(isinstance(event, SetBack) for event in events) == engine.report("").cache.set_back > 5
+    assert sum(isinstance(event, SetBack) for event in events) == engine.report("").cache.set_back > 0
     assert whole.report("").cache.set_back == 0
     cache = engine.report("").cache
     assert (cache.pages.used, cache.pages.shared) == (0, 0) and cache.pages.cached + cache.pages.free == 10 * CONTEXT // PAGE
