@@ -293,6 +293,7 @@ class Scheduler:
         if slot in plan.decodes:
             plan.decodes.remove(slot)
             plan.drafts.pop(slot, None)
+        plan.prefill_chunks = [chunk for chunk in plan.prefill_chunks if chunk.slot is not slot]
         self._set_back_count += 1
         self._notices.append(SetBack(job.id))
         reason = f"set back with {tokens} tokens: no page of the cache was left"
@@ -321,4 +322,4 @@ def _people(slots: Sequence[Slot]) -> list[Slot]:
 
 def _protection(slot: Slot) -> tuple[bool, int]:
     """Whose pages others get last comes first: `flex` requests lose theirs before others, and the latest before those that came earlier."""
-    return slot.request is not None and slot.request.tier == "flex", slot.arrival
+    return slot.is_flex, slot.arrival
