@@ -7,7 +7,7 @@ from conftest import VOCABULARY
 
 from app.engine.engine import Engine
 from app.engine.kernel import Kernel, kernel
-from app.engine.request import Delta, Event
+from app.engine.request import Delta, Event, Generate
 
 
 def kernel_or_skip() -> Kernel:
@@ -23,6 +23,16 @@ def drain(engine: Engine) -> list[Event]:
     while not engine.idle:
         events += engine.step()
     return events
+
+
+def run_all(engine: Engine, jobs: list[Generate], steps_between: int = 1) -> list[Event]:
+    """The events of all jobs, each sent so many steps after the one before."""
+    events: list[Event] = []
+    for job in jobs:
+        engine.submit(job)
+        for _ in range(steps_between):
+            events += engine.step()
+    return events + drain(engine)
 
 
 def answers_of(events: list[Event]) -> dict[str, str]:

@@ -1,35 +1,28 @@
 """Beam search and contrastive search in the engine's loop, beside other requests."""
 
 import random
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from conftest import CONTEXT, VOCABULARY, letters, tiny
-from driving import answers_of, drain, random_prompt
+from driving import answers_of, random_prompt, run_all
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import MinNewTokensLengthLogitsProcessor, NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from app.engine.engine import Engine, EngineLimits
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Event, Failed, Generate, SamplingParams
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Failed, Generate, SamplingParams
 
 NEW = 10
+run = partial(run_all, steps_between=2)
 
 
 def create(name: str = "Llama", slots: int = 6, end_tokens: frozenset[int] = frozenset()) -> Engine:
     return Engine(
         create_flat_model(tiny(name), CacheLimits(slots, CONTEXT, page_tokens=16)), letters, end_tokens, EngineLimits(slots, CONTEXT, 16)
     )
-
-
-def run(engine: Engine, jobs: list[Generate], steps_between: int = 2) -> list[Event]:
-    events: list[Event] = []
-    for job in jobs:
-        engine.submit(job)
-        for _ in range(steps_between):
-            events += engine.step()
-    return events + drain(engine)
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2", "Mistral"])

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 from conftest import CONTEXT, VOCABULARY, letters, tiny
-from driving import answers_of, drain, random_prompt
+from driving import answers_of, drain, random_prompt, run_all
 from planning import Clock, detokenize, generate, request_in, run
 
 from app.engine.budget import StepBudget
@@ -14,7 +14,7 @@ from app.engine.cache import SlotCache
 from app.engine.engine import Engine, EngineLimits
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.pages import PagePool
-from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Event, Failed, Generate, SamplingParams, SetBack
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Failed, Generate, SamplingParams, SetBack
 from app.engine.scheduler import AGE_S, Scheduler
 from app.engine.slot import Slot
 
@@ -35,15 +35,6 @@ def alone(job: Generate) -> str:
     engine = create(SLOTS)
     engine.submit(job)
     return answers_of(drain(engine))[job.id]
-
-
-def run_all(engine: Engine, jobs: list[Generate], steps_between: int = 1) -> list[Event]:
-    events: list[Event] = []
-    for job in jobs:
-        engine.submit(job)
-        for _ in range(steps_between):
-            events += engine.step()
-    return events + drain(engine)
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2", "Mistral"])
