@@ -30,9 +30,7 @@ async def watch(router: Router) -> None:
         router.fail_stranded()
         if not router.draining and os.getppid() != parent.pid:
             log.error("the main process is gone; ending all processes of this server")
-            for sibling in siblings:  # includes this process, and the one that holds the queues and a copy of the listening socket
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    sibling.kill()
+            _kill_all(siblings)  # among them this process, and the one that holds the queues and a copy of the listening socket
         if round_number % SIBLINGS_REFRESH_ROUNDS == 0:  # rarely, as it reads the whole of /proc
             siblings = _children(parent) or siblings
 
@@ -66,6 +64,13 @@ def _is_dead(process: psutil.Process) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def _kill_all(processes: list[psutil.Process]) -> None:
+    """This process last: their order is that of their numbers, which start anew at the largest that the system has."""
+    for process in sorted(processes, key=lambda process: process.pid == os.getpid()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
