@@ -10,7 +10,9 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from app.engine.request import Delta, Event, Facts, Failed, Interrupted, Loading, Notice, Progress, SetBack
+from app.engine.events import Delta, Event, Failed, Notice
+from app.engine.facts import Facts
+from app.engine.notices import Interrupted, Loading, Progress, SetBack
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import (
