@@ -71,7 +71,7 @@ class Need:
         return self.weights.total() + self.cache + self.activations + self.overhead + states
 
     def ledger(self, memory: int) -> Ledger:
-        return Ledger(memory - self.overhead - self.observer_slot, self.weights.total(), self.activations, self.slot)
+        return Ledger(memory - self.overhead - self.observer_slot, self.weights.total(), self.activations, self.slot, self.slot)
 
     def fits(self, memory: int) -> bool:
         """Whether a device with so many free bytes holds it, by the rule that the engine starts by."""

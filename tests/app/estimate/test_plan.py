@@ -39,10 +39,9 @@ def test_the_sum_is_what_the_engine_declares(bundled: Path, monkeypatch: pytest.
     question = Question(str(bundled), "int4", context=512, slots=3, observer=str(bundled.with_name("storyteller-base")))
     need = Plan(question).need("cpu")
     assert need.weights.total() == sum(ledgers)
-    caches = [*engine.performer.attention.keys.values(), *engine.performer.attention.values.values()]
     assert engine.observer is not None
-    observed = [*engine.observer.attention.keys.values(), *engine.observer.attention.values.values()]
-    assert need.cache == sum(cache.nbytes for cache in caches + observed)
+    attentions = (engine.performer.attention, engine.observer.attention)
+    assert need.cache == sum(tensor.nbytes for each in attentions for cache in (each.slots, each.texts) for tensor in cache.tensors)
 
 
 def test_a_device_holds_what_the_ledger_says(plan: Plan) -> None:
