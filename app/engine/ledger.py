@@ -40,6 +40,11 @@ class Ledger:
         """Slots that fit beside the context reserved for long texts, if no other process takes memory."""
         return self._max_slots(1)
 
+    @property
+    def most_cache(self) -> int:
+        """Bytes of a cache that all slots share, which fit beside the context reserved for long texts."""
+        return int(USABLE_SHARE * (self.memory - self.weights - self.activations)) - self.text
+
     def _max_slots(self, sharers: int) -> int:
         available = (self.memory - self.weights) // sharers - self.activations
         return max(0, int((USABLE_SHARE * available - self.text) // self.slot))
@@ -66,7 +71,7 @@ class Ledger:
 
     def check_cache(self, cache: int, device: str) -> None:
         """Raises `SetupError` if a cache of so many bytes does not fit beside one context for long texts."""
-        if cache + self.text <= USABLE_SHARE * (self.memory - self.weights - self.activations):
+        if cache <= self.most_cache:
             return
         needed = self.weights + self.activations + cache + self.text
         raise SetupError(
