@@ -41,7 +41,7 @@ def measure(settings: ModelSettings) -> dict[str, Any]:
     before = process_bytes(settings.path, settings.quantize)
     with patch.object(flat, "Ledger", recorded):
         engine, facts = create_engine(settings)
-    *observers, performer = ledgers
+    performer = ledgers[-1]
     return {
         "kind": "footprint",
         "slots": facts.slots,
@@ -51,7 +51,7 @@ def measure(settings: ModelSettings) -> dict[str, Any]:
         "weight_bytes": sum(ledger.weights for ledger in ledgers),
         "activation_bytes": max(ledger.activations for ledger in ledgers),
         "slot_bytes": performer.slot,
-        "context_bytes": (engine.limits.slots + 1) * performer.slot + sum(ledger.slot for ledger in observers),
+        "context_bytes": engine.limits.slots * performer.slot + sum(ledger.text for ledger in ledgers),
         "process_bytes": before,
         "loaded_bytes": resident_bytes(),
     }
@@ -86,7 +86,7 @@ def peak_bytes(engine: Engine) -> int:
     text to score, a prompt whose tokens' probabilities are asked for, and all slots sampling.
     """
     for model in (engine.performer, engine.observer):
-        for cache in () if model is None else (*model.attention.keys.values(), *model.attention.values.values()):
+        for cache in () if model is None else (*model.attention.slots.tensors, *model.attention.texts.tensors):
             cache.fill_(0)
     release_freed()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

@@ -5,18 +5,17 @@ each forward, a `Layout` says which rows of the step belong to which sequence, a
 """
 
 import itertools
-import math
-import mmap
-from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from app.engine.kernel import DecodeRows, Kernel, PrefillRows, kernel
+from app.engine.kernel import kernel
+from app.engine.keyvalues import KeyValues, Shape
 from app.engine.layout import DecodeGroup, Layout, Span
-from app.engine.pages import PageCopy
+from app.engine.rows import DecodeRows, PrefillRows, dense
 from app.errors import UnsupportedModel
 
 # From this many rows on, torch's attention on a CPU is a third faster in float32 than in bfloat16, casts included.
@@ -32,30 +31,12 @@ class SlotAttention:
     def __init__(self) -> None:
         self.name = f"litmus-slots-{next(_instance_numbers)}"
         self.layout: Layout | None = None
-        self.keys: dict[int, torch.Tensor] = {}  # layer -> [pages, kv_heads, page tokens, head_dim], contiguous by heads
-        self.values: dict[int, torch.Tensor] = {}
-        self.shapes: dict[int, tuple[int, int, int]] = {}  # layer -> kv_heads, key dim, value dim; from the last forward
+        self.slots = KeyValues()  # of requests
+        self.texts = KeyValues()  # of a text that is scored in several steps; never in 8 bits, so that its score is that of one step
+        self.shapes: dict[int, Shape] = {}  # by layer; from the last forward
         self.windows: dict[int, int | None] = {}  # layer -> sliding window; from the last forward
         AttentionInterface.register(self.name, self)
         AttentionMaskInterface.register(self.name, _no_mask)
-
-    def allocate(self, pages: int, page_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Create the KV cache for the layers seen so far. On a CPU it takes memory only where it has been written. A head's pages lie one
-        after the other: where a sequence has consecutive pages, so do its keys, and a processor foresees which are read next.
-        """
-        for layer, (heads, key_dim, value_dim) in self.shapes.items():
-            self.keys[layer] = _zeros((heads, pages, page_tokens, key_dim), dtype, device).transpose(0, 1)
-            self.values[layer] = _zeros((heads, pages, page_tokens, value_dim), dtype, device).transpose(0, 1)
-
-    def copy(self, copies: Sequence[PageCopy]) -> None:
-        """Copy the first tokens of pages, one copy after the other."""
-        for independent, tokens in _batches(copies):
-            sources, targets = [each.source for each in independent], [each.target for each in independent]
-            for cache in (*self.keys.values(), *self.values.values()):
-                if len(independent) == 1:
-                    cache[targets[0], :, :tokens] = cache[sources[0], :, :tokens]
-                else:
-                    cache[targets, :, :tokens] = cache[sources, :, :tokens]
 
     def __call__(  # noqa: PLR0913  (the signature is transformers')
         self,
@@ -88,6 +69,8 @@ class SlotAttention:
         layout = self.layout
         if layout is None:
             raise UnsupportedModel("attention was called outside a step of the engine")
+        if self.slots.dtype == torch.int8:
+            query, key, value = dense(query), dense(key), dense(value)
         count = layout.decodes
         decoded = self._decode_compiled(layer, layout, (query[:count], key[:count], value[:count]), scale_and_window) if count else None
         if count and decoded is None:
@@ -114,21 +97,22 @@ class SlotAttention:
         if (compiled := kernel() if rows[0].device.type == "cpu" else None) is None:
             return None
         scale, window = scale_and_window
-        batch = DecodeRows(*rows, self.keys[layer], self.values[layer], layout.pages, layout.firsts, layout.positions, scale, window)
+        caches = self.slots.keys[layer], self.slots.values[layer]
+        batch = DecodeRows(*rows, *caches, layout.pages, layout.firsts, layout.positions, scale, window)
         return compiled.attend_decode(batch) if batch.is_supported(compiled.columns) else None
 
     def _write_cache(self, layer: int, layout: Layout, key: torch.Tensor, value: torch.Tensor) -> None:
         pages, places = layout.written
         if layout.decodes == 1:
             key, value = key[0], value[0]
-        self.keys[layer][pages, :, places] = key
-        self.values[layer][pages, :, places] = value
+        self.slots.keys[layer][pages, :, places] = key
+        self.slots.values[layer][pages, :, places] = value
 
     def _decode_by_torch(self, layer: int, query: torch.Tensor, group: DecodeGroup, scale_and_window: ScaleAndWindow) -> torch.Tensor:
         """Attend each row of `query` `[rows, heads, dim]` to its own sequence, up to its position."""
         scale, window = scale_and_window
         rows, heads, dim = query.shape
-        k, v = (_gather(cache[layer], group.pages)[:, :, : group.key_count] for cache in (self.keys, self.values))
+        k, v = (cached[:, :, : group.key_count] for cached in self.slots.gather(layer, group.pages))
         grouped = query.reshape(rows, k.shape[1], heads // k.shape[1], dim)
         mask = group.mask(window, query.dtype)
         return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale).reshape(rows, heads, -1)
@@ -143,19 +127,19 @@ class SlotAttention:
     ) -> torch.Tensor:
         """Causal attention of consecutive positions of one sequence, `rows` being query, key and value `[rows, heads, dim]`."""
         (query, key, value), (scale, window) = rows, scale_and_window
-        k, v = key.transpose(0, 1), value.transpose(0, 1)  # [kv_heads, rows, dim]
-        if pages is not None:
-            keys, values = self.keys[layer], self.values[layer]
-            for page, places, part in span.pieces(keys.shape[2]):
-                keys[page, :, places], values[page, :, places] = k[:, part], v[:, part]
-        if (compiled := _kernel_for(query)) is not None:
-            whole = (key, value) if pages is None else (keys, values)
-            batch = PrefillRows(query, *whole, span.start, scale, window, pages)
+        cache = self.texts if span.is_text else self.slots
+        if (compiled := kernel() if query.device.type == "cpu" else None) is not None:
+            batch = PrefillRows(query, key, value, span.start, scale, window)
+            if pages is not None:
+                batch = replace(batch, cache=(cache.keys[layer], cache.values[layer]), pages=pages)
             if batch.is_supported(compiled.columns):
                 return compiled.attend_prefill(batch)
+        if pages is not None:
+            cache.write_span(layer, span, key, value)
+        k, v = key.transpose(0, 1), value.transpose(0, 1)  # [kv_heads, rows, dim]
         if span.start:  # the keys and values before these rows are in the cache only
             assert pages is not None
-            k, v = (_gather(cache, pages[None])[0, :, : span.end] for cache in (keys, values))
+            k, v = (cached[0, :, : span.end] for cached in cache.gather(layer, pages[None]))
         q, dtype = query.transpose(0, 1), query.dtype
         if len(query) >= MIN_FLOAT32_ROWS and query.device.type == "cpu":
             q, k, v = q.float(), k.float(), v.float()
@@ -164,41 +148,6 @@ class SlotAttention:
             q[None], k[None], v[None], mask, is_causal=mask is None, scale=scale, enable_gqa=len(k) != len(q)
         )
         return attended[0].transpose(0, 1).to(dtype)
-
-
-def _kernel_for(query: torch.Tensor) -> Kernel | None:
-    return kernel() if query.device.type == "cpu" and query.dtype == torch.bfloat16 else None
-
-
-def _gather(cache: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-    """The keys or values `[sequences, kv_heads, tokens, dim]` in the pages `[sequences, pages]` of a layer's cache."""
-    count, heads, _, dim = cache.shape
-    rows = pages[:, None] + count * torch.arange(heads, device=pages.device)[:, None]  # [sequences, kv_heads, pages]
-    return cache.transpose(0, 1).flatten(0, 1).index_select(0, rows.flatten()).view(len(pages), heads, -1, dim)
-
-
-def _batches(copies: Sequence[PageCopy]) -> Iterator[tuple[list[PageCopy], int]]:
-    """The copies in batches that may be made at once, each with the most tokens that one of its copies takes."""
-    batch: list[PageCopy] = []
-    written: set[int] = set()
-    for each in copies:
-        if each.source in written:
-            yield batch, max(one.tokens for one in batch)
-            batch, written = [], set()
-        batch.append(each)
-        written.add(each.target)
-    if batch:
-        yield batch, max(one.tokens for one in batch)
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """On a CPU from a mapping of its own, whose pages the system gives when they are first written; `torch.zeros` may write them all."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    count = math.prod(shape)
-    if not count:
-        return torch.zeros(shape, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def _no_mask(*_: object, **__: object) -> None:

@@ -71,4 +71,6 @@ def _append_score_chunks(batch: FlatBatch, chunks: Sequence[ScoreChunk], scoring
         tokens = chunk.text.job.tokens[chunk.start : chunk.end]
         pages = scoring_pages if chunk.cached else None
         adapter = None if chunk.window.base else chunk.text.job.adapter
-        batch.score_chunks.append((batch.append(tokens, chunk.start - chunk.window.start, pages, adapter), chunk))
+        span = batch.append(tokens, chunk.start - chunk.window.start, pages, adapter)
+        span.is_text = True
+        batch.score_chunks.append((span, chunk))

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.kernel import MAX_HEAD_DIM, Kernel, groups_args, weights_args
+from app.engine.kernel import Kernel, cache_args, groups_args, weights_args
+from app.engine.keyvalues import KeyValues
 from app.engine.layout import Layout
 from app.engine.linear import TiledLinear
-from app.engine.structures import DecoderArgs, LayerArgs, LinearArgs, SpanArgs
+from app.engine.rows import MAX_HEAD_DIM
+from app.engine.structures import CacheArgs, DecoderArgs, LayerArgs, LinearArgs, SpanArgs
 
 NOT_CACHED = -1  # where the pages begin of a span whose keys and values are not cached
 
@@ -64,15 +66,16 @@ class CompiledDecoder:
     def is_bound(self) -> bool:
         return self._args is not None
 
-    def bind_cache(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-        """`keys` and `values` `[pages, kv_heads, page, dim]` are the cache of each layer. Blocks of keys may not lie on two pages."""
-        assert all(cache.shape[2] % self._kernel.columns == 0 for cache in keys)
-        pairs = zip(self._layers, keys, values, strict=True)
-        layers = (LayerArgs * len(self._layers))(*(self._layer_args(*each) for each in pairs))
+    def bind_cache(self, slots: KeyValues, texts: KeyValues) -> None:
+        """Raises `ValueError` if blocks of keys lie on two pages."""
+        if slots.page_tokens % self._kernel.columns:
+            raise ValueError(f"pages of {slots.page_tokens} tokens are no multiple of {self._kernel.columns}")
+        caches = [tuple(cache_args(each.keys[index], each.values[index]) for each in (slots, texts)) for index in range(len(self._layers))]
+        layers = (LayerArgs * len(self._layers))(*map(self._layer_args, self._layers, caches))
         shape, hidden = self._shape, len(self._norm)
         sizes = (len(self._layers), hidden, shape.heads, shape.kv_heads, shape.dim, self._layers[0].gate.outputs)
         self._args = DecoderArgs(layers, *sizes, shape.eps, self._norm.data_ptr())
-        self._referenced += [layers, keys, values]
+        self._referenced += [layers, slots, texts]
 
     def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Compute hidden states `[rows, hidden]` of embeddings `x` `[rows, hidden]`, which are changed.
@@ -82,24 +85,24 @@ class CompiledDecoder:
         assert self._args is not None
         args, out = self._args, torch.empty_like(x)
         spans = [
-            SpanArgs(span.row_start, span.row_end - span.row_start, span.start, NOT_CACHED if first is None else first)
+            SpanArgs(span.row_start, span.row_end - span.row_start, span.start, NOT_CACHED if first is None else first, span.is_text)
             for span, first in zip(layout.spans, layout.span_firsts, strict=True)
         ]
         args.rows, args.decodes, args.spans = len(x), layout.decodes, len(spans)
-        args.pages, args.page = layout.pages.data_ptr(), layout.page_tokens
+        args.pages = layout.pages.data_ptr()
         args.firsts, args.positions = layout.firsts.data_ptr(), layout.positions.data_ptr()
         args.span = (SpanArgs * len(spans))(*spans)
         args.cos, args.sin, args.x, args.out = cos.data_ptr(), sin.data_ptr(), x.data_ptr(), out.data_ptr()
         self._kernel.run_decoder(args)
         return out
 
-    def _layer_args(self, layer: CompiledLayer, keys: torch.Tensor, values: torch.Tensor) -> LayerArgs:
+    def _layer_args(self, layer: CompiledLayer, caches: Sequence[CacheArgs]) -> LayerArgs:
         norms = (layer.input_norm, layer.mlp_norm, layer.query_norm, layer.key_norm)
         parts = (layer.qkv, layer.out, layer.gate, layer.up, layer.down)
         return LayerArgs(
             *(None if norm is None else norm.data_ptr() for norm in norms),
             *map(self._linear_args, parts),
-            *(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2]),
+            *caches,
             layer.window or 0,
             layer.scale,
         )

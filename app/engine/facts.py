@@ -48,6 +48,7 @@ class Facts:
     observer_weights: Weights | None = None
     hidden_size: int = 0  # values of a hidden state
     adapters: tuple[AdapterFacts, ...] = ()  # that were loaded with the model
+    cache_dtype: str = "auto"  # of keys and values; auto: `dtype`
     parent: str | None = None  # the base's name, if these are the facts of an adapter
 
     @property

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,11 +18,14 @@ from app.engine.attention import SlotAttention
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import keep_inputs, quantize_layers
+from app.engine.kernel import kernel
+from app.engine.keyvalues import elements_of
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes, device_memory, weight_bytes
 from app.engine.linear import TiledLinear, prepack_layers
 from app.engine.lora import Adapters, Changes, Shapes, shapes_of
 from app.engine.pages import PAGE_TOKENS, PageCopy
+from app.engine.rows import check_bytes
 from app.errors import SetupError, UnsupportedModel
 
 log = logging.getLogger(__name__)
@@ -42,6 +46,7 @@ class CacheLimits:
     sharers: int = 1  # processes that serve from the device's memory, this one included
     page_tokens: int = PAGE_TOKENS
     cache_tokens: int | None = None  # of all slots together; None: a whole context for each
+    dtype: Literal["auto", "int8"] = "auto"  # of the slots' cache; auto: the model's
 
     @property
     def context_pages(self) -> int:
@@ -51,10 +56,13 @@ class CacheLimits:
         """Pages that so many slots share."""
         return slots * self.context_pages if self.cache_tokens is None else -(-self.cache_tokens // self.page_tokens)
 
+    def dtype_for(self, model: torch.dtype) -> torch.dtype:
+        return torch.int8 if self.dtype == "int8" else model
+
 
 class FlatModel:
-    """A model with its KV cache: `pages` pages for the slots of generation, and behind them those for a text that is scored in several
-    chunks.
+    """A model with its KV cache: `pages` pages for the slots of generation, and `scoring_pages` for a text that is scored in several
+    chunks, which lie in a cache of their own.
     """
 
     def __init__(self, model: PreTrainedModel, attention: SlotAttention, decoder: FusedDecoder | None) -> None:
@@ -140,7 +148,7 @@ class FlatModel:
     @torch.inference_mode()
     def copy(self, copies: Sequence[PageCopy]) -> None:
         """Copy tokens from page to page, one copy after the other."""
-        self.attention.copy(copies)
+        self.attention.slots.copy(copies)
 
 
 def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str = "none") -> FlatModel:
@@ -160,14 +168,16 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
         expected = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
     attention = install_attention(model)
     flat = FlatModel(model, attention, None)
-    _check_logits(name, "in one piece", flat.head(flat.forward_uncached(ids)), expected)
+    max_error = MAX_ERROR_FLOAT32 if model.dtype == torch.float32 else MAX_ERROR
+    _check_logits(name, "in one piece", flat.head(flat.forward_uncached(ids)), expected, max_error)
     check_layers(model, attention)
     started_s = time.perf_counter()
     flat = _optimize(model, attention)
     flat.convert_s = convert_s + time.perf_counter() - started_s
     _allocate_cache(flat, limits)
     hidden = _forward_in_chunks(flat, ids)
-    _check_logits(name, "in chunks and decode steps", flat.head(hidden), expected)
+    max_error = MAX_ERROR if attention.slots.dtype == torch.int8 else max_error
+    _check_logits(name, "in chunks and decode steps", flat.head(hidden), expected, max_error)
     flat.hidden_size = hidden.shape[-1]
     flat.bind_adapters(shapes)
     return flat
@@ -213,18 +223,25 @@ def _optimize(model: PreTrainedModel, attention: SlotAttention) -> FlatModel:
 
 
 def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
-    dtype, weights = flat.model.dtype, flat.weights.bytes
+    dtype, weights, attention = flat.model.dtype, flat.weights.bytes, flat.attention
+    slots_dtype = limits.dtype_for(dtype)
+    if slots_dtype == torch.int8:
+        compiled = kernel() if flat.device.type == "cpu" else None
+        columns = None if compiled is None else compiled.columns
+        check_bytes(type(flat.model).__name__, dtype, attention.shapes.values(), limits.page_tokens, columns)
     ledger = Ledger(
         memory=device_memory(flat.device, weights),
         weights=weights,
         activations=step_bytes(flat.model.config.get_text_config(), limits),
-        slot=slot_bytes(flat.attention, limits.context, dtype, limits.page_tokens),
+        slot=slot_bytes(attention, limits.context, slots_dtype, limits.page_tokens),
+        text=slot_bytes(attention, limits.context, dtype, limits.page_tokens),
         sharers=limits.sharers,
     )
     flat.slots = 0 if limits.slots == 0 else slots_that_fit(ledger, limits, str(flat.device))
     flat.pages, flat.page_tokens = limits.pool_pages(flat.slots), limits.page_tokens
-    flat.scoring_pages = range(flat.pages, flat.pages + limits.context_pages)
-    flat.attention.allocate(flat.scoring_pages.stop, flat.page_tokens, dtype, flat.device)
+    flat.scoring_pages = range(limits.context_pages)
+    attention.slots.allocate(attention.shapes, flat.pages, flat.page_tokens, slots_dtype, flat.device)
+    attention.texts.allocate(attention.shapes, limits.context_pages, flat.page_tokens, dtype, flat.device)
     tokens = flat.pages * flat.page_tokens
     log.info("%s on %s: %s; %d slots, a cache of %d tokens", type(flat.model).__name__, flat.device, ledger, flat.slots, tokens)
 
@@ -245,24 +262,28 @@ def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
 
 
 def slot_bytes(attention: SlotAttention, context: int, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:
-    """Bytes of the pages that `context` tokens take, with the keys and values of all layers."""
+    """Bytes of the pages that `context` tokens take, with the keys and values of all layers. `dtype` is the cache's."""
     tokens = -(-context // page_tokens) * page_tokens
-    return tokens * dtype.itemsize * sum(heads * (key + value) for heads, key, value in attention.shapes.values())
+    elements = sum(heads * (elements_of(key, dtype) + elements_of(value, dtype)) for heads, key, value in attention.shapes.values())
+    return tokens * dtype.itemsize * elements
 
 
 def _forward_in_chunks(flat: FlatModel, ids: list[int]) -> torch.Tensor:
-    """Compute hidden states of `ids` as for a request: two prefill chunks, then four decode steps. It has the last pages."""
-    half, prefilled, size = len(ids) // 2, len(ids) - 4, flat.page_tokens
-    pages, parts = flat.scoring_pages, []
+    """Compute hidden states of `ids` as for a request: two prefill chunks, then four decode steps. It has the first pages. For a model
+    without slots as a text.
+    """
+    is_text, size = flat.slots == 0, flat.page_tokens
+    half, prefilled = len(ids) // 2, len(ids) if is_text else len(ids) - 4
+    pages, parts = range(-(-len(ids) // size)), []
     for start, end in ((0, half), (half, prefilled)):
-        span = Span(0, end - start, start, pages)
+        span = Span(0, end - start, start, pages, is_text)
         parts.append(flat.forward(ids[start:end], list(range(start, end)), layout_of([], [span], size, flat.device)))
     for position in range(prefilled, len(ids)):
         parts.append(flat.forward([ids[position]], [position], layout_of([(pages, position)], [], size, flat.device)))
     return torch.cat(parts)
 
 
-def _check_logits(name: str, mode: str, logits: torch.Tensor, expected: torch.Tensor) -> None:
+def _check_logits(name: str, mode: str, logits: torch.Tensor, expected: torch.Tensor, max_error: float) -> None:
     error = float((logits.float() - expected).norm() / expected.norm())
-    if not error <= (MAX_ERROR_FLOAT32 if logits.dtype == torch.float32 else MAX_ERROR):
+    if not error <= max_error:
         raise UnsupportedModel(f"{name} cannot be served: computed {mode}, its logits differ by {error:.1%} from its own forward's")

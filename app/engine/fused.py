@@ -103,7 +103,7 @@ class FusedDecoder:
         sin[..., : self.dim // 2].neg_()  # so that `torch.roll` can stand for rotate_half
         if self.compiled is not None and self.attention.layout is not None and not adapted:
             if not self.compiled.is_bound:
-                self.compiled.bind_cache(list(self.attention.keys.values()), list(self.attention.values.values()))
+                self.compiled.bind_cache(self.attention.slots, self.attention.texts)
             return self.compiled(x, cos, sin, self.attention.layout)
         for index, layer in enumerate(self.adapted if adapted else self.layers):
             x = add_residual(layer.out, self._attend(index, layer, layer.input_norm(x), cos, sin), x)

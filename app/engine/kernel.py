@@ -9,7 +9,7 @@ import logging
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -20,7 +20,9 @@ from app.engine import codepath, packing
 from app.engine.compiler import CompileError, library_path
 from app.engine.grouped import GroupedWeights
 from app.engine.packing import PackedWeights
+from app.engine.rows import DecodeRows, PrefillRows, dense
 from app.engine.structures import (
+    CacheArgs,
     DecodeArgs,
     DecoderArgs,
     EpilogueArgs,
@@ -30,13 +32,14 @@ from app.engine.structures import (
     SamplingRowArgs,
     StatisticsArgs,
     WeightsArgs,
+    WriteArgs,
 )
 
 log = logging.getLogger(__name__)
 
-MAX_HEAD_DIM = 256
 ACTIVATIONS = {"none": 0, "swish": 1}  # numbered as in csrc/ending.h
 BINARY_OPS = {"none": 0, "mul": 1, "add": 2}
+KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.int8: 2}  # of rows and caches, numbered as in csrc/kernels.h
 
 
 class Epilogue(NamedTuple):
@@ -47,57 +50,6 @@ class Epilogue(NamedTuple):
     activation: str = "none"  # a key of ACTIVATIONS
     binary_op: str = "none"  # a key of BINARY_OPS
     operand: torch.Tensor | None = None  # [rows, outputs], bfloat16
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeRows:
-    """The decoding rows of one layer with the layer's KV cache, all in bfloat16 or all in float32."""
-
-    query: torch.Tensor  # [rows, heads, dim]
-    key: torch.Tensor  # [rows, kv_heads, dim]
-    value: torch.Tensor  # [rows, kv_heads, dim]
-    key_cache: torch.Tensor  # [pages, kv_heads, page, dim], contiguous pages
-    value_cache: torch.Tensor  # the same, with the same strides
-    pages: torch.Tensor  # of all rows' sequences, one after the other; contiguous
-    firsts: torch.Tensor  # [rows], contiguous: where in `pages` those of each row begin
-    positions: torch.Tensor  # [rows], contiguous
-    scale: float | None = None  # of the scores; 1 / sqrt(dim) when None
-    window: int | None = None  # tokens that a row sees, itself included; all when None
-
-    def is_supported(self, columns: int) -> bool:
-        """Whether a kernel with blocks of `columns` outputs can compute these rows."""
-        dense = all(part.stride()[1:] == (part.shape[2], 1) for part in (self.query, self.key, self.value))
-        dtypes = {part.dtype for part in (self.query, self.key, self.key_cache)}
-        return dense and _has_supported_heads(self.key, self.value, columns) and dtypes in ({torch.bfloat16}, {torch.float32})
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillRows:
-    """Consecutive positions of one sequence, with the keys and values of all up to them; all in bfloat16. They are given as they are, or
-    as the cache `[pages, kv_heads, page, dim]` with the `pages` of the sequence.
-    """
-
-    query: torch.Tensor  # [rows, heads, dim]
-    key: torch.Tensor  # [start + rows, kv_heads, dim], or the cache
-    value: torch.Tensor  # the same
-    start: int  # position of the first row
-    scale: float | None = None  # of the scores; 1 / sqrt(dim) when None
-    window: int | None = None  # tokens that a row sees, itself included; all when None
-    pages: torch.Tensor | None = None  # contiguous
-
-    def is_supported(self, columns: int) -> bool:
-        """Whether a kernel with blocks of `columns` outputs can compute these rows."""
-        dense = self.query.stride()[1:] == (self.query.shape[2], 1) and self.key.stride(-1) == self.value.stride(-1) == 1
-        fits = self.pages is None or self.key.shape[2] % columns == 0  # so that a block of keys lies on one page
-        return (
-            dense and fits and _has_supported_heads(self.key, self.value, columns) and self.query.dtype == self.key.dtype == torch.bfloat16
-        )
-
-
-def _has_supported_heads(key: torch.Tensor, value: torch.Tensor, columns: int) -> bool:
-    """Whether the heads' dim is a whole number of vectors (half a block) and not too large."""
-    dim = key.shape[-1]
-    return dim == value.shape[-1] <= MAX_HEAD_DIM and dim % (columns // 2) == 0
 
 
 class Kernel:
@@ -123,6 +75,9 @@ class Kernel:
         self._rms_norm = library.rms_norm
         library.attend_decode.argtypes = [ctypes.POINTER(DecodeArgs), ctypes.c_int]
         self._attend_decode = library.attend_decode
+        library.write_cache.argtypes = [ctypes.POINTER(WriteArgs), ctypes.c_int]
+        library.write_cache.restype = None
+        self._write_cache = library.write_cache
         library.attend_prefill.argtypes = [ctypes.POINTER(PrefillArgs), ctypes.c_int]
         self._attend_prefill = library.attend_prefill
         library.token_statistics.argtypes = [ctypes.POINTER(StatisticsArgs), ctypes.c_int]
@@ -192,26 +147,28 @@ class Kernel:
         args = DecodeArgs(
             *(part.data_ptr() for part in (batch.query, batch.key, batch.value)),
             *(part.stride(0) for part in (batch.query, batch.key, batch.value)),
-            batch.key_cache.data_ptr(),
-            batch.value_cache.data_ptr(),
-            *batch.key_cache.stride()[:2],
-            batch.key_cache.shape[2],
+            cache_args(batch.key_cache, batch.value_cache),
             *(part.data_ptr() for part in (batch.pages, batch.firsts, batch.positions)),
             *(rows, heads, kv_heads, dim, batch.window or 0),
             dim**-0.5 if batch.scale is None else batch.scale,
             out.data_ptr(),
-            batch.query.dtype == torch.float32,
+            KINDS[batch.query.dtype],
         )
         if self._attend_decode(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the attention scores of a decode step")
         return out
 
     def attend_prefill(self, batch: PrefillRows) -> torch.Tensor:
-        """Return each row's attention over itself and the positions before it, `[rows, heads, dim]`. Raises `MemoryError`."""
+        """Write the rows' keys and values to the cache, if there is one, and return each row's attention over itself and the positions
+        before it, `[rows, heads, dim]`. Raises `MemoryError`.
+        """
         query, key, value = batch.query, batch.key, batch.value
+        if batch.cache is not None:
+            self._write(batch, *batch.cache)
+            key, value = batch.cache
         rows, heads, dim = query.shape
-        out = torch.empty(rows, heads, dim, dtype=torch.bfloat16)
-        tokens, head = (0, 1) if batch.pages is None else (2, 1)  # the dimensions of keys and values
+        out = torch.empty(rows, heads, dim, dtype=query.dtype)
+        tokens, head = (0, 1) if batch.cache is None else (2, 1)  # the dimensions of keys and values
         args = PrefillArgs(
             *(part.data_ptr() for part in (query, key, value)),
             query.stride(0),
@@ -221,10 +178,24 @@ class Kernel:
             *(rows, batch.start, heads, key.shape[1], dim, batch.window or 0),
             dim**-0.5 if batch.scale is None else batch.scale,
             out.data_ptr(),
+            *(KINDS[query.dtype], KINDS[key.dtype]),
         )
         if self._attend_prefill(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the attention scores of a prompt")
         return out
+
+    def _write(self, batch: PrefillRows, keys: torch.Tensor, values: torch.Tensor) -> None:
+        key, value = dense(batch.key), dense(batch.value)
+        rows, kv_heads, dim = key.shape
+        args = WriteArgs(
+            *(part.data_ptr() for part in (key, value)),
+            *(part.stride(0) for part in (key, value)),
+            cache_args(keys, values),
+            _address(batch.pages),
+            *(batch.start, rows, kv_heads, dim),
+            KINDS[key.dtype],
+        )
+        self._write_cache(args, torch.get_num_threads())
 
     def run_decoder(self, args: DecoderArgs) -> None:
         """Run all layers; see decoder.c. Raises `MemoryError`."""
@@ -254,6 +225,11 @@ class Kernel:
         args = StatisticsArgs(logits.data_ptr(), _address(observer_logits), *sizes, targets.data_ptr(), out.data_ptr())
         self._token_statistics(args, torch.get_num_threads())
         return out
+
+
+def cache_args(keys: torch.Tensor, values: torch.Tensor) -> CacheArgs:
+    """Keys and values `[pages, kv_heads, page, elements of a head]` of one layer, with the same strides."""
+    return CacheArgs(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], keys.shape[2], KINDS[keys.dtype])
 
 
 def weights_args(weights: PackedWeights) -> WeightsArgs:

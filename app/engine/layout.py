@@ -17,13 +17,14 @@ SHORT_TOKENS = 256  # sequences decode together when their lengths, in units of 
 @dataclass(slots=True)
 class Span:
     """Rows `[row_start, row_end)` of the step are positions `[start, end)` of one sequence, whose pages are `pages`. None for a text that
-    is scored in one piece: its keys and values are not cached.
+    is scored in one piece: its keys and values are not cached. `is_text`: the pages are those of the cache for texts.
     """
 
     row_start: int
     row_end: int
     start: int
     pages: Sequence[int] | None
+    is_text: bool = False
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property

@@ -32,20 +32,26 @@ class Ledger:
     weights: int
     activations: int
     slot: int  # keys and values of one context
+    text: int  # those of the one context for long texts
     sharers: int = 1
 
     @property
     def max_slots(self) -> int:
-        """Slots that fit beside the one reserved for long texts, if no other process takes memory."""
+        """Slots that fit beside the context reserved for long texts, if no other process takes memory."""
         return self._max_slots(1)
+
+    @property
+    def most_cache(self) -> int:
+        """Bytes of a cache that all slots share, which fit beside the context reserved for long texts."""
+        return int(USABLE_SHARE * (self.memory - self.weights - self.activations)) - self.text
 
     def _max_slots(self, sharers: int) -> int:
         available = (self.memory - self.weights) // sharers - self.activations
-        return max(0, int(USABLE_SHARE * available // self.slot) - 1)
+        return max(0, int((USABLE_SHARE * available - self.text) // self.slot))
 
     def weights_that_fit(self, slots: int) -> int:
         """The bytes that weights may have, so that these slots fit beside them; not positive if none may."""
-        return self.memory - self.activations - int((slots + 1) * self.slot / USABLE_SHARE)
+        return self.memory - self.activations - int((slots * self.slot + self.text) / USABLE_SHARE)
 
     def slots(self, requested: int | None, device: str) -> int:
         """The requested number of slots; for None, as many as fit this process's share, at most 32. Raises `SetupError` with the numbers
@@ -54,23 +60,23 @@ class Ledger:
         max_slots = self._max_slots(self.sharers if requested is None else 1)
         if max_slots >= (requested or 1):
             return requested or min(MAX_DEFAULT_SLOTS, max_slots)
-        contexts = (requested or 1) + 1
+        count = requested or 1
         shared = f", shared by {self.sharers} processes" if self.sharers > 1 else ""
-        needed = self.weights + self.activations + contexts * self.slot
+        needed = self.weights + self.activations + count * self.slot + self.text
         raise SetupError(
-            f"{requested or 1} slots do not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)} and "
-            f"{contexts} contexts of {_gib(self.slot)} (one of them for long texts) need {_gib(needed)} of {_gib(self.memory)}"
+            f"{count} slots do not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)}, {_gib(self.slot)} a "
+            f"slot and {_gib(self.text)} for long texts need {_gib(needed)} of {_gib(self.memory)}"
             f"{shared}, and a tenth of what the weights leave is kept free: {max_slots} slots would fit; or lower --model.context"
         )
 
     def check_cache(self, cache: int, device: str) -> None:
         """Raises `SetupError` if a cache of so many bytes does not fit beside one context for long texts."""
-        if cache + self.slot <= USABLE_SHARE * (self.memory - self.weights - self.activations):
+        if cache <= self.most_cache:
             return
-        needed = self.weights + self.activations + cache + self.slot
+        needed = self.weights + self.activations + cache + self.text
         raise SetupError(
             f"a cache of {_gib(cache)} does not fit {device}: with weights {_gib(self.weights)}, activations {_gib(self.activations)} and "
-            f"a context of {_gib(self.slot)} for long texts it needs {_gib(needed)} of {_gib(self.memory)}, and a tenth of what the "
+            f"a context of {_gib(self.text)} for long texts it needs {_gib(needed)} of {_gib(self.memory)}, and a tenth of what the "
             "weights leave is kept free: lower --model.cache_tokens"
         )
 

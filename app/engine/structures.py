@@ -3,17 +3,35 @@
 import ctypes
 
 
+class CacheArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_int64) for name in ("page_stride", "head_stride", "page")),
+        ("kind", ctypes.c_int),
+    )
+
+
 class DecodeArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
         *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride")),
-        *((name, ctypes.c_void_p) for name in ("key_cache", "value_cache")),
-        *((name, ctypes.c_int64) for name in ("page_stride", "head_stride", "page")),
+        ("cache", CacheArgs),
         *((name, ctypes.c_void_p) for name in ("pages", "firsts", "positions")),
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim", "window")),
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
-        ("is_float", ctypes.c_int),
+        ("kind", ctypes.c_int),
+    )
+
+
+class WriteArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("key", "value")),
+        *((name, ctypes.c_int64) for name in ("key_stride", "value_stride")),
+        ("cache", CacheArgs),
+        ("pages", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("start", "rows", "kv_heads", "dim")),
+        ("kind", ctypes.c_int),
     )
 
 
@@ -26,6 +44,7 @@ class PrefillArgs(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "start", "heads", "kv_heads", "dim", "window")),
         ("scale", ctypes.c_float),
         ("out", ctypes.c_void_p),
+        *((name, ctypes.c_int) for name in ("kind", "key_kind")),
     )
 
 
@@ -102,14 +121,14 @@ class LayerArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm")),
         *((name, LinearArgs) for name in ("qkv", "out", "gate", "up", "down")),
-        *((name, ctypes.c_void_p) for name in ("key_cache", "value_cache")),
-        *((name, ctypes.c_int64) for name in ("page_stride", "head_stride", "window")),
+        *((name, CacheArgs) for name in ("slots", "texts")),
+        ("window", ctypes.c_int64),
         ("scale", ctypes.c_float),
     )
 
 
 class SpanArgs(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("row", "rows", "start", "first"))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("row", "rows", "start", "first", "is_text"))
 
 
 class DecoderArgs(ctypes.Structure):
@@ -120,7 +139,6 @@ class DecoderArgs(ctypes.Structure):
         ("norm", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("rows", "decodes", "spans")),
         *((name, ctypes.c_void_p) for name in ("pages", "firsts", "positions")),
-        ("page", ctypes.c_int64),
         ("span", ctypes.POINTER(SpanArgs)),
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "x", "out")),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from app.engine.pages import PAGE_TOKENS
 from app.estimate.device import Device
 from app.estimate.plan import QUANTIZATIONS, FineTune, Plan, Question, is_supported
 
@@ -23,15 +24,28 @@ def advice(plan: Plan, device: Device) -> list[str]:
 def _for_serving(plan: Plan, device: Device) -> Iterator[str]:
     asked = plan.question
     if not is_supported(asked, device.kind):
-        yield f"{device.name}: {'int4 runs on a CPU only' if device.kind == 'cuda' else 'a CPU rounds no weights to compute in float16'}"
+        on_cuda = "int4 runs on a CPU only" if asked.quantize == "int4" else "a cache in int8 runs on a CPU only"
+        yield f"{device.name}: {on_cuda if device.kind == 'cuda' else 'a CPU rounds no weights to compute in float16'}"
     else:
-        slots = plan.need(device.kind).ledger(device.free).max_slots
-        if slots:
-            yield f"{device.name}: {_count(slots)} of {asked.context} tokens would fit instead of {asked.slots}"
+        yield from _smaller_cache(plan, device)
         context = _longest_context(plan, device, asked)
         if context:
             yield f"{device.name}: a context of {context} tokens would fit with {_count(asked.slots)}"
     yield from _smaller_quantizations(plan, device)
+
+
+def _smaller_cache(plan: Plan, device: Device) -> Iterator[str]:
+    """In 8 bits, then with fewer slots, or tokens that they share."""
+    asked, need = plan.question, plan.need(device.kind)
+    if device.kind == "cpu" and asked.cache_dtype == "auto" and plan.fits(device, replace(asked, cache_dtype="int8")):
+        yield f"{device.name}: with a cache in int8 it fits as asked"
+    ledger = need.ledger(device.free)
+    if asked.cache_tokens is None and ledger.max_slots:
+        yield f"{device.name}: {_count(ledger.max_slots)} of {asked.context} tokens would fit instead of {asked.slots}"
+    if asked.cache_tokens is not None and need.shared:
+        tokens = ledger.most_cache * asked.cache_tokens // need.shared // PAGE_TOKENS * PAGE_TOKENS
+        if tokens >= plan.context_of(asked):
+            yield f"{device.name}: a cache of {tokens} tokens would fit instead of {asked.cache_tokens}"
 
 
 def _smaller_quantizations(plan: Plan, device: Device) -> Iterator[str]:
@@ -49,7 +63,7 @@ def _smaller_quantizations(plan: Plan, device: Device) -> Iterator[str]:
             yield f"{device.name}: with {quantize} it fits as asked ({_gib(need.total)} of {_gib(device.free)})"
             return
         slots = need.ledger(device.free).max_slots
-        if slots:
+        if slots and asked.cache_tokens is None:
             yield f"{device.name}: with {quantize}, {_count(slots)} of {asked.context} tokens would fit"
 
 

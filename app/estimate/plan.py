@@ -44,26 +44,30 @@ class Question:
     fine_tune: FineTune | None = None
     process: int = 0
     observer: str | None = None
+    cache_tokens: int | None = None
+    cache_dtype: Literal["auto", "int8"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes of a device's memory. `weights` by kind of storage; `slot` is one context, of which there is one more than slots. An observer
-    has a single one, `observer_slot`.
+    """Bytes of a device's memory. `weights` by kind of storage; `slot` is one context of the slots' cache, `text` the one for long texts,
+    which is all that an observer has, `observer_text`.
     """
 
     weights: Counter[str]
     slot: int
-    contexts: int
+    slots: int
+    text: int
     activations: int
     overhead: int
     dtype: str
     tuning: Tuning | None = None
-    observer_slot: int = 0
+    observer_text: int = 0
+    shared: int | None = None  # what all slots share; None: each has a whole context
 
     @property
     def cache(self) -> int:
-        return self.slot * self.contexts + self.observer_slot
+        return (self.slot * self.slots if self.shared is None else self.shared) + self.text + self.observer_text
 
     @property
     def total(self) -> int:
@@ -71,12 +75,14 @@ class Need:
         return self.weights.total() + self.cache + self.activations + self.overhead + states
 
     def ledger(self, memory: int) -> Ledger:
-        return Ledger(memory - self.overhead - self.observer_slot, self.weights.total(), self.activations, self.slot)
+        return Ledger(memory - self.overhead - self.observer_text, self.weights.total(), self.activations, self.slot, self.text)
 
     def fits(self, memory: int) -> bool:
         """Whether a device with so many free bytes holds it, by the rule that the engine starts by."""
+        if self.tuning is None and self.shared is not None:
+            return self.shared <= self.ledger(memory).most_cache
         if self.tuning is None:
-            return self.ledger(memory).max_slots >= self.contexts - 1
+            return self.ledger(memory).max_slots >= self.slots
         return fits_beside(memory - self.overhead, self.weights.total(), self.total - self.overhead - self.weights.total())
 
 
@@ -114,17 +120,26 @@ class Plan:
             return self._to_tune(kind, asked)
         dtype = served_dtype(self.source, asked.dtype, asked.quantize, kind, self.parameters)
         weights = footprint(self.source, self.skeleton, _form(asked.quantize, dtype, kind))
-        context = min(asked.context, self.context)
-        observer = None if self.observer is None else self.observer.need(kind, replace(asked, observer=None, context=context))
+        context = self.context_of(asked)
+        as_text = replace(asked, observer=None, context=context, cache_tokens=None, cache_dtype="auto")
+        observer = None if self.observer is None else self.observer.need(kind, as_text)
+        limits = CacheLimits(asked.slots, context, asked.step_tokens, cache_tokens=asked.cache_tokens, dtype=asked.cache_dtype)
+        slot = slot_bytes(self._attention, context, limits.dtype_for(dtype))
         return Need(
             weights if observer is None else weights + Counter({f"observer, {name}": size for name, size in observer.weights.items()}),
-            slot=slot_bytes(self._attention, context, dtype),
-            contexts=asked.slots + 1,
-            activations=step_bytes(self.config, CacheLimits(asked.slots, context, asked.step_tokens)),
+            slot=slot,
+            slots=asked.slots,
+            text=slot_bytes(self._attention, context, dtype),
+            activations=step_bytes(self.config, limits),
             overhead=_overhead(kind, asked),
             dtype=str(dtype).removeprefix("torch."),
-            observer_slot=0 if observer is None else observer.slot,
+            observer_text=0 if observer is None else observer.text,
+            shared=None if asked.cache_tokens is None else limits.pool_pages(0) * slot // limits.context_pages,
         )
+
+    def context_of(self, asked: Question) -> int:
+        """As the engine reduces it: to the model's own limit, and to the tokens of the cache."""
+        return min(asked.context, self.context, asked.cache_tokens or asked.context)
 
     def _to_tune(self, kind: str, asked: Question) -> Need:
         scheme = "nf4" if asked.fine_tune == "qlora" else "none"
@@ -132,7 +147,7 @@ class Plan:
         # its own layers, as only they have a backward pass: none is packed for the kernel
         weights = footprint(self.source, self.skeleton, Form(scheme, dtype, "cuda"))
         tuning = self._tuning(min(asked.context, self.context), dtype)
-        return Need(weights, 0, 0, tuning.activations, _overhead(kind, asked), str(dtype).removeprefix("torch."), tuning)
+        return Need(weights, 0, 0, 0, tuning.activations, _overhead(kind, asked), str(dtype).removeprefix("torch."), tuning)
 
     def _tuning(self, tokens: int, dtype: torch.dtype) -> Tuning:
         skeleton: Any = deepcopy(self.skeleton)
@@ -152,7 +167,7 @@ def is_supported(question: Question, kind: str) -> bool:
     if question.fine_tune is not None:
         return True
     if kind == "cuda":
-        return question.quantize != "int4"
+        return question.quantize != "int4" and question.cache_dtype == "auto"
     return not (question.quantize != "none" and question.dtype == "float16")
 
 

@@ -20,8 +20,10 @@ def estimate_of(plan: Plan, devices: Sequence[Device]) -> Estimate:
         model=asked.path,
         quantize=asked.quantize,
         dtype=need.dtype,
-        context=min(asked.context, plan.context),
+        context=plan.context_of(asked),
         slots=asked.slots,
+        cache_tokens=asked.cache_tokens,
+        cache_dtype=asked.cache_dtype,
         parameters=plan.parameters,
         weights_bytes=need.weights.total(),
         weights=dict(need.weights.most_common()),
@@ -51,13 +53,12 @@ def _device(plan: Plan, device: Device) -> DeviceEstimate:
 def lines(estimate: Estimate) -> Iterator[str]:
     """For a terminal."""
     rounded = "" if estimate.quantize == "none" else f"{estimate.quantize}, "
-    yield f"{estimate.model}: {estimate.parameters / 1e6:,.1f} million parameters, {rounded}{estimate.dtype}, " + (
-        f"{estimate.slots} slots of {estimate.context} tokens" if estimate.fine_tune is None else f"sequences of {estimate.context} tokens"
-    )
+    yield f"{estimate.model}: {estimate.parameters / 1e6:,.1f} million parameters, {rounded}{estimate.dtype}, {_sequences(estimate)}"
     yield _row("weights", estimate.weights_bytes)
     for kind, size in estimate.weights.items():
         yield _row(f"  {kind}", size)
-    yield _row("KV cache, with one slot for long texts", estimate.cache_bytes)
+    in_bytes = "" if estimate.cache_dtype == "auto" else f" in {estimate.cache_dtype}"
+    yield _row(f"KV cache{in_bytes}, with a context for long texts", estimate.cache_bytes)
     yield _row("activations", estimate.activation_bytes)
     if estimate.fine_tune is not None:
         yield _row("adapter", estimate.fine_tune.adapter_bytes)
@@ -72,8 +73,15 @@ def lines(estimate: Estimate) -> Iterator[str]:
     yield from estimate.advice
 
 
+def _sequences(estimate: Estimate) -> str:
+    if estimate.fine_tune is not None:
+        return f"sequences of {estimate.context} tokens"
+    shared = "" if estimate.cache_tokens is None else f", which share a cache of {estimate.cache_tokens} tokens"
+    return f"{estimate.slots} slots of {estimate.context} tokens{shared}"
+
+
 def _row(name: str, size: int) -> str:
-    return f"{name:<42}{_gib(size):>12}"
+    return f"{name:<46}{_gib(size):>12}"
 
 
 def _gib(size: int) -> str:

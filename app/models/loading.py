@@ -31,7 +31,7 @@ from app.models.hub import fetch_weights
 from app.models.lora import LoraReader
 from app.models.names import served_name
 from app.models.progress import tell
-from app.models.revision import fingerprint_of
+from app.models.revision import cache_part, fingerprint_of
 from app.models.room import check_room
 from app.models.sampling import default_sampling
 from app.models.source import Source, source_of
@@ -103,16 +103,19 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
         raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
     if settings.quantize == "int4" and device.type != "cpu":
         raise SetupError(f"model.quantize: int4 runs on a CPU only; on {device} use nf4")
+    if settings.cache_dtype == "int8" and device.type != "cpu":
+        raise SetupError(f"model.cache_dtype: int8 runs on a CPU only; on {device} use auto")
     if device.type == "cuda":
         torch.cuda.set_device(device)  # libraries take the current device where none is named; the first one would hold a context, too
     path = settings.observer_path
     context = min(settings.context, context_of("model.path", source_of(settings.path)), settings.cache_tokens or settings.context)
-    cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, cache_tokens=settings.cache_tokens)
+    size, dtype = settings.cache_tokens, settings.cache_dtype
+    cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, cache_tokens=size, dtype=dtype)
     observer = None
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)
         cache = replace(cache, context=min(cache.context, context_of("model.observer", source_of(path))))
-        observer = _flat_model(path, settings, device, replace(cache, slots=0, cache_tokens=None), stages)
+        observer = _flat_model(path, settings, device, replace(cache, slots=0, cache_tokens=None, dtype="auto"), stages)
     performer = _flat_model(settings.path, settings, device, cache, stages)
     _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch, settings.drafts)
@@ -144,7 +147,9 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         device=str(performer.device),
         observer=served_name(path) if path else None,
         chat=tokenizer.chat.exists,
-        fingerprint=fingerprint_of(settings.served_name, revision, settings.quantize, dtype, repr(sampling)),
+        fingerprint=fingerprint_of(
+            settings.served_name, revision, settings.quantize, dtype, repr(sampling), *cache_part(settings.cache_dtype)
+        ),
         revision=revision,
         observer_revision=source_of(path).weights_revision() if path else None,
         tools=_tools_of(tokenizer),
@@ -152,6 +157,7 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         weights=performer.weights,
         observer_weights=None if engine.observer is None else engine.observer.weights,
         hidden_size=performer.hidden_size,
+        cache_dtype=settings.cache_dtype,
     )
 
 

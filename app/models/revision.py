@@ -34,6 +34,11 @@ def fingerprint_of(*parts: str) -> str:
     return "fp_" + hashlib.sha256("\0".join([*parts, VERSION]).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
+def cache_part(cache_dtype: str) -> list[str]:
+    """What a fingerprint has of `model.cache_dtype`: nothing where keys and values are kept as they are computed."""
+    return [] if cache_dtype == "auto" else [f"cache in {cache_dtype}"]
+
+
 def _read_edges(file: Path) -> bytes:
     with file.open("rb") as stream:
         first = stream.read(EDGE_BYTES)

@@ -30,11 +30,12 @@ def needs(source: Source, settings: ModelSettings, device: torch.device, limits:
     dtype = served_dtype(source, settings.dtype, settings.quantize, device.type, int(skeleton.num_parameters()))
     compiled = kernel() if device.type == "cpu" and dtype == torch.bfloat16 else None
     form = Form(settings.quantize, dtype, device.type, None if compiled is None else compiled.columns)
-    weights = footprint(source, skeleton, form).total()
+    weights, attention = footprint(source, skeleton, form).total(), slot_attention(skeleton)
     return Ledger(
         memory=memory,
         weights=weights,
         activations=step_bytes(skeleton.config.get_text_config(), limits),
-        slot=slot_bytes(slot_attention(skeleton), limits.context, dtype),
+        slot=slot_bytes(attention, limits.context, limits.dtype_for(dtype)),
+        text=slot_bytes(attention, limits.context, dtype),
         sharers=limits.sharers,
     )

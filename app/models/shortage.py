@@ -20,6 +20,7 @@ BITS = {"int4": 5.0, "int8": 9.0, "nf4": 4.5, "fp4": 4.5}  # of a weight, scales
 DTYPE_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
 SUFFIXES = (".safetensors", ".bin")
 MAX_FLOAT32_PARAMETERS = 64_000_000  # as in `app.models.weights`
+SCALE_BYTES = 4  # of a head's key or value in 8 bits; as in `app.engine.keyvalues`
 HEAD_ROWS = 256  # at least so many rows have logits at once; as in `app.engine.texts`
 
 
@@ -33,7 +34,7 @@ def shortage(settings: ModelSettings) -> str | None:
     ledgers = [_ledger(settings, path) for path in (settings.path, settings.observer_path) if path is not None]
     weights = settings.replicas * sum(ledger.weights for ledger in ledgers)
     slots, own = settings.slots or 1, ledgers[0]
-    needed = weights + settings.replicas * (own.activations + (slots + 1) * own.slot)
+    needed = weights + settings.replicas * (own.activations + slots * own.slot + own.text)
     if needed <= own.memory:
         return None
     return (
@@ -54,11 +55,14 @@ def _ledger(settings: ModelSettings, path: str) -> Ledger:
     context = min(settings.context, int(getattr(config, "max_position_embeddings", None) or settings.context))
     widest = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     rows = max(HEAD_ROWS, settings.slots or 0)
+    elements = context * config.num_hidden_layers * heads * 2 * head
+    text = elements * int(DTYPE_BITS[dtype] / 8)
     return Ledger(
         memory=cpu_memory(_resident_bytes()),
         weights=stored_bytes if kept else int(parameters * bits / 8),
         activations=activation_bytes(settings.step_tokens, config.hidden_size, widest, config.vocab_size, rows),
-        slot=context * config.num_hidden_layers * heads * 2 * head * int(DTYPE_BITS[dtype] / 8),
+        slot=elements // head * (head + SCALE_BYTES) if settings.cache_dtype == "int8" else text,
+        text=text,
     )
 
 

@@ -20,6 +20,8 @@ class EstimateRequest(Wire):
         4096, ge=32, le=16_777_216, description="tokens a slot, or of a sequence to train on; at most the model's own limit"
     )
     slots: Int = Field(8, ge=1, le=1024, description="requests that decode at once")
+    cache_tokens: Int | None = Field(None, ge=32, le=2**31, description="as model.cache_tokens: what all slots share")
+    cache_dtype: Literal["auto", "int8"] = Field("auto", description="as model.cache_dtype")
     fine_tune: Literal["lora", "qlora"] | None = Field(None, description="what fine-tuning takes, instead of serving")
     cards: list[str] = Field(
         default_factory=list, max_length=8, description="cards to ask about beside this machine: 24GB, or with a name L4=24GB"
@@ -50,12 +52,14 @@ class Estimate(Wire):
     model: str
     quantize: str
     dtype: str = Field(description="of activations, cache and all weights that are not rounded")
-    context: int = Field(description="as asked, or the model's own limit")
+    context: int = Field(description="as asked, or the model's own limit, or all that the cache holds")
     slots: int
+    cache_tokens: int | None = Field(None, description="what all slots share; null: each has a whole context")
+    cache_dtype: Literal["auto", "int8"] = "auto"
     parameters: int
     weights_bytes: int
     weights: dict[str, int] = Field(description="bytes of the weights by the form in which the engine keeps them")
-    cache_bytes: int = Field(description="keys and values of all slots, and of one more for long texts; 0 for fine-tuning")
+    cache_bytes: int = Field(description="keys and values of all slots, and of a context for long texts; 0 for fine-tuning")
     activation_bytes: int
     overhead_bytes: int = Field(description="a worker process without a model, or the context on a GPU")
     fine_tune: FineTuneEstimate | None

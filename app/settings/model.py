@@ -81,6 +81,11 @@ class LoadedFields(Group):
         description="tokens that the KV cache holds for all slots together; a whole context for each slot when not set. Where it is full, "
         "the latest request waits and goes on later",
     )
+    cache_dtype: Literal["auto", "int8"] = Field(
+        "auto",
+        description="of keys and values in the KV cache; auto: that of the model; int8: bytes with a scale for each token and head, half "
+        "the memory of bfloat16, on a CPU with the compiled kernel only",
+    )
     context: int = Field(4096, ge=32, description="tokens of a prompt and its answer together; reduced to the model's own limit")
     step_tokens: int = Field(
         512, ge=16, description="token budget of a step: prompt tokens and tokens to score that may join its decoding rows"

@@ -27,6 +27,7 @@ PRECISIONS = {
     "nf4": {"quantize": "nf4"},
     "gguf": {},
 }
+BYTES = "bytes"  # bfloat16 with a KV cache in 8 bits
 MIX = {"token_embd": "Q6_K", "attn_v": "Q6_K", "ffn_down": "Q8_0"}  # of the GGUF file; all other matrices are Q4_0
 CONTEXT, SLOTS, STEP_TOKENS = 512, 8, 64
 SHAPE = synthetic.Shape(hidden=256, layers=2, heads=8, kv_heads=4, ff=512, vocabulary=768, context=CONTEXT)
@@ -79,7 +80,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
         adapters = {f"{name}-{tuned}": str(save_tuned(folder, performer, tuned, suffix)) for tuned in ("tuned", "other")}
         return ModelSettings(**paths, name=name, slots=SLOTS, context=CONTEXT, step_tokens=STEP_TOKENS, adapters=adapters, **fields)
 
-    with LocalServer({name: settings(name, fields) for name, fields in PRECISIONS.items()}, folder / "jobs").run() as server:
+    served = {**PRECISIONS, BYTES: {"dtype": "bfloat16", "cache_dtype": "int8"}}
+    with LocalServer({name: settings(name, fields) for name, fields in served.items()}, folder / "jobs").run() as server:
         yield server
 
 

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from inprocess import CHAT, TEXT, LocalModel
+from inprocess import CHAT, TEXT, LocalModel, LocalServer
+from precisions.conftest import BYTES, PRECISIONS
 
 WORDS = "fox crow king wolf girl bear lamp ship tower garden mouse giant".split()
 PASSING = frozenset({"id", "created", "timing", "prompt_tokens_details", "completion_tokens_details"})  # differ from answer to answer
@@ -57,6 +58,7 @@ def check_same(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
+@pytest.mark.parametrize("model", [*PRECISIONS, BYTES], indirect=True)
 def test_each_is_answered_as_it_is_alone(steady: LocalModel) -> None:
     sent = requests()
     random.Random(0).shuffle(sent)
@@ -65,3 +67,16 @@ def test_each_is_answered_as_it_is_alone(steady: LocalModel) -> None:
         together = list(pool.map(lambda request: steady.post(request[0], **request[1]), sent))
     for (path, body), one, other in zip(sent, alone, together, strict=True):
         check_same(one, other, f"{path} {sorted(body)}")
+
+
+def test_a_score_does_not_depend_on_the_type_of_the_cache(server: LocalServer) -> None:
+    """Though it takes several steps, and an answer's log-probabilities do."""
+    plain, rounded = server.model("bfloat16"), server.model(BYTES)
+    if not plain.engine.performer.is_on_kernel:
+        pytest.skip("a cache in 8 bits needs the compiled kernel")
+    text = prompt(random.Random(5), 90)
+    body = {"text": text, "granularity": "token"}
+    assert len(plain.encode(text)) > 2 * plain.engine.limits.step_tokens
+    check_same(*({**each.post("/v1/score", **body), "model": None, "system_fingerprint": None} for each in (plain, rounded)))
+    read = [each.complete(text, echo=True, logprobs=0, max_tokens=1)["logprobs"]["token_logprobs"][1:-1] for each in (plain, rounded)]
+    assert read[0] != read[1] and read[0] == pytest.approx(read[1], abs=0.3)

@@ -1,7 +1,7 @@
 /* All layers of a Llama-shaped decoder in one call. Called one by one from Python, the parts of a layer would take a third of a small step
  * longer. Every part rounds to bfloat16 where torch's operations do.
  */
-#include "kernels.h"
+#include "cache.h"
 
 typedef struct {
     const Weights *weights;       /* one of these two is NULL */
@@ -14,16 +14,15 @@ typedef struct {
     const bf16 *input_norm, *mlp_norm;  /* weights [hidden] */
     const bf16 *query_norm, *key_norm;  /* weights [dim], or NULL */
     Linear qkv, out, gate, up, down;    /* qkv: queries, keys and values, one after the other */
-    bf16 *key_cache, *value_cache;      /* [pages][kv_heads][page][dim] */
-    int64_t page_stride, head_stride;   /* of these, in elements */
+    Cache slots, texts;                 /* of the sequences that decode, and of a text that is scored; the first also of their prompts */
     int64_t window;                     /* tokens that a row sees; 0: all */
     float scale;                        /* of the attention scores */
 } DecoderLayer;
 
 /* Rows [row, row + rows) of a step are consecutive positions from `start` on of one sequence. `first` says where its pages begin in the
- * step's list of pages; -1: they are not cached. */
+ * step's list of pages; -1: they are not cached. `is_text`: the pages are of the texts' cache. */
 typedef struct {
-    int64_t row, rows, start, first;
+    int64_t row, rows, start, first, is_text;
 } SpanRows;
 
 typedef struct {
@@ -34,7 +33,6 @@ typedef struct {
     int64_t rows, decodes, spans; /* the decoding rows come first, then those of the spans */
     const int64_t *pages;              /* of all sequences, one after the other */
     const int64_t *firsts, *positions; /* [decodes]; as in DecodeArgs */
-    int64_t page;                      /* tokens of a page */
     const SpanRows *span;             /* [spans] */
     const bf16 *cos, *sin;            /* [rows][dim]; the first half of sin is negated */
     bf16 *x;                          /* [rows][hidden]: embeddings; changed */
@@ -77,19 +75,18 @@ static int apply(const Linear *layer, const bf16 *x, int64_t rows, Epilogue end,
 static int attend_span(const DecoderArgs *args, const DecoderLayer *layer, const SpanRows *span, const bf16 *qkv, bf16 *out, int threads) {
     int64_t dim = args->dim, width = layer->qkv.outputs;
     const bf16 *query = qkv + span->row * width, *key = query + args->heads * dim, *value = key + args->kv_heads * dim;
-    PrefillArgs prefill = {query, key, value, width, width, dim, width, dim, NULL, layer->page_stride, args->page, span->rows, 0,
-                           args->heads, args->kv_heads, dim, layer->window, layer->scale, out + span->row * args->heads * dim};
+    PrefillArgs prefill = {.query = query, .key = key, .value = value, .query_stride = width, .key_stride = width, .key_head_stride = dim,
+                           .value_stride = width, .value_head_stride = dim, .rows = span->rows, .heads = args->heads,
+                           .kv_heads = args->kv_heads, .dim = dim, .window = layer->window, .scale = layer->scale,
+                           .out = out + span->row * args->heads * dim, .kind = IN_BF16, .key_kind = IN_BF16};
     if (span->first >= 0) {
-        prefill.pages = args->pages + span->first;
-        for (int64_t r = 0; r < span->rows; r++)
-            for (int64_t h = 0; h < args->kv_heads; h++) {
-                int64_t position = span->start + r, page = prefill.pages[position / args->page];
-                int64_t at = page * layer->page_stride + h * layer->head_stride + position % args->page * dim;
-                memcpy(layer->key_cache + at, key + r * width + h * dim, dim * sizeof(bf16));
-                memcpy(layer->value_cache + at, value + r * width + h * dim, dim * sizeof(bf16));
-            }
-        prefill.key = layer->key_cache, prefill.value = layer->value_cache, prefill.key_stride = prefill.value_stride = dim;
-        prefill.key_head_stride = prefill.value_head_stride = layer->head_stride, prefill.start = span->start;
+        const Cache *cache = span->is_text ? &layer->texts : &layer->slots;
+        WriteArgs written = {key, value, width, width, *cache, args->pages + span->first, span->start, span->rows, args->kv_heads, dim, IN_BF16};
+        write_cache(&written, threads);
+        prefill.pages = written.pages, prefill.page_stride = cache->page_stride, prefill.page = cache->page, prefill.start = span->start;
+        prefill.key = cache->keys, prefill.value = cache->values, prefill.key_kind = cache->kind;
+        prefill.key_stride = prefill.value_stride = token_elements(dim, cache->kind);
+        prefill.key_head_stride = prefill.value_head_stride = cache->head_stride;
     }
     return attend_prefill(&prefill, threads);
 }
@@ -102,9 +99,8 @@ static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv,
         rms_norm(key + r * width, args->kv_heads, dim, layer->key_norm, args->eps, key + r * width, 1);
     }
     rotate(args, qkv, width, threads);
-    DecodeArgs decode = {qkv, key, value, width, width, width, layer->key_cache, layer->value_cache, layer->page_stride,
-                         layer->head_stride, args->page, args->pages, args->firsts, args->positions, args->decodes, args->heads,
-                         args->kv_heads, dim, layer->window, layer->scale, out, 0};
+    DecodeArgs decode = {qkv, key, value, width, width, width, layer->slots, args->pages, args->firsts, args->positions, args->decodes,
+                         args->heads, args->kv_heads, dim, layer->window, layer->scale, out, IN_BF16};
     int failed = args->decodes && attend_decode(&decode, threads);
     for (int64_t s = 0; s < args->spans && !failed; s++) failed = attend_span(args, layer, args->span + s, qkv, out, threads);
     return failed;

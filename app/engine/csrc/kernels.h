@@ -31,32 +31,51 @@ typedef struct {
     float weight_scale; /* scales and minima are multiplied by it */
 } GroupedWeights;
 
-/* Keys and values lie in pages of `page` tokens, a multiple of COLUMNS. A sequence has a list of pages: token t is token t % page of
- * page pages[t / page]. */
+/* The kinds of elements that keys and values have: of the rows of a step one of the first two, in the cache the same or the third. */
+enum { IN_BF16, IN_FLOAT32, IN_INT8 };
 
-/* The decoding rows of one layer, all in bfloat16, or in float32 if `is_float`. Each row writes its key and value to the cache, at its position, and attends to its sequence up to that
+/* Keys and values of one layer, in pages of `page` tokens, a multiple of COLUMNS: [pages][kv_heads][page][dim]. A sequence has a list of
+ * pages: token t is token t % page of page pages[t / page]. IN_INT8, a token of a head is `dim` bytes, and behind them a float by which they
+ * are to be multiplied. Strides count elements, those of IN_INT8 are bytes. */
+typedef struct {
+    void *keys, *values;
+    int64_t page_stride, head_stride, page;
+    int kind;
+} Cache;
+
+/* The decoding rows of one layer. Each row writes its key and value to the cache, at its position, and attends to its sequence up to that
  * position: to the last `window` tokens, or to all if `window` is 0. Strides count elements. */
 typedef struct {
     const void *query, *key, *value; /* [rows][heads or kv_heads][dim], with these strides between rows: */
     int64_t query_stride, key_stride, value_stride;
-    void *key_cache, *value_cache; /* [pages][kv_heads][page][dim], with these strides: */
-    int64_t page_stride, head_stride, page;
+    Cache cache;
     const int64_t *pages, *firsts, *positions; /* row r has the pages from pages[firsts[r]] on */
     int64_t rows, heads, kv_heads, dim, window;
     float scale;
     void *out; /* [rows][heads][dim] */
-    int is_float;
+    int kind;  /* of query, key, value and out */
 } DecodeArgs;
+
+/* Rows at the positions from `start` on of the sequence that has these pages. */
+typedef struct {
+    const void *key, *value; /* [rows][kv_heads][dim], with these strides between rows: */
+    int64_t key_stride, value_stride;
+    Cache cache;
+    const int64_t *pages;
+    int64_t start, rows, kv_heads, dim;
+    int kind; /* of key and value */
+} WriteArgs;
 
 /* Row r is at position start + r and sees the last `window` keys up to there (0: all). Strides count elements. */
 typedef struct {
-    const bf16 *query, *key, *value; /* [rows][heads][dim], [start + rows][kv_heads][dim], with these strides: */
+    const void *query, *key, *value; /* [rows][heads][dim], [start + rows][kv_heads][dim], with these strides: */
     int64_t query_stride, key_stride, key_head_stride, value_stride, value_head_stride;
     const int64_t *pages; /* NULL, or those of the sequence: key and value are then the cache, with this stride between pages: */
     int64_t page_stride, page;
     int64_t rows, start, heads, kv_heads, dim, window;
     float scale;
-    bf16 *out; /* [rows][heads][dim] */
+    void *out;          /* [rows][heads][dim] */
+    int kind, key_kind; /* of query and out, and of key and value */
 } PrefillArgs;
 
 int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Epilogue *epilogue, int threads);
@@ -64,6 +83,7 @@ int linear_grouped(const bf16 *x, int64_t rows, int64_t inputs, const GroupedWei
 int has_dot_products(void);
 void linear_by_dot_products(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, const Epilogue *epilogue, int threads);
 void rms_norm(const bf16 *x, int64_t rows, int64_t inputs, const bf16 *weight, float eps, bf16 *out, int threads);
+void write_cache(const WriteArgs *args, int threads);
 int attend_decode(const DecodeArgs *args, int threads);
 int attend_prefill(const PrefillArgs *args, int threads);
 #endif

@@ -3,7 +3,7 @@
  * softmax, mixes the values, and adds the result to that of the earlier pieces. A piece's keys are transposed, and keys and values widened
  * to float32, once for all rows of the job; they stay in a core's second-level cache. A row's result does not depend on the rows beside it.
  */
-#include "kernels.h"
+#include "cache.h"
 
 #define PIECE 256                     /* keys; also the largest dim of a head */
 #define TILE_STRIDE (PIECE + LANES)   /* between a tile's rows. Not a power of 2, so that rows do not compete for one cache set */
@@ -40,24 +40,40 @@ static void multiply_tile(int rows, const float *x, int64_t inputs, const float 
 
 /* Widens up to COLUMNS keys and values, from key `begin`, a multiple of COLUMNS, on: keys transposed to [dim][COLUMNS], values to [dim / COLUMNS][PIECE][COLUMNS].
  * From `end` on both are 0. */
-static void load_block(const PrefillArgs *args, int64_t kv_head, int64_t begin, int64_t end, float *keys, float *values) {
-    int64_t count = end - begin < COLUMNS ? end - begin : COLUMNS, key_stride = args->key_stride, value_stride = args->value_stride;
+INLINE void load_block(const int kind, const PrefillArgs *args, int64_t kv_head, int64_t begin, int64_t end, float *keys, float *values) {
+    int64_t count = end - begin < COLUMNS ? end - begin : COLUMNS, dim = args->dim;
     int64_t page = args->pages ? args->pages[begin / args->page] * args->page_stride : 0, row = args->pages ? begin % args->page : begin;
-    const bf16 *key = args->key + page + row * key_stride + kv_head * args->key_head_stride,
-               *value = args->value + page + row * value_stride + kv_head * args->value_head_stride;
-    for (int64_t c = 0; c < args->dim; c += LANES) {
+    int64_t key = page + row * args->key_stride + kv_head * args->key_head_stride,
+            value = page + row * args->value_stride + kv_head * args->value_head_stride;
+    float scales[COLUMNS] = {0};
+    for (int64_t t = 0; kind == IN_INT8 && t < count; t++) scales[t] = load_scale(args->key, key + t * args->key_stride, dim, kind);
+    for (int64_t c = 0; c < dim; c += LANES) {
         for (int64_t t = 0; t < COLUMNS; t += LANES) {
             vec rows[LANES];
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) rows[i] = t + i < count ? load_bf16(key + (t + i) * key_stride + c) : (vec){0};
+            for (int i = 0; i < LANES; i++) {
+                rows[i] = t + i < count ? load(args->key, key + (t + i) * args->key_stride + c, kind) : (vec){0};
+                if (kind == IN_INT8) rows[i] *= scales[t + i];
+            }
             transpose(rows);
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++) *(vec *)(keys + (c + i) * COLUMNS + t) = rows[i];
         }
-        float *target = values + c / COLUMNS * PIECE * COLUMNS + c % COLUMNS;
-        for (int64_t t = 0; t < COLUMNS; t++)
-            *(vec *)(target + t * COLUMNS) = t < count ? load_bf16(value + t * value_stride + c) : (vec){0};
     }
+    for (int64_t t = 0; t < COLUMNS; t++)
+        for (int64_t c = 0; c < dim; c += LANES) {
+            vec x = t < count ? load(args->value, value + t * args->value_stride + c, kind) : (vec){0};
+            if (kind == IN_INT8 && t < count) x *= load_scale(args->value, value + t * args->value_stride, dim, kind);
+            *(vec *)(values + c / COLUMNS * PIECE * COLUMNS + c % COLUMNS + t * COLUMNS) = x;
+        }
+}
+
+static void load_piece(const PrefillArgs *args, int64_t kv_head, int64_t begin, int64_t end, float *keys, float *values) {
+    for (int64_t t = 0; begin + t < end; t += COLUMNS)
+        if (args->key_kind == IN_INT8)
+            load_block(IN_INT8, args, kv_head, begin + t, end, keys + t * args->dim, values + t * COLUMNS);
+        else
+            load_block(IN_BF16, args, kv_head, begin + t, end, keys + t * args->dim, values + t * COLUMNS);
 }
 
 /* Turns a row of scores x to 2^(x - top), where `top` is the largest, and to 0 before `first` and after `last`. Returns their sum. */
@@ -90,7 +106,7 @@ static void attend_tile(const PrefillArgs *args, int64_t kv_head, int64_t row, i
     for (int r = 0; r < count; r++)
         for (int64_t c = 0; c < args->dim; c += LANES)
             *(vec *)(scratch->query + r * TILE_STRIDE + c) =
-                load_bf16(args->query + (row + r) / group * args->query_stride + (kv_head * group + (row + r) % group) * args->dim + c) *
+                load(args->query, (row + r) / group * args->query_stride + (kv_head * group + (row + r) % group) * args->dim + c, args->kind) *
                 (args->scale * LOG2_E);
     for (int64_t t = 0; t < padded_keys; t += COLUMNS)
         multiply_tile(count, scratch->query, args->dim, scratch->keys + t * args->dim, scratch->scores + t);
@@ -127,15 +143,14 @@ static void attend_rows(const PrefillArgs *args, int64_t kv_head, int64_t row, i
     for (int64_t r = 0; r < count; r++) scratch->top[r] = -3e38f, scratch->sum[r] = 0;
     for (int64_t begin = args->window && first_seen > 0 ? first_seen / PIECE * PIECE : 0; begin <= last; begin += PIECE) {
         int64_t end = last + 1 - begin < PIECE ? last + 1 : begin + PIECE;
-        for (int64_t t = 0; begin + t < end; t += COLUMNS)
-            load_block(args, kv_head, begin + t, end, scratch->keys + t * args->dim, scratch->values + t * COLUMNS);
+        load_piece(args, kv_head, begin, end, scratch->keys, scratch->values);
         for (int64_t r = 0; r < count; r += tile_rows)
             attend_tile(args, kv_head, row + r, count - r < tile_rows ? count - r : tile_rows, begin, end, scratch, r);
     }
     for (int64_t r = 0; r < count; r++)
         for (int64_t c = 0; c < args->dim; c += LANES)
-            store_bf16(args->out + ((row + r) / group * args->heads + kv_head * group + (row + r) % group) * args->dim + c,
-                       *(vec *)(scratch->mixed + r * args->dim + c) / scratch->sum[r]);
+            store(args->out, ((row + r) / group * args->heads + kv_head * group + (row + r) % group) * args->dim + c,
+                  *(vec *)(scratch->mixed + r * args->dim + c) / scratch->sum[r], args->kind);
 }
 
 /* Computes the attention of all rows. dim is a multiple of LANES and at most PIECE. Returns 0, or 1 if it cannot allocate memory. */

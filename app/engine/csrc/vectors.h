@@ -20,6 +20,8 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t uint_vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t ushort_vec __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int32_t int_vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int8_t char_vec __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef uint16_t bf16;
 
 /* Loads LANES bfloat16 as float32. By intrinsics: GCC 12 would need four instructions to convert a vector. */
@@ -28,6 +30,24 @@ INLINE vec load_bf16(const bf16 *source) {
     return (vec)((uint_vec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)source)) << 16);
 #else
     return (vec)((uint_vec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)source)) << 16);
+#endif
+}
+
+/* Loads LANES signed bytes as float32. */
+INLINE vec load_int8(const int8_t *source) {
+#if LANES == 16
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)source)));
+#else
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)source)));
+#endif
+}
+
+/* Stores float32 between -127 and 127 as signed bytes, rounded to the nearest, ties to even. */
+INLINE void store_int8(int8_t *target, vec x) {
+#if LANES == 16
+    *(char_vec *)target = __builtin_convertvector((int_vec)_mm512_cvtps_epi32((__m512)x), char_vec);
+#else
+    *(char_vec *)target = __builtin_convertvector((int_vec)_mm256_cvtps_epi32((__m256)x), char_vec);
 #endif
 }
 

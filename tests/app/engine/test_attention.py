@@ -3,15 +3,14 @@
 import psutil
 import torch
 
-from app.engine.attention import SlotAttention
+from app.engine.keyvalues import KeyValues
 
 
 def test_a_cache_on_a_cpu_takes_memory_only_where_it_is_written() -> None:
-    attention = SlotAttention()
-    attention.shapes = {0: (4, 64, 64), 1: (4, 64, 64)}
+    cache = KeyValues()
     before = psutil.Process().memory_info().rss
-    attention.allocate(2048, 64, torch.bfloat16, torch.device("cpu"))
-    assert sum(cache.nbytes for cache in (*attention.keys.values(), *attention.values.values())) == 2**28
+    cache.allocate({0: (4, 64, 64), 1: (4, 64, 64)}, 2048, 64, torch.bfloat16, torch.device("cpu"))
+    assert sum(tensor.nbytes for tensor in cache.tensors) == 2**28
     assert psutil.Process().memory_info().rss - before < 2**24
-    attention.keys[0][5, :, :50] = 1
-    assert float(attention.keys[0].sum()) == 4 * 50 * 64 and not attention.keys[1][5].any()
+    cache.keys[0][5, :, :50] = 1
+    assert float(cache.keys[0].sum()) == 4 * 50 * 64 and not cache.keys[1][5].any()

@@ -1,21 +1,26 @@
 """The whole decoder in one call computes, bit for bit, what its parts compute one by one, whatever rows a step has."""
 
 import copy
+import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from conftest import tiny
 from driving import kernel_or_skip
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.pages import PAGE_TOKENS
+from app.errors import SetupError
 
 CONTEXT = 400
 PAGES = -(-CONTEXT // PAGE_TOKENS)  # of a context
+TEXT = -1  # instead of a sequence: a text that is scored in several steps
 SHAPE: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 96,
@@ -43,16 +48,20 @@ def plain_model(config: Any) -> PreTrainedModel:
     return model
 
 
-@pytest.fixture(scope="module", params=[(name, scheme) for name in CONFIGS for scheme in ("none", "int8", "int4")], ids="-".join)
+CASES = [(name, scheme, "auto") for name in CONFIGS for scheme in ("none", "int8", "int4")]
+CASES += [(name, "none", "int8") for name in ("llama", "qwen3", "mistral")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def flat(request: pytest.FixtureRequest) -> FlatModel:
     kernel_or_skip()
-    name, scheme = request.param
-    return create_flat_model(plain_model(CONFIGS[name]), CacheLimits(slots=4, context=CONTEXT), scheme)
+    name, scheme, dtype = request.param
+    return create_flat_model(plain_model(CONFIGS[name]), CacheLimits(slots=4, context=CONTEXT, dtype=dtype), scheme)
 
 
 def steps(pages: Sequence[int]) -> list[tuple[list[int], list[int], Layout]]:
-    """Ids, positions and layout of steps that fill the cache: prompts in pieces, decoding rows, texts, and all of them at once. `pages`
-    are those of four sequences, one after the other.
+    """Ids, positions and layout of steps that fill the cache: prompts in pieces, decoding rows, texts in one and in two pieces, and all of
+    them at once. `pages` are those of four sequences, one after the other.
     """
     made = []
     own = [pages[PAGES * slot : PAGES * (slot + 1)] for slot in range(4)]
@@ -60,7 +69,8 @@ def steps(pages: Sequence[int]) -> list[tuple[list[int], list[int], Layout]]:
     def add(decodes: list[tuple[int, int]], *spans: tuple[int, int, int | None]) -> None:
         positions, parts = [position for _, position in decodes], []
         for start, rows, slot in spans:
-            parts.append(Span(len(positions), len(positions) + rows, start, None if slot is None else own[slot]))
+            own_pages = None if slot is None else range(PAGES) if slot == TEXT else own[slot]
+            parts.append(Span(len(positions), len(positions) + rows, start, own_pages, slot == TEXT))
             positions += range(start, start + rows)
         ids = [(31 * index + 7 * len(made)) % 300 for index in range(len(positions))]
         rows_decoded = [(own[slot], position) for slot, position in decodes]
@@ -69,14 +79,14 @@ def steps(pages: Sequence[int]) -> list[tuple[list[int], list[int], Layout]]:
     add([], (0, 70, 0))
     add([(0, 70)])
     add([(0, 71)], (0, 5, 2), (0, 90, None))
-    add([], (0, 200, 1), (5, 33, 2))
-    add([(2, 38), (0, 72), (1, 200)], (0, 20, 3), (20, 30, 3), (0, 2, None), (0, 1, None))
+    add([], (0, 200, 1), (5, 33, 2), (0, 50, TEXT))
+    add([(2, 38), (0, 72), (1, 200)], (0, 20, 3), (20, 30, 3), (50, 70, TEXT), (0, 2, None), (0, 1, None))
     add([(slot, position) for slot, position in ((0, 73), (1, 201), (2, 39), (3, 50))])
     return made
 
 
 def hidden_states(flat: FlatModel, pages: Sequence[int] = range(4 * PAGES)) -> list[torch.Tensor]:
-    for cache in (*flat.attention.keys.values(), *flat.attention.values.values()):
+    for cache in (*flat.attention.slots.tensors, *flat.attention.texts.tensors):
         cache.zero_()
     return [flat.forward(*step) for step in steps(pages)]
 
@@ -85,11 +95,11 @@ def test_one_call_equals_its_parts(flat: FlatModel, monkeypatch: pytest.MonkeyPa
     decoder = flat._decoder
     assert decoder is not None and decoder.compiled is not None
     in_one_call = hidden_states(flat)
-    caches = [cache.clone() for cache in (*flat.attention.keys.values(), *flat.attention.values.values())]
+    caches = [cache.clone() for cache in (*flat.attention.slots.tensors, *flat.attention.texts.tensors)]
     monkeypatch.setattr(decoder, "compiled", None)
     for whole, parts in zip(in_one_call, hidden_states(flat), strict=True):
         assert torch.equal(whole, parts)
-    for whole, parts in zip(caches, (*flat.attention.keys.values(), *flat.attention.values.values()), strict=True):
+    for whole, parts in zip(caches, (*flat.attention.slots.tensors, *flat.attention.texts.tensors), strict=True):
         assert torch.equal(whole, parts)
 
 
@@ -120,3 +130,34 @@ def test_a_shape_that_the_kernel_cannot_run_whole_runs_in_parts(changes: dict[st
     flat = create_flat_model(plain_model(LlamaConfig(**{**SHAPE, **changes})), CacheLimits(slots=4, context=CONTEXT))
     assert flat._decoder is not None and flat._decoder.compiled is None
     assert all(states.isfinite().all() for states in hidden_states(flat))
+
+
+def test_a_cache_in_8_bits_takes_half_the_memory_and_is_refused_where_the_kernel_cannot_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = kernel_or_skip()
+    limits, shape = CacheLimits(slots=4, context=CONTEXT, dtype="int8"), {**SHAPE, "head_dim": 64}
+    plain, rounded = (create_flat_model(plain_model(LlamaConfig(**shape)), replace(limits, dtype=dtype)) for dtype in ("auto", "int8"))
+    sizes = [sum(tensor.nbytes for tensor in each.attention.slots.tensors) for each in (plain, rounded)]
+    assert sizes[1] / sizes[0] == (64 + 4) / (2 * 64)
+    with pytest.raises(SetupError, match=rf"heads have a multiple of {native.columns // 2} values, .* with keys of 24 .*; use auto"):
+        create_flat_model(plain_model(LlamaConfig(**{**SHAPE, "head_dim": 24})), limits)
+    with pytest.raises(SetupError, match="LlamaForCausalLM is in float16 with"):
+        create_flat_model(plain_model(LlamaConfig(**SHAPE)).half(), limits)
+    monkeypatch.setattr("app.engine.flat.kernel", lambda: None)
+    with pytest.raises(SetupError, match=r"model\.cache_dtype: int8 needs a CPU and the compiled kernel"):
+        create_flat_model(plain_model(LlamaConfig(**SHAPE)), limits)
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "GPTNeoX"])
+def test_a_model_in_float32_or_with_its_own_forward_can_have_a_cache_in_8_bits(name: str) -> None:
+    """The check at the start compares logits; here a decoding row and a row of a prompt see the same keys and values."""
+    kernel_or_skip()
+    flat = create_flat_model(tiny(name), CacheLimits(2, 100, dtype="int8"))
+    ids = [(7 * index) % 300 for index in range(40)]
+
+    def hidden(*ends: int) -> torch.Tensor:
+        parts = [Span(0, end - start, start, [1]) for start, end in itertools.pairwise((0, *ends))]
+        states = [flat.forward(ids[s.start : s.end], list(range(s.start, s.end)), layout_of([], [s], 64, flat.device)) for s in parts]
+        states += [flat.forward(ids[at : at + 1], [at], layout_of([([1], at)], [], 64, flat.device)) for at in range(ends[-1], 40)]
+        return torch.cat(states)
+
+    torch.testing.assert_close(hidden(40), hidden(7, 20), atol=2e-4, rtol=1e-3)

@@ -13,7 +13,7 @@ MIB = 2**20
     ("memory", "requested", "slots"), [(1000, None, 17), (1000, 5, 5), (10_000, None, 32), (1000, 17, 17), (10_000, 100, 100)]
 )
 def test_slots_are_those_requested_or_as_many_as_fit(memory: int, requested: int | None, slots: int) -> None:
-    ledger = Ledger(memory * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB)
+    ledger = Ledger(memory * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, text=20 * MIB)
     assert ledger.slots(requested, "cpu") == slots
 
 
@@ -21,21 +21,21 @@ def test_slots_are_those_requested_or_as_many_as_fit(memory: int, requested: int
 def test_processes_that_share_a_device_divide_its_memory_unless_slots_are_requested(
     sharers: int, requested: int | None, slots: int
 ) -> None:
-    ledger = Ledger(1000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, sharers=sharers)
+    ledger = Ledger(1000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, text=20 * MIB, sharers=sharers)
     assert ledger.slots(requested, "cpu") == slots
     if requested is None:
         assert sharers * (100 + (slots + 1) * 20) <= 500
 
 
 def test_a_share_that_is_too_small_is_refused_with_the_number_of_sharers() -> None:
-    ledger = Ledger(1000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, sharers=4)
+    ledger = Ledger(1000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, text=20 * MIB, sharers=4)
     with pytest.raises(SetupError, match="of 0.98 GiB, shared by 4 processes, .* 0 slots would fit"):
         ledger.slots(None, "cpu")
 
 
 @pytest.mark.parametrize(("memory", "requested"), [(1000, 18), (620, None), (100, 1)])
 def test_what_does_not_fit_is_refused_with_the_numbers(memory: int, requested: int | None) -> None:
-    ledger = Ledger(memory * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB)
+    ledger = Ledger(memory * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, text=20 * MIB)
     message = rf"{requested or 1} slots do not fit cuda:0: weights 0.49 GiB.*{ledger.max_slots} slots would fit"
     with pytest.raises(SetupError, match=message):
         ledger.slots(requested, "cuda:0")
@@ -50,7 +50,7 @@ def test_tied_weights_are_counted_once() -> None:
 
 
 def test_a_cache_of_its_own_size_fits_beside_a_context_for_long_texts_or_is_refused() -> None:
-    ledger = Ledger(1000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB)
+    ledger = Ledger(1000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, text=20 * MIB)
     ledger.check_cache(340 * MIB, "cpu")
     with pytest.raises(
         SetupError, match=r"a cache of 0.33 GiB does not fit cpu: with .* needs 0.94 GiB of 0.98 GiB.*lower --model.cache_tokens"

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT
+from driving import kernel_or_skip
 
 from app.errors import SetupError
 from app.estimate.__main__ import main
@@ -32,17 +34,20 @@ def device(free: int, kind: str = "cpu") -> Device:
     return Device("here", kind, free, free, True)
 
 
-def test_the_sum_is_what_the_engine_declares(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", [{}, {"cache_tokens": 1000, "cache_dtype": "int8"}, {"cache_tokens": 300}], ids=str)
+def test_the_sum_is_what_the_engine_declares(bundled: Path, monkeypatch: pytest.MonkeyPatch, cache: dict[str, Any]) -> None:
+    if "cache_dtype" in cache:
+        kernel_or_skip()
     ledgers = []
     monkeypatch.setattr("app.engine.flat.device_memory", lambda device, weights: ledgers.append(weights) or 10**10)
-    engine, _ = create_engine(ModelSettings(path=str(bundled), quantize="int4", slots=3, context=512))
-    question = Question(str(bundled), "int4", context=512, slots=3, observer=str(bundled.with_name("storyteller-base")))
+    engine, facts = create_engine(ModelSettings(path=str(bundled), quantize="int4", slots=3, context=512, **cache))
+    question = Question(str(bundled), "int4", context=512, slots=3, observer=str(bundled.with_name("storyteller-base")), **cache)
+    assert Plan(question).context_of(question) == facts.context
     need = Plan(question).need("cpu")
     assert need.weights.total() == sum(ledgers)
-    caches = [*engine.performer.attention.keys.values(), *engine.performer.attention.values.values()]
     assert engine.observer is not None
-    observed = [*engine.observer.attention.keys.values(), *engine.observer.attention.values.values()]
-    assert need.cache == sum(cache.nbytes for cache in caches + observed)
+    attentions = (engine.performer.attention, engine.observer.attention)
+    assert need.cache == sum(tensor.nbytes for each in attentions for cache in (each.slots, each.texts) for tensor in cache.tensors)
 
 
 def test_a_device_holds_what_the_ledger_says(plan: Plan) -> None:
@@ -57,12 +62,27 @@ def test_advice_is_computed_and_holds(plan: Plan) -> None:
     """Whatever is advised, the plan with that change fits."""
     need = plan.need("cpu")
     short = device(need.weights.total() + need.activations + need.slot * 4)
-    sentences = advice(plan, short)
+    sentences = [sentence for sentence in advice(plan, short) if "int8" not in sentence]
     assert sentences[0] == f"here: {need.ledger(short.free).max_slots} slots of 1024 tokens would fit instead of 8"
     slots, context = (int(sentence.split()[at]) for sentence, at in zip(sentences, (1, 4), strict=False))
     assert plan.fits(short, replace(plan.question, slots=slots)) and not plan.fits(short, replace(plan.question, slots=slots + 1))
     assert plan.fits(short, replace(plan.question, context=context)) and not plan.fits(short, replace(plan.question, context=2 * context))
     assert advice(plan, device(GIB)) == []
+
+
+def test_a_cache_that_slots_share_is_advised_to_be_smaller_or_in_8_bits(plan: Plan) -> None:
+    asked = Plan(replace(plan.question, slots=64, cache_tokens=65536))
+    need, rounded = (asked.need("cpu", replace(asked.question, cache_dtype=dtype)) for dtype in ("auto", "int8"))
+    assert need.shared == 64 * need.slot and rounded.shared is not None and need.shared / 2 < rounded.shared < 0.57 * need.shared
+    small = device(need.weights.total() + need.activations + need.shared * 3 // 4)
+    in_bytes, fewer = advice(asked, small)[:2]
+    assert in_bytes == "here: with a cache in int8 it fits as asked" and not asked.fits(small)
+    tokens = int(fewer.split()[4])
+    assert asked.fits(small, replace(asked.question, cache_tokens=tokens))
+    assert not asked.fits(small, replace(asked.question, cache_tokens=tokens + 128))
+    assert advice(Plan(replace(plan.question, cache_dtype="int8")), device(GIB, "cuda"))[0] == "here: a cache in int8 runs on a CPU only"
+    text = "\n".join(lines(estimate_of(Plan(replace(asked.question, cache_dtype="int8")), [device(GIB)])))
+    assert "64 slots of 1024 tokens, which share a cache of 65536 tokens" in text and "KV cache in int8" in text
 
 
 def test_a_smaller_quantization_is_advised_where_it_fits(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ CASES: dict[str, tuple[Case, str]] = {
         lambda folder, _: {"path": folder, "quantize": "int4"},
         r"int4 runs on a CPU only; on cuda:0 use nf4",
     ),
+    "a cache that a GPU does not have": (
+        lambda folder, _: {"path": folder, "cache_dtype": "int8"},
+        r"model\.cache_dtype: int8 runs on a CPU only; on cuda:0 use auto",
+    ),
     "a precision in which a CPU rounds nothing": (
         lambda folder, _: {"path": folder, "quantize": "nf4", "dtype": "float16", "device": "cpu"},
         r"model\.dtype: .* not in float16",

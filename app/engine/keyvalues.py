@@ -1,0 +1,94 @@
+"""The tensors of a KV cache: keys and values of all layers, in pages. Knows no sequences and no attention.
+
+In 8 bits (torch.int8) a token of a head is as many bytes as it has elements, and behind them a float32 by which they are to be multiplied:
+only the compiled kernel writes and reads them.
+"""
+
+import math
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from app.engine.layout import Span
+from app.engine.pages import PageCopy
+
+SCALE_BYTES = 4
+
+Shape = tuple[int, int, int]  # of a layer: kv_heads, key dim, value dim
+
+
+def elements_of(dim: int, dtype: torch.dtype) -> int:
+    """Elements that a head's key or value of `dim` takes in a cache of this type."""
+    return dim + SCALE_BYTES if dtype == torch.int8 else dim
+
+
+class KeyValues:
+    def __init__(self) -> None:
+        self.keys: dict[int, torch.Tensor] = {}  # layer -> [pages, kv_heads, page tokens, elements of a head], contiguous by heads
+        self.values: dict[int, torch.Tensor] = {}
+        self.page_tokens = 0
+        self.dtype = torch.float32
+
+    def allocate(self, shapes: Mapping[int, Shape], pages: int, page_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Make room for the layers of `shapes`. On a CPU it takes memory only where it has been written. A head's pages lie one after the
+        other: where a sequence has consecutive pages, so do its keys, and a processor foresees which are read next.
+        """
+        self.page_tokens, self.dtype = page_tokens, dtype
+        for layer, (heads, *dims) in shapes.items():
+            for cache, dim in zip((self.keys, self.values), dims, strict=True):
+                cache[layer] = _zeros((heads, pages, page_tokens, elements_of(dim, dtype)), dtype, device).transpose(0, 1)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.keys.values(), *self.values.values()]
+
+    def copy(self, copies: Sequence[PageCopy]) -> None:
+        """Copy the first tokens of pages, one copy after the other."""
+        for independent, tokens in _batches(copies):
+            sources, targets = [each.source for each in independent], [each.target for each in independent]
+            for cache in self.tensors:
+                if len(independent) == 1:
+                    cache[targets[0], :, :tokens] = cache[sources[0], :, :tokens]
+                else:
+                    cache[targets, :, :tokens] = cache[sources, :, :tokens]
+
+    def write_span(self, layer: int, span: Span, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Write the span's keys and values `[rows, kv_heads, dim]`."""
+        k, v = key.transpose(0, 1), value.transpose(0, 1)
+        for page, places, part in span.pieces(self.page_tokens):
+            self.keys[layer][page, :, places], self.values[layer][page, :, places] = k[:, part], v[:, part]
+
+    def gather(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values `[sequences, kv_heads, tokens, dim]` in the pages `[sequences, pages]`."""
+        return _gather(self.keys[layer], pages), _gather(self.values[layer], pages)
+
+
+def _gather(cache: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+    count, heads, _, dim = cache.shape
+    rows = pages[:, None] + count * torch.arange(heads, device=pages.device)[:, None]  # [sequences, kv_heads, pages]
+    return cache.transpose(0, 1).flatten(0, 1).index_select(0, rows.flatten()).view(len(pages), heads, -1, dim)
+
+
+def _batches(copies: Sequence[PageCopy]) -> Iterator[tuple[list[PageCopy], int]]:
+    """The copies in batches that may be made at once, each with the most tokens that one of its copies takes."""
+    batch: list[PageCopy] = []
+    written: set[int] = set()
+    for each in copies:
+        if each.source in written:
+            yield batch, max(one.tokens for one in batch)
+            batch, written = [], set()
+        batch.append(each)
+        written.add(each.target)
+    if batch:
+        yield batch, max(one.tokens for one in batch)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU from a mapping of its own, whose pages the system gives when they are first written; `torch.zeros` may write them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    count = math.prod(shape)
+    if not count:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
