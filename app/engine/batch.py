@@ -21,7 +21,7 @@ class FlatBatch:
     sampled: list[tuple[int, Slot]] = field(
         default_factory=list
     )  # rows that give a next token, and their slots; those of a draft follow each other
-    prefill_chunks: list[tuple[Span, PrefillChunk]] = field(default_factory=list)
+    prefill_chunks: list[tuple[slice, PrefillChunk]] = field(default_factory=list)  # with their rows
     score_chunks: list[tuple[Span, ScoreChunk]] = field(default_factory=list)
     adapted: dict[str, list[int]] = field(default_factory=dict)  # rows of each adapter
 
@@ -34,27 +34,37 @@ class FlatBatch:
         self.adapt(adapter, range(span.row_start, span.row_end))
         return span
 
+    def append_decodes(self, slot: Slot, tokens: Sequence[int], start: int) -> range:
+        """Add decoding rows of a slot, for tokens at position `start` and after; returns their indices."""
+        rows, positions = range(len(self.ids), len(self.ids) + len(tokens)), range(start, start + len(tokens))
+        self.ids += tokens
+        self.positions += positions
+        self.decodes += [(slot.pages, position) for position in positions]
+        self.adapt(slot.adapter, rows)
+        return rows
+
     def adapt(self, adapter: str | None, rows: Iterable[int]) -> None:
         if adapter is not None:
             self.adapted.setdefault(adapter, []).extend(rows)
 
 
-def flatten_plan(plan: Plan, scoring_pages: Sequence[int]) -> FlatBatch:
-    """`scoring_pages` are the pages of the cache for the text whose window takes several steps."""
+def flatten_plan(plan: Plan, scoring_pages: Sequence[int], repeats: bool = False) -> FlatBatch:
+    """`scoring_pages` are the pages of the cache for the text whose window takes several steps. `repeats`: an answer's tokens whose pages
+    were taken are computed again as they were the first time, as decoding rows, whose rounding is not that of a prompt's rows.
+    """
     batch = FlatBatch()
     for slot in plan.decodes:
         drafted = plan.drafts[slot].tokens if slot in plan.drafts else ()
-        rows = range(len(batch.ids), len(batch.ids) + 1 + len(drafted))
-        batch.ids += (slot.tokens[-1], *drafted)
-        batch.positions += range(slot.length, slot.length + len(rows))
-        batch.decodes += [(slot.pages, position) for position in batch.positions[rows.start :]]
-        batch.sampled += [(row, slot) for row in rows]
-        batch.adapt(slot.adapter, rows)
-    for chunk in plan.prefill_chunks:
-        span = batch.append(chunk.slot.tokens[chunk.start : chunk.end], chunk.start, chunk.slot.pages, chunk.slot.adapter)
-        batch.prefill_chunks.append((span, chunk))
-        if chunk.end == len(chunk.slot.tokens):
-            batch.sampled.append((span.row_end - 1, chunk.slot))
+        batch.sampled += [(row, slot) for row in batch.append_decodes(slot, (slot.tokens[-1], *drafted), slot.length)]
+    for chunk in sorted(plan.prefill_chunks, key=lambda chunk: not chunk.of_answer):  # decoding rows come first
+        slot, tokens = chunk.slot, chunk.slot.tokens[chunk.start : chunk.end]
+        if repeats and chunk.of_answer:
+            batch.append_decodes(slot, tokens, chunk.start)
+        else:
+            batch.append(tokens, chunk.start, slot.pages, slot.adapter)
+        batch.prefill_chunks.append((slice(len(batch.ids) - len(tokens), len(batch.ids)), chunk))
+        if chunk.end == len(slot.tokens):
+            batch.sampled.append((len(batch.ids) - 1, slot))
     _append_score_chunks(batch, plan.score_chunks, scoring_pages)
     return batch
 

@@ -238,7 +238,7 @@ class Engine:
         """Run the plan. Appends to `events` bit by bit, so that events survive when the device runs out of memory after them."""
         model = self.performer
         model.copy(plan.copies)
-        batch = flatten_plan(plan, model.scoring_pages)
+        batch = flatten_plan(plan, model.scoring_pages, model.decodes_on_kernel)
         self.rows = len(batch.ids)
         layout = layout_of(batch.decodes, batch.spans, model.page_tokens, model.device)
         hidden = model.forward(batch.ids, batch.positions, layout, batch.adapted)
@@ -251,9 +251,9 @@ class Engine:
         """`hidden` are the states `[rows, hidden]` of the whole step."""
         for slot in plan.decodes:
             slot.length += 1
-        for span, chunk in batch.prefill_chunks:
+        for rows, chunk in batch.prefill_chunks:
             chunk.slot.length = chunk.end
-            self._account_prompt(chunk.slot, chunk.start, hidden[span.row_start : span.row_end])
+            self._account_prompt(chunk.slot, chunk.start, hidden[rows])
             events += chunk.slot.progress(time.monotonic())
         if not batch.sampled:
             return

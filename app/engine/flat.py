@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes, devic
 from app.engine.linear import TiledLinear, prepack_layers
 from app.engine.lora import Adapters, Changes, Shapes, shapes_of
 from app.engine.pages import PAGE_TOKENS, PageCopy
-from app.engine.rows import check_bytes
+from app.engine.rows import check_bytes, has_supported_heads
 from app.errors import SetupError, UnsupportedModel
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,13 @@ class FlatModel:
     def is_on_kernel(self) -> bool:
         """Whether its layers run on the compiled kernel, whose results do not depend on the number of threads."""
         return any(isinstance(module, TiledLinear) for module in self.model.modules())
+
+    @cached_property
+    def decodes_on_kernel(self) -> bool:
+        """Whether its layers and the attention of its decoding rows do."""
+        compiled = kernel() if self.is_on_kernel else None
+        shapes = set(self.attention.shapes.values())
+        return compiled is not None and all(has_supported_heads(key, value, compiled.columns) for _, key, value in shapes)
 
     @torch.inference_mode()
     def forward(

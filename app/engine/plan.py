@@ -29,11 +29,16 @@ class TextState:
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Prompt tokens `[start, end)` of a slot, to be computed and written to the cache."""
+    """Tokens `[start, end)` of a slot, to be computed and written to the cache: of its prompt, or of its answer, whose pages were taken."""
 
     slot: Slot
     start: int
     end: int
+
+    @property
+    def of_answer(self) -> bool:
+        assert self.slot.request is not None
+        return self.start >= len(self.slot.request.prompt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,7 +259,8 @@ class Scheduler:
                 if slot.shared_prefix.pending:
                     continue
                 self._adopt_prefix(slot)
-            end = min(len(slot.tokens), slot.length + tokens)
+            prompt = len(slot.request.prompt)  # a chunk is of the prompt or of the answer
+            end = min(len(slot.tokens) if slot.length >= prompt else prompt, slot.length + tokens)
             if not self._make_room(slot, end, plan):
                 end = min(end, len(slot.pages) * self.cache.pool.page_tokens)
             if end <= slot.length:

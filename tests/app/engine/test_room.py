@@ -175,6 +175,21 @@ def test_flex_requests_are_set_back_first_and_then_the_latest(tiers: tuple[str, 
     assert notices[:2] == order
 
 
+def test_a_request_that_is_set_back_after_its_prompt_was_planned_is_not_in_the_step() -> None:
+    """While two prompts are read two tokens a step, an answer takes the room that both were admitted for. The prompt that came first is
+    planned; then the search, which cannot be set back, takes its pages.
+    """
+    scheduler = Scheduler([Slot(index) for index in range(4)], StepBudget(2, 2.0), SlotCache(PagePool(10, PAGE)), Clock())
+    scheduler.add(replace(generate("answer", 10), max_tokens=100))
+    run(scheduler)
+    scheduler.add(generate("prompt", 83, 1000))
+    scheduler.add(replace(generate("search", 20, 2000), search=BeamSearchParams(2)))
+    while not (notices := scheduler.take_notices()):
+        plan = run(scheduler)
+    assert [notice.id for notice in notices] == ["prompt"]
+    assert [request_in(chunk.slot) for chunk in plan.prefill_chunks] == ["search"]
+
+
 def test_equal_beginnings_are_admitted_as_soon_as_they_are_computed() -> None:
     """Ten requests of 65 tokens, of which 64 are the same: alone each needs five of the sixteen pages."""
     scheduler = small(10, 16)
