@@ -1,7 +1,8 @@
-"""`python -m app.benchmarks.forms`: what a form costs, as milliseconds a step of the engine without HTTP; JSON lines on stdout.
+"""`python -m app.benchmarks.forms`: what a form costs, as milliseconds a token in the engine without HTTP; JSON lines on stdout.
 
-Streams that write free text, a form, free text after a thought, and a form after a thought take turns; each line is the median of a kind's
-steps in which all streams write what is measured. Any model can be measured: the prompt opens a thought, whose tokens are limited.
+Streams that write free text, a form, free text after a thought, and a form after a thought take turns. A form's step lasts longer and gives
+more tokens, because what the form forces is drafted: so `ratio` compares tokens, in the steps in which all streams write what is measured,
+and is the median over the rounds. Any model can be measured: the prompt opens a thought, whose tokens are limited.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from app.benchmarks.engine import QUANTIZATIONS, BenchFailed, print_json_lines, settings
@@ -70,32 +72,45 @@ def closing_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(tokenizer.encode(rest, "mark", add_special_tokens=False)[0] for rest in rests)
 
 
-def step_times(engine: Any, jobs: Sequence[Generate], skipped: int, count: int) -> list[float]:
-    """Milliseconds of the first `count` steps after which every stream has written more than `skipped` tokens. Raises `BenchFailed` if one
-    ends before.
-    """
+@dataclass(slots=True)
+class Steps:
+    """Steps of one round, in which `streams` answers were written."""
+
+    streams: int
+    times_ms: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+    @property
+    def token_ms(self) -> float:
+        """Between two tokens of a stream, on average."""
+        return sum(self.times_ms) * self.streams / self.tokens
+
+
+def measured_steps(engine: Any, jobs: Sequence[Generate], skipped: int, count: int) -> Steps:
+    """The first `count` steps after which every stream has written more than `skipped` tokens. Raises `BenchFailed` if one ends before."""
     written = {job.id: 0 for job in jobs}
     for job in jobs:
         engine.submit(job)
-    times: list[float] = []
-    while len(times) < count:
+    steps = Steps(len(jobs))
+    while len(steps.times_ms) < count:
         is_measured = min(written.values()) > skipped
         begin_s = time.perf_counter()
         events = engine.step()
         if is_measured:
-            times.append((time.perf_counter() - begin_s) * 1000)
+            steps.times_ms.append((time.perf_counter() - begin_s) * 1000)
         for event in events:
             if isinstance(event, Failed):
                 raise BenchFailed(event.error.message)
             if isinstance(event, Delta):
                 written[event.id] += len(event.tokens)
+                steps.tokens += len(event.tokens) * is_measured
                 if event.finish is not None:
                     raise BenchFailed("an answer ended before all steps were measured: give fewer --steps")
     for job in jobs:
         engine.cancel(job.id)
     while not engine.idle:
         engine.step()
-    return times
+    return steps
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -104,23 +119,24 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     args.at_once = [args.streams]
     engine, _ = create_engine(settings(args))
     tokenizer = Tokenizer(args.model)
-    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    rounds: dict[str, list[Steps]] = {kind: [] for kind in KINDS}
     for round in range(args.repeats + 1):  # the first warms up: it compiles the grammars
         for kind in KINDS:
             skipped = SETTLED_STEPS + (args.thought_tokens + len(THINK.close)) * kind.endswith("after thought")
-            measured = step_times(engine, requests(kind, tokenizer, args), skipped, args.steps)
-            times[kind] += measured if round else []
-    for kind in KINDS:
-        base = statistics.median(times["text after thought" if kind.endswith("after thought") else "text"])
-        median_ms = statistics.median(times[kind])
-        ratio = round_to(statistics.median(times[kind]) / base)
+            measured = measured_steps(engine, requests(kind, tokenizer, args), skipped, args.steps)
+            rounds[kind] += [measured] * (round > 0)
+    for kind, measured_rounds in rounds.items():
+        bases = rounds["text after thought" if kind.endswith("after thought") else "text"]
+        times_ms = [step_ms for each in measured_rounds for step_ms in each.times_ms]
         yield {
             "kind": kind,
             "schema": args.schema,
             "streams": args.streams,
-            "steps": len(times[kind]),
-            "step_ms": round_to(median_ms),
-            "ratio": ratio,
+            "steps": len(times_ms),
+            "step_ms": round_to(statistics.median(times_ms)),
+            "step_tokens": round_to(sum(each.tokens for each in measured_rounds) / len(times_ms)),
+            "token_ms": round_to(statistics.median(each.token_ms for each in measured_rounds)),
+            "ratio": round_to(statistics.median(each.token_ms / base.token_ms for each, base in zip(measured_rounds, bases, strict=True))),
         }
 
 

@@ -69,12 +69,13 @@ class LookAhead:
 
 
 class GrammarState:
-    """How far one answer of at most `max_tokens` tokens has come in its grammar."""
+    """How far one answer has come in its grammar."""
 
-    def __init__(self, matcher: LLMatcher, completions: Completions, max_tokens: int) -> None:
+    def __init__(self, matcher: LLMatcher, completions: Completions, completion: list[int] | None) -> None:
+        """`completion` are tokens that make the whole answer; None: none fits, and the answer will be cut."""
         self._matcher, self._completions = matcher, completions
         self._number = b""  # at the end of the answer, if it ends in one
-        self._completion = completions.search(matcher, max_tokens)  # None: no completion fits, and the answer will be cut
+        self._completion = completion
 
     def allowed_tokens(self) -> NDArray[np.bool_]:
         """For each token of the vocabulary, whether it may come next. At least one may, until `accept` has returned True."""
@@ -133,6 +134,7 @@ class GrammarCompiler:
         eos = sorted(end_tokens) or tokenizer.eos_token_id
         self._tokenizer = LLTokenizer(_with_secret_control_tokens(tokenizer), n_vocab=vocabulary, eos_token=eos)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # by the grammar's text, least recently used first
+        self._searched: OrderedDict[tuple[str, int], list[int] | None] = OrderedDict()  # completions by grammar and `max_tokens`
         self._pool = ThreadPoolExecutor(1, "grammars")
 
     def compile(self, grammar: str, max_tokens: int, sampled: Sequence[int] = ()) -> Future[GrammarState]:
@@ -150,11 +152,22 @@ class GrammarCompiler:
         self._compiled.move_to_end(grammar)
         while len(self._compiled) > MAX_CACHED_GRAMMARS:
             self._compiled.popitem(last=False)
-        state = GrammarState(self._compiled[grammar].deep_copy(), self._completions, max_tokens)
+        matcher = self._compiled[grammar].deep_copy()
+        state = GrammarState(matcher, self._completions, self._completion_of(grammar, matcher, max_tokens))
         for left, token in zip(range(max_tokens - 1, 0, -1), sampled, strict=False):
             state.steer(token, left)
             state.accept(token)
         return state
+
+    def _completion_of(self, grammar: str, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
+        """The completion of a whole answer. Kept for later requests: to find that none fits may take more than a second."""
+        key = grammar, max_tokens
+        if key not in self._searched:
+            self._searched[key] = self._completions.search(matcher, max_tokens)
+        self._searched.move_to_end(key)
+        while len(self._searched) > MAX_CACHED_GRAMMARS:
+            self._searched.popitem(last=False)
+        return self._searched[key]
 
     @cached_property
     def _completions(self) -> Completions:

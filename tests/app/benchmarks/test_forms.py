@@ -29,6 +29,8 @@ def test_all_kinds_are_measured_beside_text_of_the_same_kind(folder: Path, capsy
     code, lines, _ = run(folder, capsys, "--steps", "5", "--thought-tokens", "4")
     assert code == 0 and [line["kind"] for line in lines] == list(forms.KINDS)
     assert all(line["steps"] == 5 and line["step_ms"] > 0 for line in lines)
+    for line in lines:  # a step gives each stream a token at least
+        assert line["step_tokens"] >= 2 and line["token_ms"] > 0
     assert [line["ratio"] for line in lines if line["kind"].startswith("text")] == [1.0, 1.0]
 
 

@@ -13,6 +13,7 @@ from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import answers_of, drain
 from llguidance import LLMatcher
 
+from app.engine.completion import Completions
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Failed
 from app.engine.flat import CacheLimits, create_flat_model
@@ -247,3 +248,21 @@ def test_a_grammar_looks_ahead_only_along_what_it_allows(tokenizer: Tokenizer) -
     assert ahead.choices[-1].certain == d and not ahead.follow(d), "the answer ends with it"
     assert ahead.tokens == [a, b, a, c] and len(ahead.choices) == 5
     assert not state.allowed_tokens()[c], "the answer itself has not begun"
+
+
+def test_the_completion_of_an_answer_is_searched_once_for_each_length(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where none fits, and the search has to try much before it says so."""
+    searched: list[int] = []
+    search = Completions.search
+
+    def counted(self: Completions, matcher: LLMatcher, limit: int) -> list[int] | None:
+        searched.append(limit)
+        return search(self, matcher, limit)
+
+    monkeypatch.setattr(Completions, "search", counted)
+    compiler = GrammarCompiler(tokenizer.base, VOCABULARY, tokenizer.end_tokens())
+    ends = [
+        compiler.compile(WORD, limit).result().steer(tokenizer.encode("a", "text", add_special_tokens=False)[0], 1)
+        for limit in (2, 9, 2, 9)
+    ]
+    assert searched == [2, 9] and ends[:2] == ends[2:]
