@@ -109,6 +109,7 @@ class PassageScore(Span):
     score: float | None = Field(description="by the verdict's method")
     verdict: Verdict
     p_machine: Probability | None = None
+    warnings: list[WarningCode] = Field([], description="why this passage has no verdict, where its score would give one")
 
 
 class Alternative(Wire):

@@ -26,16 +26,16 @@ FOLDS = 5
 
 
 def fit_all(
-    rows: Sequence[ScoreRow], targets: Sequence[float], starts: Sequence[int] = BUCKET_STARTS
+    rows: Sequence[ScoreRow], targets: Sequence[float], starts: Sequence[int] = BUCKET_STARTS, people: Sequence[ScoreRow] = ()
 ) -> tuple[CombinedModel | None, dict[Method, MethodCalibration], list[str], list[ScoreRow]]:
     """`combined` and every method, calibrated; what was refused; the rows, with the held-out scores that `combined` is calibrated on.
 
     Thresholds and probabilities of `combined` come from the held-out scores. How many texts lie where, and what a threshold finds, is
-    counted by the scores of the returned weights, which judge from then on.
+    counted by the scores of the returned weights, which judge from then on. `people`: texts of more kinds, for stricter thresholds.
     """
     model = fit_combined(rows)
     held_out = with_held_out_combined(rows) if model else list(rows)
-    methods, refused = fit_methods(held_out, targets, starts)
+    methods, refused = fit_methods(held_out, targets, starts, with_combined(people, model) if model else people)
     if model is None or "combined" not in methods:
         return None, methods, refused, held_out
     methods["combined"] = with_counts(methods["combined"], "combined", with_combined(rows, model))

@@ -1,6 +1,7 @@
 """Explains a score in sentences: what the number means, where it lies, and how often such a verdict is wrong. Knows no model."""
 
 import math
+from collections.abc import Sequence
 
 from app.schemas import MIN_SCORED_TOKENS, Method, Verdict
 from app.scoring.calibration import Judgement
@@ -8,15 +9,33 @@ from app.scoring.thresholds import DIRECTIONS
 
 
 def explain(method: Method, value: float | None, count: int, verdict: Verdict, judgement: Judgement | None, reason: str) -> str:
-    """`count` is the number of scored tokens; `reason` says, as a clause, why there is no judgement, and is used only then."""
+    """`count` is the number of scored tokens; `reason` says, as a clause, why there is no judgement, and is used only then.
+
+    A verdict of `uncertain` without a judgement is that of a text of a kind that was not measured.
+    """
+    if verdict == "uncertain" and judgement is None:
+        return f"No verdict: {reason}. The scores are given all the same, but nobody has measured how often they err on such texts."
     if value is None:
         return "No token of this text could be scored: it is too short for the model to predict anything."
-    meaning = f"{_meaning(method, value)}; {DIRECTIONS[method]} values look more like a machine's writing."
     if verdict == "insufficient":
-        return f"{meaning} The text has {count} scored tokens; a verdict needs at least {MIN_SCORED_TOKENS}."
+        return (
+            f"No verdict: the text has {count} scored tokens, and a verdict needs at least {MIN_SCORED_TOKENS}, which are about 50 words."
+        )
+    meaning = f"{_meaning(method, value)}; {DIRECTIONS[method]} values look more like a machine's writing."
     if judgement is None:
         return f"{meaning} There is no verdict: {reason}."
     return f"{meaning} {_position(judgement)} {_error_rate(judgement)}"
+
+
+def explain_passages(verdicts: Sequence[Verdict]) -> str:
+    """Where the passages of a text differ: how many read like a machine's by themselves. Blank where all or none do."""
+    machine, count = verdicts.count("machine"), len(verdicts)
+    if machine in (0, count):
+        return ""
+    return (
+        f"Read by themselves, {machine} of the {count} passages {'reads' if machine == 1 else 'read'} like a machine's: look at where the "
+        "text changes. A passage is judged wrongly as often as a text of its length, so some passages of long honest texts are called so."
+    )
 
 
 def _meaning(method: Method, value: float) -> str:

@@ -4,6 +4,7 @@ Refuses what the number of texts does not support. Needs scikit-learn and SciPy,
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -70,14 +71,30 @@ def threshold_at(scores: FloatArray, target: float) -> float:
     return float(np.partition(scores, -rank)[-rank])
 
 
-def fit_threshold(scores: FloatArray, target: float, sign: int, domains: Sequence[str] = (), share: float = 1) -> Threshold:
+def pooled_threshold(scores: FloatArray, domains: Sequence[str], target: float) -> float:
+    """The score beyond which at most `target` of the texts lie if each domain weighs the same; -inf for too few texts.
+
+    A text of a kind that was not measured is taken to be of any measured kind.
+    """
+    counts = Counter(domains)
+    if why_too_few(target, len(scores)):
+        return -math.inf
+    order = np.argsort(-scores)
+    weights = np.array([1 / (counts[domains[place]] * len(counts)) for place in order])
+    return float(scores[order[np.searchsorted(np.cumsum(weights), target)]])
+
+
+def fit_threshold(
+    scores: FloatArray, target: float, sign: int, domains: Sequence[str] = (), share: float = 1, floor: float = -math.inf
+) -> Threshold:
     """The strictest of the thresholds of those domains that have enough texts: a text to judge may be like those of any of them, or like
-    none. Several domains' thresholds are those of this `share` of the target. `sign` turns `scores` back into the method's own scores.
+    none. Several domains' thresholds are those of this `share` of the target; no threshold lies below `floor`. `sign` turns `scores` back
+    into the method's own scores.
     """
     parts = [scores[np.array(domains) == domain] for domain in sorted(set(domains))]
     rate = target * share if len(parts) > 1 else target
     value = max((threshold_at(part, rate) for part in parts if not why_too_few(rate, len(part))), default=-math.inf)
-    value = max(value, threshold_at(scores, target))
+    value = max(value, threshold_at(scores, target), floor)
     beyond = int((scores > value).sum())
     low, high = clopper_pearson(beyond, len(scores))
     return Threshold(value=sign * value, target=target, measured=beyond / len(scores), low=low, high=high, n=len(scores))
@@ -183,9 +200,17 @@ def rows_in_range(rows: Sequence[ScoreRow], token_range: tuple[int, int | None])
 
 
 def fit_bucket(
-    rows: Sequence[ScoreRow], method: Method, token_range: tuple[int, int | None], targets: Sequence[float]
+    rows: Sequence[ScoreRow],
+    method: Method,
+    token_range: tuple[int, int | None],
+    targets: Sequence[float],
+    people: Sequence[ScoreRow] = (),
 ) -> tuple[Bucket | None, list[str]]:
-    """What the texts of one range of lengths support, and sentences on what they do not."""
+    """What the texts of one range of lengths support, and sentences on what they do not.
+
+    `people`: texts of more kinds, by people; no machine threshold is less strict than theirs, of all lengths (a range has too few), pooled
+    with the same weight for each kind.
+    """
     found = [row for row in rows_in_range(rows, token_range) if row.scores.get(method) is not None]
     sample, sign = sample_of(found, method), sign_of(method)
     domains = [row.domain for row in found if not row.machine]
@@ -198,12 +223,16 @@ def fit_bucket(
     supported = [target for target in targets if not why_too_few(target, len(humans))]
     if not supported or why_too_few(max(targets), len(machines), "machine"):
         return None, refused
+    others = [row for row in people if row.scores.get(method) is not None]
+    pool, kinds = sample_of(others, method).score, [row.domain for row in others]
+    share = LEARNED_SHARE if method == "combined" else 1
+    floors = {target: pooled_threshold(pool, kinds, target) for target in supported}
     bucket = Bucket(
         min_tokens=low,
         max_tokens=high,
         n_human=len(humans),
         n_machine=len(machines),
-        machine=tuple(fit_threshold(humans, target, sign, domains, LEARNED_SHARE if method == "combined" else 1) for target in supported),
+        machine=tuple(fit_threshold(humans, target, sign, domains, share, floors[target]) for target in supported),
         human=tuple(fit_threshold(-machines, target, -sign) for target in supported if not why_too_few(target, len(machines))),
         chance=fit_probability_map(sample, sign) if sample.groups_of_smaller_class >= MIN_GROUPS else None,
     )
@@ -213,19 +242,19 @@ def fit_bucket(
 
 
 def fit_methods(
-    rows: Sequence[ScoreRow], targets: Sequence[float], starts: Sequence[int] = BUCKET_STARTS
+    rows: Sequence[ScoreRow], targets: Sequence[float], starts: Sequence[int] = BUCKET_STARTS, people: Sequence[ScoreRow] = ()
 ) -> tuple[dict[Method, MethodCalibration], list[str]]:
     """Calibrates every method that has scores; also returns sentences on what was refused.
 
-    `targets` are false-positive rates, `starts` the scored tokens at which buckets begin. Raises `SetupError` for a target that no bucket
-    supports.
+    `targets` are false-positive rates, `starts` the scored tokens at which buckets begin, `people` those of `fit_bucket`. Raises
+    `SetupError` for a target that no bucket supports.
     """
     calibrations: dict[Method, MethodCalibration] = {}
     refused: list[str] = []
     for method in METHODS:
         if not any(row.scores.get(method) is not None for row in rows):
             continue
-        fitted = [fit_bucket(rows, method, token_range, targets) for token_range in bucket_ranges(starts)]
+        fitted = [fit_bucket(rows, method, token_range, targets, people) for token_range in bucket_ranges(starts)]
         refused += [reason for _, reasons in fitted for reason in reasons]
         buckets = tuple(bucket for bucket, _ in fitted if bucket)
         calibrations[method] = with_counts(MethodCalibration(direction=DIRECTIONS[method], buckets=buckets), method, rows)

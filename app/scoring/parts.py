@@ -15,6 +15,7 @@ from app.schemas import (
     SentenceScore,
     TokenScore,
     Verdict,
+    WarningCode,
 )
 from app.scoring.calibration import Judgement
 from app.scoring.detector import ScoreOptions
@@ -22,6 +23,7 @@ from app.scoring.methods import method_score
 from app.scoring.prepare import PreparedText
 from app.scoring.sentences import sentences
 from app.scoring.thresholds import sign_of
+from app.scoring.warnings import DOUBTS, warnings
 from app.tokenizer import Tokenizer
 
 MIN_PLACED_TOKENS = 8  # of a sentence that is given a place among the others: the score of a shorter one says nothing
@@ -52,7 +54,7 @@ def judge(options: ScoreOptions, method: Method, value: float | None, count: int
 
 
 def passage_scores(method: Method, options: ScoreOptions, columns: Columns, prepared: PreparedText) -> list[PassageScore]:
-    """One for each window of the text, judged by the tokens that are scored in it."""
+    """One for each window of the text, judged by the tokens that are scored in it. One that is no English prose has no verdict."""
     scores = []
     for window in prepared.job.windows:
         part, tokens = slice_columns(columns, window.scored_from - 1, window.end - 1), window.end - window.scored_from
@@ -61,8 +63,17 @@ def passage_scores(method: Method, options: ScoreOptions, columns: Columns, prep
         start, end = prepared.text.original_span(
             prepared.encoded.offsets[window.scored_from][0], prepared.encoded.offsets[window.end - 1][1]
         )
-        scores.append(PassageScore(start=start, end=end, tokens=tokens, score=value, verdict=judged.verdict, p_machine=judged.probability))
+        doubts = doubts_of(options, part, prepared.part(window)) if judged.judgement else []
+        judged = Judged("uncertain") if doubts else judged
+        passage = PassageScore(start=start, end=end, tokens=tokens, score=value, verdict=judged.verdict, p_machine=judged.probability)
+        scores.append(passage.model_copy(update={"warnings": doubts}))
     return scores
+
+
+def doubts_of(options: ScoreOptions, columns: Columns, prepared: PreparedText) -> list[WarningCode]:
+    """The warnings that leave a text without a verdict."""
+    found = warnings(prepared, columns, options.min_characters_per_token, options.memorised_nats)
+    return [code for code, _ in found if code in DOUBTS]
 
 
 def _judge_part(options: ScoreOptions, method: Method, value: float | None, tokens: int) -> Judged:

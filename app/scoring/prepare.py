@@ -23,6 +23,15 @@ class PreparedText:
     job: Job
     truncated: bool = False
 
+    def part(self, window: Window) -> "PreparedText":
+        """What a window scores, as a text of its own."""
+        offsets = self.encoded.offsets[window.scored_from : window.end]
+        start, end = offsets[0][0], offsets[-1][1]
+        content = NormalizedText(self.text.content[start:end], self.text.origins[start:end])
+        first, last = self.text.original_span(start, end)
+        encoded = Encoded(self.encoded.ids[window.scored_from : window.end], tuple((low - start, high - start) for low, high in offsets))
+        return PreparedText(self.sent[first:last], content, encoded, self.job)
+
 
 @dataclass(frozen=True, slots=True)
 class Preparation:

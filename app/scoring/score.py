@@ -9,7 +9,7 @@ from app.engine.events import Columns
 from app.schemas import Contribution, Method, Rate, Score, Statistics, Verdict, Warning
 from app.scoring.calibration import Judgement
 from app.scoring.detector import ScoreOptions
-from app.scoring.explanation import explain
+from app.scoring.explanation import explain, explain_passages
 from app.scoring.features import STATISTICS, statistics_of
 from app.scoring.methods import method_score
 from app.scoring.parts import distribution_of, judge, passage_scores, sentence_scores, token_scores
@@ -33,6 +33,9 @@ def build_score(index: int, options: ScoreOptions, columns: Columns, prepared: P
     doubt = next((message for code, message in warned if code in DOUBTS), None) if judged.judgement else None
     verdict: Verdict = "uncertain" if doubt and judged.verdict != "insufficient" else judged.verdict
     explanation = explain(method, value, count, verdict, None if doubt else judged.judgement, doubt or _why_no_judgement(options, method))
+    passages = passage_scores(method, options, columns, prepared) if len(prepared.job.windows) > 1 else None
+    if passages and not doubt:
+        explanation = f"{explanation} {explain_passages([passage.verdict for passage in passages])}".strip()
     return Score(
         index=index,
         scores=scores,
@@ -51,7 +54,7 @@ def build_score(index: int, options: ScoreOptions, columns: Columns, prepared: P
         warnings=[Warning(code=code, message=message) for code, message in warned],
         statistics=_statistics(columns) if count else None,
         contributions=_contributions(method, options, columns) if count else None,
-        passages=passage_scores(method, options, columns, prepared) if len(prepared.job.windows) > 1 else None,
+        passages=passages,
         sentences=sentence_scores(method, options, columns, prepared) if options.granularity != "none" else None,
         tokens=token_scores(columns, prepared, tokenizer) if options.granularity == "token" else None,
     )

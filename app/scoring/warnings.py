@@ -14,6 +14,7 @@ from app.scoring.prepare import PreparedText
 SHORT_TOKENS = 128  # scored tokens; verdicts on shorter texts are wrong more often
 MIN_COMMON_SHARE = 0.15  # of words in COMMON_WORDS: less in 4 of 7,798 English texts of news and stories; German and French: about 0.05
 MIN_WORDS = 20  # for the share of common words to say anything
+MAX_LETTERS_PER_WORD = 12  # English prose has about 4.5: more means that blanks were removed
 COMMON_WORDS = frozenset(
     "the of and to a in is that it was he for on are as with his they i at be this have from or one had by not but what all were we when "
     "your can said there use an each which she do how their if will up other about out many then them these so some her would make like "
@@ -22,6 +23,10 @@ COMMON_WORDS = frozenset(
 LAST_LATIN = 0x24F  # code point of the last letter in the Latin blocks
 MIN_DISTINCT_SHARE = 0.6  # distinct n-grams as a share of all: the lowest of 388 human texts was 0.88
 NGRAM_TOKENS = 4
+NOT_ENGLISH = (
+    "this is not written like English prose (another language, capitals throughout, or changed letters); the detector was calibrated and "
+    "measured on English prose only"
+)
 NAMES: dict[Kind, str] = {"code": "program code", "table": "a table", "list": "a list", "verse": "verse"}
 MEMORISED_NATS = 0.7  # mean surprise per token below which the model seems to know the text by heart
 QUOTED_TOKENS = 32
@@ -50,7 +55,7 @@ def warnings(
     if (kind := kind_of(prepared.sent)) is not None:
         yield kind, f"this reads like {NAMES[kind]}; the detector was calibrated and measured on running prose only"
     elif not _is_english(content) or (min_characters_per_token and _is_cut_small(prepared, min_characters_per_token)):
-        yield "not_english", "this does not read like English prose; the detector was calibrated and measured on English prose only"
+        yield "not_english", NOT_ENGLISH
     ngrams = [tuple(tokens[start : start + NGRAM_TOKENS]) for start in range(len(tokens) - NGRAM_TOKENS + 1)]
     if len(ngrams) >= SHORT_TOKENS and len(set(ngrams)) < MIN_DISTINCT_SHARE * len(ngrams):
         yield "repeated", "the text repeats itself; repetition alone makes any text look like a machine's"
@@ -87,10 +92,12 @@ def _is_cut_small(prepared: PreparedText, min_characters_per_token: float) -> bo
 
 
 def _is_english(content: str) -> bool:
-    """False if most letters are not Latin, or if a text of enough words has few of the common English ones."""
+    """False if most letters are not Latin, if blanks are missing, or if a text of enough words has few of the common English ones."""
     letters = [letter for letter in content if letter.isalpha()]
     words = [word.strip(".,;:!?\"'“”‘’()").lower() for word in content.split()]
     if sum(ord(letter) > LAST_LATIN for letter in letters) > len(letters) / 2:
+        return False
+    if len(letters) > MAX_LETTERS_PER_WORD * max(len(words), MIN_WORDS):
         return False
     return len(words) < MIN_WORDS or sum(word in COMMON_WORDS for word in words) >= MIN_COMMON_SHARE * len(words)
 

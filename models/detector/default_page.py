@@ -88,6 +88,6 @@ def render(
     parts += [markdown_table(["generators", "method", "AUROC", "TPR at 5%", "TPR at 1%"], mean_rows(results[0])), wording.TRIMMED]
     parts += [markdown_table(head, set_rows(results[25])), wording.BORDERS]
     parts += [markdown_table(verdict_head, domain_rows(cut[0], fit_rows, without))]
-    parts += [SERVED.read_text()]
+    parts += [wording.KINDS, SERVED.read_text()]
     parts += [wording.COMBINED, markdown_table(["question", "statistic", "centre", "spread", "weight"], weight_rows(calibration))]
     return "\n".join([*parts, wording.TRIED, wording.PRECISIONS, wording.PAIR])

@@ -12,9 +12,10 @@ OPENING = """# The detector: what it detects, and what it does not
 4. Do not use it on answers to exercises, instructions, reference manuals, formulas or quotations: plain, factual, expected sentences of
    people look like a machine's (9% of manual pages and instructions are called so).
 5. Code, tables, lists, verse, other languages, repetition and texts that the model knows by heart are answered `uncertain`.
-6. Writers whose first language is not English: manuals by Spanish, French and Japanese authors were called a machine's no more often than
-   others (0 of 180), but no essays of learners were at hand, and published studies of other detectors find high rates for them.
-7. A kind of text that was not measured may be judged wrongly far more often: fitted on stories alone, it errs on 3 to 6% of news.
+6. Writers whose first language is not English: of Chinese business news in English 2 of 152 texts were called a machine's, of manuals by
+   Spanish, French and Japanese authors none of 180. Both were edited. No essays of learners were measured; published studies of other
+   detectors find high rates for them.
+7. A kind of text that was not measured may be judged wrongly far more often: of manuals and instructions 7 to 17% lie beyond the border.
 8. Look at the passages of a long text: where it changes tells more than one number.
 9. Of 300 honest essays, expect some beyond the border. Count that before you ask anyone.
 10. Never decide about a person by a score alone.
@@ -36,8 +37,58 @@ What is scored is then only the part that differs.
 """
 BORDERS = """## Verdicts at the 1% border, on a domain that was left out
 The calibration of these rows never saw their domain: this is what a new kind of text meets. People's news is likelier to the model than
-people's stories, so a border from stories alone is crossed by 3 to 6% of the news, and one from news alone finds few machine stories. The
-shipped border is that of the stricter domain, at half of the rate; what it does is in the next section.
+people's stories, so a border from stories alone is crossed by 3 to 6% of the news. So no border is less strict than that of eight more
+kinds of people's prose (novels, talks, business news, essays, manuals, the Jargon File), pooled with the same weight for each kind
+(`models/detector/people.jsonl.gz`, numbers only). The shipped border is the strictest of news and stories at half of the rate, and of
+this pool.
+"""
+KINDS = """
+The mark, at most 2% of people's texts called a machine's in a domain that was left out, is met on news, on stories and on seven of the
+eight
+kinds of prose (the Jargon File: 2 of 87). It is **not met on reference manuals and instructions**: 7 to 17%. The first eight
+rows are measured with a border that their kind was left out of; the others with the shipped one, which never saw them. Warnings of kind
+are not counted here: some of the last two kinds are lists, which the server does not judge. Whole texts, 2026-11-29.
+
+| people's texts | n | called a machine's | called human |
+| --- | ---: | ---: | ---: |
+| Shanghai business news | 152 | 1.3% [0.2%, 4.7%] | 11.8% |
+| anarchism | 142 | 0.0% [0.0%, 2.6%] | 7.0% |
+| debian-handbook | 109 | 0.0% [0.0%, 3.3%] | 9.2% |
+| developers-reference | 75 | 1.3% [0.0%, 7.2%] | 12.0% |
+| harden-doc | 69 | 0.0% [0.0%, 5.2%] | 13.0% |
+| jargon file | 87 | 2.3% [0.3%, 8.1%] | 25.3% |
+| novels | 153 | 0.0% [0.0%, 2.4%] | 22.9% |
+| talks (TED) | 133 | 0.0% [0.0%, 2.7%] | 8.3% |
+| GNOME help | 116 | 6.9% [3.0%, 13.1%] | 6.0% |
+| Python reference | 105 | 6.7% [2.7%, 13.3%] | 1.0% |
+| instructions: answers | 82 | 17.1% [9.7%, 27.0%] | 6.1% |
+| instructions: inputs | 30 | 16.7% [5.6%, 34.7%] | 6.7% |
+| manual pages | 106 | 11.3% [6.0%, 18.9%] | 11.3% |
+| package descriptions | 71 | 8.5% [3.2%, 17.5%] | 9.9% |
+
+What was tried for this border: weights of news or stories alone, people's texts of 64 tokens and more; TPR of GPT-3.5's texts of the
+left-out
+domain, beginnings of texts included, on about two fifths of the texts (the two rows on all of the texts are marked *).
+
+| border | people's news, left out | people's stories, left out | other kinds of prose, left out | TPR news, stories |
+| --- | ---: | ---: | ---: | ---: |
+| stricter of the domains, 1% | 6.3% | 0.3% | 0.3 to 5.5% | 66%, 21% |
+| the same at half of the rate (shipped before) * | 3.0 to 5.7% | 0.2 to 0.4% | 0 to 4.7% | 85%, 28% |
+| that, and the pool of prose at 1%, by length | 0.7% | 0.3% | 0 to 4.7% | 31%, 12% |
+| that, and the pool of prose at 1%, all lengths together (shipped) * | 0.1 to 0.5% | 0.2 to 0.4% | 0 to 2.3% | 35%, 10% |
+| that, and the pool of prose at 0.5%, by length | 0.3% | 0.2% | 0 to 4.7% | 22%, 10% |
+| that, and the second strictest kind of prose at 1% | 0.2% | 0.1% | 0 to 4.7% | 20%, 9% |
+| that, and mean and 1.65 spreads of the kinds of prose | 0.1% | 0.1% | 0 to 3.1% | 6%, 2% |
+| that, and the strictest kind of prose at 1% | 0.0% | 0.1% | 0 to 3.1% | 4%, 1% |
+| that, and the pool of all 14 kinds at 1%, manuals and instructions too | 0.0% | 0.0% | 0 to 1.6% | 1%, 0% |
+
+The pool by length has too few texts of each kind: on all texts a single one of 192 tokens and more put that border at 6.1, where nothing
+is found. Only the last
+rows protect manuals and instructions, and they find hardly any machine text. People's texts of all kinds added to the fit of the weights
+lower the mean
+AUROC of GPT-3.5 and GPT-4 from 0.946 to 0.935 (a quarter of the texts). The shipped border, 2.80, costs little where nothing is left
+out: it finds 5.4%
+of the machine texts of 192 tokens and more, where the one before found 6.2%.
 """
 COMBINED = """## How combined works
 Chat models write what is likely. A model that is sampled as it is does not, but its surprise varies less than that of people's texts. So

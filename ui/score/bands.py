@@ -35,6 +35,8 @@ REASONS: dict[Verdict, str] = {
     "insufficient": "The text is too short. Add more of it: 150 words or more are best, about 50 are the least.",
     "uncalibrated": "Scores of this model have not been measured on known texts, so this number has no verdict.",
 }
+NO_DOUBT = frozenset({"short", "truncated"})  # warnings that leave a verdict
+DOUBTED = "There is no verdict on a text of this kind; the warning below says which kind, and why."
 
 
 def band_of(score: Score) -> Band:
@@ -55,4 +57,6 @@ def _leaning(score: Score) -> Band:
 
 
 def meaning_of(score: Score) -> str:
+    if score.verdict == "uncertain" and any(warning.code not in NO_DOUBT for warning in score.warnings):
+        return DOUBTED
     return REASONS.get(score.verdict, MEANINGS[band_of(score)])

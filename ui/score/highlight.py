@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from app.schemas import PassageScore, Score, SentenceScore, TokenScore, Verdict
+from app.schemas import PassageScore, Score, SentenceScore, TokenScore, Verdict, WarningCode
 from ui.markup import escape_html
 from ui.score.gauge import METHOD_NAMES, small_gauge_html
 from ui.score.numbers import format_score
@@ -29,6 +29,15 @@ VERDICTS: dict[Verdict, str] = {
     "uncalibrated": "not calibrated",
     "insufficient": "too short",
 }
+WARNED: dict[WarningCode, str] = {
+    "not_english": "no English prose",
+    "code": "program code",
+    "table": "a table",
+    "list": "a list",
+    "verse": "verse",
+    "repeated": "repeats itself",
+    "memorised": "known by heart",
+}  # of a passage without a verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +63,12 @@ def passages_html(score: Score, passages: Sequence[PassageScore], text: str) -> 
 
 def _passage_item(score: Score, passage: PassageScore, text: str) -> str:
     content = text_html(text[passage.start : passage.end].strip())
+    verdict = WARNED[passage.warnings[0]] if passage.warnings else VERDICTS[passage.verdict]
     gauge = "" if passage.score is None else small_gauge_html(score.method, passage.score, score.direction)
     value = "no score" if passage.score is None else format_score(passage.score)
     return (
         f'<li><span class="place">{gauge}<b>{value}</b><small>{_token_count(passage.tokens)}</small>'
-        f'<strong class="badge {passage.verdict}">{VERDICTS[passage.verdict]}</strong></span><span class="words">{content}</span></li>'
+        f'<strong class="badge {passage.verdict}">{verdict}</strong></span><span class="words">{content}</span></li>'
     )
 
 

@@ -16,6 +16,7 @@ from app.scoring.fitting import (
     folds,
     losses,
     out_of_fold_probabilities,
+    pooled_threshold,
     probability_bounds,
     texts_needed,
     threshold_at,
@@ -268,3 +269,13 @@ def test_samples_leave_out_texts_without_a_score():
     ]
     sample = sample_of(rows, "binoculars")
     assert (sample.score.tolist(), sample.machine.tolist()) == ([-0.7], [True])
+
+
+def test_a_pool_weighs_each_kind_the_same_and_makes_thresholds_stricter():
+    scores, kinds = np.concatenate([np.arange(900.0), np.arange(5000.0, 5100.0)]), ["many"] * 900 + ["few"] * 100
+    assert pooled_threshold(scores, kinds, 0.05) == pytest.approx(5089.5, abs=0.5)  # a tenth of `few`, which is half of the pool
+    assert pooled_threshold(scores[:50], kinds[:50], 0.01) == -np.inf
+    rows = rows_of(normal_sample(), "fast_detect", 1)
+    people = [ScoreRow(False, str(n), "talks", 300, {"fast_detect": 50.0 + n}) for n in range(100)]
+    plain, wide = (fit_bucket(rows, "fast_detect", (64, 128), (0.05,), each)[0] for each in ((), people))
+    assert plain.machine[0].value < 10 and wide.machine[0].value >= 140 and wide.machine[0].measured == 0

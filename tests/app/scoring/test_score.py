@@ -90,7 +90,7 @@ def test_a_denominator_of_zero_gives_no_score() -> None:
 def test_the_verdict_without_a_calibration(count: int, verdict: str) -> None:
     score = build_score(3, ScoreOptions(("binoculars",), UNCALIBRATED), uniform_columns(count, 1.0), prepare_long(count))
     assert (score.index, score.verdict, score.scored_tokens, score.tokens, score.sentences) == (3, verdict, count, None, None)
-    assert "0.50 times" in score.explanation and score.threshold is None and score.false_positive_rate is None
+    assert ("0.50 times" in score.explanation) == (count >= 64) and score.threshold is None and score.false_positive_rate is None
 
 
 @pytest.mark.parametrize(("surprise", "verdict", "p"), [(1.2, "machine", 0.9), (1.9, "uncertain", 0.55), (2.6, "human", 0.2)])

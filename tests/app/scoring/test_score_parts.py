@@ -1,5 +1,7 @@
 """Passages of a long text, sentences by their place, and texts on which no verdict is given."""
 
+from dataclasses import replace
+
 import pytest
 
 from app.engine.events import Columns
@@ -100,4 +102,27 @@ def test_a_text_that_the_detector_was_not_made_for_is_uncertain(prepared: Prepar
     score = build_score(0, options(), columns(*[surprise] * (len(prepared.encoded.ids) - 1)), prepared)
     assert score.verdict == "uncertain" and score.p_machine is None
     warning = next(warning for warning in score.warnings if warning.code == code)
-    assert f"There is no verdict: {warning.message}" in score.explanation
+    assert score.explanation.startswith(f"No verdict: {warning.message}.") and "point to" not in score.explanation
+
+
+def test_a_passage_that_is_no_prose_has_no_verdict_and_the_others_keep_theirs() -> None:
+    prepared = prepared_words(401)
+    foreign = prepared.text.content[: len(prepared.text.content) // 2].translate(str.maketrans("aeo", "жфц"))
+    content = foreign + prepared.text.content[len(foreign) :]
+    mixed = replace(prepared, sent=content, text=replace(prepared.text, content=content))
+    score = build_score(0, options(), columns(*[0.9] * 400), mixed)
+    assert score.passages is not None
+    assert [(passage.verdict, passage.warnings) for passage in score.passages] == [
+        ("uncertain", ["not_english"]),
+        ("uncertain", ["not_english"]),
+        ("machine", []),
+        ("machine", []),
+    ]
+    assert score.passages[0].p_machine is None
+
+
+def test_a_text_whose_passages_differ_says_so() -> None:
+    mixed = build_score(0, options(), columns(*[4.0] * 199, *[0.9] * 201), prepared_words(401))
+    assert "2 of the 4 passages read like a machine's" in mixed.explanation
+    same = build_score(0, options(), columns(*[0.9] * 400), prepared_words(401))
+    assert "passages" not in same.explanation

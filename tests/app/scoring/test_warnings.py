@@ -41,6 +41,7 @@ def test_not_english() -> None:
     assert codes(german) == ["not_english"]
     assert codes("从前有一个国王，他有三个儿子。") == ["not_english"]
     assert codes("Es war einmal") == []  # too few words to decide
+    assert codes(ENGLISH.replace(" ", "") * 4) == ["not_english"]  # blanks were removed
 
 
 def test_repeated() -> None:

@@ -40,6 +40,9 @@ def test_no_band_says_who_wrote_a_text():
 def test_a_text_without_a_verdict_says_what_to_do():
     assert "Add more of it" in meaning_of(score(verdict="insufficient"))
     assert "have not been measured" in meaning_of(score(verdict="uncalibrated"))
+    listed = [{"code": "short", "message": "short"}, {"code": "list", "message": "a list"}]
+    assert "the warning below says" in meaning_of(score(verdict="uncertain", p_machine=None, warnings=listed))
+    assert meaning_of(score(verdict="uncertain", p_machine=None, warnings=listed[:1])) == MEANINGS["unclear"]
 
 
 @pytest.mark.parametrize(("share", "text"), [(0, "0"), (0.0045, "4.5"), (0.004, "4"), (0.0125, "12"), (0.25, "250"), (1, "1,000")])

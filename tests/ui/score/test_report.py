@@ -182,6 +182,7 @@ def test_what_the_score_comes_from_and_the_passages_are_shown():
         {"start": 0, "end": 5, "tokens": 200, "score": -2.0, "verdict": "human"},
         {"start": 5, "end": 11, "tokens": 190, "score": 4.0, "verdict": "machine"},
         {"start": 11, "end": 12, "tokens": 1, "score": None, "verdict": "insufficient"},
+        {"start": 12, "end": 13, "tokens": 99, "score": 5.0, "verdict": "uncertain", "warnings": ["list"]},
     ]
     changes = {
         "method": "combined",
@@ -194,7 +195,9 @@ def test_what_the_score_comes_from_and_the_passages_are_shown():
     assert facts(html)["Share of &lt;words&gt; ranked first"] == "0.500: 1.10 towards a machine"
     assert facts(html)["Spread"] == "2.250: 0.70 towards a person"
     listed = re.search(r'aria-label="Scored passages">(.*?)</ol>', html)
-    assert listed is not None and listed[1].count("<li>") == 3
+    assert listed is not None and listed[1].count("<li>") == 4
     assert "Once</span>" in listed[1] and "&lt;b&gt;was</span>" in listed[1]
-    assert [badge in listed[1] for badge in ("reads like human text", "reads like machine text", "too short", "no score")] == [True] * 4
+    assert [badge in listed[1] for badge in ("reads like human text", "reads like machine text", "too short", "no score", "a list")] == [
+        True
+    ] * 5
     assert "Scored passages" not in report_html()
