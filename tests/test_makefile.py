@@ -114,5 +114,20 @@ def test_running_needs_no_test_tools():
     assert "requirements-dev" in make("--always-make", "check")
 
 
-def test_pytest_has_the_last_word():
-    assert make("test", "TEST=").splitlines()[-1].rstrip().endswith("-m pytest -n 3 --no-loadscope-reorder")
+def test_tests_run_in_three_processes():
+    assert "-m pytest -n 3 --no-loadscope-reorder ;" in make("test", "TEST=")
+
+
+@pytest.mark.parametrize(("types", "tests", "failed"), [(0, 0, False), (1, 0, True), (0, 1, True)])
+def test_types_are_checked_beside_the_tests_and_either_fails_the_target(tmp_path, types, tests, failed):
+    """The programs of a virtual environment, which here end as they are told to."""
+    (tmp_path / "bin").mkdir()
+    for name, ends in {"ruff": 0, "chromium": 0, "mypy": types, "python": tests}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho this is {name}\nexit {ends}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    for stamp in ("runtime.stamp", "dev.stamp"):
+        (tmp_path / stamp).touch()
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "MAKEFLAGS": ""}
+    done = subprocess.run(["make", "test", f"VENV={tmp_path}", "TEST="], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode != 0) is failed, done.stderr
+    assert 0 < done.stdout.index("this is python") < done.stdout.index("this is mypy"), "what the types' check says comes last"

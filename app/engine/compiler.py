@@ -3,6 +3,7 @@
 Knows nothing of what the library contains.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -59,12 +60,16 @@ def _digest() -> str:
 
 
 def _compile(path: Path) -> Path:
-    """Compile to `path` unless it exists, and return it."""
-    if not path.exists():
-        log.info("compiling the kernel for this processor: about ten seconds, once")
-        # Renamed into place when complete, so that processes which compile at the same time never load half a library.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            build(COMPILE_COMMAND, Path(folder) / path.name).replace(path)
+    """Compile to `path` unless it exists, and return it. Of processes that need it at the same time one compiles, and the others wait."""
+    if path.exists():
+        return path
+    with path.with_suffix(".lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not path.exists():
+            log.info("compiling the kernel for this processor: about ten seconds, once")
+            # Renamed into place when complete, so that half a library of a process that was killed is never loaded.
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                build(COMPILE_COMMAND, Path(folder) / path.name).replace(path)
     return path
 
 

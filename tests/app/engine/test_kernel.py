@@ -1,19 +1,15 @@
-"""The compiled kernel against torch, including edge cases, and the fallback where the kernel cannot be compiled or is wrong."""
+"""The compiled kernel against torch, including edge cases."""
 
-import logging
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from driving import kernel_or_skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from older_kernels import OLDER, strict_kernel
+from older_kernels import OLDER
 from torch.nn import functional as F
 
-from app.engine import compiler
-from app.engine.compiler import COMPILE_COMMAND
 from app.engine.grouped import GroupedWeights
 from app.engine.kernel import Epilogue, Kernel, kernel
 from app.engine.packing import pack_bfloat16, pack_grouped, pack_levels, pad_bias, unpack_rows
@@ -344,51 +340,3 @@ def test_the_number_of_threads_does_not_change_results(built: Kernel, monkeypatc
         monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
         results.append(built.linear(x, packed, Epilogue(333)))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-
-
-@pytest.fixture
-def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No library is compiled yet; it will be kept in the folder `kept`."""
-    kernel.cache_clear()
-    monkeypatch.setattr(compiler, "_cache_folders", lambda: iter([tmp_path / "kept"]))
-    yield tmp_path
-    kernel.cache_clear()
-
-
-def test_the_sources_compile_without_a_warning() -> None:
-    kernel_or_skip()
-    assert strict_kernel().columns
-
-
-def test_the_library_is_compiled_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "COMPILE_COMMAND", (*COMPILE_COMMAND, "-O0"))  # five times as quick, and no less right
-    kernel_or_skip()
-    (path,) = (empty_cache / "kept").glob("*.so")
-    kernel.cache_clear()
-    monkeypatch.setattr(compiler, "_compile", lambda target: target if target == path else None)
-    assert kernel() is not None
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("compiler.COMPILE_COMMAND", ("no-such-gcc",), "no-such-gcc"),
-        ("compiler.COMPILE_COMMAND", (*COMPILE_COMMAND, "-Dvoid=broken"), "gcc:"),
-        ("compiler._cache_folders", lambda: iter([Path("/proc/nowhere")]), "/proc/nowhere"),
-    ],
-)
-def test_a_failure_to_compile_is_logged(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name, value, message
-) -> None:
-    monkeypatch.setattr(f"app.engine.{name}", value)
-    with caplog.at_level(logging.WARNING):
-        assert kernel() is None
-    assert message in caplog.text
-
-
-def test_a_kernel_with_wrong_results_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    kernel_or_skip()
-    kernel.cache_clear()
-    monkeypatch.setattr(Kernel, "linear", lambda self, x, weights, epilogue: torch.zeros(len(x), epilogue.outputs, dtype=torch.bfloat16))
-    assert kernel() is None and "wrong products on this machine" in caplog.text
-    kernel.cache_clear()
