@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from app.engine.attention import SlotAttention
 from app.engine.flat import CacheLimits, slot_bytes, step_bytes
 from app.engine.kernel import kernel
+from app.engine.lanes import MAX_LANES
 from app.engine.ledger import Ledger, fits_beside
 from app.errors import SetupError
 from app.estimate.device import Device
@@ -44,12 +45,13 @@ class Question:
     fine_tune: FineTune | None = None
     process: int = 0
     observer: str | None = None
+    draft: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
     """Bytes of a device's memory. `weights` by kind of storage; `slot` is one context, of which there is one more than slots. An observer
-    has a single one, `observer_slot`.
+    has a single one, `observer_slot`, and `draft_cache` are the contexts of a draft model.
     """
 
     weights: Counter[str]
@@ -60,10 +62,11 @@ class Need:
     dtype: str
     tuning: Tuning | None = None
     observer_slot: int = 0
+    draft_cache: int = 0
 
     @property
     def cache(self) -> int:
-        return self.slot * self.contexts + self.observer_slot
+        return self.slot * self.contexts + self.observer_slot + self.draft_cache
 
     @property
     def total(self) -> int:
@@ -71,7 +74,7 @@ class Need:
         return self.weights.total() + self.cache + self.activations + self.overhead + states
 
     def ledger(self, memory: int) -> Ledger:
-        return Ledger(memory - self.overhead - self.observer_slot, self.weights.total(), self.activations, self.slot)
+        return Ledger(memory - self.overhead - self.observer_slot - self.draft_cache, self.weights.total(), self.activations, self.slot)
 
     def fits(self, memory: int) -> bool:
         """Whether a device with so many free bytes holds it, by the rule that the engine starts by."""
@@ -94,9 +97,10 @@ class Plan:
         self.skeleton = skeleton_of(self.source)
         self.context = min(self.question.context, context_of("model.path", self.source))
         observer = self.question.observer if self.question.fine_tune is None else None
-        self.observer = None if observer is None else Plan(replace(self.question, path=observer, observer=None))
+        self.observer = None if observer is None else Plan(replace(self.question, path=observer, observer=None, draft=None))
         if self.observer is not None:
             self.context = min(self.context, self.observer.context)
+        self.draft = self._plan_of_draft()
         self.config = self.skeleton.config.get_text_config()
         if self.source.gguf is not None and self.question.quantize != "none":
             raise SetupError(f"model.quantize: {self.question.path} is a GGUF file, whose weights keep their own precision; use none")
@@ -115,16 +119,31 @@ class Plan:
         dtype = served_dtype(self.source, asked.dtype, asked.quantize, kind, self.parameters)
         weights = footprint(self.source, self.skeleton, _form(asked.quantize, dtype, kind))
         context = min(asked.context, self.context)
-        observer = None if self.observer is None else self.observer.need(kind, replace(asked, observer=None, context=context))
+        observer = None if self.observer is None else self.observer.need(kind, replace(asked, observer=None, draft=None, context=context))
+        draft = None if self.draft is None else self.draft.need(kind, self._asked_of_draft(asked))
+        for name, other in (("observer", observer), ("draft", draft)):
+            weights += Counter({} if other is None else {f"{name}, {form}": size for form, size in other.weights.items()})
         return Need(
-            weights if observer is None else weights + Counter({f"observer, {name}": size for name, size in observer.weights.items()}),
+            weights,
             slot=slot_bytes(self._attention, context, dtype),
             contexts=asked.slots + 1,
             activations=step_bytes(self.config, CacheLimits(asked.slots, context, asked.step_tokens)),
             overhead=_overhead(kind, asked),
             dtype=str(dtype).removeprefix("torch."),
             observer_slot=0 if observer is None else observer.slot,
+            draft_cache=0 if draft is None else draft.cache,
         )
+
+    def _plan_of_draft(self) -> "Plan | None":
+        path = self.question.draft if self.question.fine_tune is None else None
+        return None if path is None else Plan(replace(self._asked_of_draft(self.question), path=path))
+
+    def _asked_of_draft(self, asked: Question) -> Question:
+        """Of a draft model, whose cache has fewer contexts. A GGUF file keeps its own precision."""
+        keeps = asked.draft is not None and source_of(asked.draft).gguf is not None
+        quantize = "none" if keeps else asked.quantize
+        slots, context = min(asked.slots, MAX_LANES), min(asked.context, self.context)
+        return replace(asked, quantize=quantize, slots=slots, context=context, observer=None, draft=None)
 
     def _to_tune(self, kind: str, asked: Question) -> Need:
         scheme = "nf4" if asked.fine_tune == "qlora" else "none"

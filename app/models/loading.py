@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import transformers
 
+from app.engine.draftmodel import DraftModel
 from app.engine.engine import Engine, EngineLimits
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.grammar import GrammarCompiler
@@ -21,6 +22,7 @@ from app.forms.tools import ToolsUnsupported
 from app.models.cache import check_kinds
 from app.models.context import context_of
 from app.models.device import DeviceAssignment
+from app.models.draft import check_vocabulary, draft_limits, draft_settings
 from app.models.files import files_to_load, read_ahead, weight_files
 from app.models.format import parameter_count, weight_format
 from app.models.gguf import GGUFFile
@@ -62,6 +64,8 @@ def warm_up(engine: Engine) -> None:
     engine.submit(Score("warm-text", (0,) * length, (Window(0, length, 1),), engine.observer is not None))
     _drain(engine)
     engine.scheduler.reset()
+    if engine.drafter.proposer is not None:
+        engine.drafter.proposer.model.warm_up()
     engine.drafter.is_on = engine.limits.drafts
 
 
@@ -111,12 +115,17 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
         _check_pair(tokenizer, Tokenizer(path), path)
         cache = replace(cache, context=min(cache.context, context_of("model.observer", source_of(path))))
         observer = _flat_model(path, settings, device, replace(cache, slots=0, cache_tokens=None), stages)
+    draft = None if settings.draft is None else _draft_model(settings.draft, settings, device, cache, stages)
     performer = _flat_model(settings.path, settings, device, cache, stages)
     _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch, settings.drafts)
     grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.chat.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
+    if draft is not None:
+        engine.drafter.add_model(DraftModel(draft, performer.vocabulary))
     facts = _facts(settings, engine, tokenizer, sampling)
+    if draft is not None and settings.draft is not None:
+        facts = replace(facts, draft=served_name(settings.draft), draft_weights=draft.weights)
     engine.reader = LoraReader(performer, settings.path, facts)
     adapters = [engine.reader.read(*each) for each in settings.adapters.items()]
     for adapter in adapters:
@@ -181,6 +190,12 @@ def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache:
     stages.add("convert", flat.convert_s)
     flat.weights = replace(flat.weights, format=format, types=types, parameters=parameters)
     return flat
+
+
+def _draft_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits, stages: Stages) -> FlatModel:
+    check_vocabulary(Tokenizer(settings.path).base.get_vocab(), Tokenizer(path).base.get_vocab(), path)
+    source = source_of(path)
+    return _flat_model(path, draft_settings(settings, source), device, draft_limits(cache, source), stages)
 
 
 def _at_hand(source: Source, settings: ModelSettings, stages: Stages) -> Source:

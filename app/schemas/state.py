@@ -151,6 +151,8 @@ class ModelCard(Wire):
     default_sampling_params: DefaultSamplingParams | None
     weights: WeightsCard | None
     observer_weights: WeightsCard | None = Field(description="null without an observer")
+    draft: str | None = Field(None, description="the model that proposes tokens, which this one checks")
+    draft_weights: WeightsCard | None = None
     upstreams: list[UpstreamState] = Field(default=[], description="the servers that answer for the model; none if it is loaded here")
 
     model_config = ConfigDict(json_schema_extra={"examples": [CARD_EXAMPLE]})

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from fakes import CACHE, FACTS
 
-from app.engine.request import Facts, Report, Weights
+from app.engine.request import AdapterFacts, Facts, Report, Weights
 from app.schemas import ModelCard, SlotList
 from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
 from app.settings import QueueSettings
@@ -43,6 +43,15 @@ def test_layers_with_16_bit_inputs_are_named_of_model_and_observer(served: Any) 
     assert card["observer_weights"]["layers_with_16_bit_inputs"] == []
     served.router.append([Ready(psutil.Process().pid, 0, replace(facts, observer=None, observer_weights=None)), "OK"])
     assert served.client.get("/v1/models/fake").json()["observer_weights"] is None
+
+
+def test_the_card_says_which_model_drafts(served: Any) -> None:
+    assert served.client.get("/v1/models/fake").json()["draft"] is None
+    facts = replace(FACTS, draft="small", draft_weights=Weights("gguf", ("Q4_0",), 1000, 600))
+    served.router.append([Ready(psutil.Process().pid, 0, facts), "OK"])
+    card = served.client.get("/v1/models/fake").json()
+    assert card["draft"] == "small" and card["draft_weights"]["types"] == ["Q4_0"]
+    assert facts.of(AdapterFacts("tuned", "x", "y", "z")).draft is None, "an adapter's rows are not drafted by it"
 
 
 def test_the_card_says_what_the_weights_are(served: Any) -> None:
@@ -133,7 +142,7 @@ def test_slots_of_a_model_without_a_worker_are_a_503(served: Any) -> None:
 def test_the_documented_examples_are_valid(served: Any) -> None:
     schemas = served.client.get("/openapi.json").json()["components"]["schemas"]
     for model, example in ((SlotList, SLOTS_EXAMPLE), (ModelCard, CARD_EXAMPLE)):
-        assert model.model_validate(example).model_dump(exclude_none=True) == example  # no field is missing but a null `parent`
+        assert model.model_validate(example).model_dump(exclude_none=True) == example  # no field is missing but those that are null
         assert schemas[model.__name__]["examples"] == [example]
 
 
