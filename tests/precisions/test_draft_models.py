@@ -48,9 +48,11 @@ def test_an_answer_is_the_same_with_a_draft_model(steady: LocalModel, draft: str
     assert (accepted > 100 and rejected < 0.1 * accepted) if draft == "path" else rejected > 50
 
 
-def test_an_adapters_answer_is_not_drawn(steady: LocalModel) -> None:
+def test_an_answer_says_what_was_drafted_and_an_adapters_is_not_drawn(steady: LocalModel) -> None:
     body = {"prompt": "The fox said", **WILD, "seed": 1}
     with drafted_by(steady, steady.settings.path):
         adapted = steady.adapted(f"{steady.name}-tuned").post(TEXT, **body)
         assert prediction([adapted], "accepted") + prediction([adapted], "rejected") == 0
         assert prediction([steady.post(TEXT, **body)], "accepted") > 20
+        response = steady.post("/v1/responses", input="Who stole the cheese?", temperature=1, max_output_tokens=40)
+        assert response["usage"]["output_tokens_details"]["accepted_prediction_tokens"] > 5

@@ -1,6 +1,7 @@
 """How many tokens are drafted, from made-up chances and durations."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +9,10 @@ from app.engine.budget import StepBudget
 from app.engine.costs import RowCosts
 from app.engine.counts import MAX_ROWS, DrawCosts, Draws, draft_counts
 from app.engine.drafts import MAX_TOKENS, Drafter
-from app.engine.request import BeamSearchParams, Generate
+from app.engine.request import BeamSearchParams, Delta, Generate, SamplingParams
 from app.engine.slot import Slot
+from app.models.loading import create_engine
+from app.settings import ModelSettings
 
 SURE, LIKELY, RARE = [1.0] * 6, [0.9, 0.8, 0.7, 0.6], [0.2, 0.05]
 
@@ -136,6 +139,19 @@ def test_searches_and_what_repeats_nothing_are_not_drafted_and_neither_is_anythi
     assert drafter.draft([repeating]) != {}
     drafter.is_on = False
     assert drafter.draft([repeating]) == {}
+
+
+def test_a_slot_counts_its_drafts(tiny_folder: Path) -> None:
+    engine, _ = create_engine(ModelSettings(path=str(tiny_folder), device="cpu", slots=1))
+    engine.submit(Generate("a", REPEATING, 60, SamplingParams(temperature=0.0, logit_bias=((7, 50.0),)), ignore_eos=True))
+    drafted = accepted = 0
+    while not engine.idle:
+        for delta in (event for event in engine.step() if isinstance(event, Delta)):
+            drafted, accepted = drafted + delta.drafted, accepted + delta.accepted
+            (slot,) = engine.scheduler.slots
+            assert (slot.drafted, slot.accepted) == (drafted, accepted)
+            assert slot.report().drafted_tokens == (drafted if delta.finish is None else 0)
+    assert drafted >= accepted > 20
 
 
 def test_drafts_follow_what_was_kept() -> None:

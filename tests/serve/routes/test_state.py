@@ -102,7 +102,8 @@ def test_readiness_follows_the_worker(served: Any) -> None:
 def test_slots_are_reported_without_any_text(served: Any) -> None:
     body = served.client.get("/slots").json()
     busy, idle = body["slots"]
-    assert busy == {"slot": 0, "stage": "decode", "request": "a/0", "prompt_tokens": 5, "cached_tokens": 7, "generated_tokens": 3}
+    counts = {"prompt_tokens": 5, "cached_tokens": 7, "generated_tokens": 3, "drafted_tokens": 4, "accepted_tokens": 2}
+    assert busy == {"slot": 0, "stage": "decode", "request": "a/0", **counts}
     assert (idle["stage"], idle["request"], idle["cached_tokens"]) == ("idle", None, 4)
     assert body["waiting"] == [{"request": "b/0", "position": 1, "eta_s": 1.5}, {"request": "c/0", "position": 2, "eta_s": None}]
     (decision,) = body["decisions"]
