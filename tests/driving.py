@@ -6,8 +6,9 @@ import pytest
 from conftest import VOCABULARY
 
 from app.engine.engine import Engine
+from app.engine.events import Delta, Event
 from app.engine.kernel import Kernel, kernel
-from app.engine.request import Delta, Event, Generate
+from app.engine.request import Generate
 
 
 def kernel_or_skip() -> Kernel:

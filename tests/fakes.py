@@ -7,27 +7,11 @@ from typing import Any
 
 import psutil
 
+from app.engine.events import Columns, Decision, Delta, Embedded, Event, Failed, Report, Scored, SlotReport, TokenLogprob
+from app.engine.facts import Facts
+from app.engine.notices import Waiting
 from app.engine.pages import CacheReport, PageCounts
-from app.engine.request import (
-    Columns,
-    Decision,
-    Delta,
-    Embed,
-    Embedded,
-    Event,
-    Facts,
-    Failed,
-    Generate,
-    Inspect,
-    Job,
-    Report,
-    SamplingParams,
-    Score,
-    Scored,
-    SlotReport,
-    TokenLogprob,
-    Waiting,
-)
+from app.engine.request import Embed, Generate, Inspect, Job, SamplingParams, Score
 from app.errors import EngineFailed
 from serve.workers.messages import Events, Ready
 from serve.workers.router import Router

@@ -21,7 +21,8 @@ from fakes import FakeWorker
 from fastapi import FastAPI
 
 from app.engine.engine import Engine
-from app.engine.request import Facts, Inspect
+from app.engine.facts import Facts
+from app.engine.request import Inspect
 from app.errors import EngineFailed
 from app.models.loading import create_engine
 from app.scoring.detector import Detector, detector_of

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from prometheus_client import generate_latest
 from starlette.types import Message, Receive, Scope, Send
 
-from app.engine.request import Delta, Generate
+from app.engine.events import Delta
+from app.engine.request import Generate
 from serve.observe.logs import JSONFormatter
 from serve.observe.middleware import Observe
 from serve.observe.observer import Observer

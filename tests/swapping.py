@@ -12,7 +12,9 @@ from typing import Any
 
 from fakes import FACTS, FakeEngine
 
-from app.engine.request import AdapterFacts, Delta, Event, Facts, Job
+from app.engine.events import Delta, Event
+from app.engine.facts import AdapterFacts, Facts
+from app.engine.request import Job
 from app.errors import SetupError
 from app.models.device import DeviceAssignment
 from app.settings import ModelSettings

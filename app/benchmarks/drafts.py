@@ -23,7 +23,8 @@ from typing import Any
 
 from app.benchmarks.engine import BenchFailed, print_json_lines
 from app.engine.engine import Engine
-from app.engine.request import Delta, Failed, Generate, SamplingParams
+from app.engine.events import Delta, Failed
+from app.engine.request import Generate, SamplingParams
 from app.forms.grammar import json_grammar
 from app.models.loading import create_engine
 from app.settings import ModelSettings

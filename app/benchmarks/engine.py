@@ -21,7 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.utils import WorkloadHints
 
-from app.engine.request import Delta, Failed, Generate, SamplingParams
+from app.engine.events import Delta, Failed
+from app.engine.request import Generate, SamplingParams
 from app.errors import LitmusError
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from app.benchmarks.engine import QUANTIZATIONS, BenchFailed, print_json_lines, settings
-from app.engine.request import Delta, Failed, Generate, SamplingParams, ThoughtLimit
+from app.engine.events import Delta, Failed
+from app.engine.request import Generate, SamplingParams, ThoughtLimit
 from app.forms.grammar import Schema, json_grammar
 from app.forms.reasoning import ReasoningFormat, after_thought
 from app.tokenizer import Tokenizer

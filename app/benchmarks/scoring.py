@@ -20,7 +20,8 @@ import torch
 from torch.nn import functional as F
 
 from app.benchmarks.engine import QUANTIZATIONS, BenchFailed, load, print_json_lines
-from app.engine.request import Columns, Failed, Score, Scored
+from app.engine.events import Columns, Failed, Scored
+from app.engine.request import Score
 from app.scoring.methods import method_score
 from app.scoring.windows import windows
 from app.settings import ModelSettings

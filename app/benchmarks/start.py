@@ -27,7 +27,8 @@ from transformers import core_model_loading, modeling_utils
 
 from app.engine import flat
 from app.engine.engine import Engine
-from app.engine.request import Failed, Generate
+from app.engine.events import Failed
+from app.engine.request import Generate
 from app.errors import LitmusError, SetupError
 from app.models import loading, weights
 from app.settings import ModelSettings, prepare_environment

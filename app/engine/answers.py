@@ -12,9 +12,10 @@ from operator import itemgetter
 import torch
 
 from app.engine.drafts import Draft, Drafter
+from app.engine.events import Delta, Failed, Finish, TokenLogprob
 from app.engine.flat import FlatModel
 from app.engine.grammar import Choices, GrammarState
-from app.engine.request import Delta, Failed, Finish, Generate, TokenLogprob
+from app.engine.request import Generate
 from app.engine.sampler import SamplerRow, sample, token_logprobs
 from app.engine.slot import Slot
 from app.errors import InvalidRequest

@@ -15,6 +15,7 @@ from app.engine.budget import StepBudget
 from app.engine.cache import SlotCache
 from app.engine.detokenizer import Detokenize
 from app.engine.drafts import Drafter
+from app.engine.events import Columns, Delta, Event, Failed, Report, Scored
 from app.engine.flat import FlatModel
 from app.engine.grammar import GrammarCompiler, GrammarState
 from app.engine.group import SearchGroup, create_search_group
@@ -22,7 +23,7 @@ from app.engine.layout import layout_of
 from app.engine.lora import AdapterReader, LoadedAdapter
 from app.engine.pages import PagePool
 from app.engine.plan import Plan
-from app.engine.request import Columns, Delta, Embed, Event, Failed, Generate, Job, Report, Scored
+from app.engine.request import Embed, Generate, Job
 from app.engine.sampler import token_logprobs
 from app.engine.scheduler import Scheduler
 from app.engine.slot import Slot

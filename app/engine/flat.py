@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from app.engine.attention import SlotAttention
+from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import keep_inputs, quantize_layers
 from app.engine.layout import Layout, Span, layout_of
@@ -21,7 +22,6 @@ from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes, devic
 from app.engine.linear import TiledLinear, prepack_layers
 from app.engine.lora import Adapters, Changes, Shapes, shapes_of
 from app.engine.pages import PAGE_TOKENS, PageCopy
-from app.engine.request import Weights
 from app.errors import SetupError, UnsupportedModel
 
 log = logging.getLogger(__name__)

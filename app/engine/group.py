@@ -6,7 +6,8 @@ from typing import Protocol
 import torch
 
 from app.engine.detokenizer import MAX_INCOMPLETE_TOKENS, Detokenizer
-from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Event, Generate
+from app.engine.events import Delta, Event
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate
 from app.engine.sampler import SamplerRow, process_logits
 from app.engine.search import BeamSearch, Continuation, ContrastiveSearch
 from app.engine.slot import Slot

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.engine.drafts import Draft
+from app.engine.events import Columns
 from app.engine.pages import PageCopy
-from app.engine.request import Columns, Embed, Score, Window
+from app.engine.request import Embed, Score, Window
 from app.engine.slot import Slot
 
 if TYPE_CHECKING:

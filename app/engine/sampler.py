@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from app.engine.events import TokenLogprob
 from app.engine.kernel import kernel
-from app.engine.request import SamplingParams, TokenLogprob
+from app.engine.request import SamplingParams
 from app.engine.structures import SamplingRowArgs
 
 NUCLEUS_TOKENS = 128  # likeliest tokens in which the nucleus of top_p is looked for first

@@ -14,10 +14,12 @@ from app.engine.budget import FlexTime, StepBudget
 from app.engine.cache import SlotCache, needs_whole_prompt
 from app.engine.detokenizer import Detokenize
 from app.engine.drafts import Draft
+from app.engine.events import Decision
+from app.engine.notices import SetBack, Waiting
 from app.engine.pages import CacheReport
 from app.engine.placement import place, shared_prefix_of
 from app.engine.plan import Plan, PrefillChunk
-from app.engine.request import Decision, Generate, Job, SetBack, Waiting
+from app.engine.request import Generate, Job
 from app.engine.slot import Slot
 from app.engine.textqueue import AGE_S, TextQueue
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Finish
+from app.engine.events import Finish
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams
 
 
 @dataclass(frozen=True, slots=True)

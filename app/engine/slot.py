@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field, replace
 
 from app.engine.detokenizer import Detokenize, Detokenizer, StopChecker
-from app.engine.request import Finish, Generate, Progress, SlotReport, Stage, TokenLogprob
+from app.engine.events import Finish, SlotReport, Stage, TokenLogprob
+from app.engine.notices import Progress
+from app.engine.request import Generate
 from app.engine.thought import LimitedThought
 
 

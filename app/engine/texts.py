@@ -9,10 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from app.engine.batch import FlatBatch, flatten_score_chunks
+from app.engine.events import Embedded, Scored, concatenate_columns
 from app.engine.flat import FlatModel
 from app.engine.layout import layout_of
 from app.engine.plan import ScoreChunk, TextState
-from app.engine.request import Embed, Embedded, Pooling, Score, Scored, concatenate_columns
+from app.engine.request import Embed, Pooling, Score
 from app.scoring.statistics import token_statistics
 
 

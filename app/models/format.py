@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from app.engine.request import WeightFormat
+from app.engine.facts import WeightFormat
 from app.models.gguf import ROPE_FACTORS, GGUFFile
 from app.models.source import Source
 

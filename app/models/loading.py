@@ -14,9 +14,11 @@ import transformers
 
 from app.engine.draftmodel import DraftModel
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Failed
+from app.engine.facts import Facts
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.grammar import GrammarCompiler
-from app.engine.request import Facts, Failed, Generate, SamplingParams, Score, Window
+from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolsUnsupported
 from app.models.cache import check_kinds

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from app.engine.facts import AdapterFacts, Facts
 from app.engine.flat import FlatModel
 from app.engine.lora import LoadedAdapter, Matrices, Shapes
-from app.engine.request import AdapterFacts, Facts
 from app.errors import SetupError, first_line
 from app.models.adapter import CONFIG, Adapter
 from app.models.merge import PREFIX, read_weights

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import count
 
 from app.engine.engine import Engine
-from app.engine.request import Columns, Facts, Failed, Scored
+from app.engine.events import Columns, Failed, Scored
+from app.engine.facts import Facts
 from app.errors import EngineFailed, InvalidRequest
 from app.models.loading import create_engine
 from app.schemas import Granularity, Method, Score, ScoreFailure

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from app.engine.request import Facts
+from app.engine.facts import Facts
 from app.errors import InvalidRequest, SetupError
 from app.schemas import MIN_SCORED_TOKENS, Method
 from app.scoring.combined import CombinedModel

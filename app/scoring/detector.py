@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.engine.request import Facts, Tier
+from app.engine.facts import Facts
+from app.engine.request import Tier
 from app.errors import InvalidRequest
 from app.schemas import Granularity, Method
 from app.scoring.calibration import OBSERVER_METHODS, Calibration, calibrations_for, identity_of, load

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from statistics import median, pstdev
 
-from app.engine.request import Columns
+from app.engine.events import Columns
 
 # What each statistic is, in words for an answer.
 STATISTICS = {

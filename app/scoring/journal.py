@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from app.engine.engine import Engine
-from app.engine.request import Columns, Failed, Score, Scored, slice_columns
+from app.engine.events import Columns, Failed, Scored, slice_columns
+from app.engine.request import Score
 from app.errors import InvalidRequest, SetupError
 from app.schemas import Method
 from app.scoring.calibration import ModelIdentity

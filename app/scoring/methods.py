@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from app.engine.request import Columns
+from app.engine.events import Columns
 from app.schemas import Method
 from app.scoring.combined import CombinedModel
 from app.scoring.features import statistics_of

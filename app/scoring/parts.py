@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.engine.request import Columns, slice_columns
+from app.engine.events import Columns, slice_columns
 from app.errors import InvalidRequest
 from app.schemas import (
     MIN_SCORED_TOKENS,

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Protocol
 
-from app.engine.request import Facts
+from app.engine.facts import Facts
 from app.errors import SetupError
 from app.schemas import Score, ScoreFailure
 from app.scoring.detector import ScoreOptions

@@ -5,7 +5,7 @@ A verdict needs a calibration that applies to the served models; without one it 
 
 import math
 
-from app.engine.request import Columns
+from app.engine.events import Columns
 from app.schemas import Contribution, Method, Rate, Score, Statistics, Verdict, Warning
 from app.scoring.calibration import Judgement
 from app.scoring.detector import ScoreOptions

@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch.linalg import vecdot
 
+from app.engine.events import Columns
 from app.engine.kernel import kernel
-from app.engine.request import Columns
 from app.engine.sampler import first_of
 
 CHUNK_ROWS = 256  # most rows projected to logits at once; enough to keep the processor busy

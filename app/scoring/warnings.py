@@ -6,7 +6,7 @@ Each measure has a fixed limit, except how many characters a token of English ha
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from app.engine.request import Columns
+from app.engine.events import Columns
 from app.schemas import MIN_SCORED_TOKENS, WarningCode
 from app.scoring.kinds import Kind, kind_of
 from app.scoring.prepare import PreparedText

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from app.engine.engine import Engine
-from app.engine.request import Delta, Failed, Generate, SamplingParams
+from app.engine.events import Delta, Failed
+from app.engine.request import Generate, SamplingParams
 from app.errors import LitmusError
 from app.models.loading import create_engine
 from app.tokenizer import Tokenizer

@@ -15,7 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from app.engine.engine import Engine
-from app.engine.request import Delta, Failed, Generate, SamplingParams
+from app.engine.events import Delta, Failed
+from app.engine.request import Generate, SamplingParams
 from app.scoring.journal import read_complete_lines
 from app.tokenizer import Tokenizer
 from models.train import corpus

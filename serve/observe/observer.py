@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.core import Metric
 
-from app.engine.request import Delta, Embedded, Event, Failed, Generate, Job, Score, Scored
+from app.engine.events import Delta, Embedded, Event, Failed, Scored
+from app.engine.request import Generate, Job, Score
 from serve.observe.metrics import Metrics, ModelMetrics, counts_of, token_families
 from serve.observe.recent import Summary
 from serve.observe.record import CLIENT_LEFT, RequestRecord, current_record

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
-from app.engine.request import Facts, Report
+from app.engine.events import Report
+from app.engine.facts import Facts
 from app.errors import LitmusError
 from app.models.revision import VERSION
 from serve.observe.metrics import PREFIX

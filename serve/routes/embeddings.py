@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.engine.request import Embed, Embedded, Facts, Failed
+from app.engine.events import Embedded, Failed
+from app.engine.facts import Facts
+from app.engine.request import Embed
 from app.errors import ContextTooLong, InvalidRequest
 from app.schemas import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from app.tokenizer import Tokenizer

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from fastapi import APIRouter, Request
 
-from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Failed, Generate, SamplingParams
+from app.engine.events import Delta, Failed
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate, SamplingParams
 from app.errors import InvalidRequest
 from app.schemas import GenerateRequest, GenerateResponse, SamplingFields
 from serve.routes.service import Model, Service, cancel_on_disconnect, timeout_of

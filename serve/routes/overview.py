@@ -9,7 +9,8 @@ from typing import Any, cast
 import psutil
 from fastapi import APIRouter
 
-from app.engine.request import Report, SlotReport, Waiting
+from app.engine.events import Report, SlotReport
+from app.engine.notices import Waiting
 from app.schemas import SlotState, WaitingState
 from app.schemas.overview import EngineState, GPUUse, LatencySummary, ModelOverview, Overview, ProcessUse
 from serve.observe.gpu import GPU, GPUs

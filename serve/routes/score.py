@@ -8,7 +8,7 @@ from dataclasses import replace
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.engine.request import Columns, Event, Failed, Scored
+from app.engine.events import Columns, Event, Failed, Scored
 from app.errors import EngineFailed, InvalidRequest
 from app.schemas import Score as ScoreBody
 from app.schemas import ScoreFailure, ScoreRequest, ScoreResponse, Timing, Usage, UsedCalibration

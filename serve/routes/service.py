@@ -17,7 +17,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.engine.request import Facts
+from app.engine.facts import Facts
 from app.errors import Forbidden, InvalidRequest, NotReady
 from app.schemas import MAX_TIMEOUT_S
 from app.tokenizer import Tokenizer

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute, iter_route_contexts
 
+from app.engine.events import Report
+from app.engine.facts import Facts, Weights
 from app.engine.pages import CacheReport
-from app.engine.request import Facts, Report, Weights
 from app.schemas import (
     CacheState,
     Capability,

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from app.engine.request import Facts
+from app.engine.facts import Facts
 from app.errors import NotReady
 from app.schemas import Capability, ModelCard, UpstreamState
 from serve.upstream.gateway import Gateway

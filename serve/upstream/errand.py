@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from app.engine.request import Waiting
+from app.engine.notices import Waiting
 from app.errors import DeadlineExceeded, LitmusError, UpstreamFailed
 from serve.observe.record import CLIENT_LEFT
 from serve.upstream.answer import Naming, dump, rename

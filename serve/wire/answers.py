@@ -3,14 +3,17 @@
 Does not know the router.
 """
 
+import itertools
 import json
 import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from app.engine.request import Delta, Event, Facts, Failed, Interrupted, Loading, Notice, Progress, SetBack
+from app.engine.events import Delta, Event, Failed, Notice
+from app.engine.facts import Facts
+from app.engine.notices import Interrupted, Loading, Progress, SetBack
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import (
@@ -184,7 +187,7 @@ class Answer:
         return {"index": index, **content, "logprobs": logprobs.model_dump() if logprobs else None, "finish_reason": None}
 
     def _chat_delta(self, index: int, delta: ChoiceDelta) -> dict[str, object]:
-        calls = [_call_delta(piece, self.choices[index].calls[piece.index]) for piece in delta.calls]
+        calls = _call_deltas(delta.calls, self.choices[index].calls)
         thought = {"reasoning_content": delta.thought, "reasoning": delta.thought} if delta.thought else {}
         content = {"content": delta.text} if delta.text or not (calls or thought) else {}
         return {**thought, **content, **({"tool_calls": calls} if calls else {})}
@@ -202,11 +205,20 @@ def _message(choice: Choice) -> AnswerMessage:
     return AnswerMessage(content=content, reasoning_content=thought, reasoning=thought, tool_calls=calls or None)
 
 
-def _call_delta(piece: ToolCallStart | ArgumentsDelta, call: PartialCall) -> dict[str, object]:
-    """The first piece of a tool call carries its id and name, the others more of its arguments."""
-    if isinstance(piece, ToolCallStart):
-        return {"index": piece.index, "id": call.id, "type": "function", "function": {"name": piece.name, "arguments": ""}}
-    return {"index": piece.index, "function": {"arguments": piece.arguments}}
+def _call_deltas(pieces: Sequence[ToolCallStart | ArgumentsDelta], calls: Sequence[PartialCall]) -> list[dict[str, object]]:
+    """One entry for each call that begins or goes on, as clients read only the first: its id and name where it begins, and more of its
+    arguments.
+    """
+    entries: list[dict[str, object]] = []
+    for index, parts in itertools.groupby(pieces, key=lambda piece: piece.index):
+        start, name, arguments = {}, {}, ""
+        for part in parts:
+            if isinstance(part, ToolCallStart):
+                start, name = {"id": calls[index].id, "type": "function"}, {"name": part.name}
+            else:
+                arguments += part.arguments
+        entries.append({"index": index, **start, "function": {**name, "arguments": arguments}})
+    return entries
 
 
 def sse(body: dict[str, object]) -> str:

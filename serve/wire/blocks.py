@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from typing import Any
 
-from app.engine.request import Event, Notice
+from app.engine.events import Event, Notice
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import FinishReason, MessagesResponse

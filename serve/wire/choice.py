@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from app.engine.detokenizer import PROMPT_CONTEXT_TOKENS
-from app.engine.request import Delta, TokenLogprob
+from app.engine.events import Delta, TokenLogprob
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallStart
 from app.forms.reasoning import SplitText
 from app.schemas import FinishReason

@@ -5,8 +5,9 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 
-from app.engine.request import Event as EngineEvent
-from app.engine.request import Generate, Notice
+from app.engine.events import Event as EngineEvent
+from app.engine.events import Notice
+from app.engine.request import Generate
 from app.errors import LitmusError
 from app.schemas import ResponsesAnswer, ResponsesRequest
 from app.schemas.reply import (

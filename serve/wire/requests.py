@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.engine.request import Facts, Generate, SamplingParams
+from app.engine.facts import Facts
+from app.engine.request import Generate, SamplingParams
 from app.errors import ContextTooLong, InvalidRequest
 from app.models.sampling import with_parameters
 from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, UsedTier

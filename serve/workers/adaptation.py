@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from app.engine.request import Event, Failed, Job
+from app.engine.events import Event, Failed
+from app.engine.request import Job
 from app.errors import NotReady, SetupError, first_line
 from serve.workers.messages import AdapterRead, Events, LoadAdapter, Message, UnloadAdapter
 

@@ -12,7 +12,8 @@ from weakref import WeakSet
 
 import psutil
 
-from app.engine.request import AdapterFacts, Facts, Generate, Inspect, Job
+from app.engine.facts import AdapterFacts, Facts
+from app.engine.request import Generate, Inspect, Job
 from app.errors import InvalidRequest, NotReady, QueueFull
 from app.settings import QueueSettings
 from serve.workers.affinity import Affinity

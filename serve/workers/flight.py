@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 
-from app.engine.request import Delta, Event, Generate, Job, Notice
+from app.engine.events import Delta, Event, Notice
+from app.engine.request import Generate, Job
 from serve.workers.fleet import Replica
 
 

@@ -1,6 +1,7 @@
 """What becomes of the jobs of a version of a model that is loaded, replaced or unloaded. Knows no processes."""
 
-from app.engine.request import Generate, Interrupted, Job, Loading
+from app.engine.notices import Interrupted, Loading
+from app.engine.request import Generate, Job
 from app.errors import LitmusError, NotReady
 from serve.workers.fleet import Fleet
 from serve.workers.router import Router

@@ -27,7 +27,8 @@ from litserve.loops.base import LitLoop
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType
 
-from app.engine.request import Facts, Inspect, Job
+from app.engine.facts import Facts
+from app.engine.request import Inspect, Job
 from app.errors import SetupError, first_line
 from app.models.device import DeviceAssignment
 from app.models.progress import listen

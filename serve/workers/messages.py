@@ -6,7 +6,8 @@ Every message of a worker at work names the process that sent it: one that has d
 from dataclasses import dataclass
 from typing import Any
 
-from app.engine.request import AdapterFacts, Event, Facts
+from app.engine.events import Event
+from app.engine.facts import AdapterFacts, Facts
 from app.models.device import DeviceAssignment
 from app.settings import ModelSettings
 

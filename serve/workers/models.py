@@ -5,7 +5,7 @@ Of each model one version takes new jobs; beside it, another one may be loading 
 
 from collections.abc import Mapping, Sequence
 
-from app.engine.request import Facts
+from app.engine.facts import Facts
 from app.errors import LitmusError, UnknownModel
 from app.schemas.state import ModelStatus
 from app.settings import QueueSettings

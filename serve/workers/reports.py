@@ -3,7 +3,8 @@
 import asyncio
 import uuid
 
-from app.engine.request import Inspect, Report
+from app.engine.events import Report
+from app.engine.request import Inspect
 from app.errors import LitmusError, NotReady
 from serve.workers.fleet import Replica
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import psutil
 
-from app.engine.request import Event, Failed, Interrupted, Job, Report
+from app.engine.events import Event, Failed, Report
+from app.engine.notices import Interrupted
+from app.engine.request import Job
 from app.errors import DeadlineExceeded, LitmusError, NotReady, WorkerDied
 from app.settings import QueueSettings
 from serve.observe.observer import Observer

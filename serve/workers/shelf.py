@@ -13,7 +13,7 @@ from collections.abc import Iterator, MutableMapping
 from functools import partial
 from pathlib import Path
 
-from app.engine.request import AdapterFacts
+from app.engine.facts import AdapterFacts
 from app.errors import Conflict, InvalidRequest, LitmusError, NotFound, NotReady, SetupError, UnknownModel
 from app.models.names import MODEL_NAME
 from app.scoring.detector import UNCALIBRATED, Detector, detector_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from app.engine.request import Facts
+from app.engine.facts import Facts
 from app.schemas import AdminModel, AdminStatus
 from app.settings import ModelSettings
 from serve.workers.fleet import Fleet

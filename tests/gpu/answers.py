@@ -18,7 +18,8 @@ from gpu.shapes import TINY_MODELS, save_tiny
 from transformers import AutoModelForCausalLM
 
 from app.engine.engine import Engine
-from app.engine.request import BeamSearchParams, Delta, Embed, Embedded, Generate, SamplingParams, Score
+from app.engine.events import Delta, Embedded
+from app.engine.request import BeamSearchParams, Embed, Generate, SamplingParams, Score
 from app.forms.grammar import json_grammar
 from app.models.loading import create_engine
 from app.models.source import source_of

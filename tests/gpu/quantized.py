@@ -18,7 +18,8 @@ from gpu.shapes import save_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.engine.engine import Engine
-from app.engine.request import Failed, Generate, SamplingParams, Score, Window
+from app.engine.events import Failed
+from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import SetupError
 from app.estimate.plan import Plan, Question
 from app.models.loading import create_engine

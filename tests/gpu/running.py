@@ -9,7 +9,8 @@ import torch
 from gpu.shapes import VOCABULARY
 
 from app.engine.engine import Engine
-from app.engine.request import Delta, Event, Failed, Generate, Job, SamplingParams, Scored
+from app.engine.events import Delta, Event, Failed, Scored
+from app.engine.request import Generate, Job, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 NEW_TOKENS = 16

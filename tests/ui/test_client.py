@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.request import Waiting
+from app.engine.notices import Waiting
 from serve.wire.answers import comments
 from tests.ui.conftest import SOURCE
 from ui.client import QUEUE_COMMENT, Chunk, Client, PromptProgress, QueueStatus, ServerError

@@ -9,7 +9,8 @@ from app.engine.budget import StepBudget
 from app.engine.costs import RowCosts
 from app.engine.counts import MAX_ROWS, DrawCosts, Draws, draft_counts
 from app.engine.drafts import MAX_TOKENS, Drafter
-from app.engine.request import BeamSearchParams, Delta, Generate, SamplingParams
+from app.engine.events import Delta
+from app.engine.request import BeamSearchParams, Generate, SamplingParams
 from app.engine.slot import Slot
 from app.models.loading import create_engine
 from app.settings import ModelSettings

@@ -12,8 +12,9 @@ from planning import create as create_scheduler
 from planning import run
 
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Embedded, Event, Failed, Scored
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.request import Embed, Embedded, Event, Failed, Generate, Pooling, SamplingParams, Score, Scored
+from app.engine.request import Embed, Generate, Pooling, SamplingParams, Score
 from app.engine.texts import add_states, unit_vector
 from app.scoring.windows import windows
 

@@ -9,19 +9,9 @@ from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import answers_of, drain, random_prompt
 
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Delta, Event, Failed, Scored
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.request import (
-    BeamSearchParams,
-    ContrastiveSearchParams,
-    Delta,
-    Event,
-    Failed,
-    Generate,
-    SamplingParams,
-    Score,
-    Scored,
-    Window,
-)
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate, SamplingParams, Score, Window
 from app.errors import UnsupportedModel
 from app.scoring.windows import windows
 

@@ -14,9 +14,10 @@ from driving import answers_of, drain
 from llguidance import LLMatcher
 
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Delta, Failed
 from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.grammar import MAX_CACHED_GRAMMARS, GrammarCompiler
-from app.engine.request import BeamSearchParams, Delta, Failed, Generate, SamplingParams
+from app.engine.request import BeamSearchParams, Generate, SamplingParams
 from app.engine.sampler import SamplerRow, process_logits, sample
 from app.errors import EngineFailed, InvalidRequest
 from app.forms.grammar import Schema, json_grammar

@@ -12,8 +12,9 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 from transformers.generation import MinNewTokensLengthLogitsProcessor, NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Delta, Failed
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Failed, Generate, SamplingParams
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate, SamplingParams
 
 NEW = 10
 run = partial(run_all, steps_between=2)

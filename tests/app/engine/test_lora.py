@@ -13,20 +13,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Embedded, Failed, Scored
+from app.engine.facts import AdapterFacts
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.lora import LoadedAdapter, Matrices, shapes_of
-from app.engine.request import (
-    AdapterFacts,
-    BeamSearchParams,
-    ContrastiveSearchParams,
-    Embed,
-    Embedded,
-    Failed,
-    Generate,
-    SamplingParams,
-    Score,
-    Scored,
-)
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Embed, Generate, SamplingParams, Score
 from app.errors import SetupError
 from app.scoring.statistics import token_statistics
 from app.scoring.windows import windows

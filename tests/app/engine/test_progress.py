@@ -4,8 +4,10 @@ from conftest import CONTEXT, letters, tiny
 from driving import drain
 
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Delta
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.request import BeamSearchParams, Delta, Generate, Progress, SamplingParams
+from app.engine.notices import Progress
+from app.engine.request import BeamSearchParams, Generate, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 PROMPT = tuple(range(2, 52))  # three whole chunks and two tokens

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Delta, Event, Failed, Scored
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
-from app.engine.request import Delta, Event, Failed, Generate, SamplingParams, Score, Scored
+from app.engine.request import Generate, SamplingParams, Score
 from app.scoring.windows import windows
 
 SERVED = ["Llama", "Qwen2", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"]

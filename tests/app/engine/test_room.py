@@ -12,9 +12,11 @@ from planning import Clock, detokenize, generate, request_in, run
 from app.engine.budget import StepBudget
 from app.engine.cache import SlotCache
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Delta, Failed
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.notices import SetBack
 from app.engine.pages import PagePool
-from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Delta, Failed, Generate, SamplingParams, SetBack
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate, SamplingParams
 from app.engine.scheduler import AGE_S, Scheduler
 from app.engine.slot import Slot
 

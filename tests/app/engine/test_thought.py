@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from app.engine.detokenizer import Detokenizer
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Delta, Failed
 from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.grammar import GrammarCompiler
-from app.engine.request import BeamSearchParams, Delta, Failed, Generate, SamplingParams, ThoughtLimit
+from app.engine.request import BeamSearchParams, Generate, SamplingParams, ThoughtLimit
 from app.engine.thought import LimitedThought
 from app.forms.grammar import json_grammar
 from app.forms.reasoning import ReasoningFormat, after_thought

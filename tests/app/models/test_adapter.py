@@ -15,7 +15,8 @@ from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from app.engine.request import Delta, Generate, SamplingParams
+from app.engine.events import Delta
+from app.engine.request import Generate, SamplingParams
 from app.errors import SetupError
 from app.models.loading import create_engine
 from app.models.source import _hub_source, source_of

@@ -11,7 +11,7 @@ import torch
 from conftest import tiny
 from transformers import AutoModelForCausalLM
 
-from app.engine.request import Weights
+from app.engine.facts import Weights
 from app.models.format import parameter_count, weight_format
 from app.models.loading import create_engine
 from app.models.source import Source, source_of

@@ -10,8 +10,9 @@ import torch
 from driving import drain
 from transformers import AutoModelForCausalLM
 
+from app.engine.events import Delta, Scored
 from app.engine.grouped import dequantize_layers
-from app.engine.request import Delta, Generate, SamplingParams, Score, Scored, Window
+from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import SetupError, UnsupportedModel
 from app.models.gguf import GGUFFile, parts_of
 from app.models.gguf_weights import load_gguf

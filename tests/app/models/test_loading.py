@@ -12,10 +12,11 @@ from driving import kernel_or_skip
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from app.engine.events import Delta
 from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.grouped import quantize_layers
 from app.engine.layout import Span, layout_of
-from app.engine.request import Delta, Generate, SamplingParams
+from app.engine.request import Generate, SamplingParams
 from app.errors import SetupError
 from app.models.device import DeviceAssignment
 from app.models.loading import create_engine, resolve_device

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from app.engine.engine import Engine
+from app.engine.events import Delta
 from app.engine.lora import Shapes
-from app.engine.request import Delta, Generate, SamplingParams
+from app.engine.request import Generate, SamplingParams
 from app.errors import SetupError
 from app.models.loading import create_engine
 from app.models.lora import read_lora

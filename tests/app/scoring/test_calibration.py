@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from app.engine.request import Facts
+from app.engine.facts import Facts
 from app.errors import InvalidRequest, SetupError
 from app.scoring.calibration import CALIBRATION_FILE, FALCON_PATH, Calibration, ModelIdentity, calibrations_for, identity_of, load, save
 from app.scoring.thresholds import Bucket, MethodCalibration, ProbabilityMap, Threshold

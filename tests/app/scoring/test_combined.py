@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from app.engine.request import Columns
+from app.engine.events import Columns
 from app.scoring.combined import LIMIT, CombinedModel, Question, Term
 from app.scoring.combining import MIN_TEXTS, QUESTIONS, fit_all, fit_combined, question_of, with_combined, with_held_out_combined
 from app.scoring.features import STATISTICS, statistics_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.request import Facts
+from app.engine.facts import Facts
 from app.errors import SetupError
 from app.scoring.calibration import CALIBRATION_FILE, Calibration, ModelIdentity, save
 from app.scoring.detector import NO_CALIBRATION, detector_of

@@ -11,8 +11,9 @@ from driving import drain
 from transformers import PreTrainedModel
 
 from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Scored
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.request import Generate, SamplingParams, Score, Scored
+from app.engine.request import Generate, SamplingParams, Score
 from app.schemas import Method
 from app.scoring.methods import FORMULAS, method_score
 from app.scoring.windows import windows

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from app.engine.request import Columns, Score, Window
+from app.engine.events import Columns
+from app.engine.request import Score, Window
 from app.schemas import Method
 from app.scoring.calibration import Calibration, ModelIdentity
 from app.scoring.detector import CalibrationChoice, ScoreOptions

@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.engine.request import Columns, Score
+from app.engine.events import Columns
+from app.engine.request import Score
 from app.schemas import Granularity
 from app.scoring.calibration import Calibration, ModelIdentity
 from app.scoring.combined import CombinedModel, Question, Term

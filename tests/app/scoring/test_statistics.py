@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from app.engine.request import concatenate_columns, slice_columns
+from app.engine.events import concatenate_columns, slice_columns
 from app.scoring import statistics
 from app.scoring.statistics import token_statistics
 

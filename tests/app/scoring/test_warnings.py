@@ -1,6 +1,7 @@
 import pytest
 
-from app.engine.request import Columns, Score
+from app.engine.events import Columns
+from app.engine.request import Score
 from app.scoring.normalize import normalize
 from app.scoring.prepare import PreparedText
 from app.scoring.warnings import MEMORISED_RUN_TOKENS, SHORT_TOKENS, warnings

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.request import Facts
+from app.engine.facts import Facts
 from app.scoring import combining, fitting, sample
 from app.scoring.calibration import SMOLLM2_PATH, load
 from app.scoring.detector import detector_of

@@ -9,7 +9,9 @@ from observing import Samples, samples_of, value_of
 from observing_cost import token_us
 from prometheus_client import generate_latest
 
-from app.engine.request import Columns, Delta, Embed, Embedded, Event, Failed, Generate, Score, Scored, Waiting, Window
+from app.engine.events import Columns, Delta, Embedded, Event, Failed, Scored
+from app.engine.notices import Waiting
+from app.engine.request import Embed, Generate, Score, Window
 from app.errors import EngineFailed
 from serve.observe.observer import Observer
 from serve.observe.record import RECORD, RequestRecord

@@ -17,8 +17,9 @@ from serving import RunningServer, wait_for
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.engine.engine import Engine, EngineLimits
+from app.engine.facts import Facts
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Facts, Generate, SamplingParams
+from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate, SamplingParams
 from app.schemas import GenerateRequest
 from app.settings import QueueSettings
 from app.tokenizer import Tokenizer

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from inprocess import CHAT, TEXT, LocalModel, LocalServer
 
-from app.engine.request import Delta, Generate, Interrupted, Progress, SamplingParams, Waiting
+from app.engine.events import Delta
+from app.engine.notices import Interrupted, Progress, Waiting
+from app.engine.request import Generate, SamplingParams
 from app.settings import ModelSettings
 from serve.wire.answers import comments
 from serve.workers.fleet import Replica

@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 from fakes import CACHE, FACTS
 
-from app.engine.request import AdapterFacts, Facts, Report, Weights
+from app.engine.events import Report
+from app.engine.facts import AdapterFacts, Facts, Weights
 from app.schemas import ModelCard, SlotList
 from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
 from app.settings import QueueSettings

@@ -9,7 +9,8 @@ import openai
 import pytest
 from fakes import FACTS
 
-from app.engine.request import Delta, Event, SetBack, Waiting
+from app.engine.events import Delta, Event
+from app.engine.notices import SetBack, Waiting
 from app.tokenizer import Piece, Tokenizer
 from serve.wire.answers import Answer, stream
 from serve.wire.logprobs import MIN_LOGPROB, LogprobEntry, OffsetTracker, chat_logprobs, completion_logprobs

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from fakes import FakeEngine
 
-from app.engine.request import AdapterFacts, Failed, Generate
+from app.engine.events import Failed
+from app.engine.facts import AdapterFacts
+from app.engine.request import Generate
 from app.errors import SetupError
 from serve.workers.adaptation import Adaptation, Outcome
 from serve.workers.messages import AdapterRead, Events, LoadAdapter, UnloadAdapter

@@ -11,7 +11,9 @@ import psutil
 import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 
-from app.engine.request import Delta, Embed, Generate, Interrupted, SamplingParams, Score
+from app.engine.events import Delta
+from app.engine.notices import Interrupted
+from app.engine.request import Embed, Generate, SamplingParams, Score
 from app.errors import InvalidRequest, NotReady, QueueFull, UnknownModel
 from app.settings import QueueSettings
 from serve.workers.fleet import tokens_of

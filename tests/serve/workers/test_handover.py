@@ -8,7 +8,9 @@ import psutil
 import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 
-from app.engine.request import ContrastiveSearchParams, Delta, Failed, Generate, Interrupted, Job, SamplingParams, Score, Window
+from app.engine.events import Delta, Failed
+from app.engine.notices import Interrupted
+from app.engine.request import ContrastiveSearchParams, Generate, Job, SamplingParams, Score, Window
 from app.errors import NotReady
 from app.settings import QueueSettings
 from serve.wire.answers import comments

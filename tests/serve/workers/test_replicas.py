@@ -14,7 +14,9 @@ import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 from serving import RunningServer, serving, wait_for
 
-from app.engine.request import Delta, Generate, Interrupted, SamplingParams
+from app.engine.events import Delta
+from app.engine.notices import Interrupted
+from app.engine.request import Generate, SamplingParams
 from app.errors import InvalidRequest, QueueFull
 from app.settings import QueueSettings
 from serve.workers.messages import Ready

@@ -11,7 +11,9 @@ import pytest
 from fakes import CACHE, DEAD_PID, FACTS, FakeEngine, FakeWorker, answer_of
 from prometheus_client import generate_latest
 
-from app.engine.request import ContrastiveSearchParams, Delta, Failed, Generate, Inspect, Interrupted, Report, SamplingParams, Waiting
+from app.engine.events import Delta, Failed, Report
+from app.engine.notices import Interrupted, Waiting
+from app.engine.request import ContrastiveSearchParams, Generate, Inspect, SamplingParams
 from app.errors import InvalidRequest, NotReady, QueueFull, WorkerDied
 from app.settings import QueueSettings
 from serve.workers.adaptation import Adaptation

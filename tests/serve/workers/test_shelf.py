@@ -11,7 +11,8 @@ import psutil
 import pytest
 from fakes import FACTS
 
-from app.engine.request import AdapterFacts, Generate
+from app.engine.facts import AdapterFacts
+from app.engine.request import Generate
 from app.errors import Conflict, Forbidden, InvalidRequest, LitmusError, NotFound, NotReady, StorageFull, UnknownModel
 from app.scoring.detector import Detector
 from app.settings import JobSettings, ModelSettings, QueueSettings, SecuritySettings, ServerSettings, Settings
