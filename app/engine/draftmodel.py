@@ -15,7 +15,7 @@ from app.engine.request import Generate
 from app.engine.sampler import SamplerRow, sample
 
 WARM_UP_TOKENS = (1, 2, 4, 8, 16, 64)
-WARM_UP_RUNS = 3
+WARM_UP_RUNS = 8
 
 
 class DraftModel:
