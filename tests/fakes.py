@@ -86,7 +86,7 @@ class FakeEngine:
         return [self._advance(job, step) for job, step in list(self.jobs.values())]
 
     def report(self, id: str) -> Report:
-        slots = (SlotReport(0, "decode", "a/0", 5, 7, 3), SlotReport(1, "idle", None, 0, 4, 0))
+        slots = (SlotReport(0, "decode", "a/0", 5, 7, 3, 4, 2), SlotReport(1, "idle", None, 0, 4, 0))
         decision = Decision(1753000000.25, "a/0", 0, "holds its beginning", 0.5, 2, 5)
         return Report(id, slots, (Waiting("b/0", 1, 1.5), Waiting("c/0", 2, None)), 3, (decision,), CACHE)
 

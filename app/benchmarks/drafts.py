@@ -7,7 +7,8 @@ The tokens of both have to be the same, or it ends with an error. Four kinds of 
     form    JSON with eight long keys and short values, sampled
     prose   stories, sampled: they repeat nothing
 
-Decoding alone is measured, from the first token of the last answer on. Knows no servers.
+With `--draft` the drafts of a draft model are compared: the others are made both times. Decoding alone is measured, from the first token of
+the last answer on. Knows no servers.
 """
 
 import argparse
@@ -140,10 +141,11 @@ def run(engine: Engine, jobs: Sequence[Generate]) -> tuple[float, list[tuple[int
 def compare(engine: Engine, tokenizer: Tokenizer, what: str, at_once: int, round_: int) -> Result:
     """One round of either, of which every second begins with drafts. Raises `BenchFailed` if the tokens are not the same."""
     tasks = [(TASKS[what](number), number) for number in range(round_ * at_once, (round_ + 1) * at_once)]
-    runs = {}
+    runs, proposer = {}, engine.drafter.proposer
     for drafts in (True, False) if round_ % 2 else (False, True):
-        engine.drafter.is_on = drafts
+        engine.drafter.is_on, engine.drafter.proposer = drafts or proposer is not None, proposer if drafts else None
         runs[drafts] = run(engine, [job_of(task, seed, tokenizer) for task, seed in tasks])
+    engine.drafter.proposer = proposer
     if runs[True][1] != runs[False][1]:
         raise BenchFailed(f"{what}, {at_once} at once: the tokens with drafts are not those without")
     return Result(runs[True][0], runs[False][0], *runs[True][2:])
@@ -151,7 +153,8 @@ def compare(engine: Engine, tokenizer: Tokenizer, what: str, at_once: int, round
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a result for each kind of answers and each number of requests at once; the first round of each is not counted."""
-    engine, _ = create_engine(ModelSettings(path=args.model, quantize=args.quantize, slots=max(args.at_once), context=2048))
+    slots = max(args.at_once)
+    engine, _ = create_engine(ModelSettings(path=args.model, draft=args.draft, quantize=args.quantize, slots=slots, context=2048))
     tokenizer = Tokenizer(args.model)
     for what, at_once in itertools.product(args.what, args.at_once):
         results = [compare(engine, tokenizer, what, at_once, round_) for round_ in range(args.rounds + 1)][1:]
@@ -163,6 +166,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m app.benchmarks.drafts", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--draft", help="a draft model, as model.draft")
     parser.add_argument("--quantize", default="none", choices=["none", "int8", "nf4", "fp4", "int4"])
     parser.add_argument("--what", nargs="+", choices=sorted(TASKS), default=list(TASKS))
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8], metavar="N", help="requests in flight")

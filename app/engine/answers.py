@@ -75,6 +75,8 @@ class Answers:
         logprobs = _logprobs(headed, logits, written.values())
         for slot, each in written.items():
             self._drafter.record(each.request.id, each.tokens)
+            slot.drafted += each.drafted
+            slot.accepted += max(0, len(each.tokens) - 1)
             if each.tokens:
                 yield slot, _delta(slot, each, logprobs)
             if each.error is not None:

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 from app.engine.acceptance import Acceptance, FirstGuess
 from app.engine.budget import StepBudget
+from app.engine.counts import MAX_ROWS, DrawCosts, Draws, draft_counts
+from app.engine.lanes import Drawing
 from app.engine.lookup import Match, OwnText
+from app.engine.proposer import Proposer, Reader
 from app.engine.request import Generate
 from app.engine.slot import Slot
 
 if TYPE_CHECKING:
+    from app.engine.draftmodel import DraftModel
     from app.engine.grammar import Choices, GrammarState, LookAhead
 
 MAX_TOKENS = 32  # of the draft of one slot; where many decode, twice their share of the rows
-MAX_ROWS = 64  # of the drafts of a step
-DOUBT = 0.9  # a chance that is not certain counts for so much of itself: it is an estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +34,35 @@ class Draft:
     choices: "tuple[Choices, ...]" = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Proposal:
-    """What may be drafted for a slot: the tokens that its grammar forces, then those of a match. `chances`: that each is kept."""
+    """What may be drafted for a slot: the tokens that its grammar forces, then those of a match, or those that `reader` is to draw.
+    `chances`: that each is kept.
+    """
 
     slot: Slot
     ahead: "LookAhead | None"
     expected: tuple[int, ...]
     chances: list[float]
+    forced: int  # tokens that the grammar forces
+    reader: Reader | None = None
+
+    @property
+    def draws(self) -> Draws | None:
+        return None if self.reader is None else Draws(self.forced, self.reader.unread)
+
+    def drawing(self, request: Generate, count: int, ends: frozenset[int]) -> Drawing | None:
+        """What is to be drawn for the first `count` tokens, if that is anything."""
+        if self.reader is None or count <= self.forced:
+            return None
+        text = [*self.slot.tokens, *([] if self.ahead is None else self.ahead.tokens)]
+        return Drawing(request, self.reader.lane, text, len(self.slot.tokens), count - self.forced, ends, self.ahead)
 
     def draft(self, count: int) -> Draft:
         """The first `count` tokens, or fewer where the grammar does not allow the next."""
         if self.ahead is None:
             return Draft(self.expected[:count])
-        forced = len(self.ahead.tokens)
-        for token in self.expected[: max(0, count - forced)]:
+        for token in self.expected[: max(0, count - self.forced)]:
             if not self.ahead.follow(token):
                 break
         kept = min(count, len(self.ahead.tokens))
@@ -88,14 +104,25 @@ class Drafter:
         self._budget, self._grammars, self._end_tokens_of = budget, grammars, end_tokens_of
         self._sources: dict[str, Source] = {}  # by the request's id
         self._acceptance = Acceptance(FirstGuess())
+        self.proposer: Proposer | None = None  # of a draft model
+
+    def add_model(self, model: "DraftModel") -> None:
+        """Let `model` draw tokens where it is likelier to be right than the request's own text."""
+        self.proposer = Proposer(model, self._budget)
 
     def draft(self, slots: Sequence[Slot]) -> dict[Slot, Draft]:
         """`slots` are all that decode in the step. A slot whose answer follows a grammar has a draft, though it may be empty."""
         if not self.is_on or not slots:
             return {}
         most = min(MAX_TOKENS, 2 * MAX_ROWS // len(slots))
-        proposals = [self._propose(slot, slot.request, most) for slot in slots if slot.request is not None and not slot.group]
-        counts = draft_counts([proposal.chances for proposal in proposals], len(slots), self._budget)
+        readers = {} if self.proposer is None else self.proposer.ready(slots)
+        proposals = [
+            self._propose(slot, slot.request, most, readers.get(slot)) for slot in slots if slot.request is not None and not slot.group
+        ]
+        costs = None if self.proposer is None else DrawCosts(self.proposer.model.costs, [proposal.draws for proposal in proposals])
+        counts = draft_counts([proposal.chances for proposal in proposals], len(slots), self._budget, costs).tokens
+        if self.proposer is not None:
+            self._draw(self.proposer, proposals, counts)
         drafts = {proposal.slot: proposal.draft(count) for proposal, count in zip(proposals, counts, strict=True)}
         return {slot: draft for slot, draft in drafts.items() if draft.tokens or draft.choices}
 
@@ -103,14 +130,34 @@ class Drafter:
         """The step has given the answer these tokens."""
         if id in self._sources:
             self._sources[id].record(sampled)
+        if self.proposer is not None:
+            self.proposer.record(id, sampled)
 
     def forget(self, id: str) -> None:
         self._sources.pop(id, None)
+        if self.proposer is not None:
+            self.proposer.forget(id)
 
     def clear(self) -> None:
         self._sources.clear()
+        if self.proposer is not None:
+            self.proposer.clear()
 
-    def _propose(self, slot: Slot, request: Generate, most: int) -> Proposal:
+    def _draw(self, proposer: Proposer, proposals: Sequence[Proposal], counts: Sequence[int]) -> None:
+        """Let the draft model draw the tokens of which it is to be known."""
+        drawings = {}
+        for proposal, count in zip(proposals, counts, strict=True):
+            request = proposal.slot.request
+            drawing = None if request is None else proposal.drawing(request, count, self._end_tokens_of(request))
+            if drawing is not None:
+                drawings[proposal.slot] = drawing
+        proposer.draw(list(drawings.values()))
+        for proposal in proposals:
+            if proposal.slot in drawings and proposal.ahead is None:
+                proposal.expected = tuple(drawings[proposal.slot].drawn.values())
+
+    def _propose(self, slot: Slot, request: Generate, most: int, reader: Reader | None) -> Proposal:
+        """From the request's own text, or the draft model, whichever is likelier to be right. `reader`: the model has read the request."""
         limit = min(most, request.max_tokens - slot.generated - 1)
         ahead = self._grammars[request.id].look_ahead() if request.grammar is not None else None
         if ahead is not None:
@@ -121,26 +168,8 @@ class Drafter:
         expected, chances = self._sources[request.id].expect(slot.tokens, forced, limit - len(forced))
         ends = self._end_tokens_of(request)
         kept = tuple(takewhile(lambda token: token not in ends, expected))  # the token before an end token is the last that is run
-        return Proposal(slot, ahead, kept, [1.0] * len(forced) + chances[: len(kept)])
-
-
-def draft_counts(chances: Sequence[Sequence[float]], slots: int, budget: StepBudget) -> list[int]:
-    """How many tokens of each proposal to draft, so that the expected tokens of the step by its duration are most. `chances` are, for each
-    proposal, those that its first, second, ... token is kept; `slots` decode. Beside others a step lasts at most `budget.stretch` times as
-    long as without drafts.
-    """
-    counts, base_s = [0] * len(chances), budget.costs.step_s(slots)
-    if not base_s:
-        return counts
-    likeliest = sorted((-chance, place, index) for index, each in enumerate(chances) for place, chance in enumerate(each))[:MAX_ROWS]
-    tokens, best, best_rate = float(slots), 0, slots / base_s
-    for rows, (chance, _, _) in enumerate(likeliest, 1):
-        tokens -= chance if chance == -1.0 else DOUBT * chance
-        step_s = budget.costs.step_s(slots + rows) or base_s
-        if slots > 1 and step_s > budget.stretch * base_s:
-            break
-        if tokens / step_s > best_rate:
-            best, best_rate = rows, tokens / step_s
-    for _, _, index in likeliest[:best]:
-        counts[index] += 1
-    return counts
+        certain, guessed = [1.0] * len(forced), chances[: len(kept)]
+        drawn = [] if reader is None or self.proposer is None else self.proposer.chances(slot, reader, limit - len(forced))
+        if drawn and drawn[0] > max(guessed, default=0.0):
+            return Proposal(slot, ahead, (), certain + drawn, len(forced), reader)
+        return Proposal(slot, ahead, kept, certain + guessed, len(forced))

@@ -120,6 +120,8 @@ class SlotReport:
     prompt_tokens: int
     cached_tokens: int  # tokens whose keys and values are in the cache: a request that begins with them can reuse them
     generated_tokens: int
+    drafted_tokens: int = 0  # since the request got the slot
+    accepted_tokens: int = 0  # drafted ones that are in the answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ class Facts:
     hidden_size: int = 0  # values of a hidden state
     adapters: tuple[AdapterFacts, ...] = ()  # that were loaded with the model
     cache_dtype: str = "auto"  # of keys and values; auto: `dtype`
+    draft: str | None = None  # the model that proposes tokens
+    draft_weights: Weights | None = None
     parent: str | None = None  # the base's name, if these are the facts of an adapter
 
     @property
@@ -58,6 +60,6 @@ class Facts:
 
     def of(self, adapter: AdapterFacts) -> "Facts":
         """The facts of an adapter of this model, which is its observer."""
-        own = {"name": adapter.name, "revision": adapter.revision, "fingerprint": adapter.fingerprint, "adapters": ()}
-        observer = {"observer": self.name, "observer_revision": self.revision, "observer_weights": self.weights}
+        own = {"name": adapter.name, "revision": adapter.revision, "fingerprint": adapter.fingerprint, "adapters": (), "draft": None}
+        observer = {"observer": self.name, "observer_revision": self.revision, "observer_weights": self.weights, "draft_weights": None}
         return replace(self, parent=self.name, **own, **observer)  # type: ignore[arg-type]

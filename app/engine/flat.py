@@ -72,6 +72,7 @@ class FlatModel:
         self.attention = attention
         self.device: torch.device = model.device
         self.slots = 0
+        self.context = 0  # tokens of a slot at most
         self.pages = 0
         self.page_tokens = PAGE_TOKENS
         self.scoring_pages = range(0)
@@ -246,6 +247,7 @@ def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
         sharers=limits.sharers,
     )
     flat.slots = 0 if limits.slots == 0 else slots_that_fit(ledger, limits, str(flat.device))
+    flat.context = limits.context
     flat.pages, flat.page_tokens = limits.pool_pages(flat.slots), limits.page_tokens
     flat.scoring_pages = range(limits.context_pages)
     attention.slots.allocate(attention.shapes, flat.pages, flat.page_tokens, slots_dtype, flat.device)

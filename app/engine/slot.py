@@ -23,6 +23,8 @@ class Slot:
     arrived_s: float = 0.0  # when the request came, by `time.monotonic`
     arrival: int = 0  # its serial number
     admitted_s: float = 0.0  # when the request got the slot, by `time.monotonic`
+    drafted: int = 0  # tokens that were drafted and run since then
+    accepted: int = 0  # how many of them are in the answer
     prefill_s: float = 0.0  # seconds from then to its first token
     shared_prefix: "SharedPrefix | None" = None
     group: tuple["Slot", ...] = ()  # the slots of a beam or contrastive search, the leading one first
@@ -34,7 +36,7 @@ class Slot:
     def admit(self, request: Generate, admission: int, detokenize: Detokenize) -> None:
         """Start `request`, without any pages."""
         self.request, self.admission, self.adapter = request, admission, request.adapter
-        self.length = self.cached = 0
+        self.length = self.cached = self.drafted = self.accepted = 0
         self.tokens = list(request.prompt)
         self.shared_prefix, self.group, self.prompt_logprobs = None, (), []
         self.detokenizer = Detokenizer(detokenize, request.prompt)
@@ -86,6 +88,8 @@ class Slot:
             prompt_tokens=len(request.prompt) if request else 0,
             cached_tokens=self.length,
             generated_tokens=self.generated if request else 0,
+            drafted_tokens=self.drafted if request else 0,
+            accepted_tokens=self.accepted if request else 0,
         )
 
     def progress(self, now_s: float) -> list[Progress]:

@@ -16,6 +16,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m app.estimate", description="memory that a model takes, from its config alone")
     parser.add_argument("model", help="folder, GGUF file or hub name, as model.path")
     parser.add_argument("--observer", help="a second model for binoculars; the bundled model brings its own along")
+    parser.add_argument("--draft", help="a smaller model that proposes tokens, as model.draft")
     parser.add_argument("--quantize", choices=["none", "int8", "nf4", "fp4", "int4"], default="none")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     parser.add_argument("--context", type=int, default=4096, help="tokens a slot; when fine-tuning, of a sequence")
@@ -38,12 +39,12 @@ def main(argv: Sequence[str]) -> int:
     from app.estimate.report import estimate_of, lines
 
     try:
-        settings = ModelSettings(path=args.model, observer=args.observer)
+        settings = ModelSettings(path=args.model, observer=args.observer, draft=args.draft)
         devices = [*machine(), *map(card, args.card)]
         sizes = (args.context, args.slots, args.step_tokens)
         process, observer = process_bytes(settings.path, args.quantize), settings.observer_path
         cache = (args.cache_tokens, args.cache_dtype)
-        question = Question(settings.path, args.quantize, args.dtype, *sizes, args.fine_tune, process, observer, *cache)
+        question = Question(settings.path, args.quantize, args.dtype, *sizes, args.fine_tune, process, observer, *cache, args.draft)
         estimate = estimate_of(Plan(question), devices)
     except LitmusError as error:
         sys.stderr.write(f"litmus: {error.message}\n")

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from app.engine.attention import SlotAttention
 from app.engine.flat import CacheLimits, slot_bytes, step_bytes
 from app.engine.kernel import kernel
+from app.engine.lanes import MAX_LANES
 from app.engine.ledger import Ledger, fits_beside
 from app.errors import SetupError
 from app.estimate.device import Device
@@ -46,12 +47,13 @@ class Question:
     observer: str | None = None
     cache_tokens: int | None = None
     cache_dtype: Literal["auto", "int8"] = "auto"
+    draft: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
     """Bytes of a device's memory. `weights` by kind of storage; `slot` is one context of the slots' cache, `text` the one for long texts,
-    which is all that an observer has, `observer_text`.
+    which is all that an observer has, `observer_text`; `draft_cache` are the contexts of a draft model.
     """
 
     weights: Counter[str]
@@ -64,10 +66,12 @@ class Need:
     tuning: Tuning | None = None
     observer_text: int = 0
     shared: int | None = None  # what all slots share; None: each has a whole context
+    draft_cache: int = 0
 
     @property
     def cache(self) -> int:
-        return (self.slot * self.slots if self.shared is None else self.shared) + self.text + self.observer_text
+        slots = self.slot * self.slots if self.shared is None else self.shared
+        return slots + self.text + self.observer_text + self.draft_cache
 
     @property
     def total(self) -> int:
@@ -75,7 +79,8 @@ class Need:
         return self.weights.total() + self.cache + self.activations + self.overhead + states
 
     def ledger(self, memory: int) -> Ledger:
-        return Ledger(memory - self.overhead - self.observer_text, self.weights.total(), self.activations, self.slot, self.text)
+        others = self.overhead + self.observer_text + self.draft_cache
+        return Ledger(memory - others, self.weights.total(), self.activations, self.slot, self.text)
 
     def fits(self, memory: int) -> bool:
         """Whether a device with so many free bytes holds it, by the rule that the engine starts by."""
@@ -100,9 +105,10 @@ class Plan:
         self.skeleton = skeleton_of(self.source)
         self.context = min(self.question.context, context_of("model.path", self.source))
         observer = self.question.observer if self.question.fine_tune is None else None
-        self.observer = None if observer is None else Plan(replace(self.question, path=observer, observer=None))
+        self.observer = None if observer is None else Plan(replace(self.question, path=observer, observer=None, draft=None))
         if self.observer is not None:
             self.context = min(self.context, self.observer.context)
+        self.draft = self._plan_of_draft()
         self.config = self.skeleton.config.get_text_config()
         if self.source.gguf is not None and self.question.quantize != "none":
             raise SetupError(f"model.quantize: {self.question.path} is a GGUF file, whose weights keep their own precision; use none")
@@ -121,12 +127,15 @@ class Plan:
         dtype = served_dtype(self.source, asked.dtype, asked.quantize, kind, self.parameters)
         weights = footprint(self.source, self.skeleton, _form(asked.quantize, dtype, kind))
         context = self.context_of(asked)
-        as_text = replace(asked, observer=None, context=context, cache_tokens=None, cache_dtype="auto")
+        as_text = replace(asked, observer=None, draft=None, context=context, cache_tokens=None, cache_dtype="auto")
         observer = None if self.observer is None else self.observer.need(kind, as_text)
+        draft = None if self.draft is None else self.draft.need(kind, self._asked_of_draft(asked))
+        for name, other in (("observer", observer), ("draft", draft)):
+            weights += Counter({} if other is None else {f"{name}, {form}": size for form, size in other.weights.items()})
         limits = CacheLimits(asked.slots, context, asked.step_tokens, cache_tokens=asked.cache_tokens, dtype=asked.cache_dtype)
         slot = slot_bytes(self._attention, context, limits.dtype_for(dtype))
         return Need(
-            weights if observer is None else weights + Counter({f"observer, {name}": size for name, size in observer.weights.items()}),
+            weights,
             slot=slot,
             slots=asked.slots,
             text=slot_bytes(self._attention, context, dtype),
@@ -135,11 +144,24 @@ class Plan:
             dtype=str(dtype).removeprefix("torch."),
             observer_text=0 if observer is None else observer.text,
             shared=None if asked.cache_tokens is None else limits.pool_pages(0) * slot // limits.context_pages,
+            draft_cache=0 if draft is None else draft.cache,
         )
 
     def context_of(self, asked: Question) -> int:
         """As the engine reduces it: to the model's own limit, and to the tokens of the cache."""
         return min(asked.context, self.context, asked.cache_tokens or asked.context)
+
+    def _plan_of_draft(self) -> "Plan | None":
+        path = self.question.draft if self.question.fine_tune is None else None
+        return None if path is None else Plan(replace(self._asked_of_draft(self.question), path=path))
+
+    def _asked_of_draft(self, asked: Question) -> Question:
+        """Of a draft model, whose cache has fewer contexts. A GGUF file keeps its own precision."""
+        keeps = asked.draft is not None and source_of(asked.draft).gguf is not None
+        quantize = "none" if keeps else asked.quantize
+        slots, context = min(asked.slots, MAX_LANES), self.context_of(asked)
+        cache: dict[str, Any] = {"slots": slots, "context": context, "cache_tokens": None, "cache_dtype": "auto"}
+        return replace(asked, quantize=quantize, observer=None, draft=None, **cache)
 
     def _to_tune(self, kind: str, asked: Question) -> Need:
         scheme = "nf4" if asked.fine_tune == "qlora" else "none"

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import transformers
 
+from app.engine.draftmodel import DraftModel
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Failed
 from app.engine.facts import Facts
@@ -23,6 +24,7 @@ from app.forms.tools import ToolsUnsupported
 from app.models.cache import check_kinds
 from app.models.context import context_of
 from app.models.device import DeviceAssignment
+from app.models.draft import check_vocabulary, draft_limits, draft_settings
 from app.models.files import files_to_load, read_ahead, weight_files
 from app.models.format import parameter_count, weight_format
 from app.models.gguf import GGUFFile
@@ -64,6 +66,8 @@ def warm_up(engine: Engine) -> None:
     engine.submit(Score("warm-text", (0,) * length, (Window(0, length, 1),), engine.observer is not None))
     _drain(engine)
     engine.scheduler.reset()
+    if engine.drafter.proposer is not None:
+        engine.drafter.proposer.model.warm_up()
     engine.drafter.is_on = engine.limits.drafts
 
 
@@ -99,12 +103,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     device, sharers = resolve_device(assignment), assignment.sharers(torch.cuda.device_count())
     if device.type == "cpu" and sharers > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // sharers))
-    if settings.quantize != "none" and settings.dtype == "float16" and device.type == "cpu":
-        raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
-    if settings.quantize == "int4" and device.type != "cpu":
-        raise SetupError(f"model.quantize: int4 runs on a CPU only; on {device} use nf4")
-    if settings.cache_dtype == "int8" and device.type != "cpu":
-        raise SetupError(f"model.cache_dtype: int8 runs on a CPU only; on {device} use auto")
+    _check_precisions(settings, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # libraries take the current device where none is named; the first one would hold a context, too
     path = settings.observer_path
@@ -116,12 +115,17 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
         _check_pair(tokenizer, Tokenizer(path), path)
         cache = replace(cache, context=min(cache.context, context_of("model.observer", source_of(path))))
         observer = _flat_model(path, settings, device, replace(cache, slots=0, cache_tokens=None, dtype="auto"), stages)
+    draft = None if settings.draft is None else _draft_model(settings.draft, settings, device, cache, stages)
     performer = _flat_model(settings.path, settings, device, cache, stages)
     _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch, settings.drafts)
     grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.chat.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
+    if draft is not None:
+        engine.drafter.add_model(DraftModel(draft, performer.vocabulary))
     facts = _facts(settings, engine, tokenizer, sampling)
+    if draft is not None and settings.draft is not None:
+        facts = replace(facts, draft=served_name(settings.draft), draft_weights=draft.weights)
     engine.reader = LoraReader(performer, settings.path, facts)
     adapters = [engine.reader.read(*each) for each in settings.adapters.items()]
     for adapter in adapters:
@@ -132,6 +136,16 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     log.info("loaded %s in %s", settings.served_name, stages)
     release_freed(*[source_of(each) for each in (settings.path, path) if each is not None])
     return engine, replace(facts, adapters=tuple(adapter.facts for adapter in adapters))
+
+
+def _check_precisions(settings: ModelSettings, device: torch.device) -> None:
+    """Raises `SetupError` for one that the device does not have."""
+    if settings.quantize != "none" and settings.dtype == "float16" and device.type == "cpu":
+        raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
+    if settings.quantize == "int4" and device.type != "cpu":
+        raise SetupError(f"model.quantize: int4 runs on a CPU only; on {device} use nf4")
+    if settings.cache_dtype == "int8" and device.type != "cpu":
+        raise SetupError(f"model.cache_dtype: int8 runs on a CPU only; on {device} use auto")
 
 
 def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampling: SamplingParams) -> Facts:
@@ -189,6 +203,12 @@ def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache:
     stages.add("convert", flat.convert_s)
     flat.weights = replace(flat.weights, format=format, types=types, parameters=parameters)
     return flat
+
+
+def _draft_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits, stages: Stages) -> FlatModel:
+    check_vocabulary(Tokenizer(settings.path).base.get_vocab(), Tokenizer(path).base.get_vocab(), path)
+    source = source_of(path)
+    return _flat_model(path, draft_settings(settings, source), device, draft_limits(cache, source), stages)
 
 
 def _at_hand(source: Source, settings: ModelSettings, stages: Stages) -> Source:

@@ -29,9 +29,10 @@ def shortage(settings: ModelSettings) -> str | None:
 
     Raises `SetupError` for what is no model. What is on the hub is not looked at: that could be a download.
     """
-    if any(is_hub_name(path) and not Path(path).exists() for path in (settings.path, settings.observer_path) if path is not None):
+    paths = [path for path in (settings.path, settings.observer_path, settings.draft) if path is not None]
+    if any(is_hub_name(path) and not Path(path).exists() for path in paths):
         return None
-    ledgers = [_ledger(settings, path) for path in (settings.path, settings.observer_path) if path is not None]
+    ledgers = [_ledger(settings, path) for path in paths]
     weights = settings.replicas * sum(ledger.weights for ledger in ledgers)
     slots, own = settings.slots or 1, ledgers[0]
     needed = weights + settings.replicas * (own.activations + slots * own.slot + own.text)

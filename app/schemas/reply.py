@@ -58,6 +58,8 @@ class InputTokensDetails(Wire):
 
 class OutputTokensDetails(Wire):
     reasoning_tokens: int = Field(description="output tokens that a reasoning model thought")
+    accepted_prediction_tokens: int = Field(0, description="as in a chat's usage: output tokens that were drafted")
+    rejected_prediction_tokens: int = Field(0, description="as in a chat's usage: tokens that were drafted and are not in the output")
 
 
 class ResponsesUsage(Wire):

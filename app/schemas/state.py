@@ -50,8 +50,26 @@ SLOTS_EXAMPLE: JsonDict = {
     "object": "slot.list",
     "model": "storyteller",
     "slots": [
-        {"slot": 0, "stage": "decode", "request": "chatcmpl-5f2c/0", "prompt_tokens": 52, "cached_tokens": 71, "generated_tokens": 20},
-        {"slot": 1, "stage": "prefill", "request": "cmpl-0d47/1", "prompt_tokens": 900, "cached_tokens": 512, "generated_tokens": 0},
+        {
+            "slot": 0,
+            "stage": "decode",
+            "request": "chatcmpl-5f2c/0",
+            "prompt_tokens": 52,
+            "cached_tokens": 71,
+            "generated_tokens": 20,
+            "drafted_tokens": 9,
+            "accepted_tokens": 4,
+        },
+        {
+            "slot": 1,
+            "stage": "prefill",
+            "request": "cmpl-0d47/1",
+            "prompt_tokens": 900,
+            "cached_tokens": 512,
+            "generated_tokens": 0,
+            "drafted_tokens": 0,
+            "accepted_tokens": 0,
+        },
     ],
     "waiting": [{"request": "chatcmpl-81be/0", "position": 1, "eta_s": 1.5}],
     "texts": 2,
@@ -151,6 +169,8 @@ class ModelCard(Wire):
     default_sampling_params: DefaultSamplingParams | None
     weights: WeightsCard | None
     observer_weights: WeightsCard | None = Field(description="null without an observer")
+    draft: str | None = Field(None, description="the model that proposes tokens, which this one checks")
+    draft_weights: WeightsCard | None = None
     upstreams: list[UpstreamState] = Field(default=[], description="the servers that answer for the model; none if it is loaded here")
 
     model_config = ConfigDict(json_schema_extra={"examples": [CARD_EXAMPLE]})
@@ -188,6 +208,8 @@ class SlotState(Wire):
     prompt_tokens: int
     cached_tokens: int = Field(description="tokens of the request, or of the slot's last one, whose keys and values are in the cache")
     generated_tokens: int
+    drafted_tokens: int = Field(0, description="tokens that were drafted for the answer and run since the request got its slot")
+    accepted_tokens: int = Field(0, description="drafted tokens that are in the answer")
 
 
 class WaitingState(Wire):

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -43,6 +43,11 @@ class LoadedFields(Group):
     observer: str | None = Field(
         None,
         description="the observer model for binoculars, written like the path; for the bundled model, the bundled base model when not set",
+    )
+    draft: str | None = Field(
+        None,
+        description="a smaller model with the same vocabulary, written like the path, which proposes tokens for the model to check: "
+        "answers may come faster, and do not change; a GGUF file keeps its own precision, all else takes that of the model",
     )
     calibration: str | None = Field(
         None, description="calibration file for verdicts, written by `python -m app.calibrate`; the one in the model's folder when not set"
@@ -113,6 +118,12 @@ class LoadedFields(Group):
     def _resolve_auto(cls, path: str) -> str:
         return str(default_model()) if path == "auto" else path
 
+    @model_validator(mode="after")
+    def _check_draft(self) -> Self:
+        if self.draft is not None and not self.drafts:
+            raise ValueError("draft is set, and drafts is false, so that nothing would be proposed: leave one of them out")
+        return self
+
     @property
     def served_name(self) -> str:
         if self.name is None and Path(self.path) == smollm2():
@@ -134,7 +145,7 @@ class LoadedFields(Group):
             is_there = (Path(adapter) / "adapter_config.json").is_file()
             if not is_there and (Path(adapter).exists() or not is_hub_name(adapter)):
                 raise SetupError(f"{where}.adapters: '{name}' is to be in {adapter}, which is no folder with an adapter_config.json")
-        for field, path in (("path", self.path), ("observer", self.observer_path)):
+        for field, path in (("path", self.path), ("observer", self.observer_path), ("draft", self.draft)):
             if path is None or (is_hub_name(path) and not Path(path).exists()):
                 continue
             folder = Path(path)

@@ -59,7 +59,7 @@ class ModelPaths:
 
 
 def _paths_of(settings: ModelSettings) -> dict[str, str]:
-    paths = {"path": settings.path, "observer": settings.observer_path, "calibration": settings.calibration}
+    paths = {"path": settings.path, "observer": settings.observer_path, "draft": settings.draft, "calibration": settings.calibration}
     adapters = {f"adapters.{name}": path for name, path in settings.adapters.items()}
     return {field: path for field, path in paths.items() if path is not None} | adapters
 

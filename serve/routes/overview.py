@@ -87,6 +87,8 @@ def slot_state(slot: SlotReport) -> SlotState:
         prompt_tokens=slot.prompt_tokens,
         cached_tokens=slot.cached_tokens,
         generated_tokens=slot.generated_tokens,
+        drafted_tokens=slot.drafted_tokens,
+        accepted_tokens=slot.accepted_tokens,
     )
 
 

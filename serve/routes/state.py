@@ -134,6 +134,8 @@ def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> 
         ),
         weights=weights_of(facts.weights),
         observer_weights=None if facts.observer_weights is None else weights_of(facts.observer_weights),
+        draft=facts.draft,
+        draft_weights=None if facts.draft_weights is None else weights_of(facts.draft_weights),
     )
 
 

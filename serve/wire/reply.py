@@ -101,7 +101,11 @@ class Reply:
             input_tokens=usage.prompt_tokens,
             input_tokens_details=InputTokensDetails(cached_tokens=cached, cache_write_tokens=usage.prompt_tokens - cached),
             output_tokens=usage.completion_tokens,
-            output_tokens_details=OutputTokensDetails(reasoning_tokens=self.choice.reasoning_tokens),
+            output_tokens_details=OutputTokensDetails(
+                reasoning_tokens=self.choice.reasoning_tokens,
+                accepted_prediction_tokens=self.choice.accepted_tokens,
+                rejected_prediction_tokens=self.choice.drafted_tokens - self.choice.accepted_tokens,
+            ),
             total_tokens=usage.total_tokens,
         )
 

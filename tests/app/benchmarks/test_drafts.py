@@ -28,6 +28,13 @@ def test_each_kind_of_answers_is_measured(folder, capsys):
     assert round_["accepted"] > 100, "most of the form's tokens are certain"
 
 
+def test_a_draft_model_is_compared(folder, capsys):
+    arguments = ["--model", str(folder), "--draft", str(folder), "--at-once", "1", "--rounds", "1", "--what", "prose"]
+    assert drafts.main(arguments) == 0
+    (result,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert result["ratio"] > 0
+
+
 def test_other_tokens_with_drafts_are_an_error(folder, monkeypatch):
     engine, _ = create_engine(ModelSettings(path=str(folder), slots=1, context=1024))
     step = engine.step

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.engine.acceptance import FIRST_GUESS, Acceptance, FirstGuess
+from app.engine.acceptance import DRAWN_GUESS, FIRST_GUESS, Acceptance, DrawAcceptance, FirstGuess
 
 
 def measured(match: int, kept: int, of: int, prior: Acceptance | None = None) -> Acceptance:
@@ -41,3 +41,24 @@ def test_only_tokens_that_came_are_counted() -> None:
     acceptance = Acceptance(FirstGuess())
     acceptance.record(3, [1, 2, 3], [1])
     assert acceptance.chance(3) > FIRST_GUESS[2] and acceptance.chance(4) == pytest.approx(FIRST_GUESS[3])
+
+
+def test_of_drawn_tokens_a_request_begins_with_what_others_have_shown() -> None:
+    of_all = DrawAcceptance()
+    assert of_all.chances(3) == pytest.approx([DRAWN_GUESS, DRAWN_GUESS**2, DRAWN_GUESS**3])
+    for _ in range(200):
+        of_all.record(False)
+    own = DrawAcceptance(of_all)
+    assert own.chance == pytest.approx(of_all.chance) and own.chance < 0.15
+    for _ in range(200):
+        own.record(True)
+    assert own.chance > 0.85 and of_all.chance < 0.15
+
+
+def test_what_was_refused_is_tried_again_some_time() -> None:
+    acceptance = DrawAcceptance()
+    for _ in range(200):
+        acceptance.record(False)
+    for _ in range(400):
+        acceptance.fade()
+    assert acceptance.chance > 0.5

@@ -1,13 +1,19 @@
 """How many tokens are drafted, from made-up chances and durations."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
 from app.engine.budget import StepBudget
-from app.engine.drafts import MAX_ROWS, MAX_TOKENS, Drafter, draft_counts
-from app.engine.request import BeamSearchParams, Generate
+from app.engine.costs import RowCosts
+from app.engine.counts import MAX_ROWS, DrawCosts, Draws, draft_counts
+from app.engine.drafts import MAX_TOKENS, Drafter
+from app.engine.events import Delta
+from app.engine.request import BeamSearchParams, Generate, SamplingParams
 from app.engine.slot import Slot
+from app.models.loading import create_engine
+from app.settings import ModelSettings
 
 SURE, LIKELY, RARE = [1.0] * 6, [0.9, 0.8, 0.7, 0.6], [0.2, 0.05]
 
@@ -53,11 +59,45 @@ def test_as_many_are_drafted_as_make_the_tokens_per_second_most(
     step_s: Callable[[int], float], slots: int, chances: Sequence[Sequence[float]], expected: list[int]
 ) -> None:
     assert MAX_ROWS == 64
-    assert draft_counts(chances, slots, costing(step_s)) == expected
+    assert draft_counts(chances, slots, costing(step_s)).tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("step_s", "draw_s", "slots", "chances", "draws", "expected"),
+    [
+        (free, 0.001, 1, [LIKELY], [Draws(0)], [4]),
+        (free, 0.009, 1, [LIKELY], [Draws(0)], [0]),  # a draw takes nearly as long as a step
+        (free, 0.004, 1, [LIKELY], [Draws(0)], [3]),
+        (free, 0.004, 1, [[1.0, *LIKELY]], [Draws(1)], [2]),  # the first is forced, so that a step without draws gives two
+        (free, 0.009, 1, [[1.0, *LIKELY]], [Draws(1)], [1]),
+        (free, 0.004, 1, [LIKELY], [None], [4]),  # found in the text: no draws
+        (free, 0.004, 4, [LIKELY] * 4, [Draws(0)] * 4, [1] * 4),  # one forward draws for all; with a second the step would be too long
+        (by_row, 0.001, 32, [LIKELY] * 32, [Draws(0)] * 32, [0] * 32),
+        (free, 0.002, 1, [LIKELY], [Draws(0, 200)], [0]),  # too much is to be read before the first draw
+    ],
+)
+def test_what_draws_cost_counts(
+    step_s: Callable[[int], float],
+    draw_s: float,
+    slots: int,
+    chances: Sequence[Sequence[float]],
+    draws: Sequence[Draws | None],
+    expected: list[int],
+) -> None:
+    costs = RowCosts()
+    for rows in (1, 64, 128, 256):
+        costs.record(rows, draw_s * max(1.0, rows / 10))
+    assert draft_counts(chances, slots, costing(step_s), DrawCosts(costs, draws)).tokens == expected
+
+
+def test_what_is_saved_is_measured_against_steps_that_give_as_many_tokens() -> None:
+    counts = draft_counts([SURE], 2, costing(by_row))
+    assert counts.tokens == [5] and counts.saved_s == pytest.approx(7 / 2 * by_row(2) - by_row(7))
+    assert draft_counts([RARE], 2, costing(by_row)).saved_s == 0.0
 
 
 def test_nothing_is_drafted_before_a_step_was_measured() -> None:
-    assert draft_counts([SURE], 1, StepBudget(512, 1.9)) == [0]
+    assert draft_counts([SURE], 1, StepBudget(512, 1.9)).tokens == [0]
 
 
 def slot_of(job: Generate, answer: Sequence[int] = ()) -> Slot:
@@ -100,6 +140,19 @@ def test_searches_and_what_repeats_nothing_are_not_drafted_and_neither_is_anythi
     assert drafter.draft([repeating]) != {}
     drafter.is_on = False
     assert drafter.draft([repeating]) == {}
+
+
+def test_a_slot_counts_its_drafts(tiny_folder: Path) -> None:
+    engine, _ = create_engine(ModelSettings(path=str(tiny_folder), device="cpu", slots=1))
+    engine.submit(Generate("a", REPEATING, 60, SamplingParams(temperature=0.0, logit_bias=((7, 50.0),)), ignore_eos=True))
+    drafted = accepted = 0
+    while not engine.idle:
+        for delta in (event for event in engine.step() if isinstance(event, Delta)):
+            drafted, accepted = drafted + delta.drafted, accepted + delta.accepted
+            (slot,) = engine.scheduler.slots
+            assert (slot.drafted, slot.accepted) == (drafted, accepted)
+            assert slot.report().drafted_tokens == (drafted if delta.finish is None else 0)
+    assert drafted >= accepted > 20
 
 
 def test_drafts_follow_what_was_kept() -> None:

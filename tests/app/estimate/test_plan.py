@@ -50,6 +50,15 @@ def test_the_sum_is_what_the_engine_declares(bundled: Path, monkeypatch: pytest.
     assert need.cache == sum(tensor.nbytes for each in attentions for cache in (each.slots, each.texts) for tensor in cache.tensors)
 
 
+def test_a_draft_model_is_part_of_the_sum(bundled: Path, default_gguf: str) -> None:
+    plain = Question(str(bundled), "int4", context=512, slots=12)
+    drafted = replace(plain, draft=default_gguf)
+    with_draft, without = Plan(drafted).need("cpu"), Plan(plain).need("cpu")
+    alone = Plan(Question(default_gguf, context=512, slots=8)).need("cpu")
+    assert with_draft.weights.total() == without.weights.total() + alone.weights.total()
+    assert with_draft.cache == without.cache + alone.cache, "eight contexts and one to try it with"
+
+
 def test_a_device_holds_what_the_ledger_says(plan: Plan) -> None:
     need = plan.need("cpu")
     ledger = need.ledger(need.total + GIB)

@@ -164,6 +164,29 @@ def test_a_broken_folder_is_refused(tmp_path: Path) -> None:
         create_engine(settings(tmp_path))
 
 
+def test_a_draft_model_is_loaded_beside_the_model_and_told(tiny_folder: Path, other_folder: Path) -> None:
+    engine, facts = create_engine(settings(tiny_folder, draft=str(other_folder), quantize="int4"))
+    assert engine.drafter.proposer is not None and engine.drafter.is_on
+    model = engine.drafter.proposer.model
+    assert (model.context, model.vocabulary, len(model.lanes._free)) == (96, 300, 2)
+    assert model.costs.step_s(1), "the warm-up has measured it"
+    assert facts.draft == other_folder.name and facts.draft_weights is not None and facts.draft_weights.parameters > 0
+    plain = create_engine(settings(tiny_folder, quantize="int4"))[1]
+    assert (plain.draft, plain.draft_weights, plain.fingerprint) == (None, None, facts.fingerprint)
+
+
+def test_a_draft_model_with_another_vocabulary_is_refused(tiny_folder: Path, bundled: Path, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"model\.draft: .*storyteller has another vocabulary.* it has 4096 tokens, the model 258; give a"):
+        create_engine(settings(tiny_folder, draft=str(bundled)))
+    changed = shutil.copytree(tiny_folder, tmp_path / "changed")
+    tokenizer = json.loads((changed / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (changed / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(SetupError, match=r"token 'a' has the id \d+ there and \d+ in the model"):
+        create_engine(settings(tiny_folder, draft=str(changed)))
+
+
 def test_an_observer_with_another_vocabulary_is_refused(tiny_folder: Path, bundled: Path) -> None:
     with pytest.raises(SetupError, match="another vocabulary"):
         create_engine(settings(tiny_folder, observer=str(bundled)))

@@ -121,6 +121,13 @@ def test_missing_paths_are_refused_and_hub_names_are_not(bare: Path) -> None:
             ModelSettings(path=path).check_paths()
     with pytest.raises(SetupError, match=r"model\.observer"):
         ModelSettings(path="a/b", observer="/no/such").check_paths()
+    with pytest.raises(SetupError, match=r"model\.draft"):
+        ModelSettings(path="a/b", draft="/no/such").check_paths()
+
+
+def test_a_draft_model_needs_drafts() -> None:
+    with pytest.raises(SetupError, match="draft is set, and drafts is false"):
+        read(["--model.path", "a/b", "--model.draft", "c/d", "--model.drafts", "false"])
 
 
 @pytest.mark.parametrize("source", ["yaml", "environment", "arguments"])

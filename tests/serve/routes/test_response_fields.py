@@ -81,7 +81,7 @@ def test_a_response_has_every_field_of_the_clients_type(served: Any) -> None:
         "input_tokens": 5,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 5},
         "output_tokens": 3,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
         "total_tokens": 8,
     }
     echoed = {

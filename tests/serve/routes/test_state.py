@@ -12,7 +12,7 @@ from conftest import ROOT
 from fakes import CACHE, FACTS
 
 from app.engine.events import Report
-from app.engine.facts import Facts, Weights
+from app.engine.facts import AdapterFacts, Facts, Weights
 from app.schemas import ModelCard, SlotList
 from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
 from app.settings import QueueSettings
@@ -44,6 +44,15 @@ def test_layers_with_16_bit_inputs_are_named_of_model_and_observer(served: Any) 
     assert card["observer_weights"]["layers_with_16_bit_inputs"] == []
     served.router.append([Ready(psutil.Process().pid, 0, replace(facts, observer=None, observer_weights=None)), "OK"])
     assert served.client.get("/v1/models/fake").json()["observer_weights"] is None
+
+
+def test_the_card_says_which_model_drafts(served: Any) -> None:
+    assert served.client.get("/v1/models/fake").json()["draft"] is None
+    facts = replace(FACTS, draft="small", draft_weights=Weights("gguf", ("Q4_0",), 1000, 600))
+    served.router.append([Ready(psutil.Process().pid, 0, facts), "OK"])
+    card = served.client.get("/v1/models/fake").json()
+    assert card["draft"] == "small" and card["draft_weights"]["types"] == ["Q4_0"]
+    assert facts.of(AdapterFacts("tuned", "x", "y", "z")).draft is None, "an adapter's rows are not drafted by it"
 
 
 def test_the_card_says_what_the_weights_are(served: Any) -> None:
@@ -94,7 +103,8 @@ def test_readiness_follows_the_worker(served: Any) -> None:
 def test_slots_are_reported_without_any_text(served: Any) -> None:
     body = served.client.get("/slots").json()
     busy, idle = body["slots"]
-    assert busy == {"slot": 0, "stage": "decode", "request": "a/0", "prompt_tokens": 5, "cached_tokens": 7, "generated_tokens": 3}
+    counts = {"prompt_tokens": 5, "cached_tokens": 7, "generated_tokens": 3, "drafted_tokens": 4, "accepted_tokens": 2}
+    assert busy == {"slot": 0, "stage": "decode", "request": "a/0", **counts}
     assert (idle["stage"], idle["request"], idle["cached_tokens"]) == ("idle", None, 4)
     assert body["waiting"] == [{"request": "b/0", "position": 1, "eta_s": 1.5}, {"request": "c/0", "position": 2, "eta_s": None}]
     (decision,) = body["decisions"]
@@ -134,7 +144,7 @@ def test_slots_of_a_model_without_a_worker_are_a_503(served: Any) -> None:
 def test_the_documented_examples_are_valid(served: Any) -> None:
     schemas = served.client.get("/openapi.json").json()["components"]["schemas"]
     for model, example in ((SlotList, SLOTS_EXAMPLE), (ModelCard, CARD_EXAMPLE)):
-        assert model.model_validate(example).model_dump(exclude_none=True) == example  # no field is missing but a null `parent`
+        assert model.model_validate(example).model_dump(exclude_none=True) == example  # no field is missing but those that are null
         assert schemas[model.__name__]["examples"] == [example]
 
 

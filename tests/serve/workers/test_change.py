@@ -7,7 +7,7 @@ from app.errors import InvalidRequest
 from app.settings import ModelSettings
 from serve.workers.change import Change, changed
 
-PRESENT = ModelSettings(path="/a", observer="/b", calibration="/c.json", quantize="int8", slots=3, sampling={"top_k": 5})
+PRESENT = ModelSettings(path="/a", observer="/b", draft="/f", calibration="/c.json", quantize="int8", slots=3, sampling={"top_k": 5})
 
 
 def test_what_is_not_named_stays() -> None:
@@ -18,7 +18,7 @@ def test_what_is_not_named_stays() -> None:
 
 def test_what_belongs_to_the_weights_goes_with_them() -> None:
     new = changed("x", PRESENT, {"path": "/d"})
-    assert (new.path, new.observer, new.calibration, new.quantize) == ("/d", None, None, "int8")
+    assert (new.path, new.observer, new.draft, new.calibration, new.quantize) == ("/d", None, None, None, "int8")
     assert changed("x", PRESENT, {"path": "/d", "observer": "/e"}).observer == "/e"
     assert changed("x", PRESENT, {"path": "/a"}).observer == "/b"
 
