@@ -160,14 +160,14 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
         expected = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
     attention = install_attention(model)
     flat = FlatModel(model, attention, None)
-    _check_logits(name, "in one piece", flat.head(flat.forward_uncached(ids)), expected)
+    _check_logits(name, "in one piece", flat, flat.forward_uncached(ids), expected)
     check_layers(model, attention)
     started_s = time.perf_counter()
     flat = _optimize(model, attention)
     flat.convert_s = convert_s + time.perf_counter() - started_s
     _allocate_cache(flat, limits)
     hidden = _forward_in_chunks(flat, ids)
-    _check_logits(name, "in chunks and decode steps", flat.head(hidden), expected)
+    _check_logits(name, "in chunks and decode steps", flat, hidden, expected)
     flat.hidden_size = hidden.shape[-1]
     flat.bind_adapters(shapes)
     return flat
@@ -262,7 +262,7 @@ def _forward_in_chunks(flat: FlatModel, ids: list[int]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _check_logits(name: str, mode: str, logits: torch.Tensor, expected: torch.Tensor) -> None:
-    error = float((logits.float() - expected).norm() / expected.norm())
-    if not error <= (MAX_ERROR_FLOAT32 if logits.dtype == torch.float32 else MAX_ERROR):
+def _check_logits(name: str, mode: str, flat: FlatModel, hidden: torch.Tensor, expected: torch.Tensor) -> None:
+    error = float((flat.head(hidden).float() - expected).norm() / expected.norm())
+    if not error <= (MAX_ERROR_FLOAT32 if flat.model.dtype == torch.float32 else MAX_ERROR):
         raise UnsupportedModel(f"{name} cannot be served: computed {mode}, its logits differ by {error:.1%} from its own forward's")
