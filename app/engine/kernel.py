@@ -38,6 +38,7 @@ from app.engine.structures import (
 log = logging.getLogger(__name__)
 
 ACTIVATIONS = {"none": 0, "swish": 1}  # numbered as in csrc/ending.h
+KERNEL_TYPES = (torch.bfloat16, torch.float32)  # of logits
 BINARY_OPS = {"none": 0, "mul": 1, "add": 2}
 KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.int8: 2}  # of rows and caches, numbered as in csrc/kernels.h
 
@@ -50,6 +51,7 @@ class Epilogue(NamedTuple):
     activation: str = "none"  # a key of ACTIVATIONS
     binary_op: str = "none"  # a key of BINARY_OPS
     operand: torch.Tensor | None = None  # [rows, outputs], bfloat16
+    in_float32: bool = False  # the outputs; else in bfloat16
 
 
 class Kernel:
@@ -102,14 +104,14 @@ class Kernel:
         self._library.choose_dot_products(chosen)
 
     def linear(self, x: torch.Tensor, weights: PackedWeights, epilogue: Epilogue, threads: int | None = None) -> torch.Tensor:
-        """Return `x` W^T after the `epilogue`: `[..., inputs]` bfloat16 to `[..., outputs]`. Without `threads` by as many as torch uses.
+        """Return `x` W^T after the `epilogue`: `[..., inputs]` bfloat16 to `[..., outputs]`, in bfloat16 or float32. Without `threads` by as many as torch uses.
         Raises `MemoryError`.
         """
         inputs = weights.inputs
         if x.shape[-1] < inputs:  # the packed weights are padded to an even number of inputs
             x = F.pad(x, (0, 1))
         x = x.contiguous()
-        out = torch.empty(*x.shape[:-1], epilogue.outputs, dtype=torch.bfloat16)
+        out = torch.empty(*x.shape[:-1], epilogue.outputs, dtype=torch.float32 if epilogue.in_float32 else torch.bfloat16)
         operand = None if epilogue.operand is None else epilogue.operand.contiguous()
         end = EpilogueArgs(
             _address(epilogue.bias),
@@ -118,6 +120,7 @@ class Kernel:
             _address(operand),
             out.data_ptr(),
             epilogue.outputs,
+            epilogue.in_float32,
         )
         rows = (x.data_ptr(), x.numel() // inputs, inputs)
         if weights.is_grouped:
@@ -213,16 +216,21 @@ class Kernel:
         return list(tokens)
 
     def token_statistics(self, logits: torch.Tensor, targets: torch.Tensor, observer_logits: torch.Tensor | None) -> torch.Tensor:
-        """Return the statistics that scoring needs, `[rows, 6]` in float64, of bfloat16 `logits` `[rows, vocab]` and `targets` `[rows]`.
+        """Return the statistics that scoring needs, `[rows, 6]` in float64, of `logits` `[rows, vocab]`, bfloat16 or float32, and
+        `targets` `[rows]`.
 
         The columns are: the target's log-probability, its rank, the mean and the variance of log p under p, and, with
         `observer_logits`, the cross-entropy and the observer's log-probability of the target (0 without).
         """
         out = torch.empty(len(logits), 6, dtype=torch.float64)
         vocabulary = logits.shape[1] if observer_logits is None else min(logits.shape[1], observer_logits.shape[1])
+        if observer_logits is not None and observer_logits.dtype != logits.dtype:
+            logits, observer_logits = logits.float(), observer_logits.float()
         observer_stride = 0 if observer_logits is None else observer_logits.stride(0)
         sizes = (logits.stride(0), observer_stride, len(logits), vocabulary)
-        args = StatisticsArgs(logits.data_ptr(), _address(observer_logits), *sizes, targets.data_ptr(), out.data_ptr())
+        args = StatisticsArgs(
+            logits.data_ptr(), _address(observer_logits), *sizes, targets.data_ptr(), out.data_ptr(), logits.dtype == torch.float32
+        )
         self._token_statistics(args, torch.get_num_threads())
         return out
 

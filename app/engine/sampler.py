@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from app.engine.events import TokenLogprob
-from app.engine.kernel import kernel
+from app.engine.kernel import KERNEL_TYPES, kernel
 from app.engine.request import SamplingParams
 from app.engine.structures import SamplingRowArgs
 
@@ -71,10 +71,10 @@ def process_logits(logits: torch.Tensor, rows: Sequence[SamplerRow], with_gramma
 def sample(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     """One token for each row of `logits` `[rows, vocab]`. Its position, which decides its uniform number, is `len(row.tokens)`.
 
-    Logits of a model in bfloat16 on a CPU are left to the compiled kernel. Which way a row goes may not depend on the other rows: the two
+    Logits on a CPU are left to the compiled kernel. Which way a row goes may not depend on the other rows: the two
     ways add probabilities in different orders.
     """
-    compiled = kernel() if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" else None
+    compiled = kernel() if logits.dtype in KERNEL_TYPES and logits.device.type == "cpu" else None
     scores = process_logits(logits, rows, with_grammars=compiled is None)
     if compiled is not None:
         return compiled.sample_tokens(scores, [_kernel_row(row, scores.shape[-1]) for row in rows])

@@ -53,6 +53,7 @@ class StatisticsArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("logits", "observer_logits")),
         *((name, ctypes.c_int64) for name in ("logits_stride", "observer_stride", "rows", "vocabulary")),
         *((name, ctypes.c_void_p) for name in ("targets", "out")),
+        ("are_float", ctypes.c_int),
     )
 
 
@@ -104,6 +105,7 @@ class EpilogueArgs(ctypes.Structure):
         ("operand", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("outputs", ctypes.c_int64),
+        ("is_float", ctypes.c_int),
     )
 
 

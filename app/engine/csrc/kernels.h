@@ -11,8 +11,9 @@ typedef struct {
     const float *bias; /* [outputs], padded to whole blocks; or NULL */
     int activation, binary_op;
     const bf16 *operand; /* [rows][outputs], for OP_MUL and OP_ADD */
-    bf16 *out;           /* [rows][outputs] */
+    void *out;           /* [rows][outputs] bfloat16, or float32 if is_float */
     int64_t outputs;
+    int is_float;
 } Epilogue;
 
 /* `data` holds bfloat16 if `table` is NULL, else levels, which stand for table[level] * scale + offset.
