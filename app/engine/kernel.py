@@ -104,8 +104,8 @@ class Kernel:
         self._library.choose_dot_products(chosen)
 
     def linear(self, x: torch.Tensor, weights: PackedWeights, epilogue: Epilogue, threads: int | None = None) -> torch.Tensor:
-        """Return `x` W^T after the `epilogue`: `[..., inputs]` bfloat16 to `[..., outputs]`, in bfloat16 or float32. Without `threads` by as many as torch uses.
-        Raises `MemoryError`.
+        """Return `x` W^T after the `epilogue`: `[..., inputs]` bfloat16 to `[..., outputs]`, in bfloat16 or float32.
+        Without `threads` by as many as torch uses. Raises `MemoryError`.
         """
         inputs = weights.inputs
         if x.shape[-1] < inputs:  # the packed weights are padded to an even number of inputs
