@@ -81,6 +81,11 @@ class Choice:
         self._logprob_sum = 0.0
 
     @property
+    def rejected_tokens(self) -> int:
+        """How many drafted tokens are not in the answer."""
+        return self.drafted_tokens - self.accepted_tokens
+
+    @property
     def mean_logprob(self) -> float:
         return self._logprob_sum / max(self.completion_tokens, 1)
 

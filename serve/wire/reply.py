@@ -104,7 +104,7 @@ class Reply:
             output_tokens_details=OutputTokensDetails(
                 reasoning_tokens=self.choice.reasoning_tokens,
                 accepted_prediction_tokens=self.choice.accepted_tokens,
-                rejected_prediction_tokens=self.choice.drafted_tokens - self.choice.accepted_tokens,
+                rejected_prediction_tokens=self.choice.rejected_tokens,
             ),
             total_tokens=usage.total_tokens,
         )

@@ -7,7 +7,8 @@ from driving import answers_of, run_all
 from inprocess import LocalModel
 from precisions.conftest import BYTES
 
-from app.engine.request import Failed, Generate, SamplingParams, SetBack
+from app.engine.events import Failed, SetBack
+from app.engine.request import Generate, SamplingParams
 from app.models.loading import create_engine
 
 ANSWERS, ROOM, CONTEXT = 40, 10, 130  # ROOM: contexts, of three pages each

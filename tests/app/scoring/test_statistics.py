@@ -27,7 +27,10 @@ def test_chunks_do_not_change_the_statistics(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocabulary", [40, 2500, 1024])
-def test_each_column_is_its_definition(dtype: torch.dtype, vocabulary: int) -> None:
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "torch"])
+def test_each_column_is_its_definition(dtype: torch.dtype, vocabulary: int, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(statistics, "kernel", lambda: None)
     logits, observer_logits = (torch.randn(5, vocabulary) * 3).to(dtype), torch.randn(5, vocabulary + 3).to(dtype)[:, :vocabulary]
     targets = torch.tensor([0, 3, vocabulary - 1, 7, 7])
     result = token_statistics(logits, targets, identity, (observer_logits, identity))
