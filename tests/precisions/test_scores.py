@@ -148,7 +148,7 @@ def test_a_calibration_of_the_precision_gives_verdicts(
 ) -> None:
     monkeypatch.setattr(fitting, "BOOTSTRAP_DRAWS", 5)
     prompts = ["Once upon a time", "The fox said"]
-    own = model.post(TEXT, prompt=prompts, n=12, max_tokens=80, temperature=0.4, seed=1, ignore_eos=True)["choices"]
+    own = model.post(TEXT, prompt=prompts, n=12, max_tokens=80, temperature=0.3, seed=1, ignore_eos=True)["choices"]
     rng = random.Random(6)
     texts = {
         "machine": [choice["text"] for choice in own],
