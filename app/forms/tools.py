@@ -39,6 +39,10 @@ class AddedTokens:
         """A part as llguidance's Lark syntax has it: an added token by its id, other text as a string."""
         return f"<[{self.ids[part]}]>" if part in self.ids else json.dumps(part, ensure_ascii=False)
 
+    def terms(self, text: str) -> str:
+        """A text as one part after the other."""
+        return " ".join(self.term(part) for part in self.split(text))
+
     def shown(self, texts: Iterable[str]) -> "AddedTokens":
         """These tokens, of which none in `texts` is left out of the text of an answer."""
         return replace(self, special=self.special - ({part for text in texts for part in self.split(text)} - self.ends))
@@ -185,13 +189,13 @@ class ToolFormat:
 
     def _text_with_other_tokens(self, marks: Sequence[str]) -> str:
         """Text with visible added tokens that are part neither of a call nor of these marks."""
-        own = {part for text in self.fixed_texts for part in self.added_tokens.split(text)} | set(marks)
+        own = {part for text in (*self.fixed_texts, *marks) for part in self.added_tokens.split(text)}
         ids, special = self.added_tokens.ids, self.added_tokens.special
         others = sorted(str(id) for token, id in ids.items() if token not in special and token not in own)
         return f"(TEXT? <[{','.join(others)}]>)*" if others else ""
 
     def _terms(self, segments: Segments) -> str:
-        return " ID ".join(" ".join(self.added_tokens.term(part) for part in self.added_tokens.split(segment)) for segment in segments)
+        return " ID ".join(self.added_tokens.terms(segment) for segment in segments)
 
 
 def as_regex(text: str) -> str:
