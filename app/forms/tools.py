@@ -119,10 +119,13 @@ class ToolFormat:
     @property
     def closing_marks(self) -> tuple[str, ...]:
         """What ends a text that stands in a call as it is, and what ends the calls where another one might begin."""
-        if self.parameters is None:
-            return ()
-        after, between = self.after_calls[0], (self.between_calls or ("",))[0]
-        return self.parameters.closing_mark, after.removeprefix(commonprefix([after, between]))
+        after, between = (self.added_tokens.split(text) for text in (self.after_calls[0], (self.between_calls or ("",))[0]))
+        rest = after[len(commonprefix([after, between])) :]
+        is_token = bool(rest) and rest[0] in self.added_tokens.ids
+        end = "".join(rest) if is_token else self.after_calls[0].removeprefix(commonprefix([self.after_calls[0], "".join(between)]))
+        if self.parameters is not None:
+            return self.parameters.closing_mark, end
+        return (end,) if is_token or end.startswith("\n") else ()  # a bracket is found without
 
     def grammar(self, tools: Mapping[str, Schema], forced: bool, parallel: bool, marks: Sequence[str] = ()) -> str:
         """A grammar in llguidance's Lark syntax. `forced`: only calls of these tools; else text that may end in calls. At most one call
@@ -205,6 +208,19 @@ class ToolFormat:
 
     def _terms(self, segments: Segments) -> str:
         return " ID ".join(self.added_tokens.terms(segment) for segment in segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """What an answer may call: tools by their names, with the schemas of their arguments."""
+
+    format: ToolFormat
+    tools: Mapping[str, Schema]
+    forced: bool  # the answer consists of calls only
+    parallel: bool
+
+    def grammar(self, marks: Sequence[str] = ()) -> str:
+        return self.format.grammar(self.tools, self.forced, self.parallel, marks)
 
 
 def as_regex(text: str) -> str:
