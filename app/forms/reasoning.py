@@ -1,18 +1,57 @@
 """Thoughts that a reasoning model writes before its answer: how its chat template marks them, and how they are taken out of a text.
 
-    learn_reasoning(template) -> ReasoningFormat | None               by the marks that the template names
-    after_thought(grammar, format, tokens, opened) -> str             a grammar that begins after the thought
-    ThoughtSplitter(format, opened).push(text), .flush()             the thought and the answer in a text that streams in
+    learn_reasoning(template) -> Reasoning | None             by the marks that the template names
+    Reasoning.place(prompt)                                  whether the prompt itself has opened the thought, or has closed it
+    Reasoning.splitter(...)                                  takes thought and answer in a text apart, as it streams in
+    Reasoning.form_grammar(...), .calls_grammar(...)         grammars of an answer whose form or calls come after the thought
 
 Knows no tokenizer, no model and no request.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from app.forms.parser import overlap
-from app.forms.tools import AddedTokens, as_regex
+from app.forms.channels import Channels
+from app.forms.splitter import Place, Splitter, SplitText
+from app.forms.tools import AddedTokens, Calls, ToolFormat, as_regex
+
+
+class Reasoning(Protocol):
+    """How a model writes thoughts."""
+
+    @property
+    def open(self) -> str: ...
+
+    @property
+    def close(self) -> str: ...
+
+    @property
+    def marks(self) -> Sequence[str]:
+        """All texts that belong to neither thought nor answer."""
+
+    @property
+    def marks_answers(self) -> bool:
+        """Whether there are marks in an answer whose thought the prompt has closed, too."""
+
+    def place(self, prompt: str) -> Place: ...
+
+    def closing(self, has_calls: bool) -> str:
+        """What ends all thoughts of an answer."""
+
+    def splitter(self, place: Place, has_calls: bool) -> Splitter: ...
+
+    def tool_format(self, format: ToolFormat) -> ToolFormat:
+        """The format of calls as the splitter leaves them in the answer."""
+
+    def with_thought(self, message: Mapping[str, Any], thought: str) -> dict[str, Any]:
+        """A message of a conversation as the chat template takes it."""
+
+    def form_grammar(self, grammar: str, tokens: AddedTokens, place: Place) -> str:
+        """The grammar of an answer that follows `grammar` after its thought."""
+
+    def calls_grammar(self, calls: Calls, tokens: AddedTokens, place: Place) -> str:
+        """The grammar of an answer that calls tools after its thought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +68,42 @@ class ReasoningFormat:
     def marks(self) -> list[str]:
         return [mark for mark in (self.open, self.close, self.answer_open, self.answer_close) if mark]
 
-    def is_opened_by(self, prompt: str) -> bool:
-        """Whether the prompt itself opens the thought, so that the answer's text begins inside of it."""
-        return prompt.rstrip().endswith(self.open)
+    @property
+    def marks_answers(self) -> bool:
+        return bool(self.answer_open)
 
-    def is_closed_by(self, prompt: str) -> bool:
-        """Whether the prompt itself leaves no room for a thought."""
-        return prompt.rstrip().endswith(self.close)
+    def place(self, prompt: str) -> Place:
+        end = prompt.rstrip()
+        if end.endswith(self.close):
+            return Place.AFTER_THOUGHT
+        return Place.IN_THOUGHT if end.endswith(self.open) else Place.BEFORE_THOUGHT
+
+    def closing(self, has_calls: bool) -> str:
+        return self.close
+
+    def splitter(self, place: Place, has_calls: bool) -> "ThoughtSplitter":
+        return ThoughtSplitter(self, place)
+
+    def tool_format(self, format: ToolFormat) -> ToolFormat:
+        return format
+
+    def with_thought(self, message: Mapping[str, Any], thought: str) -> dict[str, Any]:
+        return {**message, "reasoning_content": thought}
+
+    def form_grammar(self, grammar: str, tokens: AddedTokens, place: Place) -> str:
+        grammar = in_answer_marks(grammar, self, tokens)
+        return grammar if place == Place.AFTER_THOUGHT else after_thought(grammar, self, tokens, place == Place.IN_THOUGHT, may_end=False)
+
+    def calls_grammar(self, calls: Calls, tokens: AddedTokens, place: Place) -> str:
+        grammar = calls.grammar((self.open, self.close))
+        if place == Place.AFTER_THOUGHT:
+            return grammar
+        is_text = not calls.forced  # which may be cut anywhere
+        return after_thought(grammar, self, tokens, place == Place.IN_THOUGHT, is_text)
 
 
 COHERE = ("<|START_THINKING|>", "<|END_THINKING|>")
-FORMATS = {  # by a text in the template; of two, the first one counts
+FORMATS: dict[str, Reasoning] = {  # by a text in the template; of two, the first one counts
     "<response></response>": ReasoningFormat("<think>", "</think>", "<response>", "</response>"),  # Granite 3.2 and 3.3
     "</think>": ReasoningFormat("<think>", "</think>"),  # Qwen3, DeepSeek-R1, SmolLM3
     "[/THINK]": ReasoningFormat("[THINK]", "[/THINK]"),  # Magistral, Ministral 3
@@ -51,19 +115,14 @@ FORMATS = {  # by a text in the template; of two, the first one counts
     "<|END_RESPONSE|>": ReasoningFormat(*COHERE, "<|START_RESPONSE|>", "<|END_RESPONSE|>", answers_alone=True),  # Command R7B
     "<|END_TEXT|>": ReasoningFormat(*COHERE, "<|START_TEXT|>", "<|END_TEXT|>", answers_alone=True),  # later ones of Cohere
     "<|END_THINKING|>": ReasoningFormat(*COHERE),
+    "<|channel|>analysis": Channels(),  # GPT-OSS, LLM-jp 4
     "<channel|>": ReasoningFormat("<|channel>thought", "<channel|>"),  # Gemma 4
 }
 
 
-def learn_reasoning(template: str) -> ReasoningFormat | None:
+def learn_reasoning(template: str) -> Reasoning | None:
     """None if the template names no marks."""
     return next((format for text, format in FORMATS.items() if text in template), None)
-
-
-@dataclass(frozen=True, slots=True)
-class SplitText:
-    thought: str = ""
-    answer: str = ""
 
 
 def in_answer_marks(grammar: str, format: ReasoningFormat, tokens: AddedTokens) -> str:
@@ -91,87 +150,15 @@ def after_thought(grammar: str, format: ReasoningFormat, tokens: AddedTokens, op
     return f"start: {start}\n{thought}\nGAP: /[ \\n]{{1,4}}/\n" + grammar.replace("start:", "answer:", 1)
 
 
-class Splitter(ABC):
-    """A state machine over the text of one answer. Text that may belong to a mark is held back until the next push or flush.
-
-    A subclass says which section begins where none is open.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = ""
-        self._close = ""  # the mark that ends the section
-        self._is_empty = True  # of the section so far
-        self.is_thinking = True  # no section of the answer proper is open
-        self._state: Callable[[], SplitText | None] = self._read_opening
-
-    def push(self, text: str) -> SplitText:
-        self._buffer += text
-        thought, answer = "", ""
-        while (part := self._state()) is not None:
-            thought, answer = thought + part.thought, answer + part.answer
-        return SplitText(thought, answer)
-
-    def flush(self) -> SplitText:
-        """What was held back, when the answer has ended."""
-        rest, self._buffer = self._buffer, ""
-        if self._state == self._read_section and self.is_thinking:
-            return SplitText(thought=rest.rstrip())
-        return SplitText(answer=rest.lstrip() if self.is_thinking else rest)
-
-    @abstractmethod
-    def _read_opening(self) -> SplitText | None:
-        """Find out which section begins, by `_begin` or `_begin_text`; None: more text is needed."""
-
-    def _after_section(self) -> None:
-        self._state, self.is_thinking = self._read_opening, True
-
-    def _begin(self, is_thought: bool, close: str, rest: str) -> SplitText:
-        """A section up to the mark `close`, without white space around it; `rest` is the text that follows its opening mark."""
-        self._buffer, self._close, self.is_thinking, self._is_empty = rest, close, is_thought, True
-        self._state = self._read_section
-        return SplitText()
-
-    def _begin_text(self) -> SplitText:
-        """All further text belongs to the answer."""
-        self._state, self.is_thinking = self._read_text, False
-        return SplitText()
-
-    def _read_section(self) -> SplitText | None:
-        text, close, rest = self._buffer.partition(self._close)
-        if close:
-            part = self._part(text.rstrip())
-            self._buffer = rest
-            self._after_section()
-            return part
-        # White space at the end may come before the mark, and the end may be the beginning of the mark.
-        safe = len(text) - overlap(text, self._close)
-        safe = len(text[:safe].rstrip())
-        self._buffer = text[safe:]
-        return self._part(text[:safe]) if safe else None
-
-    def _part(self, text: str) -> SplitText:
-        if self._is_empty:
-            text = text.lstrip()
-            self._is_empty = not text
-        return SplitText(thought=text) if self.is_thinking else SplitText(answer=text)
-
-    def _read_text(self) -> SplitText | None:
-        if not self._buffer:
-            return None
-        text, self._buffer = self._buffer, ""
-        return SplitText(answer=text)
-
-
 class ThoughtSplitter(Splitter):
     """One thought, and what follows it."""
 
-    def __init__(self, format: ReasoningFormat, opened: bool, closed: bool = False) -> None:
-        """`opened`, `closed`: by the prompt."""
+    def __init__(self, format: ReasoningFormat, place: Place) -> None:
         super().__init__()
-        self._format, self._has_thought = format, opened or closed
-        if opened:
+        self._format, self._has_thought = format, place != Place.BEFORE_THOUGHT
+        if place == Place.IN_THOUGHT:
             self._begin(True, format.close, "")
-        self.is_thinking = not closed
+        self.is_thinking = place != Place.AFTER_THOUGHT
 
     def _read_opening(self) -> SplitText | None:
         """Before the first letter, and between thought and answer, where white space belongs to neither."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from app.engine.detokenizer import PROMPT_CONTEXT_TOKENS
 from app.engine.events import Delta, TokenLogprob
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallStart
-from app.forms.reasoning import SplitText
+from app.forms.splitter import SplitText
 from app.schemas import FinishReason
 from app.tokenizer import Tokenizer
 from serve.wire.logprobs import LogprobEntry, OffsetTracker

@@ -8,6 +8,7 @@ from llguidance import LLMatcher
 
 from app.forms.grammar import json_grammar
 from app.forms.reasoning import ReasoningFormat, ThoughtSplitter, after_thought, in_answer_marks, learn_reasoning
+from app.forms.splitter import Place
 from app.forms.tools import AddedTokens
 from app.forms.validation import byte_tokenizer
 
@@ -45,7 +46,7 @@ CASES = [
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(0, 100), max_size=8))
 def test_a_text_is_split_alike_in_any_pieces(text: str, opened: bool, thought: str, answer: str, cuts: list[int]) -> None:
-    assert split(ThoughtSplitter(THINK, opened), text, cuts) == (thought, answer)
+    assert split(ThoughtSplitter(THINK, Place.IN_THOUGHT if opened else Place.BEFORE_THOUGHT), text, cuts) == (thought, answer)
 
 
 @pytest.mark.parametrize(
@@ -68,21 +69,21 @@ def test_a_text_is_split_alike_in_any_pieces(text: str, opened: bool, thought: s
 def test_marks_around_an_answer_belong_to_neither(
     format: ReasoningFormat, closed: bool, text: str, thought: str, answer: str, cuts: list[int]
 ) -> None:
-    assert split(ThoughtSplitter(format, False, closed), text, cuts) == (thought, answer)
+    assert split(ThoughtSplitter(format, Place.AFTER_THOUGHT if closed else Place.BEFORE_THOUGHT), text, cuts) == (thought, answer)
 
 
 def test_marks_of_an_answer_are_not_counted_as_thinking() -> None:
-    splitter = ThoughtSplitter(COMMAND, False)
+    splitter = ThoughtSplitter(COMMAND, Place.BEFORE_THOUGHT)
     said = []
     for token in ("<|START_THINKING|>", "so", "<|END_THINKING|>", "<|START_RESPONSE|>", "Yes"):
         splitter.push(token)
         said.append(splitter.is_thinking)
     assert said == [True, True, True, False, False]
-    assert not ThoughtSplitter(COMMAND, False, closed=True).is_thinking
+    assert not ThoughtSplitter(COMMAND, Place.AFTER_THOUGHT).is_thinking
 
 
 def test_a_thought_streams_while_it_is_thought() -> None:
-    splitter = ThoughtSplitter(THINK, False)
+    splitter = ThoughtSplitter(THINK, Place.BEFORE_THOUGHT)
     assert splitter.push("<think>one two").thought == "one two" and splitter.is_thinking
     assert splitter.push("</think>").answer == "" and splitter.is_thinking
     assert splitter.push("Yes").answer == "Yes" and not splitter.is_thinking
@@ -95,7 +96,8 @@ def test_marks_are_recognised_from_the_template() -> None:
     assert learn_reasoning(template + "Write your response between <response></response>.") == GRANITE
     assert learn_reasoning("<|END_THINKING|>{{ content }}<|END_RESPONSE|>") == COMMAND
     assert learn_reasoning("{{ '<|channel>thought\n<channel|>' }}") == GEMMA
-    assert THINK.is_opened_by("<|assistant|><think>\n") and not THINK.is_opened_by("<think>\n\n</think>\n\n")
+    places = [THINK.place(prompt) for prompt in ("<|assistant|><think>\n", "<think>\n\n</think>\n\n", "<|assistant|>")]
+    assert places == [Place.IN_THOUGHT, Place.AFTER_THOUGHT, Place.BEFORE_THOUGHT]
 
 
 @pytest.mark.parametrize(
@@ -189,9 +191,9 @@ def test_what_a_prompt_says_of_the_thought(template: str, variables: dict[str, o
     format = learn_reasoning(template)
     assert format is not None
     prompt = Environment(keep_trailing_newline=True).from_string(template).render({"system": "", **variables})
-    told = "opened" if format.is_opened_by(prompt) else "closed" if format.is_closed_by(prompt) else "may think"
-    assert told == state
+    place = format.place(prompt)
+    assert place == {"opened": Place.IN_THOUGHT, "closed": Place.AFTER_THOUGHT, "may think": Place.BEFORE_THOUGHT}[state]
     thought = f"so it is\n{format.close}\n\nYes."
-    splitter = ThoughtSplitter(format, state == "opened")
+    splitter = format.splitter(Place.IN_THOUGHT if state == "opened" else Place.BEFORE_THOUGHT, False)
     parts = [splitter.push(letter) for letter in (thought if state == "opened" else f"{format.open}\n{thought}")] + [splitter.flush()]
     assert ("".join(part.thought for part in parts), "".join(part.answer for part in parts)) == ("so it is", "Yes.")

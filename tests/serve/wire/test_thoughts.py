@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from app.forms.parser import overlap
 from app.forms.reasoning import ReasoningFormat
+from app.forms.splitter import Place
 from app.forms.validation import byte_tokenizer
 from app.schemas import ChatRequest
 from app.tokenizer import Tokenizer
@@ -279,7 +280,7 @@ def test_the_mark_is_written_without_a_space_by_a_tokenizer_that_begins_words_wi
     PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="<unk>").save_pretrained(tmp_path)
     tokenizer = Tokenizer(str(tmp_path))
     chat = ChatRequest(messages=[{"role": "user", "content": "a"}], thinking_token_budget=3)
-    limit = limit_of(chat, Thought(ReasoningFormat("<think>", "</think>"), True), tokenizer)
+    limit = limit_of(chat, Thought(ReasoningFormat("<think>", "</think>"), Place.IN_THOUGHT), tokenizer)
     assert limit is not None
     text = tokenizer.decode([*tokenizer.encode("a", "text")])
     while not text.endswith("</think>"):
@@ -297,6 +298,14 @@ GEMMA = (
 )
 
 
+HARMONY = (  # of GPT-OSS
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.thinking %}<|start|>assistant<|channel|>analysis<|message|>"
+    "{{ m.thinking }}<|end|>{% endif %}<|start|>assistant{% if m.tool_calls %}{% set c = m.tool_calls[0].function %} to=functions."
+    "{{ c.name }}<|channel|>commentary json<|message|>{{ c.arguments | tojson }}"
+    "{% else %}<|channel|>final<|message|>{{ m.content }}<|end|>{% endif %}"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}{% if loop.first %}{{ tools | tojson if tools }}{% endif %}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
 ENABLED = "{% set enable_thinking = true %}"
 
 
@@ -307,6 +316,11 @@ ENABLED = "{% set enable_thinking = true %}"
         (COMMAND, "<|START_RESPONSE|>Four.<|END_RESPONSE|>", ""),
         (ENABLED + GEMMA, "<|channel>thought\nTwo and two.\n<channel|>Four.", "Two and two."),
         (GEMMA, "Four.", ""),
+        (
+            HARMONY,
+            "<|channel|>analysis<|message|>Two and two.<|end|><|start|>assistant<|channel|>final<|message|>Four.",
+            "Two and two.",
+        ),
     ],
 )
 def test_marks_of_known_models_stand_in_no_answer(thinking: Any, template: str, text: str, thought: str) -> None:
@@ -328,6 +342,45 @@ def test_marks_of_known_models_stand_in_no_answer(thinking: Any, template: str, 
     say(thinking, text)
     blocks = thinking.client.post("/v1/messages", json={"max_tokens": 40, "messages": HELLO}).json()["content"]
     assert [block.get("thinking") or block["text"] for block in blocks] == [thought, "Four."][not thought :]
+
+
+def test_a_call_in_a_channel_is_a_call_on_every_route(thinking: Any) -> None:
+    thinking.tokenizer.base.chat_template = HARMONY
+    call = '<|channel|>commentary to=functions.ring <|constrain|>json<|message|>{"times": 2}'
+    text = f"<|channel|>analysis<|message|>Two.<|end|><|start|>assistant{call}"
+    for choice in ("auto", "required"):
+        say(thinking, text, 3)
+        (answered,) = ask(thinking, tools=[RING], tool_choice=choice).json()["choices"]
+        message, (told,) = answered["message"], answered["message"]["tool_calls"]
+        assert (message["content"], message["reasoning"], answered["finish_reason"]) == (None, "Two.", "tool_calls")
+        assert told["function"] == {"name": "ring", "arguments": '{"times": 2}'}
+        assert ("(final" in thinking.engine.submitted[-1].grammar) == (choice == "auto")
+    say(thinking, text, 3)
+    lines = ask(thinking, tools=[RING], stream=True).text.splitlines()
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
+    calls = [call["function"] for delta in deltas for call in delta.get("tool_calls") or []]
+    assert "".join(call["arguments"] for call in calls) == '{"times": 2}' and calls[0]["name"] == "ring"
+    say(thinking, text, 3)
+    tool = {"type": "function", **RING["function"]}
+    output = thinking.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 60, "tools": [tool]}).json()["output"]
+    assert [item["type"] for item in output] == ["reasoning", "function_call"] and output[1]["arguments"] == '{"times": 2}'
+    say(thinking, text, 3)
+    tool = {"name": "ring", "input_schema": RING["function"]["parameters"]}
+    content = thinking.client.post("/v1/messages", json={"max_tokens": 60, "messages": HELLO, "tools": [tool]}).json()["content"]
+    assert [block["type"] for block in content] == ["thinking", "tool_use"] and content[1]["input"] == {"times": 2}
+    turns = [*HELLO, {**message, "content": "So."}, {"role": "tool", "tool_call_id": told["id"], "content": "rung"}]
+    ask(thinking, messages=turns, tools=[RING])
+    assert "<|channel|>analysis<|message|>Two.\n\nSo.<|end|><|start|>assistant to=functions.ring<" in prompt_of(thinking)
+
+
+def test_a_limited_thought_in_a_channel_goes_on_to_the_answer(thinking: Any) -> None:
+    thinking.tokenizer.base.chat_template = HARMONY
+    ask(thinking, thinking_token_budget=5)
+    limit = thinking.engine.submitted[-1].thought
+    assert (limit.open, limit.close) == ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>")
+    assert len(limit.closing_tokens) == len(limit.close)
+    ask(thinking, thinking_token_budget=5, tools=[RING])
+    assert thinking.engine.submitted[-1].thought.close == "<|end|>", "a call may follow, or another thought"
 
 
 def test_a_step_of_several_tokens_may_end_the_thought(thinking: Any) -> None:
