@@ -76,9 +76,9 @@ def test_a_conversation_that_goes_on_comes_before_new_ones_and_those_before_flex
     scheduler.add(replace(generate("batch", 20, 500), tier="flex"))
     scheduler.add(generate("new", 20, 900))
     scheduler.add(generate("goes on", 30))
-    assert [(waiting.id, waiting.position) for waiting in scheduler.queue()] == [("new", 1), ("goes on", 2), ("batch", 3)]
+    assert [(waiting.id, waiting.position) for waiting in scheduler.waiting.report()] == [("new", 1), ("goes on", 2), ("batch", 3)]
     scheduler.release(scheduler.slots[0])
-    assert [waiting.id for waiting in scheduler.queue()] == ["goes on", "new", "batch"]
+    assert [waiting.id for waiting in scheduler.waiting.report()] == ["goes on", "new", "batch"]
     run(scheduler)
     assert request_in(scheduler.slots[0]) == "goes on"
     assert scheduler.slots[0].cached == 20
@@ -201,12 +201,12 @@ def test_the_expected_wait_follows_from_recent_releases() -> None:
     for index in range(6):
         scheduler.add(generate(str(index), 4, index * 50))
     run(scheduler)
-    assert [waiting.wait_s for waiting in scheduler.queue()] == [None] * 5
+    assert [waiting.wait_s for waiting in scheduler.waiting.report()] == [None] * 5
     for _ in range(3):
         clock.now_s += 2.0
         scheduler.release(scheduler.slots[0])
         run(scheduler)
-    assert [(waiting.id, waiting.wait_s) for waiting in scheduler.queue()] == [("4", 2.0), ("5", 4.0)]
+    assert [(waiting.id, waiting.wait_s) for waiting in scheduler.waiting.report()] == [("4", 2.0), ("5", 4.0)]
 
 
 def test_decisions_are_the_last_hundred() -> None:
@@ -318,7 +318,7 @@ def test_idle_hours_do_not_count_in_the_expected_wait() -> None:
     clock.now_s += 1.0
     scheduler.release(scheduler.slots[0])
     run(scheduler)
-    assert [waiting.wait_s for waiting in scheduler.queue()] == [None]
+    assert [waiting.wait_s for waiting in scheduler.waiting.report()] == [None]
 
 
 def test_the_same_requests_again_compute_their_last_token_only() -> None:
