@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ class Kernel:
         pointer, int64 = ctypes.c_void_p, ctypes.c_int64
         library.block_columns.restype = int64
         self.columns = int(library.block_columns())  # outputs in a block of packed weights
+        self.name = Path(library._name).stem  # of this build for this processor
         library.linear.argtypes = [pointer, int64, int64, ctypes.POINTER(WeightsArgs), ctypes.POINTER(EpilogueArgs), ctypes.c_int]
         self._linear = library.linear
         library.linear_grouped.argtypes = [
