@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL) -> None:
         declare(library)
         self.columns = int(library.block_columns())  # outputs in a block of packed weights
+        self.name = Path(library._name).stem  # of this build for this processor
         self._library = library
 
     @property
