@@ -7,39 +7,57 @@
 Knows no tokenizer, no model and no request.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.forms.parser import overlap
 from app.forms.tools import AddedTokens, as_regex
 
-MARKS = (
-    ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, SmolLM3
-    ("[THINK]", "[/THINK]"),  # Magistral, Ministral 3
-    ("<thinking>", "</thinking>"),  # older distills
-    ("<reasoning>", "</reasoning>"),
-    ("<seed:think>", "</seed:think>"),  # Seed-OSS
-    ("<mm:think>", "</mm:think>"),  # MiniMax M3
-    ("<think:opensource>", "</think:opensource>"),  # Hunyuan 3
-    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command R7B and A
-)
-
 
 @dataclass(frozen=True, slots=True)
 class ReasoningFormat:
-    """The marks around a thought."""
+    """The marks around a thought, and those around the answer that follows it, if it has any."""
 
     open: str
     close: str
+    answer_open: str = ""
+    answer_close: str = ""
+    answers_alone: bool = False  # the marks of an answer stand around one without a thought, too
+
+    @property
+    def marks(self) -> list[str]:
+        return [mark for mark in (self.open, self.close, self.answer_open, self.answer_close) if mark]
 
     def is_opened_by(self, prompt: str) -> bool:
         """Whether the prompt itself opens the thought, so that the answer's text begins inside of it."""
         return prompt.rstrip().endswith(self.open)
 
+    def is_closed_by(self, prompt: str) -> bool:
+        """Whether the prompt itself leaves no room for a thought."""
+        return prompt.rstrip().endswith(self.close)
+
+
+COHERE = ("<|START_THINKING|>", "<|END_THINKING|>")
+FORMATS = {  # by a text in the template; of two, the first one counts
+    "<response></response>": ReasoningFormat("<think>", "</think>", "<response>", "</response>"),  # Granite 3.2 and 3.3
+    "</think>": ReasoningFormat("<think>", "</think>"),  # Qwen3, DeepSeek-R1, SmolLM3
+    "[/THINK]": ReasoningFormat("[THINK]", "[/THINK]"),  # Magistral, Ministral 3
+    "</thinking>": ReasoningFormat("<thinking>", "</thinking>"),  # older distills
+    "</reasoning>": ReasoningFormat("<reasoning>", "</reasoning>"),
+    "</seed:think>": ReasoningFormat("<seed:think>", "</seed:think>"),  # Seed-OSS
+    "</mm:think>": ReasoningFormat("<mm:think>", "</mm:think>"),  # MiniMax M3
+    "</think:opensource>": ReasoningFormat("<think:opensource>", "</think:opensource>"),  # Hunyuan 3
+    "<|END_RESPONSE|>": ReasoningFormat(*COHERE, "<|START_RESPONSE|>", "<|END_RESPONSE|>", answers_alone=True),  # Command R7B
+    "<|END_TEXT|>": ReasoningFormat(*COHERE, "<|START_TEXT|>", "<|END_TEXT|>", answers_alone=True),  # later ones of Cohere
+    "<|END_THINKING|>": ReasoningFormat(*COHERE),
+    "<channel|>": ReasoningFormat("<|channel>thought", "<channel|>"),  # Gemma 4
+}
+
 
 def learn_reasoning(template: str) -> ReasoningFormat | None:
     """None if the template names no marks."""
-    return next((ReasoningFormat(open, close) for open, close in MARKS if close in template), None)
+    return next((format for text, format in FORMATS.items() if text in template), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +66,43 @@ class SplitText:
     answer: str = ""
 
 
+def in_answer_marks(grammar: str, format: ReasoningFormat, tokens: AddedTokens) -> str:
+    """The grammar of an answer that follows `grammar`, with the marks around it or without."""
+    if not format.answer_open:
+        return grammar
+    marked = f"{tokens.terms(format.answer_open)} SPACE? inner SPACE? {tokens.terms(format.answer_close)}"
+    return f"start: {marked} | inner\nSPACE: /[ \\n]{{1,4}}/\n" + grammar.replace("start:", "inner:", 1)
+
+
 def after_thought(grammar: str, format: ReasoningFormat, tokens: AddedTokens, opened: bool, may_end: bool) -> str:
     """The grammar of an answer that follows `grammar` after a thought; the thought may be left out unless the prompt has `opened` it.
     `may_end`: the answer may end within the thought.
     """
     text = f"/(?s:.+)/ & ~/(?s:.*){as_regex(format.close)}(?s:.*)/"
     if format.close in tokens.ids:
-        own = (format.open, format.close)
+        own = {part for mark in format.marks for part in tokens.split(mark)}
         others = sorted(str(id) for token, id in tokens.ids.items() if token not in tokens.special and token not in own)
         part = f"(THOUGHT? <[{','.join(others)}]>)* THOUGHT?" if others else "THOUGHT?"
         thought = f"unclosed: {part}\nthought: unclosed {tokens.term(format.close)}\nTHOUGHT: {text}"
     else:
         thought = f"unclosed: THOUGHT?\nthought[lazy]: /(?s:.*){as_regex(format.close)}/\nTHOUGHT: {text}"
     inside = "(thought GAP? answer | unclosed)" if may_end else "thought GAP? answer"
-    start = inside if opened else f"{tokens.term(format.open)} {inside} | answer"
+    start = inside if opened else f"{tokens.terms(format.open)} {inside} | answer"
     return f"start: {start}\n{thought}\nGAP: /[ \\n]{{1,4}}/\n" + grammar.replace("start:", "answer:", 1)
 
 
-class ThoughtSplitter:
-    """A state machine over the text of one answer. Text that may belong to a mark is held back until the next push or flush."""
+class Splitter(ABC):
+    """A state machine over the text of one answer. Text that may belong to a mark is held back until the next push or flush.
 
-    def __init__(self, format: ReasoningFormat, opened: bool) -> None:
-        self._format = format
+    A subclass says which section begins where none is open.
+    """
+
+    def __init__(self) -> None:
         self._buffer = ""
-        self._state: Callable[[], SplitText | None] = self._read_thought if opened else self._read_beginning
-        self._is_thought_empty = True
-
-    @property
-    def is_thinking(self) -> bool:
-        """Whether the answer proper has not begun."""
-        return self._state != self._read_answer
+        self._close = ""  # the mark that ends the section
+        self._is_empty = True  # of the section so far
+        self.is_thinking = True  # no section of the answer proper is open
+        self._state: Callable[[], SplitText | None] = self._read_opening
 
     def push(self, text: str) -> SplitText:
         self._buffer += text
@@ -89,46 +114,82 @@ class ThoughtSplitter:
     def flush(self) -> SplitText:
         """What was held back, when the answer has ended."""
         rest, self._buffer = self._buffer, ""
-        return SplitText(thought=rest.rstrip()) if self._state == self._read_thought else SplitText(answer=rest.lstrip())
+        if self._state == self._read_section and self.is_thinking:
+            return SplitText(thought=rest.rstrip())
+        return SplitText(answer=rest.lstrip() if self.is_thinking else rest)
 
-    def _read_beginning(self) -> SplitText | None:
-        """Before the first letter: a thought begins with its mark, anything else is the answer."""
-        text = self._buffer.lstrip()
-        if text.startswith(self._format.open):
-            self._buffer, self._state = text.removeprefix(self._format.open), self._read_thought
-            return SplitText()
-        if self._format.open.startswith(text):
-            return None
-        self._state = self._read_answer
+    @abstractmethod
+    def _read_opening(self) -> SplitText | None:
+        """Find out which section begins, by `_begin` or `_begin_text`; None: more text is needed."""
+
+    def _after_section(self) -> None:
+        self._state, self.is_thinking = self._read_opening, True
+
+    def _begin(self, is_thought: bool, close: str, rest: str) -> SplitText:
+        """A section up to the mark `close`, without white space around it; `rest` is the text that follows its opening mark."""
+        self._buffer, self._close, self.is_thinking, self._is_empty = rest, close, is_thought, True
+        self._state = self._read_section
         return SplitText()
 
-    def _read_thought(self) -> SplitText | None:
-        thought, close, rest = self._buffer.partition(self._format.close)
+    def _begin_text(self) -> SplitText:
+        """All further text belongs to the answer."""
+        self._state, self.is_thinking = self._read_text, False
+        return SplitText()
+
+    def _read_section(self) -> SplitText | None:
+        text, close, rest = self._buffer.partition(self._close)
         if close:
-            self._buffer, self._state = rest, self._read_gap
-            return SplitText(thought=self._without_leading_space(thought.rstrip()))
+            part = self._part(text.rstrip())
+            self._buffer = rest
+            self._after_section()
+            return part
         # White space at the end may come before the mark, and the end may be the beginning of the mark.
-        safe = len(thought) - overlap(thought, self._format.close)
-        safe = len(thought[:safe].rstrip())
-        self._buffer = thought[safe:]
-        return SplitText(thought=self._without_leading_space(thought[:safe])) if safe else None
+        safe = len(text) - overlap(text, self._close)
+        safe = len(text[:safe].rstrip())
+        self._buffer = text[safe:]
+        return self._part(text[:safe]) if safe else None
 
-    def _without_leading_space(self, thought: str) -> str:
-        if self._is_thought_empty:
-            thought = thought.lstrip()
-            self._is_thought_empty = not thought
-        return thought
+    def _part(self, text: str) -> SplitText:
+        if self._is_empty:
+            text = text.lstrip()
+            self._is_empty = not text
+        return SplitText(thought=text) if self.is_thinking else SplitText(answer=text)
 
-    def _read_gap(self) -> SplitText | None:
-        """White space between thought and answer belongs to neither."""
-        self._buffer = self._buffer.lstrip()
-        if not self._buffer:
-            return None
-        self._state = self._read_answer
-        return SplitText()
-
-    def _read_answer(self) -> SplitText | None:
+    def _read_text(self) -> SplitText | None:
         if not self._buffer:
             return None
         text, self._buffer = self._buffer, ""
         return SplitText(answer=text)
+
+
+class ThoughtSplitter(Splitter):
+    """One thought, and what follows it."""
+
+    def __init__(self, format: ReasoningFormat, opened: bool, closed: bool = False) -> None:
+        """`opened`, `closed`: by the prompt."""
+        super().__init__()
+        self._format, self._has_thought = format, opened or closed
+        if opened:
+            self._begin(True, format.close, "")
+        self.is_thinking = not closed
+
+    def _read_opening(self) -> SplitText | None:
+        """Before the first letter, and between thought and answer, where white space belongs to neither."""
+        format, text = self._format, self._buffer.lstrip()
+        openings = [] if self._has_thought else [(format.open, format.close)]
+        if format.answer_open and (self._has_thought or format.answers_alone):
+            openings.append((format.answer_open, format.answer_close))
+        for open, close in openings:
+            if text.startswith(open):
+                return self._begin(open == format.open, close, text.removeprefix(open))
+        if not text or any(open.startswith(text) for open, _ in openings):
+            return None
+        self._buffer = text if self._has_thought else self._buffer
+        return self._begin_text()
+
+    def _after_section(self) -> None:
+        if not self.is_thinking:
+            self._begin_text()
+            return
+        super()._after_section()
+        self._has_thought = True

@@ -19,8 +19,8 @@ class ChatTemplate:
     def __init__(self, base: PreTrainedTokenizerBase, added_tokens: AddedTokens) -> None:
         self._base = base
         self.exists = bool(base.chat_template)
-        shown = () if self.reasoning is None else (self.reasoning.open, self.reasoning.close)
-        self.added_tokens = added_tokens.shown(shown)  # the marks of a thought are part of an answer's text
+        shown = () if self.reasoning is None else self.reasoning.marks
+        self.added_tokens = added_tokens.shown(shown)  # the marks of thoughts are part of an answer's text
 
     def render(
         self,

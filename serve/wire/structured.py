@@ -13,7 +13,7 @@ from app.errors import InvalidRequest
 from app.forms.grammar import json_grammar
 from app.forms.parameters import parameters_problem
 from app.forms.parser import ToolCallParser
-from app.forms.reasoning import ThoughtSplitter, after_thought
+from app.forms.reasoning import ThoughtSplitter, after_thought, in_answer_marks
 from app.forms.tools import ToolFormat, ToolsUnsupported
 from app.forms.validation import combined_problem, schema_problem
 from app.schemas import ChatRequest, NamedTool, Tool
@@ -39,7 +39,7 @@ class StructuredOutput:
     thought_limit: ThoughtLimit | None = None
 
     def thought_splitter(self) -> ThoughtSplitter | None:
-        return None if self.thought is None else ThoughtSplitter(self.thought.format, self.thought.opened)
+        return None if self.thought is None else ThoughtSplitter(self.thought.format, self.thought.opened, self.thought.closed)
 
     def tool_call_parser(self) -> ToolCallParser | None:
         return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call, self.tools)
@@ -61,10 +61,19 @@ def structured_output_of(body: ChatRequest, tokenizer: Tokenizer, thought: Thoug
             if getattr(body, field):
                 raise InvalidRequest(f"{field} cannot be combined with {cause}: a grammar decides which tokens may follow", param=field)
         if thought is not None:
-            is_text = tools is not None and not structured.must_call  # which may be cut anywhere
-            grammar = after_thought(structured.grammar, thought.format, tokenizer.added_tokens, thought.opened, is_text)
-            structured = replace(structured, grammar=grammar)
+            structured = replace(structured, grammar=_after_thought(structured, structured.grammar, thought, tokenizer))
     return replace(structured, thought=thought, thought_limit=limit_of(body, thought, tokenizer))
+
+
+def _after_thought(structured: StructuredOutput, grammar: str, thought: Thought, tokenizer: Tokenizer) -> str:
+    """The grammar of the whole answer, where `grammar` is that of what the answer says."""
+    tokens, is_form = tokenizer.added_tokens, structured.tool_format is None
+    if is_form:
+        grammar = in_answer_marks(grammar, thought.format, tokens)
+    if thought.closed:
+        return grammar
+    is_text = not is_form and not structured.must_call  # which may be cut anywhere
+    return after_thought(grammar, thought.format, tokens, thought.opened, is_text)
 
 
 def _json_output(body: ChatRequest) -> StructuredOutput:
@@ -97,7 +106,7 @@ def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Token
             raise InvalidRequest(f"{param} cannot be enforced exactly: {problem}", param=param, code="unsupported_schema")
     schemas = {function.name: function.arguments for function in callable_functions}
     must_call = choice != "auto"
-    marks = () if thought is None else (thought.format.open, thought.format.close)
+    marks = () if thought is None else thought.format.marks[:2]
     parallel = body.parallel_tool_calls is not False and name is None  # a named function is called once
     grammar = format.grammar(schemas, must_call, parallel, marks)
     return StructuredOutput(grammar, format, must_call, schemas)

@@ -17,24 +17,29 @@ PROMPT_END_TOKENS = 16  # in which a template opens or closes a thought
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """How the model marks a thought, and whether the prompt has opened it."""
+    """How the model marks a thought, and whether the prompt has opened it, or has closed it."""
 
     format: ReasoningFormat
     opened: bool
+    closed: bool = False
 
 
 def thought_of(tokenizer: Tokenizer, prompt: Sequence[int]) -> Thought | None:
-    """The thought that may begin the answer to this prompt; None if the model does not think, or the prompt has closed its thought."""
+    """The thought that may begin the answer to this prompt; None if the model does not think, or the prompt has closed its thought and the
+    answer that follows has no marks.
+    """
     format = tokenizer.chat.reasoning
     if format is None:
         return None
     end = tokenizer.decode(list(prompt[-PROMPT_END_TOKENS:])).rstrip()
-    return None if end.endswith(format.close) else Thought(format, format.is_opened_by(end))
+    if format.is_closed_by(end):
+        return Thought(format, opened=False, closed=True) if format.answer_open else None
+    return Thought(format, format.is_opened_by(end))
 
 
 def limit_of(body: ChatRequest, thought: Thought | None, tokenizer: Tokenizer) -> ThoughtLimit | None:
     """Without a thought there is nothing to limit. Raises `InvalidRequest` if the vocabulary cannot write the closing mark."""
-    if thought is None or body.max_thought_tokens is None:
+    if thought is None or thought.closed or body.max_thought_tokens is None:
         return None
     open, close = thought.format.open, thought.format.close
     return ThoughtLimit(body.max_thought_tokens, open, close, thought.opened, _tokens_of_mark(close, tokenizer))

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from app.errors import InvalidRequest
 from app.forms.learning import learn_tool_format
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallParser, ToolCallStart
-from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
+from app.forms.tools import CALL_ID, CALL_NUMBER, AddedTokens, ToolFormat, ToolsUnsupported
 
 TURNS = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
@@ -80,6 +80,20 @@ FENCED = (
 )
 # As DeepSeek R1 and V3.1 write calls, who join arguments to a text and refuse an object.
 JOINED = FENCED.replace("{{ c.function.arguments | tojson }}", "{{ '' + c.function.arguments }}")
+# As Kimi K2 does it: the calls of an answer are counted.
+COUNTED = TURNS + (
+    "{{ m.content }}{% for c in m.tool_calls or [] %}{% if loop.first %}<calls>{% endif %}<call>functions.{{ c.function.name }}:"
+    "{{ loop.index0 }}<sep>{{ c.function.arguments | tojson }}</call>{% if loop.last %}</calls>{% endif %}{% endfor %}"
+) + TURN_END  # fmt: skip
+# As Command R7B does it: the number of a call stands before its name, an answer has marks, and the prompt closes the thought.
+ACTIONS = TURNS + (
+    "{% if m.tool_calls %}<think></think><calls>[\n{% for c in m.tool_calls %}"
+    '    {"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}'
+    "{{ ',\n' if not loop.last }}{% endfor %}]</calls>{% elif m.role == 'assistant' %}<call>{{ m.content }}</call>"
+    "{% else %}{{ m.content }}{% endif %}"
+) + TURN_END.replace("assistant\n", "assistant\n<think></think>")  # fmt: skip
+# As later models of Cohere: the prompt opens a thought, which is left out before the calls of the conversation.
+ACTIONS_AFTER_THOUGHT = ACTIONS.replace("<think></think>", "", 1).replace("<think></think>", "<think>")
 # As Bielik and Apriel write calls: on a line of their own.
 BELOW = HERMES.replace("{% if not loop.first or m.content %}{{ '\n' }}{% endif %}", "{{ '\n' }}")
 # As Gemma 4 does it: the keys of an object are bare words, and a text is put between the braces as it is.
@@ -150,10 +164,11 @@ def vocabulary(bundled: Any) -> Vocabulary:
 
 
 def write(format: ToolFormat, calls: Sequence[tuple[str, str]]) -> str:
-    """An answer with these calls (name, arguments), as the template writes it, each id being nine letters."""
-    between = "abcdefghi".join(format.between_calls or ())
-    before_arguments, after_calls = "abcdefghi".join(format.before_arguments), "abcdefghi".join(format.after_calls)
-    return format.before_name + between.join(name + before_arguments + arguments for name, arguments in calls) + after_calls
+    """An answer with these calls (name, arguments), as the template writes it, each id being nine letters, or each number 12."""
+    id = "abcdefghi" if format.call_id == CALL_ID else "12"
+    between, opening = id.join(format.between_calls or ()), id.join(format.opening)
+    before_arguments, after_calls = id.join(format.before_arguments), id.join(format.after_calls)
+    return opening + between.join(name + before_arguments + arguments for name, arguments in calls) + after_calls
 
 
 TEMPLATES = {
@@ -166,6 +181,8 @@ TEMPLATES = {
     "joined": JOINED,
     "bare": BARE,
     "bare_with_ids": BARE_WITH_IDS,
+    "counted": COUNTED,
+    "actions": ACTIONS,
 }
 SEVERAL_CALLS = [name for name in TEMPLATES if name != "llama"]
 
@@ -194,6 +211,24 @@ def test_segments_are_split_where_the_ids_of_calls_stand(vocabulary: Vocabulary)
     assert format.before_name == '[TOOL_CALLS] [{"name": "'
     assert (format.between_calls, format.after_calls) == ((', "id": "', '"}, {"name": "'), (', "id": "', '"}]'))
     assert write(format, [("ring", "{}")]) == '[TOOL_CALLS] [{"name": "ring", "arguments": {}, "id": "abcdefghi"}]'
+
+
+def test_the_numbers_of_calls_are_told_from_fixed_text(vocabulary: Vocabulary) -> None:
+    format = vocabulary.format(COUNTED)
+    assert (format.opening, format.before_arguments, format.call_id) == (("<calls><call>functions.",), (":", "<sep>"), CALL_NUMBER)
+    assert (format.between_calls, format.after_calls) == (("</call><call>functions.",), ("</call></calls>",))
+    from_one = vocabulary.format(COUNTED.replace("loop.index0", "loop.index"))
+    assert (from_one.before_arguments, from_one.between_calls) == (format.before_arguments, format.between_calls)
+    alike = vocabulary.format(COUNTED.replace("{{ loop.index0 }}", "0"))
+    assert (alike.before_arguments, alike.call_id) == ((":0<sep>",), CALL_ID)
+
+
+def test_a_call_may_stand_in_place_of_the_marks_of_an_answer(vocabulary: Vocabulary) -> None:
+    for template in (ACTIONS, ACTIONS_AFTER_THOUGHT):
+        format = vocabulary.format(template)
+        assert (format.opening, format.trigger) == (('<calls>[\n    {"tool_call_id": "', '", "tool_name": "'), "<calls>")
+        assert format.between_calls == ('},\n    {"tool_call_id": "', '", "tool_name": "')
+        assert format.after_calls == ("}]</calls>",)
 
 
 def test_a_template_that_expects_arguments_as_text_is_recognised(vocabulary: Vocabulary) -> None:

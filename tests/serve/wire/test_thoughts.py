@@ -288,6 +288,48 @@ def test_the_mark_is_written_without_a_space_by_a_tokenizer_that_begins_words_wi
         text += piece
 
 
+COMMAND = (
+    "{# <|END_THINKING|><|END_RESPONSE|> #}{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}"
+    "c:{% if not enable_thinking %}<|START_THINKING|><|END_THINKING|>{% endif %}"
+)
+GEMMA = (
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}m:{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}"
+)
+
+
+ENABLED = "{% set enable_thinking = true %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "thought"),
+    [
+        (ENABLED + COMMAND, "<|START_THINKING|>Two and two.<|END_THINKING|><|START_RESPONSE|>Four.<|END_RESPONSE|>", "Two and two."),
+        (COMMAND, "<|START_RESPONSE|>Four.<|END_RESPONSE|>", ""),
+        (ENABLED + GEMMA, "<|channel>thought\nTwo and two.\n<channel|>Four.", "Two and two."),
+        (GEMMA, "Four.", ""),
+    ],
+)
+def test_marks_of_known_models_stand_in_no_answer(thinking: Any, template: str, text: str, thought: str) -> None:
+    """In a chat, whole and streamed, in a response and in a message."""
+    thinking.tokenizer.base.chat_template = template
+    say(thinking, text)
+    body = ask(thinking).json()
+    message = body["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("Four.", thought or None)
+    assert (body["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0) == bool(thought)
+    say(thinking, text, 3)
+    lines = ask(thinking, stream=True).text.splitlines()
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Four."
+    assert "".join(delta.get("reasoning") or "" for delta in deltas) == thought
+    say(thinking, text)
+    output = thinking.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 40}).json()["output"]
+    assert [item["content"][0]["text"] for item in output] == [thought, "Four."][not thought :]
+    say(thinking, text)
+    blocks = thinking.client.post("/v1/messages", json={"max_tokens": 40, "messages": HELLO}).json()["content"]
+    assert [block.get("thinking") or block["text"] for block in blocks] == [thought, "Four."][not thought :]
+
+
 def test_a_step_of_several_tokens_may_end_the_thought(thinking: Any) -> None:
     """What a draft brings at once is told apart token by token."""
     pieces = ("<think>", "Two", " and", " two.", "</think>", "\n\n", "Four", ".")
