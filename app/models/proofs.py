@@ -74,11 +74,11 @@ def _key(files: list[Path], settings: ModelSettings, device: torch.device) -> st
     compiled = kernel() if device.type == "cpu" else None
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else None if compiled is None else compiled.name
     served = (settings.quantize, settings.dtype, settings.cache_dtype, device.type, place)
-    return hashlib.sha256(json.dumps([states, served, _code()]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([states, served, code_digests()]).encode()).hexdigest()[:16]
 
 
 @cache
-def _code() -> list[str]:
+def code_digests() -> list[str]:
     """Digests of the code that loads and computes a model, and the versions of the libraries it uses."""
     files = sorted(file for folder in CODE for file in folder.rglob("*") if file.suffix in {".py", ".c", ".h"})
     return [hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest(), *map(_version, LIBRARIES)]

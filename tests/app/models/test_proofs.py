@@ -78,7 +78,7 @@ def test_other_files_settings_or_code_are_checked(folder: Path, kept: Path, chec
     os.utime(weights, ns=(about.st_atime_ns, about.st_mtime_ns))  # as a copy that keeps its times
     load(folder)
     assert len(checks) == 3
-    monkeypatch.setattr(proofs, "_code", lambda: ["another version"])
+    monkeypatch.setattr(proofs, "code_digests", lambda: ["another version"])
     load(folder)
     assert len(checks) == 4
     load(folder)
