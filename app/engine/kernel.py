@@ -40,7 +40,7 @@ from app.engine.structures import (
 log = logging.getLogger(__name__)
 
 ACTIVATIONS = {"none": 0, "swish": 1}  # numbered as in csrc/ending.h
-KERNEL_TYPES = (torch.bfloat16, torch.float32)  # of logits
+LOGIT_TYPES = (torch.bfloat16, torch.float32)
 BINARY_OPS = {"none": 0, "mul": 1, "add": 2}
 KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.int8: 2}  # of rows and caches, numbered as in csrc/kernels.h
 
@@ -238,6 +238,11 @@ def kernel() -> Kernel | None:
     if candidate.has_dot_products:
         candidate.choose_dot_products(codepath.uses_dot_products(path, lambda: _time_products(candidate)))
     return candidate if _agrees_with_torch(candidate) else None
+
+
+def kernel_for(logits: torch.Tensor) -> Kernel | None:
+    """The kernel, if it can sample from these logits and compute their statistics."""
+    return kernel() if logits.device.type == "cpu" and logits.dtype in LOGIT_TYPES else None
 
 
 def _time_products(candidate: Kernel) -> dict[str, float]:
