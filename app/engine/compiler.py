@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def library_path() -> Path:
     name = f"litmus-{_digest()}.so"
     for folder in _cache_folders():
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make(folder)
             return _compile(folder / name)
         except OSError as error:  # no such folder, no right to write, a file system that is full or only for reading
             reason = error
@@ -48,6 +49,20 @@ def _cache_folders() -> Iterator[Path]:
     if sys.prefix != sys.base_prefix:
         yield Path(sys.prefix) / "lib" / "litmus"
     yield Path.home() / ".cache" / "litmus"
+
+
+def kept_folder() -> Path | None:
+    """Where small records of this machine may be kept, too; None if none of the folders can be made."""
+    for folder in _cache_folders():
+        with suppress(OSError):
+            _make(folder)
+            if os.access(folder, os.W_OK):
+                return folder
+    return None
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _digest() -> str:

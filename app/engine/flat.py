@@ -6,7 +6,7 @@ Linear layers see one row `[1, T]` without padding, whatever sequences the token
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from app.engine.attention import SlotAttention
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder, create_fused_decoder
-from app.engine.grouped import keep_inputs, quantize_layers
+from app.engine.grouped import quantize_layers
 from app.engine.kernel import kernel
 from app.engine.keyvalues import elements_of
 from app.engine.layout import Layout, Span, layout_of
@@ -26,14 +26,12 @@ from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes, devic
 from app.engine.linear import TiledLinear, prepack_layers
 from app.engine.lora import Adapters, Changes, Shapes, shapes_of
 from app.engine.pages import PAGE_TOKENS, PageCopy
+from app.engine.proof import Check, Proof, check_ids, check_layers
 from app.engine.rows import check_bytes, has_supported_heads
 from app.errors import SetupError, UnsupportedModel
 
 log = logging.getLogger(__name__)
 
-CHECK_TOKENS = 24  # length of the sequence that the check computes both ways
-MAX_ERROR_FLOAT32 = 2e-3  # relative to the norm of the expected logits
-MAX_ERROR = 8e-2  # the same, in lower precisions
 HEAD_ROWS = 256  # rows projected to the vocabulary at a time
 
 
@@ -69,6 +67,7 @@ class FlatModel:
     def __init__(self, model: PreTrainedModel, attention: SlotAttention, decoder: FusedDecoder | None) -> None:
         self.model = model
         self.weights = Weights()
+        self.proof: Proof | None = None
         self.attention = attention
         self.device: torch.device = model.device
         self.slots = 0
@@ -160,56 +159,38 @@ class FlatModel:
         self.attention.slots.copy(copies)
 
 
-def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str = "none") -> FlatModel:
+def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str = "none", proof: Proof | None = None) -> FlatModel:
     """Convert `model`, in place, to serve flat rows. `scheme` is "int4" or "int8" where its layers are to be rounded first (CPU only).
+    With the `proof` of an earlier conversion of the same model its logits are not compared again.
 
     Raises `UnsupportedModel` if the architecture does not use the attention interface or its logits differ, and `SetupError` if the
     cache does not fit the device's free memory.
     """
-    name = type(model).__name__
-    ids = check_ids(model)
     shapes = shapes_of(model, model.get_output_embeddings())
     started_s = time.perf_counter()
     if scheme != "none":
         quantize_layers(model, scheme)
     convert_s = time.perf_counter() - started_s
-    with torch.inference_mode(), keep_inputs(model):
-        expected = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
+    check = Check(model) if proof is None else None
     attention = install_attention(model)
-    flat = FlatModel(model, attention, None)
-    max_error = MAX_ERROR_FLOAT32 if model.dtype == torch.float32 else MAX_ERROR
-    _check_logits(name, "in one piece", flat.head(flat.forward_uncached(ids)), expected, max_error)
-    check_layers(model, attention)
+    if check is not None:
+        flat = FlatModel(model, attention, None)
+        check.compare("in one piece", flat.head(flat.forward_uncached(check.ids)))
+        check_layers(model, attention)
+    if proof is not None:
+        attention.shapes, attention.windows = dict(proof.shapes), dict(proof.windows)
     started_s = time.perf_counter()
-    flat = _optimize(model, attention)
+    flat = _optimize(model, attention, None if proof is None else proof.harmed)
     flat.convert_s = convert_s + time.perf_counter() - started_s
     _allocate_cache(flat, limits)
-    hidden = _forward_in_chunks(flat, ids)
-    max_error = MAX_ERROR if attention.slots.dtype == torch.int8 else max_error
-    _check_logits(name, "in chunks and decode steps", flat.head(hidden), expected, max_error)
-    flat.hidden_size = hidden.shape[-1]
+    if check is not None:
+        hidden = _forward_in_chunks(flat, check.ids)
+        check.compare("in chunks and decode steps", flat.head(hidden), attention.slots.dtype == torch.int8)
+        proof = Proof(attention.shapes, attention.windows, flat.weights.inputs_of_16_bits, hidden.shape[-1])
+    assert proof is not None
+    flat.proof, flat.hidden_size = proof, proof.hidden_size
     flat.bind_adapters(shapes)
     return flat
-
-
-def check_ids(model: PreTrainedModel) -> list[int]:
-    """The tokens of the check."""
-    return [(7919 * i + 11) % int(model.config.get_text_config().vocab_size) for i in range(CHECK_TOKENS)]
-
-
-def check_layers(model: PreTrainedModel, attention: SlotAttention) -> None:
-    """Raises `UnsupportedModel` unless, in a first forward, every layer went through `attention`, which does all that restricts it."""
-    name, config = type(model).__name__, model.config.get_text_config()
-    layers = int(config.num_hidden_layers)
-    if len(attention.shapes) != layers:
-        raise UnsupportedModel(
-            f"{name} cannot be served: only {len(attention.shapes)} of its {layers} layers use transformers' AttentionInterface"
-        )
-    kinds = getattr(config, "layer_types", None) or []
-    if any(kind != "full_attention" and attention.windows.get(layer) is None for layer, kind in enumerate(kinds)):
-        raise UnsupportedModel(
-            f"{name} cannot be served: its layers ({', '.join(sorted(set(kinds)))}) restrict attention by masks, which are not used here"
-        )
 
 
 def install_attention(model: PreTrainedModel) -> SlotAttention:
@@ -221,9 +202,9 @@ def install_attention(model: PreTrainedModel) -> SlotAttention:
     return attention
 
 
-def _optimize(model: PreTrainedModel, attention: SlotAttention) -> FlatModel:
+def _optimize(model: PreTrainedModel, attention: SlotAttention, known_harmed: Collection[str] | None) -> FlatModel:
     decoder = create_fused_decoder(model, attention)
-    harmed = prepack_layers(model) if model.device.type == "cpu" else []
+    harmed = prepack_layers(model, known_harmed) if model.device.type == "cpu" else []
     if decoder is not None:
         decoder.bind_layers()
     flat = FlatModel(model, attention, decoder)
@@ -291,9 +272,3 @@ def _forward_in_chunks(flat: FlatModel, ids: list[int]) -> torch.Tensor:
     for position in range(prefilled, len(ids)):
         parts.append(flat.forward([ids[position]], [position], layout_of([(pages, position)], [], size, flat.device)))
     return torch.cat(parts)
-
-
-def _check_logits(name: str, mode: str, logits: torch.Tensor, expected: torch.Tensor, max_error: float) -> None:
-    error = float((logits.float() - expected).norm() / expected.norm())
-    if not error <= max_error:
-        raise UnsupportedModel(f"{name} cannot be served: computed {mode}, its logits differ by {error:.1%} from its own forward's")

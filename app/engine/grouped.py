@@ -58,6 +58,7 @@ class GroupedLinear(nn.Module):
         self.out_features, self.in_features = shape
         self.bias = bias
         self.check_inputs: torch.Tensor | None = None  # inputs [1, tokens, in] of a first forward; see `keep_inputs`
+        self.is_harmed: bool | None = None  # whether inputs of 8 bits change its outputs too much; None: not known yet
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(x, self.unpack())

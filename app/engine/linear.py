@@ -6,6 +6,7 @@ architecture.
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, TypeGuard, cast
 
@@ -101,11 +102,11 @@ class Int4Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def prepack_layers(model: nn.Module) -> list[str]:
+def prepack_layers(model: nn.Module, known_harmed: Collection[str] | None = None) -> list[str]:
     """Replace the linear layers of a model on a CPU by faster ones. Other kinds of layers, such as bitsandbytes' int8, stay.
 
     A layer in groups rounds its inputs to 8 bits, or to 16: an 8-bit layer where rounding shows most, and any layer whose outputs on the
-    check's tokens 8 would harm too much. Returns the names of the latter.
+    check's tokens 8 would harm too much. Returns the names of the latter, or takes them from `known_harmed`.
     """
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     paths = {id(module): path for path, module in model.named_modules()}
@@ -117,6 +118,8 @@ def prepack_layers(model: nn.Module) -> list[str]:
             embeddings.append((parent, name, layer))
             continue
         precise = isinstance(layer, GroupedLinear) and (layer is head or layer.in_features > layer.out_features)
+        if isinstance(layer, GroupedLinear) and known_harmed is not None:
+            layer.is_harmed = paths[id(layer)] in known_harmed
         replacement = _prepacked(layer, precise)
         if replacement is None:
             continue
@@ -168,17 +171,22 @@ def _prepacked_groups(layer: GroupedLinear, precise: bool) -> nn.Module:
         if not precise and weights.group_size == GROUP_SIZE:
             packed = replace(packed, input_bits=8)
         tiled = TiledLinear(packed, layer.out_features, layer.bias, compiled)
-        if packed.input_bits == 16 or layer.check_inputs is None:
-            return tiled
-        if _error(tiled(layer.check_inputs), layer.multiply(layer.check_inputs, weights)) <= MAX_INPUT_ERROR:
-            return tiled
-        return TiledLinear(replace(packed, input_bits=16), layer.out_features, layer.bias, compiled)
+        if packed.input_bits == 8 and _is_harmed(layer, tiled, weights):
+            return TiledLinear(replace(packed, input_bits=16), layer.out_features, layer.bias, compiled)
+        return tiled
     # torch's int4 kernel takes float32 too, but a hundred times longer than the dequantized layer
     fits = weights.group_size == GROUP_SIZE and layer.out_features % INT4_OUTPUT_MULTIPLE == 0
     if weights.bits == 4 and fits and dtype != torch.float32:
         return Int4Linear(weights, layer.bias, dtype)
     plain = layer.plain()
     return prepack_plain(plain) or plain
+
+
+def _is_harmed(layer: GroupedLinear, tiled: TiledLinear, weights: GroupedWeights) -> bool:
+    """Whether inputs of 8 bits, as `tiled` has them, change the outputs on the check's tokens too much."""
+    if layer.is_harmed is not None or layer.check_inputs is None:
+        return bool(layer.is_harmed)
+    return not _error(tiled(layer.check_inputs), layer.multiply(layer.check_inputs, weights)) <= MAX_INPUT_ERROR
 
 
 def _prepacked_embedding(layer: GroupedEmbedding, packed: PackedWeights | None) -> nn.Module:

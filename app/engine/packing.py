@@ -72,16 +72,16 @@ def pack_grouped(weights: GroupedWeights, columns: int) -> PackedWeights:
     group's scales and minima, divided by a power of two so that they lie in the middle of what a float16 can hold.
     """
     inputs, groups, size = weights.levels.shape[1], weights.scale.shape[1], weights.group_size
-    levels = _blocks(weights.levels, columns)
+    fours = _blocks(weights.levels, columns).view(torch.int32).view(-1, columns, groups, size // 4)  # four levels of 8 bits each
     if weights.bits == 4:
-        pairs = levels.view(-1, columns, groups, size // 8, 2, 4)
-        levels = pairs[..., 0, :] | pairs[..., 1, :] << 4
-    words = levels.view(-1, columns, groups, size * weights.bits // 32, 4).permute(0, 2, 3, 1, 4).contiguous().view(torch.int32)
+        pairs = fours.unflatten(-1, (-1, 2))
+        fours = pairs[..., 0] | pairs[..., 1] << 4
+    data = torch.empty(len(fours), groups, fours.shape[-1] + 1, columns, dtype=torch.int32)
+    data[:, :, :-1] = fours.permute(0, 2, 3, 1)
     largest = max(float(weights.scale.abs().max()), float(weights.minimum.abs().max()))
     weight_scale = 2.0 ** (math.frexp(largest)[1] - HALF_EXPONENT)
     halves = [_blocks(part / weight_scale, columns).half().transpose(1, 2) for part in (weights.scale, weights.minimum)]
-    scales = torch.stack(halves, 2).contiguous().view(len(words), groups, 1, 2 * columns).view(torch.int32)
-    data = torch.cat([words.squeeze(-1), scales], 2)
+    data[:, :, -1] = torch.stack(halves, 2).view(len(data), groups, 2 * columns).view(torch.int32)
     input_bits = 16 if weights.bits == 8 else 8
     return PackedWeights(
         inputs, data, log2_group=size.bit_length() - 1, bits=weights.bits, weight_scale=weight_scale, input_bits=input_bits
@@ -107,4 +107,5 @@ def pad_bias(bias: torch.Tensor, columns: int) -> torch.Tensor:
 
 def _blocks(rows: torch.Tensor, columns: int) -> torch.Tensor:
     """`[outputs, n]` to `[blocks, columns, n]`."""
-    return F.pad(rows, (0, 0, 0, -len(rows) % columns)).view(-1, columns, rows.shape[1])
+    missing = -len(rows) % columns
+    return (F.pad(rows, (0, 0, 0, missing)) if missing else rows).view(-1, columns, rows.shape[1])

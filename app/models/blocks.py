@@ -11,6 +11,7 @@ import torch
 from app.engine.grouped import GroupedWeights
 
 Blocks = torch.Tensor  # uint8 [rows, blocks of a row, bytes of a block]
+LOW_HALVES = 0x0F0F0F0F
 Groups = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # levels [rows, blocks, elements], scale and minimum [rows, blocks, groups]
 
 
@@ -21,7 +22,8 @@ def _float16(blocks: Blocks, at: int) -> torch.Tensor:
 
 def _nibbles(packed: Blocks) -> torch.Tensor:
     """Low halves, then high halves, of each run of bytes."""
-    return torch.cat([packed & 15, packed >> 4], -1)
+    words = packed.contiguous().view(torch.int32)  # four bytes at a time: torch shifts single bytes one by one
+    return torch.cat([words & LOW_HALVES, words >> 4 & LOW_HALVES], -1).view(torch.uint8)
 
 
 def _fifth_bits(packed: Blocks) -> torch.Tensor:

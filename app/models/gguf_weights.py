@@ -13,6 +13,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights
 from app.errors import SetupError
@@ -28,7 +29,7 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype) -> PreTrainedModel:
     """Build the model, its quantized weights still in the file. Raises `SetupError` that names missing, unexpected or misshapen tensors."""
     config = config_of(file)
     config.dtype = dtype
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = config.eos_token_id
     names = tensor_names(model, file)

@@ -33,6 +33,7 @@ from app.models.hub import fetch_weights
 from app.models.lora import LoraReader
 from app.models.names import served_name
 from app.models.progress import tell
+from app.models.proofs import ProofRecord
 from app.models.revision import cache_part, fingerprint_of
 from app.models.room import check_room
 from app.models.sampling import default_sampling
@@ -45,7 +46,8 @@ from app.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-WARM_UP_TOKENS = 128  # of the prompt and of the text: enough to learn what a token costs
+WARM_UP_TOKENS = 64  # of the prompt and of the text: enough to learn what a token costs
+SHORT_PROMPT = 2  # tokens: the decoding steps that follow are what is wanted
 
 
 def warm_up(engine: Engine) -> None:
@@ -58,7 +60,7 @@ def warm_up(engine: Engine) -> None:
     for round_, rows in enumerate(sorted({1 << power for power in range(slots.bit_length())} | {slots})):
         for index in range(rows):
             sampling = SamplingParams(temperature=float(index % 2), top_p=0.9)
-            engine.submit(Generate(f"warm-{round_}/{index}", (index % 2,) * 8, 4, sampling, ignore_eos=True))
+            engine.submit(Generate(f"warm-{round_}/{index}", (index % 2,) * SHORT_PROMPT, 4, sampling, ignore_eos=True))
         _drain(engine)
     length = min(engine.limits.context, engine.limits.step_tokens, WARM_UP_TOKENS)
     engine.submit(Generate("warm-prompt", (0,) * (length - 1), 1))
@@ -119,7 +121,8 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     performer = _flat_model(settings.path, settings, device, cache, stages)
     _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch, settings.drafts)
-    grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.chat.closing_marks)
+    with stages.measure("forms"):
+        grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.chat.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
     if draft is not None:
         engine.drafter.add_model(DraftModel(draft, performer.vocabulary))
@@ -195,10 +198,12 @@ def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache:
             unmap(model)
     (format, types), parameters = weight_format(source, model), parameter_count(source, model)
     with stages.measure("prove"):
+        record = ProofRecord(source, settings, device)
         try:
-            flat = create_flat_model(model, cache, settings.quantize if rounds_itself(settings, device) else "none")
+            flat = create_flat_model(model, cache, settings.quantize if rounds_itself(settings, device) else "none", record.read())
         except RuntimeError as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
             raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
+        record.keep(flat.proof)
     stages.add("prove", -flat.convert_s)
     stages.add("convert", flat.convert_s)
     flat.weights = replace(flat.weights, format=format, types=types, parameters=parameters)

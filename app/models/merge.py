@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from app.engine.flat import CHECK_TOKENS, MAX_ERROR, MAX_ERROR_FLOAT32
+from app.engine.proof import CHECK_TOKENS, MAX_ERROR, MAX_ERROR_FLOAT32
 from app.errors import SetupError, first_line
 from app.models.adapter import CONFIG, Adapter
 from app.models.tensors import tensor_problem

@@ -10,7 +10,8 @@ import signal
 gc.disable()
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-import app.models.loading  # noqa: E402, F401
+import app.models.loading  # noqa: E402
 import serve.workers.loop  # noqa: E402, F401
 
+app.models.proofs.code_digests()  # of the code that was just imported: later workers run it, too, whatever the files are then
 gc.freeze()
