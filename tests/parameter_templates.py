@@ -58,9 +58,14 @@ DEEPSEEK = (
     f"string=\"{{{{ 'true' if v is string else 'false' }}}}\">{JSON}</｜DSML｜parameter>\n{{% endfor %}}</｜DSML｜invoke>\n"
     "{% if loop.last %}</｜DSML｜function_calls>{% endif %}{% endfor %}" + END
 )
-TEMPLATES = {"qwen": QWEN, "glm": GLM, "minimax": MINIMAX, "olmo": OLMO, "lfm": LFM, "llama": LLAMA, "deepseek": DEEPSEEK}
+GEMMA = (
+    BEGIN + "{% for c in m.tool_calls or [] %}<|tool_call>call:{{ c.function.name }}{{ '{' }}"
+    f"{EACH}{{{{ k }}}}:{{% if v is string %}}<|'|>{{{{ v }}}}<|'|>{{% else %}}{{{{ v | tojson }}}}{{% endif %}}"
+    "{{ ',' if not loop.last }}{% endfor %}{{ '}' }}<tool_call|>{% endfor %}" + END
+).replace("<|'|>", '<|"|>')
+TEMPLATES = {"qwen": QWEN, "glm": GLM, "minimax": MINIMAX, "olmo": OLMO, "lfm": LFM, "llama": LLAMA, "deepseek": DEEPSEEK, "gemma": GEMMA}
 VISIBLE = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "｜DSML｜")
-SPECIAL = ("<|im_start|>", "<|im_end|>", "<|tool_call_start|>", "<|tool_call_end|>")
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<|tool_call_start|>", "<|tool_call_end|>", "<|tool_call>", "<tool_call|>", '<|"|>')
 RING: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -109,10 +114,10 @@ class Model:
             schemas = TOOLS[name]["properties"]
             values = [
                 f"{parameters.before_key}{key}{parameters.before(schemas[key])}{written_value(parameters, schemas[key], value)}"
+                f"{parameters.after(schemas[key])}"
                 for key, value in arguments.items()
             ]
-            inside = parameters.between.join(value + parameters.after_value for value in values)
-            written.append(name + format.before_arguments[0] + inside)
+            written.append(name + format.before_arguments[0] + parameters.between.join(values))
         return format.before_name + format.between_calls[0].join(written) + format.after_calls[0]
 
     def allows(self, grammar: str, text: str) -> bool:

@@ -80,7 +80,7 @@ ACTIONS = TURNS + (
 ACTIONS_AFTER_THOUGHT = ACTIONS.replace("<think></think>", "", 1).replace("<think></think>", "<think>")
 # As Bielik and Apriel write calls: on a line of their own.
 BELOW = HERMES.replace("{% if not loop.first or m.content %}{{ '\n' }}{% endif %}", "{{ '\n' }}")
-# As Gemma 4 does it: the keys of an object are bare words, and a text is put between the braces as it is.
+# The keys of an object are bare words, as in Gemma 4's, but a text stands in marks that may be part of it.
 BRACED = TURNS + (
     "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>call:{{ c.function.name }}{{ '{' }}"
     "{% if c.function.arguments is mapping %}{% for k, v in c.function.arguments | items %}{{ k }}:'{{ v }}'{% endfor %}"

@@ -31,7 +31,7 @@ Probe = tuple[str, tuple[tuple[str, str], ...]]  # a rendered call from after it
 @dataclass(frozen=True, slots=True)
 class ParameterFormat:
     """`before_key` KEY `before_value` VALUE `after_value`, with `between` two of them. Values that are no text may have another mark before
-    them than `before_value`.
+    them than `before_value`, and none after them.
     """
 
     before_key: str
@@ -41,6 +41,7 @@ class ParameterFormat:
     quote: str = ""  # around a text; empty: a text stands as it is
     python: bool = False  # True, False and None instead of true, false and null
     before_other: str | None = None  # None: `before_value` stands before all values
+    after_other: str | None = None  # None: `after_value` stands after all values
 
     @property
     def fixed_texts(self) -> tuple[str, ...]:
@@ -62,6 +63,10 @@ class ParameterFormat:
     def before(self, schema: Any) -> str:
         """What stands between a key and a value of this schema."""
         return self.before_value if self.before_other is None or self.is_raw(schema) else self.before_other
+
+    def after(self, schema: Any) -> str:
+        """What stands after a value of this schema."""
+        return self.after_value if self.after_other is None or self.is_raw(schema) else self.after_other
 
     def _value(self, schema: Any, definitions: Schema) -> str:
         """The rule of a value that is not free text up to its end."""
@@ -86,7 +91,7 @@ class ParameterFormat:
             if words:
                 value = f"({' | '.join(term(word + self.after_value) for word in words)})"
             else:
-                value = raw if self.is_raw(inner) else f"{name}_v{index} {term(self.after_value)}"
+                value = raw if self.is_raw(inner) else f"{name}_v{index} {term(self.after(inner))}"
             before = self.before_key + key + self.before(inner)
             rules.append(f"{name}_p{index}: {term(before)} {value}")
             rules.append(f"{name}_n{index}: {term(self.between + before)} {value}")  # one text, so that no other goes on from a part of it
@@ -113,9 +118,9 @@ class ParameterFormat:
         value = _read_value(text, start)
         if value is None:
             return None
-        follows = text[value[1] :]
-        is_whole = follows.startswith(self.after_value) if self.after_value else follows[:1] not in ("", *"0123456789.eE+-")
-        return (key[0], value[0], value[1] + len(self.after_value)) if is_whole else None
+        follows, after = text[value[1] :], self.after(inner)
+        is_whole = follows.startswith(after) if after else follows[:1] not in ("", *"0123456789.eE+-")
+        return (key[0], value[0], value[1] + len(after)) if is_whole else None
 
 
 def parameters_problem(schema: Schema) -> str | None:
@@ -166,16 +171,20 @@ def with_other_values(format: ParameterFormat, written: tuple[str, str], end: st
     """
     number, truth = written
     format = replace(format, python=bool(format.quote) and "True" in truth)
-    before, after = f"{format.before_key}depth", f"7{format.after_value}{end}"
     if format.quote:
         return format
-    if not number.startswith(before) or not number.endswith(after):
+    before = f"{format.before_key}depth"
+    is_mark = bool(format.after_value.strip("\\\"'"))  # a mere quotation mark is JSON's, and would be escaped
+    afters = (format.after_value, "") if is_mark else (format.after_value,)
+    after = next((after for after in afters if number.endswith(f"7{after}{end}")), None)
+    if after is None or not number.startswith(before):
         return None
-    other = number.removeprefix(before).removesuffix(after)
+    other = number.removeprefix(before).removesuffix(f"7{after}{end}")
     is_told_apart = bool(other) and not other.startswith(format.before_value) and not format.before_value.startswith(other)
-    if truth.lower() != f"{before}{other}true{format.after_value}{end}".lower() or not (is_told_apart or other == format.before_value):
+    is_told_apart |= after != format.after_value  # by what the arguments' schemas say, as Gemma 4's
+    if truth.lower() != f"{before}{other}true{after}{end}".lower() or not (is_told_apart or other == format.before_value):
         return None
-    return replace(format, before_other=other if is_told_apart else None)
+    return replace(format, before_other=other if is_told_apart else None, after_other=None if after == format.after_value else after)
 
 
 def _between(format: ParameterFormat, start: str, end: str, two: Probe) -> str | None:

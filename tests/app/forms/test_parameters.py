@@ -58,6 +58,7 @@ def parse(format: ToolFormat, forced: bool, chunks: Sequence[str]) -> tuple[str,
 def test_marks_are_learned_where_a_reader_would_put_them(models: dict[str, Model]) -> None:
     assert models["qwen"].format.parameters == ParameterFormat("<parameter=", ">\n", "\n</parameter>\n", "")
     assert models["glm"].format.parameters == ParameterFormat("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n", "")
+    assert models["gemma"].format.parameters == ParameterFormat("", ':<|"|>', '<|"|>', ",", before_other=":", after_other="")
     assert models["minimax"].format.parameters == ParameterFormat('<parameter name="', '">', "</parameter>\n", "")
     assert models["olmo"].format.parameters == ParameterFormat("", "=", "", ", ", "'")
     qwen, olmo = models["qwen"].format, models["olmo"].format
