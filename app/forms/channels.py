@@ -35,6 +35,10 @@ class Channels:
         return [START, CHANNEL, MESSAGE, END, CONSTRAIN]
 
     @property
+    def ends(self) -> list[str]:
+        return [END, f"final{MESSAGE}"]
+
+    @property
     def marks_answers(self) -> bool:
         return True
 
@@ -86,7 +90,8 @@ def _grammar(answer: str, tokens: AddedTokens, place: Place, ends: list[str]) ->
     """Any number of messages in other channels, and then one of `ends`. `answer` is the grammar of the message in the final channel."""
     others = f"(unclosed next)* ({' | '.join(ends)})"
     is_answer = place == Place.AFTER_THOUGHT and "final" in ends
-    start = "answer" if is_answer else others if place == Place.BEFORE_THOUGHT else f"NOTE? next {others}"
+    rest = f"(next {others})?" if "unclosed" in ends else f"next {others}"  # where the answer may be cut anywhere, or may not
+    start = "answer" if is_answer else others if place == Place.BEFORE_THOUGHT else f"NOTE? {rest}"
     rules = [
         f"start: {start}",
         f'unclosed: {tokens.term(CHANNEL)} ("analysis" | "commentary") {tokens.term(MESSAGE)} NOTE?',

@@ -31,6 +31,10 @@ class Reasoning(Protocol):
         """All texts that belong to neither thought nor answer."""
 
     @property
+    def ends(self) -> Sequence[str]:
+        """What leads from a thought to the answer."""
+
+    @property
     def marks_answers(self) -> bool:
         """Whether there are marks in an answer whose thought the prompt has closed, too."""
 
@@ -67,6 +71,10 @@ class ReasoningFormat:
     @property
     def marks(self) -> list[str]:
         return [mark for mark in (self.open, self.close, self.answer_open, self.answer_close) if mark]
+
+    @property
+    def ends(self) -> list[str]:
+        return [self.close]
 
     @property
     def marks_answers(self) -> bool:

@@ -80,7 +80,7 @@ class ChatTemplate:
     def closing_marks(self) -> list[str]:
         """What ends a thought, and parts of a tool call that no quotation mark or bracket ends."""
         thought, tools = self.reasoning, self.tool_format
-        marks = ("" if thought is None else thought.close, *(tools.closing_marks if isinstance(tools, ToolFormat) else ()))
+        marks = (*([] if thought is None else thought.ends), *(tools.closing_marks if isinstance(tools, ToolFormat) else ()))
         return [mark for mark in marks if mark]
 
     def with_thought(self, message: Mapping[str, Any], thought: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Channels of GPT-OSS: their headers are taken out of a stream in any pieces, and the grammars of forms and calls stand in them."""
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from llguidance.hf import from_tokenizer
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from app.engine.grammar import GrammarCompiler
 from app.forms.channels import BETWEEN, CALL, FINAL, NEXT, Channels
 from app.forms.grammar import json_grammar
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallParser, ToolCallStart
@@ -139,6 +142,8 @@ def test_a_call_may_be_written_in_either_way(vocabulary: Vocabulary) -> None:
             (f"{CHANNELS.open}so", not forced),
         ):
             assert vocabulary.fits(grammar, text) == fits, (forced, text)
+        opened = CHANNELS.calls_grammar(Calls(format, tools, forced, True), vocabulary.tokens, Place.IN_THOUGHT)
+        assert vocabulary.fits(opened, f"so{NEXT}{OWN_CALL}") and vocabulary.fits(opened, "so") == (not forced)
 
 
 def test_several_calls_follow_each_other_where_the_template_writes_them(vocabulary: Vocabulary) -> None:
@@ -153,3 +158,19 @@ def test_several_calls_follow_each_other_where_the_template_writes_them(vocabula
     assert [event.name for event in events if isinstance(event, ToolCallStart)] == ["ring", "ring"] and parser.complete
     assert "".join(event.arguments for event in events if isinstance(event, ArgumentsDelta)) == "{}{}"
     assert not [event for event in events if isinstance(event, TextDelta)]
+
+
+def test_an_answer_is_complete_within_its_tokens(vocabulary: Vocabulary) -> None:
+    """However long the thoughts would go on: the header of the final channel is found, or that of a call."""
+    end = vocabulary.base.convert_tokens_to_ids("<|call|>")
+    compiler = GrammarCompiler(vocabulary.base, len(vocabulary.base), [end], CHANNELS.ends)
+    calls = Calls(CHANNELS.tool_format(LEARNED), {"ring": dict(RING)}, forced=True, parallel=True)
+    for place in (Place.BEFORE_THOUGHT, Place.IN_THOUGHT):
+        form = CHANNELS.form_grammar(json_grammar(dict(RING)), vocabulary.tokens, place)
+        for grammar in (form, CHANNELS.calls_grammar(calls, vocabulary.tokens, place)):
+            state, rng, written, complete = compiler.compile(grammar, 60).result(), random.Random(3), list[int](), False
+            while not complete and len(written) < 60:
+                sampled = int(rng.choice(np.flatnonzero(state.allowed_tokens()).tolist()))
+                written.append(state.steer(sampled, 59 - len(written)))
+                complete = state.accept(written[-1])
+            assert complete
