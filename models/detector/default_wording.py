@@ -8,10 +8,12 @@ OPENING = """# The detector: what it detects, and what it does not
 2. At that border the default model finds 29% of GPT-3.5's texts, 7% of GPT-4's, 1 to 6% of older generators', and of 80 texts by a chat
    model of 2026 none. With `target_fpr` 0.05 it finds 65% and 24% of the first two, and errs on 0.5 to 2.7% of news and stories.
    A text that is not called a machine's is not cleared by that: `human` only says that few of the measured machine texts look like it.
+   One wrong letter in 29 hides a machine's text.
 3. It reads running English prose of 50 words or more, better 150. A single sentence says nothing.
 4. Do not use it on answers to exercises, instructions, reference manuals, formulas or quotations: plain, factual, expected sentences of
    people look like a machine's (9% of manual pages and instructions are called so).
-5. Code, tables, lists, verse, other languages, repetition and texts that the model knows by heart are answered `uncertain`.
+5. Code, tables, lists, verse, other languages, repetition and texts that the model knows by heart are answered `uncertain`. It knows few:
+   6 of 30 famous passages of the King James Bible are called a machine's.
 6. Writers whose first language is not English: of Chinese business news in English 2 of 152 texts were called a machine's, of manuals by
    Spanish, French and Japanese authors none of 180. Both were edited. No essays of learners were measured; published studies of other
    detectors find high rates for them.
