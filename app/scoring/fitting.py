@@ -213,7 +213,6 @@ def fit_bucket(
     """
     found = [row for row in rows_in_range(rows, token_range) if row.scores.get(method) is not None]
     sample, sign = sample_of(found, method), sign_of(method)
-    domains = [row.domain for row in found if not row.machine]
     low, high = token_range
     humans, machines = sample.human_scores, sample.machine_scores
     name = f"{method}, {low}+ tokens" if high is None else f"{method}, {low} to {high} tokens"
@@ -223,22 +222,32 @@ def fit_bucket(
     supported = [target for target in targets if not why_too_few(target, len(humans))]
     if not supported or why_too_few(max(targets), len(machines), "machine"):
         return None, refused
-    others = [row for row in people if row.scores.get(method) is not None]
-    pool, kinds = sample_of(others, method).score, [row.domain for row in others]
-    share = LEARNED_SHARE if method == "combined" else 1
-    floors = {target: pooled_threshold(pool, kinds, target) for target in supported}
     bucket = Bucket(
         min_tokens=low,
         max_tokens=high,
         n_human=len(humans),
         n_machine=len(machines),
-        machine=tuple(fit_threshold(humans, target, sign, domains, share, floors[target]) for target in supported),
+        machine=machine_thresholds(found, method, supported, people),
         human=tuple(fit_threshold(-machines, target, -sign) for target in supported if not why_too_few(target, len(machines))),
         chance=fit_probability_map(sample, sign) if sample.groups_of_smaller_class >= MIN_GROUPS else None,
     )
     if bucket.chance is None:
         refused.append(f"{name}: a probability needs {MIN_GROUPS} groups of each class, got {sample.groups_of_smaller_class}")
     return bucket, refused
+
+
+def machine_thresholds(
+    rows: Sequence[ScoreRow], method: Method, targets: Sequence[float], people: Sequence[ScoreRow]
+) -> tuple[Threshold, ...]:
+    """The thresholds of a machine verdict by the human texts among `rows`, of one range of lengths, and by `people` as in `fit_bucket`."""
+    humans, others = ([row for row in found if not row.machine and row.scores.get(method) is not None] for found in (rows, people))
+    scores, pool = (sample_of(found, method).score for found in (humans, others))
+    domains, kinds = ([row.domain for row in found] for found in (humans, others))
+    share = LEARNED_SHARE if method == "combined" else 1
+    floors = [pooled_threshold(pool, kinds, target) for target in targets]
+    return tuple(
+        fit_threshold(scores, target, sign_of(method), domains, share, floor) for target, floor in zip(targets, floors, strict=True)
+    )
 
 
 def fit_methods(

@@ -94,9 +94,10 @@ class Journal:
         lengths that begins at one of these numbers of tokens.
         """
         found = ((text, self.entries.get(self.key(text.content))) for text in texts)
-        parts = ((text, part) for text, entry in found if entry for part in _one_each(entry, starts))
+        parts = ((text, part, part is not entry) for text, entry in found if entry for part in _one_each(entry, starts))
         return [
-            ScoreRow(text.machine, text.group, text.domain, part.tokens, part.scores, part.values, text.generator) for text, part in parts
+            ScoreRow(text.machine, text.group, text.domain, part.tokens, part.scores, part.values, text.generator, beginning)
+            for text, part, beginning in parts
         ]
 
     def missing(self, texts: Iterable[LabelledText]) -> list[str]:

@@ -26,6 +26,7 @@ class ScoreRow:
     scores: dict[Method, float | None]
     values: Mapping[str, float] = field(default_factory=dict)
     generator: str = ""  # the model that wrote it
+    beginning: bool = False  # only the first tokens of a longer text
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 Each measure has a fixed limit, except how many characters a token of English has, which the calibration knows of its tokenizer.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -31,7 +32,8 @@ NAMES: dict[Kind, str] = {"code": "program code", "table": "a table", "list": "a
 MEMORISED_NATS = 0.7  # mean surprise per token below which the model seems to know the text by heart
 QUOTED_TOKENS = 32
 QUOTED_NATS = 0.8  # mean surprise in a passage of so many tokens: none of 149 news and stories of people has less, half of Genesis has
-SHARPENED_SHARE = 0.9  # of the model's entropy; a text that surprises it less was drawn at a low temperature (docs/detector.md)
+SHARPENED_SHARE = 0.9  # of the model's entropy; a text that surprises it less was drawn at a low temperature (docs/detector.md),
+SHARPENED_SPREADS = 1.64  # and by more than so many standard deviations of what the model would draw: 5% of its draws at temperature 1
 CERTAIN_NATS = 0.3  # mean surprise per token of a text that leaves the model no doubt: then its entropy tells nothing
 MEMORISED_RUN_TOKENS = 40  # consecutive tokens that the model ranked first
 
@@ -72,12 +74,18 @@ def _is_memorised(columns: Columns, nats: float) -> bool:
     A person's text, known or not, surprises a model about as much as the model expects (its entropy). One that surprises it clearly less
     is likelier than what the model would draw: an answer at a low temperature, and no quotation.
     """
-    count, surprise, entropy = len(columns.logprob), -sum(columns.logprob), -sum(columns.mean)
+    count, surprise = len(columns.logprob), -sum(columns.logprob)
     if surprise < CERTAIN_NATS * count:
         return True
-    if surprise < SHARPENED_SHARE * entropy:
+    if _is_sharpened(surprise, columns):
         return False
     return surprise < nats * count or _longest_run_of_first_ranks(columns.rank) >= MEMORISED_RUN_TOKENS or _has_known_passage(columns)
+
+
+def _is_sharpened(surprise: float, columns: Columns) -> bool:
+    """Few tokens may surprise less by chance, so a short text has to do so by more."""
+    entropy = -sum(columns.mean)
+    return surprise < SHARPENED_SHARE * entropy and entropy - surprise > SHARPENED_SPREADS * math.sqrt(sum(columns.variance))
 
 
 def _has_known_passage(columns: Columns) -> bool:

@@ -8,12 +8,25 @@ from pathlib import Path
 
 from app.schemas import Method
 from app.scoring.calibration import Calibration
-from app.scoring.combining import with_combined
+from app.scoring.combining import with_combined, with_held_out_combined
 from app.scoring.fitting import bucket_ranges, rows_in_range
 from app.scoring.report import markdown_table, percent
 from app.scoring.sample import ScoreRow
 from models.detector import default_wording as wording
-from models.detector.evaluation import BUCKET_STARTS, METHODS, SINGLE, Rate, SetResult, evaluate, mean_of, split_name, verdicts
+from models.detector.evaluation import (
+    BUCKET_STARTS,
+    METHODS,
+    SINGLE,
+    Rate,
+    SetResult,
+    evaluate,
+    mean_of,
+    split_name,
+    verdicts,
+    without_kind,
+)
+from models.detector.people import read_people, read_whole
+from models.detector.prose import MEASURED, POOL
 from models.train.card import machine_description
 
 SERVED = Path(__file__).with_name("served.md")
@@ -61,6 +74,17 @@ def domain_rows(
                 yield _verdict_cells(name.replace("_", ", "), machines, calibration)
 
 
+def kind_rows(calibration: Calibration, fit_rows: Sequence[ScoreRow]) -> Iterable[Cells]:
+    """Verdicts on whole texts of people that are not in `detect/`. A kind that borders rest on is judged by borders without it."""
+    if calibration.combined is None:
+        return
+    people, held_out = with_combined(read_people(), calibration.combined), with_held_out_combined(fit_rows)
+    whole = with_combined(read_whole(), calibration.combined)
+    for kind in (*POOL, *MEASURED):
+        judge = without_kind(calibration, held_out, people, kind) if kind in POOL else calibration
+        yield _verdict_cells(kind, [row for row in whole if row.domain == kind], judge)
+
+
 def _verdict_cells(name: str, rows: Sequence[ScoreRow], calibration: Calibration) -> Cells:
     found = verdicts(rows, calibration)
     return [name, "0", "", ""] if found is None else [name, str(found[0].n), _rate(found[0]), percent(found[1].value)]
@@ -88,6 +112,7 @@ def render(
     parts += [markdown_table(["generators", "method", "AUROC", "TPR at 5%", "TPR at 1%"], mean_rows(results[0])), wording.TRIMMED]
     parts += [markdown_table(head, set_rows(results[25])), wording.BORDERS]
     parts += [markdown_table(verdict_head, domain_rows(cut[0], fit_rows, without))]
-    parts += [wording.KINDS, SERVED.read_text()]
+    parts += [wording.KINDS, markdown_table(verdict_head, kind_rows(calibration, fit_rows))]
+    parts += [wording.BORDERS_TRIED, SERVED.read_text()]
     parts += [wording.COMBINED, markdown_table(["question", "statistic", "centre", "spread", "weight"], weight_rows(calibration))]
     return "\n".join([*parts, wording.TRIED, wording.PRECISIONS, wording.PAIR])

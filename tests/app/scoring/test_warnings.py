@@ -66,6 +66,16 @@ def test_an_answer_of_the_model_itself_is_not_taken_for_a_text_known_by_heart() 
     assert likely(1.5, 2.0) == likely(0.6, 1.2) == likely(1.5, 2.0, MEMORISED_RUN_TOKENS) == likely(3.0, 2.0) == []
 
 
+def test_a_short_quotation_may_surprise_less_than_the_model_expects() -> None:
+    """As the first 102 tokens of Genesis do: 1.46 nats where it expects 1.72."""
+
+    def codes_at(count: int, variance: float) -> list[str]:
+        known = Columns((-1.46,) * count, (9,) * count, (-1.72,) * count, (variance,) * count)
+        return codes_of(ENGLISH, tuple(range(count)), known, None, 1.85)
+
+    assert codes_at(128, 3.5) == ["memorised"] and codes_at(600, 3.5) == [] and codes_at(128, 0.5) == []
+
+
 def test_a_text_that_the_tokenizer_cuts_small_is_not_english() -> None:
     text = " ".join(ENGLISH.split() * 10)
     many, few = tuple(range(len(text) // 2)), tuple(range(len(text) // 4))
