@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from _pytest.pathlib import import_path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from xdist.scheduler import LoadScopeScheduling
@@ -37,21 +38,26 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(ROOT / "tests")
 
+# Tests that mostly wait: for servers, browsers and other processes. They take turns with those that compute, so that both cores have work.
+WAITING = ("tests/serve", "tests/ui", "tests/test_", "tests/loadtest", "tests/jobs", "tests/app/models/test_hub.py")
 # So that no process ends long after the other.
 SLOW_FIRST = (
+    "tests/precisions",
     "tests/serve/test_server.py",
     "tests/serve",
     "tests/ui",
     "tests/test_smollm2.py",
     "tests/test_clients.py",
-    "tests/precisions",
+    "tests/models",
     "tests/test_whole.py",
+    "tests/app/engine",
 )
 # Tests that share nothing slow.
-SPREAD = ("tests/app/engine/test_properties.py", "tests/app/engine/test_sampler.py", "tests/models")
+SPREAD = ("tests/app/engine/test_properties.py", "tests/app/engine/test_sampler", "tests/models")
 SHARED = {  # in all files of a folder: fixtures that take long to make, by the scope of the tests that ask for them
     "api": ("tests/serve", "api: RunningServer"),
     "kernels": ("tests/app/engine", "built: Kernel"),
+    "precisions": ("tests/precisions", "LocalModel"),
 }
 SCOPES = {
     path.relative_to(ROOT).as_posix(): scope
@@ -61,12 +67,15 @@ SCOPES = {
 }
 
 
-class SharedFixtures(LoadScopeScheduling):
+def scope_of(nodeid: str) -> str:
     """Tests of one file run in one process, as they share its fixtures; so do all tests that ask for a fixture of SHARED."""
+    file = nodeid.split("::", 1)[0]
+    return SCOPES.get(file) or (nodeid if file.startswith(SPREAD) else file)
 
+
+class SharedFixtures(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::", 1)[0]
-        return SCOPES.get(file) or (nodeid if file.startswith(SPREAD) else file)
+        return scope_of(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFixtures:
@@ -100,6 +109,22 @@ def pytest_unconfigure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((place for place, path in enumerate(SLOW_FIRST) if item.nodeid.startswith(path)), len(SLOW_FIRST)))
+    scopes = {scope_of(item.nodeid): item.nodeid.startswith(WAITING) for item in items}  # in that order
+    waiting, computing = ([scope for scope, waits in scopes.items() if waits is kind] for kind in (True, False))
+    order = {scope: place / len(kind) for kind in (waiting, computing) for place, scope in enumerate(kind)}
+    items.sort(key=lambda item: order[scope_of(item.nodeid)])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """All processes collect all tests. Each imports another share of them first, so that the asserts of a file are rewritten only once."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or session.config.args_source is not session.config.ArgsSource.TESTPATHS:
+        return
+    count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for file in sorted((ROOT / "tests").rglob("test_*.py"))[int(worker.removeprefix("gw")) :: count]:
+        if not file.is_relative_to(ROOT / "tests" / "clients"):
+            import_path(file, mode="importlib", root=ROOT, consider_namespace_packages=False)
 
 
 def tiny(name: str, seed: int = 0) -> PreTrainedModel:

@@ -18,6 +18,12 @@ from serve.workers.router import Router
 
 FACTS = Facts("fake", 64, 2, "none", "float32", "cpu", "fake-base", True, hidden_size=3)
 CACHE = CacheReport(4, PageCounts(used=2, shared=1, cached=1, free=29), prompt_tokens=9, found_tokens=4, set_back=1)
+HERMES = (  # a chat template with a place for tools, and calls in the form of Hermes
+    "{{ bos_token }}{% if tools %}s:{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m['role'][0] + ':' + (m['content'] or '') }}"
+    '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n'
+    "</tool_call>{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
 DEAD_PID = 2**22 + 1  # above the largest possible pid, so no process has it
 
 

@@ -85,6 +85,26 @@ async def answer(call: Call) -> None:
         await call.event("[DONE]")
 
 
+def refusing(status: int, body: object, **headers: str):
+    async def behave(call: Call) -> None:
+        await call.reply(status, body, **headers)
+
+    return behave
+
+
+async def drop(call: Call) -> None:
+    """The connection ends without a byte."""
+    call.writer.transport.abort()
+
+
+async def two_words(call: Call) -> None:
+    """The beginning of a stream, and no end."""
+    await call.begin_events()
+    await call.event(chunk(delta={"role": "assistant"}))
+    await call.event(chunk(delta={"content": "one "}))
+    await call.event(chunk(delta={"content": "two "}))
+
+
 class OpenAIServer:
     """Listens while it is started. `behave` answers what is not a probe; `calls` are those requests."""
 

@@ -1,6 +1,7 @@
 """The end of an answer that follows a grammar: which tokens complete it, and few of them.
 
-    Completions(tokenizer, marks)      `marks`: what ends texts that no quotation mark ends, such as a thought
+    Completions(tokenizer, marks)      `marks`: tokens that end a text which no quotation mark ends, such as a thought,
+                                       or a list in which another item may come
     .find(matcher, limit) -> list[int] | None              good and fast: one way is followed, the token that closes most comes first
     .search(matcher, limit) -> list[int] | None            the same, with the other ways tried out where the first is too long
     .shortest(matcher, longest) -> list[int] | None        the shortest that a search comes to
@@ -23,15 +24,17 @@ ALTERNATIVES = 48  # tried out at one place
 RESUME_STEPS = 4  # tokens found anew before an earlier completion goes on
 RESUME_SKIP = 4  # tokens of the earlier completion that may be left out
 CLOSING_BYTES = b'"]},'
+SEPARATOR = b","
 CHECKED_TOKENS = 64  # of an earlier completion, while there is as much room left beside it; otherwise all are checked
 
 Tokens = list[int]
 
 
 class Completions:
-    def __init__(self, tokenizer: LLTokenizer, marks: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: LLTokenizer, marks: Sequence[Tokens] = ()) -> None:
         self.vocabulary, self.end_token = Vocabulary(tokenizer), tokenizer.eos_token
-        self._marks = [tokenizer.tokenize_str(mark) for mark in marks]
+        self._marks = marks
+        self._token_marks = [mark for mark in marks if mark and tokenizer.is_special_token(mark[0])]
         self._tokenizer = tokenizer
 
     def find(self, matcher: LLMatcher, limit: int) -> Tokens | None:
@@ -85,8 +88,8 @@ class Completions:
         if not tokens:
             mask = allowed(state)
             tokens = self.vocabulary.closing(mask)
-            if self.vocabulary.is_in_string(mask):
-                tokens = next((mark for mark in self._marks if self._ends_text(state, mark)), tokens)
+            may_go_on = self.vocabulary.is_in_string(mask) or self._tokenizer.decode_bytes(tokens).strip() == SEPARATOR
+            tokens = next((end for end in (self._marks if may_go_on else self._token_marks) if self._ends_text(state, end)), tokens)
         if self.vocabulary.end_a_string(tokens):
             seen.clear()
         elif mask is not None and self.vocabulary.is_in_string(mask):
@@ -118,7 +121,7 @@ class Completions:
         is one. Ends as soon as one has at most `limit` tokens.
         """
         state, done, left = matcher.deep_copy(), Tokens(), SEARCH_TOKENS
-        while (best is None or len(best) > limit) and left > 0 and not state.is_accepting():
+        while (best is None or len(best) > limit) and left > 0 and len(done) < longest and not state.is_accepting():
             for token, after in () if state.compute_ff_tokens() else self._alternatives(state):
                 bound = longest if best is None else len(best) - 1
                 rest = self.find(after, bound - len(done) - 1)

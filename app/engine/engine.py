@@ -19,17 +19,18 @@ from app.engine.events import Columns, Delta, Event, Failed, Report, Scored
 from app.engine.flat import FlatModel
 from app.engine.grammar import GrammarCompiler, GrammarState
 from app.engine.group import SearchGroup, create_search_group
+from app.engine.jobcheck import JobCheck
 from app.engine.layout import layout_of
 from app.engine.lora import AdapterReader, LoadedAdapter
 from app.engine.pages import PagePool
 from app.engine.plan import Plan
-from app.engine.request import Embed, Generate, Job
+from app.engine.request import Generate, Job
 from app.engine.sampler import token_logprobs
 from app.engine.scheduler import Scheduler
 from app.engine.slot import Slot
 from app.engine.texts import Texts
 from app.engine.threads import create_thread_count
-from app.errors import ContextTooLong, EngineFailed, InvalidRequest, LitmusError, NotReady, SetupError
+from app.errors import EngineFailed, InvalidRequest, LitmusError, NotReady, SetupError
 from app.scoring.statistics import CHUNK_ROWS
 
 QUEUE_EVENT_INTERVAL_S = 0.5  # waiting requests get their position in the queue this often
@@ -63,7 +64,9 @@ class Engine:
         self.limits = limits
         slots, budget = [Slot(index) for index in range(limits.slots)], StepBudget(limits.step_tokens, limits.stretch)
         self.scheduler = Scheduler(slots, budget, SlotCache(PagePool(performer.pages, performer.page_tokens)))
-        self._vocabulary = min(model.vocabulary for model in (performer, observer) if model is not None)
+        vocabulary = min(model.vocabulary for model in (performer, observer) if model is not None)
+        has_grammars = grammar_compiler is not None
+        self._check = JobCheck(limits.context, vocabulary, performer, self.scheduler, has_grammars)
         self._texts = Texts(performer, observer)
         self._detokenize = detokenize
         self._end_tokens = end_tokens  # of the model; a request may add stop tokens
@@ -83,7 +86,7 @@ class Engine:
 
     def submit(self, job: Job) -> None:
         """Accept a job. One that can never be served fails with an event of the next step."""
-        error = self._error_of(job)
+        error = self._check.error_of(job)
         if error is not None:
             self._pending_events.append(Failed(job.id, error))
         elif isinstance(job, Generate) and job.grammar is not None and self._grammar_compiler is not None:
@@ -128,7 +131,9 @@ class Engine:
     def report(self, id: str) -> Report:
         slots = tuple(slot.report() for slot in self.scheduler.slots)
         scheduler = self.scheduler
-        return Report(id, slots, tuple(scheduler.queue()), scheduler.text_count, tuple(scheduler.decisions), scheduler.cache_report())
+        return Report(
+            id, slots, tuple(scheduler.waiting.report()), scheduler.text_count, tuple(scheduler.decisions), scheduler.cache_report()
+        )
 
     @property
     def idle(self) -> bool:
@@ -174,65 +179,12 @@ class Engine:
         self._groups.pop(id, None)
         self.drafter.forget(id)
 
-    def _error_of(self, job: Job) -> LitmusError | None:
-        """Why the job can never be served, if it cannot."""
-        tokens, field = (job.prompt, "prompt") if isinstance(job, Generate) else (job.tokens, "input")
-        if tokens and not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
-            return InvalidRequest(f"the {field} has a token outside the model's vocabulary of {self._vocabulary} tokens", param=field)
-        if job.adapter is not None and job.adapter not in self.performer.adapters.names:
-            return InvalidRequest(f"the model has no adapter '{job.adapter}'", param="model")
-        if isinstance(job, Embed):
-            return self._embed_error_of(job)
-        return self._generate_error_of(job) if isinstance(job, Generate) else None
-
-    def _embed_error_of(self, job: Embed) -> LitmusError | None:
-        if not job.tokens:
-            return InvalidRequest("the input needs at least one token", param="input")
-        if len(job.tokens) > self.limits.context:
-            return ContextTooLong(f"the input has {len(job.tokens)} tokens, the context holds {self.limits.context}", param="input")
-        return None
-
-    def _generate_error_of(self, job: Generate) -> LitmusError | None:
-        if not job.prompt or job.max_tokens < 1:
-            return InvalidRequest("the prompt needs at least one token, and max_tokens has to be at least 1", param="prompt")
-        if len(job.prompt) + job.max_tokens > self.limits.context:
-            return ContextTooLong(
-                f"prompt {len(job.prompt)} + max_tokens {job.max_tokens} exceed the context of {self.limits.context} tokens: "
-                "shorten the prompt or lower max_tokens"
-            )
-        if not 1 <= job.slots_needed <= min(self.limits.slots, self._vocabulary):
-            return InvalidRequest(f"the search needs {job.slots_needed} slots at once, and the model has {self.limits.slots}")
-        if job.search is not None and (error := self._search_error_of(job)) is not None:
-            return error
-        return self._grammar_error_of(job) if job.grammar is not None else None
-
-    def _search_error_of(self, job: Generate) -> LitmusError | None:
-        if job.logprobs is not None or job.prompt_logprobs is not None:
-            return InvalidRequest("beam and contrastive search return no log-probabilities: leave out logprobs", param="logprobs")
-        if job.thought is not None:
-            return InvalidRequest("beam and contrastive search cannot limit a thought", param="thinking_token_budget")
-        most, pool = self.scheduler.cache.most_pages(job), self.scheduler.cache.pool
-        if most > pool.count:
-            return ContextTooLong(
-                f"the search may need {most} pages of {pool.page_tokens} tokens, and the cache has {pool.count}: shorten the prompt, lower "
-                "max_tokens or the width of the search, or start the server with a larger model.cache_tokens"
-            )
-        return None
-
-    def _grammar_error_of(self, job: Generate) -> LitmusError | None:
-        if self._grammar_compiler is None:
-            return InvalidRequest("this model has no tokenizer that a grammar can be compiled for", param="response_format")
-        if job.search is not None or job.sampling.bad_words or job.sampling.min_tokens or job.ignore_eos or job.stop_tokens:
-            conflicts = "beam or contrastive search, bad_words, min_tokens, ignore_eos or stop_token_ids"
-            return InvalidRequest(f"an answer that follows a grammar cannot be combined with {conflicts}")
-        return None
-
     def _queue_events(self) -> list[Event]:
         now_s = time.monotonic()
         if now_s - self._last_queue_report_s < QUEUE_EVENT_INTERVAL_S:
             return []
         self._last_queue_report_s = now_s
-        return list(self.scheduler.queue())
+        return list(self.scheduler.waiting.report())
 
     def _run(self, plan: Plan, events: list[Event]) -> None:
         """Run the plan. Appends to `events` bit by bit, so that events survive when the device runs out of memory after them."""

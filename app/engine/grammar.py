@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from app.engine.completion import Completions, allowed
 from app.engine.vocabulary import Vocabulary
 from app.errors import InvalidRequest
+from app.forms.tools import AddedTokens
 
 MAX_CACHED_GRAMMARS = 8  # compiled grammars kept for later requests with the same grammar; each grows while it is used
 PARSER_LIMITS = LLParserLimits(max_lexer_states=100_000)  # bounds a grammar to about 40 MB
@@ -128,14 +129,18 @@ class GrammarCompiler:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_tokens: Collection[int], marks: Collection[str] = ()
     ) -> None:
-        """`marks` are those by which the model ends a thought and a text in a tool call."""
-        self._marks = tuple(marks)
+        """`marks` are those by which the model ends a thought, a text in a tool call and a list of calls."""
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
         eos = sorted(end_tokens) or tokenizer.eos_token_id
         self._tokenizer = LLTokenizer(_with_secret_control_tokens(tokenizer), n_vocab=vocabulary, eos_token=eos)
+        added = AddedTokens({token.content: id for id, token in tokenizer.added_tokens_decoder.items()}, frozenset(), frozenset())
+        self._marks = [[token for part in added.split(mark) for token in self._tokens_of(part, added)] for mark in marks]
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # by the grammar's text, least recently used first
         self._searched: OrderedDict[tuple[str, int], list[int] | None] = OrderedDict()  # completions by grammar and `max_tokens`
         self._pool = ThreadPoolExecutor(1, "grammars")
+
+    def _tokens_of(self, part: str, added: AddedTokens) -> list[int]:
+        return [added.ids[part]] if part in added.ids else self._tokenizer.tokenize_str(part)
 
     def compile(self, grammar: str, max_tokens: int, sampled: Sequence[int] = ()) -> Future[GrammarState]:
         """The state of an answer of at most `max_tokens` tokens that begins with `sampled`. The future raises `InvalidRequest` when

@@ -34,12 +34,13 @@ from app.engine.structures import (
     StatisticsArgs,
     WeightsArgs,
     WriteArgs,
+    declare,
 )
 
 log = logging.getLogger(__name__)
 
 ACTIVATIONS = {"none": 0, "swish": 1}  # numbered as in csrc/ending.h
-KERNEL_TYPES = (torch.bfloat16, torch.float32)  # of logits
+LOGIT_TYPES = (torch.bfloat16, torch.float32)
 BINARY_OPS = {"none": 0, "mul": 1, "add": 2}
 KINDS = {torch.bfloat16: 0, torch.float32: 1, torch.int8: 2}  # of rows and caches, numbered as in csrc/kernels.h
 
@@ -59,42 +60,10 @@ class Kernel:
     """The compiled functions. Products are summed in float32, and a row's result does not depend on the rows beside it."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        pointer, int64 = ctypes.c_void_p, ctypes.c_int64
-        library.block_columns.restype = int64
+        declare(library)
         self.columns = int(library.block_columns())  # outputs in a block of packed weights
         self.name = Path(library._name).stem  # of this build for this processor
-        library.linear.argtypes = [pointer, int64, int64, ctypes.POINTER(WeightsArgs), ctypes.POINTER(EpilogueArgs), ctypes.c_int]
-        self._linear = library.linear
-        library.linear_grouped.argtypes = [
-            pointer,
-            int64,
-            int64,
-            ctypes.POINTER(GroupedWeightsArgs),
-            ctypes.POINTER(EpilogueArgs),
-            ctypes.c_int,
-        ]
-        self._linear_grouped = library.linear_grouped
-        library.rms_norm.argtypes = [pointer, int64, int64, pointer, ctypes.c_float, pointer, ctypes.c_int]
-        library.rms_norm.restype = None
-        self._rms_norm = library.rms_norm
-        library.attend_decode.argtypes = [ctypes.POINTER(DecodeArgs), ctypes.c_int]
-        self._attend_decode = library.attend_decode
-        library.write_cache.argtypes = [ctypes.POINTER(WriteArgs), ctypes.c_int]
-        library.write_cache.restype = None
-        self._write_cache = library.write_cache
-        library.attend_prefill.argtypes = [ctypes.POINTER(PrefillArgs), ctypes.c_int]
-        self._attend_prefill = library.attend_prefill
-        library.token_statistics.argtypes = [ctypes.POINTER(StatisticsArgs), ctypes.c_int]
-        library.token_statistics.restype = None
-        self._token_statistics = library.token_statistics
-        library.sample_tokens.argtypes = [ctypes.POINTER(SamplingArgs), ctypes.c_int]
-        self._sample_tokens = library.sample_tokens
-        library.has_dot_products.argtypes = []
-        library.choose_dot_products.argtypes = [ctypes.c_int]
-        library.choose_dot_products.restype = None
         self._library = library
-        library.run_decoder.argtypes = [ctypes.POINTER(DecoderArgs), ctypes.c_int]
-        self._run_decoder = library.run_decoder
 
     @property
     def has_dot_products(self) -> bool:
@@ -126,9 +95,9 @@ class Kernel:
         )
         rows = (x.data_ptr(), x.numel() // inputs, inputs)
         if weights.is_grouped:
-            failed = self._linear_grouped(*rows, groups_args(weights), end, threads or torch.get_num_threads())
+            failed = self._library.linear_grouped(*rows, groups_args(weights), end, threads or torch.get_num_threads())
         else:
-            failed = self._linear(*rows, weights_args(weights), end, threads or torch.get_num_threads())
+            failed = self._library.linear(*rows, weights_args(weights), end, threads or torch.get_num_threads())
         if failed:
             raise MemoryError("out of memory for a layer's activations")
         return out
@@ -138,7 +107,7 @@ class Kernel:
         x = x.contiguous()
         out = torch.empty_like(x)
         rows, threads = x.numel() // x.shape[-1], torch.get_num_threads()
-        self._rms_norm(x.data_ptr(), rows, x.shape[-1], weight.data_ptr(), eps, out.data_ptr(), threads)
+        self._library.rms_norm(x.data_ptr(), rows, x.shape[-1], weight.data_ptr(), eps, out.data_ptr(), threads)
         return out
 
     def attend_decode(self, batch: DecodeRows) -> torch.Tensor:
@@ -159,7 +128,7 @@ class Kernel:
             out.data_ptr(),
             KINDS[batch.query.dtype],
         )
-        if self._attend_decode(args, torch.get_num_threads()):
+        if self._library.attend_decode(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the attention scores of a decode step")
         return out
 
@@ -185,7 +154,7 @@ class Kernel:
             out.data_ptr(),
             *(KINDS[query.dtype], KINDS[key.dtype]),
         )
-        if self._attend_prefill(args, torch.get_num_threads()):
+        if self._library.attend_prefill(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the attention scores of a prompt")
         return out
 
@@ -200,11 +169,11 @@ class Kernel:
             *(batch.start, rows, kv_heads, dim),
             KINDS[key.dtype],
         )
-        self._write_cache(args, torch.get_num_threads())
+        self._library.write_cache(args, torch.get_num_threads())
 
     def run_decoder(self, args: DecoderArgs) -> None:
         """Run all layers; see decoder.c. Raises `MemoryError`."""
-        if self._run_decoder(args, torch.get_num_threads()):
+        if self._library.run_decoder(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the activations of a step")
 
     def sample_tokens(self, scores: torch.Tensor, rows: Sequence[SamplingRowArgs]) -> list[int]:
@@ -213,7 +182,7 @@ class Kernel:
         tokens = (ctypes.c_int64 * len(rows))()
         row_args = (SamplingRowArgs * len(rows))(*rows)
         args = SamplingArgs(scores.data_ptr(), *scores.shape, row_args, tokens, scores.dtype == torch.float32)
-        if self._sample_tokens(args, torch.get_num_threads()):
+        if self._library.sample_tokens(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the weights of a vocabulary")
         return list(tokens)
 
@@ -233,7 +202,7 @@ class Kernel:
         args = StatisticsArgs(
             logits.data_ptr(), _address(observer_logits), *sizes, targets.data_ptr(), out.data_ptr(), logits.dtype == torch.float32
         )
-        self._token_statistics(args, torch.get_num_threads())
+        self._library.token_statistics(args, torch.get_num_threads())
         return out
 
 
@@ -269,6 +238,11 @@ def kernel() -> Kernel | None:
     if candidate.has_dot_products:
         candidate.choose_dot_products(codepath.uses_dot_products(path, lambda: _time_products(candidate)))
     return candidate if _agrees_with_torch(candidate) else None
+
+
+def kernel_for(logits: torch.Tensor) -> Kernel | None:
+    """The kernel, if it can sample from these logits and compute their statistics."""
+    return kernel() if logits.device.type == "cpu" and logits.dtype in LOGIT_TYPES else None
 
 
 def _time_products(candidate: Kernel) -> dict[str, float]:

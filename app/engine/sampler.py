@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from app.engine.events import TokenLogprob
-from app.engine.kernel import KERNEL_TYPES, kernel
+from app.engine.kernel import kernel_for
 from app.engine.request import SamplingParams
 from app.engine.structures import SamplingRowArgs
 
@@ -74,7 +74,7 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     Logits on a CPU are left to the compiled kernel. Which way a row goes may not depend on the other rows: the two
     ways add probabilities in different orders.
     """
-    compiled = kernel() if logits.dtype in KERNEL_TYPES and logits.device.type == "cpu" else None
+    compiled = kernel_for(logits)
     scores = process_logits(logits, rows, with_grammars=compiled is None)
     if compiled is not None:
         return compiled.sample_tokens(scores, [_kernel_row(row, scores.shape[-1]) for row in rows])

@@ -8,38 +8,22 @@ whose prompt at least half is in the cache, as of a conversation that goes on, t
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from app.engine.budget import FlexTime, StepBudget
 from app.engine.cache import SlotCache, needs_whole_prompt
 from app.engine.detokenizer import Detokenize
 from app.engine.drafts import Draft
 from app.engine.events import Decision
-from app.engine.notices import SetBack, Waiting
+from app.engine.notices import SetBack
 from app.engine.pages import CacheReport
 from app.engine.placement import place, shared_prefix_of
 from app.engine.plan import Plan, PrefillChunk
 from app.engine.request import Generate, Job
+from app.engine.requestqueue import RequestQueue, WaitingRequest
 from app.engine.slot import Slot
 from app.engine.textqueue import AGE_S, TextQueue
 
 MAX_DECISIONS = 100
-RECENT_RELEASES = 16  # releases of slots from which the expected wait is estimated
-
-
-@dataclass(slots=True)
-class WaitingRequest:
-    """A request that has no slot yet."""
-
-    job: Generate
-    arrived_s: float
-    arrival: int  # serial number
-    digests: list[bytes] = field(default_factory=list)  # of the full pages of its tokens, as far as they were looked for
-
-    def rank(self, now_s: float, is_continuing: bool) -> tuple[float, int]:
-        """The smallest rank goes first."""
-        priority_class = 0 if self.job.sampled else 2 if self.job.tier == "flex" else 0 if is_continuing else 1
-        return priority_class - (now_s - self.arrived_s) / AGE_S, self.arrival
 
 
 class Scheduler:
@@ -51,23 +35,20 @@ class Scheduler:
         self.decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
         self.draft: Callable[[Sequence[Slot]], dict[Slot, Draft]] = lambda _: {}  # called with the slots that decode
         self._clock = clock
-        self._waiting: list[WaitingRequest] = []
+        self.waiting = RequestQueue(cache, clock)
         self.texts = TextQueue(clock)
         self._steps = 0
         self._prompts_next = True  # whether prompts come before texts in the next step that could take both
         self._flex_ran_s = clock()  # when flex work was in a step for the last time, or there was none
-        self._arrivals = 0
         self._admissions = 0
-        self._release_times_s: deque[float] = deque(maxlen=RECENT_RELEASES)
         self._notices: list[SetBack] = []
         self._set_back_count = 0
 
     def add(self, job: Job) -> None:
-        if self.idle:  # releases before an idle time say nothing about the wait after it
-            self._release_times_s.clear()
+        if self.idle:
+            self.waiting.forget_releases()
         if isinstance(job, Generate):
-            self._arrivals += 1
-            self._waiting.append(WaitingRequest(job, self._clock(), self._arrivals))
+            self.waiting.add(job)
         else:
             self.texts.add(job)
 
@@ -77,16 +58,11 @@ class Scheduler:
             if slot.request is not None and slot.request.id == id:
                 self.release(slot)
                 return True
-        if self.texts.cancel(id):
-            return True
-        matches = [waiting for waiting in self._waiting if waiting.job.id == id]
-        for waiting in matches:
-            self._waiting.remove(waiting)
-        return bool(matches)
+        return self.texts.cancel(id) or self.waiting.cancel(id)
 
     def release(self, slot: Slot) -> None:
         """Free the slot and the other slots of its group. What their pages hold can be found until the pages are needed."""
-        self._release_times_s.append(self._clock())
+        self.waiting.slot_released()
         members = slot.group or (slot,)
         for member in members:
             self.cache.release(member)
@@ -96,11 +72,11 @@ class Scheduler:
     def clear(self) -> list[str]:
         """Drop every job and what the cache holds; returns the jobs' ids."""
         ids = [slot.request.id for slot in self.slots if slot.request is not None and not slot.is_follower]
-        ids += [waiting.job.id for waiting in self._waiting] + [text.job.id for text in self.texts.texts]
+        ids += [waiting.job.id for waiting in self.waiting.requests] + [text.job.id for text in self.texts.texts]
         self.cache.clear(self.slots)
         for slot in self.slots:
             slot.release()
-        self._waiting.clear()
+        self.waiting.requests.clear()
         self.texts.clear()
         self._notices.clear()
         return ids
@@ -108,7 +84,7 @@ class Scheduler:
     def forget(self, adapter: str) -> list[str]:
         """Drop the jobs of an adapter, and what the cache holds of it; returns the jobs' ids."""
         jobs = [slot.request for slot in self.slots if slot.request is not None and not slot.is_follower]
-        jobs += [waiting.job for waiting in self._waiting]
+        jobs += [waiting.job for waiting in self.waiting.requests]
         ids = [job.id for job in (*jobs, *(text.job for text in self.texts.texts)) if job.adapter == adapter]
         for id in ids:
             self.cancel(id)
@@ -119,12 +95,12 @@ class Scheduler:
         """Drop every job, what the cache holds and the decisions; only the estimates of the budget stay."""
         self.clear()
         self.decisions.clear()
-        self._release_times_s.clear()
+        self.waiting.forget_releases()
         self._set_back_count = self.cache.prompt_tokens = self.cache.found_tokens = 0
 
     @property
     def idle(self) -> bool:
-        return not (self._waiting or self.texts.texts or any(slot.request is not None for slot in self.slots))
+        return not (self.waiting.requests or self.texts.texts or any(slot.request is not None for slot in self.slots))
 
     def take_notices(self) -> list[SetBack]:
         """Of the requests that were set back; each is returned once."""
@@ -141,28 +117,19 @@ class Scheduler:
         """Texts being scored or embedded, or waiting to be."""
         return len(self.texts.texts)
 
-    def queue(self) -> list[Waiting]:
-        """The requests that wait for a slot, the next one first, with the wait that recent releases suggest."""
-        times_s = self._release_times_s
-        interval_s = (times_s[-1] - times_s[0]) / (len(times_s) - 1) if len(times_s) > 1 else None
-        return [
-            Waiting(waiting.job.id, position, None if interval_s is None else round(position * interval_s, 1))
-            for position, waiting in enumerate(self._ranked(), 1)
-        ]
-
     def schedule(self, detokenize: Detokenize) -> Plan:
         """Admit waiting requests to free slots, then plan a step. `detokenize` is passed on to the slots."""
         self._admit_waiting(detokenize)
         decoding = [slot for slot in self.slots if slot.stage == "decode"]
         prefilling = [slot for slot in self.slots if slot.stage == "prefill" and not slot.is_follower]
         people = _people([*decoding, *prefilling])
-        plan, waiting = Plan(), len(self._waiting)
+        plan, waiting = Plan(), len(self.waiting.requests)
         if people:
             plan.people_rows = sum(slot.stage == "decode" for slot in people)
             plan.may_flex = self._flex_joins(plan.people_rows, reads_prompts=plan.people_rows < len(people))
         if not plan.may_flex:
             decoding, prefilling = ([slot for slot in slots if slot in people] for slots in (decoding, prefilling))
-            waiting = sum(waiting.job.tier != "flex" for waiting in self._waiting)
+            waiting = sum(waiting.job.tier != "flex" for waiting in self.waiting.requests)
         plan.decodes = list(decoding)
         for slot in sorted(decoding, key=_protection):
             if slot.request is not None and not self._make_room(slot, slot.length + 1, plan):
@@ -206,23 +173,15 @@ class Scheduler:
         else:
             self._plan_prefill(plan, prefilling, self.texts.plan(plan, texts, score_tokens, self._steps))
 
-    def _ranked(self) -> list[WaitingRequest]:
-        now_s = self._clock()
-        return sorted(self._waiting, key=lambda waiting: waiting.rank(now_s, self._is_continuing(waiting)))
-
-    def _is_continuing(self, waiting: WaitingRequest) -> bool:
-        """Whether at least half of the prompt is in the cache, as of a conversation that goes on."""
-        return 2 * self.cache.find(waiting.job, waiting.digests).tokens >= len(waiting.job.prompt)
-
     def _admit_waiting(self, detokenize: Detokenize) -> None:
         """Give free slots to the first in rank. One that needs more slots than are free blocks those behind it, or it would starve."""
-        if not self._waiting or all(slot.request is not None for slot in self.slots):
+        if not self.waiting.requests or all(slot.request is not None for slot in self.slots):
             return
-        for waiting in self._ranked():
+        for waiting in self.waiting.ranked():
             slots = place(waiting.job, self.slots)
             if slots is None or not self.cache.has_room(waiting.job, waiting.digests, self.slots):
                 return
-            self._waiting.remove(waiting)
+            self.waiting.requests.remove(waiting)
             self._admit(waiting, slots, detokenize)
 
     def _admit(self, waiting: WaitingRequest, slots: tuple[Slot, ...], detokenize: Detokenize) -> None:
@@ -292,7 +251,7 @@ class Scheduler:
     def _set_back(self, slot: Slot, plan: Plan) -> None:
         """Let the request wait again, with what was sampled so far. What its pages hold can be found until they are needed."""
         job, tokens = slot.rest, len(slot.tokens)
-        self._waiting.append(WaitingRequest(job, slot.arrived_s, slot.arrival))
+        self.waiting.add_back(slot)
         if slot in plan.decodes:
             plan.decodes.remove(slot)
             plan.drafts.pop(slot, None)

@@ -1,4 +1,6 @@
-"""The C structures of `csrc` that Python fills: each has the fields of its namesake in a header or source there, in their order."""
+"""The C structures of `csrc` that Python fills: each has the fields of its namesake in a header or source there, in their order.
+`declare` gives the functions that take them their types.
+"""
 
 import ctypes
 
@@ -144,3 +146,23 @@ class DecoderArgs(ctypes.Structure):
         ("span", ctypes.POINTER(SpanArgs)),
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "x", "out")),
     )
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Tell `library` the arguments of its functions, and what they return where it is no int."""
+    pointer, int64, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    weights, groups, epilogue = (ctypes.POINTER(structure) for structure in (WeightsArgs, GroupedWeightsArgs, EpilogueArgs))
+    library.linear.argtypes = [pointer, int64, int64, weights, epilogue, threads]
+    library.linear_grouped.argtypes = [pointer, int64, int64, groups, epilogue, threads]
+    library.rms_norm.argtypes = [pointer, int64, int64, pointer, ctypes.c_float, pointer, threads]
+    library.attend_decode.argtypes = [ctypes.POINTER(DecodeArgs), threads]
+    library.attend_prefill.argtypes = [ctypes.POINTER(PrefillArgs), threads]
+    library.write_cache.argtypes = [ctypes.POINTER(WriteArgs), threads]
+    library.token_statistics.argtypes = [ctypes.POINTER(StatisticsArgs), threads]
+    library.sample_tokens.argtypes = [ctypes.POINTER(SamplingArgs), threads]
+    library.run_decoder.argtypes = [ctypes.POINTER(DecoderArgs), threads]
+    library.block_columns.argtypes = library.has_dot_products.argtypes = []
+    library.choose_dot_products.argtypes = [ctypes.c_int]
+    library.block_columns.restype = int64
+    for function in (library.rms_norm, library.write_cache, library.token_statistics, library.choose_dot_products):
+        function.restype = None

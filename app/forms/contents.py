@@ -3,7 +3,7 @@
     call_writer(prompt, added_tokens) -> CallWriter | None      by the marks that the template or the vocabulary names
     with_calls_in_content(messages, write) -> list[dict]        the conversation without calls beside the contents
 
-Written as the cards of LFM2 and SmolLM3 have it. Knows no tokenizer, no model and no request.
+Written as the cards of LFM2, SmolLM3 and Granite 3.3 have it. Knows no tokenizer, no model and no request.
 """
 
 import json
@@ -18,6 +18,8 @@ def call_writer(prompt: str, added_tokens: Collection[str]) -> CallWriter | None
     """`prompt` is one that shows tools to the model."""
     if "<|tool_call_start|>" in added_tokens:
         return python_calls
+    if "<|tool_call|>" in prompt:
+        return listed_calls
     return tagged_calls if "<tool_call>" in prompt else None
 
 
@@ -32,8 +34,12 @@ def python_calls(functions: Sequence[Mapping[str, Any]]) -> str:
 
 def tagged_calls(functions: Sequence[Mapping[str, Any]]) -> str:
     """As Hermes, SmolLM3 and others write them."""
-    calls = (_json({"name": function["name"], "arguments": function["arguments"]}) for function in functions)
-    return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)
+    return "\n".join(f"<tool_call>\n{_json(_call(function))}\n</tool_call>" for function in functions)
+
+
+def listed_calls(functions: Sequence[Mapping[str, Any]]) -> str:
+    """As Granite 3 writes them."""
+    return f"<|tool_call|>{_json([_call(function) for function in functions])}"
 
 
 def with_calls_in_content(messages: Messages, write: CallWriter) -> list[dict[str, Any]]:
@@ -43,6 +49,10 @@ def with_calls_in_content(messages: Messages, write: CallWriter) -> list[dict[st
 def _without_calls(message: dict[str, Any], write: CallWriter) -> dict[str, Any]:
     kept = {key: value for key, value in message.items() if key != "tool_calls"}
     return kept | {"content": (message.get("content") or "") + write([call["function"] for call in message["tool_calls"]])}
+
+
+def _call(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": function["name"], "arguments": function["arguments"]}
 
 
 def _literal(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from app.errors import InvalidRequest
 from app.forms.grammar import Schema
 from app.forms.parameters import ParameterFormat, learn_parameters, with_other_values
-from app.forms.tools import AddedTokens, Segments, ToolFormat, ToolsUnsupported
+from app.forms.tools import CALL_NUMBER, AddedTokens, Segments, ToolFormat, ToolsUnsupported
 
 Messages = Sequence[dict[str, Any]]
 Render = Callable[[Messages, Sequence[dict[str, Any]], bool], str]
@@ -53,11 +53,13 @@ class _TemplateProbe:
             if learned is None:
                 raise
             parameters, before_name, before_arguments, after_calls, between_calls = learned
-        before_name = before_name.lstrip()  # white space after the text before a call is part of that text
         format = ToolFormat(
             before_name, before_arguments, between_calls, after_calls, self._added_tokens, self._arguments_as_text, parameters
         )
-        if format.begins_by_name and not (before_name and before_arguments[0]):
+        if parameters is None:
+            format = self._numbered(format)
+        format = replace(format, before_name=format.before_name.lstrip())  # white space after the text before a call is part of that text
+        if format.begins_by_name and not (format.before_name and before_arguments[0]):
             raise ToolsUnsupported("this model's chat template does not mark tool calls, so they look like other text")
         return replace(format, added_tokens=self._added_tokens.shown(format.fixed_texts))
 
@@ -124,16 +126,39 @@ class _TemplateProbe:
 
     def _between_calls(self, before_name: str, before_arguments: Segments, after_calls: Segments) -> Segments | None:
         """What stands between the arguments of a call and the name of the next; None if the template does not write two calls alike."""
+        around = self._around_two_calls()
+        if around is None or around[0] != before_name:
+            return None
+        _, before_1, between, before_2, after = (_split_at_ids(text) for text in around)
+        return between if before_1 == before_2 == before_arguments and after == after_calls else None
+
+    def _numbered(self, format: ToolFormat) -> ToolFormat:
+        """The format with numbers in place of ids, if the template counts the calls of an answer; else the same."""
+        around = self._around_two_calls()
+        if around is None:
+            return format
+        for first, second in (("0", "1"), ("1", "2")):
+            numbers = (first, first, f"{first}|{second}", second, second)
+            opening, before_1, between, before_2, after = map(_split_at_number, around, numbers)
+            is_numbered = len(opening) <= 2 and len(opening) + len(before_1) > 2
+            if is_numbered and before_1 == before_2 and between[1:] == opening[1:]:
+                after_id = opening[1] if opening[1:] else None
+                numbered = replace(format, before_name=opening[0], before_arguments=before_1, between_calls=between, after_calls=after)
+                return replace(numbered, after_first_id=after_id, call_id=CALL_NUMBER)
+        return format
+
+    def _around_two_calls(self) -> tuple[str, str, str, str, str] | None:
+        """What the template writes before, between and after the names and arguments of two calls; None if it does not write both."""
         try:
             turn = self._assistant_turn(calls=2)
         except ToolsUnsupported:
             return None
-        first, _, second = turn.removeprefix(before_name + PROBE_NAMES[0]).partition(PROBE_NAMES[1])
+        before, _, rest = turn.partition(PROBE_NAMES[0])
+        first, _, second = rest.partition(PROBE_NAMES[1])
         span_1, span_2 = _find_object(first, PROBE_ARGUMENTS[0]), _find_object(second, PROBE_ARGUMENTS[1])
-        if span_1 is None or span_2 is None or not turn.startswith(before_name + PROBE_NAMES[0]):
+        if span_1 is None or span_2 is None:
             return None
-        alike = _split_at_ids(first[: span_1[0]]) == before_arguments == _split_at_ids(second[: span_2[0]])
-        return _split_at_ids(first[span_1[1] :]) if alike and _split_at_ids(second[span_2[1] :]) == after_calls else None
+        return before, first[: span_1[0]], first[span_1[1] :], second[: span_2[0]], second[span_2[1] :]
 
     def _assistant_turn(self, calls: int, arguments: Schema | None = None) -> str:
         """What the template writes for a turn with tool calls: from where a plain answer would begin to the end of the turn."""
@@ -146,8 +171,23 @@ class _TemplateProbe:
         with_calls = self._rendered([question, {"role": "assistant", "content": "", "tool_calls": tool_calls}])
         start = len(commonprefix([with_answer, with_calls]))
         if start < len(prompt) and not with_answer[start:].startswith(PROBE_ANSWER):
-            raise ToolsUnsupported("this model's chat template does not write tool calls where it writes the assistant's answers")
+            place = self._place_of_marks(prompt, with_calls, start)
+            if place is None:
+                raise ToolsUnsupported("this model's chat template does not write tool calls where it writes the assistant's answers")
+            start = place
         return self._without_turn_end(with_calls[start:], with_answer.partition(PROBE_ANSWER)[2])
+
+    def _place_of_marks(self, prompt: str, with_calls: str, start: int) -> int | None:
+        """Where a call begins that a template writes in place of the marks of an answer or of a thought, with which the prompt may end."""
+        if with_calls.startswith(prompt):
+            return len(prompt)
+        ids, place = self._added_tokens.ids, 0
+        for part in self._added_tokens.split(with_calls):
+            if place + len(part) > start:
+                start = place if part in ids else start  # the beginnings of two marks may be alike
+                break
+            place += len(part)
+        return start if all(part in ids for part in self._added_tokens.split(prompt[start:])) else None
 
     def _without_turn_end(self, text: str, after_answer: str) -> str:
         """Cuts the text at the first end token; without one, cuts off what also follows a plain answer."""
@@ -183,6 +223,10 @@ def _find_object(text: str, expected: Schema) -> tuple[int, int] | None:
         if value == expected:
             return brace.start(), end
     return None
+
+
+def _split_at_number(text: str, number: str) -> Segments:
+    return tuple(re.split(rf"(?<!\w)(?:{number})(?!\w)", text))
 
 
 def _split_at_ids(text: str) -> Segments:

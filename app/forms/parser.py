@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from app.forms.grammar import Schema
-from app.forms.tools import CALL_ID, TOOL_NAME, Segments, ToolFormat
+from app.forms.tools import TOOL_NAME, Segments, ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,10 @@ class ToolCallParser:
         self._parameters, self._tools = format.parameters, tools
         self._before_name, self._forced = format.before_name, forced
         self._beginnings = format.beginnings(tools)
-        self._before_arguments = _pattern(format.before_arguments)
-        self._between_calls = None if format.between_calls is None else _pattern(format.between_calls)
-        self._after_calls = _pattern(format.after_calls)
+        self._before_first_name = _pattern(("", *format.opening[1:]), format.call_id)
+        self._before_arguments = _pattern(format.before_arguments, format.call_id)
+        self._between_calls = None if format.between_calls is None else _pattern(format.between_calls, format.call_id)
+        self._after_calls = _pattern(format.after_calls, format.call_id)
         self._after_text = format.after_calls[0] if len(format.after_calls) == 1 else ""
         self._buffer = ""
         # One of the `_read_*` methods. Each consumes from the buffer and returns its events; None means that it needs more text.
@@ -82,11 +83,19 @@ class ToolCallParser:
         text = self._buffer
         places = [at for begin in self._beginnings if (at := text.find(begin)) >= 0]
         if places:
-            self._buffer, self._state = text[min(places) + len(self._before_name) :], self._read_name
+            self._buffer, self._state = text[min(places) + len(self._before_name) :], self._read_opening
             return self._text_event(text[: min(places)])
         safe = len(text) - max((overlap(text, begin) for begin in self._beginnings), default=0)
         self._buffer = text[safe:]
         return self._text_event(text[:safe]) or None
+
+    def _read_opening(self) -> list[Event] | None:
+        """The id of the first call, where it stands before the name."""
+        match = self._before_first_name.match(self._buffer)
+        if match is None:
+            return None
+        self._buffer, self._state = self._buffer[match.end() :], self._read_name
+        return []
 
     def _read_name(self) -> list[Event] | None:
         name = TOOL_NAME.match(self._buffer)
@@ -162,9 +171,9 @@ class ObjectScanner:
         return None
 
 
-def _pattern(segments: Segments) -> re.Pattern[str]:
+def _pattern(segments: Segments, call_id: str) -> re.Pattern[str]:
     """Matches the segments with any call id between them."""
-    return re.compile(CALL_ID.join(re.escape(segment) for segment in segments))
+    return re.compile(call_id.join(re.escape(segment) for segment in segments))
 
 
 def overlap(text: str, begin: str) -> int:

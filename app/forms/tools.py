@@ -17,6 +17,7 @@ from app.forms.parameters import ParameterFormat
 Segments = tuple[str, ...]  # fixed text, split at each place where the template writes a call's id
 
 CALL_ID = "[a-zA-Z0-9]{9}"
+CALL_NUMBER = "[0-9]{1,4}"
 TOOL_NAME = re.compile("[a-zA-Z0-9_-]+")
 MIN_TRIGGER_CHARS = 3  # a shorter first word does not tell a call from other text
 EMPTY = '""'
@@ -39,6 +40,10 @@ class AddedTokens:
         """A part as llguidance's Lark syntax has it: an added token by its id, other text as a string."""
         return f"<[{self.ids[part]}]>" if part in self.ids else json.dumps(part, ensure_ascii=False)
 
+    def terms(self, text: str) -> str:
+        """A text as one part after the other."""
+        return " ".join(self.term(part) for part in self.split(text))
+
     def shown(self, texts: Iterable[str]) -> "AddedTokens":
         """These tokens, of which none in `texts` is left out of the text of an answer."""
         return replace(self, special=self.special - ({part for text in texts for part in self.split(text)} - self.ends))
@@ -56,7 +61,7 @@ class ToolsUnsupported(Exception):
 class ToolFormat:
     """The fixed text around the names and arguments of tool calls:
 
-    `before_name` NAME `before_arguments` ARGUMENTS (`between_calls` NAME `before_arguments` ARGUMENTS)* `after_calls`
+    `opening` NAME `before_arguments` ARGUMENTS (`between_calls` NAME `before_arguments` ARGUMENTS)* `after_calls`
 
     `between_calls` is None if the template writes at most one call per answer. The added tokens in it are part of an answer's text.
     """
@@ -68,6 +73,13 @@ class ToolFormat:
     added_tokens: AddedTokens
     arguments_as_text: bool = False  # the template expects a call's arguments as a JSON string, not as an object
     parameters: ParameterFormat | None = None  # None: ARGUMENTS are one JSON object
+    after_first_id: str | None = None  # up to the name, where the template writes a call's id before it: `before_name` ends at that id
+    call_id: str = CALL_ID  # as a regular expression
+
+    @property
+    def opening(self) -> Segments:
+        """All text before the name of the first call."""
+        return (self.before_name,) if self.after_first_id is None else (self.before_name, self.after_first_id)
 
     @property
     def trigger(self) -> str:
@@ -94,22 +106,26 @@ class ToolFormat:
     def example(self) -> str:
         """A call with made-up names."""
         arguments = '{"ARGUMENT": "VALUE"}' if self.parameters is None else self.parameters.write([("ARGUMENT", "VALUE")])
-        before_arguments, after = ("aB3dE5gH7".join(segments) for segments in (self.before_arguments, self.after_calls))
-        return f"{self.before_name}NAME{before_arguments}{arguments}{after}"
+        id = "aB3dE5gH7" if self.call_id == CALL_ID else "0"
+        opening, before_arguments, after = (id.join(segments) for segments in (self.opening, self.before_arguments, self.after_calls))
+        return f"{opening}NAME{before_arguments}{arguments}{after}"
 
     @property
     def fixed_texts(self) -> tuple[str, ...]:
         """All text of a call that does not depend on its tool."""
         parameters = () if self.parameters is None else self.parameters.fixed_texts
-        return (self.before_name, *self.before_arguments, *(self.between_calls or ()), *self.after_calls, *parameters)
+        return (*self.opening, *self.before_arguments, *(self.between_calls or ()), *self.after_calls, *parameters)
 
     @property
     def closing_marks(self) -> tuple[str, ...]:
         """What ends a text that stands in a call as it is, and what ends the calls where another one might begin."""
-        if self.parameters is None:
-            return ()
-        after, between = self.after_calls[0], (self.between_calls or ("",))[0]
-        return self.parameters.closing_mark, after.removeprefix(commonprefix([after, between]))
+        after, between = (self.added_tokens.split(text) for text in (self.after_calls[0], (self.between_calls or ("",))[0]))
+        rest = after[len(commonprefix([after, between])) :]
+        is_token = bool(rest) and rest[0] in self.added_tokens.ids
+        end = "".join(rest) if is_token else self.after_calls[0].removeprefix(commonprefix([self.after_calls[0], "".join(between)]))
+        if self.parameters is not None:
+            return self.parameters.closing_mark, end
+        return (end,) if is_token or end.startswith("\n") else ()  # a bracket is found without
 
     def grammar(self, tools: Mapping[str, Schema], forced: bool, parallel: bool, marks: Sequence[str] = ()) -> str:
         """A grammar in llguidance's Lark syntax. `forced`: only calls of these tools; else text that may end in calls. At most one call
@@ -121,13 +137,13 @@ class ToolFormat:
             for index, (name, schema) in enumerate(tools.items())
         ]
         if forced:
-            start = f"start: {self._fixed(self.before_name)} call end"
+            start = f"start: {self._terms(self.opening) or EMPTY} call end"
         elif self.begins_by_name:
             start = self._text_then_named_calls(tools, marks)
         else:
             start = self._text_then_calls(marks)
         end = f"end: {more} {self._terms(self.after_calls) or EMPTY}"
-        return "\n".join([start, end, f"call: {' | '.join(calls)}", f"ID: /{CALL_ID}/", *self._parameter_rules(tools)]) + "\n"
+        return "\n".join([start, end, f"call: {' | '.join(calls)}", f"ID: /{self.call_id}/", *self._parameter_rules(tools)]) + "\n"
 
     def _arguments(self, index: int, schema: Schema) -> str:
         return schema_term(schema) if self.parameters is None else f"arguments{index}"
@@ -164,7 +180,7 @@ class ToolFormat:
         """Text that contains no beginning of a call, optionally followed by calls."""
         trigger, not_marked, other = self.trigger, _not_begun(marks), self._text_with_other_tokens(marks)
         text = f"TEXT: /(?s:.*)/ & {_without(trigger)}{not_marked}"
-        rest = f"{self._terms((self.before_name.removeprefix(trigger),))} call end"
+        rest = f"{self._terms((self.before_name.removeprefix(trigger), *self.opening[1:]))} call end"
         if trigger in self.added_tokens.ids:
             return f"start: {other} TEXT? | {other} TEXT? {self._terms((trigger,))} {rest}\n{text}"
         head = "\n".join(self._text_rules(trigger, "HEAD", not_marked))
@@ -185,13 +201,26 @@ class ToolFormat:
 
     def _text_with_other_tokens(self, marks: Sequence[str]) -> str:
         """Text with visible added tokens that are part neither of a call nor of these marks."""
-        own = {part for text in self.fixed_texts for part in self.added_tokens.split(text)} | set(marks)
+        own = {part for text in (*self.fixed_texts, *marks) for part in self.added_tokens.split(text)}
         ids, special = self.added_tokens.ids, self.added_tokens.special
         others = sorted(str(id) for token, id in ids.items() if token not in special and token not in own)
         return f"(TEXT? <[{','.join(others)}]>)*" if others else ""
 
     def _terms(self, segments: Segments) -> str:
-        return " ID ".join(" ".join(self.added_tokens.term(part) for part in self.added_tokens.split(segment)) for segment in segments)
+        return " ID ".join(self.added_tokens.terms(segment) for segment in segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """What an answer may call: tools by their names, with the schemas of their arguments."""
+
+    format: ToolFormat
+    tools: Mapping[str, Schema]
+    forced: bool  # the answer consists of calls only
+    parallel: bool
+
+    def grammar(self, marks: Sequence[str] = ()) -> str:
+        return self.format.grammar(self.tools, self.forced, self.parallel, marks)
 
 
 def as_regex(text: str) -> str:

@@ -21,6 +21,7 @@ DIGITS_FIRST = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshe
 CONTROL = 3  # of tokenizer.ggml.token_type
 # Control tokens that end an answer in some family of models, whatever the file names as its eos.
 END_NAMES = frozenset("<|im_end|> <|eot_id|> <|end|> <|eom_id|> <end_of_turn> <|end_of_text|> </s> <eos> <|eot|> <|return|>".split())
+MESSAGE_END = "<|end|>"  # of one of several messages, in an answer with channels
 # transformers' names of special tokens -> those of the metadata that has their ids
 SPECIAL_TOKENS = {
     "bos_token": "bos_token_id",
@@ -118,8 +119,14 @@ def _decimal(value: float) -> float:
 
 
 def end_tokens(file: GGUFFile) -> list[int]:
-    """Ids of eos, of the file's other end-of-turn tokens, and of control tokens that are known to end an answer."""
+    """Ids of eos, of the file's other end-of-turn tokens, and of control tokens that are known to end an answer.
+
+    In an answer with channels, as of GPT-OSS, the end of a message is not that of the answer, but a call is.
+    """
     tokens, types = file.metadata["tokenizer.ggml.tokens"], file.metadata.get("tokenizer.ggml.token_type") or []
     named = [file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    known = [id for id, (token, kind) in enumerate(zip(tokens, types, strict=False)) if kind == CONTROL and token in END_NAMES]
-    return sorted({int(id) for id in [*named, *known] if id is not None})
+    has_channels = "<|channel|>" in tokens
+    names = END_NAMES | {"<|call|>"} if has_channels else END_NAMES
+    known = [id for id, (token, kind) in enumerate(zip(tokens, types, strict=False)) if kind == CONTROL and token in names]
+    ids = sorted({int(id) for id in [*named, *known] if id is not None})
+    return [id for id in ids if not (has_channels and tokens[id] == MESSAGE_END)]

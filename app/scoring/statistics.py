@@ -11,7 +11,7 @@ import torch
 from torch.linalg import vecdot
 
 from app.engine.events import Columns
-from app.engine.kernel import KERNEL_TYPES, kernel
+from app.engine.kernel import kernel_for
 from app.engine.sampler import first_of
 
 CHUNK_ROWS = 256  # most rows projected to logits at once; enough to keep the processor busy
@@ -37,8 +37,8 @@ def token_statistics(
         logits, observer_logits = head(hidden[rows]), observer[1](observer[0][rows]) if observer else None
         if top:
             likeliest += likeliest_tokens(logits, top)
-        if logits.device.type == "cpu" and logits.dtype in KERNEL_TYPES and (native := kernel()) is not None:
-            found = native.token_statistics(logits, targets[rows], observer_logits).T[: 4 if observer_logits is None else 6]
+        if (compiled := kernel_for(logits)) is not None:
+            found = compiled.token_statistics(logits, targets[rows], observer_logits).T[: 4 if observer_logits is None else 6]
             parts.append([found[0], found[1].long(), *found[2:]])
             continue
         for part in _slices(len(logits), CPU_SUM_ROWS if logits.device.type == "cpu" else CHUNK_ROWS):

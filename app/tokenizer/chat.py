@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from app.errors import InvalidRequest, first_line
-from app.forms.reasoning import ReasoningFormat, learn_reasoning
+from app.forms.reasoning import Reasoning, learn_reasoning
 from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
 from app.forms.ways import ToolRendering, learn_tools
 
@@ -19,8 +19,8 @@ class ChatTemplate:
     def __init__(self, base: PreTrainedTokenizerBase, added_tokens: AddedTokens) -> None:
         self._base = base
         self.exists = bool(base.chat_template)
-        shown = () if self.reasoning is None else (self.reasoning.open, self.reasoning.close)
-        self.added_tokens = added_tokens.shown(shown)  # the marks of a thought are part of an answer's text
+        shown = () if self.reasoning is None else self.reasoning.marks
+        self.added_tokens = added_tokens.shown(shown)  # the marks of thoughts are part of an answer's text
 
     def render(
         self,
@@ -72,7 +72,7 @@ class ChatTemplate:
             raise InvalidRequest(f"the model's chat template refuses these messages: {first_line(error)}", param="messages") from error
 
     @cached_property
-    def reasoning(self) -> ReasoningFormat | None:
+    def reasoning(self) -> Reasoning | None:
         """How the model marks its thoughts, by its chat template; None for a model that does not think first."""
         return learn_reasoning(self._template_text)
 
@@ -82,6 +82,10 @@ class ChatTemplate:
         thought, tools = self.reasoning, self.tool_format
         marks = ("" if thought is None else thought.close, *(tools.closing_marks if isinstance(tools, ToolFormat) else ()))
         return [mark for mark in marks if mark]
+
+    def with_thought(self, message: Mapping[str, Any], thought: str) -> dict[str, Any]:
+        """A message of the assistant, as the template takes it, with its thought."""
+        return {**message, "reasoning_content": thought} if self.reasoning is None else self.reasoning.with_thought(message, thought)
 
     def uses(self, variable: str) -> bool:
         """Whether the chat template has a place for this variable."""
@@ -95,7 +99,8 @@ class ChatTemplate:
     @property
     def tool_format(self) -> ToolFormat | ToolsUnsupported:
         """How the model writes tool calls, learned from its chat template or from the general form; or why they are not supported."""
-        return self._learned_tools.format
+        format = self._learned_tools.format
+        return format if isinstance(format, ToolsUnsupported) or self.reasoning is None else self.reasoning.tool_format(format)
 
     @property
     def tools_are_general(self) -> bool:

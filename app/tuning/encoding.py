@@ -104,12 +104,10 @@ class Encoder:
     def _template_message(self, n: int, message: Message) -> dict[str, Any]:
         fields: dict[str, Any] = {"role": TEMPLATE_ROLES.get(message.role, message.role), "content": message.text}
         fields |= {key: value for key in ("name", "tool_call_id") if (value := getattr(message, key)) is not None}
-        thoughts = message.reasoning_content or message.reasoning
-        if thoughts is not None:
-            fields["reasoning_content"] = thoughts
         if message.tool_calls:
             fields["tool_calls"] = [self._call(n, call.model_dump()) for call in message.tool_calls]
-        return fields
+        thought = message.reasoning_content or message.reasoning
+        return fields if thought is None else self._tokenizer.chat.with_thought(fields, thought)
 
     def _call(self, n: int, call: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from app.engine.detokenizer import PROMPT_CONTEXT_TOKENS
 from app.engine.events import Delta, TokenLogprob
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallStart
-from app.forms.reasoning import SplitText
+from app.forms.splitter import SplitText
 from app.schemas import FinishReason
 from app.tokenizer import Tokenizer
 from serve.wire.logprobs import LogprobEntry, OffsetTracker
@@ -106,12 +106,12 @@ class Choice:
         thought = ""
         thought_entries: list[LogprobEntry] = []
         if not self._options.prompt_only:
-            was_thinking = self._splitter is not None and self._splitter.is_thinking
+            was_thinking = self._is_thinking
             thought, answer = self._split_thought(delta)
             answer_text, calls = self._split_text_and_calls(answer, delta.finish is not None)
             text += answer_text
             sampled = self._sampled_entries(delta.logprobs)
-            is_thought = was_thinking and (bool(thought) or not answer)
+            is_thought = was_thinking and (bool(thought) or (not answer and self._is_thinking))
             thought_entries, entries = (sampled, entries) if is_thought else ([], entries + sampled)
             self.reasoning_tokens += len(delta.tokens) if is_thought else 0
             self.completion_tokens += len(delta.tokens)
@@ -121,6 +121,10 @@ class Choice:
         self.entries += entries
         self.thought_entries += thought_entries
         return ChoiceDelta(text, entries, calls, thought, thought_entries)
+
+    @property
+    def _is_thinking(self) -> bool:
+        return self._splitter is not None and self._splitter.is_thinking
 
     def _split_thought(self, delta: Delta) -> tuple[str, str]:
         """The thought and the answer in a delta's text."""

@@ -12,7 +12,7 @@ from app.errors import InvalidRequest
 from app.forms.tools import ToolFormat
 from app.schemas import ChatRequest, Message, Tool, ToolCall
 from app.schemas.generation import PromptEnd
-from app.tokenizer import Tokenizer, check_unicode
+from app.tokenizer import ChatTemplate, Tokenizer, check_unicode
 
 RESERVED_VARIABLES = frozenset("messages tools documents add_generation_prompt continue_final_message bos_token eos_token".split())
 THINKING_SWITCHES = frozenset({"enable_thinking", "thinking"})  # without them a reasoning model thinks, and no other one does
@@ -34,8 +34,7 @@ def chat_token_ids(
     Raises `InvalidRequest` for a message that the template cannot render.
     """
     messages = _with_call_ids(messages)
-    arguments_as_text = isinstance(tokenizer.chat.tool_format, ToolFormat) and tokenizer.chat.tool_format.arguments_as_text
-    template_messages = [_template_message(index, message, arguments_as_text) for index, message in enumerate(messages)]
+    template_messages = [_template_message(index, message, tokenizer.chat) for index, message in enumerate(messages)]
     template_tools = None if tools is None else [tool.model_dump(exclude_none=True) for tool in tools]
     check_unicode(json.dumps(template_tools, ensure_ascii=False), "tools")
     _check_optional_fields(template_messages, template_tools, tokenizer)
@@ -68,8 +67,8 @@ def template_variables(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any
     return variables
 
 
-def _template_message(index: int, message: Message, arguments_as_text: bool) -> dict[str, Any]:
-    """A message as chat templates take it. Some templates take the arguments of tool calls as text, others as an object."""
+def _template_message(index: int, message: Message, chat: ChatTemplate) -> dict[str, Any]:
+    """A message as the chat template takes it. Some templates take the arguments of tool calls as text, others as an object."""
     path = f"messages.{index}"
     check_unicode(message.text, f"{path}.content")
     fields: dict[str, Any] = {"role": TEMPLATE_ROLES.get(message.role, message.role), "content": message.text}
@@ -78,15 +77,16 @@ def _template_message(index: int, message: Message, arguments_as_text: bool) -> 
         if value is not None:
             check_unicode(value, f"{path}.{field}")
             fields[field] = value
-    thought = message.reasoning_content or message.reasoning
-    if thought:
-        check_unicode(thought, f"{path}.reasoning_content")
-        fields["reasoning_content"] = thought
     if message.tool_calls:
+        arguments_as_text = isinstance(chat.tool_format, ToolFormat) and chat.tool_format.arguments_as_text
         fields["tool_calls"] = [
             _template_call(f"{path}.tool_calls.{place}", call, arguments_as_text) for place, call in enumerate(message.tool_calls)
         ]
-    return fields
+    thought = message.reasoning_content or message.reasoning
+    if not thought:
+        return fields
+    check_unicode(thought, f"{path}.reasoning_content")
+    return chat.with_thought(fields, thought)
 
 
 def _template_call(path: str, call: ToolCall, arguments_as_text: bool) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from app.errors import InvalidRequest
 from app.forms.grammar import json_grammar
 from app.forms.parameters import parameters_problem
 from app.forms.parser import ToolCallParser
-from app.forms.reasoning import ThoughtSplitter, after_thought
-from app.forms.tools import ToolFormat, ToolsUnsupported
+from app.forms.splitter import Splitter
+from app.forms.tools import Calls, ToolFormat, ToolsUnsupported
 from app.forms.validation import combined_problem, schema_problem
 from app.schemas import ChatRequest, NamedTool, Tool
 from app.schemas.messages import Schema
@@ -38,8 +38,8 @@ class StructuredOutput:
     thought: Thought | None = None  # what may come before the answer
     thought_limit: ThoughtLimit | None = None
 
-    def thought_splitter(self) -> ThoughtSplitter | None:
-        return None if self.thought is None else ThoughtSplitter(self.thought.format, self.thought.opened)
+    def thought_splitter(self) -> Splitter | None:
+        return None if self.thought is None else self.thought.format.splitter(self.thought.place, self.tool_format is not None)
 
     def tool_call_parser(self) -> ToolCallParser | None:
         return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call, self.tools)
@@ -54,27 +54,24 @@ def structured_output_of(body: ChatRequest, tokenizer: Tokenizer, thought: Thoug
     """What follows a thought has the form that the request asks for. Raises `InvalidRequest`, naming the field, for what cannot be done."""
     _check_tools(body)
     tools = visible_tools(body)
-    structured = _json_output(body) if tools is None else _tool_call_output(body, tools, tokenizer, thought)
+    structured = _json_output(body, tokenizer, thought) if tools is None else _tool_call_output(body, tools, tokenizer, thought)
     if structured.grammar is not None:
         cause = "response_format" if tools is None else "tools"
         for field in INCOMPATIBLE_FIELDS:
             if getattr(body, field):
                 raise InvalidRequest(f"{field} cannot be combined with {cause}: a grammar decides which tokens may follow", param=field)
-        if thought is not None:
-            is_text = tools is not None and not structured.must_call  # which may be cut anywhere
-            grammar = after_thought(structured.grammar, thought.format, tokenizer.added_tokens, thought.opened, is_text)
-            structured = replace(structured, grammar=grammar)
     return replace(structured, thought=thought, thought_limit=limit_of(body, thought, tokenizer))
 
 
-def _json_output(body: ChatRequest) -> StructuredOutput:
+def _json_output(body: ChatRequest, tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
     format = body.response_format
     if format is None or format.type == "text":
         return StructuredOutput()
-    if format.json_schema is None or format.json_schema.schema_ is None:
-        return StructuredOutput(json_grammar(None))
-    _check_schema(format.json_schema.schema_, "response_format.json_schema.schema")
-    return StructuredOutput(json_grammar(format.json_schema.schema_))
+    schema = None if format.json_schema is None else format.json_schema.schema_
+    if schema is not None:
+        _check_schema(schema, "response_format.json_schema.schema")
+    grammar = json_grammar(schema)
+    return StructuredOutput(grammar if thought is None else thought.format.form_grammar(grammar, tokenizer.added_tokens, thought.place))
 
 
 def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
@@ -97,9 +94,9 @@ def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Token
             raise InvalidRequest(f"{param} cannot be enforced exactly: {problem}", param=param, code="unsupported_schema")
     schemas = {function.name: function.arguments for function in callable_functions}
     must_call = choice != "auto"
-    marks = () if thought is None else (thought.format.open, thought.format.close)
     parallel = body.parallel_tool_calls is not False and name is None  # a named function is called once
-    grammar = format.grammar(schemas, must_call, parallel, marks)
+    calls = Calls(format, schemas, must_call, parallel)
+    grammar = calls.grammar() if thought is None else thought.format.calls_grammar(calls, tokenizer.added_tokens, thought.place)
     return StructuredOutput(grammar, format, must_call, schemas)
 
 

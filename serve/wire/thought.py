@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from app.engine.request import ThoughtLimit
 from app.errors import InvalidRequest
-from app.forms.reasoning import ReasoningFormat
+from app.forms.reasoning import Reasoning
+from app.forms.splitter import Place
 from app.schemas import ChatRequest
 from app.tokenizer import Tokenizer
 
@@ -17,34 +18,38 @@ PROMPT_END_TOKENS = 16  # in which a template opens or closes a thought
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """How the model marks a thought, and whether the prompt has opened it."""
+    """How the model marks a thought, and where the prompt ends."""
 
-    format: ReasoningFormat
-    opened: bool
+    format: Reasoning
+    place: Place
 
 
 def thought_of(tokenizer: Tokenizer, prompt: Sequence[int]) -> Thought | None:
-    """The thought that may begin the answer to this prompt; None if the model does not think, or the prompt has closed its thought."""
+    """The thought that may begin the answer to this prompt; None if the model does not think, or the prompt has closed its thought and the
+    answer that follows has no marks.
+    """
     format = tokenizer.chat.reasoning
     if format is None:
         return None
-    end = tokenizer.decode(list(prompt[-PROMPT_END_TOKENS:])).rstrip()
-    return None if end.endswith(format.close) else Thought(format, format.is_opened_by(end))
+    place = format.place(tokenizer.decode(list(prompt[-PROMPT_END_TOKENS:])))
+    return Thought(format, place) if place != Place.AFTER_THOUGHT or format.marks_answers else None
 
 
 def limit_of(body: ChatRequest, thought: Thought | None, tokenizer: Tokenizer) -> ThoughtLimit | None:
     """Without a thought there is nothing to limit. Raises `InvalidRequest` if the vocabulary cannot write the closing mark."""
-    if thought is None or body.max_thought_tokens is None:
+    if thought is None or thought.place == Place.AFTER_THOUGHT or body.max_thought_tokens is None:
         return None
-    open, close = thought.format.open, thought.format.close
-    return ThoughtLimit(body.max_thought_tokens, open, close, thought.opened, _tokens_of_mark(close, tokenizer))
+    close = thought.format.closing(has_calls=bool(body.tools) and body.tool_choice != "none")
+    opened = thought.place == Place.IN_THOUGHT
+    return ThoughtLimit(body.max_thought_tokens, thought.format.open, close, opened, _tokens_of_mark(close, tokenizer))
 
 
 def _tokens_of_mark(mark: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """For each number of letters that are written, the token that goes on with the mark."""
-    if mark in tokenizer.added_tokens.ids:
-        return (tokenizer.added_tokens.ids[mark],) * len(mark)
-    return tuple(_first_token(mark[start:], tokenizer) for start in range(len(mark)))
+    ids, tokens = tokenizer.added_tokens.ids, list[int]()
+    for part in tokenizer.added_tokens.split(mark):
+        tokens += [ids[part] if part in ids else _first_token(part[start:], tokenizer) for start in range(len(part))]
+    return tuple(tokens)
 
 
 def _first_token(text: str, tokenizer: Tokenizer) -> int:

@@ -1,5 +1,6 @@
 """Every kind of request at once, in every precision: each is answered as it is alone."""
 
+import math
 import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -53,7 +54,7 @@ def check_same(one: Any, other: Any, where: str = "") -> None:
     elif where.endswith(".rank"):
         assert abs(one - other) <= 1, where  # two tokens may be as likely but for those digits
     elif isinstance(one, float):
-        assert other == pytest.approx(one, rel=1e-5, abs=2e-4), where
+        assert math.isclose(one, other, rel_tol=1e-5, abs_tol=2e-4), (where, one, other)
     else:
         assert one == other, where
 

@@ -2,6 +2,7 @@
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -49,18 +50,39 @@ def prediction(answers: list[dict[str, Any]], name: str) -> int:
     return sum(detail[f"{name}_prediction_tokens"] for detail in details if detail is not None)
 
 
+@dataclass
+class Undrafted:
+    """What is sent, each answer to it without drafts, and the tokens of those answers."""
+
+    sent: list[tuple[str, dict[str, Any]]]
+    answers: list[dict[str, Any]]
+    heard: list[list[int]]
+
+
+@pytest.fixture(scope="module")
+def undrafted_by_model() -> dict[str, Undrafted]:
+    return {}
+
+
+@pytest.fixture
+def undrafted(steady: LocalModel, undrafted_by_model: dict[str, Undrafted]) -> Undrafted:
+    if steady.name not in undrafted_by_model:
+        sent, drafter = [*features(), *requests()], steady.engine.drafter
+        drafter.is_on = False
+        answers = ask_all(steady, sent, at_once=False)
+        drafter.is_on = True
+        with listening(drafter) as heard:
+            ask_all(steady, sent, at_once=False)
+        undrafted_by_model[steady.name] = Undrafted(sent, answers, heard)
+    return undrafted_by_model[steady.name]
+
+
 @pytest.mark.parametrize("at_once", [False, True], ids=["alone", "crowd"])
-def test_an_answer_is_the_same_with_right_and_wrong_drafts(steady: LocalModel, at_once: bool) -> None:
-    sent, drafter = [*features(), *requests()], steady.engine.drafter
-    drafter.is_on = False
-    undrafted = ask_all(steady, sent, at_once=False)
-    drafter.is_on = True
-    assert prediction(undrafted, "accepted") == prediction(undrafted, "rejected") == 0
-    with listening(drafter) as heard:
-        ask_all(steady, sent, at_once=False)
-    with guided(drafter, heard):
-        drafted = ask_all(steady, sent, at_once)
-    for (path, body), one, other in zip(sent, undrafted, drafted, strict=True):
+def test_an_answer_is_the_same_with_right_and_wrong_drafts(steady: LocalModel, undrafted: Undrafted, at_once: bool) -> None:
+    assert prediction(undrafted.answers, "accepted") == prediction(undrafted.answers, "rejected") == 0
+    with guided(steady.engine.drafter, undrafted.heard):
+        drafted = ask_all(steady, undrafted.sent, at_once)
+    for (path, body), one, other in zip(undrafted.sent, undrafted.answers, drafted, strict=True):
         check_same(one, other, f"{path} {sorted(body)}")
     assert prediction(drafted, "accepted") > 150 and prediction(drafted, "rejected") > 150
 

@@ -2,14 +2,15 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import fastapi.routing
+import openai
 import psutil
 import pytest
-from fakes import FACTS, FakeEngine, FakeWorker
+from fakes import FACTS, HERMES, FakeEngine, FakeWorker
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from serving import RunningServer, serving
@@ -50,6 +51,14 @@ def strictly_served(tiny_folder: Path) -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture
+def tooled(served: Served) -> Served:
+    """With a chat template that has a place for tools, and a context that holds them."""
+    served.tokenizer.base.chat_template = HERMES
+    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
+    return served
+
+
 @contextmanager
 def serving_fakes(folder: Path, strict: bool = False) -> Iterator[Served]:
     """The real routes, router and middleware over a fake worker, with two slots and three waiting places."""
@@ -70,6 +79,13 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A real server with the bundled models, shared by all tests that do not change or stop it."""
     with serving(tmp_path_factory.mktemp("api")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def client(api: RunningServer) -> Iterator[openai.OpenAI]:
+    """Of the library `openai`."""
+    with api.client() as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

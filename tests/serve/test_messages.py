@@ -1,40 +1,13 @@
 """Anthropic's Messages API through the real routes, router and middleware, over a fake engine."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
-import psutil
 import pytest
-from fakes import FACTS
+from messaging import COUNT, HELLO, RING, SING, post
 
-from serve.workers.messages import Ready
-
-MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
-HELLO = [{"role": "user", "content": "hi"}]
-TEMPLATE = (
-    "{{ bos_token }}{% if tools %}t:{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m['role'][0] + ':' + (m['content'] or '') }}"
-    '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n'
-    "</tool_call>{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}a:{% endif %}"
-)
-RING = {"name": "ring", "description": "Ring it.", "input_schema": {"type": "object", "properties": {"times": {"type": "integer"}}}}
-SING = {"name": "sing", "input_schema": {"type": "object", "properties": {}, "additionalProperties": False}}
 RING_CALL = '<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>'
 SING_CALL = '<tool_call>\n{"name": "sing", "arguments": {}}\n</tool_call>'
-IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
-
-
-@pytest.fixture
-def roomy(served: Any) -> Any:
-    served.tokenizer.base.chat_template = TEMPLATE
-    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
-    return served
-
-
-def post(served: Any, path: str = MESSAGES, **fields: Any) -> Any:
-    defaults = {"messages": HELLO, **({"max_tokens": 3} if path == MESSAGES else {})}
-    return served.client.post(path, json={**defaults, **fields})
 
 
 def ask(served: Any, **fields: Any) -> Any:
@@ -113,7 +86,7 @@ def test_every_field_reaches_the_engine(served: Any) -> None:
     assert (job.sampling.temperature, job.sampling.top_p, job.sampling.top_k, job.max_tokens) == (0.5, 0.25, 7, 3)
 
 
-def test_the_prompt_is_that_of_the_same_chat(roomy: Any) -> None:
+def test_the_prompt_is_that_of_the_same_chat(tooled: Any) -> None:
     cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
     conversation = [
         {"role": "user", "content": [{"type": "text", "text": "ring, "}, {"type": "text", "text": "please", **cached}]},
@@ -129,30 +102,30 @@ def test_the_prompt_is_that_of_the_same_chat(roomy: Any) -> None:
             ],
         },
     ]
-    text = prompt(roomy, system=[{"type": "text", "text": "Be "}, {"type": "text", "text": "kind.", **cached}], messages=conversation)
+    text = prompt(tooled, system=[{"type": "text", "text": "Be "}, {"type": "text", "text": "kind.", **cached}], messages=conversation)
     assert text == (
         "<s>s:Be kind.</s>u:ring, please</s>a:Yes.<tool_call>\n"
         '{"name": "ring", "arguments": {"times": 2}}\n</tool_call></s>t:Error: no bell</s>u:Sorry.</s>a:'
     )
 
 
-def test_a_last_message_of_the_assistant_is_continued(roomy: Any) -> None:
-    assert prompt(roomy, messages=[*HELLO, {"role": "assistant", "content": "It was the"}]) == "<s>u:hi</s>a:It was the"
+def test_a_last_message_of_the_assistant_is_continued(tooled: Any) -> None:
+    assert prompt(tooled, messages=[*HELLO, {"role": "assistant", "content": "It was the"}]) == "<s>u:hi</s>a:It was the"
     with_tools_unused = {"tools": [RING], "tool_choice": {"type": "none"}}
-    assert prompt(roomy, messages=[*HELLO, {"role": "assistant", "content": "So"}], **with_tools_unused).endswith("a:So")
+    assert prompt(tooled, messages=[*HELLO, {"role": "assistant", "content": "So"}], **with_tools_unused).endswith("a:So")
 
 
-def test_tool_choice_decides_what_the_prompt_and_the_grammar_contain(roomy: Any) -> None:
+def test_tool_choice_decides_what_the_prompt_and_the_grammar_contain(tooled: Any) -> None:
     grammars = {}
     for choice in ({"type": "auto"}, {"type": "any"}, {"type": "tool", "name": "sing"}, {"type": "none"}):
-        text = prompt(roomy, tools=[RING, SING], tool_choice=choice)
+        text = prompt(tooled, tools=[RING, SING], tool_choice=choice)
         assert ('"ring"' in text and "Ring it." in text) == (choice["type"] != "none")
-        grammars[choice["type"]] = roomy.engine.submitted[-1].grammar
+        grammars[choice["type"]] = tooled.engine.submitted[-1].grammar
     assert grammars["none"] is None and len(set(grammars.values())) == 4
-    ask(roomy, tools=[RING, SING])
-    assert roomy.engine.submitted[-1].grammar == grammars["auto"]
-    ask(roomy, tools=[RING, SING], tool_choice={"type": "auto", "disable_parallel_tool_use": True})
-    assert roomy.engine.submitted[-1].grammar not in grammars.values()
+    ask(tooled, tools=[RING, SING])
+    assert tooled.engine.submitted[-1].grammar == grammars["auto"]
+    ask(tooled, tools=[RING, SING], tool_choice={"type": "auto", "disable_parallel_tool_use": True})
+    assert tooled.engine.submitted[-1].grammar not in grammars.values()
 
 
 def test_an_output_format_reaches_the_engine_as_a_grammar(served: Any) -> None:
@@ -160,9 +133,9 @@ def test_an_output_format_reaches_the_engine_as_a_grammar(served: Any) -> None:
     assert served.engine.submitted[-1].grammar is not None
 
 
-def test_calls_are_blocks_with_parsed_input(roomy: Any) -> None:
-    say(roomy, f"I will. {RING_CALL}\n{SING_CALL}")
-    body = ask(roomy, tools=[RING, SING])
+def test_calls_are_blocks_with_parsed_input(tooled: Any) -> None:
+    say(tooled, f"I will. {RING_CALL}\n{SING_CALL}")
+    body = ask(tooled, tools=[RING, SING])
     text, ring, sing = body["content"]
     assert (text["type"], text["text"].strip(), body["stop_reason"]) == ("text", "I will.", "tool_use")
     assert [(call["type"], call["name"], call["input"]) for call in (ring, sing)] == [
@@ -172,24 +145,24 @@ def test_calls_are_blocks_with_parsed_input(roomy: Any) -> None:
     assert ring["id"] and ring["id"] != sing["id"]
 
 
-def test_a_call_that_is_cut_off_is_left_out(roomy: Any) -> None:
-    say(roomy, RING_CALL[:45])
-    body = ask(roomy, tools=[RING])
+def test_a_call_that_is_cut_off_is_left_out(tooled: Any) -> None:
+    say(tooled, RING_CALL[:45])
+    body = ask(tooled, tools=[RING])
     assert (body["content"], body["stop_reason"]) == ([], "end_turn")
 
 
 @pytest.mark.parametrize("size", [1, 4, 1000])
-def test_a_stream_writes_one_block_after_the_other(roomy: Any, size: int) -> None:
-    say(roomy, f"I will. {RING_CALL}\n{SING_CALL}", size)
-    roomy.engine.cached_tokens = 4
-    sent = events(roomy, tools=[RING, SING])
+def test_a_stream_writes_one_block_after_the_other(tooled: Any, size: int) -> None:
+    say(tooled, f"I will. {RING_CALL}\n{SING_CALL}", size)
+    tooled.engine.cached_tokens = 4
+    sent = events(tooled, tools=[RING, SING])
     kinds = [event["type"] for event in sent]
     assert kinds[:3] == ["message_start", "ping", "content_block_start"] and kinds[-2:] == ["message_delta", "message_stop"]
     start, usage = sent[0]["message"], sent[-2]["usage"]
     assert (start["content"], start["stop_reason"], start["role"], start["type"]) == ([], None, "assistant", "message")
     assert start["usage"]["cache_read_input_tokens"] == usage["cache_read_input_tokens"] == 4
-    assert usage["input_tokens"] + 4 == len(roomy.engine.submitted[-1].prompt)
-    assert usage["output_tokens"] == len(roomy.engine.script)
+    assert usage["input_tokens"] + 4 == len(tooled.engine.submitted[-1].prompt)
+    assert usage["output_tokens"] == len(tooled.engine.script)
     assert sent[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     blocks = [event for event in sent if event["type"].startswith("content_block")]
     order = [(event["index"], event["type"]) for event in blocks if event["type"] != "content_block_delta"]
@@ -219,102 +192,10 @@ def test_a_failure_in_mid_stream_is_an_error_event(served: Any) -> None:
     assert (response.status_code, response.json()) == (500, error)
 
 
-def test_tokens_are_counted_as_the_prompt_has_them(roomy: Any) -> None:
+def test_tokens_are_counted_as_the_prompt_has_them(tooled: Any) -> None:
     fields: dict[str, Any] = {"system": "Be kind.", "tools": [RING], "messages": HELLO}
-    counted = post(roomy, COUNT, **fields)
-    ask(roomy, **fields)
-    assert counted.json() == {"input_tokens": len(roomy.engine.submitted[-1].prompt)}
-    without = post(roomy, COUNT, **{**fields, "tool_choice": {"type": "none"}}).json()["input_tokens"]
-    assert without < counted.json()["input_tokens"] and len(roomy.engine.submitted) == 1
-
-
-def user(*blocks: Any) -> dict[str, Any]:
-    return {"role": "user", "content": list(blocks)}
-
-
-def assistant(*blocks: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": list(blocks)}
-
-
-CALL = {"type": "tool_use", "id": "a1", "name": "ring", "input": {}}
-RESULT = {"type": "tool_result", "tool_use_id": "b2", "content": "done"}
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"max_tokens": None}, ["max_tokens"]),
-        ({"messages": []}, ["messages"]),
-        ({"messages": [{"role": "tool", "content": "x"}]}, ["messages.0.role", "assistant"]),
-        ({"messages": [user(IMAGE)]}, ["messages.0.content.0", "'image'", "tool_result"]),
-        ({"messages": [user({"type": "document", "source": {}})]}, ["messages.0.content.0", "'document'"]),
-        ({"messages": [user({"type": "text"})]}, ["messages.0.content.0.text", "missing"]),
-        ({"messages": [user({"text": "x"})]}, ["messages.0.content.0", "type"]),
-        ({"messages": [user(CALL)]}, ["messages.0", "tool_use", "tool_result"]),
-        ({"messages": [*HELLO, assistant(RESULT)]}, ["messages.1", "tool_result", "tool_use"]),
-        ({"messages": [*HELLO, assistant(CALL), user({**RESULT, "content": [IMAGE]})]}, ["messages.2.content.0.content.0", "'image'"]),
-        ({"system": "a", "messages": [*HELLO, assistant(CALL), user(RESULT)]}, ["messages.2.content.0.tool_use_id", "'b2'"]),
-        ({"system": "a", "messages": [*HELLO, assistant({**CALL, "input": {"a": "\ud800"}}), *HELLO]}, ["messages.1.content.0.input"]),
-        ({"system": "a", "messages": [*HELLO, *HELLO, user()]}, ["messages.2.content", "empty"]),
-        ({"system": "\ud800"}, ["system"]),
-        ({"system": [IMAGE]}, ["system.0", "'image'", "text"]),
-        ({"messages": [*HELLO, assistant(CALL)]}, ["messages.1", "tool_result must follow"]),
-        ({"messages": [*HELLO, assistant()]}, ["messages.1", "no text"]),
-        ({"messages": [*HELLO, {"role": "assistant", "content": "So"}], "tools": [RING]}, ["messages.1", "tools"]),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 2}]}, ["tools.0.type", "custom"]),
-        ({"tools": [{**RING, "input_schema": {"type": "array"}}]}, ["tools.0.input_schema", "object"]),
-        (
-            {"tools": [SING, {**RING, "input_schema": {"properties": {"a": {"type": "array", "uniqueItems": True}}}}]},
-            ["tools.1.input_schema"],
-        ),
-        ({"tools": [RING, RING]}, ["'ring'"]),
-        ({"tools": [RING], "tool_choice": {"type": "tool", "name": "sing"}}, ["tool_choice", "'sing'"]),
-        ({"tools": [RING], "tool_choice": {"type": "tool"}}, ["tool_choice", "name"]),
-        ({"tool_choice": {"type": "any"}}, ["tool_choice", "tools"]),
-        ({"tools": [RING], "output_config": {"format": {"type": "json_schema", "schema": {}}}}, ["output_config.format", "tools"]),
-        ({"output_config": {"format": {"type": "json_schema", "schema": {"uniqueItems": True}}}}, ["output_config.format.schema"]),
-        ({"thinking": {"type": "enabled", "budget_tokens": -1}}, ["thinking.budget_tokens"]),
-        ({"thinking": {"type": "disabled", "budget_tokens": 1024}}, ["budget_tokens", "'enabled'"]),
-        ({"thinking": {"type": "enabled"}}, ["thinking", "no such variable"]),
-        ({"thinking": {"type": "always"}}, ["thinking.type", "disabled"]),
-        ({"temperature": 3}, ["temperature"]),
-        ({"service_tier": "flex"}, ["service_tier", "standard_only"]),
-        ({"mcp_servers": [{"type": "url", "url": "x", "name": "y"}]}, ["mcp_servers", "not supported"]),
-    ],
-)
-def test_what_is_wrong_is_named_as_it_was_sent(roomy: Any, fields: dict[str, Any], words: list[str]) -> None:
-    content = json.dumps({"messages": HELLO, "max_tokens": 3, **fields})
-    response = roomy.client.post(MESSAGES, content=content, headers={"Content-Type": "application/json"})
-    body = response.json()
-    assert (response.status_code, body["type"], body["error"]["type"]) == (400, "error", "invalid_request_error"), body
-    assert set(body["error"]) == {"type", "message"}
-    assert all(word in body["error"]["message"] for word in words), body["error"]["message"]
-    assert "function" not in body["error"]["message"] and "tool_call" not in body["error"]["message"]
-
-
-def test_unknown_fields_are_left_out_of_blocks_too(served: Any) -> None:
-    text = {"type": "text", "text": "hi", "citations": None, "colour": 1}
-    response = post(served, messages=[user(text)], speed="fast")
-    assert (response.status_code, response.headers["X-Litmus-Ignored"]) == (200, "messages.0.content.0.colour, speed")
-
-
-def test_errors_have_anthropics_form_under_messages_and_openais_elsewhere(served: Any) -> None:
-    client = served.client
-
-    def kind(response: Any) -> tuple[int, str, str]:
-        return response.status_code, response.json()["type"], response.json()["error"]["type"]
-
-    assert kind(post(served, metadata={"user_id": "banned"})) == (403, "error", "permission_error")
-    assert kind(post(served, model="another-model")) == (404, "error", "not_found_error")
-    assert kind(post(served, COUNT, model="another-model")) == (404, "error", "not_found_error")
-    assert kind(client.post(f"{MESSAGES}/batches", json={})) == (404, "error", "not_found_error")
-    assert kind(client.get(MESSAGES)) == (405, "error", "invalid_request_error")
-    assert kind(post(served, system="a" * 30_000)) == (413, "error", "request_too_large")
-    assert kind(client.post(MESSAGES, content="{}", headers={"Content-Type": "text/plain"})) == (400, "error", "invalid_request_error")
-    served.router.replicas[0].load = 5  # two slots and three waiting places
-    full = post(served)
-    assert kind(full) == (429, "error", "rate_limit_error") and full.headers["retry-after"] == "1"
-    served.router.draining = True
-    loading = post(served)
-    assert kind(loading) == (503, "error", "overloaded_error") and loading.headers["retry-after"] == "1"
-    assert "type" not in client.post("/v1/completions", json={"prompt": "a", "model": "another-model"}).json()
+    counted = post(tooled, COUNT, **fields)
+    ask(tooled, **fields)
+    assert counted.json() == {"input_tokens": len(tooled.engine.submitted[-1].prompt)}
+    without = post(tooled, COUNT, **{**fields, "tool_choice": {"type": "none"}}).json()["input_tokens"]
+    assert without < counted.json()["input_tokens"] and len(tooled.engine.submitted) == 1

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import jsonschema
@@ -28,12 +27,6 @@ class Thief(BaseModel):
     animal: Literal["fox", "crow", "wolf"]
     age: int = Field(ge=0, le=99)
     guilty: bool
-
-
-@pytest.fixture(scope="module")
-def client(api: RunningServer) -> Iterator[openai.OpenAI]:
-    with api.client() as client:
-        yield client
 
 
 def fields(**more: Any) -> Any:

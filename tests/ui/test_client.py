@@ -7,7 +7,7 @@ import pytest
 
 from app.engine.notices import Waiting
 from serve.wire.answers import comments
-from tests.ui.conftest import SOURCE
+from tests.ui.fakelitmus import SOURCE
 from ui.client import QUEUE_COMMENT, Chunk, Client, PromptProgress, QueueStatus, ServerError
 
 BODY = {"messages": [{"role": "user", "content": "Hello"}], "seed": 7}

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from app.neighbours import Neighbours
-from tests.ui.conftest import KEY, Fake
+from tests.ui.fakelitmus import KEY, Fake
 from ui.calls import MAX_BYTES, is_plain
 from ui.client import ServerError
 from ui.guard import USED, Guard

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from app.schemas import ModelCard, Readiness
-from tests.ui.conftest import BASE, CARD, NO_CHAT
+from tests.ui.fakelitmus import BASE, CARD, NO_CHAT
 from ui import header
 from ui.models import ModelSelection
 

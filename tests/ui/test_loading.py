@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.schemas import Readiness
-from tests.ui.conftest import Fake
+from tests.ui.fakelitmus import Fake
 from ui import loading
 from ui.client import Chunk, Client, ServerError
 

@@ -1,7 +1,7 @@
 import pytest
 
 from app.schemas import ModelCard, Readiness
-from tests.ui.conftest import BASE, CARD, NO_CHAT
+from tests.ui.fakelitmus import BASE, CARD, NO_CHAT
 from ui.models import ModelSelection
 
 

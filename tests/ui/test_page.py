@@ -1,99 +1,23 @@
-"""The mounted page in a real browser, against a fake Litmus server."""
+"""The mounted page in a real browser, against a fake Litmus server: what lies around the chat, and the System, Compare and Jobs tabs."""
 
+import json
 import re
-from contextlib import suppress
+from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, fill, violations
+from browser import CHROMIUM, violations
 from fastapi import FastAPI
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, expect
 
-from tests.ui.conftest import BASE, CARD, KEY, NO_CHAT, Fake, running
+from tests.ui import fakejobs
+from tests.ui.chatting import QUESTION, ask, ask_until_taken, conversation, expect_answer, score
+from tests.ui.fakelitmus import KEY, Fake, running
 from tests.ui.samples import HOSTILE, MARKDOWN
+from ui.jobs.client import TUNING_OFF
 from ui.page import mount
 from ui.visitors import Visitors
 
-QUESTION = "Tell me a story about <b>a fox</b> & a crow."
-
-expect.set_options(timeout=20_000)  # beside other tests on two cores
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
-
-
-@pytest.fixture
-def several(fake: Fake, request: pytest.FixtureRequest) -> Page:
-    """The page for a server of three models, the default in the middle."""
-    fake.cards = [BASE, CARD, NO_CHAT]
-    page: Page = request.getfixturevalue("page")
-    expect(models(page)).to_have_value("storyteller", timeout=20_000)
-    return page
-
-
-def models(page: Page) -> Locator:
-    return page.get_by_role("combobox", name="Model", exact=True)
-
-
-def current(page: Page) -> Locator:
-    """The model name that the list of models marks as selected."""
-    return page.locator("[aria-current] b")
-
-
-def reload(page: Page) -> None:
-    """Reloads once the browser has stored the selected model, which it does a moment after the page shows it."""
-    page.wait_for_function("localStorage.getItem('litmus-model') !== null")
-    page.reload()
-
-
-def choose(page: Page, name: str) -> None:
-    models(page).click()
-    page.get_by_role("option", name=name).click()
-    expect(page.locator("header.litmus summary")).to_contain_text(name)
-
-
-def ask(page: Page, text: str) -> None:
-    box(page).fill(text)
-    box(page).press("Enter")
-
-
-def ask_until_taken(page: Page, text: str) -> None:
-    """Press Enter again where Gradio drops it, as it does while the event of the last Enter is still on its way."""
-    box(page).fill(text)
-    for _ in range(20):
-        box(page).press("Enter")
-        with suppress(AssertionError):
-            expect(conversation(page)).to_contain_text(text, timeout=2000)
-            return
-
-
-def score(page: Page, text: str) -> None:
-    page.get_by_role("tab", name="Score").click()
-    fill(page.get_by_label("Text to score"), text)
-    page.get_by_role("button", name="Score", exact=True).click()
-
-
-def conversation(page: Page) -> Locator:
-    return page.get_by_role("log")
-
-
-def box(page: Page) -> Locator:
-    return page.get_by_role("textbox", name="Message", exact=True)
-
-
-def button(page: Page, name: str) -> Locator:
-    return page.get_by_role("button", name=name, exact=True)
-
-
-def expect_answer(page: Page, count: int = 1) -> None:
-    """Waits until the last of `count` answers has ended."""
-    expect(button(page, "Retry")).to_have_count(count)
-    expect(button(page, "Send")).to_be_visible()
-
-
-def expect_answering(page: Page) -> None:
-    expect(page.locator("#live[data-state=answering]")).to_be_visible()
-
-
-def settings(page: Page) -> None:
-    button(page, "Settings").click()
 
 
 def test_the_bar_says_what_is_served_and_a_phone_does_not_scroll_sideways(loaded: Page):
@@ -103,240 +27,6 @@ def test_the_bar_says_what_is_served_and_a_phone_does_not_scroll_sideways(loaded
     for tab in ("Score", "Chat"):
         loaded.get_by_role("tab", name=tab).click()
         assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-
-
-@pytest.mark.parametrize(("width", "height"), [(390, 844), (1440, 900)])
-def test_the_conversation_fills_the_window_with_the_message_box_at_its_end(loaded: Page, fake: Fake, width: int, height: int):
-    fake.words = ["A long answer.\n\n"] * 100
-    loaded.set_viewport_size({"width": width, "height": height})
-    ask(loaded, QUESTION)
-    expect_answer(loaded)
-    assert loaded.evaluate("document.documentElement.scrollHeight <= innerHeight")
-    bottom = box(loaded).evaluate("element => element.getBoundingClientRect().bottom")
-    assert height - 60 < bottom < height
-    assert conversation(loaded).evaluate("element => element.getBoundingClientRect().height") > height * 0.6
-    loaded.set_viewport_size({"width": 390, "height": 844})
-
-
-def test_an_answer_streams_and_ends_with_its_numbers(loaded: Page, fake: Fake):
-    fake.first_wait_s = 2  # the browser is asked once a second what it shows
-    fake.wait_s = 0.3
-    fake.progress = (412, 1024)
-    ask(loaded, QUESTION)
-    expect(loaded.get_by_text("Reading the prompt: 412 of 1,024 tokens")).to_be_visible()
-    expect(loaded.locator("#live")).to_contain_text("Answering · ")
-    expect(conversation(loaded)).to_have_attribute("aria-busy", "true")
-    expect(loaded).to_have_title("answering… · storyteller · Litmus")
-    expect(conversation(loaded)).not_to_contain_text("a crow.Once")
-    expect(conversation(loaded)).to_contain_text("Once upon a time <b>a fox</b> met")
-    expect(conversation(loaded)).to_contain_text(
-        re.compile(r"storyteller · nf4 · 9 tokens · \d+\.\d tokens/s · first token after [\d,]+ ms · seed \d+")
-    )
-    expect(loaded.get_by_text("21 of 4,096 tokens of the context (1%).")).to_be_visible()
-    expect(loaded).to_have_title("storyteller · Litmus")
-    assert conversation(loaded).locator("b").count() == 0
-
-
-def test_the_next_turn_sends_the_conversation_without_notes(loaded: Page, fake: Fake):
-    ask(loaded, QUESTION)
-    expect_answer(loaded)
-    settings(loaded)
-    fill(loaded.get_by_label("Temperature"), "0")
-    fill(loaded.get_by_label("Seed"), "7")
-    fill(loaded.get_by_label("System prompt"), "Be brief.")
-    loaded.get_by_label("System prompt").press("Tab")
-    expect(loaded.get_by_label("System prompt")).to_have_value("Be brief.")
-    settings(loaded)
-    with loaded.expect_response("**/run/predict*"):
-        ask(loaded, "  ")
-    loaded.wait_for_timeout(300)  # nothing may happen after a blank message, so there is no event to wait for
-    ask_until_taken(loaded, "And then?")
-    expect_answer(loaded, 2)
-    first, second = fake.requests
-    assert first["messages"] == [{"role": "user", "content": QUESTION}]
-    assert second["messages"] == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": QUESTION},
-        {"role": "assistant", "content": "".join(fake.words)},
-        {"role": "user", "content": "And then?"},
-    ]
-    assert isinstance(first["seed"], int), "the page draws one, so that the answer can be repeated"
-    assert (second["temperature"], second["seed"], "max_tokens" in second, "top_p" in second) == (0, 7, False, False)
-
-
-def test_stop_ends_the_upstream_request_and_keeps_the_text(loaded: Page, fake: Fake):
-    fake.words = ["Once ", "upon ", *["time "] * 500]
-    fake.wait_s = 0.1
-    ask(loaded, QUESTION)
-    expect(conversation(loaded)).to_contain_text("Once upon time")
-    expect(button(loaded, "Send")).to_have_count(0)  # Stop has its place
-    loaded.keyboard.press("Escape")
-    expect(conversation(loaded)).to_contain_text("You stopped this answer.")
-    assert fake.disconnected.wait(3)
-    expect(conversation(loaded)).to_contain_text("Once upon time")
-    expect(button(loaded, "Send")).to_be_enabled()
-    expect(box(loaded)).to_have_value("")
-
-
-def test_stop_before_the_first_token_returns_the_question(loaded: Page, fake: Fake):
-    fake.first_wait_s = 30
-    ask(loaded, QUESTION)
-    expect(loaded.get_by_text("Waiting for the first token")).to_be_visible()
-    while not fake.requests:
-        loaded.wait_for_timeout(50)
-    button(loaded, "Stop").click()
-    expect(conversation(loaded)).to_contain_text("Stopped before the first token.")
-    expect(box(loaded)).to_have_value(QUESTION)
-    assert fake.disconnected.wait(3)
-
-
-def test_a_closed_tab_ends_the_upstream_request(loaded: Page, fake: Fake):
-    fake.words = ["time "] * 500
-    fake.wait_s = 0.1
-    ask(loaded, QUESTION)
-    expect(conversation(loaded)).to_contain_text("time time")
-    loaded.close()
-    assert fake.disconnected.wait(10)
-
-
-def test_enter_while_an_answer_streams_keeps_both(loaded: Page, fake: Fake):
-    fake.hold_after = 2
-    ask(loaded, QUESTION)
-    expect_answering(loaded)
-    ask(loaded, "Too early")
-    fake.hold_after = None
-    expect_answer(loaded)
-    expect(box(loaded)).to_have_value("Too early")
-    assert len(fake.requests) == 1
-
-
-def test_what_is_typed_before_the_server_has_the_question_stays(loaded: Page, fake: Fake):
-    held: list[Route] = []
-
-    def hold_the_first(route: Route) -> None:
-        held.append(route) if not held else route.continue_()
-
-    loaded.route("**/gradio_api/run/predict*", hold_the_first)
-    ask(loaded, QUESTION)
-    expect(box(loaded)).to_have_value("")
-    box(loaded).fill("The next question")
-    assert fake.requests == []
-    held[0].continue_()
-    expect_answer(loaded)
-    expect(box(loaded)).to_have_value("The next question")
-    assert len(fake.requests) == 1
-
-
-def test_a_refusal_is_shown_and_the_question_returns_to_the_box(loaded: Page, fake: Fake):
-    fake.refusal = (429, "The queue is full.")
-    ask(loaded, QUESTION)
-    expect(conversation(loaded)).to_contain_text("⚠ The queue is full. Try again in 7 s.")
-    expect(box(loaded)).to_have_value(QUESTION)
-    fake.refusal = None
-    expect(button(loaded, "Send")).to_be_enabled()
-    box(loaded).press("Enter")
-    expect(conversation(loaded)).to_contain_text("a fox</b> met")
-    expect_answer(loaded)
-    assert fake.requests[1]["messages"] == [{"role": "user", "content": QUESTION}]
-    expect(conversation(loaded).get_by_text(QUESTION)).to_have_count(1)
-    button(loaded, "Conversations").click()
-    button(loaded, "New conversation").click()
-    expect(loaded.get_by_text("Ask something, or pick an example.")).to_be_visible()
-
-
-def test_a_single_model_has_no_dropdown_and_is_not_sent(loaded: Page, fake: Fake):
-    expect(models(loaded)).to_have_count(0)
-    ask(loaded, QUESTION)
-    expect_answer(loaded)
-    score(loaded, "A text.")
-    expect(loaded.get_by_role("heading", name="Reads like machine text")).to_be_visible()
-    assert ["model" in body for body in fake.requests] == [False, False]
-
-
-def test_another_model_continues_the_conversation(several: Page, fake: Fake):
-    ask(several, QUESTION)
-    expect(conversation(several)).to_contain_text("storyteller · nf4 · 9 tokens")
-    choose(several, "base")
-    ask(several, "And then?")
-    expect(conversation(several)).to_contain_text("base · nf4 · 9 tokens")
-    assert [body["model"] for body in fake.requests] == ["storyteller", "base"]
-    assert [message["content"] for message in fake.requests[1]["messages"]] == [QUESTION, "".join(fake.words), "And then?"]
-    assert several.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-
-
-def test_selecting_a_model_updates_the_methods(several: Page, fake: Fake):
-    several.get_by_role("tab", name="Score").click()
-    method = several.get_by_role("combobox", name="Method")
-    method.click()
-    several.get_by_role("option", name="Binoculars").click()
-    choose(several, "base")
-    expect(method).to_have_value("Automatic")
-    method.click()
-    expect(several.get_by_role("option")).to_contain_text(["Automatic", "Fast-DetectGPT", "Perplexity", "Log-rank"])
-    several.get_by_role("option", name="Log-rank").click()
-    choose(several, "storyteller")
-    expect(method).to_have_value("Log-rank")
-    choose(several, "base")
-    score(several, "A text.")
-    expect(several.get_by_role("heading", name="Reads like machine text")).to_be_visible()
-    assert (fake.requests[0]["model"], fake.requests[0]["methods"]) == ("base", ["log_rank"])
-
-
-def test_a_model_is_selected_by_keyboard_and_remembered_after_a_reload(several: Page):
-    models(several).focus()
-    several.keyboard.press("ArrowUp")
-    several.keyboard.press("Enter")
-    several.locator("header.litmus summary").click()
-    expect(current(several)).to_have_text("base")
-    reload(several)
-    expect(models(several)).to_have_value("base", timeout=20_000)
-    several.locator("header.litmus summary").click()
-    expect(current(several)).to_have_text("base")
-
-
-def test_a_model_without_a_chat_template_shows_a_notice_and_sends_nothing(several: Page, fake: Fake):
-    send = several.get_by_role("button", name="Send")
-    choose(several, "mute")
-    expect(several.get_by_role("alert")).to_have_text(
-        "mute has no chat template, so it cannot chat. Choose base or storyteller to chat. The Score tab works."
-    )
-    expect(send).to_be_disabled()
-    with several.expect_response("**/run/predict*"):
-        ask(several, QUESTION)
-    several.wait_for_timeout(300)  # nothing may happen, so there is no event to wait for
-    expect(several.get_by_role("textbox", name="Message", exact=True)).to_have_value(QUESTION)
-    assert fake.requests == []
-    choose(several, "storyteller")
-    expect(several.get_by_role("alert")).to_have_count(0)
-    send.click()
-    expect_answer(several)
-
-
-def test_send_is_enabled_again_only_for_a_model_that_chats(several: Page, fake: Fake):
-    fake.hold_after = 2
-    ask(several, QUESTION)
-    expect_answering(several)
-    choose(several, "mute")
-    fake.hold_after = None
-    expect_answer(several)
-    expect(button(several, "Send")).to_be_disabled()
-
-
-def test_a_model_that_is_loading_again_shows_an_alert_and_the_default_answers(several: Page, fake: Fake):
-    fake.cards = [CARD, NO_CHAT]
-    fake.ready, fake.presence = (503, "loading"), {"storyteller": "ready", "base": "loading", "mute": "ready"}
-    models(several).click()
-    several.get_by_role("option", name="base").click()
-    expect(several.get_by_role("alert")).to_have_text(
-        "The server is still loading base. This page will show them when they are ready. "
-        "base is not available yet, so storyteller is selected."
-    )
-    expect(models(several)).to_have_value("storyteller")
-    ask(several, QUESTION)
-    expect_answer(several)
-    assert fake.requests[0]["model"] == "storyteller"
-    fake.cards, fake.ready = [CARD, BASE], (200, "ready")
-    expect(models(several)).to_have_value("base", timeout=20_000)
 
 
 def test_a_page_opened_while_the_server_loads_goes_on_by_itself(fake: Fake, page_url: str, tab: Page):
@@ -352,18 +42,6 @@ def test_a_page_opened_while_the_server_loads_goes_on_by_itself(fake: Fake, page
     expect(tab.get_by_role("heading", name="Reads like machine text")).to_be_visible()
     tab.get_by_role("tab", name="Chat").click()
     expect_answer(tab)
-
-
-def test_a_model_that_is_no_longer_served_is_reported_once(several: Page, fake: Fake):
-    choose(several, "base")
-    fake.cards = [CARD]
-    reload(several)
-    expect(several.get_by_role("alert")).to_have_text("base is no longer served here, so storyteller is selected.", timeout=20_000)
-    expect(models(several)).to_have_count(0)
-    several.wait_for_timeout(500)  # the browser stores the new name a moment later and encrypted, so its value cannot be awaited
-    several.reload()
-    expect(several.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)
-    expect(several.get_by_role("alert")).to_have_count(0)
 
 
 def test_the_content_security_policy_blocks_other_origins(fake: Fake, page_url: str, tab: Page):
@@ -477,3 +155,90 @@ def test_two_answers_are_compared_stopped_and_copied(several: Page, fake: Fake):
     expect(left).to_contain_text("stopped")
     expect(right).to_contain_text("stopped")
     assert fake.disconnected.wait(3)
+
+
+CSV = 'name,text\na,"One ""quoted"", text\nof two lines"\n\na,Another <b>text</b>\n,\n'
+
+
+@pytest.fixture
+def jobs(page: Page) -> Page:
+    page.get_by_role("tab", name="Jobs").click()
+    expect(page.get_by_text("There is no batch yet.")).to_be_visible(timeout=20_000)
+    return page
+
+
+def choose(page: Page, form: str, label: str, name: str, content: str) -> Locator:
+    chosen = page.get_by_role("form", name=form)
+    chosen.get_by_label(label).set_input_files({"name": name, "mimeType": "text/plain", "buffer": content.encode()})
+    return chosen
+
+
+def look_again(page: Page) -> None:
+    """A tab that is opened asks at once."""
+    page.get_by_role("tab", name="Chat").click()
+    page.get_by_role("tab", name="Jobs").click()
+
+
+def test_texts_become_a_batch_of_scores_that_is_watched_cancelled_and_saved(jobs: Page, fake: Fake):
+    form = choose(jobs, "Start a batch", "File", "essays.csv", 'name,text\n"open')
+    expect(form.get_by_text("Line 2: a quotation mark opens a cell and none closes it.")).to_be_visible()
+    choose(jobs, "Start a batch", "File", "essays.csv", CSV)
+    expect(form.get_by_text('2 texts to score. The first begins: “One "quoted", text')).to_be_visible()
+    form.get_by_role("button", name="Start the batch").click()
+    expect(form.get_by_text("The batch has begun.")).to_be_visible()
+    lines = [json.loads(line) for line in fake.jobs.files["file-0"].splitlines()]
+    assert [(line["custom_id"], line["body"]["text"]) for line in lines] == [
+        ("a", 'One "quoted", text\nof two lines'),
+        ("line 5", "Another <b>text</b>"),
+    ]
+    assert {line["url"] for line in lines} == {"/v1/score"} and fake.jobs.started[0]["metadata"] == {"name": "essays.csv"}
+    batches = jobs.get_by_role("region", name="Batches")
+    expect(batches).to_contain_text("essays.csv checking the file")
+    fake.jobs.batches[0] |= {"status": "in_progress"}
+    cancel = batches.get_by_role("button", name="Cancel")
+    cancel.focus()
+    expect(batches).to_contain_text("412 of 1,000 lines, 3 of them without an answer")
+    jobs.keyboard.press("Enter")
+    jobs.keyboard.press("Enter")
+    expect(batches).to_contain_text("essays.csv cancelled")
+    fake.jobs.batches[0] |= {"status": "completed", "output_file_id": "file-1"}
+    fake.jobs.files["file-1"] = fakejobs.OUTPUT.encode()
+    look_again(jobs)
+    with jobs.expect_download() as download:
+        batches.get_by_role("button", name="Scores as CSV").click()
+    row = Path(download.value.path()).read_text(encoding="utf-8-sig").splitlines()[1]
+    assert row.startswith("line 1,,machine,0.9,0.8,0.95,fast_detect,2.5,1.9,") and ',storyteller,"nf4, computing in bfloat16",' in row
+    with jobs.expect_download() as download:
+        batches.get_by_role("link", name="Answers (JSONL)").click()
+    assert Path(download.value.path()).read_text() == fakejobs.OUTPUT
+
+
+def test_a_job_is_started_its_curve_grows_and_what_is_off_is_said(jobs: Page, fake: Fake):
+    form = choose(jobs, "Start fine-tuning", "Conversations to learn", "poems.jsonl", '{"messages": []}\n')
+    form.get_by_label("Epochs").fill("2")
+    form.get_by_label("Suffix").fill("alice")
+    fake.jobs.refusal = "line 1: 'messages' is empty"
+    form.get_by_role("button", name="Start fine-tuning").click()
+    expect(form.get_by_text("line 1: 'messages' is empty.")).to_be_visible()
+    fake.jobs.refusal = ""
+    form.get_by_role("button", name="Start fine-tuning").click()
+    tunings = jobs.get_by_role("region", name="Fine-tuning jobs")
+    expect(tunings).to_contain_text("poems.jsonl waiting for its turn")
+    expect(tunings).to_contain_text("The curve begins with the first step.")
+    assert fake.jobs.started[0]["model"] == "storyteller" and fake.jobs.started[0]["suffix"] == "alice"
+    fake.jobs.events = {"ftjob-queued": fakejobs.metrics(10, 40)}
+    fake.jobs.tunings[0] |= {"status": "running"}
+    look_again(jobs)
+    expect(tunings.get_by_role("img", name="Loss up to step 10 of 40")).to_be_visible()
+    fake.jobs.batches = [
+        fakejobs.batch("failed", errors={"data": [{"message": "no JSON", "line": 3}]}),
+        fakejobs.batch("completed", output_file_id="f"),
+    ]
+    look_again(jobs)
+    expect(jobs.get_by_text("Line 3: no JSON")).to_be_visible()
+    assert violations(jobs) == []
+    assert jobs.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    fake.jobs.has_tuning = False
+    look_again(jobs)
+    expect(tunings).to_contain_text(TUNING_OFF)
+    expect(form).to_be_hidden()

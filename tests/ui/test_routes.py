@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.neighbours import Neighbours
-from tests.ui.conftest import KEY, Fake
+from tests.ui.fakelitmus import KEY, Fake
 from ui.flags.file import FlagFile
 from ui.flags.flag import hash_of
 from ui.guard import Guard

@@ -9,16 +9,15 @@ from browser import CHROMIUM, violations
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, ViewportSize, expect
 
-from tests.ui.conftest import Fake, running
+from tests.ui.chatting import ask, ask_until_taken, box, button, conversation, expect_answer
+from tests.ui.fakelitmus import Fake, running
 from tests.ui.samples import HOSTILE, MARKDOWN
-from tests.ui.test_page import ask, ask_until_taken, box, button, conversation, expect_answer
 from ui.flags.file import FlagFile
 from ui.flags.flag import hash_of
 from ui.page import mount
 from ui.visitors import Visitors
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
-
 TWO_STEPS_AT_ONCE = """async () => {
     litmus.act("show", 4);
     await new Promise((done) => setTimeout(done, 1));

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
+from tokenizers import AddedToken
 
 from app.engine.completion import Completions, allowed
 from app.engine.grammar import GrammarCompiler
@@ -189,5 +190,23 @@ def test_the_mark_of_a_thought_does_not_end_a_string(bundled: Path) -> None:
     guidance = GrammarCompiler(tokenizer.base, len(tokenizer), tokenizer.end_tokens())._tokenizer
     matcher = LLMatcher(guidance, json_grammar(object_of(a={"type": "string"})), log_level=0)
     assert matcher.consume_tokens(guidance.tokenize_str('{"a": "b'))
-    found = Completions(guidance, ["</think>"]).find(matcher, 40)
+    found = Completions(guidance, [guidance.tokenize_str("</think>")]).find(matcher, 40)
     assert found is not None and guidance.decode_str(found) == '"}'
+
+
+def test_a_list_of_calls_is_ended_where_another_may_begin(bundled: Path) -> None:
+    """By a token, as of Kimi K2's calls, or by a line break, as of Command R7B's: what closes most would go on forever."""
+    tokenizer = Tokenizer(str(bundled)).base
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken(mark, special=True, normalized=False) for mark in ("<1>", "<2>")]}
+    )
+    more, end = tokenizer.convert_tokens_to_ids(["<1>", "<2>"])
+    ends = [tokenizer.eos_token_id]
+    compiler, unaware = (GrammarCompiler(tokenizer, len(tokenizer), ends, marks) for marks in (["<2>", "\n]<2>"], []))
+    for grammar in (f'start: "a" (<[{more}]> "a")* <[{end}]>', f'start: "{{}}" (",\\n{{}}")* "\\n]" <[{end}]>'):
+        state = compiler.compile(grammar, 12).result()
+        tokens = list[int]()
+        while not tokens or not state.accept(tokens[-1]):
+            tokens.append(state.steer(int(np.flatnonzero(state.allowed_tokens())[0]), 11 - len(tokens)))
+            assert len(tokens) <= 12
+        assert unaware.compile(grammar, 12).result(timeout=60), "the search ends where it finds none"

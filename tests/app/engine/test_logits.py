@@ -40,5 +40,5 @@ def test_the_kernel_draws_what_torch_draws(dtype: torch.dtype, monkeypatch: pyte
     kinds = [SamplingParams(temperature=0.0), SamplingParams(temperature=0.8, top_k=20, top_p=0.9), SamplingParams(min_p=0.05)]
     rows = [SamplerRow(kinds[place % 3], (0,) * place, place, frozenset()) for place in range(len(logits))]
     drawn = sample(logits, rows)
-    monkeypatch.setattr("app.engine.sampler.kernel", lambda: None)
+    monkeypatch.setattr("app.engine.sampler.kernel_for", lambda _: None)
     assert sample(logits, rows) == drawn

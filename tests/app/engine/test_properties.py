@@ -80,7 +80,7 @@ def test_greedy_equals_generate_under_arrivals_cancellations_and_prefix_reuse(na
                 sent.append((prompt, count))
                 expected.append([*prompt, *generated(name, prompt, count)])
                 if rng.random() < 0.4:
-                    text = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(2, 200)))
+                    text = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(2, min(200, 20 + 8 * step_tokens))))
                     engine.submit(Score(f"text-{len(sent)}", text, windows(len(text), CONTEXT)))
             if sent and rng.random() < 0.05:
                 cancelled |= {id for id in [str(rng.randrange(len(sent)))] if engine.cancel(id)}

@@ -7,7 +7,8 @@ from jinja2 import Environment
 from llguidance import LLMatcher
 
 from app.forms.grammar import json_grammar
-from app.forms.reasoning import ReasoningFormat, ThoughtSplitter, after_thought, learn_reasoning
+from app.forms.reasoning import ReasoningFormat, ThoughtSplitter, after_thought, in_answer_marks, learn_reasoning
+from app.forms.splitter import Place
 from app.forms.tools import AddedTokens
 from app.forms.validation import byte_tokenizer
 
@@ -15,8 +16,12 @@ THINK = ReasoningFormat("<think>", "</think>")
 FORM = json_grammar({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]})
 
 
-def split(text: str, opened: bool, cuts: list[int]) -> tuple[str, str]:
-    splitter = ThoughtSplitter(THINK, opened)
+GRANITE = ReasoningFormat("<think>", "</think>", "<response>", "</response>")
+COMMAND = ReasoningFormat("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>", answers_alone=True)
+GEMMA = ReasoningFormat("<|channel>thought", "<channel|>")
+
+
+def split(splitter: ThoughtSplitter, text: str, cuts: list[int]) -> tuple[str, str]:
     bounds = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
     parts = [splitter.push(text[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)] + [splitter.flush()]
     return "".join(part.thought for part in parts), "".join(part.answer for part in parts)
@@ -41,11 +46,44 @@ CASES = [
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(0, 100), max_size=8))
 def test_a_text_is_split_alike_in_any_pieces(text: str, opened: bool, thought: str, answer: str, cuts: list[int]) -> None:
-    assert split(text, opened, cuts) == (thought, answer)
+    assert split(ThoughtSplitter(THINK, Place.IN_THOUGHT if opened else Place.BEFORE_THOUGHT), text, cuts) == (thought, answer)
+
+
+@pytest.mark.parametrize(
+    ("format", "closed", "text", "thought", "answer"),
+    [
+        (GRANITE, False, "<think>\nso\n</think>\n<response>\nYes.\n</response>", "so", "Yes."),
+        (GRANITE, False, "<think>so</think><response>Yes < no </resp", "so", "Yes < no </resp"),
+        (GRANITE, False, "<think>so</think> Yes.</response>", "so", "Yes.</response>"),
+        (GRANITE, False, "<response>a tag that was asked for</response>", "", "<response>a tag that was asked for</response>"),
+        (COMMAND, False, "<|START_THINKING|>so<|END_THINKING|><|START_RESPONSE|>Yes.<|END_RESPONSE|>", "so", "Yes."),
+        (COMMAND, False, "<|START_RESPONSE|>Yes.<|END_RESPONSE|>", "", "Yes."),
+        (COMMAND, False, "<|START_THINKING|>so<|END_THINKING|><|START_ACTION|>[]<|END_ACTION|>", "so", "<|START_ACTION|>[]<|END_ACTION|>"),
+        (COMMAND, True, "<|START_RESPONSE|>\nYes.<|END_RESPONSE|> And", "", "Yes. And"),
+        (COMMAND, True, " Yes", "", "Yes"),
+        (GEMMA, False, "<|channel>thought\nso<channel|>Yes.", "so", "Yes."),
+    ],
+)
+@settings(max_examples=10, deadline=None)
+@given(cuts=st.lists(st.integers(0, 100), max_size=8))
+def test_marks_around_an_answer_belong_to_neither(
+    format: ReasoningFormat, closed: bool, text: str, thought: str, answer: str, cuts: list[int]
+) -> None:
+    assert split(ThoughtSplitter(format, Place.AFTER_THOUGHT if closed else Place.BEFORE_THOUGHT), text, cuts) == (thought, answer)
+
+
+def test_marks_of_an_answer_are_not_counted_as_thinking() -> None:
+    splitter = ThoughtSplitter(COMMAND, Place.BEFORE_THOUGHT)
+    said = []
+    for token in ("<|START_THINKING|>", "so", "<|END_THINKING|>", "<|START_RESPONSE|>", "Yes"):
+        splitter.push(token)
+        said.append(splitter.is_thinking)
+    assert said == [True, True, True, False, False]
+    assert not ThoughtSplitter(COMMAND, Place.AFTER_THOUGHT).is_thinking
 
 
 def test_a_thought_streams_while_it_is_thought() -> None:
-    splitter = ThoughtSplitter(THINK, False)
+    splitter = ThoughtSplitter(THINK, Place.BEFORE_THOUGHT)
     assert splitter.push("<think>one two").thought == "one two" and splitter.is_thinking
     assert splitter.push("</think>").answer == "" and splitter.is_thinking
     assert splitter.push("Yes").answer == "Yes" and not splitter.is_thinking
@@ -55,7 +93,11 @@ def test_marks_are_recognised_from_the_template() -> None:
     template = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
     assert learn_reasoning(template) == THINK
     assert learn_reasoning("{{ content }}") is None
-    assert THINK.is_opened_by("<|assistant|><think>\n") and not THINK.is_opened_by("<think>\n\n</think>\n\n")
+    assert learn_reasoning(template + "Write your response between <response></response>.") == GRANITE
+    assert learn_reasoning("<|END_THINKING|>{{ content }}<|END_RESPONSE|>") == COMMAND
+    assert learn_reasoning("{{ '<|channel>thought\n<channel|>' }}") == GEMMA
+    places = [THINK.place(prompt) for prompt in ("<|assistant|><think>\n", "<think>\n\n</think>\n\n", "<|assistant|>")]
+    assert places == [Place.IN_THOUGHT, Place.AFTER_THOUGHT, Place.BEFORE_THOUGHT]
 
 
 @pytest.mark.parametrize(
@@ -77,11 +119,34 @@ def test_a_form_begins_after_the_thought(opened: bool, text: str, fits: bool) ->
     assert (taken == len(text.encode()) and matcher.is_accepting()) == fits
 
 
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ('<think>so</think>\n<response>\n{"a": true}\n</response>', True),
+        ('<think>so</think>{"a": true}', True),
+        ('{"a": true}', True),
+        ('<think>so</think><response>{"a": true}', False),
+        ('<think>so</think>{"a": true}</response>', False),
+        ("<think>so</think><response>Yes</response>", False),
+    ],
+)
+def test_a_form_stands_in_the_marks_of_an_answer(text: str, fits: bool) -> None:
+    tokens = AddedTokens({}, frozenset(), frozenset())
+    matcher = LLMatcher(byte_tokenizer(), after_thought(in_answer_marks(FORM, GRANITE, tokens), GRANITE, tokens, False, False), log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    taken = matcher.try_consume_tokens(list(text.encode()))
+    assert (taken == len(text.encode()) and matcher.is_accepting()) == fits
+
+
 def test_marks_that_are_added_tokens_are_written_as_tokens() -> None:
     tokens = AddedTokens({"<think>": 7, "</think>": 8, "<tool>": 9, "<end>": 10}, frozenset({"<end>"}), frozenset({"<end>"}))
     grammar = after_thought(FORM, THINK, tokens, False, may_end=False)
     thought = "unclosed: (THOUGHT? <[9]>)* THOUGHT?\nthought: unclosed <[8]>\n"
     assert grammar.startswith(f"start: <[7]> thought GAP? answer | answer\n{thought}") and "\nanswer: %json" in grammar
+
+    gemma = AddedTokens({"<|channel>": 7, "<channel|>": 8, "<tool>": 9}, frozenset(), frozenset())
+    grammar = after_thought(FORM, GEMMA, gemma, False, may_end=False)
+    assert grammar.startswith('start: <[7]> "thought" thought GAP? answer | answer\nunclosed: (THOUGHT? <[9]>)* THOUGHT?\n')
 
 
 # How the templates of these models end a prompt, in short: by default, with `enable_thinking` (`thinking`) true, and with it false.
@@ -94,6 +159,10 @@ SMOLLM3 = (
     "{% set enable_thinking = false %}{% endif %}<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n{% endif %}"
 )
 MINISTRAL = "[INST]{# [THINK]...[/THINK] #}Hi?[/INST]"
+GEMMA_4 = "<|turn>model\n{% if not enable_thinking | default(false) %}<|channel>thought\n<channel|>{% endif %}"
+COMMAND_R7B = (
+    "{# <|START_RESPONSE|><|END_RESPONSE|> #}<|CHATBOT_TOKEN|>{% if not enable_thinking %}<|START_THINKING|><|END_THINKING|>{% endif %}"
+)
 SEED = "<seed:bos>assistant\n{# <seed:think></seed:think> #}"
 
 
@@ -112,15 +181,19 @@ SEED = "<seed:bos>assistant\n{# <seed:think></seed:think> #}"
         (SMOLLM3, {"system": "Be kind. /no_think"}, "closed"),
         (MINISTRAL, {}, "may think"),
         (SEED, {}, "may think"),
+        (GEMMA_4, {}, "closed"),
+        (GEMMA_4, {"enable_thinking": True}, "may think"),
+        (COMMAND_R7B, {}, "closed"),
+        (COMMAND_R7B, {"enable_thinking": True}, "may think"),
     ],
 )
 def test_what_a_prompt_says_of_the_thought(template: str, variables: dict[str, object], state: str) -> None:
     format = learn_reasoning(template)
     assert format is not None
     prompt = Environment(keep_trailing_newline=True).from_string(template).render({"system": "", **variables})
-    told = "opened" if format.is_opened_by(prompt) else "closed" if prompt.rstrip().endswith(format.close) else "may think"
-    assert told == state
+    place = format.place(prompt)
+    assert place == {"opened": Place.IN_THOUGHT, "closed": Place.AFTER_THOUGHT, "may think": Place.BEFORE_THOUGHT}[state]
     thought = f"so it is\n{format.close}\n\nYes."
-    splitter = ThoughtSplitter(format, state == "opened")
+    splitter = format.splitter(Place.IN_THOUGHT if state == "opened" else Place.BEFORE_THOUGHT, False)
     parts = [splitter.push(letter) for letter in (thought if state == "opened" else f"{format.open}\n{thought}")] + [splitter.flush()]
     assert ("".join(part.thought for part in parts), "".join(part.answer for part in parts)) == ("so it is", "Yes.")

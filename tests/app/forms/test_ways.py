@@ -24,6 +24,10 @@ XML = (  # SmolLM3's: tools have another name, and a thought that is switched of
     "{% if m.role == 'assistant' and not enable_thinking %}<think>\n\n</think>\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% if not enable_thinking %}<think>\n\n</think>\n{% endif %}{% endif %}"
 )
+GRANITE = (  # 3.3's
+    "<|im_start|>system\n{% if tools %}Answer with <|tool_call|> followed by a JSON list of tools.\n{{ tools | tojson }}{% endif %}"
+    "<|im_end|>\n{% for m in messages %}" + TURN
+)
 DEEPSEEK = (  # V3.1's: calls, but no tools
     "{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}{% elif m.role == 'system' %}{{ m.content }}"
     "{% elif m.role == 'tool' %}<｜tool▁output▁begin｜>{{ m.content }}<｜tool▁output▁end｜>{% else %}<｜Assistant｜></think>{{ m.content }}"
@@ -94,6 +98,12 @@ def read(format: ToolFormat, text: str) -> tuple[str, list[tuple[str, str]]]:
             MARKS,
             '<tool_call>\n{"name": "dig", "arguments": {"place": "Köln, \\"Dom\\"", "deep": true, "steps": [1, 2]}}\n</tool_call>\n'
             '<tool_call>\n{"name": "dig", "arguments": {"place": "Köln, \\"Dom\\"", "deep": true, "steps": [1, 2]}}\n</tool_call>',
+        ),
+        (
+            GRANITE,
+            MARKS + ["<|tool_call|>"],
+            '<|tool_call|>[{"name": "dig", "arguments": {"place": "Köln, \\"Dom\\"", "deep": true, "steps": [1, 2]}}, '
+            '{"name": "dig", "arguments": {"place": "Köln, \\"Dom\\"", "deep": true, "steps": [1, 2]}}]',
         ),
     ],
 )

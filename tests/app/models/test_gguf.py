@@ -2,6 +2,8 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import gguf
 import numpy as np
@@ -208,3 +210,12 @@ def test_an_older_transformers_that_splits_texts_otherwise_is_refused(files: dic
     monkeypatch.delattr("transformers.integrations.gguf.gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS")
     with pytest.raises(UnsupportedModel, match=r"transformers \d.* cannot make the tokenizer of a GGUF file; install the version"):
         create_tokenizer(GGUFFile(next(iter(files.values()))))
+
+
+def test_in_an_answer_with_channels_a_call_ends_it_and_a_message_does_not() -> None:
+    tokens = ["<|channel|>", "<|end|>", "<|call|>", "<|return|>", "a"]
+    for shown, ends in ((tokens, [2, 3]), (["b", *tokens[1:]], [1, 3])):
+        metadata = {"tokenizer.ggml.tokens": shown, "tokenizer.ggml.token_type": [3, 3, 3, 3, 1], "tokenizer.ggml.eot_token_id": ends[0]}
+        assert end_tokens(cast(GGUFFile, SimpleNamespace(metadata=metadata))) == ends
+    metadata = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.eot_token_id": 1, "tokenizer.ggml.eos_token_id": 3}
+    assert end_tokens(cast(GGUFFile, SimpleNamespace(metadata=metadata))) == [3]

@@ -30,7 +30,7 @@ def test_chunks_do_not_change_the_statistics(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "torch"])
 def test_each_column_is_its_definition(dtype: torch.dtype, vocabulary: int, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
-        monkeypatch.setattr(statistics, "kernel", lambda: None)
+        monkeypatch.setattr(statistics, "kernel_for", lambda _: None)
     logits, observer_logits = (torch.randn(5, vocabulary) * 3).to(dtype), torch.randn(5, vocabulary + 3).to(dtype)[:, :vocabulary]
     targets = torch.tensor([0, 3, vocabulary - 1, 7, 7])
     result = token_statistics(logits, targets, identity, (observer_logits, identity))

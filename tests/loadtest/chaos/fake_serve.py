@@ -19,8 +19,11 @@ WORDS, GAP_S, LOAD_S, SLOTS = 6, 0.02, 0.3, 4
 QUIET_S = 0.3  # without a request, before a server that is asked to stop closes its port: a connection that is just being made would break
 
 
+WORKER_NAME = "litmus-worker"
+
+
 def work():
-    Path("/proc/self/comm").write_text("litmus-worker")
+    Path("/proc/self/comm").write_text(WORKER_NAME)
     time.sleep(3600)
 
 
@@ -36,7 +39,8 @@ class Fake:
 
     @property
     def ready(self):
-        return self.worker.is_alive() and time.monotonic() > self.since + LOAD_S
+        alive = self.worker.is_alive() and time.monotonic() > self.since + LOAD_S
+        return alive and Path(f"/proc/{self.worker.pid}/comm").read_text().strip() == WORKER_NAME
 
     async def watch(self, _):
         loop = asyncio.get_running_loop()

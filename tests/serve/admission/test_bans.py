@@ -2,8 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from admitting import ALICE, CHAT, HELLO, LINES, MESSAGES, bearer, serving
 
 from app.errors import Forbidden, SetupError
 from app.settings import SecuritySettings
@@ -113,3 +115,32 @@ def test_tokens_for_an_adapter_are_read_by_its_bases_tokenizer(bans: Bans, tiny_
 def test_a_prompt_of_tokens_and_numbers_is_left_to_its_route(bans: Bans, tiny_folder: Path) -> None:
     bans.tokenizers["tiny"] = Tokenizer(str(tiny_folder))
     bans.check_content({"prompt": [[1], 5]})
+
+
+def test_bans_by_file(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bans.yaml"
+    file.write_text("users: [mallory]\nphrases: [glass house]\n")
+    with serving(tiny_folder, keys=LINES, bans_file=str(file)) as client:
+
+        def code(path: str = CHAT, **fields: Any) -> str | None:
+            answer = client.post(path, json={**HELLO, **fields}, headers=bearer(ALICE))
+            assert answer.status_code == (403 if "error" in answer.json() else 200)
+            return answer.json().get("error", {}).get("code")
+
+        assert (code(), code(user="mallory")) == (None, "user_banned")
+        assert code(messages=[{"role": "user", "content": "in a GLASS house"}]) == "content_blocked"
+        answer = client.post("/v1/score", json={"text": "in a glass house"}, headers=bearer(ALICE))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "content_blocked") and "glass" not in answer.text
+        tokens = client.post("/tokenize", json={"prompt": "in a glass hous"}, headers=bearer(ALICE)).json()["tokens"]
+        last = client.post("/tokenize", json={"prompt": "e", "add_special_tokens": False}, headers=bearer(ALICE)).json()["tokens"]
+        for path, field in (("/v1/completions", "prompt"), ("/v1/embeddings", "input"), ("/detokenize", "tokens")):
+            answer = client.post(path, json={field: [*tokens, *last]}, headers=bearer(ALICE))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "content_blocked")
+            assert client.post(path, json={field: tokens}, headers=bearer(ALICE)).status_code != 403
+        answer = client.post("/v1/completions", json={"prompt": [[3, 4], [*tokens, 10**9, *last]]}, headers=bearer(ALICE))
+        assert answer.status_code == 403
+        error = client.post(MESSAGES, json={**HELLO, "system": "glass house"}, headers=bearer(ALICE)).json()["error"]
+        assert error["type"] == "permission_error"
+        file.write_text("keys: [alice]\n")
+        os.utime(file, (1, 1))
+        assert code(user="mallory") == "key_banned"

@@ -1,74 +1,22 @@
 """The whole of admission around the real routes: who is let in, what each answer says, and that nothing is opened or logged."""
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import openai
-import psutil
 import pytest
-from fakes import FACTS, FakeEngine, FakeWorker
-from fastapi import FastAPI, Request, WebSocket
+from admitting import ALICE, CHAT, HELLO, LINES, MESSAGES, ROOT, bearer, serving
+from fakes import FACTS
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from app.errors import SetupError
-from app.settings import QueueSettings, SecuritySettings, ServerSettings, Settings, read
-from app.tokenizer import Tokenizer
+from app.settings import read
 from serve.admission.keys import digest_of
-from serve.admission.security import Security
-from serve.middleware import install
-from serve.routes import create_routes
 from serve.server import create_server
-from serve.workers.messages import Ready
-from serve.workers.router import Router
-
-ALICE, ROOT = "alice-" + "a" * 40, "root-" + "r" * 40
-LINES = (f"alice user sha256:{digest_of(ALICE).hex()}", f"root admin sha256:{digest_of(ROOT).hex()}")
-CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
-HELLO = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-LIMIT = 20_000
-
-
-@contextmanager
-def serving(folder: Path, host: str = "127.0.0.1", base_url: str = "http://127.0.0.1:8000", **security: Any) -> Iterator[TestClient]:
-    """The real routes and admission over a fake worker. /client says what a limit by client would see."""
-    settings = Settings.model_construct(security=SecuritySettings(**security), server=ServerSettings(host=host))
-    router = Router([FACTS.name], QueueSettings(max_waiting=3))
-    engine = FakeEngine()
-    router.replicas[0].queue = FakeWorker(router, engine)
-    router.append([Ready(psutil.Process().pid, 0, FACTS), "OK"])
-    app, admission = FastAPI(), Security(settings)
-    app.state.engine = engine
-    admission.add_inner(app)
-    install(app, LIMIT, settings.security.cors_origins, before_body=[admission.access])
-    admission.add_outer(app)
-    app.state.bans.tokenizers[FACTS.name] = Tokenizer(str(folder))
-    app.include_router(create_routes(router, app.state.bans.tokenizers, 1, app.state.bans))
-
-    @app.get("/client")
-    async def client(request: Request) -> str | None:
-        name: str | None = request.scope["state"]["client"]
-        return name
-
-    @app.get("/metrics/more")
-    async def metrics() -> int:
-        return 1
-
-    @app.websocket("/socket")
-    async def socket(connection: WebSocket) -> None:
-        await connection.accept()
-
-    @app.get("/broken")
-    async def broken() -> None:
-        raise RuntimeError
-
-    with TestClient(app, base_url, raise_server_exceptions=False) as http:
-        yield http
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +29,6 @@ def guarded(tiny_folder: Path) -> Iterator[TestClient]:
 def alone(tiny_folder: Path) -> Iterator[TestClient]:
     with serving(tiny_folder) as client:
         yield client
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
 
 
 @pytest.mark.parametrize(
@@ -233,35 +177,6 @@ def test_with_keys_or_beyond_this_machine_any_host_reaches_the_api(
         assert client.post(CHAT, json=HELLO, headers={"Host": "gpu.example"}).status_code == 200
         assert client.post(CHAT, json=HELLO, headers=elsewhere).status_code == 403
     assert "the server listens on 0.0.0.0 and has no keys" in caplog.text
-
-
-def test_bans_by_file(tiny_folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "bans.yaml"
-    file.write_text("users: [mallory]\nphrases: [glass house]\n")
-    with serving(tiny_folder, keys=LINES, bans_file=str(file)) as client:
-
-        def code(path: str = CHAT, **fields: Any) -> str | None:
-            answer = client.post(path, json={**HELLO, **fields}, headers=bearer(ALICE))
-            assert answer.status_code == (403 if "error" in answer.json() else 200)
-            return answer.json().get("error", {}).get("code")
-
-        assert (code(), code(user="mallory")) == (None, "user_banned")
-        assert code(messages=[{"role": "user", "content": "in a GLASS house"}]) == "content_blocked"
-        answer = client.post("/v1/score", json={"text": "in a glass house"}, headers=bearer(ALICE))
-        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "content_blocked") and "glass" not in answer.text
-        tokens = client.post("/tokenize", json={"prompt": "in a glass hous"}, headers=bearer(ALICE)).json()["tokens"]
-        last = client.post("/tokenize", json={"prompt": "e", "add_special_tokens": False}, headers=bearer(ALICE)).json()["tokens"]
-        for path, field in (("/v1/completions", "prompt"), ("/v1/embeddings", "input"), ("/detokenize", "tokens")):
-            answer = client.post(path, json={field: [*tokens, *last]}, headers=bearer(ALICE))
-            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "content_blocked")
-            assert client.post(path, json={field: tokens}, headers=bearer(ALICE)).status_code != 403
-        answer = client.post("/v1/completions", json={"prompt": [[3, 4], [*tokens, 10**9, *last]]}, headers=bearer(ALICE))
-        assert answer.status_code == 403
-        error = client.post(MESSAGES, json={**HELLO, "system": "glass house"}, headers=bearer(ALICE)).json()["error"]
-        assert error["type"] == "permission_error"
-        file.write_text("keys: [alice]\n")
-        os.utime(file, (1, 1))
-        assert code(user="mallory") == "key_banned"
 
 
 def test_no_key_and_no_blocked_text_reaches_the_log(tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,8 +1,12 @@
 """The server against its own OpenAPI document: by schemathesis, and by a thousand bodies that the document forbids."""
 
+import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +94,30 @@ def test_every_example_of_the_document_works(api: RunningServer, document: dict[
             assert answer.status_code == 200, (path, example, answer.text)
             tried += 1
     assert tried >= len(ROUTES)
+
+
+def curls() -> Iterator[list[str]]:
+    """The words of each curl command in the README and in the document of the API."""
+    for page in ("README.md", "docs/api.md"):
+        for command in re.findall(r"^curl .*?(?=^curl |^```|^#|^$)", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
+            yield shlex.split(command.replace("\\\n", " "))[1:]
+
+
+def test_every_curl_of_the_documents_works(api: RunningServer) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("-N", action="store_true")
+    parser.add_argument("-H", action="append", default=[])
+    parser.add_argument("-d")
+    tried = set[str]()
+    for words in curls():
+        command, _ = parser.parse_known_args(words)
+        url = command.url.replace("http://127.0.0.1:8000", api.url)
+        headers = dict(header.split(": ") for header in command.H)
+        answer = httpx.request("GET" if command.d is None else "POST", url, content=command.d, headers=headers, timeout=120)
+        assert answer.status_code == 200 and "X-Litmus-Ignored" not in answer.headers, (words, answer.text)
+        tried.add(url.removeprefix(api.url))
+    assert tried >= {"/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions", "/v1/score", "/v1/embeddings"}
 
 
 @st.composite

@@ -1,57 +1,20 @@
-"""`/v1/responses` over the fake engine: what its fields mean, what is refused by name, and the events of a stream."""
+"""`/v1/responses` over the fake engine: what its fields mean, and the events of a stream."""
 
 import json
 from dataclasses import replace
 from typing import Any
 
-import psutil
 import pytest
-from fakes import FACTS
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
+from responding import CALL, CHAT, PATH, RESULT, RING, SING, USER, ask
 
-from serve.workers.messages import Ready
-
-PATH, CHAT = "/v1/responses", "/v1/chat/completions"
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-RING = {"type": "function", "name": "ring", "parameters": {"type": "object", "properties": {"times": {"type": "integer"}}}}
-SING = {"type": "function", "name": "sing"}
-USER = {"role": "user", "content": "hi"}
-CALL = {"type": "function_call", "call_id": "aaaaaaaaa", "name": "ring", "arguments": '{"times": 2}'}
-RESULT = {"type": "function_call_output", "call_id": "aaaaaaaaa", "output": "rung"}
-HERMES = (
-    "{{ bos_token }}{% if tools %}s:{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m['role'][0] + ':' + (m['content'] or '') }}"
-    '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n'
-    "</tool_call>{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}a:{% endif %}"
-)
 TWO = '<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>\n<tool_call>\n{"name": "sing", "arguments": {}}\n</tool_call>'
-
-
-@pytest.fixture
-def tooled(served: Any) -> Any:
-    """With a chat template that has a place for tools, and a context that holds them."""
-    served.tokenizer.base.chat_template = HERMES
-    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
-    return served
 
 
 def say(served: Any, text: str, size: int = 5) -> None:
     served.engine.script = [(text[at : at + size], (3,)) for at in range(0, len(text), size)]
-
-
-def ask(served: Any, **fields: Any) -> Any:
-    response = served.client.post(PATH, json={"input": "hi", "max_output_tokens": 3, "seed": 7, **fields})
-    assert response.status_code == 200, response.text
-    return response
-
-
-def refused(served: Any, **fields: Any) -> Any:
-    body = json.dumps({"input": "hi", "max_output_tokens": 3, **fields})
-    response = served.client.post(PATH, content=body, headers={"Content-Type": "application/json"})
-    assert response.status_code == 400, response.text
-    assert not served.engine.submitted
-    return response.json()["error"]
 
 
 def events_of(body: str) -> list[Any]:
@@ -279,101 +242,3 @@ def test_log_probabilities_are_beside_the_text(served: Any) -> None:
         deltas = [event for event in events if event["type"] == "response.output_text.delta"]
         assert [entry for event in deltas for entry in event["logprobs"]] == entries
     assert ask(served, top_logprobs=0).json()["output"][0]["content"][0]["logprobs"] == []
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"store": False},
-        {"store": None, "previous_response_id": None, "conversation": None, "prompt": None, "background": None, "include": None},
-        {"background": False, "truncation": "disabled", "include": []},
-        {"reasoning": {}},
-        {"reasoning": {"effort": "none", "summary": None}},
-        {"tools": [], "tool_choice": "auto"},
-        {"text": {}},
-        {"stream": True, "stream_options": {"include_obfuscation": False}},
-        {"max_tool_calls": 3, "safety_identifier": "a", "n": 1},
-    ],
-)
-def test_values_that_change_nothing_are_accepted(strictly_served: Any, fields: dict[str, Any]) -> None:
-    ask(strictly_served, **fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "said"),
-    [
-        ({"store": True}, "store", "stores no responses"),
-        ({"background": True}, "background", "while its client waits"),
-        ({"truncation": "auto"}, "truncation", "never cut"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id", "not supported"),
-        ({"conversation": "conv_1"}, "conversation", "not supported"),
-        ({"prompt": {"id": "p"}}, "prompt", "not supported"),
-        ({"context_management": [{"type": "compaction"}]}, "context_management", "not supported"),
-        ({"include": ["reasoning.encrypted_content"]}, "include.0", "message.output_text.logprobs"),
-        ({"reasoning": {"effort": "low"}}, "reasoning.effort", "no place"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "not supported"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
-        ({"max_tokens": 3}, "max_tokens", "not supported"),
-        ({"messages": [USER]}, "messages", "not supported"),
-        ({"n": 2}, "n", "1"),
-        ({"n": True}, "n", "integer"),
-        ({"stream_options": {}}, "stream_options", "stream: true"),
-        ({"input": "  "}, "input", "empty or blank"),
-        ({"input": []}, "input", "at least 1"),
-        ({"input": [{"type": "reasoning", "summary": []}]}, "input", "no message"),
-        ({"input": [USER, {"role": "user", "content": ""}]}, "input.1.content", "input.1.content is empty"),
-        ({"input": [{"type": "web_search_call", "id": "a"}]}, "input.0", "web_search_call"),
-        ({"input": [{"type": "item_reference", "id": "a"}]}, "input.0", "item_reference"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]}, "input.0.content.0", "input_image"),
-        ({"input": [{"role": "tool", "content": "a"}]}, "input.0.role", "assistant"),
-        ({"input": [USER, RESULT]}, "input.1.call_id", "input.1.call_id: no earlier message"),
-        ({"input": [USER, {"type": "function_call_output", "output": "a"}]}, "input.1.call_id", "missing"),
-        ({"input": [USER, {**CALL, "arguments": "no"}]}, "input.1.arguments", "input.1.arguments must be a JSON object"),
-        ({"input": [USER, {"role": "assistant", "content": "a"}, {**CALL, "arguments": "[]"}]}, "input.2.arguments", "JSON object"),
-        ({"instructions": "\ud800"}, "instructions", "instructions"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0", "web_search"),
-        ({"tools": [{"type": "function"}]}, "tools.0.name", "missing"),
-        ({"tools": [RING, RING]}, "tools.1.name", "two tools"),
-        ({"tools": [{**RING, "parameters": {"type": "array"}}]}, "tools.0", "object"),
-        ({"tools": [RING], "tool_choice": {"type": "function", "name": "sing"}}, "tool_choice.name", "sing"),
-        ({"tools": [RING], "tool_choice": {"type": "function"}}, "tool_choice.name", "missing"),
-        ({"tools": [RING], "tool_choice": "always"}, "tool_choice", "required"),
-        ({"tool_choice": "required"}, "tool_choice", "needs tools"),
-        ({"tools": [RING], "text": {"format": {"type": "json_object"}}}, "text.format", "text.format cannot be combined"),
-        ({"tools": [RING], "top_logprobs": 1}, "top_logprobs", "tool_choice"),
-        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema", "missing"),
-        ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"not": {}}}}}, "text.format.schema", "text.format.schema"),
-        ({"text": {"format": {"type": "xml"}}}, "text.format.type", "json_object"),
-        ({"text": {"format": {"type": "json_object"}}, "min_tokens": 1}, "min_tokens", "text.format"),
-        ({"max_output_tokens": 0}, "max_output_tokens", "1"),
-        ({"max_output_tokens": 4095}, "max_output_tokens", "max_output_tokens is 4095"),
-        ({"input": "a" * 5000}, "input", "the context"),
-    ],
-)
-def test_what_cannot_be_done_is_refused_by_name(tooled: Any, fields: dict[str, Any], param: str, said: str) -> None:
-    error = refused(tooled, **fields)
-    assert error["param"] == param and said in error["message"], error
-
-
-def test_an_error_before_the_stream_has_its_status_and_the_usual_envelope(served: Any) -> None:
-    served.router.draining = True
-    response = served.client.post(PATH, json={"input": "hi", "stream": True})
-    assert (response.status_code, response.json()["error"]["type"]) == (503, "service_unavailable")
-
-
-@pytest.mark.parametrize("field", ["user", "safety_identifier"])
-def test_a_banned_user_is_refused(served: Any, field: str) -> None:
-    response = served.client.post(PATH, json={"input": "hi", field: "banned"})
-    assert (response.status_code, response.json()["error"]["param"]) == (403, field)
-
-
-def test_an_unknown_field_is_left_out_and_named(served: Any) -> None:
-    response = ask(served, colour=1, input=[{**USER, "weight": 0}, {**USER, "content": [{"type": "input_text", "text": "a", "x": 1}]}])
-    assert set(response.headers["X-Litmus-Ignored"].split(", ")) == {"colour", "input.0.weight", "input.1.content.0.x"}
-
-
-def test_fields_of_responses_are_known_to_the_other_routes(served: Any) -> None:
-    fields = {"max_tokens": 2, "background": False, "truncation": "disabled", "include": [], "reasoning": {}, "text": {}}
-    assert served.client.post(CHAT, json={"messages": [USER], **fields}).status_code == 200
-    error = served.client.post(CHAT, json={"messages": [USER], "instructions": "be"}).json()["error"]
-    assert (error["param"], error["code"]) == ("instructions", "unsupported_parameter")

@@ -6,7 +6,7 @@ import threading
 import httpx
 import openai
 import pytest
-from openai_server import Call, answer, chunk
+from openai_server import Call, answer, drop, refusing, two_words
 
 CHAT = "/v1/chat/completions"
 
@@ -18,26 +18,6 @@ def hello(**fields):
 def error_of(response: httpx.Response) -> tuple[int, str, str]:
     error = response.json()["error"]
     return response.status_code, error["code"], error["message"]
-
-
-def refusing(status: int, body: object, **headers: str):
-    async def behave(call: Call) -> None:
-        await call.reply(status, body, **headers)
-
-    return behave
-
-
-async def drop(call: Call) -> None:
-    """The connection ends without a byte."""
-    call.writer.transport.abort()
-
-
-async def two_words(call: Call) -> None:
-    """The beginning of a stream, and no end."""
-    await call.begin_events()
-    await call.event(chunk(delta={"role": "assistant"}))
-    await call.event(chunk(delta={"content": "one "}))
-    await call.event(chunk(delta={"content": "two "}))
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 422])

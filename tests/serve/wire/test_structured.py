@@ -6,7 +6,7 @@ from typing import Any
 
 import psutil
 import pytest
-from fakes import FACTS
+from fakes import FACTS, HERMES
 
 from serve.workers.messages import Ready
 
@@ -14,20 +14,7 @@ CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
 RING = {"type": "function", "function": {"name": "ring", "parameters": {"type": "object", "properties": {"times": {"type": "integer"}}}}}
 SING = {"type": "function", "function": {"name": "sing"}}
-HERMES = (
-    "{{ bos_token }}{% if tools %}s:{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m['role'][0] + ':' + (m['content'] or '') }}"
-    '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n'
-    "</tool_call>{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}a:{% endif %}"
-)
 TWO = '<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>\n<tool_call>\n{"name": "sing", "arguments": {}}\n</tool_call>'
-
-
-@pytest.fixture
-def tooled(served: Any) -> Any:
-    served.tokenizer.base.chat_template = HERMES
-    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
-    return served
 
 
 def ask(served: Any, **fields: Any) -> Any:

@@ -1,57 +1,23 @@
 """Reasoning models over the chat route: the thought apart from the answer, whole and streamed, with forms, tools and log-probabilities."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from fakes import FACTS
 from llguidance import LLMatcher
+from thinking import CHAT, HELLO, QWEN, RING, ask, prompt_of, say
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from app.forms.parser import overlap
 from app.forms.reasoning import ReasoningFormat
+from app.forms.splitter import Place
 from app.forms.validation import byte_tokenizer
 from app.schemas import ChatRequest
 from app.tokenizer import Tokenizer
 from serve.wire.thought import Thought, limit_of
-from serve.workers.messages import Ready
-
-CHAT = "/v1/chat/completions"
-HELLO = [{"role": "user", "content": "hi"}]
-QWEN = (
-    "{{ bos_token }}{% if tools %}s:{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m['role'][0] + ':' }}"
-    "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m['content'] or '' }}"
-    '{% for c in m.tool_calls or [] %}<tool_call>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
-    "</tool_call>{% endfor %}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}a:{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
-)
-RING = {"type": "function", "function": {"name": "ring", "parameters": {"type": "object", "properties": {"times": {"type": "integer"}}}}}
-
-
-@pytest.fixture
-def thinking(served: Any) -> Any:
-    served.tokenizer.base.chat_template = QWEN
-    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=4096)), "OK"])
-    return served
-
-
-def say(served: Any, text: str, size: int = 5) -> None:
-    served.engine.script = [(text[at : at + size], (3,)) for at in range(0, len(text), size)]
-
-
-def ask(served: Any, **fields: Any) -> Any:
-    answer = served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 40, "seed": 1, **fields})
-    assert answer.status_code == 200, answer.text
-    return answer
-
-
-def prompt_of(served: Any) -> str:
-    return str(served.tokenizer.decode(list(served.engine.submitted[-1].prompt)))
 
 
 def test_a_thought_stands_apart(thinking: Any) -> None:
@@ -279,7 +245,7 @@ def test_the_mark_is_written_without_a_space_by_a_tokenizer_that_begins_words_wi
     PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="<unk>").save_pretrained(tmp_path)
     tokenizer = Tokenizer(str(tmp_path))
     chat = ChatRequest(messages=[{"role": "user", "content": "a"}], thinking_token_budget=3)
-    limit = limit_of(chat, Thought(ReasoningFormat("<think>", "</think>"), True), tokenizer)
+    limit = limit_of(chat, Thought(ReasoningFormat("<think>", "</think>"), Place.IN_THOUGHT), tokenizer)
     assert limit is not None
     text = tokenizer.decode([*tokenizer.encode("a", "text")])
     while not text.endswith("</think>"):

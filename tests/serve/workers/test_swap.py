@@ -49,8 +49,9 @@ class Models:
         streamed = Streamed([], set(), [], None)
         with httpx.stream("POST", f"{self.server.url}/v1/completions", json=body, timeout=120) as response:
             for line in response.iter_lines():
+                had_words = bool(streamed.words)
                 streamed.read(line)
-                if started is not None and len(streamed.words) == 1:
+                if started is not None and streamed.words and not had_words:
                     started.release()
         return streamed
 

@@ -9,7 +9,7 @@ import gradio as gr
 import pytest
 
 from app.schemas import ModelCard, Usage
-from tests.ui.conftest import BASE, CARD, NO_CHAT
+from tests.ui.fakelitmus import BASE, CARD, NO_CHAT
 from ui.client import Chunk, QueueStatus, ServerError
 from ui.compare.run import run
 from ui.compare.side import Settings, Side, differences

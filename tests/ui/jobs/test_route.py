@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from app.neighbours import Neighbours
 from tests.ui import fakejobs
-from tests.ui.conftest import BASE, CARD, KEY, Fake
+from tests.ui.fakelitmus import BASE, CARD, KEY, Fake
 from tests.ui.test_routes import URL, nothing_else
 from ui.guard import Guard
 from ui.jobs.client import BATCHES_OFF, TUNING_OFF

@@ -11,7 +11,7 @@ from browser import CHROMIUM, fill
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.ui.conftest import EXPLANATION, SOURCE, Fake, running
+from tests.ui.fakelitmus import EXPLANATION, SOURCE, Fake, running
 from ui.flags.file import FlagFile
 from ui.page import mount
 from ui.visitors import Visitors
@@ -22,7 +22,6 @@ SURE: dict[str, Any] = {
     "false_positive_rate": {"target": 0.01, "measured": 0.0045, "interval": [0.002, 0.008], "n": 3749, "tokens": "64-128"},
     "distribution": {"method": "binoculars", "tokens": "64-128", "edges": [0.5, 1.0, 1.5], "human": [10, 90], "machine": [80, 20]},
 }
-expect.set_options(timeout=20_000)  # beside other tests on two cores
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
 

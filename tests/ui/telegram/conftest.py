@@ -10,7 +10,7 @@ import pytest
 from telegram.ext import Application
 
 from app.settings import TelegramSettings
-from tests.ui.conftest import running
+from tests.ui.fakelitmus import running
 from tests.ui.telegram.botapi import TOKEN, BotApi, create_bot_api
 from tests.ui.telegram.litmus import Litmus, create_litmus
 from ui.telegram.answers import Pace

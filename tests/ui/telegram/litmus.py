@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from tests.ui.conftest import SCORES, SOURCE, USAGE, envelope, event, score_result
+from tests.ui.fakelitmus import SCORES, SOURCE, USAGE, envelope, event, score_result
 
 HOLD = "HOLD"  # a question with this word is answered with two words, and then nothing until `release`
 

@@ -1,7 +1,7 @@
 import pytest
 
 from app.schemas import Score, UsedCalibration
-from tests.ui.conftest import EXPLANATION, SOURCE, score_result
+from tests.ui.fakelitmus import EXPLANATION, SOURCE, score_result
 from ui.client import ScoreResult
 from ui.telegram.verdict import CAVEAT, headline, verdict_text
 

@@ -1,0 +1,51 @@
+"""What a visitor does in the chat and sees of it."""
+
+from contextlib import suppress
+
+from browser import fill
+from playwright.sync_api import Locator, Page, expect
+
+QUESTION = "Tell me a story about <b>a fox</b> & a crow."
+
+
+def models(page: Page) -> Locator:
+    return page.get_by_role("combobox", name="Model", exact=True)
+
+
+def ask(page: Page, text: str) -> None:
+    box(page).fill(text)
+    box(page).press("Enter")
+
+
+def ask_until_taken(page: Page, text: str) -> None:
+    """Press Enter again where Gradio drops it, as it does while the event of the last Enter is still on its way."""
+    box(page).fill(text)
+    for _ in range(20):
+        box(page).press("Enter")
+        with suppress(AssertionError):
+            expect(conversation(page)).to_contain_text(text, timeout=2000)
+            return
+
+
+def score(page: Page, text: str) -> None:
+    page.get_by_role("tab", name="Score").click()
+    fill(page.get_by_label("Text to score"), text)
+    page.get_by_role("button", name="Score", exact=True).click()
+
+
+def conversation(page: Page) -> Locator:
+    return page.get_by_role("log")
+
+
+def box(page: Page) -> Locator:
+    return page.get_by_role("textbox", name="Message", exact=True)
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def expect_answer(page: Page, count: int = 1) -> None:
+    """Waits until the last of `count` answers has ended."""
+    expect(button(page, "Retry")).to_have_count(count)
+    expect(button(page, "Send")).to_be_visible()
