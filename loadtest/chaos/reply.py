@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TOLERANCE = 1e-4  # of scores and log-probabilities: the rows that share a step change their last digits. Texts must be equal
-UNCOMPARED = {"id", "created", "system_fingerprint", "prompt_tokens_details", "service_tier"}
+# what depends on the moment: how much of a prompt was cached, how many tokens were drafted
+UNCOMPARED = {"id", "created", "system_fingerprint", "prompt_tokens_details", "completion_tokens_details", "service_tier"}
 
 
 @dataclass(slots=True)

@@ -23,10 +23,9 @@ class ServerFailed(Exception):
 
 
 def serve_command(model: str, port: int, max_waiting: int, further: Sequence[str]) -> list[str]:
-    """float32, in which an answer does not depend on what else is in the batch; `further` options may change that."""
+    """In the model's default precision: that of small models and those of the compiled kernel give the same answer in any batch."""
     options = {
         "--model.path": model,
-        "--model.dtype": "float32",
         "--ui.enabled": "false",
         "--queue.max_waiting": str(max_waiting),
         "--server.port": str(port),

@@ -22,7 +22,8 @@ def read(*events, sizes=(10_000,)):
 
 @pytest.mark.parametrize("sizes", [(10_000,), (1,), (3, 7)])
 def test_a_stream_with_comments_is_read_however_it_is_cut(sizes):
-    usage = 'data: {"choices": [], "usage": {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}}\n\n'
+    details = '"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"accepted_prediction_tokens": 1}'
+    usage = f'data: {{"choices": [], "usage": {{"prompt_tokens": 3, {details}}}}}\n\n'
     events = (
         ": queued position=1\n\n",
         chunk("Once \u2028"),
