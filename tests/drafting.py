@@ -55,6 +55,14 @@ def listening(drafter: Drafter) -> Iterator[list[list[int]]]:
 
 
 @contextmanager
+def free_rows() -> Iterator[None]:
+    """While open, as much is drafted as if rows cost nothing, whatever the machine is busy with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RowCosts, "step_s", lambda *_: 1.0)
+        yield
+
+
+@contextmanager
 def guided(drafter: Drafter, heard: list[list[int]], seed: int = 0) -> Iterator[None]:
     """While open, answers that were heard are drafted, with wrong tokens among them, as if rows cost nothing."""
     rng = random.Random(seed)
@@ -62,8 +70,7 @@ def guided(drafter: Drafter, heard: list[list[int]], seed: int = 0) -> Iterator[
     def create(_: Generate, __: Acceptance) -> Source:
         return Guided(heard, rng)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RowCosts, "step_s", lambda *_: 1.0)
+    with free_rows():
         drafter.create_source = create
         yield
         drafter.create_source = Source

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from drafting import guided, listening
+from drafting import free_rows, guided, listening
 from inprocess import CHAT, TEXT, LocalModel
 from precisions.test_crowd import CALL, CHOICE, NUMBERS, check_same, prompt, requests
 
@@ -95,7 +95,8 @@ def test_an_answer_is_the_same_with_drafts_from_its_own_text(steady: LocalModel)
     drafter.is_on = False
     undrafted = ask_all(steady, sent, at_once=False)
     drafter.is_on = True
-    drafted = ask_all(steady, sent, at_once=True) + ask_all(steady, sent, at_once=False)
+    with free_rows():
+        drafted = ask_all(steady, sent, at_once=True) + ask_all(steady, sent, at_once=False)
     for one, other in zip(undrafted * 2, drafted, strict=True):
         check_same(one, other)
     assert prediction(drafted, "accepted") > 20
@@ -104,14 +105,15 @@ def test_an_answer_is_the_same_with_drafts_from_its_own_text(steady: LocalModel)
 def test_a_prediction_makes_the_answer_fewer_steps(steady: LocalModel) -> None:
     """The tokens of its text are not always those that were sampled; over a few answers most are."""
     plain, helped = [], []
-    for seed in range(6):
-        ask = {"messages": [{"role": "user", "content": "Who stole the cheese?"}], **WILD, "seed": seed}
-        plain.append(steady.post(CHAT, **ask))
-        text = plain[-1]["choices"][0]["message"]["content"]
-        helped.append(steady.post(CHAT, **ask, prediction={"type": "content", "content": text}))
-        misled = steady.post(CHAT, **ask, prediction={"type": "content", "content": [{"type": "text", "text": text[::-1]}]})
-        check_same(plain[-1], helped[-1])
-        check_same(plain[-1], misled)
+    with free_rows():
+        for seed in range(6):
+            ask = {"messages": [{"role": "user", "content": "Who stole the cheese?"}], **WILD, "seed": seed}
+            plain.append(steady.post(CHAT, **ask))
+            text = plain[-1]["choices"][0]["message"]["content"]
+            helped.append(steady.post(CHAT, **ask, prediction={"type": "content", "content": text}))
+            misled = steady.post(CHAT, **ask, prediction={"type": "content", "content": [{"type": "text", "text": text[::-1]}]})
+            check_same(plain[-1], helped[-1])
+            check_same(plain[-1], misled)
     assert prediction(helped, "accepted") > prediction(plain, "accepted") + 20
 
 
