@@ -200,7 +200,7 @@ def runners(args: argparse.Namespace) -> Iterator[tuple[int, Runner]]:
     if args.what == "engine":
         from app.models.loading import create_engine  # imported here so that a peer's process does not load Litmus's engine
 
-        engine, _ = create_engine(settings(args))
+        engine, _ = create_engine(settings(args).model_copy(update={"drafts": False}))  # their gain depends on what the model repeats
         for at_once in args.at_once:
             yield at_once, partial(run_engine, engine, at_once)
         return

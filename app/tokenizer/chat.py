@@ -2,17 +2,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta
 from transformers import PreTrainedTokenizerBase
 
 from app.errors import InvalidRequest, first_line
 from app.forms.reasoning import Reasoning, learn_reasoning
 from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
 from app.forms.ways import ToolRendering, learn_tools
+
+GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own: what the model is trained to write
+THINKING_SWITCHES = ("enable_thinking", "thinking")  # names that templates have for it
 
 
 class ChatTemplate:
@@ -88,8 +91,13 @@ class ChatTemplate:
         return {**message, "reasoning_content": thought} if self.reasoning is None else self.reasoning.with_thought(message, thought)
 
     def uses(self, variable: str) -> bool:
-        """Whether the chat template has a place for this variable."""
-        return re.search(rf"\b{re.escape(variable)}\b", self._template_text) is not None
+        """Whether the chat template looks this variable up."""
+        return variable in variables_of(self._template_text)
+
+    @property
+    def thinking_switch(self) -> str | None:
+        """The template's variable that says whether the model thinks first, if it has one."""
+        return next((name for name in THINKING_SWITCHES if self.uses(name)), None)
 
     @property
     def _template_text(self) -> str:
@@ -116,3 +124,13 @@ class ChatTemplate:
     @cached_property
     def _learned_tools(self) -> ToolRendering:
         return learn_tools(self._render, self.added_tokens)
+
+
+@lru_cache(maxsize=8)
+def variables_of(template: str) -> frozenset[str]:
+    """The names that a chat template looks up but does not define on every way to them."""
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION_TAG.sub("", template))
+    except TemplateSyntaxError:  # it cannot be rendered either
+        return frozenset()
+    return frozenset(meta.find_undeclared_variables(tree))

@@ -55,12 +55,14 @@ class Server:
 
 
 def litmus_peer(model: str, quantize: str, device: str, slots: int) -> Peer:
+    """Litmus without drafts: how much faster they are depends on what the model repeats, and the peers have none."""
     options = {
         "--model.path": model,
         "--model.quantize": quantize,
         "--model.dtype": "bfloat16",
         "--model.device": device,
         "--model.slots": str(slots),
+        "--model.drafts": "false",
         "--ui.enabled": "false",
         "--server.log_level": "warning",
         "--server.port": PORT_PLACEHOLDER,

@@ -13,9 +13,9 @@ from app.forms.tools import ToolFormat
 from app.schemas import ChatRequest, Message, Tool, ToolCall
 from app.schemas.generation import PromptEnd
 from app.tokenizer import ChatTemplate, Tokenizer, check_unicode
+from app.tokenizer.chat import THINKING_SWITCHES
 
 RESERVED_VARIABLES = frozenset("messages tools documents add_generation_prompt continue_final_message bos_token eos_token".split())
-THINKING_SWITCHES = frozenset({"enable_thinking", "thinking"})  # without them a reasoning model thinks, and no other one does
 PROBE = "\ue007"  # a private-use character, which templates copy unchanged
 TEMPLATE_ROLES = {"developer": "system"}  # OpenAI's roles that templates know by another name
 
@@ -51,16 +51,19 @@ def template_variables(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any
     asked = {f"chat_template_kwargs.{name}": (name, value) for name, value in (body.chat_template_kwargs or {}).items()}
     if body.reasoning is not None and body.reasoning.enabled:
         asked["reasoning.enabled"] = "enable_thinking", True
+    switch = tokenizer.chat.thinking_switch  # without one a reasoning model thinks, and no other one does
     for param, (name, value) in asked.items():
-        if name not in RESERVED_VARIABLES and tokenizer.chat.uses(name):
+        if name in THINKING_SWITCHES and switch is not None:  # whichever of their names the client knows
+            variables.setdefault(switch, value)
+        elif name not in RESERVED_VARIABLES and tokenizer.chat.uses(name):
             variables.setdefault(name, value)
         elif name not in THINKING_SWITCHES or bool(value) != (tokenizer.chat.reasoning is not None):
             raise InvalidRequest(f"{param}: the model's chat template has no such variable", param=param, code="unsupported_parameter")
     param, effort = body.effort or ("", None)
     if effort is not None and tokenizer.chat.uses("reasoning_effort"):
         variables.setdefault("reasoning_effort", effort)
-    elif (effort == "none" or body.max_thought_tokens == 0) and tokenizer.chat.uses("enable_thinking"):
-        variables.setdefault("enable_thinking", False)
+    elif (effort == "none" or body.max_thought_tokens == 0) and switch is not None:
+        variables.setdefault(switch, False)
     elif effort is not None and (effort != "none" or tokenizer.chat.reasoning is not None):
         message = f"{param} {effort!r}: the model's chat template has no place for it"
         raise InvalidRequest(message, param=param, code="unsupported_parameter")

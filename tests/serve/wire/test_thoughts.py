@@ -92,11 +92,25 @@ def test_thinking_may_be_turned_off_in_two_ways(thinking: Any) -> None:
         assert message["content"] == "<think>" and message["reasoning"] is None, "the prompt has closed the thought"
 
 
+def test_the_switch_of_a_template_is_found_under_its_other_name(thinking: Any) -> None:
+    thinking.tokenizer.base.chat_template = QWEN.replace("enable_thinking", "thinking")
+    off: list[dict[str, Any]] = [{"chat_template_kwargs": {name: False}} for name in ("enable_thinking", "thinking")]
+    for fields in (*off, {"reasoning_effort": "none"}, {"thinking_token_budget": 0}):
+        ask(thinking, **fields)
+        assert prompt_of(thinking).endswith("a:<think></think>"), fields
+    ask(thinking, chat_template_kwargs={"enable_thinking": True})
+    assert prompt_of(thinking).endswith("a:")
+
+
 def test_what_the_template_has_no_place_for_is_refused_by_name(thinking: Any) -> None:
     for fields, param in (
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"chat_template_kwargs": {"budget": 3}}, "chat_template_kwargs.budget"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+        (
+            {"chat_template_kwargs": {"role": "user"}},
+            "chat_template_kwargs.role",
+        ),  # the template has the word, but looks up no such variable
     ):
         error = thinking.client.post(CHAT, json={"messages": HELLO, **fields}).json()["error"]
         assert (error["param"], error["code"]) == (param, "unsupported_parameter")
