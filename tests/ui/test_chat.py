@@ -1,6 +1,7 @@
 """The chat in a real browser, against a fake Litmus server: answers, stops and refusals, and the choice of the model."""
 
 import re
+import time
 
 import pytest
 from browser import CHROMIUM, fill
@@ -152,6 +153,9 @@ def test_what_is_typed_before_the_server_has_the_question_stays(loaded: Page, fa
     ask(loaded, QUESTION)
     expect(box(loaded)).to_have_value("")
     box(loaded).fill("The next question")
+    deadline_s = time.monotonic() + 20
+    while not held and time.monotonic() < deadline_s:  # the browser empties the box before it sends
+        loaded.wait_for_timeout(20)
     assert fake.requests == []
     held[0].continue_()
     expect_answer(loaded)
