@@ -1,7 +1,5 @@
 """`app.calibrate` on a tiny model: from files to calibration and report, interrupted and resumed runs, and refusals."""
 
-import csv
-import gzip
 import hashlib
 import json
 import random
@@ -16,7 +14,7 @@ from app.scoring.calibration import ModelIdentity, load
 from app.scoring.journal import Journal, JournalEntry
 from app.scoring.methods import FORMULAS
 from app.scoring.prepare import Preparation
-from app.scoring.sources import FieldNames, LabelledText, drop_first_words, prepare_texts, read
+from app.scoring.sources import LabelledText
 
 MODELS = ModelIdentity(performer="p", revision="1", observer=None, observer_revision=None, quantize="none", dtype="float32")
 PREPARATION = Preparation(tokenizer=None, context=128, collapse=False, passage_tokens=64)
@@ -215,80 +213,6 @@ def test_no_machine_text(tiny_folder, files, tmp_path, capsys):
     same = (files[0], write(tmp_path / "blank.jsonl", [" "]))
     assert run(tiny_folder, same, tmp_path)[0] == 2
     assert "there is no machine text" in capsys.readouterr().err
-
-
-def test_every_type_of_file(tmp_path):
-    pair = {"human": "h", "machine": "m", "domain": "news", "group": 7}
-    (tmp_path / "pair.jsonl.gz").write_bytes(gzip.compress((json.dumps(pair) + "\n\n").encode()))
-    with (tmp_path / "sheet.csv").open("w") as file:
-        csv.writer(file).writerows([["body", "topic"], ["one,\ntwo", "x"], ["three", "y"]])
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "b.txt").write_text("bee\n")
-    (folder / "a.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfay"))
-    (folder / "c.md").write_text("no")
-    pairs = [text for machine in (False, True) for text in read([tmp_path / "pair.jsonl.gz"], machine, FieldNames())]
-    assert pairs == [LabelledText("h", False, "7", "news"), LabelledText("m", True, "7", "news")]
-    assert [*read([tmp_path / "sheet.csv"], True, FieldNames("body", "topic", "topic"))] == [
-        LabelledText("one,\ntwo", True, "x", "x"),
-        LabelledText("three", True, "y", "y"),
-    ]
-    assert [*read([folder], False, FieldNames())] == [LabelledText("ay", False, "a.txt.gz"), LabelledText("bee\n", False, "b.txt")]
-
-
-def test_lines_without_a_group_are_their_own_group(tmp_path):
-    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n')
-    assert [text.group for text in read([tmp_path / "t.jsonl"], False, FieldNames())] == ["t.jsonl:1", "t.jsonl:3"]
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("a.jsonl", b"{", "line 1: not JSON"),
-        ("a.jsonl", b"[1]", "line 1: not an object"),
-        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: no field 'text' with a text"),
-        ("a.csv", b"body\nx\n", "a.csv:2: no field 'text'"),
-        ("a.txt", b"\xff\xfe", "is not UTF-8: invalid at byte 0"),
-        ("a.txt.gz", b"plain", "cannot be read"),
-        ("a.pdf", b"", "unknown type of file; give .jsonl, .csv or .txt"),
-        ("folder", None, "has no .txt"),
-        ("none.txt", None, "cannot be read"),
-    ],
-)
-def test_files_that_cannot_be_read(tmp_path, name, data, message):
-    path = tmp_path / name
-    if data is not None:
-        path.write_bytes(data)
-    elif name == "folder":
-        path.mkdir()
-    with pytest.raises(SetupError) as caught:
-        [*read([path], False, FieldNames())]
-    assert message in str(caught.value) and name in str(caught.value)
-
-
-def test_prepare_texts():
-    texts = [
-        LabelledText("one\u200b two\n\nthree", False, "a"),
-        LabelledText("one two three", False, "b"),
-        LabelledText("\n ", True, "c"),
-        LabelledText("both", False, "d"),
-        LabelledText("both ", True, "e"),
-        LabelledText("four five", True, "f"),
-    ]
-    assert [(text.content, text.group) for text in prepare_texts(texts, collapse=True)] == [("one two three", "a"), ("four five", "f")]
-    assert [text.content for text in prepare_texts(texts, collapse=False)] == [
-        "one two\n\nthree",
-        "one two three",
-        "both",
-        "both ",
-        "four five",
-    ]
-    assert [text.content for text in prepare_texts(texts, collapse=True, cut_words=2)] == ["three"]
-
-
-@pytest.mark.parametrize(("count", "rest"), [(0, " a b\nc  d "), (1, "b\nc  d "), (2, "c  d "), (4, ""), (9, "")])
-def test_drop_first_words(count, rest):
-    assert drop_first_words(" a b\nc  d ", count) == rest
 
 
 def test_the_journal_identifies_a_text_by_a_digest_only(tmp_path):
