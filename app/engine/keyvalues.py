@@ -71,11 +71,13 @@ def _gather(cache: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
 
 
 def _batches(copies: Sequence[PageCopy]) -> Iterator[tuple[list[PageCopy], int]]:
-    """The copies in batches that may be made at once, each with the most tokens that one of its copies takes."""
+    """The copies in batches that may be made at once, each with the most tokens that one of its copies takes: none of a batch reads or
+    writes a page that another of it writes. A page is written twice where a slot finds more of its prompt before the first copy was made.
+    """
     batch: list[PageCopy] = []
     written: set[int] = set()
     for each in copies:
-        if each.source in written:
+        if each.source in written or each.target in written:
             yield batch, max(one.tokens for one in batch)
             batch, written = [], set()
         batch.append(each)
