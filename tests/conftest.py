@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(ROOT / "tests")
 
-# Tests that mostly wait: for servers, browsers and other processes. They take turns with those that compute, so that both cores have work.
+# Tests that mostly wait: for servers, browsers and other processes. As many processes as there are cores run those that compute, the others these.
 WAITING = ("tests/serve", "tests/ui", "tests/test_", "tests/loadtest", "tests/jobs", "tests/app/models/test_hub.py")
 # So that no process ends long after the other.
 SLOW_FIRST = (
@@ -74,8 +74,21 @@ def scope_of(nodeid: str) -> str:
 
 
 class SharedFixtures(LoadScopeScheduling):
+    """Gives a process the next scope that computes while fewer others have one than there are cores, and otherwise the next that waits."""
+
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid)
+
+    def _assign_work_unit(self, node: Any) -> None:
+        latest = [next(reversed(scopes.values()), {}) for other, scopes in self.assigned_work.items() if other is not node]
+        waits = sum(not _waits(scope) for scope in latest if scope) >= (os.cpu_count() or 1)
+        wanted = next((scope for scope, tests in self.workqueue.items() if _waits(tests) is waits), next(iter(self.workqueue)))
+        self.workqueue.move_to_end(wanted, last=False)
+        super()._assign_work_unit(node)
+
+
+def _waits(tests: Mapping[str, bool]) -> bool:
+    return next(iter(tests)).startswith(WAITING)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFixtures:
@@ -109,10 +122,6 @@ def pytest_unconfigure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((place for place, path in enumerate(SLOW_FIRST) if item.nodeid.startswith(path)), len(SLOW_FIRST)))
-    scopes = {scope_of(item.nodeid): item.nodeid.startswith(WAITING) for item in items}  # in that order
-    waiting, computing = ([scope for scope, waits in scopes.items() if waits is kind] for kind in (True, False))
-    order = {scope: place / len(kind) for kind in (waiting, computing) for place, scope in enumerate(kind)}
-    items.sort(key=lambda item: order[scope_of(item.nodeid)])
 
 
 @pytest.hookimpl(tryfirst=True)
