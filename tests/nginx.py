@@ -11,8 +11,9 @@ from pathlib import Path
 
 import httpx
 import psutil
+from ports import free_port
 from serving import wait_for
-from upstream import Upstream, free_port
+from upstream import Upstream
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "deploy/nginx"

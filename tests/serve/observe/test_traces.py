@@ -67,8 +67,9 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def traced(collector: Collector, tiny_folder: Path) -> Any:
+def traced(collector: Collector, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A context; the collector has everything after its end."""
+    monkeypatch.setattr("serve.observe.traces.EXPORT_S", 60)  # as it is in this process, which a busy machine may keep waiting
     return create_observed(tiny_folder, lambda app, router: add_traces(app, router.observer, collector.url))
 
 
