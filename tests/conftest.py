@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -37,6 +39,12 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
 # No test speaks TLS: without this, each of thousands of HTTP clients reads all the certificates of the system (23 ms).
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(ROOT / "tests")
+
+# A busy machine may keep a process waiting for seconds. That is no failure: neither of an HTTP client that was given no time-out, as all
+# of them share this object of httpx, nor of an example of hypothesis.
+httpx._config.DEFAULT_TIMEOUT_CONFIG.__init__(60.0)  # type: ignore[misc]
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 # Tests that mostly wait: for servers, browsers and other processes. As many processes as there are cores run those that compute, the others these.
 WAITING = ("tests/serve", "tests/ui", "tests/test_", "tests/loadtest", "tests/jobs", "tests/app/models/test_hub.py")

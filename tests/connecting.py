@@ -70,20 +70,21 @@ class Running:
     def connect(self, data: bytes = b"") -> socket.socket:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # of a fixed size: else the system lets it grow
-        client.settimeout(5)
+        client.settimeout(60)
         client.connect(("127.0.0.1", self.port))
         client.sendall(data)
         return client
 
     def after(self, seconds: float) -> int:
-        """Look at the connections as if that much time had passed. Returns how many were closed."""
+        """Look at the connections as if that much time had passed since the latest of them did something. Returns how many were closed."""
         done: list[int] = []
 
         def sweep() -> None:
-            done.append(self.connections.sweep(self.loop.time() + seconds))
+            latest = max((max(connection.since, connection.taken_at) for connection in self.connections._open), default=0.0)
+            done.append(self.connections.sweep(latest + seconds))
 
         self.loop.call_soon_threadsafe(sweep)
-        wait_for(lambda: bool(done), 5)
+        wait_for(lambda: bool(done))
         return done[0]
 
     def wait_stalled(self) -> None:
@@ -115,10 +116,10 @@ def running(max_connections: int = 300, body_timeout_s: float = 30) -> Iterator[
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    wait_for(lambda: server.started, 5)
+    wait_for(lambda: server.started)
     yield Running(server.servers[0].sockets[0].getsockname()[1], connections, application, loops[0], work)
     server.force_exit = server.should_exit = True
-    thread.join(5)
+    thread.join(60)
 
 
 def read_all(client: socket.socket) -> bytes:

@@ -193,7 +193,7 @@ class LocalServer:
     @contextmanager
     def run(self) -> Iterator["LocalServer"]:
         """Listen on a free port while the context is open."""
-        server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="warning", timeout_keep_alive=600))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:
@@ -202,7 +202,7 @@ class LocalServer:
         with httpx.Client(base_url=self.url, timeout=60, limits=httpx.Limits(max_connections=None)) as self.http:
             yield self
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
 
     def model(self, name: str) -> LocalModel:
         if name not in self.models:

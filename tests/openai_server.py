@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ports import free_port
+
 MODEL = "their-model"
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/tokenize")
 WORDS = ("one ", "two ", "three")
@@ -114,7 +116,7 @@ class OpenAIServer:
         self.key: str | None = None  # that it asks for
         self.behave: Behaviour = answer
         self.calls: list[Call] = []
-        self.port = 0
+        self.port = free_port()  # also while it does not listen, no client takes it
         self.listens = False
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server
@@ -138,11 +140,10 @@ class OpenAIServer:
         self._run(self._kill())
 
     def _run(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def _kill(self) -> None:
         self._server.close()

@@ -1,7 +1,6 @@
 """Starts a server in a process of its own. Shared by the tests of serve/ and of the whole product."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -9,17 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import psutil
+from ports import free_port
 
 from serve.workers.loop import WORKER_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
-START_S = 90
+START_S = 240  # far longer than a start takes, as all of these: a busy machine may keep a process waiting
+PATIENCE_S = 60
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-HTTP = httpx.Client(timeout=2, trust_env=False)
+HTTP = httpx.Client(timeout=20, trust_env=False)
 
 
 @dataclass
@@ -39,14 +41,40 @@ class RunningServer:
         return self.workers()[0]
 
     def workers(self) -> list[psutil.Process]:
-        return sorted((child for child in self.children() if child.name() == WORKER_NAME), key=psutil.Process.create_time)
+        return sorted((child for child in self.children() if name_of(child) == WORKER_NAME), key=psutil.Process.create_time)
+
+    def slots(self, **query: str | int) -> dict[str, Any]:
+        """What GET /slots tells; asked again while the engine does not answer in time."""
+        url = f"{self.url}/slots"
+        while (answer := httpx.get(url, params=query)).status_code == 503:
+            time.sleep(0.05)
+        state: dict[str, Any] = answer.raise_for_status().json()
+        return state
+
+    @contextmanager
+    def no_new_workers(self) -> Iterator[None]:
+        """While open, no worker is started: the process that they are forked from is stopped."""
+        parent = psutil.Process(self.worker().ppid())
+        parent.suspend()
+        try:
+            yield
+        finally:
+            parent.resume()
 
     def wait_ready(self, seconds: float = START_S) -> None:
         wait_for(lambda: self.process.poll() is not None or is_ready(self.url), seconds)
         assert self.process.poll() is None, self.log.read_text()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+def name_of(process: psutil.Process) -> str:
+    """Empty for one that has just ended."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s"
@@ -62,9 +90,7 @@ def is_ready(url: str) -> bool:
 
 @contextmanager
 def serving(folder: Path, *arguments: str, page: bool = False, program: tuple[str, ...] = ("-m", "serve")) -> Iterator[RunningServer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = folder / f"serve-{port}.log"
     model = () if "--model" in arguments else ("--model", str(ROOT / "models/storyteller"))
     command = [sys.executable, *program, "--port", str(port), "--ui.enabled", str(page), "--jobs.folder", str(folder / "jobs")]
@@ -82,7 +108,7 @@ def serving(folder: Path, *arguments: str, page: bool = False, program: tuple[st
     finally:
         process.terminate()
         try:
-            process.wait(40)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
         for child in psutil.wait_procs(processes, timeout=5)[1]:

@@ -25,7 +25,7 @@ class Animal(BaseModel):
 
 
 def post(server: RunningServer, path: str, **body: Any) -> dict[str, Any]:
-    response = httpx.post(f"{server.url}{path}", json=body, timeout=60)
+    response = httpx.post(f"{server.url}{path}", json=body, timeout=300)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer

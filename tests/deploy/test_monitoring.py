@@ -91,7 +91,7 @@ def test_the_page_says_what_to_do_at_every_alert() -> None:
 
 def promtool(*arguments: str) -> str:
     assert PROMTOOL is not None
-    run = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout + run.stderr
 
@@ -117,7 +117,7 @@ def test_prometheus_accepts_the_metrics(tiny_folder: Path) -> None:
         observed.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})
         text = observed.client.get("/metrics").text
     assert PROMTOOL is not None
-    run = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, text=True, timeout=240)
     complaints = [
         line for line in (run.stdout + run.stderr).splitlines() if "should not contain ':'" not in line
     ]  # vLLM's names have it, too

@@ -30,11 +30,11 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         ports = configure(folder, servers)
         command = [NGINX, "-p", folder, "-c", folder / "nginx/nginx.conf", "-g", "daemon off;"]
         process = subprocess.Popen(command, stderr=(folder / "stderr").open("wb"))
-        wait_for(lambda: process.poll() is not None or (folder / "nginx.pid").exists(), 10)
+        wait_for(lambda: process.poll() is not None or (folder / "nginx.pid").exists())
         assert process.poll() is None, (folder / "stderr").read_text()
         yield Started(process, servers, folder, ports, (f"127.0.1.{number}" for number in itertools.count(1)))
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_client_that_leaves_is_gone_at_the_server(site: Site) -> None:
     with site.http.stream("POST", CHAT, json={}, headers={"X-Conversation-Id": conversation}) as response:
         next(response.iter_text())
         assert not server.left.is_set()
-    assert server.left.wait(2)
+    assert server.left.wait(60)
 
 
 @pytest.mark.parametrize("header", ["x_conversation_id", "x_session_id"])
@@ -187,7 +187,7 @@ def test_a_flood_from_one_address_is_refused_and_health_is_not(site: Site, start
     last = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     address = ("127.0.0.1", started.ports[1])
     with (
-        socket.create_connection(address, 10, ("127.0.0.2", 0)) as plain,
+        socket.create_connection(address, 60, ("127.0.0.2", 0)) as plain,
         started.trusted().wrap_socket(plain, server_hostname="127.0.0.1") as line,
     ):
         line.sendall(one * 400 + last)
@@ -208,7 +208,7 @@ def test_plain_http_leads_to_https(site: Site) -> None:
 @pytest.mark.parametrize("unit", ['"', '"role"', '"role":"assistant",', "\\"])
 def test_no_body_is_slow_to_look_through(site: Site, unit: str) -> None:
     answer = site.http.post(CHAT, content=(unit * (2_000_000 // len(unit))).encode())
-    assert answer.status_code == 200 and answer.elapsed.total_seconds() < 5  # one that backtracked would take minutes
+    assert answer.status_code == 200 and answer.elapsed.total_seconds() < 30  # one that backtracked would take minutes
 
 
 def test_no_log_holds_what_a_person_wrote(site: Site) -> None:
@@ -216,7 +216,7 @@ def test_no_log_holds_what_a_person_wrote(site: Site) -> None:
     site.http.get("/v1/models", params={"q": SECRET})
     site.servers[0].behaviour = site.servers[1].behaviour = "break off"
     assert site.chat(SECRET, x_request_id="the-last").status_code == 503
-    wait_for(lambda: "the-last" in (site.folder / "access.log").read_text(), 2)
+    wait_for(lambda: "the-last" in (site.folder / "access.log").read_text())
     lines = [json.loads(line) for line in (site.folder / "access.log").read_text().splitlines()]
     assert {"path", "status", "server", "request_id"} <= lines[-1].keys() and lines[-1]["status"] == 503
     written = [path.read_bytes() for path in site.folder.rglob("*") if path.is_file()]

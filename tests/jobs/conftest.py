@@ -99,7 +99,7 @@ class Hosted:
     @cached_property
     def clients(self) -> dict[str | None, openai.OpenAI]:
         keys = {None: "none", **self.keys}
-        return {name: openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30) for name, key in keys.items()}
+        return {name: openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60) for name, key in keys.items()}
 
     @contextmanager
     def anew(self) -> Iterator[None]:
@@ -172,14 +172,14 @@ def hosting(tmp_path: Path, tiny_folder: Path, names: tuple[str, ...] = (), **jo
 
 @contextmanager
 def listening(app: FastAPI) -> Iterator[int]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_keep_alive=600))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.005)
     yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
 
 
 @pytest.fixture(scope="session")

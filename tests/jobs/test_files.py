@@ -220,5 +220,5 @@ def test_files_without_a_row_and_expired_ones_are_removed(hosted):
             await asyncio.sleep(0.01)
         task.cancel()
 
-    asyncio.run(asyncio.wait_for(once(), 10))
+    asyncio.run(asyncio.wait_for(once(), 60))
     assert on_disk(hosted) == sorted([kept.id, fresh.name])

@@ -4,24 +4,18 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import redis as redis_client
+from ports import free_port
+from serving import wait_for
 
 from jobs.__main__ import beside
 
 ROOT = Path(__file__).parents[2]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -33,52 +27,48 @@ def broker(tmp_path):
     options = ["--bind", "127.0.0.1", "--requirepass", password, "--save", "", "--appendonly", "no", "--dir", str(tmp_path)]
     process = subprocess.Popen(["redis-server", "--port", str(port), *options], stdout=subprocess.DEVNULL)
     client = redis_client.Redis(port=port, password=password)
-    for _ in range(200):
+
+    def answers():
         try:
-            client.ping()
-            break
+            return client.ping()
         except redis_client.ConnectionError:
-            time.sleep(0.02)
+            return False
+
+    wait_for(answers)
     yield f"redis://:{password}@127.0.0.1:{port}/0"
     process.kill()
     process.wait()
 
 
-def started(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def started(log, *arguments, **environment):
+    """`log` is a file: a pipe that nobody reads yet would stop a process that says much."""
+    with log.open("wb") as out:
+        return subprocess.Popen([sys.executable, "-m", "jobs", *arguments], cwd=ROOT, env={**os.environ, **environment}, stderr=out)
 
 
-def ended(process, seconds=20):
+def ended(process, log):
     """Its exit code and what it logged."""
     try:
-        said = process.communicate(timeout=seconds)[1]
+        process.wait(60)
     finally:
         process.kill()
-    return process.returncode, said
+    return process.returncode, log.read_text()
 
 
-def test_a_worker_is_woken_by_redis_and_stops_when_it_is_told(hosted, broker):
+def test_a_worker_is_woken_by_redis_and_stops_when_it_is_told(hosted, broker, tmp_path):
     lines = [
         {"custom_id": f"r{n}", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a secret", "max_tokens": 1}}
         for n in range(20)
     ]
     made = hosted.start(*lines)
     folder = ("--jobs.folder", str(hosted.folder), "--jobs.server", hosted.url)
-    process = started(*folder, LITMUS_JOBS__BROKER=broker, LITMUS_SERVER__LOG_LEVEL="debug")
+    log = tmp_path / "log"
+    process = started(log, *folder, LITMUS_JOBS__BROKER=broker, LITMUS_SERVER__LOG_LEVEL="debug")
     try:
-        for _ in range(400):
-            if hosted.client().batches.retrieve(made.id).status == "completed":
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: hosted.client().batches.retrieve(made.id).status == "completed", 120)
     finally:
-        code, said = ended(process)
+        process.send_signal(signal.SIGTERM)
+        code, said = ended(process, log)
     output, errors = hosted.output(made)
     assert ([line["custom_id"] for line in output], errors) == ([f"r{n}" for n in range(20)], [])
     assert code == 0 and "the worker has stopped" in said and "privileges" not in said
@@ -87,7 +77,10 @@ def test_a_worker_is_woken_by_redis_and_stops_when_it_is_told(hosted, broker):
 
 
 def test_a_worker_ends_with_the_process_that_it_stands_beside(tmp_path):
-    code, said = ended(started("--beside", "1", "--jobs.folder", str(tmp_path)))  # not its parent: as if that had been killed
+    log = tmp_path / "log"
+    code, said = ended(
+        started(log, "--beside", "1", "--jobs.folder", str(tmp_path / "jobs")), log
+    )  # not its parent: as if that had been killed
     assert code == 0, said
 
 

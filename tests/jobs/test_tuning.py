@@ -47,12 +47,12 @@ def working(hosted, name="w", lease_s=30.0):
         yield
     finally:
         stopping.set()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
 
 
 def wait_for(hosted, job, *statuses, name=None):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while (shown := hosted.client(name).fine_tuning.jobs.retrieve(job.id)).status not in statuses:
         assert time.monotonic() < end, shown
         time.sleep(0.02)
@@ -60,7 +60,7 @@ def wait_for(hosted, job, *statuses, name=None):
 
 
 def wait_until(condition):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)

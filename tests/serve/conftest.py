@@ -18,7 +18,9 @@ from serving import RunningServer, serving
 from app.settings import QueueSettings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
+from serve.observe import state
 from serve.routes import create_routes
+from serve.workers import reports
 from serve.workers.messages import Ready
 from serve.workers.router import Router
 
@@ -37,6 +39,13 @@ class Served:
     @property
     def engine(self) -> FakeEngine:
         return self.worker.engine
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake engines answer at once, but a busy machine may keep their process waiting. Tests of what is late set their own time."""
+    monkeypatch.setattr(reports, "TIMEOUT_S", 60.0)
+    monkeypatch.setattr(state, "REPORT_WAIT_S", 60.0)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 when it is needed.
 """
 
+import contextlib
 import json
 
 import psutil
@@ -9,7 +10,11 @@ from serving import RunningServer, wait_for
 
 
 def workers(server: RunningServer) -> list[psutil.Process]:
-    return [child for child in server.children() if "jobs" in child.cmdline()]
+    found = []
+    for child in server.children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [child] if "jobs" in child.cmdline() else []
+    return found
 
 
 def test_a_batch_of_scores_runs_by_the_filesystem_broker_beside_the_server(api: RunningServer) -> None:
@@ -19,7 +24,7 @@ def test_a_batch_of_scores_runs_by_the_filesystem_broker_beside_the_server(api: 
     lines = [{"custom_id": f"t{n}", "method": "POST", "url": "/v1/score", "body": {"text": text}} for n, text in enumerate(texts)]
     file = client.files.create(file=("corpus.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint="/v1/score", completion_window="24h")  # type: ignore[arg-type]
-    wait_for(lambda: client.batches.retrieve(batch.id).status == "completed", 60)
+    wait_for(lambda: client.batches.retrieve(batch.id).status == "completed", 240)
     batch = client.batches.retrieve(batch.id)
     assert batch.request_counts is not None and batch.request_counts.completed == 12 and batch.error_file_id is None
     assert batch.output_file_id is not None
@@ -48,7 +53,7 @@ def test_a_model_is_fine_tuned_and_served_beside_its_base(api: RunningServer) ->
         return answer.choices[0].message.content
 
     before = say(base)
-    wait_for(lambda: jobs.retrieve(job.id).status in {"succeeded", "failed"}, 180)
+    wait_for(lambda: jobs.retrieve(job.id).status in {"succeeded", "failed"}, 400)
     job = jobs.retrieve(job.id)
     assert job.status == "succeeded" and job.fine_tuned_model is not None, job.error
     metrics = [event.data for event in jobs.list_events(job.id, limit=100) if event.type == "metrics"]

@@ -70,7 +70,7 @@ def evaluations(api: RunningServer, bundled: Path, tmp_path_factory: pytest.Temp
     orders = [("local-completions", completions, ["choose", "tell"], False), ("local-chat-completions", chats, ["tell"], True)]
     environment = {**ENVIRONMENT, "HF_HOME": str(folder / "hf"), "HF_DATASETS_OFFLINE": "1", "OPENAI_API_KEY": "none"}
     command = [sys.executable, "-c", PROGRAM, json.dumps([orders, str(folder)]), str(folder / "found.json")]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     results: list[dict[str, Any]] = json.loads((folder / "found.json").read_text())
     return results

@@ -10,13 +10,14 @@ import multiprocessing, signal, time
 from serve.__main__ import _interrupt
 signal.signal(signal.SIGTERM, _interrupt)
 fork = multiprocessing.get_context("fork")
-children = [fork.Process(target=time.sleep, args=(30,), name=name) for name in ("LitServer-0", "SyncManager-1")]
+running = fork.Semaphore(0)
+children = [fork.Process(target=lambda: running.release() or time.sleep(300), name=name) for name in ("LitServer-0", "SyncManager-1")]
 for child in children:
     child.start()
-time.sleep(0.2)
+    running.acquire()
 for child in children:
     child.terminate()
-children[0].join(10)
+children[0].join(100)
 children[1].join(0.2)
 print([child.exitcode for child in children])
 children[1].kill()
@@ -25,5 +26,5 @@ children[1].kill()
 
 def test_a_stop_before_uvicorn_listens_to_signals_ends_the_api_process_and_not_the_manager() -> None:
     """Otherwise the main process would wait for the API process as long as for answers in flight."""
-    result = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert result.stdout.strip() == "[0, None]", result.stderr

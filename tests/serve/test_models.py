@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 import torch
+from ports import free_port
 from serving import ENVIRONMENT, ROOT, RunningServer, serving, wait_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -81,7 +82,7 @@ def test_both_are_listed_and_the_first_is_the_default(running: RunningServer) ->
     assert one["revision"] != other["revision"]
     assert httpx.get(f"{running.url}/v1/models/other").json() == other
     assert httpx.get(f"{running.url}/ready").json() == {"status": "ready", "models": {"one": "ready", "other": "ready"}}
-    slots = httpx.get(f"{running.url}/slots", params={"model": "other"}).json()
+    slots = running.slots(model="other")
     assert (slots["model"], len(slots["slots"])) == ("other", 3)
     assert httpx.get(f"{running.url}/slots", params={"model": "none"}).status_code == 404
 
@@ -116,22 +117,34 @@ def test_a_model_that_is_not_served_is_a_404_that_names_those_that_are(running: 
 
 
 def test_one_is_killed_and_the_other_serves_on(running: RunningServer) -> None:
-    killed = running.worker()  # the worker of the first model
-    killed.kill()
-    wait_for(lambda: httpx.get(f"{running.url}/ready").status_code == 503, 5)
-    readiness = httpx.get(f"{running.url}/ready").json()
-    assert (readiness["status"], readiness["models"]) == ("loading", {"one": "loading", "other": "ready"})
-    assert complete(running, model="other").status_code == 200
-    refused = complete(running)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    with running.no_new_workers():
+        running.worker().kill()  # that of the first model
+        wait_for(lambda: httpx.get(f"{running.url}/ready").status_code == 503)
+        readiness = httpx.get(f"{running.url}/ready").json()
+        assert (readiness["status"], readiness["models"]) == ("loading", {"one": "loading", "other": "ready"})
+        assert complete(running, model="other").status_code == 200
+        refused = complete(running)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
     running.wait_ready()
     assert complete(running).json()["model"] == "one"
 
 
 def test_a_further_model_that_cannot_be_loaded_ends_the_start(tmp_path: Path, tiny_folder: Path) -> None:
     further = json.dumps([{"path": str(tiny_folder), "name": "other", "quantize": "nf4", "dtype": "float16"}])
-    command = [sys.executable, "-m", "serve", "--port", "18766", "--ui.enabled", "false", "--model", str(tiny_folder), "--models", further]
-    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "serve",
+        "--port",
+        str(free_port()),
+        "--ui.enabled",
+        "false",
+        "--model",
+        str(tiny_folder),
+        "--models",
+        further,
+    ]
+    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 2, result.stderr
     assert "litmus: other: model.dtype: bitsandbytes computes in" in result.stderr
     assert "the worker of model 'other' ended while it was loading the model" in result.stderr
@@ -140,7 +153,7 @@ def test_a_further_model_that_cannot_be_loaded_ends_the_start(tmp_path: Path, ti
 def test_a_further_model_that_fails_when_the_first_already_serves_ends_the_server(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "late.py").write_text(LATE)
     further = json.dumps([{"path": str(tiny_folder), "name": "other"}])
-    command = [sys.executable, str(tmp_path / "late.py"), "--port", "18767", "--ui.enabled", "false"]
+    command = [sys.executable, str(tmp_path / "late.py"), "--port", str(free_port()), "--ui.enabled", "false"]
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT)])}
     result = subprocess.run(
         [*command, "--model", str(tiny_folder), "--models", further],
@@ -148,7 +161,7 @@ def test_a_further_model_that_fails_when_the_first_already_serves_ends_the_serve
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert result.returncode == 2, result.stderr

@@ -8,14 +8,15 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from ports import free_port
 from serving import ENVIRONMENT, ROOT, RunningServer, serving, wait_for
 
 SLOW = '''"""A model that takes an hour to load."""
@@ -38,7 +39,8 @@ if __name__ == "__main__":
 '''
 
 
-ENDLESS = ("--model.context", "100000", "--model.slots", "12", "--queue.max_waiting", "4")
+ENDLESS = ("--model.context", "100000", "--model.slots", "12", "--queue.max_waiting", "4", "--server.drain_s", "120")
+WAIT_S = 60  # for what takes no time on a machine that is not busy
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +68,24 @@ def test_clients_that_leave_free_their_slots(endless: RunningServer) -> None:
                 assert second.status_code == 200
                 third = client.post(url, json={"prompt": "a", "max_tokens": 1})
                 assert (third.status_code, third.headers["retry-after"]) == (429, "1")
-        began = time.monotonic()
 
         def served() -> bool:
             """Whether none of the slots and waiting places is taken."""
             return client.post(url, json={"prompt": "a", "max_tokens": 1, "n": 16}).status_code == 200
 
-        wait_for(served, 5)
+        wait_for(served)
         # a request that is not streamed must free its slots, too, when its client gives up
         with pytest.raises(httpx.ReadTimeout):
             client.post(url, json={**body, "stream": False, "n": 16}, timeout=0.5)
-        wait_for(served, 5)
-        assert time.monotonic() - began < 12
+        wait_for(served)  # far longer than that, and far shorter than its answer takes
 
 
 def test_sigterm_under_load_finishes_what_is_in_flight_and_leaves_no_process(endless: RunningServer) -> None:
-    """The last test of this server: it ends it."""
+    """Four answers have begun, and the worker, which is stopped meanwhile, has not heard of four others. The last test of this server: it
+    ends it.
+    """
     with ThreadPoolExecutor(8) as pool:
-        processes = endless.children()
+        processes, worker = endless.children(), endless.worker()
         started = threading.Semaphore(0)
 
         def read_stream(seed: int) -> str:
@@ -96,28 +98,41 @@ def test_sigterm_under_load_finishes_what_is_in_flight_and_leaves_no_process(end
                     text += piece
             return text
 
-        jobs = [pool.submit(read_stream, seed) for seed in range(8)]
-        for _ in jobs:
-            assert started.acquire(timeout=30)
+        for _ in range(5):  # all may be complete before a busy machine comes to it
+            begun = [pool.submit(read_stream, seed) for seed in range(4)]
+            for _ in begun:
+                assert started.acquire(timeout=WAIT_S)
+            worker.suspend()
+            if in_flight(endless.url) == 4:
+                break
+            worker.resume()
+            assert all(job.result(WAIT_S) for job in begun)
+        later = [pool.submit(read_stream, seed) for seed in range(4, 8)]
+        wait_for(lambda: in_flight(endless.url) == 8)
         for process in [*processes, endless.process]:  # as a service manager may do, or a shell
             process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        assert not all(job.done() for job in jobs), "the answers were too short to be caught in flight"
-        wait_for(lambda: refuses(endless.url), 20)
-        assert not all(job.done() for job in jobs)
-        for job in jobs:
-            text = job.result(60)
+        wait_for(lambda: refuses(endless.url))
+        assert not any(job.done() for job in later)
+        worker.resume()
+        for job in [*begun, *later]:
+            text = job.result(2 * WAIT_S)
             assert text.rstrip().endswith("data: [DONE]")
             assert '"error"' not in text
-        assert endless.process.wait(40) == 0
-        assert psutil.wait_procs(processes, timeout=5)[1] == []
+        assert endless.process.wait(WAIT_S) == 0
+        assert psutil.wait_procs(processes, timeout=WAIT_S)[1] == []
         assert not re.search("Traceback|leaked", endless.log.read_text())
+
+
+def in_flight(url: str) -> int:
+    """Answers that the first model has been asked for and has not finished."""
+    count: int = httpx.get(f"{url}/admin/models").json()["data"][0]["in_flight"]
+    return count
 
 
 def refuses(url: str) -> bool:
     """Whether nobody accepts connections."""
     try:
-        httpx.get(f"{url}/ready", timeout=3)
+        httpx.get(f"{url}/ready")
     except httpx.ConnectError:
         return True
     except httpx.TransportError:
@@ -148,29 +163,30 @@ def test_a_worker_killed_or_stopped_under_load_loses_no_answer(doomed: RunningSe
             started = threading.Semaphore(0)
             jobs = [pool.submit(read, seed, started) for seed in range(16)]
             for _ in range(200):
-                assert started.acquire(timeout=30)
+                assert started.acquire(timeout=WAIT_S)
             if disturb is not None:
                 disturb()
             results = [job.result(180) for job in jobs]
             return [text for text, _ in results], sum(interruptions for _, interruptions in results)
 
+        def kill(worker: psutil.Process) -> None:
+            with doomed.no_new_workers():
+                worker.kill()
+                wait_for(lambda: httpx.get(f"{doomed.url}/ready").status_code == 503)
+                refused = httpx.post(f"{doomed.url}/v1/completions", json={"prompt": "a"})
+                assert (refused.status_code, refused.json()["error"]["code"]) in {(503, "not_ready"), (429, "queue_full")}
+
         undisturbed, _ = read_all()
-        worker = doomed.worker()
-
-        def kill() -> None:
-            worker.kill()
-            wait_for(lambda: httpx.get(f"{doomed.url}/ready").status_code == 503, 1)
-            refused = httpx.post(f"{doomed.url}/v1/completions", json={"prompt": "a"})
-            assert (refused.status_code, refused.json()["error"]["code"]) in {(503, "not_ready"), (429, "queue_full")}
-
-        answers, interruptions = read_all(kill)
-        assert answers == undisturbed and interruptions > 0
-        doomed.wait_ready()
-        stopped = doomed.worker()
-        assert stopped.pid != worker.pid
-        answers, interruptions = read_all(stopped.suspend)
-        assert answers == undisturbed and interruptions > 0
-        assert psutil.wait_procs([stopped], timeout=1)[1] == []
+        for disturb in (kill, psutil.Process.suspend):
+            interruptions, tries = 0, 0
+            while not interruptions:  # all may be complete before a busy machine comes to it
+                tries += 1
+                worker = doomed.worker()
+                answers, interruptions = read_all(partial(disturb, worker))
+                assert answers == undisturbed and tries < 5
+                assert psutil.wait_procs([worker], timeout=WAIT_S)[1] == []
+                doomed.wait_ready()
+            assert doomed.worker().pid != worker.pid
 
 
 def test_a_killed_main_process_takes_the_others_with_it_and_frees_the_port(doomed: RunningServer) -> None:
@@ -178,7 +194,7 @@ def test_a_killed_main_process_takes_the_others_with_it_and_frees_the_port(doome
     processes = doomed.children()
     assert len(processes) >= 3
     doomed.process.kill()
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert psutil.wait_procs(processes, timeout=WAIT_S)[1] == []
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", int(doomed.url.rsplit(":", 1)[1])))
@@ -187,10 +203,11 @@ def test_a_killed_main_process_takes_the_others_with_it_and_frees_the_port(doome
 def test_a_server_listens_while_its_model_loads_and_can_be_stopped_meanwhile(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, str(tmp_path / "slow.py"), "--port", "18768", "--ui.enabled", "false", "--model", str(tiny_folder)]
+    port = free_port()
+    command = [sys.executable, str(tmp_path / "slow.py"), "--port", str(port), "--ui.enabled", "false", "--model", str(tiny_folder)]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        url = "http://127.0.0.1:18768"
-        wait_for(lambda: listens(url), 60)
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: listens(url), 2 * WAIT_S)
         assert httpx.get(f"{url}/health").status_code == 200
         readiness = httpx.get(f"{url}/ready")
         assert (readiness.status_code, readiness.json()["status"]) == (503, "loading")
@@ -198,13 +215,13 @@ def test_a_server_listens_while_its_model_loads_and_can_be_stopped_meanwhile(tmp
         assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (503, "not_ready", "1")
         children = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
-        assert process.wait(20) == 0
-        assert psutil.wait_procs(children, timeout=5)[1] == []
+        assert process.wait(WAIT_S) == 0
+        assert psutil.wait_procs(children, timeout=WAIT_S)[1] == []
 
 
 def listens(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=2).status_code == 200
+        return httpx.get(f"{url}/health").status_code == 200
     except httpx.TransportError:
         return False
 
@@ -224,12 +241,12 @@ def test_a_start_that_cannot_work_ends_with_a_message(endless_folder: Path, argu
         "-m",
         "serve",
         "--port",
-        "18765",
+        str(free_port()),
         "--ui.enabled",
         "false",
         *[word.format(endless=endless_folder) for word in arguments],
     ]
-    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False)
+    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -241,6 +258,6 @@ def test_a_port_in_use_ends_with_a_message() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "serve", "--port", str(port)]
-        result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 2
     assert result.stderr == f"litmus: port {port} on 127.0.0.1 cannot be used (Address already in use); choose another with --port\n"

@@ -1,5 +1,6 @@
 """The server with the bundled models and the official client: many requests at once, the documents, what its processes hold and log."""
 
+import contextlib
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ import httpx
 import openai
 import psutil
 import pytest
-from serving import RunningServer
+from serving import RunningServer, wait_for
 
 
 def stream(client: openai.OpenAI, prompt: str, seed: int, max_tokens: int = 24) -> str:
@@ -20,7 +21,7 @@ def stream(client: openai.OpenAI, prompt: str, seed: int, max_tokens: int = 24) 
 
 
 def score(url: str, text: str) -> dict[str, Any]:
-    (item,) = httpx.post(f"{url}/v1/score", json={"text": text}, timeout=120).raise_for_status().json()["data"]
+    (item,) = httpx.post(f"{url}/v1/score", json={"text": text}, timeout=600).raise_for_status().json()["data"]
     return item
 
 
@@ -58,7 +59,7 @@ def test_32_chats_and_64_scores_at_once_each_get_their_own_answer(api: RunningSe
     with ThreadPoolExecutor(96) as pool:
         chats = [pool.submit(stream, client, prompt, seed) for seed, prompt in enumerate(prompts)]
         scores = [pool.submit(score, api.url, text) for text in texts]
-        together = [future.result(180) for future in chats], [future.result(180) for future in scores]
+        together = [future.result(600) for future in chats], [future.result(600) for future in scores]
     alone = [stream(client, prompt, seed) for seed, prompt in enumerate(prompts)]
     assert together[0] == alone
     assert len(set(alone)) == 32
@@ -79,14 +80,20 @@ def test_the_docs_and_the_schema_come_from_this_machine(api: RunningServer) -> N
 
 
 def test_a_body_of_ten_megabytes_is_refused(api: RunningServer) -> None:
-    response = httpx.post(f"{api.url}/v1/score", json={"text": "a" * 10_000_000}, timeout=30)
+    response = httpx.post(f"{api.url}/v1/score", json={"text": "a" * 10_000_000}, timeout=120)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
 def test_only_the_worker_and_the_process_it_is_forked_from_hold_torch(api: RunningServer) -> None:
-    processes = [psutil.Process(api.process.pid), *api.children()]
-    with_torch = [process.pid for process in processes if "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()]
-    assert with_torch == [api.worker().ppid(), api.worker().pid] and api.worker().ppid() != api.process.pid
+    def with_torch() -> list[int]:
+        found = []
+        for process in (psutil.Process(api.process.pid), *api.children()):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                found += [process.pid] if "libtorch" in Path(f"/proc/{process.pid}/maps").read_text() else []
+        return found
+
+    wait_for(lambda: with_torch() == [api.worker().ppid(), api.worker().pid])  # a process that trained a model may be about to end
+    assert api.worker().ppid() != api.process.pid
 
 
 def test_no_text_reaches_the_log(api: RunningServer) -> None:

@@ -1,6 +1,7 @@
 """Raw connections to a uvicorn in a thread: late ones are closed, others are not, and their number is bounded."""
 
 import asyncio
+import re
 import resource
 import socket
 import time
@@ -35,24 +36,24 @@ def shared() -> Iterator[Running]:
 )
 def test_a_client_that_stops_sending_is_closed_in_time(shared: Running, sent: bytes, stage: str, allowed_s: float, word: bytes) -> None:
     with shared.connect(sent) as client:
-        wait_for(lambda: shared.stages() == [stage], 5)
+        wait_for(lambda: shared.stages() == [stage])
         if sent:
-            wait_for(lambda: all(connection.begun for connection in shared.connections._open), 5)
+            wait_for(lambda: all(connection.begun for connection in shared.connections._open))
         assert shared.after(allowed_s - 1) == 0
         assert shared.after(allowed_s + 1) == 1
         if word:
             assert read_all(client).startswith(word)
         else:
             assert closed(client)
-    wait_for(lambda: shared.stages() == [], 5)
+    wait_for(lambda: shared.stages() == [])
 
 
 def test_two_hundred_of_them_are_closed_at_once(shared: Running) -> None:
     clients = [shared.connect(POST % 100 + b"{") for _ in range(200)]
-    wait_for(lambda: shared.stages() == ["body"] * 200, 5)
+    wait_for(lambda: shared.stages() == ["body"] * 200)
     assert shared.after(36) == 200
     assert all(closed(client) for client in clients)
-    wait_for(lambda: shared.stages() == [], 5)
+    wait_for(lambda: shared.stages() == [])
     for client in clients:
         client.close()
 
@@ -60,11 +61,11 @@ def test_two_hundred_of_them_are_closed_at_once(shared: Running) -> None:
 def test_an_idle_connection_is_closed_and_one_that_is_asked_again_is_not(shared: Running) -> None:
     with shared.connect(GET) as client:
         assert b" 200 OK" in answer(client)
-        wait_for(lambda: shared.stages() == ["idle"], 5)
+        wait_for(lambda: shared.stages() == ["idle"])
         assert shared.after(74) == 0
         client.sendall(GET)
         assert b" 200 OK" in answer(client)
-        wait_for(lambda: shared.stages() == ["idle"], 5)
+        wait_for(lambda: shared.stages() == ["idle"])
         assert shared.after(76) == 1 and closed(client)
 
 
@@ -76,14 +77,14 @@ def test_the_connection_of_a_refused_request_goes_on(shared: Running) -> None:
         with shared.connect(POST % len(body)) as client:
             refused = answer(client)
             assert refused.startswith(b"HTTP/1.1 429") and b"connection: close" not in refused
-            wait_for(lambda: shared.stages() == ["body"], 5)
+            wait_for(lambda: shared.stages() == ["body"])
             client.sendall(body)
-            wait_for(lambda: shared.stages() == ["idle"], 5)
+            wait_for(lambda: shared.stages() == ["idle"])
             shared.work.in_flight = 0
             client.sendall(POST % 2 + b"{}")
             assert b" 200 OK" in answer(client)
-            wait_for(lambda: shared.stages() == ["idle"], 5)
-        wait_for(lambda: shared.stages() == [], 5)
+            wait_for(lambda: shared.stages() == ["idle"])
+        wait_for(lambda: shared.stages() == [])
     finally:
         shared.work.in_flight = 0
 
@@ -100,7 +101,7 @@ def test_a_refused_request_whose_body_never_ends_is_closed(shared: Running) -> N
 
 @pytest.mark.parametrize("head", [b"GET /", b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: ", b"GET / HTTP/1.1\r\nHost: x\r\n"])
 def test_headers_without_end_are_refused(shared: Running, head: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=60) as client:
         client.sendall(head)
         answer = b""
         try:
@@ -114,9 +115,10 @@ def test_headers_without_end_are_refused(shared: Running, head: bytes) -> None:
 
 def test_trailers_without_end_are_refused(shared: Running) -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
-    with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as client, pytest.raises(OSError, match="reset|Broken pipe"):
+    with socket.create_connection(("127.0.0.1", shared.port), timeout=60) as client, pytest.raises(OSError, match="reset|Broken pipe"):
         client.sendall(head)
-        for _ in range(1000):
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
             client.sendall(b"a: b\r\n" * 1000)
             time.sleep(0.001)
 
@@ -127,7 +129,7 @@ def test_requests_in_one_packet_are_answered_in_turn(shared: Running) -> None:
         while data.count(b"HTTP/1.1 200 OK") < 3 or not data.endswith(b"0\r\n\r\n"):
             data += client.recv(65536)
         assert b"{}" in data
-        wait_for(lambda: shared.stages() == ["idle"], 5)
+        wait_for(lambda: shared.stages() == ["idle"])
 
 
 def test_a_slow_body_is_a_408_in_the_form_of_its_route() -> None:
@@ -136,15 +138,14 @@ def test_a_slow_body_is_a_408_in_the_form_of_its_route() -> None:
             with server.connect((POST % 100).replace(b"/v1/completions", path) + b"{") as client:
                 head, _, body = read_all(client).partition(b"\r\n\r\n")
                 assert head.startswith(b"HTTP/1.1 408") and b"connection: close" in head
-                assert body.startswith(start) and b"1 bytes of the body came in 0 s" in body
+                assert body.startswith(start) and re.search(rb"1 bytes of the body came in \d+ s", body)
 
 
 def test_a_body_may_take_longer_while_it_is_fast_enough() -> None:
     assert [body_deadline_s(size, 30) for size in (0, 30_000, 60_000, 2_000_000)] == [30, 30, 60, 2000]
-    with running(body_timeout_s=0.1) as server, server.connect(POST % 600) as client:
-        for _ in range(3):  # 0.3 s in all, at 2 kB/s
-            client.sendall(b"x" * 200)
-            time.sleep(0.1)
+    with running(body_timeout_s=0.1) as server, server.connect(POST % 90_000 + b"x" * 60_000) as client:
+        time.sleep(0.2)  # of the 60 s that so much may take
+        client.sendall(b"x" * 30_000)
         assert b" 200 OK" in answer(client)
 
 
@@ -153,7 +154,7 @@ def test_a_client_that_never_reads_is_closed_and_its_application_hears_of_it() -
         server.wait_stalled()
         assert server.after(59) == 0 and server.application.ended == []
         assert server.after(61) == 1
-        wait_for(lambda: server.application.ended == ["disconnected"], 5)
+        wait_for(lambda: server.application.ended == ["disconnected"])
 
 
 def test_a_client_that_reads_slowly_is_not_closed() -> None:
@@ -172,7 +173,7 @@ def test_beyond_the_bound_the_oldest_idle_connection_gives_way_and_without_one_t
         clients = [server.connect(GET) for _ in range(8)]
         for client in clients:
             assert b" 200 OK" in answer(client)
-        wait_for(lambda: server.stages() == ["idle"] * 8, 5)
+        wait_for(lambda: server.stages() == ["idle"] * 8)
         oldest = next(iter(server.connections._idle)).client
         with server.connect(GET) as ninth:
             assert b" 200 OK" in answer(ninth)
@@ -181,7 +182,7 @@ def test_beyond_the_bound_the_oldest_idle_connection_gives_way_and_without_one_t
             others = [client for client in clients if client is not gone]
             for client in [*others, ninth]:
                 client.sendall(b"GET ")  # begins another request, so none is idle
-            wait_for(lambda: server.stages() == ["request"] * 8, 5)
+            wait_for(lambda: server.stages() == ["request"] * 8)
             with server.connect() as tenth:
                 assert read_all(tenth).startswith(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n")
             for client in [*others, ninth]:

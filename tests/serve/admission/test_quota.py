@@ -79,7 +79,7 @@ def test_requests_are_counted_and_the_answers_say_what_is_left(clock: SimpleName
     asyncio.run(main())
 
 
-def test_each_key_has_its_own_count_wherever_it_comes_from_and_each_address_without_a_key() -> None:
+def test_each_key_has_its_own_count_wherever_it_comes_from_and_each_address_without_a_key(clock: SimpleNamespace) -> None:
     async def main() -> None:
         client = Client(requests_per_minute=1)
         assert (await client.post(key="a")).status_code == 200
@@ -108,7 +108,7 @@ def test_a_customer_of_ipv6_is_one_client(host: str, client: str) -> None:
     assert client_of({"type": "http", "client": (host, 80)}) == client
 
 
-def test_a_refusal_under_messages_has_anthropics_form() -> None:
+def test_a_refusal_under_messages_has_anthropics_form(clock: SimpleNamespace) -> None:
     async def main() -> None:
         client = Client(requests_per_minute=1)
         await client.post("/v1/messages")

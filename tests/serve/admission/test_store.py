@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ports import free_port
 from serving import wait_for
 
 from serve.admission.store import RETRY_S, Store, Window
@@ -84,9 +85,7 @@ def test_a_window_says_when_nothing_counts_any_more() -> None:
 
 class Redis:
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.folder = folder
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -94,11 +93,11 @@ class Redis:
         assert HAS_REDIS is not None
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(self.folder)]
         self.process = subprocess.Popen([HAS_REDIS, *options], stdout=subprocess.DEVNULL)
-        wait_for(self._listens, 10)
+        wait_for(self._listens)
 
     def _listens(self) -> bool:
         with socket.socket() as client:
-            client.settimeout(1)
+            client.settimeout(60)
             if client.connect_ex(("127.0.0.1", self.port)):
                 return False
             client.sendall(b"PING\r\n")
@@ -112,7 +111,9 @@ class Redis:
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
+def redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
+    """It has as long to answer as a busy machine may need; one that is stopped refuses at once."""
+    monkeypatch.setattr("serve.admission.store.REDIS_TIMEOUT_S", 60)
     redis = Redis(tmp_path)
     redis.start()
     yield redis
@@ -145,7 +146,7 @@ def test_without_redis_each_server_counts_by_itself_until_it_is_back(redis: Redi
         redis.stop()
         began = time.monotonic()
         assert [await store.take("a", 1, 2) for _ in range(3)] == [True, True, False]
-        assert store.degraded and time.monotonic() - began < 2
+        assert store.degraded and time.monotonic() - began < 30
         now += RETRY_S + 1
         assert not await store.take("a", 1, 2)  # asked again, in vain
         redis.start()

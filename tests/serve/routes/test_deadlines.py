@@ -1,9 +1,15 @@
 """A request's own deadline: by its body or by a header, on every route that makes the model work."""
 
+import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
+from app.engine.events import Event
+
+TIMEOUT_S = 1234.5  # as no other timer has it
 WORK: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
     ("/v1/completions", {"prompt": "hi"}),
@@ -32,9 +38,25 @@ def test_the_field_does_the_same_and_goes_before_the_header(served: Any, path: s
     assert (response.status_code, response.json()["error"]["code"]) == (408, "deadline_exceeded")
 
 
-def test_a_stream_that_is_too_late_ends_in_an_error_event(served: Any) -> None:
+def test_a_stream_that_is_too_late_ends_in_an_error_event(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is over after its first word, on a machine of any speed."""
+    call_later, step = asyncio.BaseEventLoop.call_later, served.engine.step
+    ends: list[Callable[[], Any]] = []
+
+    def note(loop: Any, delay: float, *call: Any, **options: Any) -> asyncio.TimerHandle:
+        if delay == TIMEOUT_S:
+            ends.append(partial(*call))
+        return call_later(loop, delay, *call, **options)
+
+    def step_and_end() -> list[Event]:
+        asyncio.get_running_loop().call_soon(ends.pop() if ends else int)
+        events: list[Event] = step()
+        return events
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "call_later", note)
+    monkeypatch.setattr(served.engine, "step", step_and_end)
     served.engine.script = [(f"{index} ", (5,)) for index in range(10_000)]
-    response = served.client.post("/v1/completions", json={"prompt": "hi", "stream": True, "timeout_s": 0.1})
+    response = served.client.post("/v1/completions", json={"prompt": "hi", "stream": True, "timeout_s": TIMEOUT_S})
     assert response.status_code == 200 and '"0 "' in response.text
     assert '"code":"deadline_exceeded"' in response.text and response.text.endswith("data: [DONE]\n\n")
     assert len(served.engine.cancelled) == 1

@@ -1,5 +1,7 @@
 """The answers of POST /generate: the real engine against transformers' `generate`, and the examples of the documents."""
 
+import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from fakes import FakeWorker
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from observing import samples_of, value_of
 from serving import RunningServer, wait_for
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -196,11 +199,18 @@ def test_the_examples_of_the_docs_run(api: RunningServer) -> None:
 
 
 def test_a_search_whose_client_leaves_frees_all_its_slots(api: RunningServer) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{api.url}{PATH}", json={"prompt": "Once", "num_beams": 16, "max_length": 1000, "min_length": 1000}, timeout=0.5)
+    def searches() -> bool:
+        return any((slot["request"] or "").startswith("generate-") for slot in api.slots()["slots"])
 
-    def idle() -> bool:
-        slots = httpx.get(f"{api.url}/slots", timeout=30).json()["slots"]
-        return all(slot["request"] is None or not slot["request"].startswith("generate-") for slot in slots)
+    def aborted() -> float:
+        samples = samples_of(httpx.get(f"{api.url}/metrics").text)
+        return value_of(samples, "request_success_total", model="storyteller", finished_reason="abort")
 
-    wait_for(idle, 10)
+    before, address = aborted(), api.url.removeprefix("http://")
+    body = json.dumps({"prompt": "Once", "num_beams": 16, "max_length": 1000, "min_length": 1000})
+    head = f"POST {PATH} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection(address.split(":")) as client:
+        client.sendall((head + body).encode())
+        wait_for(searches)
+    wait_for(lambda: not searches())
+    assert aborted() == before + 1

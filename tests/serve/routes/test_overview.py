@@ -34,7 +34,7 @@ def test_it_tells_of_models_slots_and_queue(served: Any) -> None:
     }
     slots = served.client.get("/slots").json()
     assert (engine["slots"], engine["waiting"], engine["texts"]) == (slots["slots"], slots["waiting"], slots["texts"])
-    assert (engine["replica"], engine["age_s"] < 2) == (0, True)
+    assert (engine["replica"], engine["age_s"] < 30) == (0, True)
 
 
 def test_tokens_and_times_to_the_first_token_are_counted(served: Any) -> None:

@@ -123,9 +123,10 @@ def test_slots_are_reported_while_the_queue_is_full_and_while_it_drains(served: 
 
 
 def test_a_worker_in_a_long_step_is_a_503(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.workers.reports.TIMEOUT_S", 0.05)
     served.worker.stalled = True
-    response = served.client.get("/slots")
+    with monkeypatch.context() as patch:
+        patch.setattr("serve.workers.reports.TIMEOUT_S", 0.05)
+        response = served.client.get("/slots")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert "long step" in response.json()["error"]["message"]
     served.router.append(

@@ -43,10 +43,10 @@ class Front:
         return [each if each == "[DONE]" else json.loads(each) for each in data]
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="of-a-client", max_retries=0, timeout=10)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="of-a-client", max_retries=0, timeout=60)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        wait_for(condition, 10)
+        wait_for(condition)
 
     def alive(self, model: str) -> int:
         return len(self.gateway.upstreams.pools[model].alive)
@@ -70,10 +70,11 @@ def whole_front() -> Iterator[Front]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(upstream, "LOOK_S", 0.1)
         patch.setattr(upstream, "FIRST_WAIT_S", 0.02)
+        patch.setattr(upstream, "LOOK_TIMEOUT_S", 60)
         servers, plain = (OpenAIServer(), OpenAIServer()), OpenAIServer()
         plain.routes = {CHAT}
         app, gateway = create_app(settings_of(servers, plain))
-        with running(app) as url, httpx.Client(base_url=url, timeout=10) as http:
+        with running(app) as url, httpx.Client(base_url=url, timeout=60) as http:
             yield Front(url, gateway, servers, plain, http)
 
 
@@ -84,5 +85,5 @@ def front(whole_front: Front) -> Front:
         server.behave = answer
         server.start()
         server.calls.clear()
-    wait_for(lambda: all(whole_front.gateway.upstreams.alive.values()) and whole_front.alive("both") == 2, 10)
+    wait_for(lambda: all(whole_front.gateway.upstreams.alive.values()) and whole_front.alive("both") == 2)
     return whole_front

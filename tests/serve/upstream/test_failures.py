@@ -1,12 +1,13 @@
 """Every way in which an upstream can fail, and what the client sees of it."""
 
+import json
 import socket
 import threading
 
 import httpx
 import openai
 import pytest
-from openai_server import Call, answer, drop, refusing, two_words
+from openai_server import MODEL, Call, answer, drop, refusing, two_words
 
 CHAT = "/v1/chat/completions"
 
@@ -98,7 +99,7 @@ def test_an_upstream_that_is_refused_is_taken_out_and_comes_back(front):
     first.kill()
     for _ in range(4):
         assert front.chat(model="both").status_code == 200
-    assert len(second.calls) == 4 and front.alive("both") == 1
+    assert len(second.calls) == 4
     front.wait_until(lambda: [front.alive(name) for name in ("one", "both", "narrow", "hasty")] == [0, 1, 0, 0])
     assert front.http.get("/ready").status_code == 503
     state = front.http.get("/ready").json()
@@ -120,8 +121,9 @@ def test_one_that_loses_its_key_or_its_model_is_taken_out(front):
     front.server.key, front.server.card = None, {**front.server.card, "id": "another"}
     front.gateway.upstreams.pools["one"].upstreams[0].doubt()
     front.wait_until(lambda: front.alive("one") == 1)  # the only model there, and none was named
-    front.server.card = {**front.server.card, "id": "their-model"}
-    front.gateway.upstreams.pools["one"].upstreams[0].doubt()
+    front.server.card = {**front.server.card, "id": MODEL}
+    ours = [each for pool in front.gateway.upstreams.pools.values() for each in pool.upstreams]
+    front.wait_until(lambda: all(each.abilities is not None and each.abilities.model == MODEL for each in ours))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -149,18 +151,24 @@ def test_a_death_in_mid_stream_is_an_error_and_done(front):
 
 
 def test_a_kill_in_mid_stream_is_an_error_and_done(front):
+    """Although there is another server, which would have to begin anew."""
+
     async def behave(call: Call) -> None:
         await two_words(call)
-        threading.Thread(target=front.server.kill).start()
         await call.until_left()
 
-    front.server.behave = behave
-    *_, error, done = front.events(front.chat(stream=True, model="both", messages=[{"role": "user", "content": "to the first"}]))
-    front.server.start()
-    if done == "[DONE]" and "error" not in error:  # it went to the other one
-        *_, error, done = front.events(front.chat(stream=True))
-        front.server.start()
-    assert error["error"]["code"] == "upstream_failed" and done == "[DONE]"
+    for server in front.servers:
+        server.behave = behave
+    body = hello(model="both", stream=True)
+    with front.http.stream("POST", CHAT, json=body) as response:
+        lines = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
+        assert "two" in next(line for line in lines if "one" not in json.loads(line)["choices"][0]["delta"].get("content", "one"))
+        (server,) = [server for server in front.servers if server.calls]
+        server.kill()
+        error, done = lines
+    server.start()
+    assert json.loads(error)["error"]["code"] == "upstream_failed" and done == "[DONE]"
+    assert sum(len(server.calls) for server in front.servers) == 1
 
 
 def test_an_error_of_theirs_in_mid_stream_is_passed_on(front):
@@ -214,10 +222,10 @@ def test_a_client_that_leaves_closes_the_upstreams_request(front, stream):
     with socket.create_connection(("127.0.0.1", int(front.url.rsplit(":", 1)[1]))) as client:
         head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         client.sendall((head + body).encode())
-        assert begun.wait(5)
-    assert calls[0].left.wait(5)
+        assert begun.wait(60)
+    assert calls[0].left.wait(60)
     front.wait_until(lambda: front.gateway.in_flight == 0)
-    assert 'code="client_left"' in front.http.get("/metrics").text
+    front.wait_until(lambda: 'code="client_left"' in front.http.get("/metrics").text)
 
 
 def code_of_late(front, response: httpx.Response) -> str:
@@ -290,9 +298,9 @@ def test_the_end_of_the_server_ends_its_requests(front):
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(front.chat()))
     thread.start()
-    assert begun.wait(5) and front.gateway.in_flight == 1
+    assert begun.wait(60) and front.gateway.in_flight == 1
     errand = next(iter(front.gateway.upstreams._errands))
     loop = errand._loop
     loop.call_soon_threadsafe(front.gateway.fail_all, NotReady("the server shut down"))
-    thread.join(5)
+    thread.join(60)
     assert error_of(answers[0])[::2] == (503, "the server shut down")

@@ -21,7 +21,7 @@ def front(api: RunningServer):
     settings = read(["--model.upstream", f"{api.url}/v1", "--model.name", "far", "--model.upstream_model", "storyteller"])
     app, _ = create_app(settings)
     with running(app) as url, httpx.Client(base_url=url, timeout=60) as http:
-        wait_for(lambda: http.get("/ready").status_code == 200, 10)
+        wait_for(lambda: http.get("/ready").status_code == 200)
         yield http
 
 
@@ -97,5 +97,5 @@ def test_a_client_that_leaves_frees_the_slot_there(front: httpx.Client, api: Run
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     with socket.create_connection((front.base_url.host, front.base_url.port)) as client:
         client.sendall(head.encode() + body)
-        wait_for(lambda: b"data: " in client.recv(4096), 10)
-    wait_for(lambda: all(slot["stage"] == "idle" for slot in httpx.get(f"{api.url}/slots").json()["slots"]), 10)
+        wait_for(lambda: b"data: " in client.recv(4096))
+    wait_for(lambda: all(slot["stage"] == "idle" for slot in api.slots()["slots"]))

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from ports import free_port
 from serving import wait_for
 from upstreams import create_app, running
 
@@ -23,9 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     assert BINARY is not None
     libraries = {**os.environ, "LD_LIBRARY_PATH": str(Path(BINARY).resolve().parent)}
     command = [BINARY, "-m", str(smollm2()), "--port", str(port), "-c", "1024", "-np", "1", "-t", "1"]
@@ -34,11 +32,11 @@ def client(tmp_path_factory: pytest.TempPathFactory):
     try:
         app, _ = create_app(read(["--model.upstream", f"http://127.0.0.1:{port}", "--model.name", "small"]))
         with running(app) as url:
-            wait_for(lambda: httpx.get(f"{url}/ready").status_code == 200, 60)
+            wait_for(lambda: httpx.get(f"{url}/ready").status_code == 200)
             yield openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=60)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_a_stream_with_logprobs_and_usage(client: openai.OpenAI) -> None:

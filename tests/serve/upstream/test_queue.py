@@ -38,14 +38,14 @@ def test_what_exceeds_the_bound_waits_and_is_told_so(front):
     for count, thread in enumerate(threads):
         thread.start()
         front.wait_until(lambda count=count: front.gateway.in_flight == count + 1)
-    front.wait_until(lambda: front.gateway.upstreams.pools["narrow"].waiting == 2)
+    front.wait_until(lambda: front.gateway.upstreams.pools["narrow"].waiting == 2 and held.calls)
     full = front.chat(model="narrow")
     assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full") and full.headers["retry-after"]
     assert len(held.calls) == 1
     assert 'litmus:upstream_requests_waiting{model="narrow"} 2.0' in front.http.get("/metrics").text
     held.release.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert [front.events(each)[-1] for each in answers] == ["[DONE]"] * 3
     assert sorted(each.text.count(": queued position=") > 0 for each in answers) == [False, True, True]
     front.wait_until(lambda: front.gateway.in_flight == 0)
@@ -67,7 +67,7 @@ def test_a_refusal_after_the_queue_is_an_error_event(front):
 
     front.server.behave = refuse
     held.release.set()
-    first.join(5), second.join(5)
+    first.join(60), second.join(60)
     error, done = front.events(answers[0])
     assert (error["error"]["message"], done) == ("no", "[DONE]")
 

@@ -61,7 +61,7 @@ class Worker:
         self.adaptation.obey(ORDER)
         thread = self.adaptation._readings["tuned"].thread
         assert thread is not None
-        thread.join(10)
+        thread.join(60)
         return self.outcomes.pop()
 
 

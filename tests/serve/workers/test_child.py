@@ -9,8 +9,8 @@ import pytest
 from serve.workers import child
 from serve.workers.child import Child
 
-SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
-STUBBORN = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"]
+SLEEPS = [sys.executable, "-c", "import time; time.sleep(600)"]
+STUBBORN = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
 FAILS = [sys.executable, "-c", "raise SystemExit(3)"]
 
 
@@ -34,10 +34,10 @@ class Beside:
 
     async def __aexit__(self, *error):
         self.server.draining = True
-        await asyncio.wait_for(self.task, 20)
+        await asyncio.wait_for(self.task, 60)
 
     async def until(self, condition):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.01)
 

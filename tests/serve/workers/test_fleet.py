@@ -92,7 +92,7 @@ def test_a_conversation_goes_back_to_its_replica_of_the_same_model() -> None:
 
 
 def test_a_dead_worker_interrupts_only_the_requests_of_its_model() -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
     async def main() -> None:
         router, workers = create(["a", "b"])

@@ -45,5 +45,5 @@ def test_a_worker_ends_when_its_main_process_was_killed_and_nobody_asked_for_its
     threading.Thread(target=wait, daemon=True).start()
     assert not left.wait(0.3)
     main.kill()
-    assert left.wait(10)
+    assert left.wait(60)
     main.communicate()

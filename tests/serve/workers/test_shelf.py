@@ -71,7 +71,7 @@ class Server:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20))
+    asyncio.run(asyncio.wait_for(test, 60))
 
 
 def test_a_kept_adapter_is_served_and_again_after_a_restart(tmp_path: Path) -> None:

@@ -27,5 +27,5 @@ def test_the_process_that_ends_the_others_ends_last(monkeypatch: pytest.MonkeyPa
             await asyncio.sleep(0.001)
         watching.cancel()
 
-    asyncio.run(asyncio.wait_for(main(), 10))
+    asyncio.run(asyncio.wait_for(main(), 60))
     assert killed[:3] == [1, parent, os.getpid()]
