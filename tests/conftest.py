@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from _pytest.pathlib import import_path
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from xdist.scheduler import LoadScopeScheduling
@@ -37,6 +38,10 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
 # No test speaks TLS: without this, each of thousands of HTTP clients reads all the certificates of the system (23 ms).
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(ROOT / "tests")
+
+# No example has to be computed or drawn within a time, as other tests compute at the same time.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 # Tests that mostly wait: for servers, browsers and other processes. They take turns with those that compute, so that both cores have work.
 WAITING = ("tests/serve", "tests/ui", "tests/test_", "tests/loadtest", "tests/jobs", "tests/app/models/test_hub.py")
