@@ -63,3 +63,8 @@ def expect_answer(page: Page, count: int = 1) -> None:
     """Waits until the last of `count` answers has ended."""
     expect(button(page, "Retry")).to_have_count(count)
     expect(button(page, "Send")).to_be_visible()
+
+
+def expect_answering(page: Page) -> None:
+    """Waits until an answer has begun."""
+    expect(page.locator("#live[data-state=answering]")).to_be_visible()

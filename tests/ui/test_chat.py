@@ -15,6 +15,7 @@ from tests.ui.chatting import (
     conversation,
     enter_until,
     expect_answer,
+    expect_answering,
     models,
     score,
     wait_until,
@@ -42,10 +43,6 @@ def choose(page: Page, name: str) -> None:
     models(page).click()
     page.get_by_role("option", name=name).click()
     expect(page.locator("header.litmus summary")).to_contain_text(name)
-
-
-def expect_answering(page: Page) -> None:
-    expect(page.locator("#live[data-state=answering]")).to_be_visible()
 
 
 def settings(page: Page) -> None:
