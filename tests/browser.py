@@ -1,11 +1,14 @@
 """The browser that looks at the page."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page
 
 CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE_MS = 60_000  # how long the page may take for anything, beside other tests on two cores
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -28,6 +31,20 @@ def fill(box: Locator, text: str) -> None:
         box.page.evaluate("() => new Promise(done => requestIdleCallback(() => setTimeout(done, 300)))")
         if box.input_value() == text:
             return
+
+
+NOTE = """(part, text) => {
+    window.shown = false;
+    new MutationObserver(() => (window.shown ||= part.textContent.includes(text))).observe(part, { subtree: true, childList: true });
+}"""
+
+
+@contextmanager
+def flashing(part: Locator, text: str) -> Iterator[None]:
+    """What the block does makes the part show this text, if only for a moment, in which nobody may ask."""
+    part.evaluate(NOTE, text)
+    yield
+    part.page.wait_for_function("window.shown")
 
 
 def violations(page: Page) -> list[tuple[str, str]]:

@@ -44,10 +44,11 @@ TURNS = 4  # of the event loop between two steps: a stream is cancelled only whi
 
 class Worker(FakeWorker):
     """Steps a real engine. When the engine raises, its requests get an error. After `dies_after` steps, all that the engine has is
-    lost, as if the process had been killed, and another one had taken its place.
+    lost, as if the process had been killed, and another one had taken its place. After `holds_after` steps none is made until it is None.
     """
 
     dies_after: int | None = None
+    holds_after: int | None = None
     deaths = 0
 
     def __init__(self, router: Router, engine: Engine) -> None:
@@ -80,7 +81,12 @@ class Worker(FakeWorker):
             while not self.engine.idle:
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
+                if self.holds_after == 0:
+                    await asyncio.sleep(0.001)
+                    continue
                 events = self.engine.step()
+                if self.holds_after is not None:
+                    self.holds_after -= 1
                 if self.dies_after == 0:
                     self._die()
                     continue

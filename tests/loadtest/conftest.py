@@ -114,7 +114,7 @@ def running(app: FastAPI, port: int) -> Iterator[None]:
         yield
     finally:
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=60)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait_until(ready: Callable[[], bool], timeout_s: float = 10) -> None:
+def wait_until(ready: Callable[[], bool], timeout_s: float = 60) -> None:
     end = time.monotonic() + timeout_s
     while not ready():
         assert time.monotonic() < end, f"not ready after {timeout_s} s"

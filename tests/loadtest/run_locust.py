@@ -50,5 +50,5 @@ def run_locust(url: str, folder: Path, *args: str) -> LocustRun:
         url,
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([*command, *args], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run([*command, *args], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return LocustRun(result.returncode, result.stdout + result.stderr, folder)

@@ -165,10 +165,10 @@ def running(timed: TimedServer, stall_at_s: float | None = None, stall_s: float 
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert listening.wait(10)
+    assert listening.wait(60)
     try:
         yield timed
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         loop.close()

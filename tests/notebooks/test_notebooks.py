@@ -137,7 +137,8 @@ def test_a_notebook_runs_in_a_kernel_and_becomes_a_page(tmp_path):
     manifest, rows = starts()
     manifest["plan"]["factors"] |= {"ways": ["mmap"], "weights": ["none"]}
     write(tmp_path / "runs" / "cache-1.jsonl", rows, manifest)
-    NotebookClient(page, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path / "notebooks")}}).execute()
+    places = {"metadata": {"path": str(tmp_path / "notebooks")}}
+    NotebookClient(page, timeout=300, startup_timeout=300, kernel_name="python3", resources=places).execute()
     html, _ = HTMLExporter(template_name="page", extra_template_basedirs=[str(NOTEBOOKS)]).from_notebook_node(page)
     assert html.startswith("<!DOCTYPE html>") and "</html>" in html
     assert html.count("data:image/png") == 4 and "<details><summary>code</summary>" in html

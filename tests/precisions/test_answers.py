@@ -130,9 +130,14 @@ def test_a_flexible_request_is_answered_like_any_other(model: LocalModel) -> Non
 
 def test_a_client_that_leaves_frees_its_slot(model: LocalModel) -> None:
     body = {"model": model.name, "prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "temperature": 0, "stream": True}
-    with httpx.Client() as leaver, leaver.stream("POST", f"{model.url}{TEXT}", json=body) as response:
-        assert next(response.iter_lines()).startswith("data: ")
-    wait_for(lambda: not any(slot["request"] for slot in model.slots()["slots"]), 5)
+    model.worker.holds_after = 3
+    try:
+        with httpx.Client(timeout=60) as leaver, leaver.stream("POST", f"{model.url}{TEXT}", json=body) as response:
+            assert next(response.iter_lines()).startswith("data: ")
+        wait_for(lambda: model.engine.idle, 60)
+    finally:
+        model.worker.holds_after = None
+    wait_for(lambda: not any(slot["request"] for slot in model.slots()["slots"]), 60)
     state = model.slots()
     decision = state["decisions"][-1]
     assert decision["prompt_tokens"] == len(model.encode(PROMPT))

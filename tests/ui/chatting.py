@@ -1,5 +1,7 @@
 """What a visitor does in the chat and sees of it."""
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from browser import fill
@@ -18,13 +20,25 @@ def ask(page: Page, text: str) -> None:
 
 
 def ask_until_taken(page: Page, text: str) -> None:
-    """Press Enter again where Gradio drops it, as it does while the event of the last Enter is still on its way."""
     box(page).fill(text)
+    enter_until(page, text)
+
+
+def enter_until(page: Page, words: str) -> None:
+    """Press Enter until the conversation has the words: Gradio drops it while the event of the last Enter is still on its way."""
     for _ in range(20):
         box(page).press("Enter")
         with suppress(AssertionError):
-            expect(conversation(page)).to_contain_text(text, timeout=2000)
+            expect(conversation(page)).to_contain_text(words, timeout=2000)
             return
+
+
+def wait_until(page: Page, condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Waits for something that the page does not show."""
+    deadline_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {seconds} s"
+        page.wait_for_timeout(20)
 
 
 def score(page: Page, text: str) -> None:
@@ -49,3 +63,8 @@ def expect_answer(page: Page, count: int = 1) -> None:
     """Waits until the last of `count` answers has ended."""
     expect(button(page, "Retry")).to_have_count(count)
     expect(button(page, "Send")).to_be_visible()
+
+
+def expect_answering(page: Page) -> None:
+    """Waits until an answer has begun."""
+    expect(page.locator("#live[data-state=answering]")).to_be_visible()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, FLAGS
+from browser import CHROMIUM, FLAGS, PATIENCE_MS
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
@@ -20,7 +20,7 @@ with _without_type_stubs():  # two seconds quicker, as at a start of the server
     from ui.page import mount
     from ui.visitors import Visitors
 
-expect.set_options(timeout=20_000)  # beside other tests on two cores
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def browser() -> Iterator[Browser]:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """All tests share it, so that Gradio's files are fetched once."""
     context = browser.new_context(viewport={"width": 390, "height": 844})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(PATIENCE_MS)
     yield context
     context.close()
 
@@ -133,5 +133,5 @@ def several(fake: Fake, request: pytest.FixtureRequest) -> Page:
     """The page for a server of three models, the default in the middle."""
     fake.cards = [BASE, CARD, NO_CHAT]
     page: Page = request.getfixturevalue("page")
-    expect(models(page)).to_have_value("storyteller", timeout=20_000)
+    expect(models(page)).to_have_value("storyteller")
     return page

@@ -271,12 +271,12 @@ def running(app: FastAPI, port: int = 0) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 60
     while not server.started:
         if time.monotonic() > deadline_s or not thread.is_alive():
             raise RuntimeError("the test server did not start")
         time.sleep(0.02)
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
-    thread.join(timeout=5)
+    thread.join(timeout=30)
     listener.close()

@@ -1,13 +1,25 @@
 """The chat in a real browser, against a fake Litmus server: answers, stops and refusals, and the choice of the model."""
 
 import re
-import time
 
 import pytest
 from browser import CHROMIUM, fill
 from playwright.sync_api import Locator, Page, Route, expect
 
-from tests.ui.chatting import QUESTION, ask, ask_until_taken, box, button, conversation, expect_answer, models, score
+from tests.ui.chatting import (
+    QUESTION,
+    ask,
+    ask_until_taken,
+    box,
+    button,
+    conversation,
+    enter_until,
+    expect_answer,
+    expect_answering,
+    models,
+    score,
+    wait_until,
+)
 from tests.ui.fakelitmus import BASE, CARD, NO_CHAT, Fake
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
@@ -18,9 +30,12 @@ def current(page: Page) -> Locator:
     return page.locator("[aria-current] b")
 
 
+STORED = "localStorage.getItem('litmus-model')"  # encrypted, so that only a change of it can be awaited
+
+
 def reload(page: Page) -> None:
     """Reloads once the browser has stored the selected model, which it does a moment after the page shows it."""
-    page.wait_for_function("localStorage.getItem('litmus-model') !== null")
+    page.wait_for_function(f"{STORED} !== null")
     page.reload()
 
 
@@ -28,10 +43,6 @@ def choose(page: Page, name: str) -> None:
     models(page).click()
     page.get_by_role("option", name=name).click()
     expect(page.locator("header.litmus summary")).to_contain_text(name)
-
-
-def expect_answering(page: Page) -> None:
-    expect(page.locator("#live[data-state=answering]")).to_be_visible()
 
 
 def settings(page: Page) -> None:
@@ -52,15 +63,17 @@ def test_the_conversation_fills_the_window_with_the_message_box_at_its_end(loade
 
 
 def test_an_answer_streams_and_ends_with_its_numbers(loaded: Page, fake: Fake):
-    fake.first_wait_s = 2  # the browser is asked once a second what it shows
-    fake.wait_s = 0.3
+    fake.hold_after = 0
     fake.progress = (412, 1024)
     ask(loaded, QUESTION)
     expect(loaded.get_by_text("Reading the prompt: 412 of 1,024 tokens")).to_be_visible()
+    fake.hold_after = 6
+    expect(conversation(loaded)).to_contain_text("Once")
     expect(loaded.locator("#live")).to_contain_text("Answering · ")
     expect(conversation(loaded)).to_have_attribute("aria-busy", "true")
     expect(loaded).to_have_title("answering… · storyteller · Litmus")
     expect(conversation(loaded)).not_to_contain_text("a crow.Once")
+    fake.hold_after = None
     expect(conversation(loaded)).to_contain_text("Once upon a time <b>a fox</b> met")
     expect(conversation(loaded)).to_contain_text(
         re.compile(r"storyteller · nf4 · 9 tokens · \d+\.\d tokens/s · first token after [\d,]+ ms · seed \d+")
@@ -98,38 +111,37 @@ def test_the_next_turn_sends_the_conversation_without_notes(loaded: Page, fake: 
 
 
 def test_stop_ends_the_upstream_request_and_keeps_the_text(loaded: Page, fake: Fake):
-    fake.words = ["Once ", "upon ", *["time "] * 500]
+    fake.words = ["Once ", "upon ", *["time "] * 2000]
     fake.wait_s = 0.1
     ask(loaded, QUESTION)
     expect(conversation(loaded)).to_contain_text("Once upon time")
     expect(button(loaded, "Send")).to_have_count(0)  # Stop has its place
     loaded.keyboard.press("Escape")
     expect(conversation(loaded)).to_contain_text("You stopped this answer.")
-    assert fake.disconnected.wait(3)
+    assert fake.disconnected.wait(60)
     expect(conversation(loaded)).to_contain_text("Once upon time")
     expect(button(loaded, "Send")).to_be_enabled()
     expect(box(loaded)).to_have_value("")
 
 
 def test_stop_before_the_first_token_returns_the_question(loaded: Page, fake: Fake):
-    fake.first_wait_s = 30
+    fake.hold_after = 0
     ask(loaded, QUESTION)
     expect(loaded.get_by_text("Waiting for the first token")).to_be_visible()
-    while not fake.requests:
-        loaded.wait_for_timeout(50)
+    wait_until(loaded, lambda: bool(fake.requests))
     button(loaded, "Stop").click()
     expect(conversation(loaded)).to_contain_text("Stopped before the first token.")
     expect(box(loaded)).to_have_value(QUESTION)
-    assert fake.disconnected.wait(3)
+    assert fake.disconnected.wait(60)
 
 
 def test_a_closed_tab_ends_the_upstream_request(loaded: Page, fake: Fake):
-    fake.words = ["time "] * 500
+    fake.words = ["time "] * 2000
     fake.wait_s = 0.1
     ask(loaded, QUESTION)
     expect(conversation(loaded)).to_contain_text("time time")
     loaded.close()
-    assert fake.disconnected.wait(10)
+    assert fake.disconnected.wait(60)
 
 
 def test_enter_while_an_answer_streams_keeps_both(loaded: Page, fake: Fake):
@@ -153,9 +165,7 @@ def test_what_is_typed_before_the_server_has_the_question_stays(loaded: Page, fa
     ask(loaded, QUESTION)
     expect(box(loaded)).to_have_value("")
     box(loaded).fill("The next question")
-    deadline_s = time.monotonic() + 20
-    while not held and time.monotonic() < deadline_s:  # the browser empties the box before it sends
-        loaded.wait_for_timeout(20)
+    wait_until(loaded, lambda: bool(held))  # the browser empties the box before it sends
     assert fake.requests == []
     held[0].continue_()
     expect_answer(loaded)
@@ -170,8 +180,7 @@ def test_a_refusal_is_shown_and_the_question_returns_to_the_box(loaded: Page, fa
     expect(box(loaded)).to_have_value(QUESTION)
     fake.refusal = None
     expect(button(loaded, "Send")).to_be_enabled()
-    box(loaded).press("Enter")
-    expect(conversation(loaded)).to_contain_text("a fox</b> met")
+    enter_until(loaded, "a fox</b> met")
     expect_answer(loaded)
     assert fake.requests[1]["messages"] == [{"role": "user", "content": QUESTION}]
     expect(conversation(loaded).get_by_text(QUESTION)).to_have_count(1)
@@ -225,7 +234,7 @@ def test_a_model_is_selected_by_keyboard_and_remembered_after_a_reload(several: 
     several.locator("header.litmus summary").click()
     expect(current(several)).to_have_text("base")
     reload(several)
-    expect(models(several)).to_have_value("base", timeout=20_000)
+    expect(models(several)).to_have_value("base")
     several.locator("header.litmus summary").click()
     expect(current(several)).to_have_text("base")
 
@@ -272,16 +281,18 @@ def test_a_model_that_is_loading_again_shows_an_alert_and_the_default_answers(se
     expect_answer(several)
     assert fake.requests[0]["model"] == "storyteller"
     fake.cards, fake.ready = [CARD, BASE], (200, "ready")
-    expect(models(several)).to_have_value("base", timeout=20_000)
+    expect(models(several)).to_have_value("base")
 
 
 def test_a_model_that_is_no_longer_served_is_reported_once(several: Page, fake: Fake):
     choose(several, "base")
     fake.cards = [CARD]
-    reload(several)
-    expect(several.get_by_role("alert")).to_have_text("base is no longer served here, so storyteller is selected.", timeout=20_000)
+    several.wait_for_function(f"{STORED} !== null")
+    stored = several.evaluate(STORED)
+    several.reload()
+    expect(several.get_by_role("alert")).to_have_text("base is no longer served here, so storyteller is selected.")
     expect(models(several)).to_have_count(0)
-    several.wait_for_timeout(500)  # the browser stores the new name a moment later and encrypted, so its value cannot be awaited
+    several.wait_for_function(f"stored => {STORED} !== stored", arg=stored)
     several.reload()
     expect(several.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible(timeout=20_000)
     expect(several.get_by_role("alert")).to_have_count(0)

@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, violations
+from browser import CHROMIUM, flashing, violations
 from fastapi import FastAPI
-from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, ViewportSize, expect
+from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, TimeoutError, ViewportSize, expect
 
 from tests.ui.chatting import ask, ask_until_taken, box, button, conversation, expect_answer
 from tests.ui.fakelitmus import Fake, running
@@ -43,13 +45,19 @@ def talk(page: Page, *questions: str) -> None:
 
 
 def option(page: Page, title: str, name: str) -> None:
-    shelf(page).get_by_label(f"Options of {title}").click()
-    shelf(page).get_by_role("button", name=name, exact=True).click()
+    """The list is drawn anew when the conversation is stored, which closes the menu."""
+    button = shelf(page).get_by_role("button", name=name, exact=True)
+    for _ in range(20):
+        if not button.is_visible():
+            shelf(page).get_by_label(f"Options of {title}").click()
+        with suppress(TimeoutError):
+            button.click(timeout=2000)
+            return
 
 
-def downloaded(page: Page, press: Locator) -> str:
+def downloaded(page: Page, press: Callable[[], None]) -> str:
     with page.expect_download() as download:
-        press.click()
+        press()
     return Path(download.value.path()).read_text(encoding="utf-8")
 
 
@@ -109,12 +117,11 @@ def test_edits_and_tries_are_branches_that_an_export_carries_and_an_import_bring
     loaded.get_by_title("Version before").click()
     expect(conversation(loaded)).to_contain_text("a fox")
     assert [body["messages"][-1]["content"] for body in fake.requests] == ["Who?", "Who?", "Where?"]
-    shelf(loaded).get_by_label("Options of Who?").click()
-    markdown = downloaded(loaded, shelf(loaded).get_by_role("button", name="Export as Markdown"))
+    markdown = downloaded(loaded, lambda: option(loaded, "Who?", "Export as Markdown"))
     assert re.fullmatch(
         r"# Who\?\n\n## You\n\nWho\?\n\n## Answer \(storyteller, nf4, seed \d+\)\n\nOnce upon.*a crow\.\n", markdown, re.DOTALL
     )
-    exported = downloaded(loaded, button(loaded, "Export all"))
+    exported = downloaded(loaded, button(loaded, "Export all").click)
     turns = json.loads(exported)["conversations"][0]["conversation"]["turns"]
     assert [turn["text"] for turn in turns if turn["role"] == "user"] == ["Who?", "Where?"] and len(turns) == 5
     button(loaded, "Delete all").click()
@@ -164,11 +171,11 @@ def test_markdown_code_tables_and_formulas_are_drawn(loaded: Page, fake: Fake):
     expect(log.get_by_text("Let me <b>think</b>.")).to_be_hidden()
     log.get_by_text("Thought").click()
     expect(log.get_by_text("Let me <b>think</b>.")).to_be_visible()
-    log.get_by_title("Copy", exact=True).last.click()
-    expect(log.get_by_text("Copied")).to_be_visible()
+    with flashing(log, "Copied"):
+        log.get_by_title("Copy", exact=True).last.click()
     assert loaded.evaluate("navigator.clipboard.readText()") == MARKDOWN
     log.get_by_title("copy", exact=True).click()
-    assert loaded.evaluate("navigator.clipboard.readText()").strip() == 'print("<b>")'
+    loaded.wait_for_function("async text => (await navigator.clipboard.readText()).trim() === text", arg='print("<b>")')
 
 
 def test_a_hostile_answer_calls_nobody(loaded: Page, fake: Fake):

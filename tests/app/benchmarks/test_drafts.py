@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from drafting import free_rows
 
 from app.benchmarks import drafts
 from app.benchmarks.engine import BenchFailed
@@ -20,7 +21,8 @@ def folder(tmp_path_factory):
 
 
 def test_each_kind_of_answers_is_measured(folder, capsys):
-    assert drafts.main(["--model", str(folder), "--at-once", "2", "--rounds", "1", "--what", "copy", "form"]) == 0
+    with free_rows():
+        assert drafts.main(["--model", str(folder), "--at-once", "2", "--rounds", "1", "--what", "copy", "form"]) == 0
     copy, form = (json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
     assert (copy["what"], form["what"], copy["at_once"], len(copy["rounds"])) == ("copy", "form", 2, 1)
     (round_,) = form["rounds"]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from drafting import free_rows
 
 from app.engine.budget import StepBudget
 from app.engine.costs import RowCosts
@@ -147,7 +148,9 @@ def test_a_slot_counts_its_drafts(tiny_folder: Path) -> None:
     engine.submit(Generate("a", REPEATING, 60, SamplingParams(temperature=0.0, logit_bias=((7, 50.0),)), ignore_eos=True))
     drafted = accepted = 0
     while not engine.idle:
-        for delta in (event for event in engine.step() if isinstance(event, Delta)):
+        with free_rows():
+            events = engine.step()
+        for delta in (event for event in events if isinstance(event, Delta)):
             drafted, accepted = drafted + delta.drafted, accepted + delta.accepted
             (slot,) = engine.scheduler.slots
             assert (slot.drafted, slot.accepted) == (drafted, accepted)

@@ -1,7 +1,8 @@
 """The engine against slow, obvious ways to get the same answer: transformers' `generate`, and a request that runs alone."""
 
+import itertools
 import random
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -245,16 +246,22 @@ def _run(job: Generate, end_tokens: frozenset[int] = frozenset()) -> list[Event]
 
 
 @pytest.mark.parametrize("search", [None, BeamSearchParams(2), ContrastiveSearchParams(2, 0.6)])
-def test_the_first_delta_says_how_long_the_prompt_took(search: BeamSearchParams | ContrastiveSearchParams | None) -> None:
-    """From the slot on: the second request waits for the first, which is no part of it."""
-    engine = create(slots=2)
+def test_the_first_delta_says_how_long_the_prompt_took(
+    search: BeamSearchParams | ContrastiveSearchParams | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the slot on: the second request waits for the first, which is no part of it. Each look at the clock takes a second."""
+    engine, looks = create(slots=2), itertools.count(100)
+    clock = SimpleNamespace(monotonic=lambda: float(next(looks)), perf_counter=lambda: float(next(looks)))
+    engine.scheduler._clock = clock.monotonic
+    monkeypatch.setattr("app.engine.answers.time", clock)
+    monkeypatch.setattr("app.engine.engine.time", clock)
     for name in "ab":
         engine.submit(Generate(name, tuple(range(40)), 30, search=search or BeamSearchParams(2) if name == "a" else search))
-    start_s, first_s, events = time.monotonic(), 0.0, []
+    start_s, first_s, events = clock.monotonic(), 0.0, []
     while not engine.idle:
         events += engine.step()
         if not first_s and any(isinstance(event, Delta) and event.id == "b" for event in events):
-            first_s = time.monotonic() - start_s
+            first_s = clock.monotonic() - start_s
     deltas = [event for event in events if isinstance(event, Delta) and event.id == "b"]
     assert 0 < deltas[0].prefill_s < first_s / 2
     assert not any(delta.prefill_s for delta in deltas[1:])

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 
 import jsonschema
@@ -175,6 +176,7 @@ def test_without_a_grammar_compiler_a_grammar_is_refused() -> None:
 def test_an_answer_that_leaves_its_grammar_fails_alone_and_nothing_is_printed(engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
     engine.submit(request(1))
     engine.submit(request(2))
+    wait([future for _, future in engine._compiling.values()])  # so that neither is answered before the other has begun
     events = []
     while len(engine._grammar_states) < 2:
         events += engine.step()

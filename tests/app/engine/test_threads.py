@@ -1,6 +1,8 @@
 """The number of threads follows what other processes want, in a simulated machine and on this one."""
 
-import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +10,14 @@ from pathlib import Path
 import pytest
 
 from app.engine.threads import LAST_RETRY_S, WINDOW_S, ThreadCount, WaitingTime
+
+BURN = """
+import time
+print("begins", flush=True)
+end_s = time.monotonic() + 60
+while time.monotonic() < end_s:
+    pass
+"""
 
 
 @dataclass
@@ -124,21 +134,20 @@ def test_a_system_that_does_not_say_counts_as_alone(tmp_path: Path) -> None:
 def test_a_thread_of_this_process_that_waits_is_counted() -> None:
     if not Path("/proc/self/schedstat").exists():
         pytest.skip("this kernel keeps no scheduler statistics")
-    context = multiprocessing.get_context("spawn")
-    burners = [context.Process(target=_burn, daemon=True) for _ in range(2 * multiprocessing.cpu_count())]
-    for burner in burners:
-        burner.start()
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # of this thread and what it starts
+    burners = [subprocess.Popen([sys.executable, "-S", "-c", BURN], stdout=subprocess.PIPE) for _ in range(2)]
     try:
+        for burner in burners:
+            assert burner.stdout is not None and burner.stdout.readline() == b"begins\n"
         waiting = WaitingTime()
         waiting()
-        _burn(2.0)
+        end_s = time.monotonic() + 1
+        while time.monotonic() < end_s:
+            pass
         assert waiting() > 0.2
     finally:
+        os.sched_setaffinity(0, cores)
         for burner in burners:
             burner.kill()
-
-
-def _burn(seconds: float = 20.0) -> None:
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        pass
+            burner.communicate()

@@ -7,11 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from loadtest.cache import benchmark, storage, trial
@@ -279,10 +279,12 @@ def test_a_real_run_is_killed_and_resumed(tiny_folder, out, capsys):
     command = [sys.executable, "-m", "loadtest.cache.benchmark", *words]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         next(None for _ in process.stderr if starts(out))  # one start is done
+        process.send_signal(signal.SIGSTOP)
+        measured = psutil.Process(process.pid).children(recursive=True)  # what it maps cannot be cold
         process.send_signal(signal.SIGKILL)
     done = starts(out)
     assert 1 <= len(done) < 4
-    time.sleep(0.1)
+    psutil.wait_procs(measured, timeout=60)
     assert main(words) == 0
     assert starts(out)[: len(done)] == done and len(set(starts(out))) == len(starts(out)) == 4
     rows = {(line["storage"], line["by"]): line for line in lines(out) if line["kind"] == "start"}

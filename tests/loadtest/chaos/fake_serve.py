@@ -1,6 +1,9 @@
 """A fake of `python -m serve` for the tests of loadtest.chaos: one API process and one worker process that does nothing but live.
 
 GOOD: requests outlive their worker. BAD: it breaks streams, answers 503 to others, overlooks a stopped worker, needs its log to start.
+
+What a run is to see of it does not depend on who is faster: a crowd waits until it has filled the queue; a good server is ready again when
+it has said that it is not, and stops when it has refused a request.
 """
 
 import asyncio
@@ -16,6 +19,8 @@ import psutil
 from aiohttp import web
 
 WORDS, GAP_S, LOAD_S, SLOTS = 6, 0.02, 0.3, 4
+CROWD = 2 * SLOTS  # requests at once; steady clients are fewer
+LIMIT_S = 10.0  # of waiting for somebody
 QUIET_S = 0.3  # without a request, before a server that is asked to stop closes its port: a connection that is just being made would break
 
 
@@ -30,6 +35,8 @@ def work():
 class Fake:
     def __init__(self, good, max_waiting):
         self.good, self.capacity, self.in_flight, self.since, self.draining = good, SLOTS + max_waiting, 0, 0.0, False
+        self.has_shed = self.has_refused = False  # since the crowd came; while it drains
+        self.says_no = self.is_unseen = False  # /ready; a death of which it has not told
         self.spawn()
 
     def spawn(self):
@@ -40,7 +47,7 @@ class Fake:
     @property
     def ready(self):
         alive = self.worker.is_alive() and time.monotonic() > self.since + LOAD_S
-        return alive and Path(f"/proc/{self.worker.pid}/comm").read_text().strip() == WORKER_NAME
+        return alive and not (self.good and self.is_unseen) and Path(f"/proc/{self.worker.pid}/comm").read_text().strip() == WORKER_NAME
 
     async def watch(self, _):
         loop = asyncio.get_running_loop()
@@ -50,10 +57,13 @@ class Fake:
         task.cancel()
 
     async def drain(self):
-        self.draining, quiet_since = True, time.monotonic()
+        """Clients whose answers end now come back, and are refused."""
+        self.draining, come_back, end_s = True, self.in_flight > 0, time.monotonic() + LIMIT_S
+        quiet_since = time.monotonic()
         while time.monotonic() < quiet_since + QUIET_S:
             await asyncio.sleep(0.02)
-            quiet_since = time.monotonic() if self.in_flight else quiet_since
+            waits = come_back and not self.has_refused and time.monotonic() < end_s
+            quiet_since = time.monotonic() if self.in_flight or waits else quiet_since
         signal.raise_signal(signal.SIGINT)
 
     async def replace_dead_workers(self):
@@ -63,10 +73,14 @@ class Fake:
                 self.worker.kill()
                 self.worker.join()
             if not self.worker.is_alive():
+                self.is_unseen = not self.says_no
                 self.spawn()
 
     async def state(self, request):
-        return web.json_response({}, status=200 if self.ready else 503)
+        self.says_no = not self.ready
+        if self.is_unseen:
+            self.is_unseen, self.since = False, time.monotonic()
+        return web.json_response({}, status=503 if self.says_no else 200)
 
     async def models(self, request):
         return web.json_response({"data": [{"slots": SLOTS}]})
@@ -74,18 +88,23 @@ class Fake:
     async def answer(self, request):
         body = await request.json()
         if self.draining or (not self.ready and not self.good):
+            self.has_refused = self.draining
             return refusal(503, "not_ready")
         if self.in_flight >= self.capacity:
+            self.has_shed = True
             return refusal(429, "queue_full")
         self.in_flight += 1
         try:
             return await (self.stream(request, body) if body.get("stream") else self.whole(body))
         finally:
             self.in_flight -= 1
+            self.has_shed = self.has_shed and self.in_flight > CROWD
 
     async def words(self, body):
         """None in the place of a word: the worker died."""
-        worker = self.worker
+        worker, end_s = self.worker, time.monotonic() + LIMIT_S
+        while self.in_flight > CROWD and not self.has_shed and time.monotonic() < end_s:
+            await asyncio.sleep(GAP_S)
         for index in range(WORDS):
             await asyncio.sleep(GAP_S)
             while not self.ready and self.good:

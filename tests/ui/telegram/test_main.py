@@ -14,7 +14,7 @@ from serving import ENVIRONMENT, ROOT
 from app.errors import SetupError
 from app.settings import read
 from tests.ui.telegram.botapi import TOKEN
-from tests.ui.telegram.conftest import World, until
+from tests.ui.telegram.conftest import World, reset, until
 from ui.telegram.__main__ import main
 from ui.telegram.answers import CUT
 
@@ -23,9 +23,9 @@ SECRETS = (TOKEN, TOKEN.partition(":")[2], KEY, "Ann-with-a-name", "HOLD", "Quic
 
 
 @contextmanager
-def program(world: World, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def program(world: World, folder: Path, drain_s: float) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """With the log at its most talkative."""
-    variables = {"TOKEN": TOKEN, "KEY": KEY, "SERVER": world.litmus.url, "API": world.telegram.url, "DRAIN_S": "1"}
+    variables = {"TOKEN": TOKEN, "KEY": KEY, "SERVER": world.litmus.url, "API": world.telegram.url, "DRAIN_S": str(drain_s)}
     environment = {**ENVIRONMENT, **{f"LITMUS_TELEGRAM__{name}": value for name, value in variables.items()}}
     command = [sys.executable, "-m", "ui.telegram", "--server.log_level", "debug"]
     log = folder / "log"
@@ -37,8 +37,10 @@ def program(world: World, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes
 
 
 def test_sigterm_finishes_answers_says_which_it_cut_and_the_log_has_no_secret(world: World, tmp_path: Path):
-    async def run() -> None:
-        with program(world, tmp_path) as (process, log):
+    """A busy machine may be too slow for the shorter time."""
+
+    async def run(drain_s: float) -> str:
+        with program(world, tmp_path, drain_s) as (process, log):
             await until(lambda: world.telegram.of("setMyCommands") or process.poll() is not None, 60)
             for user in (7, 7919):
                 world.telegram.write(user, "/mode chat")
@@ -50,15 +52,19 @@ def test_sigterm_finishes_answers_says_which_it_cut_and_the_log_has_no_secret(wo
             world.telegram.write(7919, "Quickly")
             await until(lambda: len(world.litmus.requests) == 2)
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(process.wait, 20) == 0
-            lines = log.read_text()
-        assert world.telegram.sent(7)[1:] == [f"You said:\n\n{CUT}"]
-        assert world.telegram.sent(7919)[1:] == [world.litmus.answer.strip()]
-        assert "the bot is ready" in lines and "ERROR" not in lines and "answers that were cut: 1" in lines
-        assert not [secret for secret in SECRETS if secret in lines], lines
-        assert world.litmus.keys == [f"Bearer {KEY}"] * 2
+            assert await asyncio.to_thread(process.wait, 60) == 0
+            return log.read_text()
 
-    asyncio.run(run())
+    lines = asyncio.run(run(1))
+    if "answers that were cut: 2" in lines:
+        reset(world.telegram)
+        reset(world.litmus)
+        lines = asyncio.run(run(20))
+    assert world.telegram.sent(7)[1:] == [f"You said:\n\n{CUT}"]
+    assert world.telegram.sent(7919)[1:] == [str(world.litmus.answer).strip()]
+    assert "the bot is ready" in lines and "ERROR" not in lines and "answers that were cut: 1" in lines
+    assert not [secret for secret in SECRETS if secret in lines], lines
+    assert world.litmus.keys == [f"Bearer {KEY}"] * 2
 
 
 def test_a_token_that_telegram_does_not_know_exits_with_2_and_is_not_shown(world: World, monkeypatch, caplog):
