@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from conftest import VOCABULARY
+from tinymodels import VOCABULARY
 
 from app.engine.engine import Engine
 from app.engine.events import Delta, Event

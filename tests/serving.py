@@ -45,10 +45,14 @@ class RunningServer:
 
     def slots(self, **query: str | int) -> dict[str, Any]:
         """What GET /slots tells; asked again while the engine does not answer in time."""
-        url = f"{self.url}/slots"
-        while (answer := httpx.get(url, params=query)).status_code == 503:
-            time.sleep(0.05)
-        state: dict[str, Any] = answer.raise_for_status().json()
+        answers: list[httpx.Response] = []
+
+        def answered() -> bool:
+            answers.append(httpx.get(f"{self.url}/slots", params=query))
+            return answers[-1].status_code != 503
+
+        wait_for(answered)
+        state: dict[str, Any] = answers[-1].raise_for_status().json()
         return state
 
     @contextmanager

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONTEXT, SHAPES, tiny
 from inprocess import LocalServer
 from reference import load_reference
+from tinymodels import CONTEXT, SHAPES, tiny
 
 from app.settings import ModelSettings
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny
 from driving import kernel_or_skip
+from tinymodels import tiny
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model

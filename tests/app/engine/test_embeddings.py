@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import answers_of, drain, random_prompt
 from planning import create as create_scheduler
 from planning import run
+from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Embedded, Event, Failed, Scored

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import answers_of, drain, random_prompt
+from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Event, Failed, Scored

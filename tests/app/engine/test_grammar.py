@@ -10,9 +10,9 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import answers_of, drain
 from llguidance import LLMatcher
+from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 
 from app.engine.completion import Completions
 from app.engine.engine import Engine, EngineLimits

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import answers_of, random_prompt, run_all
+from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import MinNewTokensLengthLogitsProcessor, NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
 

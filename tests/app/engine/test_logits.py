@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny
+from tinymodels import tiny
 
 from app.engine import packing
 from app.engine.grouped import quantize_4_bits, quantize_8_bits

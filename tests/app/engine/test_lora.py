@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import answers_of, drain
+from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 

@@ -1,7 +1,7 @@
 """How far a prompt is read: said after each chunk of it, and only to those who ask."""
 
-from conftest import CONTEXT, letters, tiny
 from driving import drain
+from tinymodels import CONTEXT, letters, tiny
 
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta

@@ -8,11 +8,11 @@ from functools import cache
 import psutil
 import pytest
 import torch
-from conftest import CONTEXT, VOCABULARY, letters, tiny
 from drafting import guided
 from driving import answers_of, drain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Event, Failed, Scored

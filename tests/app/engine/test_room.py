@@ -5,9 +5,9 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import answers_of, drain, random_prompt, run_all
 from planning import Clock, detokenize, generate, request_in, run
+from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 
 from app.engine.budget import StepBudget
 from app.engine.cache import SlotCache

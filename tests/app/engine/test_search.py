@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny
+from tinymodels import VOCABULARY, tiny
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, tiny
 from driving import answers_of, drain
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tinymodels import CONTEXT, tiny
 
 from app.engine.detokenizer import Detokenizer
 from app.engine.engine import Engine, EngineLimits

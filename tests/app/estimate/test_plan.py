@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from driving import kernel_or_skip
+from tinymodels import ROOT
 
 from app.errors import SetupError
 from app.estimate.__main__ import main

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONTEXT, tiny
+from tinymodels import CONTEXT, tiny
 
 from app.engine import linear
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model, slot_bytes

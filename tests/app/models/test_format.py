@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny
+from tinymodels import tiny
 from transformers import AutoModelForCausalLM
 
 from app.engine.facts import Weights

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
 from driving import kernel_or_skip
 from safetensors.torch import load_file, save_file
+from tinymodels import tiny
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.engine.events import Delta

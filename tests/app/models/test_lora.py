@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from adapting import EVERY, llama_shapes, save_adapter
-from conftest import SHAPES
 from driving import drain
 from safetensors.torch import load_file, save_file
+from tinymodels import SHAPES
 from transformers import LlamaConfig
 
 from app.engine.engine import Engine

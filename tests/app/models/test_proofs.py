@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import tiny
+from tinymodels import tiny
 
 from app.engine import flat, proof
 from app.engine.engine import Engine

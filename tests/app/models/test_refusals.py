@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny, tiny
+from tinymodels import save_tiny, tiny
 
 from app.errors import InvalidRequest, SetupError
 from app.models.loading import create_engine

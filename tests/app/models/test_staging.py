@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from tinymodels import ROOT
 
 from app.errors import SetupError
 from app.models import __main__ as command

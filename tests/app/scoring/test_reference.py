@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
-from conftest import CONTEXT, VOCABULARY, letters, tiny
 from driving import drain
+from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 from transformers import PreTrainedModel
 
 from app.engine.engine import Engine, EngineLimits

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import pytest
-from conftest import letters  # noqa: F401  (the root conftest is importable: tests share it)
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"

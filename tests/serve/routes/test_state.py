@@ -8,8 +8,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT
 from fakes import CACHE, FACTS
+from tinymodels import ROOT
 
 from app.engine.events import Report
 from app.engine.facts import AdapterFacts, Facts, Weights
