@@ -1,6 +1,7 @@
 """How the tests are collected and divided among processes. What they share is in `tinymodels.py`."""
 
 import gc
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,7 +79,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFixtur
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # until all tests are imported: collections among so many new objects would take a sixth of that time
     if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses"):  # the process that hands tests out needs none
-        config.pluginmanager.import_plugin("tinymodels")
+        config.pluginmanager.register(importlib.import_module("tinymodels"))
 
 
 def pytest_collection_finish() -> None:
