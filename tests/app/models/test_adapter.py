@@ -132,10 +132,12 @@ def test_weights_in_the_older_format_are_read(tiny_folder: Path, plain: Path) ->
         torch.testing.assert_close(loaded(plain)(IDS).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_tokenizer_template_and_sampling_are_the_adapters_own_or_else_the_bases(tiny_folder: Path, plain: Path) -> None:
+def test_tokenizer_template_and_sampling_are_the_adapters_own_or_else_the_bases(tiny_folder: Path, plain: Path, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hi"}]
-    (tiny_folder / "generation_config.json").write_text('{"eos_token_id": 1, "temperature": 0.6}')
-    base = Tokenizer(str(tiny_folder))
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": 1, "temperature": 0.6}')
+    edit_config(plain, base_model_name_or_path="../base")
+    base = Tokenizer(str(tmp_path / "base"))
     bare = Tokenizer(str(plain))
     assert bare.encode_chat(messages) == base.encode_chat(messages) and bare.generation_config == {"eos_token_id": 1, "temperature": 0.6}
     (plain / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
