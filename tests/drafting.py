@@ -8,8 +8,10 @@ import pytest
 
 from app.engine.acceptance import Acceptance
 from app.engine.costs import RowCosts
-from app.engine.drafts import Drafter, Source
+from app.engine.drafts import Draft, Drafter, Source
 from app.engine.request import Generate
+from app.engine.scheduler import Scheduler
+from app.engine.slot import Slot
 
 WRONG = 0.25  # share of the drafted tokens
 
@@ -52,6 +54,20 @@ def listening(drafter: Drafter) -> Iterator[list[list[int]]]:
     drafter.create_source = lambda *_: Listener(heard)
     yield heard
     drafter.create_source = Source
+
+
+@contextmanager
+def undrafted(scheduler: Scheduler) -> Iterator[list[list[int]]]:
+    """While open, nothing is drafted. Yields what the answers become, with their prompts, of all but searches."""
+    heard: list[list[int]] = []
+
+    def draft(slots: Sequence[Slot]) -> dict[Slot, Draft]:
+        heard.extend(slot.tokens for slot in slots if not any(slot.tokens is each for each in heard))
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "draft", draft)
+        yield heard
 
 
 @contextmanager

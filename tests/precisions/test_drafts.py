@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from drafting import free_rows, guided, listening
+from drafting import free_rows, guided, listening, undrafted
 from inprocess import CHAT, TEXT, LocalModel
 from precisions.test_crowd import CALL, CHOICE, NUMBERS, check_same, prompt, requests
 
@@ -51,7 +51,7 @@ def prediction(answers: list[dict[str, Any]], name: str) -> int:
 
 
 @dataclass
-class Undrafted:
+class Plain:
     """What is sent, each answer to it without drafts, and the tokens of those answers."""
 
     sent: list[tuple[str, dict[str, Any]]]
@@ -60,44 +60,40 @@ class Undrafted:
 
 
 @pytest.fixture(scope="module")
-def undrafted_by_model() -> dict[str, Undrafted]:
+def plain_by_model() -> dict[str, Plain]:
     return {}
 
 
 @pytest.fixture
-def undrafted(steady: LocalModel, undrafted_by_model: dict[str, Undrafted]) -> Undrafted:
-    if steady.name not in undrafted_by_model:
-        sent, drafter = [*features(), *requests()], steady.engine.drafter
-        drafter.is_on = False
-        answers = ask_all(steady, sent, at_once=False)
-        drafter.is_on = True
-        with listening(drafter) as heard:
-            ask_all(steady, sent, at_once=False)
-        undrafted_by_model[steady.name] = Undrafted(sent, answers, heard)
-    return undrafted_by_model[steady.name]
+def plain(steady: LocalModel, plain_by_model: dict[str, Plain]) -> Plain:
+    if steady.name not in plain_by_model:
+        sent = [*features(), *requests()]
+        with undrafted(steady.engine.scheduler) as heard:
+            answers = ask_all(steady, sent, at_once=False)
+        plain_by_model[steady.name] = Plain(sent, answers, heard)
+    return plain_by_model[steady.name]
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["alone", "crowd"])
-def test_an_answer_is_the_same_with_right_and_wrong_drafts(steady: LocalModel, undrafted: Undrafted, at_once: bool) -> None:
-    assert prediction(undrafted.answers, "accepted") == prediction(undrafted.answers, "rejected") == 0
-    with guided(steady.engine.drafter, undrafted.heard):
-        drafted = ask_all(steady, undrafted.sent, at_once)
-    for (path, body), one, other in zip(undrafted.sent, undrafted.answers, drafted, strict=True):
+def test_an_answer_is_the_same_with_right_and_wrong_drafts(steady: LocalModel, plain: Plain, at_once: bool) -> None:
+    assert prediction(plain.answers, "accepted") == prediction(plain.answers, "rejected") == 0
+    with guided(steady.engine.drafter, plain.heard):
+        drafted = ask_all(steady, plain.sent, at_once)
+    for (path, body), one, other in zip(plain.sent, plain.answers, drafted, strict=True):
         check_same(one, other, f"{path} {sorted(body)}")
     assert prediction(drafted, "accepted") > 150 and prediction(drafted, "rejected") > 150
 
 
 def test_an_answer_is_the_same_with_drafts_from_its_own_text(steady: LocalModel) -> None:
     """Of what repeats itself: a bias makes a few tokens likely."""
-    drafter, bias = steady.engine.drafter, {str(token): 9.0 for token in range(300, 304)}
+    bias = {str(token): 9.0 for token in range(300, 304)}
     fields = {**WILD, "logit_bias": bias, "max_tokens": 80}
     sent = [(TEXT, {"prompt": "fox crow king", **fields, "seed": seed, "temperature": heat}) for seed in (1, 2) for heat in (0, 0.3)]
-    drafter.is_on = False
-    undrafted = ask_all(steady, sent, at_once=False)
-    drafter.is_on = True
+    with undrafted(steady.engine.scheduler):
+        plain = ask_all(steady, sent, at_once=False)
     with free_rows():
         drafted = ask_all(steady, sent, at_once=True) + ask_all(steady, sent, at_once=False)
-    for one, other in zip(undrafted * 2, drafted, strict=True):
+    for one, other in zip(plain * 2, drafted, strict=True):
         check_same(one, other)
     assert prediction(drafted, "accepted") > 20
 
@@ -134,10 +130,10 @@ def test_an_adapters_answer_is_the_same(steady: LocalModel) -> None:
     adapted = [steady.adapted(f"{steady.name}-{name}") for name in ("tuned", "other")]
     sent = [{"prompt": "The fox said", **WILD, "seed": seed} for seed in (1, 2)]
     with listening(steady.engine.drafter) as heard:
-        undrafted = [model.post(TEXT, **body) for model in adapted for body in sent]
+        plain = [model.post(TEXT, **body) for model in adapted for body in sent]
     with guided(steady.engine.drafter, heard), ThreadPoolExecutor(4) as pool:
         drafted = list(pool.map(lambda pair: pair[0].post(TEXT, **pair[1]), [(model, body) for model in adapted for body in sent]))
-    for one, other in zip(undrafted, drafted, strict=True):
+    for one, other in zip(plain, drafted, strict=True):
         check_same(one, other)
     assert prediction(drafted, "accepted") > 20 and prediction(drafted, "rejected") > 20
 
@@ -153,10 +149,10 @@ def test_a_limited_thought_is_the_same(thinking: LocalModel, limit: int | None) 
         (CHAT, {**fields, **budget, "seed": 2, "ignore_eos": False, "response_format": FORMAT}),
     ]
     with listening(thinking.engine.drafter) as heard:
-        undrafted = ask_all(thinking, sent, at_once=False)
+        plain = ask_all(thinking, sent, at_once=False)
     with guided(thinking.engine.drafter, heard):
         drafted = ask_all(thinking, sent, at_once=True)
-    for one, other in zip(undrafted, drafted, strict=True):
+    for one, other in zip(plain, drafted, strict=True):
         check_same(one, other)
         counted = (answer["usage"]["completion_tokens_details"]["reasoning_tokens"] for answer in (one, other))
         assert len(set(counted)) == 1
