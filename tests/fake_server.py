@@ -6,13 +6,14 @@ It imitates three effects: the prefill of a long prompt stalls all streams, a pr
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
+from streams import EventStream
 
 STEP_S = 0.002  # a decode step
 PREFILL_S = 0.1  # of a prompt with LONG_WORDS or more
@@ -42,7 +43,7 @@ class FakeServer:
         self.seen.add(text)
         self.running_prefills -= 1
 
-    async def chat(self, body: dict[str, Any]) -> AsyncIterator[str]:
+    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
         await self.prefill(body["messages"][0]["content"])
         tokens = body["max_tokens"] - self.missing_tokens
         for _ in range(tokens):
@@ -71,7 +72,7 @@ def create_app(server: FakeServer) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(body: dict[str, Any]) -> Response:
         server.bodies.append(body)
-        return StreamingResponse(server.chat(body), media_type="text/event-stream")
+        return EventStream(server.chat(body))
 
     @app.post("/v1/score")
     async def score(body: dict[str, Any]) -> Response:

@@ -7,14 +7,15 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
+from streams import EventStream
 
 from app.schemas.overview import EXAMPLE
 from tests.ui.fakejobs import FakeJobs, add_jobs
@@ -219,13 +220,13 @@ def create_fake_server(fake: Fake) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         fake.requests.append(await request.json())
-        return fake.refusal_response() or StreamingResponse(stream(fake), media_type="text/event-stream")
+        return fake.refusal_response() or EventStream(stream(fake))
 
     add_jobs(app, fake)
     return app
 
 
-async def stream(fake: Fake) -> AsyncIterator[str]:
+async def stream(fake: Fake) -> AsyncGenerator[str, None]:
     complete = False
     try:
         yield event({"role": "assistant", "content": ""})

@@ -6,7 +6,7 @@ What the server refuses is an answer with a `problem`, a sentence. Keeps nothing
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.schemas.batches import Endpoint
 from ui.calls import MAX_BYTES, read_body
@@ -195,10 +196,16 @@ async def content(request: Request, caller: Client) -> Response:
         except ServerError as error:
             return JSONResponse({"detail": error.message}, 502)
         headers = {"Content-Disposition": response.headers.get("content-disposition", "attachment"), "Cache-Control": "no-store"}
-        return StreamingResponse(_pieces(response, stack.pop_all()), headers=headers, media_type="application/octet-stream")
+        return Passed(response, stack.pop_all(), headers)
 
 
-async def _pieces(response: httpx.Response, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-    async with stack:
-        async for chunk in response.aiter_bytes():
-            yield chunk
+class Passed(StreamingResponse):
+    """Passes a file on as it comes, then closes its connection: also when the visitor has left."""
+
+    def __init__(self, response: httpx.Response, opened: AsyncExitStack, headers: dict[str, str]) -> None:
+        super().__init__(response.aiter_bytes(), headers=headers, media_type="application/octet-stream")
+        self._opened = opened
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._opened:
+            await super().__call__(scope, receive, send)

@@ -1,12 +1,13 @@
 """A Litmus server without a model: it repeats what it was sent, so that a test sees whose answer came to whom."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
+from streams import EventStream
 
 from tests.ui.fakelitmus import SCORES, SOURCE, USAGE, envelope, event, score_result
 
@@ -41,7 +42,7 @@ class Litmus:
         status, body = self.refusals.pop(0)
         return JSONResponse(body, status, headers={"Retry-After": "7"} if status == 429 else {})
 
-    async def stream(self, question: str) -> AsyncIterator[str]:
+    async def stream(self, question: str) -> AsyncGenerator[str, None]:
         complete = False
         try:
             yield f"{self.comment}\n\n"
@@ -87,6 +88,6 @@ def create_litmus(litmus: Litmus) -> FastAPI:
             return refusal
         litmus.running += 1
         litmus.most = max(litmus.most, litmus.running)
-        return StreamingResponse(litmus.stream(question), media_type="text/event-stream")
+        return EventStream(litmus.stream(question))
 
     return app
