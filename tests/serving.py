@@ -117,3 +117,11 @@ def serving(folder: Path, *arguments: str, page: bool = False, program: tuple[st
             process.kill()
         for child in psutil.wait_procs(processes, timeout=5)[1]:
             child.kill()
+
+
+def failed_start(*arguments: str) -> str:
+    """What `python -m serve` says, on a free port and without a page, when it cannot start."""
+    command = [sys.executable, "-m", "serve", "--port", str(free_port()), "--ui.enabled", "false", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=START_S, check=False)
+    assert result.returncode == 2, result.stderr
+    return result.stderr

@@ -5,7 +5,9 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
+import httpx
 import uvicorn
 from fastapi import FastAPI
 
@@ -47,3 +49,12 @@ def running(app: FastAPI) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(60)
+
+
+def hello(**fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "Hello."}], **fields}
+
+
+def error_of(response: httpx.Response) -> tuple[int, str, str]:
+    error = response.json()["error"]
+    return response.status_code, error["code"], error["message"]

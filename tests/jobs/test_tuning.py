@@ -8,6 +8,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from serving import wait_for
 
 from app.ledger.folder import Folder
 from jobs import lane as module
@@ -51,19 +52,12 @@ def working(hosted, name="w", lease_s=30.0):
         assert not thread.is_alive()
 
 
-def wait_for(hosted, job, *statuses, name=None):
+def reached(hosted, job, *statuses, name=None):
     end = time.monotonic() + 60
     while (shown := hosted.client(name).fine_tuning.jobs.retrieve(job.id)).status not in statuses:
         assert time.monotonic() < end, shown
         time.sleep(0.02)
     return shown
-
-
-def wait_until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def events(hosted, job):
@@ -84,7 +78,7 @@ def test_a_job_from_its_file_to_its_model(hosted):
     with working(hosted):
         made = start(hosted, suffix="alice", seed=7, metadata={"for": "me"}, hyperparameters={"n_epochs": 2, "lora_rank": 4})
         assert (made.status, made.fine_tuned_model, made.hyperparameters.batch_size) == ("validating_files", None, "auto")
-        job = wait_for(hosted, made, "succeeded")
+        job = reached(hosted, made, "succeeded")
     assert job.fine_tuned_model == f"ft:fake:alice:{job.id[6:14]}" and job.seed == 7 and job.metadata == {"for": "me"}
     assert job.trained_tokens == 6 and job.finished_at >= job.created_at and job.error is None and job.estimated_finish is None
     assert (job.hyperparameters.batch_size, job.method.type, job.method.supervised.hyperparameters.n_epochs) == (1, "supervised", 2)
@@ -105,7 +99,7 @@ def test_a_job_from_its_file_to_its_model(hosted):
 
 def test_a_wrong_file_fails_the_job_and_leaves_nothing(hosted):
     with working(hosted):
-        job = wait_for(hosted, start(hosted, "wrong"), "failed")
+        job = reached(hosted, start(hosted, "wrong"), "failed")
     assert (job.error.code, job.error.param) == ("invalid_training_file", "training_file") and "line 1" in job.error.message
     assert [event.level for event in events(hosted, job)][-2:] == ["error", "error"] and not run_folder(hosted, job).exists()
 
@@ -113,7 +107,7 @@ def test_a_wrong_file_fails_the_job_and_leaves_nothing(hosted):
 def test_a_model_that_cannot_be_served_is_kept_and_the_owner_is_told(hosted):
     hosted.shelf.refusal = "as many adapters as may are served"
     with working(hosted):
-        job = wait_for(hosted, start(hosted), "succeeded")
+        job = reached(hosted, start(hosted), "succeeded")
     (warning,) = [event for event in events(hosted, job) if event.level == "warn"]
     assert (
         warning.message == "The model is not served: as many adapters as may are served" and (run_folder(hosted, job) / "adapter").exists()
@@ -124,9 +118,9 @@ def test_a_cancelled_job_ends_its_process_and_leaves_nothing(hosted):
     client = hosted.client().fine_tuning.jobs
     with working(hosted):
         job = start(hosted, "slow")
-        wait_until(lambda: 3 in steps(hosted, job))
+        wait_for(lambda: 3 in steps(hosted, job))
         assert client.cancel(job.id).status == "cancelled" and client.cancel(job.id).status == "cancelled"
-        wait_until(lambda: not run_folder(hosted, job).exists())
+        wait_for(lambda: not run_folder(hosted, job).exists())
     assert client.retrieve(job.id).finished_at is not None and hosted.shelf.kept == {}
     for change in (client.pause, client.resume):
         with pytest.raises(openai.ConflictError, match="is cancelled"):
@@ -137,54 +131,54 @@ def test_a_paused_job_goes_on_where_it_was(hosted):
     client = hosted.client().fine_tuning.jobs
     with working(hosted):
         job = start(hosted, "slow")
-        wait_until(lambda: 3 in steps(hosted, job))
+        wait_for(lambda: 3 in steps(hosted, job))
         assert client.retrieve(job.id).status == "running" and client.retrieve(job.id).estimated_finish is not None
         assert client.pause(job.id).status == "paused"
-        wait_until((run_folder(hosted, job) / "saved").exists)
+        wait_for((run_folder(hosted, job) / "saved").exists)
         (run_folder(hosted, job) / "go").touch()
         assert not hosted.desk._ledger.tunings.any_unfinished()  # so that the worker's process may end
         assert client.resume(job.id).status == "queued"
-        wait_for(hosted, job, "succeeded")
+        reached(hosted, job, "succeeded")
     assert steps(hosted, job) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_killed_process_is_followed_by_another_and_no_step_is_told_twice(hosted):
     with working(hosted):
-        job = wait_for(hosted, start(hosted, "die 5"), "succeeded")
+        job = reached(hosted, start(hosted, "die 5"), "succeeded")
     assert steps(hosted, job) == [1, 2, 3, 4, 5, 6] and (run_folder(hosted, job) / "died").exists()
     assert [each.step_number for each in hosted.client().fine_tuning.jobs.checkpoints.list(job.id)] == [6, 3]
 
 
 def test_a_job_whose_processes_all_die_fails(hosted):
     with working(hosted):
-        job = wait_for(hosted, start(hosted, "always die"), "failed")
+        job = reached(hosted, start(hosted, "always die"), "failed")
     assert job.error.code == "trainer_lost" and f"{policy.MAX_ATTEMPTS} processes" in job.error.message
 
 
 def test_a_stopped_worker_gives_its_job_back_and_the_next_one_goes_on(hosted):
     with working(hosted):
         job = start(hosted, "slow")
-        wait_until(lambda: 3 in steps(hosted, job))
+        wait_for(lambda: 3 in steps(hosted, job))
     assert hosted.client().fine_tuning.jobs.retrieve(job.id).status == "queued" and (run_folder(hosted, job) / "saved").exists()
     (run_folder(hosted, job) / "go").touch()
     with working(hosted, "another"):
-        wait_for(hosted, job, "succeeded")
+        reached(hosted, job, "succeeded")
     assert steps(hosted, job) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_lost_workers_job_goes_to_another_one_when_its_lease_ends(hosted):
     with working(hosted, "lost"):
         job = start(hosted, "slow")
-        wait_until(lambda: 3 in steps(hosted, job))
+        wait_for(lambda: 3 in steps(hosted, job))
         stolen = None
         while stolen is None:
             with hosted.database.transaction() as connection:  # as if the lease had ended
                 connection.exec_driver_sql("UPDATE tasks SET due = 1")
             stolen = Runs(hosted.database, Leases(hosted.database, "other", 30)).take("tune")
-        wait_until((run_folder(hosted, job) / "saved").exists)  # the first one's process was told to stop
+        wait_for((run_folder(hosted, job) / "saved").exists)  # the first one's process was told to stop
         (run_folder(hosted, job) / "go").touch()
         Runs(hosted.database, Leases(hosted.database, "other", 30)).release(stolen)
-        wait_for(hosted, job, "succeeded")
+        reached(hosted, job, "succeeded")
     assert steps(hosted, job) == [1, 2, 3, 4, 5, 6]
 
 
@@ -198,7 +192,7 @@ def test_jobs_and_models_belong_to_the_key_that_made_them(shared):
     with pytest.raises(openai.BadRequestError, match="no file"):
         others.create(model="fake", training_file=job.training_file)
     with working(shared):
-        job = wait_for(shared, job, "succeeded", name="alice")
+        job = reached(shared, job, "succeeded", name="alice")
     assert shared.shelf.kept.keys() == {job.fine_tuned_model}
     with pytest.raises(openai.NotFoundError):
         shared.client("bob").models.delete(job.fine_tuned_model)
@@ -252,7 +246,7 @@ def test_one_key_has_so_many_unfinished_jobs(hosted):
 
 def test_folders_of_runs_that_nobody_wants_are_found(hosted):
     with working(hosted):
-        made = wait_for(hosted, start(hosted), "succeeded")
+        made = reached(hosted, start(hosted), "succeeded")
     waiting, cancelled = start(hosted), start(hosted)
     hosted.client().fine_tuning.jobs.cancel(cancelled.id)
     for job in (waiting, cancelled):

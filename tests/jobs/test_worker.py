@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from serving import wait_for
 from sqlalchemy import update
 
 from app.ledger.tables import batches
@@ -33,13 +34,6 @@ def in_thread(function):
     yield thread
     thread.join(60)
     assert not thread.is_alive()
-
-
-def wait_until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def stall_at(hosted, monkeypatch, count):
@@ -108,7 +102,7 @@ def test_lines_are_flex_work_and_a_worker_has_only_so_many_in_flight(hosted):
     hosted.worker.stalled = True
     hosted.start(*[line(f"r{n}") for n in range(9)])
     with in_thread(hosted.work):
-        wait_until(lambda: len(hosted.engine.submitted) == 2)
+        wait_for(lambda: len(hosted.engine.submitted) == 2)
         time.sleep(0.1)
         assert len(hosted.engine.submitted) == 2
         hosted.worker.stalled = False
@@ -122,7 +116,7 @@ def test_one_slot_is_left_to_people(hosted, endpoint, in_flight):
     hosted.worker.stalled = True
     hosted.start(*[line(f"r{n}", endpoint, **BODIES[endpoint]) for n in range(30)], endpoint=endpoint)
     with in_thread(hosted.work):
-        wait_until(lambda: len(hosted.engine.submitted) >= in_flight)
+        wait_for(lambda: len(hosted.engine.submitted) >= in_flight)
         time.sleep(0.1)
         assert len(hosted.engine.submitted) == in_flight  # the model has 8 slots; scores take none
         hosted.worker.stalled = False
@@ -133,9 +127,9 @@ def test_a_cancelled_batch_keeps_what_it_has(hosted, monkeypatch):
     stall_at(hosted, monkeypatch, 5)
     made = hosted.start(*[line(f"r{n}") for n in range(9)])
     with in_thread(hosted.work):
-        wait_until(lambda: hosted.worker.stalled and hosted.router.in_flight == 2)
+        wait_for(lambda: hosted.worker.stalled and hosted.router.in_flight == 2)
         assert hosted.client().batches.cancel(made.id).status == "cancelling"
-        wait_until(lambda: hosted.router.in_flight == 0)  # the lines in flight are given up: their slots are free
+        wait_for(lambda: hosted.router.in_flight == 0)  # the lines in flight are given up: their slots are free
         hosted.worker.stalled = False
     hosted.sweep()
     hosted.work()
@@ -154,7 +148,7 @@ def test_an_expired_batch_keeps_what_it_has(hosted, monkeypatch):
     worker = hosted.new_worker(stopping=stopping)
     worker._jobs = hosted.settings.jobs.model_copy(update={"grace_s": 0.1})
     with in_thread(worker.run):
-        wait_until(lambda: hosted.worker.stalled and hosted.router.in_flight == 2)
+        wait_for(lambda: hosted.worker.stalled and hosted.router.in_flight == 2)
         stopping.set()  # gives up what is in flight, with the lines behind it
     hosted.worker.stalled = False
     with hosted.database.transaction() as connection:
@@ -175,7 +169,7 @@ def test_a_stopped_worker_gives_its_task_back_at_once(hosted, monkeypatch):
     made = hosted.start(*[line(f"r{n}") for n in range(3)])
     stopping = threading.Event()
     with in_thread(hosted.new_worker(stopping=stopping).run):
-        wait_until(lambda: len(hosted.engine.submitted) == 2)
+        wait_for(lambda: len(hosted.engine.submitted) == 2)
         stopping.set()
         assert heard.wait(60)
         hosted.worker.stalled = False  # what is in flight is finished
@@ -191,9 +185,9 @@ def test_a_stop_does_not_wait_longer_than_its_grace(hosted):
     worker, stopping = hosted.new_worker(), threading.Event()
     worker._stopping, worker._jobs = stopping, hosted.settings.jobs.model_copy(update={"grace_s": 0.1})
     with in_thread(worker.run):
-        wait_until(lambda: hosted.router.in_flight == 1)
+        wait_for(lambda: hosted.router.in_flight == 1)
         stopping.set()
-    wait_until(lambda: hosted.router.in_flight == 0)  # the server sees that its client has left
+    wait_for(lambda: hosted.router.in_flight == 0)  # the server sees that its client has left
     hosted.worker.stalled = False
 
 
@@ -207,7 +201,7 @@ def test_what_a_lost_worker_had_committed_is_not_done_again(hosted):
     assert task.kind == "check"
     leases.release(task)
     with in_thread(hosted.work):  # divides the batch, then hangs at its lines
-        wait_until(lambda: hosted.router.in_flight == 2)
+        wait_for(lambda: hosted.router.in_flight == 2)
         stolen = None
         while stolen is None:
             with hosted.database.transaction() as connection:  # as if its lease had ended
@@ -228,7 +222,7 @@ def test_a_busy_server_is_asked_again_when_it_says(hosted, monkeypatch):
     hosted.router.draining = True  # 503
     made = hosted.start(line("a"))
     with in_thread(hosted.work):
-        wait_until(lambda: len(pauses) > 2)
+        wait_for(lambda: len(pauses) > 2)
         hosted.router.draining = False
     assert [tries for tries, _ in pauses[:3]] == [1, 2, 3]
     assert len(hosted.output(made)[0]) == 1
@@ -299,6 +293,6 @@ def test_the_metrics_count_batches_and_their_lines(hosted, monkeypatch):
     stall_at(hosted, monkeypatch, 5)
     hosted.start(*[line(f"r{n}") for n in range(9)])
     with in_thread(hosted.work):
-        wait_until(lambda: hosted.worker.stalled and counted() == {"in_progress": 1, "waiting": 6, "completed": 3})
+        wait_for(lambda: hosted.worker.stalled and counted() == {"in_progress": 1, "waiting": 6, "completed": 3})
         hosted.worker.stalled = False
     assert counted() == {"completed": 2}

@@ -13,7 +13,7 @@ import openai
 import pytest
 import torch
 from ports import free_port
-from serving import ENVIRONMENT, ROOT, RunningServer, serving, wait_for
+from serving import ENVIRONMENT, ROOT, RunningServer, failed_start, serving, wait_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPT = "Once upon a time"
@@ -131,23 +131,9 @@ def test_one_is_killed_and_the_other_serves_on(running: RunningServer) -> None:
 
 def test_a_further_model_that_cannot_be_loaded_ends_the_start(tmp_path: Path, tiny_folder: Path) -> None:
     further = json.dumps([{"path": str(tiny_folder), "name": "other", "quantize": "nf4", "dtype": "float16"}])
-    command = [
-        sys.executable,
-        "-m",
-        "serve",
-        "--port",
-        str(free_port()),
-        "--ui.enabled",
-        "false",
-        "--model",
-        str(tiny_folder),
-        "--models",
-        further,
-    ]
-    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
-    assert result.returncode == 2, result.stderr
-    assert "litmus: other: model.dtype: bitsandbytes computes in" in result.stderr
-    assert "the worker of model 'other' ended while it was loading the model" in result.stderr
+    said = failed_start("--model", str(tiny_folder), "--models", further)
+    assert "litmus: other: model.dtype: bitsandbytes computes in" in said
+    assert "the worker of model 'other' ended while it was loading the model" in said
 
 
 def test_a_further_model_that_fails_when_the_first_already_serves_ends_the_server(tmp_path: Path, tiny_folder: Path) -> None:

@@ -68,43 +68,39 @@ def test_connection_and_http_errors(fake_server, free_port):
         ask("http://127.0.0.1:1", lambda client: clients.warm_up(client, QUICK))
 
 
+def measured(fake_server, measure):
+    """The one result of a measure of `clients`, taken of a server that has seen nothing."""
+    server, url = fake_server
+    server.seen.clear()
+    (result,) = ask(url, lambda client: measure(client, QUICK))
+    return result
+
+
 def test_words_for_tokens(fake_server):
     assert ask(fake_server[1], lambda client: clients.words_for_tokens(client, 1000)) == 1000 - TEMPLATE_TOKENS
 
 
 def test_a_continued_conversation(fake_server):
-    server, url = fake_server
-
-    def measure():
-        server.seen.clear()
-        (conversation,) = ask(url, lambda client: clients.measure_continued(client, QUICK))
-        return conversation
+    server, _ = fake_server
 
     def check(conversation):
         assert conversation.prompt_tokens == 200
         assert conversation.first_ms >= 1000 * PREFILL_S > conversation.continued_ms
 
-    check(first_good(measure, check))
+    check(first_good(lambda: measured(fake_server, clients.measure_continued), check))
     turn = server.bodies[-1]["messages"]
     assert [message["role"] for message in turn] == ["user", "assistant", "user"]
     assert turn[1]["content"] == "word " * 8
 
 
 def test_streams_beside_a_long_prompt(fake_server):
-    server, url = fake_server
-
-    def measure():
-        server.seen.clear()
-        (found,) = ask(url, lambda client: clients.measure_prefill_interference(client, QUICK))
-        return found
-
     def check(found):
         assert found.prompt_tokens == 400 and found.read_ms >= 1000 * PREFILL_S
         assert len(found.calm_ms) >= 2 * (QUICK.calm_deltas - 4) and len(found.pressed_ms) >= 2
         waited_ms = 1000 * PREFILL_S * 0.8  # less the time that the token before it came late
         assert statistics.median(found.calm_ms) < waited_ms <= percentile(found.pressed_ms, 0.99)
 
-    check(first_good(measure, check))
+    check(first_good(lambda: measured(fake_server, clients.measure_prefill_interference), check))
 
 
 def test_streams_that_end_too_early_are_a_failure(fake_server, monkeypatch):

@@ -8,17 +8,9 @@ import httpx
 import openai
 import pytest
 from openai_server import MODEL, Call, answer, drop, refusing, two_words
+from upstreams import error_of, hello
 
 CHAT = "/v1/chat/completions"
-
-
-def hello(**fields):
-    return {"messages": [{"role": "user", "content": "Hello."}], **fields}
-
-
-def error_of(response: httpx.Response) -> tuple[int, str, str]:
-    error = response.json()["error"]
-    return response.status_code, error["code"], error["message"]
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 422])
@@ -226,62 +218,6 @@ def test_a_client_that_leaves_closes_the_upstreams_request(front, stream):
     assert calls[0].left.wait(60)
     front.wait_until(lambda: front.gateway.in_flight == 0)
     front.wait_until(lambda: 'code="client_left"' in front.http.get("/metrics").text)
-
-
-def code_of_late(front, response: httpx.Response) -> str:
-    """Of a stream that ends with an error, or of an error before it: on a busy machine the time may pass before its first byte."""
-    if response.status_code != 200:
-        return error_of(response)[1]
-    *_, error, done = front.events(response)
-    assert done == "[DONE]"
-    return error["error"]["code"]
-
-
-def test_a_server_that_is_silent_for_too_long(front):
-    async def silent(call: Call) -> None:
-        await call.until_left()
-
-    front.server.behave = silent
-    status, code, message = error_of(front.chat(model="hasty"))
-    assert (status, code) == (503, "upstream_timeout") and "upstream_timeout_s" in message
-
-    async def stops(call: Call) -> None:
-        await two_words(call)
-        await call.until_left()
-
-    front.server.behave = stops
-    assert code_of_late(front, front.chat(model="hasty", stream=True)) == "upstream_timeout"
-
-
-def test_the_deadline_of_a_request_holds(front):
-    async def stops(call: Call) -> None:
-        if call.body.get("stream"):
-            await two_words(call)
-        await call.until_left()
-
-    front.server.behave = stops
-    assert error_of(front.chat(timeout_s=0.05))[:2] == (408, "deadline_exceeded")
-    assert code_of_late(front, front.chat(timeout_s=0.2, stream=True)) == "deadline_exceeded"
-    response = front.http.post(CHAT, json=hello(model="one"), headers={"X-Request-Timeout": "0.05"})
-    assert error_of(response)[:2] == (408, "deadline_exceeded")
-    front.wait_until(lambda: front.gateway.in_flight == 0)
-
-
-def test_an_answer_without_end_is_bounded(front, monkeypatch):
-    monkeypatch.setattr("serve.upstream.errand.MAX_ANSWER_BYTES", 1000)
-    monkeypatch.setattr("serve.upstream.events.MAX_EVENT_BYTES", 1000)
-
-    async def behave(call: Call) -> None:
-        if not call.body.get("stream"):
-            await call.reply(200, {"id": "x" * 2000})
-            return
-        await call.begin_events()
-        await call.send("data: " + "x" * 2000)
-        await call.until_left()
-
-    front.server.behave = behave
-    assert "more than 1000 bytes" in error_of(front.chat())[2]
-    assert "more than 1000 bytes" in front.events(front.chat(stream=True))[0]["error"]["message"]
 
 
 def test_the_end_of_the_server_ends_its_requests(front):
