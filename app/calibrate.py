@@ -19,7 +19,7 @@ from app.scoring.calibration import Calibration, ModelIdentity, identity_of, sav
 from app.scoring.combining import fit_all
 from app.scoring.commands import CHOICES, exit_code
 from app.scoring.fitting import BUCKET_STARTS, why_too_few
-from app.scoring.journal import Journal, score_texts
+from app.scoring.journal import Journal, check_recorded, score_texts
 from app.scoring.prepare import Preparation
 from app.scoring.report import render
 from app.scoring.sample import ScoreRow
@@ -36,12 +36,14 @@ def score_with_journal(
     settings: ModelSettings, path: Path, texts: Sequence[LabelledText], passage_tokens: int | None = None, starts: Sequence[int] = ()
 ) -> tuple[ModelIdentity, list[ScoreRow]]:
     """Scores every text that the journal at `path` does not have yet, in passages of about `passage_tokens` or in windows of the whole
-    context. `starts`: with rows of the texts' beginnings (`Journal.rows`). Raises a `LitmusError` for a text that cannot be scored.
+    context. `starts`: with rows of the texts' beginnings (`Journal.rows`). Raises a `LitmusError` for a text that cannot be scored, and for
+    a journal of another version of the program (`check_recorded`).
     """
     engine, facts = create_engine(settings)
     models = identity_of(settings, facts)
     preparation = Preparation(Tokenizer(settings.path), engine.limits.context, False, passage_tokens, engine.observer is not None)
     with Journal(path, models, preparation) as journal:
+        check_recorded(engine, journal, (text.content for text in texts))
         missing = journal.missing(texts)
         done = len({text.content for text in texts}) - len(missing)
         progress = score_texts(engine, journal, missing)

@@ -6,6 +6,7 @@ stored.
 
 import hashlib
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,8 @@ from app.scoring.sample import ScoreRow
 from app.scoring.sources import LabelledText
 
 SHORTER_STARTS = (64, 96, 128, 192, 256, 384, 512)  # scored tokens at which the ranges of shorter beginnings start
+CHECKED = 4  # recorded texts that are scored again before others are added to them
+TOLERANCE = 2e-3  # of a recorded score, relative; the same program on another processor differs by less
 MAX_IN_FLIGHT = 8  # texts in the engine at once: enough to use the token budget of every step
 
 
@@ -137,6 +140,29 @@ def _parse_line(line: str, location: str) -> tuple[str, JournalEntry]:
 
 def score_texts(engine: Engine, journal: Journal, texts: Sequence[str]) -> Iterator[None]:
     """Yields once for each text whose scores have been recorded. Raises the error of the first text that cannot be scored."""
+    for key, entry in _entries(engine, journal, texts):
+        journal.add(key, entry)
+        yield
+
+
+def check_recorded(engine: Engine, journal: Journal, texts: Iterable[str]) -> None:
+    """Scores a few recorded texts again. Raises `SetupError` where they score differently now: another version of the program made them."""
+    recorded = [text for text in dict.fromkeys(texts) if journal.key(text) in journal.entries][:CHECKED]
+    for key, entry in _entries(engine, journal, recorded):
+        before = journal.entries[key]
+        if before.tokens != entry.tokens or not all(_alike(before.scores.get(name), score) for name, score in entry.scores.items()):
+            raise SetupError(
+                f"{journal.path}: these scores are of another version of Litmus or of its libraries, the same texts score differently now; "
+                "name another --journal, or delete this file"
+            )
+
+
+def _alike(before: float | None, now: float | None) -> bool:
+    return before is now if before is None or now is None else math.isclose(before, now, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _entries(engine: Engine, journal: Journal, texts: Iterable[str]) -> Iterator[tuple[str, JournalEntry]]:
+    """The key and the scores of each text, in the order in which they are found."""
     waiting = iter(texts)
     in_flight: set[str] = set()  # ids of jobs, which are keys of the journal
     while True:
@@ -153,8 +179,7 @@ def score_texts(engine: Engine, journal: Journal, texts: Sequence[str]) -> Itera
                 raise event.error
             if isinstance(event, Scored):
                 in_flight.remove(event.id)
-                journal.add(event.id, entry_of(event.columns, event.id))
-                yield
+                yield event.id, entry_of(event.columns, event.id)
 
 
 def _job(text: str, journal: Journal) -> Score:

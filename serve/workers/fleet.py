@@ -32,7 +32,7 @@ class Replica:
     facts: Facts | None = None
     load: int = 0  # jobs in flight
     progress: SharedProgress | None = None  # of the start of its worker
-    silent_rounds: int | None = None  # looks at its worker since the worker's last beat; None before the first
+    silent_rounds: int = 0  # looks at its worker since the worker was ready or gave a beat
 
     def send(self, content: Job | Inspect | LoadAdapter | UnloadAdapter | str) -> None:
         """Queue a message for the worker; a string is the id of a job to cancel."""

@@ -32,7 +32,7 @@ def can_go_on(job: Job, fleet: Fleet) -> bool:
 def release(router: Router, fleet: Fleet) -> None:
     """Forget the workers of a version, which are about to end. None of its jobs may be left."""
     for replica in fleet.replicas:
-        replica.worker = replica.silent_rounds = None
+        replica.worker = None
         router.observer.worker_stopped(replica.number)
         router.reports.fail(NotReady(UNLOADED), replica)
 

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 WORKER_NAME = "litmus-worker"  # of the process, as `ps` and `top` show it
 EVENTS_UID = "litmus-events"  # LitServe's uid of every message that a worker sends
 PARENT_CHECK_S = 1.0
+LINGER_S = 0.25  # after SIGTERM, for jobs that were sent before it
+NOBODY = 0  # the number of no process
 
 
 class ModelAPI(litserve.LitAPI):
@@ -150,14 +152,16 @@ class EngineLoop(LitLoop):
         adaptation = Adaptation(engine, lit_api.number, lambda outcome: inbox.put((pid, outcome)), send)
         stopping = False
 
-        def stop(*_: object) -> None:
-            """SIGTERM may reach every process of the group: the worker first finishes the jobs in flight."""
+        def stop() -> None:
             nonlocal stopping
             stopping = True
-            if engine.idle:
-                sys.exit(0)
+            inbox.put((NOBODY, ""))  # wakes it
 
-        signal.signal(signal.SIGTERM, stop)
+        def start_stopping(*_: object) -> None:
+            """SIGTERM may reach every process of the group: the worker first finishes its jobs, and those on their way to it."""
+            threading.Timer(LINGER_S, stop).start()
+
+        signal.signal(signal.SIGTERM, start_stopping)
         gc.collect()
         gc.freeze()  # the objects that libraries made at import live forever: no collection has to scan them again
         gc.enable()

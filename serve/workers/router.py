@@ -156,7 +156,7 @@ class Router(Models):
         if replica.worker is not None and replica.worker.pid != ready.pid:  # `watch` did not see the previous one die
             self.workers_died([replica])
         try:
-            replica.worker, replica.facts = psutil.Process(ready.pid), ready.facts
+            replica.worker, replica.facts, replica.silent_rounds = psutil.Process(ready.pid), ready.facts, 0
         except psutil.NoSuchProcess:  # it died before its ready message was read; its successor sends one, too
             replica.worker = None
             return
@@ -179,7 +179,7 @@ class Router(Models):
         """Send the jobs of these replicas' workers to other replicas of their models; without one, they wait for the next worker."""
         dead = [(replica, replica.worker.pid) for replica in replicas if replica.worker is not None]
         for replica, _ in dead:  # all of them, before any job moves
-            replica.worker = replica.silent_rounds = None
+            replica.worker = None
             self.observer.worker_died(replica.model)
             self.reports.fail(NotReady(REPORT_LOST), replica)
         for replica, pid in dead:

@@ -44,8 +44,6 @@ def _is_lost(router: Router, replica: Replica) -> bool:
         level = logging.DEBUG if router.draining else logging.ERROR
         log.log(level, "worker %d of %s died with %d jobs in flight", worker.pid, replica.model, replica.load)
         return True
-    if replica.silent_rounds is None:
-        return False
     replica.silent_rounds += 1
     if replica.silent_rounds <= HANG_ROUNDS:
         return False

@@ -131,6 +131,19 @@ def test_a_resumed_run_gives_the_same_result(tiny_folder, files, tmp_path, monke
         assert values == pytest.approx(expected_values, rel=1e-4)
 
 
+def test_scores_of_another_version_of_the_program_are_refused(tiny_folder, files, tmp_path, capsys):
+    """Other arithmetic scores the same weights differently: thresholds from a mixture of both would suit neither."""
+    _, out = run(tiny_folder, files, tmp_path)
+    recorded = out.with_suffix(".scores.jsonl")
+    lines = [json.loads(line) for line in recorded.read_text().splitlines()]
+    for line in lines:
+        line["scores"]["perplexity"] *= 1.01
+    recorded.write_text("".join(f"{json.dumps(line)}\n" for line in lines[:40]))
+    assert run(tiny_folder, files, tmp_path)[0] == 2
+    assert "these scores are of another version of Litmus" in capsys.readouterr().err
+    assert len(recorded.read_text().splitlines()) == 40, "nothing was added to them"
+
+
 def scores_of(out):
     """The recorded scores by digest. They depend in the last digits on which texts share a step."""
     lines = map(json.loads, out.with_suffix(".scores.jsonl").read_text().splitlines())

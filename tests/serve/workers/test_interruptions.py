@@ -194,8 +194,9 @@ def test_a_server_that_shuts_down_does_not_wait_for_another_worker() -> None:
     asyncio.run(main())
 
 
-def test_a_worker_without_a_sign_of_life_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that has never sent a beat is left alone."""
+@pytest.mark.parametrize("beats", [0, 1])
+def test_a_worker_without_a_sign_of_life_is_killed(monkeypatch: pytest.MonkeyPatch, beats: int) -> None:
+    """Being ready is a sign, too: a worker may hang before its first beat."""
     monkeypatch.setattr("serve.workers.watch.WATCH_INTERVAL_S", 0.001)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
@@ -203,11 +204,10 @@ def test_a_worker_without_a_sign_of_life_is_killed(monkeypatch: pytest.MonkeyPat
         router, worker = create()
         worker.stalled = True
         router.append([Ready(process.pid, 0, FACTS), "OK"])
-        watching = asyncio.create_task(watch(router))
-        await asyncio.sleep(0.1)
-        assert router.ready
         async with router.open([job("a")]) as events:
-            router.append([Beat(process.pid), "OK"])
+            for _ in range(beats):
+                router.append([Beat(process.pid), "OK"])
+            watching = asyncio.create_task(watch(router))
             assert await asyncio.wait_for(anext(aiter(events)), 60) == Interrupted("a")
         assert not router.ready
         watching.cancel()
