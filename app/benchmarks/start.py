@@ -132,6 +132,7 @@ def install_timers(clock: Clock, read_method: str, quantize: str) -> Iterator[No
         (flat, "quantize_layers", "quantize", flat.quantize_layers),
         (flat, "prepack_layers", "quantize" if quantize in {"int4", "int8"} else "pack", flat.prepack_layers),
         (loading, "create_flat_model", "prove", loading.create_flat_model),
+        (loading, "GrammarCompiler", "forms", loading.GrammarCompiler),
         (loading, "warm_up", "warm_up", loading.warm_up),
     ]
     with ExitStack() as stack:

@@ -41,7 +41,7 @@ STAGE_COLUMNS = {  # a column of the table: the stages of `app.benchmarks.start`
     "pack": ("pack",),
     "prove": ("prove",),
     "warm up": ("warm_up",),
-    "other": ("tokenizer", "build", "rest"),
+    "other": ("tokenizer", "forms", "build", "rest"),
 }
 
 
