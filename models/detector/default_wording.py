@@ -47,8 +47,8 @@ this pool.
 KINDS = """
 The mark, at most 2% of people's texts called a machine's in a domain that was left out, is met on news, on stories and on seven of the
 eight kinds of prose (the developer's reference: 3 of 100). It is **not met on reference manuals and instructions**: 3 to 18%. The first
-eight rows are measured with a border that their kind was left out of; the others with the shipped one, which never saw them. Warnings of kind are
-not counted here: some of the last two kinds are lists, which the server does not judge. Whole texts, scored 2026-11-29; `python -m
+eight rows are measured with a border that their kind was left out of; the others with the shipped one, which never saw them. Warnings of
+kind are not counted here: some of the last two kinds are lists, which the server does not judge. Whole texts, scored 2026-11-29; `python -m
 models.detector.pool` draws such passages from packages that anyone can get, and scores them.
 
 """
