@@ -34,7 +34,7 @@ SLOW_FIRST = (
     "tests/app/engine",
 )
 # Tests that share nothing slow.
-SPREAD = ("tests/app/engine/test_properties.py", "tests/app/engine/test_sampler", "tests/models")
+SPREAD = ("tests/app/engine/test_properties.py", "tests/app/engine/test_sampler", "tests/models/test_", "tests/models/train")
 SHARED = {  # in all files of a folder: fixtures that take long to make, by the scope of the tests that ask for them
     "api": ("tests/serve", "api: RunningServer"),
     "kernels": ("tests/app/engine", "built: Kernel"),

@@ -3,9 +3,10 @@
 import gzip
 import json
 import random
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,23 +33,36 @@ def write_pairs(folder: Path, domain: str, generator: str, letters: str, count: 
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-@pytest.fixture
-def built(tmp_path: Path, endless_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    (tmp_path / "data/detect").mkdir(parents=True)
+def options_of(folder: Path, model: Path) -> list[str]:
+    options = ["--data", str(folder / "data"), "--model", str(model), "--work", str(folder / "work")]
+    return [*options, "--out", str(folder / "c.json"), "--page", str(folder / "page.md")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, endless_folder: Path) -> Iterator[Path]:
+    """Made-up pairs, and what the command makes of them. While it is open, a few texts and draws are enough."""
+    folder = tmp_path_factory.mktemp("default")
+    (folder / "data/detect").mkdir(parents=True)
     for domain in ("news", "tales"):
-        write_pairs(tmp_path / "data/detect", domain, "gpt-4", "ab")
-        write_pairs(tmp_path / "data/detect", domain, "gpt2-xl", "xyz")
-    monkeypatch.setattr(combining, "MIN_TEXTS", 4)
-    monkeypatch.setattr(fitting, "BOOTSTRAP_DRAWS", 5)
-    monkeypatch.setattr(sample, "BOOTSTRAP_DRAWS", 5)
-    monkeypatch.setattr(default, "TARGETS", (0.2, 0.1))
-    options = ["--data", str(tmp_path / "data"), "--model", str(endless_folder), "--work", str(tmp_path / "work")]
-    options += ["--out", str(tmp_path / "c.json"), "--page", str(tmp_path / "page.md")]
-    assert default.main(options) == 0
-    return tmp_path, options
+        write_pairs(folder / "data/detect", domain, "gpt-4", "ab")
+        write_pairs(folder / "data/detect", domain, "gpt2-xl", "xyz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(combining, "MIN_TEXTS", 4)
+        patch.setattr(fitting, "BOOTSTRAP_DRAWS", 5)
+        patch.setattr(sample, "BOOTSTRAP_DRAWS", 5)
+        patch.setattr(default, "TARGETS", (0.2, 0.1))
+        assert default.main(options_of(folder, endless_folder)) == 0
+        yield folder
 
 
-def test_one_command_makes_the_calibration_and_the_page(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def built(made: Path, tmp_path: Path, endless_folder: Path) -> tuple[Path, list[str]]:
+    """A copy of it, for one test, and the command's options there."""
+    folder = shutil.copytree(made, tmp_path / "default")
+    return folder, options_of(folder, endless_folder)
+
+
+def test_one_command_makes_the_calibration_and_the_page(built: tuple[Path, list[str]]) -> None:
     folder, options = built
     calibration = load(folder / "c.json")
     assert calibration.combined is not None and calibration.passage_tokens == 256 and "combined" in calibration.methods
@@ -62,7 +76,9 @@ def test_one_command_makes_the_calibration_and_the_page(built: Any, monkeypatch:
     assert "abcd" not in recorded
 
 
-def test_counts_are_added_to_a_calibration_without_moving_its_borders(built: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_are_added_to_a_calibration_without_moving_its_borders(
+    built: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, options = built
     path, page = folder / "c.json", folder / "page.md"
     made = load(path)
@@ -81,7 +97,9 @@ def test_counts_are_added_to_a_calibration_without_moving_its_borders(built: Any
     assert default.main([*options, "--counts"]) == 2 and "name it with --model" in capsys.readouterr().err
 
 
-def test_another_precision_is_added_only_if_it_is_equal(built: Any, endless_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_precision_is_added_only_if_it_is_equal(
+    built: tuple[Path, list[str]], endless_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = built
     options = ["--data", str(folder / "data"), "--calibration", str(folder / "c.json"), "--work", str(folder / "work"), "--accept"]
     options += ["--made-with", str(endless_folder), "--texts", "64"]
