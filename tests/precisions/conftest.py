@@ -11,6 +11,7 @@ import pytest
 import torch
 from adapting import EVERY, llama_shapes, save_adapter
 from inprocess import LocalModel, LocalServer
+from precisions.asking import Plain, ask_plainly
 from reference import Reference, load_reference
 from transformers import AutoConfig
 
@@ -96,6 +97,19 @@ def steady(model: LocalModel) -> LocalModel:
     if model.name != "float32" and not model.engine.performer.is_on_kernel:
         pytest.skip("without the compiled kernel rounding depends on the batch")
     return model
+
+
+@pytest.fixture(scope="session")
+def plain_by_model() -> dict[str, Plain]:
+    return {}
+
+
+@pytest.fixture
+def plain(steady: LocalModel, plain_by_model: dict[str, Plain]) -> Plain:
+    """Asked once in all files: what answers in company, with drafts and after deaths are compared with."""
+    if steady.name not in plain_by_model:
+        plain_by_model[steady.name] = ask_plainly(steady)
+    return plain_by_model[steady.name]
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import pytest
 from drafting import listening
 from inprocess import TEXT, LocalModel
-from precisions.test_crowd import check_same
-from precisions.test_drafts import WILD, ask_all, features, prediction
+from precisions.asking import WILD, Plain, ask_all, check_same, features
+from precisions.test_drafts import prediction
 
 from app.engine.costs import RowCosts
 from app.models.loading import create_engine
@@ -34,15 +34,11 @@ def drafted_by(model: LocalModel, path: str | None) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("draft", ["path", "observer"])
-def test_an_answer_is_the_same_with_a_draft_model(steady: LocalModel, draft: str) -> None:
+def test_an_answer_is_the_same_with_a_draft_model(steady: LocalModel, plain: Plain, draft: str) -> None:
     """Eleven requests at once, of which four at a time are drawn for."""
-    drafter = steady.engine.drafter
-    drafter.is_on = False
-    undrafted = ask_all(steady, features(), at_once=False)
-    drafter.is_on = True
     with drafted_by(steady, getattr(steady.settings, draft)):
         drafted = ask_all(steady, features(), at_once=True)
-    for (route, body), one, other in zip(features(), undrafted, drafted, strict=True):
+    for (route, body), one, other in zip(features(), plain.features, drafted, strict=True):
         check_same(one, other, f"{route} {sorted(body)}")
     accepted, rejected = prediction(drafted, "accepted"), prediction(drafted, "rejected")
     assert (accepted > 100 and rejected < 0.1 * accepted) if draft == "path" else rejected > 50

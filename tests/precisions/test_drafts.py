@@ -1,77 +1,17 @@
 """Drafts change no answer, in every precision, beside every feature; wrong drafts are as if they had never been run."""
 
-import random
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from drafting import free_rows, guided, listening, undrafted
 from inprocess import CHAT, TEXT, LocalModel
-from precisions.test_crowd import CALL, CHOICE, NUMBERS, check_same, prompt, requests
-
-WILD: dict[str, Any] = {"temperature": 1.2, "top_k": 0, "top_p": 1, "min_p": 0, "ignore_eos": True, "max_tokens": 40}
-FORM = {
-    "type": "object",
-    "properties": {"the_name_of_the_thief": {"type": "string", "maxLength": 9}, "what_was_stolen_yesterday": NUMBERS},
-    "required": ["the_name_of_the_thief", "what_was_stolen_yesterday"],
-    "additionalProperties": False,
-}
-FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": FORM}}
-
-
-def features() -> list[tuple[str, dict[str, Any]]]:
-    rng = random.Random(3)
-    ask: dict[str, Any] = {"messages": [{"role": "user", "content": prompt(rng, 5)}]}
-    tell: dict[str, Any] = {"prompt": prompt(rng, 9)}
-    bias = {"300": 6.0, "301": 5.0, "302": 4.0}
-    return [
-        (TEXT, {**tell, "temperature": 0, "max_tokens": 60, "ignore_eos": True, "logprobs": 3}),
-        (TEXT, {**tell, **WILD, "seed": 1, "repetition_penalty": 1.4, "logit_bias": bias}),
-        (TEXT, {**tell, **WILD, "seed": 2, "presence_penalty": 1.5, "frequency_penalty": 0.7, "logit_bias": bias, "logprobs": 1}),
-        (TEXT, {**tell, **WILD, "seed": 3, "bad_words": ["the", "a fox"], "top_p": 0.8}),
-        (TEXT, {**tell, **WILD, "seed": 4, "ignore_eos": False, "min_tokens": 9, "stop_token_ids": list(range(300, 340)), "n": 3}),
-        (TEXT, {**tell, **WILD, "seed": 5, "stop": ["e", "qu"], "min_tokens": 6, "n": 3, "logprobs": 0}),
-        (TEXT, {**tell, **WILD, "seed": 6, "top_k": 4, "echo": True, "logprobs": 1}),
-        (CHAT, {**ask, **WILD, "seed": 7, "ignore_eos": False, "max_tokens": 90, "response_format": FORMAT, "logprobs": True}),
-        (CHAT, {**ask, **WILD, "seed": 8, "ignore_eos": False, "max_tokens": 34, "response_format": FORMAT}),  # completed to fit
-        (CHAT, {**ask, **WILD, "seed": 9, "ignore_eos": False, "response_format": CHOICE}),
-        (CHAT, {**ask, **WILD, "seed": 10, "ignore_eos": False, "max_tokens": 80, "tools": [CALL], "n": 2}),
-    ]
-
-
-def ask_all(model: LocalModel, sent: list[tuple[str, dict[str, Any]]], at_once: bool) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(len(sent) if at_once else 1) as pool:
-        return list(pool.map(lambda request: model.post(request[0], **request[1]), sent))
+from precisions.asking import FORMAT, WILD, Plain, ask_all, check_same
 
 
 def prediction(answers: list[dict[str, Any]], name: str) -> int:
     details = (answer.get("usage", {}).get("completion_tokens_details") for answer in answers)
     return sum(detail[f"{name}_prediction_tokens"] for detail in details if detail is not None)
-
-
-@dataclass
-class Plain:
-    """What is sent, each answer to it without drafts, and the tokens of those answers."""
-
-    sent: list[tuple[str, dict[str, Any]]]
-    answers: list[dict[str, Any]]
-    heard: list[list[int]]
-
-
-@pytest.fixture(scope="module")
-def plain_by_model() -> dict[str, Plain]:
-    return {}
-
-
-@pytest.fixture
-def plain(steady: LocalModel, plain_by_model: dict[str, Plain]) -> Plain:
-    if steady.name not in plain_by_model:
-        sent = [*features(), *requests()]
-        with undrafted(steady.engine.scheduler) as heard:
-            answers = ask_all(steady, sent, at_once=False)
-        plain_by_model[steady.name] = Plain(sent, answers, heard)
-    return plain_by_model[steady.name]
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["alone", "crowd"])

@@ -1,12 +1,11 @@
 """A worker dies in the middle of any kind of request, in every precision: the answer is the one of an undisturbed worker."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from inprocess import CHAT, TEXT, LocalModel, LocalServer
-from precisions.test_crowd import check_same, requests
+from inprocess import CHAT, TEXT, LocalModel
+from precisions.asking import Plain, ask_all, check_same, requests
 
 STREAMED: dict[str, Any] = {
     "prompt": "Once upon a time",
@@ -22,10 +21,9 @@ def texts_of(chunks: list[dict[str, Any]]) -> str:
     return "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
 
 
-def test_each_kind_of_request_goes_on_after_a_death(steady: LocalModel) -> None:
+def test_each_kind_of_request_goes_on_after_a_death(steady: LocalModel, plain: Plain) -> None:
     kinds, before = requests(), steady.worker.deaths
-    for path, body in kinds[: len(kinds) // 2]:
-        undisturbed = steady.post(path, **body)
+    for (path, body), undisturbed in list(zip(kinds, plain.requests, strict=True))[: len(kinds) // 2]:
         for steps in (1, 7):
             steady.worker.dies_after = steps
             check_same(undisturbed, steady.post(path, **body), f"{path} {sorted(body)} after {steps} steps")
@@ -33,14 +31,13 @@ def test_each_kind_of_request_goes_on_after_a_death(steady: LocalModel) -> None:
     assert steady.worker.deaths - before > len(kinds) // 2, "most requests were answered before the worker could die"
 
 
-def test_all_requests_of_a_crowd_go_on_after_a_death(server: LocalServer) -> None:
-    steady, sent = server.model("float32"), requests()
-    alone = [steady.post(path, **body) for path, body in sent]
+@pytest.mark.parametrize("model", ["float32"], indirect=True)
+def test_all_requests_of_a_crowd_go_on_after_a_death(steady: LocalModel, plain: Plain) -> None:
+    sent = requests()
     steady.worker.dies_after = 9
-    with ThreadPoolExecutor(len(sent)) as pool:
-        together = list(pool.map(lambda request: steady.post(request[0], **request[1]), sent))
+    together = ask_all(steady, sent, at_once=True)
     assert steady.worker.dies_after is None
-    for (path, body), one, other in zip(sent, alone, together, strict=True):
+    for (path, body), one, other in zip(sent, plain.requests, together, strict=True):
         check_same(one, other, f"{path} {sorted(body)}")
 
 
