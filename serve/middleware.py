@@ -23,7 +23,7 @@ from serve.admission.headers import security_headers
 from serve.body import RequestBody
 from serve.observe.record import REQUEST_ID, current_record
 from serve.wire.errors import ErrorJSON, error_body, error_response
-from serve.wire.unsupported import is_unsupported
+from serve.wire.invalid import invalid_request_of
 
 log = logging.getLogger(__name__)
 
@@ -50,38 +50,6 @@ class Paths:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         await self.app({**scope, "method": "GET"}, receive, send_head)
-
-
-def invalid_request_of(error: RequestValidationError) -> InvalidRequest:
-    """The most telling of pydantic's errors as a sentence that names the field.
-
-    For a field that may have several types, pydantic reports an error for each of them. The most telling one is not a mismatch of types,
-    and has the longest path.
-    """
-    errors = error.errors()
-    not_type_errors = [item for item in errors if not item["type"].endswith("_type")]
-    first = max(not_type_errors or errors[:1], key=lambda item: len(item["loc"]))
-    loc, extra = first["loc"][1:], first["type"] == "extra_forbidden"
-    path = [str(part) for index, part in enumerate(loc) if (extra and index == len(loc) - 1) or not _is_union_member(str(part))]
-    param = ".".join(path) or None
-    if first["type"] == "json_invalid":
-        return InvalidRequest(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", code="invalid_json")
-    if extra or first["type"] == "none_required":
-        known = not extra or is_unsupported(path)
-        message = f"parameter '{param}' is not supported by this server" if known else f"unknown parameter '{param or ''}'"
-        return InvalidRequest(message, param=param, code="unsupported_parameter" if known else "unknown_parameter")
-    if first["type"] == "missing":
-        return InvalidRequest(f"'{param}' is missing" if param else "the body is missing", param=param, code="missing_parameter")
-    if param is None and first["type"] == "value_error":
-        return InvalidRequest(first["msg"].removeprefix("Value error, "))
-    if param is None:
-        return InvalidRequest(f"the body must be a JSON object: {first['msg']}", code="invalid_type")
-    return InvalidRequest(f"'{param}': {first['msg'].removeprefix('Value error, ')}", param=param)
-
-
-def _is_union_member(part: str) -> bool:
-    """Whether a part of pydantic's error path names a member of a union (`str`, `list[TextPart]`), not a field."""
-    return part in {"str", "int", "NamedTool"} or not part.replace("_", "").isalnum()
 
 
 def install(
@@ -123,7 +91,7 @@ def install(
             actual = f"'{content_type[:80]}'" if content_type else "missing"
             message = f"the header Content-Type is {actual}; it must be application/json"
             return error_response(InvalidRequest(message, code="invalid_content_type"), request.url.path)
-        return error_response(invalid_request_of(error), request.url.path)
+        return error_response(invalid_request_of(error, request.url.path), request.url.path)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from app.schemas.generation import BAD_WORDS, StopWord
-from app.schemas.wire import Int, Wire
+from app.schemas.wire import Int, Seed, Wire
 
 MAX_PROMPTS = 64
 
@@ -56,9 +56,7 @@ class GenerateRequest(Wire):
     do_sample: bool = Field(False, description="sample each token; false takes the most likely one, or searches")
     num_beams: Int = Field(1, ge=1, description="above 1: beam search, each beam in a slot of its own")
     return_prompt: bool = Field(False, description="return the prompt before its answer")
-    seed: Int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="used for every prompt: the same prompt with the same seed gives the same text"
-    )
+    seed: Seed | None = Field(None, description="used for every prompt: the same prompt with the same seed gives the same text")
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -7,7 +7,7 @@ from pydantic.config import JsonDict
 
 from app.schemas.messages import Message, Metadata, Prediction, ResponseFormat, Tool, ToolCall, ToolChoice
 from app.schemas.thought import ThoughtFields
-from app.schemas.wire import TIER, TIMEOUT, Int, Tier, Timeout, Usage, UsedTier, Wire
+from app.schemas.wire import TIER, TIMEOUT, Int, Seed, Tier, Timeout, Usage, UsedTier, Wire
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
@@ -80,7 +80,7 @@ class SamplingFields(SamplingParameters):
     model: str | None = Field(None, description="name of a served model, see /v1/models; the default model when left out")
     logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = Field(None, description=LOGIT_BIAS)
     bad_words: Annotated[list[StopWord], Field(max_length=128)] | None = Field(None, description=BAD_WORDS)
-    seed: Int | None = Field(None, ge=-(2**63), lt=2**63, description="the same request with the same seed gives the same tokens")
+    seed: Seed | None = Field(None, description="the same request with the same seed gives the same tokens")
     n: Int | None = Field(None, ge=1, le=16, description="number of answers; 1 when left out; answer i is sampled with seed + i")
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
         None, description="stop strings: each ends the answer and is not part of it; an empty one does nothing"

@@ -34,7 +34,7 @@ class Prediction(Wire):
 
 class FunctionCall(Wire):
     name: Name
-    arguments: str = Field(description="a JSON object, as a string")
+    arguments: str = Field(description="a JSON object, as a string; an empty string is an object without properties")
 
 
 class ToolCall(Wire):
@@ -62,9 +62,9 @@ class Message(Wire):
     prefix: bool | None = Field(
         None, description="of the last message, by the assistant: true makes the answer go on where its content ends"
     )
-    refusal: None = Field(None, description="null only, like audio, annotations and function_call: clients send back what they received")
+    refusal: None = Field(None, description="null only, like audio and function_call: clients send back what they received")
     audio: None = None
-    annotations: None = None
+    annotations: list[JsonValue] | None = Field(None, description="of an earlier answer; not shown to the model")
     function_call: None = None
 
     @property
@@ -135,12 +135,24 @@ class ResponseFormat(Wire):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = Field(None, description="with type json_schema only")
+    schema_: Schema | None = Field(
+        None, alias="schema", description="with type json_object only: JSON schema that the answer conforms to, where llama-server has it"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "ResponseFormat":
         if (self.json_schema is not None) != (self.type == "json_schema"):
             raise ValueError("json_schema is required for type 'json_schema' and not allowed for other types")
+        if self.schema_ is not None and self.type != "json_object":
+            raise ValueError("schema is for type 'json_object' only; type 'json_schema' has it in json_schema.schema")
         return self
+
+    @property
+    def enforced(self) -> tuple[str, Schema] | None:
+        """The schema of the answer after the path of its field; None: any object."""
+        if self.json_schema is None:
+            return None if self.schema_ is None else ("schema", self.schema_)
+        return None if self.json_schema.schema_ is None else ("json_schema.schema", self.json_schema.schema_)
 
 
 Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)]

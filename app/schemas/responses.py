@@ -12,6 +12,7 @@ from app.schemas.wire import Int, Wire
 MAX_ITEMS = 1023  # with the instructions, the 1024 messages that a chat may have
 PARTS = ("input_text", "output_text", "text")
 ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+FORMATS = ("text", "json_object", "json_schema")
 NOTHING_STORED = "null only: nothing is stored; send the earlier items again, in input"
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 CallId = Annotated[str, Field(min_length=1, max_length=128)]
@@ -41,6 +42,12 @@ def _functions_only(tool: object) -> object:
     if isinstance(kind, str) and kind != "function":
         raise ValueError(f"a tool of type {kind[:40]!r} is not supported; only tools of type 'function' are")
     return tool
+
+
+def _supported_format(kind: object) -> object:
+    if isinstance(kind, str) and kind not in FORMATS:
+        raise ValueError(f"a format of type {kind[:40]!r} is not supported; only {', '.join(FORMATS)} are")
+    return kind
 
 
 # The brackets mark the tags as names of union members, which are left out of the path of a field in an error.
@@ -90,7 +97,7 @@ class FunctionCallItem(InputItem):
     type: Literal["function_call"]
     call_id: CallId
     name: Name
-    arguments: str = Field(description="a JSON object, as a string")
+    arguments: str = Field(description="a JSON object, as a string; an empty string is an object without properties")
 
 
 class FunctionCallOutput(InputItem):
@@ -133,7 +140,7 @@ ResponsesToolChoice = Annotated[
 
 
 class PlainFormat(Wire):
-    type: Literal["text", "json_object"]
+    type: Annotated[Literal["text", "json_object"], BeforeValidator(_supported_format)]
 
 
 class SchemaFormat(Wire):

@@ -15,6 +15,7 @@ def _whole(value: object) -> object:
 
 
 Int = Annotated[int, BeforeValidator(_whole)]  # of a request: some JSON libraries write 20 as 20.0
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), BeforeValidator(_whole)]
 Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)]
 TIMEOUT = "seconds until the request fails with 408, in the queue as well as while it is answered; the header X-Request-Timeout is the same"
 

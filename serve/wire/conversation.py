@@ -4,7 +4,7 @@ Knows neither the router nor the answer.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,8 @@ from app.tokenizer.chat import THINKING_SWITCHES
 RESERVED_VARIABLES = frozenset("messages tools documents add_generation_prompt continue_final_message bos_token eos_token".split())
 PROBE = "\ue007"  # a private-use character, which templates copy unchanged
 TEMPLATE_ROLES = {"developer": "system"}  # OpenAI's roles that templates know by another name
+
+Said = tuple[str, str, Any]  # a variable of the template, the field of the request that names it, and its value
 
 
 def chat_token_ids(
@@ -46,28 +48,46 @@ def chat_token_ids(
 
 
 def template_variables(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `chat_template_kwargs` and `reasoning_effort` say to the chat template. Raises `InvalidRequest` for what it has no place for."""
-    variables: dict[str, Any] = {}
-    asked = {f"chat_template_kwargs.{name}": (name, value) for name, value in (body.chat_template_kwargs or {}).items()}
-    if body.reasoning is not None and body.reasoning.enabled:
-        asked["reasoning.enabled"] = "enable_thinking", True
-    switch = tokenizer.chat.thinking_switch  # without one a reasoning model thinks, and no other one does
-    for param, (name, value) in asked.items():
-        if name in THINKING_SWITCHES and switch is not None:  # whichever of their names the client knows
-            variables.setdefault(switch, value)
-        elif name not in RESERVED_VARIABLES and tokenizer.chat.uses(name):
-            variables.setdefault(name, value)
-        elif name not in THINKING_SWITCHES or bool(value) != (tokenizer.chat.reasoning is not None):
-            raise InvalidRequest(f"{param}: the model's chat template has no such variable", param=param, code="unsupported_parameter")
+    """What `chat_template_kwargs` and `reasoning_effort` say to the chat template. Raises `InvalidRequest` for what it has no place for,
+    and for fields that contradict each other.
+    """
+    said = [*_said_by_name(body, tokenizer.chat)]
+    switch = tokenizer.chat.thinking_switch
     param, effort = body.effort or ("", None)
     if effort is not None and tokenizer.chat.uses("reasoning_effort"):
-        variables.setdefault("reasoning_effort", effort)
-    elif (effort == "none" or body.max_thought_tokens == 0) and switch is not None:
-        variables.setdefault(switch, False)
+        said.append(("reasoning_effort", param, effort))
+    elif effort == "none" and switch is not None:
+        said.append((switch, param, False))
+    elif body.max_thought_tokens == 0 and switch is not None:
+        if switch not in {variable for variable, *_ in said}:  # else the thought is closed as soon as it is opened
+            said.append((switch, "", False))
     elif effort is not None and (effort != "none" or tokenizer.chat.reasoning is not None):
         message = f"{param} {effort!r}: the model's chat template has no place for it"
         raise InvalidRequest(message, param=param, code="unsupported_parameter")
-    return variables
+    return _agreed(said)
+
+
+def _said_by_name(body: ChatRequest, chat: ChatTemplate) -> Iterator[Said]:
+    asked = {f"chat_template_kwargs.{name}": (name, value) for name, value in (body.chat_template_kwargs or {}).items()}
+    if body.reasoning is not None and body.reasoning.enabled:
+        asked["reasoning.enabled"] = "enable_thinking", True
+    for param, (name, value) in asked.items():
+        if name in THINKING_SWITCHES and chat.thinking_switch is not None:  # whichever of their names the client knows
+            yield chat.thinking_switch, param, value
+        elif name not in RESERVED_VARIABLES and chat.uses(name):
+            yield name, param, value
+        elif name not in THINKING_SWITCHES or bool(value) != (chat.reasoning is not None):  # without a switch it thinks if it can
+            raise InvalidRequest(f"{param}: the model's chat template has no such variable", param=param, code="unsupported_parameter")
+
+
+def _agreed(said: Sequence[Said]) -> dict[str, Any]:
+    """The value of each variable. Raises `InvalidRequest` where two fields say different ones; 0 and false are different, too."""
+    first: dict[str, tuple[str, Any]] = {}
+    for variable, param, value in said:
+        earlier, same = first.setdefault(variable, (param, value))
+        if (type(same), same) != (type(value), value):
+            raise InvalidRequest(f"{earlier} and {param} contradict each other; give one of them", param=param)
+    return {variable: value for variable, (_, value) in first.items()}
 
 
 def _template_message(index: int, message: Message, chat: ChatTemplate) -> dict[str, Any]:
@@ -93,10 +113,11 @@ def _template_message(index: int, message: Message, chat: ChatTemplate) -> dict[
 
 
 def _template_call(path: str, call: ToolCall, arguments_as_text: bool) -> dict[str, Any]:
-    check_unicode(call.id + call.function.arguments, f"{path}.function.arguments")
     param = f"{path}.function.arguments"
+    text = call.function.arguments.strip() or "{}"  # some servers write a call without arguments as an empty string
+    check_unicode(call.id + text, param)
     try:
-        arguments = json.loads(call.function.arguments)
+        arguments = json.loads(text)
         check_unicode(json.dumps(arguments, ensure_ascii=False), param)
     except (ValueError, RecursionError):  # ValueError: not JSON, or a number of thousands of digits
         arguments = None
@@ -105,7 +126,7 @@ def _template_call(path: str, call: ToolCall, arguments_as_text: bool) -> dict[s
     return {
         "id": call.id,
         "type": "function",
-        "function": {"name": call.function.name, "arguments": call.function.arguments if arguments_as_text else arguments},
+        "function": {"name": call.function.name, "arguments": text if arguments_as_text else arguments},
     }
 
 

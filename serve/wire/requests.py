@@ -95,6 +95,8 @@ def make_jobs(
     jobs: list[Generate] = []
     for prompt in prompts:
         max_tokens = max_new_tokens(prompt.ids, requested, facts, "messages" if options.chat else "prompt")
+        if not options.chat and requested is None:
+            max_tokens = min(max_tokens, DEFAULT_MAX_TOKENS)  # nobody asked for more than the context leaves
         check_min_tokens(sampling.min_tokens, 0 if options.prompt_only else max_tokens)
         for sample in range(options.samples):
             job = Generate(
@@ -137,7 +139,7 @@ def cache_owner(user: str | None = None) -> tuple[str | None, bool]:
 
 def requested_max_tokens(body: ChatRequest | CompletionRequest) -> int | None:
     if isinstance(body, CompletionRequest):  # the engine samples at least one token; see `AnswerOptions.prompt_only`
-        return DEFAULT_MAX_TOKENS if body.max_tokens is None else max(body.max_tokens, 1)
+        return None if body.max_tokens is None else max(body.max_tokens, 1)
     return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
 
 
@@ -187,7 +189,11 @@ def max_new_tokens(prompt: tuple[int, ...], requested: int | None, facts: Facts,
         raise InvalidRequest(f"the tokenizer of {facts.name} turns this into no tokens; send a longer text", param=param)
     left = facts.context - len(prompt)
     if left < 1:
-        raise ContextTooLong(f"the prompt has {len(prompt)} tokens, the context of {facts.name} holds {facts.context}", param=param)
+        raise ContextTooLong(
+            f"the prompt has {len(prompt)} tokens, but the context of {facts.name} holds {facts.context}, one of them for the answer: "
+            f"send at most {facts.context - 1}",
+            param=param,
+        )
     if requested is not None and requested > left:
         raise ContextTooLong(
             f"the prompt has {len(prompt)} tokens and {limit_param} is {requested}: together {len(prompt) + requested}, but the context of "

@@ -67,9 +67,9 @@ def _json_output(body: ChatRequest, tokenizer: Tokenizer, thought: Thought | Non
     format = body.response_format
     if format is None or format.type == "text":
         return StructuredOutput()
-    schema = None if format.json_schema is None else format.json_schema.schema_
+    path, schema = format.enforced or ("", None)
     if schema is not None:
-        _check_schema(schema, "response_format.json_schema.schema")
+        _check_schema(schema, f"response_format.{path}")
     grammar = json_grammar(schema)
     return StructuredOutput(grammar if thought is None else thought.format.form_grammar(grammar, tokenizer.added_tokens, thought.place))
 

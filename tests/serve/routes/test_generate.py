@@ -140,7 +140,7 @@ def test_without_a_seed_equal_prompts_get_different_answers(served: Any) -> None
         ({"prompt": ["a", " "]}, "prompt.1", "blank"),
         ({"prompt": []}, "prompt", "at least 1 item"),
         ({"prompt": ["a"] * 65}, "prompt", "at most 64 items"),
-        ({"prompt": [5]}, "prompt", "valid string"),
+        ({"prompt": [5]}, "prompt.0", "valid string"),
         ({"prompt": ["a"] * 6}, None, "at most 5"),
         ({"bad_words": ["a", ""]}, "bad_words.1", "at least 1 character"),
         ({"bad_words": "a"}, "bad_words", "valid list"),

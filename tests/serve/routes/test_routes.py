@@ -77,6 +77,9 @@ def test_without_a_seed_answers_differ(served: Any) -> None:
 
 def test_an_answer_without_a_limit_may_fill_the_context(served: Any) -> None:
     assert served.client.post(CHAT, json={"messages": HELLO}).json()["usage"]["total_tokens"] == 64
+    for length, answer in ((60, 3), (1, 16)):  # a completion without a limit has at most 16 tokens
+        usage = served.client.post(TEXT, json={"prompt": "a" * length, "ignore_eos": True}).json()["usage"]
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (length + 1, answer)
 
 
 def test_scores_keep_their_order_and_their_text(served: Any) -> None:
@@ -108,7 +111,7 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> Non
         (TEXT, {"prompt": []}, 400, "prompt", "empty or blank"),
         (TEXT, {"prompt": ["a", ""]}, 400, "prompt", "empty or blank"),
         (TEXT, {"prompt": [9999]}, 400, "prompt", "token ids must lie in 0..257"),
-        (TEXT, {"prompt": "a" * 64}, 400, "prompt", "holds 64"),
+        (TEXT, {"prompt": "a" * 64}, 400, "prompt", "holds 64, one of them for the answer: send at most 63"),
         (TEXT, {"prompt": "a", "max_tokens": 63}, 400, "max_tokens", "ask for at most 62"),
         (TEXT, {"prompt": "a", "model": "gpt-4"}, 404, "model", "this server has 'fake'"),
         (TEXT, {"prompt": "a", "suffix": "b"}, 400, "suffix", "not supported"),
@@ -122,7 +125,7 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> Non
         (TEXT, {"prompt": "a", "max_tokens": True}, 400, "max_tokens", "integer"),
         (TEXT, {"prompt": "a", "stream_options": {}}, 400, "stream_options", "needs stream"),
         (TEXT, {}, 400, "prompt", "missing"),
-        (TEXT, {"prompt": [True]}, 400, "prompt", "valid"),
+        (TEXT, {"prompt": [True]}, 400, "prompt.0", "valid"),
         (TEXT, {"prompt": "a", "temperature": "0.5"}, 400, "temperature", "valid number"),
         (TEXT, [], 400, None, "JSON object"),
         (CHAT, {"messages": []}, 400, "messages", "at least 1 item"),

@@ -13,6 +13,7 @@ from app.schemas import DefaultSamplingParams, SamplingParameters
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 SCORE = "/v1/score"
+RESPONSES, MESSAGES, GENERATE = "/v1/responses", "/v1/messages", "/generate"
 HELLO = [{"role": "user", "content": "hi"}]
 MANY = [*range(2, 131)]  # one more than allowed
 
@@ -172,6 +173,9 @@ def test_the_tier_is_named_in_the_answer(served: Any, tier: str, used: str) -> N
         ({"stop_token_ids": [True]}, "stop_token_ids.0", "valid integer"),
         ({"stop_token_ids": MANY}, "stop_token_ids", "at most 128 items"),
         ({"ignore_eos": 1}, "ignore_eos", "valid boolean"),
+        ({"seed": 2**63}, "seed", "less than or equal to 9223372036854775807"),
+        ({"stop": 5}, "stop", "valid string or a valid list"),
+        ({"stop": ["a", 5]}, "stop.1", "valid string"),
         ({"service_tier": "priority"}, "service_tier", "'auto', 'default' or 'flex'"),
     ],
 )
@@ -207,8 +211,46 @@ def test_a_lone_surrogate_in_a_bad_word_is_named(served: Any) -> None:
         (TEXT, {"prompt": "a", "tools": [{}]}, "unsupported_parameter"),
         (TEXT, {"prompt": "a", "metadata": {"a": "b"}}, "unsupported_parameter"),
         (CHAT, {"messages": HELLO, "store": True}, "unsupported_parameter"),
+        (TEXT, {"prompt": "a", "n_probs": 2}, "unsupported_parameter"),
     ],
 )
 def test_fields_of_other_routes_are_refused(served: Any, path: str, body: Any, code: str) -> None:
     response = served.client.post(path, json=body)
     assert (response.status_code, response.json()["error"]["code"]) == (400, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "instead"),
+    [
+        (CHAT, {"n_predict": 9}, "max_tokens"),
+        (CHAT, {"guided_json": {}}, "response_format"),
+        (CHAT, {"prompt": "a"}, "messages"),
+        (TEXT, {"max_new_tokens": 9}, "max_tokens"),
+        (TEXT, {"messages": []}, "prompt"),
+        (RESPONSES, {"max_tokens": 9}, "max_output_tokens"),
+        (RESPONSES, {"response_format": {"type": "json_object"}}, "text.format"),
+        (MESSAGES, {"stop": "a"}, "stop_sequences"),
+        (GENERATE, {"repeat_penalty": 2}, "repetition_penalty"),
+    ],
+)
+def test_a_field_of_another_api_is_refused_with_the_name_that_it_has_here(served: Any, path: str, fields: Any, instead: str) -> None:
+    least = {CHAT: {"messages": HELLO}, MESSAGES: {"messages": HELLO, "max_tokens": 1}, RESPONSES: {"input": "a"}}.get(
+        path, {"prompt": "a"}
+    )
+    error = served.client.post(path, json={**least, **fields}).json()["error"]
+    assert error["message"] == f"parameter '{next(iter(fields))}' is not supported by this server; use {instead}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param", "said"),
+    [
+        (5, "prompt", "valid string or a valid list"),
+        ([1, "a"], "prompt.1", "valid integer"),
+        (["a", 1], "prompt.1", "valid string"),
+        ([[1], ["a"]], "prompt.1.0", "valid integer"),
+        ([None], "prompt.0", "valid string or a valid integer or a valid list"),
+    ],
+)
+def test_of_a_field_with_several_types_the_place_that_fits_none_is_named(served: Any, prompt: Any, param: str, said: str) -> None:
+    error = served.client.post(TEXT, json={"prompt": prompt}).json()["error"]
+    assert (error["param"], error["message"]) == (param, f"'{param}': Input should be a {said}")

@@ -47,7 +47,7 @@ def test_roles_and_parts_reach_the_template(served: Any) -> None:
             "content": "A",
             "refusal": None,
             "audio": None,
-            "annotations": None,
+            "annotations": [],
             "function_call": None,
             "tool_calls": None,
         },
@@ -73,6 +73,9 @@ def test_a_call_and_its_result_reach_the_template_the_arguments_as_an_object(ser
         {"role": "tool", "tool_call_id": "abc", "content": "done"},
     ]
     assert rendered(served, messages) == 'u:Ua:<call>ring {"times": 2}</call>t:done'
+    for empty in ("", " "):
+        messages[1] = {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "ring", "arguments": empty}}]}
+        assert rendered(served, messages) == "u:Ua:<call>ring {}</call>t:done"
 
 
 def test_results_without_ids_answer_the_calls_in_their_order(served: Any) -> None:
@@ -121,6 +124,9 @@ def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
         ([{"role": "tool", "content": "a", "tool_call_id": "abc"}], "messages.0.tool_call_id", "'abc'"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages.0.content.0", "image_url"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text", "missing"),
+        ([{"role": "user", "content": 5}], "messages.0.content", "valid string or a valid list"),
+        ([{"role": "user", "content": ["a"]}], "messages.0.content.0", "an object"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "messages.0.content.0.text", "valid string"),
         ([{"role": "poet", "content": "a"}], "messages.0.role", "system"),
         ([{"role": "assistant", "content": "a", "audio": {"id": "x"}}], "messages.0.audio", "not supported"),
         ([{"role": "assistant", "content": "a", "function_call": {"name": "x"}}], "messages.0.function_call", "not supported"),
@@ -137,7 +143,7 @@ def test_what_is_wrong_with_a_message_is_named(served: Any, messages: Any, param
 
 
 @pytest.mark.parametrize(
-    "arguments", ["", "3", "[]", '{"a": ', '"x"', "[" * 100_000, '{"a": "\\ud800"}', '{"\\ud800": 1}', '{"a": ' + "9" * 4500 + "}"]
+    "arguments", ["3", "[]", '{"a": ', '"x"', "[" * 100_000, '{"a": "\\ud800"}', '{"\\ud800": 1}', '{"a": ' + "9" * 4500 + "}"]
 )
 def test_arguments_that_are_no_object_are_named(served: Any, arguments: str) -> None:
     call = {**CALL, "function": {"name": "ring", "arguments": arguments[:5000]}}

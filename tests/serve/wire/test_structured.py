@@ -37,10 +37,17 @@ def test_without_a_response_format_there_is_no_grammar(served: Any) -> None:
 
 def test_a_schema_reaches_the_engine_as_a_grammar(served: Any) -> None:
     grammars = set()
-    for form in ({"type": "json_object"}, schema({"type": "integer"}), {"type": "json_schema", "json_schema": {"name": "any"}}):
+    llama_server = {"type": "json_object", "schema": {"type": "integer"}}
+    for form in (
+        {"type": "json_object"},
+        schema({"type": "integer"}),
+        {"type": "json_schema", "json_schema": {"name": "any"}},
+        llama_server,
+    ):
         assert ask(served, response_format=form).status_code == 200
         grammars.add(served.engine.submitted[-1].grammar)
     assert None not in grammars and len(grammars) == 2  # json_object is json_schema without a schema
+    assert served.engine.submitted[-1].grammar == served.engine.submitted[1].grammar
 
 
 @pytest.mark.parametrize(
@@ -150,6 +157,8 @@ def test_tool_choice_decides_what_the_prompt_and_the_grammar_contain(tooled: Any
         ({"tools": [RING], "response_format": {"type": "json_object"}}, "response_format", "tools"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
         ({"response_format": {"type": "text", "json_schema": {"name": "a"}}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "json_schema", "schema": {}, "json_schema": {"name": "a"}}}, "response_format", "json_schema.schema"),
+        ({"response_format": {"type": "json_object", "schema": {"not": {}}}}, "response_format.schema", "not"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name", "missing"),
         (

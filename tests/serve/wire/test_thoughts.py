@@ -195,6 +195,10 @@ def test_fields_that_contradict_each_other_are_refused_by_name(thinking: Any) ->
         ({"thinking_token_budget": 5, "thinking_budget_tokens": -1}, "thinking_token_budget and thinking_budget_tokens"),
         ({"reasoning_effort": "high", "reasoning": {"effort": "low"}}, "reasoning_effort and reasoning.effort"),
         ({"reasoning": {"effort": "low", "enabled": False}}, "reasoning.effort and reasoning.enabled"),
+        ({"chat_template_kwargs": {"enable_thinking": True, "thinking": False}}, "enable_thinking and chat_template_kwargs.thinking"),
+        ({"chat_template_kwargs": {"thinking": False}, "reasoning": {"enabled": True}}, "thinking and reasoning.enabled"),
+        ({"chat_template_kwargs": {"thinking": True}, "reasoning_effort": "none"}, "thinking and reasoning_effort"),
+        ({"reasoning": {"enabled": True, "effort": "none"}}, "reasoning.enabled and reasoning.effort"),
     ):
         answer = thinking.client.post(CHAT, json={"messages": HELLO, **fields})
         assert answer.status_code == 400 and names in answer.json()["error"]["message"]
