@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,7 +84,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the garbage collector need not look at it again."""
+    """What is imported by now stays: the garbage collector need not look at it again, and pytest, which listens to the root and to each
+    logger that does not pass its records on to it, need not go to a hundred of torch's six times a test.
+    """
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch.") and isinstance(logger, logging.Logger):
+            logger.propagate = True
     gc.freeze()
     gc.enable()
 

@@ -27,17 +27,19 @@ def follow(rows: list[list[int]], continuation: Continuation) -> list[list[int]]
     return [[*row, token] for row, token in zip(rows, continuation.tokens, strict=True)]
 
 
+@cache
 @torch.inference_mode()
-def scores(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
+def scores(model: PreTrainedModel, rows: tuple[tuple[int, ...], ...]) -> torch.Tensor:
+    """Kept: searches that end differently begin with the same rows."""
     return model(torch.tensor(rows)).logits[:, -1].log_softmax(-1)
 
 
 def beam(model: PreTrainedModel, ids: list[int], search: BeamSearch, beams: int) -> tuple[list[int], str]:
     rows = [ids] + [[] for _ in range(beams - 1)]
-    continuation = search.start(scores(model, [ids])[0])
+    continuation = search.start(scores(model, (tuple(ids),))[0])
     while continuation is not None:
         rows = follow(rows, continuation)
-        continuation = search.advance(scores(model, rows))
+        continuation = search.advance(scores(model, tuple(map(tuple, rows))))
     return search.best
 
 
