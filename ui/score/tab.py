@@ -28,6 +28,11 @@ FOLDER = Path(__file__).parent
 ALTERNATIVES = 5  # beside each token
 MAX_CHARACTERS_WITH_ALTERNATIVES = 20_000  # a longer text would make a page of several megabytes
 TICK_S = 1.0  # how often the page says how long it has been scoring
+# On a phone the result lies below the box, out of sight. Its height counts when it is drawn.
+SHOW_RESULT = """() => setTimeout(() => {
+    const result = document.querySelector("#result");
+    if (result.getBoundingClientRect().top > innerHeight / 2) result.scrollIntoView({ block: "start" });
+}, 50)"""
 Scoring = AsyncIterator[tuple[str, dict[str, Any], dict[str, Any]]]  # the result, and updates of the buttons Score and Cancel
 
 
@@ -71,6 +76,7 @@ def score_tab(visitors: Visitors, model: gr.Dropdown, flags: bool = False, max_f
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     buttons = [score, cancel]
     scored = score.click(score_handler(visitors, flags), [text, method, model], [result, *buttons], **hidden)
+    scored.then(None, js=SHOW_RESULT)
     cancel.click(lambda: (report.cancelled_html(), *_buttons(False)), None, [result, *buttons], cancels=[scored], **hidden)
     clear.click(lambda: ("", report.idle_html(), *_buttons(False)), None, [text, result, *buttons], cancels=[scored], **hidden)
     gr.on([method.change, model.change], choice_html, [method, model], choice, **hidden)

@@ -93,6 +93,7 @@ def test_a_score_shows_the_verdict_the_numbers_the_picture_and_the_text(tab: Pag
     fake.score_changes = SURE
     score(tab, "Once upon\na time <img src=http://example.invalid/x.png> {{value}} ${value} lived")
     expect(tab.get_by_role("heading", name="Reads like machine text")).to_be_visible()
+    expect(tab.get_by_text("below 0.901", exact=True)).to_be_in_viewport()  # although the result lies below the box
     for words in (EXPLANATION, SOURCE, "97% (95% interval 90% to over 99%)", "below 0.901"):
         expect(tab.get_by_text(words, exact=True)).to_be_visible()
     expect(tab.get_by_text("4.5 of 1,000 human texts are wrongly flagged (measured on 3,749 texts")).to_be_visible()
