@@ -43,7 +43,7 @@ def score_documents(scorer: Scorer, documents: Sequence[Document]) -> Iterator[t
 
 def run(args: argparse.Namespace) -> str:
     """Scores what is missing in `args.out`; returns a sentence on what was written."""
-    documents = list(read_documents(args.files, args.text))
+    documents = list(read_documents(args.files, args.text, args.out))
     settings = ModelSettings(
         path=args.model, observer=args.observer, quantize=args.quantize, dtype=args.dtype, device=args.device, calibration=args.calibration,
         slots=1,  # scoring needs no slot; 1 is the minimum

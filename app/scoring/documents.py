@@ -15,20 +15,36 @@ FILE_TYPES = (".txt", ".jsonl", ".csv", ".parquet")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, and where it is from: a file, or a file and its line or row. `content` is None where the line has no text."""
+    """A text, and where it is from: a file, or a file and its line or row. `content` is None where there is no text, for the reason that
+    `problem` gives.
+    """
 
     source: str
     content: str | None
+    problem: str = "this line has no text"
 
 
-def read_documents(paths: Iterable[Path], field: str = "text") -> Iterator[Document]:
-    """The texts of the files in their order; folders are searched through. Raises `SetupError` for a file that cannot be read."""
+def read_documents(paths: Iterable[Path], field: str = "text", results: Path | None = None) -> Iterator[Document]:
+    """The texts of the files in their order; folders are searched through. A file of a folder that cannot be read is a document without a
+    text. `results` in a folder are no texts. Raises `SetupError` for a file that cannot be read and is named in `paths`.
+    """
     for path in paths:
-        files = sorted(file for file in path.rglob("*") if file_type(file) in FILE_TYPES) if path.is_dir() else [path]
-        if not files:
-            raise SetupError(f"{path}: the folder has no {', '.join(FILE_TYPES)} file")
-        for file in files:
+        if path.is_dir():
+            yield from _read_folder(path, field, results)
+        else:
+            yield from _read_file(path, field)
+
+
+def _read_folder(path: Path, field: str, results: Path | None) -> Iterator[Document]:
+    found = sorted(file for file in path.rglob("*") if file_type(file) in FILE_TYPES and not file.is_dir())
+    files = [file for file in found if results is None or file.resolve() != results.resolve()]
+    if not files:
+        raise SetupError(f"{path}: the folder has no {', '.join(FILE_TYPES)} file")
+    for file in files:
+        try:
             yield from _read_file(file, field)
+        except SetupError as error:
+            yield Document(str(file), None, f"{error.message}; nothing of the file is scored from there on")
 
 
 def _read_file(path: Path, field: str) -> Iterator[Document]:
@@ -40,7 +56,9 @@ def _read_file(path: Path, field: str) -> Iterator[Document]:
     elif kind == ".csv":
         content = read_content(path)
         csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
-        yield from (_document(row, field, f"{path}:{number}") for number, row in enumerate(csv.DictReader(io.StringIO(content)), 2))
+        yield from (
+            _document(row, field, f"{path}:{number}") for number, row in enumerate(csv.DictReader(io.StringIO(content, newline="")), 2)
+        )
     elif kind == ".parquet":
         yield from _read_parquet(path, field)
     else:

@@ -51,7 +51,7 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
         "calibration": f"made {calibration.made}" if calibration else None,
     }
     if document.content is None:
-        return row | {"error": "this line has no text"}
+        return row | {"error": document.problem}
     if isinstance(score, ScoreFailure):
         return row | {"error": score.message}
     rate, chance, passages = score.false_positive_rate, score.p_machine, score.passages or []

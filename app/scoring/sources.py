@@ -67,7 +67,9 @@ def _read_file(path: Path, machine: bool, fields: FieldNames) -> Iterator[Labell
         yield LabelledText(content, machine, path.name)
         return
     csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
-    lines = parse_json_lines(content, path) if file_type(path) == ".jsonl" else enumerate(csv.DictReader(io.StringIO(content)), 2)
+    lines = (
+        parse_json_lines(content, path) if file_type(path) == ".jsonl" else enumerate(csv.DictReader(io.StringIO(content, newline="")), 2)
+    )
     for number, line in lines:
         yield _labelled_text(line, machine, fields, f"{path.name}:{number}")
 
@@ -91,6 +93,8 @@ def parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, 
             parsed = json.loads(line)
         except json.JSONDecodeError as error:
             raise SetupError(f"{path}, line {number}: not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise SetupError(f"{path}, line {number}: JSON that is nested too deeply, or has a number of over 4,300 digits") from error
         if not isinstance(parsed, dict):
             raise SetupError(f"{path}, line {number}: not an object; give one with a text field")
         yield number, parsed

@@ -107,6 +107,14 @@ def test_what_cannot_be_done_is_refused_before_scoring(tiny_folder: Path, essays
         run(tiny_folder, essays, tmp_path / "r.xlsx")
 
 
+def test_a_broken_file_and_the_results_in_the_folder_stop_nothing(tiny_folder: Path, essays: Path) -> None:
+    (essays / "b.jsonl").write_bytes(b"\xff")
+    for _ in range(2):
+        assert run(tiny_folder, essays, essays / "r.csv") == 0
+        rows = rows_of(essays / "r.csv")
+        assert [row["verdict"] for row in rows] == ["uncalibrated", ""] and "not UTF-8" in rows[1]["error"]
+
+
 def test_a_frame_keeps_its_index(tiny_folder: Path) -> None:
     frame = pd.DataFrame({"essay": [TEXTS[0], None, TEXTS[1]]}, index=["x", "y", "z"])
     scorer = create_scorer(ModelSettings(path=str(tiny_folder), device="cpu", slots=1))

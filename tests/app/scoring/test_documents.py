@@ -63,3 +63,18 @@ def test_a_parquet_file_without_the_column_names_those_that_it_has(tmp_path: Pat
     pd.DataFrame({"body": ["a"], "id": [1]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(SetupError, match=r"no column 'text'.*it has body, id"):
         list(read_documents([tmp_path / "a.parquet"]))
+
+
+def test_a_file_of_a_folder_that_cannot_be_read_is_a_document_that_says_why(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{\n{"text": "y"}\n')
+    (tmp_path / "c.jsonl").write_text("[" * 100_000)
+    (tmp_path / "d.csv").write_bytes(b"text\rone\rtwo\r")
+    (tmp_path / "e.txt").symlink_to(tmp_path / "gone")
+    (tmp_path / "f.txt").mkdir()
+    (tmp_path / "scores.csv").write_text("source\n")
+    documents = list(read_documents([tmp_path], results=tmp_path / "scores.csv"))
+    assert [document.content for document in documents] == [None, "x", None, None, "one", "two", None]
+    said = [document.problem for document in documents if document.content is None]
+    for part, problem in zip(("not UTF-8", "line 2: not JSON", "nested too deeply", "cannot be read"), said, strict=True):
+        assert part in problem
