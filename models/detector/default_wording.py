@@ -136,7 +136,7 @@ copy differs.
 | int8 | 0.078 | 0.0% | 0.918 |
 | float32, from the file itself | 0.060 | 0.0% | 0.915 |
 
-The last one, `make run` with `--model.dtype float32`, is accepted in the shipped calibration: it has the file's own fingerprint.
+The last one, `python -m serve --model.dtype float32`, is accepted in the shipped calibration: it has the file's own fingerprint.
 """
 PAIR = """
 ## The bundled pair
