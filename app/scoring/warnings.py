@@ -59,7 +59,7 @@ def warnings(
     elif not _is_english(content) or (min_characters_per_token and _is_cut_small(prepared, min_characters_per_token)):
         yield "not_english", NOT_ENGLISH
     ngrams = [tuple(tokens[start : start + NGRAM_TOKENS]) for start in range(len(tokens) - NGRAM_TOKENS + 1)]
-    if len(ngrams) >= SHORT_TOKENS and len(set(ngrams)) < MIN_DISTINCT_SHARE * len(ngrams):
+    if count >= MIN_SCORED_TOKENS and len(set(ngrams)) < MIN_DISTINCT_SHARE * len(ngrams):
         yield "repeated", "the text repeats itself; repetition alone makes any text look like a machine's"
     if count and _is_memorised(columns, MEMORISED_NATS if memorised_nats is None else memorised_nats):
         yield (

@@ -62,7 +62,7 @@ def uniform_columns(count: int, surprise: float, cross_entropy: float = 2.0) -> 
 
 
 def prepare_long(count: int) -> PreparedText:
-    return prepare("a" * count, (0,) * (count + 1), ((0, 0), *[(i, i + 1) for i in range(count)]))
+    return prepare("a" * count, tuple(range(count + 1)), ((0, 0), *[(i, i + 1) for i in range(count)]))
 
 
 @pytest.mark.parametrize("method", FORMULAS)

@@ -2,6 +2,7 @@ import pytest
 
 from app.engine.events import Columns
 from app.engine.request import Score
+from app.schemas import MIN_SCORED_TOKENS
 from app.scoring.normalize import normalize
 from app.scoring.prepare import PreparedText
 from app.scoring.warnings import MEMORISED_RUN_TOKENS, SHORT_TOKENS, warnings
@@ -47,6 +48,11 @@ def test_not_english() -> None:
 def test_repeated() -> None:
     assert codes(tokens=[1, 2, 3] * 100) == ["repeated"]
     assert codes(tokens=[*range(200), *range(100)]) == []
+    for count, expected in (
+        (MIN_SCORED_TOKENS, ["short", "repeated"]),
+        (MIN_SCORED_TOKENS - 1, ["short"]),
+    ):  # as soon as there is a verdict
+        assert codes_of(" ".join(ENGLISH.split()), tuple([1, 2, 3] * count)[: count + 1], columns(count)) == expected
 
 
 def test_memorised() -> None:
