@@ -25,7 +25,7 @@ from serve.observe.logs import LogSettings
 from serve.workers import forkserver
 from serve.workers.fleet import Replica
 from serve.workers.host import Host
-from serve.workers.loop import ModelAPI, envelope
+from serve.workers.loop import FOR_NOBODY, ModelAPI, envelope
 from serve.workers.messages import Message, Start, Started
 from serve.workers.transport import SocketTransport
 
@@ -128,7 +128,7 @@ class Server(litserve.LitServer):
         more; what is queued here is for no process, and the new worker ignores it.
         """
         api = self._apis[number]
-        self.litapi_request_queues[api.api_path].put((0, ""))
+        self.litapi_request_queues[api.api_path].put(FOR_NOBODY)
         api.settings = api.settings.model_copy(
             update={"adapters": AdapterPaths()}
         )  # the API process has them loaded, and hears of failures

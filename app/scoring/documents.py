@@ -1,14 +1,12 @@
 """Reads the texts that someone wants scored: .txt, .jsonl, .csv (each also as .gz), .parquet, and folders of those. Knows no model."""
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.errors import SetupError
-from app.scoring.sources import file_type, parse_json_lines, read_content
+from app.scoring.sources import file_type, parse_csv, parse_json_lines, read_content
 
 FILE_TYPES = (".txt", ".jsonl", ".csv", ".parquet")
 
@@ -54,11 +52,7 @@ def _read_file(path: Path, field: str) -> Iterator[Document]:
     elif kind == ".jsonl":
         yield from (_document(line, field, f"{path}:{number}") for number, line in parse_json_lines(read_content(path), path))
     elif kind == ".csv":
-        content = read_content(path)
-        csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
-        yield from (
-            _document(row, field, f"{path}:{number}") for number, row in enumerate(csv.DictReader(io.StringIO(content, newline="")), 2)
-        )
+        yield from (_document(row, field, f"{path}:{number}") for number, row in parse_csv(read_content(path)))
     elif kind == ".parquet":
         yield from _read_parquet(path, field)
     else:

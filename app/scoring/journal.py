@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def score_texts(engine: Engine, journal: Journal, texts: Sequence[str]) -> Itera
 
 def check_recorded(engine: Engine, journal: Journal, texts: Iterable[str]) -> None:
     """Scores a few recorded texts again. Raises `SetupError` where they score differently now: another version of the program made them."""
-    recorded = [text for text in dict.fromkeys(texts) if journal.key(text) in journal.entries][:CHECKED]
+    recorded = islice((text for text in dict.fromkeys(texts) if journal.key(text) in journal.entries), CHECKED)
     for key, entry in _entries(engine, journal, recorded):
         before = journal.entries[key]
         if before.tokens != entry.tokens or not all(_alike(before.scores.get(name), score) for name, score in entry.scores.items()):

@@ -66,11 +66,7 @@ def _read_file(path: Path, machine: bool, fields: FieldNames) -> Iterator[Labell
     if file_type(path) == ".txt":
         yield LabelledText(content, machine, path.name)
         return
-    csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
-    lines = (
-        parse_json_lines(content, path) if file_type(path) == ".jsonl" else enumerate(csv.DictReader(io.StringIO(content, newline="")), 2)
-    )
-    for number, line in lines:
+    for number, line in parse_json_lines(content, path) if file_type(path) == ".jsonl" else parse_csv(content):
         yield _labelled_text(line, machine, fields, f"{path.name}:{number}")
 
 
@@ -98,6 +94,12 @@ def parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, 
         if not isinstance(parsed, dict):
             raise SetupError(f"{path}, line {number}: not an object; give one with a text field")
         yield number, parsed
+
+
+def parse_csv(content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`(number, row)` of every row below the header, which is number 1."""
+    csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
+    return enumerate(csv.DictReader(io.StringIO(content, newline="")), 2)
 
 
 def _labelled_text(line: dict[str, Any], machine: bool, fields: FieldNames, location: str) -> LabelledText:

@@ -57,12 +57,11 @@ def _of_the_likeliest_type(errors: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if item["loc"][: len(root)] == root:
             first_of_member.setdefault(tuple(part for part in item["loc"] if _is_union_member(str(part))), item)
     likeliest = max((_path(item["loc"]) for item in first_of_member.values()), key=lambda path: [(str(type(part)), part) for part in path])
-    messages = [item["msg"] for item in first_of_member.values() if _path(item["loc"]) == likeliest]
-    found = next(item for item in first_of_member.values() if _path(item["loc"]) == likeliest)
-    if len(messages) == 1:
-        return found
-    kinds = [message.removeprefix("Input should be ") for message in dict.fromkeys(messages)]
-    return {**found, "type": "union_type", "msg": f"Input should be {' or '.join(kinds)}"}
+    found = [item for item in first_of_member.values() if _path(item["loc"]) == likeliest]
+    if len(found) == 1:
+        return found[0]
+    kinds = [message.removeprefix("Input should be ") for message in dict.fromkeys(item["msg"] for item in found)]
+    return {**found[0], "type": "union_type", "msg": f"Input should be {' or '.join(kinds)}"}
 
 
 def _path(loc: Sequence[str | int]) -> Path:

@@ -49,7 +49,7 @@ WORKER_NAME = "litmus-worker"  # of the process, as `ps` and `top` show it
 EVENTS_UID = "litmus-events"  # LitServe's uid of every message that a worker sends
 PARENT_CHECK_S = 1.0
 LINGER_S = 0.25  # after SIGTERM, for jobs that were sent before it
-NOBODY = 0  # the number of no process
+FOR_NOBODY = (0, "")  # a message that wakes a worker and says nothing: no process has this number
 
 
 class ModelAPI(litserve.LitAPI):
@@ -155,7 +155,7 @@ class EngineLoop(LitLoop):
         def stop() -> None:
             nonlocal stopping
             stopping = True
-            inbox.put((NOBODY, ""))  # wakes it
+            inbox.put(FOR_NOBODY)
 
         def start_stopping(*_: object) -> None:
             """SIGTERM may reach every process of the group: the worker first finishes its jobs, and those on their way to it."""
