@@ -33,6 +33,7 @@ MAX_CONCURRENT_CALLS = 64
 RETRY_S = 2.0  # how often the page asks again while the server does not serve all its models
 STYLESHEET = Path(__file__).with_name("style.css")
 TAB_STYLESHEETS = [Path(__file__).with_name(tab) / f"{tab}.css" for tab in ("chat", "score", "compare", "system", "jobs")]
+CONNECTION = Path(__file__).with_name("connection.js")
 ICON_LINK = '<link rel="icon" href="icon.svg" type="image/svg+xml">'
 
 
@@ -110,7 +111,7 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": _theme(),
         "css_paths": [STYLESHEET, *TAB_STYLESHEETS],
-        "head": ICON_LINK + "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in SCRIPTS),
+        "head": ICON_LINK + "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in (CONNECTION, *SCRIPTS)),
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,

@@ -5,9 +5,16 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from browser import fill
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 QUESTION = "Tell me a story about <b>a fox</b> & a crow."
+
+
+def open_page(context: BrowserContext, url: str) -> Page:
+    page = context.new_page()
+    page.goto(f"{url}/ui")
+    expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible()
+    return page
 
 
 def models(page: Page) -> Locator:

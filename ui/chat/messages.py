@@ -20,6 +20,7 @@ ENDINGS = {
     "stopped": "You stopped this answer.",
     "failed": "The answer broke off.",
 }
+UNANSWERED = "No answer has come: the page or its server left."
 
 
 def chat_messages(conversation: Conversation, running: Answer | None = None) -> list[ChatMessage]:
@@ -63,7 +64,7 @@ def _turn_message(conversation: Conversation, index: int, is_busy: bool) -> Chat
     if turn.role == "assistant" and turn.text and not is_busy:
         buttons += _thumbs_html(turn.text, index)
     if turn.role == "user":
-        return _message("user", literal(turn.text), _note_html("", "", buttons))
+        return _message("user", literal(turn.text), _note_html(UNANSWERED if is_last and not is_busy else "", "", buttons))
     facts = "" if turn.facts is None else note_text(turn.facts)
     return _message("assistant", harmless(turn.text, turn.thought), _note_html(ending_text(turn), facts, buttons))
 

@@ -33,7 +33,9 @@ Updates = tuple[Any, ...]
 def compare_tab(visitors: Visitors, tab: gr.Tab) -> None:
     """Builds the tab inside `tab`."""
     problem = gr.HTML("", elem_id="compare-problem", padding=False)
-    prompt = gr.Textbox(value="", label="Prompt for both", placeholder="Shift+Enter compares.", lines=2, max_lines=12)
+    prompt = gr.Textbox(
+        value="", label="Prompt for both", placeholder="Shift+Enter compares.", lines=2, max_lines=12, elem_id="compare-prompt"
+    )
     with gr.Row(elem_id="compare-settings"):
         columns = [_settings_column(name) for name in NAMES]
     fields = [field for column in columns for field in column]

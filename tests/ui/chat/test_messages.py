@@ -32,7 +32,9 @@ def test_a_note_says_who_answered_how_fast_and_with_which_seed():
 def test_each_turn_has_the_buttons_that_make_sense_there():
     question, answer = chat_messages(answered())
     assert (buttons(question), buttons(answer)) == (["edit-0", "copy-0"], ["retry-1", "copy-1", "score-1", "undo-1", "good-1", "bad-1"])
-    assert buttons(chat_messages(EMPTY.ask("Who?"))[0]) == ["edit-0", "copy-0", "retry-0"]
+    unanswered = chat_messages(EMPTY.ask("Who?"))[0]
+    assert buttons(unanswered) == ["edit-0", "copy-0", "retry-0"] and "No answer has come" in texts(unanswered)[-1]
+    assert all("No answer" not in texts(message)[-1] for message in (question, chat_messages(EMPTY.ask("Who?"), Answer(0.0))[0]))
     assert f'class="thumbs hash-{hash_of("Once.")}"' in texts(answer)[-1]
     older = chat_messages(answered().ask("Why?").answer("So.", "", FACTS))[1]
     assert buttons(older) == ["retry-1", "copy-1", "score-1", "good-1", "bad-1"]

@@ -1,0 +1,106 @@
+"""The page loses its server, or the stream on which it hears of its calls: what it says, and that nothing typed is lost."""
+
+import pytest
+from browser import CHROMIUM, fill
+from fastapi import FastAPI
+from playwright.sync_api import APIResponse, BrowserContext, Page, Route, expect
+
+from tests.ui.chatting import ask, ask_until_taken, box, button, conversation, expect_answer, expect_answering, open_page, score, wait_until
+from tests.ui.fakelitmus import KEY, Fake, running
+from ui.page import mount
+from ui.visitors import Visitors
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+JOIN, EVENTS = "**/gradio_api/queue/join*", "**/gradio_api/queue/data*"
+SILENT_STREAM = """async () => {
+    litmus.silence_ms = 200; // in a page that is loaded anew it is as before
+    const { name } = performance.getEntriesByType("resource").findLast((entry) => entry.name.includes("/queue/data"));
+    return (await fetch(name)).text();
+}"""
+
+
+def expect_lost(page: Page) -> None:
+    expect(page.get_by_text("Connection to the server was lost.").first).to_be_visible()
+
+
+def test_the_page_outlives_its_server_though_a_stream_was_open(fake: Fake, context: BrowserContext):
+    """Gradio opens a stream for a call whose number it hears after all the call's messages have passed: nothing closes that stream."""
+    fake.hold_after = 3
+    held: list[tuple[Route, APIResponse]] = []
+    with running(mount(FastAPI(), Visitors(fake.url))) as url:
+        port, page = int(url.rpartition(":")[2]), open_page(context, url)
+        ask(page, "Mine")
+        expect_answering(page)
+        page.route(JOIN, lambda route: held.append((route, route.fetch())))
+        score(page, "It rained for three days.")
+        wait_until(page, lambda: len(held) == 1 and len(fake.requests) == 2)
+        page.get_by_role("tab", name="Chat").click()
+        fake.hold_after = None
+        expect_answer(page)
+        with page.expect_request(EVENTS):
+            held[0][0].fulfill(response=held[0][1])
+        page.unroute_all()
+    with running(mount(FastAPI(), Visitors(fake.url)), port):
+        ask_until_taken(page, "Still there?")
+        expect_answer(page, 2)
+        page.reload()
+        expect(conversation(page)).to_contain_text("Still there?")
+        expect_answer(page, 2)
+        page.close()
+
+
+def test_an_answer_that_a_restart_cuts_off_is_asked_for_again_after_the_login_and_what_was_typed_is_there(
+    fake: Fake, context: BrowserContext
+):
+    fake.keys, fake.hold_after = [KEY], 3
+    with running(mount(FastAPI(), Visitors(fake.url, login=None))) as url:
+        port, page = int(url.rpartition(":")[2]), context.new_page()
+        page.goto(f"{url}/ui")
+        log_in(page)
+        page.get_by_role("tab", name="Score").click()
+        fill(page.get_by_label("Text to score"), "It rained.")
+        page.get_by_role("tab", name="Chat").click()
+        ask(page, "Mine")
+        expect_answering(page)
+        box(page).fill("What I will ask next")
+    expect_lost(page)
+    with running(mount(FastAPI(), Visitors(fake.url, login=None)), port):
+        log_in(page)
+        expect(box(page)).to_have_value("What I will ask next")
+        expect(conversation(page)).to_contain_text("No answer has come: the page or its server left.")
+        fake.hold_after = None
+        button(page, "Answer this").click()
+        expect_answer(page)
+        page.get_by_role("tab", name="Score").click()
+        expect(page.get_by_label("Text to score")).to_have_value("It rained.")
+        page.close()
+
+
+def log_in(page: Page) -> None:
+    page.get_by_label("Key").fill(KEY)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible()
+
+
+def test_a_stream_that_went_silent_and_a_server_that_left_are_noticed_and_the_question_returns(
+    fake: Fake, page_url: str, context: BrowserContext
+):
+    page = open_page(context, page_url.removesuffix("/ui"))
+    assert page.evaluate(SILENT_STREAM).endswith('data: {"msg":"close_stream"}\n\n')
+    for question in ("Mine", "And this?"):
+        page.route("**/gradio_api/app_id", lambda route: route.abort())
+        page.route("**/gradio_api/run/predict", refuse_second)
+        ask(page, question)
+        expect_lost(page)
+        page.unroute_all()
+        expect(box(page)).to_have_value(question)
+        expect(page.get_by_text("Ask something, or pick an example.")).to_be_visible()
+    page.close()
+
+
+def refuse_second(route: Route) -> None:
+    """As nginx does whose servers left."""
+    if "And this?" in (route.request.post_data or ""):
+        route.fulfill(status=503, json={"error": {}})
+    else:
+        route.continue_()

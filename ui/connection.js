@@ -1,0 +1,101 @@
+// What becomes of the page when its server leaves. Knows no chat, only the boxes in which somebody types.
+// Gradio's client hears of all its calls on one stream of server-sent events, and opens another only after the message close_stream. A stream that broke
+// without it would leave every later call without an answer. So it gets its end here: a message at which calls in progress end, and Gradio says that the
+// connection was lost and loads the page anew when a server is there, and then close_stream.
+window.litmus ??= {};
+(() => {
+    const END = [{ msg: "broken_connection", message: "Connection errored out." }, { msg: "close_stream" }];
+    const BROKEN = 'data: {"msg":"unexpected_error"'; // Gradio's server had to end the stream; the message is of no call
+    const GONE = [502, 503, 504]; // a proxy whose server left, or a server that is leaving
+    const BOXES = ["#message textarea", "#score-text textarea", "#compare-prompt textarea"];
+    const TYPED = "litmus-typed"; // in sessionStorage: what stood in the boxes when the server was lost
+    const RESTORE_MS = 300;
+    litmus.silence_ms = 60_000; // longer than four heartbeats of Gradio's server
+    let silent = false;
+
+    const send = window.fetch;
+    window.fetch = async (resource, options) => {
+        if (silent && options?.method === "POST") throw new TypeError("the stream of events went silent"); // nobody would hear of this call
+        const response = await send(resource, options);
+        const route = /\/gradio_api\/(\w+(\/data)?)/.exec(response.url)?.[1];
+        if (route && GONE.includes(response.status)) throw new TypeError("the server is gone");
+        if (route === "app_id") keep(); // Gradio asks for it until a server is there, and then loads the page anew
+        if (route && response.status === 401) logIn();
+        return route === "queue/data" && response.ok ? new Response(withEnd(response.body), response) : response;
+    };
+
+    // A server that was started again knows no login of before.
+    function logIn() {
+        keep();
+        location.reload();
+    }
+
+    function withEnd(body) {
+        const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+        const { readable, writable } = new TransformStream();
+        const writer = writable.getWriter();
+        pass(reader, writer)
+            .catch(() => {}) // a stream that broke ends as one that was closed
+            .then(() => writer.write(asText(END.map((message) => `data: ${JSON.stringify(message)}`))))
+            .then(() => Promise.all([writer.close(), reader.cancel()]))
+            .catch(() => {}); // Gradio had its close_stream, and reads no more
+        return readable.pipeThrough(new TextEncoderStream());
+    }
+
+    // Whole messages only: Gradio would stumble over a part of one.
+    async function pass(reader, writer) {
+        let rest = "";
+        for (;;) {
+            const { value, done } = await soon(reader.read());
+            if (done) return;
+            const messages = (rest + value).split("\n\n");
+            rest = messages.pop();
+            if (messages.some((message) => message.startsWith(BROKEN))) return;
+            if (messages.length) await writer.write(asText(messages));
+        }
+    }
+
+    const asText = (messages) => messages.map((message) => `${message}\n\n`).join("");
+
+    function soon(promise) {
+        let timer = null;
+        const silence = new Promise((_, fail) => {
+            timer = setTimeout(() => {
+                silent = true;
+                fail(new Error("silence"));
+            }, litmus.silence_ms);
+        });
+        return Promise.race([promise, silence]).finally(() => clearTimeout(timer));
+    }
+
+    litmus.fill = (box, text) => {
+        box.value = text;
+        box.dispatchEvent(new Event("input", { bubbles: true }));
+    };
+
+    const typed = JSON.parse(sessionStorage.getItem(TYPED) ?? "{}"); // text by box
+
+    function keep() {
+        for (const box of BOXES) {
+            const text = document.querySelector(box)?.value || (box === BOXES[0] && litmus.unsent);
+            if (text) typed[box] = text;
+        }
+        try {
+            sessionStorage.setItem(TYPED, JSON.stringify(typed));
+        } catch {
+            // no room for it
+        }
+    }
+
+    // Gradio makes a box when its tab is first opened, and may empty it once more.
+    const restoring = setInterval(() => {
+        for (const [selector, text] of Object.entries(typed)) {
+            const box = document.querySelector(selector);
+            if (box?.value) delete typed[selector];
+            else if (box) litmus.fill(box, text);
+        }
+        if (Object.keys(typed).length) return;
+        clearInterval(restoring);
+        sessionStorage.removeItem(TYPED);
+    }, RESTORE_MS);
+})();
