@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from app.schemas.wire import TIER, TIMEOUT, Tier, Timeout, Usage, UsedTier, Wire
 
@@ -18,12 +18,24 @@ MAX_ALTERNATIVES = 10
 EXAMPLE_TEXT = "Once upon a time there was a king who had three sons."
 
 
+def _one_text(value: object) -> object:
+    if isinstance(value, list):
+        raise ValueError("Input should be a valid string; a list of texts goes into texts")
+    return value
+
+
+def _many_texts(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError("Input should be a valid list; one text goes into text")
+    return value
+
+
 class ScoreRequest(Wire):
     """One text or many. Each is scored by itself: the other texts of the request do not affect its score."""
 
     model: str | None = Field(None, description="name of a served model; the default model when left out")
-    text: str | None = Field(None, description="a text to score")
-    texts: Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)] | None = Field(
+    text: Annotated[str | None, BeforeValidator(_one_text)] = Field(None, description="a text to score")
+    texts: Annotated[Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)] | None, BeforeValidator(_many_texts)] = Field(
         None, description="a list of texts, instead of text"
     )
     methods: Annotated[list[Method], Field(min_length=1)] | None = Field(

@@ -72,6 +72,7 @@ def build(args: argparse.Namespace) -> None:
     models, rows = score_with_journal(settings, journal, texts, PASSAGE_TOKENS, BUCKET_STARTS)
     characters = min_characters_per_token([text.content for text in texts if not text.machine], Tokenizer(settings.path))
     calibration = fit_calibration(rows, models, characters)
+    warn_of_accepted(args.out)
     save(calibration, args.out)
     _, sets = score_sets(detect_sets(args.data), settings, journal, PASSAGE_TOKENS)
     by_domain = {
@@ -79,6 +80,16 @@ def build(args: argparse.Namespace) -> None:
         for domain in sorted({row.domain for row in rows})
     }
     args.page.write_text(default_page.render(calibration, sets, rows, by_domain))
+
+
+def warn_of_accepted(path: Path) -> None:
+    """Of precisions that were shown to be equal to the calibration that is replaced; that does not show it of the new one."""
+    accepted = load(path).equal if path.exists() else ()
+    for each in accepted:
+        sys.stderr.write(
+            f"{each.performer} in {each.quantize if each.quantize != 'none' else each.dtype} was accepted in the calibration that this one "
+            "replaces; show it anew with python -m models.detector.equal --accept\n"
+        )
 
 
 def recount(args: argparse.Namespace) -> None:

@@ -7,8 +7,12 @@ thereby share their memory. Every process of a service may get SIGTERM: the fork
 import gc
 import signal
 
+import transformers.utils
+
 gc.disable()
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+# transformers has scipy for the losses of models that detect objects: 21 MB of each worker, and a third of a second.
+transformers.utils.is_scipy_available = lambda: False
 
 import app.models.loading  # noqa: E402
 import serve.workers.loop  # noqa: E402, F401

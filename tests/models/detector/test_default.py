@@ -12,7 +12,7 @@ import pytest
 
 from app.engine.facts import Facts
 from app.scoring import combining, fitting, sample
-from app.scoring.calibration import SMOLLM2_PATH, load
+from app.scoring.calibration import SMOLLM2_PATH, load, save
 from app.scoring.detector import detector_of
 from app.scoring.sample import ScoreRow
 from app.settings import smollm2
@@ -62,7 +62,7 @@ def built(made: Path, tmp_path: Path, endless_folder: Path) -> tuple[Path, list[
     return folder, options_of(folder, endless_folder)
 
 
-def test_one_command_makes_the_calibration_and_the_page(built: tuple[Path, list[str]]) -> None:
+def test_one_command_makes_the_calibration_and_the_page(built: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     folder, options = built
     calibration = load(folder / "c.json")
     assert calibration.combined is not None and calibration.passage_tokens == 256 and "combined" in calibration.methods
@@ -72,8 +72,11 @@ def test_one_command_makes_the_calibration_and_the_page(built: tuple[Path, list[
     assert "## What the server answers" in page and "`spread_of_surprise`" in page
     assert page.startswith("# The detector")
     recorded = (folder / "work/scores.jsonl").read_text()
+    accepted = calibration.models.model_copy(update={"quantize": "int8"})
+    save(calibration.model_copy(update={"equal": (accepted,)}), folder / "c.json")
     assert default.main(options) == 0 and (folder / "work/scores.jsonl").read_text() == recorded, "scored once"
     assert "abcd" not in recorded
+    assert "in int8 was accepted" in capsys.readouterr().err and load(folder / "c.json") == calibration
 
 
 def test_counts_are_added_to_a_calibration_without_moving_its_borders(

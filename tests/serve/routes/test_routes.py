@@ -137,6 +137,8 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> Non
         (SCORE, {"texts": ["a"] * 257}, 400, "texts", "256"),
         (SCORE, {"text": "a", "texts": ["a"]}, 400, None, "either text or texts"),
         (SCORE, {}, 400, None, "either text or texts"),
+        (SCORE, {"text": ["a"]}, 400, "text", "a list of texts goes into texts"),
+        (SCORE, {"texts": "a"}, 400, "texts", "one text goes into text"),
         (SCORE, {"text": "a", "methods": ["magic"]}, 400, "methods.0", "binoculars"),
         (SCORE, {"text": "a", "target_fpr": 0.01}, 400, "target_fpr", "calibration"),
         (SCORE, {"text": "a", "target_fpr": 0}, 400, "target_fpr", "greater than 0"),

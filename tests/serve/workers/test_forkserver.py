@@ -23,3 +23,5 @@ def test_a_worker_shares_what_the_fork_server_imported(api: RunningServer) -> No
     assert parent.ppid() == api.process.pid and parent.num_threads() == 1
     memory = worker.memory_full_info()
     assert memory.uss < memory.rss / 2
+    files = {Path(part.path).parts for part in worker.memory_maps() if part.path.startswith("/")}
+    assert any("torch" in parts for parts in files) and not any("scipy" in parts for parts in files)
