@@ -19,7 +19,7 @@ from app.settings import ModelSettings
 
 FALCON_PATH = Path(__file__).with_name("falcon.json")  # thresholds published with Binoculars, arXiv 2401.12070
 SMOLLM2_PATH = Path(__file__).with_name("smollm2.json")  # of the default model, made by `python -m models.detector.default`
-OBSERVER_METHODS: frozenset[Method] = frozenset({"binoculars", "likelihood_ratio"})  # methods that need the observer's logits
+OBSERVER_METHODS: frozenset[Method] = frozenset({"binoculars", "likelihood_ratio"})  # need the observer's logits, whatever the calibration
 CALIBRATION_FILE = "calibration.json"  # in the folder of the model that it was made with
 
 
@@ -145,8 +145,14 @@ class Calibration(FrozenModel):
             return differences[0]
         return None if method in self.methods else f"the calibration does not cover {method}"
 
+    def needs_observer(self, method: Method) -> bool:
+        """Whether the observer has to read a text for this method: for `combined` only where its weights have statistics of both models."""
+        if method == "combined":
+            return self.combined is not None and self.combined.needs_observer
+        return method in OBSERVER_METHODS
+
     def _difference(self, made: ModelIdentity, served: ModelIdentity, method: Method) -> str | None:
-        names = ("performer", "revision", "quantize", "dtype") + (("observer", "observer_revision") if method in OBSERVER_METHODS else ())
+        names = ("performer", "revision", "quantize", "dtype") + (("observer", "observer_revision") if self.needs_observer(method) else ())
         for name in names:
             expected, actual = getattr(made, name), getattr(served, name)
             if expected != actual and not (name.endswith("revision") and expected is None):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from app.scoring.features import STATISTICS
+from app.scoring.features import OBSERVED, STATISTICS
 from app.scoring.thresholds import FrozenModel
 
 QuestionName = Literal["likely", "drawn"]
@@ -52,6 +52,10 @@ class Question(FrozenModel):
 
 class CombinedModel(FrozenModel):
     questions: tuple[Question, ...] = Field(min_length=1)
+
+    @property
+    def needs_observer(self) -> bool:
+        return any(term.statistic in OBSERVED for question in self.questions for term in question.terms)
 
     def score(self, values: Values) -> float:
         """Higher is more like a machine's writing."""

@@ -13,11 +13,13 @@ from app.scoring.fitting import BUCKET_STARTS, fit_methods, with_counts
 from app.scoring.sample import ScoreRow, auroc, sample_of
 from app.scoring.thresholds import MethodCalibration
 
-# Few, and none that looks at where in the text a token stands: in pairs that share their opening, that tells the two apart.
+# Few, and none that looks at where in the text a token stands: in pairs that share their opening, that tells the two apart. Those of both
+# models are left out where no observer read the texts.
 QUESTIONS: dict[QuestionName, tuple[str, ...]] = {
-    "likely": ("surprise_where_sure", "share_of_first_rank"),
+    "likely": ("surprise_where_sure", "share_of_first_rank", "binoculars", "likelihood_ratio"),
     "drawn": (
         "spread_of_surprise", "spread_of_entropy", "surprise_to_rank", "standard_score", "excess_surprise", "share_beyond_rank_100",
+        "binoculars", "likelihood_ratio",
     ),
 }  # fmt: skip
 TELLING: dict[QuestionName, Method] = {"likely": "perplexity", "drawn": "fast_detect"}  # the method that finds the question's writers
@@ -64,15 +66,15 @@ def _by_generator(rows: Sequence[ScoreRow]) -> dict[str, list[ScoreRow]]:
 
 
 def question_of(humans: Sequence[ScoreRow], texts: Sequence[ScoreRow]) -> QuestionName:
-    """Compared on the human texts of the domains that the machine texts have."""
+    """Compared on the human texts of the domains that the machine texts have; on all of them where those have none."""
     domains = {row.domain for row in texts}
-    compared = [*(row for row in humans if row.domain in domains), *texts]
-    return max(TELLING, key=lambda name: auroc(sample_of(compared, TELLING[name])) if len(compared) > len(texts) else 0.0)
+    compared = [*([row for row in humans if row.domain in domains] or humans), *texts]
+    return max(TELLING, key=lambda name: auroc(sample_of(compared, TELLING[name])) if humans else 0.0)
 
 
 def _fit(name: QuestionName, humans: Sequence[ScoreRow], machines: Sequence[ScoreRow]) -> Question:
-    """Logistic regression with both classes weighted equally, on standardised and clipped statistics."""
-    statistics = QUESTIONS[name]
+    """Logistic regression with both classes weighted equally, on standardised and clipped statistics: those that all texts have."""
+    statistics = [each for each in QUESTIONS[name] if all(each in row.values for row in (*humans, *machines))]
     values = np.array([[row.values[statistic] for statistic in statistics] for row in (*humans, *machines)])
     truth = np.arange(len(values)) >= len(humans)
     centre, spread = values.mean(0), np.maximum(values.std(0), 1e-9)

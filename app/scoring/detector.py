@@ -40,7 +40,7 @@ class ScoreOptions:
 
     @property
     def combined(self) -> CombinedModel | None:
-        return self.choice.calibration.combined if self.choice.calibration else None
+        return self.choice.calibration.combined if self.choice.calibration and "combined" in self.choice.methods else None
 
     @property
     def min_characters_per_token(self) -> float | None:
@@ -53,7 +53,7 @@ class ScoreOptions:
     def preparation(self, tokenizer: Tokenizer, context: int, tier: Tier = "default") -> Preparation:
         """Texts are read as those of the calibration were."""
         calibration = self.choice.calibration
-        observe = any(method in OBSERVER_METHODS for method in self.methods)
+        observe = bool(OBSERVER_METHODS & set(self.methods)) or (self.combined is not None and self.combined.needs_observer)
         collapse, passage_tokens = (calibration.collapse, calibration.passage_tokens) if calibration else (False, None)
         return Preparation(tokenizer, context, collapse, passage_tokens, observe, tier, self.top_tokens)
 

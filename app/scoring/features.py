@@ -19,7 +19,10 @@ STATISTICS = {
     "standard_score": "how the words compare with what the model would draw itself",
     "excess_surprise": "surprise beyond what the model's own draws would show",
     "share_beyond_rank_100": "share of words that the model ranked below its first 100",
+    "binoculars": "surprise divided by that of words drawn from the observer",
+    "likelihood_ratio": "how much likelier the words are to the model than to the observer",
 }
+OBSERVED = frozenset({"binoculars", "likelihood_ratio"})  # statistics of both models
 MIN_VARIANCE = 1e-3  # nats squared, of log p at one place; keeps a place where the model is certain from deciding alone
 STANDARD_SCORE_RANGE = (-4.0, 2.0)
 
@@ -29,7 +32,8 @@ def statistics_of(columns: Columns) -> dict[str, float]:
 
     surprise_where_sure: mean surprise of the tokens whose entropy lies below the text's median. surprise_to_rank: mean surprise divided by
     mean log-rank (LRR, arXiv 2306.05540). standard_score: mean of (log p - mean) / standard deviation at each place, clipped.
-    excess_surprise: mean of what exceeds the mean surprise of that place by more than two standard deviations.
+    excess_surprise: mean of what exceeds the mean surprise of that place by more than two standard deviations. Those in `OBSERVED` are
+    there only where an observer read the text, too.
     """
     surprise = [-logprob for logprob in columns.logprob]
     entropy = [-mean for mean in columns.mean]
@@ -48,7 +52,35 @@ def statistics_of(columns: Columns) -> dict[str, float]:
         "standard_score": _mean(min(max((expected - nats) / spread, low), high) for nats, expected, spread in places),
         "excess_surprise": _mean(max(0.0, nats - expected - 2 * spread) for nats, expected, spread in places),
         "share_beyond_rank_100": _mean(rank > 100 for rank in columns.rank),
+        **_of_both_models(columns),
     }
+
+
+def _of_both_models(columns: Columns) -> dict[str, float]:
+    ratio, surprise_ratio = likelihood_ratio(columns), binoculars(columns)
+    if ratio is None:
+        return {}
+    return {"binoculars": 0.0 if surprise_ratio is None else surprise_ratio, "likelihood_ratio": ratio}  # 0: both models were certain
+
+
+def binoculars(columns: Columns) -> float | None:
+    """Log-perplexity of the performer / cross-entropy observer -> performer (arXiv 2401.12070, as in its published code, which uses the
+    performer's perplexity; unlike there, one token is enough, and no token id counts as padding). None without an observer.
+    """
+    cross_entropy = sum(columns.cross_entropy) / len(columns.logprob)
+    return mean_surprise(columns) / cross_entropy if cross_entropy > 0 else None
+
+
+def likelihood_ratio(columns: Columns) -> float | None:
+    """Mean of log p - log p_observer, the statistic of the Neyman-Pearson test of "the performer wrote this" against "the observer wrote
+    this", divided by the number of tokens (arXiv 2203.03929 also uses a base model as the reference). None without an observer.
+    """
+    return (sum(columns.logprob) - sum(columns.observed)) / len(columns.logprob) if columns.observed else None
+
+
+def mean_surprise(columns: Columns) -> float:
+    """In nats."""
+    return -sum(columns.logprob) / len(columns.logprob)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -21,7 +21,7 @@ from app.engine.request import Score
 from app.errors import InvalidRequest, SetupError
 from app.schemas import Method
 from app.scoring.calibration import ModelIdentity
-from app.scoring.features import statistics_of
+from app.scoring.features import OBSERVED, statistics_of
 from app.scoring.fitting import METHODS
 from app.scoring.methods import method_score
 from app.scoring.prepare import Preparation
@@ -70,7 +70,8 @@ class Journal:
         self.path = path
         self.preparation = preparation
         self.entries: dict[str, JournalEntry] = {}
-        self._key_prefix = f"{models.model_dump_json()}\0{preparation.context}\0{preparation.passage_tokens}\0{METHODS}\0"
+        statistics = f"{sorted(OBSERVED)}\0" if preparation.observe else ""
+        self._key_prefix = f"{models.model_dump_json()}\0{preparation.context}\0{preparation.passage_tokens}\0{METHODS}\0{statistics}"
         self._file: TextIOWrapper
 
     def __enter__(self) -> "Journal":

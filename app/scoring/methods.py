@@ -6,7 +6,7 @@ from collections.abc import Callable
 from app.engine.events import Columns
 from app.schemas import Method
 from app.scoring.combined import CombinedModel
-from app.scoring.features import statistics_of
+from app.scoring.features import binoculars, likelihood_ratio, mean_surprise, statistics_of
 
 
 def method_score(method: Method, columns: Columns, combined: CombinedModel | None = None) -> float | None:
@@ -21,21 +21,6 @@ def method_score(method: Method, columns: Columns, combined: CombinedModel | Non
     return FORMULAS[method](columns)
 
 
-def _binoculars(columns: Columns) -> float | None:
-    """Log-perplexity of the performer / cross-entropy observer -> performer (arXiv 2401.12070, as in its published code, which uses the
-    performer's perplexity; unlike there, one token is enough, and no token id counts as padding).
-    """
-    cross_entropy = sum(columns.cross_entropy) / len(columns.logprob)
-    return _surprise(columns) / cross_entropy if cross_entropy > 0 else None
-
-
-def _likelihood_ratio(columns: Columns) -> float | None:
-    """Mean of log p - log p_observer, the statistic of the Neyman-Pearson test of "the performer wrote this" against "the observer wrote
-    this", divided by the number of tokens (arXiv 2203.03929 also uses a base model as the reference).
-    """
-    return (sum(columns.logprob) - sum(columns.observed)) / len(columns.logprob) if columns.observed else None
-
-
 def _fast_detect(columns: Columns) -> float | None:
     """(sum log p - sum mean) / sqrt(sum variance) (Fast-DetectGPT, arXiv 2310.05130, eq. 5, analytic, with one model as both scorer and
     sampler).
@@ -46,7 +31,7 @@ def _fast_detect(columns: Columns) -> float | None:
 
 def _perplexity(columns: Columns) -> float:
     """Exp of the mean surprise."""
-    return math.exp(min(_surprise(columns), 700.0))
+    return math.exp(min(mean_surprise(columns), 700.0))
 
 
 def _log_rank(columns: Columns) -> float:
@@ -54,13 +39,9 @@ def _log_rank(columns: Columns) -> float:
     return sum(math.log(rank) for rank in columns.rank) / len(columns.logprob)
 
 
-def _surprise(columns: Columns) -> float:
-    return -sum(columns.logprob) / len(columns.logprob)
-
-
 FORMULAS: dict[Method, Callable[[Columns], float | None]] = {
-    "binoculars": _binoculars,
-    "likelihood_ratio": _likelihood_ratio,
+    "binoculars": binoculars,
+    "likelihood_ratio": likelihood_ratio,
     "fast_detect": _fast_detect,
     "perplexity": _perplexity,
     "log_rank": _log_rank,

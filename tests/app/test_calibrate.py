@@ -9,7 +9,7 @@ import pytest
 
 from app import calibrate
 from app.errors import EngineFailed, SetupError
-from app.scoring import fitting, journal
+from app.scoring import combining, fitting, journal
 from app.scoring.calibration import ModelIdentity, load
 from app.scoring.journal import Journal, JournalEntry
 from app.scoring.methods import FORMULAS
@@ -51,11 +51,13 @@ def run(folder, files, tmp_path, *more_options):
     return calibrate.main([*options, "--out", str(out), *more_options]), out
 
 
-def test_from_texts_to_a_calibration(tiny_folder, other_folder, files, tmp_path, capsys):
+def test_from_texts_to_a_calibration(tiny_folder, other_folder, files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(combining, "MIN_TEXTS", 10)
     code, out = run(tiny_folder, files, tmp_path, "--observer", str(other_folder))
     assert (code, capsys.readouterr().out) == (0, f"wrote {out} and {out.with_suffix('.md')}\n")
     calibration = load(out)
-    assert set(calibration.methods) == set(FORMULAS)
+    assert set(calibration.methods) == {"combined", *FORMULAS} and calibration.combined.needs_observer
+    assert [calibration.needs_observer(method) for method in ("combined", "binoculars", "log_rank")] == [True, True, False]
     assert (calibration.models.performer, calibration.models.quantize, calibration.models.dtype) == (tiny_folder.name, "none", "float32")
     assert (
         calibration.models.revision

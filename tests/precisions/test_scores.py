@@ -15,7 +15,10 @@ from reference import Reference
 
 from app import calibrate
 from app.scoring import fitting
-from app.scoring.detector import detector_of
+from app.scoring.calibration import Calibration, identity_of
+from app.scoring.combined import CombinedModel, Question, Term
+from app.scoring.detector import Detector, detector_of
+from app.scoring.thresholds import Bucket, MethodCalibration, Threshold
 from app.scoring.windows import windows
 
 PATH = "/v1/score"
@@ -171,6 +174,28 @@ def test_a_calibration_of_the_precision_gives_verdicts(
     assert caught["p_machine"]["value"] > 0.5 and caught["scores"]["binoculars"] < caught["threshold"]
     assert (with_target["false_positive_rate"]["target"], with_target["false_positive_rate"]["n"]) == (0.05, 24)
     assert score(model, texts["machine"][0])["verdict"] == "uncalibrated"
+
+
+def test_combined_weighs_the_statistics_of_both_models(model: LocalModel, server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = {
+        "likely": Term(statistic="binoculars", centre=1, spread=1, weight=-3),
+        "drawn": Term(statistic="likelihood_ratio", centre=0, spread=1, weight=5),
+    }
+    weights = CombinedModel(questions=tuple(Question(name=name, intercept=0.5, terms=(term,)) for name, term in terms.items()))  # type: ignore[arg-type]
+    bucket = Bucket(
+        min_tokens=64, max_tokens=None, n_human=9, n_machine=9, machine=(Threshold(value=99, target=0.01),), human=(), chance=None
+    )
+    calibration = Calibration(
+        made="today", source="a test", models=identity_of(model.settings, model.facts), collapse=True, combined=weights,
+        methods={"combined": MethodCalibration(direction="higher", buckets=(bucket,))},
+    )  # fmt: skip
+    monkeypatch.setitem(server.detectors, model.name, Detector(model.settings, (calibration,)))
+    item, single = score(model, STORY), score(model, STORY, methods=METHODS)["scores"]
+    odds = {"likely": 0.5 - 3 * (single["binoculars"] - 1), "drawn": 0.5 + 5 * single["likelihood_ratio"]}
+    assert (item["method"], item["verdict"]) == ("combined", "uncertain")
+    assert item["scores"] == {"combined": pytest.approx(math.log(sum(map(math.exp, odds.values())) / 2), abs=1e-4)}
+    (part,) = item["contributions"]
+    assert part["question"] == max(odds, key=lambda name: odds[name]) and "observer" in part["meaning"]
 
 
 def test_the_likeliest_tokens_are_those_of_the_forward_that_scores(model: LocalModel, reference: Reference) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from app.engine.events import Columns
 from app.scoring.combined import LIMIT, CombinedModel, Question, Term
 from app.scoring.combining import MIN_TEXTS, QUESTIONS, fit_all, fit_combined, question_of, with_combined, with_held_out_combined
-from app.scoring.features import STATISTICS, statistics_of
+from app.scoring.features import OBSERVED, STATISTICS, statistics_of
 from app.scoring.methods import method_score
 from app.scoring.sample import ScoreRow, auroc, sample_of
 
@@ -21,9 +21,7 @@ COLUMNS = Columns(
 
 
 def test_each_statistic_is_its_formula() -> None:
-    values = statistics_of(COLUMNS)
-    assert values.keys() == STATISTICS.keys()
-    assert values == pytest.approx(
+    assert statistics_of(COLUMNS) == pytest.approx(
         {
             "surprise_where_sure": (0.5 + 9.0) / 2,  # entropies 2, 2.5, 0.25 and 1: the median is 1.5
             "share_of_first_rank": 0.5,
@@ -35,6 +33,18 @@ def test_each_statistic_is_its_formula() -> None:
             "share_beyond_rank_100": 0.25,
         }
     )
+
+
+def test_a_text_that_the_observer_read_has_the_statistics_of_both_models() -> None:
+    crossed, observed = (2.0, 3.0, 0.5, 1.5), (-1.5, -2.5, -1.0, -10.0)
+    values = statistics_of(replace(COLUMNS, cross_entropy=crossed, observed=observed))
+    assert values.keys() == STATISTICS.keys() and values.keys() - statistics_of(COLUMNS).keys() == OBSERVED
+    ratio = 0.0
+    for performer, observer in zip(COLUMNS.logprob, observed, strict=True):
+        ratio += (performer - observer) / 4
+    assert values["binoculars"] == pytest.approx(13.5 / 7.0) and values["likelihood_ratio"] == pytest.approx(ratio)
+    certain = statistics_of(Columns((-0.0,), (1,), (0.0,), (0.0,), (0.0,), (-0.5,)))
+    assert (certain["binoculars"], certain["likelihood_ratio"]) == (0.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +113,18 @@ def test_each_kind_of_writer_gets_the_question_that_finds_it() -> None:
     assert all(tuple(term.statistic for term in question.terms) == QUESTIONS[question.name] for question in fitted.questions)
     weights = {term.statistic: term.weight for question in fitted.questions for term in question.terms}
     assert weights["surprise_where_sure"] < -1 and weights["spread_of_surprise"] < -1
+
+
+def test_texts_that_no_observer_read_are_weighed_by_the_performers_statistics() -> None:
+    rows = [replace(row, values={name: value for name, value in row.values.items() if name not in OBSERVED}) for row in mixed()]
+    alone, pair = fit_combined(rows), fit_combined(mixed())
+    assert alone is not None and pair is not None and not alone.needs_observer and pair.needs_observer
+    assert {term.statistic for question in alone.questions for term in question.terms} == STATISTICS.keys() - OBSERVED
+
+
+def test_writers_of_a_domain_without_people_are_compared_with_all_people() -> None:
+    samples = [replace(row, domain="T=1") for row in rows_of("samples", 150, DRAWN, 3)]
+    assert question_of(rows_of("", 300, {}, 1), samples) == "drawn"
 
 
 def test_both_kinds_of_writers_are_found_by_one_score() -> None:

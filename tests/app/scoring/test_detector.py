@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from app.engine.facts import Facts
-from app.errors import SetupError
+from app.errors import InvalidRequest, SetupError
 from app.scoring.calibration import CALIBRATION_FILE, Calibration, ModelIdentity, save
-from app.scoring.detector import NO_CALIBRATION, detector_of
+from app.scoring.combined import CombinedModel, Question, Term
+from app.scoring.detector import NO_CALIBRATION, ScoreOptions, detector_of
 from app.scoring.thresholds import Bucket, MethodCalibration, Threshold
 from app.settings import ModelSettings
+from app.tokenizer import Tokenizer
 
 FACTS = Facts("shown", 64, 1, "none", "float32", "cpu", "o", True, revision="abc", observer_revision="def")
 
@@ -66,3 +68,38 @@ def test_another_observer_excludes_only_the_methods_that_need_it(settings: Model
     save(calibration(), Path(settings.path) / CALIBRATION_FILE)
     choice = detector_of(settings).choose(["binoculars", "log_rank"], replace(FACTS, observer_revision="new"))
     assert choice.methods == {"log_rank"}
+
+
+def with_combined(statistic: str) -> Calibration:
+    made = calibration()
+    weights = CombinedModel(
+        questions=(Question(name="drawn", intercept=0, terms=(Term(statistic=statistic, centre=0, spread=1, weight=1),)),)
+    )
+    higher = made.methods["log_rank"].model_copy(update={"direction": "higher"})
+    return made.model_copy(update={"combined": weights, "methods": {**made.methods, "combined": higher}})
+
+
+def observes(options: ScoreOptions, folder: Path) -> bool:
+    return options.preparation(Tokenizer(str(folder)), 64).observe
+
+
+ALONE = replace(FACTS, observer=None, observer_revision=None)
+
+
+def test_combined_of_both_models_needs_the_observer_that_it_was_made_with(settings: ModelSettings, bundled: Path) -> None:
+    save(with_combined("likelihood_ratio"), Path(settings.path) / CALIBRATION_FILE)
+    detector = detector_of(settings)
+    assert detector.methods(FACTS)[0] == "combined" and observes(detector.options(FACTS), bundled)
+    assert not observes(detector.options(FACTS, ["log_rank"]), bundled)
+    detector = detector_of(settings.model_copy(update={"observer": None}))
+    assert detector.methods(ALONE) == ["fast_detect", "perplexity", "log_rank"] and detector.options(ALONE).methods == ("fast_detect",)
+    with pytest.raises(InvalidRequest, match="combined needs a calibration: .* made with observer o, but none is served"):
+        detector.options(ALONE, ["combined"])
+
+
+def test_combined_of_the_performer_alone_does_not_ask_an_observer(settings: ModelSettings, bundled: Path) -> None:
+    save(with_combined("standard_score"), Path(settings.path) / CALIBRATION_FILE)
+    for facts in (FACTS, ALONE):
+        options = detector_of(settings).options(facts)
+        assert options.methods == ("combined",) and options.combined is not None and not observes(options, bundled)
+    assert observes(detector_of(settings).options(FACTS, ["combined", "binoculars"]), bundled)
