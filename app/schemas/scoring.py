@@ -149,10 +149,11 @@ class Statistics(Wire):
 
 class Contribution(Wire):
     """What one statistic adds to the log-odds of `combined`: above 0 speaks for a machine. `question` is the one that leads: `likely`, is
-    the text too likely for a person? `drawn`, is it too close to what the model itself draws?
+    the text too likely for a person? `drawn`, is it too close to what the model itself draws? `pair`, is it likelier to the model than to
+    its observer?
     """
 
-    question: Literal["likely", "drawn"]
+    question: Literal["likely", "drawn", "pair"]
     statistic: str
     meaning: str
     value: float

@@ -19,7 +19,7 @@ from app.settings import ModelSettings
 
 FALCON_PATH = Path(__file__).with_name("falcon.json")  # thresholds published with Binoculars, arXiv 2401.12070
 SMOLLM2_PATH = Path(__file__).with_name("smollm2.json")  # of the default model, made by `python -m models.detector.default`
-OBSERVER_METHODS: frozenset[Method] = frozenset({"binoculars", "likelihood_ratio"})  # need the observer's logits, whatever the calibration
+OBSERVER_METHODS: frozenset[Method] = frozenset({"binoculars", "likelihood_ratio"})  # need the observer, whatever the calibration
 CALIBRATION_FILE = "calibration.json"  # in the folder of the model that it was made with
 
 

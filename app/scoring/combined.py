@@ -1,8 +1,9 @@
 """`combined`: one score from several statistics of a text's tokens, by weights that a calibration has learned. Plain arithmetic.
 
 A chat model writes what is likely; a model sampled as it is does not, but stays closer to what another model expects than people do. So
-there is a question for each kind of writer, a logistic regression of its own, and the score is that of a mixture of both:
-log(mean of exp(log-odds)). It grows with each question's log-odds.
+there is a question for each kind of writer, a logistic regression of its own, and the score is that of a mixture of them:
+log(mean of exp(log-odds)). It grows with each question's log-odds. With an observer there is a third one: which of the two models a text
+follows, however it was sampled.
 """
 
 import math
@@ -14,7 +15,7 @@ from pydantic import Field, field_validator
 from app.scoring.features import OBSERVED, STATISTICS
 from app.scoring.thresholds import FrozenModel
 
-QuestionName = Literal["likely", "drawn"]
+QuestionName = Literal["likely", "drawn", "pair"]
 Values = Mapping[str, float]
 LIMIT = 4.0  # spreads: a statistic that no text of the calibration had decides no more than the most unusual of those
 
@@ -40,7 +41,9 @@ class Term(FrozenModel):
 
 
 class Question(FrozenModel):
-    """`likely`: is the text too likely for a person? `drawn`: is it too close to what the model itself would draw?"""
+    """`likely`: is the text too likely for a person? `drawn`: is it too close to what the model itself would draw? `pair`: is it likelier
+    to the model than to its observer?
+    """
 
     name: QuestionName
     intercept: float

@@ -16,11 +16,11 @@ from app.scoring.thresholds import MethodCalibration
 # Few, and none that looks at where in the text a token stands: in pairs that share their opening, that tells the two apart. Those of both
 # models are left out where no observer read the texts.
 QUESTIONS: dict[QuestionName, tuple[str, ...]] = {
-    "likely": ("surprise_where_sure", "share_of_first_rank", "binoculars", "likelihood_ratio"),
+    "likely": ("surprise_where_sure", "share_of_first_rank", "binoculars"),
     "drawn": (
         "spread_of_surprise", "spread_of_entropy", "surprise_to_rank", "standard_score", "excess_surprise", "share_beyond_rank_100",
-        "binoculars", "likelihood_ratio",
     ),
+    "pair": ("likelihood_ratio",),
 }  # fmt: skip
 TELLING: dict[QuestionName, Method] = {"likely": "perplexity", "drawn": "fast_detect"}  # the method that finds the question's writers
 MIN_TEXTS = 100  # of each class that a question is fitted on
@@ -45,16 +45,19 @@ def fit_all(
 
 
 def fit_combined(rows: Sequence[ScoreRow]) -> CombinedModel | None:
-    """One question for each kind of writer among the machine texts; None for too few texts.
+    """One question for each kind of writer among the machine texts, and `pair` for all of them; None for too few texts.
 
-    A generator belongs to the question whose method (`TELLING`) tells it from the human texts better.
+    A generator belongs to the question whose method (`TELLING`) tells it from the human texts better. `pair` does not depend on the kind of
+    writer: kinds that were not fitted on are found by it, too. A question without a statistic that all texts have is left out.
     """
     humans = [row for row in rows if not row.machine and row.values]
     by_question: dict[QuestionName, list[ScoreRow]] = {name: [] for name in QUESTIONS}
     for texts in _by_generator(rows).values():
         by_question[question_of(humans, texts)].extend(texts)
-    questions = [_fit(name, humans, texts) for name, texts in by_question.items() if min(len(humans), len(texts)) >= MIN_TEXTS]
-    return CombinedModel(questions=tuple(questions)) if questions else None
+        by_question["pair"].extend(texts)
+    fitted = (_fit(name, humans, texts) for name, texts in by_question.items() if min(len(humans), len(texts)) >= MIN_TEXTS)
+    questions = tuple(question for question in fitted if question)
+    return CombinedModel(questions=questions) if questions else None
 
 
 def _by_generator(rows: Sequence[ScoreRow]) -> dict[str, list[ScoreRow]]:
@@ -72,9 +75,11 @@ def question_of(humans: Sequence[ScoreRow], texts: Sequence[ScoreRow]) -> Questi
     return max(TELLING, key=lambda name: auroc(sample_of(compared, TELLING[name])) if humans else 0.0)
 
 
-def _fit(name: QuestionName, humans: Sequence[ScoreRow], machines: Sequence[ScoreRow]) -> Question:
+def _fit(name: QuestionName, humans: Sequence[ScoreRow], machines: Sequence[ScoreRow]) -> Question | None:
     """Logistic regression with both classes weighted equally, on standardised and clipped statistics: those that all texts have."""
     statistics = [each for each in QUESTIONS[name] if all(each in row.values for row in (*humans, *machines))]
+    if not statistics:
+        return None
     values = np.array([[row.values[statistic] for statistic in statistics] for row in (*humans, *machines)])
     truth = np.arange(len(values)) >= len(humans)
     centre, spread = values.mean(0), np.maximum(values.std(0), 1e-9)

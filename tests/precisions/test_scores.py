@@ -179,7 +179,7 @@ def test_a_calibration_of_the_precision_gives_verdicts(
 def test_combined_weighs_the_statistics_of_both_models(model: LocalModel, server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     terms = {
         "likely": Term(statistic="binoculars", centre=1, spread=1, weight=-3),
-        "drawn": Term(statistic="likelihood_ratio", centre=0, spread=1, weight=5),
+        "pair": Term(statistic="likelihood_ratio", centre=0, spread=1, weight=5),
     }
     weights = CombinedModel(questions=tuple(Question(name=name, intercept=0.5, terms=(term,)) for name, term in terms.items()))  # type: ignore[arg-type]
     bucket = Bucket(
@@ -191,7 +191,7 @@ def test_combined_weighs_the_statistics_of_both_models(model: LocalModel, server
     )  # fmt: skip
     monkeypatch.setitem(server.detectors, model.name, Detector(model.settings, (calibration,)))
     item, single = score(model, STORY), score(model, STORY, methods=METHODS)["scores"]
-    odds = {"likely": 0.5 - 3 * (single["binoculars"] - 1), "drawn": 0.5 + 5 * single["likelihood_ratio"]}
+    odds = {"likely": 0.5 - 3 * (single["binoculars"] - 1), "pair": 0.5 + 5 * single["likelihood_ratio"]}
     assert (item["method"], item["verdict"]) == ("combined", "uncertain")
     assert item["scores"] == {"combined": pytest.approx(math.log(sum(map(math.exp, odds.values())) / 2), abs=1e-4)}
     (part,) = item["contributions"]

@@ -109,7 +109,7 @@ def test_each_kind_of_writer_gets_the_question_that_finds_it() -> None:
     assert question_of(humans, [row for row in rows if row.generator == "chat"]) == "likely"
     assert question_of(humans, [row for row in rows if row.generator == "samples"]) == "drawn"
     fitted = fit_combined(rows)
-    assert fitted is not None and [question.name for question in fitted.questions] == ["likely", "drawn"]
+    assert fitted is not None and [question.name for question in fitted.questions] == ["likely", "drawn", "pair"]
     assert all(tuple(term.statistic for term in question.terms) == QUESTIONS[question.name] for question in fitted.questions)
     weights = {term.statistic: term.weight for question in fitted.questions for term in question.terms}
     assert weights["surprise_where_sure"] < -1 and weights["spread_of_surprise"] < -1
@@ -119,7 +119,19 @@ def test_texts_that_no_observer_read_are_weighed_by_the_performers_statistics() 
     rows = [replace(row, values={name: value for name, value in row.values.items() if name not in OBSERVED}) for row in mixed()]
     alone, pair = fit_combined(rows), fit_combined(mixed())
     assert alone is not None and pair is not None and not alone.needs_observer and pair.needs_observer
+    assert [question.name for question in alone.questions] == ["likely", "drawn"]
     assert {term.statistic for question in alone.questions for term in question.terms} == STATISTICS.keys() - OBSERVED
+
+
+def test_writers_of_a_kind_that_was_not_fitted_on_are_found_by_the_pair() -> None:
+    """The pair's question is fitted on all machine texts, and says nothing where the ratio tells nothing."""
+    like_the_model = {"likelihood_ratio": 3.0}
+    rows = [*rows_of("", 300, {}, 1), *rows_of("chat", 150, {**LIKELY, **like_the_model}, 2)]
+    fitted, blind = fit_combined(rows), fit_combined(mixed())
+    assert fitted is not None and blind is not None
+    fresh = [*rows_of("", 200, {}, 9), *rows_of("other", 100, like_the_model, 10)]
+    assert auroc(sample_of(with_combined(fresh, fitted), "combined")) > 0.9 > auroc(sample_of(fresh, "perplexity"))
+    assert abs(blind.questions[-1].terms[0].weight) < 0.3
 
 
 def test_writers_of_a_domain_without_people_are_compared_with_all_people() -> None:
