@@ -16,9 +16,10 @@ from app.scoring.thresholds import MethodCalibration
 # Few, and none that looks at where in the text a token stands: in pairs that share their opening, that tells the two apart. Those of both
 # models are left out where no observer read the texts.
 QUESTIONS: dict[QuestionName, tuple[str, ...]] = {
-    "likely": ("surprise_where_sure", "share_of_first_rank", "binoculars"),
+    "likely": ("surprise_where_sure", "share_of_first_rank", "binoculars", "likelihood_ratio"),
     "drawn": (
         "spread_of_surprise", "spread_of_entropy", "surprise_to_rank", "standard_score", "excess_surprise", "share_beyond_rank_100",
+        "binoculars", "likelihood_ratio",
     ),
     "pair": ("likelihood_ratio",),
 }  # fmt: skip

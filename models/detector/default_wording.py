@@ -98,8 +98,8 @@ COMBINED = """## How combined works
 Chat models write what is likely. A model that is sampled as it is does not, but its surprise varies less than that of people's texts. So
 `combined` asks two questions, each a logistic regression over a few statistics of the tokens, and takes the log of the mean of both odds.
 Every statistic is standardised, and clipped at 4 spreads so that none decides alone. An answer lists what each contributed. Where an
-observer read the texts of the calibration, the first question also weighs Binoculars, and a third one asks by the likelihood ratio which of
-the two models a text follows. The default model has no observer. Its weights:
+observer read the texts of the calibration, both questions also weigh Binoculars and the likelihood ratio, and a third one asks by the
+likelihood ratio alone which of the two models a text follows. The default model has no observer. Its weights:
 """
 TRIED = """
 ### What was tried
