@@ -17,7 +17,7 @@ from app.calibrate import score_with_journal
 from app.errors import LitmusError, SetupError
 from app.models.loading import create_engine
 from app.scoring.calibration import CALIBRATION_FILE, Calibration, ModelIdentity, save
-from app.scoring.fitting import fit_methods
+from app.scoring.combining import fit_all, with_combined
 from app.scoring.report import render
 from app.scoring.sample import ScoreRow
 from app.scoring.sources import FieldNames, LabelledText, prepare_texts, read
@@ -40,16 +40,22 @@ class TextSet:
     texts: list[LabelledText]
 
 
+def settings_of(slots: int) -> ModelSettings:
+    """The bundled pair, also where another model is the default."""
+    return ModelSettings(path=str(PERFORMER), slots=slots)
+
+
 def story_set(data: Path, work: Path) -> TextSet:
-    """Passages and stories. The domain of a human text is "human", that of a story its kind of sampling."""
-    settings = ModelSettings(slots=32)
+    """Passages and stories. The domain of a human text is "human", that of a story its kind of sampling, which counts as its generator."""
+    settings = settings_of(32)
     tokenizer = Tokenizer(settings.path)
     humans = list(excerpts.passages(data / "stories" / "valid", tokenizer))
     if not humans:
         raise SetupError(f"{data / 'stories' / 'valid'} has no books; --data names the folder that holds stories/ and detect/")
     engine, _ = create_engine(settings)
     stories = excerpts.load_or_generate_stories(engine, tokenizer, humans, work / "stories.jsonl")
-    texts = (LabelledText(excerpt.text, excerpt.kind != "human", excerpt.group, excerpt.kind) for excerpt in [*humans, *stories])
+    texts = [LabelledText(excerpt.text, False, excerpt.group, excerpt.kind) for excerpt in humans]
+    texts += [LabelledText(excerpt.text, True, excerpt.group, excerpt.kind, excerpt.kind) for excerpt in stories]
     return TextSet("stories", prepare_texts(texts, collapse=True))
 
 
@@ -73,22 +79,30 @@ def score_sets(
     return models, {text_set.name: [next(remaining) for _ in text_set.texts] for text_set in sets}
 
 
-def fit_calibration(rows: Sequence[ScoreRow], models: ModelIdentity) -> Calibration:
-    methods, refused = fit_methods(rows, TARGETS, BUCKET_STARTS)
+def fit_calibration(rows: Sequence[ScoreRow], models: ModelIdentity) -> tuple[Calibration, list[ScoreRow]]:
+    """The calibration, and the rows with the held-out scores of `combined` that its borders rest on."""
+    combined, methods, refused, held_out = fit_all(rows, TARGETS, BUCKET_STARTS)
     books = ", ".join(sorted({page.book_of(row) for row in rows}))
     limited = {
         method: fitted.model_copy(update={"buckets": tuple(page.with_upper_limit(bucket) for bucket in fitted.buckets)})
         for method, fitted in methods.items()
     }
-    return Calibration(
+    calibration = Calibration(
         made=time.strftime("%Y-%m-%d"),
         source=f"Human texts: passages of {books}. Machine texts: stories of the model itself, asked for with words of these passages, at "
         f"{'; '.join(excerpts.SAMPLING)}. It says nothing about texts of other models or of other kinds.",
         models=models,
         collapse=True,
+        combined=combined,
         methods=limited,
         refused=tuple(refused),
     )
+    return calibration, held_out
+
+
+def scored(rows: Sequence[ScoreRow], calibration: Calibration) -> list[ScoreRow]:
+    """With the scores of the calibration's `combined`, if it has one."""
+    return with_combined(rows, calibration.combined) if calibration.combined else list(rows)
 
 
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -104,14 +118,14 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def build(args: argparse.Namespace) -> None:
     """Generates, scores, fits, and writes calibration, report and page."""
     sets = [story_set(args.data, args.work), *detect_sets(args.data)]
-    models, rows = score_sets(sets, ModelSettings(slots=1), args.work / "scores.jsonl")
+    models, rows = score_sets(sets, settings_of(1), args.work / "scores.jsonl")
     stories = rows.pop("stories")
     books = sorted(set(map(page.book_of, stories)))[:FIT_BOOKS]
-    fitted = [row for row in stories if page.book_of(row) in books]
-    calibration = fit_calibration(fitted, models)
+    calibration, fitted = fit_calibration([row for row in stories if page.book_of(row) in books], models)
     save(calibration, args.out)
     args.report.write_text(render(calibration, fitted))
-    args.page.write_text(page.render(calibration, books, stories, rows))
+    others = scored([row for row in stories if page.book_of(row) not in books], calibration)
+    args.page.write_text(page.render(calibration, fitted, others, {name: scored(found, calibration) for name, found in rows.items()}))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -3,19 +3,21 @@
 The text between the tables is in `models.detector.wording`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from app.schemas import Method
 from app.scoring.calibration import Calibration
+from app.scoring.combining import fit_combined, with_combined
 from app.scoring.fitting import losses, rows_in_range, threshold_at
 from app.scoring.rates import Rates, out_of_fold_rates, rates_at_threshold
 from app.scoring.report import auroc_cell, markdown_table, percent, rates_cell
-from app.scoring.sample import Sample, ScoreRow, sample_of
+from app.scoring.sample import Sample, ScoreRow, auroc, sample_of
 from app.scoring.thresholds import Bucket, sign_of
-from models.detector.wording import DETECT_SETS, OPENING, OTHER_KINDS, OWN_STORIES, SHIPPED_CALIBRATION, SUMMARY, TPR_NOTE
+from models.detector import wording
+from models.detector.evaluation import TARGETS, tpr
 from models.train.card import machine_description
 
 LENGTHS = ((64, 128), (128, 256), (256, 512))  # ranges of scored tokens, without their end
@@ -44,6 +46,28 @@ def story_rows(rows: Sequence[ScoreRow], methods: Sequence[Method]) -> Iterable[
             if any(row.machine for row in part):
                 samples = [sample_of(part, method) for method in methods]
                 yield [f"{low}-{high} tokens, {kind}", counts(samples[0]), *map(auroc_cell, samples)]
+
+
+def left_out_rows(fitted: Sequence[ScoreRow], rows: Sequence[ScoreRow], methods: Sequence[Method]) -> Iterable[Cells]:
+    """How stories of each kind of sampling are found in other books: `combined`, fitted without that kind, beside the others."""
+    for low, high in LENGTHS:
+        for kind in sorted({row.generator for row in rows if row.machine}):
+            part = rows_in_range([row for row in rows if not row.machine or row.generator == kind], (low, high))
+            model = fit_combined([row for row in fitted if row.generator != kind])
+            if model and any(row.machine for row in part):
+                samples = {method: sample_of(with_combined(part, model), method) for method in methods}
+                yield [f"{low}-{high} tokens, {kind}", counts(samples["combined"]), *_found_cells(samples)]
+
+
+def _found_cells(samples: Mapping[Method, Sample]) -> Iterator[str]:
+    """AUROC of each method, with an interval for `combined`; the share that each finds at the borders that the human texts give."""
+    for method, sample in samples.items():
+        yield auroc_cell(sample) if method == "combined" else f"{auroc(sample):.3f}"
+    for target in TARGETS:
+        rates = {method: tpr(sample, target) for method, sample in samples.items()}
+        combined, best = rates.pop("combined"), max(rates.values(), key=lambda rate: rate.value)
+        yield f"{percent(combined.value)} [{percent(combined.low)}, {percent(combined.high)}]"
+        yield percent(best.value)
 
 
 def counts(sample: Sample) -> str:
@@ -136,16 +160,23 @@ def _verdict_cells(calibration: Calibration, name: str, rows: Sequence[ScoreRow]
     return [name, str(long_enough), *(verdict_shares(calibration, method, rows, target) for method in calibration.methods)]
 
 
-def render(calibration: Calibration, books: Sequence[str], stories: Sequence[ScoreRow], sets: dict[str, list[ScoreRow]]) -> str:
-    """The whole page. `books` are those that the calibration was fitted on, `sets` the `detect/` sets by `name/words cut`."""
-    methods, targets = list(calibration.methods), (0.05, 0.01)
-    rows = [row for row in stories if book_of(row) not in books]
-    measured = ", ".join(sorted(set(map(book_of, rows))))
+def render(calibration: Calibration, fitted: Sequence[ScoreRow], rows: Sequence[ScoreRow], sets: dict[str, list[ScoreRow]]) -> str:
+    """The whole page. `fitted` are the texts that the calibration was made with, `rows` those of other books, `sets` the `detect/` sets by
+    `name/words cut`.
+    """
+    methods = list(calibration.methods)
+    books, measured = (", ".join(sorted(set(map(book_of, found)))) for found in (fitted, rows))
     parts = [
-        OPENING.format(made=calibration.made, machine=machine_description(), fitted=", ".join(books), measured=measured),
-        OWN_STORIES,
+        wording.OPENING.format(made=calibration.made, machine=machine_description(), fitted=books, measured=measured),
+        wording.OWN_STORIES,
         markdown_table(["stories", "human / machine", *methods], story_rows(rows, methods)),
-        SHIPPED_CALIBRATION,
+        wording.LEFT_OUT,
+        markdown_table(
+            ["stories", "human / machine", *methods, "combined: TPR at 5% FPR", "the best other", "at 1% FPR", "the best other"],
+            left_out_rows(fitted, rows, methods),
+        ),
+        wording.TRIED,
+        wording.SHIPPED_CALIBRATION,
         markdown_table(
             ["method, tokens", "target", "threshold", "FPR where fitted", "FPR on the held-out books", "TPR there"],
             threshold_rows(calibration, rows),
@@ -153,15 +184,15 @@ def render(calibration: Calibration, books: Sequence[str], stories: Sequence[Sco
         "Verdicts at a target of 5% on the held-out books, machine / uncertain / human:\n",
         markdown_table(["written by (texts)", *methods], author_rows(calibration, rows, 0.05)),
         "False-positive rate on each book by the threshold of the other four, target 5%, 128 to 256 tokens:\n",
-        markdown_table(["book", "texts", *methods], book_rows(stories, methods, 0.05)),
+        markdown_table(["book", "texts", *methods], book_rows([*fitted, *rows], methods, 0.05)),
         "Probabilities on the held-out books, with both classes weighted equally (always answering one half: 0.25 and 0.693):\n",
         markdown_table(["method, tokens", "map", "human / machine", "Brier", "log loss"], probability_map_rows(calibration, rows)),
-        DETECT_SETS,
+        wording.DETECT_SETS,
     ]
     for words, title in ((0, "As published"), (25, "Without the first 25 words of both")):
         parts += [f"### {title}\nAUROC:\n", markdown_table(["set", "human / machine", *methods], detect_rows(sets, words, methods, None))]
-        for target in targets:
-            note = TPR_NOTE.format(target=f"{100 * target:g}")
+        for target in TARGETS:
+            note = wording.TPR_NOTE.format(target=f"{100 * target:g}")
             parts += [note, markdown_table(["set", "human / machine", *methods], detect_rows(sets, words, methods, target))]
-    parts += [OTHER_KINDS, markdown_table(["texts", "n", *methods], other_kind_rows(calibration, sets, 0.05)), SUMMARY]
+    parts += [wording.OTHER_KINDS, markdown_table(["texts", "n", *methods], other_kind_rows(calibration, sets, 0.05)), wording.SUMMARY]
     return "\n".join(parts)

@@ -2,14 +2,18 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from app.engine.facts import Facts
 from app.models.loading import create_engine
 from app.models.revision import revision_of
 from app.scoring import fitting, sample
 from app.scoring.calibration import CALIBRATION_FILE, load
+from app.scoring.detector import detector_of
+from app.scoring.features import STATISTICS
 from app.scoring.sample import ScoreRow
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
@@ -74,23 +78,33 @@ def test_the_prompt_of_a_passage_is_reproducible():
 def rows(domain, machine, count, mean, book):
     rng = random.Random(f"{domain}{machine}{book}")
     scores = [{"fast_detect": rng.gauss(mean, 1), "perplexity": 20 + rng.random()} for _ in range(count)]
-    return [ScoreRow(machine, f"{book}/{n // 5}", domain, 100, score) for n, score in enumerate(scores)]
+    generator = domain if machine else ""
+    return [
+        ScoreRow(machine, f"{book}/{n // 5}", domain, 100, score, dict.fromkeys(STATISTICS, score["fast_detect"]), generator)
+        for n, score in enumerate(scores)
+    ]
 
 
 def test_the_page(monkeypatch):
     monkeypatch.setattr(fitting, "BOOTSTRAP_DRAWS", 10)
     monkeypatch.setattr(sample, "BOOTSTRAP_DRAWS", 10)
-    stories = [row for book in "abcde" for row in rows("human", False, 120, 0, book) + rows("T=1", True, 120, 3, book)]
+    stories = [row for book in "abcde" for row in rows("human", False, 120, 0, book) + rows("T=1", True, 60, 3, book)]
+    stories += [row for book in "abcde" for row in rows("T=0.7", True, 60, 2, book)]
     pairs = rows("xsum", False, 150, 0, "x") + rows("xsum", True, 150, 0, "x")
     models = page.Calibration.model_fields["models"].annotation(
         performer="p", revision="1", observer=None, observer_revision=None, quantize="none", dtype=build.ModelSettings().dtype
     )
-    calibration = build.fit_calibration([row for row in stories if page.book_of(row) in "abc"], models)
-    text = page.render(calibration, ["a", "b", "c"], stories, {"xsum_gpt/0": pairs, "xsum_gpt/25": pairs})
-    own = next(line for line in text.splitlines() if line.startswith("| 64-128 tokens, T=1"))
-    assert "| 240 / 240 |" in own, "texts of the two held-out books"
-    first = float(own.split("|")[3].split("[")[0])
-    assert 0.95 < first < 1, "three standard deviations apart: 0.983"
+    calibration, fitted = build.fit_calibration([row for row in stories if page.book_of(row) in "abc"], models)
+    assert calibration.combined is not None and list(calibration.methods) == ["combined", "fast_detect", "perplexity"]
+    others = build.scored([row for row in stories if page.book_of(row) in "de"], calibration)
+    sets = {name: build.scored(pairs, calibration) for name in ("xsum_gpt/0", "xsum_gpt/25")}
+    text = page.render(calibration, fitted, others, sets)
+    own, left_out = (line.split("|") for line in text.splitlines() if line.startswith("| 64-128 tokens, T=1"))
+    assert own[2] == left_out[2] == " 240 / 120 ", "texts of the two held-out books"
+    for cells in (own, left_out):  # combined, then fast_detect
+        assert all(0.95 < float(cell.split("[")[0]) < 1 for cell in cells[3:5]), "three standard deviations apart: 0.983"
+    found = [float(cell.split("%")[0]) for cell in left_out[6:10]]  # by combined and by the best other, at 5% and at 1%
+    assert 80 < found[0] < 99 and 60 < found[2] < found[0] and found[1::2] == pytest.approx(found[::2], abs=3)
     assert sum(line.startswith("| xsum_gpt |") for line in text.splitlines()) == 6
     assert "61% of the English essays" in text and "{" not in text
 
@@ -114,6 +128,23 @@ def test_the_bundled_calibration_applies_to_the_bundled_pair(bundled):
     )
     assert (calibration.models.performer, calibration.models.observer) == (bundled.name, base.name)
     assert calibration.collapse and "binoculars" in calibration.methods
+    assert calibration.combined is not None and [question.name for question in calibration.combined.questions] == [
+        "likely",
+        "drawn",
+        "pair",
+    ]
     for fitted in calibration.methods.values():
         assert [bucket.name for bucket in fitted.buckets] == ["64-128", "128-256", "256-512"]
         assert all(threshold.measured <= threshold.target for bucket in fitted.buckets for threshold in bucket.machine)
+
+
+def test_combined_is_the_default_of_the_bundled_pair_and_needs_both_models(bundled):
+    settings = build.settings_of(1)
+    assert settings.path == str(bundled), "whatever the default model is"
+    models = load(bundled / CALIBRATION_FILE).models
+    pair = Facts("s", 64, 1, "none", "float32", "cpu", models.observer, True, "", models.revision, models.observer_revision)
+    detector = detector_of(settings)
+    assert detector.methods(pair)[0] == "combined" and detector.options(pair).choice.calibration is not None
+    other = replace(pair, observer_revision="other")
+    assert "combined" not in detector.methods(other)
+    assert "observer revision" in (detector.choose(["combined"], other).reason or "")

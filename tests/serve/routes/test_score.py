@@ -130,5 +130,6 @@ def test_the_bundled_calibration_gives_verdicts(api: RunningServer) -> None:
     assert answer["calibration"]["reason"] is None
     assert machine["verdict"] == "machine" and human["verdict"] != "machine"
     assert machine["p_machine"]["value"] > human["p_machine"]["value"]
+    assert machine["method"] == "combined" and {"binoculars", "likelihood_ratio"} >= {machine["contributions"][0]["statistic"]}
     rate = machine["false_positive_rate"]
     assert rate["interval"][0] <= rate["measured"] <= rate["interval"][1] and rate["n"] >= 20
