@@ -7,9 +7,11 @@ window.litmus ??= {};
     const END = [{ msg: "broken_connection", message: "Connection errored out." }, { msg: "close_stream" }];
     const BROKEN = 'data: {"msg":"unexpected_error"'; // Gradio's server had to end the stream; the message is of no call
     const GONE = [502, 503, 504]; // a proxy whose server left, or a server that is leaving
-    const BOXES = ["#message textarea", "#score-text textarea", "#compare-prompt textarea"];
+    const QUESTION = "#message textarea";
+    const BOXES = [QUESTION, "#score-text textarea", "#compare-prompt textarea"];
     const TYPED = "litmus-typed"; // in sessionStorage: what stood in the boxes when the server was lost
     const RESTORE_MS = 300;
+    const SETTLED = 5; // looks at a box that has kept its text: Gradio makes a box when its tab is first opened, and may empty it once more
     litmus.silence_ms = 60_000; // longer than four heartbeats of Gradio's server
     let silent = false;
 
@@ -74,10 +76,23 @@ window.litmus ??= {};
     };
 
     const typed = JSON.parse(sessionStorage.getItem(TYPED) ?? "{}"); // text by box
+    const looks = {}; // by box, how often its text was found there
+    let unsent = ""; // a question that was taken out of the box and that the server does not have yet
+
+    litmus.taken = (text) => {
+        unsent = text;
+        forget(QUESTION);
+    };
+
+    function forget(box) {
+        delete typed[box];
+        if (!Object.keys(typed).length) sessionStorage.removeItem(TYPED);
+    }
 
     function keep() {
         for (const box of BOXES) {
-            const text = document.querySelector(box)?.value || (box === BOXES[0] && litmus.unsent);
+            const value = document.querySelector(box)?.value;
+            const text = [box === QUESTION && unsent, value].filter(Boolean).join("\n\n");
             if (text) typed[box] = text;
         }
         try {
@@ -87,15 +102,19 @@ window.litmus ??= {};
         }
     }
 
-    // Gradio makes a box when its tab is first opened, and may empty it once more.
-    const restoring = setInterval(() => {
-        for (const [selector, text] of Object.entries(typed)) {
-            const box = document.querySelector(selector);
-            if (box?.value) delete typed[selector];
-            else if (box) litmus.fill(box, text);
-        }
-        if (Object.keys(typed).length) return;
-        clearInterval(restoring);
-        sessionStorage.removeItem(TYPED);
-    }, RESTORE_MS);
+    // Called when the page has its conversation: until then the box of the question may be emptied.
+    litmus.restore = () => {
+        const restoring = setInterval(() => {
+            for (const [selector, text] of Object.entries(typed)) {
+                const box = document.querySelector(selector);
+                if (!box?.value) looks[selector] = 0;
+                if (box && !box.value) litmus.fill(box, text);
+                else if (box && (looks[selector] = (looks[selector] ?? 0) + 1) >= SETTLED) forget(selector);
+            }
+            if (!Object.keys(typed).length) clearInterval(restoring);
+        }, RESTORE_MS);
+    };
+
+    // Whoever types decides what stands in the box.
+    document.addEventListener("input", (event) => event.isTrusted && BOXES.filter((box) => event.target.matches(box)).forEach(forget));
 })();

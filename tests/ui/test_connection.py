@@ -1,5 +1,7 @@
 """The page loses its server, or the stream on which it hears of its calls: what it says, and that nothing typed is lost."""
 
+import time
+
 import pytest
 from browser import CHROMIUM, fill
 from fastapi import FastAPI
@@ -11,7 +13,8 @@ from ui.page import mount
 from ui.visitors import Visitors
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
-JOIN, EVENTS = "**/gradio_api/queue/join*", "**/gradio_api/queue/data*"
+CALL, JOIN, EVENTS = "**/gradio_api/run/predict", "**/gradio_api/queue/join*", "**/gradio_api/queue/data*"
+NOTHING_KEPT = "() => window.litmus && sessionStorage.getItem('litmus-typed') === null"
 SILENT_STREAM = """async () => {
     litmus.silence_ms = 200; // in a page that is loaded anew it is as before
     const { name } = performance.getEntriesByType("resource").findLast((entry) => entry.name.includes("/queue/data"));
@@ -85,17 +88,33 @@ def log_in(page: Page) -> None:
 def test_a_stream_that_went_silent_and_a_server_that_left_are_noticed_and_the_question_returns(
     fake: Fake, page_url: str, context: BrowserContext
 ):
-    page = open_page(context, page_url.removesuffix("/ui"))
+    page, held = context.new_page(), []
+    page.route(CALL, lambda route: held.append(route) if '[\\"new\\"' in (route.request.post_data or "") else route.continue_())
+    page.goto(page_url)
+    expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible()
     assert page.evaluate(SILENT_STREAM).endswith('data: {"msg":"close_stream"}\n\n')
+    wait_until(page, lambda: len(held) == 1)
     for question in ("Mine", "And this?"):
         page.route("**/gradio_api/app_id", lambda route: route.abort())
-        page.route("**/gradio_api/run/predict", refuse_second)
+        page.route(CALL, refuse_second)
         ask(page, question)
+        while held:  # the first call, which opens the conversation, ends after the question was taken
+            held.pop().continue_()
         expect_lost(page)
+        box(page).fill("And then")
         page.unroute_all()
-        expect(box(page)).to_have_value(question)
+        page.route(CALL, late)
         expect(page.get_by_text("Ask something, or pick an example.")).to_be_visible()
+        page.wait_for_function(NOTHING_KEPT)
+        expect(box(page)).to_have_value(f"{question}\n\nAnd then")
+        page.unroute_all()
     page.close()
+
+
+def late(route: Route) -> None:
+    """The page has its conversation only after the time in which a text would have been written into the box."""
+    time.sleep(1)
+    route.continue_()
 
 
 def refuse_second(route: Route) -> None:

@@ -13,7 +13,6 @@ window.litmus ??= {};
     const find = (selector) => document.querySelector(selector);
     const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
     litmus.busy = () => find("#stop") !== null;
-    litmus.unsent = ""; // a question that was taken out of the box and is in no conversation yet
 
     // A step begins when the one before it has ended: Gradio would drop its click.
     let steps = Promise.resolve();
@@ -35,7 +34,7 @@ window.litmus ??= {};
     litmus.take = (inputs) => {
         const [running, , text, , notice] = inputs;
         if (!running && !notice && text.trim()) {
-            litmus.unsent = text;
+            litmus.taken(text);
             litmus.fill(find("#message textarea"), "");
         }
         return inputs;
@@ -58,7 +57,6 @@ window.litmus ??= {};
 
     // Called with the open conversation whenever it has changed.
     litmus.keep = (text) => {
-        litmus.unsent = "";
         const shown = conversation?.id;
         conversation = text ? JSON.parse(text) : null;
         if (conversation?.id !== shown) litmus.thumbs.close();

@@ -76,10 +76,12 @@ class ChatTab:
             queue=False,
             **HIDDEN,
         )
+        asked.success(None, None, None, js="() => litmus.taken('')", **HIDDEN)
         inputs = [self.action, self.running, self.kept, self.box, self.notice, self.served]
         acted = self.act.click(steps.act, inputs, desk.outputs, js="(...all) => litmus.inputs(all)", queue=False, **HIDDEN)
         acted.then(None, None, None, js="() => litmus.acted()", **HIDDEN)
-        page.load(steps.act, inputs, desk.outputs, js="(...all) => litmus.firstInputs(all)", queue=False, **HIDDEN)
+        opened = page.load(steps.act, inputs, desk.outputs, js="(...all) => litmus.firstInputs(all)", queue=False, **HIDDEN)
+        opened.then(None, None, None, js="() => litmus.restore()", **HIDDEN)
         ends = [self.running, self.kept, self.draft, self.box, self.notice, self.served]
         inputs = [self.running, self.draft, self.kept, model, self.served, *self.settings]
         answered = [step.then(answer_handler(visitors), inputs, desk.outputs, **HIDDEN) for step in (asked, acted)]
