@@ -51,7 +51,7 @@ def test_a_newcomer_scores_a_text(page: Page) -> None:
     page.get_by_role("button", name="Score", exact=True).click()
     result = page.get_by_role("region", name="Result")
     expect(result.get_by_role("heading", level=2)).to_have_text(re.compile("machine text|human text|Cannot tell"))
-    expect(result.get_by_text("Binoculars score", exact=True)).to_be_visible()
+    expect(result.get_by_text("Combined score", exact=True)).to_be_visible()
     expect(result.get_by_text("Threshold of a machine verdict", exact=True)).to_be_visible()
     expect(result.locator(".t")).not_to_have_count(0)
 
