@@ -16,7 +16,7 @@ class UISettings(Group):
     port: int = Field(7860, ge=1024, le=65535, description="only for `python -m ui`: port of the page")
     flags: str | None = Field(
         None,
-        description="file that keeps what visitors say about a wrong verdict, a JSON line each, with a hash of the text; nothing is kept "
+        description="file that keeps what visitors say about answers and verdicts, a JSON line each, with a hash of the text; nothing is kept "
         "when not set",
     )
     key: SecretStr | None = Field(
