@@ -16,8 +16,8 @@ class UISettings(Group):
     port: int = Field(7860, ge=1024, le=65535, description="only for `python -m ui`: port of the page")
     flags: str | None = Field(
         None,
-        description="file that keeps what visitors say about answers and verdicts, a JSON line each, with a hash of the text; nothing is kept "
-        "when not set",
+        description="file that keeps what visitors say about answers and verdicts, a JSON line each, with a hash of the text; nothing is "
+        "kept when not set",
     )
     key: SecretStr | None = Field(
         None, description="only for `python -m ui`: a key of the server that all visitors use; without it, the page asks each for one"
