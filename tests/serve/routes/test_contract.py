@@ -61,11 +61,13 @@ def body_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def test_schemathesis_finds_no_failure(small: RunningServer, tmp_path: Path) -> None:
-    """`positive_data_acceptance` is left out: a document cannot say which models are served or what fits a context."""
+    """`positive_data_acceptance` is left out: a document cannot say which models are served or what fits a context. One thread: Python 3.11
+    may fail to parse a source in two at once (github.com/python/cpython/issues/106905).
+    """
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{small.url}/openapi.json", "--checks", "all"]
     command += ["--exclude-checks", "positive_data_acceptance", "--phases", "examples,coverage,fuzzing", "--max-examples", "4"]
     command += ["--exclude-path-regex", f"^({'|'.join(ADMIN)})"]
-    command += ["--seed", "7", "--request-timeout", "120", "--continue-on-failure", "--no-color", "--workers", "2"]
+    command += ["--seed", "7", "--request-timeout", "120", "--continue-on-failure", "--no-color", "--workers", "1"]
     command += ["--generation-database", "none"]
     environment = {
         **ENVIRONMENT,
