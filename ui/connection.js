@@ -86,7 +86,17 @@ window.litmus ??= {};
 
     function forget(box) {
         delete typed[box];
-        if (!Object.keys(typed).length) sessionStorage.removeItem(TYPED);
+        store();
+    }
+
+    // A text that is forgotten must not come back from here at the next load, while another still waits for its tab to be opened.
+    function store() {
+        try {
+            if (Object.keys(typed).length) sessionStorage.setItem(TYPED, JSON.stringify(typed));
+            else sessionStorage.removeItem(TYPED);
+        } catch {
+            // no room for it
+        }
     }
 
     function keep() {
@@ -95,11 +105,7 @@ window.litmus ??= {};
             const text = [box === QUESTION && unsent, value].filter(Boolean).join("\n\n");
             if (text) typed[box] = text;
         }
-        try {
-            sessionStorage.setItem(TYPED, JSON.stringify(typed));
-        } catch {
-            // no room for it
-        }
+        store();
     }
 
     // Called when the page has its conversation: until then the box of the question may be emptied.

@@ -38,7 +38,7 @@ def fit_all(
     """
     model = fit_combined(rows)
     held_out = with_held_out_combined(rows) if model else list(rows)
-    methods, refused = fit_methods(held_out, targets, starts, with_combined(people, model) if model else people)
+    methods, refused = fit_methods(held_out, targets, starts, with_combined(people, model))
     if model is None or "combined" not in methods:
         return None, methods, refused, held_out
     methods["combined"] = with_counts(methods["combined"], "combined", with_combined(rows, model))
@@ -93,8 +93,10 @@ def _fit(name: QuestionName, humans: Sequence[ScoreRow], machines: Sequence[Scor
     )
 
 
-def with_combined(rows: Sequence[ScoreRow], model: CombinedModel) -> list[ScoreRow]:
-    """The rows with the score of `combined` by the model, where they have statistics."""
+def with_combined(rows: Sequence[ScoreRow], model: CombinedModel | None) -> list[ScoreRow]:
+    """The rows with the score of `combined` by the model, where they have statistics; as they are without a model."""
+    if model is None:
+        return list(rows)
     return [replace(row, scores={**row.scores, "combined": model.score(row.values) if row.values else None}) for row in rows]
 
 

@@ -100,11 +100,6 @@ def fit_calibration(rows: Sequence[ScoreRow], models: ModelIdentity) -> tuple[Ca
     return calibration, held_out
 
 
-def scored(rows: Sequence[ScoreRow], calibration: Calibration) -> list[ScoreRow]:
-    """With the scores of the calibration's `combined`, if it has one."""
-    return with_combined(rows, calibration.combined) if calibration.combined else list(rows)
-
-
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.detector", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds stories/ and detect/")
@@ -124,8 +119,9 @@ def build(args: argparse.Namespace) -> None:
     calibration, fitted = fit_calibration([row for row in stories if page.book_of(row) in books], models)
     save(calibration, args.out)
     args.report.write_text(render(calibration, fitted))
-    others = scored([row for row in stories if page.book_of(row) not in books], calibration)
-    args.page.write_text(page.render(calibration, fitted, others, {name: scored(found, calibration) for name, found in rows.items()}))
+    others = with_combined([row for row in stories if page.book_of(row) not in books], calibration.combined)
+    scored = {name: with_combined(found, calibration.combined) for name, found in rows.items()}
+    args.page.write_text(page.render(calibration, fitted, others, scored))
 
 
 def main(argv: Sequence[str]) -> int:

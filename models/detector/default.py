@@ -98,7 +98,7 @@ def recount(args: argparse.Namespace) -> None:
     models, rows = score_with_journal(settings, args.work / "scores.jsonl", fit_texts(args.data), PASSAGE_TOKENS, BUCKET_STARTS)
     if models != calibration.models:
         raise SetupError(f"{args.out} was made with {calibration.models.performer} ({calibration.models.revision}); name it with --model")
-    rows = with_combined(rows, calibration.combined) if calibration.combined else rows
+    rows = with_combined(rows, calibration.combined)
     methods = {method: with_counts(fitted, method, rows) for method, fitted in calibration.methods.items()}
     save(calibration.model_copy(update={"methods": methods}), args.out)
 

@@ -60,7 +60,7 @@ def text_lines(sets: Mapping[str, Sequence[ScoreRow]]) -> Iterator[dict[str, Any
 def people_lines(calibration: Calibration) -> Iterator[dict[str, Any]]:
     """People's prose of other kinds, by the calibration's weights, which never saw it."""
     rows = [row for row in read_whole() if row.tokens >= MIN_TOKENS]
-    for row in with_combined(rows, calibration.combined) if calibration.combined else rows:
+    for row in with_combined(rows, calibration.combined):
         yield {**_line(PEOPLE, row, row.scores.get("combined")), "machine": False, "group": row.group, "domain": row.domain}
 
 

@@ -15,6 +15,7 @@ from ui.visitors import Visitors
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 CALL, JOIN, EVENTS = "**/gradio_api/run/predict", "**/gradio_api/queue/join*", "**/gradio_api/queue/data*"
 NOTHING_KEPT = "() => window.litmus && sessionStorage.getItem('litmus-typed') === null"
+ONLY_THE_TEXT_TO_SCORE = "() => sessionStorage.getItem('litmus-typed') === JSON.stringify({ '#score-text textarea': 'It rained.' })"
 SILENT_STREAM = """async () => {
     litmus.silence_ms = 200; // in a page that is loaded anew it is as before
     const { name } = performance.getEntriesByType("resource").findLast((entry) => entry.name.includes("/queue/data"));
@@ -70,6 +71,7 @@ def test_an_answer_that_a_restart_cuts_off_is_asked_for_again_after_the_login_an
     with running(mount(FastAPI(), Visitors(fake.url, login=None)), port):
         log_in(page)
         expect(box(page)).to_have_value("What I will ask next")
+        page.wait_for_function(ONLY_THE_TEXT_TO_SCORE)
         expect(conversation(page)).to_contain_text("No answer has come: the page or its server left.")
         fake.hold_after = None
         button(page, "Answer this").click()

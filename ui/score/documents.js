@@ -82,8 +82,7 @@ function again() {
 // Gradio's box takes a text as if it had been typed, and its button scores it.
 function lookAt(row) {
     const box = document.querySelector("#score-text textarea");
-    Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(box, row.text);
-    box.dispatchEvent(new Event("input", { bubbles: true }));
+    litmus.fill(box, row.text);
     box.scrollIntoView({ block: "center" });
     setTimeout(() => document.querySelector("#score-button")?.click(), 50);
 }

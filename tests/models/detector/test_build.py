@@ -12,6 +12,7 @@ from app.models.loading import create_engine
 from app.models.revision import revision_of
 from app.scoring import fitting, sample
 from app.scoring.calibration import CALIBRATION_FILE, load
+from app.scoring.combining import with_combined
 from app.scoring.detector import detector_of
 from app.scoring.features import STATISTICS
 from app.scoring.sample import ScoreRow
@@ -96,8 +97,8 @@ def test_the_page(monkeypatch):
     )
     calibration, fitted = build.fit_calibration([row for row in stories if page.book_of(row) in "abc"], models)
     assert calibration.combined is not None and list(calibration.methods) == ["combined", "fast_detect", "perplexity"]
-    others = build.scored([row for row in stories if page.book_of(row) in "de"], calibration)
-    sets = {name: build.scored(pairs, calibration) for name in ("xsum_gpt/0", "xsum_gpt/25")}
+    others = with_combined([row for row in stories if page.book_of(row) in "de"], calibration.combined)
+    sets = {name: with_combined(pairs, calibration.combined) for name in ("xsum_gpt/0", "xsum_gpt/25")}
     text = page.render(calibration, fitted, others, sets)
     own, left_out = (line.split("|") for line in text.splitlines() if line.startswith("| 64-128 tokens, T=1"))
     assert own[2] == left_out[2] == " 240 / 120 ", "texts of the two held-out books"
