@@ -25,6 +25,7 @@ WAITING = ("tests/serve", "tests/ui", "tests/test_", "tests/loadtest", "tests/jo
 # So that no process ends long after the other.
 SLOW_FIRST = (
     "tests/precisions",
+    "tests/ui/test_chat.py",
     "tests/serve/test_server.py",
     "tests/serve",
     "tests/ui",
@@ -39,6 +40,7 @@ SPREAD = ("tests/app/engine/test_properties.py", "tests/app/engine/test_sampler"
 SHARED = {  # in all files of a folder: fixtures that take long to make, by the scope of the tests that ask for them
     "api": ("tests/serve", "api: RunningServer"),
     "kernels": ("tests/app/engine", "built: Kernel"),
+    "page": ("tests/ui", "import CHROMIUM"),
     "precisions": ("tests/precisions", "LocalModel"),
 }
 SCOPES = {

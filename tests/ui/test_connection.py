@@ -87,10 +87,8 @@ def log_in(page: Page) -> None:
     expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible()
 
 
-def test_a_stream_that_went_silent_and_a_server_that_left_are_noticed_and_the_question_returns(
-    fake: Fake, page_url: str, context: BrowserContext
-):
-    page, held = context.new_page(), []
+def test_a_stream_that_went_silent_and_a_server_that_left_are_noticed_and_the_question_returns(fake: Fake, page_url: str, tab: Page):
+    page, held = tab, []
     page.route(CALL, lambda route: held.append(route) if '[\\"new\\"' in (route.request.post_data or "") else route.continue_())
     page.goto(page_url)
     expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible()
@@ -110,7 +108,6 @@ def test_a_stream_that_went_silent_and_a_server_that_left_are_noticed_and_the_qu
         page.wait_for_function(NOTHING_KEPT)
         expect(box(page)).to_have_value(f"{question}\n\nAnd then")
         page.unroute_all()
-    page.close()
 
 
 def late(route: Route) -> None:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, PATIENCE_MS, fill
-from fastapi import FastAPI
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from browser import CHROMIUM, fill
+from playwright.sync_api import Page, expect
 
-from tests.ui.fakelitmus import EXPLANATION, SOURCE, Fake, running
+from tests.ui.fakelitmus import EXPLANATION, SOURCE, Fake
+from tests.ui.window import PHONE, Window, without_errors
 from ui.flags.file import FlagFile
-from ui.page import mount
-from ui.visitors import Visitors
 
 SURE: dict[str, Any] = {
     "threshold": 0.901,
@@ -23,43 +21,19 @@ SURE: dict[str, Any] = {
     "false_positive_rate": {"target": 0.01, "measured": 0.0045, "interval": [0.002, 0.008], "n": 3749, "tokens": "64-128"},
     "distribution": {"method": "binoculars", "tokens": "64-128", "edges": [0.5, 1.0, 1.5], "human": [10, 90], "machine": [80, 20]},
 }
+REFUSED = ("Failed to load resource: the server responded with a status of 502",)
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory: pytest.TempPathFactory) -> FlagFile:
-    return FlagFile(tmp_path_factory.mktemp("flags") / "flags.jsonl")
-
-
-@pytest.fixture(scope="module")
-def page_url(fake_server: Fake, flags: FlagFile) -> Iterator[str]:
-    with running(mount(FastAPI(), Visitors(fake_server.url), flags=flags)) as url:
-        yield f"{url}/ui"
-
-
-@pytest.fixture(scope="module")
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A phone-sized window."""
-    context = browser.new_context(viewport={"width": 390, "height": 844}, accept_downloads=True)
-    context.set_default_timeout(PATIENCE_MS)
-    yield context
-    context.close()
-
-
-@pytest.fixture(scope="module")
-def opened(page_url: str, context: BrowserContext) -> Iterator[Page]:
-    """The score tab, opened once. A request to another origin or an error of a script fails the module."""
-    page = context.new_page()
-    problems: list[str] = []
-    origin = page_url.removesuffix("/ui")
-    page.on("request", lambda request: request.url.startswith(("data:", "blob:", origin)) or problems.append(request.url))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(page_url)
-    page.get_by_role("tab", name="Score").click()
-    expect(page.get_by_label("Text to score")).to_be_visible()
-    yield page
-    page.close()
-    assert problems == []
+def opened(page_url: str, window: Window) -> Iterator[Page]:
+    """The score tab, opened once."""
+    with window.empty_tab() as page, without_errors(page, page_url, REFUSED):
+        page.set_viewport_size(PHONE)
+        page.goto(page_url)
+        page.get_by_role("tab", name="Score").click()
+        expect(page.get_by_label("Text to score")).to_be_visible()
+        yield page
 
 
 @pytest.fixture
