@@ -22,9 +22,11 @@ os.environ["SSL_CERT_DIR"] = str(ROOT / "tests")
 # Tests that mostly wait: for servers, browsers and other processes. As many processes as there are cores run those that compute, the
 # others these.
 WAITING = ("tests/serve", "tests/ui", "tests/test_", "tests/loadtest", "tests/jobs", "tests/app/models/test_hub.py")
-# So that no process ends long after the other.
+# So that no process ends long after the other. Those that sleep most come early, while others compute.
 SLOW_FIRST = (
     "tests/precisions",
+    "tests/loadtest/load",
+    "tests/loadtest/chaos",
     "tests/ui/test_chat.py",
     "tests/serve/test_server.py",
     "tests/serve",
