@@ -25,9 +25,10 @@ WAITING = ("tests/serve", "tests/ui", "tests/test_", "tests/loadtest", "tests/jo
 # So that no process ends long after the other. Those that sleep most come early, while others compute.
 SLOW_FIRST = (
     "tests/precisions",
+    "tests/ui/test_chat.py",
+    "tests/serve/routes/test_contract.py",
     "tests/loadtest/load",
     "tests/loadtest/chaos",
-    "tests/ui/test_chat.py",
     "tests/serve/test_server.py",
     "tests/serve",
     "tests/ui",

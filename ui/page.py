@@ -46,10 +46,10 @@ def create_page(visitors: Visitors, flags: bool = False, max_file_bytes: int = M
                 gr.HTML('<a href="logout">Log out</a>', elem_id="logout", padding=False)
         # The browser keeps the model's name between visits. Gradio asks for a secret; a model's name needs none.
         remembered = gr.BrowserState("", storage_key="litmus-model", secret="litmus")
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat", elem_id="chat"):
                 chat = ChatTab(page, flags)
-            with gr.Tab("Score", id="score"):
+            with gr.Tab("Score", id="score", elem_id="score-tab"):
                 scoring = score.score_tab(visitors, model, flags, max_file_bytes)
             with gr.Tab("Compare", id="compare") as compare:
                 compare_tab(visitors, compare)
@@ -57,7 +57,7 @@ def create_page(visitors: Visitors, flags: bool = False, max_file_bytes: int = M
                 jobs_tab()
             with gr.Tab("System", id="system") as system:
                 system_tab(visitors, system)
-        chat.connect(visitors, page, model, tabs, scoring.text)
+        chat.connect(visitors, page, model, scoring.text)
         retry = gr.Timer(RETRY_S, active=False)
         outputs = [page_header, model, scoring.method, chat.notice, remembered, retry, chat.served, chat.chatbot]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -28,6 +28,8 @@ window.litmus ??= {};
         litmus.action = JSON.stringify([name, value]);
         find("#act").click();
         await Promise.race([ended, pause(MAX_STEP_MS)]);
+        // Not by Gradio: at each event it copies all components within those that an event may change, and the tabs hold the whole page.
+        if (name === "score") find("#score-tab-button").click();
     }
 
     // Empties the box at once: what is typed before the server has answered stays there. A text that cannot be sent now stays, too.

@@ -24,7 +24,6 @@ class Desk:
     box: gr.Textbox
     send: gr.Button
     stop: gr.Button
-    tabs: gr.Tabs
     score_text: gr.Textbox  # on the score tab
 
     @property
@@ -46,7 +45,6 @@ class Change:
     box: Any = SKIP
     send: Any = SKIP
     stop: Any = SKIP
-    tabs: Any = SKIP
     score_text: Any = SKIP
 
     @property

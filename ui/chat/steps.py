@@ -151,7 +151,7 @@ def _continue(conversation: Conversation, _: Any, __: Served) -> Change:
 
 
 def _score(conversation: Conversation, index: int, _: Served) -> Change:
-    return Change(tabs=gr.Tabs(selected="score"), score_text=conversation.turns[index].text)
+    return Change(score_text=conversation.turns[index].text)
 
 
 def _send(notice: str | None) -> Any:

@@ -65,8 +65,8 @@ class ChatTab:
         self.kept, self.action, self.running, self.editing = (gr.Textbox("", visible=False) for _ in range(4))
         self.draft, self.served = gr.JSON([], visible=False), gr.JSON([], visible=False)
 
-    def connect(self, visitors: Visitors, page: gr.Blocks, model: gr.Dropdown, tabs: gr.Tabs, score_text: gr.Textbox) -> None:
-        desk = self._desk(tabs, score_text)
+    def connect(self, visitors: Visitors, page: gr.Blocks, model: gr.Dropdown, score_text: gr.Textbox) -> None:
+        desk = self._desk(score_text)
         asked = gr.on(
             [self.box.submit, self.send.click],
             steps.send_question,
@@ -91,9 +91,9 @@ class ChatTab:
         self.kept.change(None, self.kept, None, js="(text) => litmus.keep(text)", **HIDDEN)
         self.notice.change(steps.send_update, [self.running, self.notice], self.send, queue=False, **HIDDEN)
 
-    def _desk(self, tabs: gr.Tabs, score_text: gr.Textbox) -> Desk:
+    def _desk(self, score_text: gr.Textbox) -> Desk:
         own = (self.chatbot, self.line, self.kept, self.draft, self.running, self.editing, self.banner, self.box, self.send, self.stop)
-        return Desk(*own, tabs, score_text)
+        return Desk(*own, score_text)
 
 
 def _chatbot(flags: bool) -> gr.Chatbot:
