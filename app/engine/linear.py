@@ -222,7 +222,7 @@ def _bitsandbytes_levels(layer: Any) -> tuple[torch.Tensor, list[float], torch.T
         blocks = torch.cat([halves & 15, halves >> 4], -1).view(outputs // BNB_BLOCK_OUTPUTS, inputs // 2, BNB_BLOCK_OUTPUTS, 2)
         levels, scale = blocks.transpose(1, 2).reshape(outputs, inputs), state.absmax.T.float()
     else:
-        from bitsandbytes.functional import dequantize_blockwise  # here: importing it takes a second
+        from bitsandbytes.functional import dequantize_blockwise  # here: whoever made the layer has imported it
 
         pairs = data.view(outputs, inputs // 2)
         levels = torch.stack([pairs >> 4, pairs & 15], -1).view(outputs, inputs)

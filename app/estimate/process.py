@@ -18,9 +18,10 @@ def process_bytes(path: str, quantize: str = "none") -> int:
     from app.models.heap import release_freed
     from app.models.skeleton import skeleton_of
     from app.models.source import source_of
+    from app.models.weights import import_bitsandbytes
 
     if quantize in {"nf4", "fp4"}:
-        import bitsandbytes  # noqa: F401
+        import_bitsandbytes()
     skeleton = skeleton_of(source_of(path))
     slot_attention(skeleton)
     kernel()

@@ -25,18 +25,32 @@ def load_model(source: Source, settings: ModelSettings, device: torch.device) ->
     """The model on `device`, ready to be served; but what the engine rounds itself is left in bfloat16 here. Raises `SetupError`."""
     if source.gguf is not None:
         return _load_gguf(source.gguf, source.path, settings, device)
-    _check_quantized_checkpoint(source)
+    is_quantized = _is_quantized(source)
     dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
     if settings.quantize != "none" and settings.dtype == "auto":
         dtype = torch.bfloat16
     options = {"device_map": {"": device}, "dtype": dtype, **_quantization(settings, device, dtype)}
     with _as_setup_errors(source, settings, device):
+        if is_quantized or "quantization_config" in options:
+            import_bitsandbytes()
         if source.adapter is None:
             return _as_float32(_load(source, **options), settings, device).eval()
         model = merge(_as_float32(_load(source, dtype=dtype), settings, device), source.adapter)
         if "quantization_config" in options:
             return _load_again(model, **options).eval()
         return cast(PreTrainedModel, cast(Any, model).to(device)).eval()
+
+
+def import_bitsandbytes() -> None:
+    """Without torch's compiler, 77 MB and a second of each worker: bitsandbytes would import it for what stands in for its own library
+    where that is missing.
+    """
+    compiler = torch.compile
+    torch.compile = lambda function=None, **_: function or (lambda decorated: decorated)  # type: ignore[assignment]
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        torch.compile = compiler
 
 
 def rounds_itself(settings: ModelSettings, device: torch.device) -> bool:
@@ -95,11 +109,11 @@ def _check_complete(path: str, info: dict[str, Any]) -> None:
         raise SetupError(f"{path} cannot be served: {problem}")
 
 
-def _check_quantized_checkpoint(source: Source) -> None:
-    """Raises `SetupError` for a checkpoint saved in a quantization that is not loaded here, or in any if it is an adapter's base."""
+def _is_quantized(source: Source) -> bool:
+    """Whether bitsandbytes saved the checkpoint. Raises `SetupError` for another quantization, and for any of an adapter's base."""
     saved = getattr(source.config("model.path"), "quantization_config", None)
     if saved is None:
-        return
+        return False
     method = (saved if isinstance(saved, dict) else getattr(saved, "__dict__", {})).get("quant_method")
     name = str(getattr(method, "value", method))
     if source.adapter is not None:
@@ -112,6 +126,7 @@ def _check_quantized_checkpoint(source: Source) -> None:
             f"{source.path} is quantized by '{name}', which Litmus does not load; serve the original weights "
             "with model.quantize, a checkpoint that bitsandbytes saved, or a GGUF file"
         )
+    return True
 
 
 def _quantization(settings: ModelSettings, device: torch.device, dtype: object) -> dict[str, BitsAndBytesConfig]:

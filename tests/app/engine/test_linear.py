@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
 from driving import kernel_or_skip
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -23,6 +21,7 @@ from app.engine.linear import (
     prepack_layers,
 )
 from app.engine.packing import pack_bfloat16
+from app.models.weights import import_bitsandbytes
 
 
 def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
@@ -116,6 +115,10 @@ def test_layers_without_a_faster_kind_stay() -> None:
 @pytest.mark.parametrize("used", [False, True])  # its first forward reorders the levels
 def test_levels_of_bitsandbytes_are_kept_exactly(kind: str, nested: bool, used: bool) -> None:
     kernel_or_skip()
+    import_bitsandbytes()
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
     plain = linear(128, 64, True, torch.bfloat16)
     layer = Linear4bit(128, 64, bias=True, compute_dtype=torch.bfloat16, quant_type=kind, compress_statistics=nested)
     layer.load_state_dict(plain.state_dict())

@@ -221,9 +221,11 @@ def test_a_merge_that_changes_results_is_refused(tied_folder: Path, tmp_path: Pa
         loaded(folder)
 
 
-def test_peft_is_imported_for_adapters_only(tiny_folder: Path) -> None:
+def test_neither_peft_nor_a_compiler_is_imported_for_a_quantized_model(tiny_folder: Path) -> None:
     code = (
         "import sys; from app.models.loading import create_engine; from app.settings import ModelSettings; "
-        f"create_engine(ModelSettings(path={str(tiny_folder)!r}, device='cpu', slots=1)); sys.exit('peft' in sys.modules)"
+        f"create_engine(ModelSettings(path={str(tiny_folder)!r}, device='cpu', slots=1, quantize='nf4')); "
+        "print(sorted({'peft', 'bitsandbytes', 'torch._inductor.compile_fx'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
+    ran = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert ran.stdout == "['bitsandbytes']\n", ran.stderr
