@@ -16,11 +16,11 @@ from app.engine.notices import Waiting
 from app.errors import DeadlineExceeded, LitmusError, UpstreamFailed
 from serve.observe.record import CLIENT_LEFT
 from serve.upstream.answer import Naming, dump, rename
+from serve.upstream.dialects import our_form, own_form
 from serve.upstream.errors import refusal
 from serve.upstream.events import Events
 from serve.upstream.meter import Meter
 from serve.upstream.pool import Place, Pool
-from serve.upstream.tokens import our_form, own_form
 from serve.upstream.upstream import Upstream
 from serve.upstream.wires import Wire
 from serve.wire.answers import comments

@@ -8,9 +8,9 @@ import pytest
 
 from app.errors import InvalidRequest
 from app.settings import ModelSettings
+from serve.upstream.dialects import our_form, own_form
 from serve.upstream.probe import Abilities, Unreachable, explore, find_model
 from serve.upstream.refusal import cannot
-from serve.upstream.tokens import our_form, own_form
 from serve.upstream.upstream import Upstream
 
 LLAMA = {"id": "/m/x.gguf", "aliases": ["x"], "owned_by": "llamacpp", "meta": {"n_ctx": 2048, "n_ctx_train": 8192}}
@@ -106,6 +106,18 @@ def test_what_a_kind_would_drop_is_refused(kind, tools, path, body, param):
     refused = cannot(upstream(kind, tools), path, body)
     assert (refused and refused.param) == param
     assert refused is None or isinstance(refused, InvalidRequest)
+
+
+def test_a_schema_beside_json_object_is_one_that_vllm_knows():
+    schema = {"type": "object", "properties": {}}
+    body = {"messages": [], "response_format": {"type": "json_object", "schema": schema}}
+    told = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    assert own_form(Abilities("vllm", "x"), "/v1/chat/completions", body) == {"messages": [], "response_format": told}
+    for kind in ("llama.cpp", "litmus", "unknown"):
+        assert own_form(Abilities(kind, "x"), "/v1/chat/completions", body) == body
+    for format in ({"type": "json_object"}, {"type": "json_object", "schema": None}, told, None, "json"):
+        plain = {"messages": [], "response_format": format}
+        assert own_form(Abilities("vllm", "x"), "/v1/chat/completions", plain) == plain
 
 
 def test_llama_servers_form_of_tokens():
