@@ -147,6 +147,7 @@ def quantizers(quantize: str) -> tuple[Any, ...]:
     """Return the classes that quantize tensors while transformers loads them. Importing them takes a second, so only if needed."""
     if quantize in {"none", "int4"}:
         return ()
+    weights.import_bitsandbytes()
     from transformers.integrations import bitsandbytes
 
     return bitsandbytes.Bnb4bitQuantize, bitsandbytes.Bnb8bitQuantize
