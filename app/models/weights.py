@@ -3,6 +3,7 @@
 Whatever cannot be loaded whole and as it was meant raises a `SetupError`.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -45,6 +46,7 @@ def import_bitsandbytes() -> None:
     """Without torch's compiler, 77 MB and a second of each worker: bitsandbytes would import it for what stands in for its own library
     where that is missing.
     """
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # it misses a package that is not needed
     compiler = torch.compile
     torch.compile = lambda function=None, **_: function or (lambda decorated: decorated)  # type: ignore[assignment]
     try:
