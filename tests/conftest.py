@@ -25,8 +25,8 @@ WAITING = ("tests/serve", "tests/ui", "tests/test_", "tests/loadtest", "tests/jo
 # So that no process ends long after the other. Those that sleep most come early, while others compute.
 SLOW_FIRST = (
     "tests/precisions",
-    "tests/ui/test_chat.py",
-    "tests/serve/routes/test_contract.py",
+    "tests/ui/test_chat.py",  # and all page tests with it, as SHARED says
+    "tests/serve/routes/test_contract.py",  # and all that ask the same server
     "tests/loadtest/load",
     "tests/loadtest/chaos",
     "tests/serve/test_server.py",

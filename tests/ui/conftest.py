@@ -1,6 +1,7 @@
 """The page over a fake Litmus server, and the browser that opens it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from browser import PATIENCE_MS
@@ -59,14 +60,17 @@ def page_url(fake_server: Fake, flag_file: FlagFile) -> Iterator[str]:
         yield f"{url}/ui"
 
 
+FOLDER = Path(__file__).parent
 windows: list[Window] = []
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
-    """Closes the browser when no page test follows: while it is open, `asyncio.run` of other tests would fail."""
+    """Closes the browser when no page test of this folder follows: while it is open, `asyncio.run` of other tests would fail, and so would
+    another browser.
+    """
     yield
-    if nextitem is None or not hasattr(nextitem.module, "CHROMIUM"):  # type: ignore[attr-defined]
+    if nextitem is None or not (nextitem.path.is_relative_to(FOLDER) and hasattr(nextitem.module, "CHROMIUM")):  # type: ignore[attr-defined]
         while windows:
             windows.pop().close()
 
@@ -95,8 +99,7 @@ def viewport() -> ViewportSize:
 
 @pytest.fixture
 def tab(window: Window, viewport: ViewportSize) -> Iterator[Page]:
-    with window.empty_tab() as tab:
-        tab.set_viewport_size(viewport)
+    with window.empty_tab(viewport) as tab:
         yield tab
 
 

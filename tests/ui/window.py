@@ -24,16 +24,19 @@ class Window:
         self.tab = self.context.new_page()
 
     @contextmanager
-    def empty_tab(self) -> Iterator[Page]:
-        """The tab, in which nothing is stored; a new one if a test has closed it."""
+    def empty_tab(self, viewport: ViewportSize = PHONE) -> Iterator[Page]:
+        """The tab, in which nothing is stored, even after a failure; a new one if a test has closed it."""
         if self.tab.is_closed():
             self.tab = self.context.new_page()
         tab = self.tab
-        yield tab
-        if not tab.is_closed() and tab.url != "about:blank":
-            tab.evaluate("localStorage.clear(), sessionStorage.clear()")
-            tab.unroute_all()
-            tab.goto("about:blank")
+        tab.set_viewport_size(viewport)
+        try:
+            yield tab
+        finally:
+            if not tab.is_closed() and tab.url != "about:blank":
+                tab.evaluate("localStorage.clear(), sessionStorage.clear()")
+                tab.unroute_all()
+                tab.goto("about:blank")
 
     def close(self) -> None:
         self.browser.close()

@@ -12,7 +12,7 @@ from browser import CHROMIUM, fill
 from playwright.sync_api import Page, expect
 
 from tests.ui.fakelitmus import EXPLANATION, SOURCE, Fake
-from tests.ui.window import PHONE, Window, without_errors
+from tests.ui.window import Window, without_errors
 from ui.flags.file import FlagFile
 
 SURE: dict[str, Any] = {
@@ -29,7 +29,6 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is no
 def opened(page_url: str, window: Window) -> Iterator[Page]:
     """The score tab, opened once."""
     with window.empty_tab() as page, without_errors(page, page_url, REFUSED):
-        page.set_viewport_size(PHONE)
         page.goto(page_url)
         page.get_by_role("tab", name="Score").click()
         expect(page.get_by_label("Text to score")).to_be_visible()
