@@ -1,11 +1,12 @@
 """What torch's flash attention computes, in slow and plain steps: for tests of what calls it on CUDA. Refuses what the kernel refuses."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from app.engine import varlen
+from app.engine import graphs, varlen
 from app.engine.keyvalues import Shape
 
 
@@ -38,13 +39,19 @@ class FlashKernel:
         self.calls += 1
         assert dropout == 0.0 and not return_debug_mask and window_size_right == 0 and is_causal == (window_size_left == -1)
         tables = [table for table in (starts, key_starts, seqused_k, block_table) if table is not None]
-        assert all(table.dtype == torch.int32 and table.stride(-1) == 1 for table in tables)
+        assert all(table.dtype == torch.int32 for table in tables)
         count, heads = len(starts) - 1, query.shape[1]
         assert count > 0 and starts.is_contiguous() and key_starts.is_contiguous() and len(key_starts) == count + 1
         assert heads % key.shape[-2] == 0 and query.dtype == key.dtype == value.dtype and query.stride(-1) == key.stride(-1) == 1
         assert seqused_k is None or (len(seqused_k) == count and seqused_k.is_contiguous())
         if block_table is not None:
-            assert self.has_page_table and len(block_table) == count and key.shape[1] % 256 == 0 and seqused_k is not None
+            assert (
+                self.has_page_table
+                and len(block_table) == count
+                and block_table.stride(-1) == 1
+                and key.shape[1] % 256 == 0
+                and seqused_k is not None
+            )
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         out, lse = torch.zeros_like(query), torch.full((heads, len(query)), torch.inf)
         for at, (rows, k, v) in enumerate(_sequences(key, value, starts, key_starts, seqused_k, block_table)):
@@ -81,7 +88,7 @@ def _sequences(
 
 
 def use_flash(monkeypatch: pytest.MonkeyPatch, has_page_table: bool = True) -> FlashKernel:
-    """Let models on a CPU attend as those on CUDA do. Their caches have to have pages of `varlen.PAGE_TOKENS`."""
+    """Let models on a CPU attend as those on CUDA do, if their caches have pages of `varlen.PAGE_TOKENS`."""
     kernel = FlashKernel(has_page_table)
 
     def is_supported(device: torch.device, dtype: torch.dtype, shapes: list[Shape]) -> bool:
@@ -91,3 +98,12 @@ def use_flash(monkeypatch: pytest.MonkeyPatch, has_page_table: bool = True) -> F
     monkeypatch.setattr(varlen, "has_page_table", lambda: has_page_table)
     monkeypatch.setattr(varlen, "is_supported", is_supported)
     return kernel
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Models that are loaded while this is open attend and record steps as on CUDA. Before, `use_flash`."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(varlen, "page_tokens", lambda device: varlen.PAGE_TOKENS)
+        monkeypatch.setattr(graphs, "CudaRecorder", lambda: lambda work: work)
+        yield

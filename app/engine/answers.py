@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
+from types import MappingProxyType
+from typing import Protocol
 
 import torch
 
@@ -49,28 +51,50 @@ class Written:
     error: InvalidRequest | None = None
 
 
+class Outputs(Protocol):
+    """What a step has computed. `drawn` are tokens by the indices of their rows, of those that were drawn on the device."""
+
+    @property
+    def drawn(self) -> Mapping[int, int]: ...
+
+    def logits(self, rows: list[int]) -> torch.Tensor:
+        """The model's own `[rows, vocab]`."""
+
+
+class States:
+    """The outputs of a step whose hidden states are known, `[rows, hidden]`."""
+
+    drawn: Mapping[int, int] = MappingProxyType({})
+
+    def __init__(self, model: FlatModel, hidden: torch.Tensor) -> None:
+        self._model, self._hidden = model, hidden
+
+    def logits(self, rows: list[int]) -> torch.Tensor:
+        return self._model.head(_select(self._hidden, rows))
+
+
 class Answers:
     def __init__(
         self,
-        model: FlatModel,
         grammars: Mapping[str, GrammarState],
         drafter: Drafter,
         end_tokens_of: Callable[[Generate], frozenset[int]],
     ) -> None:
         """`grammars` are the states of answers, by the ids of their requests."""
-        self._model, self._grammars, self._drafter, self._end_tokens_of = model, grammars, drafter, end_tokens_of
+        self._grammars, self._drafter, self._end_tokens_of = grammars, drafter, end_tokens_of
 
-    def advance(
-        self, sampled: Sequence[tuple[int, Slot]], drafts: Mapping[Slot, Draft], hidden: torch.Tensor
-    ) -> Iterator[tuple[Slot, Delta | Failed]]:
-        """What the step adds to each answer. `sampled` are indices of rows and their slots, the rows of a slot one after the other; the
-        states `hidden` `[rows, hidden]` are those of the whole step. A slot whose answer ends is to be released by the caller.
+    def rows(self, sampled: Sequence[tuple[int, Slot]], drafts: Mapping[Slot, Draft]) -> dict[Slot, list[Row]]:
+        """The rows of a step that give tokens, by their slots. `sampled` are indices of rows and their slots, the rows of a slot one after
+        the other.
         """
-        own = {slot: self._rows([index for index, _ in group], slot, drafts.get(slot)) for slot, group in groupby(sampled, itemgetter(1))}
+        return {slot: self._rows([index for index, _ in group], slot, drafts.get(slot)) for slot, group in groupby(sampled, itemgetter(1))}
+
+    def advance(self, own: Mapping[Slot, Sequence[Row]], outputs: Outputs) -> Iterator[tuple[Slot, Delta | Failed]]:
+        """What the step adds to each answer. A slot whose answer ends is to be released by the caller."""
         rows = [row for each in own.values() for row in each]
-        headed = [row for row in rows if row.needs_logits]
-        logits = self._model.head(_select(hidden, [row.index for row in headed])) if headed else hidden[:0]
-        tokens = _draw(rows, headed, logits)
+        headed = [row for row in rows if row.needs_logits and row.index not in outputs.drawn]
+        logits = outputs.logits([row.index for row in headed]) if headed else torch.empty(0)
+        tokens = {**outputs.drawn, **_draw(rows, headed, logits)}
         written = {slot: self._write(slot, each, tokens) for slot, each in own.items()}
         logprobs = _logprobs(headed, logits, written.values())
         for slot, each in written.items():

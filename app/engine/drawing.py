@@ -22,7 +22,7 @@ def random_row(uniform: float, temperature: float, top_k: int, top_p: float, min
     return np.array([uniform, temperature, top_k, top_p, math.log(min_p) if min_p > 0.0 else -math.inf, 0.0])
 
 
-def draw(logits: torch.Tensor, numbers: torch.Tensor, count: int = NUCLEUS_TOKENS) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(logits: torch.Tensor, numbers: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A token for each row of `logits` `[rows, vocab]` by its `numbers` `[rows, COLUMNS]` in float64: `[rows]`, and whether it is right:
     not where top_k or the nucleus of top_p has more than `count` tokens.
 

@@ -4,20 +4,23 @@ Single-threaded; knows no processes, queues or HTTP. Text leaves it only in even
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import torch
 
-from app.engine.answers import Answers
+from app.engine.answers import Answers, Outputs, Row, States
 from app.engine.batch import FlatBatch, flatten_plan
 from app.engine.budget import StepBudget
 from app.engine.cache import SlotCache
 from app.engine.detokenizer import Detokenize
-from app.engine.drafts import Drafter
+from app.engine.drafts import MAX_TOKENS, Drafter
 from app.engine.events import Columns, Delta, Event, Failed, Report, Scored
 from app.engine.flat import FlatModel
+from app.engine.flights import Flight, Flights
 from app.engine.grammar import GrammarCompiler, GrammarState
+from app.engine.graphs import create_graphs
 from app.engine.group import SearchGroup, create_search_group
 from app.engine.jobcheck import JobCheck
 from app.engine.layout import layout_of
@@ -77,7 +80,9 @@ class Engine:
         self.drafter = Drafter(self.scheduler.budget, self._grammar_states, self._end_tokens_of)
         self.drafter.is_on = limits.drafts
         self.scheduler.draft = self.drafter.draft
-        self._answers = Answers(performer, self._grammar_states, self.drafter, self._end_tokens_of)
+        self._answers = Answers(self._grammar_states, self.drafter, self._end_tokens_of)
+        self.flights: Flights | None = None  # of steps that are recorded
+        self._in_air: Flight | None = None  # the step that follows the latest one, whose tokens are not read yet
         self._pending_events: list[Event] = []  # returned by the next step, before its own
         self._thread_count = create_thread_count() if performer.is_on_kernel else None
         self.reader: AdapterReader | None = None  # of adapters that are to be added
@@ -111,6 +116,7 @@ class Engine:
         for by_id in (self._compiling, self._grammar_states, self._groups):
             by_id.clear()
         self.drafter.clear()
+        self._in_air = None
         return [Failed(id, error) for id in ids]
 
     def add_adapter(self, loaded: LoadedAdapter) -> None:
@@ -139,19 +145,29 @@ class Engine:
     def idle(self) -> bool:
         return self.scheduler.idle and not self._pending_events and not self._compiling
 
+    def record_steps(self) -> None:
+        """Record the steps that only decode as CUDA graphs, where the device has them. Call this before anything is submitted."""
+        graphs = create_graphs(self.performer, max(self.limits.slots, MAX_TOKENS))
+        if graphs is not None:
+            self.flights = Flights(graphs, self.scheduler, self._answers, self.drafter)
+
     def step(self) -> list[Event]:
         """Schedule, run, account. Returns at most one delta a decoding slot; without a plan, only events that were pending."""
         self._add_compiled()
         events, self._pending_events = self._pending_events, []
-        plan = self.scheduler.schedule(self._detokenize)
+        flight, self._in_air = self._in_air, None
+        plan = self.scheduler.schedule(self._detokenize) if flight is None else flight.plan
         events += self.scheduler.take_notices()
         events += self._queue_events()
         if plan.empty:
             return events
         start_s = time.perf_counter()
         try:
-            self._run(plan, events)
-            self.performer.wait()  # a step that samples nothing would seem to take no time
+            flight = flight or self._run(plan, events)
+            if flight is not None:
+                self._land(flight, events)
+            else:
+                self.performer.wait()  # a step that samples nothing would seem to take no time
         except torch.OutOfMemoryError:
             message = "the device ran out of memory in this step; send the request again, with a shorter prompt or a smaller max_tokens"
             return events + self.fail_all(EngineFailed(message))
@@ -186,17 +202,40 @@ class Engine:
         self._last_queue_report_s = now_s
         return list(self.scheduler.waiting.report())
 
-    def _run(self, plan: Plan, events: list[Event]) -> None:
-        """Run the plan. Appends to `events` bit by bit, so that events survive when the device runs out of memory after them."""
+    def _run(self, plan: Plan, events: list[Event]) -> Flight | None:
+        """Run the plan, or give it to the device as a recorded step. Appends to `events` bit by bit, so that events survive when the device
+        runs out of memory after them.
+        """
         model = self.performer
         model.copy(plan.copies)
         batch = flatten_plan(plan, model.scoring_pages, model.decodes_on_kernel)
         self.rows = len(batch.ids)
+        if self.flights is not None and (flight := self.flights.launch(plan, batch)) is not None:
+            return flight
         layout = layout_of(batch.decodes, batch.spans, model.page_tokens, model.device)
         hidden = model.forward(batch.ids, batch.positions, layout, batch.adapted)
         self._finish_slots(plan, batch, hidden, events)
         for text, event in self._texts.account(batch, hidden):
             self.scheduler.texts.finish(text)
+            events.append(event)
+        return None
+
+    def _land(self, flight: Flight, events: list[Event]) -> None:
+        """Account for a recorded step. The one after it is on its way before this one's tokens are read, if that can be."""
+        assert self.flights is not None
+        self.rows = flight.row_count
+        following = self.flights.follow(flight)
+        own, outputs = self.flights.land(flight, following is not None)
+        for slot in own:
+            slot.length += 1
+        self._go_on(own, outputs, events)
+        self._in_air = following if following is not None and following.counts else None
+
+    def _go_on(self, own: Mapping[Slot, Sequence[Row]], outputs: Outputs, events: list[Event]) -> None:
+        """Go on with the answers of slots, from what the step has computed for their rows."""
+        for slot, event in self._answers.advance(own, outputs) if own else ():
+            if isinstance(event, Failed) or event.finish is not None:
+                self._release(slot, event.id)
             events.append(event)
 
     def _finish_slots(self, plan: Plan, batch: FlatBatch, hidden: torch.Tensor, events: list[Event]) -> None:
@@ -210,10 +249,7 @@ class Engine:
         if not batch.sampled:
             return
         answers = [(row, slot) for row, slot in batch.sampled if not slot.group]
-        for slot, event in self._answers.advance(answers, plan.drafts, hidden) if answers else ():
-            if isinstance(event, Failed) or event.finish is not None:
-                self._release(slot, event.id)
-            events.append(event)
+        self._go_on(self._answers.rows(answers, plan.drafts), States(self.performer, hidden), events)
         row_of = {slot: row for row, slot in batch.sampled if slot.group}
         for lead in [slot for slot in row_of if not slot.is_follower]:
             states = hidden[[row_of[member] for member in lead.group if member in row_of]]

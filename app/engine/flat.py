@@ -123,7 +123,8 @@ class FlatModel:
         """The states `[T, hidden]` of ids and positions `rows` `[2, T]`. What each row attends to has been said to the attention."""
         if self._decoder is not None:
             return self._decoder(rows[0], rows[1], adapted)
-        return self.model.base_model(input_ids=rows[:1], position_ids=rows[1:], use_cache=False).last_hidden_state[0]
+        mask = None if self.attention.calls is None else _unused_mask(self.device)
+        return self.model.base_model(input_ids=rows[:1], position_ids=rows[1:], attention_mask=mask, use_cache=False).last_hidden_state[0]
 
     @torch.inference_mode()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -164,6 +165,11 @@ class FlatModel:
     def copy(self, copies: Sequence[PageCopy]) -> None:
         """Copy tokens from page to page, one copy after the other."""
         self.attention.slots.copy(copies)
+
+
+def _unused_mask(device: torch.device) -> torch.Tensor:
+    """A mask that nobody reads. Without one, transformers looks at the positions for where sequences begin, and waits for the device."""
+    return torch.zeros(1, 1, 1, 1, device=device)
 
 
 def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str = "none", proof: Proof | None = None) -> FlatModel:

@@ -8,7 +8,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
 from typing import Literal
 
 import torch
@@ -135,11 +134,17 @@ class Layout:
     @cached_property
     def calls(self) -> tuple[Call, ...]:
         """The step for torch's flash kernel: the decoding rows are one call, and so are spans that follow each other and read the same
-        keys. How a decoding row is computed does not depend on whether prompts are read beside it.
+        cache. How a decoding row is computed does not depend on whether prompts are read beside it. Texts have the same pages, each
+        after the one before.
         """
         decoding = [Span(row, row + 1, position, pages) for row, (pages, position) in enumerate(self.sequences)]
         groups: list[tuple[Keys, list[Span]]] = [("slots", decoding)] if decoding else []
-        groups += [(keys, list(spans)) for keys, spans in groupby(self.spans, _keys_of)]
+        for span in self.spans:
+            keys = _keys_of(span)
+            if groups and groups[-1][0] == keys != "texts" and groups[-1][1] is not decoding:
+                groups[-1][1].append(span)
+            else:
+                groups.append((keys, [span]))
         numbers, sizes = array("i"), list[int]()
         for keys, spans in groups:
             parts = _call_numbers(keys, spans, self.page_tokens)

@@ -86,13 +86,22 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
 
 def drawing_numbers(rows: Sequence[SamplerRow]) -> NDArray[np.float64]:
     """What `draw` is told of the rows, `[rows, COLUMNS]`."""
-    return np.stack([drawing.GREEDY if row.params.greedy else _random_row(row) for row in rows])
+    return np.stack([row_numbers(row.params, len(row.tokens)) for row in rows])
 
 
-def _random_row(row: SamplerRow) -> NDArray[np.float64]:
-    params = row.params
-    uniform = _uniform(params.seed, len(row.tokens))
+def row_numbers(params: SamplingParams, position: int) -> NDArray[np.float64]:
+    """The same of one row, whose token will stand at `position`."""
+    if params.greedy:
+        return drawing.GREEDY
+    uniform = _uniform(params.seed, position)
     return drawing.random_row(uniform, params.temperature, params.top_k or 0, params.top_p, params.min_p)
+
+
+def is_plain(row: SamplerRow) -> bool:
+    """Whether the row's token is drawn from the model's logits as they are, and its later ones, too."""
+    params, answer = row.params, len(row.tokens) - row.prompt_tokens
+    changes = params.logit_bias or params.bad_words or params.presence_penalty or params.frequency_penalty
+    return not changes and params.repetition_penalty == 1.0 and answer >= params.min_tokens and row.allowed is None
 
 
 def _draw(scores: torch.Tensor, numbers: torch.Tensor) -> list[int]:

@@ -8,6 +8,7 @@ whose prompt at least half is in the cache, as of a conversation that goes on, t
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from app.engine.budget import FlexTime, StepBudget
 from app.engine.cache import SlotCache, needs_whole_prompt
@@ -142,6 +143,17 @@ class Scheduler:
         if not plan.empty:
             plan.copies = self.cache.take_copies()
         return plan
+
+    def repeat(self, plan: Plan, slots: Sequence[Slot]) -> Plan | None:
+        """The step after `plan`, which only decodes, for its `slots` that go on; None if there is more to do, or a page missing."""
+        running = {slot for slot in self.slots if slot.request is not None}
+        may_admit = bool(self.waiting.requests) and len(running) < len(self.slots)
+        if may_admit or self.texts.texts or not running.issubset(plan.decodes):
+            return None
+        if not all(self.cache.reserve(slot, slot.length + 2) for slot in slots):
+            return None
+        people = None if plan.people_rows is None else sum(not slot.is_flex for slot in slots)
+        return replace(plan, decodes=list(slots), drafts={}, copies=[], people_rows=people)
 
     def record(self, plan: Plan, step_s: float) -> None:
         """Account for the duration of a step that `schedule` planned."""

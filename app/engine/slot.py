@@ -32,6 +32,7 @@ class Slot:
     detokenizer: Detokenizer | None = None
     stop_checker: StopChecker | None = None
     thought: LimitedThought | None = None  # of a request that limits it
+    is_drawn_by_host: bool = False  # because the device once looked at too few tokens to draw one
 
     def admit(self, request: Generate, admission: int, detokenize: Detokenize) -> None:
         """Start `request`, without any pages."""
@@ -42,6 +43,7 @@ class Slot:
         self.detokenizer = Detokenizer(detokenize, request.prompt)
         self.stop_checker = StopChecker(request.stop)
         self.thought = None if request.thought is None else LimitedThought(request.thought)
+        self.is_drawn_by_host = False
         for token in request.sampled:  # their text was sent by the worker that sampled them
             self.push(token, frozenset())
 

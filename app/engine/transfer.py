@@ -5,4 +5,4 @@ import torch
 
 def to_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`numbers`, of the CPU, on `device`; a GPU has them in order with what it is given after this."""
-    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)

@@ -12,6 +12,9 @@ from functools import cache, cached_property
 import torch
 from torch.nn import functional as F
 
+from app.engine import pages
+from app.errors import first_line
+
 log = logging.getLogger(__name__)
 
 PAGE_TOKENS = 256  # the kernel reads pages of a multiple of so many tokens
@@ -88,18 +91,18 @@ def attend(query: torch.Tensor, cached: PagedKeys, own: Pair, reads: Reads, scal
 
     `window`: tokens that a row sees, itself included; all when None.
     """
-    starts, pages = reads.starts, reads.pages
-    if pages is None:
+    starts, table = reads.starts, reads.pages
+    if table is None:
         return _flash(query, own, Sequences(starts, starts, reads.longest, reads.longest), scale, window)[0]
     if has_page_table():
         splits = cached.splits if reads.longest == 1 else 1
-        sequences = Sequences(starts, starts, reads.longest, cached.context, reads.used, pages, splits)
+        sequences = Sequences(starts, starts, reads.longest, cached.context, reads.used, table, splits)
         return _flash(query, (cached.keys, cached.values), sequences, scale, window)[0]
-    if reads.longest == 1 and (window is None or pages.shape[1] * PAGE_TOKENS <= window):
+    if reads.longest == 1 and (window is None or table.shape[1] * PAGE_TOKENS <= window):
         return _attend_pages(query, cached, reads.of_pages, scale)
-    size = pages.shape[1] * PAGE_TOKENS
-    gathered = [part.index_select(0, pages.flatten()).flatten(0, 1) for part in (cached.keys, cached.values)]
-    key_starts = torch.arange(len(pages) + 1, dtype=torch.int32, device=query.device) * size
+    size = table.shape[1] * PAGE_TOKENS
+    gathered = [part.index_select(0, table.flatten()).flatten(0, 1) for part in (cached.keys, cached.values)]
+    key_starts = torch.arange(len(table) + 1, dtype=torch.int32, device=query.device) * size
     return _flash(query, (gathered[0], gathered[1]), Sequences(starts, key_starts, reads.longest, size, reads.used), scale, window)[0]
 
 
@@ -145,6 +148,11 @@ def has_page_table() -> bool:
     return any(argument.name == "block_table" for argument in flash_kernel.default._schema.arguments)
 
 
+def page_tokens(device: torch.device) -> int:
+    """Tokens of a page of the KV cache of a model on `device`."""
+    return PAGE_TOKENS if device.type == "cuda" else pages.PAGE_TOKENS
+
+
 def is_supported(device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int, int]]) -> bool:
     """Whether the kernel computes all layers of these shapes (kv_heads, key dim, value dim), and right: what it makes of random numbers is
     compared.
@@ -156,7 +164,7 @@ def is_supported(device: torch.device, dtype: torch.dtype, shapes: Collection[tu
     try:
         error = max(probe(device, dtype, heads, dim) for heads, dim, _ in set(shapes))
     except RuntimeError as problem:
-        log.warning("torch's flash attention does not run here, so keys and values are gathered: %s", str(problem).splitlines()[0])
+        log.warning("torch's flash attention does not run here, so keys and values are gathered: %s", first_line(problem))
         return False
     if not error <= MAX_PROBE_ERROR:
         log.warning("torch's flash attention is wrong by %.1f%% here, so keys and values are gathered", 100 * error)

@@ -19,7 +19,6 @@ from app.engine.events import Failed
 from app.engine.facts import Facts
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.grammar import GrammarCompiler
-from app.engine.pages import PAGE_TOKENS
 from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolsUnsupported
@@ -113,8 +112,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     path = settings.observer_path
     context = min(settings.context, context_of("model.path", source_of(settings.path)), settings.cache_tokens or settings.context)
     size, dtype = settings.cache_tokens, settings.cache_dtype
-    pages = varlen.PAGE_TOKENS if device.type == "cuda" else PAGE_TOKENS
-    cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, pages, size, dtype)
+    cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, varlen.page_tokens(device), size, dtype)
     observer = None
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)
@@ -136,6 +134,10 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     adapters = [engine.reader.read(*each) for each in settings.adapters.items()]
     for adapter in adapters:
         engine.add_adapter(adapter)
+    if settings.graphs:
+        tell("recording steps")
+        with stages.measure("record"):
+            engine.record_steps()
     tell("warming up")
     with stages.measure("warm-up"):
         warm_up(engine)

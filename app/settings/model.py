@@ -105,6 +105,10 @@ class LoadedFields(Group):
         True,
         description="run tokens that are likely or certain to follow in the same step, where it makes answers faster; it changes no answer",
     )
+    graphs: bool = Field(
+        True,
+        description="on CUDA, record the steps that only decode as graphs at the start and replay them, which is faster",
+    )
     sampling: SamplingSettings = Field(SamplingSettings(), description="default of the request field, instead of the model's own")
     idle_unload_s: float | None = Field(
         None,

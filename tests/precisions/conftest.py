@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapting import EVERY, llama_shapes, save_adapter
+from flash import as_on_cuda, use_flash
 from inprocess import LocalModel, LocalServer
 from precisions.asking import Plain, ask_plainly
 from reference import Reference, load_reference
@@ -28,13 +29,18 @@ PRECISIONS = {
     "nf4": {"quantize": "nf4"},
     "gguf": {},
 }
+RECORDED = "recorded"  # float32, with the attention and the recorded decode steps of CUDA
 BYTES = "bytes"  # bfloat16 with a KV cache in 8 bits
 MIX = {"token_embd": "Q6_K", "attn_v": "Q6_K", "ffn_down": "Q8_0"}  # of the GGUF file; all other matrices are Q4_0
 CONTEXT, SLOTS, STEP_TOKENS = 512, 8, 64
 SHAPE = synthetic.Shape(hidden=256, layers=2, heads=8, kv_heads=4, ff=512, vocabulary=768, context=CONTEXT)
 LAYER_SCALE, NORM_SCALE = 4.0, 6.0
 CHANGE = 2  # lora_alpha: how far adapters change the model
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}  # of logits and log-probabilities, whose standard deviation is 1.7; 0.3 in the others
+TOLERANCES = {
+    "float32": 1e-3,
+    "recorded": 1e-3,
+    "bfloat16": 0.2,
+}  # of logits and log-probabilities, whose standard deviation is 1.7; 0.3 in the others
 MARK = "</think>"
 TEMPLATE = (
     "{% if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
@@ -81,20 +87,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
         adapters = {f"{name}-{tuned}": str(save_tuned(folder, performer, tuned, suffix)) for tuned in ("tuned", "other")}
         return ModelSettings(**paths, name=name, slots=SLOTS, context=CONTEXT, step_tokens=STEP_TOKENS, adapters=adapters, **fields)
 
-    served = {**PRECISIONS, BYTES: {"dtype": "bfloat16", "cache_dtype": "int8"}}
+    served = {**PRECISIONS, BYTES: {"dtype": "bfloat16", "cache_dtype": "int8"}, RECORDED: {"dtype": "float32"}}
     with LocalServer({name: settings(name, fields) for name, fields in served.items()}, folder / "jobs").run() as server:
         yield server
 
 
 @pytest.fixture(params=PRECISIONS)
-def model(server: LocalServer, request: pytest.FixtureRequest) -> LocalModel:
-    return server.model(request.param)
+def model(server: LocalServer, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LocalModel:
+    if request.param != RECORDED:
+        return server.model(request.param)
+    use_flash(monkeypatch)
+    with as_on_cuda():
+        return server.model(request.param)
 
 
 @pytest.fixture
 def steady(model: LocalModel) -> LocalModel:
     """The model, for tests that compare answers of different batches, in the precisions whose rounding does not depend on the batch."""
-    if model.name != "float32" and not model.engine.performer.is_on_kernel:
+    if model.name not in ("float32", RECORDED) and not model.engine.performer.is_on_kernel:
         pytest.skip("without the compiled kernel rounding depends on the batch")
     return model
 

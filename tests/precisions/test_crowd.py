@@ -4,17 +4,26 @@ import random
 
 import pytest
 from inprocess import LocalModel, LocalServer
-from precisions.asking import Plain, ask_all, check_same, prompt, requests
-from precisions.conftest import BYTES, PRECISIONS
+from precisions.asking import Plain, ask_all, ask_plainly, check_same, prompt, requests
+from precisions.conftest import BYTES, PRECISIONS, RECORDED
 
 
-@pytest.mark.parametrize("model", [*PRECISIONS, BYTES], indirect=True)
+@pytest.mark.parametrize("model", [*PRECISIONS, BYTES, RECORDED], indirect=True)
 def test_each_is_answered_as_it_is_alone(steady: LocalModel, plain: Plain) -> None:
     asked = list(zip(requests(), plain.requests, strict=True))
     random.Random(0).shuffle(asked)
     together = ask_all(steady, [request for request, _ in asked], at_once=True)
     for ((path, body), one), other in zip(asked, together, strict=True):
         check_same(one, other, f"{path} {sorted(body)}")
+
+
+@pytest.mark.parametrize("model", [RECORDED], indirect=True)
+def test_recorded_steps_give_the_same_answers(server: LocalServer, model: LocalModel, plain: Plain) -> None:
+    flights = model.engine.flights
+    assert flights is not None and flights.followed > 10
+    expected = ask_plainly(server.model("float32"))
+    for (path, body), one, other in zip(plain.sent, expected.answers, plain.answers, strict=True):
+        check_same(*({**each, "model": None, "system_fingerprint": None} for each in (one, other)), f"{path} {sorted(body)}")
 
 
 def test_a_score_does_not_depend_on_the_type_of_the_cache(server: LocalServer) -> None:

@@ -7,6 +7,7 @@ import pytest
 from drafting import free_rows, guided, listening, undrafted
 from inprocess import CHAT, TEXT, LocalModel
 from precisions.asking import FORMAT, WILD, Plain, ask_all, check_same
+from precisions.conftest import PRECISIONS, RECORDED
 
 
 def prediction(answers: list[dict[str, Any]], name: str) -> int:
@@ -14,6 +15,7 @@ def prediction(answers: list[dict[str, Any]], name: str) -> int:
     return sum(detail[f"{name}_prediction_tokens"] for detail in details if detail is not None)
 
 
+@pytest.mark.parametrize("model", [*PRECISIONS, RECORDED], indirect=True)
 @pytest.mark.parametrize("at_once", [False, True], ids=["alone", "crowd"])
 def test_an_answer_is_the_same_with_right_and_wrong_drafts(steady: LocalModel, plain: Plain, at_once: bool) -> None:
     assert prediction(plain.answers, "accepted") == prediction(plain.answers, "rejected") == 0

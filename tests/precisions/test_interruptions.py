@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from inprocess import CHAT, TEXT, LocalModel
 from precisions.asking import Plain, ask_all, check_same, requests
+from precisions.conftest import PRECISIONS, RECORDED
 
 STREAMED: dict[str, Any] = {
     "prompt": "Once upon a time",
@@ -21,6 +22,7 @@ def texts_of(chunks: list[dict[str, Any]]) -> str:
     return "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
 
 
+@pytest.mark.parametrize("model", [*PRECISIONS, RECORDED], indirect=True)
 def test_each_kind_of_request_goes_on_after_a_death(steady: LocalModel, plain: Plain) -> None:
     kinds, before = requests(), steady.worker.deaths
     for (path, body), undisturbed in list(zip(kinds, plain.requests, strict=True))[: len(kinds) // 2]:

@@ -51,6 +51,9 @@ def test_answers_and_scores_over_several_pages(name: str, has_page_table: bool, 
         for each in (engine, by_torch):
             each.submit(Score(f"s{index}", text, windows(len(text), LONG)))
         events += engine.step()
+    for index, text in enumerate(texts):  # several that take more than one step, and follow each other within one
+        for each in (engine, by_torch):
+            each.submit(Score(f"at-once-{index}", text, windows(len(text), LONG)))
     events += drain(engine)
     assert answers_of(events) == {str(index): generated(name, prompt) for index, prompt in enumerate(prompts)}
     cached = {event.id: event.cached for event in events if isinstance(event, Delta) and event.cached}

@@ -1,0 +1,145 @@
+"""Steps that only decode, as recorded graphs: the next one is given to the device before the tokens of this one are read.
+
+A step follows another at once if every token of that one is drawn on the device and nothing else is to be scheduled. Where an answer then
+ends, or its token has to be drawn anew, its row of the step that followed counts for nothing: the keys and values that it wrote lie behind
+the sequence's length.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from app.engine.answers import Answers, Row
+from app.engine.batch import FlatBatch
+from app.engine.drafts import Drafter
+from app.engine.graphs import DecodeGraphs, DecodeRow, Launched
+from app.engine.plan import Plan
+from app.engine.sampler import drawing_numbers, is_plain, row_numbers
+from app.engine.scheduler import Scheduler
+from app.engine.slot import Slot
+
+MOST_IN_A_ROW = 8  # steps without a look at what could be drafted
+
+
+@dataclass(frozen=True, slots=True)
+class FlightRows:
+    """The first row of a slot in a step, and where its sequence stood then."""
+
+    index: int
+    slot: Slot
+    admission: int
+    position: int
+
+    @property
+    def counts(self) -> bool:
+        """Whether the slot still waits for the token of this row."""
+        return self.slot.request is not None and self.slot.admission == self.admission and self.slot.length == self.position
+
+
+@dataclass(slots=True)
+class Flight:
+    """A step that was given to the device."""
+
+    plan: Plan
+    launched: Launched
+    rows: list[FlightRows]
+    own: dict[Slot, list[Row]] | None  # None: the tokens before them were not known yet
+    drawn_by_host: frozenset[int] = frozenset()  # rows
+    number: int = 0  # of those that followed each other
+
+    @property
+    def row_count(self) -> int:
+        return len(self.rows) if self.own is None else sum(map(len, self.own.values()))
+
+    @property
+    def counts(self) -> bool:
+        """Whether any of its rows does."""
+        return any(each.counts for each in self.rows)
+
+
+@dataclass(slots=True)
+class Landed:
+    """What a flight has computed, as `Answers.advance` asks for it."""
+
+    graphs: DecodeGraphs
+    drawn: Mapping[int, int] = field(default_factory=dict)
+
+    def logits(self, rows: list[int]) -> torch.Tensor:
+        return self.graphs.logits(rows)
+
+
+class Flights:
+    def __init__(self, graphs: DecodeGraphs, scheduler: Scheduler, answers: Answers, drafter: Drafter) -> None:
+        self._graphs, self._scheduler, self._answers, self._drafter = graphs, scheduler, answers, drafter
+        self.followed = 0  # steps that were launched before the tokens of the one before were read
+
+    def launch(self, plan: Plan, batch: FlatBatch) -> Flight | None:
+        """Give a step to the device; None if it is not one of those that are recorded."""
+        rows = len(batch.ids)
+        if not plan.decode_only or batch.adapted or rows > self._graphs.most_rows or any(slot.group for slot in plan.decodes):
+            return None
+        own = self._answers.rows(batch.sampled, plan.drafts)
+        every = [row for each in own.values() for row in each]
+        by_host = frozenset(row.index for row in every if not _is_drawn_there(row))
+        numbers = drawing_numbers([row.sampler for row in every])
+        decodes = [
+            DecodeRow(token, 0, position, pages, drawn)
+            for token, (pages, position), drawn in zip(batch.ids, batch.decodes, numbers, strict=True)
+        ]
+        first = [FlightRows(each[0].index, slot, slot.admission, slot.length) for slot, each in own.items()]
+        return Flight(plan, self._graphs.launch(decodes), first, own, by_host)
+
+    def follow(self, flight: Flight) -> Flight | None:
+        """Give the step after `flight` to the device, if it can be told before its tokens are."""
+        is_drafted = flight.own is not None and any(len(each) > 1 for each in flight.own.values())
+        drafter = self._drafter
+        looks = drafter.is_on and (drafter.proposer is not None or flight.number >= MOST_IN_A_ROW)
+        if flight.drawn_by_host or is_drafted or looks or any(each.slot.thought is not None for each in flight.rows):
+            return None
+        goes_on = [each for each in flight.rows if each.counts and _is_longer(each.slot)]
+        plan = self._scheduler.repeat(flight.plan, [each.slot for each in goes_on]) if goes_on else None
+        if plan is None:
+            return None
+        decodes, rows = [], []
+        for index, each in enumerate(goes_on):
+            slot, position = each.slot, each.position + 1
+            assert slot.request is not None
+            numbers = row_numbers(slot.request.sampling, len(slot.tokens) + 1)
+            decodes.append(DecodeRow(None, each.index, position, slot.pages, numbers))
+            rows.append(FlightRows(index, slot, each.admission, position))
+        self.followed += 1
+        return Flight(plan, self._graphs.launch(decodes), rows, None, number=flight.number + 1)
+
+    def land(self, flight: Flight, is_followed: bool) -> tuple[dict[Slot, list[Row]], Landed]:
+        """The rows of a flight that count, by their slots, and what it has drawn. Where a row's token is not right, it is to be drawn from
+        its logits or, as these are gone if another flight follows, the row is to be run again.
+        """
+        found = flight.launched.tokens()
+        counting = [each for each in flight.rows if each.counts]
+        own = flight.own
+        if own is None:
+            own = self._answers.rows([(each.index, each.slot) for each in counting], {})
+        landed: dict[Slot, list[Row]] = {}
+        drawn: dict[int, int] = {}
+        for each in counting:
+            rows = own[each.slot]
+            wrong = {row.index for row in rows if row.index not in flight.drawn_by_host and not found[row.index][1]}
+            if wrong:
+                each.slot.is_drawn_by_host = True
+            if wrong and is_followed:
+                continue
+            landed[each.slot] = rows
+            drawn |= {row.index: found[row.index][0] for row in rows if row.index not in wrong | flight.drawn_by_host}
+        return landed, Landed(self._graphs, drawn)
+
+
+def _is_drawn_there(row: Row) -> bool:
+    """Whether the device draws the row's token."""
+    is_asked_for_logits = row.certain is not None or row.request.logprobs is not None
+    return not is_asked_for_logits and not row.slot.is_drawn_by_host and is_plain(row.sampler)
+
+
+def _is_longer(slot: Slot) -> bool:
+    """Whether the answer may have another token after the next one."""
+    return slot.request is not None and slot.generated + 1 < slot.request.max_tokens

@@ -1,0 +1,215 @@
+"""Steps that only decode, recorded once for each number of rows and then replayed: as CUDA graphs, which Python launches in one call.
+
+What a step needs to know goes to the device in one copy, and its tokens come back in one. A token can be the input of the next step before
+the host knows it. Knows no slots and no requests.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, takewhile
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.engine import drawing, varlen
+from app.engine.drawing import COLUMNS, NUCLEUS_TOKENS, draw
+from app.engine.flat import FlatModel
+from app.engine.layout import Call, layout_of
+from app.engine.proof import MAX_ERROR, check_ids
+from app.engine.varlen import PAGE_TOKENS, Reads
+from app.errors import first_line
+
+log = logging.getLogger(__name__)
+
+TOKEN, SOURCE, POSITION, USED, PLACE, TABLE = range(6)  # columns of a row's integers; its pages begin at the last one
+WIDER = 4  # without a table of pages, graphs for so many times as many pages each
+CHECKED_STEPS = 4
+
+Work = Callable[[], None]
+Record = Callable[[Work], Work]  # returns what does the same work again, with what its inputs hold then
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    token: int | None  # None: the one that row `source` of the step before draws
+    source: int
+    position: int
+    pages: Sequence[int]  # of its sequence
+    numbers: NDArray[np.float64]  # how its next token is drawn, see `drawing`
+
+
+class Launched:
+    """A step that was given to the device."""
+
+    def __init__(self, drawn: torch.Tensor, event: "torch.cuda.Event | None") -> None:
+        self._drawn, self._event = drawn, event
+
+    def tokens(self) -> list[list[int]]:
+        """Of each row the token, and 1 if it is right, else 0 (see `draw`). Waits for the step."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._drawn.tolist()
+
+
+class DecodeGraphs:
+    def __init__(self, flat: FlatModel, rows: int, record: Record) -> None:
+        """For steps of at most `rows` rows. The model attends by torch's flash kernel."""
+        self.counts = row_counts(rows)
+        self._flat, self._record = flat, record
+        most, pages, device = self.counts[-1], len(flat.scoring_pages), flat.device
+        self._widths = page_counts(pages, varlen.has_page_table())
+        self._spare = flat.pages  # the page of rows that belong to no sequence
+        size = 8 * COLUMNS + 4 * (TABLE + pages)
+        shape, pinned = (most, size + -size % 8), device.type == "cuda"
+        self._hosts = [torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]  # one is written while one is read
+        self._drawn_hosts = [torch.zeros(most, 2, dtype=torch.long, pin_memory=pinned) for _ in range(2)]
+        self._inputs = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._numbers, self._integers = self._inputs[:, : 8 * COLUMNS].view(torch.float64), _integers(self._inputs, pages)
+        self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
+        self._drawn = torch.zeros(most, 2, dtype=torch.long, device=device)  # token, and whether it is right
+        example = flat.head(torch.zeros(1, flat.hidden_size, dtype=flat.model.dtype, device=device))
+        self._logits = torch.zeros(most, example.shape[1], dtype=example.dtype, device=device)
+        self._replays: dict[tuple[int, int, bool], Work] = {}  # by rows, pages of a row, and whether a row is sampled
+        self._turn = 0
+
+    @property
+    def most_rows(self) -> int:
+        return self.counts[-1]
+
+    @torch.inference_mode()
+    def record(self) -> None:
+        """Record all steps, and compare what some of them compute. Raises `RuntimeError` if that is impossible or wrong."""
+        self._send([])
+        for rows in reversed(self.counts):  # the largest first: the others fit into its memory
+            for width in self._widths:
+                for is_sampled in (True, False):
+                    self._replays[rows, width, is_sampled] = self._record(self._work(rows, width, is_sampled))
+        for rows in {self.counts[0], self.counts[-1]}:
+            self._check(rows)
+
+    @torch.inference_mode()
+    def launch(self, rows: Sequence[DecodeRow]) -> Launched:
+        """Give a step of at most `most_rows` rows to the device. What the step before last has drawn is no longer there after this."""
+        self._send(rows)
+        height = next(each for each in self.counts if each >= len(rows))
+        longest = max(row.position // PAGE_TOKENS + 1 for row in rows)
+        width = next(each for each in self._widths if each >= longest)
+        self._replays[height, width, any(not row.numbers[drawing.IS_GREEDY] for row in rows)]()
+        drawn = self._drawn_hosts[self._turn][: len(rows)]
+        drawn.copy_(self._drawn[: len(rows)], non_blocking=True)
+        return Launched(drawn, _event(self._flat.device))
+
+    @torch.inference_mode()
+    def logits(self, rows: list[int]) -> torch.Tensor:
+        """The logits `[rows, vocab]` of these rows of the latest step."""
+        return self._logits[: len(rows)].clone() if rows == list(range(len(rows))) else self._logits[rows]
+
+    def _send(self, rows: Sequence[DecodeRow]) -> None:
+        self._turn = 1 - self._turn
+        host = self._hosts[self._turn]
+        numbers, integers = host[:, : 8 * COLUMNS].view(torch.float64).numpy(), _integers(host, len(self._flat.scoring_pages)).numpy()
+        for place, row in enumerate(rows):
+            pages = row.pages[: row.position // PAGE_TOKENS + 1]
+            at = pages[-1] * PAGE_TOKENS + row.position % PAGE_TOKENS
+            integers[place, :TABLE] = row.token or 0, 0 if row.token is not None else row.source + 1, row.position, row.position + 1, at
+            integers[place, TABLE : TABLE + len(pages)] = pages
+            numbers[place] = row.numbers
+        integers[len(rows) :, :TABLE] = 0, 0, 0, 1, self._spare * PAGE_TOKENS
+        integers[len(rows) :, TABLE] = self._spare
+        numbers[len(rows) :] = drawing.GREEDY
+        self._inputs.copy_(host, non_blocking=True)
+
+    def _work(self, rows: int, width: int, is_sampled: bool) -> Work:
+        numbers, integers = self._numbers[:rows], self._integers[:rows]
+
+        def work() -> None:
+            source = integers[:, SOURCE].long()
+            tokens = torch.where(source > 0, self._drawn[:, 0].index_select(0, (source - 1).clamp(min=0)), integers[:, TOKEN].long())
+            reads = Reads(self._starts[: rows + 1], integers[:, USED].contiguous(), integers[:, TABLE : TABLE + width], 1)
+            attention = self._flat.attention
+            attention.calls = (Call(slice(0, rows), "slots", reads, integers[:, PLACE].long()),)
+            try:
+                hidden = self._flat.compute(torch.stack([tokens, integers[:, POSITION].long()]))
+            finally:
+                attention.calls = None
+            logits = self._flat.head(hidden)
+            self._logits[:rows].copy_(logits)
+            drawn, is_right = draw(logits, numbers, NUCLEUS_TOKENS) if is_sampled else (logits.max(-1).indices, torch.ones_like(source))
+            self._drawn[:rows].copy_(torch.stack([drawn, is_right.long()], 1))
+
+        return work
+
+    def _check(self, rows: int) -> None:
+        """Compare the logits of replayed steps with those of steps that are not recorded."""
+        flat, pages = self._flat, range(1)
+        ids = check_ids(flat.model)[:CHECKED_STEPS]
+        for position, token in enumerate(ids):
+            self.launch([DecodeRow(token, 0, position, pages, drawing.GREEDY)] * rows)
+            found = self.logits([rows - 1]).float()
+            states = flat.forward([token], [position], layout_of([(pages, position)], [], PAGE_TOKENS, flat.device))
+            expected = flat.head(states).float()
+            error = float((found - expected).norm() / expected.norm())
+            if not error <= MAX_ERROR:
+                raise RuntimeError(f"the logits of a recorded step of {rows} rows differ by {error:.1%}")
+
+
+class CudaRecorder:
+    """Records work as a CUDA graph. All graphs share their memory: one runs after the other."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, work: Work) -> Work:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            work()  # what libraries do once is not recorded
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            work()
+        self._pool = self._pool or graph.pool()
+        return graph.replay
+
+
+def create_graphs(flat: FlatModel, rows: int) -> DecodeGraphs | None:
+    """Recorded graphs; None where torch's flash kernel does not compute the model, or its steps cannot be recorded: the log says why."""
+    if not flat.attention.is_flash:
+        return None
+    graphs = DecodeGraphs(flat, rows, CudaRecorder())
+    try:
+        graphs.record()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        log.warning("decode steps are not recorded as CUDA graphs, and so are slower: %s", first_line(error))
+        flat.wait()
+        return None
+    return graphs
+
+
+def row_counts(most: int) -> tuple[int, ...]:
+    """Numbers of rows for which steps are recorded, up to the first that is at least `most`."""
+    counts = list(chain((1, 2, 4), range(8, 32, 8), range(32, 64, 16), takewhile(lambda rows: rows < most + 64, count(64, 32))))
+    return tuple(counts[: 1 + next(index for index, rows in enumerate(counts) if rows >= most)])
+
+
+def page_counts(most: int, has_table: bool) -> tuple[int, ...]:
+    """Numbers of pages of a row for which steps are recorded: one where the kernel reads a table, as it reads no more than it needs."""
+    fewer = () if has_table else takewhile(lambda pages: pages < most, (WIDER**power for power in count()))
+    return (*fewer, most)
+
+
+def _integers(buffer: torch.Tensor, pages: int) -> torch.Tensor:
+    return buffer[:, 8 * COLUMNS : 8 * COLUMNS + 4 * (TABLE + pages)].view(torch.int32)
+
+
+def _event(device: torch.device) -> "torch.cuda.Event | None":
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event

@@ -1,0 +1,86 @@
+"""Recorded decode steps, and those that are launched before the tokens of the step before are read, against steps that are not."""
+
+import random
+
+import pytest
+from driving import answers_of, drain
+from flash import as_on_cuda, use_flash
+from tinymodels import VOCABULARY, letters, tiny
+
+from app.engine import graphs
+from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Event, Failed
+from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.request import Generate, SamplingParams, Score
+from app.engine.varlen import PAGE_TOKENS
+from app.scoring.windows import windows
+
+CONTEXT, SLOTS, END = 512, 4, 7
+
+
+def create(monkeypatch: pytest.MonkeyPatch, is_recorded: bool, cache_tokens: int | None = None, has_page_table: bool = True) -> Engine:
+    use_flash(monkeypatch, has_page_table)
+    flat = create_flat_model(tiny("Llama"), CacheLimits(SLOTS, CONTEXT, page_tokens=PAGE_TOKENS, cache_tokens=cache_tokens))
+    engine = Engine(flat, letters, frozenset({END}), EngineLimits(SLOTS, CONTEXT, 64))
+    if is_recorded:
+        with as_on_cuda():
+            engine.record_steps()
+        assert engine.flights is not None
+    return engine
+
+
+def random_sampling(rng: random.Random, seed: int, is_short: bool) -> SamplingParams:
+    """Of a long answer parameters that the device draws by."""
+    plain = {
+        "temperature": rng.choice([0.0, 0.7, 1.3]),
+        "top_k": rng.choice([0, 5, 60]),
+        "top_p": rng.choice([1.0, 0.9]),
+        "min_p": rng.choice([0.0, 0.02]),
+    }
+    others = [{"repetition_penalty": 1.2}, {"min_tokens": 9}, {"logit_bias": ((3, 5.0),)}, {"frequency_penalty": 0.5}]
+    return SamplingParams(**plain, **(rng.choice(others) if is_short and rng.random() < 0.5 else {}), seed=seed)
+
+
+def random_job(rng: random.Random, index: int, prompts: list[tuple[int, ...]]) -> Generate:
+    fresh = tuple(rng.randrange(VOCABULARY) for _ in range(rng.choice([3, 40, 250])))
+    prompt = (rng.choice(prompts) + fresh)[: CONTEXT - 90] if prompts and rng.random() < 0.5 else fresh
+    prompts.append(prompt)
+    stop = (letters([rng.randrange(VOCABULARY)]),) if rng.random() < 0.5 else ()
+    count = rng.choice([1, 9, 60, 90])
+    logprobs = 2 if count < 10 and rng.random() < 0.3 else None
+    return Generate(
+        str(index), prompt, count, random_sampling(rng, index, count < 10), stop=stop, logprobs=logprobs, ignore_eos=rng.random() < 0.5
+    )
+
+
+@pytest.mark.parametrize(("seed", "has_page_table"), [(0, True), (1, True), (2, True), (3, True), (1, False), (2, False)])
+def test_answers_are_those_of_steps_that_are_not_recorded(seed: int, has_page_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, prompts = random.Random(seed), []
+    jobs = [random_job(rng, index, prompts) for index in range(14)]
+    plain = create(monkeypatch, is_recorded=False)
+    expected = {}
+    for job in jobs:
+        plain.submit(job)
+        expected |= answers_of(drain(plain))
+    monkeypatch.setattr(graphs, "NUCLEUS_TOKENS", (VOCABULARY, 160)[seed // 2])  # too few for some rows
+    engine = create(monkeypatch, True, cache_tokens=1024 if seed % 2 else None, has_page_table=has_page_table)
+    engine.drafter.is_on = seed != 3
+    waiting, cancelled, events, by_host = list(jobs), set(), list[Event](), set()
+    while waiting or not engine.idle:
+        if waiting and rng.random() < 0.15:
+            engine.submit(waiting.pop(0))
+        if rng.random() < 0.02:
+            text = tuple(rng.randrange(VOCABULARY) for _ in range(30))
+            engine.submit(Score(f"text-{len(events)}", text, windows(len(text), CONTEXT)))
+        if rng.random() < 0.02:
+            cancelled |= {id for id in [str(rng.randrange(len(jobs)))] if engine.cancel(id)}
+        events += engine.step()
+        by_host |= {slot.request.id for slot in engine.scheduler.slots if slot.request is not None and slot.is_drawn_by_host}
+    found = answers_of(events)
+    assert not any(isinstance(event, Failed) for event in events)
+    assert {id: text for id, text in found.items() if id not in cancelled} == {
+        id: text for id, text in expected.items() if id not in cancelled
+    }
+    assert engine.flights is not None and engine.flights.followed > 10
+    assert bool(by_host) == (seed >= 2)
+    assert all(slot.request is None for slot in engine.scheduler.slots) and engine.scheduler.cache.pool.counts().used == 0

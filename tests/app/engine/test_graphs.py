@@ -1,0 +1,97 @@
+"""What is recorded as CUDA graphs: on the meta device, where work that waits for a number or leaves the device is refused."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from flash import as_on_cuda, use_flash
+from tinymodels import tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from app.engine import flat as flat_module
+from app.engine import graphs, varlen
+from app.engine.flat import CacheLimits, FlatModel, create_flat_model, install_attention
+from app.engine.graphs import DecodeGraphs, Work, create_graphs, page_counts, row_counts
+
+META = torch.device("meta")
+
+
+class OnDevice(TorchDispatchMode):
+    """Fails at an operation with a tensor that is not on the meta device."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        elsewhere = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor) and leaf.device != META]
+        assert not elsewhere, f"{function} has a tensor on {elsewhere[0].device}"
+        return out
+
+
+def recorded_on_meta(work: Work) -> Work:
+    with OnDevice():
+        work()
+    return lambda: None
+
+
+def without_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> FlatModel:
+    """A model in bfloat16 on the meta device, laid out as on CUDA."""
+    monkeypatch.setattr(varlen, "is_supported", lambda *_: True)
+    monkeypatch.setattr(flat_module, "device_memory", lambda *_: 10**10)
+    known = create_flat_model(tiny(name), CacheLimits(1, 64))
+    config = tiny(name).config
+    with META:
+        model = type(tiny(name))(config).bfloat16().eval()
+    attention = install_attention(model)
+    attention.shapes, attention.windows = known.attention.shapes, known.attention.windows
+    flat = flat_module._optimize(model, attention, None)
+    flat_module._allocate_cache(flat, CacheLimits(4, 600, page_tokens=varlen.PAGE_TOKENS))
+    flat.hidden_size = known.hidden_size
+    return flat
+
+
+@pytest.mark.parametrize("has_page_table", [True, False])
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral", "GPTNeoX", "Phi"])
+def test_a_step_stays_on_the_device_and_waits_for_nothing(name: str, has_page_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "has_page_table", lambda: has_page_table)
+    monkeypatch.setattr(DecodeGraphs, "_check", lambda *_: None)  # there are no numbers
+    DecodeGraphs(without_numbers(name, monkeypatch), 3, recorded_on_meta).record()
+
+
+@pytest.mark.parametrize(
+    "head", [lambda x, head: head(x) * x.sum().item(), lambda x, head: head(x) + torch.ones(1), lambda x, head: head(x[x[:, 0] > 0])]
+)
+def test_a_model_that_waits_or_leaves_the_device_is_noticed(head: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = without_numbers("Llama", monkeypatch)
+    monkeypatch.setattr(flat, "_head", lambda x, own=flat._head: head(x, own))
+    with pytest.raises((RuntimeError, AssertionError, NotImplementedError)):
+        DecodeGraphs(flat, 1, recorded_on_meta)._record(DecodeGraphs.__dict__["_work"](DecodeGraphs(flat, 1, recorded_on_meta), 1, 3, True))
+
+
+def test_graphs_that_compute_something_else_are_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    use_flash(monkeypatch)
+    flat = create_flat_model(tiny("Llama"), CacheLimits(2, 300, page_tokens=varlen.PAGE_TOKENS))
+    with as_on_cuda(), caplog.at_level(logging.WARNING):
+        assert create_graphs(flat, 2) is not None and not caplog.messages
+        for recorder, why in ((lambda: _never_replayed, "differ by 100.0%"), (lambda: _refused, "cannot be captured")):
+            monkeypatch.setattr(graphs, "CudaRecorder", recorder)
+            assert create_graphs(flat, 2) is None
+            assert caplog.messages[-1].startswith("decode steps are not recorded as CUDA graphs") and why in caplog.messages[-1]
+    assert create_graphs(create_flat_model(tiny("Llama"), CacheLimits(2, 64)), 2) is None  # it does not attend by that kernel
+
+
+def _never_replayed(work: Work) -> Work:
+    return lambda: None
+
+
+def _refused(work: Work) -> Work:
+    raise RuntimeError("operation cannot be captured\nand a long trace")
+
+
+def test_steps_are_recorded_for_these_numbers_of_rows_and_pages() -> None:
+    assert row_counts(1) == (1,) and row_counts(5) == (1, 2, 4, 8)
+    assert row_counts(33) == (1, 2, 4, 8, 16, 24, 32, 48)
+    assert row_counts(128) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128) and row_counts(1024)[-1] == 1024
+    assert page_counts(40, has_table=True) == (40,) and page_counts(40, has_table=False) == (1, 4, 16, 40)
+    assert page_counts(1, has_table=False) == (1,)
