@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from app.engine import varlen
 from app.engine.kernel import kernel
 from app.engine.keyvalues import KeyValues, Shape
-from app.engine.layout import DecodeGroup, Layout, Span
+from app.engine.layout import Call, DecodeGroup, Layout, Span
 from app.engine.rows import DecodeRows, PrefillRows, dense
 from app.errors import UnsupportedModel
 
@@ -31,6 +32,7 @@ class SlotAttention:
     def __init__(self) -> None:
         self.name = f"litmus-slots-{next(_instance_numbers)}"
         self.layout: Layout | None = None
+        self.calls: tuple[Call, ...] | None = None  # of the step, where torch's flash kernel computes it
         self.slots = KeyValues()  # of requests
         self.texts = KeyValues()  # of a text that is scored in several steps; never in 8 bits, so that its score is that of one step
         self.shapes: dict[int, Shape] = {}  # by layer; from the last forward
@@ -66,6 +68,8 @@ class SlotAttention:
 
         Raises `UnsupportedModel` outside a forward of `FlatModel`.
         """
+        if self.calls is not None:
+            return self._attend_by_flash(layer, (query, key, value), self.calls, scale_and_window)
         layout = self.layout
         if layout is None:
             raise UnsupportedModel("attention was called outside a step of the engine")
@@ -89,6 +93,27 @@ class SlotAttention:
             pages = None if span.pages is None else layout.span_pages(index)
             out[rows] = self._attend_span(layer, (query[rows], key[rows], value[rows]), span, pages, scale_and_window)
         return out
+
+    @property
+    def is_flash(self) -> bool:
+        """Whether its cache is laid out for torch's flash kernel."""
+        return bool(self.slots.by_tokens)
+
+    def _attend_by_flash(
+        self,
+        layer: int,
+        rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        calls: tuple[Call, ...],
+        scale_and_window: ScaleAndWindow,
+    ) -> torch.Tensor:
+        parts = []
+        for call in calls:
+            query, key, value = (part[call.rows] for part in rows)
+            cache = self.texts if call.keys == "texts" else self.slots
+            if call.places is not None:
+                cache.write_places(layer, call.places, key, value)
+            parts.append(varlen.attend(query, cache.by_tokens[layer], (key, value), call.reads, *scale_and_window))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _decode_compiled(
         self, layer: int, layout: Layout, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale_and_window: ScaleAndWindow

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from app.engine import varlen
 from app.engine.attention import SlotAttention
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder, create_fused_decoder
@@ -29,6 +30,7 @@ from app.engine.lora import Adapters, Changes, Shapes, shapes_of
 from app.engine.pages import PAGE_TOKENS, PageCopy
 from app.engine.proof import Check, Proof, check_ids, check_layers
 from app.engine.rows import check_bytes, has_supported_heads
+from app.engine.transfer import to_device
 from app.errors import SetupError, UnsupportedModel
 
 log = logging.getLogger(__name__)
@@ -110,14 +112,19 @@ class FlatModel:
             return self._forward(ids, positions, layout, True)
 
     def _forward(self, ids: list[int], positions: list[int], layout: Layout, adapted: bool) -> torch.Tensor:
-        rows = torch.tensor([ids, positions], dtype=torch.long).to(self.device)
+        rows = to_device(torch.tensor([ids, positions], dtype=torch.long), self.device)
         self.attention.layout = layout
+        self.attention.calls = layout.calls if self.attention.is_flash else None
         try:
-            if self._decoder is not None:
-                return self._decoder(rows[0], rows[1], adapted)
-            return self.model.base_model(input_ids=rows[:1], position_ids=rows[1:], use_cache=False).last_hidden_state[0]
+            return self.compute(rows, adapted)
         finally:
-            self.attention.layout = None
+            self.attention.layout = self.attention.calls = None
+
+    def compute(self, rows: torch.Tensor, adapted: bool = False) -> torch.Tensor:
+        """The states `[T, hidden]` of ids and positions `rows` `[2, T]`. What each row attends to has been said to the attention."""
+        if self._decoder is not None:
+            return self._decoder(rows[0], rows[1], adapted)
+        return self.model.base_model(input_ids=rows[:1], position_ids=rows[1:], use_cache=False).last_hidden_state[0]
 
     @torch.inference_mode()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -236,8 +243,12 @@ def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
     flat.context = limits.context
     flat.pages, flat.page_tokens = limits.pool_pages(flat.slots), limits.page_tokens
     flat.scoring_pages = range(limits.context_pages)
-    attention.slots.allocate(attention.shapes, flat.pages, flat.page_tokens, slots_dtype, flat.device)
-    attention.texts.allocate(attention.shapes, limits.context_pages, flat.page_tokens, dtype, flat.device)
+    by_flash = flat.page_tokens == varlen.PAGE_TOKENS and varlen.is_supported(flat.device, dtype, attention.shapes.values())
+    for cache, pages, kept_as in ((attention.slots, flat.pages, slots_dtype), (attention.texts, limits.context_pages, dtype)):
+        if by_flash:
+            cache.allocate_by_tokens(attention.shapes, pages, limits.context_pages * flat.page_tokens, kept_as, flat.device)
+        else:
+            cache.allocate(attention.shapes, pages, flat.page_tokens, kept_as, flat.device)
     tokens = flat.pages * flat.page_tokens
     log.info("%s on %s: %s; %d slots, a cache of %d tokens", type(flat.model).__name__, flat.device, ledger, flat.slots, tokens)
 

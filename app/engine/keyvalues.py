@@ -1,7 +1,8 @@
 """The tensors of a KV cache: keys and values of all layers, in pages. Knows no sequences and no attention.
 
 In 8 bits (torch.int8) a token of a head is as many bytes as it has elements, and behind them a float32 by which they are to be multiplied:
-only the compiled kernel writes and reads them.
+only the compiled kernel writes and reads them. Laid out by tokens, as torch's flash kernel reads it, there is one page more than asked for:
+rows that belong to no sequence are written there.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch
 
 from app.engine.layout import Span
 from app.engine.pages import PageCopy
+from app.engine.varlen import PAGE_TOKENS, PagedKeys
 
 SCALE_BYTES = 4
 
@@ -29,15 +31,27 @@ class KeyValues:
         self.values: dict[int, torch.Tensor] = {}
         self.page_tokens = 0
         self.dtype = torch.float32
+        self.by_tokens: dict[int, PagedKeys] = {}  # layer -> the same memory by tokens, if it is laid out so
 
     def allocate(self, shapes: Mapping[int, Shape], pages: int, page_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         """Make room for the layers of `shapes`. On a CPU it takes memory only where it has been written. A head's pages lie one after the
         other: where a sequence has consecutive pages, so do its keys, and a processor foresees which are read next.
         """
         self.page_tokens, self.dtype = page_tokens, dtype
+        self.by_tokens.clear()
         for layer, (heads, *dims) in shapes.items():
             for cache, dim in zip((self.keys, self.values), dims, strict=True):
                 cache[layer] = _zeros((heads, pages, page_tokens, elements_of(dim, dtype)), dtype, device).transpose(0, 1)
+
+    def allocate_by_tokens(self, shapes: Mapping[int, Shape], pages: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Make room for torch's flash kernel: in pages of `varlen.PAGE_TOKENS`, all heads of a token beside each other, and one page more.
+        No sequence will have more than `context` tokens.
+        """
+        self.page_tokens, self.dtype = PAGE_TOKENS, dtype
+        for layer, (heads, *dims) in shapes.items():
+            key, value = (torch.zeros(pages + 1, PAGE_TOKENS, heads, dim, dtype=dtype, device=device) for dim in dims)
+            self.by_tokens[layer] = PagedKeys(key, value, context)
+            self.keys[layer], self.values[layer] = key.transpose(1, 2), value.transpose(1, 2)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -58,6 +72,12 @@ class KeyValues:
         k, v = key.transpose(0, 1), value.transpose(0, 1)
         for page, places, part in span.pieces(self.page_tokens):
             self.keys[layer][page, :, places], self.values[layer][page, :, places] = k[:, part], v[:, part]
+
+    def write_places(self, layer: int, places: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Write keys and values `[rows, kv_heads, dim]` to a cache by tokens. `places` `[rows]`: page * page tokens + token of the page."""
+        cache = self.by_tokens[layer]
+        cache.keys.flatten(0, 1).index_copy_(0, places, key)
+        cache.values.flatten(0, 1).index_copy_(0, places, value)
 
     def gather(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The keys and values `[sequences, kv_heads, tokens, dim]` in the pages `[sequences, pages]`."""

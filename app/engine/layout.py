@@ -8,8 +8,13 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
+from typing import Literal
 
 import torch
+
+from app.engine.transfer import to_device
+from app.engine.varlen import Reads
 
 SHORT_TOKENS = 256  # sequences decode together when their lengths, in units of this, have the same number of binary digits
 
@@ -76,6 +81,19 @@ class DecodeGroup:
         return self._masks[window]
 
 
+Keys = Literal["slots", "texts", "own"]  # of which cache; own: those of the rows themselves, which are not cached
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Rows of a step, one after the other, that attend in one call of torch's flash kernel."""
+
+    rows: slice
+    keys: Keys
+    reads: Reads
+    places: torch.Tensor | None  # int64 [rows]: where their own keys and values are written, see `KeyValues.write_places`
+
+
 @dataclass(frozen=True)
 class Layout:
     """The rows of a step: first the decoding rows, each of its own sequence, then the spans."""
@@ -114,6 +132,23 @@ class Layout:
             similar.setdefault((position // SHORT_TOKENS).bit_length(), []).append(row)
         return tuple(map(self._group, similar.values()))
 
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """The step for torch's flash kernel: the decoding rows are one call, and so are spans that follow each other and read the same
+        keys. How a decoding row is computed does not depend on whether prompts are read beside it.
+        """
+        decoding = [Span(row, row + 1, position, pages) for row, (pages, position) in enumerate(self.sequences)]
+        groups: list[tuple[Keys, list[Span]]] = [("slots", decoding)] if decoding else []
+        groups += [(keys, list(spans)) for keys, spans in groupby(self.spans, _keys_of)]
+        numbers, sizes = array("i"), list[int]()
+        for keys, spans in groups:
+            parts = _call_numbers(keys, spans, self.page_tokens)
+            sizes += map(len, parts)
+            for part in parts:
+                numbers.extend(part)
+        parts = iter(to_device(torch.frombuffer(numbers, dtype=torch.int32), self.pages.device).split(sizes))
+        return tuple(_call(keys, spans, (next(parts), next(parts), next(parts), next(parts))) for keys, spans in groups)
+
     def _group(self, rows: list[int]) -> DecodeGroup:
         longest = max(self.sequences[row][1] for row in rows) + 1
         count = -(-longest // self.page_tokens)
@@ -139,8 +174,40 @@ def layout_of(decodes: Sequence[tuple[Sequence[int], int]], spans: Sequence[Span
         pages.extend([] if span.pages is None else span.pages[: -(-span.end // page_tokens)])
     count = len(decodes)
     whole = array("q", firsts) + array("q", (position for _, position in decodes)) + pages + array("q", [0])
-    numbers = torch.frombuffer(whole, dtype=torch.long).to(device)
+    numbers = to_device(torch.frombuffer(whole, dtype=torch.long), device)
     return Layout(decodes, spans, page_tokens, numbers[2 * count : -1], numbers[:count], numbers[count : 2 * count], span_firsts)
+
+
+def _keys_of(span: Span) -> Keys:
+    if span.pages is None:
+        return "own"
+    return "texts" if span.is_text else "slots"
+
+
+def _call_numbers(keys: Keys, spans: Sequence[Span], page_tokens: int) -> tuple[array, array, array, array]:
+    """The starts, lengths, pages and places of a `Call`; without pages the last two are empty."""
+    first = spans[0].row_start
+    starts = array("i", [span.row_start - first for span in spans] + [spans[-1].row_end - first])
+    used, table, places = array("i", [span.end for span in spans]), array("i"), array("i")
+    if keys == "own":
+        return starts, used, table, places
+    longest = -(-max(used) // page_tokens)
+    for span in spans:
+        assert span.pages is not None
+        own = span.pages[: -(-span.end // page_tokens)]
+        table.extend(own)
+        table.extend([own[0]] * (longest - len(own)))
+        for page, within, _ in span.pieces(page_tokens):
+            places.extend(range(page * page_tokens + within.start, page * page_tokens + within.stop))
+    return starts, used, table, places
+
+
+def _call(keys: Keys, spans: Sequence[Span], numbers: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]) -> Call:
+    starts, used, table, places = numbers
+    is_paged = keys != "own"
+    longest = max(span.row_end - span.row_start for span in spans)
+    reads = Reads(starts, used, table.view(len(spans), -1) if is_paged else None, longest)
+    return Call(slice(spans[0].row_start, spans[-1].row_end), keys, reads, places.long() if is_paged else None)
 
 
 def _as_slice(numbers: list[int]) -> slice | None:

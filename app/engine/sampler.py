@@ -1,10 +1,9 @@
 """From logits to tokens: each row by its own sampling parameters, all rows in one vectorised pass.
 
-A row inverts its cumulative distribution at one uniform number, which is a hash of (seed, position). So its token does not depend on
-the other rows of the batch. Knows no slots and no requests.
+A row's uniform number is a hash of (seed, position), so that its token does not depend on the other rows of the batch. Knows no slots and
+no requests.
 """
 
-import math
 from array import array
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -14,16 +13,17 @@ from itertools import chain
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
+from app.engine import drawing
+from app.engine.drawing import draw
 from app.engine.events import TokenLogprob
 from app.engine.kernel import kernel_for
 from app.engine.request import SamplingParams
 from app.engine.structures import SamplingRowArgs
+from app.engine.transfer import to_device
 
 NUCLEUS_TOKENS = 128  # likeliest tokens in which the nucleus of top_p is looked for first
 NUCLEUS_GROWTH = 8  # where they are too few, this many times as many are tried next
-BLOCK = 128  # tokens summed before one of them is searched for: about the square root of a vocabulary's size
 MASK64 = (1 << 64) - 1
 
 
@@ -78,14 +78,36 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     scores = process_logits(logits, rows, with_grammars=compiled is None)
     if compiled is not None:
         return compiled.sample_tokens(scores, [_kernel_row(row, scores.shape[-1]) for row in rows])
-    greedy = [index for index, row in enumerate(rows) if row.params.greedy]
-    random = [index for index, row in enumerate(rows) if not row.params.greedy]
-    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-    if greedy:
-        tokens[greedy] = _select_rows(scores, greedy).max(-1).indices  # four times as fast as argmax on bfloat16
-    if random:
-        tokens[random] = _sample_random(_select_rows(scores, random).float(), [rows[index] for index in random])
-    return tokens.tolist()
+    if all(row.params.greedy for row in rows):
+        tokens: list[int] = scores.max(-1).indices.tolist()  # four times as fast as argmax on bfloat16
+        return tokens
+    return _draw(scores, to_device(torch.from_numpy(drawing_numbers(rows)), scores.device))
+
+
+def drawing_numbers(rows: Sequence[SamplerRow]) -> NDArray[np.float64]:
+    """What `draw` is told of the rows, `[rows, COLUMNS]`."""
+    return np.stack([drawing.GREEDY if row.params.greedy else _random_row(row) for row in rows])
+
+
+def _random_row(row: SamplerRow) -> NDArray[np.float64]:
+    params = row.params
+    uniform = _uniform(params.seed, len(row.tokens))
+    return drawing.random_row(uniform, params.temperature, params.top_k or 0, params.top_p, params.min_p)
+
+
+def _draw(scores: torch.Tensor, numbers: torch.Tensor) -> list[int]:
+    """Tokens for `scores` `[rows, vocab]` and `numbers` `[rows, COLUMNS]`: again, among more tokens, for rows of which too few were looked
+    at.
+    """
+    tokens, pending, count = [0] * len(scores), list(range(len(scores))), NUCLEUS_TOKENS
+    while pending:
+        drawn, is_right = draw(_select_rows(scores, pending), _select_rows(numbers, pending), count)
+        found: list[list[int]] = torch.stack([drawn, is_right.long()], 1).tolist()
+        for row, (token, _) in zip(pending, found, strict=True):
+            tokens[row] = token
+        pending = [row for row, (_, right) in zip(pending, found, strict=True) if not right]
+        count *= NUCLEUS_GROWTH
+    return tokens
 
 
 def _kernel_row(row: SamplerRow, vocab: int) -> SamplingRowArgs:
@@ -158,83 +180,6 @@ def _cell_indices(tokens_by_row: Sequence[Collection[int]], device: torch.device
     rows = torch.arange(len(tokens_by_row)).repeat_interleave(torch.tensor([len(tokens) for tokens in tokens_by_row]))
     columns = torch.frombuffer(array("q", chain.from_iterable(tokens_by_row)), dtype=torch.int64)  # half the time of torch.tensor
     return rows.to(device), columns.to(device)
-
-
-def _sample_random(scores: torch.Tensor, rows: Sequence[SamplerRow]) -> torch.Tensor:
-    """Apply temperature and filters, then sample. `scores` `[rows, vocab]` in float32; returns tokens `[rows]`."""
-    params = [row.params for row in rows]
-    if any(each.temperature != 1.0 for each in params):
-        scores = scores / _column(scores, [each.temperature for each in params])
-    probabilities = _filtered_probabilities(scores, params)
-    uniforms = [[_uniform(row.params.seed, len(row.tokens))] for row in rows]
-    return _invert_distribution(probabilities, torch.tensor(uniforms, dtype=torch.float64, device=scores.device))
-
-
-def _filtered_probabilities(scores: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """Probabilities `[rows, vocab]`, set to 0 for the tokens that top_k, top_p and min_p remove. They are not normalised afterwards.
-
-    Each filter acts on what the one before left, in transformers' order.
-    """
-    probabilities = scores.softmax(-1)
-    filtered = [index for index, each in enumerate(params) if each.top_k or each.top_p < 1.0 or each.min_p > 0.0]
-    if not filtered:
-        return probabilities
-    scores, kept, params = _select_rows(scores, filtered), _select_rows(probabilities, filtered), [params[index] for index in filtered]
-    min_scores = _min_scores(scores, kept, params)
-    if any(each.min_p > 0.0 for each in params):
-        log_min_p = _column(scores, [math.log(each.min_p) if each.min_p > 0.0 else -math.inf for each in params])
-        min_scores = min_scores.maximum(scores.amax(-1, keepdim=True) + log_min_p)
-    kept *= torch.ge(scores, min_scores, out=torch.empty_like(scores))  # a float32 mask takes a third of the time of a bool mask
-    if kept is not probabilities:
-        probabilities[filtered] = kept
-    return probabilities
-
-
-def _min_scores(scores: torch.Tensor, probabilities: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """Smallest score that each row's top_k and top_p keep, `[rows, 1]`. Sorts only as many tokens as the nucleus needs."""
-    vocab = scores.shape[-1]
-    min_scores = torch.full((len(params), 1), -torch.inf, device=scores.device)
-    pending = [index for index, each in enumerate(params) if each.top_k or each.top_p < 1.0]
-    count = max(NUCLEUS_TOKENS, *(each.top_k for each in params))
-    while pending:
-        count = min(count, vocab)
-        best = _select_rows(scores, pending).topk(count)  # [pending, count], largest first
-        mass = _select_rows(probabilities, pending).gather(-1, best.indices).double().cumsum(-1)
-        top_k = torch.tensor([[min(params[index].top_k or vocab, vocab)] for index in pending], device=scores.device)
-        top_p = torch.tensor([[params[index].top_p] for index in pending], dtype=torch.float64, device=scores.device)
-        top_k_mass = torch.where(top_k <= count, mass.gather(-1, top_k.clamp(max=count) - 1), 1.0)
-        nucleus_size = (mass < top_p * top_k_mass).sum(-1, keepdim=True) + 1  # tokens that together reach top_p of what top_k keeps
-        min_scores[pending] = best.values.gather(-1, nucleus_size.clamp(max=count) - 1)
-        if count == vocab or all(params[index].top_p >= 1.0 for index in pending):
-            break
-        is_larger = (nucleus_size > count).squeeze(-1).tolist()
-        pending = [index for index, larger in zip(pending, is_larger, strict=True) if larger]
-        count *= NUCLEUS_GROWTH
-    return min_scores
-
-
-def _invert_distribution(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """For each row of `weights` `[rows, vocab]` the token at which the running sum passes the fraction `uniforms` `[rows, 1]` of the
-    total. Finds the block first, then the token in it. Never a token of weight 0, unless all weights are 0: then token 0.
-    """
-    blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)) if weights.shape[-1] % BLOCK else weights
-    blocks = blocks.unflatten(-1, (-1, BLOCK))  # [rows, blocks, BLOCK]
-    block, fraction = _locate_fraction(blocks.sum(-1).double(), uniforms)
-    in_block = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1)
-    token, _ = _locate_fraction(in_block.double(), fraction)
-    return (block * BLOCK + token).squeeze(-1)
-
-
-def _locate_fraction(weights: torch.Tensor, fractions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of the weight in which that fraction of the total lies, and at which fraction of this weight it lies. `weights` are
-    `[rows, n]`, all else `[rows, 1]`.
-    """
-    sums = weights.cumsum(-1)
-    target = fractions * sums[:, -1:]
-    last = (sums < sums[:, -1:]).sum(-1, keepdim=True)  # the last index with a weight above 0
-    index = (sums <= target).sum(-1, keepdim=True).minimum(last)
-    weight = weights.gather(-1, index)
-    return index, ((target - sums.gather(-1, index) + weight) / weight).clamp(min=0.0)
 
 
 def _uniform(seed: int, position: int) -> float:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import transformers
 
+from app.engine import varlen
 from app.engine.draftmodel import DraftModel
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Failed
@@ -19,6 +20,7 @@ from app.engine.facts import Facts
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.grammar import GrammarCompiler
 from app.engine.int4 import runs_on
+from app.engine.pages import PAGE_TOKENS
 from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolsUnsupported
@@ -112,7 +114,8 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     path = settings.observer_path
     context = min(settings.context, context_of("model.path", source_of(settings.path)), settings.cache_tokens or settings.context)
     size, dtype = settings.cache_tokens, settings.cache_dtype
-    cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, cache_tokens=size, dtype=dtype)
+    pages = varlen.PAGE_TOKENS if device.type == "cuda" else PAGE_TOKENS
+    cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, pages, size, dtype)
     observer = None
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)

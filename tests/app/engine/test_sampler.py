@@ -10,19 +10,20 @@ from hypothesis import strategies as st
 from sampling_rows import GREEDY, SMALL, VOCABULARY, random_logits, row_of
 from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from app.engine import sampler
+from app.engine.drawing import BLOCK, _invert_distribution, _locate_fraction, draw, filtered_probabilities
 from app.engine.request import SamplingParams
-from app.engine.sampler import (
-    BLOCK,
-    SamplerRow,
-    _filtered_probabilities,
-    _invert_distribution,
-    _locate_fraction,
-    _uniform,
-    sample,
-    token_logprobs,
-)
+from app.engine.sampler import SamplerRow, _uniform, drawing_numbers, sample, token_logprobs
 
 ALMOST_ONE = 1.0 - 2.0**-53
+
+
+def filtered(scores: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
+    """The probabilities that filters leave, where enough tokens are looked at."""
+    numbers = torch.from_numpy(drawing_numbers([row_at(0, each) for each in params]))
+    probabilities, is_right = filtered_probabilities(scores, numbers, scores.shape[-1])
+    assert is_right.all()
+    return probabilities
 
 
 def row_at(position: int, params: SamplingParams) -> SamplerRow:
@@ -76,12 +77,24 @@ def test_filters_keep_what_transformers_keeps(row: SamplingParams, spread: float
         golden.append(MinPLogitsWarper(row.min_p))
     expected = golden(torch.LongTensor(3, 1), scores.clone()).isfinite()
     plain = SamplingParams(temperature=2.0)
-    actual = _filtered_probabilities(torch.cat([scores, scores]), [row, row, row, plain, plain, plain])
+    actual = filtered(torch.cat([scores, scores]), [row, row, row, plain, plain, plain])
     assert torch.equal(actual[3:], scores.softmax(-1))
     assert ((actual[:3] > 0) != expected).sum() <= 1  # a sum of float32 probabilities may land on the other side of top_p
     both = (actual[:3] > 0) & expected
     assert torch.equal(actual[:3][both], actual[3:][both])
-    assert torch.equal(_filtered_probabilities(scores, [row, row, row]), actual[:3])
+    assert torch.equal(filtered(scores, [row, row, row]), actual[:3])
+
+
+def test_a_row_is_drawn_right_or_said_to_be_wrong_where_too_few_tokens_are_looked_at() -> None:
+    logits = random_logits(40, VOCABULARY) * torch.linspace(0.1, 6.0, 40)[:, None]
+    params = [SamplingParams(top_p=0.9), SamplingParams(top_k=70), SamplingParams(top_k=9, top_p=0.7), SamplingParams(temperature=0.0)]
+    rows = [row_at(position, params[position % 4]) for position in range(40)]
+    numbers = torch.from_numpy(drawing_numbers(rows))
+    drawn, is_right = draw(logits, numbers, 64)
+    expected, all_right = draw(logits, numbers, VOCABULARY)
+    assert all_right.all() and torch.equal(drawn[is_right], expected[is_right])
+    assert 0 < (~is_right[::4]).sum() < 10 and not is_right[1::4].any() and is_right[2::4].all() and is_right[3::4].all()
+    assert sampler._draw(logits, numbers) == expected.tolist()
 
 
 def test_filters_do_not_change_the_logits() -> None:
@@ -203,9 +216,9 @@ def test_a_row_samples_the_same_token_in_every_batch(dtype: torch.dtype) -> None
 
 def test_filtered_probabilities_are_the_same_bits_in_every_batch() -> None:
     scores, params = random_logits(45, VOCABULARY, 3), [row.params for row in varied_rows(45)]
-    together = _filtered_probabilities(scores, params)
+    together = filtered(scores, params)
     for i in range(45):
-        assert torch.equal(_filtered_probabilities(scores[i : i + 1], params[i : i + 1]), together[i : i + 1])
+        assert torch.equal(filtered(scores[i : i + 1], params[i : i + 1]), together[i : i + 1])
 
 
 def test_position_and_seed_alone_decide() -> None:

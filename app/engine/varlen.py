@@ -1,0 +1,197 @@
+"""Attention of many sequences in one call of torch's own flash kernel, whose keys and values lie in pages: on CUDA, in 16 bits.
+
+torch 2.13 takes a table of pages. torch 2.11 does not: there the rows of decoding slots read each page as a sequence of its own, whose
+results are joined by their log-sum-exps (as in flash decoding, arXiv 2311.01282), and prompts gather their pages first.
+"""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch.nn import functional as F
+
+log = logging.getLogger(__name__)
+
+PAGE_TOKENS = 256  # the kernel reads pages of a multiple of so many tokens
+DTYPES = (torch.bfloat16, torch.float16)
+MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 256, 8
+MIN_CAPABILITY = (8, 0)  # Ampere
+MAX_PROBE_ERROR = 2e-2  # of the probe's outputs, relative to their norm
+SPLIT_TOKENS, MAX_SPLITS = 1024, 16  # keys that one block of a card reads for a decoding row, where the context is not too long for it
+
+flash_kernel = torch.ops.aten._flash_attention_forward
+Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
+
+
+@dataclass(frozen=True, slots=True)
+class PagedKeys:
+    """Keys and values `[pages, PAGE_TOKENS, kv_heads, dim]` of a layer. No sequence has more than `context` tokens."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    context: int
+
+    @property
+    def splits(self) -> int:
+        """Into how many parts the keys of a decoding row are divided, by their positions: its sums depend on no other row."""
+        return max(1, min(MAX_SPLITS, self.context // SPLIT_TOKENS))
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Which keys the rows of some sequences read. The rows of a sequence follow each other, and are the last of its positions."""
+
+    starts: torch.Tensor  # int32 [sequences + 1]: the first row of each sequence, and the number of rows
+    used: torch.Tensor  # int32 [sequences]: keys of each sequence, those of its rows included
+    pages: torch.Tensor | None  # int32 [sequences, pages of the longest]; None: the keys are those of the rows themselves
+    longest: int  # rows of a sequence, at most
+
+    @cached_property
+    def of_pages(self) -> "PageReads":
+        return PageReads(self)
+
+
+class PageReads:
+    """The same reads with each page of a sequence as a sequence of its own, of which one row reads: for torch without a table of pages."""
+
+    def __init__(self, reads: Reads) -> None:
+        assert reads.pages is not None
+        sequences, count = reads.pages.shape
+        device = reads.pages.device
+        places = torch.arange(count, dtype=torch.int32, device=device) * PAGE_TOKENS
+        used = (reads.used[:, None] - places).clamp(0, PAGE_TOKENS)  # [sequences, pages]
+        self.count = count
+        rows = torch.arange(sequences * count + 1, dtype=torch.int32, device=device)
+        key_starts = F.pad((reads.pages * PAGE_TOKENS).flatten(), (0, 1))  # the last one is never read
+        self.sequences = Sequences(rows, key_starts, 1, PAGE_TOKENS, used.flatten())
+        self.is_empty = used == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """What the kernel is told of the sequences of a call: where their queries and keys begin, and how many there are at most of each."""
+
+    starts: torch.Tensor  # int32 [sequences + 1]
+    key_starts: torch.Tensor  # int32 [sequences + 1]; with pages it is not read
+    longest: int
+    most_keys: int
+    used: torch.Tensor | None = None  # int32 [sequences]: keys of each; None: up to where those of the next begin
+    pages: torch.Tensor | None = None  # int32 [sequences, pages]
+    splits: int = 1
+
+
+def attend(query: torch.Tensor, cached: PagedKeys, own: Pair, reads: Reads, scale: float | None, window: int | None) -> torch.Tensor:
+    """Attend `query` `[rows, heads, dim]`, causally, to the keys `cached` or, if the reads have no pages, to the rows' `own`
+    `[rows, kv_heads, dim]`. Returns `[rows, heads, dim]`.
+
+    `window`: tokens that a row sees, itself included; all when None.
+    """
+    starts, pages = reads.starts, reads.pages
+    if pages is None:
+        return _flash(query, own, Sequences(starts, starts, reads.longest, reads.longest), scale, window)[0]
+    if has_page_table():
+        splits = cached.splits if reads.longest == 1 else 1
+        sequences = Sequences(starts, starts, reads.longest, cached.context, reads.used, pages, splits)
+        return _flash(query, (cached.keys, cached.values), sequences, scale, window)[0]
+    if reads.longest == 1 and (window is None or pages.shape[1] * PAGE_TOKENS <= window):
+        return _attend_pages(query, cached, reads.of_pages, scale)
+    size = pages.shape[1] * PAGE_TOKENS
+    gathered = [part.index_select(0, pages.flatten()).flatten(0, 1) for part in (cached.keys, cached.values)]
+    key_starts = torch.arange(len(pages) + 1, dtype=torch.int32, device=query.device) * size
+    return _flash(query, (gathered[0], gathered[1]), Sequences(starts, key_starts, reads.longest, size, reads.used), scale, window)[0]
+
+
+def _attend_pages(query: torch.Tensor, cached: PagedKeys, reads: PageReads, scale: float | None) -> torch.Tensor:
+    rows, heads, dim = query.shape
+    repeated = query[:, None].expand(rows, reads.count, heads, dim).flatten(0, 1)
+    out, lse = _flash(repeated, (cached.keys.flatten(0, 1), cached.values.flatten(0, 1)), reads.sequences, scale, None)
+    if reads.count == 1:
+        return out
+    shares = lse.view(heads, rows, reads.count).masked_fill(reads.is_empty, -torch.inf).softmax(-1).permute(1, 2, 0)  # [rows, pages, heads]
+    return (out.view(rows, reads.count, heads, dim) * shares[..., None]).sum(1).to(query.dtype)
+
+
+def _flash(
+    query: torch.Tensor, keys_and_values: Pair, sequences: Sequences, scale: float | None, window: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The outputs and the log-sum-exps `[heads, rows]`. The mask is causal from the last key backwards: the last row of a sequence sees all
+    of its keys.
+    """
+    of_pages = {} if sequences.pages is None else {"block_table": sequences.pages, "num_splits": sequences.splits}
+    out, lse, *_ = flash_kernel(
+        query,
+        *keys_and_values,
+        sequences.starts,
+        sequences.key_starts,
+        sequences.longest,
+        sequences.most_keys,
+        0.0,
+        window is None,
+        False,
+        scale=scale,
+        window_size_left=-1 if window is None else window - 1,
+        window_size_right=0,
+        seqused_k=sequences.used,
+        **of_pages,
+    )
+    return out, lse
+
+
+@cache
+def has_page_table() -> bool:
+    """Whether torch's kernel reads pages by a table (since 2.12)."""
+    return any(argument.name == "block_table" for argument in flash_kernel.default._schema.arguments)
+
+
+def is_supported(device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int, int]]) -> bool:
+    """Whether the kernel computes all layers of these shapes (kv_heads, key dim, value dim), and right: what it makes of random numbers is
+    compared.
+    """
+    if device.type != "cuda" or dtype not in DTYPES or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        return False
+    if any(key != value or key > MAX_HEAD_DIM or key % HEAD_DIM_MULTIPLE for _, key, value in shapes):
+        return False
+    try:
+        error = max(probe(device, dtype, heads, dim) for heads, dim, _ in set(shapes))
+    except RuntimeError as problem:
+        log.warning("torch's flash attention does not run here, so keys and values are gathered: %s", str(problem).splitlines()[0])
+        return False
+    if not error <= MAX_PROBE_ERROR:
+        log.warning("torch's flash attention is wrong by %.1f%% here, so keys and values are gathered", 100 * error)
+        return False
+    return True
+
+
+@torch.inference_mode()
+def probe(device: torch.device, dtype: torch.dtype, kv_heads: int, dim: int) -> float:
+    """How wrong attention is, relative to the outputs' norm, for two sequences whose keys lie on three pages: as decoding rows and as
+    prompts that go on.
+    """
+    lengths, heads = (PAGE_TOKENS + 9, 5), 2 * kv_heads
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(4, PAGE_TOKENS, kv_heads, dim, generator=generator).to(device, dtype) for _ in range(2))
+    table = torch.tensor([[2, 0], [1, 1]], dtype=torch.int32, device=device)
+    used = torch.tensor(lengths, dtype=torch.int32, device=device)
+    errors = []
+    for rows in (1, 4):
+        query = torch.randn(2 * rows, heads, dim, generator=generator).to(device, dtype)
+        starts = torch.tensor([0, rows, 2 * rows], dtype=torch.int32, device=device)
+        cached = PagedKeys(keys, values, 2 * SPLIT_TOKENS)
+        found = attend(query, cached, (keys[0], values[0]), Reads(starts, used, table, rows), None, None)
+        expected = [
+            _attend_slowly(query[rows * at : rows * at + rows], *(part[table[at].long()].flatten(0, 1)[:length] for part in (keys, values)))
+            for at, length in enumerate(lengths)
+        ]
+        errors.append(float((found.float() - torch.cat(expected)).norm() / torch.cat(expected).norm()))
+    return max(errors)
+
+
+def _attend_slowly(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """In float32: the last rows of one sequence, `query` `[rows, heads, dim]`, over `keys` and `values` `[tokens, kv_heads, dim]`."""
+    rows, tokens, groups = len(query), len(keys), query.shape[1] // keys.shape[1]
+    k, v = (part.float().repeat_interleave(groups, 1).transpose(0, 1) for part in (keys, values))  # [heads, tokens, dim]
+    scores = query.float().transpose(0, 1) @ k.transpose(1, 2) * query.shape[-1] ** -0.5
+    hidden = torch.ones(rows, tokens, dtype=torch.bool, device=query.device).triu(tokens - rows + 1)
+    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1)

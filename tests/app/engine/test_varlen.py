@@ -1,0 +1,82 @@
+"""The engine as it attends on CUDA, by torch's flash kernel over pages, against transformers' `generate` and by its own other way."""
+
+import random
+
+import pytest
+import torch
+from driving import answers_of, drain, random_prompt
+from flash import use_flash
+from tinymodels import VOCABULARY, letters, tiny
+
+from app.engine import varlen
+from app.engine.engine import Engine, EngineLimits
+from app.engine.events import Delta, Scored
+from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.request import BeamSearchParams, Generate, SamplingParams, Score
+from app.engine.varlen import PAGE_TOKENS
+from app.scoring.windows import windows
+
+LONG = 640  # tokens: three pages
+NEW = 6
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def create(name: str, slots: int = 3) -> Engine:
+    model = tiny(name)
+    model.config.max_position_embeddings = LONG
+    flat = create_flat_model(model, CacheLimits(slots, LONG, page_tokens=PAGE_TOKENS))
+    return Engine(flat, letters, frozenset(), EngineLimits(slots, LONG, 96))
+
+
+def generated(name: str, prompt: tuple[int, ...], **options: int) -> str:
+    row = torch.tensor([prompt])
+    out = tiny(name).generate(row, attention_mask=torch.ones_like(row), max_new_tokens=NEW, do_sample=False, eos_token_id=None, **options)
+    return letters(out[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("has_page_table", [True, False], ids=["pages by a table", "without one"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "GPTNeoX"])
+def test_answers_and_scores_over_several_pages(name: str, has_page_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(3)
+    by_torch, kernel = create(name), use_flash(monkeypatch, has_page_table)
+    engine = create(name)
+    assert engine.performer.attention.is_flash and kernel.calls > 0
+    first = tuple(rng.randrange(VOCABULARY) for _ in range(530))
+    prompts = [first, random_prompt(rng), first[:300] + (7,), random_prompt(rng), first[:257]]
+    texts = [random_prompt(rng, 300) for _ in prompts]
+    events = []
+    for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        engine.submit(Generate(str(index), prompt, NEW, GREEDY))
+        events += engine.step()
+        for each in (engine, by_torch):
+            each.submit(Score(f"s{index}", text, windows(len(text), LONG)))
+        events += engine.step()
+    events += drain(engine)
+    assert answers_of(events) == {str(index): generated(name, prompt) for index, prompt in enumerate(prompts)}
+    cached = {event.id: event.cached for event in events if isinstance(event, Delta) and event.cached}
+    assert cached == {"2": 300, "4": 256}
+    expected, found = (
+        {event.id: event.columns.logprob for event in each if isinstance(event, Scored)} for each in (drain(by_torch), events)
+    )
+    assert found.keys() == expected.keys()
+    assert all(found[id] == pytest.approx(expected[id], abs=2e-3) for id in expected)
+
+
+def test_a_beam_search_copies_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_flash(monkeypatch)
+    engine, prompt = create("Llama"), random_prompt(random.Random(8), 260)
+    engine.submit(Generate("beams", prompt, NEW, GREEDY, search=BeamSearchParams(3)))
+    assert answers_of(drain(engine))["beams"] == generated("Llama", prompt, num_beams=3)
+
+
+@pytest.mark.parametrize("has_page_table", [True, False])
+def test_the_probe_notices_a_kernel_that_is_wrong(has_page_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = use_flash(monkeypatch, has_page_table)
+    asked = torch.device("cpu"), torch.float32, 2, 16
+    assert varlen.probe(*asked) < 1e-5
+
+    def ignores_lengths(*args: object, seqused_k: torch.Tensor, **options: object) -> tuple[torch.Tensor, ...]:
+        return kernel(*args, seqused_k=(seqused_k + 1).clamp(max=PAGE_TOKENS), **options)
+
+    monkeypatch.setattr(varlen, "flash_kernel", ignores_lengths)
+    assert varlen.probe(*asked) > varlen.MAX_PROBE_ERROR
