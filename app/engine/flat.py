@@ -20,6 +20,7 @@ from app.engine.attention import SlotAttention
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import quantize_layers
+from app.engine.int4 import pack_layers
 from app.engine.kernel import kernel
 from app.engine.keyvalues import elements_of
 from app.engine.layout import Layout, Span, layout_of
@@ -173,8 +174,8 @@ def _unused_mask(device: torch.device) -> torch.Tensor:
 
 
 def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str = "none", proof: Proof | None = None) -> FlatModel:
-    """Convert `model`, in place, to serve flat rows. `scheme` is "int4" or "int8" where its layers are to be rounded first (CPU only).
-    With the `proof` of an earlier conversion of the same model its logits are not compared again.
+    """Convert `model`, in place, to serve flat rows. `scheme` is "int4" or "int8" where its layers are to be rounded first (CPU only: for
+    CUDA they were rounded while loading). With the `proof` of an earlier conversion of the same model its logits are not compared again.
 
     Raises `UnsupportedModel` if the architecture does not use the attention interface or its logits differ, and `SetupError` if the
     cache does not fit the device's free memory.
@@ -217,7 +218,11 @@ def install_attention(model: PreTrainedModel) -> SlotAttention:
 
 def _optimize(model: PreTrainedModel, attention: SlotAttention, known_harmed: Collection[str] | None) -> FlatModel:
     decoder = create_fused_decoder(model, attention)
-    harmed = prepack_layers(model, known_harmed) if model.device.type == "cpu" else []
+    harmed: list[str] = []
+    if model.device.type == "cpu":
+        harmed = prepack_layers(model, known_harmed)
+    else:
+        pack_layers(model)
     if decoder is not None:
         decoder.bind_layers()
     flat = FlatModel(model, attention, decoder)

@@ -17,13 +17,13 @@ from transformers.activations import SiLUActivation
 
 from app.engine import grouped, packing
 from app.engine.grouped import GROUP_SIZE, GroupedEmbedding, GroupedLinear, GroupedWeights
+from app.engine.int4 import CPU_OUTPUT_MULTIPLE, Int4Linear
 from app.engine.kernel import Epilogue, Kernel, kernel
 from app.engine.packing import PackedWeights
 
 log = logging.getLogger(__name__)
 
 BNB_BLOCK_OUTPUTS = 32  # in bitsandbytes' weight layout for a CPU
-INT4_OUTPUT_MULTIPLE = 16  # torch's int4 kernel wants a multiple of this many outputs
 MAX_INPUT_ERROR = 0.03  # of a layer's outputs on the check's tokens, relative to their norm, because its inputs are rounded to 8 bits
 
 
@@ -83,23 +83,6 @@ class PackedLinear(nn.Module):
 
 SWISH = nn.SiLU | SiLUActivation
 FusedLinear = TiledLinear | PackedLinear  # these apply an activation or a second operand before they write their outputs
-
-
-class Int4Linear(nn.Module):
-    """A layer on torch's int4 kernel, for 4-bit groups of 32 weights."""
-
-    def __init__(self, weights: GroupedWeights, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.outputs = len(weights.levels)
-        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(weights.levels.int(), 1))
-        scales = torch.stack([weights.scale, weights.minimum + 8 * weights.scale], -1).transpose(0, 1)  # [groups, out, 2]
-        self.register_buffer("scales", scales.contiguous().to(dtype))
-        self.bias = bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = torch.ops.aten._weight_int4pack_mm_for_cpu(x.reshape(-1, x.shape[-1]), self.packed, GROUP_SIZE, self.scales)
-        out = flat.view(*x.shape[:-1], self.outputs)
-        return out if self.bias is None else out + self.bias
 
 
 def prepack_layers(model: nn.Module, known_harmed: Collection[str] | None = None) -> list[str]:
@@ -175,7 +158,7 @@ def _prepacked_groups(layer: GroupedLinear, precise: bool) -> nn.Module:
             return TiledLinear(replace(packed, input_bits=16), layer.out_features, layer.bias, compiled)
         return tiled
     # torch's int4 kernel takes float32 too, but a hundred times longer than the dequantized layer
-    fits = weights.group_size == GROUP_SIZE and layer.out_features % INT4_OUTPUT_MULTIPLE == 0
+    fits = weights.group_size == GROUP_SIZE and layer.out_features % CPU_OUTPUT_MULTIPLE == 0
     if weights.bits == 4 and fits and dtype != torch.float32:
         return Int4Linear(weights, layer.bias, dtype)
     plain = layer.plain()

@@ -24,8 +24,8 @@ def advice(plan: Plan, device: Device) -> list[str]:
 def _for_serving(plan: Plan, device: Device) -> Iterator[str]:
     asked = plan.question
     if not is_supported(asked, device.kind):
-        on_cuda = "int4 runs on a CPU only" if asked.quantize == "int4" else "a cache in int8 runs on a CPU only"
-        yield f"{device.name}: {on_cuda if device.kind == 'cuda' else 'a CPU rounds no weights to compute in float16'}"
+        on_cuda, on_cpu = "a cache in int8 runs on a CPU only", "a CPU rounds no weights to compute in float16"
+        yield f"{device.name}: {on_cuda if device.kind == 'cuda' else on_cpu}"
     else:
         yield from _smaller_cache(plan, device)
         context = _longest_context(plan, device, asked)

@@ -29,7 +29,7 @@ from app.models.source import Source, source_of
 FineTune = Literal["lora", "qlora"]
 MIB = 2**20
 CUDA_CONTEXT = 500 * MIB  # of a process on a GPU: context, libraries, workspaces
-QUANTIZATIONS = {"cpu": ("none", "int8", "nf4", "int4"), "cuda": ("none", "int8", "nf4")}  # each smaller than the one before
+QUANTIZATIONS = {"cpu": ("none", "int8", "nf4", "int4"), "cuda": ("none", "int8", "int4", "nf4")}  # each smaller than the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Plan:
         scheme = "nf4" if asked.fine_tune == "qlora" else "none"
         dtype = torch.bfloat16 if asked.dtype == "auto" else getattr(torch, asked.dtype)
         # its own layers, as only they have a backward pass: none is packed for the kernel
-        weights = footprint(self.source, self.skeleton, Form(scheme, dtype, "cuda"))
+        weights = footprint(self.source, self.skeleton, Form(scheme, dtype, "cuda", is_trained=True))
         tuning = self._tuning(min(asked.context, self.context), dtype)
         return Need(weights, 0, 0, 0, tuning.activations, _overhead(kind, asked), str(dtype).removeprefix("torch."), tuning)
 
@@ -189,7 +189,7 @@ def is_supported(question: Question, kind: str) -> bool:
     if question.fine_tune is not None:
         return True
     if kind == "cuda":
-        return question.quantize != "int4" and question.cache_dtype == "auto"
+        return question.cache_dtype == "auto"
     return not (question.quantize != "none" and question.dtype == "float16")
 
 

@@ -28,7 +28,7 @@ def _nibbles(packed: Blocks) -> torch.Tensor:
 
 def _fifth_bits(packed: Blocks) -> torch.Tensor:
     """Bit j of a 32-bit word, as 16 * bit, for element j."""
-    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8) & 1
+    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
     return bits.flatten(-2) << 4
 
 
@@ -78,13 +78,14 @@ def _q4_k(blocks: Blocks) -> Groups:
 
 
 def _q5_k(blocks: Blocks) -> Groups:
-    high = (blocks[..., 16:48].unsqueeze(-2) >> torch.arange(8, dtype=torch.uint8)[:, None] & 1) << 4  # [..., sub-block, 32]
+    shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
+    high = (blocks[..., 16:48].unsqueeze(-2) >> shifts & 1) << 4  # [..., sub-block, 32]
     return _k_nibbles(blocks[..., 48:176]) | high.flatten(-2), *_k_scales(blocks)
 
 
 def _q6_k(blocks: Blocks) -> Groups:
     low = _nibbles(blocks[..., :128].unflatten(-1, (2, 64)))  # [..., half, 128]: elements l, l + 32, then l + 64, l + 96
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)[:, None]
     high = (blocks[..., 128:192].unflatten(-1, (2, 1, 32)) >> shifts & 3) << 4  # [..., half, 4, 32]
     scale = _float16(blocks, 208) * blocks[..., 192:208].contiguous().view(torch.int8).float()
     return (low | high.flatten(-2)).flatten(-2), scale, -32 * scale

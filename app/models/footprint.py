@@ -1,7 +1,8 @@
 """How many bytes a model's weights take once they are served, from its skeleton alone.
 
-Follows what `app.models.weights`, `app.models.gguf_weights` and `app.engine.linear` make of each kind of layer; `app.engine.sizes` has the
-arithmetic. A test compares the sum with what the engine declares, for several architectures in each quantization.
+Follows what `app.models.weights`, `app.models.gguf_weights`, `app.engine.linear` and `app.engine.int4` make of each kind of layer;
+`app.engine.sizes` has the arithmetic. A test compares the sum with what the engine declares, for several architectures and
+each quantization.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from app.engine import sizes
 from app.engine.grouped import GROUP_SIZE
-from app.engine.linear import INT4_OUTPUT_MULTIPLE
+from app.engine.int4 import CPU_OUTPUT_MULTIPLE, is_packed_on_cuda
 from app.models.blocks import TYPES, group_format
 from app.models.gguf_weights import tensor_names
 from app.models.source import Source
@@ -28,12 +29,15 @@ Stored = tuple[str, int] | None  # kind and bytes of a weight; None: it stays th
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How weights are served. `columns` is the block of the compiled kernel, None where there is none."""
+    """How weights are served. `columns` is the block of the compiled kernel, None where there is none. `is_trained`: nothing stays in
+    groups, as layers in groups have no backward pass.
+    """
 
     quantize: str
     dtype: torch.dtype
     device: str  # "cpu" or "cuda"
     columns: int | None = None
+    is_trained: bool = False
 
     @property
     def dense(self) -> str:
@@ -95,7 +99,7 @@ class _Rules:
     @property
     def rounds_itself(self) -> bool:
         """As `app.models.weights.rounds_itself`."""
-        return self.form.device == "cpu" and self.form.quantize in {"int4", "int8"}
+        return self.form.quantize == "int4" or (self.form.quantize == "int8" and self.form.device == "cpu")
 
     def stored(self, path: str, module: nn.Module) -> Stored:
         if module is self.embed:
@@ -110,6 +114,8 @@ class _Rules:
         if self.source.gguf is not None:
             return self._of_file(layer)
         if self.rounds_itself and layer.is_plain and layer.inputs % GROUP_SIZE == 0:
+            if self.form.device == "cuda" and self._is_head(layer):
+                return None
             return self._groups(layer, 8 if self.form.quantize == "int8" or self._is_head(layer) else 4, GROUP_SIZE)
         if self.scheme in {*FOUR_BITS, "int8"} and not self.rounds_itself and should_convert_module(layer.path, self.kept):
             return self._of_bitsandbytes(layer)
@@ -129,15 +135,20 @@ class _Rules:
         kind = self._type_of(layer)
         if kind not in TYPES:
             return self._plain(layer)
-        return self._groups(layer, *group_format(kind)) if self.form.device == "cpu" else self._dense(layer)
+        return self._groups(layer, *group_format(kind))
 
     def _groups(self, layer: _Linear, bits: int, group: int) -> Stored:
-        """As `linear._prepacked_groups`."""
+        """As `linear._prepacked_groups` and `int4.dequantize_others`."""
         if self.is_tiled:
             assert self.form.columns is not None
             return f"{bits}-bit groups", sizes.tiled_groups(layer.outputs, layer.inputs, bits, group, self.form.columns)
-        fits = bits == 4 and group == GROUP_SIZE and layer.outputs % INT4_OUTPUT_MULTIPLE == 0
-        if fits and self.form.dtype != torch.float32:
+        if self.form.is_trained:
+            fits = False
+        elif self.form.device == "cuda":
+            fits = is_packed_on_cuda((bits, group), layer.outputs, self.form.dtype)
+        else:
+            fits = bits == 4 and group == GROUP_SIZE and layer.outputs % CPU_OUTPUT_MULTIPLE == 0 and self.form.dtype != torch.float32
+        if fits:
             return "4-bit groups", sizes.torch_int4(layer.outputs, layer.inputs, group, self.form.dtype.itemsize)
         return self._dense(layer)
 
@@ -169,7 +180,7 @@ class _Rules:
             if kind not in TYPES:
                 return None
             bits, group = group_format(kind)
-        elif self.rounds_itself and self.is_tied and type(module) is nn.Embedding and width % GROUP_SIZE == 0:
+        elif self.rounds_itself and self.form.device == "cpu" and self.is_tied and type(module) is nn.Embedding and width % GROUP_SIZE == 0:
             bits, group = 8, GROUP_SIZE
         else:
             return None

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from app.engine.facts import WeightFormat
+from app.engine.grouped import GroupedLinear
 from app.models.gguf import ROPE_FACTORS, GGUFFile
 from app.models.source import Source
 
@@ -32,7 +33,10 @@ def _matrix_types(file: GGUFFile) -> tuple[str, ...]:
 
 
 def parameter_count(source: Source, model: PreTrainedModel) -> int:
-    """How many weights there are, tied ones counted once. `model` is as it was loaded: a packed layer no longer has its weights."""
+    """How many weights there are, tied ones counted once. `model` is as it was loaded: a packed layer no longer has its weights, and one
+    that was rounded for CUDA has them beside its parameters.
+    """
     if source.gguf is not None:
         return sum(prod(tensor.shape) for name, tensor in source.gguf.tensors.items() if name != ROPE_FACTORS)
-    return int(model.num_parameters())
+    grouped = (module for module in model.modules() if isinstance(module, GroupedLinear))
+    return int(model.num_parameters()) + sum(layer.in_features * layer.out_features for layer in grouped)

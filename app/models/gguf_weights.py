@@ -4,7 +4,7 @@ Those in 4 and 8 bits stay in the file until the engine packs them, layer by lay
 """
 
 import warnings
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import gguf
@@ -23,10 +23,27 @@ from app.models.header import Tensor
 from app.models.tensors import tensor_problem
 
 NORM_PLUS_ONE = frozenset({"gemma3_text"})  # model types of whose norms llama.cpp stores weight + 1
+CPU = torch.device("cpu")
 
 
-def load_gguf(file: GGUFFile, dtype: torch.dtype) -> PreTrainedModel:
-    """Build the model, its quantized weights still in the file. Raises `SetupError` that names missing, unexpected or misshapen tensors."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor that stays in the file. `order` is the one of its rows, None for the file's; `device` is where it is unpacked."""
+
+    tensor: Tensor
+    order: torch.Tensor | None
+    device: torch.device
+
+    def unpack(self) -> GroupedWeights:
+        raw = _as_torch(self.tensor.raw)
+        return blocks.unpack((raw if self.order is None else raw[self.order]).to(self.device), self.tensor.type)
+
+
+def load_gguf(file: GGUFFile, dtype: torch.dtype, device: torch.device = CPU) -> PreTrainedModel:
+    """Build the model, its quantized weights still in the file: those are unpacked on `device`, all else is left on the CPU.
+
+    Raises `SetupError` that names missing, unexpected or misshapen tensors.
+    """
     config = config_of(file)
     config.dtype = dtype
     with init_empty_weights(include_buffers=False), no_init_weights():
@@ -40,7 +57,7 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype) -> PreTrainedModel:
             continue  # the tied projection, which follows below
         if tensor.shape != tuple(parameter.shape):
             raise SetupError(f"{file.path.name}: tensor {tensor.name} is {list(tensor.shape)}, the model needs {list(parameter.shape)}")
-        _place(model, name, tensor, _row_order(file, tensor, config), dtype)
+        _place(model, name, Stored(tensor, _row_order(file, tensor, config), device), dtype)
     if config.tie_word_embeddings:
         _tie(model, file, dtype)
     if ROPE_FACTORS in file.tensors:
@@ -80,30 +97,24 @@ def _row_order(file: GGUFFile, tensor: Tensor, config: PretrainedConfig) -> torc
     return rows.view(heads[kind], -1, 2).transpose(1, 2).reshape(-1)
 
 
-def _place(model: PreTrainedModel, name: str, tensor: Tensor, order: torch.Tensor | None, dtype: torch.dtype) -> None:
+def _place(model: PreTrainedModel, name: str, stored: Stored, dtype: torch.dtype) -> None:
     """Put a tensor into the model: layers in groups as they are in the file, all else dequantized."""
+    tensor, order = stored.tensor, stored.order
     path, _, kind = name.rpartition(".")
     parent_path, _, child = path.rpartition(".")
     parent, module = model.get_submodule(parent_path), model.get_submodule(path)
     grouped = kind == "weight" and tensor.type in blocks.TYPES
     if grouped and type(module) is nn.Linear:
         bias = module.bias
-        layer = GroupedLinear(
-            partial(_unpack, tensor, order), (module.out_features, module.in_features), blocks.group_format(tensor.type), dtype, bias
-        )
-        setattr(parent, child, layer)
+        shape = (module.out_features, module.in_features)
+        setattr(parent, child, GroupedLinear(stored.unpack, shape, blocks.group_format(tensor.type), dtype, bias))
     elif grouped and type(module) is nn.Embedding:
-        setattr(parent, child, GroupedEmbedding(partial(_unpack, tensor, None), module.num_embeddings, dtype))
+        setattr(parent, child, GroupedEmbedding(stored.unpack, module.num_embeddings, dtype))
     else:
         values = floats(tensor) if order is None else floats(tensor)[order]
         if "norm" in path and model.config.model_type in NORM_PLUS_ONE:
             values = values - 1
         setattr(module, kind, nn.Parameter(values.to(dtype), requires_grad=False))
-
-
-def _unpack(tensor: Tensor, order: torch.Tensor | None) -> GroupedWeights:
-    raw = _as_torch(tensor.raw)
-    return blocks.unpack(raw if order is None else raw[order], tensor.type)
 
 
 def _tie(model: PreTrainedModel, file: GGUFFile, dtype: torch.dtype) -> None:

@@ -19,6 +19,7 @@ from app.engine.events import Failed
 from app.engine.facts import Facts
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.grammar import GrammarCompiler
+from app.engine.int4 import runs_on
 from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolsUnsupported
@@ -41,7 +42,7 @@ from app.models.sampling import default_sampling
 from app.models.source import Source, source_of
 from app.models.stages import Stages
 from app.models.staging import stage
-from app.models.weights import load_model, rounds_itself
+from app.models.weights import engine_scheme, load_model
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 
@@ -150,8 +151,8 @@ def _check_precisions(settings: ModelSettings, device: torch.device) -> None:
     """Raises `SetupError` for one that the device does not have."""
     if settings.quantize != "none" and settings.dtype == "float16" and device.type == "cpu":
         raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
-    if settings.quantize == "int4" and device.type != "cpu":
-        raise SetupError(f"model.quantize: int4 runs on a CPU only; on {device} use nf4")
+    if settings.quantize == "int4" and device.type != "cpu" and not runs_on(device):
+        raise SetupError(f"model.quantize: int4 needs an NVIDIA card of compute capability 8.0 or later; on {device} use nf4")
     if settings.cache_dtype == "int8" and device.type != "cpu":
         raise SetupError(f"model.cache_dtype: int8 runs on a CPU only; on {device} use auto")
 
@@ -205,7 +206,7 @@ def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache:
     with stages.measure("prove"):
         record = ProofRecord(source, settings, device)
         try:
-            flat = create_flat_model(model, cache, settings.quantize if rounds_itself(settings, device) else "none", record.read())
+            flat = create_flat_model(model, cache, engine_scheme(settings, device), record.read())
         except RuntimeError as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
             raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
         record.keep(flat.proof)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from app.engine.grouped import dequantize_layers
+from app.engine.int4 import dequantize_others, round_layers
 from app.errors import SetupError, first_line
 from app.models.gguf import GGUFFile
 from app.models.gguf_weights import load_gguf
@@ -23,23 +23,33 @@ from app.settings import ModelSettings
 
 
 def load_model(source: Source, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
-    """The model on `device`, ready to be served; but what the engine rounds itself is left in bfloat16 here. Raises `SetupError`."""
+    """The model on `device`, ready to be served; but what the engine rounds on a CPU is left as it is here. Raises `SetupError`."""
     if source.gguf is not None:
         return _load_gguf(source.gguf, source.path, settings, device)
     is_quantized = _is_quantized(source)
     dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
     if settings.quantize != "none" and settings.dtype == "auto":
         dtype = torch.bfloat16
-    options = {"device_map": {"": device}, "dtype": dtype, **_quantization(settings, device, dtype)}
+    rounds_here = device.type != "cpu" and not is_quantized and rounds_itself(settings, device)
+    place = torch.device("cpu") if rounds_here else device  # a model that is rounded need not fit the card as it was
+    options = {"device_map": {"": place}, "dtype": dtype, **_quantization(settings, device, dtype)}
     with _as_setup_errors(source, settings, device):
         if is_quantized or "quantization_config" in options:
             import_bitsandbytes()
         if source.adapter is None:
-            return _as_float32(_load(source, **options), settings, device).eval()
-        model = merge(_as_float32(_load(source, dtype=dtype), settings, device), source.adapter)
-        if "quantization_config" in options:
-            return _load_again(model, **options).eval()
-        return cast(PreTrainedModel, cast(Any, model).to(device)).eval()
+            model = _as_float32(_load(source, **options), settings, device)
+        else:
+            model = merge(_as_float32(_load(source, dtype=dtype), settings, device), source.adapter)
+            if "quantization_config" in options:
+                return _load_again(model, **options).eval()
+        if rounds_here:
+            round_layers(model, device)
+            dequantize_others(model, device)
+        return (_moved(model, device) if rounds_here or source.adapter is not None else model).eval()
+
+
+def _moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    return cast(PreTrainedModel, cast(Any, model).to(device))
 
 
 def import_bitsandbytes() -> None:
@@ -56,8 +66,13 @@ def import_bitsandbytes() -> None:
 
 
 def rounds_itself(settings: ModelSettings, device: torch.device) -> bool:
-    """Whether the engine rounds the weights, and not bitsandbytes."""
+    """Whether Litmus rounds the weights, and not bitsandbytes."""
     return settings.quantize == "int4" or (settings.quantize == "int8" and device.type == "cpu")
+
+
+def engine_scheme(settings: ModelSettings, device: torch.device) -> str:
+    """What `create_flat_model` has to round to: "none" where `load_model` has done it."""
+    return settings.quantize if device.type == "cpu" and rounds_itself(settings, device) else "none"
 
 
 def _load(source: Source, **options: Any) -> PreTrainedModel:
@@ -89,10 +104,10 @@ def _as_setup_errors(source: Source, settings: ModelSettings, device: torch.devi
 def _load_gguf(file: GGUFFile, path: str, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
     if settings.quantize != "none":
         raise SetupError(f"model.quantize: {path} is a GGUF file, whose weights keep their own precision; use none")
-    model = load_gguf(file, torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype))
+    model = load_gguf(file, torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype), device)
     if device.type != "cpu":
-        dequantize_layers(model)
-    return cast(PreTrainedModel, cast(Any, model).to(device))
+        dequantize_others(model, device)
+    return _moved(model, device)
 
 
 def _as_float32(model: PreTrainedModel, settings: ModelSettings, device: torch.device) -> PreTrainedModel:

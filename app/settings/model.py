@@ -59,8 +59,8 @@ class LoadedFields(Group):
     )
     quantize: Literal["none", "int8", "nf4", "fp4", "int4"] = Field(
         "none",
-        description="quantization of the linear layers: nf4 and fp4 by bitsandbytes, int8 by bitsandbytes on CUDA; on a CPU int8 and int4 "
-        "are groups of 32 weights; the inputs of a layer are rounded to 16 bits, those of a 4-bit one to 8",
+        description="quantization of the linear layers: nf4 and fp4 by bitsandbytes, int8 by bitsandbytes on CUDA; int4, and int8 on a "
+        "CPU, are groups of 32 weights; on a CPU the inputs of a layer in groups are rounded to 16 bits, those of a 4-bit one to 8",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: that of the checkpoint, but float32 on a CPU for models under 64 million parameters"

@@ -10,6 +10,7 @@ MODULES = {
     "quantized": "gpu.quantized",
     "speed": "gpu.speed",
     "speed-nf4": "gpu.speed",
+    "speed-int4": "gpu.speed",
     "server": "gpu.service",
     "peers": "gpu.peers",
 }

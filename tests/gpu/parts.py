@@ -39,12 +39,13 @@ class Part:
 
 
 PARTS = (
-    Part("answers", 1, 110),  # tokens, scores and forms against transformers
-    Part("quantized", 2, 80),  # bitsandbytes' layers, memory, out of memory
-    Part("speed", 4, 100),  # an 8B shape in bfloat16
-    Part("speed-nf4", 8, 60),
-    Part("server", 16, 70),  # over HTTP, one and two replicas, a killed worker
-    Part("peers", 32, 60),  # transformers' own ways to generate, with the weights of `speed`
+    Part("answers", 1, 100),  # tokens, scores and forms against transformers
+    Part("quantized", 2, 90),  # layers in 4 and 8 bits, memory, out of memory
+    Part("speed", 4, 85),  # an 8B shape in bfloat16
+    Part("speed-nf4", 8, 45),
+    Part("speed-int4", 64, 45),
+    Part("server", 16, 60),  # over HTTP, one and two replicas, a killed worker
+    Part("peers", 32, 55),  # transformers' own ways to generate, with the weights of `speed`
 )
 
 

@@ -1,5 +1,5 @@
-"""bitsandbytes' layers on the card: logits against transformers' own use of them, memory against what the estimate and the ledger say, and
-a card that has no memory left.
+"""Quantized layers on the card: logits against transformers' own use of them, memory against what the estimate and the ledger say, and a
+card that has no memory left.
 """
 
 import random
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import running
+from gpu import fourbit, running
 from gpu.machine import card_used
 from gpu.marks import ONE_B, TINY, Shape
 from gpu.report import Report
@@ -19,13 +19,16 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.engine.engine import Engine
 from app.engine.events import Failed
+from app.engine.grouped import quantize_layers
 from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import SetupError
 from app.estimate.plan import Plan, Question
 from app.models.loading import create_engine
+from app.models.source import source_of
+from app.models.weights import engine_scheme, load_model
 from app.settings import ModelSettings
 
-TOLERANCES = {"nf4": 0.02, "int8": 0.06}  # of logits to transformers' own; int8 rounds inputs by what else is in a step
+TOLERANCES = {"nf4": 0.02, "int4": 0.03, "int8": 0.06}  # of logits to transformers' own; int8 rounds inputs by what else is in a step
 SLOTS, CONTEXT, STEP_TOKENS = 16, 2048, 512
 MEMORY_TOLERANCE = 0.1
 
@@ -41,19 +44,30 @@ def bitsandbytes_config(scheme: str) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=scheme, bnb_4bit_compute_dtype=torch.bfloat16)
 
 
+def own_model(folder: Path, device: str, scheme: str) -> Any:
+    """transformers' model with the same rounded weights: by bitsandbytes, or dequantized in every call."""
+    if scheme == "int4":
+        settings = settings_of(folder, device, scheme)
+        model = load_model(source_of(str(folder)), settings, torch.device(device))
+        if (rounded := engine_scheme(settings, torch.device(device))) != "none":
+            quantize_layers(model, rounded)
+        return model
+    config = bitsandbytes_config(scheme)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": device}, quantization_config=config).eval()
+
+
 def check_logits(report: Report, folder: Path, device: str, scheme: str) -> None:
     with report.check(f"{scheme}: logits are those of transformers with the same layers") as found:
-        tokens = random_tokens(random.Random(1), 60)
-        own = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, device_map={"": device}, quantization_config=bitsandbytes_config(scheme)
-        ).eval()
-        expected = logits_of(own, tokens)
+        prompts = [random_tokens(random.Random(length), length) for length in (60, 200)]  # int4 multiplies few rows otherwise than many
+        own = own_model(folder, device, scheme)
+        expected = [logits_of(own, prompt) for prompt in prompts]
         del own
         release()
         engine, _ = create_engine(settings_of(folder, device, scheme, slots=4, context=512))
         flat = engine.performer
-        found["error"] = error_of(flat.head(flat.forward_uncached(list(tokens))), expected)
-        assert found["error"] <= TOLERANCES[scheme]
+        for prompt, logits in zip(prompts, expected, strict=True):
+            found[f"error_{len(prompt)}_tokens"] = error = error_of(flat.head(flat.forward_uncached(list(prompt))), logits)
+            assert error <= TOLERANCES[scheme]
         answers = tokens_of(running.run(engine, [ask(str(seed), random_tokens(random.Random(seed), 40)) for seed in range(4)]))
         assert len(answers) == 4
 
@@ -134,13 +148,15 @@ def run(report: Report, options: Namespace, shape: Shape | None = None) -> None:
     shape = shape or (ONE_B if on_card else TINY)
     folder = save_llama(shape, root / "one-b", torch.device(options.device))
     release()
-    for scheme in TOLERANCES if on_card else ("nf4",):  # on a CPU, int8 is not bitsandbytes' here
+    for scheme in TOLERANCES if on_card else ("nf4", "int4"):  # on a CPU, int8 is not bitsandbytes' here
         check_logits(report, folder, options.device, scheme)
         release()
     if not on_card:
-        report.skip("memory, refusal and survival", "they need a card")
+        report.skip("4-bit layers, memory, refusal and survival", "they need a card")
         return
     check_overhead(report, before)
+    fourbit.run(report, torch.device(options.device))
+    release()
     check_survival(report, folder, options.device)
     release()
     check_refusal(report, folder, options.device)

@@ -1,4 +1,4 @@
-"""How fast the engine decodes and reads prompts, as shares of what this card measurably can: an 8B shape, in bfloat16 or nf4."""
+"""How fast the engine decodes and reads prompts, as shares of what this card measurably can: an 8B shape, in bfloat16, nf4 or int4."""
 
 import random
 import tempfile
@@ -133,8 +133,8 @@ def profile_steps(report: Report, engine: Engine, name: str) -> None:
 def run(report: Report, options: Namespace, shape: Shape | None = None) -> None:
     device, root = torch.device(options.device), options.scratch or Path(tempfile.mkdtemp())
     shape = shape or (EIGHT_B if device.type == "cuda" else TINY)
-    quantize = "nf4" if options.run == "speed-nf4" else "none"
-    name = f"{'8B' if shape is EIGHT_B else 'small'}, {'nf4' if quantize == 'nf4' else 'bfloat16'}"
+    quantize = options.run.removeprefix("speed").removeprefix("-") or "none"
+    name = f"{'8B' if shape is EIGHT_B else 'small'}, {'bfloat16' if quantize == 'none' else quantize}"
     bandwidth, peak = measure_bandwidth(device), measure_flops(device)
     report.measure("this card", copy_gb_per_s=bandwidth / 1e9, bfloat16_tflops=peak / 1e12)
     release()

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.engine.grouped import keep_inputs, quantize_layers
+from app.engine.int4 import Int4Linear
 from app.engine.kernel import kernel
 from app.engine.linear import (
-    Int4Linear,
     PackedLinear,
     TiledLinear,
     add_residual,

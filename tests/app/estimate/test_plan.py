@@ -105,11 +105,16 @@ def test_a_smaller_quantization_is_advised_where_it_fits(tmp_path: Path) -> None
     assert "no setting fits" in nothing and "quantize=int4" in nothing
 
 
-def test_a_gpu_runs_no_int4_and_a_cpu_no_float16_with_rounding(bundled: Path) -> None:
-    on_gpu = advice(Plan(Question(str(bundled), "int4", slots=2)), device(GIB, "cuda"))
-    assert on_gpu[0] == "here: int4 runs on a CPU only" and "with int8 it fits as asked" in on_gpu[1]
-    on_cpu = advice(Plan(Question(str(bundled), "nf4", "float16", slots=2)), device(GIB))
-    assert "float16" in on_cpu[0]
+def test_a_cpu_does_not_compute_in_float16_with_rounded_weights(bundled: Path) -> None:
+    asked = Plan(Question(str(bundled), "nf4", "float16", slots=2))
+    assert "float16" in advice(asked, device(GIB))[0] and advice(asked, device(GIB, "cuda")) == []
+
+
+def test_int4_takes_less_than_int8_and_more_than_nf4_on_a_gpu(bundled: Path) -> None:
+    plan = Plan(Question(str(bundled)))
+    kinds = [plan.need("cuda", replace(plan.question, quantize=kind)).weights for kind in ("none", "int8", "int4", "nf4")]
+    assert [kind.total() for kind in kinds] == sorted((kind.total() for kind in kinds), reverse=True)
+    assert kinds[2]["4-bit groups"] > 0 and advice(Plan(Question(str(bundled), "int4")), device(GIB, "cuda")) == []
 
 
 @pytest.mark.parametrize(

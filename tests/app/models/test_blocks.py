@@ -4,6 +4,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.models.blocks import TYPES, group_format, unpack
 
@@ -21,3 +22,11 @@ def test_every_block_type_is_unpacked_exactly(name: str) -> None:
     expected = torch.from_numpy(gguf.dequantize(raw, gguf.GGMLQuantizationType[name]))
     torch.testing.assert_close(weights.dequantize(), expected, atol=1e-6, rtol=1e-6)
     assert (weights.bits, weights.group_size) == group_format(name) and int(weights.levels.max()) < 1 << weights.bits
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_blocks_are_unpacked_on_the_device_where_they_are(name: str) -> None:
+    """A fake tensor refuses an operand of another device, as a GPU does."""
+    with FakeTensorMode():
+        weights = unpack(torch.empty(2, 3 * TYPES[name][0], dtype=torch.uint8, device="meta"), name)
+    assert {weights.levels.device.type, weights.scale.device.type, weights.minimum.device.type} == {"meta"}

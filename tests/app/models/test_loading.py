@@ -133,12 +133,6 @@ def test_logits_in_a_full_batch_match_transformers_forward(tmp_path: Path, name:
     assert error < 0.03
 
 
-def test_int4_is_refused_on_a_gpu(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.models.loading.resolve_device", lambda assignment: torch.device("cuda:0"))
-    with pytest.raises(SetupError, match="on cuda:0 use nf4"):
-        create_engine(settings(tiny_folder, quantize="int4"))
-
-
 def test_a_missing_device_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(SetupError, match=r"cuda:7 does not exist"):
         resolve_device(DeviceAssignment(("cpu", "cuda:7"), 1))

@@ -31,9 +31,9 @@ def of_family(name: str, folder: Path, target: Path) -> Path:
 
 Case = Callable[[Path, Path], dict[str, object]]
 CASES: dict[str, tuple[Case, str]] = {
-    "a quantization that a GPU does not run": (
+    "a quantization that an old GPU does not run": (
         lambda folder, _: {"path": folder, "quantize": "int4"},
-        r"int4 runs on a CPU only; on cuda:0 use nf4",
+        r"int4 needs an NVIDIA card of compute capability 8\.0 or later; on cuda:0 use nf4",
     ),
     "a cache that a GPU does not have": (
         lambda folder, _: {"path": folder, "cache_dtype": "int8"},
@@ -75,6 +75,7 @@ def test_what_cannot_work_ends_the_start_with_one_sentence(
     fields = {name: str(value) for name, value in make(tiny_folder, tmp_path / "new").items()}
     if "GPU" in case:
         monkeypatch.setattr("app.models.loading.resolve_device", lambda assignment: torch.device("cuda:0"))
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
     with pytest.raises(SetupError, match=sentence) as refused:
         create_engine(ModelSettings(slots=2, **fields))  # type: ignore[arg-type]
     assert "\n" not in refused.value.message
