@@ -169,7 +169,7 @@ class CudaRecorder:
             work()  # what libraries do once is not recorded
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # other threads may use the card meanwhile
             work()
         self._pool = self._pool or graph.pool()
         return graph.replay

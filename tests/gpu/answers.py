@@ -1,5 +1,6 @@
 """Are answers and scores right? Tiny models of three architectures, in float32 token for token against transformers' `generate`; then in
-the precisions that people run, within tolerances; then the default model, where its package is installed.
+the precisions that people run, in which a card attends by torch's flash kernel and decodes by recorded graphs: within tolerances, and the
+same with graphs, without them, and where no step is launched ahead; then the default model, where its package is installed.
 """
 
 import json
@@ -17,6 +18,7 @@ from gpu.running import ask, error_of, generated, logits_of, random_tokens, rele
 from gpu.shapes import TINY_MODELS, save_tiny
 from transformers import AutoModelForCausalLM
 
+from app.engine import varlen
 from app.engine.engine import Engine
 from app.engine.events import Delta, Embedded
 from app.engine.request import BeamSearchParams, Embed, Generate, SamplingParams, Score
@@ -27,7 +29,7 @@ from app.models.weights import load_model
 from app.scoring.windows import windows
 from app.settings import ModelSettings, smollm2
 
-SLOTS, CONTEXT, STEP_TOKENS = 6, 256, 64
+SLOTS, CONTEXT, STEP_TOKENS = 6, 700, 96  # three pages on a card
 TOLERANCES = {"bfloat16": 0.05, "float16": 0.01}  # of logits, relative to their norm
 SCHEMA = {
     "type": "object",
@@ -39,7 +41,7 @@ Check = Callable[[Engine, Any], dict[str, Any]]  # engine, transformers' model -
 
 def greedy_equals_generate(engine: Engine, model: Any) -> dict[str, Any]:
     rng = random.Random(1)
-    prompts = {f"greedy-{length}": random_tokens(rng, length) for length in (1, 5, 33, 64, 100, 180, 12, 70)}
+    prompts = {f"greedy-{length}": random_tokens(rng, length) for length in (1, 5, 33, 64, 300, 180, 12, 600)}
     found = tokens_of(running.run(engine, [ask(id, prompt) for id, prompt in prompts.items()], steps_between=2))
     expected = {id: generated(model, prompt) for id, prompt in prompts.items()}
     wrong = [id for id in expected if found[id] != expected[id]]
@@ -66,7 +68,7 @@ def seeds_in_a_crowd(engine: Engine, model: Any) -> dict[str, Any]:
 def prefix_is_reused(engine: Engine, model: Any) -> dict[str, Any]:
     """The same conversation goes on in its slot; two others begin with it at once, so that one of them gets a copy."""
     rng = random.Random(3)
-    first = random_tokens(rng, 90)
+    first = random_tokens(rng, 270)
     answer = tokens_of(running.run(engine, [ask("first", first)]))["first"]
     longer = {id: first + answer + random_tokens(rng, 20) for id in ("goes-on", "beside-1", "beside-2")}
     events = running.run(engine, [ask(id, prompt) for id, prompt in longer.items()])
@@ -81,7 +83,7 @@ def prefix_is_reused(engine: Engine, model: Any) -> dict[str, Any]:
 def scores_equal(engine: Engine, model: Any) -> dict[str, Any]:
     """Short texts, and one of several chunks and windows, beside a request that decodes."""
     rng = random.Random(4)
-    texts = {f"text-{length}": random_tokens(rng, length) for length in (2, 40, CONTEXT - 1, 400)}
+    texts = {f"text-{length}": random_tokens(rng, length) for length in (2, 40, 90, CONTEXT - 1, 1000)}
     jobs = [Score(id, tokens, windows(len(tokens), CONTEXT), top=3) for id, tokens in texts.items()]
     found = running.columns_of(running.run(engine, [ask("beside", random_tokens(rng, 9)), *jobs]))
     worst = 0.0
@@ -122,7 +124,7 @@ def cancel_leaves_others(engine: Engine, model: Any) -> dict[str, Any]:
 
 
 def beams_equal_generate(engine: Engine, model: Any) -> dict[str, Any]:
-    prompt = random_tokens(random.Random(7), 25)
+    prompt = random_tokens(random.Random(7), 250)
     job = Generate("beams", prompt, NEW_BEAM_TOKENS, running.GREEDY, ignore_eos=True, search=BeamSearchParams(3))
     found = tokens_of(running.run(engine, [job]))["beams"]
     expected = generated(model, prompt, NEW_BEAM_TOKENS, num_beams=3)
@@ -165,22 +167,63 @@ def check_float32(report: Report, name: str, folder: Path, device: str) -> None:
 
 
 def check_rounded(report: Report, name: str, folder: Path, device: str, dtype: str) -> None:
-    """Logits in one piece against float32's, and of a crowd's answers the share that is the likeliest there, too."""
+    """Logits against float32's, in one piece and in chunks over several pages, and of a crowd's answers how near they are to the
+    likeliest.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    prompts = [random_tokens(random.Random(length), length) for length in (20, 150, 290, 600)]
+    engine = None
     with report.check(f"{name}, {dtype}: logits within {TOLERANCES[dtype]:.0%}, answers near the likeliest") as found:
         engine = start(folder, device, dtype)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-        prompts = [random_tokens(random.Random(seed), 20 + 25 * seed) for seed in range(4)]
         flat = engine.performer
         found["logits"] = max(error_of(flat.head(flat.forward_uncached(list(each))), logits_of(model, each)) for each in prompts)
         assert found["logits"] <= TOLERANCES[dtype]
-        answers = tokens_of(running.run(engine, [ask(str(index), prompt) for index, prompt in enumerate(prompts)]))
-        worst = 0.0
-        for index, prompt in enumerate(prompts):
-            rows = logits_of(model, prompt + answers[str(index)])[len(prompt) - 1 : -1]
-            chosen = rows.gather(-1, torch.tensor(answers[str(index)], device=rows.device)[:, None])[:, 0]
-            worst = max(worst, float(((rows.amax(-1) - chosen) / rows.std(-1)).max()))
-        found["worst_behind"] = worst  # in standard deviations of a row's logits
+        found["worst_behind"] = worst = _worst_behind(model, prompts, _answers(engine, prompts))
         assert worst <= 10 * TOLERANCES[dtype]
+    if engine is not None and device != "cpu":
+        check_recorded(report, f"{name}, {dtype}", engine, start(folder, device, dtype, graphs=False), (model, prompts))
+
+
+def check_recorded(report: Report, name: str, engine: Engine, eager: Engine, reference: tuple[Any, list[tuple[int, ...]]]) -> None:
+    model, prompts = reference
+    with report.check(f"{name}: it attends by torch's flash kernel, and its decode steps are recorded") as found:
+        found["by_flash"], found["page_table"] = engine.performer.attention.is_flash, varlen.has_page_table()
+        assert found["by_flash"] and engine.flights is not None, "the log says why not"
+        assert eager.flights is None
+    if engine.flights is None:
+        return
+    with report.check(f"{name}: steps launched ahead give the tokens of those that wait") as found:
+        before = engine.flights.followed
+        ahead = _answers(engine, prompts)
+        found["ahead"] = engine.flights.followed - before
+        assert found["ahead"] > 0, "no step was launched before the tokens of the one before it were read"
+        engine.flights.follow = lambda _: None  # type: ignore[method-assign]
+        assert _answers(engine, prompts) == ahead, "other tokens than where each step waits for the one before"
+    with report.check(f"{name}: recorded steps choose tokens as good as those that are not") as found:
+        plain = _answers(eager, prompts)
+        found["same"] = sum(plain[id] == ahead[id] for id in plain)  # products of other numbers of rows may be rounded otherwise
+        found["worst_behind"] = _worst_behind(model, prompts, plain)
+        assert found["worst_behind"] <= 10 * TOLERANCES[name.rsplit(", ", 1)[1]]
+
+
+def _answers(engine: Engine, prompts: list[tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Greedy and sampled ones at once. Prompts are read anew: what the cache has of them was rounded in other batches."""
+    engine.scheduler.reset()
+    jobs = [ask(str(index), prompt) for index, prompt in enumerate(prompts)]
+    jobs += [
+        ask(f"sampled-{index}", prompt, SamplingParams(temperature=0.8, top_p=0.9, seed=index)) for index, prompt in enumerate(prompts[:2])
+    ]
+    return tokens_of(running.run(engine, jobs))
+
+
+def _worst_behind(model: Any, prompts: list[tuple[int, ...]], answers: dict[str, tuple[int, ...]]) -> float:
+    """How far the logit of a greedy token lies below the highest one in float32, in standard deviations of a row's logits, at most."""
+    worst = 0.0
+    for index, prompt in enumerate(prompts):
+        rows = logits_of(model, prompt + answers[str(index)])[len(prompt) - 1 : -1]
+        chosen = rows.gather(-1, torch.tensor(answers[str(index)], device=rows.device)[:, None])[:, 0]
+        worst = max(worst, float(((rows.amax(-1) - chosen) / rows.std(-1)).max()))
+    return worst
 
 
 def check_gguf(report: Report, device: str) -> None:
@@ -198,9 +241,9 @@ def check_gguf(report: Report, device: str) -> None:
         found["answers"] = len(answers)
 
 
-def start(path: Path, device: str, dtype: str, quantize: str = "none") -> Engine:
+def start(path: Path, device: str, dtype: str, graphs: bool = True) -> Engine:
     settings = ModelSettings(
-        path=str(path), device=device, dtype=dtype, quantize=quantize, slots=SLOTS, context=CONTEXT, step_tokens=STEP_TOKENS
+        path=str(path), device=device, dtype=dtype, graphs=graphs, slots=SLOTS, context=CONTEXT, step_tokens=STEP_TOKENS
     )
     return create_engine(settings)[0]
 

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from models.synthetic import create_tokenizer, llama_config
 
-VOCABULARY, CONTEXT = 700, 512
+VOCABULARY, CONTEXT = 700, 1024
 SMALL = {
     "vocab_size": VOCABULARY,
     "hidden_size": 128,

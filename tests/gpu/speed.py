@@ -1,10 +1,12 @@
 """How fast the engine decodes and reads prompts, as shares of what this card measurably can: an 8B shape, in bfloat16, nf4 or int4."""
 
 import random
+import statistics
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from gpu.shapes import save_llama
 
 from app.benchmarks.engine import random_prompts, rates, run_engine
 from app.engine.engine import Engine
+from app.engine.graphs import Launched
 from app.models.loading import create_engine
 from app.settings import ModelSettings
 
@@ -62,14 +65,34 @@ def weights_read(engine: Engine) -> int:
     return engine.performer.weights.bytes - embedding.weight.nbytes
 
 
-def measure_decode(report: Report, engine: Engine, kv_token: int, bandwidth: float, name: str) -> None:
-    for slots in SLOTS:
+@contextmanager
+def waiting() -> Iterator[list[float]]:
+    """Seconds that the host waited for each recorded step while this is open: the rest of a step it was at work."""
+    waits: list[float] = []
+    own = Launched.tokens
+
+    def tokens(self: Launched) -> list[list[int]]:
+        begin = time.perf_counter()
+        found = own(self)
+        waits.append(time.perf_counter() - begin)
+        return found
+
+    Launched.tokens = tokens  # type: ignore[method-assign]
+    try:
+        yield waits
+    finally:
+        Launched.tokens = own  # type: ignore[method-assign]
+
+
+def measure_decode(report: Report, engine: Engine, kv_token: int, bandwidth: float, name: str, sizes: Sequence[int]) -> None:
+    for slots in sizes:
         if slots > engine.limits.slots or not report.has(f"{name}: decode at {slots} slots", 8):
             continue
         with report.check(f"{name}: decode at {slots} slots") as found:
             vocabulary = range(2, engine.performer.vocabulary)
             run_engine(engine, slots, random_prompts(random.Random(0), slots, PROMPT, vocabulary), 4)
-            trace = run_engine(engine, slots, random_prompts(random.Random(slots), slots, PROMPT, vocabulary), NEW)
+            with waiting() as waits:
+                trace = run_engine(engine, slots, random_prompts(random.Random(slots), slots, PROMPT, vocabulary), NEW)
             per_s = rates(trace, slots * PROMPT).decode_per_s
             assert per_s is not None
             must_read = decode_bytes(weights_read(engine), kv_token, slots, PROMPT + NEW / 2)
@@ -78,7 +101,10 @@ def measure_decode(report: Report, engine: Engine, kv_token: int, bandwidth: flo
                 step_ms=1000 * slots / per_s,
                 gb_per_step=must_read / 1e9,
                 bandwidth_share=bandwidth_share(must_read, slots, per_s, bandwidth),
+                recorded_steps=len(waits),
             )
+            if waits:
+                found["host_ms"] = 1000 * (slots / per_s - statistics.median(waits))
 
 
 def measure_prefill(report: Report, engine: Engine, shape: Shape, peak: float, name: str) -> None:
@@ -162,6 +188,10 @@ def run(report: Report, options: Namespace, shape: Shape | None = None) -> None:
         found.update(start_s=time.perf_counter() - begin, weights_bytes=facts.weights.bytes, slots=facts.slots)
     if engine is None:
         return
-    measure_decode(report, engine, shape.kv_bytes(), bandwidth, name)
+    measure_decode(report, engine, shape.kv_bytes(), bandwidth, name, SLOTS)
+    recorded, engine.flights = engine.flights, None
+    if recorded is not None:
+        measure_decode(report, engine, shape.kv_bytes(), bandwidth, f"{name}, not recorded", (1, 32))
+    engine.flights = recorded
     measure_prefill(report, engine, shape, peak, name)
     profile_steps(report, engine, name)

@@ -4,14 +4,23 @@ with tiny shapes on a CPU.
 
 import argparse
 import json
+import random
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from flash import as_on_cuda, use_flash
 from gpu import answers, parts, peers, quantized, speed
 from gpu.marks import TINY
 from gpu.parts import PARTS, limit_s, run_part
 from gpu.report import Report
+from gpu.running import random_tokens
+from gpu.shapes import save_tiny
+from transformers import AutoModelForCausalLM
+
+from app.engine import flights
+from app.engine.sampler import row_numbers
 
 GOOD = """print('a library speaks'); print('{"kind": "check", "name": "a", "ok": true}')"""
 WRONG = """print('{"kind": "check", "name": "b", "ok": false}'); import sys; sys.exit(1)"""
@@ -119,3 +128,19 @@ def test_peers_on_a_cpu(options, capsys, monkeypatch):
     monkeypatch.setattr(peers, "NEW", 4)
     lines = lines_of(capsys, peers.run, options, TINY)
     assert lines["generate, 2 at once"]["tokens_per_s"] > 0 and lines["continuous batching, 2 at once"]["tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_recorded_steps_as_on_a_card(tmp_path: Path, monkeypatch, capsys, is_wrong):
+    use_flash(monkeypatch)
+    folder, report = save_tiny("Llama", tmp_path / "model"), Report(60)
+    with as_on_cuda():
+        engine = answers.start(folder, "cpu", "float32")
+    eager = answers.start(folder, "cpu", "float32", graphs=False)
+    if is_wrong:
+        monkeypatch.setattr(flights, "row_numbers", lambda params, position: row_numbers(params, position + 1))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prompts = [random_tokens(random.Random(length), length) for length in (20, 300)]
+    answers.check_recorded(report, "Llama, bfloat16", engine, eager, (model, prompts))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [line["ok"] for line in lines] == [True, not is_wrong, True]
