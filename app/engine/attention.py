@@ -68,9 +68,10 @@ class SlotAttention:
 
         Raises `UnsupportedModel` outside a forward of `FlatModel`.
         """
+        layout = None if self.layout is None else self.layout.on(query.device)
         if self.calls is not None:
-            return self._attend_by_flash(layer, (query, key, value), self.calls, scale_and_window)
-        layout = self.layout
+            calls = self.calls if layout is None else layout.calls
+            return self._attend_by_flash(layer, (query, key, value), calls, scale_and_window)
         if layout is None:
             raise UnsupportedModel("attention was called outside a step of the engine")
         if self.slots.dtype == torch.int8:

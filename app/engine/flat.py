@@ -7,24 +7,24 @@ Linear layers see one row `[1, T]` without padding, whatever sequences the token
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from app.engine import varlen
 from app.engine.attention import SlotAttention
+from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import quantize_layers
 from app.engine.int4 import pack_layers
 from app.engine.kernel import kernel
-from app.engine.keyvalues import elements_of
+from app.engine.keyvalues import Shape
 from app.engine.layout import Layout, Span, layout_of
-from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes, device_memory, weight_bytes
+from app.engine.ledger import Ledger, device_memory, weight_bytes
 from app.engine.linear import TiledLinear, prepack_layers
 from app.engine.lora import Adapters, Changes, Shapes, shapes_of
 from app.engine.pages import PAGE_TOKENS, PageCopy
@@ -34,32 +34,6 @@ from app.engine.transfer import to_device
 from app.errors import SetupError, UnsupportedModel
 
 log = logging.getLogger(__name__)
-
-HEAD_ROWS = 256  # rows projected to the vocabulary at a time
-
-
-@dataclass(frozen=True, slots=True)
-class CacheLimits:
-    """The size of a model's KV cache and steps."""
-
-    slots: int | None  # 0: the model only scores texts; None: as many as fit this process's share of the device's memory
-    context: int  # tokens of a slot at most
-    step_tokens: int = 512  # most rows of a step, decoding rows aside
-    sharers: int = 1  # processes that serve from the device's memory, this one included
-    page_tokens: int = PAGE_TOKENS
-    cache_tokens: int | None = None  # of all slots together; None: a whole context for each
-    dtype: Literal["auto", "int8"] = "auto"  # of the slots' cache; auto: the model's
-
-    @property
-    def context_pages(self) -> int:
-        return -(-self.context // self.page_tokens)
-
-    def pool_pages(self, slots: int) -> int:
-        """Pages that so many slots share."""
-        return slots * self.context_pages if self.cache_tokens is None else -(-self.cache_tokens // self.page_tokens)
-
-    def dtype_for(self, model: torch.dtype) -> torch.dtype:
-        return torch.int8 if self.dtype == "int8" else model
 
 
 class FlatModel:
@@ -72,7 +46,11 @@ class FlatModel:
         self.weights = Weights()
         self.proof: Proof | None = None
         self.attention = attention
-        self.device: torch.device = model.device
+        self.device: torch.device = model.device  # where ids go
+        self.layer_devices = layer_devices(model)
+        self._head: nn.Module = model.get_output_embeddings()
+        self._head_device = _device_of(self._head) or self.device
+        self.devices = tuple(dict.fromkeys([self.device, *self.layer_devices.values(), self._head_device]))
         self.slots = 0
         self.context = 0  # tokens of a slot at most
         self.pages = 0
@@ -82,12 +60,16 @@ class FlatModel:
         self.convert_s = 0.0  # seconds that rounding and packing its layers took
         self.adapters = Adapters(Shapes({}, ""), model.dtype, model.device, decoder is None)
         self._decoder = decoder
-        self._head: nn.Module = model.get_output_embeddings()
 
     @property
     def vocabulary(self) -> int:
         """Number of tokens that have an embedding; a tokenizer may know more."""
         return int(self.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+
+    @property
+    def device_name(self) -> str:
+        """Such as "cuda:1", or "cuda:0,1" if it is divided."""
+        return ",".join([str(self.device), *(str(device.index) for device in self.devices[1:])])
 
     @property
     def is_on_kernel(self) -> bool:
@@ -105,7 +87,7 @@ class FlatModel:
     def forward(
         self, ids: list[int], positions: list[int], layout: Layout, adapted: Mapping[str, Sequence[int]] | None = None
     ) -> torch.Tensor:
-        """Compute hidden states `[T, hidden]` of the step's rows. `adapted` says which rows have which adapter."""
+        """Compute hidden states `[T, hidden]` of the step's rows, where the head is. `adapted` says which rows have which adapter."""
         if not adapted:
             return self._forward(ids, positions, layout, False)
         with self.adapters.running(adapted):
@@ -116,7 +98,7 @@ class FlatModel:
         self.attention.layout = layout
         self.attention.calls = layout.calls if self.attention.is_flash else None
         try:
-            return self.compute(rows, adapted)
+            return self.compute(rows, adapted).to(self._head_device)
         finally:
             self.attention.layout = self.attention.calls = None
 
@@ -134,8 +116,9 @@ class FlatModel:
 
     def wait(self) -> None:
         """Return when the device has computed all that it was given: a GPU works on while calls return."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        for device in self.devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     def forward_uncached(self, ids: list[int], adapted: Mapping[str, Sequence[int]] | None = None) -> torch.Tensor:
         """Compute hidden states `[T, hidden]` of a single sequence, without the KV cache."""
@@ -166,6 +149,17 @@ class FlatModel:
     def copy(self, copies: Sequence[PageCopy]) -> None:
         """Copy tokens from page to page, one copy after the other."""
         self.attention.slots.copy(copies)
+
+
+def layer_devices(model: PreTrainedModel) -> dict[int, torch.device]:
+    """Where the attention of each layer is computed, by the number that it has for the cache."""
+    numbered = ((getattr(module, "layer_idx", None), module) for module in model.modules())
+    return {number: _device_of(module) or model.device for number, module in numbered if number is not None}
+
+
+def _device_of(module: nn.Module) -> torch.device | None:
+    """None for one whose weights are packed."""
+    return next((parameter.device for parameter in module.parameters()), None)
 
 
 def _unused_mask(device: torch.device) -> torch.Tensor:
@@ -218,6 +212,8 @@ def install_attention(model: PreTrainedModel) -> SlotAttention:
 
 def _optimize(model: PreTrainedModel, attention: SlotAttention, known_harmed: Collection[str] | None) -> FlatModel:
     decoder = create_fused_decoder(model, attention)
+    if decoder is not None and hasattr(model, "hf_device_map"):  # it moves states between cards itself, without a hook on every module
+        remove_hook_from_module(model.base_model, recurse=True)
     harmed: list[str] = []
     if model.device.type == "cpu":
         harmed = prepack_layers(model, known_harmed)
@@ -231,54 +227,50 @@ def _optimize(model: PreTrainedModel, attention: SlotAttention, known_harmed: Co
 
 
 def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
-    dtype, weights, attention = flat.model.dtype, flat.weights.bytes, flat.attention
+    dtype, attention = flat.model.dtype, flat.attention
     slots_dtype = limits.dtype_for(dtype)
     if slots_dtype == torch.int8:
         compiled = kernel() if flat.device.type == "cpu" else None
         columns = None if compiled is None else compiled.columns
         check_bytes(type(flat.model).__name__, dtype, attention.shapes.values(), limits.page_tokens, columns)
-    ledger = Ledger(
-        memory=device_memory(flat.device, weights),
-        weights=weights,
-        activations=step_bytes(flat.model.config.get_text_config(), limits),
-        slot=slot_bytes(attention, limits.context, slots_dtype, limits.page_tokens),
-        text=slot_bytes(attention, limits.context, dtype, limits.page_tokens),
-        sharers=limits.sharers,
-    )
-    flat.slots = 0 if limits.slots == 0 else slots_that_fit(ledger, limits, str(flat.device))
+    parts = {device: _shapes_on(flat, device) for device in flat.devices}
+    ledgers = {device: _ledger_of(flat, device, parts[device], limits) for device in flat.devices}
+    flat.slots = 0 if limits.slots == 0 else min(slots_that_fit(ledger, limits, str(device)) for device, ledger in ledgers.items())
     flat.context = limits.context
     flat.pages, flat.page_tokens = limits.pool_pages(flat.slots), limits.page_tokens
     flat.scoring_pages = range(limits.context_pages)
-    by_flash = flat.page_tokens == varlen.PAGE_TOKENS and varlen.is_supported(flat.device, dtype, attention.shapes.values())
+    by_flash = flat.page_tokens == varlen.PAGE_TOKENS and all(
+        varlen.is_supported(device, dtype, shapes.values()) for device, shapes in parts.items() if shapes
+    )
     for cache, pages, kept_as in ((attention.slots, flat.pages, slots_dtype), (attention.texts, limits.context_pages, dtype)):
-        if by_flash:
-            cache.allocate_by_tokens(attention.shapes, pages, limits.context_pages * flat.page_tokens, kept_as, flat.device)
-        else:
-            cache.allocate(attention.shapes, pages, flat.page_tokens, kept_as, flat.device)
-    tokens = flat.pages * flat.page_tokens
-    log.info("%s on %s: %s; %d slots, a cache of %d tokens", type(flat.model).__name__, flat.device, ledger, flat.slots, tokens)
+        for device, shapes in parts.items():
+            if by_flash:
+                cache.allocate_by_tokens(shapes, pages, limits.context_pages * flat.page_tokens, kept_as, device)
+            else:
+                cache.allocate(shapes, pages, flat.page_tokens, kept_as, device)
+    for device, ledger in ledgers.items():
+        held = f" ({len(parts[device])} of {len(attention.shapes)} layers)" if len(ledgers) > 1 else ""
+        log.info("%s on %s%s: %s", type(flat.model).__name__, device, held, ledger)
+    log.info("%d slots, a cache of %d tokens", flat.slots, flat.pages * flat.page_tokens)
 
 
-def slots_that_fit(ledger: Ledger, limits: CacheLimits, device: str) -> int:
-    """The number of slots, of a model that generates. Raises `SetupError` if the cache does not fit."""
-    if limits.cache_tokens is None:
-        return ledger.slots(limits.slots or None, device)
-    ledger.check_cache(limits.pool_pages(0) * ledger.slot // limits.context_pages, device)
-    return limits.slots or MAX_DEFAULT_SLOTS
+def _shapes_on(flat: FlatModel, device: torch.device) -> dict[int, Shape]:
+    """Those of the layers on the device."""
+    return {layer: shape for layer, shape in flat.attention.shapes.items() if flat.layer_devices.get(layer, flat.device) == device}
 
 
-def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
-    """Declared bytes of the activations of a step, of a model with this text config."""
-    hidden = int(config.hidden_size)
-    widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    return activation_bytes(limits.step_tokens, hidden, widest, int(config.vocab_size), max(HEAD_ROWS, limits.slots or 0))
-
-
-def slot_bytes(attention: SlotAttention, context: int, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:
-    """Bytes of the pages that `context` tokens take, with the keys and values of all layers. `dtype` is the cache's."""
-    tokens = -(-context // page_tokens) * page_tokens
-    elements = sum(heads * (elements_of(key, dtype) + elements_of(value, dtype)) for heads, key, value in attention.shapes.values())
-    return tokens * dtype.itemsize * elements
+def _ledger_of(flat: FlatModel, device: torch.device, shapes: Mapping[int, Shape], limits: CacheLimits) -> Ledger:
+    """Of one device. Each gets the activations of a whole step with its logits."""
+    dtype = flat.model.dtype
+    weights = flat.weights.bytes if len(flat.devices) == 1 else weight_bytes(flat.model, device)
+    return Ledger(
+        memory=device_memory(device, weights),
+        weights=weights,
+        activations=step_bytes(flat.model.config.get_text_config(), limits),
+        slot=slot_bytes(shapes.values(), limits.context, limits.dtype_for(dtype), limits.page_tokens),
+        text=slot_bytes(shapes.values(), limits.context, dtype, limits.page_tokens),
+        sharers=limits.sharers,
+    )
 
 
 def _forward_in_chunks(flat: FlatModel, ids: list[int]) -> torch.Tensor:

@@ -106,9 +106,11 @@ class FusedDecoder:
                 self.compiled.bind_cache(self.attention.slots, self.attention.texts)
             return self.compiled(x, cos, sin, self.attention.layout)
         for index, layer in enumerate(self.adapted if adapted else self.layers):
+            if x.device != (card := layer.input_norm.weight.device):  # of a model that is divided among cards
+                x, cos, sin = (part.to(card, non_blocking=True) for part in (x, cos, sin))
             x = add_residual(layer.out, self._attend(index, layer, layer.input_norm(x), cos, sin), x)
             x = add_residual(layer.down, gated_product(layer.gate, layer.up, layer.act, layer.mlp_norm(x)), x)
-        return self.norm(x)
+        return self.norm(x.to(self.norm.weight.device))
 
     def _attend(self, index: int, layer: Layer, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         rotated_heads = self.heads + self.kv_heads

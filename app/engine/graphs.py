@@ -176,8 +176,13 @@ class CudaRecorder:
 
 
 def create_graphs(flat: FlatModel, rows: int) -> DecodeGraphs | None:
-    """Recorded graphs; None where torch's flash kernel does not compute the model, or its steps cannot be recorded: the log says why."""
+    """Recorded graphs; None where torch's flash kernel does not compute the model or several cards do, or where its steps cannot be
+    recorded: the log says why.
+    """
     if not flat.attention.is_flash:
+        return None
+    if len(flat.devices) > 1:
+        log.info("decode steps are not recorded as CUDA graphs: the model is divided among %s", flat.device_name)
         return None
     graphs = DecodeGraphs(flat, rows, CudaRecorder())
     try:

@@ -6,7 +6,7 @@ A sequence's keys and values lie in pages of the cache: token t of it in its pag
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -29,7 +29,7 @@ class Span:
     start: int
     pages: Sequence[int] | None
     is_text: bool = False
-    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict, repr=False)
+    _masks: dict[tuple[int | None, torch.device], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def end(self) -> int:
@@ -49,12 +49,12 @@ class Span:
         """Mask `[rows, end]` to add to the attention scores; None when a plain causal mask is enough. `window` is the sliding window."""
         if self.start == 0 and (window is None or self.end <= window):
             return None
-        if window not in self._masks:
+        if (window, device) not in self._masks:
             keys = torch.arange(self.end, device=device)
             queries = keys[self.start :, None]
             visible = (keys <= queries) if window is None else (keys <= queries) & (keys > queries - window)
-            self._masks[window] = _additive_mask(visible, dtype)
-        return self._masks[window]
+            self._masks[window, device] = _additive_mask(visible, dtype)
+        return self._masks[window, device]
 
 
 @dataclass(slots=True)
@@ -104,6 +104,17 @@ class Layout:
     firsts: torch.Tensor  # [decodes]: where in `pages` those of each decoding row begin
     positions: torch.Tensor  # [decodes]
     span_firsts: Sequence[int | None]  # the same of each span; None if it is not cached
+    origin: "Layout | None" = field(default=None, repr=False)  # of which this is a copy on another device
+    _copies: dict[torch.device, "Layout"] = field(default_factory=dict, init=False, repr=False)
+
+    def on(self, device: torch.device) -> "Layout":
+        """The same layout for layers on `device`, copied there once a step."""
+        if device == self.pages.device:
+            return self
+        if device not in self._copies:
+            moved = [part.to(device, non_blocking=True) for part in (self.pages, self.firsts, self.positions)]
+            self._copies[device] = replace(self, pages=moved[0], firsts=moved[1], positions=moved[2], origin=self)
+        return self._copies[device]
 
     @property
     def decodes(self) -> int:
@@ -137,6 +148,15 @@ class Layout:
         cache. How a decoding row is computed does not depend on whether prompts are read beside it. Texts have the same pages, each
         after the one before.
         """
+        groups, numbers, sizes = self._call_numbers
+        parts = iter(to_device(numbers, self.pages.device).split(sizes))
+        return tuple(_call(keys, spans, (next(parts), next(parts), next(parts), next(parts))) for keys, spans in groups)
+
+    @cached_property
+    def _call_numbers(self) -> tuple[list[tuple[Keys, list[Span]]], torch.Tensor, list[int]]:
+        """The spans of each call, and the numbers of all, of the CPU, with the sizes of their parts."""
+        if self.origin is not None:
+            return self.origin._call_numbers
         decoding = [Span(row, row + 1, position, pages) for row, (pages, position) in enumerate(self.sequences)]
         groups: list[tuple[Keys, list[Span]]] = [("slots", decoding)] if decoding else []
         for span in self.spans:
@@ -151,8 +171,7 @@ class Layout:
             sizes += map(len, parts)
             for part in parts:
                 numbers.extend(part)
-        parts = iter(to_device(torch.frombuffer(numbers, dtype=torch.int32), self.pages.device).split(sizes))
-        return tuple(_call(keys, spans, (next(parts), next(parts), next(parts), next(parts))) for keys, spans in groups)
+        return groups, torch.frombuffer(numbers, dtype=torch.int32), sizes
 
     def _group(self, rows: list[int]) -> DecodeGroup:
         longest = max(self.sequences[row][1] for row in rows) + 1

@@ -47,7 +47,7 @@ class Ledger:
 
     def _max_slots(self, sharers: int) -> int:
         available = (self.memory - self.weights) // sharers - self.activations
-        return max(0, int((USABLE_SHARE * available - self.text) // self.slot))
+        return max(0, int((USABLE_SHARE * available - self.text) // max(1, self.slot)))  # a card may have no layer
 
     def weights_that_fit(self, slots: int) -> int:
         """The bytes that weights may have, so that these slots fit beside them; not positive if none may."""
@@ -120,15 +120,18 @@ def memory_limits() -> list[int]:
     return [int(text) for path in CGROUP_LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
 
 
-def weight_bytes(model: "torch.nn.Module") -> int:
-    """Bytes of parameters, buffers, prepacked weights and the scales of bitsandbytes' layers, each storage counted once."""
+def weight_bytes(model: "torch.nn.Module", device: "torch.device | None" = None) -> int:
+    """Bytes of parameters, buffers, prepacked weights and the scales of bitsandbytes' layers, each storage counted once. With a `device`
+    those that are there, of a model without prepacked weights.
+    """
     import torch
 
     tensors = [*model.parameters(), *model.buffers()]
     states = (getattr(tensor, name, None) for tensor in tensors for name in ("quant_state", "SCB"))
     tensors += [scale for state in states if isinstance(scale := getattr(state, "absmax", state), torch.Tensor)]
-    storages = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.device.type != "meta"}
-    return sum(storages.values()) + sum(int(getattr(module, "packed_bytes", 0)) for module in model.modules())
+    storages = {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.device.type != "meta" and device in (None, tensor.device)}
+    packed = 0 if device is not None else sum(int(getattr(module, "packed_bytes", 0)) for module in model.modules())
+    return sum(storages.values()) + packed
 
 
 def _gib(size: int) -> str:

@@ -39,7 +39,7 @@ class Check:
 
     def compare(self, mode: str, logits: torch.Tensor, cache_is_rounded: bool = False) -> None:
         """Raises `UnsupportedModel`, which names the `mode`, if `logits` `[CHECK_TOKENS, vocab]` differ from the expected ones."""
-        error = float((logits.float() - self.expected).norm() / self.expected.norm())
+        error = float((logits.float().to(self.expected.device) - self.expected).norm() / self.expected.norm())
         if not error <= (MAX_ERROR_FLOAT32 if self._is_float32 and not cache_is_rounded else MAX_ERROR):
             raise UnsupportedModel(
                 f"{self.name} cannot be served: computed {mode}, its logits differ by {error:.1%} from its own forward's"

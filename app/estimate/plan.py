@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
-from app.engine.flat import CacheLimits, slot_bytes, step_bytes
+from app.engine.capacity import CacheLimits, slot_bytes, step_bytes
 from app.engine.kernel import kernel
 from app.engine.lanes import MAX_LANES
 from app.engine.ledger import Ledger, fits_beside
@@ -133,12 +133,12 @@ class Plan:
         for name, other in (("observer", observer), ("draft", draft)):
             weights += Counter({} if other is None else {f"{name}, {form}": size for form, size in other.weights.items()})
         limits = CacheLimits(asked.slots, context, asked.step_tokens, cache_tokens=asked.cache_tokens, dtype=asked.cache_dtype)
-        slot = slot_bytes(self._attention, context, limits.dtype_for(dtype))
+        slot = slot_bytes(self._attention.shapes.values(), context, limits.dtype_for(dtype))
         return Need(
             weights,
             slot=slot,
             slots=asked.slots,
-            text=slot_bytes(self._attention, context, dtype),
+            text=slot_bytes(self._attention.shapes.values(), context, dtype),
             activations=step_bytes(self.config, limits),
             overhead=_overhead(kind, asked),
             dtype=str(dtype).removeprefix("torch."),

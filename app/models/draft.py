@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from app.engine.flat import CacheLimits
+from app.engine.capacity import CacheLimits
 from app.engine.lanes import MAX_LANES
 from app.engine.proposer import MAX_READ
 from app.errors import SetupError

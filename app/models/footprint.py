@@ -6,6 +6,7 @@ each quantization.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,19 +57,25 @@ class _Linear:
 
 def footprint(source: Source, model: PreTrainedModel, form: Form) -> Counter[str]:
     """Bytes by kind of storage, such as "4-bit groups" or "bfloat16". `model` is on the meta device."""
-    rules = _Rules(source, model, form)
     total: Counter[str] = Counter()
+    for _, kind, size in stored_modules(source, model, form):
+        total[kind] += size
+    return +total
+
+
+def stored_modules(source: Source, model: PreTrainedModel, form: Form) -> Iterator[tuple[str, str, int]]:
+    """A module's path, a kind of storage and its bytes there, for all modules that store something."""
+    rules = _Rules(source, model, form)
     counted: set[int] = set()  # parameters, as a tied one has two modules
     for path, module in model.named_modules():
         stored = rules.stored(path, module)
         if stored is not None:
-            total[stored[0]] += stored[1]
+            yield path, *stored
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in counted and (stored is None or name != "weight"):
                 counted.add(id(parameter))
-                total[form.dense] += parameter.numel() * form.dtype.itemsize
-    total["buffers"] += sum(buffer.nbytes for buffer in model.buffers())
-    return +total
+                yield path, form.dense, parameter.numel() * form.dtype.itemsize
+        yield path, "buffers", sum(buffer.nbytes for buffer in module.buffers(recurse=False))
 
 
 @dataclass

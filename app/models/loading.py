@@ -5,6 +5,7 @@ Whatever cannot be served raises a `SetupError` whose message is shown to whoeve
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,11 +14,12 @@ import torch
 import transformers
 
 from app.engine import varlen
+from app.engine.capacity import CacheLimits
 from app.engine.draftmodel import DraftModel
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Failed
 from app.engine.facts import Facts
-from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.flat import FlatModel, create_flat_model
 from app.engine.grammar import GrammarCompiler
 from app.engine.int4 import runs_on
 from app.engine.request import Generate, SamplingParams, Score, Window
@@ -25,7 +27,8 @@ from app.errors import SetupError, first_line
 from app.forms.tools import ToolsUnsupported
 from app.models.cache import check_kinds
 from app.models.context import context_of
-from app.models.device import DeviceAssignment
+from app.models.device import DeviceAssignment, cards_of
+from app.models.division import check_divisible, device_map
 from app.models.draft import check_vocabulary, draft_limits, draft_settings
 from app.models.files import files_to_load, read_ahead, weight_files
 from app.models.format import parameter_count, weight_format
@@ -82,14 +85,15 @@ def _drain(engine: Engine) -> None:
                 raise SetupError(f"a warm-up request failed: {event.error.message}; lower --model.slots or --model.step_tokens")
 
 
-def resolve_device(assignment: DeviceAssignment) -> torch.device:
-    """Return the worker's device. Raises `SetupError` for a CUDA device that does not exist."""
-    count = torch.cuda.device_count()
-    device = torch.device(assignment.device(count))
-    if device.type == "cuda" and (device.index or 0) >= count:
-        requested = assignment.requested[assignment.worker]
+def resolve_devices(assignment: DeviceAssignment) -> tuple[torch.device, ...]:
+    """Return the worker's device, or those among which its model is divided. Raises `SetupError` for a CUDA device that does not exist."""
+    count, requested = torch.cuda.device_count(), assignment.requested[assignment.worker]
+    devices = tuple(map(torch.device, cards_of(assignment.device(count))))
+    if any(device.type == "cuda" and (device.index or 0) >= count for device in devices):
         raise SetupError(f"model.device: {requested} does not exist: torch {torch.__version__} sees {count} CUDA devices")
-    return device
+    if len(set(devices)) < len(devices):
+        raise SetupError(f"model.device: {requested} names a card twice; name each once")
+    return devices
 
 
 def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None = None) -> tuple[Engine, Facts]:
@@ -104,9 +108,12 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
         tokenizer = Tokenizer(settings.path)
     sampling = default_sampling(settings.sampling, tokenizer.generation_config)
     assignment = DeviceAssignment((settings.device,)) if assignment is None else assignment
-    device, sharers = resolve_device(assignment), assignment.sharers(torch.cuda.device_count())
+    devices, sharers = resolve_devices(assignment), assignment.sharers(torch.cuda.device_count())
+    device = devices[0]
     if device.type == "cpu" and sharers > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // sharers))
+    if len(devices) > 1:
+        check_divisible(settings)
     _check_precisions(settings, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # libraries take the current device where none is named; the first one would hold a context, too
@@ -118,9 +125,9 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)
         cache = replace(cache, context=min(cache.context, context_of("model.observer", source_of(path))))
-        observer = _flat_model(path, settings, device, replace(cache, slots=0, cache_tokens=None, dtype="auto"), stages)
+        observer = _flat_model(path, settings, devices, replace(cache, slots=0, cache_tokens=None, dtype="auto"), stages)
     draft = None if settings.draft is None else _draft_model(settings.draft, settings, device, cache, stages)
-    performer = _flat_model(settings.path, settings, device, cache, stages)
+    performer = _flat_model(settings.path, settings, devices, cache, stages)
     _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch, settings.drafts)
     with stages.measure("forms"):
@@ -167,7 +174,7 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         slots=limits.slots,
         quantize=settings.quantize,
         dtype=dtype,
-        device=str(performer.device),
+        device=performer.device_name,
         observer=served_name(path) if path else None,
         chat=tokenizer.chat.exists,
         fingerprint=fingerprint_of(
@@ -190,21 +197,23 @@ def _tools_of(tokenizer: Tokenizer) -> Literal["template", "general"] | None:
     return "general" if tokenizer.chat.tools_are_general else "template"
 
 
-def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits, stages: Stages) -> FlatModel:
-    source = _at_hand(source_of(path), settings, stages)
+def _flat_model(path: str, settings: ModelSettings, devices: Sequence[torch.device], cache: CacheLimits, stages: Stages) -> FlatModel:
+    source, device = _at_hand(source_of(path), settings, stages), devices[0]
     with stages.measure("open"):
         check_kinds(source.config("model.path"))
-        check_room(source, settings, device, cache)
+        places = device_map(source, settings, devices, cache) if len(devices) > 1 else None
+        if places is None:
+            check_room(source, settings, device, cache)
     tell("loading")
     with stages.measure("read"):
         stages.read_bytes += read_ahead(weight_files(source))
     with stages.measure("convert"):
-        model = load_model(source, settings, device)
+        model = load_model(source, settings, device, places)
         if model.dtype == torch.bfloat16:  # whose layers are packed
             unmap(model)
     (format, types), parameters = weight_format(source, model), parameter_count(source, model)
     with stages.measure("prove"):
-        record = ProofRecord(source, settings, device)
+        record = ProofRecord(source, settings, devices)
         try:
             flat = create_flat_model(model, cache, engine_scheme(settings, device), record.read())
         except RuntimeError as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
@@ -219,7 +228,7 @@ def _flat_model(path: str, settings: ModelSettings, device: torch.device, cache:
 def _draft_model(path: str, settings: ModelSettings, device: torch.device, cache: CacheLimits, stages: Stages) -> FlatModel:
     check_vocabulary(Tokenizer(settings.path).base.get_vocab(), Tokenizer(path).base.get_vocab(), path)
     source = source_of(path)
-    return _flat_model(path, draft_settings(settings, source), device, draft_limits(cache, source), stages)
+    return _flat_model(path, draft_settings(settings, source), [device], draft_limits(cache, source), stages)
 
 
 def _at_hand(source: Source, settings: ModelSettings, stages: Stages) -> Source:

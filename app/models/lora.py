@@ -39,6 +39,8 @@ class LoraReader:
 
     def read(self, name: str, path: str) -> LoadedAdapter:
         """Any thread may call it. Raises `SetupError` that names the adapter, and what is wrong with it."""
+        if len(self._model.devices) > 1:
+            raise SetupError(f"adapter '{name}': none is served beside a model that is divided among {self._model.device_name}")
         try:
             weights, own_revision = read_lora(path, self._source, self._model.adapters.shapes)
             changes = self._model.adapters.prepare(weights)

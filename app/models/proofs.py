@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -30,12 +31,12 @@ MAX_RECORDS = 256  # the latest that were used
 
 
 class ProofRecord:
-    """Of a model as these settings serve it on `device`. One with an adapter is proved anew at each start."""
+    """Of a model as these settings serve it on `devices`. One with an adapter is proved anew at each start."""
 
-    def __init__(self, source: Source, settings: ModelSettings, device: torch.device) -> None:
+    def __init__(self, source: Source, settings: ModelSettings, devices: Sequence[torch.device]) -> None:
         folder, files = kept_folder(), [] if source.adapter is not None else files_to_load(source)
         self._is_kept = False
-        self._path = None if folder is None or not files else folder / f"proof-{_key(files, settings, device)}.json"
+        self._path = None if folder is None or not files else folder / f"proof-{_key(files, settings, devices)}.json"
 
     def read(self) -> Proof | None:
         """None if there is none yet, or one that cannot be read."""
@@ -69,11 +70,12 @@ class ProofRecord:
                 part.unlink()
 
 
-def _key(files: list[Path], settings: ModelSettings, device: torch.device) -> str:
+def _key(files: list[Path], settings: ModelSettings, devices: Sequence[torch.device]) -> str:
     states = [(str(file), about.st_size, about.st_mtime_ns, about.st_ctime_ns) for file in files for about in [file.stat()]]
-    compiled = kernel() if device.type == "cpu" else None
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else None if compiled is None else compiled.name
-    served = (settings.quantize, settings.dtype, settings.cache_dtype, device.type, place)
+    kind = devices[0].type
+    compiled = kernel() if kind == "cpu" else None
+    place = list(map(torch.cuda.get_device_name, devices)) if kind == "cuda" else None if compiled is None else compiled.name
+    served = (settings.quantize, settings.dtype, settings.cache_dtype, kind, place)
     return hashlib.sha256(json.dumps([states, served, code_digests()]).encode()).hexdigest()[:16]
 
 

@@ -1,8 +1,9 @@
 """Whether a model has room in a device's memory, told before its weights are read; the rule is the ledger's."""
 
 import torch
+from transformers import PreTrainedModel
 
-from app.engine.flat import CacheLimits, slot_bytes, slots_that_fit, step_bytes
+from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes
 from app.engine.kernel import kernel
 from app.engine.ledger import Ledger, device_memory
 from app.models.cache import slot_attention
@@ -27,15 +28,20 @@ def check_room(source: Source, settings: ModelSettings, device: torch.device, li
 def needs(source: Source, settings: ModelSettings, device: torch.device, limits: CacheLimits, memory: int) -> Ledger:
     """The ledger as it will be once the model is loaded."""
     skeleton = skeleton_of(source)
-    dtype = served_dtype(source, settings.dtype, settings.quantize, device.type, int(skeleton.num_parameters()))
-    compiled = kernel() if device.type == "cpu" and dtype == torch.bfloat16 else None
-    form = Form(settings.quantize, dtype, device.type, None if compiled is None else compiled.columns)
-    weights, attention = footprint(source, skeleton, form).total(), slot_attention(skeleton)
+    form = form_of(source, skeleton, settings, device)
+    weights, shapes = footprint(source, skeleton, form).total(), slot_attention(skeleton).shapes.values()
     return Ledger(
         memory=memory,
         weights=weights,
         activations=step_bytes(skeleton.config.get_text_config(), limits),
-        slot=slot_bytes(attention, limits.context, limits.dtype_for(dtype)),
-        text=slot_bytes(attention, limits.context, dtype),
+        slot=slot_bytes(shapes, limits.context, limits.dtype_for(form.dtype)),
+        text=slot_bytes(shapes, limits.context, form.dtype),
         sharers=limits.sharers,
     )
+
+
+def form_of(source: Source, skeleton: PreTrainedModel, settings: ModelSettings, device: torch.device) -> Form:
+    """In which the weights will be served."""
+    dtype = served_dtype(source, settings.dtype, settings.quantize, device.type, int(skeleton.num_parameters()))
+    compiled = kernel() if device.type == "cpu" and dtype == torch.bfloat16 else None
+    return Form(settings.quantize, dtype, device.type, None if compiled is None else compiled.columns)

@@ -4,11 +4,12 @@ Whatever cannot be loaded whole and as it was meant raises a `SetupError`.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from app.engine.int4 import dequantize_others, round_layers
@@ -22,8 +23,12 @@ from app.models.tensors import tensor_problem
 from app.settings import ModelSettings
 
 
-def load_model(source: Source, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
-    """The model on `device`, ready to be served; but what the engine rounds on a CPU is left as it is here. Raises `SetupError`."""
+def load_model(
+    source: Source, settings: ModelSettings, device: torch.device, places: Mapping[str, torch.device] | None = None
+) -> PreTrainedModel:
+    """The model on `device`, ready to be served; but what the engine rounds on a CPU is left as it is here. With `places`, which
+    `check_divisible` must have let pass, each module is on its own one. Raises `SetupError`.
+    """
     if source.gguf is not None:
         return _load_gguf(source.gguf, source.path, settings, device)
     is_quantized = _is_quantized(source)
@@ -32,7 +37,8 @@ def load_model(source: Source, settings: ModelSettings, device: torch.device) ->
         dtype = torch.bfloat16
     rounds_here = device.type != "cpu" and not is_quantized and rounds_itself(settings, device)
     place = torch.device("cpu") if rounds_here else device  # a model that is rounded need not fit the card as it was
-    options = {"device_map": {"": place}, "dtype": dtype, **_quantization(settings, device, dtype)}
+    device_map = {"": place} if places is None else dict(places)
+    options = {"device_map": device_map, "dtype": dtype, **_quantization(settings, device, dtype)}
     with _as_setup_errors(source, settings, device):
         if is_quantized or "quantization_config" in options:
             import_bitsandbytes()
@@ -45,7 +51,11 @@ def load_model(source: Source, settings: ModelSettings, device: torch.device) ->
         if rounds_here:
             round_layers(model, device)
             dequantize_others(model, device)
-        return (_moved(model, device) if rounds_here or source.adapter is not None else model).eval()
+        if places is not None and source.adapter is not None:
+            model = dispatch_model(model, device_map, device, skip_keys=model._skip_keys_device_placement)
+        elif rounds_here or source.adapter is not None:
+            model = _moved(model, device)
+        return model.eval()
 
 
 def _moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

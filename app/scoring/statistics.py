@@ -34,7 +34,8 @@ def token_statistics(
     parts: list[Sequence[torch.Tensor]] = []
     likeliest: list[Top] = []
     for rows in _slices(len(targets), CHUNK_ROWS):
-        logits, observer_logits = head(hidden[rows]), observer[1](observer[0][rows]) if observer else None
+        logits = head(hidden[rows])
+        observer_logits = observer[1](observer[0][rows]).to(logits.device) if observer else None
         if top:
             likeliest += likeliest_tokens(logits, top)
         if (compiled := kernel_for(logits)) is not None:

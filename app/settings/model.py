@@ -70,7 +70,11 @@ class LoadedFields(Group):
         description="where the files are loaded from: ram copies them to /dev/shm first, where the next start finds them; `make clean` "
         "removes the copies",
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$",
+        description="auto, cpu, cuda or cuda:N; cuda:0,1 divides the layers of a model that does not fit one card between cards 0 and 1",
+    )
     replicas: int = Field(
         1, ge=1, le=64, description="copies of the model, each in its own process; they are spread over the CUDA devices in turn"
     )

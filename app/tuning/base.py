@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from app.engine.grouped import dequantize_layers
 from app.errors import SetupError, first_line
 from app.ledger.recipe import Recipe
+from app.models.device import cards_of
 from app.models.skeleton import MAX_FLOAT32_PARAMETERS, skeleton_of
 from app.models.source import source_of
 from app.models.weights import load_model
@@ -18,6 +19,10 @@ from app.tuning.schedule import alpha_of
 def device_of(recipe: Recipe) -> torch.device:
     """Raises `SetupError` for one that is not there."""
     name = recipe.device if recipe.device != "auto" else "cuda" if torch.cuda.device_count() else "cpu"
+    if len(cards_of(name)) > 1:
+        raise SetupError(
+            f"model.device: {name} divides the base among cards, and fine-tuning runs on one; fine-tune it where it has one card"
+        )
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SetupError(f"model.device: {name} does not exist: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")

@@ -19,7 +19,7 @@ from app.engine.layout import Span, layout_of
 from app.engine.request import Generate, SamplingParams
 from app.errors import SetupError
 from app.models.device import DeviceAssignment
-from app.models.loading import create_engine, resolve_device
+from app.models.loading import create_engine, resolve_devices
 from app.models.revision import revision_of
 from app.models.source import source_of
 from app.models.weights import load_model
@@ -135,7 +135,7 @@ def test_logits_in_a_full_batch_match_transformers_forward(tmp_path: Path, name:
 
 def test_a_missing_device_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(SetupError, match=r"cuda:7 does not exist"):
-        resolve_device(DeviceAssignment(("cpu", "cuda:7"), 1))
+        resolve_devices(DeviceAssignment(("cpu", "cuda:7"), 1))
 
 
 def test_float16_with_bitsandbytes_on_a_cpu_is_refused(tiny_folder: Path) -> None:

@@ -74,7 +74,7 @@ def test_what_cannot_work_ends_the_start_with_one_sentence(
     make, sentence = CASES[case]
     fields = {name: str(value) for name, value in make(tiny_folder, tmp_path / "new").items()}
     if "GPU" in case:
-        monkeypatch.setattr("app.models.loading.resolve_device", lambda assignment: torch.device("cuda:0"))
+        monkeypatch.setattr("app.models.loading.resolve_devices", lambda assignment: (torch.device("cuda:0"),))
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
     with pytest.raises(SetupError, match=sentence) as refused:
         create_engine(ModelSettings(slots=2, **fields))  # type: ignore[arg-type]

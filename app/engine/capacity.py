@@ -1,0 +1,60 @@
+"""How much cache a model is given, and what that and its steps take of a device's memory. Knows no weights."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PretrainedConfig
+
+from app.engine.keyvalues import Shape, elements_of
+from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes
+from app.engine.pages import PAGE_TOKENS
+
+HEAD_ROWS = 256  # rows projected to the vocabulary at a time
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """The size of a model's KV cache and steps."""
+
+    slots: int | None  # 0: the model only scores texts; None: as many as fit this process's share of the device's memory
+    context: int  # tokens of a slot at most
+    step_tokens: int = 512  # most rows of a step, decoding rows aside
+    sharers: int = 1  # processes that serve from the device's memory, this one included
+    page_tokens: int = PAGE_TOKENS
+    cache_tokens: int | None = None  # of all slots together; None: a whole context for each
+    dtype: Literal["auto", "int8"] = "auto"  # of the slots' cache; auto: the model's
+
+    @property
+    def context_pages(self) -> int:
+        return -(-self.context // self.page_tokens)
+
+    def pool_pages(self, slots: int) -> int:
+        """Pages that so many slots share."""
+        return slots * self.context_pages if self.cache_tokens is None else -(-self.cache_tokens // self.page_tokens)
+
+    def dtype_for(self, model: torch.dtype) -> torch.dtype:
+        return torch.int8 if self.dtype == "int8" else model
+
+
+def slots_that_fit(ledger: Ledger, limits: CacheLimits, device: str) -> int:
+    """The number of slots, of a model that generates. Raises `SetupError` if the cache does not fit."""
+    if limits.cache_tokens is None:
+        return ledger.slots(limits.slots or None, device)
+    ledger.check_cache(limits.pool_pages(0) * ledger.slot // limits.context_pages, device)
+    return limits.slots or MAX_DEFAULT_SLOTS
+
+
+def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
+    """Declared bytes of the activations of a step, of a model with this text config."""
+    hidden = int(config.hidden_size)
+    widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    return activation_bytes(limits.step_tokens, hidden, widest, int(config.vocab_size), max(HEAD_ROWS, limits.slots or 0))
+
+
+def slot_bytes(shapes: Iterable[Shape], context: int, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:
+    """Bytes of the pages that `context` tokens take, with the keys and values of layers of these shapes. `dtype` is the cache's."""
+    tokens = -(-context // page_tokens) * page_tokens
+    elements = sum(heads * (elements_of(key, dtype) + elements_of(value, dtype)) for heads, key, value in shapes)
+    return tokens * dtype.itemsize * elements
