@@ -167,12 +167,23 @@ class CudaRecorder:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             work()  # what libraries do once is not recorded
+            if self._pool is None:
+                _check_waits(work)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # other threads may use the card meanwhile
             work()
         self._pool = self._pool or graph.pool()
         return graph.replay
+
+
+def _check_waits(work: Work) -> None:
+    """Raises `RuntimeError` if the work waits for the device: a recording that fails would leave torch's memory in disorder."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def create_graphs(flat: FlatModel, rows: int) -> DecodeGraphs | None:

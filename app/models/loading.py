@@ -142,7 +142,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     adapters = [engine.reader.read(*each) for each in settings.adapters.items()]
     for adapter in adapters:
         engine.add_adapter(adapter)
-    if settings.graphs:
+    if settings.graphs and performer.attention.is_flash:
         tell("recording steps")
         with stages.measure("record"):
             engine.record_steps()

@@ -54,6 +54,8 @@ def without_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> FlatModel:
 @pytest.mark.parametrize("has_page_table", [True, False])
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral", "GPTNeoX", "Phi"])
 def test_a_step_stays_on_the_device_and_waits_for_nothing(name: str, has_page_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if has_page_table and not varlen.has_page_table():
+        pytest.skip("torch's kernel takes no table of pages before 2.12")
     monkeypatch.setattr(varlen, "has_page_table", lambda: has_page_table)
     monkeypatch.setattr(DecodeGraphs, "_check", lambda *_: None)  # there are no numbers
     DecodeGraphs(without_numbers(name, monkeypatch), 3, recorded_on_meta).record()
