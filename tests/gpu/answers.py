@@ -23,6 +23,7 @@ from app.engine.engine import Engine
 from app.engine.events import Delta, Embedded
 from app.engine.request import BeamSearchParams, Embed, Generate, SamplingParams, Score
 from app.forms.grammar import json_grammar
+from app.models.device import cards_of
 from app.models.loading import create_engine
 from app.models.source import source_of
 from app.models.weights import load_model
@@ -157,10 +158,11 @@ CHECKS: dict[str, Check] = {
 
 
 def check_float32(report: Report, name: str, folder: Path, device: str) -> None:
+    """Against transformers' model on the first of the devices."""
     engine = model = None
     with report.check(f"{name}, float32: it loads and its logits are those of its own forward"):
         engine = start(folder, device, "float32")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(cards_of(device)[0]).eval()
     for title, each in CHECKS.items() if engine is not None else ():
         with report.check(f"{name}, float32: {title}") as found:
             found.update(each(engine, model))
@@ -170,7 +172,7 @@ def check_rounded(report: Report, name: str, folder: Path, device: str, dtype: s
     """Logits against float32's, in one piece and in chunks over several pages, and of a crowd's answers how near they are to the
     likeliest.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(cards_of(device)[0]).eval()
     prompts = [random_tokens(random.Random(length), length) for length in (20, 150, 290, 600)]
     engine = None
     with report.check(f"{name}, {dtype}: logits within {TOLERANCES[dtype]:.0%}, answers near the likeliest") as found:
@@ -180,7 +182,7 @@ def check_rounded(report: Report, name: str, folder: Path, device: str, dtype: s
         assert found["logits"] <= TOLERANCES[dtype]
         found["worst_behind"] = worst = _worst_behind(model, prompts, _answers(engine, prompts))
         assert worst <= 10 * TOLERANCES[dtype]
-    if engine is not None and device != "cpu":
+    if engine is not None and device != "cpu" and len(engine.performer.devices) == 1:
         check_recorded(report, f"{name}, {dtype}", engine, start(folder, device, dtype, graphs=False), (model, prompts))
 
 
@@ -204,6 +206,22 @@ def check_recorded(report: Report, name: str, engine: Engine, eager: Engine, ref
         found["same"] = sum(plain[id] == ahead[id] for id in plain)  # products of other numbers of rows may be rounded otherwise
         found["worst_behind"] = _worst_behind(model, prompts, plain)
         assert found["worst_behind"] <= 10 * TOLERANCES[name.rsplit(", ", 1)[1]]
+
+
+def check_divided(report: Report, name: str, folder: Path, device: str) -> None:
+    """A model whose layers lie on two cards."""
+    name = f"{name} on two cards"
+    if (count := 0 if device == "cpu" else torch.cuda.device_count()) < 2:
+        report.skip(name, f"it takes two cards, and {count} are here")
+        return
+    with report.check(f"{name}: each has a layer, its keys and values, and attends by torch's flash kernel") as found:
+        flat = start(folder, "cuda:0,1", "bfloat16").performer
+        found["devices"], found["layers"] = flat.device_name, [str(card) for card in flat.layer_devices.values()]
+        caches = {layer: keys.device for layer, keys in flat.attention.slots.keys.items()}
+        assert len(set(found["layers"])) == 2 and caches == flat.layer_devices and flat.attention.is_flash
+    check_float32(report, name, folder, "cuda:0,1")
+    for dtype in TOLERANCES:
+        check_rounded(report, name, folder, "cuda:0,1", dtype)
 
 
 def _answers(engine: Engine, prompts: list[tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -262,4 +280,6 @@ def run(report: Report, options: Namespace, names: tuple[str, ...] = tuple(TINY_
         for dtype in TOLERANCES:
             check_rounded(report, name, folder, options.device, dtype)
             release()
+        check_divided(report, name, folder, options.device)
+        release()
     check_gguf(report, options.device)

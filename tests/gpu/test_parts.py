@@ -94,6 +94,7 @@ def options(tmp_path_factory) -> argparse.Namespace:
 def test_answers_on_a_cpu(options, capsys):
     lines = lines_of(capsys, answers.run, options, ("Llama",))
     assert {f"Llama, float32: {title}" for title in answers.CHECKS} < set(lines)
+    assert lines["Llama on two cards"]["kind"] == "skip" and lines["Llama on two cards"]["why"].endswith("0 are here")
 
 
 def test_a_wrong_engine_fails_the_answers(options, capsys, monkeypatch):

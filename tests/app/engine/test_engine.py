@@ -277,10 +277,10 @@ def test_a_step_ends_when_the_device_has_computed_it(monkeypatch: pytest.MonkeyP
     assert waits == [16, 32, 40], "after each chunk, whether it samples or not"
 
 
-def test_a_card_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_cards_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model, waits = create().performer, []
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     model.wait()
-    model.device = torch.device("cuda:1")
+    model.devices = torch.device("cuda:1"), torch.device("cuda:2")
     model.wait()
-    assert waits == [torch.device("cuda:1")]
+    assert waits == [*model.devices]

@@ -150,6 +150,12 @@ def test_what_does_not_fit_is_refused_in_a_sentence(examined, monkeypatch: pytes
         room.check_room(recipe, 100)
 
 
+def test_a_base_that_is_divided_among_cards_is_refused(examined) -> None:
+    recipe = examined()[0].recipe
+    with pytest.raises(SetupError, match=r"model\.device: cuda:0,1 divides the base among cards, and fine-tuning runs on one"):
+        room.check_room(recipe.model_copy(update={"device": "cuda:0,1"}), 100)
+
+
 def test_gradients_that_are_no_numbers_end_the_run(examined, monkeypatch: pytest.MonkeyPatch) -> None:
     run, folder = examined(**ASKED)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
