@@ -93,6 +93,9 @@ class Call:
     places: torch.Tensor | None  # int64 [rows]: where their own keys and values are written, see `KeyValues.write_places`
 
 
+CallNumbers = tuple[list[tuple[Keys, list[Span]]], torch.Tensor, list[int]]  # spans by call; their numbers on the CPU, and in what parts
+
+
 @dataclass(frozen=True)
 class Layout:
     """The rows of a step: first the decoding rows, each of its own sequence, then the spans."""
@@ -104,7 +107,7 @@ class Layout:
     firsts: torch.Tensor  # [decodes]: where in `pages` those of each decoding row begin
     positions: torch.Tensor  # [decodes]
     span_firsts: Sequence[int | None]  # the same of each span; None if it is not cached
-    origin: "Layout | None" = field(default=None, repr=False)  # of which this is a copy on another device
+    _numbers: list[CallNumbers] = field(default_factory=list, repr=False)  # one, of `calls`; copies on other devices share it
     _copies: dict[torch.device, "Layout"] = field(default_factory=dict, init=False, repr=False)
 
     def on(self, device: torch.device) -> "Layout":
@@ -113,7 +116,7 @@ class Layout:
             return self
         if device not in self._copies:
             moved = [part.to(device, non_blocking=True) for part in (self.pages, self.firsts, self.positions)]
-            self._copies[device] = replace(self, pages=moved[0], firsts=moved[1], positions=moved[2], origin=self)
+            self._copies[device] = replace(self, pages=moved[0], firsts=moved[1], positions=moved[2])
         return self._copies[device]
 
     @property
@@ -148,15 +151,13 @@ class Layout:
         cache. How a decoding row is computed does not depend on whether prompts are read beside it. Texts have the same pages, each
         after the one before.
         """
-        groups, numbers, sizes = self._call_numbers
+        if not self._numbers:
+            self._numbers.append(self._count_calls())
+        groups, numbers, sizes = self._numbers[0]
         parts = iter(to_device(numbers, self.pages.device).split(sizes))
         return tuple(_call(keys, spans, (next(parts), next(parts), next(parts), next(parts))) for keys, spans in groups)
 
-    @cached_property
-    def _call_numbers(self) -> tuple[list[tuple[Keys, list[Span]]], torch.Tensor, list[int]]:
-        """The spans of each call, and the numbers of all, of the CPU, with the sizes of their parts."""
-        if self.origin is not None:
-            return self.origin._call_numbers
+    def _count_calls(self) -> CallNumbers:
         decoding = [Span(row, row + 1, position, pages) for row, (pages, position) in enumerate(self.sequences)]
         groups: list[tuple[Keys, list[Span]]] = [("slots", decoding)] if decoding else []
         for span in self.spans:

@@ -217,7 +217,8 @@ def _flat_model(path: str, settings: ModelSettings, devices: Sequence[torch.devi
         try:
             flat = create_flat_model(model, cache, engine_scheme(settings, device), record.read())
         except RuntimeError as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
-            raise SetupError(f"{path} does not run on {device} with quantize={settings.quantize}: {first_line(error)}") from error
+            place = device if places is None else settings.device
+            raise SetupError(f"{path} does not run on {place} with quantize={settings.quantize}: {first_line(error)}") from error
         record.keep(flat.proof)
     stages.add("prove", -flat.convert_s)
     stages.add("convert", flat.convert_s)

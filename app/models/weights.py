@@ -39,7 +39,7 @@ def load_model(
     place = torch.device("cpu") if rounds_here else device  # a model that is rounded need not fit the card as it was
     device_map = {"": place} if places is None else dict(places)
     options = {"device_map": device_map, "dtype": dtype, **_quantization(settings, device, dtype)}
-    with _as_setup_errors(source, settings, device):
+    with _as_setup_errors(source, settings, str(device) if places is None else settings.device):
         if is_quantized or "quantization_config" in options:
             import_bitsandbytes()
         if source.adapter is None:
@@ -102,7 +102,7 @@ def _load_again(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
 
 
 @contextmanager
-def _as_setup_errors(source: Source, settings: ModelSettings, device: torch.device) -> Iterator[None]:
+def _as_setup_errors(source: Source, settings: ModelSettings, device: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
