@@ -119,7 +119,7 @@ def cancel_leaves_others(engine: Engine, model: Any) -> dict[str, Any]:
     assert engine.cancel("leaves")
     found = tokens_of([*events, *running.run(engine, [])])
     assert found["stays"] == generated(model, stays), "the request beside a cancelled one has another answer"
-    assert len(found["leaves"]) < 10 and all(slot.request is None for slot in engine.scheduler.slots)
+    assert len(found["leaves"]) < 100 and all(slot.request is None for slot in engine.scheduler.slots)
     return {}
 
 
