@@ -12,7 +12,7 @@ import torch
 
 from app.engine.answers import Answers, Outputs, Row, States
 from app.engine.batch import FlatBatch, flatten_plan
-from app.engine.budget import StepBudget
+from app.engine.budget import MIN_TOKENS_RECORDED, StepBudget
 from app.engine.cache import SlotCache
 from app.engine.detokenizer import Detokenize
 from app.engine.drafts import MAX_TOKENS, Drafter
@@ -148,9 +148,10 @@ class Engine:
 
     def record_steps(self) -> None:
         """Record the steps that only decode as CUDA graphs, where the device has them. Call this before anything is submitted."""
-        graphs = create_graphs(self.performer, max(self.limits.slots, MAX_TOKENS))
+        graphs = create_graphs(self.performer, self.limits.slots + MAX_TOKENS)
         if graphs is not None:
             self.flights = Flights(graphs, self.scheduler, self._answers, self.drafter)
+            self.scheduler.budget.min_tokens = min(MIN_TOKENS_RECORDED, self.limits.step_tokens)
 
     def step(self) -> list[Event]:
         """Schedule, run, account. Returns at most one delta a decoding slot; without a plan, only events that were pending."""

@@ -143,4 +143,5 @@ def test_recorded_steps_as_on_a_card(tmp_path: Path, monkeypatch, capsys, is_wro
     prompts = [random_tokens(random.Random(length), length) for length in (20, 300)]
     answers.check_recorded(report, "Llama, bfloat16", engine, eager, (model, prompts))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert [line["ok"] for line in lines] == [True, not is_wrong, True]
+    assert [line.get("ok") for line in lines] == [True, not is_wrong, True, None]
+    assert is_wrong or lines[-1]["share"] == 1
