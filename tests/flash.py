@@ -37,7 +37,8 @@ class FlashKernel:
         num_splits: int | None = None,
     ) -> tuple[torch.Tensor, ...]:
         self.calls += 1
-        assert dropout == 0.0 and not return_debug_mask and window_size_right == 0 and is_causal == (window_size_left == -1)
+        assert dropout == 0.0 and not return_debug_mask and is_causal == (window_size_right == 0 and window_size_left == -1)
+        assert window_size_right in (-1, 0)
         tables = [table for table in (starts, key_starts, seqused_k, block_table) if table is not None]
         assert all(table.dtype == torch.int32 for table in tables)
         count, heads = len(starts) - 1, query.shape[1]
@@ -60,8 +61,10 @@ class FlashKernel:
                 continue
             scores = torch.einsum("qhd,khd->hqk", query[rows].float(), k.float().repeat_interleave(heads // k.shape[1], 1)) * scale
             behind = torch.arange(len(k)) - (len(k) - (rows.stop - rows.start) + torch.arange(rows.stop - rows.start))[:, None]
-            hidden = behind > 0 if window_size_left == -1 else (behind > 0) | (behind < -window_size_left)
-            scores = scores.masked_fill(hidden, -torch.inf)
+            if window_size_right == 0:
+                scores = scores.masked_fill(behind > 0, -torch.inf)
+            if window_size_left != -1:
+                scores = scores.masked_fill(behind < -window_size_left, -torch.inf)
             weighted = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v.float().repeat_interleave(heads // k.shape[1], 1))
             out[rows], lse[:, rows] = weighted.to(query.dtype), scores.logsumexp(-1)
         return out, lse, torch.empty(0), torch.empty(0), torch.empty(0)

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from app.engine.costs import RowCosts
 
 MIN_TOKENS = 8  # prefill tokens that may always join a step: prompts make progress on the slowest device. Fewer score tokens wait for more
+MIN_TOKENS_RECORDED = (
+    256  # the same where decode steps are recorded: a card computes so many rows hardly slower than a few, and what a step
+)
+# that is not recorded takes longer does not depend on them
 SCORE_TIME_SHARE = 0.3  # part of the extra time of all steps that texts to score may take
 DECODE_ONLY_INTERVAL = 8  # of so many steps with decoding rows, one takes no other tokens: it measures how long decoding alone takes
 FLEX_TIME_SHARE = 0.3  # time that `flex` work may add to the steps of people, as a part of what they take without it
@@ -23,6 +27,7 @@ class StepBudget:
 
     max_tokens: int
     stretch: float
+    min_tokens: int = MIN_TOKENS
     costs: RowCosts = field(default_factory=RowCosts)
     _decode_s: dict[int, float] = field(default_factory=dict)  # duration of a decode-only step, by bit length of its number of rows
     _prefill_token_s: float | None = None  # seconds that a prefill token adds to a step
@@ -83,7 +88,7 @@ class StepBudget:
     def _tokens_within(self, spare_s: float, token_s: float | None) -> int:
         if not token_s:
             return self.max_tokens
-        return max(MIN_TOKENS, min(self.max_tokens, int(spare_s / token_s)))
+        return max(self.min_tokens, min(self.max_tokens, int(spare_s / token_s)))
 
 
 @dataclass(slots=True)

@@ -48,6 +48,7 @@ def _min_scores(scores: torch.Tensor, probabilities: torch.Tensor, numbers: torc
     """Smallest score that each row's filters keep, `[rows, 1]`, and whether `count` tokens were enough to know it, `[rows]`."""
     vocab = scores.shape[-1]
     top_k, top_p = numbers[:, TOP_K, None].long(), numbers[:, TOP_P, None]
+    top_k = torch.where(top_k < vocab, top_k, 0)
     best = scores.topk(count)  # [rows, count], largest first
     mass = probabilities.gather(-1, best.indices).double().cumsum(-1)
     top_k_mass = torch.where(top_k > 0, mass.gather(-1, top_k.clamp(1, count) - 1), 1.0)

@@ -12,7 +12,7 @@ import torch
 
 from app.engine.answers import Answers, Outputs, Row, States
 from app.engine.batch import FlatBatch, flatten_plan
-from app.engine.budget import StepBudget
+from app.engine.budget import MIN_TOKENS_RECORDED, StepBudget
 from app.engine.cache import SlotCache
 from app.engine.detokenizer import Detokenize
 from app.engine.drafts import MAX_TOKENS, Drafter
@@ -83,6 +83,7 @@ class Engine:
         self._answers = Answers(self._grammar_states, self.drafter, self._end_tokens_of)
         self.flights: Flights | None = None  # of steps that are recorded
         self._in_air: Flight | None = None  # the step that follows the latest one, whose tokens are not read yet
+        self._landed_s = 0.0  # when the latest step ended, by `time.perf_counter`: when the device began with the one that followed
         self._pending_events: list[Event] = []  # returned by the next step, before its own
         self._thread_count = create_thread_count() if performer.is_on_kernel else None
         self.reader: AdapterReader | None = None  # of adapters that are to be added
@@ -147,21 +148,24 @@ class Engine:
 
     def record_steps(self) -> None:
         """Record the steps that only decode as CUDA graphs, where the device has them. Call this before anything is submitted."""
-        graphs = create_graphs(self.performer, max(self.limits.slots, MAX_TOKENS))
+        graphs = create_graphs(self.performer, self.limits.slots + MAX_TOKENS)
         if graphs is not None:
             self.flights = Flights(graphs, self.scheduler, self._answers, self.drafter)
+            self.scheduler.budget.min_tokens = min(MIN_TOKENS_RECORDED, self.limits.step_tokens)
 
     def step(self) -> list[Event]:
         """Schedule, run, account. Returns at most one delta a decoding slot; without a plan, only events that were pending."""
         self._add_compiled()
         events, self._pending_events = self._pending_events, []
         flight, self._in_air = self._in_air, None
+        if flight is not None and not flight.counts:  # all of its requests were cancelled
+            flight = None
         plan = self.scheduler.schedule(self._detokenize) if flight is None else flight.plan
         events += self.scheduler.take_notices()
         events += self._queue_events()
         if plan.empty:
             return events
-        start_s = time.perf_counter()
+        start_s = time.perf_counter() if flight is None else self._landed_s
         try:
             flight = flight or self._run(plan, events)
             if flight is not None:
@@ -171,7 +175,8 @@ class Engine:
         except torch.OutOfMemoryError:
             message = "the device ran out of memory in this step; send the request again, with a shorter prompt or a smaller max_tokens"
             return events + self.fail_all(EngineFailed(message))
-        seconds = time.perf_counter() - start_s
+        self._landed_s = time.perf_counter()
+        seconds = self._landed_s - start_s
         self.scheduler.record(plan, seconds)
         if self._thread_count is not None:
             self._thread_count.step_ended(seconds)

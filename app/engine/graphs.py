@@ -4,11 +4,11 @@ What a step needs to know goes to the device in one copy, and its tokens come ba
 the host knows it. Knows no slots and no requests.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, takewhile
-from typing import Any
 
 import numpy as np
 import torch
@@ -143,38 +143,58 @@ class DecodeGraphs:
         return work
 
     def _check(self, rows: int) -> None:
-        """Compare the logits of replayed steps with those of steps that are not recorded."""
-        flat, pages = self._flat, range(1)
-        ids = check_ids(flat.model)[:CHECKED_STEPS]
-        for position, token in enumerate(ids):
-            self.launch([DecodeRow(token, 0, position, pages, drawing.GREEDY)] * rows)
-            found = self.logits([rows - 1]).float()
+        """Compare replayed steps of so many rows with what is not recorded: logits, on the first page and on the last of each width, and
+        tokens drawn from these logits. Raises `RuntimeError`.
+        """
+        flat, sampled = self._flat, drawing.random_row(0.6, 1.0, 0, 0.9, 0.0)
+        ids, ends = check_ids(flat.model), [width * PAGE_TOKENS - 1 for width in self._widths]
+        for token, position in zip(ids, [*range(CHECKED_STEPS), *ends], strict=False):
+            pages = range(position // PAGE_TOKENS + 1)
             states = flat.forward([token], [position], layout_of([(pages, position)], [], PAGE_TOKENS, flat.device))
             expected = flat.head(states).float()
-            error = float((found - expected).norm() / expected.norm())
-            if not error <= MAX_ERROR:
-                raise RuntimeError(f"the logits of a recorded step of {rows} rows differ by {error:.1%}")
+            for numbers in (drawing.GREEDY, sampled):
+                drawn = self.launch([DecodeRow(token, 0, position, pages, numbers)] * rows).tokens()
+                logits = self.logits([rows - 1])
+                error = float((logits.float() - expected).norm() / expected.norm())
+                if not error <= MAX_ERROR:
+                    raise RuntimeError(f"the logits of a recorded step of {rows} rows differ by {error:.1%}")
+                right = [int(part) for part in draw(logits, self._numbers[rows - 1 : rows], NUCLEUS_TOKENS)]
+                if drawn[-1] != right:
+                    raise RuntimeError(f"a recorded step of {rows} rows draws other tokens than its logits give")
 
 
 class CudaRecorder:
-    """Records work as a CUDA graph. All graphs share their memory: one runs after the other."""
+    """Records work as CUDA graphs. They share their memory: one runs after the other."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self._is_first = True
 
     def __call__(self, work: Work) -> Work:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             work()  # what libraries do once is not recorded
-            if self._pool is None:
+            if self._is_first:
                 _check_waits(work)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # other threads may use the card meanwhile
-            work()
-        self._pool = self._pool or graph.pool()
+            graph = self._record(work)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._is_first = False
         return graph.replay
+
+    def _record(self, work: Work) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # other threads may use the card meanwhile
+        try:
+            work()
+            graph.capture_end()
+        except RuntimeError:
+            with contextlib.suppress(RuntimeError):
+                graph.capture_end()
+            with contextlib.suppress(RuntimeError):  # torch 2.11 leaves this open, and would then never free what is cached
+                torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
+            raise
+        return graph
 
 
 def _check_waits(work: Work) -> None:
@@ -195,15 +215,16 @@ def create_graphs(flat: FlatModel, rows: int) -> DecodeGraphs | None:
     if len(flat.devices) > 1:
         log.info("decode steps are not recorded as CUDA graphs: the model is divided among %s", flat.device_name)
         return None
-    graphs = DecodeGraphs(flat, rows, CudaRecorder())
+    graphs: DecodeGraphs | None = None
     try:
+        graphs = DecodeGraphs(flat, rows, CudaRecorder())
         graphs.record()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
         log.warning("decode steps are not recorded as CUDA graphs, and so are slower: %s", first_line(error))
-        flat.wait()
-        return None
+        graphs = None
+    flat.wait()
+    if flat.device.type == "cuda":
+        torch.cuda.empty_cache()  # what was kept for the stream on which they were recorded
     return graphs
 
 

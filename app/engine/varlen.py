@@ -120,8 +120,9 @@ def _flash(
     query: torch.Tensor, keys_and_values: Pair, sequences: Sequences, scale: float | None, window: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The outputs and the log-sum-exps `[heads, rows]`. The mask is causal from the last key backwards: the last row of a sequence sees all
-    of its keys.
+    of its keys. A single row needs no mask, and without one the kernel reads the keys of a group of heads once.
     """
+    is_masked = sequences.longest > 1 or window is not None
     of_pages = {} if sequences.pages is None else {"block_table": sequences.pages, "num_splits": sequences.splits}
     out, lse, *_ = flash_kernel(
         query,
@@ -131,11 +132,11 @@ def _flash(
         sequences.longest,
         sequences.most_keys,
         0.0,
-        window is None,
+        is_masked and window is None,
         False,
         scale=scale,
         window_size_left=-1 if window is None else window - 1,
-        window_size_right=0,
+        window_size_right=0 if is_masked else -1,
         seqused_k=sequences.used,
         **of_pages,
     )

@@ -6,13 +6,13 @@ from importlib import import_module
 from gpu.report import Report
 
 MODULES = {
-    "answers": "gpu.answers",
-    "quantized": "gpu.quantized",
-    "speed": "gpu.speed",
-    "speed-nf4": "gpu.speed",
-    "speed-int4": "gpu.speed",
-    "server": "gpu.service",
-    "peers": "gpu.peers",
+    "answers": ("gpu.answers", "gpu.divided"),
+    "quantized": ("gpu.quantized",),
+    "speed": ("gpu.speed",),
+    "speed-nf4": ("gpu.speed",),
+    "speed-int4": ("gpu.speed",),
+    "server": ("gpu.service",),
+    "peers": ("gpu.peers",),
 }
 
 
@@ -22,5 +22,6 @@ def run(options: argparse.Namespace) -> int:
     prepare_environment()
     report = Report(options.seconds)
     with report.check("the part itself"):
-        import_module(MODULES[options.run]).run(report, options)
+        for module in MODULES[options.run]:
+            import_module(module).run(report, options)
     return int(report.failed)

@@ -188,6 +188,7 @@ def run(report: Report, options: Namespace, shape: Shape | None = None) -> None:
         found.update(start_s=time.perf_counter() - begin, weights_bytes=facts.weights.bytes, slots=facts.slots)
     if engine is None:
         return
+    engine.drafter.is_on = False  # a drafted token is not a step of its own
     measure_decode(report, engine, shape.kv_bytes(), bandwidth, name, SLOTS)
     recorded, engine.flights = engine.flights, None
     if recorded is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from flash import as_on_cuda, use_flash
-from gpu import answers, parts, peers, quantized, speed
+from gpu import answers, divided, parts, peers, quantized, speed
 from gpu.marks import TINY
 from gpu.parts import PARTS, limit_s, run_part
 from gpu.report import Report
@@ -94,7 +94,11 @@ def options(tmp_path_factory) -> argparse.Namespace:
 def test_answers_on_a_cpu(options, capsys):
     lines = lines_of(capsys, answers.run, options, ("Llama",))
     assert {f"Llama, float32: {title}" for title in answers.CHECKS} < set(lines)
-    assert lines["Llama on two cards"]["kind"] == "skip" and lines["Llama on two cards"]["why"].endswith("0 are here")
+
+
+def test_two_cards_are_not_here(options, capsys):
+    (line,) = lines_of(capsys, divided.run, options).values()
+    assert line["kind"] == "skip" and line["why"] == "it takes two cards, and 0 are here"
 
 
 def test_a_wrong_engine_fails_the_answers(options, capsys, monkeypatch):
@@ -144,4 +148,5 @@ def test_recorded_steps_as_on_a_card(tmp_path: Path, monkeypatch, capsys, is_wro
     prompts = [random_tokens(random.Random(length), length) for length in (20, 300)]
     answers.check_recorded(report, "Llama, bfloat16", engine, eager, (model, prompts))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert [line["ok"] for line in lines] == [True, not is_wrong, True]
+    assert [line.get("ok") for line in lines] == [True, not is_wrong, True, None]
+    assert is_wrong or lines[-1]["share"] == 1

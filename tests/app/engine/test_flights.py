@@ -84,3 +84,16 @@ def test_answers_are_those_of_steps_that_are_not_recorded(seed: int, has_page_ta
     assert engine.flights is not None and engine.flights.followed > 10
     assert bool(by_host) == (seed >= 2)
     assert all(slot.request is None for slot in engine.scheduler.slots) and engine.scheduler.cache.pool.counts().used == 0
+
+
+def test_a_step_whose_requests_were_all_cancelled_is_not_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = create(monkeypatch, is_recorded=True)
+    engine.submit(Generate("leaves", (3, 4, 5), 40, SamplingParams(temperature=0.0), ignore_eos=True))
+    for _ in range(3):
+        engine.step()
+    assert engine._in_air is not None and engine.cancel("leaves") and engine.idle
+    recorded: list[int] = []
+    monkeypatch.setattr(engine.scheduler, "record", lambda plan, seconds: recorded.append(plan.decode_rows))
+    engine.submit(Generate("comes", (3, 4, 5), 5, SamplingParams(temperature=0.0), ignore_eos=True))
+    assert len(answers_of(drain(engine))["comes"]) == 5
+    assert recorded == [0, 1, 1, 1, 1]  # the prompt's last token gives the first

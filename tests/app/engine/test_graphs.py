@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from flash import as_on_cuda, use_flash
+from gpu.shapes import TINY_MODELS
 from tinymodels import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
 from app.engine import flat as flat_module
 from app.engine import graphs, varlen
@@ -39,10 +42,10 @@ def without_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> FlatModel:
     """A model in bfloat16 on the meta device, laid out as on CUDA."""
     monkeypatch.setattr(varlen, "is_supported", lambda *_: True)
     monkeypatch.setattr(flat_module, "device_memory", lambda *_: 10**10)
-    known = create_flat_model(tiny(name), CacheLimits(1, 64))
-    config = tiny(name).config
+    made = tiny_gemma() if name == "Gemma 3" else tiny(name)
     with META:
-        model = type(tiny(name))(config).bfloat16().eval()
+        model = type(made)(made.config).bfloat16().eval()
+    known = create_flat_model(made, CacheLimits(1, 64))
     attention = install_attention(model)
     attention.shapes, attention.windows = known.attention.shapes, known.attention.windows
     flat = flat_module._optimize(model, attention, None)
@@ -51,8 +54,16 @@ def without_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> FlatModel:
     return flat
 
 
+def tiny_gemma() -> PreTrainedModel:
+    """The one of the GPU check: layers with a sliding window, run by transformers' own forward."""
+    name, shape = TINY_MODELS["Gemma 3"]
+    made = getattr(transformers, name)
+    model: PreTrainedModel = made(made.config_class(**shape)).eval()
+    return model
+
+
 @pytest.mark.parametrize("has_page_table", [True, False])
-@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral", "GPTNeoX", "Phi"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral", "GPTNeoX", "Gemma 3"])
 def test_a_step_stays_on_the_device_and_waits_for_nothing(name: str, has_page_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if has_page_table and not varlen.has_page_table():
         pytest.skip("torch's kernel takes no table of pages before 2.12")
@@ -76,8 +87,9 @@ def test_graphs_that_compute_something_else_are_not_used(monkeypatch: pytest.Mon
     flat = create_flat_model(tiny("Llama"), CacheLimits(2, 300, page_tokens=varlen.PAGE_TOKENS))
     with as_on_cuda(), caplog.at_level(logging.WARNING):
         assert create_graphs(flat, 2) is not None and not caplog.messages
-        for recorder, why in ((lambda: _never_replayed, "differ by 100.0%"), (lambda: _refused, "cannot be captured")):
-            monkeypatch.setattr(graphs, "CudaRecorder", recorder)
+        faults = ((_never_replayed, "differ by 100.0%"), (_refused, "cannot be captured"), (_without_sampling, "draws other tokens"))
+        for recorder, why in faults:
+            monkeypatch.setattr(graphs, "CudaRecorder", lambda recorder=recorder: recorder)
             assert create_graphs(flat, 2) is None
             assert caplog.messages[-1].startswith("decode steps are not recorded as CUDA graphs") and why in caplog.messages[-1]
     assert create_graphs(create_flat_model(tiny("Llama"), CacheLimits(2, 64)), 2) is None  # it does not attend by that kernel
@@ -85,6 +97,17 @@ def test_graphs_that_compute_something_else_are_not_used(monkeypatch: pytest.Mon
 
 def _never_replayed(work: Work) -> Work:
     return lambda: None
+
+
+def _without_sampling(work: Work) -> Work:
+    """Every token is the likeliest."""
+
+    def replay() -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(graphs, "draw", lambda logits, *_: (logits.max(-1).indices, torch.ones(len(logits))))
+            work()
+
+    return replay
 
 
 def _refused(work: Work) -> Work:
