@@ -248,10 +248,11 @@ def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
                 cache.allocate_by_tokens(shapes, pages, limits.context_pages * flat.page_tokens, kept_as, device)
             else:
                 cache.allocate(shapes, pages, flat.page_tokens, kept_as, device)
+    name = type(flat.model).__name__
     for device, ledger in ledgers.items():
         held = f" ({len(parts[device])} of {len(attention.shapes)} layers)" if len(ledgers) > 1 else ""
-        log.info("%s on %s%s: %s", type(flat.model).__name__, device, held, ledger)
-    log.info("%d slots, a cache of %d tokens", flat.slots, flat.pages * flat.page_tokens)
+        log.info("%s on %s%s: %s", name, device, held, ledger)
+    log.info("%s: %d slots, a cache of %d tokens", name, flat.slots, flat.pages * flat.page_tokens)
 
 
 def _shapes_on(flat: FlatModel, device: torch.device) -> dict[int, Shape]:

@@ -112,11 +112,8 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     device = devices[0]
     if device.type == "cpu" and sharers > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // sharers))
-    if len(devices) > 1:
-        check_divisible(settings)
-    _check_precisions(settings, device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # libraries take the current device where none is named; the first one would hold a context, too
+    _check_precisions(settings, devices)
+    _make_current(device)
     path = settings.observer_path
     context = min(settings.context, context_of("model.path", source_of(settings.path)), settings.cache_tokens or settings.context)
     size, dtype = settings.cache_tokens, settings.cache_dtype
@@ -128,6 +125,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
         observer = _flat_model(path, settings, devices, replace(cache, slots=0, cache_tokens=None, dtype="auto"), stages)
     draft = None if settings.draft is None else _draft_model(settings.draft, settings, device, cache, stages)
     performer = _flat_model(settings.path, settings, devices, cache, stages)
+    _make_current(performer.device)  # a division leaves out a first card that has no room
     _check_added_tokens(settings.path, tokenizer, performer)
     limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch, settings.drafts)
     with stages.measure("forms"):
@@ -154,8 +152,17 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     return engine, replace(facts, adapters=tuple(adapter.facts for adapter in adapters))
 
 
-def _check_precisions(settings: ModelSettings, device: torch.device) -> None:
-    """Raises `SetupError` for one that the device does not have."""
+def _make_current(device: torch.device) -> None:
+    """Libraries take the current device where none is named; the first one would hold a context, too."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def _check_precisions(settings: ModelSettings, devices: Sequence[torch.device]) -> None:
+    """Raises `SetupError` for one that the devices do not have."""
+    device = devices[0]
+    if len(devices) > 1:
+        check_divisible(settings)
     if settings.quantize != "none" and settings.dtype == "float16" and device.type == "cpu":
         raise SetupError("model.dtype: bitsandbytes computes in bfloat16 or float32 on a CPU, not in float16")
     if settings.quantize == "int4" and device.type != "cpu" and not runs_on(device):
