@@ -1,17 +1,22 @@
 """How much cache a model is given, and what that and its steps take of a device's memory. Knows no weights."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from transformers import PretrainedConfig
 
+from app.engine import varlen
+from app.engine.drafts import MAX_TOKENS
 from app.engine.keyvalues import Shape, elements_of
 from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes
 from app.engine.pages import PAGE_TOKENS
 
 HEAD_ROWS = 256  # rows projected to the vocabulary at a time
+RECORDED_BYTES = (
+    128 * 2**20
+)  # of the driver for some 40 CUDA graphs, and of a library for the stream on which they are recorded: an assumption
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,11 @@ class CacheLimits:
     def context_pages(self) -> int:
         return -(-self.context // self.page_tokens)
 
+    @property
+    def is_for_cuda(self) -> bool:
+        """Whether the pages are those that torch's flash kernel reads, and decode steps are recorded."""
+        return self.page_tokens == varlen.PAGE_TOKENS
+
     def pool_pages(self, slots: int) -> int:
         """Pages that so many slots share."""
         return slots * self.context_pages if self.cache_tokens is None else -(-self.cache_tokens // self.page_tokens)
@@ -47,10 +57,14 @@ def slots_that_fit(ledger: Ledger, limits: CacheLimits, device: str) -> int:
 
 
 def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
-    """Declared bytes of the activations of a step, of a model with this text config."""
-    hidden = int(config.hidden_size)
+    """Declared bytes of the activations of a step, of a model with this text config, and of what is recorded for CUDA."""
+    hidden, vocabulary = int(config.hidden_size), int(config.vocab_size)
     widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    return activation_bytes(limits.step_tokens, hidden, widest, int(config.vocab_size), max(HEAD_ROWS, limits.slots or 0))
+    activations = activation_bytes(limits.step_tokens, hidden, widest, vocabulary, max(HEAD_ROWS, limits.slots or 0))
+    if limits.is_for_cuda and limits.slots != 0:
+        rows = (limits.slots or MAX_DEFAULT_SLOTS) + MAX_TOKENS
+        activations += activation_bytes(rows, hidden, widest, vocabulary, rows) + RECORDED_BYTES
+    return activations
 
 
 def slot_bytes(shapes: Iterable[Shape], context: int, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:
@@ -58,3 +72,9 @@ def slot_bytes(shapes: Iterable[Shape], context: int, dtype: torch.dtype, page_t
     tokens = -(-context // page_tokens) * page_tokens
     elements = sum(heads * (elements_of(key, dtype) + elements_of(value, dtype)) for heads, key, value in shapes)
     return tokens * dtype.itemsize * elements
+
+
+def text_bytes(shapes: Collection[Shape], limits: CacheLimits, dtype: torch.dtype) -> int:
+    """Bytes of the cache for long texts of layers of these shapes; for CUDA with the spare page of each cache."""
+    spare = 2 * limits.page_tokens if limits.is_for_cuda else 0
+    return slot_bytes(shapes, limits.context_pages * limits.page_tokens + spare, dtype, limits.page_tokens)

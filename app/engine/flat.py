@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from app.engine import varlen
 from app.engine.attention import SlotAttention
-from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes
+from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes, text_bytes
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import quantize_layers
@@ -269,7 +269,7 @@ def _ledger_of(flat: FlatModel, device: torch.device, shapes: Mapping[int, Shape
         weights=weights,
         activations=step_bytes(flat.model.config.get_text_config(), limits),
         slot=slot_bytes(shapes.values(), limits.context, limits.dtype_for(dtype), limits.page_tokens),
-        text=slot_bytes(shapes.values(), limits.context, dtype, limits.page_tokens),
+        text=text_bytes(shapes.values(), limits, dtype),
         sharers=limits.sharers,
     )
 

@@ -149,9 +149,9 @@ def has_page_table() -> bool:
     return any(argument.name == "block_table" for argument in flash_kernel.default._schema.arguments)
 
 
-def page_tokens(device: torch.device) -> int:
-    """Tokens of a page of the KV cache of a model on `device`."""
-    return PAGE_TOKENS if device.type == "cuda" else pages.PAGE_TOKENS
+def page_tokens(kind: str) -> int:
+    """Tokens of a page of the KV cache of a model on a device of this kind, such as cuda."""
+    return PAGE_TOKENS if kind == "cuda" else pages.PAGE_TOKENS
 
 
 def is_supported(device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int, int]]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from app.engine.pages import PAGE_TOKENS
+from app.engine import varlen
 from app.estimate.device import Device
 from app.estimate.plan import QUANTIZATIONS, FineTune, Plan, Question, is_supported
 
@@ -43,7 +43,8 @@ def _smaller_cache(plan: Plan, device: Device) -> Iterator[str]:
     if asked.cache_tokens is None and ledger.max_slots:
         yield f"{device.name}: {_count(ledger.max_slots)} of {asked.context} tokens would fit instead of {asked.slots}"
     if asked.cache_tokens is not None and need.shared:
-        tokens = ledger.most_cache * asked.cache_tokens // need.shared // PAGE_TOKENS * PAGE_TOKENS
+        page = varlen.page_tokens(device.kind)
+        tokens = ledger.most_cache * asked.cache_tokens // need.shared // page * page
         if tokens >= plan.context_of(asked):
             yield f"{device.name}: a cache of {tokens} tokens would fit instead of {asked.cache_tokens}"
 

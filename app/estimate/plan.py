@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
+from app.engine import varlen
 from app.engine.attention import SlotAttention
-from app.engine.capacity import CacheLimits, slot_bytes, step_bytes
+from app.engine.capacity import CacheLimits, slot_bytes, step_bytes, text_bytes
 from app.engine.kernel import kernel
 from app.engine.lanes import MAX_LANES
 from app.engine.ledger import Ledger, fits_beside
@@ -132,13 +133,14 @@ class Plan:
         draft = None if self.draft is None else self.draft.need(kind, self._asked_of_draft(asked))
         for name, other in (("observer", observer), ("draft", draft)):
             weights += Counter({} if other is None else {f"{name}, {form}": size for form, size in other.weights.items()})
-        limits = CacheLimits(asked.slots, context, asked.step_tokens, cache_tokens=asked.cache_tokens, dtype=asked.cache_dtype)
-        slot = slot_bytes(self._attention.shapes.values(), context, limits.dtype_for(dtype))
+        page_tokens, shapes = varlen.page_tokens(kind), self._attention.shapes.values()
+        limits = CacheLimits(asked.slots, context, asked.step_tokens, 1, page_tokens, asked.cache_tokens, asked.cache_dtype)
+        slot = slot_bytes(shapes, context, limits.dtype_for(dtype), page_tokens)
         return Need(
             weights,
             slot=slot,
             slots=asked.slots,
-            text=slot_bytes(self._attention.shapes.values(), context, dtype),
+            text=text_bytes(shapes, limits, dtype),
             activations=step_bytes(self.config, limits),
             overhead=_overhead(kind, asked),
             dtype=str(dtype).removeprefix("torch."),

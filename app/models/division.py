@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes
+from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes, text_bytes
 from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, device_memory
 from app.errors import SetupError, UnsupportedModel
 from app.models.cache import slot_attention
@@ -45,10 +45,8 @@ def device_map(source: Source, settings: ModelSettings, cards: Sequence[torch.de
     weights = _weights(parts, list(stored_modules(source, skeleton, form)))
     shapes = slot_attention(skeleton).shapes
     by_part = [[], *([shapes[layer]] for layer in sorted(shapes)), []]
-    text, slot = (
-        [slot_bytes(each, limits.context, dtype, limits.page_tokens) for each in by_part]
-        for dtype in (form.dtype, limits.dtype_for(form.dtype))
-    )
+    text = [text_bytes(each, limits, form.dtype) for each in by_part]
+    slot = [slot_bytes(each, limits.context, limits.dtype_for(form.dtype), limits.page_tokens) for each in by_part]
     activations, memory = step_bytes(skeleton.config.get_text_config(), limits), [device_memory(card, 0) for card in cards]
     pages = limits.pool_pages(MAX_DEFAULT_SLOTS if limits.slots is None else limits.slots)
     sizes = [weights[part] + text[part] + slot[part] * pages // limits.context_pages for part in range(len(parts))]

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes
+from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes, text_bytes
 from app.engine.kernel import kernel
 from app.engine.ledger import Ledger, device_memory
 from app.models.cache import slot_attention
@@ -34,8 +34,8 @@ def needs(source: Source, settings: ModelSettings, device: torch.device, limits:
         memory=memory,
         weights=weights,
         activations=step_bytes(skeleton.config.get_text_config(), limits),
-        slot=slot_bytes(shapes, limits.context, limits.dtype_for(form.dtype)),
-        text=slot_bytes(shapes, limits.context, form.dtype),
+        slot=slot_bytes(shapes, limits.context, limits.dtype_for(form.dtype), limits.page_tokens),
+        text=text_bytes(shapes, limits, form.dtype),
         sharers=limits.sharers,
     )
 

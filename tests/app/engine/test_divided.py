@@ -132,15 +132,15 @@ def test_its_steps_are_not_recorded(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 def test_the_device_with_the_least_room_decides_how_many_slots_there_are(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    activations = flat_module.step_bytes(tiny("Llama").config, CacheLimits(None, 600, page_tokens=varlen.PAGE_TOKENS))
     with caplog.at_level(logging.INFO):
-        flat = divided("Llama", monkeypatch, False, cpu=40 * MIB, meta=6 * MIB)
+        flat = divided("Llama", monkeypatch, False, cpu=activations + 40 * MIB, meta=activations + 6 * MIB)
     ledgers = [message for message in caplog.messages if " on " in message and "layers)" in message]
     assert [line.split(": ")[0] for line in ledgers] == [f"LlamaForCausalLM on {name} (1 of 2 layers)" for name in ("cpu", "meta")]
-    slot = 3 * 256 * 4 * 2 * (16 + 16)  # tokens x float32 x kv heads x (key + value), of one layer
-    activations = flat_module.step_bytes(flat.model.config, CacheLimits(None, 600))
-    assert flat.slots == int((0.9 * (6 * MIB - activations) - slot) // slot) < 32
+    page = 256 * 4 * 2 * (16 + 16)  # tokens x float32 x kv heads x (key + value), of one layer
+    assert flat.slots == int((0.9 * 6 * MIB - (3 + 2) * page) // (3 * page)) < 32  # and a spare page of each cache
     with pytest.raises(SetupError, match="1 slots do not fit meta: weights 0.00 GiB"):
-        divided("Llama", monkeypatch, False, cpu=40 * MIB, meta=activations)
+        divided("Llama", monkeypatch, False, cpu=activations + 40 * MIB, meta=activations)
 
 
 def test_a_device_without_a_layer_bounds_nothing() -> None:
