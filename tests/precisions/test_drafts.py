@@ -7,7 +7,7 @@ import pytest
 from drafting import free_rows, guided, listening, undrafted
 from inprocess import CHAT, TEXT, LocalModel
 from precisions.asking import FORMAT, WILD, Plain, ask_all, check_same
-from precisions.conftest import PRECISIONS, RECORDED
+from precisions.conftest import RECORDED
 
 
 def prediction(answers: list[dict[str, Any]], name: str) -> int:
@@ -15,7 +15,6 @@ def prediction(answers: list[dict[str, Any]], name: str) -> int:
     return sum(detail[f"{name}_prediction_tokens"] for detail in details if detail is not None)
 
 
-@pytest.mark.parametrize("model", [*PRECISIONS, RECORDED], indirect=True)
 @pytest.mark.parametrize("at_once", [False, True], ids=["alone", "crowd"])
 def test_an_answer_is_the_same_with_right_and_wrong_drafts(steady: LocalModel, plain: Plain, at_once: bool) -> None:
     assert prediction(plain.answers, "accepted") == prediction(plain.answers, "rejected") == 0
@@ -24,6 +23,11 @@ def test_an_answer_is_the_same_with_right_and_wrong_drafts(steady: LocalModel, p
     for (path, body), one, other in zip(plain.sent, plain.answers, drafted, strict=True):
         check_same(one, other, f"{path} {sorted(body)}")
     assert prediction(drafted, "accepted") > 150 and prediction(drafted, "rejected") > 150
+
+
+@pytest.mark.parametrize("model", [RECORDED], indirect=True)
+def test_an_answer_of_recorded_steps_is_the_same_with_drafts(steady: LocalModel, plain: Plain) -> None:
+    test_an_answer_is_the_same_with_right_and_wrong_drafts(steady, plain, at_once=True)
 
 
 def test_an_answer_is_the_same_with_drafts_from_its_own_text(steady: LocalModel) -> None:

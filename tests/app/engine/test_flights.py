@@ -53,7 +53,7 @@ def random_job(rng: random.Random, index: int, prompts: list[tuple[int, ...]]) -
     )
 
 
-@pytest.mark.parametrize(("seed", "has_page_table"), [(0, True), (1, True), (2, True), (3, True), (1, False), (2, False)])
+@pytest.mark.parametrize(("seed", "has_page_table"), [(0, True), (1, False), (2, False), (3, True)])
 def test_answers_are_those_of_steps_that_are_not_recorded(seed: int, has_page_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, prompts = random.Random(seed), []
     jobs = [random_job(rng, index, prompts) for index in range(14)]
