@@ -182,19 +182,24 @@ class CudaRecorder:
         return graph.replay
 
     def _record(self, work: Work) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+        graph, is_recorded = torch.cuda.CUDAGraph(), False
         torch.cuda.synchronize()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # other threads may use the card meanwhile
         try:
             work()
             graph.capture_end()
-        except RuntimeError:
-            with contextlib.suppress(RuntimeError):
-                graph.capture_end()
-            with contextlib.suppress(RuntimeError):  # torch 2.11 leaves this open, and would then never free what is cached
-                torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
-            raise
+            is_recorded = True
+        finally:
+            if not is_recorded:
+                self._abandon(graph)
         return graph
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a recording that failed. torch 2.11 leaves its memory open, and would then never free what is cached."""
+        with contextlib.suppress(RuntimeError):
+            graph.capture_end()
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
 
 
 def _check_waits(work: Work) -> None:

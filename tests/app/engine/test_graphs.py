@@ -1,7 +1,10 @@
 """What is recorded as CUDA graphs: on the meta device, where work that waits for a number or leaves the device is refused."""
 
+import itertools
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,8 +92,9 @@ def test_graphs_that_compute_something_else_are_not_used(monkeypatch: pytest.Mon
         assert create_graphs(flat, 2) is not None and not caplog.messages
         faults = ((_never_replayed, "differ by 100.0%"), (_refused, "cannot be captured"), (_without_sampling, "draws other tokens"))
         for recorder, why in faults:
-            monkeypatch.setattr(graphs, "CudaRecorder", lambda recorder=recorder: recorder)
-            assert create_graphs(flat, 2) is None
+            with monkeypatch.context() as patch:
+                patch.setattr(graphs, "CudaRecorder", lambda recorder=recorder: recorder)
+                assert create_graphs(flat, 2) is None
             assert caplog.messages[-1].startswith("decode steps are not recorded as CUDA graphs") and why in caplog.messages[-1]
     assert create_graphs(create_flat_model(tiny("Llama"), CacheLimits(2, 64)), 2) is None  # it does not attend by that kernel
 
@@ -112,6 +116,55 @@ def _without_sampling(work: Work) -> Work:
 
 def _refused(work: Work) -> Work:
     raise RuntimeError("operation cannot be captured\nand a long trace")
+
+
+class Card:
+    """Notes what is asked of torch's interface to CUDA."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        for name in ("synchronize", "set_sync_debug_mode", "empty_cache"):
+            monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: self.calls.append(" ".join((name, *args))))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda _: None, device_index=0))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: self.calls.append("joined")))
+        monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *_: self.calls.append("memory closed"), raising=False)
+
+    def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+        self.calls.append(f"begin {capture_error_mode}")
+
+    def capture_end(self) -> None:
+        self.calls.append("end")
+
+    def replay(self) -> None:
+        self.calls.append("replay")
+
+
+def test_the_first_recording_is_tried_where_waiting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(monkeypatch)
+    recorder = graphs.CudaRecorder()
+    recorder(lambda: card.calls.append("work"))()
+    tried = ["work", "set_sync_debug_mode error", "work", "set_sync_debug_mode default"]
+    assert card.calls == [*tried, "synchronize", "begin thread_local", "work", "end", "joined", "replay"]
+    card.calls.clear()
+    recorder(lambda: card.calls.append("work"))
+    assert card.calls == ["work", "synchronize", "begin thread_local", "work", "end", "joined"]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_a_recording_that_fails_leaves_nothing_open(fails_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, times = Card(monkeypatch), itertools.count(1)
+
+    def work() -> None:
+        if next(times) == fails_at:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        graphs.CudaRecorder()(work)
+    assert card.calls.count("set_sync_debug_mode default") == (fails_at > 1)
+    assert card.calls[-2:] == ["end", "memory closed"] if fails_at == 3 else "begin thread_local" not in card.calls
 
 
 def test_steps_are_recorded_for_these_numbers_of_rows_and_pages() -> None:
