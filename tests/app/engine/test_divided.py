@@ -57,9 +57,10 @@ def dispatched(name: str, second: torch.device, **elsewhere: torch.device) -> Pr
 
 def divided(name: str, monkeypatch: pytest.MonkeyPatch, is_flash: bool, **memory: int) -> FlatModel:
     """Without numbers on its second device. `memory` by the device's name."""
-    own = FlashKernel(True)
+    has_page_table = varlen.has_page_table()
+    own = FlashKernel(has_page_table)
     kernels = {"cpu": own, "meta": varlen.flash_kernel}
-    monkeypatch.setattr(varlen, "has_page_table", lambda: True)
+    monkeypatch.setattr(varlen, "has_page_table", lambda: has_page_table)
     monkeypatch.setattr(varlen, "is_supported", lambda *_: is_flash)
     monkeypatch.setattr(varlen, "flash_kernel", lambda query, *args, **options: kernels[query.device.type](query, *args, **options))
     monkeypatch.setattr(flat_module, "device_memory", lambda device, _: memory.get(device.type, 10**10))
