@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from app.engine.costs import RowCosts
 
 MIN_TOKENS = 8  # prefill tokens that may always join a step: prompts make progress on the slowest device. Fewer score tokens wait for more
-MIN_TOKENS_RECORDED = (
-    256  # the same where decode steps are recorded: a card computes so many rows hardly slower than a few, and what a step
-)
-# that is not recorded takes longer does not depend on them
+# The same where decode steps are recorded: a card computes so many rows hardly slower than a few, and a step that is not recorded takes
+# longer whatever its tokens.
+MIN_TOKENS_RECORDED = 256
 SCORE_TIME_SHARE = 0.3  # part of the extra time of all steps that texts to score may take
 DECODE_ONLY_INTERVAL = 8  # of so many steps with decoding rows, one takes no other tokens: it measures how long decoding alone takes
 FLEX_TIME_SHARE = 0.3  # time that `flex` work may add to the steps of people, as a part of what they take without it

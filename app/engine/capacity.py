@@ -14,9 +14,8 @@ from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes
 from app.engine.pages import PAGE_TOKENS
 
 HEAD_ROWS = 256  # rows projected to the vocabulary at a time
-RECORDED_BYTES = (
-    128 * 2**20
-)  # of the driver for some 40 CUDA graphs, and of a library for the stream on which they are recorded: an assumption
+# Of the driver for some 40 CUDA graphs, and of a library for the stream on which they are recorded: an assumption.
+RECORDED_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

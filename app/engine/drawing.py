@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-NUCLEUS_TOKENS = 1024  # likeliest tokens among which top_k and the nucleus of top_p are looked for
+NUCLEUS_TOKENS = 1024  # of a recorded step: likeliest tokens among which top_k and the nucleus of top_p are looked for
 BLOCK = 128  # tokens summed before one of them is searched for: about the square root of a vocabulary's size
 UNIFORM, TEMPERATURE, TOP_K, TOP_P, LOG_MIN_P, IS_GREEDY = range(6)  # columns of the numbers that say how a row is drawn
 COLUMNS = 6
@@ -24,7 +24,7 @@ def random_row(uniform: float, temperature: float, top_k: int, top_p: float, min
 
 def draw(logits: torch.Tensor, numbers: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A token for each row of `logits` `[rows, vocab]` by its `numbers` `[rows, COLUMNS]` in float64: `[rows]`, and whether it is right:
-    not where top_k or the nucleus of top_p has more than `count` tokens.
+    not where top_k or the nucleus of top_p has more than `count` tokens. 0 where no row has a filter.
 
     Each filter acts on what the one before left, in transformers' order: top_k, top_p, min_p.
     """
@@ -39,6 +39,8 @@ def filtered_probabilities(scores: torch.Tensor, numbers: torch.Tensor, count: i
     whether they are right, as in `draw`.
     """
     probabilities = scores.softmax(-1)
+    if not count:  # no row has a filter
+        return probabilities, torch.ones(len(scores), dtype=torch.bool, device=scores.device)
     min_scores, is_right = _min_scores(scores, probabilities, numbers, min(count, scores.shape[-1]))
     probabilities *= torch.ge(scores, min_scores, out=torch.empty_like(scores))  # a float32 mask takes a third of the time of a bool mask
     return probabilities, is_right

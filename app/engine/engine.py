@@ -83,7 +83,7 @@ class Engine:
         self._answers = Answers(self._grammar_states, self.drafter, self._end_tokens_of)
         self.flights: Flights | None = None  # of steps that are recorded
         self._in_air: Flight | None = None  # the step that follows the latest one, whose tokens are not read yet
-        self._landed_s = 0.0  # when the latest step ended, by `time.perf_counter`: when the device began with the one that followed
+        self._landed_s = self._step_s = 0.0  # when the latest step ended, by `time.perf_counter`, and how long it took
         self._pending_events: list[Event] = []  # returned by the next step, before its own
         self._thread_count = create_thread_count() if performer.is_on_kernel else None
         self.reader: AdapterReader | None = None  # of adapters that are to be added
@@ -161,11 +161,11 @@ class Engine:
         if flight is not None and not flight.counts:  # all of its requests were cancelled
             flight = None
         plan = self.scheduler.schedule(self._detokenize) if flight is None else flight.plan
-        events += self.scheduler.take_notices()
-        events += self._queue_events()
+        events += [*self.scheduler.take_notices(), *self._queue_events()]
         if plan.empty:
             return events
-        start_s = time.perf_counter() if flight is None else self._landed_s
+        now_s = time.perf_counter()  # a step launched ahead began when the one before ended, but for a pause since then
+        start_s = now_s if flight is None else max(self._landed_s, now_s - self._step_s)
         try:
             flight = flight or self._run(plan, events)
             if flight is not None:
@@ -176,10 +176,10 @@ class Engine:
             message = "the device ran out of memory in this step; send the request again, with a shorter prompt or a smaller max_tokens"
             return events + self.fail_all(EngineFailed(message))
         self._landed_s = time.perf_counter()
-        seconds = self._landed_s - start_s
-        self.scheduler.record(plan, seconds)
+        self._step_s = self._landed_s - start_s
+        self.scheduler.record(plan, self._step_s)
         if self._thread_count is not None:
-            self._thread_count.step_ended(seconds)
+            self._thread_count.step_ended(self._step_s)
         return events
 
     def _add_compiled(self) -> None:

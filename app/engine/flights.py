@@ -6,7 +6,7 @@ the sequence's length.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -23,7 +23,7 @@ MOST_IN_A_ROW = 8  # steps without a look at what could be drafted
 
 
 @dataclass(frozen=True, slots=True)
-class FlightRows:
+class FlightRow:
     """The first row of a slot in a step, and where its sequence stood then."""
 
     index: int
@@ -43,7 +43,7 @@ class Flight:
 
     plan: Plan
     launched: Launched
-    rows: list[FlightRows]
+    rows: list[FlightRow]
     own: dict[Slot, list[Row]] | None  # None: the tokens before them were not known yet
     drawn_by_host: frozenset[int] = frozenset()  # rows
     number: int = 0  # of those that followed each other
@@ -63,7 +63,7 @@ class Landed:
     """What a flight has computed, as `Answers.advance` asks for it."""
 
     graphs: DecodeGraphs
-    drawn: Mapping[int, int] = field(default_factory=dict)
+    drawn: Mapping[int, int]
 
     def logits(self, rows: list[int]) -> torch.Tensor:
         return self.graphs.logits(rows)
@@ -87,7 +87,7 @@ class Flights:
             DecodeRow(token, 0, position, pages, drawn)
             for token, (pages, position), drawn in zip(batch.ids, batch.decodes, numbers, strict=True)
         ]
-        first = [FlightRows(each[0].index, slot, slot.admission, slot.length) for slot, each in own.items()]
+        first = [FlightRow(each[0].index, slot, slot.admission, slot.length) for slot, each in own.items()]
         return Flight(plan, self._graphs.launch(decodes), first, own, by_host)
 
     def follow(self, flight: Flight) -> Flight | None:
@@ -107,7 +107,7 @@ class Flights:
             assert slot.request is not None
             numbers = row_numbers(slot.request.sampling, len(slot.tokens) + 1)
             decodes.append(DecodeRow(None, each.index, position, slot.pages, numbers))
-            rows.append(FlightRows(index, slot, each.admission, position))
+            rows.append(FlightRow(index, slot, each.admission, position))
         self.followed += 1
         return Flight(plan, self._graphs.launch(decodes), rows, None, number=flight.number + 1)
 

@@ -22,8 +22,8 @@ from app.engine.request import SamplingParams
 from app.engine.structures import SamplingRowArgs
 from app.engine.transfer import to_device
 
-NUCLEUS_TOKENS = 128  # likeliest tokens in which the nucleus of top_p is looked for first
-NUCLEUS_GROWTH = 8  # where they are too few, this many times as many are tried next
+FIRST_TOKENS = 128  # likeliest tokens in which the nucleus of top_p is looked for first
+GROWTH = 8  # where they are too few, this many times as many are tried next
 MASK64 = (1 << 64) - 1
 
 
@@ -78,10 +78,14 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     scores = process_logits(logits, rows, with_grammars=compiled is None)
     if compiled is not None:
         return compiled.sample_tokens(scores, [_kernel_row(row, scores.shape[-1]) for row in rows])
-    if all(row.params.greedy for row in rows):
-        tokens: list[int] = scores.max(-1).indices.tolist()  # four times as fast as argmax on bfloat16
-        return tokens
-    return _draw(scores, to_device(torch.from_numpy(drawing_numbers(rows)), scores.device))
+    random = [index for index, row in enumerate(rows) if not row.params.greedy]
+    tokens: list[int] = [0] * len(rows)
+    if len(random) < len(rows):
+        tokens = scores.max(-1).indices.tolist()  # four times as fast as argmax on bfloat16
+    if random:
+        for index, token in zip(random, _draw(_select_rows(scores, random), [rows[index] for index in random]), strict=True):
+            tokens[index] = token
+    return tokens
 
 
 def drawing_numbers(rows: Sequence[SamplerRow]) -> NDArray[np.float64]:
@@ -104,18 +108,22 @@ def is_plain(row: SamplerRow) -> bool:
     return not changes and params.repetition_penalty == 1.0 and answer >= params.min_tokens and row.allowed is None
 
 
-def _draw(scores: torch.Tensor, numbers: torch.Tensor) -> list[int]:
-    """Tokens for `scores` `[rows, vocab]` and `numbers` `[rows, COLUMNS]`: again, among more tokens, for rows of which too few were looked
-    at.
+def _draw(scores: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
+    """Tokens for `scores` `[rows, vocab]`: again, among more tokens, for rows of which too few were looked at. None is where no row has a
+    filter.
     """
-    tokens, pending, count = [0] * len(scores), list(range(len(scores))), NUCLEUS_TOKENS
+    params = [row.params for row in rows]
+    is_filtered = any(each.top_k or each.top_p < 1.0 or each.min_p > 0.0 for each in params)
+    count = max(FIRST_TOKENS, *(each.top_k or 0 for each in params)) if is_filtered else 0
+    numbers = to_device(torch.from_numpy(drawing_numbers(rows)), scores.device)
+    tokens, pending = [0] * len(scores), list(range(len(scores)))
     while pending:
         drawn, is_right = draw(_select_rows(scores, pending), _select_rows(numbers, pending), count)
         found: list[list[int]] = torch.stack([drawn, is_right.long()], 1).tolist()
         for row, (token, _) in zip(pending, found, strict=True):
             tokens[row] = token
         pending = [row for row, (_, right) in zip(pending, found, strict=True) if not right]
-        count *= NUCLEUS_GROWTH
+        count *= GROWTH
     return tokens
 
 

@@ -85,8 +85,8 @@ class Scheduler:
     def forget(self, adapter: str) -> list[str]:
         """Drop the jobs of an adapter, and what the cache holds of it; returns the jobs' ids."""
         jobs = [slot.request for slot in self.slots if slot.request is not None and not slot.is_follower]
-        jobs += [waiting.job for waiting in self.waiting.requests]
-        ids = [job.id for job in (*jobs, *(text.job for text in self.texts.texts)) if job.adapter == adapter]
+        others = (*(waiting.job for waiting in self.waiting.requests), *(text.job for text in self.texts.texts))
+        ids = [job.id for job in (*jobs, *others) if job.adapter == adapter]
         for id in ids:
             self.cancel(id)
         self.cache.pool.forget(adapter)
@@ -110,8 +110,7 @@ class Scheduler:
 
     def cache_report(self) -> CacheReport:
         cache = self.cache
-        counts = cache.pool.counts()
-        return CacheReport(cache.pool.page_tokens, counts, cache.prompt_tokens, cache.found_tokens, self._set_back_count)
+        return CacheReport(cache.pool.page_tokens, cache.pool.counts(), cache.prompt_tokens, cache.found_tokens, self._set_back_count)
 
     @property
     def text_count(self) -> int:
@@ -137,9 +136,7 @@ class Scheduler:
                 self._set_back(slot, plan)
         plan.drafts = self._with_pages(self.draft(plan.decodes))
         self._fill(plan, prefilling, *self.budget.token_limits(len(plan.decodes), len(prefilling) + waiting))
-        plan.with_flex = plan.runs_flex
-        if plan.with_flex or not (any(slot.is_flex for slot in self.slots) or self.texts.has_flex):
-            self._flex_ran_s = self._clock()
+        self._note_flex(plan)
         if not plan.empty:
             plan.copies = self.cache.take_copies()
         return plan
@@ -147,19 +144,25 @@ class Scheduler:
     def repeat(self, plan: Plan, slots: Sequence[Slot]) -> Plan | None:
         """The step after `plan`, which only decodes, for its `slots` that go on; None if there is more to do, or a page missing."""
         running = {slot for slot in self.slots if slot.request is not None}
-        may_admit = bool(self.waiting.requests) and len(running) < len(self.slots)
+        may_admit = self.waiting.requests and len(running) < len(self.slots)
         if may_admit or self.texts.texts or not running.issubset(plan.decodes):
             return None
         if not all(self.cache.reserve(slot, slot.length + 2) for slot in slots):
             return None
         people = None if plan.people_rows is None else sum(not slot.is_flex for slot in slots)
-        return replace(plan, decodes=list(slots), drafts={}, copies=[], people_rows=people)
+        return self._note_flex(replace(plan, decodes=list(slots), drafts={}, copies=[], people_rows=people))
 
     def record(self, plan: Plan, step_s: float) -> None:
         """Account for the duration of a step that `schedule` planned."""
         self.budget.record(plan.decode_rows, plan.prefill_tokens, plan.score_tokens, step_s)
         if plan.people_rows is not None:
             self.flex_time.record(plan.people_rows, plan.decode_only, plan.with_flex, step_s)
+
+    def _note_flex(self, plan: Plan) -> Plan:
+        plan.with_flex = plan.runs_flex
+        if plan.with_flex or not (any(slot.is_flex for slot in self.slots) or self.texts.has_flex):
+            self._flex_ran_s = self._clock()
+        return plan
 
     def _flex_joins(self, people_rows: int, reads_prompts: bool) -> bool:
         """Whether flex work may join a step of people: if it has the time, and no prompt of theirs is being read; after `AGE_S` anyway."""
@@ -222,9 +225,7 @@ class Scheduler:
         whose prefix another slot is still prefilling waits for it.
         """
         for slot in sorted(prefilling, key=_protection):
-            if tokens <= 0:
-                break
-            if slot.request is None:  # it was set back
+            if tokens <= 0 or slot.request is None:  # it was set back
                 continue
             if slot.shared_prefix is not None:
                 if slot.shared_prefix.pending:

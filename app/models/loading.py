@@ -140,13 +140,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     adapters = [engine.reader.read(*each) for each in settings.adapters.items()]
     for adapter in adapters:
         engine.add_adapter(adapter)
-    if settings.graphs and performer.attention.is_flash:
-        tell("recording steps")
-        with stages.measure("record"):
-            engine.record_steps()
-    tell("warming up")
-    with stages.measure("warm-up"):
-        warm_up(engine)
+    _prepare(engine, settings, stages)
     log.info("loaded %s in %s", settings.served_name, stages)
     release_freed(*[source_of(each) for each in (settings.path, path) if each is not None])
     return engine, replace(facts, adapters=tuple(adapter.facts for adapter in adapters))
@@ -156,6 +150,17 @@ def _make_current(device: torch.device) -> None:
     """Libraries take the current device where none is named; the first one would hold a context, too."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+def _prepare(engine: Engine, settings: ModelSettings, stages: Stages) -> None:
+    """Record its steps, where they can be, and warm it up. Raises `SetupError`."""
+    if settings.graphs and engine.performer.attention.is_flash:
+        tell("recording steps")
+        with stages.measure("record"):
+            engine.record_steps()
+    tell("warming up")
+    with stages.measure("warm-up"):
+        warm_up(engine)
 
 
 def _check_precisions(settings: ModelSettings, devices: Sequence[torch.device]) -> None:

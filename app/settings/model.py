@@ -72,7 +72,7 @@ class LoadedFields(Group):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$",
+        pattern=r"^(auto|cpu|cuda(:(0|[1-9]\d*)(,(0|[1-9]\d*))*)?)$",
         description="auto, cpu, cuda or cuda:N; cuda:0,1 divides the layers of a model that does not fit one card between cards 0 and 1",
     )
     replicas: int = Field(

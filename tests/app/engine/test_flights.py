@@ -13,6 +13,7 @@ from app.engine.events import Event, Failed
 from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.request import Generate, SamplingParams, Score
 from app.engine.varlen import PAGE_TOKENS
+from app.errors import EngineFailed
 from app.scoring.windows import windows
 
 CONTEXT, SLOTS, END = 512, 4, 7
@@ -97,3 +98,48 @@ def test_a_step_whose_requests_were_all_cancelled_is_not_accounted_for(monkeypat
     engine.submit(Generate("comes", (3, 4, 5), 5, SamplingParams(temperature=0.0), ignore_eos=True))
     assert len(answers_of(drain(engine))["comes"]) == 5
     assert recorded == [0, 1, 1, 1, 1]  # the prompt's last token gives the first
+
+
+def in_air(engine: Engine, *ids: str) -> None:
+    """Submit long answers, and step until a step is launched ahead."""
+    for number, id in enumerate(ids):
+        engine.submit(Generate(id, (3, 4, 8 + number), 60, SamplingParams(temperature=0.0), ignore_eos=True))
+    while engine._in_air is None:
+        engine.step()
+
+
+def test_what_drops_requests_drops_them_while_a_step_is_in_the_air(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, plain = create(monkeypatch, is_recorded=True), create(monkeypatch, is_recorded=False)
+    in_air(engine, "a", "b")
+    assert len(engine.fail_all(EngineFailed("the end"))) == 2 and engine.idle
+    in_air(engine, "a", "b")
+    engine.scheduler.reset()
+    assert engine.idle
+    in_air(engine, "a", "b")
+    assert engine.cancel("a")
+    jobs = [
+        Generate("b", (3, 4, 9), 60, SamplingParams(temperature=0.0), ignore_eos=True),
+        Generate("takes its slot", (5, 6), 20, SamplingParams(temperature=0.9, seed=4), ignore_eos=True),
+    ]
+    for job in jobs:
+        plain.submit(job)
+    engine.submit(jobs[1])
+    found, expected = answers_of(drain(engine)), answers_of(drain(plain))
+    assert found["takes its slot"] == expected["takes its slot"] and expected["b"].endswith(found["b"])
+
+
+def test_a_pause_of_the_loop_and_work_that_gives_way_are_not_booked_as_steps_of_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = create(monkeypatch, is_recorded=True)
+    engine.drafter.is_on = False
+    monkeypatch.setattr(engine.scheduler, "_flex_joins", lambda *_, **__: True)
+    booked: list[tuple[bool, float]] = []
+    monkeypatch.setattr(engine.scheduler, "record", lambda plan, seconds: booked.append((plan.with_flex, seconds)))
+    engine.submit(Generate("flex", (3, 4), 4, SamplingParams(temperature=0.0), ignore_eos=True, tier="flex"))
+    in_air(engine, "a")
+    while any(slot.is_flex for slot in engine.scheduler.slots):
+        engine.step()
+    assert any(with_flex for with_flex, _ in booked)
+    booked.clear()
+    engine._landed_s -= 30  # the loop slept
+    drain(engine)
+    assert len(booked) > 20 and not any(with_flex for with_flex, _ in booked[1:]) and max(seconds for _, seconds in booked) < 20

@@ -94,7 +94,7 @@ def test_a_row_is_drawn_right_or_said_to_be_wrong_where_too_few_tokens_are_looke
     expected, all_right = draw(logits, numbers, VOCABULARY)
     assert all_right.all() and torch.equal(drawn[is_right], expected[is_right])
     assert 0 < (~is_right[::4]).sum() < 10 and not is_right[1::4].any() and is_right[2::4].all() and is_right[3::4].all()
-    assert sampler._draw(logits, numbers) == expected.tolist()
+    assert sampler._draw(logits, rows) == expected.tolist()
 
 
 def test_filters_do_not_change_the_logits() -> None:
