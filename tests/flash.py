@@ -54,8 +54,6 @@ class FlashKernel:
                 and seqused_k is not None
             )
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        if longest == 1:
-            return self._single_rows(query, (key, value), (key_starts, most_keys, seqused_k, block_table), scale, window_size_left)
         out, lse = torch.zeros_like(query), torch.full((heads, len(query)), torch.inf)
         for at, (rows, k, v) in enumerate(_sequences(key, value, starts, key_starts, seqused_k, block_table)):
             assert rows.stop - rows.start <= longest and len(k) <= most_keys, f"sequence {at} is longer than was said"
@@ -70,33 +68,6 @@ class FlashKernel:
             weighted = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v.float().repeat_interleave(heads // k.shape[1], 1))
             out[rows], lse[:, rows] = weighted.to(query.dtype), scores.logsumexp(-1)
         return out, lse, torch.empty(0), torch.empty(0), torch.empty(0)
-
-    def _single_rows(
-        self,
-        query: torch.Tensor,
-        pair: tuple[torch.Tensor, torch.Tensor],
-        places: tuple[torch.Tensor, int, torch.Tensor | None, torch.Tensor | None],
-        scale: float,
-        left: int,
-    ) -> tuple[torch.Tensor, ...]:
-        """One row of each sequence: all at once, as most calls are these."""
-        key_starts, most_keys, used, pages = places
-        used = key_starts.diff() if used is None else used
-        assert int(used.max()) <= most_keys
-        tokens = torch.arange(max(1, int(used.max())))
-        size = pair[0].shape[1]
-        at = key_starts[:-1, None] + tokens if pages is None else pages[:, tokens // size] * size + tokens % size  # [sequences, tokens]
-        seen = (tokens < used[:, None]) & ((tokens >= used[:, None] - 1 - left) | torch.tensor(left == -1))
-        rows = at.long().clamp(max=(pair[0].shape[0] if pages is None else pair[0].shape[0] * size) - 1)
-        k, v = ((part if pages is None else part.flatten(0, 1))[rows].float() for part in pair)  # [sequences, tokens, kv_heads, dim]
-        grouped = query.float().unflatten(1, (k.shape[2], -1))  # [sequences, kv_heads, group, dim]
-        scores = torch.einsum("shgd,sthd->shgt", grouped, k) * scale
-        scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
-        is_empty = used == 0
-        weights = scores.softmax(-1).masked_fill(is_empty[:, None, None, None], 0.0)
-        out = torch.einsum("shgt,sthd->shgd", weights, v).flatten(1, 2)
-        lse = scores.logsumexp(-1).flatten(1, 2).masked_fill(is_empty[:, None], torch.inf)
-        return out.to(query.dtype), lse.T, torch.empty(0), torch.empty(0), torch.empty(0)
 
 
 def _sequences(

@@ -32,7 +32,7 @@ class SlotAttention:
     def __init__(self) -> None:
         self.name = f"litmus-slots-{next(_instance_numbers)}"
         self.layout: Layout | None = None
-        self.calls: tuple[Call, ...] | None = None  # of the step, where torch's flash kernel computes it
+        self.calls: tuple[Call, ...] | None = None  # of a recorded step, which has no layout
         self.slots = KeyValues()  # of requests
         self.texts = KeyValues()  # of a text that is scored in several steps; never in 8 bits, so that its score is that of one step
         self.shapes: dict[int, Shape] = {}  # by layer; from the last forward
@@ -69,8 +69,8 @@ class SlotAttention:
         Raises `UnsupportedModel` outside a forward of `FlatModel`.
         """
         layout = None if self.layout is None else self.layout.on(query.device)
-        if self.calls is not None:
-            calls = self.calls if layout is None else layout.calls
+        calls = layout.calls if layout is not None and self.is_flash else self.calls
+        if calls is not None:
             return self._attend_by_flash(layer, (query, key, value), calls, scale_and_window)
         if layout is None:
             raise UnsupportedModel("attention was called outside a step of the engine")

@@ -77,3 +77,17 @@ def text_bytes(shapes: Collection[Shape], limits: CacheLimits, dtype: torch.dtyp
     """Bytes of the cache for long texts of layers of these shapes; for CUDA with the spare page of each cache."""
     spare = 2 * limits.page_tokens if limits.is_for_cuda else 0
     return slot_bytes(shapes, limits.context_pages * limits.page_tokens + spare, dtype, limits.page_tokens)
+
+
+def ledger_of(
+    config: PretrainedConfig, shapes: Collection[Shape], limits: CacheLimits, dtype: torch.dtype, memory: int, weights: int
+) -> Ledger:
+    """Of a device with so much memory and weights that computes layers of these shapes, in `dtype`, of a model with this text config."""
+    return Ledger(
+        memory=memory,
+        weights=weights,
+        activations=step_bytes(config, limits),
+        slot=slot_bytes(shapes, limits.context, limits.dtype_for(dtype), limits.page_tokens),
+        text=text_bytes(shapes, limits, dtype),
+        sharers=limits.sharers,
+    )

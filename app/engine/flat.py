@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from app.engine import varlen
 from app.engine.attention import SlotAttention
-from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes, text_bytes
+from app.engine.capacity import CacheLimits, ledger_of, slots_that_fit
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import quantize_layers
@@ -96,17 +96,16 @@ class FlatModel:
     def _forward(self, ids: list[int], positions: list[int], layout: Layout, adapted: bool) -> torch.Tensor:
         rows = to_device(torch.tensor([ids, positions], dtype=torch.long), self.device)
         self.attention.layout = layout
-        self.attention.calls = layout.calls if self.attention.is_flash else None
         try:
             return self.compute(rows, adapted).to(self._head_device)
         finally:
-            self.attention.layout = self.attention.calls = None
+            self.attention.layout = None
 
     def compute(self, rows: torch.Tensor, adapted: bool = False) -> torch.Tensor:
         """The states `[T, hidden]` of ids and positions `rows` `[2, T]`. What each row attends to has been said to the attention."""
         if self._decoder is not None:
             return self._decoder(rows[0], rows[1], adapted)
-        mask = None if self.attention.calls is None else _unused_mask(self.device)
+        mask = _unused_mask(self.device) if self.attention.is_flash else None
         return self.model.base_model(input_ids=rows[:1], position_ids=rows[1:], attention_mask=mask, use_cache=False).last_hidden_state[0]
 
     @torch.inference_mode()
@@ -262,16 +261,9 @@ def _shapes_on(flat: FlatModel, device: torch.device) -> dict[int, Shape]:
 
 def _ledger_of(flat: FlatModel, device: torch.device, shapes: Mapping[int, Shape], limits: CacheLimits) -> Ledger:
     """Of one device. Each gets the activations of a whole step with its logits."""
-    dtype = flat.model.dtype
     weights = flat.weights.bytes if len(flat.devices) == 1 else weight_bytes(flat.model, device)
-    return Ledger(
-        memory=device_memory(device, weights),
-        weights=weights,
-        activations=step_bytes(flat.model.config.get_text_config(), limits),
-        slot=slot_bytes(shapes.values(), limits.context, limits.dtype_for(dtype), limits.page_tokens),
-        text=text_bytes(shapes.values(), limits, dtype),
-        sharers=limits.sharers,
-    )
+    config, memory = flat.model.config.get_text_config(), device_memory(device, weights)
+    return ledger_of(config, shapes.values(), limits, flat.model.dtype, memory, weights)
 
 
 def _forward_in_chunks(flat: FlatModel, ids: list[int]) -> torch.Tensor:

@@ -117,10 +117,10 @@ def quantize_layers(model: PreTrainedModel, scheme: str) -> None:
         setattr(parent, name, replacement)
 
 
-def dequantize_layers(model: PreTrainedModel) -> None:
-    """Make every layer in groups a plain one again, for devices that have no kernel for groups."""
+def dequantize_layers(model: PreTrainedModel, stays: Callable[[nn.Module], bool] = lambda _: False) -> None:
+    """Make the layers in groups plain ones again, but those of which `stays` says that the device has a kernel for them."""
     for parent, name, layer in layers_of(model):
-        if isinstance(layer, GroupedEmbedding | GroupedLinear):
+        if isinstance(layer, GroupedEmbedding | GroupedLinear) and not stays(layer):
             setattr(parent, name, layer.plain())
 
 

@@ -152,10 +152,11 @@ def _rounded(layer: nn.Linear, device: torch.device) -> GroupedLinear:
 def dequantize_others(model: PreTrainedModel, device: torch.device) -> None:
     """Make plain what is in groups, but does not stay so on the CUDA `device`."""
     supported = runs_on(device)
-    for parent, name, layer in grouped.layers_of(model):
-        stays = isinstance(layer, GroupedLinear) and is_packed_on_cuda(layer.group_format, layer.out_features, layer.dtype)
-        if isinstance(layer, grouped.GroupedEmbedding | GroupedLinear) and not (stays and supported):
-            setattr(parent, name, layer.plain())
+
+    def stays(layer: nn.Module) -> bool:
+        return supported and isinstance(layer, GroupedLinear) and is_packed_on_cuda(layer.group_format, layer.out_features, layer.dtype)
+
+    grouped.dequantize_layers(model, stays)
 
 
 def pack_layers(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention
 
 
 def slot_attention(skeleton: PreTrainedModel) -> SlotAttention:
-    """Attention that has seen every layer, for `app.engine.flat.slot_bytes`.
+    """Attention that has seen every layer, for `app.engine.capacity.slot_bytes`.
 
     Raises `UnsupportedModel` for a model whose layers keep something else than keys and values.
     """

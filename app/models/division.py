@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes, text_bytes
-from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, device_memory
+from app.engine.capacity import CacheLimits, ledger_of, slot_bytes, slots_that_fit, step_bytes, text_bytes
+from app.engine.ledger import MAX_DEFAULT_SLOTS, device_memory
 from app.errors import SetupError, UnsupportedModel
 from app.models.cache import slot_attention
 from app.models.footprint import stored_modules
@@ -47,15 +47,15 @@ def device_map(source: Source, settings: ModelSettings, cards: Sequence[torch.de
     by_part = [[], *([shapes[layer]] for layer in sorted(shapes)), []]
     text = [text_bytes(each, limits, form.dtype) for each in by_part]
     slot = [slot_bytes(each, limits.context, limits.dtype_for(form.dtype), limits.page_tokens) for each in by_part]
-    activations, memory = step_bytes(skeleton.config.get_text_config(), limits), [device_memory(card, 0) for card in cards]
+    config, memory = skeleton.config.get_text_config(), [device_memory(card, 0) for card in cards]
     pages = limits.pool_pages(MAX_DEFAULT_SLOTS if limits.slots is None else limits.slots)
     sizes = [weights[part] + text[part] + slot[part] * pages // limits.context_pages for part in range(len(parts))]
-    places = divide(sizes, [max(1, each - activations) for each in memory])
+    places = divide(sizes, [max(1, each - step_bytes(config, limits)) for each in memory])
     for place, card in enumerate(cards):
-        own, own_slot, own_text = (
-            sum(size for size, chosen in zip(each, places, strict=True) if chosen == place) for each in (weights, slot, text)
-        )
-        slots_that_fit(Ledger(memory[place], own, activations, own_slot, own_text, limits.sharers), limits, str(card))
+        own = [part for part, chosen in enumerate(places) if chosen == place]
+        layers = [shape for part in own for shape in by_part[part]]
+        ledger = ledger_of(config, layers, limits, form.dtype, memory[place], sum(weights[part] for part in own))
+        slots_that_fit(ledger, limits, str(card))
     return {name: cards[place] for names, place in zip(parts, places, strict=True) for name in names}
 
 

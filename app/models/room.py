@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from app.engine.capacity import CacheLimits, slot_bytes, slots_that_fit, step_bytes, text_bytes
+from app.engine.capacity import CacheLimits, ledger_of, slots_that_fit
 from app.engine.kernel import kernel
 from app.engine.ledger import Ledger, device_memory
 from app.models.cache import slot_attention
@@ -30,14 +30,7 @@ def needs(source: Source, settings: ModelSettings, device: torch.device, limits:
     skeleton = skeleton_of(source)
     form = form_of(source, skeleton, settings, device)
     weights, shapes = footprint(source, skeleton, form).total(), slot_attention(skeleton).shapes.values()
-    return Ledger(
-        memory=memory,
-        weights=weights,
-        activations=step_bytes(skeleton.config.get_text_config(), limits),
-        slot=slot_bytes(shapes, limits.context, limits.dtype_for(form.dtype), limits.page_tokens),
-        text=text_bytes(shapes, limits, form.dtype),
-        sharers=limits.sharers,
-    )
+    return ledger_of(skeleton.config.get_text_config(), shapes, limits, form.dtype, memory, weights)
 
 
 def form_of(source: Source, skeleton: PreTrainedModel, settings: ModelSettings, device: torch.device) -> Form:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from app.engine import flat as flat_module
 from app.engine import varlen
-from app.engine.capacity import CacheLimits
+from app.engine.capacity import CacheLimits, step_bytes
 from app.engine.flat import FlatModel, create_flat_model, install_attention
 from app.engine.fused import create_fused_decoder
 from app.engine.graphs import create_graphs
@@ -133,7 +133,7 @@ def test_its_steps_are_not_recorded(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 def test_the_device_with_the_least_room_decides_how_many_slots_there_are(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    activations = flat_module.step_bytes(tiny("Llama").config, CacheLimits(None, 600, page_tokens=varlen.PAGE_TOKENS))
+    activations = step_bytes(tiny("Llama").config, CacheLimits(None, 600, page_tokens=varlen.PAGE_TOKENS))
     with caplog.at_level(logging.INFO):
         flat = divided("Llama", monkeypatch, False, cpu=activations + 40 * MIB, meta=activations + 6 * MIB)
     ledgers = [message for message in caplog.messages if " on " in message and "layers)" in message]

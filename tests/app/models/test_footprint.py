@@ -7,7 +7,8 @@ import torch
 from tinymodels import CONTEXT, tiny
 
 from app.engine import linear
-from app.engine.flat import CacheLimits, FlatModel, create_flat_model, slot_bytes
+from app.engine.capacity import CacheLimits, slot_bytes
+from app.engine.flat import FlatModel, create_flat_model
 from app.errors import UnsupportedModel
 from app.models.cache import slot_attention
 from app.models.footprint import Form, footprint
