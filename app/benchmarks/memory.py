@@ -19,6 +19,7 @@ import psutil
 
 from app.benchmarks.engine import QUANTIZATIONS
 from app.engine import flat
+from app.engine.capacity import ledger_of
 from app.engine.engine import Engine
 from app.engine.ledger import Ledger
 from app.engine.request import Generate, SamplingParams, Score, Window
@@ -34,12 +35,12 @@ def measure(settings: ModelSettings) -> dict[str, Any]:
     """Load the model and compare. `context_bytes` counts one context more than slots, for long texts; the observer has only that one."""
     ledgers: list[Ledger] = []
 
-    def recorded(**fields: int) -> Ledger:
-        ledgers.append(Ledger(**fields))
+    def recorded(*args: Any) -> Ledger:
+        ledgers.append(ledger_of(*args))
         return ledgers[-1]
 
     before = process_bytes(settings.path, settings.quantize)
-    with patch.object(flat, "Ledger", recorded):
+    with patch.object(flat, "ledger_of", recorded):
         engine, facts = create_engine(settings)
     performer = ledgers[-1]
     return {
