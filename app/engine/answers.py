@@ -81,7 +81,7 @@ class Answers:
         end_tokens_of: Callable[[Generate], frozenset[int]],
     ) -> None:
         """`grammars` are the states of answers, by the ids of their requests."""
-        self._grammars, self._drafter, self._end_tokens_of = grammars, drafter, end_tokens_of
+        self._grammars, self._drafter, self.end_tokens_of = grammars, drafter, end_tokens_of
 
     def rows(self, sampled: Sequence[tuple[int, Slot]], drafts: Mapping[Slot, Draft]) -> dict[Slot, list[Row]]:
         """The rows of a step that give tokens, by their slots. `sampled` are indices of rows and their slots, the rows of a slot one after
@@ -113,7 +113,7 @@ class Answers:
         if not choices:
             allowed = None if request.grammar is None else Choices(self._grammars[request.id].allowed_tokens(), None)
             choices = [allowed] * len(indices)
-        ends, prompt_tokens, rows = self._end_tokens_of(request), len(request.prompt), []
+        ends, prompt_tokens, rows = self.end_tokens_of(request), len(request.prompt), []
         for place, (index, choice) in enumerate(zip(indices, choices, strict=True)):
             tokens = [*slot.tokens, *drafted[:place]] if place else slot.tokens
             mask, certain = (None, None) if choice is None else (choice.allowed, choice.certain)

@@ -12,10 +12,11 @@ import torch
 
 from app.engine.answers import Answers, Row
 from app.engine.batch import FlatBatch
+from app.engine.changes import AnswerChanges, RowChanges, answer_changes
 from app.engine.drafts import Drafter
 from app.engine.graphs import DecodeGraphs, DecodeRow, Launched
 from app.engine.plan import Plan
-from app.engine.sampler import drawing_numbers, is_plain, row_numbers
+from app.engine.sampler import SamplerRow, changes_logits, drawing_numbers, row_numbers
 from app.engine.scheduler import Scheduler
 from app.engine.slot import Slot
 
@@ -72,6 +73,7 @@ class Landed:
 class Flights:
     def __init__(self, graphs: DecodeGraphs, scheduler: Scheduler, answers: Answers, drafter: Drafter) -> None:
         self._graphs, self._scheduler, self._answers, self._drafter = graphs, scheduler, answers, drafter
+        self._changes: dict[Slot, tuple[int, AnswerChanges | None]] = {}  # with the admission of the answer
         self.followed = 0  # steps that were launched before the tokens of the one before were read
 
     def launch(self, plan: Plan, batch: FlatBatch) -> Flight | None:
@@ -81,11 +83,14 @@ class Flights:
             return None
         own = self._answers.rows(batch.sampled, plan.drafts)
         every = [row for each in own.values() for row in each]
-        by_host = frozenset(row.index for row in every if not _is_drawn_there(row))
+        drafted = {each[0].slot for each in own.values() if len(each) > 1}
+        there = {row.index: row.slot for row in every if _may_be_drawn_there(row, row.slot in drafted)}
+        changes = {index: self._changes_of(slot, slot.generated) for index, slot in there.items() if slot not in drafted}
+        by_host = frozenset(row.index for row in every if row.index not in there or row.slot.is_drawn_by_host)
         numbers = drawing_numbers([row.sampler for row in every])
         decodes = [
-            DecodeRow(token, 0, position, pages, drawn)
-            for token, (pages, position), drawn in zip(batch.ids, batch.decodes, numbers, strict=True)
+            DecodeRow(token, 0, position, pages, drawn, changes.get(index))
+            for index, (token, (pages, position), drawn) in enumerate(zip(batch.ids, batch.decodes, numbers, strict=True))
         ]
         first = [FlightRow(each[0].index, slot, slot.admission, slot.length) for slot, each in own.items()]
         return Flight(plan, self._graphs.launch(decodes), first, own, by_host)
@@ -98,15 +103,17 @@ class Flights:
         if flight.drawn_by_host or is_drafted or looks or any(each.slot.thought is not None for each in flight.rows):
             return None
         goes_on = [each for each in flight.rows if each.counts and _is_longer(each.slot)]
-        plan = self._scheduler.repeat(flight.plan, [each.slot for each in goes_on]) if goes_on else None
+        changes = [self._changes_of(each.slot, each.slot.generated + 1) for each in goes_on]
+        is_drawn_there = not any(each.slot.is_drawn_by_host for each in goes_on)
+        plan = self._scheduler.repeat(flight.plan, [each.slot for each in goes_on]) if goes_on and is_drawn_there else None
         if plan is None:
             return None
         decodes, rows = [], []
-        for index, each in enumerate(goes_on):
+        for index, (each, changed) in enumerate(zip(goes_on, changes, strict=True)):
             slot, position = each.slot, each.position + 1
             assert slot.request is not None
             numbers = row_numbers(slot.request.sampling, len(slot.tokens) + 1)
-            decodes.append(DecodeRow(None, each.index, position, slot.pages, numbers))
+            decodes.append(DecodeRow(None, each.index, position, slot.pages, numbers, changed))
             rows.append(FlightRow(index, slot, each.admission, position))
         self.followed += 1
         return Flight(plan, self._graphs.launch(decodes), rows, None, number=flight.number + 1)
@@ -133,11 +140,32 @@ class Flights:
             drawn |= {row.index: found[row.index][0] for row in rows if row.index not in wrong | flight.drawn_by_host}
         return landed, Landed(self._graphs, drawn)
 
+    def _changes_of(self, slot: Slot, answer_tokens: int) -> RowChanges | None:
+        """What is changed in the logits of the token that follows so many of the slot's answer; None if nothing is. Where the device
+        cannot do it, the host draws the slot's tokens from then on.
+        """
+        request = slot.request
+        assert request is not None
+        if slot.is_drawn_by_host or not changes_logits(request.sampling, answer_tokens):
+            return None
+        admission, changes = self._changes.get(slot, (None, None))
+        if admission != slot.admission:
+            ends = self._answers.end_tokens_of(request)
+            changes = answer_changes(request.sampling, len(request.prompt), ends, self._graphs.vocabulary)
+            self._changes[slot] = slot.admission, changes
+        found = None if changes is None else changes.read(slot.tokens, answer_tokens)
+        slot.is_drawn_by_host = found is None
+        return found
 
-def _is_drawn_there(row: Row) -> bool:
-    """Whether the device draws the row's token."""
-    is_asked_for_logits = row.certain is not None or row.request.logprobs is not None
-    return not is_asked_for_logits and not row.slot.is_drawn_by_host and is_plain(row.sampler)
+
+def _may_be_drawn_there(row: Row, is_drafted: bool) -> bool:
+    """Whether the device draws the row's token, if it can change the logits as asked. It changes none of slots with drafted tokens."""
+    is_asked_for_logits = row.certain is not None or row.request.logprobs is not None or row.sampler.allowed is not None
+    return not is_asked_for_logits and not row.slot.is_drawn_by_host and not (is_drafted and _changes(row.sampler))
+
+
+def _changes(row: SamplerRow) -> bool:
+    return changes_logits(row.params, len(row.tokens) - row.prompt_tokens)
 
 
 def _is_longer(slot: Slot) -> bool:

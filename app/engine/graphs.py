@@ -9,16 +9,19 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, takewhile
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from app.engine import drawing, varlen
+from app.engine.changes import ROW_FORMAT, RowChanges, answer_changes, change_logits, write_changes
 from app.engine.drawing import COLUMNS, NUCLEUS_TOKENS, draw
 from app.engine.flat import FlatModel
 from app.engine.layout import Call, layout_of
 from app.engine.proof import MAX_ERROR, check_ids
+from app.engine.request import SamplingParams
 from app.engine.varlen import PAGE_TOKENS, Reads
 from app.errors import first_line
 
@@ -27,9 +30,12 @@ log = logging.getLogger(__name__)
 TOKEN, SOURCE, POSITION, USED, PLACE, TABLE = range(6)  # columns of a row's integers; its pages begin at the last one
 WIDER = 4  # without a table of pages, graphs for so many times as many pages each
 CHECKED_STEPS = 4
+CHECKED_PARAMS = SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5, logit_bias=((1, 5.0),))
 
 Work = Callable[[], None]
 Record = Callable[[Work], Work]  # returns what does the same work again, with what its inputs hold then
+Choice = Literal["changed and drawn", "drawn", "likeliest"]  # of a step's tokens; changed are the logits
+CHOICES: tuple[Choice, ...] = ("changed and drawn", "drawn", "likeliest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class DecodeRow:
     position: int
     pages: Sequence[int]  # of its sequence
     numbers: NDArray[np.float64]  # how its next token is drawn, see `drawing`
+    changes: RowChanges | None = None  # in its logits
 
 
 class Launched:
@@ -65,19 +72,26 @@ class DecodeGraphs:
         size = 8 * COLUMNS + 4 * (TABLE + pages)
         shape, pinned = (most, size + -size % 8), device.type == "cuda"
         self._hosts = [torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]  # one is written while one is read
+        self._changes_hosts = [torch.zeros(most, ROW_FORMAT.itemsize, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
         self._drawn_hosts = [torch.zeros(most, 2, dtype=torch.long, pin_memory=pinned) for _ in range(2)]
         self._inputs = torch.zeros(shape, dtype=torch.uint8, device=device)
         self._numbers, self._integers = self._inputs[:, : 8 * COLUMNS].view(torch.float64), _integers(self._inputs, pages)
+        self._changes = torch.zeros(most, ROW_FORMAT.itemsize, dtype=torch.uint8, device=device)
         self._starts = torch.arange(most + 1, dtype=torch.int32, device=device)
         self._drawn = torch.zeros(most, 2, dtype=torch.long, device=device)  # token, and whether it is right
         example = flat.head(torch.zeros(1, flat.hidden_size, dtype=flat.model.dtype, device=device))
         self._logits = torch.zeros(most, example.shape[1], dtype=example.dtype, device=device)
-        self._replays: dict[tuple[int, int, bool], Work] = {}  # by rows, pages of a row, and whether a row is sampled
+        self._replays: dict[tuple[int, int, Choice], Work] = {}  # by rows, pages of a row, and how tokens are chosen
         self._turn = 0
 
     @property
     def most_rows(self) -> int:
         return self.counts[-1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Columns of the logits."""
+        return self._logits.shape[1]
 
     @torch.inference_mode()
     def record(self) -> None:
@@ -85,8 +99,8 @@ class DecodeGraphs:
         self._send([])
         for rows in reversed(self.counts):  # the largest first: the others fit into its memory
             for width in self._widths:
-                for is_sampled in (True, False):
-                    self._replays[rows, width, is_sampled] = self._record(self._work(rows, width, is_sampled))
+                for choice in CHOICES:
+                    self._replays[rows, width, choice] = self._record(self._work(rows, width, choice))
         for rows in {self.counts[0], self.counts[-1]}:
             self._check(rows)
 
@@ -97,7 +111,7 @@ class DecodeGraphs:
         height = next(each for each in self.counts if each >= len(rows))
         longest = max(row.position // PAGE_TOKENS + 1 for row in rows)
         width = next(each for each in self._widths if each >= longest)
-        self._replays[height, width, any(not row.numbers[drawing.IS_GREEDY] for row in rows)]()
+        self._replays[height, width, _choice(rows)]()
         drawn = self._drawn_hosts[self._turn][: len(rows)]
         drawn.copy_(self._drawn[: len(rows)], non_blocking=True)
         return Launched(drawn, _event(self._flat.device))
@@ -121,9 +135,16 @@ class DecodeGraphs:
         integers[len(rows) :, TABLE] = self._spare
         numbers[len(rows) :] = drawing.GREEDY
         self._inputs.copy_(host, non_blocking=True)
+        if _choice(rows) == "changed and drawn":
+            self._send_changes(rows)
 
-    def _work(self, rows: int, width: int, is_sampled: bool) -> Work:
-        numbers, integers = self._numbers[:rows], self._integers[:rows]
+    def _send_changes(self, rows: Sequence[DecodeRow]) -> None:
+        host = self._changes_hosts[self._turn][: len(rows)]
+        write_changes([row.changes for row in rows], host)
+        self._changes[: len(rows)].copy_(host, non_blocking=True)
+
+    def _work(self, rows: int, width: int, choice: Choice) -> Work:
+        numbers, integers, changed = self._numbers[:rows], self._integers[:rows], self._changes[:rows]
 
         def work() -> None:
             source = integers[:, SOURCE].long()
@@ -137,7 +158,12 @@ class DecodeGraphs:
                 attention.calls = None
             logits = self._flat.head(hidden)
             self._logits[:rows].copy_(logits)
-            drawn, is_right = draw(logits, numbers, NUCLEUS_TOKENS) if is_sampled else (logits.max(-1).indices, torch.ones_like(source))
+            if choice == "changed and drawn":
+                logits = change_logits(logits, changed, torch.where(source > 0, tokens, -1))
+            if choice == "likeliest":
+                drawn, is_right = logits.max(-1).indices, torch.ones_like(source)
+            else:
+                drawn, is_right = draw(logits, numbers, NUCLEUS_TOKENS)
             self._drawn[:rows].copy_(torch.stack([drawn, is_right.long()], 1))
 
         return work
@@ -148,16 +174,21 @@ class DecodeGraphs:
         """
         flat, sampled = self._flat, drawing.random_row(0.6, 1.0, 0, 0.9, 0.0)
         ids, ends = check_ids(flat.model), [width * PAGE_TOKENS - 1 for width in self._widths]
+        changed = answer_changes(CHECKED_PARAMS, 1, frozenset(), self.vocabulary)
+        history = None if changed is None else changed.read(ids, len(ids) - 1)
+        none_new = torch.full((1,), -1, device=flat.device)  # the history has all tokens
         for token, position in zip(ids, [*range(CHECKED_STEPS), *ends], strict=False):
             pages = range(position // PAGE_TOKENS + 1)
             states = flat.forward([token], [position], layout_of([(pages, position)], [], PAGE_TOKENS, flat.device))
             expected = flat.head(states).float()
-            for numbers in (drawing.GREEDY, sampled):
-                drawn = self.launch([DecodeRow(token, 0, position, pages, numbers)] * rows).tokens()
+            for numbers, changes in ((drawing.GREEDY, None), (sampled, None), (sampled, history)):
+                drawn = self.launch([DecodeRow(token, 0, position, pages, numbers, changes)] * rows).tokens()
                 logits = self.logits([rows - 1])
                 error = float((logits.float() - expected).norm() / expected.norm())
                 if not error <= MAX_ERROR:
                     raise RuntimeError(f"the logits of a recorded step of {rows} rows differ by {error:.1%}")
+                if changes is not None:
+                    logits = change_logits(logits, self._changes[rows - 1 : rows], none_new)
                 right = [int(part) for part in draw(logits, self._numbers[rows - 1 : rows], NUCLEUS_TOKENS)]
                 if drawn[-1] != right:
                     raise RuntimeError(f"a recorded step of {rows} rows draws other tokens than its logits give")
@@ -243,6 +274,12 @@ def page_counts(most: int, has_table: bool) -> tuple[int, ...]:
     """Numbers of pages of a row for which steps are recorded: one where the kernel reads a table, as it reads no more than it needs."""
     fewer = () if has_table else takewhile(lambda pages: pages < most, (WIDER**power for power in count()))
     return (*fewer, most)
+
+
+def _choice(rows: Sequence[DecodeRow]) -> Choice:
+    if any(row.changes is not None for row in rows):
+        return "changed and drawn"
+    return "likeliest" if all(row.numbers[drawing.IS_GREEDY] for row in rows) else "drawn"
 
 
 def _integers(buffer: torch.Tensor, pages: int) -> torch.Tensor:

@@ -101,11 +101,10 @@ def row_numbers(params: SamplingParams, position: int) -> NDArray[np.float64]:
     return drawing.random_row(uniform, params.temperature, params.top_k or 0, params.top_p, params.min_p)
 
 
-def is_plain(row: SamplerRow) -> bool:
-    """Whether the row's token is drawn from the model's logits as they are, and its later ones, too."""
-    params, answer = row.params, len(row.tokens) - row.prompt_tokens
-    changes = params.logit_bias or params.bad_words or params.presence_penalty or params.frequency_penalty
-    return not changes and params.repetition_penalty == 1.0 and answer >= params.min_tokens and row.allowed is None
+def changes_logits(params: SamplingParams, answer_tokens: int) -> bool:
+    """Whether the token that follows so many of the answer is not drawn from the model's logits as they are, a grammar aside."""
+    penalties = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
+    return bool(params.logit_bias or params.bad_words or penalties) or answer_tokens < params.min_tokens
 
 
 def _draw(scores: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:

@@ -32,7 +32,7 @@ class Slot:
     detokenizer: Detokenizer | None = None
     stop_checker: StopChecker | None = None
     thought: LimitedThought | None = None  # of a request that limits it
-    is_drawn_by_host: bool = False  # because the device once looked at too few tokens to draw one
+    is_drawn_by_host: bool = False  # because the device once could not draw a token, with what it looks at
 
     def admit(self, request: Generate, admission: int, detokenize: Detokenize) -> None:
         """Start `request`, without any pages."""

@@ -1,6 +1,7 @@
 """The group of settings of one model: which weights, in which precision, on which device, or which server has it."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,6 +14,7 @@ from app.settings.default import BUNDLED, DEFAULT_NAME, default_model, smollm2
 from app.settings.group import Group
 from app.upstream import UpstreamFields
 
+DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9]\d*)(,(0|[1-9]\d*))*)?")
 MODEL_FILES = ("config.json", "adapter_config.json", "*.gguf")  # a folder with none of these holds no model
 
 
@@ -23,6 +25,13 @@ class SamplingSettings(SamplingParameters):
 
 
 AdapterName = Annotated[str, StringConstraints(pattern=MODEL_NAME)]
+
+
+def _device(text: str) -> str:
+    """Accepts a device by name, or a few CUDA devices by their numbers."""
+    if not DEVICE.fullmatch(text):
+        raise ValueError(f"{text!r} is not a device: write auto, cpu, cuda, cuda:1 for one card, or cuda:0,1 for several")
+    return text
 
 
 class AdapterPaths(dict[str, str]):
@@ -70,9 +79,8 @@ class LoadedFields(Group):
         description="where the files are loaded from: ram copies them to /dev/shm first, where the next start finds them; `make clean` "
         "removes the copies",
     )
-    device: str = Field(
+    device: Annotated[str, AfterValidator(_device)] = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:(0|[1-9]\d*)(,(0|[1-9]\d*))*)?)$",
         description="auto, cpu, cuda or cuda:N; cuda:0,1 divides the layers of a model that does not fit one card between cards 0 and 1",
     )
     replicas: int = Field(

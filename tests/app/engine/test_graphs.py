@@ -90,7 +90,7 @@ def test_a_model_that_waits_or_leaves_the_device_is_noticed(
     recorded = DecodeGraphs(flat, 1, recorded_on_meta)
     monkeypatch.setattr(flat, "_head", lambda x, own=flat._head: head(x, own))
     with pytest.raises((RuntimeError, AssertionError), match=why):
-        recorded_on_meta(recorded._work(1, 3, True))
+        recorded_on_meta(recorded._work(1, 3, "changed and drawn"))
 
 
 def test_graphs_that_compute_something_else_are_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
