@@ -53,6 +53,8 @@ class FlashKernel:
                 and key.shape[1] % 256 == 0
                 and seqused_k is not None
             )
+        is_divided = num_splits not in (None, 1)  # the kernel does so only where it reads the keys of a group of heads once
+        assert not is_divided or (longest == 1 and heads > key.shape[-2] and window_size_left == window_size_right == -1)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         out, lse = torch.zeros_like(query), torch.full((heads, len(query)), torch.inf)
         for at, (rows, k, v) in enumerate(_sequences(key, value, starts, key_starts, seqused_k, block_table)):
@@ -94,12 +96,12 @@ def use_flash(monkeypatch: pytest.MonkeyPatch, has_page_table: bool = True) -> F
     """Let models on a CPU attend as those on CUDA do, if their caches have pages of `varlen.PAGE_TOKENS`."""
     kernel = FlashKernel(has_page_table)
 
-    def is_supported(device: torch.device, dtype: torch.dtype, shapes: list[Shape]) -> bool:
-        return True
+    def usable_splits(device: torch.device, dtype: torch.dtype, shapes: list[Shape], context: int) -> int:
+        return 4 if has_page_table else 1
 
     monkeypatch.setattr(varlen, "flash_kernel", kernel)
     monkeypatch.setattr(varlen, "has_page_table", lambda: has_page_table)
-    monkeypatch.setattr(varlen, "is_supported", is_supported)
+    monkeypatch.setattr(varlen, "usable_splits", usable_splits)
     return kernel
 
 

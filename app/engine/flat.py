@@ -238,13 +238,13 @@ def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
     flat.context = limits.context
     flat.pages, flat.page_tokens = limits.pool_pages(flat.slots), limits.page_tokens
     flat.scoring_pages = range(limits.context_pages)
-    by_flash = flat.page_tokens == varlen.PAGE_TOKENS and all(
-        varlen.is_supported(device, dtype, shapes.values()) for device, shapes in parts.items() if shapes
-    )
+    splits, context = 0, limits.context_pages * flat.page_tokens  # no splits: not by torch's flash kernel
+    if flat.page_tokens == varlen.PAGE_TOKENS:
+        splits = min(varlen.usable_splits(device, dtype, shapes.values(), context) for device, shapes in parts.items() if shapes)
     for cache, pages, kept_as in ((attention.slots, flat.pages, slots_dtype), (attention.texts, limits.context_pages, dtype)):
         for device, shapes in parts.items():
-            if by_flash:
-                cache.allocate_by_tokens(shapes, pages, limits.context_pages * flat.page_tokens, kept_as, device)
+            if splits:
+                cache.allocate_by_tokens(shapes, pages, kept_as, device, context=context, splits=splits)
             else:
                 cache.allocate(shapes, pages, flat.page_tokens, kept_as, device)
     name = type(flat.model).__name__

@@ -43,14 +43,16 @@ class KeyValues:
             for cache, dim in zip((self.keys, self.values), dims, strict=True):
                 cache[layer] = _zeros((heads, pages, page_tokens, elements_of(dim, dtype)), dtype, device).transpose(0, 1)
 
-    def allocate_by_tokens(self, shapes: Mapping[int, Shape], pages: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
+    def allocate_by_tokens(
+        self, shapes: Mapping[int, Shape], pages: int, dtype: torch.dtype, device: torch.device, *, context: int, splits: int
+    ) -> None:
         """Make room for torch's flash kernel: in pages of `varlen.PAGE_TOKENS`, all heads of a token beside each other, and one page more.
-        No sequence will have more than `context` tokens.
+        `context` and `splits` are those of `PagedKeys`.
         """
         self.page_tokens, self.dtype = PAGE_TOKENS, dtype
         for layer, (heads, *dims) in shapes.items():
             key, value = (torch.zeros(pages + 1, PAGE_TOKENS, heads, dim, dtype=dtype, device=device) for dim in dims)
-            self.by_tokens[layer] = PagedKeys(key, value, context)
+            self.by_tokens[layer] = PagedKeys(key, value, context, splits)
             self.keys[layer], self.values[layer] = key.transpose(1, 2), value.transpose(1, 2)
 
     @property

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import product
 
 import torch
 from torch.nn import functional as F
@@ -22,6 +23,7 @@ DTYPES = (torch.bfloat16, torch.float16)
 MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 256, 8
 MIN_CAPABILITY = (8, 0)  # Ampere
 MAX_PROBE_ERROR = 2e-2  # of the probe's outputs, relative to their norm
+PROBED_GROUPS, PROBED_WINDOW = 4, 300  # heads for one of keys, and a sliding window
 SPLIT_TOKENS, MAX_SPLITS = 1024, 16  # keys that one block of a card reads for a decoding row, where the context is not too long for it
 
 flash_kernel = torch.ops.aten._flash_attention_forward
@@ -30,16 +32,14 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 @dataclass(frozen=True, slots=True)
 class PagedKeys:
-    """Keys and values `[pages, PAGE_TOKENS, kv_heads, dim]` of a layer. No sequence has more than `context` tokens."""
+    """Keys and values `[pages, PAGE_TOKENS, kv_heads, dim]` of a layer. No sequence has more than `context` tokens. `splits`: into how many
+    parts the keys of a decoding row are divided, by their positions, so that its sums depend on no other row.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
     context: int
-
-    @property
-    def splits(self) -> int:
-        """Into how many parts the keys of a decoding row are divided, by their positions: its sums depend on no other row."""
-        return max(1, min(MAX_SPLITS, self.context // SPLIT_TOKENS))
+    splits: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,14 @@ def attend(query: torch.Tensor, cached: PagedKeys, own: Pair, reads: Reads, scal
     """Attend `query` `[rows, heads, dim]`, causally, to the keys `cached` or, if the reads have no pages, to the rows' `own`
     `[rows, kv_heads, dim]`. Returns `[rows, heads, dim]`.
 
-    `window`: tokens that a row sees, itself included; all when None.
+    `window`: tokens that a row sees, itself included; all when None. Only rows without one, of several heads for one of keys, are divided
+    into parts: of others the kernel would write one row alone (Dao-AILab/flash-attention issue 1217).
     """
     starts, table = reads.starts, reads.pages
     if table is None:
         return _flash(query, own, Sequences(starts, starts, reads.longest, reads.longest), scale, window)[0]
     if has_page_table():
-        splits = cached.splits if reads.longest == 1 else 1
+        splits = cached.splits if reads.longest == 1 and window is None and query.shape[1] > cached.keys.shape[2] else 1
         sequences = Sequences(starts, starts, reads.longest, cached.context, reads.used, table, splits)
         return _flash(query, (cached.keys, cached.values), sequences, scale, window)[0]
     if reads.longest == 1 and (window is None or table.shape[1] * PAGE_TOKENS <= window):
@@ -154,53 +155,58 @@ def page_tokens(kind: str) -> int:
     return PAGE_TOKENS if kind == "cuda" else pages.PAGE_TOKENS
 
 
-def is_supported(device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int, int]]) -> bool:
-    """Whether the kernel computes all layers of these shapes (kv_heads, key dim, value dim), and right: what it makes of random numbers is
-    compared.
+def usable_splits(device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int, int]], context: int) -> int:
+    """Into how many parts the kernel may divide the keys of a decoding row, for layers of these shapes (kv_heads, key dim, value dim) and
+    sequences of `context` tokens; 0 if it does not compute them, or not right: what it makes of random numbers is compared.
     """
     if device.type != "cuda" or dtype not in DTYPES or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        return False
+        return 0
     if any(key != value or key > MAX_HEAD_DIM or key % HEAD_DIM_MULTIPLE for _, key, value in shapes):
-        return False
-    try:
-        error = max(probe(device, dtype, heads, dim) for heads, dim, _ in set(shapes))
-    except RuntimeError as problem:
-        log.warning("torch's flash attention does not run here, so keys and values are gathered: %s", first_line(problem))
-        return False
-    if not error <= MAX_PROBE_ERROR:
-        log.warning("torch's flash attention is wrong by %.1f%% here, so keys and values are gathered", 100 * error)
-        return False
-    return True
+        return 0
+    wanted = max(1, min(MAX_SPLITS, context // SPLIT_TOKENS)) if has_page_table() else 1
+    for splits in sorted({wanted, 1}, reverse=True):
+        what = f"torch's flash attention, with the keys of a row in {splits} parts," if splits > 1 else "torch's flash attention"
+        try:
+            error = max(probe(device, dtype, heads, dim, splits) for heads, dim, _ in set(shapes))
+        except RuntimeError as problem:
+            log.warning("%s does not run here, and is not used: %s", what, first_line(problem))
+            continue
+        if error <= MAX_PROBE_ERROR:
+            return splits
+        log.warning("%s is wrong by %.1f%% here, and is not used", what, 100 * error)
+    return 0
 
 
 @torch.inference_mode()
-def probe(device: torch.device, dtype: torch.dtype, kv_heads: int, dim: int) -> float:
-    """How wrong attention is, relative to the outputs' norm, for two sequences whose keys lie on three pages: as decoding rows and as
-    prompts that go on.
+def probe(device: torch.device, dtype: torch.dtype, kv_heads: int, dim: int, splits: int = 1) -> float:
+    """How wrong attention is, relative to the outputs' norm, for three sequences, whose keys lie on up to four pages: as decoding rows and
+    as prompts that go on, with one head and with several for one of keys, with a window and without.
     """
-    lengths, heads = (PAGE_TOKENS + 9, 5), 2 * kv_heads
+    lengths, context = (3 * PAGE_TOKENS + 9, 5, PAGE_TOKENS + 1), max(4, splits) * PAGE_TOKENS
     generator = torch.Generator().manual_seed(0)
-    keys, values = (torch.randn(4, PAGE_TOKENS, kv_heads, dim, generator=generator).to(device, dtype) for _ in range(2))
-    table = torch.tensor([[2, 0], [1, 1]], dtype=torch.int32, device=device)
+    keys, values = (torch.randn(8, PAGE_TOKENS, kv_heads, dim, generator=generator).to(device, dtype) for _ in range(2))
+    table = torch.tensor([[2, 0, 5, 3], [1, 1, 1, 1], [4, 6, 4, 4]], dtype=torch.int32, device=device)
     used = torch.tensor(lengths, dtype=torch.int32, device=device)
-    errors = []
-    for rows in (1, 4):
-        query = torch.randn(2 * rows, heads, dim, generator=generator).to(device, dtype)
-        starts = torch.tensor([0, rows, 2 * rows], dtype=torch.int32, device=device)
-        cached = PagedKeys(keys, values, 2 * SPLIT_TOKENS)
-        found = attend(query, cached, (keys[0], values[0]), Reads(starts, used, table, rows), None, None)
-        expected = [
-            _attend_slowly(query[rows * at : rows * at + rows], *(part[table[at].long()].flatten(0, 1)[:length] for part in (keys, values)))
-            for at, length in enumerate(lengths)
-        ]
-        errors.append(float((found.float() - torch.cat(expected)).norm() / torch.cat(expected).norm()))
+    cached, errors = PagedKeys(keys, values, context, splits), []
+    for rows, groups, window in product((1, 4), (1, PROBED_GROUPS), (None, PROBED_WINDOW)):
+        query = torch.randn(len(lengths) * rows, groups * kv_heads, dim, generator=generator).to(device, dtype)
+        starts = torch.arange(len(lengths) + 1, dtype=torch.int32, device=device) * rows
+        found = attend(query, cached, (keys[0], values[0]), Reads(starts, used, table, rows), None, window)
+        expected = torch.cat(
+            [
+                _attend_slowly(part, keys[own].flatten(0, 1)[:length], values[own].flatten(0, 1)[:length], window)
+                for part, own, length in zip(query.split(rows), table.long(), lengths, strict=True)
+            ]
+        )
+        errors.append(float((found.float() - expected).norm() / expected.norm()))
     return max(errors)
 
 
-def _attend_slowly(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def _attend_slowly(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> torch.Tensor:
     """In float32: the last rows of one sequence, `query` `[rows, heads, dim]`, over `keys` and `values` `[tokens, kv_heads, dim]`."""
     rows, tokens, groups = len(query), len(keys), query.shape[1] // keys.shape[1]
     k, v = (part.float().repeat_interleave(groups, 1).transpose(0, 1) for part in (keys, values))  # [heads, tokens, dim]
     scores = query.float().transpose(0, 1) @ k.transpose(1, 2) * query.shape[-1] ** -0.5
-    hidden = torch.ones(rows, tokens, dtype=torch.bool, device=query.device).triu(tokens - rows + 1)
+    behind = torch.arange(tokens - rows, tokens, device=query.device)[:, None] - torch.arange(tokens, device=query.device)
+    hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
     return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Random models made on the spot, as Hugging Face folders: tiny ones of three architectures, and Llamas of a given shape."""
+"""Random models made on the spot, as Hugging Face folders: tiny ones, and Llamas of a given shape."""
 
 import json
 from pathlib import Path
@@ -27,6 +27,7 @@ SMALL = {
 SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 32}
 TINY_MODELS = {
     "Llama": ("LlamaForCausalLM", SMALL),
+    "Llama without groups": ("LlamaForCausalLM", {**SMALL, "num_key_value_heads": 4}),
     "Qwen3": ("Qwen3ForCausalLM", SMALL),
     "Gemma 3": ("Gemma3ForCausalLM", {**SMALL, **SLIDING}),
 }

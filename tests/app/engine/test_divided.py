@@ -61,7 +61,7 @@ def divided(name: str, monkeypatch: pytest.MonkeyPatch, is_flash: bool, **memory
     own = FlashKernel(has_page_table)
     kernels = {"cpu": own, "meta": varlen.flash_kernel}
     monkeypatch.setattr(varlen, "has_page_table", lambda: has_page_table)
-    monkeypatch.setattr(varlen, "is_supported", lambda *_: is_flash)
+    monkeypatch.setattr(varlen, "usable_splits", lambda *_: int(is_flash))
     monkeypatch.setattr(varlen, "flash_kernel", lambda query, *args, **options: kernels[query.device.type](query, *args, **options))
     monkeypatch.setattr(flat_module, "device_memory", lambda device, _: memory.get(device.type, 10**10))
     known, model = create_flat_model(tiny(name), CacheLimits(1, 64)).attention, dispatched(name, META)

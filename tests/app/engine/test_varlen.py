@@ -1,11 +1,14 @@
 """The engine as it attends on CUDA, by torch's flash kernel over pages, against transformers' `generate` and by its own other way."""
 
 import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from driving import answers_of, drain, random_prompt
-from flash import use_flash
+from flash import FlashKernel, use_flash
 from tinymodels import VOCABULARY, letters, tiny
 
 from app.engine import varlen
@@ -75,7 +78,7 @@ def test_a_beam_search_copies_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("has_page_table", [True, False])
 def test_the_probe_notices_a_kernel_that_is_wrong(has_page_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = use_flash(monkeypatch, has_page_table)
-    asked = torch.device("cpu"), torch.float32, 2, 16
+    asked = torch.device("cpu"), torch.float32, 2, 16, 4 if has_page_table else 1
     assert varlen.probe(*asked) < 1e-5
 
     def ignores_lengths(*args: object, seqused_k: torch.Tensor, **options: object) -> tuple[torch.Tensor, ...]:
@@ -83,3 +86,48 @@ def test_the_probe_notices_a_kernel_that_is_wrong(has_page_table: bool, monkeypa
 
     monkeypatch.setattr(varlen, "flash_kernel", ignores_lengths)
     assert varlen.probe(*asked) > varlen.MAX_PROBE_ERROR
+
+
+class Faulty:
+    """The kernel, with a fault in what it does with the keys of a row in parts."""
+
+    def __init__(self, kernel: FlashKernel, fault: str) -> None:
+        self._kernel, self._fault = kernel, fault
+
+    def __call__(self, query: torch.Tensor, *args: Any, num_splits: int = 1, **options: Any) -> tuple[torch.Tensor, ...]:
+        if num_splits > 1 and self._fault == "refuses":
+            raise RuntimeError("num_splits > 1 is not supported for varlen paged KV")
+        if num_splits > 1 and self._fault == "loses the later parts":
+            used = options["seqused_k"]
+            options["seqused_k"] = used.minimum(torch.full_like(used, PAGE_TOKENS))
+        out, *rest = self._kernel(query, *args, num_splits=num_splits, **options)
+        if num_splits > 1 and self._fault == "writes the first row only":
+            out[1:] = 0
+        return out, *rest
+
+
+@pytest.mark.parametrize("fault", ["refuses", "loses the later parts", "writes the first row only"])
+def test_keys_are_not_divided_where_that_is_wrong(fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(varlen, "probe", partial(on_a_cpu, varlen.probe))
+    usable, card = varlen.usable_splits, torch.device("cuda")
+    kernel = use_flash(monkeypatch)
+    shapes = [(2, 16, 16), (1, 32, 32)]
+    assert usable(card, torch.bfloat16, shapes, 900) == 1 and usable(card, torch.bfloat16, shapes, 4096) == 4 and not caplog.messages
+    assert usable(card, torch.bfloat16, shapes, 131072) == 16
+    monkeypatch.setattr(varlen, "flash_kernel", Faulty(kernel, fault))
+    assert usable(card, torch.bfloat16, shapes, 4096) == 1
+    assert "with the keys of a row in 4 parts," in caplog.messages[0] and "is not used" in caplog.messages[0]
+
+
+def test_without_a_page_table_no_keys_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(varlen, "probe", partial(on_a_cpu, varlen.probe))
+    usable = varlen.usable_splits
+    use_flash(monkeypatch, has_page_table=False)
+    assert usable(torch.device("cuda"), torch.float16, [(2, 16, 16)], 4096) == 1
+    assert usable(torch.device("cuda"), torch.float32, [(2, 16, 16)], 4096) == 0 == usable(torch.device("cpu"), torch.bfloat16, [], 4096)
+
+
+def on_a_cpu(probe: Callable[..., float], device: torch.device, *args: Any) -> float:
+    return probe(torch.device("cpu"), *args)
