@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
-from app.settings.group import Group
+from app.settings.group import Filled, Group
 
 FILESYSTEM = "filesystem"
 SQLITE_FILE = "jobs.db"
@@ -15,7 +15,7 @@ SQLITE_FILE = "jobs.db"
 
 class JobSettings(Group):
     enabled: bool = Field(True, description="serve /v1/files, /v1/batches and /v1/fine_tuning/jobs")
-    folder: str = Field(
+    folder: Filled = Field(
         ".litmus/jobs", description="folder of the uploaded files, their answers and, where it is SQLite, the table of jobs"
     )
     database: str | None = Field(

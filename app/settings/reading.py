@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
-from yaml import YAMLError
 
 from app.errors import SetupError
+from app.settings.sources import check_options, check_variables, check_yaml, names_of, nearest
 from app.settings.tree import Settings
 
 SHORT_OPTIONS = {
@@ -17,12 +17,22 @@ SHORT_OPTIONS = {
     "--device": "--model.device",
     "--port": "--server.port",
 }
+PROBLEMS = {  # by the type of pydantic's error
+    "missing": "is required and has no default",
+    "model_type": "has settings of its own: write them under it, or leave it out",
+    "tuple_type": 'is a list, such as ["a", "b"]',
+    "dict_type": 'has names and values, such as {"name": "value"}',
+}
 
 
 def read(arguments: Sequence[str], program: str = "serve") -> Settings:
     """Settings from all sources. `arguments` is the command line without the program name. Raises `SetupError`; `--help` exits."""
     try:
+        examples = dict(names_of(Settings))
         long_arguments = [_long_option(argument) for argument in arguments]
+        check_options(long_arguments, examples)
+        check_variables(examples)
+        check_yaml()
         source: CliSettingsSource[Settings] = CliSettingsSource(
             Settings, cli_parse_args=long_arguments, cli_prog_name=f"python -m {program}", cli_kebab_case=False
         )
@@ -30,7 +40,7 @@ def read(arguments: Sequence[str], program: str = "serve") -> Settings:
         return Settings(_cli_settings_source=source)
     except ValidationError as error:
         raise SetupError(_first_error(error)) from error
-    except (SettingsError, YAMLError, ValueError) as error:  # a source that cannot be read at all
+    except (SettingsError, ValueError) as error:  # a source that cannot be read at all
         raise SetupError(f"settings: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -47,8 +57,17 @@ def _first_error(error: ValidationError) -> str:
     """The first of pydantic's errors as a sentence that names the setting."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    problem = "is required and has no default" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    problem = PROBLEMS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        problem = f"there is no such setting; {_nearest([str(part) for part in first['loc']])}"
     return f"setting {where}: {problem}" if where else f"settings: {problem}"
+
+
+def _nearest(parts: list[str]) -> str:
+    """A name beside it that is known. Those of a further model are those of `model`."""
+    group = ".".join(["model", *parts[2:-1]] if parts[0] == "models" else parts[:-1])
+    beside = [name.rpartition(".") for name, _ in names_of(Settings)]
+    return nearest(parts[-1], [last for outer, _, last in beside if outer == group])
 
 
 def _long_option(argument: str) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from app.settings.group import Group
+from app.settings.group import Filled, Group
 
 BROWSER_ORIGIN = re.compile(r"\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
 HOST_NAME = re.compile(r"[a-z0-9.-]+|\[[0-9a-f:]+\]")
@@ -35,12 +35,12 @@ class SecuritySettings(Group):
     banned_users: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="values of the request field `user` that are refused with 403"
     )
-    keys_file: str | None = Field(
+    keys_file: Filled | None = Field(
         None,
         description="file with one key a line, written by `python -m serve.keys new`; with it, or with keys, every request needs a key",
     )
     keys: tuple[str, ...] = Field((), repr=False, description="further keys: lines as in the keys file")
-    bans_file: str | None = Field(None, description="YAML file of banned users, banned keys and blocked content; a change is noticed")
+    bans_file: Filled | None = Field(None, description="YAML file of banned users, banned keys and blocked content; a change is noticed")
     hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
         (), description="further host names under which browsers reach this server, such as litmus.example.org behind a proxy"
     )

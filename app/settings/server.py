@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from app.settings.group import Group
+from app.settings.group import Filled, Group
 
 
 def _network(text: str) -> str:
@@ -99,5 +99,5 @@ class LimitSettings(Group):
 
 
 class RetentionSettings(Group):
-    folder: str | None = Field(None, description="keep requests and their answers in files in this folder; nothing is kept when not set")
+    folder: Filled | None = Field(None, description="keep requests and their answers in files in this folder; nothing is kept when not set")
     days: int = Field(30, ge=1, le=3650, description="days after which what was kept is deleted")

@@ -3,12 +3,20 @@
 from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 from app.settings.jobs import JobSettings
 from app.settings.model import FurtherSettings, ModelSettings
 from app.settings.security import SecuritySettings
 from app.settings.server import LimitSettings, QueueSettings, RetentionSettings, ServerSettings
+from app.settings.sources import DELIMITER, DOTENV, PREFIX, YAML
 from app.settings.ui import TelegramSettings, UISettings
 from app.upstream import may_share_a_name
 
@@ -17,13 +25,13 @@ class Settings(BaseSettings):
     """All settings. Build it with `read`, which raises `SetupError` instead of pydantic's error when a value is wrong."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LITMUS_",
-        env_nested_delimiter="__",
-        env_file=".env",
+        env_prefix=PREFIX,
+        env_nested_delimiter=DELIMITER,
+        env_file=DOTENV,
         dotenv_filtering="match_prefix",
         extra="forbid",
         frozen=True,
-        yaml_file="litmus.yaml",
+        yaml_file=YAML,
     )
 
     model: ModelSettings = ModelSettings()
@@ -77,4 +85,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, dotenv_settings, YamlConfigSettingsSource(settings_cls)
+        """An empty variable is one that is not set, as compose and env files often leave it."""
+        environment = EnvSettingsSource(settings_cls, env_ignore_empty=True)
+        dotenv = DotEnvSettingsSource(settings_cls, env_ignore_empty=True)
+        return init_settings, environment, dotenv, YamlConfigSettingsSource(settings_cls)

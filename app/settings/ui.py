@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from app.settings.group import Group
+from app.settings.group import Filled, Group
 
 BOT_TOKEN = re.compile(r"\d+:[\w-]{4,}", re.ASCII)
 
@@ -14,7 +14,7 @@ class UISettings(Group):
     enabled: bool = Field(True, description="serve the Gradio page at /ui")
     server: str = Field("http://127.0.0.1:8000", description="only for `python -m ui`: URL of the server that the page talks to")
     port: int = Field(7860, ge=1024, le=65535, description="only for `python -m ui`: port of the page")
-    flags: str | None = Field(
+    flags: Filled | None = Field(
         None,
         description="file that keeps what visitors say about answers and verdicts, a JSON line each, with a hash of the text; nothing is "
         "kept when not set",

@@ -52,7 +52,7 @@ class Bans:
         self.parents: Mapping[str, str] = {}  # the bases of adapters, by the adapter's name; filled in then, too
         self._users = frozenset(settings.banned_users)
         path = settings.bans_file
-        self._file = None if path is None else WatchedFile(path, lambda text: parse_bans(text, str(path)))
+        self._file = None if path is None else WatchedFile(path, lambda text: parse_bans(text, str(path)), "security.bans_file")
 
     def __contains__(self, user: object) -> bool:
         return user in self._users or user in self._current().users

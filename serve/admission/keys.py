@@ -41,7 +41,9 @@ class Keys:
     def __init__(self, lines: Sequence[str], path: str | None) -> None:
         """Raises `SetupError` for a line that is no key, and when there is no key at all."""
         self._fixed = parse_keys(lines, "security.keys, entry")
-        self._file = None if path is None else WatchedFile(path, lambda text: parse_keys(text.splitlines(), f"{path}, line"))
+        self._file = (
+            None if path is None else WatchedFile(path, lambda text: parse_keys(text.splitlines(), f"{path}, line"), "security.keys_file")
+        )
         if not self._all():
             raise SetupError(
                 f"security.keys_file: {path} holds no key, so nobody could use the server; `python -m serve.keys new` makes one"

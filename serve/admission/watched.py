@@ -17,10 +17,10 @@ State = tuple[int, int, int]  # by which a change is noticed
 
 
 class WatchedFile(Generic[T]):
-    """`parse` makes a value of the file's text, and raises `SetupError` for a text that has none."""
+    """`parse` makes a value of the file's text, and raises `SetupError` for a text that has none. `setting` names the file."""
 
-    def __init__(self, path: str, parse: Callable[[str], T]) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str, parse: Callable[[str], T], setting: str) -> None:
+        self._path, self._setting = Path(path), setting
         self._parse = parse
         self._state = self._look()
         self._value = self._read()
@@ -51,13 +51,13 @@ class WatchedFile(Generic[T]):
         try:
             status = self._path.stat()
         except OSError as error:
-            raise SetupError(f"{self._path} cannot be read ({error.strerror})") from error
+            raise SetupError(f"setting {self._setting}: {self._path} cannot be read ({error.strerror})") from error
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> T:
         try:
             return self._parse(self._path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise SetupError(f"{self._path} cannot be read ({error.strerror})") from error
+            raise SetupError(f"setting {self._setting}: {self._path} cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
-            raise SetupError(f"{self._path} is not text in UTF-8") from error
+            raise SetupError(f"setting {self._setting}: {self._path} is not text in UTF-8") from error

@@ -46,7 +46,7 @@ def test_the_file_is_read_again_and_a_broken_one_changes_nothing(tmp_path: Path,
         assert keys.find(LATE) is not None and keys.find(LATE) is not None
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
         f"{file}, line 2: this is no key",
-        f"{file} cannot be read (No such file or directory)",
+        f"setting security.keys_file: {file} cannot be read (No such file or directory)",
     ]
     assert "until this is put right" in caplog.text and ALICE not in caplog.text
     write(file, "# nobody", at_s=4)
@@ -71,7 +71,7 @@ def test_a_wrong_line_is_named_and_not_quoted(lines: list[str], says: str) -> No
 
 def test_without_any_key_or_file_there_is_no_start(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("# later\n")
-    for path, says in (("keys", "holds no key"), ("nowhere", "cannot be read"), ("", "cannot be read")):
+    for path, says in (("keys", "holds no key"), ("nowhere", "setting security.keys_file: .*cannot be read"), ("", "cannot be read")):
         with pytest.raises(SetupError, match=says):
             Keys((), str(tmp_path / path))
 
