@@ -65,9 +65,9 @@ class Lane:
         """Raises `LeaseLost`."""
         where = {"fields": {"job": claim.batch, "task": claim.kind, "fence": claim.fence}}
         if policy.gives_up(claim.attempts):
-            log.error("a fine-tuning job ended %d processes without a step: it is not tried again", claim.attempts - 1, extra=where)
+            log.error("a fine-tuning job ended %d processes without a saved state: it is not tried again", claim.attempts - 1, extra=where)
             message = (
-                f"{claim.attempts - 1} processes ended one after the other without a step; the server's log says how, often for memory"
+                f"{claim.attempts - 1} processes ended one after the other and saved nothing; the server's log says how, often for memory"
             )
             await asyncio.to_thread(self._runs.fail, claim, JobError(code="trainer_lost", message=message))
             return
@@ -147,7 +147,10 @@ class Lane:
         folder = self._folder.run(claim.batch)
         with (folder / RESULTS).open("rb") as content:
             results = await server.keep_results(claim, content)
-        refused = await server.serve(claim)
+        try:
+            refused = await server.serve(claim)
+        except Refused as error:  # the job knows of its end from this worker alone, so its result is kept
+            refused = str(error)
         event = "New fine-tuned model created" if refused is None else f"The model is not served: {refused}"
         message = {"kind": "event", "level": "info" if refused is None else "warn", "message": event}
         await asyncio.to_thread(self._runs.tell, claim, [message])

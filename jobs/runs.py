@@ -79,10 +79,10 @@ class Runs:
             self._leases.write(connection, claim)
 
     def tell(self, claim: Claim, messages: Sequence[Message]) -> None:
-        """Commit what a process has told, and renew the lease."""
+        """Commit what a process has told, and renew the lease. Progress is what was saved: other steps may be lost and done again."""
         with self._database.transaction() as connection:
             _lock(connection, claim)
-            is_progress = any(message["kind"] == "metrics" for message in messages)
+            is_progress = any(message["kind"] in {"saved", "checkpoint"} for message in messages)
             self._leases.write(connection, claim, **({"attempts": 0} if is_progress else {}))
             for message in messages:
                 self._note(connection, claim, message)

@@ -1,6 +1,7 @@
 """What `app.tuning` tells and leaves in its folder, without a model: starts at once, and does as the training file says.
 
-A line may have: `wrong`, so that it is refused; `die N`, so that the process is killed once after step N; `always die`; `slow`.
+A line may have: `wrong`, so that it is refused; `die N`, so that the process is killed once after step N; `always die`; `lose N`, so
+that every process is killed after step N; `slow`.
 """
 
 import json
@@ -41,6 +42,8 @@ def train(folder, text):
         tell("metrics", message=f"Step {step}/{STEPS}", data=data, trained_tokens=step, eta_s=1.0)
         if f"die {step}" in text and not (folder / "died").exists():
             (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if f"lose {step}" in text:
             os.kill(os.getpid(), signal.SIGKILL)
         while "slow" in text and not stopped and step >= 3 and not (folder / "go").exists():
             time.sleep(0.01)

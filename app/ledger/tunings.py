@@ -110,7 +110,8 @@ class Tunings:
             row = _find(connection, owner, id, lock=True)
             if row.status not in of:
                 raise Conflict(f"job '{id}' is {row.status.replace('_', ' ')}; it would have to be {' or '.join(of)} for that")
-            connection.execute(update(tasks).where(tasks.c.batch == id, tasks.c.kind == TUNE).values(due=due, attempts=0))
+            fence = tasks.c.fence + (row.status == "running")  # who trains it has lost it, however soon it is resumed
+            connection.execute(update(tasks).where(tasks.c.batch == id, tasks.c.kind == TUNE).values(due=due, attempts=0, fence=fence))
             connection.execute(update(tunings).where(tunings.c.id == id).values(status=to, done_by=None))
             note(connection, id, self._database.now(), said)
             return object_of(_find(connection, owner, id))

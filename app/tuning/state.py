@@ -3,15 +3,19 @@
 With it the rest of a run computes what it would have computed without the stop, bit for bit on the same machine with as many threads.
 """
 
+import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from app.errors import SetupError, first_line
+from app.errors import SetupError, StorageFull, first_line
 from app.ledger.recipe import KEPT, STATE
 
 CHECKPOINTS = "checkpoints"
@@ -27,6 +31,19 @@ class Progress:
     trained_tokens: int = 0
     pending: dict[str, float] | None = None
     rows: list[dict[str, float]] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def says_full_disk() -> Iterator[None]:
+    """Raises `StorageFull` instead of what Python, torch or safetensors raise where a disk has no room."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if f"os error {errno.ENOSPC}" not in str(error) and all(
+            getattr(each, "errno", 0) != errno.ENOSPC for each in (error, error.__context__)
+        ):
+            raise
+        raise StorageFull("the disk of jobs.folder is full, so the run could not be saved: make room, and create the job again") from error
 
 
 def trained(model: Any) -> dict[str, torch.nn.Parameter]:

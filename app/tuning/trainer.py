@@ -70,7 +70,11 @@ class Trainer:
         self._began_s, self._first = time.monotonic(), 0
 
     def run(self, tell: Tell, stop: Callable[[], bool], save_s: float = SAVE_S, told: int | None = None) -> None:
-        """`told` is the last step that whoever listens knows of. Raises `Stopped`, `SetupError`, `OSError`."""
+        """`told` is the last step that whoever listens knows of. Raises `Stopped`, `SetupError`, `StorageFull`, `OSError`."""
+        with state.says_full_disk():
+            self._run(tell, stop, save_s, told)
+
+    def _run(self, tell: Tell, stop: Callable[[], bool], save_s: float, told: int | None) -> None:
         self._progress = state.load_state(self._folder, self._model, self._optimizer)
         self._random = state.random_state()
         progress, saved_s = self._progress, time.monotonic()
@@ -87,6 +91,7 @@ class Trainer:
             self._complete(tell, stop)
             if time.monotonic() - saved_s >= save_s:
                 self._save()
+                tell("saved", {"step": progress.step})
                 saved_s = time.monotonic()
         self._finish()
         tell("done", {"trained_tokens": progress.trained_tokens})

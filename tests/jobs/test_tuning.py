@@ -11,11 +11,13 @@ import pytest
 from serving import wait_for
 
 from app.ledger.folder import Folder
+from app.schemas.tuning import Hyperparameters
 from jobs import lane as module
 from jobs import policy, trainer
 from jobs.lane import Lane
-from jobs.leases import Leases
+from jobs.leases import LeaseLost, Leases
 from jobs.runs import Runs
+from jobs.server import Refused, Server
 
 FAKE = Path(__file__).parents[1] / "fake_trainer.py"
 
@@ -153,6 +155,37 @@ def test_a_job_whose_processes_all_die_fails(hosted):
     with working(hosted):
         job = reached(hosted, start(hosted, "always die"), "failed")
     assert job.error.code == "trainer_lost" and f"{policy.MAX_ATTEMPTS} processes" in job.error.message
+
+
+def test_steps_that_are_never_saved_are_no_progress(hosted):
+    with working(hosted):
+        job = reached(hosted, start(hosted, "lose 2"), "failed")
+    assert job.error.code == "trainer_lost" and f"{policy.MAX_ATTEMPTS} processes" in job.error.message
+    assert (run_folder(hosted, job) / "saved").exists() is False and steps(hosted, job) == [1, 2]
+
+
+def test_a_job_that_is_paused_and_resumed_at_once_is_lost_to_whoever_had_it(hosted):
+    client, runs = hosted.client().fine_tuning.jobs, Runs(hosted.database, Leases(hosted.database, "w", 30))
+    job = start(hosted)
+    runs.examined(runs.take("examine"), Hyperparameters())
+    first = runs.take("tune")
+    runs.begin(first)
+    assert client.pause(job.id).status == "paused" and client.resume(job.id).status == "queued"
+    with pytest.raises(LeaseLost):
+        runs.beat(first)
+    runs.begin(runs.take("tune"))
+    assert client.retrieve(job.id).status == "running" and hosted.desk._ledger.tunings.tuned(job.id).id == job.id
+
+
+def test_a_result_that_the_server_refuses_to_serve_is_kept(hosted, monkeypatch):
+    async def refuse(server, claim):
+        raise Refused("404 job_not_found")
+
+    monkeypatch.setattr(Server, "serve", refuse)
+    with working(hosted):
+        job = reached(hosted, start(hosted), "succeeded")
+    (warning,) = [event for event in events(hosted, job) if event.level == "warn"]
+    assert warning.message == "The model is not served: 404 job_not_found" and (run_folder(hosted, job) / "adapter").exists()
 
 
 def test_a_stopped_worker_gives_its_job_back_and_the_next_one_goes_on(hosted):

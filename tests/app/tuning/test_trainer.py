@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tuning_runs import Told
 
-from app.errors import SetupError
+from app.errors import SetupError, StorageFull
 from app.ledger.recipe import ADAPTER, RESULTS, STATE
 from app.tuning import room
 from app.tuning.base import load_base, with_adapter
@@ -130,6 +130,21 @@ def test_a_state_that_was_cut_off_is_refused_by_name(examined) -> None:
     (folder / STATE).write_bytes((folder / STATE).read_bytes()[:1000])
     with pytest.raises(SetupError, match="saved state of this run cannot be read"):
         start(run, folder)
+
+
+@pytest.mark.parametrize("save_s", [0.0, 1e9])
+def test_a_full_disk_ends_the_run_by_name(examined, save_s: float) -> None:
+    run, folder = examined(**ASKED)
+    (folder / f"{STATE}.part").symlink_to("/dev/full")
+    with pytest.raises(StorageFull, match="the disk of jobs.folder is full"):
+        start(run, folder, save_s=save_s)
+
+
+def test_a_saved_state_is_told(examined) -> None:
+    run, folder = examined(**ASKED)
+    told = start(run, folder, After(6), save_s=0.0)
+    kinds = [kind for kind, _ in told.messages]
+    assert kinds.count("saved") == kinds.count("metrics") > 0
 
 
 def test_every_layer_of_a_base_in_nf4_learns_also_after_a_validation(examined) -> None:
