@@ -81,6 +81,8 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out.suffix not in (".csv", ".jsonl"):
         parser.error("--out must end in .csv or .jsonl")
+    if not args.out.parent.is_dir():
+        parser.error(f"--out: there is no folder {args.out.parent}")
     return args
 
 

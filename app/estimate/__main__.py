@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         settings = ModelSettings(path=args.model, observer=args.observer, draft=args.draft)
+        settings.check_paths()
         devices = [*machine(), *map(card, args.card)]
         sizes = (args.context, args.slots, args.step_tokens)
         process, observer = process_bytes(settings.path, args.quantize), settings.observer_path

@@ -7,7 +7,8 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,7 +75,9 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
 
 
 class ResultFile:
-    """A context manager: opening removes an incomplete last line from the file, so that the run goes on behind it."""
+    """A context manager: opening removes an incomplete last line from the file, so that the run goes on behind it. Raises `SetupError`,
+    also where the disk is full.
+    """
 
     def __init__(self, path: Path, judge: Judge) -> None:
         self._path = path
@@ -83,15 +86,23 @@ class ResultFile:
         self._file: TextIOWrapper
 
     def __enter__(self) -> "ResultFile":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._old = self._read(read_complete_lines(self._path))
-        self._file = self._path.open("a", encoding="utf-8", newline="")
-        if self._path.suffix == ".csv" and not self._path.stat().st_size:
-            csv.writer(self._file).writerow(COLUMNS)
+        with self._writing():
+            self._old = self._read(read_complete_lines(self._path))
+            self._file = self._path.open("a", encoding="utf-8", newline="")
+            if self._path.suffix == ".csv" and not self._path.stat().st_size:
+                csv.writer(self._file).writerow(COLUMNS)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with self._writing():
+            self._file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SetupError(f"{self._path} cannot be written ({error.strerror}); put that right, and the same command goes on") from error
 
     def _read(self, content: str) -> list[dict[str, Any]]:
         try:
@@ -119,11 +130,12 @@ class ResultFile:
         return len(self._old)
 
     def add(self, row: dict[str, Any]) -> None:
-        if self._path.suffix == ".csv":
-            csv.DictWriter(self._file, COLUMNS).writerow(row)
-        else:
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with self._writing():
+            if self._path.suffix == ".csv":
+                csv.DictWriter(self._file, COLUMNS).writerow(row)
+            else:
+                self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         self._count([row])
 
     def _count(self, rows: Iterable[dict[str, Any]]) -> None:

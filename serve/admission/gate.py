@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import QueueFull
 from serve.admission.pace import Pace
 from serve.admission.turns import Turns
+from serve.observe.record import note_route
 from serve.wire.errors import MESSAGES, error_body
 
 WORK = frozenset(
@@ -43,7 +44,13 @@ class Work(Protocol):
 
 def is_work(scope: Scope) -> bool:
     """Whether a request asks for jobs: state, pages and the counting of tokens are never limited."""
-    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/") in WORK
+    return scope["type"] == "http" and scope["method"] == "POST" and work_of(scope) in WORK
+
+
+def work_of(scope: Scope) -> str:
+    """The path, which for work is the template of its route."""
+    path: str = scope["path"].rstrip("/")
+    return path
 
 
 def expects_word(scope: Scope) -> bool:
@@ -80,6 +87,7 @@ class Gate:
             await _Visit(self, scope, receive, send).run()
 
     async def _refuse(self, scope: Scope, send: Send) -> None:
+        note_route(work_of(scope))
         await send_refusal(scope, send, refusal(scope["path"].startswith(MESSAGES), self.work.capacity), self.pace.retry_after_s())
 
     async def enter(self, scope: Scope, send: Send) -> bool:

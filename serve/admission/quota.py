@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import RateLimited
 from app.settings import LimitSettings
 from serve.admission.client import client_of
-from serve.admission.gate import expects_word, is_work
+from serve.admission.gate import expects_word, is_work, work_of
 from serve.admission.store import PERIOD_S, Store, Window
 from serve.admission.usage import Usage, estimated_tokens
-from serve.observe.record import current_record
+from serve.observe.record import current_record, note_route
 from serve.wire.errors import error_response
 
 
@@ -85,6 +85,7 @@ class Quota:
                 if not self.running[client]:
                     del self.running[client]
         except Refused as refused:
+            note_route(work_of(scope))
             headers = {**refused.headers, **({"Connection": "close"} if expects_word(scope) else {})}
             await error_response(refused.error, scope["path"], headers)(scope, receive, send)
 

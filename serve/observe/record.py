@@ -51,6 +51,13 @@ def note_error(code: str) -> None:
         record.code = code
 
 
+def note_route(template: str) -> None:
+    """Note the route of the current request where it is refused before a route is looked for."""
+    record = RECORD.get()
+    if record is not None:
+        record.route = template
+
+
 def note_ignored(fields: int) -> None:
     """Note how many fields of the current request's body were left out. Not their names: a name may be a text in the wrong place."""
     record = RECORD.get()

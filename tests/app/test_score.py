@@ -10,7 +10,7 @@ import pytest
 from inprocess import LocalServer
 
 from app import score
-from app.scoring import batch
+from app.scoring import batch, results
 from app.scoring.batch import create_scorer
 from app.scoring.results import COLUMNS
 from app.settings import ModelSettings
@@ -105,6 +105,18 @@ def test_what_cannot_be_done_is_refused_before_scoring(tiny_folder: Path, essays
     assert not (tmp_path / "r.csv").exists()
     with pytest.raises(SystemExit):
         run(tiny_folder, essays, tmp_path / "r.xlsx")
+    with pytest.raises(SystemExit):
+        run(tiny_folder, essays, tmp_path / "none/r.csv")
+    assert "there is no folder" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_a_full_disk_ends_the_command_with_a_sentence(
+    tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r.csv").symlink_to("/dev/full")
+    monkeypatch.setattr(results, "read_complete_lines", lambda path: "")  # reading /dev/full never ends
+    assert run(tiny_folder, essays, tmp_path / "r.csv") == 2
+    assert "r.csv cannot be written (No space left on device); put that right, and the same command goes on" in capsys.readouterr().err
 
 
 def test_a_broken_file_and_the_results_in_the_folder_stop_nothing(tiny_folder: Path, essays: Path) -> None:

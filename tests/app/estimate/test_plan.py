@@ -213,7 +213,11 @@ def test_the_command_prints_it_and_its_exit_code_says_whether_it_fits(
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [(["models/storyteller", "--card", "24"], "--card '24' is no card"), (["models"], "models has no usable config.json")],
+    [
+        (["models/storyteller", "--card", "24"], "--card '24' is no card"),
+        (["models"], "model.path: models is neither a folder with a config.json nor a GGUF file"),
+        (["/nonexist"], "model.path: /nonexist is neither a folder with a config.json nor a GGUF file"),
+    ],
 )
 def test_a_wrong_question_ends_the_command_with_a_sentence(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
     assert main(arguments) == 2

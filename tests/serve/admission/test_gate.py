@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serve.admission.gate import MIN_ROOM, ROOM, WORK, Gate
 from serve.admission.pace import Pace
 from serve.admission.turns import AT_ONCE, Turns
+from serve.observe.record import RECORD, RequestRecord
 
 CHAT = "/v1/chat/completions"
 TEXT_ROUTES = {"/tokenize", "/detokenize", "/v1/messages/count_tokens"}  # they answer without a job
@@ -92,8 +93,10 @@ def test_beyond_its_bound_the_gate_refuses_without_reading_and_lets_in_again_whe
         tasks = [asyncio.create_task(client.ask(gate)) for client in clients]
         await turn()
         assert gate.on_way == room
-        refused = Client()
+        refused, record = Client(), RequestRecord("id", "POST")
+        RECORD.set(record)
         await refused.ask(gate)
+        assert record.route in WORK
         assert (refused.status, refused.reads) == (429, 0)
         assert (refused.header(b"retry-after"), refused.header(b"connection")) == (b"1", None)
         assert int(refused.header(b"content-length") or 0) == len(refused.sent[1]["body"])

@@ -12,6 +12,7 @@ from app.settings import LimitSettings
 from serve.admission.client import client_of
 from serve.admission.quota import Quota, duration
 from serve.admission.store import Store
+from serve.observe.record import RECORD, RequestRecord
 
 CHAT = "/v1/chat/completions"
 
@@ -75,6 +76,20 @@ def test_requests_are_counted_and_the_answers_say_what_is_left(clock: SimpleName
         assert (await client.post()).status_code == 429
         clock.now += 1
         assert (await client.post()).status_code == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("limit", [{"requests_per_minute": 1}, {"tokens_per_minute": 1}])
+def test_a_refusal_is_noted_under_its_route(clock: SimpleNamespace, limit: dict[str, int]) -> None:
+    async def main() -> None:
+        client = Client(**limit)
+        client.application.usage = '"usage":{"prompt_tokens":9,"completion_tokens":0}'
+        await client.post(CHAT + "/", size=400)
+        record = RequestRecord("id", "POST")
+        RECORD.set(record)
+        assert (await client.post(CHAT + "/", size=400)).status_code == 429
+        assert record.route == CHAT
 
     asyncio.run(main())
 
