@@ -8,6 +8,7 @@ import copy
 import gc
 import multiprocessing
 import multiprocessing.connection
+import signal
 import socket
 import threading
 from multiprocessing.process import BaseProcess
@@ -30,6 +31,7 @@ from serve.workers.messages import Message, Start, Started
 from serve.workers.transport import SocketTransport
 
 SHUTDOWN_MARGIN_S = 5  # what the steps of a shutdown around the drain may take
+JOIN_S = 5.0  # from the end of a process until its status is known
 
 
 class EngineSpec(LitSpec):
@@ -179,9 +181,11 @@ class Server(litserve.LitServer):
 
     def _watch(self, api_processes: list[multiprocessing.Process]) -> None:
         """End the server when an API process ends by itself: LitServe watches the workers only."""
-        multiprocessing.connection.wait([process.sentinel for process in api_processes])
+        ended = multiprocessing.connection.wait([process.sentinel for process in api_processes])
         if not self._shutdown_event.is_set():
-            self._fail("the process that answers requests ended; the lines above say why")
+            process = next(process for process in api_processes if process.sentinel in ended)
+            process.join(JOIN_S)
+            self._fail(end_of(process.exitcode))
 
     def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
         """Refuse new clients at once. Closing the socket would not, because every forked process holds a copy of it."""
@@ -192,6 +196,14 @@ class Server(litserve.LitServer):
         super()._perform_graceful_shutdown(*args, **kwargs)
         if self._failure is not None:
             raise self._failure
+
+
+def end_of(status: int | None) -> str:
+    """What is said of the API process that ended by itself; a signal leaves no line in the log."""
+    if status is None or status >= 0:
+        return "the process that answers requests ended; the lines above say why"
+    reason = "; the system does that where memory ends" if -status == signal.SIGKILL else ""
+    return f"the process that answers requests was ended by signal {-status} ({signal.strsignal(-status)}){reason}"
 
 
 def _status_key(api: ModelAPI) -> str:

@@ -39,6 +39,11 @@ class Check:
 
     def compare(self, mode: str, logits: torch.Tensor, cache_is_rounded: bool = False) -> None:
         """Raises `UnsupportedModel`, which names the `mode`, if `logits` `[CHECK_TOKENS, vocab]` differ from the expected ones."""
+        if not self.expected.isfinite().all():
+            raise UnsupportedModel(
+                f"{self.name} cannot be served: its own forward gives logits that are not finite: its weights are damaged, or its dtype is "
+                "too narrow for them"
+            )
         error = float((logits.float().to(self.expected.device) - self.expected).norm() / self.expected.norm())
         if not error <= (MAX_ERROR_FLOAT32 if self._is_float32 and not cache_is_rounded else MAX_ERROR):
             raise UnsupportedModel(
