@@ -26,7 +26,6 @@ class Lines:
         self.task, self.at_once = task, at_once
         self._server, self._leases = server, leases
         self._finished: list[Result] = []  # not committed yet
-        self._running = 0
         self._lanes: list[asyncio.Task[None]] = []
         self._stopped = False
         self._left = 0
@@ -39,10 +38,10 @@ class Lines:
         for lane in self._lanes:
             lane.cancel()
 
-    async def run(self, max_line_bytes: int) -> bool:
+    async def run(self) -> bool:
         """Whether every line has been answered. Raises `LeaseLost`, `Refused`, `Unavailable`."""
         saved = await asyncio.to_thread(self._leases.saved_lines, self.task)
-        texts = [line.text async for line in raw_lines(self._server.input(self.task, whole=False), max_line_bytes)]
+        texts = [line.text async for line in raw_lines(self._server.input(self.task, whole=False))]
         todo = [(n, text) for n, text in enumerate(texts, self.task.part.first_line) if n not in saved and text is not None]
         self._left = len(todo)
         lines = iter(todo)
