@@ -84,8 +84,7 @@ class Worker:
             check = Check(task.endpoint, self._jobs.max_lines, self._settings.server.max_body_bytes)
             await self._keep_alive(task, check_input(task, server, self._leases, check, self._jobs.lines_per_task))
         elif task.kind == LINES:
-            at_once = await server.lines_at_once(task, self._jobs.lines_at_once)
-            lines = Lines(task, server, self._leases, at_once)
+            lines = Lines(task, server, self._leases, self._jobs.lines_at_once)
             await self._keep_alive(task, self._run_lines(task, lines), lines)
         else:
             await self._keep_alive(task, Finish(task, server, self._leases).run())

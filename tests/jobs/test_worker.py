@@ -13,6 +13,7 @@ from sqlalchemy import update
 from app.ledger.tables import batches
 from jobs import policy
 from jobs.lines import Lines
+from jobs.server import Server
 
 
 def line(id, endpoint="/v1/completions", **body):
@@ -109,16 +110,35 @@ def test_lines_are_flex_work_and_a_worker_has_only_so_many_in_flight(hosted):
     assert {job.tier for job in hosted.engine.submitted} == {"flex"} and len(hosted.engine.submitted) == 9
 
 
-@pytest.mark.parametrize(("endpoint", "in_flight"), [("/v1/completions", 7), ("/v1/score", 20)])
-def test_one_slot_is_left_to_people(hosted, endpoint, in_flight):
+@pytest.mark.parametrize(
+    ("endpoint", "first", "in_flight"),
+    [
+        ("/v1/completions", {}, 7),
+        ("/v1/completions", {"model": "fake"}, 7),
+        ("/v1/completions", {"model": "small"}, 1),
+        ("/v1/completions", {"model": "unknown"}, 1),  # it may come, with as few slots as the smallest
+        ("/v1/completions", {"model": ["small"]}, 1),
+        ("/v1/score", {"model": "small"}, 20),  # scores take no slots
+    ],
+)
+def test_one_slot_of_the_models_that_a_batch_names_is_left_to_people(hosted, monkeypatch, endpoint, first, in_flight):
+    """The model has 8 slots, and another one of that server 2."""
+    slots = Server.slots
+
+    async def with_small(server, task):
+        return {**await slots(server, task), "small": 2}
+
+    monkeypatch.setattr(Server, "slots", with_small)
     jobs = hosted.settings.jobs.model_copy(update={"lines_at_once": 20, "lines_per_task": 100})
     hosted.settings = hosted.settings.model_copy(update={"jobs": jobs})
     hosted.worker.stalled = True
-    hosted.start(*[line(f"r{n}", endpoint, **BODIES[endpoint]) for n in range(30)], endpoint=endpoint)
+    lines = [line(f"r{n}", endpoint, **BODIES[endpoint]) for n in range(30)]
+    lines[0]["body"] = {**lines[0]["body"], **first}
+    hosted.start(*lines, endpoint=endpoint)
     with in_thread(hosted.work):
         wait_for(lambda: len(hosted.engine.submitted) >= in_flight)
         time.sleep(0.1)
-        assert len(hosted.engine.submitted) == in_flight  # the model has 8 slots; scores take none
+        assert len(hosted.engine.submitted) == in_flight
         hosted.worker.stalled = False
 
 
@@ -226,6 +246,27 @@ def test_a_busy_server_is_asked_again_when_it_says(hosted, monkeypatch):
         hosted.router.draining = False
     assert [tries for tries, _ in pauses[:3]] == [1, 2, 3]
     assert len(hosted.output(made)[0]) == 1
+
+
+def test_pages_of_a_proxy_are_neither_answers_nor_files(hosted, monkeypatch):
+    """The first time that anything is asked for, a page comes in its place."""
+    monkeypatch.setattr(policy, "pause_s", lambda tries, retry_after=None: 0.0)
+    monkeypatch.setattr("jobs.worker.PAUSE_S", 0.0)
+    send, seen = httpx.AsyncHTTPTransport.handle_async_request, set()
+
+    async def send_or_page(transport, request):
+        asked = request.method, request.url.path, request.headers.get("range"), request.headers.get("content-length")
+        if asked in seen:
+            return await send(transport, request)
+        seen.add(asked)
+        return httpx.Response(200, html="<h1>Please sign in</h1>")
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", send_or_page)
+    made = hosted.start(line("a"), line("b", prompt="b", max_tokens=1))
+    hosted.work()
+    assert len(seen) == 6  # the file and its part, the models, two lines, the output
+    assert hosted.client().batches.retrieve(made.id).status == "completed"
+    assert (ids(hosted.output(made)[0]), hosted.output(made)[1]) == (["a", "b"], [])
 
 
 def test_a_line_that_fails_is_tried_three_times(hosted, monkeypatch):
