@@ -18,6 +18,7 @@ from ui.score.row import row_of
 from ui.score.views import views_html
 
 FLAG_FORM = Path(__file__).with_name("flag.html").read_text(encoding="utf-8")
+CHANGED = '<p class="changed" role="status"></p>'  # result.js fills it
 CAVEAT = (
     "A score is not a proof, and no share of the text: “80%” does not mean that four fifths of it are machine text. Detectors are often "
     "wrong about short texts, writers whose first language is not English, famous or quoted texts, and machine text that was edited or "
@@ -33,7 +34,7 @@ def report_html(result: ScoreResult, text: str, flags: bool = False) -> str:
     """
     score = result.score
     value = score.scores.get(score.method)
-    parts = [_verdict_html(score), _numbers_html(score, value)]
+    parts = [CHANGED, _verdict_html(score), _numbers_html(score, value)]
     if value is not None:
         picture = plot_html(score, value)
         parts.append(picture if score.distribution else gauge_html(score.method, value, score.direction, score.threshold) + picture)
