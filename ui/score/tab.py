@@ -92,7 +92,8 @@ def score_tab(visitors: Visitors, model: gr.Dropdown, flags: bool = False, max_f
 
 
 def documents_html(max_file_bytes: int) -> str:
-    return (FOLDER / "documents.html").read_text(encoding="utf-8").replace("LIMIT", f"{max_file_bytes / 1e6:g}")
+    html = (FOLDER / "documents.html").read_text(encoding="utf-8")
+    return html.replace("BYTES", f"{max_file_bytes}").replace("LIMIT", f"{max_file_bytes / 1e6:g}")
 
 
 def choice_html(method: str | None, model: str | None) -> str:

@@ -268,6 +268,18 @@ def test_many_files_fill_a_table_that_sorts_exports_and_names_its_errors(tab: Pa
     expect(rows).to_have_count(0)
 
 
+def test_a_file_that_is_too_large_is_not_sent(tab: Page):
+    sent: list[str] = []
+    tab.on("request", lambda request: sent.append(request.url))
+    upload(tab, ("large.txt", b"x" * 2_000_001), ("small.txt", b"text"))
+    rows = tab.locator("#score-files tbody tr")
+    expect(rows.nth(1)).to_contain_text("Reads like machine text")
+    expect(rows.first).to_contain_text("This file has 2.1 MB; a file may have 2 MB. Split it, or upload a part of it.")
+    assert sum(url.endswith("/documents") for url in sent) == 1
+    assert rows.first.locator("th").evaluate("cell => getComputedStyle(cell).borderWidth") == "0px 0px 1px"
+    tab.get_by_role("button", name="Remove all").click()
+
+
 def test_failed_texts_are_tried_again_and_a_run_can_be_cancelled(tab: Page, fake: Fake):
     fake.refusal = (503, "The model is loading.")
     upload(tab, ("a.txt", b"one"))
