@@ -10,7 +10,7 @@ from app.schemas import Score
 from ui.client import ScoreResult
 from ui.markup import escape_html
 from ui.score.bands import BANDS, NAMES, SHORT, band_of, meaning_of
-from ui.score.facts import contribution_rows, facts_html, measurement_rows, sentence
+from ui.score.facts import contributions_html, facts_html, measurement_rows, sentence
 from ui.score.gauge import METHOD_NAMES, gauge_html
 from ui.score.numbers import probability_text, rate_text, score_text, threshold_text
 from ui.score.plot import plot_html
@@ -41,7 +41,7 @@ def report_html(result: ScoreResult, text: str, flags: bool = False) -> str:
     parts += [_warnings_html(score), f'<p class="explanation">{escape_html(score.explanation)}</p>', views_html(score, text)]
     parts.append(_actions_html(flags))
     if score.contributions:
-        parts.append(facts_html("What the score comes from, in log-odds", contribution_rows(score.contributions)))
+        parts.append(contributions_html(score.contributions))
     parts.append(facts_html("Measurements", measurement_rows(result)))
     return f'<section class="report" aria-label="Result" data-row="{_row(result, text)}">{"".join(parts)}</section>'
 
