@@ -93,6 +93,14 @@ def test_the_system_tab_is_live_only_while_it_is_open(loaded: Page, fake: Fake):
     expect(loaded.get_by_text("1 of 1 model ready")).to_be_visible()
     expect(loaded.get_by_text("served · 3 requests in flight · 412 MB")).to_be_visible()
     assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    fake.holds_estimate = True
+    loaded.get_by_label("Model to estimate").fill("org/one")
+    loaded.get_by_role("button", name="Estimate", exact=True).click()
+    expect(loaded.get_by_role("button", name="Estimating …")).to_be_disabled()
+    loaded.get_by_label("Model to estimate").fill("org/two")
+    fake.holds_estimate = False
+    expect(loaded.get_by_text("org/one · quantization none · computes in auto")).to_be_visible()
+    expect(loaded.get_by_role("button", name="Estimate", exact=True)).to_be_enabled()
     loaded.get_by_role("button", name="Unload…").click()
     expect(loaded.get_by_role("alert")).to_contain_text("Name a model first")
     loaded.get_by_role("combobox", name="Name of the model").click()
