@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -61,6 +62,7 @@ def work(settings: Settings, parent: int | None) -> None:
     name = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
     leases, stopping = Leases(database, name, settings.jobs.lease_s), threading.Event()
     worker = Worker(settings, leases, secret, stopping)
+    threading.excepthook = end_process
     app = create_celery(settings.jobs)
     app.task(worker.run, name=WAKE)
     sweeper = Sweeper(database, leases, Waker(app))
@@ -82,6 +84,7 @@ def work(settings: Settings, parent: int | None) -> None:
     options = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
     celery = app.Worker(pool="threads", concurrency=1, queues=[QUEUE], quiet=True, **options)
     celery.start()
+    stopping.set()  # it may have ended by itself, as where the broker is full at the start
     if settings.jobs.trains:
         lane.join(settings.jobs.grace_s + MARGIN_S)
     log.info("the worker has stopped")
@@ -93,6 +96,13 @@ def secret_of(settings: Settings) -> str:
     if settings.jobs.secret is not None:
         return settings.jobs.secret.get_secret_value()
     return Folder(settings.jobs.folder).secret()
+
+
+def end_process(ended: threading.ExceptHookArgs) -> None:
+    """A thread that an error ends would be missed: whoever started this process starts the next one, with all of them."""
+    where = "".join(traceback.format_tb(ended.exc_traceback))  # without the error's message, which may quote a request
+    log.error("a thread of the worker was ended by %s, so the process ends:\n%s", ended.exc_type.__name__, where)
+    os._exit(1)
 
 
 def _leave_logging(**_: object) -> None:

@@ -19,7 +19,6 @@ QUEUE, WAKE = "litmus.batches", "jobs.wake"
 MESSAGE_S = 60.0  # after which a message is worth nothing
 POLL_S = 0.2  # between two looks into the folder of messages
 SOCKET_S = 5.0
-PROBLEMS = (OperationalError, OSError)
 
 
 def create_celery(settings: JobSettings) -> Celery:
@@ -63,13 +62,15 @@ class Waker:
         self._has_failed = False
 
     def __call__(self, due: int) -> None:
+        connection = self._app.connection_for_write(connect_timeout=SOCKET_S)
+        problems = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)  # a full Redis, a full disk
         try:
-            with self._app.connection_for_write(connect_timeout=SOCKET_S) as connection:
+            with connection:
                 queued = connection.default_channel.queue_declare(QUEUE, durable=True).message_count
                 for _ in range(policy.wakes(due, queued)):
                     self._app.send_task(WAKE, queue=QUEUE, expires=MESSAGE_S, connection=connection)
             self._has_failed = False
-        except PROBLEMS as error:
+        except problems as error:
             if not self._has_failed:
                 log.warning("the broker takes no messages (%s); trying again every second", type(error).__name__)
             self._has_failed = True

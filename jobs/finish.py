@@ -24,10 +24,9 @@ UNFINISHED = {  # by how the batch ends: code and message of a line without an a
 class Finish:
     """Two temporary files without a name, which are gone with the process."""
 
-    def __init__(self, task: Task, server: Server, leases: Leases, max_line_bytes: int) -> None:
+    def __init__(self, task: Task, server: Server, leases: Leases) -> None:
         self.task = task
         self._server, self._leases = server, leases
-        self._max_line_bytes = max_line_bytes
         self._counts: Counter[bool] = Counter()  # lines by whether they succeeded
         self._used: Counter[str] = Counter()  # tokens
 
@@ -53,7 +52,7 @@ class Finish:
         committed = self._leases.results(self.task.batch)
         following = await asyncio.to_thread(next, committed, None)
         n = 0
-        async for line in raw_lines(self._server.input(self.task), self._max_line_bytes):
+        async for line in raw_lines(self._server.input(self.task)):
             if following is not None and following.n == n:
                 if following.succeeded:
                     self._count(following.line)

@@ -173,6 +173,11 @@ class Leases:
         with self._database.transaction() as connection:
             return connection.execute(select(tasks.c.n).where(tasks.c.batch == batch, tasks.c.kind == LINES).limit(1)).first() is not None
 
+    def has_results(self, batch: str) -> bool:
+        """Whether a line of the batch is committed."""
+        with self._database.transaction() as connection:
+            return connection.execute(select(results.c.n).where(results.c.batch == batch).limit(1)).first() is not None
+
     def hold_turn(self, name: str, seconds: float) -> bool:
         """Take or keep a turn that one worker at a time has."""
         now = self._database.now()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -16,17 +16,17 @@ from jobs.server import Answer, Server, Unavailable
 
 log = logging.getLogger(__name__)
 
+TAKES_SLOT = frozenset({"/v1/chat/completions", "/v1/completions"})
 TIER = "flex"  # batch work fills idle slots and gives way to people
 
 
 class Lines:
-    """One task's lines. `stop` ends the taking of further lines; `drop` also those that are in flight."""
+    """One task's lines, at most `at_once` in flight. `stop` ends the taking of further lines; `drop` also those that are in flight."""
 
     def __init__(self, task: Task, server: Server, leases: Leases, at_once: int) -> None:
-        self.task, self.at_once = task, at_once
+        self.task, self._at_once = task, at_once
         self._server, self._leases = server, leases
         self._finished: list[Result] = []  # not committed yet
-        self._running = 0
         self._lanes: list[asyncio.Task[None]] = []
         self._stopped = False
         self._left = 0
@@ -39,14 +39,15 @@ class Lines:
         for lane in self._lanes:
             lane.cancel()
 
-    async def run(self, max_line_bytes: int) -> bool:
+    async def run(self) -> bool:
         """Whether every line has been answered. Raises `LeaseLost`, `Refused`, `Unavailable`."""
         saved = await asyncio.to_thread(self._leases.saved_lines, self.task)
-        texts = [line.text async for line in raw_lines(self._server.input(self.task, whole=False), max_line_bytes)]
-        todo = [(n, text) for n, text in enumerate(texts, self.task.part.first_line) if n not in saved and text is not None]
+        texts = [line.text async for line in raw_lines(self._server.input(self.task, whole=False))]
+        first = self.task.part.first_line
+        todo = [(n, parsed(text)) for n, text in enumerate(texts, first) if n not in saved and text is not None]
         self._left = len(todo)
         lines = iter(todo)
-        self._lanes = [asyncio.create_task(self._lane(lines)) for _ in range(min(self.at_once, len(todo)))]
+        self._lanes = [asyncio.create_task(self._lane(lines)) for _ in range(await self._count_lanes([line for _, line in todo]))]
         try:
             while any(not lane.done() for lane in self._lanes):
                 await asyncio.wait(self._lanes, timeout=policy.GROUP_S)
@@ -60,11 +61,23 @@ class Lines:
         await self._save(last=True)
         return self._left == 0
 
-    async def _lane(self, lines: Iterator[tuple[int, bytes]]) -> None:
-        for n, text in lines:
+    async def _count_lanes(self, lines: Sequence[dict[str, Any]]) -> int:
+        """As many lines as the models that they name have slots for; where one of these is not there, as any model has. Raises
+        `Unavailable`, `Refused`.
+        """
+        if self.task.endpoint not in TAKES_SLOT:
+            return min(self._at_once, len(lines))
+        slots = await self._server.slots(self.task)
+        named = [line["body"].get("model") for line in lines]
+        known = all(isinstance(model, str | None) and model in slots for model in named)
+        counts = [count for model, count in slots.items() if model in named or not known]
+        return min(policy.lines_at_once(self._at_once, counts), len(lines))
+
+    async def _lane(self, lines: Iterator[tuple[int, dict[str, Any]]]) -> None:
+        for n, line in lines:
             if self._stopped:
                 return
-            result = await self._answer(n, text)
+            result = await self._answer(n, line)
             self._finished.append(result)
             self._left -= 1
 
@@ -80,15 +93,16 @@ class Lines:
             if last:
                 raise
 
-    async def _answer(self, n: int, text: bytes) -> Result:
-        request = parsed(text)
+    async def _answer(self, n: int, request: dict[str, Any]) -> Result:
         body = {**request["body"], "service_tier": TIER}
         tries = 0
         while True:
             tries += 1
             try:
                 answer = await self._server.answer(self.task, body)
-            except Unavailable:
+            except Unavailable as error:
+                if tries == 1:
+                    log.warning("a line waits for the server, and is sent again: %s", error)
                 await asyncio.sleep(policy.pause_s(tries))
                 continue
             if not policy.tries_again(None if answer is None else answer.status, tries):

@@ -51,6 +51,11 @@ def wakes(due: int, queued: int) -> int:
     return max(min(due, MAX_WAKES) - queued, 0)
 
 
+def lines_at_once(wanted: int, slots: Iterable[int]) -> int:
+    """How many lines may be in flight at models with so many slots: one slot of each is left to people."""
+    return max(min([wanted, *(each - 1 for each in slots)]), 1)
+
+
 def pause_s(tries: int, retry_after_s: float | None = None) -> float:
     """Before try number `tries` + 1: what the server asks for, or twice as long each time."""
     return min(max(2.0 ** min(tries - 1, 10), retry_after_s or 0.0), MAX_PAUSE_S)

@@ -1,5 +1,6 @@
 """The lines of an input file, from chunks of bytes: what a line is, and where it ends. Empty lines do not count."""
 
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ class RawLine:
     end: int  # the byte behind it
 
 
-async def raw_lines(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[RawLine]:
+async def raw_lines(chunks: AsyncIterator[bytes], max_bytes: float = math.inf) -> AsyncIterator[RawLine]:
     """Holds one line at a time, and never more than `max_bytes` of it and a chunk."""
     number, position, held, too_long = 0, 0, bytearray(), False
 

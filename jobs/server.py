@@ -1,6 +1,5 @@
 """The server as a worker sees it, over HTTP: it reads the input, answers the lines and takes the finished files. Knows no table."""
 
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -13,15 +12,15 @@ from jobs.runs import Claim
 
 OWNER = "X-Litmus-Owner"  # on whose behalf the worker asks
 MADE_FOR = "X-Litmus-Made-For"
-TAKES_SLOT = frozenset({"/v1/chat/completions", "/v1/completions"})
 READ_S, CONNECT_S = 60.0, 5.0
 SERVE_S = 180.0  # that workers of a model may take to read an adapter
-BAD_REQUEST = 400
-MAX_QUOTED = 2000  # characters of an answer that is not JSON
+BAD_REQUEST, WHOLE, PART = 400, 200, 206
+FILE = "application/octet-stream"
+MAX_QUOTED = 2000  # characters of a refusal that is not JSON
 
 
 class Unavailable(Exception):
-    """The server cannot be reached, or says that it cannot answer now."""
+    """The server cannot be reached, says that it cannot answer now, or something between answers in its place."""
 
 
 class Refused(Exception):
@@ -57,27 +56,26 @@ class Server:
         await self._http.aclose()
 
     async def answer(self, task: Task, body: dict[str, Any]) -> Answer | None:
-        """None: not within `jobs.line_timeout_s`. Raises `Unavailable` where there is no server."""
+        """None: not within `jobs.line_timeout_s`. Raises `Unavailable` where there is no server, or a success is no JSON object."""
         try:
             response = await self._http.post(task.endpoint, json=body, headers={OWNER: task.owner}, timeout=self._line_timeout)
         except httpx.ReadTimeout:
             return None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Unavailable(type(error).__name__) from error
         return Answer(
-            response.status_code, response.headers.get("x-request-id", ""), _object_of(response), response.headers.get("retry-after")
+            response.status_code, response.headers.get("x-request-id", ""), _body_of(response), response.headers.get("retry-after")
         )
 
-    async def lines_at_once(self, task: Task, wanted: int) -> int:
-        """How many lines may be in flight: `wanted`, but where each takes a slot, one slot is left to people. Raises `Unavailable`."""
-        if task.endpoint not in TAKES_SLOT:
-            return wanted
-        try:
-            response = await self._http.get("/v1/models", headers={OWNER: task.owner})
-        except httpx.TransportError as error:
-            raise Unavailable(type(error).__name__) from error
+    async def slots(self, task: Task) -> dict[str | None, int]:
+        """By model; under None those of the model that answers where none is named. Raises `Unavailable`, `Refused`."""
+        response = await self._send("GET", "/v1/models", headers={OWNER: task.owner})
         await _check(response)
-        return max(min(wanted, *(model["slots"] - 1 for model in response.json()["data"])), 1)
+        try:
+            cards = _object_of(response)["data"]
+            return dict([(card["id"], card["slots"]) for card in cards] + [(None, card["slots"]) for card in cards if card["default"]])
+        except (KeyError, TypeError) as error:
+            raise Unavailable("the list of models does not say how many slots they have") from error
 
     async def input(self, task: Task, whole: bool = True) -> AsyncIterator[bytes]:
         """The input file of a task's batch, or only the task's own lines. Raises `Unavailable`, `Refused`."""
@@ -86,9 +84,11 @@ class Server:
         try:
             async with self._http.stream("GET", f"/v1/files/{task.input_file}/content", headers=headers) as response:
                 await _check(response)
+                if response.status_code != (WHOLE if whole else PART) or response.headers.get("content-type") != FILE:
+                    raise Unavailable("what came is not the input file, or not the part of it that was asked for")
                 async for chunk in response.aiter_bytes():
                     yield chunk
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Unavailable(type(error).__name__) from error
 
     async def keep(self, task: Task, kind: str, content: BinaryIO) -> str:
@@ -106,41 +106,60 @@ class Server:
 
     async def serve(self, claim: Claim) -> str | None:
         """Have the model of a fine-tuning job served from now on. Returns why it cannot be, if so. Raises `Unavailable`, `Refused`."""
-        try:
-            response = await self._http.post(f"/v1/fine_tuning/jobs/{claim.batch}/serve", headers={OWNER: claim.owner}, timeout=SERVE_S)
-        except httpx.TransportError as error:
-            raise Unavailable(type(error).__name__) from error
+        response = await self._send("POST", f"/v1/fine_tuning/jobs/{claim.batch}/serve", headers={OWNER: claim.owner}, timeout=SERVE_S)
         if response.status_code == BAD_REQUEST:
-            return str(_object_of(response)["error"]["message"])
+            return str(_error_of(response).get("message"))
         await _check(response)
         return None
 
     async def _upload(self, headers: dict[str, str], fields: dict[str, str], file: tuple[str, BinaryIO, str]) -> str:
-        upload = {"file": file}
-        try:
-            response = await self._http.post("/v1/files", data=fields, files=upload, headers=headers)
-        except httpx.TransportError as error:
-            raise Unavailable(type(error).__name__) from error
+        response = await self._send("POST", "/v1/files", data=fields, files={"file": file}, headers=headers)
         await _check(response)
-        id: str = response.json()["id"]
+        id = _object_of(response).get("id")
+        if not isinstance(id, str):
+            raise Unavailable("the answer to an upload does not name the file")
         return id
+
+    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Raises `Unavailable` where no answer comes, or a damaged one."""
+        try:
+            return await self._http.request(method, path, **options)
+        except httpx.RequestError as error:
+            raise Unavailable(type(error).__name__) from error
 
 
 async def _check(response: httpx.Response) -> None:
     if response.is_success:
         return
     await response.aread()
-    code = (_object_of(response).get("error") or {}).get("code")
+    code = _error_of(response).get("code")
     if response.status_code in {404, 416} or code == "owner_gone":
         raise Refused(f"{response.status_code} {code}")
     raise Unavailable(f"{response.status_code} {code}")
 
 
+def _error_of(response: httpx.Response) -> dict[str, Any]:
+    """Raises `Unavailable`."""
+    error = _object_of(response).get("error")
+    return error if isinstance(error, dict) else {}
+
+
+def _body_of(response: httpx.Response) -> dict[str, Any]:
+    """A refusal that is no JSON object is quoted in one. Raises `Unavailable` for such a success."""
+    try:
+        return _object_of(response)
+    except Unavailable:
+        if response.is_success:
+            raise
+        return {"error": {"message": response.text[:MAX_QUOTED], "type": "server_error", "param": None, "code": "not_json"}}
+
+
 def _object_of(response: httpx.Response) -> dict[str, Any]:
+    """Raises `Unavailable` for what is no JSON object, as the page of a proxy."""
     try:
         body = response.json()
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         body = None
-    if isinstance(body, dict):
-        return body
-    return {"error": {"message": response.text[:MAX_QUOTED], "type": "server_error", "param": None, "code": "not_json"}}
+    if not isinstance(body, dict):
+        raise Unavailable(f"{response.status_code} without a JSON object")
+    return body

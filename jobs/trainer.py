@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "app.tuning")
 MAX_LINE_BYTES = 2**20
-STEP_S = 0.2
 
 
 class Trainer:

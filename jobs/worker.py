@@ -4,11 +4,12 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
 from app.errors import first_line
-from app.ledger.batches import CHECK, LINES
+from app.ledger.batches import CHECK, FINISH, LINES
 from app.schemas.batches import BatchProblem
 from app.settings import Settings
 from jobs import policy
@@ -21,6 +22,7 @@ from jobs.server import Refused, Server, Unavailable
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.2  # between two looks whether to stop
+LONG_PAUSE_S = 600.0  # before the files of a batch are made that ended every worker which tried
 PAUSE_S = 5.0  # before a task is taken again that met a server, a table or a disk that did not answer
 
 
@@ -56,8 +58,7 @@ class Worker:
     async def _work(self, task: Task, server: Server) -> None:
         where = {"fields": {"batch": task.batch, "task": f"{task.kind}-{task.n}", "fence": task.fence}}
         if policy.gives_up(task.attempts):
-            log.error("a task lost %d workers one after the other: it is not tried again", task.attempts - 1, extra=where)
-            await self._give_up(task, "worker_lost", "every worker that took this batch was lost; the server's log says more")
+            await self._lose(task, where)
             return
         try:
             await self._run_kind(task, server)
@@ -68,20 +69,28 @@ class Worker:
             log.warning("a task waits %.0f s: %s", PAUSE_S, error if isinstance(error, Unavailable) else type(error).__name__, extra=where)
             await asyncio.to_thread(self._leases.release, task, PAUSE_S)
 
+    async def _lose(self, task: Task, where: dict[str, Any]) -> None:
+        """What every worker that took it was lost over. Answers that are committed are kept, until somebody can make the files of them."""
+        lost = "a task lost %d workers one after the other: it %s"
+        if task.kind == FINISH and await asyncio.to_thread(self._leases.has_results, task.batch):
+            log.error(lost, task.attempts - 1, f"is tried again in {LONG_PAUSE_S:.0f} s, as its batch has answers", extra=where)
+            await asyncio.to_thread(self._leases.release, task, LONG_PAUSE_S)
+        else:
+            log.error(lost, task.attempts - 1, "is not tried again", extra=where)
+            await self._give_up(task, "worker_lost", "every worker that took this batch was lost; the server's log says more")
+
     async def _run_kind(self, task: Task, server: Server) -> None:
-        max_line_bytes = self._settings.server.max_body_bytes
         if task.kind == CHECK:
-            check = Check(task.endpoint, self._jobs.max_lines, max_line_bytes)
+            check = Check(task.endpoint, self._jobs.max_lines, self._settings.server.max_body_bytes)
             await self._keep_alive(task, check_input(task, server, self._leases, check, self._jobs.lines_per_task))
         elif task.kind == LINES:
-            at_once = await server.lines_at_once(task, self._jobs.lines_at_once)
-            lines = Lines(task, server, self._leases, at_once)
-            await self._keep_alive(task, self._run_lines(task, lines, max_line_bytes), lines)
+            lines = Lines(task, server, self._leases, self._jobs.lines_at_once)
+            await self._keep_alive(task, self._run_lines(task, lines), lines)
         else:
-            await self._keep_alive(task, Finish(task, server, self._leases, max_line_bytes).run())
+            await self._keep_alive(task, Finish(task, server, self._leases).run())
 
-    async def _run_lines(self, task: Task, lines: Lines, max_line_bytes: int) -> None:
-        answered = await lines.run(max_line_bytes)
+    async def _run_lines(self, task: Task, lines: Lines) -> None:
+        answered = await lines.run()
         if answered or not self._stopping.is_set():  # dropped lines belong to a batch that was cancelled or has expired
             await asyncio.to_thread(self._leases.complete, task)
         else:

@@ -166,10 +166,14 @@ class Server(litserve.LitServer):
         name = self._apis[number].settings.served_name
         self._fail(f"the worker of model '{name}' ended while it was loading the model; the lines above say why")
 
+    def lose(self) -> None:
+        self._fail("worker processes can be started no more, as a process of this server ended; the lines above say why")
+
     def _fail(self, message: str) -> None:
-        """Let the main process shut the server down and end with this message."""
-        self._failure = SetupError(message)
-        self._shutdown_event.set()
+        """Let the main process shut the server down and end with this message, unless it does so for another reason."""
+        if not self._shutdown_event.is_set():
+            self._failure = SetupError(message)
+            self._shutdown_event.set()
 
     def _start_server(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
         self._listening = args[3]
@@ -180,9 +184,14 @@ class Server(litserve.LitServer):
         return processes
 
     def _watch(self, api_processes: list[multiprocessing.Process]) -> None:
-        """End the server when an API process ends by itself: LitServe watches the workers only."""
-        ended = multiprocessing.connection.wait([process.sentinel for process in api_processes])
-        if not self._shutdown_event.is_set():
+        """End the server when an API process or the one with the queues ends by itself: LitServe watches the workers only."""
+        queues = self._manager._process.sentinel
+        ended = multiprocessing.connection.wait([queues, *(process.sentinel for process in api_processes)])
+        if queues in ended:
+            self._fail(
+                "the process that holds the queues to the workers ended; if nobody ended it, the machine may have had no memory left"
+            )
+        else:
             process = next(process for process in api_processes if process.sentinel in ended)
             process.join(JOIN_S)
             self._fail(end_of(process.exitcode))

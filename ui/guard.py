@@ -17,6 +17,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Redire
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from app.errors import NotFound
 from app.neighbours import HOW_TO_ALLOW_HOST, HOW_TO_ALLOW_ORIGIN, Neighbours
 from ui.calls import MAX_BYTES, is_plain, read_body
 from ui.client import ServerError
@@ -94,7 +95,7 @@ class Guard:
     async def _refused(self, request: Request) -> Response | None:
         path = get_route_path(request.scope)
         if not USED.fullmatch(f"{request.method} {path}"):
-            return _problem(404, "The page has no such route.")
+            return JSONResponse(NotFound("the page has no such route").envelope(), 404)  # as the server says it of its own routes
         if self.visitors.is_logged_in(request) or not await self.visitors.need_login():
             return None
         if path in {"", "/"}:

@@ -158,17 +158,18 @@ class GrammarCompiler:
         while len(self._compiled) > MAX_CACHED_GRAMMARS:
             self._compiled.popitem(last=False)
         matcher = self._compiled[grammar].deep_copy()
-        state = GrammarState(matcher, self._completions, self._completion_of(grammar, matcher, max_tokens))
+        completions = self._completions.of_grammar(grammar)
+        state = GrammarState(matcher, completions, self._completion_of(grammar, completions, matcher, max_tokens))
         for left, token in zip(range(max_tokens - 1, 0, -1), sampled, strict=False):
             state.steer(token, left)
             state.accept(token)
         return state
 
-    def _completion_of(self, grammar: str, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
+    def _completion_of(self, grammar: str, completions: Completions, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
         """The completion of a whole answer. Kept for later requests: to find that none fits may take more than a second."""
         key = grammar, max_tokens
         if key not in self._searched:
-            self._searched[key] = self._completions.search(matcher, max_tokens)
+            self._searched[key] = completions.search(matcher, max_tokens)
         self._searched.move_to_end(key)
         while len(self._searched) > MAX_CACHED_GRAMMARS:
             self._searched.popitem(last=False)

@@ -10,7 +10,6 @@ from app.engine.pages import Space
 
 Tier = Literal["default", "flex"]
 Pooling = Literal["mean", "last"]
-MAX_TOP = 20  # likeliest tokens whose log-probabilities a request may ask for, beside each token
 
 
 @dataclass(frozen=True, slots=True)

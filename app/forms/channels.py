@@ -72,18 +72,19 @@ class Channels:
 
     def calls_grammar(self, calls: Calls, tokens: AddedTokens, place: Place) -> str:
         if calls.format.before_name != CALL:  # the calls stand in the final message
-            return _grammar(calls.grammar(), tokens, place, ["final"] if calls.forced else ["final", "unclosed"])
+            return _grammar(calls.grammar(), tokens, place, ["final", "unclosed"] if calls.may_be_cut else ["final"])
         named = " | ".join(f"{tokens.terms(name)} header {schema_term(schema)}" for name, schema in calls.tools.items())
         types = ['" json"', *(f'" " {tokens.term(CONSTRAIN)} {word}' for word in ('"json"', '" json"') if CONSTRAIN in tokens.ids)]
         channel = f'({tokens.term(CHANNEL)} "commentary")?'
         more = f"({tokens.terms(NEXT)} call)*" if calls.parallel and calls.format.between_calls is not None else ""
         rules = [
-            "answer: NOTE?",
+            "answer: NOTE?" if calls.form is None else calls.form.replace("start:", "answer:", 1),
             f"calls: call {more}",
             f'call: {channel} " to=functions." ({named})',
             f"header: {channel} ({' | '.join(types)})? {tokens.term(MESSAGE)}",
         ]
-        return _grammar("\n".join(rules), tokens, place, ["calls"] if calls.forced else ["final", "calls", "unclosed"])
+        ends = ["calls"] if calls.forced else ["final", "calls", *["unclosed"] * calls.may_be_cut]
+        return _grammar("\n".join(rules), tokens, place, ends)
 
 
 def _grammar(answer: str, tokens: AddedTokens, place: Place, ends: list[str]) -> str:

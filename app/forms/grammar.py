@@ -7,7 +7,7 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Schema = dict[str, Any]
@@ -22,6 +22,8 @@ KEYWORDS = frozenset(
     "additionalItems minItems maxItems minLength maxLength pattern format minimum maximum exclusiveMinimum exclusiveMaximum multipleOf "
     "anyOf oneOf allOf $ref $defs definitions".split()
 )
+DEFINITIONS = frozenset({"$defs", "definitions"})
+NO_BY_DEFAULT = ("uniqueItems", "nullable")  # keywords that are refused, but for the value that says what is so anyway: false
 SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose value is an object of schemas
 SCHEMA_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf", "items")  # keywords whose value is (or may be) a list of schemas
 SCHEMA_VALUES = ("items", "additionalItems", "additionalProperties")  # keywords whose value is (or may be) one schema
@@ -33,51 +35,78 @@ def json_grammar(schema: Schema | None) -> str:
 
 
 def schema_term(schema: Schema) -> str:
-    return "%json " + json.dumps({**with_closed_objects(schema), "x-guidance": JSON_OPTIONS})
+    return "%json " + json.dumps({**with_closed_objects(simplified(schema)), "x-guidance": JSON_OPTIONS})
+
+
+def simplified(schema: Schema) -> Schema:
+    """The same schema without what generators write and nothing needs: keywords that say what is so anyway, and an `allOf` of one part, of
+    which pydantic 1 and FastAPI make each field with a description.
+    """
+    has_references_into = any("/allOf/" in str(inner.get("$ref")) for _, inner in subschemas(schema))
+    return _mapped(schema, lambda _, inner: _simple(inner, has_references_into))
+
+
+def _simple(schema: Schema, keeps_parts: bool) -> Schema:
+    schema = {key: value for key, value in schema.items() if not (key in NO_BY_DEFAULT and value is False)}
+    parts = schema.get("allOf")
+    if keeps_parts or not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], dict):
+        return schema
+    others = {key: value for key, value in schema.items() if key != "allOf"}
+    return schema if any(key in KEYWORDS - DEFINITIONS for key in others) else {**others, **parts[0]}
 
 
 def with_closed_objects(schema: Schema) -> Schema:
     """The schema with `additionalProperties: false` wherever it names properties and does not mention others: a model that may add
     properties rarely stops. Every answer to the result conforms to the original schema as well.
 
-    Unchanged if any part is intersected with another, because each part would forbid the properties that the other one names.
+    Not where parts are intersected, and in all that they refer to, because each part would forbid the properties that the other one names.
     """
-    return schema if any(_must_stay_open(inner) for _, inner in subschemas(schema)) else _close(schema)
+    parts = dict(subschemas(schema))
+    waiting = [pointer for pointer, inner in parts.items() if "allOf" in inner or ("properties" in inner and is_intersected(inner))]
+    are_open = set[str]()
+    while waiting:
+        top = waiting.pop()
+        within = {pointer for pointer in parts if pointer == top or pointer.startswith(f"{top}/")} - are_open
+        are_open |= within
+        waiting += [str(parts[pointer].get("$ref")).removeprefix("#") for pointer in within if "$ref" in parts[pointer]]
+    return _mapped(schema, lambda pointer, inner: inner if pointer in are_open else _closed(inner))
 
 
-def _must_stay_open(schema: Schema) -> bool:
-    """Whether the object may need properties that it does not name itself."""
-    properties, required = schema.get("properties"), schema.get("required")
-    needs_unnamed = (
-        isinstance(properties, dict)
-        and isinstance(required, list)
-        and any(name not in properties for name in required if isinstance(name, str))
-    )
-    return needs_unnamed or "allOf" in schema or ("properties" in schema and is_intersected(schema))
+def _closed(schema: Schema) -> Schema:
+    is_open = "properties" not in schema or "patternProperties" in schema or _needs_unnamed(schema)
+    return schema if is_open else {"additionalProperties": False, **schema}
 
 
-def _close(schema: Any) -> Any:
+def _mapped(schema: Any, change: Callable[[str, Schema], Schema], pointer: str = "") -> Any:
+    """The schema with `change(pointer, inner)` for each schema in it, inner ones first."""
     if not isinstance(schema, dict):
         return schema
-    result = {key: _close_value(key, value) for key, value in schema.items()}
-    if "properties" in result and "patternProperties" not in result:
-        result.setdefault("additionalProperties", False)
-    return result
+    result = {}
+    for key, value in schema.items():
+        at = f"{pointer}/{key}"
+        if key in SCHEMA_MAPS and isinstance(value, dict):
+            value = {name: _mapped(inner, change, f"{at}/{pointer_token(name)}") for name, inner in value.items()}
+        elif key in SCHEMA_LISTS and isinstance(value, list):
+            value = [_mapped(inner, change, f"{at}/{index}") for index, inner in enumerate(value)]
+        elif key in SCHEMA_VALUES:
+            value = _mapped(value, change, at)
+        result[key] = value
+    return change(pointer, result)
 
 
-def _close_value(key: str, value: Any) -> Any:
-    if key in SCHEMA_MAPS and isinstance(value, dict):
-        return {name: _close(inner) for name, inner in value.items()}
-    if key in SCHEMA_LISTS and isinstance(value, list):
-        return [_close(inner) for inner in value]
-    return _close(value) if key in SCHEMA_VALUES else value
+def _needs_unnamed(schema: Schema) -> bool:
+    """Whether the object needs properties that it does not name itself."""
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        return False
+    return any(name not in properties for name in required if isinstance(name, str))
 
 
 def is_intersected(schema: Schema) -> bool:
     """Whether llguidance computes the intersection of several schemas here: for `allOf`, and for `$ref`, `anyOf` or `oneOf` beside other
     keywords.
     """
-    keywords = [key for key in schema if key in KEYWORDS and key not in ("$defs", "definitions")]
+    keywords = [key for key in schema if key in KEYWORDS - DEFINITIONS]
     return "allOf" in schema or (len(keywords) > 1 and any(key in schema for key in COMBINING))
 
 

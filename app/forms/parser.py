@@ -39,10 +39,11 @@ Event = TextDelta | ToolCallStart | ArgumentsDelta
 
 class ToolCallParser:
     """A state machine over the text of one answer. Text that may be the beginning of a call is held back until the next push or flush.
-    `forced`: the answer holds nothing but calls, so the parser never reports text.
+    `forced`: the answer holds nothing but calls, so the parser never reports text. `or_form`: it holds either calls or a JSON value, in
+    whose strings no call begins.
     """
 
-    def __init__(self, format: ToolFormat, forced: bool, tools: Mapping[str, Schema] = MappingProxyType({})) -> None:
+    def __init__(self, format: ToolFormat, forced: bool, tools: Mapping[str, Schema] = MappingProxyType({}), or_form: bool = False) -> None:
         self._parameters, self._tools = format.parameters, tools
         self._before_name, self._forced = format.before_name, forced
         self._beginnings = format.beginnings(tools)
@@ -53,7 +54,7 @@ class ToolCallParser:
         self._after_text = format.after_calls[0] if len(format.after_calls) == 1 else ""
         self._buffer = ""
         # One of the `_read_*` methods. Each consumes from the buffer and returns its events; None means that it needs more text.
-        self._state: Callable[[], list[Event] | None] = self._read_text
+        self._state: Callable[[], list[Event] | None] = self._read_first if or_form else self._read_text
         self._arguments = ObjectScanner()
         self._calls = 0
         self._name, self._written = "", 0  # of the current call, and how many arguments of it were reported
@@ -61,7 +62,7 @@ class ToolCallParser:
     @property
     def complete(self) -> bool:
         """Whether the answer may end here: no call has begun, or the last one is closed."""
-        return self._state == self._read_text or (self._state == self._read_between and self._after_calls.match(self._buffer) is not None)
+        return self._state in self._outside or (self._state == self._read_between and self._after_calls.match(self._buffer) is not None)
 
     def push(self, text: str) -> list[Event]:
         self._buffer += text
@@ -69,8 +70,13 @@ class ToolCallParser:
 
     def flush(self) -> list[Event]:
         """Call it when the answer has ended: the text that was held back, unless a call had begun."""
-        text, self._buffer = (self._buffer, "") if self._state == self._read_text else ("", self._buffer)
+        text, self._buffer = (self._buffer, "") if self._state in self._outside else ("", self._buffer)
         return self._text_event(text)
+
+    @property
+    def _outside(self) -> tuple[Callable[[], list[Event] | None], ...]:
+        """The states in which no call has begun."""
+        return self._read_first, self._read_form, self._read_text
 
     def _events(self) -> Iterator[Event]:
         while (events := self._state()) is not None:
@@ -78,6 +84,18 @@ class ToolCallParser:
 
     def _text_event(self, text: str) -> list[Event]:
         return [TextDelta(text)] if text and not self._forced else []
+
+    def _read_first(self) -> list[Event] | None:
+        """Before the first letters, which tell a form from calls."""
+        if any(begin.startswith(self._buffer) and begin != self._buffer for begin in self._beginnings):
+            return None
+        is_call = any(self._buffer.startswith(begin) for begin in self._beginnings)
+        self._state = self._read_text if is_call else self._read_form
+        return []
+
+    def _read_form(self) -> list[Event] | None:
+        text, self._buffer = self._buffer, ""
+        return self._text_event(text) or None
 
     def _read_text(self) -> list[Event] | None:
         text = self._buffer

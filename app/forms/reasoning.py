@@ -106,8 +106,7 @@ class ReasoningFormat:
         grammar = calls.grammar((self.open, self.close))
         if place == Place.AFTER_THOUGHT:
             return grammar
-        is_text = not calls.forced  # which may be cut anywhere
-        return after_thought(grammar, self, tokens, place == Place.IN_THOUGHT, is_text)
+        return after_thought(grammar, self, tokens, place == Place.IN_THOUGHT, calls.may_be_cut)
 
 
 COHERE = ("<|START_THINKING|>", "<|END_THINKING|>")

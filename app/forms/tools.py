@@ -21,6 +21,7 @@ CALL_NUMBER = "[0-9]{1,4}"
 TOOL_NAME = re.compile("[a-zA-Z0-9_-]+")
 MIN_TRIGGER_CHARS = 3  # a shorter first word does not tell a call from other text
 EMPTY = '""'
+JSON_START = re.compile(r'[\[{]*["\-0-9tfn\]}]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,11 @@ class ToolFormat:
     def begins_by_name(self) -> bool:
         """Whether the text before a name is too short to mark a call: only a name and what follows it do, as in `[name(`."""
         return len(self.before_name) < MIN_TRIGGER_CHARS and not set(self.added_tokens.split(self.before_name)) & set(self.added_tokens.ids)
+
+    @property
+    def begins_like_json(self) -> bool:
+        """Whether the first letters of calls might be those of a JSON value."""
+        return self.begins_by_name or JSON_START.match(self.before_name) is not None
 
     def beginnings(self, tools: Iterable[str]) -> list[str]:
         """The texts that begin a call of one of these tools."""
@@ -218,9 +224,18 @@ class Calls:
     tools: Mapping[str, Schema]
     forced: bool  # the answer consists of calls only
     parallel: bool
+    form: str | None = None  # the grammar of an answer without calls, which then has none beside other text; None: it is any text
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether the answer may be any text, which may end anywhere."""
+        return not self.forced and self.form is None
 
     def grammar(self, marks: Sequence[str] = ()) -> str:
-        return self.format.grammar(self.tools, self.forced, self.parallel, marks)
+        if self.forced or self.form is None:
+            return self.format.grammar(self.tools, self.forced, self.parallel, marks)
+        calls = self.format.grammar(self.tools, True, self.parallel)
+        return "\n".join(["start: form | calls", self.form.replace("start:", "form:", 1), calls.replace("start:", "calls:", 1)])
 
 
 def as_regex(text: str) -> str:

@@ -16,7 +16,7 @@ from math import prod
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from app.forms.grammar import KEYWORDS, Schema, child_schemas, is_intersected, json_grammar, pointer_token, subschemas
+from app.forms.grammar import KEYWORDS, Schema, child_schemas, is_intersected, json_grammar, pointer_token, simplified, subschemas
 from app.forms.patterns import regex_size, uses_rust_set_syntax
 
 ANNOTATIONS = frozenset(  # by the standard they restrict nothing
@@ -56,7 +56,7 @@ def _multiple_of(schema: Schema) -> Decimal | None:
 
 
 def schema_problem(schema: Schema) -> str | None:
-    for problem in _problems(schema):
+    for problem in _problems(simplified(schema)):
         return problem
     matcher = LLMatcher(byte_tokenizer(), json_grammar(schema), log_level=0)
     _try_out(matcher)
@@ -94,6 +94,8 @@ def _client_sentence(error: str) -> str:
     """llguidance's error without line numbers, which refer to a grammar that the client did not write."""
     if error.startswith("NoExtension"):
         return "no answer can conform to it"
+    if "coerce_one_of" in error:
+        return "alternatives of oneOf that may overlap are not supported; use anyOf"
     message = re.sub(r"^at \d+\(\d+\): ", "", error.strip()).removeprefix("failed to compile JSON schema: ")
     reason = re.search(r"^error: (.*)", message, re.M) if message.startswith("regex parse error") else None
     return f"pattern: {reason[1]}" if reason else message.partition("\n")[0][:300]

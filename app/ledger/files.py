@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, delete, func, insert, select
 
-from app.errors import Conflict, NotFound
+from app.errors import BodyTooLarge, Conflict, NotFound
 from app.ledger.database import Database
 from app.ledger.listing import Page, page_of
 from app.ledger.tables import batches, files
@@ -21,6 +21,7 @@ class NewFile:
     filename: str
     purpose: Purpose
     lasts_s: float
+    most_bytes: int | None = None  # that all files of its owner may have
     made_for: str | None = None  # `batch_id/output`: a file that was made for the same before is replaced
 
 
@@ -29,9 +30,11 @@ class Files:
         self._database = database
 
     def add(self, new: NewFile) -> tuple[FileObject, list[str]]:
-        """The file, and the ids of those that it replaces."""
+        """The file, and the ids of those that it replaces. Raises `BodyTooLarge` where its owner would have too many bytes."""
         now = self._database.now()
         with self._database.transaction() as connection:
+            if new.most_bytes is not None:
+                self._check_room(connection, new.owner, new.bytes, new.most_bytes)
             made_for_same = files.c.made_for == new.made_for
             replaced = [] if new.made_for is None else list(connection.execute(select(files.c.id).where(made_for_same)).scalars())
             connection.execute(delete(files).where(files.c.id.in_(replaced)))
@@ -75,7 +78,14 @@ class Files:
 
     def stored_bytes(self, owner: str) -> int:
         with self._database.transaction() as connection:
-            return int(connection.execute(select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.owner == owner)).scalar_one())
+            return _stored_bytes(connection, owner)
+
+    def _check_room(self, connection: Connection, owner: str, bytes: int, most_bytes: int) -> None:
+        """Files that came at the same time are added one after the other: SQLite has one transaction at a time."""
+        if not self._database.is_sqlite:
+            connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"files of {owner}"))))
+        if _stored_bytes(connection, owner) + bytes > most_bytes:
+            raise no_room(most_bytes)
 
     def remove_expired(self) -> list[str]:
         """Forget the files whose time is over, and return their ids. The input of a job stays until that has ended."""
@@ -92,6 +102,14 @@ class Files:
         with self._database.transaction() as connection:
             known = set(connection.execute(select(files.c.id)).scalars())
         return [id for id in ids if id not in known]
+
+
+def no_room(most_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the files of this key would have more than {most_bytes} bytes (jobs.max_stored_bytes); delete some", param="file")
+
+
+def _stored_bytes(connection: Connection, owner: str) -> int:
+    return int(connection.execute(select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.owner == owner)).scalar_one())
 
 
 def _find(connection: Connection, owner: str, id: str, now: float) -> Row:

@@ -40,6 +40,7 @@ class Tuned:
     id: str
     name: str
     model: str
+    removed: bool = False
 
 
 class Tunings:
@@ -139,17 +140,21 @@ class Tunings:
         recipe = Recipe.model_validate_json(row.recipe)
         return Tuned(id, recipe.name, recipe.model)
 
-    def remove_model(self, owner: str, name: str) -> Tuned:
-        """Forget the model of a job that has succeeded. Raises `NotFound`."""
+    def model(self, owner: str, name: str) -> Tuned:
+        """The model of a job that has succeeded, also one that was removed. Raises `NotFound`."""
         with self._database.transaction() as connection:
-            query = select(tunings).where(tunings.c.owner == owner, tunings.c.status == "succeeded", tunings.c.removed.is_(False))
+            query = select(tunings).where(tunings.c.owner == owner, tunings.c.status == "succeeded")
             for row in connection.execute(query.where(tunings.c.recipe.contains(name, autoescape=True))).all():
                 recipe = Recipe.model_validate_json(row.recipe)
                 if recipe.name == name:
-                    connection.execute(update(tunings).where(tunings.c.id == row.id).values(removed=True))
-                    connection.execute(delete(checkpoints).where(checkpoints.c.tuning == row.id))
-                    return Tuned(row.id, name, recipe.model)
-        raise NotFound(f"there is no fine-tuned model '{name[:128]}' of this key", param="model", code="model_not_found")
+                    return Tuned(row.id, name, recipe.model, row.removed)
+        raise no_model(name)
+
+    def remove_model(self, id: str) -> None:
+        """Forget the model of a job."""
+        with self._database.transaction() as connection:
+            connection.execute(update(tunings).where(tunings.c.id == id).values(removed=True))
+            connection.execute(delete(checkpoints).where(checkpoints.c.tuning == id))
 
     def any_unfinished(self) -> bool:
         with self._database.transaction() as connection:
@@ -169,6 +174,10 @@ class Tunings:
             raise RateLimited(
                 f"{count} fine-tuning jobs of this key have not ended, as many as may (jobs.max_tunings); wait for one, or cancel it"
             )
+
+
+def no_model(name: str) -> NotFound:
+    return NotFound(f"there is no fine-tuned model '{name[:128]}' of this key", param="model", code="model_not_found")
 
 
 def name_of(model: str, suffix: str | None, id: str) -> str:

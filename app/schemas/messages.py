@@ -62,15 +62,15 @@ class Message(Wire):
     prefix: bool | None = Field(
         None, description="of the last message, by the assistant: true makes the answer go on where its content ends"
     )
-    refusal: None = Field(None, description="null only, like audio and function_call: clients send back what they received")
-    audio: None = None
+    refusal: str | None = Field(None, description="what an assistant of another server refused with: its content, where it has none")
+    audio: None = Field(None, description="null only, like function_call: clients send back what they received")
     annotations: list[JsonValue] | None = Field(None, description="of an earlier answer; not shown to the model")
     function_call: None = None
 
     @property
     def text(self) -> str:
         if self.content is None:
-            return ""
+            return self.refusal or ""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
     @model_validator(mode="after")
@@ -79,6 +79,8 @@ class Message(Wire):
             raise ValueError(f"tool_calls are only for messages of role 'assistant', not '{self.role}'")
         if self.tool_call_id is not None and self.role != "tool":
             raise ValueError(f"tool_call_id is only for messages of role 'tool', not '{self.role}'")
+        if self.refusal and self.role != "assistant":
+            raise ValueError(f"refusal is only for messages of role 'assistant', not '{self.role}'")
         if self.prefix and self.role != "assistant":
             raise ValueError(f"prefix is only for messages of role 'assistant', not '{self.role}'")
         if self.content is None and self.role != "assistant":

@@ -148,9 +148,9 @@ class Statistics(Wire):
 
 
 class Contribution(Wire):
-    """What one statistic adds to the log-odds of `combined`: above 0 speaks for a machine. `question` is the one that leads: `likely`, is
-    the text too likely for a person? `drawn`, is it too close to what the model itself draws? `pair`, is it likelier to the model than to
-    its observer?
+    """What one statistic adds to the log-odds of a question of `combined`: above 0 speaks for a machine. `question` is the one that leads:
+    `likely`, is the text too likely for a person? `drawn`, is it too close to what the model itself draws? `pair`, is it likelier to the
+    model than to its observer? Its constant and the other questions are in the score, too, so contributions do not add up to it.
     """
 
     question: Literal["likely", "drawn", "pair"]

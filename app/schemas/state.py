@@ -1,5 +1,6 @@
 """Bodies of /v1/models, /health, /ready and /slots: which models are served, whether they are ready, what their slots hold."""
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import ConfigDict, Field
@@ -13,6 +14,9 @@ CARD_EXAMPLE: JsonDict = {
     "object": "model",
     "created": 1795836153,
     "owned_by": "litmus",
+    "type": "model",
+    "display_name": "storyteller",
+    "created_at": "2026-11-28T03:22:33Z",
     "status": "ready",
     "default": True,
     "context": 1024,
@@ -145,6 +149,9 @@ class ModelCard(Wire):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "litmus"
+    type: Literal["model"] = Field("model", description="this, display_name and created_at are Anthropic's")
+    display_name: str
+    created_at: datetime
     parent: str | None = Field(None, description="the base, if this is a LoRA adapter that is served beside it; the base is its observer")
     status: ModelStatus = Field("ready", description="loading: its process died, or a request waits; unloaded: the next request loads it")
     default: bool = Field(description="used for requests that name no model")

@@ -75,6 +75,8 @@ def _read_parquet(path: Path, field: str) -> Iterator[Document]:
         raise SetupError(f"{path} cannot be read: {error}") from error
 
 
-def _document(line: dict[str, Any], field: str, source: str) -> Document:
+def _document(line: dict[str, Any] | str, field: str, source: str) -> Document:
+    if isinstance(line, str):
+        return Document(source, None, line)
     content = line.get(field)
     return Document(source, content if isinstance(content, str) else None)

@@ -21,7 +21,7 @@ def explain(method: Method, value: float | None, count: int, verdict: Verdict, j
         return (
             f"No verdict: the text has {count} scored tokens, and a verdict needs at least {MIN_SCORED_TOKENS}, which are about 50 words."
         )
-    meaning = f"{_meaning(method, value)}; {DIRECTIONS[method]} values look more like a machine's writing."
+    meaning = f"{_meaning(method, value, verdict)}; {DIRECTIONS[method]} values look more like a machine's writing."
     if judgement is None:
         return f"{meaning} There is no verdict: {reason}."
     return f"{meaning} {_position(judgement)} {_error_rate(judgement)}"
@@ -38,10 +38,10 @@ def explain_passages(verdicts: Sequence[Verdict]) -> str:
     )
 
 
-def _meaning(method: Method, value: float) -> str:
+def _meaning(method: Method, value: float, verdict: Verdict) -> str:
     if method == "combined":
-        side = "a machine's" if value > 0 else "a person's"
-        return f"Taken together, the statistics of the text's tokens point to {side} writing"
+        side = {"machine": "point to a machine's writing", "human": "point to a person's writing"}.get(verdict, f"give {value:.3f}")
+        return f"Taken together, the statistics of the text's tokens {side}"
     if method == "binoculars":
         return f"The text surprised the model {value:.2f} times as much as tokens drawn from the observer would on average"
     if method == "likelihood_ratio":

@@ -101,7 +101,9 @@ def _statistics(columns: Columns) -> Statistics:
 
 
 def _contributions(method: Method, options: ScoreOptions, columns: Columns) -> list[Contribution] | None:
-    """What each statistic adds to the log-odds of the question that leads, the weightiest first."""
+    """What each statistic adds to the log-odds of the question that leads, the weightiest first. Its constant and the other questions are
+    left out, so they do not add up to the score.
+    """
     if method != "combined" or options.combined is None:
         return None
     values = statistics_of(columns)

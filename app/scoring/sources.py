@@ -9,8 +9,9 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from app.errors import SetupError
 from app.scoring.normalize import normalize
 
 FILE_TYPES = (".jsonl", ".csv", ".txt")
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}  # of cells; where the decimal mark is a comma, table programs write semicolons
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +98,40 @@ def parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, 
         yield number, parsed
 
 
-def parse_csv(content: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """`(number, row)` of every row below the header, which is number 1."""
+def parse_csv(content: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """`(number, row)` of every row below the first line, which is number 1; a row with too many cells is a sentence that says so.
+
+    Commas, semicolons or tabs divide the cells: whatever divides the first line into most. Under a single name a whole row is one text.
+    """
     csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
-    return enumerate(csv.DictReader(io.StringIO(content, newline="")), 2)
+
+    def rows(separator: str) -> Iterator[list[str]]:
+        return filter(None, csv.reader(io.StringIO(content, newline=""), delimiter=separator))
+
+    separator = max(SEPARATORS, key=lambda each: len(next(rows(each), [])))
+    found = rows(separator)
+    names = next(found, [])
+    width = _width(names)
+    for number, row in enumerate(found, 2):
+        cells = row if _width(row) > width else row[:width]
+        if width == 1:
+            yield number, {names[0]: separator.join(cells)}
+        elif len(cells) > width:
+            advice = f"put a text that has a {SEPARATORS[separator]} in quotation marks"
+            yield number, f"it has {_width(row)} cells, the first line has {width}; {advice}"
+        else:
+            yield number, dict(zip_longest(names[:width], cells))
 
 
-def _labelled_text(line: dict[str, Any], machine: bool, fields: FieldNames, location: str) -> LabelledText:
+def _width(row: Sequence[str]) -> int:
+    """The number of cells without the empty ones at the end, which table programs add."""
+    return max((number for number, cell in enumerate(row, 1) if cell.strip()), default=0)
+
+
+def _labelled_text(line: dict[str, Any] | str, machine: bool, fields: FieldNames, location: str) -> LabelledText:
     """`location` (file and line) is the group of a line without one."""
+    if isinstance(line, str):
+        raise SetupError(f"{location}: {line}")
     side = "machine" if machine else "human"
     name = side if fields.text not in line and {"human", "machine"} <= line.keys() else fields.text
     content = line.get(name)

@@ -16,7 +16,8 @@ from serve.observe.record import CLIENT_LEFT, METHODS, RECORD, REQUEST_ID, Reque
 log = logging.getLogger(__name__)
 
 READY = "/ready"
-QUIET = ("/health", "/metrics", "/ui", "/docs", "/favicon.ico")  # logged at level debug, as they come all the time
+QUIET = ("/health", "/metrics", "/ui", "/docs", "/openapi.json", "/favicon.ico")  # logged at level debug, as they come all the time
+UNNAMED = frozenset({"/openapi.json", "/ui", "/docs"})  # of routes and redirects whose template the router does not note in the scope
 DEFAULT_CODES = {
     401: "unauthorized",
     403: "forbidden",
@@ -108,4 +109,5 @@ class NoteRoute:
             record = current_record()
             if record is not None and scope["type"] == "http":
                 mount, route = scope.get("root_path", ""), scope.get("route")
-                record.route = mount or getattr(route, "path", record.route)
+                path = scope["path"].rstrip("/")
+                record.route = mount or getattr(route, "path", path if path in UNNAMED else record.route)

@@ -148,12 +148,20 @@ class Upload:
             await self._flush(draft)
             new = self._new_file(form, draft)
             await self._desk.run(draft.keep)
-            file, replaced = await self._desk.ask(lambda ledger: ledger.files.add(new))
+            file, replaced = await self._add(new)
         finally:
             await self._desk.run(draft.discard)
         for id in replaced:
             await self._desk.run(self._desk.folder.delete, id)
         return file
+
+    async def _add(self, new: Any) -> tuple[FileObject, list[str]]:
+        """Raises `BodyTooLarge` where other files of the key came meanwhile, and left no room."""
+        try:
+            return await self._desk.ask(lambda ledger: ledger.files.add(new))
+        except BodyTooLarge:
+            await self._desk.run(self._desk.folder.delete, new.id)
+            raise
 
     def _take(self, data: bytes) -> None:
         self._held += data
@@ -164,14 +172,16 @@ class Upload:
         if self._bytes > limit and not self._worker:
             raise BodyTooLarge(f"the file is larger than {limit} bytes (jobs.max_file_bytes); divide it into several", param="file")
         if self._bytes > self._room:
-            allowed = self._desk.settings.max_stored_bytes
-            raise BodyTooLarge(
-                f"the files of this key would have more than {allowed} bytes (jobs.max_stored_bytes); delete some", param="file"
-            )
+            raise self._no_room()
 
     async def _flush(self, draft: Draft) -> None:
         held, self._held = bytes(self._held), bytearray()
         await self._desk.run(draft.write, held)
+
+    def _no_room(self) -> BodyTooLarge:
+        from app.ledger.files import no_room
+
+        return no_room(self._desk.settings.max_stored_bytes)
 
     def _new_file(self, form: Form, draft: Draft) -> Any:
         from app.ledger.files import NewFile
@@ -185,7 +195,8 @@ class Upload:
             raise Forbidden(f"a worker says by the header {MADE_FOR} for what batch or job a file was made")
         lasts_s = lifetime_s(form.fields, self._desk.settings.file_days * DAY_S)
         assert form.filename is not None
-        return NewFile(draft.id, self._owner, draft.bytes, form.filename, purpose, lasts_s, made_for)  # type: ignore[arg-type]
+        most_bytes = None if self._worker else self._desk.settings.max_stored_bytes
+        return NewFile(draft.id, self._owner, draft.bytes, form.filename, purpose, lasts_s, most_bytes, made_for)  # type: ignore[arg-type]
 
 
 def lifetime_s(fields: dict[str, str], default_s: float) -> float:

@@ -1,6 +1,7 @@
 """The routes that report state: health, readiness, served models, slots. Knows no engine and no queue."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -114,6 +115,8 @@ def readiness_of(router: Router) -> Readiness:
 def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> ModelCard:
     return ModelCard(
         id=facts.name,
+        display_name=facts.name,
+        created_at=datetime.fromtimestamp(started, UTC),
         parent=facts.parent,
         created=started,
         default=facts.name == default,

@@ -1,6 +1,5 @@
 """What fine-tuning has made: put among the models of this server when a worker asks for it, and deleted by its owner."""
 
-import contextlib
 from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Path, Request, Response
@@ -38,15 +37,28 @@ def add_tuned(routes: APIRouter, desk: Desk, shelf: Shelf | None) -> None:
                 raise
         return Response(status_code=204)
 
-    @routes.delete(**route("/v1/models/{name:path}", "Delete a fine-tuned model of one's own", 404))
+    @routes.delete(**route("/v1/models/{name:path}", "Delete a fine-tuned model of one's own", 404, 409))
     async def delete(name: Name, request: Request) -> ModelDeleted:
-        """It finishes the requests that it has; then its adapter is gone from the disk."""
+        """It finishes the requests that it has; then its adapter is gone from the disk. What fails on the way can be asked for again."""
+        from app.ledger.tunings import no_model
+
         try:
-            tuned = await desk.ask(lambda ledger: ledger.tunings.remove_model(owner_of(request), name))
+            tuned = await desk.ask(lambda ledger: ledger.tunings.model(owner_of(request), name))
+            if not await _unload(shelf, name) and tuned.removed:
+                raise no_model(name)
         except NotFound as error:
             raise UnknownModel(error.message, param="model") from None
-        if shelf is not None:
-            with contextlib.suppress(NotFound):
-                await shelf.unload(tuned.name)
+        await desk.ask(lambda ledger: ledger.tunings.remove_model(tuned.id))
         await desk.run(desk.folder.delete_run, tuned.id)
         return ModelDeleted(id=tuned.name)
+
+
+async def _unload(shelf: Shelf | None, name: str) -> bool:
+    """Whether it was served. Raises what `Shelf.unload` does of a name that it has."""
+    if shelf is None:
+        return False
+    try:
+        await shelf.unload(name)
+    except NotFound:
+        return False
+    return True

@@ -1,6 +1,7 @@
 """What /v1/models and /ready say of the models of upstreams. Where an upstream does not say something, it is null. Knows no HTTP."""
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -50,6 +51,8 @@ def card_of(pool: Pool, created: int, is_default: bool) -> ModelCard:
     ours: dict[str, Any] = {
         "id": pool.name,
         "created": created,
+        "display_name": pool.name,
+        "created_at": datetime.fromtimestamp(created, UTC),
         "owned_by": first.abilities.kind,
         "default": is_default,
         "context": context,

@@ -34,6 +34,7 @@ class StructuredOutput:
     grammar: str | None = None  # None: the answer is unconstrained
     tool_format: ToolFormat | None = None  # how the model writes tool calls; None: it has no tools
     must_call: bool = False  # the answer consists of tool calls only
+    or_form: bool = False  # it consists of tool calls or of a JSON value
     tools: Mapping[str, Schema] = field(default_factory=dict)  # that may be called, with the schemas of their arguments
     thought: Thought | None = None  # what may come before the answer
     thought_limit: ThoughtLimit | None = None
@@ -42,7 +43,7 @@ class StructuredOutput:
         return None if self.thought is None else self.thought.format.splitter(self.thought.place, self.tool_format is not None)
 
     def tool_call_parser(self) -> ToolCallParser | None:
-        return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call, self.tools)
+        return None if self.tool_format is None else ToolCallParser(self.tool_format, self.must_call, self.tools, self.or_form)
 
 
 def visible_tools(body: ChatRequest) -> list[Tool] | None:
@@ -63,14 +64,21 @@ def structured_output_of(body: ChatRequest, tokenizer: Tokenizer, thought: Thoug
     return replace(structured, thought=thought, thought_limit=limit_of(body, thought, tokenizer))
 
 
-def _json_output(body: ChatRequest, tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
+def _form_of(body: ChatRequest) -> str | None:
+    """The grammar of `response_format`; None for any text."""
     format = body.response_format
     if format is None or format.type == "text":
-        return StructuredOutput()
+        return None
     path, schema = format.enforced or ("", None)
     if schema is not None:
         _check_schema(schema, f"response_format.{path}")
-    grammar = json_grammar(schema)
+    return json_grammar(schema)
+
+
+def _json_output(body: ChatRequest, tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
+    grammar = _form_of(body)
+    if grammar is None:
+        return StructuredOutput()
     return StructuredOutput(grammar if thought is None else thought.format.form_grammar(grammar, tokenizer.added_tokens, thought.place))
 
 
@@ -78,12 +86,16 @@ def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Token
     format = tokenizer.chat.tool_format
     if isinstance(format, ToolsUnsupported):
         raise InvalidRequest(f"tools: {format.reason}", param="tools", code="unsupported_parameter")
-    if body.response_format is not None and body.response_format.type != "text":
-        raise InvalidRequest("response_format cannot be combined with tools unless tool_choice is none", param="response_format")
-    choice = body.tool_choice or "auto"
+    choice, form = body.tool_choice or "auto", _form_of(body)
+    if form is not None and choice == "auto" and format.begins_like_json:
+        message = (
+            "response_format cannot be combined with tools here, unless tool_choice is none: this model writes calls that begin like JSON"
+        )
+        raise InvalidRequest(message, param="response_format")
     name = choice.function.name if isinstance(choice, NamedTool) else None
     callable_functions = [tool.function for tool in tools if name in {None, tool.function.name}]
-    problem = combined_problem([tool.function.arguments for tool in tools])
+    own = None if form is None or body.response_format is None else body.response_format.enforced
+    problem = combined_problem([*(tool.function.arguments for tool in tools), *([] if own is None or own[1] is None else [own[1]])])
     if problem is not None:
         raise InvalidRequest(f"tools: {problem}", param="tools", code="unsupported_schema")
     for index, tool in enumerate(tools):
@@ -95,9 +107,9 @@ def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Token
     schemas = {function.name: function.arguments for function in callable_functions}
     must_call = choice != "auto"
     parallel = body.parallel_tool_calls is not False and name is None  # a named function is called once
-    calls = Calls(format, schemas, must_call, parallel)
+    calls = Calls(format, schemas, must_call, parallel, form)
     grammar = calls.grammar() if thought is None else thought.format.calls_grammar(calls, tokenizer.added_tokens, thought.place)
-    return StructuredOutput(grammar, format, must_call, schemas)
+    return StructuredOutput(grammar, format, must_call, form is not None and not must_call, schemas)
 
 
 def _check_tools(body: ChatRequest) -> None:

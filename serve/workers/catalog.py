@@ -223,7 +223,7 @@ class Catalog:
         except SetupError as error:
             await self._end(version)
             version.status, version.message = "failed", error.message
-            self._router.fail(self._router.waiting(fleet), NotReady(NOT_LOADED, code="model_not_loaded"))
+            self._router.fail(self._router.unfinished(fleet), NotReady(NOT_LOADED, code="model_not_loaded"))
         else:
             fleet.wake, fleet.used_s = None, time.monotonic()
             version.serve()

@@ -43,6 +43,9 @@ class Hands(Protocol):
     def fail(self, number: int) -> None:
         """End the server: a model of the settings cannot be loaded."""
 
+    def lose(self) -> None:
+        """End the server: no process of a worker can be started, watched or ended any more."""
+
 
 @dataclass(slots=True)
 class Worker:
@@ -64,13 +67,18 @@ class Host:
         self._note_processes()
 
     def run(self) -> None:
-        """Until the server ends."""
+        """Until the server ends. Ends it when the process that holds the queues is gone, or the one that gives the orders."""
         self._note_processes()
-        while not self._hands.ends:
-            if self._orders.poll(LOOK_INTERVAL_S):
-                self._obey(self._orders.recv())
-            self._look()
-            self._note_processes()
+        try:
+            while not self._hands.ends:
+                if self._orders.poll(LOOK_INTERVAL_S):
+                    self._obey(self._orders.recv())
+                self._look()
+                self._note_processes()
+        except (OSError, EOFError) as error:
+            if not self._hands.ends:
+                log.error("worker processes cannot be looked after (%s)", type(error).__name__)
+                self._hands.lose()
 
     def _obey(self, order: Order) -> None:
         if isinstance(order, Start):

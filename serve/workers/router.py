@@ -164,7 +164,18 @@ class Router(Models):
         log.info("worker %d serves %s (%s, %s)", ready.pid, ready.facts.name, ready.facts.dtype, ready.facts.device)
         self.heard(ready)
         self.adapted(ready)  # before any job is sent to it
-        for flight in self.waiting(self.fleet_of(replica)):
+        fleet = self.fleet_of(replica)
+        for flight in self.waiting(fleet):
+            if flight.replica is replica or flight.deaths:
+                self.move(flight, replica)
+        self.fill(fleet)
+
+    def fill(self, fleet: Fleet) -> None:
+        """Give jobs that wait for a replica which is still loading to replicas with free slots; the others stay for that one."""
+        for flight in self.waiting(fleet):
+            replica = min(fleet.alive, key=lambda each: each.load, default=None)
+            if replica is None or replica.load >= fleet.facts.slots:
+                return
             self.move(flight, replica)
 
     def waiting(self, fleet: Fleet) -> list[Flight]:

@@ -19,14 +19,16 @@ SIBLINGS_REFRESH_ROUNDS = 25  # rounds between two readings of the process table
 
 
 async def watch(router: Router) -> None:
-    """Run as long as the server: let the jobs of a worker that died or hangs go on elsewhere, and end all processes when the main process
-    is gone.
+    """Run as long as the server: let the jobs of a worker that died or hangs go on elsewhere, let no slot be free while jobs wait for a
+    replica that loads, and end all processes when the main process is gone.
     """
     parent = psutil.Process(os.getppid())
     siblings = _children(parent)
     for round_number in itertools.count(1):
         await asyncio.sleep(WATCH_INTERVAL_S)
         router.workers_died([replica for replica in router.replicas if _is_lost(router, replica)])
+        for fleet in router.fleets:
+            router.fill(fleet)
         router.fail_stranded()
         if not router.draining and os.getppid() != parent.pid:
             log.error("the main process is gone; ending all processes of this server")

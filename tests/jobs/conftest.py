@@ -21,7 +21,7 @@ from fakes import FACTS, FakeEngine, FakeWorker
 from fastapi import FastAPI
 from sqlalchemy import delete
 
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, LitmusError, NotFound
 from app.ledger.database import Database
 from app.ledger.files import Files, NewFile
 from app.ledger.folder import Folder
@@ -57,11 +57,12 @@ def jsonl(*lines: Any) -> bytes:
 
 
 class FakeShelf:
-    """Keeps the names and folders of adapters; `refusal` is why it takes none."""
+    """Keeps the names and folders of adapters; `refusal` is why it takes none, `failure` why it gives none up."""
 
     def __init__(self) -> None:
         self.kept: dict[str, tuple[str, str]] = {}
         self.refusal: str | None = None
+        self.failure: LitmusError | None = None
 
     async def keep(self, name: str, path: str, model: str) -> None:
         if self.refusal is not None:
@@ -71,7 +72,10 @@ class FakeShelf:
         self.kept[name] = (path, model)
 
     async def unload(self, name: str) -> None:
-        del self.kept[name]
+        if self.failure is not None:
+            raise self.failure
+        if self.kept.pop(name, None) is None:
+            raise NotFound("it is not there")
 
 
 @dataclass

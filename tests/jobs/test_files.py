@@ -2,12 +2,17 @@
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import openai
 import pytest
+from serving import wait_for
 from sqlalchemy import update
 
+from app.errors import BodyTooLarge
+from app.ledger.files import Files, NewFile
 from app.ledger.tables import files
 
 UPLOAD = {"purpose": "batch"}
@@ -150,6 +155,47 @@ def test_what_a_key_may_store_is_bounded(shared):
         shared.upload({"n": "x" * 900}, name="bob")
     finally:
         shared.desk.settings = shared.settings.jobs
+
+
+def test_files_that_come_at_the_same_time_share_what_their_key_may_store(shared):
+    """Each of the three fits alone, and has begun before another one is kept."""
+    shared.desk.settings = shared.settings.jobs.model_copy(update={"max_stored_bytes": 1024})
+    form = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n'
+    form += b'Content-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
+
+    begun = []
+
+    def body():
+        yield form
+        wait_for(lambda: sum(name.endswith(".part") for name in on_disk(shared)) == 3 or begun)
+        begun.append(True)
+        yield b"x" * 900 + b"\r\n--b--\r\n"
+
+    def upload():
+        headers = {"content-type": "multipart/form-data; boundary=b", "authorization": f"Bearer {shared.keys['alice']}"}
+        return httpx.post(f"{shared.url}/v1/files", content=body(), headers=headers, trust_env=False, timeout=60)
+
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            waiting = [pool.submit(upload) for _ in range(3)]
+            answers = [each.result() for each in waiting]
+    finally:
+        shared.desk.settings = shared.settings.jobs
+    assert sorted(answer.status_code for answer in answers) == [200, 413, 413]
+    assert all("jobs.max_stored_bytes" in answer.text for answer in answers if answer.status_code == 413)
+    assert len(on_disk(shared)) == 1
+
+
+def test_what_is_stored_is_counted_where_a_file_is_added(table):
+    ledger = Files(table.database)
+    new = NewFile(f"file-{1:032}", "alice", 600, "a.jsonl", "batch", 1e6, most_bytes=1000)
+    ledger.add(new)
+    with pytest.raises(BodyTooLarge, match="more than 1000 bytes"):
+        ledger.add(replace(new, id=f"file-{2:032}", bytes=401))
+    ledger.add(replace(new, id=f"file-{3:032}", bytes=400))
+    ledger.add(replace(new, id=f"file-{4:032}", most_bytes=None))  # of a worker
+    ledger.add(replace(new, id=f"file-{5:032}", owner="bob"))
+    assert (ledger.stored_bytes("alice"), ledger.stored_bytes("bob")) == (1600, 600)
 
 
 def test_a_full_disk_is_said(hosted, monkeypatch):

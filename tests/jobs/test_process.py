@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import redis as redis_client
 from ports import free_port
 from serving import wait_for
 
-from jobs.__main__ import beside
+from app.settings import JobSettings
+from jobs.__main__ import beside, end_process
+from jobs.broker import QUEUE, Waker, create_celery
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +77,28 @@ def test_a_worker_is_woken_by_redis_and_stops_when_it_is_told(hosted, broker, tm
     assert code == 0 and "the worker has stopped" in said and "privileges" not in said
     password = broker.partition("@")[0].rpartition(":")[2]
     assert not any(text in said for text in ("a secret", password, (hosted.folder / "secret").read_text()))
+
+
+def test_a_redis_without_memory_is_asked_again(broker, tmp_path, caplog):
+    wake = Waker(create_celery(JobSettings(folder=str(tmp_path), broker=broker)))
+    client = redis_client.Redis.from_url(broker)
+    client.config_set("maxmemory", 1)
+    wake(1)
+    wake(1)
+    assert [record.message.startswith("the broker takes no messages") for record in caplog.records] == [True]
+    client.config_set("maxmemory", 0)
+    wake(3)
+    assert client.llen(QUEUE) == 3
+
+
+def test_a_thread_that_an_error_ends_is_not_missed(monkeypatch, caplog):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(threading, "excepthook", end_process)
+    thread = threading.Thread(target=lambda: {}["a secret"])
+    thread.start()
+    thread.join()
+    assert codes == [1] and "ended by KeyError" in caplog.text and '{}["' in caplog.text
 
 
 def test_a_worker_ends_with_the_process_that_it_stands_beside(tmp_path):

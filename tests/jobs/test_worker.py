@@ -13,6 +13,7 @@ from sqlalchemy import update
 from app.ledger.tables import batches
 from jobs import policy
 from jobs.lines import Lines
+from jobs.server import Server
 
 
 def line(id, endpoint="/v1/completions", **body):
@@ -109,16 +110,35 @@ def test_lines_are_flex_work_and_a_worker_has_only_so_many_in_flight(hosted):
     assert {job.tier for job in hosted.engine.submitted} == {"flex"} and len(hosted.engine.submitted) == 9
 
 
-@pytest.mark.parametrize(("endpoint", "in_flight"), [("/v1/completions", 7), ("/v1/score", 20)])
-def test_one_slot_is_left_to_people(hosted, endpoint, in_flight):
+@pytest.mark.parametrize(
+    ("endpoint", "first", "in_flight"),
+    [
+        ("/v1/completions", {}, 7),
+        ("/v1/completions", {"model": "fake"}, 7),
+        ("/v1/completions", {"model": "small"}, 1),
+        ("/v1/completions", {"model": "unknown"}, 1),  # it may come, with as few slots as the smallest
+        ("/v1/completions", {"model": ["small"]}, 1),
+        ("/v1/score", {"model": "small"}, 20),  # scores take no slots
+    ],
+)
+def test_one_slot_of_the_models_that_a_batch_names_is_left_to_people(hosted, monkeypatch, endpoint, first, in_flight):
+    """The model has 8 slots, and another one of that server 2."""
+    slots = Server.slots
+
+    async def with_small(server, task):
+        return {**await slots(server, task), "small": 2}
+
+    monkeypatch.setattr(Server, "slots", with_small)
     jobs = hosted.settings.jobs.model_copy(update={"lines_at_once": 20, "lines_per_task": 100})
     hosted.settings = hosted.settings.model_copy(update={"jobs": jobs})
     hosted.worker.stalled = True
-    hosted.start(*[line(f"r{n}", endpoint, **BODIES[endpoint]) for n in range(30)], endpoint=endpoint)
+    lines = [line(f"r{n}", endpoint, **BODIES[endpoint]) for n in range(30)]
+    lines[0]["body"] = {**lines[0]["body"], **first}
+    hosted.start(*lines, endpoint=endpoint)
     with in_thread(hosted.work):
         wait_for(lambda: len(hosted.engine.submitted) >= in_flight)
         time.sleep(0.1)
-        assert len(hosted.engine.submitted) == in_flight  # the model has 8 slots; scores take none
+        assert len(hosted.engine.submitted) == in_flight
         hosted.worker.stalled = False
 
 
@@ -228,6 +248,27 @@ def test_a_busy_server_is_asked_again_when_it_says(hosted, monkeypatch):
     assert len(hosted.output(made)[0]) == 1
 
 
+def test_pages_of_a_proxy_are_neither_answers_nor_files(hosted, monkeypatch):
+    """The first time that anything is asked for, a page comes in its place."""
+    monkeypatch.setattr(policy, "pause_s", lambda tries, retry_after=None: 0.0)
+    monkeypatch.setattr("jobs.worker.PAUSE_S", 0.0)
+    send, seen = httpx.AsyncHTTPTransport.handle_async_request, set()
+
+    async def send_or_page(transport, request):
+        asked = request.method, request.url.path, request.headers.get("range"), request.headers.get("content-length")
+        if asked in seen:
+            return await send(transport, request)
+        seen.add(asked)
+        return httpx.Response(200, html="<h1>Please sign in</h1>")
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", send_or_page)
+    made = hosted.start(line("a"), line("b", prompt="b", max_tokens=1))
+    hosted.work()
+    assert len(seen) == 6  # the file and its part, the models, two lines, the output
+    assert hosted.client().batches.retrieve(made.id).status == "completed"
+    assert (ids(hosted.output(made)[0]), hosted.output(made)[1]) == (["a", "b"], [])
+
+
 def test_a_line_that_fails_is_tried_three_times(hosted, monkeypatch):
     monkeypatch.setattr(policy, "pause_s", lambda tries, retry_after=None: 0.0)
     made = hosted.start(line("a", prompt="~", max_tokens=1))
@@ -277,6 +318,51 @@ def test_files_that_a_lost_worker_had_uploaded_are_replaced(hosted, monkeypatch)
     batch = hosted.client().batches.retrieve(made.id)
     outputs = [file.id for file in hosted.client().files.list() if file.purpose == "batch_output"]
     assert outputs == [batch.output_file_id] and len(list((hosted.folder / "files").iterdir())) == 2
+
+
+def fail_once(hosted, monkeypatch, where):
+    """Work until `where` is called, where the disk fails; then every task is due again."""
+    with monkeypatch.context() as patched:
+        patched.setattr(where, lambda *_: (_ for _ in ()).throw(OSError))
+        hosted.work()
+    make_due(hosted)
+
+
+def make_due(hosted, attempts=0):
+    with hosted.database.transaction() as connection:
+        connection.exec_driver_sql(f"UPDATE tasks SET due = 1, attempts = {attempts} WHERE due < 1e12")
+
+
+@pytest.mark.parametrize("status", ["completed", "cancelled"])
+def test_a_batch_that_was_checked_is_finished_although_the_limit_of_a_line_is_lower_now(hosted, monkeypatch, status):
+    made = hosted.start(line("a", prompt="ab " * 10, max_tokens=1), line("b"))
+    fail_once(hosted, monkeypatch, "jobs.lines.Lines.run")
+    server = hosted.settings.server.model_copy(update={"max_body_bytes": 100})
+    hosted.settings = hosted.settings.model_copy(update={"server": server})
+    if status == "cancelled":
+        hosted.client().batches.cancel(made.id)
+        hosted.sweep()
+    hosted.work()
+    assert hosted.client().batches.retrieve(made.id).status == status
+    assert ids(hosted.output(made)[status == "cancelled"]) == ["a", "b"]
+
+
+def test_a_batch_with_answers_keeps_them_when_no_worker_lives_to_make_its_files(hosted, monkeypatch):
+    made = hosted.start(line("a"))
+    fail_once(hosted, monkeypatch, "jobs.leases.Leases.finish")
+    make_due(hosted, policy.MAX_ATTEMPTS)
+    hosted.work()
+    assert hosted.client().batches.retrieve(made.id).status == "finalizing"
+    make_due(hosted)
+    hosted.work()
+    assert ids(hosted.output(made)[0]) == ["a"]
+
+
+def test_a_batch_without_answers_fails_when_no_worker_lives_to_check_it(hosted):
+    made = hosted.start(line("a"))
+    make_due(hosted, policy.MAX_ATTEMPTS)
+    hosted.work()
+    assert [each.code for each in hosted.client().batches.retrieve(made.id).errors.data] == ["worker_lost"]
 
 
 def test_the_metrics_count_batches_and_their_lines(hosted, monkeypatch):

@@ -1,5 +1,6 @@
 """Structured output and tool calls in every precision; and letters of several bytes, which tokens and streams may cut."""
 
+import itertools
 import json
 import re
 from typing import Any
@@ -98,6 +99,29 @@ def test_auto_may_answer_and_none_is_as_without_tools(model: LocalModel) -> None
     assert bool(free["content"]) != bool(free["tool_calls"])
     plain = model.post(CHAT, **fields)["choices"][0]["message"]["content"]
     assert model.post(CHAT, **fields, tools=[WEATHER], tool_choice="none")["choices"][0]["message"]["content"] == plain
+
+
+def test_tools_and_a_form_give_a_call_or_the_form_whole_and_streamed(model: LocalModel) -> None:
+    holds_call = format_of(
+        {"type": "array", "items": {"const": '<call>{"name": "weather", "arguments": {}}</call>'}, "minItems": 1, "maxItems": 1}
+    )
+    kinds = set()
+    for seed, form in itertools.product(range(4), (format_of(THIEF), holds_call)):
+        fields = {"messages": ASK, "tools": [WEATHER, BELL], "response_format": form, "seed": seed, "parallel_tool_calls": False, **WILD}
+        answer = model.post(CHAT, **fields)["choices"][0]
+        deltas = [choice["delta"] for chunk in model.stream(CHAT, **fields) for choice in chunk["choices"]]
+        content = "".join(delta.get("content") or "" for delta in deltas) or None
+        assert content == answer["message"]["content"]
+        if calls := answer["message"]["tool_calls"]:
+            assert content is None and answer["finish_reason"] == "tool_calls" and calls[0]["function"]["name"] in ("weather", "ring_bell")
+            assert sum(len(delta.get("tool_calls") or ()) > 0 for delta in deltas) > 0
+        else:
+            jsonschema.validate(json.loads(content or ""), form["json_schema"]["schema"])
+            assert answer["finish_reason"] == "stop"
+        kinds.add(bool(calls))
+    assert kinds == {True, False}
+    forced = model.post(CHAT, messages=ASK, tools=[WEATHER], tool_choice="required", response_format=format_of(THIEF), seed=1, **WILD)
+    assert forced["choices"][0]["message"]["tool_calls"]
 
 
 @pytest.mark.parametrize("drafts", [False, True])

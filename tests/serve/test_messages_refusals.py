@@ -52,7 +52,6 @@ RESULT = {"type": "tool_result", "tool_use_id": "b2", "content": "done"}
         ({"tools": [RING], "tool_choice": {"type": "tool", "name": "sing"}}, ["tool_choice", "'sing'"]),
         ({"tools": [RING], "tool_choice": {"type": "tool"}}, ["tool_choice", "name"]),
         ({"tool_choice": {"type": "any"}}, ["tool_choice", "tools"]),
-        ({"tools": [RING], "output_config": {"format": {"type": "json_schema", "schema": {}}}}, ["output_config.format", "tools"]),
         ({"output_config": {"format": {"type": "json_schema", "schema": {"uniqueItems": True}}}}, ["output_config.format.schema"]),
         ({"thinking": {"type": "enabled", "budget_tokens": -1}}, ["thinking.budget_tokens"]),
         ({"thinking": {"type": "disabled", "budget_tokens": 1024}}, ["budget_tokens", "'enabled'"]),

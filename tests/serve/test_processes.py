@@ -1,10 +1,43 @@
-"""What is said of the process that answers requests when it ends by itself."""
+"""The main process ends, with a message, when a process ends that it cannot start again."""
 
+import multiprocessing
+import os
 import signal
+import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from serve.processes import end_of
+from serve.processes import Server, end_of
+
+
+@pytest.mark.parametrize(("killed", "said"), [("manager", "holds the queues"), ("api", "answers requests")])
+def test_a_process_that_the_server_cannot_do_without_ends_it(killed: str, said: str) -> None:
+    manager = multiprocessing.get_context("spawn").Manager()
+    ended, alive = multiprocessing.Pipe(duplex=False)
+    server: Any = Server.__new__(Server)
+    server._manager, server._failure, server._shutdown_event = manager, None, threading.Event()
+    watching = threading.Thread(
+        target=server._watch, args=([SimpleNamespace(sentinel=ended, join=lambda timeout: None, exitcode=1)],), daemon=True
+    )
+    watching.start()
+    if killed == "manager":
+        os.kill(manager._process.pid, signal.SIGKILL)
+    else:
+        alive.close()
+    assert server._shutdown_event.wait(60)
+    watching.join(60)
+    assert said in server._failure.message
+    manager.shutdown()
+
+
+def test_a_server_that_shuts_down_already_ends_without_an_error() -> None:
+    server: Any = Server.__new__(Server)
+    server._failure, server._shutdown_event = None, threading.Event()
+    server._shutdown_event.set()
+    server.lose()
+    assert server._failure is None
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ CARD = {
 BASE = {**CARD, "id": "base", "default": False, "observer": None, "methods": ["fast_detect", "perplexity", "log_rank"]}
 NO_CHAT = {**BASE, "id": "mute", "chat": False, "capabilities": ["completions", "score"]}
 SERVED = {"id": "storyteller", "path": "models/storyteller", "status": "served", "in_flight": 3, "bytes": 412_090_368}
+ESTIMATE = {"weights_bytes": 600, "cache_bytes": 300, "activation_bytes": 60, "overhead_bytes": 40, "total_bytes": 1000}
 EXPLANATION = "The score 0.742 is below the threshold 0.901, which 1.0% of 2,000 human texts also are."
 
 SOURCE = "2,000 stories of humans and 2,000 of storyteller"
@@ -137,6 +138,7 @@ class Fake:
     presence: dict[str, str] = field(default_factory=dict)
     overview: tuple[int, dict[str, Any]] = field(default_factory=lambda: (200, EXAMPLE))  # answer of /overview
     looks: int = 0  # how often it was asked
+    holds_estimate: bool = False  # an estimate has no answer while it is set
     unloaded: list[str] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -197,15 +199,6 @@ def create_fake_server(fake: Fake) -> FastAPI:
         status, body = fake.overview
         return JSONResponse({**body, "at": 1000.0 + 2 * fake.looks} if status == 200 else body, status)
 
-    @app.get("/admin/models")
-    def versions() -> Response:
-        return JSONResponse({"object": "list", "data": [SERVED]})
-
-    @app.delete("/admin/models/{name}")
-    def unload(name: str) -> Response:
-        fake.unloaded.append(name)
-        return JSONResponse({**SERVED, "status": "draining"}, 202)
-
     @app.post("/v1/score")
     async def score(request: Request) -> Response:
         body = await request.json()
@@ -222,8 +215,26 @@ def create_fake_server(fake: Fake) -> FastAPI:
         fake.requests.append(await request.json())
         return fake.refusal_response() or EventStream(stream(fake))
 
+    add_admin(app, fake)
     add_jobs(app, fake)
     return app
+
+
+def add_admin(app: FastAPI, fake: Fake) -> None:
+    @app.get("/admin/models")
+    def versions() -> Response:
+        return JSONResponse({"object": "list", "data": [SERVED]})
+
+    @app.delete("/admin/models/{name}")
+    def unload(name: str) -> Response:
+        fake.unloaded.append(name)
+        return JSONResponse({**SERVED, "status": "draining"}, 202)
+
+    @app.post("/admin/estimate")
+    async def estimate() -> Response:
+        while fake.holds_estimate:
+            await asyncio.sleep(0.02)
+        return JSONResponse({**ESTIMATE, "devices": [], "advice": []})
 
 
 async def stream(fake: Fake) -> AsyncGenerator[str, None]:

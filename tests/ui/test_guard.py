@@ -134,7 +134,8 @@ def test_an_open_page_may_ask_whether_its_server_was_started_again(page: TestCli
 def test_what_the_page_does_not_use_is_closed(page: TestClient, path: str):
     log_in(page)
     answer = page.get(f"/ui/{path}")
-    assert (answer.status_code, answer.json()) == (404, {"detail": "The page has no such route."})
+    error = {"message": "the page has no such route", "type": "invalid_request_error", "param": None, "code": "not_found"}
+    assert (answer.status_code, answer.json()) == (404, {"error": error})
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,14 @@ def test_the_system_tab_is_live_only_while_it_is_open(loaded: Page, fake: Fake):
     expect(loaded.get_by_text("1 of 1 model ready")).to_be_visible()
     expect(loaded.get_by_text("served · 3 requests in flight · 412 MB")).to_be_visible()
     assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    fake.holds_estimate = True
+    loaded.get_by_label("Model to estimate").fill("org/one")
+    loaded.get_by_role("button", name="Estimate", exact=True).click()
+    expect(loaded.get_by_role("button", name="Estimating …")).to_be_disabled()
+    loaded.get_by_label("Model to estimate").fill("org/two")
+    fake.holds_estimate = False
+    expect(loaded.get_by_text("org/one · quantization none · computes in auto")).to_be_visible()
+    expect(loaded.get_by_role("button", name="Estimate", exact=True)).to_be_enabled()
     loaded.get_by_role("button", name="Unload…").click()
     expect(loaded.get_by_role("alert")).to_contain_text("Name a model first")
     loaded.get_by_role("combobox", name="Name of the model").click()
@@ -155,6 +163,12 @@ def test_two_answers_are_compared_stopped_and_copied(several: Page, fake: Fake):
     assert fake.disconnected.wait(60)
 
 
+TABLES = {  # each text is read whole, or the line is named
+    "text\nHello, this; is a text\n": "1 text to score. The first begins: “Hello, this; is a text”",
+    'id;text;\n1;"The bus was late, so I walked";\n': "The first begins: “The bus was late, so I walked”",
+    "id\ttext\n1\tone, two; three\n": "The first begins: “one, two; three”",
+    "text,label\nshort,human\nHello, this,human\n": "Line 3: it has 3 cells, the first line has 2. Put a text",
+}
 CSV = 'name,text\na,"One ""quoted"", text\nof two lines"\n\na,Another <b>text</b>\n,\n'
 
 
@@ -180,6 +194,9 @@ def look_again(page: Page) -> None:
 def test_texts_become_a_batch_of_scores_that_is_watched_cancelled_and_saved(jobs: Page, fake: Fake):
     form = choose(jobs, "Start a batch", "File", "essays.csv", 'name,text\n"open')
     expect(form.get_by_text("Line 2: a quotation mark opens a cell and none closes it.")).to_be_visible()
+    for content, said in TABLES.items():
+        choose(jobs, "Start a batch", "File", "essays.csv", content)
+        expect(form.get_by_text(said)).to_be_visible()
     choose(jobs, "Start a batch", "File", "essays.csv", CSV)
     expect(form.get_by_text('2 texts to score. The first begins: “One "quoted", text')).to_be_visible()
     form.get_by_role("button", name="Start the batch").click()

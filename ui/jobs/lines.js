@@ -1,42 +1,53 @@
 // Texts as the lines of a batch, and the answers of a batch of scores as a table. Knows no page and no server.
 const TEXT_COLUMNS = ["text", "content", "essay", "answer", "body"]; // as for the files of the score tab
 const NAME_COLUMNS = ["name", "id", "custom_id", "file", "title"];
+const SEPARATORS = { ",": "comma", ";": "semicolon", "\t": "tab" }; // of cells; where the decimal mark is a comma, table programs write semicolons
 const MAX_NAME = 64;
 
-// The rows of a CSV file, each with the number of the line that it begins in. A cell in quotes may hold commas, line breaks and doubled quotes.
-function csvRows(text) {
-    const rows = [];
+// The rows of a CSV file, each with the number of the line that it begins in. A cell in quotes may hold separators, line breaks and doubled quotes.
+function* csvRows(text, separator) {
     let row = [], cell = "", quoted = false, line = 1, begins = 1;
-    const endRow = () => {
-        row.push(cell);
-        if (row.length > 1 || row[0].trim()) rows.push({ cells: row, line: begins });
-        [row, cell] = [[], ""];
-    };
+    const isRow = () => row.push(cell) > 1 || row[0].trim();
     for (let at = 0; at < text.length; at += 1) {
         const letter = text[at];
         if (letter === "\n") line += 1;
         if (quoted && letter === '"' && text[at + 1] === '"') cell += text[(at += 1)];
         else if (letter === '"' && (quoted || !cell)) quoted = !quoted;
         else if (quoted) cell += letter;
-        else if (letter === ",") [row, cell] = [[...row, cell], ""];
-        else if (letter === "\n") {
-            endRow();
-            begins = line;
+        else if (letter === separator) {
+            row.push(cell);
+            cell = "";
+        } else if (letter === "\n") {
+            if (isRow()) yield { cells: row, line: begins };
+            [row, cell, begins] = [[], "", line];
         } else if (letter !== "\r") cell += letter;
     }
     if (quoted) throw new Error(`Line ${begins.toLocaleString("en")}: a quotation mark opens a cell and none closes it.`);
-    endRow();
-    return rows;
+    if (isRow()) yield { cells: row, line: begins };
 }
 
+// The number of cells without the empty ones at the end, which table programs add.
+const widthOf = (cells) => cells.findLastIndex((cell) => cell.trim()) + 1;
+
+// The separator is what divides the first line into most cells. Under a single name a whole row is one text.
 function textsOfCsv(text) {
-    const [head, ...rows] = csvRows(text);
-    const names = (head?.cells ?? []).map((name) => name.trim().toLowerCase());
+    const counts = Object.keys(SEPARATORS).map((separator) => [separator, csvRows(text, separator).next().value?.cells.length ?? 0]);
+    const [separator] = counts.reduce((most, each) => (each[1] > most[1] ? each : most));
+    const [head, ...rows] = csvRows(text, separator);
+    const width = widthOf(head?.cells ?? []);
+    const names = (head?.cells ?? []).slice(0, width).map((name) => name.trim().toLowerCase());
     const find = (wanted) => names.findIndex((name) => wanted.includes(name));
-    const column = names.length === 1 ? 0 : find(TEXT_COLUMNS);
+    const column = width === 1 ? 0 : find(TEXT_COLUMNS);
     if (column < 0) throw new Error(`Line 1: none of the columns is called ${TEXT_COLUMNS.join(", ")}. Rename the one that holds the texts.`);
     const nameColumn = find(NAME_COLUMNS);
-    return rows.map(({ cells, line }) => ({ text: cells[column] ?? "", line, name: nameColumn < 0 ? "" : (cells[nameColumn] ?? "").trim() }));
+    return rows.map(({ cells, line }) => {
+        const found = widthOf(cells);
+        if (width === 1) return { text: cells.slice(0, found).join(separator), line, name: "" };
+        if (found > width) {
+            throw new Error(`Line ${line.toLocaleString("en")}: it has ${found} cells, the first line has ${width}. Put a text that has a ${SEPARATORS[separator]} in quotation marks.`);
+        }
+        return { text: cells[column] ?? "", line, name: nameColumn < 0 ? "" : (cells[nameColumn] ?? "").trim() };
+    });
 }
 
 const textsOfLines = (text) => text.split(/\r?\n/).map((line, index) => ({ text: line, line: index + 1, name: "" }));

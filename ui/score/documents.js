@@ -12,6 +12,11 @@ function tell(sentence, share) {
 }
 
 async function readFile(file, signal) {
+    const limit = Number(input.dataset.limit);
+    if (file.size > limit) {
+        const megabytes = Math.ceil(file.size / 1e5) / 10;
+        return [{ name: file.name, state: "failed", error: `This file has ${megabytes.toLocaleString("en")} MB; a file may have ${limit / 1e6} MB. Split it, or upload a part of it.` }];
+    }
     try {
         const answer = await call("documents", { body: file, headers: { "X-File-Name": encodeURIComponent(file.name), "Content-Type": "application/octet-stream" }, signal });
         if (answer.problem) throw new Error(answer.problem);

@@ -16,6 +16,12 @@ CHANGES: dict[Normalisation, tuple[str, str, str]] = {  # singular, plural, what
     "compatibility": ("styled letter", "styled letters", "read as plain"),
     "white_space": ("blank or line break", "blanks and line breaks", "merged"),
 }
+QUESTIONS = {
+    "likely": "is the text too likely for a person?",
+    "drawn": "is the text too close to what the model itself would draw?",
+    "pair": "is the text likelier to the model than to its observer?",
+}
+NOT_ALL = "These do not add up to the score: a constant and any other question asked of the text are in it, too."
 FactRows = dict[str, str]  # row name to HTML
 
 
@@ -30,12 +36,15 @@ def sentence(message: str) -> str:
     return f"{stripped[:1].upper()}{stripped[1:]}{'' if stripped.endswith(('.', '!', '?')) else '.'}"
 
 
-def contribution_rows(contributions: Sequence[Contribution]) -> FactRows:
-    return {
+def contributions_html(contributions: Sequence[Contribution]) -> str:
+    """The parts of the question that leads, which are named as such: they are not the whole of the score."""
+    rows = {
         escape_html(sentence(each.meaning).rstrip(".")): f"{each.value:.3f}: {abs(each.log_odds):.2f} "
         f"towards {'a machine' if each.log_odds > 0 else 'a person'}"
         for each in contributions
     }
+    heading = f"What weighs in the question that leads, in log-odds: {QUESTIONS[contributions[0].question]}"
+    return f'{facts_html(heading, rows)}<p class="hint">{NOT_ALL}</p>'
 
 
 def measurement_rows(result: ScoreResult) -> FactRows:

@@ -10,7 +10,7 @@ from app.schemas import Score
 from ui.client import ScoreResult
 from ui.markup import escape_html
 from ui.score.bands import BANDS, NAMES, SHORT, band_of, meaning_of
-from ui.score.facts import contribution_rows, facts_html, measurement_rows, sentence
+from ui.score.facts import contributions_html, facts_html, measurement_rows, sentence
 from ui.score.gauge import METHOD_NAMES, gauge_html
 from ui.score.numbers import probability_text, rate_text, score_text, threshold_text
 from ui.score.plot import plot_html
@@ -18,6 +18,7 @@ from ui.score.row import row_of
 from ui.score.views import views_html
 
 FLAG_FORM = Path(__file__).with_name("flag.html").read_text(encoding="utf-8")
+CHANGED = '<p class="changed" role="status"></p>'  # result.js fills it
 CAVEAT = (
     "A score is not a proof, and no share of the text: “80%” does not mean that four fifths of it are machine text. Detectors are often "
     "wrong about short texts, writers whose first language is not English, famous or quoted texts, and machine text that was edited or "
@@ -33,14 +34,14 @@ def report_html(result: ScoreResult, text: str, flags: bool = False) -> str:
     """
     score = result.score
     value = score.scores.get(score.method)
-    parts = [_verdict_html(score), _numbers_html(score, value)]
+    parts = [CHANGED, _verdict_html(score), _numbers_html(score, value)]
     if value is not None:
         picture = plot_html(score, value)
         parts.append(picture if score.distribution else gauge_html(score.method, value, score.direction, score.threshold) + picture)
     parts += [_warnings_html(score), f'<p class="explanation">{escape_html(score.explanation)}</p>', views_html(score, text)]
     parts.append(_actions_html(flags))
     if score.contributions:
-        parts.append(facts_html("What the score comes from, in log-odds", contribution_rows(score.contributions)))
+        parts.append(contributions_html(score.contributions))
     parts.append(facts_html("Measurements", measurement_rows(result)))
     return f'<section class="report" aria-label="Result" data-row="{_row(result, text)}">{"".join(parts)}</section>'
 

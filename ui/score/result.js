@@ -1,4 +1,5 @@
-// The buttons under the result of one text: save it without the text, and say that its verdict is wrong. Comes after tokens.js and rows.js.
+// The result of one text: whether it is still of what is chosen; and its buttons, which save it without the text, and say that its verdict is wrong.
+// Comes after tokens.js and rows.js.
 const resultRow = () => ({ name: "pasted text", ...JSON.parse(element.querySelector("[data-row]").dataset.row) });
 const sentText = () => document.querySelector("#score-text textarea")?.value ?? "";
 
@@ -29,4 +30,25 @@ element.addEventListener("click", (event) => {
 element.addEventListener("submit", (event) => {
     event.preventDefault();
     sendFlag(event.target);
+});
+
+// Text, method and model: what the result is of, and what the page has now.
+let asked = [], chosen = [];
+
+function difference() {
+    if (asked[0] !== chosen[0]) return "This result is of the text before your change. Press Score.";
+    return asked.some((each, index) => each !== chosen[index]) ? "This result is of another method or model than is chosen now. Press Score." : "";
+}
+
+function compare() {
+    const report = element.querySelector(".report"), sentence = difference();
+    if (!report) return;
+    report.classList.toggle("old", sentence !== "");
+    report.querySelector(".changed").textContent = sentence;
+}
+
+document.addEventListener("litmus-asked", ({ detail }) => (asked = detail));
+document.addEventListener("litmus-chosen", ({ detail }) => {
+    chosen = detail;
+    compare();
 });

@@ -33,6 +33,10 @@ SHOW_RESULT = """() => setTimeout(() => {
     const result = document.querySelector("#result");
     if (result.getBoundingClientRect().top > innerHeight / 2) result.scrollIntoView({ block: "start" });
 }, 50)"""
+# What is chosen now, and what the result that comes will be of: result.js says where they differ.
+CHOSEN, ASKED = (
+    f"(...chosen) => document.dispatchEvent(new CustomEvent('{name}', {{ detail: chosen }}))" for name in ("litmus-chosen", "litmus-asked")
+)
 Scoring = AsyncIterator[tuple[str, dict[str, Any], dict[str, Any]]]  # the result, and updates of the buttons Score and Cancel
 
 
@@ -75,8 +79,12 @@ def score_tab(visitors: Visitors, model: gr.Dropdown, flags: bool = False, max_f
 
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     buttons = [score, cancel]
-    scored = score.click(score_handler(visitors, flags), [text, method, model], [result, *buttons], **hidden)
+    chosen = [text, method, model]
+    score.click(None, chosen, js=ASKED)
+    scored = score.click(score_handler(visitors, flags), chosen, [result, *buttons], **hidden)
     scored.then(None, js=SHOW_RESULT)
+    scored.then(None, chosen, js=CHOSEN)
+    gr.on([text.change, method.change, model.change], None, chosen, js=CHOSEN)
     cancel.click(lambda: (report.cancelled_html(), *_buttons(False)), None, [result, *buttons], cancels=[scored], **hidden)
     clear.click(lambda: ("", report.idle_html(), *_buttons(False)), None, [text, result, *buttons], cancels=[scored], **hidden)
     gr.on([method.change, model.change], choice_html, [method, model], choice, **hidden)
@@ -84,7 +92,8 @@ def score_tab(visitors: Visitors, model: gr.Dropdown, flags: bool = False, max_f
 
 
 def documents_html(max_file_bytes: int) -> str:
-    return (FOLDER / "documents.html").read_text(encoding="utf-8").replace("LIMIT", f"{max_file_bytes / 1e6:g}")
+    html = (FOLDER / "documents.html").read_text(encoding="utf-8")
+    return html.replace("BYTES", f"{max_file_bytes}").replace("LIMIT", f"{max_file_bytes / 1e6:g}")
 
 
 def choice_html(method: str | None, model: str | None) -> str:

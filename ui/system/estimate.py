@@ -13,6 +13,7 @@ from ui.system.memory import estimate_html
 from ui.visitors import Visitors
 
 FIELDS = ("model", "quantize", "dtype", "context", "slots", "fine_tune")  # in the order of the form
+ESTIMATE, ESTIMATING = "Estimate", "Estimating …"
 NO_MODEL = "Name a model: a served one, a folder, a GGUF file, or a hub name."
 
 
@@ -26,11 +27,19 @@ def estimate_form(visitors: Visitors) -> None:
         context = _textbox("Context of a slot, tokens", "the server's default")
         slots = _textbox("Number of slots", "the server's default")
         fine_tune = gr.Dropdown([("no, serve it", ""), *FINE_TUNING], value="", label="Fine-tune it?", min_width=140)
-    ask = gr.Button("Estimate", min_width=140)
+    ask = gr.Button(ESTIMATE, min_width=140)
     result = gr.HTML("", elem_id="estimate", padding=False)
     inputs = [model, quantize, dtype, context, slots, fine_tune]
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    gr.on([ask.click, model.submit], estimate_handler(visitors), inputs, result, **hidden)
+    began = gr.on([ask.click, model.submit], begin, None, [result, ask], **hidden)
+    # Enter, pressed once more while an estimate runs, has its own afterwards.
+    done = began.then(estimate_handler(visitors), inputs, result, trigger_mode="always_last", **hidden)
+    done.then(lambda: gr.update(value=ESTIMATE, interactive=True), None, ask, **hidden)
+
+
+def begin() -> tuple[str, dict[str, Any]]:
+    """Takes away what was estimated for other inputs, and the button until there is an answer."""
+    return f'<p class="status busy" role="status">{ESTIMATING}</p>', gr.update(value=ESTIMATING, interactive=False)
 
 
 def _textbox(label: str, placeholder: str) -> gr.Textbox:
@@ -44,7 +53,7 @@ def estimate_handler(visitors: Visitors) -> Callable[..., Awaitable[str]]:
             fields = request_fields(FIELDS, texts)
             if "model" not in fields:
                 return alert_html(NO_MODEL)
-            return estimate_html(await client.estimate(visitors.client(request.request), fields))
+            return estimate_html(await client.estimate(visitors.client(request.request), fields), fields)
         except ServerError as error:
             return alert_html(error.message)
 

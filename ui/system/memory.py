@@ -1,12 +1,21 @@
 """Translates an estimate of memory into HTML: its parts as a table, where they fit, and what would help. Pure."""
 
+from ui.client import RequestFields
 from ui.markup import escape_html
 from ui.system.client import Device, Estimate
 from ui.system.units import bytes_text, share_text
 
+LABELS = {"quantize": "quantization", "dtype": "computes in", "context": "context", "slots": "slots", "fine_tune": "fine-tuning by"}
 
-def estimate_html(estimate: Estimate) -> str:
-    return f"{_parts_html(estimate)}{_devices_html(estimate)}{_advice_html(estimate.advice)}"
+
+def estimate_html(estimate: Estimate, asked: RequestFields) -> str:
+    """`asked` are the fields of the request; the form may have changed since."""
+    return f"{_asked_html(asked)}{_parts_html(estimate)}{_devices_html(estimate)}{_advice_html(estimate.advice)}"
+
+
+def _asked_html(asked: RequestFields) -> str:
+    values = [f"{LABELS[name]} {f'{value:,}' if isinstance(value, int) else value}" for name, value in asked.items() if name in LABELS]
+    return f'<p class="asked">{escape_html(" · ".join([str(asked["model"]), *values]))}</p>'
 
 
 def _parts_html(estimate: Estimate) -> str:

@@ -85,8 +85,8 @@ def _slots_html(model: ModelOverview, replica: int, slots: list[SlotState], age_
 def _slot_html(slot: SlotState, context: int | None) -> str:
     share = 0.0 if not context else min(1.0, slot.cached_tokens / context)
     return (
-        f'<li class="slot {slot.stage}" style="--share:{100 * share:.1f}%"><b>{slot.slot}</b> {STAGES[slot.stage]} '
-        f"<span>{slot.cached_tokens:,}</span></li>"
+        f'<li class="slot {slot.stage}" style="--share:{100 * share:.1f}%"><b>slot {slot.slot}</b> · {STAGES[slot.stage]} · '
+        f"{count_text(slot.cached_tokens, 'token')}</li>"
     )
 
 

@@ -85,6 +85,30 @@ def test_a_completion_is_the_shortest(schema: Schema, text: bytes) -> None:
     assert len(found) == 0 or completions.search(matcher, len(found) - 1) is None
 
 
+@pytest.mark.parametrize(
+    ("schema", "begun", "most"),
+    [
+        ({"pattern": "abc"}, b"", 3),
+        ({"pattern": "^.*abc.*$"}, b"xab", 3),
+        ({"pattern": r"\.py$"}, b"a file.pyc", 3),
+        ({"pattern": r"^\S+@\S+$"}, b"jo", 2),
+        ({"pattern": r"^[\w.]+@[\w.]+\.(com|org)$"}, b"jo@do.", 3),
+        ({"pattern": r"(foo|bar)\d{3}$"}, b"1", 6),
+        ({"pattern": "hello world"}, b"hello ", 11),
+        ({"format": "email"}, b"1.1.1.1", 2),
+        ({"format": "uri"}, b"", 3),
+        ({"format": "uri"}, b"http", 1),
+        ({"pattern": r"x\p{L}+@$"}, b"", 3),
+    ],
+)
+def test_a_string_comes_to_what_its_pattern_asks_for(schema: Schema, begun: bytes, most: int) -> None:
+    whole = {"type": "string", **schema}
+    matcher = after(byte_tokenizer(), whole, b'"' + begun)
+    found = Completions(byte_tokenizer()).of_grammar(json_grammar(whole)).search(matcher, most + 1)
+    assert found is not None and len(found) <= most + 1 and found[-1] == ord('"')
+    assert matcher.validate_tokens(found) == len(found)
+
+
 def test_an_earlier_completion_goes_on() -> None:
     completions = Completions(byte_tokenizer())
     matcher = after(byte_tokenizer(), NODE, b'{"name": "a')
@@ -106,7 +130,9 @@ LEAVES = st.sampled_from(
         {"enum": ["one of several", "one", 2.5]},
         {"type": "string", "minLength": 2, "maxLength": 5},
         {"type": "string", "pattern": "^[a-c]+x$"},
+        {"type": "string", "pattern": r"\S@\S+\.py$"},
         {"type": "string", "format": "date"},
+        {"type": "string", "format": "email"},
         {"type": "integer", "minimum": 1000},
         {"type": "object", "additionalProperties": {"type": "integer"}},
         {"$ref": "#/$defs/node"},
@@ -148,7 +174,7 @@ def test_every_answer_is_complete_when_its_shortest_completion_fits(
     if schema_problem(schema) is not None:
         return
     state = compiler.compile(json_grammar(schema), LONGEST).result()
-    shortest = compiler._completions.shortest(state._matcher, LONGEST)
+    shortest = state._completions.shortest(state._matcher, LONGEST)
     assert shortest is not None
     tokens = draw_answer(compiler, schema, max(1, times * len(shortest)), random.Random(seed))
     answer = tokenizer.decode([token for token in tokens if token not in tokenizer.end_tokens()])

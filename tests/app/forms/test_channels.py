@@ -146,6 +146,18 @@ def test_a_call_may_be_written_in_either_way(vocabulary: Vocabulary) -> None:
         assert vocabulary.fits(opened, f"so{NEXT}{OWN_CALL}") and vocabulary.fits(opened, "so") == (not forced)
 
 
+def test_calls_or_a_form(vocabulary: Vocabulary) -> None:
+    calls = Calls(CHANNELS.tool_format(LEARNED), {"ring": dict(RING)}, False, True, json_grammar(dict(RING)))
+    grammar = CHANNELS.calls_grammar(calls, vocabulary.tokens, Place.BEFORE_THOUGHT)
+    for text, fits in (
+        (f"{ANALYSIS}{OWN_CALL}", True),
+        (f'{ANALYSIS}{FINAL}{{"times": 2}}', True),
+        (f"{ANALYSIS}{FINAL}Yes.", False),
+        (f"{CHANNELS.open}so", False),
+    ):
+        assert vocabulary.fits(grammar, text) == fits, text
+
+
 def test_several_calls_follow_each_other_where_the_template_writes_them(vocabulary: Vocabulary) -> None:
     """As LLM-jp's does."""
     learned = ToolFormat(**{name: getattr(LEARNED, name) for name in LEARNED.__slots__} | {"between_calls": (f"{NEXT} to=functions.",)})

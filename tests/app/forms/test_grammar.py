@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from app.forms.grammar import Schema, json_grammar, schema_term, with_closed_objects
+from app.forms.grammar import Schema, json_grammar, schema_term, simplified, with_closed_objects
 from app.forms.validation import ByteVocabulary, schema_problem
 
 BYTES = LLTokenizer(TokenizerWrapper(ByteVocabulary()))
@@ -114,3 +114,51 @@ def test_objects_are_closed_unless_the_schema_mentions_other_properties() -> Non
 )
 def test_objects_that_need_unnamed_properties_stay_open(schema: Schema) -> None:
     assert with_closed_objects(schema) == schema and schema_problem(schema) is None
+
+
+def test_what_is_intersected_stays_open_and_nothing_else() -> None:
+    both: Schema = {"allOf": [{"$ref": "#/$defs/a"}, {"type": "object", "properties": {"b": {"type": "integer"}}}]}
+    inner: Schema = {"type": "object", "properties": {"deep": ONE_PROPERTY}}
+    schema: Schema = {"type": "object", "properties": {"x": both, "y": ONE_PROPERTY}, "$defs": {"a": inner, "c": ONE_PROPERTY}}
+    closed = {**ONE_PROPERTY, "additionalProperties": False}
+    assert with_closed_objects(schema) == {
+        **schema,
+        "additionalProperties": False,
+        "properties": {"x": both, "y": closed},
+        "$defs": {"a": inner, "c": closed},
+    }
+
+
+def test_an_allof_of_one_part_is_this_part() -> None:
+    wrapped: Schema = {"allOf": [{"$ref": "#/$defs/a"}], "description": "as pydantic 1 writes it"}
+    schema: Schema = {"type": "object", "properties": {"q": wrapped}, "required": ["q"], "$defs": {"a": ONE_PROPERTY}}
+    assert simplified(schema)["properties"]["q"] == {"description": "as pydantic 1 writes it", "$ref": "#/$defs/a"}
+    assert simplified(simplified(schema)) == simplified(schema)
+    assert (
+        conforms(schema, '{"q": {"a": 1}}')
+        and not conforms(schema, '{"q": {"a": 1, "b": 2}}')
+        and not conforms(schema, '{"q": {}, "b": 2}')
+    )
+    for kept in (
+        {"allOf": [ONE_PROPERTY], "minProperties": 1},
+        {"allOf": [ONE_PROPERTY, {"minProperties": 1}]},
+        {**schema, "required": [], "properties": {"q": wrapped, "r": {"$ref": "#/properties/q/allOf/0"}}},
+    ):
+        assert simplified(kept) == kept
+
+
+def test_keywords_that_say_what_is_so_anyway_are_accepted() -> None:
+    schema: Schema = {"type": "array", "items": {"type": "string", "nullable": False}, "uniqueItems": False}
+    assert schema_problem(schema) is None and conforms(schema, '["a", "a"]')
+    for keyword in ("uniqueItems", "nullable"):
+        assert schema_problem({"type": "array", keyword: True}) == f"{keyword} is not supported (at #)"
+
+
+def test_a_oneof_whose_alternatives_overlap_is_refused_in_words_of_the_client() -> None:
+    problem = schema_problem({"oneOf": [{"type": "number"}, {"type": "integer"}]})
+    assert problem == "alternatives of oneOf that may overlap are not supported; use anyOf"
+
+
+def conforms(schema: Schema, text: str) -> bool:
+    matcher = LLMatcher(BYTES, json_grammar(schema), log_level=0)
+    return bool(matcher.try_consume_tokens(list(text.encode())) == len(text) and matcher.is_accepting())

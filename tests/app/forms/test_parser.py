@@ -52,6 +52,20 @@ CALLS = st.lists(
 )
 
 
+@pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - {"llama"}))
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_a_form_is_told_from_calls(vocabulary: Vocabulary, name: str, data: st.DataObject) -> None:
+    format = vocabulary.format(TEMPLATES[name])
+    places = data.draw(st.lists(st.integers(0, 500), max_size=9))
+    call = write(format, [("ring", "{}")])
+    form = json.dumps([call, data.draw(VALUE)], ensure_ascii=False)
+    assert parse(ToolCallParser(format, False, {}, or_form=True), list(cut(form, places))) == (form, [])
+    assert parse(ToolCallParser(format, False, {}, or_form=True), list(cut(call, places))) == ("", [("ring", "{}")])
+    begun = ToolCallParser(format, False, {}, or_form=True)
+    assert begun.complete and begun.push(form[:1]) in ([], [TextDelta(form[:1])]) and begun.complete
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())

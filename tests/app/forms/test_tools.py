@@ -32,7 +32,8 @@ from tool_templates import (
     write,
 )
 
-from app.forms.tools import CALL_ID, CALL_NUMBER, ToolFormat, ToolsUnsupported
+from app.forms.grammar import json_grammar
+from app.forms.tools import CALL_ID, CALL_NUMBER, Calls, ToolFormat, ToolsUnsupported
 
 
 @pytest.mark.parametrize("template", [HERMES, THINKING])
@@ -148,6 +149,22 @@ def test_answers_that_are_not_forced_are_text_or_end_in_calls(vocabulary: Vocabu
     assert vocabulary.allows(grammar, format.before_name) is None
     for text in (format.before_name + "sing", "I will: " + call + " Done."):
         assert vocabulary.allows(grammar, text) is False, text
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_calls_or_a_form(vocabulary: Vocabulary, name: str) -> None:
+    format = vocabulary.format(TEMPLATES[name])
+    form = json_grammar({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]})
+    assert format.begins_like_json is (name == "llama")
+    if format.begins_like_json:
+        return
+    call, grammar = write(format, [("ring", '{"times": 2}')]), Calls(format, TOOLS, False, True, form).grammar()
+    for text in ('{"a": "b"}', '{"a": "<tool> [1] {2}"}', call):
+        assert vocabulary.allows(grammar, text) is True, text
+    for text in ("It is late.", '{"b": 1}', '{"a": "b"}' + call, "I will: " + call):
+        assert vocabulary.allows(grammar, text) is False, text
+    assert vocabulary.allows(grammar, '{"a": "b"') is None
+    assert Calls(format, TOOLS, True, True, form).grammar() == format.grammar(TOOLS, True, True)
 
 
 @pytest.mark.parametrize("name", SEVERAL_CALLS)

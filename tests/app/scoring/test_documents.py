@@ -32,6 +32,21 @@ def test_files_and_folders_give_the_same_texts(tmp_path: Path) -> None:
     assert [document.source for document in documents[:3]] == [f"{tmp_path}/a.txt", f"{tmp_path}/b.jsonl:1", f"{tmp_path}/b.jsonl:2"]
 
 
+def test_a_row_of_a_table_is_never_a_fragment(tmp_path: Path) -> None:
+    tables = {
+        "a": "text\nHello, this is a text; nobody quoted it.\n",
+        "b": 'id;text;;\n1;"The bus was late, so I walked.";;\n2;;;\n',
+        "c": "id\ttext\n1\tone, two; three\n",
+        "d": "text,label\nHello, this is a text,human\n",
+    }
+    for name, content in tables.items():
+        (tmp_path / f"{name}.csv").write_text(content)
+    documents = list(read_documents([tmp_path]))
+    texts = ["Hello, this is a text; nobody quoted it.", "The bus was late, so I walked.", "", "one, two; three", None]
+    assert [document.content for document in documents] == texts
+    assert documents[-1].problem == "it has 3 cells, the first line has 2; put a text that has a comma in quotation marks"
+
+
 def test_a_line_without_the_field_is_a_document_without_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"other": "x"}\n{"text": 7}\n{"text": ""}\n')
     assert [document.content for document in read_documents([tmp_path / "a.jsonl"])] == [None, None, ""]

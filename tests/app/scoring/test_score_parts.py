@@ -91,6 +91,13 @@ def test_a_verdict_says_what_it_comes_from() -> None:
     assert "point to a machine's writing" in score.explanation
 
 
+def test_an_uncertain_verdict_points_to_no_side() -> None:
+    score = build_score(0, options(), columns(*[2.05] * 99), prepared_words(100))
+    assert score.verdict == "uncertain" and score.threshold is not None
+    assert score.explanation.startswith(f"Taken together, the statistics of the text's tokens give {score.scores['combined']:.3f}; higher")
+    assert "point to" not in score.explanation and "Texts of both kinds score like this" in score.explanation
+
+
 @pytest.mark.parametrize(
     ("prepared", "surprise", "code"),
     [

@@ -41,6 +41,7 @@ def test_lines_without_a_group_are_their_own_group(tmp_path):
         ("a.jsonl", b"[1]", "line 1: not an object"),
         ("a.jsonl", b'{"text": 3}', "a.jsonl:1: no field 'text' with a text"),
         ("a.csv", b"body\nx\n", "a.csv:2: no field 'text'"),
+        ("a.csv", b"text,domain\none, two,x\n", "a.csv:2: it has 3 cells, the first line has 2"),
         ("a.txt", b"\xff\xfe", "is not UTF-8: invalid at byte 0"),
         ("a.txt.gz", b"plain", "cannot be read"),
         ("a.pdf", b"", "unknown type of file; give .jsonl, .csv or .txt"),

@@ -68,6 +68,12 @@ def test_a_request_leaves_one_line(observed: Observed, json_log: StringIO) -> No
     }
 
 
+def test_what_the_router_does_not_note_has_its_route(observed: Observed, json_log: StringIO) -> None:
+    for path in ("/docs", "/openapi.json", "/docs/", "/openapi.json/x"):
+        observed.client.get(path, follow_redirects=False)
+    assert [line["route"] for line in requests_in(json_log)] == ["/docs", "/openapi.json", "/docs", "unmatched"]
+
+
 def test_probes_are_quiet_unless_they_fail(observed: Observed, json_log: StringIO) -> None:
     for path in ("/health", "/ready", "/metrics", "/v1/models"):
         observed.client.get(path)

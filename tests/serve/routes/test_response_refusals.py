@@ -74,7 +74,6 @@ def test_values_that_change_nothing_are_accepted(strictly_served: Any, fields: d
         ({"tools": [RING], "tool_choice": {"type": "function"}}, "tool_choice.name", "missing"),
         ({"tools": [RING], "tool_choice": "always"}, "tool_choice", "required"),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"),
-        ({"tools": [RING], "text": {"format": {"type": "json_object"}}}, "text.format", "text.format cannot be combined"),
         ({"tools": [RING], "top_logprobs": 1}, "top_logprobs", "tool_choice"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema", "missing"),
         ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"not": {}}}}}, "text.format.schema", "text.format.schema"),

@@ -7,6 +7,7 @@ from typing import Any
 import psutil
 import pytest
 from fakes import FACTS, HERMES
+from tool_templates import LLAMA
 
 from serve.workers.messages import Ready
 
@@ -75,6 +76,32 @@ def test_fields_that_force_or_ban_tokens_are_refused_with_a_grammar(tooled: Any,
         error = ask(tooled, **form, **fields).json()["error"]
         assert error["param"] == next(iter(fields)) and next(iter(form)) in error["message"]
     assert ask(tooled, tools=[RING], tool_choice="none", **fields).status_code == 200
+
+
+def test_tools_and_a_form(tooled: Any) -> None:
+    form = schema({"type": "object", "properties": {"a": {"type": "string"}}})
+    say(tooled, '{"a": "<tool_call>"}')
+    choice = ask(tooled, tools=[RING], response_format=form).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ('{"a": "<tool_call>"}', "stop")
+    assert tooled.engine.submitted[-1].grammar.startswith("start: form | calls")
+    say(tooled, TWO)
+    choice = ask(tooled, tools=[RING, SING], response_format=form).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls" and [call["function"]["name"] for call in choice["message"]["tool_calls"]] == [
+        "ring",
+        "sing",
+    ]
+    assert ask(tooled, tools=[RING], tool_choice="required", response_format=form).status_code == 200
+    assert "form" not in tooled.engine.submitted[-1].grammar
+    error = ask(tooled, tools=[RING], response_format=schema({"type": "string", "format": "no"})).json()["error"]
+    assert error["param"] == "response_format.json_schema.schema"
+
+
+def test_a_form_beside_calls_that_begin_like_json_is_refused(tooled: Any) -> None:
+    tooled.tokenizer.base.chat_template = LLAMA
+    form = schema({"type": "object"})
+    error = ask(tooled, tools=[RING], response_format=form).json()["error"]
+    assert error["param"] == "response_format" and "begin like JSON" in error["message"]
+    assert ask(tooled, tools=[RING], response_format=form, tool_choice="none").status_code == 200
 
 
 def test_tools_that_are_too_complex_together_are_refused(tooled: Any) -> None:
@@ -154,7 +181,6 @@ def test_tool_choice_decides_what_the_prompt_and_the_grammar_contain(tooled: Any
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]}, "tools.0.function", "object"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "function"),
-        ({"tools": [RING], "response_format": {"type": "json_object"}}, "response_format", "tools"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
         ({"response_format": {"type": "text", "json_schema": {"name": "a"}}}, "response_format", "json_schema"),
         ({"response_format": {"type": "json_schema", "schema": {}, "json_schema": {"name": "a"}}}, "response_format", "json_schema.schema"),

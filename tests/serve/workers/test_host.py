@@ -36,6 +36,7 @@ class Hands:
     told: list[Message] = field(default_factory=list)
     failed: list[int] = field(default_factory=list)
     forgotten: list[int] = field(default_factory=list)
+    lost: bool = False
     looks: int = 4
 
     @property
@@ -61,6 +62,9 @@ class Hands:
 
     def fail(self, number: int) -> None:
         self.failed.append(number)
+
+    def lose(self) -> None:
+        self.lost, self.looks = True, 0
 
 
 def run(hands: Hands, adopted: dict[int, Process], *orders: Start | Stop) -> Host:
@@ -127,3 +131,24 @@ def test_a_worker_that_is_stopped_ends_by_itself_or_is_killed_and_is_not_started
     assert process.asked and process.exitcode == -9
     assert hands.told == [Ended(5, 0), Ended(0, -9)] or hands.told == [Ended(0, -9), Ended(5, 0)]
     assert host.processes == [] and hands.started == []
+
+
+@pytest.mark.parametrize(("error", "looks", "lost"), [(BrokenPipeError, 9, True), (EOFError, 9, True), (BrokenPipeError, 2, False)])
+def test_the_server_ends_when_no_worker_can_be_started_any_more(error: type[Exception], looks: int, lost: bool) -> None:
+    """The process that holds the queues is gone; in the last case because the server shuts down."""
+
+    def launch(number: int) -> Any:
+        raise error
+
+    hands = Hands({0}, looks=looks)
+    hands.launch = launch  # type: ignore[method-assign]
+    run(hands, {0: Process(-9)})
+    assert hands.lost == lost and hands.started == []
+
+
+def test_the_server_ends_when_nobody_gives_orders_any_more() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    sender.close()
+    hands = Hands()
+    Host(hands, receiver).run()
+    assert hands.lost

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
+from routing import all_of
 from serving import RunningServer, serving, wait_for
 
 from app.engine.events import Delta
@@ -19,6 +21,7 @@ from app.engine.notices import Interrupted
 from app.engine.request import Generate, SamplingParams
 from app.errors import InvalidRequest, QueueFull
 from app.settings import QueueSettings
+from serve.workers.handover import release
 from serve.workers.messages import Ready
 from serve.workers.router import Router
 from serve.workers.watch import watch
@@ -103,6 +106,55 @@ def test_the_jobs_of_a_dead_worker_go_on_in_the_other_replica() -> None:
 
     asyncio.run(main())
     process.wait()
+
+
+async def one(router: Router, wanted: Generate) -> list[object]:
+    async with router.open([wanted]) as events:
+        return await all_of(events)
+
+
+def load(router: Router, slots: int, number: int) -> None:
+    router.append([Ready(psutil.Process().pid, number, replace(FACTS, slots=slots)), "OK"])
+
+
+@pytest.mark.parametrize(("slots", "first", "both"), [(4, 20, [20, 20]), (20, 20, [20, 20]), (24, 24, [24, 16]), (64, 40, [40, 0])])
+def test_jobs_that_wait_for_two_replicas_fill_the_slots_of_the_first_and_keep_the_second(slots: int, first: int, both: list[int]) -> None:
+    async def main() -> None:
+        router, workers = create()
+        (fleet,) = router.fleets
+        fleet.wake = lambda: None
+        release(router, fleet)  # it was idle
+        async with AsyncExitStack() as stack:
+            for index in range(40):
+                await stack.enter_async_context(router.open([job(str(index), 1000 * index)]))
+            assert [replica.load for replica in router.replicas] == [20, 20] and len(router.waiting(fleet)) == 40
+            load(router, slots, 0)
+            assert [len(worker.engine.jobs) for worker in workers] == [first, 0]
+            load(router, slots, 1)
+            assert [len(worker.engine.jobs) for worker in workers] == both == [replica.load for replica in router.replicas]
+            assert router.waiting(fleet) == []
+
+    asyncio.run(main())
+
+
+def test_no_slot_is_free_while_a_job_waits_for_a_replica_that_loads() -> None:
+    """The first replica has done its part, and the second one is not there yet."""
+
+    async def main() -> None:
+        router, workers = create()
+        (fleet,) = router.fleets
+        fleet.wake = lambda: None
+        release(router, fleet)
+        asked = [asyncio.create_task(one(router, job(str(index), 1000 * index))) for index in range(8)]
+        await asyncio.sleep(0)
+        load(router, 2, 0)
+        assert [len(worker.engine.jobs) for worker in workers] == [4, 0] and len(router.waiting(fleet)) == 4
+        workers[0].stalled = False
+        watching = asyncio.create_task(watch(router))
+        assert {len(events) for events in await asyncio.wait_for(asyncio.gather(*asked), 60)} == {3}
+        watching.cancel()
+
+    asyncio.run(main())
 
 
 def test_a_replica_that_does_not_exist_is_refused() -> None:

@@ -113,6 +113,38 @@ def test_each_row_of_a_table_is_a_text_or_has_its_problem():
     assert "no JSON object with a field text" in lines.parts[1].problem and lines.parts[3].name == "b.jsonl, line 5"
 
 
+LETTER = "Hello, this is a text; nobody quoted it, so it stays whole."
+
+
+@pytest.mark.parametrize(
+    ("data", "texts"),
+    [
+        (f"text\n{LETTER}\nnone\n", [LETTER, "none"]),
+        (f"text,,\n{LETTER},,\n", [LETTER]),
+        (
+            'id;text\n1;"The bus was late, so I walked; it rained."\n2;Late, again.\n',
+            ["The bus was late, so I walked; it rained.", "Late, again."],
+        ),
+        (f"id\ttext\n1\t{LETTER}\n", [LETTER]),
+        ("id;text, or so;text\n1;a;b, c\n", ["b, c"]),
+        (f"text,label\n{LETTER},human\n", [""]),
+        ("text,label\nshort,human,,\n", ["short"]),
+    ],
+)
+def test_a_row_of_a_table_is_never_a_fragment(data: str, texts: list[str]):
+    found = read("a.csv", data.encode())
+    assert [part.text for part in found.parts] == texts and found.note == ""
+    if not texts[0]:
+        problem = "This row has 4 cells, the first line has 2. Put a text that has a comma in quotation marks."
+        assert found.parts[0].problem == problem
+
+
+def test_a_first_line_that_is_no_known_name_is_said():
+    assert (
+        read("a.csv", b"Essays of May\none, two\n").note == "The first line, \u201cessays of may\u201d, was read as the name of the column."
+    )
+
+
 def test_a_long_table_and_a_long_text_are_cut_and_say_so():
     many = read("a.csv", b"text\n" + b"word\n" * (MAX_ROWS + 5))
     assert len(many.parts) == MAX_ROWS and f"first {MAX_ROWS} rows" in many.note

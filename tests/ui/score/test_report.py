@@ -193,6 +193,9 @@ def test_what_the_score_comes_from_and_the_passages_are_shown():
     }
     html = report_html("Once <b>was.", **changes)
     assert facts(html)["Share of &lt;words&gt; ranked first"] == "0.500: 1.10 towards a machine"
+    assert (
+        "the question that leads, in log-odds: is the text too likely for a person?</h3>" in html and "do not add up to the score" in html
+    )
     assert facts(html)["Spread"] == "2.250: 0.70 towards a person"
     listed = re.search(r'aria-label="Scored passages">(.*?)</ol>', html)
     assert listed is not None and listed[1].count("<li>") == 4

@@ -79,6 +79,29 @@ def test_a_score_shows_the_verdict_the_numbers_the_picture_and_the_text(tab: Pag
     assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
+def test_a_result_says_when_it_is_not_of_what_is_chosen(tab: Page, fake: Fake):
+    box, report = tab.get_by_label("Text to score"), tab.locator("#result .report")
+    changed = report.get_by_text("This result is of the text before your change. Press Score.")
+    score(tab, "One text.")
+    expect(report.get_by_role("button", name="Save report")).to_be_visible()
+    expect(changed).to_be_hidden()
+    tab.get_by_text("Too short", exact=True).click()
+    expect(changed).to_be_visible()
+    expect(report.get_by_role("button", name="Save report")).to_be_hidden()
+    assert report.locator("h2").evaluate("heading => getComputedStyle(heading).opacity") == "0.4"
+    fill(box, "One text.")
+    expect(changed).to_be_hidden()
+    methods = tab.get_by_label("Method")
+    methods.click()
+    tab.get_by_role("option", name="Log-rank").click()
+    expect(report.get_by_text("This result is of another method or model than is chosen now.")).to_be_visible()
+    tab.get_by_role("button", name="Score", exact=True).click()
+    expect(report.locator(".changed")).to_be_empty()
+    expect(report.get_by_role("button", name="Save report")).to_be_visible()
+    methods.click()
+    tab.get_by_role("option", name="Automatic").click()
+
+
 def test_without_a_distribution_the_gauge_is_drawn(tab: Page):
     score(tab, "Once upon a time")
     expect(tab.get_by_role("img", name=re.compile("Binoculars score 0.742; lower is more machine-like"))).to_be_visible()
@@ -243,6 +266,19 @@ def test_many_files_fill_a_table_that_sorts_exports_and_names_its_errors(tab: Pa
     assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     tab.get_by_role("button", name="Remove all").click()
     expect(rows).to_have_count(0)
+
+
+def test_a_file_that_is_too_large_is_not_sent(tab: Page):
+    sent: list[str] = []
+    tab.on("request", lambda request: sent.append(request.url))
+    upload(tab, ("large.txt", b"x" * 2_000_001), ("small.txt", b"text"))
+    rows = tab.locator("#score-files tbody tr")
+    expect(rows.nth(1)).to_contain_text("Reads like machine text")
+    expect(rows.first).to_contain_text("This file has 2.1 MB; a file may have 2 MB. Split it, or upload a part of it.")
+    assert sum(url.endswith("/documents") for url in sent) == 1
+    widths = [part.evaluate("part => getComputedStyle(part).borderWidth") for part in (rows.first, rows.first.locator("th"))]
+    assert widths == ["0px", "0px 0px 1px"]
+    tab.get_by_role("button", name="Remove all").click()
 
 
 def test_failed_texts_are_tried_again_and_a_run_can_be_cancelled(tab: Page, fake: Fake):

@@ -27,7 +27,7 @@ def test_a_model_shows_its_slots_queue_and_times() -> None:
     html = drawn(state(models=[model(engines=[engine(waiting=WAITING, texts=2)])]))
     for words in ("1 of 2", "2, the last about 3.00 s", "31 ms / 44 ms / 60 ms of 12 answers", "1 of 1 model ready", "up 8 min"):
         assert words in html
-    assert '<li class="slot decode" style="--share:0.1%"><b>0</b> writing <span>1</span></li>' in html
+    assert '<li class="slot decode" style="--share:0.1%"><b>slot 0</b> · writing · 1 token</li>' in html
     assert "measuring" in html, "one sample tells no rate"
 
 
@@ -71,7 +71,9 @@ def test_the_question_counts_what_is_in_flight() -> None:
 
 
 def test_an_estimate_says_what_fits_and_what_is_short() -> None:
-    html = estimate_html(Estimate.model_validate(ESTIMATE))
+    asked = {"model": "<b>/m", "quantize": "nf4", "dtype": "auto", "context": 8192, "slots": 16, "fine_tune": "lora"}
+    html = estimate_html(Estimate.model_validate(ESTIMATE), asked)
+    assert "&lt;b&gt;/m · quantization nf4 · computes in auto · context 8,192 · slots 16 · fine-tuning by lora<" in html
     for words in ("<td>600 B</td><td>60%</td>", "1.00 kB</td><td>100%", "no, 200 B short", "&lt;cpu&gt;", "&lt;nf4&gt;"):
         assert words in html
-    assert "names no device" in estimate_html(Estimate.model_validate({**ESTIMATE, "devices": [], "advice": []}))
+    assert "names no device" in estimate_html(Estimate.model_validate({**ESTIMATE, "devices": [], "advice": []}), {"model": "m"})

@@ -1,0 +1,45 @@
+"""What becomes of the jobs of a model that is loaded on demand, where one of its replicas cannot be loaded."""
+
+import asyncio
+from typing import Any
+
+import psutil
+from fakes import FACTS, FakeEngine, FakeWorker
+from routing import all_of, job
+
+from app.errors import LitmusError
+from app.settings import ModelSettings, QueueSettings, Settings
+from serve.workers.catalog import Catalog
+from serve.workers.messages import Ended, LoadFailed, Order, Ready, Start
+from serve.workers.router import Router
+
+
+def test_no_job_waits_for_ever_where_only_one_of_two_replicas_is_loaded() -> None:
+    """The jobs of the replica that was there have no worker any more, either."""
+
+    async def main() -> None:
+        router = Router([FACTS.name] * 2, QueueSettings(max_waiting=9))
+
+        def obey(order: Order) -> None:
+            """The first replica is loaded, the second one is not; what is stopped ends."""
+            me = psutil.Process().pid
+            first: Any = Ready(me, 0, FACTS) if order.worker == 0 else LoadFailed(1, "layers are missing")
+            loop.call_soon(router.append, [first if isinstance(order, Start) else Ended(order.worker, 0), "OK"])
+
+        loop = asyncio.get_running_loop()
+        settings = Settings(model=ModelSettings(name=FACTS.name, replicas=2, idle_unload_s=1))
+        catalog = Catalog(router, settings, obey, {}, {})
+        for replica in router.replicas:
+            replica.queue, replica.facts = FakeWorker(router, FakeEngine()), FACTS
+            replica.queue.stalled = True
+        version = catalog._served[FACTS.name]
+        catalog._fall_asleep(FACTS.name, version)
+        await asyncio.sleep(0.01)
+        assert version.status == "unloaded"
+        async with router.open([job("a")]) as one, router.open([job("b")]) as other:
+            for events in (one, other):
+                (failed,) = await asyncio.wait_for(all_of(events), 60)
+                assert isinstance(failed.error, LitmusError) and failed.error.code == "model_not_loaded"  # type: ignore[attr-defined]
+        assert version.status == "failed" and router.in_flight == 0
+
+    asyncio.run(main())
