@@ -34,6 +34,21 @@ FULL_STORAGE = """() => {
 }"""
 
 
+TWO_TABS = """() => {
+    const { keep, get, put } = litmus.storage;
+    const turn = (role, text, parent) => ({ role, text, ...(parent === undefined ? {} : { parent }) });
+    const begun = [turn("user", "Who?"), turn("assistant", "Me.", 0)];
+    const said = [keep({ id: "c", turns: [...begun, turn("user", "Given up", 1)], leaf: 2 })];
+    const { conversation, ...entry } = get("c");
+    put({ ...entry, conversation: { ...conversation, turns: [...begun, turn("user", "Why?", 1), turn("assistant", "So.", 2)], leaf: 3 } });
+    for (const turns of [[...begun, turn("user", "When?", 1)], [...begun, turn("user", "When?", 1), turn("assistant", "Now.", 2)]]) {
+        said.push(keep({ id: "c", turns, leaf: turns.length - 1 }));
+    }
+    const { leaf, turns } = get("c").conversation;
+    return [said.map(Boolean), leaf, turns.map((each) => [each.text, each.parent ?? null])];
+}"""
+
+
 def shelf(page: Page) -> Locator:
     return page.get_by_role("navigation", name="Conversations")
 
@@ -90,6 +105,12 @@ def test_conversations_survive_a_reload_are_found_renamed_deleted_and_brought_ba
     shelf(loaded).get_by_role("button", name="Undo").click()
     shelf(loaded).get_by_role("button", name="Named by me", exact=True).click()
     expect(conversation(loaded)).to_contain_text("Third question")
+
+
+def test_what_another_tab_added_to_the_same_conversation_becomes_a_branch(loaded: Page):
+    said, leaf, turns = loaded.evaluate(TWO_TABS)
+    assert turns == [["Who?", None], ["Me.", 0], ["When?", 1], ["Now.", 2], ["Why?", 1], ["So.", 4]]
+    assert (said, leaf) == ([False, True, True], 3)
 
 
 def talk_on(page: Page, question: str, count: int) -> None:

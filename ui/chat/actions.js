@@ -63,7 +63,8 @@ window.litmus ??= {};
         conversation = text ? JSON.parse(text) : null;
         if (conversation?.id !== shown) litmus.thumbs.close();
         storage.setOpened(conversation?.id);
-        if (conversation && !storage.keep(conversation)) litmus.shelf.say(storage.FULL);
+        const sentence = conversation && storage.keep(conversation);
+        if (sentence) litmus.shelf.say(sentence);
         litmus.shelf.draw();
     };
 
