@@ -168,6 +168,7 @@ def test_a_cut_answer_continues_goes_to_the_score_tab_and_undo_gives_the_questio
     expect(button(loaded, "Continue")).to_have_count(0)
     assert fake.requests[1]["messages"][-1] == {"role": "assistant", "content": "Once upon"}
     assert fake.requests[1]["continue_final_message"] is True
+    assert fake.requests[1]["seed"] == fake.requests[0]["seed"]
     button(loaded, "Score this answer").click()
     expect(loaded.get_by_role("tab", name="Score")).to_have_attribute("aria-selected", "true")
     expect(loaded.get_by_label("Text to score")).to_have_value("Once upon a time.")

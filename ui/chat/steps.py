@@ -68,6 +68,8 @@ def stop(running: str, kept: str, draft: Draft, box: str, notice: str | None, se
     question = conversation.last.text if conversation.last is not None and not text and running == ANSWER else ""
     ended = conversation.answer(text, thought, facts) if running == ANSWER else conversation.extend(text, facts)
     change = _shown(ended, served)
+    if running == CONTINUE and not text and facts.problem:
+        change = replace(change, line=line.problem_html(facts.problem))
     return replace(change, draft=[], box=box or question or SKIP, send=_send(notice), stop=_hidden()).updates
 
 

@@ -147,17 +147,21 @@ def answer_handler(visitors: Visitors) -> AnswerHandler:
 
 
 def request_body(conversation: Conversation, running: str, model: str | None, form: Form) -> RequestFields:
-    """The request for the next answer. A seed is drawn where the form has none, so that the answer can be repeated."""
+    """The request for the next answer. A seed is drawn where the form has none, so that the answer can be repeated. An answer goes on with
+    the seed of its first part.
+    """
     model_field = {} if model is None else {"model": model}
     going_on = {"continue_final_message": True} if running == steps.CONTINUE else {}
     messages = [*form.system_messages(), *request_messages(conversation)]
-    return {**model_field, "messages": messages, **going_on, "seed": secrets.randbelow(SEEDS), **form.request_fields()}
+    begun = conversation.last.facts if running == steps.CONTINUE and conversation.last is not None else None
+    seed = secrets.randbelow(SEEDS) if begun is None or begun.seed is None else begun.seed
+    return {**model_field, "messages": messages, **going_on, "seed": seed, **form.request_fields()}
 
 
 def _new_answer(conversation: Conversation, running: str, served: steps.Served) -> Answer:
     begun = conversation.last.text if running == steps.CONTINUE and conversation.last is not None else ""
     name, precision = served[:2] if served else ("", "")
-    return Answer(time.perf_counter(), model=name, precision=precision, begun=begun)
+    return Answer(time.perf_counter(), model=name, precision=precision, begun=begun, context=steps.context_of(served))
 
 
 def _drawn(conversation: Conversation, answer: Answer, served: steps.Served) -> tuple[Any, ...]:

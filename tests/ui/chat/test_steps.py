@@ -80,6 +80,13 @@ def test_a_continued_answer_grows():
     assert load(changes(steps.finish("continue", TALK.dump(), draft, "", "", SERVED))["kept"]).turns[1].text == "Me. More."
 
 
+def test_a_continuation_that_fails_is_told_in_the_line_only():
+    failed = steps.pack(Answer(0.0), Facts(finish="failed", problem="The context holds 1024."))
+    change = changes(steps.finish("continue", TALK.dump(), failed, "", "", SERVED))
+    assert change["kept"] == TALK.dump() and "The context holds 1024." in change["line"]
+    assert change["running"] == "" and "box" not in change
+
+
 def test_actions_choose_what_is_shown():
     assert act("new")["kept"] == ""
     assert act("open", TALK.dump(), kept="")["kept"] == TALK.dump()
