@@ -126,6 +126,7 @@ def test_edits_and_tries_are_branches_that_an_export_carries_and_an_import_bring
     expect_answer(loaded)
     button(loaded, "Edit").click()
     expect(box(loaded)).to_have_value("Who?")
+    expect(box(loaded)).to_be_focused()
     ask_until_taken(loaded, "Where?")
     expect_answer(loaded)
     expect(conversation(loaded)).to_contain_text("2 of 2")
@@ -166,6 +167,7 @@ def test_a_cut_answer_continues_goes_to_the_score_tab_and_undo_gives_the_questio
     button(loaded, "Continue").click()
     expect(conversation(loaded)).to_contain_text("Once upon a time.")
     expect(button(loaded, "Continue")).to_have_count(0)
+    expect(box(loaded)).to_be_focused()
     assert fake.requests[1]["messages"][-1] == {"role": "assistant", "content": "Once upon"}
     assert fake.requests[1]["continue_final_message"] is True
     assert fake.requests[1]["seed"] == fake.requests[0]["seed"]
@@ -175,6 +177,7 @@ def test_a_cut_answer_continues_goes_to_the_score_tab_and_undo_gives_the_questio
     loaded.get_by_role("tab", name="Chat").click()
     button(loaded, "Undo").click()
     expect(box(loaded)).to_have_value("Tell me.")
+    expect(box(loaded)).to_be_focused()
     expect(loaded.get_by_text("Ask something, or pick an example.")).to_be_visible()
 
 

@@ -8,7 +8,10 @@ window.litmus ??= {};
     const PHONE_WIDTH = 768; // as in Gradio's style of a Sidebar
     const WORDS = { waiting: "Waiting for the answer", loading: "The server is loading its model", reading: "Reading the prompt", thinking: "Thinking", answering: "Answering", idle: "Done" };
     const TITLES = { waiting: "waiting…", loading: "loading…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
+    const QUESTION = "#message textarea";
+    const INTO_THE_BOX = ["edit", "write", "undo", "cancel"]; // steps after which somebody types
     let conversation = null;
+    let focused = null; // the control that has the focus, unless somebody clicked elsewhere since
 
     const find = (selector) => document.querySelector(selector);
     const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
@@ -28,6 +31,7 @@ window.litmus ??= {};
         litmus.action = JSON.stringify([name, value]);
         find("#act").click();
         await Promise.race([ended, pause(MAX_STEP_MS)]);
+        if (INTO_THE_BOX.includes(name)) find(QUESTION).focus();
         // Not by Gradio: at each event it copies all components within those that an event may change, and the tabs hold the whole page.
         if (name === "score") find("#score-tab-button").click();
     }
@@ -37,7 +41,7 @@ window.litmus ??= {};
         const [running, , text, , notice] = inputs;
         if (!running && !notice && text.trim()) {
             litmus.taken(text);
-            litmus.fill(find("#message textarea"), "");
+            litmus.fill(find(QUESTION), "");
         }
         return inputs;
     };
@@ -104,6 +108,16 @@ window.litmus ??= {};
         else if (find("#editing .do")) litmus.act("cancel");
     });
 
+    document.addEventListener("pointerdown", () => (focused = null), true);
+    document.addEventListener("focusin", (event) => (focused = event.target));
+
+    // Steps take buttons away, the one that was pressed among them; the focus would be nowhere. On a phone the box would open its keyboard.
+    function keepFocus() {
+        if (!focused || focused.isConnected || document.activeElement !== document.body) return;
+        focused = null;
+        if (!matchMedia("(pointer: coarse)").matches) find(QUESTION)?.focus();
+    }
+
     function follow(line) {
         const state = line?.dataset.state ?? "idle";
         find("#conversation [role=log]")?.setAttribute("aria-busy", String(state in TITLES));
@@ -144,6 +158,7 @@ window.litmus ??= {};
             requestAnimationFrame(() => {
                 scheduled = false;
                 label();
+                keepFocus();
                 litmus.thumbs.draw(conversation?.id);
                 follow(find("#live"));
             });
