@@ -183,7 +183,8 @@ def test_a_cut_answer_continues_goes_to_the_score_tab_and_undo_gives_the_questio
 
 def test_markdown_code_tables_and_formulas_are_drawn(loaded: Page, fake: Fake):
     loaded.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    fake.words, fake.thoughts = [MARKDOWN], ["Let me <b>think</b>."]
+    answer = f"{MARKDOWN}\n- [x] done\n"
+    fake.words, fake.thoughts = [answer], ["Let me <b>think</b>."]
     ask(loaded, "# *literal*\n    and indented")
     expect_answer(loaded)
     log = conversation(loaded)
@@ -193,12 +194,15 @@ def test_markdown_code_tables_and_formulas_are_drawn(loaded: Page, fake: Fake):
     expect(log).to_contain_text("for $5.")
     expect(log.locator("pre code .token").first).to_be_visible()
     expect(log).to_contain_text("# *literal*")
+    expect(log.get_by_role("checkbox")).to_have_css("background-color", "rgb(13, 148, 136)")  # the accent
+    for text in (box(loaded), log.locator("li"), log.locator("p").first):
+        expect(text).to_have_css("unicode-bidi", "plaintext")
     expect(log.get_by_text("Let me <b>think</b>.")).to_be_hidden()
     log.get_by_text("Thought").click()
     expect(log.get_by_text("Let me <b>think</b>.")).to_be_visible()
     with flashing(log, "Copied"):
         log.get_by_title("Copy", exact=True).last.click()
-    assert loaded.evaluate("navigator.clipboard.readText()") == MARKDOWN
+    assert loaded.evaluate("navigator.clipboard.readText()") == answer
     log.get_by_title("copy", exact=True).click()
     loaded.wait_for_function("async text => (await navigator.clipboard.readText()).trim() === text", arg='print("<b>")')
 
