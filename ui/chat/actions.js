@@ -9,6 +9,7 @@ window.litmus ??= {};
     const WORDS = { waiting: "Waiting for the answer", loading: "The server is loading its model", reading: "Reading the prompt", thinking: "Thinking", answering: "Answering", idle: "Done" };
     const TITLES = { waiting: "waiting…", loading: "loading…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
     const QUESTION = "#message textarea";
+    const CUT_OFF = "The connection was lost.";
     const INTO_THE_BOX = ["edit", "write", "undo", "cancel"]; // steps after which somebody types
     let conversation = null;
     let focused = null; // the control that has the focus, unless somebody clicked elsewhere since
@@ -45,6 +46,32 @@ window.litmus ??= {};
         }
         return inputs;
     };
+
+    // Without its connection the page gets no more of an answer. What is there becomes a turn, which the page has when it is loaded anew.
+    litmus.lost = () => litmus.busy() && find("#lost").click();
+    litmus.cutOff = ([kept, draft, running]) => {
+        const [text, thought, facts] = draft.length ? draft : [""];
+        const whole = JSON.parse(kept);
+        if (text) {
+            const said = JSON.parse(facts);
+            const ended = said.finish === "stopped" ? { ...said, finish: "failed", problem: CUT_OFF } : said;
+            if (running === "continue") extend(whole.turns[whole.leaf], text, ended);
+            else whole.leaf = whole.turns.push({ role: "assistant", text, parent: whole.leaf, thought, facts: ended }) - 1;
+        }
+        const shown = (visible) => ({ visible, __type__: "update" });
+        litmus.keep(JSON.stringify(whole)); // Gradio tells of no change that comes from here
+        const line = `<p id="live" data-state="problem" role="alert">${CUT_OFF} This answer has ended.</p>`;
+        return [line, JSON.stringify(whole), [], "", shown(true), shown(false)];
+    };
+
+    // As Conversation.extend does.
+    function extend(turn, text, facts) {
+        const { prompt_tokens: prompt, seed } = turn.facts ?? {};
+        const tokens = facts.prompt_tokens + facts.completion_tokens - prompt;
+        turn.text += text;
+        const counts = Number.isInteger(tokens) ? { prompt_tokens: prompt, completion_tokens: tokens } : {};
+        turn.facts = { ...facts, seed: seed ?? facts.seed, ...counts };
+    }
 
     // Gradio asks for the inputs of a step here; the first one is what to do.
     litmus.inputs = (inputs) => [litmus.action, ...inputs.slice(1)];

@@ -60,7 +60,7 @@ class ChatTab:
             self.send = gr.Button("Send", variant="primary", min_width=90, scale=0, elem_id="send")
             self.stop = gr.Button("Stop", variant="stop", min_width=90, scale=0, visible=False, elem_id="stop")
         gr.HTML('<p id="said" class="unseen-text" role="status"></p>', padding=False)
-        self.act = gr.Button("Act", visible="hidden", elem_id="act")
+        self.act, self.lost = (gr.Button(name, visible="hidden", elem_id=name.lower()) for name in ("Act", "Lost"))
         # Gradio changes what is not shown at once: a component that is shown may still have its old value when the next step begins.
         self.kept, self.action, self.running, self.editing = (gr.Textbox("", visible=False) for _ in range(4))
         self.draft, self.served = gr.JSON([], visible=False), gr.JSON([], visible=False)
@@ -88,6 +88,9 @@ class ChatTab:
         for stream in answered:
             stream.then(steps.finish, ends, desk.outputs, queue=False, **HIDDEN)
         self.stop.click(None, cancels=answered).then(steps.stop, ends, desk.outputs, queue=False, **HIDDEN)
+        inputs = [self.kept, self.draft, self.running]
+        ended = [self.line, *inputs, self.send, self.stop]
+        self.lost.click(None, inputs, ended, js="(...all) => litmus.cutOff(all)", **HIDDEN)
         self.kept.change(None, self.kept, None, js="(text) => litmus.keep(text)", **HIDDEN)
         self.notice.change(steps.send_update, [self.running, self.notice], self.send, queue=False, **HIDDEN)
 
