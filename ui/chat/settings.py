@@ -28,7 +28,7 @@ def settings_form(page: gr.Blocks) -> list[gr.Textbox]:
     chosen = gr.Dropdown(_names([]), value=DEFAULT, label="Preset", interactive=True, filterable=False, elem_id="preset")
     system = _textbox("System prompt", "none", lines=3)
     temperature = _textbox("Temperature (0 to 2)", "model's default")
-    top_p = _textbox("Top-p (above 0, up to 1)", "model's default")
+    top_p = _textbox("Top-p (0 to 1)", "model's default")
     top_k = _textbox("Top-k (0 keeps all tokens)", "model's default")
     min_p = _textbox("Min-p (0 to 1)", "model's default")
     seed = _textbox("Seed", "a new one for each answer")

@@ -70,14 +70,14 @@ class ChatTab:
         asked = gr.on(
             [self.box.submit, self.send.click],
             steps.send_question,
-            [self.running, self.kept, self.box, self.editing, self.notice],
+            [self.running, self.kept, self.box, self.editing, self.notice, *self.settings],
             desk.outputs,
             js="(...all) => litmus.take(all)",
             queue=False,
             **HIDDEN,
         )
         asked.success(None, None, None, js="() => litmus.taken('')", **HIDDEN)
-        inputs = [self.action, self.running, self.kept, self.box, self.notice, self.served]
+        inputs = [self.action, self.running, self.kept, self.box, self.notice, self.served, *self.settings]
         acted = self.act.click(steps.act, inputs, desk.outputs, js="(...all) => litmus.inputs(all)", queue=False, **HIDDEN)
         acted.then(None, None, None, js="() => litmus.acted()", **HIDDEN)
         opened = page.load(steps.act, inputs, desk.outputs, js="(...all) => litmus.firstInputs(all)", queue=False, **HIDDEN)

@@ -51,6 +51,15 @@ def test_a_conversation_that_is_too_long_or_broken_is_refused_in_a_sentence():
     assert "not a conversation" in act("open", "{}")["line"]
 
 
+def test_settings_out_of_bounds_are_told_before_anything_is_sent():
+    hot = ("", "9")
+    change = changes(steps.send_question("", "", "Who?", "", "", *hot))
+    assert list(change) == ["line", "box"] and "Temperature must be a number from 0 to 2" in change["line"] and change["box"] == "Who?"
+    retried = changes(steps.act('["retry", 1]', "", TALK.dump(), "", "", SERVED, *hot))
+    assert list(retried) == ["line"] and "Temperature" in retried["line"]
+    assert changes(steps.act('["undo", 1]', "", TALK.dump(), "", "", SERVED, *hot))["box"] == "Who?"
+
+
 def test_an_answer_that_ended_becomes_a_turn():
     asked = Conversation(id="c").ask("Who?").dump()
     answer = Answer(0.0, "Me.")
