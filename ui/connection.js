@@ -19,14 +19,25 @@ window.litmus ??= {};
 
     const send = window.fetch;
     window.fetch = async (resource, options) => {
-        if (silent && options?.method === "POST") throw new TypeError("the stream of events went silent"); // nobody would hear of this call
-        const response = await send(resource, options);
-        const route = /\/gradio_api\/(\w+(\/data)?)/.exec(response.url)?.[1];
-        if (route && GONE.includes(response.status)) throw new TypeError("the server is gone");
+        const isCall = options?.method === "POST" && routeOf(resource);
+        if (silent && options?.method === "POST") fail("the stream of events went silent"); // nobody would hear of this call
+        const response = await send(resource, options).catch((error) => {
+            if (isCall && error.name === "TypeError") litmus.lost(); // no server answered
+            throw error;
+        });
+        const route = routeOf(response.url);
+        if (route && GONE.includes(response.status)) fail("the server is gone");
         if (route === "app_id") keep(); // Gradio asks for it until a server is there, and then loads the page anew
         if (route && response.status === 401) logIn();
         return route === "queue/data" && response.ok ? new Response(withEnd(response.body), response) : response;
     };
+
+    const routeOf = (address) => /\/gradio_api\/(\w+(\/data)?)/.exec(address?.url ?? address)?.[1];
+
+    function fail(reason) {
+        litmus.lost();
+        throw new TypeError(reason);
+    }
 
     // A server that was started again knows no login of before.
     function logIn() {

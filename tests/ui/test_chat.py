@@ -155,6 +155,7 @@ def test_what_is_typed_before_the_server_has_the_question_stays(loaded: Page, fa
     loaded.route("**/gradio_api/run/predict*", hold_the_first)
     ask(loaded, QUESTION)
     expect(box(loaded)).to_have_value("")
+    expect(loaded.locator("#live")).to_have_text("Sending the question")
     box(loaded).fill("The next question")
     wait_until(loaded, lambda: bool(held))  # the browser empties the box before it sends
     assert fake.requests == []

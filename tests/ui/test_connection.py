@@ -106,6 +106,7 @@ def test_a_stream_that_went_silent_and_a_server_that_left_are_noticed_and_the_qu
         while held:  # the first call, which opens the conversation, ends after the question was taken
             held.pop().continue_()
         expect_lost(page)
+        expect(page.locator("#live")).to_have_text("The connection was lost. Your question was not sent.")
         box(page).fill("And then")
         page.unroute_all()
         page.route(CALL, late)

@@ -20,7 +20,10 @@ window.litmus ??= {};
 
     // A step begins when the one before it has ended: Gradio would drop its click.
     let steps = Promise.resolve();
-    litmus.act = (name, value = null) => (steps = steps.then(() => step(name, value)));
+    litmus.act = (name, value = null) => {
+        litmus.shelf.hush();
+        return (steps = steps.then(() => step(name, value)));
+    };
     litmus.acted = () => {};
 
     async function step(name, value) {
@@ -37,10 +40,16 @@ window.litmus ??= {};
         if (name === "score") find("#score-tab-button").click();
     }
 
+    const canSend = (running, text, notice) => !running && !notice && text.trim() !== "";
+
+    // Shows at once that a question is on its way to the server.
+    litmus.sending = ([running, text, notice, line], sending) => (canSend(running, text, notice) ? sending : line);
+
     // Empties the box at once: what is typed before the server has answered stays there. A text that cannot be sent now stays, too.
     litmus.take = (inputs) => {
         const [running, , text, , notice] = inputs;
-        if (!running && !notice && text.trim()) {
+        if (canSend(running, text, notice)) {
+            litmus.shelf.hush();
             litmus.taken(text);
             litmus.fill(find(QUESTION), "");
         }
@@ -48,21 +57,27 @@ window.litmus ??= {};
     };
 
     // Without its connection the page gets no more of an answer. What is there becomes a turn, which the page has when it is loaded anew.
-    litmus.lost = () => litmus.busy() && find("#lost").click();
+    litmus.lost = () => (litmus.busy() || find("#live[data-state=waiting]")) && find("#lost").click();
     litmus.cutOff = ([kept, draft, running]) => {
+        if (!running) return ended("Your question was not sent.", kept);
         const [text, thought, facts] = draft.length ? draft : [""];
         const whole = JSON.parse(kept);
         if (text) {
             const said = JSON.parse(facts);
-            const ended = said.finish === "stopped" ? { ...said, finish: "failed", problem: CUT_OFF } : said;
-            if (running === "continue") extend(whole.turns[whole.leaf], text, ended);
-            else whole.leaf = whole.turns.push({ role: "assistant", text, parent: whole.leaf, thought, facts: ended }) - 1;
+            const known = said.finish === "stopped" ? { ...said, finish: "failed", problem: CUT_OFF } : said;
+            if (running === "continue") extend(whole.turns[whole.leaf], text, known);
+            else whole.leaf = whole.turns.push({ role: "assistant", text, parent: whole.leaf, thought, facts: known }) - 1;
         }
-        const shown = (visible) => ({ visible, __type__: "update" });
         litmus.keep(JSON.stringify(whole)); // Gradio tells of no change that comes from here
-        const line = `<p id="live" data-state="problem" role="alert">${CUT_OFF} This answer has ended.</p>`;
-        return [line, JSON.stringify(whole), [], "", shown(true), shown(false)];
+        return ended("This answer has ended.", JSON.stringify(whole));
     };
+
+    // What Gradio shows and holds then: the line, the conversation, the draft, what is running, Send and Stop.
+    function ended(sentence, kept) {
+        const line = `<p id="live" data-state="problem" role="alert">${CUT_OFF} ${sentence}</p>`;
+        const [shown, hidden] = [true, false].map((visible) => ({ visible, __type__: "update" }));
+        return [line, kept, [], "", shown, hidden];
+    }
 
     // As Conversation.extend does.
     function extend(turn, text, facts) {

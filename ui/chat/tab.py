@@ -3,6 +3,7 @@
 Everything a visitor writes or gets stays in their browser; this module holds no state between calls.
 """
 
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -67,8 +68,11 @@ class ChatTab:
 
     def connect(self, visitors: Visitors, page: gr.Blocks, model: gr.Dropdown, score_text: gr.Textbox) -> None:
         desk = self._desk(score_text)
+        sending = [self.box.submit, self.send.click]
+        inputs = [self.running, self.box, self.notice, self.line]
+        gr.on(sending, None, inputs, self.line, js=f"(...all) => litmus.sending(all, {json.dumps(line.sending_html())})", **HIDDEN)
         asked = gr.on(
-            [self.box.submit, self.send.click],
+            sending,
             steps.send_question,
             [self.running, self.kept, self.box, self.editing, self.notice, *self.settings],
             desk.outputs,
