@@ -14,7 +14,7 @@ window.litmus ??= {};
     const RESTORE_MS = 300;
     const SETTLED = 5; // looks at a box that has kept its text: Gradio makes a box when its tab is first opened, and may empty it once more
     litmus.silence_ms = 60_000; // longer than four heartbeats of Gradio's server
-    litmus.lost = () => {}; // the chat may end what it waits for
+    litmus.lost = () => {}; // the chat may end what it waits for; told whether a question did not get there
     let silent = false;
 
     const send = window.fetch;
@@ -22,7 +22,7 @@ window.litmus ??= {};
         const isCall = options?.method === "POST" && routeOf(resource);
         if (silent && options?.method === "POST") fail("the stream of events went silent"); // nobody would hear of this call
         const response = await send(resource, options).catch((error) => {
-            if (isCall && error.name === "TypeError") litmus.lost(); // no server answered
+            if (isCall && error.name === "TypeError") litmus.lost(unsent !== ""); // no server answered
             throw error;
         });
         const route = routeOf(response.url);
@@ -35,7 +35,7 @@ window.litmus ??= {};
     const routeOf = (address) => /\/gradio_api\/(\w+(\/data)?)/.exec(address?.url ?? address)?.[1];
 
     function fail(reason) {
-        litmus.lost();
+        litmus.lost(unsent !== "");
         throw new TypeError(reason);
     }
 
@@ -53,7 +53,7 @@ window.litmus ??= {};
             .catch(() => false) // a stream that broke ends as one that was closed
             .then(async (isClosed) => {
                 await writer.write(asText(END.map((message) => `data: ${JSON.stringify(message)}`)));
-                if (!isClosed) litmus.lost();
+                if (!isClosed) litmus.lost(unsent !== "");
             })
             .then(() => Promise.all([writer.close(), reader.cancel()]))
             .catch(() => {}); // Gradio had its close_stream, and reads no more

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from browser import CHROMIUM, fill
+from browser import CHROMIUM, fill, flashing
 from fastapi import FastAPI
 from playwright.sync_api import APIResponse, BrowserContext, Page, Route, expect
 
@@ -102,11 +102,11 @@ def test_a_stream_that_went_silent_and_a_server_that_left_are_noticed_and_the_qu
     for question in ("Mine", "And this?"):
         page.route("**/gradio_api/app_id", lambda route: route.abort())
         page.route(CALL, refuse_second)
-        ask(page, question)
-        while held:  # the first call, which opens the conversation, ends after the question was taken
-            held.pop().continue_()
-        expect_lost(page)
-        expect(page.locator("#live")).to_have_text("The connection was lost. Your question was not sent.")
+        with flashing(page.locator("#line"), "The connection was lost. Your question was not sent."):
+            ask(page, question)
+            while held:  # the first call, which opens the conversation, ends after the question was taken
+                held.pop().continue_()
+            expect_lost(page)
         box(page).fill("And then")
         page.unroute_all()
         page.route(CALL, late)

@@ -57,7 +57,7 @@ window.litmus ??= {};
     };
 
     // Without its connection the page gets no more of an answer. What is there becomes a turn, which the page has when it is loaded anew.
-    litmus.lost = () => (litmus.busy() || find("#live[data-state=waiting]")) && find("#lost").click();
+    litmus.lost = (isUnsent) => (litmus.busy() || isUnsent) && find("#lost").click();
     litmus.cutOff = ([kept, draft, running]) => {
         if (!running) return ended("Your question was not sent.", kept);
         const [text, thought, facts] = draft.length ? draft : [""];
