@@ -6,6 +6,7 @@ window.litmus ??= {};
 (() => {
     const END = [{ msg: "broken_connection", message: "Connection errored out." }, { msg: "close_stream" }];
     const BROKEN = 'data: {"msg":"unexpected_error"'; // Gradio's server had to end the stream; the message is of no call
+    const CLOSED = 'data: {"msg":"close_stream"';
     const GONE = [502, 503, 504]; // a proxy whose server left, or a server that is leaving
     const QUESTION = "#message textarea";
     const BOXES = [QUESTION, "#score-text textarea", "#compare-prompt textarea"];
@@ -13,18 +14,30 @@ window.litmus ??= {};
     const RESTORE_MS = 300;
     const SETTLED = 5; // looks at a box that has kept its text: Gradio makes a box when its tab is first opened, and may empty it once more
     litmus.silence_ms = 60_000; // longer than four heartbeats of Gradio's server
+    litmus.lost = () => {}; // the chat may end what it waits for; told whether a question did not get there
     let silent = false;
 
     const send = window.fetch;
     window.fetch = async (resource, options) => {
-        if (silent && options?.method === "POST") throw new TypeError("the stream of events went silent"); // nobody would hear of this call
-        const response = await send(resource, options);
-        const route = /\/gradio_api\/(\w+(\/data)?)/.exec(response.url)?.[1];
-        if (route && GONE.includes(response.status)) throw new TypeError("the server is gone");
+        const isCall = options?.method === "POST" && routeOf(resource);
+        if (silent && options?.method === "POST") fail("the stream of events went silent"); // nobody would hear of this call
+        const response = await send(resource, options).catch((error) => {
+            if (isCall && error.name === "TypeError") litmus.lost(unsent !== ""); // no server answered
+            throw error;
+        });
+        const route = routeOf(response.url);
+        if (route && GONE.includes(response.status)) fail("the server is gone");
         if (route === "app_id") keep(); // Gradio asks for it until a server is there, and then loads the page anew
         if (route && response.status === 401) logIn();
         return route === "queue/data" && response.ok ? new Response(withEnd(response.body), response) : response;
     };
+
+    const routeOf = (address) => /\/gradio_api\/(\w+(\/data)?)/.exec(address?.url ?? address)?.[1];
+
+    function fail(reason) {
+        litmus.lost(unsent !== "");
+        throw new TypeError(reason);
+    }
 
     // A server that was started again knows no login of before.
     function logIn() {
@@ -37,22 +50,26 @@ window.litmus ??= {};
         const { readable, writable } = new TransformStream();
         const writer = writable.getWriter();
         pass(reader, writer)
-            .catch(() => {}) // a stream that broke ends as one that was closed
-            .then(() => writer.write(asText(END.map((message) => `data: ${JSON.stringify(message)}`))))
+            .catch(() => false) // a stream that broke ends as one that was closed
+            .then(async (isClosed) => {
+                await writer.write(asText(END.map((message) => `data: ${JSON.stringify(message)}`)));
+                if (!isClosed) litmus.lost(unsent !== "");
+            })
             .then(() => Promise.all([writer.close(), reader.cancel()]))
             .catch(() => {}); // Gradio had its close_stream, and reads no more
         return readable.pipeThrough(new TextEncoderStream());
     }
 
-    // Whole messages only: Gradio would stumble over a part of one.
+    // Whole messages only: Gradio would stumble over a part of one. Returns whether the server closed the stream.
     async function pass(reader, writer) {
-        let rest = "";
+        let rest = "", isClosed = false;
         for (;;) {
             const { value, done } = await soon(reader.read());
-            if (done) return;
+            if (done) return isClosed;
             const messages = (rest + value).split("\n\n");
             rest = messages.pop();
-            if (messages.some((message) => message.startsWith(BROKEN))) return;
+            if (messages.some((message) => message.startsWith(BROKEN))) return false;
+            isClosed ||= messages.some((message) => message.startsWith(CLOSED));
             if (messages.length) await writer.write(asText(messages));
         }
     }

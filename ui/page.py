@@ -124,8 +124,16 @@ def launch_options() -> dict[str, Any]:
 
 
 def _theme() -> gr.themes.Base:
-    """Gradio's default theme, whose fonts come with the package, with fills dark enough for white text."""
-    return gr.themes.Default(primary_hue="teal", neutral_hue="slate").set(
+    """Gradio's default theme, with fills dark enough for white text, and with fonts from the package: those for its weight of 600 lack the
+    letters from C on, so 700 stands for it.
+    """
+    text, mono = (gr.themes.LocalFont(name, weights=(400, 700)) for name in ("Source Sans Pro", "IBM Plex Mono"))
+    return gr.themes.Default(
+        primary_hue="teal",
+        neutral_hue="slate",
+        font=(text, "ui-sans-serif", "system-ui", "sans-serif"),
+        font_mono=(mono, "ui-monospace", "Consolas", "monospace"),
+    ).set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",

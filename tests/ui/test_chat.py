@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from browser import CHROMIUM, fill
+from browser import CHROMIUM, fill, flashing
 from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.ui.chatting import (
@@ -153,7 +153,8 @@ def test_what_is_typed_before_the_server_has_the_question_stays(loaded: Page, fa
         held.append(route) if not held else route.continue_()
 
     loaded.route("**/gradio_api/run/predict*", hold_the_first)
-    ask(loaded, QUESTION)
+    with flashing(loaded.locator("#line"), "Sending the question"):  # what the page shows of its models may draw the line anew
+        ask(loaded, QUESTION)
     expect(box(loaded)).to_have_value("")
     box(loaded).fill("The next question")
     wait_until(loaded, lambda: bool(held))  # the browser empties the box before it sends

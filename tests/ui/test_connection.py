@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from browser import CHROMIUM, fill
+from browser import CHROMIUM, fill, flashing
 from fastapi import FastAPI
 from playwright.sync_api import APIResponse, BrowserContext, Page, Route, expect
 
@@ -55,7 +55,7 @@ def test_the_page_outlives_its_server_though_a_stream_was_open(fake: Fake, conte
         page.close()
 
 
-def test_an_answer_that_a_restart_cuts_off_is_asked_for_again_after_the_login_and_what_was_typed_is_there(
+def test_an_answer_that_a_restart_cuts_off_is_kept_as_far_as_it_came_and_goes_on_after_the_login_and_what_was_typed_is_there(
     fake: Fake, context: BrowserContext
 ):
     fake.keys, fake.hold_after = [KEY], 3
@@ -70,13 +70,16 @@ def test_an_answer_that_a_restart_cuts_off_is_asked_for_again_after_the_login_an
         expect_answering(page)
         box(page).fill("What I will ask next")
     expect_lost(page)
+    expect(page.locator("#live")).to_have_text("The connection was lost. This answer has ended.")
+    expect(button(page, "Stop")).to_have_count(0)
     with running(mount(FastAPI(), Visitors(fake.url, login=None)), port):
         log_in(page)
         expect(box(page)).to_have_value("What I will ask next")
         page.wait_for_function(ONLY_THE_TEXT_TO_SCORE)
-        expect(conversation(page)).to_contain_text("No answer has come: the page or its server left.")
+        expect(conversation(page)).to_contain_text("⚠ The connection was lost.")
         fake.hold_after = None
-        button(page, "Answer this").click()
+        button(page, "Continue").click()
+        expect(conversation(page)).to_contain_text("Once Once upon a time")  # what had come, and what the fake server says each time
         expect_answer(page)
         page.get_by_role("tab", name="Score").click()
         expect(page.get_by_label("Text to score")).to_have_value("It rained.")
@@ -99,10 +102,11 @@ def test_a_stream_that_went_silent_and_a_server_that_left_are_noticed_and_the_qu
     for question in ("Mine", "And this?"):
         page.route("**/gradio_api/app_id", lambda route: route.abort())
         page.route(CALL, refuse_second)
-        ask(page, question)
-        while held:  # the first call, which opens the conversation, ends after the question was taken
-            held.pop().continue_()
-        expect_lost(page)
+        with flashing(page.locator("#line"), "The connection was lost. Your question was not sent."):
+            ask(page, question)
+            while held:  # the first call, which opens the conversation, ends after the question was taken
+                held.pop().continue_()
+            expect_lost(page)
         box(page).fill("And then")
         page.unroute_all()
         page.route(CALL, late)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.testclient import TestClient
 from app.neighbours import Neighbours
 from tests.ui.fakelitmus import KEY, Fake
 from ui.calls import MAX_BYTES, is_plain
+from ui.chat.sampling import Form
 from ui.client import ServerError
 from ui.guard import USED, Guard
 from ui.page import mount
@@ -22,6 +24,7 @@ from ui.visitors import IDLE_S, MAX_LOGINS, Visitors
 
 URL = "http://127.0.0.1:8000"
 JOIN, RUN = "/ui/gradio_api/queue/join", "/ui/gradio_api/run/predict"
+SETTINGS = len(fields(Form))
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +53,9 @@ def call(page: TestClient, content: object) -> Any:
     """Calls `send_question` with one chat message of this content in the place of a text."""
     html = page.get("/ui/").text
     config = json.JSONDecoder().raw_decode(html.partition("window.gradio_config = ")[2])[0]
-    function = next(item["id"] for item in config["dependencies"] if len(item["inputs"]) == 5 and not item["queue"])
+    function = next(item["id"] for item in config["dependencies"] if len(item["inputs"]) == 5 + SETTINGS and not item["queue"])
     message = {"role": "user", "content": [content], "metadata": None, "options": None}
-    return page.post(RUN, json={"data": [[message], "", "hello", "", ""], "fn_index": function, "session_hash": "abc"})
+    return page.post(RUN, json={"data": [[message], "", "hello", "", "", *[""] * SETTINGS], "fn_index": function, "session_hash": "abc"})
 
 
 def test_a_stranger_sees_the_login_and_nothing_of_gradio(page: TestClient):

@@ -19,6 +19,15 @@ from ui.visitors import Visitors
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
 
+BOLD = """async () => {
+    for (const [id, font] of [["bold-text", "var(--font)"], ["bold-code", "var(--font-mono)"]]) {
+        const words = Object.assign(document.createElement("b"), { id, textContent: "Zebras quickly judge: 90 of 100" });
+        document.body.append(words);
+        words.style = `font-family: ${font}; font-weight: 600`;
+    }
+    await document.fonts.ready;
+}"""
+
 
 def test_the_bar_says_what_is_served_and_a_phone_does_not_scroll_sideways(loaded: Page):
     loaded.locator("header.litmus summary").click()
@@ -27,6 +36,19 @@ def test_the_bar_says_what_is_served_and_a_phone_does_not_scroll_sideways(loaded
     for tab in ("Score", "Chat"):
         loaded.get_by_role("tab", name=tab).click()
         assert loaded.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_bold_letters_are_of_the_fonts_that_the_page_brings(loaded: Page):
+    loaded.evaluate(BOLD)
+    devtools = loaded.context.new_cdp_session(loaded)
+    for call in ("DOM.enable", "CSS.enable"):
+        devtools.send(call)
+    root = devtools.send("DOM.getDocument")["root"]["nodeId"]
+    for part in ("#bold-text", "#bold-code"):
+        node = devtools.send("DOM.querySelector", {"nodeId": root, "selector": part})["nodeId"]
+        fonts = devtools.send("CSS.getPlatformFontsForNode", {"nodeId": node})["fonts"]
+        assert [each["isCustomFont"] for each in fonts] == [True]
+    devtools.detach()
 
 
 def test_a_page_opened_while_the_server_loads_goes_on_by_itself(fake: Fake, page_url: str, tab: Page):

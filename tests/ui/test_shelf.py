@@ -34,6 +34,21 @@ FULL_STORAGE = """() => {
 }"""
 
 
+TWO_TABS = """() => {
+    const { keep, get, put } = litmus.storage;
+    const turn = (role, text, parent) => ({ role, text, ...(parent === undefined ? {} : { parent }) });
+    const begun = [turn("user", "Who?"), turn("assistant", "Me.", 0)];
+    const said = [keep({ id: "c", turns: [...begun, turn("user", "Given up", 1)], leaf: 2 })];
+    const { conversation, ...entry } = get("c");
+    put({ ...entry, conversation: { ...conversation, turns: [...begun, turn("user", "Why?", 1), turn("assistant", "So.", 2)], leaf: 3 } });
+    for (const turns of [[...begun, turn("user", "When?", 1)], [...begun, turn("user", "When?", 1), turn("assistant", "Now.", 2)]]) {
+        said.push(keep({ id: "c", turns, leaf: turns.length - 1 }));
+    }
+    const { leaf, turns } = get("c").conversation;
+    return [said.map(Boolean), leaf, turns.map((each) => [each.text, each.parent ?? null])];
+}"""
+
+
 def shelf(page: Page) -> Locator:
     return page.get_by_role("navigation", name="Conversations")
 
@@ -80,6 +95,14 @@ def test_conversations_survive_a_reload_are_found_renamed_deleted_and_brought_ba
     shelf(loaded).get_by_label("Search").fill("KIND another")
     expect(shelf(loaded).get_by_role("listitem")).to_have_text(["Of another kind⋯RenameExport as MarkdownExport as JSONDelete"])
     shelf(loaded).get_by_label("Search").fill("")
+    options = shelf(loaded).get_by_label("Options of First question")
+    options.click()
+    loaded.keyboard.press("Escape")
+    expect(options).to_be_focused()
+    expect(shelf(loaded).get_by_role("button", name="Rename")).to_be_hidden()
+    options.click()
+    shelf(loaded).get_by_role("heading").click()
+    expect(shelf(loaded).get_by_role("button", name="Rename")).to_be_hidden()
     option(loaded, "First question", "Rename")
     shelf(loaded).get_by_label("New name").fill("Named by me")
     shelf(loaded).get_by_label("New name").press("Enter")
@@ -90,6 +113,12 @@ def test_conversations_survive_a_reload_are_found_renamed_deleted_and_brought_ba
     shelf(loaded).get_by_role("button", name="Undo").click()
     shelf(loaded).get_by_role("button", name="Named by me", exact=True).click()
     expect(conversation(loaded)).to_contain_text("Third question")
+
+
+def test_what_another_tab_added_to_the_same_conversation_becomes_a_branch(loaded: Page):
+    said, leaf, turns = loaded.evaluate(TWO_TABS)
+    assert turns == [["Who?", None], ["Me.", 0], ["When?", 1], ["Now.", 2], ["Why?", 1], ["So.", 4]]
+    assert (said, leaf) == ([False, True, True], 3)
 
 
 def talk_on(page: Page, question: str, count: int) -> None:
@@ -105,6 +134,7 @@ def test_edits_and_tries_are_branches_that_an_export_carries_and_an_import_bring
     expect_answer(loaded)
     button(loaded, "Edit").click()
     expect(box(loaded)).to_have_value("Who?")
+    expect(box(loaded)).to_be_focused()
     ask_until_taken(loaded, "Where?")
     expect_answer(loaded)
     expect(conversation(loaded)).to_contain_text("2 of 2")
@@ -129,6 +159,7 @@ def test_edits_and_tries_are_branches_that_an_export_carries_and_an_import_bring
     expect(shelf(loaded).get_by_text("One conversation was added.")).to_be_visible()
     shelf(loaded).get_by_role("button", name="Who?", exact=True).click()
     expect(conversation(loaded)).to_contain_text("1 of 2")
+    expect(shelf(loaded).get_by_role("status")).to_be_empty()
     loaded.locator("input[type=file]").set_input_files({"name": "c.json", "mimeType": "application/json", "buffer": b"{}"})
     expect(shelf(loaded).get_by_text("This file holds no conversations of this page.")).to_be_visible()
     loaded.evaluate(FULL_STORAGE)
@@ -145,20 +176,24 @@ def test_a_cut_answer_continues_goes_to_the_score_tab_and_undo_gives_the_questio
     button(loaded, "Continue").click()
     expect(conversation(loaded)).to_contain_text("Once upon a time.")
     expect(button(loaded, "Continue")).to_have_count(0)
+    expect(box(loaded)).to_be_focused()
     assert fake.requests[1]["messages"][-1] == {"role": "assistant", "content": "Once upon"}
     assert fake.requests[1]["continue_final_message"] is True
+    assert fake.requests[1]["seed"] == fake.requests[0]["seed"]
     button(loaded, "Score this answer").click()
     expect(loaded.get_by_role("tab", name="Score")).to_have_attribute("aria-selected", "true")
     expect(loaded.get_by_label("Text to score")).to_have_value("Once upon a time.")
     loaded.get_by_role("tab", name="Chat").click()
     button(loaded, "Undo").click()
     expect(box(loaded)).to_have_value("Tell me.")
+    expect(box(loaded)).to_be_focused()
     expect(loaded.get_by_text("Ask something, or pick an example.")).to_be_visible()
 
 
 def test_markdown_code_tables_and_formulas_are_drawn(loaded: Page, fake: Fake):
     loaded.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    fake.words, fake.thoughts = [MARKDOWN], ["Let me <b>think</b>."]
+    answer = f"{MARKDOWN}\n- [x] done\n"
+    fake.words, fake.thoughts = [answer], ["Let me <b>think</b>."]
     ask(loaded, "# *literal*\n    and indented")
     expect_answer(loaded)
     log = conversation(loaded)
@@ -168,12 +203,15 @@ def test_markdown_code_tables_and_formulas_are_drawn(loaded: Page, fake: Fake):
     expect(log).to_contain_text("for $5.")
     expect(log.locator("pre code .token").first).to_be_visible()
     expect(log).to_contain_text("# *literal*")
+    expect(log.get_by_role("checkbox")).to_have_css("background-color", "rgb(13, 148, 136)")  # the accent
+    for text in (box(loaded), log.locator("li"), log.locator("p").first):
+        expect(text).to_have_css("unicode-bidi", "plaintext")
     expect(log.get_by_text("Let me <b>think</b>.")).to_be_hidden()
     log.get_by_text("Thought").click()
     expect(log.get_by_text("Let me <b>think</b>.")).to_be_visible()
     with flashing(log, "Copied"):
         log.get_by_title("Copy", exact=True).last.click()
-    assert loaded.evaluate("navigator.clipboard.readText()") == MARKDOWN
+    assert loaded.evaluate("navigator.clipboard.readText()") == answer
     log.get_by_title("copy", exact=True).click()
     loaded.wait_for_function("async text => (await navigator.clipboard.readText()).trim() === text", arg='print("<b>")')
 

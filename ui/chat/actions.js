@@ -8,7 +8,11 @@ window.litmus ??= {};
     const PHONE_WIDTH = 768; // as in Gradio's style of a Sidebar
     const WORDS = { waiting: "Waiting for the answer", loading: "The server is loading its model", reading: "Reading the prompt", thinking: "Thinking", answering: "Answering", idle: "Done" };
     const TITLES = { waiting: "waiting…", loading: "loading…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
+    const QUESTION = "#message textarea";
+    const CUT_OFF = "The connection was lost.";
+    const INTO_THE_BOX = ["edit", "write", "undo", "cancel"]; // steps after which somebody types
     let conversation = null;
+    let focused = null; // the control that has the focus, unless somebody clicked elsewhere since
 
     const find = (selector) => document.querySelector(selector);
     const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
@@ -16,7 +20,10 @@ window.litmus ??= {};
 
     // A step begins when the one before it has ended: Gradio would drop its click.
     let steps = Promise.resolve();
-    litmus.act = (name, value = null) => (steps = steps.then(() => step(name, value)));
+    litmus.act = (name, value = null) => {
+        litmus.shelf.hush();
+        return (steps = steps.then(() => step(name, value)));
+    };
     litmus.acted = () => {};
 
     async function step(name, value) {
@@ -28,19 +35,58 @@ window.litmus ??= {};
         litmus.action = JSON.stringify([name, value]);
         find("#act").click();
         await Promise.race([ended, pause(MAX_STEP_MS)]);
+        if (INTO_THE_BOX.includes(name)) find(QUESTION).focus();
         // Not by Gradio: at each event it copies all components within those that an event may change, and the tabs hold the whole page.
         if (name === "score") find("#score-tab-button").click();
     }
 
+    const canSend = (running, text, notice) => !running && !notice && text.trim() !== "";
+
+    // Shows at once that a question is on its way to the server.
+    litmus.sending = ([running, text, notice, line], sending) => (canSend(running, text, notice) ? sending : line);
+
     // Empties the box at once: what is typed before the server has answered stays there. A text that cannot be sent now stays, too.
     litmus.take = (inputs) => {
         const [running, , text, , notice] = inputs;
-        if (!running && !notice && text.trim()) {
+        if (canSend(running, text, notice)) {
+            litmus.shelf.hush();
             litmus.taken(text);
-            litmus.fill(find("#message textarea"), "");
+            litmus.fill(find(QUESTION), "");
         }
         return inputs;
     };
+
+    // Without its connection the page gets no more of an answer. What is there becomes a turn, which the page has when it is loaded anew.
+    litmus.lost = (isUnsent) => (litmus.busy() || isUnsent) && find("#lost").click();
+    litmus.cutOff = ([kept, draft, running]) => {
+        if (!running) return ended("Your question was not sent.", kept);
+        const [text, thought, facts] = draft.length ? draft : [""];
+        const whole = JSON.parse(kept);
+        if (text) {
+            const said = JSON.parse(facts);
+            const known = said.finish === "stopped" ? { ...said, finish: "failed", problem: CUT_OFF } : said;
+            if (running === "continue") extend(whole.turns[whole.leaf], text, known);
+            else whole.leaf = whole.turns.push({ role: "assistant", text, parent: whole.leaf, thought, facts: known }) - 1;
+        }
+        litmus.keep(JSON.stringify(whole)); // Gradio tells of no change that comes from here
+        return ended("This answer has ended.", JSON.stringify(whole));
+    };
+
+    // What Gradio shows and holds then: the line, the conversation, the draft, what is running, Send and Stop.
+    function ended(sentence, kept) {
+        const line = `<p id="live" data-state="problem" role="alert">${CUT_OFF} ${sentence}</p>`;
+        const [shown, hidden] = [true, false].map((visible) => ({ visible, __type__: "update" }));
+        return [line, kept, [], "", shown, hidden];
+    }
+
+    // As Conversation.extend does.
+    function extend(turn, text, facts) {
+        const { prompt_tokens: prompt, seed } = turn.facts ?? {};
+        const tokens = facts.prompt_tokens + facts.completion_tokens - prompt;
+        turn.text += text;
+        const counts = Number.isInteger(tokens) ? { prompt_tokens: prompt, completion_tokens: tokens } : {};
+        turn.facts = { ...facts, seed: seed ?? facts.seed, ...counts };
+    }
 
     // Gradio asks for the inputs of a step here; the first one is what to do.
     litmus.inputs = (inputs) => [litmus.action, ...inputs.slice(1)];
@@ -63,7 +109,8 @@ window.litmus ??= {};
         conversation = text ? JSON.parse(text) : null;
         if (conversation?.id !== shown) litmus.thumbs.close();
         storage.setOpened(conversation?.id);
-        if (conversation && !storage.keep(conversation)) litmus.shelf.say(storage.FULL);
+        const sentence = conversation && storage.keep(conversation);
+        if (sentence) litmus.shelf.say(sentence);
         litmus.shelf.draw();
     };
 
@@ -102,6 +149,16 @@ window.litmus ??= {};
         if (litmus.busy()) find("#stop").click();
         else if (find("#editing .do")) litmus.act("cancel");
     });
+
+    document.addEventListener("pointerdown", () => (focused = null), true);
+    document.addEventListener("focusin", (event) => (focused = event.target));
+
+    // Steps take buttons away, the one that was pressed among them; the focus would be nowhere. On a phone the box would open its keyboard.
+    function keepFocus() {
+        if (!focused || focused.isConnected || document.activeElement !== document.body) return;
+        focused = null;
+        if (!matchMedia("(pointer: coarse)").matches) find(QUESTION)?.focus();
+    }
 
     function follow(line) {
         const state = line?.dataset.state ?? "idle";
@@ -143,6 +200,7 @@ window.litmus ??= {};
             requestAnimationFrame(() => {
                 scheduled = false;
                 label();
+                keepFocus();
                 litmus.thumbs.draw(conversation?.id);
                 follow(find("#live"));
             });

@@ -31,6 +31,7 @@ class Answer:
     precision: str = ""
     seed: int | None = None
     begun: str = ""  # the text that this answer goes on from
+    context: int | None = None  # of the model, in tokens
 
     def add(self, chunk: Chunk, now_s: float) -> None:
         """Adds a chunk that arrived at `now_s`."""
@@ -59,9 +60,15 @@ class Answer:
             return None
         return (tokens - 1) / (last_s - first_s)
 
+    @property
+    def _fills_context(self) -> bool:
+        tokens = (self.prompt_tokens or 0) + (self.completion_tokens or 0)
+        return self.context is not None and tokens >= self.context
+
     def facts(self, finish: Finish | None = None, problem: str = "") -> Facts:
         """What is kept with the answer. Without `finish` it ended as the server said."""
-        ended: Finish = "length" if self.finish_reason == "length" else "stop"
+        cut: Finish = "full" if self._fills_context else "length"
+        ended: Finish = cut if self.finish_reason == "length" else "stop"
         return Facts(
             model=self.model,
             precision=self.precision,

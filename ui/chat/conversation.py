@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 MAX_CHARACTERS = 1_000_000  # of the JSON, which the page sends with each question
 
-Finish = Literal["stop", "length", "stopped", "failed"]
+Finish = Literal["stop", "length", "full", "stopped", "failed"]  # "length" is a limit of tokens, "full" the end of the context
 
 
 class ConversationError(ValueError):
@@ -35,11 +35,14 @@ class Facts(_Kept):
     problem: str = ""  # a sentence, of an answer that failed
 
     def after(self, earlier: "Facts | None") -> "Facts":
-        """The facts of an answer that was continued: its prompt is that of its first part, the rest of the tokens is the answer."""
-        if earlier is None or None in (earlier.prompt_tokens, self.prompt_tokens, self.completion_tokens):
+        """The facts of an answer that was continued: prompt and seed are those of its first part, the rest of the tokens is the answer."""
+        if earlier is None:
             return self
+        first = {"seed": self.seed if earlier.seed is None else earlier.seed}
+        if None in (earlier.prompt_tokens, self.prompt_tokens, self.completion_tokens):
+            return self.model_copy(update=first)
         tokens = (self.prompt_tokens or 0) + (self.completion_tokens or 0) - (earlier.prompt_tokens or 0)
-        return self.model_copy(update={"prompt_tokens": earlier.prompt_tokens, "completion_tokens": tokens})
+        return self.model_copy(update={**first, "prompt_tokens": earlier.prompt_tokens, "completion_tokens": tokens})
 
 
 class Turn(_Kept):
@@ -115,9 +118,14 @@ class Conversation(_Kept):
         return self._add(Turn(role="assistant", text=text, thought=thought, facts=facts, parent=self.leaf))
 
     def extend(self, text: str, facts: Facts) -> Self:
-        """Puts more text to the end of the answer that is the last turn, and renews its facts."""
+        """Puts more text to the end of the answer that is the last turn, and renews its facts. Without text they stay, unless the model
+        found the answer complete.
+        """
         turn = self.turns[self._leaf]
-        longer = turn.model_copy(update={"text": turn.text + text, "facts": facts.after(turn.facts)})
+        if not text and facts.finish != "stop":
+            return self
+        renewed = facts.after(turn.facts) if text or turn.facts is None else turn.facts.model_copy(update={"finish": "stop", "problem": ""})
+        longer = turn.model_copy(update={"text": turn.text + text, "facts": renewed})
         return self.model_copy(update={"turns": (*self.turns[: self._leaf], longer, *self.turns[self._leaf + 1 :])})
 
     def undo(self) -> Self:

@@ -7,7 +7,7 @@ from ui.chat.answer import Answer
 from ui.chat.conversation import Conversation
 from ui.markup import escape_html
 
-NEARLY_FULL, FULL = 0.8, 0.95  # of the context
+FILLING, NEARLY_FULL = 0.8, 0.95  # of the context
 
 
 def sending_html() -> str:
@@ -58,9 +58,11 @@ def _gauge_html(used: int, context: int) -> str:
     part = used / context
     words = f"{used:,} of {context:,} tokens of the context ({part:.0%})"
     level, advice = "", ""
-    if part >= FULL:
-        level, advice = " full", " The next answer may not fit: start a new conversation, or undo a question."
+    if part >= 1:
+        level, advice = " full", " It is full: start a new conversation, or undo a question."
     elif part >= NEARLY_FULL:
+        level, advice = " full", " The next answer may not fit: start a new conversation, or undo a question."
+    elif part >= FILLING:
         level, advice = " nearly", " It is nearly full: long questions will soon not fit."
     meter = f'<span class="meter" aria-hidden="true"><span style="width:{min(part, 1):.1%}"></span></span>'
     return f'<span class="gauge-line{level}">{meter}{words}.{advice}</span>'

@@ -17,6 +17,7 @@ Action = tuple[str, str]  # name, label
 ENDINGS = {
     "stop": "",
     "length": "The answer was cut: it reached the limit of tokens.",
+    "full": "The answer was cut: the context is full.",
     "stopped": "You stopped this answer.",
     "failed": "The answer broke off.",
 }
@@ -80,7 +81,7 @@ def _question_actions(is_last: bool) -> Sequence[Action]:
 
 def _answer_actions(turn: Turn, is_last: bool) -> Sequence[Action]:
     actions = []
-    if is_last and turn.text and turn.facts is not None and turn.facts.finish != "stop":
+    if is_last and turn.text and turn.facts is not None and turn.facts.finish not in ("stop", "full"):
         actions.append(("continue", "Continue"))
     actions.append(("retry", "Retry"))
     if turn.text:

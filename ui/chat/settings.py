@@ -7,6 +7,8 @@ from typing import Any
 
 import gradio as gr
 
+from ui.markup import escape_html
+
 DEFAULT = "Model's defaults"
 BUILT_IN = [  # fields: max_tokens, temperature, top_p, top_k, min_p, seed, stop, system
     [DEFAULT, "", "", "", "", "", "", "", ""],
@@ -15,6 +17,7 @@ BUILT_IN = [  # fields: max_tokens, temperature, top_p, top_k, min_p, seed, stop
 ]
 FIELDS = len(BUILT_IN[0]) - 1
 PRESETS_KEPT = 50
+NAME_LENGTH = 60  # letters
 Fields = list[str]
 Preset = list[str]
 
@@ -25,7 +28,7 @@ def settings_form(page: gr.Blocks) -> list[gr.Textbox]:
     chosen = gr.Dropdown(_names([]), value=DEFAULT, label="Preset", interactive=True, filterable=False, elem_id="preset")
     system = _textbox("System prompt", "none", lines=3)
     temperature = _textbox("Temperature (0 to 2)", "model's default")
-    top_p = _textbox("Top-p (above 0, up to 1)", "model's default")
+    top_p = _textbox("Top-p (0 to 1)", "model's default")
     top_k = _textbox("Top-k (0 keeps all tokens)", "model's default")
     min_p = _textbox("Min-p (0 to 1)", "model's default")
     seed = _textbox("Seed", "a new one for each answer")
@@ -42,13 +45,14 @@ def _presets(page: gr.Blocks, chosen: gr.Dropdown, fields: list[gr.Textbox]) -> 
     with gr.Row():
         save = gr.Button("Save preset", size="sm", min_width=90)
         delete = gr.Button("Delete preset", size="sm", min_width=90)
+    said = gr.HTML("", padding=False, elem_id="preset-said")
     kept = gr.BrowserState([], storage_key="litmus-settings", secret="litmus")
     presets = gr.BrowserState([], storage_key="litmus-presets", secret="litmus")
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     gr.on([field.change for field in fields], None, fields, kept, js="(...fields) => [fields]", **hidden)
     chosen.input(apply, [chosen, presets], fields, **hidden)
-    save.click(saved, [name, presets, *fields], [presets, chosen, name], **hidden)
-    delete.click(without, [chosen, presets], [presets, chosen], **hidden)
+    save.click(saved, [name, presets, *fields], [presets, chosen, name, said], **hidden)
+    delete.click(without, [chosen, presets], [presets, chosen, said], **hidden)
     page.load(restored, [kept, presets], [*fields, chosen], **hidden)
 
 
@@ -59,17 +63,32 @@ def apply(chosen: str, presets: list[Preset]) -> Fields:
 
 def saved(name: str, presets: list[Preset], *fields: str) -> tuple[Any, ...]:
     """Adds a preset, or replaces the one of that name. The names that the page brings are taken."""
-    name = name.strip()[:60]
-    if not name or name in [preset[0] for preset in BUILT_IN]:
-        raise gr.Error("Give the preset a name of its own.", print_exception=False)
-    kept = [preset for preset in sound(presets) if preset[0] != name][-PRESETS_KEPT + 1 :]
-    kept.append([name, *fields])
-    return kept, gr.update(choices=_names(kept), value=name), ""
+    name = name.strip()
+    if not name:
+        return _not_saved("Give the preset a name first.")
+    if name in _names([]):
+        return _not_saved(f"“{name}” comes with the page. Give the preset another name.")
+    if len(name) > NAME_LENGTH:
+        return _not_saved(f"The name has {len(name)} letters. Give the preset one of at most {NAME_LENGTH}.")
+    others = [preset for preset in sound(presets) if preset[0] != name]
+    kept = [*others[-PRESETS_KEPT + 1 :], [name, *fields]]
+    forgotten = f" The oldest of more than {PRESETS_KEPT} was deleted." if len(others) >= PRESETS_KEPT else ""
+    return kept, gr.update(choices=_names(kept), value=name), "", _status_html(f"“{name}” was saved.{forgotten}")
+
+
+def _not_saved(sentence: str) -> tuple[Any, ...]:
+    return gr.skip(), gr.skip(), gr.skip(), _status_html(sentence)
+
+
+def _status_html(sentence: str) -> str:
+    return f'<p class="status" role="status">{escape_html(sentence)}</p>'
 
 
 def without(chosen: str, presets: list[Preset]) -> tuple[Any, ...]:
+    if chosen in _names([]):
+        return gr.skip(), gr.skip(), _status_html(f"“{chosen}” comes with the page and stays. Choose one of yours to delete it.")
     kept = [preset for preset in sound(presets) if preset[0] != chosen]
-    return kept, gr.update(choices=_names(kept), value=DEFAULT)
+    return kept, gr.update(choices=_names(kept), value=DEFAULT), _status_html(f"“{chosen}” was deleted.")
 
 
 def restored(kept: Fields, presets: list[Preset]) -> tuple[Any, ...]:

@@ -91,6 +91,26 @@ litmus.shelf = (() => {
         part(".said").replaceChildren(sentence, ...more);
     }
 
+    // At the next step of the chat. What can be undone stays.
+    function hush() {
+        if (root && !part(".said button")) say("");
+    }
+
+    // A menu closes where anything else is clicked, and with Escape, which then does nothing else.
+    function closeMenus(except = null) {
+        const open = [...(root?.querySelectorAll(".menu[open]") ?? [])].filter((menu) => !menu.contains(except));
+        for (const menu of open) menu.open = false;
+        return open;
+    }
+
+    document.addEventListener("click", (event) => closeMenus(event.target));
+    document.addEventListener("keydown", (event) => {
+        const [menu] = event.key === "Escape" && !event.isComposing ? closeMenus() : [];
+        if (!menu) return;
+        event.stopImmediatePropagation();
+        menu.querySelector("summary").focus();
+    });
+
     function download(name, type, text) {
         const link = element("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
         link.click();
@@ -137,5 +157,5 @@ litmus.shelf = (() => {
         draw();
     }
 
-    return { mount, draw, say };
+    return { mount, draw, say, hush };
 })();

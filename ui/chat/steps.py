@@ -17,6 +17,7 @@ from ui.chat.answer import Answer
 from ui.chat.conversation import MAX_CHARACTERS, Conversation, ConversationError, Facts, load
 from ui.chat.desk import SKIP, Change
 from ui.chat.messages import chat_messages
+from ui.chat.sampling import Form, FormError
 
 ANSWER, CONTINUE = "answer", "continue"  # what may be running; blank is nothing
 TOO_LONG = "This conversation is too long for the page. Export it if you need it, and start a new one."
@@ -28,29 +29,31 @@ Served = list[Any]  # of the selected model: its name, its precision, its contex
 Draft = list[str]  # text, thought and facts of the answer on its way
 
 
-def send_question(running: str, kept: str, text: str, editing: str, notice: str | None) -> tuple[Any, ...]:
+def send_question(running: str, kept: str, text: str, editing: str, notice: str | None, *settings: str) -> tuple[Any, ...]:
     """The browser has taken the text out of the box, unless it is blank, an answer is in progress, or the selected model cannot chat
-    (`notice`). Puts back what cannot be sent.
+    (`notice`). Puts back what cannot be sent. `settings` are the fields of `Form`.
     """
     if not text.strip():
         return Change().updates
     if running or notice:
         return Change(box=text).updates
     try:
+        Form(*settings).request_fields()
         conversation = opened(kept)
         return _start(conversation.edit(int(editing), text) if editing else conversation.ask(text)).updates
-    except ConversationError as error:
+    except (ConversationError, FormError) as error:
         return Change(line=line.problem_html(str(error)), box=text).updates
 
 
-def act(action: str, running: str, kept: str, box: str, notice: str | None, served: Served) -> tuple[Any, ...]:
-    """What a button or a key asks for: a name, and an index or a text."""
+def act(action: str, running: str, kept: str, box: str, notice: str | None, served: Served, *settings: str) -> tuple[Any, ...]:
+    """What a button or a key asks for: a name, and an index or a text. `settings` are the fields of `Form`."""
     name, value = json.loads(action)
     try:
         change = ACTIONS[name](opened(value if name == "open" else kept), value, served)
-    except ConversationError as error:
-        change = Change(line=line.problem_html(str(error)))
-    starts = change.running not in (SKIP, "")
+        if starts := change.running not in (SKIP, ""):
+            Form(*settings).request_fields()
+    except (ConversationError, FormError) as error:
+        change, starts = Change(line=line.problem_html(str(error))), False
     return Change().updates if running or (starts and notice) else change.updates
 
 
@@ -68,6 +71,8 @@ def stop(running: str, kept: str, draft: Draft, box: str, notice: str | None, se
     question = conversation.last.text if conversation.last is not None and not text and running == ANSWER else ""
     ended = conversation.answer(text, thought, facts) if running == ANSWER else conversation.extend(text, facts)
     change = _shown(ended, served)
+    if running == CONTINUE and not text and facts.problem:
+        change = replace(change, line=line.problem_html(facts.problem))
     return replace(change, draft=[], box=box or question or SKIP, send=_send(notice), stop=_hidden()).updates
 
 

@@ -6,6 +6,8 @@ litmus.storage = (() => {
     const OPEN = "litmus-open"; // in sessionStorage: which conversation this tab shows
     const FORMAT = "litmus-conversations";
     const TITLE_LENGTH = 60;
+    const ELSEWHERE = "Another tab has gone on with this conversation, too. Both are kept: open it in this list to see the other's branch.";
+    let held = null; // the conversation as this tab had it last
 
     const parse = (text) => {
         try {
@@ -39,11 +41,43 @@ litmus.storage = (() => {
         return line.length > TITLE_LENGTH ? `${line.slice(0, TITLE_LENGTH).trimEnd()}…` : line || "Conversation";
     }
 
-    // The title stays as it is, because the visitor may have changed it; an unchanged conversation keeps its place in the list.
+    // The title stays as it is, because the visitor may have changed it; an unchanged conversation keeps its place in the list. Returns a sentence
+    // for the visitor, blank if there is nothing to say.
     function keep(conversation) {
         const known = get(conversation.id);
-        if (known && JSON.stringify(known.conversation) === JSON.stringify(conversation)) return true;
-        return put({ ...known, title: known?.title ?? titleOf(conversation), updated: Date.now(), conversation });
+        const whole = known ? joined(conversation, known.conversation) : conversation;
+        held = conversation;
+        if (known && JSON.stringify(known.conversation) === JSON.stringify(whole)) return "";
+        const isKept = put({ ...known, title: known?.title ?? titleOf(conversation), updated: Date.now(), conversation: whole });
+        return !isKept ? litmus.storage.FULL : whole === conversation ? "" : ELSEWHERE;
+    }
+
+    // Another tab may have gone on with the same conversation. Its turns become branches: those that this tab has never held, with what they follow.
+    // A turn that this tab has held and no longer has was given up here.
+    function joined(mine, theirs) {
+        const numbers = new Map(); // by what a turn says and follows
+        const numbered = (turns) => {
+            const found = [];
+            for (const { parent, role, text, facts } of turns) {
+                const key = JSON.stringify([found[parent], role, text, facts?.seed]);
+                if (!numbers.has(key)) numbers.set(key, numbers.size);
+                found.push(numbers.get(key));
+            }
+            return found;
+        };
+        const places = new Map(numbered(mine.turns).map((number, index) => [number, index]));
+        const before = new Set(held?.id === mine.id ? numbered(held.turns) : []);
+        const turns = [...mine.turns], others = numbered(theirs.turns);
+        const place = (index) => {
+            const { parent, ...turn } = theirs.turns[index], number = others[index];
+            if (!places.has(number)) {
+                const follows = Number.isInteger(parent) ? { parent: place(parent) } : {};
+                places.set(number, turns.push({ ...turn, ...follows }) - 1);
+            }
+            return places.get(number);
+        };
+        others.forEach((number, index) => before.has(number) || place(index));
+        return turns.length > mine.turns.length ? { ...mine, turns } : mine;
     }
 
     function rename(id, title) {

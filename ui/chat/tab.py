@@ -3,6 +3,7 @@
 Everything a visitor writes or gets stays in their browser; this module holds no state between calls.
 """
 
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -60,24 +61,27 @@ class ChatTab:
             self.send = gr.Button("Send", variant="primary", min_width=90, scale=0, elem_id="send")
             self.stop = gr.Button("Stop", variant="stop", min_width=90, scale=0, visible=False, elem_id="stop")
         gr.HTML('<p id="said" class="unseen-text" role="status"></p>', padding=False)
-        self.act = gr.Button("Act", visible="hidden", elem_id="act")
+        self.act, self.lost = (gr.Button(name, visible="hidden", elem_id=name.lower()) for name in ("Act", "Lost"))
         # Gradio changes what is not shown at once: a component that is shown may still have its old value when the next step begins.
         self.kept, self.action, self.running, self.editing = (gr.Textbox("", visible=False) for _ in range(4))
         self.draft, self.served = gr.JSON([], visible=False), gr.JSON([], visible=False)
 
     def connect(self, visitors: Visitors, page: gr.Blocks, model: gr.Dropdown, score_text: gr.Textbox) -> None:
         desk = self._desk(score_text)
+        sending = [self.box.submit, self.send.click]
+        inputs = [self.running, self.box, self.notice, self.line]
+        gr.on(sending, None, inputs, self.line, js=f"(...all) => litmus.sending(all, {json.dumps(line.sending_html())})", **HIDDEN)
         asked = gr.on(
-            [self.box.submit, self.send.click],
+            sending,
             steps.send_question,
-            [self.running, self.kept, self.box, self.editing, self.notice],
+            [self.running, self.kept, self.box, self.editing, self.notice, *self.settings],
             desk.outputs,
             js="(...all) => litmus.take(all)",
             queue=False,
             **HIDDEN,
         )
         asked.success(None, None, None, js="() => litmus.taken('')", **HIDDEN)
-        inputs = [self.action, self.running, self.kept, self.box, self.notice, self.served]
+        inputs = [self.action, self.running, self.kept, self.box, self.notice, self.served, *self.settings]
         acted = self.act.click(steps.act, inputs, desk.outputs, js="(...all) => litmus.inputs(all)", queue=False, **HIDDEN)
         acted.then(None, None, None, js="() => litmus.acted()", **HIDDEN)
         opened = page.load(steps.act, inputs, desk.outputs, js="(...all) => litmus.firstInputs(all)", queue=False, **HIDDEN)
@@ -88,6 +92,9 @@ class ChatTab:
         for stream in answered:
             stream.then(steps.finish, ends, desk.outputs, queue=False, **HIDDEN)
         self.stop.click(None, cancels=answered).then(steps.stop, ends, desk.outputs, queue=False, **HIDDEN)
+        inputs = [self.kept, self.draft, self.running]
+        ended = [self.line, *inputs, self.send, self.stop]
+        self.lost.click(None, inputs, ended, js="(...all) => litmus.cutOff(all)", **HIDDEN)
         self.kept.change(None, self.kept, None, js="(text) => litmus.keep(text)", **HIDDEN)
         self.notice.change(steps.send_update, [self.running, self.notice], self.send, queue=False, **HIDDEN)
 
@@ -147,17 +154,21 @@ def answer_handler(visitors: Visitors) -> AnswerHandler:
 
 
 def request_body(conversation: Conversation, running: str, model: str | None, form: Form) -> RequestFields:
-    """The request for the next answer. A seed is drawn where the form has none, so that the answer can be repeated."""
+    """The request for the next answer. A seed is drawn where the form has none, so that the answer can be repeated. An answer goes on with
+    the seed of its first part.
+    """
     model_field = {} if model is None else {"model": model}
     going_on = {"continue_final_message": True} if running == steps.CONTINUE else {}
     messages = [*form.system_messages(), *request_messages(conversation)]
-    return {**model_field, "messages": messages, **going_on, "seed": secrets.randbelow(SEEDS), **form.request_fields()}
+    begun = conversation.last.facts if running == steps.CONTINUE and conversation.last is not None else None
+    seed = secrets.randbelow(SEEDS) if begun is None or begun.seed is None else begun.seed
+    return {**model_field, "messages": messages, **going_on, "seed": seed, **form.request_fields()}
 
 
 def _new_answer(conversation: Conversation, running: str, served: steps.Served) -> Answer:
     begun = conversation.last.text if running == steps.CONTINUE and conversation.last is not None else ""
     name, precision = served[:2] if served else ("", "")
-    return Answer(time.perf_counter(), model=name, precision=precision, begun=begun)
+    return Answer(time.perf_counter(), model=name, precision=precision, begun=begun, context=steps.context_of(served))
 
 
 def _drawn(conversation: Conversation, answer: Answer, served: steps.Served) -> tuple[Any, ...]:

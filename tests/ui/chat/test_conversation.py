@@ -74,6 +74,18 @@ def test_a_continued_answer_grows_and_counts_all_its_tokens():
     assert facts is not None and (facts.prompt_tokens, facts.completion_tokens, facts.finish) == (10, 8, "stop")
 
 
+def test_a_continued_answer_keeps_the_seed_of_its_first_part_and_all_its_facts_where_nothing_came():
+    first = Facts(model="m", seed=7, prompt_tokens=10, completion_tokens=5, finish="length")
+    cut = EMPTY.ask("Who?").answer("Once ", "", first)
+    assert cut.extend("", Facts(seed=9, finish="failed", problem="No room.")) == cut == cut.extend("", Facts(finish="stopped"))
+    assert cut.extend("", Facts(seed=9, prompt_tokens=15, completion_tokens=1)).turns[1].facts == first.model_copy(
+        update={"finish": "stop"}
+    )
+    for later in (Facts(seed=9, prompt_tokens=15, completion_tokens=3), Facts(seed=9, finish="stopped")):
+        facts = cut.extend("upon.", later).turns[1].facts
+        assert facts is not None and facts.seed == 7
+
+
 @pytest.mark.parametrize(
     "text",
     [

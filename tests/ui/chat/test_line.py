@@ -34,7 +34,13 @@ def test_the_line_follows_an_answer_from_the_queue_to_its_last_token():
 
 @pytest.mark.parametrize(
     ("used", "level", "advice"),
-    [(799, "", ""), (800, "nearly", "nearly full"), (949, "nearly", "nearly full"), (950, "full", "may not fit")],
+    [
+        (799, "", ""),
+        (800, "nearly", "nearly full"),
+        (949, "nearly", "nearly full"),
+        (950, "full", "may not fit"),
+        (1000, "full", "It is full"),
+    ],
 )
 def test_the_context_warns_at_80_and_95_percent(used: int, level: str, advice: str):
     facts = Facts(prompt_tokens=used - 10, completion_tokens=10)

@@ -55,6 +55,14 @@ def test_an_answer_that_was_cut_says_so_and_can_go_on(facts: Facts, sentence: st
     assert "continue-1" not in buttons(chat_messages(answered("", facts=facts))[1])
 
 
+def test_an_answer_that_fills_the_context_says_so_and_cannot_go_on():
+    answer = Answer(0.0, "Once.", finish_reason="length", prompt_tokens=1015, completion_tokens=9, context=1024)
+    message = chat_messages(answered(facts=answer.facts()))[1]
+    assert "the context is full" in texts(message)[-1] and "continue-1" not in buttons(message)
+    answer.context = 1025
+    assert answer.facts().finish == "length"
+
+
 def test_branches_have_a_pager():
     conversation = answered().retry(1).answer("Twice.", "", FACTS)
     assert buttons(chat_messages(conversation)[1])[:1] == ["show-1"]

@@ -1,5 +1,6 @@
 import pytest
 
+from app.schemas.generation import ChatRequest
 from ui.chat.sampling import Form, FormError
 
 
@@ -11,6 +12,11 @@ def test_a_blank_form_sends_nothing():
 
 def test_zero_is_sent():
     assert Form(temperature="0", top_k="0", seed="0").request_fields() == {"temperature": 0.0, "top_k": 0, "seed": 0}
+
+
+def test_the_bounds_themselves_are_taken():
+    at_bounds = Form(max_tokens="1", temperature="2", top_p="0", top_k="0", min_p="1", seed=str(-(2**63)), stop="x\n" * 16)
+    ChatRequest(messages=[{"role": "user", "content": "Hello"}], **at_bounds.request_fields())
 
 
 def test_every_field_is_sent_under_its_wire_name():
@@ -32,11 +38,17 @@ def test_every_field_is_sent_under_its_wire_name():
     [
         (Form(seed="seven"), "Seed must be a whole number, not “seven”"),
         (Form(max_tokens="1.5"), "Max tokens must be a whole number"),
-        (Form(temperature="hot"), "Temperature must be a number, not “hot”"),
-        (Form(top_p="nan"), "Top-p must be a number"),
-        (Form(min_p="inf"), "Min-p must be a number"),
+        (Form(temperature="hot"), "Temperature must be a number from 0 to 2, not “hot”"),
+        (Form(temperature="2.01"), "Temperature must be a number from 0 to 2, not “2.01”"),
+        (Form(top_p="nan"), "Top-p must be a number from 0 to 1"),
+        (Form(min_p="inf"), "Min-p must be a number from 0 to 1"),
+        (Form(min_p="-0.1"), "Min-p must be a number from 0 to 1"),
+        (Form(top_k="-5"), "Top-k must be a whole number of at least 0, not “-5”"),
+        (Form(max_tokens="0"), "Max tokens must be a whole number of at least 1"),
+        (Form(seed=str(2**63)), "Seed must be a whole number from -9223372036854775808 to 9223372036854775807"),
+        (Form(stop="x\n" * 17), "at most 16 stop strings, not 17"),
     ],
 )
-def test_a_field_that_is_not_a_number_is_an_error(form: Form, message: str):
+def test_a_field_that_is_no_number_or_out_of_its_bounds_is_an_error(form: Form, message: str):
     with pytest.raises(FormError, match=message):
         form.request_fields()

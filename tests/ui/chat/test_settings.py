@@ -15,18 +15,35 @@ def test_each_built_in_preset_fills_the_form_with_what_the_wire_takes(preset: li
 
 
 def test_a_preset_is_saved_replaced_applied_and_deleted():
-    kept, chosen, name = settings.saved(" mine ", [], *MINE[1:])
+    kept, chosen, name, said = settings.saved(" mine ", [], *MINE[1:])
+    assert "“mine” was saved." in said
     assert (kept, chosen["value"], name) == ([MINE], "mine", "") and ("mine", "mine") in [(n, n) for n in chosen["choices"]]
     again, *_ = settings.saved("mine", kept, *[""] * 8)
     assert again == [["mine", *[""] * 8]]
     assert settings.apply("mine", kept) == MINE[1:]
-    assert settings.without("mine", kept)[0] == []
+    left, chosen, said = settings.without("mine", kept)
+    assert (left, chosen["value"]) == ([], settings.DEFAULT) and "“mine” was deleted." in said
 
 
-@pytest.mark.parametrize("name", [" ", settings.DEFAULT])
-def test_a_preset_needs_a_name_of_its_own(name: str):
-    with pytest.raises(gr.Error, match="a name of its own"):
-        settings.saved(name, [], *[""] * 8)
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [(" ", "Give the preset a name first."), (settings.DEFAULT, "comes with the page"), ("x" * 61, "61 letters"), ("<" * 61, "at most 60")],
+)
+def test_a_preset_needs_a_name_of_its_own(name: str, sentence: str):
+    *unchanged, said = settings.saved(name, [], *[""] * 8)
+    assert unchanged == [gr.skip()] * 3 and sentence in said and 'role="status"' in said and "<<" not in said
+
+
+def test_a_preset_of_the_page_is_not_deleted():
+    *unchanged, said = settings.without(settings.DEFAULT, [MINE])
+    assert unchanged == [gr.skip()] * 2 and "comes with the page and stays" in said
+
+
+def test_the_oldest_preset_makes_room_and_the_page_says_so():
+    presets = [[f"number {index}", *[""] * 8] for index in range(settings.PRESETS_KEPT)]
+    kept, _, _, said = settings.saved("mine", presets, *MINE[1:])
+    assert len(kept) == settings.PRESETS_KEPT and kept[-1] == MINE and "oldest" in said
+    assert "oldest" not in settings.saved("number 7", presets, *[""] * 8)[3]
 
 
 @pytest.mark.parametrize("kept", [[], None, ["1"], {"a": 1}])

@@ -51,6 +51,15 @@ def test_a_conversation_that_is_too_long_or_broken_is_refused_in_a_sentence():
     assert "not a conversation" in act("open", "{}")["line"]
 
 
+def test_settings_out_of_bounds_are_told_before_anything_is_sent():
+    hot = ("", "9")
+    change = changes(steps.send_question("", "", "Who?", "", "", *hot))
+    assert list(change) == ["line", "box"] and "Temperature must be a number from 0 to 2" in change["line"] and change["box"] == "Who?"
+    retried = changes(steps.act('["retry", 1]', "", TALK.dump(), "", "", SERVED, *hot))
+    assert list(retried) == ["line"] and "Temperature" in retried["line"]
+    assert changes(steps.act('["undo", 1]', "", TALK.dump(), "", "", SERVED, *hot))["box"] == "Who?"
+
+
 def test_an_answer_that_ended_becomes_a_turn():
     asked = Conversation(id="c").ask("Who?").dump()
     answer = Answer(0.0, "Me.")
@@ -78,6 +87,13 @@ def test_a_question_without_an_answer_returns_to_an_empty_box(box: str, after: s
 def test_a_continued_answer_grows():
     draft = steps.pack(Answer(0.0, " More."), DONE)
     assert load(changes(steps.finish("continue", TALK.dump(), draft, "", "", SERVED))["kept"]).turns[1].text == "Me. More."
+
+
+def test_a_continuation_that_fails_is_told_in_the_line_only():
+    failed = steps.pack(Answer(0.0), Facts(finish="failed", problem="The context holds 1024."))
+    change = changes(steps.finish("continue", TALK.dump(), failed, "", "", SERVED))
+    assert change["kept"] == TALK.dump() and "The context holds 1024." in change["line"]
+    assert change["running"] == "" and "box" not in change
 
 
 def test_actions_choose_what_is_shown():

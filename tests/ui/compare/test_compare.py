@@ -109,7 +109,7 @@ def test_a_number_that_is_none_is_said_on_its_side() -> None:
         return sides
 
     wrong, right = asyncio.run(main())
-    assert "Temperature must be a number, not “warm”" in wrong.problem and not right.problem
+    assert "Temperature must be a number from 0 to 2, not “warm”" in wrong.problem and not right.problem
 
 
 def test_stop_closes_both_requests_and_keeps_the_texts() -> None:
