@@ -1,6 +1,5 @@
 """Bodies of /v1/models, /health, /ready and /slots: which models are served, whether they are ready, what their slots hold."""
 
-from datetime import datetime
 from typing import Literal
 
 from pydantic import ConfigDict, Field
@@ -150,8 +149,8 @@ class ModelCard(Wire):
     created: int
     owned_by: str = "litmus"
     type: Literal["model"] = Field("model", description="this, display_name and created_at are Anthropic's")
-    display_name: str
-    created_at: datetime
+    display_name: str | None = None
+    created_at: str | None = Field(None, description="the same as created, as RFC 3339 has it")
     parent: str | None = Field(None, description="the base, if this is a LoRA adapter that is served beside it; the base is its observer")
     status: ModelStatus = Field("ready", description="loading: its process died, or a request waits; unloaded: the next request loads it")
     default: bool = Field(description="used for requests that name no model")

@@ -1,7 +1,6 @@
 """The routes that report state: health, readiness, served models, slots. Knows no engine and no queue."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
@@ -28,7 +27,7 @@ from app.schemas import (
 )
 from app.scoring.detector import UNCALIBRATED, Detector
 from serve.routes.overview import slot_state, waiting_state
-from serve.upstream.cards import Cards
+from serve.upstream.cards import Cards, rfc3339
 from serve.workers.progress import progress_of
 from serve.workers.router import Router
 
@@ -116,7 +115,7 @@ def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> 
     return ModelCard(
         id=facts.name,
         display_name=facts.name,
-        created_at=datetime.fromtimestamp(started, UTC),
+        created_at=rfc3339(started),
         parent=facts.parent,
         created=started,
         default=facts.name == default,

@@ -1,7 +1,7 @@
 """What /v1/models and /ready say of the models of upstreams. Where an upstream does not say something, it is null. Knows no HTTP."""
 
+import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -52,7 +52,7 @@ def card_of(pool: Pool, created: int, is_default: bool) -> ModelCard:
         "id": pool.name,
         "created": created,
         "display_name": pool.name,
-        "created_at": datetime.fromtimestamp(created, UTC),
+        "created_at": rfc3339(created),
         "owned_by": first.abilities.kind,
         "default": is_default,
         "context": context,
@@ -93,3 +93,8 @@ def state_of(upstream: Upstream) -> UpstreamState:
         concurrency=upstream.limit,
         routes=[] if abilities is None else sorted(abilities.routes),
     )
+
+
+def rfc3339(seconds: int) -> str:
+    """A time since 1970 in UTC, as Anthropic's API writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

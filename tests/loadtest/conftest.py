@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -23,8 +22,6 @@ from app.schemas import ChatRequest, DefaultSamplingParams, ModelCard, ModelList
 CARD = ModelCard(
     id="fake",
     created=0,
-    display_name="fake",
-    created_at=datetime(2026, 11, 30, tzinfo=UTC),
     default=True,
     context=128,
     max_model_len=128,
