@@ -211,7 +211,7 @@ def end_of(status: int | None) -> str:
     """What is said of the API process that ended by itself; a signal leaves no line in the log."""
     if status is None or status >= 0:
         return "the process that answers requests ended; the lines above say why"
-    reason = "; the system does that where memory ends" if -status == signal.SIGKILL else ""
+    reason = "; the system does so where memory runs out" if -status == signal.SIGKILL else ""
     return f"the process that answers requests was ended by signal {-status} ({signal.strsignal(-status)}){reason}"
 
 

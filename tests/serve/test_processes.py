@@ -44,7 +44,7 @@ def test_a_server_that_shuts_down_already_ends_without_an_error() -> None:
     ("status", "says"),
     [
         (1, "ended; the lines above say why"),
-        (-signal.SIGKILL, "was ended by signal 9 (Killed); the system does that where memory ends"),
+        (-signal.SIGKILL, "was ended by signal 9 (Killed); the system does so where memory runs out"),
         (-signal.SIGSEGV, "was ended by signal 11 (Segmentation fault)"),
         (-40, "was ended by signal 40 ("),
     ],

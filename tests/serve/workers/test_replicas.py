@@ -202,4 +202,4 @@ def test_a_killed_api_process_ends_the_server(running: RunningServer) -> None:
     lines = [
         line for line in running.log.read_text().splitlines() if "resource_tracker" not in line
     ]  # of the worker that was killed before
-    assert lines[-1].startswith("litmus: the process that answers requests ended")
+    assert lines[-1].startswith("litmus: the process that answers requests was ended by signal 9 (Killed)")
