@@ -135,7 +135,8 @@ class GrammarCompiler:
         self._tokenizer = LLTokenizer(_with_secret_control_tokens(tokenizer), n_vocab=vocabulary, eos_token=eos)
         added = AddedTokens({token.content: id for id, token in tokenizer.added_tokens_decoder.items()}, frozenset(), frozenset())
         self._marks = [[token for part in added.split(mark) for token in self._tokens_of(part, added)] for mark in marks]
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # by the grammar's text, least recently used first
+        # By the grammar's text, least recently used first.
+        self._compiled: OrderedDict[str, tuple[LLMatcher, Completions]] = OrderedDict()
         self._searched: OrderedDict[tuple[str, int], list[int] | None] = OrderedDict()  # completions by grammar and `max_tokens`
         self._pool = ThreadPoolExecutor(1, "grammars")
 
@@ -153,12 +154,12 @@ class GrammarCompiler:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)  # its log lines would quote the answer
             if matcher.is_error():
                 raise InvalidRequest(f"the grammar cannot be compiled: {_error_line(matcher)}", code="unsupported_schema")
-            self._compiled[grammar] = matcher
+            self._compiled[grammar] = matcher, self._completions.of_grammar(grammar)
         self._compiled.move_to_end(grammar)
         while len(self._compiled) > MAX_CACHED_GRAMMARS:
             self._compiled.popitem(last=False)
-        matcher = self._compiled[grammar].deep_copy()
-        completions = self._completions.of_grammar(grammar)
+        compiled, completions = self._compiled[grammar]
+        matcher = compiled.deep_copy()
         state = GrammarState(matcher, completions, self._completion_of(grammar, completions, matcher, max_tokens))
         for left, token in zip(range(max_tokens - 1, 0, -1), sampled, strict=False):
             state.steer(token, left)

@@ -96,7 +96,7 @@ class DecodeGraphs:
     @torch.inference_mode()
     def record(self) -> None:
         """Record all steps, and compare what some of them compute. Raises `RuntimeError` if that is impossible or wrong."""
-        self._send([])
+        self._send([], "likeliest")
         for rows in reversed(self.counts):  # the largest first: the others fit into its memory
             for width in self._widths:
                 for choice in CHOICES:
@@ -107,11 +107,12 @@ class DecodeGraphs:
     @torch.inference_mode()
     def launch(self, rows: Sequence[DecodeRow]) -> Launched:
         """Give a step of at most `most_rows` rows to the device. What the step before last has drawn is no longer there after this."""
-        self._send(rows)
+        choice = _choice(rows)
+        self._send(rows, choice)
         height = next(each for each in self.counts if each >= len(rows))
         longest = max(row.position // PAGE_TOKENS + 1 for row in rows)
         width = next(each for each in self._widths if each >= longest)
-        self._replays[height, width, _choice(rows)]()
+        self._replays[height, width, choice]()
         drawn = self._drawn_hosts[self._turn][: len(rows)]
         drawn.copy_(self._drawn[: len(rows)], non_blocking=True)
         return Launched(drawn, _event(self._flat.device))
@@ -121,7 +122,7 @@ class DecodeGraphs:
         """The logits `[rows, vocab]` of these rows of the latest step."""
         return self._logits[: len(rows)].clone() if rows == list(range(len(rows))) else self._logits[rows]
 
-    def _send(self, rows: Sequence[DecodeRow]) -> None:
+    def _send(self, rows: Sequence[DecodeRow], choice: Choice) -> None:
         self._turn = 1 - self._turn
         host = self._hosts[self._turn]
         numbers, integers = host[:, : 8 * COLUMNS].view(torch.float64).numpy(), _integers(host, len(self._flat.scoring_pages)).numpy()
@@ -135,7 +136,7 @@ class DecodeGraphs:
         integers[len(rows) :, TABLE] = self._spare
         numbers[len(rows) :] = drawing.GREEDY
         self._inputs.copy_(host, non_blocking=True)
-        if _choice(rows) == "changed and drawn":
+        if choice == "changed and drawn":
             self._send_changes(rows)
 
     def _send_changes(self, rows: Sequence[DecodeRow]) -> None:

@@ -7,17 +7,14 @@ Refuses by name what llguidance would ignore, what would keep it busy for second
 (docs/structured.md has the measurements). Knows no model, no tokenizer and no request.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from decimal import Decimal
-from functools import cache
 from itertools import chain
 from math import prod
 
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
-
 from app.forms.grammar import KEYWORDS, Schema, child_schemas, is_intersected, json_grammar, pointer_token, simplified, subschemas
 from app.forms.patterns import regex_size, uses_rust_set_syntax
+from app.forms.trial import grammar_problem
 
 ANNOTATIONS = frozenset(  # by the standard they restrict nothing
     "title description default examples example deprecated readOnly writeOnly $schema $id $anchor $comment contentEncoding "
@@ -35,10 +32,6 @@ MAX_PATTERN_CHARS = 10_000
 MAX_PATTERN_ATOMS = 100_000  # with repetitions written out: at 1,000,000 llguidance's lexer gives up
 MAX_VARIABLE_REPEATS = 2000  # of several repetitions {m,n}: from 4,000 on llguidance's lexer may give up
 MAX_NUMBER = 2**53  # beyond it llguidance 1.9.1 writes another number, because it counts in float64
-
-TRIED_BYTES = 256  # of an answer, when a grammar is tried out
-# Token ids in the order of preference when a grammar is tried out: what opens a value comes before what closes one.
-TRIED_ORDER = (*b'{["]},', *range(48, 58), *range(97, 123), *range(257))
 
 
 def combined_problem(schemas: Sequence[Schema]) -> str | None:
@@ -58,47 +51,7 @@ def _multiple_of(schema: Schema) -> Decimal | None:
 def schema_problem(schema: Schema) -> str | None:
     for problem in _problems(simplified(schema)):
         return problem
-    matcher = LLMatcher(byte_tokenizer(), json_grammar(schema), log_level=0)
-    _try_out(matcher)
-    return _client_sentence(matcher.get_error()) or None
-
-
-def _try_out(matcher: LLMatcher) -> None:
-    """Feeds the beginning of an answer that nests as deep as the grammar allows: some grammars fail only there."""
-    for _ in range(TRIED_BYTES):
-        if matcher.is_error() or matcher.is_stopped():
-            return
-        mask = matcher.compute_bitmask()
-        if not matcher.is_error():
-            matcher.consume_token(next(byte for byte in TRIED_ORDER if mask[byte >> 3] >> (byte & 7) & 1))
-
-
-class ByteVocabulary:
-    """A vocabulary of the 256 bytes and an end token, for trying out a grammar where no model is known."""
-
-    eos_token_id = 256
-    bos_token_id = None
-    special_token_ids = (eos_token_id,)
-    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
-
-
-@cache
-def byte_tokenizer() -> LLTokenizer:
-    return LLTokenizer(TokenizerWrapper(ByteVocabulary()))
-
-
-def _client_sentence(error: str) -> str:
-    """llguidance's error without line numbers, which refer to a grammar that the client did not write."""
-    if error.startswith("NoExtension"):
-        return "no answer can conform to it"
-    if "coerce_one_of" in error:
-        return "alternatives of oneOf that may overlap are not supported; use anyOf"
-    message = re.sub(r"^at \d+\(\d+\): ", "", error.strip()).removeprefix("failed to compile JSON schema: ")
-    reason = re.search(r"^error: (.*)", message, re.M) if message.startswith("regex parse error") else None
-    return f"pattern: {reason[1]}" if reason else message.partition("\n")[0][:300]
+    return grammar_problem(json_grammar(schema))
 
 
 def _problems(schema: Schema) -> Iterator[str]:

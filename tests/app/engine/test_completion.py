@@ -16,7 +16,8 @@ from tokenizers import AddedToken
 from app.engine.completion import Completions, allowed
 from app.engine.grammar import GrammarCompiler
 from app.forms.grammar import Schema, json_grammar
-from app.forms.validation import byte_tokenizer, schema_problem
+from app.forms.trial import byte_tokenizer
+from app.forms.validation import schema_problem
 from app.tokenizer import Tokenizer
 
 LONGEST = 400

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from app.engine.vocabulary import Vocabulary, within_bounds
-from app.forms.validation import byte_tokenizer
+from app.forms.trial import byte_tokenizer
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from app.forms.grammar import Schema, json_grammar, schema_term, simplified, with_closed_objects
-from app.forms.validation import ByteVocabulary, schema_problem
+from app.forms.trial import ByteVocabulary
+from app.forms.validation import schema_problem
 
 BYTES = LLTokenizer(TokenizerWrapper(ByteVocabulary()))
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"), max_size=8)  # llguidance never writes U+007F

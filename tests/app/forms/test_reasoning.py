@@ -10,7 +10,7 @@ from app.forms.grammar import json_grammar
 from app.forms.reasoning import ReasoningFormat, ThoughtSplitter, after_thought, in_answer_marks, learn_reasoning
 from app.forms.splitter import Place
 from app.forms.tools import AddedTokens
-from app.forms.validation import byte_tokenizer
+from app.forms.trial import byte_tokenizer
 
 THINK = ReasoningFormat("<think>", "</think>")
 FORM = json_grammar({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]})

@@ -12,7 +12,8 @@ from llguidance import LLMatcher
 
 from app.forms.grammar import Schema, json_grammar
 from app.forms.patterns import regex_size, uses_rust_set_syntax
-from app.forms.validation import MAX_MIN_ITEMS, MAX_MIN_LENGTH, MAX_OPTIONAL_PROPERTIES, byte_tokenizer, schema_problem
+from app.forms.trial import byte_tokenizer
+from app.forms.validation import MAX_MIN_ITEMS, MAX_MIN_LENGTH, MAX_OPTIONAL_PROPERTIES, schema_problem
 
 
 def chained(count: int) -> Schema:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from app.forms.parser import overlap
 from app.forms.reasoning import ReasoningFormat
 from app.forms.splitter import Place
-from app.forms.validation import byte_tokenizer
+from app.forms.trial import byte_tokenizer
 from app.schemas import ChatRequest
 from app.tokenizer import Tokenizer
 from serve.wire.thought import Thought, limit_of
