@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from app.ledger.folder import Folder
 from app.ledger.tables import metadata
 from app.settings import JobSettings, ModelSettings, QueueSettings, ServerSettings, Settings
 from app.tokenizer import Tokenizer
+from jobs import lane, trainer
 from jobs.leases import Leases
 from jobs.sweeper import Sweeper
 from jobs.worker import Worker
@@ -42,6 +44,8 @@ from serve.observe.middleware import observe
 from serve.routes import create_job_routes, create_routes
 from serve.workers.messages import Ready
 from serve.workers.router import Router
+
+FAKE_TRAINER = Path(__file__).parents[1] / "fake_trainer.py"
 
 SLOTS = 8
 LIMIT = 20_000  # of a body, so of a line
@@ -234,3 +238,11 @@ def table(tmp_path: Path) -> Table:
 
 def get(url: str, **headers: str) -> httpx.Response:
     return httpx.get(url, headers=headers, trust_env=False)
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """The pretending process, and no pauses."""
+    monkeypatch.setattr(trainer, "COMMAND", (sys.executable, "-S", str(FAKE_TRAINER)))
+    for name in ("LOOK_S", "TELL_S", "PAUSE_S", "BEAT_S"):
+        monkeypatch.setattr(lane, name, 0.02)

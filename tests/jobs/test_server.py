@@ -5,8 +5,10 @@ import io
 
 import httpx
 import pytest
+from batch_lines import ids, line
 
 from app.settings import Settings
+from jobs import policy
 from jobs.leases import Task
 from jobs.policy import Part
 from jobs.runs import Claim
@@ -97,3 +99,24 @@ def test_a_whole_file_is_not_taken_for_a_part_of_it():
     assert asked("file", file) == b"{}\n"
     with pytest.raises(Unavailable):
         asked("part", file)
+
+
+def test_pages_of_a_proxy_are_neither_answers_nor_files(hosted, monkeypatch):
+    """The first time that anything is asked for, a page comes in its place."""
+    monkeypatch.setattr(policy, "pause_s", lambda tries, retry_after=None: 0.0)
+    monkeypatch.setattr("jobs.worker.PAUSE_S", 0.0)
+    send, seen = httpx.AsyncHTTPTransport.handle_async_request, set()
+
+    async def send_or_page(transport, request):
+        asked = request.method, request.url.path, request.headers.get("range"), request.headers.get("content-length")
+        if asked in seen:
+            return await send(transport, request)
+        seen.add(asked)
+        return httpx.Response(200, html="<h1>Please sign in</h1>")
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", send_or_page)
+    made = hosted.start(line("a"), line("b", prompt="b", max_tokens=1))
+    hosted.work()
+    assert len(seen) == 6  # the file and its part, the models, two lines, the output
+    assert hosted.client().batches.retrieve(made.id).status == "completed"
+    assert (ids(hosted.output(made)[0]), hosted.output(made)[1]) == (["a", "b"], [])

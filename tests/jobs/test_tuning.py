@@ -1,79 +1,17 @@
 """Fine-tuning jobs from the official client through the real routes and a worker's lane to a process that pretends to train."""
 
-import sys
-import threading
-import time
-from contextlib import contextmanager
-from pathlib import Path
-
 import openai
 import pytest
 from serving import wait_for
+from tuning_jobs import events, reached, run_folder, start, steps, upload, working
 
-from app.errors import Conflict, StorageFull
-from app.ledger.folder import Folder
 from app.schemas.tuning import Hyperparameters
-from jobs import lane as module
-from jobs import policy, trainer
-from jobs.lane import Lane
+from jobs import policy
 from jobs.leases import LeaseLost, Leases
 from jobs.runs import Runs
 from jobs.server import Refused, Server
 
-FAKE = Path(__file__).parents[1] / "fake_trainer.py"
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    """The pretending process, and no pauses."""
-    monkeypatch.setattr(trainer, "COMMAND", (sys.executable, "-S", str(FAKE)))
-    for name in ("LOOK_S", "TELL_S", "PAUSE_S", "BEAT_S"):
-        monkeypatch.setattr(module, name, 0.02)
-
-
-def upload(hosted, text="{}", name=None):
-    return hosted.client(name).files.create(file=("t.jsonl", text.encode()), purpose="fine-tune").id
-
-
-def start(hosted, text="{}", name=None, **more):
-    return hosted.client(name).fine_tuning.jobs.create(model="fake", training_file=upload(hosted, text, name), **more)
-
-
-@contextmanager
-def working(hosted, name="w", lease_s=30.0):
-    """A worker's lane, told to stop at the end."""
-    stopping = threading.Event()
-    runs = Runs(hosted.database, Leases(hosted.database, name, lease_s))
-    lane = Lane(hosted.settings, runs, Folder(hosted.settings.jobs.folder).secret(), stopping)
-    thread = threading.Thread(target=lane.run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        thread.join(60)
-        assert not thread.is_alive()
-
-
-def reached(hosted, job, *statuses, name=None):
-    end = time.monotonic() + 60
-    while (shown := hosted.client(name).fine_tuning.jobs.retrieve(job.id)).status not in statuses:
-        assert time.monotonic() < end, shown
-        time.sleep(0.02)
-    return shown
-
-
-def events(hosted, job):
-    """From the first to the last."""
-    return list(hosted.client().fine_tuning.jobs.list_events(job.id, limit=3))[::-1]  # in several pages
-
-
-def steps(hosted, job):
-    return [event.data["step"] for event in events(hosted, job) if event.type == "metrics"]
-
-
-def run_folder(hosted, job):
-    return Folder(hosted.settings.jobs.folder).run(job.id)
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 def test_a_job_from_its_file_to_its_model(hosted):
@@ -214,57 +152,6 @@ def test_a_lost_workers_job_goes_to_another_one_when_its_lease_ends(hosted):
         Runs(hosted.database, Leases(hosted.database, "other", 30)).release(stolen)
         reached(hosted, job, "succeeded")
     assert steps(hosted, job) == [1, 2, 3, 4, 5, 6]
-
-
-def test_jobs_and_models_belong_to_the_key_that_made_them(shared):
-    job = start(shared, name="alice")
-    others = shared.client("bob").fine_tuning.jobs
-    for ask in (others.retrieve, others.cancel, others.pause, others.list_events, others.checkpoints.list):
-        with pytest.raises(openai.NotFoundError):
-            list(ask(job.id))
-    assert list(others.list()) == [] and len(list(shared.client("alice").fine_tuning.jobs.list())) == 1
-    with pytest.raises(openai.BadRequestError, match="no file"):
-        others.create(model="fake", training_file=job.training_file)
-    with working(shared):
-        job = reached(shared, job, "succeeded", name="alice")
-    assert shared.shelf.kept.keys() == {job.fine_tuned_model}
-    with pytest.raises(openai.NotFoundError):
-        shared.client("bob").models.delete(job.fine_tuned_model)
-    assert shared.client("alice").models.delete(job.fine_tuned_model).deleted
-    assert shared.shelf.kept == {} and not run_folder(shared, job).exists()
-    with pytest.raises(openai.NotFoundError):
-        shared.client("alice").models.delete(job.fine_tuned_model)
-    with pytest.raises(openai.PermissionDeniedError):
-        shared.client("alice").post(f"/fine_tuning/jobs/{job.id}/serve", cast_to=object)
-
-
-@pytest.mark.parametrize("failure", [StorageFull("no room"), Conflict("it is being loaded")])
-def test_a_model_whose_deletion_failed_can_be_deleted_again(hosted, failure):
-    with working(hosted):
-        name = reached(hosted, start(hosted), "succeeded").fine_tuned_model
-    hosted.shelf.failure = failure
-    for _ in range(2):
-        with pytest.raises(openai.APIStatusError) as caught:
-            hosted.client().models.delete(name)
-        assert caught.value.status_code == failure.status
-    hosted.shelf.failure = None
-    assert hosted.client().models.delete(name).deleted and hosted.shelf.kept == {}
-    with pytest.raises(openai.NotFoundError, match="no fine-tuned model"):
-        hosted.client().models.delete(name)
-
-
-@pytest.mark.parametrize("removed", [True, False])
-def test_a_model_is_deleted_that_only_the_server_or_only_the_table_still_has(hosted, removed):
-    with working(hosted):
-        job = reached(hosted, start(hosted), "succeeded")
-    if removed:
-        hosted.desk._ledger.tunings.remove_model(job.id)
-    else:
-        hosted.shelf.kept.clear()
-    assert hosted.client().models.delete(job.fine_tuned_model).deleted
-    assert hosted.shelf.kept == {} and not run_folder(hosted, job).exists()
-    with pytest.raises(openai.NotFoundError):
-        hosted.client().models.delete(job.fine_tuned_model)
 
 
 REFUSED = {

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from batch_lines import ids, line
 from serving import wait_for
 from sqlalchemy import update
 
@@ -14,14 +15,6 @@ from app.ledger.tables import batches
 from jobs import policy
 from jobs.lines import Lines
 from jobs.server import Server
-
-
-def line(id, endpoint="/v1/completions", **body):
-    return {"custom_id": id, "method": "POST", "url": endpoint, "body": body or {"prompt": "ab", "max_tokens": 2}}
-
-
-def ids(lines):
-    return [each["custom_id"] for each in lines]
 
 
 def texts(lines):
@@ -248,27 +241,6 @@ def test_a_busy_server_is_asked_again_when_it_says(hosted, monkeypatch):
     assert len(hosted.output(made)[0]) == 1
 
 
-def test_pages_of_a_proxy_are_neither_answers_nor_files(hosted, monkeypatch):
-    """The first time that anything is asked for, a page comes in its place."""
-    monkeypatch.setattr(policy, "pause_s", lambda tries, retry_after=None: 0.0)
-    monkeypatch.setattr("jobs.worker.PAUSE_S", 0.0)
-    send, seen = httpx.AsyncHTTPTransport.handle_async_request, set()
-
-    async def send_or_page(transport, request):
-        asked = request.method, request.url.path, request.headers.get("range"), request.headers.get("content-length")
-        if asked in seen:
-            return await send(transport, request)
-        seen.add(asked)
-        return httpx.Response(200, html="<h1>Please sign in</h1>")
-
-    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", send_or_page)
-    made = hosted.start(line("a"), line("b", prompt="b", max_tokens=1))
-    hosted.work()
-    assert len(seen) == 6  # the file and its part, the models, two lines, the output
-    assert hosted.client().batches.retrieve(made.id).status == "completed"
-    assert (ids(hosted.output(made)[0]), hosted.output(made)[1]) == (["a", "b"], [])
-
-
 def test_a_line_that_fails_is_tried_three_times(hosted, monkeypatch):
     monkeypatch.setattr(policy, "pause_s", lambda tries, retry_after=None: 0.0)
     made = hosted.start(line("a", prompt="~", max_tokens=1))
@@ -296,73 +268,6 @@ def test_a_batch_works_on_behalf_of_its_owner(shared):
     with pytest.raises(Exception, match="404"):
         shared.client("bob").batches.retrieve(made.id)
     assert not list(shared.client("bob").files.list()) and len(list(shared.client("alice").files.list())) == 2
-
-
-def test_outputs_expire_as_the_batch_asks(hosted):
-    made = hosted.start(line("a"), output_expires_after={"anchor": "created_at", "seconds": 3600})
-    hosted.work()
-    batch = hosted.client().batches.retrieve(made.id)
-    file = hosted.client().files.retrieve(batch.output_file_id)
-    assert (file.purpose, file.expires_at - file.created_at) == ("batch_output", 3600)
-
-
-def test_files_that_a_lost_worker_had_uploaded_are_replaced(hosted, monkeypatch):
-    made = hosted.start(line("a"))
-    monkeypatch.setattr("jobs.leases.Leases.finish", lambda *_: (_ for _ in ()).throw(OSError))  # dies after the upload
-    hosted.work()
-    monkeypatch.undo()
-    assert len([file for file in hosted.client().files.list() if file.purpose == "batch_output"]) == 1
-    with hosted.database.transaction() as connection:
-        connection.exec_driver_sql("UPDATE tasks SET due = 1")
-    hosted.work()
-    batch = hosted.client().batches.retrieve(made.id)
-    outputs = [file.id for file in hosted.client().files.list() if file.purpose == "batch_output"]
-    assert outputs == [batch.output_file_id] and len(list((hosted.folder / "files").iterdir())) == 2
-
-
-def fail_once(hosted, monkeypatch, where):
-    """Work until `where` is called, where the disk fails; then every task is due again."""
-    with monkeypatch.context() as patched:
-        patched.setattr(where, lambda *_: (_ for _ in ()).throw(OSError))
-        hosted.work()
-    make_due(hosted)
-
-
-def make_due(hosted, attempts=0):
-    with hosted.database.transaction() as connection:
-        connection.exec_driver_sql(f"UPDATE tasks SET due = 1, attempts = {attempts} WHERE due < 1e12")
-
-
-@pytest.mark.parametrize("status", ["completed", "cancelled"])
-def test_a_batch_that_was_checked_is_finished_although_the_limit_of_a_line_is_lower_now(hosted, monkeypatch, status):
-    made = hosted.start(line("a", prompt="ab " * 10, max_tokens=1), line("b"))
-    fail_once(hosted, monkeypatch, "jobs.lines.Lines.run")
-    server = hosted.settings.server.model_copy(update={"max_body_bytes": 100})
-    hosted.settings = hosted.settings.model_copy(update={"server": server})
-    if status == "cancelled":
-        hosted.client().batches.cancel(made.id)
-        hosted.sweep()
-    hosted.work()
-    assert hosted.client().batches.retrieve(made.id).status == status
-    assert ids(hosted.output(made)[status == "cancelled"]) == ["a", "b"]
-
-
-def test_a_batch_with_answers_keeps_them_when_no_worker_lives_to_make_its_files(hosted, monkeypatch):
-    made = hosted.start(line("a"))
-    fail_once(hosted, monkeypatch, "jobs.leases.Leases.finish")
-    make_due(hosted, policy.MAX_ATTEMPTS)
-    hosted.work()
-    assert hosted.client().batches.retrieve(made.id).status == "finalizing"
-    make_due(hosted)
-    hosted.work()
-    assert ids(hosted.output(made)[0]) == ["a"]
-
-
-def test_a_batch_without_answers_fails_when_no_worker_lives_to_check_it(hosted):
-    made = hosted.start(line("a"))
-    make_due(hosted, policy.MAX_ATTEMPTS)
-    hosted.work()
-    assert [each.code for each in hosted.client().batches.retrieve(made.id).errors.data] == ["worker_lost"]
 
 
 def test_the_metrics_count_batches_and_their_lines(hosted, monkeypatch):
