@@ -82,6 +82,7 @@ class Answers:
     ) -> None:
         """`grammars` are the states of answers, by the ids of their requests."""
         self._grammars, self._drafter, self.end_tokens_of = grammars, drafter, end_tokens_of
+        self._plain: dict[Slot, Row] = {}  # the latest row of a slot without a grammar and a draft
 
     def rows(self, sampled: Sequence[tuple[int, Slot]], drafts: Mapping[Slot, Draft]) -> dict[Slot, list[Row]]:
         """The rows of a step that give tokens, by their slots. `sampled` are indices of rows and their slots, the rows of a slot one after
@@ -109,6 +110,9 @@ class Answers:
     def _rows(self, indices: Sequence[int], slot: Slot, draft: Draft | None) -> list[Row]:
         request, drafted = slot.request, () if draft is None else draft.tokens
         assert request is not None
+        plain = self._plain.get(slot)
+        if plain is not None and draft is None and plain.index == indices[0] and plain.sampler.tokens is slot.tokens:
+            return [plain]  # its tokens are the slot's
         choices: Sequence[Choices | None] = () if draft is None else draft.choices
         if not choices:
             allowed = None if request.grammar is None else Choices(self._grammars[request.id].allowed_tokens(), None)
@@ -118,6 +122,8 @@ class Answers:
             tokens = [*slot.tokens, *drafted[:place]] if place else slot.tokens
             mask, certain = (None, None) if choice is None else (choice.allowed, choice.certain)
             rows.append(Row(index, slot, request, SamplerRow(request.sampling, tokens, prompt_tokens, ends, mask), certain))
+        if draft is None and request.grammar is None:
+            self._plain[slot] = rows[0]
         return rows
 
     def _write(self, slot: Slot, rows: Sequence[Row], tokens: Mapping[int, int]) -> Written:

@@ -98,6 +98,8 @@ class SlotCache:
             self.pool.drop(slot.pages[first])
             slot.pages[first] = target
         missing = -(-end // size) - len(slot.pages)
+        if missing <= 0:
+            return True
         taken = [page for _ in range(missing) if (page := self.pool.take(owner)) is not None]
         slot.pages += sorted(taken)  # consecutive ones are read faster
         return len(taken) >= missing

@@ -86,10 +86,13 @@ class Source:
 
     def record(self, sampled: Sequence[int]) -> None:
         """`sampled` came behind the tokens of the latest call."""
-        if self._latest is not None:
-            ahead, match = self._latest
-            for acceptance in (self._acceptance, self._of_all):
-                acceptance.record(match.length, match.tokens, sampled[ahead:])
+        if self._latest is None:
+            return
+        ahead, match = self._latest
+        for acceptance in (self._acceptance, self._of_all):
+            acceptance.record(match.length, match.tokens, sampled[ahead:])
+        goes_on = not ahead and match.tokens[: len(sampled)] == tuple(sampled)  # in a step that is launched ahead nothing is looked for
+        self._latest = (0, match.behind(len(sampled))) if goes_on else None
 
 
 class Drafter:

@@ -5,21 +5,21 @@ A row inverts its cumulative distribution at one uniform number. So its token do
 
 import math
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 NUCLEUS_TOKENS = 1024  # of a recorded step: likeliest tokens among which top_k and the nucleus of top_p are looked for
 BLOCK = 128  # tokens summed before one of them is searched for: about the square root of a vocabulary's size
 UNIFORM, TEMPERATURE, TOP_K, TOP_P, LOG_MIN_P, IS_GREEDY = range(6)  # columns of the numbers that say how a row is drawn
 COLUMNS = 6
-GREEDY: NDArray[np.float64] = np.array([0.0, 1.0, 0.0, 1.0, -math.inf, 1.0])
+
+RowNumbers = tuple[float, float, float, float, float, float]
+GREEDY: RowNumbers = (0.0, 1.0, 0.0, 1.0, -math.inf, 1.0)
 
 
-def random_row(uniform: float, temperature: float, top_k: int, top_p: float, min_p: float) -> NDArray[np.float64]:
+def random_row(uniform: float, temperature: float, top_k: int, top_p: float, min_p: float) -> RowNumbers:
     """The numbers of a row. `top_k` 0 and `min_p` 0 remove no token."""
-    return np.array([uniform, temperature, top_k, top_p, math.log(min_p) if min_p > 0.0 else -math.inf, 0.0])
+    return uniform, temperature, top_k, top_p, math.log(min_p) if min_p > 0.0 else -math.inf, 0.0
 
 
 def draw(logits: torch.Tensor, numbers: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -127,17 +127,16 @@ class Flights:
         own = flight.own
         if own is None:
             own = self._answers.rows([(each.index, each.slot) for each in counting], {})
+        wrong = {index for index, (_, is_right) in enumerate(found) if not is_right} - flight.drawn_by_host
         landed: dict[Slot, list[Row]] = {}
-        drawn: dict[int, int] = {}
         for each in counting:
             rows = own[each.slot]
-            wrong = {row.index for row in rows if row.index not in flight.drawn_by_host and not found[row.index][1]}
-            if wrong:
-                each.slot.is_drawn_by_host = True
-            if wrong and is_followed:
-                continue
-            landed[each.slot] = rows
-            drawn |= {row.index: found[row.index][0] for row in rows if row.index not in wrong | flight.drawn_by_host}
+            has_wrong = bool(wrong) and any(row.index in wrong for row in rows)
+            each.slot.is_drawn_by_host |= has_wrong
+            if not (has_wrong and is_followed):
+                landed[each.slot] = rows
+        of_host = wrong | flight.drawn_by_host
+        drawn = {row.index: found[row.index][0] for rows in landed.values() for row in rows if row.index not in of_host}
         return landed, Landed(self._graphs, drawn)
 
     def _changes_of(self, slot: Slot, answer_tokens: int) -> RowChanges | None:

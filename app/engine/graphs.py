@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from itertools import chain, count, takewhile
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from app.engine import drawing, varlen
 from app.engine.changes import ROW_FORMAT, RowChanges, answer_changes, change_logits, write_changes
-from app.engine.drawing import COLUMNS, NUCLEUS_TOKENS, draw
+from app.engine.drawing import COLUMNS, NUCLEUS_TOKENS, RowNumbers, draw
 from app.engine.flat import FlatModel
 from app.engine.layout import Call, layout_of
 from app.engine.proof import MAX_ERROR, check_ids
@@ -44,7 +42,7 @@ class DecodeRow:
     source: int
     position: int
     pages: Sequence[int]  # of its sequence
-    numbers: NDArray[np.float64]  # how its next token is drawn, see `drawing`
+    numbers: RowNumbers  # how its next token is drawn, see `drawing`
     changes: RowChanges | None = None  # in its logits
 
 
@@ -126,12 +124,15 @@ class DecodeGraphs:
         self._turn = 1 - self._turn
         host = self._hosts[self._turn]
         numbers, integers = host[:, : 8 * COLUMNS].view(torch.float64).numpy(), _integers(host, len(self._flat.scoring_pages)).numpy()
+        heads = []
         for place, row in enumerate(rows):
-            pages = row.pages[: row.position // PAGE_TOKENS + 1]
-            at = pages[-1] * PAGE_TOKENS + row.position % PAGE_TOKENS
-            integers[place, :TABLE] = row.token or 0, 0 if row.token is not None else row.source + 1, row.position, row.position + 1, at
-            integers[place, TABLE : TABLE + len(pages)] = pages
-            numbers[place] = row.numbers
+            last, rest = divmod(row.position, PAGE_TOKENS)
+            integers[place, TABLE : TABLE + last + 1] = row.pages[: last + 1]
+            token, source = (0, row.source + 1) if row.token is None else (row.token, 0)
+            heads.append((token, source, row.position, row.position + 1, row.pages[last] * PAGE_TOKENS + rest))
+        if heads:
+            integers[: len(rows), :TABLE] = heads  # in one go: each assignment takes a microsecond
+            numbers[: len(rows)] = [row.numbers for row in rows]
         integers[len(rows) :, :TABLE] = 0, 0, 0, 1, self._spare * PAGE_TOKENS
         integers[len(rows) :, TABLE] = self._spare
         numbers[len(rows) :] = drawing.GREEDY

@@ -18,6 +18,10 @@ class Match:
     length: int
     tokens: tuple[int, ...]
 
+    def behind(self, count: int) -> "Match":
+        """What is still expected after the first `count` tokens have come."""
+        return Match(self.length + count, self.tokens[count:])
+
 
 class OwnText:
     """The tokens of a prompt and its answer, as letters of a string: a search for tokens is one for letters. `prediction` is what the

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.engine import drawing
-from app.engine.drawing import draw
+from app.engine.drawing import RowNumbers, draw
 from app.engine.events import TokenLogprob
 from app.engine.kernel import kernel_for
 from app.engine.request import SamplingParams
@@ -90,10 +90,10 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
 
 def drawing_numbers(rows: Sequence[SamplerRow]) -> NDArray[np.float64]:
     """What `draw` is told of the rows, `[rows, COLUMNS]`."""
-    return np.stack([row_numbers(row.params, len(row.tokens)) for row in rows])
+    return np.array([row_numbers(row.params, len(row.tokens)) for row in rows])
 
 
-def row_numbers(params: SamplingParams, position: int) -> NDArray[np.float64]:
+def row_numbers(params: SamplingParams, position: int) -> RowNumbers:
     """The same of one row, whose token will stand at `position`."""
     if params.greedy:
         return drawing.GREEDY

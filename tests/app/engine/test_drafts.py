@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from drafting import free_rows
 
+from app.engine.acceptance import Acceptance, FirstGuess
 from app.engine.budget import StepBudget
 from app.engine.costs import RowCosts
 from app.engine.counts import MAX_ROWS, DrawCosts, Draws, draft_counts
-from app.engine.drafts import MAX_TOKENS, Drafter
+from app.engine.drafts import MAX_TOKENS, Drafter, Source
 from app.engine.events import Delta
 from app.engine.request import BeamSearchParams, Generate, SamplingParams
 from app.engine.slot import Slot
@@ -171,3 +172,18 @@ def test_drafts_follow_what_was_kept() -> None:
     assert drafted[0] > 0 and not any(drafted[-30:])
     drafter.forget("a")
     assert not drafter._sources
+
+
+def test_tokens_of_steps_that_look_for_nothing_are_compared_with_what_was_expected_in_their_place() -> None:
+    """Steps that are launched ahead."""
+    in_one, in_four = Acceptance(FirstGuess()), Acceptance(FirstGuess())
+    whole, single = (Source(Generate("a", REPEATING, 50), acceptance) for acceptance in (in_one, in_four))
+    expected, _ = whole.expect(REPEATING, (), 6)
+    assert single.expect(REPEATING, (), 6)[0] == expected
+    sampled = [*expected[:3], expected[3] + 1]
+    whole.record(sampled)
+    for token in sampled:
+        single.record([token])
+    assert in_four.chances(2, 30) == in_one.chances(2, 30) != Acceptance(FirstGuess()).chances(2, 30)
+    single.record([expected[4]])  # behind another token nothing was expected
+    assert in_four.chances(2, 30) == in_one.chances(2, 30)
