@@ -42,7 +42,7 @@ class FlashKernel:
         tables = [table for table in (starts, key_starts, seqused_k, block_table) if table is not None]
         assert all(table.dtype == torch.int32 for table in tables)
         count, heads = len(starts) - 1, query.shape[1]
-        assert count > 0 and starts.is_contiguous() and key_starts.is_contiguous() and len(key_starts) == count + 1
+        assert 0 < count <= varlen.MOST_SEQUENCES and starts.is_contiguous() and key_starts.is_contiguous() and len(key_starts) == count + 1
         assert heads % key.shape[-2] == 0 and query.dtype == key.dtype == value.dtype and query.stride(-1) == key.stride(-1) == 1
         assert seqused_k is None or (len(seqused_k) == count and seqused_k.is_contiguous())
         if block_table is not None:

@@ -5,6 +5,7 @@ each forward, a `Layout` says which rows of the step belong to which sequence, a
 """
 
 import itertools
+import weakref
 from dataclasses import replace
 
 import torch
@@ -37,7 +38,7 @@ class SlotAttention:
         self.texts = KeyValues()  # of a text that is scored in several steps; never in 8 bits, so that its score is that of one step
         self.shapes: dict[int, Shape] = {}  # by layer; from the last forward
         self.windows: dict[int, int | None] = {}  # layer -> sliding window; from the last forward
-        AttentionInterface.register(self.name, self)
+        AttentionInterface.register(self.name, weakref.proxy(self))  # what is registered is never forgotten: neither would be the cache
         AttentionMaskInterface.register(self.name, _no_mask)
 
     def __call__(  # noqa: PLR0913  (the signature is transformers')

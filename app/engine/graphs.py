@@ -212,6 +212,7 @@ class CudaRecorder:
             graph = self._record(work)
         torch.cuda.current_stream().wait_stream(self._stream)
         self._is_first = False
+        graph.replay()  # the first launch takes longer: no request should wait for it
         return graph.replay
 
     def _record(self, work: Work) -> torch.cuda.CUDAGraph:

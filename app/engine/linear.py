@@ -222,8 +222,12 @@ def gated_product(gate: nn.Module, up: nn.Module, act: nn.Module, x: torch.Tenso
 
 
 def add_residual(layer: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """Return layer(x) + residual, fused where the layer allows it."""
-    return layer.combine(x, residual, "add") if isinstance(layer, FusedLinear) else layer(x).add_(residual)
+    """Return layer(x) + residual, fused where the layer allows it. `residual` may hold the result."""
+    if isinstance(layer, FusedLinear):
+        return layer.combine(x, residual, "add")
+    if _is_plain(layer) and layer.bias is None and x.device.type != "cpu":
+        return residual.addmm_(x, layer.weight.t())  # a kernel less
+    return layer(x).add_(residual)
 
 
 def concatenate_layers(parts: list[nn.Module]) -> nn.Module:

@@ -24,6 +24,7 @@ MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 256, 8
 MIN_CAPABILITY = (8, 0)  # Ampere
 MAX_PROBE_ERROR = 2e-2  # of the probe's outputs, relative to their norm
 PROBED_GROUPS, PROBED_WINDOW = 4, 300  # heads for one of keys, and a sliding window
+MOST_SEQUENCES = 65_535  # of a call: they are the second dimension of the kernel's grid
 SPLIT_TOKENS, MAX_SPLITS = 1024, 16  # keys that one block of a card reads for a decoding row, where the context is not too long for it
 
 flash_kernel = torch.ops.aten._flash_attention_forward
@@ -52,22 +53,25 @@ class Reads:
     longest: int  # rows of a sequence, at most
 
     @cached_property
-    def of_pages(self) -> "PageReads":
-        return PageReads(self)
+    def of_pages(self) -> "tuple[PageReads, ...]":
+        """Of as many sequences each as one call may read page by page."""
+        assert self.pages is not None
+        most = max(1, MOST_SEQUENCES // self.pages.shape[1])
+        return tuple(map(PageReads, self.used.split(most), self.pages.split(most)))
 
 
 class PageReads:
-    """The same reads with each page of a sequence as a sequence of its own, of which one row reads: for torch without a table of pages."""
+    """Reads with each page of a sequence as a sequence of its own, of which one row reads: for torch without a table of pages."""
 
-    def __init__(self, reads: Reads) -> None:
-        assert reads.pages is not None
-        sequences, count = reads.pages.shape
-        device = reads.pages.device
+    def __init__(self, used: torch.Tensor, pages: torch.Tensor) -> None:
+        """As those of `Reads`."""
+        sequences, count = pages.shape
+        device = pages.device
         places = torch.arange(count, dtype=torch.int32, device=device) * PAGE_TOKENS
-        used = (reads.used[:, None] - places).clamp(0, PAGE_TOKENS)  # [sequences, pages]
+        used = (used[:, None] - places).clamp(0, PAGE_TOKENS)  # [sequences, pages]
         self.count = count
         rows = torch.arange(sequences * count + 1, dtype=torch.int32, device=device)
-        key_starts = F.pad((reads.pages * PAGE_TOKENS).flatten(), (0, 1))  # the last one is never read
+        key_starts = F.pad((pages * PAGE_TOKENS).flatten(), (0, 1))  # the last one is never read
         self.sequences = Sequences(rows, key_starts, 1, PAGE_TOKENS, used.flatten())
         self.is_empty = used == 0
 
@@ -100,14 +104,16 @@ def attend(query: torch.Tensor, cached: PagedKeys, own: Pair, reads: Reads, scal
         sequences = Sequences(starts, starts, reads.longest, cached.context, reads.used, table, splits)
         return _flash(query, (cached.keys, cached.values), sequences, scale, window)[0]
     if reads.longest == 1 and (window is None or table.shape[1] * PAGE_TOKENS <= window):
-        return _attend_pages(query, cached, reads.of_pages, scale)
+        queries = query.split(len(reads.of_pages[0].is_empty))
+        parts = [_attend_pages(*each, cached, scale) for each in zip(queries, reads.of_pages, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     size = table.shape[1] * PAGE_TOKENS
     gathered = [part.index_select(0, table.flatten()).flatten(0, 1) for part in (cached.keys, cached.values)]
     key_starts = torch.arange(len(table) + 1, dtype=torch.int32, device=query.device) * size
     return _flash(query, (gathered[0], gathered[1]), Sequences(starts, key_starts, reads.longest, size, reads.used), scale, window)[0]
 
 
-def _attend_pages(query: torch.Tensor, cached: PagedKeys, reads: PageReads, scale: float | None) -> torch.Tensor:
+def _attend_pages(query: torch.Tensor, reads: PageReads, cached: PagedKeys, scale: float | None) -> torch.Tensor:
     rows, heads, dim = query.shape
     repeated = query[:, None].expand(rows, reads.count, heads, dim).flatten(0, 1)
     out, lse = _flash(repeated, (cached.keys.flatten(0, 1), cached.values.flatten(0, 1)), reads.sequences, scale, None)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import dispatch_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, modeling_utils
 
 from app.engine.int4 import dequantize_others, round_layers
 from app.errors import SetupError, first_line
@@ -90,7 +90,8 @@ def _load(source: Source, **options: Any) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM
     checks = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # so that what is wrong is named below, all of it
     place = {} if source.place is not None else source.revision
-    model, info = auto.from_pretrained(source.place or source.base, **place, **options, **checks)
+    with _taking_memory_by_tensor():
+        model, info = auto.from_pretrained(source.place or source.base, **place, **options, **checks)
     _check_complete(source.base, info)
     return model
 
@@ -99,6 +100,19 @@ def _load_again(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
     """Quantize a model that is in memory: transformers quantizes while it loads."""
     model_class: Any = type(model)
     return model_class.from_pretrained(None, config=model.config, state_dict=model.state_dict(), **options)
+
+
+@contextmanager
+def _taking_memory_by_tensor() -> Iterator[None]:
+    """Keep transformers from taking a card's memory for all tensors at once: what joined layers leave of it could not be given back, a
+    tenth of a Llama in bfloat16.
+    """
+    own = modeling_utils.caching_allocator_warmup
+    modeling_utils.caching_allocator_warmup = lambda *_: None
+    try:
+        yield
+    finally:
+        modeling_utils.caching_allocator_warmup = own
 
 
 @contextmanager

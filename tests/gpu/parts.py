@@ -24,6 +24,7 @@ from gpu.machine import facts
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS = 460.0  # of all parts together
+SCRATCH_BYTES = 20 * 2**30  # for a model of 16 GB
 MARGIN_S = 3.0  # a part that ends by itself is asked to do so this much earlier
 Line = dict[str, Any]
 Note = Callable[[Line], None]
@@ -42,9 +43,9 @@ PARTS = (
     Part("answers", 1, 100),  # tokens, scores and forms against transformers
     Part("quantized", 2, 90),  # layers in 4 and 8 bits, memory, out of memory
     Part("speed", 4, 85),  # an 8B shape in bfloat16
-    Part("speed-nf4", 8, 45),
-    Part("speed-int4", 64, 45),
-    Part("server", 16, 60),  # over HTTP, one and two replicas, a killed worker
+    Part("speed-nf4", 8, 42),
+    Part("speed-int4", 64, 42),
+    Part("server", 16, 80),  # over HTTP, one and two replicas, a killed worker
     Part("peers", 32, 55),  # transformers' own ways to generate, with the weights of `speed`
 )
 
@@ -92,7 +93,7 @@ def last_lines(log: Path, count: int = 12) -> list[str]:
 def scratch_folder() -> Path:
     """Where models of 16 GB are written and read: memory, where there is enough of it."""
     memory = Path("/dev/shm")
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 40 * 2**30
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > SCRATCH_BYTES
     return Path(tempfile.mkdtemp(prefix="litmus-gpu-", dir=memory if roomy else None))
 
 
@@ -107,7 +108,9 @@ def words(line: Line) -> str:
 
 def check(parts: Sequence[Part], options: argparse.Namespace, note: Note, log: Path) -> int:
     """Run the parts; returns the exit code."""
-    begin, scratch, failed = time.monotonic(), scratch_folder(), 0
+    begin, scratch, failed = time.monotonic(), options.scratch or scratch_folder(), 0
+    scratch.mkdir(parents=True, exist_ok=True)
+    note({"kind": "scratch", "folder": str(scratch), "free_gb": round(shutil.disk_usage(scratch).free / 1e9, 1)})
     try:
         for place, part in enumerate(parts):
             seconds = limit_s(parts[place:], options.seconds - (time.monotonic() - begin))
@@ -122,7 +125,8 @@ def check(parts: Sequence[Part], options: argparse.Namespace, note: Note, log: P
             tell({"kind": "part", "name": "all of it", "ok": good, "seconds": round(time.monotonic() - started, 1)})
             failed += 0 if good else part.number
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if options.scratch is None:
+            shutil.rmtree(scratch, ignore_errors=True)
     return failed
 
 
@@ -134,8 +138,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda:0", help="cpu: the same program with tiny shapes, to see that it runs")
     parser.add_argument("--port", type=int, default=8530, help="of the server in the part `server`")
     parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--scratch", type=Path, help="folder for the models, which stay there for the next run; default: a new one")
     parser.add_argument("--run", choices=names, help=argparse.SUPPRESS)  # this process is that part
-    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 

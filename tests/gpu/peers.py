@@ -36,7 +36,7 @@ def measure_manager(report: Report, model: Any, slots: int, prompts: Sequence[Pr
     """Its cache has room for the requests, and its steps as many tokens as ours: left to itself, it would take most of the memory."""
     title = "continuous batching" if graphs is None else "continuous batching with CUDA graphs"
     with report.check(f"{title}, {slots} at once") as found:
-        blocks = cache_blocks(slots, PROMPT + NEW)
+        blocks = max(cache_blocks(slots, PROMPT + NEW), STEP_TOKENS // 256 + 2 * slots)  # fewer, and its graphs are not recorded
         config = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=STEP_TOKENS, use_cuda_graph=graphs)
         hints = WorkloadHints(max_prompt_length=PROMPT, max_generated_length=NEW, num_requests=slots)
         begin = time.perf_counter()
@@ -46,7 +46,7 @@ def measure_manager(report: Report, model: Any, slots: int, prompts: Sequence[Pr
             run_manager(manager, [prompt[::-1] for prompt in prompts], 4)  # others, as it keeps the beginnings of prompts
             found["warm_up_s"] = time.perf_counter() - begin
             run = rates(run_manager(manager, prompts, NEW), slots * PROMPT)
-            found.update(tokens_per_s=run.tokens_per_s, decode_tokens_per_s=run.decode_per_s)
+            found.update(tokens_per_s=run.tokens_per_s, decode_tokens_per_s=run.decode_per_s, attention=model.config._attn_implementation)
 
 
 def run(report: Report, options: Namespace, shape: Shape | None = None) -> None:

@@ -15,6 +15,7 @@ from gpu.marks import EIGHT_B, TINY, Shape, bandwidth_share, decode_bytes, flops
 from gpu.report import Report
 from gpu.running import ask, release
 from gpu.shapes import save_llama
+from torch.autograd import DeviceType
 
 from app.benchmarks.engine import random_prompts, rates, run_engine
 from app.engine.engine import Engine
@@ -136,13 +137,13 @@ def profile_steps(report: Report, engine: Engine, name: str) -> None:
             engine.step()
         wait(engine.performer.device)
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        begin = time.perf_counter()
         with torch.profiler.profile(activities=activities) as profiled:
+            begin = time.perf_counter()
             for _ in range(PROFILED_STEPS):
                 engine.step()
             wait(engine.performer.device)
-        seconds = time.perf_counter() - begin  # the profiler's own cost included
-        kernels = [event for event in profiled.key_averages() if event.self_device_time_total > 0]
+            seconds = time.perf_counter() - begin  # the profiler's own cost included
+        kernels = [event for event in profiled.key_averages() if event.device_type == DeviceType.CUDA]  # not what launched them
         kernels.sort(key=lambda event: -event.self_device_time_total)
         found.update(
             step_ms=1000 * seconds / PROFILED_STEPS,

@@ -129,5 +129,11 @@ def test_without_a_page_table_no_keys_are_divided(monkeypatch: pytest.MonkeyPatc
     assert usable(torch.device("cuda"), torch.float32, [(2, 16, 16)], 4096) == 0 == usable(torch.device("cpu"), torch.bfloat16, [], 4096)
 
 
+def test_no_call_has_more_sequences_than_the_kernel_can_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_flash(monkeypatch, has_page_table=False)
+    monkeypatch.setattr(varlen, "MOST_SEQUENCES", 7)  # one sequence of four pages, where the probe has three
+    assert varlen.probe(torch.device("cpu"), torch.float32, 2, 16) < 1e-5
+
+
 def on_a_cpu(probe: Callable[..., float], device: torch.device, *args: Any) -> float:
     return probe(torch.device("cpu"), *args)

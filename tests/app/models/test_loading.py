@@ -10,7 +10,7 @@ import torch
 from driving import kernel_or_skip
 from safetensors.torch import load_file, save_file
 from tinymodels import tiny
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, modeling_utils
 
 from app.engine.events import Delta
 from app.engine.flat import CacheLimits, create_flat_model
@@ -277,3 +277,16 @@ def test_the_code_of_a_checkpoint_never_runs(tiny_folder: Path, tmp_path: Path, 
             create_engine(settings(folder))
     Tokenizer(str(folder))
     assert not ran.exists()
+
+
+def test_a_load_takes_no_memory_of_a_card_for_all_tensors_at_once(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, called = modeling_utils.caching_allocator_warmup, []
+
+    def from_pretrained(*args: object, **options: object) -> object:
+        called.append(modeling_utils.caching_allocator_warmup is own)
+        return load(*args, **options)
+
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    load_model(source_of(str(tiny_folder)), ModelSettings(path=str(tiny_folder)), torch.device("cpu"))
+    assert called == [False] and modeling_utils.caching_allocator_warmup is own
