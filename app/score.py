@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> str:
     settings.check_paths()
     scorer = create_scorer(settings, args.methods, target_fpr=args.target_fpr)
     with ResultFile(args.out, scorer) as results:
-        done = results.resume(documents)
-        missing = documents[done:]
+        missing = results.resume(documents)
+        done = len(documents) - len(missing)
         for _, row in tqdm(
             score_documents(scorer, missing), total=len(documents), initial=done, desc="score", unit="text", file=sys.stderr
         ):

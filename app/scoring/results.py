@@ -7,7 +7,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -22,8 +22,9 @@ from app.scoring.journal import read_complete_lines
 
 COLUMNS = (
     "source", "digest", "verdict", "p_machine", "p_low", "p_high", "method", "score", "threshold", "target_fpr", "measured_fpr", "tokens",
-    "perplexity", "passages", "machine_passages", "warnings", "error", "model", "revision", "calibration",
+    "perplexity", "passages", "machine_passages", "warnings", "error", "model", "revision", "calibration", "options",
 )  # fmt: skip
+ELSEWHERE = "name another --out, or delete the file"
 
 
 class Judge(Protocol):
@@ -40,6 +41,22 @@ def digest_of(content: str | None) -> str:
     return hashlib.sha256((content or "").encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def options_of(judge: Judge) -> str:
+    """All but text and model that decides a row, as `name=value; name=value`."""
+    calibration = judge.options.choice.calibration
+    values = {
+        "methods": "+".join(judge.options.methods),
+        "target_fpr": judge.options.target_fpr,
+        "quantize": judge.facts.quantize,
+        "dtype": judge.facts.dtype,
+        "context": judge.facts.context,
+        "observer": judge.facts.observer,
+        "observer_revision": judge.facts.observer_revision,
+        "calibration": calibration and digest_of(calibration.model_dump_json()),
+    }
+    return "; ".join(f"{name}={'none' if value is None else value}" for name, value in values.items())
+
+
 def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) -> dict[str, Any]:
     """The values of `COLUMNS`; None where a text has no such value."""
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
@@ -50,6 +67,7 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
         "model": judge.facts.name,
         "revision": judge.facts.revision,
         "calibration": f"made {calibration.made}" if calibration else None,
+        "options": options_of(judge),
     }
     if document.content is None:
         return row | {"error": document.problem}
@@ -72,6 +90,29 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
         "machine_passages": sum(passage.verdict == "machine" for passage in passages) if passages else int(score.verdict == "machine"),
         "warnings": " ".join(warning.code for warning in score.warnings),
     }
+
+
+def _unmatched(documents: Sequence[Document], rows: Sequence[Mapping[str, Any]]) -> tuple[list[Document], int | None]:
+    """The documents without a row, and the index of the first row without a document, if there is one. A row is that of a document with the
+    same text, first of all of one from the same place.
+    """
+    by_place = Counter((row["source"], row["digest"]) for row in rows)
+    without = [document for document in documents if not _take(by_place, (document.source, digest_of(document.content)))]
+    by_text: Counter[str] = Counter()
+    for (_, digest), count in by_place.items():
+        by_text[digest] += count
+    missing = [document for document in without if not _take(by_text, digest_of(document.content))]
+    foreign = (number for number, row in enumerate(rows) if by_text[row["digest"]] and by_place[row["source"], row["digest"]])
+    return missing, next(foreign, None)
+
+
+def _take(counts: Counter, key: Hashable) -> bool:
+    """Whether there was one left."""
+    counts[key] -= 1
+    if counts[key] >= 0:
+        return True
+    counts[key] = 0
+    return False
 
 
 class ResultFile:
@@ -116,18 +157,32 @@ class ResultFile:
                 return rows
         except (ValueError, AttributeError):
             pass
-        raise SetupError(f"{self._path} holds no results of `python -m app.score`; name another --out, or delete the file")
+        raise SetupError(f"{self._path} holds no results of this version of `python -m app.score`; {ELSEWHERE}")
 
-    def resume(self, documents: Sequence[Document]) -> int:
-        """How many of the documents the file has, from the first on. Raises `SetupError` for a file of other texts or another model."""
-        facts = self._judge.facts
+    def resume(self, documents: Sequence[Document]) -> list[Document]:
+        """The documents that the file lacks, in order. Raises `SetupError` for a file with results of texts that are not among them, of
+        another model, or with other options.
+        """
         for number, row in enumerate(self._old):
-            same = number < len(documents) and row["digest"] == digest_of(documents[number].content)
-            if not same or (row["model"], row["revision"] or None) != (facts.name, facts.revision):
-                reason = "another model" if same else "other texts"
-                raise SetupError(f"{self._path} holds results of {reason} (line {number + 1}); name another --out, or delete the file")
+            if difference := self._difference(row):
+                raise SetupError(f"{self._path} holds results {difference} ({self._place(number)}); give the same, {ELSEWHERE}")
+        missing, foreign = _unmatched(documents, self._old)
+        if foreign is not None:
+            raise SetupError(f"{self._path} holds results of other texts, removed or changed since ({self._place(foreign)}); {ELSEWHERE}")
         self._count(self._old)
-        return len(self._old)
+        return missing
+
+    def _difference(self, row: Mapping[str, Any]) -> str | None:
+        facts = self._judge.facts
+        if (row["model"], row["revision"] or "") != (facts.name, facts.revision or ""):
+            return f"of another model, {row['model']} of revision {row['revision']}; this is {facts.name} of {facts.revision}"
+        pairs = zip(row["options"].split("; "), options_of(self._judge).split("; "), strict=False)
+        changes = [f"{before}, now {now.partition('=')[2]}" for before, now in pairs if before != now]
+        return f"with other options: {'; '.join(changes)}" if changes else None
+
+    def _place(self, number: int) -> str:
+        """Of an old row, as an editor counts: a CSV has a line of names first."""
+        return f"line {number + (2 if self._path.suffix == '.csv' else 1)}: {self._old[number]['source']}"
 
     def add(self, row: dict[str, Any]) -> None:
         with self._writing():

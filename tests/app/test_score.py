@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from inprocess import LocalServer
+from tinymodels import CONTEXT
 
 from app import score
 from app.scoring import batch, results
@@ -90,11 +91,38 @@ def test_results_of_other_texts_or_another_model_are_not_gone_on_with(
     run(tiny_folder, essays, out)
     assert run(other_folder, essays, out) == 2 and "another model" in capsys.readouterr().err
     (essays / "a.txt").write_text("changed")
-    assert run(tiny_folder, essays, out) == 2 and "other texts (line 1)" in capsys.readouterr().err
+    assert run(tiny_folder, essays, out) == 2
+    assert f"other texts, removed or changed since (line 2: {essays}/a.txt)" in capsys.readouterr().err
     out.write_text("a,b\n1,2\n")
     assert run(tiny_folder, essays, out) == 2 and "holds no results" in capsys.readouterr().err
     out.write_text("a,b\n")
     assert run(tiny_folder, essays, out) == 2 and "holds no results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
+def test_results_with_other_options_are_not_gone_on_with(tiny_folder: Path, essays: Path, tmp_path: Path, name: str, capsys: Any) -> None:
+    out = tmp_path / name
+    run(tiny_folder, essays, out)
+    for more, reason in (
+        (("--methods", "perplexity"), "methods=fast_detect, now perplexity"),
+        (("--methods", "fast_detect", "perplexity"), "methods=fast_detect, now fast_detect+perplexity"),
+        (("--context", "64", "--dtype", "bfloat16"), f"dtype=float32, now bfloat16; context={CONTEXT}, now 64"),
+        (("--quantize", "int8"), "quantize=none, now int8"),
+    ):
+        assert run(tiny_folder, essays, out, *more) == 2
+        said, line = capsys.readouterr().err, 2 if name == "r.csv" else 1
+        assert f"other options: {reason}" in said and f"(line {line}: {essays}/a.txt); give the same, name another --out" in said
+    assert len(rows_of(out)) == 5
+
+
+def test_new_files_are_scored_and_old_rows_kept(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "r.csv"
+    run(tiny_folder, essays, out)
+    before = out.read_text()
+    (essays / "0.txt").write_text(TEXTS[0])  # the text of a.txt once more
+    (essays / "b.jsonl").rename(essays / "c.jsonl")
+    assert run(tiny_folder, essays, out) == 0 and "6 texts (5 of them from before)" in capsys.readouterr().out
+    assert out.read_text().startswith(before) and [row["source"] for row in rows_of(out)[5:]] == [f"{essays}/0.txt"]
 
 
 def test_what_cannot_be_done_is_refused_before_scoring(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
