@@ -2,8 +2,8 @@
 
     python -m app.score essays/ answers.jsonl --out results.csv
 
-Reads .txt (a text a file), .jsonl, .csv and .parquet (a text a line). The numbers are those of `POST /v1/score` with the same model. Each
-line is written as it comes: the same command goes on where an interrupted one stopped. The texts themselves are not written.
+Reads .txt and .md (a text a file), .jsonl, .csv and .parquet (a text a line). The numbers are those of `POST /v1/score` with the same
+model. Each line is written as it comes: the same command goes on where an interrupted one stopped. The texts themselves are not written.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from app.schemas import Method
 from app.scoring.batch import Scorer, create_scorer
 from app.scoring.commands import CHOICES, exit_code
-from app.scoring.documents import Document, read_documents
+from app.scoring.documents import Document, left_out, read_documents
 from app.scoring.results import ResultFile, result_row
 from app.settings import ModelSettings
 
@@ -43,6 +43,9 @@ def score_documents(scorer: Scorer, documents: Sequence[Document]) -> Iterator[t
 
 def run(args: argparse.Namespace) -> str:
     """Scores what is missing in `args.out`; returns a sentence on what was written."""
+    skipped = left_out(args.files, args.out)
+    if skipped:
+        sys.stderr.write(f"{skipped}\n")
     documents = list(read_documents(args.files, args.text, args.out))
     settings = ModelSettings(
         path=args.model, observer=args.observer, quantize=args.quantize, dtype=args.dtype, device=args.device, calibration=args.calibration,
@@ -58,12 +61,12 @@ def run(args: argparse.Namespace) -> str:
             score_documents(scorer, missing), total=len(documents), initial=done, desc="score", unit="text", file=sys.stderr
         ):
             results.add(row)
-    return f"{args.out}: {len(documents):,} texts ({done:,} of them from before). {results.summary()}"
+    return f"{args.out}: {len(documents):,} texts ({done:,} of them from before). {results.summary()}{skipped and f'. {skipped}'}"
 
 
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m app.score", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".txt, .jsonl, .csv (.gz), .parquet, or a folder of those")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".txt, .md, .jsonl, .csv (.gz), .parquet, or a folder of those")
     parser.add_argument("--out", type=Path, default=Path("scores.csv"), help="results to write or to go on with: .csv or .jsonl")
     parser.add_argument("--text", default="text", metavar="FIELD", help="field or column that holds the text")
     parser.add_argument(

@@ -1,14 +1,17 @@
-"""Reads the texts that someone wants scored: .txt, .jsonl, .csv (each also as .gz), .parquet, and folders of those. Knows no model."""
+"""Reads the texts that someone wants scored: .txt, .md, .jsonl, .csv (each also as .gz), .parquet, and folders of those. Knows no model."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.errors import SetupError
-from app.scoring.sources import file_type, parse_csv, parse_json_lines, read_content
+from app.scoring.sources import check_exists, file_type, parse_csv, parse_json_lines, read_content
 
-FILE_TYPES = (".txt", ".jsonl", ".csv", ".parquet")
+WHOLE = (".txt", ".md")  # of which a file is one text
+FILE_TYPES = (*WHOLE, ".jsonl", ".csv", ".parquet")
+SHOWN_TYPES = 5  # of the files that are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,22 @@ def read_documents(paths: Iterable[Path], field: str = "text", results: Path | N
             yield from _read_file(path, field)
 
 
+def left_out(paths: Iterable[Path], results: Path | None = None) -> str:
+    """A clause on the files of the folders that are of no known type; empty if there is none."""
+    files = [file for path in paths if path.is_dir() for file in _files_of(path, results)]
+    counts = Counter(file_type(file) or "without a suffix" for file in files if file_type(file) not in FILE_TYPES)
+    shown = counts.most_common(SHOWN_TYPES)
+    others = counts.total() - sum(count for _, count in shown)
+    names = ", ".join(f"{name} {count:,}" for name, count in [*shown, *([("others", others)] if others else [])])
+    return f"{counts.total():,} file{'s' if counts.total() > 1 else ''} left out: {names}" if counts else ""
+
+
+def _files_of(folder: Path, results: Path | None) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if not file.is_dir() and (results is None or file.resolve() != results.resolve()))
+
+
 def _read_folder(path: Path, field: str, results: Path | None) -> Iterator[Document]:
-    found = sorted(file for file in path.rglob("*") if file_type(file) in FILE_TYPES and not file.is_dir())
-    files = [file for file in found if results is None or file.resolve() != results.resolve()]
+    files = [file for file in _files_of(path, results) if file_type(file) in FILE_TYPES]
     if not files:
         raise SetupError(f"{path}: the folder has no {', '.join(FILE_TYPES)} file")
     for file in files:
@@ -47,7 +63,8 @@ def _read_folder(path: Path, field: str, results: Path | None) -> Iterator[Docum
 
 def _read_file(path: Path, field: str) -> Iterator[Document]:
     kind = file_type(path)
-    if kind == ".txt":
+    check_exists(path)
+    if kind in WHOLE:
         yield Document(str(path), read_content(path))
     elif kind == ".jsonl":
         yield from (_document(line, field, f"{path}:{number}") for number, line in parse_json_lines(read_content(path), path))

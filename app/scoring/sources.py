@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import SetupError
+from app.plaintext import NotText, decode
 from app.scoring.normalize import normalize
 
 FILE_TYPES = (".jsonl", ".csv", ".txt")
@@ -57,11 +58,12 @@ def read(paths: Iterable[Path], machine: bool, fields: FieldNames) -> Iterator[L
 
 
 def file_type(path: Path) -> str:
-    """The suffix without a final .gz."""
-    return Path(path.name.removesuffix(".gz")).suffix
+    """The suffix without a final .gz, in small letters."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def _read_file(path: Path, machine: bool, fields: FieldNames) -> Iterator[LabelledText]:
+    check_exists(path)
     if file_type(path) not in FILE_TYPES:
         raise SetupError(f"{path}: unknown type of file; give .jsonl, .csv or .txt, plain or as .gz, or a folder of .txt")
     content = read_content(path)
@@ -72,14 +74,20 @@ def _read_file(path: Path, machine: bool, fields: FieldNames) -> Iterator[Labell
         yield _labelled_text(line, machine, fields, f"{path.name}:{number}")
 
 
+def check_exists(path: Path) -> None:
+    if not path.exists():
+        raise SetupError(f"{path} does not exist")
+
+
 def read_content(path: Path) -> str:
+    """In any encoding that `app.plaintext` knows."""
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        return decode(gzip.decompress(data) if path.suffix.lower() == ".gz" else data)
     except (OSError, EOFError, zlib.error) as error:
         raise SetupError(f"{path} cannot be read: {error}") from error
-    except UnicodeDecodeError as error:
-        raise SetupError(f"{path} is not UTF-8: invalid at byte {error.start}") from error
+    except NotText as error:
+        raise SetupError(f"{path} cannot be read: {error}") from error
 
 
 def parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -147,12 +147,15 @@ def test_a_full_disk_ends_the_command_with_a_sentence(
     assert "r.csv cannot be written (No space left on device); put that right, and the same command goes on" in capsys.readouterr().err
 
 
-def test_a_broken_file_and_the_results_in_the_folder_stop_nothing(tiny_folder: Path, essays: Path) -> None:
+def test_a_broken_file_and_the_results_in_the_folder_stop_nothing(tiny_folder: Path, essays: Path, capsys: Any) -> None:
     (essays / "b.jsonl").write_bytes(b"\xff")
+    (essays / "c.pdf").write_bytes(b"x")
     for _ in range(2):
         assert run(tiny_folder, essays, essays / "r.csv") == 0
+        said = capsys.readouterr()
+        assert said.err.startswith("1 file left out: .pdf 1\n") and said.out.endswith(". 1 file left out: .pdf 1\n")
         rows = rows_of(essays / "r.csv")
-        assert [row["verdict"] for row in rows] == ["uncalibrated", ""] and "not UTF-8" in rows[1]["error"]
+        assert [row["verdict"] for row in rows] == ["uncalibrated", ""] and "encoded cannot be told" in rows[1]["error"]
 
 
 def test_a_frame_keeps_its_index(tiny_folder: Path) -> None:

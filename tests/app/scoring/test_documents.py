@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from app.errors import SetupError
-from app.scoring.documents import Document, read_documents
+from app.scoring.documents import Document, left_out, read_documents
 
 TEXTS = ['one, "quoted"\nand on', "two"]
 
@@ -59,9 +59,10 @@ def test_a_line_without_the_field_is_a_document_without_text(tmp_path: Path) -> 
     [
         ("a.doc", b"x", "unknown type of file"),
         ("a.jsonl", b"{", "line 1: not JSON"),
-        ("a.txt", b"\xff", "not UTF-8"),
+        ("a.txt", b"\xff", "how it is encoded cannot be told"),
         ("a.parquet", b"no", "cannot be read"),
-        ("gone.txt", None, "cannot be read"),
+        ("gone.txt", None, "gone.txt does not exist"),
+        ("gone", None, "gone does not exist"),
         ("empty", None, "the folder has no"),
     ],
 )
@@ -91,5 +92,29 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_a_document_that_says_why(tmp_
     documents = list(read_documents([tmp_path], results=tmp_path / "scores.csv"))
     assert [document.content for document in documents] == [None, "x", None, None, "one", "two", None]
     said = [document.problem for document in documents if document.content is None]
-    for part, problem in zip(("not UTF-8", "line 2: not JSON", "nested too deeply", "cannot be read"), said, strict=True):
+    for part, problem in zip(
+        ("encoded cannot be told", "line 2: not JSON", "nested too deeply", "e.txt does not exist"), said, strict=True
+    ):
         assert part in problem
+
+
+def test_files_that_are_left_out_are_counted_by_type(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert left_out([tmp_path]) == "1 file left out: .png 1"
+    for name in ("a.pdf", "deeper/B.PDF", "deeper/plain", "c.docx", "d.odt", "e.rtf", "f.xls", "README.MD", "scores.xlsx"):
+        (tmp_path / name).write_text("x")
+    assert left_out([tmp_path, tmp_path / "a.txt"], tmp_path / "scores.xlsx") == (
+        "8 files left out: .pdf 2, .docx 1, .odt 1, without a suffix 1, .rtf 1, others 2"
+    )
+    assert f"{tmp_path}/README.MD" in {document.source for document in read_documents([tmp_path])}
+    assert left_out([tmp_path / "a.txt"]) == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.csv", "a.jsonl", "a.txt.gz"])
+def test_files_are_read_in_the_encodings_that_programs_write(tmp_path: Path, name: str, encoding: str) -> None:
+    text = "The café was crowded, “as ever”."
+    written = {".csv": f'text\n"{text}"\n', ".jsonl": json.dumps({"text": text}, ensure_ascii=False)}.get(Path(name).suffix, text)
+    data = written.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert [document.content for document in read_documents([tmp_path / name])] == [text]

@@ -42,11 +42,13 @@ def test_lines_without_a_group_are_their_own_group(tmp_path):
         ("a.jsonl", b'{"text": 3}', "a.jsonl:1: no field 'text' with a text"),
         ("a.csv", b"body\nx\n", "a.csv:2: no field 'text'"),
         ("a.csv", b"text,domain\none, two,x\n", "a.csv:2: it has 3 cells, the first line has 2"),
-        ("a.txt", b"\xff\xfe", "is not UTF-8: invalid at byte 0"),
+        ("a.txt", b"\xff\xff", "cannot be read: how it is encoded cannot be told"),
+        ("a.txt", b"\0a", "cannot be read: it holds no plain text"),
         ("a.txt.gz", b"plain", "cannot be read"),
         ("a.pdf", b"", "unknown type of file; give .jsonl, .csv or .txt"),
         ("folder", None, "has no .txt"),
-        ("none.txt", None, "cannot be read"),
+        ("none.txt", None, "does not exist"),
+        ("none", None, "does not exist"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, data, message):
