@@ -180,7 +180,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     args = _parse_args(argv)
-    return exit_code(lambda: calibrate(args), f"stopped; the scores so far are in {args.journal}; run the same command to resume")
+    return exit_code(lambda: calibrate(args), args.journal)
 
 
 if __name__ == "__main__":

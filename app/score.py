@@ -8,14 +8,14 @@ model. Each line is written as it comes: the same command goes on where an inter
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tqdm import tqdm
 
 from app.schemas import Method
-from app.scoring.batch import Scorer, create_scorer
+from app.scoring.batch import Scorer, Watch, create_scorer
 from app.scoring.commands import CHOICES, exit_code
 from app.scoring.documents import Document, left_out, read_documents
 from app.scoring.results import ResultFile, result_row
@@ -23,6 +23,9 @@ from app.settings import ModelSettings
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+SHOW_S = 0.5  # between two states of the bar
 
 
 def score_frame(frame: "pd.DataFrame", scorer: Scorer, text: str = "text") -> "pd.DataFrame":
@@ -34,11 +37,49 @@ def score_frame(frame: "pd.DataFrame", scorer: Scorer, text: str = "text") -> "p
     return pd.DataFrame(rows, index=frame.index).drop(columns="source")
 
 
-def score_documents(scorer: Scorer, documents: Sequence[Document]) -> Iterator[tuple[Document, dict[str, Any]]]:
+def score_documents(scorer: Scorer, documents: Sequence[Document], watch: Watch | None = None) -> Iterator[tuple[Document, dict[str, Any]]]:
     """Each document with its result, in order."""
-    scores = scorer.score(document.content or "" for document in documents)
+    scores = scorer.score((document.content or "" for document in documents), watch)
     for document, score in zip(documents, scores, strict=True):
         yield document, result_row(document, score, scorer)
+
+
+class Progress:
+    """A bar of characters on standard error, so that a long text moves it, too; it names the first text at work. A context manager."""
+
+    def __init__(self, documents: Sequence[Document], missing: Sequence[Document]) -> None:
+        self._texts, self._missing, self._finished = len(documents), missing, 0
+        total = sum(_characters(document) for document in documents)
+        self._read = total - sum(_characters(document) for document in missing)  # of the texts that are finished
+        self._bar = tqdm(
+            total=total, initial=self._read, desc="score", unit=" characters", unit_scale=True, file=sys.stderr, mininterval=SHOW_S
+        )
+        self.watch({})
+        self._bar.refresh()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def watch(self, shares: Mapping[int, float]) -> None:
+        """`shares`: what is read of the texts at work, by their places in `missing`."""
+        read = self._read + sum(share * _characters(self._missing[index]) for index, share in shares.items())
+        name = f", {Path(self._missing[self._finished].source).name}" if self._finished < len(self._missing) else ""
+        self._bar.set_postfix_str(f"{self._texts - len(self._missing) + self._finished}/{self._texts} texts{name}", refresh=False)
+        self._bar.update(int(read) - self._bar.n)
+
+    def finish(self) -> None:
+        """The first text at work has its result."""
+        self._read += _characters(self._missing[self._finished])
+        self._finished += 1
+        if self._finished == len(self._missing):
+            self.watch({})
+
+
+def _characters(document: Document) -> int:
+    return len(document.content or "")
 
 
 def run(args: argparse.Namespace) -> str:
@@ -57,10 +98,10 @@ def run(args: argparse.Namespace) -> str:
     with ResultFile(args.out, scorer) as results:
         missing = results.resume(documents)
         done = len(documents) - len(missing)
-        for _, row in tqdm(
-            score_documents(scorer, missing), total=len(documents), initial=done, desc="score", unit="text", file=sys.stderr
-        ):
-            results.add(row)
+        with Progress(documents, missing) as progress:
+            for _, row in score_documents(scorer, missing, progress.watch):
+                results.add(row)
+                progress.finish()
     return f"{args.out}: {len(documents):,} texts ({done:,} of them from before). {results.summary()}{skipped and f'. {skipped}'}"
 
 
@@ -91,7 +132,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     args = _parse_args(argv)
-    return exit_code(lambda: run(args), f"stopped; the results so far are in {args.out}; run the same command to go on")
+    return exit_code(lambda: run(args), args.out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Scores many texts with a model in this process: the same steps, and so the same numbers, as `POST /v1/score`."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from app.engine.engine import Engine
 from app.engine.events import Columns, Failed, Scored
 from app.engine.facts import Facts
+from app.engine.plan import TextState
 from app.errors import EngineFailed, InvalidRequest
 from app.models.loading import create_engine
 from app.schemas import Granularity, Method, Score, ScoreFailure
@@ -20,6 +21,9 @@ from app.tokenizer import Tokenizer
 MAX_IN_FLIGHT = 8  # texts in the engine at once: enough to use the token budget of every step
 
 
+Watch = Callable[[Mapping[int, float]], None]  # told which share is read of each text that is at work, by its index; the first one first
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
     """A loaded model and how its texts are judged."""
@@ -29,8 +33,10 @@ class Scorer:
     preparation: Preparation
     options: ScoreOptions
 
-    def score(self, texts: Iterable[str]) -> Iterator[Score | ScoreFailure]:
-        """The score of each text, in the order of the texts. A text that cannot be scored becomes a `ScoreFailure`."""
+    def score(self, texts: Iterable[str], watch: Watch | None = None) -> Iterator[Score | ScoreFailure]:
+        """The score of each text, in the order of the texts. A text that cannot be scored becomes a `ScoreFailure`. `watch` is called after
+        each step of the engine.
+        """
         waiting: deque[tuple[int, PreparedText | ScoreFailure]] = deque()  # in order
         done: dict[str, Scored | Failed] = {}
         source, numbers = iter(texts), count()
@@ -44,9 +50,16 @@ class Scorer:
                 return
             if not self.engine.idle:
                 done.update((event.id, event) for event in self.engine.step() if isinstance(event, Scored | Failed))
+                if watch is not None:
+                    watch(self._shares(index for index, _ in waiting))
             while waiting and (item := self._finished(*waiting[0], done)) is not None:
                 waiting.popleft()
                 yield item
+
+    def _shares(self, indices: Iterable[int]) -> dict[int, float]:
+        """What is read of the texts with these indices; those that the engine does not have any more are read."""
+        being_read = {text.job.id: _share_read(text) for text in self.engine.scheduler.texts.texts}
+        return {index: being_read.get(str(index), 1.0) for index in indices}
 
     def _submit(self, index: int, text: str) -> PreparedText | ScoreFailure:
         try:
@@ -68,6 +81,11 @@ class Scorer:
                 return ScoreFailure(index=index, message=event.error.message, code=event.error.code)
             raise event.error
         return build_score(index, self.options, event.columns if event else Columns(), prepared)
+
+
+def _share_read(text: TextState) -> float:
+    left = sum(window.end - window.start for window in text.windows) - text.computed
+    return 1 - left / sum(window.end - window.start for window in text.job.windows)
 
 
 def create_scorer(

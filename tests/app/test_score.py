@@ -138,6 +138,36 @@ def test_what_cannot_be_done_is_refused_before_scoring(tiny_folder: Path, essays
     assert "there is no folder" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
+def test_a_long_text_moves_the_bar_and_is_named(
+    tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score, "SHOW_S", 0)
+    (essays / "a-long.txt").write_text(TEXTS[0] * 40)
+    assert run(tiny_folder, essays, tmp_path / "r.csv", "--context", "64") == 0
+    states = capsys.readouterr().err.split("\r")
+    at_long = [state.split("|")[2].split("/")[0] for state in states if "0/6 texts, a-long.txt" in state]
+    assert len(set(at_long)) > 5 and "6/6 texts" in states[-1] and "100%" in states[-1]
+
+
+def test_the_bar_goes_on_where_it_stopped(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
+    run(tiny_folder, essays, tmp_path / "r.csv")
+    capsys.readouterr()
+    (essays / "c.txt").write_text("new")
+    run(tiny_folder, essays, tmp_path / "r.csv")
+    assert "5/6 texts, c.txt" in (said := capsys.readouterr().err) and "100%" in said.split("\r")[-1] and "6/6 texts" in said
+
+
+def test_interrupted_before_the_first_text_it_names_no_results(
+    tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(score, "create_scorer", interrupted)
+    assert run(tiny_folder, essays, tmp_path / "r.csv") == 130
+    assert capsys.readouterr().err == "stopped; nothing was scored yet\n"
+
+
 def test_a_full_disk_ends_the_command_with_a_sentence(
     tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
