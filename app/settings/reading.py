@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_settings import CliSettingsSource, SettingsError
+from pydantic import ValidationError, create_model
+from pydantic_settings import CliSettingsSource, CliSuppress, SettingsError
 
 from app.errors import SetupError
 from app.settings.sources import check_options, check_variables, check_yaml, names_of, nearest
@@ -17,6 +17,14 @@ SHORT_OPTIONS = {
     "--device": "--model.device",
     "--port": "--server.port",
 }
+PROGRAMS = {  # what each is, for its --help, and the groups of settings that it reads; none: all of them
+    "serve": ("The server: chats with language models and scores texts over HTTP, and shows the page.", ()),
+    "jobs": ("A worker for the batches and the fine-tuning of a server, with the server's settings.", ("jobs", "server")),
+    "ui": ("The page alone, for a server that runs elsewhere: --server URL, --port N.", ("ui", "server", "security")),
+    "ui.telegram": ("The Telegram bot, for a server that runs elsewhere.", ("telegram", "server")),
+}
+ELSEWHERE = "Settings are also read from litmus.yaml, .env and the environment: docs/settings.md."
+OTHERS = "Those of other programs are accepted, and not shown."
 PROBLEMS = {  # by the type of pydantic's error
     "missing": "is required and has no default",
     "model_type": "has settings of its own: write them under it, or leave it out",
@@ -34,7 +42,10 @@ def read(arguments: Sequence[str], program: str = "serve") -> Settings:
         check_variables(examples)
         check_yaml()
         source: CliSettingsSource[Settings] = CliSettingsSource(
-            Settings, cli_parse_args=long_arguments, cli_prog_name=f"python -m {program}", cli_kebab_case=False
+            _shown(program) if {"-h", "--help"} & set(arguments) else Settings,
+            cli_parse_args=long_arguments,
+            cli_prog_name=f"python -m {program}",
+            cli_kebab_case=False,
         )
         _check_secrets(source())
         return Settings(_cli_settings_source=source)
@@ -42,6 +53,15 @@ def read(arguments: Sequence[str], program: str = "serve") -> Settings:
         raise SetupError(_first_error(error)) from error
     except (SettingsError, ValueError) as error:  # a source that cannot be read at all
         raise SetupError(f"settings: {' '.join(str(error).split())[:300]}") from error
+
+
+def _shown(program: str) -> type[Settings]:
+    """The settings with the groups that this program reads, and what it is, for its help."""
+    meaning, groups = PROGRAMS[program]
+    words = " ".join([meaning, ELSEWHERE, *([OTHERS] if groups else [])])
+    hidden = {name: field for name, field in Settings.model_fields.items() if groups and name not in groups}
+    changes: dict[str, Any] = {name: (CliSuppress[field.annotation], field) for name, field in hidden.items()}  # type: ignore[misc, name-defined]
+    return create_model("Settings", __base__=Settings, __doc__=words, **changes)
 
 
 def _check_secrets(command_line: dict[str, Any]) -> None:

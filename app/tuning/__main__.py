@@ -4,6 +4,7 @@ Takes what the processor has left, as the run says: priority and threads. Ends w
 makes `train` save its state and end.
 """
 
+import argparse
 import fcntl
 import logging
 import os
@@ -12,11 +13,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.errors import LitmusError
-from app.ledger.recipe import FINISHED, Run
+from app.ledger.recipe import FINISHED, RUN_FILE, Run
 from app.settings import prepare_environment
 from app.tuning.channel import Channel, Tell
 
@@ -25,6 +26,18 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.5
 LOCK, LOCK_S = "lock", 60.0  # how long the process is waited for that had the run before
 BUSY = 75
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m app.tuning", description="one fine-tuning run, as a worker of `python -m jobs` starts it"
+    )
+    parser.add_argument("command", choices=["examine", "train"], help="examine: checks the files; train: begins, or goes on")
+    parser.add_argument("folder", type=Path, help=f"the run's, with its {RUN_FILE}")
+    args = parser.parse_args(argv)
+    if not (args.folder / RUN_FILE).is_file():
+        parser.error(f"{args.folder} is no folder of a run: it has no {RUN_FILE}")
+    return args
 
 
 def main(command: str, folder: Path) -> int:
@@ -116,4 +129,5 @@ def _end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     prepare_environment()
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    args = parse_args(sys.argv[1:])
+    sys.exit(main(args.command, args.folder))

@@ -171,3 +171,26 @@ def test_the_documented_example_of_several_models_is_valid(bare: Path) -> None:
     page = (BUNDLED.parent / "docs/models.md").read_text()
     (bare / "litmus.yaml").write_text(page.split("```yaml\n", 1)[1].split("```", 1)[0])
     assert [model.served_name for model in read([]).served.values()] == ["Qwen3-0.6B", "base", "storyteller"]
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "shown", "hidden"),
+    [
+        ("serve", "chats with language models", ["--model.path", "--queue", "--telegram.token"], []),
+        ("jobs", "A worker for the batches", ["--jobs.folder", "--server.log_level"], ["--model", "--telegram", "--ui"]),
+        ("ui", "The page alone", ["--ui.port", "--server.host", "--security.hosts"], ["--model", "--jobs"]),
+        ("ui.telegram", "The Telegram bot", ["--telegram.users"], ["--model", "--ui.", "--jobs"]),
+    ],
+)
+def test_the_help_says_what_the_program_is_and_shows_what_it_reads(
+    program: str, words: str, shown: list[str], hidden: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read(["--help"], program)
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and words in said and "`read`" not in said
+    assert all(name in said for name in shown) and not [name for name in hidden if name in said]
+
+
+def test_settings_that_the_help_of_a_program_hides_are_accepted() -> None:
+    assert read(["--model.slots", "3", "--jobs.lease_s", "60"], "jobs").model.slots == 3
