@@ -6,10 +6,13 @@ question cannot be answered.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from app.errors import LitmusError
+from app.schemas.estimate import EstimateRequest
 from app.settings import ModelSettings, prepare_environment
+
+SLOTS: int = EstimateRequest.model_fields["slots"].default
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -19,20 +22,30 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--draft", help="a smaller model that proposes tokens, as model.draft")
     parser.add_argument("--quantize", choices=["none", "int8", "nf4", "fp4", "int4"], default="none")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
-    parser.add_argument("--context", type=int, default=4096, help="tokens a slot; when fine-tuning, of a sequence")
-    parser.add_argument("--slots", type=int, default=8, help="requests that decode at once")
-    parser.add_argument("--cache-tokens", type=int, help="as model.cache_tokens: what all slots share")
+    parser.add_argument("--context", type=_at_least(32), default=4096, help="tokens a slot; when fine-tuning, of a sequence")
+    parser.add_argument("--slots", type=_at_least(1), help=f"requests that decode at once; {SLOTS} when not given")
+    parser.add_argument("--cache-tokens", type=_at_least(32), help="as model.cache_tokens: what all slots share")
     parser.add_argument("--cache-dtype", choices=["auto", "int8"], default="auto", help="as model.cache_dtype")
-    parser.add_argument("--step-tokens", type=int, default=512, help="as model.step_tokens")
+    parser.add_argument("--step-tokens", type=_at_least(16), default=512, help="as model.step_tokens")
     parser.add_argument("--fine-tune", choices=["lora", "qlora"], help="what fine-tuning takes, instead of serving")
     parser.add_argument("--card", action="append", default=[], metavar="24GB", help="another card to ask about; may be given several times")
     parser.add_argument("--json", action="store_true", help="print the answer of /admin/estimate")
     return parser.parse_args(argv)
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is too few; give {least} or more")
+        return int(text)
+
+    return number
+
+
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     # here: they import torch, whose memory is part of the answer
+    from app.engine.ledger import MAX_DEFAULT_SLOTS
     from app.estimate.device import card, machine
     from app.estimate.plan import Plan, Question
     from app.estimate.process import process_bytes
@@ -42,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         settings = ModelSettings(path=args.model, observer=args.observer, draft=args.draft)
         settings.check_paths()
         devices = [*machine(), *map(card, args.card)]
-        sizes = (args.context, args.slots, args.step_tokens)
+        sizes = (args.context, SLOTS if args.slots is None else args.slots, args.step_tokens)
         process, observer = process_bytes(settings.path, args.quantize), settings.observer_path
         cache = (args.cache_tokens, args.cache_dtype)
         question = Question(settings.path, args.quantize, args.dtype, *sizes, args.fine_tune, process, observer, *cache, args.draft)
@@ -51,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"litmus: {error.message}\n")
         return 2
     sys.stdout.write(estimate.model_dump_json() + "\n" if args.json else "\n".join(lines(estimate)) + "\n")
+    if args.slots is None and args.fine_tune is None and not args.json:
+        sys.stdout.write(f"{SLOTS} slots are assumed; a server that is told none takes as many as fit, at most {MAX_DEFAULT_SLOTS}\n")
     return 0 if any(device.fits for device in estimate.devices) else 1
 
 

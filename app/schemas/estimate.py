@@ -19,7 +19,9 @@ class EstimateRequest(Wire):
     context: Int = Field(
         4096, ge=32, le=16_777_216, description="tokens a slot, or of a sequence to train on; at most the model's own limit"
     )
-    slots: Int = Field(8, ge=1, le=1024, description="requests that decode at once")
+    slots: Int = Field(
+        8, ge=1, le=1024, description="requests that decode at once; a server that is told none takes as many as fit, at most 32"
+    )
     cache_tokens: Int | None = Field(None, ge=32, le=2**31, description="as model.cache_tokens: what all slots share")
     cache_dtype: Literal["auto", "int8"] = Field("auto", description="as model.cache_dtype")
     fine_tune: Literal["lora", "qlora"] | None = Field(None, description="what fine-tuning takes, instead of serving")

@@ -208,7 +208,27 @@ def test_the_command_prints_it_and_its_exit_code_says_whether_it_fits(
     assert answer["devices"][-1]["name"] == "card of 24 GB" and answer["overhead_bytes"] > 100_000_000
     assert any(kind.startswith("observer, ") for kind in answer["weights"])  # the bundled model brings one along
     monkeypatch.setattr("app.estimate.device.machine", lambda: [device(10**8)])
-    assert main(command[:-2]) == 1 and "does not fit  here" in capsys.readouterr().out
+    assert main(command[:-2]) == 1
+    assert "does not fit  here" in (said := capsys.readouterr().out) and "assumed" not in said
+    main([str(bundled), "--context", "256"])
+    said = capsys.readouterr().out
+    assert "8 slots of 256 tokens" in said and "8 slots are assumed; a server that is told none takes as many as fit, at most 32" in said
+
+
+@pytest.mark.parametrize(("option", "value"), [("--slots", "0"), ("--context", "31"), ("--cache-tokens", "-1"), ("--step-tokens", "1")])
+def test_sizes_that_no_server_takes_are_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["models/storyteller", option, value])
+    assert ended.value.code == 2 and f"argument {option}: {value} is too few" in capsys.readouterr().err
+
+
+def test_the_sample_in_the_docs_has_every_row(default_gguf: str) -> None:
+    kernel_or_skip()
+    estimate = estimate_of(Plan(Question(default_gguf, context=8192, slots=200)), [device(22 * GIB)])
+    rows = [line[:46].rstrip() for line in lines(estimate)]
+    sample = (ROOT / "docs/memory.md").read_text().split("```")[3]
+    shown = [line[:46].rstrip() for line in sample.strip().splitlines()]
+    assert shown[1:11] == rows[1:11] and rows[9] == "total"
 
 
 @pytest.mark.parametrize(
