@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from serve.admission.keys import NAME, Key, digest_of, new_key
 
 MIN_LENGTH = 32  # of a key that somebody brings; a shorter one could be guessed from its digest
+ADMIN = "admin may also read /slots, /metrics and /overview, and load and unload models and adapters"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, meaning in (("new", "make a key"), ("line", "make the line of a key that is read from the standard input")):
         command = commands.add_parser(name, help=meaning, description=meaning)
         command.add_argument("--name", required=True, type=_name, help="whose key it is: letters, digits and . _ @ -")
-        command.add_argument("--role", choices=("user", "admin"), default="user", help="admin may also read /slots and /metrics")
+        command.add_argument("--role", choices=("user", "admin"), default="user", help=ADMIN)
         command.add_argument("--file", help="append the line to this file; without it, the line is printed")
     return parser
 

@@ -13,6 +13,8 @@ from serve.upstream.meter import Meter
 from serve.upstream.wires import Wire
 from serve.wire.answers import LINE_BREAKS
 
+NO_CHOICES = "the model's server sent an answer without `choices`"
+
 
 @dataclass(frozen=True, slots=True)
 class Naming:
@@ -51,8 +53,10 @@ def load(content: bytes) -> dict[str, Any]:
 
 
 def rename(content: bytes, wire: Wire, naming: Naming, meter: Meter) -> bytes:
-    """The body of a whole answer. Raises `UpstreamFailed` for what is no JSON object."""
+    """The body of a whole answer. Raises `UpstreamFailed` for what is no JSON object, and for a chat or a completion without choices."""
     answer = load(content)
+    if wire.has_choices and not choices_of(answer):
+        raise UpstreamFailed(NO_CHOICES)
     naming.apply(answer, whole=bool(wire.prefix))
     count(answer, wire, meter)
     return dump(answer)

@@ -12,6 +12,7 @@ from app.errors import LitmusError, UpstreamFailed
 MAX_MESSAGE = 2000  # characters of what an upstream says
 KEY_REFUSED = frozenset({401, 407})  # it is our key that it refuses, not that of our client
 RATE_LIMITED = 429
+NO_REASON = "the model's server refused the request and gave no reason"
 
 
 class Passed(LitmusError):
@@ -36,11 +37,11 @@ def refusal(response: httpx.Response, content: bytes, names: tuple[str, str]) ->
     if status in KEY_REFUSED:
         return UpstreamFailed(f"the model's server refused the key that this server has for it ({status})")
     told = parse(content)
-    message = message_of(told, names) or "it gives no reason"
+    message = message_of(told, names)
     if status >= 500:
-        return UpstreamFailed(f"the model's server failed ({status}): {message}")
+        return UpstreamFailed(f"the model's server failed ({status}){f': {message}' if message else ' and gave no reason'}")
     retry_after = response.headers.get("retry-after") if status == RATE_LIMITED else None
-    return Passed(status, message, param=_text(told.get("param")), code=_code(told), retry_after=retry_after)
+    return Passed(status, message or NO_REASON, param=_text(told.get("param")), code=_code(told), retry_after=retry_after)
 
 
 def parse(content: bytes) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ Fed with bytes as they arrive. Knows no connection.
 from typing import Any
 
 from app.errors import LitmusError, UpstreamFailed
-from serve.upstream.answer import Naming, choices_of, count, dump, has_text, load
+from serve.upstream.answer import NO_CHOICES, Naming, choices_of, count, dump, has_text, load
 from serve.upstream.errors import error_in, stream_error
 from serve.upstream.meter import Meter
 from serve.upstream.wires import MESSAGES, Wire
@@ -32,7 +32,9 @@ class Events:
         self._open: dict[int, bool] = {}  # for each choice whether it goes on
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The events that are complete with this piece. Raises `UpstreamFailed` for what is no event, and for an event of an error."""
+        """The events that are complete with this piece. Raises `UpstreamFailed` for what is no event, for an event of an error, and for an
+        end without a choice.
+        """
         *lines, self._rest = (self._rest + piece).split(b"\n")
         out: list[bytes] = []
         for line in lines:
@@ -60,6 +62,8 @@ class Events:
 
     def _dispatch(self, name: bytes, data: bytes) -> list[bytes]:
         if data.strip() == DONE:
+            if self._wire.has_choices and not self._open:
+                raise UpstreamFailed(NO_CHOICES)
             self.ended = True
             return []
         event = load(data)

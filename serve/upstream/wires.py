@@ -28,6 +28,11 @@ class Wire:
 
     @property
     def ends_with_done(self) -> bool:
+        return self.has_choices
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether its answers and the events of its streams do."""
         return self.streams and not self.last
 
 

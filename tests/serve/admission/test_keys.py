@@ -100,3 +100,10 @@ def test_a_line_is_made_of_a_key_that_is_there_already(monkeypatch: pytest.Monke
     monkeypatch.setattr("sys.stdin", io.StringIO("short\n"))
     assert main(["line", "--name", "alice"]) == 2
     assert capsys.readouterr().err == "litmus: the key has 5 characters; it must have at least 32, and be random\n"
+
+
+def test_the_help_says_all_that_an_admin_may_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["new", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(part in said for part in ("/slots", "/metrics", "/overview", "load and unload models and adapters"))

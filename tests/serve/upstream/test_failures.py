@@ -30,7 +30,9 @@ def test_a_refusal_may_have_any_form(front, body):
 
 def test_a_refusal_without_words(front):
     front.server.behave = refusing(400, b"<html>")
-    assert error_of(front.chat()) == (400, "upstream_refused", "it gives no reason")
+    assert error_of(front.chat()) == (400, "upstream_refused", "the model's server refused the request and gave no reason")
+    front.server.behave = refusing(500, b"<html>")
+    assert error_of(front.chat())[2] == "the model's server failed (500) and gave no reason"
 
 
 def test_a_429_keeps_its_retry_after(front):
@@ -131,6 +133,26 @@ def test_an_answer_that_is_no_json(front, stream):
     response = front.chat(stream=stream)
     error = front.events(response)[0]["error"] if stream else response.json()["error"]
     assert error["code"] == "upstream_failed" and "JSON" in error["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+@pytest.mark.parametrize("body", [{"id": "x"}, {"id": "x", "choices": []}, {"id": "x", "choices": "none"}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_without_choices_is_a_failure(front, path, body, stream):
+    async def behave(call: Call) -> None:
+        if stream:
+            await call.begin_events()
+            await call.event(body)
+            await call.event("[DONE]")
+        else:
+            await call.reply(200, body)
+
+    front.server.behave = behave
+    asked = {"messages": [{"role": "user", "content": "Hi"}]} if path == CHAT else {"prompt": "Hi"}
+    response = front.http.post(path, json={**asked, "model": "one", "stream": stream})
+    assert response.status_code == (200 if stream else 503)
+    error = front.events(response)[-2]["error"] if stream else response.json()["error"]
+    assert error["code"] == "upstream_failed" and error["message"] == "the model's server sent an answer without `choices`"
 
 
 def test_a_death_in_mid_stream_is_an_error_and_done(front):

@@ -65,7 +65,7 @@ def test_headers_that_go_there_and_that_do_not(front):
 
 def test_of_its_headers_only_those_about_ignored_fields_come_back(front):
     async def behave(call: Call) -> None:
-        await call.reply(200, {"id": "x", "choices": []}, set_cookie="a=b", server="theirs", X_Litmus_Ignored="foo")
+        await call.reply(200, {"id": "x", "choices": [{"index": 0}]}, set_cookie="a=b", server="theirs", X_Litmus_Ignored="foo")
 
     front.server.behave = behave
     response = front.chat()
