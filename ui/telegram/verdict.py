@@ -72,7 +72,8 @@ def numbers(result: ScoreResult) -> Iterator[str]:
     if score.statistics is not None:
         yield f"Perplexity: {format_score(score.statistics.perplexity)}"
     yield f"Scored tokens: {score.scored_tokens:,}{', only the beginning of the text' if score.truncated else ''}"
-    yield f"Calibration: {result.calibration.source or 'none'}"
+    if score.verdict not in NO_VERDICT:
+        yield f"Calibration: {result.calibration.source or 'none'}"
 
 
 def passages(score: Score, text: str) -> Iterator[str]:

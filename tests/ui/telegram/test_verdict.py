@@ -63,3 +63,8 @@ def test_passages_of_a_long_text_are_named_by_their_beginning():
 
 def test_a_score_of_nothing_has_no_number():
     assert "Binoculars score: none" in verdict_text(result(scores={"binoculars": None}, verdict="insufficient", statistics=None), TEXT)
+
+
+@pytest.mark.parametrize("verdict", ["insufficient", "uncalibrated"])
+def test_without_a_verdict_the_calibration_is_left_out(verdict):
+    assert "Calibration" not in verdict_text(result(verdict=verdict), TEXT) and f"Calibration: {SOURCE}" in verdict_text(result(), TEXT)
