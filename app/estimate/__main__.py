@@ -7,6 +7,7 @@ question cannot be answered.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from app.errors import LitmusError
 from app.settings import ModelSettings, prepare_environment
@@ -46,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
         sizes = (args.context, args.slots, args.step_tokens)
         process, observer = process_bytes(settings.path, args.quantize), settings.observer_path
         cache = (args.cache_tokens, args.cache_dtype)
-        more = (process, observer, *cache, args.draft, not args.no_graphs)
-        question = Question(settings.path, args.quantize, args.dtype, *sizes, args.fine_tune, *more)
+        question = Question(settings.path, args.quantize, args.dtype, *sizes, args.fine_tune, process, observer, *cache, args.draft)
+        question = replace(question, graphs=not args.no_graphs)
         estimate = estimate_of(Plan(question), devices)
     except LitmusError as error:
         sys.stderr.write(f"litmus: {error.message}\n")
