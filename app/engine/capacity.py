@@ -29,6 +29,7 @@ class CacheLimits:
     page_tokens: int = PAGE_TOKENS
     cache_tokens: int | None = None  # of all slots together; None: a whole context for each
     dtype: Literal["auto", "int8"] = "auto"  # of the slots' cache; auto: the model's
+    graphs: bool = True  # as model.graphs
 
     @property
     def context_pages(self) -> int:
@@ -36,7 +37,7 @@ class CacheLimits:
 
     @property
     def is_for_cuda(self) -> bool:
-        """Whether the pages are those that torch's flash kernel reads, and decode steps are recorded."""
+        """Whether the pages are those that torch's flash kernel reads."""
         return self.page_tokens == varlen.PAGE_TOKENS
 
     def pool_pages(self, slots: int) -> int:
@@ -60,7 +61,7 @@ def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
     hidden, vocabulary = int(config.hidden_size), int(config.vocab_size)
     widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     activations = activation_bytes(limits.step_tokens, hidden, widest, vocabulary, max(HEAD_ROWS, limits.slots or 0))
-    if limits.is_for_cuda and limits.slots != 0:
+    if limits.is_for_cuda and limits.graphs and limits.slots != 0:
         rows = (limits.slots or MAX_DEFAULT_SLOTS) + MAX_TOKENS
         activations += activation_bytes(rows, hidden, widest, vocabulary, rows) + RECORDED_BYTES
     return activations

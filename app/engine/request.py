@@ -65,7 +65,7 @@ class ThoughtLimit:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Continue `prompt` by at most `max_tokens` tokens. `len(prompt) + max_tokens` has to fit the context: the sender checks it first."""
+    """Continue `prompt` by at most `max_tokens` tokens. Its `room` has to fit the context: the sender checks it first."""
 
     id: str
     prompt: tuple[int, ...]
@@ -91,6 +91,11 @@ class Generate:
     def space(self) -> Space:
         """In which it shares the cache with others."""
         return Space(self.adapter, self.owner if self.private else None)
+
+    @property
+    def room(self) -> int:
+        """Tokens that the cache may have to hold. The last token of an answer is not read again; a search may write it."""
+        return len(self.prompt) + self.max_tokens - (self.search is None)
 
     @property
     def slots_needed(self) -> int:
