@@ -26,7 +26,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0  # subtracted once for each time the token is in the answer
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of tokens that may not be completed
-    min_tokens: int = 0  # the answer has at least this many tokens before an end token may come
+    min_tokens: int = 0  # the answer has at least this many tokens before an end token or a stop string may come
 
     @property
     def greedy(self) -> bool:

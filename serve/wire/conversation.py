@@ -129,14 +129,14 @@ def _template_call(path: str, call: ToolCall, arguments_as_text: bool) -> dict[s
 def _with_call_ids(messages: Sequence[Message]) -> list[Message]:
     """The messages, each tool result with the id of its call: one without an id answers the first call that has no result yet.
 
-    Raises `InvalidRequest` for a blank user message, and for a tool result without its call.
+    Raises `InvalidRequest` for an empty user message, and for a tool result without its call.
     """
     checked: list[Message] = []
     call_ids: set[str] = set()
     unanswered: list[str] = []
     for index, message in enumerate(messages):
-        if message.role == "user" and not message.text.strip():
-            raise InvalidRequest(f"messages.{index}.content is empty or blank", param=f"messages.{index}.content")
+        if message.role == "user" and not message.text:
+            raise InvalidRequest(f"messages.{index}.content is empty", param=f"messages.{index}.content")
         if message.role == "tool":
             param = f"messages.{index}.tool_call_id"
             if message.tool_call_id is None:

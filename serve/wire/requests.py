@@ -212,8 +212,8 @@ def prompt_items(body: CompletionRequest) -> list[Any]:
 
 def prompts_of(body: CompletionRequest, tokenizer: Tokenizer, facts: Facts) -> list[Prompt]:
     items = prompt_items(body)
-    if not items or any(not item or (isinstance(item, str) and not item.strip()) for item in items):
-        raise InvalidRequest("the prompt is empty or blank", param="prompt")
+    if not items or not all(items):
+        raise InvalidRequest("the prompt is empty", param="prompt")
     for item in items:
         if not isinstance(item, str):  # refuse a list that is too long before each of its ids is checked
             max_new_tokens(tuple(item), 0 if body.max_tokens == 0 else None, facts, "prompt")

@@ -114,7 +114,7 @@ def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
     ("messages", "param", "message_part"),
     [
         ([{"role": "user"}], "messages.0", "content is missing"),
-        ([{"role": "user", "content": " "}], "messages.0.content", "blank"),
+        ([{"role": "user", "content": ""}], "messages.0.content", "empty"),
         ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "messages.0", "assistant"),
         ([{"role": "user", "content": "a", "tool_call_id": "abc"}], "messages.0", "role 'tool'"),
         ([{"role": "tool", "content": "a"}], "messages.0.tool_call_id", "missing"),
