@@ -12,7 +12,7 @@ import torch
 from driving import kernel_or_skip
 from tinymodels import ROOT
 
-from app.engine.capacity import RECORDED_BYTES
+from app.engine.capacity import STREAM_BYTES
 from app.errors import SetupError
 from app.estimate.__main__ import main
 from app.estimate.advice import advice
@@ -54,7 +54,7 @@ def test_the_sum_is_what_the_engine_declares(bundled: Path, monkeypatch: pytest.
 def test_no_graphs_are_counted_where_none_are_recorded(bundled: Path) -> None:
     plan = Plan(Question(str(bundled), dtype="bfloat16", context=512, slots=3))
     without = replace(plan.question, graphs=False)
-    assert plan.need("cuda").activations - plan.need("cuda", without).activations > RECORDED_BYTES
+    assert plan.need("cuda").activations - plan.need("cuda", without).activations > STREAM_BYTES
     assert plan.need("cpu") == plan.need("cpu", without)
 
 
