@@ -22,6 +22,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     409: {**ERROR_RESPONSES[400], "description": "not in the job's present state"},
     429: {**ERROR_RESPONSES[429], "description": "as many jobs of this key are unfinished as may be"},
     503: {**ERROR_RESPONSES[503], "description": "the table of jobs does not answer"},
+    507: {**ERROR_RESPONSES[503], "description": "the server's disk is full"},
 }
 JobId = Annotated[str, Path(max_length=64, examples=["ftjob-abc123"])]
 After = Annotated[str | None, Query(max_length=64, description="the id of the last entry of the page before")]
@@ -34,7 +35,7 @@ def route(path: str, summary: str, *statuses: int) -> dict[str, Any]:
 
 
 def add_tuning(routes: APIRouter, desk: Desk, bases: Bases) -> None:
-    @routes.post(**route(JOBS, "Fine-tune a model on the examples of a file", 404, 413, 415, 429))
+    @routes.post(**route(JOBS, "Fine-tune a model on the examples of a file", 404, 413, 415, 429, 507))
     async def create(body: JobRequest, request: Request) -> Job:
         """By LoRA, or QLoRA where the model is served in nf4. The result is served as a model of its own once the job has succeeded."""
         recipe = recipe_of(body, bases)
@@ -54,15 +55,15 @@ def add_tuning(routes: APIRouter, desk: Desk, bases: Bases) -> None:
     async def retrieve(fine_tuning_job_id: JobId, request: Request) -> Job:
         return await desk.ask(lambda ledger: ledger.tunings.get(owner_of(request), fine_tuning_job_id))
 
-    @routes.post(**route(f"{JOBS}/{{fine_tuning_job_id}}/cancel", "End a fine-tuning job for good", 404, 409))
+    @routes.post(**route(f"{JOBS}/{{fine_tuning_job_id}}/cancel", "End a fine-tuning job for good", 404, 409, 507))
     async def cancel(fine_tuning_job_id: JobId, request: Request) -> Job:
         return await desk.ask(lambda ledger: ledger.tunings.cancel(owner_of(request), fine_tuning_job_id))
 
-    @routes.post(**route(f"{JOBS}/{{fine_tuning_job_id}}/pause", "Stop a fine-tuning job, to go on later", 404, 409))
+    @routes.post(**route(f"{JOBS}/{{fine_tuning_job_id}}/pause", "Stop a fine-tuning job, to go on later", 404, 409, 507))
     async def pause(fine_tuning_job_id: JobId, request: Request) -> Job:
         return await desk.ask(lambda ledger: ledger.tunings.pause(owner_of(request), fine_tuning_job_id))
 
-    @routes.post(**route(f"{JOBS}/{{fine_tuning_job_id}}/resume", "Go on with a job that was paused", 404, 409))
+    @routes.post(**route(f"{JOBS}/{{fine_tuning_job_id}}/resume", "Go on with a job that was paused", 404, 409, 507))
     async def resume(fine_tuning_job_id: JobId, request: Request) -> Job:
         job = await desk.ask(lambda ledger: ledger.tunings.resume(owner_of(request), fine_tuning_job_id))
         desk.called.set()

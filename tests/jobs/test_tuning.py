@@ -3,8 +3,9 @@
 import openai
 import pytest
 from serving import wait_for
-from tuning_jobs import events, reached, run_folder, start, steps, upload, working
+from tuning_jobs import FullDisk, events, reached, run_folder, start, steps, upload, working
 
+from app.ledger.recipe import Run
 from app.schemas.tuning import Hyperparameters
 from jobs import policy
 from jobs.leases import LeaseLost, Leases
@@ -66,6 +67,37 @@ def test_a_cancelled_job_ends_its_process_and_leaves_nothing(hosted):
     for change in (client.pause, client.resume):
         with pytest.raises(openai.ConflictError, match="is cancelled"):
             change(job.id)
+
+
+def test_a_job_whose_table_is_on_a_full_disk_fails_and_leaves_nothing(hosted, monkeypatch):
+    disk = FullDisk(hosted, monkeypatch)
+    with working(hosted):
+        job = start(hosted, "slow")
+        wait_for(lambda: 3 in steps(hosted, job))
+        disk.fill()
+        (run_folder(hosted, job) / "go").touch()
+        job = reached(hosted, job, "failed")
+        wait_for(lambda: not run_folder(hosted, job).exists())
+    assert job.error.code == "storage_full" and "make room" in job.error.message and not disk.reserve.exists()
+
+
+def test_a_run_whose_folder_is_on_a_full_disk_fails(hosted, monkeypatch):
+    monkeypatch.setattr(Run, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with working(hosted):
+        assert reached(hosted, start(hosted), "failed").error.code == "storage_full"
+
+
+def test_on_a_full_disk_a_job_can_be_cancelled_and_a_file_deleted(hosted, monkeypatch):
+    client, job, unused = hosted.client(), start(hosted), upload(hosted)
+    disk = FullDisk(hosted, monkeypatch)
+    hosted.database.keep_reserve()
+    disk.fill()
+    with pytest.raises(openai.InternalServerError, match="disk is full") as refused:
+        start(hosted)
+    assert refused.value.status_code == 507 and disk.reserve.exists()
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled" and not disk.reserve.exists()
+    hosted.database.keep_reserve()
+    assert client.files.delete(unused).deleted and not disk.reserve.exists()
 
 
 def test_a_paused_job_goes_on_where_it_was(hosted):
