@@ -13,6 +13,7 @@ URL ?= http://127.0.0.1:8000
 USERS ?= 8
 DURATION ?= 60s
 CLIENTS ?= 1 8 32
+STUDIES := slots gap weights lengths batch strategies
 ROOT_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 .DEFAULT_GOAL := help
@@ -75,6 +76,7 @@ load: $(DEV) ## push a running server: URL= USERS= DURATION=, or stages of so lo
 
 bench: $(DEV) ## Litmus beside its peers: MODEL= GGUF= LLAMA= ROWS="1 4" BENCH=more options; STUDY=slots, gap, weights, lengths, batch or strategies; or a running server: URL= CLIENTS="1 8 32"
 ifdef STUDY
+	$(if $(filter-out $(STUDIES),$(STUDY)),$(error STUDY=$(STUDY) is no study; the studies are: $(STUDIES)))
 	@$(BIN)/python -m loadtest.studies.$(STUDY) $(if $(MODEL),--model "$(MODEL)") $(BENCH)
 else ifeq ($(origin URL),file)
 	@$(BIN)/python -m loadtest.peers.benchmark $(if $(MODEL),--model "$(MODEL)") $(if $(GGUF),--gguf "$(GGUF)") \

@@ -64,7 +64,7 @@ def _subject(manifest: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate from `n` values and the ends of its confidence interval; all NaN if there were no values."""
+    """An estimate from `n` values and the ends of its confidence interval, not shown for n = 1; all NaN if there were no values."""
 
     value: float
     low: float
@@ -72,7 +72,9 @@ class Interval:
     n: int
 
     def __str__(self) -> str:
-        return f"{format_number(self.value)} [{format_number(self.low)}, {format_number(self.high)}]" if self.n else "-"
+        if self.n < 2:
+            return format_number(self.value) if self.n else "-"
+        return f"{format_number(self.value)} [{format_number(self.low)}, {format_number(self.high)}]"
 
 
 def format_number(value: float) -> str:
@@ -193,10 +195,10 @@ def panels(count: int = 1, *, width: float = 8, height: float = 3.2, **options: 
 
 
 def error_bars(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns values `[n]`, and the lengths of the error bars below and above them `[2, n]`."""
+    """Returns values `[n]`, and the lengths of the error bars below and above them `[2, n]`: NaN, no bar, for one value."""
     values = np.array([interval.value for interval in intervals])
     lengths = np.array([[each.value - each.low for each in intervals], [each.high - each.value for each in intervals]])
-    return values, np.maximum(lengths, 0)
+    return values, np.where([each.n > 1 for each in intervals], np.maximum(lengths, 0), np.nan)
 
 
 def plot_line(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], label: str | None = None, style: int = 0) -> None:

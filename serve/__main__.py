@@ -8,13 +8,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from app.errors import SetupError
 from app.settings import Settings, prepare_environment, read
 from serve.observe.logs import LogSettings
+from serve.stopping import CUT_EXIT_CODE, STOP_SIGNALS, end_at_next_signal
 from serve.workers import forkserver
 
 API_PROCESS_PREFIX = "LitServer"  # LitServe names its API processes LitServer-0, LitServer-1, ...
@@ -43,8 +45,8 @@ def serve(settings: Settings) -> None:
     from serve.server import create_server
 
     server = create_server(settings, "app.models.loading:create_engine", lambda app, router: add_routes_and_page(settings, app, router))
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    for each in STOP_SIGNALS:
+        signal.signal(each, partial(_interrupt, server.cut))
     try:
         server.run(
             host=settings.server.host,
@@ -58,6 +60,8 @@ def serve(settings: Settings) -> None:
     finally:
         for process in getattr(server, "inference_workers", []):
             process.kill()
+    if server.was_cut:
+        sys.exit(CUT_EXIT_CODE)
 
 
 def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
@@ -133,14 +137,15 @@ def check_port(host: str, port: int) -> None:
             raise SetupError(f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port") from error
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    """Turn the first stop signal into KeyboardInterrupt: LitServe drains on that, but leaves its children behind on SIGTERM."""
+def _interrupt(cut: Callable[[], None], number: int, frame: Any) -> None:
+    """Turn the first stop signal into KeyboardInterrupt: LitServe drains on that, but leaves its children behind on SIGTERM. `cut` is for
+    the second one.
+    """
     if multiprocessing.parent_process() is not None:  # forked children inherit this handler
         if multiprocessing.current_process().name.startswith(API_PROCESS_PREFIX):
             sys.exit(0)  # before uvicorn installs its own handler, or after it drained and raised the signal again
         return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_at_next_signal(cut)
     raise KeyboardInterrupt
 
 

@@ -23,6 +23,7 @@ from app.errors import SetupError
 from app.settings import AdapterPaths, ServerSettings
 from serve.admission.connections import create_connections, uvicorn_options
 from serve.observe.logs import LogSettings
+from serve.stopping import kill_with_children
 from serve.workers import forkserver
 from serve.workers.fleet import Replica
 from serve.workers.host import Host
@@ -75,6 +76,9 @@ class Server(litserve.LitServer):
         ordered, self.orders = multiprocessing.Pipe(duplex=False)  # from the API process
         self._host = Host(self, ordered)
         self._failure: SetupError | None = None
+        self.was_cut = False
+        self._api_processes: list[BaseProcess] = []
+        self.inference_workers: list[BaseProcess] = []
         self._listening: list[socket.socket] = []
         self.uvicorn_graceful_timeout = settings.drain_s + SHUTDOWN_MARGIN_S  # later than `_drain`, which ends the wait
         self.connections = create_connections(settings)
@@ -178,12 +182,13 @@ class Server(litserve.LitServer):
     def _start_server(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
         self._listening = args[3]
         processes: dict[int, Any] = super()._start_server(*args, **kwargs)
+        self._api_processes = [*processes.values()]
         self._transport.close_receiver()  # the API process has its own
         gc.enable()  # `serve.__main__` turned it off; the forked API process turns it on when it listens
-        threading.Thread(target=self._watch, args=(list(processes.values()),), daemon=True).start()
+        threading.Thread(target=self._watch, args=(self._api_processes,), daemon=True).start()
         return processes
 
-    def _watch(self, api_processes: list[multiprocessing.Process]) -> None:
+    def _watch(self, api_processes: list[BaseProcess]) -> None:
         """End the server when an API process or the one with the queues ends by itself: LitServe watches the workers only."""
         queues = self._manager._process.sentinel
         ended = multiprocessing.connection.wait([queues, *(process.sentinel for process in api_processes)])
@@ -195,6 +200,13 @@ class Server(litserve.LitServer):
             process = next(process for process in api_processes if process.sentinel in ended)
             process.join(JOIN_S)
             self._fail(end_of(process.exitcode))
+
+    def cut(self) -> None:
+        """Kill what the shutdown waits for: the API process and the workers. It goes on at once, and leaves nothing behind."""
+        self.was_cut = True
+        for process in [*self._api_processes, *self.inference_workers]:
+            if process.pid is not None and process.is_alive():
+                kill_with_children(process.pid)
 
     def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
         """Refuse new clients at once. Closing the socket would not, because every forked process holds a copy of it."""

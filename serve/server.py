@@ -33,6 +33,7 @@ from serve.observe.logs import LogSettings
 from serve.observe.middleware import observe
 from serve.observe.retention import Archive, Retention
 from serve.processes import SHUTDOWN_MARGIN_S, EngineSpec, Server
+from serve.stopping import end_at_next_signal
 from serve.upstream.front import Front
 from serve.upstream.gateway import Gateway
 from serve.workers.child import look_after_jobs
@@ -82,7 +83,8 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     security.add_outer(app)
     tell_when_to_return(app, pace)
     observe(app, router.observer, settings.server.access_log)  # last, so that it is the outermost middleware
-    watchers: list[Watcher] = [partial(_drain, router, settings.server.drain_s), server.connections.watch, router.upstreams.watch]
+    cut = server.cut if isinstance(server, Front) else None  # else the main process does it, and this process has no say
+    watchers: list[Watcher] = [partial(_drain, router, settings.server.drain_s, cut), server.connections.watch, router.upstreams.watch]
     if isinstance(server, Server):
         watchers.append(partial(watch, router))
         app.state.order = server.orders.send
@@ -162,10 +164,11 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         log.error("a task of the server ended by %s; restart the server", type(error).__name__, exc_info=error)
 
 
-async def _drain(router: Router, drain_s: float) -> None:
+async def _drain(router: Router, drain_s: float, cut: Callable[[], None] | None) -> None:
     """After SIGTERM or Ctrl-C, wait until no job is in flight, at most `drain_s`; fail the jobs that are left, and close all connections.
 
-    Left to itself, uvicorn would wait for every open connection, idle pages included.
+    Left to itself, uvicorn would wait for every open connection, idle pages included. `cut` is for a second signal; None: there is
+    another process that hears it.
     """
     handler: Any = signal.getsignal(signal.SIGTERM)
     uvicorn_server = handler.__self__
@@ -173,11 +176,15 @@ async def _drain(router: Router, drain_s: float) -> None:
     def start_draining(number: int, frame: Any) -> None:
         router.draining = True
         handler(signal.SIGTERM, frame)
+        if cut is not None:
+            end_at_next_signal(cut)
 
     signal.signal(signal.SIGTERM, start_draining)
     signal.signal(signal.SIGINT, start_draining)
     while not router.draining:
         await asyncio.sleep(DRAIN_POLL_S)
+    if router.in_flight:
+        log.info("stopping: %d answers and texts have up to %g s to finish; a second signal cuts them off", router.in_flight, drain_s)
     deadline = time.monotonic() + drain_s
     while router.in_flight and time.monotonic() < deadline:
         await asyncio.sleep(DRAIN_POLL_S)

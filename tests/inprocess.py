@@ -25,6 +25,7 @@ from app.engine.facts import Facts
 from app.engine.request import Inspect
 from app.errors import EngineFailed
 from app.models.loading import create_engine
+from app.models.progress import listen
 from app.scoring.detector import Detector, detector_of
 from app.settings import JobSettings, ModelSettings, QueueSettings, Settings
 from app.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ from serve.routes import create_routes
 from serve.routes.adapters import create_adapters
 from serve.workers.adaptation import Adaptation, Outcome
 from serve.workers.messages import Events, LoadAdapter, Ready, UnloadAdapter
+from serve.workers.progress import SharedProgress
 from serve.workers.router import Router
 from serve.workers.shelf import Shelf
 
@@ -216,6 +218,7 @@ class LocalServer:
         return self.models[name]
 
     def _load(self, settings: ModelSettings) -> LocalModel:
+        listen(SharedProgress().tell)  # as a worker does
         engine, facts = create_engine(settings)
         replica = next(replica for replica in self.router.replicas if replica.model == facts.name)
         replica.queue = Worker(self.router, engine)

@@ -75,6 +75,14 @@ def test_bench_runs_a_study():
     assert shown.split() == ["--model", '"folder"', "--quick"]
 
 
+def test_bench_names_the_studies_when_there_is_none_of_that_name():
+    done = subprocess.run(["make", "--dry-run", "bench", "STUDY=nope"], cwd=ROOT, capture_output=True, text=True)
+    studies = sorted(path.stem for path in (ROOT / "loadtest/studies").glob("*.py"))
+    assert done.returncode == 2 and "STUDY=nope is no study" in done.stderr
+    assert sorted(done.stderr.rpartition(": ")[2].split(".")[0].split()) == studies
+    assert all(f"loadtest.studies.{study}" in make("bench", f"STUDY={study}") for study in studies)
+
+
 def test_notebooks_become_pages():
     shown = make("notebooks")
     run, pages = (" ".join(part.split()) for part in shown.replace("\\\n", " ").strip().splitlines()[-2:])

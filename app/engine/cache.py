@@ -40,7 +40,7 @@ class SlotCache:
         if job.search is not None and sum(map(self.most_pages, (job, *searches.values()))) > pool.count:
             return False
         found = self.find(job, digests)
-        own = pool.pages_for(len(job.prompt) + len(job.sampled) + 1) - sum(1 for page in found.pages if pool.uses(page))
+        own = pool.pages_for(min(len(job.prompt) + len(job.sampled) + 1, job.room)) - sum(1 for page in found.pages if pool.uses(page))
         return own + sum(map(self._pages_to_come, running)) <= pool.available
 
     def most_pages(self, job: Generate) -> int:
@@ -51,8 +51,8 @@ class SlotCache:
     def _pages_to_come(self, slot: Slot) -> int:
         shared = 0 if slot.shared_prefix is None else slot.shared_prefix.tokens // self.pool.page_tokens
         assert slot.request is not None
-        tokens, held = len(slot.request.prompt) + slot.request.max_tokens, max(shared, len(slot.pages))
-        return min(max(1, self.pool.pages_for(len(slot.tokens) + 1) - held), max(0, self.pool.pages_for(tokens) - held))
+        held = max(shared, len(slot.pages))
+        return min(max(1, self.pool.pages_for(len(slot.tokens) + 1) - held), max(0, self.pool.pages_for(slot.request.room) - held))
 
     def adopt(self, slot: Slot) -> None:
         """Give the slot what the cache holds of its tokens, if that is more than it has. Full pages are shared. The last one, partly

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import chain, count, takewhile
 from typing import Literal
 
 import torch
@@ -14,8 +15,11 @@ from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes
 from app.engine.pages import PAGE_TOKENS
 
 HEAD_ROWS = 256  # rows projected to the vocabulary at a time
-# Of the driver for some 40 CUDA graphs, and of a library for the stream on which they are recorded: an assumption.
-RECORDED_BYTES = 128 * 2**20
+GRAPH_BYTES, STREAM_BYTES = 4 * 2**20, 64 * 2**20  # of the driver for a CUDA graph, and of libraries for their stream: assumptions
+WIDER = 4  # without a table of pages, graphs for so many times as many pages each
+
+Choice = Literal["changed and drawn", "drawn", "likeliest"]  # of the tokens of a recorded step; changed are the logits
+CHOICES: tuple[Choice, ...] = ("changed and drawn", "drawn", "likeliest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class CacheLimits:
     page_tokens: int = PAGE_TOKENS
     cache_tokens: int | None = None  # of all slots together; None: a whole context for each
     dtype: Literal["auto", "int8"] = "auto"  # of the slots' cache; auto: the model's
+    graphs: bool = True  # as model.graphs
 
     @property
     def context_pages(self) -> int:
@@ -36,7 +41,7 @@ class CacheLimits:
 
     @property
     def is_for_cuda(self) -> bool:
-        """Whether the pages are those that torch's flash kernel reads, and decode steps are recorded."""
+        """Whether the pages are those that torch's flash kernel reads."""
         return self.page_tokens == varlen.PAGE_TOKENS
 
     def pool_pages(self, slots: int) -> int:
@@ -60,10 +65,23 @@ def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
     hidden, vocabulary = int(config.hidden_size), int(config.vocab_size)
     widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     activations = activation_bytes(limits.step_tokens, hidden, widest, vocabulary, max(HEAD_ROWS, limits.slots or 0))
-    if limits.is_for_cuda and limits.slots != 0:
+    if limits.is_for_cuda and limits.graphs and limits.slots != 0:
         rows = (limits.slots or MAX_DEFAULT_SLOTS) + MAX_TOKENS
-        activations += activation_bytes(rows, hidden, widest, vocabulary, rows) + RECORDED_BYTES
+        activations += activation_bytes(rows, hidden, widest, vocabulary, rows) + STREAM_BYTES
+        activations += GRAPH_BYTES * len(row_counts(rows)) * len(page_counts(limits.context_pages, varlen.has_page_table())) * len(CHOICES)
     return activations
+
+
+def row_counts(most: int) -> tuple[int, ...]:
+    """Numbers of rows for which steps are recorded, up to the first that is at least `most`."""
+    counts = list(chain((1, 2, 4), range(8, 32, 8), range(32, 64, 16), takewhile(lambda rows: rows < most + 64, count(64, 32))))
+    return tuple(counts[: 1 + next(index for index, rows in enumerate(counts) if rows >= most)])
+
+
+def page_counts(most: int, has_table: bool) -> tuple[int, ...]:
+    """Numbers of pages of a row for which steps are recorded: one where the kernel reads a table, as it reads no more than it needs."""
+    fewer = () if has_table else takewhile(lambda pages: pages < most, (WIDER**power for power in count()))
+    return (*fewer, most)
 
 
 def slot_bytes(shapes: Iterable[Shape], context: int, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:

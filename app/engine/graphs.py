@@ -8,12 +8,11 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, count, takewhile
-from typing import Literal
 
 import torch
 
 from app.engine import drawing, varlen
+from app.engine.capacity import CHOICES, Choice, page_counts, row_counts
 from app.engine.changes import ROW_FORMAT, RowChanges, answer_changes, change_logits, write_changes
 from app.engine.drawing import COLUMNS, NUCLEUS_TOKENS, RowNumbers, draw
 from app.engine.flat import FlatModel
@@ -26,14 +25,11 @@ from app.errors import first_line
 log = logging.getLogger(__name__)
 
 TOKEN, SOURCE, POSITION, USED, PLACE, TABLE = range(6)  # columns of a row's integers; its pages begin at the last one
-WIDER = 4  # without a table of pages, graphs for so many times as many pages each
 CHECKED_STEPS = 4
 CHECKED_PARAMS = SamplingParams(repetition_penalty=1.5, frequency_penalty=0.5, logit_bias=((1, 5.0),))
 
 Work = Callable[[], None]
 Record = Callable[[Work], Work]  # returns what does the same work again, with what its inputs hold then
-Choice = Literal["changed and drawn", "drawn", "likeliest"]  # of a step's tokens; changed are the logits
-CHOICES: tuple[Choice, ...] = ("changed and drawn", "drawn", "likeliest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,18 +261,6 @@ def create_graphs(flat: FlatModel, rows: int) -> DecodeGraphs | None:
     if flat.device.type == "cuda":
         torch.cuda.empty_cache()  # what was kept for the stream on which they were recorded
     return graphs
-
-
-def row_counts(most: int) -> tuple[int, ...]:
-    """Numbers of rows for which steps are recorded, up to the first that is at least `most`."""
-    counts = list(chain((1, 2, 4), range(8, 32, 8), range(32, 64, 16), takewhile(lambda rows: rows < most + 64, count(64, 32))))
-    return tuple(counts[: 1 + next(index for index, rows in enumerate(counts) if rows >= most)])
-
-
-def page_counts(most: int, has_table: bool) -> tuple[int, ...]:
-    """Numbers of pages of a row for which steps are recorded: one where the kernel reads a table, as it reads no more than it needs."""
-    fewer = () if has_table else takewhile(lambda pages: pages < most, (WIDER**power for power in count()))
-    return (*fewer, most)
 
 
 def _choice(rows: Sequence[DecodeRow]) -> Choice:

@@ -56,9 +56,10 @@ class BeamGroup:
         return self._apply(slots, self._search.advance(self._scores(slots, logits)))
 
     def _has_stop_string(self, tokens: Sequence[int]) -> bool:
-        """Whether the text of `tokens` contains a stop string, which only the last token can have completed."""
+        """Whether the text behind the first `min_tokens` of `tokens` has a stop string, which only the last token can have completed."""
         assert self._detokenizer is not None
-        text = self._detokenizer.preview(tokens[-self._stop_check_tokens :])
+        first = max(self._request.sampling.min_tokens, len(tokens) - self._stop_check_tokens)
+        text = self._detokenizer.preview(tokens[first:])
         return any(stop in text for stop in self._request.stop)
 
     def _scores(self, slots: Sequence[Slot], logits: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ class JobCheck:
     def _generate_error_of(self, job: Generate) -> LitmusError | None:
         if not job.prompt or job.max_tokens < 1:
             return InvalidRequest("the prompt needs at least one token, and max_tokens has to be at least 1", param="prompt")
-        if len(job.prompt) + job.max_tokens > self._context:
+        if job.room > self._context:
             return ContextTooLong(
                 f"prompt {len(job.prompt)} + max_tokens {job.max_tokens} exceed the context of {self._context} tokens: "
                 "shorten the prompt or lower max_tokens"

@@ -26,7 +26,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0  # subtracted once for each time the token is in the answer
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of tokens that may not be completed
-    min_tokens: int = 0  # the answer has at least this many tokens before an end token may come
+    min_tokens: int = 0  # the answer has at least this many tokens before an end token or a stop string may come
 
     @property
     def greedy(self) -> bool:
@@ -65,7 +65,7 @@ class ThoughtLimit:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Continue `prompt` by at most `max_tokens` tokens. `len(prompt) + max_tokens` has to fit the context: the sender checks it first."""
+    """Continue `prompt` by at most `max_tokens` tokens. Its `room` has to fit the context: the sender checks it first."""
 
     id: str
     prompt: tuple[int, ...]
@@ -91,6 +91,11 @@ class Generate:
     def space(self) -> Space:
         """In which it shares the cache with others."""
         return Space(self.adapter, self.owner if self.private else None)
+
+    @property
+    def room(self) -> int:
+        """Tokens that the cache may have to hold. The last token of an answer is not read again; a search may write it."""
+        return len(self.prompt) + self.max_tokens - (self.search is None)
 
     @property
     def slots_needed(self) -> int:

@@ -112,7 +112,8 @@ class Slot:
         written = self.detokenizer.push(token)
         if self.thought is not None:
             self.thought.push(written)
-        text, stopped = self.stop_checker.push(written)
+        is_early = self.generated <= self.request.sampling.min_tokens  # as vLLM does: stop strings are looked for in what comes after
+        text, stopped = (written, False) if is_early else self.stop_checker.push(written)
         if stopped:
             return text, "stop"
         if complete or self.generated >= self.request.max_tokens:

@@ -7,6 +7,7 @@ question cannot be answered.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from app.errors import LitmusError
 from app.settings import ModelSettings, prepare_environment
@@ -23,6 +24,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=8, help="requests that decode at once")
     parser.add_argument("--cache-tokens", type=int, help="as model.cache_tokens: what all slots share")
     parser.add_argument("--cache-dtype", choices=["auto", "int8"], default="auto", help="as model.cache_dtype")
+    parser.add_argument("--no-graphs", action="store_true", help="as model.graphs: false, on CUDA")
     parser.add_argument("--step-tokens", type=int, default=512, help="as model.step_tokens")
     parser.add_argument("--fine-tune", choices=["lora", "qlora"], help="what fine-tuning takes, instead of serving")
     parser.add_argument("--card", action="append", default=[], metavar="24GB", help="another card to ask about; may be given several times")
@@ -46,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         process, observer = process_bytes(settings.path, args.quantize), settings.observer_path
         cache = (args.cache_tokens, args.cache_dtype)
         question = Question(settings.path, args.quantize, args.dtype, *sizes, args.fine_tune, process, observer, *cache, args.draft)
+        question = replace(question, graphs=not args.no_graphs)
         estimate = estimate_of(Plan(question), devices)
     except LitmusError as error:
         sys.stderr.write(f"litmus: {error.message}\n")

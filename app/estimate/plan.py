@@ -49,6 +49,7 @@ class Question:
     cache_tokens: int | None = None
     cache_dtype: Literal["auto", "int8"] = "auto"
     draft: str | None = None
+    graphs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class Plan:
         for name, other in (("observer", observer), ("draft", draft)):
             weights += Counter({} if other is None else {f"{name}, {form}": size for form, size in other.weights.items()})
         page_tokens, shapes = varlen.page_tokens(kind), self._attention.shapes.values()
-        limits = CacheLimits(asked.slots, context, asked.step_tokens, 1, page_tokens, asked.cache_tokens, asked.cache_dtype)
+        limits = CacheLimits(asked.slots, context, asked.step_tokens, 1, page_tokens, asked.cache_tokens, asked.cache_dtype, asked.graphs)
         slot = slot_bytes(shapes, context, limits.dtype_for(dtype), page_tokens)
         return Need(
             weights,

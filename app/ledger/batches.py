@@ -32,6 +32,7 @@ class Batches:
         digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
         try:
             with self._database.transaction() as connection:
+                self._database.hold(connection, f"batches of {owner}")
                 made = _made_before(connection, owner, key, digest) or self._insert(connection, owner, body, key, digest)
                 return _shown(connection, made)
         except IntegrityError:  # the same key at the same time

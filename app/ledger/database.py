@@ -68,6 +68,11 @@ class Database:
         if self._reserve is not None:
             self._reserve.keep()
 
+    def hold(self, connection: Connection, name: str) -> None:
+        """Until the transaction ends, no other one holds the same name: what it counts stays true. SQLite has one at a time anyway."""
+        if not self.is_sqlite:
+            connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+
     def now(self) -> float:
         """Unix time in seconds by the clock of the database, so that workers on several machines agree on it."""
         if not self.is_sqlite and time.monotonic() - self._looked_at > CLOCK_S:

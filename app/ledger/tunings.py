@@ -56,6 +56,7 @@ class Tunings:
             check_input(connection, owner, "training_file", body.training_file, "fine-tune", now)
             if body.validation_file is not None:
                 check_input(connection, owner, "validation_file", body.validation_file, "fine-tune", now)
+            self._database.hold(connection, f"fine-tuning jobs of {owner}")
             self._check_count(connection, owner)
             connection.execute(
                 insert(tunings).values(

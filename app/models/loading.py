@@ -117,7 +117,8 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     path = settings.observer_path
     context = min(settings.context, context_of("model.path", source_of(settings.path)), settings.cache_tokens or settings.context)
     size, dtype = settings.cache_tokens, settings.cache_dtype
-    cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, varlen.page_tokens(device.type), size, dtype)
+    page_tokens = varlen.page_tokens(device.type)
+    cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, page_tokens, size, dtype, settings.graphs)
     observer = None
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)

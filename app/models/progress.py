@@ -6,10 +6,11 @@ A worker process sets the listener, so that `/ready` can tell it. Knows neither 
 import logging
 import time
 from collections.abc import Callable
+from typing import Literal
 
 log = logging.getLogger(__name__)
 
-Stage = str  # "downloading", "staging", "loading", "warming up"
+Stage = Literal["downloading", "staging", "loading", "recording steps", "warming up"]
 Listener = Callable[[Stage, int, int], None]  # the stage, bytes done, bytes in all; 0 of 0 where nothing is counted
 LOG_INTERVAL_S = 5.0
 MB = 1e6

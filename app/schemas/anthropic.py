@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from app.schemas.generation import Stop
+from app.schemas.generation import SamplingParameters, Stop
 from app.schemas.messages import Name, Schema
 from app.schemas.thought import LIMIT
-from app.schemas.wire import Int, Wire
+from app.schemas.wire import Int, Seed, Wire
 
 MAX_BLOCKS = 128
 BLOCKS_OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking"), "system": ("text",)}
@@ -196,14 +196,14 @@ class CountTokensRequest(Wire):
     )
 
 
-class MessagesRequest(CountTokensRequest):
+class MessagesRequest(CountTokensRequest, SamplingParameters):
+    """Beside Anthropic's fields it has the sampling parameters of a chat, and `seed`."""
+
     max_tokens: Int = Field(ge=1, description="limit of the answer in tokens")
     stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = Field(
         None, description="texts: each ends the answer and is not part of it; an empty one does nothing"
     )
-    temperature: float | None = Field(None, ge=0, le=2, description="0 means greedy decoding; the model's default when left out")
-    top_p: float | None = Field(None, ge=0, le=1, description="nucleus sampling; the model's default when left out")
-    top_k: Int | None = Field(None, ge=0, description="keep the k most likely tokens; 0 keeps all; the model's default when left out")
+    seed: Seed | None = Field(None, description="the same request with the same seed gives the same tokens")
     stream: bool | None = Field(None, description="send the answer as server-sent events")
     metadata: RequestMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = Field(None, description="both mean the one tier that there is here")

@@ -22,6 +22,7 @@ class EstimateRequest(Wire):
     slots: Int = Field(8, ge=1, le=1024, description="requests that decode at once")
     cache_tokens: Int | None = Field(None, ge=32, le=2**31, description="as model.cache_tokens: what all slots share")
     cache_dtype: Literal["auto", "int8"] = Field("auto", description="as model.cache_dtype")
+    graphs: bool = Field(True, description="as model.graphs; false: no CUDA graphs are counted")
     fine_tune: Literal["lora", "qlora"] | None = Field(None, description="what fine-tuning takes, instead of serving")
     cards: list[str] = Field(
         default_factory=list, max_length=8, description="cards to ask about beside this machine: 24GB, or with a name L4=24GB"

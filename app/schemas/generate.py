@@ -37,7 +37,9 @@ class GenerateRequest(Wire):
         description="keep tokens whose probability is at least this share of the most likely token's; only with do_sample; "
         "the model's default when left out",
     )
-    min_length: Int = Field(0, ge=0, description="no end token before the answer has this many new tokens; end_sequence may still end it")
+    min_length: Int = Field(
+        0, ge=0, description="nothing ends the answer before it has this many new tokens; end_sequence is looked for in what follows them"
+    )
     max_length: Int = Field(64, ge=1, description="limit of the answer in new tokens; the prompt is not counted")
     penalty_alpha: float | None = Field(
         None, ge=0, le=1, description="above 0: contrastive search; weight of the penalty on tokens that resemble the context"

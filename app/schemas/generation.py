@@ -86,7 +86,11 @@ class SamplingFields(SamplingParameters):
         None, description="stop strings: each ends the answer and is not part of it; an empty one does nothing"
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = Field(None, description="tokens that end the answer")
-    min_tokens: Int | None = Field(None, ge=0, description="no token ends the answer before it has this many tokens; at most max_tokens")
+    min_tokens: Int | None = Field(
+        None,
+        ge=0,
+        description="nothing ends the answer before it has this many tokens; stop strings count in what follows; at most max_tokens",
+    )
     ignore_eos: bool | None = Field(None, description="continue past the model's end tokens")
     stream: bool | None = Field(None, description="send the answer as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with stream")

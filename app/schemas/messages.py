@@ -34,7 +34,9 @@ class Prediction(Wire):
 
 class FunctionCall(Wire):
     name: Name
-    arguments: str = Field(description="a JSON object, as a string; an empty string is an object without properties")
+    arguments: str = Field(
+        description="a JSON object, as a string; an empty string is an object without properties, one that breaks off is closed"
+    )
 
 
 class ToolCall(Wire):

@@ -190,7 +190,7 @@ class ModelList(Wire):
 class LoadProgress(Wire):
     """How far the start of a model has come. Bytes are counted while files are downloaded or copied."""
 
-    stage: str = Field(description="downloading, staging, loading or warming up")
+    stage: str = Field(description="downloading, staging, loading, recording steps (on CUDA) or warming up")
     done_bytes: int | None = None
     total_bytes: int | None = None
 

@@ -111,7 +111,8 @@ class LoadedFields(Group):
         1.9,
         ge=1.2,
         le=20,
-        description="how many times its usual duration a decode step may take because a prompt joins it; more when many requests wait",
+        description="a decode step that also reads a prompt may take at most about this many times its usual duration; more when many "
+        "requests wait",
     )
     drafts: bool = Field(
         True,

@@ -17,6 +17,7 @@ SHORT_OPTIONS = {
     "--device": "--model.device",
     "--port": "--server.port",
 }
+MODEL = SHORT_OPTIONS["--model"]
 PROBLEMS = {  # by the type of pydantic's error
     "missing": "is required and has no default",
     "model_type": "has settings of its own: write them under it, or leave it out",
@@ -26,10 +27,12 @@ PROBLEMS = {  # by the type of pydantic's error
 
 
 def read(arguments: Sequence[str], program: str = "serve") -> Settings:
-    """Settings from all sources. `arguments` is the command line without the program name. Raises `SetupError`; `--help` exits."""
+    """Settings from all sources. `arguments` is the command line without the program name. A word that is neither an option nor the value
+    of one is the model. Raises `SetupError`; `--help` exits.
+    """
     try:
         examples = dict(names_of(Settings))
-        long_arguments = [_long_option(argument) for argument in arguments]
+        long_arguments = [_long_option(argument) for argument in _with_model_option(arguments)]
         check_options(long_arguments, examples)
         check_variables(examples)
         check_yaml()
@@ -68,6 +71,22 @@ def _nearest(parts: list[str]) -> str:
     group = ".".join(["model", *parts[2:-1]] if parts[0] == "models" else parts[:-1])
     beside = [name.rpartition(".") for name, _ in names_of(Settings)]
     return nearest(parts[-1], [last for outer, _, last in beside if outer == group])
+
+
+def _with_model_option(arguments: Sequence[str]) -> list[str]:
+    """A model may stand without its option, as in `vllm serve owner/name`. Raises `SetupError` where another one is named, too."""
+    options: list[str] = []
+    alone: list[str] = []
+    is_value = False
+    for argument in arguments:
+        is_option = argument.startswith("--") or (argument.startswith("-") and not is_value)
+        (options if is_option or is_value else alone).append(argument)
+        is_value = is_option and "=" not in argument
+    named = next((option for option in options if _long_option(option).partition("=")[0] == MODEL), None)
+    if len(alone) > 1 or (alone and named):
+        others = " and ".join([*alone[1:], *([named] if named else [])])
+        raise SetupError(f"several models are named, {alone[0]} and {others}: give one; further ones are served with --models")
+    return [*options, MODEL, *alone] if alone else options
 
 
 def _long_option(argument: str) -> str:

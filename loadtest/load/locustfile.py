@@ -35,7 +35,6 @@ __all__ = ["ChatUser", "LeavingUser", "MixedUser", "ScoreUser", "SeveralTurnsUse
 
 log = logging.getLogger(__name__)
 DEFAULT_URL = "http://127.0.0.1:8000"
-SAMPLE_INTERVAL_S = 1.0  # between two samples of the server
 
 
 @events.init_command_line_parser.add_listener
@@ -97,7 +96,7 @@ def begin(environment: Environment, **_: Any) -> None:
         server_run = create_run(load.out, "server", {"run": run.path.name, **facts})
         session.monitor = ServerMonitor(host, capabilities.sources, server_run, began_s)
     LitmusUser.session = session
-    gevent.spawn(_sample_server, session)
+    session.start_sampling()
 
 
 @events.test_stopping.add_listener
@@ -140,12 +139,6 @@ def _select_users(environment: Environment, capabilities: Capabilities) -> None:
 def _first_stage(environment: Environment, load: Load) -> Stage:
     """In a load without stages the number of users comes from Locust, whose web page may have changed it."""
     return load.plan[0] if environment.shape_class else replace(load.plan[0], level=_runner(environment).target_user_count)
-
-
-def _sample_server(session: LoadSession) -> None:
-    while not session.closed:
-        session.sample_server()
-        gevent.sleep(SAMPLE_INTERVAL_S)
 
 
 def _runner(environment: Environment) -> Runner:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import gevent  # type: ignore[import-untyped]
+
 from loadtest.load.monitor import ServerMonitor
 from loadtest.load.options import Load
 from loadtest.load.probe import Capabilities
@@ -17,6 +19,7 @@ from loadtest.load.transport import Host
 from loadtest.record import Kind, Record, Start
 from loadtest.run import Run
 
+SAMPLE_INTERVAL_S = 1.0  # between two samples of the server
 MAX_PENDING_S = 3.0  # how long a record waits for the server to report its queue time
 
 
@@ -29,7 +32,7 @@ class LoadSession:
     """The state of one load test. Times are readings of `time.perf_counter`.
 
     `fire` is Locust's event for a request. `pending` holds records, with the time they finished, that wait for their queue time.
-    `stopping`: no further requests are to be sent.
+    `sampler`: the greenlet that samples the server until the end. `stopping`: no further requests are to be sent.
     """
 
     load: Load
@@ -43,8 +46,8 @@ class LoadSession:
     monitor: ServerMonitor | None = None
     records: list[Record] = field(default_factory=list)
     pending: list[tuple[float, Record]] = field(default_factory=list)
+    sampler: gevent.Greenlet | None = None
     stopping: bool = False
-    closed: bool = False
 
     @property
     def plan(self) -> list[Stage]:
@@ -70,13 +73,24 @@ class LoadSession:
         else:
             self._write(record)
 
+    def start_sampling(self) -> None:
+        """Samples the server every `SAMPLE_INTERVAL_S`, until `close`."""
+        self.sampler = gevent.spawn(self._keep_sampling)
+
+    def _keep_sampling(self) -> None:
+        while True:
+            self.sample_server()
+            gevent.sleep(SAMPLE_INTERVAL_S)
+
     def sample_server(self, final: bool = False) -> None:
         """Samples the server and completes pending records with it."""
         self.complete_pending({} if self.monitor is None else self.monitor.sample(), final)
 
     def close(self) -> None:
+        """Ends the sampler, which may be waiting for the server's answer, takes a last sample and closes the run files."""
+        if self.sampler is not None:
+            self.sampler.kill()
         self.sample_server(final=True)
-        self.closed = True
         self.run.close()
         if self.monitor is not None:
             self.monitor.run.close()

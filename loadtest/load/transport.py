@@ -19,16 +19,21 @@ CONNECTION_ERRORS = (OSError, HTTPException)  # the connection was refused, rese
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A server by its base URL, whose path precedes every route."""
+    """A server by its base URL, whose path precedes every route. Raises ValueError for a URL without http(s):// or without a host."""
 
     url: str
     timeout_s: float = 600.0
 
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"The URL {self.url!r} does not begin with http:// or https://; write it as http://host:port")
+        if urlsplit(self.url).hostname is None:
+            raise ValueError(f"The URL {self.url!r} has no host; write it as http://host:port")
+
     def connection(self) -> tuple[HTTPConnection, str]:
-        """A connection that is not open yet, and the path of the base URL. Raises OSError if the URL has no host."""
+        """A connection that is not open yet, and the path of the base URL."""
         parts = urlsplit(self.url)
-        if parts.hostname is None:
-            raise OSError(f"the URL {self.url!r} has no host; write it as http://host:port")
+        assert parts.hostname is not None
         connection_class = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         return connection_class(parts.hostname, parts.port, timeout=self.timeout_s), parts.path.rstrip("/")
 

@@ -147,21 +147,20 @@ def resident_bytes() -> int:
 
 
 def measure(args: argparse.Namespace, options: Options, run: Run) -> tuple[list[dict[str, Any]], bool]:
-    """Measures all servers; returns the rows, and whether every server succeeded."""
+    """Measures the servers until one fails; returns the rows, and whether every server succeeded."""
     rows: list[dict[str, Any]] = []
-    succeeded = True
     for repeat, slots in shuffle_servers(options.slots, options.repeats, options.seed):
         try:
             server_rows = measure_server(args, options, slots, repeat, run)
-            summary = f"{server_rows[-1]['tokens_per_s']:.0f} tokens/s"
         except PeerFailed as error:
-            server_rows = [{"kind": "failed", "slots": slots, "repeat": repeat, "why": str(error)}]
-            summary, succeeded = f"failed: {error}", False
+            run.note({"kind": "failed", "slots": slots, "repeat": repeat, "why": str(error)})
+            report_progress(f"repeat {repeat + 1} of {options.repeats}, {slots} slots failed, and no further server was started: {error}")
+            return rows, False
         for row in server_rows:
             run.note(row)
         rows += server_rows
-        report_progress(f"repeat {repeat + 1} of {options.repeats}, {slots} slots: {summary}")
-    return rows, succeeded
+        report_progress(f"repeat {repeat + 1} of {options.repeats}, {slots} slots: {server_rows[-1]['tokens_per_s']:.0f} tokens/s")
+    return rows, True
 
 
 def table(rows: Sequence[dict[str, Any]], slots: Sequence[int]) -> str:
@@ -229,9 +228,10 @@ def main(argv: Sequence[str]) -> int:
     run = create_run(args.out, "slots", run_facts(args, options, argv))
     rows, succeeded = measure(args, options, run)
     run.close()
-    sys.stdout.write(
-        f"{table(rows, options.slots)}\n\n{'Quick run: not a measurement. ' if args.quick else ''}Every chat is in {run.path}\n"
-    )
+    if rows:
+        sys.stdout.write(
+            f"{table(rows, options.slots)}\n\n{'Quick run: not a measurement. ' if args.quick else ''}Every chat is in {run.path}\n"
+        )
     return 0 if succeeded else 1
 
 

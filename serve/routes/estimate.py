@@ -58,6 +58,7 @@ async def _ask(body: EstimateRequest, path: str) -> bytes:
     command = [*COMMAND, f"--quantize={body.quantize}", f"--dtype={body.dtype}"]
     command += [f"--cache-dtype={body.cache_dtype}", *([] if body.cache_tokens is None else [f"--cache-tokens={body.cache_tokens}"])]
     command += [f"--context={body.context}", f"--slots={body.slots}", *[f"--card={card}" for card in body.cards]]
+    command += [] if body.graphs else ["--no-graphs"]
     command += [] if body.fine_tune is None else [f"--fine-tune={body.fine_tune}"]
     pipe = asyncio.subprocess.PIPE
     environment = offline_environment()  # nobody makes this server download

@@ -91,8 +91,8 @@ def make_generate_jobs(body: GenerateRequest, model: Model) -> list[Generate]:
     jobs = []
     for index, text in enumerate(body.prompts):
         param = "prompt" if isinstance(body.prompt, str) else f"prompt.{index}"
-        if not text.strip():
-            raise InvalidRequest(f"{param} is empty or blank", param=param)
+        if not text:
+            raise InvalidRequest(f"{param} is empty", param=param)
         ids = model.tokenizer.encode(text, param)
         max_tokens = max_new_tokens(ids, body.max_length, model.facts, param, "max_length")
         job_sampling = sampling if body.seed is not None else replace(sampling, seed=secrets.randbits(63))

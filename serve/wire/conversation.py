@@ -14,6 +14,7 @@ from app.schemas import ChatRequest, Message, Tool, ToolCall
 from app.schemas.generation import PromptEnd
 from app.tokenizer import ChatTemplate, Tokenizer, check_unicode
 from app.tokenizer.chat import THINKING_SWITCHES
+from serve.wire.arguments import object_of
 
 RESERVED_VARIABLES = frozenset("messages tools documents add_generation_prompt continue_final_message bos_token eos_token".split())
 PROBE = "\ue007"  # a private-use character, which templates copy unchanged
@@ -114,15 +115,10 @@ def _template_message(index: int, message: Message, chat: ChatTemplate) -> dict[
 
 def _template_call(path: str, call: ToolCall, arguments_as_text: bool) -> dict[str, Any]:
     param = f"{path}.function.arguments"
-    text = call.function.arguments.strip() or "{}"  # some servers write a call without arguments as an empty string
+    text = call.function.arguments.strip() or "{}"
     check_unicode(call.id + text, param)
-    try:
-        arguments = json.loads(text)
-        check_unicode(json.dumps(arguments, ensure_ascii=False), param)
-    except (ValueError, RecursionError):  # ValueError: not JSON, or a number of thousands of digits
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(f"{param} must be a JSON object, written as a string", param=param)
+    arguments = object_of(text)
+    check_unicode(json.dumps(arguments, ensure_ascii=False), param)
     return {
         "id": call.id,
         "type": "function",
@@ -133,14 +129,14 @@ def _template_call(path: str, call: ToolCall, arguments_as_text: bool) -> dict[s
 def _with_call_ids(messages: Sequence[Message]) -> list[Message]:
     """The messages, each tool result with the id of its call: one without an id answers the first call that has no result yet.
 
-    Raises `InvalidRequest` for a blank user message, and for a tool result without its call.
+    Raises `InvalidRequest` for an empty user message, and for a tool result without its call.
     """
     checked: list[Message] = []
     call_ids: set[str] = set()
     unanswered: list[str] = []
     for index, message in enumerate(messages):
-        if message.role == "user" and not message.text.strip():
-            raise InvalidRequest(f"messages.{index}.content is empty or blank", param=f"messages.{index}.content")
+        if message.role == "user" and not message.text:
+            raise InvalidRequest(f"messages.{index}.content is empty", param=f"messages.{index}.content")
         if message.role == "tool":
             param = f"messages.{index}.tool_call_id"
             if message.tool_call_id is None:

@@ -42,7 +42,7 @@ def _not_taken(path: Sequence[str | int], param: str, route: str, known: bool) -
         return InvalidRequest(f"unknown parameter '{param}'", param=param, code="unknown_parameter")
     instead = instead_of(param, route) if len(path) == 1 else None
     advice = f"; use {instead}" if instead else ""
-    return InvalidRequest(f"parameter '{param}' is not supported by this server{advice}", param=param, code="unsupported_parameter")
+    return InvalidRequest(f"parameter '{param}' is not supported by {route}{advice}", param=param, code="unsupported_parameter")
 
 
 def _of_the_likeliest_type(errors: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from app.schemas.anthropic import (
     ToolUseBlock,
     Turn,
 )
+from app.schemas.generation import SamplingParameters
 from app.schemas.messages import NamedFunction, NamedSchema, ToolChoice
 
 MAX_MESSAGES = 1024  # of a chat
@@ -186,8 +187,7 @@ def _answer_fields(body: MessagesRequest) -> dict[str, Any]:
     return {
         "max_tokens": body.max_tokens,
         "stop": body.stop_sequences,
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": body.top_k,
+        "seed": body.seed,
         "stream": body.stream,
+        **{name: getattr(body, name) for name in SamplingParameters.model_fields},
     }

@@ -40,7 +40,7 @@ class AnswerOptions:
     samples: int = 1
     logprobs: int | None = None  # number of top tokens listed beside each token; None: no log-probabilities at all
     echo: bool = False
-    prompt_only: bool = False  # echo with max_tokens 0: the engine has to sample one token, which is dropped
+    prompt_only: bool = False  # echo with max_tokens 0: the engine has to sample one token, which is dropped, and needs no room for it
     tier: UsedTier | None = None
     structured: StructuredOutput = StructuredOutput()
     metadata: dict[str, str] | None = None
@@ -97,12 +97,12 @@ def make_jobs(
         max_tokens = max_new_tokens(prompt.ids, requested, facts, "messages" if options.chat else "prompt")
         if not options.chat and requested is None:
             max_tokens = min(max_tokens, DEFAULT_MAX_TOKENS)  # nobody asked for more than the context leaves
-        check_min_tokens(sampling.min_tokens, 0 if options.prompt_only else max_tokens)
+        check_min_tokens(sampling.min_tokens, max_tokens)
         for sample in range(options.samples):
             job = Generate(
                 id=f"{id}/{len(jobs)}",
                 prompt=prompt.ids,
-                max_tokens=max_tokens,
+                max_tokens=max(max_tokens, 1),  # see `AnswerOptions.prompt_only`
                 sampling=replace(sampling, seed=sampling.seed + sample),
                 stop=body.stop_words,
                 stop_tokens=stop_tokens,
@@ -138,8 +138,8 @@ def cache_owner(user: str | None = None) -> tuple[str | None, bool]:
 
 
 def requested_max_tokens(body: ChatRequest | CompletionRequest) -> int | None:
-    if isinstance(body, CompletionRequest):  # the engine samples at least one token; see `AnswerOptions.prompt_only`
-        return None if body.max_tokens is None else max(body.max_tokens, 1)
+    if isinstance(body, CompletionRequest):
+        return body.max_tokens
     return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
 
 
@@ -180,18 +180,19 @@ def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
 
 
 def max_new_tokens(prompt: tuple[int, ...], requested: int | None, facts: Facts, param: str, limit_param: str = "max_tokens") -> int:
-    """How many tokens may follow `prompt`: `requested`, or what the context leaves when that is None.
+    """How many tokens may follow `prompt`: `requested`, or what the context leaves when that is None. With 0 the prompt may fill
+    the context.
 
     Errors name `param`, the field that holds the prompt, or `limit_param`, the field that holds `requested`. Raises `InvalidRequest` for a
     prompt without tokens, and `ContextTooLong`, with the numbers, for one that does not fit.
     """
     if not prompt:
         raise InvalidRequest(f"the tokenizer of {facts.name} turns this into no tokens; send a longer text", param=param)
-    left = facts.context - len(prompt)
-    if left < 1:
+    left, kept = facts.context - len(prompt), 0 if requested == 0 else 1
+    if left < kept:
         raise ContextTooLong(
-            f"the prompt has {len(prompt)} tokens, but the context of {facts.name} holds {facts.context}, one of them for the answer: "
-            f"send at most {facts.context - 1}",
+            f"the prompt has {len(prompt)} tokens, but the context of {facts.name} holds {facts.context}"
+            f"{', one of them for the answer' if kept else ''}: send at most {facts.context - kept}",
             param=param,
         )
     if requested is not None and requested > left:
@@ -211,11 +212,11 @@ def prompt_items(body: CompletionRequest) -> list[Any]:
 
 def prompts_of(body: CompletionRequest, tokenizer: Tokenizer, facts: Facts) -> list[Prompt]:
     items = prompt_items(body)
-    if not items or any(not item or (isinstance(item, str) and not item.strip()) for item in items):
-        raise InvalidRequest("the prompt is empty or blank", param="prompt")
+    if not items or not all(items):
+        raise InvalidRequest("the prompt is empty", param="prompt")
     for item in items:
         if not isinstance(item, str):  # refuse a list that is too long before each of its ids is checked
-            max_new_tokens(tuple(item), None, facts, "prompt")
+            max_new_tokens(tuple(item), 0 if body.max_tokens == 0 else None, facts, "prompt")
     return [_prompt_of(item, tokenizer, bool(body.echo)) for item in items]
 
 

@@ -5,14 +5,15 @@ Knows no hub and no wire.
 
 import multiprocessing
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from app.models.progress import Stage
 from app.schemas.state import LoadProgress
 
 if TYPE_CHECKING:
     from serve.workers.fleet import Replica
 
-STAGES = ("", "downloading", "staging", "loading", "warming up")
+STAGES = ("", *get_args(Stage))
 
 
 class SharedProgress:

@@ -4,11 +4,14 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
+from app.errors import RateLimited
 from app.ledger.batches import Batches
 from app.ledger.database import make_file
 from app.ledger.tables import results
@@ -55,6 +58,25 @@ def test_a_new_batch_is_checked_first(table, batches, leases):
     task = leases.take()
     assert (task.batch, task.kind, task.fence, task.endpoint) == (batch.id, "check", 1, "/v1/score")
     assert leases.take() is None
+
+
+@pytest.mark.parametrize("key", [None, "same"])
+def test_batches_that_are_made_at_the_same_time_are_no_more_than_may_be(table, key):
+    """On PostgreSQL each would otherwise count before any other is there."""
+    batches, together = Batches(table.database, 2), threading.Barrier(8)
+    body = BatchRequest(input_file_id=table.file, endpoint="/v1/completions", completion_window="24h")
+
+    def make(_: int) -> str | None:
+        together.wait(60)
+        try:
+            return batches.create("", body, key).id
+        except RateLimited:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(make, range(8)))
+    assert len(set(filter(None, made))) == (2 if key is None else 1)
+    assert made.count(None) == (6 if key is None else 0)
 
 
 def test_a_task_is_anothers_only_after_its_lease(table, batches, leases, other):

@@ -189,6 +189,13 @@ def test_knee(throughput, users):
     assert analysis.knee([1, 2, 4, 8], throughput) == users
 
 
+def test_one_value_has_no_interval():
+    alone = analysis.bootstrap([207.0], analysis.percentile(0.5))
+    assert str(alone) == "207" and alone.n == 1
+    assert np.isnan(analysis.error_bars([alone])[1]).all()
+    assert str(analysis.bootstrap([207.0, 207.0], analysis.percentile(0.5))) == "207 [207, 207]"
+
+
 def interval(value):
     return analysis.Interval(value, value - 1, value + 2, 5)
 
@@ -202,6 +209,7 @@ def test_plots():
     nothing = analysis.bootstrap([], analysis.percentile(0.5))
     figure, axes = analysis.panels(3)
     analysis.plot_line(axes[0], [1, 2, 3], [interval(5), nothing, interval(7)], "one")
+    analysis.plot_line(axes[0], [1], [analysis.bootstrap([5.0], analysis.percentile(0.5))], "alone")
     assert axes[0].lines[0].get_xdata().tolist() == [1, 3], "no point where there is nothing"
     analysis.plot_bars(axes[1], ["a", "b"], {"one": [interval(1), interval(2)], "two": [interval(3), nothing]}, "s")
     assert [patch.get_height() for patch in axes[1].patches][:3] == [1, 2, 3]

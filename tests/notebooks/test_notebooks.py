@@ -4,6 +4,8 @@ Cells run in this process, as a kernel would run them; one notebook runs in a ke
 """
 
 import io
+import json
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from notebooks import analysis
 from tests.notebooks.rows import MANIFEST, ladder, starts, texts, write
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+PAGES = NOTEBOOKS.parent / "docs/notebooks"
 RECORDED = sorted((NOTEBOOKS / "recorded").glob("*.jsonl"))
 
 
@@ -78,6 +81,15 @@ def test_without_a_run_it_says_how_to_make_one(name, execute):
     assert "` makes one" in shown.texts[-1] and not shown.figures
 
 
+def test_links_of_its_page_lead_somewhere(name):
+    """Of the page that is made now, and of the one in docs/notebooks."""
+    html, _ = HTMLExporter(template_name="page", extra_template_basedirs=[str(NOTEBOOKS)]).from_filename(str(NOTEBOOKS / name))
+    kept = (PAGES / name).with_suffix(".html").read_text()
+    targets = re.findall(r'href="(?!https?:|#)([^"#]+)', html + kept)
+    assert [target for target in targets if not (PAGES / target).exists()] == []
+    assert name != "03-batching.ipynb" or "07-cost.html" in targets
+
+
 @pytest.mark.skipif(not RECORDED, reason="notebooks/recorded has no runs yet")
 def test_on_the_recorded_runs(name, execute, tmp_path):
     (tmp_path / "notebooks" / "recorded").symlink_to(NOTEBOOKS / "recorded")
@@ -116,6 +128,15 @@ def test_ramdisk(execute, tmp_path):
     assert "saves 1.00 [0.99" in lines["- **by mmap"] and "s of 2.00 s beside a cold disk" in lines["- **by mmap"]
     assert all("no difference that can be told" in lines[f"- **{case}"] for case in ("by mmap", "by read", "quantize nf4"))
     assert "tmpfs 4.00 s and 3,000 MB" in shown.texts[-1]
+
+
+@pytest.mark.skipif(not RECORDED, reason="notebooks/recorded has no runs yet")
+def test_the_cost_by_one_repeat_has_no_interval(execute, tmp_path):
+    (path,) = (NOTEBOOKS / "recorded").glob("lengths-*.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write(tmp_path / "runs" / "lengths-1.jsonl", [row for row in rows[1:] if row.get("repeat", 1) == 1], rows[0])
+    answer = execute("07-cost.ipynb").texts[-1]
+    assert "n = 1:" in answer and "(engine, n = 1)" in answer and "[" not in answer
 
 
 def test_detector(execute, tmp_path):

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from messaging import COUNT, HELLO, RING, SING, post
 
+from app.engine.request import SamplingParams
+
 RING_CALL = '<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>'
 SING_CALL = '<tool_call>\n{"name": "sing", "arguments": {}}\n</tool_call>'
 
@@ -78,12 +80,18 @@ def test_every_field_reaches_the_engine(served: Any) -> None:
         temperature=0.5,
         top_p=0.25,
         top_k=7,
+        min_p=0.125,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.25,
+        seed=9,
         service_tier="standard_only",
         metadata={"user_id": "me"},
         thinking={"type": "disabled"},
     )
     job = served.engine.submitted[-1]
-    assert (job.sampling.temperature, job.sampling.top_p, job.sampling.top_k, job.max_tokens) == (0.5, 0.25, 7, 3)
+    assert job.max_tokens == 3
+    assert job.sampling == SamplingParams(0.5, 7, 0.25, 0.125, 9, 1.25, 0.5, -0.5)
 
 
 def test_the_prompt_is_that_of_the_same_chat(tooled: Any) -> None:

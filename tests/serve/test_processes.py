@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,3 +52,17 @@ def test_a_server_that_shuts_down_already_ends_without_an_error() -> None:
 )
 def test_a_signal_is_named_as_it_leaves_no_line(status: int, says: str) -> None:
     assert end_of(status).startswith(f"the process that answers requests {says}")
+
+
+def test_a_cut_kills_the_processes_that_the_shutdown_waits_for() -> None:
+    server: Any = Server.__new__(Server)
+    fork = multiprocessing.get_context("fork")
+    api, worker, gone = (fork.Process(target=time.sleep, args=(seconds,)) for seconds in (600, 600, 0))
+    for process in (api, worker, gone):
+        process.start()
+    gone.join(60)
+    server.was_cut, server._api_processes, server.inference_workers = False, [api], [worker, gone]
+    server.cut()
+    for process in (api, worker):
+        process.join(60)
+    assert (api.exitcode, worker.exitcode, gone.exitcode, server.was_cut) == (-signal.SIGKILL, -signal.SIGKILL, 0, True)

@@ -122,6 +122,8 @@ def test_the_system_tab_is_live_only_while_it_is_open(loaded: Page, fake: Fake):
     loaded.get_by_label("Model to estimate").fill("org/two")
     fake.holds_estimate = False
     expect(loaded.get_by_text("org/one · quantization none · computes in auto")).to_be_visible()
+    for place, side in ((0, "left"), (1, "right")):
+        expect(loaded.locator(".parts tr").nth(1).locator("th, td").nth(place)).to_have_css("text-align", side)
     expect(loaded.get_by_role("button", name="Estimate", exact=True)).to_be_enabled()
     loaded.get_by_role("button", name="Unload…").click()
     expect(loaded.get_by_role("alert")).to_contain_text("Name a model first")

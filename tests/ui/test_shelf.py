@@ -192,7 +192,7 @@ def test_a_cut_answer_continues_goes_to_the_score_tab_and_undo_gives_the_questio
 
 def test_markdown_code_tables_and_formulas_are_drawn(loaded: Page, fake: Fake):
     loaded.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    answer = f"{MARKDOWN}\n- [x] done\n"
+    answer = f"{MARKDOWN}\n- [x] done\n\n1. \u05e9\u05dc\u05d5\u05dd\n"  # in Hebrew
     fake.words, fake.thoughts = [answer], ["Let me <b>think</b>."]
     ask(loaded, "# *literal*\n    and indented")
     expect_answer(loaded)
@@ -204,8 +204,10 @@ def test_markdown_code_tables_and_formulas_are_drawn(loaded: Page, fake: Fake):
     expect(log.locator("pre code .token").first).to_be_visible()
     expect(log).to_contain_text("# *literal*")
     expect(log.get_by_role("checkbox")).to_have_css("background-color", "rgb(13, 148, 136)")  # the accent
-    for text in (box(loaded), log.locator("li"), log.locator("p").first):
+    for text in (box(loaded), log.locator("li").first, log.locator("p").first):
         expect(text).to_have_css("unicode-bidi", "plaintext")
+    for marks, direction in (("ul", "ltr"), ("ol", "rtl")):
+        expect(log.locator(marks).last).to_have_css("direction", direction)
     expect(log.get_by_text("Let me <b>think</b>.")).to_be_hidden()
     log.get_by_text("Thought").click()
     expect(log.get_by_text("Let me <b>think</b>.")).to_be_visible()

@@ -203,6 +203,7 @@ window.litmus ??= {};
                 keepFocus();
                 litmus.thumbs.draw(conversation?.id);
                 follow(find("#live"));
+                for (const list of document.querySelectorAll(":is(#conversation, .answer) .md :is(ul, ol):not([dir])")) list.dir = "auto"; // where its marks stand
             });
         }).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["class", "data-state", "aria-label"] });
     }

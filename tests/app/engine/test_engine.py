@@ -236,6 +236,11 @@ def test_min_tokens_end_tokens_and_stop_tokens() -> None:
     assert count(ignore_eos=True) == (12, "length")
     assert count(ignore_eos=True, stop_tokens=frozenset({whole[1]})) == (whole.index(whole[1]) + 1, "stop")
     assert count(min_tokens=first + 2)[0] > first
+    letters_of = [chr(0x4E00 + token) for token in whole]
+    again = next((place for place in range(5, 12) if letters_of[place] == letters_of[4]), None)
+    stopped = count(ignore_eos=True, stop=(letters_of[4],), min_tokens=5)
+    assert stopped == ((12, "length") if again is None else (again + 1, "stop"))  # what ends the first five tokens does not end the answer
+    assert count(ignore_eos=True, stop=(letters_of[4],), min_tokens=4) == (5, "stop") or letters_of[4] in letters_of[:4]
 
 
 def _run(job: Generate, end_tokens: frozenset[int] = frozenset()) -> list[Event]:

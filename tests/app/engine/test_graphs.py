@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from app.engine import flat as flat_module
 from app.engine import graphs, varlen
+from app.engine.capacity import page_counts, row_counts
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model, install_attention
-from app.engine.graphs import DecodeGraphs, Work, create_graphs, page_counts, row_counts
+from app.engine.graphs import DecodeGraphs, Work, create_graphs
 
 META = torch.device("meta")
 

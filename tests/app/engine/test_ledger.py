@@ -1,8 +1,13 @@
 """The memory ledger and the default number of slots."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import LlamaConfig
 
+from app.engine import varlen
+from app.engine.capacity import CHOICES, GRAPH_BYTES, CacheLimits, row_counts, step_bytes
 from app.engine.ledger import Ledger, device_memory, weight_bytes
 from app.errors import SetupError
 
@@ -39,6 +44,14 @@ def test_what_does_not_fit_is_refused_with_the_numbers(memory: int, requested: i
     message = rf"{requested or 1} slots do not fit cuda:0: weights 0.49 GiB.*{ledger.max_slots} slots would fit"
     with pytest.raises(SetupError, match=message):
         ledger.slots(requested, "cuda:0")
+
+
+def test_cuda_graphs_are_counted_where_steps_are_recorded() -> None:
+    config = LlamaConfig(vocab_size=1000, hidden_size=64, intermediate_size=128)
+    limits = CacheLimits(8, 512, page_tokens=varlen.PAGE_TOKENS)
+    on_cpu = step_bytes(config, CacheLimits(8, 512))
+    assert step_bytes(config, limits) >= on_cpu + GRAPH_BYTES * len(row_counts(32)) * len(CHOICES)
+    assert step_bytes(config, replace(limits, graphs=False)) == on_cpu
 
 
 def test_tied_weights_are_counted_once() -> None:

@@ -56,6 +56,19 @@ def test_forty_long_answers_in_room_for_ten_are_all_given_as_if_each_were_alone(
     assert (cache.pages.used, cache.pages.shared) == (0, 0) and cache.pages.cached + cache.pages.free == 10 * CONTEXT // PAGE
 
 
+def test_a_prompt_that_fills_the_context_is_read_in_a_cache_of_one_context() -> None:
+    """The one token that is sampled after it needs no room: two of them take turns, and a third is too long."""
+    rng, engine = random.Random(3), create(1)
+    prompts = [tuple(rng.randrange(VOCABULARY) for _ in range(CONTEXT + more)) for more in (0, 0, 1)]
+    events = run_all(engine, [Generate(str(index), prompt, 1, prompt_logprobs=0) for index, prompt in enumerate(prompts)])
+    read = {event.id: event.prompt_logprobs for event in events if isinstance(event, Delta)}
+    short = run_all(create(SLOTS), [Generate("0", prompts[0][:-1], 1, prompt_logprobs=0)])
+    assert {id: len(logprobs) for id, logprobs in read.items()} == {"0": CONTEXT - 1, "1": CONTEXT - 1}
+    assert [event.id for event in events if isinstance(event, Failed)] == ["2"]
+    expected = next(event.prompt_logprobs for event in short if isinstance(event, Delta))
+    assert [each.logprob for each in read["0"][:-1]] == pytest.approx([each.logprob for each in expected], abs=1e-4)
+
+
 def test_every_token_is_sent_once_with_its_log_probability_and_stop_strings_end_answers_that_were_set_back() -> None:
     rng = random.Random(2)
     plain = [Generate(str(index), random_prompt(rng), 90, SamplingParams(seed=index)) for index in range(8)]

@@ -12,6 +12,7 @@ import torch
 from driving import kernel_or_skip
 from tinymodels import ROOT
 
+from app.engine.capacity import STREAM_BYTES
 from app.errors import SetupError
 from app.estimate.__main__ import main
 from app.estimate.advice import advice
@@ -48,6 +49,13 @@ def test_the_sum_is_what_the_engine_declares(bundled: Path, monkeypatch: pytest.
     assert engine.observer is not None
     attentions = (engine.performer.attention, engine.observer.attention)
     assert need.cache == sum(tensor.nbytes for each in attentions for cache in (each.slots, each.texts) for tensor in cache.tensors)
+
+
+def test_no_graphs_are_counted_where_none_are_recorded(bundled: Path) -> None:
+    plan = Plan(Question(str(bundled), dtype="bfloat16", context=512, slots=3))
+    without = replace(plan.question, graphs=False)
+    assert plan.need("cuda").activations - plan.need("cuda", without).activations > STREAM_BYTES
+    assert plan.need("cpu") == plan.need("cpu", without)
 
 
 def test_a_draft_model_is_part_of_the_sum(bundled: Path, default_gguf: str) -> None:

@@ -24,6 +24,28 @@ def test_short_options_set_their_settings() -> None:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a/b", "--port", "9000", "--model.sampling.top_k", "-1"],
+        ["--port=9000", "a/b", "--model.sampling.top_k=-1"],
+        ["--port", "9000", "--model.sampling.top_k", "-1", "a/b"],
+    ],
+)
+def test_a_word_without_an_option_is_the_model(arguments: list[str]) -> None:
+    settings = read(arguments)
+    assert (settings.model.path, settings.server.port, settings.model.sampling.top_k) == ("a/b", 9000, -1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "other"),
+    [(["a/b", "c/d"], "c/d"), (["a/b", "--model", "c/d"], "--model"), (["a/b", "--model.path=c/d"], "--model.path=c/d")],
+)
+def test_two_models_are_refused_in_a_sentence(arguments: list[str], other: str) -> None:
+    with pytest.raises(SetupError, match=rf"^several models are named, a/b and {other}: give one; further ones .*--models"):
+        read(arguments)
+
+
+@pytest.mark.parametrize(
     ("arguments", "setting"),
     [
         (["--port", "80"], "server.port"),

@@ -2,7 +2,9 @@
 
 import json
 
+import gevent
 import pytest
+from gevent.event import Event
 
 from loadtest.load.goodput import Slo
 from loadtest.load.options import Load
@@ -96,3 +98,31 @@ def test_a_record_is_pending_until_the_server_reports_its_queue_time(session_and
     session.add(record(request="c"))
     session.close()
     assert len(session.records) == 4, "at the end no record stays pending"
+
+
+class WaitingMonitor:
+    """Samples as ServerMonitor does, but its first sample waits for `answered`, as for a slow server."""
+
+    def __init__(self, run):
+        self.run, self.answered, self.samples = run, Event(), 0
+
+    def sample(self):
+        self.samples += 1
+        if self.samples == 1:
+            self.answered.wait()
+        self.run.note({"kind": "sample", "number": self.samples})
+        return {}
+
+
+def test_a_sample_in_progress_ends_before_the_files_are_closed(session_and_events, tmp_path):
+    session, _ = session_and_events
+    session.monitor = WaitingMonitor(create_run(tmp_path, "server", {}))
+    session.start_sampling()
+    gevent.sleep(0)
+    assert session.monitor.samples == 1
+    session.close()
+    session.monitor.answered.set()
+    gevent.wait(timeout=5)
+    assert session.sampler.exception is None and session.monitor.run.file.closed
+    rows = [json.loads(line) for line in session.monitor.run.path.read_text().splitlines()[1:]]
+    assert rows == [{"kind": "sample", "number": 2}], "the last sample only"

@@ -89,5 +89,9 @@ def test_a_body_that_is_cut_short_raises(serve_once):
 def test_no_server(free_port):
     with pytest.raises(CONNECTION_ERRORS):
         Host(f"http://127.0.0.1:{free_port}").get("/")
-    with pytest.raises(CONNECTION_ERRORS):
-        Host("nowhere").get("/")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8231", "localhost:8231", "ftp://localhost:8231", "http://"])
+def test_a_url_without_scheme_or_host_is_refused(url):
+    with pytest.raises(ValueError, match=f"{url}.* http://host:port"):
+        Host(url)

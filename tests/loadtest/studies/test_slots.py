@@ -40,11 +40,19 @@ def test_every_number_of_slots_gets_the_same_load(litmus, tmp_path, capsys):
     assert [line.split("|")[1].strip() for line in shown.splitlines()[2:4]] == ["2", "4"]
 
 
-def test_a_failed_server_is_recorded_and_the_others_are_measured(litmus, tmp_path, capsys):
+def test_the_first_failure_ends_the_study(litmus, tmp_path, capsys):
     litmus.slots = 4
-    code, shown, _, rows = push(tmp_path, capsys, "--slots", "2", "4")
-    assert code == 1
-    assert [row["why"] for row in rows if row["kind"] == "failed"] == ["the server has 4 slots instead of 2"]
+    assert slots.main(["--quick", "--out", str(tmp_path), "--slots", "2", "--repeats", "3"]) == 1
+    shown = capsys.readouterr()
+    assert not shown.out and "repeat 1 of 3, 2 slots failed" in shown.err and "the server has 4 slots instead of 2" in shown.err
+    assert len(litmus.started) == 1
+
+
+def test_what_was_measured_before_a_failure_is_shown(litmus, tmp_path, capsys):
+    litmus.slots = 4
+    first = next(seed for seed in range(20) if shuffle_servers((2, 4), 1, seed)[0] == (0, 4))
+    code, shown, _, rows = push(tmp_path, capsys, "--slots", "2", "4", "--seed", str(first))
+    assert code == 1 and rows[-1]["why"] == "the server has 4 slots instead of 2"
     assert shown.splitlines()[2].split("|")[3].strip() == "-" and shown.splitlines()[3].split("|")[2].strip() == "4"
 
 

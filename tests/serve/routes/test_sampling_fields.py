@@ -238,7 +238,7 @@ def test_a_field_of_another_api_is_refused_with_the_name_that_it_has_here(served
         path, {"prompt": "a"}
     )
     error = served.client.post(path, json={**least, **fields}).json()["error"]
-    assert error["message"] == f"parameter '{next(iter(fields))}' is not supported by this server; use {instead}"
+    assert error["message"] == f"parameter '{next(iter(fields))}' is not supported by {path}; use {instead}"
 
 
 @pytest.mark.parametrize(

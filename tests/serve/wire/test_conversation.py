@@ -114,7 +114,7 @@ def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
     ("messages", "param", "message_part"),
     [
         ([{"role": "user"}], "messages.0", "content is missing"),
-        ([{"role": "user", "content": " "}], "messages.0.content", "blank"),
+        ([{"role": "user", "content": ""}], "messages.0.content", "empty"),
         ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "messages.0", "assistant"),
         ([{"role": "user", "content": "a", "tool_call_id": "abc"}], "messages.0", "role 'tool'"),
         ([{"role": "tool", "content": "a"}], "messages.0.tool_call_id", "missing"),
@@ -142,13 +142,25 @@ def test_what_is_wrong_with_a_message_is_named(served: Any, messages: Any, param
     assert message_part in error["message"], error
 
 
-@pytest.mark.parametrize(
-    "arguments", ["3", "[]", '{"a": ', '"x"', "[" * 100_000, '{"a": "\\ud800"}', '{"\\ud800": 1}', '{"a": ' + "9" * 4500 + "}"]
-)
-def test_arguments_that_are_no_object_are_named(served: Any, arguments: str) -> None:
-    call = {**CALL, "function": {"name": "ring", "arguments": arguments[:5000]}}
+@pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', '{"\\ud800": 1}'])
+def test_arguments_that_are_no_unicode_are_named(served: Any, arguments: str) -> None:
+    call = {**CALL, "function": {"name": "ring", "arguments": arguments}}
     param, _ = refused(served, [{"role": "assistant", "tool_calls": [call]}])
     assert param == "messages.0.tool_calls.0.function.arguments"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ('{"times": 2, "song": "Ho', '{"times": 2, "song": "Ho"}'),
+        ('{"times": 2, "so', '{"times": 2}'),
+        ("no JSON", '{"arguments": "no JSON"}'),
+    ],
+)
+def test_arguments_that_a_limit_cut_reach_the_template(served: Any, arguments: str, shown: str) -> None:
+    served.tokenizer.base.chat_template = CALLS
+    call = {**CALL, "function": {"name": "ring", "arguments": arguments}}
+    assert rendered(served, [{"role": "assistant", "tool_calls": [call]}]) == f"a:<call>ring {shown}</call>"
 
 
 def test_an_error_raised_by_the_template_becomes_the_message(served: Any) -> None:

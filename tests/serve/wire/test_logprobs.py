@@ -147,6 +147,19 @@ def test_an_echo_of_no_tokens_is_the_prompt_alone(served: Any) -> None:
     assert (choice["text"], choice["finish_reason"]) == ("$", "length")
 
 
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_prompt_that_fills_the_context_is_echoed_and_needs_no_room_for_an_answer(served: Any, as_text: bool) -> None:
+    def echoed(tokens: int, **body: Any) -> Any:
+        prompt: Any = "a" * (tokens - 1) if as_text else [5] * tokens  # the tokenizer puts one before a text
+        return served.client.post(TEXT, json={"prompt": prompt, "echo": True, "logprobs": 1, **body})
+
+    body = echoed(FACTS.context, max_tokens=0).json()
+    assert len(body["choices"][0]["logprobs"]["tokens"]) == FACTS.context and body["usage"]["completion_tokens"] == 0
+    for tokens, max_tokens, most in ((FACTS.context + 1, 0, FACTS.context), (FACTS.context, 1, FACTS.context - 1)):
+        error = echoed(tokens, max_tokens=max_tokens).json()["error"]
+        assert error["code"] == "context_length_exceeded" and error["message"].endswith(f"send at most {most}")
+
+
 def test_an_echo_can_be_streamed(served: Any) -> None:
     for max_tokens, text in ((2, "ab3/0/0 3/0/1 "), (0, "ab")):
         fields = {"model": "fake", "prompt": "ab", "echo": True, "max_tokens": max_tokens, "logprobs": 0, "stream": True, "seed": 0}
