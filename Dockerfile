@@ -32,11 +32,11 @@ FROM base AS runtime
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 
-# The program is root's and the process is not: it can write this folder (kernels, downloaded models) and /tmp, nothing else.
-RUN useradd --create-home --uid 10001 litmus && install -d -o litmus -g litmus -m 700 /home/litmus/.cache
+# The program is root's and the process is not: it can write these folders and /tmp, nothing else. What is in the first comes again (kernels,
+# downloaded models); the second has the only copy of what clients upload and of the models that they fine-tune.
+RUN useradd --create-home --uid 10001 litmus && install -d -o litmus -g litmus -m 700 /home/litmus/.cache /var/lib/litmus
 WORKDIR /srv/litmus
-# Files that clients upload, in the volume of the folder above.
-ENV LITMUS_JOBS__FOLDER=/home/litmus/.cache/jobs
+ENV LITMUS_JOBS__FOLDER=/var/lib/litmus/jobs
 # Weights that were just trained are readable by their owner only.
 COPY --chmod=755 models/ models/
 USER 10001

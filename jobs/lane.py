@@ -11,9 +11,10 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from app.errors import first_line
+from app.errors import StorageFull, first_line
 from app.ledger.folder import Folder
 from app.ledger.recipe import FINISHED, RESULTS, RUN_FILE, STATE, Run
+from app.ledger.room import FULL, is_full
 from app.ledger.tunings import EXAMINE, TUNE
 from app.schemas.tuning import Hyperparameters, JobError
 from app.settings import Settings
@@ -75,9 +76,20 @@ class Lane:
             await self._try(claim, server)
         except Refused as error:
             await asyncio.to_thread(self._runs.fail, claim, JobError(code="input_unavailable", message=f"the server refuses it: {error}"))
-        except (Unavailable, OSError) as error:
+        except (Unavailable, OSError, DBAPIError) as error:
+            if is_full(error) and not (self._folder.run(claim.batch) / FINISHED).exists():
+                await self._fail_full(claim)
+                return
+            if isinstance(error, DBAPIError):
+                raise
             log.warning("a fine-tuning job waits %.0f s: %s", PAUSE_S, type(error).__name__, extra=where)
             await asyncio.to_thread(self._runs.release, claim, PAUSE_S)
+
+    async def _fail_full(self, claim: Claim) -> None:
+        """The disk takes nothing more of this job, be it its files or its rows in the table; a result that is whole would wait for room."""
+        log.error("a fine-tuning job ends: the disk of jobs.folder is full", extra={"fields": {"job": claim.batch}})
+        await asyncio.to_thread(self._runs.fail, claim, JobError(code=StorageFull.code, message=FULL))
+        self._folder.delete_run(claim.batch)
 
     async def _try(self, claim: Claim, server: Server) -> None:
         folder = self._prepare(claim, await asyncio.to_thread(self._runs.last_step, claim))

@@ -64,7 +64,8 @@ class Runs:
         )
 
     def begin(self, claim: Claim) -> None:
-        """The job runs from now on."""
+        """The job runs from now on, and there is room to say how it ends."""
+        self._database.keep_reserve()
         self._set(claim, {"status": "running"}, "Fine-tuning job started" if claim.fence == 1 else "Fine-tuning job goes on")
 
     def last_step(self, claim: Claim) -> int | None:
@@ -124,8 +125,10 @@ class Runs:
             note(connection, claim.batch, now, "Files validated, moving job to queued state")
 
     def fail(self, claim: Claim, error: JobError) -> None:
+        """Also on a full disk."""
         new = {"status": "failed", "problem": error.model_dump_json(), "finished": self._database.now(), "done_by": None}
-        self._set(claim, new, f"The job failed: {error.message}", level="error", ends=True)
+        message = f"The job failed: {error.message}"
+        self._database.even_if_full(lambda: self._set(claim, new, message, level="error", ends=True))
 
     def succeed(self, claim: Claim, results: str, trained_tokens: int) -> None:
         new = {

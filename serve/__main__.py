@@ -94,7 +94,8 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
         app.include_router(create_adapters(app.state.shelf))
     if settings.jobs.enabled:
         bases = catalog.settings_of if settings.loaded else lambda name: None
-        app.include_router(create_job_routes(app.state.desk, settings.server.strict, bases, getattr(app.state, "shelf", None)))
+        shelf = getattr(app.state, "shelf", None)
+        app.include_router(create_job_routes(app.state.desk, settings.server.strict, bases, shelf, router.adapters))
     app.include_router(create_estimate(settings))
     if settings.server.collector is not None:
         add_traces(app, router.observer, settings.server.collector)

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from app.errors import LitmusError, NotReady, SetupError, StorageFull
 from app.ledger.folder import Folder
+from app.ledger.room import is_full
 from app.settings import JobSettings
 from app.settings.jobs import SQLITE_FILE
 
 if TYPE_CHECKING:
     from app.ledger.batches import Batches
+    from app.ledger.database import Database
     from app.ledger.files import Files
     from app.ledger.tunings import Tunings
 
@@ -34,6 +36,7 @@ class Ledger:
     files: "Files"
     batches: "Batches"
     tunings: "Tunings"
+    database: "Database"
 
 
 class Desk:
@@ -60,7 +63,7 @@ class Desk:
             raise StorageFull("the server cannot keep this file: its disk is full, or its folder cannot be written") from error
 
     async def ask(self, question: Callable[[Ledger], T]) -> T:
-        """Ask the table. Raises `NotReady` where it cannot be reached."""
+        """Ask the table. Raises `NotReady` where it cannot be reached, `StorageFull` where its disk has no room."""
         return await self.run(lambda: self._ask(question))
 
     def _ask(self, question: Callable[[Ledger], T]) -> T:
@@ -76,6 +79,9 @@ class Desk:
             log.error("%s", error.message)
             raise NotReady("files and batches cannot be served: the server's log says why") from error
         except DBAPIError as error:
+            if is_full(error):
+                log.error("the disk of jobs.folder is full")
+                raise StorageFull("the server's disk is full, so nothing was changed; cancel jobs or delete files to make room") from error
             log.error("the table of jobs does not answer (%s)", type(error).__name__)
             raise NotReady("the table of jobs does not answer; try again") from error
 
@@ -86,7 +92,8 @@ class Desk:
         from app.ledger.tunings import Tunings
 
         database = Database(self.settings.database_url)
-        return Ledger(Files(database), Batches(database, self.settings.max_batches), Tunings(database, self.settings.max_tunings))
+        batches, tunings = Batches(database, self.settings.max_batches), Tunings(database, self.settings.max_tunings)
+        return Ledger(Files(database), batches, tunings, database)
 
     async def clean(self) -> None:
         """Delete expired files, and what processes that died have left. Runs as long as the server."""
@@ -98,6 +105,7 @@ class Desk:
                         await self.run(self.folder.delete, id)
                     for id in await self.ask(lambda ledger: ledger.tunings.unwanted(self.folder.runs())):
                         await self.run(self.folder.delete_run, id)
+                    await self.ask(lambda ledger: ledger.database.keep_reserve())
             await asyncio.sleep(CLEAN_S)
 
     async def has_work(self) -> bool:

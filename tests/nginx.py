@@ -76,6 +76,7 @@ class Started:
         for server in self.servers:
             server.behaviour = "answer"
             server.requests.clear()
+            server.heads = 0
             server.go_on.clear()
             server.left.clear()
         if failed:

@@ -1,10 +1,15 @@
 """Fine-tuning jobs and the lane that works on them. Shared by the tests of jobs and of what they make."""
 
+import sqlite3
 import threading
 import time
 from contextlib import contextmanager
 
+from sqlalchemy.exc import OperationalError
+
+from app.ledger.database import Database
 from app.ledger.folder import Folder
+from app.ledger.room import RESERVE
 from jobs.lane import Lane
 from jobs.leases import Leases
 from jobs.runs import Runs
@@ -53,3 +58,37 @@ def steps(hosted, job):
 
 def run_folder(hosted, job):
     return Folder(hosted.settings.jobs.folder).run(job.id)
+
+
+class FullDisk:
+    """Between `fill` and the end of the reserve, the table takes no change: SQLite's own error, as on a disk without room."""
+
+    def __init__(self, hosted, monkeypatch):
+        self.reserve, self._is_full = hosted.folder / RESERVE, False
+        error, whole = _sqlite_full(), Database.transaction
+
+        @contextmanager
+        def transaction(database):
+            with whole(database) as connection:
+                driver = connection.connection.driver_connection
+                before = driver.total_changes
+                yield connection
+                if self._is_full and self.reserve.exists() and driver.total_changes != before:
+                    raise OperationalError("COMMIT", {}, error) from error
+
+        monkeypatch.setattr(Database, "transaction", transaction)
+
+    def fill(self):
+        assert self.reserve.stat().st_size > 0
+        self._is_full = True
+
+
+def _sqlite_full():
+    connection = sqlite3.connect(":memory:")
+    connection.execute("PRAGMA max_page_count = 1")
+    try:
+        connection.execute("CREATE TABLE t (a)")
+    except sqlite3.OperationalError as error:
+        return error
+    finally:
+        connection.close()

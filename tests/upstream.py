@@ -26,18 +26,23 @@ class Request:
 
 @dataclass
 class Upstream:
-    """`stream` sends the first event and waits for `go_on` or for the client to leave, which sets `left`."""
+    """`stream` sends the first event and waits for `go_on` or for the client to leave, which sets `left`. `heads` counts requests that
+    have begun, `requests` has those that are whole.
+    """
 
     name: str
     port: int = 0
     behaviour: Behaviour = "answer"
     requests: list[Request] = field(default_factory=list)
+    heads: int = 0
     go_on: threading.Event = field(default_factory=threading.Event)
     left: threading.Event = field(default_factory=threading.Event)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # a client may leave at any time
-            self.requests.append(await read(reader))
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.heads += 1
+            self.requests.append(await read(head, reader))
             await self.reply(reader, writer)
         writer.close()
 
@@ -63,8 +68,8 @@ class Upstream:
         writer.write(EVENTS[1].encode())
 
 
-async def read(reader: asyncio.StreamReader) -> Request:
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+async def read(head: bytes, reader: asyncio.StreamReader) -> Request:
+    lines = head.decode("latin-1").split("\r\n")
     method, path, _ = lines[0].split(" ")
     headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines[1:] if line)}
     return Request(method, path, headers, await reader.readexactly(int(headers.get("content-length", 0))))

@@ -52,7 +52,10 @@ class Batches:
         return BatchList(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more)
 
     def cancel(self, owner: str, id: str) -> Batch:
-        """Raises `NotFound`, and `Conflict` for a batch that has ended or is about to."""
+        """Also on a full disk. Raises `NotFound`, and `Conflict` for a batch that has ended or is about to."""
+        return self._database.even_if_full(lambda: self._cancel(owner, id))
+
+    def _cancel(self, owner: str, id: str) -> Batch:
         now = self._database.now()
         with self._database.transaction() as connection:
             row = _find(connection, owner, id, lock=True)

@@ -3,17 +3,20 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.errors import SetupError, first_line
 from app.ledger.folder import OWNER_ONLY_FILE, OWNER_ONLY_FOLDER
+from app.ledger.room import Reserve, is_full
 from app.ledger.tables import metadata
+
+T = TypeVar("T")
 
 BUSY_S = 10  # how long a transaction waits for another process's
 CLOCK_S = 60.0  # between two looks at the database's clock
@@ -25,6 +28,7 @@ class Database:
         """`url` is SQLAlchemy's. Makes the file and the tables where they are missing. Raises `SetupError`."""
         self.is_sqlite = url.startswith("sqlite")
         self._offset_s, self._looked_at = 0.0, float("-inf")
+        self._reserve = Reserve(Path(url.removeprefix("sqlite:///")).parent) if self.is_sqlite else None
         try:
             if self.is_sqlite:
                 make_file(Path(url.removeprefix("sqlite:///")))
@@ -33,6 +37,7 @@ class Database:
                 event.listen(self._engine, "connect", _set_up_sqlite)
                 event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
             self._make_tables()
+            self.keep_reserve()
         except (OSError, DBAPIError) as error:
             where = "jobs.folder" if self.is_sqlite else "jobs.database"
             raise SetupError(f"{where}: the table of jobs cannot be opened ({type(error).__name__}: {first_line(error)})") from error
@@ -48,6 +53,20 @@ class Database:
     def transaction(self) -> Iterator[Connection]:
         with self._engine.begin() as connection:
             yield connection
+
+    def even_if_full(self, change: Callable[[], T]) -> T:
+        """Make a change that ends something, and so gives room: where the disk of the SQLite file is full, at the cost of the reserve."""
+        try:
+            return change()
+        except DBAPIError as error:
+            if self._reserve is None or not is_full(error) or not self._reserve.free():
+                raise
+        return change()
+
+    def keep_reserve(self) -> None:
+        """Take the room again that `even_if_full` gave up, if there is any."""
+        if self._reserve is not None:
+            self._reserve.keep()
 
     def hold(self, connection: Connection, name: str) -> None:
         """Until the transaction ends, no other one holds the same name: what it counts stays true. SQLite has one at a time anyway."""

@@ -66,7 +66,10 @@ class Files:
         return FileList(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more)
 
     def delete(self, owner: str, id: str) -> None:
-        """Raises `NotFound`, and `Conflict` for the input of a batch that has not ended."""
+        """Also on a full disk. Raises `NotFound`, and `Conflict` for the input of a batch that has not ended."""
+        self._database.even_if_full(lambda: self._delete(owner, id))
+
+    def _delete(self, owner: str, id: str) -> None:
         with self._database.transaction() as connection:
             _find(connection, owner, id, self._database.now())
             user = connection.execute(select(batches.c.id).where(batches.c.input_file == id, batches.c.status.not_in(ENDED))).scalar()

@@ -87,7 +87,10 @@ class Tunings:
         return JobList(data=[object_of(row) for row in rows], has_more=has_more)
 
     def cancel(self, owner: str, id: str) -> Job:
-        """At once: whoever works on it notices, and ends. Raises `NotFound`, `Conflict`."""
+        """At once, also on a full disk: whoever works on it notices, and ends. Raises `NotFound`, `Conflict`."""
+        return self._database.even_if_full(lambda: self._cancel(owner, id))
+
+    def _cancel(self, owner: str, id: str) -> Job:
         now = self._database.now()
         with self._database.transaction() as connection:
             row = _find(connection, owner, id, lock=True)

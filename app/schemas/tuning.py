@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from app.schemas.batches import Metadata
 from app.schemas.wire import Int, Wire
@@ -10,13 +10,37 @@ from app.schemas.wire import Int, Wire
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 ENDED: tuple[JobStatus, ...] = ("succeeded", "failed", "cancelled")
 MAX_EPOCHS, MAX_BATCH, MAX_RANK, MAX_SEED = 50, 256, 256, 2**31 - 1
+MAX_MULTIPLIER, MAX_SUFFIX = 100, 64
 Auto = Literal["auto"]
 
 
+def _right(words: str) -> WrapValidator:
+    """Whatever is wrong with a value, the message says what would be right."""
+
+    def check(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"it must be {words}") from None
+
+    return WrapValidator(check)
+
+
+Epochs = Annotated[Auto | Annotated[Int, Field(ge=1, le=MAX_EPOCHS)], _right(f"an integer from 1 to {MAX_EPOCHS}, or auto")]
+BatchSize = Annotated[Auto | Annotated[Int, Field(ge=1, le=MAX_BATCH)], _right(f"an integer from 1 to {MAX_BATCH}, or auto")]
+Multiplier = Annotated[
+    Auto | Annotated[float, Field(gt=0, le=MAX_MULTIPLIER)], _right(f"a number above 0, at most {MAX_MULTIPLIER}, or auto")
+]
+Suffix = Annotated[
+    Annotated[str, Field(min_length=1, max_length=MAX_SUFFIX, pattern=r"^[A-Za-z0-9][\w.-]*$")],
+    _right(f"1 to {MAX_SUFFIX} letters, digits, '.', '_' or '-', the first one a letter or a digit"),
+]
+
+
 class Hyperparameters(Wire):
-    n_epochs: Auto | Annotated[Int, Field(ge=1, le=MAX_EPOCHS)] = Field("auto", description="how often each example is learnt from")
-    batch_size: Auto | Annotated[Int, Field(ge=1, le=MAX_BATCH)] = Field("auto", description="examples of a step")
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=100)] = Field("auto", description="times the rate of 0.0002")
+    n_epochs: Epochs = Field("auto", description="how often each example is learnt from")
+    batch_size: BatchSize = Field("auto", description="examples of a step")
+    learning_rate_multiplier: Multiplier = Field("auto", description="times the rate of 0.0002")
     lora_rank: Int = Field(16, ge=1, le=MAX_RANK, description="rank of the adapter's matrices")
     lora_alpha: Int | None = Field(
         None, ge=1, le=1024, description="what the adapter adds is scaled by alpha / rank; twice the rank if left out"
@@ -55,7 +79,7 @@ class JobRequest(Wire):
     validation_file: str | None = Field(None, max_length=64, description="examples that are not learnt from, whose loss is told meanwhile")
     hyperparameters: Hyperparameters | None = Field(None, description="OpenAI's older place for method.supervised.hyperparameters")
     method: Method | None = None
-    suffix: str | None = Field(None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w.-]*$", description="part of the result's name")
+    suffix: Suffix | None = Field(None, description="part of the result's name")
     seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="of order, dropout and the adapter's first weights; random if left out")
     metadata: Metadata | None = None
     integrations: None | Annotated[list[Any], Field(max_length=0)] = Field(None, description="none are supported")

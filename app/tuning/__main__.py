@@ -18,6 +18,7 @@ from pathlib import Path
 
 from app.errors import LitmusError
 from app.ledger.recipe import FINISHED, RUN_FILE, Run
+from app.ledger.room import says_full_disk
 from app.settings import prepare_environment
 from app.tuning.channel import Channel, Tell
 
@@ -51,13 +52,13 @@ def main(command: str, folder: Path) -> int:
     logging.basicConfig(level="WARNING")
     logging.getLogger("bitsandbytes").setLevel("ERROR")  # it misses a package that is not wanted
     warnings.simplefilter("ignore", FutureWarning)
-    with (folder / LOCK).open("w") as file:
-        if not _lock(file.fileno()):
-            return BUSY
-        try:
+    try:
+        with says_full_disk(), (folder / LOCK).open("w") as file:
+            if not _lock(file.fileno()):
+                return BUSY
             (_examine if command == "examine" else _train)(run, folder, tell, stopping.is_set)
-        except LitmusError as error:
-            tell("failed", {"code": error.code, "message": error.message, "param": error.param})
+    except LitmusError as error:
+        tell("failed", {"code": error.code, "message": error.message, "param": error.param})
     return 0
 
 

@@ -4,7 +4,6 @@ With it the rest of a run computes what it would have computed without the stop,
 """
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from app.errors import SetupError, StorageFull, first_line
+from app.errors import SetupError, first_line
 from app.ledger.recipe import KEPT, STATE
 
 CHECKPOINTS = "checkpoints"
@@ -34,16 +32,17 @@ class Progress:
 
 
 @contextlib.contextmanager
-def says_full_disk() -> Iterator[None]:
-    """Raises `StorageFull` instead of what Python, torch or safetensors raise where a disk has no room."""
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what is to become `path`, a file or a folder, once it is finished. Leaves nothing of it where that fails."""
+    unfinished = path.with_name(f"{path.name}.part")
     try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if f"os error {errno.ENOSPC}" not in str(error) and all(
-            getattr(each, "errno", 0) != errno.ENOSPC for each in (error, error.__context__)
-        ):
-            raise
-        raise StorageFull("the disk of jobs.folder is full, so the run could not be saved: make room, and create the job again") from error
+        yield unfinished
+        if path.is_dir():
+            _remove(path)
+        unfinished.replace(path)
+    except BaseException:
+        _remove(unfinished)
+        raise
 
 
 def trained(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -69,12 +68,10 @@ def save_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, progr
         "random": random,
         "progress": asdict(progress),
     }
-    unfinished = folder / f"{STATE}.part"
-    with unfinished.open("wb") as file:
+    with whole(folder / STATE) as unfinished, unfinished.open("wb") as file:
         torch.save(values, file)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(folder / STATE)
 
 
 def load_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> Progress:
@@ -96,13 +93,11 @@ def load_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> Pr
 
 def save_adapter(model: Any, folder: Path) -> None:
     """A folder as peft makes them, whole or not there. Raises `OSError`."""
-    unfinished = folder.with_name(f"{folder.name}.part")
-    _remove(unfinished)
-    model.save_pretrained(str(unfinished), save_embedding_layers=False)
-    (unfinished / "README.md").unlink(missing_ok=True)  # peft's card, an empty form
-    load_file(unfinished / "adapter_model.safetensors")  # what cannot be read is found now
-    _remove(folder)
-    unfinished.rename(folder)
+    with whole(folder) as unfinished:
+        _remove(unfinished)  # of a process that was killed
+        model.save_pretrained(str(unfinished), save_embedding_layers=False)
+        (unfinished / "README.md").unlink(missing_ok=True)  # peft's card, an empty form
+        load_file(unfinished / "adapter_model.safetensors")  # what cannot be read is found now
 
 
 def keep_checkpoint(model: Any, folder: Path, step: int) -> None:
@@ -114,8 +109,11 @@ def keep_checkpoint(model: Any, folder: Path, step: int) -> None:
         _remove(old)
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        for file in folder.iterdir():
+def _remove(path: Path) -> None:
+    """A file, or a folder of files."""
+    if path.is_dir():
+        for file in path.iterdir():
             file.unlink()
-        folder.rmdir()
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)

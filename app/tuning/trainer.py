@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from app.errors import SetupError
-from app.ledger.recipe import ADAPTER, FINISHED, RESULTS, Recipe
+from app.ledger.recipe import ADAPTER, FINISHED, RESULTS, STATE, Recipe
+from app.ledger.room import says_full_disk
 from app.tuning import state
 from app.tuning.channel import Tell
 from app.tuning.dataset import Dataset, groups, order
@@ -71,7 +72,7 @@ class Trainer:
 
     def run(self, tell: Tell, stop: Callable[[], bool], save_s: float = SAVE_S, told: int | None = None) -> None:
         """`told` is the last step that whoever listens knows of. Raises `Stopped`, `SetupError`, `StorageFull`, `OSError`."""
-        with state.says_full_disk():
+        with says_full_disk():
             self._run(tell, stop, save_s, told)
 
     def _run(self, tell: Tell, stop: Callable[[], bool], save_s: float, told: int | None) -> None:
@@ -221,10 +222,12 @@ class Trainer:
         state.save_state(self._folder, self._model, self._optimizer, self._progress, self._random)
 
     def _finish(self) -> None:
-        """Raises `OSError`."""
+        """The adapter and the losses, whole; what only an unfinished run needs makes room at once. Raises `OSError`."""
         state.save_adapter(self._model, self._folder / ADAPTER)
-        with (self._folder / RESULTS).open("w", newline="", encoding="utf-8") as file:
+        with state.whole(self._folder / RESULTS) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(self._progress.rows)
-        (self._folder / FINISHED).write_text(str(self._progress.trained_tokens))
+        with state.whole(self._folder / FINISHED) as part:
+            part.write_text(str(self._progress.trained_tokens))
+        (self._folder / STATE).unlink(missing_ok=True)

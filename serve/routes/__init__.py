@@ -59,12 +59,20 @@ def create_routes(
     return routes
 
 
-def create_job_routes(desk: Desk, strict: bool = False, bases: Bases = lambda name: None, shelf: Shelf | None = None) -> APIRouter:
-    """The routes of what runs later. `bases` says how a model is served, by its name, `shelf` serves what fine-tuning makes."""
+def create_job_routes(
+    desk: Desk,
+    strict: bool = False,
+    bases: Bases = lambda name: None,
+    shelf: Shelf | None = None,
+    parents: Mapping[str, str] = MappingProxyType({}),
+) -> APIRouter:
+    """The routes of what runs later. `bases` says how a model is served, by its name, `shelf` serves what fine-tuning makes; `parents` are
+    the bases of adapters, by the adapter's name.
+    """
     routes = APIRouter(route_class=APIRoute if strict else LenientRoute)
     add_files(routes, desk)
     add_batches(routes, desk)
-    add_tuning(routes, desk, bases)
+    add_tuning(routes, desk, bases, parents)
     add_records(routes, desk)
     add_tuned(routes, desk, shelf)
     return routes

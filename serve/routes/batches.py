@@ -17,6 +17,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     415: ERROR_RESPONSES[415],
     429: {**ERROR_RESPONSES[429], "description": "as many batches of this key are unfinished as may be"},
     503: {**ERROR_RESPONSES[503], "description": "the table of jobs does not answer"},
+    507: {**ERROR_RESPONSES[503], "description": "the server's disk is full"},
 }
 BatchId = Annotated[str, Path(max_length=64, examples=["batch_abc123"])]
 Key = Annotated[str | None, Header(max_length=255, description="the same key and body again: the same batch, not a second one")]
@@ -26,7 +27,7 @@ def add_batches(routes: APIRouter, desk: Desk) -> None:
     def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         return {status: ERRORS[status] for status in statuses}
 
-    @routes.post("/v1/batches", tags=["batches"], summary="Run the lines of a file", responses=errors(400, 409, 413, 415, 429, 503))
+    @routes.post("/v1/batches", tags=["batches"], summary="Run the lines of a file", responses=errors(400, 409, 413, 415, 429, 503, 507))
     async def create(body: BatchRequest, request: Request, idempotency_key: Key = None) -> Batch:
         batch = await desk.ask(lambda ledger: ledger.batches.create(owner_of(request), body, idempotency_key))
         desk.called.set()
@@ -46,7 +47,7 @@ def add_batches(routes: APIRouter, desk: Desk) -> None:
     async def retrieve(batch_id: BatchId, request: Request) -> Batch:
         return await desk.ask(lambda ledger: ledger.batches.get(owner_of(request), batch_id))
 
-    @routes.post("/v1/batches/{batch_id}/cancel", tags=["batches"], summary="End a batch early", responses=errors(400, 404, 409, 503))
+    @routes.post("/v1/batches/{batch_id}/cancel", tags=["batches"], summary="End a batch early", responses=errors(400, 404, 409, 503, 507))
     async def cancel(batch_id: BatchId, request: Request) -> Batch:
         """What is answered by then is in its output file; the other lines are in its error file."""
         batch = await desk.ask(lambda ledger: ledger.batches.cancel(owner_of(request), batch_id))

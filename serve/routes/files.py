@@ -145,6 +145,8 @@ class Upload:
                 if len(self._held) >= PIECE_BYTES:
                     await self._flush(draft)
             form.check_whole()
+            if self._bytes == 0 and not self._worker:
+                raise InvalidRequest("the file is empty; write one JSON object a line", param="file", code="empty_file")
             await self._flush(draft)
             new = self._new_file(form, draft)
             await self._desk.run(draft.keep)

@@ -3,6 +3,7 @@
 Of each model one version takes new jobs; beside it, another one may be loading or finishing what it has.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from app.engine.facts import Facts
@@ -10,6 +11,8 @@ from app.errors import LitmusError, UnknownModel
 from app.schemas.state import ModelStatus
 from app.settings import QueueSettings
 from serve.workers.fleet import Fleet, Replica
+
+CHECKPOINT = re.compile(r"ft:.*:ckpt-step-(\d+)")  # as a fine-tuning job calls them
 
 
 class Models:
@@ -80,6 +83,13 @@ class Models:
         if name not in self._fleets:
             if name in self.absent:
                 raise self.absent[name]
+            if checkpoint := CHECKPOINT.fullmatch(name):
+                raise UnknownModel(
+                    f"model '{name}' is a checkpoint, which is not served by itself: an administrator loads it by POST "
+                    f"/v1/load_lora_adapter from tuning/JOB/checkpoints/step-{checkpoint[1]} in jobs.folder, where JOB is its "
+                    "fine_tuning_job_id",
+                    param="model",
+                )
             names = ", ".join(f"'{served}'" for served in (*self.statuses, *self.adapters))
             raise UnknownModel(f"model '{name}' is not served here; this server has {names}", param="model")
         return self._fleets[name]

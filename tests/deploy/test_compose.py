@@ -86,6 +86,14 @@ def test_the_addresses_that_servers_trust_are_those_of_nginxs_network() -> None:
     assert SERVICES["redis"]["networks"] == ["inside"]
 
 
+@pytest.mark.parametrize("name", ["server", "server-gpu"])
+def test_what_cannot_be_made_again_has_a_volume_of_its_own(name: str) -> None:
+    folder = re.findall(r"LITMUS_JOBS__FOLDER=(\S+)", (ROOT / "Dockerfile").read_text())
+    assert folder == ["/var/lib/litmus/jobs"] and "-m 700 /home/litmus/.cache /var/lib/litmus\n" in (ROOT / "Dockerfile").read_text()
+    assert {"state:/var/lib/litmus", "cache:/home/litmus/.cache"} <= set(SERVICES[name]["volumes"]) and "state" in COMPOSE["volumes"]
+    assert "the volume `litmus_state`" in (ROOT / "docs/operations.md").read_text()
+
+
 def test_no_secret_stands_in_the_file() -> None:
     for service in SERVICES.values():
         secret = [name for name in service.get("environment", {}) if re.search("PASSWORD|KEY|TOKEN|SECRET", name)]

@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from fastapi import FastAPI
 from observing import create_observed
+
+from app.settings import FurtherSettings, Settings
+from serve.upstream.models import Upstreams
+from serve.workers.router import Router
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS, GRAFANA = DEPLOY / "prometheus", DEPLOY / "grafana"
@@ -41,7 +46,12 @@ def names_in(text: str) -> set[str]:
 @pytest.fixture(scope="module")
 def exposed(tiny_folder: Path) -> dict[str, set[str]]:
     """The names of each metric's samples, by the name of the metric, as a server gives them."""
-    with create_observed(tiny_folder) as observed:
+    far = Settings(models=(FurtherSettings(name="far", upstream="http://127.0.0.1:9"),))
+
+    def add_upstream(app: FastAPI, router: Router) -> None:
+        Upstreams(far, router.observer)
+
+    with create_observed(tiny_folder, add_upstream) as observed:
         text = observed.client.get("/metrics").text
     types = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.M))
     return {

@@ -5,14 +5,16 @@ import json
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from nginx import CHAT, NGINX, Site, Started, configure
+from nginx import CHAT, NGINX, SOURCE, Site, Started, configure
 from serving import wait_for
 from upstream import EVENTS, Upstream, running
 
@@ -161,6 +163,45 @@ def test_the_limit_of_a_body_is_the_servers(site: Site) -> None:
     assert site.http.post("/v1/score", content=b"x" * limit).status_code == 200
     answer = site.http.post("/v1/score", content=b"x" * (limit + 1))
     assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large" and str(limit) in answer.text
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/ui/jobs/files"])
+def test_a_file_may_be_as_large_as_the_server_takes_it_and_touches_no_disk_on_the_way(site: Site, path: str) -> None:
+    limit = Settings(_env_file=None).jobs.max_file_bytes  # type: ignore[call-arg]
+    (allowed,) = re.findall(r"client_max_body_size (\d+)m;", (SOURCE / "litmus/litmus.conf").read_text())
+    assert limit < int(allowed) * 2**20 < 1.1 * limit
+    assert site.http.post(path, content=b"x" * 3_000_000).status_code == 200
+    (request,) = [request for server in site.servers for request in server.requests]
+    assert len(request.body) == 3_000_000 and not [file for file in site.folder.glob("nginx-body/**/*") if file.is_file()]
+    for server in site.servers:
+        server.behaviour = "break off"
+    assert site.http.post(path, content=b"x").json()["error"]["code"] == "not_ready"
+
+
+@contextmanager
+def upload_of(site: Site, started: Started, size: int) -> Iterator[ssl.SSLSocket]:
+    """A connection on which the head of an upload has been sent."""
+    head = f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n"
+    with (
+        socket.create_connection(("127.0.0.1", started.ports[1]), 60, (site.address, 0)) as plain,
+        started.trusted().wrap_socket(plain, server_hostname="127.0.0.1") as line,
+    ):
+        line.sendall(head.encode())
+        yield line
+
+
+def test_a_file_reaches_its_server_before_it_is_whole(site: Site, started: Started) -> None:
+    with upload_of(site, started, 2000) as line:
+        line.sendall(b"x" * 1000)
+        wait_for(lambda: any(server.heads for server in site.servers))
+        assert not any(server.requests for server in site.servers)
+
+
+def test_a_file_that_is_too_large_is_refused_by_name(site: Site, started: Started) -> None:
+    with upload_of(site, started, 200 * 2**20 + 1) as line:
+        answer = line.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"the file is larger than 200 MB" in answer
+    assert not any(server.heads for server in site.servers)
 
 
 def test_what_the_server_is_told_of_the_client(site: Site) -> None:

@@ -53,3 +53,9 @@ def test_a_wrong_setting_is_not_tried_again_and_again() -> None:
 
 def test_the_kernel_may_end_a_worker_without_ending_the_server() -> None:
     assert setting("OOMPolicy") == "continue"
+
+
+def test_what_cannot_be_made_again_is_no_cache() -> None:
+    folder = re.findall(r"LITMUS_JOBS__FOLDER=(\S+)", UNIT.read_text())
+    assert folder == [f"/var/lib/{setting('StateDirectory')}/jobs"] and setting("StateDirectoryMode") == "0700"
+    assert f"`{folder[0]}`" in (ROOT / "docs/operations.md").read_text()

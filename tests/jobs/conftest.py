@@ -171,7 +171,7 @@ def hosting(tmp_path: Path, tiny_folder: Path, names: tuple[str, ...] = (), **jo
     app.include_router(create_routes(router, {FACTS.name: tokenizer}, 1))
     hosted.desk = app.state.desk = Desk(settings.jobs)
     bases = {FACTS.name: ModelSettings(path=str(tiny_folder), context=64)}
-    app.include_router(create_job_routes(hosted.desk, False, bases.get, hosted.shelf))
+    app.include_router(create_job_routes(hosted.desk, False, bases.get, hosted.shelf, router.adapters))
     with listening(app) as port:
         hosted.url = f"http://127.0.0.1:{port}"
         hosted.settings = settings.model_copy(update={"jobs": settings.jobs.model_copy(update={"server": hosted.url})})

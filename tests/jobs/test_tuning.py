@@ -3,8 +3,10 @@
 import openai
 import pytest
 from serving import wait_for
-from tuning_jobs import events, reached, run_folder, start, steps, upload, working
+from tuning_jobs import FullDisk, events, reached, run_folder, start, steps, upload, working
 
+from app.ledger.recipe import Run
+from app.models.source import Source
 from app.schemas.tuning import Hyperparameters
 from jobs import policy
 from jobs.leases import LeaseLost, Leases
@@ -66,6 +68,37 @@ def test_a_cancelled_job_ends_its_process_and_leaves_nothing(hosted):
     for change in (client.pause, client.resume):
         with pytest.raises(openai.ConflictError, match="is cancelled"):
             change(job.id)
+
+
+def test_a_job_whose_table_is_on_a_full_disk_fails_and_leaves_nothing(hosted, monkeypatch):
+    disk = FullDisk(hosted, monkeypatch)
+    with working(hosted):
+        job = start(hosted, "slow")
+        wait_for(lambda: 3 in steps(hosted, job))
+        disk.fill()
+        (run_folder(hosted, job) / "go").touch()
+        job = reached(hosted, job, "failed")
+        wait_for(lambda: not run_folder(hosted, job).exists())
+    assert job.error.code == "storage_full" and "make room" in job.error.message and not disk.reserve.exists()
+
+
+def test_a_run_whose_folder_is_on_a_full_disk_fails(hosted, monkeypatch):
+    monkeypatch.setattr(Run, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with working(hosted):
+        assert reached(hosted, start(hosted), "failed").error.code == "storage_full"
+
+
+def test_on_a_full_disk_a_job_can_be_cancelled_and_a_file_deleted(hosted, monkeypatch):
+    client, job, unused = hosted.client(), start(hosted), upload(hosted)
+    disk = FullDisk(hosted, monkeypatch)
+    hosted.database.keep_reserve()
+    disk.fill()
+    with pytest.raises(openai.InternalServerError, match="disk is full") as refused:
+        start(hosted)
+    assert refused.value.status_code == 507 and disk.reserve.exists()
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled" and not disk.reserve.exists()
+    hosted.database.keep_reserve()
+    assert client.files.delete(unused).deleted and not disk.reserve.exists()
 
 
 def test_a_paused_job_goes_on_where_it_was(hosted):
@@ -158,8 +191,12 @@ REFUSED = {
     "dpo": ({"method": {"type": "dpo", "dpo": {}}}, "dpo is not supported"),
     "reinforcement": ({"method": {"type": "reinforcement"}}, "reinforcement is not supported"),
     "wandb": ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
-    "suffix": ({"suffix": "a/b"}, "suffix"),
-    "epochs": ({"hyperparameters": {"n_epochs": 0}}, "n_epochs"),
+    "suffix": ({"suffix": "my books"}, "'suffix': it must be 1 to 64 letters, digits, '.', '_' or '-', the first one a letter or a digit"),
+    "epochs": ({"hyperparameters": {"n_epochs": 0}}, "'hyperparameters.n_epochs': it must be an integer from 1 to 50, or auto"),
+    "many epochs": ({"hyperparameters": {"n_epochs": 1000}}, "it must be an integer from 1 to 50, or auto"),
+    "words": ({"hyperparameters": {"n_epochs": "three"}}, "it must be an integer from 1 to 50, or auto"),
+    "batch": ({"hyperparameters": {"batch_size": 0}}, "'hyperparameters.batch_size': it must be an integer from 1 to 256, or auto"),
+    "rate": ({"hyperparameters": {"learning_rate_multiplier": -1}}, "multiplier': it must be a number above 0, at most 100, or auto"),
     "rank": ({"method": {"type": "supervised", "supervised": {"hyperparameters": {"lora_rank": 1000}}}}, "lora_rank"),
     "no such file": ({"validation_file": "file-1"}, "validation_file: there is no file"),
 }
@@ -170,6 +207,40 @@ def test_what_cannot_be_done_is_refused_by_name(hosted, name):
     fields, said = REFUSED[name]
     with pytest.raises(openai.BadRequestError, match=said):
         start(hosted, **fields)
+
+
+def test_an_adapter_is_no_base(hosted):
+    hosted.router.adapters["ft:fake::1"] = "fake"
+    try:
+        with pytest.raises(openai.BadRequestError, match="'ft:fake::1' is an adapter, and a base is fine-tuned: send 'fake'"):
+            hosted.client().fine_tuning.jobs.create(model="ft:fake::1", training_file=upload(hosted))
+    finally:
+        del hosted.router.adapters["ft:fake::1"]
+
+
+def test_a_gguf_file_is_not_asked_for_in_nf4(hosted, monkeypatch):
+    gguf = Source("a.gguf", gguf=object())
+    monkeypatch.setattr("app.tuning.schedule.source_of", lambda path: gguf)
+    asked = {"type": "supervised", "supervised": {"hyperparameters": {"quantize": "nf4"}}}
+    with pytest.raises(openai.BadRequestError, match="fake is a GGUF file, .* leave out quantize") as refused:
+        start(hosted, method=asked)
+    assert refused.value.param == "method.supervised.hyperparameters.quantize" and not list(hosted.client().fine_tuning.jobs.list())
+    assert start(hosted).status == "validating_files"
+
+
+def test_an_empty_file_is_refused_at_once(hosted):
+    for purpose in ("fine-tune", "batch"):
+        with pytest.raises(openai.BadRequestError, match="the file is empty") as refused:
+            hosted.client().files.create(file=("t.jsonl", b""), purpose=purpose)
+        assert (refused.value.param, refused.value.code) == ("file", "empty_file")
+    assert not list(hosted.client().files.list())
+
+
+def test_a_checkpoint_that_is_not_loaded_says_how_to_load_it(hosted):
+    with pytest.raises(
+        openai.NotFoundError, match=r"is a checkpoint.* /v1/load_lora_adapter from tuning/JOB/checkpoints/step-30 in jobs.folder"
+    ):
+        hosted.client().completions.create(model="ft:fake:a:12345678:ckpt-step-30", prompt="a")
 
 
 def test_a_model_and_a_file_have_to_be_right(hosted):

@@ -18,6 +18,7 @@ from ui.client import Client, RequestFields, ServerError
 NOT_FOUND = 404
 SHOWN = 50  # jobs of each kind
 PAGE, PAGES = 1000, 3  # events of one call, and calls for one curve
+LATEST = 10  # events of a job that has ended: after its last step there are fewer
 BATCHES_OFF = "Batches are off on this server. Its owner turns them on with the setting jobs.enabled."
 TUNING_OFF = "Fine-tuning is off on this server: it has no /v1/fine_tuning/jobs. Batches do not need it."
 
@@ -34,6 +35,7 @@ class Body(BaseModel):
 
 class Problem(Body):
     message: str
+    code: str | None = None
     line: int | None = None  # from 1; None for the file as a whole
 
 
@@ -77,6 +79,7 @@ class Event(Body):
     """`data` of a metrics event: step, total_steps, train_loss and, now and then, valid_loss."""
 
     id: str
+    level: str = "info"
     message: str = ""
     type: str = "message"
     data: dict[str, Any] | None = None
@@ -141,6 +144,12 @@ async def events(client: Client, id: str) -> list[Event]:
         if not page.has_more or not page.data:
             break
     return found[::-1]
+
+
+async def has_steps(client: Client, id: str) -> bool:
+    """Of a fine-tuning job that has ended: whether it was trained at all."""
+    latest = _read(Events, await client.call("GET", f"/v1/fine_tuning/jobs/{id}/events?limit={LATEST}")).data
+    return any(event.type == "metrics" for event in latest)
 
 
 async def start_batch(client: Client, file: str, endpoint: str, name: str) -> Batch:

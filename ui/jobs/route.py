@@ -127,9 +127,12 @@ async def _tunings(caller: Client, opened: set[str]) -> dict[str, Any]:
         found = await client.tunings(caller)
         asked = [job.id for job in found if job.id in opened]
         events = dict(zip(asked, await asyncio.gather(*(client.events(caller, id) for id in asked)), strict=True))
+        folded = [job.id for job in found if job.id not in opened and view.may_be_untrained(job)]
+        trained = dict(zip(folded, await asyncio.gather(*(client.has_steps(caller, id) for id in folded)), strict=True))
     except ServerError as error:
         return _problem(error)
-    return {"items": [_item(job.id, job.status, view.tuning_html(job, events.get(job.id), time.time())) for job in found]}
+    drawn = [(job, view.tuning_html(job, events.get(job.id), time.time(), trained.get(job.id, True))) for job in found]
+    return {"items": [_item(job.id, job.status, html) for job, html in drawn]}
 
 
 async def _models(caller: Client) -> list[str]:

@@ -13,6 +13,7 @@ from ui.markup import escape_html
 from ui.system.units import count_text, duration_text
 
 SHOWN_PROBLEMS = 20
+WRONG_FILE = frozenset({"invalid_training_file", "invalid_validation_file"})  # codes of jobs that were never trained
 ENDED = frozenset({*batches.ENDED, *tuning.ENDED})
 STATUS = {
     "validating": "checking the file",
@@ -45,8 +46,13 @@ def batch_html(batch: Batch, now_s: float) -> str:
     return "".join(parts)
 
 
-def tuning_html(job: Tuning, events: Sequence[Event] | None, now_s: float) -> str:
-    """`events` is None for a job whose details are folded."""
+def may_be_untrained(job: Tuning) -> bool:
+    """Whether a job has ended, and does not say itself if it had a step by then."""
+    return job.status in {"failed", "cancelled"} and not _has_wrong_lines(job)
+
+
+def tuning_html(job: Tuning, events: Sequence[Event] | None, now_s: float, has_steps: bool = True) -> str:
+    """`events` is None for a job whose details are folded; `has_steps` is asked of such a one alone: whether it has a curve to show."""
     facts = [f"from {job.model}", *_epochs(job), *_age(job.created_at, now_s), job.id]
     losses = losses_of(events or ())
     parts = [
@@ -54,7 +60,7 @@ def tuning_html(job: Tuning, events: Sequence[Event] | None, now_s: float) -> st
         _result_html(job),
         _problems_html([job.error] if job.error and job.error.message else []),
         "" if events is None else _details_html(job, losses, events, now_s),
-        _tuning_actions(job, is_open=events is not None),
+        _tuning_actions(job, _fold_label(job, has_steps if events is None else losses.last_step > 0), is_open=events is not None),
     ]
     return "".join(parts)
 
@@ -78,11 +84,11 @@ def _problems_html(problems: Sequence[Problem]) -> str:
     items = [f"Line {problem.line:,}: {problem.message}" if problem.line else problem.message for problem in problems[:SHOWN_PROBLEMS]]
     if len(problems) > SHOWN_PROBLEMS:
         items.append(f"… and {len(problems) - SHOWN_PROBLEMS:,} more.")
-    return (
-        f'<ul class="problems" aria-label="What is wrong">{"".join(f"<li>{escape_html(item)}</li>" for item in items)}</ul>'
-        if items
-        else ""
-    )
+    return _list_html(items, "What is wrong")
+
+
+def _list_html(items: Sequence[str], label: str) -> str:
+    return f'<ul class="problems" aria-label="{label}">{"".join(f"<li>{escape_html(item)}</li>" for item in items)}</ul>' if items else ""
 
 
 def _batch_actions(batch: Batch) -> str:
@@ -97,13 +103,24 @@ def _batch_actions(batch: Batch) -> str:
     return _actions_html([*links, *cancel])
 
 
-def _tuning_actions(job: Tuning, is_open: bool) -> str:
+def _has_wrong_lines(job: Tuning) -> bool:
+    return job.error is not None and job.error.code in WRONG_FILE
+
+
+def _fold_label(job: Tuning, has_steps: bool) -> str:
+    """What there is to show, or nothing: without a step there is no curve, unless one may come."""
+    if _has_wrong_lines(job):
+        return "the wrong lines"
+    return "the curve" if has_steps or is_live(job.status) else ""
+
+
+def _tuning_actions(job: Tuning, details: str, is_open: bool) -> str:
     fold = (
         f'<button type="button" data-do="fold" data-id="{escape_html(job.id)}" aria-expanded="{str(is_open).lower()}">'
-        f"{'Hide' if is_open else 'Show'} the curve</button>"
+        f"{'Hide' if is_open else 'Show'} {details}</button>"
     )
     links = [_link(file, "Losses (CSV)", f"{job.id}.csv") for file in job.result_files]
-    return _actions_html([fold, *links, *(_change_buttons(job) if is_live(job.status) else [])])
+    return _actions_html([*([fold] if details else []), *links, *(_change_buttons(job) if is_live(job.status) else [])])
 
 
 def _change_buttons(job: Tuning) -> list[str]:
@@ -113,6 +130,9 @@ def _change_buttons(job: Tuning) -> list[str]:
 
 
 def _details_html(job: Tuning, losses: Losses, events: Sequence[Event], now_s: float) -> str:
+    if _has_wrong_lines(job):
+        wrong = [event.message for event in events if event.level == "error"]
+        return _list_html(wrong[:-1], "Wrong lines")  # the last one is that the job failed
     steps = max(losses.steps, losses.last_step)
     words = f"step {losses.last_step:,} of {steps:,}"
     if is_live(job.status) and job.estimated_finish:

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from tuning_runs import Told
 
 from app.errors import SetupError, StorageFull
-from app.ledger.recipe import ADAPTER, RESULTS, STATE
+from app.ledger.recipe import ADAPTER, FINISHED, RESULTS, STATE
 from app.tuning import room
 from app.tuning.base import load_base, with_adapter
 from app.tuning.dataset import Dataset
 from app.tuning.schedule import quantize_of, schedule_of
-from app.tuning.state import CHECKPOINTS
+from app.tuning.state import CHECKPOINTS, save_adapter
 from app.tuning.trainer import Data, Stopped, Trainer
 
 ASKED = {"n_epochs": 3, "batch_size": 2, "learning_rate_multiplier": 10.0, "lora_rank": 4, "lora_dropout": 0.2}
@@ -65,6 +65,7 @@ def test_it_learns_and_tells_every_step(whole) -> None:
     assert told.of("done") == [{"trained_tokens": 3 * Dataset(folder, "training").tokens}]
     assert [each["step"] for each in told.of("checkpoint")] == [3, 6, 9]
     assert sorted(path.name for path in (folder / CHECKPOINTS).iterdir()) == ["step-3", "step-6", "step-9"]
+    assert (folder / FINISHED).exists() and not (folder / STATE).exists()
     rows = list(csv.DictReader((folder / RESULTS).open()))
     assert [int(row["step"]) for row in rows] == list(range(10)) and float(rows[9]["train_loss"]) == metrics[-1]["train_loss"]
 
@@ -138,6 +139,19 @@ def test_a_full_disk_ends_the_run_by_name(examined, save_s: float) -> None:
     (folder / f"{STATE}.part").symlink_to("/dev/full")
     with pytest.raises(StorageFull, match="the disk of jobs.folder is full"):
         start(run, folder, save_s=save_s)
+    assert not (folder / f"{STATE}.part").is_symlink(), "what was written of it takes no room"
+
+
+def test_an_adapter_that_cannot_be_finished_takes_no_room(tmp_path: Path) -> None:
+    class Model:
+        def save_pretrained(self, folder: str, **_: object) -> None:
+            Path(folder).mkdir()
+            (Path(folder) / "adapter_model.safetensors").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save_adapter(Model(), tmp_path / ADAPTER)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_saved_state_is_told(examined) -> None:

@@ -49,6 +49,14 @@ def test_what_there_is_comes_as_html_and_curves_of_those_that_are_open(page: Tes
     assert "<figure" not in done and answer["models"] == ["storyteller", "base"]
 
 
+def test_a_job_that_has_ended_offers_its_curve_only_where_it_was_trained(page: TestClient, fake: Fake):
+    fake.jobs.tunings = [fakejobs.tuning("cancelled"), fakejobs.tuning("failed", id="ftjob-no"), fakejobs.tuning("succeeded")]
+    message = {"id": "event-0", "type": "message", "message": "The job ended"}
+    fake.jobs.events = {"ftjob-cancelled": [message, *fakejobs.metrics(30, 90)], "ftjob-no": [message]}
+    html = [item["html"] for item in page.get("/ui/jobs").json()["tunings"]["items"]]
+    assert ["Show the curve" in each for each in html] == [True, False, True]
+
+
 def test_what_is_off_is_said_in_a_sentence_beside_what_is_not(page: TestClient, fake: Fake):
     fake.jobs.has_tuning = False
     fake.jobs.batches = [fakejobs.batch()]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.ui import fakejobs
 from ui.jobs.client import Batch, Event, Tuning
-from ui.jobs.view import SHOWN_PROBLEMS, batch_html, is_live, tuning_html
+from ui.jobs.view import SHOWN_PROBLEMS, batch_html, is_live, may_be_untrained, tuning_html
 
 
 def drawn_batch(status: str, **changes: Any) -> str:
@@ -71,6 +71,34 @@ def test_a_tuning_that_succeeded_names_its_model_and_one_that_failed_its_reason(
     )
     assert "line 7: the role &#x27;robot&#x27; is unknown" in failed
     assert "It ended before its first step." in failed and "It failed." not in failed and "<figure" not in failed
+
+
+WRONG = [
+    *[Event(id=f"e{n}", level="error", message=f"training file, line {n}: the role '<robot>' is unknown") for n in range(1, 31)],
+    Event(
+        id="e31", level="error", message="The job failed: 30 lines are wrong in the training file; line 1: the role '<robot>' is unknown"
+    ),
+]
+
+
+def test_every_wrong_line_of_a_tuning_is_listed_where_it_is_open() -> None:
+    error = {"message": "30 lines are wrong in the training file; line 1: the role is unknown", "code": "invalid_training_file"}
+    folded, opened = drawn_tuning("failed", error=error), drawn_tuning("failed", WRONG, error=error)
+    assert "Show the wrong lines" in folded and folded.count("<li>") == 1
+    assert "Hide the wrong lines" in opened and opened.count("<li>") == 31 and "The job failed" not in opened
+    assert "training file, line 30: the role &#x27;&lt;robot&gt;&#x27; is unknown" in opened
+    assert "the curve" not in folded + opened and "first step" not in opened
+
+
+def test_a_tuning_that_ended_without_a_step_offers_no_curve() -> None:
+    job = Tuning.model_validate(fakejobs.tuning("cancelled"))
+    assert may_be_untrained(job) and not may_be_untrained(Tuning.model_validate(fakejobs.tuning("queued")))
+    for html in (
+        tuning_html(job, None, time.time(), has_steps=False),
+        drawn_tuning("cancelled", [Event(id="e", message="It was cancelled.")]),
+    ):
+        assert "the curve" not in html and "<figure" not in html
+    assert "Show the curve" in tuning_html(job, None, time.time(), has_steps=True)
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "expired", "cancelled", "succeeded"])

@@ -1,0 +1,61 @@
+"""A full disk: how it is recognised and called, and a file that is given up where the end of a job has to be written all the same."""
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.errors import StorageFull
+from app.ledger.folder import OWNER_ONLY_FILE
+
+RESERVE = "reserve"
+RESERVE_BYTES = 2**18  # a transaction of the table's log takes some pages of 4 KiB
+CODES = {errno.ENOSPC, errno.EDQUOT}
+FULL = "the disk of jobs.folder is full, so the run could not be saved: make room, and create the job again"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether Python, SQLite, torch or safetensors says by this that a disk has no room."""
+    return any(
+        getattr(each, "errno", 0) in CODES
+        or getattr(each, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+        or f"os error {errno.ENOSPC}" in str(each)
+        for each in (error, error.__context__, error.__cause__)
+    )
+
+
+@contextlib.contextmanager
+def says_full_disk() -> Iterator[None]:
+    """Raises `StorageFull` instead of what says that a disk has no room."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise StorageFull(FULL) from error
+
+
+class Reserve:
+    """Bytes beside the table that nobody reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / RESERVE
+
+    def keep(self) -> None:
+        """Where there is no room for it, it is left out."""
+        try:
+            self._path.touch(OWNER_ONLY_FILE, exist_ok=False)
+            self._path.write_bytes(os.urandom(RESERVE_BYTES))  # zeros would take no room on some disks
+        except FileExistsError:
+            pass
+        except OSError:
+            self.free()
+
+    def free(self) -> bool:
+        """Whether it was there."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+            return True
+        return False
