@@ -168,10 +168,10 @@ def _draw(rows: Sequence[Row], headed: Sequence[Row], logits: torch.Tensor) -> d
 
 def _logprobs(headed: Sequence[Row], logits: torch.Tensor, written: Iterable[Written]) -> dict[int, TokenLogprob]:
     """Of the tokens that were kept and whose requests ask for them, by the rows' indices. `logits` `[headed, vocab]`."""
+    if all(row.request.logprobs is None for row in headed):
+        return {}
     kept = {row.index: token for each in written for row, token in zip(each.rows, each.tokens, strict=True)}
     tops = [row.request.logprobs if row.index in kept else None for row in headed]
-    if all(top is None for top in tops):
-        return {}
     logprobs = token_logprobs(logits, [kept.get(row.index, 0) for row in headed], tops)
     return {row.index: logprob for row, logprob in zip(headed, logprobs, strict=True) if logprob is not None}
 
