@@ -16,7 +16,7 @@ from loadtest.chaos import fuzz, report, trial
 from loadtest.chaos.redis import NoRedis, Redis
 from loadtest.chaos.schedule import plan
 from loadtest.chaos.server import OwnServer, serve_command
-from loadtest.peers.servers import free_port
+from loadtest.peers.servers import free_port, stoppable
 from loadtest.run import machine_facts
 
 MODEL = "models/storyteller"
@@ -37,13 +37,18 @@ def main(argv: Sequence[str]) -> int:
     server = OwnServer(command, port, args.out / f"chaos-server-{port}.log")
     server.log.unlink(missing_ok=True)
     try:
-        if redis is not None:
-            redis.start()
-        return fuzz.run(args.fuzz, args.seed, server, args.out) if args.fuzz else disturb(options, server, redis, args.out, argv)
+        with stoppable():
+            if redis is not None:
+                redis.start()
+            return fuzz.run(args.fuzz, args.seed, server, args.out) if args.fuzz else disturb(options, server, redis, args.out, argv)
     except NoRedis as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped before the end: nothing was written\n")
+        return 130
     finally:
+        server.kill()
         if redis is not None:
             redis.stop()
 

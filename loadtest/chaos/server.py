@@ -95,6 +95,12 @@ class OwnServer:
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        """End what is left of it, where a run was interrupted before its end."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
     @property
     def ended(self) -> bool:
         return self.process is None or self.process.poll() is not None

@@ -125,10 +125,21 @@ def running(peer: Peer, folder: Path) -> Iterator[Server]:
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        _wait_ready(process, server, log)
-        yield server
+        with stoppable():
+            _wait_ready(process, server, log)
+            yield server
     finally:
         _stop(process)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """While open, SIGTERM interrupts this program as Ctrl-C does, so that what it has started ends with it. For the main thread."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait_ready(process: subprocess.Popen[bytes], server: Server, log: Path) -> None:

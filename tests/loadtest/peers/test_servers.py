@@ -1,11 +1,14 @@
 """Servers are started on a port of their own, waited for, and leave nothing behind."""
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from tinymodels import ROOT
 
 from app.settings import read
 from loadtest.peers import servers
@@ -33,6 +36,20 @@ def test_what_a_server_started_ends_with_it(tmp_path):
         child = psutil.Process(int(told.read_text()))
     psutil.wait_procs([child], timeout=60)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_server_ends_with_a_program_that_is_told_to_stop(tmp_path):
+    """Ctrl-C or SIGTERM."""
+    program = (
+        "import sys, time; from pathlib import Path; from loadtest.peers.servers import PORT_PLACEHOLDER, Peer, running\n"
+        "with running(Peer('fake', (sys.executable, sys.argv[1], PORT_PLACEHOLDER), '/ready'), Path(sys.argv[2])):\n"
+        "    print('up', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(FAKE_SERVER), str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        (server,) = psutil.Process(process.pid).children()
+        process.terminate()
+    assert process.returncode == -signal.SIGINT and not server.is_running()
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path):
