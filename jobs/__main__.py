@@ -40,7 +40,7 @@ def main() -> None:
     os.umask(0o077)  # messages and the table are for the server's own user
     try:
         parent, arguments = beside(sys.argv[1:])
-        settings = read(arguments, "jobs")
+        settings = read(arguments, "jobs" if parent is None else "serve")  # those of the server that started it
         configure(settings.server)
         work(settings, parent)
     except SetupError as error:

@@ -36,11 +36,11 @@ PROBLEMS = {  # by the type of pydantic's error
 
 def read(arguments: Sequence[str], program: str = "serve") -> Settings:
     """Settings from all sources. `arguments` is the command line without the program name. A word that is neither an option nor the value
-    of one is the model. Raises `SetupError`; `--help` exits.
+    of one is the model that is to be served. Raises `SetupError`; `--help` exits.
     """
     try:
         examples = dict(names_of(Settings))
-        long_arguments = [_long_option(argument) for argument in _with_model_option(arguments)]
+        long_arguments = [_long_option(argument) for argument in _with_model_option(arguments, program)]
         check_options(long_arguments, examples)
         check_variables(examples)
         check_yaml()
@@ -93,19 +93,24 @@ def _nearest(parts: list[str]) -> str:
     return nearest(parts[-1], [last for outer, _, last in beside if outer == group])
 
 
-def _with_model_option(arguments: Sequence[str]) -> list[str]:
-    """A model may stand without its option, as in `vllm serve owner/name`. Raises `SetupError` where another one is named, too."""
+def _with_model_option(arguments: Sequence[str], program: str) -> list[str]:
+    """A model may stand without its option, as in `vllm serve owner/name`. Raises `SetupError` where another one is named, too, and for a
+    program that serves no model.
+    """
     options: list[str] = []
     alone: list[str] = []
-    is_value = False
-    for argument in arguments:
-        is_option = argument.startswith("--") or (argument.startswith("-") and not is_value)
-        (options if is_option or is_value else alone).append(argument)
-        is_value = is_option and "=" not in argument
-    named = next((option for option in options if _long_option(option).partition("=")[0] == MODEL), None)
+    named: list[str] = []
+    waiting = ""  # the option whose value comes next
+    for argument in (each for each in arguments if each != "--"):
+        is_option = argument.startswith("--") or (argument.startswith("-") and not waiting)
+        option, has_value, value = _long_option(argument).partition("=") if is_option else (waiting, "=", argument)
+        (options if option else alone).append(argument)
+        named += [value] if option == MODEL and has_value else []
+        waiting = "" if has_value else option
+    if alone and program != "serve":
+        raise SetupError(f"{alone[0]!r} is no option: write the name of the setting before it; python -m {program} --help lists them")
     if len(alone) > 1 or (alone and named):
-        others = " and ".join([*alone[1:], *([named] if named else [])])
-        raise SetupError(f"several models are named, {alone[0]} and {others}: give one; further ones are served with --models")
+        raise SetupError(f"several models are named, {' and '.join([*alone, *named])}: give one; further ones are served with --models")
     return [*options, MODEL, *alone] if alone else options
 
 

@@ -10,7 +10,7 @@ from typing import Any
 PIECE = re.compile(
     r'"(?:[^"\\]+|\\u[0-9a-fA-F]{4}|\\[^u])*("?)|[\[\]{},]', re.DOTALL
 )  # a string, perhaps without its end, or a bracket or comma
-HALF_CHARACTER = re.compile(r"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}$")
+HALF_CHARACTER = re.compile(r"(?<!\\)((?:\\\\)*)\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
 CLOSERS = {"{": "}", "[": "]"}
 WRONG = "arguments"  # the property that holds a text which is no object
 
@@ -47,7 +47,7 @@ def _scan(text: str) -> tuple[str, int]:
         piece = match[0]
         if piece.startswith('"'):
             if not match[1]:
-                text, string_end = HALF_CHARACTER.sub("", text[: match.end()]), '"'
+                text, string_end = HALF_CHARACTER.sub(r"\1", text[: match.end()]), '"'
                 break
         elif piece in CLOSERS:
             closers.append(CLOSERS[piece])

@@ -29,6 +29,7 @@ def test_short_options_set_their_settings() -> None:
         ["a/b", "--port", "9000", "--model.sampling.top_k", "-1"],
         ["--port=9000", "a/b", "--model.sampling.top_k=-1"],
         ["--port", "9000", "--model.sampling.top_k", "-1", "a/b"],
+        ["--port", "9000", "--model.sampling.top_k", "-1", "--", "a/b"],
     ],
 )
 def test_a_word_without_an_option_is_the_model(arguments: list[str]) -> None:
@@ -38,11 +39,17 @@ def test_a_word_without_an_option_is_the_model(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "other"),
-    [(["a/b", "c/d"], "c/d"), (["a/b", "--model", "c/d"], "--model"), (["a/b", "--model.path=c/d"], "--model.path=c/d")],
+    [(["a/b", "c/d"], "c/d"), (["a/b", "--model", "c/d"], "c/d"), (["a/b", "--model.path=c/d"], "c/d")],
 )
 def test_two_models_are_refused_in_a_sentence(arguments: list[str], other: str) -> None:
     with pytest.raises(SetupError, match=rf"^several models are named, a/b and {other}: give one; further ones .*--models"):
         read(arguments)
+
+
+@pytest.mark.parametrize("program", ["jobs", "ui", "ui.telegram"])
+def test_programs_that_serve_no_model_refuse_a_word(program: str) -> None:
+    with pytest.raises(SetupError, match=f"'http://a' is no option: .* python -m {program} --help"):
+        read(["--server.log_level", "info", "http://a"], program)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from serve.wire.arguments import object_of
 
-WHOLE = {"city": 'Par"is \u00e9\U0001f600', "n": [1, {"a": -2.5e3}], "ok": True, "no": None, "deep": {"x": [[], {}]}}
+WHOLE = {"city": 'Par"is \u00e9\\\U0001f600', "n": [1, {"a": -2.5e3}], "ok": True, "no": None, "deep": {"x": [[], {}]}}
 
 
 @pytest.mark.parametrize("ascii_only", [False, True])
