@@ -90,6 +90,7 @@ class Lane:
         log.error("a fine-tuning job ends: the disk of jobs.folder is full", extra={"fields": {"job": claim.batch}})
         await asyncio.to_thread(self._runs.fail, claim, JobError(code=StorageFull.code, message=FULL))
         self._folder.delete_run(claim.batch)
+        self._runs.keep_reserve()
 
     async def _try(self, claim: Claim, server: Server) -> None:
         folder = self._prepare(claim, await asyncio.to_thread(self._runs.last_step, claim))

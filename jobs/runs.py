@@ -68,6 +68,9 @@ class Runs:
         self._database.keep_reserve()
         self._set(claim, {"status": "running"}, "Fine-tuning job started" if claim.fence == 1 else "Fine-tuning job goes on")
 
+    def keep_reserve(self) -> None:
+        self._database.keep_reserve()
+
     def last_step(self, claim: Claim) -> int | None:
         """The last one that was told."""
         query = select(func.max(tuning_events.c.step)).where(tuning_events.c.tuning == claim.batch)

@@ -61,10 +61,10 @@ def run_folder(hosted, job):
 
 
 class FullDisk:
-    """Between `fill` and the end of the reserve, the table takes no change: SQLite's own error, as on a disk without room."""
+    """Between `fill` and the end of a file (the reserve), the table takes no change: SQLite's own error, as on a disk without room."""
 
     def __init__(self, hosted, monkeypatch):
-        self.reserve, self._is_full = hosted.folder / RESERVE, False
+        self.reserve, self._filled = hosted.folder / RESERVE, None
         error, whole = _sqlite_full(), Database.transaction
 
         @contextmanager
@@ -73,14 +73,16 @@ class FullDisk:
                 driver = connection.connection.driver_connection
                 before = driver.total_changes
                 yield connection
-                if self._is_full and self.reserve.exists() and driver.total_changes != before:
+                if self._filled and not self._filled.exists():
+                    self._filled = None
+                if self._filled and driver.total_changes != before:
                     raise OperationalError("COMMIT", {}, error) from error
 
         monkeypatch.setattr(Database, "transaction", transaction)
 
-    def fill(self):
-        assert self.reserve.stat().st_size > 0
-        self._is_full = True
+    def fill(self, until_gone=None):
+        self._filled = until_gone or self.reserve
+        assert self._filled.stat().st_size > 0
 
 
 def _sqlite_full():

@@ -55,16 +55,21 @@ class Database:
             yield connection
 
     def even_if_full(self, change: Callable[[], T]) -> T:
-        """Make a change that ends something, and so gives room: where the disk of the SQLite file is full, at the cost of the reserve."""
+        """Make a change that ends something, and so gives room: where the disk of the SQLite file is full, at the cost of the reserve,
+        which at once takes what is left of its room.
+        """
         try:
             return change()
         except DBAPIError as error:
             if self._reserve is None or not is_full(error) or not self._reserve.free():
                 raise
-        return change()
+        try:
+            return change()
+        finally:
+            self.keep_reserve()
 
     def keep_reserve(self) -> None:
-        """Take the room again that `even_if_full` gave up, if there is any."""
+        """Take the room again that `even_if_full` gave up, as far as there is any."""
         if self._reserve is not None:
             self._reserve.keep()
 

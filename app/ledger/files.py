@@ -1,12 +1,15 @@
 """What is known of each file. The bytes are in `Folder`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, delete, func, insert, select
+from sqlalchemy.exc import DBAPIError
 
 from app.errors import BodyTooLarge, Conflict, NotFound
 from app.ledger.database import Database
 from app.ledger.listing import Page, page_of
+from app.ledger.room import is_full
 from app.ledger.tables import batches, files
 from app.ledger.tunings import unfinished_inputs
 from app.schemas.batches import ENDED
@@ -65,11 +68,21 @@ class Files:
         data = [object_of(row) for row in rows]
         return FileList(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more)
 
-    def delete(self, owner: str, id: str) -> None:
-        """Also on a full disk. Raises `NotFound`, and `Conflict` for the input of a batch that has not ended."""
-        self._database.even_if_full(lambda: self._delete(owner, id))
+    def delete(self, owner: str, id: str, delete_bytes: Callable[[], None]) -> None:
+        """Its row, then its bytes; on a disk that is full without the reserve too, first the bytes, which give the row its room.
 
-    def _delete(self, owner: str, id: str) -> None:
+        Raises `NotFound`, and `Conflict` for the input of a batch that has not ended.
+        """
+        try:
+            self._database.even_if_full(lambda: self._delete(owner, id))
+            delete_bytes()
+        except DBAPIError as error:
+            if not is_full(error):
+                raise
+            self._delete(owner, id, delete_bytes)
+        self._database.keep_reserve()
+
+    def _delete(self, owner: str, id: str, make_room: Callable[[], None] = lambda: None) -> None:
         with self._database.transaction() as connection:
             _find(connection, owner, id, self._database.now())
             user = connection.execute(select(batches.c.id).where(batches.c.input_file == id, batches.c.status.not_in(ENDED))).scalar()
@@ -77,6 +90,7 @@ class Files:
                 raise Conflict(f"file '{id}' is the input of {user}, which has not ended; cancel it first, or wait", param="file_id")
             if connection.execute(select(files.c.id).where(files.c.id == id, files.c.id.in_(unfinished_inputs()))).first() is not None:
                 raise Conflict(f"file '{id}' is read by a fine-tuning job that has not ended; cancel it first, or wait", param="file_id")
+            make_room()
             connection.execute(delete(files).where(files.c.id == id))
 
     def stored_bytes(self, owner: str) -> int:

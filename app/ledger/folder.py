@@ -67,7 +67,7 @@ class Folder:
         path = self.path / "secret"
         try:
             self.make()
-            with contextlib.suppress(FileExistsError), open(path, "x", opener=_owner_only) as file:
+            with contextlib.suppress(FileExistsError), open(path, "x", opener=owner_only) as file:
                 file.write(secrets.token_urlsafe(SECRET_BYTES))
             for _ in range(100):
                 if secret := path.read_text():
@@ -104,7 +104,7 @@ class Draft:
         self._path.unlink(missing_ok=True)
 
 
-def _owner_only(path: str, flags: int) -> int:
+def owner_only(path: str, flags: int) -> int:
     return os.open(path, flags, OWNER_ONLY_FILE)
 
 

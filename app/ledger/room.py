@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.errors import StorageFull
-from app.ledger.folder import OWNER_ONLY_FILE
+from app.ledger.folder import owner_only
 
 RESERVE = "reserve"
 RESERVE_BYTES = 2**18  # a transaction of the table's log takes some pages of 4 KiB
@@ -44,18 +44,14 @@ class Reserve:
         self._path = folder / RESERVE
 
     def keep(self) -> None:
-        """Where there is no room for it, it is left out."""
-        try:
-            self._path.touch(OWNER_ONLY_FILE, exist_ok=False)
-            self._path.write_bytes(os.urandom(RESERVE_BYTES))  # zeros would take no room on some disks
-        except FileExistsError:
-            pass
-        except OSError:
-            self.free()
+        """Fill it up, as far as there is room."""
+        with contextlib.suppress(OSError), open(self._path, "ab", buffering=0, opener=owner_only) as file:
+            file.write(os.urandom(max(RESERVE_BYTES - file.tell(), 0)))  # zeros would take no room on some disks
 
     def free(self) -> bool:
-        """Whether it was there."""
+        """Whether that gave room."""
         with contextlib.suppress(OSError):
+            was_bytes = self._path.stat().st_size
             self._path.unlink()
-            return True
+            return was_bytes > 0
         return False

@@ -107,8 +107,7 @@ def add_files(routes: APIRouter, desk: Desk) -> None:
 
     @routes.delete("/v1/files/{file_id}", tags=["batches"], summary="Delete a file", responses=errors(400, 404, 409, 503, 507))
     async def delete(file_id: FileId, request: Request) -> FileDeleted:
-        await desk.ask(lambda ledger: ledger.files.delete(owner_of(request), file_id))
-        await desk.run(desk.folder.delete, file_id)
+        await desk.ask(lambda ledger: ledger.files.delete(owner_of(request), file_id, lambda: desk.folder.delete(file_id)))
         return FileDeleted(id=file_id)
 
 

@@ -5,7 +5,9 @@ import pytest
 from serving import wait_for
 from tuning_jobs import FullDisk, events, reached, run_folder, start, steps, upload, working
 
+from app.ledger.folder import Folder
 from app.ledger.recipe import Run
+from app.ledger.room import RESERVE_BYTES
 from app.models.source import Source
 from app.schemas.tuning import Hyperparameters
 from jobs import policy
@@ -79,7 +81,7 @@ def test_a_job_whose_table_is_on_a_full_disk_fails_and_leaves_nothing(hosted, mo
         (run_folder(hosted, job) / "go").touch()
         job = reached(hosted, job, "failed")
         wait_for(lambda: not run_folder(hosted, job).exists())
-    assert job.error.code == "storage_full" and "make room" in job.error.message and not disk.reserve.exists()
+    assert job.error.code == "storage_full" and "make room" in job.error.message and disk.reserve.stat().st_size == RESERVE_BYTES
 
 
 def test_a_run_whose_folder_is_on_a_full_disk_fails(hosted, monkeypatch):
@@ -89,16 +91,28 @@ def test_a_run_whose_folder_is_on_a_full_disk_fails(hosted, monkeypatch):
 
 
 def test_on_a_full_disk_a_job_can_be_cancelled_and_a_file_deleted(hosted, monkeypatch):
-    client, job, unused = hosted.client(), start(hosted), upload(hosted)
+    client, jobs, unused = hosted.client(), [start(hosted), start(hosted)], upload(hosted)
     disk = FullDisk(hosted, monkeypatch)
     hosted.database.keep_reserve()
     disk.fill()
     with pytest.raises(openai.InternalServerError, match="disk is full") as refused:
         start(hosted)
     assert refused.value.status_code == 507 and disk.reserve.exists()
-    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled" and not disk.reserve.exists()
-    hosted.database.keep_reserve()
-    assert client.files.delete(unused).deleted and not disk.reserve.exists()
+    for job in jobs:
+        disk.fill()
+        assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    disk.fill()
+    assert client.files.delete(unused).deleted and disk.reserve.stat().st_size == RESERVE_BYTES
+
+
+def test_on_a_disk_that_is_full_without_the_reserve_the_bytes_of_a_file_give_its_row_the_room(hosted, monkeypatch):
+    client, used, unused = hosted.client(), start(hosted).training_file, upload(hosted)
+    FullDisk(hosted, monkeypatch).fill(Folder(hosted.settings.jobs.folder).file(unused))
+    with pytest.raises(openai.ConflictError, match="has not ended"):
+        client.files.delete(used)
+    assert client.files.content(used).read() == b"{}" and client.files.delete(unused).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(unused)
 
 
 def test_a_paused_job_goes_on_where_it_was(hosted):

@@ -146,10 +146,9 @@ async def events(client: Client, id: str) -> list[Event]:
     return found[::-1]
 
 
-async def has_steps(client: Client, id: str) -> bool:
-    """Of a fine-tuning job that has ended: whether it was trained at all."""
-    latest = _read(Events, await client.call("GET", f"/v1/fine_tuning/jobs/{id}/events?limit={LATEST}")).data
-    return any(event.type == "metrics" for event in latest)
+async def latest_events(client: Client, id: str) -> list[Event]:
+    """A few of a fine-tuning job, the oldest of them first: of one that has ended they tell whether it was trained at all."""
+    return _read(Events, await client.call("GET", f"/v1/fine_tuning/jobs/{id}/events?limit={LATEST}")).data[::-1]
 
 
 async def start_batch(client: Client, file: str, endpoint: str, name: str) -> Batch:

@@ -127,11 +127,12 @@ async def _tunings(caller: Client, opened: set[str]) -> dict[str, Any]:
         found = await client.tunings(caller)
         asked = [job.id for job in found if job.id in opened]
         events = dict(zip(asked, await asyncio.gather(*(client.events(caller, id) for id in asked)), strict=True))
-        folded = [job.id for job in found if job.id not in opened and view.may_be_untrained(job)]
-        trained = dict(zip(folded, await asyncio.gather(*(client.has_steps(caller, id) for id in folded)), strict=True))
+        folded = [job for job in found if job.id not in opened and view.may_lack_details(job)]
+        latest = await asyncio.gather(*(client.latest_events(caller, job.id) for job in folded))
     except ServerError as error:
         return _problem(error)
-    drawn = [(job, view.tuning_html(job, events.get(job.id), time.time(), trained.get(job.id, True))) for job in found]
+    unfold = {job.id: view.has_details(job, told) for job, told in zip(folded, latest, strict=True)}
+    drawn = [(job, view.tuning_html(job, events.get(job.id), time.time(), unfold.get(job.id, True))) for job in found]
     return {"items": [_item(job.id, job.status, html) for job, html in drawn]}
 
 

@@ -46,13 +46,18 @@ def batch_html(batch: Batch, now_s: float) -> str:
     return "".join(parts)
 
 
-def may_be_untrained(job: Tuning) -> bool:
-    """Whether a job has ended, and does not say itself if it had a step by then."""
-    return job.status in {"failed", "cancelled"} and not _has_wrong_lines(job)
+def may_lack_details(job: Tuning) -> bool:
+    """Whether a job has ended, and does not say itself if it has a curve or wrong lines."""
+    return job.status in {"failed", "cancelled"}
 
 
-def tuning_html(job: Tuning, events: Sequence[Event] | None, now_s: float, has_steps: bool = True) -> str:
-    """`events` is None for a job whose details are folded; `has_steps` is asked of such a one alone: whether it has a curve to show."""
+def has_details(job: Tuning, latest: Sequence[Event]) -> bool:
+    """Of a job that has ended, by its latest events: whether there is a curve, or wrong lines, to unfold."""
+    return bool(_wrong_lines(latest)) if _has_wrong_file(job) else any(event.type == "metrics" for event in latest)
+
+
+def tuning_html(job: Tuning, events: Sequence[Event] | None, now_s: float, may_unfold: bool = True) -> str:
+    """`events` is None for a job whose details are folded; `may_unfold` is asked of such a one alone: whether it has any."""
     facts = [f"from {job.model}", *_epochs(job), *_age(job.created_at, now_s), job.id]
     losses = losses_of(events or ())
     parts = [
@@ -60,7 +65,7 @@ def tuning_html(job: Tuning, events: Sequence[Event] | None, now_s: float, has_s
         _result_html(job),
         _problems_html([job.error] if job.error and job.error.message else []),
         "" if events is None else _details_html(job, losses, events, now_s),
-        _tuning_actions(job, _fold_label(job, has_steps if events is None else losses.last_step > 0), is_open=events is not None),
+        _tuning_actions(job, _fold_label(job, may_unfold if events is None else has_details(job, events)), is_open=events is not None),
     ]
     return "".join(parts)
 
@@ -103,15 +108,20 @@ def _batch_actions(batch: Batch) -> str:
     return _actions_html([*links, *cancel])
 
 
-def _has_wrong_lines(job: Tuning) -> bool:
+def _has_wrong_file(job: Tuning) -> bool:
     return job.error is not None and job.error.code in WRONG_FILE
 
 
-def _fold_label(job: Tuning, has_steps: bool) -> str:
+def _wrong_lines(events: Sequence[Event]) -> list[str]:
+    """None for a file without lines."""
+    return [event.message for event in events if event.level == "error"][:-1]  # the last one is that the job failed
+
+
+def _fold_label(job: Tuning, has_details: bool) -> str:
     """What there is to show, or nothing: without a step there is no curve, unless one may come."""
-    if _has_wrong_lines(job):
-        return "the wrong lines"
-    return "the curve" if has_steps or is_live(job.status) else ""
+    if not has_details and not is_live(job.status):
+        return ""
+    return "the wrong lines" if _has_wrong_file(job) else "the curve"
 
 
 def _tuning_actions(job: Tuning, details: str, is_open: bool) -> str:
@@ -130,9 +140,8 @@ def _change_buttons(job: Tuning) -> list[str]:
 
 
 def _details_html(job: Tuning, losses: Losses, events: Sequence[Event], now_s: float) -> str:
-    if _has_wrong_lines(job):
-        wrong = [event.message for event in events if event.level == "error"]
-        return _list_html(wrong[:-1], "Wrong lines")  # the last one is that the job failed
+    if _has_wrong_file(job):
+        return _list_html(_wrong_lines(events), "Wrong lines")
     steps = max(losses.steps, losses.last_step)
     words = f"step {losses.last_step:,} of {steps:,}"
     if is_live(job.status) and job.estimated_finish:

@@ -57,6 +57,15 @@ def test_a_job_that_has_ended_offers_its_curve_only_where_it_was_trained(page: T
     assert ["Show the curve" in each for each in html] == [True, False, True]
 
 
+def test_a_job_whose_file_is_wrong_offers_its_wrong_lines_only_where_there_are_some(page: TestClient, fake: Fake):
+    error = {"message": "the training file is wrong", "code": "invalid_training_file"}
+    fake.jobs.tunings = [fakejobs.tuning("failed", id=id, error=error) for id in ("ftjob-lines", "ftjob-none")]
+    end, line = ({"id": f"event-{n}", "level": "error", "message": said} for n, said in ((2, "The job failed"), (1, "line 1: no JSON")))
+    fake.jobs.events = {"ftjob-lines": [end, line], "ftjob-none": [end]}
+    html = [item["html"] for item in page.get("/ui/jobs").json()["tunings"]["items"]]
+    assert ["Show the wrong lines" in each for each in html] == [True, False]
+
+
 def test_what_is_off_is_said_in_a_sentence_beside_what_is_not(page: TestClient, fake: Fake):
     fake.jobs.has_tuning = False
     fake.jobs.batches = [fakejobs.batch()]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.ui import fakejobs
 from ui.jobs.client import Batch, Event, Tuning
-from ui.jobs.view import SHOWN_PROBLEMS, batch_html, is_live, may_be_untrained, tuning_html
+from ui.jobs.view import SHOWN_PROBLEMS, batch_html, is_live, may_lack_details, tuning_html
 
 
 def drawn_batch(status: str, **changes: Any) -> str:
@@ -90,15 +90,21 @@ def test_every_wrong_line_of_a_tuning_is_listed_where_it_is_open() -> None:
     assert "the curve" not in folded + opened and "first step" not in opened
 
 
+def test_a_tuning_whose_file_has_no_lines_offers_none() -> None:
+    error = {"message": "the training file has no lines; write one example a line", "code": "invalid_training_file"}
+    html = drawn_tuning("failed", [Event(id="e", level="error", message="The job failed: the training file has no lines")], error=error)
+    assert "the wrong lines" not in html and "the training file has no lines" in html and html.count("<ul") == 1
+
+
 def test_a_tuning_that_ended_without_a_step_offers_no_curve() -> None:
     job = Tuning.model_validate(fakejobs.tuning("cancelled"))
-    assert may_be_untrained(job) and not may_be_untrained(Tuning.model_validate(fakejobs.tuning("queued")))
+    assert may_lack_details(job) and not may_lack_details(Tuning.model_validate(fakejobs.tuning("queued")))
     for html in (
-        tuning_html(job, None, time.time(), has_steps=False),
+        tuning_html(job, None, time.time(), may_unfold=False),
         drawn_tuning("cancelled", [Event(id="e", message="It was cancelled.")]),
     ):
         assert "the curve" not in html and "<figure" not in html
-    assert "Show the curve" in tuning_html(job, None, time.time(), has_steps=True)
+    assert "Show the curve" in tuning_html(job, None, time.time(), may_unfold=True)
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "expired", "cancelled", "succeeded"])
