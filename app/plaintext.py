@@ -16,7 +16,7 @@ MAX_FOREIGN = 0.25  # of its letters may lie beyond ASCII; in text of another al
 LETTERS = "A-Za-zÀ-ÖØ-öø-ÿŠŽŒšžœŸ"  # that western languages write
 QUOTES = "“”‘’«»‹›„‚¡¿"
 BETWEEN = re.compile(rf"(?<=[{LETTERS}])[^\x00-\x7f{LETTERS}]+(?=[{LETTERS}])")  # signs between two letters
-JOINS = re.compile(rf"[®™°]*[’‘´·\xad¬×÷±®™°]|[{QUOTES}]*[–—…]+[{QUOTES}]*")  # signs that may stand there
+JOINS = re.compile(rf"[®™°ªº]*[’‘´·\xad¬×÷±®™°ªº][{QUOTES}]?|[{QUOTES}]*[–—…]+[{QUOTES}]*")  # signs that may stand there
 LOW_QUOTE = re.compile(rf"[{LETTERS}][‚„]")  # one that follows a letter; it is é or ä in DOS's encodings
 MAX_STRANGE = 0.1  # of the words with characters beyond ASCII may look like another encoding's
 NO_TEXT = "it holds no plain text"

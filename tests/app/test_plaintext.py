@@ -11,7 +11,8 @@ WESTERN = (
     "L’été dernier, « où » qu’il allât, Zoë a créé une œuvre… À NOËL, l’ÉTÉ, ÇA VA-T-IL ? Il a été élevé à Nîmes dès sa naissance—là-bas",
     "ÜBER ÄPFEL: „Öl“, ‚süß‘ und »größer« – Äußerungen über Fußgänger kosten 5\xa0€. Übermäßige Größe, Straßenlärm, ÖFFNUNG",
     "É às avós que não há razão; à tarde, lá, só nós. AÇÃO, CORAÇÃO, “você” é irmã. Ó João, põe o pão, 3.ª edição, R$ 5 – já está",
-    "È più così, perché è già là: è, è, è. Þú og ég á Íslandi, það er gott, þá fór öll fjölskyldan út. på åen, ærø; l·l: col·lecció",
+    "È più così, perché è già là: è, è, è. Þú og ég á Íslandi, það er gott, þá fór öll fjölskyldan út. på åen, ærø;",
+    "Dell’“arte” e la città, perché l’«opera» è già là; una col·lecció d’«en Joan»; os nºs 1 e 2 estão aí, e a 1ª também não está",
 )
 
 
