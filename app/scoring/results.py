@@ -104,8 +104,8 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
 
 def _unmatched(documents: Sequence[Document], rows: Sequence[Mapping[str, Any]]) -> tuple[list[Document], int | None]:
     """The documents without a row, and the index of the first row without a document, if there is one. A row is that of a document with the
-    same text, first of all of one from the same place. A row without
-    a text is no result: it may be left over.
+    same text, first of all of one from the same place. The row of an
+    unreadable document may be left over.
     """
     by_place = Counter((row["source"], _text_of(row)) for row in rows)
     without = [document for document in documents if not _take(by_place, (printable(document.source), _content_of(document)))]
@@ -118,7 +118,7 @@ def _unmatched(documents: Sequence[Document], rows: Sequence[Mapping[str, Any]])
 
 
 def _without_text(row: Mapping[str, Any]) -> bool:
-    """Of a document that could not be read; an empty text is one."""
+    """Of a document that could not be read, unlike that of an empty text."""
     return bool(row["error"]) and row["digest"] == NO_TEXT
 
 
