@@ -1,6 +1,7 @@
 """From the bytes of a text file to its text, in the encodings that programs write. Knows no file and no page."""
 
 import codecs
+import re
 import unicodedata
 
 BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-16 begins that of UTF-32
@@ -12,6 +13,12 @@ BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-16 begins that of UTF
 }
 LEGACY = "cp1252"  # Windows' own for western languages
 MAX_FOREIGN = 0.25  # of its letters may lie beyond ASCII; in text of another alphabet nearly all do
+LETTERS = "A-Za-zÀ-ÖØ-öø-ÿŠŽŒšžœŸ"  # that western languages write
+QUOTES = "“”‘’«»‹›„‚¡¿"
+BETWEEN = re.compile(rf"(?<=[{LETTERS}])[^\x00-\x7f{LETTERS}]+(?=[{LETTERS}])")  # signs between two letters
+JOINS = re.compile(rf"[®™°ªº]*[’‘´·\xad¬×÷±®™°ªº][{QUOTES}]?|[{QUOTES}]*[–—…]+[{QUOTES}]*")  # signs that may stand there
+LOW_QUOTE = re.compile(rf"[{LETTERS}][‚„]")  # one that follows a letter; it is é or ä in DOS's encodings
+MAX_STRANGE = 0.1  # of the words with characters beyond ASCII may look like another encoding's
 NO_TEXT = "it holds no plain text"
 UNKNOWN = "how it is encoded cannot be told; save it as UTF-8"
 
@@ -53,4 +60,18 @@ def _legacy(content: bytes) -> str:
     letters = [character for character in text if character.isalpha()]
     if sum(not letter.isascii() for letter in letters) > MAX_FOREIGN * len(letters):
         raise UnknownEncoding(UNKNOWN)
+    words = [word for word in text.split() if not word.isascii()]
+    if sum(map(_is_strange, words)) > MAX_STRANGE * len(words):
+        raise UnknownEncoding(UNKNOWN)
     return text
+
+
+def _is_strange(word: str) -> bool:
+    """Whether it has signs between letters, or more than two letters beyond ASCII (one alone is a word) for each of ASCII (as in été):
+    words in GBK, Shift-JIS and cp437 do.
+    """
+    if LOW_QUOTE.search(word) or not all(JOINS.fullmatch(signs) for signs in BETWEEN.findall(word)):
+        return True
+    letters = [character for character in word if character.isalpha()]
+    beyond = sum(not letter.isascii() for letter in letters)
+    return beyond >= 2 and beyond > 2 * (len(letters) - beyond)

@@ -18,7 +18,7 @@ from app.schemas import Method
 from app.scoring.batch import Scorer, Watch, create_scorer
 from app.scoring.commands import CHOICES, exit_code
 from app.scoring.documents import Document, left_out, read_documents
-from app.scoring.results import ResultFile, result_row
+from app.scoring.results import ResultFile, printable, result_row
 from app.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Progress:
     def watch(self, shares: Mapping[int, float]) -> None:
         """`shares`: what is read of the texts at work, by their places in `missing`."""
         read = self._read + sum(share * _characters(self._missing[index]) for index, share in shares.items())
-        name = f", {Path(self._missing[self._finished].source).name}" if self._finished < len(self._missing) else ""
+        name = f", {printable(Path(self._missing[self._finished].source).name)}" if self._finished < len(self._missing) else ""
         self._bar.set_postfix_str(f"{self._texts - len(self._missing) + self._finished}/{self._texts} texts{name}", refresh=False)
         self._bar.update(int(read) - self._bar.n)
 
@@ -84,7 +84,7 @@ def _characters(document: Document) -> int:
 
 def run(args: argparse.Namespace) -> str:
     """Scores what is missing in `args.out`; returns a sentence on what was written."""
-    skipped = left_out(args.files, args.out)
+    skipped = printable(left_out(args.files, args.out))
     if skipped:
         sys.stderr.write(f"{skipped}\n")
     documents = list(read_documents(args.files, args.text, args.out))
@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> str:
             for _, row in score_documents(scorer, missing, progress.watch):
                 results.add(row)
                 progress.finish()
-    return f"{args.out}: {len(documents):,} texts ({done:,} of them from before). {results.summary()}{skipped and f'. {skipped}'}"
+    counts = f"{len(documents):,} texts ({done:,} of them from before). {results.summary()}"
+    return f"{printable(str(args.out))}: {counts}{skipped and f'. {skipped}'}"
 
 
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:

@@ -5,6 +5,7 @@ A text is known by its digest; the file never holds the text.
 
 import csv
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ COLUMNS = (
     "source", "digest", "verdict", "p_machine", "p_low", "p_high", "method", "score", "threshold", "target_fpr", "measured_fpr", "tokens",
     "perplexity", "passages", "machine_passages", "warnings", "error", "model", "revision", "calibration", "options",
 )  # fmt: skip
+NAMED = ("source", "digest", "model", "options")  # that no row is without
 ELSEWHERE = "name another --out, or delete the file"
 
 
@@ -39,6 +41,14 @@ class Judge(Protocol):
 
 def digest_of(content: str | None) -> str:
     return hashlib.sha256((content or "").encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+NO_TEXT = digest_of(None)
+
+
+def printable(name: str) -> str:
+    r"""As it is written and compared: bytes of a file's name that are not UTF-8 as in `bad\udcff.txt`."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def options_of(judge: Judge) -> str:
@@ -62,7 +72,7 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     calibration = judge.options.choice.calibration
     row |= {
-        "source": document.source,
+        "source": printable(document.source),
         "digest": digest_of(document.content),
         "model": judge.facts.name,
         "revision": judge.facts.revision,
@@ -70,7 +80,7 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
         "options": options_of(judge),
     }
     if document.content is None:
-        return row | {"error": document.problem}
+        return row | {"error": printable(document.problem)}
     if isinstance(score, ScoreFailure):
         return row | {"error": score.message}
     rate, chance, passages = score.false_positive_rate, score.p_machine, score.passages or []
@@ -94,16 +104,32 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
 
 def _unmatched(documents: Sequence[Document], rows: Sequence[Mapping[str, Any]]) -> tuple[list[Document], int | None]:
     """The documents without a row, and the index of the first row without a document, if there is one. A row is that of a document with the
-    same text, first of all of one from the same place.
+    same text, first of all of one from the same place. The row of an
+    unreadable document may be left over.
     """
-    by_place = Counter((row["source"], row["digest"]) for row in rows)
-    without = [document for document in documents if not _take(by_place, (document.source, digest_of(document.content)))]
-    by_text: Counter[str] = Counter()
-    for (_, digest), count in by_place.items():
-        by_text[digest] += count
-    missing = [document for document in without if not _take(by_text, digest_of(document.content))]
-    foreign = (number for number, row in enumerate(rows) if by_text[row["digest"]] and by_place[row["source"], row["digest"]])
-    return missing, next(foreign, None)
+    by_place = Counter((row["source"], _text_of(row)) for row in rows)
+    without = [document for document in documents if not _take(by_place, (printable(document.source), _content_of(document)))]
+    by_text: Counter[Hashable] = Counter()
+    for (_, text), count in by_place.items():
+        by_text[text] += count
+    missing = [document for document in without if not _take(by_text, _content_of(document))]
+    foreign = (number for number, row in enumerate(rows) if by_text[_text_of(row)] and by_place[row["source"], _text_of(row)])
+    return missing, next((number for number in foreign if not _without_text(rows[number])), None)
+
+
+def _without_text(row: Mapping[str, Any]) -> bool:
+    """Of a document that could not be read, unlike that of an empty text."""
+    return bool(row["error"]) and row["digest"] == NO_TEXT
+
+
+def _text_of(row: Mapping[str, Any]) -> Hashable:
+    """What the rows of one text share; a row without a text shares it with no other document."""
+    return (row["source"], row["error"]) if _without_text(row) else row["digest"]
+
+
+def _content_of(document: Document) -> Hashable:
+    """`_text_of` the document's row."""
+    return (printable(document.source), printable(document.problem)) if document.content is None else digest_of(document.content)
 
 
 def _take(counts: Counter, key: Hashable) -> bool:
@@ -128,7 +154,7 @@ class ResultFile:
 
     def __enter__(self) -> "ResultFile":
         with self._writing():
-            self._old = self._read(read_complete_lines(self._path))
+            self._old = self._read()
             self._file = self._path.open("a", encoding="utf-8", newline="")
             if self._path.suffix == ".csv" and not self._path.stat().st_size:
                 csv.writer(self._file).writerow(COLUMNS)
@@ -145,23 +171,27 @@ class ResultFile:
         except OSError as error:
             raise SetupError(f"{self._path} cannot be written ({error.strerror}); put that right, and the same command goes on") from error
 
-    def _read(self, content: str) -> list[dict[str, Any]]:
+    def _read(self) -> list[dict[str, Any]]:
         try:
-            lines = content.splitlines()
+            content = read_complete_lines(self._path)
             if self._path.suffix == ".csv":
-                reader = csv.DictReader(lines)
+                reader = csv.DictReader(io.StringIO(content, newline=""))
                 rows, known = list(reader), tuple(reader.fieldnames or COLUMNS) == COLUMNS
             else:
-                rows, known = [json.loads(line) for line in lines], True
-            if known and all(set(COLUMNS) == row.keys() for row in rows):
-                return rows
-        except (ValueError, AttributeError):
-            pass
-        raise SetupError(f"{self._path} holds no results of this version of `python -m app.score`; {ELSEWHERE}")
+                rows, known = [json.loads(line) for line in content.split("\n")[:-1]], True
+            known = known and all(set(COLUMNS) == row.keys() for row in rows)
+        except (ValueError, AttributeError, csv.Error):
+            known = False
+        if not known:
+            raise SetupError(f"{self._path} holds no results of this version of `python -m app.score`; {ELSEWHERE}")
+        for number, row in enumerate(rows, 1):
+            if not all(isinstance(row[name], str) for name in NAMED):
+                raise SetupError(f"{self._path}: result {number} is incomplete, it lacks values; remove its line, {ELSEWHERE}")
+        return rows
 
     def resume(self, documents: Sequence[Document]) -> list[Document]:
-        """The documents that the file lacks, in order. Raises `SetupError` for a file with results of texts that are not among them, of
-        another model, or with other options.
+        """The documents that the file lacks, in order. Removes the rows of unreadable documents that are gone or can be read now.
+        Raises `SetupError` for a file with results of texts that are not among them, of another model, or with other options.
         """
         for number, row in enumerate(self._old):
             if difference := self._difference(row):
@@ -169,8 +199,36 @@ class ResultFile:
         missing, foreign = _unmatched(documents, self._old)
         if foreign is not None:
             raise SetupError(f"{self._path} holds results of other texts, removed or changed since ({self._place(foreign)}); {ELSEWHERE}")
-        self._count(self._old)
+        contents = {_content_of(document) for document in documents}
+        kept = [row for row in self._old if not _without_text(row) or _text_of(row) in contents]
+        if len(kept) < len(self._old):
+            self._rewrite(kept)
+        self._count(kept)
         return missing
+
+    def _rewrite(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Atomically: an interrupted call leaves the old file."""
+        path = self._path.resolve()
+        part = path.with_name(path.name + ".part")
+        with self._writing():
+            self._file.close()
+            try:
+                with part.open("w", encoding="utf-8", newline="") as file:
+                    if self._path.suffix == ".csv":
+                        csv.writer(file).writerow(COLUMNS)
+                    for row in rows:
+                        self._write(row, file)
+                part.chmod(path.stat().st_mode)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+            self._file = self._path.open("a", encoding="utf-8", newline="")
+
+    def _write(self, row: dict[str, Any], file: TextIOWrapper) -> None:
+        if self._path.suffix == ".csv":
+            csv.DictWriter(file, COLUMNS).writerow(row)
+        else:
+            file.write(json.dumps(row) + "\n")
 
     def _difference(self, row: Mapping[str, Any]) -> str | None:
         facts = self._judge.facts
@@ -186,10 +244,7 @@ class ResultFile:
 
     def add(self, row: dict[str, Any]) -> None:
         with self._writing():
-            if self._path.suffix == ".csv":
-                csv.DictWriter(self._file, COLUMNS).writerow(row)
-            else:
-                self._file.write(json.dumps(row) + "\n")
+            self._write(row, self._file)
             self._file.flush()
         self._count([row])
 

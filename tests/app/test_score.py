@@ -121,8 +121,53 @@ def test_new_files_are_scored_and_old_rows_kept(tiny_folder: Path, essays: Path,
     before = out.read_text()
     (essays / "0.txt").write_text(TEXTS[0])  # the text of a.txt once more
     (essays / "b.jsonl").rename(essays / "c.jsonl")
-    assert run(tiny_folder, essays, out) == 0 and "6 texts (5 of them from before)" in capsys.readouterr().out
-    assert out.read_text().startswith(before) and [row["source"] for row in rows_of(out)[5:]] == [f"{essays}/0.txt"]
+    assert run(tiny_folder, essays, out) == 0 and "6 texts (4 of them from before)" in capsys.readouterr().out
+    texts = before[: before.rindex(f"{essays}/b.jsonl:4")]  # the last line has no text
+    assert out.read_bytes().decode().replace("\r\n", "\n").startswith(texts)
+    assert [row["source"] for row in rows_of(out)[4:]] == [f"{essays}/0.txt", f"{essays}/c.jsonl:4"]
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
+def test_a_file_that_is_repaired_is_scored_and_its_error_is_removed(
+    tiny_folder: Path, essays: Path, tmp_path: Path, name: str, capsys: Any
+) -> None:
+    out, broken = tmp_path / name, essays / "b.jsonl"
+    broken.write_bytes(b"\xff")
+    run(tiny_folder, essays, out)
+    broken.write_text("not JSON")
+    (essays / "empty.txt").write_text("")
+    assert run(tiny_folder, essays, out) == 0 and "3 texts (1 of them from before)" in capsys.readouterr().out
+    assert [row["source"] for row in rows_of(out)[1:]] == [str(broken), f"{essays}/empty.txt"] and "not JSON" in rows_of(out)[1]["error"]
+    broken.write_text(json.dumps({"text": TEXTS[1]}))
+    assert run(tiny_folder, essays, out) == 0 and "3 texts (2 of them from before)" in capsys.readouterr().out
+    assert [row["source"] for row in rows_of(out)] == [f"{essays}/{file}" for file in ("a.txt", "empty.txt", "b.jsonl:1")]
+    assert not any(row["error"] for row in rows_of(out)) and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
+def test_a_name_may_have_any_character(tiny_folder: Path, essays: Path, tmp_path: Path, name: str, capsys: Any) -> None:
+    out, odd = tmp_path / name, ["1\u2028.txt", "2\x85.txt", "3\x0b.txt", "4\n.txt", "5\r.txt", "bad\udcff.txt", "x.b\udcff"]
+    for file in odd:
+        (essays / file).write_text(TEXTS[0])
+    (essays / "worse\udcff.txt").write_bytes(b"\xff\xff\x81")
+    for before in (0, 12):
+        assert run(tiny_folder, essays, out) == 0
+        assert f"12 texts ({before} of them from before)" in (said := capsys.readouterr().out) and said.endswith(r".b\udcff 1" + "\n")
+    rows = {row["source"].removeprefix(f"{essays}/"): row for row in rows_of(out)}
+    assert (
+        len(rows) == 12 and {*odd[:5], r"bad\udcff.txt"} <= rows.keys() and r"worse\udcff.txt cannot" in rows[r"worse\udcff.txt"]["error"]
+    )
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
+def test_a_row_that_lacks_values_is_refused(tiny_folder: Path, essays: Path, tmp_path: Path, name: str, capsys: Any) -> None:
+    out = tmp_path / name
+    run(tiny_folder, essays, out)
+    with out.open("a") as file:
+        file.write("a.txt,0123\n" if name == "r.csv" else json.dumps(dict.fromkeys(COLUMNS)) + "\n")
+    assert run(tiny_folder, essays, out) == 2 and "result 6 is incomplete, it lacks values; remove its line" in capsys.readouterr().err
+    out.write_bytes(b"\xff\n")
+    assert run(tiny_folder, essays, out) == 2 and "holds no results" in capsys.readouterr().err
 
 
 def test_what_cannot_be_done_is_refused_before_scoring(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
