@@ -18,9 +18,8 @@ def explain(method: Method, value: float | None, count: int, verdict: Verdict, j
     if value is None:
         return "No token of this text could be scored: it is too short for the model to predict anything."
     if verdict == "insufficient":
-        return (
-            f"No verdict: the text has {count} scored tokens, and a verdict needs at least {MIN_SCORED_TOKENS}, which are about 50 words."
-        )
+        tokens = "1 scored token" if count == 1 else f"{count} scored tokens"
+        return f"No verdict: the text has {tokens}, and a verdict needs at least {MIN_SCORED_TOKENS}, which are about 50 words."
     meaning = f"{_meaning(method, value, verdict)}; {DIRECTIONS[method]} values look more like a machine's writing."
     if judgement is None:
         return f"{meaning} There is no verdict: {reason}."
