@@ -104,8 +104,7 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
 
 def _unmatched(documents: Sequence[Document], rows: Sequence[Mapping[str, Any]]) -> tuple[list[Document], int | None]:
     """The documents without a row, and the index of the first row without a document, if there is one. A row is that of a document with the
-    same text, first of all of one from the same place. The row of an
-    unreadable document may be left over.
+    same text, first of all of one from the same place. The row of an unreadable document may be left over.
     """
     by_place = Counter((row["source"], _text_of(row)) for row in rows)
     without = [document for document in documents if not _take(by_place, (printable(document.source), _content_of(document)))]
@@ -193,8 +192,9 @@ class ResultFile:
         """The documents that the file lacks, in order. Removes the rows of unreadable documents that are gone or can be read now.
         Raises `SetupError` for a file with results of texts that are not among them, of another model, or with other options.
         """
+        options = options_of(self._judge)
         for number, row in enumerate(self._old):
-            if difference := self._difference(row):
+            if difference := self._difference(row, options):
                 raise SetupError(f"{self._path} holds results {difference} ({self._place(number)}); give the same, {ELSEWHERE}")
         missing, foreign = _unmatched(documents, self._old)
         if foreign is not None:
@@ -230,11 +230,12 @@ class ResultFile:
         else:
             file.write(json.dumps(row) + "\n")
 
-    def _difference(self, row: Mapping[str, Any]) -> str | None:
+    def _difference(self, row: Mapping[str, Any], options: str) -> str | None:
+        """`options` are those of this run."""
         facts = self._judge.facts
         if (row["model"], row["revision"] or "") != (facts.name, facts.revision or ""):
             return f"of another model, {row['model']} of revision {row['revision']}; this is {facts.name} of {facts.revision}"
-        pairs = zip(row["options"].split("; "), options_of(self._judge).split("; "), strict=False)
+        pairs = zip(row["options"].split("; "), options.split("; "), strict=False)
         changes = [f"{before}, now {now.partition('=')[2]}" for before, now in pairs if before != now]
         return f"with other options: {'; '.join(changes)}" if changes else None
 

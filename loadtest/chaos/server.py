@@ -97,9 +97,7 @@ class OwnServer:
 
     def kill(self) -> None:
         """End what is left of it, where a run was interrupted before its end."""
-        for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        _kill(self.processes())
 
     @property
     def ended(self) -> bool:
@@ -111,9 +109,7 @@ class OwnServer:
         left = psutil.wait_procs(self.seen, timeout=ORPHANS_S)[1]
         orphans = [process for process in left if is_running(process)]
         facts = {"exit_code": code, "orphans": len(orphans), "port_free": port_is_free(self.port)}
-        for process in orphans:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        _kill(orphans)
         self.process, self.seen = None, set()
         return facts
 
@@ -126,6 +122,12 @@ class OwnServer:
             self.process.kill()
             self.process.wait()
             return f"none within {STOP_TIMEOUT_S:.0f} s"
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def is_worker(process: psutil.Process) -> bool:
