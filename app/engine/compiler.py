@@ -22,6 +22,8 @@ SOURCES = sorted(Path(__file__).with_name("csrc").iterdir())
 C_FILES = [path for path in SOURCES if path.suffix == ".c"]
 COMPILE_COMMAND = ("gcc", "-O3", "-march=native", "-fopenmp", "-fPIC")
 COMPILE_TIMEOUT_S = 120.0
+MACHINES = ("x86_64", "aarch64")
+FEATURES = ("flags", "Features")  # the lines of /proc/cpuinfo that name an x86 and an ARM processor's instructions
 
 
 class CompileError(Exception):
@@ -30,8 +32,8 @@ class CompileError(Exception):
 
 def library_path() -> Path:
     """Return the library's path, compiling it first if needed. Raises `CompileError`, `OSError` and `subprocess.SubprocessError`."""
-    if platform.machine() not in {"x86_64", "AMD64"} or sys.platform != "linux":
-        raise CompileError(f"the kernel is for x86-64 on Linux, this is {platform.machine()} on {sys.platform}")
+    if platform.machine() not in MACHINES or sys.platform != "linux":
+        raise CompileError(f"the kernel is for x86-64 and 64-bit ARM on Linux, this is {platform.machine()} on {sys.platform}")
     if "libgomp" not in Path("/proc/self/maps").read_text():
         raise CompileError("torch does not use GCC's OpenMP here, and the threads of two OpenMP libraries would block each other")
     name = f"litmus-{_digest()}.so"
@@ -68,7 +70,7 @@ def _make(folder: Path) -> None:
 def _digest() -> str:
     """Identify sources, compiler, flags and processor, so that a machine which shares the folder compiles for itself."""
     version = subprocess.run([COMPILE_COMMAND[0], "--version"], capture_output=True, check=True, timeout=COMPILE_TIMEOUT_S).stdout
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(FEATURES)), "")
     return hashlib.sha256(
         b"\0".join([*(path.read_bytes() for path in SOURCES), version, flags.encode(), " ".join(COMPILE_COMMAND).encode()])
     ).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""How forked processes react to the stop signals, whose handler they inherit from the main process."""
+"""What is refused before anything starts, and how forked processes react to the stop signals, whose handler they inherit."""
 
 import signal
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from serving import ENVIRONMENT, ROOT
 
 from serve import stopping
-from serve.__main__ import _interrupt
+from serve.__main__ import _interrupt, main
 
 FORKED = """
 import multiprocessing, signal, time
@@ -28,6 +28,13 @@ children[1].join(0.2)
 print([child.exitcode for child in children])
 children[1].kill()
 """
+
+
+def test_another_system_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "runs on Linux, and this is darwin: use a container" in capsys.readouterr().err
 
 
 def test_a_stop_before_uvicorn_listens_to_signals_ends_the_api_process_and_not_the_manager() -> None:

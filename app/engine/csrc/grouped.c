@@ -10,15 +10,6 @@
 #include "ending.h"
 
 #define CHUNK_INPUTS (1 << 20) /* inputs of a chunk of rows, which are multiplied together: they fit a core's second-level cache */
-#ifdef __AVX512F__
-#define MAX_TILE_ROWS 6 /* 12 sums, 12 sums of a group, 4 words of levels: 28 of 32 registers */
-#else
-#define MAX_TILE_ROWS 2
-#endif
-
-typedef int32_t int_vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-typedef int8_t byte_vec __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 /* Rounded inputs. In one plane an input is about high * scale, in two about (256 * high + low) * scale. */
 typedef struct {
@@ -26,43 +17,6 @@ typedef struct {
     float *scale;       /* [rows][groups], as the other: the largest magnitude / the largest integer, times the layer's weight_scale */
     float *scaled_sum;  /* scale times the sum of a group's integers: what a minimum is multiplied by */
 } Inputs;
-
-/* Loads LANES float16 as float32. */
-INLINE vec load_half(const uint16_t *source) {
-#if LANES == 16
-    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)source));
-#else
-    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)source));
-#endif
-}
-
-#if (defined __AVX512VNNI__ && LANES == 16) || (defined __AVXVNNI__ && LANES == 8)
-#define HAS_VNNI 1
-#else
-#define HAS_VNNI 0
-#endif
-
-/* Adds to each lane the dot product of its four levels and four signed 8-bit inputs. Without VNNI, levels must be below 128. */
-INLINE int_vec add_dot_products(int_vec sums, uint_vec levels, int32_t four_inputs) {
-#if HAS_VNNI && LANES == 16
-    return (int_vec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)levels, _mm512_set1_epi32(four_inputs));
-#elif HAS_VNNI
-    return (int_vec)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)levels, _mm256_set1_epi32(four_inputs));
-#elif LANES == 16
-    __m512i pairs = _mm512_maddubs_epi16((__m512i)levels, _mm512_set1_epi32(four_inputs));
-    return sums + (int_vec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
-#else
-    __m256i pairs = _mm256_maddubs_epi16((__m256i)levels, _mm256_set1_epi32(four_inputs));
-    return sums + (int_vec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#endif
-}
-
-/* The same for levels up to 255. Without VNNI the sum of two products would not fit 16 bits, so halves of a level go one by one. */
-INLINE int_vec add_byte_products(int_vec sums, uint_vec levels, int32_t four_inputs) {
-    if (HAS_VNNI) return add_dot_products(sums, levels, four_inputs);
-    return add_dot_products(sums, levels & 0x0f0f0f0f, four_inputs) +
-           (add_dot_products((int_vec){}, levels >> 4 & 0x0f0f0f0f, four_inputs) << 4);
-}
 
 /* Rounds one group of a row's inputs; `group` counts over all rows. NaN or infinity in it makes the scale NaN, and with it the outputs. */
 static void round_group(const bf16 *x, const Inputs *in, int64_t group, int size, float weight_scale) {
@@ -76,8 +30,8 @@ static void round_group(const bf16 *x, const Inputs *in, int64_t group, int size
     for (int i = 0; i < size; i += LANES) {
         int_vec rounded = (int_vec)((uint_vec)(load_bf16(x + i) * inverse + 12582912.0f) - 0x4b400000); /* to the nearest, ties to even */
         int_vec high = in->low ? (int_vec)((rounded + 128) >> 8) : rounded;
-        *(byte_vec *)(in->high + group * size + i) = __builtin_convertvector(high, byte_vec);
-        if (in->low) *(byte_vec *)(in->low + group * size + i) = __builtin_convertvector(rounded - (high << 8), byte_vec);
+        *(char_vec *)(in->high + group * size + i) = __builtin_convertvector(high, char_vec);
+        if (in->low) *(char_vec *)(in->low + group * size + i) = __builtin_convertvector(rounded - (high << 8), char_vec);
         sum += __builtin_convertvector(rounded, vec);
     }
     in->scale[group] = (largest / limit + sum_lanes(nonfinite)) * weight_scale;
@@ -110,11 +64,11 @@ INLINE void add_plane(const int rows, const int blocks, const int bits, const in
 INLINE void compute_tile(const int rows, const int blocks, const int bits, const int size, const int planes, const Inputs *in,
                          int64_t groups, const uint32_t *weights, int64_t row, int64_t block, const Epilogue *epilogue) {
     const int words = size * bits / 32, stride = words + 1; /* of a group: words of levels, and all words */
-    vec sums[2 * MAX_TILE_ROWS * 4] = {0};
+    vec sums[2 * GROUPED_TILE_ROWS * 4] = {0};
     for (int64_t g = 0; g < groups; g++) {
         const uint32_t *from = weights + (block * groups + g) * stride * COLUMNS;
         int64_t group = row * groups + g;
-        int_vec dots[2 * MAX_TILE_ROWS * 4];
+        int_vec dots[2 * GROUPED_TILE_ROWS * 4];
 #pragma GCC unroll 16
         for (int i = 0; i < rows * 2 * blocks; i++) dots[i] = (int_vec){};
         add_plane(rows, blocks, bits, size, dots, in->high + group * size, groups * size, from, groups * stride);
@@ -147,7 +101,7 @@ INLINE void compute_blocks(const int bits, const int size, const int planes, int
         compute_tile(1, 4, bits, size, planes, in, groups, weights, row, block, epilogue);
     for (; count > 0; block++, count--) switch (rows) {
             CASE(1) CASE(2)
-#if MAX_TILE_ROWS > 2
+#if GROUPED_TILE_ROWS > 2
             CASE(3) CASE(4) CASE(5) CASE(6)
 #endif
         }
@@ -171,7 +125,7 @@ KIND(compute_8_bits_of_16, 8, 16, 2)
 int linear_grouped(const bf16 *x, int64_t rows, int64_t inputs, const GroupedWeights *weights, const Epilogue *epilogue, int threads) {
     int64_t size = weights->group, groups = inputs / size, all_groups = rows * groups;
     int64_t blocks = (epilogue->outputs + COLUMNS - 1) / COLUMNS, blocks_per_job = rows == 1 ? 4 : 1;
-    int64_t chunk_rows = CHUNK_INPUTS / inputs > MAX_TILE_ROWS ? CHUNK_INPUTS / inputs / MAX_TILE_ROWS * MAX_TILE_ROWS : MAX_TILE_ROWS;
+    int64_t chunk_rows = CHUNK_INPUTS / inputs > GROUPED_TILE_ROWS ? CHUNK_INPUTS / inputs / GROUPED_TILE_ROWS * GROUPED_TILE_ROWS : GROUPED_TILE_ROWS;
     Compute *compute = size == 16           ? compute_8_bits_of_16
                        : weights->bits == 8 ? weights->planes == 2 ? compute_8_bits_precisely : compute_8_bits
                        : weights->planes == 2 ? compute_4_bits_precisely
@@ -187,7 +141,7 @@ int linear_grouped(const bf16 *x, int64_t rows, int64_t inputs, const GroupedWei
         for (int64_t group = 0; group < all_groups; group++) round_group(x + group * size, &in, group, size, weights->weight_scale);
         for (int64_t from = 0; from < rows; from += chunk_rows) {
             int64_t chunk_end = rows - from < chunk_rows ? rows : from + chunk_rows,
-                    tiles = (chunk_end - from + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS;
+                    tiles = (chunk_end - from + GROUPED_TILE_ROWS - 1) / GROUPED_TILE_ROWS;
             int64_t tile_rows = (chunk_end - from + tiles - 1) / tiles;
 #pragma omp for schedule(dynamic)
             for (int64_t b = 0; b < blocks; b += blocks_per_job)

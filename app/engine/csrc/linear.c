@@ -1,4 +1,4 @@
-/* y = x W^T for bfloat16 inputs on x86. Each output is summed in float32 in the order of the inputs, so a row's result does not depend on
+/* y = x W^T for bfloat16 inputs. Each output is summed in float32 in the order of the inputs, so a row's result does not depend on
  * the others.
  *
  * Weights are packed in blocks of COLUMNS outputs. In bfloat16, pairs of inputs are adjacent: [outputs / COLUMNS][inputs / 2][COLUMNS][2],
@@ -12,15 +12,6 @@
 #define MIN_CHUNK_ROWS (10 * TILE_ROWS) /* rows of a chunk, even if their inputs exceed CHUNK_INPUTS */
 #define MAX_DIRECT_TILES 6    /* of bfloat16 weights: up to so many tiles, each reads the packed block; more share a widened one */
 #define PREFETCH_WEIGHTS 1024 /* weights are prefetched so far ahead */
-
-/* table[level] of each lane. */
-INLINE vec look_up(const float *table, uint_vec level) {
-#if LANES == 16
-    return __builtin_shuffle(*(const vec *)table, level);
-#else
-    return __builtin_shuffle(*(const vec *)table, *(const vec *)(table + LANES), level);
-#endif
-}
 
 /* The weights of input `i` + `k`, for one half (0 or 1) of a block's columns. `i` begins a pair of inputs, or a word of eight levels. */
 INLINE vec load_weights(const int are_levels, const Weights *weights, int64_t inputs, int64_t block, int64_t i, int half, const int k) {

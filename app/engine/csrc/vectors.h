@@ -1,16 +1,26 @@
-/* Vectors of this machine's width: loading and storing bfloat16, reductions, powers of two. Needs GCC's vector extensions. */
-#include <immintrin.h>
+/* Vectors of this machine's width: storing bfloat16, reductions, powers of two. Needs GCC's vector extensions; what differs between the
+ * processors is in x86.h and arm.h. */
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __AVX512F__
+/* A tile's rows: 28 sums, 2 weights and 1 input take 31 of 32 registers, 12 sums 15 of AVX2's 16. The rows of a tile of weights in groups:
+ * 12 sums, 12 sums of a group and 4 words of levels take 28. */
+#if defined __AVX512F__
 #define LANES 16
-#define TILE_ROWS 14 /* a tile's rows: 28 sums, 2 weights, 1 input take 31 of 32 registers */
-#else
+#define TILE_ROWS 14
+#define GROUPED_TILE_ROWS 6
+#elif defined __AVX2__
 #define LANES 8
-#define TILE_ROWS 6 /* a tile's rows: 12 sums, 2 weights, 1 input take 15 of 16 registers */
+#define TILE_ROWS 6
+#define GROUPED_TILE_ROWS 2
+#elif defined __aarch64__
+#define LANES 4
+#define TILE_ROWS 14
+#define GROUPED_TILE_ROWS 6
+#else
+#error "this processor has neither AVX2 nor 64-bit ARM's NEON"
 #endif
 #define COLUMNS (2 * LANES) /* outputs of a block of packed weights */
 #define LOG2_E 1.44269504f
@@ -24,32 +34,11 @@ typedef int32_t int_vec __attribute__((vector_size(4 * LANES), aligned(4), may_a
 typedef int8_t char_vec __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef uint16_t bf16;
 
-/* Loads LANES bfloat16 as float32. By intrinsics: GCC 12 would need four instructions to convert a vector. */
-INLINE vec load_bf16(const bf16 *source) {
-#if LANES == 16
-    return (vec)((uint_vec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)source)) << 16);
+#ifdef __aarch64__
+#include "arm.h"
 #else
-    return (vec)((uint_vec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)source)) << 16);
+#include "x86.h"
 #endif
-}
-
-/* Loads LANES signed bytes as float32. */
-INLINE vec load_int8(const int8_t *source) {
-#if LANES == 16
-    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)source)));
-#else
-    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)source)));
-#endif
-}
-
-/* Stores float32 between -127 and 127 as signed bytes, rounded to the nearest, ties to even. */
-INLINE void store_int8(int8_t *target, vec x) {
-#if LANES == 16
-    *(char_vec *)target = __builtin_convertvector((int_vec)_mm512_cvtps_epi32((__m512)x), char_vec);
-#else
-    *(char_vec *)target = __builtin_convertvector((int_vec)_mm256_cvtps_epi32((__m256)x), char_vec);
-#endif
-}
 
 /* The lower bfloat16 of each word, as float32. */
 INLINE vec low_half(uint_vec pairs) { return (vec)(pairs << 16); }
@@ -92,16 +81,6 @@ INLINE void transpose(vec *rows) {
             }
     }
 }
-
-#if LANES == 16
-INLINE vec vec_min(vec x, vec y) { return (vec)_mm512_min_ps((__m512)x, (__m512)y); }
-
-INLINE vec vec_max(vec x, vec y) { return (vec)_mm512_max_ps((__m512)x, (__m512)y); }
-#else
-INLINE vec vec_min(vec x, vec y) { return (vec)_mm256_min_ps((__m256)x, (__m256)y); }
-
-INLINE vec vec_max(vec x, vec y) { return (vec)_mm256_max_ps((__m256)x, (__m256)y); }
-#endif
 
 /* The largest of all lanes. */
 INLINE float max_lane(vec x) {
