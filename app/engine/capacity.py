@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from app.engine import varlen
 from app.engine.drafts import MAX_TOKENS
 from app.engine.keyvalues import Shape, elements_of
-from app.engine.ledger import MAX_DEFAULT_SLOTS, Ledger, activation_bytes
+from app.engine.ledger import MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA, Ledger, activation_bytes
 from app.engine.pages import PAGE_TOKENS
 
 HEAD_ROWS = 256  # rows projected to the vocabulary at a time
@@ -44,6 +44,11 @@ class CacheLimits:
         """Whether the pages are those that torch's flash kernel reads."""
         return self.page_tokens == varlen.PAGE_TOKENS
 
+    @property
+    def most_slots(self) -> int:
+        """The number of slots, or what it may be where the settings give none."""
+        return self.slots or (MAX_DEFAULT_SLOTS_ON_CUDA if self.is_for_cuda else MAX_DEFAULT_SLOTS)
+
     def pool_pages(self, slots: int) -> int:
         """Pages that so many slots share."""
         return slots * self.context_pages if self.cache_tokens is None else -(-self.cache_tokens // self.page_tokens)
@@ -55,9 +60,9 @@ class CacheLimits:
 def slots_that_fit(ledger: Ledger, limits: CacheLimits, device: str) -> int:
     """The number of slots, of a model that generates. Raises `SetupError` if the cache does not fit."""
     if limits.cache_tokens is None:
-        return ledger.slots(limits.slots or None, device)
+        return ledger.slots(limits.slots or None, device, limits.most_slots)
     ledger.check_cache(limits.pool_pages(0) * ledger.slot // limits.context_pages, device)
-    return limits.slots or MAX_DEFAULT_SLOTS
+    return limits.most_slots
 
 
 def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
@@ -66,7 +71,7 @@ def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
     widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     activations = activation_bytes(limits.step_tokens, hidden, widest, vocabulary, max(HEAD_ROWS, limits.slots or 0))
     if limits.is_for_cuda and limits.graphs and limits.slots != 0:
-        rows = (limits.slots or MAX_DEFAULT_SLOTS) + MAX_TOKENS
+        rows = limits.most_slots + MAX_TOKENS
         activations += activation_bytes(rows, hidden, widest, vocabulary, rows) + STREAM_BYTES
         activations += GRAPH_BYTES * len(row_counts(rows)) * len(page_counts(limits.context_pages, varlen.has_page_table())) * len(CHOICES)
     return activations

@@ -14,7 +14,7 @@ from app.errors import SetupError
 if TYPE_CHECKING:  # the API process has no torch, and asks for the memory of a CPU, too
     import torch
 
-MAX_DEFAULT_SLOTS = 32  # used when the settings give no number of slots
+MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA = 32, 128  # used when the settings give no number of slots
 USABLE_SHARE = 0.9  # of the memory beside the weights; the rest is left to the allocator and the libraries
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # a container's, version 2 and 1
 
@@ -53,13 +53,13 @@ class Ledger:
         """The bytes that weights may have, so that these slots fit beside them; not positive if none may."""
         return self.memory - self.activations - int((slots * self.slot + self.text) / USABLE_SHARE)
 
-    def slots(self, requested: int | None, device: str) -> int:
-        """The requested number of slots; for None, as many as fit this process's share, at most 32. Raises `SetupError` with the numbers
-        when they do not fit.
+    def slots(self, requested: int | None, device: str, most: int = MAX_DEFAULT_SLOTS) -> int:
+        """The requested number of slots; for None, as many as fit this process's share, at most `most`. Raises `SetupError` with the
+        numbers when they do not fit.
         """
         max_slots = self._max_slots(self.sharers if requested is None else 1)
         if max_slots >= (requested or 1):
-            return requested or min(MAX_DEFAULT_SLOTS, max_slots)
+            return requested or min(most, max_slots)
         count = requested or 1
         shared = f", shared by {self.sharers} processes" if self.sharers > 1 else ""
         needed = self.weights + self.activations + count * self.slot + self.text

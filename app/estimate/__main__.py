@@ -47,7 +47,7 @@ def _at_least(least: int) -> Callable[[str], int]:
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     # here: they import torch, whose memory is part of the answer
-    from app.engine.ledger import MAX_DEFAULT_SLOTS
+    from app.engine.ledger import MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA
     from app.estimate.device import card, machine
     from app.estimate.plan import Plan, Question
     from app.estimate.process import process_bytes
@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
         return 2
     sys.stdout.write(estimate.model_dump_json() + "\n" if args.json else "\n".join(lines(estimate)) + "\n")
     if args.slots is None and args.fine_tune is None and not args.json:
-        sys.stdout.write(f"{SLOTS} slots are assumed; a server that is told none takes as many as fit, at most {MAX_DEFAULT_SLOTS}\n")
+        most = f"at most {MAX_DEFAULT_SLOTS}, or {MAX_DEFAULT_SLOTS_ON_CUDA} on CUDA"
+        sys.stdout.write(f"{SLOTS} slots are assumed; a server that is told none takes as many as fit, {most}\n")
     return 0 if any(device.fits for device in estimate.devices) else 1
 
 

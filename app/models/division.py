@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app.engine.capacity import CacheLimits, ledger_of, slot_bytes, slots_that_fit, step_bytes, text_bytes
-from app.engine.ledger import MAX_DEFAULT_SLOTS, device_memory
+from app.engine.ledger import device_memory
 from app.errors import SetupError, UnsupportedModel
 from app.models.cache import slot_attention
 from app.models.footprint import stored_modules
@@ -48,7 +48,7 @@ def device_map(source: Source, settings: ModelSettings, cards: Sequence[torch.de
     text = [text_bytes(each, limits, form.dtype) for each in by_part]
     slot = [slot_bytes(each, limits.context, limits.dtype_for(form.dtype), limits.page_tokens) for each in by_part]
     config, memory = skeleton.config.get_text_config(), [device_memory(card, 0) for card in cards]
-    pages = limits.pool_pages(MAX_DEFAULT_SLOTS if limits.slots is None else limits.slots)
+    pages = limits.pool_pages(0 if limits.slots == 0 else limits.most_slots)
     sizes = [weights[part] + text[part] + slot[part] * pages // limits.context_pages for part in range(len(parts))]
     places = divide(sizes, [max(1, each - step_bytes(config, limits)) for each in memory])
     for place, card in enumerate(cards):

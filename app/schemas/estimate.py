@@ -20,7 +20,10 @@ class EstimateRequest(Wire):
         4096, ge=32, le=16_777_216, description="tokens a slot, or of a sequence to train on; at most the model's own limit"
     )
     slots: Int = Field(
-        8, ge=1, le=1024, description="requests that decode at once; a server that is told none takes as many as fit, at most 32"
+        8,
+        ge=1,
+        le=1024,
+        description="requests that decode at once; a server that is told none takes as many as fit, at most 32, or 128 on CUDA",
     )
     cache_tokens: Int | None = Field(None, ge=32, le=2**31, description="as model.cache_tokens: what all slots share")
     cache_dtype: Literal["auto", "int8"] = Field("auto", description="as model.cache_dtype")

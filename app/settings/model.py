@@ -90,7 +90,8 @@ class LoadedFields(Group):
         None,
         ge=1,
         le=1024,
-        description="requests that decode at once; as many as fit in memory with a whole context each, at most 32, when not set",
+        description="requests that decode at once; as many as fit in memory with a whole context each, at most 32, or 128 on CUDA, when "
+        "not set",
     )
     cache_tokens: int | None = Field(
         None,

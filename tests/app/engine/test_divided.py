@@ -145,4 +145,4 @@ def test_the_device_with_the_least_room_decides_how_many_slots_there_are(
 
 
 def test_a_device_without_a_layer_bounds_nothing() -> None:
-    assert Ledger(10**9, 10**6, 10**6, 0, 0).slots(None, "cuda:1") == 32
+    assert Ledger(10**9, 10**6, 10**6, 0, 0).slots(None, "cuda:1", most=128) == 128

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig
 
 from app.engine import varlen
-from app.engine.capacity import CHOICES, GRAPH_BYTES, CacheLimits, row_counts, step_bytes
+from app.engine.capacity import CHOICES, GRAPH_BYTES, CacheLimits, row_counts, slots_that_fit, step_bytes
 from app.engine.ledger import Ledger, device_memory, weight_bytes
 from app.errors import SetupError
 
@@ -44,6 +44,13 @@ def test_what_does_not_fit_is_refused_with_the_numbers(memory: int, requested: i
     message = rf"{requested or 1} slots do not fit cuda:0: weights 0.49 GiB.*{ledger.max_slots} slots would fit"
     with pytest.raises(SetupError, match=message):
         ledger.slots(requested, "cuda:0")
+
+
+@pytest.mark.parametrize(("page_tokens", "cache_tokens", "slots"), [(64, None, 32), (64, 512, 32), (varlen.PAGE_TOKENS, None, 128)])
+def test_a_card_gets_more_slots_where_the_settings_give_no_number(page_tokens: int, cache_tokens: int | None, slots: int) -> None:
+    limits = CacheLimits(None, context=256, page_tokens=page_tokens, cache_tokens=cache_tokens)
+    ledger = Ledger(10_000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, text=20 * MIB)
+    assert slots_that_fit(ledger, limits, "the device") == slots == limits.most_slots
 
 
 def test_cuda_graphs_are_counted_where_steps_are_recorded() -> None:
