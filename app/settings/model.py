@@ -25,6 +25,7 @@ class SamplingSettings(SamplingParameters):
 
 
 AdapterName = Annotated[str, StringConstraints(pattern=MODEL_NAME)]
+Alias = Annotated[str, StringConstraints(pattern=rf"{MODEL_NAME}|^\*$")]
 
 
 def _device(text: str) -> str:
@@ -62,6 +63,9 @@ class LoadedFields(Group):
         None, description="calibration file for verdicts, written by `python -m app.calibrate`; the one in the model's folder when not set"
     )
     name: Filled | None = Field(None, description="name of the model in the API; the last part of the path when not set")
+    aliases: tuple[Alias, ...] = Field(
+        (), description="further names by which requests may ask for the model, such as gpt-4o-mini; * is any name that no model has"
+    )
     adapters: Annotated[dict[AdapterName, str], AfterValidator(AdapterPaths)] = Field(
         AdapterPaths(),
         description="LoRA adapters that are served beside the model, on its weights: names in the API, each with a folder or hub name",

@@ -101,7 +101,7 @@ def recipe_of(body: JobRequest, bases: Bases) -> Recipe:
         raise UnknownModel(f"model '{body.model}' is not loaded by this server; GET /v1/models lists the models", param="model")
     path = str(Folder(base.path).resolve()) if Folder(base.path).exists() else base.path
     return Recipe(
-        model=body.model,
+        model=base.served_name,
         path=path,
         quantize=base.quantize,
         dtype=base.dtype,

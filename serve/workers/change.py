@@ -16,7 +16,7 @@ Change: type[Wire] = create_model(  # type: ignore[call-overload]
     **{
         name: (field.rebuild_annotation(), Field(None, description=field.description))
         for name, field in ModelSettings.model_fields.items()
-        if name not in {"name", "adapters"}  # adapters come and go by routes of their own
+        if name not in {"name", "aliases", "adapters"}  # names stay; adapters come and go by routes of their own
     },
 )
 

@@ -104,6 +104,7 @@ class Model(Body):
     id: str
     default: bool = False
     parent: str | None = None
+    root: str | None = None
     upstreams: list[Any] | None = None
 
 
@@ -131,7 +132,8 @@ async def tunings(client: Client) -> list[Tuning]:
 async def bases(client: Client) -> list[str]:
     """Names of the models that can be fine-tuned, the default one first."""
     found = _read(Models, await client.call("GET", "/v1/models")).data
-    return [model.id for model in sorted(found, key=lambda model: not model.default) if model.parent is None and not model.upstreams]
+    own = [model for model in found if model.root in {None, model.id}]  # each once, by its own name
+    return [model.id for model in sorted(own, key=lambda model: not model.default) if model.parent is None and not model.upstreams]
 
 
 async def events(client: Client, id: str) -> list[Event]:
