@@ -88,7 +88,7 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     from serve.workers.catalog import Catalog
     from serve.workers.shelf import Shelf
 
-    tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.loaded.values()}
+    tokenizers = {model.served_name: Tokenizer(model.path, model.chat_template) for model in settings.loaded.values()}
     detectors = {model.served_name: detector_of(model) for model in settings.loaded.values()}
     app.state.bans.tokenizers, app.state.bans.loaded_name = tokenizers, router.base_of
     app.include_router(create_routes(router, tokenizers, int(time.time()), app.state.bans, detectors, settings.server.strict))

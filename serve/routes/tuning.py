@@ -110,6 +110,7 @@ def recipe_of(body: JobRequest, bases: Bases) -> Recipe:
         seed=secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed,
         hyperparameters=body.asked,
         name="",
+        chat_template=None if base.chat_template is None else str(Folder(base.chat_template).resolve()),
     )
 
 

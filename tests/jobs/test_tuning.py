@@ -9,11 +9,13 @@ from app.ledger.folder import Folder
 from app.ledger.recipe import Run
 from app.ledger.room import RESERVE_BYTES
 from app.models.source import Source
-from app.schemas.tuning import Hyperparameters
+from app.schemas.tuning import Hyperparameters, JobRequest
+from app.settings import ModelSettings
 from jobs import policy
 from jobs.leases import LeaseLost, Leases
 from jobs.runs import Runs
 from jobs.server import Refused, Server
+from serve.routes.tuning import recipe_of
 
 pytestmark = pytest.mark.usefixtures("at_once")
 
@@ -289,3 +291,10 @@ def test_folders_of_runs_that_nobody_wants_are_found(hosted):
     found = hosted.desk.folder.runs()
     assert set(found) == {made.id, waiting.id, cancelled.id}
     assert hosted.desk._ledger.tunings.unwanted(found) == [cancelled.id]
+
+
+def test_a_recipe_has_the_base_as_it_is_served_and_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = ModelSettings(path="a/b", name="fake", aliases=("gpt-4o",), chat_template="chat.jinja", quantize="nf4")
+    recipe = recipe_of(JobRequest(model="gpt-4o", training_file="file-1"), lambda name: base)
+    assert (recipe.model, recipe.chat_template, recipe.quantize) == ("fake", str(tmp_path / "chat.jinja"), "nf4")

@@ -19,8 +19,8 @@ def test_sources_override_each_other_in_the_documented_order(bare: Path, monkeyp
 
 
 def test_short_options_set_their_settings() -> None:
-    settings = read(["--model", "a/b", "--observer=c/d", "--quantize", "nf4", "--device", "cuda:1"])
-    assert settings.model == ModelSettings(path="a/b", observer="c/d", quantize="nf4", device="cuda:1")
+    settings = read(["--model", "a/b", "--observer=c/d", "--quantize", "nf4", "--device", "cuda:1", "--chat-template", "e.jinja"])
+    assert settings.model == ModelSettings(path="a/b", observer="c/d", quantize="nf4", device="cuda:1", chat_template="e.jinja")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,8 @@ def test_missing_paths_are_refused_and_hub_names_are_not(bare: Path) -> None:
         ModelSettings(path="a/b", observer="/no/such").check_paths()
     with pytest.raises(SetupError, match=r"model\.draft"):
         ModelSettings(path="a/b", draft="/no/such").check_paths()
+    with pytest.raises(SetupError, match=r"model\.chat_template: /no/such is no file"):
+        ModelSettings(path="a/b", chat_template="/no/such").check_paths()
 
 
 def test_a_draft_model_needs_drafts() -> None:
