@@ -86,7 +86,7 @@ from app.schemas.state import (
     WaitingState,
     WeightsCard,
 )
-from app.schemas.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from app.schemas.tokens import DetokenizeRequest, DetokenizeResponse, RenderedChat, TokenizeRequest, TokenizeResponse
 from app.schemas.wire import (
     MAX_TIMEOUT_S,
     CompletionTokensDetails,
@@ -157,6 +157,7 @@ __all__ = [
     "PromptTokensDetails",
     "Rate",
     "Readiness",
+    "RenderedChat",
     "ResponseFormat",
     "ResponsesAnswer",
     "ResponsesRequest",
