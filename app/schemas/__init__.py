@@ -83,6 +83,7 @@ from app.schemas.state import (
     SlotList,
     SlotState,
     UpstreamState,
+    Version,
     WaitingState,
     WeightsCard,
 )
@@ -189,6 +190,7 @@ __all__ = [
     "UsedCalibration",
     "UsedTier",
     "Verdict",
+    "Version",
     "WaitingState",
     "Warning",
     "WarningCode",

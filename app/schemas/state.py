@@ -211,6 +211,10 @@ class Health(Wire):
     status: Literal["ok"] = "ok"
 
 
+class Version(Wire):
+    version: str = Field(description="of Litmus", examples=["0.1.0"])
+
+
 class SlotState(Wire):
     slot: int
     stage: Literal["idle", "prefill", "decode"]
