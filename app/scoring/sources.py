@@ -13,10 +13,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from app.csvtable import read_table
 from app.errors import SetupError
 from app.plaintext import NotText, decode
 from app.scoring.normalize import normalize
-from app.tables import read_table
 
 FILE_TYPES = (".jsonl", ".csv", ".txt")
 
@@ -105,7 +105,7 @@ def parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, 
 
 
 def parse_csv(content: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """`(number, row)` of every row of `app.tables`; one with too many cells is a clause that says so."""
+    """`(number, row)` of every row of `app.csvtable`; one with too many cells is a clause that says so."""
     table = read_table(content)
     for number, cells in table.rows:
         yield number, cells if isinstance(cells, str) else dict(zip_longest(table.names, cells))

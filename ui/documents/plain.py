@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from app import plaintext
-from app.tables import read_table
+from app.csvtable import read_table
 from ui.documents.worker import MAX_CHARACTERS, Unreadable
 
 COLUMNS = ("text", "content", "essay", "answer", "body")  # those a text is looked for in, the first one first

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.tables import read_table
+from app.csvtable import read_table
 
 TOO_MANY = "it has 3 cells, the first line has 2; put a text that has a {} in quotation marks"
 
