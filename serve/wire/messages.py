@@ -24,6 +24,7 @@ from app.schemas.anthropic import (
 )
 from app.schemas.generation import SamplingParameters
 from app.schemas.messages import NamedFunction, NamedSchema, ToolChoice
+from serve.wire.ignored import collected_in
 
 MAX_MESSAGES = 1024  # of a chat
 # Beginnings and ends of the names of a chat's fields, and what they are called here.
@@ -62,7 +63,8 @@ class Translation:
     def own_names(self) -> Iterator[None]:
         """Errors raised inside name the fields of the body, not those of the chat."""
         try:
-            yield
+            with collected_in(None):  # Anthropic's clients are told of what the model cannot do
+                yield
         except InvalidRequest as error:
             if error.param is None:
                 raise
