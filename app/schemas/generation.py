@@ -7,7 +7,7 @@ from pydantic.config import JsonDict
 
 from app.schemas.messages import Message, Metadata, Prediction, ResponseFormat, Tool, ToolCall, ToolChoice
 from app.schemas.thought import UNLIMITED, ThoughtFields
-from app.schemas.wire import SEED, TIER, TIMEOUT, Int, Seed, Tier, Timeout, Usage, UsedTier, Wire
+from app.schemas.wire import SEED, TIER, TIMEOUT, Int, OnlyFalse, Seed, Tier, Timeout, Usage, UsedTier, Wire
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
@@ -44,7 +44,7 @@ AnswerLimit = Annotated[Int, Field(ge=UNLIMITED, json_schema_extra={"not": {"con
 class StreamOptions(Wire):
     include_usage: bool | None = Field(None, description="send a last chunk with the token counts (usage)")
     continuous_usage_stats: bool | None = Field(None, description="with include_usage: every chunk has the token counts so far")
-    include_obfuscation: Literal[False] | None = Field(None, description="false only: chunks are not padded to hide their lengths")
+    include_obfuscation: OnlyFalse | None = Field(None, description="false only: chunks are not padded to hide their lengths")
 
 
 class PromptProgress(Wire):

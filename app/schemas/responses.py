@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValu
 from app.schemas.generation import PLACE, THIEF_SCHEMA, SamplingFields, StreamOptions
 from app.schemas.messages import Function, Metadata, Name, Schema
 from app.schemas.thought import Reasoning
-from app.schemas.wire import Int, Wire
+from app.schemas.wire import Int, OnlyFalse, OnlyTrue, Wire
 
 MAX_ITEMS = 1023  # with the instructions, the 1024 messages that a chat may have
 PARTS = ("input_text", "output_text", "text")
@@ -170,8 +170,8 @@ class ResponsesReasoning(Reasoning):
 
 
 class ResponsesStreamOptions(StreamOptions):
-    include_usage: Literal[True] | None = Field(None, description="true only: the last event always has the token counts")
-    continuous_usage_stats: Literal[False] | None = Field(None, description="false only")
+    include_usage: OnlyTrue | None = Field(None, description="true only: the last event always has the token counts")
+    continuous_usage_stats: OnlyFalse | None = Field(None, description="false only")
 
 
 class ResponsesRequest(SamplingFields):

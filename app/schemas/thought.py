@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from app.schemas.wire import Int, Wire
+from app.schemas.wire import Int, OnlyFalse, Wire
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 EFFORT = "how long the model thinks, if its chat template has a place for it; if it has only a switch, none turns it off, the others on"
@@ -18,7 +18,7 @@ class Reasoning(Wire):
     effort: Effort | None = Field(None, description=EFFORT)
     max_tokens: Int | None = Field(None, ge=0, description=LIMIT)
     enabled: bool | None = Field(None, description="whether the model thinks, if its chat template can say so")
-    exclude: Literal[False] | None = Field(None, description="false only: the thought is part of the answer")
+    exclude: OnlyFalse | None = Field(None, description="false only: the thought is part of the answer")
 
 
 class ThoughtFields(Wire):

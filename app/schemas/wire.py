@@ -18,6 +18,13 @@ def _seed(value: object) -> object:
     return None if value == RANDOM_SEED else _whole(value)
 
 
+def _no_number(value: object) -> object:
+    """Python takes 0 for false and 1 for true."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_no_number)]
+OnlyTrue = Annotated[Literal[True], BeforeValidator(_no_number)]
 Int = Annotated[int, BeforeValidator(_whole)]  # of a request: some JSON libraries write 20 as 20.0
 RANDOM_SEED = -1  # vLLM's and llama-server's word for no seed
 Seed = Annotated[Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None, BeforeValidator(_seed)]

@@ -25,10 +25,7 @@ async def respond(
     service: Service, model: Model, body: ChatRequest | CompletionRequest, options: AnswerOptions, prompts: list[Prompt], request: Request
 ) -> Response:
     """Raises `QueueFull` before the first byte of a stream, so that a full queue is still a 429."""
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("stream_options needs stream: true", param="stream_options")
-    if body.return_progress and not body.stream:
-        raise InvalidRequest("return_progress needs stream: true", param="return_progress")
+    check_stream(body)
     tokenizer, facts = model.tokenizer, model.facts
     timeout_s = timeout_of(request, body.timeout_s)
     id = f"{'chatcmpl' if options.chat else 'cmpl'}-{uuid.uuid4().hex}"
@@ -40,6 +37,14 @@ async def respond(
     await run_jobs(service, model.fleet, jobs, lambda events: collect(answer, events), request, timeout_s)
     content = await service.run_in_text_pool(request, lambda: answer.body().model_dump_json().encode())
     return Response(content, media_type="application/json")
+
+
+def check_stream(body: ChatRequest | CompletionRequest) -> None:
+    """Raises `InvalidRequest` for a field that only a stream has a use for."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+    if body.return_progress and not body.stream:
+        raise InvalidRequest("return_progress needs stream: true", param="return_progress")
 
 
 async def send_stream(

@@ -12,6 +12,7 @@ from app.schemas import ChatRequest, DetokenizeRequest, DetokenizeResponse, Rend
 from app.schemas.generation import PromptEnd
 from app.tokenizer import Tokenizer
 from serve.routes.chat import prepare
+from serve.routes.respond import check_stream
 from serve.routes.service import Model, Service
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.conversation import chat_text, chat_token_ids, template_variables
@@ -43,6 +44,7 @@ def add_tokens(routes: APIRouter, service: Service) -> None:
         """What the same chat would be a prompt of; nothing is generated, and what the chat refuses is refused."""
         service.check_user(body.user, "user")
         service.check_user(body.safety_identifier, "safety_identifier")
+        check_stream(body)
         model = service.model(body.model)
         await prepare(service, model, body, request)
         content = await service.run_in_text_pool(request, _render, body, model)

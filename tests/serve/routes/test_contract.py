@@ -24,6 +24,7 @@ ROUTES = {
     "/v1/score": {"text": "Once upon a time there was a king who had three sons."},
     "/v1/embeddings": {"input": "hi"},
     "/tokenize": {"prompt": "hi"},
+    "/apply-template": {"messages": [{"role": "user", "content": "hi"}]},
     "/detokenize": {"tokens": [5]},
     "/generate": {"prompt": ["hi"], "max_length": 2},
     "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},

@@ -207,3 +207,13 @@ def test_a_slash_at_the_end_of_a_post_is_nothing(served: Any) -> None:
 
 def test_head_is_not_for_routes_that_take_a_body(served: Any) -> None:
     assert served.client.head(TEXT).status_code == 405
+
+
+def test_a_number_is_not_taken_for_false(served: Any) -> None:
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    for fields, param in (
+        ({"reasoning": {"exclude": 0}}, "reasoning.exclude"),
+        ({"stream": True, "stream_options": {"include_obfuscation": 0}}, "stream_options.include_obfuscation"),
+    ):
+        response = served.client.post("/v1/chat/completions", json={**chat, **fields})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text

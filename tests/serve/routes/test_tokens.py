@@ -176,6 +176,8 @@ def test_a_chat_is_rendered_as_the_model_reads_it(tooled: Any) -> None:
         {"messages": HELLO, "user": "banned"},
         {"messages": HELLO, "model": "nobody"},
         {"messages": HELLO, "top_logprobs": 2},
+        {"messages": HELLO, "stream_options": {"include_usage": True}},
+        {"messages": HELLO, "prompt_logprobs": 1, "stream": True},
         {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}},
         {"messages": [{"role": "user", "content": "a" * 100}]},
     ],
