@@ -1,4 +1,5 @@
-"""Leaves out of a request what this server does not know, and says so, instead of refusing it: real clients send fields of many servers.
+"""Leaves out of a request what this server does not know or its model has no use for, and says so, instead of refusing it: real clients
+send fields of many servers.
 
 A field that is known, would change the answer and cannot be done is refused all the same; so is every unknown one with `server.strict`.
 """
@@ -14,6 +15,7 @@ from fastapi.routing import APIRoute
 
 from serve.body import replay
 from serve.observe.record import note_ignored
+from serve.wire.ignored import collected_in
 from serve.wire.unsupported import changes_nothing, is_unsupported
 
 HEADER = "X-Litmus-Ignored"
@@ -32,8 +34,10 @@ class LenientRoute(APIRoute):
         async def handle_leniently(request: Request) -> Response:
             ignored: list[str] = []
             for _ in range(MAX_ROUNDS):
+                without_use: list[str] = []
                 try:
-                    response = await handle(request)
+                    with collected_in(without_use):
+                        response = await handle(request)
                 except RequestValidationError as error:
                     body, removed = error.body, _remove_unknown(error.body, error.errors())
                     if not removed:
@@ -41,6 +45,7 @@ class LenientRoute(APIRoute):
                     ignored += [name for name, has_effect in removed.items() if has_effect]
                     request = Request(request.scope, replay(json.dumps(body).encode(), request.receive))
                     continue
+                ignored += dict.fromkeys(without_use)
                 if ignored:
                     response.headers[HEADER] = _header(ignored)
                     note_ignored(len(ignored))
