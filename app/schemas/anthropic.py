@@ -9,7 +9,7 @@ from pydantic.config import JsonDict
 from app.schemas.generation import SamplingParameters, Stop
 from app.schemas.messages import MAX_TOOLS, Name, Schema
 from app.schemas.thought import LIMIT
-from app.schemas.wire import Int, Seed, Wire
+from app.schemas.wire import SEED, Int, Seed, Wire
 
 MAX_BLOCKS = 1024
 BLOCKS_OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking", "redacted_thinking"), "system": ("text",)}
@@ -243,7 +243,7 @@ class MessagesRequest(CountTokensRequest, SamplingParameters):
     stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = Field(
         None, description="texts: each ends the answer and is not part of it; an empty one does nothing"
     )
-    seed: Seed | None = Field(None, description="the same request with the same seed gives the same tokens")
+    seed: Seed | None = Field(None, description=SEED)
     stream: bool | None = Field(None, description="send the answer as server-sent events")
     metadata: RequestMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = Field(None, description="both mean the one tier that there is here")

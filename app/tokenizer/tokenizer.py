@@ -92,11 +92,13 @@ class Tokenizer:
         with self._lock:
             return tuple(self.base.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=False))
 
-    def encode_with_offsets(self, text: str, param: str, split_special_tokens: bool = True) -> Encoded:
+    def encode_with_offsets(self, text: str, param: str, split_special_tokens: bool = True, add_special_tokens: bool = True) -> Encoded:
         """Ids and character offsets. By default, as for scoring, the name of a special token inside the text is tokenized as plain text."""
         check_unicode(text, param)
         with self._lock:
-            encoding = self.base(text, return_offsets_mapping=True, split_special_tokens=split_special_tokens)
+            encoding = self.base(
+                text, return_offsets_mapping=True, split_special_tokens=split_special_tokens, add_special_tokens=add_special_tokens
+            )
         return Encoded(tuple(encoding["input_ids"]), tuple((int(start), int(end)) for start, end in encoding["offset_mapping"]))
 
     def decode(self, ids: list[int]) -> str:

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from serve.body import replay
 from serve.observe.record import note_ignored
 from serve.wire.ignored import collected_in
-from serve.wire.unsupported import changes_nothing, is_unsupported
+from serve.wire.unsupported import changes_nothing, is_refused
 
 HEADER = "X-Litmus-Ignored"
 MAX_ROUNDS = 8  # of validation: what was left out may have hidden further unknown fields
@@ -67,7 +67,7 @@ def _remove_unknown(body: Any, errors: Sequence[dict[str, Any]]) -> dict[str, bo
             continue
         container, path = found
         neutral = changes_nothing(path, container[path[-1]])
-        if neutral or not is_unsupported(path):
+        if neutral or not is_refused(path):
             del container[path[-1]]
             removed[".".join(map(str, path))] = not neutral
     return removed

@@ -92,8 +92,9 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
     async def models() -> ModelList:
         """The served models, the default one first.
 
-        A field of a request that this server does not know is left out, and named in the header `X-Litmus-Ignored` of the response; the
-        setting `server.strict` refuses it. A field that is known, would change the answer and cannot be served is always a 400.
+        A field of a request that this server does not know, or its model has no use for, is left out, and named in the header
+        `X-Litmus-Ignored` of the response; the setting `server.strict` refuses it. Any other field that would change the answer and cannot
+        be served is always a 400.
         """
         return ModelList(data=cards.all())
 

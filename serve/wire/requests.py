@@ -13,8 +13,10 @@ from app.engine.request import Generate, SamplingParams
 from app.errors import ContextTooLong, InvalidRequest
 from app.models.sampling import with_parameters
 from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, UsedTier
+from app.schemas.thought import UNLIMITED
 from app.tokenizer import Tokenizer
 from serve.admission.client import KEY
+from serve.wire.ignored import ignore
 from serve.wire.logprobs import OffsetTracker
 from serve.wire.structured import StructuredOutput, structured_output_of
 from serve.wire.thought import thought_of
@@ -50,8 +52,6 @@ def chat_options(body: ChatRequest, tokenizer: Tokenizer, prompt: tuple[int, ...
     """Raises `InvalidRequest`. `prompt` are the token ids of the conversation."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise InvalidRequest("give max_tokens or max_completion_tokens, not both", param="max_tokens")
     return AnswerOptions(
         chat=True,
         n=body.n or 1,
@@ -71,16 +71,18 @@ def completion_options(body: CompletionRequest) -> AnswerOptions:
     if samples > n and body.stream:
         raise InvalidRequest("best_of cannot be streamed: the best answer is known only when all are complete", param="best_of")
     echo = bool(body.echo)
-    if body.max_tokens == 0 and not echo:
+    if body.answer_limit == 0 and not echo:
         raise InvalidRequest(
             "max_tokens must be at least 1; 0 is allowed only with echo: true, and returns the prompt alone", param="max_tokens"
         )
-    return AnswerOptions(False, n, samples, body.logprobs, echo, body.max_tokens == 0, used_tier(body.service_tier))
+    return AnswerOptions(False, n, samples, body.logprobs, echo, body.answer_limit == 0, used_tier(body.service_tier))
 
 
 def used_tier(requested: Tier | None) -> UsedTier | None:
-    """The service tier that the answer reports; None where the request named none."""
-    return "default" if requested == "auto" else requested
+    """The service tier that the answer reports; None where the request named none. One that goes before all others is left out."""
+    if requested in {"priority", "scale"}:
+        ignore("service_tier", f"{requested!r}: there is none that goes before 'default'")
+    return requested if requested in {None, "flex"} else "default"
 
 
 def make_jobs(
@@ -88,14 +90,17 @@ def make_jobs(
 ) -> list[Generate]:
     """One job per sample: all samples of the first prompt, then those of the second. Sample i is seeded with seed + i."""
     sampling = sampling_of(body, tokenizer, facts)
+    if body.repeat_penalty is not None:
+        sampling = replace(sampling, repetition_penalty=body.repeat_penalty)
     stop_tokens = frozenset(body.stop_token_ids or ())
     check_token_ids(stop_tokens, tokenizer, "stop_token_ids")
-    requested, prediction = requested_max_tokens(body), _prediction_of(body, tokenizer, facts)
+    limit, prediction = body.answer_limit, _prediction_of(body, tokenizer, facts)
+    requested = None if limit == UNLIMITED else limit
     owner, private = cache_owner(body.user)
     jobs: list[Generate] = []
     for prompt in prompts:
         max_tokens = max_new_tokens(prompt.ids, requested, facts, "messages" if options.chat else "prompt")
-        if not options.chat and requested is None:
+        if not options.chat and limit is None:
             max_tokens = min(max_tokens, DEFAULT_MAX_TOKENS)  # nobody asked for more than the context leaves
         check_min_tokens(sampling.min_tokens, max_tokens)
         for sample in range(options.samples):
@@ -135,12 +140,6 @@ def cache_owner(user: str | None = None) -> tuple[str | None, bool]:
     """
     key = KEY.get()
     return (user or None, False) if key is None else (key, True)
-
-
-def requested_max_tokens(body: ChatRequest | CompletionRequest) -> int | None:
-    if isinstance(body, CompletionRequest):
-        return body.max_tokens
-    return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
 
 
 def sampling_of(body: SamplingFields, tokenizer: Tokenizer, facts: Facts) -> SamplingParams:
@@ -216,15 +215,15 @@ def prompts_of(body: CompletionRequest, tokenizer: Tokenizer, facts: Facts) -> l
         raise InvalidRequest("the prompt is empty", param="prompt")
     for item in items:
         if not isinstance(item, str):  # refuse a list that is too long before each of its ids is checked
-            max_new_tokens(tuple(item), 0 if body.max_tokens == 0 else None, facts, "prompt")
-    return [_prompt_of(item, tokenizer, bool(body.echo)) for item in items]
+            max_new_tokens(tuple(item), 0 if body.answer_limit == 0 else None, facts, "prompt")
+    return [_prompt_of(item, tokenizer, bool(body.echo), body.add_special_tokens is not False) for item in items]
 
 
-def _prompt_of(item: str | list[int], tokenizer: Tokenizer, echo: bool) -> Prompt:
+def _prompt_of(item: str | list[int], tokenizer: Tokenizer, echo: bool, add_special_tokens: bool) -> Prompt:
     if isinstance(item, str):
         if not echo:
-            return Prompt(tokenizer.encode(item, "prompt"))
-        encoded = tokenizer.encode_with_offsets(item, "prompt", split_special_tokens=False)
+            return Prompt(tokenizer.encode(item, "prompt", add_special_tokens))
+        encoded = tokenizer.encode_with_offsets(item, "prompt", split_special_tokens=False, add_special_tokens=add_special_tokens)
         return Prompt(encoded.ids, item, tuple(encoded.token_starts()))
     check_token_ids(item, tokenizer, "prompt")
     if not echo:

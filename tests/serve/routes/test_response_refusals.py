@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from responding import CALL, CHAT, PATH, RESULT, RING, USER, ask
+from responding import CALL, CHAT, PATH, RING, USER, ask
 
 
 def refused(served: Any, **fields: Any) -> Any:
@@ -65,7 +65,6 @@ def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict
         ({"prompt": {"id": "p"}}, "prompt", "not supported"),
         ({"context_management": [{"type": "compaction"}]}, "context_management", "not supported"),
         ({"include": ["everything"]}, "include.0", "message.output_text.logprobs"),
-        ({"reasoning": {"effort": "low"}}, "reasoning.effort", "no place"),
         ({"reasoning": {"summary": "long"}}, "reasoning.summary", "concise"),
         ({"text": {"verbosity": "none"}}, "text.verbosity", "medium"),
         ({"max_tokens": 3}, "max_tokens", "not supported"),
@@ -74,16 +73,12 @@ def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict
         ({"n": True}, "n", "integer"),
         ({"stream_options": {}}, "stream_options", "stream: true"),
         ({"input": [USER, {"role": "user", "content": 3}]}, "input.1.content", "valid string or a valid list"),
-        ({"input": ""}, "input", "empty"),
         ({"input": []}, "input", "at least 1"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input", "no message"),
-        ({"input": [USER, {"role": "user", "content": ""}]}, "input.1.content", "input.1.content is empty"),
         ({"input": [{"type": "web_search_call", "id": "a"}]}, "input.0", "web_search_call"),
         ({"input": [{"type": "item_reference", "id": "a"}]}, "input.0", "item_reference"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]}, "input.0.content.0", "input_image"),
         ({"input": [{"role": "tool", "content": "a"}]}, "input.0.role", "assistant"),
-        ({"input": [USER, RESULT]}, "input.1.call_id", "input.1.call_id: no earlier message"),
-        ({"input": [USER, {"type": "function_call_output", "output": "a"}]}, "input.1.call_id", "missing"),
         ({"input": [USER, {**CALL, "arguments": "\ud800"}]}, "input.1.arguments", "input.1.arguments: character"),
         ({"input": [USER, {"role": "assistant", "content": "a"}, {**CALL, "arguments": "\ud800"}]}, "input.2.arguments", "surrogate"),
         ({"instructions": "\ud800"}, "instructions", "instructions"),
