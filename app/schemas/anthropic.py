@@ -38,7 +38,8 @@ def _role(role: object) -> object:
 
 
 def _tool_tag(tool: Any) -> str:
-    return "[client]" if _kind(tool) in {None, "custom"} else "[hosted]"
+    """A tool in OpenAI's form is a mistake, not one to be left out."""
+    return "[client]" if _kind(tool) in {None, "custom", "function"} else "[hosted]"
 
 
 def _one_of(*kinds: str) -> Callable[[object], object]:

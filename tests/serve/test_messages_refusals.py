@@ -43,6 +43,7 @@ SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
         ({"messages": [*HELLO, {"role": "assistant", "content": "So"}], "tools": [RING]}, ["messages.1", "tools"]),
         ({"tools": [RING, SEARCH], "tool_choice": {"type": "tool", "name": "web_search"}}, ["tool_choice", "'web_search'"]),
         ({"tools": [SEARCH], "tool_choice": {"type": "any"}}, ["tool_choice", "tools"]),
+        ({"tools": [{"type": "function", "function": RING}]}, ["tools.0", "custom"]),
         ({"tools": [{**RING, "name": "ring/it"}]}, ["tools.0.name", "128"]),
         ({"tools": [{**RING, "input_schema": {"type": "array"}}]}, ["tools.0.input_schema", "object"]),
         (
