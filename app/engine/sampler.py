@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.engine import drawing
-from app.engine.drawing import RowNumbers, draw
+from app.engine import devicesampling
+from app.engine.devicesampling import RowNumbers, draw
 from app.engine.events import TokenLogprob
 from app.engine.kernel import kernel_for
 from app.engine.request import SamplingParams
@@ -96,9 +96,9 @@ def drawing_numbers(rows: Sequence[SamplerRow]) -> NDArray[np.float64]:
 def row_numbers(params: SamplingParams, position: int) -> RowNumbers:
     """The same of one row, whose token will stand at `position`."""
     if params.greedy:
-        return drawing.GREEDY
+        return devicesampling.GREEDY
     uniform = _uniform(params.seed, position)
-    return drawing.random_row(uniform, params.temperature, params.top_k or 0, params.top_p, params.min_p)
+    return devicesampling.random_row(uniform, params.temperature, params.top_k or 0, params.top_p, params.min_p)
 
 
 def changes_logits(params: SamplingParams, answer_tokens: int) -> bool:

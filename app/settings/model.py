@@ -12,7 +12,7 @@ from app.models.names import MODEL_NAME, is_hub_name, served_name
 from app.schemas import SamplingParameters
 from app.settings.default import BUNDLED, DEFAULT_NAME, default_model, smollm2
 from app.settings.group import Filled, Group
-from app.upstream import UpstreamFields
+from app.settings.upstream import UpstreamFields
 
 DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9]\d*)(,(0|[1-9]\d*))*)?")
 MODEL_FILES = ("config.json", "adapter_config.json", "*.gguf")  # a folder with none of these holds no model

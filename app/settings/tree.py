@@ -18,7 +18,7 @@ from app.settings.security import SecuritySettings
 from app.settings.server import LimitSettings, QueueSettings, RetentionSettings, ServerSettings
 from app.settings.sources import DELIMITER, DOTENV, PREFIX, YAML
 from app.settings.ui import TelegramSettings, UISettings
-from app.upstream import may_share_a_name
+from app.settings.upstream import may_share_a_name
 
 
 class Settings(BaseSettings):

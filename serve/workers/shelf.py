@@ -172,9 +172,9 @@ class Shelf:
 
     def _settle(self, fleet: Fleet, name: str, loading: Loading) -> None:
         """What comes of loading an adapter into a worker that has just started."""
-        error = loading.exception()
-        if name not in self._entries or name in self._changing:
+        if loading.cancelled() or name not in self._entries or name in self._changing:
             return
+        error = loading.exception()
         if error is None:
             self._serve(loading.result(), fleet)
         elif isinstance(error, SetupError):
@@ -194,7 +194,8 @@ class Shelf:
             fleet.adapters.pop(name, None)
             fleet.problems.pop(name, None)
             for replica in fleet.alive:
-                self._loading.pop((replica.number, name), None)
+                if loading := self._loading.pop((replica.number, name), None):
+                    loading.cancel()  # nobody waits for it in vain
                 with contextlib.suppress(OSError, EOFError):  # the process that holds the queue is gone, and the worker with it
                     replica.send(UnloadAdapter(name))
 

@@ -40,6 +40,7 @@ def test_a_job_from_its_file_to_its_model(hosted):
     assert hosted.shelf.kept == {job.fine_tuned_model: (str(run_folder(hosted, job) / "adapter"), "fake")}
     assert {path.name for path in run_folder(hosted, job).iterdir()} == {"adapter", "saved"}
     assert [each.id for each in client.list(metadata={"for": "me"})] == [job.id] and not list(client.list(metadata={"for": "you"}))
+    assert not list(client.list(metadata={"for": "Me"})), "capitals differ"
 
 
 def test_a_wrong_file_fails_the_job_and_leaves_nothing(hosted):

@@ -251,6 +251,23 @@ def test_a_new_version_has_the_adapters_before_it_takes_jobs(tmp_path: Path) -> 
     run(test())
 
 
+def test_a_new_version_does_not_wait_for_an_adapter_that_was_unloaded_meanwhile(tmp_path: Path) -> None:
+    async def test() -> None:
+        server = Server(tmp_path)
+        server.start()
+        await server.during(server.shelf.keep(NAME, "/tuned", FACTS.name), 0)
+        version = Fleet("fake", [Replica(1, "fake")], QueueSettings())
+        server.router.add(version)
+        server.start(1)
+        furnished = asyncio.ensure_future(server.shelf.furnish(version))
+        await asyncio.sleep(0)
+        await server.shelf.unload(NAME)
+        await asyncio.wait_for(furnished, 10)
+        assert not version.adapters and not version.problems
+
+    run(test())
+
+
 def test_adapters_of_the_settings_are_there_with_their_model(tmp_path: Path) -> None:
     async def test() -> None:
         server = Server(tmp_path, adapters={"tuned": "/tuned"})

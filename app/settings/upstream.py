@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from app.settings import Group
+from app.settings.group import Group
 
 SERVER = re.compile(r"(https?://([a-zA-Z0-9._-]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?(/[\w.~-]+)*?)(/v1)?/*")
 
