@@ -11,7 +11,7 @@ from app.schemas.messages import MAX_TOOLS, Name, Schema
 from app.schemas.thought import LIMIT
 from app.schemas.wire import SEED, Int, Seed, Wire
 
-MAX_BLOCKS = 1024
+MAX_BLOCKS = 256
 BLOCKS_OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking", "redacted_thinking"), "system": ("text",)}
 ROLES = {"ctx": "user", "msg": "user"}  # what Claude Code from 2.1.154 on may write, as vLLM reads it
 CACHE = "accepted and not needed: equal beginnings of prompts are found by their tokens"
