@@ -105,7 +105,8 @@ class Client:
 
     async def models(self) -> list[ModelCard]:
         async with self._connection() as http:
-            return read(ModelList, await http.get("/v1/models")).data
+            cards = read(ModelList, await http.get("/v1/models")).data
+            return [card for card in cards if card.root in {None, card.id}]  # each once, by its own name
 
     async def models_unless_loading(self, readiness: Readiness) -> list[ModelCard] | None:
         """None if the server has loaded no model yet."""

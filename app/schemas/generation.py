@@ -133,7 +133,24 @@ class SamplingFields(SamplingParameters):
         return tuple(word for word in words if word)
 
 
-class AnswerFields(SamplingFields):
+class TokenFields(Wire):
+    """Fields of chat and completions about single tokens, by vLLM's names."""
+
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=65_536)] | None = Field(
+        None, description="no other token may come, so that without an end token among them the answer has max_tokens"
+    )
+    include_stop_str_in_output: bool | None = Field(None, description="keep the stop string or token that ends the answer in its text")
+    return_token_ids: bool | None = Field(None, description="return prompt_token_ids, and token_ids of each answer")
+    prompt_logprobs: Int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="return the log-probability of each token of the prompt, and of this many most likely tokens at its position; "
+        "not with stream",
+    )
+
+
+class AnswerFields(SamplingFields, TokenFields):
     """Fields of chat and completions that a response does not have; some are llama-server's names of fields that stand beside them."""
 
     return_progress: bool | None = Field(None, description=PROGRESS)
@@ -284,11 +301,26 @@ class AnswerMessage(Wire):
     tool_calls: list[ToolCall] | None = None
 
 
+class PromptLogprob(Wire):
+    """vLLM's form."""
+
+    logprob: float
+    rank: int | None = Field(description="1 for the likeliest token at its position; null for a token that is none of those asked for")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+STOP_REASON = "the stop string or the token of stop_token_ids that ended the answer; null for the model's own end"
+PROMPT_LOGPROBS = "for each token of the prompt, its id and the likeliest ones; null for the first, which nothing predicts"
+
+
 class ChatChoice(Wire):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
+    stop_reason: str | int | None = Field(None, description=STOP_REASON)
+    token_ids: list[int] | None = None
 
 
 class ChatResponse(Wire):
@@ -303,6 +335,8 @@ class ChatResponse(Wire):
         description="digest of model, revision and quantization; while it stays the same, the same seed gives the same answer"
     )
     metadata: dict[str, str] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = Field(None, description=PROMPT_LOGPROBS)
 
 
 class CompletionChoice(Wire):
@@ -310,6 +344,10 @@ class CompletionChoice(Wire):
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: FinishReason
+    stop_reason: str | int | None = Field(None, description=STOP_REASON)
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = Field(None, description=PROMPT_LOGPROBS)
 
 
 class CompletionResponse(Wire):

@@ -48,6 +48,10 @@ class TokenizeResponse(Wire):
     token_strs: list[str] | None = None
 
 
+class RenderedChat(Wire):
+    prompt: str = Field(description="the conversation as the chat template writes it, with the names of special tokens")
+
+
 class DetokenizeRequest(Wire):
     model: str | None = Field(None, description=MODEL)
     tokens: list[TokenId] = Field(description="token ids")

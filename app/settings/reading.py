@@ -13,6 +13,7 @@ from app.settings.tree import Settings
 SHORT_OPTIONS = {
     "--model": "--model.path",
     "--observer": "--model.observer",
+    "--chat-template": "--model.chat_template",
     "--quantize": "--model.quantize",
     "--device": "--model.device",
     "--port": "--server.port",

@@ -135,11 +135,21 @@ class ChatTemplate:
         return learn_tools(self._render, self.added_tokens)
 
 
+def compiler() -> Environment:
+    """What understands a template as transformers does, which renders it."""
+    return Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+
+
+def without_generation_tags(template: str) -> str:
+    """The same on as many lines."""
+    return GENERATION_TAG.sub(lambda tag: "\n" * tag[0].count("\n"), template)
+
+
 @lru_cache(maxsize=8)
 def variables_of(template: str) -> frozenset[str]:
     """The names that a chat template looks up but does not define on every way to them."""
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION_TAG.sub("", template))
+        tree = compiler().parse(without_generation_tags(template))
     except TemplateSyntaxError:  # it cannot be rendered either
         return frozenset()
     return frozenset(meta.find_undeclared_variables(tree))

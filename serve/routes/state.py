@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from app.engine.events import Report
 from app.engine.facts import Facts, Weights
 from app.engine.pages import CacheReport
+from app.models.revision import VERSION
 from app.schemas import (
     CacheState,
     Capability,
@@ -23,6 +24,7 @@ from app.schemas import (
     ModelList,
     Readiness,
     SlotList,
+    Version,
     WeightsCard,
 )
 from app.scoring.detector import UNCALIBRATED, Detector
@@ -56,25 +58,7 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
 
     cards = Cards(router, started, card)
 
-    @routes.get("/", include_in_schema=False)
-    async def index(request: Request) -> RedirectResponse:
-        pages = {getattr(route, "path", None) for route in request.app.routes}
-        return RedirectResponse("/ui" if "/ui" in pages else "/docs")
-
-    @routes.get("/v1", include_in_schema=False)
-    async def api(request: Request) -> dict[str, Any]:
-        """What somebody sees who opens the base URL of a client."""
-        routes = {str(context.path): context.original_route for context in iter_route_contexts(request.app.routes)}
-        paths = sorted(path for path, route in routes.items() if isinstance(route, APIRoute) and route.include_in_schema)
-        return {"object": "api", "name": "Litmus", "documentation": "/docs", "routes": paths}
-
-    @routes.get("/favicon.ico", include_in_schema=False)
-    async def favicon() -> FileResponse:
-        return FileResponse(FAVICON, media_type="image/x-icon", headers={"Cache-Control": "public, max-age=86400"})
-
-    @routes.get("/health", tags=["state"], summary="Is the server alive?")
-    async def health() -> Health:
-        return Health()
+    _add_entries(routes)
 
     @routes.get("/ready", tags=["state"], summary="Is every model served?", response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready() -> JSONResponse:
@@ -103,6 +87,34 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
     )
     async def model(name: Annotated[str, Path(examples=["storyteller"])]) -> ModelCard:
         return cards.one(name)
+
+
+def _add_entries(routes: APIRouter) -> None:
+    """What needs no model."""
+
+    @routes.get("/", include_in_schema=False)
+    async def index(request: Request) -> RedirectResponse:
+        pages = {getattr(route, "path", None) for route in request.app.routes}
+        return RedirectResponse("/ui" if "/ui" in pages else "/docs")
+
+    @routes.get("/v1", include_in_schema=False)
+    async def api(request: Request) -> dict[str, Any]:
+        """What somebody sees who opens the base URL of a client."""
+        routes = {str(context.path): context.original_route for context in iter_route_contexts(request.app.routes)}
+        paths = sorted(path for path, route in routes.items() if isinstance(route, APIRoute) and route.include_in_schema)
+        return {"object": "api", "name": "Litmus", "documentation": "/docs", "routes": paths}
+
+    @routes.get("/favicon.ico", include_in_schema=False)
+    async def favicon() -> FileResponse:
+        return FileResponse(FAVICON, media_type="image/x-icon", headers={"Cache-Control": "public, max-age=86400"})
+
+    @routes.get("/health", tags=["state"], summary="Is the server alive?")
+    async def health() -> Health:
+        return Health()
+
+    @routes.get("/version", tags=["state"], summary="Which Litmus is this?")
+    async def version() -> Version:
+        return Version(version=VERSION)
 
 
 def readiness_of(router: Router) -> Readiness:

@@ -34,9 +34,15 @@ def chat_token_ids(
     add_special_tokens: bool = False,
     variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[int, ...]:
-    """Render the conversation with the model's chat template and tokenize it.
+    """The tokens of `chat_text`; `add_special_tokens` adds what the tokenizer puts around a text. Raises `InvalidRequest`, as that does."""
+    return tokenizer.encode_rendered(chat_text(messages, tools, tokenizer, end, variables), add_special_tokens)
 
-    A generation prompt opens the assistant's turn; `add_special_tokens` adds what the tokenizer puts around a text.
+
+def chat_text(
+    messages: Sequence[Message], tools: Sequence[Tool] | None, tokenizer: Tokenizer, end: PromptEnd, variables: Mapping[str, Any]
+) -> str:
+    """The conversation as the model's chat template renders it. A generation prompt opens the assistant's turn.
+
     Raises `InvalidRequest` for a message that the template cannot render.
     """
     messages = _with_call_ids(messages)
@@ -45,10 +51,8 @@ def chat_token_ids(
     check_unicode(json.dumps(template_tools, ensure_ascii=False), "tools")
     _look_for_optional_fields(template_messages, template_tools, tokenizer)
     if end == "continued message":
-        text = tokenizer.chat.render_continued(template_messages, variables)
-    else:
-        text = tokenizer.chat.render(template_messages, template_tools, end == "generation prompt", variables)
-    return tokenizer.encode_rendered(text, add_special_tokens)
+        return tokenizer.chat.render_continued(template_messages, variables)
+    return tokenizer.chat.render(template_messages, template_tools, end == "generation prompt", variables)
 
 
 def template_variables(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:

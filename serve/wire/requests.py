@@ -34,6 +34,17 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenOptions:
+    """What the answer tells of single tokens, and what of its end."""
+
+    ids: bool = False
+    prompt_logprobs: int | None = None  # number of top tokens listed beside each token of the prompt; None: nothing is
+    stop_tokens: frozenset[int] = frozenset()  # the request's own
+    ignore_eos: bool = False
+    keeps_stop: bool = False  # what ends the answer stays in its text
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerOptions:
     """What the answer contains. `samples` answers are generated for each prompt; the best `n` of them become its choices."""
 
@@ -46,20 +57,26 @@ class AnswerOptions:
     tier: UsedTier | None = None
     structured: StructuredOutput = StructuredOutput()
     metadata: dict[str, str] | None = None
+    tokens: TokenOptions = TokenOptions()
 
 
 def chat_options(body: ChatRequest, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> AnswerOptions:
     """Raises `InvalidRequest`. `prompt` are the token ids of the conversation."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    structured = structured_output_of(body, tokenizer, thought_of(tokenizer, prompt))
+    if structured.thought_limit is not None and body.allowed_token_ids:
+        message = "allowed_token_ids cannot be combined with a limit of the thought, after which its closing mark is written"
+        raise InvalidRequest(message, param="allowed_token_ids")
     return AnswerOptions(
         chat=True,
         n=body.n or 1,
         samples=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         tier=used_tier(body.service_tier),
-        structured=structured_output_of(body, tokenizer, thought_of(tokenizer, prompt)),
+        structured=structured,
         metadata=body.metadata,
+        tokens=_token_options(body),
     )
 
 
@@ -75,7 +92,20 @@ def completion_options(body: CompletionRequest) -> AnswerOptions:
         raise InvalidRequest(
             "max_tokens must be at least 1; 0 is allowed only with echo: true, and returns the prompt alone", param="max_tokens"
         )
-    return AnswerOptions(False, n, samples, body.logprobs, echo, body.answer_limit == 0, used_tier(body.service_tier))
+    tier, tokens = used_tier(body.service_tier), _token_options(body)
+    return AnswerOptions(False, n, samples, body.logprobs, echo, body.answer_limit == 0, tier, tokens=tokens)
+
+
+def _token_options(body: ChatRequest | CompletionRequest) -> TokenOptions:
+    if body.prompt_logprobs is not None and body.stream:
+        raise InvalidRequest("prompt_logprobs cannot be streamed: leave out stream", param="prompt_logprobs")
+    return TokenOptions(
+        ids=bool(body.return_token_ids),
+        prompt_logprobs=body.prompt_logprobs,
+        stop_tokens=frozenset(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        keeps_stop=bool(body.include_stop_str_in_output),
+    )
 
 
 def used_tier(requested: Tier | None) -> UsedTier | None:
@@ -89,7 +119,7 @@ def make_jobs(
     id: str, body: ChatRequest | CompletionRequest, options: AnswerOptions, prompts: list[Prompt], tokenizer: Tokenizer, facts: Facts
 ) -> list[Generate]:
     """One job per sample: all samples of the first prompt, then those of the second. Sample i is seeded with seed + i."""
-    sampling = sampling_of(body, tokenizer, facts)
+    sampling = replace(sampling_of(body, tokenizer, facts), allowed_tokens=_allowed_tokens(body, tokenizer))
     if body.repeat_penalty is not None:
         sampling = replace(sampling, repetition_penalty=body.repeat_penalty)
     stop_tokens = frozenset(body.stop_token_ids or ())
@@ -113,7 +143,7 @@ def make_jobs(
                 stop_tokens=stop_tokens,
                 ignore_eos=bool(body.ignore_eos),
                 logprobs=0 if options.logprobs is None and options.samples > options.n else options.logprobs,  # best_of ranks by them
-                prompt_logprobs=options.logprobs if options.echo else None,
+                prompt_logprobs=_prompt_logprobs(options, sample),
                 tier=options.tier or "default",
                 grammar=options.structured.grammar,
                 thought=options.structured.thought_limit,
@@ -125,6 +155,27 @@ def make_jobs(
             )
             jobs.append(job)
     return jobs
+
+
+def _prompt_logprobs(options: AnswerOptions, sample: int) -> int | None:
+    """How many top tokens the engine is to list beside those of the prompt. The samples of a prompt have one of them together, unless each
+    repeats it.
+    """
+    asked = [options.logprobs] if options.echo else []
+    asked += [options.tokens.prompt_logprobs] if sample == 0 else []
+    return max((each for each in asked if each is not None), default=None)
+
+
+def _allowed_tokens(body: ChatRequest | CompletionRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Raises `InvalidRequest` for one that is not in the vocabulary, and if none may begin the answer."""
+    allowed = tuple(dict.fromkeys(body.allowed_token_ids or ()))
+    check_token_ids(allowed, tokenizer, "allowed_token_ids")
+    if allowed and (body.bad_words or body.min_tokens):
+        banned = {word[0] for word in _banned_sequences(body.bad_words or [], tokenizer) if len(word) == 1}
+        banned |= {*tokenizer.end_tokens(), *(body.stop_token_ids or ())} if body.min_tokens else set()
+        if banned.issuperset(allowed):
+            raise InvalidRequest("allowed_token_ids: bad_words and min_tokens leave none of them", param="allowed_token_ids")
+    return allowed
 
 
 def _prediction_of(body: ChatRequest | CompletionRequest, tokenizer: Tokenizer, facts: Facts) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from app.tokenizer import Tokenizer
 from serve.wire.thought import Thought, limit_of
 
 # Each of these bans or forces tokens, or ends the answer, whatever the grammar requires at that point.
-INCOMPATIBLE_FIELDS = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids")
+INCOMPATIBLE_FIELDS = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids", "allowed_token_ids")
 MAX_CACHED_SCHEMAS = 256
 MAX_CACHED_SCHEMA_CHARS = 65_536  # longer schemas are checked anew each time
 

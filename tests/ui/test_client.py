@@ -9,6 +9,7 @@ from app.engine.notices import Waiting
 from serve.wire.answers import comments
 from tests.ui.fakelitmus import CARD, SOURCE
 from ui.client import QUEUE_COMMENT, Chunk, Client, PromptProgress, QueueStatus, ServerError
+from ui.jobs.client import bases
 
 BODY = {"messages": [{"role": "user", "content": "Hello"}], "seed": 7}
 
@@ -123,6 +124,13 @@ def test_models_and_readiness(fake):
     assert asyncio.run(client.ready()).status == "ready"
     fake.ready = (503, "loading")
     assert asyncio.run(client.ready()).status == "loading"
+
+
+def test_a_model_is_listed_once_whatever_further_names_it_has(fake):
+    own = {**fake.cards[0], "root": "storyteller", "aliases": ["gpt-4o"]}
+    fake.cards = [own, {**own, "id": "gpt-4o", "default": False}]
+    assert [card.id for card in asyncio.run(Client(fake.url).models())] == ["storyteller"]
+    assert asyncio.run(bases(Client(fake.url))) == ["storyteller"]
 
 
 def test_what_a_newer_server_says_more_is_left_out(fake):

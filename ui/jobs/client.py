@@ -77,6 +77,7 @@ class Model(BaseModel, frozen=True):
     id: str
     default: bool = False
     parent: str | None = None
+    root: str | None = None
     upstreams: list[Any] | None = None
 
 
@@ -97,7 +98,8 @@ async def tunings(client: Client) -> list[Tuning]:
 async def bases(client: Client) -> list[str]:
     """Names of the models that can be fine-tuned, the default one first."""
     found = read(Page[Model], await client.call("GET", "/v1/models")).data
-    return [model.id for model in sorted(found, key=lambda model: not model.default) if model.parent is None and not model.upstreams]
+    own = [model for model in found if model.root in {None, model.id}]  # each once, by its own name
+    return [model.id for model in sorted(own, key=lambda model: not model.default) if model.parent is None and not model.upstreams]
 
 
 async def events(client: Client, id: str) -> list[Event]:

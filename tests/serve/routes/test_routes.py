@@ -29,7 +29,8 @@ def test_a_chat_answers_in_openais_form(served: Any) -> None:
         "refusal": None,
         "tool_calls": None,
     }
-    assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
+    of_tokens = {"stop_reason": None, "token_ids": None}
+    assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length", **of_tokens}]
     counts = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
     completion = {"reasoning_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
     details = {"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": completion}

@@ -47,6 +47,7 @@ def test_the_kind_and_the_context_are_those_of_its_card(card, kind, context):
         (None, "org/x", (HOSTED, VLLM), "org/x"),
         ("x", "ours", (LLAMA,), "/m/x.gguf"),  # an alias
         (None, "ours", (VLLM,), "org/x"),
+        (None, "ours", ({**VLLM, "root": "/m"}, {**VLLM, "id": "z", "root": "/m"}), "org/x"),  # one model by two names
     ],
 )
 def test_the_model_is_found_by_its_name_there(asked, name, cards, chosen):

@@ -134,8 +134,10 @@ def test_only_names_and_paths_that_may_be_had_are_loaded(tmp_path: Path) -> None
         server.start()
         allowed = str(tmp_path / "allowed/tuned")
         assert await server.during(server.shelf.load(NAME, allowed), 0) is None
+        server.router.aliases = {"gpt-4o": "fake"}
         errors = {
             "has already been loaded": (NAME, allowed, None),
+            "is another name of 'fake'": ("gpt-4o", allowed, None),
             "is a model of this server": ("fake", allowed, None),
             "lora_name has to match": ("a b", allowed, None),
             "not in a folder that is allowed": ("other", str(tmp_path / "secret"), None),
