@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from app.schemas.messages import Message, Metadata, Prediction, ResponseFormat, Tool, ToolCall, ToolChoice
+from app.schemas.messages import MAX_TOOLS, Message, Metadata, Prediction, ResponseFormat, Tool, ToolCall, ToolChoice
 from app.schemas.thought import UNLIMITED, ThoughtFields
 from app.schemas.wire import SEED, TIER, TIMEOUT, Int, OnlyFalse, Seed, Tier, Timeout, Usage, UsedTier, Wire
 
@@ -185,7 +185,7 @@ class ChatRequest(AnswerFields, ThoughtFields):
         None, ge=0, le=20, description="also return this many most likely tokens at each position; needs logprobs: true"
     )
     response_format: ResponseFormat | None = Field(None, description="the form of the answer; any text when left out")
-    tools: list[Tool] | None = Field(None, max_length=128, description="functions that the model may call")
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS, description="functions that the model may call")
     tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")

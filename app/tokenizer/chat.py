@@ -15,6 +15,7 @@ from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
 from app.forms.ways import ToolRendering, learn_tools
 
 GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own: what the model is trained to write
+PROBE = "\ue006"  # a private-use character, which templates copy unchanged
 THINKING_SWITCHES = ("enable_thinking", "thinking")  # names that templates have for it
 
 
@@ -98,6 +99,14 @@ class ChatTemplate:
     def thinking_switch(self) -> str | None:
         """The template's variable that says whether the model thinks first, if it has one."""
         return next((name for name in THINKING_SWITCHES if self.uses(name)), None)
+
+    @cached_property
+    def takes_later_system(self) -> bool:
+        """Whether the template renders a message of the system behind others: some refuse it there, some leave it out."""
+        try:
+            return PROBE in self._render([{"role": "user", "content": "?"}, {"role": "system", "content": PROBE}], None, True)
+        except InvalidRequest:
+            return False
 
     @property
     def _template_text(self) -> str:

@@ -30,7 +30,7 @@ def chained(count: int) -> Schema:
         ({"if": {}, "then": {}}, "if "),
         ({"dependentRequired": {"a": ["b"]}}, "dependentRequired"),
         ({"contains": {}}, "contains"),
-        ({"propertyNames": {}}, "propertyNames"),
+        ({"propertyNames": {"maxLength": 3}}, "propertyNames"),
         ({"unevaluatedProperties": False}, "unevaluatedProperties"),
         ({"$dynamicRef": "#a"}, "$dynamicRef"),
         ({"type": "object", "properties": {"a": True, "b": True, "c": True}, "minProperties": 2}, "maxProperties"),
