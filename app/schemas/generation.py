@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from app.schemas.messages import Message, Metadata, Prediction, ResponseFormat, Tool, ToolCall, ToolChoice
+from app.schemas.forms import FormFields
+from app.schemas.messages import Message, Metadata, Prediction, Tool, ToolCall, ToolChoice
 from app.schemas.thought import ThoughtFields
 from app.schemas.wire import TIER, TIMEOUT, Int, Seed, Tier, Timeout, Usage, UsedTier, Wire
 
@@ -121,7 +122,7 @@ class SamplingFields(SamplingParameters):
         return tuple(word for word in words if word)
 
 
-class ChatRequest(SamplingFields, ThoughtFields):
+class ChatRequest(SamplingFields, ThoughtFields, FormFields):
     return_progress: bool | None = Field(None, description=PROGRESS)
     messages: list[Message] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
     max_tokens: Int | None = Field(
@@ -132,7 +133,6 @@ class ChatRequest(SamplingFields, ThoughtFields):
     top_logprobs: Int | None = Field(
         None, ge=0, le=20, description="also return this many most likely tokens at each position; needs logprobs: true"
     )
-    response_format: ResponseFormat | None = Field(None, description="the form of the answer; any text when left out")
     tools: list[Tool] | None = Field(None, max_length=128, description="functions that the model may call")
     tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
@@ -163,8 +163,9 @@ class ChatRequest(SamplingFields, ThoughtFields):
         last = self.messages[-1]
         if last.role != "assistant" or last.tool_calls or not last.text.strip():
             raise ValueError("continue_final_message needs a last message of role 'assistant' with a content and no tool_calls")
-        if self.tools or (self.response_format is not None and self.response_format.type != "text"):
-            raise ValueError("continue_final_message cannot be combined with tools or response_format: a form begins with the answer")
+        if self.tools or self.forms:
+            other = self.forms[0] if self.forms else "response_format"
+            raise ValueError(f"continue_final_message cannot be combined with tools or {other}: a form begins with the answer")
         return self
 
     @property
@@ -193,7 +194,7 @@ class ChatRequest(SamplingFields, ThoughtFields):
     )
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, FormFields):
     return_progress: bool | None = Field(None, description=PROGRESS)
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="a text, a list of texts, token ids, or lists of token ids")
     max_tokens: Int | None = Field(None, ge=0, description="limit of the answer in tokens; 16 when left out; 0 only with echo")

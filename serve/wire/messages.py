@@ -69,6 +69,11 @@ class Translation:
             param = self._origin(error.param)
             raise type(error)(error.message.replace(error.param, param), param=param, code=error.code) from None
 
+    def keyword(self, path: str) -> str:
+        """The path of a keyword in a tool's schema."""
+        tool, parameters, inner = path.partition(".function.parameters")
+        return self._origin(tool + parameters) + inner
+
     def _origin(self, param: str) -> str:
         parts = param.split(".")
         for count in range(len(parts), 0, -1):

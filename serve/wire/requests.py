@@ -16,7 +16,7 @@ from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, Us
 from app.tokenizer import Tokenizer
 from serve.admission.client import KEY
 from serve.wire.logprobs import OffsetTracker
-from serve.wire.structured import StructuredOutput, structured_output_of
+from serve.wire.structured import StructuredOutput, completion_output, structured_output_of
 from serve.wire.thought import thought_of
 
 DEFAULT_MAX_TOKENS = 16  # of a completion without max_tokens, as with OpenAI
@@ -75,7 +75,9 @@ def completion_options(body: CompletionRequest) -> AnswerOptions:
         raise InvalidRequest(
             "max_tokens must be at least 1; 0 is allowed only with echo: true, and returns the prompt alone", param="max_tokens"
         )
-    return AnswerOptions(False, n, samples, body.logprobs, echo, body.max_tokens == 0, used_tier(body.service_tier))
+    return AnswerOptions(
+        False, n, samples, body.logprobs, echo, body.max_tokens == 0, used_tier(body.service_tier), completion_output(body)
+    )
 
 
 def used_tier(requested: Tier | None) -> UsedTier | None:
