@@ -146,7 +146,8 @@ def written_one_by_one(schema: Schema) -> tuple[Schema, list[str]]:
     parts = (inner.get("properties", {}) for key in schema if key not in OBJECT for _, inner in subschemas({"anyOf": schema[key]}))
     named = [*schema.get("required", ()), *(name for properties in parts for name in properties)]
     properties = schema.get("properties", {})
-    if added := {name: {} for name in named if name not in properties}:
+    added: Schema = {name: {} for name in named if name not in properties}
+    if added:
         kept["properties"] = {**properties, **added}
 
     def known(pointer: str, inner: Schema) -> Schema:
