@@ -29,10 +29,9 @@ from app.forms.grammar import (
     subschemas,
 )
 from app.forms.trial import grammar_problem
-from app.forms.validation import ANNOTATIONS, MAX_SUBSCHEMAS, endless_parts, own_problem, schema_problem, whole_problem
+from app.forms.validation import ANNOTATIONS, MAX_DEPTH, MAX_SUBSCHEMAS, endless_parts, own_problem, schema_problem, whole_problem
 
-MAX_DEPTH = 100  # of a schema that is looked through: a deeper one takes any object
-MAX_TRIALS = 300  # grammars compiled for one schema
+MAX_TRIED = 20_000  # subschemas compiled for one schema, about 0.1 ms each; a pattern counts as one for every 20 characters
 MAX_ROUNDS = 64  # places that are found one after the other
 TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
@@ -89,7 +88,7 @@ class _Relaxing:
 
     def __init__(self, schema: Schema) -> None:
         self.left_out: list[str] = []
-        self._trials = MAX_TRIALS
+        self._left = MAX_TRIED
         self.schema: Schema = mapped(mapped(schema, self._sound), self._fine_alone)
 
     def is_done(self) -> bool:
@@ -97,6 +96,7 @@ class _Relaxing:
         together, looked_at_choices = iter(TOGETHER), False
         for _ in range(MAX_ROUNDS):
             self.schema = self._with_known_references()
+            self._left -= sum(1 for _ in subschemas(self.schema))
             if endless := endless_parts(self.schema):
                 self._replace(max(endless, key=len), self._any)
             elif whole_problem(self.schema) is not None:
@@ -109,7 +109,7 @@ class _Relaxing:
             elif "oneOf" in problem and not looked_at_choices:
                 looked_at_choices = True
                 self.schema = mapped(self.schema, self._as_any_of)
-            elif self._trials <= 0:
+            elif self._left <= 0:
                 return False
             else:
                 self._relax_at(self._place())
@@ -146,7 +146,7 @@ class _Relaxing:
         if own_problem(schema) is not None:
             return False
         text = {key: schema[key] for key in OF_TEXTS if key in schema}
-        return not text or self._compiles({"type": "string", **text})
+        return not text or self._compiles({"type": "string", **text}, 1 + len(str(text)) // 20)
 
     def _weaker(self, pointer: str, schema: Schema, is_fine: Callable[[Schema], bool]) -> Schema:
         """The schema without as little as makes it fine."""
@@ -194,12 +194,15 @@ class _Relaxing:
 
     def _compiles_within(self, schema: Schema, pointer: str) -> bool:
         """Whether the part of the schema can be compiled with all that it refers to."""
+        if self._left <= 0:
+            return False
         moved = mapped(schema, lambda _, inner: {**inner, "$ref": f"#/$defs/whole{inner['$ref'][1:]}"} if "$ref" in inner else inner)
-        return self._compiles({"$ref": "#/$defs/part", "$defs": {"part": dict(subschemas(moved))[pointer], "whole": moved}})
+        parts = dict(subschemas(moved))
+        return self._compiles({"$ref": "#/$defs/part", "$defs": {"part": parts[pointer], "whole": moved}}, len(parts))
 
-    def _compiles(self, schema: Schema) -> bool:
-        self._trials -= 1
-        return self._trials >= 0 and grammar_problem(json_grammar(schema)) is None
+    def _compiles(self, schema: Schema, size: int) -> bool:
+        self._left -= size
+        return self._left > 0 and grammar_problem(json_grammar(schema)) is None
 
 
 def _weakened(schema: Schema) -> Iterator[tuple[Schema, list[str]]]:

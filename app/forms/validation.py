@@ -22,6 +22,7 @@ ANNOTATIONS = frozenset(  # by the standard they restrict nothing
     "contentMediaType contentSchema discriminator".split()
 )
 MAX_SUBSCHEMAS = 2000
+MAX_DEPTH = 128  # steps of a JSON pointer: llguidance reads no deeper JSON
 MAX_NESTING = 1000  # levels, those reached through references included: at 2,000 llguidance 1.9.1 overflows its stack and kills the process
 MAX_OPTIONAL_PROPERTIES = 400  # of one object: beyond 500 llguidance's parser gives up at the first token
 MAX_PATTERN_PROPERTIES = 16  # of one object: llguidance compares each with each
@@ -50,6 +51,9 @@ def _multiple_of(schema: Schema) -> Decimal | None:
 
 
 def schema_problem(schema: Schema) -> str | None:
+    depth = max(pointer.count("/") for pointer, _ in subschemas(schema))
+    if depth > MAX_DEPTH:
+        return f"the schema is nested {depth} deep; at most {MAX_DEPTH} levels are supported"
     for problem in _problems(simplified(schema)):
         return problem
     return grammar_problem(json_grammar(schema))
