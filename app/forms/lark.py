@@ -33,7 +33,7 @@ IN_LARK = {"/": r"\/", r"\d": "[0-9]"}  # between Lark's slashes
 DIRECTIVES = frozenset({"%import", "%ignore", "%llguidance{}"})
 ATTRIBUTES = frozenset({"stop", "suffix", "max_tokens"})
 ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.S)
-KEPT_ESCAPES = frozenset('"\\[]^-')  # characters with a meaning of their own in GBNF
+KEPT_ESCAPES = frozenset("^-")  # characters that mean something else where they stand as they are
 
 
 class FormRefused(Exception):
@@ -47,10 +47,11 @@ class FormRefused(Exception):
 def choice_grammar(texts: Sequence[str]) -> str:
     if (size := sum(map(len, texts))) > MAX_CHARS:
         raise FormRefused(f"the texts have {size:,} characters together; at most {MAX_CHARS:,} are supported")
-    choices = " | ".join(json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(texts) if text)
-    return _tried(
-        "\n".join(["start: " + " | ".join(['""'] * ("" in texts) + ["CHOICE"] * bool(choices)), f"CHOICE: {choices}" * bool(choices)])
-    )
+    words = [json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(texts) if text]
+    if not words:
+        return _tried('start: ""')
+    start = 'start: "" | CHOICE' if "" in texts else "start: CHOICE"
+    return _tried(f"{start}\nCHOICE: {' | '.join(words)}")
 
 
 def regex_grammar(pattern: str) -> str:
@@ -89,7 +90,7 @@ def _unescaped(found: re.Match[str]) -> str:
     letter = "" if number is None or int(number, 16) > 0x10FFFF else chr(int(number, 16))
     if letter in {'"', "\\", "[", "]"}:
         return "\\" + letter
-    return letter if letter.isprintable() and letter not in KEPT_ESCAPES and letter else found[0]
+    return letter if letter and letter.isprintable() and letter not in KEPT_ESCAPES else found[0]
 
 
 def _check(lark: str) -> None:
