@@ -2,7 +2,6 @@
 
 import codecs
 import re
-import unicodedata
 
 BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-16 begins that of UTF-32
     codecs.BOM_UTF8: "utf-8-sig",
@@ -18,6 +17,7 @@ QUOTES = "“”‘’«»‹›„‚¡¿"
 BETWEEN = re.compile(rf"(?<=[{LETTERS}])[^\x00-\x7f{LETTERS}]+(?=[{LETTERS}])")  # signs between two letters
 JOINS = re.compile(rf"[®™°ªº]*[’‘´·\xad¬×÷±®™°ªº][{QUOTES}]?|[{QUOTES}]*[–—…]+[{QUOTES}]*")  # signs that may stand there
 LOW_QUOTE = re.compile(rf"[{LETTERS}][‚„]")  # one that follows a letter; it is é or ä in DOS's encodings
+CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f]")
 MAX_STRANGE = 0.1  # of the words with characters beyond ASCII may look like another encoding's
 NO_TEXT = "it holds no plain text"
 UNKNOWN = "how it is encoded cannot be told; save it as UTF-8"
@@ -32,22 +32,27 @@ class UnknownEncoding(NotText):
 
 
 def decode(content: bytes) -> str:
-    """UTF-8, UTF-16 and UTF-32 by their byte order marks, UTF-8 without one, and Windows-1252 where it is plainly a western language.
-    Raises `NotText`.
+    """The text alone, of `recognize`."""
+    return recognize(content)[0]
+
+
+def recognize(content: bytes) -> tuple[str, str]:
+    """The text and the encoding's name: UTF-8, UTF-16 and UTF-32 by their byte order marks, UTF-8 without one, and Windows-1252 where it is
+    plainly a western language. Raises `NotText`.
     """
-    mark = next((mark for mark in BYTE_ORDER_MARKS if content.startswith(mark)), None)
+    encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
     try:
-        text = content.decode("utf-8" if mark is None else BYTE_ORDER_MARKS[mark])
+        text = content.decode(encoding)
     except UnicodeDecodeError:
-        return _legacy(content)
+        return _legacy(content), LEGACY
     if "\0" in text:
         raise NotText(NO_TEXT)
-    return text
+    return text, encoding
 
 
 def has_controls(text: str) -> bool:
-    """Whether it has characters that neither print nor space."""
-    return any(unicodedata.category(character) == "Cc" and character not in "\t\n\r\f\v" for character in text)
+    """Whether it has control characters other than white space."""
+    return CONTROLS.search(text.rstrip("\x1a")) is not None  # it ends a file of DOS
 
 
 def _legacy(content: bytes) -> str:

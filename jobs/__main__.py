@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -20,11 +19,11 @@ from celery import signals
 from app.errors import SetupError
 from app.ledger.database import Database
 from app.ledger.folder import Folder
+from app.log import configure
 from app.settings import Settings, read
 from jobs.broker import QUEUE, WAKE, Waker, create_celery
 from jobs.lane import Lane
 from jobs.leases import Leases
-from jobs.logs import configure
 from jobs.runs import Runs
 from jobs.sweeper import Sweeper
 from jobs.worker import Worker
@@ -41,12 +40,19 @@ def main() -> None:
     try:
         parent, arguments = beside(sys.argv[1:])
         settings = read(arguments, "jobs" if parent is None else "serve")  # those of the server that started it
-        configure(settings.server)
+        configure(settings.server.log_level, settings.server.log_format)
+        quiet_libraries()
         work(settings, parent)
     except SetupError as error:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"litmus: {error.message}\n")
         sys.exit(2)
+
+
+def quiet_libraries() -> None:
+    for name in ("celery", "kombu", "amqp"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("kombu.connection").setLevel(logging.ERROR)  # it wonders that the filesystem has no host
 
 
 def beside(arguments: Sequence[str]) -> tuple[int | None, Sequence[str]]:
@@ -100,8 +106,7 @@ def secret_of(settings: Settings) -> str:
 
 def end_process(ended: threading.ExceptHookArgs) -> None:
     """A thread that an error ends would be missed: whoever started this process starts the next one, with all of them."""
-    where = "".join(traceback.format_tb(ended.exc_traceback))  # without the error's message, which may quote a request
-    log.error("a thread of the worker was ended by %s, so the process ends:\n%s", ended.exc_type.__name__, where)
+    log.error("a thread of the worker was ended by %s, so the process ends", ended.exc_type.__name__, exc_info=ended.exc_value)
     os._exit(1)
 
 

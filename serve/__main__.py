@@ -88,16 +88,16 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
     from serve.workers.catalog import Catalog
     from serve.workers.shelf import Shelf
 
-    tokenizers = {model.served_name: Tokenizer(model.path) for model in settings.loaded.values()}
+    tokenizers = {model.served_name: Tokenizer(model.path, model.chat_template) for model in settings.loaded.values()}
     detectors = {model.served_name: detector_of(model) for model in settings.loaded.values()}
-    app.state.bans.tokenizers = tokenizers
+    app.state.bans.tokenizers, app.state.bans.loaded_name = tokenizers, router.base_of
     app.include_router(create_routes(router, tokenizers, int(time.time()), app.state.bans, detectors, settings.server.strict))
     if settings.loaded:  # a server of upstreams alone has no worker that could load another model
         catalog = Catalog(router, settings, app.state.order, tokenizers, detectors)
         app.state.watchers.append(catalog.watch)
         app.include_router(create_admin(catalog))
         app.state.shelf = Shelf(router, settings, detectors)
-        catalog.furnish, app.state.bans.parents = app.state.shelf.furnish, router.adapters
+        catalog.furnish = app.state.shelf.furnish
         app.include_router(create_adapters(app.state.shelf))
     if settings.jobs.enabled:
         bases = catalog.settings_of if settings.loaded else lambda name: None

@@ -32,7 +32,7 @@ CLEAN_S = 60.0  # between two looks for files whose time is over
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class Tables:
     files: "Files"
     batches: "Batches"
     tunings: "Tunings"
@@ -47,12 +47,12 @@ class Desk:
         self.folder = Folder(settings.folder)
         self.called = asyncio.Event()  # there may be work for a worker
         self._pool = ThreadPoolExecutor(1, "files")
-        self._ledger: Ledger | None = None
+        self._tables: Tables | None = None
 
     @property
     def is_new(self) -> bool:
         """Whether nothing was ever kept, so that there is nothing to look after."""
-        return self._ledger is None and self.settings.database is None and not (Path(self.settings.folder) / SQLITE_FILE).exists()
+        return self._tables is None and self.settings.database is None and not (Path(self.settings.folder) / SQLITE_FILE).exists()
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
         """Run what touches the disk. Raises `StorageFull`."""
@@ -62,17 +62,17 @@ class Desk:
             log.error("jobs.folder cannot be written: %s", error.strerror)
             raise StorageFull("the server cannot keep this file: its disk is full, or its folder cannot be written") from error
 
-    async def ask(self, question: Callable[[Ledger], T]) -> T:
+    async def ask(self, question: Callable[[Tables], T]) -> T:
         """Ask the table. Raises `NotReady` where it cannot be reached, `StorageFull` where its disk has no room."""
         return await self.run(lambda: self._ask(question))
 
-    def _ask(self, question: Callable[[Ledger], T]) -> T:
+    def _ask(self, question: Callable[[Tables], T]) -> T:
         from sqlalchemy.exc import DBAPIError, IntegrityError
 
         try:
-            if self._ledger is None:
-                self._ledger = self._open()
-            return question(self._ledger)
+            if self._tables is None:
+                self._tables = self._open()
+            return question(self._tables)
         except IntegrityError:
             raise
         except SetupError as error:
@@ -85,7 +85,7 @@ class Desk:
             log.error("the table of jobs does not answer (%s)", type(error).__name__)
             raise NotReady("the table of jobs does not answer; try again") from error
 
-    def _open(self) -> Ledger:
+    def _open(self) -> Tables:
         from app.ledger.batches import Batches
         from app.ledger.database import Database
         from app.ledger.files import Files
@@ -93,7 +93,7 @@ class Desk:
 
         database = Database(self.settings.database_url)
         batches, tunings = Batches(database, self.settings.max_batches), Tunings(database, self.settings.max_tunings)
-        return Ledger(Files(database), batches, tunings, database)
+        return Tables(Files(database), batches, tunings, database)
 
     async def clean(self) -> None:
         """Delete expired files, and what processes that died have left. Runs as long as the server."""

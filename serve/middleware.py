@@ -5,6 +5,7 @@ Pure ASGI middleware and FastAPI exception handlers; which form of error a path 
 
 import logging
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -28,6 +29,32 @@ from serve.wire.invalid import invalid_request_of
 log = logging.getLogger(__name__)
 
 RATE_HEADERS = tuple(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset"))
+
+
+DOUBLES = MappingProxyType(  # paths of other servers' clients, each with that of the same route here
+    {
+        "/chat/completions": "/v1/chat/completions",
+        "/completions": "/v1/completions",
+        "/embeddings": "/v1/embeddings",
+        "/models": "/v1/models",
+        "/ping": "/health",
+        "/v1/health": "/health",
+    }
+)
+
+
+class Doubles:
+    """Takes a path for the one that it stands for. Outside of keys and limits, so that for them, the log and the metrics there is one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path: str = scope["path"].rstrip("/")
+            own = f"/v1{path}" if path.startswith("/models/") else DOUBLES.get(path)
+            scope = scope if own is None else {**scope, "path": own}
+        await self.app(scope, receive, send)
 
 
 class Paths:
@@ -67,7 +94,7 @@ def install(
     """
     app.add_middleware(RequestBody, limit=max_body_bytes, timeout_s=body_timeout_s)
     app.add_middleware(Paths)
-    app.user_middleware[:0] = before_body
+    app.user_middleware[:0] = [Middleware(Doubles), *before_body]
     if origins:  # added last, so it runs first and also covers the 413 of the body limit
         app.add_middleware(
             CORSMiddleware,

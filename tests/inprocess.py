@@ -222,7 +222,7 @@ class LocalServer:
         engine, facts = create_engine(settings)
         replica = next(replica for replica in self.router.replicas if replica.model == facts.name)
         replica.queue = Worker(self.router, engine)
-        self.tokenizers[facts.name] = Tokenizer(settings.path)
+        self.tokenizers[facts.name] = Tokenizer(settings.path, settings.chat_template)
         self.detectors[facts.name] = detector_of(settings)
         self.router.append([Ready(psutil.Process().pid, replica.number, facts), "OK"])
         return LocalModel(self.url, settings, engine, facts, self.tokenizers[facts.name], self.http, replica.queue)

@@ -13,7 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.engine.events import Delta
 from app.engine.request import Generate
-from serve.observe.logs import JSONFormatter
+from app.log import JSONFormatter
+from serve.observe.logs import request_id
 from serve.observe.middleware import Observe
 from serve.observe.observer import Observer
 
@@ -70,7 +71,7 @@ def request_us(observer: Observer, access_log: bool) -> float:
 
 def main() -> None:
     handler = logging.StreamHandler(open("/dev/null", "w"))  # noqa: SIM115  (open as long as the process)
-    handler.setFormatter(JSONFormatter())
+    handler.setFormatter(JSONFormatter(request_id))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     observer = Observer(["model"])
     delta = Delta("job", "t", (5,))

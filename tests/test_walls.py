@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("app", "serve", "ui", "jobs", "loadtest", "notebooks")
-JOBS = {"schemas", "settings", "errors", "ledger"}
-MAY_USE = {"ui": {"schemas", "settings", "errors", "neighbours", "plaintext"}, "loadtest": {"schemas"}, "jobs": JOBS}
+JOBS = {"schemas", "settings", "errors", "ledger", "log"}
+MAY_USE = {"ui": {"schemas", "settings", "errors", "neighbours", "plaintext", "csvtable"}, "loadtest": {"schemas"}, "jobs": JOBS}
 OFFENCES = {
     "app": ["litserve", "gradio", "locust", "fastapi", "starlette", "uvicorn", "jobs", "serve", "ui", "loadtest", "notebooks"],
     "serve": ["gradio", "locust", "jobs", "ui", "loadtest", "notebooks"],

@@ -12,24 +12,29 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from app.errors import LitmusError
 from app.schemas import ErrorResponse, ModelCard, ModelList, Readiness, Score, ScoreFailure, ScoreResponse, Usage, UsedCalibration
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 300.0
+NOT_FOUND = 404
 REFUSED = frozenset({401, 403})  # statuses of a key that is not let in
 HOW_TO_START = "Start one with `make run`; this page then goes on by itself."
 QUEUE_COMMENT = re.compile(r": queued position=(\d+)(?: eta_s=(\d+))?")  # an SSE comment line
 RequestFields = dict[str, Any]
-ResponseBody = TypeVar("ResponseBody", ModelList, ScoreResponse)
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class ServerError(LitmusError):
     """The server could not be reached, refused the request, or broke off the answer. `message` is shown to the visitor."""
 
     code = "server"
+
+
+class MissingRoute(ServerError):
+    """The server is of a version, or was started in a way, that has no such route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +93,20 @@ class Client:
         async with self._connection() as http:
             response = await http.get("/ready")
             try:
-                return Readiness.model_validate_json(response.content)
+                return Readiness.model_validate_json(response.content, extra="ignore")
             except ValidationError:
-                raise _error_from_response(response.status_code, response.headers, response.content) from None
+                raise _error_of(response) from None
 
     async def refusal(self) -> ServerError | None:
         """Why the server refuses this client's key, or that it has none; None if it is let in, also while the server loads its models."""
         async with self._connection() as http:
             response = await http.get("/v1/models")
-            return (
-                _error_from_response(response.status_code, response.headers, response.content) if response.status_code in REFUSED else None
-            )
+            return _error_of(response) if response.status_code in REFUSED else None
 
     async def models(self) -> list[ModelCard]:
         async with self._connection() as http:
-            response = _raise_for_status(await http.get("/v1/models"))
-            return _parse_body(ModelList, response).data
+            cards = read(ModelList, await http.get("/v1/models")).data
+            return [card for card in cards if card.root in {None, card.id}]  # each once, by its own name
 
     async def models_unless_loading(self, readiness: Readiness) -> list[ModelCard] | None:
         """None if the server has loaded no model yet."""
@@ -126,7 +129,8 @@ class Client:
         """As `call`, for bodies that are sent and read as they come. An error of the server is raised."""
         async with self._connection() as http, http.stream(method, path, content=content, headers=headers) as response:
             if response.is_error:
-                raise _error_from_response(response.status_code, response.headers, await response.aread())
+                await response.aread()
+                raise _error_of(response)
             yield response
 
     async def score(self, text: str, method: str | None, model: str | None = None, top_tokens: int = 0) -> ScoreResult:
@@ -153,7 +157,7 @@ class Client:
         optional: RequestFields = {"methods": None if method is None else [method], "model": model}
         body = {**fields, **{name: value for name, value in optional.items() if value is not None}}
         async with self._connection() as http:
-            return _parse_body(ScoreResponse, _raise_for_status(await http.post("/v1/score", json=body)))
+            return read(ScoreResponse, await http.post("/v1/score", json=body))
 
     async def chat(self, body: RequestFields) -> AsyncGenerator[Chunk, None]:
         """Yields chunks as they arrive. Closing the generator closes the connection, which makes the server abort the request."""
@@ -161,7 +165,8 @@ class Client:
         request = {**body, "stream": True, "stream_options": options, "return_progress": True}
         async with self._connection() as http, http.stream("POST", "/v1/chat/completions", json=request) as response:
             if response.is_error:
-                raise _error_from_response(response.status_code, response.headers, await response.aread())
+                await response.aread()
+                raise _error_of(response)
             async for line in _sse_lines(response):
                 if comment := QUEUE_COMMENT.fullmatch(line):
                     yield Chunk(queue=QueueStatus(int(comment[1]), int(comment[2]) if comment[2] else None))
@@ -207,8 +212,8 @@ def _parse_event(payload: str) -> Chunk:
     try:
         event = json.loads(payload)
         if "error" in event:
-            raise ServerError(_as_sentence(ErrorResponse.model_validate(event).error.message))
-        usage = Usage.model_validate(event["usage"]) if event.get("usage") else None
+            raise ServerError(_as_sentence(ErrorResponse.model_validate(event, extra="ignore").error.message))
+        usage = Usage.model_validate(event["usage"], extra="ignore") if event.get("usage") else None
         progress = _progress(event.get("prompt_progress"))
         if not event["choices"]:
             return Chunk(usage=usage, progress=progress)
@@ -227,28 +232,31 @@ def precision_of(response: ScoreResponse) -> str:
     return response.dtype if response.quantize == "none" else f"{response.quantize}, computing in {response.dtype}"
 
 
-def _raise_for_status(response: httpx.Response) -> httpx.Response:
+def read(kind: type[Answer], response: httpx.Response, missing: str = "") -> Answer:
+    """The body of an answer; a newer server may say more. Raises `ServerError`, and where `missing` is a sentence, `MissingRoute` with it
+    for a 404 that names nothing in the request.
+    """
     if response.is_error:
-        raise _error_from_response(response.status_code, response.headers, response.content)
-    return response
-
-
-def _parse_body(body_type: type[ResponseBody], response: httpx.Response) -> ResponseBody:
+        error = _error_of(response)
+        is_of_route = response.status_code == NOT_FOUND and error.param is None
+        raise MissingRoute(missing) if missing and is_of_route else error
     try:
-        return body_type.model_validate_json(response.content)
+        return kind.model_validate_json(response.content, extra="ignore")
     except ValidationError as error:
-        raise ServerError(f"This page cannot read the server's answer to {response.url.path}. Is it a Litmus server?") from error
+        raise ServerError(
+            f"This page cannot read the server's answer to {response.url.path}. Is it a Litmus server, and of the same version?"
+        ) from error
 
 
-def _error_from_response(status: int, headers: httpx.Headers, content: bytes) -> ServerError:
-    """Builds the error from OpenAI's envelope. A body that is not an envelope (a proxy's HTML, say) is not shown."""
+def _error_of(response: httpx.Response) -> ServerError:
+    """The error in OpenAI's envelope. A body that is not an envelope (a proxy's HTML, say) is not shown."""
     try:
-        problem = ErrorResponse.model_validate_json(content).error
-        sentence = _as_sentence(problem.message)
+        problem = ErrorResponse.model_validate_json(response.content, extra="ignore").error
     except ValidationError:
-        return ServerError(f"The server answered with status {status} and no explanation.")
-    wait_s = headers.get("retry-after", "")
-    return ServerError(f"{sentence} Try again in {wait_s} s." if wait_s.isdigit() else sentence, code=problem.code)
+        return ServerError(f"The server answered {response.url.path} with status {response.status_code} and no explanation.")
+    sentence, wait_s = _as_sentence(problem.message), response.headers.get("retry-after", "")
+    words = f"{sentence} Try again in {wait_s} s." if wait_s.isdigit() else sentence
+    return ServerError(words, param=problem.param, code=problem.code)
 
 
 def _as_sentence(message: str) -> str:

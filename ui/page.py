@@ -14,9 +14,9 @@ from starlette.routing import Mount
 from app.neighbours import Neighbours
 from ui import header
 from ui.calls import MAX_BYTES
+from ui.chat import tab as chat_tab
 from ui.chat.examples import placeholder_html
 from ui.chat.steps import redraw_line
-from ui.chat.tab import SCRIPTS, ChatTab
 from ui.client import ServerError
 from ui.compare.tab import compare_tab
 from ui.flags.file import FlagFile
@@ -33,7 +33,7 @@ MAX_CONCURRENT_CALLS = 64
 RETRY_S = 2.0  # how often the page asks again while the server does not serve all its models
 STYLESHEET = Path(__file__).with_name("style.css")
 TAB_STYLESHEETS = [Path(__file__).with_name(tab) / f"{tab}.css" for tab in ("chat", "score", "compare", "system", "jobs")]
-CONNECTION = Path(__file__).with_name("connection.js")
+SCRIPTS = [Path(__file__).with_name(name) for name in ("connection.js", "browser.js")]
 ICON_LINK = '<link rel="icon" href="icon.svg" type="image/svg+xml">'
 
 
@@ -48,7 +48,7 @@ def create_page(visitors: Visitors, flags: bool = False, max_file_bytes: int = M
         remembered = gr.BrowserState("", storage_key="litmus-model", secret="litmus")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat", elem_id="chat"):
-                chat = ChatTab(page, flags)
+                chat = chat_tab.ChatTab(page, flags)
             with gr.Tab("Score", id="score", elem_id="score-tab"):
                 scoring = score.score_tab(visitors, model, flags, max_file_bytes)
             with gr.Tab("Compare", id="compare") as compare:
@@ -111,7 +111,7 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": _theme(),
         "css_paths": [STYLESHEET, *TAB_STYLESHEETS],
-        "head": ICON_LINK + "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in (CONNECTION, *SCRIPTS)),
+        "head": ICON_LINK + "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in (*SCRIPTS, *chat_tab.SCRIPTS)),
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,

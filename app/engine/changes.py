@@ -76,8 +76,8 @@ class AnswerChanges:
 
 
 def answer_changes(params: SamplingParams, prompt_tokens: int, end_tokens: frozenset[int], vocab: int) -> AnswerChanges | None:
-    """None if the device cannot make these changes: `bad_words` of several tokens, or too many biases."""
-    if any(len(word) != 1 for word in params.bad_words):
+    """None if the device cannot make these changes: allowed tokens, `bad_words` of several tokens, or too many biases."""
+    if params.allowed_tokens or any(len(word) != 1 for word in params.bad_words):
         return None
     banned = {word[0]: -np.inf for word in params.bad_words}
     biases = {token: bias for token, bias in (dict(params.logit_bias) | banned).items() if 0 <= token < vocab}

@@ -18,7 +18,6 @@ from app.engine.detokenizer import Detokenize
 from app.engine.drafts import MAX_TOKENS, Drafter
 from app.engine.events import Columns, Delta, Event, Failed, Report, Scored
 from app.engine.flat import FlatModel
-from app.engine.flights import Flight, Flights
 from app.engine.grammar import GrammarCompiler, GrammarState
 from app.engine.graphs import create_graphs
 from app.engine.group import SearchGroup, create_search_group
@@ -27,6 +26,7 @@ from app.engine.layout import layout_of
 from app.engine.lora import AdapterReader, LoadedAdapter
 from app.engine.pages import PagePool
 from app.engine.plan import Plan
+from app.engine.recorded import RecordedSteps, RunningStep
 from app.engine.request import Generate, Job
 from app.engine.sampler import token_logprobs
 from app.engine.scheduler import Scheduler
@@ -81,9 +81,9 @@ class Engine:
         self.drafter.is_on = limits.drafts
         self.scheduler.draft = self.drafter.draft
         self._answers = Answers(self._grammar_states, self.drafter, self._end_tokens_of)
-        self.flights: Flights | None = None  # of steps that are recorded
-        self._in_air: Flight | None = None  # the step that follows the latest one, whose tokens are not read yet
-        self._landed_s = self._step_s = 0.0  # when the latest step ended, by `time.perf_counter`, and how long it took
+        self.recorded: RecordedSteps | None = None  # of steps that are recorded
+        self._ahead: RunningStep | None = None  # the step that follows the latest one, whose tokens are not read yet
+        self._ended_s = self._step_s = 0.0  # when the latest step ended, by `time.perf_counter`, and how long it took
         self._pending_events: list[Event] = []  # returned by the next step, before its own
         self._thread_count = create_thread_count() if performer.is_on_kernel else None
         self.reader: AdapterReader | None = None  # of adapters that are to be added
@@ -117,7 +117,7 @@ class Engine:
         for by_id in (self._compiling, self._grammar_states, self._groups):
             by_id.clear()
         self.drafter.clear()
-        self._in_air = None
+        self._ahead = None
         return [Failed(id, error) for id in ids]
 
     def add_adapter(self, loaded: LoadedAdapter) -> None:
@@ -150,33 +150,33 @@ class Engine:
         """Record the steps that only decode as CUDA graphs, where the device has them. Call this before anything is submitted."""
         graphs = create_graphs(self.performer, self.limits.slots + MAX_TOKENS)
         if graphs is not None:
-            self.flights = Flights(graphs, self.scheduler, self._answers, self.drafter)
+            self.recorded = RecordedSteps(graphs, self.scheduler, self._answers, self.drafter)
             self.scheduler.budget.min_tokens = min(MIN_TOKENS_RECORDED, self.limits.step_tokens)
 
     def step(self) -> list[Event]:
         """Schedule, run, account. Returns at most one delta a decoding slot; without a plan, only events that were pending."""
         self._add_compiled()
         events, self._pending_events = self._pending_events, []
-        flight, self._in_air = self._in_air, None
-        if flight is not None and not flight.counts:  # all of its requests were cancelled
-            flight = None
-        plan = self.scheduler.schedule(self._detokenize) if flight is None else flight.plan
+        running, self._ahead = self._ahead, None
+        if running is not None and not running.counts:  # all of its requests were cancelled
+            running = None
+        plan = self.scheduler.schedule(self._detokenize) if running is None else running.plan
         events += [*self.scheduler.take_notices(), *self._queue_events()]
         if plan.empty:
             return events
         now_s = time.perf_counter()  # a step launched ahead began when the one before ended, but for a pause since then
-        start_s = now_s if flight is None else max(self._landed_s, now_s - self._step_s)
+        start_s = now_s if running is None else max(self._ended_s, now_s - self._step_s)
         try:
-            flight = flight or self._run(plan, events)
-            if flight is not None:
-                self._land(flight, events)
+            running = running or self._run(plan, events)
+            if running is not None:
+                self._account(running, events)
             else:
                 self.performer.wait()  # a step that samples nothing would seem to take no time
         except torch.OutOfMemoryError:
             message = "the device ran out of memory in this step; send the request again, with a shorter prompt or a smaller max_tokens"
             return events + self.fail_all(EngineFailed(message))
-        self._landed_s = time.perf_counter()
-        self._step_s = self._landed_s - start_s
+        self._ended_s = time.perf_counter()
+        self._step_s = self._ended_s - start_s
         self.scheduler.record(plan, self._step_s)
         if self._thread_count is not None:
             self._thread_count.step_ended(self._step_s)
@@ -207,7 +207,7 @@ class Engine:
         self._last_queue_report_s = now_s
         return list(self.scheduler.waiting.report())
 
-    def _run(self, plan: Plan, events: list[Event]) -> Flight | None:
+    def _run(self, plan: Plan, events: list[Event]) -> RunningStep | None:
         """Run the plan, or give it to the device as a recorded step. Appends to `events` bit by bit, so that events survive when the device
         runs out of memory after them.
         """
@@ -215,8 +215,8 @@ class Engine:
         model.copy(plan.copies)
         batch = flatten_plan(plan, model.scoring_pages, model.decodes_on_kernel)
         self.rows = len(batch.ids)
-        if self.flights is not None and (flight := self.flights.launch(plan, batch)) is not None:
-            return flight
+        if self.recorded is not None and (running := self.recorded.launch(plan, batch)) is not None:
+            return running
         layout = layout_of(batch.decodes, batch.spans, model.page_tokens, model.device)
         hidden = model.forward(batch.ids, batch.positions, layout, batch.adapted)
         self._finish_slots(plan, batch, hidden, events)
@@ -225,16 +225,16 @@ class Engine:
             events.append(event)
         return None
 
-    def _land(self, flight: Flight, events: list[Event]) -> None:
+    def _account(self, running: RunningStep, events: list[Event]) -> None:
         """Account for a recorded step. The one after it is on its way before this one's tokens are read, if that can be."""
-        assert self.flights is not None
-        self.rows = flight.row_count
-        following = self.flights.follow(flight)
-        own, outputs = self.flights.land(flight, following is not None)
+        assert self.recorded is not None
+        self.rows = running.row_count
+        following = self.recorded.follow(running)
+        own, outputs = self.recorded.read(running, following is not None)
         for slot in own:
             slot.length += 1
         self._go_on(own, outputs, events)
-        self._in_air = following if following is not None and following.counts else None
+        self._ahead = following if following is not None and following.counts else None
 
     def _go_on(self, own: Mapping[Slot, Sequence[Row]], outputs: Outputs, events: list[Event]) -> None:
         """Go on with the answers of slots, from what the step has computed for their rows."""

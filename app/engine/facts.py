@@ -49,6 +49,7 @@ class Facts:
     hidden_size: int = 0  # values of a hidden state
     adapters: tuple[AdapterFacts, ...] = ()  # that were loaded with the model
     cache_dtype: str = "auto"  # of keys and values; auto: `dtype`
+    template: str = ""  # digest of the chat template that takes the place of the model's own
     draft: str | None = None  # the model that proposes tokens
     draft_weights: Weights | None = None
     parent: str | None = None  # the base's name, if these are the facts of an adapter

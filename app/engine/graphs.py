@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine import drawing, varlen
+from app.engine import devicesampling, varlen
 from app.engine.capacity import CHOICES, Choice, page_counts, row_counts
 from app.engine.changes import ROW_FORMAT, RowChanges, answer_changes, change_logits, write_changes
-from app.engine.drawing import COLUMNS, NUCLEUS_TOKENS, RowNumbers, draw
+from app.engine.devicesampling import COLUMNS, NUCLEUS_TOKENS, RowNumbers, draw
 from app.engine.flat import FlatModel
 from app.engine.layout import Call, layout_of
 from app.engine.proof import MAX_ERROR, check_ids
@@ -38,12 +38,12 @@ class DecodeRow:
     source: int
     position: int
     pages: Sequence[int]  # of its sequence
-    numbers: RowNumbers  # how its next token is drawn, see `drawing`
+    numbers: RowNumbers  # how its next token is drawn, see `devicesampling`
     changes: RowChanges | None = None  # in its logits
 
 
 class Launched:
-    """A step that was given to the device."""
+    """The tokens of a step that was given to the device."""
 
     def __init__(self, drawn: torch.Tensor, event: "torch.cuda.Event | None") -> None:
         self._drawn, self._event = drawn, event
@@ -131,7 +131,7 @@ class DecodeGraphs:
             numbers[: len(rows)] = [row.numbers for row in rows]
         integers[len(rows) :, :TABLE] = 0, 0, 0, 1, self._spare * PAGE_TOKENS
         integers[len(rows) :, TABLE] = self._spare
-        numbers[len(rows) :] = drawing.GREEDY
+        numbers[len(rows) :] = devicesampling.GREEDY
         self._inputs.copy_(host, non_blocking=True)
         if choice == "changed and drawn":
             self._send_changes(rows)
@@ -170,7 +170,7 @@ class DecodeGraphs:
         """Compare replayed steps of so many rows with what is not recorded: logits, on the first page and on the last of each width, and
         tokens drawn from these logits. Raises `RuntimeError`.
         """
-        flat, sampled = self._flat, drawing.random_row(0.6, 1.0, 0, 0.9, 0.0)
+        flat, sampled = self._flat, devicesampling.random_row(0.6, 1.0, 0, 0.9, 0.0)
         ids, ends = check_ids(flat.model), [width * PAGE_TOKENS - 1 for width in self._widths]
         changed = answer_changes(CHECKED_PARAMS, 1, frozenset(), self.vocabulary)
         history = None if changed is None else changed.read(ids, len(ids) - 1)
@@ -179,7 +179,7 @@ class DecodeGraphs:
             pages = range(position // PAGE_TOKENS + 1)
             states = flat.forward([token], [position], layout_of([(pages, position)], [], PAGE_TOKENS, flat.device))
             expected = flat.head(states).float()
-            for numbers, changes in ((drawing.GREEDY, None), (sampled, None), (sampled, history)):
+            for numbers, changes in ((devicesampling.GREEDY, None), (sampled, None), (sampled, history)):
                 drawn = self.launch([DecodeRow(token, 0, position, pages, numbers, changes)] * rows).tokens()
                 logits = self.logits([rows - 1])
                 error = float((logits.float() - expected).norm() / expected.norm())
@@ -266,7 +266,7 @@ def create_graphs(flat: FlatModel, rows: int) -> DecodeGraphs | None:
 def _choice(rows: Sequence[DecodeRow]) -> Choice:
     if any(row.changes is not None for row in rows):
         return "changed and drawn"
-    return "likeliest" if all(row.numbers[drawing.IS_GREEDY] for row in rows) else "drawn"
+    return "likeliest" if all(row.numbers[devicesampling.IS_GREEDY] for row in rows) else "drawn"
 
 
 def _integers(buffer: torch.Tensor, pages: int) -> torch.Tensor:

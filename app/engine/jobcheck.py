@@ -63,7 +63,8 @@ class JobCheck:
     def _grammar_error_of(self, job: Generate) -> LitmusError | None:
         if not self._has_grammars:
             return InvalidRequest("this model has no tokenizer that a grammar can be compiled for", param="response_format")
-        if job.search is not None or job.sampling.bad_words or job.sampling.min_tokens or job.ignore_eos or job.stop_tokens:
-            conflicts = "beam or contrastive search, bad_words, min_tokens, ignore_eos or stop_token_ids"
+        bans = job.sampling.bad_words or job.sampling.min_tokens or job.sampling.allowed_tokens
+        if job.search is not None or bans or job.ignore_eos or job.stop_tokens:
+            conflicts = "beam or contrastive search, bad_words, min_tokens, allowed_token_ids, ignore_eos or stop_token_ids"
             return InvalidRequest(f"an answer that follows a grammar cannot be combined with {conflicts}")
         return None

@@ -143,7 +143,12 @@ def prepack_plain(layer: nn.Linear) -> nn.Module | None:
     compiled = kernel()
     if compiled is not None:
         return TiledLinear(packing.pack_bfloat16(layer.weight.detach(), compiled.columns), layer.out_features, layer.bias, compiled)
-    return PackedLinear(layer) if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+    return PackedLinear(layer) if can_pack_on_onednn() else None
+
+
+def can_pack_on_onednn() -> bool:
+    """Whether oneDNN has products of bfloat16 for this processor: on x86 those with AVX-512, or AVX-NE-CONVERT."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _prepacked_groups(layer: GroupedLinear, precise: bool) -> nn.Module:

@@ -112,7 +112,7 @@ class PagePool:
             page = self._least_recently_used(owner)
             del self._cached[page]
             self._remove(page)
-            self._held[self._owners[page]] -= 1
+            self._disown(page)
         else:
             return None
         self._uses[page], self._owners[page] = 1, owner
@@ -203,9 +203,13 @@ class PagePool:
 
     def _free(self, page: int) -> None:
         self._empty.append(page)
-        self._held[self._owners[page]] -= 1
-        if not self._held[self._owners[page]]:
-            del self._held[self._owners[page]]
+        self._disown(page)
+
+    def _disown(self, page: int) -> None:
+        owner = self._owners[page]
+        self._held[owner] -= 1
+        if not self._held[owner]:
+            del self._held[owner]
 
     def _longest(self, before: bytes, tokens: tuple[int, ...]) -> tuple[int | None, int]:
         """The page whose content begins with most of `tokens`, and how many that are. Sorted, it is beside where they would stand."""

@@ -27,6 +27,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of tokens that may not be completed
     min_tokens: int = 0  # the answer has at least this many tokens before an end token or a stop string may come
+    allowed_tokens: tuple[int, ...] = ()  # no other one may come, end tokens included; empty: all may
 
     @property
     def greedy(self) -> bool:

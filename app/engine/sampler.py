@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.engine import drawing
-from app.engine.drawing import RowNumbers, draw
+from app.engine import devicesampling
+from app.engine.devicesampling import RowNumbers, draw
 from app.engine.events import TokenLogprob
 from app.engine.kernel import kernel_for
 from app.engine.request import SamplingParams
@@ -39,8 +39,8 @@ class SamplerRow:
 
 
 def process_logits(logits: torch.Tensor, rows: Sequence[SamplerRow], with_grammars: bool = True) -> torch.Tensor:
-    """Apply logit_bias, the three penalties, bad_words, min_tokens and, unless left to the kernel, grammars to logits or log-probabilities
-    `[rows, vocab]`.
+    """Apply logit_bias, the three penalties, bad_words, min_tokens, allowed tokens and, unless left to the kernel, grammars to logits or
+    log-probabilities `[rows, vocab]`.
 
     Returns float32, or the very same tensor if no row asks for any of them.
     """
@@ -50,7 +50,8 @@ def process_logits(logits: torch.Tensor, rows: Sequence[SamplerRow], with_gramma
     answer_penalties = [_answer_penalties(row) for row in rows]
     banned = [_banned_tokens(row, vocab) for row in rows]
     masks = [(index, row.allowed) for index, row in enumerate(rows) if with_grammars and row.allowed is not None]
-    if not any(chain(biases, repeated, answer_penalties, banned, masks)):
+    limited = [(index, row.params.allowed_tokens) for index, row in enumerate(rows) if row.params.allowed_tokens]
+    if not any(chain(biases, repeated, answer_penalties, banned, masks, limited)):
         return logits
     scores = logits.to(torch.float32, copy=True)
     _add_to_scores(scores, biases)
@@ -65,6 +66,11 @@ def process_logits(logits: torch.Tensor, rows: Sequence[SamplerRow], with_gramma
     for index, allowed in masks:
         scores[index, : len(allowed)].masked_fill_(torch.from_numpy(~allowed[:vocab]).to(scores.device), -torch.inf)
         scores[index, len(allowed) :] = -torch.inf
+    for index, tokens in limited:
+        kept = torch.tensor(tokens, device=scores.device)
+        only = torch.full_like(scores[index], -torch.inf)
+        only[kept] = scores[index, kept]
+        scores[index] = only
     return scores
 
 
@@ -96,15 +102,15 @@ def drawing_numbers(rows: Sequence[SamplerRow]) -> NDArray[np.float64]:
 def row_numbers(params: SamplingParams, position: int) -> RowNumbers:
     """The same of one row, whose token will stand at `position`."""
     if params.greedy:
-        return drawing.GREEDY
+        return devicesampling.GREEDY
     uniform = _uniform(params.seed, position)
-    return drawing.random_row(uniform, params.temperature, params.top_k or 0, params.top_p, params.min_p)
+    return devicesampling.random_row(uniform, params.temperature, params.top_k or 0, params.top_p, params.min_p)
 
 
 def changes_logits(params: SamplingParams, answer_tokens: int) -> bool:
     """Whether the token that follows so many of the answer is not drawn from the model's logits as they are, a grammar aside."""
     penalties = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
-    return bool(params.logit_bias or params.bad_words or penalties) or answer_tokens < params.min_tokens
+    return bool(params.logit_bias or params.bad_words or params.allowed_tokens or penalties) or answer_tokens < params.min_tokens
 
 
 def _draw(scores: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:

@@ -19,9 +19,9 @@ START, CHANNEL, MESSAGE, END, CONSTRAIN = "<|start|>", "<|channel|>", "<|message
 NEXT = f"{END}{START}assistant"  # between two messages
 FINAL = f"{CHANNEL}final{MESSAGE}"
 CALL = f"{START}assistant{CHANNEL}commentary to=functions."  # a call's header as the parser gets it, however the model has written it
-RECIPIENT = re.compile(r"to=functions\.([a-zA-Z0-9_-]+)")
+RECIPIENT = re.compile(r"to=functions\.([a-zA-Z0-9_.-]+)")
 HEADERS = (START, CHANNEL, "to=functions.")  # how a header begins
-MAX_HEADER_CHARS = 200
+MAX_HEADER_CHARS = 300
 BETWEEN = "\n\n"  # two thoughts, or two messages to the user
 
 

@@ -24,6 +24,7 @@ KEYWORDS = frozenset(
 )
 DEFINITIONS = frozenset({"$defs", "definitions"})
 NO_BY_DEFAULT = ("uniqueItems", "nullable")  # keywords that are refused, but for the value that says what is so anyway: false
+ANY_NAME: tuple[Schema, ...] = ({}, {"type": "string"})  # values of propertyNames that every name conforms to; zod writes the second
 SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose value is an object of schemas
 SCHEMA_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf", "items")  # keywords whose value is (or may be) a list of schemas
 SCHEMA_VALUES = ("items", "additionalItems", "additionalProperties")  # keywords whose value is (or may be) one schema
@@ -47,12 +48,16 @@ def simplified(schema: Schema) -> Schema:
 
 
 def _simple(schema: Schema, keeps_parts: bool) -> Schema:
-    schema = {key: value for key, value in schema.items() if not (key in NO_BY_DEFAULT and value is False)}
+    schema = {key: value for key, value in schema.items() if not _says_nothing(key, value)}
     parts = schema.get("allOf")
     if keeps_parts or not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], dict):
         return schema
     others = {key: value for key, value in schema.items() if key != "allOf"}
     return schema if any(key in KEYWORDS - DEFINITIONS for key in others) else {**others, **parts[0]}
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    return (key in NO_BY_DEFAULT and value is False) or (key == "propertyNames" and value in ANY_NAME)
 
 
 def with_closed_objects(schema: Schema) -> Schema:

@@ -18,7 +18,7 @@ Segments = tuple[str, ...]  # fixed text, split at each place where the template
 
 CALL_ID = "[a-zA-Z0-9]{9}"
 CALL_NUMBER = "[0-9]{1,4}"
-TOOL_NAME = re.compile("[a-zA-Z0-9_-]+")
+TOOL_NAME = re.compile("[a-zA-Z0-9_.-]+")
 MIN_TRIGGER_CHARS = 3  # a shorter first word does not tell a call from other text
 EMPTY = '""'
 JSON_START = re.compile(r'[\[{]*["\-0-9tfn\]}]')

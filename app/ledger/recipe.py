@@ -11,7 +11,7 @@ KEPT = 3  # checkpoints, in the folder and in the table
 
 
 class Recipe(BaseModel):
-    """The base as it is served, and how it is to be tuned. `path` is absolute where it is one of this disk."""
+    """The base as it is served, and how it is to be tuned. `path` is absolute where it is one of this disk, and so is `chat_template`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,6 +24,7 @@ class Recipe(BaseModel):
     seed: int
     hyperparameters: Hyperparameters
     name: str  # of the result
+    chat_template: str | None = None  # that takes the place of the base's own
 
 
 class Run(BaseModel):

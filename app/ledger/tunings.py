@@ -215,7 +215,8 @@ def _find(connection: Connection, owner: str, id: str, lock: bool = False) -> Ro
 
 def _has_pair(key: str, value: str) -> Any:
     """Whether the metadata has a pair, which JSON writes in one way."""
-    return tunings.c.pairs.contains(json.dumps({key: value})[1:-1], autoescape=True)
+    pair = json.dumps({key: value})[1:-1]
+    return func.replace(tunings.c.pairs, pair, "") != tunings.c.pairs  # not LIKE: SQLite's takes capitals and small letters for the same
 
 
 def object_of(row: Row) -> Job:

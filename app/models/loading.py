@@ -39,7 +39,7 @@ from app.models.lora import LoraReader
 from app.models.names import served_name
 from app.models.progress import tell
 from app.models.proofs import ProofRecord
-from app.models.revision import cache_part, fingerprint_of
+from app.models.revision import fingerprint_of, further_parts, template_digest
 from app.models.room import check_room
 from app.models.sampling import default_sampling
 from app.models.source import Source, source_of
@@ -105,7 +105,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
         transformers.utils.logging.disable_progress_bar()  # a log has no use for one, and a full disk would end the load
     stages = Stages()
     with stages.measure("open"):
-        tokenizer = Tokenizer(settings.path)
+        tokenizer = Tokenizer(settings.path, settings.chat_template)
     sampling = default_sampling(settings.sampling, tokenizer.generation_config)
     assignment = DeviceAssignment((settings.device,)) if assignment is None else assignment
     devices, sharers = resolve_devices(assignment), assignment.sharers(torch.cuda.device_count())
@@ -181,6 +181,7 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
     performer, limits = engine.performer, engine.limits
     path, dtype = settings.observer_path, str(performer.model.dtype).removeprefix("torch.")
     revision = source_of(settings.path).weights_revision()
+    template = template_digest(None if settings.chat_template is None else str(tokenizer.base.chat_template))
     return Facts(
         name=settings.served_name,
         context=limits.context,
@@ -191,7 +192,7 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         observer=served_name(path) if path else None,
         chat=tokenizer.chat.exists,
         fingerprint=fingerprint_of(
-            settings.served_name, revision, settings.quantize, dtype, repr(sampling), *cache_part(settings.cache_dtype)
+            settings.served_name, revision, settings.quantize, dtype, repr(sampling), *further_parts(settings.cache_dtype, template)
         ),
         revision=revision,
         observer_revision=source_of(path).weights_revision() if path else None,
@@ -201,6 +202,7 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         observer_weights=None if engine.observer is None else engine.observer.weights,
         hidden_size=performer.hidden_size,
         cache_dtype=settings.cache_dtype,
+        template=template,
     )
 
 

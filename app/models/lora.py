@@ -17,7 +17,7 @@ from app.engine.lora import LoadedAdapter, Matrices, Shapes
 from app.errors import SetupError, first_line
 from app.models.adapter import CONFIG, Adapter
 from app.models.merge import PREFIX, read_weights
-from app.models.revision import cache_part, fingerprint_of
+from app.models.revision import fingerprint_of, further_parts
 from app.models.source import Source, source_of
 from app.models.tensors import tensor_problem
 
@@ -48,7 +48,8 @@ class LoraReader:
             raise SetupError(f"adapter '{name}' ({path}): {error.message}") from error
         facts = self._facts
         revision = f"{facts.revision}+{own_revision}"
-        fingerprint = fingerprint_of(name, revision, facts.quantize, facts.dtype, repr(facts.sampling), *cache_part(facts.cache_dtype))
+        further = further_parts(facts.cache_dtype, facts.template)
+        fingerprint = fingerprint_of(name, revision, facts.quantize, facts.dtype, repr(facts.sampling), *further)
         return LoadedAdapter(AdapterFacts(name, path, revision, fingerprint), changes)
 
 

@@ -34,9 +34,17 @@ def fingerprint_of(*parts: str) -> str:
     return "fp_" + hashlib.sha256("\0".join([*parts, VERSION]).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
-def cache_part(cache_dtype: str) -> list[str]:
-    """What a fingerprint has of `model.cache_dtype`: nothing where keys and values are kept as they are computed."""
-    return [] if cache_dtype == "auto" else [f"cache in {cache_dtype}"]
+def further_parts(cache_dtype: str, template: str) -> list[str]:
+    """What a fingerprint has of `model.cache_dtype`, nothing where keys and values are kept as they are computed, and of the digest of
+    `model.chat_template`, nothing where that is the model's own.
+    """
+    cache = [] if cache_dtype == "auto" else [f"cache in {cache_dtype}"]
+    return cache + ([f"template {template}"] if template else [])
+
+
+def template_digest(template: str | None) -> str:
+    """Of a chat template that takes the place of the model's own; empty without one."""
+    return "" if template is None else hashlib.sha256(template.encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def _read_edges(file: Path) -> bytes:

@@ -83,10 +83,11 @@ from app.schemas.state import (
     SlotList,
     SlotState,
     UpstreamState,
+    Version,
     WaitingState,
     WeightsCard,
 )
-from app.schemas.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from app.schemas.tokens import DetokenizeRequest, DetokenizeResponse, RenderedChat, TokenizeRequest, TokenizeResponse
 from app.schemas.wire import (
     MAX_TIMEOUT_S,
     CompletionTokensDetails,
@@ -157,6 +158,7 @@ __all__ = [
     "PromptTokensDetails",
     "Rate",
     "Readiness",
+    "RenderedChat",
     "ResponseFormat",
     "ResponsesAnswer",
     "ResponsesRequest",
@@ -188,6 +190,7 @@ __all__ = [
     "UsedCalibration",
     "UsedTier",
     "Verdict",
+    "Version",
     "WaitingState",
     "Warning",
     "WarningCode",

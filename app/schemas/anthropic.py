@@ -7,12 +7,13 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValu
 from pydantic.config import JsonDict
 
 from app.schemas.generation import SamplingParameters, Stop
-from app.schemas.messages import Name, Schema, object_type
+from app.schemas.messages import MAX_TOOLS, Name, Schema, object_type
 from app.schemas.thought import LIMIT
-from app.schemas.wire import Int, Seed, Wire
+from app.schemas.wire import SEED, Int, Seed, Wire
 
-MAX_BLOCKS = 128
-BLOCKS_OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking"), "system": ("text",)}
+MAX_BLOCKS = 256
+BLOCKS_OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking", "redacted_thinking"), "system": ("text",)}
+ROLES = {"ctx": "user", "msg": "user"}  # what Claude Code from 2.1.154 on may write, as vLLM reads it
 CACHE = "accepted and not needed: equal beginnings of prompts are found by their tokens"
 MODEL = "name of a served model, see /v1/models; the default model when left out"
 WEATHER: JsonDict = {
@@ -30,6 +31,15 @@ def _kind(block: Any) -> str | None:
 def _tag(block: Any) -> str:
     """The name of a union member. It has a blank, so that no path in an error is confused with the field `text`."""
     return f"{_kind(block)} block"
+
+
+def _role(role: object) -> object:
+    return ROLES.get(role, role) if isinstance(role, str) else role
+
+
+def _tool_tag(tool: Any) -> str:
+    """A tool in OpenAI's form is a mistake, not one to be left out."""
+    return "[client]" if _kind(tool) in {None, "custom", "function"} else "[hosted]"
 
 
 def _one_of(*kinds: str) -> Callable[[object], object]:
@@ -82,26 +92,36 @@ class ThinkingBlock(Wire):
     signature: str | None = Field(None, description="not read: thoughts are not signed here")
 
 
+class RedactedThinkingBlock(Wire):
+    """A thought that another server encrypted: the model does not see it."""
+
+    type: Literal["redacted_thinking"]
+    data: str
+
+
 Block = Annotated[
     Annotated[TextBlock, Tag("text block")]
     | Annotated[ThinkingBlock, Tag("thinking block")]
+    | Annotated[RedactedThinkingBlock, Tag("redacted_thinking block")]
     | Annotated[ToolUseBlock, Tag("tool_use block")]
     | Annotated[ToolResultBlock, Tag("tool_result block")],
     Discriminator(_tag),
-    BeforeValidator(_one_of("text", "tool_use", "tool_result", "thinking")),
+    BeforeValidator(_one_of("text", "tool_use", "tool_result", "thinking", "redacted_thinking")),
 ]
 
 
 class Turn(Wire):
     """One message. A last one of the assistant is continued: the answer goes on where its text ends."""
 
-    role: Literal["user", "assistant", "system"]
+    role: Annotated[Literal["user", "assistant", "system"], BeforeValidator(_role)] = Field(
+        description="ctx and msg, which Claude Code writes, are user"
+    )
     content: str | Annotated[list[Block], Field(max_length=MAX_BLOCKS)] = Field(
         description="text, or blocks: text of every role, tool_use of the assistant, tool_result of the user"
     )
 
     @property
-    def blocks(self) -> list[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock]:
+    def blocks(self) -> list[TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock]:
         return [TextBlock(type="text", text=self.content)] if isinstance(self.content, str) else self.content
 
     @property
@@ -117,8 +137,16 @@ class Turn(Wire):
         return self
 
 
+class HostedTool(Wire):
+    """A tool that Anthropic defines, such as web_search_20250305: the model is not told of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(max_length=128)
+
+
 class ClientTool(Wire):
-    type: Literal["custom"] | None = Field(None, description="custom only: this server runs no tools of its own")
+    type: Literal["custom"] | None = None
     name: Name
     description: str | None = Field(None, description="what the tool does; shown to the model")
     input_schema: Schema = Field(description="JSON schema, of type object, that the input of a call conforms to")
@@ -131,6 +159,9 @@ class ClientTool(Wire):
         if object_type(schema) != "object":
             raise ValueError("it must be a JSON schema of type 'object'")
         return schema
+
+
+AnyTool = Annotated[Annotated[ClientTool, Tag("[client]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_tool_tag)]
 
 
 class ToolSelection(Wire):
@@ -152,6 +183,9 @@ class JSONOutput(Wire):
 
 class OutputConfig(Wire):
     format: JSONOutput | None = Field(None, description="the form of the answer; any text when left out")
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="how long the model thinks, if its chat template has a place for it; else left out, and named"
+    )
 
 
 class Thinking(Wire):
@@ -175,17 +209,24 @@ class CountTokensRequest(Wire):
     model: str | None = Field(None, description=MODEL)
     messages: list[Turn] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
     system: str | TextBlocks | None = Field(None, description="what the model reads before the conversation")
-    tools: list[ClientTool] | None = Field(None, max_length=128, description="tools that the model may call")
+    tools: list[AnyTool] | None = Field(
+        None, max_length=MAX_TOOLS, description="tools that the model may call; those that Anthropic defines are left out, and named"
+    )
     tool_choice: ToolSelection | None = Field(None, description="auto when left out")
     output_config: OutputConfig | None = Field(None, description="the form of the answer")
-    thinking: Thinking | None = Field(None, description="whether a reasoning model thinks first; what its chat template does when left out")
+    thinking: Thinking | None = Field(
+        None,
+        description="whether a reasoning model thinks first; what its chat template does when left out, or adaptive; "
+        "enabled is left out, and named, for a model that does not think",
+    )
+    context_management: dict[str, JsonValue] | None = Field(
+        None, description="left out, and named: nothing is taken out of a conversation; what does not fit the context is refused"
+    )
     cache_control: CacheControl | None = Field(None, description=CACHE)
 
     @property
-    def system_text(self) -> str:
-        if self.system is None:
-            return ""
-        return self.system if isinstance(self.system, str) else "".join(block.text for block in self.system)
+    def client_tools(self) -> list[ClientTool]:
+        return [tool for tool in self.tools or () if isinstance(tool, ClientTool)]
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -203,7 +244,7 @@ class MessagesRequest(CountTokensRequest, SamplingParameters):
     stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = Field(
         None, description="texts: each ends the answer and is not part of it; an empty one does nothing"
     )
-    seed: Seed | None = Field(None, description="the same request with the same seed gives the same tokens")
+    seed: Seed | None = Field(None, description=SEED)
     stream: bool | None = Field(None, description="send the answer as server-sent events")
     metadata: RequestMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = Field(None, description="both mean the one tier that there is here")

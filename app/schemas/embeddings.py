@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from app.schemas.generation import TokenId
 from app.schemas.wire import TIER, TIMEOUT, Int, Tier, Timeout, UsedTier, Wire
 
-MAX_INPUTS = 256
+MAX_INPUTS = 2048
 Text = Annotated[str, StringConstraints(min_length=1)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
@@ -15,7 +15,7 @@ TokenIdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPU
 
 
 class EmbeddingRequest(Wire):
-    """One text or up to 256, as text or as token ids. The vector of a text does not depend on the others."""
+    """One text or up to 2048, as text or as token ids. The vector of a text does not depend on the others."""
 
     model: str | None = Field(None, description="name of a served model, see /v1/models; the default model when left out")
     input: Text | Texts | TokenIds | TokenIdLists = Field(description="a text, a list of texts, token ids, or lists of token ids")

@@ -58,7 +58,9 @@ class GenerateRequest(Wire):
     do_sample: bool = Field(False, description="sample each token; false takes the most likely one, or searches")
     num_beams: Int = Field(1, ge=1, description="above 1: beam search, each beam in a slot of its own")
     return_prompt: bool = Field(False, description="return the prompt before its answer")
-    seed: Seed | None = Field(None, description="used for every prompt: the same prompt with the same seed gives the same text")
+    seed: Seed | None = Field(
+        None, description="used for every prompt: the same prompt with the same seed gives the same text; -1: a random one"
+    )
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from app.schemas.forms import FormFields
-from app.schemas.messages import Message, Metadata, Prediction, Tool, ToolCall, ToolChoice
-from app.schemas.thought import ThoughtFields
-from app.schemas.wire import TIER, TIMEOUT, Int, Seed, Tier, Timeout, Usage, UsedTier, Wire
+from app.schemas.messages import MAX_TOOLS, Message, Metadata, Prediction, Tool, ToolCall, ToolChoice
+from app.schemas.thought import UNLIMITED, ThoughtFields
+from app.schemas.wire import SEED, TIER, TIMEOUT, Int, Seed, Tier, Timeout, Usage, UsedTier, Wire
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
@@ -17,6 +17,9 @@ StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
 MAX_ID_DIGITS = 10
+MAX_STOPS = 32
+LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")  # names of one field
+SYNONYMS = (LIMITS, ("repetition_penalty", "repeat_penalty"))
 LOGIT_BIAS = "maps a token id, as a string, to a number that is added to its logit: -100 bans the token, 100 all but forces it"
 BAD_WORDS = "texts that the answer must not contain, at its start or after a space"
 PROGRESS = "only with stream: while the prompt is read, chunks say how far that is, in prompt_progress; llama-server's field"
@@ -28,6 +31,15 @@ THIEF_SCHEMA: JsonDict = {
 }
 PLACE: JsonDict = {"type": "object", "properties": {"place": {"type": "string", "maxLength": 20}}, "required": ["place"]}
 WEATHER: JsonDict = {"type": "function", "function": {"name": "weather", "description": "The weather at a place.", "parameters": PLACE}}
+
+
+def _some(limit: int) -> int:
+    if not limit:
+        raise ValueError("Input should be greater than or equal to 1, or -1 for no limit")
+    return limit
+
+
+AnswerLimit = Annotated[Int, Field(ge=UNLIMITED, json_schema_extra={"not": {"const": 0}}), AfterValidator(_some)]
 
 
 class StreamOptions(Wire):
@@ -81,9 +93,9 @@ class SamplingFields(SamplingParameters):
     model: str | None = Field(None, description="name of a served model, see /v1/models; the default model when left out")
     logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = Field(None, description=LOGIT_BIAS)
     bad_words: Annotated[list[StopWord], Field(max_length=128)] | None = Field(None, description=BAD_WORDS)
-    seed: Seed | None = Field(None, description="the same request with the same seed gives the same tokens")
+    seed: Seed | None = Field(None, description=SEED)
     n: Int | None = Field(None, ge=1, le=16, description="number of answers; 1 when left out; answer i is sampled with seed + i")
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="stop strings: each ends the answer and is not part of it; an empty one does nothing"
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = Field(None, description="tokens that end the answer")
@@ -122,18 +134,58 @@ class SamplingFields(SamplingParameters):
         return tuple(word for word in words if word)
 
 
-class ChatRequest(SamplingFields, ThoughtFields, FormFields):
-    return_progress: bool | None = Field(None, description=PROGRESS)
-    messages: list[Message] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
-    max_tokens: Int | None = Field(
-        None, ge=1, description="limit of the answer in tokens; when left out, what the context leaves after the prompt"
+class TokenFields(Wire):
+    """Fields of chat and completions about single tokens, by vLLM's names."""
+
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=65_536)] | None = Field(
+        None, description="no other token may come, so that without an end token among them the answer has max_tokens"
     )
-    max_completion_tokens: Int | None = Field(None, ge=1, description="newer name of max_tokens")
+    include_stop_str_in_output: bool | None = Field(None, description="keep the stop string or token that ends the answer in its text")
+    return_token_ids: bool | None = Field(None, description="return prompt_token_ids, and token_ids of each answer")
+    prompt_logprobs: Int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="return the log-probability of each token of the prompt, and of this many most likely tokens at its position; "
+        "not with stream",
+    )
+
+
+class AnswerFields(SamplingFields, TokenFields):
+    """Fields of chat and completions that a response does not have; some are llama-server's names of fields that stand beside them."""
+
+    return_progress: bool | None = Field(None, description=PROGRESS)
+    repeat_penalty: float | None = Field(None, ge=0.01, le=10, description="llama-server's name of repetition_penalty")
+    add_special_tokens: bool | None = Field(
+        None, description="whether the tokenizer puts its own special tokens, such as BOS, around a text or a rendered conversation"
+    )
+
+    @model_validator(mode="after")
+    def _says_each_thing_once(self) -> "AnswerFields":
+        for names in SYNONYMS:
+            said = {name: value for name in names if (value := getattr(self, name, None)) is not None}
+            if len(set(said.values())) > 1:
+                raise ValueError(f"{' and '.join(said)} contradict each other; give one of them")
+        return self
+
+    @property
+    def answer_limit(self) -> int | None:
+        """In tokens, by whichever name it has; `UNLIMITED`: what the context leaves after the prompt."""
+        return next((limit for name in LIMITS if (limit := getattr(self, name, None)) is not None), None)
+
+
+class ChatRequest(AnswerFields, ThoughtFields, FormFields):
+    messages: list[Message] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
+    max_tokens: AnswerLimit | None = Field(
+        None, description="limit of the answer in tokens; when left out or -1, what the context leaves after the prompt"
+    )
+    max_completion_tokens: AnswerLimit | None = Field(None, description="newer name of max_tokens")
+    n_predict: AnswerLimit | None = Field(None, description="llama-server's name of max_tokens")
     logprobs: bool | None = Field(None, description="return the log-probability of each token of the answer")
     top_logprobs: Int | None = Field(
         None, ge=0, le=20, description="also return this many most likely tokens at each position; needs logprobs: true"
     )
-    tools: list[Tool] | None = Field(None, max_length=128, description="functions that the model may call")
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS, description="functions that the model may call")
     tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
@@ -143,7 +195,7 @@ class ChatRequest(SamplingFields, ThoughtFields, FormFields):
     chat_template_kwargs: dict[str, JsonValue] | None = Field(
         None,
         max_length=32,
-        description="variables of the model's chat template, such as enable_thinking; one that it does not use is refused",
+        description="variables of the model's chat template, such as enable_thinking; one that it does not use is left out",
     )
     add_generation_prompt: bool | None = Field(
         None, description="whether the prompt opens the assistant's turn; true when left out, false with continue_final_message"
@@ -194,10 +246,12 @@ class ChatRequest(SamplingFields, ThoughtFields, FormFields):
     )
 
 
-class CompletionRequest(SamplingFields, FormFields):
-    return_progress: bool | None = Field(None, description=PROGRESS)
+class CompletionRequest(AnswerFields, FormFields):
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="a text, a list of texts, token ids, or lists of token ids")
-    max_tokens: Int | None = Field(None, ge=0, description="limit of the answer in tokens; 16 when left out; 0 only with echo")
+    max_tokens: Int | None = Field(
+        None, ge=UNLIMITED, description="limit of the answer in tokens; 16 when left out; -1: what the context leaves; 0 only with echo"
+    )
+    n_predict: Int | None = Field(None, ge=UNLIMITED, description="llama-server's name of max_tokens")
     logprobs: Int | None = Field(
         None, ge=0, le=20, description="return the log-probability of each token and of this many most likely tokens at its position"
     )
@@ -248,11 +302,26 @@ class AnswerMessage(Wire):
     tool_calls: list[ToolCall] | None = None
 
 
+class PromptLogprob(Wire):
+    """vLLM's form."""
+
+    logprob: float
+    rank: int | None = Field(description="1 for the likeliest token at its position; null for a token that is none of those asked for")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+STOP_REASON = "the stop string or the token of stop_token_ids that ended the answer; null for the model's own end"
+PROMPT_LOGPROBS = "for each token of the prompt, its id and the likeliest ones; null for the first, which nothing predicts"
+
+
 class ChatChoice(Wire):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
+    stop_reason: str | int | None = Field(None, description=STOP_REASON)
+    token_ids: list[int] | None = None
 
 
 class ChatResponse(Wire):
@@ -267,6 +336,8 @@ class ChatResponse(Wire):
         description="digest of model, revision and quantization; while it stays the same, the same seed gives the same answer"
     )
     metadata: dict[str, str] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = Field(None, description=PROMPT_LOGPROBS)
 
 
 class CompletionChoice(Wire):
@@ -274,6 +345,10 @@ class CompletionChoice(Wire):
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: FinishReason
+    stop_reason: str | int | None = Field(None, description=STOP_REASON)
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = Field(None, description=PROMPT_LOGPROBS)
 
 
 class CompletionResponse(Wire):

@@ -2,30 +2,59 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
 from app.schemas.wire import Wire
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+MAX_TOOLS = 512
 Schema = dict[str, JsonValue]
 
 
-def _text_only(part: object) -> object:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind != "text":
+TEXT_PARTS = ("text", "input_text")  # the second is that of the Responses API
+PARTS = (*TEXT_PARTS, "refusal")
+
+
+def _kind(part: object) -> object:
+    """The `type` of a part as a client wrote it, or of one that is parsed already."""
+    return part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+
+
+def _supported(part: object) -> object:
+    kind = _kind(part)
+    if isinstance(kind, str) and kind not in PARTS:
         raise ValueError(f"a content part of type {kind[:40]!r} is not supported; only parts of type 'text' are")
     return part
 
 
+def _part_tag(part: object) -> str:
+    """The brackets mark the name of a union's member, which is left out of the path of a field in an error."""
+    return "[refusal]" if _kind(part) == "refusal" else "[text]"
+
+
 class TextPart(Wire):
-    type: Literal["text"]
+    type: Literal["text", "input_text"]
     text: str
+
+
+class RefusalPart(Wire):
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("[text]")] | Annotated[RefusalPart, Tag("[refusal]")], Discriminator(_part_tag), BeforeValidator(_supported)
+]
 
 
 class Prediction(Wire):
     type: Literal["content"]
-    content: str | list[Annotated[TextPart, BeforeValidator(_text_only)]] = Field(description="text, or parts of type text")
+    content: str | list[Annotated[TextPart, BeforeValidator(_supported)]] = Field(description="text, or parts of type text")
 
     @property
     def text(self) -> str:
@@ -49,9 +78,11 @@ class Message(Wire):
     """`tool_calls` is for messages of the assistant, `tool_call_id` for the result of a tool."""
 
     role: Role = Field(description="developer is rendered as system")
-    content: str | list[Annotated[TextPart, BeforeValidator(_text_only)]] | None = Field(None, description="text, or parts of type text")
+    content: str | list[Part] | None = Field(
+        None, description="text, or parts of type text, which the model reads as lines; those of type refusal are an assistant's"
+    )
     name: str | None = Field(
-        None, min_length=1, max_length=64, description="name of the author; refused if the model's chat template has no place for it"
+        None, min_length=1, max_length=64, description="name of the author; left out if the model's chat template has no place for it"
     )
     tool_calls: list[ToolCall] | None = Field(None, max_length=128, description="the tools that the assistant called")
     tool_call_id: str | None = Field(
@@ -71,9 +102,10 @@ class Message(Wire):
 
     @property
     def text(self) -> str:
+        """The content as templates take it that know no parts; the parts are lines, as with vLLM and llama-server."""
         if self.content is None:
             return self.refusal or ""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content if part.text)
 
     @model_validator(mode="after")
     def _by_role(self) -> "Message":
@@ -85,8 +117,8 @@ class Message(Wire):
             raise ValueError(f"refusal is only for messages of role 'assistant', not '{self.role}'")
         if self.prefix and self.role != "assistant":
             raise ValueError(f"prefix is only for messages of role 'assistant', not '{self.role}'")
-        if self.content is None and self.role != "assistant":
-            raise ValueError("content is missing; only a message of the assistant may omit it")
+        if self.content is None and self.role not in {"assistant", "tool"}:
+            raise ValueError("content is missing; only messages of the assistant and of a tool may omit it")
         return self
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 from app.schemas.generation import PLACE, THIEF_SCHEMA, SamplingFields, StreamOptions
-from app.schemas.messages import Function, Metadata, Name, Schema
+from app.schemas.messages import MAX_TOOLS, Function, Metadata, Name, Schema
 from app.schemas.thought import Reasoning
 from app.schemas.wire import Int, Wire
 
@@ -13,8 +13,20 @@ MAX_ITEMS = 1023  # with the instructions, the 1024 messages that a chat may hav
 PARTS = ("input_text", "output_text", "text")
 ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 FORMATS = ("text", "json_object", "json_schema")
+LOGPROBS = "message.output_text.logprobs"
 NOTHING_STORED = "null only: nothing is stored; send the earlier items again, in input"
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
+Included = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
+Summary = Literal["auto", "concise", "detailed"]
 CallId = Annotated[str, Field(min_length=1, max_length=128)]
 
 
@@ -37,13 +49,6 @@ def _supported_item(item: object) -> object:
     return item
 
 
-def _functions_only(tool: object) -> object:
-    kind = _kind(tool)
-    if isinstance(kind, str) and kind != "function":
-        raise ValueError(f"a tool of type {kind[:40]!r} is not supported; only tools of type 'function' are")
-    return tool
-
-
 def _supported_format(kind: object) -> object:
     if isinstance(kind, str) and kind not in FORMATS:
         raise ValueError(f"a format of type {kind[:40]!r} is not supported; only {', '.join(FORMATS)} are")
@@ -54,6 +59,11 @@ def _supported_format(kind: object) -> object:
 def _item_tag(item: object) -> str:
     kind = _kind(item)
     return f"[{kind}]" if isinstance(kind, str) and kind in ITEMS else "[message]"  # a message may omit its type
+
+
+def _tool_tag(tool: object) -> str:
+    kind = _kind(tool)
+    return "[hosted]" if isinstance(kind, str) and kind != "function" else "[function]"
 
 
 def _choice_tag(choice: object) -> str:
@@ -128,6 +138,17 @@ class FunctionTool(Function):
     type: Literal["function"]
 
 
+class HostedTool(Wire):
+    """A tool of another kind, such as web_search, custom or namespace: the model is not told of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(max_length=128)
+
+
+AnyTool = Annotated[Annotated[FunctionTool, Tag("[function]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_tool_tag)]
+
+
 class NamedFunctionTool(Wire):
     type: Literal["function"]
     name: Name
@@ -161,12 +182,14 @@ class TextOptions(Wire):
         ]
         | None
     ) = Field(None, description="any text when left out")
-    verbosity: Literal["medium"] | None = Field(None, description="medium only: the conversation says how long an answer should be")
+    verbosity: Literal["low", "medium", "high"] | None = Field(
+        None, description="low and high are left out, and named: the conversation says how long an answer should be"
+    )
 
 
 class ResponsesReasoning(Reasoning):
-    summary: None = Field(None, description="null only, like generate_summary")
-    generate_summary: None = None
+    summary: Summary | None = Field(None, description="left out, and named, like generate_summary: a thought is returned as it is")
+    generate_summary: Summary | None = None
 
 
 class ResponsesStreamOptions(StreamOptions):
@@ -183,15 +206,17 @@ class ResponsesRequest(SamplingFields):
         None, ge=1, description="limit of the answer in tokens; when left out, what the context leaves after the prompt"
     )
     text: TextOptions | None = Field(None, description="the form of the answer")
-    tools: list[Annotated[FunctionTool, BeforeValidator(_functions_only)]] | None = Field(
-        None, max_length=128, description="functions that the model may call"
+    tools: list[AnyTool] | None = Field(
+        None, max_length=MAX_TOOLS, description="functions that the model may call; tools of other types are left out, and named"
     )
     tool_choice: ResponsesToolChoice | None = Field(
         None, description="auto, none, required, or the one function to call; auto when left out"
     )
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
-    include: list[Literal["message.output_text.logprobs"]] | None = Field(
-        None, max_length=16, description="message.output_text.logprobs only: return the log-probability of each token of the answer"
+    include: list[Included] | None = Field(
+        None,
+        max_length=16,
+        description="message.output_text.logprobs: return the log-probability of each token of the answer; others are left out, and named",
     )
     top_logprobs: Int | None = Field(
         None,
@@ -203,13 +228,19 @@ class ResponsesRequest(SamplingFields):
     max_tool_calls: Int | None = Field(None, ge=1, description="limits built-in tools, of which there are none")
     n: Int | None = Field(None, ge=1, le=1, description="1 only: a response is one answer")
     stream_options: ResponsesStreamOptions | None = Field(None, description="only with stream")
-    store: bool | None = Field(None, description="false, also when left out: no response is stored")
+    store: bool | None = Field(None, description="false, also when left out: no response is stored; true is left out, and named")
     background: bool | None = Field(None, description="false only: the answer is computed while its client waits")
-    truncation: Literal["disabled", "auto"] | None = Field(None, description="disabled only: input that does not fit is refused, never cut")
+    truncation: Literal["disabled", "auto"] | None = Field(
+        None, description="input that does not fit is refused, never cut: auto is left out, and named"
+    )
     reasoning: ResponsesReasoning | None = Field(None, description="how the model thinks before its answer")
     previous_response_id: None = Field(None, description=NOTHING_STORED)
     conversation: None = Field(None, description=NOTHING_STORED)
     prompt: None = Field(None, description="null only: no prompts are stored; write them in instructions and input")
+
+    @property
+    def functions(self) -> list[FunctionTool]:
+        return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -16,6 +16,8 @@ CARD_EXAMPLE: JsonDict = {
     "type": "model",
     "display_name": "storyteller",
     "created_at": "2026-11-28T03:22:33Z",
+    "root": "storyteller",
+    "aliases": ["gpt-4o-mini"],
     "status": "ready",
     "default": True,
     "context": 1024,
@@ -151,6 +153,8 @@ class ModelCard(Wire):
     type: Literal["model"] = Field("model", description="this, display_name and created_at are Anthropic's")
     display_name: str | None = None
     created_at: str | None = Field(None, description="the same as created, as RFC 3339 has it")
+    root: str | None = Field(None, description="the model's own name, by which answers call it; another than id where id is an alias")
+    aliases: list[str] = Field(default=[], description="further names of the model; * is any name that no model has")
     parent: str | None = Field(None, description="the base, if this is a LoRA adapter that is served beside it; the base is its observer")
     status: ModelStatus = Field("ready", description="loading: its process died, or a request waits; unloaded: the next request loads it")
     default: bool = Field(description="used for requests that name no model")
@@ -205,6 +209,10 @@ class Readiness(Wire):
 
 class Health(Wire):
     status: Literal["ok"] = "ok"
+
+
+class Version(Wire):
+    version: str = Field(description="of Litmus", examples=["0.1.0"])
 
 
 class SlotState(Wire):

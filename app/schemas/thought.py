@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from app.schemas.wire import Int, Wire
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
-EFFORT = "how long the model thinks, if its chat template has a place for it; none: not at all"
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORT = "how long the model thinks, if its chat template has a place for it; if it has only a switch, none turns it off, the others on"
 LIMIT = "limit of the thought in tokens, without its marks; where it is reached, the thought is closed and the answer begins; 0: no thought"
 UNLIMITED = -1
 

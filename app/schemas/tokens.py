@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from app.schemas.generation import TokenId
-from app.schemas.messages import Message, Tool
+from app.schemas.messages import MAX_TOOLS, Message, Tool
 from app.schemas.wire import Wire
 
 MODEL = "name of a served model, see /v1/models; the default model when left out"
@@ -26,7 +26,7 @@ class TokenizeRequest(Wire):
     add_generation_prompt: bool | None = Field(
         None, description="end with the beginning of the assistant's turn; true when left out; only with messages"
     )
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = Field(
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = Field(
         None, description="functions that the chat template describes to the model; only with messages"
     )
     return_token_strs: bool = Field(False, description="also return each token as the vocabulary spells it")
@@ -46,6 +46,10 @@ class TokenizeResponse(Wire):
     max_model_len: int = Field(description="limit of prompt and answer together, in tokens")
     tokens: list[int]
     token_strs: list[str] | None = None
+
+
+class RenderedChat(Wire):
+    prompt: str = Field(description="the conversation as the chat template writes it, with the names of special tokens")
 
 
 class DetokenizeRequest(Wire):

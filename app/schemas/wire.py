@@ -4,18 +4,24 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-Tier = Literal["auto", "default", "flex"]
+Tier = Literal["auto", "default", "flex", "priority", "scale"]
 UsedTier = Literal["default", "flex"]
 MAX_TIMEOUT_S = 86_400
-TIER = "flex marks batch work: it waits behind interactive requests; auto means default"
+TIER = "flex marks batch work: it waits behind interactive requests; all others mean default"
 
 
 def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _seed(value: object) -> object:
+    return None if value == RANDOM_SEED else _whole(value)
+
+
 Int = Annotated[int, BeforeValidator(_whole)]  # of a request: some JSON libraries write 20 as 20.0
-Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), BeforeValidator(_whole)]
+RANDOM_SEED = -1  # vLLM's and llama-server's word for no seed
+Seed = Annotated[Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None, BeforeValidator(_seed)]
+SEED = "the same request with the same seed gives the same tokens; -1 is as if it were left out: a random one"
 Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)]
 TIMEOUT = "seconds until the request fails with 408, in the queue as well as while it is answered; the header X-Request-Timeout is the same"
 

@@ -3,24 +3,22 @@
 A line has the field `text`, or the fields `human` and `machine` with a text of each class; then the requested class is read.
 """
 
-import csv
 import gzip
-import io
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from app.csvtable import read_table
 from app.errors import SetupError
 from app.plaintext import NotText, decode
 from app.scoring.normalize import normalize
 
 FILE_TYPES = (".jsonl", ".csv", ".txt")
-SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}  # of cells; where the decimal mark is a comma, table programs write semicolons
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,33 +105,10 @@ def parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, 
 
 
 def parse_csv(content: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """`(number, row)` of every row below the first line, which is number 1; a row with too many cells is a sentence that says so.
-
-    Commas, semicolons or tabs divide the cells: whatever divides the first line into most. Under a single name a whole row is one text.
-    """
-    csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
-
-    def rows(separator: str) -> Iterator[list[str]]:
-        return filter(None, csv.reader(io.StringIO(content, newline=""), delimiter=separator))
-
-    separator = max(SEPARATORS, key=lambda each: len(next(rows(each), [])))
-    found = rows(separator)
-    names = next(found, [])
-    width = _width(names)
-    for number, row in enumerate(found, 2):
-        cells = row if _width(row) > width else row[:width]
-        if width == 1:
-            yield number, {names[0]: separator.join(cells)}
-        elif len(cells) > width:
-            advice = f"put a text that has a {SEPARATORS[separator]} in quotation marks"
-            yield number, f"it has {_width(row)} cells, the first line has {width}; {advice}"
-        else:
-            yield number, dict(zip_longest(names[:width], cells))
-
-
-def _width(row: Sequence[str]) -> int:
-    """The number of cells without the empty ones at the end, which table programs add."""
-    return max((number for number, cell in enumerate(row, 1) if cell.strip()), default=0)
+    """`(number, row)` of every row of `app.csvtable`; one with too many cells is a clause that says so."""
+    table = read_table(content)
+    for number, cells in table.rows:
+        yield number, cells if isinstance(cells, str) else dict(zip_longest(table.names, cells))
 
 
 def _labelled_text(line: dict[str, Any] | str, machine: bool, fields: FieldNames, location: str) -> LabelledText:

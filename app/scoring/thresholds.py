@@ -131,13 +131,15 @@ class Bucket(FrozenModel):
         return value > self.chance.score[-1] if lower else value < self.chance.score[0]
 
     def threshold(self, target: float | None) -> Threshold:
-        """The machine threshold for a target false-positive rate; without one, that of the rate nearest to 1%.
+        """The machine threshold for a target false-positive rate; without one, that of the rate nearest to 1%, or
+        the one that there is, where no rate was published with it.
 
         Raises `InvalidRequest` for a rate that this bucket has no threshold for.
         """
         calibrated = [threshold for threshold in self.machine if threshold.target is not None]
         if target is None:
-            return min(calibrated, key=lambda threshold: abs(math.log((threshold.target or 1) / DEFAULT_TARGET_FPR)))
+            nearest = min(calibrated, key=lambda threshold: abs(math.log((threshold.target or 1) / DEFAULT_TARGET_FPR)), default=None)
+            return nearest or self.machine[0]
         for threshold in calibrated:
             if threshold.target is not None and math.isclose(threshold.target, target):
                 return threshold

@@ -12,7 +12,7 @@ from app.models.names import MODEL_NAME, is_hub_name, served_name
 from app.schemas import SamplingParameters
 from app.settings.default import BUNDLED, DEFAULT_NAME, default_model, smollm2
 from app.settings.group import Filled, Group
-from app.upstream import UpstreamFields
+from app.settings.upstream import UpstreamFields
 
 DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9]\d*)(,(0|[1-9]\d*))*)?")
 MODEL_FILES = ("config.json", "adapter_config.json", "*.gguf")  # a folder with none of these holds no model
@@ -25,6 +25,7 @@ class SamplingSettings(SamplingParameters):
 
 
 AdapterName = Annotated[str, StringConstraints(pattern=MODEL_NAME)]
+Alias = Annotated[str, StringConstraints(pattern=rf"{MODEL_NAME}|^\*$")]
 
 
 def _device(text: str) -> str:
@@ -62,6 +63,12 @@ class LoadedFields(Group):
         None, description="calibration file for verdicts, written by `python -m app.calibrate`; the one in the model's folder when not set"
     )
     name: Filled | None = Field(None, description="name of the model in the API; the last part of the path when not set")
+    chat_template: Filled | None = Field(
+        None, description="file with a Jinja template that takes the place of the model's own chat template"
+    )
+    aliases: tuple[Alias, ...] = Field(
+        (), description="further names by which requests may ask for the model, such as gpt-4o-mini; * is any name that no model has"
+    )
     adapters: Annotated[dict[AdapterName, str], AfterValidator(AdapterPaths)] = Field(
         AdapterPaths(),
         description="LoRA adapters that are served beside the model, on its weights: names in the API, each with a folder or hub name",
@@ -165,6 +172,8 @@ class LoadedFields(Group):
             is_there = (Path(adapter) / "adapter_config.json").is_file()
             if not is_there and (Path(adapter).exists() or not is_hub_name(adapter)):
                 raise SetupError(f"{where}.adapters: '{name}' is to be in {adapter}, which is no folder with an adapter_config.json")
+        if self.chat_template is not None and not Path(self.chat_template).is_file():
+            raise SetupError(f"{where}.chat_template: {self.chat_template} is no file; give the path of a Jinja template")
         for field, path in (("path", self.path), ("observer", self.observer_path), ("draft", self.draft)):
             if path is None or (is_hub_name(path) and not Path(path).exists()):
                 continue

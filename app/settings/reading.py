@@ -13,6 +13,7 @@ from app.settings.tree import Settings
 SHORT_OPTIONS = {
     "--model": "--model.path",
     "--observer": "--model.observer",
+    "--chat-template": "--model.chat_template",
     "--quantize": "--model.quantize",
     "--device": "--model.device",
     "--port": "--server.port",
@@ -68,7 +69,7 @@ def _shown(program: str) -> type[Settings]:
 
 
 def _check_secrets(command_line: dict[str, Any]) -> None:
-    """The command line stands in the list of processes, where every user of the machine reads it."""
+    """The bot's secrets are not taken from the command line: every user of the machine can read that in the list of processes."""
     for name in ("token", "key"):
         if name in command_line.get("telegram", {}):
             raise SetupError(

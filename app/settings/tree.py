@@ -18,7 +18,7 @@ from app.settings.security import SecuritySettings
 from app.settings.server import LimitSettings, QueueSettings, RetentionSettings, ServerSettings
 from app.settings.sources import DELIMITER, DOTENV, PREFIX, YAML
 from app.settings.ui import TelegramSettings, UISettings
-from app.upstream import may_share_a_name
+from app.settings.upstream import may_share_a_name
 
 
 class Settings(BaseSettings):
@@ -57,6 +57,11 @@ class Settings(BaseSettings):
         """Those that are loaded here, in the same form."""
         return {where: model for where, model in self.served.items() if model.upstream is None}
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The further names of models, each with the name of its model. `*` stands for every name that no model has."""
+        return {alias: model.served_name for model in self.served.values() for alias in model.aliases}
+
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         setting_of: dict[str, str] = {}  # by served name
@@ -69,7 +74,17 @@ class Settings(BaseSettings):
                 taken = setting_of.setdefault(name, f"{where}.adapters")
                 if taken != f"{where}.adapters":
                     raise ValueError(f"{taken} and {where}.adapters would both be served as '{name}': give one of them another name")
+        self._check_aliases(setting_of)
         return self
+
+    def _check_aliases(self, setting_of: dict[str, str]) -> None:
+        """Raises `ValueError` for an alias that is a name of another model, or of an adapter. Upstreams of one name may share theirs."""
+        for where, model in self.served.items():
+            for alias in model.aliases:
+                taken = setting_of.setdefault(alias, f"{where}.aliases")
+                shared = taken.endswith(".aliases") and self.served[taken.removesuffix(".aliases")].served_name == model.served_name
+                if not shared:
+                    raise ValueError(f"{taken} and {where}.aliases would both be served as '{alias}': leave it out of one of them")
 
     def check_paths(self) -> None:
         """Raises `SetupError` for a missing folder."""

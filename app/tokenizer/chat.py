@@ -15,6 +15,7 @@ from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
 from app.forms.ways import ToolRendering, learn_tools
 
 GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own: what the model is trained to write
+PROBE = "\ue006"  # a private-use character, which templates copy unchanged
 THINKING_SWITCHES = ("enable_thinking", "thinking")  # names that templates have for it
 
 
@@ -99,6 +100,14 @@ class ChatTemplate:
         """The template's variable that says whether the model thinks first, if it has one."""
         return next((name for name in THINKING_SWITCHES if self.uses(name)), None)
 
+    @cached_property
+    def takes_later_system(self) -> bool:
+        """Whether the template renders a message of the system behind others: some refuse it there, some leave it out."""
+        try:
+            return PROBE in self._render([{"role": "user", "content": "?"}, {"role": "system", "content": PROBE}], None, True)
+        except InvalidRequest:
+            return False
+
     @property
     def _template_text(self) -> str:
         template = self._base.chat_template or ""
@@ -126,11 +135,21 @@ class ChatTemplate:
         return learn_tools(self._render, self.added_tokens)
 
 
+def compiler() -> Environment:
+    """What understands a template as transformers does, which renders it."""
+    return Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+
+
+def without_generation_tags(template: str) -> str:
+    """The same on as many lines."""
+    return GENERATION_TAG.sub(lambda tag: "\n" * tag[0].count("\n"), template)
+
+
 @lru_cache(maxsize=8)
 def variables_of(template: str) -> frozenset[str]:
     """The names that a chat template looks up but does not define on every way to them."""
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION_TAG.sub("", template))
+        tree = compiler().parse(without_generation_tags(template))
     except TemplateSyntaxError:  # it cannot be rendered either
         return frozenset()
     return frozenset(meta.find_undeclared_variables(tree))

@@ -13,7 +13,7 @@ from app.forms.tools import AddedTokens
 from app.models.source import source_of
 from app.models.vocabulary import create_tokenizer, generation_values
 from app.tokenizer.chat import ChatTemplate
-from app.tokenizer.loading import load_tokenizer, read_generation_config
+from app.tokenizer.loading import load_tokenizer, read_generation_config, read_template
 from app.tokenizer.pieces import Piece, Pieces
 
 
@@ -35,14 +35,18 @@ class Encoded:
 
 
 class Tokenizer:
-    """Raises `SetupError` when `path` (folder, hub name or GGUF file) holds no fast tokenizer."""
+    """`chat_template` is a file that takes the place of the model's own template. Raises `SetupError` when `path` (folder, hub name or
+    GGUF file) holds no fast tokenizer, and for a template that is none.
+    """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, chat_template: str | None = None) -> None:
         source = source_of(path)
         file = source.gguf
         self.base: PreTrainedTokenizerBase = load_tokenizer(source) if file is None else create_tokenizer(file)
         if not self.base.is_fast:
             raise SetupError(f"{path}: its tokenizer has no tokenizer.json; Litmus needs one for character offsets")
+        if chat_template is not None:
+            self.base.chat_template = read_template(chat_template)
         self.generation_config = read_generation_config(path) if file is None else generation_values(file)
         self._special_tokens = {id: token.content for id, token in self.base.added_tokens_decoder.items() if token.special}
         self._lock = threading.Lock()  # transformers sets `split_special_tokens` on the shared tokenizer, not for the one call
@@ -92,11 +96,13 @@ class Tokenizer:
         with self._lock:
             return tuple(self.base.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=False))
 
-    def encode_with_offsets(self, text: str, param: str, split_special_tokens: bool = True) -> Encoded:
+    def encode_with_offsets(self, text: str, param: str, split_special_tokens: bool = True, add_special_tokens: bool = True) -> Encoded:
         """Ids and character offsets. By default, as for scoring, the name of a special token inside the text is tokenized as plain text."""
         check_unicode(text, param)
         with self._lock:
-            encoding = self.base(text, return_offsets_mapping=True, split_special_tokens=split_special_tokens)
+            encoding = self.base(
+                text, return_offsets_mapping=True, split_special_tokens=split_special_tokens, add_special_tokens=add_special_tokens
+            )
         return Encoded(tuple(encoding["input_ids"]), tuple((int(start), int(end)) for start, end in encoding["offset_mapping"]))
 
     def decode(self, ids: list[int]) -> str:

@@ -26,7 +26,7 @@ BOM = b"\xef\xbb\xbf"
 def examine(run: Run, folder: Path, tell: Tell) -> bool:
     """Whether the files are right."""
     context = min(run.recipe.context, context_of("model.path", source_of(run.recipe.path)))
-    encoder = Encoder(Tokenizer(run.recipe.path), context)
+    encoder = Encoder(Tokenizer(run.recipe.path, run.recipe.chat_template), context)
     files = [(TRAINING, run.training_file), *([] if run.validation_file is None else [(VALIDATION, run.validation_file)])]
     for name, path in files:
         check = Check(name, encoder, tell)

@@ -6,7 +6,7 @@ Never logs nor quotes what was blocked.
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class Bans:
     def __init__(self, settings: SecuritySettings) -> None:
         """Raises `SetupError` for a file that cannot be read."""
         self.tokenizers: dict[str, Tokenizer] = {}  # by model name, the default model first; filled in when the routes are made
-        self.parents: Mapping[str, str] = {}  # the bases of adapters, by the adapter's name; filled in then, too
+        self.loaded_name: Callable[[str], str] = lambda name: name  # of the model or base that a name stands for; set then, too
         self._users = frozenset(settings.banned_users)
         path = settings.bans_file
         self._file = None if path is None else WatchedFile(path, lambda text: parse_bans(text, str(path)), "security.bans_file")
@@ -77,7 +77,7 @@ class Bans:
             return
         default = next(iter(self.tokenizers.values()))
         model = body.get("model")
-        tokenizer = self.tokenizers.get(self.parents.get(model, model), default) if isinstance(model, str) else default
+        tokenizer = self.tokenizers.get(self.loaded_name(model), default) if isinstance(model, str) else default
         for sent in filter(None, (body.get(name) for name in TOKENS if isinstance(body.get(name), list))):
             for item in [each for each in sent if isinstance(each, list)] or [sent]:
                 yield tokenizer.decode([id for id in item if isinstance(id, int) and 0 <= id < len(tokenizer)])

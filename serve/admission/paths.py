@@ -60,6 +60,7 @@ class ModelPaths:
 
 def _paths_of(settings: ModelSettings) -> dict[str, str]:
     paths = {"path": settings.path, "observer": settings.observer_path, "draft": settings.draft, "calibration": settings.calibration}
+    paths["chat_template"] = settings.chat_template
     adapters = {f"adapters.{name}": path for name, path in settings.adapters.items()}
     return {field: path for field, path in paths.items() if path is not None} | adapters
 

@@ -64,7 +64,8 @@ class Observer:
 
     def model(self, name: str) -> ModelMetrics:
         """The metrics of a model, also of one that upstreams answer for."""
-        return self._models.setdefault(name, ModelMetrics(self.metrics, name))
+        self.add(name)
+        return self._models[name]
 
     def admitted(self, job: Job, model: str) -> None:
         """A job is on its way to a worker of the model."""

@@ -26,7 +26,7 @@ class RequestRecord:
     jobs: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    ignored_fields: int = 0  # fields of the body that the server does not know
+    ignored_fields: int = 0  # fields of the body that were left out
     span: Any = None  # of OpenTelemetry, where traces are on
 
 

@@ -40,5 +40,5 @@ async def prepare(service: Service, model: Model, body: ChatRequest, request: Re
 
 async def prompt_of(service: Service, model: Model, body: ChatRequest, request: Request) -> Prompt:
     variables = template_variables(body, model.tokenizer)
-    parts = body.messages, visible_tools(body), model.tokenizer, body.prompt_end, False, variables
+    parts = body.messages, visible_tools(body), model.tokenizer, body.prompt_end, bool(body.add_special_tokens), variables
     return Prompt(await service.run_in_text_pool(request, chat_token_ids, *parts))

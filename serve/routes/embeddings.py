@@ -1,5 +1,6 @@
 """`POST /v1/embeddings`: texts to engine jobs, and the pooled hidden states of each to a vector in OpenAI's form."""
 
+import asyncio
 import base64
 import struct
 import uuid
@@ -11,13 +12,16 @@ from fastapi.responses import Response
 from app.engine.events import Embedded, Failed
 from app.engine.facts import Facts
 from app.engine.request import Embed
-from app.errors import ContextTooLong, InvalidRequest
+from app.errors import ContextTooLong, InvalidRequest, QueueFull
 from app.schemas import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from app.tokenizer import Tokenizer
 from serve.routes.service import Model, Service, cancel_on_disconnect, timeout_of
 from serve.routes.state import ERROR_RESPONSES
 from serve.wire.requests import check_token_ids, used_tier
 from serve.workers.fleet import Fleet
+from serve.workers.router import too_late
+
+LOOK_S = 0.05  # between two looks at a full queue
 
 
 def add_embeddings(routes: APIRouter, service: Service) -> None:
@@ -34,12 +38,10 @@ def add_embeddings(routes: APIRouter, service: Service) -> None:
         service.check_user(body.safety_identifier, "safety_identifier")
         model = service.model(body.model)
         _check_dimensions(body.dimensions, model.facts)
-        service.router.check_job_count(len(body.items), model.facts.name)
         timeout_s = timeout_of(request, body.timeout_s)
         jobs = await service.run_in_text_pool(request, make_jobs, body, model)
-        vectors = await cancel_on_disconnect(request, _run_jobs(service, jobs, model.fleet, timeout_s))
-        content = await service.run_in_text_pool(request, _compose, body, model.facts, jobs, vectors)
-        return Response(content, media_type="application/json")
+        items = await cancel_on_disconnect(request, _items(service, jobs, model.fleet, body, timeout_s))
+        return Response(_compose(body, model.facts, jobs, items), media_type="application/json")
 
 
 def _check_dimensions(dimensions: int | None, facts: Facts) -> None:
@@ -71,8 +73,36 @@ def _tokens_of(item: str | list[int], param: str, tokenizer: Tokenizer, facts: F
     return tokens
 
 
+async def _items(service: Service, jobs: list[Embed], model: Fleet, body: EmbeddingRequest, timeout_s: float | None) -> list[bytes]:
+    """The JSON of each job's vector, in their order. Raises the error of the first job that fails; the others are cancelled."""
+    limit_s = service.router.queue_settings.timeout_s if timeout_s is None else timeout_s
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _in_portions(service, jobs, model, body, limit_s)
+    except TimeoutError:
+        raise too_late(limit_s) from None
+
+
+async def _in_portions(service: Service, jobs: list[Embed], model: Fleet, body: EmbeddingRequest, limit_s: float | None) -> list[bytes]:
+    """Of as many jobs at a time as leave room for other requests. Raises `QueueFull` where there is none for the first; what has begun
+    waits until there is.
+    """
+    lengths = [len(job.tokens) for job in jobs]
+    items: list[bytes] = []
+    while (done := len(items)) < len(jobs):
+        portion = jobs[done : done + model.portion(lengths[done:])]
+        try:
+            vectors = await _run_jobs(service, portion, model, limit_s)
+        except QueueFull:
+            if not done:
+                raise
+            await asyncio.sleep(LOOK_S)
+            continue
+        items += await asyncio.get_running_loop().run_in_executor(service.text_pool, _dumped, done, vectors, body)
+    return items
+
+
 async def _run_jobs(service: Service, jobs: list[Embed], model: Fleet, timeout_s: float | None) -> list[bytes]:
-    """The vectors of the jobs, in their order. Raises the error of the first that fails; the others are cancelled."""
     vectors: dict[str, bytes] = {}
     async with service.router.open([*jobs], model, timeout_s) as events:
         async for event in events:
@@ -83,17 +113,22 @@ async def _run_jobs(service: Service, jobs: list[Embed], model: Fleet, timeout_s
     return [vectors[job.id] for job in jobs]
 
 
-def _compose(body: EmbeddingRequest, facts: Facts, jobs: Sequence[Embed], vectors: Sequence[bytes]) -> bytes:
-    """The JSON of the response body."""
+def _dumped(first: int, vectors: Sequence[bytes], body: EmbeddingRequest) -> list[bytes]:
     encode = as_base64 if body.encoding_format == "base64" else as_floats
+    items = (Embedding(index=index, embedding=encode(vector)) for index, vector in enumerate(vectors, first))
+    return [item.model_dump_json().encode() for item in items]
+
+
+def _compose(body: EmbeddingRequest, facts: Facts, jobs: Sequence[Embed], items: Sequence[bytes]) -> bytes:
+    """The JSON of the response body."""
     tokens = sum(len(job.tokens) for job in jobs)
     response = EmbeddingResponse(
-        data=[Embedding(index=index, embedding=encode(vector)) for index, vector in enumerate(vectors)],
+        data=[],
         model=facts.name,
         usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
         service_tier=used_tier(body.service_tier),
     )
-    return response.model_dump_json().encode()
+    return response.model_dump_json().encode().replace(b'"data":[]', b'"data":[%b]' % b",".join(items), 1)
 
 
 def as_floats(vector: bytes) -> list[float]:

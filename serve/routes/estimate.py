@@ -28,7 +28,7 @@ FAILED = 2  # exit code of a question that cannot be answered
 
 def create_estimate(settings: Settings) -> APIRouter:
     routes, turn = APIRouter(), asyncio.Lock()  # one at a time: each takes a core and 0.4 GB for some seconds
-    paths = {model.served_name: model.path for model in settings.loaded.values()}
+    paths = {name: model.path for model in settings.loaded.values() for name in (model.served_name, *model.aliases)}
     errors: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 403, 503)}
 
     @routes.post("/admin/estimate", tags=["admin"], summary="Memory that a model would take", response_model=Estimate, responses=errors)

@@ -1,4 +1,5 @@
-"""Leaves out of a request what this server does not know, and says so, instead of refusing it: real clients send fields of many servers.
+"""Leaves out of a request what this server does not know or its model has no use for, and says so, instead of refusing it: real clients
+send fields of many servers.
 
 A field that is known, would change the answer and cannot be done is refused all the same; so is every unknown one with `server.strict`.
 Says as well what a route has left out of the schemas of tools, as `note_left_out` tells.
@@ -15,7 +16,8 @@ from fastapi.routing import APIRoute
 
 from serve.body import replay
 from serve.observe.record import note_ignored
-from serve.wire.unsupported import changes_nothing, is_unsupported
+from serve.wire.ignored import collected_in
+from serve.wire.unsupported import changes_nothing, is_refused
 
 HEADER = "X-Litmus-Ignored"
 MAX_ROUNDS = 8  # of validation: what was left out may have hidden further unknown fields
@@ -54,8 +56,10 @@ class LenientRoute(APIRoute):
         async def handle_leniently(request: Request) -> Response:
             ignored: list[str] = []
             for _ in range(MAX_ROUNDS):
+                without_use: list[str] = []
                 try:
-                    response = await handle(request)
+                    with collected_in(without_use):
+                        response = await handle(request)
                 except RequestValidationError as error:
                     body, removed = error.body, _remove_unknown(error.body, error.errors())
                     if not removed:
@@ -63,7 +67,7 @@ class LenientRoute(APIRoute):
                     ignored += [name for name, has_effect in removed.items() if has_effect]
                     request = Request(request.scope, replay(json.dumps(body).encode(), request.receive))
                     continue
-                _tell(response, [*ignored, *_left_out(request)])
+                _tell(response, [*ignored, *dict.fromkeys(without_use), *_left_out(request)])
                 return response
             return await handle(request)
 
@@ -82,7 +86,7 @@ def _remove_unknown(body: Any, errors: Sequence[dict[str, Any]]) -> dict[str, bo
             continue
         container, path = found
         neutral = changes_nothing(path, container[path[-1]])
-        if neutral or not is_unsupported(path):
+        if neutral or not is_refused(path):
             del container[path[-1]]
             removed[".".join(map(str, path))] = not neutral
     return removed

@@ -39,7 +39,7 @@ def add_messages(routes: APIRouter, service: Service) -> None:
         if (pool := pool_of(service, body.model)) is not None:
             return await carry_message(service, pool, body, request, timeout_s)
         model = service.model(body.model)
-        chat, translation = chat_request(body)
+        chat, translation = chat_request(body, model.tokenizer.chat)
         with translation.own_names():
             prompt, options = await prepare(service, model, chat, request)
             note_left_out(request, map(translation.keyword, options.structured.left_out))
@@ -58,7 +58,7 @@ def add_messages(routes: APIRouter, service: Service) -> None:
     )
     async def count_tokens(body: CountTokensRequest, request: Request) -> CountTokensResponse:
         model = service.model(body.model)
-        chat, translation = chat_request(body)
+        chat, translation = chat_request(body, model.tokenizer.chat)
         with translation.own_names():
             prompt = await prompt_of(service, model, chat, request)
         return CountTokensResponse(input_tokens=len(prompt.ids))

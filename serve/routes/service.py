@@ -67,12 +67,16 @@ class Service:
 
         The pool is our own, as LitServe's response reader needs the default one. A call still queued when the client leaves never runs.
         """
-        run = partial(copy_context().run, function, *arguments)
-        return await cancel_on_disconnect(request, asyncio.get_running_loop().run_in_executor(self.text_pool, run))
+        return await _run_in(self.text_pool, request, function, *arguments)
 
     async def run_in_schema_pool(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
         """Like `run_in_text_pool`, for checking schemas, which takes longest: a hard schema delays only requests with schemas."""
-        return await cancel_on_disconnect(request, asyncio.get_running_loop().run_in_executor(self.schema_pool, function, *arguments))
+        return await _run_in(self.schema_pool, request, function, *arguments)
+
+
+async def _run_in(pool: ThreadPoolExecutor, request: Request, function: Callable[..., T], *arguments: Any) -> T:
+    run = partial(copy_context().run, function, *arguments)
+    return await cancel_on_disconnect(request, asyncio.get_running_loop().run_in_executor(pool, run))
 
 
 class EventStream(StreamingResponse):

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from app.engine.events import Report
 from app.engine.facts import Facts, Weights
 from app.engine.pages import CacheReport
+from app.models.revision import VERSION
 from app.schemas import (
     CacheState,
     Capability,
@@ -23,6 +24,7 @@ from app.schemas import (
     ModelList,
     Readiness,
     SlotList,
+    Version,
     WeightsCard,
 )
 from app.scoring.detector import UNCALIBRATED, Detector
@@ -56,6 +58,40 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
 
     cards = Cards(router, started, card)
 
+    _add_entries(routes)
+
+    @routes.get("/ready", tags=["state"], summary="Is every model served?", response_model=Readiness, responses={503: {"model": Readiness}})
+    async def ready() -> JSONResponse:
+        readiness = readiness_of(router)
+        return JSONResponse(readiness.model_dump(exclude_none=True), 200 if readiness.status == "ready" else 503)
+
+    @routes.get("/slots", tags=["state"], summary="What do the slots hold, and why?", responses=SLOTS_ERRORS)
+    async def slots(
+        model: Annotated[str | None, Query(description="name of the model; the default model when left out")] = None,
+        replica: Annotated[int, Query(description="number of the model's replica, from 0")] = 0,
+    ) -> SlotList:
+        return slots_of(await router.report(model, replica), router.facts(model))
+
+    @routes.get("/v1/models", tags=["models"], summary="What is served, and how", responses={503: ERROR_RESPONSES[503]})
+    async def models() -> ModelList:
+        """The served models, the default one first.
+
+        A field of a request that this server does not know, or its model has no use for, is left out, and named in the header
+        `X-Litmus-Ignored` of the response; the setting `server.strict` refuses it. Any other field that would change the answer and cannot
+        be served is always a 400.
+        """
+        return ModelList(data=cards.all())
+
+    @routes.get(
+        "/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERROR_RESPONSES[404], 503: ERROR_RESPONSES[503]}
+    )
+    async def model(name: Annotated[str, Path(examples=["storyteller"])]) -> ModelCard:
+        return cards.one(name)
+
+
+def _add_entries(routes: APIRouter) -> None:
+    """What needs no model."""
+
     @routes.get("/", include_in_schema=False)
     async def index(request: Request) -> RedirectResponse:
         pages = {getattr(route, "path", None) for route in request.app.routes}
@@ -76,32 +112,9 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
     async def health() -> Health:
         return Health()
 
-    @routes.get("/ready", tags=["state"], summary="Is every model served?", response_model=Readiness, responses={503: {"model": Readiness}})
-    async def ready() -> JSONResponse:
-        readiness = readiness_of(router)
-        return JSONResponse(readiness.model_dump(exclude_none=True), 200 if readiness.status == "ready" else 503)
-
-    @routes.get("/slots", tags=["state"], summary="What do the slots hold, and why?", responses=SLOTS_ERRORS)
-    async def slots(
-        model: Annotated[str | None, Query(description="name of the model; the default model when left out")] = None,
-        replica: Annotated[int, Query(description="number of the model's replica, from 0")] = 0,
-    ) -> SlotList:
-        return slots_of(await router.report(model, replica), router.facts(model))
-
-    @routes.get("/v1/models", tags=["models"], summary="What is served, and how", responses={503: ERROR_RESPONSES[503]})
-    async def models() -> ModelList:
-        """The served models, the default one first.
-
-        A field of a request that this server does not know is left out, and named in the header `X-Litmus-Ignored` of the response; the
-        setting `server.strict` refuses it. A field that is known, would change the answer and cannot be served is always a 400.
-        """
-        return ModelList(data=cards.all())
-
-    @routes.get(
-        "/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERROR_RESPONSES[404], 503: ERROR_RESPONSES[503]}
-    )
-    async def model(name: Annotated[str, Path(examples=["storyteller"])]) -> ModelCard:
-        return cards.one(name)
+    @routes.get("/version", tags=["state"], summary="Which Litmus is this?")
+    async def version() -> Version:
+        return Version(version=VERSION)
 
 
 def readiness_of(router: Router) -> Readiness:

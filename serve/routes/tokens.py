@@ -1,4 +1,6 @@
-"""`POST /tokenize` and `POST /detokenize`, with vLLM's bodies. They need the tokenizer only, no worker."""
+"""`POST /tokenize` and `POST /detokenize`, with vLLM's bodies, and llama-server's `POST /apply-template`. They need the tokenizer only, no
+worker.
+"""
 
 from typing import Any
 
@@ -6,13 +8,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.errors import InvalidRequest
-from app.schemas import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from app.schemas import ChatRequest, DetokenizeRequest, DetokenizeResponse, RenderedChat, TokenizeRequest, TokenizeResponse
 from app.schemas.generation import PromptEnd
 from app.tokenizer import Tokenizer
+from serve.routes.chat import prepare
 from serve.routes.service import Model, Service
 from serve.routes.state import ERROR_RESPONSES
-from serve.wire.conversation import chat_token_ids
+from serve.wire.conversation import chat_text, chat_token_ids, template_variables
 from serve.wire.requests import check_token_ids
+from serve.wire.structured import visible_tools
 
 TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 404, 413, 503)}
 
@@ -27,6 +31,29 @@ def add_tokens(routes: APIRouter, service: Service) -> None:
     async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
         content = await service.run_in_text_pool(request, _detokenize, body, service.model(body.model))
         return Response(content, media_type="application/json")
+
+    @routes.post(
+        "/apply-template",
+        tags=["tokens"],
+        summary="A conversation as the model reads it",
+        response_model=RenderedChat,
+        responses=TOKEN_ERRORS | {403: ERROR_RESPONSES[403]},
+    )
+    async def apply_template(body: ChatRequest, request: Request) -> Response:
+        """What the same chat would be a prompt of; nothing is generated, and what the chat refuses is refused."""
+        service.check_user(body.user, "user")
+        service.check_user(body.safety_identifier, "safety_identifier")
+        model = service.model(body.model)
+        await prepare(service, model, body, request)
+        content = await service.run_in_text_pool(request, _render, body, model)
+        return Response(content, media_type="application/json")
+
+
+def _render(body: ChatRequest, model: Model) -> bytes:
+    """The JSON of the response body."""
+    variables = template_variables(body, model.tokenizer)
+    prompt = chat_text(body.messages, visible_tools(body), model.tokenizer, body.prompt_end, variables)
+    return RenderedChat(prompt=prompt).model_dump_json().encode()
 
 
 def _tokenize(body: TokenizeRequest, model: Model) -> bytes:

@@ -101,7 +101,7 @@ def recipe_of(body: JobRequest, bases: Bases) -> Recipe:
         raise UnknownModel(f"model '{body.model}' is not loaded by this server; GET /v1/models lists the models", param="model")
     path = str(Folder(base.path).resolve()) if Folder(base.path).exists() else base.path
     return Recipe(
-        model=body.model,
+        model=base.served_name,
         path=path,
         quantize=base.quantize,
         dtype=base.dtype,
@@ -110,6 +110,7 @@ def recipe_of(body: JobRequest, bases: Bases) -> Recipe:
         seed=secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed,
         hyperparameters=body.asked,
         name="",
+        chat_template=None if base.chat_template is None else str(Folder(base.chat_template).resolve()),
     )
 
 

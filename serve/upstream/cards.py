@@ -14,6 +14,7 @@ from serve.upstream.pool import Pool
 from serve.upstream.probe import LLAMA, VLLM
 from serve.upstream.upstream import Upstream
 from serve.upstream.wires import CHAT, EMBEDDINGS, SCORE, TEXT
+from serve.workers.models import ANY
 from serve.workers.router import Router
 
 CAPABILITIES: dict[str, Capability] = {CHAT: "chat", TEXT: "completions", SCORE: "score", EMBEDDINGS: "embeddings"}  # by route
@@ -30,15 +31,27 @@ class Cards:
     def all(self) -> list[ModelCard]:
         """The default model first. Raises `NotReady` while there is none."""
         loaded = [*self._router.loaded_facts(), *self._router.adapted_facts()]
-        cards = [self._loaded(facts, self._router.default) for facts in loaded]
+        cards = [self._named(self._loaded(facts, self._router.default)) for facts in loaded]
         cards += [self.one(name) for name, pool in self._pools.items() if pool.alive]
-        return sorted(cards, key=lambda card: not card.default) or [self.one(self._router.default)]
+        cards = sorted(cards, key=lambda card: not card.default) or [self.one(self._router.default)]
+        return [each for card in cards for each in (card, *(by_alias(card, alias) for alias in card.aliases if alias != ANY))]
 
     def one(self, name: str) -> ModelCard:
         """Raises `UnknownModel`, and `NotReady` for a model that was not reached or loaded yet."""
-        if name in self._pools:
-            return card_of(self._pools[name], self._created, name == self._router.default)
-        return self._loaded(self._router.facts(name), self._router.default)
+        own = self._router.name_of(name)
+        if own in self._pools:
+            card = card_of(self._pools[own], self._created, own == self._router.default)
+        else:
+            card = self._loaded(self._router.facts(own), self._router.default)
+        return self._named(card) if own == name else by_alias(self._named(card), name)
+
+    def _named(self, card: ModelCard) -> ModelCard:
+        return card.model_copy(update={"root": card.id, "aliases": self._router.aliases_of(card.id)})
+
+
+def by_alias(card: ModelCard, alias: str) -> ModelCard:
+    """The card of a model under another of its names."""
+    return card.model_copy(update={"id": alias, "default": False})
 
 
 def card_of(pool: Pool, created: int, is_default: bool) -> ModelCard:

@@ -17,7 +17,7 @@ class Gateway(Router):
     def __init__(self, models: list[str], settings: Settings) -> None:
         super().__init__(models, settings.queue)
         self.upstreams = Upstreams(settings, self.observer)
-        self.default = settings.model.served_name
+        self.default, self.aliases = settings.model.served_name, settings.aliases
 
     @property
     def in_flight(self) -> int:
@@ -46,10 +46,10 @@ class Gateway(Router):
 
     def pool(self, model: object) -> Pool | None:
         """The upstreams of that model, of the default one for None; None for a model that is loaded here."""
-        return self.upstreams.pool(self.default if model is None else model)
+        return self.upstreams.pool(self.name_of(model)) if model is None or isinstance(model, str) else None
 
     def fleet(self, model: str | None) -> Fleet:
-        name = self.default if model is None else model
+        name = self.name_of(model)
         if self.pool(name) is not None:
             raise UnknownModel(f"'{name}' is not loaded here: an upstream answers for it, which has no such route", param="model")
         return super().fleet(name)

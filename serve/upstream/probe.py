@@ -73,7 +73,7 @@ def _chosen(cards: list[dict[str, Any]], asked: str | None, name: str) -> dict[s
     named = [card for card in cards if wanted == card["id"] or wanted in (card.get("aliases") or ())]
     if named:
         return named[0]
-    if asked is None and len(cards) == 1:
+    if asked is None and len({card.get("root") or card["id"] for card in cards}) == 1:  # one model, perhaps by several names
         return cards[0]
     raise Unreachable(f"it has no model '{wanted}'; set upstream_model to one of the {len(cards)} models that it lists")
 

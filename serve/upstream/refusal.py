@@ -16,16 +16,19 @@ Values = tuple[object, ...]
 # Fields by the values besides null that change nothing.
 LLAMA_DROPS: Mapping[str, Values] = MappingProxyType(
     {
+        "allowed_token_ids": (),
         "bad_words": ([],),
         "best_of": (1,),
         "echo": (False,),
         "guided_choice": (),
         "guided_json": (),
         "guided_regex": (),
+        "include_stop_str_in_output": (False,),
         "min_tokens": (0,),
         "pooling": ("mean",),
         "prompt_logprobs": (),
         "repetition_penalty": (1,),
+        "return_token_ids": (False,),
         "stop_token_ids": ([],),
         "structured_outputs": (),
         "suffix": ("",),

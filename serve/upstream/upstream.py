@@ -76,7 +76,7 @@ class Upstream:
             while True:
                 await self._look()
                 failures = 0 if self.alive else failures + 1
-                await self._wait(LOOK_S if self.alive else min(FIRST_WAIT_S * 2**failures, LAST_WAIT_S))
+                await self._wait(LOOK_S if self.alive else min(FIRST_WAIT_S * 2 ** min(failures, 10), LAST_WAIT_S))
         finally:
             if self._http is not None:
                 await self._http.aclose()

@@ -7,7 +7,7 @@ from typing import Literal
 
 CHAT, TEXT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 COUNT, EMBEDDINGS, SCORE, GENERATE = "/v1/messages/count_tokens", "/v1/embeddings", "/v1/score", "/generate"
-TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
+TOKENIZE, DETOKENIZE, TEMPLATE = "/tokenize", "/detokenize", "/apply-template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ ALL = (
     Wire(GENERATE),
     Wire(TOKENIZE, kind="count"),
     Wire(DETOKENIZE, kind="count"),
+    Wire(TEMPLATE, kind="count"),
 )
 WIRES: Mapping[str, Wire] = MappingProxyType({wire.path: wire for wire in ALL})
 OURS = frozenset({SCORE, GENERATE})  # routes that only another Litmus has

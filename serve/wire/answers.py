@@ -31,9 +31,10 @@ from app.schemas import (
     ToolCall,
     Usage,
 )
+from app.schemas.generation import PromptLogprobs
 from app.tokenizer import Tokenizer
 from serve.wire.choice import Choice, ChoiceDelta, PartialCall
-from serve.wire.logprobs import LogprobEntry, chat_logprobs, completion_logprobs
+from serve.wire.logprobs import LogprobEntry, chat_logprobs, completion_logprobs, prompt_logprobs
 from serve.wire.requests import AnswerOptions, Prompt
 
 UsageChunks = Literal["none", "last", "all"]  # which chunks of a stream have the token counts
@@ -55,6 +56,7 @@ class Answer:
     tokenizer: Tokenizer
     created: int = field(default_factory=lambda: int(time.time()))
     choices: list[Choice] = field(init=False)
+    _told: set[int] = field(default_factory=set)  # choices of a stream whose prompt's tokens were sent
 
     def __post_init__(self) -> None:
         self.choices = [Choice(prompt, self.options, self.tokenizer) for prompt in self.prompts for _ in range(self.options.samples)]
@@ -97,6 +99,13 @@ class Answer:
             return self.choices
         return [choice for samples in self._samples_by_prompt() for choice in sorted(samples, key=lambda choice: -choice.mean_logprob)[:n]]
 
+    def _prompt_ids(self, prompt: int) -> list[int] | None:
+        return list(self.prompts[prompt].ids) if self.options.tokens.ids else None
+
+    def _prompt_logprobs(self, prompt: int) -> PromptLogprobs | None:
+        top, first = self.options.tokens.prompt_logprobs, self.choices[prompt * self.options.samples]
+        return None if top is None else prompt_logprobs(self.prompts[prompt].ids, first.prompt_logprobs, top, self.tokenizer)
+
     def _samples_by_prompt(self) -> list[list[Choice]]:
         samples = self.options.samples
         return [self.choices[first : first + samples] for first in range(0, len(self.choices), samples)]
@@ -111,6 +120,8 @@ class Answer:
                     message=_message(choice),
                     logprobs=self._chat_logprobs(choice.entries, choice.thought_entries),
                     finish_reason=choice.finish_reason or "length",
+                    stop_reason=choice.stop_reason,
+                    token_ids=choice.tokens if self.options.tokens.ids else None,
                 )
                 for index, choice in best
             ]
@@ -123,13 +134,20 @@ class Answer:
                 service_tier=self.options.tier,
                 system_fingerprint=self.facts.fingerprint,
                 metadata=self.options.metadata,
+                prompt_token_ids=self._prompt_ids(0),
+                prompt_logprobs=self._prompt_logprobs(0),
             )
+        of_prompts = [(self._prompt_ids(prompt), self._prompt_logprobs(prompt)) for prompt in range(len(self.prompts))]
         texts = [
             CompletionChoice(
                 index=index,
                 text=choice.text,
                 logprobs=self._completion_logprobs(choice.entries),
                 finish_reason=choice.finish_reason or "length",
+                stop_reason=choice.stop_reason,
+                token_ids=choice.tokens if self.options.tokens.ids else None,
+                prompt_token_ids=of_prompts[index // self.options.n][0],
+                prompt_logprobs=of_prompts[index // self.options.n][1],
             )
             for index, choice in best
         ]
@@ -150,7 +168,9 @@ class Answer:
         return None if self.options.logprobs is None else completion_logprobs(entries, self.tokenizer)
 
     def chunk(self, choices: list[dict[str, object]], usage_chunks: UsageChunks, progress: PromptProgress | None = None) -> str:
-        """One server-sent event. Where only the last chunk has the usage, the others have null; the last one has no choices."""
+        """One server-sent event. Where only the last chunk has the usage, the others have null; the last one has no choices. The first of a
+        choice has the tokens of its prompt, if they are wanted.
+        """
         body: dict[str, object] = {
             "id": self.id,
             "object": "chat.completion.chunk" if self.options.chat else "text_completion",
@@ -159,6 +179,10 @@ class Answer:
             "choices": choices,
             "system_fingerprint": self.facts.fingerprint,
         }
+        index = choices[0]["index"] if choices and self.options.tokens.ids else None
+        if isinstance(index, int) and index not in self._told:
+            self._told.add(index)
+            (body if self.options.chat else choices[0])["prompt_token_ids"] = self._prompt_ids(index // self.options.samples)
         if self.options.tier is not None:
             body["service_tier"] = self.options.tier
         if self.options.metadata is not None:
@@ -184,7 +208,8 @@ class Answer:
         logprobs_of = self._chat_logprobs if self.options.chat else self._completion_logprobs
         logprobs = logprobs_of(delta.entries, delta.thought_entries) if delta.entries or delta.thought_entries else None
         content: dict[str, object] = {"delta": self._chat_delta(index, delta)} if self.options.chat else {"text": delta.text}
-        return {"index": index, **content, "logprobs": logprobs.model_dump() if logprobs else None, "finish_reason": None}
+        told = {"token_ids": list(delta.tokens)} if self.options.tokens.ids else {}
+        return {"index": index, **content, "logprobs": logprobs.model_dump() if logprobs else None, "finish_reason": None, **told}
 
     def _chat_delta(self, index: int, delta: ChoiceDelta) -> dict[str, object]:
         calls = _call_deltas(delta.calls, self.choices[index].calls)
@@ -195,7 +220,10 @@ class Answer:
     def last_choice(self, index: int) -> dict[str, object]:
         """The chunk's choice that carries the finish reason."""
         content: dict[str, object] = {"delta": {}} if self.options.chat else {"text": ""}
-        return {"index": index, **content, "logprobs": None, "finish_reason": self.choices[index].finish_reason}
+        choice = self.choices[index]
+        told: dict[str, object] = {"token_ids": []} if self.options.tokens.ids else {}
+        ended = {"finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}
+        return {"index": index, **content, "logprobs": None, **ended, **told}
 
 
 def _message(choice: Choice) -> AnswerMessage:
@@ -274,7 +302,7 @@ async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: Usa
             if answer.options.chat and index not in named:
                 named.add(index)
                 yield answer.chunk([answer.first_choice(index)], usage_chunks)
-            if delta.text or delta.entries or delta.calls or delta.thought or delta.thought_entries:
+            if delta.text or delta.entries or delta.calls or delta.thought or delta.thought_entries or delta.tokens:
                 yield answer.chunk([answer.delta_choice(index, delta)], usage_chunks)
             if answer.choices[index].finish_reason is not None:
                 yield answer.chunk([answer.last_choice(index)], usage_chunks)

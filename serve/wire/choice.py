@@ -6,7 +6,7 @@ Knows neither response bodies nor streams.
 import secrets
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from app.engine.detokenizer import PROMPT_CONTEXT_TOKENS
 from app.engine.events import Delta, TokenLogprob
@@ -43,6 +43,7 @@ class ChoiceDelta:
     calls: list[ToolCallStart | ArgumentsDelta]
     thought: str = ""
     thought_entries: list[LogprobEntry] = field(default_factory=list)
+    tokens: tuple[int, ...] = ()  # where the request wants their ids
 
 
 def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
@@ -52,6 +53,7 @@ def _joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
         [call for delta in deltas for call in delta.calls],
         "".join(delta.thought for delta in deltas),
         [entry for delta in deltas for entry in delta.thought_entries],
+        tuple(token for delta in deltas for token in delta.tokens),
     )
 
 
@@ -71,8 +73,11 @@ class Choice:
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.stop_string: str | None = None  # the one that ended the answer
+        self.stop_reason: str | int | None = None  # that, or the request's own token that did
+        self.tokens: list[int] = []  # where the request wants their ids
+        self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
         self.started = False
-        self._prompt, self._options = prompt, options
+        self._prompt, self._options, self._tokenizer = prompt, options, tokenizer
         self._offsets = OffsetTracker(
             tokenizer, len(prompt.text), at_text_start=not tokenizer.decode(list(prompt.ids[-PROMPT_CONTEXT_TOKENS:]))
         )
@@ -99,13 +104,16 @@ class Choice:
     def _add(self, delta: Delta) -> ChoiceDelta:
         text, entries = "", []
         if not self.started:
-            self.started, self.cached_tokens = True, delta.cached
+            self.started, self.cached_tokens, self.prompt_logprobs = True, delta.cached, delta.prompt_logprobs
             if self._options.echo:
                 text, entries = self._prompt.text, self._prompt_entries(delta.prompt_logprobs)
         calls: list[ToolCallStart | ArgumentsDelta] = []
         thought = ""
         thought_entries: list[LogprobEntry] = []
+        tokens = delta.tokens if self._options.tokens.ids and not self._options.prompt_only else ()
+        self.stop_reason = self._stop_reason_of(delta)
         if not self._options.prompt_only:
+            delta = self._with_its_end(delta)
             was_thinking = self._is_thinking
             thought, answer = self._split_thought(delta)
             answer_text, calls = self._split_text_and_calls(answer, delta.finish is not None)
@@ -120,7 +128,29 @@ class Choice:
         self.thought += thought
         self.entries += entries
         self.thought_entries += thought_entries
-        return ChoiceDelta(text, entries, calls, thought, thought_entries)
+        self.tokens += tokens
+        return ChoiceDelta(text, entries, calls, thought, thought_entries, tokens)
+
+    def _stop_reason_of(self, delta: Delta) -> str | int | None:
+        """The model's own end is none."""
+        if delta.stop_string is not None or delta.finish != "stop" or not delta.tokens:
+            return delta.stop_string
+        tokens, last = self._options.tokens, delta.tokens[-1]
+        is_own = last in tokens.stop_tokens and (tokens.ignore_eos or last not in self._tokenizer.end_tokens())
+        return last if is_own else None
+
+    def _with_its_end(self, delta: Delta) -> Delta:
+        """With the stop string or token in its text that the engine cuts off, where the request wants to keep it. A special token has no
+        text.
+        """
+        tokens = self._options.tokens
+        if not tokens.keeps_stop or delta.finish != "stop":
+            return delta
+        if delta.stop_string is not None:
+            return replace(delta, text=delta.text + delta.stop_string)
+        ends = tokens.stop_tokens | (frozenset() if tokens.ignore_eos else self._tokenizer.end_tokens())
+        piece = self._tokenizer.piece(delta.tokens[-1]) if delta.tokens and delta.tokens[-1] in ends else None
+        return delta if piece is None or piece.special else replace(delta, text=delta.text + piece.data.decode(errors="replace"))
 
     @property
     def _is_thinking(self) -> bool:
@@ -152,11 +182,13 @@ class Choice:
         return "tool_calls" if self.calls and self._parser is not None and self._parser.complete else delta.finish
 
     def _prompt_entries(self, logprobs: tuple[TokenLogprob, ...]) -> list[LogprobEntry]:
-        if self._options.logprobs is None:
+        count = self._options.logprobs
+        if count is None:
             return []
         ids, starts = self._prompt.ids, self._prompt.starts
         first = LogprobEntry(ids[0], None, (), starts[0])
-        return [first, *(LogprobEntry(item.token, item.logprob, item.top, start) for item, start in zip(logprobs, starts[1:], strict=True))]
+        others = zip(logprobs, starts[1:], strict=True)
+        return [first, *(LogprobEntry(item.token, item.logprob, item.top[:count], start) for item, start in others)]
 
     def _sampled_entries(self, logprobs: tuple[TokenLogprob, ...]) -> list[LogprobEntry]:
         self._logprob_sum += sum(item.logprob for item in logprobs)

@@ -1,4 +1,5 @@
-"""From chat messages to the token ids that the model's chat template makes of them; what the template would drop is refused by name.
+"""From chat messages to the token ids that the model's chat template makes of them. What the template has no place for is named: a result
+of a tool is refused, what the conversation can do without is left out.
 
 Knows neither the router nor the answer.
 """
@@ -15,10 +16,12 @@ from app.schemas.generation import PromptEnd
 from app.tokenizer import ChatTemplate, Tokenizer, check_unicode
 from app.tokenizer.chat import THINKING_SWITCHES
 from serve.wire.arguments import object_of
+from serve.wire.ignored import ignore
 
 RESERVED_VARIABLES = frozenset("messages tools documents add_generation_prompt continue_final_message bos_token eos_token".split())
 PROBE = "\ue007"  # a private-use character, which templates copy unchanged
 TEMPLATE_ROLES = {"developer": "system"}  # OpenAI's roles that templates know by another name
+NO_PLACE = "the model's chat template has no place for it"
 
 Said = tuple[str, str, Any]  # a variable of the template, the field of the request that names it, and its value
 
@@ -31,41 +34,53 @@ def chat_token_ids(
     add_special_tokens: bool = False,
     variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[int, ...]:
-    """Render the conversation with the model's chat template and tokenize it.
+    """The tokens of `chat_text`; `add_special_tokens` adds what the tokenizer puts around a text. Raises `InvalidRequest`, as that does."""
+    return tokenizer.encode_rendered(chat_text(messages, tools, tokenizer, end, variables), add_special_tokens)
 
-    A generation prompt opens the assistant's turn; `add_special_tokens` adds what the tokenizer puts around a text.
+
+def chat_text(
+    messages: Sequence[Message], tools: Sequence[Tool] | None, tokenizer: Tokenizer, end: PromptEnd, variables: Mapping[str, Any]
+) -> str:
+    """The conversation as the model's chat template renders it. A generation prompt opens the assistant's turn.
+
     Raises `InvalidRequest` for a message that the template cannot render.
     """
     messages = _with_call_ids(messages)
     template_messages = [_template_message(index, message, tokenizer.chat) for index, message in enumerate(messages)]
     template_tools = None if tools is None else [tool.model_dump(exclude_none=True) for tool in tools]
     check_unicode(json.dumps(template_tools, ensure_ascii=False), "tools")
-    _check_optional_fields(template_messages, template_tools, tokenizer)
+    _look_for_optional_fields(template_messages, template_tools, tokenizer)
     if end == "continued message":
-        text = tokenizer.chat.render_continued(template_messages, variables)
-    else:
-        text = tokenizer.chat.render(template_messages, template_tools, end == "generation prompt", variables)
-    return tokenizer.encode_rendered(text, add_special_tokens)
+        return tokenizer.chat.render_continued(template_messages, variables)
+    return tokenizer.chat.render(template_messages, template_tools, end == "generation prompt", variables)
 
 
 def template_variables(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `chat_template_kwargs` and `reasoning_effort` say to the chat template. Raises `InvalidRequest` for what it has no place for,
-    and for fields that contradict each other.
+    """What `chat_template_kwargs` and `reasoning_effort` say to the chat template, as far as it listens. Raises `InvalidRequest` for fields
+    that contradict each other, and for a thought that cannot be turned off.
     """
-    said = [*_said_by_name(body, tokenizer.chat)]
-    switch = tokenizer.chat.thinking_switch
-    param, effort = body.effort or ("", None)
-    if effort is not None and tokenizer.chat.uses("reasoning_effort"):
-        said.append(("reasoning_effort", param, effort))
-    elif effort == "none" and switch is not None:
-        said.append((switch, param, False))
-    elif body.max_thought_tokens == 0 and switch is not None:
-        if switch not in {variable for variable, *_ in said}:  # else the thought is closed as soon as it is opened
-            said.append((switch, "", False))
-    elif effort is not None and (effort != "none" or tokenizer.chat.reasoning is not None):
-        message = f"{param} {effort!r}: the model's chat template has no place for it"
-        raise InvalidRequest(message, param=param, code="unsupported_parameter")
+    chat = tokenizer.chat
+    said = [*_said_by_name(body, chat), *_said_by_effort(body, chat)]
+    switch = chat.thinking_switch
+    if body.max_thought_tokens == 0 and switch is not None and switch not in {variable for variable, *_ in said}:
+        said.append((switch, "", False))  # where it is said to think, the thought is closed as soon as it is opened
     return _agreed(said)
+
+
+def _said_by_effort(body: ChatRequest, chat: ChatTemplate) -> Iterator[Said]:
+    """As with vLLM, any effort turns thinking on where the template has a switch, and "none" turns it off."""
+    param, effort = body.effort or ("", None)
+    if effort is None:
+        return
+    switch, has_place = chat.thinking_switch, chat.uses("reasoning_effort")
+    if has_place:
+        yield "reasoning_effort", param, effort
+    if switch is not None:
+        yield switch, param, effort != "none"
+    elif not has_place and effort != "none":
+        ignore(param, NO_PLACE)
+    elif not has_place and chat.reasoning is not None:
+        raise InvalidRequest(f"{param} {effort!r}: {NO_PLACE}", param=param, code="unsupported_parameter")
 
 
 def _said_by_name(body: ChatRequest, chat: ChatTemplate) -> Iterator[Said]:
@@ -77,8 +92,10 @@ def _said_by_name(body: ChatRequest, chat: ChatTemplate) -> Iterator[Said]:
             yield chat.thinking_switch, param, value
         elif name not in RESERVED_VARIABLES and chat.uses(name):
             yield name, param, value
+        elif name in RESERVED_VARIABLES:
+            raise InvalidRequest(f"{param}: other fields of the request say this", param=param, code="unsupported_parameter")
         elif name not in THINKING_SWITCHES or bool(value) != (chat.reasoning is not None):  # without a switch it thinks if it can
-            raise InvalidRequest(f"{param}: the model's chat template has no such variable", param=param, code="unsupported_parameter")
+            ignore(param, "the model's chat template has no such variable")
 
 
 def _agreed(said: Sequence[Said]) -> dict[str, Any]:
@@ -129,33 +146,23 @@ def _template_call(path: str, call: ToolCall, arguments_as_text: bool) -> dict[s
 def _with_call_ids(messages: Sequence[Message]) -> list[Message]:
     """The messages, each tool result with the id of its call: one without an id answers the first call that has no result yet.
 
-    Raises `InvalidRequest` for an empty user message, and for a tool result without its call.
+    A result whose call is not in the conversation stays as it is: whether it can be rendered is up to the template.
     """
-    checked: list[Message] = []
-    call_ids: set[str] = set()
+    told: list[Message] = []
     unanswered: list[str] = []
-    for index, message in enumerate(messages):
-        if message.role == "user" and not message.text:
-            raise InvalidRequest(f"messages.{index}.content is empty", param=f"messages.{index}.content")
+    for message in messages:
         if message.role == "tool":
-            param = f"messages.{index}.tool_call_id"
-            if message.tool_call_id is None:
-                if not unanswered:
-                    raise InvalidRequest(f"{param} is missing, and every earlier tool call has its result", param=param)
+            if message.tool_call_id is None and unanswered:
                 message = message.model_copy(update={"tool_call_id": unanswered[0]})
-            elif message.tool_call_id not in call_ids:
-                raise InvalidRequest(f"{param}: no earlier message calls a tool with the id {message.tool_call_id!r}", param=param)
             if message.tool_call_id in unanswered:
                 unanswered.remove(message.tool_call_id)
-        ids = [call.id for call in message.tool_calls or ()]
-        call_ids.update(ids)
-        unanswered += ids
-        checked.append(message)
-    return checked
+        unanswered += [call.id for call in message.tool_calls or ()]
+        told.append(message)
+    return told
 
 
-def _check_optional_fields(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, tokenizer: Tokenizer) -> None:
-    """Raise `InvalidRequest` for a name or a tool result that the template silently drops.
+def _look_for_optional_fields(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, tokenizer: Tokenizer) -> None:
+    """Take out the names that the template has no use for. Raises `InvalidRequest` for a tool result that it silently drops.
 
     To find out, each such field is replaced by a probe, and the rendered text is searched for it.
     """
@@ -165,9 +172,13 @@ def _check_optional_fields(messages: Sequence[dict[str, Any]], tools: Sequence[d
     probed = [{**message, **{field: probes[index, field] for field in _optional_fields(message)}} for index, message in enumerate(messages)]
     text = tokenizer.chat.render(probed, tools, False).replace(json.dumps(PROBE)[1:-1], PROBE)
     for (index, field), probe in probes.items():
-        if probe not in text:
-            param = f"messages.{index}.{field}"
-            raise InvalidRequest(f"{param}: the model's chat template has no place for it", param=param, code="unsupported_parameter")
+        param = f"messages.{index}.{field}"
+        if probe in text:
+            continue
+        if field != "name":
+            raise InvalidRequest(f"{param}: {NO_PLACE}", param=param, code="unsupported_parameter")
+        ignore(param, NO_PLACE)
+        del messages[index][field]
 
 
 def _optional_fields(message: dict[str, Any]) -> list[str]:

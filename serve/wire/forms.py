@@ -22,7 +22,7 @@ from app.schemas.forms import FormFields
 from app.schemas.messages import Schema
 
 # Each of these bans or forces tokens, or ends the answer, whatever the grammar requires at that point.
-INCOMPATIBLE_FIELDS = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids")
+INCOMPATIBLE_FIELDS = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids", "allowed_token_ids")
 MAX_CACHED_SCHEMAS = 256
 MAX_CACHED_SCHEMA_CHARS = 65_536  # longer schemas are checked anew each time
 WRITERS: dict[str, Callable[[Any], str]] = {"regex": regex_grammar, "choice": choice_grammar, "grammar": written_grammar}

@@ -7,7 +7,9 @@ import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.engine.events import TokenLogprob
 from app.schemas import ChatLogprobs, ContentLogprob, TextLogprobs, TopLogprob
+from app.schemas.generation import PromptLogprob, PromptLogprobs
 from app.tokenizer import Tokenizer
 
 MIN_LOGPROB = -9999.0  # what OpenAI reports for a probability of zero; JSON has no infinity
@@ -59,6 +61,20 @@ def completion_logprobs(entries: Sequence[LogprobEntry], tokenizer: Tokenizer) -
         ],
         text_offset=[entry.start for entry in entries],
     )
+
+
+def prompt_logprobs(ids: Sequence[int], logprobs: Sequence[TokenLogprob], top: int, tokenizer: Tokenizer) -> PromptLogprobs:
+    """vLLM's form: for each token of the prompt itself and the `top` likeliest ones, by their ids. `logprobs` are of all but the first."""
+    return [None, *(_by_id(item, top, tokenizer) for item in logprobs)] if ids else []
+
+
+def _by_id(item: TokenLogprob, top: int, tokenizer: Tokenizer) -> dict[str, PromptLogprob]:
+    ranks = {token: (rank, logprob) for rank, (token, logprob) in enumerate(item.top[:top], 1)}
+    entries = {item.token: (ranks.get(item.token, (None, 0.0))[0], item.logprob)} | ranks
+    return {
+        str(token): PromptLogprob(logprob=max(logprob, MIN_LOGPROB), rank=rank, decoded_token=tokenizer.piece(token).text)
+        for token, (rank, logprob) in entries.items()
+    }
 
 
 def _content_logprob(entry: LogprobEntry, tokenizer: Tokenizer) -> ContentLogprob:

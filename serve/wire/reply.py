@@ -85,7 +85,7 @@ class Reply:
             top_p=sampling.top_p,
             top_logprobs=request.top_logprobs or 0,
             text=_text_options(request),
-            tools=request.tools or [],
+            tools=request.functions,
             tool_choice=request.tool_choice or "auto",
             service_tier=self.answer.options.tier,
             user=request.user,
@@ -112,7 +112,8 @@ class Reply:
 
 def _text_options(request: ResponsesRequest) -> TextOptions:
     options = request.text or TextOptions()
-    return options if options.format is not None else options.model_copy(update={"format": PlainFormat(type="text")})
+    told = {"format": options.format or PlainFormat(type="text"), "verbosity": "medium" if options.verbosity == "medium" else None}
+    return options.model_copy(update=told)
 
 
 async def stream(reply: Reply, events: AsyncIterable[EngineEvent]) -> AsyncIterator[str]:

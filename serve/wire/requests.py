@@ -13,8 +13,10 @@ from app.engine.request import Generate, SamplingParams
 from app.errors import ContextTooLong, InvalidRequest
 from app.models.sampling import with_parameters
 from app.schemas import ChatRequest, CompletionRequest, SamplingFields, Tier, UsedTier
+from app.schemas.thought import UNLIMITED
 from app.tokenizer import Tokenizer
 from serve.admission.client import KEY
+from serve.wire.ignored import ignore
 from serve.wire.logprobs import OffsetTracker
 from serve.wire.structured import StructuredOutput, completion_output, structured_output_of
 from serve.wire.thought import thought_of
@@ -32,6 +34,17 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenOptions:
+    """What the answer tells of single tokens, and what of its end."""
+
+    ids: bool = False
+    prompt_logprobs: int | None = None  # number of top tokens listed beside each token of the prompt; None: nothing is
+    stop_tokens: frozenset[int] = frozenset()  # the request's own
+    ignore_eos: bool = False
+    keeps_stop: bool = False  # what ends the answer stays in its text
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerOptions:
     """What the answer contains. `samples` answers are generated for each prompt; the best `n` of them become its choices."""
 
@@ -44,22 +57,26 @@ class AnswerOptions:
     tier: UsedTier | None = None
     structured: StructuredOutput = StructuredOutput()
     metadata: dict[str, str] | None = None
+    tokens: TokenOptions = TokenOptions()
 
 
 def chat_options(body: ChatRequest, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> AnswerOptions:
     """Raises `InvalidRequest`. `prompt` are the token ids of the conversation."""
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise InvalidRequest("give max_tokens or max_completion_tokens, not both", param="max_tokens")
+    structured = structured_output_of(body, tokenizer, thought_of(tokenizer, prompt))
+    if structured.thought_limit is not None and body.allowed_token_ids:
+        message = "allowed_token_ids cannot be combined with a limit of the thought, after which its closing mark is written"
+        raise InvalidRequest(message, param="allowed_token_ids")
     return AnswerOptions(
         chat=True,
         n=body.n or 1,
         samples=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         tier=used_tier(body.service_tier),
-        structured=structured_output_of(body, tokenizer, thought_of(tokenizer, prompt)),
+        structured=structured,
         metadata=body.metadata,
+        tokens=_token_options(body),
     )
 
 
@@ -71,33 +88,49 @@ def completion_options(body: CompletionRequest) -> AnswerOptions:
     if samples > n and body.stream:
         raise InvalidRequest("best_of cannot be streamed: the best answer is known only when all are complete", param="best_of")
     echo = bool(body.echo)
-    if body.max_tokens == 0 and not echo:
+    if body.answer_limit == 0 and not echo:
         raise InvalidRequest(
             "max_tokens must be at least 1; 0 is allowed only with echo: true, and returns the prompt alone", param="max_tokens"
         )
-    return AnswerOptions(
-        False, n, samples, body.logprobs, echo, body.max_tokens == 0, used_tier(body.service_tier), completion_output(body)
+    tier, tokens = used_tier(body.service_tier), _token_options(body)
+    return AnswerOptions(False, n, samples, body.logprobs, echo, body.answer_limit == 0, tier, completion_output(body), tokens=tokens)
+
+
+def _token_options(body: ChatRequest | CompletionRequest) -> TokenOptions:
+    if body.prompt_logprobs is not None and body.stream:
+        raise InvalidRequest("prompt_logprobs cannot be streamed: leave out stream", param="prompt_logprobs")
+    return TokenOptions(
+        ids=bool(body.return_token_ids),
+        prompt_logprobs=body.prompt_logprobs,
+        stop_tokens=frozenset(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        keeps_stop=bool(body.include_stop_str_in_output),
     )
 
 
 def used_tier(requested: Tier | None) -> UsedTier | None:
-    """The service tier that the answer reports; None where the request named none."""
-    return "default" if requested == "auto" else requested
+    """The service tier that the answer reports; None where the request named none. One that goes before all others is left out."""
+    if requested in {"priority", "scale"}:
+        ignore("service_tier", f"{requested!r}: there is none that goes before 'default'")
+    return requested if requested in {None, "flex"} else "default"
 
 
 def make_jobs(
     id: str, body: ChatRequest | CompletionRequest, options: AnswerOptions, prompts: list[Prompt], tokenizer: Tokenizer, facts: Facts
 ) -> list[Generate]:
     """One job per sample: all samples of the first prompt, then those of the second. Sample i is seeded with seed + i."""
-    sampling = sampling_of(body, tokenizer, facts)
+    sampling = replace(sampling_of(body, tokenizer, facts), allowed_tokens=_allowed_tokens(body, tokenizer))
+    if body.repeat_penalty is not None:
+        sampling = replace(sampling, repetition_penalty=body.repeat_penalty)
     stop_tokens = frozenset(body.stop_token_ids or ())
     check_token_ids(stop_tokens, tokenizer, "stop_token_ids")
-    requested, prediction = requested_max_tokens(body), _prediction_of(body, tokenizer, facts)
+    limit, prediction = body.answer_limit, _prediction_of(body, tokenizer, facts)
+    requested = None if limit == UNLIMITED else limit
     owner, private = cache_owner(body.user)
     jobs: list[Generate] = []
     for prompt in prompts:
         max_tokens = max_new_tokens(prompt.ids, requested, facts, "messages" if options.chat else "prompt")
-        if not options.chat and requested is None:
+        if not options.chat and limit is None:
             max_tokens = min(max_tokens, DEFAULT_MAX_TOKENS)  # nobody asked for more than the context leaves
         check_min_tokens(sampling.min_tokens, max_tokens)
         for sample in range(options.samples):
@@ -110,7 +143,7 @@ def make_jobs(
                 stop_tokens=stop_tokens,
                 ignore_eos=bool(body.ignore_eos),
                 logprobs=0 if options.logprobs is None and options.samples > options.n else options.logprobs,  # best_of ranks by them
-                prompt_logprobs=options.logprobs if options.echo else None,
+                prompt_logprobs=_prompt_logprobs(options, sample),
                 tier=options.tier or "default",
                 grammar=options.structured.grammar,
                 thought=options.structured.thought_limit,
@@ -122,6 +155,27 @@ def make_jobs(
             )
             jobs.append(job)
     return jobs
+
+
+def _prompt_logprobs(options: AnswerOptions, sample: int) -> int | None:
+    """How many top tokens the engine is to list beside those of the prompt. The samples of a prompt have one of them together, unless each
+    repeats it.
+    """
+    asked = [options.logprobs] if options.echo else []
+    asked += [options.tokens.prompt_logprobs] if sample == 0 else []
+    return max((each for each in asked if each is not None), default=None)
+
+
+def _allowed_tokens(body: ChatRequest | CompletionRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Raises `InvalidRequest` for one that is not in the vocabulary, and if none may begin the answer."""
+    allowed = tuple(dict.fromkeys(body.allowed_token_ids or ()))
+    check_token_ids(allowed, tokenizer, "allowed_token_ids")
+    if allowed and (body.bad_words or body.min_tokens):
+        banned = {word[0] for word in _banned_sequences(body.bad_words or [], tokenizer) if len(word) == 1}
+        banned |= {*tokenizer.end_tokens(), *(body.stop_token_ids or ())} if body.min_tokens else set()
+        if banned.issuperset(allowed):
+            raise InvalidRequest("allowed_token_ids: bad_words and min_tokens leave none of them", param="allowed_token_ids")
+    return allowed
 
 
 def _prediction_of(body: ChatRequest | CompletionRequest, tokenizer: Tokenizer, facts: Facts) -> tuple[int, ...]:
@@ -137,12 +191,6 @@ def cache_owner(user: str | None = None) -> tuple[str | None, bool]:
     """
     key = KEY.get()
     return (user or None, False) if key is None else (key, True)
-
-
-def requested_max_tokens(body: ChatRequest | CompletionRequest) -> int | None:
-    if isinstance(body, CompletionRequest):
-        return body.max_tokens
-    return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
 
 
 def sampling_of(body: SamplingFields, tokenizer: Tokenizer, facts: Facts) -> SamplingParams:
@@ -218,15 +266,15 @@ def prompts_of(body: CompletionRequest, tokenizer: Tokenizer, facts: Facts) -> l
         raise InvalidRequest("the prompt is empty", param="prompt")
     for item in items:
         if not isinstance(item, str):  # refuse a list that is too long before each of its ids is checked
-            max_new_tokens(tuple(item), 0 if body.max_tokens == 0 else None, facts, "prompt")
-    return [_prompt_of(item, tokenizer, bool(body.echo)) for item in items]
+            max_new_tokens(tuple(item), 0 if body.answer_limit == 0 else None, facts, "prompt")
+    return [_prompt_of(item, tokenizer, bool(body.echo), body.add_special_tokens is not False) for item in items]
 
 
-def _prompt_of(item: str | list[int], tokenizer: Tokenizer, echo: bool) -> Prompt:
+def _prompt_of(item: str | list[int], tokenizer: Tokenizer, echo: bool, add_special_tokens: bool) -> Prompt:
     if isinstance(item, str):
         if not echo:
-            return Prompt(tokenizer.encode(item, "prompt"))
-        encoded = tokenizer.encode_with_offsets(item, "prompt", split_special_tokens=False)
+            return Prompt(tokenizer.encode(item, "prompt", add_special_tokens))
+        encoded = tokenizer.encode_with_offsets(item, "prompt", split_special_tokens=False, add_special_tokens=add_special_tokens)
         return Prompt(encoded.ids, item, tuple(encoded.token_starts()))
     check_token_ids(item, tokenizer, "prompt")
     if not echo:

@@ -12,9 +12,11 @@ from app.errors import InvalidRequest
 from app.schemas import ChatRequest, FunctionCall, Message, NamedTool, ResponseFormat, SamplingFields, Tool, ToolCall, ToolChoice
 from app.schemas.messages import Function, NamedFunction, NamedSchema
 from app.schemas.responses import (
+    LOGPROBS,
     FunctionCallItem,
     FunctionCallOutput,
     FunctionTool,
+    HostedTool,
     InputMessage,
     Item,
     NamedFunctionTool,
@@ -24,15 +26,13 @@ from app.schemas.responses import (
     text_of,
 )
 from app.schemas.thought import Reasoning
+from serve.wire.ignored import ignore
 
 MAX_CALLS = 128  # in one message of a chat
 # Fields that a chat has as well, under the same name and with the same meaning.
 SHARED = frozenset(SamplingFields.model_fields) - {"n", "stream_options"} | {"parallel_tool_calls", "metadata"}
-REFUSED = (  # field, the values besides null that are as if it were left out, and why others are refused
-    ("store", (False,), "this server stores no responses; leave it out or send false"),
-    ("background", (False,), "the answer is computed while its client waits; leave it out or send false"),
-    ("truncation", ("disabled",), "input that does not fit is refused, never cut; leave it out or send 'disabled'"),
-)
+NO_BACKGROUND = "background: the answer is computed while its client waits; leave it out or send false"
+NOT_RUN = "only tools of type 'function' are served"
 # Names of a chat in the messages of its errors, and the same fields of a response.
 RENAMED = (
     (re.compile(r"\btools\.(\d+)\.function\b"), r"tools.\1"),
@@ -110,6 +110,7 @@ def conversation_of(body: ResponsesRequest) -> Conversation:
 def chat_of(body: ResponsesRequest, conversation: Conversation) -> ChatRequest:
     """The chat request that has the same answer. Raises `InvalidRequest`, naming the field, for what a chat cannot do."""
     _check(body)
+    _leave_out(body)
     fields = body.model_dump(include=set(SHARED), exclude_none=True)
     return ChatRequest(
         **fields,
@@ -118,14 +119,14 @@ def chat_of(body: ResponsesRequest, conversation: Conversation) -> ChatRequest:
         logprobs=lists_logprobs(body) or None,
         top_logprobs=body.top_logprobs if lists_logprobs(body) else None,
         response_format=_response_format(body),
-        tools=None if body.tools is None else [_tool(tool) for tool in body.tools],
+        tools=[_tool(tool) for tool in body.functions] or None,
         tool_choice=_tool_choice(body),
         reasoning=None if body.reasoning is None else Reasoning(**body.reasoning.model_dump(include=set(Reasoning.model_fields))),
     )
 
 
 def lists_logprobs(body: ResponsesRequest) -> bool:
-    return bool(body.include or body.top_logprobs)
+    return LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
 
 
 @contextmanager
@@ -139,16 +140,34 @@ def names_of_the_body(conversation: Conversation) -> Iterator[None]:
 
 
 def _check(body: ResponsesRequest) -> None:
-    for name, neutral, why in REFUSED:
-        if getattr(body, name) not in (None, *neutral):
-            raise InvalidRequest(f"{name}: {why}", param=name, code="unsupported_parameter")
+    if body.background:
+        raise InvalidRequest(NO_BACKGROUND, param="background", code="unsupported_parameter")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
-    if lists_logprobs(body) and body.tools and body.tool_choice != "none":
-        param = "include" if body.include else "top_logprobs"
+    if lists_logprobs(body) and body.functions and body.tool_choice != "none":
+        param = "include" if LOGPROBS in (body.include or ()) else "top_logprobs"
         raise InvalidRequest(
             f"{param} cannot be combined with tools unless tool_choice is none: calls have no log-probabilities", param=param
         )
+
+
+def _leave_out(body: ResponsesRequest) -> None:
+    """What asks for something that no answer of this server has, and that a client can do without."""
+    for index, tool in enumerate(body.tools or ()):
+        if isinstance(tool, HostedTool):
+            ignore(f"tools.{index}[{tool.type}]", NOT_RUN)
+    for index, included in enumerate(body.include or ()):
+        if included != LOGPROBS:
+            ignore(f"include.{index}[{included}]", "no answer of this server has it")
+    for name in ("summary", "generate_summary"):
+        if body.reasoning is not None and getattr(body.reasoning, name) is not None:
+            ignore(f"reasoning.{name}", "a thought is returned as it is")
+    if body.text is not None and body.text.verbosity not in {None, "medium"}:
+        ignore("text.verbosity", "the conversation says how long an answer should be")
+    if body.store:
+        ignore("store", "this server stores no responses")
+    if body.truncation == "auto":
+        ignore("truncation", "input that does not fit is refused, never cut")
 
 
 def _response_format(body: ResponsesRequest) -> ResponseFormat | None:

@@ -109,6 +109,8 @@ SAME = (
     ("repetition_penalty", "repeat_penalty"),
     ("thinking_token_budget", "reasoning", "thinking", "thinking_budget_tokens", "reasoning_budget_tokens", "reasoning_effort"),
 )
+# Known fields that a route which does not have them leaves out and names in the header, as it does with unknown ones.
+LEFT_OUT = frozenset({"add_special_tokens", "store", "verbosity"})
 ROUTES: Mapping[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
@@ -124,6 +126,11 @@ KNOWN = frozenset(UNSUPPORTED).union(*(body.model_fields for body in ROUTES.valu
 def is_unsupported(path: Sequence[object]) -> bool:
     """Whether a field that its body does not have is one that this server knows: of another route, or of no route at all."""
     return len(path) == 1 and path[0] in KNOWN
+
+
+def is_refused(path: Sequence[object]) -> bool:
+    """Whether a field that its body does not have is known and not left out."""
+    return is_unsupported(path) and path[0] not in LEFT_OUT
 
 
 def instead_of(name: str, route: str) -> str | None:

@@ -29,7 +29,7 @@ def check(settings: ModelSettings, paths: ModelPaths, on_cuda: bool) -> None:
 def read(settings: ModelSettings) -> tuple[Tokenizer, Detector]:
     """What the routes need of a model. Raises `SetupError`."""
     settings.check_paths()
-    return Tokenizer(settings.path), detector_of(settings)
+    return Tokenizer(settings.path, settings.chat_template), detector_of(settings)
 
 
 def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:

@@ -68,8 +68,8 @@ class Catalog:
             yield from (of[name] for of in (self._served, self._beside) if name in of)
 
     def settings_of(self, name: str) -> ModelSettings | None:
-        """How a model is served; None for one that is not."""
-        version = self._served.get(name)
+        """How a model is served, by any of its names; None for one that is not."""
+        version = self._served.get(self._router.name_of(name))
         return None if version is None or version.deleted else version.settings
 
     async def load(self, name: str, settings: Callable[[ModelSettings | None], ModelSettings]) -> Version:
@@ -133,6 +133,10 @@ class Catalog:
             raise Conflict(f"an upstream answers for '{name}', so no version of it is loaded here; choose another name", param="name")
         if name in self._router.adapters:
             raise Conflict(f"'{name}' is an adapter of '{self._router.adapters[name]}'; choose another name for the model", param="name")
+        if name in self._router.aliases:
+            raise Conflict(
+                f"'{name}' is another name of '{self._router.aliases[name]}' (aliases in the settings); write that", param="name"
+            )
         if name in self._asked or name in self._tasks:
             raise Conflict(
                 f"a version of '{name}' is being loaded or unloaded at the moment; GET /admin/models says how far it is", code="model_busy"
@@ -258,7 +262,7 @@ class Catalog:
         if default is not None:
             if default == name:
                 raise Conflict(f"'{name}' is to be unloaded: it cannot be the default model from now on", param="default")
-            self._router.fleet(default)
+            default = self._router.fleet(default).model
         elif name == self._router.default:
             raise Conflict(
                 f"'{name}' is the default model, which answers requests that name none; say by ?default=NAME which one does from now on",

@@ -8,7 +8,12 @@ from app.errors import InvalidRequest
 from app.schemas.wire import Wire
 from app.settings import ModelSettings
 
-OF_ITS_PATH = ("observer", "draft", "calibration")  # belong to the weights: with others they are left out, unless they are named, too
+OF_ITS_PATH = (
+    "observer",
+    "draft",
+    "calibration",
+    "chat_template",
+)  # belong to the weights: with others they are left out, unless they are named, too
 Change: type[Wire] = create_model(  # type: ignore[call-overload]
     "ModelChange",
     __base__=Wire,
@@ -16,7 +21,7 @@ Change: type[Wire] = create_model(  # type: ignore[call-overload]
     **{
         name: (field.rebuild_annotation(), Field(None, description=field.description))
         for name, field in ModelSettings.model_fields.items()
-        if name not in {"name", "adapters"}  # adapters come and go by routes of their own
+        if name not in {"name", "aliases", "adapters"}  # names stay; adapters come and go by routes of their own
     },
 )
 

@@ -61,7 +61,7 @@ class Child:
         await self._until_idle(server)
         if self.process is not None and self.process.returncode is not None and not server.draining:
             self._failures = 0 if time.monotonic() - started > STEADY_S else self._failures + 1
-            pause_s = min(2.0**self._failures, MAX_PAUSE_S)
+            pause_s = min(2.0 ** min(self._failures, 10), MAX_PAUSE_S)
             log.warning("the worker for batches ended with %d; another one starts in %.0f s", self.process.returncode, pause_s)
             await asyncio.sleep(pause_s)
 

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 from weakref import WeakSet
 
@@ -19,6 +20,8 @@ from app.settings import QueueSettings
 from serve.workers.affinity import Affinity
 from serve.workers.messages import LoadAdapter, UnloadAdapter
 from serve.workers.progress import SharedProgress
+
+MAX_PORTION = 64  # jobs that one request with many texts has in flight at a time
 
 
 @dataclass(slots=True, eq=False)
@@ -102,6 +105,14 @@ class Fleet:
     def capacity(self) -> int:
         """`max_jobs`; before the model has loaded, what may wait for it."""
         return self.max_jobs if any(replica.facts is not None for replica in self.replicas) else self.queue_settings.max_waiting
+
+    def portion(self, tokens: Sequence[int]) -> int:
+        """How many of the next jobs of a long request, of so many tokens each, may be in flight together: at least one, and never so many
+        that the request fills the queue.
+        """
+        tokens = tokens[: max(1, min(MAX_PORTION, (self.max_jobs - self.load) // 2))]
+        most = self.queue_settings.max_waiting_tokens // 4
+        return max(1, sum(total <= most for total in accumulate(tokens)))
 
     def check_job_count(self, count: int) -> None:
         """Raises `InvalidRequest` if `count` jobs of one request could never be in flight together."""

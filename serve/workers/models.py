@@ -13,6 +13,8 @@ from app.settings import QueueSettings
 from serve.workers.fleet import Fleet, Replica
 
 CHECKPOINT = re.compile(r"ft:.*:ckpt-step-(\d+)")  # as a fine-tuning job calls them
+TUNED = "ft:"  # begins the names of what fine-tuning has made
+ANY = "*"  # the alias for every name that no model has
 
 
 class Models:
@@ -25,6 +27,7 @@ class Models:
         self.default = next(iter(models), "")
         self.absent: dict[str, LitmusError] = {}  # what is told of a model that is not served, but could be
         self.adapters: dict[str, str] = {}  # names of adapters, each with that of its base
+        self.aliases: Mapping[str, str] = {}  # further names of models, each with the model's own
         self._beside: list[Fleet] = []  # versions that get no new jobs
         self._fleets = {
             model: Fleet(model, [replica for replica in self.replicas if replica.model == model], queue_settings)
@@ -59,7 +62,27 @@ class Models:
         """The facts of a model or an adapter, of the default model for None. Raises `UnknownModel`, and `NotReady` until it has been loaded
         once.
         """
-        return self.fleet(model).facts_of(model if model in self.adapters else None)
+        name = self.name_of(model)
+        return self.fleet(name).facts_of(name if name in self.adapters else None)
+
+    def name_of(self, model: str | None) -> str:
+        """The own name of a model or adapter by any of its names, that of the default model for None; a name that nobody has as it is.
+
+        A fine-tuned model that is gone is answered by no other one, whatever the aliases say.
+        """
+        if model is None:
+            return self.default
+        if model in self.statuses or model in self.adapters or model in self.absent:
+            return model
+        return self.aliases.get(model) or (model if model.startswith(TUNED) else self.aliases.get(ANY, model))
+
+    def base_of(self, model: str | None) -> str:
+        """The own name of a model, of its base for an adapter, by any of its names."""
+        own = self.name_of(model)
+        return self.adapters.get(own, own)
+
+    def aliases_of(self, model: str) -> list[str]:
+        return [alias for alias, name in self.aliases.items() if name == model]
 
     def loaded_facts(self) -> list[Facts]:
         """The facts of every model that has been loaded once."""
@@ -79,7 +102,7 @@ class Models:
 
     def fleet(self, model: str | None) -> Fleet:
         """The version of a model, or of an adapter's base, that takes new jobs. Raises `UnknownModel`, or what `absent` has for it."""
-        name = self.default if model is None else self.adapters.get(model, model)
+        name = self.base_of(model)
         if name not in self._fleets:
             if name in self.absent:
                 raise self.absent[name]

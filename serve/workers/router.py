@@ -35,6 +35,10 @@ REPORT_LOST = "the model's process died before it answered; a new one is startin
 TIMEOUTS = "timeout_s, X-Request-Timeout or the server's queue.timeout_s"
 
 
+def too_late(limit_s: float | None) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the answer was not complete after {limit_s} s ({TIMEOUTS})")
+
+
 class Router(Models):
     """Routes to all replicas of all models. `models` names the model of each replica, the default model first."""
 
@@ -64,8 +68,7 @@ class Router(Models):
         events = JobEvents(job.id for job in jobs)
         flights = [Flight(job, events, replica) for job in jobs]
         limit_s = self.queue_settings.timeout_s if timeout_s is None else timeout_s
-        late = DeadlineExceeded(f"the answer was not complete after {limit_s} s ({TIMEOUTS})")
-        deadline = None if limit_s is None else asyncio.get_running_loop().call_later(limit_s, self.fail, flights, late)
+        deadline = None if limit_s is None else asyncio.get_running_loop().call_later(limit_s, self.fail, flights, too_late(limit_s))
         try:
             for flight in flights:
                 self._flights[flight.job.id] = flight

@@ -44,7 +44,7 @@ class Shelf:
         self._paths, self._drain_s = ModelPaths(settings), settings.server.drain_s
         self._bases = {model.served_name: model.path for model in settings.loaded.values()}
         self._register = Register(Path(settings.jobs.folder) / FILE)
-        self._entries = {name: entry for name, entry in self._register.read().items() if name not in router.statuses}
+        self._entries = {name: entry for name, entry in self._register.read().items() if name not in {*router.statuses, *router.aliases}}
         for base, model in ((model.served_name, model) for model in settings.loaded.values()):
             self._entries |= {name: Entry(path=path, model=base) for name, path in model.adapters.items()}
         self._loading: dict[tuple[int, str], Loading] = {}  # by the replica's number and the adapter's name
@@ -172,9 +172,9 @@ class Shelf:
 
     def _settle(self, fleet: Fleet, name: str, loading: Loading) -> None:
         """What comes of loading an adapter into a worker that has just started."""
-        error = loading.exception()
-        if name not in self._entries or name in self._changing:
+        if loading.cancelled() or name not in self._entries or name in self._changing:
             return
+        error = loading.exception()
         if error is None:
             self._serve(loading.result(), fleet)
         elif isinstance(error, SetupError):
@@ -194,7 +194,8 @@ class Shelf:
             fleet.adapters.pop(name, None)
             fleet.problems.pop(name, None)
             for replica in fleet.alive:
-                self._loading.pop((replica.number, name), None)
+                if loading := self._loading.pop((replica.number, name), None):
+                    loading.cancel()  # nobody waits for it in vain
                 with contextlib.suppress(OSError, EOFError):  # the process that holds the queue is gone, and the worker with it
                     replica.send(UnloadAdapter(name))
 
@@ -221,6 +222,10 @@ class Shelf:
             raise InvalidRequest(f"The lora adapter '{name}' has already been loaded.", param="lora_name", code="adapter_exists")
         if name in self._router.statuses:
             raise InvalidRequest(f"'{name}' is a model of this server; choose another name for the adapter", param="lora_name")
+        if name in self._router.aliases:
+            raise InvalidRequest(
+                f"'{name}' is another name of '{self._router.aliases[name]}'; choose another one for the adapter", param="lora_name"
+            )
         with self._change_alone(name):
             yield
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.plaintext import NotText, UnknownEncoding, decode, has_controls
+from app.plaintext import NotText, UnknownEncoding, decode, has_controls, recognize
 
 TEXT = "A café, “crowded”.\r\n"
 ESSAY = "The old road ran along the river, and nobody who walked there in autumn forgot the smell of leaves. " * 40
@@ -18,7 +18,8 @@ WESTERN = (
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
 def test_a_text_is_read_in_any_of_the_encodings(encoding: str) -> None:
-    assert decode(TEXT.encode(encoding)) == TEXT
+    content = TEXT.encode(encoding)
+    assert decode(content) == TEXT and recognize(content)[1] == encoding
 
 
 @pytest.mark.parametrize(
@@ -66,4 +67,5 @@ def test_a_few_words_in_another_encoding_in_a_long_text_are_refused(words: str, 
 
 
 def test_a_stray_control_character_of_utf8_is_kept() -> None:
-    assert decode(b"a\x02b") == "a\x02b" and has_controls("a\x02b") and not has_controls(TEXT)
+    assert decode(b"a\x02b") == "a\x02b" and has_controls("a\x02b")
+    assert not has_controls(TEXT + "\t\x85\x1a")

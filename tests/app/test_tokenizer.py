@@ -154,3 +154,39 @@ def test_special_tokens_that_mark_calls_and_thoughts_are_shown(bundled: Path, tm
     assert tokenizer.decode_with_special_tokens(ids) == text
     pieces = {tokenizer.piece(id).text: tokenizer.piece(id).special for id in ids}
     assert pieces["[INST]"] and pieces["<|end|>"] and not pieces["[TOOL_CALLS]"] and not pieces["[THINK]"]
+
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% if enable_thinking %}think\n{% endif %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}]
+
+
+def test_a_chat_template_of_the_settings_takes_the_place_of_the_models_own(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text(TEMPLATE)
+    own, chat = Tokenizer(str(tiny_folder)).chat, Tokenizer(str(tiny_folder), str(file)).chat
+    assert own.render(ASKED, None, True) == "<s>s:Be brief.u:Hello." and own.thinking_switch is None
+    assert chat.render(ASKED, None, True) == "[system]Be brief.\n[user]Hello.\n[assistant]"
+    assert chat.thinking_switch == "enable_thinking" and "think" in chat.render(ASKED, None, True, {"enable_thinking": True})
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for m in messages %}\n\n{% endif %}", "line 3: Encountered unknown tag 'endif'"),
+        ("a\n{{ messages | shout }}", "line 2: No filter named 'shout'"),
+        ("{% generation\n %}{% break", "line 2: "),
+        (" \n", "is empty"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_template_that_is_none_is_refused_with_its_line(tiny_folder: Path, tmp_path: Path, template: str | None, says: str) -> None:
+    file = tmp_path / "chat.jinja"
+    if template is not None:
+        file.write_text(template)
+    with pytest.raises(SetupError) as caught:
+        Tokenizer(str(tiny_folder), str(file))
+    assert caught.value.message.startswith(f"chat_template: {file}") and says in caught.value.message

@@ -198,19 +198,19 @@ def check_recorded(report: Report, name: str, engine: Engine, eager: Engine, ref
     model, prompts = reference
     with report.check(f"{name}: it attends by torch's flash kernel, and its decode steps are recorded") as found:
         found["by_flash"], found["page_table"] = engine.performer.attention.is_flash, varlen.has_page_table()
-        assert found["by_flash"] and engine.flights is not None, "the log says why not"
-        assert eager.flights is None
-    if engine.flights is None:
+        assert found["by_flash"] and engine.recorded is not None, "the log says why not"
+        assert eager.recorded is None
+    if engine.recorded is None:
         return
     for each in (engine, eager):  # all make the same steps, which else depend on measured times
         each.drafter.is_on = False
         each.scheduler.budget = FixedBudget(STEP_TOKENS, 2.0)
-    before = engine.flights.followed
+    before = engine.recorded.followed
     ahead = _answers(engine, prompts)
     with report.check(f"{name}: steps launched ahead give the tokens of those that wait") as found:
-        found["ahead"] = engine.flights.followed - before
+        found["ahead"] = engine.recorded.followed - before
         assert found["ahead"] > 0, "no step was launched before the tokens of the one before it were read"
-        engine.flights.follow = lambda _: None  # type: ignore[method-assign]
+        engine.recorded.follow = lambda _: None  # type: ignore[method-assign]
         assert _answers(engine, prompts) == ahead, "other tokens than where each step waits for the one before"
     with report.check(f"{name}: recorded steps choose tokens as good as those that are not") as found:
         plain = _answers(eager, prompts)

@@ -191,9 +191,9 @@ def run(report: Report, options: Namespace, shape: Shape | None = None) -> None:
         return
     engine.drafter.is_on = False  # a drafted token is not a step of its own
     measure_decode(report, engine, shape.kv_bytes(), bandwidth, name, SLOTS)
-    recorded, engine.flights = engine.flights, None
+    recorded, engine.recorded = engine.recorded, None
     if recorded is not None:
         measure_decode(report, engine, shape.kv_bytes(), bandwidth, f"{name}, not recorded", (1, 32))
-    engine.flights = recorded
+    engine.recorded = recorded
     measure_prefill(report, engine, shape, peak, name)
     profile_steps(report, engine, name)

@@ -19,7 +19,7 @@ from gpu.running import random_tokens
 from gpu.shapes import save_tiny
 from transformers import AutoModelForCausalLM
 
-from app.engine import flights
+from app.engine import recorded
 from app.engine.sampler import row_numbers
 
 GOOD = """print('a library speaks'); print('{"kind": "check", "name": "a", "ok": true}')"""
@@ -143,7 +143,7 @@ def test_recorded_steps_as_on_a_card(tmp_path: Path, monkeypatch, capsys, is_wro
         engine = answers.start(folder, "cpu", "float32")
     eager = answers.start(folder, "cpu", "float32", graphs=False)
     if is_wrong:
-        monkeypatch.setattr(flights, "row_numbers", lambda params, position: row_numbers(params, position + 1))
+        monkeypatch.setattr(recorded, "row_numbers", lambda params, position: row_numbers(params, position + 1))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     prompts = [random_tokens(random.Random(length), length) for length in (20, 300)]
     answers.check_recorded(report, "Llama, bfloat16", engine, eager, (model, prompts))

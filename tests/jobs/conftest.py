@@ -170,7 +170,7 @@ def hosting(tmp_path: Path, tiny_folder: Path, names: tuple[str, ...] = (), **jo
     observe(app, router.observer, access_log=False)
     app.include_router(create_routes(router, {FACTS.name: tokenizer}, 1))
     hosted.desk = app.state.desk = Desk(settings.jobs)
-    bases = {FACTS.name: ModelSettings(path=str(tiny_folder), context=64)}
+    bases = {FACTS.name: ModelSettings(path=str(tiny_folder), name=FACTS.name, context=64)}
     app.include_router(create_job_routes(hosted.desk, False, bases.get, hosted.shelf, router.adapters))
     with listening(app) as port:
         hosted.url = f"http://127.0.0.1:{port}"

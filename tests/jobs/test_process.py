@@ -1,5 +1,6 @@
 """`python -m jobs` as a process, woken by Redis with a password; and how such a process ends."""
 
+import json
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ import redis as redis_client
 from ports import free_port
 from serving import wait_for
 
+from app.log import JSONFormatter
 from app.settings import JobSettings
 from jobs.__main__ import beside, end_process
 from jobs.broker import QUEUE, Waker, create_celery
@@ -98,7 +100,10 @@ def test_a_thread_that_an_error_ends_is_not_missed(monkeypatch, caplog):
     thread = threading.Thread(target=lambda: {}["a secret"])
     thread.start()
     thread.join()
-    assert codes == [1] and "ended by KeyError" in caplog.text and '{}["' in caplog.text
+    assert codes == [1] and "ended by KeyError" in caplog.text
+    (record,) = caplog.records
+    line = json.loads(JSONFormatter().format(record))["exception"]
+    assert '{}["' in line and "builtins.KeyError (its message is not logged)" in line
 
 
 def test_a_worker_ends_with_the_process_that_it_stands_beside(tmp_path):

@@ -51,7 +51,7 @@ def test_a_model_is_deleted_that_only_the_server_or_only_the_table_still_has(hos
     with working(hosted):
         job = reached(hosted, start(hosted), "succeeded")
     if removed:
-        hosted.desk._ledger.tunings.remove_model(job.id)
+        hosted.desk._tables.tunings.remove_model(job.id)
     else:
         hosted.shelf.kept.clear()
     assert hosted.client().models.delete(job.fine_tuned_model).deleted

@@ -9,11 +9,13 @@ from app.ledger.folder import Folder
 from app.ledger.recipe import Run
 from app.ledger.room import RESERVE_BYTES
 from app.models.source import Source
-from app.schemas.tuning import Hyperparameters
+from app.schemas.tuning import Hyperparameters, JobRequest
+from app.settings import ModelSettings
 from jobs import policy
 from jobs.leases import LeaseLost, Leases
 from jobs.runs import Runs
 from jobs.server import Refused, Server
+from serve.routes.tuning import recipe_of
 
 pytestmark = pytest.mark.usefixtures("at_once")
 
@@ -40,6 +42,7 @@ def test_a_job_from_its_file_to_its_model(hosted):
     assert hosted.shelf.kept == {job.fine_tuned_model: (str(run_folder(hosted, job) / "adapter"), "fake")}
     assert {path.name for path in run_folder(hosted, job).iterdir()} == {"adapter", "saved"}
     assert [each.id for each in client.list(metadata={"for": "me"})] == [job.id] and not list(client.list(metadata={"for": "you"}))
+    assert not list(client.list(metadata={"for": "Me"})), "capitals differ"
 
 
 def test_a_wrong_file_fails_the_job_and_leaves_nothing(hosted):
@@ -124,7 +127,7 @@ def test_a_paused_job_goes_on_where_it_was(hosted):
         assert client.pause(job.id).status == "paused"
         wait_for((run_folder(hosted, job) / "saved").exists)
         (run_folder(hosted, job) / "go").touch()
-        assert not hosted.desk._ledger.tunings.any_unfinished()  # so that the worker's process may end
+        assert not hosted.desk._tables.tunings.any_unfinished()  # so that the worker's process may end
         assert client.resume(job.id).status == "queued"
         reached(hosted, job, "succeeded")
     assert steps(hosted, job) == [1, 2, 3, 4, 5, 6]
@@ -160,7 +163,7 @@ def test_a_job_that_is_paused_and_resumed_at_once_is_lost_to_whoever_had_it(host
     with pytest.raises(LeaseLost):
         runs.beat(first)
     runs.begin(runs.take("tune"))
-    assert client.retrieve(job.id).status == "running" and hosted.desk._ledger.tunings.tuned(job.id).id == job.id
+    assert client.retrieve(job.id).status == "running" and hosted.desk._tables.tunings.tuned(job.id).id == job.id
 
 
 def test_a_result_that_the_server_refuses_to_serve_is_kept(hosted, monkeypatch):
@@ -288,4 +291,11 @@ def test_folders_of_runs_that_nobody_wants_are_found(hosted):
         run_folder(hosted, job).mkdir(parents=True)
     found = hosted.desk.folder.runs()
     assert set(found) == {made.id, waiting.id, cancelled.id}
-    assert hosted.desk._ledger.tunings.unwanted(found) == [cancelled.id]
+    assert hosted.desk._tables.tunings.unwanted(found) == [cancelled.id]
+
+
+def test_a_recipe_has_the_base_as_it_is_served_and_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = ModelSettings(path="a/b", name="fake", aliases=("gpt-4o",), chat_template="chat.jinja", quantize="nf4")
+    recipe = recipe_of(JobRequest(model="gpt-4o", training_file="file-1"), lambda name: base)
+    assert (recipe.model, recipe.chat_template, recipe.quantize) == ("fake", str(tmp_path / "chat.jinja"), "nf4")

@@ -1,12 +1,16 @@
 """Anthropic's Messages API through the real routes, router and middleware, over a fake engine."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
+from fakes import FACTS
 from messaging import COUNT, HELLO, RING, SING, post
 
 from app.engine.request import SamplingParams
+from serve.workers.messages import Ready
 
 RING_CALL = '<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>'
 SING_CALL = '<tool_call>\n{"name": "sing", "arguments": {}}\n</tool_call>'
@@ -115,6 +119,69 @@ def test_the_prompt_is_that_of_the_same_chat(tooled: Any) -> None:
         "<s>s:Be kind.</s>u:ring, please</s>a:Yes.<tool_call>\n"
         '{"name": "ring", "arguments": {"times": 2}}\n</tool_call></s>t:Error: no bell</s>u:Sorry.</s>a:'
     )
+
+
+BILLING = "x-anthropic-billing-header: cc_version=2.1.101.e51; cc_entrypoint=cli; cch=a5145;"
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        [{"type": "text", "text": BILLING}, {"type": "text", "text": "Be kind."}],
+        [{"type": "text", "text": BILLING.removesuffix(" cch=a5145;")}, {"type": "text", "text": "Be kind."}],
+        [{"type": "text", "text": f"{BILLING}\nBe kind."}],
+        f"{BILLING}Be kind.",
+        f"{BILLING[:-1]}\n\nBe kind.",
+    ],
+)
+def test_the_line_that_differs_in_each_request_of_claude_code_is_not_in_the_prompt(tooled: Any, system: Any) -> None:
+    assert prompt(tooled, system=system) == "<s>s:Be kind.</s>u:hi</s>a:"
+
+
+def test_a_system_prompt_of_that_line_alone_is_none(tooled: Any) -> None:
+    assert prompt(tooled, system=BILLING) == "<s>u:hi</s>a:"
+    later = [*HELLO, {"role": "system", "content": [{"type": "text", "text": f"{BILLING}Be brief."}]}]
+    assert prompt(tooled, system="Mind x-anthropic-billing-header: a=b;", messages=later) == (
+        "<s>s:Mind x-anthropic-billing-header: a=b;</s>u:hi</s>s:Be brief.</s>a:"
+    )
+
+
+@pytest.mark.parametrize("refusal", ["{{ raise_exception('first only') }}", ""])
+def test_what_the_system_says_later_stands_first_where_the_template_takes_it_nowhere_else(tooled: Any, refusal: str) -> None:
+    tooled.tokenizer.base.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+        + refusal
+        + "{% else %}{{ m.role[0] + ':' + m.content + ';' }}{% endif %}{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    )
+    later = [*HELLO, {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "ho"}, *HELLO]
+    assert prompt(tooled, system="Be kind.", messages=later) == "s:Be kind.\n\nBe brief.;u:hi;a:ho;u:hi;a:"
+    assert prompt(tooled, messages=later) == "s:Be brief.;u:hi;a:ho;u:hi;a:"
+
+
+def test_roles_of_claude_code_are_the_users_and_redacted_thoughts_are_not_shown(tooled: Any) -> None:
+    conversation = [
+        {"role": "ctx", "content": "hi"},
+        {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "c2VjcmV0"}, {"type": "text", "text": "ho"}]},
+        {"role": "msg", "content": "bye"},
+    ]
+    assert prompt(tooled, messages=conversation) == "<s>u:hi</s>a:ho</s>u:bye</s>a:"
+
+
+def test_many_tools_and_blocks_and_long_names_are_taken(tooled: Any) -> None:
+    names = [f"t{index}" for index in range(180)] + [f"mcp__{index}.{'x' * 120}" for index in range(3)]
+    tools = [{"name": name, "input_schema": {}} for name in names]
+    say(tooled, f'<tool_call>\n{{"name": "{names[-1]}", "arguments": {{}}}}\n</tool_call>')
+    tooled.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=40_000)), "OK"])
+    body = ask(tooled, tools=tools, messages=[{"role": "user", "content": [{"type": "text", "text": "a"}] * 200}])
+    (call,) = body["content"]
+    assert (call["name"], body["stop_reason"]) == (names[-1], "tool_use")
+    used = {"type": "tool_use", "id": "a1", "name": names[-1], "input": {}}
+    history = [
+        *HELLO,
+        {"role": "assistant", "content": [used]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a1"}]},
+    ]
+    assert names[-1] in prompt(tooled, messages=history)
 
 
 def test_a_last_message_of_the_assistant_is_continued(tooled: Any) -> None:

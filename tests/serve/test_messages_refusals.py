@@ -19,6 +19,7 @@ def assistant(*blocks: Any) -> dict[str, Any]:
 
 CALL = {"type": "tool_use", "id": "a1", "name": "ring", "input": {}}
 RESULT = {"type": "tool_result", "tool_use_id": "b2", "content": "done"}
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
 
 
 @pytest.mark.parametrize(
@@ -34,18 +35,19 @@ RESULT = {"type": "tool_result", "tool_use_id": "b2", "content": "done"}
         ({"messages": [user(CALL)]}, ["messages.0", "tool_use", "tool_result"]),
         ({"messages": [*HELLO, assistant(RESULT)]}, ["messages.1", "tool_result", "tool_use"]),
         ({"messages": [*HELLO, assistant(CALL), user({**RESULT, "content": [IMAGE]})]}, ["messages.2.content.0.content.0", "'image'"]),
-        ({"system": "a", "messages": [*HELLO, assistant(CALL), user(RESULT)]}, ["messages.2.content.0.tool_use_id", "'b2'"]),
         ({"system": "a", "messages": [*HELLO, assistant({**CALL, "input": {"a": "\ud800"}}), *HELLO]}, ["messages.1.content.0.input"]),
-        ({"system": "a", "messages": [*HELLO, *HELLO, user()]}, ["messages.2.content", "empty"]),
         ({"system": "\ud800"}, ["system"]),
         ({"system": [IMAGE]}, ["system.0", "'image'", "text"]),
         ({"messages": [*HELLO, assistant(CALL)]}, ["messages.1", "tool_result must follow"]),
         ({"messages": [*HELLO, assistant()]}, ["messages.1", "no text"]),
         ({"messages": [*HELLO, {"role": "assistant", "content": "So"}], "tools": [RING]}, ["messages.1", "tools"]),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 2}]}, ["tools.0.type", "custom"]),
+        ({"tools": [RING, SEARCH], "tool_choice": {"type": "tool", "name": "web_search"}}, ["tool_choice", "'web_search'"]),
+        ({"tools": [SEARCH], "tool_choice": {"type": "any"}}, ["tool_choice", "tools"]),
+        ({"tools": [{"type": "function", "function": RING}]}, ["tools.0", "custom"]),
+        ({"tools": [{**RING, "name": "ring/it"}]}, ["tools.0.name", "128"]),
         ({"tools": [{**RING, "input_schema": {"type": "array"}}]}, ["tools.0.input_schema", "object"]),
         (
-            {"tools": [SING, {**RING, "input_schema": {"properties": {"a": {"type": "array", "uniqueItems": True}}}}]},
+            {"tools": [SING, {**RING, "strict": True, "input_schema": {"properties": {"a": {"type": "array", "uniqueItems": True}}}}]},
             ["tools.1.input_schema"],
         ),
         ({"tools": [RING, RING]}, ["'ring'"]),
@@ -55,7 +57,6 @@ RESULT = {"type": "tool_result", "tool_use_id": "b2", "content": "done"}
         ({"output_config": {"format": {"type": "json_schema", "schema": {"uniqueItems": True}}}}, ["output_config.format.schema"]),
         ({"thinking": {"type": "enabled", "budget_tokens": -1}}, ["thinking.budget_tokens"]),
         ({"thinking": {"type": "disabled", "budget_tokens": 1024}}, ["budget_tokens", "'enabled'"]),
-        ({"thinking": {"type": "enabled"}}, ["thinking", "no such variable"]),
         ({"thinking": {"type": "always"}}, ["thinking.type", "disabled"]),
         ({"temperature": 3}, ["temperature"]),
         ({"service_tier": "flex"}, ["service_tier", "standard_only"]),
@@ -76,6 +77,32 @@ def test_unknown_fields_are_left_out_of_blocks_too(served: Any) -> None:
     text = {"type": "text", "text": "hi", "citations": None, "colour": 1}
     response = post(served, messages=[user(text)], speed="fast")
     assert (response.status_code, response.headers["X-Litmus-Ignored"]) == (200, "messages.0.content.0.colour, speed")
+
+
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}}, "context_management"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"output_config": {"effort": "max"}}, "output_config.effort"),
+        ({"output_config": {"effort": "low"}, "thinking": {"type": "disabled"}}, "output_config.effort"),
+        ({"tools": [RING, SEARCH, {"type": "bash_20250124", "name": "bash"}]}, "tools.1[web_search_20250305], tools.2[bash_20250124]"),
+    ],
+)
+def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict(
+    tooled: Any, strictly_served: Any, fields: dict[str, Any], ignored: str
+) -> None:
+    for path in (MESSAGES, COUNT):
+        response = post(tooled, path, **fields)
+        assert (response.status_code, response.headers["X-Litmus-Ignored"]) == (200, ignored), response.text
+        refused = post(strictly_served, path, **fields)
+        assert refused.status_code == 400 and ignored.partition(",")[0] in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("fields", [{"context_management": {"edits": []}}, {"thinking": {"type": "adaptive"}}, {"output_config": {}}])
+def test_what_changes_nothing_is_not_named(served: Any, fields: dict[str, Any]) -> None:
+    response = post(served, **fields)
+    assert response.status_code == 200 and "X-Litmus-Ignored" not in response.headers
 
 
 def test_errors_have_anthropics_form_under_messages_and_openais_elsewhere(served: Any) -> None:

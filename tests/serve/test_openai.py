@@ -202,9 +202,6 @@ def test_completions_in_every_shape(client: openai.OpenAI, api: RunningServer) -
         ("function_call", {"name": "a"}),
         ("audio", {"format": "wav", "voice": "alloy"}),
         ("modalities", ["text", "audio"]),
-        ("reasoning_effort", "low"),
-        ("store", True),
-        ("verbosity", "low"),
         ("web_search_options", {}),
     ],
 )
@@ -212,6 +209,21 @@ def test_what_is_not_supported_is_refused_by_name(client: openai.OpenAI, field: 
     with pytest.raises(openai.BadRequestError, match=field) as refused:
         client.chat.completions.create(model="storyteller", messages=STORY, extra_body={field: value})
     assert (refused.value.param, refused.value.code) == (field, "unsupported_parameter")
+
+
+def test_what_the_model_has_no_use_for_is_left_out_and_named(client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="storyteller",
+        messages=[{"role": "user", "content": "A fox", "name": "Ann"}],
+        max_tokens=4,
+        reasoning_effort="low",
+        service_tier="priority",
+        store=True,
+        verbosity="low",
+    )
+    named = set(raw.headers["X-Litmus-Ignored"].split(", "))
+    assert named == {"messages.0.name", "reasoning_effort", "service_tier", "store", "verbosity"}
+    assert raw.parse().choices[0].message.content
 
 
 def test_an_image_is_refused_by_name(client: openai.OpenAI) -> None:

@@ -48,11 +48,18 @@ def test_embeddings_of_256_texts_by_the_async_client_keep_their_order(api: Runni
     assert some == pytest.approx(together[:96], abs=ROUNDING) and ((some @ together.T).argmax(1) == np.arange(96)).all()
 
 
+def test_more_texts_than_the_queue_holds_come_in_portions(client: openai.OpenAI) -> None:
+    texts = [f"Tale {index}" for index in range(300)]
+    vectors = embed(client, texts)
+    assert vectors.shape[0] == 300
+    assert embed(client, texts[290:291])[0] == pytest.approx(vectors[290], abs=ROUNDING)
+
+
 def test_embeddings_that_cannot_be_made_are_refused_by_name(client: openai.OpenAI) -> None:
     for field, value, message in (
         ("input", "", "at least 1 character"),
         ("input.1", ["a", ""], "at least 1 character"),
-        ("input", ["a"] * 257, "at most 256"),
+        ("input", ["a"] * 2049, "at most 2048"),
     ):
         with pytest.raises(openai.BadRequestError, match=message) as refused:
             embed(client, value)

@@ -56,7 +56,8 @@ CARD = {
 }
 BASE = {**CARD, "id": "base", "default": False, "observer": None, "methods": ["fast_detect", "perplexity", "log_rank"]}
 NO_CHAT = {**BASE, "id": "mute", "chat": False, "capabilities": ["completions", "score"]}
-SERVED = {"id": "storyteller", "path": "models/storyteller", "status": "served", "in_flight": 3, "bytes": 412_090_368}
+ALWAYS = {"revision": None, "message": None, "loaded": None}
+SERVED = {"id": "storyteller", "path": "models/storyteller", "status": "served", "in_flight": 3, "bytes": 412_090_368, **ALWAYS}
 ESTIMATE = {"weights_bytes": 600, "cache_bytes": 300, "activation_bytes": 60, "overhead_bytes": 40, "total_bytes": 1000}
 EXPLANATION = "The score 0.742 is below the threshold 0.901, which 1.0% of 2,000 human texts also are."
 

@@ -7,8 +7,9 @@ import pytest
 
 from app.engine.notices import Waiting
 from serve.wire.answers import comments
-from tests.ui.fakelitmus import SOURCE
+from tests.ui.fakelitmus import CARD, SOURCE
 from ui.client import QUEUE_COMMENT, Chunk, Client, PromptProgress, QueueStatus, ServerError
+from ui.jobs.client import bases
 
 BODY = {"messages": [{"role": "user", "content": "Hello"}], "seed": 7}
 
@@ -103,7 +104,7 @@ def test_a_refusal_has_the_servers_own_message(fake, refusal, message):
 
 def test_an_error_body_that_is_not_an_envelope_is_not_shown(fake):
     fake.plain_failure = True
-    assert error_message(read(Client(fake.url))) == "The server answered with status 502 and no explanation."
+    assert error_message(read(Client(fake.url))) == "The server answered /v1/chat/completions with status 502 and no explanation."
 
 
 def test_an_unreachable_server_names_its_address_and_how_to_start_one():
@@ -123,6 +124,20 @@ def test_models_and_readiness(fake):
     assert asyncio.run(client.ready()).status == "ready"
     fake.ready = (503, "loading")
     assert asyncio.run(client.ready()).status == "loading"
+
+
+def test_a_model_is_listed_once_whatever_further_names_it_has(fake):
+    own = {**fake.cards[0], "root": "storyteller", "aliases": ["gpt-4o"]}
+    fake.cards = [own, {**own, "id": "gpt-4o", "default": False}]
+    assert [card.id for card in asyncio.run(Client(fake.url).models())] == ["storyteller"]
+    assert asyncio.run(bases(Client(fake.url))) == ["storyteller"]
+
+
+def test_what_a_newer_server_says_more_is_left_out(fake):
+    fake.cards = [{**CARD, "mood": "merry", "default_sampling_params": {**CARD["default_sampling_params"], "mood": 1}}]
+    fake.score_changes = {"mood": "merry"}
+    assert asyncio.run(Client(fake.url).models())[0].id == "storyteller"
+    assert asyncio.run(Client(fake.url).score("A fox.", None)).score.verdict == "machine"
 
 
 def test_an_answer_of_another_kind_of_server_is_an_error(fake):

@@ -34,6 +34,10 @@ FULL_STORAGE = """() => {
 }"""
 
 
+NO_CLIPBOARD = """() => {
+    navigator.clipboard.writeText = () => Promise.reject(new DOMException("refused", "NotAllowedError"));
+    document.execCommand = () => false;
+}"""
 TWO_TABS = """() => {
     const { keep, get, put } = litmus.storage;
     const turn = (role, text, parent) => ({ role, text, ...(parent === undefined ? {} : { parent }) });
@@ -214,6 +218,11 @@ def test_markdown_code_tables_and_formulas_are_drawn(loaded: Page, fake: Fake):
     with flashing(log, "Copied"):
         log.get_by_title("Copy", exact=True).last.click()
     assert loaded.evaluate("navigator.clipboard.readText()") == answer
+    loaded.evaluate(NO_CLIPBOARD)
+    with flashing(log, "This browser does not let the page copy"):
+        log.get_by_title("Copy", exact=True).last.click()
+    expect(log.get_by_title("Copy", exact=True).last).to_have_text("Copy")
+    loaded.evaluate("delete navigator.clipboard.writeText")
     log.get_by_title("copy", exact=True).click()
     loaded.wait_for_function("async text => (await navigator.clipboard.readText()).trim() === text", arg='print("<b>")')
 

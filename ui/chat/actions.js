@@ -115,28 +115,11 @@ window.litmus ??= {};
     };
 
     const CLIENT_ACTIONS = {
-        copy: (index, button) => copy(conversation.turns[index].text, button),
+        copy: (index, button) => litmus.copy(conversation.turns[index].text, button),
         good: (index, button) => litmus.thumbs.press(conversation, index, "good", button),
         bad: (index, button) => litmus.thumbs.press(conversation, index, "bad", button),
         write: (index, button) => litmus.act("write", button.textContent),
     };
-
-    async function copy(text, button) {
-        if (navigator.clipboard) await navigator.clipboard.writeText(text);
-        else copyByCommand(text);
-        const label = button.textContent;
-        button.textContent = "Copied";
-        setTimeout(() => (button.textContent = label), 1500);
-    }
-
-    // Where the page came over plain HTTP from another machine, browsers offer no clipboard.
-    function copyByCommand(text) {
-        const field = Object.assign(document.createElement("textarea"), { value: text });
-        document.body.append(field);
-        field.select();
-        document.execCommand("copy");
-        field.remove();
-    }
 
     document.addEventListener("click", (event) => {
         const button = event.target.closest?.("button.do");

@@ -115,16 +115,12 @@ litmus.storage = (() => {
         let added = 0;
         for (const { title, updated, conversation } of file.conversations) {
             if (!Array.isArray(conversation?.turns) || !/^[A-Za-z0-9-]{1,64}$/.test(conversation.id)) continue;
-            const id = get(conversation.id) ? newId() : conversation.id;
+            const id = get(conversation.id) ? litmus.newId() : conversation.id;
             const entry = { title: String(title ?? titleOf(conversation)), updated: Number(updated) || Date.now(), conversation: { ...conversation, id } };
             if (!put(entry)) throw new Error(litmus.storage.FULL);
             added += 1;
         }
         return added;
-    }
-
-    function newId() {
-        return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
     }
 
     return {

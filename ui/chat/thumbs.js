@@ -8,7 +8,6 @@ litmus.thumbs = (() => {
     let root = null, open = null; // what the form is about
 
     const hashOf = (button) => button.closest(".thumbs")?.className.match(/\bhash-([0-9a-f]{64})\b/)?.[1];
-    const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
     // Of a conversation that the browser could not keep, the choices last as long as the page.
     function choiceOf(conversationId, hash) {
@@ -23,17 +22,7 @@ litmus.thumbs = (() => {
         if (entry) litmus.storage.put({ ...entry, thumbs: { ...entry.thumbs, [hash]: choice } });
     }
 
-    async function send(fields) {
-        let response;
-        try {
-            response = await fetch(`${window.gradio_config?.root ?? "."}/flags`, { method: "POST", body: JSON.stringify({ about: "chat", ...fields }) });
-        } catch {
-            throw new Error("The page's server does not answer. Check the connection, then try again.");
-        }
-        const answer = await response.json().catch(() => ({}));
-        if (!response.ok) throw new Error(answer.detail ?? `The server answered with status ${response.status}. Try again later.`);
-        return answer;
-    }
+    const send = (fields) => litmus.call("flags", { body: JSON.stringify({ about: "chat", ...fields }) });
 
     function say(sentence, isProblem = false) {
         const word = root.querySelector(".word");
@@ -46,7 +35,7 @@ litmus.thumbs = (() => {
     async function press(conversation, index, label, button) {
         const hash = hashOf(button), before = choiceOf(conversation.id, hash), turn = conversation.turns[index];
         const now = before?.label === label ? "withdrawn" : label;
-        const fields = { label: now, hash, model: turn.facts?.model ?? "", id: before?.id ?? newId() };
+        const fields = { label: now, hash, model: turn.facts?.model ?? "", id: before?.id ?? litmus.newId() };
         try {
             await send(fields);
         } catch (error) {

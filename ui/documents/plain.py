@@ -1,18 +1,18 @@
 """Reads files of plain text, and tables of texts: .txt, .md, .csv, .jsonl. Knows no HTTP."""
 
 import csv
-import io
 import json
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from app import plaintext
+from app.csvtable import read_table
 from ui.documents.worker import MAX_CHARACTERS, Unreadable
 
 COLUMNS = ("text", "content", "essay", "answer", "body")  # those a text is looked for in, the first one first
-SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}  # of cells; where the decimal mark is a comma, table programs write semicolons
 MAX_ROWS = 200
 EMPTY = "its text is empty"
+NO_TEXT = "This is no text file: it has bytes that no text has. Save the text as .txt in UTF-8."
 NO_OBJECT = "the line is no JSON object with a field text"
 
 
@@ -34,49 +34,28 @@ class Reading:
 
 
 def decode(data: bytes) -> tuple[str, str]:
-    """UTF-8, UTF-16 with its mark, or Windows-1252, which the note then says. Raises `Unreadable` for what is no text."""
+    """In the encodings of `app.plaintext`; a note says where it is one that was guessed. Raises `Unreadable`."""
     try:
-        if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-            return data.decode("utf-16"), ""
-        return _checked(data.removeprefix(BOM_UTF8).decode()), ""
-    except UnicodeDecodeError:
-        pass
-    try:
-        return _checked(data.decode("cp1252")), "The file is not UTF-8; it was read as Windows-1252."
-    except UnicodeDecodeError:
+        text, encoding = plaintext.recognize(data)
+    except plaintext.UnknownEncoding:
         raise Unreadable("This file is not in an encoding that can be told. Save it as UTF-8 and upload it again.") from None
-
-
-def _checked(text: str) -> str:
-    if any(ord(letter) < 32 and letter not in "\t\n\r\f\v\x1a" for letter in text):
-        raise Unreadable("This is no text file: it has bytes that no text has. Save the text as .txt in UTF-8.")
-    return text
+    except plaintext.NotText:
+        raise Unreadable(NO_TEXT) from None
+    if plaintext.has_controls(text):
+        raise Unreadable(NO_TEXT)
+    return text, "The file is not UTF-8; it was read as Windows-1252." if encoding == plaintext.LEGACY else ""
 
 
 def csv_parts(name: str, content: str, note: str) -> Reading:
-    csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
     try:
-        separator = max(SEPARATORS, key=lambda each: len(next(_rows(content, each), [])))
-        rows = _rows(content, separator)
-        names = [cell.strip().lower() for cell in _trimmed(next(rows, []))]
+        table = read_table(content)
+        names = [cell.strip().lower() for cell in table.names]
         column = _column(names)
         if names[column] not in COLUMNS:
             note = f"{note} The first line, “{names[column][:60]}”, was read as the name of the column.".strip()
-        parts = (_row_part(f"{name}, row {number}", row, names, column, separator) for number, row in enumerate(rows, 2))
-        return _reading(parts, "row", note)
+        return _reading((_row_part(f"{name}, row {number}", cells, column) for number, cells in table.rows), "row", note)
     except csv.Error as error:
         raise Unreadable(f"This is no valid CSV file: {error}. Save it again as CSV in UTF-8.") from None
-
-
-def _rows(content: str, separator: str) -> Iterator[list[str]]:
-    """The cells of each line that is not blank."""
-    return filter(None, csv.reader(io.StringIO(content, newline=""), delimiter=separator))
-
-
-def _trimmed(row: list[str]) -> list[str]:
-    """Without the empty cells at its end, which table programs add."""
-    width = max((number for number, cell in enumerate(row, 1) if cell.strip()), default=0)
-    return row[:width]
 
 
 def _column(names: Sequence[str]) -> int:
@@ -91,14 +70,9 @@ def _column(names: Sequence[str]) -> int:
     return found
 
 
-def _row_part(place: str, row: list[str], names: Sequence[str], column: int, separator: str) -> Part:
-    """A row of a table with one column is its text, whatever it has of separators; elsewhere too many cells are a problem."""
-    cells = _trimmed(row)
-    if len(names) == 1:
-        return _part(place, separator.join(cells), EMPTY)
-    if len(cells) > len(names):
-        counts = f"This row has {len(cells)} cells, the first line has {len(names)}."
-        return Part(place, problem=f"{counts} Put a text that has a {SEPARATORS[separator]} in quotation marks.")
+def _row_part(place: str, cells: list[str] | str, column: int) -> Part:
+    if isinstance(cells, str):
+        return Part(place, problem=f"This row cannot be read: {cells}.")
     return _part(place, cells[column] if column < len(cells) else "", EMPTY)
 
 

@@ -26,10 +26,10 @@ async def read_document(name: str, data: bytes) -> Reading:
     if not data.strip():
         raise Unreadable("This file is empty. Choose another, or paste the text.")
     if kind in {".csv", ".jsonl"}:
-        content, note = decode(data)
+        content, note = await asyncio.to_thread(decode, data)
         return (csv_parts if kind == ".csv" else jsonl_parts)(name, content, note)
     if kind in {".txt", ".md"}:
-        text, note = decode(data)
+        text, note = await asyncio.to_thread(decode, data)
     elif kind.removeprefix(".") in READERS:
         text, note = await _read_apart(kind.removeprefix("."), data)
     else:

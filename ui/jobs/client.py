@@ -4,18 +4,15 @@ Every failure is raised as a `ServerError` whose message is a sentence for the v
 """
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-import httpx
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 
-from app.schemas import ErrorResponse
-from ui.client import Client, RequestFields, ServerError
+from app.schemas.batches import BatchCounts
+from ui.client import Client, RequestFields, read
 
-NOT_FOUND = 404
 SHOWN = 50  # jobs of each kind
 PAGE, PAGES = 1000, 3  # events of one call, and calls for one curve
 LATEST = 10  # events of a job that has ended: after its last step there are fewer
@@ -23,45 +20,34 @@ BATCHES_OFF = "Batches are off on this server. Its owner turns them on with the 
 TUNING_OFF = "Fine-tuning is off on this server: it has no /v1/fine_tuning/jobs. Batches do not need it."
 
 
-class Off(ServerError):
-    """The server has no such route."""
+Item = TypeVar("Item")
 
 
-class Body(BaseModel):
-    """What this page reads of a body; a newer server may say more."""
+# What this page reads of bodies in whose fields a newer server may name a status or an ability that app.schemas does not know.
+class Page(BaseModel, Generic[Item], frozen=True):
+    data: list[Item]
+    has_more: bool = False
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
-
-class Problem(Body):
+class Problem(BaseModel, frozen=True):
     message: str
     code: str | None = None
     line: int | None = None  # from 1; None for the file as a whole
 
 
-class Problems(Body):
-    data: list[Problem] = []
-
-
-class Counts(Body):
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-
-
-class Batch(Body):
+class Batch(BaseModel, frozen=True):
     id: str
     endpoint: str
     status: str
     created_at: int
-    errors: Problems | None = None
+    errors: Page[Problem] | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
-    request_counts: Counts = Counts()
+    request_counts: BatchCounts
     metadata: dict[str, str] | None = None
 
 
-class Tuning(Body):
+class Tuning(BaseModel, frozen=True):
     id: str
     model: str
     status: str
@@ -75,7 +61,7 @@ class Tuning(Body):
     metadata: dict[str, str] | None = None
 
 
-class Event(Body):
+class Event(BaseModel, frozen=True):
     """`data` of a metrics event: step, total_steps, train_loss and, now and then, valid_loss."""
 
     id: str
@@ -85,53 +71,35 @@ class Event(Body):
     data: dict[str, Any] | None = None
 
 
-class Batches(Body):
-    data: list[Batch]
-
-
-class Tunings(Body):
-    data: list[Tuning]
-
-
-class Events(Body):
-    data: list[Event]
-    has_more: bool = False
-
-
-class Model(Body):
+class Model(BaseModel, frozen=True):
     """`parent` is the base of one that was fine-tuned; `upstreams` answer for one that is not loaded here."""
 
     id: str
     default: bool = False
     parent: str | None = None
+    root: str | None = None
     upstreams: list[Any] | None = None
 
 
-class Models(Body):
-    data: list[Model]
-
-
-class Stored(Body):
+class Stored(BaseModel, frozen=True):
     id: str
 
 
-Answer = TypeVar("Answer", bound=BaseModel)
-
-
 async def batches(client: Client) -> list[Batch]:
-    """The latest first. Raises `Off`."""
-    return _read(Batches, await client.call("GET", f"/v1/batches?limit={SHOWN}"), BATCHES_OFF).data
+    """The latest first. Raises `MissingRoute`."""
+    return read(Page[Batch], await client.call("GET", f"/v1/batches?limit={SHOWN}"), BATCHES_OFF).data
 
 
 async def tunings(client: Client) -> list[Tuning]:
-    """The latest first. Raises `Off`."""
-    return _read(Tunings, await client.call("GET", f"/v1/fine_tuning/jobs?limit={SHOWN}"), TUNING_OFF).data
+    """The latest first. Raises `MissingRoute`."""
+    return read(Page[Tuning], await client.call("GET", f"/v1/fine_tuning/jobs?limit={SHOWN}"), TUNING_OFF).data
 
 
 async def bases(client: Client) -> list[str]:
     """Names of the models that can be fine-tuned, the default one first."""
-    found = _read(Models, await client.call("GET", "/v1/models")).data
-    return [model.id for model in sorted(found, key=lambda model: not model.default) if model.parent is None and not model.upstreams]
+    found = read(Page[Model], await client.call("GET", "/v1/models")).data
+    own = [model for model in found if model.root in {None, model.id}]  # each once, by its own name
+    return [model.id for model in sorted(own, key=lambda model: not model.default) if model.parent is None and not model.upstreams]
 
 
 async def events(client: Client, id: str) -> list[Event]:
@@ -139,7 +107,7 @@ async def events(client: Client, id: str) -> list[Event]:
     found: list[Event] = []
     for _ in range(PAGES):
         after = f"&after={found[-1].id}" if found else ""
-        page = _read(Events, await client.call("GET", f"/v1/fine_tuning/jobs/{id}/events?limit={PAGE}{after}"))
+        page = read(Page[Event], await client.call("GET", f"/v1/fine_tuning/jobs/{id}/events?limit={PAGE}{after}"))
         found += page.data
         if not page.has_more or not page.data:
             break
@@ -148,26 +116,26 @@ async def events(client: Client, id: str) -> list[Event]:
 
 async def latest_events(client: Client, id: str) -> list[Event]:
     """A few of a fine-tuning job, the oldest of them first: of one that has ended they tell whether it was trained at all."""
-    return _read(Events, await client.call("GET", f"/v1/fine_tuning/jobs/{id}/events?limit={LATEST}")).data[::-1]
+    return read(Page[Event], await client.call("GET", f"/v1/fine_tuning/jobs/{id}/events?limit={LATEST}")).data[::-1]
 
 
 async def start_batch(client: Client, file: str, endpoint: str, name: str) -> Batch:
     """The name is kept as the batch's metadata, so that the list can show it."""
     fields: RequestFields = {"input_file_id": file, "endpoint": endpoint, "completion_window": "24h", "metadata": {"name": name}}
-    return _read(Batch, await client.call("POST", "/v1/batches", fields), BATCHES_OFF)
+    return read(Batch, await client.call("POST", "/v1/batches", fields), BATCHES_OFF)
 
 
 async def start_tuning(client: Client, fields: RequestFields) -> Tuning:
-    return _read(Tuning, await client.call("POST", "/v1/fine_tuning/jobs", fields), TUNING_OFF)
+    return read(Tuning, await client.call("POST", "/v1/fine_tuning/jobs", fields), TUNING_OFF)
 
 
 async def cancel_batch(client: Client, id: str) -> Batch:
-    return _read(Batch, await client.call("POST", f"/v1/batches/{id}/cancel"))
+    return read(Batch, await client.call("POST", f"/v1/batches/{id}/cancel"))
 
 
 async def change_tuning(client: Client, id: str, change: str) -> Tuning:
     """`change` is cancel, pause or resume."""
-    return _read(Tuning, await client.call("POST", f"/v1/fine_tuning/jobs/{id}/{change}"))
+    return read(Tuning, await client.call("POST", f"/v1/fine_tuning/jobs/{id}/{change}"))
 
 
 async def upload(client: Client, name: str, purpose: str, chunks: AsyncIterator[bytes]) -> str:
@@ -176,7 +144,7 @@ async def upload(client: Client, name: str, purpose: str, chunks: AsyncIterator[
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
     async with client.opened("POST", "/v1/files", _form(boundary, name, purpose, chunks), headers) as response:
         await response.aread()
-        return _read(Stored, response).id
+        return read(Stored, response).id
 
 
 async def delete(client: Client, *files: str) -> None:
@@ -190,32 +158,3 @@ async def _form(boundary: str, name: str, purpose: str, chunks: AsyncIterator[by
     async for chunk in chunks:
         yield chunk
     yield f"\r\n--{boundary}--\r\n".encode()
-
-
-def _read(kind: type[Answer], response: httpx.Response, off: str = "") -> Answer:
-    """The body of an answer. `off` is what a 404 means, where it means that there is no such route."""
-    if response.is_error:
-        raise _error_of(response, off)
-    try:
-        return kind.model_validate_json(response.content)
-    except ValidationError as error:
-        raise ServerError(f"This page cannot read the server's answer to {response.url.path}. Are both of the same version?") from error
-
-
-def _error_of(response: httpx.Response, off: str) -> ServerError:
-    if response.status_code == NOT_FOUND and off and not _is_of_a_model(response):
-        return Off(off)
-    try:
-        error = ErrorResponse.model_validate_json(response.content).error
-    except ValidationError:
-        return ServerError(f"The server answered {response.url.path} with status {response.status_code} and no explanation.")
-    sentence = error.message.strip() or "The server gave no reason"
-    return ServerError(sentence if sentence[-1] in ".!?" else f"{sentence}.", code=error.code)
-
-
-def _is_of_a_model(response: httpx.Response) -> bool:
-    """Whether a 404 speaks of a model or a file that the request names, and not of the route."""
-    try:
-        return bool(json.loads(response.content)["error"].get("param"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False

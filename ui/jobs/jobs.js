@@ -15,7 +15,7 @@ async function lookAtJobs() {
     let wait = QUIET_MS;
     try {
         const query = new URLSearchParams([...open].map((id) => ["open", id]));
-        const answer = await call(`jobs?${query}`, { method: "GET" });
+        const answer = await litmus.call(`jobs?${query}`, { method: "GET" });
         if (answer.problem) answer.batches = answer.tunings = { items: [], problem: answer.problem };
         drawModels(answer.models ?? []);
         for (const kind of Object.keys(lists)) drawList(kind, answer[kind]);
@@ -69,7 +69,7 @@ function replace(row, { id, html }) {
 }
 
 const keyOf = (control) => `${control.dataset.do ?? ""} ${control.dataset.file ?? ""}`;
-const contentOf = (file) => pageRoute(`jobs/content?file=${encodeURIComponent(file)}`);
+const contentOf = (file) => litmus.route(`jobs/content?file=${encodeURIComponent(file)}`);
 
 function drawModels(names) {
     const select = element.querySelector("select[name=model]");

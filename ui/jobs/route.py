@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.schemas.batches import Endpoint
 from ui.calls import MAX_BYTES, read_body
-from ui.client import Client, RequestFields, ServerError
+from ui.client import Client, MissingRoute, RequestFields, ServerError
 from ui.documents.route import file_name
 from ui.jobs import client, view
 from ui.visitors import Visitors
@@ -149,7 +149,7 @@ def _item(id: str, status: str, html: str) -> dict[str, Any]:
 
 
 def _problem(error: ServerError) -> dict[str, Any]:
-    return {"items": [], "problem": error.message, "off": isinstance(error, client.Off)}
+    return {"items": [], "problem": error.message, "off": isinstance(error, MissingRoute)}
 
 
 async def upload(request: Request, caller: Client) -> Response:

@@ -12,7 +12,7 @@ let written = null; // {name, blob} of the texts that were chosen, as the lines 
 function upload(blob, name, purpose, onprogress) {
     return new Promise((resolve, reject) => {
         const request = new XMLHttpRequest();
-        request.open("POST", pageRoute("jobs/files"));
+        request.open("POST", litmus.route("jobs/files"));
         request.setRequestHeader("X-File-Name", encodeURIComponent(name));
         request.setRequestHeader("X-Purpose", purpose);
         request.setRequestHeader("Content-Type", "application/octet-stream");
@@ -29,7 +29,7 @@ function upload(blob, name, purpose, onprogress) {
 }
 
 async function ask(route, fields) {
-    const answer = await call(route, { body: JSON.stringify(fields), headers: { "Content-Type": "application/json" } });
+    const answer = await litmus.call(route, { body: JSON.stringify(fields), headers: { "Content-Type": "application/json" } });
     if (answer.problem) throw new Error(answer.problem);
     return answer;
 }

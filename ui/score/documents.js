@@ -18,7 +18,7 @@ async function readFile(file, signal) {
         return [{ name: file.name, state: "failed", error: `This file has ${megabytes.toLocaleString("en")} MB; a file may have ${limit / 1e6} MB. Split it, or upload a part of it.` }];
     }
     try {
-        const answer = await call("documents", { body: file, headers: { "X-File-Name": encodeURIComponent(file.name), "Content-Type": "application/octet-stream" }, signal });
+        const answer = await litmus.call("documents", { body: file, headers: { "X-File-Name": encodeURIComponent(file.name), "Content-Type": "application/octet-stream" }, signal });
         if (answer.problem) throw new Error(answer.problem);
         return answer.texts.map((part) => ({ name: part.name, text: part.text, note: answer.note, state: part.problem ? "failed" : "waiting", error: part.problem || undefined }));
     } catch (error) {
@@ -43,7 +43,7 @@ async function scoreSome(some, signal) {
     const choice = document.querySelector("#score-choice [data-model]")?.dataset ?? {};
     try {
         const body = JSON.stringify({ texts: some.map((row) => row.text), model: choice.model || null, method: choice.method || null });
-        const answer = await call("scores", { body, signal });
+        const answer = await litmus.call("scores", { body, signal });
         answer.rows.forEach((found, index) => Object.assign(some[index], found, { state: found.error ? "failed" : "done" }));
     } catch (error) {
         if (error.name === "AbortError") throw error;

@@ -15,7 +15,7 @@ async function sendFlag(form) {
     const { hash, model, verdict, method, score, threshold } = row;
     button.disabled = true;
     try {
-        await call("flags", { body: JSON.stringify({ about: "score", label: answers.get("label"), reason: answers.get("reason"), hash, model, verdict, method, score, threshold, ...kept }) });
+        await litmus.call("flags", { body: JSON.stringify({ about: "score", label: answers.get("label"), reason: answers.get("reason"), hash, model, verdict, method, score, threshold, ...kept }) });
         output.textContent = answers.get("keep") ? "Thank you. This and the text were kept." : "Thank you. This was kept, without the text.";
     } catch (error) {
         output.textContent = error.message;

@@ -1,24 +1,10 @@
-// What the result of one text and the table of many share: rows as files, and calls of the page's own routes.
+// What the result of one text and the table of many share: rows as files.
 // A row has a hash of its text, never the text.
 const COLUMNS = ["name", "hash", "verdict", "probability", "low", "high", "method", "score", "threshold", "false_positive_rate", "n", "tokens",
     "model", "precision", "calibration", "warnings", "error"];
 const exported = (row) => Object.fromEntries(COLUMNS.map((name) => [name, name === "warnings" ? (row.warnings ?? []).join(" | ") : row[name] ?? null]));
 const asPercent = (value) => (value > 0.99 ? "over 99%" : value < 0.01 ? "under 1%" : `${Math.round(100 * value)}%`);
 const asScore = (value) => value.toLocaleString("en", { minimumFractionDigits: 3, maximumFractionDigits: 3 });
-const pageRoute = (name) => `${window.gradio_config?.root ?? "."}/${name}`;
-
-async function call(route, options) {
-    let response;
-    try {
-        response = await fetch(pageRoute(route), { method: "POST", ...options });
-    } catch (error) {
-        if (error.name === "AbortError") throw error;
-        throw new Error("The page's server does not answer. Check the connection, then try again.");
-    }
-    const answer = await response.json().catch(() => ({}));
-    if (response.ok) return answer;
-    throw new Error(answer.detail ?? answer.error?.message ?? `The server answered with status ${response.status}. Try again later.`);
-}
 
 function save(name, type, content) {
     const link = document.createElement("a");

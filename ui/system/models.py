@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.client import Client, ServerError
+from ui.client import Client, MissingRoute, ServerError
 from ui.markup import alert_html
 from ui.system import client, rights
 from ui.system.fields import DTYPES, QUANTIZATIONS, UNCHANGED, request_fields
@@ -69,7 +69,7 @@ async def listed(caller: Client, first: bool) -> tuple[Any, ...]:
         models = await client.models(caller)
     except client.NotAdmin:
         raise
-    except client.MissingRoute as error:
+    except MissingRoute as error:
         return done_html(error.message), gr.skip(), gr.update(visible=False)
     except ServerError as error:
         return alert_html(error.message), gr.skip(), gr.skip()

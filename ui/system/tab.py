@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.client import ServerError
+from ui.client import MissingRoute, ServerError
 from ui.markup import alert_html
 from ui.system import client, view
 from ui.system.estimate import estimate_form
@@ -54,7 +54,7 @@ def refresh_handler(visitors: Visitors) -> Refresh:
             models = await listed(caller, first=in_view == "selected")
         except client.NotAdmin as error:
             return alert_html(error.message), "", (), gr.Timer(active=False), gr.update(visible=False), *nothing
-        except client.MissingRoute as error:
+        except MissingRoute as error:
             return alert_html(error.message), "", (), gr.Timer(active=False), gr.skip(), *nothing
         except ServerError as error:
             return alert_html(error.message), gr.skip(), gr.skip(), gr.Timer(active=True), gr.skip(), *nothing

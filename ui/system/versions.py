@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from app.schemas import AdminModel
 from ui.markup import escape_html
-from ui.system.client import ServedModel
 from ui.system.units import bytes_text, count_text, share_text
 
 MEANINGS = {
@@ -15,13 +15,13 @@ MEANINGS = {
 }
 
 
-def versions_html(models: Sequence[ServedModel]) -> str:
+def versions_html(models: Sequence[AdminModel]) -> str:
     if not models:
         return '<p class="hint">No model is listed. Load one below.</p>'
     return f'<ul class="versions" aria-label="Models">{"".join(map(_version_html, models))}</ul>'
 
 
-def _version_html(model: ServedModel) -> str:
+def _version_html(model: AdminModel) -> str:
     facts = [MEANINGS[model.status]]
     if model.in_flight:
         facts.append(f"{count_text(model.in_flight, 'request')} in flight")
@@ -36,14 +36,14 @@ def _version_html(model: ServedModel) -> str:
     )
 
 
-def _progress_html(model: ServedModel) -> str:
+def _progress_html(model: AdminModel) -> str:
     if model.status != "loading" or model.loaded is None:
         return ""
     label = escape_html(f"{model.id} is loading")
     return f'<progress max="1" value="{model.loaded:.2f}" aria-label="{label}"></progress> {share_text(model.loaded)}'
 
 
-def question_html(name: str, models: Sequence[ServedModel]) -> str:
+def question_html(name: str, models: Sequence[AdminModel]) -> str:
     """Asks whether a model is to be unloaded, and says what it has in flight."""
     in_flight = sum(model.in_flight for model in models if model.id == name)
     first = "It has nothing in flight." if not in_flight else f"It first finishes the {count_text(in_flight, 'request')} that it has."

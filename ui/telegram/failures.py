@@ -10,7 +10,7 @@ LOST = "The connection to the model’s server was lost before the answer was co
 LOADING = "The model is still being loaded. Please try again in a minute."
 CLOSED = "The model’s server does not let this bot in. Only its owner can change that."
 UNKNOWN = "The model’s server sent something that I cannot read. Please try again later."
-KEY_CODES = frozenset({"invalid_api_key", "forbidden"})
+KEY_CODES = frozenset({"missing_api_key", "invalid_api_key", "key_banned", "forbidden"})
 CONTEXT_CODE = "context_length_exceeded"
 LOADING_CODE = "not_ready"
 

@@ -63,6 +63,7 @@ def test_every_parameter_is_one_that_the_device_draws_by_or_changes_logits_by() 
         "logit_bias": ((1, 1.0),),
         "bad_words": ((1,),),
         "min_tokens": 2,
+        "allowed_tokens": (1,),
     }
     drawing = {"temperature", "top_k", "top_p", "min_p", "seed"}
     assert {field.name for field in fields(SamplingParams)} == drawing | changing.keys()

@@ -129,6 +129,13 @@ def test_an_owner_with_more_than_its_share_loses_its_own_pages_first() -> None:
     assert pool.take(None) == 0 and pool.take("a") is None
 
 
+def test_an_owner_without_pages_is_forgotten() -> None:
+    pool = PagePool(4, 4)
+    for number in range(20):
+        fill(pool, (number,) * 4, owner=f"user {number}")
+    assert len(pool._held) == 4
+
+
 def test_without_owners_the_least_recently_used_page_is_taken_whoever_has_most() -> None:
     pool = PagePool(4, 4)
     fill(pool, tuple(range(12)))

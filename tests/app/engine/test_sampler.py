@@ -11,7 +11,7 @@ from sampling_rows import GREEDY, SMALL, VOCABULARY, random_logits, row_of
 from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from app.engine import sampler
-from app.engine.drawing import BLOCK, _invert_distribution, _locate_fraction, draw, filtered_probabilities
+from app.engine.devicesampling import BLOCK, _invert_distribution, _locate_fraction, draw, filtered_probabilities
 from app.engine.request import SamplingParams
 from app.engine.sampler import SamplerRow, _uniform, drawing_numbers, sample, token_logprobs
 

@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.engine.grammar import GrammarCompiler
-from app.forms.channels import BETWEEN, CALL, FINAL, NEXT, Channels
+from app.forms.channels import BETWEEN, CALL, FINAL, NEXT, START, Channels
 from app.forms.grammar import json_grammar
 from app.forms.parser import ArgumentsDelta, TextDelta, ToolCallParser, ToolCallStart
 from app.forms.reasoning import learn_reasoning
@@ -26,12 +26,15 @@ ANALYSIS = f"{CHANNELS.open}so{NEXT}"
 TEMPLATE_CALL = " to=functions.ring<|channel|>commentary json<|message|>{}"
 OWN_CALL = "<|channel|>commentary to=functions.ring <|constrain|>json<|message|>{}"
 TOLD_CALL = f"{CALL}ring<|message|>{{}}"
+LONG = "mcp__a.b__" + "x" * 118
+LONG_CALL = f"{START}assistant<|channel|>commentary to=functions.{LONG}<|channel|>commentary <|constrain|> json<|message|>{{}}"
 CASES = [
     (f"{ANALYSIS}{FINAL}Yes.", "so", "Yes."),
     (f"{FINAL}Yes.<|end|>", "", "Yes."),
     (f"{ANALYSIS}<|channel|>commentary<|message|>Look.{NEXT}{ANALYSIS}{FINAL}Yes.", f"so{BETWEEN}so", f"Look.{BETWEEN}Yes."),
     (f"{ANALYSIS}{OWN_CALL}", "so", TOLD_CALL),
     (f"{ANALYSIS}{TEMPLATE_CALL}", "so", TOLD_CALL),
+    (f"{ANALYSIS.removesuffix(NEXT)}<|end|>{LONG_CALL}", "so", f"{CALL}{LONG}<|message|>{{}}"),
     (f"<|channel|>commentary<|message|>Look.{NEXT}{OWN_CALL}", "", f"Look.{TOLD_CALL}"),
     (f"{OWN_CALL}{NEXT}{TEMPLATE_CALL}", "", TOLD_CALL * 2),
     (f"{ANALYSIS}<|channel|>final <|constrain|>json<|message|>{{}}", "so", "{}"),

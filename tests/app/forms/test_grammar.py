@@ -151,6 +151,8 @@ def test_an_allof_of_one_part_is_this_part() -> None:
 def test_keywords_that_say_what_is_so_anyway_are_accepted() -> None:
     schema: Schema = {"type": "array", "items": {"type": "string", "nullable": False}, "uniqueItems": False}
     assert schema_problem(schema) is None and conforms(schema, '["a", "a"]')
+    named: Schema = {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {}}  # so zod writes a record
+    assert schema_problem(named) is None and conforms(named, '{"a": 1}')
     for keyword in ("uniqueItems", "nullable"):
         assert schema_problem({"type": "array", keyword: True}) == f"{keyword} is not supported (at #)"
 

@@ -41,7 +41,7 @@ def cut(text: str, places: Sequence[int]) -> Iterator[str]:
     yield from (text[start:end] for start, end in zip(borders, borders[1:], strict=False))
 
 
-NAME = st.from_regex("[a-zA-Z0-9_-]{1,64}", fullmatch=True)
+NAME = st.from_regex("[a-zA-Z0-9_.-]{1,128}", fullmatch=True)
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(['}"', '\\"{', CLOSE]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=3),

@@ -38,7 +38,7 @@ def nested(count: int) -> Schema:
         (nested(900), "at most 128 levels"),
         ({"dependentRequired": {"a": ["b"]}}, "dependentRequired"),
         ({"contains": {}}, "contains"),
-        ({"propertyNames": {}}, "propertyNames"),
+        ({"propertyNames": {"maxLength": 3}}, "propertyNames"),
         ({"unevaluatedProperties": False}, "unevaluatedProperties"),
         ({"$dynamicRef": "#a"}, "$dynamicRef"),
         ({"type": "object", "properties": {"a": True, "b": True, "c": True}, "minProperties": 2}, "maxProperties"),

@@ -10,6 +10,7 @@ import torch
 from driving import kernel_or_skip
 from safetensors.torch import load_file, save_file
 from tinymodels import tiny
+from tool_templates import HERMES
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, modeling_utils
 
 from app.engine.events import Delta
@@ -103,6 +104,13 @@ def test_facts_contain_revision_and_fingerprint(tiny_folder: Path) -> None:
     plain, quantized = (create_engine(settings(tiny_folder, quantize=quantize))[1] for quantize in ("none", "int8"))
     assert plain.revision == quantized.revision == revision_of(str(tiny_folder), None)
     assert plain.fingerprint.startswith("fp_") and plain.fingerprint != quantized.fingerprint
+
+
+def test_facts_follow_the_chat_template_of_the_settings(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text(HERMES)
+    own, given = (create_engine(settings(tiny_folder, chat_template=template))[1] for template in (None, str(file)))
+    assert (own.tools, given.tools) == ("general", "template") and own.fingerprint != given.fingerprint and own.template == ""
 
 
 @pytest.mark.parametrize(

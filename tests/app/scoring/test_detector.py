@@ -27,6 +27,11 @@ def calibration(**changes: str) -> Calibration:
     return Calibration(made="x", source="s", models=models.model_copy(update=changes), collapse=True, methods=entries)  # type: ignore[arg-type]
 
 
+def test_a_published_threshold_without_a_rate_is_used() -> None:
+    (bucket,) = calibration().methods["binoculars"].buckets
+    assert bucket.threshold(None).value == 0.9
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> ModelSettings:
     folder = tmp_path / "p"

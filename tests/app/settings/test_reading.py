@@ -19,8 +19,8 @@ def test_sources_override_each_other_in_the_documented_order(bare: Path, monkeyp
 
 
 def test_short_options_set_their_settings() -> None:
-    settings = read(["--model", "a/b", "--observer=c/d", "--quantize", "nf4", "--device", "cuda:1"])
-    assert settings.model == ModelSettings(path="a/b", observer="c/d", quantize="nf4", device="cuda:1")
+    settings = read(["--model", "a/b", "--observer=c/d", "--quantize", "nf4", "--device", "cuda:1", "--chat-template", "e.jinja"])
+    assert settings.model == ModelSettings(path="a/b", observer="c/d", quantize="nf4", device="cuda:1", chat_template="e.jinja")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,8 @@ def test_missing_paths_are_refused_and_hub_names_are_not(bare: Path) -> None:
         ModelSettings(path="a/b", observer="/no/such").check_paths()
     with pytest.raises(SetupError, match=r"model\.draft"):
         ModelSettings(path="a/b", draft="/no/such").check_paths()
+    with pytest.raises(SetupError, match=r"model\.chat_template: /no/such is no file"):
+        ModelSettings(path="a/b", chat_template="/no/such").check_paths()
 
 
 def test_a_draft_model_needs_drafts() -> None:
@@ -223,3 +225,31 @@ def test_the_help_says_what_the_program_is_and_shows_what_it_reads(
 
 def test_settings_that_the_help_of_a_program_hides_are_accepted() -> None:
     assert read(["--model.slots", "3", "--jobs.lease_s", "60"], "jobs").model.slots == 3
+
+
+def test_a_model_may_have_further_names() -> None:
+    settings = read(["a/b", "--model.aliases", '["gpt-4o", "*"]', "--models", '[{"path": "c/d", "aliases": ["x"]}]'])
+    assert settings.aliases == {"gpt-4o": "b", "*": "b", "x": "d"}
+
+
+@pytest.mark.parametrize(
+    ("model", "others", "says"),
+    [
+        (["d"], [{"path": "c/d"}], "models.0 and model.aliases would both be served as 'd'"),
+        (["b"], [], "model and model.aliases would both be served as 'b'"),
+        (["x"], [{"path": "c/d", "aliases": ["x"]}], "model.aliases and models.0.aliases would both be served as 'x'"),
+        (["*"], [{"path": "c/d", "aliases": ["*"]}], "model.aliases and models.0.aliases would both be served as '*'"),
+        (["x"], [{"path": "c/d", "adapters": {"x": "e/f"}}], "models.0.adapters and model.aliases would both be served as 'x'"),
+        (["**"], [], "setting model.aliases.0: "),
+    ],
+)
+def test_a_name_of_two_models_is_refused_by_name(model: list[str], others: list[dict[str, object]], says: str) -> None:
+    with pytest.raises(SetupError) as caught:
+        read(["a/b", "--model.aliases", json.dumps(model), "--models", json.dumps(others)])
+    assert says in caught.value.message
+
+
+def test_upstreams_that_share_a_name_may_share_their_further_names() -> None:
+    entry = {"upstream": "http://10.0.0.7:1", "name": "far", "aliases": ["gpt-4o"]}
+    settings = read(["a/b", "--models", json.dumps([entry, {**entry, "upstream": "http://10.0.0.8:1"}])])
+    assert settings.aliases == {"gpt-4o": "far"}

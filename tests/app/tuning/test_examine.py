@@ -74,3 +74,13 @@ def test_a_line_longer_than_a_line_may_be_is_not_held(tmp_path: Path, tiny_folde
     monkeypatch.setattr(module, "MAX_LINE_BYTES", 200)
     right, told = check(tmp_path, tiny_folder, talk("a", "b"), {"text": "x" * 1000}, talk("a", "b"), "?")
     assert [event["line"] for event in told.of("event")] == [2, 4] and "longer than 200 bytes" in told.of("event")[0]["message"]
+
+
+def test_conversations_are_rendered_by_the_template_that_the_base_is_served_with(tmp_path: Path, tiny_folder: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}[answer]{% endif %}")
+    served = recipe(tiny_folder).model_copy(update={"chat_template": str(file)})
+    told = Told()
+    run = Run(recipe=served, training_file=jsonl(tmp_path / "t.jsonl", talk("a", "b")), validation_file=None, threads=1)
+    assert check(tmp_path, tiny_folder, talk("a", "b"))[0] and not examine(run, tmp_path, told)
+    assert "does not begin it as it begins an answer" in str(told.messages)

@@ -53,6 +53,8 @@ def test_a_full_server_refuses_work_and_answers_everything_else(served: Served) 
     served.fill(5)
     refused = served.client.post("/v1/chat/completions", content="this is not read")
     assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (429, "queue_full", "1")
+    for double in ("/chat/completions", "/completions/", "/embeddings"):
+        assert served.client.post(double, content="this is not read").json() == refused.json()
     assert served.client.post("/v1/messages", content="").json()["type"] == "error"
     for path in ("/health", "/ready", "/v1/models"):
         assert served.client.get(path).status_code == 200

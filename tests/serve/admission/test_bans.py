@@ -107,7 +107,7 @@ def test_tokens_for_an_adapter_are_read_by_its_bases_tokenizer(bans: Bans, tiny_
     bans.tokenizers = {"default": Silent(), "tiny": tokenizer}  # type: ignore[dict-item]
     body = {"model": "tuned", "prompt": list(tokenizer.encode("a glass house b", "prompt"))}
     bans.check_content(body)
-    bans.parents = {"tuned": "tiny"}
+    bans.loaded_name = lambda name: {"tuned": "tiny"}.get(name, name)
     with pytest.raises(Forbidden):
         bans.check_content(body)
 

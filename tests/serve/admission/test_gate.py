@@ -15,7 +15,7 @@ from serve.admission.turns import AT_ONCE, Turns
 from serve.observe.record import RECORD, RequestRecord
 
 CHAT = "/v1/chat/completions"
-TEXT_ROUTES = {"/tokenize", "/detokenize", "/v1/messages/count_tokens"}  # they answer without a job
+TEXT_ROUTES = {"/apply-template", "/tokenize", "/detokenize", "/v1/messages/count_tokens"}  # they answer without a job
 
 
 @dataclass

@@ -66,7 +66,7 @@ def allows(tree: Path, path: str, rules: tuple[str, ...] | None = ("allowed",), 
 )
 def test_only_what_lies_in_the_named_folders_is_loaded(tree: Path, path: str, allowed: bool) -> None:
     served = "secret/b" if path == "{tree}/secret/b" else "allowed/a"
-    for field in ("path", "observer", "draft", "calibration") if path else ("path",):
+    for field in ("path", "observer", "draft", "calibration", "chat_template") if path else ("path",):
         assert allows(tree, path, field=field, served=served) is allowed, field
 
 

@@ -94,9 +94,28 @@ def test_a_path_with_control_characters_is_no_path(guarded: TestClient, path: st
         assert guarded.get(path, headers=bearer(key)).status_code == guarded.post(path, json=HELLO, headers=bearer(key)).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/health/", "/openapi.json", "/favicon.ico"])
+@pytest.mark.parametrize("path", ["/health", "/ready", "/health/", "/ping", "/v1/health", "/openapi.json", "/favicon.ico"])
 def test_probes_and_documents_need_no_key(guarded: TestClient, path: str) -> None:
     assert guarded.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "own"),
+    [
+        ("POST", "/chat/completions", CHAT),
+        ("POST", "/completions/", "/v1/completions"),
+        ("POST", "/embeddings", "/v1/embeddings"),
+        ("GET", "/models", "/v1/models"),
+        ("GET", "/models/fake", "/v1/models/fake"),
+    ],
+)
+def test_a_path_of_another_server_is_guarded_like_its_own(guarded: TestClient, method: str, path: str, own: str) -> None:
+    body = {CHAT: HELLO, "/v1/completions": {"prompt": "a", "max_tokens": 1, "seed": 1}, "/v1/embeddings": {"input": "a"}}.get(own)
+    for headers in ({}, bearer("wrong"), bearer(ALICE)):
+        here, there = (guarded.request(method, each, json=body, headers=headers) for each in (path, own))
+        assert here.status_code == there.status_code and here.json().keys() == there.json().keys()
+    assert here.status_code == 200
+    assert path.rstrip("/") not in guarded.get("/openapi.json").json()["paths"]
 
 
 def test_docs_say_how_a_key_is_sent(guarded: TestClient, alone: TestClient) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from observing import Observed, create_observed
 
-from serve.observe.logs import JSONFormatter
+from app.log import JSONFormatter
+from serve.observe.logs import request_id
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def json_log() -> Iterator[StringIO]:
     """Everything that is logged, of every level, in the form of a log file."""
     lines, root = StringIO(), logging.getLogger()
     handler, level = logging.StreamHandler(lines), root.level
-    handler.setFormatter(JSONFormatter())
+    handler.setFormatter(JSONFormatter(request_id))
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     yield lines

@@ -12,8 +12,6 @@ from observing import Observed
 from planting import BODIES, SECRET, TEXT, ask_everything
 from serving import ENVIRONMENT, ROOT
 
-from serve.observe.logs import JSONFormatter, TextFormatter
-
 
 def test_no_log_holds_what_a_request_said(
     observed: Observed, json_log: StringIO, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -37,26 +35,6 @@ def test_no_log_holds_what_a_request_said(
     assert len(text.splitlines()) > len(BODIES)
     assert SECRET.lower() not in text.lower()
     assert SECRET.lower() not in "".join(capfd.readouterr()).lower()
-
-
-def record(**extra: Any) -> logging.LogRecord:
-    return logging.makeLogRecord({"name": "a.b", "levelname": "INFO", "msg": "it %s", "args": ("works",), **extra})
-
-
-def test_a_text_line_cannot_be_forged_by_a_value() -> None:
-    line = TextFormatter().format(record(fields={"route": "/v1/models/{name:path}", "status": 200, "request_id": 'a status=500 "x"'}))
-    assert line.endswith(r'INFO a.b: it works route=/v1/models/{name:path} status=200 request_id="a status=500 \"x\""')
-
-
-def test_a_json_line_is_an_object_with_the_fields() -> None:
-    line = json.loads(JSONFormatter().format(record(fields={"status": 200}, created=0.0)))
-    assert line == {
-        "time": "1970-01-01T00:00:00.000+00:00",
-        "level": "info",
-        "logger": "a.b",
-        "message": "it works",
-        "status": 200,
-    }
 
 
 PROGRAM = """

@@ -68,6 +68,13 @@ def test_a_request_leaves_one_line(observed: Observed, json_log: StringIO) -> No
     }
 
 
+def test_a_path_of_another_server_is_one_route_with_its_own(observed: Observed, json_log: StringIO) -> None:
+    observed.client.post("/completions", json={"prompt": "abc", "max_tokens": 4})
+    (line,) = requests_in(json_log)
+    assert (line["route"], line["status"], line["generated_tokens"]) == (TEXT, 200, 4)
+    assert 'route="/completions"' not in observed.client.get("/metrics").text
+
+
 def test_what_the_router_does_not_note_has_its_route(observed: Observed, json_log: StringIO) -> None:
     for path in ("/docs", "/openapi.json", "/docs/", "/openapi.json/x"):
         observed.client.get(path, follow_redirects=False)

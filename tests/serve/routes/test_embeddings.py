@@ -1,5 +1,6 @@
 """POST /v1/embeddings through the real routes and router, over a fake engine."""
 
+import asyncio
 import base64
 import json
 import struct
@@ -80,8 +81,8 @@ def test_only_the_models_own_size_is_a_dimension(served: Any) -> None:
         ([[5], [6, -1]], "input.1.1"),
         ([5, 300], "input"),
         ([[5], [300]], "input.1"),
-        (["a"] * 257, "input"),
-        ([[5]] * 257, "input"),
+        (["a"] * 2049, "input"),
+        ([[5]] * 2049, "input"),
         (["a", "\ud800"], "input.1"),
         (5, "input"),
         (None, "input"),
@@ -138,7 +139,42 @@ def test_a_failing_text_fails_the_request_and_leaves_nothing_in_flight(served: A
     assert ask(served, input="a")["data"]
 
 
-def test_more_texts_than_can_be_in_flight_are_refused_before_they_are_read(served: Any) -> None:
-    status, _, _, message = refused(served, input=["a"] * 6)
-    assert status == 400 and "6 answers or texts in one request, but at most 5" in message
-    assert len(ask(served, input=["a"] * 5)["data"]) == 5
+def test_many_texts_come_in_portions_that_leave_room_for_others(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, in_flight = served.engine.step, []
+
+    def counted() -> Any:
+        in_flight.append(served.router.in_flight)
+        return step()
+
+    monkeypatch.setattr(served.engine, "step", counted)
+    body = ask(served, input=[[5] * (1 + index % 7) for index in range(40)])
+    assert [item["index"] for item in body["data"]] == list(range(40))
+    assert [item["embedding"][0] for item in body["data"]] == [1 + index % 7 for index in range(40)]
+    assert max(in_flight) == 2, "of five places, two slots and three in the queue"
+    assert body["usage"]["total_tokens"] == sum(1 + index % 7 for index in range(40))
+
+
+def test_what_has_begun_waits_for_room_and_what_has_not_is_refused(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica, step = served.router.replicas[0], served.engine.step
+
+    def leave() -> None:
+        replica.load -= 5
+
+    def crowded() -> Any:
+        """Others fill the queue while the first portion is read, for a moment."""
+        if len(served.engine.submitted) <= 2:
+            replica.load += 5
+            asyncio.get_running_loop().call_later(0.08, leave)
+        return step()
+
+    monkeypatch.setattr(served.engine, "step", crowded)
+    assert len(ask(served, input=["a"] * 7)["data"]) == 7
+    replica.load = 5
+    assert refused(served, input=["a"] * 7)[:2] == (429, "queue_full")
+
+
+def test_the_deadline_is_that_of_all_portions(served: Any) -> None:
+    served.worker.stalled = True
+    status, code, _, message = refused(served, input=["a"] * 7, timeout_s=0.05)
+    assert (status, code) == (408, "deadline_exceeded") and "after 0.05 s" in message
+    assert served.router.in_flight == 0

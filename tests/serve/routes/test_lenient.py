@@ -45,6 +45,17 @@ def test_an_unknown_field_is_left_out_and_named(served: Any, strictly_served: An
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_parameter")
 
 
+def test_what_a_chat_can_do_without_is_left_out_and_named(served: Any, strictly_served: Any) -> None:
+    for fields in ({"store": True}, {"verbosity": "low"}, {"service_tier": "priority"}):
+        (name,) = fields
+        assert ask(served, CHAT, messages=HELLO, max_tokens=1, **fields).headers[IGNORED] == name
+        refused = strictly_served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 1, **fields})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
+    body = {"messages": [{**HELLO[0], "name": "Ann"}], "max_tokens": 1, "stream": True, "colour": 1, "verbosity": "high"}
+    assert ask(served, CHAT, **body).headers[IGNORED] == "colour, verbosity, messages.0.name"
+
+
 def test_a_request_without_unknown_fields_has_no_such_header(served: Any) -> None:
     assert IGNORED not in ask(served, TEXT, prompt="a", max_tokens=1).headers
 
@@ -64,7 +75,7 @@ def test_a_name_reaches_the_header_as_a_name_and_no_log(served: Any, caplog: pyt
 @pytest.mark.parametrize(
     "fields",
     [
-        {"store": False},
+        {"store": False, "verbosity": "medium"},
         {"tools": [], "tool_choice": "auto"},
         {"tools": [], "tool_choice": "none"},
         {"tool_choice": "none"},
@@ -91,7 +102,7 @@ def test_values_that_change_nothing_are_accepted_without_a_word(served: Any, fie
 
 
 @pytest.mark.parametrize(
-    "fields", [{"tool_choice": "required"}, {"store": True}, {"typical_p": 0.5}, {"modalities": ["text", "audio"]}, {"store": 0}]
+    "fields", [{"tool_choice": "required"}, {"typical_p": 0.5}, {"modalities": ["text", "audio"]}, {"cache_prompt": False}]
 )
 def test_values_that_would_change_the_answer_are_refused(served: Any, fields: dict[str, Any]) -> None:
     response = served.client.post(CHAT, json={"messages": HELLO, **fields})

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from responding import CALL, CHAT, PATH, RESULT, RING, USER, ask
+from responding import CALL, CHAT, PATH, RING, USER, ask
 
 
 def refused(served: Any, **fields: Any) -> Any:
@@ -34,39 +34,61 @@ def test_values_that_change_nothing_are_accepted(strictly_served: Any, fields: d
 
 
 @pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"store": True}, "store"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+        ({"include": ["reasoning.encrypted_content"]}, "include.0[reasoning.encrypted_content]"),
+        ({"tools": [{"type": "web_search"}, RING, {"type": "custom", "name": "patch"}]}, "tools.0[web_search], tools.2[custom]"),
+    ],
+)
+def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict(
+    tooled: Any, strictly_served: Any, fields: dict[str, Any], ignored: str
+) -> None:
+    response = ask(tooled, **fields)
+    assert response.headers["X-Litmus-Ignored"] == ignored
+    body = response.json()
+    assert (body["store"], body["truncation"], body["text"]["verbosity"], body["reasoning"]) == (False, "disabled", None, None)
+    assert [tool["name"] for tool in body["tools"]] == (["ring"] if "tools" in fields else [])
+    error = refused(strictly_served, **fields)
+    assert error["param"] == ignored.partition(",")[0] and error["code"] == "unsupported_parameter"
+
+
+@pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
-        ({"store": True}, "store", "stores no responses"),
         ({"background": True}, "background", "while its client waits"),
-        ({"truncation": "auto"}, "truncation", "never cut"),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "not supported"),
         ({"conversation": "conv_1"}, "conversation", "not supported"),
         ({"prompt": {"id": "p"}}, "prompt", "not supported"),
         ({"context_management": [{"type": "compaction"}]}, "context_management", "not supported"),
-        ({"include": ["reasoning.encrypted_content"]}, "include.0", "message.output_text.logprobs"),
-        ({"reasoning": {"effort": "low"}}, "reasoning.effort", "no place"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "not supported"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
+        ({"include": ["everything"]}, "include.0", "message.output_text.logprobs"),
+        ({"reasoning": {"summary": "long"}}, "reasoning.summary", "concise"),
+        ({"text": {"verbosity": "none"}}, "text.verbosity", "medium"),
         ({"max_tokens": 3}, "max_tokens", "not supported"),
         ({"messages": [USER]}, "messages", "not supported"),
         ({"n": 2}, "n", "1"),
         ({"n": True}, "n", "integer"),
         ({"stream_options": {}}, "stream_options", "stream: true"),
         ({"input": [USER, {"role": "user", "content": 3}]}, "input.1.content", "valid string or a valid list"),
-        ({"input": ""}, "input", "empty"),
         ({"input": []}, "input", "at least 1"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input", "no message"),
-        ({"input": [USER, {"role": "user", "content": ""}]}, "input.1.content", "input.1.content is empty"),
         ({"input": [{"type": "web_search_call", "id": "a"}]}, "input.0", "web_search_call"),
         ({"input": [{"type": "item_reference", "id": "a"}]}, "input.0", "item_reference"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]}, "input.0.content.0", "input_image"),
         ({"input": [{"role": "tool", "content": "a"}]}, "input.0.role", "assistant"),
-        ({"input": [USER, RESULT]}, "input.1.call_id", "input.1.call_id: no earlier message"),
-        ({"input": [USER, {"type": "function_call_output", "output": "a"}]}, "input.1.call_id", "missing"),
         ({"input": [USER, {**CALL, "arguments": "\ud800"}]}, "input.1.arguments", "input.1.arguments: character"),
         ({"input": [USER, {"role": "assistant", "content": "a"}, {**CALL, "arguments": "\ud800"}]}, "input.2.arguments", "surrogate"),
         ({"instructions": "\ud800"}, "instructions", "instructions"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0", "web_search"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice", "needs tools"),
+        ({"tools": [RING, {"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice.type", "function"),
+        (
+            {"tools": [RING, {"type": "custom", "name": "patch"}], "tool_choice": {"type": "function", "name": "patch"}},
+            "tool_choice.name",
+            "patch",
+        ),
         ({"tools": [{"type": "function"}]}, "tools.0.name", "missing"),
         ({"tools": [RING, RING]}, "tools.1.name", "two tools"),
         ({"tools": [{**RING, "parameters": {"type": "array"}}]}, "tools.0", "object"),

@@ -29,7 +29,8 @@ def test_a_chat_answers_in_openais_form(served: Any) -> None:
         "refusal": None,
         "tool_calls": None,
     }
-    assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
+    of_tokens = {"stop_reason": None, "token_ids": None}
+    assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length", **of_tokens}]
     counts = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
     completion = {"reasoning_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
     details = {"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": completion}
@@ -128,10 +129,15 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> Non
         (TEXT, {"prompt": "a", "temperature": "0.5"}, 400, "temperature", "valid number"),
         (TEXT, [], 400, None, "JSON object"),
         (CHAT, {"messages": []}, 400, "messages", "at least 1 item"),
-        (CHAT, {"messages": [{"role": "user", "content": ""}]}, 400, "messages.0.content", "empty"),
         (CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages.0.role", "'system'"),
+        (CHAT, {"messages": HELLO, "max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1, or -1"),
+        (CHAT, {"messages": HELLO, "n_predict": -2}, 400, "n_predict", "greater than or equal to -1"),
         (CHAT, {"messages": HELLO, "audio": {}}, 400, "audio", "not supported"),
-        (CHAT, {"messages": HELLO, "max_tokens": 1, "max_completion_tokens": 2}, 400, "max_tokens", "not both"),
+        (CHAT, {"messages": HELLO, "max_tokens": 1, "max_completion_tokens": 2}, 400, None, "max_completion_tokens contradict"),
+        (CHAT, {"messages": HELLO, "max_tokens": 1, "n_predict": 2}, 400, None, "max_tokens and n_predict contradict"),
+        (TEXT, {"prompt": "a", "max_tokens": 1, "n_predict": 2}, 400, None, "max_tokens and n_predict contradict"),
+        (TEXT, {"prompt": "a", "repetition_penalty": 1.5, "repeat_penalty": 1.2}, 400, None, "repetition_penalty and repeat_penalty"),
+        (TEXT, {"prompt": "a", "n_predict": 0}, 400, "max_tokens", "at least 1"),
         (SCORE, {"texts": []}, 400, "texts", "at least 1 item"),
         (SCORE, {"texts": ["a"] * 257}, 400, "texts", "256"),
         (SCORE, {"text": "a", "texts": ["a"]}, 400, None, "either text or texts"),

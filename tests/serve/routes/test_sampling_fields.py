@@ -61,6 +61,62 @@ def test_every_field_reaches_the_engine(served: Any) -> None:
     assert (job.stop_tokens, job.ignore_eos, job.tier) == (frozenset({3, 7}), True, "flex")
 
 
+def test_a_seed_of_minus_one_is_no_seed(served: Any) -> None:
+    """As with vLLM and llama-server: each answer has a seed of its own."""
+    for path, body in (
+        (CHAT, {"messages": HELLO, "max_tokens": 1}),
+        (TEXT, {"prompt": "a", "max_tokens": 1}),
+        (RESPONSES, {"input": "a", "max_output_tokens": 1}),
+        (MESSAGES, {"messages": HELLO, "max_tokens": 1}),
+        (GENERATE, {"prompt": "a", "max_length": 1, "do_sample": True}),
+    ):
+        seeds = set()
+        for seed in (-1, -1.0):
+            response = served.client.post(path, json={**body, "seed": seed})
+            assert response.status_code == 200, response.text
+            seeds.add(served.engine.submitted[-1].sampling.seed)
+        assert len(seeds) == 2 and min(seeds) >= 0
+    assert job_with(served, seed=-2).sampling.seed == -2
+
+
+def test_llama_servers_names_mean_the_same(served: Any) -> None:
+    named = job_with(served, max_tokens=None, n_predict=2, repeat_penalty=1.3, cache_prompt=True, stop=["a"] * 32)
+    assert (named.max_tokens, named.sampling, len(named.stop)) == (2, SamplingParams(seed=1, repetition_penalty=1.3), 32)
+    assert job_with(served, n_predict=2, repeat_penalty=1, repetition_penalty=1).sampling == SamplingParams(seed=1)
+    set_defaults(served, DEFAULTS)
+    assert job_with(served, repeat_penalty=1).sampling.repetition_penalty == 1, "it wins over the model's default"
+    for path, body in ((TEXT, {"prompt": "a"}), (CHAT, {"messages": HELLO})):
+        response = served.client.post(path, json={**body, "cache_prompt": False})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "cache_prompt")
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "n_predict", "max_completion_tokens"])
+def test_minus_one_token_is_no_limit(served: Any, name: str) -> None:
+    for path, body in ((CHAT, {"messages": HELLO}), (TEXT, {"prompt": "a"})):
+        if path == TEXT and name == "max_completion_tokens":
+            continue
+        response = served.client.post(path, json={**body, name: -1})
+        assert response.status_code == 200, response.text
+        job = served.engine.submitted[-1]
+        assert len(job.prompt) + job.max_tokens == 64, "the whole context"
+
+
+def test_special_tokens_are_added_as_asked(served: Any) -> None:
+    def prompt(path: str, **body: Any) -> tuple[int, ...]:
+        response = served.client.post(path, json={"max_tokens": 1, **body})
+        assert response.status_code == 200, response.text
+        return tuple(served.engine.submitted[-1].prompt)
+
+    bos, a = served.tokenizer.encode("a", "prompt")
+    for body in ({"prompt": "a"}, {"prompt": "a", "echo": True}, {"prompt": "a", "echo": True, "logprobs": 1}):
+        assert prompt(TEXT, **body) == prompt(TEXT, **body, add_special_tokens=True) == (bos, a)
+        assert prompt(TEXT, **body, add_special_tokens=False) == (a,)
+    assert prompt(TEXT, prompt=[a, a], add_special_tokens=True) == (a, a), "token ids are as they are"
+    rendered = prompt(CHAT, messages=HELLO)
+    assert prompt(CHAT, messages=HELLO, add_special_tokens=False) == rendered
+    assert prompt(CHAT, messages=HELLO, add_special_tokens=True) == (bos, *rendered)
+
+
 def test_a_prediction_reaches_the_engine_as_tokens_of_its_own(served: Any) -> None:
     a, b = served.tokenizer.encode("ab", "prompt", add_special_tokens=False)
     content = [{"type": "text", "text": "ab"}, {"type": "text", "text": "a"}]
@@ -133,10 +189,14 @@ def test_what_is_accepted_without_defaults_is_accepted_with_them(served: Any) ->
         assert sampling.temperature == fields.get("temperature", 0.8)
 
 
-@pytest.mark.parametrize(("tier", "used"), [("auto", "default"), ("default", "default"), ("flex", "flex")])
+@pytest.mark.parametrize(
+    ("tier", "used"), [("auto", "default"), ("default", "default"), ("flex", "flex"), ("priority", "default"), ("scale", "default")]
+)
 def test_the_tier_is_named_in_the_answer(served: Any, tier: str, used: str) -> None:
     for path, body in ((TEXT, {"prompt": "a", "max_tokens": 1}), (CHAT, {"messages": HELLO, "max_tokens": 1}), (SCORE, {"text": "abc"})):
-        assert served.client.post(path, json={**body, "service_tier": tier}).json()["service_tier"] == used
+        response = served.client.post(path, json={**body, "service_tier": tier})
+        assert response.json()["service_tier"] == used
+        assert response.headers.get("X-Litmus-Ignored") == ("service_tier" if tier in {"priority", "scale"} else None)
         assert served.engine.submitted[-1].tier == used
         assert served.client.post(path, json=body).json()["service_tier"] is None
         assert served.engine.submitted[-1].tier == "default"
@@ -176,7 +236,10 @@ def test_the_tier_is_named_in_the_answer(served: Any, tier: str, used: str) -> N
         ({"seed": 2**63}, "seed", "less than or equal to 9223372036854775807"),
         ({"stop": 5}, "stop", "valid string or a valid list"),
         ({"stop": ["a", 5]}, "stop.1", "valid string"),
-        ({"service_tier": "priority"}, "service_tier", "'auto', 'default' or 'flex'"),
+        ({"stop": ["a"] * 33}, "stop", "at most 32 items"),
+        ({"repeat_penalty": 0}, "repeat_penalty", "greater than or equal to 0.01"),
+        ({"add_special_tokens": 1}, "add_special_tokens", "valid boolean"),
+        ({"service_tier": "fast"}, "service_tier", "'auto', 'default', 'flex'"),
     ],
 )
 def test_wrong_values_are_named(served: Any, fields: dict[str, Any], param: str, message_part: str) -> None:
@@ -210,7 +273,6 @@ def test_a_lone_surrogate_in_a_bad_word_is_named(served: Any) -> None:
         (SCORE, {"text": "a", "response_format": {}}, "unsupported_parameter"),
         (TEXT, {"prompt": "a", "tools": [{}]}, "unsupported_parameter"),
         (TEXT, {"prompt": "a", "metadata": {"a": "b"}}, "unsupported_parameter"),
-        (CHAT, {"messages": HELLO, "store": True}, "unsupported_parameter"),
         (TEXT, {"prompt": "a", "n_probs": 2}, "unsupported_parameter"),
     ],
 )
@@ -222,7 +284,7 @@ def test_fields_of_other_routes_are_refused(served: Any, path: str, body: Any, c
 @pytest.mark.parametrize(
     ("path", "fields", "instead"),
     [
-        (CHAT, {"n_predict": 9}, "max_tokens"),
+        (RESPONSES, {"n_predict": 9}, "max_output_tokens"),
         (CHAT, {"ebnf": "root ::= 'a'"}, "structured_outputs"),
         (RESPONSES, {"guided_json": {}}, "text.format"),
         (CHAT, {"prompt": "a"}, "messages"),

@@ -14,6 +14,7 @@ from tinymodels import ROOT
 from app.engine.events import Report
 from app.engine.facts import AdapterFacts, Facts, Weights
 from app.models.progress import Stage
+from app.models.revision import VERSION
 from app.schemas import ModelCard, SlotList
 from app.schemas.state import CARD_EXAMPLE, SLOTS_EXAMPLE
 from app.settings import QueueSettings
@@ -27,6 +28,10 @@ KEPT = ("model.layers.1.mlp.down_proj", "lm_head")
 
 def test_load_balancers_may_ask_for_the_head_alone(served: Any) -> None:
     assert [served.client.head(path).status_code for path in ("/health", "/ready")] == [200, 200]
+
+
+def test_the_version_is_told(served: Any) -> None:
+    assert served.client.get("/version").json() == {"version": VERSION}
 
 
 def test_models_say_what_is_served(served: Any) -> None:

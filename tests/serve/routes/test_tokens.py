@@ -103,7 +103,6 @@ def test_no_tokens_are_an_empty_text(served: Any) -> None:
         (TOKENIZE, {"prompt": "a", "return_token_strs": "yes"}, 400, "return_token_strs", "valid boolean"),
         (TOKENIZE, {"prompt": "a", "model": "gpt-4"}, 404, "model", "not served here"),
         (TOKENIZE, {"messages": []}, 400, "messages", "at least 1 item"),
-        (TOKENIZE, {"messages": [{"role": "user", "content": ""}]}, 400, "messages.0.content", "empty"),
         (TOKENIZE, {"messages": HELLO, "continue_final_message": True}, 400, "continue_final_message", "parameter"),
         (TOKENIZE, {"messages": HELLO, "chat_template": "x"}, 400, "chat_template", "parameter"),
         (TOKENIZE, {"messages": HELLO, "chat_template_kwargs": {"a": 1}}, 400, "chat_template_kwargs", "parameter"),
@@ -150,3 +149,37 @@ def test_counts_are_those_of_the_usage(api: RunningServer) -> None:
     answer = api.client().chat.completions.create(model="storyteller", messages=messages, max_tokens=1)  # type: ignore[arg-type]
     assert answer.usage is not None and counted["count"] == answer.usage.prompt_tokens
     assert counted["max_model_len"] == 1024
+
+
+def test_a_chat_is_rendered_as_the_model_reads_it(tooled: Any) -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    for body in (
+        {"messages": HELLO},
+        {"messages": HELLO, "tools": [tool], "max_tokens": 3},
+        {"messages": HELLO, "add_generation_prompt": False},
+    ):
+        rendered = tooled.client.post("/apply-template", json=body).json()
+        asked = {name: value for name, value in body.items() if name != "max_tokens"}
+        assert tokens(tooled, prompt=rendered["prompt"], add_special_tokens=False) == tokens(tooled, **asked)
+        assert rendered.keys() == {"prompt"} and not tooled.engine.jobs
+    started = [*HELLO, {"role": "assistant", "content": "We"}]
+    rendered = tooled.client.post("/apply-template", json={"messages": started, "continue_final_message": True}).json()
+    assert rendered["prompt"].endswith("a:We")
+    told = tooled.client.post("/apply-template", json={"messages": HELLO, "chat_template_kwargs": {"nothing": 1}})
+    assert told.headers["X-Litmus-Ignored"] == "chat_template_kwargs.nothing"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": []},
+        {"messages": HELLO, "user": "banned"},
+        {"messages": HELLO, "model": "nobody"},
+        {"messages": HELLO, "top_logprobs": 2},
+        {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}},
+        {"messages": [{"role": "user", "content": "a" * 100}]},
+    ],
+)
+def test_what_a_chat_refuses_its_rendering_refuses(served: Any, body: dict[str, Any]) -> None:
+    rendered, chat = (served.client.post(path, json=body) for path in ("/apply-template", "/v1/chat/completions"))
+    assert rendered.status_code == chat.status_code >= 400 and rendered.json() == chat.json()

@@ -190,6 +190,15 @@ def test_models_and_readiness_tell_what_is_there(front):
     assert "of-litmus" not in front.http.get("/v1/models").text
 
 
+def test_an_alias_is_asked_for_like_the_model(front, monkeypatch):
+    monkeypatch.setattr(front.gateway, "aliases", {"gpt-4o": "both", "*": "one"})
+    assert front.chat(model="gpt-4o").json()["model"] == "both"
+    assert front.chat(model="whatever").json()["model"] == "one"
+    cards = {card["id"]: card for card in front.http.get("/v1/models").json()["data"]}
+    assert list(cards) == ["one", "both", "gpt-4o", "narrow", "hasty", "plain"] and cards["gpt-4o"]["root"] == "both"
+    assert front.http.get("/v1/models/whatever").json()["root"] == "one"
+
+
 def test_the_default_model_is_that_of_the_settings(front):
     assert front.http.post(CHAT, json={"messages": [], "n": 1}).json()["model"] == "one"
 

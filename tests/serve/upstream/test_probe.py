@@ -11,7 +11,7 @@ from app.settings import ModelSettings
 from serve.upstream.dialects import our_form, own_form
 from serve.upstream.probe import Abilities, Unreachable, explore, find_model
 from serve.upstream.refusal import cannot
-from serve.upstream.upstream import Upstream
+from serve.upstream.upstream import LAST_WAIT_S, Upstream
 
 LLAMA = {"id": "/m/x.gguf", "aliases": ["x"], "owned_by": "llamacpp", "meta": {"n_ctx": 2048, "n_ctx_train": 8192}}
 VLLM = {"id": "org/x", "owned_by": "vllm", "max_model_len": 32768}
@@ -47,6 +47,7 @@ def test_the_kind_and_the_context_are_those_of_its_card(card, kind, context):
         (None, "org/x", (HOSTED, VLLM), "org/x"),
         ("x", "ours", (LLAMA,), "/m/x.gguf"),  # an alias
         (None, "ours", (VLLM,), "org/x"),
+        (None, "ours", ({**VLLM, "root": "/m"}, {**VLLM, "id": "z", "root": "/m"}), "org/x"),  # one model by two names
     ],
 )
 def test_the_model_is_found_by_its_name_there(asked, name, cards, chosen):
@@ -78,6 +79,24 @@ def test_routes_and_tools_are_found_out():
     scores = http_of(routes={"/v1/score", "/generate"})
     assert asyncio.run(explore(scores, Abilities("litmus", "x", card=LITMUS))).routes == {"/generate"}
     assert "/v1/score" in asyncio.run(explore(scores, Abilities("litmus", "x", card={"capabilities": ["score"]}))).routes
+
+
+def test_one_that_stays_away_for_hours_is_looked_for_all_the_time(monkeypatch):
+    away, waits = Upstream("ours", ModelSettings(upstream="http://far", name="ours")), []
+
+    async def look():
+        pass
+
+    async def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 1100:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(away, "_look", look)
+    monkeypatch.setattr(away, "_wait", wait)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(away.watch())
+    assert waits[-1] == LAST_WAIT_S
 
 
 def upstream(kind, tools=None):

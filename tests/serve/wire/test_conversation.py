@@ -1,4 +1,4 @@
-"""From messages to prompts: how each role is rendered, and what is refused because the template would drop it."""
+"""From messages to prompts: how each role is rendered, and what is left out or refused because the template would drop it."""
 
 import json
 from dataclasses import replace
@@ -11,6 +11,7 @@ from fakes import FACTS
 from serve.workers.messages import Ready
 
 CHAT = "/v1/chat/completions"
+IGNORED = "X-Litmus-Ignored"
 NAMES = "{{ bos_token }}{% for m in messages %}{{ m['role'][0] + ':' + (m.name or '') + '/' + m['content'] }}{% endfor %}"
 CALL = {"id": "abc", "type": "function", "function": {"name": "ring", "arguments": '{"times": 2}'}}
 CALLS = (
@@ -40,8 +41,10 @@ def refused(served: Any, messages: Any, **fields: Any) -> tuple[str, str]:
 def test_roles_and_parts_reach_the_template(served: Any) -> None:
     messages = [
         {"role": "developer", "content": "D"},
-        {"role": "system", "content": [{"type": "text", "text": "S"}, {"type": "text", "text": "T"}]},
+        {"role": "system", "content": [{"type": "text", "text": "S"}, {"type": "text", "text": ""}, {"type": "text", "text": "T"}]},
         {"role": "user", "content": "U"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "R"}]},
+        {"role": "user", "content": [{"type": "input_text", "text": "V"}]},
         {
             "role": "assistant",
             "content": "A",
@@ -52,17 +55,48 @@ def test_roles_and_parts_reach_the_template(served: Any) -> None:
             "tool_calls": None,
         },
     ]
-    assert rendered(served, messages) == "s:Ds:STu:Ua:A"
+    assert rendered(served, messages) == "s:Ds:S\nTu:Ua:Ru:Va:A"
 
 
-def test_a_name_needs_a_place_in_the_template(served: Any) -> None:
+def test_a_name_needs_a_place_in_the_template(served: Any, strictly_served: Any) -> None:
     named = [{"role": "user", "content": "U", "name": "Ann"}]
-    param, message = refused(served, named)
+    mixed = [{"role": "system", "content": "S", "name": "Sue"}, {"role": "user", "content": "U"}, *named]
+    for path in (CHAT, "/tokenize"):
+        answer = served.client.post(path, json={"messages": mixed, **({"max_tokens": 1} if path == CHAT else {})})
+        assert (answer.status_code, answer.headers[IGNORED]) == (200, "messages.0.name, messages.2.name")
+    assert rendered(served, mixed) == "s:Su:Uu:U"
+    param, message = refused(strictly_served, named)
     assert param == "messages.0.name" and "no place" in message
     served.tokenizer.base.chat_template = NAMES
     assert rendered(served, named) == "u:Ann/U"
-    mixed = [{"role": "user", "content": "U"}, *named]
-    assert rendered(served, mixed) == "u:/Uu:Ann/U"
+    assert rendered(served, mixed) == "s:Sue/Su:/Uu:Ann/U"
+    assert IGNORED not in served.client.post(CHAT, json={"messages": mixed, "max_tokens": 1}).headers
+
+
+def test_a_name_that_the_template_does_not_write_is_taken_out(served: Any) -> None:
+    served.tokenizer.base.chat_template = "{% for m in messages %}{{ 'named' if m.name else 'nobody' }}{% endfor %}"
+    assert rendered(served, [{"role": "user", "content": "U", "name": "Ann"}]) == "nobody"
+
+
+def test_nothing_said_is_a_message_too(served: Any) -> None:
+    served.tokenizer.base.chat_template = CALLS
+    nothing: tuple[dict[str, Any], ...] = ({"role": "user", "content": ""}, {"role": "user", "content": []})
+    for empty in nothing:
+        assert rendered(served, [{"role": "system", "content": "S"}, empty]) == "s:Su:"
+    assert rendered(served, [{"role": "user", "content": "U"}, *CALLED, {**RESULT, "content": None}]).endswith("</call>t:")
+
+
+def test_a_result_without_its_call_is_up_to_the_template(served: Any) -> None:
+    """A client that shortens a long conversation may have cut off the call."""
+    served.tokenizer.base.chat_template = CALLS.replace("m['content']", "(m['content'] or '') + (m.tool_call_id or '')")
+    bare = {"role": "tool", "content": "done"}
+    assert rendered(served, [RESULT]) == "t:doneabc"
+    assert rendered(served, [bare]) == "t:done"
+    assert rendered(served, [*CALLED, RESULT, bare]).endswith("t:doneabct:done")
+    raising = "{% if m.role == 'tool' and loop.first %}{{ raise_exception('no call') }}{% endif %}{{ m['role'][0]"
+    served.tokenizer.base.chat_template = CALLS.replace("{{ m['role'][0]", raising)
+    param, message = refused(served, [RESULT])
+    assert param == "messages" and "no call" in message
 
 
 def test_a_call_and_its_result_reach_the_template_the_arguments_as_an_object(served: Any) -> None:
@@ -114,16 +148,13 @@ def test_a_result_that_the_template_leaves_out_is_refused(served: Any) -> None:
     ("messages", "param", "message_part"),
     [
         ([{"role": "user"}], "messages.0", "content is missing"),
-        ([{"role": "user", "content": ""}], "messages.0.content", "empty"),
         ([{"role": "user", "content": "a", "tool_calls": [CALL]}], "messages.0", "assistant"),
         ([{"role": "user", "content": "a", "tool_call_id": "abc"}], "messages.0", "role 'tool'"),
-        ([{"role": "tool", "content": "a"}], "messages.0.tool_call_id", "missing"),
-        ([*CALLED, RESULT, {"role": "tool", "content": "a"}], "messages.2.tool_call_id", "missing"),
         ([{"role": "assistant", "content": "a", "prefix": True}, {"role": "user", "content": "a"}], None, "last message"),
         ([{"role": "user", "content": "a", "prefix": True}], "messages.0", "assistant"),
-        ([{"role": "tool", "content": "a", "tool_call_id": "abc"}], "messages.0.tool_call_id", "'abc'"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages.0.content.0", "image_url"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text", "missing"),
+        ([{"role": "assistant", "content": [{"type": "refusal", "text": "a"}]}], "messages.0.content.0.refusal", "missing"),
         ([{"role": "user", "content": 5}], "messages.0.content", "valid string or a valid list"),
         ([{"role": "user", "content": ["a"]}], "messages.0.content.0", "an object"),
         ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "messages.0.content.0.text", "valid string"),

@@ -19,6 +19,8 @@ from app.schemas import ChatRequest
 from app.tokenizer import Tokenizer
 from serve.wire.thought import Thought, limit_of
 
+IGNORED = "X-Litmus-Ignored"
+
 
 def test_a_thought_stands_apart(thinking: Any) -> None:
     say(thinking, "<think>Two and two.</think>\n\nFour.")
@@ -102,30 +104,66 @@ def test_the_switch_of_a_template_is_found_under_its_other_name(thinking: Any) -
     assert prompt_of(thinking).endswith("a:")
 
 
-def test_what_the_template_has_no_place_for_is_refused_by_name(thinking: Any) -> None:
-    for fields, param in (
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
-        ({"chat_template_kwargs": {"budget": 3}}, "chat_template_kwargs.budget"),
-        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
-        (
-            {"chat_template_kwargs": {"role": "user"}},
-            "chat_template_kwargs.role",
-        ),  # the template has the word, but looks up no such variable
-    ):
-        error = thinking.client.post(CHAT, json={"messages": HELLO, **fields}).json()["error"]
-        assert (error["param"], error["code"]) == (param, "unsupported_parameter")
+def test_variables_that_the_template_does_not_know_are_left_out_and_named(thinking: Any) -> None:
+    variables = {"budget": 3, "role": "user", "enable_thinking": False}  # the template has the word role, but looks up no such variable
+    answer = ask(thinking, chat_template_kwargs=variables)
+    assert answer.headers[IGNORED] == "chat_template_kwargs.budget, chat_template_kwargs.role"
+    assert prompt_of(thinking).endswith("a:<think></think>")
+    error = thinking.client.post(CHAT, json={"messages": HELLO, "chat_template_kwargs": {"messages": []}}).json()["error"]
+    assert (error["param"], error["code"]) == ("chat_template_kwargs.messages", "unsupported_parameter")
 
 
 def test_effort_reaches_a_template_that_has_a_place_for_it(thinking: Any) -> None:
     thinking.tokenizer.base.chat_template = "{{ reasoning_effort | default('medium') }};" + QWEN
-    ask(thinking, reasoning_effort="high")
-    assert prompt_of(thinking).startswith("high;")
+    for effort, end in (("max", "a:"), ("none", "a:<think></think>")):
+        answer = ask(thinking, reasoning_effort=effort)
+        assert prompt_of(thinking).startswith(f"{effort};") and prompt_of(thinking).endswith(end) and IGNORED not in answer.headers
+
+
+def test_effort_turns_a_template_that_has_only_a_switch_on_and_off(thinking: Any) -> None:
+    thinking.tokenizer.base.chat_template = QWEN.replace("is defined and not enable_thinking", "is not defined or not enable_thinking")
+    ask(thinking)
+    assert prompt_of(thinking).endswith("a:<think></think>"), "this template thinks when it is told to"
+    for effort in ("minimal", "low", "medium", "high", "xhigh", "max"):
+        assert IGNORED not in ask(thinking, reasoning_effort=effort).headers
+        assert prompt_of(thinking).endswith("a:")
+    ask(thinking, reasoning_effort="none")
+    assert prompt_of(thinking).endswith("a:<think></think>")
+    thinking.client.post("/v1/responses", json={"input": "hi", "max_output_tokens": 3, "reasoning": {"effort": "low"}})
+    assert prompt_of(thinking).endswith("a:")
+
+
+def test_a_model_that_always_thinks_does_so_with_any_effort(thinking: Any) -> None:
+    thinking.tokenizer.base.chat_template = QWEN.replace("enable_thinking", "other")
+    assert ask(thinking, reasoning_effort="high").headers[IGNORED] == "reasoning_effort"
+    error = thinking.client.post(CHAT, json={"messages": HELLO, "reasoning_effort": "none"}).json()["error"]
+    assert (error["param"], error["code"]) == ("reasoning_effort", "unsupported_parameter")
 
 
 def test_a_model_that_does_not_think_does_what_no_thought_asks_for(served: Any) -> None:
     for fields in ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):
-        assert ask(served, **fields).json()["choices"][0]["message"]["reasoning"] is None
-    assert served.client.post(CHAT, json={"messages": HELLO, "chat_template_kwargs": {"enable_thinking": True}}).status_code == 400
+        answer = ask(served, **fields)
+        assert answer.json()["choices"][0]["message"]["reasoning"] is None and IGNORED not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning": {"effort": "max"}}, "reasoning.effort"),
+        ({"reasoning": {"enabled": True}}, "reasoning.enabled"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs.enable_thinking"),
+    ],
+)
+def test_what_asks_a_model_that_does_not_think_for_a_thought_is_left_out(
+    served: Any, strictly_served: Any, fields: dict[str, Any], name: str
+) -> None:
+    assert ask(served, **fields).headers[IGNORED] == name
+    if "reasoning" in fields:
+        body = {"input": "hi", "max_output_tokens": 3, **fields}
+        assert served.client.post("/v1/responses", json=body).headers[IGNORED] == name
+    refused = strictly_served.client.post(CHAT, json={"messages": HELLO, **fields})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
 
 
 def test_a_thought_that_comes_back_reaches_the_template(thinking: Any) -> None:
@@ -206,7 +244,7 @@ def test_fields_that_contradict_each_other_are_refused_by_name(thinking: Any) ->
         ({"thinking_token_budget": -2}, "thinking_token_budget"),
         ({"reasoning": {"max_tokens": -1}}, "reasoning.max_tokens"),
         ({"reasoning": {"exclude": True}}, "reasoning.exclude"),
-        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"reasoning": {"effort": "deep"}}, "reasoning.effort"),
     ):
         assert thinking.client.post(CHAT, json={"messages": HELLO, **fields}).json()["error"]["param"] == param
     body = {"max_tokens": 3, "messages": HELLO, "thinking": {"type": "adaptive", "budget_tokens": 9}}
@@ -224,9 +262,7 @@ def test_thinking_may_be_switched_in_openrouters_form(thinking: Any) -> None:
 def test_a_model_that_does_not_think_has_nothing_to_limit(served: Any) -> None:
     for fields in ({"thinking_token_budget": 5}, {"reasoning": {"max_tokens": 0}}, {"thinking_budget_tokens": 0}):
         answer = ask(served, **fields)
-        assert served.engine.submitted[-1].thought is None and "X-Litmus-Ignored" not in answer.headers
-    error = served.client.post(CHAT, json={"messages": HELLO, "reasoning": {"enabled": True}}).json()["error"]
-    assert (error["param"], error["code"]) == ("reasoning.enabled", "unsupported_parameter")
+        assert served.engine.submitted[-1].thought is None and IGNORED not in answer.headers
 
 
 def test_a_completion_has_no_thought_to_limit(thinking: Any) -> None:

@@ -4,10 +4,11 @@ import asyncio
 from typing import Any
 
 import psutil
+import pytest
 from fakes import FACTS, FakeEngine, FakeWorker
 from routing import all_of, job
 
-from app.errors import LitmusError
+from app.errors import Conflict, LitmusError
 from app.settings import ModelSettings, QueueSettings, Settings
 from serve.workers.catalog import Catalog
 from serve.workers.messages import Ended, LoadFailed, Order, Ready, Start
@@ -41,5 +42,18 @@ def test_no_job_waits_for_ever_where_only_one_of_two_replicas_is_loaded() -> Non
                 (failed,) = await asyncio.wait_for(all_of(events), 60)
                 assert isinstance(failed.error, LitmusError) and failed.error.code == "model_not_loaded"  # type: ignore[attr-defined]
         assert version.status == "failed" and router.in_flight == 0
+
+    asyncio.run(main())
+
+
+def test_another_name_of_a_model_is_no_name_of_a_new_one() -> None:
+    async def main() -> None:
+        router = Router([FACTS.name], QueueSettings())
+        router.aliases = {"gpt-4o": FACTS.name}
+        model = ModelSettings(name=FACTS.name, aliases=("gpt-4o",))
+        catalog = Catalog(router, Settings(model=model), lambda order: None, {}, {})
+        with pytest.raises(Conflict, match="'gpt-4o' is another name of 'fake'"):
+            await catalog.load("gpt-4o", lambda present: model)
+        assert catalog.settings_of("gpt-4o") == model and catalog.settings_of("gpt-4") is None
 
     asyncio.run(main())

@@ -40,7 +40,7 @@ def test_control_characters_are_refused() -> None:
 
 
 def test_the_body_has_every_setting_of_a_model_but_its_name_with_its_bounds() -> None:
-    assert set(Change.model_fields) == set(ModelSettings.model_fields) - {"name", "adapters"}
+    assert set(Change.model_fields) == set(ModelSettings.model_fields) - {"name", "aliases", "adapters"}
     for wrong in ({"slots": 0}, {"quantize": "int3"}, {"name": "y"}, {"slots": "4"}, {"sampling": {"top_p": 2}}):
         with pytest.raises(ValidationError):
             Change.model_validate(wrong)

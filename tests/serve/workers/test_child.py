@@ -111,6 +111,16 @@ def test_one_that_fails_at_its_start_is_tried_ever_more_slowly(monkeypatch):
     assert [pause for pause in pauses if pause >= 2][:3] == [2, 4, 8]
 
 
+def test_it_is_tried_again_however_often_it_failed():
+    async def run():
+        async with Beside(FAILS, work=True) as beside:
+            beside.child._failures = 2000
+            await beside.until(lambda: beside.child._failures > 2002 or beside.task.done())
+            assert not beside.task.done()
+
+    asyncio.run(run())
+
+
 def test_it_ends_after_a_while_without_work(monkeypatch):
     async def run():
         async with Beside(SLEEPS, work=True) as beside:

@@ -43,6 +43,25 @@ def greet(router: Router, number: int, pid: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("max_waiting", "load", "lengths", "portion"),
+    [
+        (3, 0, [1] * 9, 2),  # half of two slots and three waiting places
+        (3, 5, [1] * 9, 1),
+        (300, 0, [1] * 9, 9),
+        (300, 0, [1] * 2048, 64),
+        (300, 250, [1] * 2048, 26),
+        (300, 0, [100] * 2048, 10),  # a quarter of the tokens that may wait
+        (300, 0, [2000, 1], 1),
+    ],
+)
+def test_a_long_request_takes_portions_that_leave_room(max_waiting: int, load: int, lengths: list[int], portion: int) -> None:
+    router = Router(["a"], QueueSettings(max_waiting=max_waiting, max_waiting_tokens=4096))
+    greet(router, 0, psutil.Process().pid)
+    router.replicas[0].load = load
+    assert router.fleet("a").portion(lengths) == portion
+
+
+@pytest.mark.parametrize(
     ("models", "full", "max_jobs"),
     [(["a", "b"], "a", {"a": 3, "b": 3}), (["a", "b"], "b", {"a": 3, "b": 3}), (["a", "a", "b"], "a", {"a": 5, "b": 3})],
 )

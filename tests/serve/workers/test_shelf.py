@@ -134,8 +134,10 @@ def test_only_names_and_paths_that_may_be_had_are_loaded(tmp_path: Path) -> None
         server.start()
         allowed = str(tmp_path / "allowed/tuned")
         assert await server.during(server.shelf.load(NAME, allowed), 0) is None
+        server.router.aliases = {"gpt-4o": "fake"}
         errors = {
             "has already been loaded": (NAME, allowed, None),
+            "is another name of 'fake'": ("gpt-4o", allowed, None),
             "is a model of this server": ("fake", allowed, None),
             "lora_name has to match": ("a b", allowed, None),
             "not in a folder that is allowed": ("other", str(tmp_path / "secret"), None),
@@ -247,6 +249,23 @@ def test_a_new_version_has_the_adapters_before_it_takes_jobs(tmp_path: Path) -> 
         assert server.router.adapted_facts() == []
         with pytest.raises(UnknownModel, match="is not served here"):
             server.router.facts(NAME)
+
+    run(test())
+
+
+def test_a_new_version_does_not_wait_for_an_adapter_that_was_unloaded_meanwhile(tmp_path: Path) -> None:
+    async def test() -> None:
+        server = Server(tmp_path)
+        server.start()
+        await server.during(server.shelf.keep(NAME, "/tuned", FACTS.name), 0)
+        version = Fleet("fake", [Replica(1, "fake")], QueueSettings())
+        server.router.add(version)
+        server.start(1)
+        furnished = asyncio.ensure_future(server.shelf.furnish(version))
+        await asyncio.sleep(0)
+        await server.shelf.unload(NAME)
+        await asyncio.wait_for(furnished, 10)
+        assert not version.adapters and not version.problems
 
     run(test())
 

@@ -69,6 +69,8 @@ def word(*paragraphs: str) -> bytes:
         ("naïve 猫".encode(), "naïve 猫", ""),
         ("naïve".encode("utf-8-sig"), "naïve", ""),
         ("naïve".encode("utf-16"), "naïve", ""),
+        ("naïve".encode("utf-32"), "naïve", ""),
+        (b"one\n\x1a", "one\n\x1a", ""),
         ("naïve – so".encode("cp1252"), "naïve – so", "Windows-1252"),
     ],
 )
@@ -83,7 +85,10 @@ def test_text_in_the_encodings_that_people_have(data: bytes, text: str, note: st
         ("a.txt", b"", "empty"),
         ("a.txt", b" \n", "empty"),
         ("a.txt", b"\x89PNG\r\n\x1a\n\x00\x00", "no text file"),
+        ("a.txt", b"so\x02", "no text file"),
         ("a.txt", b"\x81\x8d\xff", "Save it as UTF-8"),
+        ("a.txt", "Старый король ушёл в море.".encode("cp1251"), "Save it as UTF-8"),
+        ("a.csv", "text\n老国王走向大海。\n".encode("gbk"), "Save it as UTF-8"),
         ("a.doc", b"\xd0\xcf", "Save it as .docx"),
         ("a.png", b"x", "Save it as one of these"),
         ("none", b"x", ".txt, .md, .pdf, .docx, .csv, .jsonl"),
@@ -135,7 +140,7 @@ def test_a_row_of_a_table_is_never_a_fragment(data: str, texts: list[str]):
     found = read("a.csv", data.encode())
     assert [part.text for part in found.parts] == texts and found.note == ""
     if not texts[0]:
-        problem = "This row has 4 cells, the first line has 2. Put a text that has a comma in quotation marks."
+        problem = "This row cannot be read: it has 4 cells, the first line has 2; put a text that has a comma in quotation marks."
         assert found.parts[0].problem == problem
 
 

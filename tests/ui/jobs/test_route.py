@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import AsyncMock
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.errors import LitmusError
 from app.neighbours import Neighbours
 from tests.ui import fakejobs
 from tests.ui.fakelitmus import BASE, CARD, KEY, Fake
 from tests.ui.test_routes import URL, nothing_else
+from ui.client import Client
 from ui.guard import Guard
 from ui.jobs.client import BATCHES_OFF, TUNING_OFF
 from ui.jobs.route import SHARED_KEY
@@ -100,6 +104,19 @@ def test_a_refusal_is_an_answer_and_the_files_are_deleted(page: TestClient, fake
     tuning = {"file": "file-2", "valid": "file-3", "model": "m", "name": "a"}
     assert page.post("/ui/jobs/tunings", json=tuning).json()["problem"] == "line 3: 'role' is missing."
     assert sorted(fake.jobs.deleted) == ["file-1", "file-2", "file-3"]  # those of a tuning at once, in either order
+
+
+def test_a_server_that_is_full_says_when_to_try_again(page: TestClient, fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    full = httpx.Response(429, headers={"Retry-After": "7"}, json=LitmusError("batches are full").envelope())
+    monkeypatch.setattr(Client, "call", AsyncMock(return_value=full))
+    assert page.post("/ui/jobs/batches", json=START).json() == {"problem": "batches are full. Try again in 7 s."}
+
+
+def test_a_newer_server_may_name_other_statuses(page: TestClient, fake: Fake):
+    fake.jobs.batches, fake.jobs.tunings = [fakejobs.batch("resting", of_a_newer_server=1)], [fakejobs.tuning("resting")]
+    fake.cards = [{**BASE, "capabilities": ["flight"]}]
+    answer = page.get("/ui/jobs").json()
+    assert all("resting" in answer[kind]["items"][0]["html"] for kind in ("batches", "tunings")) and answer["models"] == ["base"]
 
 
 def test_jobs_are_changed_and_a_file_comes_back(page: TestClient, fake: Fake):

@@ -28,8 +28,8 @@ DEVICES = [
 ESTIMATE = {**SUMS, "devices": DEVICES, "advice": ["Quantize it: <nf4> takes 400 bytes less."]}
 
 
-def envelope(message: str, code: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+def envelope(message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
 
 
 def state(at: float = 1000.0, started: int = 500, **changes: Any) -> Overview:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from tests.ui.system.conftest import ESTIMATE, Server, envelope
-from ui.client import ServerError
+from ui.client import MissingRoute, ServerError
 from ui.system import client
 
 
@@ -38,12 +38,12 @@ NO_ROUTE = {
     "GET /admin/models": "This server cannot load and unload models while it runs (/admin/models).",
     "POST /admin/estimate": "This server cannot estimate memory (POST /admin/estimate).",
 }
-UNREADABLE = "This page cannot read the server's answer to /overview. Are both of the same version?"
+UNREADABLE = "This page cannot read the server's answer to /overview. Is it a Litmus server, and of the same version?"
 UNEXPLAINED = "The server answered /overview with status 502 and no explanation."
 FAILURES = [
-    *((route, (404, envelope("no such route")), client.MissingRoute, sentence) for route, sentence in NO_ROUTE.items()),
-    ("GET /admin/models", (404, "<html>"), client.MissingRoute, NO_ROUTE["GET /admin/models"]),
-    ("POST /admin/estimate", (404, envelope("no model 'm'", "model_not_found")), ServerError, "no model 'm'."),
+    *((route, (404, envelope("no such route")), MissingRoute, sentence) for route, sentence in NO_ROUTE.items()),
+    ("GET /admin/models", (404, "<html>"), MissingRoute, NO_ROUTE["GET /admin/models"]),
+    ("POST /admin/estimate", (404, envelope("no model 'm'", "model_not_found", "model")), ServerError, "no model 'm'."),
     ("POST /admin/models/storyteller", (404, envelope("no model 'x'")), ServerError, "no model 'x'."),
     ("GET /overview", (403, envelope("role", "admin_only")), client.NotAdmin, client.NOT_ADMIN),
     ("GET /admin/models", (403, envelope("only from this machine", "local_only")), ServerError, "only from this machine."),

@@ -1,8 +1,9 @@
 from typing import Any
 
+from app.schemas import AdminModel
 from tests.ui.system.conftest import ESTIMATE, MODEL, model, state
 from tests.ui.system.test_history import slots
-from ui.system.client import Estimate, ServedModel
+from ui.system.client import Estimate
 from ui.system.history import extended
 from ui.system.memory import estimate_html
 from ui.system.versions import question_html, versions_html
@@ -57,7 +58,7 @@ def test_gpus_are_drawn_where_there_are_some() -> None:
 
 def test_versions_show_progress_messages_and_memory() -> None:
     loading = {**MODEL, "status": "loading", "loaded": 0.42, "revision": None, "message": "needs <16 GB>", "bytes": None}
-    html = versions_html([ServedModel.model_validate(each) for each in (MODEL, loading)])
+    html = versions_html([AdminModel.model_validate(each, extra="ignore") for each in (MODEL, loading)])
     for words in ("served · 3 requests in flight · 412 MB · revision e1d53ff5cc49<", 'value="0.42"', "42%", "needs &lt;16 GB&gt;"):
         assert words in html.replace(" <span", "<span")
     assert html.count("<progress") == 1
@@ -65,7 +66,7 @@ def test_versions_show_progress_messages_and_memory() -> None:
 
 
 def test_the_question_counts_what_is_in_flight() -> None:
-    served = [ServedModel.model_validate(MODEL)]
+    served = [AdminModel.model_validate(MODEL, extra="ignore")]
     assert "It first finishes the 3 requests that it has." in question_html("storyteller", served)
     assert "It has nothing in flight." in question_html("<other>", served) and "<other>" not in question_html("<other>", served)
 

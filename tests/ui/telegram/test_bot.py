@@ -8,9 +8,10 @@ import pytest
 from app.errors import SetupError
 from app.settings import TelegramSettings
 from tests.ui.telegram.conftest import ANN, GROUP, QUICK, TEXT, World, enter_chat_mode, until
+from ui.client import ServerError
 from ui.telegram.bot import create_application
 from ui.telegram.commands import HOW_TO_SCORE, MODE_SET, NOTHING
-from ui.telegram.failures import CLOSED, UNREACHABLE
+from ui.telegram.failures import CLOSED, UNREACHABLE, is_shut_out
 from ui.telegram.verdict import CAVEAT
 
 
@@ -85,6 +86,14 @@ def test_a_conversation_that_is_too_long_for_the_model_loses_its_beginning(world
         assert first == ["number 0", "number 2"]
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("code", "shut_out"),
+    [("missing_api_key", True), ("invalid_api_key", True), ("key_banned", True), ("forbidden", True), ("timeout", False)],
+)
+def test_what_the_owner_has_to_mend(code: str, shut_out: bool):
+    assert is_shut_out(ServerError("no", code=code)) is shut_out
 
 
 def test_a_file_is_scored_or_refused_in_a_sentence(world: World):

@@ -24,7 +24,7 @@ MOST_IN_A_ROW = 8  # steps without a look at what could be drafted
 
 
 @dataclass(frozen=True, slots=True)
-class FlightRow:
+class RunningRow:
     """The first row of a slot in a step, and where its sequence stood then."""
 
     index: int
@@ -39,12 +39,12 @@ class FlightRow:
 
 
 @dataclass(slots=True)
-class Flight:
+class RunningStep:
     """A step that was given to the device."""
 
     plan: Plan
     launched: Launched
-    rows: list[FlightRow]
+    rows: list[RunningRow]
     own: dict[Slot, list[Row]] | None  # None: the tokens before them were not known yet
     drawn_by_host: frozenset[int] = frozenset()  # rows
     number: int = 0  # of those that followed each other
@@ -60,8 +60,8 @@ class Flight:
 
 
 @dataclass(slots=True)
-class Landed:
-    """What a flight has computed, as `Answers.advance` asks for it."""
+class StepResult:
+    """What a step has computed, as `Answers.advance` asks for it."""
 
     graphs: DecodeGraphs
     drawn: Mapping[int, int]
@@ -70,13 +70,13 @@ class Landed:
         return self.graphs.logits(rows)
 
 
-class Flights:
+class RecordedSteps:
     def __init__(self, graphs: DecodeGraphs, scheduler: Scheduler, answers: Answers, drafter: Drafter) -> None:
         self._graphs, self._scheduler, self._answers, self._drafter = graphs, scheduler, answers, drafter
         self._changes: dict[Slot, tuple[int, AnswerChanges | None]] = {}  # with the admission of the answer
         self.followed = 0  # steps that were launched before the tokens of the one before were read
 
-    def launch(self, plan: Plan, batch: FlatBatch) -> Flight | None:
+    def launch(self, plan: Plan, batch: FlatBatch) -> RunningStep | None:
         """Give a step to the device; None if it is not one of those that are recorded."""
         rows = len(batch.ids)
         if not plan.decode_only or batch.adapted or rows > self._graphs.most_rows or any(slot.group for slot in plan.decodes):
@@ -92,20 +92,20 @@ class Flights:
             DecodeRow(token, 0, position, pages, drawn, changes.get(index))
             for index, (token, (pages, position), drawn) in enumerate(zip(batch.ids, batch.decodes, numbers, strict=True))
         ]
-        first = [FlightRow(each[0].index, slot, slot.admission, slot.length) for slot, each in own.items()]
-        return Flight(plan, self._graphs.launch(decodes), first, own, by_host)
+        first = [RunningRow(each[0].index, slot, slot.admission, slot.length) for slot, each in own.items()]
+        return RunningStep(plan, self._graphs.launch(decodes), first, own, by_host)
 
-    def follow(self, flight: Flight) -> Flight | None:
-        """Give the step after `flight` to the device, if it can be told before its tokens are."""
-        is_drafted = flight.own is not None and any(len(each) > 1 for each in flight.own.values())
+    def follow(self, running: RunningStep) -> RunningStep | None:
+        """Give the step after `running` to the device, if it can be told before its tokens are."""
+        is_drafted = running.own is not None and any(len(each) > 1 for each in running.own.values())
         drafter = self._drafter
-        looks = drafter.is_on and (drafter.proposer is not None or flight.number >= MOST_IN_A_ROW)
-        if flight.drawn_by_host or is_drafted or looks or any(each.slot.thought is not None for each in flight.rows):
+        looks = drafter.is_on and (drafter.proposer is not None or running.number >= MOST_IN_A_ROW)
+        if running.drawn_by_host or is_drafted or looks or any(each.slot.thought is not None for each in running.rows):
             return None
-        goes_on = [each for each in flight.rows if each.counts and _is_longer(each.slot)]
+        goes_on = [each for each in running.rows if each.counts and _is_longer(each.slot)]
         changes = [self._changes_of(each.slot, each.slot.generated + 1) for each in goes_on]
         is_drawn_there = not any(each.slot.is_drawn_by_host for each in goes_on)
-        plan = self._scheduler.repeat(flight.plan, [each.slot for each in goes_on]) if goes_on and is_drawn_there else None
+        plan = self._scheduler.repeat(running.plan, [each.slot for each in goes_on]) if goes_on and is_drawn_there else None
         if plan is None:
             return None
         decodes, rows = [], []
@@ -114,30 +114,30 @@ class Flights:
             assert slot.request is not None
             numbers = row_numbers(slot.request.sampling, len(slot.tokens) + 1)
             decodes.append(DecodeRow(None, each.index, position, slot.pages, numbers, changed))
-            rows.append(FlightRow(index, slot, each.admission, position))
+            rows.append(RunningRow(index, slot, each.admission, position))
         self.followed += 1
-        return Flight(plan, self._graphs.launch(decodes), rows, None, number=flight.number + 1)
+        return RunningStep(plan, self._graphs.launch(decodes), rows, None, number=running.number + 1)
 
-    def land(self, flight: Flight, is_followed: bool) -> tuple[dict[Slot, list[Row]], Landed]:
-        """The rows of a flight that count, by their slots, and what it has drawn. Where a row's token is not right, it is to be drawn from
-        its logits or, as these are gone if another flight follows, the row is to be run again.
+    def read(self, running: RunningStep, is_followed: bool) -> tuple[dict[Slot, list[Row]], StepResult]:
+        """The rows of a step that count, by their slots, and what it has drawn. Where a row's token is not right, it is to be drawn from
+        its logits or, as these are gone if another step follows, the row is to be run again.
         """
-        found = flight.launched.tokens()
-        counting = [each for each in flight.rows if each.counts]
-        own = flight.own
+        found = running.launched.tokens()
+        counting = [each for each in running.rows if each.counts]
+        own = running.own
         if own is None:
             own = self._answers.rows([(each.index, each.slot) for each in counting], {})
-        wrong = {index for index, (_, is_right) in enumerate(found) if not is_right} - flight.drawn_by_host
-        landed: dict[Slot, list[Row]] = {}
+        wrong = {index for index, (_, is_right) in enumerate(found) if not is_right} - running.drawn_by_host
+        counted: dict[Slot, list[Row]] = {}
         for each in counting:
             rows = own[each.slot]
             has_wrong = bool(wrong) and any(row.index in wrong for row in rows)
             each.slot.is_drawn_by_host |= has_wrong
             if not (has_wrong and is_followed):
-                landed[each.slot] = rows
-        of_host = wrong | flight.drawn_by_host
-        drawn = {row.index: found[row.index][0] for rows in landed.values() for row in rows if row.index not in of_host}
-        return landed, Landed(self._graphs, drawn)
+                counted[each.slot] = rows
+        of_host = wrong | running.drawn_by_host
+        drawn = {row.index: found[row.index][0] for rows in counted.values() for row in rows if row.index not in of_host}
+        return counted, StepResult(self._graphs, drawn)
 
     def _changes_of(self, slot: Slot, answer_tokens: int) -> RowChanges | None:
         """What is changed in the logits of the token that follows so many of the slot's answer; None if nothing is. Where the device

@@ -49,6 +49,7 @@ def test_what_is_no_url_is_refused_and_not_quoted(url: str) -> None:
     [
         (["--model.upstream", "http://a"], "a model with an upstream needs a name"),
         (["--model.upstream", "http://a", "--model.name", "n", "--model.slots", "2"], "slots is for a model that is loaded here"),
+        (["--model.upstream", "http://a", "--model.name", "n", "--chat-template", "x"], "chat_template is for a model that is loaded here"),
         (["--model.upstream_key", "k"], "upstream_key is only for a model with an upstream"),
         (further({**FAR, "path": "a/b"}), "path is for a model that is loaded here"),
         (further({"name": "far"}), r"models\.0\.path: is required"),

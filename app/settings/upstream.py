@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from app.settings import Group
+from app.settings.group import Group
 
 SERVER = re.compile(r"(https?://([a-zA-Z0-9._-]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?(/[\w.~-]+)*?)(/v1)?/*")
 
@@ -46,7 +46,7 @@ class UpstreamFields(Group):
 
     @model_validator(mode="after")
     def _check_upstream(self) -> Self:
-        given, ours = self.model_fields_set - {"name"}, set(UpstreamFields.model_fields)
+        given, ours = self.model_fields_set - {"name", "aliases"}, set(UpstreamFields.model_fields)
         if getattr(self, "path", None) == "":  # that of a further model without one
             given -= {"path"}
         if self.upstream is None and given & ours:

@@ -26,7 +26,7 @@ def create(monkeypatch: pytest.MonkeyPatch, is_recorded: bool, cache_tokens: int
     if is_recorded:
         with as_on_cuda():
             engine.record_steps()
-        assert engine.flights is not None
+        assert engine.recorded is not None
     return engine
 
 
@@ -93,7 +93,7 @@ def test_answers_are_those_of_steps_that_are_not_recorded(seed: int, has_page_ta
     assert {id: text for id, text in found.items() if id not in cancelled} == {
         id: text for id, text in expected.items() if id not in cancelled
     }
-    assert engine.flights is not None and engine.flights.followed > 10
+    assert engine.recorded is not None and engine.recorded.followed > 10
     by_host -= {job.id for job in jobs if job.sampling.bad_words == OF_THE_HOST["bad_words"]}
     assert bool(by_host) == (seed >= 2)
     assert all(slot.request is None for slot in engine.scheduler.slots) and engine.scheduler.cache.pool.counts().used == 0
@@ -104,7 +104,7 @@ def test_a_step_whose_requests_were_all_cancelled_is_not_accounted_for(monkeypat
     engine.submit(Generate("leaves", (3, 4, 5), 40, SamplingParams(temperature=0.0), ignore_eos=True))
     for _ in range(3):
         engine.step()
-    assert engine._in_air is not None and engine.cancel("leaves") and engine.idle
+    assert engine._ahead is not None and engine.cancel("leaves") and engine.idle
     recorded: list[int] = []
     monkeypatch.setattr(engine.scheduler, "record", lambda plan, seconds: recorded.append(plan.decode_rows))
     engine.submit(Generate("comes", (3, 4, 5), 5, SamplingParams(temperature=0.0), ignore_eos=True))
@@ -112,22 +112,22 @@ def test_a_step_whose_requests_were_all_cancelled_is_not_accounted_for(monkeypat
     assert recorded == [0, 1, 1, 1, 1]  # the prompt's last token gives the first
 
 
-def in_air(engine: Engine, *ids: str) -> None:
+def ahead(engine: Engine, *ids: str) -> None:
     """Submit long answers, and step until a step is launched ahead."""
     for number, id in enumerate(ids):
         engine.submit(Generate(id, (3, 4, 8 + number), 60, SamplingParams(temperature=0.0), ignore_eos=True))
-    while engine._in_air is None:
+    while engine._ahead is None:
         engine.step()
 
 
 def test_what_drops_requests_drops_them_while_a_step_is_in_the_air(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, plain = create(monkeypatch, is_recorded=True), create(monkeypatch, is_recorded=False)
-    in_air(engine, "a", "b")
+    ahead(engine, "a", "b")
     assert len(engine.fail_all(EngineFailed("the end"))) == 2 and engine.idle
-    in_air(engine, "a", "b")
+    ahead(engine, "a", "b")
     engine.scheduler.reset()
     assert engine.idle
-    in_air(engine, "a", "b")
+    ahead(engine, "a", "b")
     assert engine.cancel("a")
     jobs = [
         Generate("b", (3, 4, 9), 60, SamplingParams(temperature=0.0), ignore_eos=True),
@@ -147,11 +147,11 @@ def test_a_pause_of_the_loop_and_work_that_gives_way_are_not_booked_as_steps_of_
     booked: list[tuple[bool, float]] = []
     monkeypatch.setattr(engine.scheduler, "record", lambda plan, seconds: booked.append((plan.with_flex, seconds)))
     engine.submit(Generate("flex", (3, 4), 4, SamplingParams(temperature=0.0), ignore_eos=True, tier="flex"))
-    in_air(engine, "a")
+    ahead(engine, "a")
     while any(slot.is_flex for slot in engine.scheduler.slots):
         engine.step()
     assert any(with_flex for with_flex, _ in booked)
     booked.clear()
-    engine._landed_s -= 30  # the loop slept
+    engine._ended_s -= 30  # the loop slept
     drain(engine)
     assert len(booked) > 20 and not any(with_flex for with_flex, _ in booked[1:]) and max(seconds for _, seconds in booked) < 20
