@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -95,6 +96,36 @@ def test_structured_output_parses(client: openai.OpenAI) -> None:
         for _ in events:
             pass
         assert isinstance(events.get_final_completion().choices[0].message.parsed, Animal)
+
+
+ARITHMETIC = 'root ::= term (("+" | "-") term){1,3}\nterm ::= [0-9]{1,3} | "(" root ")"'
+FRUIT = 'start: "I like " FRUIT (" and " FRUIT)? "."\nFRUIT: "apples" | "pears" | "plums"'
+
+
+@pytest.mark.parametrize(
+    ("form", "question", "pattern"),
+    [
+        ({"structured_outputs": {"regex": r"\d{4}-\d{2}-\d{2}"}}, "When did World War II end?", r"[0-9]{4}-[0-9]{2}-[0-9]{2}"),
+        ({"guided_choice": ["red", "green", "blue"]}, "What is the colour of grass?", "red|green|blue"),
+        ({"grammar": ARITHMETIC}, "Write an arithmetic expression.", "[0-9()+-]+"),
+        ({"structured_outputs": {"grammar": FRUIT}}, "Which fruit do you like?", r"I like (\w+ and )?\w+\."),
+        ({"guided_json": {"enum": ["fox", "crow"]}}, "Who stole the cheese?", '"(fox|crow)"'),
+    ],
+)
+def test_a_form_is_the_same_alone_streamed_and_in_a_crowd(
+    server: RunningServer, client: openai.OpenAI, form: dict[str, Any], question: str, pattern: str
+) -> None:
+    body = {"model": NAME, "messages": user(question), "max_tokens": 60, "seed": 5, **form}
+    alone = post(server, "/v1/chat/completions", **body)["choices"][0]["message"]["content"]
+    assert re.fullmatch(pattern, alone)
+    with ThreadPoolExecutor(6) as pool:
+        crowd = [pool.submit(post, server, "/v1/chat/completions", **body, n=count) for count in (1, 2, 1, 3, 1, 2)]
+        assert {each.result()["choices"][0]["message"]["content"] for each in crowd} == {alone}
+    fields = {"model": NAME, "messages": user(question), "max_tokens": 60, "seed": 5}
+    chunks = client.chat.completions.create(**fields, extra_body=form, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == alone
+    completion = post(server, "/v1/completions", model=NAME, prompt=question + " ", max_tokens=60, seed=5, **form)
+    assert re.fullmatch(pattern, completion["choices"][0]["text"])
 
 
 def test_tools_are_told_in_plain_messages_because_the_template_has_no_place_for_them(client: openai.OpenAI) -> None:

@@ -22,10 +22,13 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from app.engine.completion import Completions, allowed
 from app.engine.vocabulary import Vocabulary
 from app.errors import InvalidRequest
+from app.forms.lark import MAX_ROW_ITEMS, WRITTEN
 from app.forms.tools import AddedTokens
 
 MAX_CACHED_GRAMMARS = 8  # compiled grammars kept for later requests with the same grammar; each grows while it is used
-PARSER_LIMITS = LLParserLimits(max_lexer_states=100_000)  # bounds a grammar to about 40 MB
+MAX_LEXER_STATES = 100_000  # bounds a grammar to about 40 MB
+PARSER_LIMITS = LLParserLimits(max_lexer_states=MAX_LEXER_STATES)
+WRITTEN_LIMITS = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, max_items_in_row=MAX_ROW_ITEMS)  # of a grammar that a client wrote
 MAX_ERROR_CHARACTERS = 300
 
 
@@ -151,7 +154,8 @@ class GrammarCompiler:
 
     def _compile(self, grammar: str, max_tokens: int, sampled: Sequence[int]) -> GrammarState:
         if grammar not in self._compiled:
-            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=PARSER_LIMITS)  # its log lines would quote the answer
+            limits = WRITTEN_LIMITS if WRITTEN in grammar else PARSER_LIMITS
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)  # its log lines would quote the answer
             if matcher.is_error():
                 raise InvalidRequest(f"the grammar cannot be compiled: {_error_line(matcher)}", code="unsupported_schema")
             self._compiled[grammar] = matcher, self._completions.of_grammar(grammar)
@@ -167,10 +171,13 @@ class GrammarCompiler:
         return state
 
     def _completion_of(self, grammar: str, completions: Completions, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
-        """The completion of a whole answer. Kept for later requests: to find that none fits may take more than a second."""
+        """The completion of a whole answer. Kept for later requests: to find that none fits may take more than a second; in a grammar that
+        a client wrote only one way is tried, as it may take much longer.
+        """
         key = grammar, max_tokens
         if key not in self._searched:
-            self._searched[key] = completions.search(matcher, max_tokens)
+            find = completions.find if WRITTEN in grammar else completions.search
+            self._searched[key] = find(matcher, max_tokens)
         self._searched.move_to_end(key)
         while len(self._searched) > MAX_CACHED_GRAMMARS:
             self._searched.popitem(last=False)

@@ -44,7 +44,7 @@ def simplified(schema: Schema) -> Schema:
     which pydantic 1 and FastAPI make each field with a description.
     """
     has_references_into = any("/allOf/" in str(inner.get("$ref")) for _, inner in subschemas(schema))
-    return _mapped(schema, lambda _, inner: _simple(inner, has_references_into))
+    return mapped(schema, lambda _, inner: _simple(inner, has_references_into))
 
 
 def _simple(schema: Schema, keeps_parts: bool) -> Schema:
@@ -74,7 +74,7 @@ def with_closed_objects(schema: Schema) -> Schema:
         within = {pointer for pointer in parts if pointer == top or pointer.startswith(f"{top}/")} - are_open
         are_open |= within
         waiting += [str(parts[pointer].get("$ref")).removeprefix("#") for pointer in within if "$ref" in parts[pointer]]
-    return _mapped(schema, lambda pointer, inner: inner if pointer in are_open else _closed(inner))
+    return mapped(schema, lambda pointer, inner: inner if pointer in are_open else _closed(inner))
 
 
 def _closed(schema: Schema) -> Schema:
@@ -82,7 +82,7 @@ def _closed(schema: Schema) -> Schema:
     return schema if is_open else {"additionalProperties": False, **schema}
 
 
-def _mapped(schema: Any, change: Callable[[str, Schema], Schema], pointer: str = "") -> Any:
+def mapped(schema: Any, change: Callable[[str, Schema], Schema], pointer: str = "") -> Any:
     """The schema with `change(pointer, inner)` for each schema in it, inner ones first."""
     if not isinstance(schema, dict):
         return schema
@@ -90,11 +90,11 @@ def _mapped(schema: Any, change: Callable[[str, Schema], Schema], pointer: str =
     for key, value in schema.items():
         at = f"{pointer}/{key}"
         if key in SCHEMA_MAPS and isinstance(value, dict):
-            value = {name: _mapped(inner, change, f"{at}/{pointer_token(name)}") for name, inner in value.items()}
+            value = {name: mapped(inner, change, f"{at}/{pointer_token(name)}") for name, inner in value.items()}
         elif key in SCHEMA_LISTS and isinstance(value, list):
-            value = [_mapped(inner, change, f"{at}/{index}") for index, inner in enumerate(value)]
+            value = [mapped(inner, change, f"{at}/{index}") for index, inner in enumerate(value)]
         elif key in SCHEMA_VALUES:
-            value = _mapped(value, change, at)
+            value = mapped(value, change, at)
         result[key] = value
     return change(pointer, result)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.forms.grammar import Schema, schema_term, subschemas
+from app.forms.grammar import Schema, mapped, pointer_token, schema_term, subschemas
 
 KEY = re.compile(r"[\w.-]+")
 WORD = re.compile(r"[^<>\[\]{}|\\'\x00-\x1f]+")  # stands in any form as it is
@@ -137,6 +137,26 @@ def parameters_problem(schema: Schema) -> str | None:
     if any(not reference.startswith(tuple(f"#/{key}/" for key in DEFINITIONS)) for reference in references):
         return "a $ref to another place than $defs"
     return None
+
+
+def written_one_by_one(schema: Schema) -> tuple[Schema, list[str]]:
+    """The schema without what leaves no place for arguments one by one, as far as that makes it wider, and pointers of what it lacks."""
+    left_out = [f"/{pointer_token(key)}" for key in schema if key not in OBJECT]
+    kept = {key: value for key, value in schema.items() if key in OBJECT}
+    parts = (inner.get("properties", {}) for key in schema if key not in OBJECT for _, inner in subschemas({"anyOf": schema[key]}))
+    named = [*schema.get("required", ()), *(name for properties in parts for name in properties)]
+    properties = schema.get("properties", {})
+    added: Schema = {name: {} for name in named if name not in properties}
+    if added:
+        kept["properties"] = {**properties, **added}
+
+    def known(pointer: str, inner: Schema) -> Schema:
+        if "$ref" not in inner or inner["$ref"].startswith(tuple(f"#/{key}/" for key in DEFINITIONS)):
+            return inner
+        left_out.append(f"{pointer}/$ref")
+        return {key: value for key, value in inner.items() if key != "$ref"}
+
+    return mapped(kept, known), left_out
 
 
 def learn_parameters(one: Probe, two: Probe, none: str) -> tuple[ParameterFormat, str, str] | None:

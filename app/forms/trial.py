@@ -1,12 +1,13 @@
 """A grammar tried out by a vocabulary of bytes, where no model is known.
 
 grammar_problem(grammar: str) -> str | None    why it cannot be followed, in a client's words
+trial_error(grammar, limits) -> str            the same in llguidance's words; empty if it can
 """
 
 import re
 from functools import cache
 
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 TRIED_BYTES = 256  # of an answer, when a grammar is tried out
 # Token ids in the order of preference when a grammar is tried out: what opens a value comes before what closes one.
@@ -14,9 +15,14 @@ TRIED_ORDER = (*b'{["]},', *range(48, 58), *range(97, 123), *range(257))
 
 
 def grammar_problem(grammar: str) -> str | None:
-    matcher = LLMatcher(byte_tokenizer(), grammar, log_level=0)
+    return _client_sentence(trial_error(grammar)) or None
+
+
+def trial_error(grammar: str, limits: LLParserLimits | None = None) -> str:
+    matcher = LLMatcher(byte_tokenizer(), grammar, log_level=0, limits=limits)
     _try_out(matcher)
-    return _client_sentence(matcher.get_error()) or None
+    error: str = matcher.get_error()
+    return error
 
 
 def _try_out(matcher: LLMatcher) -> None:

@@ -2,6 +2,7 @@
 
     schema_problem(schema: dict[str, Any]) -> str | None          why the schema cannot be enforced, as a sentence for the client, or None
     combined_problem(schemas: Sequence[dict]) -> str | None       why these schemas cannot be enforced together, or None
+    own_problem(schema), whole_problem(schema), endless_parts(schema)    the same in parts, for `app.forms.relaxed`
 
 Refuses by name what llguidance would ignore, what would keep it busy for seconds, and what would make it fail in the middle of an answer
 (docs/structured.md has the measurements). Knows no model, no tokenizer and no request.
@@ -21,6 +22,7 @@ ANNOTATIONS = frozenset(  # by the standard they restrict nothing
     "contentMediaType contentSchema discriminator".split()
 )
 MAX_SUBSCHEMAS = 2000
+MAX_DEPTH = 128  # steps of a JSON pointer: llguidance reads no deeper JSON
 MAX_NESTING = 1000  # levels, those reached through references included: at 2,000 llguidance 1.9.1 overflows its stack and kills the process
 MAX_OPTIONAL_PROPERTIES = 400  # of one object: beyond 500 llguidance's parser gives up at the first token
 MAX_PATTERN_PROPERTIES = 16  # of one object: llguidance compares each with each
@@ -49,6 +51,9 @@ def _multiple_of(schema: Schema) -> Decimal | None:
 
 
 def schema_problem(schema: Schema) -> str | None:
+    depth = max(pointer.count("/") for pointer, _ in subschemas(schema))
+    if depth > MAX_DEPTH:
+        return f"the schema is nested {depth} deep; at most {MAX_DEPTH} levels are supported"
     for problem in _problems(simplified(schema)):
         return problem
     return grammar_problem(json_grammar(schema))
@@ -60,12 +65,28 @@ def _problems(schema: Schema) -> Iterator[str]:
     if len(parts) > MAX_SUBSCHEMAS:
         yield f"the schema has {len(parts)} subschemas; at most {MAX_SUBSCHEMAS} are supported"
     for pointer, inner in parts.items():
-        for problem in chain(_keyword_problems(inner), _size_problems(inner), _number_problems(inner), _pattern_problems(inner)):
+        if (problem := own_problem(inner)) is not None:
             yield f"{problem} (at #{pointer})"
     yield from _reference_problems(parts)
     yield from _intersection_problems(parts)
-    endless = sorted(_reachable(parts) - _finite(parts))
-    yield from (f"a required part contains itself, so an answer would never end (at #{pointer})" for pointer in endless)
+    yield from (f"a required part contains itself, so an answer would never end (at #{pointer})" for pointer in endless_parts(schema))
+
+
+def own_problem(schema: Schema) -> str | None:
+    """What is wrong with the keywords of one schema, whatever the schemas inside it are."""
+    return next(chain(_keyword_problems(schema), _size_problems(schema), _number_problems(schema), _pattern_problems(schema)), None)
+
+
+def whole_problem(schema: Schema) -> str | None:
+    """What is wrong with the parts of a schema together."""
+    parts = dict(subschemas(schema))
+    return next(chain(_reference_problems(parts), _intersection_problems(parts)), None)
+
+
+def endless_parts(schema: Schema) -> list[str]:
+    """The pointers of parts that an answer can enter and never end."""
+    parts = dict(subschemas(schema))
+    return sorted(_reachable(parts) - _finite(parts))
 
 
 def _keyword_problems(schema: Schema) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValu
 from pydantic.config import JsonDict
 
 from app.schemas.generation import SamplingParameters, Stop
-from app.schemas.messages import MAX_TOOLS, Name, Schema
+from app.schemas.messages import MAX_TOOLS, Name, Schema, object_type
 from app.schemas.thought import LIMIT
 from app.schemas.wire import SEED, Int, Seed, Wire
 
@@ -156,7 +156,7 @@ class ClientTool(Wire):
     @field_validator("input_schema")
     @classmethod
     def _takes_an_object(cls, schema: Schema) -> Schema:
-        if schema.get("type", "object") != "object":
+        if object_type(schema) != "object":
             raise ValueError("it must be a JSON schema of type 'object'")
         return schema
 

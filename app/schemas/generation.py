@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from app.schemas.messages import MAX_TOOLS, Message, Metadata, Prediction, ResponseFormat, Tool, ToolCall, ToolChoice
+from app.schemas.forms import FormFields
+from app.schemas.messages import MAX_TOOLS, Message, Metadata, Prediction, Tool, ToolCall, ToolChoice
 from app.schemas.thought import UNLIMITED, ThoughtFields
 from app.schemas.wire import SEED, TIER, TIMEOUT, Int, OnlyFalse, Seed, Tier, Timeout, Usage, UsedTier, Wire
 
@@ -173,7 +174,7 @@ class AnswerFields(SamplingFields, TokenFields):
         return next((limit for name in LIMITS if (limit := getattr(self, name, None)) is not None), None)
 
 
-class ChatRequest(AnswerFields, ThoughtFields):
+class ChatRequest(AnswerFields, ThoughtFields, FormFields):
     messages: list[Message] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
     max_tokens: AnswerLimit | None = Field(
         None, description="limit of the answer in tokens; when left out or -1, what the context leaves after the prompt"
@@ -184,7 +185,6 @@ class ChatRequest(AnswerFields, ThoughtFields):
     top_logprobs: Int | None = Field(
         None, ge=0, le=20, description="also return this many most likely tokens at each position; needs logprobs: true"
     )
-    response_format: ResponseFormat | None = Field(None, description="the form of the answer; any text when left out")
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS, description="functions that the model may call")
     tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
@@ -215,8 +215,9 @@ class ChatRequest(AnswerFields, ThoughtFields):
         last = self.messages[-1]
         if last.role != "assistant" or last.tool_calls or not last.text.strip():
             raise ValueError("continue_final_message needs a last message of role 'assistant' with a content and no tool_calls")
-        if self.tools or (self.response_format is not None and self.response_format.type != "text"):
-            raise ValueError("continue_final_message cannot be combined with tools or response_format: a form begins with the answer")
+        if self.tools or self.forms:
+            other = self.forms[0] if self.forms else "response_format"
+            raise ValueError(f"continue_final_message cannot be combined with tools or {other}: a form begins with the answer")
         return self
 
     @property
@@ -245,7 +246,7 @@ class ChatRequest(AnswerFields, ThoughtFields):
     )
 
 
-class CompletionRequest(AnswerFields):
+class CompletionRequest(AnswerFields, FormFields):
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="a text, a list of texts, token ids, or lists of token ids")
     max_tokens: Int | None = Field(
         None, ge=UNLIMITED, description="limit of the answer in tokens; 16 when left out; -1: what the context leaves; 0 only with echo"

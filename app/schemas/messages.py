@@ -122,18 +122,26 @@ class Message(Wire):
         return self
 
 
+def object_type(schema: Schema) -> JsonValue:
+    """The type of a schema whose values are objects: also where it leaves that open."""
+    type = schema.get("type")
+    return "object" if type is None or (isinstance(type, list) and "object" in type) else type
+
+
 class Function(Wire):
     name: Name
     description: str | None = Field(None, description="what the function does; shown to the model")
     parameters: Schema | None = Field(None, description="JSON schema of the arguments object; no arguments when left out")
-    strict: bool | None = Field(None, description="true or false: arguments always conform to the schema")
+    strict: bool | None = Field(
+        None, description="true: a schema that cannot be enforced exactly is refused; else the parts that cannot be are left out"
+    )
 
     @property
     def arguments(self) -> Schema:
         """The schema of the arguments object."""
         if self.parameters is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
-        return {"type": "object", **self.parameters}
+        return {**self.parameters, "type": object_type(self.parameters)}
 
     @model_validator(mode="after")
     def _takes_an_object(self) -> "Function":
@@ -170,17 +178,17 @@ class ResponseFormat(Wire):
     """The form of the answer. It is enforced, but not shown to the model: describe it in the conversation as well."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: NamedSchema | None = Field(None, description="with type json_schema only")
-    schema_: Schema | None = Field(
-        None, alias="schema", description="with type json_object only: JSON schema that the answer conforms to, where llama-server has it"
-    )
+    json_schema: NamedSchema | None = Field(None, description="with type json_schema only; the schema is in it, or in schema")
+    schema_: Schema | None = Field(None, alias="schema", description="JSON schema that the answer conforms to, where llama-server has it")
 
     @model_validator(mode="after")
     def _fits(self) -> "ResponseFormat":
-        if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise ValueError("json_schema is required for type 'json_schema' and not allowed for other types")
-        if self.schema_ is not None and self.type != "json_object":
-            raise ValueError("schema is for type 'json_object' only; type 'json_schema' has it in json_schema.schema")
+        if self.type == "text" and self.schema_ is not None:
+            raise ValueError("schema is not allowed for type 'text'")
+        if self.json_schema is not None and (self.type != "json_schema" or self.schema_ is not None):
+            raise ValueError("json_schema is allowed for type 'json_schema' only, and without schema beside it")
+        if self.type == "json_schema" and self.json_schema is None and self.schema_ is None:
+            raise ValueError("json_schema is required for type 'json_schema'")
         return self
 
     @property

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.schemas import ChatRequest, ChatResponse
+from serve.routes.lenient import note_left_out
 from serve.routes.respond import SSE_RESPONSE, respond
 from serve.routes.service import Model, Service
 from serve.routes.state import ERROR_RESPONSES
@@ -25,6 +26,7 @@ def add_chat(routes: APIRouter, service: Service) -> None:
         service.check_user(body.safety_identifier, "safety_identifier")
         model = service.model(body.model)
         prompt, options = await prepare(service, model, body, request)
+        note_left_out(request, options.structured.left_out)
         return await respond(service, model, body, options, [prompt], request)
 
 
@@ -32,7 +34,7 @@ async def prepare(service: Service, model: Model, body: ChatRequest, request: Re
     """Raises `InvalidRequest`, naming the field, for what the model cannot do."""
     prompt = await prompt_of(service, model, body, request)
     max_new_tokens(prompt.ids, None, model.facts, "messages")  # refuse a prompt that is too long before its schemas are checked
-    run = service.run_in_schema_pool if body.tools or body.response_format else service.run_in_text_pool
+    run = service.run_in_schema_pool if body.tools or body.forms else service.run_in_text_pool
     return prompt, await run(request, chat_options, body, model.tokenizer, prompt.ids)
 
 

@@ -22,7 +22,8 @@ def add_completions(routes: APIRouter, service: Service) -> None:
         service.check_user(body.user, "user")
         service.check_user(body.safety_identifier, "safety_identifier")
         model = service.model(body.model)
-        options = completion_options(body)
+        run = service.run_in_schema_pool if body.forms else service.run_in_text_pool
+        options = await run(request, completion_options, body)
         service.router.check_job_count(len(prompt_items(body)) * options.samples, model.facts.name)
         prompts = await service.run_in_text_pool(request, prompts_of, body, model.tokenizer, model.facts)
         return await respond(service, model, body, options, prompts, request)

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from app.errors import NotReady
 from serve.routes.carry import is_carried
 from serve.routes.forward import forward
-from serve.routes.lenient import Handler, LenientRoute
+from serve.routes.lenient import Handler, LenientRoute, TellingRoute
 from serve.routes.service import Service
 from serve.upstream.errors import Passed
 from serve.upstream.gateway import Gateway
@@ -60,5 +60,5 @@ async def json_of(request: Request) -> dict[str, Any] | None:
 
 
 def route_class(strict: bool, gateway: Gateway | None, service: Service) -> type[APIRoute]:
-    base = APIRoute if strict else LenientRoute
+    base = TellingRoute if strict else LenientRoute
     return base if gateway is None or not gateway.upstreams.pools else forked(base, gateway, service)

@@ -2,10 +2,11 @@
 send fields of many servers.
 
 A field that is known, would change the answer and cannot be done is refused all the same; so is every unknown one with `server.strict`.
+Says as well what a route has left out of the schemas of tools, as `note_left_out` tells.
 """
 
 import json
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -21,12 +22,33 @@ from serve.wire.unsupported import changes_nothing, is_refused
 HEADER = "X-Litmus-Ignored"
 MAX_ROUNDS = 8  # of validation: what was left out may have hidden further unknown fields
 MAX_NAMED = 32  # fields in the header
+MAX_NAME_CHARS = 160
+MAX_HEADER_CHARS = 2000
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
+def note_left_out(request: Request, names: Iterable[str]) -> None:
+    """The response will name these parts of the body."""
+    request.state.left_out = [*names]
+
+
+class TellingRoute(APIRoute):
+    """A route that names what it has left out of a body."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def handle_and_tell(request: Request) -> Response:
+            response = await handle(request)
+            _tell(response, _left_out(request))
+            return response
+
+        return handle_and_tell
+
+
 class LenientRoute(APIRoute):
-    """A route whose bodies may have unknown fields."""
+    """The same, and its bodies may have unknown fields."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
@@ -45,10 +67,7 @@ class LenientRoute(APIRoute):
                     ignored += [name for name, has_effect in removed.items() if has_effect]
                     request = Request(request.scope, replay(json.dumps(body).encode(), request.receive))
                     continue
-                ignored += dict.fromkeys(without_use)
-                if ignored:
-                    response.headers[HEADER] = _header(ignored)
-                    note_ignored(len(ignored))
+                _tell(response, [*ignored, *dict.fromkeys(without_use), *_left_out(request)])
                 return response
             return await handle(request)
 
@@ -84,6 +103,17 @@ def _locate(body: Any, location: Sequence[Any]) -> tuple[dict[str, Any], list[An
     return (container, path) if path and path[-1] == location[-1] and isinstance(container, dict) else None
 
 
+def _left_out(request: Request) -> list[str]:
+    return getattr(request.state, "left_out", [])
+
+
+def _tell(response: Response, names: Sequence[str]) -> None:
+    if names:
+        response.headers[HEADER] = _header(names)
+        note_ignored(len(names))
+
+
 def _header(names: Sequence[str]) -> str:
     """Names as one line of ASCII."""
-    return ", ".join(quote(name[:64], safe="._-[]") for name in dict.fromkeys(names[:MAX_NAMED]))
+    line = ", ".join(quote(name[:MAX_NAME_CHARS], safe="._-[]$") for name in dict.fromkeys(names[:MAX_NAMED]))
+    return line if len(line) <= MAX_HEADER_CHARS else line[:MAX_HEADER_CHARS].rpartition(", ")[0] + ", ..."

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from app.schemas import CountTokensRequest, CountTokensResponse, MessagesErrorResponse, MessagesRequest, MessagesResponse
 from serve.routes.carry import carry_message, pool_of
 from serve.routes.chat import prepare, prompt_of
+from serve.routes.lenient import note_left_out
 from serve.routes.respond import SSE_RESPONSE, run_jobs, send_stream
 from serve.routes.service import Service, timeout_of
 from serve.routes.state import ERROR_RESPONSES
@@ -41,6 +42,7 @@ def add_messages(routes: APIRouter, service: Service) -> None:
         chat, translation = chat_request(body, model.tokenizer.chat)
         with translation.own_names():
             prompt, options = await prepare(service, model, chat, request)
+            note_left_out(request, map(translation.keyword, options.structured.left_out))
             id = f"msg_{uuid.uuid4().hex}"
             chat = chat.model_copy(update={"max_tokens": min(body.max_tokens, model.facts.context - len(prompt.ids))})
             jobs = await service.run_in_text_pool(request, make_jobs, id, chat, options, [prompt], model.tokenizer, model.facts)

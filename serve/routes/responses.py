@@ -8,6 +8,7 @@ from fastapi.responses import Response
 from app.schemas import ResponsesAnswer, ResponsesRequest
 from serve.routes.carry import carry_response, pool_of
 from serve.routes.chat import prepare
+from serve.routes.lenient import note_left_out
 from serve.routes.respond import SSE_RESPONSE, run_jobs, send_stream
 from serve.routes.service import Model, Service, timeout_of
 from serve.routes.state import ERROR_RESPONSES
@@ -45,6 +46,7 @@ async def _reply(service: Service, model: Model, body: ResponsesRequest, request
     with names_of_the_body(conversation):
         chat = chat_of(body, conversation)
         prompt, options = await prepare(service, model, chat, request)
+        note_left_out(request, map(conversation.keyword, options.structured.left_out))
         id = f"resp_{uuid.uuid4().hex}"
         jobs = await service.run_in_text_pool(request, make_jobs, id, chat, options, [prompt], model.tokenizer, model.facts)
     return Reply(body, Answer(id, model.facts, options, [prompt], [job.id for job in jobs], model.tokenizer), jobs)

@@ -83,6 +83,11 @@ class Translation:
         for name in left_out:
             ignore(self._origin(name), NO_USE)
 
+    def keyword(self, path: str) -> str:
+        """The path of a keyword in a tool's schema."""
+        tool, parameters, inner = path.partition(".function.parameters")
+        return self._origin(tool + parameters) + inner
+
     def _origin(self, param: str) -> str:
         parts = param.split(".")
         for count in range(len(parts), 0, -1):

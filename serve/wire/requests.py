@@ -18,7 +18,7 @@ from app.tokenizer import Tokenizer
 from serve.admission.client import KEY
 from serve.wire.ignored import ignore
 from serve.wire.logprobs import OffsetTracker
-from serve.wire.structured import StructuredOutput, structured_output_of
+from serve.wire.structured import StructuredOutput, completion_output, structured_output_of
 from serve.wire.thought import thought_of
 
 DEFAULT_MAX_TOKENS = 16  # of a completion without max_tokens, as with OpenAI
@@ -93,7 +93,7 @@ def completion_options(body: CompletionRequest) -> AnswerOptions:
             "max_tokens must be at least 1; 0 is allowed only with echo: true, and returns the prompt alone", param="max_tokens"
         )
     tier, tokens = used_tier(body.service_tier), _token_options(body)
-    return AnswerOptions(False, n, samples, body.logprobs, echo, body.answer_limit == 0, tier, tokens=tokens)
+    return AnswerOptions(False, n, samples, body.logprobs, echo, body.answer_limit == 0, tier, completion_output(body), tokens=tokens)
 
 
 def _token_options(body: ChatRequest | CompletionRequest) -> TokenOptions:

@@ -79,6 +79,11 @@ class Conversation:
             text = pattern.sub(name, text)
         return MESSAGE.sub(self._path, text)
 
+    def keyword(self, path: str) -> str:
+        """The path of a keyword in a tool's schema."""
+        tool, parameters, inner = path.partition(".parameters")
+        return self.renamed(tool) + parameters + inner
+
     def _path(self, found: re.Match[str]) -> str:
         message, call, field = int(found[1]), found[2] or "", found[3] or ""
         path = self.paths[f"messages.{message}{call.removesuffix('.function')}"]

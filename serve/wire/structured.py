@@ -1,30 +1,22 @@
-"""From `response_format` and `tools` of a chat to the grammar that its answer must match and the parser that finds its tool calls.
+"""From the form and the `tools` of a chat to the grammar that its answer must match and the parser that finds its tool calls.
 
 Knows no engine, and of the tokenizer only how the model's chat template writes tool calls.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from app.engine.request import ThoughtLimit
 from app.errors import InvalidRequest
-from app.forms.grammar import json_grammar
-from app.forms.parameters import parameters_problem
 from app.forms.parser import ToolCallParser
 from app.forms.splitter import Splitter
 from app.forms.tools import Calls, ToolFormat, ToolsUnsupported
-from app.forms.validation import combined_problem, schema_problem
-from app.schemas import ChatRequest, NamedTool, Tool
+from app.schemas import ChatRequest, CompletionRequest, NamedTool, Tool
 from app.schemas.messages import Schema
 from app.tokenizer import Tokenizer
+from serve.wire.forms import Form, check_fields, form_of
+from serve.wire.signatures import signatures_of
 from serve.wire.thought import Thought, limit_of
-
-# Each of these bans or forces tokens, or ends the answer, whatever the grammar requires at that point.
-INCOMPATIBLE_FIELDS = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids", "allowed_token_ids")
-MAX_CACHED_SCHEMAS = 256
-MAX_CACHED_SCHEMA_CHARS = 65_536  # longer schemas are checked anew each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +30,7 @@ class StructuredOutput:
     tools: Mapping[str, Schema] = field(default_factory=dict)  # that may be called, with the schemas of their arguments
     thought: Thought | None = None  # what may come before the answer
     thought_limit: ThoughtLimit | None = None
+    left_out: tuple[str, ...] = ()  # paths of what the grammar does not enforce
 
     def thought_splitter(self) -> Splitter | None:
         return None if self.thought is None else self.thought.format.splitter(self.thought.place, self.tool_format is not None)
@@ -54,62 +47,53 @@ def visible_tools(body: ChatRequest) -> list[Tool] | None:
 def structured_output_of(body: ChatRequest, tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
     """What follows a thought has the form that the request asks for. Raises `InvalidRequest`, naming the field, for what cannot be done."""
     _check_tools(body)
-    tools = visible_tools(body)
-    structured = _json_output(body, tokenizer, thought) if tools is None else _tool_call_output(body, tools, tokenizer, thought)
+    tools, form = visible_tools(body), form_of(body)
+    if tools is not None:
+        structured = _tool_call_output(body, tools, form, tokenizer, thought)
+    elif form is not None:
+        grammar = form.grammar if thought is None else thought.format.form_grammar(form.grammar, tokenizer.added_tokens, thought.place)
+        structured = StructuredOutput(grammar)
+    else:
+        structured = StructuredOutput()
     if structured.grammar is not None:
-        cause = "response_format" if tools is None else "tools"
-        for field in INCOMPATIBLE_FIELDS:
-            if getattr(body, field):
-                raise InvalidRequest(f"{field} cannot be combined with {cause}: a grammar decides which tokens may follow", param=field)
+        check_fields(body, "tools" if form is None or tools is not None else form.field)
     return replace(structured, thought=thought, thought_limit=limit_of(body, thought, tokenizer))
 
 
-def _form_of(body: ChatRequest) -> str | None:
-    """The grammar of `response_format`; None for any text."""
-    format = body.response_format
-    if format is None or format.type == "text":
-        return None
-    path, schema = format.enforced or ("", None)
-    if schema is not None:
-        _check_schema(schema, f"response_format.{path}")
-    return json_grammar(schema)
-
-
-def _json_output(body: ChatRequest, tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
-    grammar = _form_of(body)
-    if grammar is None:
+def completion_output(body: CompletionRequest) -> StructuredOutput:
+    """A completion has neither tools nor a thought. Raises `InvalidRequest`, naming the field."""
+    form = form_of(body)
+    if form is None:
         return StructuredOutput()
-    return StructuredOutput(grammar if thought is None else thought.format.form_grammar(grammar, tokenizer.added_tokens, thought.place))
+    check_fields(body, form.field)
+    return StructuredOutput(form.grammar)
 
 
-def _tool_call_output(body: ChatRequest, tools: Sequence[Tool], tokenizer: Tokenizer, thought: Thought | None) -> StructuredOutput:
+def _tool_call_output(
+    body: ChatRequest, tools: Sequence[Tool], form: Form | None, tokenizer: Tokenizer, thought: Thought | None
+) -> StructuredOutput:
     format = tokenizer.chat.tool_format
     if isinstance(format, ToolsUnsupported):
         raise InvalidRequest(f"tools: {format.reason}", param="tools", code="unsupported_parameter")
-    choice, form = body.tool_choice or "auto", _form_of(body)
+    choice = body.tool_choice or "auto"
+    if form is not None and not form.is_json:
+        raise InvalidRequest(
+            f"{form.field} cannot be combined with tools, unless tool_choice is none or the form is JSON", param=form.field
+        )
     if form is not None and choice == "auto" and format.begins_like_json:
         message = (
-            "response_format cannot be combined with tools here, unless tool_choice is none: this model writes calls that begin like JSON"
+            f"{form.field} cannot be combined with tools here, unless tool_choice is none: this model writes calls that begin like JSON"
         )
-        raise InvalidRequest(message, param="response_format")
+        raise InvalidRequest(message, param=form.field)
     name = choice.function.name if isinstance(choice, NamedTool) else None
-    callable_functions = [tool.function for tool in tools if name in {None, tool.function.name}]
-    own = None if form is None or body.response_format is None else body.response_format.enforced
-    problem = combined_problem([*(tool.function.arguments for tool in tools), *([] if own is None or own[1] is None else [own[1]])])
-    if problem is not None:
-        raise InvalidRequest(f"tools: {problem}", param="tools", code="unsupported_schema")
-    for index, tool in enumerate(tools):
-        param = f"tools.{index}.function.parameters"
-        _check_schema(tool.function.arguments, param)
-        problem = None if format.parameters is None else parameters_problem(tool.function.arguments)
-        if problem is not None:
-            raise InvalidRequest(f"{param} cannot be enforced exactly: {problem}", param=param, code="unsupported_schema")
-    schemas = {function.name: function.arguments for function in callable_functions}
+    functions = {place: tool.function for place, tool in enumerate(tools) if name in {None, tool.function.name}}
+    signatures = signatures_of(functions, format, None if form is None else form.schema)
     must_call = choice != "auto"
     parallel = body.parallel_tool_calls is not False and name is None  # a named function is called once
-    calls = Calls(format, schemas, must_call, parallel, form)
+    calls = Calls(format, signatures.schemas, must_call, parallel, None if form is None else form.grammar)
     grammar = calls.grammar() if thought is None else thought.format.calls_grammar(calls, tokenizer.added_tokens, thought.place)
-    return StructuredOutput(grammar, format, must_call, form is not None and not must_call, schemas)
+    or_form = form is not None and not must_call
+    return StructuredOutput(grammar, format, must_call, or_form, signatures.schemas, left_out=signatures.left_out)
 
 
 def _check_tools(body: ChatRequest) -> None:
@@ -123,15 +107,3 @@ def _check_tools(body: ChatRequest) -> None:
         raise InvalidRequest(
             f"tool_choice names '{body.tool_choice.function.name}', which is not one of the tools", param="tool_choice.function.name"
         )
-
-
-@lru_cache(MAX_CACHED_SCHEMAS)
-def _cached_problem(schema: str) -> str | None:
-    return schema_problem(json.loads(schema))
-
-
-def _check_schema(schema: Schema, param: str) -> None:
-    text = json.dumps(schema)
-    problem = _cached_problem(text) if len(text) <= MAX_CACHED_SCHEMA_CHARS else schema_problem(schema)
-    if problem is not None:
-        raise InvalidRequest(f"{param} cannot be enforced exactly: {problem}", param=param, code="unsupported_schema")

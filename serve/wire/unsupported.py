@@ -100,6 +100,7 @@ UNSUPPORTED: Mapping[str, Values] = MappingProxyType(
 SAME = (
     ("max_tokens", "max_output_tokens", "max_completion_tokens", "max_new_tokens", "n_predict"),
     ("response_format", "text.format", "output_config.format", "guided_json", "json_schema", "structured_outputs"),
+    ("structured_outputs", "regex", "ebnf"),
     ("messages", "input", "prompt"),
     ("instructions", "system"),
     ("stop", "stop_sequences", "end_sequence"),

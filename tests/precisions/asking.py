@@ -25,6 +25,7 @@ FORM = {
     "required": ["the_name_of_the_thief", "what_was_stolen_yesterday"],
     "additionalProperties": False,
 }
+GBNF = 'root ::= "The animals are " animal (" and " animal){1,3} "."\nanimal ::= "foxes" | "crows" | [a-z]{2,5}'
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": FORM}}
 
 
@@ -88,6 +89,12 @@ def features() -> list[Request]:
         (CHAT, {**ask, **WILD, "seed": 8, "ignore_eos": False, "max_tokens": 34, "response_format": FORMAT}),  # completed to fit
         (CHAT, {**ask, **WILD, "seed": 9, "ignore_eos": False, "response_format": CHOICE}),
         (CHAT, {**ask, **WILD, "seed": 10, "ignore_eos": False, "max_tokens": 80, "tools": [CALL], "n": 2}),
+        (CHAT, {**ask, **WILD, "seed": 11, "ignore_eos": False, "structured_outputs": {"regex": "the [a-z]{3,9} of the (north|south)"}}),
+        (
+            CHAT,
+            {**ask, **WILD, "seed": 12, "ignore_eos": False, "guided_choice": ["the fox of the north", "the fox of the south", "crow"]},
+        ),
+        (TEXT, {**tell, **WILD, "seed": 13, "ignore_eos": False, "grammar": GBNF, "n": 2, "logprobs": 1}),
     ]
 
 

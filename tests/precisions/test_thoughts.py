@@ -44,6 +44,8 @@ def test_a_form_and_a_forced_call_follow_the_limited_thought(thinking: LocalMode
     for seed in range(2):
         choice = thinking.post(CHAT, **fields, seed=seed, response_format=FORM)["choices"][0]
         assert isinstance(json.loads(choice["message"]["content"])["place"], str)
+        choice = thinking.post(CHAT, **fields, seed=seed, grammar='start: "it is " ("so" | "not so") "."')["choices"][0]
+        assert choice["message"]["content"] in {"it is so.", "it is not so."} and choice["finish_reason"] == "stop"
         choice = thinking.post(CHAT, **fields, seed=seed, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)["choices"][0]
         (call,) = choice["message"]["tool_calls"]
         assert choice["finish_reason"] == "tool_calls" and isinstance(json.loads(call["function"]["arguments"])["place"], str)

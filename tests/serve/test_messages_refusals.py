@@ -47,7 +47,7 @@ SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
         ({"tools": [{**RING, "name": "ring/it"}]}, ["tools.0.name", "128"]),
         ({"tools": [{**RING, "input_schema": {"type": "array"}}]}, ["tools.0.input_schema", "object"]),
         (
-            {"tools": [SING, {**RING, "input_schema": {"properties": {"a": {"type": "array", "uniqueItems": True}}}}]},
+            {"tools": [SING, {**RING, "strict": True, "input_schema": {"properties": {"a": {"type": "array", "uniqueItems": True}}}}]},
             ["tools.1.input_schema"],
         ),
         ({"tools": [RING, RING]}, ["'ring'"]),

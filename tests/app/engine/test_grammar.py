@@ -23,6 +23,7 @@ from app.engine.request import BeamSearchParams, Generate, SamplingParams
 from app.engine.sampler import SamplerRow, process_logits, sample
 from app.errors import EngineFailed, InvalidRequest
 from app.forms.grammar import Schema, json_grammar
+from app.forms.lark import written_grammar
 from app.tokenizer import Tokenizer
 
 PAIR = LLMatcher.grammar_from_json_schema(
@@ -268,3 +269,15 @@ def test_the_completion_of_an_answer_is_searched_once_for_each_length(tokenizer:
         for limit in (2, 9, 2, 9)
     ]
     assert searched == [2, 9] and ends[:2] == ends[2:]
+
+
+def test_a_grammar_of_a_client_that_becomes_ambiguous_ends_its_own_answer(tokenizer: Tokenizer) -> None:
+    """Tried out before, it took its other way. With the limits of other grammars each token would take longer than the one before."""
+    compiler = GrammarCompiler(tokenizer.base, VOCABULARY, tokenizer.end_tokens())
+    grammar = written_grammar('start: "[" | e\ne: e e | /[a-z]/')
+    state, (letter,) = compiler.compile(grammar, 900).result(), tokenizer.encode("a", "text", add_special_tokens=False)[:1]
+    with pytest.raises(InvalidRequest, match="500"):
+        for _ in range(900):
+            assert state.allowed_tokens()[letter]
+            state.accept(letter)
+    assert compiler.compile(written_grammar('start: "ab" /[0-9]{2}/'), 9).result()._completion is not None

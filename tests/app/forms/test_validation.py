@@ -22,12 +22,20 @@ def chained(count: int) -> Schema:
     return {"$defs": {**schemas, f"a{count}": {"type": "string"}}, "$ref": "#/$defs/a0"}
 
 
+def nested(count: int) -> Schema:
+    schema: Schema = {"type": "string"}
+    for _ in range(count):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
 @pytest.mark.parametrize(
     ("schema", "says"),
     [
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"not": {"type": "string"}}, "not "),
         ({"if": {}, "then": {}}, "if "),
+        (nested(900), "at most 128 levels"),
         ({"dependentRequired": {"a": ["b"]}}, "dependentRequired"),
         ({"contains": {}}, "contains"),
         ({"propertyNames": {"maxLength": 3}}, "propertyNames"),

@@ -270,7 +270,7 @@ def test_a_lone_surrogate_in_a_bad_word_is_named(served: Any) -> None:
         (CHAT, {"messages": HELLO, "echo": True}, "unsupported_parameter"),
         (CHAT, {"messages": HELLO, "best_of": 2}, "unsupported_parameter"),
         (TEXT, {"prompt": "a", "top_logprobs": 2}, "unsupported_parameter"),
-        (TEXT, {"prompt": "a", "response_format": {}}, "unsupported_parameter"),
+        (SCORE, {"text": "a", "response_format": {}}, "unsupported_parameter"),
         (TEXT, {"prompt": "a", "tools": [{}]}, "unsupported_parameter"),
         (TEXT, {"prompt": "a", "metadata": {"a": "b"}}, "unsupported_parameter"),
         (TEXT, {"prompt": "a", "n_probs": 2}, "unsupported_parameter"),
@@ -285,7 +285,8 @@ def test_fields_of_other_routes_are_refused(served: Any, path: str, body: Any, c
     ("path", "fields", "instead"),
     [
         (RESPONSES, {"n_predict": 9}, "max_output_tokens"),
-        (CHAT, {"guided_json": {}}, "response_format"),
+        (CHAT, {"ebnf": "root ::= 'a'"}, "structured_outputs"),
+        (RESPONSES, {"guided_json": {}}, "text.format"),
         (CHAT, {"prompt": "a"}, "messages"),
         (TEXT, {"max_new_tokens": 9}, "max_tokens"),
         (TEXT, {"messages": []}, "prompt"),

@@ -40,6 +40,7 @@ def test_a_schema_reaches_the_engine_as_a_grammar(served: Any) -> None:
     grammars = set()
     llama_server = {"type": "json_object", "schema": {"type": "integer"}}
     for form in (
+        {"type": "json_schema", "schema": {"type": "integer"}},
         {"type": "json_object"},
         schema({"type": "integer"}),
         {"type": "json_schema", "json_schema": {"name": "any"}},
@@ -48,7 +49,7 @@ def test_a_schema_reaches_the_engine_as_a_grammar(served: Any) -> None:
         assert ask(served, response_format=form).status_code == 200
         grammars.add(served.engine.submitted[-1].grammar)
     assert None not in grammars and len(grammars) == 2  # json_object is json_schema without a schema
-    assert served.engine.submitted[-1].grammar == served.engine.submitted[1].grammar
+    assert served.engine.submitted[-1].grammar == served.engine.submitted[0].grammar == served.engine.submitted[2].grammar
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,8 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_name(served: Any, tooled
     error = ask(served, response_format=schema(bad_schema)).json()["error"]
     assert error["param"] == "response_format.json_schema.schema" and keyword in error["message"]
     assert not served.engine.submitted
-    tool = {"type": "function", "function": {"name": "a", "parameters": {"type": "object", "properties": {"b": bad_schema}}}}
+    parameters = {"type": "object", "properties": {"b": bad_schema}}
+    tool = {"type": "function", "function": {"name": "a", "strict": True, "parameters": parameters}}
     error = ask(tooled, tools=[RING, tool]).json()["error"]
     assert error["param"] == "tools.1.function.parameters" and keyword in error["message"]
 
@@ -107,7 +109,7 @@ def test_a_form_beside_calls_that_begin_like_json_is_refused(tooled: Any) -> Non
 def test_tools_that_are_too_complex_together_are_refused(tooled: Any) -> None:
     def tool(place: int) -> dict[str, Any]:
         parameters = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 7001 + place}}}
-        return {"type": "function", "function": {"name": f"f{place}", "parameters": parameters}}
+        return {"type": "function", "function": {"name": f"f{place}", "strict": True, "parameters": parameters}}
 
     assert ask(tooled, tools=[tool(0)]).status_code == 200
     error = ask(tooled, tools=[tool(0), tool(1)]).json()["error"]
@@ -183,7 +185,9 @@ def test_tool_choice_decides_what_the_prompt_and_the_grammar_contain(tooled: Any
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "function"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
         ({"response_format": {"type": "text", "json_schema": {"name": "a"}}}, "response_format", "json_schema"),
-        ({"response_format": {"type": "json_schema", "schema": {}, "json_schema": {"name": "a"}}}, "response_format", "json_schema.schema"),
+        ({"response_format": {"type": "json_schema", "schema": {}, "json_schema": {"name": "a"}}}, "response_format", "beside it"),
+        ({"response_format": {"type": "text", "schema": {}}}, "response_format", "text"),
+        ({"response_format": {"type": "json_schema", "schema": {"not": {}}}}, "response_format.schema", "not"),
         ({"response_format": {"type": "json_object", "schema": {"not": {}}}}, "response_format.schema", "not"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name", "missing"),
@@ -273,5 +277,6 @@ def test_arguments_written_one_by_one_come_back_as_json_and_return_to_the_templa
 def test_parameters_that_cannot_be_written_one_by_one_are_refused_by_name(tooled: Any) -> None:
     tooled.tokenizer.base.chat_template = XML
     parameters = {"type": "object", "properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}
-    error = ask(tooled, tools=[SING, {"type": "function", "function": {"name": "ring", "parameters": parameters}}]).json()["error"]
+    ring = {"type": "function", "function": {"name": "ring", "strict": True, "parameters": parameters}}
+    error = ask(tooled, tools=[SING, ring]).json()["error"]
     assert (error["param"], error["code"]) == ("tools.1.function.parameters", "unsupported_schema") and "anyOf" in error["message"]
