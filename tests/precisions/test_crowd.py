@@ -19,8 +19,8 @@ def test_each_is_answered_as_it_is_alone(steady: LocalModel, plain: Plain) -> No
 
 @pytest.mark.parametrize("model", [RECORDED], indirect=True)
 def test_recorded_steps_give_the_same_answers(server: LocalServer, model: LocalModel, plain: Plain) -> None:
-    flights = model.engine.flights
-    assert flights is not None and flights.followed > 10
+    recorded = model.engine.recorded
+    assert recorded is not None and recorded.followed > 10
     expected = ask_plainly(server.model("float32"))
     for (path, body), one, other in zip(plain.sent, expected.answers, plain.answers, strict=True):
         check_same(*({**each, "model": None, "system_fingerprint": None} for each in (one, other)), f"{path} {sorted(body)}")
