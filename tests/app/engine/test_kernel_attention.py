@@ -148,18 +148,18 @@ def test_a_cache_in_bytes_keeps_nan_and_infinity_visible(built: Kernel, non_fini
 
 
 def test_unsupported_attention_shapes_are_reported(built: Kernel) -> None:
-    query, key, cache, index = torch.zeros(1, 4, 20), torch.zeros(1, 2, 20), torch.zeros(3, 2, 9, 20), torch.zeros(1, dtype=torch.long)
+    query, key, cache, index = torch.zeros(1, 4, 18), torch.zeros(1, 2, 18), torch.zeros(3, 2, 9, 18), torch.zeros(1, dtype=torch.long)
     half = [part.bfloat16() for part in (query, key, cache)]
-    assert not DecodeRows(half[0], half[1], half[1], half[2], half[2], index, index, index).is_supported(built.columns), "a head of 20"
+    assert not DecodeRows(half[0], half[1], half[1], half[2], half[2], index, index, index).is_supported(built.columns), "a head of 18"
     assert not PrefillRows(half[0], half[1], half[1], 0).is_supported(built.columns)
-    wide = [F.pad(part, (0, 12)) for part in (query, key, cache)]
+    wide = [F.pad(part, (0, 14)) for part in (query, key, cache)]
     assert not DecodeRows(wide[0], wide[1], wide[1], half[2], half[2], index, index, index).is_supported(built.columns), "two precisions"
     assert not PrefillRows(wide[0], wide[1], wide[1], 0).is_supported(built.columns)
-    transposed = F.pad(half[0], (0, 12)).transpose(1, 2).contiguous().transpose(1, 2)
-    rest = [F.pad(part, (0, 12)) for part in half[1:]]
+    transposed = F.pad(half[0], (0, 14)).transpose(1, 2).contiguous().transpose(1, 2)
+    rest = [F.pad(part, (0, 14)) for part in half[1:]]
     table = (index, index, index)
     assert not DecodeRows(transposed, rest[0], rest[0], rest[1], rest[1], *table).is_supported(built.columns), "a transposed query"
     assert not PrefillRows(transposed, rest[0], rest[0], 0).is_supported(built.columns)
-    queries, key, odd = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((1, 3, 32), (1, 1, 32), (2, 1, 40, 32)))
+    queries, key, odd = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((1, 3, 32), (1, 1, 32), (2, 1, 36, 32)))
     assert DecodeRows(queries, key, key, odd, odd, *table).is_supported(built.columns)
-    assert not PrefillRows(queries, key, key, 0, pages=index, cache=(odd, odd)).is_supported(built.columns), "pages of 40 tokens"
+    assert not PrefillRows(queries, key, key, 0, pages=index, cache=(odd, odd)).is_supported(built.columns), "pages of 36 tokens"
