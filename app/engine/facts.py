@@ -53,6 +53,17 @@ class Facts:
     draft: str | None = None  # the model that proposes tokens
     draft_weights: Weights | None = None
     parent: str | None = None  # the base's name, if these are the facts of an adapter
+    largest_context: int = 0  # tokens that the model itself could hold, with its observer
+
+    @property
+    def context_in_words(self) -> str:
+        """How many tokens the context holds and, where the model could hold more, which setting allows it."""
+        more = (
+            f" (the model itself could hold {self.largest_context}, by the setting model.context)"
+            if self.largest_context > self.context
+            else ""
+        )
+        return f"{self.context}{more}"
 
     @property
     def adapter(self) -> str | None:

@@ -115,14 +115,16 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     _check_precisions(settings, devices)
     _make_current(device)
     path = settings.observer_path
-    context = min(settings.context, context_of("model.path", source_of(settings.path)), settings.cache_tokens or settings.context)
+    largest = context_of("model.path", source_of(settings.path))
+    context = min(settings.context, largest, settings.cache_tokens or settings.context)
     size, dtype = settings.cache_tokens, settings.cache_dtype
     page_tokens = varlen.page_tokens(device.type)
     cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, page_tokens, size, dtype, settings.graphs)
     observer = None
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)
-        cache = replace(cache, context=min(cache.context, context_of("model.observer", source_of(path))))
+        largest = min(largest, context_of("model.observer", source_of(path)))
+        cache = replace(cache, context=min(cache.context, largest))
         observer = _flat_model(path, settings, devices, replace(cache, slots=0, cache_tokens=None, dtype="auto"), stages)
     draft = None if settings.draft is None else _draft_model(settings.draft, settings, device, cache, stages)
     performer = _flat_model(settings.path, settings, devices, cache, stages)
@@ -134,7 +136,8 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
     if draft is not None:
         engine.drafter.add_model(DraftModel(draft, performer.vocabulary))
-    facts = _facts(settings, engine, tokenizer, sampling)
+    facts = replace(_facts(settings, engine, tokenizer, sampling), largest_context=largest)
+    log.info("the context of %s holds %s tokens", settings.served_name, facts.context_in_words)
     if draft is not None and settings.draft is not None:
         facts = replace(facts, draft=served_name(settings.draft), draft_weights=draft.weights)
     engine.reader = LoraReader(performer, settings.path, facts)

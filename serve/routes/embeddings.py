@@ -65,7 +65,8 @@ def _tokens_of(item: str | list[int], param: str, tokenizer: Tokenizer, facts: F
         raise InvalidRequest(f"the tokenizer of {facts.name} turns this into no tokens; send a longer text", param=param)
     if len(tokens) > facts.context:
         raise ContextTooLong(
-            f"{param} has {len(tokens)} tokens, but the context of {facts.name} holds {facts.context}: shorten the text or split it",
+            f"{param} has {len(tokens)} tokens, but the context of {facts.name} holds {facts.context_in_words}: "
+            "shorten the text or split it",
             param=param,
         )
     if not isinstance(item, str):

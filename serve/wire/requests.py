@@ -241,14 +241,14 @@ def max_new_tokens(prompt: tuple[int, ...], requested: int | None, facts: Facts,
     left, kept = facts.context - len(prompt), 0 if requested == 0 else 1
     if left < kept:
         raise ContextTooLong(
-            f"the prompt has {len(prompt)} tokens, but the context of {facts.name} holds {facts.context}"
+            f"the prompt has {len(prompt)} tokens, but the context of {facts.name} holds {facts.context_in_words}"
             f"{', one of them for the answer' if kept else ''}: send at most {facts.context - kept}",
             param=param,
         )
     if requested is not None and requested > left:
         raise ContextTooLong(
             f"the prompt has {len(prompt)} tokens and {limit_param} is {requested}: together {len(prompt) + requested}, but the context of "
-            f"{facts.name} holds {facts.context}; ask for at most {left}",
+            f"{facts.name} holds {facts.context_in_words}; ask for at most {left}",
             param=limit_param,
         )
     return left if requested is None else requested
