@@ -122,7 +122,7 @@ def test_the_number_of_threads_changes_nothing(flat: FlatModel, threads: int) ->
 
 @pytest.mark.parametrize(
     "changes",
-    [{"head_dim": 24}, {"hidden_act": "gelu"}, {"hidden_size": 99, "num_attention_heads": 3, "num_key_value_heads": 1}],
+    [{"head_dim": 18}, {"hidden_act": "gelu"}, {"hidden_size": 99, "num_attention_heads": 3, "num_key_value_heads": 1}],
     ids=["dim", "activation", "odd"],
 )
 def test_a_shape_that_the_kernel_cannot_run_whole_runs_in_parts(changes: dict[str, Any]) -> None:
@@ -138,8 +138,8 @@ def test_a_cache_in_8_bits_takes_half_the_memory_and_is_refused_where_the_kernel
     plain, rounded = (create_flat_model(plain_model(LlamaConfig(**shape)), replace(limits, dtype=dtype)) for dtype in ("auto", "int8"))
     sizes = [sum(tensor.nbytes for tensor in each.attention.slots.tensors) for each in (plain, rounded)]
     assert sizes[1] / sizes[0] == (64 + 4) / (2 * 64)
-    with pytest.raises(SetupError, match=rf"heads have a multiple of {native.columns // 2} values, .* with keys of 24 .*; use auto"):
-        create_flat_model(plain_model(LlamaConfig(**{**SHAPE, "head_dim": 24})), limits)
+    with pytest.raises(SetupError, match=rf"heads have a multiple of {native.columns // 2} values, .* with keys of 18 .*; use auto"):
+        create_flat_model(plain_model(LlamaConfig(**{**SHAPE, "head_dim": 18})), limits)
     with pytest.raises(SetupError, match="LlamaForCausalLM is in float16 with"):
         create_flat_model(plain_model(LlamaConfig(**SHAPE)).half(), limits)
     monkeypatch.setattr("app.engine.flat.kernel", lambda: None)
