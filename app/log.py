@@ -22,6 +22,7 @@ def configure(level: str, form: Form, context: Context = dict) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JSONFormatter(context) if form == "json" else TextFormatter(context))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.getLogger("asyncio").addFilter(_without_values)
     for library in ("httpx", "httpx2"):  # they would log each call of the page to this server, and each question to a model hub
         logging.getLogger(library).setLevel(logging.WARNING)
 
@@ -56,6 +57,8 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = _without_messages(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
         return json.dumps(line)
 
 
@@ -71,11 +74,23 @@ def _quoted(value: object) -> str:
 
 
 def _without_messages(info: ExceptionInfo) -> str:
-    lines, error = [], info[1]
-    while error is not None:
-        lines += [
-            *traceback.format_tb(error.__traceback__),
-            f"{type(error).__module__}.{type(error).__qualname__} (its message is not logged)\n",
-        ]
-        error = error.__cause__ or error.__context__
+    """The traceback of an exception, of those that it groups, and of those before it, each once."""
+    lines, seen = list[str](), set[int]()
+    ahead: list[BaseException | None] = [info[1]]
+    while ahead:
+        error = ahead.pop(0)
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        lines += traceback.format_tb(error.__traceback__)
+        lines.append(f"{type(error).__module__}.{type(error).__qualname__} (its message is not logged)\n")
+        ahead += error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        ahead.append(error.__cause__ or (None if error.__suppress_context__ else error.__context__))
     return "".join(lines).rstrip()
+
+
+def _without_values(record: logging.LogRecord) -> bool:
+    """Of a message of asyncio what it says, without the exception, the task or the arguments that it quotes."""
+    record.msg = record.getMessage().partition("\n")[0].partition("(")[0]
+    record.args = None
+    return True
