@@ -3,6 +3,24 @@ const TEXT_COLUMNS = ["text", "content", "essay", "answer", "body"]; // as for t
 const NAME_COLUMNS = ["name", "id", "custom_id", "file", "title"];
 const SEPARATORS = { ",": "comma", ";": "semicolon", "\t": "tab" }; // of cells; where the decimal mark is a comma, table programs write semicolons
 const MAX_NAME = 64;
+const NO_UTF8 = "This file is not in UTF-8, so its letters cannot be told. Save it as UTF-8, or read it on the Score tab.";
+const NO_TEXT = "This is no text file: it has characters that no text has. Save the texts as .txt or .csv in UTF-8.";
+const CONTROLS = /[\x00-\x08\x0e-\x1f]/; // as in app/plaintext.py
+
+// The text of a file's bytes: UTF-16 where they begin with its byte order mark, otherwise UTF-8. Throws an Error whose message is for the visitor.
+function decoded(bytes) {
+    const [first, second] = bytes;
+    const encoding = first === 0xff && second === 0xfe ? "utf-16le" : first === 0xfe && second === 0xff ? "utf-16be" : "utf-8";
+    let text;
+    try {
+        text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
+    } catch (error) {
+        if (error instanceof TypeError) throw new Error(NO_UTF8);
+        throw error;
+    }
+    if (CONTROLS.test(text.replace(/\x1a+$/, ""))) throw new Error(NO_TEXT); // it ends a file of DOS
+    return text;
+}
 
 // The rows of a CSV file, each with the number of the line that it begins in. A cell in quotes may hold separators, line breaks and doubled quotes.
 function* csvRows(text, separator) {
