@@ -191,6 +191,8 @@ TABLES = {  # each text is read whole, or the line is named
     "text\nHello, this; is a text\n": "1 text to score. The first begins: “Hello, this; is a text”",
     'id;text;\n1;"The bus was late, so I walked";\n': "The first begins: “The bus was late, so I walked”",
     "id\ttext\n1\tone, two; three\n": "The first begins: “one, two; three”",
+    "sep=;\nid;text\n1;one, two\n": "1 text to score. The first begins: “one, two”",
+    '"sep=|"\r\nid|text\r\n1|one, two|x\r\n': "Line 3: it has 3 cells, the first line has 2. Put a text that has a | in quotation marks.",
     "text,label\nshort,human\nHello, this,human\n": "Line 3: it has 3 cells, the first line has 2. Put a text",
 }
 ENCODED = [  # text, encoding, and what is said of the file

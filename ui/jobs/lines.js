@@ -2,6 +2,7 @@
 const TEXT_COLUMNS = ["text", "content", "essay", "answer", "body"]; // as for the files of the score tab
 const NAME_COLUMNS = ["name", "id", "custom_id", "file", "title"];
 const SEPARATORS = { ",": "comma", ";": "semicolon", "\t": "tab" }; // of cells; where the decimal mark is a comma, table programs write semicolons
+const DECLARED = /^"?sep=([^"\r\n])"?(?=[\r\n]|$)/i; // a first line that tells Excel the separator
 const MAX_NAME = 64;
 const NO_UTF8 = "This file is not in UTF-8, so its letters cannot be told. Save it as UTF-8, or read it on the Score tab.";
 const NO_TEXT = "This is no text file: it has characters that no text has. Save the texts as .txt or .csv in UTF-8.";
@@ -47,11 +48,12 @@ function* csvRows(text, separator) {
 // The number of cells without the empty ones at the end, which table programs add.
 const widthOf = (cells) => cells.findLastIndex((cell) => cell.trim()) + 1;
 
-// The separator is what divides the first line into most cells. Under a single name a whole row is one text.
+// The separator is what divides the first line into most cells, or what `sep=;` above it says. Under a single name a whole row is one text.
 function textsOfCsv(text) {
     const counts = Object.keys(SEPARATORS).map((separator) => [separator, csvRows(text, separator).next().value?.cells.length ?? 0]);
-    const [separator] = counts.reduce((most, each) => (each[1] > most[1] ? each : most));
-    const [head, ...rows] = csvRows(text, separator);
+    const declared = DECLARED.exec(text)?.[1];
+    const separator = declared ?? counts.reduce((most, each) => (each[1] > most[1] ? each : most))[0];
+    const [head, ...rows] = [...csvRows(text, separator)].slice(declared ? 1 : 0);
     const width = widthOf(head?.cells ?? []);
     const names = (head?.cells ?? []).slice(0, width).map((name) => name.trim().toLowerCase());
     const find = (wanted) => names.findIndex((name) => wanted.includes(name));
@@ -62,7 +64,7 @@ function textsOfCsv(text) {
         const found = widthOf(cells);
         if (width === 1) return { text: cells.slice(0, found).join(separator), line, name: "" };
         if (found > width) {
-            throw new Error(`Line ${line.toLocaleString("en")}: it has ${found} cells, the first line has ${width}. Put a text that has a ${SEPARATORS[separator]} in quotation marks.`);
+            throw new Error(`Line ${line.toLocaleString("en")}: it has ${found} cells, the first line has ${width}. Put a text that has a ${SEPARATORS[separator] ?? separator} in quotation marks.`);
         }
         return { text: cells[column] ?? "", line, name: nameColumn < 0 ? "" : (cells[nameColumn] ?? "").trim() };
     });
