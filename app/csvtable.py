@@ -2,34 +2,66 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}  # of cells; where the decimal mark is a comma, table programs write semicolons
+DECLARED = re.compile(r'"?sep=([^"\r\n])"?(?=[\r\n]|\Z)', re.IGNORECASE)  # a first line that tells Excel the separator
+
+
+class Unclosed(csv.Error):
+    """A quotation mark opens a cell and none closes it. The words are a clause with the number of the line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`rows` has `(number, cells)` of each row below the first line, which is number 1. For one with too many, a clause says so."""
+    """`rows` has `(line, cells)` of each row below the names. For one with too many cells, a clause says so. Lines are numbered as in the
+    file, from 1; a row has the number of the line that it begins in. Reading on raises `Unclosed`.
+    """
 
-    names: list[str]  # in the first line
+    names: list[str]
+    line: int  # that the names are in
     rows: Iterator[tuple[int, list[str] | str]]
 
 
 def read_table(content: str) -> Table:
-    """Commas, semicolons or tabs divide the cells: whatever divides the first line into most. Under a single name a whole row is one text.
-
-    Blank lines, and the empty cells that table programs add at the end of a row, are left out.
+    """Commas, semicolons or tabs divide the cells: whatever divides the first line into most, or what `sep=;` above it says. Under a single
+    name a whole row is one text. Blank lines, and the empty cells that table programs add at the end of a row, are left out. Raises
+    `Unclosed`.
     """
     csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of the whole process: it is only raised
+    declared = DECLARED.match(content)
+    separator = declared[1] if declared else max(SEPARATORS, key=lambda each: _width(content, each))
+    found = _rows(content, separator)
+    if declared:
+        next(found)
+    line, head = next(found, (1, []))
+    names = _trimmed(head)
+    return Table(names, line, ((number, _cells(row, len(names), separator)) for number, row in found))
 
-    def lines(separator: str) -> Iterator[list[str]]:
-        return filter(None, csv.reader(io.StringIO(content, newline=""), delimiter=separator))
 
-    separator = max(SEPARATORS, key=lambda each: len(next(lines(each), [])))
-    found = lines(separator)
-    names = _trimmed(next(found, []))
-    return Table(names, ((number, _cells(row, len(names), separator)) for number, row in enumerate(found, 2)))
+def _width(content: str, separator: str) -> int:
+    """How many cells the first line that is not blank has."""
+    return len(next(filter(None, csv.reader(io.StringIO(content, newline=""), delimiter=separator)), []))
+
+
+def _rows(content: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Every row that is not blank, with the number of the line that it begins in. Raises `Unclosed`."""
+    ended = False
+
+    def lines() -> Iterator[str]:
+        nonlocal ended
+        yield from io.StringIO(content, newline="")
+        ended = True
+
+    reader, begins = csv.reader(lines(), delimiter=separator), 1
+    for row in reader:
+        if ended:  # the reader wanted one more line for this row
+            raise Unclosed(f"line {begins:,}: a quotation mark opens a cell and none closes it")
+        if row:
+            yield begins, row
+        begins = reader.line_num + 1
 
 
 def _cells(row: list[str], width: int, separator: str) -> list[str] | str:
@@ -37,7 +69,7 @@ def _cells(row: list[str], width: int, separator: str) -> list[str] | str:
     if width == 1:
         return [separator.join(cells)]
     if len(cells) > width:
-        advice = f"put a text that has a {SEPARATORS[separator]} in quotation marks"
+        advice = f"put a text that has a {SEPARATORS.get(separator, separator)} in quotation marks"
         return f"it has {len(cells)} cells, the first line has {width}; {advice}"
     return row[:width]
 

@@ -1,17 +1,21 @@
 """Reads the texts that someone wants scored: .txt, .md, .jsonl, .csv (each also as .gz), .parquet, and folders of those. Knows no model."""
 
+import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.csvtable import read_table
 from app.errors import SetupError
-from app.scoring.sources import check_exists, file_type, parse_csv, parse_json_lines, read_content
+from app.scoring.sources import check_exists, file_type, parse_json_lines, read_content
 
 WHOLE = (".txt", ".md")  # of which a file is one text
 FILE_TYPES = (*WHOLE, ".jsonl", ".csv", ".parquet")
+COLUMNS = ("text", "content", "essay", "answer", "body")  # a first line that is one of these is no text
 SHOWN_TYPES = 5  # of the files that are left out
+SHOWN_NAMES = 200  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,48 @@ def _read_file(path: Path, field: str) -> Iterator[Document]:
     elif kind == ".jsonl":
         yield from (_document(line, field, f"{path}:{number}") for number, line in parse_json_lines(read_content(path), path))
     elif kind == ".csv":
-        yield from (_document(row, field, f"{path}:{number}") for number, row in parse_csv(read_content(path)))
+        yield from _read_csv(path, field)
     elif kind == ".parquet":
         yield from _read_parquet(path, field)
     else:
         raise SetupError(f"{path}: unknown type of file; give {', '.join(FILE_TYPES)}, or a folder of those")
+
+
+def _read_csv(path: Path, field: str) -> Iterator[Document]:
+    """The first line of a single column is a text, too, where it is no name of such a column."""
+    try:
+        table = read_table(read_content(path))
+        if not table.names:
+            return
+        column = _column(table.names, field)
+        if column is None:
+            raise _no_column(path, field, table.names)
+        if len(table.names) == 1 and _plain(table.names[0]) not in (*COLUMNS, _plain(field)):
+            yield Document(f"{path}:{table.line}", table.names[0])
+        for number, cells in table.rows:
+            source = f"{path}:{number}"
+            if isinstance(cells, str):
+                yield Document(source, None, cells)
+            else:
+                yield Document(source, cells[column] if column < len(cells) else None)
+    except csv.Error as error:
+        raise SetupError(f"{path}, {error}") from error
+
+
+def _column(names: Sequence[str], field: str) -> int | None:
+    """The index of the one with that name, or of the one that differs from it in capitals and white space, or of the only one."""
+    if field in names:
+        return names.index(field)
+    alike = next((index for index, name in enumerate(names) if _plain(name) == _plain(field)), None)
+    return 0 if alike is None and len(names) == 1 else alike
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _no_column(path: Path, field: str, names: Sequence[str]) -> SetupError:
+    return SetupError(f"{path}: no column {field!r}; name the column with --text (it has {', '.join(names)[:SHOWN_NAMES]})")
 
 
 def _read_parquet(path: Path, field: str) -> Iterator[Document]:
@@ -82,7 +123,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[Document]:
     try:
         file = parquet.ParquetFile(path)
         if field not in file.schema_arrow.names:
-            raise SetupError(f"{path}: no column {field!r}; name the column with --text (it has {', '.join(file.schema_arrow.names)})")
+            raise _no_column(path, field, file.schema_arrow.names)
         number = 0
         for batch in file.iter_batches(columns=[field]):
             for content in batch.column(0).to_pylist():

@@ -3,6 +3,7 @@
 A line has the field `text`, or the fields `human` and `machine` with a text of each class; then the requested class is read.
 """
 
+import csv
 import gzip
 import json
 import re
@@ -68,7 +69,7 @@ def _read_file(path: Path, machine: bool, fields: FieldNames) -> Iterator[Labell
     if file_type(path) == ".txt":
         yield LabelledText(content, machine, path.name)
         return
-    for number, line in parse_json_lines(content, path) if file_type(path) == ".jsonl" else parse_csv(content):
+    for number, line in parse_json_lines(content, path) if file_type(path) == ".jsonl" else parse_csv(content, path):
         yield _labelled_text(line, machine, fields, f"{path.name}:{number}")
 
 
@@ -104,11 +105,14 @@ def parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, 
         yield number, parsed
 
 
-def parse_csv(content: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """`(number, row)` of every row of `app.csvtable`; one with too many cells is a clause that says so."""
-    table = read_table(content)
-    for number, cells in table.rows:
-        yield number, cells if isinstance(cells, str) else dict(zip_longest(table.names, cells))
+def parse_csv(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """`(line number, row)` of every row of `app.csvtable`; one with too many cells is a clause that says so."""
+    try:
+        table = read_table(content)
+        for number, cells in table.rows:
+            yield number, cells if isinstance(cells, str) else dict(zip_longest(table.names, cells))
+    except csv.Error as error:
+        raise SetupError(f"{path}, {error}") from error
 
 
 def _labelled_text(line: dict[str, Any] | str, machine: bool, fields: FieldNames, location: str) -> LabelledText:

@@ -191,8 +191,19 @@ TABLES = {  # each text is read whole, or the line is named
     "text\nHello, this; is a text\n": "1 text to score. The first begins: “Hello, this; is a text”",
     'id;text;\n1;"The bus was late, so I walked";\n': "The first begins: “The bus was late, so I walked”",
     "id\ttext\n1\tone, two; three\n": "The first begins: “one, two; three”",
+    "sep=;\nid;text\n1;one, two\n": "1 text to score. The first begins: “one, two”",
+    '"sep=|"\r\nid|text\r\n1|one, two|x\r\n': "Line 3: it has 3 cells, the first line has 2. Put a text that has a | in quotation marks.",
     "text,label\nshort,human\nHello, this,human\n": "Line 3: it has 3 cells, the first line has 2. Put a text",
 }
+ENCODED = [  # text, encoding, and what is said of the file
+    ("The café was crowded.", "utf-8-sig", "The first begins: “The café was crowded.”"),
+    ("The café was crowded.", "utf-16", "The first begins: “The café was crowded.”"),
+    ("The café was crowded.", "cp1252", "This file is not in UTF-8, so its letters cannot be told. Save it as UTF-8, or read it"),
+    ("老国王走向大海。", "gbk", "This file is not in UTF-8"),
+    ("one\x01two", "utf-8", "This is no text file: it has characters that no text has."),
+    ("The café was crowded.", "utf-32", "This is no text file"),
+    ("A fox.\x1a", "utf-8", "The first begins: “A fox."),
+]
 CSV = 'name,text\na,"One ""quoted"", text\nof two lines"\n\na,Another <b>text</b>\n,\n'
 
 
@@ -203,9 +214,9 @@ def jobs(page: Page) -> Page:
     return page
 
 
-def choose(page: Page, form: str, label: str, name: str, content: str) -> Locator:
+def choose(page: Page, form: str, label: str, name: str, content: str, encoding: str = "utf-8") -> Locator:
     chosen = page.get_by_role("form", name=form)
-    chosen.get_by_label(label).set_input_files({"name": name, "mimeType": "text/plain", "buffer": content.encode()})
+    chosen.get_by_label(label).set_input_files({"name": name, "mimeType": "text/plain", "buffer": content.encode(encoding)})
     return chosen
 
 
@@ -220,6 +231,9 @@ def test_texts_become_a_batch_of_scores_that_is_watched_cancelled_and_saved(jobs
     expect(form.get_by_text("Line 2: a quotation mark opens a cell and none closes it.")).to_be_visible()
     for content, said in TABLES.items():
         choose(jobs, "Start a batch", "File", "essays.csv", content)
+        expect(form.get_by_text(said)).to_be_visible()
+    for content, encoding, said in ENCODED:
+        choose(jobs, "Start a batch", "File", "essays.txt", content, encoding)
         expect(form.get_by_text(said)).to_be_visible()
     choose(jobs, "Start a batch", "File", "essays.csv", CSV)
     expect(form.get_by_text('2 texts to score. The first begins: “One "quoted", text')).to_be_visible()

@@ -42,7 +42,7 @@ def upload(page: TestClient, name: str, data: bytes, **headers: str) -> Any:
 
 def test_a_file_comes_back_as_its_texts(page: TestClient):
     answer = upload(page, "../../naïve 猫.csv", b"text\none\n\ntwo\n").json()
-    assert [part["name"] for part in answer["texts"]] == ["naïve 猫.csv, row 2", "naïve 猫.csv, row 3"]
+    assert [part["name"] for part in answer["texts"]] == ["naïve 猫.csv, line 2", "naïve 猫.csv, line 4"]
     assert [part["text"] for part in answer["texts"]] == ["one", "two"]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ui.client import RequestFields
 
 SEEDS = 2**63  # one more than the largest seed
+NO_SEED = -1  # for the server, too
 MAX_STOP_STRINGS = 16
 
 
@@ -40,7 +41,7 @@ class Form:
             "top_p": _parse_float("Top-p", self.top_p, 1),
             "top_k": _parse_int("Top-k", self.top_k, 0),
             "min_p": _parse_float("Min-p", self.min_p, 1),
-            "seed": _parse_int("Seed", self.seed, -SEEDS, SEEDS - 1),
+            "seed": _parse_seed(self.seed),
             "stop": _parse_stop_strings(self.stop) or None,
         }
         return {name: value for name, value in values.items() if value is not None}
@@ -61,6 +62,11 @@ def _parse_int(label: str, text: str, lowest: int, highest: float = math.inf) ->
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise _error(f"{label} must be a whole number {bounds}", text)
     return value
+
+
+def _parse_seed(text: str) -> int | None:
+    seed = _parse_int("Seed", text, -SEEDS, SEEDS - 1)
+    return None if seed == NO_SEED else seed
 
 
 def _parse_float(label: str, text: str, highest: int) -> float | None:

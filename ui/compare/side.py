@@ -6,7 +6,7 @@ Pure: callers pass the current time in. Knows no HTTP and no HTML.
 from dataclasses import dataclass, field, fields
 
 from ui.chat.answer import Answer
-from ui.chat.sampling import Form
+from ui.chat.sampling import NO_SEED, Form
 from ui.client import RequestFields
 
 NAMES = ("A", "B")
@@ -30,6 +30,11 @@ class Settings:
         model = {"model": self.model} if self.model else {}
         return {**model, "messages": messages, **form.request_fields()}
 
+    def given(self, name: str) -> str:
+        """What was typed there; blank for a seed that is none."""
+        value = str(getattr(self, name)).strip()
+        return "" if name == "seed" and value == str(NO_SEED) else value
+
 
 LABELS = {
     "model": "Model",
@@ -43,7 +48,7 @@ LABELS = {
 
 def differences(left: Settings, right: Settings) -> dict[str, tuple[str, str]]:
     """The settings that differ, by their names."""
-    pairs = {each.name: (getattr(left, each.name).strip(), getattr(right, each.name).strip()) for each in fields(Settings)}
+    pairs = {each.name: (left.given(each.name), right.given(each.name)) for each in fields(Settings)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 

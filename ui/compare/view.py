@@ -83,7 +83,7 @@ def difference_html(left: Settings, right: Settings) -> str:
     """The settings in which the sides differ; a sentence where there are none."""
     found = differences(left, right)
     if not found:
-        same = "Both sides have the same settings" + ("." if left.seed.strip() else ", so only their random seeds differ.")
+        same = "Both sides have the same settings" + ("." if left.given("seed") else ", so only their random seeds differ.")
         return f'<p class="hint">{same}</p>'
     items = "".join(
         f"<li><b>{LABELS[name]}</b> <span>A: {escape_html(_shown(name, pair[0]))}</span> "

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from app import plaintext
-from app.csvtable import read_table
+from app.csvtable import Unclosed, read_table
 from ui.documents.worker import MAX_CHARACTERS, Unreadable
 
 COLUMNS = ("text", "content", "essay", "answer", "body")  # those a text is looked for in, the first one first
@@ -53,7 +53,9 @@ def csv_parts(name: str, content: str, note: str) -> Reading:
         column = _column(names)
         if names[column] not in COLUMNS:
             note = f"{note} The first line, “{names[column][:60]}”, was read as the name of the column.".strip()
-        return _reading((_row_part(f"{name}, row {number}", cells, column) for number, cells in table.rows), "row", note)
+        return _reading((_row_part(f"{name}, line {number}", cells, column) for number, cells in table.rows), "row", note)
+    except Unclosed as error:
+        raise Unreadable(f"{str(error).capitalize()}.") from None
     except csv.Error as error:
         raise Unreadable(f"This is no valid CSV file: {error}. Save it again as CSV in UTF-8.") from None
 

@@ -2,7 +2,26 @@
 const TEXT_COLUMNS = ["text", "content", "essay", "answer", "body"]; // as for the files of the score tab
 const NAME_COLUMNS = ["name", "id", "custom_id", "file", "title"];
 const SEPARATORS = { ",": "comma", ";": "semicolon", "\t": "tab" }; // of cells; where the decimal mark is a comma, table programs write semicolons
+const DECLARED = /^"?sep=([^"\r\n])"?(?=[\r\n]|$)/i; // a first line that tells Excel the separator
 const MAX_NAME = 64;
+const NO_UTF8 = "This file is not in UTF-8, so its letters cannot be told. Save it as UTF-8, or read it on the Score tab.";
+const NO_TEXT = "This is no text file: it has characters that no text has. Save the texts as .txt or .csv in UTF-8.";
+const CONTROLS = /[\x00-\x08\x0e-\x1f]/; // as in app/plaintext.py
+
+// The text of a file's bytes: UTF-16 where they begin with its byte order mark, otherwise UTF-8. Throws an Error whose message is for the visitor.
+function decoded(bytes) {
+    const [first, second] = bytes;
+    const encoding = first === 0xff && second === 0xfe ? "utf-16le" : first === 0xfe && second === 0xff ? "utf-16be" : "utf-8";
+    let text;
+    try {
+        text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
+    } catch (error) {
+        if (error instanceof TypeError) throw new Error(NO_UTF8);
+        throw error;
+    }
+    if (CONTROLS.test(text.replace(/\x1a+$/, ""))) throw new Error(NO_TEXT); // it ends a file of DOS
+    return text;
+}
 
 // The rows of a CSV file, each with the number of the line that it begins in. A cell in quotes may hold separators, line breaks and doubled quotes.
 function* csvRows(text, separator) {
@@ -29,11 +48,12 @@ function* csvRows(text, separator) {
 // The number of cells without the empty ones at the end, which table programs add.
 const widthOf = (cells) => cells.findLastIndex((cell) => cell.trim()) + 1;
 
-// The separator is what divides the first line into most cells. Under a single name a whole row is one text.
+// The separator is what divides the first line into most cells, or what `sep=;` above it says. Under a single name a whole row is one text.
 function textsOfCsv(text) {
     const counts = Object.keys(SEPARATORS).map((separator) => [separator, csvRows(text, separator).next().value?.cells.length ?? 0]);
-    const [separator] = counts.reduce((most, each) => (each[1] > most[1] ? each : most));
-    const [head, ...rows] = csvRows(text, separator);
+    const declared = DECLARED.exec(text)?.[1];
+    const separator = declared ?? counts.reduce((most, each) => (each[1] > most[1] ? each : most))[0];
+    const [head, ...rows] = [...csvRows(text, separator)].slice(declared ? 1 : 0);
     const width = widthOf(head?.cells ?? []);
     const names = (head?.cells ?? []).slice(0, width).map((name) => name.trim().toLowerCase());
     const find = (wanted) => names.findIndex((name) => wanted.includes(name));
@@ -44,7 +64,7 @@ function textsOfCsv(text) {
         const found = widthOf(cells);
         if (width === 1) return { text: cells.slice(0, found).join(separator), line, name: "" };
         if (found > width) {
-            throw new Error(`Line ${line.toLocaleString("en")}: it has ${found} cells, the first line has ${width}. Put a text that has a ${SEPARATORS[separator]} in quotation marks.`);
+            throw new Error(`Line ${line.toLocaleString("en")}: it has ${found} cells, the first line has ${width}. Put a text that has a ${SEPARATORS[separator] ?? separator} in quotation marks.`);
         }
         return { text: cells[column] ?? "", line, name: nameColumn < 0 ? "" : (cells[nameColumn] ?? "").trim() };
     });

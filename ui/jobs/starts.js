@@ -47,7 +47,7 @@ async function look(form) {
         return;
     }
     try {
-        const texts = textsOf(file.name, await file.text());
+        const texts = textsOf(file.name, decoded(new Uint8Array(await file.arrayBuffer())));
         written = { name: file.name, blob: new Blob(requestLines(texts), { type: JSONL }) };
         form.endpoint.value = "/v1/score";
         form.endpoint.disabled = true;

@@ -47,6 +47,23 @@ def test_a_row_of_a_table_is_never_a_fragment(tmp_path: Path) -> None:
     assert documents[-1].problem == "it has 3 cells, the first line has 2; put a text that has a comma in quotation marks"
 
 
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("text\none\n\ntwo\n", {2: "one", 4: "two"}),
+        ("id,Text \n1,one\n2\n", {2: "one", 3: None}),
+        ("Text,text\nno,one\n", {2: "one"}),
+        ("body\none\n", {2: "one"}),
+        ("\nA first text.\none, two\n", {2: "A first text.", 3: "one, two"}),
+        ("", {}),
+    ],
+)
+def test_the_column_of_a_csv_file_is_found_once(tmp_path: Path, content: str, texts: dict[int, str | None]) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    expected = [Document(f"{tmp_path}/a.csv:{line}", text) for line, text in texts.items()]
+    assert list(read_documents([tmp_path / "a.csv"])) == expected
+
+
 def test_a_line_without_the_field_is_a_document_without_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"other": "x"}\n{"text": 7}\n{"text": ""}\n')
     assert [document.content for document in read_documents([tmp_path / "a.jsonl"])] == [None, None, ""]
@@ -60,6 +77,8 @@ def test_a_line_without_the_field_is_a_document_without_text(tmp_path: Path) -> 
         ("a.doc", b"x", "unknown type of file"),
         ("a.jsonl", b"{", "line 1: not JSON"),
         ("a.txt", b"\xff", "how it is encoded cannot be told"),
+        ("a.csv", b"id,essay\n1,x\n", r"a.csv: no column 'text'; name the column with --text \(it has id, essay\)"),
+        ("a.csv", b'text\none\n"two\nthree\n', "a.csv, line 3: a quotation mark opens a cell and none closes it"),
         ("a.parquet", b"no", "cannot be read"),
         ("gone.txt", None, "gone.txt does not exist"),
         ("gone", None, "gone does not exist"),

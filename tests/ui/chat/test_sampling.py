@@ -10,6 +10,10 @@ def test_a_blank_form_sends_nothing():
     assert Form(system="  ").system_messages() == []
 
 
+def test_a_seed_of_minus_one_is_none():
+    assert Form(seed=" -1").request_fields() == {}
+
+
 def test_zero_is_sent():
     assert Form(temperature="0", top_k="0", seed="0").request_fields() == {"temperature": 0.0, "top_k": 0, "seed": 0}
 

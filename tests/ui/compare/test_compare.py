@@ -162,6 +162,7 @@ def test_the_differences_are_shown() -> None:
         assert words in html
     assert "only their random seeds differ" in difference_html(Settings("m"), Settings("m"))
     assert difference_html(Settings("m", seed="1"), Settings("m", seed="1 ")) == '<p class="hint">Both sides have the same settings.</p>'
+    assert "only their random seeds differ" in difference_html(Settings("m", seed="-1"), Settings("m"))
     assert "…" in difference_html(Settings(system="x" * 1000), Settings())
 
 

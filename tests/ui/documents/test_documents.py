@@ -94,7 +94,7 @@ def test_text_in_the_encodings_that_people_have(data: bytes, text: str, note: st
         ("none", b"x", ".txt, .md, .pdf, .docx, .csv, .jsonl"),
         ("a.csv", b"id,words\n1,x\n", "No column is named text (its columns: id, words)"),
         ("a.csv", b"text\n", "no row with a text"),
-        ("a.csv", b'text\n"never closed', "There is no"),
+        ("a.csv", b'text\n"never closed', "Line 2: a quotation mark opens a cell and none closes it."),
         ("a.jsonl", b"\n\n", "empty"),
     ],
 )
@@ -106,11 +106,11 @@ def test_what_cannot_be_read_says_what_to_do(name: str, data: bytes, words: str)
 
 
 def test_each_row_of_a_table_is_a_text_or_has_its_problem():
-    found = read("a.csv", b'\xef\xbb\xbfid,Text\n1,"one, two"\n2,\n3,"a\nb"\n')
+    found = read("a.csv", b'\xef\xbb\xbfid,Text\n1,"one, two"\n\n2,\n3,"a\nb"\n')
     assert [(part.name, part.text) for part in found.parts] == [
-        ("a.csv, row 2", "one, two"),
-        ("a.csv, row 3", ""),
-        ("a.csv, row 4", "a\nb"),
+        ("a.csv, line 2", "one, two"),
+        ("a.csv, line 4", ""),
+        ("a.csv, line 5", "a\nb"),
     ]
     assert found.parts[1].problem == "There is no text here: its text is empty."
     lines = read("b.jsonl", b'{"text": "x"}\n\n[1]\n{"essay": "y"}\n{broken\n"plain"\n')

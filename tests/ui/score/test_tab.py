@@ -249,9 +249,9 @@ def test_many_files_fill_a_table_that_sorts_exports_and_names_its_errors(tab: Pa
     expect(rows.filter(has_text="old.doc")).to_contain_text("Save it as .docx")
     tab.locator("#score-files [data-key=name]").click()
     expect(tab.get_by_role("columnheader", name=re.compile("^Text"))).to_have_attribute("aria-sort", "ascending")
-    assert rows.first.locator("th").inner_text().startswith("=a.csv, row 2")
+    assert rows.first.locator("th").inner_text().startswith("=a.csv, line 2")
     table = saved(tab, "Save CSV")
-    assert table.splitlines()[0].startswith("name,hash,verdict,probability") and '"\'=a.csv, row 2"' in table and ",0.97," in table
+    assert table.splitlines()[0].startswith("name,hash,verdict,probability") and '"\'=a.csv, line 2"' in table and ",0.97," in table
     lines = [json.loads(line) for line in saved(tab, "Save JSONL").splitlines()]
     assert [line["error"] is None for line in lines] == [True, True, True, False, False]
     report = tab.locator("#score-files").get_by_role("button", name="Save report")
