@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from app.engine.vocabulary import Vocabulary
 from app.forms.examples import examples
 
-SEARCH_TOKENS = 4000  # consumed by the trials of one search
+SEARCH_TOKENS = 4000  # consumed by one search: in its trials, and where only one text may come
+TRIAL_TOKENS = 20  # more that a trial counts as, for the state and the mask it begins with
 ALTERNATIVES = 48  # tried out at one place
 RESUME_STEPS = 4  # tokens found anew before an earlier completion goes on
 RESUME_SKIP = 4  # tokens of the earlier completion that may be left out
@@ -163,15 +164,17 @@ class Completions:
         """
         state, done, left = matcher.deep_copy(), Tokens(), SEARCH_TOKENS
         while (best is None or len(best) > limit) and left > 0 and len(done) < longest and not state.is_accepting():
-            for token, after in () if state.compute_ff_tokens() else self._alternatives(state):
+            step = state.compute_ff_tokens()
+            for token, after in () if step else self._alternatives(state):
                 bound = longest if best is None else len(best) - 1
                 rest = self.find(after, bound - len(done) - 1, by_pieces=False)
-                left -= bound - len(done) if rest is None else len(rest) + 1
+                left -= TRIAL_TOKENS + (bound - len(done) if rest is None else len(rest) + 1)
                 best = best if rest is None else [*done, token, *rest]
-            step = best[len(done)] if best is not None else self.vocabulary.closing(allowed(state))[0]
-            if not state.consume_token(step):
+            step = step or ([best[len(done)]] if best is not None else self.vocabulary.closing(allowed(state)))
+            if not step or state.try_consume_tokens(step) < len(step):
                 break
-            done.append(step)
+            left -= len(step)
+            done += step
         return best if best is None else self._merged(matcher, best)
 
     def _merged(self, matcher: LLMatcher, tokens: Tokens) -> Tokens:

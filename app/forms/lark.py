@@ -18,6 +18,7 @@ from app.forms.trial import trial_error
 from app.forms.validation import MAX_PATTERN_ATOMS, MAX_PATTERN_CHARS, MAX_VARIABLE_REPEATS
 
 MAX_CHARS = 32_768  # of a grammar, or of the texts of a choice together
+MAX_TEXT_CHARS = 4000  # of one text of a choice
 MAX_RULES = 500  # of a grammar: at 3,000 that follow one another llguidance 1.9.1 overflows its stack and kills the process
 MAX_ROW_ITEMS = 500  # ways to read an answer at one place: with 2,000, each of an ambiguous grammar's tokens takes 0.4 s, with 500 0.08 s
 WRITTEN = "%lark {\n"  # stands in a grammar that holds a client's, and in no other: a text in it has no line break
@@ -28,8 +29,8 @@ TOKEN = re.compile(
     r"|(?P<directive>%\w+(?:[ \t]*\{[ \t]*\})?)|(?P<token><[^\s>]*>)|(?P<attribute>\w+[ \t]*=)|\w+|\S",
     re.S,
 )
-IN_REGEX = re.compile(r"\\.|/", re.S)
-IN_LARK = {"/": r"\/", r"\d": "[0-9]"}  # between Lark's slashes
+IN_REGEX = re.compile(r"\\.|/|\x7f", re.S)
+IN_LARK = {"/": r"\/", "\x7f": r"\x7f", r"\d": "[0-9]"}  # between Lark's slashes
 DIRECTIVES = frozenset({"%import", "%ignore", "%llguidance{}"})
 ATTRIBUTES = frozenset({"stop", "suffix", "max_tokens"})
 ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.S)
@@ -47,7 +48,9 @@ class FormRefused(Exception):
 def choice_grammar(texts: Sequence[str]) -> str:
     if (size := sum(map(len, texts))) > MAX_CHARS:
         raise FormRefused(f"the texts have {size:,} characters together; at most {MAX_CHARS:,} are supported")
-    words = [json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(texts) if text]
+    if (longest := max(map(len, texts))) > MAX_TEXT_CHARS:
+        raise FormRefused(f"a text has {longest:,} characters; at most {MAX_TEXT_CHARS:,} are supported")
+    words = [json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f") for text in dict.fromkeys(texts) if text]
     if not words:
         return _tried('start: ""')
     start = 'start: "" | CHOICE' if "" in texts else "start: CHOICE"
@@ -58,6 +61,8 @@ def regex_grammar(pattern: str) -> str:
     """The answer as a whole matches the pattern. Its digits are those of ASCII."""
     if uses_rust_set_syntax(pattern):
         raise FormRefused("'[', '&&', '--' and '~~' within a set of characters must be escaped")
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise FormRefused("it ends in a single backslash, which escapes nothing; two stand for a backslash")
     _check_regexes([pattern])
     written = IN_REGEX.sub(lambda found: IN_LARK.get(found[0], found[0]), pattern)
     return _tried(f"start: /{written}/" if pattern else 'start: ""')

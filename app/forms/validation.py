@@ -8,6 +8,7 @@ Refuses by name what llguidance would ignore, what would keep it busy for second
 (docs/structured.md has the measurements). Knows no model, no tokenizer and no request.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from decimal import Decimal
 from itertools import chain
@@ -33,6 +34,8 @@ MAX_MIN_LENGTH = 20_000  # characters: llguidance's lexer gives up at 27,777
 MAX_PATTERN_CHARS = 10_000
 MAX_PATTERN_ATOMS = 100_000  # with repetitions written out: at 1,000,000 llguidance's lexer gives up
 MAX_VARIABLE_REPEATS = 2000  # of several repetitions {m,n}: from 4,000 on llguidance's lexer may give up
+MAX_TEXT_CHARS = 4000  # of one that stands in the schema as it has to be answered: at 80,000 each of its tokens takes 70 ms
+MAX_TEXTS_CHARS = 65_536  # of them all, one for each enum
 MAX_NUMBER = 2**53  # beyond it llguidance 1.9.1 writes another number, because it counts in float64
 
 
@@ -67,6 +70,7 @@ def _problems(schema: Schema) -> Iterator[str]:
     for pointer, inner in parts.items():
         if (problem := own_problem(inner)) is not None:
             yield f"{problem} (at #{pointer})"
+    yield from _length_problems(parts)
     yield from _reference_problems(parts)
     yield from _intersection_problems(parts)
     yield from (f"a required part contains itself, so an answer would never end (at #{pointer})" for pointer in endless_parts(schema))
@@ -80,7 +84,7 @@ def own_problem(schema: Schema) -> str | None:
 def whole_problem(schema: Schema) -> str | None:
     """What is wrong with the parts of a schema together."""
     parts = dict(subschemas(schema))
-    return next(chain(_reference_problems(parts), _intersection_problems(parts)), None)
+    return next(chain(_length_problems(parts), _reference_problems(parts), _intersection_problems(parts)), None)
 
 
 def endless_parts(schema: Schema) -> list[str]:
@@ -108,9 +112,30 @@ def _size_problems(schema: Schema) -> Iterator[str]:
     for key, limit in (("minItems", MAX_MIN_ITEMS), ("minProperties", MAX_MIN_ITEMS), ("minLength", MAX_MIN_LENGTH)):
         if (minimum := _number(schema.get(key))) is not None and minimum > limit:
             yield f"{key} above {limit} is not supported"
+    for key in ("const", "enum", "properties"):
+        if (longest := max(_text_lengths(schema, key), default=0)) > MAX_TEXT_CHARS:
+            kind = "a name in properties" if key == "properties" else f"{key} with a value"
+            yield f"{kind} of {longest:,} characters is not supported; at most {MAX_TEXT_CHARS:,} are"
     patterns = schema.get("patternProperties")
     if isinstance(patterns, dict) and len(patterns) > MAX_PATTERN_PROPERTIES:
         yield f"patternProperties has {len(patterns)} patterns; at most {MAX_PATTERN_PROPERTIES} are supported"
+
+
+def _text_lengths(schema: Schema, key: str) -> list[int]:
+    """Characters of each text that this keyword has in an answer."""
+    value = schema.get(key)
+    if key == "const":
+        return [len(json.dumps(value, ensure_ascii=False))] if key in schema else []
+    texts = value if isinstance(value, list if key == "enum" else dict) else []
+    return [len(json.dumps(text, ensure_ascii=False)) for text in texts]
+
+
+def _length_problems(parts: dict[str, Schema]) -> Iterator[str]:
+    """An answer that has to be long is tokenized from where it is to its end with each token."""
+    ways = [max(_text_lengths(inner, "enum"), default=0) + sum(_text_lengths(inner, "const")) for inner in parts.values()]
+    names = [sum(_text_lengths(inner, "properties")) for inner in parts.values()]
+    if (size := sum(ways) + sum(names)) > MAX_TEXTS_CHARS:
+        yield f"const, enum and the names of properties have {size:,} characters; at most {MAX_TEXTS_CHARS:,} are supported"
 
 
 def _number_problems(schema: Schema) -> Iterator[str]:

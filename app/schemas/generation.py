@@ -8,7 +8,7 @@ from pydantic.config import JsonDict
 from app.schemas.forms import FormFields
 from app.schemas.messages import MAX_TOOLS, Message, Metadata, Prediction, Tool, ToolCall, ToolChoice
 from app.schemas.thought import UNLIMITED, ThoughtFields
-from app.schemas.wire import SEED, TIER, TIMEOUT, Int, OnlyFalse, Seed, Tier, Timeout, Usage, UsedTier, Wire
+from app.schemas.wire import SEED, TIER, TIMEOUT, Int, OnlyFalse, Seed, Tier, Timeout, Usage, UsedTier, Wire, contradiction
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
@@ -165,7 +165,7 @@ class AnswerFields(SamplingFields, TokenFields):
         for names in SYNONYMS:
             said = {name: value for name in names if (value := getattr(self, name, None)) is not None}
             if len(set(said.values())) > 1:
-                raise ValueError(f"{' and '.join(said)} contradict each other; give one of them")
+                raise contradiction(said)
         return self
 
     @property

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from app.schemas.wire import Int, OnlyFalse, Wire
+from app.schemas.wire import Int, OnlyFalse, Wire, contradiction
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 EFFORT = "how long the model thinks, if its chat template has a place for it; if it has only a switch, none turns it off, the others on"
@@ -32,7 +32,7 @@ class ThoughtFields(Wire):
     def _says_one_thing(self) -> "ThoughtFields":
         for said in (self._limits, self._efforts):
             if len(set(said.values())) > 1:
-                raise ValueError(f"{' and '.join(said)} contradict each other; give one of them")
+                raise contradiction(said)
         return self
 
     @property

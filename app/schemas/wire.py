@@ -1,8 +1,10 @@
 """What all bodies share: the strict base class, token counts, errors."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Tier = Literal["auto", "default", "flex", "priority", "scale"]
 UsedTier = Literal["default", "flex"]
@@ -37,6 +39,13 @@ class Wire(BaseModel):
     """Base of all bodies. Unknown fields are refused, and so is a value of another type: a quoted number is not converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def contradiction(fields: Iterable[str]) -> PydanticCustomError:
+    """The error of fields that mean the same and say different things. It names the last one as the wrong one."""
+    names = [*fields]
+    said = {"fields": " and ".join(names), "param": names[-1]}
+    return PydanticCustomError("contradiction", "{fields} contradict each other; give one of them", said)
 
 
 class PromptTokensDetails(Wire):

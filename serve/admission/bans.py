@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")  # characters that would split a word without being seen
 TOKENS = ("prompt", "input", "tokens")  # fields that may have token ids, or lists of them
+JSON_TEXTS = frozenset({"arguments", "json", "guided_json", "json_schema"})  # fields whose text is JSON
 NO_TEXT = frozenset({"model", "user"})  # fields of a body whose values are names, not text
 
 
@@ -102,16 +103,16 @@ def texts_of(body: Any) -> Iterator[str]:
             rest += reversed(value)
         elif isinstance(value, dict):
             others += value
-            rest += reversed([_decoded(item) if name == "arguments" else item for name, item in value.items()])
+            rest += reversed([_decoded(item) if name in JSON_TEXTS else item for name, item in value.items()])
     yield from others
 
 
-def _decoded(arguments: Any) -> Any:
-    """The arguments of a tool call are JSON in a text."""
+def _decoded(value: Any) -> Any:
+    """A text of JSON, such as the arguments of a tool call, and what it says."""
     try:
-        return [arguments, json.loads(arguments)] if isinstance(arguments, str) else arguments
+        return [value, json.loads(value)] if isinstance(value, str) else value
     except (ValueError, RecursionError):
-        return arguments
+        return value
 
 
 def plain(text: str) -> str:

@@ -115,5 +115,8 @@ def _tell(response: Response, names: Sequence[str]) -> None:
 
 def _header(names: Sequence[str]) -> str:
     """Names as one line of ASCII."""
-    line = ", ".join(quote(name[:MAX_NAME_CHARS], safe="._-[]$") for name in dict.fromkeys(names[:MAX_NAMED]))
-    return line if len(line) <= MAX_HEADER_CHARS else line[:MAX_HEADER_CHARS].rpartition(", ")[0] + ", ..."
+    different = [*dict.fromkeys(names)]
+    line = ", ".join(quote(name[:MAX_NAME_CHARS], safe="._-[]$") for name in different[:MAX_NAMED])
+    if len(line) > MAX_HEADER_CHARS:
+        return line[:MAX_HEADER_CHARS].rpartition(", ")[0] + ", ..."
+    return line if len(different) <= MAX_NAMED else line + ", ..."

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from app.engine.facts import Facts
-from app.errors import NotReady
+from app.errors import NotReady, UnknownModel
 from app.schemas import Capability, ModelCard, UpstreamState
 from serve.upstream.gateway import Gateway
 from serve.upstream.pool import Pool
@@ -39,6 +39,10 @@ class Cards:
     def one(self, name: str) -> ModelCard:
         """Raises `UnknownModel`, and `NotReady` for a model that was not reached or loaded yet."""
         own = self._router.name_of(name)
+        if own != name and (name == ANY or name not in self._router.aliases):
+            raise UnknownModel(
+                f"no model is listed as '{name}', though requests for it are answered by '{own}', whose alias is '*'", param="model"
+            )
         if own in self._pools:
             card = card_of(self._pools[own], self._created, own == self._router.default)
         else:

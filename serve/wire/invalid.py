@@ -30,8 +30,8 @@ def invalid_request_of(error: RequestValidationError, route: str) -> InvalidRequ
     if first["type"] == "missing":
         return InvalidRequest(f"'{param}' is missing" if param else "the body is missing", param=param, code="missing_parameter")
     message = "Input should be an object" if first["type"] in OBJECT_TYPES else first["msg"].removeprefix(PREFIX)
-    if param is None and first["type"] == "value_error":
-        return InvalidRequest(message)
+    if param is None and first["type"] in {"value_error", "contradiction"}:
+        return InvalidRequest(message, param=first["ctx"].get("param"))
     if param is None:
         return InvalidRequest(f"the body must be a JSON object: {message}", code="invalid_type")
     return InvalidRequest(f"'{param}': {message}", param=param)

@@ -21,6 +21,7 @@ from serve.wire.logprobs import OffsetTracker
 from serve.wire.structured import StructuredOutput, completion_output, structured_output_of
 from serve.wire.thought import thought_of
 
+MAX_PROMPT_ENTRIES = 500_000  # log-probabilities of prompts' tokens in one answer: each takes some 20 to 100 bytes of its body
 DEFAULT_MAX_TOKENS = 16  # of a completion without max_tokens, as with OpenAI
 
 
@@ -119,6 +120,7 @@ def make_jobs(
     id: str, body: ChatRequest | CompletionRequest, options: AnswerOptions, prompts: list[Prompt], tokenizer: Tokenizer, facts: Facts
 ) -> list[Generate]:
     """One job per sample: all samples of the first prompt, then those of the second. Sample i is seeded with seed + i."""
+    check_prompt_entries(options, sum(len(prompt.ids) for prompt in prompts))
     sampling = replace(sampling_of(body, tokenizer, facts), allowed_tokens=_allowed_tokens(body, tokenizer))
     if body.repeat_penalty is not None:
         sampling = replace(sampling, repetition_penalty=body.repeat_penalty)
@@ -155,6 +157,20 @@ def make_jobs(
             )
             jobs.append(job)
     return jobs
+
+
+def check_prompt_entries(options: AnswerOptions, tokens: int) -> None:
+    """Raises `InvalidRequest` when the answer would list too many log-probabilities of the `tokens` of all its prompts."""
+    listed = options.tokens.prompt_logprobs
+    own = 0 if listed is None else tokens * (listed + 1) * (1 if options.chat else options.n)
+    echoed = 0 if options.logprobs is None or not options.echo else tokens * (options.logprobs + 1) * options.samples
+    if own + echoed > MAX_PROMPT_ENTRIES:
+        param = "prompt_logprobs" if own >= echoed else "logprobs"
+        raise InvalidRequest(
+            f"{param}: the answer would list {own + echoed:,} log-probabilities of the {tokens:,} tokens of its prompts; at most "
+            f"{MAX_PROMPT_ENTRIES:,} are supported in one answer: ask for fewer at each token, or send fewer prompts in a request",
+            param=param,
+        )
 
 
 def _prompt_logprobs(options: AnswerOptions, sample: int) -> int | None:

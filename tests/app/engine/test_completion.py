@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenizers import AddedToken
 from app.engine.completion import Completions, allowed
 from app.engine.grammar import GrammarCompiler
 from app.forms.grammar import Schema, json_grammar
+from app.forms.lark import choice_grammar
 from app.forms.trial import byte_tokenizer
 from app.forms.validation import schema_problem
 from app.tokenizer import Tokenizer
@@ -108,6 +110,43 @@ def test_a_string_comes_to_what_its_pattern_asks_for(schema: Schema, begun: byte
     found = Completions(byte_tokenizer()).of_grammar(json_grammar(whole)).search(matcher, most + 1)
     assert found is not None and len(found) <= most + 1 and found[-1] == ord('"')
     assert matcher.validate_tokens(found) == len(found)
+
+
+class Counted:
+    """A matcher that counts what is asked of it and of its copies."""
+
+    def __init__(self, matcher: LLMatcher, calls: Counter[str]) -> None:
+        self._matcher, self._calls = matcher, calls
+
+    def deep_copy(self) -> "Counted":
+        self._calls["deep_copy"] += 1
+        return Counted(self._matcher.deep_copy(), self._calls)
+
+    def __getattr__(self, name: str) -> Any:
+        self._calls[name] += 1
+        return getattr(self._matcher, name)
+
+
+CJK = "".join(chr(0x4E00 + place * 7919 % 0x5000) for place in range(4000))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        choice_grammar([CJK]),
+        choice_grammar(["a" * 4000]),
+        choice_grammar([CJK[:3000] + tail for tail in ("", "a" * 900, CJK[3500:])]),
+        json_grammar({"const": CJK[:3998]}),
+        json_grammar({"enum": [CJK[:3998], "a" * 3998]}),
+    ],
+)
+def test_what_only_one_text_can_follow_is_searched_in_few_steps(grammar: str) -> None:
+    """Each question which tokens have to follow takes as long as these are many: asked for each token, two minutes for 30,000."""
+    calls: Counter[str] = Counter()
+    matcher = Counted(LLMatcher(byte_tokenizer(), grammar, log_level=0), calls)
+    completions = Completions(byte_tokenizer())
+    assert completions.search(matcher, 1000) is None and calls["compute_ff_tokens"] + calls["compute_bitmask"] < 300
+    assert completions.search(matcher, 13_000) is not None and calls["compute_ff_tokens"] + calls["compute_bitmask"] < 600
 
 
 def test_an_earlier_completion_goes_on() -> None:

@@ -32,6 +32,7 @@ def accepts(grammar: str, text: str) -> bool:
         ("a\nb", ["a\nb"], ["ab"]),
         ("^yes$|^no$", ["yes", "no"], ["yesno", "^yes$"]),
         ("(?i)ja|é", ["JA", "é"], ["e"]),
+        ("a\x7f\\\\", ["a\x7f\\"], ["a"]),
     ],
 )
 def test_an_answer_matches_the_whole_pattern(pattern: str, right: list[str], wrong: list[str]) -> None:
@@ -40,7 +41,7 @@ def test_an_answer_matches_the_whole_pattern(pattern: str, right: list[str], wro
 
 
 def test_a_choice_is_exactly_one_of_its_texts() -> None:
-    texts = ["a", "ab", 'é\n"\\/', "<|im_end|>", "//x"]
+    texts = ["a", "ab", 'é\n"\\/', "<|im_end|>", "//x", "a\x7f\x00b\u2028", "\\x7f"]
     grammar = choice_grammar(texts)
     assert all(accepts(grammar, text) for text in texts) and not any(accepts(grammar, text) for text in ("", "b", "aab", "//"))
     assert accepts(choice_grammar(["", "a"]), "") and accepts(choice_grammar(["", "a"]), "a") and accepts(choice_grammar([""]), "")
@@ -86,7 +87,8 @@ def test_a_form_may_follow_a_thought(grammar: str, text: str) -> None:
         (regex_grammar, "a(?=b)", "look-around"),
         (regex_grammar, "[a-z", "unclosed"),
         (regex_grammar, "a)|(b", "unopened"),
-        (regex_grammar, "a\\", "lexer"),
+        (regex_grammar, "a\\", "ends in a single backslash"),
+        (choice_grammar, ["yes", "字" * 4001], "a text has 4,001 characters; at most 4,000"),
         (regex_grammar, "*", "repetition"),
         (regex_grammar, r"\bfoo\b", "lookarounds"),
         (regex_grammar, "[[a]", "escaped"),
@@ -106,7 +108,7 @@ def test_a_form_may_follow_a_thought(grammar: str, text: str) -> None:
         (written_grammar, 'start: x\nx[temperature=1]: "a"', "temperature"),
     ],
 )
-def test_what_cannot_be_enforced_is_refused_with_the_reason(write: Callable[[str], str], form: str, says: str) -> None:
+def test_what_cannot_be_enforced_is_refused_with_the_reason(write: Callable[[Any], str], form: Any, says: str) -> None:
     with pytest.raises(FormRefused, match=re.escape(says)):
         write(form)
 
@@ -122,6 +124,7 @@ HOSTILE: list[tuple[Callable[[Any], str], Any]] = [
     (regex_grammar, "(ab?c*)?" * 1200),
     (regex_grammar, "(" * 5000 + ")" * 5000),
     (choice_grammar, ["a" * MAX_CHARS, "b"]),
+    (choice_grammar, ["字" * 30_000]),
     (written_grammar, "start: X\nX: " + " & ".join(f"/(.*a.{{{place}}})*/" for place in range(12))),
     (written_grammar, "start: X\nX: " + " ".join(f"~/.*a.{{{place}}}.*/" for place in range(12))),
     (written_grammar, chain(MAX_RULES + 1)),

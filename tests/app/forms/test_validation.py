@@ -157,6 +157,20 @@ def test_numbers_that_float64_does_not_tell_apart_are_refused(schema: Schema) ->
     assert schema_problem({"enum": [2**53, -(2**53), 0.5, True]}) is None
 
 
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"const": "字" * 3999}, "const with a value of 4,001 characters"),
+        ({"type": "array", "items": {"enum": ["a", ["b" * 4000]]}}, "enum with a value of 4,004 characters"),
+        ({"type": "object", "properties": {"n" * 4000: {}}}, "a name in properties of 4,002 characters"),
+        ({"type": "array", "prefixItems": [{"const": "c" * 3900}] * 17}, "const, enum and the names of properties have 66,334 characters"),
+    ],
+)
+def test_a_text_that_an_answer_has_to_repeat_is_bounded(schema: Schema, says: str) -> None:
+    assert says in str(schema_problem(schema))
+    assert schema_problem({"const": "字" * 3998}) is None
+
+
 @pytest.mark.parametrize("step", [0, -1, -0.5])
 def test_multiple_of_zero_or_less_is_refused(step: float) -> None:
     assert "above 0" in (schema_problem({"type": "number", "multipleOf": step}) or "")

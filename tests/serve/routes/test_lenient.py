@@ -56,6 +56,13 @@ def test_what_a_chat_can_do_without_is_left_out_and_named(served: Any, strictly_
     assert ask(served, CHAT, **body).headers[IGNORED] == "colour, verbosity, messages.0.name"
 
 
+def test_the_header_says_that_it_names_not_all(served: Any) -> None:
+    for count, rest in ((32, []), (33, ["..."])):
+        names = [f"field{place}" for place in range(count)]
+        header = ask(served, TEXT, prompt="a", max_tokens=1, **dict.fromkeys(names, 1)).headers[IGNORED]
+        assert header.split(", ") == [*names[:32], *rest]
+
+
 def test_a_request_without_unknown_fields_has_no_such_header(served: Any) -> None:
     assert IGNORED not in ask(served, TEXT, prompt="a", max_tokens=1).headers
 

@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 
+from app.errors import InvalidRequest
+from app.schemas import CompletionRequest
+from serve.wire.requests import check_prompt_entries, completion_options
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "hi"}]
 PROMPT_IDS = [0, *(ord(letter) - ord("!") + 2 for letter in "u:hi")]  # as the tiny model's template and tokenizer have it
@@ -138,6 +142,37 @@ def test_an_echo_keeps_its_own_number_of_likeliest_tokens(served: Any) -> None:
     choice = post(served, TEXT, prompt="a", max_tokens=0, echo=True, logprobs=1, prompt_logprobs=2)["choices"][0]
     assert served.engine.submitted[-1].prompt_logprobs == 2 and len(choice["prompt_logprobs"][1]) == 2
     assert choice["logprobs"]["top_logprobs"][1] == {"b": pytest.approx(-0.16), "a": pytest.approx(-0.66)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens", "param"),
+    [
+        ({"prompt_logprobs": 20, "logprobs": 20, "echo": True}, 32_000, "prompt_logprobs"),
+        ({"prompt_logprobs": 0, "logprobs": 20, "echo": True}, 32_000, "logprobs"),
+        ({"prompt_logprobs": 20, "n": 16}, 1500, "prompt_logprobs"),
+        ({"logprobs": 4, "echo": True, "n": 2, "best_of": 4}, 25_001, "logprobs"),
+        ({"logprobs": 4, "echo": True, "n": 2, "best_of": 4}, 25_000, None),
+        ({"prompt_logprobs": 4, "n": 4}, 25_000, None),
+        ({"logprobs": 20}, 10**6, None),
+        ({"echo": True}, 10**6, None),
+    ],
+)
+def test_how_many_log_probabilities_of_prompts_an_answer_may_list(fields: dict[str, Any], tokens: int, param: str | None) -> None:
+    options = completion_options(CompletionRequest(prompt="a", **fields))
+    if param is None:
+        return check_prompt_entries(options, tokens)
+    with pytest.raises(InvalidRequest, match="at most 500,000 are supported") as error:
+        check_prompt_entries(options, tokens)
+    assert error.value.param == param
+    return None
+
+
+def test_too_many_log_probabilities_are_refused_before_a_job_is_made(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.wire.requests.MAX_PROMPT_ENTRIES", 9)
+    param, message = refused(served, TEXT, prompt=["a", "bc"], prompt_logprobs=1)
+    assert (param, served.engine.submitted) == ("prompt_logprobs", []) and "10 log-probabilities of the 5 tokens" in message
+    assert refused(served, CHAT, messages=HELLO, prompt_logprobs=1, n=2)[0] == "prompt_logprobs"
+    post(served, TEXT, prompt=["a", "bc"], prompt_logprobs=0)
 
 
 def test_allowed_tokens_reach_the_engine(served: Any) -> None:

@@ -52,7 +52,10 @@ def test_an_answer_names_the_model_itself_and_the_list_has_every_name(served: An
     cards = served.client.get("/v1/models").json()["data"]
     assert [(card["id"], card["root"], card["default"]) for card in cards] == [("fake", "fake", True), ("gpt-4o", "fake", False)]
     assert cards[0]["aliases"] == ["gpt-4o", "*"]
-    assert served.client.get("/v1/models/any").json() == {**cards[0], "id": "any", "default": False}
+    assert served.client.get("/v1/models/gpt-4o").json() == cards[1]
+    for unlisted in ("any", "*"):
+        response = served.client.get(f"/v1/models/{unlisted}")
+        assert response.status_code == 404 and f"no model is listed as '{unlisted}'" in response.json()["error"]["message"]
     metrics = served.client.get("/metrics").text
     assert 'model="fake"' in metrics and "gpt" not in metrics
 
