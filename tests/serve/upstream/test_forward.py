@@ -196,7 +196,7 @@ def test_an_alias_is_asked_for_like_the_model(front, monkeypatch):
     assert front.chat(model="whatever").json()["model"] == "one"
     cards = {card["id"]: card for card in front.http.get("/v1/models").json()["data"]}
     assert list(cards) == ["one", "both", "gpt-4o", "narrow", "hasty", "plain"] and cards["gpt-4o"]["root"] == "both"
-        assert front.http.get("/v1/models/gpt-4o").json()["root"] == "both" and front.http.get("/v1/models/whatever").status_code == 404
+    assert front.http.get("/v1/models/gpt-4o").json()["root"] == "both" and front.http.get("/v1/models/whatever").status_code == 404
 
 
 def test_the_default_model_is_that_of_the_settings(front):
