@@ -5,6 +5,18 @@ Knows no engine and no server. A field that Litmus does not act on has no place 
 
 from app.schemas.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from app.schemas.admin import AdminModel, AdminModelList, AdminStatus
+from app.schemas.answers import (
+    AnswerMessage,
+    ChatChoice,
+    ChatLogprobs,
+    ChatResponse,
+    CompletionChoice,
+    CompletionResponse,
+    ContentLogprob,
+    FinishReason,
+    TextLogprobs,
+    TopLogprob,
+)
 from app.schemas.anthropic import (
     CountTokensRequest,
     CountTokensResponse,
@@ -15,22 +27,12 @@ from app.schemas.anthropic import (
 from app.schemas.embeddings import Embedding, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 from app.schemas.generate import GenerateRequest, GenerateResponse
 from app.schemas.generation import (
-    AnswerMessage,
-    ChatChoice,
-    ChatLogprobs,
     ChatRequest,
-    ChatResponse,
-    CompletionChoice,
     CompletionRequest,
-    CompletionResponse,
-    ContentLogprob,
-    FinishReason,
     PromptProgress,
     SamplingFields,
     SamplingParameters,
     StreamOptions,
-    TextLogprobs,
-    TopLogprob,
 )
 from app.schemas.messages import (
     Function,

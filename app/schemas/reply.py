@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from app.schemas.generation import ContentLogprob
+from app.schemas.answers import ContentLogprob
 from app.schemas.responses import FunctionTool, ItemStatus, ResponsesToolChoice, TextOptions
 from app.schemas.wire import UsedTier, Wire
 

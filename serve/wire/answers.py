@@ -31,7 +31,7 @@ from app.schemas import (
     ToolCall,
     Usage,
 )
-from app.schemas.generation import PromptLogprobs
+from app.schemas.answers import PromptLogprobs
 from app.tokenizer import Tokenizer
 from serve.wire.choice import Choice, ChoiceDelta, PartialCall
 from serve.wire.logprobs import LogprobEntry, chat_logprobs, completion_logprobs, prompt_logprobs

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from app.engine.events import TokenLogprob
 from app.schemas import ChatLogprobs, ContentLogprob, TextLogprobs, TopLogprob
-from app.schemas.generation import PromptLogprob, PromptLogprobs
+from app.schemas.answers import PromptLogprob, PromptLogprobs
 from app.tokenizer import Tokenizer
 
 MIN_LOGPROB = -9999.0  # what OpenAI reports for a probability of zero; JSON has no infinity

@@ -8,12 +8,8 @@ from app.errors import InvalidRequest
 from app.schemas.wire import Wire
 from app.settings import ModelSettings
 
-OF_ITS_PATH = (
-    "observer",
-    "draft",
-    "calibration",
-    "chat_template",
-)  # belong to the weights: with others they are left out, unless they are named, too
+# These belong to the weights: with others they are left out, unless they are named, too.
+OF_ITS_PATH = ("observer", "draft", "calibration", "chat_template")
 Change: type[Wire] = create_model(  # type: ignore[call-overload]
     "ModelChange",
     __base__=Wire,

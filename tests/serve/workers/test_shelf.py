@@ -70,6 +70,15 @@ class Server:
         return error
 
 
+async def with_new_version(folder: Path) -> tuple[Server, Fleet]:
+    """A server that has the adapter NAME, and a version of its model whose worker is still to start."""
+    server, version = Server(folder), Fleet("fake", [Replica(1, "fake")], QueueSettings())
+    server.start()
+    await server.during(server.shelf.keep(NAME, "/tuned", FACTS.name), 0)
+    server.router.add(version)
+    return server, version
+
+
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 60))
 
@@ -231,11 +240,7 @@ def test_unloading_waits_for_what_it_has_and_takes_nothing_new(tmp_path: Path) -
 
 def test_a_new_version_has_the_adapters_before_it_takes_jobs(tmp_path: Path) -> None:
     async def test() -> None:
-        server = Server(tmp_path)
-        server.start()
-        await server.during(server.shelf.keep(NAME, "/tuned", FACTS.name), 0)
-        version = Fleet("fake", [Replica(1, "fake")], QueueSettings())
-        server.router.add(version)
+        server, version = await with_new_version(tmp_path)
         assert server.start(1) == [Load(NAME, "/tuned")] and not can_go_on(JOB, version)
         furnished = asyncio.ensure_future(server.shelf.furnish(version))
         await asyncio.sleep(0)
@@ -255,11 +260,7 @@ def test_a_new_version_has_the_adapters_before_it_takes_jobs(tmp_path: Path) -> 
 
 def test_a_new_version_does_not_wait_for_an_adapter_that_was_unloaded_meanwhile(tmp_path: Path) -> None:
     async def test() -> None:
-        server = Server(tmp_path)
-        server.start()
-        await server.during(server.shelf.keep(NAME, "/tuned", FACTS.name), 0)
-        version = Fleet("fake", [Replica(1, "fake")], QueueSettings())
-        server.router.add(version)
+        server, version = await with_new_version(tmp_path)
         server.start(1)
         furnished = asyncio.ensure_future(server.shelf.furnish(version))
         await asyncio.sleep(0)
