@@ -15,10 +15,9 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from app.forms.patterns import regex_size, uses_rust_set_syntax
 from app.forms.trial import trial_error
-from app.forms.validation import MAX_PATTERN_ATOMS, MAX_PATTERN_CHARS, MAX_VARIABLE_REPEATS
+from app.forms.validation import MAX_PATTERN_ATOMS, MAX_PATTERN_CHARS, MAX_TEXT_CHARS, MAX_VARIABLE_REPEATS
 
 MAX_CHARS = 32_768  # of a grammar, or of the texts of a choice together
-MAX_TEXT_CHARS = 4000  # of one text of a choice
 MAX_RULES = 500  # of a grammar: at 3,000 that follow one another llguidance 1.9.1 overflows its stack and kills the process
 MAX_ROW_ITEMS = 500  # ways to read an answer at one place: with 2,000, each of an ambiguous grammar's tokens takes 0.4 s, with 500 0.08 s
 WRITTEN = "%lark {\n"  # stands in a grammar that holds a client's, and in no other: a text in it has no line break

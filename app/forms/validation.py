@@ -34,7 +34,7 @@ MAX_MIN_LENGTH = 20_000  # characters: llguidance's lexer gives up at 27,777
 MAX_PATTERN_CHARS = 10_000
 MAX_PATTERN_ATOMS = 100_000  # with repetitions written out: at 1,000,000 llguidance's lexer gives up
 MAX_VARIABLE_REPEATS = 2000  # of several repetitions {m,n}: from 4,000 on llguidance's lexer may give up
-MAX_TEXT_CHARS = 4000  # of one that stands in the schema as it has to be answered: at 80,000 each of its tokens takes 70 ms
+MAX_TEXT_CHARS = 4000  # of one that an answer has to repeat, also of a choice: at 80,000 each of its tokens takes 70 ms
 MAX_TEXTS_CHARS = 65_536  # of them all, one for each enum
 MAX_NUMBER = 2**53  # beyond it llguidance 1.9.1 writes another number, because it counts in float64
 
