@@ -41,7 +41,7 @@ def score_with_journal(
     """
     engine, facts = create_engine(settings)
     models = identity_of(settings, facts)
-    preparation = Preparation(Tokenizer(settings.path), engine.limits.context, False, passage_tokens, engine.observer is not None)
+    preparation = Preparation(Tokenizer(settings.path), engine.performer.text_window, False, passage_tokens, engine.observer is not None)
     with Journal(path, models, preparation) as journal:
         check_recorded(engine, journal, (text.content for text in texts))
         missing = journal.missing(texts)
@@ -124,7 +124,8 @@ def settings_of(args: argparse.Namespace) -> ModelSettings:
         dtype=args.dtype,
         device=args.device,
         slots=1,  # scoring needs no slot; 1 is the minimum
-        context=args.context,
+        context=args.text_window,
+        text_window=args.text_window,
     )
     settings.check_paths()
     return settings
@@ -169,7 +170,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quantize", choices=CHOICES["quantize"], default=defaults.quantize)
     parser.add_argument("--dtype", choices=CHOICES["dtype"], default=defaults.dtype)
     parser.add_argument("--device", default=defaults.device)
-    parser.add_argument("--context", type=int, default=defaults.context, help="tokens; longer texts are scored in windows")
+    parser.add_argument("--text-window", type=int, default=defaults.text_window, help="tokens; longer texts are scored in windows")
     args = parser.parse_args(argv)
     args.report = args.report or args.out.with_suffix(".md")
     args.journal = args.journal or args.out.with_suffix(".scores.jsonl")

@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> str:
     settings = ModelSettings(
         path=args.model, observer=args.observer, quantize=args.quantize, dtype=args.dtype, device=args.device, calibration=args.calibration,
         slots=1,  # scoring needs no slot; 1 is the minimum
-        context=args.context,
+        context=args.text_window,
+        text_window=args.text_window,
     )  # fmt: skip
     settings.check_paths()
     scorer = create_scorer(settings, args.methods, target_fpr=args.target_fpr)
@@ -122,7 +123,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quantize", choices=CHOICES["quantize"], default=defaults.quantize)
     parser.add_argument("--dtype", choices=CHOICES["dtype"], default=defaults.dtype)
     parser.add_argument("--device", default=defaults.device)
-    parser.add_argument("--context", type=int, default=defaults.context, help="tokens")
+    parser.add_argument("--text-window", type=int, default=defaults.text_window, help="tokens; longer texts are scored in windows")
     args = parser.parse_args(argv)
     if args.out.suffix not in (".csv", ".jsonl"):
         parser.error("--out must end in .csv or .jsonl")

@@ -16,7 +16,7 @@ from app.errors import EngineFailed
 from serve.workers.messages import Events, Ready
 from serve.workers.router import Router
 
-FACTS = Facts("fake", 64, 2, "none", "float32", "cpu", "fake-base", True, hidden_size=3)
+FACTS = Facts("fake", 64, 2, "none", "float32", "cpu", "fake-base", True, hidden_size=3, text_window=64)
 CACHE = CacheReport(4, PageCounts(used=2, shared=1, cached=1, free=29), prompt_tokens=9, found_tokens=4, set_back=1)
 HERMES = (  # a chat template with a place for tools, and calls in the form of Hermes
     "{{ bos_token }}{% if tools %}s:{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m['role'][0] + ':' + (m['content'] or '') }}"

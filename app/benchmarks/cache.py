@@ -65,7 +65,14 @@ def decode_rate(engine: Engine, prompts: Sequence[tuple[int, ...]], new_tokens: 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     slots, context = max(args.at_once), max(args.window, args.prompt_tokens + args.new_tokens) + 8
-    shared: dict[str, Any] = {"path": args.model, "quantize": args.quantize, "slots": slots, "context": context, "drafts": False}
+    shared: dict[str, Any] = {
+        "path": args.model,
+        "quantize": args.quantize,
+        "slots": slots,
+        "context": context,
+        "cache_tokens": slots * context,
+        "drafts": False,
+    }
     engines = {dtype: create_engine(ModelSettings(**shared, cache_dtype=dtype))[0] for dtype in DTYPES}
     if args.text is not None:
         windows = windows_of(args.text, Tokenizer(args.model), args.window, args.windows)

@@ -232,6 +232,7 @@ def settings(args: argparse.Namespace) -> ModelSettings:
         device=args.device,
         slots=max(args.at_once),
         context=args.context,
+        cache_tokens=max(args.at_once) * args.context,  # nobody waits for a page
     )
 
 

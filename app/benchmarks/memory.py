@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,7 +33,7 @@ from app.settings import ModelSettings, prepare_environment
 
 
 def measure(settings: ModelSettings) -> dict[str, Any]:
-    """Load the model and compare. `context_bytes` counts one context more than slots, for long texts; the observer has only that one."""
+    """Load the model and compare. `context_bytes` counts a window for long texts beside the slots; the observer has only that one."""
     ledgers: list[Ledger] = []
 
     def recorded(*args: Any) -> Ledger:
@@ -42,7 +43,7 @@ def measure(settings: ModelSettings) -> dict[str, Any]:
     before = process_bytes(settings.path, settings.quantize)
     with patch.object(flat, "ledger_of", recorded):
         engine, facts = create_engine(settings)
-    performer = ledgers[-1]
+    cache = sum(tensor.nbytes for tensor in engine.performer.attention.slots.tensors)
     return {
         "kind": "footprint",
         "slots": facts.slots,
@@ -51,8 +52,8 @@ def measure(settings: ModelSettings) -> dict[str, Any]:
         "observer": facts.observer,
         "weight_bytes": sum(ledger.weights for ledger in ledgers),
         "activation_bytes": max(ledger.activations for ledger in ledgers),
-        "slot_bytes": performer.slot,
-        "context_bytes": engine.limits.slots * performer.slot + sum(ledger.text for ledger in ledgers),
+        "slot_bytes": cache // facts.slots,
+        "context_bytes": cache + sum(ledger.text for ledger in ledgers),
         "process_bytes": before,
         "loaded_bytes": resident_bytes(),
     }
@@ -63,6 +64,7 @@ def compare(settings: ModelSettings) -> dict[str, Any]:
     process = process_bytes(settings.path, settings.quantize)
     sizes = (settings.context, settings.slots or 1, settings.step_tokens)
     question = Question(settings.path, settings.quantize, settings.dtype, *sizes, process=process, observer=settings.observer_path)
+    question = replace(question, cache_tokens=settings.cache_tokens)
     need = Plan(question).need("cpu")
     engine, facts = create_engine(settings)
     peak = peak_bytes(engine)
@@ -121,7 +123,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     settings = ModelSettings(
-        path=args.model, quantize=args.quantize, dtype=args.dtype, device=args.device, slots=args.slots, context=args.context
+        path=args.model,
+        quantize=args.quantize,
+        dtype=args.dtype,
+        device=args.device,
+        slots=args.slots,
+        context=args.context,
+        cache_tokens=args.slots * args.context,  # a whole context for each
     )
     try:
         record = compare(settings) if args.full else measure(settings)

@@ -53,7 +53,7 @@ def engine_scorer(args: argparse.Namespace) -> Scorer:
 
     def score(batch: Sequence[Text]) -> list[float]:
         for number, text in enumerate(batch):
-            engine.submit(Score(str(number), text, windows(len(text), facts.context), True))
+            engine.submit(Score(str(number), text, windows(len(text), facts.text_window), True))
         columns: dict[str, Columns] = {}
         while not engine.idle:
             for event in engine.step():

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from app.engine import varlen
 from app.engine.drafts import MAX_TOKENS
 from app.engine.keyvalues import Shape, elements_of
-from app.engine.ledger import MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA, Ledger, activation_bytes
+from app.engine.ledger import MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA, SLOT_TOKENS, Ledger, activation_bytes
 from app.engine.pages import PAGE_TOKENS
 
 HEAD_ROWS = 256  # rows projected to the vocabulary at a time
@@ -27,17 +27,36 @@ class CacheLimits:
     """The size of a model's KV cache and steps."""
 
     slots: int | None  # 0: the model only scores texts; None: as many as fit this process's share of the device's memory
-    context: int  # tokens of a slot at most
+    context: int  # tokens of a sequence at most
     step_tokens: int = 512  # most rows of a step, decoding rows aside
     sharers: int = 1  # processes that serve from the device's memory, this one included
     page_tokens: int = PAGE_TOKENS
-    cache_tokens: int | None = None  # of all slots together; None: a whole context for each
+    cache_tokens: int | None = None  # of all slots together; None: `slot_tokens` for each, and at least a context
     dtype: Literal["auto", "int8"] = "auto"  # of the slots' cache; auto: the model's
     graphs: bool = True  # as model.graphs
+    text_window: int | None = None  # tokens of a text that are read in one piece; None: a context
+    shrinks: bool = False  # the context is what fits, where memory does not hold a whole one
 
     @property
     def context_pages(self) -> int:
         return -(-self.context // self.page_tokens)
+
+    @property
+    def text_tokens(self) -> int:
+        return self.context if self.text_window is None else self.text_window
+
+    @property
+    def text_pages(self) -> int:
+        return -(-self.text_tokens // self.page_tokens)
+
+    @property
+    def slot_tokens(self) -> int:
+        """What a slot adds to the cache."""
+        return min(self.context, SLOT_TOKENS)
+
+    @property
+    def slot_pages(self) -> int:
+        return -(-self.slot_tokens // self.page_tokens)
 
     @property
     def is_for_cuda(self) -> bool:
@@ -50,19 +69,31 @@ class CacheLimits:
         return self.slots or (MAX_DEFAULT_SLOTS_ON_CUDA if self.is_for_cuda else MAX_DEFAULT_SLOTS)
 
     def pool_pages(self, slots: int) -> int:
-        """Pages that so many slots share."""
-        return slots * self.context_pages if self.cache_tokens is None else -(-self.cache_tokens // self.page_tokens)
+        """Pages that so many slots share; none for a model that only scores texts."""
+        if self.cache_tokens is not None:
+            return -(-self.cache_tokens // self.page_tokens)
+        return max(slots * self.slot_pages, self.context_pages) if slots else 0
 
     def dtype_for(self, model: torch.dtype) -> torch.dtype:
         return torch.int8 if self.dtype == "int8" else model
 
 
-def slots_that_fit(ledger: Ledger, limits: CacheLimits, device: str) -> int:
-    """The number of slots, of a model that generates. Raises `SetupError` if the cache does not fit."""
-    if limits.cache_tokens is None:
-        return ledger.slots(limits.slots or None, device, limits.most_slots)
-    ledger.check_cache(limits.pool_pages(0) * ledger.slot // limits.context_pages, device)
-    return limits.most_slots
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    slots: int
+    context: int  # tokens
+
+
+def size_that_fits(ledger: Ledger, limits: CacheLimits, device: str) -> CacheSize:
+    """Of the cache of a model that generates. Raises `SetupError` if it does not fit."""
+    if limits.cache_tokens is not None:
+        ledger.check_cache(limits.pool_pages(0) * ledger.slot // limits.slot_pages, device)
+        return CacheSize(limits.most_slots, limits.context)
+    slots = ledger.slots(limits.slots or None, device, limits.most_slots)
+    if limits.shrinks:
+        return CacheSize(slots, min(limits.context, max(slots, ledger.default_slots) * limits.slot_tokens))
+    ledger.check_context(limits.context, limits.context_pages * ledger.slot // limits.slot_pages, device)
+    return CacheSize(slots, limits.context)
 
 
 def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
@@ -89,17 +120,17 @@ def page_counts(most: int, has_table: bool) -> tuple[int, ...]:
     return (*fewer, most)
 
 
-def slot_bytes(shapes: Iterable[Shape], context: int, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:
-    """Bytes of the pages that `context` tokens take, with the keys and values of layers of these shapes. `dtype` is the cache's."""
-    tokens = -(-context // page_tokens) * page_tokens
+def cache_bytes(shapes: Iterable[Shape], tokens: int, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> int:
+    """Bytes of the pages that `tokens` take, with the keys and values of layers of these shapes. `dtype` is the cache's."""
+    pages = -(-tokens // page_tokens)
     elements = sum(heads * (elements_of(key, dtype) + elements_of(value, dtype)) for heads, key, value in shapes)
-    return tokens * dtype.itemsize * elements
+    return pages * page_tokens * dtype.itemsize * elements
 
 
 def text_bytes(shapes: Collection[Shape], limits: CacheLimits, dtype: torch.dtype) -> int:
     """Bytes of the cache for long texts of layers of these shapes; for CUDA with the spare page of each cache."""
     spare = 2 * limits.page_tokens if limits.is_for_cuda else 0
-    return slot_bytes(shapes, limits.context_pages * limits.page_tokens + spare, dtype, limits.page_tokens)
+    return cache_bytes(shapes, limits.text_pages * limits.page_tokens + spare, dtype, limits.page_tokens)
 
 
 def ledger_of(
@@ -110,7 +141,7 @@ def ledger_of(
         memory=memory,
         weights=weights,
         activations=step_bytes(config, limits),
-        slot=slot_bytes(shapes, limits.context, limits.dtype_for(dtype), limits.page_tokens),
+        slot=cache_bytes(shapes, limits.slot_tokens, limits.dtype_for(dtype), limits.page_tokens),
         text=text_bytes(shapes, limits, dtype),
         sharers=limits.sharers,
     )

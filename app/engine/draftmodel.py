@@ -25,7 +25,7 @@ class DraftModel:
         """`vocabulary` is the number of tokens of the served model."""
         self.context = flat.context  # tokens of a lane
         self.vocabulary = min(flat.vocabulary, vocabulary)
-        self.lanes = Lanes(flat.slots, -(-self.context // flat.page_tokens))
+        self.lanes = Lanes(flat.slots, flat.context_pages)
         self.costs = RowCosts()  # of its own forwards, with the sampling behind them
         self._flat = flat
 
@@ -50,7 +50,7 @@ class DraftModel:
     def warm_up(self) -> None:
         """Learn what forwards take."""
         for tokens in (min(tokens, self.context) for tokens in WARM_UP_TOKENS for _ in range(WARM_UP_RUNS)):
-            lane = Lane(range(-(-self.context // self._flat.page_tokens)))
+            lane = Lane(range(self._flat.context_pages))
             self._draw([Drawing(Generate("warm-draft", (0,), 1), lane, [0] * tokens, tokens, 1, frozenset())])
 
     def _draw(self, drawings: Sequence[Drawing]) -> list[int]:

@@ -53,17 +53,17 @@ class Facts:
     draft: str | None = None  # the model that proposes tokens
     draft_weights: Weights | None = None
     parent: str | None = None  # the base's name, if these are the facts of an adapter
+    text_window: int = 0  # tokens of a text that are read in one piece
     largest_context: int = 0  # tokens that the model itself could hold, with its observer
+    has_set_context: bool = False  # by the settings: where it is less than the largest, it is not for want of memory
 
     @property
     def context_in_words(self) -> str:
-        """How many tokens the context holds and, where the model could hold more, which setting allows it."""
-        more = (
-            f" (the model itself could hold {self.largest_context}, by the setting model.context)"
-            if self.largest_context > self.context
-            else ""
-        )
-        return f"{self.context}{more}"
+        """How many tokens the context holds and, where the model could hold more, why it does not."""
+        if self.largest_context <= self.context:
+            return str(self.context)
+        why = "by the setting model.context" if self.has_set_context else "the memory does not"
+        return f"{self.context} (the model itself could hold {self.largest_context}, {why})"
 
     @property
     def adapter(self) -> str | None:

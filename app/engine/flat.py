@@ -7,6 +7,7 @@ Linear layers see one row `[1, T]` without padding, whatever sequences the token
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from app.engine import varlen
 from app.engine.attention import SlotAttention
-from app.engine.capacity import CacheLimits, ledger_of, slots_that_fit
+from app.engine.capacity import CacheLimits, ledger_of, size_that_fits
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import quantize_layers
@@ -52,7 +53,8 @@ class FlatModel:
         self._head_device = _device_of(self._head) or self.device
         self.devices = tuple(dict.fromkeys([self.device, *self.layer_devices.values(), self._head_device]))
         self.slots = 0
-        self.context = 0  # tokens of a slot at most
+        self.context = 0  # tokens of a sequence at most
+        self.text_window = 0  # tokens of a text that are read in one piece
         self.pages = 0
         self.page_tokens = PAGE_TOKENS
         self.scoring_pages = range(0)
@@ -65,6 +67,10 @@ class FlatModel:
     def vocabulary(self) -> int:
         """Number of tokens that have an embedding; a tokenizer may know more."""
         return int(self.model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+
+    @property
+    def context_pages(self) -> int:
+        return -(-self.context // self.page_tokens)
 
     @property
     def device_name(self) -> str:
@@ -234,14 +240,18 @@ def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
         check_bytes(type(flat.model).__name__, dtype, attention.shapes.values(), limits.page_tokens, columns)
     parts = {device: _shapes_on(flat, device) for device in flat.devices}
     ledgers = {device: _ledger_of(flat, device, parts[device], limits) for device in flat.devices}
-    flat.slots = 0 if limits.slots == 0 else min(slots_that_fit(ledger, limits, str(device)) for device, ledger in ledgers.items())
-    flat.context = limits.context
+    longest = max(limits.context, limits.text_tokens)  # whatever the memory holds
+    if limits.slots != 0:
+        sizes = [size_that_fits(ledger, limits, str(device)) for device, ledger in ledgers.items()]
+        flat.slots = min(size.slots for size in sizes)
+        limits = replace(limits, context=min(size.context for size in sizes))
+    flat.context, flat.text_window = limits.context, limits.text_tokens
     flat.pages, flat.page_tokens = limits.pool_pages(flat.slots), limits.page_tokens
-    flat.scoring_pages = range(limits.context_pages)
-    splits, context = 0, limits.context_pages * flat.page_tokens  # no splits: not by torch's flash kernel
+    flat.scoring_pages = range(limits.text_pages)
+    splits, context = 0, -(-longest // flat.page_tokens) * flat.page_tokens  # no splits: not by torch's flash kernel
     if flat.page_tokens == varlen.PAGE_TOKENS:
         splits = min(varlen.usable_splits(device, dtype, shapes.values(), context) for device, shapes in parts.items() if shapes)
-    for cache, pages, kept_as in ((attention.slots, flat.pages, slots_dtype), (attention.texts, limits.context_pages, dtype)):
+    for cache, pages, kept_as in ((attention.slots, flat.pages, slots_dtype), (attention.texts, limits.text_pages, dtype)):
         for device, shapes in parts.items():
             if splits:
                 cache.allocate_by_tokens(shapes, pages, kept_as, device, context=context, splits=splits)

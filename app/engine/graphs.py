@@ -60,7 +60,7 @@ class DecodeGraphs:
         """For steps of at most `rows` rows. The model attends by torch's flash kernel."""
         self.counts = row_counts(rows)
         self._flat, self._record = flat, record
-        most, pages, device = self.counts[-1], len(flat.scoring_pages), flat.device
+        most, pages, device = self.counts[-1], flat.context_pages, flat.device
         self._widths = page_counts(pages, varlen.has_page_table())
         self._spare = flat.pages  # the page of rows that belong to no sequence
         size = 8 * COLUMNS + 4 * (TABLE + pages)
@@ -119,7 +119,7 @@ class DecodeGraphs:
     def _send(self, rows: Sequence[DecodeRow], choice: Choice) -> None:
         self._turn = 1 - self._turn
         host = self._hosts[self._turn]
-        numbers, integers = host[:, : 8 * COLUMNS].view(torch.float64).numpy(), _integers(host, len(self._flat.scoring_pages)).numpy()
+        numbers, integers = host[:, : 8 * COLUMNS].view(torch.float64).numpy(), _integers(host, self._flat.context_pages).numpy()
         heads = []
         for place, row in enumerate(rows):
             last, rest = divmod(row.position, PAGE_TOKENS)

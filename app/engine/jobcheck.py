@@ -29,8 +29,8 @@ class JobCheck:
     def _embed_error_of(self, job: Embed) -> LitmusError | None:
         if not job.tokens:
             return InvalidRequest("the input needs at least one token", param="input")
-        if len(job.tokens) > self._context:
-            return ContextTooLong(f"the input has {len(job.tokens)} tokens, the context holds {self._context}", param="input")
+        if len(job.tokens) > (most := self._performer.text_window):
+            return ContextTooLong(f"the input has {len(job.tokens)} tokens, and {most} are read in one piece", param="input")
         return None
 
     def _generate_error_of(self, job: Generate) -> LitmusError | None:

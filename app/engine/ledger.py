@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the API process has no torch, and asks for the memory of a 
     import torch
 
 MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA = 32, 128  # used when the settings give no number of slots
+SLOT_TOKENS = 4096  # that a slot adds at most to the cache of all slots; a longer sequence takes what others leave
 USABLE_SHARE = 0.9  # of the memory beside the weights; the rest is left to the allocator and the libraries
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # a container's, version 2 and 1
 
@@ -31,18 +32,23 @@ class Ledger:
     memory: int
     weights: int
     activations: int
-    slot: int  # keys and values of one context
-    text: int  # those of the one context for long texts
+    slot: int  # keys and values that a slot adds to the cache
+    text: int  # those of the one window for long texts
     sharers: int = 1
 
     @property
     def max_slots(self) -> int:
-        """Slots that fit beside the context reserved for long texts, if no other process takes memory."""
+        """Slots that fit beside the window reserved for long texts, if no other process takes memory."""
         return self._max_slots(1)
 
     @property
+    def default_slots(self) -> int:
+        """Slots that fit this process's share of the memory."""
+        return self._max_slots(self.sharers)
+
+    @property
     def most_cache(self) -> int:
-        """Bytes of a cache that all slots share, which fit beside the context reserved for long texts."""
+        """Bytes of a cache that all slots share, which fit beside the window reserved for long texts."""
         return int(USABLE_SHARE * (self.memory - self.weights - self.activations)) - self.text
 
     def _max_slots(self, sharers: int) -> int:
@@ -57,7 +63,7 @@ class Ledger:
         """The requested number of slots; for None, as many as fit this process's share, at most `most`. Raises `SetupError` with the
         numbers when they do not fit.
         """
-        max_slots = self._max_slots(self.sharers if requested is None else 1)
+        max_slots = self.default_slots if requested is None else self.max_slots
         if max_slots >= (requested or 1):
             return requested or min(most, max_slots)
         count = requested or 1
@@ -69,14 +75,25 @@ class Ledger:
             f"{shared}, and a tenth of what the weights leave is kept free: {max_slots} slots would fit; or lower --model.context"
         )
 
+    def check_context(self, tokens: int, size: int, device: str) -> None:
+        """Raises `SetupError` if a context of so many tokens, and bytes, does not fit beside one window for long texts."""
+        if size <= self.most_cache:
+            return
+        needed = self.weights + self.activations + size + self.text
+        raise SetupError(
+            f"a context of {tokens} tokens does not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)}, "
+            f"{_gib(size)} for it and {_gib(self.text)} for long texts need {_gib(needed)} of {_gib(self.memory)}, and a tenth "
+            "of what the weights leave is kept free: lower --model.context, or leave it out, which takes as much as fits"
+        )
+
     def check_cache(self, cache: int, device: str) -> None:
-        """Raises `SetupError` if a cache of so many bytes does not fit beside one context for long texts."""
+        """Raises `SetupError` if a cache of so many bytes does not fit beside one window for long texts."""
         if cache <= self.most_cache:
             return
         needed = self.weights + self.activations + cache + self.text
         raise SetupError(
             f"a cache of {_gib(cache)} does not fit {device}: with weights {_gib(self.weights)}, activations {_gib(self.activations)} and "
-            f"a context of {_gib(self.text)} for long texts it needs {_gib(needed)} of {_gib(self.memory)}, and a tenth of what the "
+            f"a window of {_gib(self.text)} for long texts it needs {_gib(needed)} of {_gib(self.memory)}, and a tenth of what the "
             "weights leave is kept free: lower --model.cache_tokens"
         )
 

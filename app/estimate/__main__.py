@@ -23,7 +23,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--draft", help="a smaller model that proposes tokens, as model.draft")
     parser.add_argument("--quantize", choices=["none", "int8", "nf4", "fp4", "int4"], default="none")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
-    parser.add_argument("--context", type=_at_least(32), default=4096, help="tokens a slot; when fine-tuning, of a sequence")
+    longest = "the model's own, or as much as fits, when not given"
+    parser.add_argument("--context", type=_at_least(32), help=f"as model.context; when fine-tuning, tokens of a sequence; {longest}")
+    parser.add_argument("--text-window", type=_at_least(32), default=4096, help="as model.text_window")
     parser.add_argument("--slots", type=_at_least(1), help=f"requests that decode at once; {SLOTS} when not given")
     parser.add_argument("--cache-tokens", type=_at_least(32), help="as model.cache_tokens: what all slots share")
     parser.add_argument("--cache-dtype", choices=["auto", "int8"], default="auto", help="as model.cache_dtype")
@@ -61,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         process, observer = process_bytes(settings.path, args.quantize), settings.observer_path
         cache = (args.cache_tokens, args.cache_dtype)
         question = Question(settings.path, args.quantize, args.dtype, *sizes, args.fine_tune, process, observer, *cache, args.draft)
-        question = replace(question, graphs=not args.no_graphs)
+        question = replace(question, graphs=not args.no_graphs, text_window=args.text_window)
         estimate = estimate_of(Plan(question), devices)
     except LitmusError as error:
         sys.stderr.write(f"litmus: {error.message}\n")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from app.engine import varlen
+from app.engine.ledger import SLOT_TOKENS
 from app.estimate.device import Device
 from app.estimate.plan import QUANTIZATIONS, FineTune, Plan, Question, is_supported
 
@@ -39,12 +40,11 @@ def _smaller_cache(plan: Plan, device: Device) -> Iterator[str]:
     asked, need = plan.question, plan.need(device.kind)
     if device.kind == "cpu" and asked.cache_dtype == "auto" and plan.fits(device, replace(asked, cache_dtype="int8")):
         yield f"{device.name}: with a cache in int8 it fits as asked"
-    ledger = need.ledger(device.free)
-    if asked.cache_tokens is None and ledger.max_slots:
-        yield f"{device.name}: {_count(ledger.max_slots)} of {asked.context} tokens would fit instead of {asked.slots}"
+    if asked.cache_tokens is None and (fewer := _slots_that_fit(plan, device, asked)):
+        yield f"{device.name}: {fewer} would fit instead of {asked.slots}"
     if asked.cache_tokens is not None and need.shared:
         page = varlen.page_tokens(device.kind)
-        tokens = ledger.most_cache * asked.cache_tokens // need.shared // page * page
+        tokens = need.ledger(device.free).most_cache * asked.cache_tokens // need.shared // page * page
         if tokens >= plan.context_of(asked):
             yield f"{device.name}: a cache of {tokens} tokens would fit instead of {asked.cache_tokens}"
 
@@ -63,9 +63,18 @@ def _smaller_quantizations(plan: Plan, device: Device) -> Iterator[str]:
         if need.fits(device.free):
             yield f"{device.name}: with {quantize} it fits as asked ({_gib(need.total)} of {_gib(device.free)})"
             return
-        slots = need.ledger(device.free).max_slots
-        if slots and asked.cache_tokens is None:
-            yield f"{device.name}: with {quantize}, {_count(slots)} of {asked.context} tokens would fit"
+        if asked.cache_tokens is None and (fewer := _slots_that_fit(plan, device, other)):
+            yield f"{device.name}: with {quantize}, {fewer} would fit"
+
+
+def _slots_that_fit(plan: Plan, device: Device, asked: Question) -> str | None:
+    """How many slots there would be, if not as many as asked for, and their context; None if the context does not fit."""
+    need = plan.need(device.kind, asked)
+    ledger = need.ledger(device.free)
+    slots = ledger.max_slots
+    if not slots or (asked.context is not None and need.context_bytes > ledger.most_cache):
+        return None
+    return f"{_count(min(slots, asked.slots))} with a context of {min(need.context, slots * SLOT_TOKENS)} tokens"
 
 
 def _smaller_file(plan: Plan, device: Device) -> Iterator[str]:
@@ -89,7 +98,7 @@ def _for_training(plan: Plan, device: Device) -> Iterator[str]:
 
 def _longest_context(plan: Plan, device: Device, asked: Question) -> int:
     """The longest of `CONTEXTS` below the one asked for that fits; 0 if none does."""
-    shorter = [context for context in CONTEXTS if context < min(asked.context, plan.context)]
+    shorter = [context for context in CONTEXTS if context < plan.context_of(asked)]
     return next((context for context in reversed(shorter) if plan.fits(device, replace(asked, context=context))), 0)
 
 
@@ -98,10 +107,10 @@ def _nothing_helps(plan: Plan, device: Device) -> str:
     kinds = ("none",) if plan.source.gguf is not None else QUANTIZATIONS[device.kind]
     if asked.fine_tune is not None:
         method: FineTune = "lora" if plan.source.gguf is not None else "qlora"
-        least = plan.need(device.kind, replace(asked, fine_tune=method, context=min(LEAST_CONTEXT, plan.context)))
+        least = plan.need(device.kind, replace(asked, fine_tune=method, context=min(LEAST_CONTEXT, plan.longest)))
         what = f"{method} with sequences of {LEAST_CONTEXT} tokens"
     else:
-        small = [replace(asked, quantize=kind, dtype="auto", slots=1, context=min(LEAST_CONTEXT, plan.context)) for kind in kinds]
+        small = [replace(asked, quantize=kind, dtype="auto", slots=1, context=min(LEAST_CONTEXT, plan.longest)) for kind in kinds]
         least, what = min(((plan.need(device.kind, each), each.quantize) for each in small), key=lambda pair: pair[0].total)
         what = f"one slot of {LEAST_CONTEXT} tokens, quantize={what}"
     return f"{device.name}: no setting fits: the least, {what}, needs {_gib(least.total)} of {_gib(device.free)}"

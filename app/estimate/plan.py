@@ -14,15 +14,15 @@ from transformers import PreTrainedModel
 
 from app.engine import varlen
 from app.engine.attention import SlotAttention
-from app.engine.capacity import CacheLimits, slot_bytes, step_bytes, text_bytes
+from app.engine.capacity import CacheLimits, cache_bytes, step_bytes, text_bytes
 from app.engine.kernel import kernel
 from app.engine.lanes import MAX_LANES
-from app.engine.ledger import Ledger, fits_beside
+from app.engine.ledger import SLOT_TOKENS, Ledger, fits_beside
 from app.errors import SetupError
 from app.estimate.device import Device
 from app.estimate.tuning import Tuning, tuning_of
 from app.models.cache import slot_attention
-from app.models.context import context_of
+from app.models.context import context_of, wanted_context
 from app.models.footprint import Form, footprint
 from app.models.skeleton import served_dtype, skeleton_of
 from app.models.source import Source, source_of
@@ -40,7 +40,7 @@ class Question:
     path: str
     quantize: str = "none"
     dtype: str = "auto"
-    context: int = 4096
+    context: int | None = None  # the model's own, or as much as fits
     slots: int = 1
     step_tokens: int = 512
     fine_tune: FineTune | None = None
@@ -50,12 +50,13 @@ class Question:
     cache_dtype: Literal["auto", "int8"] = "auto"
     draft: str | None = None
     graphs: bool = True
+    text_window: int = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes of a device's memory. `weights` by kind of storage; `slot` is one context of the slots' cache, `text` the one for long texts,
-    which is all that an observer has, `observer_text`; `draft_cache` are the contexts of a draft model.
+    """Bytes of a device's memory. `weights` by kind of storage; `slot` is what a slot adds to the cache of all, `text` that for a window of
+    a long text, which is all that an observer has, `observer_text`; `draft_cache` is that of a draft model.
     """
 
     weights: Counter[str]
@@ -67,12 +68,14 @@ class Need:
     dtype: str
     tuning: Tuning | None = None
     observer_text: int = 0
-    shared: int | None = None  # what all slots share; None: each has a whole context
+    shared: int | None = None  # the cache of all slots, where its size is asked for
+    context: int = 0  # tokens
+    context_bytes: int = 0
     draft_cache: int = 0
 
     @property
     def cache(self) -> int:
-        slots = self.slot * self.slots if self.shared is None else self.shared
+        slots = max(self.slot * self.slots, self.context_bytes) if self.shared is None else self.shared
         return slots + self.text + self.observer_text + self.draft_cache
 
     @property
@@ -89,7 +92,8 @@ class Need:
         if self.tuning is None and self.shared is not None:
             return self.shared <= self.ledger(memory).most_cache
         if self.tuning is None:
-            return self.ledger(memory).max_slots >= self.slots
+            ledger = self.ledger(memory)
+            return ledger.max_slots >= self.slots and ledger.most_cache >= self.context_bytes
         return fits_beside(memory - self.overhead, self.weights.total(), self.total - self.overhead - self.weights.total())
 
 
@@ -100,16 +104,16 @@ class Plan:
     question: Question
     source: Source = field(init=False)
     skeleton: PreTrainedModel = field(init=False)
-    context: int = field(init=False)
+    longest: int = field(init=False)  # tokens that the model can hold, with its observer
 
     def __post_init__(self) -> None:
         self.source = source_of(self.question.path)
         self.skeleton = skeleton_of(self.source)
-        self.context = min(self.question.context, context_of("model.path", self.source))
+        self.longest = context_of("model.path", self.source)
         observer = self.question.observer if self.question.fine_tune is None else None
         self.observer = None if observer is None else Plan(replace(self.question, path=observer, observer=None, draft=None))
         if self.observer is not None:
-            self.context = min(self.context, self.observer.context)
+            self.longest = min(self.longest, self.observer.longest)
         self.draft = self._plan_of_draft()
         self.config = self.skeleton.config.get_text_config()
         if self.source.gguf is not None and self.question.quantize != "none":
@@ -136,7 +140,8 @@ class Plan:
             weights += Counter({} if other is None else {f"{name}, {form}": size for form, size in other.weights.items()})
         page_tokens, shapes = varlen.page_tokens(kind), self._attention.shapes.values()
         limits = CacheLimits(asked.slots, context, asked.step_tokens, 1, page_tokens, asked.cache_tokens, asked.cache_dtype, asked.graphs)
-        slot = slot_bytes(shapes, context, limits.dtype_for(dtype), page_tokens)
+        limits = replace(limits, text_window=min(context, asked.text_window))
+        slot = cache_bytes(shapes, limits.slot_tokens, limits.dtype_for(dtype), page_tokens)
         return Need(
             weights,
             slot=slot,
@@ -146,13 +151,26 @@ class Plan:
             overhead=_overhead(kind, asked),
             dtype=str(dtype).removeprefix("torch."),
             observer_text=0 if observer is None else observer.text,
-            shared=None if asked.cache_tokens is None else limits.pool_pages(0) * slot // limits.context_pages,
+            shared=None if asked.cache_tokens is None else limits.pool_pages(0) * slot // limits.slot_pages,
+            context=context,
+            context_bytes=limits.context_pages * slot // limits.slot_pages,
             draft_cache=0 if draft is None else draft.cache,
         )
 
+    def need_on(self, device: Device, question: Question | None = None) -> Need:
+        """What the device needs: of a context that is not asked for, as much as it holds."""
+        asked = self.question if question is None else question
+        need = self.need(device.kind, asked)
+        ledger = need.ledger(device.free)
+        if asked.fine_tune is not None or asked.context is not None or need.shared or need.context_bytes <= ledger.most_cache:
+            return need
+        slots = max(need.slots, ledger.max_slots)
+        return replace(need, context=slots * SLOT_TOKENS, context_bytes=slots * need.slot)
+
     def context_of(self, asked: Question) -> int:
-        """As the engine reduces it: to the model's own limit, and to the tokens of the cache."""
-        return min(asked.context, self.context, asked.cache_tokens or asked.context)
+        """As the engine reduces it: to the model's own limit, and to the tokens of the cache; not to a device's memory."""
+        context = wanted_context(asked.context, self.longest)
+        return min(context, asked.cache_tokens or context)
 
     def _plan_of_draft(self) -> "Plan | None":
         path = self.question.draft if self.question.fine_tune is None else None
@@ -162,7 +180,7 @@ class Plan:
         """Of a draft model, whose cache has fewer contexts. A GGUF file keeps its own precision."""
         keeps = asked.draft is not None and source_of(asked.draft).gguf is not None
         quantize = "none" if keeps else asked.quantize
-        slots, context = min(asked.slots, MAX_LANES), self.context_of(asked)
+        slots, context = min(asked.slots, MAX_LANES), min(self.context_of(asked), SLOT_TOKENS)
         cache: dict[str, Any] = {"slots": slots, "context": context, "cache_tokens": None, "cache_dtype": "auto"}
         return replace(asked, quantize=quantize, observer=None, draft=None, **cache)
 
@@ -171,7 +189,7 @@ class Plan:
         dtype = torch.bfloat16 if asked.dtype == "auto" else getattr(torch, asked.dtype)
         # its own layers, as only they have a backward pass: none is packed for the kernel
         weights = footprint(self.source, self.skeleton, Form(scheme, dtype, "cuda", is_trained=True))
-        tuning = self._tuning(min(asked.context, self.context), dtype)
+        tuning = self._tuning(wanted_context(asked.context, self.longest), dtype)
         return Need(weights, 0, 0, 0, tuning.activations, _overhead(kind, asked), str(dtype).removeprefix("torch."), tuning)
 
     def _tuning(self, tokens: int, dtype: torch.dtype) -> Tuning:
@@ -184,7 +202,7 @@ class Plan:
 
     def fits(self, device: Device, question: Question | None = None) -> bool:
         asked = self.question if question is None else question
-        return is_supported(asked, device.kind) and self.need(device.kind, asked).fits(device.free)
+        return is_supported(asked, device.kind) and self.need_on(device, asked).fits(device.free)
 
 
 def is_supported(question: Question, kind: str) -> bool:

@@ -14,13 +14,13 @@ NOTE = "Without its tokenizer and adapters; pages of the cache are taken from th
 def estimate_of(plan: Plan, devices: Sequence[Device]) -> Estimate:
     """The sums are for the first CUDA device of the machine, or its CPU: `devices` begins with the machine's own."""
     asked, chosen = plan.question, _chosen(devices)
-    need = plan.need(chosen.kind)
+    need = plan.need_on(chosen)
     tuning = need.tuning
     return Estimate(
         model=asked.path,
         quantize=asked.quantize,
         dtype=need.dtype,
-        context=plan.context_of(asked),
+        context=need.context or plan.context_of(asked),
         slots=asked.slots,
         cache_tokens=asked.cache_tokens,
         cache_dtype=asked.cache_dtype,
@@ -46,8 +46,15 @@ def _chosen(devices: Sequence[Device]) -> Device:
 
 def _device(plan: Plan, device: Device) -> DeviceEstimate:
     supported = is_supported(plan.question, device.kind)
-    needed = plan.need(device.kind).total if supported else None
-    return DeviceEstimate(name=device.name, free_bytes=device.free, total_bytes=device.total, needed_bytes=needed, fits=plan.fits(device))
+    need = plan.need_on(device) if supported else None
+    return DeviceEstimate(
+        name=device.name,
+        free_bytes=device.free,
+        total_bytes=device.total,
+        needed_bytes=None if need is None else need.total,
+        context=None if need is None else need.context or plan.context_of(plan.question),
+        fits=plan.fits(device),
+    )
 
 
 def lines(estimate: Estimate) -> Iterator[str]:
@@ -58,7 +65,7 @@ def lines(estimate: Estimate) -> Iterator[str]:
     for kind, size in estimate.weights.items():
         yield _row(f"  {kind}", size)
     in_bytes = "" if estimate.cache_dtype == "auto" else f" in {estimate.cache_dtype}"
-    yield _row(f"KV cache{in_bytes}, with a context for long texts", estimate.cache_bytes)
+    yield _row(f"KV cache{in_bytes}, with a window for long texts", estimate.cache_bytes)
     yield _row("activations", estimate.activation_bytes)
     if estimate.fine_tune is not None:
         yield _row("adapter", estimate.fine_tune.adapter_bytes)
@@ -69,15 +76,16 @@ def lines(estimate: Estimate) -> Iterator[str]:
     yield ""
     for device in estimate.devices:
         needed = "cannot run it" if device.needed_bytes is None else f"needs {_gib(device.needed_bytes)} of {_gib(device.free_bytes)} free"
-        yield f"{'fits' if device.fits else 'does not fit'}  {device.name}: {needed}"
+        shorter = f", with a context of {device.context} tokens" if device.fits and device.context not in (None, estimate.context) else ""
+        yield f"{'fits' if device.fits else 'does not fit'}  {device.name}: {needed}{shorter}"
     yield from estimate.advice
 
 
 def _sequences(estimate: Estimate) -> str:
     if estimate.fine_tune is not None:
         return f"sequences of {estimate.context} tokens"
-    shared = "" if estimate.cache_tokens is None else f", which share a cache of {estimate.cache_tokens} tokens"
-    return f"{estimate.slots} slots of {estimate.context} tokens{shared}"
+    shared = "" if estimate.cache_tokens is None else f", a cache of {estimate.cache_tokens} tokens for all"
+    return f"{estimate.slots} slots, a context of {estimate.context} tokens{shared}"
 
 
 def _row(name: str, size: int) -> str:

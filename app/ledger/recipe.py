@@ -20,7 +20,7 @@ class Recipe(BaseModel):
     quantize: str
     dtype: str
     device: str
-    context: int
+    context: int | None  # tokens; null: what the base holds
     seed: int
     hyperparameters: Hyperparameters
     name: str  # of the result

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from app.engine.capacity import CacheLimits, ledger_of, slot_bytes, slots_that_fit, step_bytes, text_bytes
+from app.engine.capacity import CacheLimits, cache_bytes, ledger_of, size_that_fits, step_bytes, text_bytes
 from app.engine.ledger import device_memory
 from app.errors import SetupError, UnsupportedModel
 from app.models.cache import slot_attention
@@ -46,16 +46,16 @@ def device_map(source: Source, settings: ModelSettings, cards: Sequence[torch.de
     shapes = slot_attention(skeleton).shapes
     by_part = [[], *([shapes[layer]] for layer in sorted(shapes)), []]
     text = [text_bytes(each, limits, form.dtype) for each in by_part]
-    slot = [slot_bytes(each, limits.context, limits.dtype_for(form.dtype), limits.page_tokens) for each in by_part]
+    slot = [cache_bytes(each, limits.slot_tokens, limits.dtype_for(form.dtype), limits.page_tokens) for each in by_part]
     config, memory = skeleton.config.get_text_config(), [device_memory(card, 0) for card in cards]
     pages = limits.pool_pages(0 if limits.slots == 0 else limits.most_slots)
-    sizes = [weights[part] + text[part] + slot[part] * pages // limits.context_pages for part in range(len(parts))]
+    sizes = [weights[part] + text[part] + slot[part] * pages // limits.slot_pages for part in range(len(parts))]
     places = divide(sizes, [max(1, each - step_bytes(config, limits)) for each in memory])
     for place, card in enumerate(cards):
         own = [part for part, chosen in enumerate(places) if chosen == place]
         layers = [shape for part in own for shape in by_part[part]]
         ledger = ledger_of(config, layers, limits, form.dtype, memory[place], sum(weights[part] for part in own))
-        slots_that_fit(ledger, limits, str(card))
+        size_that_fits(ledger, limits, str(card))
     return {name: cards[place] for names, place in zip(parts, places, strict=True) for name in names}
 
 

@@ -31,6 +31,6 @@ def draft_settings(settings: ModelSettings, source: Source) -> ModelSettings:
 
 
 def draft_limits(cache: CacheLimits, source: Source) -> CacheLimits:
-    """`cache` is that of the model."""
-    lanes, context = min(cache.slots or MAX_LANES, MAX_LANES), min(cache.context, context_of("model.draft", source))
+    """`cache` is that of the model. Longer sequences than a slot's part of it are not drafted for."""
+    lanes, context = min(cache.slots or MAX_LANES, MAX_LANES), min(cache.slot_tokens, context_of("model.draft", source))
     return CacheLimits(lanes, context, MAX_READ, cache.sharers)

@@ -26,7 +26,7 @@ from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolsUnsupported
 from app.models.cache import check_kinds
-from app.models.context import context_of
+from app.models.context import NO_LIMIT, context_of, wanted_context
 from app.models.device import DeviceAssignment, cards_of
 from app.models.division import check_divisible, device_map
 from app.models.draft import check_vocabulary, draft_limits, draft_settings
@@ -116,27 +116,24 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     _make_current(device)
     path = settings.observer_path
     largest = context_of("model.path", source_of(settings.path))
-    context = min(settings.context, largest, settings.cache_tokens or settings.context)
-    size, dtype = settings.cache_tokens, settings.cache_dtype
-    page_tokens = varlen.page_tokens(device.type)
-    cache = CacheLimits(settings.slots, context, settings.step_tokens, sharers, page_tokens, size, dtype, settings.graphs)
+    if path is not None:
+        largest = min(largest, context_of("model.observer", source_of(path)))
+    cache = _cache_limits(settings, largest, device, sharers)
     observer = None
     if path is not None:  # loaded before the performer, whose slots may take all memory that is left
         _check_pair(tokenizer, Tokenizer(path), path)
-        largest = min(largest, context_of("model.observer", source_of(path)))
-        cache = replace(cache, context=min(cache.context, largest))
         observer = _flat_model(path, settings, devices, replace(cache, slots=0, cache_tokens=None, dtype="auto"), stages)
     draft = None if settings.draft is None else _draft_model(settings.draft, settings, device, cache, stages)
     performer = _flat_model(settings.path, settings, devices, cache, stages)
     _make_current(performer.device)  # a division leaves out a first card that has no room
     _check_added_tokens(settings.path, tokenizer, performer)
-    limits = EngineLimits(performer.slots, cache.context, settings.step_tokens, settings.stretch, settings.drafts)
+    limits = EngineLimits(performer.slots, performer.context, settings.step_tokens, settings.stretch, settings.drafts)
     with stages.measure("forms"):
         grammars = GrammarCompiler(tokenizer.base, performer.vocabulary, tokenizer.end_tokens(), tokenizer.chat.closing_marks)
     engine = Engine(performer, tokenizer.decode, tokenizer.end_tokens(), limits, observer, grammars)
     if draft is not None:
         engine.drafter.add_model(DraftModel(draft, performer.vocabulary))
-    facts = replace(_facts(settings, engine, tokenizer, sampling), largest_context=largest)
+    facts = replace(_facts(settings, engine, tokenizer, sampling), largest_context=0 if largest == NO_LIMIT else largest)
     log.info("the context of %s holds %s tokens", settings.served_name, facts.context_in_words)
     if draft is not None and settings.draft is not None:
         facts = replace(facts, draft=served_name(settings.draft), draft_weights=draft.weights)
@@ -148,6 +145,24 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     log.info("loaded %s in %s", settings.served_name, stages)
     release_freed(*[source_of(each) for each in (settings.path, path) if each is not None])
     return engine, replace(facts, adapters=tuple(adapter.facts for adapter in adapters))
+
+
+def _cache_limits(settings: ModelSettings, largest: int, device: torch.device, sharers: int) -> CacheLimits:
+    """`largest` is what the model could hold, in tokens."""
+    context = wanted_context(settings.context, largest)
+    context = min(context, settings.cache_tokens or context)
+    return CacheLimits(
+        settings.slots,
+        context,
+        settings.step_tokens,
+        sharers,
+        varlen.page_tokens(device.type),
+        settings.cache_tokens,
+        settings.cache_dtype,
+        settings.graphs,
+        text_window=min(context, settings.text_window),
+        shrinks=settings.context is None,
+    )
 
 
 def _make_current(device: torch.device) -> None:
@@ -204,6 +219,8 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         weights=performer.weights,
         observer_weights=None if engine.observer is None else engine.observer.weights,
         hidden_size=performer.hidden_size,
+        text_window=performer.text_window,
+        has_set_context=settings.context is not None or settings.cache_tokens is not None,
         cache_dtype=settings.cache_dtype,
         template=template,
     )

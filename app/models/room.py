@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from app.engine.capacity import CacheLimits, ledger_of, slots_that_fit
+from app.engine.capacity import CacheLimits, ledger_of, size_that_fits
 from app.engine.kernel import kernel
 from app.engine.ledger import Ledger, device_memory
 from app.models.cache import slot_attention
@@ -22,7 +22,7 @@ def check_room(source: Source, settings: ModelSettings, device: torch.device, li
     if MOST_GROWTH * sum(file.stat().st_size for file in weight_files(source)) < memory:
         return
     ledger = needs(source, settings, device, limits, memory)
-    slots_that_fit(ledger, limits, str(device))
+    size_that_fits(ledger, limits, str(device))
 
 
 def needs(source: Source, settings: ModelSettings, device: torch.device, limits: CacheLimits, memory: int) -> Ledger:

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 from transformers import PretrainedConfig
 
-from app.engine.ledger import Ledger, activation_bytes, cpu_memory
+from app.engine.ledger import SLOT_TOKENS, Ledger, activation_bytes, cpu_memory
+from app.models.context import context_of, wanted_context
 from app.models.hub import find_file
 from app.models.names import is_hub_name
 from app.models.source import Source, source_of
@@ -35,13 +36,22 @@ def shortage(settings: ModelSettings) -> str | None:
     ledgers = [_ledger(settings, path) for path in paths]
     weights = settings.replicas * sum(ledger.weights for ledger in ledgers)
     slots, own = settings.slots or 1, ledgers[0]
-    needed = weights + settings.replicas * (own.activations + slots * own.slot + own.text)
+    cache = _cache_bytes(settings, own, slots)
+    needed = weights + settings.replicas * (own.activations + cache + own.text)
     if needed <= own.memory:
         return None
     return (
         f"weights of {_gib(weights)} and {slots} slots{f' in each of {settings.replicas} replicas' if settings.replicas > 1 else ''} need "
         f"{_gib(needed)}, and {_gib(own.memory)} are free: {_gib(needed - own.memory)} are missing"
     )
+
+
+def _cache_bytes(settings: ModelSettings, ledger: Ledger, slots: int) -> int:
+    """Of a replica. A context that the settings leave to the memory is none that has to fit."""
+    context = wanted_context(settings.context, context_of("path", source_of(settings.path)))
+    slot_tokens = min(context, SLOT_TOKENS)
+    asked = slots * slot_tokens if settings.context is None else max(slots * slot_tokens, context)
+    return ledger.slot * (settings.cache_tokens or asked) // slot_tokens
 
 
 def _ledger(settings: ModelSettings, path: str) -> Ledger:
@@ -53,17 +63,17 @@ def _ledger(settings: ModelSettings, path: str) -> Ledger:
     bits = BITS.get(settings.quantize, DTYPE_BITS[dtype]) if settings.dtype != "float32" else DTYPE_BITS["float32"]
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     head = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    context = min(settings.context, int(getattr(config, "max_position_embeddings", None) or settings.context))
+    context = wanted_context(settings.context, context_of("path", source))
     widest = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     rows = max(HEAD_ROWS, settings.slots or 0)
-    elements = context * config.num_hidden_layers * heads * 2 * head
-    text = elements * int(DTYPE_BITS[dtype] / 8)
+    elements = config.num_hidden_layers * heads * 2 * head  # of a token
+    slot_elements, item = min(context, SLOT_TOKENS) * elements, int(DTYPE_BITS[dtype] / 8)
     return Ledger(
         memory=cpu_memory(_resident_bytes()),
         weights=stored_bytes if kept else int(parameters * bits / 8),
         activations=activation_bytes(settings.step_tokens, config.hidden_size, widest, config.vocab_size, rows),
-        slot=elements // head * (head + SCALE_BYTES) if settings.cache_dtype == "int8" else text,
-        text=text,
+        slot=slot_elements // head * (head + SCALE_BYTES) if settings.cache_dtype == "int8" else slot_elements * item,
+        text=min(context, settings.text_window) * elements * item,
     )
 
 

@@ -16,8 +16,12 @@ class EstimateRequest(Wire):
     model: str = Field(min_length=1, max_length=512, description="name of a served model, or a hub name whose config.json is in the cache")
     quantize: Literal["none", "int8", "nf4", "fp4", "int4"] = Field("none", description="as model.quantize")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="as model.dtype")
-    context: Int = Field(
-        4096, ge=32, le=16_777_216, description="tokens a slot, or of a sequence to train on; at most the model's own limit"
+    context: Int | None = Field(
+        None,
+        ge=32,
+        le=16_777_216,
+        description="as model.context, or tokens of a sequence to train on; at most the model's own limit, which holds when null, as far "
+        "as it fits",
     )
     slots: Int = Field(
         8,
@@ -25,6 +29,7 @@ class EstimateRequest(Wire):
         le=1024,
         description="requests that decode at once; a server that is told none takes as many as fit, at most 32, or 128 on CUDA",
     )
+    text_window: Int = Field(4096, ge=32, le=16_777_216, description="as model.text_window")
     cache_tokens: Int | None = Field(None, ge=32, le=2**31, description="as model.cache_tokens: what all slots share")
     cache_dtype: Literal["auto", "int8"] = Field("auto", description="as model.cache_dtype")
     graphs: bool = Field(True, description="as model.graphs; false: no CUDA graphs are counted")
@@ -41,6 +46,7 @@ class DeviceEstimate(Wire):
     free_bytes: int
     total_bytes: int
     needed_bytes: int | None = Field(description="what serving takes of it: devices keep weights in different forms; null if it cannot")
+    context: int | None = Field(description="in tokens; less than the model's own where none was asked for and the device holds no more")
     fits: bool
 
 
@@ -58,14 +64,14 @@ class Estimate(Wire):
     model: str
     quantize: str
     dtype: str = Field(description="of activations, cache and all weights that are not rounded")
-    context: int = Field(description="as asked, or the model's own limit, or all that the cache holds")
+    context: int = Field(description="as asked, or the model's own limit, or all that the cache or the device holds")
     slots: int
-    cache_tokens: int | None = Field(None, description="what all slots share; null: each has a whole context")
+    cache_tokens: int | None = Field(None, description="what all slots share; null: 4,096 for each at most, and at least a context")
     cache_dtype: Literal["auto", "int8"] = "auto"
     parameters: int
     weights_bytes: int
     weights: dict[str, int] = Field(description="bytes of the weights by the form in which the engine keeps them")
-    cache_bytes: int = Field(description="keys and values of all slots, and of a context for long texts; 0 for fine-tuning")
+    cache_bytes: int = Field(description="keys and values of all slots, and of a window for long texts; 0 for fine-tuning")
     activation_bytes: int
     overhead_bytes: int = Field(description="a worker process without a model, or the context on a GPU")
     fine_tune: FineTuneEstimate | None

@@ -22,6 +22,7 @@ CARD_EXAMPLE: JsonDict = {
     "default": True,
     "context": 1024,
     "max_model_len": 1024,
+    "text_window": 1024,
     "slots": 32,
     "revision": "e1d53ff5cc49",
     "quantize": "int4",
@@ -160,6 +161,9 @@ class ModelCard(Wire):
     default: bool = Field(description="used for requests that name no model")
     context: int | None = Field(description="limit of prompt and answer together, in tokens; null where an upstream does not say it")
     max_model_len: int | None = Field(description="same as context, by vLLM's name")
+    text_window: int | None = Field(
+        None, description="tokens of a text that are read in one piece: a longer one is scored in windows, and has no embedding"
+    )
     slots: int = Field(description="requests that are answered at once; those that upstreams get at once")
     revision: str | None = Field(
         description="commit on the hub, or a digest of the folder; null, like what follows, for a model of an upstream"

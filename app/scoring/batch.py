@@ -97,4 +97,4 @@ def create_scorer(
     """Loads the model of `settings`, and the calibration that a server of it would use. Raises a `LitmusError` if either fails."""
     engine, facts = create_engine(settings)
     options = detector_of(settings).options(facts, methods, granularity, target_fpr)
-    return Scorer(engine, facts, options.preparation(Tokenizer(settings.path), facts.context), options)
+    return Scorer(engine, facts, options.preparation(Tokenizer(settings.path), facts.text_window), options)

@@ -97,21 +97,32 @@ class LoadedFields(Group):
         None,
         ge=1,
         le=1024,
-        description="requests that decode at once; as many as fit in memory with a whole context each, at most 32, or 128 on CUDA, when "
-        "not set",
+        description="requests that decode at once; when not set, as many as fit in memory with 4,096 tokens each, at most 32, or 128 on "
+        "CUDA",
     )
     cache_tokens: int | None = Field(
         None,
         ge=32,
-        description="tokens that the KV cache holds for all slots together; a whole context for each slot when not set. Where it is full, "
-        "the latest request waits and goes on later",
+        description="tokens that the KV cache holds for all slots together; when not set, at most 4,096 for each slot, and at least one "
+        "context. Where it is full, the latest request waits and goes on later",
     )
     cache_dtype: Literal["auto", "int8"] = Field(
         "auto",
         description="of keys and values in the KV cache; auto: that of the model; int8: bytes with a scale for each token and head, half "
         "the memory of bfloat16, on a CPU with the compiled kernel only",
     )
-    context: int = Field(4096, ge=32, description="tokens of a prompt and its answer together; reduced to the model's own limit")
+    context: int | None = Field(
+        None,
+        ge=32,
+        description="tokens of a prompt and its answer together, at most the model's own limit; when not set, that limit, or as many as "
+        "fit in memory",
+    )
+    text_window: int = Field(
+        4096,
+        ge=32,
+        description="tokens of a text that are read in one piece, at most a context; a longer text is scored in windows, and has no "
+        "embedding",
+    )
     step_tokens: int = Field(
         512, ge=16, description="token budget of a step: prompt tokens and tokens to score that may join its decoding rows"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.ledger.recipe import Run
-from app.models.context import context_of
+from app.models.context import context_of, wanted_context
 from app.models.source import source_of
 from app.tokenizer import Tokenizer
 from app.tuning.channel import Tell
@@ -25,7 +25,7 @@ BOM = b"\xef\xbb\xbf"
 
 def examine(run: Run, folder: Path, tell: Tell) -> bool:
     """Whether the files are right."""
-    context = min(run.recipe.context, context_of("model.path", source_of(run.recipe.path)))
+    context = wanted_context(run.recipe.context, context_of("model.path", source_of(run.recipe.path)))
     encoder = Encoder(Tokenizer(run.recipe.path, run.recipe.chat_template), context)
     files = [(TRAINING, run.training_file), *([] if run.validation_file is None else [(VALIDATION, run.validation_file)])]
     for name, path in files:

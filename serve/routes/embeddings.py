@@ -63,10 +63,11 @@ def _tokens_of(item: str | list[int], param: str, tokenizer: Tokenizer, facts: F
     tokens = tokenizer.encode(item, param) if isinstance(item, str) else tuple(item)
     if not tokens:
         raise InvalidRequest(f"the tokenizer of {facts.name} turns this into no tokens; send a longer text", param=param)
-    if len(tokens) > facts.context:
+    if len(tokens) > facts.text_window:
+        more = " (the setting model.text_window)" if facts.text_window < facts.context else ""
         raise ContextTooLong(
-            f"{param} has {len(tokens)} tokens, but the context of {facts.name} holds {facts.context_in_words}: "
-            "shorten the text or split it",
+            f"{param} has {len(tokens)} tokens, but {facts.name} reads at most {facts.text_window}{more} of a text in one piece: shorten "
+            "the text or split it",
             param=param,
         )
     if not isinstance(item, str):

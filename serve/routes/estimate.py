@@ -57,7 +57,8 @@ async def _ask(body: EstimateRequest, path: str) -> bytes:
     """The answer as JSON. Raises `InvalidRequest` with the command's own sentence."""
     command = [*COMMAND, f"--quantize={body.quantize}", f"--dtype={body.dtype}"]
     command += [f"--cache-dtype={body.cache_dtype}", *([] if body.cache_tokens is None else [f"--cache-tokens={body.cache_tokens}"])]
-    command += [f"--context={body.context}", f"--slots={body.slots}", *[f"--card={card}" for card in body.cards]]
+    command += [] if body.context is None else [f"--context={body.context}"]
+    command += [f"--text-window={body.text_window}", f"--slots={body.slots}", *[f"--card={card}" for card in body.cards]]
     command += [] if body.graphs else ["--no-graphs"]
     command += [] if body.fine_tune is None else [f"--fine-tune={body.fine_tune}"]
     pipe = asyncio.subprocess.PIPE

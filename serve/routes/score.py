@@ -67,7 +67,7 @@ def add_score(routes: APIRouter, service: Service, detectors: Mapping[str, Detec
 
 def prepare_texts(id: str, body: ScoreRequest, options: ScoreOptions, model: Model) -> list[PreparedText]:
     """Raises `InvalidRequest` for a text that cannot be tokenized."""
-    preparation = options.preparation(model.tokenizer, model.facts.context, used_tier(body.service_tier) or "default")
+    preparation = options.preparation(model.tokenizer, model.facts.text_window, used_tier(body.service_tier) or "default")
     preparation = replace(preparation, adapter=model.facts.adapter)
     params = ("text",) if body.texts is None else tuple(f"texts.{index}" for index in range(len(body.texts)))
     return [preparation.prepare(sent, f"{id}/{index}", params[index]) for index, sent in enumerate(body.all)]

@@ -134,6 +134,7 @@ def card_of(facts: Facts, started: int, default: str, methods: list[Method]) -> 
         default=facts.name == default,
         context=facts.context,
         max_model_len=facts.context,
+        text_window=facts.text_window,
         slots=facts.slots,
         revision=facts.revision,
         quantize=facts.quantize,

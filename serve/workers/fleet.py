@@ -69,11 +69,13 @@ class Fleet:
 
     @property
     def facts(self) -> Facts:
-        """All replicas have the same. Raises `NotReady` until the first of them has loaded the model."""
-        facts = next((replica.facts for replica in self.replicas if replica.facts is not None), None)
-        if facts is None:
+        """All replicas have the same, but a context that the memory limits may be shorter in one of them; then all have that. Raises
+        `NotReady` until the first of them has loaded the model.
+        """
+        known = [replica.facts for replica in self.replicas if replica.facts is not None]
+        if not known:
             raise NotReady(f"the model '{self.model}' is still loading; GET /ready says when it is served")
-        return facts
+        return min(known, key=lambda facts: facts.context)
 
     def facts_of(self, adapter: str | None) -> Facts:
         """The facts of one of its adapters, of the model itself for None. Raises `NotReady`."""

@@ -106,7 +106,7 @@ def test_results_with_other_options_are_not_gone_on_with(tiny_folder: Path, essa
     for more, reason in (
         (("--methods", "perplexity"), "methods=fast_detect, now perplexity"),
         (("--methods", "fast_detect", "perplexity"), "methods=fast_detect, now fast_detect+perplexity"),
-        (("--context", "64", "--dtype", "bfloat16"), f"dtype=float32, now bfloat16; context={CONTEXT}, now 64"),
+        (("--text-window", "64", "--dtype", "bfloat16"), f"dtype=float32, now bfloat16; text_window={CONTEXT}, now 64"),
         (("--quantize", "int8"), "quantize=none, now int8"),
     ):
         assert run(tiny_folder, essays, out, *more) == 2
@@ -188,7 +188,7 @@ def test_a_long_text_moves_the_bar_and_is_named(
 ) -> None:
     monkeypatch.setattr(score, "SHOW_S", 0)
     (essays / "a-long.txt").write_text(TEXTS[0] * 40)
-    assert run(tiny_folder, essays, tmp_path / "r.csv", "--context", "64") == 0
+    assert run(tiny_folder, essays, tmp_path / "r.csv", "--text-window", "64") == 0
     states = capsys.readouterr().err.split("\r")
     at_long = [state.split("|")[2].split("/")[0] for state in states if "0/6 texts, a-long.txt" in state]
     assert len(set(at_long)) > 5 and "6/6 texts" in states[-1] and "100%" in states[-1]

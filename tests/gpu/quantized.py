@@ -122,7 +122,7 @@ def check_refusal(report: Report, folder: Path, device: str) -> None:
             assert "would fit" in error.message
             found["message"] = error.message
         else:
-            raise AssertionError("1024 slots of 131,072 tokens were accepted")
+            raise AssertionError("1024 slots were accepted")
 
 
 def check_survival(report: Report, folder: Path, device: str) -> None:

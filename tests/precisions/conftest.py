@@ -32,7 +32,7 @@ PRECISIONS = {
 RECORDED = "recorded"  # float32, with the attention and the recorded decode steps of CUDA
 BYTES = "bytes"  # bfloat16 with a KV cache in 8 bits
 MIX = {"token_embd": "Q6_K", "attn_v": "Q6_K", "ffn_down": "Q8_0"}  # of the GGUF file; all other matrices are Q4_0
-CONTEXT, SLOTS, STEP_TOKENS = 512, 8, 64
+CONTEXT, WINDOW, SLOTS, STEP_TOKENS = 512, 384, 8, 64
 SHAPE = synthetic.Shape(hidden=256, layers=2, heads=8, kv_heads=4, ff=512, vocabulary=768, context=CONTEXT)
 LAYER_SCALE, NORM_SCALE = 4.0, 6.0
 CHANGE = 2  # lora_alpha: how far adapters change the model
@@ -85,7 +85,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
         suffix = ".gguf" if name == "gguf" else ""
         paths = {"path": f"{performer}{suffix}", "observer": f"{observer}{suffix}"}
         adapters = {f"{name}-{tuned}": str(save_tuned(folder, performer, tuned, suffix)) for tuned in ("tuned", "other")}
-        return ModelSettings(**paths, name=name, slots=SLOTS, context=CONTEXT, step_tokens=STEP_TOKENS, adapters=adapters, **fields)
+        return ModelSettings(
+            **paths, name=name, slots=SLOTS, context=CONTEXT, text_window=WINDOW, step_tokens=STEP_TOKENS, adapters=adapters, **fields
+        )
 
     served = {**PRECISIONS, BYTES: {"dtype": "bfloat16", "cache_dtype": "int8"}, RECORDED: {"dtype": "float32"}}
     with LocalServer({name: settings(name, fields) for name, fields in served.items()}, folder / "jobs").run() as server:

@@ -102,15 +102,15 @@ def check_tokens(item: dict[str, Any], vocabulary: int) -> None:
     assert mean_log_rank == pytest.approx(item["statistics"]["mean_log_rank"], rel=1e-4)
 
 
-def test_a_text_longer_than_the_context_is_scored_in_windows(model: LocalModel, reference: Reference) -> None:
+def test_a_text_longer_than_the_window_is_scored_in_windows(model: LocalModel, reference: Reference) -> None:
     rng = random.Random(3)
     text = " ".join(rng.choice(STORY.split()) for _ in range(320))
     ids = model.encode(plain(text))
-    assert len(ids) > 2 * model.facts.context
+    assert len(ids) > 2 * model.facts.text_window
     item = score(model, text, granularity="token")
-    assert item["windows"] == len(windows(len(ids), model.facts.context)) > 2 and not item["truncated"]
+    assert item["windows"] == len(windows(len(ids), model.facts.text_window)) > 2 and not item["truncated"]
     expected = []
-    for window in windows(len(ids), model.facts.context):
+    for window in windows(len(ids), model.facts.text_window):
         expected += reference.logprobs(ids[window.start : window.end])[window.scored_from - window.start - 1 :]
     assert [token["logprob"] for token in item["tokens"]] == pytest.approx(expected, abs=reference.tolerance)
 
@@ -162,7 +162,7 @@ def test_a_calibration_of_the_precision_gives_verdicts(
     settings, out = model.settings, tmp_path / "calibration.json"
     options = ["--model", settings.path, "--observer", str(settings.observer), "--quantize", settings.quantize, "--dtype", settings.dtype]
     options += ["--human", str(tmp_path / "human.jsonl"), "--machine", str(tmp_path / "machine.jsonl"), "--device", "cpu"]
-    options += ["--targets", "0.05", "--buckets", "64", "--context", str(settings.context), "--no-collapse"]
+    options += ["--targets", "0.05", "--buckets", "64", "--text-window", str(settings.text_window), "--no-collapse"]
     assert calibrate.main([*options, "--out", str(out)]) == 0
     with monkeypatch.context() as patch:
         patch.setitem(server.detectors, model.name, detector_of(settings.model_copy(update={"calibration": str(out)})))

@@ -232,7 +232,7 @@ def listens(url: str) -> bool:
         (["--model", "/no/such/model"], "model.path: /no/such/model is neither a folder with a config.json nor a GGUF file"),
         (["--device", "cuda:9"], "cuda:9 does not exist"),
         (["--quantize", "int3"], "model.quantize"),
-        (["--model.slots", "1024", "--model.context", "1000000", "--model", "{endless}"], "slots do not fit cpu"),
+        (["--model.cache_tokens", "1000000000000", "--model", "{endless}"], "GiB does not fit cpu"),
     ],
 )
 def test_a_start_that_cannot_work_ends_with_a_message(endless_folder: Path, arguments: list[str], message: str) -> None:

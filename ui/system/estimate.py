@@ -24,7 +24,7 @@ def estimate_form(visitors: Visitors) -> None:
         quantize = gr.Dropdown([*QUANTIZATIONS], value=QUANTIZATIONS[0], label="Quantization of the estimate", min_width=140)
         dtype = gr.Dropdown([*DTYPES], value=DTYPES[0], label="It computes in", min_width=140)
     with gr.Row():
-        context = _textbox("Context of a slot, tokens", "4,096 when blank")
+        context = _textbox("Context, tokens", "the model's own when blank")
         slots = _textbox("Number of slots", "8 when blank")
         fine_tune = gr.Dropdown([("no, serve it", ""), *FINE_TUNING], value="", label="Fine-tune it?", min_width=140)
     ask = gr.Button(ESTIMATE, min_width=140)

@@ -53,7 +53,7 @@ def without_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> FlatModel:
     attention = install_attention(model)
     attention.shapes, attention.windows = known.attention.shapes, known.attention.windows
     flat = flat_module._optimize(model, attention, None)
-    flat_module._allocate_cache(flat, CacheLimits(4, 600, page_tokens=varlen.PAGE_TOKENS))
+    flat_module._allocate_cache(flat, CacheLimits(4, 600, page_tokens=varlen.PAGE_TOKENS, text_window=300))
     flat.hidden_size = known.hidden_size
     return flat
 

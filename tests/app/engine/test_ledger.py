@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaConfig
 
 from app.engine import varlen
-from app.engine.capacity import CHOICES, GRAPH_BYTES, CacheLimits, row_counts, slots_that_fit, step_bytes
-from app.engine.ledger import Ledger, device_memory, weight_bytes
+from app.engine.capacity import CHOICES, GRAPH_BYTES, CacheLimits, CacheSize, row_counts, size_that_fits, step_bytes
+from app.engine.ledger import SLOT_TOKENS, Ledger, device_memory, weight_bytes
 from app.errors import SetupError
 
 MIB = 2**20
@@ -50,7 +50,20 @@ def test_what_does_not_fit_is_refused_with_the_numbers(memory: int, requested: i
 def test_a_card_gets_more_slots_where_the_settings_give_no_number(page_tokens: int, cache_tokens: int | None, slots: int) -> None:
     limits = CacheLimits(None, context=256, page_tokens=page_tokens, cache_tokens=cache_tokens)
     ledger = Ledger(10_000 * MIB, weights=500 * MIB, activations=100 * MIB, slot=20 * MIB, text=20 * MIB)
-    assert slots_that_fit(ledger, limits, "the device") == slots == limits.most_slots
+    assert size_that_fits(ledger, limits, "the device").slots == slots == limits.most_slots
+
+
+def test_a_model_shares_what_it_has_with_one_beside_it() -> None:
+    """The context, too, is what fits this process's part, but a number of slots from the settings is held against all."""
+    limits = CacheLimits(None, context=1_000_000, shrinks=True)
+    ledger = Ledger(1060 * MIB, weights=0, activations=0, slot=20 * MIB, text=10 * MIB)
+    assert size_that_fits(ledger, limits, "cpu") == CacheSize(32, 47 * SLOT_TOKENS)
+    shared = replace(ledger, sharers=2)
+    assert size_that_fits(shared, limits, "cpu") == CacheSize(23, 23 * SLOT_TOKENS)
+    assert size_that_fits(shared, replace(limits, slots=30), "cpu") == CacheSize(30, 30 * SLOT_TOKENS)
+    assert size_that_fits(shared, replace(limits, slots=1, context=5000), "cpu") == CacheSize(1, 5000)
+    with pytest.raises(SetupError, match="a context of 200000 tokens"):
+        size_that_fits(ledger, replace(limits, context=200_000, shrinks=False), "cpu")
 
 
 def test_cuda_graphs_are_counted_where_steps_are_recorded() -> None:

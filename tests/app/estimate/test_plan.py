@@ -13,6 +13,7 @@ from driving import kernel_or_skip
 from tinymodels import ROOT
 
 from app.engine.capacity import STREAM_BYTES
+from app.engine.ledger import USABLE_SHARE
 from app.errors import SetupError
 from app.estimate.__main__ import main
 from app.estimate.advice import advice
@@ -51,6 +52,31 @@ def test_the_sum_is_what_the_engine_declares(bundled: Path, monkeypatch: pytest.
     assert need.cache == sum(tensor.nbytes for each in attentions for cache in (each.slots, each.texts) for tensor in cache.tensors)
 
 
+def test_a_context_that_is_not_asked_for_is_what_the_device_holds(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the engine has it in the same memory: here a slot adds 256 tokens to the cache of all, not 4,096."""
+    for module in ("app.engine.capacity", "app.estimate.plan", "app.estimate.advice"):
+        monkeypatch.setattr(f"{module}.SLOT_TOKENS", 256)
+    plan = Plan(Question(str(bundled), slots=2, dtype="bfloat16", text_window=256))
+    need = plan.need("cpu")
+    assert (need.context, need.context_bytes, need.cache) == (1024, 4 * need.slot, 4 * need.slot + need.text)
+    short = device(need.weights.total() + need.activations + int(4.2 * need.slot / USABLE_SHARE))
+    monkeypatch.setattr("app.engine.flat.device_memory", lambda *_: short.free)
+    settings = ModelSettings(path=str(bundled), observer=str(bundled), slots=2, dtype="bfloat16", text_window=256)
+    monkeypatch.setattr(ModelSettings, "observer_path", None)
+    engine, facts = create_engine(settings)
+    there = plan.need_on(short)
+    assert there.context == facts.context == 768 and plan.fits(short) and not plan.fits(short, replace(plan.question, context=1024))
+    caches = (*engine.performer.attention.slots.tensors, *engine.performer.attention.texts.tensors)
+    assert there.cache == sum(tensor.nbytes for tensor in caches)
+    estimate = estimate_of(plan, [short, device(GIB)])
+    assert (estimate.context, [each.context for each in estimate.devices]) == (768, [768, 1024])
+    assert "fits  here: needs" in (text := "\n".join(lines(estimate))) and text.endswith("with a context of 1024 tokens")
+    asked = Plan(replace(plan.question, context=1024))
+    assert [sentence for sentence in advice(asked, short) if "would fit with 2 slots" in sentence] == [
+        "here: a context of 512 tokens would fit with 2 slots"
+    ]
+
+
 def test_no_graphs_are_counted_where_none_are_recorded(bundled: Path) -> None:
     plan = Plan(Question(str(bundled), dtype="bfloat16", context=512, slots=3))
     without = replace(plan.question, graphs=False)
@@ -80,7 +106,7 @@ def test_advice_is_computed_and_holds(plan: Plan) -> None:
     need = plan.need("cpu")
     short = device(need.weights.total() + need.activations + need.slot * 4)
     sentences = [sentence for sentence in advice(plan, short) if "int8" not in sentence]
-    assert sentences[0] == f"here: {need.ledger(short.free).max_slots} slots of 1024 tokens would fit instead of 8"
+    assert sentences[0] == f"here: {need.ledger(short.free).max_slots} slots with a context of 1024 tokens would fit instead of 8"
     slots, context = (int(sentence.split()[at]) for sentence, at in zip(sentences, (1, 4), strict=False))
     assert plan.fits(short, replace(plan.question, slots=slots)) and not plan.fits(short, replace(plan.question, slots=slots + 1))
     assert plan.fits(short, replace(plan.question, context=context)) and not plan.fits(short, replace(plan.question, context=2 * context))
@@ -99,7 +125,7 @@ def test_a_cache_that_slots_share_is_advised_to_be_smaller_or_in_8_bits(plan: Pl
     assert not asked.fits(small, replace(asked.question, cache_tokens=tokens + 128))
     assert advice(Plan(replace(plan.question, cache_dtype="int8")), device(GIB, "cuda"))[0] == "here: a cache in int8 runs on a CPU only"
     text = "\n".join(lines(estimate_of(Plan(replace(asked.question, cache_dtype="int8")), [device(GIB)])))
-    assert "64 slots of 1024 tokens, which share a cache of 65536 tokens" in text and "KV cache in int8" in text
+    assert "64 slots, a context of 1024 tokens, a cache of 65536 tokens for all" in text and "KV cache in int8" in text
 
 
 def test_a_smaller_quantization_is_advised_where_it_fits(tmp_path: Path) -> None:
@@ -204,7 +230,7 @@ def test_the_report_adds_up(plan: Plan) -> None:
     assert estimate.total_bytes == sum(parts) and estimate.weights_bytes == sum(estimate.weights.values())
     assert [(each.name, each.fits) for each in estimate.devices] == [("here", True), ("card of 1 GB", True)]
     text = "\n".join(lines(estimate))
-    assert "8 slots of 1024 tokens" in text and "fits  here: needs" in text
+    assert "8 slots, a context of 1024 tokens" in text and "fits  here: needs" in text
 
 
 def test_the_command_prints_it_and_its_exit_code_says_whether_it_fits(
@@ -221,7 +247,7 @@ def test_the_command_prints_it_and_its_exit_code_says_whether_it_fits(
     main([str(bundled), "--context", "256"])
     said = capsys.readouterr().out
     assert (
-        "8 slots of 256 tokens" in said
+        "8 slots, a context of 256 tokens" in said
         and "8 slots are assumed; a server that is told none takes as many as fit, at most 32, or 128 on CUDA" in said
     )
 

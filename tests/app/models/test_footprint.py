@@ -7,7 +7,7 @@ import torch
 from tinymodels import CONTEXT, tiny
 
 from app.engine import linear
-from app.engine.capacity import CacheLimits, slot_bytes
+from app.engine.capacity import CacheLimits, cache_bytes
 from app.engine.flat import FlatModel, create_flat_model
 from app.errors import UnsupportedModel
 from app.models.cache import slot_attention
@@ -83,7 +83,7 @@ def test_a_gguf_files_weights_take_what_its_header_tells(tmp_path: Path, type_na
 def test_a_slot_takes_what_was_told(tmp_path: Path, name: str) -> None:
     tiny(name).save_pretrained(tmp_path)
     flat = loaded(tmp_path, "none", "auto")
-    assert slot_bytes(slot_attention(skeleton_of(source_of(str(tmp_path)))).shapes.values(), CONTEXT, torch.float32) == slot_bytes(
+    assert cache_bytes(slot_attention(skeleton_of(source_of(str(tmp_path)))).shapes.values(), CONTEXT, torch.float32) == cache_bytes(
         flat.attention.shapes.values(), CONTEXT, torch.float32
     )
 

@@ -69,6 +69,29 @@ def test_the_ledger_limits_the_number_of_slots(tiny_folder: Path, monkeypatch: p
         slots(activation_bytes + int(6.1 * slot_bytes / 0.9), 6)
 
 
+def test_the_context_is_the_models_own_or_what_memory_holds(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot adds 64 tokens to the cache of all here, where it is 4,096."""
+    monkeypatch.setattr("app.engine.capacity.SLOT_TOKENS", 64)
+    bytes_of_64, activation_bytes = 64 * 4 * 2 * (2 * (16 + 16)), 4 * 512 * (4 * 64 + 3 * 128) + 16 * 256 * 300
+
+    def created(parts: int, **fields: int) -> tuple[int, int, int, str]:
+        """In memory for so many slots beside a text's window."""
+        memory = activation_bytes + int((parts + 1.1) * bytes_of_64 / 0.9)
+        monkeypatch.setattr("app.engine.flat.device_memory", lambda device, weights: weights + memory)
+        engine, facts = create_engine(ModelSettings(path=str(tiny_folder), device="cpu", text_window=64, **fields))
+        assert (engine.limits.context, facts.text_window, len(engine.performer.scoring_pages)) == (facts.context, 64, 1)
+        return facts.slots, facts.context, engine.performer.pages, facts.context_in_words
+
+    assert created(40) == (32, 128, 32, "128")
+    assert created(2, slots=1) == (1, 128, 2, "128"), "one slot has a whole context"
+    assert created(1) == (1, 64, 1, "64 (the model itself could hold 128, the memory does not)")
+    assert created(1, context=64) == (1, 64, 1, "64 (the model itself could hold 128, by the setting model.context)")
+    with pytest.raises(SetupError, match=r"a context of 128 tokens does not fit cpu: .*lower --model.context, or leave it out"):
+        created(1, context=128)
+    with pytest.raises(SetupError, match="1 slots would fit"):
+        created(1, slots=2)
+
+
 def test_a_cache_in_tokens_is_shared_by_the_slots_and_bounds_the_context(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def created(**fields: int) -> tuple[int, int, int]:
         engine, facts = create_engine(ModelSettings(path=str(tiny_folder), device="cpu", **fields))

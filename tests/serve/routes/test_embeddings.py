@@ -4,12 +4,15 @@ import asyncio
 import base64
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
-from fakes import vector_of
+from fakes import FACTS, vector_of
 
 from app.engine.request import Embed
+from serve.workers.messages import Ready
 
 PATH = "/v1/embeddings"
 
@@ -96,13 +99,16 @@ def test_bad_input_is_named(served: Any, sent: Any, param: str) -> None:
 @pytest.mark.parametrize(
     ("sent", "param"), [("a" * 64, "input"), (["a", "a" * 64], "input.1"), ([5] * 65, "input"), ([[5] * 65], "input.0")]
 )
-def test_a_text_longer_than_the_context_is_refused_with_the_numbers(served: Any, sent: Any, param: str) -> None:
+def test_a_text_longer_than_the_window_is_refused_with_the_numbers(served: Any, sent: Any, param: str) -> None:
     status, code, named, message = refused(served, input=sent)
-    assert (status, code, named) == (400, "context_length_exceeded", param) and "65 tokens" in message and "holds 64" in message
+    assert (status, code, named) == (400, "context_length_exceeded", param) and "65 tokens" in message
+    assert "at most 64 of a text" in message
+    served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=100)), "OK"])
+    assert "at most 64 (the setting model.text_window) of a text" in refused(served, input=sent)[3]
     assert not served.engine.submitted
 
 
-def test_a_text_may_fill_the_context(served: Any) -> None:
+def test_a_text_may_fill_the_window(served: Any) -> None:
     assert ask(served, input=[5] * 64)["usage"]["total_tokens"] == 64
 
 

@@ -98,7 +98,7 @@ def test_one_failing_text_is_a_value_among_the_others(served: Any) -> None:
     assert body["data"][1] == {"index": 1, "object": "error", "message": "poisoned", "code": "engine_failed"}
 
 
-def test_a_text_longer_than_the_context_is_scored_in_windows(served: Any) -> None:
+def test_a_text_longer_than_the_window_is_scored_in_windows(served: Any) -> None:
     (item,) = served.client.post(SCORE, json={"text": "abc " * 50, "methods": ["log_rank"]}).json()["data"]
     assert (item["scored_tokens"], item["verdict"]) == (200, "uncalibrated")
     assert item["windows"] > 1

@@ -136,6 +136,14 @@ def test_a_dead_worker_interrupts_only_the_requests_of_its_model() -> None:
     process.wait()
 
 
+def test_the_shortest_context_of_the_replicas_is_the_models() -> None:
+    """Memory may hold less of it beside one that started earlier."""
+    router, _ = create(["a", "a"])
+    for number, context in ((0, 8192), (1, 4096)):
+        router.append([Ready(psutil.Process().pid, number, replace(FACTS, name="a", context=context)), "OK"])
+    assert router.facts("a").context == 4096
+
+
 def test_a_loading_model_is_reported_and_the_other_one_serves() -> None:
     router, _ = create(["a", "b"], loaded=[1])
     assert (router.ready, router.alive, router.models) == (False, {"a": False, "b": True}, ["a", "b"])
