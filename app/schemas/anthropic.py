@@ -225,8 +225,9 @@ class CountTokensRequest(Wire):
     cache_control: CacheControl | None = Field(None, description=CACHE)
 
     @property
-    def client_tools(self) -> list[ClientTool]:
-        return [tool for tool in self.tools or () if isinstance(tool, ClientTool)]
+    def client_tools(self) -> dict[int, ClientTool]:
+        """By their places among the tools."""
+        return {place: tool for place, tool in enumerate(self.tools or ()) if isinstance(tool, ClientTool)}
 
     model_config = ConfigDict(
         json_schema_extra={

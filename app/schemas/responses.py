@@ -239,8 +239,9 @@ class ResponsesRequest(SamplingFields):
     prompt: None = Field(None, description="null only: no prompts are stored; write them in instructions and input")
 
     @property
-    def functions(self) -> list[FunctionTool]:
-        return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
+    def functions(self) -> dict[int, FunctionTool]:
+        """By their places among the tools."""
+        return {place: tool for place, tool in enumerate(self.tools or ()) if isinstance(tool, FunctionTool)}
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -85,7 +85,7 @@ class Reply:
             top_p=sampling.top_p,
             top_logprobs=request.top_logprobs or 0,
             text=_text_options(request),
-            tools=request.functions,
+            tools=[*request.functions.values()],
             tool_choice=request.tool_choice or "auto",
             service_tier=self.answer.options.tier,
             user=request.user,

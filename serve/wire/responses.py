@@ -35,20 +35,21 @@ NO_BACKGROUND = "background: the answer is computed while its client waits; leav
 NOT_RUN = "only tools of type 'function' are served"
 # Names of a chat in the messages of its errors, and the same fields of a response.
 RENAMED = (
-    (re.compile(r"\btools\.(\d+)\.function\b"), r"tools.\1"),
     (re.compile(r"\btool_choice\.function\b"), "tool_choice"),
     (re.compile(r"\bresponse_format(\.json_schema)?\b"), "text.format"),
     (re.compile(r"\bmax_tokens\b"), "max_output_tokens"),
 )
+TOOL = re.compile(r"\btools\.(\d+)\.function\b")
 MESSAGE = re.compile(r"\bmessages\.(\d+)(\.tool_calls\.\d+\.function|\.tool_calls\.\d+)?(\.content|\.tool_call_id)?\b")
 
 
 @dataclass(slots=True)
 class Conversation:
-    """The messages that the items of an input make, and where each of them and of their tool calls stands in the body."""
+    """The messages that the items of an input make, and where each of them, of their tool calls and of the tools stands in the body."""
 
     messages: list[Message] = field(default_factory=list)
     paths: dict[str, str] = field(default_factory=dict)  # `messages.2.tool_calls.0`: `input.4`
+    tools: list[str] = field(default_factory=list)  # of the chat: the second one may be `tools.4`
 
     def add(self, item: Item, path: str) -> None:
         if isinstance(item, InputMessage):
@@ -77,6 +78,7 @@ class Conversation:
         """A sentence or the path of a field in the names of the body."""
         for pattern, name in RENAMED:
             text = pattern.sub(name, text)
+        text = TOOL.sub(lambda found: self.tools[int(found[1])], text)
         return MESSAGE.sub(self._path, text)
 
     def keyword(self, path: str) -> str:
@@ -94,7 +96,7 @@ class Conversation:
 
 def conversation_of(body: ResponsesRequest) -> Conversation:
     """Raises `InvalidRequest` for an input without anything that the model would see."""
-    conversation = Conversation()
+    conversation = Conversation(tools=[f"tools.{place}" for place in body.functions])
     if body.instructions:
         conversation.add(InputMessage(role="system", content=body.instructions), "instructions")
     if isinstance(body.input, str):
@@ -119,7 +121,7 @@ def chat_of(body: ResponsesRequest, conversation: Conversation) -> ChatRequest:
         logprobs=lists_logprobs(body) or None,
         top_logprobs=body.top_logprobs if lists_logprobs(body) else None,
         response_format=_response_format(body),
-        tools=[_tool(tool) for tool in body.functions] or None,
+        tools=[_tool(tool) for tool in body.functions.values()] or None,
         tool_choice=_tool_choice(body),
         reasoning=None if body.reasoning is None else Reasoning(**body.reasoning.model_dump(include=set(Reasoning.model_fields))),
     )

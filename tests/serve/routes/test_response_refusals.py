@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from responding import CALL, CHAT, PATH, RING, USER, ask
 
+UNIQUE = {**RING, "strict": True, "parameters": {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}}
+
 
 def refused(served: Any, **fields: Any) -> Any:
     body = json.dumps({"input": "hi", "max_output_tokens": 3, **fields})
@@ -91,6 +93,8 @@ def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict
         ),
         ({"tools": [{"type": "function"}]}, "tools.0.name", "missing"),
         ({"tools": [RING, RING]}, "tools.1.name", "two tools"),
+        ({"tools": [{"type": "web_search"}, RING, {"type": "custom"}, RING]}, "tools.3.name", "two tools"),
+        ({"tools": [{"type": "web_search"}, UNIQUE]}, "tools.1.parameters", "tools.1.parameters"),
         ({"tools": [{**RING, "parameters": {"type": "array"}}]}, "tools.0", "object"),
         ({"tools": [RING], "tool_choice": {"type": "function", "name": "sing"}}, "tool_choice.name", "sing"),
         ({"tools": [RING], "tool_choice": {"type": "function"}}, "tool_choice.name", "missing"),
@@ -109,6 +113,11 @@ def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict
 def test_what_cannot_be_done_is_refused_by_name(tooled: Any, fields: dict[str, Any], param: str, said: str) -> None:
     error = refused(tooled, **fields)
     assert error["param"] == param and said in error["message"], error
+
+
+def test_what_is_left_out_of_a_tool_is_named_at_its_place_in_the_body(tooled: Any) -> None:
+    response = ask(tooled, tools=[{"type": "web_search"}, {**UNIQUE, "strict": False}])
+    assert response.headers["X-Litmus-Ignored"] == "tools.0[web_search], tools.1.parameters.properties.a.uniqueItems"
 
 
 def test_an_error_before_the_stream_has_its_status_and_the_usual_envelope(served: Any) -> None:
