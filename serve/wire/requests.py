@@ -27,7 +27,9 @@ DEFAULT_MAX_TOKENS = 16  # of a completion without max_tokens, as with OpenAI
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids to continue. A prompt that is echoed also has its text, and for each token the character at which it starts."""
+    """Token ids to continue. The prompt of a chat, and one that is echoed, also has its text; the latter for each token the character at
+    which it starts, too.
+    """
 
     ids: tuple[int, ...]
     text: str = ""
