@@ -7,7 +7,8 @@ from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, mode
 from app.schemas.wire import Wire
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+MAX_NAME_CHARS = 128
+Name = Annotated[str, Field(pattern=rf"^[a-zA-Z0-9_.-]{{1,{MAX_NAME_CHARS}}}$")]
 MAX_TOOLS = 512
 Schema = dict[str, JsonValue]
 

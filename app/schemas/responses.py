@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from app.schemas.generation import PLACE, THIEF_SCHEMA, SamplingFields, StreamOptions
-from app.schemas.messages import MAX_TOOLS, Function, Metadata, Name, Schema
+from app.schemas.messages import MAX_NAME_CHARS, MAX_TOOLS, Function, Metadata, Name, Schema
 from app.schemas.thought import Reasoning
 from app.schemas.wire import Int, OnlyFalse, OnlyTrue, Wire
 
@@ -62,6 +62,10 @@ def _item_tag(item: object) -> str:
 
 
 def _tool_tag(tool: object) -> str:
+    return "[namespace]" if _kind(tool) == "namespace" else _inner_tag(tool)
+
+
+def _inner_tag(tool: object) -> str:
     kind = _kind(tool)
     return "[hosted]" if isinstance(kind, str) and kind != "function" else "[function]"
 
@@ -72,6 +76,14 @@ def _choice_tag(choice: object) -> str:
 
 def _format_tag(format: object) -> str:
     return "[schema]" if _kind(format) == "json_schema" else "[plain]"
+
+
+def full_name(name: str, namespace: str | None) -> str:
+    """What the model calls a function. Raises `ValueError` for more characters than the name of a function may have."""
+    full = name if namespace is None else f"{namespace.removesuffix('__')}__{name}"
+    if len(full) > MAX_NAME_CHARS:
+        raise ValueError(f"the model would read '{full[:40]}...', {len(full)} characters; at most {MAX_NAME_CHARS} are supported")
+    return full
 
 
 class InputPart(Wire):
@@ -107,12 +119,19 @@ class FunctionCallItem(InputItem):
     type: Literal["function_call"]
     call_id: CallId
     name: Name
+    namespace: Name | None = Field(None, description="that the function is in")
     arguments: str = Field(description="a JSON object, as a string; an empty string is an object without properties")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "FunctionCallItem":
+        full_name(self.name, self.namespace)
+        return self
 
 
 class FunctionCallOutput(InputItem):
     type: Literal["function_call_output"]
     call_id: CallId | None = Field(None, description="of the call whose result this is; the next unanswered call when left out")
+    namespace: str | None = Field(None, description="that the function is in; not needed")
     output: Content = Field(description="the result: text, or parts of type input_text")
 
 
@@ -139,14 +158,39 @@ class FunctionTool(Function):
 
 
 class HostedTool(Wire):
-    """A tool of another kind, such as web_search, custom or namespace: the model is not told of it."""
+    """A tool of another kind, such as web_search or custom: the model is not told of it."""
 
     model_config = ConfigDict(extra="allow")
 
     type: str = Field(max_length=128)
 
 
-AnyTool = Annotated[Annotated[FunctionTool, Tag("[function]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_tool_tag)]
+InnerTool = Annotated[Annotated[FunctionTool, Tag("[function]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_inner_tag)]
+
+
+class NamespaceTool(Wire):
+    """Functions under one name, as Codex sends those of an MCP server. A call has the namespace and the function's name apart."""
+
+    type: Literal["namespace"]
+    name: Name
+    description: str | None = Field(None, description="shown to the model before that of its first function")
+    tools: list[InnerTool] = Field(max_length=MAX_TOOLS, description="functions; tools of other types are left out, and named")
+
+    @property
+    def functions(self) -> list[FunctionTool]:
+        return [tool for tool in self.tools if isinstance(tool, FunctionTool)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "NamespaceTool":
+        for tool in self.functions:
+            full_name(tool.name, self.name)
+        return self
+
+
+AnyTool = Annotated[
+    Annotated[FunctionTool, Tag("[function]")] | Annotated[NamespaceTool, Tag("[namespace]")] | Annotated[HostedTool, Tag("[hosted]")],
+    Discriminator(_tool_tag),
+]
 
 
 class NamedFunctionTool(Wire):
@@ -207,10 +251,12 @@ class ResponsesRequest(SamplingFields):
     )
     text: TextOptions | None = Field(None, description="the form of the answer")
     tools: list[AnyTool] | None = Field(
-        None, max_length=MAX_TOOLS, description="functions that the model may call; tools of other types are left out, and named"
+        None,
+        max_length=MAX_TOOLS,
+        description="functions that the model may call, also in namespaces; tools of other types are left out, and named",
     )
     tool_choice: ResponsesToolChoice | None = Field(
-        None, description="auto, none, required, or the one function to call; auto when left out"
+        None, description="auto, none, required, or the one function to call, one of a namespace as `namespace__name`; auto when left out"
     )
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     include: list[Included] | None = Field(
@@ -237,11 +283,6 @@ class ResponsesRequest(SamplingFields):
     previous_response_id: None = Field(None, description=NOTHING_STORED)
     conversation: None = Field(None, description=NOTHING_STORED)
     prompt: None = Field(None, description="null only: no prompts are stored; write them in instructions and input")
-
-    @property
-    def functions(self) -> dict[int, FunctionTool]:
-        """By their places among the tools."""
-        return {place: tool for place, tool in enumerate(self.tools or ()) if isinstance(tool, FunctionTool)}
 
     model_config = ConfigDict(
         json_schema_extra={
