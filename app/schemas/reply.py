@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from app.schemas.answers import ContentLogprob
-from app.schemas.responses import FunctionTool, ItemStatus, NamespaceTool, ResponsesToolChoice, TextOptions
+from app.schemas.items import ItemStatus
+from app.schemas.responses import FunctionTool, NamespaceTool, ResponsesToolChoice, TextOptions
 from app.schemas.wire import UsedTier, Wire
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]

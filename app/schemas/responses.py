@@ -2,20 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from app.schemas.generation import PLACE, THIEF_SCHEMA, SamplingFields, StreamOptions
-from app.schemas.messages import MAX_NAME_CHARS, MAX_TOOLS, Function, Metadata, Name, Schema
+from app.schemas.items import Item, full_name
+from app.schemas.messages import MAX_TOOLS, Function, Metadata, Name, Schema
 from app.schemas.thought import Reasoning
-from app.schemas.wire import Int, OnlyFalse, OnlyTrue, Wire
+from app.schemas.wire import Int, OnlyFalse, OnlyTrue, Wire, kind_of
 
 MAX_ITEMS = 1023  # with the instructions, the 1024 messages that a chat may have
-PARTS = ("input_text", "output_text", "text")
-ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 FORMATS = ("text", "json_object", "json_schema")
 LOGPROBS = "message.output_text.logprobs"
 NOTHING_STORED = "null only: nothing is stored; send the earlier items again, in input"
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Included = Literal[
     "message.output_text.logprobs",
     "reasoning.encrypted_content",
@@ -27,26 +25,6 @@ Included = Literal[
     "web_search_call.results",
 ]
 Summary = Literal["auto", "concise", "detailed"]
-CallId = Annotated[str, Field(min_length=1, max_length=128)]
-
-
-def _kind(value: object) -> object:
-    """The `type` of an object as a client wrote it, or of an object that is parsed already."""
-    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-
-
-def _text_only(part: object) -> object:
-    kind = _kind(part)
-    if isinstance(kind, str) and kind not in PARTS:
-        raise ValueError(f"a content part of type {kind[:40]!r} is not supported; only {', '.join(PARTS)} are")
-    return part
-
-
-def _supported_item(item: object) -> object:
-    kind = _kind(item)
-    if isinstance(kind, str) and kind not in ITEMS:
-        raise ValueError(f"an item of type {kind[:40]!r} is not supported; only {', '.join(ITEMS)} are")
-    return item
 
 
 def _supported_format(kind: object) -> object:
@@ -56,18 +34,13 @@ def _supported_format(kind: object) -> object:
 
 
 # The brackets mark the tags as names of union members, which are left out of the path of a field in an error.
-def _item_tag(item: object) -> str:
-    kind = _kind(item)
-    return f"[{kind}]" if isinstance(kind, str) and kind in ITEMS else "[message]"  # a message may omit its type
-
-
 def _tool_tag(tool: object) -> str:
-    return "[namespace]" if _kind(tool) == "namespace" else _inner_tag(tool)
+    return "[namespace]" if kind_of(tool) == "namespace" else _inner_tag(tool)
 
 
 def _inner_tag(tool: object) -> str:
-    kind = _kind(tool)
-    return "[hosted]" if isinstance(kind, str) and kind != "function" else "[function]"
+    kind = kind_of(tool)
+    return "[hosted]" if kind is not None and kind != "function" else "[function]"
 
 
 def _choice_tag(choice: object) -> str:
@@ -75,82 +48,7 @@ def _choice_tag(choice: object) -> str:
 
 
 def _format_tag(format: object) -> str:
-    return "[schema]" if _kind(format) == "json_schema" else "[plain]"
-
-
-def full_name(name: str, namespace: str | None) -> str:
-    """What the model calls a function. Raises `ValueError` for more characters than the name of a function may have."""
-    full = name if namespace is None else f"{namespace.removesuffix('__')}__{name}"
-    if len(full) > MAX_NAME_CHARS:
-        raise ValueError(f"the model would read '{full[:40]}...', {len(full)} characters; at most {MAX_NAME_CHARS} are supported")
-    return full
-
-
-class InputPart(Wire):
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-    annotations: list[JsonValue] | None = Field(None, description="of an earlier answer; not shown to the model")
-    logprobs: list[JsonValue] | None = Field(None, description="of an earlier answer; not shown to the model")
-
-
-Content = str | list[Annotated[InputPart, BeforeValidator(_text_only)]]
-
-
-def text_of(content: Content) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-class InputItem(Wire):
-    """What items have when a client sends back those of an earlier answer."""
-
-    id: str | None = Field(None, description="of an earlier answer; not needed")
-    status: ItemStatus | None = Field(None, description="of an earlier answer; not needed")
-
-
-class InputMessage(InputItem):
-    type: Literal["message"] | None = None
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is rendered as system")
-    content: Content = Field(description="text, or parts of type input_text and output_text")
-
-
-class FunctionCallItem(InputItem):
-    """A tool call of the assistant. Calls that follow each other, or a message of the assistant, become one message."""
-
-    type: Literal["function_call"]
-    call_id: CallId
-    name: Name
-    namespace: Name | None = Field(None, description="that the function is in")
-    arguments: str = Field(description="a JSON object, as a string; an empty string is an object without properties")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "FunctionCallItem":
-        full_name(self.name, self.namespace)
-        return self
-
-
-class FunctionCallOutput(InputItem):
-    type: Literal["function_call_output"]
-    call_id: CallId | None = Field(None, description="of the call whose result this is; the next unanswered call when left out")
-    namespace: str | None = Field(None, description="that the function is in; not needed")
-    output: Content = Field(description="the result: text, or parts of type input_text")
-
-
-class ReasoningItem(Wire):
-    """A thought of an earlier answer. It is not shown to the model."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: Literal["reasoning"]
-
-
-Item = Annotated[
-    Annotated[InputMessage, Tag("[message]")]
-    | Annotated[FunctionCallItem, Tag("[function_call]")]
-    | Annotated[FunctionCallOutput, Tag("[function_call_output]")]
-    | Annotated[ReasoningItem, Tag("[reasoning]")],
-    Discriminator(_item_tag),
-    BeforeValidator(_supported_item),
-]
+    return "[schema]" if kind_of(format) == "json_schema" else "[plain]"
 
 
 class FunctionTool(Function):

@@ -9,8 +9,8 @@ from typing import Any
 
 from app.forms.parser import ToolCallStart
 from app.schemas import ContentLogprob, FinishReason
+from app.schemas.items import ItemStatus
 from app.schemas.reply import OutputCall, OutputItem, OutputMessage, OutputReasoning, OutputText, ReasoningText
-from app.schemas.responses import ItemStatus
 from app.tokenizer import Tokenizer
 from serve.wire.choice import ChoiceDelta, PartialCall
 from serve.wire.logprobs import LogprobEntry, chat_logprobs

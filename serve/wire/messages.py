@@ -17,13 +17,10 @@ from app.schemas.anthropic import (
     HostedTool,
     MessagesRequest,
     OutputConfig,
-    TextBlock,
-    ThinkingBlock,
-    ToolResultBlock,
     ToolSelection,
-    ToolUseBlock,
     Turn,
 )
+from app.schemas.blocks import TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
 from app.schemas.generation import SamplingParameters
 from app.schemas.messages import NamedFunction, NamedSchema, ToolChoice
 from app.schemas.thought import Effort

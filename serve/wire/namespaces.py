@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from app.schemas import ResponsesRequest
+from app.schemas.items import full_name
 from app.schemas.messages import Function
-from app.schemas.responses import FunctionTool, HostedTool, NamespaceTool, full_name
+from app.schemas.responses import FunctionTool, HostedTool, NamespaceTool
 
 Names = Mapping[str, tuple[str, str]]  # namespace and name, by the name that the model has for them
 

@@ -19,10 +19,11 @@ from app.schemas.reply import (
     ResponsesUsage,
 )
 from app.schemas.responses import PlainFormat, TextOptions
-from serve.wire.answers import Answer, comments, sse
+from serve.wire.answers import Answer
 from serve.wire.choice import Choice
 from serve.wire.items import Event, Output
 from serve.wire.namespaces import names_of, served_tools
+from serve.wire.sse import comments, sse
 
 
 @dataclass(slots=True)

@@ -10,20 +10,9 @@ from dataclasses import dataclass, field
 
 from app.errors import InvalidRequest
 from app.schemas import ChatRequest, FunctionCall, Message, NamedTool, ResponseFormat, SamplingFields, Tool, ToolCall, ToolChoice
+from app.schemas.items import FunctionCallItem, FunctionCallOutput, InputMessage, Item, ReasoningItem, full_name, text_of
 from app.schemas.messages import MAX_TOOLS, NamedFunction, NamedSchema
-from app.schemas.responses import (
-    LOGPROBS,
-    FunctionCallItem,
-    FunctionCallOutput,
-    InputMessage,
-    Item,
-    NamedFunctionTool,
-    ReasoningItem,
-    ResponsesRequest,
-    SchemaFormat,
-    full_name,
-    text_of,
-)
+from app.schemas.responses import LOGPROBS, NamedFunctionTool, ResponsesRequest, SchemaFormat
 from app.schemas.thought import Reasoning
 from serve.wire.ignored import ignore
 from serve.wire.namespaces import functions_of, hosted_of
