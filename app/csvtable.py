@@ -1,4 +1,4 @@
-"""Reads CSV as table programs write it. Knows no file, no page and no names of columns."""
+"""Reads CSV as table programs write it: the first line has the names of the columns, also of a single one. Knows no file and no page."""
 
 import csv
 import io
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}  # of cells; where the decimal mark is a comma, table programs write semicolons
 DECLARED = re.compile(r'"?sep=([^"\r\n])"?(?=[\r\n]|\Z)', re.IGNORECASE)  # a first line that tells Excel the separator
+
+SHOWN_CHARS = 60  # of a name
 
 
 class Unclosed(csv.Error):
@@ -25,6 +27,12 @@ class Table:
     rows: Iterator[tuple[int, list[str] | str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Column:
+    index: int
+    note: str = ""  # a clause that says so where its name is none of those that were looked for
+
+
 def read_table(content: str) -> Table:
     """Commas, semicolons or tabs divide the cells: whatever divides the first line into most, or what `sep=;` above it says. Under a single
     name a whole row is one text. Blank lines, and the empty cells that table programs add at the end of a row, are left out. Raises
@@ -39,6 +47,27 @@ def read_table(content: str) -> Table:
     line, head = next(found, (1, []))
     names = _trimmed(head)
     return Table(names, line, ((number, _cells(row, len(names), separator)) for number, row in found))
+
+
+def column_of(names: Sequence[str], wanted: Sequence[str]) -> Column | None:
+    """The first of the `wanted` names that there is, whatever its capitals and the white space around it; else the only column that has a
+    name.
+    """
+    for want in wanted:
+        alike = [index for index, name in enumerate(names) if _plain(name) == _plain(want)]
+        if alike:
+            return Column(next((index for index in alike if names[index] == want), alike[0]))
+    named = [index for index, name in enumerate(names) if name.strip()]
+    if len(named) != 1:
+        return None
+    name = names[named[0]].strip()
+    shown = name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}…"
+    advice = f"if it is a text, put a line with the word {wanted[0]} above it"
+    return Column(named[0], f"the first line, “{shown}”, was read as the name of the column; {advice}")
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
 
 
 def _width(content: str, separator: str) -> int:

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> str:
     skipped = printable(left_out(args.files, args.out))
     if skipped:
         sys.stderr.write(f"{skipped}\n")
-    documents = list(read_documents(args.files, args.text, args.out))
+    documents = list(read_documents(args.files, args.text, args.out, lambda note: sys.stderr.write(f"{printable(note)}\n")))
     settings = ModelSettings(
         path=args.model, observer=args.observer, quantize=args.quantize, dtype=args.dtype, device=args.device, calibration=args.calibration,
         slots=1,  # scoring needs no slot; 1 is the minimum

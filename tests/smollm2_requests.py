@@ -61,3 +61,7 @@ def content(answer: dict[str, Any]) -> str:
     kept = {key: value for key, value in answer.items() if key in {"choices", "gen_text", "data"}}
     rounded = json.loads(json.dumps(kept), parse_float=lambda digits: round(float(digits), 2))
     return json.dumps(rounded, sort_keys=True)
+
+
+def pieces(chunks: Any) -> list[str]:
+    return [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]

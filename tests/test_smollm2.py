@@ -17,7 +17,7 @@ import psutil
 import pytest
 from driving import kernel_or_skip
 from serving import RunningServer, serving
-from smollm2_requests import GREEDY, LETTERS, NAME, PARAGRAPH, Animal, as_schema, content, post, requests, user
+from smollm2_requests import GREEDY, LETTERS, NAME, PARAGRAPH, Animal, as_schema, content, pieces, post, requests, user
 
 from app.settings import smollm2
 
@@ -246,10 +246,6 @@ def test_letters_of_all_kinds_become_tokens_and_come_back(server: RunningServer,
     assert post(server, "/detokenize", tokens=tokens)["prompt"] == text
     echoed = post(server, "/v1/completions", prompt=text, max_tokens=0, echo=True)["choices"][0]["text"]
     assert echoed == text
-
-
-def pieces(chunks: Any) -> list[str]:
-    return [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
 
 
 def test_a_stream_never_breaks_a_letter(client: openai.OpenAI) -> None:

@@ -1,20 +1,32 @@
 """Bodies of /v1/messages and /v1/messages/count_tokens: those of Anthropic's Messages API, as far as this server acts on their fields."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 from pydantic.config import JsonDict
 
+from app.schemas.blocks import (
+    CACHE,
+    MAX_BLOCKS,
+    AnswerText,
+    AnswerThinking,
+    AnswerToolUse,
+    Block,
+    CacheControl,
+    RedactedThinkingBlock,
+    TextBlock,
+    TextBlocks,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
 from app.schemas.generation import SamplingParameters, Stop
 from app.schemas.messages import MAX_TOOLS, Name, Schema, object_type
 from app.schemas.thought import LIMIT
-from app.schemas.wire import SEED, Int, Seed, Wire
+from app.schemas.wire import SEED, Int, Seed, Wire, kind_of
 
-MAX_BLOCKS = 256
 BLOCKS_OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking", "redacted_thinking"), "system": ("text",)}
 ROLES = {"ctx": "user", "msg": "user"}  # what Claude Code from 2.1.154 on may write, as vLLM reads it
-CACHE = "accepted and not needed: equal beginnings of prompts are found by their tokens"
 MODEL = "name of a served model, see /v1/models; the default model when left out"
 WEATHER: JsonDict = {
     "name": "weather",
@@ -23,91 +35,13 @@ WEATHER: JsonDict = {
 }
 
 
-def _kind(block: Any) -> str | None:
-    kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
-    return kind if isinstance(kind, str) else None
-
-
-def _tag(block: Any) -> str:
-    """The name of a union member. It has a blank, so that no path in an error is confused with the field `text`."""
-    return f"{_kind(block)} block"
-
-
 def _role(role: object) -> object:
     return ROLES.get(role, role) if isinstance(role, str) else role
 
 
 def _tool_tag(tool: Any) -> str:
     """A tool in OpenAI's form is a mistake, not one to be left out."""
-    return "[client]" if _kind(tool) in {None, "custom", "function"} else "[hosted]"
-
-
-def _one_of(*kinds: str) -> Callable[[object], object]:
-    def check(block: object) -> object:
-        kind = _kind(block)
-        if kind is None:
-            raise ValueError(f"a block must be an object with a type: {', '.join(kinds)}")
-        if kind not in kinds:
-            raise ValueError(f"a block of type {kind[:40]!r} is not supported here; only {', '.join(kinds)}")
-        return block
-
-    return check
-
-
-class CacheControl(Wire):
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
-
-
-class TextBlock(Wire):
-    type: Literal["text"]
-    text: str
-    cache_control: CacheControl | None = Field(None, description=CACHE)
-
-
-TextBlocks = Annotated[list[Annotated[TextBlock, BeforeValidator(_one_of("text"))]], Field(max_length=MAX_BLOCKS)]
-
-
-class ToolUseBlock(Wire):
-    type: Literal["tool_use"]
-    id: str = Field(min_length=1, max_length=128)
-    name: Name
-    input: dict[str, JsonValue]
-    cache_control: CacheControl | None = Field(None, description=CACHE)
-
-
-class ToolResultBlock(Wire):
-    type: Literal["tool_result"]
-    tool_use_id: str = Field(min_length=1, max_length=128, description="id of the tool_use whose result this is")
-    content: str | TextBlocks | None = None
-    is_error: bool | None = Field(None, description="true: the model reads `Error: ` before the content")
-    cache_control: CacheControl | None = Field(None, description=CACHE)
-
-
-class ThinkingBlock(Wire):
-    """A thought of an earlier answer. The chat template decides whether the model sees it."""
-
-    type: Literal["thinking"]
-    thinking: str
-    signature: str | None = Field(None, description="not read: thoughts are not signed here")
-
-
-class RedactedThinkingBlock(Wire):
-    """A thought that another server encrypted: the model does not see it."""
-
-    type: Literal["redacted_thinking"]
-    data: str
-
-
-Block = Annotated[
-    Annotated[TextBlock, Tag("text block")]
-    | Annotated[ThinkingBlock, Tag("thinking block")]
-    | Annotated[RedactedThinkingBlock, Tag("redacted_thinking block")]
-    | Annotated[ToolUseBlock, Tag("tool_use block")]
-    | Annotated[ToolResultBlock, Tag("tool_result block")],
-    Discriminator(_tag),
-    BeforeValidator(_one_of("text", "tool_use", "tool_result", "thinking", "redacted_thinking")),
-]
+    return "[client]" if kind_of(tool) in {None, "custom", "function"} else "[hosted]"
 
 
 class Turn(Wire):
@@ -225,8 +159,9 @@ class CountTokensRequest(Wire):
     cache_control: CacheControl | None = Field(None, description=CACHE)
 
     @property
-    def client_tools(self) -> list[ClientTool]:
-        return [tool for tool in self.tools or () if isinstance(tool, ClientTool)]
+    def client_tools(self) -> dict[int, ClientTool]:
+        """By their places among the tools."""
+        return {place: tool for place, tool in enumerate(self.tools or ()) if isinstance(tool, ClientTool)}
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -274,24 +209,6 @@ class MessagesRequest(CountTokensRequest, SamplingParameters):
             ]
         }
     )
-
-
-class AnswerText(Wire):
-    type: Literal["text"] = "text"
-    text: str
-
-
-class AnswerThinking(Wire):
-    type: Literal["thinking"] = "thinking"
-    thinking: str = Field(description="what a reasoning model thought before its answer")
-    signature: str = Field("", description="always empty")
-
-
-class AnswerToolUse(Wire):
-    type: Literal["tool_use"] = "tool_use"
-    id: str
-    name: str
-    input: dict[str, JsonValue]
 
 
 class MessagesUsage(Wire):

@@ -13,7 +13,11 @@ ESTIMATE_EXAMPLE: JsonDict = {"model": "storyteller", "quantize": "nf4", "dtype"
 class EstimateRequest(Wire):
     """The fields of a model's settings. Nothing is loaded or downloaded: a hub name's config has to be in the hub's cache."""
 
-    model: str = Field(min_length=1, max_length=512, description="name of a served model, or a hub name whose config.json is in the cache")
+    model: str = Field(
+        min_length=1,
+        max_length=512,
+        description="name of a served model, auto for the default one, or a hub name whose config.json is in the cache",
+    )
     quantize: Literal["none", "int8", "nf4", "fp4", "int4"] = Field("none", description="as model.quantize")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="as model.dtype")
     context: Int | None = Field(

@@ -4,10 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
-from app.schemas.wire import Wire
+from app.schemas.wire import Wire, kind_of
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+MAX_NAME_CHARS = 128
+Name = Annotated[str, Field(pattern=rf"^[a-zA-Z0-9_.-]{{1,{MAX_NAME_CHARS}}}$")]
 MAX_TOOLS = 512
 Schema = dict[str, JsonValue]
 
@@ -16,21 +17,16 @@ TEXT_PARTS = ("text", "input_text")  # the second is that of the Responses API
 PARTS = (*TEXT_PARTS, "refusal")
 
 
-def _kind(part: object) -> object:
-    """The `type` of a part as a client wrote it, or of one that is parsed already."""
-    return part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
-
-
 def _supported(part: object) -> object:
-    kind = _kind(part)
-    if isinstance(kind, str) and kind not in PARTS:
+    kind = kind_of(part)
+    if kind is not None and kind not in PARTS:
         raise ValueError(f"a content part of type {kind[:40]!r} is not supported; only parts of type 'text' are")
     return part
 
 
 def _part_tag(part: object) -> str:
     """The brackets mark the name of a union's member, which is left out of the path of a field in an error."""
-    return "[refusal]" if _kind(part) == "refusal" else "[text]"
+    return "[refusal]" if kind_of(part) == "refusal" else "[text]"
 
 
 class TextPart(Wire):

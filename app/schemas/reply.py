@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from app.schemas.answers import ContentLogprob
-from app.schemas.responses import FunctionTool, ItemStatus, ResponsesToolChoice, TextOptions
+from app.schemas.items import ItemStatus
+from app.schemas.responses import FunctionTool, NamespaceTool, ResponsesToolChoice, TextOptions
 from app.schemas.wire import UsedTier, Wire
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -31,6 +32,7 @@ class OutputCall(Wire):
     id: str
     call_id: str = Field(description="a function_call_output names it")
     name: str
+    namespace: str | None = Field(None, exclude_if=lambda namespace: namespace is None, description="that the function is in, if any")
     arguments: str = Field(description="a JSON object, as a string")
     status: ItemStatus = Field(description="incomplete if the answer ended within the call")
 
@@ -101,7 +103,7 @@ class ResponsesAnswer(Wire):
     top_p: float = Field(description="as used: the request's, or else the model's default")
     top_logprobs: int
     text: TextOptions
-    tools: list[FunctionTool]
+    tools: list[FunctionTool | NamespaceTool]
     tool_choice: ResponsesToolChoice
     service_tier: UsedTier | None
     user: str | None

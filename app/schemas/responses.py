@@ -2,20 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from app.schemas.generation import PLACE, THIEF_SCHEMA, SamplingFields, StreamOptions
+from app.schemas.items import Item, full_name
 from app.schemas.messages import MAX_TOOLS, Function, Metadata, Name, Schema
 from app.schemas.thought import Reasoning
-from app.schemas.wire import Int, OnlyFalse, OnlyTrue, Wire
+from app.schemas.wire import Int, OnlyFalse, OnlyTrue, Wire, kind_of
 
 MAX_ITEMS = 1023  # with the instructions, the 1024 messages that a chat may have
-PARTS = ("input_text", "output_text", "text")
-ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 FORMATS = ("text", "json_object", "json_schema")
 LOGPROBS = "message.output_text.logprobs"
 NOTHING_STORED = "null only: nothing is stored; send the earlier items again, in input"
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Included = Literal[
     "message.output_text.logprobs",
     "reasoning.encrypted_content",
@@ -27,26 +25,6 @@ Included = Literal[
     "web_search_call.results",
 ]
 Summary = Literal["auto", "concise", "detailed"]
-CallId = Annotated[str, Field(min_length=1, max_length=128)]
-
-
-def _kind(value: object) -> object:
-    """The `type` of an object as a client wrote it, or of an object that is parsed already."""
-    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-
-
-def _text_only(part: object) -> object:
-    kind = _kind(part)
-    if isinstance(kind, str) and kind not in PARTS:
-        raise ValueError(f"a content part of type {kind[:40]!r} is not supported; only {', '.join(PARTS)} are")
-    return part
-
-
-def _supported_item(item: object) -> object:
-    kind = _kind(item)
-    if isinstance(kind, str) and kind not in ITEMS:
-        raise ValueError(f"an item of type {kind[:40]!r} is not supported; only {', '.join(ITEMS)} are")
-    return item
 
 
 def _supported_format(kind: object) -> object:
@@ -56,14 +34,13 @@ def _supported_format(kind: object) -> object:
 
 
 # The brackets mark the tags as names of union members, which are left out of the path of a field in an error.
-def _item_tag(item: object) -> str:
-    kind = _kind(item)
-    return f"[{kind}]" if isinstance(kind, str) and kind in ITEMS else "[message]"  # a message may omit its type
-
-
 def _tool_tag(tool: object) -> str:
-    kind = _kind(tool)
-    return "[hosted]" if isinstance(kind, str) and kind != "function" else "[function]"
+    return "[namespace]" if kind_of(tool) == "namespace" else _inner_tag(tool)
+
+
+def _inner_tag(tool: object) -> str:
+    kind = kind_of(tool)
+    return "[hosted]" if kind is not None and kind != "function" else "[function]"
 
 
 def _choice_tag(choice: object) -> str:
@@ -71,67 +48,7 @@ def _choice_tag(choice: object) -> str:
 
 
 def _format_tag(format: object) -> str:
-    return "[schema]" if _kind(format) == "json_schema" else "[plain]"
-
-
-class InputPart(Wire):
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-    annotations: list[JsonValue] | None = Field(None, description="of an earlier answer; not shown to the model")
-    logprobs: list[JsonValue] | None = Field(None, description="of an earlier answer; not shown to the model")
-
-
-Content = str | list[Annotated[InputPart, BeforeValidator(_text_only)]]
-
-
-def text_of(content: Content) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-class InputItem(Wire):
-    """What items have when a client sends back those of an earlier answer."""
-
-    id: str | None = Field(None, description="of an earlier answer; not needed")
-    status: ItemStatus | None = Field(None, description="of an earlier answer; not needed")
-
-
-class InputMessage(InputItem):
-    type: Literal["message"] | None = None
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is rendered as system")
-    content: Content = Field(description="text, or parts of type input_text and output_text")
-
-
-class FunctionCallItem(InputItem):
-    """A tool call of the assistant. Calls that follow each other, or a message of the assistant, become one message."""
-
-    type: Literal["function_call"]
-    call_id: CallId
-    name: Name
-    arguments: str = Field(description="a JSON object, as a string; an empty string is an object without properties")
-
-
-class FunctionCallOutput(InputItem):
-    type: Literal["function_call_output"]
-    call_id: CallId | None = Field(None, description="of the call whose result this is; the next unanswered call when left out")
-    output: Content = Field(description="the result: text, or parts of type input_text")
-
-
-class ReasoningItem(Wire):
-    """A thought of an earlier answer. It is not shown to the model."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: Literal["reasoning"]
-
-
-Item = Annotated[
-    Annotated[InputMessage, Tag("[message]")]
-    | Annotated[FunctionCallItem, Tag("[function_call]")]
-    | Annotated[FunctionCallOutput, Tag("[function_call_output]")]
-    | Annotated[ReasoningItem, Tag("[reasoning]")],
-    Discriminator(_item_tag),
-    BeforeValidator(_supported_item),
-]
+    return "[schema]" if kind_of(format) == "json_schema" else "[plain]"
 
 
 class FunctionTool(Function):
@@ -139,14 +56,39 @@ class FunctionTool(Function):
 
 
 class HostedTool(Wire):
-    """A tool of another kind, such as web_search, custom or namespace: the model is not told of it."""
+    """A tool of another kind, such as web_search or custom: the model is not told of it."""
 
     model_config = ConfigDict(extra="allow")
 
     type: str = Field(max_length=128)
 
 
-AnyTool = Annotated[Annotated[FunctionTool, Tag("[function]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_tool_tag)]
+InnerTool = Annotated[Annotated[FunctionTool, Tag("[function]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_inner_tag)]
+
+
+class NamespaceTool(Wire):
+    """Functions under one name, as Codex sends those of an MCP server. A call has the namespace and the function's name apart."""
+
+    type: Literal["namespace"]
+    name: Name
+    description: str | None = Field(None, description="shown to the model before that of its first function")
+    tools: list[InnerTool] = Field(max_length=MAX_TOOLS, description="functions; tools of other types are left out, and named")
+
+    @property
+    def functions(self) -> list[FunctionTool]:
+        return [tool for tool in self.tools if isinstance(tool, FunctionTool)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "NamespaceTool":
+        for tool in self.functions:
+            full_name(tool.name, self.name)
+        return self
+
+
+AnyTool = Annotated[
+    Annotated[FunctionTool, Tag("[function]")] | Annotated[NamespaceTool, Tag("[namespace]")] | Annotated[HostedTool, Tag("[hosted]")],
+    Discriminator(_tool_tag),
+]
 
 
 class NamedFunctionTool(Wire):
@@ -207,10 +149,12 @@ class ResponsesRequest(SamplingFields):
     )
     text: TextOptions | None = Field(None, description="the form of the answer")
     tools: list[AnyTool] | None = Field(
-        None, max_length=MAX_TOOLS, description="functions that the model may call; tools of other types are left out, and named"
+        None,
+        max_length=MAX_TOOLS,
+        description="functions that the model may call, also in namespaces; tools of other types are left out, and named",
     )
     tool_choice: ResponsesToolChoice | None = Field(
-        None, description="auto, none, required, or the one function to call; auto when left out"
+        None, description="auto, none, required, or the one function to call, one of a namespace as `namespace__name`; auto when left out"
     )
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     include: list[Included] | None = Field(
@@ -237,10 +181,6 @@ class ResponsesRequest(SamplingFields):
     previous_response_id: None = Field(None, description=NOTHING_STORED)
     conversation: None = Field(None, description=NOTHING_STORED)
     prompt: None = Field(None, description="null only: no prompts are stored; write them in instructions and input")
-
-    @property
-    def functions(self) -> list[FunctionTool]:
-        return [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -35,6 +35,12 @@ Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)]
 TIMEOUT = "seconds until the request fails with 408, in the queue as well as while it is answered; the header X-Request-Timeout is the same"
 
 
+def kind_of(value: object) -> str | None:
+    """The `type` of an object as a client wrote it, or of one that is parsed already; None where it is no text."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
 class Wire(BaseModel):
     """Base of all bodies. Unknown fields are refused, and so is a value of another type: a quoted number is not converted."""
 

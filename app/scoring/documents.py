@@ -2,20 +2,21 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.csvtable import read_table
+from app.csvtable import column_of, read_table
 from app.errors import SetupError
 from app.scoring.sources import check_exists, file_type, parse_json_lines, read_content
 
 WHOLE = (".txt", ".md")  # of which a file is one text
 FILE_TYPES = (*WHOLE, ".jsonl", ".csv", ".parquet")
-COLUMNS = ("text", "content", "essay", "answer", "body")  # a first line that is one of these is no text
 SHOWN_TYPES = 5  # of the files that are left out
 SHOWN_NAMES = 200  # characters
+
+Note = Callable[[str], object]  # is told, in a sentence without an end, what was assumed of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +30,15 @@ class Document:
     problem: str = "this line has no text"
 
 
-def read_documents(paths: Iterable[Path], field: str = "text", results: Path | None = None) -> Iterator[Document]:
+def read_documents(paths: Iterable[Path], field: str = "text", results: Path | None = None, note: Note = str) -> Iterator[Document]:
     """The texts of the files in their order; folders are searched through. A file of a folder that cannot be read is a document without a
     text. `results` in a folder are no texts. Raises `SetupError` for a file that cannot be read and is named in `paths`.
     """
     for path in paths:
         if path.is_dir():
-            yield from _read_folder(path, field, results)
+            yield from _read_folder(path, field, results, note)
         else:
-            yield from _read_file(path, field)
+            yield from _read_file(path, field, note)
 
 
 def left_out(paths: Iterable[Path], results: Path | None = None) -> str:
@@ -54,18 +55,18 @@ def _files_of(folder: Path, results: Path | None) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if not file.is_dir() and (results is None or file.resolve() != results.resolve()))
 
 
-def _read_folder(path: Path, field: str, results: Path | None) -> Iterator[Document]:
+def _read_folder(path: Path, field: str, results: Path | None, note: Note) -> Iterator[Document]:
     files = [file for file in _files_of(path, results) if file_type(file) in FILE_TYPES]
     if not files:
         raise SetupError(f"{path}: the folder has no {', '.join(FILE_TYPES)} file")
     for file in files:
         try:
-            yield from _read_file(file, field)
+            yield from _read_file(file, field, note)
         except SetupError as error:
             yield Document(str(file), None, f"{error.message}; nothing of the file is scored from there on")
 
 
-def _read_file(path: Path, field: str) -> Iterator[Document]:
+def _read_file(path: Path, field: str, note: Note) -> Iterator[Document]:
     kind = file_type(path)
     check_exists(path)
     if kind in WHOLE:
@@ -73,44 +74,31 @@ def _read_file(path: Path, field: str) -> Iterator[Document]:
     elif kind == ".jsonl":
         yield from (_document(line, field, f"{path}:{number}") for number, line in parse_json_lines(read_content(path), path))
     elif kind == ".csv":
-        yield from _read_csv(path, field)
+        yield from _read_csv(path, field, note)
     elif kind == ".parquet":
         yield from _read_parquet(path, field)
     else:
         raise SetupError(f"{path}: unknown type of file; give {', '.join(FILE_TYPES)}, or a folder of those")
 
 
-def _read_csv(path: Path, field: str) -> Iterator[Document]:
-    """The first line of a single column is a text, too, where it is no name of such a column."""
+def _read_csv(path: Path, field: str, note: Note) -> Iterator[Document]:
     try:
         table = read_table(read_content(path))
         if not table.names:
             return
-        column = _column(table.names, field)
+        column = column_of(table.names, (field,))
         if column is None:
             raise _no_column(path, field, table.names)
-        if len(table.names) == 1 and _plain(table.names[0]) not in (*COLUMNS, _plain(field)):
-            yield Document(f"{path}:{table.line}", table.names[0])
+        if column.note:
+            note(f"{path}: {column.note}")
         for number, cells in table.rows:
             source = f"{path}:{number}"
             if isinstance(cells, str):
                 yield Document(source, None, cells)
             else:
-                yield Document(source, cells[column] if column < len(cells) else None)
+                yield Document(source, cells[column.index] if column.index < len(cells) else None)
     except csv.Error as error:
         raise SetupError(f"{path}, {error}") from error
-
-
-def _column(names: Sequence[str], field: str) -> int | None:
-    """The index of the one with that name, or of the one that differs from it in capitals and white space, or of the only one."""
-    if field in names:
-        return names.index(field)
-    alike = next((index for index, name in enumerate(names) if _plain(name) == _plain(field)), None)
-    return 0 if alike is None and len(names) == 1 else alike
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold()
 
 
 def _no_column(path: Path, field: str, names: Sequence[str]) -> SetupError:

@@ -174,8 +174,8 @@ class LoadedFields(Group):
         return self.observer
 
     def check_paths(self, where: str = "model") -> None:
-        """Raises `SetupError` for a missing folder, naming the setting under `where`. A hub name (`owner/name`, `owner/name:file.gguf`) is
-        not looked up here, but when the model is loaded.
+        """Raises `SetupError` for a missing folder and a broken chat template, naming the setting under `where`. A hub name (`owner/name`,
+        `owner/name:file.gguf`) is not looked up here, but when the model is loaded.
         """
         if not self.path:
             raise SetupError(f"{where}.path: is empty: give a model, or leave the setting out")
@@ -183,8 +183,12 @@ class LoadedFields(Group):
             is_there = (Path(adapter) / "adapter_config.json").is_file()
             if not is_there and (Path(adapter).exists() or not is_hub_name(adapter)):
                 raise SetupError(f"{where}.adapters: '{name}' is to be in {adapter}, which is no folder with an adapter_config.json")
-        if self.chat_template is not None and not Path(self.chat_template).is_file():
-            raise SetupError(f"{where}.chat_template: {self.chat_template} is no file; give the path of a Jinja template")
+        if self.chat_template is not None:
+            from app.models.template import read_template  # imports Jinja, which takes 0.1 s
+
+            if not Path(self.chat_template).is_file():
+                raise SetupError(f"{where}.chat_template: {self.chat_template} is no file; give the path of a Jinja template")
+            read_template(self.chat_template, f"{where}.chat_template")
         for field, path in (("path", self.path), ("observer", self.observer_path), ("draft", self.draft)):
             if path is None or (is_hub_name(path) and not Path(path).exists()):
                 continue

@@ -1,20 +1,19 @@
 """The chat template of a model: conversations as text, and what can be learned from it about thoughts and tool calls."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta
+from jinja2 import TemplateError, TemplateSyntaxError, meta
 from transformers import PreTrainedTokenizerBase
 
 from app.errors import InvalidRequest, first_line
 from app.forms.reasoning import Reasoning, learn_reasoning
 from app.forms.tools import AddedTokens, ToolFormat, ToolsUnsupported
 from app.forms.ways import ToolRendering, learn_tools
+from app.models.template import compiler, without_generation_tags
 
-GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own: what the model is trained to write
 PROBE = "\ue006"  # a private-use character, which templates copy unchanged
 THINKING_SWITCHES = ("enable_thinking", "thinking")  # names that templates have for it
 
@@ -133,16 +132,6 @@ class ChatTemplate:
     @cached_property
     def _learned_tools(self) -> ToolRendering:
         return learn_tools(self._render, self.added_tokens)
-
-
-def compiler() -> Environment:
-    """What understands a template as transformers does, which renders it."""
-    return Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-
-
-def without_generation_tags(template: str) -> str:
-    """The same on as many lines."""
-    return GENERATION_TAG.sub(lambda tag: "\n" * tag[0].count("\n"), template)
 
 
 @lru_cache(maxsize=8)

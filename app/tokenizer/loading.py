@@ -1,15 +1,12 @@
 """Reads a tokenizer and what stands beside it: the chat template, and how answers are to be sampled and ended."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from app.errors import SetupError, first_line
 from app.models.source import Source, source_of
-from app.tokenizer.chat import compiler, without_generation_tags
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -32,22 +29,6 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     tokenizer.chat_template = tokenizer.chat_template or base.chat_template
     return tokenizer
-
-
-def read_template(path: str) -> str:
-    """The chat template in a file. Raises `SetupError`, with the line, for what is none."""
-    try:
-        template = Path(path).read_text(encoding="utf-8")
-        compiler().from_string(without_generation_tags(template))
-    except OSError as error:
-        raise SetupError(f"chat_template: {path} cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise SetupError(f"chat_template: {path} is not text in UTF-8") from error
-    except TemplateSyntaxError as error:
-        raise SetupError(f"chat_template: {path}, line {error.lineno}: {first_line(error)}") from error
-    if not template.strip():
-        raise SetupError(f"chat_template: {path} is empty, so that every prompt would be")
-    return template
 
 
 def read_generation_config(path: str) -> dict[str, Any]:

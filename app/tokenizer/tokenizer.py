@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from app.errors import InvalidRequest, SetupError
 from app.forms.tools import AddedTokens
 from app.models.source import source_of
+from app.models.template import read_template
 from app.models.vocabulary import create_tokenizer, generation_values
 from app.tokenizer.chat import ChatTemplate
-from app.tokenizer.loading import load_tokenizer, read_generation_config, read_template
+from app.tokenizer.loading import load_tokenizer, read_generation_config
 from app.tokenizer.pieces import Piece, Pieces
 
 

@@ -1,14 +1,18 @@
 """`POST /v1/chat/completions`: continue a conversation."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.schemas import ChatRequest, ChatResponse
+from app.tokenizer import Tokenizer
 from serve.routes.lenient import note_left_out
 from serve.routes.respond import SSE_RESPONSE, respond
 from serve.routes.service import Model, Service
 from serve.routes.state import ERROR_RESPONSES
-from serve.wire.conversation import chat_token_ids, template_variables
+from serve.wire.conversation import chat_text, template_variables
 from serve.wire.requests import AnswerOptions, Prompt, chat_options, max_new_tokens
 from serve.wire.structured import visible_tools
 
@@ -40,5 +44,9 @@ async def prepare(service: Service, model: Model, body: ChatRequest, request: Re
 
 async def prompt_of(service: Service, model: Model, body: ChatRequest, request: Request) -> Prompt:
     variables = template_variables(body, model.tokenizer)
-    parts = body.messages, visible_tools(body), model.tokenizer, body.prompt_end, bool(body.add_special_tokens), variables
-    return Prompt(await service.run_in_text_pool(request, chat_token_ids, *parts))
+    return await service.run_in_text_pool(request, _rendered, body, model.tokenizer, variables)
+
+
+def _rendered(body: ChatRequest, tokenizer: Tokenizer, variables: Mapping[str, Any]) -> Prompt:
+    text = chat_text(body.messages, visible_tools(body), tokenizer, body.prompt_end, variables)
+    return Prompt(tokenizer.encode_rendered(text, bool(body.add_special_tokens)), text)

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT_S = 120.0
 COMMAND = (sys.executable, "-m", "app.estimate", "--json")
+AUTO = "auto"  # the default model, as in `model.path`
 FAILED = 2  # exit code of a question that cannot be answered
 
 
@@ -42,10 +43,10 @@ def create_estimate(settings: Settings) -> APIRouter:
 
 
 def path_of(model: str, served: Mapping[str, str]) -> str:
-    """The path of a served model, or a hub name. Raises `InvalidRequest` for anything else: a request opens no other file of this disk."""
+    """The path of a served model, `auto`, or a hub name. Raises `InvalidRequest` for anything else: a request opens no other file."""
     if model in served:
         return served[model]
-    if model in served.values() or (is_hub_name(model) and not Path(model).exists()):
+    if model == AUTO or model in served.values() or (is_hub_name(model) and not Path(model).exists()):
         return model
     raise InvalidRequest(
         f"model: {model!r} is neither served here ({', '.join(served)}) nor a hub name, such as Qwen/Qwen3-0.6B or Qwen/Qwen3-0.6B@main",

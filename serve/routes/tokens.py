@@ -15,9 +15,8 @@ from serve.routes.chat import prepare
 from serve.routes.respond import check_stream
 from serve.routes.service import Model, Service
 from serve.routes.state import ERROR_RESPONSES
-from serve.wire.conversation import chat_text, chat_token_ids, template_variables
+from serve.wire.conversation import chat_token_ids
 from serve.wire.requests import check_token_ids
-from serve.wire.structured import visible_tools
 
 TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 404, 413, 503)}
 
@@ -46,16 +45,9 @@ def add_tokens(routes: APIRouter, service: Service) -> None:
         service.check_user(body.safety_identifier, "safety_identifier")
         check_stream(body)
         model = service.model(body.model)
-        await prepare(service, model, body, request)
-        content = await service.run_in_text_pool(request, _render, body, model)
+        prompt, _ = await prepare(service, model, body, request)
+        content = await service.run_in_text_pool(request, lambda: RenderedChat(prompt=prompt.text).model_dump_json().encode())
         return Response(content, media_type="application/json")
-
-
-def _render(body: ChatRequest, model: Model) -> bytes:
-    """The JSON of the response body."""
-    variables = template_variables(body, model.tokenizer)
-    prompt = chat_text(body.messages, visible_tools(body), model.tokenizer, body.prompt_end, variables)
-    return RenderedChat(prompt=prompt).model_dump_json().encode()
 
 
 def _tokenize(body: TokenizeRequest, model: Model) -> bytes:

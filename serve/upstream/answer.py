@@ -11,7 +11,7 @@ from typing import Any
 from app.errors import UpstreamFailed
 from serve.upstream.meter import Meter
 from serve.upstream.wires import Wire
-from serve.wire.answers import LINE_BREAKS
+from serve.wire.sse import LINE_BREAKS
 
 NO_CHOICES = "the model's server sent an answer without `choices`"
 

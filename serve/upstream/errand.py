@@ -23,7 +23,7 @@ from serve.upstream.meter import Meter
 from serve.upstream.pool import Place, Pool
 from serve.upstream.upstream import Upstream
 from serve.upstream.wires import Wire
-from serve.wire.answers import comments
+from serve.wire.sse import comments
 from serve.workers.router import TIMEOUTS
 
 T = TypeVar("T")

@@ -4,8 +4,6 @@ Does not know the router.
 """
 
 import itertools
-import json
-import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +11,7 @@ from typing import Literal
 
 from app.engine.events import Delta, Event, Failed, Notice
 from app.engine.facts import Facts
-from app.engine.notices import Interrupted, Loading, Progress, SetBack
+from app.engine.notices import Interrupted, Progress
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import (
@@ -36,9 +34,9 @@ from app.tokenizer import Tokenizer
 from serve.wire.choice import Choice, ChoiceDelta, PartialCall
 from serve.wire.logprobs import LogprobEntry, chat_logprobs, completion_logprobs, prompt_logprobs
 from serve.wire.requests import AnswerOptions, Prompt
+from serve.wire.sse import comments, progress_of, sse
 
 UsageChunks = Literal["none", "last", "all"]  # which chunks of a stream have the token counts
-LINE_BREAKS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # some clients take these for the end of a line
 
 
 @dataclass(slots=True)
@@ -247,40 +245,6 @@ def _call_deltas(pieces: Sequence[ToolCallStart | ArgumentsDelta], calls: Sequen
                 arguments += part.arguments
         entries.append({"index": index, **start, "function": {**name, "arguments": arguments}})
     return entries
-
-
-def sse(body: dict[str, object]) -> str:
-    """A server-sent event. Characters that some clients take for the end of a line are escaped."""
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text.translate(LINE_BREAKS)}\n\n"
-
-
-def comments(event: Notice, has_started: bool) -> list[str]:
-    """The notice as an SSE comment, which clients that only read events ignore. An answer that has begun has no place in the queue."""
-    if isinstance(event, Progress):
-        return []
-    if isinstance(event, Loading):
-        return [": loading\n\n" if event.loaded is None else f": loading {event.loaded:.0%}\n\n"]
-    if isinstance(event, Interrupted | SetBack):
-        return [f": {_stop_of(event)}\n\n"]
-    if has_started:
-        return []
-    eta = "" if event.wait_s is None else f" eta_s={math.ceil(event.wait_s)}"
-    return [f": queued position={event.position}{eta}\n\n"]
-
-
-def _stop_of(event: Interrupted | SetBack) -> str:
-    """Why nothing comes for a while."""
-    if isinstance(event, SetBack):
-        return "set back: the cache is full; the answer goes on when there is room"
-    if event.fingerprint is not None:
-        return "interrupted: the model was replaced; the answer goes on in its new version"
-    return "interrupted: the model's process died; the answer goes on in another one"
-
-
-def progress_of(event: Progress) -> PromptProgress:
-    time_ms = round(event.elapsed_s * 1000)
-    return PromptProgress(total=event.total, cache=event.cached, processed=event.processed, time_ms=time_ms)
 
 
 async def stream(answer: Answer, events: AsyncIterable[Event], usage_chunks: UsageChunks) -> AsyncIterator[str]:

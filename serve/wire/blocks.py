@@ -11,10 +11,12 @@ from app.engine.events import Event, Notice
 from app.errors import LitmusError
 from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import FinishReason, MessagesResponse
-from app.schemas.anthropic import AnswerText, AnswerThinking, AnswerToolUse, MessagesUsage, StopReason
-from serve.wire.answers import Answer, comments, sse
+from app.schemas.anthropic import MessagesUsage, StopReason
+from app.schemas.blocks import AnswerText, AnswerThinking, AnswerToolUse
+from serve.wire.answers import Answer
 from serve.wire.choice import Choice, ChoiceDelta, PartialCall
 from serve.wire.errors import messages_error
+from serve.wire.sse import comments, sse
 
 STOP_REASONS: dict[FinishReason, StopReason] = {"stop": "end_turn", "tool_calls": "tool_use", "length": "max_tokens"}
 

@@ -24,7 +24,7 @@ from app.schemas.messages import Schema
 # Each of these bans or forces tokens, or ends the answer, whatever the grammar requires at that point.
 INCOMPATIBLE_FIELDS = ("bad_words", "min_tokens", "ignore_eos", "stop_token_ids", "allowed_token_ids")
 MAX_CACHED_SCHEMAS = 256
-MAX_CACHED_SCHEMA_CHARS = 65_536  # longer schemas are checked anew each time
+MAX_CACHED_SCHEMA_CHARS = 65_536  # longer schemas, and other forms, are checked anew each time
 WRITERS: dict[str, Callable[[Any], str]] = {"regex": regex_grammar, "choice": choice_grammar, "grammar": written_grammar}
 
 
@@ -55,7 +55,7 @@ def form_of(body: FormFields) -> Form | None:
     else:
         kind, param = field.removeprefix("guided_").replace("json_schema", "json"), field
     if kind in WRITERS:
-        return Form(_written(WRITERS[kind], value, param), field, is_json=False)
+        return Form(_written(kind, value, param), field, is_json=False)
     return _json_form(field, None if kind == "json_object" else _schema_of(value, param), param)
 
 
@@ -90,11 +90,24 @@ def _schema_of(value: Schema | str, param: str) -> Schema:
     return schema
 
 
-def _written(write: Callable[[Any], str], value: Any, param: str) -> str:
+def _written(kind: str, value: str | list[str], param: str) -> str:
+    text = value if isinstance(value, str) else tuple(value)
+    is_short = len(value if isinstance(value, str) else "".join(value)) <= MAX_CACHED_SCHEMA_CHARS
+    grammar, problem = _cached_grammar(kind, text) if is_short else _grammar(kind, text)
+    if problem is not None:
+        raise InvalidRequest(f"{param} cannot be enforced: {problem}", param=param, code="unsupported_form")
+    return grammar
+
+
+def _grammar(kind: str, text: str | tuple[str, ...]) -> tuple[str, str | None]:
+    """The grammar, and why it is none."""
     try:
-        return write(value)
+        return WRITERS[kind](text), None
     except FormRefused as error:
-        raise InvalidRequest(f"{param} cannot be enforced: {error.reason}", param=param, code="unsupported_form") from None
+        return "", error.reason
+
+
+_cached_grammar = lru_cache(MAX_CACHED_SCHEMAS)(_grammar)
 
 
 @lru_cache(MAX_CACHED_SCHEMAS)

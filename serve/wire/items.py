@@ -9,11 +9,12 @@ from typing import Any
 
 from app.forms.parser import ToolCallStart
 from app.schemas import ContentLogprob, FinishReason
+from app.schemas.items import ItemStatus
 from app.schemas.reply import OutputCall, OutputItem, OutputMessage, OutputReasoning, OutputText, ReasoningText
-from app.schemas.responses import ItemStatus
 from app.tokenizer import Tokenizer
 from serve.wire.choice import ChoiceDelta, PartialCall
 from serve.wire.logprobs import LogprobEntry, chat_logprobs
+from serve.wire.namespaces import Names
 
 Event = dict[str, Any]  # with its `type`, but without a sequence number
 
@@ -58,11 +59,14 @@ class Call:
 
     index: int  # among the items of the output
     call: PartialCall
+    name: str
+    namespace: str | None = None
     id: str = field(default_factory=lambda: f"fc_{uuid.uuid4().hex}")
     status: ItemStatus = "in_progress"
 
     def item(self) -> OutputCall:
-        return OutputCall(id=self.id, call_id=self.call.id, name=self.call.name, arguments=self.call.arguments, status=self.status)
+        id, arguments = self.call.id, self.call.arguments
+        return OutputCall(id=self.id, call_id=id, name=self.name, namespace=self.namespace, arguments=arguments, status=self.status)
 
     def begin(self) -> list[Event]:
         return [_added(self.index, self.item().model_copy(update={"arguments": ""}))]
@@ -72,7 +76,7 @@ class Call:
 
     def end(self, status: ItemStatus) -> list[Event]:
         self.status = status
-        done = {"type": "response.function_call_arguments.done", **self._place(), "name": self.call.name, "arguments": self.call.arguments}
+        done = {"type": "response.function_call_arguments.done", **self._place(), "name": self.name, "arguments": self.call.arguments}
         return [done, _done(self.index, self.item())]
 
     def _place(self) -> Event:
@@ -106,9 +110,9 @@ class Thought:
 class Output:
     """The items of one response. One of them is open at a time; what does not belong to it closes it."""
 
-    def __init__(self, calls: list[PartialCall], tokenizer: Tokenizer) -> None:
+    def __init__(self, calls: list[PartialCall], tokenizer: Tokenizer, names: Names) -> None:
         """`calls` are those of the choice, which grow as it does."""
-        self._calls, self._tokenizer = calls, tokenizer
+        self._calls, self._tokenizer, self._names = calls, tokenizer, names
         self._items: list[Text | Call | Thought] = []
         self._open: Text | Call | Thought | None = None
 
@@ -123,7 +127,7 @@ class Output:
             events += self._add_text(delta.text, delta.entries)
         for piece in delta.calls:
             if isinstance(piece, ToolCallStart):
-                events += self._begin(Call(len(self._items), self._calls[piece.index]))
+                events += self._begin(self._call(self._calls[piece.index]))
             elif isinstance(self._open, Call):
                 events.append(self._open.add(piece.arguments))
         return events
@@ -133,6 +137,10 @@ class Output:
         events = [] if self._items or reason is None else self._begin(Text(0))
         whole = reason == "tool_calls" if isinstance(self._open, Call) else reason == "stop"
         return events + self._close("completed" if whole else "incomplete")
+
+    def _call(self, call: PartialCall) -> Call:
+        namespace, name = self._names.get(call.name, (None, call.name))
+        return Call(len(self._items), call, name, namespace)
 
     def _add_thought(self, text: str) -> list[Event]:
         events: list[Event] = []

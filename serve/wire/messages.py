@@ -17,13 +17,10 @@ from app.schemas.anthropic import (
     HostedTool,
     MessagesRequest,
     OutputConfig,
-    TextBlock,
-    ThinkingBlock,
-    ToolResultBlock,
     ToolSelection,
-    ToolUseBlock,
     Turn,
 )
+from app.schemas.blocks import TextBlock, ThinkingBlock, ToolResultBlock, ToolUseBlock
 from app.schemas.generation import SamplingParameters
 from app.schemas.messages import NamedFunction, NamedSchema, ToolChoice
 from app.schemas.thought import Effort
@@ -106,6 +103,7 @@ def chat_request(body: CountTokensRequest, template: ChatTemplate | None = None)
     """
     _leave_out(body)
     translation = Translation()
+    translation.names |= {f"tools.{index}": f"tools.{place}" for index, place in enumerate(body.client_tools)}
     system_first = template is not None and not template.takes_later_system
     turns = [(turn, f"messages.{index}") for index, turn in enumerate(body.messages)]
     system = [_system_text(body), *(without_billing(turn.text) for turn, _ in turns if system_first and turn.role == "system")]
@@ -240,7 +238,7 @@ def _tool_fields(body: CountTokensRequest) -> dict[str, Any]:
         return {}
     functions = [
         Function(name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict)
-        for tool in body.client_tools
+        for tool in body.client_tools.values()
     ]
     named = None if choice.name is None else NamedTool(type="function", function=NamedFunction(name=choice.name))
     return {

@@ -19,9 +19,11 @@ from app.schemas.reply import (
     ResponsesUsage,
 )
 from app.schemas.responses import PlainFormat, TextOptions
-from serve.wire.answers import Answer, comments, sse
+from serve.wire.answers import Answer
 from serve.wire.choice import Choice
 from serve.wire.items import Event, Output
+from serve.wire.namespaces import names_of, served_tools
+from serve.wire.sse import comments, sse
 
 
 @dataclass(slots=True)
@@ -37,7 +39,7 @@ class Reply:
     completed_at: int | None = None
 
     def __post_init__(self) -> None:
-        self.output = Output(self.choice.calls, self.answer.tokenizer)
+        self.output = Output(self.choice.calls, self.answer.tokenizer, names_of(self.request))
 
     @property
     def choice(self) -> Choice:
@@ -85,7 +87,7 @@ class Reply:
             top_p=sampling.top_p,
             top_logprobs=request.top_logprobs or 0,
             text=_text_options(request),
-            tools=request.functions,
+            tools=served_tools(request),
             tool_choice=request.tool_choice or "auto",
             service_tier=self.answer.options.tier,
             user=request.user,

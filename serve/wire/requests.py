@@ -27,7 +27,7 @@ DEFAULT_MAX_TOKENS = 16  # of a completion without max_tokens, as with OpenAI
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids to continue. A prompt that is echoed also has its text, and for each token the character at which it starts."""
+    """Token ids to continue. A chat's has its text, too; one that is echoed has that and the character at which each token starts."""
 
     ids: tuple[int, ...]
     text: str = ""

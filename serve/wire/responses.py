@@ -10,45 +10,35 @@ from dataclasses import dataclass, field
 
 from app.errors import InvalidRequest
 from app.schemas import ChatRequest, FunctionCall, Message, NamedTool, ResponseFormat, SamplingFields, Tool, ToolCall, ToolChoice
-from app.schemas.messages import Function, NamedFunction, NamedSchema
-from app.schemas.responses import (
-    LOGPROBS,
-    FunctionCallItem,
-    FunctionCallOutput,
-    FunctionTool,
-    HostedTool,
-    InputMessage,
-    Item,
-    NamedFunctionTool,
-    ReasoningItem,
-    ResponsesRequest,
-    SchemaFormat,
-    text_of,
-)
+from app.schemas.items import FunctionCallItem, FunctionCallOutput, InputMessage, Item, ReasoningItem, full_name, text_of
+from app.schemas.messages import MAX_TOOLS, NamedFunction, NamedSchema
+from app.schemas.responses import LOGPROBS, NamedFunctionTool, ResponsesRequest, SchemaFormat
 from app.schemas.thought import Reasoning
 from serve.wire.ignored import ignore
+from serve.wire.namespaces import functions_of, hosted_of
 
 MAX_CALLS = 128  # in one message of a chat
 # Fields that a chat has as well, under the same name and with the same meaning.
 SHARED = frozenset(SamplingFields.model_fields) - {"n", "stream_options"} | {"parallel_tool_calls", "metadata"}
 NO_BACKGROUND = "background: the answer is computed while its client waits; leave it out or send false"
-NOT_RUN = "only tools of type 'function' are served"
+NOT_RUN = "only tools of type 'function', also in namespaces, are served"
 # Names of a chat in the messages of its errors, and the same fields of a response.
 RENAMED = (
-    (re.compile(r"\btools\.(\d+)\.function\b"), r"tools.\1"),
     (re.compile(r"\btool_choice\.function\b"), "tool_choice"),
     (re.compile(r"\bresponse_format(\.json_schema)?\b"), "text.format"),
     (re.compile(r"\bmax_tokens\b"), "max_output_tokens"),
 )
+TOOL = re.compile(r"\btools\.(\d+)\.function\b")
 MESSAGE = re.compile(r"\bmessages\.(\d+)(\.tool_calls\.\d+\.function|\.tool_calls\.\d+)?(\.content|\.tool_call_id)?\b")
 
 
 @dataclass(slots=True)
 class Conversation:
-    """The messages that the items of an input make, and where each of them and of their tool calls stands in the body."""
+    """The messages that the items of an input make, and where each of them, of their tool calls and of the tools stands in the body."""
 
     messages: list[Message] = field(default_factory=list)
     paths: dict[str, str] = field(default_factory=dict)  # `messages.2.tool_calls.0`: `input.4`
+    tools: list[str] = field(default_factory=list)  # of the chat: the second one may be `tools.4`
 
     def add(self, item: Item, path: str) -> None:
         if isinstance(item, InputMessage):
@@ -70,13 +60,14 @@ class Conversation:
             self._append(last, path)
         calls = last.tool_calls or []
         self.paths[f"messages.{len(self.messages) - 1}.tool_calls.{len(calls)}"] = path
-        call = ToolCall(id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments))
+        call = ToolCall(id=item.call_id, function=FunctionCall(name=full_name(item.name, item.namespace), arguments=item.arguments))
         self.messages[-1] = last.model_copy(update={"tool_calls": [*calls, call]})
 
     def renamed(self, text: str) -> str:
         """A sentence or the path of a field in the names of the body."""
         for pattern, name in RENAMED:
             text = pattern.sub(name, text)
+        text = TOOL.sub(lambda found: self.tools[int(found[1])], text)
         return MESSAGE.sub(self._path, text)
 
     def keyword(self, path: str) -> str:
@@ -94,7 +85,7 @@ class Conversation:
 
 def conversation_of(body: ResponsesRequest) -> Conversation:
     """Raises `InvalidRequest` for an input without anything that the model would see."""
-    conversation = Conversation()
+    conversation = Conversation(tools=[served.path for served in functions_of(body)])
     if body.instructions:
         conversation.add(InputMessage(role="system", content=body.instructions), "instructions")
     if isinstance(body.input, str):
@@ -119,7 +110,7 @@ def chat_of(body: ResponsesRequest, conversation: Conversation) -> ChatRequest:
         logprobs=lists_logprobs(body) or None,
         top_logprobs=body.top_logprobs if lists_logprobs(body) else None,
         response_format=_response_format(body),
-        tools=[_tool(tool) for tool in body.functions] or None,
+        tools=[Tool(type="function", function=served.function) for served in functions_of(body)] or None,
         tool_choice=_tool_choice(body),
         reasoning=None if body.reasoning is None else Reasoning(**body.reasoning.model_dump(include=set(Reasoning.model_fields))),
     )
@@ -144,7 +135,10 @@ def _check(body: ResponsesRequest) -> None:
         raise InvalidRequest(NO_BACKGROUND, param="background", code="unsupported_parameter")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
-    if lists_logprobs(body) and body.functions and body.tool_choice != "none":
+    functions = functions_of(body)
+    if len(functions) > MAX_TOOLS:
+        raise InvalidRequest(f"tools: these are {len(functions)} functions with those of namespaces; at most {MAX_TOOLS}", param="tools")
+    if lists_logprobs(body) and functions and body.tool_choice != "none":
         param = "include" if LOGPROBS in (body.include or ()) else "top_logprobs"
         raise InvalidRequest(
             f"{param} cannot be combined with tools unless tool_choice is none: calls have no log-probabilities", param=param
@@ -153,9 +147,8 @@ def _check(body: ResponsesRequest) -> None:
 
 def _leave_out(body: ResponsesRequest) -> None:
     """What asks for something that no answer of this server has, and that a client can do without."""
-    for index, tool in enumerate(body.tools or ()):
-        if isinstance(tool, HostedTool):
-            ignore(f"tools.{index}[{tool.type}]", NOT_RUN)
+    for path, type in hosted_of(body).items():
+        ignore(f"{path}[{type}]", NOT_RUN)
     for index, included in enumerate(body.include or ()):
         if included != LOGPROBS:
             ignore(f"include.{index}[{included}]", "no answer of this server has it")
@@ -178,11 +171,6 @@ def _response_format(body: ResponsesRequest) -> ResponseFormat | None:
         return ResponseFormat(type=format.type)
     schema = NamedSchema(name=format.name, description=format.description, schema=format.schema_, strict=format.strict)
     return ResponseFormat(type="json_schema", json_schema=schema)
-
-
-def _tool(tool: FunctionTool) -> Tool:
-    function = Function(name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
-    return Tool(type="function", function=function)
 
 
 def _tool_choice(body: ResponsesRequest) -> ToolChoice | None:

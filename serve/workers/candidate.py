@@ -1,6 +1,9 @@
-"""What is checked of a version of a model before its workers are started, and what the routes need of it. Knows no processes."""
+"""What is checked of a version of a model before its workers are started, and what they and the routes need of it. Knows no processes."""
+
+from collections.abc import Mapping
 
 from app.errors import Conflict, SetupError
+from app.models.device import DeviceAssignment
 from app.models.shortage import shortage
 from app.scoring.detector import Detector, detector_of
 from app.settings import ModelSettings
@@ -30,6 +33,13 @@ def read(settings: ModelSettings) -> tuple[Tokenizer, Detector]:
     """What the routes need of a model. Raises `SetupError`."""
     settings.check_paths()
     return Tokenizer(settings.path, settings.chat_template), detector_of(settings)
+
+
+def assignments(plan: Mapping[str, ModelSettings], name: str) -> list[DeviceAssignment]:
+    """The devices of one model's replicas, where the models of `plan` are served together."""
+    owners = [(model, settings.device) for model, settings in plan.items() for _ in range(settings.replicas)]
+    devices = tuple(device for _, device in owners)
+    return [DeviceAssignment(devices, index) for index, (model, _) in enumerate(owners) if model == name]
 
 
 def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:

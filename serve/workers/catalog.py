@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any
 
 from app.errors import Conflict, LitmusError, NotReady, SetupError, UnknownModel
-from app.models.device import DeviceAssignment
 from app.scoring.detector import Detector
 from app.settings import ModelSettings, Settings
 from app.tokenizer import Tokenizer
 from serve.admission.paths import ModelPaths
-from serve.workers.candidate import check, read, same_tokens
+from serve.workers.candidate import assignments, check, read, same_tokens
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.handover import move_on, release, tell_loading
 from serve.workers.loads import Loads
@@ -236,10 +235,11 @@ class Catalog:
 
     async def _start(self, version: Version) -> None:
         """Raises `SetupError` when one of the workers cannot load the model."""
-        assignments = self._assignments(version)
+        name = version.fleet.model  # the version takes the place of the one that it replaces: both share a device for a short time only
+        plan = {model: each.settings for model, each in self._served.items() if not each.deleted} | {name: version.settings}
         starts = [
             self._loads.start(replica, version.settings, assignment)
-            for replica, assignment in zip(version.fleet.replicas, assignments, strict=True)
+            for replica, assignment in zip(version.fleet.replicas, assignments(plan, name), strict=True)
         ]
         await asyncio.gather(*starts)
         if self.furnish is not None:
@@ -248,14 +248,6 @@ class Catalog:
     async def _end(self, version: Version) -> None:
         release(self._router, version.fleet)
         await asyncio.gather(*(self._loads.stop(replica) for replica in version.fleet.replicas))
-
-    def _assignments(self, version: Version) -> list[DeviceAssignment]:
-        """A version takes the place of the one that it replaces: both share a device for a short time only."""
-        name = version.fleet.model
-        plan = {model: each.settings for model, each in self._served.items() if not each.deleted} | {name: version.settings}
-        owners = [(model, settings.device) for model, settings in plan.items() for _ in range(settings.replicas)]
-        devices = tuple(device for _, device in owners)
-        return [DeviceAssignment(devices, index) for index, (model, _) in enumerate(owners) if model == name]
 
     def _choose_default(self, name: str, default: str | None) -> None:
         """Raises `Conflict` if no model would be the default one, and `UnknownModel` for a successor that is not served."""

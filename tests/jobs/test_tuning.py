@@ -32,10 +32,8 @@ def test_a_job_from_its_file_to_its_model(hosted):
     assert hosted.client().files.content(job.result_files[0]).text == "step,train_loss\n"
     assert hosted.client().files.retrieve(job.result_files[0]).purpose == "fine-tune-results"
     said = [event.message for event in events(hosted, job) if event.type == "message"]
-    assert said[0].startswith("Created") and said[-2:] == [
-        "New fine-tuned model created",
-        f"The job has successfully completed: {job.fine_tuned_model}",
-    ]
+    done = f"The job has successfully completed: {job.fine_tuned_model}"
+    assert said[0].startswith("Created") and said[-2:] == ["New fine-tuned model created", done]
     assert steps(hosted, job) == [1, 2, 3, 4, 5, 6]
     kept = [(each.step_number, each.fine_tuned_model_checkpoint) for each in client.checkpoints.list(job.id)]
     assert kept == [(step, f"{job.fine_tuned_model}:ckpt-step-{step}") for step in (6, 3)]

@@ -20,6 +20,7 @@ def assistant(*blocks: Any) -> dict[str, Any]:
 CALL = {"type": "tool_use", "id": "a1", "name": "ring", "input": {}}
 RESULT = {"type": "tool_result", "tool_use_id": "b2", "content": "done"}
 SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
+BELLS = {"name": "bells", "input_schema": {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,11 @@ SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
         ({"tools": [{**RING, "name": "ring/it"}]}, ["tools.0.name", "128"]),
         ({"tools": [{**RING, "input_schema": {"type": "array"}}]}, ["tools.0.input_schema", "object"]),
         (
-            {"tools": [SING, {**RING, "strict": True, "input_schema": {"properties": {"a": {"type": "array", "uniqueItems": True}}}}]},
+            {"tools": [SING, {**BELLS, "strict": True}]},
+            ["tools.1.input_schema"],
+        ),
+        (
+            {"tools": [SEARCH, {**BELLS, "strict": True}]},
             ["tools.1.input_schema"],
         ),
         ({"tools": [RING, RING]}, ["'ring'"]),
@@ -97,6 +102,11 @@ def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict
         assert (response.status_code, response.headers["X-Litmus-Ignored"]) == (200, ignored), response.text
         refused = post(strictly_served, path, **fields)
         assert refused.status_code == 400 and ignored.partition(",")[0] in refused.json()["error"]["message"]
+
+
+def test_what_is_left_out_of_a_tool_is_named_at_its_place_in_the_body(tooled: Any) -> None:
+    response = post(tooled, tools=[SEARCH, BELLS])
+    assert response.headers["X-Litmus-Ignored"] == "tools.0[web_search_20250305], tools.1.input_schema.properties.a.uniqueItems"
 
 
 @pytest.mark.parametrize("fields", [{"context_management": {"edits": []}}, {"thinking": {"type": "adaptive"}}, {"output_config": {}}])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.engine.notices import Waiting
-from serve.wire.answers import comments
+from serve.wire.sse import comments
 from tests.ui.fakelitmus import CARD, SOURCE
 from ui.client import QUEUE_COMMENT, Chunk, Client, PromptProgress, QueueStatus, ServerError
 from ui.jobs.client import bases

@@ -32,8 +32,6 @@ FULL_STORAGE = """() => {
         set.call(this, key, value);
     };
 }"""
-
-
 NO_CLIPBOARD = """() => {
     navigator.clipboard.writeText = () => Promise.reject(new DOMException("refused", "NotAllowedError"));
     document.execCommand = () => false;

@@ -2,11 +2,11 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from app import plaintext
-from app.csvtable import Unclosed, read_table
+from app.csvtable import Unclosed, column_of, read_table
 from ui.documents.worker import MAX_CHARACTERS, Unreadable
 
 COLUMNS = ("text", "content", "essay", "answer", "body")  # those a text is looked for in, the first one first
@@ -49,27 +49,17 @@ def decode(data: bytes) -> tuple[str, str]:
 def csv_parts(name: str, content: str, note: str) -> Reading:
     try:
         table = read_table(content)
-        names = [cell.strip().lower() for cell in table.names]
-        column = _column(names)
-        if names[column] not in COLUMNS:
-            note = f"{note} The first line, “{names[column][:60]}”, was read as the name of the column.".strip()
-        return _reading((_row_part(f"{name}, line {number}", cells, column) for number, cells in table.rows), "row", note)
+        column = column_of(table.names, COLUMNS)
+        if column is None:
+            shown = ", ".join(filter(str.strip, table.names[:8])) or "none"
+            raise Unreadable(f"No column is named text (its columns: {shown[:200]}). Name the column with the texts text.")
+        if column.note:
+            note = f"{note} {column.note[0].upper()}{column.note[1:]}.".strip()
+        return _reading((_row_part(f"{name}, line {number}", cells, column.index) for number, cells in table.rows), "row", note)
     except Unclosed as error:
         raise Unreadable(f"{str(error).capitalize()}.") from None
     except csv.Error as error:
         raise Unreadable(f"This is no valid CSV file: {error}. Save it again as CSV in UTF-8.") from None
-
-
-def _column(names: Sequence[str]) -> int:
-    """The index of the column that has the texts."""
-    by_name = {name: index for index, name in enumerate(names) if name}
-    found = next((by_name[name] for name in COLUMNS if name in by_name), None)
-    if found is None and len(by_name) == 1:
-        found = next(iter(by_name.values()))
-    if found is None:
-        shown = ", ".join(list(by_name)[:8]) or "none"
-        raise Unreadable(f"No column is named text (its columns: {shown[:200]}). Name the column with the texts text.")
-    return found
 
 
 def _row_part(place: str, cells: list[str] | str, column: int) -> Part:
@@ -100,7 +90,7 @@ def _reading(found: Iterable[Part], place: str, note: str) -> Reading:
             break
         parts.append(part)
     if not parts:
-        raise Unreadable(f"This file has no {place} with a text.")
+        raise Unreadable(f"This file has no {place} with a text. {note}".strip())
     return Reading(tuple(parts), note)
 
 

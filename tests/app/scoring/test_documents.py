@@ -54,7 +54,9 @@ def test_a_row_of_a_table_is_never_a_fragment(tmp_path: Path) -> None:
         ("id,Text \n1,one\n2\n", {2: "one", 3: None}),
         ("Text,text\nno,one\n", {2: "one"}),
         ("body\none\n", {2: "one"}),
-        ("\nA first text.\none, two\n", {2: "A first text.", 3: "one, two"}),
+        ("\nEssays of May\none, two\n", {3: "one, two"}),
+        (",essay\n0,one\n", {2: "one"}),
+        ("One text.", {}),
         ("", {}),
     ],
 )
@@ -62,6 +64,15 @@ def test_the_column_of_a_csv_file_is_found_once(tmp_path: Path, content: str, te
     (tmp_path / "a.csv").write_text(content)
     expected = [Document(f"{tmp_path}/a.csv:{line}", text) for line, text in texts.items()]
     assert list(read_documents([tmp_path / "a.csv"])) == expected
+
+
+def test_a_first_line_that_is_no_known_name_is_said(tmp_path: Path) -> None:
+    notes: list[str] = []
+    (tmp_path / "a.csv").write_text("A first text.\none\n")
+    (tmp_path / "b.csv").write_text("TEXT\none\n")
+    assert [document.content for document in read_documents([tmp_path], note=notes.append)] == ["one", "one"]
+    advice = "if it is a text, put a line with the word text above it"
+    assert notes == [f"{tmp_path}/a.csv: the first line, “A first text.”, was read as the name of the column; {advice}"]
 
 
 def test_a_line_without_the_field_is_a_document_without_text(tmp_path: Path) -> None:

@@ -129,6 +129,15 @@ def test_missing_paths_are_refused_and_hub_names_are_not(bare: Path) -> None:
         ModelSettings(path="a/b", chat_template="/no/such").check_paths()
 
 
+def test_a_broken_chat_template_is_refused_with_its_line(tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    ModelSettings(path="a/b", chat_template=str(template)).check_paths()
+    template.write_text("\n{% if messages %}")
+    with pytest.raises(SetupError, match=rf"models\.1\.chat_template: {template}, line 2: Unexpected end of template"):
+        ModelSettings(path="a/b", chat_template=str(template)).check_paths("models.1")
+
+
 def test_a_draft_model_needs_drafts() -> None:
     with pytest.raises(SetupError, match="draft is set, and drafts is false"):
         read(["--model.path", "a/b", "--model.draft", "c/d", "--model.drafts", "false"])

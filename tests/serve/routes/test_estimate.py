@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from app.schemas.estimate import Estimate, EstimateRequest
 from app.settings import Settings
+from app.settings.default import default_model
 from serve.admission.security import Security
 from serve.middleware import install
 from serve.routes.estimate import create_estimate, path_of
@@ -32,6 +33,12 @@ def test_a_served_model_is_estimated(client: TestClient) -> None:
     parts = (estimate.weights_bytes, estimate.cache_bytes, estimate.activation_bytes, estimate.overhead_bytes)
     assert estimate.total_bytes == sum(parts)
     assert [device.name for device in estimate.devices if device.name in {"cpu", "L4"}] == ["cpu", "L4"]
+
+
+def test_auto_is_the_default_model(client: TestClient) -> None:
+    answer = client.post("/admin/estimate", json={"model": "auto", "context": 256, "slots": 2})
+    assert Estimate.model_validate_json(answer.content).model == str(default_model())
+    assert path_of("auto", {"auto": "org/name"}) == "org/name"  # a served model may have this name
 
 
 SENTENCE = "import sys; sys.stderr.write('a warning\\nlitmus: org/none has no usable config.json\\n'); sys.exit(2)"
@@ -70,7 +77,7 @@ def test_no_other_path_is_opened(client: TestClient, model: str) -> None:
     assert answer.status_code == 400 and "neither served here (story) nor a hub name" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("model", ["story", "models/storyteller", "org/name", "org/name@v1", "org/name:Q8_0"])
+@pytest.mark.parametrize("model", ["story", "auto", "models/storyteller", "org/name", "org/name@v1", "org/name:Q8_0"])
 def test_what_may_be_named(model: str) -> None:
     assert path_of(model, SERVED) == ("models/storyteller" if model == "story" else model)
 

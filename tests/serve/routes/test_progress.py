@@ -11,7 +11,7 @@ from app.engine.events import Delta
 from app.engine.notices import Interrupted, Progress, Waiting
 from app.engine.request import Generate, SamplingParams
 from app.settings import ModelSettings
-from serve.wire.answers import comments
+from serve.wire.sse import comments
 from serve.workers.fleet import Replica
 from serve.workers.flight import Flight, JobEvents
 

@@ -4,7 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from responding import CALL, CHAT, PATH, RING, USER, ask
+from responding import CALL, CHAT, PATH, RING, SING, USER, ask
+
+UNIQUE = {**RING, "strict": True, "parameters": {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}}
+
+
+def namespace(*tools: dict[str, Any], name: str = "mcp__bell__") -> dict[str, Any]:
+    return {"type": "namespace", "name": name, "description": "Bells.", "tools": [*tools]}
 
 
 def refused(served: Any, **fields: Any) -> Any:
@@ -42,6 +48,7 @@ def test_values_that_change_nothing_are_accepted(strictly_served: Any, fields: d
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
         ({"include": ["reasoning.encrypted_content"]}, "include.0[reasoning.encrypted_content]"),
         ({"tools": [{"type": "web_search"}, RING, {"type": "custom", "name": "patch"}]}, "tools.0[web_search], tools.2[custom]"),
+        ({"tools": [namespace({"type": "custom"}), RING]}, "tools.0.tools.0[custom]"),
     ],
 )
 def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict(
@@ -51,7 +58,8 @@ def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict
     assert response.headers["X-Litmus-Ignored"] == ignored
     body = response.json()
     assert (body["store"], body["truncation"], body["text"]["verbosity"], body["reasoning"]) == (False, "disabled", None, None)
-    assert [tool["name"] for tool in body["tools"]] == (["ring"] if "tools" in fields else [])
+    assert [tool["name"] for tool in body["tools"] if tool["type"] == "function"] == (["ring"] if "tools" in fields else [])
+    assert all(tool["tools"] == [] for tool in body["tools"] if tool["type"] == "namespace")
     error = refused(strictly_served, **fields)
     assert error["param"] == ignored.partition(",")[0] and error["code"] == "unsupported_parameter"
 
@@ -91,6 +99,15 @@ def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict
         ),
         ({"tools": [{"type": "function"}]}, "tools.0.name", "missing"),
         ({"tools": [RING, RING]}, "tools.1.name", "two tools"),
+        ({"tools": [{"type": "web_search"}, RING, {"type": "custom"}, RING]}, "tools.3.name", "two tools"),
+        ({"tools": [{"type": "web_search"}, namespace({"type": "custom"}, RING), namespace(RING)]}, "tools.2.tools.0.name", "two tools"),
+        ({"tools": [namespace(RING, UNIQUE | {"name": "u"})]}, "tools.0.tools.1.parameters", "tools.0.tools.1.parameters"),
+        ({"tools": [namespace({"type": "function"})]}, "tools.0.tools.0.name", "missing"),
+        ({"tools": [namespace(RING, name="n" * 123)]}, "tools.0", "129 characters; at most 128"),
+        ({"tools": [namespace(*[SING] * 257)] * 2}, "tools", "514 functions with those of namespaces; at most 512"),
+        ({"input": [USER, {**CALL, "namespace": "n" * 128}]}, "input.1", "at most 128"),
+        ({"tools": [namespace(RING)], "tool_choice": {"type": "function", "name": "ring"}}, "tool_choice.name", "ring"),
+        ({"tools": [{"type": "web_search"}, UNIQUE]}, "tools.1.parameters", "tools.1.parameters"),
         ({"tools": [{**RING, "parameters": {"type": "array"}}]}, "tools.0", "object"),
         ({"tools": [RING], "tool_choice": {"type": "function", "name": "sing"}}, "tool_choice.name", "sing"),
         ({"tools": [RING], "tool_choice": {"type": "function"}}, "tool_choice.name", "missing"),
@@ -109,6 +126,11 @@ def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict
 def test_what_cannot_be_done_is_refused_by_name(tooled: Any, fields: dict[str, Any], param: str, said: str) -> None:
     error = refused(tooled, **fields)
     assert error["param"] == param and said in error["message"], error
+
+
+def test_what_is_left_out_of_a_tool_is_named_at_its_place_in_the_body(tooled: Any) -> None:
+    response = ask(tooled, tools=[{"type": "web_search"}, {**UNIQUE, "strict": False}])
+    assert response.headers["X-Litmus-Ignored"] == "tools.0[web_search], tools.1.parameters.properties.a.uniqueItems"
 
 
 def test_an_error_before_the_stream_has_its_status_and_the_usual_envelope(served: Any) -> None:

@@ -169,6 +169,15 @@ def test_a_chat_is_rendered_as_the_model_reads_it(tooled: Any) -> None:
     assert told.headers["X-Litmus-Ignored"] == "chat_template_kwargs.nothing"
 
 
+def test_a_chat_is_rendered_once(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered, render = [], served.tokenizer.base.apply_chat_template
+    monkeypatch.setattr(
+        served.tokenizer.base, "apply_chat_template", lambda *messages, **options: rendered.append(messages) or render(*messages, **options)
+    )
+    assert served.client.post("/apply-template", json={"messages": HELLO}).json() == {"prompt": "<s>u:hi"}
+    assert len(rendered) == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -9,8 +9,10 @@ import pytest
 from fakes import FACTS, HERMES
 from tool_templates import LLAMA
 
+from app.forms import lark
 from app.forms.grammar import json_grammar
 from app.forms.lark import choice_grammar, regex_grammar, written_grammar
+from app.forms.trial import trial_error
 from serve.workers.messages import Ready
 
 CHAT, TEXT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
@@ -90,6 +92,19 @@ def test_what_is_wrong_with_a_form_is_named(served: Any, path: str, fields: dict
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, param, code), error
     assert says in error["message"] and not served.engine.submitted
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"guided_regex": "ab[cd]e"}, {"guided_choice": ["one of two", "two"]}, {"grammar": "root ::= [x-z]+"}, {"guided_regex": "(ab"}],
+)
+def test_a_form_is_tried_out_once(served: Any, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
+    tried = []
+    monkeypatch.setattr(lark, "trial_error", lambda *grammar: tried.append(grammar) or trial_error(*grammar))
+    answers = [ask(served, path, **fields) for path in (CHAT, TEXT, CHAT)]
+    assert len(tried) == 1
+    assert len({answer.status_code for answer in answers}) == 1
+    assert answers[0].json().get("error") == answers[2].json().get("error")
 
 
 def test_json_forms_stand_beside_tools_and_others_do_not(tooled: Any) -> None:

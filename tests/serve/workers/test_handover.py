@@ -13,7 +13,7 @@ from app.engine.notices import Interrupted
 from app.engine.request import ContrastiveSearchParams, Generate, Job, SamplingParams, Score, Window
 from app.errors import NotReady
 from app.settings import QueueSettings
-from serve.wire.answers import comments
+from serve.wire.sse import comments
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.handover import move_on, release, tell_loading
 from serve.workers.messages import Ready

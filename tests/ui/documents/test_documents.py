@@ -145,9 +145,10 @@ def test_a_row_of_a_table_is_never_a_fragment(data: str, texts: list[str]):
 
 
 def test_a_first_line_that_is_no_known_name_is_said():
-    assert (
-        read("a.csv", b"Essays of May\none, two\n").note == "The first line, \u201cessays of may\u201d, was read as the name of the column."
-    )
+    said = "The first line, “{}”, was read as the name of the column; if it is a text, put a line with the word text above it."
+    assert read("a.csv", b"Essays of May\none, two\n").note == said.format("Essays of May")
+    assert read("a.csv", b",essays\n0,one\n").note == said.format("essays")
+    assert problem("a.csv", b"One text.") == f"This file has no row with a text. {said.format('One text.')}"
 
 
 def test_a_long_table_and_a_long_text_are_cut_and_say_so():
