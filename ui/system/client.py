@@ -28,6 +28,7 @@ class Device(BaseModel, frozen=True):
     free_bytes: int
     total_bytes: int
     fits: bool
+    context: int | None = None  # tokens, as the device holds them
 
 
 class Estimate(BaseModel, frozen=True):

@@ -39,7 +39,7 @@ def _row(name: str, count: int, total: int, kind: str = "") -> str:
 def _devices_html(estimate: Estimate) -> str:
     if not estimate.devices:
         return '<p class="hint">The server names no device.</p>'
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Device", "Free", "Of", "Fits?"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Device", "Free", "Of", "Fits?", "Context"))
     rows = "".join(_device_row(device, estimate.total_bytes) for device in estimate.devices)
     return f'<table class="parts"><caption>Where it fits</caption><tr>{head}</tr>{rows}</table>'
 
@@ -47,7 +47,8 @@ def _devices_html(estimate: Estimate) -> str:
 def _device_row(device: Device, needed: int) -> str:
     missing = needed - device.free_bytes
     verdict = "yes" if device.fits else f"no, {bytes_text(missing)} short" if missing > 0 else "no"
-    cells = "".join(f"<td>{text}</td>" for text in (bytes_text(device.free_bytes), bytes_text(device.total_bytes), verdict))
+    context = f"{device.context:,} tokens" if device.fits and device.context is not None else ""
+    cells = "".join(f"<td>{text}</td>" for text in (bytes_text(device.free_bytes), bytes_text(device.total_bytes), verdict, context))
     return f'<tr><th scope="row">{escape_html(device.name)}</th>{cells}</tr>'
 
 

@@ -23,7 +23,7 @@ MODEL = {
 SUMS = {"weights_bytes": 600, "cache_bytes": 300, "activation_bytes": 60, "overhead_bytes": 40, "total_bytes": 1000}
 DEVICES = [
     {"name": "cuda:0", "free_bytes": 800, "total_bytes": 2000, "fits": False},
-    {"name": "<cpu>", "free_bytes": 5000, "total_bytes": 9000, "fits": True},
+    {"name": "<cpu>", "free_bytes": 5000, "total_bytes": 9000, "fits": True, "context": 8192},
 ]
 ESTIMATE = {**SUMS, "devices": DEVICES, "advice": ["Quantize it: <nf4> takes 400 bytes less."]}
 

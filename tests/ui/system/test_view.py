@@ -75,6 +75,13 @@ def test_an_estimate_says_what_fits_and_what_is_short() -> None:
     asked = {"model": "<b>/m", "quantize": "nf4", "dtype": "auto", "context": 8192, "slots": 16, "fine_tune": "lora"}
     html = estimate_html(Estimate.model_validate(ESTIMATE), asked)
     assert "&lt;b&gt;/m · quantization nf4 · computes in auto · context 8,192 · slots 16 · fine-tuning by lora<" in html
-    for words in ("<td>600 B</td><td>60%</td>", "1.00 kB</td><td>100%", "no, 200 B short", "&lt;cpu&gt;", "&lt;nf4&gt;"):
+    for words in (
+        "<td>600 B</td><td>60%</td>",
+        "1.00 kB</td><td>100%",
+        "no, 200 B short</td><td></td>",
+        "yes</td><td>8,192 tokens</td>",
+        "&lt;cpu&gt;",
+        "&lt;nf4&gt;",
+    ):
         assert words in html
     assert "names no device" in estimate_html(Estimate.model_validate({**ESTIMATE, "devices": [], "advice": []}), {"model": "m"})
