@@ -163,3 +163,40 @@ def test_unsupported_attention_shapes_are_reported(built: Kernel) -> None:
     queries, key, odd = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((1, 3, 32), (1, 1, 32), (2, 1, 36, 32)))
     assert DecodeRows(queries, key, key, odd, odd, *table).is_supported(built.columns)
     assert not PrefillRows(queries, key, key, 0, pages=index, cache=(odd, odd)).is_supported(built.columns), "pages of 36 tokens"
+
+
+@pytest.mark.parametrize("window", [None, 700])
+@pytest.mark.parametrize(("kv_heads", "group", "dim"), [(1, 9, 64), (3, 2, 48)])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.int8])
+def test_long_sequences_are_read_in_parts_and_what_a_row_gets_depends_on_nothing_beside_it(
+    built: Kernel, kind: torch.dtype, kv_heads: int, group: int, dim: int, window: int | None
+) -> None:
+    """In parts of 512 tokens: of one, ending at its end or one token after it, and of several."""
+    torch.manual_seed(dim)
+    lengths, page = (5, 512, 513, 1025, 2000), 64
+    dtype = torch.float32 if kind == torch.float32 else torch.bfloat16
+    pack = in_bytes if kind == torch.int8 else torch.clone
+    query, key, value = (torch.randn(len(lengths), heads, dim).to(dtype) for heads in (group * kv_heads, kv_heads, kv_heads))
+    keys, values = (pack((torch.randn(160, kv_heads, page, dim) * 2).to(dtype)) for _ in range(2))
+    counts, pages = [-(-length // page) for length in lengths], torch.randperm(160)
+    firsts, positions = torch.tensor([sum(counts[:row]) for row in range(len(lengths))]), torch.tensor(lengths) - 1
+
+    def attend(chosen: slice) -> torch.Tensor:
+        rows = (query[chosen], key[chosen], value[chosen])
+        return built.attend_decode(DecodeRows(*rows, keys, values, pages, firsts[chosen], positions[chosen], 0.3, window))
+
+    together, threads = attend(slice(None)), torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            for row in range(len(lengths)):
+                assert torch.equal(attend(slice(row, row + 1))[0], together[row])
+            assert torch.equal(attend(slice(None)), together)
+    finally:
+        torch.set_num_threads(threads)
+    for row, length in enumerate(lengths):
+        own, visible = pages[firsts[row] : firsts[row] + counts[row]], slice(max(0, length - window) if window else 0, length)
+        k, v = (as_floats(cache[own].transpose(0, 1).flatten(1, 2)[:, visible]) for cache in (keys, values))
+        expected = F.scaled_dot_product_attention(query[row, :, None].float()[None], k[None], v[None], scale=0.3, enable_gqa=True)[0, :, 0]
+        atol, rtol = (2e-5, 1e-5) if dtype == torch.float32 and kind != torch.int8 else (1e-2, 2**-6)
+        torch.testing.assert_close(together[row].float(), expected, atol=atol, rtol=rtol)
