@@ -100,7 +100,7 @@ def pytest_collection_finish() -> None:
         if name.startswith("torch.") and isinstance(logger, logging.Logger):
             logger.propagate = True
     gc.freeze()
-    gc.set_threshold(20_000)  # of 700, which is for less memory than there is
+    gc.set_threshold(20_000)  # objects; after each 700, the default, a test pays for what it does not leave behind
     gc.enable()
 
 
