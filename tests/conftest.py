@@ -4,7 +4,9 @@ import gc
 import importlib
 import logging
 import os
+import ssl
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from xdist.scheduler import LoadScopeScheduling
 ROOT = Path(__file__).resolve().parent.parent
 collect_ignore = ["clients"]  # run by test_clients.py in an environment of their own
 
-# No test speaks TLS: without this, each of thousands of HTTP clients reads all the certificates of the system (23 ms).
+# Of thousands of HTTP clients hardly one speaks TLS, but each would read all the certificates of the system (70 ms). Those of this process
+# share what they have read, those of others read none.
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(ROOT / "tests")
+ssl.create_default_context = cache(ssl.create_default_context)
 
 # Tests that mostly wait: for servers, browsers and other processes. As many processes as there are cores run those that compute, the
 # others these.
@@ -96,6 +100,7 @@ def pytest_collection_finish() -> None:
         if name.startswith("torch.") and isinstance(logger, logging.Logger):
             logger.propagate = True
     gc.freeze()
+    gc.set_threshold(20_000)  # objects; after each 700, the default, a test pays for what it does not leave behind
     gc.enable()
 
 

@@ -44,18 +44,24 @@ def beam(model: PreTrainedModel, ids: list[int], search: BeamSearch, beams: int)
 
 
 def golden(model: PreTrainedModel, ids: list[int], search: BeamSearchParams, end_tokens: frozenset[int]) -> list[int]:
-    row = torch.tensor([ids])
     flags = {"length_penalty": search.length_penalty, "early_stopping": search.early_stopping} if search.beams > 1 else {}
+    return list(generated(model, tuple(ids), search.beams, end_tokens, **flags))
+
+
+@cache
+def generated(model: PreTrainedModel, ids: tuple[int, ...], beams: int, end_tokens: frozenset[int], **flags: float) -> tuple[int, ...]:
+    """Kept: with one beam there are no flags, and searches that differ in them are asked about the same."""
+    row = torch.tensor([ids])
     out = model.generate(
         row,
         attention_mask=torch.ones_like(row),
-        num_beams=search.beams,
+        num_beams=beams,
         do_sample=False,
         max_new_tokens=NEW,
         eos_token_id=sorted(end_tokens) or None,
         **flags,
     )
-    return out[0, len(ids) :].tolist()
+    return tuple(out[0, len(ids) :].tolist())
 
 
 def draw_end_tokens(rng: random.Random, model: PreTrainedModel, ids: list[int]) -> list[frozenset[int]]:

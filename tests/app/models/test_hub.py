@@ -171,7 +171,7 @@ class Hub(BaseHTTPRequestHandler):
 def endpoint(repository: Path) -> Iterator[str]:
     handler = type("TinyHub", (Hub,), {"folder": repository})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -147,6 +147,7 @@ def test_both_kinds_of_writers_are_found_by_one_score() -> None:
     assert found > 0.95 > max(auroc(sample_of(fresh, method)) for method in ("perplexity", "fast_detect"))  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_too_few_texts_give_no_weights() -> None:
     few = [*rows_of("", 300, {}, 1), *rows_of("chat", MIN_TEXTS - 1, LIKELY, 2)]
     assert fit_combined(few) is None and fit_combined([]) is None
@@ -164,6 +165,7 @@ def test_groups_are_held_out(domains: tuple[str, ...]) -> None:
     assert [row.scores["combined"] for row in scored] == pytest.approx([everything.score(row.values) for row in rows], abs=2)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_what_a_border_finds_is_counted_by_the_weights_that_judge() -> None:
     """Not by the weights that a domain was left out of: those give scores of another scale."""
     rows = [*mixed("news"), *rows_of("", 300, {"surprise_where_sure": -1.5}, 5, "manuals"), *rows_of("chat", 150, LIKELY, 6, "manuals")]
@@ -178,6 +180,7 @@ def test_what_a_border_finds_is_counted_by_the_weights_that_judge() -> None:
     assert threshold.found == pytest.approx(share(with_combined(rows, weights))) != pytest.approx(share(held_out))
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_the_border_is_that_of_the_strictest_domain() -> None:
     """Texts of a domain whose people write likelier texts are not called a machine's more often than promised."""
     plain = [*mixed("news"), *rows_of("", 300, {"surprise_where_sure": -1.5}, 5, "manuals"), *rows_of("chat", 150, LIKELY, 6, "manuals")]

@@ -132,6 +132,7 @@ def test_both_classes_weigh_the_same():
     assert p[0] == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_the_kind_with_the_lower_out_of_fold_loss_is_chosen():
     smooth = fit_probability_map(normal_sample(60, 60, apart=1.0), 1)
     rng = np.random.default_rng(0)
@@ -172,6 +173,7 @@ def test_few_texts_give_wide_intervals():
     assert few[2] - few[1] > 2 * (many[2] - many[1])
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_single_group_gives_a_logistic_map_without_losses():
     sample = normal_sample(30, 30)
     fitted = fit_probability_map(Sample(sample.score, sample.machine, sample.group * 0), 1)
@@ -179,6 +181,7 @@ def test_a_single_group_gives_a_logistic_map_without_losses():
 
 
 @pytest.mark.parametrize(("method", "sign"), [("binoculars", -1), ("fast_detect", 1)])
+@pytest.mark.usefixtures("few_draws")
 def test_a_bucket_has_thresholds_for_both_verdicts(method, sign):
     bucket, refused = fit_bucket(rows_of(normal_sample(), method, sign), method, (64, 128), (0.05, 0.01))
     assert refused == [] and (bucket.n_human, bucket.n_machine) == (400, 400)
@@ -191,6 +194,7 @@ def test_a_bucket_has_thresholds_for_both_verdicts(method, sign):
 
 
 @pytest.mark.parametrize(("method", "sign"), [("binoculars", -1), ("fast_detect", 1)])
+@pytest.mark.usefixtures("few_draws")
 def test_a_calibration_counts_how_its_texts_score(method, sign):
     rows = rows_of(normal_sample(), method, sign)
     bucket = fit_methods(rows, (0.05, 0.01), (64,))[0][method].buckets[0]
@@ -201,6 +205,7 @@ def test_a_calibration_counts_how_its_texts_score(method, sign):
     assert (sum(bucket.histogram.human), sum(bucket.histogram.machine)) == (len(humans), len(machines)) == (400, 400)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_bucket_refuses_by_target():
     bucket, refused = fit_bucket(rows_of(normal_sample(60, 60), "fast_detect", 1), "fast_detect", (64, None), (0.05, 0.01))
     assert [threshold.target for threshold in bucket.machine] == [0.05]
@@ -219,6 +224,7 @@ def test_few_groups_give_thresholds_but_no_probability():
         assert "a probability needs 5 groups of each class" in refused[0]
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_each_bucket_is_fitted_on_its_own_lengths():
     rows = rows_of(normal_sample(50, 50), "fast_detect", 1, 100) + rows_of(normal_sample(50, 50, apart=5.0), "fast_detect", 1, 300)
     rows += [ScoreRow(False, "x", "", 30, {"fast_detect": 99.0}), ScoreRow(True, "y", "", 300, {"fast_detect": None})]
@@ -271,6 +277,7 @@ def test_samples_leave_out_texts_without_a_score():
     assert (sample.score.tolist(), sample.machine.tolist()) == ([-0.7], [True])
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_pool_weighs_each_kind_the_same_and_makes_thresholds_stricter():
     scores, kinds = np.concatenate([np.arange(900.0), np.arange(5000.0, 5100.0)]), ["many"] * 900 + ["few"] * 100
     assert pooled_threshold(scores, kinds, 0.05) == pytest.approx(5089.5, abs=0.5)  # a tenth of `few`, which is half of the pool
