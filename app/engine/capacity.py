@@ -1,7 +1,8 @@
 """How much cache a model is given, and what that and its steps take of a device's memory. Knows no weights."""
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 from typing import Literal
 
@@ -50,6 +51,11 @@ class CacheLimits:
         return -(-self.text_tokens // self.page_tokens)
 
     @property
+    def spare_pages(self) -> int:
+        """Of rows that belong to no sequence, in the two caches together."""
+        return 2 if self.is_for_cuda else 0
+
+    @property
     def slot_tokens(self) -> int:
         """What a slot adds to the cache."""
         return min(self.context, SLOT_TOKENS)
@@ -78,22 +84,47 @@ class CacheLimits:
         return torch.int8 if self.dtype == "int8" else model
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSize:
-    slots: int
-    context: int  # tokens
-
-
-def size_that_fits(ledger: Ledger, limits: CacheLimits, device: str) -> CacheSize:
-    """Of the cache of a model that generates. Raises `SetupError` if it does not fit."""
+def size_that_fits(ledger: Ledger, limits: CacheLimits, device: str) -> CacheLimits:
+    """The limits with a number of slots, and a context and window that fit. Raises `SetupError` if they do not."""
+    if limits.slots == 0:
+        ledger.check_text(device)
+        return limits
     if limits.cache_tokens is not None:
         ledger.check_cache(limits.pool_pages(0) * ledger.slot // limits.slot_pages, device)
-        return CacheSize(limits.most_slots, limits.context)
-    slots = ledger.slots(limits.slots or None, device, limits.most_slots)
+        return replace(limits, slots=limits.most_slots)
     if limits.shrinks:
-        return CacheSize(slots, min(limits.context, max(slots, ledger.default_slots) * limits.slot_tokens))
-    ledger.check_context(limits.context, limits.context_pages * ledger.slot // limits.slot_pages, device)
-    return CacheSize(slots, limits.context)
+        ledger, limits = _shortened(ledger, limits)
+    slots = ledger.slots(limits.slots, device, limits.most_slots)
+    if not limits.shrinks:
+        ledger.check_context(limits.context, limits.context_pages * ledger.slot // limits.slot_pages, device)
+    return replace(limits, slots=slots)
+
+
+def _shortened(ledger: Ledger, limits: CacheLimits) -> tuple[Ledger, CacheLimits]:
+    """With the longest context that fits this process's share of the memory, or what a given number of slots adds to the cache, which is
+    held against all of it: whoever set it has divided. As it is if not even a page fits.
+    """
+    pages = _longest(ledger, limits, ledger.sharers)
+    if limits.slots:
+        pages = max(pages, min(_longest(ledger, limits, 1), limits.slots * limits.slot_pages))
+    return _with_context(ledger, limits, pages) if pages else (ledger, limits)
+
+
+def _longest(ledger: Ledger, limits: CacheLimits, sharers: int) -> int:
+    """In pages."""
+
+    def is_too_long(pages: int) -> bool:
+        shorter, cut = _with_context(ledger, limits, pages)
+        return pages * shorter.slot // cut.slot_pages > shorter.room(sharers)
+
+    return bisect_left(range(1, limits.context_pages + 1), True, key=is_too_long)
+
+
+def _with_context(ledger: Ledger, limits: CacheLimits, pages: int) -> tuple[Ledger, CacheLimits]:
+    context = min(limits.context, pages * limits.page_tokens)
+    cut = replace(limits, context=context, text_window=min(limits.text_tokens, context))
+    text = ledger.text // (limits.text_pages + limits.spare_pages) * (cut.text_pages + cut.spare_pages)
+    return replace(ledger, slot=ledger.slot // limits.slot_pages * cut.slot_pages, text=text), cut
 
 
 def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
@@ -129,8 +160,7 @@ def cache_bytes(shapes: Iterable[Shape], tokens: int, dtype: torch.dtype, page_t
 
 def text_bytes(shapes: Collection[Shape], limits: CacheLimits, dtype: torch.dtype) -> int:
     """Bytes of the cache for long texts of layers of these shapes; for CUDA with the spare page of each cache."""
-    spare = 2 * limits.page_tokens if limits.is_for_cuda else 0
-    return cache_bytes(shapes, limits.text_pages * limits.page_tokens + spare, dtype, limits.page_tokens)
+    return cache_bytes(shapes, (limits.text_pages + limits.spare_pages) * limits.page_tokens, dtype, limits.page_tokens)
 
 
 def ledger_of(

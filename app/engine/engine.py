@@ -92,6 +92,7 @@ class Engine:
 
     def submit(self, job: Job) -> None:
         """Accept a job. One that can never be served fails with an event of the next step."""
+        job = job.within(self.limits.context) if isinstance(job, Generate) else job
         error = self._check.error_of(job)
         if error is not None:
             self._pending_events.append(Failed(job.id, error))

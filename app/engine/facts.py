@@ -55,14 +55,14 @@ class Facts:
     parent: str | None = None  # the base's name, if these are the facts of an adapter
     text_window: int = 0  # tokens of a text that are read in one piece
     largest_context: int = 0  # tokens that the model itself could hold, with its observer
-    has_set_context: bool = False  # by the settings: where it is less than the largest, it is not for want of memory
+    context_setting: str | None = None  # that gave the context; None: the model, or the memory
 
     @property
     def context_in_words(self) -> str:
         """How many tokens the context holds and, where the model could hold more, why it does not."""
         if self.largest_context <= self.context:
             return str(self.context)
-        why = "by the setting model.context" if self.has_set_context else "the memory does not"
+        why = f"by the setting {self.context_setting}" if self.context_setting else "the memory does not"
         return f"{self.context} (the model itself could hold {self.largest_context}, {why})"
 
     @property

@@ -241,10 +241,10 @@ def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
     parts = {device: _shapes_on(flat, device) for device in flat.devices}
     ledgers = {device: _ledger_of(flat, device, parts[device], limits) for device in flat.devices}
     longest = max(limits.context, limits.text_tokens)  # whatever the memory holds
-    if limits.slots != 0:
-        sizes = [size_that_fits(ledger, limits, str(device)) for device, ledger in ledgers.items()]
-        flat.slots = min(size.slots for size in sizes)
-        limits = replace(limits, context=min(size.context for size in sizes))
+    sizes = [size_that_fits(ledger, limits, str(device)) for device, ledger in ledgers.items()]
+    flat.slots = min(size.slots or 0 for size in sizes)
+    context = min(size.context for size in sizes)
+    limits = replace(limits, context=context, text_window=min(size.text_tokens for size in sizes))
     flat.context, flat.text_window = limits.context, limits.text_tokens
     flat.pages, flat.page_tokens = limits.pool_pages(flat.slots), limits.page_tokens
     flat.scoring_pages = range(limits.text_pages)

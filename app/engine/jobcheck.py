@@ -36,6 +36,11 @@ class JobCheck:
     def _generate_error_of(self, job: Generate) -> LitmusError | None:
         if not job.prompt or job.max_tokens < 1:
             return InvalidRequest("the prompt needs at least one token, and max_tokens has to be at least 1", param="prompt")
+        if job.unlimited and job.room > self._context:
+            return ContextTooLong(
+                f"the prompt of {len(job.prompt)} tokens, with the {len(job.sampled)} of its answer so far, exceeds the context of "
+                f"{self._context} tokens that the model has since it was loaded again: shorten the prompt"
+            )
         if job.room > self._context:
             return ContextTooLong(
                 f"prompt {len(job.prompt)} + max_tokens {job.max_tokens} exceed the context of {self._context} tokens: "

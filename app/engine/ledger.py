@@ -42,18 +42,16 @@ class Ledger:
         return self._max_slots(1)
 
     @property
-    def default_slots(self) -> int:
-        """Slots that fit this process's share of the memory."""
-        return self._max_slots(self.sharers)
-
-    @property
     def most_cache(self) -> int:
-        """Bytes of a cache that all slots share, which fit beside the window reserved for long texts."""
-        return int(USABLE_SHARE * (self.memory - self.weights - self.activations)) - self.text
+        """Bytes of a cache that all slots share, which fit beside the window reserved for long texts, if no other process takes memory."""
+        return self.room(1)
+
+    def room(self, sharers: int) -> int:
+        """The same in the part of the memory that one of so many processes has."""
+        return int(USABLE_SHARE * ((self.memory - self.weights) // sharers - self.activations)) - self.text
 
     def _max_slots(self, sharers: int) -> int:
-        available = (self.memory - self.weights) // sharers - self.activations
-        return max(0, int((USABLE_SHARE * available - self.text) // max(1, self.slot)))  # a card may have no layer
+        return max(0, self.room(sharers) // max(1, self.slot))  # a card may have no layer
 
     def weights_that_fit(self, slots: int) -> int:
         """The bytes that weights may have, so that these slots fit beside them; not positive if none may."""
@@ -63,7 +61,7 @@ class Ledger:
         """The requested number of slots; for None, as many as fit this process's share, at most `most`. Raises `SetupError` with the
         numbers when they do not fit.
         """
-        max_slots = self.default_slots if requested is None else self.max_slots
+        max_slots = self._max_slots(self.sharers if requested is None else 1)
         if max_slots >= (requested or 1):
             return requested or min(most, max_slots)
         count = requested or 1
@@ -72,7 +70,8 @@ class Ledger:
         raise SetupError(
             f"{count} slots do not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)}, {_gib(self.slot)} a "
             f"slot and {_gib(self.text)} for long texts need {_gib(needed)} of {_gib(self.memory)}"
-            f"{shared}, and a tenth of what the weights leave is kept free: {max_slots} slots would fit; or lower --model.context"
+            f"{shared}, and a tenth of what the weights leave is kept free: {max_slots} slots would fit; or lower "
+            "--model.context or --model.text_window"
         )
 
     def check_context(self, tokens: int, size: int, device: str) -> None:
@@ -84,6 +83,16 @@ class Ledger:
             f"a context of {tokens} tokens does not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)}, "
             f"{_gib(size)} for it and {_gib(self.text)} for long texts need {_gib(needed)} of {_gib(self.memory)}, and a tenth "
             "of what the weights leave is kept free: lower --model.context, or leave it out, which takes as much as fits"
+        )
+
+    def check_text(self, device: str) -> None:
+        """Raises `SetupError` if the window for long texts does not fit, of a model that only scores."""
+        if self.most_cache >= 0:
+            return
+        raise SetupError(
+            f"a model that only scores does not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)} and "
+            f"{_gib(self.text)} for long texts, of {_gib(self.memory)}, of which a tenth of what the weights leave is kept free: lower "
+            "--model.text_window"
         )
 
     def check_cache(self, cache: int, device: str) -> None:

@@ -85,7 +85,10 @@ class Proposer:
     def _reader(self, slot: Slot) -> Reader | None:
         """None if nothing can be drawn for the slot."""
         request, tokens = slot.request, slot.tokens
-        if request is None or slot.group or request.adapter is not None or len(tokens) >= self.model.context:
+        if request is None or slot.group or request.adapter is not None:
+            return None
+        if len(tokens) >= self.model.context:  # its lane is another's from now on
+            self.forget(request.id)
             return None
         lane = self.model.lanes.of(slot)
         if lane is None:

@@ -87,6 +87,7 @@ class Generate:
     prediction: tuple[int, ...] = ()  # tokens that much of the answer is expected to repeat; they may be drafted, and change nothing
     owner: str | None = None  # whose pages of the cache it takes: the name of a key, or what the client says of its user
     private: bool = False  # only requests of the same owner find in the cache what it has computed, and it finds only theirs
+    unlimited: bool = False  # nobody asked for `max_tokens`: it is what the context leaves, and less in a worker whose context is shorter
 
     @property
     def space(self) -> Space:
@@ -97,6 +98,11 @@ class Generate:
     def room(self) -> int:
         """Tokens that the cache may have to hold. The last token of an answer is not read again; a search may write it."""
         return len(self.prompt) + self.max_tokens - (self.search is None)
+
+    def within(self, context: int) -> "Generate":
+        """With fewer tokens, if nobody asked for them and the context is shorter than that of the worker which the job was made for."""
+        most = context - len(self.prompt)
+        return replace(self, max_tokens=most) if self.unlimited and len(self.sampled) < most < self.max_tokens else self
 
     @property
     def slots_needed(self) -> int:

@@ -24,7 +24,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quantize", choices=["none", "int8", "nf4", "fp4", "int4"], default="none")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     longest = "the model's own, or as much as fits, when not given"
-    parser.add_argument("--context", type=_at_least(32), help=f"as model.context; when fine-tuning, tokens of a sequence; {longest}")
+    tuned = "when fine-tuning, tokens of a sequence, at most 4,096 when not given"
+    parser.add_argument("--context", type=_at_least(32), help=f"as model.context: {longest}; {tuned}")
     parser.add_argument("--text-window", type=_at_least(32), default=4096, help="as model.text_window")
     parser.add_argument("--slots", type=_at_least(1), help=f"requests that decode at once; {SLOTS} when not given")
     parser.add_argument("--cache-tokens", type=_at_least(32), help="as model.cache_tokens: what all slots share")

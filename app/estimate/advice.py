@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from app.engine import varlen
-from app.engine.ledger import SLOT_TOKENS
 from app.estimate.device import Device
 from app.estimate.plan import QUANTIZATIONS, FineTune, Plan, Question, is_supported
 
@@ -74,7 +73,8 @@ def _slots_that_fit(plan: Plan, device: Device, asked: Question) -> str | None:
     slots = ledger.max_slots
     if not slots or (asked.context is not None and need.context_bytes > ledger.most_cache):
         return None
-    return f"{_count(min(slots, asked.slots))} with a context of {min(need.context, slots * SLOT_TOKENS)} tokens"
+    slots = min(slots, asked.slots)
+    return f"{_count(slots)} with a context of {plan.need_on(device, replace(asked, slots=slots)).context} tokens"
 
 
 def _smaller_file(plan: Plan, device: Device) -> Iterator[str]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from app.engine import varlen
 from app.engine.attention import SlotAttention
-from app.engine.capacity import CacheLimits, cache_bytes, step_bytes, text_bytes
+from app.engine.capacity import CacheLimits, cache_bytes, size_that_fits, step_bytes, text_bytes
 from app.engine.kernel import kernel
 from app.engine.lanes import MAX_LANES
 from app.engine.ledger import SLOT_TOKENS, Ledger, fits_beside
@@ -29,6 +29,7 @@ from app.models.source import Source, source_of
 
 FineTune = Literal["lora", "qlora"]
 MIB = 2**20
+TUNED_TOKENS = 4096  # of a sequence to train on, where the question gives none: a run takes what its longest one needs
 CUDA_CONTEXT = 500 * MIB  # of a process on a GPU: context, libraries, workspaces
 QUANTIZATIONS = {"cpu": ("none", "int8", "nf4", "int4"), "cuda": ("none", "int8", "int4", "nf4")}  # each smaller than the one before
 
@@ -69,8 +70,9 @@ class Need:
     tuning: Tuning | None = None
     observer_text: int = 0
     shared: int | None = None  # the cache of all slots, where its size is asked for
-    context: int = 0  # tokens
+    context: int = 0  # tokens of a sequence
     context_bytes: int = 0
+    limits: CacheLimits | None = None  # none for fine-tuning
     draft_cache: int = 0
 
     @property
@@ -89,12 +91,24 @@ class Need:
 
     def fits(self, memory: int) -> bool:
         """Whether a device with so many free bytes holds it, by the rule that the engine starts by."""
-        if self.tuning is None and self.shared is not None:
-            return self.shared <= self.ledger(memory).most_cache
-        if self.tuning is None:
-            ledger = self.ledger(memory)
-            return ledger.max_slots >= self.slots and ledger.most_cache >= self.context_bytes
+        if self.limits is not None:
+            return self._limits_on(memory) is not None
         return fits_beside(memory - self.overhead, self.weights.total(), self.total - self.overhead - self.weights.total())
+
+    def on(self, memory: int) -> "Need":
+        """With the context that such a device holds, where none is asked for; as it is if it does not fit."""
+        limits = self._limits_on(memory)
+        if self.limits is None or limits is None or limits.context == self.context:
+            return self
+        page, text_page = self.slot // self.limits.slot_pages, self.text // (self.limits.text_pages + self.limits.spare_pages)
+        shorter = replace(self, context=limits.context, context_bytes=page * limits.context_pages, limits=limits)
+        return replace(shorter, slot=page * limits.slot_pages, text=text_page * (limits.text_pages + limits.spare_pages))
+
+    def _limits_on(self, memory: int) -> CacheLimits | None:
+        try:
+            return None if self.limits is None else size_that_fits(self.ledger(memory), self.limits, "the device")
+        except SetupError:
+            return None
 
 
 @dataclass
@@ -140,7 +154,7 @@ class Plan:
             weights += Counter({} if other is None else {f"{name}, {form}": size for form, size in other.weights.items()})
         page_tokens, shapes = varlen.page_tokens(kind), self._attention.shapes.values()
         limits = CacheLimits(asked.slots, context, asked.step_tokens, 1, page_tokens, asked.cache_tokens, asked.cache_dtype, asked.graphs)
-        limits = replace(limits, text_window=min(context, asked.text_window))
+        limits = replace(limits, text_window=min(context, asked.text_window), shrinks=asked.context is None)
         slot = cache_bytes(shapes, limits.slot_tokens, limits.dtype_for(dtype), page_tokens)
         return Need(
             weights,
@@ -153,19 +167,14 @@ class Plan:
             observer_text=0 if observer is None else observer.text,
             shared=None if asked.cache_tokens is None else limits.pool_pages(0) * slot // limits.slot_pages,
             context=context,
+            limits=limits,
             context_bytes=limits.context_pages * slot // limits.slot_pages,
             draft_cache=0 if draft is None else draft.cache,
         )
 
     def need_on(self, device: Device, question: Question | None = None) -> Need:
         """What the device needs: of a context that is not asked for, as much as it holds."""
-        asked = self.question if question is None else question
-        need = self.need(device.kind, asked)
-        ledger = need.ledger(device.free)
-        if asked.fine_tune is not None or asked.context is not None or need.shared or need.context_bytes <= ledger.most_cache:
-            return need
-        slots = max(need.slots, ledger.max_slots)
-        return replace(need, context=slots * SLOT_TOKENS, context_bytes=slots * need.slot)
+        return self.need(device.kind, question).on(device.free)
 
     def context_of(self, asked: Question) -> int:
         """As the engine reduces it: to the model's own limit, and to the tokens of the cache; not to a device's memory."""
@@ -181,7 +190,7 @@ class Plan:
         keeps = asked.draft is not None and source_of(asked.draft).gguf is not None
         quantize = "none" if keeps else asked.quantize
         slots, context = min(asked.slots, MAX_LANES), min(self.context_of(asked), SLOT_TOKENS)
-        cache: dict[str, Any] = {"slots": slots, "context": context, "cache_tokens": None, "cache_dtype": "auto"}
+        cache: dict[str, Any] = {"slots": slots, "context": context, "cache_tokens": None, "cache_dtype": "auto", "text_window": 1}
         return replace(asked, quantize=quantize, observer=None, draft=None, **cache)
 
     def _to_tune(self, kind: str, asked: Question) -> Need:
@@ -189,8 +198,9 @@ class Plan:
         dtype = torch.bfloat16 if asked.dtype == "auto" else getattr(torch, asked.dtype)
         # its own layers, as only they have a backward pass: none is packed for the kernel
         weights = footprint(self.source, self.skeleton, Form(scheme, dtype, "cuda", is_trained=True))
-        tuning = self._tuning(wanted_context(asked.context, self.longest), dtype)
-        return Need(weights, 0, 0, 0, tuning.activations, _overhead(kind, asked), str(dtype).removeprefix("torch."), tuning)
+        tokens = wanted_context(asked.context, min(self.longest, TUNED_TOKENS))
+        tuning = self._tuning(tokens, dtype)
+        return Need(weights, 0, 0, 0, tuning.activations, _overhead(kind, asked), str(dtype).removeprefix("torch."), tuning, context=tokens)
 
     def _tuning(self, tokens: int, dtype: torch.dtype) -> Tuning:
         skeleton: Any = deepcopy(self.skeleton)

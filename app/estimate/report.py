@@ -20,7 +20,7 @@ def estimate_of(plan: Plan, devices: Sequence[Device]) -> Estimate:
         model=asked.path,
         quantize=asked.quantize,
         dtype=need.dtype,
-        context=need.context or plan.context_of(asked),
+        context=need.context,
         slots=asked.slots,
         cache_tokens=asked.cache_tokens,
         cache_dtype=asked.cache_dtype,
@@ -52,7 +52,7 @@ def _device(plan: Plan, device: Device) -> DeviceEstimate:
         free_bytes=device.free,
         total_bytes=device.total,
         needed_bytes=None if need is None else need.total,
-        context=None if need is None else need.context or plan.context_of(plan.question),
+        context=None if need is None else need.context,
         fits=plan.fits(device),
     )
 

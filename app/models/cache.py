@@ -16,13 +16,16 @@ ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention
 
 
 def slot_attention(skeleton: PreTrainedModel) -> SlotAttention:
-    """Attention that has seen every layer, for `app.engine.capacity.slot_bytes`.
+    """Attention that has seen every layer, for `app.engine.capacity.cache_bytes`.
 
     Raises `UnsupportedModel` for a model whose layers keep something else than keys and values.
     """
     check_kinds(skeleton.config.get_text_config())
     attention = install_attention(skeleton)
     meta, base = torch.device("meta"), skeleton.base_model
+    for module in skeleton.modules():
+        if isinstance(kinds := getattr(module, "rope_type", None), str | dict):  # some look at the positions, which have no values here
+            setattr(module, "rope_type", "default" if isinstance(kinds, str) else dict.fromkeys(kinds, "default"))  # noqa: B010
     attention.layout = layout_of([], [Span(0, PROBE_TOKENS, 0, None)], PROBE_TOKENS, meta)
     ids: Any = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=meta)
     try:

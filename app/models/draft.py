@@ -33,4 +33,4 @@ def draft_settings(settings: ModelSettings, source: Source) -> ModelSettings:
 def draft_limits(cache: CacheLimits, source: Source) -> CacheLimits:
     """`cache` is that of the model. Longer sequences than a slot's part of it are not drafted for."""
     lanes, context = min(cache.slots or MAX_LANES, MAX_LANES), min(cache.slot_tokens, context_of("model.draft", source))
-    return CacheLimits(lanes, context, MAX_READ, cache.sharers)
+    return CacheLimits(lanes, context, MAX_READ, cache.sharers, text_window=1)  # it reads no texts

@@ -220,10 +220,16 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         observer_weights=None if engine.observer is None else engine.observer.weights,
         hidden_size=performer.hidden_size,
         text_window=performer.text_window,
-        has_set_context=settings.context is not None or settings.cache_tokens is not None,
+        context_setting=_context_setting(settings, limits.context),
         cache_dtype=settings.cache_dtype,
         template=template,
     )
+
+
+def _context_setting(settings: ModelSettings, context: int) -> str | None:
+    if settings.cache_tokens is not None and context == settings.cache_tokens != settings.context:
+        return "model.cache_tokens"
+    return None if settings.context is None else "model.context"
 
 
 def _tools_of(tokenizer: Tokenizer) -> Literal["template", "general"] | None:

@@ -40,10 +40,20 @@ def shortage(settings: ModelSettings) -> str | None:
     needed = weights + settings.replicas * (own.activations + cache + own.text)
     if needed <= own.memory:
         return None
+    largest = _largest(settings, slots)
     return (
-        f"weights of {_gib(weights)} and {slots} slots{f' in each of {settings.replicas} replicas' if settings.replicas > 1 else ''} need "
+        f"weights of {_gib(weights)} and {largest}{f' in each of {settings.replicas} replicas' if settings.replicas > 1 else ''} need "
         f"{_gib(needed)}, and {_gib(own.memory)} are free: {_gib(needed - own.memory)} are missing"
     )
+
+
+def _largest(settings: ModelSettings, slots: int) -> str:
+    """What decides the size of the cache."""
+    if settings.cache_tokens is not None:
+        return f"a cache of {settings.cache_tokens} tokens"
+    if settings.context is not None and settings.context > slots * SLOT_TOKENS:
+        return f"a context of {settings.context} tokens"
+    return f"{slots} slots"
 
 
 def _cache_bytes(settings: ModelSettings, ledger: Ledger, slots: int) -> int:

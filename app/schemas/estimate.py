@@ -24,8 +24,8 @@ class EstimateRequest(Wire):
         None,
         ge=32,
         le=16_777_216,
-        description="as model.context, or tokens of a sequence to train on; at most the model's own limit, which holds when null, as far "
-        "as it fits",
+        description="as model.context: at most the model's own limit, which holds when null, as far as it fits; or tokens of a sequence to "
+        "train on, at most 4,096 of them when null",
     )
     slots: Int = Field(
         8,

@@ -71,7 +71,7 @@ class Calibration(FrozenModel):
     a text to judge; line breaks tell more about where a text was copied from than about who wrote it. `cut_words`: so many words were
     removed from the beginning of each calibration text, for example an opening that both classes shared; a text to judge keeps its own.
     `passage_tokens`: a text to judge is read in passages of about so many tokens, each without what comes before it, as the texts of the
-    calibration were; None: in overlapping windows of the whole context.
+    calibration were; None: in overlapping windows.
     `min_characters_per_token`: hardly any human text of the calibration is cut into shorter tokens; texts in other languages are.
     `memorised_nats`: a mean surprise per token so far below the human texts' that a text has it only if the model knows it by heart.
     `equal`: other precisions that were shown to give the same verdicts (`python -m models.detector.equal`).

@@ -10,7 +10,7 @@ from app.scoring.sentences import sentences
 from app.scoring.windows import passages, windows
 from app.tokenizer import Encoded, Tokenizer
 
-MAX_WINDOWS = 64  # of half a context each; what follows them is not scored, and the answer says `truncated`
+MAX_WINDOWS = 64  # of half a window each; what follows them is not scored, and the answer says `truncated`
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def options_of(judge: Judge) -> str:
         "target_fpr": judge.options.target_fpr,
         "quantize": judge.facts.quantize,
         "dtype": judge.facts.dtype,
-        "text_window": judge.facts.text_window,
+        "context": judge.facts.text_window,  # by its earlier name, so that earlier files go on
         "observer": judge.facts.observer,
         "observer_revision": judge.facts.observer_revision,
         "calibration": calibration and digest_of(calibration.model_dump_json()),

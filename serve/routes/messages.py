@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.schemas import CountTokensRequest, CountTokensResponse, MessagesErrorResponse, MessagesRequest, MessagesResponse
+from app.schemas.thought import UNLIMITED
 from serve.routes.carry import carry_message, pool_of
 from serve.routes.chat import prepare, prompt_of
 from serve.routes.lenient import note_left_out
@@ -44,7 +45,8 @@ def add_messages(routes: APIRouter, service: Service) -> None:
             prompt, options = await prepare(service, model, chat, request)
             note_left_out(request, map(translation.keyword, options.structured.left_out))
             id = f"msg_{uuid.uuid4().hex}"
-            chat = chat.model_copy(update={"max_tokens": min(body.max_tokens, model.facts.context - len(prompt.ids))})
+            is_more = len(prompt.ids) + body.max_tokens > model.facts.context  # than the context leaves, where an answer ends, too
+            chat = chat.model_copy(update={"max_tokens": UNLIMITED if is_more else body.max_tokens})
             jobs = await service.run_in_text_pool(request, make_jobs, id, chat, options, [prompt], model.tokenizer, model.facts)
         answer = Answer(id, model.facts, options, [prompt], [job.id for job in jobs], model.tokenizer)
         if body.stream:

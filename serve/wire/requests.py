@@ -140,6 +140,7 @@ def make_jobs(
                 id=f"{id}/{len(jobs)}",
                 prompt=prompt.ids,
                 max_tokens=max(max_tokens, 1),  # see `AnswerOptions.prompt_only`
+                unlimited=limit == UNLIMITED or (options.chat and limit is None),
                 sampling=replace(sampling, seed=sampling.seed + sample),
                 stop=body.stop_words,
                 stop_tokens=stop_tokens,

@@ -12,7 +12,7 @@ UNLOADED = "the worker was unloaded before it answered; ask again in a moment"
 def move_on(router: Router, old: Fleet, new: Fleet | None, error: LitmusError) -> None:
     """Send what is left of a version's jobs to another one, and let fail with `error` what that one could not go on with."""
     for flight in router.unfinished(old):
-        if new is None or not new.alive or not can_go_on(flight.job, new):
+        if new is None or not new.alive or not can_go_on(flight.job, new, len(flight.sampled)):
             router.fail([flight], error)
             continue
         router.cancel(flight)
@@ -20,13 +20,15 @@ def move_on(router: Router, old: Fleet, new: Fleet | None, error: LitmusError) -
         router.move(flight, min(new.alive, key=lambda replica: replica.load))
 
 
-def can_go_on(job: Job, fleet: Fleet) -> bool:
-    """Whether another version of a model, with the same tokens, can go on with what is left of a job. What is delivered as a whole, by a
-    search or of a text, would be told as the work of the wrong version.
+def can_go_on(job: Job, fleet: Fleet, sampled: int = 0) -> bool:
+    """Whether another version of a model, with the same tokens, can go on with a job of which so many tokens are delivered. What is
+    delivered as a whole, by a search or of a text, would be told as the work of the wrong version.
     """
     if job.adapter is not None and job.adapter not in fleet.adapters:
         return False
-    return isinstance(job, Generate) and job.search is None and len(job.prompt) + job.max_tokens <= fleet.facts.context
+    if not isinstance(job, Generate) or job.search is not None:
+        return False
+    return len(job.prompt) + (sampled + 1 if job.unlimited else job.max_tokens) <= fleet.facts.context
 
 
 def release(router: Router, fleet: Fleet) -> None:

@@ -106,7 +106,7 @@ def test_results_with_other_options_are_not_gone_on_with(tiny_folder: Path, essa
     for more, reason in (
         (("--methods", "perplexity"), "methods=fast_detect, now perplexity"),
         (("--methods", "fast_detect", "perplexity"), "methods=fast_detect, now fast_detect+perplexity"),
-        (("--text-window", "64", "--dtype", "bfloat16"), f"dtype=float32, now bfloat16; text_window={CONTEXT}, now 64"),
+        (("--text-window", "64", "--dtype", "bfloat16"), f"dtype=float32, now bfloat16; context={CONTEXT}, now 64"),
         (("--quantize", "int8"), "quantize=none, now int8"),
     ):
         assert run(tiny_folder, essays, out, *more) == 2

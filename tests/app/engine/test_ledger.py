@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig
 
 from app.engine import varlen
-from app.engine.capacity import CHOICES, GRAPH_BYTES, CacheLimits, CacheSize, row_counts, size_that_fits, step_bytes
+from app.engine.capacity import CHOICES, GRAPH_BYTES, CacheLimits, row_counts, size_that_fits, step_bytes
 from app.engine.ledger import SLOT_TOKENS, Ledger, device_memory, weight_bytes
 from app.errors import SetupError
 
@@ -55,15 +55,51 @@ def test_a_card_gets_more_slots_where_the_settings_give_no_number(page_tokens: i
 
 def test_a_model_shares_what_it_has_with_one_beside_it() -> None:
     """The context, too, is what fits this process's part, but a number of slots from the settings is held against all."""
-    limits = CacheLimits(None, context=1_000_000, shrinks=True)
-    ledger = Ledger(1060 * MIB, weights=0, activations=0, slot=20 * MIB, text=10 * MIB)
-    assert size_that_fits(ledger, limits, "cpu") == CacheSize(32, 47 * SLOT_TOKENS)
+    limits = CacheLimits(None, context=1_000_000, shrinks=True, text_window=SLOT_TOKENS // 2)
+    ledger = Ledger(1060 * MIB, weights=0, activations=0, slot=20 * MIB, text=10 * MIB)  # a page takes 320 KiB
+    assert sizes(ledger, limits) == (32, 64 * int(64 * 944 / 20), 2048)
     shared = replace(ledger, sharers=2)
-    assert size_that_fits(shared, limits, "cpu") == CacheSize(23, 23 * SLOT_TOKENS)
-    assert size_that_fits(shared, replace(limits, slots=30), "cpu") == CacheSize(30, 30 * SLOT_TOKENS)
-    assert size_that_fits(shared, replace(limits, slots=1, context=5000), "cpu") == CacheSize(1, 5000)
+    assert sizes(shared, limits) == (23, 64 * int(64 * 467 / 20), 2048)
+    assert sizes(shared, replace(limits, slots=30)) == (30, 30 * SLOT_TOKENS, 2048)
+    assert sizes(shared, replace(limits, slots=1, context=5000)) == (1, 5000, 2048)
     with pytest.raises(SetupError, match="a context of 200000 tokens"):
-        size_that_fits(ledger, replace(limits, context=200_000, shrinks=False), "cpu")
+        sizes(ledger, replace(limits, context=200_000, shrinks=False))
+
+
+@pytest.mark.parametrize(
+    ("mib", "slots", "expected"),
+    [
+        (40, 1, (1, 64 * 83, 2048)),
+        (20, None, (1, 64 * 28, 64 * 28)),
+        (40, 3, None),
+        (0.75, 1, (1, 64, 64)),
+        (0.5, 1, None),
+    ],
+)
+def test_a_context_gets_shorter_than_a_slots_part_and_the_window_with_it(
+    mib: float, slots: int | None, expected: tuple[int, int, int] | None
+) -> None:
+    """Before a model is refused: 0.9 of these bytes are for its slots and the window, 320 KiB a page."""
+    limits = CacheLimits(slots, context=1_000_000, shrinks=True, text_window=SLOT_TOKENS // 2)
+    ledger = Ledger(int(mib * MIB), weights=0, activations=0, slot=20 * MIB, text=10 * MIB)
+    if expected is not None:
+        assert sizes(ledger, limits) == expected
+    else:
+        with pytest.raises(SetupError, match="[13] slots do not fit cpu"):
+            sizes(ledger, limits)
+
+
+def test_a_model_that_only_scores_needs_a_window_and_no_slot() -> None:
+    limits = CacheLimits(0, context=100_000, text_window=2048)
+    ledger = Ledger(20 * MIB, weights=5 * MIB, activations=0, slot=20 * MIB, text=10 * MIB)
+    assert size_that_fits(ledger, limits, "cpu") == limits
+    with pytest.raises(SetupError, match="only scores does not fit cpu: .* lower --model.text_window"):
+        size_that_fits(replace(ledger, memory=16 * MIB), limits, "cpu")
+
+
+def sizes(ledger: Ledger, limits: CacheLimits) -> tuple[int | None, int, int | None]:
+    found = size_that_fits(ledger, limits, "cpu")
+    return found.slots, found.context, found.text_window
 
 
 def test_cuda_graphs_are_counted_where_steps_are_recorded() -> None:

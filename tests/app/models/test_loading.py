@@ -64,7 +64,7 @@ def test_the_ledger_limits_the_number_of_slots(tiny_folder: Path, monkeypatch: p
     assert slots(10**9, None) == 32
     assert slots(10**9, 40) == 40
     with pytest.raises(SetupError, match="0 slots would fit"):
-        slots(activation_bytes + slot_bytes, None)
+        slots(activation_bytes + slot_bytes // 4, None)
     with pytest.raises(SetupError, match=r"6 slots do not fit cpu: .* 5 slots would fit"):
         slots(activation_bytes + int(6.1 * slot_bytes / 0.9), 6)
 
@@ -84,12 +84,15 @@ def test_the_context_is_the_models_own_or_what_memory_holds(tiny_folder: Path, m
 
     assert created(40) == (32, 128, 32, "128")
     assert created(2, slots=1) == (1, 128, 2, "128"), "one slot has a whole context"
+    with pytest.raises(SetupError, match="1 slots would fit"):
+        created(1, slots=2)
+    with pytest.raises(SetupError, match="1 slots do not fit"):
+        created(-1)
     assert created(1) == (1, 64, 1, "64 (the model itself could hold 128, the memory does not)")
     assert created(1, context=64) == (1, 64, 1, "64 (the model itself could hold 128, by the setting model.context)")
     with pytest.raises(SetupError, match=r"a context of 128 tokens does not fit cpu: .*lower --model.context, or leave it out"):
         created(1, context=128)
-    with pytest.raises(SetupError, match="1 slots would fit"):
-        created(1, slots=2)
+    assert created(3, cache_tokens=100)[1::2] == (100, "100 (the model itself could hold 128, by the setting model.cache_tokens)")
 
 
 def test_a_cache_in_tokens_is_shared_by_the_slots_and_bounds_the_context(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,20 @@ def test_what_fits_is_no_shortage(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "slots"), [({"slots": 1000}, "1000 slots"), ({"slots": 500, "replicas": 2}, "500 slots in each of 2")]
+    ("settings", "asked"),
+    [
+        ({"slots": 1000}, "1000 slots need"),
+        ({"slots": 500, "replicas": 2}, "500 slots in each of 2 replicas need"),
+        ({"slots": 2, "context": 1_000_000}, "a context of 1000000 tokens need"),
+        ({"cache_tokens": 2_000_000, "replicas": 2}, "a cache of 2000000 tokens in each of 2 replicas need"),
+    ],
 )
-def test_a_shortage_is_said_with_the_numbers(endless_folder: Path, settings: dict[str, int], slots: str) -> None:
-    message = shortage.shortage(ModelSettings(path=str(endless_folder), cache_tokens=2**40, **settings))
-    assert message is not None and slots in message and message.endswith("GiB are missing")
+def test_a_shortage_is_said_with_the_numbers(
+    endless_folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], asked: str
+) -> None:
+    monkeypatch.setattr(shortage, "cpu_memory", lambda resident: 300_000_000)
+    message = shortage.shortage(ModelSettings(path=str(endless_folder), **settings))
+    assert message is not None and asked in message and message.endswith("GiB are missing")
 
 
 @pytest.mark.parametrize(("dtype", "share"), [("auto", 1.0), ("bfloat16", 0.5), ("float32", 1.0)])
@@ -41,11 +50,3 @@ def test_what_is_no_model_is_left_to_the_load(tmp_path: Path) -> None:
 def test_a_hub_name_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shortage, "source_of", lambda path: pytest.fail("it was looked up"))
     assert shortage.shortage(ModelSettings(path="owner/name:Q4_K_M", slots=1000)) is None
-
-
-def test_a_context_counts_where_the_settings_ask_for_it(endless_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One slot of this model takes 4,096 tokens of 512 bytes; a context of a million 512 MB."""
-    monkeypatch.setattr(shortage, "cpu_memory", lambda resident: 300_000_000)
-    assert shortage.shortage(ModelSettings(path=str(endless_folder), slots=1)) is None
-    message = shortage.shortage(ModelSettings(path=str(endless_folder), slots=1, context=1_000_000))
-    assert message is not None and "GiB are missing" in message
