@@ -48,7 +48,10 @@ def say(served: Any, text: str, size: int = 5) -> None:
 
 def test_a_limit_beyond_the_context_is_the_context(served: Any) -> None:
     body = ask(served, max_tokens=10_000)
-    assert body["stop_reason"] == "max_tokens" and served.engine.submitted[-1].max_tokens == 64 - len(served.engine.submitted[-1].prompt)
+    job = served.engine.submitted[-1]
+    assert body["stop_reason"] == "max_tokens" and job.max_tokens == 64 - len(job.prompt) and job.unlimited
+    ask(served, max_tokens=5)
+    assert not served.engine.submitted[-1].unlimited
 
 
 def test_an_answer_has_anthropics_form(served: Any) -> None:

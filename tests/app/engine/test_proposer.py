@@ -74,3 +74,14 @@ def test_adapters_and_texts_beyond_its_context_are_left_out(model: DraftModel) -
     assert drafter.draft([request(adapter="tuned")]) == {} and not proposer._readers
     long = slot_of(Generate("b", tuple(range(3, 203)), 30))
     assert drafter.draft([long]) == {} and not proposer._readers
+
+
+def test_a_text_that_has_grown_beyond_its_context_leaves_its_lane_to_others(model: DraftModel) -> None:
+    drafter, proposer = drafting(model, 0.0001)
+    slots = [slot_of(Generate(name, PROMPT, 90)) for name in "ab"]  # as many as there are lanes
+    drafter.draft(slots)
+    later = slot_of(Generate("c", PROMPT, 30))
+    assert model.lanes.of(later) is None and set(proposer._readers) == {"a", "b"}
+    slots[0].tokens += range(3, 3 + model.context - len(PROMPT))
+    drafter.draft(slots)
+    assert set(proposer._readers) == {"b"} and model.lanes.of(later) is not None

@@ -104,6 +104,18 @@ def test_a_search_keeps_its_pages_and_others_make_room(search: BeamSearchParams 
     assert answers == {job.id: alone(job) for job in jobs}
 
 
+def test_an_answer_without_a_limit_has_what_the_context_leaves_also_where_it_is_shorter_than_it_was() -> None:
+    """As after a start with less memory. What was asked for is refused, and so is what cannot go on."""
+    engine = create(2)
+    jobs = [Generate("open", (1,) * 30, 5000, unlimited=True), Generate("goes on", (1,) * 30, 5000, sampled=(5,) * 60, unlimited=True)]
+    answers = answers_of(run_all(engine, jobs))
+    assert {id: len(text) for id, text in answers.items()} == {"open": CONTEXT - 30, "goes on": CONTEXT - 90}
+    refused = [Generate("asked", (1,) * 30, 5000), Generate("too far", (1,) * 30, 5000, sampled=(5,) * CONTEXT, unlimited=True)]
+    events = run_all(engine, refused)
+    said = {event.id: event.error.message for event in events if isinstance(event, Failed)}
+    assert "lower max_tokens" in said["asked"] and f"with the {CONTEXT} of its answer so far" in said["too far"]
+
+
 def test_a_search_that_never_fits_is_refused_at_once() -> None:
     engine = create(2)
     engine.submit(Generate("wide", (1,) * 30, 98, search=BeamSearchParams(5)))

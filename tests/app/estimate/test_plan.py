@@ -290,3 +290,20 @@ def test_the_estimate_is_what_a_process_then_has_resident(tmp_path: Path) -> Non
     out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     record = json.loads(out.stdout.splitlines()[-1])
     assert abs(record["difference"]) < 0.1, record
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "dynamic", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0}])
+def test_models_that_scale_their_positions_are_estimated(tmp_path: Path, rope: dict[str, Any]) -> None:
+    """Some look at the positions, which have no values in an estimate."""
+    shape = Shape(hidden=64, layers=1, heads=2, kv_heads=2, ff=64, vocabulary=700, context=1024)
+    folder = save(shape, tmp_path / "m", 0)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {**rope, "rope_theta": 10000.0, "original_max_position_embeddings": 256}
+    (folder / "config.json").write_text(json.dumps(config))
+    plain = Plan(Question(str(folder), context=256))
+    assert plain.need("cpu").cache == 2 * 256 * 2 * 2 * 32 * 4 and plain.longest == (256 if rope["rope_type"] == "dynamic" else 1024)
+
+
+def test_where_nothing_fits_the_estimate_has_the_models_own_context(bundled: Path) -> None:
+    estimate = estimate_of(Plan(Question(str(bundled), slots=8)), [device(10**6)])
+    assert estimate.context == 1024 and not estimate.devices[0].fits

@@ -202,3 +202,14 @@ def test_the_tier_is_named_in_the_answer(served: Any, tier: str, used: str) -> N
     assert isinstance(served.engine.submitted[-1], Score)
     text = served.client.post(TEXT, json={"prompt": "a", "max_tokens": 1, "stream": True, "service_tier": tier}).text
     assert text.count(f'"service_tier":"{used}"') == 2
+
+
+def test_what_nobody_limits_may_be_shortened_with_the_context(served: Any) -> None:
+    """-1 and a chat's default are no limit; 16, a completion's, and what is asked for are."""
+    chat, text = {"messages": [{"role": "user", "content": "a"}]}, {"prompt": "a"}
+    bodies = [("/v1/chat/completions", {**chat, **more}) for more in ({}, {"max_tokens": -1}, {"max_tokens": 7})]
+    bodies += [("/v1/completions", {**text, **more}) for more in ({}, {"max_tokens": -1}, {"max_tokens": 7})]
+    bodies += [("/generate", {"prompt": "a"}), ("/generate", {"prompt": "a", "max_length": 7})]
+    for path, body in bodies:
+        assert served.client.post(path, json=body).status_code == 200, path
+    assert [job.unlimited for job in served.engine.submitted] == [True, True, False, False, True, False, True, False]

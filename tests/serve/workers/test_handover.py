@@ -15,7 +15,7 @@ from app.errors import NotReady
 from app.settings import QueueSettings
 from serve.wire.sse import comments
 from serve.workers.fleet import Fleet, Replica
-from serve.workers.handover import move_on, release, tell_loading
+from serve.workers.handover import can_go_on, move_on, release, tell_loading
 from serve.workers.messages import Ready
 from serve.workers.router import Router
 
@@ -148,3 +148,10 @@ def test_a_server_that_shuts_down_does_not_wait_for_a_model_to_be_loaded() -> No
         assert isinstance(failed, Failed)
 
     asyncio.run(main())
+
+
+def test_an_answer_without_a_limit_goes_on_in_a_version_with_a_shorter_context_if_what_it_has_fits() -> None:
+    new = Fleet(FACTS.name, [Replica(1, FACTS.name, facts=replace(FACTS, context=20))], SETTINGS)
+    open_ended = job("a", max_tokens=62, unlimited=True)
+    assert can_go_on(open_ended, new, 17) and not can_go_on(open_ended, new, 18)
+    assert not can_go_on(job("b", max_tokens=62), new, 1) and can_go_on(job("c", max_tokens=18), new, 1)
