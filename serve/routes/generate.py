@@ -97,7 +97,7 @@ def make_generate_jobs(body: GenerateRequest, model: Model) -> list[Generate]:
         max_tokens = max_new_tokens(ids, body.max_length, model.facts, param, "max_length")
         job_sampling = sampling if body.seed is not None else replace(sampling, seed=secrets.randbits(63))
         job = Generate(f"{id}/{index}", ids, max_tokens, job_sampling, stop, search=search, adapter=model.facts.adapter)
-        jobs.append(replace(job, owner=owner, private=private, unlimited=body.max_length is None))
+        jobs.append(replace(job, owner=owner, private=private))
     return jobs
 
 
