@@ -36,8 +36,7 @@ def shortage(settings: ModelSettings) -> str | None:
     ledgers = [_ledger(settings, path) for path in paths]
     weights = settings.replicas * sum(ledger.weights for ledger in ledgers)
     slots, own = settings.slots or 1, ledgers[0]
-    cache = _cache_bytes(settings, own, slots)
-    needed = weights + settings.replicas * (own.activations + cache + own.text)
+    needed = weights + settings.replicas * (own.activations + _cache_bytes(settings, own, slots))
     if needed <= own.memory:
         return None
     largest = _largest(settings, slots)
@@ -57,11 +56,13 @@ def _largest(settings: ModelSettings, slots: int) -> str:
 
 
 def _cache_bytes(settings: ModelSettings, ledger: Ledger, slots: int) -> int:
-    """Of a replica. A context that the settings leave to the memory is none that has to fit."""
+    """Of a replica, with a window for long texts. One slot with a context that the settings leave to the memory takes what there is."""
+    if settings.context is None and settings.cache_tokens is None and slots == 1:
+        return 0
     context = wanted_context(settings.context, context_of("path", source_of(settings.path)))
     slot_tokens = min(context, SLOT_TOKENS)
     asked = slots * slot_tokens if settings.context is None else max(slots * slot_tokens, context)
-    return ledger.slot * (settings.cache_tokens or asked) // slot_tokens
+    return ledger.slot * (settings.cache_tokens or asked) // slot_tokens + ledger.text
 
 
 def _ledger(settings: ModelSettings, path: str) -> Ledger:
