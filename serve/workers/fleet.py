@@ -6,7 +6,7 @@ Knows no other model, and no other version.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 from weakref import WeakSet
@@ -69,13 +69,16 @@ class Fleet:
 
     @property
     def facts(self) -> Facts:
-        """All replicas have the same, but a context that the memory limits may be shorter in one of them; then all have that. Raises
-        `NotReady` until the first of them has loaded the model.
+        """All replicas have the same, but a context that the memory limits may be shorter in one of them; then all have that. While the
+        model is unloaded, it may be as long as the model's own: memory may have become free. Raises `NotReady` until the first replica has
+        loaded the model.
         """
         known = [replica.facts for replica in self.replicas if replica.facts is not None]
         if not known:
             raise NotReady(f"the model '{self.model}' is still loading; GET /ready says when it is served")
-        return min(known, key=lambda facts: facts.context)
+        facts = min(known, key=lambda facts: facts.context)
+        is_open = self.wake is not None and not self.alive and facts.context_setting is None
+        return replace(facts, context=max(facts.context, facts.largest_context)) if is_open else facts
 
     def facts_of(self, adapter: str | None) -> Facts:
         """The facts of one of its adapters, of the model itself for None. Raises `NotReady`."""

@@ -67,6 +67,6 @@ def test_embeddings_that_cannot_be_made_are_refused_by_name(client: openai.OpenA
     with pytest.raises(openai.BadRequestError, match=r"have \d+ dimensions and are not shortened") as shortened:
         embed(client, "a", dimensions=5)
     assert shortened.value.param == "dimensions"
-    with pytest.raises(openai.BadRequestError, match="but the context of storyteller holds 1024") as too_long:
+    with pytest.raises(openai.BadRequestError, match="but storyteller reads at most 1024 of a text in one piece") as too_long:
         embed(client, "fox " * 2000)
     assert (too_long.value.code, too_long.value.param) == ("context_length_exceeded", "input")

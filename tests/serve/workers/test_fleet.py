@@ -144,6 +144,18 @@ def test_the_shortest_context_of_the_replicas_is_the_models() -> None:
     assert router.facts("a").context == 4096
 
 
+@pytest.mark.parametrize(("setting", "expected"), [(None, 8192), ("model.context", 4096)])
+def test_what_memory_cut_may_be_the_models_own_when_it_is_loaded_again(setting: str | None, expected: int) -> None:
+    router, _ = create(["a"])
+    facts = replace(FACTS, name="a", context=4096, largest_context=8192, context_setting=setting)
+    router.append([Ready(psutil.Process().pid, 0, facts), "OK"])
+    fleet = router.fleet("a")
+    fleet.wake = lambda: None
+    assert fleet.facts.context == 4096
+    fleet.replicas[0].worker = None
+    assert fleet.facts.context == expected
+
+
 def test_a_loading_model_is_reported_and_the_other_one_serves() -> None:
     router, _ = create(["a", "b"], loaded=[1])
     assert (router.ready, router.alive, router.models) == (False, {"a": False, "b": True}, ["a", "b"])
