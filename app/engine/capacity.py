@@ -80,6 +80,10 @@ class CacheLimits:
             return -(-self.cache_tokens // self.page_tokens)
         return max(slots * self.slot_pages, self.context_pages) if slots else 0
 
+    def bytes_of(self, pages: int, slot: int) -> int:
+        """Of so many pages, where what a slot adds has `slot` bytes."""
+        return pages * slot // self.slot_pages
+
     def dtype_for(self, model: torch.dtype) -> torch.dtype:
         return torch.int8 if self.dtype == "int8" else model
 
@@ -87,16 +91,18 @@ class CacheLimits:
 def size_that_fits(ledger: Ledger, limits: CacheLimits, device: str) -> CacheLimits:
     """The limits with a number of slots, and a context and window that fit. Raises `SetupError` if they do not."""
     if limits.slots == 0:
-        ledger.check_text(device)
+        ledger.check_cache(0, device, "a model that only scores", "lower --model.text_window")
         return limits
     if limits.cache_tokens is not None:
-        ledger.check_cache(limits.pool_pages(0) * ledger.slot // limits.slot_pages, device)
+        ledger.check_cache(limits.bytes_of(limits.pool_pages(0), ledger.slot), device)
         return replace(limits, slots=limits.most_slots)
     if limits.shrinks:
         ledger, limits = _shortened(ledger, limits)
     slots = ledger.slots(limits.slots, device, limits.most_slots)
     if not limits.shrinks:
-        ledger.check_context(limits.context, limits.context_pages * ledger.slot // limits.slot_pages, device)
+        advice = "lower --model.context, or leave it out, which takes as much as fits"
+        size = limits.bytes_of(limits.context_pages, ledger.slot)
+        ledger.check_cache(size, device, f"a context of {limits.context} tokens", advice)
     return replace(limits, slots=slots)
 
 
@@ -107,20 +113,21 @@ def _shortened(ledger: Ledger, limits: CacheLimits) -> tuple[Ledger, CacheLimits
     pages = _longest(ledger, limits, ledger.sharers)
     if limits.slots:
         pages = max(pages, min(_longest(ledger, limits, 1), limits.slots * limits.slot_pages))
-    return _with_context(ledger, limits, pages) if pages else (ledger, limits)
+    return with_context(ledger, limits, pages) if pages else (ledger, limits)
 
 
 def _longest(ledger: Ledger, limits: CacheLimits, sharers: int) -> int:
     """In pages."""
 
     def is_too_long(pages: int) -> bool:
-        shorter, cut = _with_context(ledger, limits, pages)
-        return pages * shorter.slot // cut.slot_pages > shorter.room(sharers)
+        shorter, cut = with_context(ledger, limits, pages)
+        return cut.bytes_of(pages, shorter.slot) > shorter.room(sharers)
 
     return bisect_left(range(1, limits.context_pages + 1), True, key=is_too_long)
 
 
-def _with_context(ledger: Ledger, limits: CacheLimits, pages: int) -> tuple[Ledger, CacheLimits]:
+def with_context(ledger: Ledger, limits: CacheLimits, pages: int) -> tuple[Ledger, CacheLimits]:
+    """Both with a context of so many pages, at most that of `limits`."""
     context = min(limits.context, pages * limits.page_tokens)
     cut = replace(limits, context=context, text_window=min(limits.text_tokens, context))
     text = ledger.text // (limits.text_pages + limits.spare_pages) * (cut.text_pages + cut.spare_pages)

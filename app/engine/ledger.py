@@ -74,36 +74,17 @@ class Ledger:
             "--model.context or --model.text_window"
         )
 
-    def check_context(self, tokens: int, size: int, device: str) -> None:
-        """Raises `SetupError` if a context of so many tokens, and bytes, does not fit beside one window for long texts."""
-        if size <= self.most_cache:
-            return
-        needed = self.weights + self.activations + size + self.text
-        raise SetupError(
-            f"a context of {tokens} tokens does not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)}, "
-            f"{_gib(size)} for it and {_gib(self.text)} for long texts need {_gib(needed)} of {_gib(self.memory)}, and a tenth "
-            "of what the weights leave is kept free: lower --model.context, or leave it out, which takes as much as fits"
-        )
-
-    def check_text(self, device: str) -> None:
-        """Raises `SetupError` if the window for long texts does not fit, of a model that only scores."""
-        if self.most_cache >= 0:
-            return
-        raise SetupError(
-            f"a model that only scores does not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)} and "
-            f"{_gib(self.text)} for long texts, of {_gib(self.memory)}, of which a tenth of what the weights leave is kept free: lower "
-            "--model.text_window"
-        )
-
-    def check_cache(self, cache: int, device: str) -> None:
-        """Raises `SetupError` if a cache of so many bytes does not fit beside one window for long texts."""
+    def check_cache(self, cache: int, device: str, what: str | None = None, advice: str = "lower --model.cache_tokens") -> None:
+        """Raises `SetupError`, with the numbers, if a cache of so many bytes does not fit beside one window for long texts. `what` it is
+        for is named, and the `advice` given.
+        """
         if cache <= self.most_cache:
             return
         needed = self.weights + self.activations + cache + self.text
         raise SetupError(
-            f"a cache of {_gib(cache)} does not fit {device}: with weights {_gib(self.weights)}, activations {_gib(self.activations)} and "
-            f"a window of {_gib(self.text)} for long texts it needs {_gib(needed)} of {_gib(self.memory)}, and a tenth of what the "
-            "weights leave is kept free: lower --model.cache_tokens"
+            f"{what or f'a cache of {_gib(cache)}'} does not fit {device}: with weights {_gib(self.weights)}, activations "
+            f"{_gib(self.activations)}, {_gib(cache)} for keys and values and a window of {_gib(self.text)} for long texts it needs "
+            f"{_gib(needed)} of {_gib(self.memory)}, and a tenth of what the weights leave is kept free: {advice}"
         )
 
     def __str__(self) -> str:

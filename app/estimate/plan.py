@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from app.engine import varlen
 from app.engine.attention import SlotAttention
-from app.engine.capacity import CacheLimits, cache_bytes, size_that_fits, step_bytes, text_bytes
+from app.engine.capacity import CacheLimits, cache_bytes, size_that_fits, step_bytes, text_bytes, with_context
 from app.engine.kernel import kernel
 from app.engine.lanes import MAX_LANES
 from app.engine.ledger import SLOT_TOKENS, Ledger, fits_beside
@@ -100,9 +100,9 @@ class Need:
         limits = self._limits_on(memory)
         if self.limits is None or limits is None or limits.context == self.context:
             return self
-        page, text_page = self.slot // self.limits.slot_pages, self.text // (self.limits.text_pages + self.limits.spare_pages)
-        shorter = replace(self, context=limits.context, context_bytes=page * limits.context_pages, limits=limits)
-        return replace(shorter, slot=page * limits.slot_pages, text=text_page * (limits.text_pages + limits.spare_pages))
+        ledger, limits = with_context(self.ledger(memory), self.limits, limits.context_pages)
+        whole = limits.bytes_of(limits.context_pages, ledger.slot)
+        return replace(self, slot=ledger.slot, text=ledger.text, context=limits.context, context_bytes=whole, limits=limits)
 
     def _limits_on(self, memory: int) -> CacheLimits | None:
         try:
@@ -153,8 +153,8 @@ class Plan:
         for name, other in (("observer", observer), ("draft", draft)):
             weights += Counter({} if other is None else {f"{name}, {form}": size for form, size in other.weights.items()})
         page_tokens, shapes = varlen.page_tokens(kind), self._attention.shapes.values()
-        limits = CacheLimits(asked.slots, context, asked.step_tokens, 1, page_tokens, asked.cache_tokens, asked.cache_dtype, asked.graphs)
-        limits = replace(limits, text_window=min(context, asked.text_window), shrinks=asked.context is None)
+        window, shrinks, cache = min(context, asked.text_window), asked.context is None, (asked.cache_tokens, asked.cache_dtype)
+        limits = CacheLimits(asked.slots, context, asked.step_tokens, 1, page_tokens, *cache, asked.graphs, window, shrinks)
         slot = cache_bytes(shapes, limits.slot_tokens, limits.dtype_for(dtype), page_tokens)
         return Need(
             weights,
@@ -165,10 +165,10 @@ class Plan:
             overhead=_overhead(kind, asked),
             dtype=str(dtype).removeprefix("torch."),
             observer_text=0 if observer is None else observer.text,
-            shared=None if asked.cache_tokens is None else limits.pool_pages(0) * slot // limits.slot_pages,
+            shared=None if asked.cache_tokens is None else limits.bytes_of(limits.pool_pages(0), slot),
             context=context,
             limits=limits,
-            context_bytes=limits.context_pages * slot // limits.slot_pages,
+            context_bytes=limits.bytes_of(limits.context_pages, slot),
             draft_cache=0 if draft is None else draft.cache,
         )
 
@@ -178,8 +178,7 @@ class Plan:
 
     def context_of(self, asked: Question) -> int:
         """As the engine reduces it: to the model's own limit, and to the tokens of the cache; not to a device's memory."""
-        context = wanted_context(asked.context, self.longest)
-        return min(context, asked.cache_tokens or context)
+        return wanted_context(asked.context, self.longest, asked.cache_tokens)
 
     def _plan_of_draft(self) -> "Plan | None":
         path = self.question.draft if self.question.fine_tune is None else None
@@ -212,7 +211,7 @@ class Plan:
 
     def fits(self, device: Device, question: Question | None = None) -> bool:
         asked = self.question if question is None else question
-        return is_supported(asked, device.kind) and self.need_on(device, asked).fits(device.free)
+        return is_supported(asked, device.kind) and self.need(device.kind, asked).fits(device.free)
 
 
 def is_supported(question: Question, kind: str) -> bool:

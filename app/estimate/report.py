@@ -45,15 +45,14 @@ def _chosen(devices: Sequence[Device]) -> Device:
 
 
 def _device(plan: Plan, device: Device) -> DeviceEstimate:
-    supported = is_supported(plan.question, device.kind)
-    need = plan.need_on(device) if supported else None
+    need = plan.need_on(device) if is_supported(plan.question, device.kind) else None
     return DeviceEstimate(
         name=device.name,
         free_bytes=device.free,
         total_bytes=device.total,
         needed_bytes=None if need is None else need.total,
         context=None if need is None else need.context,
-        fits=plan.fits(device),
+        fits=need is not None and need.fits(device.free),
     )
 
 

@@ -49,7 +49,7 @@ def device_map(source: Source, settings: ModelSettings, cards: Sequence[torch.de
     slot = [cache_bytes(each, limits.slot_tokens, limits.dtype_for(form.dtype), limits.page_tokens) for each in by_part]
     config, memory = skeleton.config.get_text_config(), [device_memory(card, 0) for card in cards]
     pages = limits.pool_pages(0 if limits.slots == 0 else limits.most_slots)
-    sizes = [weights[part] + text[part] + slot[part] * pages // limits.slot_pages for part in range(len(parts))]
+    sizes = [weights[part] + text[part] + limits.bytes_of(pages, slot[part]) for part in range(len(parts))]
     places = divide(sizes, [max(1, each - step_bytes(config, limits)) for each in memory])
     for place, card in enumerate(cards):
         own = [part for part, chosen in enumerate(places) if chosen == place]

@@ -26,7 +26,7 @@ from app.engine.request import Generate, SamplingParams, Score, Window
 from app.errors import SetupError, first_line
 from app.forms.tools import ToolsUnsupported
 from app.models.cache import check_kinds
-from app.models.context import NO_LIMIT, context_of, wanted_context
+from app.models.context import NO_LIMIT, context_of, context_setting, wanted_context
 from app.models.device import DeviceAssignment, cards_of
 from app.models.division import check_divisible, device_map
 from app.models.draft import check_vocabulary, draft_limits, draft_settings
@@ -149,8 +149,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
 
 def _cache_limits(settings: ModelSettings, largest: int, device: torch.device, sharers: int) -> CacheLimits:
     """`largest` is what the model could hold, in tokens."""
-    context = wanted_context(settings.context, largest)
-    context = min(context, settings.cache_tokens or context)
+    context = wanted_context(settings.context, largest, settings.cache_tokens)
     return CacheLimits(
         settings.slots,
         context,
@@ -220,16 +219,10 @@ def _facts(settings: ModelSettings, engine: Engine, tokenizer: Tokenizer, sampli
         observer_weights=None if engine.observer is None else engine.observer.weights,
         hidden_size=performer.hidden_size,
         text_window=performer.text_window,
-        context_setting=_context_setting(settings, limits.context),
+        context_setting=context_setting(settings, limits.context),
         cache_dtype=settings.cache_dtype,
         template=template,
     )
-
-
-def _context_setting(settings: ModelSettings, context: int) -> str | None:
-    if settings.cache_tokens is not None and context == settings.cache_tokens != settings.context:
-        return "model.cache_tokens"
-    return None if settings.context is None else "model.context"
 
 
 def _tools_of(tokenizer: Tokenizer) -> Literal["template", "general"] | None:

@@ -159,12 +159,13 @@ static void attend_part(const DecodeArgs *args, int64_t row, int64_t from, int64
         ATTEND_HEADS(args->dim, IN_BF16)
 }
 
-/* The first position that a row sees, and the number of parts of its sequence from there on. */
+/* The first position that a row sees. */
 INLINE int64_t first_seen(const DecodeArgs *args, int64_t row) {
     int64_t end = args->positions[row] + 1;
     return args->window && end > args->window ? end - args->window : 0;
 }
 
+/* The number of parts of its sequence from there on. */
 INLINE int64_t parts_of(const DecodeArgs *args, int64_t row) {
     return (args->positions[row] + PART_TOKENS - first_seen(args, row)) / PART_TOKENS;
 }

@@ -17,7 +17,7 @@ from app.engine.ledger import USABLE_SHARE
 from app.errors import SetupError
 from app.estimate.__main__ import main
 from app.estimate.advice import advice
-from app.estimate.device import Device, card, machine
+from app.estimate.device import Device, card
 from app.estimate.plan import Plan, Question
 from app.estimate.report import estimate_of, lines
 from app.models.loading import create_engine
@@ -149,24 +149,6 @@ def test_int4_takes_less_than_int8_and_more_than_nf4_on_a_gpu(bundled: Path) -> 
     kinds = [plan.need("cuda", replace(plan.question, quantize=kind)).weights for kind in ("none", "int8", "int4", "nf4")]
     assert [kind.total() for kind in kinds] == sorted((kind.total() for kind in kinds), reverse=True)
     assert kinds[2]["4-bit groups"] > 0 and advice(Plan(Question(str(bundled), "int4")), device(GIB, "cuda")) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "size"), [("24GB", "card of 24 GB", 24), ("L4=24 GiB", "L4", 24), ("0.5g", "card of 0.5 GB", 0.5)]
-)
-def test_cards(text: str, name: str, size: float) -> None:
-    assert card(text) == Device(name, "cuda", int(size * GIB), int(size * GIB))
-
-
-@pytest.mark.parametrize("text", ["24", "GB", "0GB", "24TB", "-1GB"])
-def test_what_is_no_card_is_refused(text: str) -> None:
-    with pytest.raises(SetupError, match="write its memory, such as 24GB"):
-        card(text)
-
-
-def test_this_machine_is_named_first() -> None:
-    first = machine()[0]
-    assert first.name == "cpu" and 0 < first.free <= first.total
 
 
 def test_fine_tuning_counts_what_autograd_keeps(bundled: Path) -> None:
