@@ -1,4 +1,6 @@
-"""What torch's flash attention computes, in slow and plain steps: for tests of what calls it on CUDA. Refuses what the kernel refuses."""
+"""What torch's flash attention computes, in slow and plain steps, and what kernels in Triton do: for tests of what calls them on CUDA. It
+refuses what the kernel refuses.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +8,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from app.engine import graphs, varlen
+from app.engine import flat, graphs, varlen
+from app.engine.cudadecoder import CudaDecoder, PlainKernels
 from app.engine.keyvalues import Shape
 
 
@@ -102,6 +105,7 @@ def use_flash(monkeypatch: pytest.MonkeyPatch, has_page_table: bool = True) -> F
     monkeypatch.setattr(varlen, "flash_kernel", kernel)
     monkeypatch.setattr(varlen, "has_page_table", lambda: has_page_table)
     monkeypatch.setattr(varlen, "usable_splits", usable_splits)
+    monkeypatch.setattr(flat, "create_cuda_decoder", lambda decoder: CudaDecoder(decoder, PlainKernels()))
     return kernel
 
 

@@ -70,11 +70,8 @@ class SlotAttention:
         Raises `UnsupportedModel` outside a forward of `FlatModel`.
         """
         layout = None if self.layout is None else self.layout.on(query.device)
-        calls = layout.calls if layout is not None and self.is_flash else self.calls
-        if calls is not None:
-            return self._attend_by_flash(layer, (query, key, value), calls, scale_and_window)
-        if layout is None:
-            raise UnsupportedModel("attention was called outside a step of the engine")
+        if layout is None or self.is_flash:
+            return self._attend_by_flash(layer, (query, key, value), self.running_calls(query.device), scale_and_window)
         if self.slots.dtype == torch.int8:
             query, key, value = dense(query), dense(key), dense(value)
         count = layout.decodes
@@ -101,6 +98,16 @@ class SlotAttention:
         """Whether its cache is laid out for torch's flash kernel."""
         return bool(self.slots.by_tokens)
 
+    def running_calls(self, device: torch.device) -> tuple[Call, ...]:
+        """Of the running step, if its cache is laid out for torch's flash kernel. Raises `UnsupportedModel` outside of one."""
+        calls = self.calls if self.layout is None else self.layout.on(device).calls
+        if calls is None:
+            raise UnsupportedModel("attention was called outside a step of the engine")
+        return calls
+
+    def cache_of(self, call: Call) -> KeyValues:
+        return self.texts if call.keys == "texts" else self.slots
+
     def _attend_by_flash(
         self,
         layer: int,
@@ -111,7 +118,7 @@ class SlotAttention:
         parts = []
         for call in calls:
             query, key, value = (part[call.rows] for part in rows)
-            cache = self.texts if call.keys == "texts" else self.slots
+            cache = self.cache_of(call)
             if call.places is not None:
                 cache.write_places(layer, call.places, key, value)
             parts.append(varlen.attend(query, cache.by_tokens[layer], (key, value), call.reads, *scale_and_window))

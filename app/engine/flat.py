@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from app.engine import varlen
 from app.engine.attention import SlotAttention
 from app.engine.capacity import CacheLimits, ledger_of, size_that_fits
+from app.engine.cudadecoder import create_cuda_decoder
 from app.engine.facts import Weights
 from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import quantize_layers
@@ -139,6 +140,11 @@ class FlatModel:
             self.adapters.remove(name)
             raise
 
+    def bind_cuda(self) -> None:
+        """Let what lies between products run in kernels of its own, where the cache is laid out for torch's flash kernel."""
+        if self._decoder is not None and self.attention.is_flash and len(self.devices) == 1:
+            self._decoder.on_cuda = create_cuda_decoder(self._decoder)
+
     def bind_adapters(self, shapes: Shapes) -> None:
         """Know the layers that adapters may change. `shapes` are those before layers were joined."""
         model = self.model
@@ -196,6 +202,7 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
     flat = _optimize(model, attention, None if proof is None else proof.harmed)
     flat.convert_s = convert_s + time.perf_counter() - started_s
     _allocate_cache(flat, limits)
+    flat.bind_cuda()
     if check is not None:
         hidden = _forward_in_chunks(flat, check.ids)
         check.compare("in chunks and decode steps", flat.head(hidden), attention.slots.dtype == torch.int8)

@@ -3,6 +3,7 @@
 It runs the model's own layers, with query, key and value projections concatenated. Models of other shapes use transformers' forward.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ ADAPTED_PARTS = {
     "up": ("mlp.up_proj",),
     "down": ("mlp.down_proj",),
 }  # of a `Layer`: the model's own layers that became it
+OnCuda = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # see `cudadecoder.CudaDecoder`
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
@@ -70,6 +72,7 @@ class FusedDecoder:
         self.embed: nn.Module = base.embed_tokens
         self.heads, self.kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         self.dim = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
+        self.inner = int(config.intermediate_size)  # outputs of the gate
         self.norm = _norm_of(base.norm)
         self.blocks = list(base.layers)
         for block in self.blocks:
@@ -79,6 +82,7 @@ class FusedDecoder:
         self.layers: list[Layer] = []
         self.adapted: list[Layer] = []  # the same, with what adapters add to them
         self.compiled: CompiledDecoder | None = None
+        self.on_cuda: OnCuda | None = None
 
     def bind_layers(self) -> None:
         """Look up the layers' modules. Call this after `prepack_layers` has replaced them."""
@@ -101,6 +105,8 @@ class FusedDecoder:
         cos, sin = self.rotary(x[None], positions[None])
         cos, sin = cos[0, :, None], sin[0, :, None].clone()  # [rows, 1, dim]
         sin[..., : self.dim // 2].neg_()  # so that `torch.roll` can stand for rotate_half
+        if self.on_cuda is not None and not adapted:
+            return self.on_cuda(x, cos[:, 0], sin[:, 0])
         if self.compiled is not None and self.attention.layout is not None and not adapted:
             if not self.compiled.is_bound:
                 self.compiled.bind_cache(self.attention.slots, self.attention.texts)

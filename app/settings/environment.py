@@ -9,6 +9,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",  # it advises to install torch where the API process hides it
+    "TRITON_CACHE_DIR": "~/.cache/litmus/triton",  # where what it compiled for CUDA stays; else it makes ~/.triton
 }
 
 
@@ -17,7 +18,7 @@ def prepare_environment() -> None:
     stays. Call it before anything that imports torch.
     """
     for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+        os.environ.setdefault(name, os.path.expanduser(value))
 
 
 def offline_environment() -> dict[str, str]:

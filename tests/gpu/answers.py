@@ -8,6 +8,7 @@ import random
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,9 @@ def check_recorded(report: Report, name: str, engine: Engine, eager: Engine, ref
     model, prompts = reference
     with report.check(f"{name}: it attends by torch's flash kernel, and its decode steps are recorded") as found:
         found["by_flash"], found["page_table"] = engine.performer.attention.is_flash, varlen.has_page_table()
+        decoder = engine.performer._decoder
+        found["by_triton"] = decoder is not None and decoder.on_cuda is not None
+        assert decoder is None or found["by_triton"] or find_spec("triton") is None, "Triton's kernels are not used; the log says why"
         assert found["by_flash"] and engine.recorded is not None, "the log says why not"
         assert eager.recorded is None
     if engine.recorded is None:

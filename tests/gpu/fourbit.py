@@ -7,8 +7,7 @@ import random
 import torch
 from gpu.marks import EIGHT_B
 from gpu.report import Report
-from gpu.running import error_of, logits_of, random_tokens
-from gpu.speed import timed
+from gpu.running import error_of, logits_of, random_tokens, timed
 from torch.nn import functional as F
 
 from app.engine.flat import CacheLimits, create_flat_model

@@ -2,7 +2,8 @@
 
 import gc
 import random
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -79,3 +80,20 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def timed(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+    """Seconds of a call, after three that are not counted."""
+    for _ in range(3):
+        call()
+    wait(device)
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    wait(device)
+    return (time.perf_counter() - begin) / repeats
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -5,15 +5,16 @@ import statistics
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu.betweens import measure_betweens
 from gpu.marks import EIGHT_B, TINY, Shape, bandwidth_share, decode_bytes, flops_share, prefill_flops
 from gpu.report import Report
-from gpu.running import ask, release
+from gpu.running import ask, release, timed, wait
 from gpu.shapes import save_llama
 from torch.autograd import DeviceType
 
@@ -27,23 +28,6 @@ SLOTS = (1, 8, 32, 128)
 PROMPT, NEW = 128, 64
 CONTEXT, STEP_TOKENS = 1024, 2048
 PROFILED_STEPS = 8
-
-
-def timed(call: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
-    """Seconds of a call, after three that are not counted."""
-    for _ in range(3):
-        call()
-    wait(device)
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    wait(device)
-    return (time.perf_counter() - begin) / repeats
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def measure_bandwidth(device: torch.device) -> float:
@@ -196,4 +180,5 @@ def run(report: Report, options: Namespace, shape: Shape | None = None) -> None:
         measure_decode(report, engine, shape.kv_bytes(), bandwidth, f"{name}, not recorded", (1, 32))
     engine.recorded = recorded
     measure_prefill(report, engine, shape, peak, name)
+    measure_betweens(report, engine, shape, name)
     profile_steps(report, engine, name)

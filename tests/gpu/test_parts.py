@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from flash import as_on_cuda, use_flash
-from gpu import answers, divided, parts, peers, quantized, speed
-from gpu.marks import TINY
+from gpu import answers, betweens, divided, parts, peers, quantized, speed
+from gpu.marks import TINY, Shape
 from gpu.parts import PARTS, limit_s, run_part
 from gpu.report import Report
 from gpu.running import random_tokens
-from gpu.shapes import save_tiny
+from gpu.shapes import VOCABULARY, save_tiny
 from transformers import AutoModelForCausalLM
 
 from app.engine import recorded
@@ -127,6 +127,18 @@ def test_speed_on_a_cpu(options, capsys, monkeypatch):
     lines = lines_of(capsys, speed.run, options, TINY)
     assert lines["small, bfloat16: decode at 4 slots"]["bandwidth_share"] > 0
     assert lines["small, bfloat16: prefill, 4 prompts of 256 tokens at once"]["flops_share"] > 0
+
+
+def test_what_lies_between_products_is_timed_both_ways(tmp_path: Path, monkeypatch, capsys):
+    use_flash(monkeypatch)
+    monkeypatch.setattr(betweens, "TIMED_ROWS", (2,))
+    with as_on_cuda():
+        engine = answers.start(save_tiny("Llama", tmp_path / "model"), "cpu", "float32")
+    decoder = engine.performer._decoder
+    shape = Shape(decoder.layers[0].input_norm.weight.numel(), 1, decoder.heads, decoder.kv_heads, decoder.inner, VOCABULARY, 64)
+    betweens.measure_betweens(Report(60), engine, shape, "tiny")
+    (line,) = [json.loads(line) for line in capsys.readouterr().out.splitlines() if "between products" in line]
+    assert min(line[f"{part}_{way}_us"] for part in ("norm", "rotate", "gate") for way in ("triton", "torch")) > 0
 
 
 def test_peers_on_a_cpu(options, capsys, monkeypatch):

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from app.engine import flat as flat_module
 from app.engine import graphs, varlen
 from app.engine.capacity import page_counts, row_counts
+from app.engine.cudadecoder import CudaDecoder, PlainKernels
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model, install_attention
 from app.engine.graphs import DecodeGraphs, Work, create_graphs
 
@@ -55,6 +56,8 @@ def without_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> FlatModel:
     flat = flat_module._optimize(model, attention, None)
     flat_module._allocate_cache(flat, CacheLimits(4, 600, page_tokens=varlen.PAGE_TOKENS, text_window=300))
     flat.hidden_size = known.hidden_size
+    monkeypatch.setattr(flat_module, "create_cuda_decoder", lambda decoder: CudaDecoder(decoder, PlainKernels()))
+    flat.bind_cuda()
     return flat
 
 
