@@ -30,8 +30,8 @@ LAYER_NAMES = {
 
 def write_gguf(folder: Path, path: Path, type_name: str = "F16", others: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Writes a Llama with plain RoPE and a byte-level tokenizer, such as `models.synthetic.save` makes. `type_name` is that of matrices, as
-    GGML names it: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K or Q8_0. `others` has another type for some of them, by the last part of
-    their names, such as `attn_v`.
+    GGML names it: F32, F16, BF16, IQ4_NL, Q3_K, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K or Q8_0. `others` has another type for some of them, by the
+    last part of their names, such as `attn_v`.
     """
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -98,7 +98,40 @@ def _interleave_heads(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _quantize(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    return quantize_q6_k(values) if kind == gguf.GGMLQuantizationType.Q6_K else gguf.quantize(values, kind)
+    own = {"IQ4_NL": quantize_iq4_nl, "Q3_K": quantize_q3_k, "Q6_K": quantize_q6_k}.get(kind.name)
+    return gguf.quantize(values, kind) if own is None else own(values)
+
+
+def quantize_iq4_nl(values: np.ndarray) -> np.ndarray:
+    """Rounds float32 `[rows, columns]` to IQ4_NL, which the gguf package reads but does not write: blocks of 32 values with a scale, levels
+    at uneven distances. Returns bytes `[rows, 18 a block]`.
+    """
+    blocks = values.reshape(len(values), -1, 32)
+    table = np.array(gguf.quants.IQ4_NL.kvalues, dtype=np.float32)
+    scale = (np.abs(blocks).max(-1, keepdims=True) / -table[0]).astype(np.float16)
+    middles = (table[1:] + table[:-1]) / 2
+    levels = np.searchsorted(middles, blocks / np.maximum(scale.astype(np.float32), 1e-7)).astype(np.uint8)
+    packed = levels[..., :16] | levels[..., 16:] << 4
+    return np.concatenate([scale.view(np.uint8), packed], -1).reshape(len(values), -1)
+
+
+def quantize_q3_k(values: np.ndarray) -> np.ndarray:
+    """Rounds float32 `[rows, columns]` to Q3_K, which the gguf package reads but does not write: blocks of 256 values, in groups of 16 with
+    a scale of 6 bits each. Returns bytes `[rows, 110 a block]`.
+    """
+    groups = values.reshape(len(values), -1, 16, 16)  # [rows, blocks, groups, values]
+    scales = np.abs(groups).max(-1) / 3.5
+    step = np.maximum(scales.max(-1, keepdims=True) / 31, 1e-7).astype(np.float16)  # [rows, blocks, 1]
+    whole = np.ceil(scales / step).clip(1, 31)
+    levels = (np.round(groups / (step * whole)[..., None]).clip(-4, 3) + 4).astype(np.uint8)
+    eighths = levels.reshape(*groups.shape[:2], 8, 32)
+    bits = np.arange(8, dtype=np.uint8)[:, None]
+    high = np.bitwise_or.reduce(eighths >> 2 << bits, -2)
+    low = np.bitwise_or.reduce((eighths & 3).reshape(*groups.shape[:2], 2, 4, 32) << bits[:4] * 2, -2)
+    six = (whole + 32).astype(np.uint8)
+    fours = np.bitwise_or.reduce((six >> 4).reshape(*groups.shape[:2], 4, 4) << bits[:4] * 2, -2)
+    parts = (high, low, six[..., :8] & 15 | (six[..., 8:] & 15) << 4, fours, step.view(np.uint8))
+    return np.concatenate([part.reshape(*groups.shape[:2], -1) for part in parts], -1).reshape(len(values), -1)
 
 
 def quantize_q6_k(values: np.ndarray) -> np.ndarray:

@@ -1,11 +1,13 @@
-"""Weights in groups: levels of 4 or 8 bits, and for each group of a row a scale and a minimum. A weight is level * scale + minimum.
+"""Weights in groups: levels of 4 or 8 bits, and for each group of a row a scale and a minimum. A weight is level * scale + minimum, or
+table[level] * scale + minimum.
 
 GGUF's block types and Litmus's own int4 and int8 all come as these. Knows no file format and no kernel.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,22 +22,41 @@ FIT_ROUNDS = 2  # in each, scale and minimum are fitted by least squares, and th
 TINY = 1e-8  # the smallest scale: a group of equal weights has no range
 
 
+Table = tuple[int, ...]
+
+
+class GroupFormat(NamedTuple):
+    """How a layer's weights lie in groups."""
+
+    bits: int  # of a level: 4 or 8
+    size: int  # weights of a group: 16 or 32
+    table: Table | None = None  # of 16 values, 0 to 255, which levels of 4 bits in groups of 32 stand for; None: themselves
+
+
 @dataclass(frozen=True, slots=True)
 class GroupedWeights:
-    """A layer's weights `[out, in]` in groups of 16 or 32 along a row."""
+    """A layer's weights `[out, in]` in groups along a row."""
 
     levels: torch.Tensor  # uint8 [out, in]
     scale: torch.Tensor  # float32 [out, groups]
     minimum: torch.Tensor  # float32 [out, groups]: the value of level 0
-    bits: int  # 4 or 8
+    bits: int
+    table: Table | None = None
 
     @property
     def group_size(self) -> int:
         return self.levels.shape[1] // self.scale.shape[1]
 
+    @property
+    def format(self) -> GroupFormat:
+        return GroupFormat(self.bits, self.group_size, self.table)
+
     def dequantize(self) -> torch.Tensor:
         """Return the values, float32 `[out, in]`."""
-        grouped = self.levels.view(*self.scale.shape, self.group_size).float()
+        levels = self.levels
+        if self.table is not None:
+            levels = torch.tensor(self.table, dtype=torch.uint8, device=levels.device)[levels.int()]
+        grouped = levels.view(*self.scale.shape, self.group_size).float()
         return grouped.mul_(self.scale[..., None]).add_(self.minimum[..., None]).view_as(self.levels)
 
 
@@ -48,11 +69,11 @@ class GroupedLinear(nn.Module):
         self,
         unpack: Callable[[], GroupedWeights],
         shape: tuple[int, int],
-        group_format: tuple[int, int],
+        group_format: GroupFormat,
         dtype: torch.dtype,
         bias: torch.Tensor | None = None,
     ) -> None:
-        """`shape` is `[out, in]`, `group_format` the bits and the group size of what `unpack` gives, `dtype` that of the products."""
+        """`shape` is `[out, in]`, `group_format` that of what `unpack` gives, `dtype` that of the products."""
         super().__init__()
         self.unpack, self.group_format, self.dtype = unpack, group_format, dtype
         self.out_features, self.in_features = shape
@@ -85,7 +106,8 @@ class GroupedEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         weights = self.unpack()
-        rows = GroupedWeights(weights.levels[ids.flatten()], weights.scale[ids.flatten()], weights.minimum[ids.flatten()], weights.bits)
+        levels, scale, minimum = (part[ids.flatten()] for part in (weights.levels, weights.scale, weights.minimum))
+        rows = replace(weights, levels=levels, scale=scale, minimum=minimum)
         return rows.dequantize().to(self.dtype).view(*ids.shape, -1)
 
     def plain(self) -> nn.Embedding:
@@ -111,7 +133,7 @@ def quantize_layers(model: PreTrainedModel, scheme: str) -> None:
         bits = 8 if scheme == "int8" or layer is head else 4
         weights = (quantize_8_bits if bits == 8 else quantize_4_bits)(layer.weight.detach())
         shape = (layer.out_features, layer.in_features)
-        replacement = GroupedLinear(_constant(weights), shape, (bits, GROUP_SIZE), layer.weight.dtype, layer.bias)
+        replacement = GroupedLinear(_constant(weights), shape, GroupFormat(bits, GROUP_SIZE), layer.weight.dtype, layer.bias)
         if layer is head and type(embedding) is nn.Embedding and embedding.weight is layer.weight:
             model.set_input_embeddings(GroupedEmbedding(replacement.unpack, len(layer.weight), layer.weight.dtype))
         setattr(parent, name, replacement)
@@ -145,17 +167,17 @@ def _keep_inputs(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
 
 
 def can_concatenate(parts: Sequence[GroupedLinear]) -> bool:
-    """Whether the parts' weights have the same bits and groups."""
+    """Whether the parts' weights lie in the same groups."""
     return len({part.group_format for part in parts}) == 1
 
 
 def concatenate(parts: Sequence[GroupedLinear]) -> GroupedLinear:
-    """Return one layer whose outputs are those of the parts, one after the other. Their bits and groups are equal."""
+    """Return one layer whose outputs are those of the parts, one after the other. They lie in the same groups."""
 
     def unpack() -> GroupedWeights:
         weights = [part.unpack() for part in parts]
         levels, scale, minimum = (torch.cat(column) for column in zip(*((w.levels, w.scale, w.minimum) for w in weights), strict=True))
-        return GroupedWeights(levels, scale, minimum, weights[0].bits)
+        return replace(weights[0], levels=levels, scale=scale, minimum=minimum)
 
     biases = [part.bias for part in parts if part.bias is not None]
     shape = (sum(part.out_features for part in parts), parts[0].in_features)

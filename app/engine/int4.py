@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from app.engine import grouped
-from app.engine.grouped import GROUP_SIZE, GroupedLinear, GroupedWeights
+from app.engine.grouped import GROUP_SIZE, GroupedLinear, GroupedWeights, GroupFormat
 from app.errors import UnsupportedModel
 
+GROUP_FORMAT = GroupFormat(4, GROUP_SIZE)  # the one that torch's products read
 MIDDLE_LEVEL = 8
 CPU_OUTPUT_MULTIPLE = 16  # torch's product for a CPU wants a multiple of this many outputs
 CUDA_OUTPUT_MULTIPLE = 8  # the same of that for CUDA
@@ -119,9 +120,9 @@ def runs_on(device: torch.device) -> bool:
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= CUDA_CAPABILITY
 
 
-def is_packed_on_cuda(group_format: tuple[int, int], outputs: int, dtype: torch.dtype) -> bool:
-    """Whether a layer with these bits and groups stays in 4 bits on a CUDA device that has the product."""
-    return group_format == (4, GROUP_SIZE) and outputs % CUDA_OUTPUT_MULTIPLE == 0 and dtype == torch.bfloat16
+def is_packed_on_cuda(group_format: GroupFormat, outputs: int, dtype: torch.dtype) -> bool:
+    """Whether a layer in such groups stays in 4 bits on a CUDA device that has the product."""
+    return group_format == GROUP_FORMAT and outputs % CUDA_OUTPUT_MULTIPLE == 0 and dtype == torch.bfloat16
 
 
 def round_layers(model: PreTrainedModel, device: torch.device) -> None:
@@ -146,7 +147,7 @@ def _rounded(layer: nn.Linear, device: torch.device) -> GroupedLinear:
         return GroupedWeights(unpack_pairs(pairs), scale, minimum, 4)
 
     shape = (layer.out_features, layer.in_features)
-    return GroupedLinear(unpack, shape, (4, GROUP_SIZE), layer.weight.dtype, layer.bias)
+    return GroupedLinear(unpack, shape, GROUP_FORMAT, layer.weight.dtype, layer.bias)
 
 
 def dequantize_others(model: PreTrainedModel, device: torch.device) -> None:

@@ -219,7 +219,7 @@ def weights_args(weights: PackedWeights) -> WeightsArgs:
 
 def groups_args(weights: PackedWeights) -> GroupedWeightsArgs:
     size, planes = 1 << weights.log2_group, weights.input_bits // 8
-    return GroupedWeightsArgs(weights.data.data_ptr(), weights.bits, size, planes, weights.weight_scale)
+    return GroupedWeightsArgs(weights.data.data_ptr(), _address(weights.table), weights.bits, size, planes, weights.weight_scale)
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:
@@ -267,12 +267,14 @@ def _agrees_with_torch(candidate: Kernel) -> bool:
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(size, generator=generator).bfloat16() for size in ((2 * candidate.columns + 3, 96), (17, 96)))
     cases = [(packing.pack_bfloat16(weight, candidate.columns), weight.float())]
-    for bits, groups in ((4, 3), (8, 3), (8, 6)):
+    table = tuple(range(0, 256, 17))  # of sixteen levels
+    for bits, groups, stand_for in ((4, 3, None), (4, 6, None), (4, 3, table), (8, 3, None), (8, 6, None)):
         levels = torch.randint(1 << bits, weight.shape, generator=generator, dtype=torch.uint8)
         scale = torch.rand(len(weight), groups, generator=generator)
-        grouped = GroupedWeights(levels, scale, -scale * (1 << bits - 1), bits)
+        grouped = GroupedWeights(levels, scale, -scale * (1 << bits - 1), bits, stand_for)
         packed = packing.pack_grouped(grouped, candidate.columns)
-        cases += [(replace(packed, input_bits=input_bits), grouped.dequantize()) for input_bits in ((16,) if groups == 6 else (8, 16))]
+        planes = (16,) if (bits, groups) == (8, 6) else (8, 16)
+        cases += [(replace(packed, input_bits=input_bits), grouped.dequantize()) for input_bits in planes]
     for packed, plain in cases:
         expected = x.float() @ plain.T
         product = candidate.linear(x, packed, Epilogue(len(weight))).float()

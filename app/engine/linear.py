@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from app.engine import grouped, packing
-from app.engine.grouped import GROUP_SIZE, GroupedEmbedding, GroupedLinear, GroupedWeights
-from app.engine.int4 import CPU_OUTPUT_MULTIPLE, Int4Linear
+from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights, GroupFormat
+from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, Int4Linear
 from app.engine.kernel import Epilogue, Kernel, kernel
 from app.engine.packing import PackedWeights
 
@@ -156,15 +156,15 @@ def _prepacked_groups(layer: GroupedLinear, precise: bool) -> nn.Module:
     compiled = kernel() if dtype == torch.bfloat16 else None
     if compiled is not None:
         packed = packing.pack_grouped(weights, compiled.columns)
-        if not precise and weights.group_size == GROUP_SIZE:
+        if not precise and weights.format != GroupFormat(8, 16):
             packed = replace(packed, input_bits=8)
         tiled = TiledLinear(packed, layer.out_features, layer.bias, compiled)
         if packed.input_bits == 8 and _is_harmed(layer, tiled, weights):
             return TiledLinear(replace(packed, input_bits=16), layer.out_features, layer.bias, compiled)
         return tiled
     # torch's int4 kernel takes float32 too, but a hundred times longer than the dequantized layer
-    fits = weights.group_size == GROUP_SIZE and layer.out_features % CPU_OUTPUT_MULTIPLE == 0
-    if weights.bits == 4 and fits and dtype != torch.float32:
+    fits = weights.format == GROUP_FORMAT and layer.out_features % CPU_OUTPUT_MULTIPLE == 0
+    if fits and dtype != torch.float32:
         return Int4Linear(weights, layer.bias, dtype)
     plain = layer.plain()
     return prepack_plain(plain) or plain

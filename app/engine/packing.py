@@ -23,7 +23,7 @@ class PackedWeights:
 
     inputs: int  # padded to an even number
     data: torch.Tensor  # bfloat16; or int32 words of levels, of groups with their scales and minima
-    table: torch.Tensor | None = None  # [16]: a level stands for table[level] * scale + offset
+    table: torch.Tensor | None = None  # [16]: a level stands for table[level] * scale + offset; uint8 where weights are in groups
     scale: torch.Tensor | None = None  # of groups of 2^log2_group inputs
     offset: torch.Tensor | None = None
     log2_group: int = 0
@@ -63,7 +63,7 @@ def pack_levels(levels: torch.Tensor, table: Sequence[float], scale: torch.Tenso
 
 
 def pack_grouped(weights: GroupedWeights, columns: int) -> PackedWeights:
-    """Pack weights in groups for the kernel that rounds inputs, here to 8 bits for weights of 4 and to 16 for weights of 8. Weights of 8 in
+    """Pack weights in groups for the kernel that rounds inputs, here to 8 bits for levels of 4 and to 16 for levels of 8. Levels of 8 in
     groups of 16 always need 16.
 
     Scales and minima become float16.
@@ -82,9 +82,10 @@ def pack_grouped(weights: GroupedWeights, columns: int) -> PackedWeights:
     weight_scale = 2.0 ** (math.frexp(largest)[1] - HALF_EXPONENT)
     halves = [_blocks(part / weight_scale, columns).half().transpose(1, 2) for part in (weights.scale, weights.minimum)]
     data[:, :, -1] = torch.stack(halves, 2).view(len(data), groups, 2 * columns).view(torch.int32)
+    table = None if weights.table is None else torch.tensor(weights.table, dtype=torch.uint8)
     input_bits = 16 if weights.bits == 8 else 8
     return PackedWeights(
-        inputs, data, log2_group=size.bit_length() - 1, bits=weights.bits, weight_scale=weight_scale, input_bits=input_bits
+        inputs, data, table, log2_group=size.bit_length() - 1, bits=weights.bits, weight_scale=weight_scale, input_bits=input_bits
     )
 
 

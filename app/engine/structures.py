@@ -92,6 +92,7 @@ class WeightsArgs(ctypes.Structure):
 class GroupedWeightsArgs(ctypes.Structure):
     _fields_ = (
         ("data", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
         ("bits", ctypes.c_int),
         ("group", ctypes.c_int),
         ("planes", ctypes.c_int),

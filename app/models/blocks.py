@@ -1,17 +1,21 @@
 """GGUF's quantized block types as groups of levels with a scale and a minimum, without another rounding of the levels.
 
-The layouts are those of ggml (ggml-common.h): Q4_0, Q4_1 and Q4_K become 4-bit groups of 32; Q5_0, Q5_1, Q5_K, Q8_0 8-bit groups of 32;
-Q6_K 8-bit groups of 16. Knows no file and no layer.
+The layouts are those of ggml (ggml-common.h): Q4_0, Q4_1 and Q4_K become 4-bit groups of 32, IQ4_NL and IQ4_XS the same with a table of
+what levels stand for; Q2_K and Q3_K 4-bit groups of 16; Q5_0, Q5_1, Q5_K, Q8_0 8-bit groups of 32; Q6_K 8-bit groups of 16. Knows no file
+and no layer.
 """
 
 from collections.abc import Callable
 
 import torch
 
-from app.engine.grouped import GroupedWeights
+from app.engine.grouped import GroupedWeights, GroupFormat
 
 Blocks = torch.Tensor  # uint8 [rows, blocks of a row, bytes of a block]
 LOW_HALVES = 0x0F0F0F0F
+EVEN_4, EVEN_4_OF_16, EVEN_8, EVEN_8_OF_16 = GroupFormat(4, 32), GroupFormat(4, 16), GroupFormat(8, 32), GroupFormat(8, 16)
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # of ggml's kvalues_iq4nl
+UNEVEN_4 = GroupFormat(4, 32, tuple(value + 128 for value in IQ4_VALUES))
 Groups = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # levels [rows, blocks, elements], scale and minimum [rows, blocks, groups]
 
 
@@ -83,6 +87,40 @@ def _q5_k(blocks: Blocks) -> Groups:
     return _k_nibbles(blocks[..., 48:176]) | high.flatten(-2), *_k_scales(blocks)
 
 
+def _two_bits(packed: Blocks) -> torch.Tensor:
+    """256 levels from 64 bytes: of each 32 bytes the lowest two bits, then the next two, and so on."""
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)[:, None]
+    return (packed.unflatten(-1, (2, 1, 32)) >> shifts & 3).flatten(-3)
+
+
+def _q2_k(blocks: Blocks) -> Groups:
+    scales = blocks[..., :16]
+    return _two_bits(blocks[..., 16:80]), _float16(blocks, 80) * (scales & 15), -_float16(blocks, 82) * (scales >> 4)
+
+
+def _q3_k(blocks: Blocks) -> Groups:
+    bits = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
+    high = (blocks[..., :32].unsqueeze(-2) >> bits & 1) << 2  # [..., sub-block of 32, 32]
+    low, upper = blocks[..., 96:104], blocks[..., 104:108]
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)[:, None]
+    six = torch.cat([low & 15, low >> 4], -1) | (upper.unsqueeze(-2) >> shifts & 3).flatten(-2) << 4  # 16 scales of 6 bits
+    scale = _float16(blocks, 108) * (six.float() - 32)
+    return _two_bits(blocks[..., 32:96]) | high.flatten(-2), scale, -4 * scale
+
+
+def _iq4_nl(blocks: Blocks) -> Groups:
+    scale = _float16(blocks, 0)
+    return _nibbles(blocks[..., 2:]), scale, -128 * scale
+
+
+def _iq4_xs(blocks: Blocks) -> Groups:
+    low, high = blocks[..., 4:8], blocks[..., 2:4]
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)
+    six = torch.stack([low & 15, low >> 4], -1).flatten(-2) | (high[..., None] >> shifts & 3).flatten(-2) << 4  # 8 scales of 6 bits
+    scale = _float16(blocks, 0) * (six.float() - 32)
+    return _nibbles(blocks[..., 8:].unflatten(-1, (8, 16))).flatten(-2), scale, -128 * scale
+
+
 def _q6_k(blocks: Blocks) -> Groups:
     low = _nibbles(blocks[..., :128].unflatten(-1, (2, 64)))  # [..., half, 128]: elements l, l + 32, then l + 64, l + 96
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)[:, None]
@@ -91,27 +129,30 @@ def _q6_k(blocks: Blocks) -> Groups:
     return (low | high.flatten(-2)).flatten(-2), scale, -32 * scale
 
 
-# type name -> bytes of a block, bits of a level as Litmus keeps it, weights of a group, how it is unpacked
-TYPES: dict[str, tuple[int, int, int, Callable[[Blocks], Groups]]] = {
-    "Q4_0": (18, 4, 32, _q4_0),
-    "Q4_1": (20, 4, 32, _q4_1),
-    "Q4_K": (144, 4, 32, _q4_k),
-    "Q5_0": (22, 8, 32, _q5_0),
-    "Q5_1": (24, 8, 32, _q5_1),
-    "Q5_K": (176, 8, 32, _q5_k),
-    "Q6_K": (210, 8, 16, _q6_k),
-    "Q8_0": (34, 8, 32, _q8_0),
+# type name -> bytes of a block, how Litmus keeps it, how it is unpacked
+TYPES: dict[str, tuple[int, GroupFormat, Callable[[Blocks], Groups]]] = {
+    "IQ4_NL": (18, UNEVEN_4, _iq4_nl),
+    "IQ4_XS": (136, UNEVEN_4, _iq4_xs),
+    "Q2_K": (84, EVEN_4_OF_16, _q2_k),
+    "Q3_K": (110, EVEN_4_OF_16, _q3_k),
+    "Q4_0": (18, EVEN_4, _q4_0),
+    "Q4_1": (20, EVEN_4, _q4_1),
+    "Q4_K": (144, EVEN_4, _q4_k),
+    "Q5_0": (22, EVEN_8, _q5_0),
+    "Q5_1": (24, EVEN_8, _q5_1),
+    "Q5_K": (176, EVEN_8, _q5_k),
+    "Q6_K": (210, EVEN_8_OF_16, _q6_k),
+    "Q8_0": (34, EVEN_8, _q8_0),
 }
 
 
-def group_format(type_name: str) -> tuple[int, int]:
-    """Bits of a level and weights of a group, as `unpack` gives them."""
-    _, bits, group, _ = TYPES[type_name]
-    return bits, group
+def group_format(type_name: str) -> GroupFormat:
+    """As `unpack` gives the weights."""
+    return TYPES[type_name][1]
 
 
 def unpack(rows: torch.Tensor, type_name: str) -> GroupedWeights:
     """Unpack rows of blocks, uint8 `[out, bytes of a row]`, of one of `TYPES`."""
-    size, bits, _, function = TYPES[type_name]
+    size, kept, function = TYPES[type_name]
     levels, scale, minimum = function(rows.unflatten(1, (-1, size)))
-    return GroupedWeights(levels.flatten(1), scale.flatten(1), minimum.flatten(1), bits)
+    return GroupedWeights(levels.flatten(1), scale.flatten(1), minimum.flatten(1), kept.bits, kept.table)

@@ -18,8 +18,8 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from app.engine import sizes
-from app.engine.grouped import GROUP_SIZE
-from app.engine.int4 import CPU_OUTPUT_MULTIPLE, is_packed_on_cuda
+from app.engine.grouped import GROUP_SIZE, GroupFormat
+from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
 from app.models.blocks import TYPES, group_format
 from app.models.gguf_weights import tensor_names
 from app.models.source import Source
@@ -123,7 +123,7 @@ class _Rules:
         if self.rounds_itself and layer.is_plain and layer.inputs % GROUP_SIZE == 0:
             if self.form.device == "cuda" and self._is_head(layer):
                 return None
-            return self._groups(layer, 8 if self.form.quantize == "int8" or self._is_head(layer) else 4, GROUP_SIZE)
+            return self._groups(layer, GroupFormat(8 if self.form.quantize == "int8" or self._is_head(layer) else 4, GROUP_SIZE))
         if self.scheme in {*FOUR_BITS, "int8"} and not self.rounds_itself and should_convert_module(layer.path, self.kept):
             return self._of_bitsandbytes(layer)
         return self._plain(layer)
@@ -142,21 +142,22 @@ class _Rules:
         kind = self._type_of(layer)
         if kind not in TYPES:
             return self._plain(layer)
-        return self._groups(layer, *group_format(kind))
+        return self._groups(layer, group_format(kind))
 
-    def _groups(self, layer: _Linear, bits: int, group: int) -> Stored:
+    def _groups(self, layer: _Linear, groups: GroupFormat) -> Stored:
         """As `linear._prepacked_groups` and `int4.dequantize_others`."""
         if self.is_tiled:
             assert self.form.columns is not None
-            return f"{bits}-bit groups", sizes.tiled_groups(layer.outputs, layer.inputs, bits, group, self.form.columns)
+            packed = sizes.tiled_groups(layer.outputs, layer.inputs, groups.bits, groups.size, self.form.columns)
+            return f"{groups.bits}-bit groups", packed
         if self.form.is_trained:
             fits = False
         elif self.form.device == "cuda":
-            fits = is_packed_on_cuda((bits, group), layer.outputs, self.form.dtype)
+            fits = is_packed_on_cuda(groups, layer.outputs, self.form.dtype)
         else:
-            fits = bits == 4 and group == GROUP_SIZE and layer.outputs % CPU_OUTPUT_MULTIPLE == 0 and self.form.dtype != torch.float32
+            fits = groups == GROUP_FORMAT and layer.outputs % CPU_OUTPUT_MULTIPLE == 0 and self.form.dtype != torch.float32
         if fits:
-            return "4-bit groups", sizes.torch_int4(layer.outputs, layer.inputs, group, self.form.dtype.itemsize)
+            return "4-bit groups", sizes.torch_int4(layer.outputs, layer.inputs, groups.size, self.form.dtype.itemsize)
         return self._dense(layer)
 
     def _of_bitsandbytes(self, layer: _Linear) -> Stored:
@@ -186,7 +187,7 @@ class _Rules:
             kind = self.types.get(name)
             if kind not in TYPES:
                 return None
-            bits, group = group_format(kind)
+            bits, group, _ = group_format(kind)
         elif self.rounds_itself and self.form.device == "cpu" and self.is_tied and type(module) is nn.Embedding and width % GROUP_SIZE == 0:
             bits, group = 8, GROUP_SIZE
         else:

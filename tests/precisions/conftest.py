@@ -31,7 +31,13 @@ PRECISIONS = {
 }
 RECORDED = "recorded"  # float32, with the attention and the recorded decode steps of CUDA
 BYTES = "bytes"  # bfloat16 with a KV cache in 8 bits
-MIX = {"token_embd": "Q6_K", "attn_v": "Q6_K", "ffn_down": "Q8_0"}  # of the GGUF file; all other matrices are Q4_0
+MIX = {
+    "token_embd": "Q6_K",
+    "attn_v": "Q6_K",
+    "attn_output": "IQ4_NL",
+    "ffn_up": "Q3_K",
+    "ffn_down": "Q8_0",
+}  # of the GGUF file; all other matrices are Q4_0
 CONTEXT, WINDOW, SLOTS, STEP_TOKENS = 512, 384, 8, 64
 SHAPE = synthetic.Shape(hidden=256, layers=2, heads=8, kv_heads=4, ff=512, vocabulary=768, context=CONTEXT)
 LAYER_SCALE, NORM_SCALE = 4.0, 6.0

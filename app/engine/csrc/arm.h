@@ -30,6 +30,9 @@ INLINE vec look_up(const float *table, uint_vec level) {
     return (vec)vqtbl4q_u8(parts, (uint8x16_t)(level * 0x04040404 + 0x03020100));
 }
 
+/* table[level] of each byte, for levels below 16. */
+INLINE uint_vec look_up_bytes(const uint8_t *table, uint_vec levels) { return (uint_vec)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)levels); }
+
 /* Adds to each lane the dot product of its four levels, which are below 128, and four signed 8-bit inputs. */
 INLINE int_vec add_dot_products(int_vec sums, uint_vec levels, int32_t four_inputs) {
     int8x16_t left = (int8x16_t)levels, right = (int8x16_t)vdupq_n_s32(four_inputs);

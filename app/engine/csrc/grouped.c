@@ -1,5 +1,5 @@
 /* y = x W^T for weights in groups of 16 or 32 inputs: levels of 4 or 8 bits, and for each group a scale and a minimum. A weight is
- * level * scale + minimum. Inputs are rounded to 8 or 16 bits in the same groups, scaled by the largest of the group, so that one
+ * level * scale + minimum; where there is a table, table[level] stands for the level. Inputs are rounded to 8 or 16 bits in the same groups, scaled by the largest of the group, so that one
  * instruction adds up four integer products (as llama.cpp multiplies Q4_1 by Q8_1). 16 bits are two planes of 8. The sums of the groups are
  * added in float32 in the order of the groups, so a row's result does not depend on the others.
  *
@@ -40,19 +40,22 @@ static void round_group(const bf16 *x, const Inputs *in, int64_t group, int size
 
 /* Adds the products of one plane of the inputs with a group of weights to `dots` [rows][2 * blocks]. `bytes` are those of the first row,
  * and `stride` those of a row. */
-INLINE void add_plane(const int rows, const int blocks, const int bits, const int size, int_vec *dots, const int8_t *bytes, int64_t stride,
-                      const uint32_t *from, int64_t block_words) {
+INLINE void add_plane(const int rows, const int blocks, const int bits, const int size, const uint8_t *table, int_vec *dots,
+                      const int8_t *bytes, int64_t stride, const uint32_t *from, int64_t block_words) {
 #pragma GCC unroll 8
     for (int w = 0; w < size * bits / 32; w++)
 #pragma GCC unroll 16
         for (int c = 0; c < 2 * blocks; c++) {
             uint_vec word = *(const uint_vec *)(from + (c / 2 * block_words + w) * COLUMNS + c % 2 * LANES);
             uint_vec low = word & 0x0f0f0f0f, high = word >> 4 & 0x0f0f0f0f;
+            if (table) low = look_up_bytes(table, low), high = look_up_bytes(table, high);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++) {
                 const int32_t *inputs = (const int32_t *)(bytes + r * stride);
                 int_vec *dot = dots + r * 2 * blocks + c;
-                if (bits == 4)
+                if (table)
+                    *dot = add_byte_products(add_byte_products(*dot, low, inputs[2 * w]), high, inputs[2 * w + 1]);
+                else if (bits == 4)
                     *dot = add_dot_products(add_dot_products(*dot, low, inputs[2 * w]), high, inputs[2 * w + 1]);
                 else
                     *dot = add_byte_products(*dot, word, inputs[w]);
@@ -60,9 +63,9 @@ INLINE void add_plane(const int rows, const int blocks, const int bits, const in
         }
 }
 
-/* All parameters up to `planes` are constants where this is inlined. `size` is that of a group. */
-INLINE void compute_tile(const int rows, const int blocks, const int bits, const int size, const int planes, const Inputs *in,
-                         int64_t groups, const uint32_t *weights, int64_t row, int64_t block, const Epilogue *epilogue) {
+/* All parameters up to `planes`, and whether there is a table, are constants where this is inlined. `size` is that of a group. */
+INLINE void compute_tile(const int rows, const int blocks, const int bits, const int size, const int planes, const uint8_t *table,
+                         const Inputs *in, int64_t groups, const uint32_t *weights, int64_t row, int64_t block, const Epilogue *epilogue) {
     const int words = size * bits / 32, stride = words + 1; /* of a group: words of levels, and all words */
     vec sums[2 * GROUPED_TILE_ROWS * 4] = {0};
     for (int64_t g = 0; g < groups; g++) {
@@ -71,11 +74,11 @@ INLINE void compute_tile(const int rows, const int blocks, const int bits, const
         int_vec dots[2 * GROUPED_TILE_ROWS * 4];
 #pragma GCC unroll 16
         for (int i = 0; i < rows * 2 * blocks; i++) dots[i] = (int_vec){};
-        add_plane(rows, blocks, bits, size, dots, in->high + group * size, groups * size, from, groups * stride);
+        add_plane(rows, blocks, bits, size, table, dots, in->high + group * size, groups * size, from, groups * stride);
         if (planes == 2) {
 #pragma GCC unroll 16
             for (int i = 0; i < rows * 2 * blocks; i++) dots[i] <<= 8;
-            add_plane(rows, blocks, bits, size, dots, in->low + group * size, groups * size, from, groups * stride);
+            add_plane(rows, blocks, bits, size, table, dots, in->low + group * size, groups * size, from, groups * stride);
         }
 #pragma GCC unroll 16
         for (int c = 0; c < 2 * blocks; c++) {
@@ -92,13 +95,13 @@ INLINE void compute_tile(const int rows, const int blocks, const int bits, const
     write_outputs((const float *)sums, rows, blocks * COLUMNS, row, block * COLUMNS, epilogue);
 }
 
-#define CASE(ROWS_) case ROWS_: compute_tile(ROWS_, 1, bits, size, planes, in, groups, weights, row, block, epilogue); break;
+#define CASE(ROWS_) case ROWS_: compute_tile(ROWS_, 1, bits, size, planes, table, in, groups, weights, row, block, epilogue); break;
 
 /* Computes `count` blocks of outputs; one row takes four blocks at a time. */
-INLINE void compute_blocks(const int bits, const int size, const int planes, int rows, const Inputs *in, int64_t groups,
-                           const uint32_t *weights, int64_t row, int64_t block, int64_t count, const Epilogue *epilogue) {
+INLINE void compute_blocks(const int bits, const int size, const int planes, const uint8_t *table, int rows, const Inputs *in,
+                           int64_t groups, const uint32_t *weights, int64_t row, int64_t block, int64_t count, const Epilogue *epilogue) {
     for (; rows == 1 && count >= 4; block += 4, count -= 4)
-        compute_tile(1, 4, bits, size, planes, in, groups, weights, row, block, epilogue);
+        compute_tile(1, 4, bits, size, planes, table, in, groups, weights, row, block, epilogue);
     for (; count > 0; block++, count--) switch (rows) {
             CASE(1) CASE(2)
 #if GROUPED_TILE_ROWS > 2
@@ -107,29 +110,44 @@ INLINE void compute_blocks(const int bits, const int size, const int planes, int
         }
 }
 
-typedef void Compute(int rows, const Inputs *in, int64_t groups, const uint32_t *weights, int64_t row, int64_t block, int64_t count,
+/* Lets the compiler know that there is one. */
+INLINE const uint8_t *existing(const uint8_t *table) {
+    if (!table) __builtin_unreachable();
+    return table;
+}
+
+typedef void Compute(int rows, const Inputs *in, int64_t groups, const GroupedWeights *weights, int64_t row, int64_t block, int64_t count,
                      const Epilogue *epilogue);
 
-#define KIND(NAME, BITS, SIZE, PLANES)                                                                                               \
-    static void NAME(int rows, const Inputs *in, int64_t groups, const uint32_t *weights, int64_t row, int64_t block, int64_t count, \
-                     const Epilogue *epilogue) {                                                                                     \
-        compute_blocks(BITS, SIZE, PLANES, rows, in, groups, weights, row, block, count, epilogue);                                  \
+#define KIND(NAME, BITS, SIZE, PLANES, TABLE)                                                                                             \
+    static void NAME(int rows, const Inputs *in, int64_t groups, const GroupedWeights *weights, int64_t row, int64_t block, int64_t count, \
+                     const Epilogue *epilogue) {                                                                                          \
+        compute_blocks(BITS, SIZE, PLANES, TABLE, rows, in, groups, weights->data, row, block, count, epilogue);                          \
     }
-KIND(compute_4_bits, 4, 32, 1)
-KIND(compute_4_bits_precisely, 4, 32, 2)
-KIND(compute_8_bits, 8, 32, 1)
-KIND(compute_8_bits_precisely, 8, 32, 2)
-KIND(compute_8_bits_of_16, 8, 16, 2)
+KIND(compute_4_bits, 4, 32, 1, NULL)
+KIND(compute_4_bits_precisely, 4, 32, 2, NULL)
+KIND(compute_4_bits_of_16, 4, 16, 1, NULL)
+KIND(compute_4_bits_of_16_precisely, 4, 16, 2, NULL)
+KIND(compute_table, 4, 32, 1, existing(weights->table))
+KIND(compute_table_precisely, 4, 32, 2, existing(weights->table))
+KIND(compute_8_bits, 8, 32, 1, NULL)
+KIND(compute_8_bits_precisely, 8, 32, 2, NULL)
+KIND(compute_8_bits_of_16, 8, 16, 2, NULL)
+
+static Compute *compute_of(const GroupedWeights *weights) {
+    int is_precise = weights->planes == 2;
+    if (weights->table) return is_precise ? compute_table_precisely : compute_table;
+    if (weights->bits == 8) return weights->group == 16 ? compute_8_bits_of_16 : is_precise ? compute_8_bits_precisely : compute_8_bits;
+    if (weights->group == 16) return is_precise ? compute_4_bits_of_16_precisely : compute_4_bits_of_16;
+    return is_precise ? compute_4_bits_precisely : compute_4_bits;
+}
 
 /* Computes the layer on bfloat16 x [rows][inputs], `inputs` a multiple of the group. Returns 0, or 1 if it cannot allocate memory. */
 int linear_grouped(const bf16 *x, int64_t rows, int64_t inputs, const GroupedWeights *weights, const Epilogue *epilogue, int threads) {
     int64_t size = weights->group, groups = inputs / size, all_groups = rows * groups;
     int64_t blocks = (epilogue->outputs + COLUMNS - 1) / COLUMNS, blocks_per_job = rows == 1 ? 4 : 1;
     int64_t chunk_rows = CHUNK_INPUTS / inputs > GROUPED_TILE_ROWS ? CHUNK_INPUTS / inputs / GROUPED_TILE_ROWS * GROUPED_TILE_ROWS : GROUPED_TILE_ROWS;
-    Compute *compute = size == 16           ? compute_8_bits_of_16
-                       : weights->bits == 8 ? weights->planes == 2 ? compute_8_bits_precisely : compute_8_bits
-                       : weights->planes == 2 ? compute_4_bits_precisely
-                                              : compute_4_bits;
+    Compute *compute = compute_of(weights);
     if (!rows) return 0;
     char *buffer = aligned_alloc(64, ROUND_UP(all_groups * (weights->planes * size + 2 * sizeof(float)), 64));
     if (!buffer) return 1;
@@ -146,7 +164,7 @@ int linear_grouped(const bf16 *x, int64_t rows, int64_t inputs, const GroupedWei
 #pragma omp for schedule(dynamic)
             for (int64_t b = 0; b < blocks; b += blocks_per_job)
                 for (int64_t r = from; r < chunk_end; r += tile_rows)
-                    compute(chunk_end - r < tile_rows ? chunk_end - r : tile_rows, &in, groups, weights->data, r, b,
+                    compute(chunk_end - r < tile_rows ? chunk_end - r : tile_rows, &in, groups, weights, r, b,
                             blocks - b < blocks_per_job ? blocks - b : blocks_per_job, epilogue);
         }
     }

@@ -27,9 +27,10 @@ typedef struct {
 /* Levels with a scale and a minimum for each group of inputs; packed as grouped.c describes. */
 typedef struct {
     const uint32_t *data;
-    int bits, group;    /* 4 and 32, 8 and 32, or 8 and 16 */
-    int planes;         /* the inputs are rounded to 8 bits in 1, to 16 bits in 2: in 2 for groups of 16 */
-    float weight_scale; /* scales and minima are multiplied by it */
+    const uint8_t *table; /* [16]: what levels of 4 bits in groups of 32 stand for; NULL: themselves */
+    int bits, group;      /* 4 or 8, and 16 or 32 */
+    int planes;           /* the inputs are rounded to 8 bits in 1, to 16 bits in 2: in 2 for levels of 8 bits in groups of 16 */
+    float weight_scale;   /* scales and minima are multiplied by it */
 } GroupedWeights;
 
 /* The kinds of elements that keys and values have: of the rows of a step one of the first two, in the cache the same or the third. */

@@ -63,6 +63,16 @@ INLINE vec look_up(const float *table, uint_vec level) {
 #define HAS_VNNI 0
 #endif
 
+/* table[level] of each byte, for levels below 16. */
+INLINE uint_vec look_up_bytes(const uint8_t *table, uint_vec levels) {
+    __m128i entries = _mm_loadu_si128((const __m128i *)table);
+#if LANES == 16
+    return (uint_vec)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), (__m512i)levels);
+#else
+    return (uint_vec)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), (__m256i)levels);
+#endif
+}
+
 /* Adds to each lane the dot product of its four levels and four signed 8-bit inputs. Without VNNI, levels must be below 128. */
 INLINE int_vec add_dot_products(int_vec sums, uint_vec levels, int32_t four_inputs) {
 #if HAS_VNNI && LANES == 16

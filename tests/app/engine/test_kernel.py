@@ -1,5 +1,6 @@
 """The compiled kernel's products and norms against torch, including edge cases."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,13 @@ from hypothesis import strategies as st
 from older_kernels import OLDER
 from torch.nn import functional as F
 
-from app.engine.grouped import GroupedWeights
+from app.engine.grouped import GroupedWeights, GroupFormat
 from app.engine.kernel import Epilogue, Kernel, kernel
 from app.engine.packing import pack_bfloat16, pack_grouped, pack_levels, pad_bias, unpack_rows
+
+TABLE = (0, 3, 9, 30, 55, 79, 100, 118, 129, 141, 153, 166, 181, 197, 217, 255)
+FORMATS = [GroupFormat(4, 32), GroupFormat(4, 16), GroupFormat(4, 32, TABLE), GroupFormat(8, 32), GroupFormat(8, 16)]
+NEEDS_16 = (GroupFormat(8, 16), 8)  # inputs of 8 bits are not supported there
 
 
 @settings(max_examples=150, deadline=None)
@@ -78,7 +83,7 @@ def test_4_bit_levels_are_multiplied_as_the_values_they_stand_for(built: Kernel,
 @given(
     rows=st.integers(1, 40) | st.sampled_from([84, 141]),
     groups=st.integers(1, 5),
-    kind=st.sampled_from([(4, 32, 8), (4, 32, 16), (8, 32, 8), (8, 32, 16), (8, 16, 16)]),
+    kind=st.sampled_from([(each, input_bits) for each in FORMATS for input_bits in (8, 16) if (each, input_bits) != NEEDS_16]),
     outputs=st.integers(1, 150),
     spread=st.sampled_from([1e-36, 1e-3, 1.0, 1e30]),
     weight_spread=st.sampled_from([2.0**-20, 1.0, 2.0**17]),  # powers of two, so that float16 holds the scales exactly
@@ -88,20 +93,20 @@ def test_groups_are_multiplied_by_rounded_inputs(
     built: Kernel,
     rows: int,
     groups: int,
-    kind: tuple[int, int, int],
+    kind: tuple[GroupFormat, int],
     outputs: int,
     spread: float,
     weight_spread: float,
     binary_op: str,
 ) -> None:
     torch.manual_seed(rows + 1000 * outputs)
-    bits, size, input_bits = kind
+    (bits, size, table), input_bits = kind
     limit = 127 if input_bits == 8 else 127 * 256
     x, operand = (spread * torch.randn(rows, groups, size)).bfloat16(), torch.randn(rows, outputs).bfloat16()
     x[rows // 2, 0] = 0
     levels = torch.randint(0, 1 << bits, (outputs, groups * size), dtype=torch.uint8)
     scale, minimum = (torch.rand(outputs, groups) + 0.5).half().float(), torch.randn(outputs, groups).half().float()
-    weights = GroupedWeights(levels, weight_spread * scale / (1 << bits), weight_spread * minimum, bits)
+    weights = GroupedWeights(levels, weight_spread * scale / (1 << (bits if table is None else 8)), weight_spread * minimum, bits, table)
     largest = x.float().abs().amax(-1, keepdim=True)
     inverse = torch.where(largest > 1e-30, torch.tensor(float(limit)) / largest, 0)  # limit / largest would round twice
     rounded = (x.double() * inverse.double()).round().float() * (largest / limit)  # exact in double, so ties round as in the kernel
@@ -115,10 +120,13 @@ def test_groups_are_multiplied_by_rounded_inputs(
 def test_extreme_levels_do_not_overflow(built: Kernel) -> None:
     """Largest inputs and levels of one sign: the sums are the largest that can be."""
     x = torch.full((7, 64), 1.0).bfloat16()
-    for bits, groups, input_bits in ((4, 2, 8), (4, 2, 16), (8, 2, 8), (8, 2, 16), (8, 4, 16)):
+    for (bits, size, table), input_bits in itertools.product(FORMATS, (8, 16)):
+        if (GroupFormat(bits, size, table), input_bits) == NEEDS_16:
+            continue
         levels = torch.full((5, 64), (1 << bits) - 1, dtype=torch.uint8)
-        weights = GroupedWeights(levels, torch.ones(5, groups), torch.zeros(5, groups), bits)
-        expected = torch.full((7, 5), 64.0 * ((1 << bits) - 1)).bfloat16()
+        weights = GroupedWeights(levels, torch.ones(5, 64 // size), torch.zeros(5, 64 // size), bits, table)
+        largest = (1 << bits) - 1 if table is None else table[-1]
+        expected = torch.full((7, 5), 64.0 * largest).bfloat16()
         for sign in (1, -1):
             packed = replace(pack_grouped(weights, built.columns), input_bits=input_bits)
             assert torch.equal(built.linear(sign * x, packed, Epilogue(5)), sign * expected)
@@ -150,8 +158,8 @@ def test_a_rows_result_does_not_depend_on_the_other_rows(built: Kernel) -> None:
         pack_bfloat16(weight, built.columns),
         pack_levels(levels, range(-8, 8), scale, offset, built.columns),
         *(
-            replace(pack_grouped(GroupedWeights(levels.to(torch.uint8), scale, offset, bits), built.columns), input_bits=input_bits)
-            for bits, input_bits in ((4, 8), (4, 16), (8, 8), (8, 16))
+            replace(pack_grouped(GroupedWeights(levels.to(torch.uint8), scale, offset, bits, table), built.columns), input_bits=input_bits)
+            for bits, table, input_bits in ((4, None, 8), (4, None, 16), (4, TABLE, 8), (4, TABLE, 16), (8, None, 8), (8, None, 16))
         ),
     ):
         whole = built.linear(x, packed, Epilogue(200))

@@ -8,7 +8,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.models.blocks import TYPES, group_format, unpack
 
-HALVES = {"Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_1": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # bytes at which a float16 stands
+HALVES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_1": (0, 2),
+    "Q4_K": (0, 2),
+    "Q5_1": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}  # bytes at which a float16 stands
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -21,7 +29,7 @@ def test_every_block_type_is_unpacked_exactly(name: str) -> None:
     weights = unpack(torch.from_numpy(raw), name)
     expected = torch.from_numpy(gguf.dequantize(raw, gguf.GGMLQuantizationType[name]))
     torch.testing.assert_close(weights.dequantize(), expected, atol=1e-6, rtol=1e-6)
-    assert (weights.bits, weights.group_size) == group_format(name) and int(weights.levels.max()) < 1 << weights.bits
+    assert weights.format == group_format(name) and int(weights.levels.max()) < 1 << weights.bits
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -69,10 +69,10 @@ def check(folder: Path, name: str, quantize: str, dtype: str) -> None:
     assert flat.weights.bytes == pytest.approx(size, rel=0.025)  # the kernel keeps biases apart
 
 
-@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0", "F16"])
+@pytest.mark.parametrize("type_name", ["Q3_K", "Q4_0", "IQ4_NL", "Q8_0", "F16"])
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
 def test_a_gguf_files_weights_take_what_its_header_tells(tmp_path: Path, type_name: str, dtype: str) -> None:
-    shape = Shape(hidden=64, layers=2, heads=4, kv_heads=2, ff=128, vocabulary=700, context=CONTEXT)
+    shape = Shape(hidden=256, layers=2, heads=4, kv_heads=2, ff=256, vocabulary=700, context=CONTEXT)
     file = write_gguf(save(shape, tmp_path / "model", 0), tmp_path / "model.gguf", type_name, {"token_embd": "Q8_0"})
     flat, (size, served) = loaded(file, "none", dtype), told(file, "none", dtype)
     assert served == flat.model.dtype
