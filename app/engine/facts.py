@@ -5,7 +5,7 @@ from typing import Literal
 
 from app.engine.request import SamplingParams
 
-WeightFormat = Literal["float", "bitsandbytes", "gguf"]
+WeightFormat = Literal["float", "bitsandbytes", "gguf", "awq", "compressed-tensors", "fp8", "gptq"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from app.engine.grouped import GROUP_SIZE, GroupFormat
 from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
 from app.models.blocks import TYPES, group_format
 from app.models.gguf_weights import tensor_names
+from app.models.prequantized import Checkpoint, is_prequantized
 from app.models.source import Source
 
 FOUR_BITS = ("nf4", "fp4")
@@ -83,6 +84,7 @@ class _Rules:
     source: Source
     model: PreTrainedModel
     form: Form
+    rounded: Checkpoint | None = None  # if others rounded the checkpoint, and its files are at hand
     types: dict[str, str] = field(default_factory=dict)  # of a GGUF file, by the parameter's name
     kept: list[str] = field(default_factory=list)  # modules that bitsandbytes leaves as they are
 
@@ -95,6 +97,8 @@ class _Rules:
         if file is not None:
             names = tensor_names(self.model, file)
             self.types = {name: file.tensors[own].type for name, own in names.items() if own in file.tensors}
+        elif is_prequantized(self.source.config("model.path")):
+            self.rounded = Checkpoint(self.source)
         elif (saved := saved_scheme(self.source)) is not None:
             self.scheme, kept = saved
             self.kept = self.kept if kept is None else kept
@@ -120,6 +124,9 @@ class _Rules:
     def _linear(self, layer: _Linear) -> Stored:
         if self.source.gguf is not None:
             return self._of_file(layer)
+        if self.rounded is not None:
+            kept = self._kept(layer)
+            return self._plain(layer) if kept is None else self._groups(layer, kept)
         if self.rounds_itself and layer.is_plain and layer.inputs % GROUP_SIZE == 0:
             if self.form.device == "cuda" and self._is_head(layer):
                 return None
@@ -143,6 +150,15 @@ class _Rules:
         if kind not in TYPES:
             return self._plain(layer)
         return self._groups(layer, group_format(kind))
+
+    def _kept(self, layer: _Linear) -> GroupFormat | None:
+        """The groups of a layer of a checkpoint that others rounded. Where its files are not at hand all are taken to be of 4 bits but
+        the vocabulary projection.
+        """
+        assert self.rounded is not None
+        if not self.rounded.names:
+            return None if self._is_head(layer) or self.rounded.rounding.method == "fp8" else GROUP_FORMAT
+        return self.rounded.format(layer.path, layer.inputs) if self.rounded.is_rounded(layer.path) else None
 
     def _groups(self, layer: _Linear, groups: GroupFormat) -> Stored:
         """As `linear._prepacked_groups` and `int4.dequantize_others`."""

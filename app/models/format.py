@@ -2,13 +2,15 @@
 
 from collections import Counter
 from math import prod
-from typing import Any
+from typing import cast
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from app.engine.facts import WeightFormat
 from app.engine.grouped import GroupedLinear
 from app.models.gguf import ROPE_FACTORS, GGUFFile
+from app.models.prequantized import METHODS, method_of, saved_values
 from app.models.source import Source
 
 
@@ -17,11 +19,23 @@ def weight_format(source: Source, model: PreTrainedModel) -> tuple[WeightFormat,
     if source.gguf is not None:
         return "gguf", _matrix_types(source.gguf)
     config = source.config("model.path")
-    saved: Any = getattr(config, "quantization_config", None)
-    if saved is not None:
-        values = saved if isinstance(saved, dict) else saved.to_dict()
+    method, values = method_of(config), saved_values(config)
+    if method in METHODS:
+        return cast(WeightFormat, method), _levels_of(model)
+    if method is not None:
         return "bitsandbytes", (str(values["bnb_4bit_quant_type"]) if values.get("load_in_4bit") else "int8",)
     return "float", (str(getattr(config, "dtype", None) or model.config.dtype).removeprefix("torch."),)
+
+
+def _levels_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """Such as 4 bits, and the type of what is dequantized or was not rounded."""
+    weights: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, GroupedLinear):
+            weights[f"{module.group_format.bits} bits"] += module.in_features * module.out_features
+        elif isinstance(module, nn.Linear):
+            weights[str(module.weight.dtype).removeprefix("torch.")] += module.weight.numel()
+    return tuple(kind for kind, _ in weights.most_common())
 
 
 def _matrix_types(file: GGUFFile) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.errors import SetupError, UnsupportedModel, first_line
+from app.models.prequantized import is_prequantized, method_of
 from app.models.source import Source
 
 # Up to this many parameters a CPU serves float32: it is as fast, and answers do not depend on the batch.
@@ -34,7 +35,9 @@ def served_dtype(source: Source, dtype: str, quantize: str, device: str, paramet
     if source.gguf is not None or quantize != "none":
         return torch.bfloat16
     config = source.config("model.path")
-    is_quantized = getattr(config, "quantization_config", None) is not None
+    if is_prequantized(config):
+        return torch.bfloat16
+    is_quantized = method_of(config) is not None
     if serves_float32(dtype, quantize, device, parameters, is_quantized):
         return torch.float32
     own = getattr(config, "dtype", None)

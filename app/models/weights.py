@@ -17,6 +17,7 @@ from app.errors import SetupError, first_line
 from app.models.gguf import GGUFFile
 from app.models.gguf_weights import load_gguf
 from app.models.merge import merge
+from app.models.prequantized import METHODS, is_prequantized, load_prequantized, method_of
 from app.models.skeleton import serves_float32
 from app.models.source import Source
 from app.models.tensors import tensor_problem
@@ -31,6 +32,8 @@ def load_model(
     """
     if source.gguf is not None:
         return _load_gguf(source.gguf, source.path, settings, device)
+    if is_prequantized(source.config("model.path")) and source.adapter is None:
+        return _load_prequantized(source, settings, device)
     is_quantized = _is_quantized(source)
     dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
     if settings.quantize != "none" and settings.dtype == "auto":
@@ -134,6 +137,17 @@ def _load_gguf(file: GGUFFile, path: str, settings: ModelSettings, device: torch
     return _moved(model, device)
 
 
+def _load_prequantized(source: Source, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
+    if settings.quantize != "none":
+        method = method_of(source.config("model.path"))
+        raise SetupError(f"model.quantize: {source.path} is quantized by '{method}', and its weights keep their own precision; use none")
+    with _as_setup_errors(source, settings, str(device)):
+        model = load_prequantized(source, torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype), device)
+        if device.type != "cpu":
+            dequantize_others(model, device)
+        return _moved(model, device)
+
+
 def _as_float32(model: PreTrainedModel, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
     """A small model in float32, if nobody asked for another precision."""
     is_quantized = bool(getattr(model, "is_quantized", False))
@@ -152,11 +166,9 @@ def _check_complete(path: str, info: dict[str, Any]) -> None:
 
 def _is_quantized(source: Source) -> bool:
     """Whether bitsandbytes saved the checkpoint. Raises `SetupError` for another quantization, and for any of an adapter's base."""
-    saved = getattr(source.config("model.path"), "quantization_config", None)
-    if saved is None:
+    name = method_of(source.config("model.path"))
+    if name is None:
         return False
-    method = (saved if isinstance(saved, dict) else getattr(saved, "__dict__", {})).get("quant_method")
-    name = str(getattr(method, "value", method))
     if source.adapter is not None:
         raise SetupError(
             f"{source.path}: its base {source.base} is quantized by '{name}'; an adapter is merged into float weights: write the folder or "
@@ -165,7 +177,7 @@ def _is_quantized(source: Source) -> bool:
     if name != "bitsandbytes":
         raise SetupError(
             f"{source.path} is quantized by '{name}', which Litmus does not load; serve the original weights "
-            "with model.quantize, a checkpoint that bitsandbytes saved, or a GGUF file"
+            f"with model.quantize, a checkpoint of bitsandbytes, {', '.join(METHODS)}, or a GGUF file"
         )
     return True
 

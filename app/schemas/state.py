@@ -121,7 +121,7 @@ class DefaultSamplingParams(Wire):
 
 
 class WeightsCard(Wire):
-    format: Literal["float", "bitsandbytes", "gguf"] = Field(
+    format: Literal["float", "bitsandbytes", "gguf", "awq", "compressed-tensors", "fp8", "gptq"] = Field(
         description="of the checkpoint: floats, or quantized before, by bitsandbytes or in a GGUF file; `quantize` is what the server did"
     )
     types: list[str] = Field(
