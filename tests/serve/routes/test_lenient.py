@@ -9,6 +9,9 @@ from typing import Any
 import brotli
 import pytest
 
+from app.schemas import wire
+from serve.routes import lenient
+
 CHAT, TEXT, SCORE = "/v1/chat/completions", "/v1/completions", "/v1/score"
 HELLO = [{"role": "user", "content": "abc"}]
 IGNORED = "X-Litmus-Ignored"
@@ -224,3 +227,18 @@ def test_a_number_is_not_taken_for_false(served: Any) -> None:
     ):
         response = served.client.post("/v1/chat/completions", json={**chat, **fields})
         assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+@pytest.mark.parametrize(("count", "status"), [(40, 200), (60, 400)])
+def test_more_unknown_fields_than_are_looked_at_are_refused(served: Any, monkeypatch: pytest.MonkeyPatch, count: int, status: int) -> None:
+    for module in (wire, lenient):
+        monkeypatch.setattr(module, "MAX_MISTAKES", 50)
+    parts = [{"type": "text", "text": "", "x": 1}] * (count - 1) + [{"type": "text", "text": "a", "x": 1}]
+    response = served.client.post(CHAT, json={"messages": [{"role": "user", "content": parts}], "max_tokens": 1})
+    assert response.status_code == status
+    assert status == 200 or response.json()["error"]["message"] == "unknown parameter 'messages.0.content.0.x'"
+
+
+def test_an_object_of_too_many_fields_is_refused(served: Any) -> None:
+    response = served.client.post(CHAT, json={"messages": HELLO, **{f"x{index}": 1 for index in range(300)}})
+    assert (response.status_code, response.json()["error"]["message"]) == (400, "an object of 301 fields; at most 256 are supported")
