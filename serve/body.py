@@ -21,6 +21,7 @@ from serve.wire.errors import error_response
 UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 STREAMED = frozenset({"/v1/files", "/ui/jobs/files"})  # their routes read the body themselves, as it comes
 MAX_ENCODINGS = 2  # each is undone while other requests wait
+MAX_MEMBERS = 256  # of a body in gzip
 MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its end: a client that is still sending would not see the 413
 
 
@@ -84,6 +85,7 @@ def decode_body(body: bytes, headers: Headers, limit: int) -> bytes:
     if len(names) > MAX_ENCODINGS:
         raise UnsupportedMediaType(f"the body has more than {MAX_ENCODINGS} Content-Encodings; use one")
     for name in reversed(names):
+        name = "gzip" if name == "x-gzip" else name  # RFC 9110, 8.4.1.3
         if name in {"", "identity"}:
             continue
         if name not in DECOMPRESSORS:
@@ -97,13 +99,16 @@ def decode_body(body: bytes, headers: Headers, limit: int) -> bytes:
     return body
 
 
-def _inflate(body: bytes, limit: int, window_bits: int) -> bytes:
-    """Decompress at most `limit` bytes. Raises `EOFError` where the data ends too early."""
-    decompressor = zlib.decompressobj(window_bits)
-    text = decompressor.decompress(body, limit)
-    if not decompressor.eof and len(text) < limit:
-        raise EOFError
-    return text
+def _inflate(body: bytes, limit: int, window_bits: int, members: int = 1) -> bytes:
+    """Decompress at most `limit` bytes. Raises `EOFError` where the data ends too early, or goes on after as many members."""
+    text = b""
+    for _ in range(members):
+        decompressor = zlib.decompressobj(window_bits)
+        text += decompressor.decompress(body, limit - len(text))
+        body = decompressor.unused_data
+        if len(text) >= limit or (decompressor.eof and not body):
+            return text
+    raise EOFError
 
 
 def _deflate(body: bytes, limit: int) -> bytes:
@@ -123,7 +128,7 @@ def _brotli(body: bytes, limit: int) -> bytes:
 
 
 DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
-    "gzip": lambda body, limit: _inflate(body, limit, 16 + zlib.MAX_WBITS),
+    "gzip": lambda body, limit: _inflate(body, limit, 16 + zlib.MAX_WBITS, MAX_MEMBERS),
     "deflate": _deflate,
     "br": _brotli,
 }

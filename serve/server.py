@@ -147,7 +147,7 @@ def _add_docs(app: FastAPI) -> None:
     app.setup()
     app.mount("/docs/static", StaticFiles(packages=[("fastapi_offline", "static")]))
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",

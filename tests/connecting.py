@@ -51,6 +51,7 @@ class Application:
             while True:
                 await send({"type": "http.response.body", "body": bytes(50_000), "more_body": True})
                 self.sent += 50_000
+                await asyncio.sleep(0)  # nothing is waited for once the client is gone, so that its end would not be seen
 
         writing = asyncio.create_task(write())
         while (await receive())["type"] != "http.disconnect":

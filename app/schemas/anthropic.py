@@ -23,7 +23,7 @@ from app.schemas.blocks import (
 from app.schemas.generation import SamplingParameters, Stop
 from app.schemas.messages import MAX_TOOLS, Name, Schema, object_type
 from app.schemas.thought import LIMIT
-from app.schemas.wire import SEED, Int, Seed, Wire, kind_of
+from app.schemas.wire import COUNTED, SEED, Int, Seed, Wire, kind_of
 
 BLOCKS_OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking", "redacted_thinking"), "system": ("text",)}
 ROLES = {"ctx": "user", "msg": "user"}  # what Claude Code from 2.1.154 on may write, as vLLM reads it
@@ -95,7 +95,7 @@ class ClientTool(Wire):
         return schema
 
 
-AnyTool = Annotated[Annotated[ClientTool, Tag("[client]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_tool_tag)]
+AnyTool = Annotated[Annotated[ClientTool, Tag("[client]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_tool_tag), COUNTED]
 
 
 class ToolSelection(Wire):
@@ -141,7 +141,9 @@ class RequestMetadata(Wire):
 
 class CountTokensRequest(Wire):
     model: str | None = Field(None, description=MODEL)
-    messages: list[Turn] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
+    messages: list[Annotated[Turn, COUNTED]] = Field(
+        min_length=1, max_length=1024, description="the conversation so far, the oldest message first"
+    )
     system: str | TextBlocks | None = Field(None, description="what the model reads before the conversation")
     tools: list[AnyTool] | None = Field(
         None, max_length=MAX_TOOLS, description="tools that the model may call; those that Anthropic defines are left out, and named"

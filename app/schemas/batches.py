@@ -5,14 +5,16 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import ConfigDict, Field
 
 from app.schemas.files import MAX_FILE_S, MIN_FILE_S
-from app.schemas.wire import Int, Wire
+from app.schemas.wire import Int, Wire, at_most
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/score"]
 ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 BatchStatus = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 ENDED: tuple[BatchStatus, ...] = ("failed", "completed", "expired", "cancelled")
 MAX_PAIRS = 16
-Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=MAX_PAIRS)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=MAX_PAIRS), at_most(MAX_PAIRS)
+]
 
 
 class OutputExpiresAfter(Wire):

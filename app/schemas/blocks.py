@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag
 
 from app.schemas.messages import Name
-from app.schemas.wire import Wire, kind_of
+from app.schemas.wire import COUNTED, Wire, kind_of
 
 MAX_BLOCKS = 256
 CACHE = "accepted and not needed: equal beginnings of prompts are found by their tokens"
@@ -40,7 +40,7 @@ class TextBlock(Wire):
     cache_control: CacheControl | None = Field(None, description=CACHE)
 
 
-TextBlocks = Annotated[list[Annotated[TextBlock, BeforeValidator(_one_of("text"))]], Field(max_length=MAX_BLOCKS)]
+TextBlocks = Annotated[list[Annotated[TextBlock, BeforeValidator(_one_of("text")), COUNTED]], Field(max_length=MAX_BLOCKS)]
 
 
 class ToolUseBlock(Wire):
@@ -82,6 +82,7 @@ Block = Annotated[
     | Annotated[ToolResultBlock, Tag("tool_result block")],
     Discriminator(_tag),
     BeforeValidator(_one_of("text", "tool_use", "tool_result", "thinking", "redacted_thinking")),
+    COUNTED,
 ]
 
 

@@ -9,9 +9,9 @@ from app.schemas.wire import TIER, TIMEOUT, Int, Tier, Timeout, UsedTier, Wire
 
 MAX_INPUTS = 2048
 Text = Annotated[str, StringConstraints(min_length=1)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
-TokenIdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
+Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
+TokenIdLists = Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
 
 
 class EmbeddingRequest(Wire):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from app.schemas.messages import ResponseFormat, Schema
 from app.schemas.wire import Wire
 
-Choices = Annotated[list[str], Field(min_length=1, max_length=4096)]
+Choices = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=4096)]
 REGEX = "regular expression that the whole answer matches"
 CHOICE = "the answer is exactly one of these texts"
 GRAMMAR = "grammar of the answer, in the syntax of Lark or of llama.cpp (GBNF)"

@@ -8,15 +8,17 @@ from pydantic.config import JsonDict
 from app.schemas.forms import FormFields
 from app.schemas.messages import MAX_TOOLS, Message, Metadata, Prediction, Tool, ToolChoice
 from app.schemas.thought import UNLIMITED, ThoughtFields
-from app.schemas.wire import SEED, TIER, TIMEOUT, Int, OnlyFalse, Seed, Tier, Timeout, Wire, contradiction
+from app.schemas.wire import COUNTED, SEED, TIER, TIMEOUT, Int, OnlyFalse, Seed, Tier, Timeout, Wire, at_most, contradiction
 
 PromptEnd = Literal["generation prompt", "messages", "continued message"]  # what a rendered conversation ends with
 Stop = Annotated[str, StringConstraints(max_length=256)]
 StopWord = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
+Ids = Annotated[list[int], Field(fail_fast=True)]
 MAX_ID_DIGITS = 10
 MAX_STOPS = 32
+MAX_BIASES = 1024
 LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")  # names of one field
 SYNONYMS = (LIMITS, ("repetition_penalty", "repeat_penalty"))
 LOGIT_BIAS = "maps a token id, as a string, to a number that is added to its logit: -100 bans the token, 100 all but forces it"
@@ -90,7 +92,7 @@ class SamplingFields(SamplingParameters):
     """Fields of chat and completions. A sampling parameter left out has the model's default: `default_sampling_params` in /v1/models."""
 
     model: str | None = Field(None, description="name of a served model, see /v1/models; the default model when left out")
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = Field(None, description=LOGIT_BIAS)
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES), at_most(MAX_BIASES)] | None = Field(None, description=LOGIT_BIAS)
     bad_words: Annotated[list[StopWord], Field(max_length=128)] | None = Field(None, description=BAD_WORDS)
     seed: Seed | None = Field(None, description=SEED)
     n: Int | None = Field(None, ge=1, le=16, description="number of answers; 1 when left out; answer i is sampled with seed + i")
@@ -136,7 +138,7 @@ class SamplingFields(SamplingParameters):
 class TokenFields(Wire):
     """Fields of chat and completions about single tokens, by vLLM's names."""
 
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=65_536)] | None = Field(
+    allowed_token_ids: Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=65_536)] | None = Field(
         None, description="no other token may come, so that without an end token among them the answer has max_tokens"
     )
     include_stop_str_in_output: bool | None = Field(None, description="keep the stop string or token that ends the answer in its text")
@@ -174,7 +176,9 @@ class AnswerFields(SamplingFields, TokenFields):
 
 
 class ChatRequest(AnswerFields, ThoughtFields, FormFields):
-    messages: list[Message] = Field(min_length=1, max_length=1024, description="the conversation so far, the oldest message first")
+    messages: list[Annotated[Message, COUNTED]] = Field(
+        min_length=1, max_length=1024, description="the conversation so far, the oldest message first"
+    )
     max_tokens: AnswerLimit | None = Field(
         None, description="limit of the answer in tokens; when left out or -1, what the context leaves after the prompt"
     )
@@ -184,7 +188,7 @@ class ChatRequest(AnswerFields, ThoughtFields, FormFields):
     top_logprobs: Int | None = Field(
         None, ge=0, le=20, description="also return this many most likely tokens at each position; needs logprobs: true"
     )
-    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS, description="functions that the model may call")
+    tools: list[Annotated[Tool, COUNTED]] | None = Field(None, max_length=MAX_TOOLS, description="functions that the model may call")
     tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
@@ -246,7 +250,9 @@ class ChatRequest(AnswerFields, ThoughtFields, FormFields):
 
 
 class CompletionRequest(AnswerFields, FormFields):
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="a text, a list of texts, token ids, or lists of token ids")
+    prompt: str | Annotated[list[str], Field(fail_fast=True)] | Ids | Annotated[list[Ids], Field(fail_fast=True)] = Field(
+        description="a text, a list of texts, token ids, or lists of token ids"
+    )
     max_tokens: Int | None = Field(
         None, ge=UNLIMITED, description="limit of the answer in tokens; 16 when left out; -1: what the context leaves; 0 only with echo"
     )

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
-from app.schemas.messages import MAX_NAME_CHARS, Name
-from app.schemas.wire import Wire, kind_of
+from app.schemas.messages import MAX_NAME_CHARS, MAX_PARTS, Name
+from app.schemas.wire import COUNTED, Wire, kind_of
 
 PARTS = ("input_text", "output_text", "text")
 ITEMS = ("message", "function_call", "function_call_output", "reasoning")
@@ -48,7 +48,7 @@ class InputPart(Wire):
     logprobs: list[JsonValue] | None = Field(None, description="of an earlier answer; not shown to the model")
 
 
-Content = str | list[Annotated[InputPart, BeforeValidator(_text_only)]]
+Content = str | Annotated[list[Annotated[InputPart, BeforeValidator(_text_only), COUNTED]], Field(max_length=MAX_PARTS)]
 
 
 def text_of(content: Content) -> str:
@@ -105,4 +105,5 @@ Item = Annotated[
     | Annotated[ReasoningItem, Tag("[reasoning]")],
     Discriminator(_item_tag),
     BeforeValidator(_supported_item),
+    COUNTED,
 ]

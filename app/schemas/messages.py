@@ -4,12 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
-from app.schemas.wire import Wire, kind_of
+from app.schemas.wire import COUNTED, Wire, at_most, kind_of
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 MAX_NAME_CHARS = 128
 Name = Annotated[str, Field(pattern=rf"^[a-zA-Z0-9_.-]{{1,{MAX_NAME_CHARS}}}$")]
 MAX_TOOLS = 512
+MAX_PARTS = 1024
 Schema = dict[str, JsonValue]
 
 
@@ -44,13 +45,18 @@ class RefusalPart(Wire):
 
 
 Part = Annotated[
-    Annotated[TextPart, Tag("[text]")] | Annotated[RefusalPart, Tag("[refusal]")], Discriminator(_part_tag), BeforeValidator(_supported)
+    Annotated[TextPart, Tag("[text]")] | Annotated[RefusalPart, Tag("[refusal]")],
+    Discriminator(_part_tag),
+    BeforeValidator(_supported),
+    COUNTED,
 ]
 
 
 class Prediction(Wire):
     type: Literal["content"]
-    content: str | list[Annotated[TextPart, BeforeValidator(_supported)]] = Field(description="text, or parts of type text")
+    content: str | Annotated[list[Annotated[TextPart, BeforeValidator(_supported), COUNTED]], Field(max_length=MAX_PARTS)] = Field(
+        description="text, or parts of type text"
+    )
 
     @property
     def text(self) -> str:
@@ -74,13 +80,13 @@ class Message(Wire):
     """`tool_calls` is for messages of the assistant, `tool_call_id` for the result of a tool."""
 
     role: Role = Field(description="developer is rendered as system")
-    content: str | list[Part] | None = Field(
+    content: str | Annotated[list[Part], Field(max_length=MAX_PARTS)] | None = Field(
         None, description="text, or parts of type text, which the model reads as lines; those of type refusal are an assistant's"
     )
     name: str | None = Field(
         None, min_length=1, max_length=64, description="name of the author; left out if the model's chat template has no place for it"
     )
-    tool_calls: list[ToolCall] | None = Field(None, max_length=128, description="the tools that the assistant called")
+    tool_calls: list[Annotated[ToolCall, COUNTED]] | None = Field(None, max_length=128, description="the tools that the assistant called")
     tool_call_id: str | None = Field(
         None, max_length=128, description="id of the tool call whose result this message holds; the next unanswered call when left out"
     )
@@ -195,4 +201,4 @@ class ResponseFormat(Wire):
         return None if self.json_schema.schema_ is None else ("json_schema.schema", self.json_schema.schema_)
 
 
-Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)]
+Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16), at_most(16)]

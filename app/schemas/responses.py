@@ -8,7 +8,7 @@ from app.schemas.generation import PLACE, THIEF_SCHEMA, SamplingFields, StreamOp
 from app.schemas.items import Item, full_name
 from app.schemas.messages import MAX_TOOLS, Function, Metadata, Name, Schema
 from app.schemas.thought import Reasoning
-from app.schemas.wire import Int, OnlyFalse, OnlyTrue, Wire, kind_of
+from app.schemas.wire import COUNTED, Int, OnlyFalse, OnlyTrue, Wire, kind_of
 
 MAX_ITEMS = 1023  # with the instructions, the 1024 messages that a chat may have
 FORMATS = ("text", "json_object", "json_schema")
@@ -63,7 +63,9 @@ class HostedTool(Wire):
     type: str = Field(max_length=128)
 
 
-InnerTool = Annotated[Annotated[FunctionTool, Tag("[function]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_inner_tag)]
+InnerTool = Annotated[
+    Annotated[FunctionTool, Tag("[function]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_inner_tag), COUNTED
+]
 
 
 class NamespaceTool(Wire):
@@ -88,6 +90,7 @@ class NamespaceTool(Wire):
 AnyTool = Annotated[
     Annotated[FunctionTool, Tag("[function]")] | Annotated[NamespaceTool, Tag("[namespace]")] | Annotated[HostedTool, Tag("[hosted]")],
     Discriminator(_tool_tag),
+    COUNTED,
 ]
 
 

@@ -38,7 +38,7 @@ class ScoreRequest(Wire):
     texts: Annotated[Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)] | None, BeforeValidator(_many_texts)] = Field(
         None, description="a list of texts, instead of text"
     )
-    methods: Annotated[list[Method], Field(min_length=1)] | None = Field(
+    methods: Annotated[list[Method], Field(fail_fast=True, min_length=1)] | None = Field(
         None,
         description="all together cost one forward pass; the verdict uses the first calibrated one; the model's best method when left out",
     )

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 
 from app.schemas.generation import TokenId
 from app.schemas.messages import MAX_TOOLS, Message, Tool
-from app.schemas.wire import Wire
+from app.schemas.wire import COUNTED, Wire
 
 MODEL = "name of a served model, see /v1/models; the default model when left out"
 
@@ -16,7 +16,7 @@ class TokenizeRequest(Wire):
 
     model: str | None = Field(None, description=MODEL)
     prompt: str | None = Field(None, description="a text")
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)] | None = Field(
+    messages: Annotated[list[Annotated[Message, COUNTED]], Field(min_length=1, max_length=1024)] | None = Field(
         None, description="a conversation; the model's chat template renders it"
     )
     add_special_tokens: bool | None = Field(
@@ -26,7 +26,7 @@ class TokenizeRequest(Wire):
     add_generation_prompt: bool | None = Field(
         None, description="end with the beginning of the assistant's turn; true when left out; only with messages"
     )
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = Field(
+    tools: Annotated[list[Annotated[Tool, COUNTED]], Field(min_length=1, max_length=MAX_TOOLS)] | None = Field(
         None, description="functions that the chat template describes to the model; only with messages"
     )
     return_token_strs: bool = Field(False, description="also return each token as the vocabulary spells it")
@@ -54,7 +54,7 @@ class RenderedChat(Wire):
 
 class DetokenizeRequest(Wire):
     model: str | None = Field(None, description=MODEL)
-    tokens: list[TokenId] = Field(description="token ids")
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)] = Field(description="token ids")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [0, 52, 9]}]})
 

@@ -1,14 +1,27 @@
 """What all bodies share: the strict base class, token counts, errors."""
 
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 Tier = Literal["auto", "default", "flex", "priority", "scale"]
 UsedTier = Literal["default", "flex"]
 MAX_TIMEOUT_S = 86_400
+MAX_FIELDS = 256  # of an object
+MAX_MISTAKES = 2048  # in the objects of all lists of a body
 TIER = "flex marks batch work: it waits behind interactive requests; all others mean default"
 
 
@@ -45,6 +58,57 @@ class Wire(BaseModel):
     """Base of all bodies. Unknown fields are refused, and so is a value of another type: a quoted number is not converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        """An error for each of a hundred thousand unknown fields would take seconds."""
+        if isinstance(value, dict) and len(value) > MAX_FIELDS and cls.model_config["extra"] == "forbid":
+            raise ValueError(f"an object of {len(value)} fields; at most {MAX_FIELDS} are supported")
+        return value
+
+
+_mistakes: ContextVar[list[int] | None] = ContextVar("mistakes", default=None)  # one number: those found so far
+
+
+@contextmanager
+def few_mistakes() -> Iterator[None]:
+    """Within it, no more objects of lists that are `COUNTED` are looked at, once `MAX_MISTAKES` are found in them: a body of 2 MB has room
+    for a million, which would take many seconds and gigabytes.
+    """
+    token = _mistakes.set([0])
+    try:
+        yield
+    finally:
+        _mistakes.reset(token)
+
+
+def _counted(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    found = _mistakes.get()
+    if found is None:
+        return validate(value)
+    before = found[0]
+    if before >= MAX_MISTAKES:
+        raise PydanticCustomError("not_read", "not read, as so much before it is wrong")
+    try:
+        return validate(value)
+    except ValidationError as error:
+        found[0] = before + error.error_count()
+        raise
+
+
+COUNTED = WrapValidator(_counted)  # of the objects of a list; scalars have `fail_fast`, which would hide all unknown fields but one
+
+
+def at_most(items: int) -> BeforeValidator:
+    """The bound of a dictionary, looked at before its items are."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > items:
+            raise PydanticKnownError("too_long", {"field_type": "Dictionary", "max_length": items, "actual_length": len(value)})
+        return value
+
+    return BeforeValidator(check)
 
 
 def contradiction(fields: Iterable[str]) -> PydanticCustomError:

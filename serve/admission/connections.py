@@ -18,21 +18,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from app.settings import ServerSettings
+from serve.admission.protocol import MAX_HEAD_BYTES, TOO_LARGE, Protocol
 
 log = logging.getLogger(__name__)
 
 Stage = Literal["request", "body", "answer", "idle"]
 SWEEP_S = 1.0
 MIN_BODY_BYTES_PER_S = 1000
-MAX_HEAD_BYTES = 64 * 1024  # of a request line with its headers, and of what frames a body: chunk sizes and trailers
 MAX_FRAMING = 8  # times the bytes of a body that its chunks may take beside
 GRACE_S = 5.0  # the application answers 408 to a slow body; its connection is closed later, if it did not
 FILES_BESIDE = 256  # descriptors that the process needs for other things than connections
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -51,8 +48,8 @@ def body_deadline_s(received: int, body_s: float) -> float:
     return max(body_s, received / MIN_BODY_BYTES_PER_S)
 
 
-class TimedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP connection, which remembers what it waits for and since when."""
+class TimedProtocol(Protocol):
+    """An HTTP connection, which remembers what it waits for and since when."""
 
     def __init__(self, bounds: "Connections", **arguments: Any) -> None:
         super().__init__(**arguments)

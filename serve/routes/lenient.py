@@ -14,6 +14,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
+from app.schemas.wire import MAX_MISTAKES, few_mistakes
 from serve.body import replay
 from serve.observe.record import note_ignored
 from serve.wire.ignored import collected_in
@@ -40,7 +41,8 @@ class TellingRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_and_tell(request: Request) -> Response:
-            response = await handle(request)
+            with few_mistakes():
+                response = await handle(request)
             _tell(response, _left_out(request))
             return response
 
@@ -58,9 +60,11 @@ class LenientRoute(APIRoute):
             for _ in range(MAX_ROUNDS):
                 without_use: list[str] = []
                 try:
-                    with collected_in(without_use):
+                    with collected_in(without_use), few_mistakes():
                         response = await handle(request)
                 except RequestValidationError as error:
+                    if len(error.errors()) >= MAX_MISTAKES:
+                        raise
                     body, removed = error.body, _remove_unknown(error.body, error.errors())
                     if not removed:
                         raise
@@ -69,7 +73,8 @@ class LenientRoute(APIRoute):
                     continue
                 _tell(response, [*ignored, *dict.fromkeys(without_use), *_left_out(request)])
                 return response
-            return await handle(request)
+            with few_mistakes():
+                return await handle(request)
 
         return handle_leniently
 

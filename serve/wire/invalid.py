@@ -9,6 +9,7 @@ from app.errors import InvalidRequest
 from serve.wire.unsupported import instead_of, is_unsupported
 
 PREFIX = "Value error, "
+MAX_ERRORS = 256  # of a body that are looked at; pydantic has them in the order of the fields
 OBJECT_TYPES = frozenset({"model_type", "model_attributes_type"})  # whose messages name Python's classes
 Path = tuple[str | int, ...]
 
@@ -17,7 +18,7 @@ def invalid_request_of(error: RequestValidationError, route: str) -> InvalidRequ
     """For a field that may have several types, pydantic reports an error for each of them. The most telling one is not a mismatch of types,
     and has the longest path.
     """
-    errors = error.errors()
+    errors = error.errors()[:MAX_ERRORS]
     not_type_errors = [item for item in errors if not item["type"].endswith("_type")]
     first = max(not_type_errors, key=lambda item: len(item["loc"])) if not_type_errors else _of_the_likeliest_type(errors)
     loc, extra = first["loc"][1:], first["type"] == "extra_forbidden"

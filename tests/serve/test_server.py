@@ -16,8 +16,12 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from ports import free_port
 from serving import ENVIRONMENT, ROOT, RunningServer, failed_start, serving, wait_for
+
+from serve.server import _add_docs
 
 SLOW = '''"""A model that takes an hour to load."""
 
@@ -250,3 +254,11 @@ def test_a_port_in_use_ends_with_a_message() -> None:
         result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 2
     assert result.stderr == f"litmus: port {port} on 127.0.0.1 cannot be used (Address already in use); choose another with --port\n"
+
+
+def test_the_documentation_answers_head_as_well() -> None:
+    app = FastAPI()
+    _add_docs(app)
+    client = TestClient(app)
+    assert [client.head(path).status_code for path in ("/docs", "/docs/static/swagger-ui.css")] == [200, 200]
+    assert "swagger-ui" in client.get("/docs").text

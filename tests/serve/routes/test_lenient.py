@@ -9,6 +9,9 @@ from typing import Any
 import brotli
 import pytest
 
+from app.schemas import wire
+from serve.routes import lenient
+
 CHAT, TEXT, SCORE = "/v1/chat/completions", "/v1/completions", "/v1/score"
 HELLO = [{"role": "user", "content": "abc"}]
 IGNORED = "X-Litmus-Ignored"
@@ -154,13 +157,15 @@ RAW_DEFLATED = DEFLATE.compress(BODY) + DEFLATE.flush()
     ("encoding", "content"),
     [
         ("gzip", zipped(BODY)),
+        ("x-gzip", zipped(BODY)),
+        ("gzip", zipped(BODY[:5]) + zipped(b"") + zipped(BODY[5:])),
         ("deflate", zlib.compress(BODY)),
         ("deflate", RAW_DEFLATED),
         ("br", brotli.compress(BODY)),
         ("identity", BODY),
         ("gzip, br", brotli.compress(zipped(BODY))),
     ],
-    ids=["gzip", "deflate", "raw deflate", "br", "identity", "gzip in br"],
+    ids=["gzip", "x-gzip", "members", "deflate", "raw deflate", "br", "identity", "gzip in br"],
 )
 def test_compressed_bodies_are_read(served: Any, encoding: str, content: bytes) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
@@ -173,11 +178,17 @@ def test_compressed_bodies_are_read(served: Any, encoding: str, content: bytes) 
         ({"Content-Encoding": "zstd"}, BODY, 415, "unsupported_media_type"),
         ({"Content-Encoding": "gzip"}, BODY, 400, "invalid_encoding"),
         ({"Content-Encoding": "gzip"}, zipped(BODY)[:-9], 400, "invalid_encoding"),
+        ({"Content-Encoding": "gzip"}, zipped(BODY) + b"junk", 400, "invalid_encoding"),
+        ({"Content-Encoding": "gzip"}, zipped(BODY) + zipped(BODY)[:-9], 400, "invalid_encoding"),
+        ({"Content-Encoding": "gzip"}, zipped(BODY) + zipped(b"") * 256, 400, "invalid_encoding"),
+        ({"Content-Encoding": "deflate"}, zlib.compress(BODY) + b"junk", 400, "invalid_encoding"),
+        ({"Content-Encoding": "deflate"}, RAW_DEFLATED + b"junk", 400, "invalid_encoding"),
+        ({"Content-Encoding": "br"}, brotli.compress(BODY) + b"junk", 400, "invalid_encoding"),
         ({"Content-Encoding": "br"}, brotli.compress(BODY)[:-3], 400, "invalid_encoding"),
         ({"Content-Encoding": "deflate"}, b"\x00", 400, "invalid_encoding"),
         ({"Content-Type": "application/json; charset=utf-16"}, BODY.decode().encode("utf-16"), 415, "unsupported_media_type"),
     ],
-    ids=range(6),
+    ids=range(12),
 )
 def test_a_body_that_cannot_be_read_is_refused(served: Any, headers: dict[str, str], content: bytes, status: int, code: str) -> None:
     response = served.client.post(TEXT, content=content, headers={"Content-Type": "application/json", **headers})
@@ -188,6 +199,7 @@ def test_a_small_body_that_becomes_a_large_one_is_refused(served: Any) -> None:
     blanks = b" " * 10**7
     for encoding, content in {
         "gzip": zipped(blanks),
+        "x-gzip": zipped(blanks[:15_000]) * 2,
         "br": brotli.compress(blanks, quality=5),
         "gzip, gzip": zipped(zipped(blanks * 10)),
     }.items():
@@ -224,3 +236,18 @@ def test_a_number_is_not_taken_for_false(served: Any) -> None:
     ):
         response = served.client.post("/v1/chat/completions", json={**chat, **fields})
         assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+@pytest.mark.parametrize(("count", "status"), [(40, 200), (60, 400)])
+def test_more_unknown_fields_than_are_looked_at_are_refused(served: Any, monkeypatch: pytest.MonkeyPatch, count: int, status: int) -> None:
+    for module in (wire, lenient):
+        monkeypatch.setattr(module, "MAX_MISTAKES", 50)
+    parts = [{"type": "text", "text": "", "x": 1}] * (count - 1) + [{"type": "text", "text": "a", "x": 1}]
+    response = served.client.post(CHAT, json={"messages": [{"role": "user", "content": parts}], "max_tokens": 1})
+    assert response.status_code == status
+    assert status == 200 or response.json()["error"]["message"] == "unknown parameter 'messages.0.content.0.x'"
+
+
+def test_an_object_of_too_many_fields_is_refused(served: Any) -> None:
+    response = served.client.post(CHAT, json={"messages": HELLO, **{f"x{index}": 1 for index in range(300)}})
+    assert (response.status_code, response.json()["error"]["message"]) == (400, "an object of 301 fields; at most 256 are supported")
