@@ -93,6 +93,10 @@ class Shelf:
             self._drop(name, entry.model)
             log.info("adapter", extra={"fields": {"adapter": name, "model": entry.model, "unloaded": True}})
 
+    def inside(self, folder: Path) -> list[str]:
+        """The names of the adapters that lie in this folder."""
+        return [name for name, entry in self._entries.items() if Path(entry.path).resolve().is_relative_to(folder.resolve())]
+
     async def furnish(self, fleet: Fleet) -> None:
         """Wait until a model's adapters are loaded into a new version of it; `Fleet.problems` says why some could not be."""
         numbers = {replica.number for replica in fleet.replicas}

@@ -210,6 +210,25 @@ def test_unloading_waits_for_what_it_has_and_takes_nothing_new(tmp_path: Path) -
     run(test())
 
 
+def test_adapters_are_found_by_the_folder_in_which_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        server = Server(tmp_path)
+        server.start()
+        (tmp_path / "jobs/tuning/1/adapter").mkdir(parents=True)
+        (tmp_path / "allowed").symlink_to(tmp_path / "jobs/tuning")
+        monkeypatch.chdir(tmp_path)
+        paths = {"whole": f"{tmp_path}/jobs/tuning/1/adapter", "relative": "jobs/tuning/1/checkpoints/step-3", "link": "allowed/1/adapter"}
+        paths |= {"longer": f"{tmp_path}/jobs/tuning/10/adapter", "elsewhere": f"{tmp_path}/jobs/tuning/1/../2", "gone": "jobs/tuning/1/x"}
+        for name, path in paths.items():
+            loading = asyncio.ensure_future(server.shelf.load(name, path))
+            await asyncio.sleep(0)
+            server.read(name, "it is gone" if name == "gone" else "")
+            await asyncio.gather(loading, return_exceptions=True)
+        assert server.shelf.inside(tmp_path / "jobs/tuning/1") == ["whole", "relative", "link"]
+
+    run(test())
+
+
 def test_a_new_version_has_the_adapters_before_it_takes_jobs(tmp_path: Path) -> None:
     async def test() -> None:
         server, version = await with_new_version(tmp_path)
