@@ -6,6 +6,7 @@ No message wakes it, as a second is nothing to a job of minutes. What is trained
 import asyncio
 import logging
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -153,7 +154,16 @@ class Lane:
             await asyncio.to_thread(self._runs.release, claim)
         else:
             log.warning("a fine-tuning process ended with %s", status, extra={"fields": {"job": claim.batch}})
-            await asyncio.to_thread(self._runs.release, claim, PAUSE_S, True)
+            message = f"The job's process {_words_of(status)}; another one goes on from what was saved"
+            await asyncio.to_thread(self._runs.tell, claim, [{"kind": "event", "level": "warn", "message": message}])
+            await asyncio.to_thread(self._runs.release, claim, failed=True)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Take no other job meanwhile: the one that was just given back is the first of those that wait."""
+        end_s = asyncio.get_running_loop().time() + PAUSE_S
+        while not self._stopping.is_set() and (left_s := end_s - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(min(left_s, LOOK_S))
 
     async def _succeed(self, claim: Claim, server: Server, trained_tokens: int) -> None:
         """The losses become a file, and the model is served; then the job has succeeded."""
@@ -171,3 +181,10 @@ class Lane:
         for pattern in LEFTOVERS:
             for file in folder.glob(pattern):
                 file.unlink(missing_ok=True)
+
+
+def _words_of(status: int | None) -> str:
+    """How a process ended that told nothing of it."""
+    if status is None or status >= 0:
+        return f"ended with code {status}"
+    return f"was ended by signal {-status} ({signal.strsignal(-status)})"

@@ -69,12 +69,11 @@ def with_adapter(model: PreTrainedModel, recipe: Recipe) -> Any:
         lora_alpha=alpha_of(asked),
         lora_dropout=asked.lora_dropout,
         target_modules="all-linear",
-        base_model_name_or_path=recipe.path,
     )
     torch.manual_seed(recipe.seed)
     try:
         made = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise SetupError(f"{recipe.model} cannot be fine-tuned by LoRA: {first_line(error)}") from error
-    made.peft_config["default"].base_model_name_or_path = recipe.path
+    made.peft_config["default"].base_model_name_or_path = recipe.path  # only now: peft would replace it by the model's, and warn of that
     return made.train()

@@ -119,7 +119,7 @@ def _add_entries(routes: APIRouter) -> None:
 
 def readiness_of(router: Router) -> Readiness:
     models = dict(router.statuses)
-    waiting: Literal["loading", "degraded"] = "loading" if "loading" in models.values() else "degraded"
+    waiting: Literal["loading", "degraded"] = "loading" if "loading" in models.values() or router.awaits_adapters else "degraded"
     status = "ready" if router.ready else "draining" if router.draining else waiting
     return Readiness(status=status, models=models, progress=progress_of(router.replicas) or None)
 

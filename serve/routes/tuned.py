@@ -1,5 +1,7 @@
 """What fine-tuning has made: put among the models of this server when a worker asks for it, and deleted by its owner."""
 
+import contextlib
+from pathlib import Path as FilePath
 from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Path, Request, Response
@@ -21,6 +23,8 @@ class Shelf(Protocol):
 
     async def unload(self, name: str) -> None: ...
 
+    def inside(self, folder: FilePath) -> list[str]: ...
+
 
 def add_tuned(routes: APIRouter, desk: Desk, shelf: Shelf | None) -> None:
     @routes.post(f"{JOBS}/{{fine_tuning_job_id}}/serve", include_in_schema=False, status_code=204)
@@ -39,12 +43,14 @@ def add_tuned(routes: APIRouter, desk: Desk, shelf: Shelf | None) -> None:
 
     @routes.delete(**route("/v1/models/{name:path}", "Delete a fine-tuned model of one's own", 404, 409))
     async def delete(name: Name, request: Request) -> ModelDeleted:
-        """It finishes the requests that it has; then its adapter is gone from the disk. What fails on the way can be asked for again."""
+        """It and those of its checkpoints that are served finish the requests that they have; then they are gone from the disk. What fails
+        on the way can be asked for again.
+        """
         from app.ledger.tunings import no_model
 
         try:
             tuned = await desk.ask(lambda ledger: ledger.tunings.model(owner_of(request), name))
-            if not await _unload(shelf, name) and tuned.removed:
+            if not await _unload(shelf, name, desk.folder.run(tuned.id)) and tuned.removed:
                 raise no_model(name)
         except NotFound as error:
             raise UnknownModel(error.message, param="model") from None
@@ -53,12 +59,15 @@ def add_tuned(routes: APIRouter, desk: Desk, shelf: Shelf | None) -> None:
         return ModelDeleted(id=tuned.name)
 
 
-async def _unload(shelf: Shelf | None, name: str) -> bool:
-    """Whether it was served. Raises what `Shelf.unload` does of a name that it has."""
+async def _unload(shelf: Shelf | None, name: str, folder: FilePath) -> bool:
+    """Unload the model and what else is served from its folder. Returns whether there was anything. Raises what `Shelf.unload` does of a
+    name that it has.
+    """
     if shelf is None:
         return False
-    try:
-        await shelf.unload(name)
-    except NotFound:
-        return False
-    return True
+    served = False
+    for each in dict.fromkeys([name, *shelf.inside(folder)]):
+        with contextlib.suppress(NotFound):
+            await shelf.unload(each)
+            served = True
+    return served

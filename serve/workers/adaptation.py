@@ -66,7 +66,7 @@ class Adaptation:
     def _read(self, reading: Reading) -> None:
         """In the thread."""
         order = reading.order
-        loaded: LoadedAdapter | SetupError
+        loaded: LoadedAdapter | SetupError = SetupError(f"adapter '{order.name}' ({order.path}) cannot be read; the server's log says why")
         try:
             assert self._engine.reader is not None
             loaded = self._engine.reader.read(order.name, order.path)
@@ -74,7 +74,8 @@ class Adaptation:
             loaded = error
         except (OSError, RuntimeError, ValueError, MemoryError) as error:  # a file that vanished, no memory left
             loaded = SetupError(f"adapter '{order.name}' ({order.path}) cannot be read: {first_line(error)}")
-        self._hand_in(Outcome(reading, loaded))
+        finally:  # also after an error that nobody foresaw: somebody waits for the outcome
+            self._hand_in(Outcome(reading, loaded))
 
     def _finish(self, outcome: Outcome) -> None:
         reading, loaded = outcome.reading, outcome.loaded

@@ -27,6 +27,7 @@ class Models:
         self.default = next(iter(models), "")
         self.absent: dict[str, LitmusError] = {}  # what is told of a model that is not served, but could be
         self.adapters: dict[str, str] = {}  # names of adapters, each with that of its base
+        self.awaited: dict[str, str] = {}  # names of adapters that no worker has tried to read yet, each with that of its base
         self.aliases: Mapping[str, str] = {}  # further names of models, each with the model's own
         self._beside: list[Fleet] = []  # versions that get no new jobs
         self._fleets = {
@@ -55,8 +56,14 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether every model takes jobs: it is served, or loaded on demand."""
-        return all(fleet.alive or fleet.wake is not None for fleet in self._fleets.values()) and not self.draining
+        """Whether every model takes jobs: it is served, with all adapters that it can read, or loaded on demand."""
+        served = all(fleet.alive or fleet.wake is not None for fleet in self._fleets.values())
+        return served and not self.awaits_adapters and not self.draining
+
+    @property
+    def awaits_adapters(self) -> bool:
+        """Whether workers are still to try adapters. A model that is loaded on demand tries them then."""
+        return any(base in self._fleets and self._fleets[base].wake is None for base in self.awaited.values())
 
     def facts(self, model: str | None = None) -> Facts:
         """The facts of a model or an adapter, of the default model for None. Raises `UnknownModel`, and `NotReady` until it has been loaded

@@ -26,10 +26,11 @@ from serve.workers.router import Router
 
 log = logging.getLogger(__name__)
 
-LOAD_S = 120.0  # that workers have to read an adapter
+LOAD_S = 120.0  # that workers have to read an adapter; after a start, /ready waits no longer for one
 DRAIN_POLL_S = 0.05
 FILE = "adapters.json"  # in the folder of the jobs
 NOT_LOADED = "adapter '{}' could not be loaded again and is not served at the moment; an administrator sees why at GET /admin/models"
+BEING_LOADED = "adapter '{}' is being loaded; GET /ready says when it is served"
 Loading = asyncio.Future[AdapterFacts]
 
 
@@ -50,7 +51,7 @@ class Shelf:
         self._loading: dict[tuple[int, str], Loading] = {}  # by the replica's number and the adapter's name
         self._changing: set[str] = set()  # names that are being loaded or unloaded for somebody
         for name, entry in self._entries.items():
-            router.absent[name] = self._waits(name, entry.model)
+            self._await(name, entry.model)
         router.adapted = self.hear
 
     async def keep(self, name: str, path: str, model: str) -> None:
@@ -92,6 +93,10 @@ class Shelf:
             self._drop(name, entry.model)
             log.info("adapter", extra={"fields": {"adapter": name, "model": entry.model, "unloaded": True}})
 
+    def inside(self, folder: Path) -> list[str]:
+        """The names of the adapters that lie in this folder."""
+        return [name for name, entry in self._entries.items() if Path(entry.path).resolve().is_relative_to(folder.resolve())]
+
     async def furnish(self, fleet: Fleet) -> None:
         """Wait until a model's adapters are loaded into a new version of it; `Fleet.problems` says why some could not be."""
         numbers = {replica.number for replica in fleet.replicas}
@@ -110,11 +115,21 @@ class Shelf:
         there = {facts.name for facts in message.facts.adapters}
         for name, entry in self._entries.items():
             if entry.model == fleet.model and name not in there:
+                if name in self._router.awaited:
+                    self._router.absent[name] = NotReady(BEING_LOADED.format(name))
+                    asyncio.get_running_loop().call_later(LOAD_S, self._lose_patience, name)
                 self._order(replica, name, entry).add_done_callback(partial(self._settle, fleet, name))
 
-    def _waits(self, name: str, model: str) -> NotReady:
-        """What requests get until the base is loaded."""
-        return NotReady(f"adapter '{name}' is loaded with its base '{model}', which is not loaded yet; GET /v1/models lists what is served")
+    def _await(self, name: str, model: str) -> None:
+        """Say what requests get until the base is loaded."""
+        self._router.awaited[name] = model
+        self._router.absent[name] = NotReady(
+            f"adapter '{name}' is loaded with its base '{model}', which is not loaded yet; GET /v1/models lists what is served"
+        )
+
+    def _lose_patience(self, name: str) -> None:
+        if self._router.awaited.pop(name, None) is not None:
+            log.error("adapter", extra={"fields": {"adapter": name, "failed": f"no worker has read it within {LOAD_S:g} s"}})
 
     def _base_of(self, model: str | None) -> Fleet:
         """Raises `UnknownModel` for a model that is not served, and `InvalidRequest` for an adapter."""
@@ -158,7 +173,7 @@ class Shelf:
             reason = error.message if isinstance(error, SetupError) else f"the workers did not read it within {LOAD_S:g} s"
             raise InvalidRequest(reason, param="lora_path", code="adapter_not_loaded") from error
         if not found:
-            self._router.absent[name] = self._waits(name, entry.model)
+            self._await(name, entry.model)
         for facts in found:
             self._serve(facts, fleet)
         log.info("adapter", extra={"fields": {"adapter": name, "model": fleet.model, "loaded": bool(found)}})
@@ -167,6 +182,7 @@ class Shelf:
         fleet.adapters[facts.name] = facts
         self._router.adapters[facts.name] = fleet.model
         self._router.absent.pop(facts.name, None)
+        self._router.awaited.pop(facts.name, None)
         fleet.problems.pop(facts.name, None)
         self._detectors[facts.name] = self._detector_of(facts, fleet.model)
 
@@ -186,10 +202,12 @@ class Shelf:
     def _withdraw(self, name: str, error: LitmusError) -> None:
         self._router.adapters.pop(name, None)
         self._router.absent[name] = error
+        self._router.awaited.pop(name, None)
         self._detectors.pop(name, None)
 
     def _drop(self, name: str, model: str) -> None:
         """Let every worker of the model forget the adapter."""
+        self._router.awaited.pop(name, None)
         for fleet in [fleet for fleet in self._router.fleets if fleet.model == model]:
             fleet.adapters.pop(name, None)
             fleet.problems.pop(name, None)

@@ -75,6 +75,9 @@ class FakeShelf:
             raise InvalidRequest("it is there", code="adapter_exists")
         self.kept[name] = (path, model)
 
+    def inside(self, folder: Path) -> list[str]:
+        return [name for name, (path, _) in self.kept.items() if Path(path).is_relative_to(folder)]
+
     async def unload(self, name: str) -> None:
         if self.failure is not None:
             raise self.failure

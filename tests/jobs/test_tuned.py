@@ -31,6 +31,15 @@ def test_jobs_and_models_belong_to_the_key_that_made_them(shared):
         shared.client("alice").post(f"/fine_tuning/jobs/{job.id}/serve", cast_to=object)
 
 
+def test_checkpoints_of_a_model_are_unloaded_with_it(hosted):
+    with working(hosted):
+        first, second = (reached(hosted, job, "succeeded") for job in [start(hosted), start(hosted)])
+    for job in (first, second):
+        hosted.shelf.kept[f"{job.fine_tuned_model}:ckpt-step-3"] = (str(run_folder(hosted, job) / "checkpoints/step-3"), "fake")
+    assert hosted.client().models.delete(first.fine_tuned_model).deleted
+    assert hosted.shelf.kept.keys() == {second.fine_tuned_model, f"{second.fine_tuned_model}:ckpt-step-3"}
+
+
 @pytest.mark.parametrize("failure", [StorageFull("no room"), Conflict("it is being loaded")])
 def test_a_model_whose_deletion_failed_can_be_deleted_again(hosted, failure):
     with working(hosted):

@@ -11,7 +11,7 @@ from app.ledger.room import RESERVE_BYTES
 from app.models.source import Source
 from app.schemas.tuning import Hyperparameters, JobRequest
 from app.settings import ModelSettings
-from jobs import policy
+from jobs import lane, policy
 from jobs.leases import LeaseLost, Leases
 from jobs.runs import Runs
 from jobs.server import Refused, Server
@@ -136,6 +136,25 @@ def test_a_killed_process_is_followed_by_another_and_no_step_is_told_twice(hoste
         job = reached(hosted, start(hosted, "die 5"), "succeeded")
     assert steps(hosted, job) == [1, 2, 3, 4, 5, 6] and (run_folder(hosted, job) / "died").exists()
     assert [each.step_number for each in hosted.client().fine_tuning.jobs.checkpoints.list(job.id)] == [6, 3]
+
+
+def test_a_job_whose_process_was_killed_goes_on_before_the_next_one_and_says_so(hosted, monkeypatch):
+    monkeypatch.setattr(lane, "PAUSE_S", 0.5)
+    first = start(hosted, "die 5")
+    second = start(hosted)
+    with working(hosted):
+        jobs = [reached(hosted, job, "succeeded") for job in (second, first)]
+    assert list(hosted.shelf.kept) == [job.fine_tuned_model for job in jobs[::-1]]
+    (warning,) = [event.message for event in events(hosted, first) if event.level == "warn"]
+    assert warning == "The job's process was ended by signal 9 (Killed); another one goes on from what was saved"
+
+
+def test_a_worker_that_waits_to_try_a_job_again_can_be_stopped(hosted, monkeypatch):
+    monkeypatch.setattr(lane, "PAUSE_S", 600)
+    with working(hosted):
+        job = start(hosted, "always die")
+        wait_for(lambda: "warn" in {event.level for event in events(hosted, job)})
+    assert hosted.client().fine_tuning.jobs.retrieve(job.id).status == "queued"
 
 
 def test_a_job_whose_processes_all_die_fails(hosted):

@@ -192,6 +192,16 @@ def test_gradients_that_are_no_numbers_end_the_run(examined, monkeypatch: pytest
         start(run, folder)
 
 
+def test_peft_warns_of_nothing_where_a_base_does_not_know_its_place(examined, recwarn: pytest.WarningsRecorder) -> None:
+    run, _ = examined(**ASKED)
+    base = load_base(run.recipe, "none")
+    base.name_or_path = ""  # as that of a GGUF file
+    recwarn.clear()
+    model = with_adapter(base, run.recipe)
+    assert model.peft_config["default"].base_model_name_or_path == run.recipe.path
+    assert not [each.message for each in recwarn.list if each.category is UserWarning]
+
+
 def test_a_gguf_file_is_trained_with_its_weights_dequantized_and_not_in_nf4() -> None:
     from tuning_runs import recipe
 

@@ -105,6 +105,17 @@ def test_they_fail_if_it_cannot_be_served(error: Exception | None) -> None:
     assert worker.engine.added == [] and not worker.adaptation.holds(job("b"))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_that_nobody_foresaw_is_an_outcome_too() -> None:
+    def read() -> Any:
+        raise KeyError("lora_alpha")
+
+    worker = Worker(read)
+    worker.adaptation.obey(worker.load())
+    (answer,) = worker.sent
+    assert answer.facts is None and answer.reason == "adapter 'tuned' (/tuned) cannot be read; the server's log says why"
+
+
 def test_one_that_is_unloaded_while_it_is_read_is_not_served() -> None:
     worker = Worker(lambda: Loaded)
     outcome = worker.load()

@@ -13,10 +13,13 @@ from app.engine.facts import AdapterFacts
 from app.engine.request import Generate
 from app.errors import Conflict, Forbidden, InvalidRequest, NotFound, NotReady, StorageFull, UnknownModel
 from app.settings import QueueSettings
+from serve.routes.state import readiness_of
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.handover import can_go_on
 from serve.workers.messages import LoadAdapter as Load
 from serve.workers.messages import UnloadAdapter as Unload
+
+LOADING = {"status": "loading", "models": {"fake": "ready"}, "progress": None}
 
 
 def test_a_kept_adapter_is_served_and_again_after_a_restart(tmp_path: Path) -> None:
@@ -36,15 +39,48 @@ def test_a_kept_adapter_is_served_and_again_after_a_restart(tmp_path: Path) -> N
         with pytest.raises(NotReady, match="with its base 'fake'"):
             server.router.fleet(NAME)
         outbox = server.start()
-        assert outbox == [Load(NAME, "/tuned")]
+        assert outbox == [Load(NAME, "/tuned")] and readiness_of(server.router).model_dump() == LOADING
+        with pytest.raises(NotReady, match="is being loaded; GET /ready says when"):
+            server.router.fleet(NAME)
         server.read(NAME)
         await asyncio.sleep(0)
-        assert server.router.facts(NAME).parent == "fake"
+        assert server.router.facts(NAME).parent == "fake" and server.router.ready
         assert await server.during(server.shelf.unload(NAME)) is None
         assert outbox[1:] == [Unload(NAME)] and json.loads(server.file.read_text()) == {}
 
     run(first())
     run(second())
+
+
+@pytest.mark.parametrize("outcome", ["it is broken", "hangs", "unloaded", "its base is loaded on demand", "its base is gone"])
+def test_an_adapter_that_is_not_served_again_keeps_no_server_from_being_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    monkeypatch.setattr("serve.workers.shelf.LOAD_S", 0.01)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/adapters.json").write_text(json.dumps({NAME: {"path": "/tuned", "model": "fake"}}))
+
+    async def test() -> None:
+        server = Server(tmp_path)
+        server.start()
+        assert not server.router.ready
+        if outcome == "hangs":
+            while not server.router.ready:
+                await asyncio.sleep(0.01)
+        elif outcome == "unloaded":
+            await server.shelf.unload(NAME)
+        elif outcome == "its base is loaded on demand":
+            server.router.fleet("fake").wake = lambda: None
+        elif outcome == "its base is gone":
+            server.router.withdraw("fake")
+        else:
+            server.read(NAME, outcome)
+            await asyncio.sleep(0)
+            server.router.workers_died(server.router.replicas)
+            server.start()  # the next worker tries it again, and nobody waits for that
+        assert server.router.ready
+
+    run(test())
 
 
 def test_a_result_is_kept_for_a_base_that_is_not_loaded_at_the_moment(tmp_path: Path) -> None:
@@ -170,6 +206,25 @@ def test_unloading_waits_for_what_it_has_and_takes_nothing_new(tmp_path: Path) -
             await unloading
         assert Unload(NAME) in outbox
         assert isinstance(await server.during(server.shelf.unload(NAME)), NotFound)
+
+    run(test())
+
+
+def test_adapters_are_found_by_the_folder_in_which_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        server = Server(tmp_path)
+        server.start()
+        (tmp_path / "jobs/tuning/1/adapter").mkdir(parents=True)
+        (tmp_path / "allowed").symlink_to(tmp_path / "jobs/tuning")
+        monkeypatch.chdir(tmp_path)
+        paths = {"whole": f"{tmp_path}/jobs/tuning/1/adapter", "relative": "jobs/tuning/1/checkpoints/step-3", "link": "allowed/1/adapter"}
+        paths |= {"longer": f"{tmp_path}/jobs/tuning/10/adapter", "elsewhere": f"{tmp_path}/jobs/tuning/1/../2", "gone": "jobs/tuning/1/x"}
+        for name, path in paths.items():
+            loading = asyncio.ensure_future(server.shelf.load(name, path))
+            await asyncio.sleep(0)
+            server.read(name, "it is gone" if name == "gone" else "")
+            await asyncio.gather(loading, return_exceptions=True)
+        assert server.shelf.inside(tmp_path / "jobs/tuning/1") == ["whole", "relative", "link"]
 
     run(test())
 
