@@ -13,6 +13,7 @@ from tinymodels import CONTEXT
 from app import score
 from app.scoring import batch, results
 from app.scoring.batch import create_scorer
+from app.scoring.calibration import SMOLLM2_PATH
 from app.scoring.results import COLUMNS
 from app.settings import ModelSettings
 
@@ -181,6 +182,13 @@ def test_what_cannot_be_done_is_refused_before_scoring(tiny_folder: Path, essays
     with pytest.raises(SystemExit):
         run(tiny_folder, essays, tmp_path / "none/r.csv")
     assert "there is no folder" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_a_named_calibration_of_another_model_is_refused(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run(tiny_folder, essays, tmp_path / "r.csv", "--calibration", str(SMOLLM2_PATH)) == 2
+    said = capsys.readouterr().err
+    assert f"{SMOLLM2_PATH} does not apply" in said and f".gguf, but {tiny_folder.name} is served" in said
+    assert not (tmp_path / "r.csv").exists()
 
 
 def test_a_long_text_moves_the_bar_and_is_named(
