@@ -17,7 +17,7 @@ from app.models.loading import create_engine
 from app.schemas import MIN_SCORED_TOKENS
 from app.scoring.calibration import Calibration, ModelIdentity, identity_of, save
 from app.scoring.combining import fit_all
-from app.scoring.commands import CHOICES, exit_code
+from app.scoring.commands import CHOICES, LEAST_TOKENS, add_text_window, at_least, exit_code, say_if_cut, window_settings
 from app.scoring.fitting import BUCKET_STARTS, why_too_few
 from app.scoring.journal import Journal, check_recorded, score_texts
 from app.scoring.prepare import Preparation
@@ -40,6 +40,7 @@ def score_with_journal(
     a journal of another version of the program (`check_recorded`).
     """
     engine, facts = create_engine(settings)
+    say_if_cut(settings, engine.performer.text_window)
     models = identity_of(settings, facts)
     preparation = Preparation(Tokenizer(settings.path), engine.performer.text_window, False, passage_tokens, engine.observer is not None)
     with Journal(path, models, preparation) as journal:
@@ -124,8 +125,7 @@ def settings_of(args: argparse.Namespace) -> ModelSettings:
         dtype=args.dtype,
         device=args.device,
         slots=1,  # scoring needs no slot; 1 is the minimum
-        context=args.text_window,
-        text_window=args.text_window,
+        **window_settings(args.text_window),
     )
     settings.check_paths()
     return settings
@@ -154,7 +154,11 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--domain", metavar="FIELD", help="field that names the domain; default: `domain`, if a line has it")
     parser.add_argument("--generator", metavar="FIELD", help="field that names the model of a machine text; default: `generator`")
     parser.add_argument(
-        "--passage-tokens", type=int, default=PASSAGE_TOKENS, metavar="N", help="read longer texts in passages of about so many tokens"
+        "--passage-tokens",
+        type=at_least(LEAST_TOKENS),
+        default=PASSAGE_TOKENS,
+        metavar="N",
+        help="read longer texts in passages of about so many tokens",
     )
     parser.add_argument(
         "--shorter", action=argparse.BooleanOptionalAction, default=True, help="calibrate on shorter beginnings of the texts, too"
@@ -170,7 +174,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quantize", choices=CHOICES["quantize"], default=defaults.quantize)
     parser.add_argument("--dtype", choices=CHOICES["dtype"], default=defaults.dtype)
     parser.add_argument("--device", default=defaults.device)
-    parser.add_argument("--text-window", type=int, default=defaults.text_window, help="tokens; longer texts are scored in windows")
+    add_text_window(parser)
     args = parser.parse_args(argv)
     args.report = args.report or args.out.with_suffix(".md")
     args.journal = args.journal or args.out.with_suffix(".scores.jsonl")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from app.schemas import Method
 from app.scoring.batch import Scorer, Watch, create_scorer
-from app.scoring.commands import CHOICES, exit_code
+from app.scoring.commands import CHOICES, add_text_window, exit_code, say_if_cut, window_settings
 from app.scoring.documents import Document, left_out, read_documents
 from app.scoring.results import ResultFile, printable, result_row
 from app.settings import ModelSettings
@@ -91,11 +91,11 @@ def run(args: argparse.Namespace) -> str:
     settings = ModelSettings(
         path=args.model, observer=args.observer, quantize=args.quantize, dtype=args.dtype, device=args.device, calibration=args.calibration,
         slots=1,  # scoring needs no slot; 1 is the minimum
-        context=args.text_window,
-        text_window=args.text_window,
+        **window_settings(args.text_window),
     )  # fmt: skip
     settings.check_paths()
     scorer = create_scorer(settings, args.methods, target_fpr=args.target_fpr)
+    say_if_cut(settings, scorer.facts.text_window)
     with ResultFile(args.out, scorer) as results:
         missing = results.resume(documents)
         done = len(documents) - len(missing)
@@ -123,7 +123,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quantize", choices=CHOICES["quantize"], default=defaults.quantize)
     parser.add_argument("--dtype", choices=CHOICES["dtype"], default=defaults.dtype)
     parser.add_argument("--device", default=defaults.device)
-    parser.add_argument("--text-window", type=int, default=defaults.text_window, help="tokens; longer texts are scored in windows")
+    add_text_window(parser)
     args = parser.parse_args(argv)
     if args.out.suffix not in (".csv", ".jsonl"):
         parser.error("--out must end in .csv or .jsonl")

@@ -136,7 +136,7 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
         engine.drafter.add_model(DraftModel(draft, performer.vocabulary))
     facts = replace(_facts(settings, engine, tokenizer, sampling), largest_context=0 if largest == NO_LIMIT else largest)
     check_named(settings, facts)
-    log.info("the context of %s holds %s tokens", settings.served_name, facts.context_in_words)
+    log.info("the context of %s in tokens: %s", settings.served_name, facts.context_in_words)
     if draft is not None and settings.draft is not None:
         facts = replace(facts, draft=served_name(settings.draft), draft_weights=draft.weights)
     engine.reader = LoraReader(performer, settings.path, facts)

@@ -59,12 +59,18 @@ def options_of(judge: Judge) -> str:
         "target_fpr": judge.options.target_fpr,
         "quantize": judge.facts.quantize,
         "dtype": judge.facts.dtype,
-        "context": judge.facts.text_window,  # by its earlier name, so that earlier files go on
+        "context": judge.facts.text_window,  # the key is its earlier name, so that earlier files go on
         "observer": judge.facts.observer,
         "observer_revision": judge.facts.observer_revision,
         "calibration": calibration and digest_of(calibration.model_dump_json()),
     }
     return "; ".join(f"{name}={'none' if value is None else value}" for name, value in values.items())
+
+
+def _as_option(value: str) -> str:
+    """A value of `options_of`, by the name that the command has for it."""
+    name, _, given = value.partition("=")
+    return f"--text-window={given}" if name == "context" else value
 
 
 def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) -> dict[str, Any]:
@@ -236,7 +242,7 @@ class ResultFile:
         if (row["model"], row["revision"] or "") != (facts.name, facts.revision or ""):
             return f"of another model, {row['model']} of revision {row['revision']}; this is {facts.name} of {facts.revision}"
         pairs = zip(row["options"].split("; "), options.split("; "), strict=False)
-        changes = [f"{before}, now {now.partition('=')[2]}" for before, now in pairs if before != now]
+        changes = [f"{_as_option(before)}, now {now.partition('=')[2]}" for before, now in pairs if before != now]
         return f"with other options: {'; '.join(changes)}" if changes else None
 
     def _place(self, number: int) -> str:

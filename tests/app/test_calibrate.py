@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from tinymodels import CONTEXT
 
 from app import calibrate
 from app.errors import EngineFailed, SetupError
@@ -207,11 +208,25 @@ def test_refusals_are_sentences(tiny_folder, files, tmp_path, capsys, options, m
         assert code == 2 and message in err and "Traceback" not in err and not out.exists()
 
 
-@pytest.mark.parametrize("options", [["--targets", "2"], ["--buckets", "128", "64"], ["--buckets", "10"], ["--quantize", "two"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--targets", "2"], ["--buckets", "128", "64"], ["--buckets", "10"], ["--quantize", "two"]),
+        *(["--text-window", "31"], ["--text-window", "0"], ["--passage-tokens", "0"]),
+    ],
+)
 def test_an_invalid_command_line(files, tmp_path, options):
     with pytest.raises(SystemExit) as caught:
         run("x", files, tmp_path, *options)
     assert caught.value.code == 2
+
+
+def test_a_window_that_is_cut_to_what_the_model_holds_is_told(tiny_folder, files, tmp_path, capsys):
+    assert run(tiny_folder, files, tmp_path)[0] == 0
+    assert "--text-window" not in capsys.readouterr().err
+    assert run(tiny_folder, files, tmp_path, "--text-window", "99999999")[0] == 0
+    said = f"--text-window 99999999: {tiny_folder.name} holds {CONTEXT} tokens, so longer texts are read in windows of {CONTEXT}\n"
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_an_engine_that_fails_ends_the_program(tiny_folder, files, tmp_path, monkeypatch, capsys):

@@ -107,13 +107,19 @@ def test_results_with_other_options_are_not_gone_on_with(tiny_folder: Path, essa
     for more, reason in (
         (("--methods", "perplexity"), "methods=fast_detect, now perplexity"),
         (("--methods", "fast_detect", "perplexity"), "methods=fast_detect, now fast_detect+perplexity"),
-        (("--text-window", "64", "--dtype", "bfloat16"), f"dtype=float32, now bfloat16; context={CONTEXT}, now 64"),
+        (("--text-window", "64", "--dtype", "bfloat16"), f"dtype=float32, now bfloat16; --text-window={CONTEXT}, now 64"),
         (("--quantize", "int8"), "quantize=none, now int8"),
     ):
         assert run(tiny_folder, essays, out, *more) == 2
         said, line = capsys.readouterr().err, 2 if name == "r.csv" else 1
         assert f"other options: {reason}" in said and f"(line {line}: {essays}/a.txt); give the same, name another --out" in said
     assert len(rows_of(out)) == 5
+
+
+def test_a_window_that_is_cut_to_what_the_model_holds_is_told(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run(tiny_folder, essays, tmp_path / "r.csv") == 0 and "--text-window" not in capsys.readouterr().err
+    assert run(tiny_folder, essays, tmp_path / "r.csv", "--text-window", "4096") == 0
+    assert capsys.readouterr().err.count(f"--text-window 4096: {tiny_folder.name} holds {CONTEXT} tokens, so longer texts") == 1
 
 
 def test_new_files_are_scored_and_old_rows_kept(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
@@ -177,6 +183,9 @@ def test_what_cannot_be_done_is_refused_before_scoring(tiny_folder: Path, essays
     assert run(tiny_folder, essays, tmp_path / "r.csv", "--target-fpr", "0.01") == 2
     assert run(tiny_folder, tmp_path / "gone.txt", tmp_path / "r.csv") == 2 and "gone.txt" in capsys.readouterr().err
     assert not (tmp_path / "r.csv").exists()
+    with pytest.raises(SystemExit):
+        run(tiny_folder, essays, tmp_path / "r.csv", "--text-window", "10")
+    assert "argument --text-window: 10 is too few; give 32 or more" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(tiny_folder, essays, tmp_path / "r.xlsx")
     with pytest.raises(SystemExit):

@@ -241,6 +241,20 @@ def test_sizes_that_no_server_takes_are_refused(option: str, value: str, capsys:
     assert ended.value.code == 2 and f"argument {option}: {value} is too few" in capsys.readouterr().err
 
 
+def test_a_context_that_is_cut_to_what_the_model_holds_is_told(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, said in ([], "the model holds 1024 tokens"), (["--cache-tokens", "512"], "--cache-tokens holds 512 tokens"):
+        assert main([str(bundled), "--context", "99999", *more]) == 0
+        assert f"--context 99999: {said}, so the answer is for" in capsys.readouterr().err
+    assert main([str(bundled), "--context", "1024"]) == 0 and "--context" not in capsys.readouterr().err
+
+
+def test_a_fine_tuning_takes_the_length_that_is_asked_for(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.estimate.plan.TUNED_TOKENS", 64)
+    plan = Plan(Question(str(tiny_folder), fine_tune="lora"))
+    lengths = [plan.need("cpu", replace(plan.question, context=asked)).context for asked in (None, 32, 96, 300)]
+    assert lengths == [64, 32, 96, 128]
+
+
 def test_the_sample_in_the_docs_has_every_row(default_gguf: str) -> None:
     kernel_or_skip()
     estimate = estimate_of(Plan(Question(default_gguf, context=8192, slots=200)), [device(22 * GIB)])
