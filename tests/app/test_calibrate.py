@@ -75,6 +75,21 @@ def test_from_texts_to_a_calibration(tiny_folder, other_folder, files, tmp_path,
     assert judgement.verdict in {"machine", "uncertain"} and judgement.n_human == 24
 
 
+def test_the_report_tells_texts_from_their_beginnings(tiny_folder, tmp_path):
+    files = (
+        write(tmp_path / "human.jsonl", [random_text(n, 60) for n in range(24)]),
+        write(tmp_path / "machine.jsonl", [random_text(n, 60, "az") for n in range(100, 124)]),
+    )
+    code, out = run(tiny_folder, files, tmp_path, "--buckets", "64", "128")
+    report, calibration = out.with_suffix(".md").read_text(), load(out)
+    assert code == 0 and [bucket.n_human for bucket in calibration.methods["perplexity"].buckets] == [24, 24]
+    assert "The texts are 24 human and 24 machine texts from 12 groups. 0 of them" in report
+    assert "24 beginnings of the human texts and 24 of the machine texts are taken for shorter texts" in report
+    assert "| d | perplexity | 24 / 24 |" in report and report.count("| perplexity | 128+ | 24 / 24 |") == 1
+    bins = report.split("## Reliability")[1].split("## Not supported")[0].splitlines()
+    assert sum(int(line.split("|")[2]) for line in bins if line.startswith("| 0.")) == 48
+
+
 def test_the_number_of_texts_left_out_is_reported(tiny_folder, files, tmp_path, capsys):
     human, machine = files
     human.write_text(human.read_text() + human.read_text().splitlines()[0] + "\n" + json.dumps({"text": " "}) + "\n")
