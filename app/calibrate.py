@@ -185,7 +185,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     args = _parse_args(argv)
-    return exit_code(lambda: calibrate(args), args.journal)
+    return exit_code(lambda: (calibrate(args), 0), args.journal)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
 
 Reads .txt and .md (a text a file), .jsonl, .csv and .parquet (a text a line). The numbers are those of `POST /v1/score` with the same
 model. Each line is written as it comes: the same command goes on where an interrupted one stopped. The texts themselves are not written.
+
+The exit code is 0 if every text has a score, 3 if some failed (the column `error` says why), 2 if nothing could be done, 130 after Ctrl-C.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from app.schemas import Method
 from app.scoring.batch import Scorer, Watch, create_scorer
-from app.scoring.commands import CHOICES, add_text_window, exit_code, say_if_cut, window_settings
+from app.scoring.commands import CHOICES, EXIT_FAILED, add_text_window, exit_code, say_if_cut, window_settings
 from app.scoring.documents import Document, left_out, read_documents
 from app.scoring.results import ResultFile, printable, result_row
 from app.settings import ModelSettings
@@ -82,8 +84,8 @@ def _characters(document: Document) -> int:
     return len(document.content or "")
 
 
-def run(args: argparse.Namespace) -> str:
-    """Scores what is missing in `args.out`; returns a sentence on what was written."""
+def run(args: argparse.Namespace) -> tuple[str, int]:
+    """Scores what is missing in `args.out`; returns a sentence on what was written, and the exit code."""
     skipped = printable(left_out(args.files, args.out))
     if skipped:
         sys.stderr.write(f"{skipped}\n")
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> str:
                 results.add(row)
                 progress.finish()
     counts = f"{len(documents):,} texts ({done:,} of them from before). {results.summary()}"
-    return f"{printable(str(args.out))}: {counts}{skipped and f'. {skipped}'}"
+    return f"{printable(str(args.out))}: {counts}{skipped and f'. {skipped}'}", EXIT_FAILED if results.failed else 0
 
 
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:

@@ -10,6 +10,7 @@ from app.errors import LitmusError
 from app.settings import ModelSettings
 
 CHOICES = {name: get_args(ModelSettings.model_fields[name].annotation) for name in ("quantize", "dtype")}
+EXIT_FAILED = 3  # some texts have no score; 2: nothing could be done
 EXIT_INTERRUPTED = 130  # the exit code that shells give for Ctrl-C
 LEAST_TOKENS = 32  # of a context, and of a window
 DEFAULT_WINDOW: int = ModelSettings.model_fields["text_window"].default
@@ -43,12 +44,12 @@ def say_if_cut(settings: ModelSettings, window: int) -> None:
         sys.stderr.write(f"--text-window {asked}: {name} holds {window} tokens, so longer texts are read in windows of {window}\n")
 
 
-def exit_code(run: Callable[[], str], written: Path) -> int:
-    """Prints the sentence that `run` returns, or that of a `LitmusError`. After Ctrl-C it says how to go on, by the file that is `written`
-    line by line.
+def exit_code(run: Callable[[], tuple[str, int]], written: Path) -> int:
+    """Prints the sentence that `run` returns with the exit code, or that of a `LitmusError`. After Ctrl-C it says how to go on, by the
+    file that is `written` line by line.
     """
     try:
-        sys.stdout.write(f"{run()}\n")
+        sentence, code = run()
     except LitmusError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -56,4 +57,5 @@ def exit_code(run: Callable[[], str], written: Path) -> int:
         kept = f"the scores so far are in {written}; run the same command to resume" if written.exists() else "nothing was scored yet"
         sys.stderr.write(f"stopped; {kept}\n")
         return EXIT_INTERRUPTED
-    return 0
+    sys.stdout.write(f"{sentence}\n")
+    return code

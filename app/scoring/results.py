@@ -20,12 +20,14 @@ from app.schemas import Score, ScoreFailure
 from app.scoring.detector import ScoreOptions
 from app.scoring.documents import Document
 from app.scoring.journal import read_complete_lines
+from app.scoring.score import why_no_judgement
 
 COLUMNS = (
     "source", "digest", "verdict", "p_machine", "p_low", "p_high", "method", "score", "threshold", "target_fpr", "measured_fpr", "tokens",
     "perplexity", "passages", "machine_passages", "warnings", "error", "model", "revision", "calibration", "options",
 )  # fmt: skip
 NAMED = ("source", "digest", "model", "options")  # that no row is without
+FAILED = "failed"  # in the summary: a row without a verdict
 ELSEWHERE = "name another --out, or delete the file"
 
 
@@ -256,7 +258,15 @@ class ResultFile:
         self._count([row])
 
     def _count(self, rows: Iterable[dict[str, Any]]) -> None:
-        self._verdicts.update(row["verdict"] or "failed" for row in rows)
+        self._verdicts.update(row["verdict"] or FAILED for row in rows)
+
+    @property
+    def failed(self) -> int:
+        """How many texts have no score."""
+        return self._verdicts[FAILED]
 
     def summary(self) -> str:
-        return ", ".join(f"{verdict}: {count:,}" for verdict, count in self._verdicts.most_common())
+        """How many texts have which verdict and, where some are uncalibrated, why."""
+        options = self._judge.options
+        counts = ", ".join(f"{verdict}: {count:,}" for verdict, count in self._verdicts.most_common())
+        return f"{counts}. Uncalibrated: {why_no_judgement(options, options.methods[0])}" if self._verdicts["uncalibrated"] else counts
