@@ -7,7 +7,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from app.schemas import MIN_SCORED_TOKENS
 from app.scoring.calibration import Calibration, ModelIdentity, identity_of, save
 from app.scoring.combining import fit_all
 from app.scoring.commands import CHOICES, LEAST_TOKENS, add_text_window, at_least, exit_code, say_if_cut, window_settings
-from app.scoring.fitting import BUCKET_STARTS, why_too_few
+from app.scoring.fitting import BUCKET_STARTS, bucket_ranges, range_name, why_too_few
 from app.scoring.journal import Journal, check_recorded, score_texts
 from app.scoring.prepare import Preparation
 from app.scoring.report import render
@@ -97,9 +97,24 @@ def calibrate(args: argparse.Namespace) -> str:
     )
     save(calibration, args.out)
     args.report.write_text(render(calibration, rows))
+    lacking = "".join(f"\n{sentence}" for sentence in without_threshold(calibration, args.buckets))
     dropped = len(all_texts) - len(texts)
     left_out = f"; {dropped} of {len(all_texts)} texts were left out: blank, repeated, or labelled both human and machine"
-    return f"wrote {args.out} and {args.report}{left_out if dropped else ''}"
+    return f"wrote {args.out} and {args.report}{left_out if dropped else ''}{lacking}"
+
+
+def without_threshold(calibration: Calibration, starts: Sequence[int]) -> Iterator[str]:
+    """A sentence on each range of lengths in which methods have no threshold: there is no verdict by them on texts of these lengths."""
+    for found in bucket_ranges(starts):
+        name = range_name(found)
+        methods = [
+            method for method, fitted in calibration.methods.items() if all(bucket.min_tokens != found[0] for bucket in fitted.buckets)
+        ]
+        if methods:
+            heads = tuple(f"{method}, {name}: " for method in methods)
+            reasons = dict.fromkeys(each.split(": ", 1)[1] for each in calibration.refused if each.startswith(heads))
+            by = "" if len(methods) == len(calibration.methods) else f" by {', '.join(methods)}"
+            yield f"no verdict{by} on texts of {name}: {'; '.join(reasons)}"
 
 
 def min_characters_per_token(humans: Sequence[str], tokenizer: Tokenizer) -> float | None:

@@ -223,6 +223,17 @@ def test_refusals_are_sentences(tiny_folder, files, tmp_path, capsys, options, m
         assert code == 2 and message in err and "Traceback" not in err and not out.exists()
 
 
+def test_lengths_without_a_threshold_are_told(tiny_folder, tmp_path, capsys):
+    files = (
+        write(tmp_path / "human.jsonl", [random_text(n) for n in range(24)] + [random_text(50, 90)]),
+        write(tmp_path / "machine.jsonl", [random_text(n, letters="az") for n in range(100, 124)]),
+    )
+    assert run(tiny_folder, files, tmp_path, "--buckets", "64", "200", "--no-shorter")[0] == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "no verdict on texts of 200+ tokens: 5% needs at least 20 human texts, got 1; 5% needs at least 20 machine texts, got 0"
+    ]
+
+
 @pytest.mark.parametrize(
     "options",
     [
