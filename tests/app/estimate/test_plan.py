@@ -280,6 +280,12 @@ def test_a_wrong_question_ends_the_command_with_a_sentence(capsys: pytest.Captur
     assert error.splitlines()[-1].startswith("litmus: ") and sentence in error
 
 
+def test_a_link_to_itself_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert main([str(tmp_path / "loop")]) == 2
+    assert f"model.path: {tmp_path}/loop is neither a folder with a config.json nor a GGUF file" in capsys.readouterr().err
+
+
 def test_the_estimate_is_what_a_process_then_has_resident(tmp_path: Path) -> None:
     """In a process of its own, as this one has much else."""
     shape = Shape(hidden=512, layers=4, heads=8, kv_heads=4, ff=1536, vocabulary=8000, context=512)
