@@ -7,7 +7,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,8 +17,8 @@ from app.models.loading import create_engine
 from app.schemas import MIN_SCORED_TOKENS
 from app.scoring.calibration import Calibration, ModelIdentity, identity_of, save
 from app.scoring.combining import fit_all
-from app.scoring.commands import CHOICES, exit_code
-from app.scoring.fitting import BUCKET_STARTS, why_too_few
+from app.scoring.commands import CHOICES, LEAST_TOKENS, add_text_window, at_least, exit_code, say_if_cut, window_settings
+from app.scoring.fitting import BUCKET_STARTS, bucket_ranges, range_name, why_too_few
 from app.scoring.journal import Journal, check_recorded, score_texts
 from app.scoring.prepare import Preparation
 from app.scoring.report import render
@@ -40,6 +40,7 @@ def score_with_journal(
     a journal of another version of the program (`check_recorded`).
     """
     engine, facts = create_engine(settings)
+    say_if_cut(settings, engine.performer.text_window)
     models = identity_of(settings, facts)
     preparation = Preparation(Tokenizer(settings.path), engine.performer.text_window, False, passage_tokens, engine.observer is not None)
     with Journal(path, models, preparation) as journal:
@@ -96,9 +97,24 @@ def calibrate(args: argparse.Namespace) -> str:
     )
     save(calibration, args.out)
     args.report.write_text(render(calibration, rows))
+    lacking = "".join(f"\n{sentence}" for sentence in without_threshold(calibration, args.buckets))
     dropped = len(all_texts) - len(texts)
     left_out = f"; {dropped} of {len(all_texts)} texts were left out: blank, repeated, or labelled both human and machine"
-    return f"wrote {args.out} and {args.report}{left_out if dropped else ''}"
+    return f"wrote {args.out} and {args.report}{left_out if dropped else ''}{lacking}"
+
+
+def without_threshold(calibration: Calibration, starts: Sequence[int]) -> Iterator[str]:
+    """A sentence on each range of lengths in which methods have no threshold: there is no verdict by them on texts of these lengths."""
+    for found in bucket_ranges(starts):
+        name = range_name(found)
+        methods = [
+            method for method, fitted in calibration.methods.items() if all(bucket.min_tokens != found[0] for bucket in fitted.buckets)
+        ]
+        if methods:
+            heads = tuple(f"{method}, {name}: " for method in methods)
+            reasons = dict.fromkeys(each.split(": ", 1)[1] for each in calibration.refused if each.startswith(heads))
+            by = "" if len(methods) == len(calibration.methods) else f" by {', '.join(methods)}"
+            yield f"no verdict{by} on texts of {name}: {'; '.join(reasons)}"
 
 
 def min_characters_per_token(humans: Sequence[str], tokenizer: Tokenizer) -> float | None:
@@ -124,8 +140,7 @@ def settings_of(args: argparse.Namespace) -> ModelSettings:
         dtype=args.dtype,
         device=args.device,
         slots=1,  # scoring needs no slot; 1 is the minimum
-        context=args.text_window,
-        text_window=args.text_window,
+        **window_settings(args.text_window),
     )
     settings.check_paths()
     return settings
@@ -154,7 +169,11 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--domain", metavar="FIELD", help="field that names the domain; default: `domain`, if a line has it")
     parser.add_argument("--generator", metavar="FIELD", help="field that names the model of a machine text; default: `generator`")
     parser.add_argument(
-        "--passage-tokens", type=int, default=PASSAGE_TOKENS, metavar="N", help="read longer texts in passages of about so many tokens"
+        "--passage-tokens",
+        type=at_least(LEAST_TOKENS),
+        default=PASSAGE_TOKENS,
+        metavar="N",
+        help="read longer texts in passages of about so many tokens",
     )
     parser.add_argument(
         "--shorter", action=argparse.BooleanOptionalAction, default=True, help="calibrate on shorter beginnings of the texts, too"
@@ -170,7 +189,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quantize", choices=CHOICES["quantize"], default=defaults.quantize)
     parser.add_argument("--dtype", choices=CHOICES["dtype"], default=defaults.dtype)
     parser.add_argument("--device", default=defaults.device)
-    parser.add_argument("--text-window", type=int, default=defaults.text_window, help="tokens; longer texts are scored in windows")
+    add_text_window(parser)
     args = parser.parse_args(argv)
     args.report = args.report or args.out.with_suffix(".md")
     args.journal = args.journal or args.out.with_suffix(".scores.jsonl")
@@ -181,7 +200,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     args = _parse_args(argv)
-    return exit_code(lambda: calibrate(args), args.journal)
+    return exit_code(lambda: (calibrate(args), 0), args.journal)
 
 
 if __name__ == "__main__":

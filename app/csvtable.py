@@ -16,6 +16,10 @@ class Unclosed(csv.Error):
     """A quotation mark opens a cell and none closes it. The words are a clause with the number of the line."""
 
 
+class Repeated(csv.Error):
+    """Several columns have the name that is looked for. The words are a clause with the name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """`rows` has `(line, cells)` of each row below the names. For one with too many cells, a clause says so. Lines are numbered as in the
@@ -51,12 +55,15 @@ def read_table(content: str) -> Table:
 
 def column_of(names: Sequence[str], wanted: Sequence[str]) -> Column | None:
     """The first of the `wanted` names that there is, whatever its capitals and the white space around it; else the only column that has a
-    name.
+    name. Raises `Repeated`.
     """
     for want in wanted:
         alike = [index for index, name in enumerate(names) if _plain(name) == _plain(want)]
         if alike:
-            return Column(next((index for index in alike if names[index] == want), alike[0]))
+            found = [index for index in alike if names[index] == want] or alike
+            if len(found) > 1:
+                raise _repeated(names[found[0]].strip(), len(found))
+            return Column(found[0])
     named = [index for index, name in enumerate(names) if name.strip()]
     if len(named) != 1:
         return None
@@ -64,6 +71,16 @@ def column_of(names: Sequence[str], wanted: Sequence[str]) -> Column | None:
     shown = name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}…"
     advice = f"if it is a text, put a line with the word {wanted[0]} above it"
     return Column(named[0], f"the first line, “{shown}”, was read as the name of the column; {advice}")
+
+
+def check_single(names: Sequence[str], name: str) -> None:
+    """Raises `Repeated` for a name that several columns have."""
+    if names.count(name) > 1:
+        raise _repeated(name, names.count(name))
+
+
+def _repeated(name: str, count: int) -> Repeated:
+    return Repeated(f"{count} columns are named {name}; give all but one of them other names")
 
 
 def _plain(name: str) -> str:

@@ -4,6 +4,8 @@
 
 Reads .txt and .md (a text a file), .jsonl, .csv and .parquet (a text a line). The numbers are those of `POST /v1/score` with the same
 model. Each line is written as it comes: the same command goes on where an interrupted one stopped. The texts themselves are not written.
+
+The exit code is 0 if every text has a score, 3 if some failed (the column `error` says why), 2 if nothing could be done, 130 after Ctrl-C.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from app.schemas import Method
 from app.scoring.batch import Scorer, Watch, create_scorer
-from app.scoring.commands import CHOICES, exit_code
+from app.scoring.commands import CHOICES, EXIT_FAILED, add_text_window, exit_code, say_if_cut, window_settings
 from app.scoring.documents import Document, left_out, read_documents
 from app.scoring.results import ResultFile, printable, result_row
 from app.settings import ModelSettings
@@ -82,8 +84,8 @@ def _characters(document: Document) -> int:
     return len(document.content or "")
 
 
-def run(args: argparse.Namespace) -> str:
-    """Scores what is missing in `args.out`; returns a sentence on what was written."""
+def run(args: argparse.Namespace) -> tuple[str, int]:
+    """Scores what is missing in `args.out`; returns a sentence on what was written, and the exit code."""
     skipped = printable(left_out(args.files, args.out))
     if skipped:
         sys.stderr.write(f"{skipped}\n")
@@ -91,11 +93,11 @@ def run(args: argparse.Namespace) -> str:
     settings = ModelSettings(
         path=args.model, observer=args.observer, quantize=args.quantize, dtype=args.dtype, device=args.device, calibration=args.calibration,
         slots=1,  # scoring needs no slot; 1 is the minimum
-        context=args.text_window,
-        text_window=args.text_window,
+        **window_settings(args.text_window),
     )  # fmt: skip
     settings.check_paths()
     scorer = create_scorer(settings, args.methods, target_fpr=args.target_fpr)
+    say_if_cut(settings, scorer.facts.text_window)
     with ResultFile(args.out, scorer) as results:
         missing = results.resume(documents)
         done = len(documents) - len(missing)
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> str:
                 results.add(row)
                 progress.finish()
     counts = f"{len(documents):,} texts ({done:,} of them from before). {results.summary()}"
-    return f"{printable(str(args.out))}: {counts}{skipped and f'. {skipped}'}"
+    return f"{printable(str(args.out))}: {counts}{skipped and f'. {skipped}'}", EXIT_FAILED if results.failed else 0
 
 
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -123,7 +125,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quantize", choices=CHOICES["quantize"], default=defaults.quantize)
     parser.add_argument("--dtype", choices=CHOICES["dtype"], default=defaults.dtype)
     parser.add_argument("--device", default=defaults.device)
-    parser.add_argument("--text-window", type=int, default=defaults.text_window, help="tokens; longer texts are scored in windows")
+    add_text_window(parser)
     args = parser.parse_args(argv)
     if args.out.suffix not in (".csv", ".jsonl"):
         parser.error("--out must end in .csv or .jsonl")

@@ -59,11 +59,15 @@ class Facts:
 
     @property
     def context_in_words(self) -> str:
-        """How many tokens the context holds and, where the model could hold more, why it does not."""
+        """How many tokens the context holds and, where the model could hold more, what limits it."""
         if self.largest_context <= self.context:
             return str(self.context)
-        why = f"by the setting {self.context_setting}" if self.context_setting else "the memory does not"
-        return f"{self.context} (the model itself could hold {self.largest_context}, {why})"
+        return f"{self.context} (by {self.context_limit}; the model itself could hold {self.largest_context})"
+
+    @property
+    def context_limit(self) -> str:
+        """What limits a context that is shorter than the model could hold."""
+        return f"the setting {self.context_setting}" if self.context_setting else "the memory that is free"
 
     @property
     def adapter(self) -> str | None:

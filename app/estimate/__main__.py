@@ -6,11 +6,12 @@ question cannot be answered.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from app.errors import LitmusError
 from app.schemas.estimate import EstimateRequest
+from app.scoring.commands import LEAST_TOKENS, at_least
 from app.settings import ModelSettings, prepare_environment
 
 SLOTS: int = EstimateRequest.model_fields["slots"].default
@@ -25,26 +26,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     longest = "the model's own, or as much as fits, when not given"
     tuned = "when fine-tuning, tokens of a sequence, at most 4,096 when not given"
-    parser.add_argument("--context", type=_at_least(32), help=f"as model.context: {longest}; {tuned}")
-    parser.add_argument("--text-window", type=_at_least(32), default=4096, help="as model.text_window")
-    parser.add_argument("--slots", type=_at_least(1), help=f"requests that decode at once; {SLOTS} when not given")
-    parser.add_argument("--cache-tokens", type=_at_least(32), help="as model.cache_tokens: what all slots share")
+    parser.add_argument("--context", type=at_least(LEAST_TOKENS), help=f"as model.context: {longest}; {tuned}")
+    parser.add_argument("--text-window", type=at_least(LEAST_TOKENS), default=4096, help="as model.text_window")
+    parser.add_argument("--slots", type=at_least(1), help=f"requests that decode at once; {SLOTS} when not given")
+    parser.add_argument("--cache-tokens", type=at_least(LEAST_TOKENS), help="as model.cache_tokens: what all slots share")
     parser.add_argument("--cache-dtype", choices=["auto", "int8"], default="auto", help="as model.cache_dtype")
     parser.add_argument("--no-graphs", action="store_true", help="as model.graphs: false, on CUDA")
-    parser.add_argument("--step-tokens", type=_at_least(16), default=512, help="as model.step_tokens")
+    parser.add_argument("--step-tokens", type=at_least(16), default=512, help="as model.step_tokens")
     parser.add_argument("--fine-tune", choices=["lora", "qlora"], help="what fine-tuning takes, instead of serving")
     parser.add_argument("--card", action="append", default=[], metavar="24GB", help="another card to ask about; may be given several times")
     parser.add_argument("--json", action="store_true", help="print the answer of /admin/estimate")
     return parser.parse_args(argv)
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is too few; give {least} or more")
-        return int(text)
-
-    return number
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,6 +61,9 @@ def main(argv: Sequence[str]) -> int:
     except LitmusError as error:
         sys.stderr.write(f"litmus: {error.message}\n")
         return 2
+    if args.context is not None and estimate.context is not None and estimate.context < args.context:
+        holder = "--cache-tokens" if estimate.context == args.cache_tokens else "the model"
+        sys.stderr.write(f"--context {args.context}: {holder} holds {estimate.context} tokens, so the answer is for {estimate.context}\n")
     sys.stdout.write(estimate.model_dump_json() + "\n" if args.json else "\n".join(lines(estimate)) + "\n")
     if args.slots is None and args.fine_tune is None and not args.json:
         most = f"at most {MAX_DEFAULT_SLOTS}, or {MAX_DEFAULT_SLOTS_ON_CUDA} on CUDA"

@@ -197,7 +197,7 @@ class Plan:
         dtype = torch.bfloat16 if asked.dtype == "auto" else getattr(torch, asked.dtype)
         # its own layers, as only they have a backward pass: none is packed for the kernel
         weights = footprint(self.source, self.skeleton, Form(scheme, dtype, "cuda", is_trained=True))
-        tokens = wanted_context(asked.context, min(self.longest, TUNED_TOKENS))
+        tokens = min(self.longest, TUNED_TOKENS if asked.context is None else asked.context)
         tuning = self._tuning(tokens, dtype)
         return Need(weights, 0, 0, 0, tuning.activations, _overhead(kind, asked), str(dtype).removeprefix("torch."), tuning, context=tokens)
 

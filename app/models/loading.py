@@ -46,6 +46,7 @@ from app.models.source import Source, source_of
 from app.models.stages import Stages
 from app.models.staging import stage
 from app.models.weights import engine_scheme, load_model
+from app.scoring.detector import check_named
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
 
@@ -134,7 +135,8 @@ def create_engine(settings: ModelSettings, assignment: DeviceAssignment | None =
     if draft is not None:
         engine.drafter.add_model(DraftModel(draft, performer.vocabulary))
     facts = replace(_facts(settings, engine, tokenizer, sampling), largest_context=0 if largest == NO_LIMIT else largest)
-    log.info("the context of %s holds %s tokens", settings.served_name, facts.context_in_words)
+    check_named(settings, facts)
+    log.info("the context of %s in tokens: %s", settings.served_name, facts.context_in_words)
     if draft is not None and settings.draft is not None:
         facts = replace(facts, draft=served_name(settings.draft), draft_weights=draft.weights)
     engine.reader = LoraReader(performer, settings.path, facts)

@@ -1,4 +1,7 @@
-"""Chooses the calibration that the verdicts on a served model's scores use. Reads files once, at start; sees no text."""
+"""Chooses the calibration that the verdicts on a served model's scores use. Reads files once, at start; sees no text.
+
+A calibration that the settings name is used alone: where it does not apply, the model is not served (`check_named`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +9,7 @@ from pathlib import Path
 
 from app.engine.facts import Facts
 from app.engine.request import Tier
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, SetupError
 from app.schemas import Granularity, Method
 from app.scoring.calibration import OBSERVER_METHODS, Calibration, calibrations_for, identity_of, load
 from app.scoring.combined import CombinedModel
@@ -74,7 +77,8 @@ class Detector:
             applicable = frozenset(method for method, mismatch in mismatches.items() if mismatch is None)
             if applicable:
                 return CalibrationChoice(calibration, applicable)
-            if calibration.models.performer == served.performer:  # why another model's calibration does not apply would explain nothing
+            if self.settings.calibration is not None or calibration.models.performer == served.performer:
+                # why a calibration that nobody named, of another model, does not apply would explain nothing
                 reason = reason or mismatches[methods[0]]
         return CalibrationChoice(reason=reason or NO_CALIBRATION)
 
@@ -116,6 +120,21 @@ UNCALIBRATED = Detector(ModelSettings())
 
 
 def detector_of(settings: ModelSettings) -> Detector:
-    """Prefers the calibration that the settings name to the one beside the model. Raises `SetupError` for a broken file."""
-    configured = [] if settings.calibration is None else [load(Path(settings.calibration))]
-    return Detector(settings, (*configured, *calibrations_for(settings.path)))
+    """Of the calibration that the settings name; without one, of that beside the model and those that are shipped. Raises `SetupError`
+    for a broken file.
+    """
+    named = settings.calibration
+    return Detector(settings, tuple(calibrations_for(settings.path)) if named is None else (load(Path(named)),))
+
+
+def check_named(settings: ModelSettings, facts: Facts) -> None:
+    """Raises `SetupError` for a calibration that the settings name and that applies to the served models for none of its methods."""
+    if settings.calibration is None:
+        return
+    calibration, served = load(Path(settings.calibration)), identity_of(settings, facts)
+    mismatches = [calibration.mismatch(served, method) for method in calibration.methods] or ["the calibration covers no method"]
+    if None not in mismatches:
+        raise SetupError(
+            f"model.calibration: {settings.calibration} does not apply: {mismatches[0]}; name one that was made with this model in this "
+            "precision, or leave the setting out"
+        )

@@ -194,6 +194,11 @@ def bucket_ranges(starts: Sequence[int]) -> list[tuple[int, int | None]]:
     return list(zip(starts, [*starts[1:], None], strict=True))
 
 
+def range_name(token_range: tuple[int, int | None]) -> str:
+    low, high = token_range
+    return f"{low}+ tokens" if high is None else f"{low} to {high} tokens"
+
+
 def rows_in_range(rows: Sequence[ScoreRow], token_range: tuple[int, int | None]) -> list[ScoreRow]:
     low, high = token_range
     return [row for row in rows if low <= row.tokens and (high is None or row.tokens < high)]
@@ -215,7 +220,7 @@ def fit_bucket(
     sample, sign = sample_of(found, method), sign_of(method)
     low, high = token_range
     humans, machines = sample.human_scores, sample.machine_scores
-    name = f"{method}, {low}+ tokens" if high is None else f"{method}, {low} to {high} tokens"
+    name = f"{method}, {range_name(token_range)}"
     reasons = [why_too_few(target, len(humans)) for target in targets]
     reasons += [why_too_few(max(targets), len(machines), "machine")]
     refused = [f"{name}: {reason}" for reason in reasons if reason]

@@ -23,7 +23,7 @@ answering one half would give 0.25 and 0.693.
 """
 THRESHOLDS_NOTE = """A further human text lies beyond the threshold with at most the target's probability (split conformal prediction).
 "measured FPR" and "TPR" are on the texts the threshold was chosen on; "out of fold" judges each group by the threshold of the other folds:
-TPR (FPR).
+TPR (FPR). The counts are of texts and, where there are any, of longer texts' beginnings.
 
 """
 Cells = Sequence[str]
@@ -130,9 +130,11 @@ def probability_map_rows(calibration: Calibration) -> Iterable[Cells]:
 
 
 def render(calibration: Calibration, rows: Sequence[ScoreRow]) -> str:
-    """The whole report; `rows` are the texts that the calibration was fitted on."""
+    """The whole report; `rows` are the texts that the calibration was fitted on, and their beginnings. Only what is said of one range of
+    lengths counts the beginnings: elsewhere a text would stand beside its own.
+    """
     min_tokens = min(bucket.min_tokens for fitted in calibration.methods.values() for bucket in fitted.buckets)
-    long_enough = [row for row in rows if row.tokens >= min_tokens]
+    long_enough = [row for row in rows if row.tokens >= min_tokens and not row.beginning]
     samples = {method: sample_of(long_enough, method) for method in calibration.methods}
     best = max(samples, key=lambda method: auroc(samples[method]))
     p = out_of_fold_probabilities("isotonic", samples[best])
@@ -154,8 +156,9 @@ def render(calibration: Calibration, rows: Sequence[ScoreRow]) -> str:
 def _opening(calibration: Calibration, rows: Sequence[ScoreRow], min_tokens: int) -> str:
     models = calibration.models
     observer = f", observer {models.observer} (revision {models.observer_revision})" if models.observer else ""
-    machines, groups = sum(row.machine for row in rows), len({row.group for row in rows})
-    short = sum(row.tokens < min_tokens for row in rows)
+    texts = [row for row in rows if not row.beginning]
+    machines, groups = sum(row.machine for row in texts), len({row.group for row in texts})
+    short, beginnings = sum(row.tokens < min_tokens for row in texts), _beginnings(rows)
     return f"""# Calibration of {models.performer}
 
 {calibration.source}
@@ -164,9 +167,21 @@ It applies only to {models.performer} (revision {models.revision}){observer}, qu
 Made {calibration.made}. White space was {"collapsed" if calibration.collapse else "left as it was"}; {calibration.cut_words} words were
 cut from the beginning of each text.
 
-The texts are {len(rows) - machines:,} human and {machines:,} machine texts from {groups:,} groups. {short:,} of them have
+The texts are {len(texts) - machines:,} human and {machines:,} machine texts from {groups:,} groups. {short:,} of them have
 fewer than {min_tokens} scored tokens and are left out. Intervals are 95%. Those of false-positive rates are exact (Clopper and Pearson) and
 treat texts as independent, so they are too narrow where texts share a source; those of AUROC come from drawing groups with replacement.
+{beginnings}"""
+
+
+def _beginnings(rows: Sequence[ScoreRow]) -> str:
+    """A paragraph on the beginnings among the rows; empty where there is none."""
+    machine = [row.machine for row in rows if row.beginning]
+    if not machine:
+        return ""
+    humans, machines = machine.count(False), machine.count(True)
+    return f"""
+{humans:,} beginnings of the human texts and {machines:,} of the machine texts are taken for shorter texts. Only the two tables by length
+count them; all else is of whole texts.
 """
 
 

@@ -20,12 +20,14 @@ from app.schemas import Score, ScoreFailure
 from app.scoring.detector import ScoreOptions
 from app.scoring.documents import Document
 from app.scoring.journal import read_complete_lines
+from app.scoring.score import why_no_judgement
 
 COLUMNS = (
     "source", "digest", "verdict", "p_machine", "p_low", "p_high", "method", "score", "threshold", "target_fpr", "measured_fpr", "tokens",
     "perplexity", "passages", "machine_passages", "warnings", "error", "model", "revision", "calibration", "options",
 )  # fmt: skip
 NAMED = ("source", "digest", "model", "options")  # that no row is without
+FAILED = "failed"  # in the summary: a row without a verdict
 ELSEWHERE = "name another --out, or delete the file"
 
 
@@ -59,12 +61,18 @@ def options_of(judge: Judge) -> str:
         "target_fpr": judge.options.target_fpr,
         "quantize": judge.facts.quantize,
         "dtype": judge.facts.dtype,
-        "context": judge.facts.text_window,  # by its earlier name, so that earlier files go on
+        "context": judge.facts.text_window,  # the key is its earlier name, so that earlier files go on
         "observer": judge.facts.observer,
         "observer_revision": judge.facts.observer_revision,
         "calibration": calibration and digest_of(calibration.model_dump_json()),
     }
     return "; ".join(f"{name}={'none' if value is None else value}" for name, value in values.items())
+
+
+def _as_option(value: str) -> str:
+    """A value of `options_of`, by the name that the command has for it."""
+    name, _, given = value.partition("=")
+    return f"--text-window={given}" if name == "context" else value
 
 
 def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) -> dict[str, Any]:
@@ -236,7 +244,7 @@ class ResultFile:
         if (row["model"], row["revision"] or "") != (facts.name, facts.revision or ""):
             return f"of another model, {row['model']} of revision {row['revision']}; this is {facts.name} of {facts.revision}"
         pairs = zip(row["options"].split("; "), options.split("; "), strict=False)
-        changes = [f"{before}, now {now.partition('=')[2]}" for before, now in pairs if before != now]
+        changes = [f"{_as_option(before)}, now {now.partition('=')[2]}" for before, now in pairs if before != now]
         return f"with other options: {'; '.join(changes)}" if changes else None
 
     def _place(self, number: int) -> str:
@@ -250,7 +258,15 @@ class ResultFile:
         self._count([row])
 
     def _count(self, rows: Iterable[dict[str, Any]]) -> None:
-        self._verdicts.update(row["verdict"] or "failed" for row in rows)
+        self._verdicts.update(row["verdict"] or FAILED for row in rows)
+
+    @property
+    def failed(self) -> int:
+        """How many texts have no score."""
+        return self._verdicts[FAILED]
 
     def summary(self) -> str:
-        return ", ".join(f"{verdict}: {count:,}" for verdict, count in self._verdicts.most_common())
+        """How many texts have which verdict and, where some are uncalibrated, why."""
+        options = self._judge.options
+        counts = ", ".join(f"{verdict}: {count:,}" for verdict, count in self._verdicts.most_common())
+        return f"{counts}. Uncalibrated: {why_no_judgement(options, options.methods[0])}" if self._verdicts["uncalibrated"] else counts

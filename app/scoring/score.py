@@ -32,7 +32,7 @@ def build_score(index: int, options: ScoreOptions, columns: Columns, prepared: P
     warned = list(warnings(prepared, columns, options.min_characters_per_token, options.memorised_nats))
     doubt = next((message for code, message in warned if code in DOUBTS), None) if judged.judgement else None
     verdict: Verdict = "uncertain" if doubt and judged.verdict != "insufficient" else judged.verdict
-    explanation = explain(method, value, count, verdict, None if doubt else judged.judgement, doubt or _why_no_judgement(options, method))
+    explanation = explain(method, value, count, verdict, None if doubt else judged.judgement, doubt or why_no_judgement(options, method))
     passages = passage_scores(method, options, columns, prepared) if len(prepared.job.windows) > 1 else None
     if passages and not doubt:
         explanation = f"{explanation} {explain_passages([passage.verdict for passage in passages])}".strip()
@@ -69,10 +69,13 @@ def _deciding_method(options: ScoreOptions, count: int) -> Method:
     return options.methods[0]
 
 
-def _why_no_judgement(options: ScoreOptions, method: Method) -> str:
+def why_no_judgement(options: ScoreOptions, method: Method) -> str:
+    """As a clause."""
     if options.choice.calibration is None:
         return f"{options.choice.reason}"
-    return f"the calibration does not cover {method} for texts of this length"
+    fitted = options.choice.calibration.methods.get(method)
+    covered = f"; it covers {', '.join(bucket.name for bucket in fitted.buckets)} scored tokens" if fitted and fitted.buckets else ""
+    return f"the calibration does not cover {method} for texts of this length{covered}"
 
 
 def _rate(judgement: Judgement) -> Rate:

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from app.csvtable import read_table
+from app.csvtable import check_single, read_table
 from app.errors import SetupError
 from app.plaintext import NotText, decode
 from app.scoring.normalize import normalize
@@ -69,7 +69,7 @@ def _read_file(path: Path, machine: bool, fields: FieldNames) -> Iterator[Labell
     if file_type(path) == ".txt":
         yield LabelledText(content, machine, path.name)
         return
-    for number, line in parse_json_lines(content, path) if file_type(path) == ".jsonl" else parse_csv(content, path):
+    for number, line in parse_json_lines(content, path) if file_type(path) == ".jsonl" else parse_csv(content, path, fields):
         yield _labelled_text(line, machine, fields, f"{path.name}:{number}")
 
 
@@ -105,10 +105,12 @@ def parse_json_lines(content: str, path: Path) -> Iterator[tuple[int, dict[str, 
         yield number, parsed
 
 
-def parse_csv(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def parse_csv(content: str, path: Path, fields: FieldNames) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """`(line number, row)` of every row of `app.csvtable`; one with too many cells is a clause that says so."""
     try:
         table = read_table(content)
+        for name in (fields.text, fields.group or "group", fields.domain or "domain", fields.generator or "generator"):
+            check_single(table.names, name)
         for number, cells in table.rows:
             yield number, cells if isinstance(cells, str) else dict(zip_longest(table.names, cells))
     except csv.Error as error:

@@ -169,7 +169,7 @@ class LoadedFields(Group):
     @property
     def observer_path(self) -> str | None:
         """The observer that was set; without one, the bundled base model for the bundled model."""
-        if self.observer is None and Path(self.path).resolve() == BUNDLED / "storyteller":
+        if self.observer is None and os.path.realpath(self.path) == str(BUNDLED / "storyteller"):
             return str(BUNDLED / "storyteller-base")
         return self.observer
 

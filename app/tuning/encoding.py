@@ -28,10 +28,10 @@ class Sequence:
 
 
 class Encoder:
-    """`context` is the longest sequence in tokens."""
+    """`context` is the longest sequence in tokens. `setting`: that gave it; None: the model holds no more."""
 
-    def __init__(self, tokenizer: Tokenizer, context: int) -> None:
-        self._tokenizer, self._context = tokenizer, context
+    def __init__(self, tokenizer: Tokenizer, context: int, setting: str | None = None) -> None:
+        self._tokenizer, self._context, self._setting = tokenizer, context, setting
         format = tokenizer.chat.tool_format
         self._arguments_as_text = isinstance(format, ToolFormat) and format.arguments_as_text
 
@@ -45,7 +45,8 @@ class Encoder:
             raise WrongLine(error.message) from None
         for sequence in made:
             if len(sequence.ids) > self._context:
-                raise WrongLine(f"it has {len(sequence.ids)} tokens, more than the {self._context} that the model holds; divide it")
+                holder = "the model holds" if self._setting is None else f"the setting {self._setting} allows"
+                raise WrongLine(f"it has {len(sequence.ids)} tokens, more than the {self._context} that {holder}; divide it")
             if not sequence.has_effect:
                 raise WrongLine("it has no token that could be learnt")
         return made

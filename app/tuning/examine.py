@@ -25,8 +25,9 @@ BOM = b"\xef\xbb\xbf"
 
 def examine(run: Run, folder: Path, tell: Tell) -> bool:
     """Whether the files are right."""
-    context = wanted_context(run.recipe.context, context_of("model.path", source_of(run.recipe.path)))
-    encoder = Encoder(Tokenizer(run.recipe.path, run.recipe.chat_template), context)
+    largest = context_of("model.path", source_of(run.recipe.path))
+    context = wanted_context(run.recipe.context, largest)
+    encoder = Encoder(Tokenizer(run.recipe.path, run.recipe.chat_template), context, "model.context" if context < largest else None)
     files = [(TRAINING, run.training_file), *([] if run.validation_file is None else [(VALIDATION, run.validation_file)])]
     for name, path in files:
         check = Check(name, encoder, tell)

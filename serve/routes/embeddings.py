@@ -64,15 +64,21 @@ def _tokens_of(item: str | list[int], param: str, tokenizer: Tokenizer, facts: F
     if not tokens:
         raise InvalidRequest(f"the tokenizer of {facts.name} turns this into no tokens; send a longer text", param=param)
     if len(tokens) > facts.text_window:
-        more = " (the setting model.text_window)" if facts.text_window < facts.context else ""
         raise ContextTooLong(
-            f"{param} has {len(tokens)} tokens, but {facts.name} reads at most {facts.text_window}{more} of a text in one piece: shorten "
-            "the text or split it",
+            f"{param} has {len(tokens)} tokens, but {facts.name} reads at most {facts.text_window}{_limit(facts)} of a text in one piece: "
+            "shorten the text or split it",
             param=param,
         )
     if not isinstance(item, str):
         check_token_ids(item, tokenizer, param)
     return tokens
+
+
+def _limit(facts: Facts) -> str:
+    """What keeps the window of a text shorter than the model could read; empty where nothing does."""
+    if facts.text_window < facts.context:
+        return " (the setting model.text_window)"
+    return f" ({facts.context_limit})" if facts.context < facts.largest_context else ""
 
 
 async def _items(service: Service, jobs: list[Embed], model: Fleet, body: EmbeddingRequest, timeout_s: float | None) -> list[bytes]:

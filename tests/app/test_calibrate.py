@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from tinymodels import CONTEXT
 
 from app import calibrate
 from app.errors import EngineFailed, SetupError
@@ -72,6 +73,21 @@ def test_from_texts_to_a_calibration(tiny_folder, other_folder, files, tmp_path,
     )
     judgement = calibration.judge("perplexity", 100, bucket.machine[0].value * 0.99)
     assert judgement.verdict in {"machine", "uncertain"} and judgement.n_human == 24
+
+
+def test_the_report_tells_texts_from_their_beginnings(tiny_folder, tmp_path):
+    files = (
+        write(tmp_path / "human.jsonl", [random_text(n, 60) for n in range(24)]),
+        write(tmp_path / "machine.jsonl", [random_text(n, 60, "az") for n in range(100, 124)]),
+    )
+    code, out = run(tiny_folder, files, tmp_path, "--buckets", "64", "128")
+    report, calibration = out.with_suffix(".md").read_text(), load(out)
+    assert code == 0 and [bucket.n_human for bucket in calibration.methods["perplexity"].buckets] == [24, 24]
+    assert "The texts are 24 human and 24 machine texts from 12 groups. 0 of them" in report
+    assert "24 beginnings of the human texts and 24 of the machine texts are taken for shorter texts" in report
+    assert "| d | perplexity | 24 / 24 |" in report and report.count("| perplexity | 128+ | 24 / 24 |") == 1
+    bins = report.split("## Reliability")[1].split("## Not supported")[0].splitlines()
+    assert sum(int(line.split("|")[2]) for line in bins if line.startswith("| 0.")) == 48
 
 
 def test_the_number_of_texts_left_out_is_reported(tiny_folder, files, tmp_path, capsys):
@@ -207,11 +223,36 @@ def test_refusals_are_sentences(tiny_folder, files, tmp_path, capsys, options, m
         assert code == 2 and message in err and "Traceback" not in err and not out.exists()
 
 
-@pytest.mark.parametrize("options", [["--targets", "2"], ["--buckets", "128", "64"], ["--buckets", "10"], ["--quantize", "two"]])
+def test_lengths_without_a_threshold_are_told(tiny_folder, tmp_path, capsys):
+    files = (
+        write(tmp_path / "human.jsonl", [random_text(n) for n in range(24)] + [random_text(50, 90)]),
+        write(tmp_path / "machine.jsonl", [random_text(n, letters="az") for n in range(100, 124)]),
+    )
+    assert run(tiny_folder, files, tmp_path, "--buckets", "64", "200", "--no-shorter")[0] == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "no verdict on texts of 200+ tokens: 5% needs at least 20 human texts, got 1; 5% needs at least 20 machine texts, got 0"
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--targets", "2"], ["--buckets", "128", "64"], ["--buckets", "10"], ["--quantize", "two"]),
+        *(["--text-window", "31"], ["--text-window", "0"], ["--passage-tokens", "0"]),
+    ],
+)
 def test_an_invalid_command_line(files, tmp_path, options):
     with pytest.raises(SystemExit) as caught:
         run("x", files, tmp_path, *options)
     assert caught.value.code == 2
+
+
+def test_a_window_that_is_cut_to_what_the_model_holds_is_told(tiny_folder, files, tmp_path, capsys):
+    assert run(tiny_folder, files, tmp_path)[0] == 0
+    assert "--text-window" not in capsys.readouterr().err
+    assert run(tiny_folder, files, tmp_path, "--text-window", "99999999")[0] == 0
+    said = f"--text-window 99999999: {tiny_folder.name} holds {CONTEXT} tokens, so longer texts are read in windows of {CONTEXT}\n"
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_an_engine_that_fails_ends_the_program(tiny_folder, files, tmp_path, monkeypatch, capsys):

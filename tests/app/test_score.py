@@ -11,9 +11,13 @@ from inprocess import LocalServer
 from tinymodels import CONTEXT
 
 from app import score
+from app.schemas import Method
 from app.scoring import batch, results
 from app.scoring.batch import create_scorer
+from app.scoring.calibration import SMOLLM2_PATH, Calibration, identity_of, save
+from app.scoring.commands import EXIT_FAILED
 from app.scoring.results import COLUMNS
+from app.scoring.thresholds import Bucket, MethodCalibration, Threshold
 from app.settings import ModelSettings
 
 TEXTS = [f"The {word} went to the town and came back when it was dark, and nobody asked why. " * 3 for word in ("fox", "crow", "king")]
@@ -41,14 +45,30 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
 def test_one_line_for_each_text_and_none_of_the_text(tiny_folder: Path, essays: Path, tmp_path: Path, name: str, capsys: Any) -> None:
     out = tmp_path / name
-    assert run(tiny_folder, essays, out) == 0
+    assert run(tiny_folder, essays, out) == EXIT_FAILED
     rows = rows_of(out)
     assert [row["source"].removeprefix(f"{essays}/") for row in rows] == ["a.txt", *(f"b.jsonl:{n}" for n in (1, 2, 3, 4))]
     assert [row["verdict"] or None for row in rows] == ["uncalibrated"] * 3 + ["insufficient", None]
     assert rows[-1]["error"] == "this line has no text" and all(set(row) == set(COLUMNS) for row in rows)
     assert float(rows[0]["perplexity"]) > 1 and rows[0]["method"] == "fast_detect" and rows[0]["model"] == tiny_folder.name
     assert "nobody" not in out.read_text()
-    assert "5 texts (0 of them from before)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5 texts (0 of them from before). uncalibrated: 3, insufficient: 1, failed: 1. Uncalibrated: there is no calibration for" in said
+
+
+def test_a_length_that_the_calibration_lacks_is_told(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
+    """And the exit code is 0 where every text has a score."""
+    (essays / "b.jsonl").unlink()
+    settings = ModelSettings(path=str(tiny_folder), device="cpu", slots=1)
+    bucket = Bucket(min_tokens=64, max_tokens=96, n_human=9, n_machine=9, machine=(Threshold(value=0.9),), human=(), chance=None)
+    methods: dict[Method, MethodCalibration] = {"fast_detect": MethodCalibration(direction="higher", buckets=(bucket,))}
+    models = identity_of(settings, create_scorer(settings).facts)
+    save(Calibration(made="x", source="s", models=models, collapse=False, methods=methods), tmp_path / "c.json")
+    assert run(tiny_folder, essays, tmp_path / "r.csv", "--calibration", str(tmp_path / "c.json")) == 0
+    said = capsys.readouterr().out
+    assert (
+        "uncalibrated: 1. Uncalibrated: the calibration does not cover fast_detect for texts of this length; it covers 64-96 scored" in said
+    )
 
 
 def test_the_numbers_are_those_of_the_server(tiny_folder: Path, essays: Path, tmp_path: Path) -> None:
@@ -79,9 +99,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     with out.open("a") as file:
         file.write('{"source": "torn')
     monkeypatch.setattr(batch, "build_score", build)
-    assert run(tiny_folder, essays, out) == 0
+    assert run(tiny_folder, essays, out) == EXIT_FAILED
     assert out.read_text() == whole.read_text()
-    assert run(tiny_folder, essays, out) == 0 and "5 of them from before" in capsys.readouterr().out
+    assert run(tiny_folder, essays, out) == EXIT_FAILED and "5 of them from before" in capsys.readouterr().out
 
 
 def test_results_of_other_texts_or_another_model_are_not_gone_on_with(
@@ -106,7 +126,7 @@ def test_results_with_other_options_are_not_gone_on_with(tiny_folder: Path, essa
     for more, reason in (
         (("--methods", "perplexity"), "methods=fast_detect, now perplexity"),
         (("--methods", "fast_detect", "perplexity"), "methods=fast_detect, now fast_detect+perplexity"),
-        (("--text-window", "64", "--dtype", "bfloat16"), f"dtype=float32, now bfloat16; context={CONTEXT}, now 64"),
+        (("--text-window", "64", "--dtype", "bfloat16"), f"dtype=float32, now bfloat16; --text-window={CONTEXT}, now 64"),
         (("--quantize", "int8"), "quantize=none, now int8"),
     ):
         assert run(tiny_folder, essays, out, *more) == 2
@@ -115,13 +135,19 @@ def test_results_with_other_options_are_not_gone_on_with(tiny_folder: Path, essa
     assert len(rows_of(out)) == 5
 
 
+def test_a_window_that_is_cut_to_what_the_model_holds_is_told(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run(tiny_folder, essays, tmp_path / "r.csv") == EXIT_FAILED and "--text-window" not in capsys.readouterr().err
+    assert run(tiny_folder, essays, tmp_path / "r.csv", "--text-window", "4096") == EXIT_FAILED
+    assert capsys.readouterr().err.count(f"--text-window 4096: {tiny_folder.name} holds {CONTEXT} tokens, so longer texts") == 1
+
+
 def test_new_files_are_scored_and_old_rows_kept(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "r.csv"
     run(tiny_folder, essays, out)
     before = out.read_text()
     (essays / "0.txt").write_text(TEXTS[0])  # the text of a.txt once more
     (essays / "b.jsonl").rename(essays / "c.jsonl")
-    assert run(tiny_folder, essays, out) == 0 and "6 texts (4 of them from before)" in capsys.readouterr().out
+    assert run(tiny_folder, essays, out) == EXIT_FAILED and "6 texts (4 of them from before)" in capsys.readouterr().out
     texts = before[: before.rindex(f"{essays}/b.jsonl:4")]  # the last line has no text
     assert out.read_bytes().decode().replace("\r\n", "\n").startswith(texts)
     assert [row["source"] for row in rows_of(out)[4:]] == [f"{essays}/0.txt", f"{essays}/c.jsonl:4"]
@@ -136,7 +162,7 @@ def test_a_file_that_is_repaired_is_scored_and_its_error_is_removed(
     run(tiny_folder, essays, out)
     broken.write_text("not JSON")
     (essays / "empty.txt").write_text("")
-    assert run(tiny_folder, essays, out) == 0 and "3 texts (1 of them from before)" in capsys.readouterr().out
+    assert run(tiny_folder, essays, out) == EXIT_FAILED and "3 texts (1 of them from before)" in capsys.readouterr().out
     assert [row["source"] for row in rows_of(out)[1:]] == [str(broken), f"{essays}/empty.txt"] and "not JSON" in rows_of(out)[1]["error"]
     broken.write_text(json.dumps({"text": TEXTS[1]}))
     assert run(tiny_folder, essays, out) == 0 and "3 texts (2 of them from before)" in capsys.readouterr().out
@@ -151,7 +177,7 @@ def test_a_name_may_have_any_character(tiny_folder: Path, essays: Path, tmp_path
         (essays / file).write_text(TEXTS[0])
     (essays / "worse\udcff.txt").write_bytes(b"\xff\xff\x81")
     for before in (0, 12):
-        assert run(tiny_folder, essays, out) == 0
+        assert run(tiny_folder, essays, out) == EXIT_FAILED
         assert f"12 texts ({before} of them from before)" in (said := capsys.readouterr().out) and said.endswith(r".b\udcff 1" + "\n")
     rows = {row["source"].removeprefix(f"{essays}/"): row for row in rows_of(out)}
     assert (
@@ -177,10 +203,20 @@ def test_what_cannot_be_done_is_refused_before_scoring(tiny_folder: Path, essays
     assert run(tiny_folder, tmp_path / "gone.txt", tmp_path / "r.csv") == 2 and "gone.txt" in capsys.readouterr().err
     assert not (tmp_path / "r.csv").exists()
     with pytest.raises(SystemExit):
+        run(tiny_folder, essays, tmp_path / "r.csv", "--text-window", "10")
+    assert "argument --text-window: 10 is too few; give 32 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         run(tiny_folder, essays, tmp_path / "r.xlsx")
     with pytest.raises(SystemExit):
         run(tiny_folder, essays, tmp_path / "none/r.csv")
     assert "there is no folder" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_a_named_calibration_of_another_model_is_refused(tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run(tiny_folder, essays, tmp_path / "r.csv", "--calibration", str(SMOLLM2_PATH)) == 2
+    said = capsys.readouterr().err
+    assert f"{SMOLLM2_PATH} does not apply" in said and f".gguf, but {tiny_folder.name} is served" in said
+    assert not (tmp_path / "r.csv").exists()
 
 
 def test_a_long_text_moves_the_bar_and_is_named(
@@ -188,7 +224,7 @@ def test_a_long_text_moves_the_bar_and_is_named(
 ) -> None:
     monkeypatch.setattr(score, "SHOW_S", 0)
     (essays / "a-long.txt").write_text(TEXTS[0] * 40)
-    assert run(tiny_folder, essays, tmp_path / "r.csv", "--text-window", "64") == 0
+    assert run(tiny_folder, essays, tmp_path / "r.csv", "--text-window", "64") == EXIT_FAILED
     states = capsys.readouterr().err.split("\r")
     at_long = [state.split("|")[2].split("/")[0] for state in states if "0/6 texts, a-long.txt" in state]
     assert len(set(at_long)) > 5 and "6/6 texts" in states[-1] and "100%" in states[-1]
@@ -226,7 +262,7 @@ def test_a_broken_file_and_the_results_in_the_folder_stop_nothing(tiny_folder: P
     (essays / "b.jsonl").write_bytes(b"\xff")
     (essays / "c.pdf").write_bytes(b"x")
     for _ in range(2):
-        assert run(tiny_folder, essays, essays / "r.csv") == 0
+        assert run(tiny_folder, essays, essays / "r.csv") == EXIT_FAILED
         said = capsys.readouterr()
         assert said.err.startswith("1 file left out: .pdf 1\n") and said.out.endswith(". 1 file left out: .pdf 1\n")
         rows = rows_of(essays / "r.csv")

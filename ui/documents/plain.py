@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from app import plaintext
-from app.csvtable import Unclosed, column_of, read_table
+from app.csvtable import Repeated, Unclosed, column_of, read_table
 from ui.documents.worker import MAX_CHARACTERS, Unreadable
 
 COLUMNS = ("text", "content", "essay", "answer", "body")  # those a text is looked for in, the first one first
@@ -56,8 +56,8 @@ def csv_parts(name: str, content: str, note: str) -> Reading:
         if column.note:
             note = f"{note} {column.note[0].upper()}{column.note[1:]}.".strip()
         return _reading((_row_part(f"{name}, line {number}", cells, column.index) for number, cells in table.rows), "row", note)
-    except Unclosed as error:
-        raise Unreadable(f"{str(error).capitalize()}.") from None
+    except (Unclosed, Repeated) as error:
+        raise Unreadable(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
     except csv.Error as error:
         raise Unreadable(f"This is no valid CSV file: {error}. Save it again as CSV in UTF-8.") from None
 

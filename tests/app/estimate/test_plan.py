@@ -1,6 +1,7 @@
 """What a model needs, which devices hold it, and what would make it fit."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -241,13 +242,28 @@ def test_sizes_that_no_server_takes_are_refused(option: str, value: str, capsys:
     assert ended.value.code == 2 and f"argument {option}: {value} is too few" in capsys.readouterr().err
 
 
-def test_the_sample_in_the_docs_has_every_row(default_gguf: str) -> None:
+def test_a_context_that_is_cut_to_what_the_model_holds_is_told(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, said in ([], "the model holds 1024 tokens"), (["--cache-tokens", "512"], "--cache-tokens holds 512 tokens"):
+        assert main([str(bundled), "--context", "99999", *more]) == 0
+        assert f"--context 99999: {said}, so the answer is for" in capsys.readouterr().err
+    assert main([str(bundled), "--context", "1024"]) == 0 and "--context" not in capsys.readouterr().err
+
+
+def test_a_fine_tuning_takes_the_length_that_is_asked_for(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.estimate.plan.TUNED_TOKENS", 64)
+    plan = Plan(Question(str(tiny_folder), fine_tune="lora"))
+    lengths = [plan.need("cpu", replace(plan.question, context=asked)).context for asked in (None, 32, 96, 300)]
+    assert lengths == [64, 32, 96, 128]
+
+
+def test_the_sample_in_the_docs_is_what_the_command_says(default_gguf: str) -> None:
+    """With the process and the free memory that it shows, which are those of one machine at one moment."""
     kernel_or_skip()
-    estimate = estimate_of(Plan(Question(default_gguf, context=8192, slots=200)), [device(22 * GIB)])
-    rows = [line[:46].rstrip() for line in lines(estimate)]
-    sample = (ROOT / "docs/memory.md").read_text().split("```")[3]
-    shown = [line[:46].rstrip() for line in sample.strip().splitlines()]
-    assert shown[1:11] == rows[1:11] and rows[9] == "total"
+    shown = (ROOT / "docs/memory.md").read_text().split("```")[3].strip().splitlines()
+    process, free = (float(re.findall(rf"{before}([\d.]+) GiB", "\n".join(shown))[0]) for before in ("libraries +", " of "))
+    here = replace(device(int(free * GIB)), name="cpu")
+    estimate = estimate_of(Plan(Question(default_gguf, slots=400, process=int(process * GIB))), [here, card("24GB")])
+    assert shown[1:] == list(lines(estimate))[1:]
 
 
 @pytest.mark.parametrize(
@@ -262,6 +278,12 @@ def test_a_wrong_question_ends_the_command_with_a_sentence(capsys: pytest.Captur
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith("litmus: ") and sentence in error
+
+
+def test_a_link_to_itself_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert main([str(tmp_path / "loop")]) == 2
+    assert f"model.path: {tmp_path}/loop is neither a folder with a config.json nor a GGUF file" in capsys.readouterr().err
 
 
 def test_the_estimate_is_what_a_process_then_has_resident(tmp_path: Path) -> None:

@@ -50,11 +50,11 @@ def test_the_context_is_the_models_own_or_what_memory_holds(tiny_folder: Path, m
         created(1, slots=2)
     with pytest.raises(SetupError, match="1 slots do not fit"):
         created(-1)
-    assert created(1) == (1, 64, 1, "64 (the model itself could hold 128, the memory does not)")
-    assert created(1, context=64) == (1, 64, 1, "64 (the model itself could hold 128, by the setting model.context)")
+    assert created(1) == (1, 64, 1, "64 (by the memory that is free; the model itself could hold 128)")
+    assert created(1, context=64) == (1, 64, 1, "64 (by the setting model.context; the model itself could hold 128)")
     with pytest.raises(SetupError, match=r"a context of 128 tokens does not fit cpu: .*lower --model.context, or leave it out"):
         created(1, context=128)
-    assert created(3, cache_tokens=100)[1::2] == (100, "100 (the model itself could hold 128, by the setting model.cache_tokens)")
+    assert created(3, cache_tokens=100)[1::2] == (100, "100 (by the setting model.cache_tokens; the model itself could hold 128)")
 
 
 def test_a_cache_in_tokens_is_shared_by_the_slots_and_bounds_the_context(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

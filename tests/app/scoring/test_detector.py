@@ -9,7 +9,7 @@ from app.engine.facts import Facts
 from app.errors import InvalidRequest, SetupError
 from app.scoring.calibration import CALIBRATION_FILE, Calibration, ModelIdentity, save
 from app.scoring.combined import CombinedModel, Question, Term
-from app.scoring.detector import NO_CALIBRATION, ScoreOptions, detector_of
+from app.scoring.detector import NO_CALIBRATION, ScoreOptions, check_named, detector_of
 from app.scoring.thresholds import Bucket, MethodCalibration, Threshold
 from app.settings import ModelSettings
 from app.tokenizer import Tokenizer
@@ -45,12 +45,22 @@ def test_the_calibration_beside_the_model_is_used(settings: ModelSettings) -> No
     assert (choice.calibration, choice.methods, choice.reason) == (calibration(), {"binoculars"}, None)
 
 
-def test_the_calibration_that_the_settings_name_comes_first(settings: ModelSettings, tmp_path: Path) -> None:
+def test_the_calibration_that_the_settings_name_is_used_alone(settings: ModelSettings, tmp_path: Path) -> None:
     save(calibration(), Path(settings.path) / CALIBRATION_FILE)
     save(calibration().model_copy(update={"source": "configured"}), tmp_path / "configured.json")
     configured = settings.model_copy(update={"calibration": str(tmp_path / "configured.json")})
     choice = detector_of(configured).choose(["binoculars"], FACTS)
     assert choice.calibration is not None and choice.calibration.source == "configured"
+    check_named(configured, FACTS)
+    check_named(settings, replace(FACTS, revision="new"))  # that beside the model was not named
+    for changes, reason in ({"observer": "x"}, "observer x, but o"), ({"performer": "x", "observer": "o"}, "performer x, but p"):
+        save(calibration(**changes), tmp_path / "configured.json")
+        choice = detector_of(configured).choose(["binoculars"], FACTS)
+        assert choice.calibration is None and reason in (choice.reason or "")
+    with pytest.raises(SetupError, match=r"model\.calibration: .*configured\.json does not apply: .* performer x, but p is served"):
+        check_named(configured, FACTS)
+    save(calibration(observer="x"), tmp_path / "configured.json")
+    check_named(configured, FACTS)  # log_rank needs no observer
     with pytest.raises(SetupError, match=r"gone\.json"):
         detector_of(settings.model_copy(update={"calibration": str(tmp_path / "gone.json")}))
 

@@ -89,6 +89,7 @@ def test_a_line_without_the_field_is_a_document_without_text(tmp_path: Path) -> 
         ("a.jsonl", b"{", "line 1: not JSON"),
         ("a.txt", b"\xff", "how it is encoded cannot be told"),
         ("a.csv", b"id,essay\n1,x\n", r"a.csv: no column 'text'; name the column with --text \(it has id, essay\)"),
+        ("a.csv", b"text,text\none,two\n", "a.csv, 2 columns are named text; give all but one of them other names"),
         ("a.csv", b'text\none\n"two\nthree\n', "a.csv, line 3: a quotation mark opens a cell and none closes it"),
         ("a.parquet", b"no", "cannot be read"),
         ("gone.txt", None, "gone.txt does not exist"),

@@ -42,6 +42,7 @@ def test_lines_without_a_group_are_their_own_group(tmp_path):
         ("a.jsonl", b'{"text": 3}', "a.jsonl:1: no field 'text' with a text"),
         ("a.csv", b"body\nx\n", "a.csv:2: no field 'text'"),
         ("a.csv", b"text,domain\none, two,x\n", "a.csv:2: it has 3 cells, the first line has 2"),
+        ("a.csv", b"text,domain,text\na,b,c\n", "a.csv, 2 columns are named text; give all but one"),
         ("a.csv", b'text\na\n"b\nc\n', "a.csv, line 3: a quotation mark opens a cell and none closes it"),
         ("a.txt", b"\xff\xff", "cannot be read: how it is encoded cannot be told"),
         ("a.txt", b"\0a", "cannot be read: it holds no plain text"),

@@ -9,6 +9,7 @@ from app.ledger.recipe import Run
 from app.tuning import examine as module
 from app.tuning.examine import examine
 
+LONG = {"text": "secret" * 40}
 USER = {"role": "user", "content": "secret"}
 WRONG = {
     "not json": ("{secret", "the line is not JSON"),
@@ -22,7 +23,7 @@ WRONG = {
     "weight true": (talk("secret", "a", weight=True), "messages.1.weight must be 0 or 1"),
     "weight of a user": ({"messages": [{**USER, "weight": 1}]}, "messages.0.weight is only for messages of the assistant"),
     "all weights 0": (talk("secret", "a", weight=0), "has weight 0, so there is nothing to learn"),
-    "too long": ({"text": "secret" * 40}, "it has 241 tokens, more than the 128"),
+    "too long": (LONG, "it has 241 tokens, more than the 128"),
     "half a pair": ({"prompt": "secret"}, "'completion' is missing"),
     "empty text": ({"text": ""}, "'text' is empty"),
     "a surrogate": ('{"text": "secret \\ud800"}', "lone surrogate"),
@@ -54,6 +55,16 @@ def test_a_wrong_line_is_told_with_its_number_and_its_reason(name: str, tmp_path
     assert (failure["code"], failure["param"]) == ("invalid_training_file", "training_file")
     assert failure["message"].startswith("1 line is wrong in the training file; line 3: ")
     assert "secret" not in event["message"] or name == "unknown key"
+
+
+def test_a_line_that_is_too_long_by_a_setting_names_it(tmp_path: Path, tiny_folder: Path) -> None:
+    for context, reason in (
+        (64, "more than the 64 that the setting model.context allows; divide it"),
+        (512, "more than the 128 that the model"),
+    ):
+        limited, told = recipe(tiny_folder).model_copy(update={"context": context}), Told()
+        run = Run(recipe=limited, training_file=jsonl(tmp_path / "t.jsonl", LONG), validation_file=None, threads=1)
+        assert not examine(run, tmp_path, told) and reason in told.of("event")[0]["message"]
 
 
 def test_a_file_without_lines_and_a_wrong_validation_file_are_refused(tmp_path: Path, tiny_folder: Path) -> None:

@@ -105,6 +105,10 @@ def test_a_text_longer_than_the_window_is_refused_with_the_numbers(served: Any, 
     assert "at most 64 of a text" in message
     served.router.append([Ready(psutil.Process().pid, 0, replace(FACTS, context=100)), "OK"])
     assert "at most 64 (the setting model.text_window) of a text" in refused(served, input=sent)[3]
+    for setting, limit in ("model.context", "the setting model.context"), (None, "the memory that is free"):
+        facts = replace(FACTS, largest_context=100, context_setting=setting)
+        served.router.append([Ready(psutil.Process().pid, 0, facts), "OK"])
+        assert f"at most 64 ({limit}) of a text" in refused(served, input=sent)[3]
     assert not served.engine.submitted
 
 

@@ -94,6 +94,7 @@ def test_text_in_the_encodings_that_people_have(data: bytes, text: str, note: st
         ("none", b"x", ".txt, .md, .pdf, .docx, .csv, .jsonl"),
         ("a.csv", b"id,words\n1,x\n", "No column is named text (its columns: id, words)"),
         ("a.csv", b"text\n", "no row with a text"),
+        ("a.csv", b"Text,Text\none,two\n", "2 columns are named Text; give all but one of them other names."),
         ("a.csv", b'text\n"never closed', "Line 2: a quotation mark opens a cell and none closes it."),
         ("a.jsonl", b"\n\n", "empty"),
     ],
