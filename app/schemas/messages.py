@@ -160,7 +160,28 @@ class NamedTool(Wire):
     function: NamedFunction
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+class AllowedTools(Wire):
+    mode: Literal["auto", "required"] = Field(description="required: at least one of them is called")
+    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS, description="by their names; the model is told of the others, too")
+
+
+class AllowedToolChoice(Wire):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def choice_tag(choice: object) -> str:
+    if isinstance(choice, str):
+        return "[word]"
+    return "[allowed]" if kind_of(choice) == "allowed_tools" else "[function]"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("[word]")]
+    | Annotated[NamedTool, Tag("[function]")]
+    | Annotated[AllowedToolChoice, Tag("[allowed]")],
+    Discriminator(choice_tag),
+]
 
 
 class NamedSchema(Wire):

@@ -149,6 +149,14 @@ def test_forms_and_tools_reach_the_engine_as_in_a_chat(tooled: Any) -> None:
             },
         )
     )
+    allowed = {"mode": "auto", "tools": [{"type": "function", "name": "sing"}]}
+    in_chat = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "sing"}}]}
+    pairs.append(
+        (
+            {"tools": [RING, SING], "tool_choice": {"type": "allowed_tools", **allowed}},
+            {"tools": functions, "tool_choice": {"type": "allowed_tools", "allowed_tools": in_chat}},
+        )
+    )
     for fields, chat in pairs:
         body = ask(tooled, **fields).json()
         Response.model_validate(body)
