@@ -1,5 +1,6 @@
 """The parts of a chat request: messages, tools, tool calls and the response format."""
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
@@ -57,10 +58,23 @@ class Prediction(Wire):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+def _as_text(arguments: object) -> object:
+    """Some clients keep the arguments parsed, or null where there are none."""
+    if arguments is None:
+        return "{}"
+    try:
+        return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments
+    except RecursionError as error:
+        raise ValueError("the object is nested too deep") from error
+
+
+Arguments = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | dict[str, JsonValue] | None)]
+
+
 class FunctionCall(Wire):
     name: Name
-    arguments: str = Field(
-        description="a JSON object, as a string; an empty string is an object without properties, one that breaks off is closed"
+    arguments: Arguments = Field(
+        description="a JSON object, as a string or as it is; null or an empty string has no properties, one that breaks off is closed"
     )
 
 
