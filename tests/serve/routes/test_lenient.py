@@ -103,6 +103,8 @@ def test_a_name_reaches_the_header_as_a_name_and_no_log(served: Any, caplog: pyt
         {"audio": None, "prediction": None},
         {"top_p": 0},
         {"seed": 1.0, "max_tokens": 2.0, "n": 1.0, "top_logprobs": 2.0, "logprobs": True},
+        {"top_logprobs": 0},
+        {"top_logprobs": 0, "logprobs": False},
         {"skip_special_tokens": True, "length_penalty": 1.0, "typical_p": 1.0},
     ],
 )
