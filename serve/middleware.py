@@ -22,7 +22,8 @@ from starlette.types import Message as ASGIMessage
 from app.errors import InvalidRequest, LitmusError, NotFound
 from serve.admission.headers import security_headers
 from serve.body import RequestBody
-from serve.observe.record import REQUEST_ID, current_record
+from serve.observe.middleware import id_headers
+from serve.observe.record import current_id
 from serve.wire.errors import ErrorJSON, error_body, error_response
 from serve.wire.invalid import invalid_request_of
 
@@ -101,7 +102,7 @@ def install(
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],  # clients add headers of their own; the list of origins is what protects
-            expose_headers=["Retry-After", "X-Litmus-Ignored", "X-Request-Id", *RATE_HEADERS],
+            expose_headers=["Retry-After", "X-Litmus-Ignored", "X-Request-Id", "Request-Id", *RATE_HEADERS],
         )
 
     describe: Callable[[], dict[str, Any]] = app.openapi
@@ -127,7 +128,7 @@ def install(
             return error_response(not_found, request.url.path)
         invalid = InvalidRequest(_http_message(request, error), code="bad_request")
         headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
-        return ErrorJSON(error_body(invalid, request.url.path), error.status_code, headers)
+        return ErrorJSON(error_body(invalid, request.url.path, current_id()), error.status_code, headers)
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -135,8 +136,8 @@ def install(
         response = error_response(LitmusError("the server failed on this request; its log says why"), request.url.path)
         response.headers.update(security_headers(request.url.path))  # no middleware sees this answer
         response.headers["Connection"] = "close"  # makes uvicorn close the connection
-        if (record := current_record()) is not None:
-            response.headers[REQUEST_ID.decode()] = record.id  # this answer does not pass the middleware that adds it
+        if (id := current_id()) is not None:  # this answer does not pass the middleware that adds it
+            response.headers.update({name.decode(): value.decode() for name, value in id_headers(id, request.scope)})
         return response
 
 

@@ -28,6 +28,10 @@ ANY_NAME: tuple[Schema, ...] = ({}, {"type": "string"})  # values of propertyNam
 SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose value is an object of schemas
 SCHEMA_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf", "items")  # keywords whose value is (or may be) a list of schemas
 SCHEMA_VALUES = ("items", "additionalItems", "additionalProperties")  # keywords whose value is (or may be) one schema
+DAYS, TIME = "[0-9]{1,6}D", "T([0-9]{1,6}H([0-9]{1,6}M([0-9]{1,8}S)?)?|[0-9]{1,6}M([0-9]{1,8}S)?|[0-9]{1,8}S)"
+MONTHS = f"[0-9]{{1,6}}M({DAYS})?"
+# RFC 3339's form, with digits that pydantic's timedelta can hold: its days are below 10^9, the seconds of its time below 2^32.
+DURATION = f"^P(([0-9]{{1,6}}Y({MONTHS})?|{MONTHS}|{DAYS})({TIME})?|{TIME}|[0-9]{{1,6}}W)$"
 COMBINING = ("allOf", "$ref", "anyOf", "oneOf")  # llguidance intersects these with the keywords beside them
 
 
@@ -36,7 +40,15 @@ def json_grammar(schema: Schema | None) -> str:
 
 
 def schema_term(schema: Schema) -> str:
-    return "%json " + json.dumps({**with_closed_objects(simplified(schema)), "x-guidance": JSON_OPTIONS})
+    bounded = mapped(with_closed_objects(simplified(schema)), lambda _, inner: _bounded(inner))
+    return "%json " + json.dumps({**bounded, "x-guidance": JSON_OPTIONS})
+
+
+def _bounded(schema: Schema) -> Schema:
+    """A weak model may write digits for ever, as in numbers."""
+    if schema.get("format") != "duration" or not {"pattern", "enum", "const"}.isdisjoint(schema):
+        return schema
+    return {**{key: value for key, value in schema.items() if key != "format"}, "pattern": DURATION}
 
 
 def simplified(schema: Schema) -> Schema:

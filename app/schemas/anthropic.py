@@ -246,3 +246,4 @@ class MessagesErrorBody(Wire):
 class MessagesErrorResponse(Wire):
     type: Literal["error"] = "error"
     error: MessagesErrorBody
+    request_id: str | None = Field(None, description="the same as the headers X-Request-Id and request-id")

@@ -189,7 +189,9 @@ class ChatRequest(AnswerFields, ThoughtFields, FormFields):
         None, ge=0, le=20, description="also return this many most likely tokens at each position; needs logprobs: true"
     )
     tools: list[Annotated[Tool, COUNTED]] | None = Field(None, max_length=MAX_TOOLS, description="functions that the model may call")
-    tool_choice: ToolChoice | None = Field(None, description="auto, none, required, or the one function to call; auto when left out")
+    tool_choice: ToolChoice | None = Field(
+        None, description="auto, none, required, the one function to call, or those that may be called; auto when left out"
+    )
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     metadata: Metadata | None = Field(None, description="returned with the answer, for your own records")
     prediction: Prediction | None = Field(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
-from app.schemas.messages import MAX_NAME_CHARS, MAX_PARTS, Name
+from app.schemas.messages import MAX_NAME_CHARS, MAX_PARTS, Arguments, Name
 from app.schemas.wire import COUNTED, Wire, kind_of
 
 PARTS = ("input_text", "output_text", "text")
@@ -75,7 +75,7 @@ class FunctionCallItem(InputItem):
     call_id: CallId
     name: Name
     namespace: Name | None = Field(None, description="that the function is in")
-    arguments: str = Field(description="a JSON object, as a string; an empty string is an object without properties")
+    arguments: Arguments = Field(description="a JSON object, as a string or as it is; null or an empty string is one without properties")
 
     @model_validator(mode="after")
     def _fits(self) -> "FunctionCallItem":

@@ -1,5 +1,6 @@
 """The parts of a chat request: messages, tools, tool calls and the response format."""
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
@@ -63,10 +64,23 @@ class Prediction(Wire):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+def _as_text(arguments: object) -> object:
+    """Some clients keep the arguments parsed, or null where there are none."""
+    if arguments is None:
+        return "{}"
+    try:
+        return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments
+    except RecursionError as error:
+        raise ValueError("the object is nested too deep") from error
+
+
+Arguments = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | dict[str, JsonValue] | None)]
+
+
 class FunctionCall(Wire):
     name: Name
-    arguments: str = Field(
-        description="a JSON object, as a string; an empty string is an object without properties, one that breaks off is closed"
+    arguments: Arguments = Field(
+        description="a JSON object, as a string or as it is; null or an empty string has no properties, one that breaks off is closed"
     )
 
 
@@ -166,7 +180,30 @@ class NamedTool(Wire):
     function: NamedFunction
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+class AllowedTools(Wire):
+    mode: Literal["auto", "required"] = Field(description="required: at least one of them is called")
+    tools: list[Annotated[NamedTool, COUNTED]] = Field(
+        min_length=1, max_length=MAX_TOOLS, description="by their names; the model is told of the others, too"
+    )
+
+
+class AllowedToolChoice(Wire):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def choice_tag(choice: object) -> str:
+    if isinstance(choice, str):
+        return "[word]"
+    return "[allowed]" if kind_of(choice) == "allowed_tools" else "[function]"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("[word]")]
+    | Annotated[NamedTool, Tag("[function]")]
+    | Annotated[AllowedToolChoice, Tag("[allowed]")],
+    Discriminator(choice_tag),
+]
 
 
 class NamedSchema(Wire):

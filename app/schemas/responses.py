@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, mod
 
 from app.schemas.generation import PLACE, THIEF_SCHEMA, SamplingFields, StreamOptions
 from app.schemas.items import Item, full_name
-from app.schemas.messages import MAX_TOOLS, Function, Metadata, Name, Schema
+from app.schemas.messages import MAX_TOOLS, Function, Metadata, Name, Schema, choice_tag
 from app.schemas.thought import Reasoning
 from app.schemas.wire import COUNTED, Int, OnlyFalse, OnlyTrue, Wire, kind_of
 
@@ -41,10 +41,6 @@ def _tool_tag(tool: object) -> str:
 def _inner_tag(tool: object) -> str:
     kind = kind_of(tool)
     return "[hosted]" if kind is not None and kind != "function" else "[function]"
-
-
-def _choice_tag(choice: object) -> str:
-    return "[word]" if isinstance(choice, str) else "[function]"
 
 
 def _format_tag(format: object) -> str:
@@ -99,9 +95,19 @@ class NamedFunctionTool(Wire):
     name: Name
 
 
+class AllowedFunctionTools(Wire):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"] = Field(description="required: at least one of them is called")
+    tools: list[Annotated[NamedFunctionTool, COUNTED]] = Field(
+        min_length=1, max_length=MAX_TOOLS, description="by their names; the model is told of the others, too"
+    )
+
+
 ResponsesToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("[word]")] | Annotated[NamedFunctionTool, Tag("[function]")],
-    Discriminator(_choice_tag),
+    Annotated[Literal["none", "auto", "required"], Tag("[word]")]
+    | Annotated[NamedFunctionTool, Tag("[function]")]
+    | Annotated[AllowedFunctionTools, Tag("[allowed]")],
+    Discriminator(choice_tag),
 ]
 
 
@@ -157,7 +163,9 @@ class ResponsesRequest(SamplingFields):
         description="functions that the model may call, also in namespaces; tools of other types are left out, and named",
     )
     tool_choice: ResponsesToolChoice | None = Field(
-        None, description="auto, none, required, or the one function to call, one of a namespace as `namespace__name`; auto when left out"
+        None,
+        description="auto, none, required, the one function to call, or those that may be called, one of a namespace as `namespace__name`; "
+        "auto when left out",
     )
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may contain several tool calls; true when left out")
     include: list[Included] | None = Field(

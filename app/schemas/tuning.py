@@ -82,7 +82,9 @@ class JobRequest(Wire):
     suffix: Suffix | None = Field(None, description="part of the result's name")
     seed: Int | None = Field(None, ge=0, le=MAX_SEED, description="of order, dropout and the adapter's first weights; random if left out")
     metadata: Metadata | None = None
-    integrations: None | Annotated[list[Any], Field(max_length=0)] = Field(None, description="none are supported")
+    integrations: Annotated[None | Annotated[list[Any], Field(max_length=0)], _right("left out: integrations are not supported")] = Field(
+        None, description="none are supported"
+    )
 
     @property
     def asked(self) -> Hyperparameters:

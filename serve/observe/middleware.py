@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.observe.observer import Observer
 from serve.observe.record import CLIENT_LEFT, METHODS, RECORD, REQUEST_ID, RequestRecord, current_record, request_id
+from serve.wire.errors import is_messages
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ DEFAULT_CODES = {
     413: "body_too_large",
     429: "rate_limited",
 }
+ANTHROPIC_ID, ANTHROPIC_VERSION = b"request-id", b"anthropic-version"  # the first is X-Request-Id as Anthropic's clients read it
 CLIENT_CLOSED = 499  # nginx's status of a request whose client left before the answer began
 
 
@@ -54,7 +56,7 @@ class Observe:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (REQUEST_ID, record.id.encode())]
+                message["headers"] = [*message.get("headers", ()), *id_headers(record.id, scope)]
             await send(message)
 
         try:
@@ -80,6 +82,12 @@ class Observe:
             quiet = record.route == READY or (record.route.startswith(QUIET) and record.status < 400)
             level = logging.DEBUG if quiet else logging.INFO
             log.log(level, "request", extra={"fields": fields_of(record, seconds)})
+
+
+def id_headers(id: str, scope: Scope) -> list[tuple[bytes, bytes]]:
+    """What tells the client the id of its request, by the names that it may look for."""
+    is_anthropic = is_messages(scope["path"]) or any(name == ANTHROPIC_VERSION for name, _ in scope["headers"])
+    return [(name, id.encode()) for name in (REQUEST_ID, *([ANTHROPIC_ID] if is_anthropic else []))]
 
 
 def fields_of(record: RequestRecord, seconds: float) -> dict[str, object]:

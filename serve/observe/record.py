@@ -38,6 +38,12 @@ def current_record() -> RequestRecord | None:
     return RECORD.get()
 
 
+def current_id() -> str | None:
+    """The id of the request that is being served."""
+    record = RECORD.get()
+    return None if record is None else record.id
+
+
 def request_id(headers: list[tuple[bytes, bytes]]) -> str:
     """The client's `X-Request-Id` if it is printable ASCII of up to 128 characters; otherwise a new id."""
     sent = next((value for name, value in headers if name == REQUEST_ID), b"")

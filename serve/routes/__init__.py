@@ -45,7 +45,7 @@ def create_routes(
     """
     service = Service(router, tokenizers, ThreadPoolExecutor(2, "texts"), banned_users)
     routes = APIRouter(route_class=route_class(strict, router if isinstance(router, Gateway) else None, service))
-    add_state(routes, router, started, detectors)
+    add_state(routes, router, started, detectors, tokenizers)
     add_metrics(routes, router)
     add_overview(routes, router, started)
     add_tokens(routes, service)

@@ -114,14 +114,14 @@ def _left_out(request: Request) -> list[str]:
 
 def _tell(response: Response, names: Sequence[str]) -> None:
     if names:
-        response.headers[HEADER] = _header(names)
+        response.headers[HEADER] = header_of(names)
         note_ignored(len(names))
 
 
-def _header(names: Sequence[str]) -> str:
+def header_of(names: Sequence[str]) -> str:
     """Names as one line of ASCII."""
     different = [*dict.fromkeys(names)]
-    line = ", ".join(quote(name[:MAX_NAME_CHARS], safe="._-[]$") for name in different[:MAX_NAMED])
+    line = ", ".join(quote(name[:MAX_NAME_CHARS], safe="._-[]$", errors="backslashreplace") for name in different[:MAX_NAMED])
     if len(line) > MAX_HEADER_CHARS:
         return line[:MAX_HEADER_CHARS].rpartition(", ")[0] + ", ..."
     return line if len(different) <= MAX_NAMED else line + ", ..."

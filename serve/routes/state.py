@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute, iter_route_contexts
 
@@ -27,9 +27,12 @@ from app.schemas import (
     Version,
     WeightsCard,
 )
+from app.schemas.modelinfo import ModelInfo, ModelInfoList
 from app.scoring.detector import UNCALIBRATED, Detector
+from app.tokenizer import Tokenizer
 from serve.routes.overview import slot_state, waiting_state
 from serve.upstream.cards import Cards, rfc3339
+from serve.wire.modelinfo import info_of, list_of
 from serve.workers.progress import progress_of
 from serve.workers.router import Router
 
@@ -51,10 +54,19 @@ ERROR_RESPONSES_NO_USER = {status: response for status, response in ERROR_RESPON
 SLOTS_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 404, 503)}
 
 
-def add_state(routes: APIRouter, router: Router, started: int, detectors: Mapping[str, Detector]) -> None:
+AnthropicVersion = Annotated[str | None, Header(description="sent by Anthropic's clients; the answer then has the form that they read")]
+
+
+def add_state(
+    routes: APIRouter, router: Router, started: int, detectors: Mapping[str, Detector], tokenizers: Mapping[str, Tokenizer]
+) -> None:
     def card(facts: Facts, default: str) -> ModelCard:
         status, methods = router.statuses[facts.parent or facts.name], detectors.get(facts.name, UNCALIBRATED).methods(facts)
         return card_of(facts, started, default, methods).model_copy(update={"status": status})
+
+    def info(card: ModelCard) -> ModelInfo:
+        tokenizer = tokenizers.get(card.parent or card.root or card.id)
+        return info_of(card, None if tokenizer is None else tokenizer.chat)
 
     cards = Cards(router, started, card)
 
@@ -73,20 +85,24 @@ def add_state(routes: APIRouter, router: Router, started: int, detectors: Mappin
         return slots_of(await router.report(model, replica), router.facts(model))
 
     @routes.get("/v1/models", tags=["models"], summary="What is served, and how", responses={503: ERROR_RESPONSES[503]})
-    async def models() -> ModelList:
-        """The served models, the default one first.
+    async def models(anthropic_version: AnthropicVersion = None) -> ModelList | ModelInfoList:
+        """The served models, the default one first; in Anthropic's form for a client that names its version.
 
         A field of a request that this server does not know, or its model has no use for, is left out, and named in the header
         `X-Litmus-Ignored` of the response; the setting `server.strict` refuses it. Any other field that would change the answer and cannot
         be served is always a 400.
         """
-        return ModelList(data=cards.all())
+        found = cards.all()
+        return ModelList(data=found) if anthropic_version is None else list_of([info(card) for card in found])
 
     @routes.get(
         "/v1/models/{name:path}", tags=["models"], summary="One model", responses={404: ERROR_RESPONSES[404], 503: ERROR_RESPONSES[503]}
     )
-    async def model(name: Annotated[str, Path(examples=["storyteller"])]) -> ModelCard:
-        return cards.one(name)
+    async def model(
+        name: Annotated[str, Path(examples=["storyteller"])], anthropic_version: AnthropicVersion = None
+    ) -> ModelCard | ModelInfo:
+        found = cards.one(name)
+        return found if anthropic_version is None else info(found)
 
 
 def _add_entries(routes: APIRouter) -> None:

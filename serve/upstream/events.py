@@ -6,6 +6,7 @@ Fed with bytes as they arrive. Knows no connection.
 from typing import Any
 
 from app.errors import LitmusError, UpstreamFailed
+from serve.observe.record import current_id
 from serve.upstream.answer import NO_CHOICES, Naming, choices_of, count, dump, has_text, load
 from serve.upstream.errors import error_in, stream_error
 from serve.upstream.meter import Meter
@@ -105,7 +106,7 @@ class Events:
     def fail(self, error: LitmusError) -> list[bytes]:
         """The error in the form of the route, and the end."""
         if self._wire.path == MESSAGES:
-            return [b"event: error\ndata: " + dump(error_body(error, MESSAGES)) + b"\n\n"]
+            return [b"event: error\ndata: " + dump(error_body(error, MESSAGES, current_id())) + b"\n\n"]
         if self._wire.last:
             return self._fail_response(error)
         return [b"data: " + dump(error.envelope()) + b"\n\n", *self.finish()]

@@ -45,7 +45,7 @@ class Gateway(Router):
         self.upstreams.fail_all(error)
 
     def pool(self, model: object) -> Pool | None:
-        """The upstreams of that model, of the default one for None; None for a model that is loaded here."""
+        """The upstreams of that model, of the default one for None or ""; None for a model that is loaded here."""
         return self.upstreams.pool(self.name_of(model)) if model is None or isinstance(model, str) else None
 
     def fleet(self, model: str | None) -> Fleet:

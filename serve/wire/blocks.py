@@ -13,6 +13,7 @@ from app.forms.parser import ArgumentsDelta, ToolCallStart
 from app.schemas import FinishReason, MessagesResponse
 from app.schemas.anthropic import MessagesUsage, StopReason
 from app.schemas.blocks import AnswerText, AnswerThinking, AnswerToolUse
+from serve.observe.record import current_id
 from serve.wire.answers import Answer
 from serve.wire.choice import Choice, ChoiceDelta, PartialCall
 from serve.wire.errors import messages_error
@@ -128,7 +129,7 @@ async def messages_stream(answer: Answer, events: AsyncIterable[Event]) -> Async
         yield event("message_delta", delta=_stop(choice), usage=_usage(answer).model_dump())
         yield event("message_stop")
     except LitmusError as error:
-        yield f"event: error\n{sse(messages_error(error))}"
+        yield f"event: error\n{sse(messages_error(error, current_id()))}"
 
 
 def _message_start(answer: Answer) -> str:

@@ -84,7 +84,9 @@ def _said_by_effort(body: ChatRequest, chat: ChatTemplate) -> Iterator[Said]:
 
 
 def _said_by_name(body: ChatRequest, chat: ChatTemplate) -> Iterator[Said]:
-    asked = {f"chat_template_kwargs.{name}": (name, value) for name, value in (body.chat_template_kwargs or {}).items()}
+    variables = body.chat_template_kwargs or {}
+    check_unicode(json.dumps(variables, ensure_ascii=False), "chat_template_kwargs")
+    asked = {f"chat_template_kwargs.{name}": (name, value) for name, value in variables.items()}
     if body.reasoning is not None and body.reasoning.enabled:
         asked["reasoning.enabled"] = "enable_thinking", True
     for param, (name, value) in asked.items():

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from fastapi.responses import JSONResponse
 
 from app.errors import LitmusError
-from serve.observe.record import note_error
+from serve.observe.record import current_id, note_error
 
 MESSAGES = "/v1/messages"
 MESSAGES_TYPES = {
@@ -21,13 +21,17 @@ MESSAGES_TYPES = {
 }
 
 
-def error_body(error: LitmusError, path: str) -> dict[str, object]:
-    return messages_error(error) if path == MESSAGES or path.startswith(f"{MESSAGES}/") else {**error.envelope()}
+def is_messages(path: str) -> bool:
+    return path == MESSAGES or path.startswith(f"{MESSAGES}/")
 
 
-def messages_error(error: LitmusError) -> dict[str, object]:
+def error_body(error: LitmusError, path: str, request_id: str | None = None) -> dict[str, object]:
+    return messages_error(error, request_id) if is_messages(path) else {**error.envelope()}
+
+
+def messages_error(error: LitmusError, request_id: str | None) -> dict[str, object]:
     kind = MESSAGES_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
 
 
 class ErrorJSON(JSONResponse):
@@ -41,4 +45,4 @@ def error_response(error: LitmusError, path: str, headers: Mapping[str, str] = M
     """`path` is that of the request: clients of different routes read errors in different forms."""
     note_error(error.code)
     retry = {"Retry-After": "1"} if error.status in {429, 503} else {}
-    return ErrorJSON(error_body(error, path), error.status, {**retry, **headers})
+    return ErrorJSON(error_body(error, path, current_id()), error.status, {**retry, **headers})

@@ -72,4 +72,4 @@ def _path(loc: Sequence[str | int]) -> Path:
 
 def _is_union_member(part: str) -> bool:
     """Whether a part of pydantic's error path names a member of a union (`str`, `list[TextPart]`), not a field."""
-    return part in {"str", "int", "NamedTool"} or not part.replace("_", "").isalnum()
+    return part in {"str", "int"} or not part.replace("_", "").isalnum()

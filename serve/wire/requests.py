@@ -63,7 +63,7 @@ class AnswerOptions:
 
 def chat_options(body: ChatRequest, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> AnswerOptions:
     """Raises `InvalidRequest`. `prompt` are the token ids of the conversation."""
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     structured = structured_output_of(body, tokenizer, thought_of(tokenizer, prompt))
     if structured.thought_limit is not None and body.allowed_token_ids:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from app.errors import InvalidRequest
 from app.schemas import ChatRequest, FunctionCall, Message, NamedTool, ResponseFormat, SamplingFields, Tool, ToolCall, ToolChoice
 from app.schemas.items import FunctionCallItem, FunctionCallOutput, InputMessage, Item, ReasoningItem, full_name, text_of
-from app.schemas.messages import MAX_TOOLS, NamedFunction, NamedSchema
-from app.schemas.responses import LOGPROBS, NamedFunctionTool, ResponsesRequest, SchemaFormat
+from app.schemas.messages import MAX_TOOLS, AllowedToolChoice, AllowedTools, NamedFunction, NamedSchema
+from app.schemas.responses import LOGPROBS, AllowedFunctionTools, NamedFunctionTool, ResponsesRequest, SchemaFormat
 from app.schemas.thought import Reasoning
 from serve.wire.ignored import ignore
 from serve.wire.namespaces import functions_of, hosted_of
@@ -24,6 +24,7 @@ NO_BACKGROUND = "background: the answer is computed while its client waits; leav
 NOT_RUN = "only tools of type 'function', also in namespaces, are served"
 # Names of a chat in the messages of its errors, and the same fields of a response.
 RENAMED = (
+    (re.compile(r"\btool_choice\.allowed_tools\.tools\.(\d+)\.function\b"), r"tool_choice.tools.\1"),
     (re.compile(r"\btool_choice\.function\b"), "tool_choice"),
     (re.compile(r"\bresponse_format(\.json_schema)?\b"), "text.format"),
     (re.compile(r"\bmax_tokens\b"), "max_output_tokens"),
@@ -176,5 +177,12 @@ def _response_format(body: ResponsesRequest) -> ResponseFormat | None:
 def _tool_choice(body: ResponsesRequest) -> ToolChoice | None:
     choice = body.tool_choice
     if isinstance(choice, NamedFunctionTool):
-        return NamedTool(type="function", function=NamedFunction(name=choice.name))
+        return _named(choice)
+    if isinstance(choice, AllowedFunctionTools):
+        allowed = AllowedTools(mode=choice.mode, tools=[_named(tool) for tool in choice.tools])
+        return AllowedToolChoice(type="allowed_tools", allowed_tools=allowed)
     return choice
+
+
+def _named(tool: NamedFunctionTool) -> NamedTool:
+    return NamedTool(type="function", function=NamedFunction(name=tool.name))

@@ -12,7 +12,7 @@ from app.forms.parser import ToolCallParser
 from app.forms.splitter import Splitter
 from app.forms.tools import Calls, ToolFormat, ToolsUnsupported
 from app.schemas import ChatRequest, CompletionRequest, NamedTool, Tool
-from app.schemas.messages import Schema
+from app.schemas.messages import AllowedToolChoice, Schema
 from app.tokenizer import Tokenizer
 from serve.wire.forms import Form, check_fields, form_of
 from serve.wire.signatures import signatures_of
@@ -75,35 +75,46 @@ def _tool_call_output(
     format = tokenizer.chat.tool_format
     if isinstance(format, ToolsUnsupported):
         raise InvalidRequest(f"tools: {format.reason}", param="tools", code="unsupported_parameter")
-    choice = body.tool_choice or "auto"
+    mode, allowed = _choice_of(body)
     if form is not None and not form.is_json:
         raise InvalidRequest(
             f"{form.field} cannot be combined with tools, unless tool_choice is none or the form is JSON", param=form.field
         )
-    if form is not None and choice == "auto" and format.begins_like_json:
+    if form is not None and mode == "auto" and format.begins_like_json:
         message = (
             f"{form.field} cannot be combined with tools here, unless tool_choice is none: this model writes calls that begin like JSON"
         )
         raise InvalidRequest(message, param=form.field)
-    name = choice.function.name if isinstance(choice, NamedTool) else None
-    functions = {place: tool.function for place, tool in enumerate(tools) if name in {None, tool.function.name}}
+    functions = {place: tool.function for place, tool in enumerate(tools) if allowed is None or tool.function.name in allowed.values()}
     signatures = signatures_of(functions, format, None if form is None else form.schema)
-    must_call = choice != "auto"
-    parallel = body.parallel_tool_calls is not False and name is None  # a named function is called once
+    must_call = mode != "auto"
+    parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)  # a named function is called once
     calls = Calls(format, signatures.schemas, must_call, parallel, None if form is None else form.grammar)
     grammar = calls.grammar() if thought is None else thought.format.calls_grammar(calls, tokenizer.added_tokens, thought.place)
     or_form = form is not None and not must_call
     return StructuredOutput(grammar, format, must_call, or_form, signatures.schemas, left_out=signatures.left_out)
 
 
+def _choice_of(body: ChatRequest) -> tuple[str, dict[str, str] | None]:
+    """none, auto or required, and the names of the tools that may be called, by the paths of the fields that name them; None: all."""
+    choice = body.tool_choice or "auto"
+    if isinstance(choice, NamedTool):
+        return "required", {"tool_choice.function.name": choice.function.name}
+    if isinstance(choice, AllowedToolChoice):
+        path = "tool_choice.allowed_tools.tools"
+        named = enumerate(choice.allowed_tools.tools)
+        return choice.allowed_tools.mode, {f"{path}.{place}.function.name": tool.function.name for place, tool in named}
+    return choice, None
+
+
 def _check_tools(body: ChatRequest) -> None:
     names = [tool.function.name for tool in body.tools or ()]
-    if not body.tools and body.tool_choice not in {None, "none", "auto"}:
+    mode, allowed = _choice_of(body)
+    if not body.tools and (mode == "required" or allowed is not None):
         raise InvalidRequest("tool_choice needs tools", param="tool_choice")
     for index, name in enumerate(names):
         if name in names[:index]:
             raise InvalidRequest(f"two tools have the name '{name}'", param=f"tools.{index}.function.name")
-    if isinstance(body.tool_choice, NamedTool) and body.tool_choice.function.name not in names:
-        raise InvalidRequest(
-            f"tool_choice names '{body.tool_choice.function.name}', which is not one of the tools", param="tool_choice.function.name"
-        )
+    for param, name in (allowed or {}).items():
+        if name not in names:
+            raise InvalidRequest(f"tool_choice names '{name}', which is not one of the tools", param=param)

@@ -73,11 +73,12 @@ class Models:
         return self.fleet(name).facts_of(name if name in self.adapters else None)
 
     def name_of(self, model: str | None) -> str:
-        """The own name of a model or adapter by any of its names, that of the default model for None; a name that nobody has as it is.
+        """The own name of a model or adapter by any of its names, that of the default model for None or "", as some clients leave it out;
+        a name that nobody has as it is.
 
         A fine-tuned model that is gone is answered by no other one, whatever the aliases say.
         """
-        if model is None:
+        if not model:
             return self.default
         if model in self.statuses or model in self.adapters or model in self.absent:
             return model

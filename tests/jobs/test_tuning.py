@@ -224,7 +224,7 @@ def test_a_lost_workers_job_goes_to_another_one_when_its_lease_ends(hosted):
 REFUSED = {
     "dpo": ({"method": {"type": "dpo", "dpo": {}}}, "dpo is not supported"),
     "reinforcement": ({"method": {"type": "reinforcement"}}, "reinforcement is not supported"),
-    "wandb": ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
+    "wandb": ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations are not supported"),
     "suffix": ({"suffix": "my books"}, "'suffix': it must be 1 to 64 letters, digits, '.', '_' or '-', the first one a letter or a digit"),
     "epochs": ({"hyperparameters": {"n_epochs": 0}}, "'hyperparameters.n_epochs': it must be an integer from 1 to 50, or auto"),
     "many epochs": ({"hyperparameters": {"n_epochs": 1000}}, "it must be an integer from 1 to 50, or auto"),

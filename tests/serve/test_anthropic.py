@@ -52,6 +52,7 @@ def test_the_official_client_gets_the_chats_answer_whole_and_streamed(client: An
     )
     system = [{"type": "text", "text": "You tell tales.", "cache_control": {"type": "ephemeral"}}]
     whole = create(client, system=system)
+    assert str(whole._request_id).startswith("req-")
     assert [(block.type, block.text) for block in whole.content] == [("text", chat.choices[0].message.content)]
     read, final = stream(client, system=system)
     assert final.content[0].text == whole.content[0].text == "".join(event.text for event in read if event.type == "text")

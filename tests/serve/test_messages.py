@@ -264,7 +264,7 @@ def test_a_waiting_stream_hears_its_place_before_its_message_starts(served: Any)
 
 
 def test_a_failure_in_mid_stream_is_an_error_event(served: Any) -> None:
-    error = {"type": "error", "error": {"type": "api_error", "message": "poisoned"}}
+    error = {"type": "error", "error": {"type": "api_error", "message": "poisoned"}, "request_id": None}
     assert events(served, messages=[{"role": "user", "content": "~"}]) == [error]
     response = post(served, messages=[{"role": "user", "content": "~"}])
     assert (response.status_code, response.json()) == (500, error)

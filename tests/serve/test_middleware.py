@@ -58,8 +58,8 @@ def test_an_allowed_origin_reads_every_answer_and_another_origin_none(method: st
     allowed = client.request(method, path, content=body, headers={**headers, "Origin": PAGE})
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (status, PAGE)
     exposed = allowed.headers["access-control-expose-headers"].split(", ")
-    assert exposed[:3] == ["Retry-After", "X-Litmus-Ignored", "X-Request-Id"]
-    assert exposed[3:6] == ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]
+    assert exposed[:4] == ["Retry-After", "X-Litmus-Ignored", "X-Request-Id", "Request-Id"]
+    assert exposed[4:7] == ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]
     assert "access-control-allow-credentials" not in allowed.headers
     refused = client.request(method, path, content=body, headers={**headers, "Origin": OTHER})
     assert refused.status_code == status and "access-control-allow-origin" not in refused.headers

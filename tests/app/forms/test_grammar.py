@@ -1,12 +1,14 @@
 """JSON schemas as grammars: which answers they allow."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from pydantic import TypeAdapter
 
 from app.forms.grammar import Schema, json_grammar, schema_term, simplified, with_closed_objects
 from app.forms.trial import ByteVocabulary
@@ -33,6 +35,10 @@ def object_of(**properties: Any) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
+DURATIONS = [
+    f'"P{part}"'
+    for part in ("1Y", "1Y2M3D", "2M", "3DT4H5M6S", "T4H", "T5M6S", "T6S", "7W", "999999Y999999M999999DT999999H999999M99999999S")
+]
 NODE = {
     "$defs": {"node": {**object_of(next={"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]})}},
     "$ref": "#/$defs/node",
@@ -72,6 +78,8 @@ def test_no_white_space_beyond_what_json_dumps_writes(text: str) -> None:
         ({"type": "object", "additionalProperties": {"type": "integer"}}, ['{"x": 1}', "{}"], ['{"x": "1"}']),
         ({"type": "object", "patternProperties": {"^a": {}}, "additionalProperties": False}, ['{"ab": null}'], ['{"b": null}']),
         ({"type": "string", "format": "date"}, ['"2026-11-21"'], ['"2026-13-21"', '"today"']),
+        ({"type": "string", "format": "duration"}, DURATIONS, ['"P1234567Y"', '"PT1M1H"', '"P1W2D"', '"P"', '"PT"', '"1D"', '"P1D "']),
+        ({"format": "duration", "enum": ["P1234567Y"]}, ['"P1234567Y"'], ['"P1D"']),
         (NODE, ['{"next": null}', '{"next": {"next": {"next": null}}}'], ['{"next": 1}', "{}"]),
         ({"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]}, ["3", "5"], ["2", "6"]),
         ({"oneOf": [object_of(kind={"const": "a"}), object_of(kind={"const": "b"})]}, ['{"kind": "b"}'], ['{"kind": "c"}']),
@@ -84,6 +92,13 @@ def test_a_schema_is_enforced(schema: Schema, good: list[str], bad: list[str]) -
     assert schema_problem(schema) is None
     assert [text for text in good if not allows(schema, text)] == []
     assert [text for text in bad if allows(schema, text)] == []
+
+
+def test_every_duration_that_may_be_written_can_be_read() -> None:
+    adapter = TypeAdapter(timedelta)
+    assert adapter.json_schema() == {"type": "string", "format": "duration"}
+    for text in DURATIONS:
+        adapter.validate_json(text)
 
 
 def test_a_schema_is_a_term_in_a_larger_grammar() -> None:

@@ -14,7 +14,7 @@ from observing import LIMIT, POISON, Observed, create_observed, value_of
 from serve.observe.record import current_record
 from serve.workers.router import Router
 
-TEXT = "/v1/completions"
+TEXT, MESSAGES = "/v1/completions", "/v1/messages"
 ID = "X-Request-Id"
 
 
@@ -47,6 +47,26 @@ def test_every_answer_has_its_id_once(observed: Observed, monkeypatch: pytest.Mo
     answers.append(observed.client.post(TEXT, json={"prompt": "a"}, headers={ID: "id"}))
     assert [answer.status_code for answer in answers] == [200, 400, 413, 404, 405, 500]
     assert [answer.headers.get_list(ID) for answer in answers] == [["id"]] * 6
+
+
+def test_clients_of_anthropic_read_their_own_header(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    hello = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+    version = {"anthropic-version": "2023-06-01"}
+    answers = [
+        observed.client.post(MESSAGES, json=hello),
+        observed.client.post(MESSAGES, json={**hello, "stream": True}),
+        observed.client.post(f"{MESSAGES}/count_tokens", json={"messages": []}),
+        observed.client.get(f"{MESSAGES}/batches"),
+        observed.client.get("/v1/models", headers=version),
+        observed.client.get("/v1/models/another", headers=version),
+    ]
+    monkeypatch.setattr(observed.router, "fleet", lambda model=None: 1 / 0)
+    answers.append(observed.client.post(MESSAGES, json=hello))
+    assert [answer.status_code for answer in answers] == [200, 200, 400, 404, 200, 404, 500]
+    assert [answer.headers.get_list("request-id") for answer in answers] == [[answer.headers[ID]] for answer in answers]
+    for answer in (answers[2], answers[3], answers[-1]):
+        assert answer.json()["request_id"] == answer.headers[ID]
+    assert "request-id" not in observed.client.post(TEXT, json={"prompt": "a", "max_tokens": 1}).headers
 
 
 def test_a_request_leaves_one_line(observed: Observed, json_log: StringIO) -> None:

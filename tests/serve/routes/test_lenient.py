@@ -11,6 +11,7 @@ import pytest
 
 from app.schemas import wire
 from serve.routes import lenient
+from serve.routes.lenient import header_of
 
 CHAT, TEXT, SCORE = "/v1/chat/completions", "/v1/completions", "/v1/score"
 HELLO = [{"role": "user", "content": "abc"}]
@@ -80,6 +81,7 @@ def test_a_name_reaches_the_header_as_a_name_and_no_log(served: Any, caplog: pyt
         response = ask(served, TEXT, prompt="a", max_tokens=1, **{"x\r\nSet-Cookie: a": 1, "a secret text": 2, "plain_name": 3})
     assert response.headers[IGNORED] == "x%0D%0ASet-Cookie%3A%20a, a%20secret%20text, plain_name"
     assert "secret" not in caplog.text and "plain_name" not in caplog.text
+    assert header_of(["a\ud800", "b"]) == "a%5Cud800, b"
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,8 @@ def test_a_name_reaches_the_header_as_a_name_and_no_log(served: Any, caplog: pyt
         {"audio": None, "prediction": None},
         {"top_p": 0},
         {"seed": 1.0, "max_tokens": 2.0, "n": 1.0, "top_logprobs": 2.0, "logprobs": True},
+        {"top_logprobs": 0},
+        {"top_logprobs": 0, "logprobs": False},
         {"skip_special_tokens": True, "length_penalty": 1.0, "typical_p": 1.0},
     ],
 )

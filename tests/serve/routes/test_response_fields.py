@@ -116,6 +116,8 @@ def test_calls_in_a_row_are_one_message_of_the_assistant(tooled: Any) -> None:
     outputs = [RESULT, {**RESULT, "call_id": "bbbbbbbbb", "output": [{"type": "input_text", "text": "sung"}]}]
     ask(tooled, input=[USER, said, CALL, second, *outputs])
     assert last_prompt(tooled) == f"<s>u:hi</s>a:so {TWO}</s>t:rung</s>t:sung</s>a:"
+    ask(tooled, input=[USER, said, {**CALL, "arguments": {"times": 2}}, {**second, "arguments": None}, *outputs])
+    assert last_prompt(tooled) == f"<s>u:hi</s>a:so {TWO}</s>t:rung</s>t:sung</s>a:"
     ask(tooled, input=[USER, CALL, RESULT, second, outputs[1]])
     first_call, second_call = TWO.split("\n<tool_call>")
     assert last_prompt(tooled) == f"<s>u:hi</s>a:{first_call}</s>t:rung</s>a:<tool_call>{second_call}</s>t:sung</s>a:"
@@ -147,6 +149,14 @@ def test_forms_and_tools_reach_the_engine_as_in_a_chat(tooled: Any) -> None:
                 "tool_choice": {"type": "function", "function": {"name": "sing"}},
                 "parallel_tool_calls": False,
             },
+        )
+    )
+    allowed = {"mode": "auto", "tools": [{"type": "function", "name": "sing"}]}
+    in_chat = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "sing"}}]}
+    pairs.append(
+        (
+            {"tools": [RING, SING], "tool_choice": {"type": "allowed_tools", **allowed}},
+            {"tools": functions, "tool_choice": {"type": "allowed_tools", "allowed_tools": in_chat}},
         )
     )
     for fields, chat in pairs:

@@ -112,6 +112,11 @@ def test_what_a_client_can_do_without_is_left_out_and_named_or_refused_if_strict
         ({"tools": [RING], "tool_choice": {"type": "function", "name": "sing"}}, "tool_choice.name", "sing"),
         ({"tools": [RING], "tool_choice": {"type": "function"}}, "tool_choice.name", "missing"),
         ({"tools": [RING], "tool_choice": "always"}, "tool_choice", "required"),
+        (
+            {"tools": [RING], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "sing"}]}},
+            "tool_choice.tools.0.name",
+            "sing",
+        ),
         ({"tool_choice": "required"}, "tool_choice", "needs tools"),
         ({"tools": [RING], "top_logprobs": 1}, "top_logprobs", "tool_choice"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema", "missing"),

@@ -37,6 +37,18 @@ def test_a_chat_answers_in_openais_form(served: Any) -> None:
     assert body["usage"] == {**counts, **details}
 
 
+def test_an_empty_name_is_the_default_model(served: Any) -> None:
+    for path, body in (
+        (CHAT, {"messages": HELLO, "max_tokens": 1}),
+        (TEXT, {"prompt": "a", "max_tokens": 1}),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 1}),
+        ("/v1/embeddings", {"input": "a"}),
+    ):
+        answer = served.client.post(path, json={**body, "model": ""})
+        assert (answer.status_code, answer.json()["model"]) == (200, "fake"), answer.text
+    assert served.client.post(TEXT, json={"prompt": "a", "model": " "}).status_code == 404
+
+
 def test_a_stream_has_one_id_a_role_a_finish_usage_and_an_end(served: Any) -> None:
     fields = {"messages": HELLO, "max_tokens": 3, "seed": 7, "stream": True, "stream_options": {"include_usage": True}}
     response = served.client.post(CHAT, json=fields)

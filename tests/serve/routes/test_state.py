@@ -9,6 +9,7 @@ from typing import Any, get_args
 import psutil
 import pytest
 from fakes import CACHE, FACTS
+from thinking import QWEN
 from tinymodels import ROOT
 
 from app.engine.events import Report
@@ -23,6 +24,7 @@ from serve.workers.messages import Events, Ready
 from serve.workers.progress import SharedProgress
 
 TEXT = "/v1/completions"
+ANTHROPIC = {"anthropic-version": "2023-06-01"}
 KEPT = ("model.layers.1.mlp.down_proj", "lm_head")
 
 
@@ -40,6 +42,28 @@ def test_models_say_what_is_served(served: Any) -> None:
     assert (card["max_model_len"], card["default"], card["quantize"], card["revision"]) == (64, True, "none", "")
     assert card["methods"] == ["binoculars", "likelihood_ratio", "fast_detect", "perplexity", "log_rank"]
     assert served.client.get("/v1/models/fake").json() == card
+
+
+def test_anthropics_clients_read_a_card_in_their_own_form(served: Any) -> None:
+    types = pytest.importorskip("anthropic.types")
+
+    def read() -> Any:
+        page = served.client.get("/v1/models", headers=ANTHROPIC).json()
+        (info,) = page.pop("data")
+        assert page == {"has_more": False, "first_id": "fake", "last_id": "fake"}
+        assert served.client.get("/v1/models/fake", headers=ANTHROPIC).json() == info
+        return types.ModelInfo.model_validate(info)
+
+    info = read()
+    assert (info.id, info.display_name, info.max_input_tokens, info.max_tokens) == ("fake", "fake", 64, 64)
+    assert info.capabilities.structured_outputs.supported and not info.capabilities.batch.supported
+    assert (info.capabilities.thinking.supported, info.capabilities.effort.supported) == (False, False)
+    assert info.capabilities.thinking.types.disabled.supported
+    del served.tokenizer.chat
+    served.tokenizer.base.chat_template = QWEN + "{{ reasoning_effort }}"
+    abilities = read().capabilities
+    assert abilities.thinking.types.enabled.supported and abilities.thinking.types.disabled.supported and abilities.effort.max.supported
+    assert served.client.get("/v1/models/none", headers=ANTHROPIC).status_code == 404
 
 
 def test_layers_with_16_bit_inputs_are_named_of_model_and_observer(served: Any) -> None:

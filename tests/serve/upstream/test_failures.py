@@ -48,7 +48,8 @@ def test_a_refusal_under_messages_has_anthropics_form(front):
     front.server.behave = refusing(400, {"type": "error", "error": {"type": "t", "message": "no"}})
     response = front.http.post("/v1/messages", json=hello(model="one", max_tokens=3))
     assert response.status_code == 400
-    assert response.json() == {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}}
+    error = {"type": "invalid_request_error", "message": "no"}
+    assert response.json() == {"type": "error", "error": error, "request_id": response.headers["request-id"]}
 
 
 def test_a_key_that_is_refused_is_the_servers_fault(front):

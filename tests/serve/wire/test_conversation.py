@@ -173,8 +173,8 @@ def test_what_is_wrong_with_a_message_is_named(served: Any, messages: Any, param
     assert message_part in error["message"], error
 
 
-@pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', '{"\\ud800": 1}'])
-def test_arguments_that_are_no_unicode_are_named(served: Any, arguments: str) -> None:
+@pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', '{"\\ud800": 1}', ["a"], 3])
+def test_arguments_that_are_wrong_are_named(served: Any, arguments: Any) -> None:
     call = {**CALL, "function": {"name": "ring", "arguments": arguments}}
     param, _ = refused(served, [{"role": "assistant", "tool_calls": [call]}])
     assert param == "messages.0.tool_calls.0.function.arguments"
@@ -186,9 +186,11 @@ def test_arguments_that_are_no_unicode_are_named(served: Any, arguments: str) ->
         ('{"times": 2, "song": "Ho', '{"times": 2, "song": "Ho"}'),
         ('{"times": 2, "so', '{"times": 2}'),
         ("no JSON", '{"arguments": "no JSON"}'),
+        ({"times": 2, "song": "é"}, '{"times": 2, "song": "é"}'),
+        (None, "{}"),
     ],
 )
-def test_arguments_that_a_limit_cut_reach_the_template(served: Any, arguments: str, shown: str) -> None:
+def test_arguments_reach_the_template_also_cut_by_a_limit_parsed_or_null(served: Any, arguments: Any, shown: str) -> None:
     served.tokenizer.base.chat_template = CALLS
     call = {**CALL, "function": {"name": "ring", "arguments": arguments}}
     assert rendered(served, [{"role": "assistant", "tool_calls": [call]}]) == f"a:<call>ring {shown}</call>"

@@ -228,7 +228,7 @@ def test_no_queue_position_is_sent_once_an_answer_has_started_but_that_it_was_se
     [
         (CHAT, {"logprobs": 1}, "logprobs", "valid boolean"),
         (CHAT, {"top_logprobs": 2}, "top_logprobs", "needs logprobs: true"),
-        (CHAT, {"logprobs": False, "top_logprobs": 0}, "top_logprobs", "needs logprobs: true"),
+        (CHAT, {"logprobs": False, "top_logprobs": 1}, "top_logprobs", "needs logprobs: true"),
         (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         (CHAT, {"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         (TEXT, {"logprobs": True}, "logprobs", "valid integer"),

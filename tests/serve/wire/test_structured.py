@@ -18,6 +18,11 @@ SING = {"type": "function", "function": {"name": "sing"}}
 TWO = '<tool_call>\n{"name": "ring", "arguments": {"times": 2}}\n</tool_call>\n<tool_call>\n{"name": "sing", "arguments": {}}\n</tool_call>'
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 def ask(served: Any, **fields: Any) -> Any:
     return served.client.post(CHAT, json={"messages": HELLO, "max_tokens": 40, "seed": 1, **fields})
 
@@ -171,10 +176,28 @@ def test_tool_choice_decides_what_the_prompt_and_the_grammar_contain(tooled: Any
     assert tooled.engine.submitted[-1].grammar != grammars["auto"]
 
 
+def test_only_tools_that_are_allowed_are_called(tooled: Any) -> None:
+    """The prompt has them all, the grammar is that of the allowed ones."""
+    for mode in ("auto", "required"):
+        jobs = []
+        for tools, choice in (([RING, SING], allowed(mode, "sing")), ([SING], mode), ([RING, SING], mode)):
+            assert ask(tooled, tools=tools, tool_choice=choice).status_code == 200
+            jobs.append(tooled.engine.submitted[-1])
+        some, one, both = jobs
+        assert some.grammar == one.grammar != both.grammar and some.prompt == both.prompt != one.prompt
+        assert ask(tooled, tools=[RING, SING], tool_choice=allowed(mode, "sing", "ring")).status_code == 200
+        assert tooled.engine.submitted[-1].grammar == both.grammar
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "message_part"),
     [
         ({"tool_choice": "required"}, "tool_choice", "tools"),
+        ({"tool_choice": allowed("auto", "ring")}, "tool_choice", "tools"),
+        ({"tools": [RING], "tool_choice": allowed("auto", "ring", "x")}, "tool_choice.allowed_tools.tools.1.function.name", "'x'"),
+        ({"tools": [RING], "tool_choice": allowed("none", "ring")}, "tool_choice.allowed_tools.mode", "required"),
+        ({"tools": [RING], "tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools", "at least 1"),
+        ({"tools": [RING], "tool_choice": {"type": "some"}}, "tool_choice.type", "function"),
         ({"tools": [], "tool_choice": {"type": "function", "function": {"name": "ring"}}}, "tool_choice", "tools"),
         ({"tools": [RING, RING]}, "tools.1.function.name", "ring"),
         ({"tools": [RING], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice.function.name", "'x'"),

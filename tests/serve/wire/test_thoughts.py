@@ -166,6 +166,17 @@ def test_what_asks_a_model_that_does_not_think_for_a_thought_is_left_out(
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
 
 
+def test_a_variable_that_is_no_unicode_is_refused(thinking: Any) -> None:
+    thinking.tokenizer.base.chat_template = QWEN + "{{ tone }}"
+    for path in (CHAT, "/apply-template"):
+        for variables in ({"b\ud800": 1}, {"tone": "\ud800"}):
+            content = json.dumps({"messages": HELLO, "chat_template_kwargs": variables})
+            answer = thinking.client.post(path, content=content, headers={"Content-Type": "application/json"})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (400, "chat_template_kwargs"), error
+            assert "is a lone surrogate" in error["message"]
+
+
 def test_a_thought_that_comes_back_reaches_the_template(thinking: Any) -> None:
     messages = [*HELLO, {"role": "assistant", "content": "Four.", "reasoning_content": "Two and two."}]
     ask(thinking, messages=messages)
