@@ -20,6 +20,7 @@ from app.engine.attention import SlotAttention
 from app.engine.capacity import CacheLimits, ledger_of, size_that_fits
 from app.engine.cudadecoder import create_cuda_decoder
 from app.engine.facts import Weights
+from app.engine.fourbits import group_layers
 from app.engine.fused import FusedDecoder, create_fused_decoder
 from app.engine.grouped import quantize_layers
 from app.engine.int4 import pack_layers
@@ -141,9 +142,9 @@ class FlatModel:
             raise
 
     def bind_cuda(self) -> None:
-        """Let what lies between products run in kernels of its own, where the cache is laid out for torch's flash kernel."""
-        if self._decoder is not None and self.attention.is_flash and len(self.devices) == 1:
-            self._decoder.on_cuda = create_cuda_decoder(self._decoder)
+        """Let kernels of ours do what lies between products, where the cache is laid out for torch's flash kernel."""
+        if self._decoder is not None and self.attention.is_flash:
+            self._decoder.on_cuda = create_cuda_decoder(self._decoder) if len(self.devices) == 1 else None
 
     def bind_adapters(self, shapes: Shapes) -> None:
         """Know the layers that adapters may change. `shapes` are those before layers were joined."""
@@ -223,6 +224,7 @@ def install_attention(model: PreTrainedModel) -> SlotAttention:
 
 
 def _optimize(model: PreTrainedModel, attention: SlotAttention, known_harmed: Collection[str] | None) -> FlatModel:
+    group_layers(model)
     decoder = create_fused_decoder(model, attention)
     if decoder is not None and hasattr(model, "hf_device_map"):  # it moves states between cards itself, without a hook on every module
         remove_hook_from_module(model.base_model, recurse=True)

@@ -152,8 +152,8 @@ def _constant(weights: GroupedWeights) -> Callable[[], GroupedWeights]:
 
 @contextmanager
 def keep_inputs(model: nn.Module) -> Iterator[None]:
-    """While open, each `GroupedLinear` keeps the inputs of its last call as `check_inputs`."""
-    layers = [module for module in model.modules() if isinstance(module, GroupedLinear)]
+    """While open, each layer in groups, or that `fourbits.group_layers` makes one, keeps the inputs of its last call as `check_inputs`."""
+    layers = [module for module in model.modules() if isinstance(module, GroupedLinear) or is_four_bit_layer(module)]
     hooks = [layer.register_forward_pre_hook(_keep_inputs) for layer in layers]
     try:
         yield
@@ -164,6 +164,11 @@ def keep_inputs(model: nn.Module) -> Iterator[None]:
 
 def _keep_inputs(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
     layer.check_inputs = args[0].detach()
+
+
+def is_four_bit_layer(layer: nn.Module) -> bool:
+    """Whether it is one of bitsandbytes' nf4 or fp4."""
+    return getattr(getattr(layer, "weight", None), "quant_state", None) is not None
 
 
 def can_concatenate(parts: Sequence[GroupedLinear]) -> bool:

@@ -213,8 +213,7 @@ def cache_args(keys: torch.Tensor, values: torch.Tensor) -> CacheArgs:
 
 def weights_args(weights: PackedWeights) -> WeightsArgs:
     """For weights that are not grouped."""
-    pointers = (weights.data.data_ptr(), _address(weights.table), _address(weights.scale), _address(weights.offset))
-    return WeightsArgs(*pointers, weights.log2_group)
+    return WeightsArgs(weights.data.data_ptr())
 
 
 def groups_args(weights: PackedWeights) -> GroupedWeightsArgs:

@@ -8,7 +8,7 @@ architecture.
 import logging
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any, TypeGuard, cast
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -23,7 +23,6 @@ from app.engine.packing import PackedWeights
 
 log = logging.getLogger(__name__)
 
-BNB_BLOCK_OUTPUTS = 32  # in bitsandbytes' weight layout for a CPU
 MAX_INPUT_ERROR = 0.03  # of a layer's outputs on the check's tokens, relative to their norm, because its inputs are rounded to 8 bits
 
 
@@ -126,13 +125,6 @@ def _prepacked(layer: nn.Module, precise: bool) -> nn.Module | None:
     """
     if isinstance(layer, GroupedLinear):
         return _prepacked_groups(layer, precise)
-    levels = _bitsandbytes_levels(layer)
-    if levels is not None:
-        compiled = kernel()
-        bnb = cast(nn.Linear, layer)
-        return (
-            None if compiled is None else TiledLinear(packing.pack_levels(*levels, compiled.columns), bnb.out_features, bnb.bias, compiled)
-        )
     return prepack_plain(layer) if _is_plain(layer) else None
 
 
@@ -190,33 +182,6 @@ def _prepacked_embedding(layer: GroupedEmbedding, packed: PackedWeights | None) 
 
 def _error(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float((result.detach().float() - expected.detach().float()).norm() / expected.detach().float().norm().clamp(min=1e-30))
-
-
-def _bitsandbytes_levels(layer: Any) -> tuple[torch.Tensor, list[float], torch.Tensor, torch.Tensor] | None:
-    """Read a 4-bit layer of bitsandbytes without rounding again (QLoRA, arXiv 2305.14314, appendix E).
-
-    Returns levels `[out, in]`, the 16 values they stand for, and scale and offset `[out, groups]`; None for another kind of layer, or
-    where a group spans several rows.
-    """
-    state = getattr(getattr(layer, "weight", None), "quant_state", None)
-    if state is None or getattr(layer, "compute_dtype", None) != torch.bfloat16 or layer.weight.device.type != "cpu":
-        return None
-    outputs, inputs = state.shape
-    if inputs % state.blocksize:
-        return None
-    data = layer.weight.detach().view(torch.uint8)
-    if getattr(state, "packing_format_for_cpu", False):  # the layer's first forward on a CPU with AVX-512 reorders its levels
-        halves = data.reshape(-1, BNB_BLOCK_OUTPUTS)
-        blocks = torch.cat([halves & 15, halves >> 4], -1).view(outputs // BNB_BLOCK_OUTPUTS, inputs // 2, BNB_BLOCK_OUTPUTS, 2)
-        levels, scale = blocks.transpose(1, 2).reshape(outputs, inputs), state.absmax.T.float()
-    else:
-        from bitsandbytes.functional import dequantize_blockwise  # here: whoever made the layer has imported it
-
-        pairs = data.view(outputs, inputs // 2)
-        levels = torch.stack([pairs >> 4, pairs & 15], -1).view(outputs, inputs)
-        scale = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
-        scale = scale.float().view(outputs, inputs // state.blocksize)
-    return levels, state.code.tolist(), scale, torch.zeros_like(scale)
 
 
 def gated_product(gate: nn.Module, up: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:

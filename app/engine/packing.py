@@ -4,7 +4,6 @@ Knows no layer and no library.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,14 +18,12 @@ HALF_EXPONENT = (
 
 @dataclass(frozen=True, slots=True)
 class PackedWeights:
-    """A layer's weights in a kernel's order: bfloat16, 4-bit levels of any values, or groups of evenly spaced levels."""
+    """A layer's weights in a kernel's order: bfloat16, or groups of levels."""
 
     inputs: int  # padded to an even number
     data: torch.Tensor  # bfloat16; or int32 words of levels, of groups with their scales and minima
-    table: torch.Tensor | None = None  # [16]: a level stands for table[level] * scale + offset; uint8 where weights are in groups
-    scale: torch.Tensor | None = None  # of groups of 2^log2_group inputs
-    offset: torch.Tensor | None = None
-    log2_group: int = 0
+    table: torch.Tensor | None = None  # uint8 [16]: what a level of 4 bits stands for; None: itself
+    log2_group: int = 0  # of groups of 2^log2_group inputs
     bits: int = 0  # of the levels of a group; 0: not in groups
     weight_scale: float = 1.0  # of groups: what scales and minima are multiplied by
     input_bits: int = 16  # what the inputs of weights in groups are rounded to: 8 or 16; others stay bfloat16
@@ -37,7 +34,7 @@ class PackedWeights:
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in (self.data, self.scale, self.offset) if part is not None)
+        return self.data.nbytes
 
 
 def pack_bfloat16(weight: torch.Tensor, columns: int) -> PackedWeights:
@@ -46,20 +43,6 @@ def pack_bfloat16(weight: torch.Tensor, columns: int) -> PackedWeights:
     padded = F.pad(weight, (0, inputs % 2, 0, -outputs % columns))
     data = padded.view(-1, columns, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
     return PackedWeights(padded.shape[1], data)
-
-
-def pack_levels(levels: torch.Tensor, table: Sequence[float], scale: torch.Tensor, offset: torch.Tensor, columns: int) -> PackedWeights:
-    """Pack 4-bit weights whose sixteen levels stand for any values, such as nf4's.
-
-    `levels` 0..15 `[outputs, inputs]`, `scale` and `offset` `[outputs, groups]`. A group has 2^n inputs, at least 8.
-    """
-    inputs = levels.shape[1]
-    size = inputs // scale.shape[1]
-    assert size * scale.shape[1] == inputs and size & (size - 1) == 0 and size >= 8
-    eights = _blocks(levels.to(torch.int32), columns).view(-1, columns, inputs // 8, 8).transpose(1, 2)
-    words = (eights << torch.arange(0, 32, 4, dtype=torch.int32)).sum(-1, dtype=torch.int32)
-    scales, offsets = (_blocks(part.float(), columns).transpose(1, 2).contiguous() for part in (scale, offset))
-    return PackedWeights(inputs, words, torch.tensor(table, dtype=torch.float32), scales, offsets, size.bit_length() - 1)
 
 
 def pack_grouped(weights: GroupedWeights, columns: int) -> PackedWeights:

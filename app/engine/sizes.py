@@ -22,11 +22,6 @@ def tiled_groups(outputs: int, inputs: int, bits: int, group: int, columns: int)
     return padded(outputs, columns) * (inputs // group) * (group * bits // 32 + 1) * WORD_BYTES
 
 
-def tiled_levels(outputs: int, inputs: int, block: int, columns: int) -> int:
-    """As `packing.pack_levels`: eight levels a word, and a float32 scale and offset for each block."""
-    return padded(outputs, columns) * (inputs // 8 * WORD_BYTES + inputs // block * 2 * FLOAT_BYTES)
-
-
 def torch_int4(outputs: int, inputs: int, group: int, itemsize: int) -> int:
     """As torch's own int4 kernel keeps it: two levels a byte, and scale and zero for each group."""
     return outputs * inputs // 2 + inputs // group * outputs * 2 * itemsize

@@ -80,13 +80,7 @@ class SamplingArgs(ctypes.Structure):
 
 
 class WeightsArgs(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("table", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("offset", ctypes.c_void_p),
-        ("log2_group", ctypes.c_int),
-    )
+    _fields_ = (("data", ctypes.c_void_p),)
 
 
 class GroupedWeightsArgs(ctypes.Structure):

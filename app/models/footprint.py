@@ -182,7 +182,7 @@ class _Rules:
             return "8 bits, bitsandbytes", sizes.bnb_8bit(layer.outputs, layer.inputs)
         if self.is_tiled and layer.inputs % sizes.BNB_BLOCK == 0:
             assert self.form.columns is not None
-            return self.scheme, sizes.tiled_levels(layer.outputs, layer.inputs, sizes.BNB_BLOCK, self.form.columns)
+            return self.scheme, sizes.tiled_groups(layer.outputs, layer.inputs, 4, GROUP_SIZE, self.form.columns)
         return f"{self.scheme}, bitsandbytes", sizes.bnb_4bit(layer.outputs, layer.inputs)
 
     def _plain(self, layer: _Linear) -> Stored:

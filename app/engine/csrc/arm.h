@@ -23,13 +23,6 @@ INLINE vec vec_min(vec x, vec y) { return (vec)vbslq_f32((uint32x4_t)(x < y), (f
 
 INLINE vec vec_max(vec x, vec y) { return (vec)vbslq_f32((uint32x4_t)(x > y), (float32x4_t)x, (float32x4_t)y); }
 
-/* table[level] of each lane, for levels below 16. */
-INLINE vec look_up(const float *table, uint_vec level) {
-    const uint8_t *bytes = (const uint8_t *)table;
-    uint8x16x4_t parts = {{vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)}};
-    return (vec)vqtbl4q_u8(parts, (uint8x16_t)(level * 0x04040404 + 0x03020100));
-}
-
 /* table[level] of each byte, for levels below 16. */
 INLINE uint_vec look_up_bytes(const uint8_t *table, uint_vec levels) { return (uint_vec)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)levels); }
 

@@ -16,12 +16,9 @@ typedef struct {
     int is_float;
 } Epilogue;
 
-/* `data` holds bfloat16 if `table` is NULL, else levels, which stand for table[level] * scale + offset.
- * scale and offset: [outputs / COLUMNS][inputs / 2^log2_group][COLUMNS]. */
+/* In bfloat16; packed as linear.c describes. */
 typedef struct {
-    const void *data;
-    const float *table, *scale, *offset;
-    int log2_group;
+    const bf16 *data;
 } Weights;
 
 /* Levels with a scale and a minimum for each group of inputs; packed as grouped.c describes. */

@@ -1,31 +1,25 @@
-/* y = x W^T for bfloat16 inputs. Each output is summed in float32 in the order of the inputs, so a row's result does not depend on
- * the others.
+/* y = x W^T for bfloat16 inputs and weights. Each output is summed in float32 in the order of the inputs, so a row's result does not depend
+ * on the others.
  *
- * Weights are packed in blocks of COLUMNS outputs. In bfloat16, pairs of inputs are adjacent: [outputs / COLUMNS][inputs / 2][COLUMNS][2],
- * so that one load, a shift and a mask give two vectors of float32. In 4 bits, a word holds the levels of eight inputs, the first in its
- * lowest bits: [outputs / COLUMNS][inputs / 8][COLUMNS]. The sums of a tile, up to TILE_ROWS rows by one block, stay in registers. A block
- * that many tiles read is first widened to float32 (cf. Goto and van de Geijn, 2008, doi 10.1145/1356052.1356053). Compiled by compiler.py.
+ * Weights are packed in blocks of COLUMNS outputs, pairs of inputs adjacent: [outputs / COLUMNS][inputs / 2][COLUMNS][2], so that one load, a
+ * shift and a mask give two vectors of float32. The sums of a tile, up to TILE_ROWS rows by one block, stay in registers. A block that many
+ * tiles read is first widened to float32 (cf. Goto and van de Geijn, 2008, doi 10.1145/1356052.1356053). Compiled by compiler.py.
  */
 #include "ending.h"
 
 #define CHUNK_INPUTS (1 << 18)          /* inputs of a chunk of rows, which are multiplied together: they fit a core's second-level cache */
 #define MIN_CHUNK_ROWS (10 * TILE_ROWS) /* rows of a chunk, even if their inputs exceed CHUNK_INPUTS */
-#define MAX_DIRECT_TILES 6    /* of bfloat16 weights: up to so many tiles, each reads the packed block; more share a widened one */
+#define MAX_DIRECT_TILES 6    /* up to so many tiles, each reads the packed block; more share a widened one */
 #define PREFETCH_WEIGHTS 1024 /* weights are prefetched so far ahead */
 
-/* The weights of input `i` + `k`, for one half (0 or 1) of a block's columns. `i` begins a pair of inputs, or a word of eight levels. */
-INLINE vec load_weights(const int are_levels, const Weights *weights, int64_t inputs, int64_t block, int64_t i, int half, const int k) {
-    if (!are_levels) {
-        const bf16 *pairs = (const bf16 *)weights->data + ((block * inputs + i) * COLUMNS + half * 2 * LANES);
-        if (k) __builtin_prefetch(pairs + PREFETCH_WEIGHTS);
-        return k ? high_half(*(const uint_vec *)pairs) : low_half(*(const uint_vec *)pairs);
-    }
-    uint_vec word = *(const uint_vec *)((const uint32_t *)weights->data + (block * inputs + i) / 8 * COLUMNS + half * LANES);
-    int64_t index = (block * (inputs >> weights->log2_group) + (i >> weights->log2_group)) * COLUMNS + half * LANES;
-    return look_up(weights->table, word >> 4 * k & 15) * *(const vec *)(weights->scale + index) + *(const vec *)(weights->offset + index);
+/* The weights of input `i` + `k`, for one half (0 or 1) of a block's columns. `i` begins a pair of inputs. */
+INLINE vec load_weights(const Weights *weights, int64_t inputs, int64_t block, int64_t i, int half, const int k) {
+    const bf16 *pairs = weights->data + ((block * inputs + i) * COLUMNS + half * 2 * LANES);
+    if (k) __builtin_prefetch(pairs + PREFETCH_WEIGHTS);
+    return k ? high_half(*(const uint_vec *)pairs) : low_half(*(const uint_vec *)pairs);
 }
 
-enum { BFLOAT16, LEVELS, WIDENED }; /* the kind of weights that a tile reads */
+enum { PACKED, WIDENED }; /* the kind of weights that a tile reads */
 
 /* Adds the products of input `i` + `k` to the sums of a tile. `rows`, `blocks` and `kind` are constants where this is inlined. WIDENED
  * weights are `widened` [inputs][COLUMNS] in float32. */
@@ -35,7 +29,7 @@ INLINE void accumulate(const int rows, const int blocks, const int kind, vec *su
 #pragma GCC unroll 16
     for (int c = 0; c < 2 * blocks; c++)
         w[c] = kind == WIDENED ? *(const vec *)(widened + (i + k) * COLUMNS + c * LANES)
-                               : load_weights(kind == LEVELS, weights, inputs, block + c / 2, i, c % 2, k);
+                               : load_weights(weights, inputs, block + c / 2, i, c % 2, k);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
@@ -45,10 +39,9 @@ INLINE void accumulate(const int rows, const int blocks, const int kind, vec *su
 INLINE void compute_tile(const int rows, const int blocks, const int kind, const float *x, int64_t inputs, const float *widened,
                          const Weights *weights, int64_t row, int64_t block, const Epilogue *epilogue) {
     vec sums[2 * TILE_ROWS] = {0};
-    for (int64_t i = 0; i < inputs; i += kind == LEVELS ? 8 : 2) {
+    for (int64_t i = 0; i < inputs; i += 2) {
 #define ADD(K) accumulate(rows, blocks, kind, sums, x, inputs, widened, weights, block, i, K);
         ADD(0) ADD(1)
-        if (kind == LEVELS) { ADD(2) ADD(3) ADD(4) ADD(5) ADD(6) ADD(7) }
     }
     write_outputs((const float *)sums, rows, blocks * COLUMNS, row, block * COLUMNS, epilogue);
 }
@@ -74,14 +67,9 @@ INLINE void compute_blocks(int rows, const int kind, const float *x, int64_t inp
     for (; count > 0; block++, count--) dispatch_tile(rows, kind, x, inputs, NULL, weights, row, block, epilogue);
 }
 
-static void compute_bfloat16(int rows, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count,
-                             const Epilogue *epilogue) {
-    compute_blocks(rows, BFLOAT16, x, inputs, weights, row, block, count, epilogue);
-}
-
-static void compute_levels(int rows, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count,
+static void compute_packed(int rows, const float *x, int64_t inputs, const Weights *weights, int64_t row, int64_t block, int64_t count,
                            const Epilogue *epilogue) {
-    compute_blocks(rows, LEVELS, x, inputs, weights, row, block, count, epilogue);
+    compute_blocks(rows, PACKED, x, inputs, weights, row, block, count, epilogue);
 }
 
 static void compute_widened(int rows, const float *x, int64_t inputs, const float *widened, int64_t row, int64_t block,
@@ -90,12 +78,11 @@ static void compute_widened(int rows, const float *x, int64_t inputs, const floa
 }
 
 /* Widens a block's weights to float32, [inputs][COLUMNS]. */
-INLINE void widen_block(const int are_levels, const Weights *weights, int64_t inputs, int64_t block, float *widened) {
-    for (int64_t i = 0; i < inputs; i += are_levels ? 8 : 2)
+static void widen_block(const Weights *weights, int64_t inputs, int64_t block, float *widened) {
+    for (int64_t i = 0; i < inputs; i += 2)
         for (int half = 0; half < 2; half++) {
-#define WIDEN(K) *(vec *)(widened + (i + K) * COLUMNS + half * LANES) = load_weights(are_levels, weights, inputs, block, i, half, K);
+#define WIDEN(K) *(vec *)(widened + (i + K) * COLUMNS + half * LANES) = load_weights(weights, inputs, block, i, half, K);
             WIDEN(0) WIDEN(1)
-            if (are_levels) { WIDEN(2) WIDEN(3) WIDEN(4) WIDEN(5) WIDEN(6) WIDEN(7) }
         }
 }
 
@@ -114,31 +101,27 @@ int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, 
     max_chunk_rows = max_chunk_rows < MIN_CHUNK_ROWS ? MIN_CHUNK_ROWS : max_chunk_rows;
     max_chunk_rows = rows < max_chunk_rows ? rows : max_chunk_rows;
     if (!rows) return 0;
-    if (use_dot_products && !weights->table) {
+    if (use_dot_products) {
         linear_by_dot_products(x, rows, inputs, weights, epilogue, threads);
         return 0;
     }
-    int64_t max_direct = weights->table ? 1 : MAX_DIRECT_TILES; /* a level costs more to read than a bfloat16 */
     float *float_x = aligned_alloc(64, ROUND_UP(max_chunk_rows * inputs * sizeof(float), 64));
-    float *widened = max_chunk_rows > max_direct * TILE_ROWS ? aligned_alloc(64, threads * size * sizeof(float)) : NULL;
-    int failed = !float_x || (!widened && max_chunk_rows > max_direct * TILE_ROWS);
+    float *widened = max_chunk_rows > MAX_DIRECT_TILES * TILE_ROWS ? aligned_alloc(64, threads * size * sizeof(float)) : NULL;
+    int failed = !float_x || (!widened && max_chunk_rows > MAX_DIRECT_TILES * TILE_ROWS);
     for (int64_t from = 0; from < rows && !failed; from += max_chunk_rows) {
         int64_t chunk_rows = rows - from < max_chunk_rows ? rows - from : max_chunk_rows, tiles = (chunk_rows + TILE_ROWS - 1) / TILE_ROWS;
         int64_t tile_rows = (chunk_rows + tiles - 1) / tiles;
-        int64_t blocks_per_job = rows == 1 ? 4 : rows == 2 ? 2 : 1, bytes = weights->table ? size / 2 : size * 2;
+        int64_t blocks_per_job = rows == 1 ? 4 : rows == 2 ? 2 : 1, bytes = size * 2;
 #pragma omp parallel num_threads(threads)
         {
-            float *own_block = tiles > max_direct ? widened + omp_get_thread_num() * size : NULL;
+            float *own_block = tiles > MAX_DIRECT_TILES ? widened + omp_get_thread_num() * size : NULL;
 #pragma omp for schedule(static)
             for (int64_t r = 0; r < chunk_rows; r++)
                 for (int64_t i = 0; i < inputs; i++) ((uint32_t *)float_x)[r * inputs + i] = (uint32_t)x[(from + r) * inputs + i] << 16;
 #pragma omp for schedule(dynamic)
             for (int64_t b = 0; b < blocks; b += blocks_per_job) {
                 int64_t count = blocks - b < blocks_per_job ? blocks - b : blocks_per_job;
-                if (own_block && weights->table)
-                    widen_block(1, weights, inputs, b, own_block);
-                else if (own_block)
-                    widen_block(0, weights, inputs, b, own_block);
+                if (own_block) widen_block(weights, inputs, b, own_block);
                 const char *next_block = (const char *)weights->data + (b + threads) * bytes;
                 for (int64_t r = 0; r < chunk_rows; r += tile_rows) {
                     int64_t row_count = chunk_rows - r < tile_rows ? chunk_rows - r : tile_rows;
@@ -148,8 +131,7 @@ int linear(const bf16 *x, int64_t rows, int64_t inputs, const Weights *weights, 
                     if (own_block)
                         compute_widened(row_count, float_x + r * inputs, inputs, own_block, from + r, b, epilogue);
                     else
-                        (weights->table ? compute_levels : compute_bfloat16)(row_count, float_x + r * inputs, inputs, weights, from + r, b,
-                                                                             count, epilogue);
+                        compute_packed(row_count, float_x + r * inputs, inputs, weights, from + r, b, count, epilogue);
                 }
             }
         }

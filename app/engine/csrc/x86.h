@@ -48,15 +48,6 @@ INLINE vec vec_min(vec x, vec y) { return (vec)_mm256_min_ps((__m256)x, (__m256)
 INLINE vec vec_max(vec x, vec y) { return (vec)_mm256_max_ps((__m256)x, (__m256)y); }
 #endif
 
-/* table[level] of each lane, for levels below 16. */
-INLINE vec look_up(const float *table, uint_vec level) {
-#if LANES == 16
-    return __builtin_shuffle(*(const vec *)table, level);
-#else
-    return __builtin_shuffle(*(const vec *)table, *(const vec *)(table + LANES), level);
-#endif
-}
-
 #if (defined __AVX512VNNI__ && LANES == 16) || (defined __AVXVNNI__ && LANES == 8)
 #define HAS_VNNI 1
 #else

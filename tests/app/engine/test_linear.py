@@ -22,7 +22,6 @@ from app.engine.linear import (
     prepack_layers,
 )
 from app.engine.packing import pack_bfloat16
-from app.models.weights import import_bitsandbytes
 
 
 def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
@@ -115,28 +114,6 @@ def test_layers_without_a_faster_kind_stay() -> None:
     packed = "PackedLinear" if kernel() is None else "TiledLinear"
     assert [type(model[name]).__name__ for name in model] == ["Linear", "Linear", packed, "Subclass"]
     assert model["even"].weight.dtype == torch.float32 and len(model["even"].weight[0].unique()) <= 16 < len(before[0].unique())
-
-
-@pytest.mark.parametrize("kind", ["nf4", "fp4"])
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("used", [False, True])  # its first forward reorders the levels
-def test_levels_of_bitsandbytes_are_kept_exactly(kind: str, nested: bool, used: bool) -> None:
-    kernel_or_skip()
-    import_bitsandbytes()
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
-
-    plain = linear(128, 64, True, torch.bfloat16)
-    layer = Linear4bit(128, 64, bias=True, compute_dtype=torch.bfloat16, quant_type=kind, compress_statistics=nested)
-    layer.load_state_dict(plain.state_dict())
-    model = nn.ModuleDict({"layer": layer.to("cpu")})
-    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
-    x = torch.randn(5, 128).bfloat16()
-    if used:
-        layer(x)
-    prepack_layers(model)
-    assert isinstance(model["layer"], TiledLinear)
-    torch.testing.assert_close(model["layer"](x).float(), x.float() @ weight.T + plain.bias.float(), atol=1e-2, rtol=2e-2)
 
 
 def test_a_layer_that_inputs_of_8_bits_harm_rounds_them_to_16(caplog: pytest.LogCaptureFixture) -> None:
