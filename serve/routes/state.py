@@ -1,4 +1,4 @@
-"""The routes that report state: health, readiness, served models, slots. Knows no engine and no queue."""
+"""The routes that report state: health, readiness, served models, slots. They ask the router, and translate what engines report."""
 
 from collections.abc import Mapping
 from pathlib import Path as FilePath
