@@ -54,6 +54,8 @@ def _smaller_quantizations(plan: Plan, device: Device) -> Iterator[str]:
     if plan.source.gguf is not None:
         yield from _smaller_file(plan, device)
         return
+    if plan.source.own_precision is not None:
+        return
     names = QUANTIZATIONS[device.kind]
     later = names[names.index(asked.quantize) + 1 :] if asked.quantize in names else names[1:]
     for quantize in later:
@@ -89,7 +91,7 @@ def _smaller_file(plan: Plan, device: Device) -> Iterator[str]:
 
 def _for_training(plan: Plan, device: Device) -> Iterator[str]:
     asked = plan.question
-    if plan.source.gguf is None and asked.fine_tune == "lora" and plan.fits(device, qlora := replace(asked, fine_tune="qlora")):
+    if plan.source.own_precision is None and asked.fine_tune == "lora" and plan.fits(device, qlora := replace(asked, fine_tune="qlora")):
         yield f"{device.name}: qlora fits as asked ({gib(plan.need(device.kind, qlora).total)} of {gib(device.free)})"
     context = _longest_context(plan, device, asked)
     if context:
@@ -104,9 +106,9 @@ def _longest_context(plan: Plan, device: Device, asked: Question) -> int:
 
 def _nothing_helps(plan: Plan, device: Device) -> str:
     asked = plan.question
-    kinds = ("none",) if plan.source.gguf is not None else QUANTIZATIONS[device.kind]
+    kinds = ("none",) if plan.source.own_precision is not None else QUANTIZATIONS[device.kind]
     if asked.fine_tune is not None:
-        method: FineTune = "lora" if plan.source.gguf is not None else "qlora"
+        method: FineTune = "lora" if plan.source.own_precision is not None else "qlora"
         least = plan.need(device.kind, replace(asked, fine_tune=method, context=min(LEAST_CONTEXT, plan.longest)))
         what = f"{method} with sequences of {LEAST_CONTEXT} tokens"
     else:

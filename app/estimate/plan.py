@@ -130,10 +130,11 @@ class Plan:
             self.longest = min(self.longest, self.observer.longest)
         self.draft = self._plan_of_draft()
         self.config = self.skeleton.config.get_text_config()
-        if self.source.gguf is not None and self.question.quantize != "none":
-            raise SetupError(f"model.quantize: {self.question.path} is a GGUF file, whose weights keep their own precision; use none")
-        if self.source.gguf is not None and self.question.fine_tune == "qlora":
-            raise SetupError(f"{self.question.path} is a GGUF file, whose weights are not rounded again; use lora, which dequantizes them")
+        path, what = self.question.path, self.source.own_precision
+        if what is not None and self.question.quantize != "none":
+            raise SetupError(f"model.quantize: {path} is {what}, whose weights keep their own precision; use none")
+        if what is not None and self.question.fine_tune == "qlora":
+            raise SetupError(f"{path} is {what}, whose weights are not rounded again; use lora, which dequantizes them")
 
     @cached_property
     def parameters(self) -> int:
@@ -185,8 +186,8 @@ class Plan:
         return None if path is None else Plan(replace(self._asked_of_draft(self.question), path=path))
 
     def _asked_of_draft(self, asked: Question) -> Question:
-        """Of a draft model, whose cache has fewer contexts. A GGUF file keeps its own precision."""
-        keeps = asked.draft is not None and source_of(asked.draft).gguf is not None
+        """Of a draft model, whose cache has fewer contexts. A GGUF file, say, keeps its own precision."""
+        keeps = asked.draft is not None and source_of(asked.draft).own_precision is not None
         quantize = "none" if keeps else asked.quantize
         slots, context = min(asked.slots, MAX_LANES), min(self.context_of(asked), SLOT_TOKENS)
         cache: dict[str, Any] = {"slots": slots, "context": context, "cache_tokens": None, "cache_dtype": "auto", "text_window": 1}

@@ -30,10 +30,9 @@ def check_divisible(settings: ModelSettings) -> None:
     if settings.adapters:
         raise SetupError(f"model.adapters: none is served beside its base {several}; give one as model.path, to be merged, or use one card")
     for field, path in (("model.path", settings.path), ("model.observer", settings.observer_path)):
-        if path is not None and source_of(path).gguf is not None:
-            raise SetupError(
-                f"{field}: {path} is a GGUF file, which is not served {several}; use the original weights with nf4, or one card"
-            )
+        what = None if path is None else source_of(path).own_precision
+        if what is not None:
+            raise SetupError(f"{field}: {path} is {what}, which is not served {several}; use the original weights with nf4, or one card")
 
 
 def device_map(source: Source, settings: ModelSettings, cards: Sequence[torch.device], limits: CacheLimits) -> dict[str, torch.device]:

@@ -26,8 +26,8 @@ def check_vocabulary(model: Mapping[str, int], draft: Mapping[str, int], path: s
 
 
 def draft_settings(settings: ModelSettings, source: Source) -> ModelSettings:
-    """Those by which the draft model is loaded: the model's, but a GGUF file keeps its own precision."""
-    return settings if source.gguf is None else settings.model_copy(update={"quantize": "none"})
+    """Those by which the draft model is loaded: the model's, but a GGUF file, say, keeps its own precision."""
+    return settings if source.own_precision is None else settings.model_copy(update={"quantize": "none"})
 
 
 def draft_limits(cache: CacheLimits, source: Source) -> CacheLimits:

@@ -22,7 +22,8 @@ from app.engine.grouped import GROUP_SIZE, GroupFormat
 from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
 from app.models.blocks import TYPES, group_format
 from app.models.gguf_weights import tensor_names
-from app.models.prequantized import Checkpoint, is_prequantized
+from app.models.method import is_prequantized
+from app.models.prequantized import Checkpoint
 from app.models.source import Source
 
 FOUR_BITS = ("nf4", "fp4")

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from app.engine.facts import WeightFormat
 from app.engine.grouped import GroupedLinear
 from app.models.gguf import ROPE_FACTORS, GGUFFile
-from app.models.prequantized import METHODS, method_of, saved_values
+from app.models.method import METHODS, method_of, saved_values
 from app.models.source import Source
 
 

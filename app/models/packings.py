@@ -18,7 +18,7 @@ SIZES = {4: (32, 16), 8: (32, 16)}  # by the bits of a level: weights of a group
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 Tensors = Mapping[str, torch.Tensor]  # of one layer, by the last part of their names
-Shape = tuple[int, ...]
+Shape = tuple[int, int]  # outputs and inputs of a layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def unpack_float8(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, i
     inputs, the last of which may be smaller.
     """
     if block is None:
-        return weight.float() * _by_output(scale, tuple(weight.shape))
+        return weight.float() * _by_output(scale, (weight.shape[0], weight.shape[1]))
     for dim, size in enumerate(block):
         scale = scale.repeat_interleave(size, dim).narrow(dim, 0, weight.shape[dim])
     return weight.float() * scale.float()

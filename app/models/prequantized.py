@@ -4,14 +4,14 @@ As with a GGUF file, levels of 4 and 8 bits stay in the files until the engine p
 has no place in the engine's groups is dequantized, and so is FP8.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -20,11 +20,11 @@ from app.engine.grouped import GroupedLinear, GroupedWeights, GroupFormat
 from app.errors import SetupError, first_line
 from app.models import packings
 from app.models.files import weight_files
-from app.models.packings import Levels
+from app.models.method import method_of, saved_values
+from app.models.packings import Levels, Shape
 from app.models.source import Source
 from app.models.tensors import tensor_problem
 
-METHODS = ("awq", "compressed-tensors", "fp8", "gptq")
 COMPRESSED_FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized")
 BITS = (4, 8)
 PARTS = tuple(
@@ -42,26 +42,6 @@ class Rounding:
     bits: int  # of GPTQ's and AWQ's levels; those of others are told by their tensors
     is_v2: bool  # of GPTQ: zeros are stored as they are
     block: tuple[int, int] | None = None  # of FP8: outputs and inputs that share a scale
-
-
-def saved_values(config: PretrainedConfig) -> dict[str, Any]:
-    """The entry quantization_config of config.json; empty if there is none."""
-    saved: Any = getattr(config, "quantization_config", None)
-    if saved is None:
-        return {}
-    values: dict[str, Any] = saved if isinstance(saved, dict) else saved.to_dict()
-    return values
-
-
-def method_of(config: PretrainedConfig) -> str | None:
-    """Such as gptq or bitsandbytes; None for a checkpoint that is not quantized."""
-    values = saved_values(config)
-    method = values.get("quant_method", "bitsandbytes" if values else None)
-    return None if method is None else str(getattr(method, "value", method))
-
-
-def is_prequantized(config: PretrainedConfig) -> bool:
-    return method_of(config) in METHODS
 
 
 def rounding_of(path: str, config: PretrainedConfig) -> Rounding:
@@ -101,7 +81,7 @@ class Checkpoint:
                 raise SetupError(f"{source.path} is quantized by '{self.rounding.method}', and its weights are not in safetensors")
             try:
                 opened: Any = safe_open(file, "pt")
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, SafetensorError) as error:
                 raise SetupError(f"{file} cannot be read, is it complete? {first_line(error)}") from error
             self._files |= dict.fromkeys(opened.keys(), opened)
         self.names = frozenset(self._files)
@@ -117,15 +97,27 @@ class Checkpoint:
         """Whether the linear layer with this name is."""
         return any(f"{layer}.{part}" in self.names for part in ("qweight", "weight_packed", "weight_scale", "weight_scale_inv"))
 
-    def weight_shape(self, layer: str) -> tuple[int, ...]:
-        """`[out, in]` of a rounded layer, by what is stored."""
-        per_word = packings.WORD_BITS // self.rounding.bits
+    def check(self, layer: str, shape: Shape) -> None:
+        """Raises `SetupError` unless the tensors of a rounded layer `[out, in]` are there and fit each other."""
+        shapes = self._shapes(layer, shape)
+        missing = [f"{layer}.{part}" for part in shapes if f"{layer}.{part}" not in self.names]
+        misshapen = [f"{layer}.{part}" for part, wanted in shapes.items() if not missing and self.shape(f"{layer}.{part}") != wanted]
+        if missing or misshapen:
+            raise SetupError(f"{self.path} cannot be served: {tensor_problem(missing, [], misshapen)}")
+
+    def _shapes(self, layer: str, shape: Shape) -> dict[str, tuple[int, ...]]:
+        """Of the layer's tensors, by the last part of their names."""
+        (outputs, inputs), per_word = shape, packings.WORD_BITS // self.rounding.bits
         if f"{layer}.qweight" in self.names:
-            rows, columns = self.shape(f"{layer}.qweight")
-            return (columns * per_word, rows) if self.rounding.method == "awq" else (columns, rows * per_word)
+            scales = f"{layer}.scales"
+            groups = self.shape(scales)[0] if scales in self.names else 0
+            packed = (inputs, outputs // per_word) if self.rounding.method == "awq" else (inputs // per_word, outputs)
+            return {"qweight": packed, "qzeros": (groups, outputs // per_word), "scales": (groups, outputs)}
         if f"{layer}.weight_packed" in self.names:
-            return tuple(self.tensor(f"{layer}.weight_shape").tolist())
-        return self.shape(f"{layer}.weight")
+            words = -(-inputs * self._bits(layer, inputs) // packings.WORD_BITS)
+            scale = f"{layer}.weight_scale"
+            return {"weight_packed": (outputs, words), "weight_scale": (outputs, *self.shape(scale)[1:]) if scale in self.names else ()}
+        return {"weight": shape}
 
     def parts(self, layer: str) -> dict[str, torch.Tensor]:
         return {part: self.tensor(f"{layer}.{part}") for part in PARTS if f"{layer}.{part}" in self.names}
@@ -147,14 +139,14 @@ class Checkpoint:
         is_float = self._files[f"{layer}.weight"].get_slice(f"{layer}.weight").get_dtype().startswith("F")
         return None if is_float else packings.format_of(inputs, groups, 8)
 
-    def levels(self, layer: str, shape: tuple[int, int]) -> Levels:
+    def levels(self, layer: str, shape: Shape) -> Levels:
         """Those of a layer `[out, in]` that has them."""
         parts = self.parts(layer)
         if "qweight" in parts:
             return packings.unpack_awq(parts) if self.rounding.method == "awq" else self._gptq(parts)
         return packings.unpack_compressed(parts, shape, self._bits(layer, shape[1]) if "weight_packed" in parts else 8)
 
-    def floats(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
+    def floats(self, layer: str, shape: Shape) -> torch.Tensor:
         """Dequantize a layer `[out, in]` to float32."""
         parts = self.parts(layer)
         weight, scale = parts.get("weight"), parts.get("weight_scale_inv", parts.get("weight_scale"))
@@ -200,11 +192,16 @@ def load_prequantized(source: Source, dtype: torch.dtype, device: torch.device) 
     return model.eval()
 
 
-def _check_names(checkpoint: Checkpoint, needed: set[str], rounded: Iterable[str]) -> None:
+def _check_names(checkpoint: Checkpoint, needed: set[str], rounded: Collection[str]) -> None:
     """Raises `SetupError` for tensors that are missing or left over."""
     stored = {f"{layer}.{part}" for layer in rounded for part in PARTS}
     missing = sorted(needed - set(checkpoint.names) - stored)
-    unexpected = sorted(name for name in checkpoint.names - needed - stored if not name.endswith(BUFFERS))
+    empty = {f"{layer}.bias" for layer in rounded}  # AutoGPTQ gave every layer a bias, which is 0 where there was none
+    unexpected = sorted(
+        name
+        for name in checkpoint.names - needed - stored
+        if not (name.endswith(BUFFERS) or (name in empty and not checkpoint.tensor(name).any()))
+    )
     if missing or unexpected:
         raise SetupError(f"{checkpoint.path} cannot be served: {tensor_problem(missing, unexpected, [])}")
 
@@ -213,10 +210,8 @@ def _place_rounded(model: PreTrainedModel, layer: str, checkpoint: Checkpoint, d
     module = model.get_submodule(layer)
     if type(module) is not nn.Linear:
         raise SetupError(f"{checkpoint.path} cannot be served: {layer} is rounded, and is no linear layer")
-    shape: tuple[int, int] = (module.out_features, module.in_features)
-    if checkpoint.weight_shape(layer) != shape:
-        found = list(checkpoint.weight_shape(layer))
-        raise SetupError(f"{checkpoint.path}: the weights of {layer} are {found}, the model needs {list(shape)}")
+    shape = (module.out_features, module.in_features)
+    checkpoint.check(layer, shape)
     kept = checkpoint.format(layer, module.in_features)
     if kept is None:
         module.weight = nn.Parameter(checkpoint.floats(layer, shape).to(dtype), requires_grad=False)
@@ -226,7 +221,7 @@ def _place_rounded(model: PreTrainedModel, layer: str, checkpoint: Checkpoint, d
     setattr(model.get_submodule(parent), child, GroupedLinear(unpack, shape, kept, dtype, module.bias))
 
 
-def _unpack(checkpoint: Checkpoint, layer: str, shape: tuple[int, int], device: torch.device) -> GroupedWeights:
+def _unpack(checkpoint: Checkpoint, layer: str, shape: Shape, device: torch.device) -> GroupedWeights:
     weights = checkpoint.levels(layer, shape).grouped()
     return GroupedWeights(weights.levels.to(device), weights.scale.to(device), weights.minimum.to(device), weights.bits)
 

@@ -70,7 +70,7 @@ def _ledger(settings: ModelSettings, path: str) -> Ledger:
     config = source.config("path")
     parameters, stored_bytes = _stored(source, config)
     dtype = _dtype(settings, source, config, parameters)
-    kept = source.gguf is not None and settings.dtype != "float32"
+    kept = source.own_precision is not None and settings.dtype != "float32"
     bits = BITS.get(settings.quantize, DTYPE_BITS[dtype]) if settings.dtype != "float32" else DTYPE_BITS["float32"]
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     head = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
@@ -104,7 +104,7 @@ def _stored(source: Source, config: PretrainedConfig) -> tuple[int, int]:
 def _dtype(settings: ModelSettings, source: Source, config: PretrainedConfig, parameters: int) -> str:
     if settings.dtype != "auto":
         return settings.dtype
-    if source.gguf is not None or settings.quantize != "none":
+    if source.own_precision is not None or settings.quantize != "none":
         return "bfloat16"
     stored = _name(config.dtype)
     return "float32" if parameters <= MAX_FLOAT32_PARAMETERS or stored not in DTYPE_BITS else stored

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.errors import SetupError, UnsupportedModel, first_line
-from app.models.prequantized import is_prequantized, method_of
+from app.models.method import is_prequantized, method_of
 from app.models.source import Source
 
 # Up to this many parameters a CPU serves float32: it is as fast, and answers do not depend on the batch.

@@ -15,6 +15,7 @@ from app.models.adapter import CONFIG as ADAPTER_CONFIG
 from app.models.adapter import Adapter, read_adapter
 from app.models.gguf import GGUFFile, config_of
 from app.models.hub import commit_of, fetch_gguf, find_file, place_of
+from app.models.method import is_prequantized, method_of
 from app.models.names import hub_name, is_first_part
 from app.models.revision import digest_of, revision_of
 
@@ -40,6 +41,14 @@ class Source:
         """The revision in the hub as transformers' option, if the path names one, or an adapter that of its base."""
         revision = place_of(self.path)[1] if self.adapter is None else self.adapter.revision
         return {} if revision is None else {"revision": revision}
+
+    @property
+    def own_precision(self) -> str | None:
+        """What it is, in words, if its weights keep their own precision; None for weights that Litmus may round."""
+        if self.gguf is not None:
+            return "a GGUF file"
+        config = None if self.adapter is not None else self.config("model.path")
+        return f"a checkpoint of {method_of(config)}" if config is not None and is_prequantized(config) else None
 
     def file(self, name: str) -> Path | None:
         """One of the small files beside the weights: an adapter's own, or that of its base."""

@@ -17,7 +17,8 @@ from app.errors import SetupError, first_line
 from app.models.gguf import GGUFFile
 from app.models.gguf_weights import load_gguf
 from app.models.merge import merge
-from app.models.prequantized import METHODS, is_prequantized, load_prequantized, method_of
+from app.models.method import METHODS, is_prequantized, method_of
+from app.models.prequantized import load_prequantized
 from app.models.skeleton import serves_float32
 from app.models.source import Source
 from app.models.tensors import tensor_problem
@@ -139,8 +140,7 @@ def _load_gguf(file: GGUFFile, path: str, settings: ModelSettings, device: torch
 
 def _load_prequantized(source: Source, settings: ModelSettings, device: torch.device) -> PreTrainedModel:
     if settings.quantize != "none":
-        method = method_of(source.config("model.path"))
-        raise SetupError(f"model.quantize: {source.path} is quantized by '{method}', and its weights keep their own precision; use none")
+        raise SetupError(f"model.quantize: {source.path} is {source.own_precision}, whose weights keep their own precision; use none")
     with _as_setup_errors(source, settings, str(device)):
         model = load_prequantized(source, torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype), device)
         if device.type != "cpu":

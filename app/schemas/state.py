@@ -122,10 +122,10 @@ class DefaultSamplingParams(Wire):
 
 class WeightsCard(Wire):
     format: Literal["float", "bitsandbytes", "gguf", "awq", "compressed-tensors", "fp8", "gptq"] = Field(
-        description="of the checkpoint: floats, or quantized before, by bitsandbytes or in a GGUF file; `quantize` is what the server did"
+        description="of the checkpoint: floats, or quantized before, in a GGUF file or by others; `quantize` is what the server did"
     )
     types: list[str] = Field(
-        description="of the checkpoint's matrices, that of most weights first: bfloat16 and the like, nf4, or a GGUF file's block types"
+        description="of the checkpoint's matrices, that of most weights first: such as bfloat16, nf4, 4 bits, or a GGUF file's types"
     )
     parameters: int = Field(description="number of weights; tied ones count once")
     bytes: int = Field(description="of the weights in memory, as they are served")

@@ -41,7 +41,7 @@ def load_base(recipe: Recipe, quantize: str) -> PreTrainedModel:
     dtype = dtype_of(recipe, int(skeleton_of(source).num_parameters()))
     settings = ModelSettings(path=recipe.path, quantize=quantize, dtype=dtype, device=recipe.device)
     model = load_model(source, settings, device)
-    dequantize_layers(model)  # of a GGUF file
+    dequantize_layers(model)  # of a GGUF file, or of a checkpoint that others rounded
     model.config.use_cache = False
     _keep_unpacked(model)
     for parameter in model.parameters():

@@ -62,12 +62,11 @@ def alpha_of(asked: Hyperparameters) -> int:
 
 
 def quantize_of(recipe: Recipe) -> str:
-    """How the base's layers are held while they are trained beside. Raises `SetupError` for a GGUF file in nf4."""
+    """How the base's layers are held while they are trained beside. Raises `SetupError` for nf4 of a GGUF file, say."""
     asked = recipe.hyperparameters.quantize
-    if asked == "nf4" and source_of(recipe.path).gguf is not None:
-        raise SetupError(
-            f"{recipe.model} is a GGUF file, whose weights are not rounded again to nf4; leave out quantize: they are dequantized"
-        )
+    what = source_of(recipe.path).own_precision if asked == "nf4" else None
+    if what is not None:
+        raise SetupError(f"{recipe.model} is {what}, whose weights are not rounded again to nf4; leave out quantize: they are dequantized")
     if asked != "auto":
         return asked
     return "nf4" if recipe.quantize in FOUR_BITS else "none"

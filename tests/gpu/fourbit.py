@@ -3,12 +3,17 @@ them is faster than the product that reads them packed.
 """
 
 import random
+import tempfile
+from pathlib import Path
 
 import torch
 from gpu.marks import EIGHT_B
 from gpu.report import Report
 from gpu.running import error_of, logits_of, random_tokens, timed
+from gpu.shapes import save_tiny
+from rounding import save_rounded
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.grouped import quantize_4_bits
@@ -101,8 +106,24 @@ def check_gguf(report: Report, device: torch.device) -> None:
             assert found[f"error_{len(prompt)}_tokens"] <= GGUF_TOLERANCE
 
 
+def check_rounded(report: Report, device: torch.device) -> None:
+    for kind in ("awq", "gptq", "compressed-tensors with zeros"):
+        with report.check(f"a checkpoint of {kind}: its layers stay in 4 bits, logits are those of its own weights") as found:
+            root = Path(tempfile.mkdtemp())
+            folder = save_rounded(save_tiny("Llama", root / "plain"), root / "rounded", kind)
+            model = load_model(source_of(str(folder)), ModelSettings(path=str(folder), device=str(device)), device)
+            prompt = random_tokens(random.Random(1), 60)
+            reference = AutoModelForCausalLM.from_pretrained(root / "rounded-floats", dtype=torch.float32).to(device).eval()
+            flat = create_flat_model(model, CacheLimits(2, 512))
+            found["layers"] = sum(isinstance(module, CudaInt4Linear) for module in flat.model.modules())
+            assert found["layers"], "no layer stayed in 4 bits"
+            found["error"] = error_of(flat.head(flat.forward_uncached(list(prompt))), logits_of(reference, prompt))
+            assert found["error"] <= GGUF_TOLERANCE
+
+
 def run(report: Report, device: torch.device) -> None:
     check_layers(report, device)
     check_capture(report, device)
     check_gguf(report, device)
+    check_rounded(report, device)
     measure_rows(report, device)

@@ -61,8 +61,8 @@ CASES: dict[str, tuple[Case, str]] = {
         r"model\.observer: .* another vocabulary .* same tokenizer",
     ),
     "a quantization of another maker": (
-        lambda folder, new: {"path": with_config(folder, new, quantization_config={"quant_method": "gptq", "bits": 4}), "device": "cpu"},
-        r"is quantized by 'gptq', which Litmus does not load; serve the original weights",
+        lambda folder, new: {"path": with_config(folder, new, quantization_config={"quant_method": "hqq", "bits": 4}), "device": "cpu"},
+        r"is quantized by 'hqq', which Litmus does not load; serve the original weights",
     ),
 }
 
