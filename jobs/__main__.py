@@ -86,7 +86,7 @@ def work(settings: Settings, parent: int | None) -> None:
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     warnings.filterwarnings("ignore", "You're running the worker with superuser privileges")  # in a container that is so
-    log.info("a worker for batches starts", extra={"fields": {"worker": name}})
+    log.info("a worker for batches and fine-tuning starts", extra={"fields": {"worker": name}})
     options = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
     celery = app.Worker(pool="threads", concurrency=1, queues=[QUEUE], quiet=True, **options)
     celery.start()

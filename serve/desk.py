@@ -59,8 +59,8 @@ class Desk:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
         except OSError as error:
-            log.error("jobs.folder cannot be written: %s", error.strerror)
-            raise StorageFull("the server cannot keep this file: its disk is full, or its folder cannot be written") from error
+            log.error("jobs.folder cannot be used: %s", error.strerror)
+            raise StorageFull(f"the server cannot use the folder of its files, jobs.folder: {error.strerror}") from error
 
     async def ask(self, question: Callable[[Tables], T]) -> T:
         """Ask the table. Raises `NotReady` where it cannot be reached, `StorageFull` where its disk has no room."""

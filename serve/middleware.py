@@ -66,7 +66,7 @@ class Paths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
-        if scope["type"] != "http" or path.startswith(("/ui", "/docs", "/gradio_api")):
+        if scope["type"] != "http" or path.startswith(("/ui", "/docs")):
             await self.app(scope, receive, send)
             return
         scope = {**scope, "path": path.rstrip("/") or "/"}

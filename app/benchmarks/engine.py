@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, get_args
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.utils import WorkloadHints
@@ -257,6 +258,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if args.chats and (args.what != "engine" or len(args.at_once) > 1):
         parser.error("--chats needs --what engine and a single number for --at-once")
     return args
+
+
+def resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
 
 
 def print_json_lines(records: Iterable[dict[str, Any]]) -> int:

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import psutil
-
-from app.benchmarks.engine import QUANTIZATIONS
+from app.benchmarks.engine import QUANTIZATIONS, resident_bytes
 from app.engine import flat
 from app.engine.capacity import ledger_of
 from app.engine.engine import Engine
@@ -102,10 +100,6 @@ def peak_bytes(engine: Engine) -> int:
         engine.step()
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
-
-
-def resident_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch.nn import functional as F
 
-from app.benchmarks.engine import QUANTIZATIONS, BenchFailed, load, print_json_lines
+from app.benchmarks.engine import QUANTIZATIONS, BenchFailed, load, print_json_lines, resident_bytes
 from app.engine.events import Columns, Failed, Scored
 from app.engine.request import Score
 from app.scoring.methods import method_score
@@ -91,10 +90,6 @@ def _score_padded(performer: Any, observer: Any, batch: Sequence[Text]) -> list[
     nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     cross_entropy = -(observer_logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
     return ((nll * kept).sum(1) / (cross_entropy * kept).sum(1)).tolist()
-
-
-def resident_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)
 
 
 def peak_bytes() -> int:

@@ -38,6 +38,7 @@ from app.scoring.statistics import CHUNK_ROWS
 
 QUEUE_EVENT_INTERVAL_S = 0.5  # waiting requests get their position in the queue this often
 UNLOADED = "the adapter was unloaded before the answer was complete"
+OUT_OF_MEMORY = "the device ran out of memory in this step; send the request again, with a shorter prompt or a smaller max_tokens"
 GRAMMAR_WAIT_S = 0.01  # a step waits at most this long for a grammar when there is nothing else to do
 
 
@@ -174,14 +175,25 @@ class Engine:
             else:
                 self.performer.wait()  # a step that samples nothing would seem to take no time
         except torch.OutOfMemoryError:
-            message = "the device ran out of memory in this step; send the request again, with a shorter prompt or a smaller max_tokens"
-            return events + self.fail_all(EngineFailed(message))
+            return events + self._fail_step(plan)
         self._ended_s = time.perf_counter()
         self._step_s = self._ended_s - start_s
         self.scheduler.record(plan, self._step_s)
         if self._thread_count is not None:
             self._thread_count.step_ended(self._step_s)
         return events
+
+    def _fail_step(self, plan: Plan) -> list[Event]:
+        """Fail what a step was for that ran out of memory; the rest waits on. If the step's copies were not made, everything fails: what
+        the pages hold is unknown.
+        """
+        error = EngineFailed(OUT_OF_MEMORY)
+        if plan.copies:
+            return self.fail_all(error)
+        ids = self.scheduler.ids_of(plan)
+        for id in ids:
+            self.cancel(id)
+        return [Failed(id, error) for id in ids]
 
     def _add_compiled(self) -> None:
         """Pass the requests whose grammars are compiled to the scheduler."""
@@ -214,6 +226,7 @@ class Engine:
         """
         model = self.performer
         model.copy(plan.copies)
+        plan.copies = []
         batch = flatten_plan(plan, model.scoring_pages, model.decodes_on_kernel)
         self.rows = len(batch.ids)
         if self.recorded is not None and (running := self.recorded.launch(plan, batch)) is not None:

@@ -14,6 +14,7 @@ from app.errors import SetupError
 if TYPE_CHECKING:  # the API process has no torch, and asks for the memory of a CPU, too
     import torch
 
+GIB = 2**30
 MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA = 32, 128  # used when the settings give no number of slots
 SLOT_TOKENS = 4096  # that a slot adds at most to the cache of all slots; a longer sequence takes what others leave
 USABLE_SHARE = 0.9  # of the memory beside the weights; the rest is left to the allocator and the libraries
@@ -68,8 +69,8 @@ class Ledger:
         shared = f", shared by {self.sharers} processes" if self.sharers > 1 else ""
         needed = self.weights + self.activations + count * self.slot + self.text
         raise SetupError(
-            f"{count} slots do not fit {device}: weights {_gib(self.weights)}, activations {_gib(self.activations)}, {_gib(self.slot)} a "
-            f"slot and {_gib(self.text)} for long texts need {_gib(needed)} of {_gib(self.memory)}"
+            f"{count} slots do not fit {device}: weights {gib(self.weights)}, activations {gib(self.activations)}, {gib(self.slot)} a "
+            f"slot and {gib(self.text)} for long texts need {gib(needed)} of {gib(self.memory)}"
             f"{shared}, and a tenth of what the weights leave is kept free: {max_slots} slots would fit; or lower "
             "--model.context or --model.text_window"
         )
@@ -82,13 +83,13 @@ class Ledger:
             return
         needed = self.weights + self.activations + cache + self.text
         raise SetupError(
-            f"{what or f'a cache of {_gib(cache)}'} does not fit {device}: with weights {_gib(self.weights)}, activations "
-            f"{_gib(self.activations)}, {_gib(cache)} for keys and values and a window of {_gib(self.text)} for long texts it needs "
-            f"{_gib(needed)} of {_gib(self.memory)}, and a tenth of what the weights leave is kept free: {advice}"
+            f"{what or f'a cache of {gib(cache)}'} does not fit {device}: with weights {gib(self.weights)}, activations "
+            f"{gib(self.activations)}, {gib(cache)} for keys and values and a window of {gib(self.text)} for long texts it needs "
+            f"{gib(needed)} of {gib(self.memory)}, and a tenth of what the weights leave is kept free: {advice}"
         )
 
     def __str__(self) -> str:
-        return f"weights {_gib(self.weights)}, activations {_gib(self.activations)}, {_gib(self.slot)} a slot, of {_gib(self.memory)}"
+        return f"weights {gib(self.weights)}, activations {gib(self.activations)}, {gib(self.slot)} a slot, of {gib(self.memory)}"
 
 
 def fits_beside(memory: int, weights: int, others: int) -> bool:
@@ -141,5 +142,5 @@ def weight_bytes(model: "torch.nn.Module", device: "torch.device | None" = None)
     return sum(storages.values()) + packed
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"

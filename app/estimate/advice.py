@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from app.engine import varlen
+from app.engine.ledger import gib
 from app.estimate.device import Device
 from app.estimate.plan import QUANTIZATIONS, FineTune, Plan, Question, is_supported
 
 CONTEXTS = tuple(256 << power for power in range(12))  # 256 to 524,288 tokens
 LEAST_CONTEXT = 256
-GIB = 2**30
 
 
 def advice(plan: Plan, device: Device) -> list[str]:
@@ -62,7 +62,7 @@ def _smaller_quantizations(plan: Plan, device: Device) -> Iterator[str]:
         other = replace(asked, quantize=quantize, dtype="auto")
         need = plan.need(device.kind, other)
         if need.fits(device.free):
-            yield f"{device.name}: with {quantize} it fits as asked ({_gib(need.total)} of {_gib(device.free)})"
+            yield f"{device.name}: with {quantize} it fits as asked ({gib(need.total)} of {gib(device.free)})"
             return
         if asked.cache_tokens is None and (fewer := _slots_that_fit(plan, device, other)):
             yield f"{device.name}: with {quantize}, {fewer} would fit"
@@ -92,7 +92,7 @@ def _smaller_file(plan: Plan, device: Device) -> Iterator[str]:
 def _for_training(plan: Plan, device: Device) -> Iterator[str]:
     asked = plan.question
     if plan.source.own_precision is None and asked.fine_tune == "lora" and plan.fits(device, qlora := replace(asked, fine_tune="qlora")):
-        yield f"{device.name}: qlora fits as asked ({_gib(plan.need(device.kind, qlora).total)} of {_gib(device.free)})"
+        yield f"{device.name}: qlora fits as asked ({gib(plan.need(device.kind, qlora).total)} of {gib(device.free)})"
     context = _longest_context(plan, device, asked)
     if context:
         yield f"{device.name}: {asked.fine_tune} fits with sequences of {context} tokens"
@@ -115,12 +115,8 @@ def _nothing_helps(plan: Plan, device: Device) -> str:
         small = [replace(asked, quantize=kind, dtype="auto", slots=1, context=min(LEAST_CONTEXT, plan.longest)) for kind in kinds]
         least, what = min(((plan.need(device.kind, each), each.quantize) for each in small), key=lambda pair: pair[0].total)
         what = f"one slot of {LEAST_CONTEXT} tokens, quantize={what}"
-    return f"{device.name}: no setting fits: the least, {what}, needs {_gib(least.total)} of {_gib(device.free)}"
+    return f"{device.name}: no setting fits: the least, {what}, needs {gib(least.total)} of {gib(device.free)}"
 
 
 def _count(slots: int) -> str:
     return "1 slot" if slots == 1 else f"{slots} slots"
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from app.engine.ledger import device_memory, memory_limits
+from app.engine.ledger import GIB, device_memory, memory_limits
 from app.errors import SetupError
 
 CARD = re.compile(r"(?:([^=]+)=)?(\d+(?:\.\d+)?)\s*(?:G|GB|GiB)", re.IGNORECASE)
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)

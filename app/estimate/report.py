@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+from app.engine.ledger import GIB, gib
 from app.estimate.advice import advice
 from app.estimate.device import Device
 from app.estimate.plan import Plan, is_supported
 from app.schemas.estimate import DeviceEstimate, Estimate, FineTuneEstimate
 
-GIB = 2**30
 NOTE = "Without its tokenizer and adapters; pages of the cache are taken from the system when they are first written."
 
 
@@ -92,4 +92,4 @@ def _row(name: str, size: int) -> str:
 
 
 def _gib(size: int) -> str:
-    return f"{size / GIB:.3f} GiB" if size < GIB else f"{size / GIB:.2f} GiB"
+    return f"{size / GIB:.3f} GiB" if size < GIB else gib(size)

@@ -98,9 +98,8 @@ class Files:
             return _stored_bytes(connection, owner)
 
     def _check_room(self, connection: Connection, owner: str, bytes: int, most_bytes: int) -> None:
-        """Files that came at the same time are added one after the other: SQLite has one transaction at a time."""
-        if not self._database.is_sqlite:
-            connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"files of {owner}"))))
+        """Files that came at the same time are added one after the other."""
+        self._database.hold(connection, f"files of {owner}")
         if _stored_bytes(connection, owner) + bytes > most_bytes:
             raise no_room(most_bytes)
 

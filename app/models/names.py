@@ -46,9 +46,9 @@ def served_name(path: str) -> str:
     """The last part of a path, without what all names of GGUF files have; `name:Q4_K_M` where repository and quantization are given."""
     hub = hub_name(path)
     if hub is not None and hub.file is not None and not hub.file.endswith(".gguf"):
-        return f"{_last(hub.repository)}:{hub.file}"
+        return f"{base_name(hub.repository)}:{hub.file}"
     whole = path if hub is None else hub.file or hub.repository
-    return PART.sub("", _last(whole)).removesuffix(".gguf")
+    return PART.sub("", base_name(whole)).removesuffix(".gguf")
 
 
 def is_first_part(name: str) -> bool:
@@ -69,7 +69,9 @@ def part_names(name: str) -> list[str]:
 
 def choose_gguf(path: str, quantization: str, names: list[str]) -> str:
     """The one GGUF file of a repository in a quantization, upper or lower case. Raises `SetupError` unless there is exactly one."""
-    models = [name for name in sorted(names) if name.endswith(".gguf") and not _last(name).startswith(PROJECTOR) and is_first_part(name)]
+    models = [
+        name for name in sorted(names) if name.endswith(".gguf") and not base_name(name).startswith(PROJECTOR) and is_first_part(name)
+    ]
     wanted = re.compile(rf"(^|[^a-z0-9]){re.escape(quantization.lower())}(/|$)")  # in the name of the file or of a folder around it
     found = [name for name in models if wanted.search(PART.sub("", name).removesuffix(".gguf").lower())]
     if len(found) == 1:
@@ -81,5 +83,6 @@ def choose_gguf(path: str, quantization: str, names: list[str]) -> str:
     raise SetupError(f"{path}: {problem}; name one, as owner/name:file.gguf")
 
 
-def _last(path: str) -> str:
+def base_name(path: str) -> str:
+    """The last part of a folder's path or of a hub name."""
     return path.rstrip("/").rsplit("/", 1)[-1]

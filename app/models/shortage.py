@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from transformers import PretrainedConfig
 
-from app.engine.ledger import SLOT_TOKENS, Ledger, activation_bytes, cpu_memory
+from app.engine.ledger import SLOT_TOKENS, Ledger, activation_bytes, cpu_memory, gib
 from app.models.context import context_of, wanted_context
 from app.models.hub import find_file
 from app.models.names import is_hub_name
@@ -20,9 +20,9 @@ from app.settings import ModelSettings
 BITS = {"int4": 5.0, "int8": 9.0, "nf4": 4.5, "fp4": 4.5}  # of a weight, scales included
 DTYPE_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
 SUFFIXES = (".safetensors", ".bin")
-MAX_FLOAT32_PARAMETERS = 64_000_000  # as in `app.models.weights`
+MAX_FLOAT32_PARAMETERS = 64_000_000  # as in `app.models.skeleton`
 SCALE_BYTES = 4  # of a head's key or value in 8 bits; as in `app.engine.keyvalues`
-HEAD_ROWS = 256  # at least so many rows have logits at once; as in `app.engine.texts`
+HEAD_ROWS = 256  # at least so many rows have logits at once; as in `app.engine.capacity`
 
 
 def shortage(settings: ModelSettings) -> str | None:
@@ -41,8 +41,8 @@ def shortage(settings: ModelSettings) -> str | None:
         return None
     largest = _largest(settings, slots)
     return (
-        f"weights of {_gib(weights)} and {largest}{f' in each of {settings.replicas} replicas' if settings.replicas > 1 else ''} need "
-        f"{_gib(needed)}, and {_gib(own.memory)} are free: {_gib(needed - own.memory)} are missing"
+        f"weights of {gib(weights)} and {largest}{f' in each of {settings.replicas} replicas' if settings.replicas > 1 else ''} need "
+        f"{gib(needed)}, and {gib(own.memory)} are free: {gib(needed - own.memory)} are missing"
     )
 
 
@@ -121,7 +121,3 @@ def _resident_bytes() -> int:
         with contextlib.suppress(psutil.Error):
             total += process.memory_info().rss
     return total
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import torch
 
-from app.engine.ledger import device_memory
+from app.engine.ledger import device_memory, gib
 from app.errors import SetupError
 from app.models.progress import Transfer
 
 ROOT = Path("/dev/shm")  # a tmpfs on every Linux
 COPY_BYTES = 8 << 20
 MANIFEST = "litmus.json"
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +110,7 @@ def _check_memory(name: str, size: int) -> None:
     memory, tmpfs = device_memory(torch.device("cpu"), 0), shutil.disk_usage(home()).free
     free, where = (memory, "the free memory") if memory < tmpfs else (tmpfs, f"the free space of {ROOT}")
     if size > free:
-        raise SetupError(
-            f"model.cache: a copy of {name} takes {size / GIB:.2f} GiB, more than {where}, {free / GIB:.2f} GiB; set model.cache to disk"
-        )
+        raise SetupError(f"model.cache: a copy of {name} takes {gib(size)}, more than {where}, {gib(free)}; set model.cache to disk")
 
 
 def staged() -> list[Staged]:

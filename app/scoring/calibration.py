@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from app.engine.facts import Facts
 from app.errors import InvalidRequest, SetupError
+from app.models.names import base_name
 from app.schemas import MIN_SCORED_TOKENS, Method
 from app.scoring.combined import CombinedModel
 from app.scoring.thresholds import Bucket, FrozenModel, MethodCalibration, Threshold
@@ -186,11 +187,6 @@ def identity_of(settings: ModelSettings, facts: Facts) -> ModelIdentity:
         quantize=facts.quantize,
         dtype=facts.dtype,
     )
-
-
-def base_name(path: str) -> str:
-    """The last part of a folder's path or of a hub name."""
-    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def load(path: Path) -> Calibration:

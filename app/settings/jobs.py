@@ -31,7 +31,10 @@ class JobSettings(Group):
         pattern=rf"^({FILESYSTEM}|rediss?://\S+)$",
         description="what wakes idle workers: filesystem, in the folder, or redis://:password@host:6379 for workers on several machines",
     )
-    worker: bool = Field(True, description="start a worker beside the server while there are batches to run")
+    worker: bool = Field(
+        True,
+        description="start a worker beside the server while there are batches or fine-tuning jobs; if off, only `python -m jobs` runs them",
+    )
     server: str | None = Field(
         None,
         pattern=r"^https?://\S+$",
@@ -55,7 +58,7 @@ class JobSettings(Group):
     train: bool | None = Field(
         None,
         description="run fine-tuning jobs in a process beside the worker, which needs the folder and the weights of the server; when not "
-        "set, a worker does that is not told of a jobs.server",
+        "set: yes, unless jobs.server is set",
     )
     train_threads: int | None = Field(
         None, ge=1, le=1024, description="threads of a fine-tuning process; half of the processor's when not set"

@@ -63,7 +63,7 @@ class ServerSettings(Group):
 
 
 class QueueSettings(Group):
-    max_waiting: int = Field(256, ge=1, description="requests that may wait for a slot; more are refused with 429")
+    max_waiting: int = Field(256, ge=1, description="answers and texts that may be in flight beyond the slots; more are refused with 429")
     resume_wait_s: float = Field(
         120, ge=0, description="seconds that a request whose model's process died waits for another process, which goes on with it"
     )

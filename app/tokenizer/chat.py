@@ -15,6 +15,7 @@ from app.forms.ways import ToolRendering, learn_tools
 from app.models.template import compiler, without_generation_tags
 
 PROBE = "\ue006"  # a private-use character, which templates copy unchanged
+TEMPLATE_ROLES = {"developer": "system"}  # OpenAI's roles that templates know by another name
 THINKING_SWITCHES = ("enable_thinking", "thinking")  # names that templates have for it
 
 

@@ -11,9 +11,8 @@ from app.errors import InvalidRequest
 from app.forms.tools import ToolFormat
 from app.schemas.messages import Message
 from app.tokenizer import Tokenizer, check_unicode
+from app.tokenizer.chat import TEMPLATE_ROLES
 from app.tuning.examples import Completion, Conversation, Example, Text, WrongLine
-
-TEMPLATE_ROLES = {"developer": "system"}
 
 
 @dataclass(frozen=True, slots=True)

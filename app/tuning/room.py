@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.ledger import USABLE_SHARE
+from app.engine.ledger import USABLE_SHARE, gib
 from app.errors import SetupError
 from app.estimate.device import Device, machine
 from app.estimate.plan import Plan, Question
@@ -13,7 +13,6 @@ from app.ledger.recipe import Recipe
 from app.tuning.base import device_of, dtype_of
 from app.tuning.schedule import quantize_of
 
-GIB = 2**30
 GROUP_TOKENS = 1024  # of sequences that go through the model together, unless a single one is longer
 
 
@@ -40,8 +39,8 @@ def check_room(recipe: Recipe, longest: int) -> Room:
     room = room_of(recipe, longest)
     if not room.fits:
         raise NoRoom(
-            f"fine-tuning {recipe.model} with sequences of {longest} tokens needs {_gib(room.needed)}, {_gib(room.weights)} of it for its "
-            f"weights, but {room.device} has {_gib(room.free)} free; {_advice(recipe)}"
+            f"fine-tuning {recipe.model} with sequences of {longest} tokens needs {gib(room.needed)}, {gib(room.weights)} of it for its "
+            f"weights, but {room.device} has {gib(room.free)} free; {_advice(recipe)}"
         )
     return room
 
@@ -69,7 +68,3 @@ def _advice(recipe: Recipe) -> str:
     if recipe.hyperparameters.quantize == "none" or (recipe.hyperparameters.quantize == "auto" and recipe.quantize == "none"):
         return 'send shorter lines, a smaller lora_rank or quantize: "nf4"'
     return "send shorter lines or a smaller lora_rank"
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"

@@ -1,6 +1,7 @@
 """Refuses work that surely finds no room before its body is read: a full server answers from bytes that are ready.
 
-The outermost middleware but CORS. It counts requests and knows neither jobs nor models; `Fleet.admit` decides exactly, and later.
+Outside of it are only the observer, the headers, the neighbours, CORS and the doubles of paths. It counts requests and knows neither
+jobs nor models; `Fleet.admit` decides exactly, and later.
 """
 
 import json

@@ -25,7 +25,8 @@ SCHEMES = {"bearer": {"type": "http", "scheme": "bearer"}, "x-api-key": {"type":
 class Security:
     """Raises `SetupError` for a file of keys or bans that cannot be read.
 
-    A request meets the headers, the neighbours, CORS (`serve.middleware.install`), `access`, the limit of bodies, and the blocked content.
+    A request meets the headers, the neighbours, CORS (`serve.middleware.install`), the gate, `access`, the limits of clients, the limit of
+    bodies, and the blocked content.
     """
 
     def __init__(self, settings: Settings) -> None:

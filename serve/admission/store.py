@@ -59,11 +59,6 @@ class Store:
         self._clock = clock
         self._retry_at: float | None = None  # when Redis is asked again; None while it answers
 
-    @property
-    def degraded(self) -> bool:
-        """Whether this server counts by itself, as Redis does not answer."""
-        return self._retry_at is not None
-
     async def take(self, key: str, cost: int, limit: int) -> bool:
         """Use `cost`, unless that would exceed `limit`."""
         return await self._ask(lambda storage: storage.acquire_sliding_window_entry(key, limit, PERIOD_S, cost))

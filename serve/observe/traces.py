@@ -19,7 +19,7 @@ from serve.observe.observer import ObservedJob
 from serve.observe.record import RequestRecord
 
 CONTEXT_HEADERS = (b"traceparent", b"tracestate")
-PAGE = ("/ui", "/gradio_api")
+PAGE = "/ui"
 EXPORT_S = 3.0  # for the collector to take a batch, the last one at a stop included
 NS = 1_000_000_000
 

@@ -1,15 +1,16 @@
 """`/v1/batches`: OpenAI's. A batch is a row in a table when its request is answered; workers find it there."""
 
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request
 
 from app.schemas.batches import Batch, BatchList, BatchRequest
 from serve.desk import Desk
-from serve.routes.files import owner_of
-from serve.routes.state import ERROR_RESPONSES
+from serve.routes.files import owner_of, responses_of
+from serve.routes.state import ERROR_RESPONSES, Responses
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: Responses = {
     400: ERROR_RESPONSES[400],
     404: {**ERROR_RESPONSES[404], "description": "no such batch of this key"},
     409: {**ERROR_RESPONSES[400], "description": "the batch has ended, or its Idempotency-Key came with another body"},
@@ -24,8 +25,7 @@ Key = Annotated[str | None, Header(max_length=255, description="the same key and
 
 
 def add_batches(routes: APIRouter, desk: Desk) -> None:
-    def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-        return {status: ERRORS[status] for status in statuses}
+    errors = partial(responses_of, ERRORS)
 
     @routes.post("/v1/batches", tags=["batches"], summary="Run the lines of a file", responses=errors(400, 409, 413, 415, 429, 503, 507))
     async def create(body: BatchRequest, request: Request, idempotency_key: Key = None) -> Batch:

@@ -1,6 +1,7 @@
 """`/v1/files`: uploaded in a stream, kept under an id, shown to the key that uploaded them and to nobody else."""
 
 import re
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -11,9 +12,10 @@ from starlette.types import Receive, Scope, Send
 from app.errors import BodyTooLarge, Forbidden, InvalidRequest, LitmusError, NotReady
 from app.ledger.folder import Draft
 from app.schemas.files import MAX_FILE_S, MIN_FILE_S, FileDeleted, FileList, FileObject
+from serve.body import MAX_READ_FACTOR
 from serve.desk import Desk
 from serve.observe.record import CLIENT_LEFT
-from serve.routes.state import ERROR_RESPONSES
+from serve.routes.state import ERROR_RESPONSES, Responses
 from serve.wire.errors import error_response
 from serve.wire.upload import Form
 
@@ -25,7 +27,6 @@ MADE = {
 }
 UPLOADED = ("batch", "fine-tune")  # purposes
 PIECE_BYTES = 2**20  # written at once
-MAX_READ_FACTOR = 16  # a body up to this many times the limit is read to its end, so that its client sees why it was refused
 DAY_S = 86_400
 UPLOAD = {
     "requestBody": {
@@ -47,7 +48,7 @@ UPLOAD = {
         },
     }
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: Responses = {
     **{status: ERROR_RESPONSES[status] for status in (400, 413, 415, 503)},
     404: {**ERROR_RESPONSES[404], "description": "no such file of this key"},
     409: {**ERROR_RESPONSES[400], "description": "the file is the input of a batch or a fine-tuning job that has not ended"},
@@ -56,9 +57,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 FileId = Annotated[str, Path(max_length=64, examples=["file-abc123"])]
 
 
+def responses_of(errors: Responses, *statuses: int) -> Responses:
+    return {status: errors[status] for status in statuses}
+
+
 def add_files(routes: APIRouter, desk: Desk) -> None:
-    def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-        return {status: ERRORS[status] for status in statuses}
+    errors = partial(responses_of, ERRORS)
 
     @routes.post(
         "/v1/files",

@@ -65,7 +65,7 @@ class Service:
     async def run_in_text_pool(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
         """Run work that takes long for a long text, such as tokenizing, in a thread beside the event loop, in the request's context.
 
-        The pool is our own, as LitServe's response reader needs the default one. A call still queued when the client leaves never runs.
+        A call still queued when the client leaves never runs.
         """
         return await _run_in(self.text_pool, request, function, *arguments)
 

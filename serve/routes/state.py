@@ -1,4 +1,4 @@
-"""The routes that report state: health, readiness, served models, slots. Knows no engine and no queue."""
+"""The routes that report state: health, readiness, served models, slots. They ask the router, and translate what engines report."""
 
 from collections.abc import Mapping
 from pathlib import Path as FilePath
@@ -37,7 +37,9 @@ from serve.workers.progress import progress_of
 from serve.workers.router import Router
 
 FAVICON = FilePath(__file__).with_name("favicon.ico")
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+Responses = dict[int | str, dict[str, Any]]  # by status, as FastAPI documents them
+
+ERROR_RESPONSES: Responses = {
     400: {"model": ErrorResponse, "description": "a field is wrong; `param` names it"},
     403: {"model": ErrorResponse, "description": "this user may not use the server"},
     404: {"model": ErrorResponse, "description": "no such model"},
@@ -51,7 +53,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorResponse, "description": "the model is loading, restarting or shutting down"},
 }
 ERROR_RESPONSES_NO_USER = {status: response for status, response in ERROR_RESPONSES.items() if status != 403}  # bodies without `user`
-SLOTS_ERRORS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 404, 503)}
+SLOTS_ERRORS: Responses = {status: ERROR_RESPONSES[status] for status in (400, 404, 503)}
 
 
 AnthropicVersion = Annotated[str | None, Header(description="sent by Anthropic's clients; the answer then has the form that they read")]

@@ -28,10 +28,6 @@ class Gateway(Router):
         return super().capacity + self.upstreams.capacity
 
     @property
-    def alive(self) -> dict[str, bool]:
-        return super().alive | self.upstreams.alive
-
-    @property
     def statuses(self) -> Mapping[str, ModelStatus]:
         upstreams: dict[str, ModelStatus] = {model: "ready" if alive else "unreachable" for model, alive in self.upstreams.alive.items()}
         return {**super().statuses, **upstreams}

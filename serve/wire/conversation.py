@@ -14,13 +14,12 @@ from app.forms.tools import ToolFormat
 from app.schemas import ChatRequest, Message, Tool, ToolCall
 from app.schemas.generation import PromptEnd
 from app.tokenizer import ChatTemplate, Tokenizer, check_unicode
-from app.tokenizer.chat import THINKING_SWITCHES
+from app.tokenizer.chat import TEMPLATE_ROLES, THINKING_SWITCHES
 from serve.wire.arguments import object_of
 from serve.wire.ignored import ignore
 
 RESERVED_VARIABLES = frozenset("messages tools documents add_generation_prompt continue_final_message bos_token eos_token".split())
 PROBE = "\ue007"  # a private-use character, which templates copy unchanged
-TEMPLATE_ROLES = {"developer": "system"}  # OpenAI's roles that templates know by another name
 NO_PLACE = "the model's chat template has no place for it"
 
 Said = tuple[str, str, Any]  # a variable of the template, the field of the request that names it, and its value

@@ -292,5 +292,5 @@ class Catalog:
                     self._tell_absent(name)
 
     async def _in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Reading files takes a moment. The pool is our own, as LitServe's response reader needs the default one."""
+        """Reading files takes a moment."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

@@ -1,4 +1,6 @@
-"""The process that runs batches beside the server: started when there is work, started again when it dies, ended when all is done."""
+"""The process that runs batches and fine-tuning jobs beside the server: started when there is work, and again when it dies, ended when
+all is done.
+"""
 
 import asyncio
 import contextlib
@@ -57,12 +59,14 @@ class Child:
             return
         started = time.monotonic()
         self.process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
-        log.info("a worker for batches is started", extra={"fields": {"pid": self.process.pid}})
+        log.info("a worker for batches and fine-tuning is started", extra={"fields": {"pid": self.process.pid}})
         await self._until_idle(server)
         if self.process is not None and self.process.returncode is not None and not server.draining:
             self._failures = 0 if time.monotonic() - started > STEADY_S else self._failures + 1
             pause_s = min(2.0 ** min(self._failures, 10), MAX_PAUSE_S)
-            log.warning("the worker for batches ended with %d; another one starts in %.0f s", self.process.returncode, pause_s)
+            log.warning(
+                "the worker for batches and fine-tuning ended with %d; another one starts in %.0f s", self.process.returncode, pause_s
+            )
             await asyncio.sleep(pause_s)
 
     async def _until_idle(self, server: Draining) -> None:

@@ -46,11 +46,6 @@ class Models:
         return sorted(self._fleets, key=lambda model: model != self.default)
 
     @property
-    def alive(self) -> dict[str, bool]:
-        """For each model, whether at least one of its replicas has a worker."""
-        return {model: bool(fleet.alive) for model, fleet in self._fleets.items()}
-
-    @property
     def statuses(self) -> Mapping[str, ModelStatus]:
         return {model: self._fleets[model].status for model in self.models}
 

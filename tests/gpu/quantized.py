@@ -126,8 +126,8 @@ def check_refusal(report: Report, folder: Path, device: str) -> None:
 
 
 def check_survival(report: Report, folder: Path, device: str) -> None:
-    """A step for which no memory is left fails its requests with an error that says so; the next request is answered."""
-    with report.check("out of memory in a step: its requests fail, the engine goes on"):
+    """A step for which no memory is left fails its requests with an error that says so; one that waits, and the next, are answered."""
+    with report.check("out of memory in a step: its requests fail, one that waits is answered, the engine goes on"):
         engine, _ = create_engine(settings_of(folder, device, "none", slots=4))
         expected = tokens_of(running.run(engine, [ask("before", (5,) * 20)]))["before"]
         total = torch.cuda.get_device_properties(device).total_memory
@@ -135,11 +135,14 @@ def check_survival(report: Report, folder: Path, device: str) -> None:
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2**20) / total)
         try:
             engine.submit(Score("large", (7,) * STEP_TOKENS, (Window(0, STEP_TOKENS, 1),)))
-            events = [event for _ in range(4) for event in engine.step()]
+            for id in ("0", "1", "2", "3", "waiting"):  # the last one gets no slot
+                engine.submit(ask(id, (5,) * 20))
+            events = engine.step()
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
-        (failure,) = [event for event in events if isinstance(event, Failed)]
-        assert "out of memory" in failure.error.message and engine.idle
+        failures = {event.id: event.error.message for event in events if isinstance(event, Failed)}
+        assert set(failures) == {"large", "0", "1", "2", "3"} and "out of memory" in failures["large"]
+        assert tokens_of(running.run(engine, []))["waiting"] == expected and engine.idle
         assert tokens_of(running.run(engine, [ask("after", (5,) * 20)]))["after"] == expected
 
 

@@ -202,6 +202,7 @@ def test_a_full_disk_is_said(hosted, monkeypatch):
     monkeypatch.setattr("app.ledger.folder.Draft.write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     answer = post(hosted)
     assert (answer.status_code, answer.json()["error"]["code"]) == (507, "storage_full")
+    assert "jobs.folder: No space left on device" in answer.json()["error"]["message"]
     assert on_disk(hosted) == []
 
 

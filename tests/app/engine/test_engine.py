@@ -153,30 +153,66 @@ def test_an_end_token_and_a_stop_string_end_an_answer_and_are_not_part_of_it() -
     assert events[-1].finish == "stop"
 
 
-def test_a_step_that_runs_out_of_memory_fails_what_is_in_flight_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = create()
-    engine.submit(Generate("a", (1, 2), 5))
-    engine.submit(Score("b", (1, 2, 3), (Window(0, 3, 1),)))
+def run_out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError
+
+
+def failed_ids(events: list[Event]) -> set[str]:
+    return {event.id for event in events if isinstance(event, Failed) and event.error.code == "engine_failed"}
+
+
+def test_a_step_that_runs_out_of_memory_fails_what_it_ran_and_the_rest_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, greedy = random.Random(3), SamplingParams(temperature=0.0)
+    jobs = [Generate(id, tuple(rng.choices(range(VOCABULARY), k=20)), 5, greedy) for id in ("runs", "has a slot", "waits")]
+    jobs.insert(2, Generate("shares", (*jobs[0].prompt, 3), 5, greedy))  # it waits for the pages of the first
+    expected = {}
+    for job in jobs:
+        alone = create()
+        alone.submit(job)
+        expected |= answers_of(drain(alone))
+    engine = create(slots=3)
+    for job in jobs:
+        engine.submit(job)
     with monkeypatch.context() as patch:
-
-        def run_out_of_memory(*_: object) -> None:
-            raise torch.OutOfMemoryError
-
         patch.setattr(engine.performer, "forward", run_out_of_memory)
-        events = engine.step()
-    assert {event.id for event in events if isinstance(event, Failed) and event.error.code == "engine_failed"} == {"a", "b"}
-    engine.submit(Generate("c", (1, 2), 5))
-    assert len(answers_of(drain(engine))["c"]) == 5
+        assert failed_ids(engine.step()) == {"runs"}  # whose prompt takes all the tokens of the step
+    del expected["runs"]
+    assert answers_of(drain(engine)) == expected
+    engine.submit(Score("text", (1, 2, 3), (Window(0, 3, 1),)))
+    engine.submit(Score("later", (1,) * 16, (Window(0, 16, 1),)))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.performer, "forward", run_out_of_memory)
+        assert failed_ids(engine.step()) == {"text", "later"}
+    assert engine.idle
+
+
+def test_texts_that_a_step_without_memory_did_not_read_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = create()
+    for id in ("first", "second"):
+        engine.submit(Score(id, (1, 2) * 8, (Window(0, 16, 1),)))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.performer, "forward", run_out_of_memory)
+        assert failed_ids(engine.step()) == {"first"}
+    assert [event.id for event in drain(engine) if isinstance(event, Scored)] == ["second"]
+
+
+def test_when_the_copies_of_a_step_fail_everything_fails_as_nobody_knows_what_the_pages_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, prompt = create(slots=2), tuple(random.Random(4).choices(range(VOCABULARY), k=52))
+    engine.submit(Generate("before", prompt, 1, SamplingParams(temperature=0.0)))
+    answer = answers_of(drain(engine))
+    for id in ("a", "b", "waits"):  # the second needs a copy of the first one's last page
+        engine.submit(Generate(id, prompt, 1, SamplingParams(temperature=0.0)))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.performer, "copy", run_out_of_memory)
+        assert failed_ids(engine.step()) == {"a", "b", "waits"}
+    engine.submit(Generate("before", prompt, 1, SamplingParams(temperature=0.0)))
+    assert answers_of(drain(engine)) == answer
 
 
 def test_events_before_the_out_of_memory_error_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = create()
     engine.submit(Generate("chat", (1, 2), 1, SamplingParams(temperature=0.0)))
     engine.submit(Score("text", (1, 2, 3), (Window(0, 3, 1),)))
-
-    def run_out_of_memory(*_: object) -> None:
-        raise torch.OutOfMemoryError
-
     monkeypatch.setattr("app.engine.texts.token_statistics", run_out_of_memory)
     events = engine.step()
     assert [event.finish for event in events if isinstance(event, Delta)] == ["length"]

@@ -120,7 +120,7 @@ def test_a_dead_worker_interrupts_only_the_requests_of_its_model() -> None:
         async with router.open([job("doomed")], "a") as doomed, router.open([job("kept")], "b") as kept:
             process.kill()
             assert await anext(aiter(doomed)) == Interrupted("doomed")
-            assert (router.alive, router.ready) == ({"a": False, "b": True}, False)
+            assert ([bool(router.fleet(name).alive) for name in "ab"], router.ready) == ([False, True], False)
             workers[1].stalled = False
             assert [type(event) for event in [event async for event in kept]] == [Delta] * 3
             assert "doomed" not in workers[1].engine.jobs
@@ -158,7 +158,7 @@ def test_what_memory_cut_may_be_the_models_own_when_it_is_loaded_again(setting: 
 
 def test_a_loading_model_is_reported_and_the_other_one_serves() -> None:
     router, _ = create(["a", "b"], loaded=[1])
-    assert (router.ready, router.alive, router.models) == (False, {"a": False, "b": True}, ["a", "b"])
+    assert (router.ready, [bool(router.fleet(name).alive) for name in "ab"], router.models) == (False, [False, True], ["a", "b"])
     assert [facts.name for facts in router.loaded_facts()] == ["b"]
     assert router.facts("b").name == "b"
     for model in (None, "a"):
