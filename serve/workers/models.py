@@ -125,6 +125,10 @@ class Models:
             raise UnknownModel(f"model '{name}' is not served here; this server has {names}", param="model")
         return self._fleets[name]
 
+    def is_installed(self, fleet: Fleet) -> bool:
+        """Whether it is the version that takes the new jobs of its model."""
+        return self._fleets.get(fleet.model) is fleet
+
     def fleet_of(self, replica: Replica) -> Fleet:
         return next(fleet for fleet in self.fleets if replica in fleet.replicas)
 

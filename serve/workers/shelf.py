@@ -9,7 +9,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from pathlib import Path
 
@@ -49,10 +49,12 @@ class Shelf:
         for base, model in ((model.served_name, model) for model in settings.loaded.values()):
             self._entries |= {name: Entry(path=path, model=base) for name, path in model.adapters.items()}
         self._loading: dict[tuple[int, str], Loading] = {}  # by the replica's number and the adapter's name
-        self._changing: set[str] = set()  # names that are being loaded or unloaded for somebody
+        self._changing: dict[
+            str, list[Callable[[], None]]
+        ] = {}  # by the name of an adapter that somebody loads or unloads: what to do after that
         for name, entry in self._entries.items():
             self._await(name, entry.model)
-        router.adapted = self.hear
+        router.adapted, router.installed = self.hear, self._publish
 
     async def keep(self, name: str, path: str, model: str) -> None:
         """Serve the adapter in the folder `path` as `name`, on the model `model`: from now on, and after each restart of the server, until
@@ -180,15 +182,30 @@ class Shelf:
 
     def _serve(self, facts: AdapterFacts, fleet: Fleet) -> None:
         fleet.adapters[facts.name] = facts
+        fleet.problems.pop(facts.name, None)
+        if self._router.is_installed(fleet):
+            self._offer(facts, fleet)
+
+    def _publish(self, fleet: Fleet) -> None:
+        """A version takes the new jobs of its model: from now on an adapter is served, or is not, as this one could read it."""
+        for name in self._entries:
+            if name in fleet.adapters:
+                self._offer(fleet.adapters[name], fleet)
+            elif name in fleet.problems:
+                self._withdraw(name, NotReady(NOT_LOADED.format(name), code="adapter_not_loaded"))
+
+    def _offer(self, facts: AdapterFacts, fleet: Fleet) -> None:
         self._router.adapters[facts.name] = fleet.model
         self._router.absent.pop(facts.name, None)
         self._router.awaited.pop(facts.name, None)
-        fleet.problems.pop(facts.name, None)
         self._detectors[facts.name] = self._detector_of(facts, fleet.model)
 
     def _settle(self, fleet: Fleet, name: str, loading: Loading) -> None:
-        """What comes of loading an adapter into a worker that has just started."""
-        if loading.cancelled() or name not in self._entries or name in self._changing:
+        """What comes of loading an adapter into a worker that has just started. A version that takes no jobs keeps it to itself."""
+        if name in self._changing:
+            self._changing[name].append(partial(self._settle, fleet, name, loading))
+            return
+        if loading.cancelled() or name not in self._entries:
             return
         error = loading.exception()
         if error is None:
@@ -197,7 +214,8 @@ class Shelf:
             log.error("adapter", extra={"fields": {"adapter": name, "model": fleet.model, "failed": error.message}})
             fleet.adapters.pop(name, None)
             fleet.problems[name] = error.message
-            self._withdraw(name, NotReady(NOT_LOADED.format(name), code="adapter_not_loaded"))
+            if self._router.is_installed(fleet):
+                self._withdraw(name, NotReady(NOT_LOADED.format(name), code="adapter_not_loaded"))
 
     def _withdraw(self, name: str, error: LitmusError) -> None:
         self._router.adapters.pop(name, None)
@@ -254,8 +272,9 @@ class Shelf:
             raise NotReady("the server is shutting down")
         if name in self._changing:
             raise Conflict(f"adapter '{name}' is being loaded or unloaded at the moment", param="lora_name", code="adapter_busy")
-        self._changing.add(name)
+        self._changing[name] = []
         try:
             yield
         finally:
-            self._changing.discard(name)
+            for settle in self._changing.pop(name):
+                settle()
