@@ -11,6 +11,7 @@ from routing import all_of, job
 from app.errors import Conflict, LitmusError
 from app.settings import ModelSettings, QueueSettings, Settings
 from serve.workers.catalog import Catalog
+from serve.workers.fleet import Fleet
 from serve.workers.messages import Ended, LoadFailed, Order, Ready, Start
 from serve.workers.router import Router
 
@@ -42,6 +43,49 @@ def test_no_job_waits_for_ever_where_only_one_of_two_replicas_is_loaded() -> Non
                 (failed,) = await asyncio.wait_for(all_of(events), 60)
                 assert isinstance(failed.error, LitmusError) and failed.error.code == "model_not_loaded"  # type: ignore[attr-defined]
         assert version.status == "failed" and router.in_flight == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("change", ["a swap", "a load on demand"])
+def test_a_load_that_ends_by_a_mistake_of_ours_leaves_no_worker_and_no_job_behind(
+    change: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serve.workers.catalog.read", lambda settings: (None, None))
+
+    async def main() -> None:
+        router, running = Router([FACTS.name], QueueSettings()), set[int]()
+
+        def obey(order: Order) -> None:
+            (running.add if isinstance(order, Start) else running.discard)(order.worker)
+            message: Any = Ready(psutil.Process().pid, order.worker, FACTS) if isinstance(order, Start) else Ended(order.worker, 0)
+            loop.call_soon(router.append, [message, "OK"])
+
+        async def furnish(fleet: Fleet) -> None:
+            raise KeyError("added_tokens")
+
+        async def settled() -> None:
+            while catalog._tasks:
+                await asyncio.sleep(0.01)
+
+        loop = asyncio.get_running_loop()
+        catalog = Catalog(router, Settings(model=ModelSettings(name=FACTS.name, idle_unload_s=1)), obey, {}, {})
+        version = catalog._served[FACTS.name]
+        router.replicas[0].queue, router.replicas[0].facts = FakeWorker(router, FakeEngine()), FACTS
+        catalog.furnish = furnish
+        if change == "a swap":
+            version = await catalog.load(FACTS.name, lambda present: present or ModelSettings())
+            await settled()
+            assert len(router.fleets) == len(router.replicas) == 1
+        else:
+            catalog._fall_asleep(FACTS.name, version)
+            await settled()
+            async with router.open([job("a")]) as events:
+                (failed,) = await asyncio.wait_for(all_of(events), 60)
+                assert failed.error.code == "model_not_loaded"  # type: ignore[attr-defined]
+            await settled()
+        assert (version.status, version.message) == ("failed", "an unexpected KeyError; the server's log says where") and not running
+        assert "ended by KeyError" in caplog.text
 
     asyncio.run(main())
 
