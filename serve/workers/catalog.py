@@ -71,6 +71,11 @@ class Catalog:
         version = self._served.get(self._router.name_of(name))
         return None if version is None or version.deleted else version.settings
 
+    def paths(self) -> dict[str, str]:
+        """Of the models that are served, each by all its names."""
+        served = {name: version.settings.path for name, version in self._served.items() if not version.deleted}
+        return served | {alias: served[name] for alias, name in self._router.aliases.items() if name in served}
+
     async def load(self, name: str, settings: Callable[[ModelSettings | None], ModelSettings]) -> Version:
         """Begin to load a version of a model; `settings` makes its settings from those of the present one.
 

@@ -37,13 +37,19 @@ Loading = asyncio.Future[AdapterFacts]
 class Shelf:
     """`keep` is for what makes adapters here, such as fine-tuning; `load` and `unload` are for those who administer the server.
 
-    `detectors` are what the routes use of each model: kept in step with what is served.
+    `detectors` are what the routes use of each model: kept in step with what is served. `bases` says how a model is served, by its name.
     """
 
-    def __init__(self, router: Router, settings: Settings, detectors: MutableMapping[str, Detector]) -> None:
+    def __init__(
+        self,
+        router: Router,
+        settings: Settings,
+        detectors: MutableMapping[str, Detector],
+        bases: Callable[[str], ModelSettings | None],
+    ) -> None:
         self._router, self._detectors = router, detectors
         self._paths, self._drain_s = ModelPaths(settings), settings.server.drain_s
-        self._bases = {model.served_name: model.path for model in settings.loaded.values()}
+        self._bases = bases
         self._register = Register(Path(settings.jobs.folder) / FILE)
         self._entries = {name: entry for name, entry in self._register.read().items() if name not in {*router.statuses, *router.aliases}}
         for base, model in ((model.served_name, model) for model in settings.loaded.values()):
@@ -243,8 +249,9 @@ class Shelf:
 
     def _detector_of(self, facts: AdapterFacts, model: str) -> Detector:
         """The base is the observer; a calibration of the pair may lie in the adapter's folder."""
+        base = self._bases(model)
         try:
-            return detector_of(ModelSettings(path=facts.path, observer=self._bases.get(model, model)))
+            return detector_of(ModelSettings(path=facts.path, observer=model if base is None else base.path))
         except SetupError as error:
             log.error("adapter '%s': %s; its scores have no verdicts", facts.name, error.message)
             return UNCALIBRATED

@@ -14,6 +14,7 @@ from serve.workers.catalog import Catalog
 from serve.workers.fleet import Fleet
 from serve.workers.messages import Ended, LoadFailed, Order, Ready, Start
 from serve.workers.router import Router
+from serve.workers.version import Version
 
 
 def test_no_job_waits_for_ever_where_only_one_of_two_replicas_is_loaded() -> None:
@@ -99,5 +100,11 @@ def test_another_name_of_a_model_is_no_name_of_a_new_one() -> None:
         with pytest.raises(Conflict, match="'gpt-4o' is another name of 'fake'"):
             await catalog.load("gpt-4o", lambda present: model)
         assert catalog.settings_of("gpt-4o") == model and catalog.settings_of("gpt-4") is None
+        assert catalog.paths() == {FACTS.name: model.path, "gpt-4o": model.path}
+        newer = model.model_copy(update={"path": "newer"})
+        catalog._served[FACTS.name] = Version(newer, router.fleet(None))
+        assert catalog.paths()["gpt-4o"] == "newer"
+        catalog._served[FACTS.name].deleted = True
+        assert catalog.paths() == {}
 
     asyncio.run(main())

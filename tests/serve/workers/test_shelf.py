@@ -12,7 +12,7 @@ from shelving import JOB, NAME, PID, Server, run, with_new_version
 from app.engine.facts import AdapterFacts
 from app.engine.request import Generate
 from app.errors import Conflict, Forbidden, InvalidRequest, NotFound, NotReady, StorageFull, UnknownModel
-from app.settings import QueueSettings
+from app.settings import ModelSettings, QueueSettings
 from serve.routes.state import readiness_of
 from serve.workers.fleet import Fleet, Replica
 from serve.workers.handover import can_go_on
@@ -265,6 +265,20 @@ def test_a_new_version_takes_an_adapter_away_only_once_it_takes_the_jobs(tmp_pat
         with pytest.raises(NotReady, match="could not be loaded again"):
             server.router.fleet(NAME)
         assert NAME not in server.router.adapters and NAME not in server.detectors
+
+    run(test())
+
+
+def test_the_observer_of_an_adapter_is_its_base_as_it_is_served_now(tmp_path: Path) -> None:
+    async def test() -> None:
+        server, version = await with_new_version(tmp_path)
+        assert server.detectors[NAME].settings.observer == str(tmp_path / "base")
+        server.start(1)
+        server.read(NAME, number=1)
+        await asyncio.sleep(0)
+        server.bases["fake"] = ModelSettings(path="/new")
+        server.router.install(version)
+        assert server.detectors[NAME].settings.observer == "/new"
 
     run(test())
 
