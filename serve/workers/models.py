@@ -125,10 +125,6 @@ class Models:
             raise UnknownModel(f"model '{name}' is not served here; this server has {names}", param="model")
         return self._fleets[name]
 
-    def is_installed(self, fleet: Fleet) -> bool:
-        """Whether it is the version that takes the new jobs of its model."""
-        return self._fleets.get(fleet.model) is fleet
-
     def fleet_of(self, replica: Replica) -> Fleet:
         return next(fleet for fleet in self.fleets if replica in fleet.replicas)
 
@@ -138,6 +134,7 @@ class Models:
 
     def add(self, fleet: Fleet) -> None:
         """Know the replicas of a version that is to be loaded; it gets no jobs yet."""
+        fleet.standing = "next"
         self._beside.append(fleet)
         self.replicas += fleet.replicas
 
@@ -145,7 +142,9 @@ class Models:
         """Let a version that was added take the new jobs of its model. Returns the one that took them until now."""
         self._beside.remove(fleet)
         if old := self._fleets.get(fleet.model):
+            old.standing = "previous"
             self._beside.append(old)
+        fleet.standing = "served"
         self._fleets[fleet.model] = fleet
         self.absent.pop(fleet.model, None)
         return old
@@ -153,6 +152,7 @@ class Models:
     def withdraw(self, model: str) -> Fleet:
         """Give the version of a model no new jobs; it finishes what it has."""
         fleet = self._fleets.pop(model)
+        fleet.standing = "previous"
         self._beside.append(fleet)
         return fleet
 

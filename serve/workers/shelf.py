@@ -189,7 +189,7 @@ class Shelf:
     def _serve(self, facts: AdapterFacts, fleet: Fleet) -> None:
         fleet.adapters[facts.name] = facts
         fleet.problems.pop(facts.name, None)
-        if self._router.is_installed(fleet):
+        if fleet.standing == "served":
             self._offer(facts, fleet)
 
     def _publish(self, fleet: Fleet) -> None:
@@ -220,7 +220,7 @@ class Shelf:
             log.error("adapter", extra={"fields": {"adapter": name, "model": fleet.model, "failed": error.message}})
             fleet.adapters.pop(name, None)
             fleet.problems[name] = error.message
-            if self._router.is_installed(fleet):
+            if fleet.standing == "served":
                 self._withdraw(name, NotReady(NOT_LOADED.format(name), code="adapter_not_loaded"))
 
     def _withdraw(self, name: str, error: LitmusError) -> None:
