@@ -19,7 +19,7 @@ TURN_S = 5.0  # how long the turn to sweep lasts; the one who has it renews it a
 MAX_WAKES = 256  # messages that may wait at the broker
 GROUP_S = 0.2  # lines that end within this time are committed together
 BUSY = frozenset({429, 502, 503, 504})  # of a server that will answer later
-FAILED = frozenset({500})  # may be better the next time
+FAILED = frozenset({408, 500})  # may be better the next time
 
 
 def is_due(due: Any, now: float) -> Any:

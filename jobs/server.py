@@ -6,13 +6,16 @@ from typing import Any, BinaryIO
 
 import httpx
 
+from app.schemas import MAX_TIMEOUT_S
 from app.settings import Settings
 from jobs.leases import Task
 from jobs.runs import Claim
 
 OWNER = "X-Litmus-Owner"  # on whose behalf the worker asks
 MADE_FOR = "X-Litmus-Made-For"
+DEADLINE = "X-Request-Timeout"  # of a line, which waits longer than the people for whom queue.timeout_s is
 READ_S, CONNECT_S = 60.0, 5.0
+LATER_S = 5.0  # than the worker's own: it ends the line
 SERVE_S = 180.0  # that workers of a model may take to read an adapter
 BAD_REQUEST, WHOLE, PART = 400, 200, 206
 FILE = "application/octet-stream"
@@ -40,7 +43,9 @@ class Server:
 
     def __init__(self, settings: Settings, secret: str) -> None:
         url = settings.jobs.server or f"http://127.0.0.1:{settings.server.port}"
-        self._line_timeout = httpx.Timeout(settings.jobs.line_timeout_s, connect=CONNECT_S)
+        limit_s = settings.jobs.line_timeout_s
+        self._line_timeout = httpx.Timeout(limit_s, connect=CONNECT_S)
+        self._deadline = {DEADLINE: str(min(limit_s + LATER_S, MAX_TIMEOUT_S))}
         self._http = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {secret}"},
@@ -57,8 +62,9 @@ class Server:
 
     async def answer(self, task: Task, body: dict[str, Any]) -> Answer | None:
         """None: not within `jobs.line_timeout_s`. Raises `Unavailable` where there is no server, or a success is no JSON object."""
+        headers = {OWNER: task.owner, **self._deadline}
         try:
-            response = await self._http.post(task.endpoint, json=body, headers={OWNER: task.owner}, timeout=self._line_timeout)
+            response = await self._http.post(task.endpoint, json=body, headers=headers, timeout=self._line_timeout)
         except httpx.ReadTimeout:
             return None
         except httpx.RequestError as error:

@@ -96,14 +96,14 @@ def add_routes_and_page(settings: Settings, app: Any, router: Any) -> None:
         catalog = Catalog(router, settings, app.state.order, tokenizers, detectors)
         app.state.watchers.append(catalog.watch)
         app.include_router(create_admin(catalog))
-        app.state.shelf = Shelf(router, settings, detectors)
+        app.state.shelf = Shelf(router, settings, detectors, catalog.settings_of)
         catalog.furnish = app.state.shelf.furnish
         app.include_router(create_adapters(app.state.shelf))
     if settings.jobs.enabled:
         bases = catalog.settings_of if settings.loaded else lambda name: None
         shelf = getattr(app.state, "shelf", None)
         app.include_router(create_job_routes(app.state.desk, settings.server.strict, bases, shelf, router.adapters))
-    app.include_router(create_estimate(settings))
+    app.include_router(create_estimate(catalog.paths if settings.loaded else dict))
     if settings.server.collector is not None:
         add_traces(app, router.observer, settings.server.collector)
     if settings.ui.enabled:

@@ -192,7 +192,7 @@ class LocalServer:
         self.app.include_router(create_routes(self.router, self.tokenizers, int(time.time()), frozenset(), self.detectors))
         first, *others = settings.values()
         whole = Settings.model_construct(model=first, models=tuple(others), jobs=JobSettings(folder=str(jobs)))
-        self.shelf = Shelf(self.router, whole, self.detectors)
+        self.shelf = Shelf(self.router, whole, self.detectors, self.settings.get)
         self.app.include_router(create_adapters(self.shelf))
         self.models: dict[str, LocalModel] = {}
         self.url = ""

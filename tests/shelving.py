@@ -41,7 +41,8 @@ class Server:
         settings = Settings.model_construct(model=base, security=security, jobs=jobs, server=server)
         self.router = Router([FACTS.name] * replicas, QueueSettings(max_waiting=8))
         self.detectors: dict[str, Detector] = {}
-        self.shelf = Shelf(self.router, settings, self.detectors)
+        self.bases = {FACTS.name: base}
+        self.shelf = Shelf(self.router, settings, self.detectors, self.bases.get)
         self.file = folder / "jobs" / "adapters.json"
 
     def start(self, number: int = 0, *adapters: AdapterFacts) -> Outbox:

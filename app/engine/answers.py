@@ -88,7 +88,10 @@ class Answers:
         """The rows of a step that give tokens, by their slots. `sampled` are indices of rows and their slots, the rows of a slot one after
         the other.
         """
-        return {slot: self._rows([index for index, _ in group], slot, drafts.get(slot)) for slot, group in groupby(sampled, itemgetter(1))}
+        rows = {slot: self._rows([index for index, _ in group], slot, drafts.get(slot)) for slot, group in groupby(sampled, itemgetter(1))}
+        if len(self._plain) > len(rows):  # those of answers that were cancelled or failed go
+            self._plain = {slot: row for slot, row in self._plain.items() if slot in rows}
+        return rows
 
     def advance(self, own: Mapping[Slot, Sequence[Row]], outputs: Outputs) -> Iterator[tuple[Slot, Delta | Failed]]:
         """What the step adds to each answer. A slot whose answer ends is to be released by the caller."""
@@ -102,6 +105,8 @@ class Answers:
             self._drafter.record(each.request.id, each.tokens)
             slot.drafted += each.drafted
             slot.accepted += max(0, len(each.tokens) - 1)
+            if each.finish is not None or each.error is not None:
+                self._plain.pop(slot, None)
             if each.tokens:
                 yield slot, _delta(slot, each, logprobs)
             if each.error is not None:

@@ -13,7 +13,7 @@ CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer and its chat template; of an adapter its own, each of them, or else its base's."""
+    """The tokenizer and its chat template; of an adapter its own, each of them, or else its base's. Raises `SetupError`."""
     try:
         if source.adapter is None:
             return AutoTokenizer.from_pretrained(source.base, **source.revision)
@@ -24,9 +24,15 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(place, **({} if revision is None else {"revision": revision}))
     except (OSError, ValueError) as error:
         raise SetupError(f"{source.path}: no tokenizer could be loaded: {first_line(error)}") from error
+    except Exception as error:  # what transformers and tokenizers come upon in a file of another form; some are no more exact
+        files, reason = " or ".join(TOKENIZER_FILES), f"{type(error).__name__}: {first_line(error)}"
+        raise SetupError(f"{source.path}: its {files} has not the form of one ({reason})") from error
     template = source.adapter.file(CHAT_TEMPLATE_FILE)
     if template is not None:
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = template.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise SetupError(f"{template} is not text in UTF-8") from error
     tokenizer.chat_template = tokenizer.chat_template or base.chat_template
     return tokenizer
 

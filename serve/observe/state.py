@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -18,9 +18,10 @@ from app.engine.facts import Facts
 from app.errors import LitmusError
 from app.models.revision import VERSION
 from serve.observe.metrics import PREFIX
-from serve.workers.fleet import Replica
+from serve.workers.fleet import Replica, Standing
 from serve.workers.router import Router
 
+OF_REPLICA = ("replica", "version")  # labels, after the model's
 REPORT_WAIT_S = 1.0  # for the engines, all at once
 
 
@@ -33,15 +34,23 @@ class AgedReport:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A replica by the labels it has in the metrics: its model, and its number among the model's replicas."""
+    """Where a replica stands: `index` is its number in its version, by which GET /slots knows it too, `number` its number among those of
+    all versions of its model, those of the served one first.
+    """
 
     replica: Replica
-    model: str
     index: int
+    number: int
+    version: Standing
 
     @property
-    def labels(self) -> tuple[str, str]:
-        return self.model, str(self.index)
+    def model(self) -> str:
+        return self.replica.model
+
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Model, replica and version."""
+        return self.model, str(self.index), self.version
 
 
 class EngineReports:
@@ -53,7 +62,10 @@ class EngineReports:
 
     async def refresh(self) -> None:
         """Ask every engine at once, and wait at most `REPORT_WAIT_S`."""
-        await asyncio.gather(*(self._ask(place) for place in places(self._router)))
+        members = places(self._router)
+        numbers = {place.replica.number for place in members}
+        self._latest = {number: report for number, report in self._latest.items() if number in numbers}
+        await asyncio.gather(*(self._ask(place) for place in members))
 
     async def _ask(self, place: Place) -> None:
         worker = place.replica.worker
@@ -72,23 +84,23 @@ class EngineReports:
 def places(router: Router) -> list[Place]:
     counts: dict[str, int] = {}
     found = []
-    for replica in router.replicas:
-        index = counts.get(replica.model, 0)
-        counts[replica.model] = index + 1
-        found.append(Place(replica, replica.model, index))
+    for fleet in router.fleets:
+        first = counts.get(fleet.model, 0)
+        counts[fleet.model] = first + len(fleet.replicas)
+        found += [Place(replica, index, first + index, fleet.standing) for index, replica in enumerate(fleet.replicas)]
     return found
 
 
 def engine_families(router: Router, reports: EngineReports, now_s: float) -> Iterator[Metric]:
     """What the engines hold. `now_s` is the time of the question, by `time.monotonic`."""
-    running = _gauge("num_requests_running", "answers that have a slot, by the engine's latest report", "replica")
-    waiting = _gauge("num_requests_waiting", "answers that wait for a slot", "replica")
-    texts = _gauge("num_texts", "texts that are being scored or embedded, or wait to be", "replica")
-    slots = _gauge("slots", "requests that decode at once", "replica")
-    busy = _gauge("slots_busy", "slots in which a request runs; a beam search has several", "replica")
-    usage = _gauge("kv_cache_usage_perc", "share of the KV cache that running requests use; 1 is all of it", "replica")
+    running = _gauge("num_requests_running", "answers that have a slot, by the engine's latest report", *OF_REPLICA)
+    waiting = _gauge("num_requests_waiting", "answers that wait for a slot", *OF_REPLICA)
+    texts = _gauge("num_texts", "texts that are being scored or embedded, or wait to be", *OF_REPLICA)
+    slots = _gauge("slots", "requests that decode at once", *OF_REPLICA)
+    busy = _gauge("slots_busy", "slots in which a request runs; a beam search has several", *OF_REPLICA)
+    usage = _gauge("kv_cache_usage_perc", "share of the KV cache that running requests use; 1 is all of it", *OF_REPLICA)
     age = _gauge(
-        "engine_report_age_seconds", "age of the report behind these numbers: above 0 while the engine is too busy to answer", "replica"
+        "engine_report_age_seconds", "age of the report behind these numbers: above 0 while the engine is too busy to answer", *OF_REPLICA
     )
     for place in places(router):
         latest, facts = reports.of(place.replica), place.replica.facts
@@ -124,10 +136,11 @@ def replica_families(router: Router) -> Iterator[Metric]:
 
 def process_families(router: Router) -> Iterator[Metric]:
     """CPU time and memory of every process of the server. One that has just ended has no value."""
-    labels = ["process", "model", "replica"]
+    labels = ["process", "model", "replica", "version"]
     cpu = CounterMetricFamily(PREFIX + "process_cpu_seconds", "CPU time of a process, user and system", labels=labels)
     memory = GaugeMetricFamily(PREFIX + "process_resident_memory_bytes", "resident memory of a process", labels=labels)
-    for names, process in processes(router).items():
+    for name, place, process in processes(router):
+        names = name, *(("", "", "") if place is None else place.labels)
         with contextlib.suppress(psutil.Error), process.oneshot():
             times, resident = process.cpu_times(), process.memory_info().rss
             cpu.add_metric(names, times.user + times.system)
@@ -135,14 +148,14 @@ def process_families(router: Router) -> Iterator[Metric]:
     yield from (cpu, memory)
 
 
-def processes(router: Router) -> Mapping[tuple[str, str, str], psutil.Process]:
-    """By the labels process, model, replica."""
-    workers = {("worker", *place.labels): place.replica.worker for place in places(router)}
-    found = {("api", "", ""): psutil.Process(), **{labels: worker for labels, worker in workers.items() if worker is not None}}
+def processes(router: Router) -> list[tuple[str, Place | None, psutil.Process]]:
+    """Each by what it is: `api`, `worker` or `main`, and of a worker its place."""
+    found: list[tuple[str, Place | None, psutil.Process]] = [("api", None, psutil.Process())]
+    found += [("worker", place, place.replica.worker) for place in places(router) if place.replica.worker is not None]
     if not router.replicas:  # without workers, this process is the only one
         return found
     with contextlib.suppress(psutil.NoSuchProcess):
-        found["main", "", ""] = psutil.Process(os.getppid())
+        found.append(("main", None, psutil.Process(os.getppid())))
     return found
 
 

@@ -21,7 +21,7 @@ from serve.wire.requests import check_token_ids, used_tier
 from serve.workers.fleet import Fleet
 from serve.workers.router import too_late
 
-LOOK_S = 0.05  # between two looks at a full queue
+LOOK_S = 0.05  # between two looks at a full queue, and for a worker
 
 
 def add_embeddings(routes: APIRouter, service: Service) -> None:
@@ -93,11 +93,13 @@ async def _items(service: Service, jobs: list[Embed], model: Fleet, body: Embedd
 
 async def _in_portions(service: Service, jobs: list[Embed], model: Fleet, body: EmbeddingRequest, limit_s: float | None) -> list[bytes]:
     """Of as many jobs at a time as leave room for other requests. Raises `QueueFull` where there is none for the first; what has begun
-    waits until there is.
+    waits until there is, and for the next worker where there is none.
     """
     lengths = [len(job.tokens) for job in jobs]
     items: list[bytes] = []
     while (done := len(items)) < len(jobs):
+        if done:
+            await _wait_for_worker(service, model)
         portion = jobs[done : done + model.portion(lengths[done:])]
         try:
             vectors = await _run_jobs(service, portion, model, limit_s)
@@ -108,6 +110,14 @@ async def _in_portions(service: Service, jobs: list[Embed], model: Fleet, body: 
             continue
         items += await asyncio.get_running_loop().run_in_executor(service.text_pool, _dumped, done, vectors, body)
     return items
+
+
+async def _wait_for_worker(service: Service, model: Fleet) -> None:
+    """As long as a job waits whose worker has died."""
+    router, clock = service.router, asyncio.get_running_loop()
+    until_s = clock.time() + router.queue_settings.resume_wait_s
+    while model in router.fleets and model.status == "loading" and not router.draining and clock.time() < until_s:
+        await asyncio.sleep(LOOK_S)
 
 
 async def _run_jobs(service: Service, jobs: list[Embed], model: Fleet, timeout_s: float | None) -> list[bytes]:

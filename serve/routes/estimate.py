@@ -6,7 +6,7 @@ It is for admins, as all of /admin: `serve.admission.access` lets them in.
 import asyncio
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from app.errors import InvalidRequest, NotReady
 from app.models.names import is_hub_name
 from app.schemas.estimate import Estimate, EstimateRequest
-from app.settings import Settings, offline_environment
+from app.settings import offline_environment
 from serve.routes.state import ERROR_RESPONSES
 
 log = logging.getLogger(__name__)
@@ -27,15 +27,15 @@ AUTO = "auto"  # the default model, as in `model.path`
 FAILED = 2  # exit code of a question that cannot be answered
 
 
-def create_estimate(settings: Settings) -> APIRouter:
+def create_estimate(served: Callable[[], Mapping[str, str]]) -> APIRouter:
+    """`served` gives the paths of the models that are served at the moment, by all their names."""
     routes, turn = APIRouter(), asyncio.Lock()  # one at a time: each takes a core and 0.4 GB for some seconds
-    paths = {name: model.path for model in settings.loaded.values() for name in (model.served_name, *model.aliases)}
     errors: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 403, 503)}
 
     @routes.post("/admin/estimate", tags=["admin"], summary="Memory that a model would take", response_model=Estimate, responses=errors)
     async def estimate(body: EstimateRequest) -> Response:
         """From its config or GGUF header alone; nothing is loaded or downloaded."""
-        path = path_of(body.model, paths)
+        path = path_of(body.model, served())
         async with turn:
             return Response(await _ask(body, path), media_type="application/json")
 

@@ -71,7 +71,7 @@ def _engines(reports: EngineReports, members: Sequence[Place]) -> Iterator[Engin
     for place in members:
         latest = reports.of(place.replica)
         if latest is not None:
-            yield engine_state(place.index, latest.report, max(0.0, time.monotonic() - latest.at_s))
+            yield engine_state(place.number, latest.report, max(0.0, time.monotonic() - latest.at_s))
 
 
 def engine_state(replica: int, report: Report, age_s: float) -> EngineState:
@@ -98,13 +98,13 @@ def waiting_state(event: Waiting) -> WaitingState:
 
 def _process_uses(router: Router) -> Iterator[ProcessUse]:
     """One that has just ended is left out."""
-    for (name, model, replica), process in processes(router).items():
+    for name, place, process in processes(router):
         with contextlib.suppress(psutil.Error), process.oneshot():
             times, resident = process.cpu_times(), process.memory_info().rss
             yield ProcessUse(
                 process=cast(Any, name),
-                model=model or None,
-                replica=int(replica) if replica else None,
+                model=None if place is None else place.model,
+                replica=None if place is None else place.number,
                 cpu_s=times.user + times.system,
                 resident_bytes=resident,
             )

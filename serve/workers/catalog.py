@@ -71,6 +71,11 @@ class Catalog:
         version = self._served.get(self._router.name_of(name))
         return None if version is None or version.deleted else version.settings
 
+    def paths(self) -> dict[str, str]:
+        """Of the models that are served, each by all its names."""
+        served = {name: version.settings.path for name, version in self._served.items() if not version.deleted}
+        return served | {alias: served[name] for alias, name in self._router.aliases.items() if name in served}
+
     async def load(self, name: str, settings: Callable[[ModelSettings | None], ModelSettings]) -> Version:
         """Begin to load a version of a model; `settings` makes its settings from those of the present one.
 
@@ -224,14 +229,17 @@ class Catalog:
         try:
             await self._start(version)
         except SetupError as error:
-            await self._end(version)
-            version.status, version.message = "failed", error.message
-            self._router.fail(self._router.unfinished(fleet), NotReady(NOT_LOADED, code="model_not_loaded"))
+            await self._give_up_reload(version, error)
         else:
             fleet.wake, fleet.used_s = None, time.monotonic()
             version.serve()
         finally:
             version.wanted = fleet.loading = False
+
+    async def _give_up_reload(self, version: Version, error: SetupError) -> None:
+        await self._end(version)
+        version.status, version.message = "failed", error.message
+        self._router.fail(self._router.unfinished(version.fleet), NotReady(NOT_LOADED, code="model_not_loaded"))
 
     async def _start(self, version: Version) -> None:
         """Raises `SetupError` when one of the workers cannot load the model."""
@@ -282,14 +290,19 @@ class Catalog:
 
     def _finish(self, name: str, task: asyncio.Task[None]) -> None:
         del self._tasks[name]
-        self._wake_if_wanted(name)
         error = None if task.cancelled() else task.exception()
         if error is not None:
             log.error("a change of model %r ended by %s", name, type(error).__name__, exc_info=error)
-            for version in (of[name] for of in (self._served, self._beside) if name in of):
-                if version.status == "loading":
-                    version.status, version.message = "failed", f"an unexpected {type(error).__name__}; the server's log says where"
-                    self._tell_absent(name)
+            self._clear_away(name, SetupError(f"an unexpected {type(error).__name__}; the server's log says where"))
+        self._wake_if_wanted(name)
+
+    def _clear_away(self, name: str, error: SetupError) -> None:
+        """End the workers of the version that was being loaded."""
+        for of, give_up in ((self._served, self._give_up_reload), (self._beside, partial(self._give_up, name))):
+            version = of.get(name)
+            if version is not None and version.status == "loading":
+                version.status = "failed"
+                self._run(name, give_up(version, error))
 
     async def _in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Reading files takes a moment."""

@@ -21,6 +21,7 @@ from serve.workers.affinity import Affinity
 from serve.workers.messages import LoadAdapter, UnloadAdapter
 from serve.workers.progress import SharedProgress
 
+Standing = Literal["served", "next", "previous"]
 MAX_PORTION = 64  # jobs that one request with many texts has in flight at a time
 
 
@@ -54,6 +55,7 @@ class Fleet:
         self.used_s = time.monotonic()  # when it last got a job
         self.wake: Callable[[], None] | None = None  # loads it again: it was unloaded because it was idle
         self.loading = False  # it was woken
+        self.standing: Standing = "served"  # among the versions of its model: `served` gets the new jobs
         self.adapters: dict[str, AdapterFacts] = {}  # that its workers serve, by name
         self.problems: dict[str, str] = {}  # why an adapter could not be loaded into a worker that started, by name
         self._tokens: deque[int] = deque()  # of each job in flight, the oldest first

@@ -129,6 +129,7 @@ class Models:
 
     def add(self, fleet: Fleet) -> None:
         """Know the replicas of a version that is to be loaded; it gets no jobs yet."""
+        fleet.standing = "next"
         self._beside.append(fleet)
         self.replicas += fleet.replicas
 
@@ -136,7 +137,9 @@ class Models:
         """Let a version that was added take the new jobs of its model. Returns the one that took them until now."""
         self._beside.remove(fleet)
         if old := self._fleets.get(fleet.model):
+            old.standing = "previous"
             self._beside.append(old)
+        fleet.standing = "served"
         self._fleets[fleet.model] = fleet
         self.absent.pop(fleet.model, None)
         return old
@@ -144,6 +147,7 @@ class Models:
     def withdraw(self, model: str) -> Fleet:
         """Give the version of a model no new jobs; it finishes what it has."""
         fleet = self._fleets.pop(model)
+        fleet.standing = "previous"
         self._beside.append(fleet)
         return fleet
 

@@ -47,6 +47,7 @@ class Router(Models):
         self.observer = Observer(models)
         self.heard: Callable[[Ready | LoadFailed | Started | Ended], None] = lambda message: None  # who follows the life of workers
         self.adapted: Callable[[Ready | AdapterRead], None] = lambda message: None  # who looks after the adapters of workers
+        self.installed: Callable[[Fleet], None] = lambda fleet: None  # and of the version that takes new jobs from now on
         self._flights: dict[str, Flight] = {}  # by the job's id
         self.reports = Reports()
 
@@ -228,7 +229,9 @@ class Router(Models):
     def install(self, fleet: Fleet) -> Fleet | None:
         """As `Models.install`; the metrics know the model from then on."""
         self.observer.add(fleet.model)
-        return super().install(fleet)
+        old = super().install(fleet)
+        self.installed(fleet)
+        return old
 
     def fail_all(self, error: LitmusError) -> None:
         """End all jobs in flight and all pending reports with `error`."""

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from pathlib import Path
 
@@ -37,22 +37,30 @@ Loading = asyncio.Future[AdapterFacts]
 class Shelf:
     """`keep` is for what makes adapters here, such as fine-tuning; `load` and `unload` are for those who administer the server.
 
-    `detectors` are what the routes use of each model: kept in step with what is served.
+    `detectors` are what the routes use of each model: kept in step with what is served. `bases` says how a model is served, by its name.
     """
 
-    def __init__(self, router: Router, settings: Settings, detectors: MutableMapping[str, Detector]) -> None:
+    def __init__(
+        self,
+        router: Router,
+        settings: Settings,
+        detectors: MutableMapping[str, Detector],
+        bases: Callable[[str], ModelSettings | None],
+    ) -> None:
         self._router, self._detectors = router, detectors
         self._paths, self._drain_s = ModelPaths(settings), settings.server.drain_s
-        self._bases = {model.served_name: model.path for model in settings.loaded.values()}
+        self._bases = bases
         self._register = Register(Path(settings.jobs.folder) / FILE)
         self._entries = {name: entry for name, entry in self._register.read().items() if name not in {*router.statuses, *router.aliases}}
         for base, model in ((model.served_name, model) for model in settings.loaded.values()):
             self._entries |= {name: Entry(path=path, model=base) for name, path in model.adapters.items()}
         self._loading: dict[tuple[int, str], Loading] = {}  # by the replica's number and the adapter's name
-        self._changing: set[str] = set()  # names that are being loaded or unloaded for somebody
+        self._changing: dict[
+            str, list[Callable[[], None]]
+        ] = {}  # by the name of an adapter that somebody loads or unloads: what to do after that
         for name, entry in self._entries.items():
             self._await(name, entry.model)
-        router.adapted = self.hear
+        router.adapted, router.installed = self.hear, self._publish
 
     async def keep(self, name: str, path: str, model: str) -> None:
         """Serve the adapter in the folder `path` as `name`, on the model `model`: from now on, and after each restart of the server, until
@@ -180,15 +188,30 @@ class Shelf:
 
     def _serve(self, facts: AdapterFacts, fleet: Fleet) -> None:
         fleet.adapters[facts.name] = facts
+        fleet.problems.pop(facts.name, None)
+        if fleet.standing == "served":
+            self._offer(facts, fleet)
+
+    def _publish(self, fleet: Fleet) -> None:
+        """A version takes the new jobs of its model: from now on an adapter is served, or is not, as this one could read it."""
+        for name in self._entries:
+            if name in fleet.adapters:
+                self._offer(fleet.adapters[name], fleet)
+            elif name in fleet.problems:
+                self._withdraw(name, NotReady(NOT_LOADED.format(name), code="adapter_not_loaded"))
+
+    def _offer(self, facts: AdapterFacts, fleet: Fleet) -> None:
         self._router.adapters[facts.name] = fleet.model
         self._router.absent.pop(facts.name, None)
         self._router.awaited.pop(facts.name, None)
-        fleet.problems.pop(facts.name, None)
         self._detectors[facts.name] = self._detector_of(facts, fleet.model)
 
     def _settle(self, fleet: Fleet, name: str, loading: Loading) -> None:
-        """What comes of loading an adapter into a worker that has just started."""
-        if loading.cancelled() or name not in self._entries or name in self._changing:
+        """What comes of loading an adapter into a worker that has just started. A version that takes no jobs keeps it to itself."""
+        if name in self._changing:
+            self._changing[name].append(partial(self._settle, fleet, name, loading))
+            return
+        if loading.cancelled() or name not in self._entries:
             return
         error = loading.exception()
         if error is None:
@@ -197,7 +220,8 @@ class Shelf:
             log.error("adapter", extra={"fields": {"adapter": name, "model": fleet.model, "failed": error.message}})
             fleet.adapters.pop(name, None)
             fleet.problems[name] = error.message
-            self._withdraw(name, NotReady(NOT_LOADED.format(name), code="adapter_not_loaded"))
+            if fleet.standing == "served":
+                self._withdraw(name, NotReady(NOT_LOADED.format(name), code="adapter_not_loaded"))
 
     def _withdraw(self, name: str, error: LitmusError) -> None:
         self._router.adapters.pop(name, None)
@@ -225,8 +249,9 @@ class Shelf:
 
     def _detector_of(self, facts: AdapterFacts, model: str) -> Detector:
         """The base is the observer; a calibration of the pair may lie in the adapter's folder."""
+        base = self._bases(model)
         try:
-            return detector_of(ModelSettings(path=facts.path, observer=self._bases.get(model, model)))
+            return detector_of(ModelSettings(path=facts.path, observer=model if base is None else base.path))
         except SetupError as error:
             log.error("adapter '%s': %s; its scores have no verdicts", facts.name, error.message)
             return UNCALIBRATED
@@ -254,8 +279,9 @@ class Shelf:
             raise NotReady("the server is shutting down")
         if name in self._changing:
             raise Conflict(f"adapter '{name}' is being loaded or unloaded at the moment", param="lora_name", code="adapter_busy")
-        self._changing.add(name)
+        self._changing[name] = []
         try:
             yield
         finally:
-            self._changing.discard(name)
+            for settle in self._changing.pop(name):
+                settle()

@@ -12,6 +12,7 @@ import struct
 import threading
 from typing import Any
 
+import psutil
 from litserve.transport.base import MessageTransport
 
 MAX_PACKET_BYTES = 64 * 1024  # a packet arrives whole or not at all; longer messages are sent in several
@@ -54,11 +55,20 @@ class SocketTransport(MessageTransport):
         while True:
             packet = await loop.sock_recv(self._receiver, MAX_PACKET_BYTES)
             pid, is_first, is_last = HEADER.unpack_from(packet)
+            if is_first and not is_last:
+                self._forget_dead()
             if is_first:
                 self._parts[pid] = []
+            if pid not in self._parts:  # it died meanwhile
+                continue
             self._parts[pid].append(packet[HEADER.size :])
             if is_last:
                 return pickle.loads(b"".join(self._parts.pop(pid)))
+
+    def _forget_dead(self) -> None:
+        """Drop the parts of messages whose senders are gone."""
+        for pid in [pid for pid in self._parts if not psutil.pid_exists(pid)]:
+            del self._parts[pid]
 
     def close_receiver(self) -> None:
         """Call it in the main process once the API process runs: workers then notice that the API process is gone."""

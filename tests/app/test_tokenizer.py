@@ -1,3 +1,4 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +64,22 @@ def test_a_folder_without_a_tokenizer_is_a_setup_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(SetupError, match="no tokenizer"):
         Tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("tokenizer.json", "{}", "KeyError: 'added_tokens'"),
+        ("tokenizer.json", '{"added_tokens": []}', "Exception: "),  # of the library tokenizers
+        ("tokenizer_config.json", "[]", "AttributeError: "),
+    ],
+)
+def test_a_tokenizer_of_another_form_is_a_setup_error(tiny_folder: Path, tmp_path: Path, file: str, content: str, reason: str) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "wrong")
+    (folder / file).write_text(content)
+    with pytest.raises(SetupError) as caught:
+        Tokenizer(str(folder))
+    assert caught.value.message.startswith(f"{folder}: its tokenizer.json or tokenizer_config.json has not the form of one ({reason}")
 
 
 def test_concurrent_encodings_of_both_kinds_do_not_disturb_each_other(tokenizer: Tokenizer) -> None:

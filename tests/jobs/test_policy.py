@@ -51,6 +51,8 @@ def test_messages_do_not_pile_up(due, queued, sent):
         (503, 99, True),
         (500, 1, True),
         (500, 3, False),
+        (408, 2, True),
+        (408, 3, False),
         (None, 2, True),
         (None, 3, False),
     ],

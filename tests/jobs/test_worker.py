@@ -12,6 +12,7 @@ from serving import wait_for
 from sqlalchemy import update
 
 from app.ledger.tables import batches
+from app.settings import QueueSettings
 from jobs import policy
 from jobs.lines import Lines
 from jobs.server import Server
@@ -259,6 +260,16 @@ def test_an_answer_that_does_not_come_is_an_error_of_its_line(hosted, monkeypatc
     hosted.worker.stalled = False
     (error,) = hosted.output(made)[1]
     assert error["error"]["code"] == "request_timeout" and error["response"] is None
+
+
+def test_a_line_may_take_longer_than_the_deadline_of_people(hosted, monkeypatch):
+    monkeypatch.setattr(policy, "pause_s", lambda tries, retry_after=None: 0.0)
+    monkeypatch.setattr(hosted.router, "queue_settings", QueueSettings(max_waiting=64, timeout_s=1e-9))
+    made = hosted.start(line("a"), line("b", prompt="ab", max_tokens=2, timeout_s=1e-9))
+    hosted.work()
+    answers, errors = hosted.output(made)
+    assert ids(answers) == ["a"]
+    assert [(error["custom_id"], error["response"]["body"]["error"]["code"]) for error in errors] == [("b", "deadline_exceeded")]
 
 
 def test_a_batch_works_on_behalf_of_its_owner(shared):

@@ -21,10 +21,11 @@ def test_the_metrics_of_a_server_tell_its_worker(api: RunningServer) -> None:
     samples = samples_of(httpx.get(f"{api.url}/metrics").text)
     assert value_of(samples, "generation_tokens_total", model="storyteller") >= 5
     assert value_of(samples, "request_prefill_time_seconds_sum", model="storyteller") > 0
-    assert value_of(samples, "slots", model="storyteller", replica=0) > 0
+    assert value_of(samples, "slots", model="storyteller", replica=0, version="served") > 0
     memory = {
-        process: value_of(samples, "process_resident_memory_bytes", process=process, model="", replica="") for process in ("main", "api")
+        process: value_of(samples, "process_resident_memory_bytes", process=process, model="", replica="", version="")
+        for process in ("main", "api")
     }
     assert all(bytes_ > 10e6 for bytes_ in memory.values()), memory
-    resident = value_of(samples, "process_resident_memory_bytes", process="worker", model="storyteller", replica=0)
+    resident = value_of(samples, "process_resident_memory_bytes", process="worker", model="storyteller", replica=0, version="served")
     assert resident == pytest.approx(api.worker().memory_info().rss, rel=0.1)

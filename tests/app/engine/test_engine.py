@@ -135,6 +135,19 @@ def test_a_cancelled_request_frees_its_slot_and_changes_no_other_answer() -> Non
     assert all(slot.request is None for slot in engine.scheduler.slots)
 
 
+def test_nothing_of_an_answer_is_kept_after_its_end() -> None:
+    engine = create(slots=3)
+    for name, tokens in (("ends", 5), ("goes on", 20), ("leaves", 80)):
+        engine.submit(Generate(name, random_prompt(random.Random(4)), tokens))
+    for _ in range(8):
+        engine.step()
+    assert engine.cancel("leaves")
+    engine.step()
+    assert {row.request.id for row in engine._answers._plain.values()} == {"goes on"}
+    drain(engine)
+    assert not engine._answers._plain
+
+
 def test_an_end_token_and_a_stop_string_end_an_answer_and_are_not_part_of_it() -> None:
     ids = random_prompt(random.Random(6))
     engine = create()

@@ -145,6 +145,9 @@ def test_tokenizer_template_and_sampling_are_the_adapters_own_or_else_the_bases(
     own = Tokenizer(str(plain))
     assert own.chat.render(messages, None, True) == "hi!" and own.end_tokens() == frozenset({1, 7})
     assert own.base.get_vocab() == base.base.get_vocab()
+    (plain / "chat_template.jinja").write_bytes(b"{{ messages }} \xe9")
+    with pytest.raises(SetupError, match=r"chat_template\.jinja is not text in UTF-8"):
+        Tokenizer(str(plain))
     (plain / "chat_template.jinja").unlink()
     base.base.chat_template = None
     base.base.add_tokens(["<new>"])

@@ -9,17 +9,19 @@ from typing import Any
 
 import psutil
 import pytest
-from fakes import DEAD_PID, FACTS
+from fakes import DEAD_PID, FACTS, FakeEngine, FakeWorker
 from observing import LIMIT, POISON, Observed, create_observed, value_of
 
 from app.settings import QueueSettings
 from serve.observe import gpu, state
+from serve.workers.fleet import Fleet, Replica
 from serve.workers.messages import Ready
 from serve.workers.router import Router
 from serve.workers.watch import watch
 
 CHAT, TEXT, SCORE = "/v1/chat/completions", "/v1/completions", "/v1/score"
 ROOT = Path(__file__).parents[3]
+STANDINGS = ("served", "next", "previous")
 
 
 def test_chats_and_scores_are_counted(observed: Observed) -> None:
@@ -131,7 +133,7 @@ def test_a_mounted_application_is_one_route(tiny_folder: Path) -> None:
 
 
 def test_the_engines_report_is_read(observed: Observed) -> None:
-    samples, labels = observed.scrape(), {"model": "fake", "replica": 0}
+    samples, labels = observed.scrape(), {"model": "fake", "replica": 0, "version": "served"}
     expected = {
         "num_requests_running": 1,
         "num_requests_waiting": 2,
@@ -148,7 +150,7 @@ def test_the_engines_report_is_read(observed: Observed) -> None:
 def test_a_busy_engine_delays_a_scrape_by_a_bounded_time_and_its_last_report_stands(
     observed: Observed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels = {"model": "fake", "replica": 0}
+    labels = {"model": "fake", "replica": 0, "version": "served"}
     observed.scrape()
     observed.worker.stalled = True
     monkeypatch.setattr(state, "REPORT_WAIT_S", 0.05)
@@ -159,13 +161,55 @@ def test_a_busy_engine_delays_a_scrape_by_a_bounded_time_and_its_last_report_sta
     assert value_of(samples, "engine_report_age_seconds", **labels) >= 0.05
 
 
+def test_while_a_model_is_replaced_its_versions_are_told_apart(observed: Observed) -> None:
+    new = Fleet("fake", [Replica(1, "fake", observed.router.replicas[0].queue)], QueueSettings())
+
+    def seen() -> dict[str, tuple[int, ...]]:
+        """The slots of each version's replica 0, and by GET /overview the numbers of the replicas."""
+        samples = observed.scrape()
+        versions = {version: int(value_of(samples, "slots", model="fake", replica=0, version=version)) for version in STANDINGS}
+        overview = observed.client.get("/overview").json()
+        numbers = [engine["replica"] for engine in overview["models"][0]["engines"]]
+        assert numbers == [each["replica"] for each in overview["processes"] if each["process"] == "worker"]
+        return {"numbers": tuple(numbers), "slots": tuple(versions.values())}
+
+    observed.router.add(new)
+    observed.router.append([Ready(psutil.Process().pid, 1, FACTS), "OK"])
+    assert seen() == {"numbers": (0, 1), "slots": (2, 2, 0)}
+    assert observed.router.fleet(None).replica(0).number == 0
+    old = observed.router.install(new)
+    assert old is not None and seen() == {"numbers": (0, 1), "slots": (2, 0, 2)}
+    assert observed.router.fleet(None).replica(0).number == 1
+    observed.router.remove(old)
+    assert seen() == {"numbers": (0,), "slots": (2, 0, 0)}
+
+
+def test_reports_of_versions_that_are_gone_are_forgotten() -> None:
+    async def main() -> None:
+        router = Router([FACTS.name], QueueSettings())
+        new = Fleet(FACTS.name, [Replica(1, FACTS.name)], QueueSettings())
+        worker = FakeWorker(router, FakeEngine())
+        router.add(new)
+        for replica in router.replicas:
+            replica.queue = worker
+            router.append([Ready(psutil.Process().pid, replica.number, FACTS), "OK"])
+        reports = state.EngineReports(router)
+        await reports.refresh()
+        assert list(reports._latest) == [0, 1]
+        router.remove(new)
+        await reports.refresh()
+        assert list(reports._latest) == [0]
+
+    asyncio.run(main())
+
+
 def test_a_dead_worker_has_no_numbers_nor_has_its_successor_the_dead_ones(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
-    slots = ("litmus:slots", (("model", "fake"), ("replica", "0")))
+    slots = ("litmus:slots", (("model", "fake"), ("replica", "0"), ("version", "served")))
     assert slots in observed.scrape()
     observed.router.replicas[0].worker = None
     samples = observed.scrape()
     assert value_of(samples, "replicas_alive", model="fake") == 0 and slots not in samples
-    assert value_of(samples, "process_resident_memory_bytes", process="worker", model="fake", replica=0) == 0
+    assert value_of(samples, "process_resident_memory_bytes", process="worker", model="fake", replica=0, version="served") == 0
     observed.worker.stalled = True
     monkeypatch.setattr(state, "REPORT_WAIT_S", 0.02)
     observed.router.append([Ready(psutil.Process().ppid(), 0, FACTS), "OK"])
@@ -201,9 +245,12 @@ def test_the_router_tells_deaths_and_restarts() -> None:
 
 def test_memory_and_cpu_of_every_process_are_read(observed: Observed) -> None:
     samples = observed.scrape()
-    for labels in ({"process": "main", "model": "", "replica": ""}, {"process": "api", "model": "", "replica": ""}):
+    for labels in (
+        {"process": "main", "model": "", "replica": "", "version": ""},
+        {"process": "api", "model": "", "replica": "", "version": ""},
+    ):
         assert value_of(samples, "process_resident_memory_bytes", **labels) > 1e6
-    worker = {"process": "worker", "model": "fake", "replica": 0}
+    worker = {"process": "worker", "model": "fake", "replica": 0, "version": "served"}
     assert value_of(samples, "process_resident_memory_bytes", **worker) == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
     assert 0 < value_of(samples, "process_cpu_seconds_total", **worker) <= time.process_time() + 1
 

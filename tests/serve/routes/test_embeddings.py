@@ -12,6 +12,7 @@ import pytest
 from fakes import FACTS, vector_of
 
 from app.engine.request import Embed
+from app.settings import QueueSettings
 from serve.workers.messages import Ready
 
 PATH = "/v1/embeddings"
@@ -181,6 +182,28 @@ def test_what_has_begun_waits_for_room_and_what_has_not_is_refused(served: Any, 
     assert len(ask(served, input=["a"] * 7)["data"]) == 7
     replica.load = 5
     assert refused(served, input=["a"] * 7)[:2] == (429, "queue_full")
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_what_has_begun_waits_for_the_next_worker(served: Any, monkeypatch: pytest.MonkeyPatch, comes_back: bool) -> None:
+    router, step = served.router, served.engine.step
+    monkeypatch.setattr(router, "queue_settings", QueueSettings(resume_wait_s=60 if comes_back else 0.1))
+
+    def dying() -> Any:
+        """The worker dies after the first portion."""
+        loop, first = asyncio.get_running_loop(), len(served.engine.submitted) <= 2
+        if first:
+            loop.call_soon(router.workers_died, router.replicas)
+        if first and comes_back:
+            loop.call_later(0.08, router.append, [Ready(psutil.Process().pid, 0, FACTS), "OK"])
+        return step()
+
+    monkeypatch.setattr(served.engine, "step", dying)
+    if comes_back:
+        assert len(ask(served, input=["a"] * 7)["data"]) == 7
+    else:
+        assert refused(served, input=["a"] * 7)[:2] == (503, "not_ready")
+    assert router.in_flight == 0
 
 
 def test_the_deadline_is_that_of_all_portions(served: Any) -> None:

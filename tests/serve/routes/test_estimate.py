@@ -21,7 +21,7 @@ SERVED = {"story": "models/storyteller"}
 def client() -> TestClient:
     settings = Settings(model={"path": "models/storyteller", "name": "story"}, _env_file=None, _cli_parse_args=False)  # type: ignore[call-arg, arg-type]
     app = FastAPI()
-    app.include_router(create_estimate(settings))
+    app.include_router(create_estimate(lambda: SERVED))
     install(app, 100_000, (), True, 30.0, [Security(settings).access])
     return TestClient(app, "http://127.0.0.1:8000", client=("127.0.0.1", 1))
 
@@ -33,6 +33,12 @@ def test_a_served_model_is_estimated(client: TestClient) -> None:
     parts = (estimate.weights_bytes, estimate.cache_bytes, estimate.activation_bytes, estimate.overhead_bytes)
     assert estimate.total_bytes == sum(parts)
     assert [device.name for device in estimate.devices if device.name in {"cpu", "L4"}] == ["cpu", "L4"]
+
+
+def test_a_model_that_was_loaded_later_is_estimated(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SERVED, "later", "models/storyteller-base")
+    answer = client.post("/admin/estimate", json={"model": "later", "context": 256, "slots": 2})
+    assert Estimate.model_validate_json(answer.content).model == "models/storyteller-base"
 
 
 def test_auto_is_the_default_model(client: TestClient) -> None:

@@ -8,10 +8,12 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from fakes import DEAD_PID
 
-from serve.workers.transport import MAX_PACKET_BYTES, SocketTransport
+from serve.workers.transport import HEADER, MAX_PACKET_BYTES, SocketTransport
 
 spawn = multiprocessing.get_context("spawn")
+LONG = b"x" * 3 * MAX_PACKET_BYTES
 SIZES = (0, 1, MAX_PACKET_BYTES - 100, MAX_PACKET_BYTES, 1_000_000)
 
 
@@ -59,6 +61,23 @@ def test_a_part_that_a_killed_worker_left_harms_no_other_message() -> None:
                 pass
             assert item == ("next", 1, b"")
             await task
+
+    asyncio.run(scenario())
+
+
+def test_the_part_that_a_killed_worker_left_is_dropped() -> None:
+    transport = SocketTransport()
+
+    async def scenario() -> None:
+        transport._sender.sendmsg([HEADER.pack(DEAD_PID, True, False), b"half"])
+        transport.send("short")
+        assert await receive(transport, 1) == ["short"] and list(transport._parts) == [DEAD_PID]
+        sending = asyncio.create_task(asyncio.to_thread(transport.send, LONG))
+        assert await receive(transport, 1) == [LONG] and not transport._parts
+        await sending
+        transport._sender.sendmsg([HEADER.pack(DEAD_PID, False, True), b"the other half"])  # it was on its way
+        transport.send("next")
+        assert await receive(transport, 1) == ["next"]
 
     asyncio.run(scenario())
 
