@@ -49,7 +49,7 @@ def _textbox(label: str, placeholder: str) -> gr.Textbox:
 def estimate_handler(visitors: Visitors) -> Callable[..., Awaitable[str]]:
     async def estimate(request: gr.Request, *texts: str) -> str:
         try:
-            rights.check(visitors, request.request)
+            await rights.check(visitors, request.request)
             fields = request_fields(FIELDS, texts)
             if "model" not in fields:
                 return alert_html(NO_MODEL)
