@@ -49,6 +49,7 @@ def test_an_answer_that_has_begun_is_not_asked_for_again(fake: Fake, thoughts: l
         answer = Answer(0.0)
         with pytest.raises(ServerError, match="the worker died"):
             async for chunk in loading.answer(Client(fake.url), {"messages": []}):
+                assert not chunk.loading
                 answer.add(chunk, 1.0)
         return answer
 
