@@ -9,7 +9,7 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -22,7 +22,10 @@ READ_TIMEOUT_S = 300.0
 NOT_FOUND = 404
 REFUSED = frozenset({401, 403})  # statuses of a key that is not let in
 HOW_TO_START = "Start one with `make run`; this page then goes on by itself."
-QUEUE_COMMENT = re.compile(r": queued position=(\d+)(?: eta_s=(\d+))?")  # an SSE comment line
+# SSE comment lines: what the server tells while no text comes.
+QUEUE_COMMENT = re.compile(r": queued position=(\d+)(?: eta_s=(\d+))?")
+LOADING_COMMENT = re.compile(r": loading(?: (\d+%))?")
+STOP_COMMENT = re.compile(r": (?:interrupted|set back): (.+)")
 RequestFields = dict[str, Any]
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -54,6 +57,14 @@ class PromptProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Why nothing comes for a while, in `words`: the model was idle and is being loaded, or the answer has stopped and goes on later."""
+
+    state: Literal["loading", "paused"]
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """One event of a streamed answer. `finish_reason` comes once, near the end; `queue` and `progress` only before the first text."""
 
@@ -63,7 +74,8 @@ class Chunk:
     queue: QueueStatus | None = None
     thought: str = ""  # what a reasoning model thinks before it answers
     progress: PromptProgress | None = None
-    loading: str = ""  # a sentence, while the server loads the model and nothing else comes
+    loading: str = ""  # a sentence, while the server loads the model; then the request is sent again
+    pause: Pause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +180,8 @@ class Client:
                 await response.aread()
                 raise _error_of(response)
             async for line in _sse_lines(response):
-                if comment := QUEUE_COMMENT.fullmatch(line):
-                    yield Chunk(queue=QueueStatus(int(comment[1]), int(comment[2]) if comment[2] else None))
+                if (notice := _notice(line)) is not None:
+                    yield notice
                 if not line.startswith("data:"):
                     continue
                 payload = line.removeprefix("data:").strip()
@@ -207,12 +219,24 @@ async def _sse_lines(response: httpx.Response) -> AsyncIterator[str]:
             yield line.removesuffix("\r")
 
 
+def _notice(line: str) -> Chunk | None:
+    """What a comment line tells the visitor; None for every other line."""
+    if comment := QUEUE_COMMENT.fullmatch(line):
+        return Chunk(queue=QueueStatus(int(comment[1]), int(comment[2]) if comment[2] else None))
+    if comment := LOADING_COMMENT.fullmatch(line):
+        return Chunk(pause=Pause("loading", f"The server is loading the model{f': about {comment[1]}' if comment[1] else ''}"))
+    if comment := STOP_COMMENT.fullmatch(line):
+        return Chunk(pause=Pause("paused", comment[1][:1].upper() + comment[1][1:]))
+    return None
+
+
 def _parse_event(payload: str) -> Chunk:
     """Parses the JSON of one `data:` line. Raises `ServerError` if it is an error envelope or not a chunk."""
     try:
         event = json.loads(payload)
         if "error" in event:
-            raise ServerError(_as_sentence(ErrorResponse.model_validate(event, extra="ignore").error.message))
+            problem = ErrorResponse.model_validate(event, extra="ignore").error
+            raise ServerError(_as_sentence(problem.message), param=problem.param, code=problem.code)
         usage = Usage.model_validate(event["usage"], extra="ignore") if event.get("usage") else None
         progress = _progress(event.get("prompt_progress"))
         if not event["choices"]:
@@ -241,7 +265,8 @@ def read(kind: type[Answer], response: httpx.Response, missing: str = "") -> Ans
         is_of_route = response.status_code == NOT_FOUND and error.param is None
         raise MissingRoute(missing) if missing and is_of_route else error
     try:
-        return kind.model_validate_json(response.content, extra="ignore")
+        # Not strict, as requests are: once one of app.schemas' own validators has seen an object, pydantic takes no list in it for a pair.
+        return kind.model_validate_json(response.content, extra="ignore", strict=False)
     except ValidationError as error:
         raise ServerError(
             f"This page cannot read the server's answer to {response.url.path}. Is it a Litmus server, and of the same version?"

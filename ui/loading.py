@@ -17,14 +17,20 @@ Result = TypeVar("Result")
 
 
 async def answer(client: Client, body: RequestFields) -> AsyncGenerator[Chunk, None]:
-    """The chunks of a chat answer. While the model is loading, chunks that say so; then the request is sent again."""
+    """The chunks of a chat answer. While the model is loading, chunks that say so; then the request is sent again, unless the answer has
+    begun: the server would write it from the start, and perhaps otherwise.
+    """
+    has_begun = False
     while True:
         try:
             async with aclosing(client.chat(body)) as chunks:
                 async for chunk in chunks:
+                    has_begun = has_begun or bool(chunk.text or chunk.thought)
                     yield chunk
             return
         except ServerError as error:
+            if has_begun:
+                raise
             words = await words_of(client, error)
         yield Chunk(loading=f"{words} Your question is sent when it is ready.")
         await asyncio.sleep(POLL_S)

@@ -14,6 +14,7 @@ from ui.client import Client, ServerError
 
 IDLE_S = 12 * 3600.0  # how long a login lasts after its last use
 MAX_LOGINS = 1000  # beyond these, the one that was used longest ago ends
+NO_LOGIN = "Nobody logs in here: the server has no keys, or this page calls it with a key of its own. Open the page without logging in."
 
 
 @dataclass(slots=True)
@@ -30,7 +31,8 @@ class Visitors:
     ) -> None:
         self.server_url = server_url
         self._client = Client(server_url, key)
-        self._login = False if key is not None else login
+        self._setting = False if key is not None else login
+        self._login = self._setting  # None where nobody has asked yet
         self._clock = clock
         self._logins: dict[str, Login] = {}  # by token, the one that was used last at the end
 
@@ -40,16 +42,29 @@ class Visitors:
         return bool(self._login)
 
     async def need_login(self) -> bool:
-        """Whether the server wants keys. A server that could not be asked is asked again."""
+        """Whether the server wanted keys when it was last asked. A server that could not be asked is asked again."""
         if self._login is None:
             try:
-                self._login = await self._client.refusal() is not None
+                return await self.wants_keys()
             except ServerError:
                 return False  # the page says that there is no server
         return self._login
 
+    async def wants_keys(self) -> bool:
+        """Whether the server wants a key of each visitor: what gives a login its meaning. Asks the server now, which may have been started
+        again, unless the settings say it. Raises `ServerError` if it cannot be asked.
+        """
+        if self._setting is None:
+            self._login = await self._client.refusal() is not None
+            return self._login
+        return self._setting
+
     async def log_in(self, key: str) -> str:
-        """The token for the cookie. Raises `ServerError`, with the server's reason, for a key that it refuses."""
+        """The token for the cookie. Raises `ServerError`, with the server's reason, for a key that it refuses, and where it wants none: a
+        server without keys refuses no key, so a login there would say nothing of the visitor.
+        """
+        if not await self.wants_keys():
+            raise ServerError(NO_LOGIN)
         refusal = await replace(self._client, key=key).refusal()
         if refusal is not None:
             raise refusal

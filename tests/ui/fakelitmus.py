@@ -129,6 +129,7 @@ class Fake:
     plain_failure: bool = False
     break_after: int | None = None
     error_after: int | None = None
+    error_code: str = "test_refusal"
     hold_after: int | None = None  # of a chat: no further word while it is set
     score_changes: dict[str, Any] = field(default_factory=dict)
     score_failure: dict[str, Any] | None = None
@@ -257,7 +258,7 @@ async def stream(fake: Fake) -> AsyncGenerator[str, None]:
             while index == fake.hold_after:
                 await asyncio.sleep(0.02)
             if index == fake.error_after:
-                yield f"data: {json.dumps(envelope('the worker died'))}\n\n"
+                yield f"data: {json.dumps(envelope('the worker died', fake.error_code))}\n\n"
             yield event({"content": word}, tokens=index + 1)
             await asyncio.sleep(fake.wait_s)
         yield event({}, finish_reason=fake.finish_reason)

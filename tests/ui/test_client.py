@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from app.engine.notices import Waiting
+from app.engine.notices import Interrupted, Loading, SetBack, Waiting
 from serve.wire.sse import comments
 from tests.ui.fakelitmus import CARD, SOURCE
-from ui.client import QUEUE_COMMENT, Chunk, Client, PromptProgress, QueueStatus, ServerError
+from ui.client import QUEUE_COMMENT, Chunk, Client, Pause, PromptProgress, QueueStatus, ServerError
 from ui.jobs.client import bases
 
 BODY = {"messages": [{"role": "user", "content": "Hello"}], "seed": 7}
@@ -169,6 +169,13 @@ def test_a_score_without_a_calibration_has_the_reason(fake):
     assert asyncio.run(Client(fake.url).score("A fox.", None)).calibration.reason == "none was asked for"
 
 
+def test_the_intervals_of_a_score_are_read(fake):
+    interval = [0.9, 1.0]
+    fake.score_changes = {"p_machine": {"value": 0.97, "interval": interval}}
+    score = asyncio.run(Client(fake.url).score("A fox.", None)).score
+    assert score.p_machine is not None and score.p_machine.interval == tuple(interval)
+
+
 def test_an_answer_without_a_score_is_an_error(fake):
     fake.no_scores = True
     assert error_message(Client(fake.url).score("A fox.", None)) == "The server returned 0 scores for one text."
@@ -183,6 +190,21 @@ def test_a_text_that_could_not_be_scored_is_an_error(fake):
 def test_the_queue_comment_of_the_server_is_parsed(wait_s: float | None):
     match = QUEUE_COMMENT.fullmatch(comments(Waiting("a", 3, wait_s), has_started=False)[0].strip("\n"))
     assert match and match.groups() == ("3", None if wait_s is None else "2")
+
+
+@pytest.mark.parametrize(
+    ("notice", "pause"),
+    [
+        (Loading("a", None), Pause("loading", "The server is loading the model")),
+        (Loading("a", 0.4), Pause("loading", "The server is loading the model: about 40%")),
+        (Interrupted("a"), Pause("paused", "The model's process died; the answer goes on in another one")),
+        (Interrupted("a", "fp"), Pause("paused", "The model was replaced; the answer goes on in its new version")),
+        (SetBack("a"), Pause("paused", "The cache is full; the answer goes on when there is room")),
+    ],
+)
+def test_why_nothing_comes_for_a_while_is_read_from_the_servers_comments(fake, notice: Any, pause: Pause):
+    fake.sse_comment = comments(notice, has_started=True)[0].strip("\n")
+    assert [chunk.pause for chunk in asyncio.run(read(Client(fake.url))) if chunk.pause is not None] == [pause]
 
 
 def test_the_queue_position_comes_before_the_text(fake):

@@ -105,6 +105,28 @@ def test_a_server_without_keys_needs_no_login(fake: Fake):
         assert "gradio_config" in client.get("/ui/").text
 
 
+@pytest.mark.parametrize("headers", [{}, {"X-Forwarded-For": "203.0.113.9"}])
+@pytest.mark.parametrize("setting", [False, None])
+def test_where_no_key_is_wanted_nobody_logs_in(fake: Fake, setting: bool | None, headers: dict[str, str]):
+    visitors = Visitors(fake.url, setting)
+    client = TestClient(Guard(FastAPI(), visitors), URL, client=("203.0.113.9", 4711))
+    answer = client.post("/login", data={"key": "made-up"}, headers=headers, follow_redirects=False)
+    assert (answer.status_code, "Nobody logs in here" in answer.text, dict(answer.cookies)) == (401, True, {})
+    assert visitors._logins == {}
+
+
+def test_a_page_of_its_own_asks_again_whether_its_server_wants_keys(fake: Fake):
+    visitors = Visitors(fake.url, None)
+    assert not asyncio.run(visitors.need_login())
+    fake.keys = [KEY]
+    token = asyncio.run(visitors.log_in(KEY))
+    assert asyncio.run(visitors.need_login()) and visitors.client(visit(token)).key == KEY
+    fake.keys = []
+    with pytest.raises(ServerError, match="Nobody logs in here"):
+        asyncio.run(visitors.log_in("made-up"))
+    assert not asyncio.run(visitors.need_login())
+
+
 def test_an_open_page_may_ask_whether_its_server_was_started_again(page: TestClient):
     assert page.get("/ui/gradio_api/app_id").status_code == 401
     log_in(page)
@@ -263,4 +285,6 @@ def test_a_page_with_a_key_of_its_own_asks_nobody(fake: Fake):
     fake.keys = [KEY]
     visitors = Visitors(fake.url, None, KEY)
     assert not asyncio.run(visitors.need_login())
+    with pytest.raises(ServerError, match="Nobody logs in here"):
+        asyncio.run(visitors.log_in(KEY))
     assert asyncio.run(visitors.client(visit("")).models())

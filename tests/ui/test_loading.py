@@ -7,6 +7,7 @@ import pytest
 from app.schemas import Readiness
 from tests.ui.fakelitmus import Fake
 from ui import loading
+from ui.chat.answer import Answer
 from ui.client import Chunk, Client, ServerError
 
 HALF = {"storyteller": {"stage": "downloading", "done_bytes": 50_000_000, "total_bytes": 100_000_000}}
@@ -38,6 +39,37 @@ def test_a_question_waits_for_the_model_and_is_then_sent(fake: Fake, monkeypatch
     first, *rest = asyncio.run(main())
     assert first.loading == ("The server is loading storyteller (downloading, 50% of 100 MB). Your question is sent when it is ready.")
     assert "".join(chunk.text for chunk in rest) == "".join(fake.words) and not any(chunk.loading for chunk in rest)
+
+
+@pytest.mark.parametrize("thoughts", [[], ["Hm. "]], ids=["text", "thought"])
+def test_an_answer_that_has_begun_is_not_asked_for_again(fake: Fake, thoughts: list[str]) -> None:
+    fake.thoughts, fake.error_after, fake.error_code = thoughts, 0 if thoughts else 2, "not_ready"
+
+    async def main() -> Answer:
+        answer = Answer(0.0)
+        with pytest.raises(ServerError, match="the worker died"):
+            async for chunk in loading.answer(Client(fake.url), {"messages": []}):
+                assert not chunk.loading
+                answer.add(chunk, 1.0)
+        return answer
+
+    answer = asyncio.run(main())
+    assert (answer.text, answer.thought, len(fake.requests)) == ("" if thoughts else "Once upon ", "".join(thoughts), 1)
+
+
+def test_a_question_that_the_server_gave_up_before_its_answer_is_sent_again(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "POLL_S", 0.01)
+    fake.error_after, fake.error_code = 0, "not_ready"
+
+    async def main() -> str:
+        text = ""
+        async for chunk in loading.answer(Client(fake.url), {"messages": []}):
+            text += chunk.text
+            if chunk.loading:
+                fake.error_after = None
+        return text
+
+    assert asyncio.run(main()) == "".join(fake.words) and len(fake.requests) == 2
 
 
 def test_a_text_waits_for_the_model_and_is_then_scored(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ Pure: callers pass the current time in. Knows no HTTP and no HTML.
 from dataclasses import dataclass
 
 from ui.chat.conversation import Facts, Finish
-from ui.client import Chunk, PromptProgress, QueueStatus
+from ui.client import Chunk, Pause, PromptProgress, QueueStatus
 
 
 @dataclass(slots=True)
@@ -27,6 +27,7 @@ class Answer:
     queue: QueueStatus | None = None  # None once the request has left the server's queue
     progress: PromptProgress | None = None  # None where the server does not tell it
     loading: str = ""  # a sentence, while the server loads its model
+    pause: Pause | None = None  # None while the answer goes on
     model: str = ""
     precision: str = ""
     seed: int | None = None
@@ -35,7 +36,7 @@ class Answer:
 
     def add(self, chunk: Chunk, now_s: float) -> None:
         """Adds a chunk that arrived at `now_s`."""
-        self.queue, self.loading = chunk.queue, chunk.loading
+        self.queue, self.loading, self.pause = chunk.queue, chunk.loading, chunk.pause
         if chunk.loading:
             self.sent_s = now_s  # it is sent again
         self.progress = chunk.progress or self.progress

@@ -31,6 +31,8 @@ def problem_html(sentence: str) -> str:
 
 
 def _stage(answer: Answer) -> tuple[str, str]:
+    if answer.pause is not None:
+        return answer.pause.state, answer.pause.words
     if answer.ttft_ms is not None:
         speed = "" if answer.tokens_per_s is None else f" · {answer.tokens_per_s:,.1f} tokens/s"
         tokens = "" if answer.completion_tokens is None else f" · {answer.completion_tokens:,} tokens"

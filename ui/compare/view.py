@@ -55,6 +55,8 @@ def _note(side: Side) -> str:
         return "finished"
     if side.sent_s is None:
         return "waits for the other answer"
+    if side.answer.pause is not None:
+        return side.answer.pause.words
     if side.answer.text or side.answer.thought:
         return "streaming" if side.answer.text else "thinking"
     return side.answer.loading or _place(side.answer.queue)

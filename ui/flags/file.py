@@ -58,8 +58,9 @@ class FlagFile:
             size = os.fstat(file).st_size
             if size and size + len(line) > self.max_bytes:
                 self._turn_over()
+                newer = self._open()  # before the other is closed: `finally` closes that one where this fails
                 os.close(file)
-                file, size = self._open(), 0
+                file, size = newer, 0
             self._write_whole(file, line, size)
         finally:
             os.close(file)

@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_REASON = 500
 MAX_TEXT = 500_000
-Label = Literal["human", "machine", "unsure", "good", "bad", "withdrawn"]
+Label = Literal["human", "machine", "good", "bad", "withdrawn"]
 
 
 class Flag(BaseModel):
-    """`human`, `machine`, `unsure`: who wrote a scored text, as far as the visitor knows. `good`, `bad`: the thumbs of a chat's answer,
+    """`human`, `machine`: who wrote a scored text, as far as the visitor knows. `good`, `bad`: the thumbs of a chat's answer,
     `withdrawn` one that was taken back.
 
     Of lines with the same `id` the last one counts: a visitor changed their mind, or added to it.

@@ -3,7 +3,8 @@
 const MAX_TEXTS = 8, MAX_CHARACTERS = 60_000; // of one call, so that the bar moves and Cancel stops soon
 const BAND_ORDER = ["machine", "leans_machine", "unclear", "leans_human", "human"];
 const input = element.querySelector("input[type=file]"), working = element.querySelector(".working"), table = element.querySelector(".table");
-let rows = [], sorted = { key: null, descending: false }, stop = null;
+const CANCELLED = "Cancelled. Press “Try failed ones again” to score it.";
+let rows = [], unread = [], sorted = { key: null, descending: false }, stop = null; // unread: files that wait to be read, the one that is being read first
 
 function tell(sentence, share) {
     working.hidden = stop === null;
@@ -51,25 +52,37 @@ async function scoreSome(some, signal) {
     }
 }
 
+async function readAll(signal) {
+    for (let read = 0; unread.length; read++) {
+        const file = unread[0], count = read + unread.length;
+        tell(`Reading ${file.name}, file ${read + 1} of ${count}.`, read / count / 2);
+        const found = await readFile(file, signal); // meanwhile the rows may become others
+        signal.throwIfAborted();
+        unread.shift();
+        rows.push(...found);
+        draw();
+    }
+}
+
+// Reads the files, then scores what waits. Files that come meanwhile are read before the next texts are scored.
 async function run(files) {
+    unread.push(...files);
     if (stop) return;
     stop = new AbortController();
     const { signal } = stop;
     try {
-        for (const [index, file] of files.entries()) {
-            tell(`Reading ${file.name}, file ${index + 1} of ${files.length}.`, index / files.length / 2);
-            rows.push(...(await readFile(file, signal)));
-            draw();
-        }
+        await readAll(signal);
         for (let some = nextTexts(); some.length; some = nextTexts()) {
             const left = rows.filter((row) => row.state === "waiting").length, done = rows.length - left;
             tell(`Scoring: ${done} of ${rows.length} texts done.`, 0.5 + done / rows.length / 2);
             await scoreSome(some, signal);
             draw();
+            await readAll(signal);
         }
     } catch (error) {
         if (error.name !== "AbortError") throw error;
-        for (const row of rows) if (row.state === "waiting") Object.assign(row, { state: "failed", error: "Cancelled. Press “Try failed ones again” to score it." });
+        for (const row of rows) if (row.state === "waiting") Object.assign(row, { state: "failed", error: CANCELLED });
+        rows.push(...unread.splice(0).map((file) => ({ name: file.name, file, state: "failed", error: CANCELLED })));
     } finally {
         stop = null;
         tell("", 0);
@@ -82,6 +95,7 @@ function again() {
     rows = rows.filter((row) => !(row.state === "failed" && row.file));
     for (const row of rows) if (row.state === "failed" && row.text) Object.assign(row, { state: "waiting", error: undefined });
     run(files);
+    draw();
 }
 
 // Gradio's box takes a text as if it had been typed, and its button scores it.
@@ -157,6 +171,7 @@ const ACTIONS = {
     clear: () => {
         stop?.abort();
         rows = [];
+        unread = [];
         draw();
     },
 };

@@ -14,13 +14,13 @@ from ui.visitors import Visitors
 
 FIELDS = ("model", "quantize", "dtype", "context", "slots", "fine_tune")  # in the order of the form
 ESTIMATE, ESTIMATING = "Estimate", "Estimating …"
-NO_MODEL = "Name a model: a served one, auto for the default one, a folder, a GGUF file, or a hub name."
+NO_MODEL = "Name a model: a served one, auto for the default one, or a hub name."
 
 
 def estimate_form(visitors: Visitors) -> None:
     gr.HTML("<h2>How much memory would a model take?</h2>", padding=False)
     with gr.Row():
-        model = _textbox("Model to estimate", "a served one, auto, a folder, a GGUF file, a hub name")
+        model = _textbox("Model to estimate", "a served one, auto, a hub name")
         quantize = gr.Dropdown([*QUANTIZATIONS], value=QUANTIZATIONS[0], label="Quantization of the estimate", min_width=140)
         dtype = gr.Dropdown([*DTYPES], value=DTYPES[0], label="It computes in", min_width=140)
     with gr.Row():
@@ -49,7 +49,7 @@ def _textbox(label: str, placeholder: str) -> gr.Textbox:
 def estimate_handler(visitors: Visitors) -> Callable[..., Awaitable[str]]:
     async def estimate(request: gr.Request, *texts: str) -> str:
         try:
-            rights.check(visitors, request.request)
+            await rights.check(visitors, request.request)
             fields = request_fields(FIELDS, texts)
             if "model" not in fields:
                 return alert_html(NO_MODEL)

@@ -83,7 +83,7 @@ def load_handler(visitors: Visitors) -> Handler:
         if not name or not name.strip():
             return alert_html(NO_NAME), gr.skip()
         try:
-            rights.check(visitors, request.request)
+            await rights.check(visitors, request.request)
             caller = visitors.client(request.request)
             model = await client.load(caller, name.strip(), request_fields(FIELDS, texts))
             versions = versions_html(await client.models(caller))
@@ -100,6 +100,7 @@ def ask_handler(visitors: Visitors) -> Handler:
         if not name or not name.strip():
             return "", "", gr.update(visible=False), alert_html(NO_NAME)
         try:
+            await rights.check(visitors, request.request)
             models = await client.models(visitors.client(request.request))
         except ServerError as error:
             return "", "", gr.update(visible=False), alert_html(error.message)
@@ -111,7 +112,7 @@ def ask_handler(visitors: Visitors) -> Handler:
 def unload_handler(visitors: Visitors) -> Handler:
     async def unload(request: gr.Request, name: str, default: str) -> tuple[Any, ...]:
         try:
-            rights.check(visitors, request.request)
+            await rights.check(visitors, request.request)
             caller = visitors.client(request.request)
             model = await client.unload(caller, name, default.strip() or None)
             versions = versions_html(await client.models(caller))

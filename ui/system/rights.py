@@ -12,16 +12,18 @@ NOT_FROM_HERE = (
 )
 
 
-def may_administer(visitors: Visitors, request: HTTPConnection | None) -> bool:
-    """Of a visitor with a key, the server decides. Without keys it trusts its own machine, and the page calls it from there: so the
-    visitor has to be on this machine, too.
+async def may_administer(visitors: Visitors, request: HTTPConnection | None) -> bool:
+    """With keys, the server decides by the key of the visitor's login. Without keys it trusts its own machine, and the page calls it from
+    there: so the visitor has to be on this machine, too, and no login counts. Raises `ServerError` if the server cannot be asked.
     """
     if visitors.share_a_key or request is None:
         return False
-    return visitors.is_logged_in(request) or is_from_here(request.client.host if request.client else "", request.headers)
+    if await visitors.wants_keys():
+        return visitors.is_logged_in(request)
+    return is_from_here(request.client.host if request.client else "", request.headers)
 
 
-def check(visitors: Visitors, request: HTTPConnection | None) -> None:
-    """Raises `ServerError` for a visitor who may not administer."""
-    if not may_administer(visitors, request):
+async def check(visitors: Visitors, request: HTTPConnection | None) -> None:
+    """Raises `ServerError` for a visitor who may not administer, and if the server cannot be asked."""
+    if not await may_administer(visitors, request):
         raise ServerError(NOT_FROM_HERE)

@@ -51,7 +51,8 @@ def refresh_handler(visitors: Visitors) -> Refresh:
         caller = visitors.client(request.request)
         try:
             overview = await client.overview(caller)
-            models = await listed(caller, first=in_view == "selected")
+            administers = await may_administer(visitors, request.request)
+            models = await listed(caller, first=in_view == "selected") if administers else nothing
         except client.NotAdmin as error:
             return alert_html(error.message), "", (), gr.Timer(active=False), gr.update(visible=False), *nothing
         except MissingRoute as error:
@@ -59,7 +60,6 @@ def refresh_handler(visitors: Visitors) -> Refresh:
         except ServerError as error:
             return alert_html(error.message), gr.skip(), gr.skip(), gr.Timer(active=True), gr.skip(), *nothing
         history = extended(seen, overview)
-        tools = gr.update(visible=may_administer(visitors, request.request))
-        return "", view.state_html(overview, history), history, gr.Timer(active=True), tools, *models
+        return "", view.state_html(overview, history), history, gr.Timer(active=True), gr.update(visible=administers), *models
 
     return refresh

@@ -60,6 +60,8 @@ class Growing:
         self.finish_reason = chunk.finish_reason or self.finish_reason
         if (queue := chunk.queue) is not None:
             self.status = f"Waiting: place {queue.position} in the queue{f', about {queue.wait_s} s' if queue.wait_s else ''}"
+        elif chunk.pause is not None:
+            self.status = chunk.pause.words
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from app.schemas import Usage
 from ui.chat import line
 from ui.chat.answer import Answer
 from ui.chat.conversation import Conversation, Facts
-from ui.client import Chunk, PromptProgress, QueueStatus
+from ui.client import Chunk, Pause, PromptProgress, QueueStatus
 
 
 def words(answer: Answer, context: int | None = 4096) -> str:
@@ -30,6 +30,18 @@ def test_the_line_follows_an_answer_from_the_queue_to_its_last_token():
     assert state(answer) == "thinking"
     answer.add(Chunk("Once", usage=Usage(prompt_tokens=1024, completion_tokens=11, total_tokens=1035)), 1.5)
     assert words(answer) == ("Answering · 11 tokens · 10.0 tokens/s · first token after 500 ms1,035 of 4,096 tokens of the context (25%).")
+
+
+def test_a_pause_is_told_before_and_within_an_answer_until_something_comes():
+    answer = Answer(0.0)
+    answer.add(Chunk(pause=Pause("loading", "The server is loading the model: 40%")), 0.1)
+    assert (words(answer), state(answer)) == ("The server is loading the model: 40%", "loading")
+    answer.add(Chunk("Once"), 0.5)
+    assert (state(answer), answer.ttft_ms) == ("answering", 500)
+    answer.add(Chunk(pause=Pause("paused", "The model's process died")), 0.6)
+    assert (words(answer), state(answer)) == ("The model&#x27;s process died", "paused")
+    answer.add(Chunk(" upon"), 0.9)
+    assert (answer.text, state(answer)) == ("Once upon", "answering")
 
 
 @pytest.mark.parametrize(

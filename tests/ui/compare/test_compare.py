@@ -10,7 +10,7 @@ import pytest
 
 from app.schemas import ModelCard, Usage
 from tests.ui.fakelitmus import BASE, CARD, NO_CHAT
-from ui.client import Chunk, QueueStatus, ServerError
+from ui.client import Chunk, Pause, QueueStatus, ServerError
 from ui.compare.run import run
 from ui.compare.side import Settings, Side, differences
 from ui.compare.tab import NO_CHAT as NO_CHAT_SENTENCE
@@ -177,6 +177,9 @@ def test_a_side_says_how_far_it_is() -> None:
     assert "position 2 in the queue, about 3 s" in drawn(side)[0]
     side.answer.add(Chunk("{x} <b>"), 10.25)
     head, answer, foot = drawn(side)
+    side.answer.add(Chunk(pause=Pause("paused", "The cache is full")), 10.3)
+    assert "The cache is full" in drawn(side)[0]
+    side.answer.add(Chunk(), 10.4)
     assert "streaming" in head and answer == "{x} &lt;b>" and "<dd>250 ms</dd>" in foot and "Copy" not in foot
     side.answer.add(Chunk(finish_reason="length", usage=Usage(prompt_tokens=1, completion_tokens=5, total_tokens=6)), 10.5)
     side.answer.add(Chunk("y"), 10.75)

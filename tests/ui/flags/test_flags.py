@@ -1,6 +1,8 @@
 """The file of flags: whole lines whoever writes at the same time, whatever the disk does; and no text unless it was ticked."""
 
+import errno
 import json
+import os
 import resource
 import signal
 import stat
@@ -80,6 +82,24 @@ def test_the_oldest_file_is_dropped(tmp_path: Path):
     kept = sorted(path.name for path in tmp_path.glob("flags.jsonl*") if path.suffix != ".lock")
     assert kept == ["flags.jsonl", *(f"flags.jsonl.{number}" for number in range(1, OLDER_FILES + 1))]
     assert lines(file.path)[-1]["model"] == "19" and all(path.stat().st_size <= 300 for path in tmp_path.glob("flags.jsonl*"))
+
+
+def test_a_new_file_that_cannot_be_opened_costs_the_line_and_no_file_is_closed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = FlagFile(tmp_path / "flags.jsonl", max_bytes=300)
+    file.add(flag())
+    opened: list[int] = []
+
+    def open_once() -> int:
+        if opened:
+            raise OSError(errno.EMFILE, "Too many open files")
+        opened.append(os.open(file.path, os.O_WRONLY))
+        return opened[0]
+
+    monkeypatch.setattr(file, "_open", open_once)
+    with pytest.raises(NotKept, match="Too many open files"):
+        file.add(flag(reason="x" * 200))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
 
 
 def test_a_full_disk_costs_the_line_and_leaves_no_part_of_it(tmp_path: Path):

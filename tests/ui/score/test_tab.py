@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, fill
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.ui.fakelitmus import EXPLANATION, SOURCE, Fake
 from tests.ui.window import Window, without_errors
@@ -278,6 +278,35 @@ def test_a_file_that_is_too_large_is_not_sent(tab: Page):
     assert sum(url.endswith("/documents") for url in sent) == 1
     widths = [part.evaluate("part => getComputedStyle(part).borderWidth") for part in (rows.first, rows.first.locator("th"))]
     assert widths == ["0px", "0px 0px 1px"]
+    tab.get_by_role("button", name="Remove all").click()
+
+
+def test_files_that_come_while_others_are_read_and_failed_ones_wait_for_their_turn(tab: Page):
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    tab.route("**/documents", lambda route: route.fulfill(status=502, json={"detail": "The page's server does not answer."}))
+    upload(tab, ("a.txt", b"one"), ("b.txt", b"two"))
+    rows, working = tab.locator("#score-files tbody tr"), tab.locator("#score-files .working [role=status]")
+    expect(rows).to_have_text([re.compile(f"^{name}.txtThe page's server does not answer") for name in "ab"])
+    tab.unroute("**/documents")
+    tab.route("**/documents", hold, times=1)
+    upload(tab, ("c.txt", b"three"))
+    expect(working).to_have_text("Reading c.txt, file 1 of 1.")
+    tab.get_by_role("button", name="Try failed ones again").click()
+    upload(tab, ("d.txt", b"four"))
+    held.pop().continue_()
+    for name in "abcd":
+        expect(rows.filter(has_text=re.compile(f"^{name}.txtReads like machine text"))).to_have_count(1)
+    tab.route("**/documents", hold, times=1)
+    upload(tab, ("e.txt", b"five"), ("f.txt", b"six"))
+    expect(working).to_have_text("Reading e.txt, file 1 of 2.")
+    tab.locator("#score-files [data-do=cancel]").click()
+    expect(rows.filter(has_text="Cancelled.")).to_have_text([re.compile("^e.txt"), re.compile("^f.txt")])
+    tab.get_by_role("button", name="Try failed ones again").click()
+    expect(rows.filter(has_text="Reads like machine text")).to_have_count(6)
     tab.get_by_role("button", name="Remove all").click()
 
 

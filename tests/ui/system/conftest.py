@@ -54,6 +54,7 @@ class Server:
         self.calls: list[tuple[str, Any]] = []
         self.error: Exception | None = None
         self.share_a_key = False
+        self.keys = False
         self.logged_in = False
 
     async def call(self, method: str, path: str, body: Any = None) -> httpx.Response:
@@ -66,6 +67,9 @@ class Server:
 
     def client(self, request: Any) -> "Server":
         return self
+
+    async def wants_keys(self) -> bool:
+        return self.keys
 
     def is_logged_in(self, request: Any) -> bool:
         return self.logged_in

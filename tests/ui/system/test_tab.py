@@ -40,7 +40,7 @@ def test_where_nobody_looks_nothing_is_asked(server: Server) -> None:
 
 
 def test_who_is_no_administrator_gets_a_sentence_and_nothing_else(server: Server) -> None:
-    server.logged_in = True
+    server.keys = server.logged_in = True
     server.answers["GET /overview"] = (403, envelope("no", "admin_only"))
     problem, html, history, timer, tools, *_ = run(refresh_handler(server), visit(), "selected", ())
     assert "the role of your key is not admin" in problem
@@ -82,16 +82,19 @@ def test_without_admin_routes_the_state_is_drawn_all_the_same(server: Server, an
 
 @pytest.mark.parametrize("request_", [ABROAD, visit(x_forwarded_for="203.0.113.9"), visit(forwarded="for=203.0.113.9"), visit("")])
 def test_without_keys_only_this_machine_may_change_models(server: Server, request_: Any) -> None:
-    assert run(refresh_handler(server), request_, "yes", ())[4]["visible"] is False
+    _, html, *_, tools, versions, names, form = run(refresh_handler(server), request_, "selected", ())
+    assert "storyteller" in html and tools["visible"] is False and versions == names == form == SKIP
+    assert server.calls == [("GET /overview", None)], "the server lists its versions to this machine only"
     server.calls.clear()
     results = [
+        run(ask_handler(server), request_, "storyteller")[3],
         run(load_handler(server), request_, "storyteller", "", "", "", "", "")[0],
         run(unload_handler(server), request_, "storyteller", "")[1],
         run(estimate_handler(server), request_, "m", "", "", "", "", ""),
     ]
     assert all(NOT_FROM_HERE[:40] in result for result in results)
     assert server.calls == []
-    server.logged_in = True
+    server.keys = server.logged_in = True
     assert "is being loaded" in run(load_handler(server), request_, "storyteller", "", "", "", "", "")[0]
 
 
