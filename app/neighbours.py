@@ -8,7 +8,8 @@ import ipaddress
 from collections.abc import Container
 from dataclasses import dataclass
 
-PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")  # a proxy on this machine calls for others, and says so in one of them
+# A proxy on this machine calls for others, and says so in one of these.
+PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 HOW_TO_ALLOW_HOST = "if people reach the server by this name, add it to security.hosts"
 HOW_TO_ALLOW_ORIGIN = "if this page may call the server, add it to security.cors_origins; if it is the server's own name, to security.hosts"
 

@@ -30,6 +30,9 @@ def _many_texts(value: object) -> object:
     return value
 
 
+Interval = Annotated[tuple[float, float], Field(strict=False)]  # a list in JSON
+
+
 class ScoreRequest(Wire):
     """One text or many. Each is scored by itself: the other texts of the request do not affect its score."""
 
@@ -95,7 +98,7 @@ class Probability(Wire):
     """The probability that a machine wrote the text if half of all texts were by machines. The interval is a bootstrap over groups."""
 
     value: float
-    interval: tuple[float, float]
+    interval: Interval
 
 
 class Span(Wire):
@@ -167,7 +170,7 @@ class Rate(Wire):
 
     target: float | None
     measured: float | None
-    interval: tuple[float, float] | None
+    interval: Interval | None
     n: int | None
     tokens: str = Field(description="lengths of the human texts, in scored tokens")
     found: float | None = Field(None, description="share of the calibration's machine texts of this length beyond the threshold")

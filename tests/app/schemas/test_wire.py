@@ -13,7 +13,7 @@ from app.schemas.estimate import EstimateRequest
 from app.schemas.generate import GenerateRequest
 from app.schemas.generation import ChatRequest, CompletionRequest
 from app.schemas.responses import ResponsesRequest
-from app.schemas.scoring import ScoreRequest
+from app.schemas.scoring import Probability, ScoreRequest
 from app.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from app.schemas.tuning import JobRequest
 from app.schemas.wire import MAX_FIELDS, MAX_MISTAKES, Wire, few_mistakes
@@ -116,3 +116,9 @@ def test_long_lists_are_taken() -> None:
     parts = [{"type": "text", "text": "a"}] * 1024
     with few_mistakes():
         assert ChatRequest.model_validate({"messages": [user(parts)] * 3}).messages[2].text.count("a") == 1024
+
+
+def test_answers_with_pairs_of_numbers_are_read_from_json() -> None:
+    adapter = TypeAdapter(Probability)
+    given = Probability(value=0.25, interval=(0.125, 0.5))
+    assert adapter.validate_json(given.model_dump_json()) == given

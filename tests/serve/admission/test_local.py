@@ -61,6 +61,9 @@ def test_with_keys_or_beyond_this_machine_any_host_reaches_the_api(
         ("127.0.0.1", {"X-Forwarded-For": "10.0.0.7"}, False),  # by a proxy on this machine
         ("127.0.0.1", {"Forwarded": "for=10.0.0.7"}, False),
         ("127.0.0.1", {"X-Real-IP": "10.0.0.7"}, False),
+        ("127.0.0.1", {"X-Forwarded-Proto": "https"}, False),
+        ("127.0.0.1", {"X-Forwarded-Host": "litmus.example"}, False),
+        ("127.0.0.1", {"Via": "1.1 proxy"}, False),
         ("10.0.0.7", {}, False),
         ("testclient", {}, False),
     ],
