@@ -80,6 +80,13 @@ def compressed(bits: int = 4, size: int = 32, symmetric: bool = True) -> Callabl
     return make
 
 
+def compressed_before(weight: torch.Tensor) -> Made:
+    """As older versions of compressed-tensors saved zeros: in bytes, not packed."""
+    parts, floats = compressed(symmetric=False)(weight)
+    _, _, zero = rounded(weight, 4, 32, False)
+    return parts | {"weight_zero_point": (zero - 8).to(torch.int8)}, floats
+
+
 def in_bytes(weight: torch.Tensor) -> Made:
     """compressed-tensors' int-quantized: a scale for each output."""
     levels, scale, zero = rounded(weight, 8, weight.shape[1], True)
@@ -105,6 +112,7 @@ def float8_blocks(weight: torch.Tensor) -> Made:
 
 COMPRESSED = {"quant_method": "compressed-tensors", "config_groups": {}, "ignore": ["lm_head"]}
 PACKED, BYTES = {**COMPRESSED, "format": "pack-quantized"}, {**COMPRESSED, "format": "int-quantized"}
+ASYMMETRIC = {**PACKED, "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "symmetric": False}}}}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 # name -> quantization_config, how a layer is made, what `weights.types` says of the layers
 KINDS: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor], Made], str]] = {
@@ -116,7 +124,8 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor], Made], str]] = {
     "gptq, groups in another order": ({**GPTQ, "desc_act": True}, gptq(shuffled=True), "dequantized"),
     "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, awq, "4 bits"),
     "compressed-tensors": (PACKED, compressed(), "4 bits"),
-    "compressed-tensors with zeros": (PACKED, compressed(symmetric=False), "4 bits"),
+    "compressed-tensors with zeros": (ASYMMETRIC, compressed(symmetric=False), "4 bits"),
+    "compressed-tensors with zeros in bytes": (ASYMMETRIC, compressed_before, "4 bits"),
     "compressed-tensors, 8 bits": (PACKED, compressed(bits=8, size=-1), "8 bits"),
     "compressed-tensors in bytes": (BYTES, in_bytes, "8 bits"),
     "compressed-tensors in 8-bit floats": ({**COMPRESSED, "format": "float-quantized"}, float8, "dequantized"),

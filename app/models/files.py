@@ -1,10 +1,12 @@
 """The files that hold a model's weights, where they are on this machine, and reading them ahead with several threads."""
 
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from app.errors import SetupError, first_line
 from app.models.source import Source
 
 READ_BYTES = 16 << 20  # of a thread at a time
@@ -19,11 +21,23 @@ def weight_files(source: Source) -> list[Path]:
     folder = folder_of(source)
     if folder is None:
         return []
+    if (whole := folder / "model.safetensors").is_file():
+        return [whole]
+    if (index := folder / "model.safetensors.index.json").is_file():
+        return sorted(folder / name for name in _listed(index) if (folder / name).is_file())
     for pattern in ("*.safetensors", "*.bin"):
         found = sorted(file for file in folder.glob(pattern) if not file.name.startswith("adapter_"))
         if found:
             return found
     return []
+
+
+def _listed(index: Path) -> set[str]:
+    """Names of the files in which an index says that the tensors are. Raises `SetupError` if it cannot be read."""
+    try:
+        return {Path(str(name)).name for name in json.loads(index.read_text())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SetupError(f"{index} cannot be read, is it complete? {first_line(error)}") from error
 
 
 def folder_of(source: Source) -> Path | None:

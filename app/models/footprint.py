@@ -21,9 +21,10 @@ from app.engine import sizes
 from app.engine.grouped import GROUP_SIZE, GroupFormat
 from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
 from app.models.blocks import TYPES, group_format
+from app.models.checkpoint import Checkpoint
 from app.models.gguf_weights import tensor_names
 from app.models.method import is_prequantized
-from app.models.prequantized import Checkpoint
+from app.models.prequantized import check_names
 from app.models.source import Source
 
 FOUR_BITS = ("nf4", "fp4")
@@ -100,6 +101,8 @@ class _Rules:
             self.types = {name: file.tensors[own].type for name, own in names.items() if own in file.tensors}
         elif is_prequantized(self.source.config("model.path")):
             self.rounded = Checkpoint(self.source)
+            if self.rounded.names:
+                check_names(self.rounded, self.model)
         elif (saved := saved_scheme(self.source)) is not None:
             self.scheme, kept = saved
             self.kept = self.kept if kept is None else kept
@@ -159,7 +162,7 @@ class _Rules:
         assert self.rounded is not None
         if not self.rounded.names:
             return None if self._is_head(layer) or self.rounded.rounding.method == "fp8" else GROUP_FORMAT
-        return self.rounded.format(layer.path, layer.inputs) if self.rounded.is_rounded(layer.path) else None
+        return self.rounded.format(layer.path, (layer.outputs, layer.inputs)) if self.rounded.is_rounded(layer.path) else None
 
     def _groups(self, layer: _Linear, groups: GroupFormat) -> Stored:
         """As `linear._prepacked_groups` and `int4.dequantize_others`."""

@@ -20,7 +20,7 @@ def method_of(config: PretrainedConfig) -> str | None:
     """Such as gptq or bitsandbytes; None for a checkpoint that is not quantized."""
     values = saved_values(config)
     method = values.get("quant_method", "bitsandbytes" if values else None)
-    return None if method is None else str(getattr(method, "value", method))
+    return None if method is None else str(getattr(method, "value", method)).lower()
 
 
 def is_prequantized(config: PretrainedConfig) -> bool:

@@ -15,7 +15,6 @@ from app.engine.grouped import GroupedWeights, GroupFormat
 WORD_BITS = 32
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # the place in its word of each of eight neighbouring outputs
 SIZES = {4: (32, 16), 8: (32, 16)}  # by the bits of a level: weights of a group, as the engine keeps them
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 Tensors = Mapping[str, torch.Tensor]  # of one layer, by the last part of their names
 Shape = tuple[int, int]  # outputs and inputs of a layer
@@ -39,7 +38,7 @@ class Levels:
 
 def format_of(inputs: int, groups: int, bits: int) -> GroupFormat | None:
     """How the engine keeps a row of `inputs` weights in so many groups; None if it cannot."""
-    whole = inputs // groups if inputs % groups == 0 else 0
+    whole = inputs // groups if groups and inputs % groups == 0 else 0
     size = next((size for size in SIZES.get(bits, ()) if whole and whole % size == 0), None)
     return None if size is None else GroupFormat(bits, size)
 
@@ -55,7 +54,8 @@ def unpack_gptq(tensors: Tensors, bits: int, is_v2: bool) -> Levels:
 
 def has_ordered_groups(group_of: torch.Tensor, groups: int) -> bool:
     """Whether `g_idx` `[in]` of a GPTQ layer is what it is without `desc_act`."""
-    return torch.equal(group_of.long(), torch.arange(len(group_of)) // (len(group_of) // groups))
+    size = len(group_of) // groups
+    return size > 0 and torch.equal(group_of.long(), torch.arange(len(group_of)) // size)
 
 
 def unpack_awq(tensors: Tensors) -> Levels:
@@ -72,7 +72,11 @@ def unpack_compressed(tensors: Tensors, shape: Shape, bits: int) -> Levels:
     zero = tensors.get("weight_zero_point")
     if "weight_packed" in tensors:
         levels = _unpacked(tensors["weight_packed"], bits, 1)[:, : shape[1]]
-        zeros = None if zero is None else _unpacked(zero, bits, 0)[: shape[0]].float()
+        zeros = None
+        if zero is not None and zero.dtype == torch.int8:  # as older versions stored them
+            zeros = _by_output(zero, shape) + middle
+        elif zero is not None:
+            zeros = _unpacked(zero, bits, 0)[: shape[0]].float()
     else:
         levels = (tensors["weight"].int() + middle).to(torch.uint8)
         zeros = None if zero is None else _by_output(zero, shape) + middle

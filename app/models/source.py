@@ -72,9 +72,13 @@ class Source:
         if self.gguf is not None:
             return config_of(self.gguf)
         try:
-            config: PretrainedConfig = AutoConfig.from_pretrained(self.base, **self.revision).get_text_config()
-        except (OSError, ValueError) as error:
+            whole = AutoConfig.from_pretrained(self.base, **self.revision)
+            config: PretrainedConfig = whole.get_text_config()
+        except (OSError, ValueError, AttributeError, TypeError) as error:  # the last two of entries that are no config
             raise SetupError(f"{field}: {self.base} has no usable config.json: {first_line(error)}") from error
+        saved = getattr(whole, "quantization_config", None)
+        if saved is not None and config is not whole:
+            config.quantization_config = saved  # it is of the whole model
         return config
 
 

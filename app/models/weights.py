@@ -125,7 +125,7 @@ def _as_setup_errors(source: Source, settings: ModelSettings, device: str) -> It
         yield
     except torch.OutOfMemoryError as error:
         raise SetupError(f"{source.path}: its weights do not fit the memory of {device}: {first_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, ArithmeticError) as error:
         raise SetupError(f"{source.path} cannot be loaded on {device} with quantize={settings.quantize}: {first_line(error)}") from error
 
 

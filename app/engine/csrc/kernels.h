@@ -16,9 +16,9 @@ typedef struct {
     int is_float;
 } Epilogue;
 
-/* In bfloat16; packed as linear.c describes. */
+/* In bfloat16, pairs of inputs adjacent: packed as linear.c describes. */
 typedef struct {
-    const bf16 *data;
+    const void *data;
 } Weights;
 
 /* Levels with a scale and a minimum for each group of inputs; packed as grouped.c describes. */

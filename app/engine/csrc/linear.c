@@ -14,7 +14,7 @@
 
 /* The weights of input `i` + `k`, for one half (0 or 1) of a block's columns. `i` begins a pair of inputs. */
 INLINE vec load_weights(const Weights *weights, int64_t inputs, int64_t block, int64_t i, int half, const int k) {
-    const bf16 *pairs = weights->data + ((block * inputs + i) * COLUMNS + half * 2 * LANES);
+    const bf16 *pairs = (const bf16 *)weights->data + ((block * inputs + i) * COLUMNS + half * 2 * LANES);
     if (k) __builtin_prefetch(pairs + PREFETCH_WEIGHTS);
     return k ? high_half(*(const uint_vec *)pairs) : low_half(*(const uint_vec *)pairs);
 }

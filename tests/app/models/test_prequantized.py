@@ -106,6 +106,36 @@ def test_without_its_files_the_layers_are_taken_to_be_of_4_bits(tiny_folder: Pat
     assert footprint(source, skeleton_of(source), form) == exact
 
 
+def test_what_lies_beside_the_weights_is_left_out(tiny_folder: Path, tmp_path: Path) -> None:
+    """Scales of activations and of the KV cache, buffers of old checkpoints, files that the index does not name."""
+    folder = save_rounded(tiny_folder, tmp_path / "rounded", "compressed-tensors")
+    tensors = load_file(folder / "model.safetensors")
+    expected = load_prequantized(source_of(str(folder)), torch.float32, CPU)(IDS).logits
+    (folder / "model.safetensors").unlink()
+    beside = {
+        f"model.layers.0.self_attn.{name}": torch.ones(1) for name in ("k_scale", "v_scale", "k_proj.output_scale", "rotary_emb.inv_freq")
+    }
+    save_file(tensors | beside, folder / "model-1-of-1.safetensors", {"format": "pt"})
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, folder / "old.safetensors", {"format": "pt"})
+    index = {"weight_map": dict.fromkeys([*tensors, *beside], "model-1-of-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert torch.equal(load_prequantized(source_of(str(folder)), torch.float32, CPU)(IDS).logits, expected)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(SetupError, match=r"index\.json cannot be read, is it complete\?"):
+        load_prequantized(source_of(str(folder)), torch.float32, CPU)
+
+
+@pytest.mark.parametrize("kind", ["gptq", "compressed-tensors"])
+def test_a_projection_by_its_older_name(tmp_path: Path, kind: str) -> None:
+    tiny("GPTNeoX").save_pretrained(tmp_path / "plain")
+    folder = save_rounded(tmp_path / "plain", tmp_path / "rounded", kind)
+    assert "embed_out.weight" in load_file(folder / "model.safetensors")
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "rounded-floats", dtype=torch.float32)
+    with torch.inference_mode():
+        found = load_prequantized(source_of(str(folder)), torch.float32, CPU)(IDS).logits
+        torch.testing.assert_close(found, reference(IDS).logits, atol=1e-5, rtol=1e-4)
+
+
 def of_gptq(**values: object) -> dict[str, object]:
     return {**GPTQ, **values}
 
@@ -118,6 +148,9 @@ def of_gptq(**values: object) -> dict[str, object]:
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, r"its version is gemv, only gemm is read"),
         ({"quant_method": "awq", "bits": 8}, r"its levels have 8 bits"),
         ({**PACKED, "format": "nvfp4-pack-quantized"}, r"its format is nvfp4-pack-quantized, only float-quantized, .* are read"),
+        ({"quant_method": "fp8", "weight_block_size": 48}, r"its block size is 48, not two numbers"),
+        ({**PACKED, "transform_config": {"config_groups": {}}}, r"its transform_config changes what layers are given"),
+        ({**PACKED, "sparsity_config": {"format": "sparse-24-bitmask"}}, r"its sparsity_config has the format sparse-24-bitmask"),
         ({"quant_method": "hqq"}, r"quantized by 'hqq', which Litmus does not load; .* bitsandbytes, awq, compressed-tensors, fp8, gptq"),
     ],
 )
@@ -137,6 +170,10 @@ def cut(name: str):
     return lambda tensors: tensors.update({name: tensors[name][:-1].clone()})
 
 
+def as_floats(tensors) -> None:
+    tensors[f"{LAYER}.weight"] = tensors[f"{LAYER}.weight"].to(torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
@@ -150,13 +187,34 @@ def cut(name: str):
     ],
 )
 def test_damaged_checkpoints_are_refused_by_name(tiny_folder: Path, tmp_path: Path, edit, sentence: str) -> None:
-    folder = save_rounded(tiny_folder, tmp_path / "rounded", "gptq")
+    refuse(save_rounded(tiny_folder, tmp_path / "rounded", "gptq"), edit, sentence)
+
+
+def refuse(folder: Path, edit, sentence: str) -> None:
+    """By the loader and by the estimate."""
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SetupError, match=sentence) as refused:
         create_engine(ModelSettings(path=str(folder), slots=2, device="cpu"))
     assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit", "sentence"),
+    [
+        ("gptq", lambda tensors: tensors.update({f"{LAYER}.g_idx": torch.tensor([0])}), rf"of another shape \({LAYER}\.g_idx\)"),
+        ("gptq, groups in another order", lambda tensors: tensors[f"{LAYER}.g_idx"].add_(90), r"is in a group that it does not have"),
+        ("compressed-tensors with zeros", without(f"{LAYER}.weight_zero_point"), rf"are missing \({LAYER}\.weight_zero_point\)"),
+        ("compressed-tensors with zeros", cut(f"{LAYER}.weight_zero_point"), rf"of another shape \({LAYER}\.weight_zero_point\)"),
+        ("compressed-tensors in bytes", as_floats, rf"{LAYER}\.weight has a scale, but is BF16, so it was not rounded"),
+        ("compressed-tensors in 8-bit floats", as_floats, rf"{LAYER}\.weight has a scale, but is BF16, so it was not rounded"),
+        ("fp8", cut(f"{LAYER}.weight_scale_inv"), rf"of another shape \({LAYER}\.weight_scale_inv\)"),
+        ("compressed-tensors", lambda tensors: tensors.update({"language_model.x": torch.ones(1)}), r"is a model of more than text"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tiny_folder: Path, tmp_path: Path, kind: str, edit, sentence: str) -> None:
+    refuse(save_rounded(tiny_folder, tmp_path / "rounded", kind), edit, sentence)
 
 
 def test_a_file_that_is_cut_off_and_a_quantization_on_top_are_refused(tiny_folder: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_load_that_ends_by_a_mistake_of_ours_leaves_no_worker_and_no_job_behin
             catalog._fall_asleep(FACTS.name, version)
             await settled()
             async with router.open([job("a")]) as events:
-                (failed,) = await asyncio.wait_for(all_of(events), 60)
+                *_, failed = await asyncio.wait_for(all_of(events), 60)  # perhaps told before that it is being loaded
                 assert failed.error.code == "model_not_loaded"  # type: ignore[attr-defined]
             await settled()
         assert (version.status, version.message) == ("failed", "an unexpected KeyError; the server's log says where") and not running
