@@ -27,7 +27,7 @@ class CompiledLayer:
     mlp_norm: torch.Tensor
     query_norm: torch.Tensor | None
     key_norm: torch.Tensor | None
-    qkv: TiledLinear
+    qkv: tuple[TiledLinear, ...]  # queries, keys and values: one layer, or as many as have weights of their own kind
     out: TiledLinear
     gate: TiledLinear
     up: TiledLinear
@@ -55,11 +55,12 @@ class CompiledDecoder:
     @staticmethod
     def is_supported(kernel: Kernel, shape: DecoderShape, layers: Sequence[CompiledLayer], hidden: int) -> bool:
         """Whether the kernel can rotate and attend heads of this dim, and no layer's inputs would have to be padded."""
-        inputs = {"qkv": hidden, "out": shape.heads * shape.dim, "gate": hidden, "up": hidden, "down": layers[0].gate.outputs}
+        inputs = {"out": shape.heads * shape.dim, "gate": hidden, "up": hidden, "down": layers[0].gate.outputs}
         return (
             shape.dim % kernel.columns == 0
             and shape.dim <= MAX_HEAD_DIM
             and all(getattr(layer, part).packed.inputs == count for layer in layers for part, count in inputs.items())
+            and all(part.packed.inputs == hidden for layer in layers for part in layer.qkv)
         )
 
     @property
@@ -98,9 +99,10 @@ class CompiledDecoder:
 
     def _layer_args(self, layer: CompiledLayer, caches: Sequence[CacheArgs]) -> LayerArgs:
         norms = (layer.input_norm, layer.mlp_norm, layer.query_norm, layer.key_norm)
-        parts = (layer.qkv, layer.out, layer.gate, layer.up, layer.down)
+        parts = (layer.out, layer.gate, layer.up, layer.down)
         return LayerArgs(
             *(None if norm is None else norm.data_ptr() for norm in norms),
+            (LinearArgs * 3)(*map(self._linear_args, layer.qkv)),
             *map(self._linear_args, parts),
             *caches,
             layer.window or 0,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from app.engine.attention import SlotAttention
 from app.engine.decoder import CompiledDecoder, CompiledLayer, DecoderShape
 from app.engine.kernel import Kernel, kernel
-from app.engine.linear import SWISH, TiledLinear, concatenate_layers
+from app.engine.linear import SWISH, TiledLinear, concatenate_layers, parts_of
 from app.engine.lora import Adapters, add_residual, gated_product
 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -155,10 +155,11 @@ def _compiled_decoder(layers: list[Layer], norm: Norm, heads: int, kv_heads: int
 
 
 def _compiled_layer(layer: Layer, dim: int) -> CompiledLayer | None:
-    qkv, out, gate, up, down = layer.qkv, layer.out, layer.gate, layer.up, layer.down
-    if not isinstance(layer.act, SWISH):
+    out, gate, up, down = layer.out, layer.gate, layer.up, layer.down
+    qkv = tuple(part for part in parts_of(layer.qkv) if isinstance(part, TiledLinear))
+    if not isinstance(layer.act, SWISH) or len(qkv) < len(parts_of(layer.qkv)):
         return None
-    if not (isinstance(qkv, TiledLinear) and isinstance(out, TiledLinear) and isinstance(gate, TiledLinear)):
+    if not (isinstance(out, TiledLinear) and isinstance(gate, TiledLinear)):
         return None
     if not (isinstance(up, TiledLinear) and isinstance(down, TiledLinear)):
         return None

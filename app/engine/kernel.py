@@ -91,6 +91,7 @@ class Kernel:
             _address(operand),
             out.data_ptr(),
             epilogue.outputs,
+            epilogue.outputs,
             epilogue.in_float32,
         )
         rows = (x.data_ptr(), x.numel() // inputs, inputs)

@@ -217,6 +217,11 @@ def concatenate_layers(parts: list[nn.Module]) -> nn.Module:
     return merged
 
 
+def parts_of(layer: nn.Module) -> list[nn.Module]:
+    """The layers that `concatenate_layers` could not merge; else the layer itself."""
+    return list(layer.parts) if isinstance(layer, _ConcatenatedLayers) else [layer]
+
+
 class _ConcatenatedLayers(nn.Module):
     def __init__(self, parts: list[nn.Module]) -> None:
         super().__init__()

@@ -102,6 +102,7 @@ class EpilogueArgs(ctypes.Structure):
         ("operand", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("outputs", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
         ("is_float", ctypes.c_int),
     )
 
@@ -119,7 +120,8 @@ class LinearArgs(ctypes.Structure):
 class LayerArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("input_norm", "mlp_norm", "query_norm", "key_norm")),
-        *((name, LinearArgs) for name in ("qkv", "out", "gate", "up", "down")),
+        ("qkv", LinearArgs * 3),
+        *((name, LinearArgs) for name in ("out", "gate", "up", "down")),
         *((name, CacheArgs) for name in ("slots", "texts")),
         ("window", ctypes.c_int64),
         ("scale", ctypes.c_float),

@@ -13,7 +13,8 @@ typedef struct {
 typedef struct {
     const bf16 *input_norm, *mlp_norm;  /* weights [hidden] */
     const bf16 *query_norm, *key_norm;  /* weights [dim], or NULL */
-    Linear qkv, out, gate, up, down;    /* qkv: queries, keys and values, one after the other */
+    Linear qkv[3]; /* queries, keys and values, one after the other: as one layer, or as several; the rest has no outputs */
+    Linear out, gate, up, down;
     Cache slots, texts;                 /* of the sequences that decode, and of a text that is scored; the first also of their prompts */
     int64_t window;                     /* tokens that a row sees; 0: all */
     float scale;                        /* of the attention scores */
@@ -68,12 +69,23 @@ static void rotate(const DecoderArgs *args, bf16 *qkv, int64_t width, int thread
 
 static int apply(const Linear *layer, const bf16 *x, int64_t rows, Epilogue end, int threads) {
     end.bias = layer->bias, end.outputs = layer->outputs;
+    if (!end.stride) end.stride = layer->outputs;
     return layer->groups ? linear_grouped(x, rows, layer->inputs, layer->groups, &end, threads)
                          : linear(x, rows, layer->inputs, layer->weights, &end, threads);
 }
 
+/* Computes queries, keys and values, [rows][width]. */
+static int apply_qkv(const DecoderLayer *layer, const bf16 *x, int64_t rows, bf16 *out, int64_t width, int threads) {
+    int failed = 0;
+    for (int part = 0; part < 3 && layer->qkv[part].outputs && !failed; out += layer->qkv[part++].outputs)
+        failed = apply(&layer->qkv[part], x, rows, (Epilogue){.out = out, .stride = width}, threads);
+    return failed;
+}
+
+static int64_t qkv_width(const DecoderArgs *args) { return (args->heads + 2 * args->kv_heads) * args->dim; }
+
 static int attend_span(const DecoderArgs *args, const DecoderLayer *layer, const SpanRows *span, const bf16 *qkv, bf16 *out, int threads) {
-    int64_t dim = args->dim, width = layer->qkv.outputs;
+    int64_t dim = args->dim, width = qkv_width(args);
     const bf16 *query = qkv + span->row * width, *key = query + args->heads * dim, *value = key + args->kv_heads * dim;
     PrefillArgs prefill = {.query = query, .key = key, .value = value, .query_stride = width, .key_stride = width, .key_head_stride = dim,
                            .value_stride = width, .value_head_stride = dim, .rows = span->rows, .heads = args->heads,
@@ -92,7 +104,7 @@ static int attend_span(const DecoderArgs *args, const DecoderLayer *layer, const
 }
 
 static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv, bf16 *out, int threads) {
-    int64_t dim = args->dim, width = layer->qkv.outputs;
+    int64_t dim = args->dim, width = qkv_width(args);
     bf16 *key = qkv + args->heads * dim, *value = key + args->kv_heads * dim;
     for (int64_t r = 0; layer->query_norm && r < args->rows; r++) {
         rms_norm(qkv + r * width, args->heads, dim, layer->query_norm, args->eps, qkv + r * width, 1);
@@ -110,10 +122,10 @@ static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv,
 static int run_layer(const DecoderArgs *args, const DecoderLayer *layer, const Buffers *buffers, int threads) {
     int64_t rows = args->rows, hidden = args->hidden;
     bf16 *x = args->x, *normed = buffers->normed, *gated = buffers->gated;
-    Epilogue plain = {.out = buffers->qkv}, residual = {.binary_op = OP_ADD, .operand = x, .out = x},
+    Epilogue residual = {.binary_op = OP_ADD, .operand = x, .out = x},
              activated = {.activation = ACTIVATION_SWISH, .out = gated}, product = {.binary_op = OP_MUL, .operand = gated, .out = gated};
     rms_norm(x, rows, hidden, layer->input_norm, args->eps, normed, threads);
-    if (apply(&layer->qkv, normed, rows, plain, threads) || attend(args, layer, buffers->qkv, buffers->attended, threads) ||
+    if (apply_qkv(layer, normed, rows, buffers->qkv, qkv_width(args), threads) || attend(args, layer, buffers->qkv, buffers->attended, threads) ||
         apply(&layer->out, buffers->attended, rows, residual, threads))
         return 1;
     rms_norm(x, rows, hidden, layer->mlp_norm, args->eps, normed, threads);
@@ -123,7 +135,7 @@ static int run_layer(const DecoderArgs *args, const DecoderLayer *layer, const B
 
 /* Returns 0, or 1 if it cannot allocate memory. */
 int run_decoder(const DecoderArgs *args, int threads) {
-    int64_t widths[] = {args->hidden, (args->heads + 2 * args->kv_heads) * args->dim, args->heads * args->dim, args->intermediate};
+    int64_t widths[] = {args->hidden, qkv_width(args), args->heads * args->dim, args->intermediate};
     bf16 *parts[4];
     int64_t total = 0;
     for (int i = 0; i < 4; i++) total += ROUND_UP(args->rows * widths[i], 32);

@@ -20,7 +20,7 @@ INLINE void store_halves(bf16 *target, vec x, int64_t count) {
 static void write_outputs(const float *sums, int rows, int width, int64_t row, int64_t column, const Epilogue *epilogue) {
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < width && column + c < epilogue->outputs; c += LANES) {
-            int64_t index = (row + r) * epilogue->outputs + column + c, remaining = epilogue->outputs - column - c;
+            int64_t index = (row + r) * epilogue->stride + column + c, remaining = epilogue->outputs - column - c;
             vec x = *(const vec *)(sums + r * width + c);
             bf16 padded[LANES] = {0};
             const bf16 *source = epilogue->operand + index;

@@ -12,7 +12,7 @@ typedef struct {
     int activation, binary_op;
     const bf16 *operand; /* [rows][outputs], for OP_MUL and OP_ADD */
     void *out;           /* [rows][outputs] bfloat16, or float32 if is_float */
-    int64_t outputs;
+    int64_t outputs, stride; /* stride: elements from row to row of out and of operand */
     int is_float;
 } Epilogue;
 

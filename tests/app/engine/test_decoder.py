@@ -14,7 +14,9 @@ from tinymodels import tiny
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.grouped import quantize_layers
 from app.engine.layout import Layout, Span, layout_of
+from app.engine.linear import parts_of
 from app.engine.pages import PAGE_TOKENS
 from app.errors import SetupError
 
@@ -48,15 +50,32 @@ def plain_model(config: Any) -> PreTrainedModel:
     return model
 
 
+def mixed_model(config: Any) -> PreTrainedModel:
+    """In 4 bits but for the values, as llama.cpp's K_M files are."""
+    model, values = plain_model(config), plain_model(config)
+    quantize_layers(model, "int4")
+    quantize_layers(values, "int8")
+    for layer, other in zip(model.base_model.layers, values.base_model.layers, strict=True):
+        layer.self_attn.v_proj = other.self_attn.v_proj
+    return model
+
+
+MIXED = "mixed"
 CASES = [(name, scheme, "auto") for name in CONFIGS for scheme in ("none", "int8", "int4")]
 CASES += [(name, "none", "int8") for name in ("llama", "qwen3", "mistral")]
+CASES += [(name, MIXED, "auto") for name in ("llama with biases", "qwen3")]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def flat(request: pytest.FixtureRequest) -> FlatModel:
     kernel_or_skip()
     name, scheme, dtype = request.param
-    return create_flat_model(plain_model(CONFIGS[name]), CacheLimits(slots=4, context=CONTEXT, dtype=dtype), scheme)
+    limits = CacheLimits(slots=4, context=CONTEXT, dtype=dtype)
+    if scheme == MIXED:
+        flat = create_flat_model(mixed_model(CONFIGS[name]), limits)
+        assert flat._decoder is not None and flat._decoder.compiled is not None and len(parts_of(flat._decoder.layers[0].qkv)) == 3
+        return flat
+    return create_flat_model(plain_model(CONFIGS[name]), limits, scheme)
 
 
 def steps(pages: Sequence[int]) -> list[tuple[list[int], list[int], Layout]]:
