@@ -111,7 +111,7 @@ class CudaDecoder:
                 for call in calls
             ]
             attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-            h = kernels.norm(x, layer.out(attended.view(len(h), -1)), layer.mlp_norm)
+            h = kernels.norm(x, layer.out(attended.reshape(len(h), -1)), layer.mlp_norm)
             h = kernels.norm(x, layer.down(kernels.gate(layer.gate(h), layer.up(h))), norm)
         return h
 
