@@ -102,6 +102,16 @@ def _quantize(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray
     return gguf.quantize(values, kind) if own is None else own(values)
 
 
+def _groups_of_16(values: np.ndarray, largest_level: float, largest_scale: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The values `[rows, blocks, 16, 16]`, the step of each block, float16 `[rows, blocks, 1]`, and the scales of its groups in steps, whole
+    numbers rounded upwards `[rows, blocks, 16]`.
+    """
+    groups = values.reshape(len(values), -1, 16, 16)
+    scales = np.abs(groups).max(-1) / largest_level
+    step = np.maximum(scales.max(-1, keepdims=True) / largest_scale, 1e-7).astype(np.float16)
+    return groups, step, np.ceil(scales / step).clip(0, largest_scale)
+
+
 def quantize_iq4_nl(values: np.ndarray) -> np.ndarray:
     """Rounds float32 `[rows, columns]` to IQ4_NL, which the gguf package reads but does not write: blocks of 32 values with a scale, levels
     at uneven distances. Returns bytes `[rows, 18 a block]`.
@@ -119,10 +129,8 @@ def quantize_q3_k(values: np.ndarray) -> np.ndarray:
     """Rounds float32 `[rows, columns]` to Q3_K, which the gguf package reads but does not write: blocks of 256 values, in groups of 16 with
     a scale of 6 bits each. Returns bytes `[rows, 110 a block]`.
     """
-    groups = values.reshape(len(values), -1, 16, 16)  # [rows, blocks, groups, values]
-    scales = np.abs(groups).max(-1) / 3.5
-    step = np.maximum(scales.max(-1, keepdims=True) / 31, 1e-7).astype(np.float16)  # [rows, blocks, 1]
-    whole = np.ceil(scales / step).clip(1, 31)
+    groups, step, whole = _groups_of_16(values, 3.5, 31)
+    whole = whole.clip(1)
     levels = (np.round(groups / (step * whole)[..., None]).clip(-4, 3) + 4).astype(np.uint8)
     eighths = levels.reshape(*groups.shape[:2], 8, 32)
     bits = np.arange(8, dtype=np.uint8)[:, None]
@@ -138,10 +146,7 @@ def quantize_q6_k(values: np.ndarray) -> np.ndarray:
     """Rounds float32 `[rows, columns]` to Q6_K, which the gguf package reads but does not write: blocks of 256 values, in groups of 16 with
     a scale of 8 bits each. Returns bytes `[rows, 210 a block]`.
     """
-    groups = values.reshape(len(values), -1, 16, 16)  # [rows, blocks, groups, values]
-    scales = np.abs(groups).max(-1) / 31
-    step = np.maximum(scales.max(-1, keepdims=True) / 127, 1e-7).astype(np.float16)  # [rows, blocks, 1]
-    whole = np.ceil(scales / step).clip(0, 127)
+    groups, step, whole = _groups_of_16(values, 31, 127)
     levels = np.round(groups / np.maximum(step * whole, 1e-7)[..., None]).clip(-32, 31).astype(np.int8) + 32
     quarters = levels.astype(np.uint8).reshape(*groups.shape[:2], 2, 4, 32)  # [rows, blocks, halves, quarters, values]
     low, high = quarters & 15, quarters >> 4

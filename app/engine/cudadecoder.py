@@ -105,11 +105,8 @@ class CudaDecoder:
         h = kernels.norm(x, None, self._layers[0].input_norm)
         for index, (layer, norm) in enumerate(zip(self._layers, following, strict=True)):
             qkv = layer.qkv(h).view(len(h), -1, self._dim)
-            norms = None if layer.query_norm is None or layer.key_norm is None else (layer.query_norm, layer.key_norm)
-            parts = [
-                self._attend(index, layer, call, Rotation(qkv[call.rows], self._heads, cos[call.rows], sin[call.rows], norms))
-                for call in calls
-            ]
+            rotations = [Rotation(qkv[call.rows], self._heads, cos[call.rows], sin[call.rows], layer.head_norms) for call in calls]
+            parts = [self._attend(index, layer, *each) for each in zip(calls, rotations, strict=True)]
             attended = parts[0] if len(parts) == 1 else torch.cat(parts)
             h = kernels.norm(x, layer.out(attended.reshape(len(h), -1)), layer.mlp_norm)
             h = kernels.norm(x, layer.down(kernels.gate(layer.gate(h), layer.up(h))), norm)
@@ -159,14 +156,13 @@ def probe(kernels: Kernels, decoder: FusedDecoder) -> float:
 
     x, added = numbers(PROBED_ROWS, len(weight)), numbers(PROBED_ROWS, len(weight))
     gate, up = numbers(PROBED_ROWS, decoder.inner), numbers(PROBED_ROWS, decoder.inner)
-    norms = None if layer.query_norm is None or layer.key_norm is None else (layer.query_norm, layer.key_norm)
     shape = (PROBED_ROWS, decoder.kv_heads, decoder.dim)
     rotation = Rotation(
         numbers(PROBED_ROWS, decoder.heads + 2 * decoder.kv_heads, decoder.dim),
         decoder.heads,
         numbers(PROBED_ROWS, decoder.dim),
         numbers(PROBED_ROWS, decoder.dim),
-        norms,
+        layer.head_norms,
     )
     places = torch.tensor([4, 0, 7], device=weight.device)
     outputs: list[list[torch.Tensor]] = []

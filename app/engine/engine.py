@@ -190,7 +190,7 @@ class Engine:
         error = EngineFailed(OUT_OF_MEMORY)
         if plan.copies:
             return self.fail_all(error)
-        ids = self.scheduler.ids_of(plan)
+        ids = plan.job_ids(self.scheduler.texts.texts)
         for id in ids:
             self.cancel(id)
         return [Failed(id, error) for id in ids]

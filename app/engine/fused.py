@@ -61,6 +61,11 @@ class Layer:
     scaling: float | None  # of the attention scores
     window: int | None  # tokens of the sliding window
 
+    @property
+    def head_norms(self) -> tuple[Norm, Norm] | None:
+        """Of queries and keys."""
+        return None if self.query_norm is None or self.key_norm is None else (self.query_norm, self.key_norm)
+
 
 class FusedDecoder:
     """Changes the model: each layer's query, key and value projections become one. Call `bind_layers` before the first forward."""
@@ -122,8 +127,9 @@ class FusedDecoder:
         rotated_heads = self.heads + self.kv_heads
         qkv = layer.qkv(h).view(len(h), rotated_heads + self.kv_heads, self.dim)
         qk = qkv[:, :rotated_heads]
-        if layer.query_norm is not None and layer.key_norm is not None:
-            qk = torch.cat([layer.query_norm(qk[:, : self.heads]), layer.key_norm(qk[:, self.heads :])], 1)
+        if layer.head_norms is not None:
+            query_norm, key_norm = layer.head_norms
+            qk = torch.cat([query_norm(qk[:, : self.heads]), key_norm(qk[:, self.heads :])], 1)
         qk = torch.addcmul(qk * cos, torch.roll(qk, self.dim // 2, -1), sin)
         query, key, value = qk[:, : self.heads], qk[:, self.heads :], qkv[:, rotated_heads:]
         out = self.attention.attend(index, query, key, value, (layer.scaling, layer.window))

@@ -1,6 +1,7 @@
 """What runs in a step: rows of slots that decode, chunks of prompts, chunks of texts. Decides nothing; no torch."""
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,12 @@ class Plan:
     @property
     def score_tokens(self) -> int:
         return sum(chunk.end - chunk.start for chunk in self.score_chunks)
+
+    def job_ids(self, texts: Container[TextState]) -> list[str]:
+        """Of its jobs that have not ended; `texts` are those that have not."""
+        slots = [*self.decodes, *(chunk.slot for chunk in self.prefill_chunks)]
+        unread = [chunk.text.job.id for chunk in self.score_chunks if chunk.text in texts]
+        return list(dict.fromkeys([slot.request.id for slot in slots if slot.request is not None] + unread))
 
     @property
     def runs_flex(self) -> bool:

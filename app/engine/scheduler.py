@@ -70,12 +70,6 @@ class Scheduler:
         for member in members:
             member.release()
 
-    def ids_of(self, plan: Plan) -> list[str]:
-        """Of the jobs in a plan that have not ended."""
-        slots = [*plan.decodes, *(chunk.slot for chunk in plan.prefill_chunks)]
-        texts = [chunk.text.job.id for chunk in plan.score_chunks if chunk.text in self.texts.texts]
-        return list(dict.fromkeys([slot.request.id for slot in slots if slot.request is not None] + texts))
-
     def clear(self) -> list[str]:
         """Drop every job and what the cache holds; returns the jobs' ids."""
         ids = [slot.request.id for slot in self.slots if slot.request is not None and not slot.is_follower]

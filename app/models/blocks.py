@@ -30,10 +30,15 @@ def _nibbles(packed: Blocks) -> torch.Tensor:
     return torch.cat([words & LOW_HALVES, words >> 4 & LOW_HALVES], -1).view(torch.uint8)
 
 
+def _bits(packed: Blocks, count: int) -> torch.Tensor:
+    """`[..., n]` bytes as `[..., 8 / count, n]` levels of `count` bits, those in the lowest bits first."""
+    shifts = torch.arange(0, 8, count, dtype=torch.uint8, device=packed.device)[:, None]
+    return packed.unsqueeze(-2) >> shifts & (1 << count) - 1
+
+
 def _fifth_bits(packed: Blocks) -> torch.Tensor:
     """Bit j of a 32-bit word, as 16 * bit, for element j."""
-    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
-    return bits.flatten(-2) << 4
+    return _bits(packed, 1).transpose(-1, -2).flatten(-2) << 4
 
 
 def _q4_0(blocks: Blocks) -> Groups:
@@ -82,15 +87,13 @@ def _q4_k(blocks: Blocks) -> Groups:
 
 
 def _q5_k(blocks: Blocks) -> Groups:
-    shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
-    high = (blocks[..., 16:48].unsqueeze(-2) >> shifts & 1) << 4  # [..., sub-block, 32]
+    high = _bits(blocks[..., 16:48], 1) << 4  # [..., sub-block, 32]
     return _k_nibbles(blocks[..., 48:176]) | high.flatten(-2), *_k_scales(blocks)
 
 
 def _two_bits(packed: Blocks) -> torch.Tensor:
     """256 levels from 64 bytes: of each 32 bytes the lowest two bits, then the next two, and so on."""
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)[:, None]
-    return (packed.unflatten(-1, (2, 1, 32)) >> shifts & 3).flatten(-3)
+    return _bits(packed.unflatten(-1, (2, 32)), 2).flatten(-3)
 
 
 def _q2_k(blocks: Blocks) -> Groups:
@@ -99,11 +102,8 @@ def _q2_k(blocks: Blocks) -> Groups:
 
 
 def _q3_k(blocks: Blocks) -> Groups:
-    bits = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
-    high = (blocks[..., :32].unsqueeze(-2) >> bits & 1) << 2  # [..., sub-block of 32, 32]
-    low, upper = blocks[..., 96:104], blocks[..., 104:108]
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)[:, None]
-    six = torch.cat([low & 15, low >> 4], -1) | (upper.unsqueeze(-2) >> shifts & 3).flatten(-2) << 4  # 16 scales of 6 bits
+    high = _bits(blocks[..., :32], 1) << 2  # [..., sub-block of 32, 32]
+    six = _bits(blocks[..., 96:104], 4).flatten(-2) | _bits(blocks[..., 104:108], 2).flatten(-2) << 4  # 16 scales of 6 bits
     scale = _float16(blocks, 108) * (six.float() - 32)
     return _two_bits(blocks[..., 32:96]) | high.flatten(-2), scale, -4 * scale
 
@@ -114,17 +114,15 @@ def _iq4_nl(blocks: Blocks) -> Groups:
 
 
 def _iq4_xs(blocks: Blocks) -> Groups:
-    low, high = blocks[..., 4:8], blocks[..., 2:4]
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)
-    six = torch.stack([low & 15, low >> 4], -1).flatten(-2) | (high[..., None] >> shifts & 3).flatten(-2) << 4  # 8 scales of 6 bits
+    low, high = (_bits(part, bits).transpose(-1, -2).flatten(-2) for part, bits in ((blocks[..., 4:8], 4), (blocks[..., 2:4], 2)))
+    six = low | high << 4  # 8 scales of 6 bits
     scale = _float16(blocks, 0) * (six.float() - 32)
     return _nibbles(blocks[..., 8:].unflatten(-1, (8, 16))).flatten(-2), scale, -128 * scale
 
 
 def _q6_k(blocks: Blocks) -> Groups:
     low = _nibbles(blocks[..., :128].unflatten(-1, (2, 64)))  # [..., half, 128]: elements l, l + 32, then l + 64, l + 96
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)[:, None]
-    high = (blocks[..., 128:192].unflatten(-1, (2, 1, 32)) >> shifts & 3) << 4  # [..., half, 4, 32]
+    high = _bits(blocks[..., 128:192].unflatten(-1, (2, 32)), 2) << 4  # [..., half, 4, 32]
     scale = _float16(blocks, 208) * blocks[..., 192:208].contiguous().view(torch.int8).float()
     return (low | high.flatten(-2)).flatten(-2), scale, -32 * scale
 

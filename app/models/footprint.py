@@ -23,7 +23,7 @@ from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
 from app.models.blocks import TYPES, group_format
 from app.models.checkpoint import Checkpoint
 from app.models.gguf_weights import tensor_names
-from app.models.method import is_prequantized
+from app.models.method import is_prequantized, saved_values
 from app.models.prequantized import check_names
 from app.models.source import Source
 
@@ -221,8 +221,7 @@ class _Rules:
 
 def saved_scheme(source: Source) -> tuple[str, list[str] | None] | None:
     """The quantization in which bitsandbytes saved a checkpoint, and the modules that it left; None for other checkpoints."""
-    saved: Any = None if source.gguf is not None else getattr(source.config("model.path"), "quantization_config", None)
-    if saved is None:
+    values = {} if source.gguf is not None else saved_values(source.config("model.path"))
+    if not values:
         return None
-    values = saved if isinstance(saved, dict) else saved.to_dict()
     return str(values["bnb_4bit_quant_type"]) if values.get("load_in_4bit") else "int8", values.get("llm_int8_skip_modules")

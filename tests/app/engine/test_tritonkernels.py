@@ -48,8 +48,8 @@ def decoder(shape: tuple[int, ...], dtype: torch.dtype, has_norms: bool) -> Any:
     def norm(size: int, eps: float) -> Norm:
         return Norm(torch.randn(size, generator=generator).to(dtype), eps)
 
-    query_norm, key_norm = (norm(dim, 0.1), norm(dim, 0.9)) if has_norms else (None, None)
-    layer = SimpleNamespace(input_norm=norm(hidden, 1e-5), mlp_norm=norm(hidden, 0.5), query_norm=query_norm, key_norm=key_norm)
+    head_norms = (norm(dim, 0.1), norm(dim, 0.9)) if has_norms else None
+    layer = SimpleNamespace(input_norm=norm(hidden, 1e-5), mlp_norm=norm(hidden, 0.5), head_norms=head_norms)
     return SimpleNamespace(layers=[layer], heads=heads, kv_heads=kv_heads, dim=dim, inner=inner)
 
 
