@@ -103,8 +103,8 @@ def _quantize(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray
 
 
 def _groups_of_16(values: np.ndarray, largest_level: float, largest_scale: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The values `[rows, blocks, 16, 16]`, the step of each block, float16 `[rows, blocks, 1]`, and the scales of its groups in steps, whole
-    numbers rounded upwards `[rows, blocks, 16]`.
+    """The values `[rows, blocks, 16, 16]`, the step of each block, float16 `[rows, blocks, 1]`, and the scales of its groups in steps,
+    whole numbers rounded upwards `[rows, blocks, 16]`.
     """
     groups = values.reshape(len(values), -1, 16, 16)
     scales = np.abs(groups).max(-1) / largest_level
