@@ -36,7 +36,7 @@ def write_gguf(folder: Path, path: Path, type_name: str = "F16", others: Mapping
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(path), "llama")
     _add_config(writer, config)
-    _add_tokenizer(writer, folder)
+    add_tokenizer(writer, folder)
     for name, tensor in _tensors(folder, config):
         kind = gguf.GGMLQuantizationType["F32" if tensor.ndim == 1 else others.get(name.split(".")[-2], type_name)]
         writer.add_tensor(name, _quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
@@ -61,7 +61,7 @@ def _add_config(writer: Any, config: dict[str, Any]) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
 
 
-def _add_tokenizer(writer: Any, folder: Path) -> None:
+def add_tokenizer(writer: Any, folder: Path) -> None:
     model, config = (json.loads((folder / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json"))
     special, model = {config["bos_token"], config["eos_token"]}, model["model"]
     entries = sorted(model["vocab"], key=model["vocab"].__getitem__)
@@ -81,7 +81,7 @@ def _tensors(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, np.nda
     for name, tensor in load_file(folder / "model.safetensors").items():
         values = tensor.float().numpy()
         head_count = next((count for projection, count in heads.items() if projection in name), None)
-        yield _gguf_name(name), values if head_count is None else _interleave_heads(values, head_count)
+        yield _gguf_name(name), values if head_count is None else interleave_heads(values, head_count)
 
 
 def _gguf_name(name: str) -> str:
@@ -91,7 +91,7 @@ def _gguf_name(name: str) -> str:
     return f"blk.{layer}.{LAYER_NAMES[module]}.weight"
 
 
-def _interleave_heads(weight: np.ndarray, heads: int) -> np.ndarray:
+def interleave_heads(weight: np.ndarray, heads: int) -> np.ndarray:
     """Reorders the rows of each head: RoPE rotates neighbouring rows in llama.cpp, but the two halves of a head in transformers."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)

@@ -6,14 +6,14 @@ Linear layers see one row `[1, T]` without padding, whatever sequences the token
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from app.engine import varlen
 from app.engine.attention import SlotAttention
@@ -53,6 +53,7 @@ class FlatModel:
         self.layer_devices = layer_devices(model)
         self._head: nn.Module = model.get_output_embeddings()
         self._head_device = _device_of(self._head) or self.device
+        self._logits = logits_of(model.config)
         self.devices = tuple(dict.fromkeys([self.device, *self.layer_devices.values(), self._head_device]))
         self.slots = 0
         self.context = 0  # tokens of a sequence at most
@@ -119,7 +120,7 @@ class FlatModel:
     @torch.inference_mode()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Compute logits `[rows, vocab]` of hidden states `[rows, hidden]`."""
-        return self._head(hidden)
+        return self._logits(self._head(hidden))
 
     def wait(self) -> None:
         """Return when the device has computed all that it was given: a GPU works on while calls return."""
@@ -161,6 +162,15 @@ class FlatModel:
     def copy(self, copies: Sequence[PageCopy]) -> None:
         """Copy tokens from page to page, one copy after the other."""
         self.attention.slots.copy(copies)
+
+
+def logits_of(config: PretrainedConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a model does with its vocabulary projection: Cohere and Granite scale it, Gemma caps it softly."""
+    scale, divisor, cap = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
+    factor = (1.0 if scale is None else scale) / (1.0 if divisor is None else divisor)
+    if cap is not None:
+        return lambda logits: torch.tanh(logits / cap) * cap
+    return (lambda logits: logits) if factor == 1.0 else lambda logits: logits * factor
 
 
 def layer_devices(model: PreTrainedModel) -> dict[int, torch.device]:

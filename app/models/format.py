@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from app.engine.facts import WeightFormat
 from app.engine.grouped import GroupedLinear
-from app.models.gguf import ROPE_FACTORS, GGUFFile
+from app.models.architectures import NO_PARAMETERS
+from app.models.gguf import GGUFFile
 from app.models.method import METHODS, method_of, saved_values
 from app.models.source import Source
 
@@ -51,6 +52,6 @@ def parameter_count(source: Source, model: PreTrainedModel) -> int:
     that was rounded for CUDA has them beside its parameters.
     """
     if source.gguf is not None:
-        return sum(prod(tensor.shape) for name, tensor in source.gguf.tensors.items() if name != ROPE_FACTORS)
+        return sum(prod(tensor.shape) for name, tensor in source.gguf.tensors.items() if name not in NO_PARAMETERS)
     grouped = (module for module in model.modules() if isinstance(module, GroupedLinear))
     return int(model.num_parameters()) + sum(layer.in_features * layer.out_features for layer in grouped)

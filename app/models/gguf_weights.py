@@ -18,25 +18,33 @@ from transformers.initialization import no_init_weights
 from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights
 from app.errors import SetupError
 from app.models import blocks
-from app.models.gguf import INTERLEAVED_ROPE, ROPE_FACTORS, GGUFFile, config_of
+from app.models.architectures import NO_PARAMETERS, ROPE_FACTORS, architecture_of, config_of
+from app.models.gguf import GGUFFile
 from app.models.header import Tensor
 from app.models.tensors import tensor_problem
 
-NORM_PLUS_ONE = frozenset({"gemma3_text"})  # model types of whose norms llama.cpp stores weight + 1
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor that stays in the file. `order` is the one of its rows, None for the file's; `device` is where it is unpacked."""
+    """A tensor that stays in the file. `order` is the one of its rows, None for the file's; `device` is where it is unpacked; `shift` is
+    what was added to its values.
+    """
 
     tensor: Tensor
     order: torch.Tensor | None
     device: torch.device
+    shift: int = 0
 
     def unpack(self) -> GroupedWeights:
         raw = _as_torch(self.tensor.raw)
         return blocks.unpack((raw if self.order is None else raw[self.order]).to(self.device), self.tensor.type)
+
+    def values(self) -> torch.Tensor:
+        """Dequantized, in float32."""
+        values = floats(self.tensor)
+        return (values if self.order is None else values[self.order]) - self.shift
 
 
 def load_gguf(file: GGUFFile, dtype: torch.dtype, device: torch.device = CPU) -> PreTrainedModel:
@@ -44,7 +52,7 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype, device: torch.device = CPU) ->
 
     Raises `SetupError` that names missing, unexpected or misshapen tensors.
     """
-    config = config_of(file)
+    config, architecture = config_of(file), architecture_of(file)
     config.dtype = dtype
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -57,7 +65,8 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype, device: torch.device = CPU) ->
             continue  # the tied projection, which follows below
         if tensor.shape != tuple(parameter.shape):
             raise SetupError(f"{file.path.name}: tensor {tensor.name} is {list(tensor.shape)}, the model needs {list(parameter.shape)}")
-        _place(model, name, Stored(tensor, _row_order(file, tensor, config), device), dtype)
+        shift = int(architecture.norm_plus_one and tensor.name.endswith("norm.weight"))
+        _place(model, name, Stored(tensor, _row_order(file, tensor, config), device, shift), dtype)
     if config.tie_word_embeddings:
         _tie(model, file, dtype)
     if ROPE_FACTORS in file.tensors:
@@ -82,7 +91,7 @@ def tensor_names(model: PreTrainedModel, file: GGUFFile) -> dict[str, str]:
 def _check_tensors(file: GGUFFile, names: dict[str, str]) -> None:
     tied = "output.weight" not in file.tensors
     needed = {name for name in names.values() if not (tied and name == "output.weight")}
-    missing, unexpected = sorted(needed - set(file.tensors)), sorted(set(file.tensors) - needed - {ROPE_FACTORS})
+    missing, unexpected = sorted(needed - set(file.tensors)), sorted(set(file.tensors) - needed - NO_PARAMETERS)
     if missing or unexpected:
         raise SetupError(f"{file.path.name} cannot be served: {tensor_problem(missing, unexpected, [])}")
 
@@ -91,7 +100,7 @@ def _row_order(file: GGUFFile, tensor: Tensor, config: PretrainedConfig) -> torc
     """The order in which transformers wants the rows of a query or key projection."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     kind = tensor.name.split(".")[-2]
-    if file.architecture not in INTERLEAVED_ROPE or kind not in heads:
+    if not architecture_of(file).interleaved or kind not in heads:
         return None
     rows = torch.arange(tensor.shape[0])
     return rows.view(heads[kind], -1, 2).transpose(1, 2).reshape(-1)
@@ -99,7 +108,7 @@ def _row_order(file: GGUFFile, tensor: Tensor, config: PretrainedConfig) -> torc
 
 def _place(model: PreTrainedModel, name: str, stored: Stored, dtype: torch.dtype) -> None:
     """Put a tensor into the model: layers in groups as they are in the file, all else dequantized."""
-    tensor, order = stored.tensor, stored.order
+    tensor = stored.tensor
     path, _, kind = name.rpartition(".")
     parent_path, _, child = path.rpartition(".")
     parent, module = model.get_submodule(parent_path), model.get_submodule(path)
@@ -111,10 +120,7 @@ def _place(model: PreTrainedModel, name: str, stored: Stored, dtype: torch.dtype
     elif grouped and type(module) is nn.Embedding:
         setattr(parent, child, GroupedEmbedding(stored.unpack, module.num_embeddings, dtype))
     else:
-        values = floats(tensor) if order is None else floats(tensor)[order]
-        if "norm" in path and model.config.model_type in NORM_PLUS_ONE:
-            values = values - 1
-        setattr(module, kind, nn.Parameter(values.to(dtype), requires_grad=False))
+        setattr(module, kind, nn.Parameter(stored.values().to(dtype), requires_grad=False))
 
 
 def _tie(model: PreTrainedModel, file: GGUFFile, dtype: torch.dtype) -> None:

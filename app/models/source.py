@@ -13,7 +13,8 @@ from transformers import AutoConfig, PretrainedConfig
 from app.errors import SetupError, first_line
 from app.models.adapter import CONFIG as ADAPTER_CONFIG
 from app.models.adapter import Adapter, read_adapter
-from app.models.gguf import GGUFFile, config_of
+from app.models.architectures import config_of
+from app.models.gguf import GGUFFile
 from app.models.hub import commit_of, fetch_gguf, find_file, place_of
 from app.models.method import is_prequantized, method_of
 from app.models.names import hub_name, is_first_part

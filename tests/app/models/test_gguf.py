@@ -156,9 +156,9 @@ def test_files_that_are_no_gguf_or_cut_short_are_refused(files: dict[str, Path],
         ("llama.feed_forward_length", 2**31, r"llama\.feed_forward_length is 2147483648, not a number from 1 to 700"),
         ("llama.attention.head_count", 0, r"llama\.attention\.head_count is 0, not a number from 1"),
         ("llama.attention.head_count_kv", [2, 2], r"llama\.attention\.head_count_kv is \[2, 2\], not a number"),
-        ("llama.attention.head_count", 3, r"make no llama model: .*hidden size \(64\) is not a multiple"),
+        ("llama.attention.head_count", 3, "it rotates 16 of the 21 values of a head"),
         ("llama.context_length", 0.5, "make no llama model: .*max_position_embeddings"),
-        ("llama.rope.scaling.type", "yarn", "rope scaling 'yarn' is not supported"),
+        ("llama.rope.scaling.type", "martian", "rope scaling 'martian' is not supported"),
     ],
 )
 def test_metadata_that_make_no_model_are_refused_by_name(files: dict[str, Path], key: str, value: object, message: str) -> None:

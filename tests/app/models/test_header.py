@@ -15,7 +15,8 @@ from gguf import GGUFEndian, GGUFValueType
 from transformers.integrations.gguf.gguf_tokenizer_mapping import get_gguf_tokenizer
 
 from app.errors import SetupError
-from app.models.gguf import GGUFFile, config_of
+from app.models.architectures import config_of
+from app.models.gguf import GGUFFile
 from app.models.gguf_weights import load_gguf
 from app.models.header import MAX_LIST, Header
 from app.models.vocabulary import create_tokenizer, describe, generation_values

@@ -1,0 +1,277 @@
+"""What the metadata of a GGUF file mean, architecture by architecture: transformers' configuration, and how rows and norms are stored.
+
+llama.cpp's converter writes these keys, and its loader has the defaults for those that are missing. Knows no weights and no tokenizer.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PretrainedConfig
+from transformers.models.auto import CONFIG_MAPPING
+
+from app.errors import SetupError, UnsupportedModel
+from app.models.gguf import GGUFFile
+
+ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1: each frequency is divided by its factor
+LONG_FACTORS, SHORT_FACTORS = (
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+)  # Phi 3: for texts beyond its first context, and others
+NO_PARAMETERS = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})  # tensors that are no parameter of transformers' model
+SIZES = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+}
+WIDTHS = ("embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv", "attention.key_length")
+GEMMA3_27B_LAYERS = 62  # by these llama.cpp knows the one whose queries are scaled otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """A file's metadata by their keys, without the architecture before them."""
+
+    file: GGUFFile
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.file.metadata.get(f"{self.file.architecture}.{key}", default)
+
+    def needed(self, key: str) -> Any:
+        """Raises `SetupError` for a key that is missing."""
+        value = self.get(key)
+        if value is None:
+            raise SetupError(f"{self.file.path.name}: its metadata have no {self.file.architecture}.{key}")
+        return value
+
+    def has(self, tensor: str) -> bool:
+        return tensor in self.file.tensors
+
+    @property
+    def head_dim(self) -> int:
+        return int(self.get("attention.key_length") or self.needed("embedding_length") // self.needed("attention.head_count"))
+
+    def refuse(self, problem: str) -> UnsupportedModel:
+        return UnsupportedModel(f"{self.file.path.name}: {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How transformers names it, `values` of the configuration beyond those that all have, and how llama.cpp stores the weights."""
+
+    model_type: str | Callable[[Metadata], str]
+    values: Callable[[Metadata], Mapping[str, Any]] = lambda metadata: {}
+    norm_key: str = "rms_norm_eps"  # what the configuration calls the smallest variance of a norm
+    interleaved: bool = False  # llama.cpp rotates neighbouring rows of a head, transformers its halves
+    norm_plus_one: bool = False  # llama.cpp stores a norm's weight plus 1
+    partly_rotated: bool = False  # the rotation may leave the last values of a head as they are
+
+
+def _biases(metadata: Metadata) -> dict[str, bool]:
+    return {"attention_bias": metadata.has("blk.0.attn_q.bias"), "mlp_bias": metadata.has("blk.0.ffn_up.bias")}
+
+
+def _windows(metadata: Metadata, period: int | None = None) -> dict[str, Any]:
+    """Layers that look at the latest tokens only: all but each `period`-th where the file does not list them. None: none of them does."""
+    layers, window = metadata.needed("block_count"), metadata.get("attention.sliding_window")
+    pattern = metadata.get("attention.sliding_window_pattern", period)
+    if not window or pattern is None:
+        return {"sliding_window": None, "layer_types": ["full_attention"] * layers}
+    slides = [bool(each) for each in pattern] if isinstance(pattern, list) else [(layer + 1) % pattern != 0 for layer in range(layers)]
+    return {"sliding_window": window, "layer_types": ["sliding_attention" if each else "full_attention" for each in slides]}
+
+
+def _phi3(metadata: Metadata) -> dict[str, Any]:
+    return {
+        "sliding_window": metadata.get("attention.sliding_window") or None,
+        "original_max_position_embeddings": metadata.get("rope.scaling.original_context_length", metadata.needed("context_length")),
+    }
+
+
+def _gemma3(metadata: Metadata) -> dict[str, Any]:
+    heads, hidden = metadata.needed("attention.head_count"), metadata.needed("embedding_length")
+    is_largest = metadata.needed("block_count") == GEMMA3_27B_LAYERS
+    local = {"rope_type": "default", "rope_theta": metadata.get("rope.freq_base_swa", 10_000.0)}
+    return _windows(metadata, 6) | {
+        "query_pre_attn_scalar": hidden // heads if is_largest else metadata.head_dim,
+        "rope_parameters": {"full_attention": rope_parameters(metadata), "sliding_attention": local},
+        "final_logit_softcapping": metadata.get("final_logit_softcapping"),
+    }
+
+
+def _starcoder2(metadata: Metadata) -> dict[str, Any]:
+    return {"sliding_window": metadata.get("attention.sliding_window"), "use_bias": metadata.has("blk.0.attn_q.bias")}
+
+
+def _stablelm(metadata: Metadata) -> dict[str, Any]:
+    return {"use_qkv_bias": metadata.has("blk.0.attn_q.bias"), "use_parallel_residual": not metadata.has("blk.0.ffn_norm.weight")}
+
+
+def _smollm3(metadata: Metadata) -> dict[str, Any]:
+    rotated = [int((layer + 1) % 4 != 0) for layer in range(metadata.needed("block_count"))]
+    return _biases(metadata) | {"no_rope_layers": rotated}  # which layers rotate, whatever its name says
+
+
+def _olmo3(metadata: Metadata) -> dict[str, Any]:
+    return _windows(metadata, 4) if metadata.get("attention.sliding_window") else {}
+
+
+def _granite(metadata: Metadata) -> dict[str, Any]:
+    if not metadata.get("rope.scaling.finetuned", True):
+        raise metadata.refuse("it is a Granite without rotary positions (rope.scaling.finetuned is false), which is not read")
+    return _biases(metadata) | {
+        "attention_multiplier": metadata.get("attention.scale") or metadata.head_dim**-0.5,
+        "embedding_multiplier": metadata.get("embedding_scale") or 1.0,
+        "residual_multiplier": metadata.get("residual_scale") or 1.0,
+        "logits_scaling": metadata.get("logit_scale") or 1.0,
+    }
+
+
+def _seed_oss(metadata: Metadata) -> dict[str, Any]:
+    return _biases(metadata) | {"attention_out_bias": metadata.has("blk.0.attn_output.bias")}
+
+
+def _exaone4(metadata: Metadata) -> dict[str, Any]:
+    return {"sliding_window_pattern": 4} | _windows(metadata, 4)
+
+
+def _cohere(metadata: Metadata) -> dict[str, Any]:
+    return {"logit_scale": metadata.needed("logit_scale"), "use_qk_norm": metadata.has("blk.0.attn_q_norm.weight")}
+
+
+def _cohere2(metadata: Metadata) -> dict[str, Any]:
+    return _windows(metadata, 4) | {"logit_scale": metadata.needed("logit_scale")}
+
+
+def _ministral3(metadata: Metadata) -> dict[str, Any]:
+    """Queries beyond the first context are scaled (Llama 4's temperature), and the rotation as a whole is by yarn's factor."""
+    rope = rope_parameters(metadata)
+    if rope["rope_type"] != "yarn":
+        raise metadata.refuse("a mistral3 model without yarn is not read")
+    scale, multiplier = metadata.get("attention.temperature_scale", 0.0), metadata.get("rope.scaling.yarn_log_multiplier", 0.0)
+    more = {"llama_4_scaling_beta": scale, "mscale": 1.0, "mscale_all_dim": multiplier}
+    return {"rope_parameters": rope | more}
+
+
+ARCHITECTURES = {
+    "llama": Architecture("llama", _biases, interleaved=True),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3", _biases),
+    "phi3": Architecture("phi3", _phi3, partly_rotated=True),
+    "gemma": Architecture("gemma", norm_plus_one=True),
+    "gemma3": Architecture("gemma3_text", _gemma3, norm_plus_one=True),
+    "starcoder2": Architecture("starcoder2", _starcoder2, norm_key="norm_epsilon"),
+    "stablelm": Architecture("stablelm", _stablelm, norm_key="layer_norm_eps", partly_rotated=True),
+    "smollm3": Architecture("smollm3", _smollm3, interleaved=True),
+    "olmo2": Architecture(lambda metadata: "olmo3" if metadata.get("attention.sliding_window") else "olmo2", _olmo3),
+    "granite": Architecture("granite", _granite, interleaved=True),
+    "glm4": Architecture("glm4", _biases, partly_rotated=True),
+    "seed_oss": Architecture("seed_oss", _seed_oss),
+    "exaone4": Architecture("exaone4", _exaone4),
+    "command-r": Architecture("cohere", _cohere, norm_key="layer_norm_eps"),
+    "cohere2": Architecture("cohere2", _cohere2, norm_key="layer_norm_eps"),
+    "mistral3": Architecture("ministral3", _ministral3, interleaved=True),
+}
+
+
+def architecture_of(file: GGUFFile) -> Architecture:
+    """Raises `UnsupportedModel` for an architecture that Litmus does not read."""
+    found = ARCHITECTURES.get(file.architecture)
+    if found is None:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise UnsupportedModel(f"{file.path.name}: GGUF files of the architecture '{file.architecture}' are not read; these are: {known}")
+    return found
+
+
+def config_of(file: GGUFFile) -> PretrainedConfig:
+    """Build transformers' configuration. Raises `SetupError` for metadata that are missing or contradict the tensors, and for what Litmus
+    does not read.
+    """
+    architecture, metadata = architecture_of(file), Metadata(file)
+    _check_sizes(metadata)
+    heads = metadata.needed("attention.head_count")
+    norm = "attention.layer_norm_rms_epsilon" if architecture.norm_key == "rms_norm_eps" else "attention.layer_norm_epsilon"
+    values: dict[str, Any] = {name: metadata.needed(key) for key, name in SIZES.items()}
+    values |= {
+        "num_key_value_heads": metadata.get("attention.head_count_kv", heads),
+        architecture.norm_key: metadata.needed(norm),
+        "head_dim": metadata.head_dim,
+        "tie_word_embeddings": not metadata.has("output.weight"),
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "rope_parameters": rope_parameters(metadata),
+        "pad_token_id": None,
+        **{f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")},
+    }
+    values |= architecture.values(metadata)
+    name = architecture.model_type if isinstance(architecture.model_type, str) else architecture.model_type(metadata)
+    try:
+        config: PretrainedConfig = CONFIG_MAPPING[name].from_dict(values)
+    except StrictDataclassError as error:
+        message = " ".join(str(error).split())[:300]
+        raise SetupError(f"{file.path.name}: its metadata make no {file.architecture} model: {message}") from error
+    return config
+
+
+def _check_sizes(metadata: Metadata) -> None:
+    """Raises `SetupError` for sizes that the tensors contradict, before a model of such a size is made."""
+    file = metadata.file
+    if not metadata.has("token_embd.weight"):
+        raise SetupError(f"{file.path.name}: it has no tensor token_embd.weight, so no language model")
+    layers = len({tensor.split(".")[1] for tensor in file.tensors if tensor.startswith("blk.")})
+    told = metadata.get("block_count")
+    if told != layers:
+        raise SetupError(
+            f"{file.path.name}: its metadata {file.architecture}.block_count is {told!r}, its tensors are those of {layers} layers"
+        )
+    widest = max(max(tensor.shape) for tensor in file.tensors.values())
+    for key in WIDTHS:
+        value = metadata.get(key)
+        if value is not None and not (isinstance(value, int) and 1 <= value <= widest):
+            raise SetupError(
+                f"{file.path.name}: its metadata {file.architecture}.{key} is {value!r}, not a number from 1 to {widest}, the width of its "
+                "largest tensor"
+            )
+    if metadata.get("attention.value_length", metadata.head_dim) != metadata.head_dim:
+        raise metadata.refuse("its values are of another length than its keys, which is not read")
+
+
+def rope_parameters(metadata: Metadata) -> dict[str, Any]:
+    """Base, scaling and share of the rotation. Raises `UnsupportedModel` for a scaling that is not known."""
+    parameters = {"rope_theta": metadata.get("rope.freq_base", 10_000.0), **_scaling(metadata)}
+    rotated = metadata.get("rope.dimension_count", metadata.head_dim)
+    if rotated == metadata.head_dim:
+        return parameters
+    if not architecture_of(metadata.file).partly_rotated:
+        raise metadata.refuse(f"it rotates {rotated} of the {metadata.head_dim} values of a head, which is not read of this architecture")
+    return parameters | {"partial_rotary_factor": rotated / metadata.head_dim}
+
+
+def _scaling(metadata: Metadata) -> dict[str, Any]:
+    kind = metadata.get("rope.scaling.type")
+    factor = metadata.get("rope.scaling.factor") or metadata.get("rope.scale_linear") or 1.0
+    if metadata.has(LONG_FACTORS) and metadata.has(SHORT_FACTORS):
+        return _long_rope(metadata)
+    if kind == "none" or (kind in {None, "linear"} and factor == 1.0):
+        return {"rope_type": "default"}
+    if kind in {None, "linear"}:
+        return {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise metadata.refuse(f"its rope scaling '{kind}' is not supported")
+    named = {"original_context_length": "original_max_position_embeddings", "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+    given = {name: metadata.get(f"rope.scaling.{key}") for key, name in named.items()}
+    return {"rope_type": "yarn", "factor": factor, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _long_rope(metadata: Metadata) -> dict[str, Any]:
+    """Phi 3 beyond its first context (LongRoPE, arXiv 2402.13753): each frequency has a factor of its own."""
+    short, long = (metadata.file.floats(name) for name in (SHORT_FACTORS, LONG_FACTORS))
+    return {
+        "rope_type": "longrope",
+        "short_factor": short,
+        "long_factor": long,
+        "original_max_position_embeddings": metadata.needed("rope.scaling.original_context_length"),
+        "attention_factor": metadata.get("rope.scaling.attn_factor"),
+    }
