@@ -2,18 +2,19 @@
 
     Completions(tokenizer, marks)      `marks`: tokens that end a text which no quotation mark ends, such as a thought,
                                        or a list in which another item may come
-    .of_grammar(grammar)               the same for a grammar whose strings have patterns or formats: it looks for what these need
-    .find(matcher, limit) -> list[int] | None              good and fast: one way is followed, the token that closes most comes first
+    .of_grammar(grammar)               the same for a grammar whose strings have patterns or formats, or whose numbers are multiples: it
+                                       looks for what these need
+    .find(matcher, limit, walk) -> list[int] | None        good and fast: one way is followed, the token that closes most comes first
     .search(matcher, limit) -> list[int] | None            the same, with the other ways tried out where the first is too long
     .shortest(matcher, longest) -> list[int] | None        the shortest that a search comes to
-    .resume(matcher, earlier, limit) -> list[int] | None   from a completion of the state a token before
+    .resume(matcher, earlier, limit, walk) -> list[int] | None   from a completion of the state a token before
 
 All return at most `limit` (`longest`) tokens after which the grammar accepts the answer, or None when none were found. `matcher` stays as
-it is. Knows no slots and no requests.
+it is. What a search may take does not depend on `limit`: a `Walk` says how many steps it has. Knows no slots and no requests.
 """
 
 import copy
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -22,10 +23,12 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
 from app.engine.vocabulary import Vocabulary
-from app.forms.examples import examples
+from app.forms.examples import digits_to_multiples, examples, multiples
 
-SEARCH_TOKENS = 4000  # consumed by one search: in its trials, and where only one text may come
-TRIAL_TOKENS = 20  # more that a trial counts as, for the state and the mask it begins with
+FIND_STEPS = 8000  # of one way, before an answer begins; most take 30 to 100 us
+SEARCH_STEPS = 4000  # of trials of one length, and of what is followed between them
+TRIALS = (60, 400, 2000)  # steps of one trial where no way is known; longer ones come where no shorter one finds an end
+TRIAL_STEPS = 20  # more that a trial counts as, for the state and the mask it begins with
 ALTERNATIVES = 48  # tried out at one place
 RESUME_STEPS = 4  # tokens found anew before an earlier completion goes on
 RESUME_SKIP = 4  # tokens of the earlier completion that may be left out
@@ -33,6 +36,7 @@ CLOSING_BYTES = b'"]},'
 SEPARATOR = b","
 CHECKED_TOKENS = 64  # of an earlier completion, while there is as much room left beside it; otherwise all are checked
 
+DIGITS = "0123456789"
 COMMON_PIECES = ("a", "0", "A", "@", ".", ":", "/", "-")  # of strings with a pattern or a format
 PIECE_TRIALS = 2000  # in one completion
 
@@ -43,8 +47,11 @@ Tokens = list[int]
 class Walk:
     """A way to an end, while it is looked for."""
 
-    trials: int  # of pieces that are left
+    number: bytes = b""  # at the end of the answer, if it ends in one
+    steps: int = FIND_STEPS  # that are left: places at which a token is chosen
+    trials: int = PIECE_TRIALS  # of pieces that are left; without any, a string that several right characters must end is not completed
     seen: set[bytes] = field(default_factory=set)  # the masks of the places within the string where it went on before
+    visits: Counter[bytes] = field(default_factory=Counter)  # of masks of the places within the number
 
 
 class Completions:
@@ -54,27 +61,28 @@ class Completions:
         self._token_marks = [mark for mark in marks if mark and tokenizer.is_special_token(mark[0])]
         self._tokenizer = tokenizer
         self._pieces: list[Tokens] = []  # of which a string is made that has a pattern or a format
+        self._multiples: tuple[int, ...] = ()  # of which whole numbers are multiples
 
     def of_grammar(self, grammar: str) -> "Completions":
-        if '"pattern": ' not in grammar and '"format": ' not in grammar:
-            return self
-        texts = {text[start:] for text in examples(grammar) for start in range(len(text))} | {*COMMON_PIECES}
         own = copy.copy(self)
-        own._pieces = [self._tokenizer.tokenize_str(text) for text in sorted(texts, key=lambda text: (len(text), text))]
+        own._multiples = multiples(grammar)
+        if '"pattern": ' in grammar or '"format": ' in grammar:
+            texts = {text[start:] for text in examples(grammar) for start in range(len(text))} | {*COMMON_PIECES}
+            own._pieces = [self._tokenizer.tokenize_str(text) for text in sorted(texts, key=lambda text: (len(text), text))]
         return own
 
-    def find(self, matcher: LLMatcher, limit: int, by_pieces: bool = True) -> Tokens | None:
-        """Without `by_pieces` a string that leaves its loop only by several right characters is not completed."""
-        state, found, walk = matcher.deep_copy(), Tokens(), Walk(PIECE_TRIALS if by_pieces else 0)
+    def find(self, matcher: LLMatcher, limit: int, walk: Walk | None = None) -> Tokens | None:
+        """Where `walk` has no steps left afterwards, it may be that a completion was not found for this reason."""
+        state, found, walk = matcher.deep_copy(), Tokens(), walk or Walk()
         while not state.is_accepting():
-            tokens = self._next(state, walk) if len(found) < limit else []
+            tokens = self._next(state, walk) if len(found) < limit and walk.steps > 0 else []
             if not tokens or state.try_consume_tokens(tokens) < len(tokens):
                 return None
             found += tokens
         return found if len(found) <= limit else None
 
     def search(self, matcher: LLMatcher, limit: int) -> Tokens | None:
-        longest = 4 * limit + CHECKED_TOKENS  # a completion from which the search may begin
+        longest = 4 * limit + CHECKED_TOKENS  # tokens of a completion from which the search may begin
         best = self._improved(matcher, self.find(matcher, longest), limit, longest)
         return best if best is not None and len(best) <= limit else None
 
@@ -82,18 +90,19 @@ class Completions:
         """The shortest completion that a search comes to, of at most `longest` tokens."""
         return self._improved(matcher, self.find(matcher, longest), 0, longest)
 
-    def resume(self, matcher: LLMatcher, earlier: Sequence[int], limit: int) -> Tokens | None:
-        state, found, walk = matcher.deep_copy(), Tokens(), Walk(0)
+    def resume(self, matcher: LLMatcher, earlier: Sequence[int], limit: int, walk: Walk | None = None) -> Tokens | None:
+        walk = walk or Walk()
+        state, found, first = matcher.deep_copy(), Tokens(), Walk(walk.number, trials=0)
         for _ in range(RESUME_STEPS):
             for rest in self._rests(earlier):
                 room = limit - len(found) - len(rest)
                 if room >= 0 and self._completes(state, rest, room):
                     return found + rest
-            tokens = self._next(state, walk)
+            tokens = self._next(state, first)
             if state.is_accepting() or not tokens or state.try_consume_tokens(tokens) < len(tokens):
                 break
             found += tokens
-        return self.find(matcher, limit)
+        return self.find(matcher, limit, walk)
 
     def _rests(self, earlier: Sequence[int]) -> Iterator[Tokens]:
         """An earlier completion without its first tokens, and from within one of these, which closes more than the new ones opened."""
@@ -109,17 +118,44 @@ class Completions:
 
     def _next(self, state: LLMatcher, walk: Walk) -> Tokens:
         """The tokens that have to follow, or the one that closes most of those that may; empty after an error."""
-        mask, tokens = None, state.compute_ff_tokens()
-        if not tokens:
-            mask = allowed(state)
-            tokens = self.vocabulary.closing(mask)
-            may_go_on = self.vocabulary.is_in_string(mask) or self._tokenizer.decode_bytes(tokens).strip() == SEPARATOR
-            tokens = next((end for end in (self._marks if may_go_on else self._token_marks) if self._ends_text(state, end)), tokens)
+        walk.steps -= 1
+        tokens = state.compute_ff_tokens() or self._chosen(state, walk)
+        self._go_on(walk, tokens)
+        return tokens
+
+    def _go_on(self, walk: Walk, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            walk.number = self.vocabulary.number_after(walk.number, token)
+        if not walk.number:
+            walk.visits.clear()
         if self.vocabulary.end_a_string(tokens):
             walk.seen.clear()
-        elif mask is not None and self.vocabulary.is_in_string(mask):
-            return self._out_of_loop(state, walk) or tokens
-        return tokens
+
+    def _chosen(self, state: LLMatcher, walk: Walk) -> Tokens:
+        mask = allowed(state)
+        self.vocabulary.bound_number(walk.number, mask)
+        if self.vocabulary.is_in_number(mask) and (digits := self._ending_digits(state, mask, walk)):
+            return digits
+        tokens = self.vocabulary.closing(mask)
+        in_string = self.vocabulary.is_in_string(mask)
+        may_go_on = in_string or self._tokenizer.decode_bytes(tokens).strip() == SEPARATOR
+        tokens = next((end for end in (self._marks if may_go_on else self._token_marks) if self._ends_text(state, end)), tokens)
+        return (in_string and not self.vocabulary.end_a_string(tokens) and self._out_of_loop(state, walk)) or tokens
+
+    def _ending_digits(self, state: LLMatcher, mask: NDArray[np.bool_], walk: Walk) -> Tokens:
+        """Digits after which a number may end that may not end here; empty if none were found. A bound that is excluded, or a multiple, may
+        ask for other digits than those that close most, forever. Looks at every place first, and then less and less often.
+        """
+        place = np.packbits(mask).tobytes()
+        walk.visits[place] += 1
+        if walk.visits[place].bit_count() > 1:
+            return []
+        for text in (*DIGITS, *digits_to_multiples(walk.number, self._multiples)):
+            walk.steps -= 1
+            tokens, after = [self.vocabulary.digits[digit] for digit in text], state.deep_copy()
+            if after.try_consume_tokens(tokens) == len(tokens) and not self.vocabulary.is_in_number(allowed(after)):
+                return tokens
+        return []
 
     def _ends_text(self, state: LLMatcher, mark: Tokens) -> bool:
         """Whether the text ends with this mark; a string in JSON goes on after it."""
@@ -159,23 +195,34 @@ class Completions:
         return []
 
     def _improved(self, matcher: LLMatcher, best: Tokens | None, limit: int, longest: int) -> Tokens | None:
+        """A completion of at most `limit` tokens, or the shortest that was found."""
+        for steps in TRIALS:
+            best = self._tried(matcher, best, limit, longest, steps)
+            if best is not None or longest <= steps:
+                break
+        return best if best is None else self._merged(matcher, best)
+
+    def _tried(self, matcher: LLMatcher, best: Tokens | None, limit: int, longest: int, steps: int) -> Tokens | None:
         """Follow `best`; at each place where other tokens may come, take the one with which `find` comes to a shorter completion, if there
         is one. Ends as soon as one has at most `limit` tokens.
         """
-        state, done, left = matcher.deep_copy(), Tokens(), SEARCH_TOKENS
+        state, done, followed, left = matcher.deep_copy(), Tokens(), Walk(trials=0), SEARCH_STEPS
         while (best is None or len(best) > limit) and left > 0 and len(done) < longest and not state.is_accepting():
             step = state.compute_ff_tokens()
             for token, after in () if step else self._alternatives(state):
                 bound = longest if best is None else len(best) - 1
-                rest = self.find(after, bound - len(done) - 1, by_pieces=False)
-                left -= TRIAL_TOKENS + (bound - len(done) if rest is None else len(rest) + 1)
+                most = min(steps, left) if best is None else left
+                walk = Walk(self.vocabulary.number_after(followed.number, token), most, trials=0)
+                rest = self.find(after, bound - len(done) - 1, walk)
+                left -= TRIAL_STEPS + most - walk.steps
                 best = best if rest is None else [*done, token, *rest]
-            step = step or ([best[len(done)]] if best is not None else self.vocabulary.closing(allowed(state)))
+            step = step or ([best[len(done)]] if best is not None else self._chosen(state, followed))
             if not step or state.try_consume_tokens(step) < len(step):
                 break
+            self._go_on(followed, step)
             left -= len(step)
             done += step
-        return best if best is None else self._merged(matcher, best)
+        return best
 
     def _merged(self, matcher: LLMatcher, tokens: Tokens) -> Tokens:
         """The same text in the tokens of the model's tokenizer, if these are fewer."""

@@ -3,11 +3,14 @@
 A grammar is a text that `app.forms.grammar` or `app.forms.tools` wrote. Knows no JSON schema, no tools and no slots.
 
 An answer is complete within its tokens whenever a completion that `app.engine.completion` finds fits: a state keeps one that does, and
-where a sampled token would leave too few for any, `steer` puts the next token of that completion in its place.
+where a sampled token would leave too few for any, `steer` puts the next token of that completion in its place. That a search within an
+answer took all its steps does not say so: while there is far more room than such a search can fill, the sampled token is kept, and
+what completes the answer is looked for again later.
 """
 
 import json
 import secrets
+import sys
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +22,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from app.engine.completion import Completions, allowed
+from app.engine.completion import Completions, Walk, allowed
 from app.engine.vocabulary import Vocabulary
 from app.errors import InvalidRequest
 from app.forms.lark import MAX_ROW_ITEMS, WRITTEN
@@ -30,6 +33,11 @@ MAX_LEXER_STATES = 100_000  # bounds a grammar to about 40 MB
 PARSER_LIMITS = LLParserLimits(max_lexer_states=MAX_LEXER_STATES)
 WRITTEN_LIMITS = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, max_items_in_row=MAX_ROW_ITEMS)  # of a grammar that a client wrote
 MAX_ERROR_CHARACTERS = 300
+STEPS, PIECES = 200, 300  # of a search within an answer, for which all answers wait: about 20 ms
+LONGEST_COMPLETION = 16_000  # tokens of a completion that is searched for
+FAR_MORE = 1024  # tokens that are left beyond twice those of the completion known last
+SOUGHT_AGAIN = 32  # tokens after which a completion that was not found is searched for again
+MAX_SOUGHT = 16  # tokens of a completion that uses up what is left, beside which another one is searched for
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,7 @@ class GrammarState:
         self._matcher, self._completions = matcher, completions
         self._number = b""  # at the end of the answer, if it ends in one
         self._completion = completion
+        self._sought = 0  # tokens for which a completion has been looked for; meanwhile `_completion` is that of an earlier state
 
     def allowed_tokens(self) -> NDArray[np.bool_]:
         """For each token of the vocabulary, whether it may come next. At least one may, until `accept` has returned True."""
@@ -97,22 +106,40 @@ class GrammarState:
         completion = self._completion
         if completion is None:
             return token
-        if completion[:1] == [token]:
+        if completion[:1] == [token] and not self._sought:
             self._completion = completion[1:]
             return token
         after = self._matcher.deep_copy()
         after.consume_token(token)
         if after.is_stopped():  # complete, or an error, which `accept` reports
             return token
-        resumed = self._completions.resume(after, completion, left)
-        if resumed is not None:
-            self._completion = resumed
+        if self._keeps(token, after, completion, left):
             return token
         if not completion and self._completions.vocabulary.continues_character(allowed(after)):
             self._completion = None  # a text that may end anywhere is cut by its last tokens, as any other text
             return token
         self._completion = completion[1:]
         return completion[0] if completion else self._completions.end_token
+
+    def _keeps(self, token: int, after: LLMatcher, completion: list[int], left: int) -> bool:
+        """Whether the sampled token is kept, after which the grammar is at `after`."""
+        walk = self._walk(token, left)
+        resumed = self._completions.resume(after, completion, left, walk)
+        if resumed is not None:
+            self._completion, self._sought = resumed, 0
+            return True
+        if self._sought or (walk.steps <= 0 and left > FAR_MORE + 2 * len(completion)):
+            self._sought += 1
+            return True
+        return False
+
+    def _walk(self, token: int, left: int) -> Walk:
+        """Without steps where no search is worth its time: it would begin anew for each token."""
+        assert self._completion is not None
+        number = self._completions.vocabulary.number_after(self._number, token)
+        is_again = self._sought.bit_count() > 1 and self._sought % SOUGHT_AGAIN > 0
+        is_full = not self._sought and left < len(self._completion) and len(self._completion) > MAX_SOUGHT
+        return Walk(number, 0 if is_again or is_full else STEPS, PIECES)
 
     def accept(self, token: int) -> bool:
         """Advance by a token; returns whether the answer is complete with it. Raises `InvalidRequest` when the grammar becomes too
@@ -124,6 +151,28 @@ class GrammarState:
             raise InvalidRequest(message, code="unsupported_schema")
         self._number = self._completions.vocabulary.number_after(self._number, token)
         return self._matcher.is_stopped()
+
+
+class Compiled:
+    """A grammar at the beginning of an answer, and what completes a whole answer."""
+
+    def __init__(self, matcher: LLMatcher, completions: Completions, is_written: bool) -> None:
+        self.matcher, self.completions, self._is_written = matcher, completions, is_written
+        self._shortest: list[int] | None = None  # that was found
+        self._too_few = 0  # the highest `max_tokens` for which none was found
+
+    def completion(self, max_tokens: int) -> list[int] | None:
+        """Searched for only where what is known does not tell: it may take more than a second. In a grammar that a client wrote only one
+        way is tried, as it may take much longer.
+        """
+        if (self._shortest is None or len(self._shortest) > max_tokens) and max_tokens > self._too_few:
+            find = self.completions.find if self._is_written else self.completions.search
+            found = find(self.matcher, min(max_tokens, LONGEST_COMPLETION))
+            if found is None:
+                self._too_few = max_tokens if max_tokens < LONGEST_COMPLETION else sys.maxsize
+            self._shortest = self._shortest if found is None else found
+        fits = self._shortest is not None and len(self._shortest) <= max_tokens
+        return self._shortest if fits else None
 
 
 class GrammarCompiler:
@@ -138,9 +187,7 @@ class GrammarCompiler:
         self._tokenizer = LLTokenizer(_with_secret_control_tokens(tokenizer), n_vocab=vocabulary, eos_token=eos)
         added = AddedTokens({token.content: id for id, token in tokenizer.added_tokens_decoder.items()}, frozenset(), frozenset())
         self._marks = [[token for part in added.split(mark) for token in self._tokens_of(part, added)] for mark in marks]
-        # By the grammar's text, least recently used first.
-        self._compiled: OrderedDict[str, tuple[LLMatcher, Completions]] = OrderedDict()
-        self._searched: OrderedDict[tuple[str, int], list[int] | None] = OrderedDict()  # completions by grammar and `max_tokens`
+        self._compiled: OrderedDict[str, Compiled] = OrderedDict()  # by the grammar's text, least recently used first
         self._pool = ThreadPoolExecutor(1, "grammars")
 
     def _tokens_of(self, part: str, added: AddedTokens) -> list[int]:
@@ -158,30 +205,16 @@ class GrammarCompiler:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)  # its log lines would quote the answer
             if matcher.is_error():
                 raise InvalidRequest(f"the grammar cannot be compiled: {_error_line(matcher)}", code="unsupported_schema")
-            self._compiled[grammar] = matcher, self._completions.of_grammar(grammar)
+            self._compiled[grammar] = Compiled(matcher, self._completions.of_grammar(grammar), WRITTEN in grammar)
         self._compiled.move_to_end(grammar)
         while len(self._compiled) > MAX_CACHED_GRAMMARS:
             self._compiled.popitem(last=False)
-        compiled, completions = self._compiled[grammar]
-        matcher = compiled.deep_copy()
-        state = GrammarState(matcher, completions, self._completion_of(grammar, completions, matcher, max_tokens))
+        compiled = self._compiled[grammar]
+        state = GrammarState(compiled.matcher.deep_copy(), compiled.completions, compiled.completion(max_tokens))
         for left, token in zip(range(max_tokens - 1, 0, -1), sampled, strict=False):
             state.steer(token, left)
             state.accept(token)
         return state
-
-    def _completion_of(self, grammar: str, completions: Completions, matcher: LLMatcher, max_tokens: int) -> list[int] | None:
-        """The completion of a whole answer. Kept for later requests: to find that none fits may take more than a second; in a grammar that
-        a client wrote only one way is tried, as it may take much longer.
-        """
-        key = grammar, max_tokens
-        if key not in self._searched:
-            find = completions.find if WRITTEN in grammar else completions.search
-            self._searched[key] = find(matcher, max_tokens)
-        self._searched.move_to_end(key)
-        while len(self._searched) > MAX_CACHED_GRAMMARS:
-            self._searched.popitem(last=False)
-        return self._searched[key]
 
     @cached_property
     def _completions(self) -> Completions:

@@ -6,6 +6,7 @@ significant ones and an exponent of three. Knows no grammar and no model.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -32,6 +33,15 @@ CLOSING_VALUE = re.compile(
 CLOSING_STRING = re.compile(rb'("[\]}]*)|([^"\\\[\]{},:\x00-\x1f\x7f]+)')
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """All tokens in the order in which they close most."""
+
+    tokens: NDArray[np.int64]  # [vocab]
+    shortest_first: NDArray[np.int64]  # [vocab] of tokens of one length in the same order
+    place: NDArray[np.int64]  # [vocab] of each token in `tokens`
+
+
 class Vocabulary:
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self._bytes = [tokenizer.decode_bytes([token]) for token in range(tokenizer.vocab_size)]
@@ -40,6 +50,10 @@ class Vocabulary:
         self._string_letters = self._beginning_with(STRING_LETTER)
         self._first_byte = np.array([text[0] if text else 256 for text in self._bytes])
         self._not_after_number = self._beginning_with(STRING_OR_LETTER)
+        self._no_number = np.array(
+            [token for token, text in enumerate(self._bytes) if not text or text.strip(NUMBER_BYTES)], dtype=np.int64
+        )
+        self.digits = {text.decode(): token for token, text in reversed([*enumerate(self._bytes)]) if len(text) == 1 and text.isdigit()}
         self._number_starts: dict[bytes, list[int]] = {}  # the bytes of a number at the beginning of tokens, and which tokens
         for token, text in enumerate(self._bytes):
             if start := text[: len(text) - len(text.lstrip(NUMBER_BYTES))]:
@@ -48,13 +62,17 @@ class Vocabulary:
 
     def closing(self, allowed: NDArray[np.bool_]) -> list[int]:
         """The allowed token that closes most, in a list; an empty list if no token is allowed."""
-        order = self._order(allowed)
+        order = self._order(allowed).tokens
         at = int(allowed[order].argmax())
         return [int(order[at])] if allowed[order[at]] else []
 
     def is_in_string(self, allowed: NDArray[np.bool_]) -> bool:
         """Whether a string or a text goes on with the allowed tokens."""
         return bool(allowed[self._string_letters].any())
+
+    def is_in_number(self, allowed: NDArray[np.bool_]) -> bool:
+        """Whether only what goes on with a number is allowed, or begins one."""
+        return not allowed[self._no_number].any()
 
     def continues_character(self, allowed: NDArray[np.bool_]) -> bool:
         """Whether only the next bytes of a character begun in UTF-8 are allowed."""
@@ -67,11 +85,15 @@ class Vocabulary:
     def alternatives(self, allowed: NDArray[np.bool_]) -> list[int]:
         """For each first byte of the allowed tokens, the one that closes most and the shortest."""
         order = self._order(allowed)
-        tokens = order[allowed[order]]
-        by_length = tokens[np.argsort(self._length[tokens], kind="stable")]
-        first = [list_[np.unique(self._first_byte[list_], return_index=True)[1]] for list_ in (tokens, by_length)]
-        chosen = set(np.concatenate(first).tolist())
-        return [token for token in tokens.tolist() if token in chosen]
+        ways = (order.tokens, order.shortest_first)
+        chosen = np.concatenate([self._first_of_each_byte(tokens[allowed[tokens]]) for tokens in ways])
+        return [int(token) for token in sorted(set(chosen.tolist()), key=order.place.__getitem__)]
+
+    def _first_of_each_byte(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each first byte, the first of the tokens that begin with it."""
+        first = np.full(257, -1)
+        first[self._first_byte[tokens[::-1]]] = tokens[::-1]  # of several with the same byte, numpy keeps the last
+        return first[first >= 0]
 
     def number_after(self, run: bytes, token: int) -> bytes:
         """The bytes at the end of the answer that may be a number, when they were `run` before this token."""
@@ -95,13 +117,14 @@ class Vocabulary:
         beyond = [tokens for start, tokens in self._number_starts.items() if not within_bounds(run + start)]
         return np.array([token for tokens in beyond for token in tokens], dtype=np.int64)
 
-    def _order(self, allowed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _order(self, allowed: NDArray[np.bool_]) -> Order:
         return self._string_order if self.is_in_string(allowed) else self._value_order
 
-    def _closing_order(self, groups: re.Pattern[bytes]) -> NDArray[np.int64]:
+    def _closing_order(self, groups: re.Pattern[bytes]) -> Order:
         matches = [groups.fullmatch(text) for text in self._bytes]
         group = np.array([match.lastindex if match else groups.groups + 1 for match in matches])
-        return np.lexsort((np.where(group > groups.groups, self._length, -self._length), group))
+        tokens = np.lexsort((np.where(group > groups.groups, self._length, -self._length), group))
+        return Order(tokens, tokens[np.argsort(self._length[tokens], kind="stable")], np.argsort(tokens))
 
     def _beginning_with(self, pattern: re.Pattern[bytes]) -> NDArray[np.int64]:
         return np.array([token for token, text in enumerate(self._bytes) if pattern.match(text)], dtype=np.int64)

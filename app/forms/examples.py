@@ -1,17 +1,24 @@
-"""Short texts that the patterns and formats of a grammar's strings allow, for an answer that has to come to an end.
+"""Short texts that the patterns and formats of a grammar's strings allow, and its multiples, for an answer that has to come to an end.
 
-examples(grammar: str) -> list[str]    of a grammar with schemas as `json.dumps` writes them
+examples(grammar: str) -> list[str]              of a grammar with schemas as `json.dumps` writes them
+multiples(grammar: str) -> tuple[int, ...]       of which whole numbers in it may have to be multiples
+digits_to_multiples(number, steps) -> list[str]  digits after which a number begun is a multiple, the fewest first
 """
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from math import lcm
 from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 STRING = r'("(?:[^"\\]|\\.)*")'
 PATTERN, FORMAT = re.compile(f'"pattern": {STRING}'), re.compile(f'"format": {STRING}')
+MULTIPLE_OF = re.compile(r'"multipleOf": ([-+.0-9eE]+)')
+WHOLE_NUMBER = re.compile(rb"-?([1-9][0-9]*)?")
+MORE_DIGITS = 9  # that a number begun is given
 CLASS = re.compile(r"\\[pP](?:\{[^}]*\}|.)")  # of Unicode, which Python does not know: a letter may be one of it
 OF_FORMATS = {"email": "a@a.a", "uri": "a:a", "hostname": "a.a"}
 LETTERS = "a0A .-_/:@#"  # one of them is taken where a pattern leaves the choice
@@ -23,6 +30,26 @@ def examples(grammar: str) -> list[str]:
     of_formats = (OF_FORMATS.get(json.loads(name), "") for name in FORMAT.findall(grammar))
     texts = dict.fromkeys([*map(_example, map(json.loads, PATTERN.findall(grammar))), *of_formats])
     return [text for text in texts if 0 < len(text) <= LONGEST]
+
+
+def multiples(grammar: str) -> tuple[int, ...]:
+    """Of each `multipleOf` the smallest whole number, as 5 for 2.5, and one that is a multiple of them all."""
+    steps = {Fraction(step).numerator for step in MULTIPLE_OF.findall(grammar)} - {1}
+    return tuple(sorted({*steps, lcm(*steps)})) if steps else ()
+
+
+def digits_to_multiples(number: bytes, steps: Sequence[int]) -> list[str]:
+    """For each count of digits and each step the first and the last multiple; none after a decimal point."""
+    begun = WHOLE_NUMBER.fullmatch(number)
+    if begun is None:
+        return []
+    whole, texts = (begun[1] or b"").decode(), list[str]()
+    for count in range(1, MORE_DIGITS + 1):
+        low, high = (f"{whole}{digit * count}" for digit in "09")
+        lowest, highest = int(low) if whole else 10 ** (count - 1), int(high)
+        found = (multiple for step in steps for multiple in (-(-lowest // step) * step, highest // step * step))
+        texts += [str(multiple)[len(whole) :] for multiple in found if lowest <= multiple <= highest]
+    return texts
 
 
 def _example(pattern: str) -> str:
