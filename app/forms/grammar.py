@@ -7,10 +7,12 @@
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote, unquote
 
-Schema = dict[str, Any]
+from app.forms.alternatives import Schema, are_disjoint
+
 LocatedSchema = tuple[str, Schema]  # JSON pointer, and the schema it points at
 
 # White space exactly as json.dumps writes it. Where a grammar allows more, a weak model may write spaces forever.
@@ -24,10 +26,13 @@ KEYWORDS = frozenset(
 )
 DEFINITIONS = frozenset({"$defs", "definitions"})
 NO_BY_DEFAULT = ("uniqueItems", "nullable")  # keywords that are refused, but for the value that says what is so anyway: false
+# Annotations of OpenAPI, editors and older drafts. llguidance takes them for keywords, which must not stand beside a circular reference.
+LEFT_OUT = frozenset("discriminator xml externalDocs markdownDescription errorMessage $vocabulary id".split())
 ANY_NAME: tuple[Schema, ...] = ({}, {"type": "string"})  # values of propertyNames that every name conforms to; zod writes the second
 SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose value is an object of schemas
 SCHEMA_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf", "items")  # keywords whose value is (or may be) a list of schemas
 SCHEMA_VALUES = ("items", "additionalItems", "additionalProperties")  # keywords whose value is (or may be) one schema
+URI_CHARACTERS = "/?:@!$&'()*+,;=-._~"  # that stand in a URI's fragment as they are (RFC 3986, section 3.5)
 DAYS, TIME = "[0-9]{1,6}D", "T([0-9]{1,6}H([0-9]{1,6}M([0-9]{1,8}S)?)?|[0-9]{1,6}M([0-9]{1,8}S)?|[0-9]{1,8}S)"
 MONTHS = f"[0-9]{{1,6}}M({DAYS})?"
 # RFC 3339's form, with digits that pydantic's timedelta can hold: its days are below 10^9, the seconds of its time below 2^32.
@@ -40,8 +45,16 @@ def json_grammar(schema: Schema | None) -> str:
 
 
 def schema_term(schema: Schema) -> str:
-    bounded = mapped(with_closed_objects(simplified(schema)), lambda _, inner: _bounded(inner))
+    bounded = mapped(with_closed_objects(simplified(schema)), lambda _, inner: _bounded(_with_uri(inner)))
     return "%json " + json.dumps({**bounded, "x-guidance": JSON_OPTIONS})
+
+
+def _with_uri(schema: Schema) -> Schema:
+    """llguidance reads a reference as a URI, in which some characters of a pointer must be encoded."""
+    target = schema.get("$ref")
+    return (
+        {**schema, "$ref": "#" + quote(target[1:], safe=URI_CHARACTERS)} if isinstance(target, str) and target.startswith("#") else schema
+    )
 
 
 def _bounded(schema: Schema) -> Schema:
@@ -52,11 +65,38 @@ def _bounded(schema: Schema) -> Schema:
 
 
 def simplified(schema: Schema) -> Schema:
-    """The same schema without what generators write and nothing needs: keywords that say what is so anyway, and an `allOf` of one part, of
-    which pydantic 1 and FastAPI make each field with a description.
+    """The same schema without what generators write and nothing needs: keywords that say what is so anyway, an `allOf` of one part, of
+    which pydantic 1 and FastAPI make each field with a description, and `oneOf` where `anyOf` says the same, as llguidance does not
+    look behind the references of the first.
     """
+    schema = with_plain_references(schema)
     has_references_into = any("/allOf/" in str(inner.get("$ref")) for _, inner in subschemas(schema))
-    return mapped(schema, lambda _, inner: _simple(inner, has_references_into))
+    schema = mapped(schema, lambda _, inner: _simple(inner, has_references_into))
+    parts = dict(subschemas(schema))
+    if any("/oneOf/" in str(inner.get("$ref")) for inner in parts.values()):
+        return schema
+    return mapped(schema, lambda _, inner: _as_any_of(inner, parts))
+
+
+def with_plain_references(schema: Schema) -> Schema:
+    """With the pointers that `$ref` has as fragments of a URI (RFC 6901, section 6) decoded."""
+    if not any("%" in str(inner.get("$ref")) for _, inner in subschemas(schema)):
+        return schema
+    places = {f"#{pointer}" for pointer, _ in subschemas(schema)}
+
+    def plain(_: str, inner: Schema) -> Schema:
+        target = inner.get("$ref")
+        is_encoded = isinstance(target, str) and target not in places and unquote(target) in places
+        return {**inner, "$ref": unquote(str(target))} if is_encoded else inner
+
+    return mapped(schema, plain)
+
+
+def _as_any_of(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
+    ways = schema.get("oneOf")
+    if not isinstance(ways, list) or "anyOf" in schema or not are_disjoint(ways, parts):
+        return schema
+    return {"anyOf" if key == "oneOf" else key: value for key, value in schema.items()}
 
 
 def _simple(schema: Schema, keeps_parts: bool) -> Schema:
@@ -69,7 +109,7 @@ def _simple(schema: Schema, keeps_parts: bool) -> Schema:
 
 
 def _says_nothing(key: str, value: Any) -> bool:
-    return (key in NO_BY_DEFAULT and value is False) or (key == "propertyNames" and value in ANY_NAME)
+    return key in LEFT_OUT or (key in NO_BY_DEFAULT and value is False) or (key == "propertyNames" and value in ANY_NAME)
 
 
 def with_closed_objects(schema: Schema) -> Schema:

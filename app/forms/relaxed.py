@@ -27,6 +27,7 @@ from app.forms.grammar import (
     mapped,
     pointer_token,
     subschemas,
+    with_plain_references,
 )
 from app.forms.trial import grammar_problem
 from app.forms.validation import ANNOTATIONS, MAX_DEPTH, MAX_SUBSCHEMAS, endless_parts, own_problem, schema_problem, whole_problem
@@ -89,7 +90,7 @@ class _Relaxing:
     def __init__(self, schema: Schema) -> None:
         self.left_out: list[str] = []
         self._left = MAX_TRIED
-        self.schema: Schema = mapped(mapped(schema, self._sound), self._fine_alone)
+        self.schema: Schema = mapped(mapped(with_plain_references(schema), self._sound), self._fine_alone)
 
     def is_done(self) -> bool:
         """Go on until the schema can be enforced. False if it cannot be brought there."""

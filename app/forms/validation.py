@@ -14,14 +14,14 @@ from decimal import Decimal
 from itertools import chain
 from math import prod
 
-from app.forms.grammar import KEYWORDS, Schema, child_schemas, is_intersected, json_grammar, pointer_token, simplified, subschemas
+from app.forms.grammar import KEYWORDS, LEFT_OUT, Schema, child_schemas, is_intersected, json_grammar, pointer_token, simplified, subschemas
 from app.forms.patterns import regex_size, uses_rust_set_syntax
 from app.forms.trial import grammar_problem
 
 ANNOTATIONS = frozenset(  # by the standard they restrict nothing
     "title description default examples example deprecated readOnly writeOnly $schema $id $anchor $comment contentEncoding "
-    "contentMediaType contentSchema discriminator".split()
-)
+    "contentMediaType contentSchema".split()
+).union(LEFT_OUT)
 MAX_SUBSCHEMAS = 2000
 MAX_DEPTH = 128  # steps of a JSON pointer: llguidance reads no deeper JSON
 MAX_NESTING = 1000  # levels, those reached through references included: at 2,000 llguidance 1.9.1 overflows its stack and kills the process

@@ -11,6 +11,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from pydantic import TypeAdapter
 
 from app.forms.grammar import Schema, json_grammar, schema_term, simplified, with_closed_objects
+from app.forms.relaxed import relaxed
 from app.forms.trial import ByteVocabulary
 from app.forms.validation import schema_problem
 
@@ -180,3 +181,25 @@ def test_a_oneof_whose_alternatives_overlap_is_refused_in_words_of_the_client() 
 def conforms(schema: Schema, text: str) -> bool:
     matcher = LLMatcher(BYTES, json_grammar(schema), log_level=0)
     return bool(matcher.try_consume_tokens(list(text.encode())) == len(text) and matcher.is_accepting())
+
+
+def test_references_are_fragments_of_a_uri() -> None:
+    definitions: Schema = {name: {"type": "integer"} for name in ("Page[int]", "50%", "as%20it is", "a b")}
+    for target, is_known in (
+        ("Page%5Bint%5D", True),
+        ("Page[int]", True),
+        ("50%25", True),
+        ("as%20it is", True),
+        ("a%20b", True),
+        ("c%20d", False),
+    ):
+        schema: Schema = {"type": "object", "properties": {"p": {"$ref": f"#/$defs/{target}"}}, "required": ["p"], "$defs": definitions}
+        assert (schema_problem(schema) is None) == is_known
+        assert not is_known or (conforms(schema, '{"p": 1}') and not conforms(schema, '{"p": "a"}'))
+        assert (relaxed(schema).left_out == ()) == is_known
+
+
+@pytest.mark.parametrize("annotation", ["xml", "externalDocs", "markdownDescription", "errorMessage", "$vocabulary", "id", "discriminator"])
+def test_annotations_of_generators_restrict_nothing(annotation: str) -> None:
+    node: Schema = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}], annotation: {"a": 1}}}}
+    assert schema_problem({"$ref": "#/$defs/n", "$defs": {"n": {**node, annotation: {}}}}) is None
