@@ -28,6 +28,7 @@ DEFINITIONS = frozenset({"$defs", "definitions"})
 NO_BY_DEFAULT = ("uniqueItems", "nullable")  # keywords that are refused, but for the value that says what is so anyway: false
 # Annotations of OpenAPI, editors and older drafts. llguidance takes them for keywords, which must not stand beside a circular reference.
 LEFT_OUT = frozenset("discriminator xml externalDocs markdownDescription errorMessage $vocabulary id".split())
+OPEN_FORMATS = ("binary", "password", "path", "file-path", "directory-path")  # that any text has, as pydantic and OpenAPI write them
 ANY_NAME: tuple[Schema, ...] = ({}, {"type": "string"})  # values of propertyNames that every name conforms to; zod writes the second
 SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose value is an object of schemas
 SCHEMA_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf", "items")  # keywords whose value is (or may be) a list of schemas
@@ -37,6 +38,14 @@ DAYS, TIME = "[0-9]{1,6}D", "T([0-9]{1,6}H([0-9]{1,6}M([0-9]{1,8}S)?)?|[0-9]{1,6
 MONTHS = f"[0-9]{{1,6}}M({DAYS})?"
 # RFC 3339's form, with digits that pydantic's timedelta can hold: its days are below 10^9, the seconds of its time below 2^32.
 DURATION = f"^P(([0-9]{{1,6}}Y({MONTHS})?|{MONTHS}|{DAYS})({TIME})?|{TIME}|[0-9]{{1,6}}W)$"
+UUID = "^[0-9a-f]{8}-[0-9a-f]{4}-%s[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+PATTERNS = {  # of formats that llguidance does not know, or leaves endless
+    "duration": DURATION,
+    "byte": BASE64,
+    "base64": BASE64,
+    **{f"uuid{version}": UUID % version for version in range(1, 9)},
+}
 COMBINING = ("allOf", "$ref", "anyOf", "oneOf")  # llguidance intersects these with the keywords beside them
 
 
@@ -45,7 +54,7 @@ def json_grammar(schema: Schema | None) -> str:
 
 
 def schema_term(schema: Schema) -> str:
-    bounded = mapped(with_closed_objects(simplified(schema)), lambda _, inner: _bounded(_with_uri(inner)))
+    bounded = mapped(with_closed_objects(with_any_of(simplified(schema))), lambda _, inner: _bounded(_with_uri(inner)))
     return "%json " + json.dumps({**bounded, "x-guidance": JSON_OPTIONS})
 
 
@@ -58,20 +67,24 @@ def _with_uri(schema: Schema) -> Schema:
 
 
 def _bounded(schema: Schema) -> Schema:
-    """A weak model may write digits for ever, as in numbers."""
-    if schema.get("format") != "duration" or not {"pattern", "enum", "const"}.isdisjoint(schema):
+    """With patterns for some formats. A weak model may write the digits of a duration for ever, as those of a number."""
+    name = schema.get("format")
+    if not isinstance(name, str) or name not in PATTERNS or not {"pattern", "enum", "const"}.isdisjoint(schema):
         return schema
-    return {**{key: value for key, value in schema.items() if key != "format"}, "pattern": DURATION}
+    return {**{key: value for key, value in schema.items() if key != "format"}, "pattern": PATTERNS[name]}
 
 
 def simplified(schema: Schema) -> Schema:
-    """The same schema without what generators write and nothing needs: keywords that say what is so anyway, an `allOf` of one part, of
-    which pydantic 1 and FastAPI make each field with a description, and `oneOf` where `anyOf` says the same, as llguidance does not
-    look behind the references of the first.
+    """The same schema without what generators write and nothing needs: keywords that say what is so anyway, and an `allOf` of one part, of
+    which pydantic 1 and FastAPI make each field with a description.
     """
     schema = with_plain_references(schema)
     has_references_into = any("/allOf/" in str(inner.get("$ref")) for _, inner in subschemas(schema))
-    schema = mapped(schema, lambda _, inner: _simple(inner, has_references_into))
+    return mapped(schema, lambda _, inner: _simple(inner, has_references_into))
+
+
+def with_any_of(schema: Schema) -> Schema:
+    """With `anyOf` for each `oneOf` where both say the same: llguidance does not look behind the references of the second."""
     parts = dict(subschemas(schema))
     if any("/oneOf/" in str(inner.get("$ref")) for inner in parts.values()):
         return schema
@@ -109,7 +122,9 @@ def _simple(schema: Schema, keeps_parts: bool) -> Schema:
 
 
 def _says_nothing(key: str, value: Any) -> bool:
-    return key in LEFT_OUT or (key in NO_BY_DEFAULT and value is False) or (key == "propertyNames" and value in ANY_NAME)
+    if key in LEFT_OUT or (key == "format" and value in OPEN_FORMATS):
+        return True
+    return (key in NO_BY_DEFAULT and value is False) or (key == "propertyNames" and value in ANY_NAME)
 
 
 def with_closed_objects(schema: Schema) -> Schema:

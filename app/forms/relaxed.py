@@ -22,15 +22,15 @@ from app.forms.grammar import (
     SCHEMA_LISTS,
     SCHEMA_MAPS,
     Schema,
-    child_schemas,
     json_grammar,
     mapped,
     pointer_token,
     subschemas,
     with_plain_references,
 )
+from app.forms.places import MAX_DEPTH, part_alone, refused_place
 from app.forms.trial import grammar_problem
-from app.forms.validation import ANNOTATIONS, MAX_DEPTH, MAX_SUBSCHEMAS, endless_parts, own_problem, schema_problem, whole_problem
+from app.forms.validation import ANNOTATIONS, MAX_SUBSCHEMAS, bare_problem, endless_parts, own_problem, whole_problem
 
 MAX_TRIED = 20_000  # subschemas compiled for one schema, about 0.1 ms each; a pattern counts as one for every 20 characters
 MAX_ROUNDS = 64  # places that are found one after the other
@@ -60,7 +60,7 @@ def relaxed(schema: Schema) -> Relaxed:
     sizes = [pointer.count("/") for pointer, _ in subschemas(schema)]
     if len(sizes) > MAX_SUBSCHEMAS or max(sizes) > MAX_DEPTH:
         return ANYTHING
-    if schema_problem(schema) is None:
+    if bare_problem(schema) is None:
         return Relaxed(schema)
     work = _Relaxing(schema)
     return Relaxed(work.schema, tuple(dict.fromkeys(work.left_out))) if work.is_done() else ANYTHING
@@ -105,7 +105,7 @@ class _Relaxing:
                 if keywords is None:
                     return False
                 self.schema = mapped(self.schema, partial(self._without_all, keywords))
-            elif (problem := schema_problem(self.schema)) is None:
+            elif (problem := bare_problem(self.schema)) is None:
                 return True
             elif "oneOf" in problem and not looked_at_choices:
                 looked_at_choices = True
@@ -113,7 +113,7 @@ class _Relaxing:
             elif self._left <= 0:
                 return False
             else:
-                self._relax_at(self._place())
+                self._relax_at(refused_place(self.schema, lambda place: self._compiles_within(self.schema, place)))
         return False
 
     def _without(self, pointer: str, schema: Schema, *keywords: str) -> Schema:
@@ -173,18 +173,6 @@ class _Relaxing:
             return schema
         return self._weaker(pointer, schema, lambda weaker: "oneOf" not in weaker)
 
-    def _place(self) -> str:
-        """The innermost part that cannot be compiled, although the parts in it can."""
-        parts, seen, place = dict(subschemas(self.schema)), set[str](), ""
-        while place not in seen:
-            seen.add(place)
-            inner = parts[place]
-            inside = [f"{place}/{step}" for step, _ in child_schemas(inner) if not step.startswith(("$defs/", "definitions/"))]
-            inside += [inner["$ref"].removeprefix("#")] if "$ref" in inner else []
-            candidates = (part for part in inside if part in parts and part not in seen)
-            place = next((part for part in candidates if not self._compiles_within(self.schema, part)), place)
-        return place
-
     def _relax_at(self, pointer: str) -> None:
         def is_fine(weaker: Schema) -> bool:
             return self._compiles_within(mapped(self.schema, lambda at, inner: weaker if at == pointer else inner), pointer)
@@ -197,9 +185,7 @@ class _Relaxing:
         """Whether the part of the schema can be compiled with all that it refers to."""
         if self._left <= 0:
             return False
-        moved = mapped(schema, lambda _, inner: {**inner, "$ref": f"#/$defs/whole{inner['$ref'][1:]}"} if "$ref" in inner else inner)
-        parts = dict(subschemas(moved))
-        return self._compiles({"$ref": "#/$defs/part", "$defs": {"part": parts[pointer], "whole": moved}}, len(parts))
+        return self._compiles(*part_alone(schema, pointer))
 
     def _compiles(self, schema: Schema, size: int) -> bool:
         self._left -= size

@@ -2,7 +2,8 @@
 
     schema_problem(schema: dict[str, Any]) -> str | None          why the schema cannot be enforced, as a sentence for the client, or None
     combined_problem(schemas: Sequence[dict]) -> str | None       why these schemas cannot be enforced together, or None
-    own_problem(schema), whole_problem(schema), endless_parts(schema)    the same in parts, for `app.forms.relaxed`
+    bare_problem(schema)                                          the same in less time, without the place of what llguidance refuses
+    own_problem(schema), whole_problem(schema), endless_parts(schema)    in parts, for `app.forms.relaxed`
 
 Refuses by name what llguidance would ignore, what would keep it busy for seconds, and what would make it fail in the middle of an answer
 (docs/structured.md has the measurements). Knows no model, no tokenizer and no request.
@@ -14,8 +15,20 @@ from decimal import Decimal
 from itertools import chain
 from math import prod
 
-from app.forms.grammar import KEYWORDS, LEFT_OUT, Schema, child_schemas, is_intersected, json_grammar, pointer_token, simplified, subschemas
+from app.forms.grammar import (
+    KEYWORDS,
+    LEFT_OUT,
+    Schema,
+    child_schemas,
+    is_intersected,
+    json_grammar,
+    pointer_token,
+    simplified,
+    subschemas,
+    with_plain_references,
+)
 from app.forms.patterns import regex_size, uses_rust_set_syntax
+from app.forms.places import MAX_DEPTH, depth_of, with_place
 from app.forms.trial import grammar_problem
 
 ANNOTATIONS = frozenset(  # by the standard they restrict nothing
@@ -23,7 +36,6 @@ ANNOTATIONS = frozenset(  # by the standard they restrict nothing
     "contentMediaType contentSchema".split()
 ).union(LEFT_OUT)
 MAX_SUBSCHEMAS = 2000
-MAX_DEPTH = 128  # steps of a JSON pointer: llguidance reads no deeper JSON
 MAX_NESTING = 1000  # levels, those reached through references included: at 2,000 llguidance 1.9.1 overflows its stack and kills the process
 MAX_OPTIONAL_PROPERTIES = 400  # of one object: beyond 500 llguidance's parser gives up at the first token
 MAX_PATTERN_PROPERTIES = 16  # of one object: llguidance compares each with each
@@ -54,12 +66,21 @@ def _multiple_of(schema: Schema) -> Decimal | None:
 
 
 def schema_problem(schema: Schema) -> str | None:
-    depth = max(pointer.count("/") for pointer, _ in subschemas(schema))
+    own = _own_problem_of_all(schema)
+    refused = grammar_problem(json_grammar(schema)) if own is None else None
+    return own if refused is None else with_place(refused, with_plain_references(schema))
+
+
+def bare_problem(schema: Schema) -> str | None:
+    own = _own_problem_of_all(schema)
+    return grammar_problem(json_grammar(schema)) if own is None else own
+
+
+def _own_problem_of_all(schema: Schema) -> str | None:
+    depth = depth_of(schema)
     if depth > MAX_DEPTH:
         return f"the schema is nested {depth} deep; at most {MAX_DEPTH} levels are supported"
-    for problem in _problems(simplified(schema)):
-        return problem
-    return grammar_problem(json_grammar(schema))
+    return next(_problems(simplified(schema)), None)
 
 
 def _problems(schema: Schema) -> Iterator[str]:

@@ -175,7 +175,7 @@ def test_keywords_that_say_what_is_so_anyway_are_accepted() -> None:
 
 def test_a_oneof_whose_alternatives_overlap_is_refused_in_words_of_the_client() -> None:
     problem = schema_problem({"oneOf": [{"type": "number"}, {"type": "integer"}]})
-    assert problem == "alternatives of oneOf that may overlap are not supported; use anyOf"
+    assert problem == "alternatives of oneOf that may overlap are not supported; use anyOf (at #)"
 
 
 def conforms(schema: Schema, text: str) -> bool:
@@ -203,3 +203,32 @@ def test_references_are_fragments_of_a_uri() -> None:
 def test_annotations_of_generators_restrict_nothing(annotation: str) -> None:
     node: Schema = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}], annotation: {"a": 1}}}}
     assert schema_problem({"$ref": "#/$defs/n", "$defs": {"n": {**node, annotation: {}}}}) is None
+
+
+@pytest.mark.parametrize("name", ["binary", "password", "path", "file-path", "directory-path"])
+def test_a_format_that_any_text_has_restricts_nothing(name: str) -> None:
+    schema: Schema = {"type": "string", "format": name, "maxLength": 3}
+    assert schema_problem(schema) is None and conforms(schema, '"a/b"') and not conforms(schema, '"a/bc"')
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("byte", ["", "QQ==", "QUI=", "QUJD"], ["QQ=", "Q", "QUJD="]),
+        ("base64", ["QUJD", "+/+/"], ["-_-_"]),
+        (
+            "uuid4",
+            ["0f8fad5b-d9cb-469f-a165-70867728950e"],
+            ["0f8fad5b-d9cb-169f-a165-70867728950e", "0f8fad5b-d9cb-469f-c165-70867728950e"],
+        ),
+        ("uuid1", ["0f8fad5b-d9cb-169f-a165-70867728950e"], ["0f8fad5b-d9cb-469f-a165-70867728950e"]),
+    ],
+)
+def test_formats_of_generators_are_patterns(name: str, good: list[str], bad: list[str]) -> None:
+    schema: Schema = {"type": "string", "format": name}
+    assert schema_problem(schema) is None
+    assert (
+        [text for text in good if not conforms(schema, json.dumps(text))]
+        == []
+        == [text for text in bad if conforms(schema, json.dumps(text))]
+    )

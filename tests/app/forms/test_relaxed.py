@@ -36,7 +36,7 @@ def accepts(schema: Schema, value: Any) -> bool:
         ({"type": "array", "items": TEXT, "uniqueItems": True}, ["uniqueItems"], {"type": "array", "items": TEXT}),
         ({"type": "array", "uniqueItems": False}, [], {"type": "array", "uniqueItems": False}),
         ({"type": "array", "items": BAD_PATTERN, "maxItems": 2}, ["items/pattern"], {"type": "array", "items": TEXT, "maxItems": 2}),
-        ({**TEXT, "format": "byte", "minLength": 2}, ["format"], {**TEXT, "minLength": 2}),
+        ({**TEXT, "format": "iri", "minLength": 2}, ["format"], {**TEXT, "minLength": 2}),
         ({**TEXT, "format": "date"}, [], {**TEXT, "format": "date"}),
         ({**TEXT, "enum": ["a"], "enumNames": ["A"], "order": 1}, ["enumNames", "order"], {**TEXT, "enum": ["a"]}),
         ({**TEXT, "enum": None, "required": None, "properties": None}, [], TEXT),

@@ -277,3 +277,27 @@ def test_the_size_of_a_pattern(pattern: str, atoms: int, variable_repeats: int, 
 @pytest.mark.parametrize("pattern", [r"[\[\]a]", r"[^a-z]", r"a--b&&c[~]", r"\[[a]", "[]a]"])
 def test_sets_that_mean_the_same_in_rust_and_javascript(pattern: str) -> None:
     assert not uses_rust_set_syntax(pattern)
+
+
+@pytest.mark.parametrize(
+    ("part", "place"),
+    [
+        ({"type": "string", "pattern": "(?=a)b"}, ""),
+        ({"type": "any"}, ""),
+        ({"type": "array", "items": {"type": "string", "format": "unheard-of"}}, "/items"),
+        (
+            {"type": "object", "properties": {"a/b": {"type": "string", "minLength": 3, "maxLength": 1}}, "required": ["a/b"]},
+            "/properties/a~1b",
+        ),
+        ({"allOf": [{"oneOf": [{"type": "number"}, {"type": "integer"}]}]}, "/allOf/0"),
+        ({"anyOf": [{"type": "null"}, {"$ref": 5}]}, "/anyOf/1"),
+    ],
+)
+def test_the_place_of_what_is_refused_is_named(part: Schema, place: str) -> None:
+    """Also of what only llguidance refuses, and behind a reference."""
+    for schema, start in (
+        ({"type": "object", "properties": {"x": {"type": "null"}, "p": part}, "required": ["p"]}, "/properties/p"),
+        ({"type": "array", "items": {"$ref": "#/$defs/d%5B%5D"}, "minItems": 1, "$defs": {"d[]": part}}, "/$defs/d[]"),
+    ):
+        problem = schema_problem(schema)
+        assert problem is not None and problem.endswith(f"(at #{start}{place})")
