@@ -2,8 +2,8 @@
 
     Completions(tokenizer, marks)      `marks`: tokens that end a text which no quotation mark ends, such as a thought,
                                        or a list in which another item may come
-    .of_grammar(grammar)               the same for a grammar whose strings have patterns or formats, or whose numbers are multiples: it
-                                       looks for what these need
+    .of_grammar(grammar)               the same for a regular expression, or a grammar whose strings have patterns or formats, or whose
+                                       numbers are multiples: it looks for what these need
     .find(matcher, limit, walk) -> list[int] | None        good and fast: one way is followed, the token that closes most comes first
     .search(matcher, limit) -> list[int] | None            the same, with the other ways tried out where the first is too long
     .shortest(matcher, longest) -> list[int] | None        the shortest that a search comes to
@@ -23,7 +23,7 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
 from app.engine.vocabulary import Vocabulary
-from app.forms.examples import digits_to_multiples, examples, multiples
+from app.forms.examples import digits_to_multiples, examples, has_patterns, is_regex, multiples
 
 FIND_STEPS = 8000  # of one way, before an answer begins; most take 30 to 100 us
 SEARCH_STEPS = 4000  # of trials of one length, and of what is followed between them
@@ -37,7 +37,7 @@ SEPARATOR = b","
 CHECKED_TOKENS = 64  # of an earlier completion, while there is as much room left beside it; otherwise all are checked
 
 DIGITS = "0123456789"
-COMMON_PIECES = ("a", "0", "A", "@", ".", ":", "/", "-")  # of strings with a pattern or a format
+COMMON_PIECES = ("a", "0", "A", "@", ".", ":", "/", "-")  # of texts with a pattern or a format
 PIECE_TRIALS = 2000  # in one completion
 
 Tokens = list[int]
@@ -61,12 +61,13 @@ class Completions:
         self._token_marks = [mark for mark in marks if mark and tokenizer.is_special_token(mark[0])]
         self._tokenizer = tokenizer
         self._pieces: list[Tokens] = []  # of which a string is made that has a pattern or a format
+        self._is_regex = False  # a quotation mark in it is a character as any other
         self._multiples: tuple[int, ...] = ()  # of which whole numbers are multiples
 
     def of_grammar(self, grammar: str) -> "Completions":
         own = copy.copy(self)
-        own._multiples = multiples(grammar)
-        if '"pattern": ' in grammar or '"format": ' in grammar:
+        own._multiples, own._is_regex = multiples(grammar), is_regex(grammar)
+        if has_patterns(grammar):
             texts = {text[start:] for text in examples(grammar) for start in range(len(text))} | {*COMMON_PIECES}
             own._pieces = [self._tokenizer.tokenize_str(text) for text in sorted(texts, key=lambda text: (len(text), text))]
         return own
@@ -128,7 +129,7 @@ class Completions:
             walk.number = self.vocabulary.number_after(walk.number, token)
         if not walk.number:
             walk.visits.clear()
-        if self.vocabulary.end_a_string(tokens):
+        if self._end_a_string(tokens):
             walk.seen.clear()
 
     def _chosen(self, state: LLMatcher, walk: Walk) -> Tokens:
@@ -140,7 +141,10 @@ class Completions:
         in_string = self.vocabulary.is_in_string(mask)
         may_go_on = in_string or self._tokenizer.decode_bytes(tokens).strip() == SEPARATOR
         tokens = next((end for end in (self._marks if may_go_on else self._token_marks) if self._ends_text(state, end)), tokens)
-        return (in_string and not self.vocabulary.end_a_string(tokens) and self._out_of_loop(state, walk)) or tokens
+        return (in_string and not self._end_a_string(tokens) and self._out_of_loop(state, walk)) or tokens
+
+    def _end_a_string(self, tokens: Sequence[int]) -> bool:
+        return not self._is_regex and self.vocabulary.end_a_string(tokens)
 
     def _ending_digits(self, state: LLMatcher, mask: NDArray[np.bool_], walk: Walk) -> Tokens:
         """Digits after which a number may end that may not end here; empty if none were found. A bound that is excluded, or a multiple, may
@@ -188,7 +192,7 @@ class Completions:
             for piece in self._pieces:
                 after = before.deep_copy()
                 if after.try_consume_tokens(piece) == len(piece):
-                    if after.validate_tokens(quote):
+                    if after.is_accepting() if self._is_regex else after.validate_tokens(quote):
                         return [*text, *piece]
                     if count != most:
                         waiting.append((after, [*text, *piece], count + 1))

@@ -1,6 +1,7 @@
 """Short texts that the patterns and formats of a grammar's strings allow, and its multiples, for an answer that has to come to an end.
 
-examples(grammar: str) -> list[str]              of a grammar with schemas as `json.dumps` writes them
+examples(grammar: str) -> list[str]              of a regular expression, or of a grammar with schemas as `json.dumps` writes them
+has_patterns(grammar: str) -> bool               whether it has such strings
 multiples(grammar: str) -> tuple[int, ...]       of which whole numbers in it may have to be multiples
 digits_to_multiples(number, steps) -> list[str]  digits after which a number begun is a multiple, the fewest first
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 STRING = r'("(?:[^"\\]|\\.)*")'
 PATTERN, FORMAT = re.compile(f'"pattern": {STRING}'), re.compile(f'"format": {STRING}')
+REGEX = re.compile(r"start: /(.+)/", re.S)  # as `app.forms.lark` writes it
 MULTIPLE_OF = re.compile(r'"multipleOf": ([-+.0-9eE]+)')
 WHOLE_NUMBER = re.compile(rb"-?([1-9][0-9]*)?")
 MORE_DIGITS = 9  # that a number begun is given
@@ -28,8 +30,18 @@ LONGEST = 64
 def examples(grammar: str) -> list[str]:
     """Without repetitions; none for a pattern that Python does not read, or whose shortest text is long."""
     of_formats = (OF_FORMATS.get(json.loads(name), "") for name in FORMAT.findall(grammar))
-    texts = dict.fromkeys([*map(_example, map(json.loads, PATTERN.findall(grammar))), *of_formats])
+    whole = REGEX.fullmatch(grammar)
+    patterns = [*map(json.loads, PATTERN.findall(grammar)), *([whole[1]] if whole else [])]
+    texts = dict.fromkeys([*map(_example, patterns), *of_formats])
     return [text for text in texts if 0 < len(text) <= LONGEST]
+
+
+def has_patterns(grammar: str) -> bool:
+    return is_regex(grammar) or any(kind.search(grammar) for kind in (PATTERN, FORMAT))
+
+
+def is_regex(grammar: str) -> bool:
+    return REGEX.fullmatch(grammar) is not None
 
 
 def multiples(grammar: str) -> tuple[int, ...]:

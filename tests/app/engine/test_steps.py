@@ -1,13 +1,17 @@
 """What a search for the end of an answer may take, and what it finds all the same: numbers, traps, and room that is not used up."""
 
+import random
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from llguidance import LLMatcher
 
 from app.engine.completion import Completions, Walk
 from app.engine.grammar import FAR_MORE, STEPS, GrammarCompiler, GrammarState
 from app.forms.grammar import Schema, json_grammar
+from app.forms.lark import regex_grammar
 from app.forms.trial import byte_tokenizer
 from app.tokenizer import Tokenizer
 
@@ -147,3 +151,13 @@ def test_a_search_within_an_answer_has_few_steps(tokenizer: Tokenizer, compiler:
     monkeypatch.setattr(Completions, "find", watched)
     write(state, tokenizer, '{"name": "a", "part": "' + "a" * 60, 8000)
     assert max(left) <= STEPS + 20 and sum(left) < 10 * STEPS and len(left) > 20
+
+
+@pytest.mark.parametrize("pattern", [r"\w+@\w+\.com", r"Answer: .+\. Done\.", r"(?:https?://)?[a-z]+/\d+/end", r"[^@]+@[^@]+"])
+def test_a_regular_expression_is_ended(pattern: str, compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    state = compiler.compile(regex_grammar(pattern), 30).result()
+    rng, tokens = random.Random(1), list[int]()
+    while not tokens or (not state.accept(tokens[-1]) and len(tokens) < 30):
+        tokens.append(state.steer(rng.choice(np.flatnonzero(state.allowed_tokens()).tolist()), 29 - len(tokens)))
+    answer = tokenizer.decode([token for token in tokens if token not in tokenizer.end_tokens()])
+    assert re.fullmatch(pattern, answer, re.S)
