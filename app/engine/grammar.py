@@ -10,7 +10,6 @@ what completes the answer is looked for again later.
 
 import json
 import secrets
-import sys
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -165,14 +164,22 @@ class Compiled:
         """Searched for only where what is known does not tell: it may take more than a second. In a grammar that a client wrote only one
         way is tried, as it may take much longer.
         """
-        if (self._shortest is None or len(self._shortest) > max_tokens) and max_tokens > self._too_few:
-            find = self.completions.find if self._is_written else self.completions.search
-            found = find(self.matcher, min(max_tokens, LONGEST_COMPLETION))
-            if found is None:
-                self._too_few = max_tokens if max_tokens < LONGEST_COMPLETION else sys.maxsize
-            self._shortest = self._shortest if found is None else found
-        fits = self._shortest is not None and len(self._shortest) <= max_tokens
-        return self._shortest if fits else None
+        limit = min(max_tokens, LONGEST_COMPLETION)
+        if not self._fits(limit) and limit > self._too_few:
+            self._search(limit)
+        return self._shortest if self._fits(limit) else None
+
+    def _fits(self, limit: int) -> bool:
+        return self._shortest is not None and len(self._shortest) <= limit
+
+    def _search(self, limit: int) -> None:
+        found = self.completions.find(self.matcher, limit) if self._is_written else self.completions.search(self.matcher, limit)
+        if found is None:
+            self._too_few = limit
+            if self._shortest is None and not self._is_written and limit < LONGEST_COMPLETION:
+                self._search(LONGEST_COMPLETION)  # that there is none at all is told to every other length
+        else:
+            self._shortest = found
 
 
 class GrammarCompiler:

@@ -9,7 +9,7 @@ import pytest
 from llguidance import LLMatcher
 
 from app.engine.completion import Completions, Walk
-from app.engine.grammar import FAR_MORE, STEPS, GrammarCompiler, GrammarState
+from app.engine.grammar import FAR_MORE, LONGEST_COMPLETION, STEPS, GrammarCompiler, GrammarState
 from app.forms.grammar import Schema, json_grammar
 from app.forms.lark import regex_grammar
 from app.forms.trial import byte_tokenizer
@@ -111,6 +111,15 @@ def test_one_search_serves_every_length(tokenizer: Tokenizer, monkeypatch: pytes
     compiler = compiler_of(tokenizer)
     fits = [compiler.compile(optional(POSITIVE), limit).result()._completion is not None for limit in (8000, 7900, 100, 3, 2, 1)]
     assert fits == [True, True, True, False, False, False] and limits == [8000, 3]
+
+
+def test_where_nothing_is_found_no_other_length_is_searched(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = list[int]()
+    monkeypatch.setattr(Completions, "search", lambda self, matcher, limit: limits.append(limit))
+    compiler = compiler_of(tokenizer)
+    for max_tokens in (100, 101, 102, 50, 8000):
+        assert compiler.compile(optional(POSITIVE), max_tokens).result()._completion is None
+    assert limits == [100, LONGEST_COMPLETION]
 
 
 def test_a_search_takes_as_long_for_many_tokens_as_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
