@@ -84,6 +84,34 @@ def _windows(metadata: Metadata, period: int | None = None) -> dict[str, Any]:
     return {"sliding_window": window, "layer_types": ["sliding_attention" if each else "full_attention" for each in slides]}
 
 
+def _experts(metadata: Metadata) -> dict[str, Any]:
+    if metadata.get("expert_shared_feed_forward_length") is not None and metadata.file.architecture != "qwen2moe":
+        raise metadata.refuse("experts that every token goes through are not read of this architecture")
+    width = metadata.get("expert_feed_forward_length", metadata.get("feed_forward_length"))
+    count = metadata.needed("expert_count")
+    return {
+        "num_experts": count,
+        "num_local_experts": count,
+        "num_experts_per_tok": metadata.needed("expert_used_count"),
+        "moe_intermediate_size": width,
+    }
+
+
+def _qwen2moe(metadata: Metadata) -> dict[str, Any]:
+    return _experts(metadata) | {
+        "shared_expert_intermediate_size": metadata.get("expert_shared_feed_forward_length"),
+        "norm_topk_prob": False,
+    }
+
+
+def _qwen3moe(metadata: Metadata) -> dict[str, Any]:
+    return _experts(metadata) | {"norm_topk_prob": True}
+
+
+def _llama(metadata: Metadata) -> dict[str, Any]:
+    return _biases(metadata) | (_experts(metadata) if metadata.get("expert_count") else {})
+
+
 def _phi3(metadata: Metadata) -> dict[str, Any]:
     return {
         "sliding_window": metadata.get("attention.sliding_window") or None,
@@ -157,9 +185,12 @@ def _ministral3(metadata: Metadata) -> dict[str, Any]:
 
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", _biases, interleaved=True),
+    "llama": Architecture(lambda metadata: "mixtral" if metadata.get("expert_count") else "llama", _llama, interleaved=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", _biases),
+    "qwen2moe": Architecture("qwen2_moe", _qwen2moe),
+    "qwen3moe": Architecture("qwen3_moe", _qwen3moe),
+    "olmoe": Architecture("olmoe", _experts),
     "phi3": Architecture("phi3", _phi3, partly_rotated=True),
     "gemma": Architecture("gemma", norm_plus_one=True),
     "gemma3": Architecture("gemma3_text", _gemma3, norm_plus_one=True),
