@@ -226,7 +226,7 @@ REFERRING = st.deferred(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(root=REFERRING, other=REFERRING)
 def test_an_accepted_schema_never_traps_an_answer(root: Schema, other: Schema) -> None:
     """However deep an answer has nested, one of 40 random walks that prefer closing brackets completes it."""
