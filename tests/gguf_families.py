@@ -82,6 +82,12 @@ FAMILIES = {
         rope() | EXPERTS | {"norm_topk_prob": False, "num_key_value_heads": 4},
         {"expert_count": 4, "expert_used_count": 2},
     ),
+    "gpt-oss": Family(
+        "gpt-oss",
+        "gpt_oss",
+        rope() | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32, "sliding_window": 16},
+        EXPERT_KEYS | {"expert_feed_forward_length": 96, "attention.sliding_window": 16},
+    ),
     "mixtral": Family(
         "llama",
         "mixtral",
@@ -109,6 +115,20 @@ FAMILIES = {
         },
     ),
     "gemma": Family("gemma", "gemma", rope(10_000.0) | {"head_dim": 32}, norm_plus_one=True),
+    "gemma2": Family(
+        "gemma2",
+        "gemma2",
+        rope(10_000.0)
+        | {
+            "head_dim": 32,
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 32,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+        {"attention.sliding_window": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        norm_plus_one=True,
+    ),
     "gemma3": Family(
         "gemma3",
         "gemma3_text",
@@ -280,13 +300,18 @@ def _add(writer: Any, key: str, value: Any) -> None:
 
 def _by_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters as the converter names them: of experts, the gates of all as one tensor, and so their values and projections."""
+    turns = model.config.model_type == "gpt_oss"  # gates and values by turns, and transposed
     for name, parameter in model.named_parameters():
-        stem = name.rpartition(".")[0]
-        if name.endswith("experts.gate_up_proj"):
-            gate, up = parameter.chunk(2, dim=1)
-            yield from ((f"{stem}.gate_proj.weight", gate), (f"{stem}.up_proj.weight", up))
+        stem, _, last = name.rpartition(".")
+        kind = "bias" if last.endswith("_bias") else "weight"
+        tensor = parameter.transpose(1, 2) if turns and ".experts." in name and kind == "weight" else parameter
+        if ".experts.gate_up_proj" in name:
+            gate, up = (tensor[:, ::2], tensor[:, 1::2]) if turns else tensor.chunk(2, dim=1)
+            yield from ((f"{stem}.gate_proj.{kind}", gate), (f"{stem}.up_proj.{kind}", up))
+        elif ".experts.down_proj" in name:
+            yield f"{stem}.down_proj.{kind}", tensor
         else:
-            yield (f"{name}.weight" if name.endswith("experts.down_proj") else name), parameter
+            yield (f"{name}.weight" if last == "sinks" else name), tensor
 
 
 def _tensors(family: Family, model: PreTrainedModel) -> list[tuple[str, np.ndarray]]:

@@ -13,17 +13,22 @@ Gate = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Expert(nn.Module):
-    """One feed-forward network. `apply_gate` makes `[rows, width]` of gate and value side by side, `[rows, 2 * width]`."""
+    """One feed-forward network. `apply_gate` makes `[rows, width]` of gate and value, `[rows, 2 * width]`: one after the other, or, if they
+    are `interleaved`, by turns.
+    """
 
-    def __init__(self, hidden: int, width: int, apply_gate: Gate, dtype: torch.dtype) -> None:
+    def __init__(self, sizes: tuple[int, int], apply_gate: Gate, dtype: torch.dtype, bias: bool, interleaved: bool) -> None:
+        """`sizes` are those of the hidden states and of the network."""
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, width, bias=False, dtype=dtype, device="meta")
-        self.up_proj = nn.Linear(hidden, width, bias=False, dtype=dtype, device="meta")
-        self.down_proj = nn.Linear(width, hidden, bias=False, dtype=dtype, device="meta")
-        self._apply_gate = apply_gate
+        hidden, width = sizes
+        self.gate_proj = nn.Linear(hidden, width, bias, dtype=dtype, device="meta")
+        self.up_proj = nn.Linear(hidden, width, bias, dtype=dtype, device="meta")
+        self.down_proj = nn.Linear(width, hidden, bias, dtype=dtype, device="meta")
+        self._apply_gate, self._interleaved = apply_gate, interleaved
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self._apply_gate(torch.cat([self.gate_proj(x), self.up_proj(x)], dim=-1)))
+        parts = [self.gate_proj(x), self.up_proj(x)]
+        return self.down_proj(self._apply_gate(torch.stack(parts, -1).flatten(-2) if self._interleaved else torch.cat(parts, -1)))
 
 
 class Routes:
@@ -88,23 +93,36 @@ def has_joined_experts(model: nn.Module) -> bool:
 
 
 def _can_be_separated(module: Any) -> bool:
-    """Whether they are transformers' common kind: gate and value one after the other, no biases, no norm of their own."""
-    return (
-        getattr(module, "is_concatenated", False)
-        and module.has_gate
-        and not (module.has_bias or module.is_transposed or module.has_post_expert_norm)
-        and {"gate_up_proj", "down_proj"} == {name for name, _ in module.named_parameters()}
-    )
+    """Whether they are transformers' common kind: with a gate, and no norm of their own."""
+    if not getattr(module, "has_gate", False) or module.has_post_expert_norm:
+        return False
+    biases = {"gate_up_proj_bias", "down_proj_bias"} if module.has_bias else set()
+    return {"gate_up_proj", "down_proj"} | biases == {name for name, _ in module.named_parameters()}
 
 
 def _separated(fused: Any) -> Experts:
-    gate_up, down = fused.gate_up_proj.detach(), fused.down_proj.detach()  # [experts, 2 * width, hidden], [experts, hidden, width]
-    count, hidden, width = down.shape
-    del fused.gate_up_proj, fused.down_proj  # what is left of it is the gate and its settings
-    experts = Experts(Expert(hidden, width, fused._apply_gate, down.dtype) for _ in range(count))
+    gate_up, down = fused.gate_up_proj.detach(), fused.down_proj.detach()
+    if fused.is_transposed:
+        gate_up, down = gate_up.transpose(1, 2), down.transpose(1, 2)
+    gate, up = _gate_and_up(fused, gate_up)  # [experts, width, hidden] each; down is [experts, hidden, width]
+    parts = {"gate_proj": {"weight": gate}, "up_proj": {"weight": up}, "down_proj": {"weight": down}}
+    if fused.has_bias:
+        parts["gate_proj"]["bias"], parts["up_proj"]["bias"] = _gate_and_up(fused, fused.gate_up_proj_bias.detach())
+        parts["down_proj"]["bias"] = fused.down_proj_bias.detach()
+    for name in [name for name, _ in fused.named_parameters()]:
+        delattr(fused, name)  # what is left of it is the gate and its settings
+    sizes, form = (down.shape[1], down.shape[2]), (down.dtype, fused.has_bias, not fused.is_concatenated)
+    experts = Experts(Expert(sizes, fused._apply_gate, *form) for _ in range(len(down)))
     for number, expert in enumerate(experts):
-        assert isinstance(expert, Expert)
-        weights = (gate_up[number, :width], gate_up[number, width:], down[number])
-        for layer, weight in zip((expert.gate_proj, expert.up_proj, expert.down_proj), weights, strict=True):
-            layer.weight = nn.Parameter(weight, requires_grad=False)
+        for layer, tensors in parts.items():
+            for kind, tensor in tensors.items():
+                setattr(getattr(expert, layer), kind, nn.Parameter(tensor[number], requires_grad=False))
     return experts
+
+
+def _gate_and_up(fused: Any, joined: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`joined` has both along its second dimension."""
+    if fused.is_concatenated:
+        width = joined.shape[1] // 2
+        return joined[:, :width], joined[:, width:]
+    return joined[:, ::2], joined[:, 1::2]

@@ -88,6 +88,8 @@ def tensor_names(model: PreTrainedModel, file: GGUFFile) -> dict[str, str]:
     names = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
         stem, _, suffix = name.rpartition(".")
+        if suffix == "sinks":  # of attention; the file's tensor is a weight
+            stem, suffix = name, "weight"
         expert = EXPERT.fullmatch(stem)
         found = table.get_name(stem if expert is None else f"{expert[1]}.{expert[3]}")
         if found is not None:
@@ -101,7 +103,7 @@ def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if name.endswith(ONE_ROW) and len(tensor.shape) == 1:
             separate[name] = replace(tensor, shape=(1, *tensor.shape), raw=tensor.raw[None])
-        if len(tensor.shape) < 3:
+        if len(tensor.shape) < 3 and not name.endswith("_exps.bias"):
             separate.setdefault(name, tensor)
             continue
         stem, _, suffix = name.rpartition(".")

@@ -16,8 +16,6 @@ from app.engine.experts import Experts, has_joined_experts, separate_experts
 from app.engine.linear import TiledLinear
 from app.engine.request import Generate, SamplingParams
 from app.models.footprint import Form, footprint
-from app.models.gguf import GGUFFile
-from app.models.gguf_weights import load_gguf
 from app.models.loading import create_engine
 from app.models.skeleton import skeleton_of
 from app.models.source import source_of
@@ -105,8 +103,9 @@ def test_nf4_rounds_experts_whose_rows_are_whole_blocks(tmp_path: Path) -> None:
     assert facts.weights.bytes == pytest.approx(told[0], rel=0.05) and told[0] < 0.6 * told[1]
 
 
-@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0"])
-@pytest.mark.parametrize("name", ["qwen3moe", "qwen2moe", "mixtral"])
+@pytest.mark.parametrize(
+    ("name", "type_name"), [("qwen3moe", "Q4_0"), ("qwen3moe", "Q8_0"), ("qwen2moe", "Q4_0"), ("mixtral", "Q8_0"), ("gpt-oss", "MXFP4")]
+)
 def test_experts_of_a_gguf_file_keep_their_precision(tmp_path: Path, name: str, type_name: str) -> None:
     tokenizer = save(Shape(hidden=64, layers=1, heads=2, kv_heads=2, ff=64, vocabulary=VOCABULARY, context=64), tmp_path / "tokenizer", 0)
     path = write_family(FAMILIES[name], create_model(FAMILIES[name]), tokenizer, tmp_path / f"{name}.gguf", type_name)
@@ -114,10 +113,7 @@ def test_experts_of_a_gguf_file_keep_their_precision(tmp_path: Path, name: str, 
     assert facts.weights.types[0] == type_name and len(greedy(engine)[0]) == 10
     experts = [module for module in engine.performer.model.modules() if isinstance(module, Experts)]
     bits = {layer.packed.bits for each in experts for layer in each.modules() if isinstance(layer, TiledLinear)}
-    assert bits == {4 if type_name == "Q4_0" else 8}
-    with torch.inference_mode():
-        exact = load_gguf(GGUFFile(path), torch.float32)(IDS).logits
-        assert exact.isfinite().all()
+    assert bits == {8 if type_name == "Q8_0" else 4}
 
 
 @pytest.mark.parametrize("kind", ["gptq", "awq", "fp8"])
