@@ -132,7 +132,7 @@ def _logprobs_of_llama_cpp(path: Path, ids: list[int]) -> dict[int, float]:
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             _wait_until_healthy(client, server)
-            body = {"prompt": ids, "n_predict": 1, "n_probs": VOCABULARY, "ignore_eos": True}
+            body = {"prompt": ids, "n_predict": 1, "n_probs": VOCABULARY, "logit_bias": [[300, 100.0]]}  # which token is drawn: text
             answer = json.loads(client.post("/completion", json=body).raise_for_status().text)
     finally:
         server.terminate()
