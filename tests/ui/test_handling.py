@@ -7,7 +7,7 @@ import pytest
 from browser import CHROMIUM, fill
 from playwright.sync_api import Page, expect
 
-from tests.ui.chatting import ask, ask_until_taken, box, button, conversation, expect_answer, expect_answering
+from tests.ui.chatting import ask, box, button, conversation, expect_answer, expect_answering
 from tests.ui.fakelitmus import Fake
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
@@ -109,17 +109,22 @@ def test_what_the_list_of_conversations_cannot_say_while_it_is_closed_stands_abo
     drop(loaded, "#message textarea", "a.pdf", b"%PDF\xff\x00")
     expect(told).to_have_text(re.compile("“a.pdf” is no text in UTF-8. .* the Score tab reads .pdf and .docx, too."))
     drop(loaded, "#bar", "a.txt", b"text")
+    loaded.evaluate("litmus.storage.put({ title: 'Another', updated: 1, conversation: { id: 'a', turns: [] } })")
     loaded.evaluate(FULL_STORAGE)
     fake.words = [WIDE, TABLE]
-    for question in ("Who?", "Why?"):
-        ask_until_taken(loaded, question)
+    for press, count in (("Control+Enter", 1), ("Enter", 2)):
+        box(loaded).press(press)
+        expect_answer(loaded, count)
+        fill(box(loaded), "Why?")
         expect(told).to_have_text(re.compile("^This browser's storage is full"))
         expect(told).to_be_visible()
-    expect_answer(loaded, 2)
     loaded.evaluate("makeRoom()")
-    ask_until_taken(loaded, "And now?")
+    button(loaded, "Conversations").click()
+    loaded.get_by_label("Options of Another").click()
+    button(loaded, "Delete").click()
     expect(told).to_be_empty()
-    expect_answer(loaded, 3)
+    expect(button(loaded, "Ein Wörterbuch")).to_be_visible()
+    button(loaded, "Conversations").click()
     assert conversation(loaded).evaluate("log => log.scrollWidth <= log.clientWidth")
     expect(conversation(loaded).locator(".katex-display").first).to_have_attribute("tabindex", "0")
     word = conversation(loaded).get_by_role("cell", name="incompressible").first

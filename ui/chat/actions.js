@@ -13,7 +13,7 @@ window.litmus ??= {};
     const WAITS = "The page waits for the server; what you wrote will stand in the box.";
     const MAX_BYTES = 1_000_000; // of a file that is dropped on the chat
     const STILL_S = 2; // seconds without news, after which the line counts them
-    const BEGINS = [["#score-text textarea", "#score-button"], ["#compare-prompt textarea", "#compare-begin"]];
+    const BEGINS = [[QUESTION, "#send"], ["#score-text textarea", "#score-button"], ["#compare-prompt textarea", "#compare-begin"]];
     const PLACES = { // by part of the page, what takes the focus of a control that is gone: the first that can
         "#score-files": ["#score-files [data-do=cancel]", "#score-files input[type=file]"],
         "#score-tab": ["#score-cancel", "#result .report:not(.old) .verdict", "#score-button"],
@@ -193,7 +193,7 @@ window.litmus ??= {};
     // Escape is meant for a sidebar, or for a list that is open.
     const isOfAnotherPart = (target) => target.closest?.(".sidebar") || find("[role=listbox]");
 
-    // Ctrl+Enter in a box does what the button beside it does. Enter alone sends in the chat, where Gradio does it.
+    // Ctrl+Enter in a box does what its button does. What Enter and Shift+Enter do is Gradio's.
     function begin(event) {
         const [, name] = BEGINS.find(([box]) => event.target.matches?.(box)) ?? [];
         const button = name && find(name);
