@@ -51,7 +51,7 @@ class Routes:
 
 
 class Experts(nn.ModuleList):
-    """All experts of a layer. A row's result is the same alone and in any batch: its experts are added in the order of their numbers."""
+    """All experts of a layer. A row's result is the same alone and in any batch: its experts are added in the order of its own choice."""
 
     routes: Routes | None = None  # while a model is checked
 
@@ -59,17 +59,16 @@ class Experts(nn.ModuleList):
         """`hidden` `[rows, hidden]`; `chosen` `[rows, k]` are the numbers of each row's experts, `weights` `[rows, k]` what they count."""
         if self.routes is not None:
             chosen, weights = self.routes.follow(chosen, weights)
-        out = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         flat = chosen.flatten()
-        order, start = flat.argsort(stable=True), 0
-        for number, count in enumerate(flat.bincount(minlength=len(self)).tolist()[: len(self)]):  # one number more stands for no expert
-            if not count:
-                continue
-            places = order[start : start + count]
+        order = flat.argsort(stable=True)
+        states, parts, start = hidden[order // chosen.shape[1]], [], 0
+        for number, count in enumerate(flat.bincount(minlength=len(self)).tolist()):
+            if count:
+                part = states[start : start + count]
+                parts.append(self[number](part) if number < len(self) else torch.zeros_like(part))  # one number more stands for no expert
             start += count
-            rows = places // chosen.shape[1]
-            out.index_add_(0, rows, self[number](hidden[rows]).float() * weights.flatten()[places, None])
-        return out.to(hidden.dtype)
+        computed = torch.cat(parts)[order.argsort()].view(*chosen.shape, -1)  # [rows, k, hidden]
+        return (computed.float() * weights[..., None]).sum(1).to(hidden.dtype)
 
 
 def separate_experts(model: nn.Module) -> None:
