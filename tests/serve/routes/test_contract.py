@@ -42,7 +42,8 @@ ADMIN = (
 )  # begin routes that start processes, so that they are not for thousands of requests; they have tests of their own
 # Of the routes whose bodies are read as those of another one, it does not try each value of each field.
 SCHEMATHESIS = "".join(
-    f'[[operations]]\ninclude-path = "{path}"\nphases.coverage.enabled = false\n' for path in ("/apply-template", "/v1/messages/count_tokens")
+    f'[[operations]]\ninclude-path = "{path}"\nphases.coverage.enabled = false\n'
+    for path in ("/apply-template", "/v1/messages/count_tokens")
 )
 MALFORMED = 1000
 MAX_GROWTH_BYTES = 12 * 2**20  # of each process, over the second half of the malformed bodies
