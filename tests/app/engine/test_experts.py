@@ -14,6 +14,7 @@ from app.engine.engine import Engine
 from app.engine.events import Delta
 from app.engine.experts import Experts, has_joined_experts, separate_experts
 from app.engine.linear import TiledLinear
+from app.engine.lora import shapes_of
 from app.engine.request import Generate, SamplingParams
 from app.models.footprint import Form, footprint
 from app.models.loading import create_engine
@@ -123,3 +124,10 @@ def test_experts_that_others_rounded_are_read(folder: Path, tmp_path: Path, kind
     engine, _ = create_engine(ModelSettings(path=str(rounded), slots=2, dtype="float32"))
     expected = reference.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=10, do_sample=False, eos_token_id=None)
     assert greedy(engine) == [expected[0, IDS.shape[1] :].tolist()]
+
+
+def test_adapters_know_no_layers_of_experts() -> None:
+    model = create_model(FAMILIES["qwen2moe"])
+    separate_experts(model)
+    names = shapes_of(model, model.get_output_embeddings()).layers
+    assert "model.layers.0.mlp.shared_expert.up_proj" in names and not any(".experts." in name for name in names)
