@@ -92,7 +92,7 @@ def has_joined_experts(model: nn.Module) -> bool:
 
 
 def _can_be_separated(module: Any) -> bool:
-    """Whether they are transformers' common kind: with a gate, and no norm of their own. Older versions do not say how they are laid out."""
+    """Whether they are transformers' common kind: with a gate, no norm of their own, and a layout that is told (older versions do not)."""
     if not getattr(module, "has_gate", False) or not hasattr(module, "is_concatenated") or getattr(module, "has_post_expert_norm", False):
         return False
     biases = {"gate_up_proj_bias", "down_proj_bias"} if module.has_bias else set()
