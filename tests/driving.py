@@ -1,12 +1,18 @@
-"""Helpers for tests that run an engine: step until it is idle, join its deltas, random prompts, the compiled kernel."""
+"""Helpers for tests that run an engine: tiny models that are made once, what `generate` answers, step until it is idle, join its deltas,
+random prompts, the compiled kernel.
+"""
 
 import random
+from functools import cache
 
 import pytest
-from tinymodels import VOCABULARY
+import torch
+from tinymodels import VOCABULARY, tiny
+from transformers import PreTrainedModel
 
 from app.engine.engine import Engine
 from app.engine.events import Delta, Event
+from app.engine.flat import CacheLimits, FlatModel, create_flat_model
 from app.engine.kernel import Kernel, kernel
 from app.engine.request import Generate
 
@@ -17,6 +23,25 @@ def kernel_or_skip() -> Kernel:
     if library is None:
         pytest.skip("the kernel needs x86-64 or 64-bit ARM, and gcc with OpenMP")
     return library
+
+
+@cache
+def flat_model(name: str, limits: CacheLimits, seed: int = 0) -> FlatModel:
+    """For engines of any number, one after another: each has pages of its own and looks at nothing that it has not written."""
+    return create_flat_model(tiny(name, seed), limits)
+
+
+@cache
+def reference_model(name: str, seed: int = 0) -> PreTrainedModel:
+    return tiny(name, seed)
+
+
+@cache
+def generated(name: str, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The greedy answer of transformers."""
+    row, options = torch.tensor([prompt]), {"do_sample": False, "eos_token_id": None}
+    out = reference_model(name).generate(row, attention_mask=torch.ones_like(row), max_new_tokens=count, **options)
+    return tuple(out[0, len(prompt) :].tolist())
 
 
 def drain(engine: Engine) -> list[Event]:

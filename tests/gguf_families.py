@@ -1,6 +1,6 @@
 """Tiny models of many architectures, and GGUF files of them with the keys and tensors that llama.cpp's converter writes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ def rope(theta: float = 20_000.0, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | more}
 
 
-HALF_WINDOWS = ["sliding_attention", "full_attention"] * 2
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERT_KEYS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
 GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     "full_attention": {"rope_type": "default", "rope_theta": 20_000.0},
@@ -68,6 +69,32 @@ FAMILIES = {
     "qwen2-yarn": Family("qwen2", "qwen2", {"rope_parameters": YARN}),
     "qwen3": Family("qwen3", "qwen3", rope() | {"head_dim": 32}),
     "qwen3-yarn": Family("qwen3", "qwen3", {"rope_parameters": YARN, "head_dim": 32}),
+    "qwen2moe": Family(
+        "qwen2moe",
+        "qwen2_moe",
+        rope() | EXPERTS | {"shared_expert_intermediate_size": 64, "norm_topk_prob": False},
+        EXPERT_KEYS | {"expert_shared_feed_forward_length": 64},
+    ),
+    "qwen3moe": Family("qwen3moe", "qwen3_moe", rope() | EXPERTS | {"head_dim": 32, "norm_topk_prob": True}, EXPERT_KEYS),
+    "olmoe": Family(
+        "olmoe",
+        "olmoe",
+        rope() | EXPERTS | {"norm_topk_prob": False, "num_key_value_heads": 4},
+        {"expert_count": 4, "expert_used_count": 2},
+    ),
+    "gpt-oss": Family(
+        "gpt-oss",
+        "gpt_oss",
+        rope() | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32, "sliding_window": 16},
+        EXPERT_KEYS | {"expert_feed_forward_length": 96, "attention.sliding_window": 16},
+    ),
+    "mixtral": Family(
+        "llama",
+        "mixtral",
+        rope() | EXPERTS | {"sliding_window": None},
+        {"rope.dimension_count": 16, "expert_count": 4, "expert_used_count": 2},
+        interleaved=True,
+    ),
     "phi3": Family("phi3", "phi3", rope() | {"sliding_window": 16}, {"rope.dimension_count": 16, "attention.sliding_window": 16}),
     "phi4": Family("phi3", "phi3", rope() | {"sliding_window": None}, {"rope.dimension_count": 16, "attention.sliding_window": 0}),
     "phi4-mini": Family(
@@ -88,6 +115,20 @@ FAMILIES = {
         },
     ),
     "gemma": Family("gemma", "gemma", rope(10_000.0) | {"head_dim": 32}, norm_plus_one=True),
+    "gemma2": Family(
+        "gemma2",
+        "gemma2",
+        rope(10_000.0)
+        | {
+            "head_dim": 32,
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 32,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+        {"attention.sliding_window": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        norm_plus_one=True,
+    ),
     "gemma3": Family(
         "gemma3",
         "gemma3_text",
@@ -196,8 +237,8 @@ def create_model(family: Family) -> PreTrainedModel:
     torch.manual_seed(5)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(family.config(), dtype=torch.float32)
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            scale = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
+        if parameter.ndim > 1:
+            scale = 1.0 if "embed" in name else parameter.shape[-1] ** -0.5
             parameter.data.normal_(0, scale)
         else:
             parameter.data.normal_(0, 0.2)
@@ -206,8 +247,8 @@ def create_model(family: Family) -> PreTrainedModel:
     return model.eval()
 
 
-def write_family(family: Family, model: PreTrainedModel, tokenizer: Path, path: Path) -> Path:
-    """Writes the model in float32, with the tokenizer of a folder."""
+def write_family(family: Family, model: PreTrainedModel, tokenizer: Path, path: Path, type_name: str = "F32") -> Path:
+    """Writes the model with the tokenizer of a folder. `type_name` is that of its matrices, all else is in float32."""
     config: Any = model.config
     writer = gguf.GGUFWriter(str(path), family.architecture)
     writer.add_context_length(config.max_position_embeddings)
@@ -235,7 +276,8 @@ def write_family(family: Family, model: PreTrainedModel, tokenizer: Path, path: 
         _add(writer, f"{family.architecture}.{key}", value)
     add_tokenizer(writer, tokenizer)
     for name, tensor in _tensors(family, model):
-        writer.add_tensor(name, tensor)
+        kind = gguf.GGMLQuantizationType[type_name if tensor.ndim > 1 and "ffn_gate_inp" not in name else "F32"]
+        writer.add_tensor(name, gguf.quantize(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -256,13 +298,29 @@ def _add(writer: Any, key: str, value: Any) -> None:
     adds[type(value)](key, value)
 
 
+def _by_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters as the converter names them: of experts, the gates of all as one tensor, and so their values and projections."""
+    turns = model.config.model_type == "gpt_oss"  # gates and values by turns, and transposed
+    for name, parameter in model.named_parameters():
+        stem, _, last = name.rpartition(".")
+        kind = "bias" if last.endswith("_bias") else "weight"
+        tensor = parameter.transpose(1, 2) if turns and ".experts." in name and kind == "weight" else parameter
+        if ".experts.gate_up_proj" in name:
+            gate, up = (tensor[:, ::2], tensor[:, 1::2]) if turns else tensor.chunk(2, dim=1)
+            yield from ((f"{stem}.gate_proj.{kind}", gate), (f"{stem}.up_proj.{kind}", up))
+        elif ".experts.down_proj" in name:
+            yield f"{stem}.down_proj.{kind}", tensor
+        else:
+            yield (f"{name}.weight" if last == "sinks" else name), tensor
+
+
 def _tensors(family: Family, model: PreTrainedModel) -> list[tuple[str, np.ndarray]]:
     config: Any = model.config
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
     table = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     tensors = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in _by_layers(model):
         stem, _, suffix = name.rpartition(".")
         found = table.get_name(stem)
         assert found is not None, name
@@ -272,7 +330,7 @@ def _tensors(family: Family, model: PreTrainedModel) -> list[tuple[str, np.ndarr
         count = next((count for projection, count in heads.items() if projection in name), None)
         if family.interleaved and count is not None:
             values = interleave_heads(values, count)
-        tensors.append((f"{found}.{suffix}", values))
+        tensors.append((f"{found}.{suffix}", np.ascontiguousarray(values)))
     parameters = config.rope_parameters
     for key in ("long_factor", "short_factor"):
         if key in parameters:

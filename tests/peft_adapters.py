@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from app.models.source import source_of
-from app.models.weights import load_model
+from app.models.weights import import_bitsandbytes, load_model
 from app.settings import ModelSettings
+
+import_bitsandbytes()  # before peft imports it, and torch's compiler with it
+
+import peft  # noqa: E402
 
 IDS = torch.tensor([[1, 5, 9, 33, 7, 200, 8]])
 CPU = torch.device("cpu")
@@ -21,8 +24,8 @@ def adapter(base: Path, folder: Path, rows: int | None = None, **options: Any) -
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if rows is not None:
         model.resize_token_embeddings(rows)
-    config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], **options})
-    peft_model = get_peft_model(model, config)
+    config = peft.LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], **options})
+    peft_model = peft.get_peft_model(model, config)
     torch.manual_seed(3)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():

@@ -20,7 +20,7 @@ from app.errors import SetupError
 from app.models.device import DeviceAssignment
 from app.settings import ModelSettings
 
-STEP_S = 0.002
+STEP_S = 0.01  # so slow that its clients, of which there are many at once, leave the processor to those who start and stop workers
 
 
 class SlowEngine(FakeEngine):

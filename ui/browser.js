@@ -38,5 +38,28 @@ window.litmus ??= {};
         throw new Error(answer.detail ?? answer.error?.message ?? `The server answered with status ${response.status}. Try again later.`);
     };
 
+    // A file that is dropped anywhere in the place goes to `take`; `mark` hears whether one is held over it.
+    litmus.takeFiles = (place, take, mark = () => {}) => {
+        for (const name of ["dragover", "dragleave", "drop"]) {
+            place.addEventListener(name, (event) => {
+                if (!hasFiles(event)) return;
+                event.preventDefault();
+                mark(name === "dragover");
+                if (name === "drop") take([...event.dataTransfer.files]);
+            });
+        }
+    };
+
+    const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+
+    // Elsewhere the browser would leave the page and open the file. A field for files takes it by itself.
+    for (const name of ["dragover", "drop"]) {
+        document.addEventListener(name, (event) => {
+            if (event.defaultPrevented || !hasFiles(event) || event.target.closest?.("input[type=file]")) return;
+            event.preventDefault();
+            event.dataTransfer.dropEffect = "none";
+        });
+    }
+
     litmus.newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 })();

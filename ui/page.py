@@ -51,7 +51,7 @@ def create_page(visitors: Visitors, flags: bool = False, max_file_bytes: int = M
                 chat = chat_tab.ChatTab(page, flags)
             with gr.Tab("Score", id="score", elem_id="score-tab"):
                 scoring = score.score_tab(visitors, model, flags, max_file_bytes)
-            with gr.Tab("Compare", id="compare") as compare:
+            with gr.Tab("Compare", id="compare", elem_id="compare-tab") as compare:
                 compare_tab(visitors, compare)
             with gr.Tab("Jobs", id="jobs"):
                 jobs_tab()

@@ -6,6 +6,7 @@ each forward, a `Layout` says which rows of the step belong to which sequence, a
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,7 @@ from app.engine.kernel import kernel
 from app.engine.keyvalues import KeyValues, Shape
 from app.engine.layout import Call, DecodeGroup, Layout, Span
 from app.engine.rows import DecodeRows, PrefillRows, dense
+from app.engine.scores import Scores, attend
 from app.errors import UnsupportedModel
 
 # From this many rows on, torch's attention on a CPU is a third faster in float32 than in bfloat16, casts included.
@@ -54,12 +56,12 @@ class SlotAttention:
         s_aux: torch.Tensor | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
-        if softcap is not None or s_aux is not None:
-            raise UnsupportedModel(f"{type(module).__name__} cannot be served: its attention has soft-capped scores or sinks")
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         self.shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
         self.windows[layer] = sliding_window
         rows = [part[0].transpose(0, 1) for part in (query, key, value)]
+        if softcap is not None or s_aux is not None:
+            return self._attend_plainly(layer, rows, Scores(scaling, sliding_window, softcap, s_aux), type(module).__name__)[None], None
         return self.attend(layer, rows[0], rows[1], rows[2], (scaling, sliding_window))[None], None
 
     def attend(
@@ -92,6 +94,30 @@ class SlotAttention:
             pages = None if span.pages is None else layout.span_pages(index)
             out[rows] = self._attend_span(layer, (query[rows], key[rows], value[rows]), span, pages, scale_and_window)
         return out
+
+    def _attend_plainly(self, layer: int, rows: Sequence[torch.Tensor], scores: Scores, name: str) -> torch.Tensor:
+        """As `attend`, for scores that no kernel knows, each decoding row by itself. Raises `UnsupportedModel` but on a CPU with a cache in
+        floats.
+        """
+        (query, key, value), layout = rows, self.layout
+        if layout is None or self.is_flash or query.device.type != "cpu" or self.slots.dtype == torch.int8:
+            raise UnsupportedModel(f"{name} has soft-capped scores or sinks, which run on a CPU only, with model.cache_dtype: auto")
+        if layout.decodes:
+            self._write_cache(layer, layout, key[: layout.decodes], value[: layout.decodes])
+        parts = []
+        for row, (pages, position) in enumerate(layout.sequences):
+            own = torch.tensor([pages[: position // layout.page_tokens + 1]])
+            k, v = (cached[0] for cached in self.slots.gather(layer, own))
+            parts.append(attend(query[row : row + 1], k, v, position, scores))
+        for index, span in enumerate(layout.spans):
+            part = slice(span.row_start, span.row_end)
+            k, v = key[part].transpose(0, 1), value[part].transpose(0, 1)
+            if span.pages is not None:
+                cache = self.texts if span.is_text else self.slots
+                cache.write_span(layer, span, key[part], value[part])
+                k, v = (cached[0] for cached in cache.gather(layer, layout.span_pages(index)[None]))
+            parts.append(attend(query[part], k, v, span.start, scores))
+        return torch.cat(parts)
 
     @property
     def is_flash(self) -> bool:

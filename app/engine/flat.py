@@ -217,6 +217,7 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
     if check is not None:
         hidden = _forward_in_chunks(flat, check.ids)
         check.compare("in chunks and decode steps", flat.head(hidden), attention.slots.dtype == torch.int8)
+        check.end(model)
         proof = Proof(attention.shapes, attention.windows, flat.weights.inputs_of_16_bits, hidden.shape[-1])
     assert proof is not None
     flat.proof, flat.hidden_size = proof, proof.hidden_size

@@ -131,7 +131,7 @@ def quantize_layers(model: PreTrainedModel, scheme: str) -> None:
         if type(layer) is not nn.Linear or layer.in_features % GROUP_SIZE:
             continue
         bits = 8 if scheme == "int8" or layer is head else 4
-        weights = (quantize_8_bits if bits == 8 else quantize_4_bits)(layer.weight.detach())
+        weights = (quantize_8_bits if bits == 8 else quantize_4_bits)(layer.weight.detach().contiguous())
         shape = (layer.out_features, layer.in_features)
         replacement = GroupedLinear(_constant(weights), shape, GroupFormat(bits, GROUP_SIZE), layer.weight.dtype, layer.bias)
         if layer is head and type(embedding) is nn.Embedding and embedding.weight is layer.weight:

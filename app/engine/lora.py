@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from app.engine import linear
+from app.engine.experts import Experts
 from app.engine.facts import AdapterFacts
 from app.engine.kernel import Epilogue
 from app.engine.ledger import USABLE_SHARE, device_memory
@@ -48,9 +49,12 @@ class Shapes:
 
 
 def shapes_of(model: nn.Module, head: nn.Module) -> Shapes:
-    """Ask before layers are joined."""
+    """Ask before layers are joined. Those of experts, which get only the rows that chose them, are left out."""
     layers: dict[str, tuple[int, int]] = {}
+    experts = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Experts))
     for name, module in model.named_modules():
+        if name.startswith(experts):
+            continue
         if isinstance(module, Conv1D):
             layers[name] = module.nf, module.weight.shape[0]
         elif hasattr(module, "in_features") and hasattr(module, "out_features"):

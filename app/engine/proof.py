@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
+from app.engine.experts import Routes, set_routes
 from app.engine.grouped import keep_inputs
 from app.engine.keyvalues import Shape
 from app.errors import UnsupportedModel
@@ -34,8 +35,13 @@ class Check:
     def __init__(self, model: PreTrainedModel) -> None:
         self.name, self.ids = type(model).__name__, check_ids(model)
         self._is_float32 = model.dtype == torch.float32
+        set_routes(model, Routes)
         with torch.inference_mode(), keep_inputs(model):
             self.expected = model(input_ids=torch.tensor([self.ids], device=model.device), use_cache=False).logits[0].float()
+
+    def end(self, model: PreTrainedModel) -> None:
+        """The model chooses its experts again."""
+        set_routes(model, lambda: None)
 
     def compare(self, mode: str, logits: torch.Tensor, cache_is_rounded: bool = False) -> None:
         """Raises `UnsupportedModel`, which names the `mode`, if `logits` `[CHECK_TOKENS, vocab]` differ from the expected ones."""

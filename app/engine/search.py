@@ -89,8 +89,10 @@ class BeamSearch:
         count = (1 + max(1, len(self._end_tokens))) * self._params.beams
         top = totals.flatten().topk(min(count, totals.numel()))
         best = zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        candidates = [Candidate(score, *divmod(index, vocab)) for score, index in best]
-        return [replace(each, finished=self._has_ended([*self._tokens[each.source], each.token])) for each in candidates]
+        return [self._candidate(score, *divmod(index, vocab)) for score, index in best]
+
+    def _candidate(self, score: float, source: int, token: int) -> Candidate:
+        return Candidate(score, source, token, self._has_ended([*self._tokens[source], token]))
 
     def _has_ended(self, tokens: Sequence[int]) -> bool:
         return tokens[-1] in self._end_tokens or (self._is_complete is not None and self._is_complete(tokens))

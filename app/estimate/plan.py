@@ -113,12 +113,14 @@ class Need:
 
 @dataclass
 class Plan:
-    """Answers questions about one model. The skeleton is built once."""
+    """Answers questions about one model. The skeleton is built once, and what does not depend on a device's memory is computed once."""
 
     question: Question
     source: Source = field(init=False)
     skeleton: PreTrainedModel = field(init=False)
     longest: int = field(init=False)  # tokens that the model can hold, with its observer
+    footprints: dict[Form, Counter[str]] = field(init=False, default_factory=dict)
+    tunings: dict[tuple[int, torch.dtype], Tuning] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.source = source_of(self.question.path)
@@ -146,7 +148,7 @@ class Plan:
         if asked.fine_tune is not None:
             return self._to_tune(kind, asked)
         dtype = served_dtype(self.source, asked.dtype, asked.quantize, kind, self.parameters)
-        weights = footprint(self.source, self.skeleton, _form(asked.quantize, dtype, kind))
+        weights = self._footprint(_form(asked.quantize, dtype, kind))
         context = self.context_of(asked)
         as_text = replace(asked, observer=None, draft=None, context=context, cache_tokens=None, cache_dtype="auto")
         observer = None if self.observer is None else self.observer.need(kind, as_text)
@@ -197,14 +199,21 @@ class Plan:
         scheme = "nf4" if asked.fine_tune == "qlora" else "none"
         dtype = torch.bfloat16 if asked.dtype == "auto" else getattr(torch, asked.dtype)
         # its own layers, as only they have a backward pass: none is packed for the kernel
-        weights = footprint(self.source, self.skeleton, Form(scheme, dtype, "cuda", is_trained=True))
+        weights = self._footprint(Form(scheme, dtype, "cuda", is_trained=True))
         tokens = min(self.longest, TUNED_TOKENS if asked.context is None else asked.context)
         tuning = self._tuning(tokens, dtype)
         return Need(weights, 0, 0, 0, tuning.activations, _overhead(kind, asked), str(dtype).removeprefix("torch."), tuning, context=tokens)
 
     def _tuning(self, tokens: int, dtype: torch.dtype) -> Tuning:
-        skeleton: Any = deepcopy(self.skeleton)
-        return tuning_of(skeleton.to(dtype), tokens)
+        if (tokens, dtype) not in self.tunings:
+            skeleton: Any = deepcopy(self.skeleton)
+            self.tunings[tokens, dtype] = tuning_of(skeleton.to(dtype), tokens)
+        return self.tunings[tokens, dtype]
+
+    def _footprint(self, form: Form) -> Counter[str]:
+        if form not in self.footprints:
+            self.footprints[form] = footprint(self.source, self.skeleton, form)
+        return self.footprints[form].copy()
 
     @cached_property
     def _attention(self) -> SlotAttention:

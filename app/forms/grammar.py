@@ -7,6 +7,7 @@
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
@@ -134,11 +135,13 @@ def with_closed_objects(schema: Schema) -> Schema:
     Not where parts are intersected, and in all that they refer to, because each part would forbid the properties that the other one names.
     """
     parts = dict(subschemas(schema))
+    order = sorted(parts)
     waiting = [pointer for pointer, inner in parts.items() if "allOf" in inner or ("properties" in inner and is_intersected(inner))]
     are_open = set[str]()
     while waiting:
         top = waiting.pop()
-        within = {pointer for pointer in parts if pointer == top or pointer.startswith(f"{top}/")} - are_open
+        inside = order[bisect_left(order, f"{top}/") : bisect_left(order, f"{top}0")]  # "0" is the character after "/"
+        within = {top, *inside} & parts.keys() - are_open
         are_open |= within
         waiting += [str(parts[pointer].get("$ref")).removeprefix("#") for pointer in within if "$ref" in parts[pointer]]
     return mapped(schema, lambda pointer, inner: inner if pointer in are_open else _closed(inner))

@@ -28,7 +28,7 @@ SIZES = {
     "attention.head_count": "num_attention_heads",
 }
 WIDTHS = ("embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv", "attention.key_length")
-GEMMA3_27B_LAYERS = 62  # by these llama.cpp knows the one whose queries are scaled otherwise
+GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62  # by these llama.cpp knows those whose queries are scaled otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,41 @@ def _windows(metadata: Metadata, period: int | None = None) -> dict[str, Any]:
     return {"sliding_window": window, "layer_types": ["sliding_attention" if each else "full_attention" for each in slides]}
 
 
+def _experts(metadata: Metadata) -> dict[str, Any]:
+    if metadata.get("expert_shared_feed_forward_length") is not None and metadata.file.architecture != "qwen2moe":
+        raise metadata.refuse("experts that every token goes through are not read of this architecture")
+    width = metadata.get("expert_feed_forward_length", metadata.get("feed_forward_length"))
+    count = metadata.needed("expert_count")
+    return {
+        "num_experts": count,
+        "num_local_experts": count,
+        "num_experts_per_tok": metadata.needed("expert_used_count"),
+        "moe_intermediate_size": width,
+    }
+
+
+def _qwen2moe(metadata: Metadata) -> dict[str, Any]:
+    return _experts(metadata) | {
+        "shared_expert_intermediate_size": metadata.get("expert_shared_feed_forward_length"),
+        "norm_topk_prob": False,
+    }
+
+
+def _qwen3moe(metadata: Metadata) -> dict[str, Any]:
+    return _experts(metadata) | {"norm_topk_prob": True}
+
+
+def _gpt_oss(metadata: Metadata) -> dict[str, Any]:
+    parameters = rope_parameters(metadata)
+    if parameters["rope_type"] == "yarn":
+        parameters["truncate"] = False
+    return _windows(metadata, 2) | _experts(metadata) | {"attention_bias": True, "rope_parameters": parameters}
+
+
+def _llama(metadata: Metadata) -> dict[str, Any]:
+    return _biases(metadata) | (_experts(metadata) if metadata.get("expert_count") else {})
+
+
 def _phi3(metadata: Metadata) -> dict[str, Any]:
     return {
         "sliding_window": metadata.get("attention.sliding_window") or None,
@@ -99,6 +134,16 @@ def _gemma3(metadata: Metadata) -> dict[str, Any]:
         "query_pre_attn_scalar": hidden // heads if is_largest else metadata.head_dim,
         "rope_parameters": {"full_attention": rope_parameters(metadata), "sliding_attention": local},
         "final_logit_softcapping": metadata.get("final_logit_softcapping"),
+    }
+
+
+def _gemma2(metadata: Metadata) -> dict[str, Any]:
+    heads, hidden = metadata.needed("attention.head_count"), metadata.needed("embedding_length")
+    is_largest = metadata.needed("block_count") == GEMMA2_27B_LAYERS
+    return _windows(metadata, 2) | {
+        "query_pre_attn_scalar": hidden // heads if is_largest else metadata.head_dim,
+        "attn_logit_softcapping": metadata.get("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": metadata.get("final_logit_softcapping", 30.0),
     }
 
 
@@ -157,11 +202,16 @@ def _ministral3(metadata: Metadata) -> dict[str, Any]:
 
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", _biases, interleaved=True),
+    "llama": Architecture(lambda metadata: "mixtral" if metadata.get("expert_count") else "llama", _llama, interleaved=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", _biases),
+    "qwen2moe": Architecture("qwen2_moe", _qwen2moe),
+    "qwen3moe": Architecture("qwen3_moe", _qwen3moe),
+    "gpt-oss": Architecture("gpt_oss", _gpt_oss),
+    "olmoe": Architecture("olmoe", _experts),
     "phi3": Architecture("phi3", _phi3, partly_rotated=True),
     "gemma": Architecture("gemma", norm_plus_one=True),
+    "gemma2": Architecture("gemma2", _gemma2, norm_plus_one=True),
     "gemma3": Architecture("gemma3_text", _gemma3, norm_plus_one=True),
     "starcoder2": Architecture("starcoder2", _starcoder2, norm_key="norm_epsilon"),
     "stablelm": Architecture("stablelm", _stablelm, norm_key="layer_norm_eps", partly_rotated=True),

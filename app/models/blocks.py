@@ -1,8 +1,8 @@
 """GGUF's quantized block types as groups of levels with a scale and a minimum, without another rounding of the levels.
 
-The layouts are those of ggml (ggml-common.h): Q4_0, Q4_1 and Q4_K become 4-bit groups of 32, IQ4_NL and IQ4_XS the same with a table of
-what levels stand for; Q2_K and Q3_K 4-bit groups of 16; Q5_0, Q5_1, Q5_K, Q8_0 8-bit groups of 32; Q6_K 8-bit groups of 16. Knows no file
-and no layer.
+The layouts are those of ggml (ggml-common.h): Q4_0, Q4_1 and Q4_K become 4-bit groups of 32, IQ4_NL, IQ4_XS and MXFP4 the same with a
+table of what levels stand for; Q2_K and Q3_K 4-bit groups of 16; Q5_0, Q5_1, Q5_K, Q8_0 8-bit groups of 32; Q6_K 8-bit groups of 16.
+Knows no file and no layer.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ Blocks = torch.Tensor  # uint8 [rows, blocks of a row, bytes of a block]
 LOW_HALVES = 0x0F0F0F0F
 EVEN_4, EVEN_4_OF_16, EVEN_8, EVEN_8_OF_16 = GroupFormat(4, 32), GroupFormat(4, 16), GroupFormat(8, 32), GroupFormat(8, 16)
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # of ggml's kvalues_iq4nl
+MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice those of a float of 4 bits, e2m1 (OCP MX, version 1.0)
+FLOAT_4 = GroupFormat(4, 32, tuple(value + 12 for value in MXFP4_VALUES))
 UNEVEN_4 = GroupFormat(4, 32, tuple(value + 128 for value in IQ4_VALUES))
 Groups = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # levels [rows, blocks, elements], scale and minimum [rows, blocks, groups]
 
@@ -113,6 +115,11 @@ def _iq4_nl(blocks: Blocks) -> Groups:
     return _nibbles(blocks[..., 2:]), scale, -128 * scale
 
 
+def _mxfp4(blocks: Blocks) -> Groups:
+    scale = torch.exp2(blocks[..., :1].float() - 128)  # half of a power of two, as the values are doubled
+    return _nibbles(blocks[..., 1:]), scale, -12 * scale
+
+
 def _iq4_xs(blocks: Blocks) -> Groups:
     low, high = (_bits(part, bits).transpose(-1, -2).flatten(-2) for part, bits in ((blocks[..., 4:8], 4), (blocks[..., 2:4], 2)))
     six = low | high << 4  # 8 scales of 6 bits
@@ -131,6 +138,7 @@ def _q6_k(blocks: Blocks) -> Groups:
 TYPES: dict[str, tuple[int, GroupFormat, Callable[[Blocks], Groups]]] = {
     "IQ4_NL": (18, UNEVEN_4, _iq4_nl),
     "IQ4_XS": (136, UNEVEN_4, _iq4_xs),
+    "MXFP4": (17, FLOAT_4, _mxfp4),
     "Q2_K": (84, EVEN_4_OF_16, _q2_k),
     "Q3_K": (110, EVEN_4_OF_16, _q3_k),
     "Q4_0": (18, EVEN_4, _q4_0),

@@ -3,8 +3,10 @@
 Those in 4 and 8 bits stay in the file until the engine packs them, layer by layer. Those of other types are dequantized, tensor by tensor.
 """
 
+import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gguf
@@ -15,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from app.engine.experts import separate_experts
 from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights
 from app.errors import SetupError
 from app.models import blocks
@@ -24,6 +27,8 @@ from app.models.header import Tensor
 from app.models.tensors import tensor_problem
 
 CPU = torch.device("cpu")
+ONE_ROW = "ffn_gate_inp_shexp.weight"  # a matrix of one row, of which llama-quantize makes a vector
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +61,12 @@ def load_gguf(file: GGUFFile, dtype: torch.dtype, device: torch.device = CPU) ->
     config.dtype = dtype
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        separate_experts(model)
     model.generation_config.eos_token_id = config.eos_token_id
-    names = tensor_names(model, file)
-    _check_tensors(file, names)
+    names, tensors = tensor_names(model, file), separate_tensors(file.tensors)
+    _check_tensors(file, names, tensors)
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        tensor = file.tensors.get(names.get(name, ""))
+        tensor = tensors.get(names.get(name, ""))
         if tensor is None:
             continue  # the tied projection, which follows below
         if tensor.shape != tuple(parameter.shape):
@@ -82,16 +88,34 @@ def tensor_names(model: PreTrainedModel, file: GGUFFile) -> dict[str, str]:
     names = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
         stem, _, suffix = name.rpartition(".")
-        found = table.get_name(stem)
+        if suffix == "sinks":  # of attention; the file's tensor is a weight
+            stem, suffix = name, "weight"
+        expert = EXPERT.fullmatch(stem)
+        found = table.get_name(stem if expert is None else f"{expert[1]}.{expert[3]}")
         if found is not None:
-            names[name] = f"{found}.{suffix}"
+            names[name] = f"{found}.{suffix}" if expert is None else f"{found}.{expert[2]}.{suffix}"
     return names
 
 
-def _check_tensors(file: GGUFFile, names: dict[str, str]) -> None:
-    tied = "output.weight" not in file.tensors
+def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of all experts together as one for each expert: blk.0.ffn_up_exps.weight becomes blk.0.ffn_up_exps.0.weight and so on."""
+    separate: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(ONE_ROW) and len(tensor.shape) == 1:
+            separate[name] = replace(tensor, shape=(1, *tensor.shape), raw=tensor.raw[None])
+        if len(tensor.shape) < 3 and not name.endswith("_exps.bias"):
+            separate.setdefault(name, tensor)
+            continue
+        stem, _, suffix = name.rpartition(".")
+        parts = (Tensor(f"{stem}.{index}.{suffix}", tensor.type, tensor.shape[1:], tensor.raw[index]) for index in range(tensor.shape[0]))
+        separate |= {part.name: part for part in parts}
+    return separate
+
+
+def _check_tensors(file: GGUFFile, names: dict[str, str], tensors: Mapping[str, Tensor]) -> None:
+    tied = "output.weight" not in tensors
     needed = {name for name in names.values() if not (tied and name == "output.weight")}
-    missing, unexpected = sorted(needed - set(file.tensors)), sorted(set(file.tensors) - needed - NO_PARAMETERS)
+    missing, unexpected = sorted(needed - tensors.keys()), sorted(tensors.keys() - needed - NO_PARAMETERS)
     if missing or unexpected:
         raise SetupError(f"{file.path.name} cannot be served: {tensor_problem(missing, unexpected, [])}")
 

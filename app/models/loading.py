@@ -252,7 +252,7 @@ def _flat_model(path: str, settings: ModelSettings, devices: Sequence[torch.devi
         record = ProofRecord(source, settings, devices)
         try:
             flat = create_flat_model(model, cache, engine_scheme(settings, device), record.read())
-        except RuntimeError as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
+        except (RuntimeError, AssertionError) as error:  # bitsandbytes refuses a layer's shape in the first forward, not while loading
             place = device if places is None else settings.device
             raise SetupError(f"{path} does not run on {place} with quantize={settings.quantize}: {first_line(error)}") from error
         record.keep(flat.proof)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from app.engine.experts import separate_experts
 from app.engine.grouped import GroupedLinear, GroupedWeights
 from app.errors import SetupError
 from app.models.checkpoint import PARTS, Checkpoint
@@ -36,6 +37,7 @@ def load_prequantized(source: Source, dtype: torch.dtype, device: torch.device) 
     config, checkpoint = source.config("model.path"), Checkpoint(source)
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        separate_experts(model)
     tied = check_names(checkpoint, model)
     for name, _ in list(model.named_parameters(remove_duplicate=False)):
         layer, _, kind = name.rpartition(".")
@@ -60,8 +62,8 @@ def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> set[str]:
     missing = sorted(needed - tied - checkpoint.names - stored)
     if any(".experts." in name for name in missing):
         raise SetupError(
-            f"{checkpoint.path} is a mixture of experts that is quantized by '{checkpoint.rounding.method}', which Litmus does not load; "
-            "serve the original weights, or checkpoints of bitsandbytes"
+            f"{checkpoint.path} is a mixture of experts that is quantized by '{checkpoint.rounding.method}' and names its experts in a way "
+            f"that Litmus does not read ({missing[0]} is missing); serve the original weights"
         )
     empty = {f"{layer}.bias" for layer in rounded}  # AutoGPTQ gave every layer a bias, which is 0 where there was none
     patterns: Any = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from app.engine.experts import separate_experts
 from app.errors import SetupError, UnsupportedModel, first_line
 from app.models.method import is_prequantized, method_of
 from app.models.source import Source
@@ -25,6 +26,7 @@ def skeleton_of(source: Source, field: str = "model.path") -> PreTrainedModel:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         raise UnsupportedModel(f"{source.path}: its config makes no causal language model: {first_line(error)}") from error
+    separate_experts(model)
     return model.eval()
 
 

@@ -1,7 +1,7 @@
 """What a GGUF file says beside its weights: its vocabulary as a fast tokenizer, end tokens, its own sampling parameters.
 
-transformers builds the tokenizer. It splits a text as GPT-2 does where it does not know the file's pre-tokenizer; here such a file is
-refused, as every text would be tokenized a little wrong.
+transformers builds the tokenizer. It splits a text as GPT-2 does where it does not know the file's pre-tokenizer; here that is one of
+ours, or the file is refused, as every text would be tokenized a little wrong.
 """
 
 import json
@@ -9,15 +9,36 @@ from importlib import import_module
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from app.errors import SetupError, UnsupportedModel, first_line
 from app.models.gguf import GGUFFile
 
 # Values of tokenizer.ggml.pre, as llama.cpp names the models' own ways to split a text.
-LIKE_GPT2 = frozenset({"default", "gpt-2", "phi-2", "jina-es", "jina-de", "mpt", "olmo", "roberta-bpe"})
+LIKE_GPT2 = frozenset("default gpt-2 phi-2 jina-es jina-de mpt olmo roberta-bpe exaone4 jais trillion granite-docling".split())
 DIGITS_FIRST = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+SAME_AS = {  # other names of splits that transformers knows
+    "glm4": "llama-bpe",
+    "chatglm-bpe": "llama-bpe",
+    "stablelm2": "qwen2",
+    "hunyuan": "qwen2",
+    "solar-open": "qwen2",
+    "grok-2": "qwen2",
+}
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+SPLITS = {  # patterns that split a text one after the other, as the models' own tokenizers do
+    "seed-coder": (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",),
+    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"),
+    "deepseek-v3": _DEEPSEEK3,
+    "hunyuan-dense": _DEEPSEEK3,
+}
+SPACE = "▁"  # in a vocabulary of sentencepiece
 CONTROL = 3  # of tokenizer.ggml.token_type
 # Control tokens that end an answer in some family of models, whatever the file names as its eos.
 END_NAMES = frozenset("<|im_end|> <|eot_id|> <|end|> <|eom_id|> <end_of_turn> <|end_of_text|> </s> <eos> <|eot|> <|return|>".split())
@@ -37,7 +58,8 @@ def create_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     splitter = file.metadata.get("tokenizer.ggml.pre", "default")
     byte_level = file.metadata.get("tokenizer.ggml.model") == "gpt2"
     library = _library(file)
-    if byte_level and splitter not in LIKE_GPT2 | DIGITS_FIRST | set(library.GGUF_PRE_TOKENIZER_SPLITS):
+    known = set(library.GGUF_PRE_TOKENIZER_SPLITS)
+    if byte_level and splitter not in LIKE_GPT2 | DIGITS_FIRST | known | SAME_AS.keys() | SPLITS.keys():
         raise UnsupportedModel(f"{file.path.name}: its pre-tokenizer '{splitter}' is not known, so its texts would be tokenized wrong")
     vocabulary, options = describe(file)
     _check_merges(file, vocabulary)
@@ -46,10 +68,32 @@ def create_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     except (ValueError, KeyError, TypeError) as error:
         raise SetupError(f"{file.path.name}: no tokenizer could be made of it: {first_line(error)}") from error
     backend = _without_foreign_tokens(backend, len(vocabulary["tokens"]))
-    if byte_level and splitter in DIGITS_FIRST:
-        parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    if byte_level and splitter not in LIKE_GPT2 | known:
+        backend.pre_tokenizer = _splitter(splitter, library.GGUF_PRE_TOKENIZER_SPLITS)
+    if vocabulary.get("tokenizer_type") == "llama" and not file.architecture.startswith("gemma"):
+        _keep_spaces(backend, bool(file.metadata.get("tokenizer.ggml.add_space_prefix", True)))
     return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: value for name, value in options.items() if value is not None})
+
+
+def _splitter(name: str, known: dict[str, str]) -> Any:
+    if name in DIGITS_FIRST:
+        parts: list[Any] = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    else:
+        patterns = SPLITS.get(name) or (known[SAME_AS[name]],)
+        parts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+        parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    return pre_tokenizers.Sequence(parts)
+
+
+def _keep_spaces(backend: Tokenizer, prefix: bool) -> None:
+    """Read and write spaces as sentencepiece does: `prefix` puts one before each text. transformers leaves it out before a text that begins
+    with a space, and puts it before those of models that have none.
+    """
+    spaces = normalizers.Replace(" ", SPACE)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
+    backend.pre_tokenizer = None
+    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefix else parts)
 
 
 def describe(file: GGUFFile) -> tuple[dict[str, Any], dict[str, Any]]:

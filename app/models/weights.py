@@ -10,8 +10,11 @@ from typing import Any, cast
 
 import torch
 from accelerate import dispatch_model
+from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, modeling_utils
 
+from app.engine.experts import Experts, has_joined_experts, separate_experts
+from app.engine.grouped import layers_of
 from app.engine.int4 import dequantize_others, round_layers
 from app.errors import SetupError, first_line
 from app.models.gguf import GGUFFile
@@ -23,6 +26,9 @@ from app.models.skeleton import serves_float32
 from app.models.source import Source
 from app.models.tensors import tensor_problem
 from app.settings import ModelSettings
+
+FOUR_BITS = ("nf4", "fp4")  # of bitsandbytes
+BNB_BLOCK = 64  # weights of a row with a scale of their own
 
 
 def load_model(
@@ -52,6 +58,7 @@ def load_model(
             model = merge(_as_float32(_load(source, dtype=dtype), settings, device), source.adapter)
             if "quantization_config" in options:
                 return _load_again(model, **options).eval()
+        _prepare_experts(model, source.path, settings, device)
         if rounds_here:
             round_layers(model, device)
             dequantize_others(model, device)
@@ -64,6 +71,30 @@ def load_model(
 
 def _moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return cast(PreTrainedModel, cast(Any, model).to(device))
+
+
+def _prepare_experts(model: PreTrainedModel, path: str, settings: ModelSettings, device: torch.device) -> None:
+    """On a CPU each expert of a mixture gets layers of its own, which are rounded as all others are. Raises `SetupError` elsewhere."""
+    if device.type == "cpu":
+        separate_experts(model)
+        if settings.quantize in FOUR_BITS:
+            _round_experts(model, settings.quantize)
+    elif settings.quantize != "none" and has_joined_experts(model):
+        raise SetupError(f"model.quantize: on {device}, {settings.quantize} would leave the experts of {path} as they are; use none")
+
+
+def _round_experts(model: PreTrainedModel, kind: str) -> None:
+    """Round their layers to `kind`, nf4 or fp4: transformers rounds a model before they have any. Layers that bitsandbytes cannot divide
+    into its blocks stay.
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for experts in [module for module in model.modules() if isinstance(module, Experts)]:
+        for parent, name, layer in layers_of(experts):
+            if type(layer) is nn.Linear and layer.in_features % BNB_BLOCK == 0 and layer.out_features % BNB_BLOCK == 0:
+                rounded = Linear4bit(layer.in_features, layer.out_features, False, layer.weight.dtype, False, kind, device="meta")
+                rounded.weight = Params4bit(layer.weight.detach().contiguous(), False, compress_statistics=False, quant_type=kind)
+                setattr(parent, name, rounded.to("cpu"))
 
 
 def import_bitsandbytes() -> None:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
 
 from app.schemas import Method
 from app.scoring.combined import LIMIT, CombinedModel, Question, QuestionName, Term
@@ -84,6 +82,8 @@ def _fit(name: QuestionName, humans: Sequence[ScoreRow], machines: Sequence[Scor
     values = np.array([[row.values[statistic] for statistic in statistics] for row in (*humans, *machines)])
     truth = np.arange(len(values)) >= len(humans)
     centre, spread = values.mean(0), np.maximum(values.std(0), 1e-9)
+    from sklearn.linear_model import LogisticRegression
+
     fitted = LogisticRegression(class_weight="balanced", max_iter=2000).fit(np.clip((values - centre) / spread, -LIMIT, LIMIT), truth)
     terms = zip(statistics, centre, spread, fitted.coef_[0], strict=True)
     return Question(
@@ -109,6 +109,8 @@ def with_held_out_combined(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
     groups = [row.group for row in rows]
     if len(set(groups)) < FOLDS:
         return list(rows)
+    from sklearn.model_selection import GroupKFold
+
     scored = list(rows)
     for _, held_out in GroupKFold(FOLDS, shuffle=True, random_state=0).split(groups, groups=groups):
         numbers = set(map(int, held_out))

@@ -1,6 +1,7 @@
 """From scored texts to a calibration: thresholds at fixed false-positive rates and a monotone probability map for each length bucket.
 
-Refuses what the number of texts does not support. Needs scikit-learn and SciPy, which the serving process does not import.
+Refuses what the number of texts does not support. Needs scikit-learn and SciPy, which the serving process does not import; they
+are imported when something is fitted, as that takes two seconds.
 """
 
 import math
@@ -10,10 +11,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.stats import beta
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
 
 from app.errors import SetupError
 from app.schemas import MIN_SCORED_TOKENS, Method
@@ -42,6 +39,8 @@ class Split:
 
 def clopper_pearson(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """The exact confidence interval of a rate, of which `count` in `n` independent texts were observed."""
+    from scipy.stats import beta
+
     tail = (1 - level) / 2
     low = float(beta.ppf(tail, count, n - count + 1)) if count else 0.0
     high = float(beta.ppf(1 - tail, count + 1, n - count)) if count < n else 1.0
@@ -117,6 +116,8 @@ def folds(sample: Sample) -> Iterator[Split]:
     count = min(FOLDS, sample.groups)
     if count < 2:
         return
+    from sklearn.model_selection import GroupKFold
+
     for fit, held_out in GroupKFold(count, shuffle=True, random_state=0).split(sample.score, groups=sample.group):
         if 0 < sample.machine[fit].mean() < 1:
             yield Split(fit, held_out)
@@ -128,9 +129,13 @@ def fit_and_predict(kind: Kind, sample: Sample, scores: FloatArray) -> FloatArra
     The map never falls: where a logistic regression would, the probability is 1/2 everywhere.
     """
     if kind == "isotonic":
+        from sklearn.isotonic import IsotonicRegression
+
         isotonic = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
         p: FloatArray = isotonic.fit(sample.score, sample.machine.astype(float), sample.weight).predict(scores)
     else:
+        from sklearn.linear_model import LogisticRegression
+
         centre, spread = sample.score.mean(), sample.score.std() or 1.0
         logistic = LogisticRegression().fit(((sample.score - centre) / spread)[:, None], sample.machine, sample.weight)
         if logistic.coef_[0, 0] <= 0:

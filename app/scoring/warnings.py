@@ -50,8 +50,11 @@ def warnings(
     `memorised_nats`: a mean surprise per token that lies below those of all people's texts, unless the model knows the text.
     """
     count, content, tokens = len(columns.logprob), prepared.text.content, prepared.encoded.ids
-    if count < SHORT_TOKENS:
-        yield "short", f"only {count} tokens could be scored; verdicts on fewer than {SHORT_TOKENS} are wrong more often"
+    if count == 0:
+        yield "short", "the text is too short to be scored"
+    elif count < SHORT_TOKENS:
+        scored = "token" if count == 1 else "tokens"
+        yield "short", f"only {count} {scored} could be scored; verdicts on fewer than {SHORT_TOKENS} are wrong more often"
     if prepared.truncated:
         yield "truncated", f"only the first {len(tokens)} tokens were scored; send a long text in several parts"
     if (kind := kind_of(prepared.sent)) is not None:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from loadtest.cache import storage
 
@@ -205,6 +204,8 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """Returns the 95% confidence interval of the median, by percentile bootstrap (2,000 resamples); NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan, math.nan
+    from scipy.stats import bootstrap  # here, as it takes a second to import
+
     ends = bootstrap((values,), np.median, n_resamples=2000, method="percentile", rng=0).confidence_interval
     return float(ends.low), float(ends.high)
 

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from inprocess import LocalServer
 from tinymodels import CONTEXT
@@ -270,6 +269,8 @@ def test_a_broken_file_and_the_results_in_the_folder_stop_nothing(tiny_folder: P
 
 
 def test_a_frame_keeps_its_index(tiny_folder: Path) -> None:
+    import pandas as pd
+
     frame = pd.DataFrame({"essay": [TEXTS[0], None, TEXTS[1]]}, index=["x", "y", "z"])
     scorer = create_scorer(ModelSettings(path=str(tiny_folder), device="cpu", slots=1))
     scored = score.score_frame(frame, scorer, "essay")

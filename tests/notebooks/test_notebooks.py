@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import IPython.display
@@ -36,6 +37,12 @@ class Shown:
                 self.figures.append(thing)
             elif isinstance(thing, IPython.display.Markdown):
                 self.texts.append(thing.data)
+
+
+@cache
+def exporter():
+    """One for all pages: each would compile the same templates."""
+    return HTMLExporter(template_name="page", extra_template_basedirs=[str(NOTEBOOKS)])
 
 
 @pytest.fixture
@@ -83,7 +90,7 @@ def test_without_a_run_it_says_how_to_make_one(name, execute):
 
 def test_links_of_its_page_lead_somewhere(name):
     """Of the page that is made now, and of the one in docs/notebooks."""
-    html, _ = HTMLExporter(template_name="page", extra_template_basedirs=[str(NOTEBOOKS)]).from_filename(str(NOTEBOOKS / name))
+    html, _ = exporter().from_filename(str(NOTEBOOKS / name))
     kept = (PAGES / name).with_suffix(".html").read_text()
     targets = re.findall(r'href="(?!https?:|#)([^"#]+)', html + kept)
     assert [target for target in targets if not (PAGES / target).exists()] == []
@@ -160,7 +167,7 @@ def test_a_notebook_runs_in_a_kernel_and_becomes_a_page(tmp_path):
     write(tmp_path / "runs" / "cache-1.jsonl", rows, manifest)
     places = {"metadata": {"path": str(tmp_path / "notebooks")}}
     NotebookClient(page, timeout=300, startup_timeout=300, kernel_name="python3", resources=places).execute()
-    html, _ = HTMLExporter(template_name="page", extra_template_basedirs=[str(NOTEBOOKS)]).from_notebook_node(page)
+    html, _ = exporter().from_notebook_node(page)
     assert html.startswith("<!DOCTYPE html>") and "</html>" in html
     assert html.count("data:image/png") == 4 and "<details><summary>code</summary>" in html
     assert len(html) < 1_000_000

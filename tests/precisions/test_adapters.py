@@ -61,7 +61,7 @@ def test_an_adapters_answers_and_probabilities_are_those_of_base_and_adapter(
 def test_rows_of_all_adapters_run_together_as_they_run_alone(steady: LocalModel) -> None:
     """Answers, and a text of the adapter that the base observes, beside each other."""
     models = [steady, steady.adapted(f"{steady.name}-tuned"), steady.adapted(f"{steady.name}-other")]
-    asked = [(each, f"{prompt} {index}") for index in range(2) for each in models for prompt in PROMPTS]
+    asked = [(each, prompt) for each in models for prompt in PROMPTS]
     alone = [each.answer_ids(prompt, **GREEDY) for each, prompt in asked]
     score = models[1].post("/v1/score", text=STORY, methods=["binoculars"])["data"][0]["scores"]
     with ThreadPoolExecutor(len(asked) + 1) as pool:
@@ -98,12 +98,12 @@ def test_an_adapter_comes_and_goes_while_others_answer(model: LocalModel, server
     path, name = model.settings.adapters[f"{model.name}-tuned"], f"ft:{model.name}:late"
     late, known = model.adapted(name), model.adapted(f"{model.name}-tuned")
     with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(each.answer_ids, PROMPTS[0], **{**GREEDY, "max_tokens": 200}) for each in (model, known)]
+        running = [pool.submit(each.answer_ids, PROMPTS[0], **{**GREEDY, "max_tokens": 100}) for each in (model, known)]
         loaded = server.http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path, "model": model.name})
         assert (loaded.status_code, loaded.text) == (200, f"Success: LoRA adapter '{name}' added successfully.")
         answer = late.answer_ids(PROMPTS[0], **GREEDY)
         base, tuned = (job.result(60) for job in running)
-    assert len(base) == len(tuned) == 200
+    assert len(base) == len(tuned) == 100
     if model.name == "float32" or model.engine.performer.is_on_kernel:
         assert answer == tuned[:16]
     card = server.http.get(f"/v1/models/{name}").json()

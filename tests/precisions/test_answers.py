@@ -99,7 +99,7 @@ def test_max_tokens_and_the_end_of_the_context(model: LocalModel, reference: Ref
     reference.check_greedy(prompt, ids)
     assert model.refused(TEXT, prompt=prompt, max_tokens=41)["code"] == "context_length_exceeded"
     assert model.refused(TEXT, prompt=prompt * 2)["code"] == "context_length_exceeded"
-    whole = model.post(CHAT, messages=[{"role": "user", "content": "A fox? " * 60}], ignore_eos=True, seed=1)
+    whole = model.post(CHAT, messages=[{"role": "user", "content": "A fox? " * 75}], ignore_eos=True, seed=1)
     assert whole["usage"]["total_tokens"] == model.facts.context
 
 

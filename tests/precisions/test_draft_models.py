@@ -12,9 +12,7 @@ from precisions.test_drafts import prediction
 from app.engine.costs import RowCosts
 from app.models.loading import create_engine
 
-pytestmark = pytest.mark.parametrize("model", ["float32", "bfloat16", "int4"], indirect=True)
-
-
+DRAFTED = ["float32", "bfloat16", "int4"]
 LANES = 4
 
 
@@ -33,7 +31,7 @@ def drafted_by(model: LocalModel, path: str | None) -> Iterator[None]:
     drafter.proposer = None
 
 
-@pytest.mark.parametrize("draft", ["path", "observer"])
+@pytest.mark.parametrize(("model", "draft"), [("float32", "observer"), *((name, "path") for name in DRAFTED)], indirect=["model"])
 def test_an_answer_is_the_same_with_a_draft_model(steady: LocalModel, plain: Plain, draft: str) -> None:
     """Eleven requests at once, of which four at a time are drawn for."""
     with drafted_by(steady, getattr(steady.settings, draft)):
@@ -44,6 +42,7 @@ def test_an_answer_is_the_same_with_a_draft_model(steady: LocalModel, plain: Pla
     assert (accepted > 100 and rejected < 0.1 * accepted) if draft == "path" else rejected > 50
 
 
+@pytest.mark.parametrize("model", DRAFTED, indirect=True)
 def test_an_answer_says_what_was_drafted_and_an_adapters_is_not_drawn(steady: LocalModel) -> None:
     body = {"prompt": "The fox said", **WILD, "seed": 1}
     with drafted_by(steady, steady.settings.path):

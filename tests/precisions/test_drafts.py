@@ -7,7 +7,7 @@ import pytest
 from drafting import free_rows, guided, listening, undrafted
 from inprocess import CHAT, TEXT, LocalModel
 from precisions.asking import FORMAT, WILD, Plain, ask_all, check_same
-from precisions.conftest import RECORDED
+from precisions.conftest import PRECISIONS, RECORDED
 
 
 def prediction(answers: list[dict[str, Any]], name: str) -> int:
@@ -15,48 +15,48 @@ def prediction(answers: list[dict[str, Any]], name: str) -> int:
     return sum(detail[f"{name}_prediction_tokens"] for detail in details if detail is not None)
 
 
-@pytest.mark.parametrize("at_once", [False, True], ids=["alone", "crowd"])
+ALONE = ["float32", "int4"]  # others: beside each other alone
+
+
+@pytest.mark.parametrize(
+    ("model", "at_once"), [*((name, False) for name in ALONE), *((name, True) for name in (*PRECISIONS, RECORDED))], indirect=["model"]
+)
 def test_an_answer_is_the_same_with_right_and_wrong_drafts(steady: LocalModel, plain: Plain, at_once: bool) -> None:
     assert prediction(plain.answers, "accepted") == prediction(plain.answers, "rejected") == 0
     with guided(steady.engine.drafter, plain.heard):
         drafted = ask_all(steady, plain.sent, at_once)
     for (path, body), one, other in zip(plain.sent, plain.answers, drafted, strict=True):
         check_same(one, other, f"{path} {sorted(body)}")
-    assert prediction(drafted, "accepted") > 150 and prediction(drafted, "rejected") > 150
-
-
-@pytest.mark.parametrize("model", [RECORDED], indirect=True)
-def test_an_answer_of_recorded_steps_is_the_same_with_drafts(steady: LocalModel, plain: Plain) -> None:
-    test_an_answer_is_the_same_with_right_and_wrong_drafts(steady, plain, at_once=True)
+    assert prediction(drafted, "accepted") > 60 and prediction(drafted, "rejected") > 60
 
 
 def test_an_answer_is_the_same_with_drafts_from_its_own_text(steady: LocalModel) -> None:
     """Of what repeats itself: a bias makes a few tokens likely."""
     bias = {str(token): 9.0 for token in range(300, 304)}
-    fields = {**WILD, "logit_bias": bias, "max_tokens": 80}
-    sent = [(TEXT, {"prompt": "fox crow king", **fields, "seed": seed, "temperature": heat}) for seed in (1, 2) for heat in (0, 0.3)]
+    fields = {**WILD, "logit_bias": bias, "max_tokens": 60}
+    sent = [(TEXT, {"prompt": "fox crow king", **fields, "seed": seed, "temperature": heat}) for seed, heat in ((1, 0), (2, 0.3))]
     with undrafted(steady.engine.scheduler):
         plain = ask_all(steady, sent, at_once=False)
     with free_rows():
         drafted = ask_all(steady, sent, at_once=True) + ask_all(steady, sent, at_once=False)
     for one, other in zip(plain * 2, drafted, strict=True):
         check_same(one, other)
-    assert prediction(drafted, "accepted") > 20
+    assert prediction(drafted, "accepted") > 10
 
 
 def test_a_prediction_makes_the_answer_fewer_steps(steady: LocalModel) -> None:
     """The tokens of its text are not always those that were sampled; over a few answers most are."""
     plain, helped = [], []
     with free_rows():
-        for seed in range(6):
-            ask = {"messages": [{"role": "user", "content": "Who stole the cheese?"}], **WILD, "seed": seed}
+        for seed in range(3):
+            ask = {"messages": [{"role": "user", "content": "Who stole the cheese?"}], **WILD, "max_tokens": 40, "seed": seed}
             plain.append(steady.post(CHAT, **ask))
             text = plain[-1]["choices"][0]["message"]["content"]
             helped.append(steady.post(CHAT, **ask, prediction={"type": "content", "content": text}))
             misled = steady.post(CHAT, **ask, prediction={"type": "content", "content": [{"type": "text", "text": text[::-1]}]})
             check_same(plain[-1], helped[-1])
             check_same(plain[-1], misled)
-    assert prediction(helped, "accepted") > prediction(plain, "accepted") + 20
+    assert prediction(helped, "accepted") > prediction(plain, "accepted") + 10
 
 
 def test_a_stream_is_the_whole_answer(steady: LocalModel) -> None:
@@ -74,7 +74,7 @@ def test_a_stream_is_the_whole_answer(steady: LocalModel) -> None:
 
 def test_an_adapters_answer_is_the_same(steady: LocalModel) -> None:
     adapted = [steady.adapted(f"{steady.name}-{name}") for name in ("tuned", "other")]
-    sent = [{"prompt": "The fox said", **WILD, "seed": seed} for seed in (1, 2)]
+    sent = [{"prompt": "The fox said", **WILD, "max_tokens": 40, "seed": seed} for seed in (1, 2)]
     with listening(steady.engine.drafter) as heard:
         plain = [model.post(TEXT, **body) for model in adapted for body in sent]
     with guided(steady.engine.drafter, heard), ThreadPoolExecutor(4) as pool:
@@ -84,7 +84,9 @@ def test_an_adapters_answer_is_the_same(steady: LocalModel) -> None:
     assert prediction(drafted, "accepted") > 20 and prediction(drafted, "rejected") > 20
 
 
-@pytest.mark.parametrize("limit", [0, 3, 20, None])
+@pytest.mark.parametrize(
+    ("model", "limit"), [("float32", 0), ("float32", None), ("int4", 20), *((name, 3) for name in PRECISIONS)], indirect=["model"]
+)
 def test_a_limited_thought_is_the_same(thinking: LocalModel, limit: int | None) -> None:
     if thinking.name != "float32" and not thinking.engine.performer.is_on_kernel:
         pytest.skip("without the compiled kernel rounding depends on the batch")
@@ -106,7 +108,7 @@ def test_a_limited_thought_is_the_same(thinking: LocalModel, limit: int | None) 
 
 
 def test_an_answer_that_goes_on_after_a_death_is_the_same(steady: LocalModel) -> None:
-    body = {"prompt": "Once upon a time", **WILD, "seed": 5, "frequency_penalty": 0.5}
+    body = {"prompt": "Once upon a time", **WILD, "max_tokens": 40, "seed": 5, "frequency_penalty": 0.5}
     with listening(steady.engine.drafter) as heard:
         undisturbed = steady.post(TEXT, **body)
     for steps in (1, 2, 4):

@@ -106,7 +106,7 @@ def test_tools_and_a_form_give_a_call_or_the_form_whole_and_streamed(model: Loca
         {"type": "array", "items": {"const": '<call>{"name": "weather", "arguments": {}}</call>'}, "minItems": 1, "maxItems": 1}
     )
     kinds = set()
-    for seed, form in itertools.product(range(4), (format_of(THIEF), holds_call)):
+    for seed, form in itertools.product(range(2), (format_of(THIEF), holds_call)):
         fields = {"messages": ASK, "tools": [WEATHER, BELL], "response_format": form, "seed": seed, "parallel_tool_calls": False, **WILD}
         answer = model.post(CHAT, **fields)["choices"][0]
         deltas = [choice["delta"] for chunk in model.stream(CHAT, **fields) for choice in chunk["choices"]]

@@ -25,8 +25,8 @@ def texts_of(chunks: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("model", [*PRECISIONS, RECORDED], indirect=True)
 def test_each_kind_of_request_goes_on_after_a_death(steady: LocalModel, plain: Plain) -> None:
     kinds, before = requests(), steady.worker.deaths
-    for (path, body), undisturbed in list(zip(kinds, plain.requests, strict=True))[: len(kinds) // 2]:
-        for steps in (1, 7):
+    for (path, body), undisturbed in zip(kinds, plain.requests, strict=True):
+        for steps in (1, 7) if steady.name == "float32" else (4,):
             steady.worker.dies_after = steps
             check_same(undisturbed, steady.post(path, **body), f"{path} {sorted(body)} after {steps} steps")
             steady.worker.dies_after = None
@@ -60,7 +60,7 @@ def test_a_stop_string_across_the_death_is_found(steady: LocalModel, monkeypatch
     text = steady.post(TEXT, **STREAMED)["choices"][0]["text"]
     stop = text[len(text) // 2 : len(text) // 2 + 5]
     undisturbed = steady.post(TEXT, **STREAMED, stop=stop)
-    for steps in range(1, undisturbed["usage"]["completion_tokens"]):
+    for steps in range(1, undisturbed["usage"]["completion_tokens"], 1 if steady.name == "float32" else 3):
         steady.worker.dies_after = steps
         check_same(undisturbed, steady.post(TEXT, **STREAMED, stop=stop))
     assert steady.worker.dies_after is None

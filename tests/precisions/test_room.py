@@ -1,4 +1,4 @@
-"""A cache with room for ten of forty answers, on the compiled kernel: requests are set back, go on, and are answered as without need."""
+"""A cache with room for four of sixteen answers, on the compiled kernel: requests are set back, go on, and are answered as without need."""
 
 import random
 
@@ -11,7 +11,7 @@ from app.engine.events import Failed, SetBack
 from app.engine.request import Generate, SamplingParams
 from app.models.loading import create_engine
 
-ANSWERS, ROOM, CONTEXT = 40, 10, 130  # ROOM: contexts, of three pages each
+ANSWERS, ROOM, CONTEXT = 16, 4, 130  # ROOM: contexts, of three pages each
 
 
 def jobs_of(model: LocalModel) -> list[Generate]:
@@ -31,7 +31,7 @@ def jobs_of(model: LocalModel) -> list[Generate]:
 
 
 @pytest.mark.parametrize("model", ["bfloat16", "int4", "gguf", BYTES], indirect=True)  # float32: tests/app/engine/test_room.py
-def test_forty_long_answers_in_room_for_ten_are_all_given_as_if_there_were_room(steady: LocalModel) -> None:
+def test_sixteen_long_answers_in_room_for_four_are_all_given_as_if_there_were_room(steady: LocalModel) -> None:
     fields = {"slots": ANSWERS, "context": CONTEXT, "cache_tokens": ROOM * CONTEXT, "observer": None, "adapters": {}}
     engine, _ = create_engine(steady.settings.model_copy(update=fields))
     name = f"{steady.name}-tuned"
@@ -39,7 +39,7 @@ def test_forty_long_answers_in_room_for_ten_are_all_given_as_if_there_were_room(
     jobs = jobs_of(steady)
     events = run_all(engine, jobs, 0)
     assert not any(isinstance(event, Failed) for event in events)
-    assert sum(isinstance(event, SetBack) for event in events) >= 5
+    assert sum(isinstance(event, SetBack) for event in events) >= 2
     whole = run_all(steady.engine, jobs, 0)
     assert not any(isinstance(event, SetBack) for event in whole)
     assert answers_of(events) == answers_of(whole)

@@ -117,16 +117,16 @@ def test_a_text_longer_than_the_window_is_scored_in_windows(model: LocalModel, r
 
 def test_scores_do_not_depend_on_the_company(steady: LocalModel) -> None:
     rng = random.Random(4)
-    texts = [" ".join(rng.choice(STORY.split()) for _ in range(rng.choice([2, 30, 90]))) for _ in range(10)]
+    texts = [" ".join(rng.choice(STORY.split()) for _ in range(length)) for length in (2, 30, 90, 30, 2, 90)]
     alone = [score(steady, text, methods=METHODS)["scores"] for text in texts]
     with ThreadPoolExecutor(8) as pool:
         chats = [pool.submit(steady.complete, STORY, seed=seed, max_tokens=40, temperature=1) for seed in range(4)]
         answer = steady.post(PATH, texts=texts, methods=METHODS)
         assert all(chat.result(60)["text"] for chat in chats)
-    assert [item["index"] for item in answer["data"]] == list(range(10))
+    assert [item["index"] for item in answer["data"]] == list(range(6))
     for item, scores in zip(answer["data"], alone, strict=True):
         assert item["scores"] == pytest.approx(scores, rel=1e-4, abs=1e-4)
-    assert len({item["scores"]["binoculars"] for item in answer["data"]}) == 10
+    assert len({item["scores"]["binoculars"] for item in answer["data"]}) == 6
 
 
 @pytest.mark.parametrize("text", ["", " \n", "a", "猫"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from inprocess import CHAT, LocalModel
-from precisions.conftest import MARK
+from precisions.conftest import MARK, PRECISIONS
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Who stole the cheese?"}], "temperature": 1.5, "top_p": 1, "min_p": 0}
 PLACE = {"type": "object", "properties": {"place": {"type": "string", "maxLength": 8}}, "required": ["place"]}
@@ -20,7 +20,9 @@ def thought_tokens(choice: dict[str, Any]) -> int:
     return sum(len(b"".join(pieces[: index + 1])) <= end for index in range(len(pieces)))
 
 
-@pytest.mark.parametrize("limit", [0, 1, 2, 5, 50])
+@pytest.mark.parametrize(
+    ("model", "limit"), [*(("float32", limit) for limit in (0, 1, 5, 50)), *((name, 2) for name in PRECISIONS)], indirect=["model"]
+)
 def test_a_thought_has_at_most_its_tokens_and_the_answer_follows(thinking: LocalModel, limit: int) -> None:
     answer = thinking.post(CHAT, **ASK, max_tokens=limit + 20, ignore_eos=True, n=4, seed=1, thinking_token_budget=limit, logprobs=True)
     counts = [thought_tokens(choice) for choice in answer["choices"]]
@@ -38,7 +40,7 @@ def test_a_limited_thought_is_the_same_whole_and_streamed(thinking: LocalModel) 
         assert "".join(delta.get(name) or "" for delta in deltas) == whole[name]
 
 
-@pytest.mark.parametrize("limit", [0, 2, 20])
+@pytest.mark.parametrize(("model", "limit"), [("float32", 0), ("float32", 20), *((name, 2) for name in PRECISIONS)], indirect=["model"])
 def test_a_form_and_a_forced_call_follow_the_limited_thought(thinking: LocalModel, limit: int) -> None:
     fields = {**ASK, "max_tokens": 100, "thinking_token_budget": limit}
     for seed in range(2):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import torch
 from ports import free_port
@@ -127,6 +129,17 @@ def test_one_is_killed_and_the_other_serves_on(running: RunningServer) -> None:
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
     running.wait_ready()
     assert complete(running).json()["model"] == "one"
+
+
+def test_a_killed_main_process_takes_the_others_with_it_and_frees_the_port(running: RunningServer) -> None:
+    """The last test of this server: it ends it."""
+    processes = running.children()
+    assert len(processes) >= 3
+    running.process.kill()
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
 
 
 def test_a_further_model_that_cannot_be_loaded_ends_the_start(tmp_path: Path, tiny_folder: Path) -> None:

@@ -54,13 +54,6 @@ def endless(tmp_path_factory: pytest.TempPathFactory, endless_folder: Path) -> I
         yield running
 
 
-@pytest.fixture(scope="module")
-def doomed(tmp_path_factory: pytest.TempPathFactory, endless_folder: Path) -> Iterator[RunningServer]:
-    """Another one, whose processes are killed."""
-    with serving(tmp_path_factory.mktemp("doomed"), "--model", str(endless_folder), *ENDLESS) as running:
-        yield running
-
-
 def test_clients_that_leave_free_their_slots(endless: RunningServer) -> None:
     """A third request is refused while two streams take all slots and waiting places, and served after their clients left."""
     url, body = f"{endless.url}/v1/completions", {"prompt": "Once", "max_tokens": 90_000, "stream": True}
@@ -82,6 +75,55 @@ def test_clients_that_leave_free_their_slots(endless: RunningServer) -> None:
         with pytest.raises(httpx.ReadTimeout):
             client.post(url, json={**body, "stream": False, "n": 16}, timeout=0.5)
         wait_for(served)  # far longer than that, and far shorter than its answer takes
+
+
+def test_a_worker_killed_or_stopped_under_load_loses_no_answer(endless: RunningServer) -> None:
+    """16 requests are in flight, 4 of them wait. All answers are those of an undisturbed worker."""
+
+    def read(seed: int, started: threading.Semaphore) -> tuple[str, int]:
+        """The answer, and how often it was interrupted."""
+        body = {"prompt": "Once", "max_tokens": 400, "seed": seed, "temperature": 1, "stream": seed % 3 > 0}
+        text, interruptions = "", 0
+        with httpx.stream("POST", f"{endless.url}/v1/completions", json=body, timeout=180) as response:
+            started.release()
+            for line in response.iter_lines():
+                interruptions += line.startswith(": interrupted")
+                data = line.removeprefix("data: ")
+                if data.startswith("{"):
+                    text += "".join(choice["text"] for choice in json.loads(data)["choices"])
+                    started.release()
+        return text, interruptions
+
+    with ThreadPoolExecutor(16) as pool:
+
+        def read_all(disturb: Callable[[], None] | None = None) -> tuple[list[str], int]:
+            started = threading.Semaphore(0)
+            jobs = [pool.submit(read, seed, started) for seed in range(16)]
+            for _ in range(200):
+                assert started.acquire(timeout=WAIT_S)
+            if disturb is not None:
+                disturb()
+            results = [job.result(180) for job in jobs]
+            return [text for text, _ in results], sum(interruptions for _, interruptions in results)
+
+        def kill(worker: psutil.Process) -> None:
+            with endless.no_new_workers():
+                worker.kill()
+                wait_for(lambda: httpx.get(f"{endless.url}/ready").status_code == 503)
+                refused = httpx.post(f"{endless.url}/v1/completions", json={"prompt": "a"})
+                assert (refused.status_code, refused.json()["error"]["code"]) in {(503, "not_ready"), (429, "queue_full")}
+
+        undisturbed, _ = read_all()
+        for disturb in (kill, psutil.Process.suspend):
+            interruptions, tries = 0, 0
+            while not interruptions:  # all may be complete before a busy machine comes to it
+                tries += 1
+                worker = endless.worker()
+                answers, interruptions = read_all(partial(disturb, worker))
+                assert answers == undisturbed and tries < 5
+                assert psutil.wait_procs([worker], timeout=WAIT_S)[1] == []
+                endless.wait_ready()
+            assert endless.worker().pid != worker.pid
 
 
 def test_sigterm_under_load_finishes_what_is_in_flight_and_leaves_no_process(endless: RunningServer) -> None:
@@ -144,66 +186,6 @@ def refuses(url: str) -> bool:
     return False
 
 
-def test_a_worker_killed_or_stopped_under_load_loses_no_answer(doomed: RunningServer) -> None:
-    """16 requests are in flight, 4 of them wait. All answers are those of an undisturbed worker."""
-
-    def read(seed: int, started: threading.Semaphore) -> tuple[str, int]:
-        """The answer, and how often it was interrupted."""
-        body = {"prompt": "Once", "max_tokens": 400, "seed": seed, "temperature": 1, "stream": seed % 3 > 0}
-        text, interruptions = "", 0
-        with httpx.stream("POST", f"{doomed.url}/v1/completions", json=body, timeout=180) as response:
-            started.release()
-            for line in response.iter_lines():
-                interruptions += line.startswith(": interrupted")
-                data = line.removeprefix("data: ")
-                if data.startswith("{"):
-                    text += "".join(choice["text"] for choice in json.loads(data)["choices"])
-                    started.release()
-        return text, interruptions
-
-    with ThreadPoolExecutor(16) as pool:
-
-        def read_all(disturb: Callable[[], None] | None = None) -> tuple[list[str], int]:
-            started = threading.Semaphore(0)
-            jobs = [pool.submit(read, seed, started) for seed in range(16)]
-            for _ in range(200):
-                assert started.acquire(timeout=WAIT_S)
-            if disturb is not None:
-                disturb()
-            results = [job.result(180) for job in jobs]
-            return [text for text, _ in results], sum(interruptions for _, interruptions in results)
-
-        def kill(worker: psutil.Process) -> None:
-            with doomed.no_new_workers():
-                worker.kill()
-                wait_for(lambda: httpx.get(f"{doomed.url}/ready").status_code == 503)
-                refused = httpx.post(f"{doomed.url}/v1/completions", json={"prompt": "a"})
-                assert (refused.status_code, refused.json()["error"]["code"]) in {(503, "not_ready"), (429, "queue_full")}
-
-        undisturbed, _ = read_all()
-        for disturb in (kill, psutil.Process.suspend):
-            interruptions, tries = 0, 0
-            while not interruptions:  # all may be complete before a busy machine comes to it
-                tries += 1
-                worker = doomed.worker()
-                answers, interruptions = read_all(partial(disturb, worker))
-                assert answers == undisturbed and tries < 5
-                assert psutil.wait_procs([worker], timeout=WAIT_S)[1] == []
-                doomed.wait_ready()
-            assert doomed.worker().pid != worker.pid
-
-
-def test_a_killed_main_process_takes_the_others_with_it_and_frees_the_port(doomed: RunningServer) -> None:
-    """The last test of this server: it ends it."""
-    processes = doomed.children()
-    assert len(processes) >= 3
-    doomed.process.kill()
-    assert psutil.wait_procs(processes, timeout=WAIT_S)[1] == []
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", int(doomed.url.rsplit(":", 1)[1])))
-
-
 def test_a_server_listens_while_its_model_loads_and_can_be_stopped_meanwhile(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
@@ -234,7 +216,6 @@ def listens(url: str) -> bool:
     ("arguments", "message"),
     [
         (["--model", "/no/such/model"], "model.path: /no/such/model is neither a folder with a config.json nor a GGUF file"),
-        (["--device", "cuda:9"], "cuda:9 does not exist"),
         (["--quantize", "int3"], "model.quantize"),
         (["--model.cache_tokens", "1000000000000", "--model", "{endless}"], "GiB does not fit cpu"),
     ],

@@ -166,7 +166,7 @@ def test_edits_and_tries_are_branches_that_an_export_carries_and_an_import_bring
     expect(shelf(loaded).get_by_text("This file holds no conversations of this page.")).to_be_visible()
     loaded.evaluate(FULL_STORAGE)
     ask_until_taken(loaded, "One more?")
-    expect(shelf(loaded).get_by_text("This browser's storage is full")).to_be_visible()
+    expect(loaded.get_by_role("alert").filter(has_text="This browser's storage is full")).to_be_visible()
     expect_answer(loaded, 2)  # its request is not to reach the next test
 
 

@@ -10,9 +10,23 @@ window.litmus ??= {};
     const TITLES = { waiting: "waiting…", loading: "loading…", paused: "paused…", reading: "reading…", thinking: "thinking…", answering: "answering…" };
     const QUESTION = "#message textarea";
     const CUT_OFF = "The connection was lost.";
+    const WAITS = "The page waits for the server; what you wrote will stand in the box.";
+    const MAX_BYTES = 1_000_000; // of a file that is dropped on the chat
+    const STILL_S = 2; // seconds without news, after which the line counts them
+    const BEGINS = [[QUESTION, "#send"], ["#score-text textarea", "#score-button"], ["#compare-prompt textarea", "#compare-begin"]];
+    const PLACES = { // by part of the page, what takes the focus of a control that is gone: the first that can
+        "#score-files": ["#score-files [data-do=cancel]", "#score-files input[type=file]"],
+        "#score-tab": ["#score-cancel", "#result .report:not(.old) .verdict", "#score-button"],
+        "#compare-tab": ["#compare-stop", "#compare-begin"],
+        "#chat": [QUESTION],
+    };
     const INTO_THE_BOX = ["edit", "write", "undo", "cancel"]; // steps after which somebody types
     let conversation = null;
+    let isUnkept = false; // the browser has no room for it
+    let told = ""; // the sentence above the box
     let focused = null; // the control that has the focus, unless somebody clicked elsewhere since
+    let part = ""; // of the page, in which it is
+    let news = { words: "", at_ms: 0 }; // what the line says, and since when
 
     const find = (selector) => document.querySelector(selector);
     const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
@@ -21,7 +35,7 @@ window.litmus ??= {};
     // A step begins when the one before it has ended: Gradio would drop its click.
     let steps = Promise.resolve();
     litmus.act = (name, value = null) => {
-        litmus.shelf.hush();
+        hush();
         return (steps = steps.then(() => step(name, value)));
     };
     litmus.acted = () => {};
@@ -49,7 +63,7 @@ window.litmus ??= {};
     litmus.take = (inputs) => {
         const [running, , text, , notice] = inputs;
         if (canSend(running, text, notice)) {
-            litmus.shelf.hush();
+            hush();
             litmus.taken(text);
             litmus.fill(find(QUESTION), "");
         }
@@ -74,7 +88,7 @@ window.litmus ??= {};
 
     // What Gradio shows and holds then: the line, the conversation, the draft, what is running, Send and Stop.
     function ended(sentence, kept) {
-        const line = `<p id="live" data-state="problem" role="alert">${CUT_OFF} ${sentence}</p>`;
+        const line = `<p id="live" data-state="problem" role="alert">${CUT_OFF} ${sentence} ${WAITS}</p>`;
         const [shown, hidden] = [true, false].map((visible) => ({ visible, __type__: "update" }));
         return [line, kept, [], "", shown, hidden];
     }
@@ -109,10 +123,51 @@ window.litmus ??= {};
         conversation = text ? JSON.parse(text) : null;
         if (conversation?.id !== shown) litmus.thumbs.close();
         storage.setOpened(conversation?.id);
-        const sentence = conversation && storage.keep(conversation);
-        if (sentence) litmus.shelf.say(sentence);
+        const sentence = conversation ? storage.keep(conversation) : "";
+        isUnkept = sentence === storage.FULL;
+        if (sentence || told === storage.FULL) tell(sentence);
         litmus.shelf.draw();
     };
+
+    // After something was deleted there may be room.
+    litmus.keepAgain = () => isUnkept && litmus.keep(JSON.stringify(conversation));
+
+    // A sentence above the box, where it is seen although the list of conversations is closed.
+    function tell(sentence) {
+        told = sentence;
+        const line = find("#told");
+        if (line && line.textContent !== sentence) line.textContent = sentence; // it is read out whenever it is set
+    }
+
+    // At the next step. That the conversation is not kept stays true.
+    function hush() {
+        litmus.shelf.hush();
+        tell(isUnkept ? storage.FULL : "");
+    }
+
+    // The text of a file that was dropped on the chat, whatever its name, goes into the box.
+    async function intoTheBox(files) {
+        const box = find(QUESTION), texts = [], problems = [];
+        for (const file of files) {
+            const text = file.size > MAX_BYTES ? null : await textOf(file);
+            if (text === null) problems.push(`“${file.name}” is ${file.size > MAX_BYTES ? "too long for the box" : "no text in UTF-8"}.`);
+            else texts.push(text);
+        }
+        if (texts.length) litmus.fill(box, [box.value, ...texts].filter(Boolean).join("\n\n"));
+        if (problems.length) tell(`${problems.join(" ")} The chat takes files of plain text, such as .txt and .md; the Score tab reads .pdf and .docx, too.`);
+        else box.focus();
+    }
+
+    async function textOf(file) {
+        try {
+            const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+            return /[\x00-\x08\x0e-\x1f]/.test(text) ? null : text;
+        } catch {
+            return null;
+        }
+    }
+
+    litmus.mountChat = () => litmus.takeFiles(find("#chat"), intoTheBox, (isOver) => find("#chat").classList.toggle("over", isOver));
 
     const CLIENT_ACTIONS = {
         copy: (index, button) => litmus.copy(conversation.turns[index].text, button),
@@ -128,19 +183,44 @@ window.litmus ??= {};
     });
 
     document.addEventListener("keydown", (event) => {
-        if (event.key !== "Escape" || event.isComposing) return;
+        if (event.isComposing) return;
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) begin(event);
+        if (event.key !== "Escape" || !find("#chat").checkVisibility() || isOfAnotherPart(event.target)) return;
         if (litmus.busy()) find("#stop").click();
         else if (find("#editing .do")) litmus.act("cancel");
-    });
+    }, true); // before a list has closed, which could not be told afterwards
+
+    // Escape is meant for a sidebar, or for a list that is open.
+    const isOfAnotherPart = (target) => target.closest?.(".sidebar") || find("[role=listbox]");
+
+    // Ctrl+Enter in a box does what its button does. What Enter and Shift+Enter do is Gradio's.
+    function begin(event) {
+        const [, name] = BEGINS.find(([box]) => event.target.matches?.(box)) ?? [];
+        const button = name && find(name);
+        if (!button || button.disabled) return;
+        event.preventDefault();
+        button.click();
+    }
 
     document.addEventListener("pointerdown", () => (focused = null), true);
-    document.addEventListener("focusin", (event) => (focused = event.target));
+    document.addEventListener("focusin", ({ target }) => {
+        focused = target;
+        part = Object.keys(PLACES).find((each) => target.closest(each)) ?? "";
+    });
+
+    const canTakeFocus = (control) => control?.isConnected && control.checkVisibility() && !control.disabled;
 
     // Steps take buttons away, the one that was pressed among them; the focus would be nowhere. On a phone the box would open its keyboard.
     function keepFocus() {
-        if (!focused || focused.isConnected || document.activeElement !== document.body) return;
+        const active = document.activeElement; // a control that was just hidden has the focus for a moment more
+        if (!focused || canTakeFocus(focused) || ![document.body, focused].includes(active)) return;
+        const shown = Object.keys(PLACES).filter((each) => find(each)?.checkVisibility());
+        const places = shown.includes(part) ? PLACES[part] : PLACES[shown.at(-1)]?.slice(-1); // of another tab, what is always there
+        const place = places?.map(find).find(canTakeFocus);
+        if (!place) return;
         focused = null;
-        if (!matchMedia("(pointer: coarse)").matches) find(QUESTION)?.focus();
+        if (place.matches("h2")) place.tabIndex = -1;
+        if (!place.matches(QUESTION) || !matchMedia("(pointer: coarse)").matches) place.focus();
     }
 
     function follow(line) {
@@ -163,7 +243,7 @@ window.litmus ??= {};
             row.setAttribute("role", "group");
             row.setAttribute("aria-label", row.classList.contains("user-row") ? "You" : "Answer");
         }
-        for (const wide of document.querySelectorAll(".md :is(pre, table):not([tabindex])")) {
+        for (const wide of document.querySelectorAll(".md :is(pre, table, .katex-display):not([tabindex])")) {
             if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0; // so that the arrow keys scroll it
         }
         for (const [id, name] of [["left", "Conversations"], ["right", "Settings"]]) {
@@ -191,6 +271,15 @@ window.litmus ??= {};
         }).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["class", "data-state", "aria-label"] });
     }
 
+    // An answer that stands still is no page that hangs: the line says for how long nothing has come.
+    function countSeconds() {
+        const now = find("#live .now"), words = now?.textContent;
+        if (words !== news.words) news = { words, at_ms: performance.now() };
+        const seconds = Math.floor((performance.now() - news.at_ms) / 1000);
+        if (now && seconds >= STILL_S) now.dataset.still = `${seconds} s`;
+        else if (now) delete now.dataset.still;
+    }
+
     function link() {
         const manifest = find("link[rel=manifest]") ?? document.head.appendChild(Object.assign(document.createElement("link"), { rel: "manifest" }));
         manifest.href = "manifest.json";
@@ -198,4 +287,5 @@ window.litmus ??= {};
 
     watch();
     link();
+    setInterval(countSeconds, 1000);
 })();

@@ -33,6 +33,8 @@ class Answer:
     seed: int | None = None
     begun: str = ""  # the text that this answer goes on from
     context: int | None = None  # of the model, in tokens
+    pause_began_s: float | None = None  # of a pause within the text
+    paused_s: float = 0.0  # in such pauses, each until the next text
 
     def add(self, chunk: Chunk, now_s: float) -> None:
         """Adds a chunk that arrived at `now_s`."""
@@ -40,7 +42,10 @@ class Answer:
         if chunk.loading:
             self.sent_s = now_s  # it is sent again
         self.progress = chunk.progress or self.progress
+        if self.pause is not None and self.first_text_s is not None and self.pause_began_s is None:
+            self.pause_began_s = now_s
         if chunk.text or chunk.thought:
+            self._end_pause(now_s)
             self.text += chunk.text
             self.thought += chunk.thought
             self.first_text_s = now_s if self.first_text_s is None else self.first_text_s
@@ -49,17 +54,24 @@ class Answer:
         if chunk.usage is not None:
             self.prompt_tokens, self.completion_tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
 
+    def _end_pause(self, now_s: float) -> None:
+        if self.pause_began_s is not None:
+            self.paused_s += now_s - self.pause_began_s
+            self.pause_began_s = None
+
     @property
     def ttft_ms(self) -> float | None:
         return None if self.first_text_s is None else (self.first_text_s - self.sent_s) * 1000
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Decode speed: (tokens - 1) / (time from the first text to the last). None with fewer than 2 tokens, or where no time passed."""
+        """Decode speed: (tokens - 1) / (time from the first text to the last, without pauses). None with fewer than 2 tokens, or where no
+        time passed.
+        """
         tokens, first_s, last_s = self.completion_tokens, self.first_text_s, self.last_text_s
-        if tokens is None or tokens < 2 or first_s is None or last_s is None or last_s <= first_s:
+        if tokens is None or tokens < 2 or first_s is None or last_s is None or last_s - first_s <= self.paused_s:
             return None
-        return (tokens - 1) / (last_s - first_s)
+        return (tokens - 1) / (last_s - first_s - self.paused_s)
 
     @property
     def _fills_context(self) -> bool:

@@ -4,6 +4,8 @@ litmus.shelf = (() => {
     const { storage } = litmus;
     const WIDE = 1200; // pixels
     const CLOSED = "litmus-shelf-closed"; // in localStorage
+    const COME_MS = 500; // in which Gradio has opened it
+    const NO_ROOM = "There is no room for what was deleted. Delete something else first.";
     let root = null;
     let deleted = []; // entries that Undo brings back
 
@@ -77,13 +79,15 @@ litmus.shelf = (() => {
         const what = entries.length === 1 ? `“${entries[0].title}” was deleted.` : `${entries.length} conversations were deleted.`;
         say(what, button("Undo", restore));
         if (entries.some(({ conversation }) => conversation.id === storage.opened())) litmus.act("new");
+        else litmus.keepAgain();
         draw();
     }
 
     function restore() {
-        for (const entry of deleted) storage.put(entry);
-        say(deleted.length === 1 ? "It is back." : "They are back.");
-        deleted = [];
+        const count = deleted.length;
+        deleted = deleted.filter((entry) => !storage.put(entry));
+        if (deleted.length) say(NO_ROOM, button("Undo", restore));
+        else say(count === 1 ? "It is back." : "They are back.");
         draw();
     }
 
@@ -109,7 +113,7 @@ litmus.shelf = (() => {
         if (!menu) return;
         event.stopImmediatePropagation();
         menu.querySelector("summary").focus();
-    });
+    }, true);
 
     function download(name, type, text) {
         const link = element("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
@@ -119,19 +123,24 @@ litmus.shelf = (() => {
 
     async function importFile(file) {
         try {
-            const added = storage.importText(await file.text());
-            say(added === 1 ? "One conversation was added." : `${added} conversations were added.`);
+            const { added, unreadable } = storage.importText(await file.text());
+            const leftOut = unreadable ? ` ${unreadable} could not be read and ${unreadable === 1 ? "was" : "were"} left out.` : "";
+            say(`${added === 1 ? "One conversation was added." : `${added} conversations were added.`}${leftOut}`);
         } catch (error) {
             say(error.message);
         }
         draw();
     }
 
-    // On a wide window the list is open, until the visitor closes it.
+    // On a wide window the list is open, until the visitor closes it. Its room is kept free from the beginning, so that nothing moves when it comes.
+    const { classList } = document.documentElement;
+    classList.toggle("shelf-comes", innerWidth >= WIDE && localStorage.getItem(CLOSED) === null);
+
     function openOnWideWindow() {
         const sidebar = root.closest(".sidebar");
         const toggle = sidebar.querySelector(".toggle-button");
-        if (innerWidth >= WIDE && localStorage.getItem(CLOSED) === null && !sidebar.classList.contains("open")) toggle.click();
+        if (classList.contains("shelf-comes") && !sidebar.classList.contains("open")) toggle.click();
+        setTimeout(() => classList.remove("shelf-comes"), COME_MS);
         toggle.addEventListener("click", () => {
             if (sidebar.classList.contains("open")) localStorage.setItem(CLOSED, "yes");
             else localStorage.removeItem(CLOSED);

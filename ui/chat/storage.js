@@ -6,7 +6,7 @@ litmus.storage = (() => {
     const OPEN = "litmus-open"; // in sessionStorage: which conversation this tab shows
     const FORMAT = "litmus-conversations";
     const TITLE_LENGTH = 60;
-    const ELSEWHERE = "Another tab has gone on with this conversation, too. Both are kept: open it in this list to see the other's branch.";
+    const ELSEWHERE = "Another tab has gone on with this conversation, too. Both are kept: open it in the list of conversations to see the other's branch.";
     let held = null; // the conversation as this tab had it last
 
     const parse = (text) => {
@@ -106,21 +106,36 @@ litmus.storage = (() => {
         return `# ${entry.title}\n\n${parts.join("\n")}`;
     }
 
-    // Returns how many were added. A conversation that is here already gets another id, so that nothing is overwritten.
+    // A turn follows one of the other side that stands before it, as conversation.py wants it; the first ones are questions.
+    function isReadable(conversation) {
+        if (!Array.isArray(conversation?.turns) || !/^[A-Za-z0-9-]{1,64}$/.test(conversation.id)) return false;
+        const { turns, leaf = null } = conversation;
+        const isTurn = ({ role, text, parent = null }, index) => {
+            const before = parent === null ? "assistant" : Number.isInteger(parent) && parent >= 0 && parent < index ? turns[parent].role : null;
+            return typeof text === "string" && before !== null && role === (before === "user" ? "assistant" : "user");
+        };
+        return turns.every((turn, index) => turn && isTurn(turn, index)) && (leaf === null || (Number.isInteger(leaf) && turns[leaf] !== undefined));
+    }
+
+    // Returns how many were added, and how many could not be read. A conversation that is here already gets another id, so that nothing is overwritten.
     function importText(text) {
         const file = parse(text);
         if (file?.format !== FORMAT || !Array.isArray(file.conversations)) {
             throw new Error("This file holds no conversations of this page. Choose a JSON file that it exported.");
         }
-        let added = 0;
-        for (const { title, updated, conversation } of file.conversations) {
-            if (!Array.isArray(conversation?.turns) || !/^[A-Za-z0-9-]{1,64}$/.test(conversation.id)) continue;
+        let added = 0, unreadable = 0;
+        for (const entry of file.conversations) {
+            const { title, updated, conversation } = entry ?? {};
+            if (!isReadable(conversation)) {
+                unreadable += 1;
+                continue;
+            }
             const id = get(conversation.id) ? litmus.newId() : conversation.id;
-            const entry = { title: String(title ?? titleOf(conversation)), updated: Number(updated) || Date.now(), conversation: { ...conversation, id } };
-            if (!put(entry)) throw new Error(litmus.storage.FULL);
+            const read = { title: String(title ?? titleOf(conversation)), updated: Number(updated) || Date.now(), conversation: { ...conversation, id } };
+            if (!put(read)) throw new Error(litmus.storage.FULL);
             added += 1;
         }
-        return added;
+        return { added, unreadable };
     }
 
     return {

@@ -21,6 +21,7 @@ from ui.chat.desk import Change, Desk
 from ui.chat.examples import placeholder_html
 from ui.chat.markdown import LATEX
 from ui.chat.messages import chat_messages
+from ui.chat.refusal import told
 from ui.chat.sampling import Form, FormError
 from ui.chat.settings import settings_form
 from ui.client import RequestFields, ServerError
@@ -55,11 +56,13 @@ class ChatTab:
                 elem_id="thumb",
                 padding=False,
             )
+        gr.HTML('<p id="told" role="alert"></p>', js_on_load="litmus.mountChat()", elem_id="tell", padding=False)
         self.banner = gr.HTML("", elem_id="editing", padding=False)
         with gr.Row(elem_id="ask"):
             self.box = gr.Textbox(value="", label="Message", placeholder="Write a message", max_lines=8, scale=8, elem_id="message")
             self.send = gr.Button("Send", variant="primary", min_width=90, scale=0, elem_id="send")
             self.stop = gr.Button("Stop", variant="stop", min_width=90, scale=0, visible=False, elem_id="stop")
+        gr.HTML('<p class="unsure">A model may be wrong: check what matters.</p>', elem_id="unsure", padding=False)
         gr.HTML('<p id="said" class="unseen-text" role="status"></p>', padding=False)
         self.act, self.lost = (gr.Button(name, visible="hidden", elem_id=name.lower()) for name in ("Act", "Lost"))
         # Gradio changes what is not shown at once: a component that is shown may still have its old value when the next step begins.
@@ -146,7 +149,9 @@ def answer_handler(visitors: Visitors) -> AnswerHandler:
                         drawn_s = now_s
                         yield _drawn(conversation, answer, served)
         except (ServerError, FormError) as error:
-            yield Change(draft=steps.pack(answer, answer.facts("failed", str(error)))).updates
+            problem, prompt_tokens = told(error)
+            answer.prompt_tokens = prompt_tokens or answer.prompt_tokens  # the gauge shows by how much it does not fit
+            yield Change(draft=steps.pack(answer, answer.facts("failed", problem))).updates
             return
         yield Change(draft=steps.pack(answer, answer.facts())).updates
 

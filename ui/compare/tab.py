@@ -34,14 +34,14 @@ def compare_tab(visitors: Visitors, tab: gr.Tab) -> None:
     """Builds the tab inside `tab`."""
     problem = gr.HTML("", elem_id="compare-problem", padding=False)
     prompt = gr.Textbox(
-        value="", label="Prompt for both", placeholder="Shift+Enter compares.", lines=2, max_lines=12, elem_id="compare-prompt"
+        value="", label="Prompt for both", placeholder="Ctrl+Enter compares.", lines=2, max_lines=12, elem_id="compare-prompt"
     )
     with gr.Row(elem_id="compare-settings"):
         columns = [_settings_column(name) for name in NAMES]
     fields = [field for column in columns for field in column]
     with gr.Row(elem_id="compare-actions"):
-        compare = gr.Button("Compare", variant="primary", min_width=90, scale=1)
-        stop = gr.Button("Stop both", variant="stop", min_width=90, scale=1, interactive=False)
+        compare = gr.Button("Compare", variant="primary", min_width=90, scale=1, elem_id="compare-begin")
+        stop = gr.Button("Stop both", variant="stop", min_width=90, scale=1, interactive=False, elem_id="compare-stop")
         in_turn = gr.Checkbox(False, label="One after the other", info=SHARED, container=False, min_width=280, scale=3)
     difference = gr.HTML(difference_html(Settings(), Settings()), elem_id="difference", padding=False)
     with gr.Row(elem_id="compare-answers"):

@@ -4,6 +4,8 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
 
 from app import plaintext
 from app.csvtable import Repeated, Unclosed, column_of, read_table
@@ -11,6 +13,10 @@ from ui.documents.worker import MAX_CHARACTERS, Unreadable
 
 COLUMNS = ("text", "content", "essay", "answer", "body")  # those a text is looked for in, the first one first
 MAX_ROWS = 200
+TO_THE_JOBS = {  # where all of a file's texts are scored
+    "row": "To score them all, choose the file on the Jobs tab.",
+    "line": "To score them all, save them as .csv and choose that on the Jobs tab.",
+}
 EMPTY = "its text is empty"
 NO_TEXT = "This is no text file: it has bytes that no text has. Save the text as .txt in UTF-8."
 NO_OBJECT = "the line is no JSON object with a field text"
@@ -82,13 +88,11 @@ def _json_lines(content: str) -> Iterator[tuple[int, object]]:
             yield number, next((value[key] for key in COLUMNS if key in value), None) if isinstance(value, dict) else value
 
 
-def _reading(found: Iterable[Part], place: str, note: str) -> Reading:
-    parts: list[Part] = []
-    for part in found:
-        if len(parts) == MAX_ROWS:
-            note = f"{note} Only the first {MAX_ROWS} {place}s were read. Split the file to score the rest.".strip()
-            break
-        parts.append(part)
+def _reading(found: Iterable[Part], place: Literal["row", "line"], note: str) -> Reading:
+    waiting = iter(found)
+    parts = list(islice(waiting, MAX_ROWS))
+    if left := sum(1 for _ in waiting):
+        note = f"{note} Only the first {MAX_ROWS:,} of {MAX_ROWS + left:,} {place}s were read. {TO_THE_JOBS[place]}".strip()
     if not parts:
         raise Unreadable(f"This file has no {place} with a text. {note}".strip())
     return Reading(tuple(parts), note)

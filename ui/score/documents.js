@@ -21,7 +21,10 @@ async function readFile(file, signal) {
     try {
         const answer = await litmus.call("documents", { body: file, headers: { "X-File-Name": encodeURIComponent(file.name), "Content-Type": "application/octet-stream" }, signal });
         if (answer.problem) throw new Error(answer.problem);
-        return answer.texts.map((part) => ({ name: part.name, text: part.text, note: answer.note, state: part.problem ? "failed" : "waiting", error: part.problem || undefined }));
+        const texts = answer.texts.map((part) => ({ name: part.name, text: part.text, state: part.problem ? "failed" : "waiting", error: part.problem || undefined }));
+        if (texts.length === 1) texts[0].note = answer.note;
+        else if (answer.note) texts.unshift({ name: file.name, kind: "file", note: answer.note });
+        return texts;
     } catch (error) {
         if (error.name === "AbortError") throw error;
         return [{ name: file.name, file, state: "failed", error: error.message }];
@@ -52,6 +55,16 @@ async function scoreSome(some, signal) {
     }
 }
 
+const charactersOf = (some) => some.reduce((sum, row) => sum + row.text.length, 0);
+
+// In words, at the pace of what this run has scored. Nothing before its first texts are scored, and where little is left.
+function timeLeft({ characters, ms }, waiting) {
+    const seconds = ms / 1000 * waiting / characters;
+    if (!(seconds >= 5)) return "";
+    if (seconds < 90) return `, about ${Math.ceil(seconds / 5) * 5} s left`;
+    return `, about ${Math.round(seconds / 60)} min left`;
+}
+
 async function readAll(signal) {
     for (let read = 0; unread.length; read++) {
         const file = unread[0], count = read + unread.length;
@@ -72,10 +85,14 @@ async function run(files) {
     const { signal } = stop;
     try {
         await readAll(signal);
+        const pace = { characters: 0, ms: 0 };
         for (let some = nextTexts(); some.length; some = nextTexts()) {
-            const left = rows.filter((row) => row.state === "waiting").length, done = rows.length - left;
-            tell(`Scoring: ${done} of ${rows.length} texts done.`, 0.5 + done / rows.length / 2);
+            const texts = rows.filter((row) => row.kind !== "file"), waiting = texts.filter((row) => row.state === "waiting"), done = texts.length - waiting.length;
+            tell(`Scoring: ${done} of ${texts.length} texts done${timeLeft(pace, charactersOf(waiting))}.`, 0.5 + done / texts.length / 2);
+            const begun = performance.now();
             await scoreSome(some, signal);
+            pace.ms += performance.now() - begun;
+            pace.characters += charactersOf(some);
             draw();
             await readAll(signal);
         }
@@ -106,26 +123,34 @@ function lookAt(row) {
     setTimeout(() => document.querySelector("#score-button")?.click(), 50);
 }
 
-function cell(line, content, className = "") {
+// Each part of the table has its role: on a phone the style lays them out as blocks, and browsers then take a table for none.
+function cell(line, content, className = "", label = "") {
     const made = line.insertCell();
+    made.role = "cell";
     made.className = className;
+    if (label) made.dataset.label = label;
     made.append(content ?? "");
     return made;
 }
 
 function numberCells(line, row) {
-    cell(line, row.probability === null ? "–" : asPercent(row.probability), "number");
-    cell(line, row.score === null ? "–" : asScore(row.score), "number");
-    cell(line, row.threshold === null ? "–" : asScore(row.threshold), "number");
-    cell(line, row.tokens.toLocaleString("en"), "number");
+    cell(line, row.probability === null ? "–" : asPercent(row.probability), "number", "Machine text");
+    cell(line, row.score === null ? "–" : asScore(row.score), "number", "Score");
+    cell(line, row.threshold === null ? "–" : asScore(row.threshold), "number", "Threshold");
+    cell(line, row.tokens.toLocaleString("en"), "number", "Tokens");
 }
 
 function drawRow(row) {
     const line = document.createElement("tr"), name = document.createElement("th");
-    name.scope = "row";
+    line.role = "row";
+    Object.assign(name, { scope: "row", role: "rowheader" });
     name.append(row.name);
-    if (row.note) name.append(Object.assign(document.createElement("small"), { textContent: row.note }));
+    if (row.note && row.kind !== "file") name.append(Object.assign(document.createElement("small"), { textContent: row.note }));
     line.append(name);
+    if (row.kind === "file") {
+        cell(line, row.note).colSpan = 6;
+        return line;
+    }
     if (row.state === "done") {
         const badge = Object.assign(document.createElement("span"), { className: `badge ${row.band}`, textContent: row.verdict });
         cell(line, badge).append(...row.warnings.slice(0, 1).map((warning) => Object.assign(document.createElement("small"), { textContent: warning })));
@@ -136,7 +161,7 @@ function drawRow(row) {
     const look = Object.assign(document.createElement("button"), { type: "button", textContent: "Look", disabled: !row.text });
     look.setAttribute("aria-label", `Look at ${row.name}`);
     look.addEventListener("click", () => lookAt(row));
-    cell(line, row.text ? look : "");
+    cell(line, row.text ? look : "", "look");
     return line;
 }
 
@@ -145,11 +170,13 @@ const rank = (row, key) => (key === "verdict" ? (row.band ? BAND_ORDER.indexOf(r
 function inOrder() {
     const { key, descending } = sorted;
     if (key === null) return rows;
+    const files = rows.filter((row) => row.kind === "file"), texts = rows.filter((row) => row.kind !== "file");
     const compare = (one, two) => (typeof one === "string" ? one.localeCompare(two, "en", { numeric: true }) : one - two) * (descending ? -1 : 1);
-    return [...rows].sort((one, two) => {
+    const inOrder = texts.sort((one, two) => {
         const [first, second] = [rank(one, key), rank(two, key)];
         return first === null || second === null ? (first === null) - (second === null) : compare(first, second);
     });
+    return [...files, ...inOrder];
 }
 
 function draw() {
@@ -190,10 +217,4 @@ input.addEventListener("change", () => {
     input.value = "";
     run(files);
 });
-for (const name of ["dragover", "dragleave", "drop"]) {
-    element.addEventListener(name, (event) => {
-        event.preventDefault();
-        element.querySelector(".drop").classList.toggle("over", name === "dragover");
-        if (name === "drop") run([...event.dataTransfer.files]);
-    });
-}
+litmus.takeFiles(document.querySelector("#score-tab"), run, (isOver) => element.querySelector(".drop").classList.toggle("over", isOver));

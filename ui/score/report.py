@@ -18,6 +18,7 @@ from ui.score.row import row_of
 from ui.score.views import views_html
 
 FLAG_FORM = Path(__file__).with_name("flag.html").read_text(encoding="utf-8")
+MAX_CHARACTERS_PER_WORD = 20  # more means that no blanks divide the words
 CHANGED = '<p class="changed" role="status"></p>'  # result.js fills it
 CAVEAT = (
     "A score is not a proof, and no share of the text: “80%” does not mean that four fifths of it are machine text. Detectors are often "
@@ -50,11 +51,19 @@ def idle_html() -> str:
     return '<p class="status">Paste a text and press Score. The result appears here.</p>'
 
 
-def scoring_html(words: int, elapsed_s: float) -> str:
+def amount(text: str) -> str:
+    """In words; in characters where the script puts no blanks between words."""
+    words = len(text.split())
+    if len(text) > MAX_CHARACTERS_PER_WORD * words:
+        return f"{len(text):,} characters"
+    return f"{words:,} word{'' if words == 1 else 's'}"
+
+
+def scoring_html(text: str, elapsed_s: float) -> str:
     """Counts the seconds, so that a long text does not look like a page that hangs."""
     waited = f", {elapsed_s:.0f} s so far" if elapsed_s >= 1 else ""
     return (
-        f'<div class="working"><p class="status" role="status">Scoring {words:,} word{"" if words == 1 else "s"}{waited}.</p>'
+        f'<div class="working"><p class="status" role="status">Scoring {amount(text)}{waited}.</p>'
         f'<progress aria-label="Scoring"></progress></div>'
     )
 

@@ -1,7 +1,7 @@
 // What the result of one text and the table of many share: rows as files.
-// A row has a hash of its text, never the text.
+// A row has a hash of its text, never the text. A row of the kind "file" has no text: it says in its note what of a file was left out or assumed.
 const COLUMNS = ["name", "hash", "verdict", "probability", "low", "high", "method", "score", "threshold", "false_positive_rate", "n", "tokens",
-    "model", "precision", "calibration", "warnings", "error"];
+    "model", "precision", "calibration", "warnings", "error", "note"];
 const exported = (row) => Object.fromEntries(COLUMNS.map((name) => [name, name === "warnings" ? (row.warnings ?? []).join(" | ") : row[name] ?? null]));
 const asPercent = (value) => (value > 0.99 ? "over 99%" : value < 0.01 ? "under 1%" : `${Math.round(100 * value)}%`);
 const asScore = (value) => value.toLocaleString("en", { minimumFractionDigits: 3, maximumFractionDigits: 3 });
@@ -27,7 +27,7 @@ const jsonLinesOf = (rows) => rows.map((row) => JSON.stringify(exported(row)) + 
 const escapeHtml = (value) => String(value).replace(/[&<>"']/g, (letter) => `&#${letter.charCodeAt(0)};`);
 
 function reportRow(row) {
-    const facts = row.error
+    const facts = row.kind === "file" ? [] : row.error
         ? [["Not scored", row.error]]
         : [
             ["What it means", row.meaning],
@@ -40,8 +40,9 @@ function reportRow(row) {
             ["Model", `${row.model}, ${row.precision}`],
             ["Calibration", row.calibration ?? "none"],
         ];
-    const items = [...facts, ...(row.hash ? [["SHA-256 of the text", row.hash]] : [])].map(([name, value]) => `<dt>${escapeHtml(name)}</dt><dd>${escapeHtml(value)}</dd>`);
-    return `<section><h2>${escapeHtml(row.name)}: ${escapeHtml(row.verdict ?? "not scored")}</h2><dl>${items.join("")}</dl></section>`;
+    const note = row.note ? [["About the file", row.note]] : [];
+    const items = [...facts, ...note, ...(row.hash ? [["SHA-256 of the text", row.hash]] : [])].map(([name, value]) => `<dt>${escapeHtml(name)}</dt><dd>${escapeHtml(value)}</dd>`);
+    return `<section><h2>${escapeHtml(row.name)}${row.kind === "file" ? "" : `: ${escapeHtml(row.verdict ?? "not scored")}`}</h2><dl>${items.join("")}</dl></section>`;
 }
 
 function reportOf(rows) {

@@ -60,7 +60,7 @@ def score_tab(visitors: Visitors, model: gr.Dropdown, flags: bool = False, max_f
             text = gr.Textbox(
                 value="",
                 label="Text to score",
-                placeholder="Paste a text. A verdict needs about 50 words; 150 or more are better.",
+                placeholder="Paste a text. A verdict needs about 50 words; 150 or more are better. Ctrl+Enter scores.",
                 lines=10,
                 max_lines=24,
                 elem_id="score-text",
@@ -68,7 +68,7 @@ def score_tab(visitors: Visitors, model: gr.Dropdown, flags: bool = False, max_f
             method = gr.Dropdown([("Automatic", AUTOMATIC)], value=AUTOMATIC, label="Method", interactive=True)
             with gr.Row():
                 score = gr.Button("Score", variant="primary", min_width=90, elem_id="score-button")
-                cancel = gr.Button("Cancel", variant="stop", min_width=90, visible=False)
+                cancel = gr.Button("Cancel", variant="stop", min_width=90, visible=False, elem_id="score-cancel")
                 clear = gr.Button("Clear", min_width=90, elem_id="score-clear")
             gr.Examples([[example] for example in TEXTS.values()], text, label="Examples", example_labels=list(TEXTS))
             gr.HTML(report.caveat_html())
@@ -111,11 +111,11 @@ def score_handler(visitors: Visitors, flags: bool = False) -> Callable[[gr.Reque
         client, waiting = visitors.client(request.request), [""]  # its last sentence, while the model loads
         scored = loading.ask(client, lambda: client.score(text, method or None, model, top), waiting.append)
         work = asyncio.ensure_future(scored)
-        words, began_s = len(text.split()), time.monotonic()
+        began_s = time.monotonic()
         try:
             while not work.done():
                 waited_s = time.monotonic() - began_s
-                yield (report.loading_html(waiting[-1]) if waiting[-1] else report.scoring_html(words, waited_s)), *_buttons(True)
+                yield (report.loading_html(waiting[-1]) if waiting[-1] else report.scoring_html(text, waited_s)), *_buttons(True)
                 await asyncio.wait({work}, timeout=TICK_S)
             yield report.report_html(work.result(), text, flags), *_buttons(False)
         except ServerError as error:

@@ -10,7 +10,7 @@ from app.benchmarks import forms
 from app.benchmarks.engine import print_json_lines
 from models import synthetic
 
-TINY = synthetic.Shape(hidden=64, layers=2, heads=4, kv_heads=2, ff=128, vocabulary=700, context=2048)
+TINY = synthetic.Shape(hidden=64, layers=2, heads=4, kv_heads=2, ff=128, vocabulary=700, context=512)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, list[dict[str, Any]], str]:
-    argv = ["--model", str(folder), "--device", "cpu", "--dtype", "float32", "--streams", "2", "--repeats", "1", *options]
+    argv = ["--model", str(folder), "--device", "cpu", "--dtype", "float32", "--streams", "2", "--context", "512"]
+    argv += ["--repeats", "1", *options]
     code = print_json_lines(forms.measure(forms.parse_args(argv)))
     captured = capsys.readouterr()
     return code, [json.loads(line) for line in captured.out.splitlines() if line.startswith("{")], captured.err
@@ -35,5 +36,5 @@ def test_all_kinds_are_measured_beside_text_of_the_same_kind(folder: Path, capsy
 
 
 def test_an_answer_that_ends_before_all_steps_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, error = run(folder, capsys, "--steps", "3000", "--thought-tokens", "4")
+    code, _, error = run(folder, capsys, "--steps", "1000", "--thought-tokens", "4")
     assert code == 2 and "ended before all steps" in error

@@ -204,7 +204,7 @@ def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
     return GrammarCompiler(tokenizer.base, len(tokenizer.base), tokenizer.end_tokens())
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(root=SCHEMA, seed=st.integers(0, 2**32), times=st.integers(1, 2))
 def test_every_answer_is_complete_when_its_shortest_completion_fits(
     compiler: GrammarCompiler, tokenizer: Tokenizer, root: Schema, seed: int, times: int

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from driving import answers_of, drain, random_prompt
+from driving import answers_of, drain, flat_model, random_prompt, reference_model
 from planning import create as create_scheduler
 from planning import run
-from tinymodels import CONTEXT, VOCABULARY, letters, tiny
+from tinymodels import CONTEXT, VOCABULARY, letters
 
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Embedded, Event, Failed, Scored
-from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.flat import CacheLimits
 from app.engine.request import Embed, Generate, Pooling, SamplingParams, Score
 from app.engine.texts import add_states, unit_vector
 from app.scoring.windows import windows
@@ -25,14 +25,13 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 def create(name: str = "Llama", step_tokens: int = STEP_TOKENS) -> Engine:
-    performer = create_flat_model(tiny(name), CacheLimits(4, CONTEXT))
-    return Engine(performer, letters, frozenset(), EngineLimits(4, CONTEXT, step_tokens))
+    return Engine(flat_model(name, CacheLimits(4, CONTEXT)), letters, frozenset(), EngineLimits(4, CONTEXT, step_tokens))
 
 
 def expected(name: str, tokens: Sequence[int], pooling: Pooling) -> list[float]:
     """The last of the hidden states is after the last norm."""
     with torch.inference_mode():
-        states = tiny(name)(torch.tensor([tokens]), output_hidden_states=True).hidden_states[-1][0].double()
+        states = reference_model(name)(torch.tensor([tokens]), output_hidden_states=True).hidden_states[-1][0].double()
     pooled = states.mean(0) if pooling == "mean" else states[-1]
     values: list[float] = (pooled / pooled.norm()).tolist()
     return values

@@ -1,4 +1,4 @@
-"""The engine against slow, obvious ways to get the same answer: transformers' `generate`, and a request that runs alone."""
+"""The engine against slow, obvious ways to get the same answer: transformers' own forward, and a request that runs alone."""
 
 import itertools
 import random
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from driving import answers_of, drain, random_prompt
+from driving import answers_of, drain, flat_model, random_prompt, reference_model
 from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 
 from app.engine.engine import Engine, EngineLimits
@@ -16,37 +16,11 @@ from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Genera
 from app.errors import UnsupportedModel
 from app.scoring.windows import windows
 
-NEW = 10
-
 
 def create(name: str = "Llama", slots: int = 4, step_tokens: int = 16, observer: bool = False) -> Engine:
-    performer = create_flat_model(tiny(name), CacheLimits(slots, CONTEXT))
-    second = create_flat_model(tiny(name, seed=1), CacheLimits(0, CONTEXT)) if observer else None
+    performer = flat_model(name, CacheLimits(slots, CONTEXT))
+    second = flat_model(name, CacheLimits(0, CONTEXT), seed=1) if observer else None
     return Engine(performer, letters, frozenset(), EngineLimits(slots, CONTEXT, step_tokens), second)
-
-
-@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"])
-@pytest.mark.parametrize("seed", range(3))
-def test_greedy_equals_generate_whenever_requests_arrive(name: str, seed: int) -> None:
-    rng = random.Random(seed)
-    model = tiny(name)
-    prompts = [random_prompt(rng) for _ in range(9)]
-    expected = {}
-    for index, ids in enumerate(prompts):
-        row = torch.tensor([ids])
-        out = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=NEW, do_sample=False, eos_token_id=None)
-        expected[str(index)] = letters(out[0, len(ids) :].tolist())
-    engine = create(name)
-    waiting, events = list(enumerate(prompts)), []
-    while waiting or not engine.idle:
-        if waiting and rng.random() < 0.4:
-            index, ids = waiting.pop(rng.randrange(len(waiting)))
-            engine.submit(Generate(str(index), ids, NEW, SamplingParams(temperature=0.0)))
-            if rng.random() < 0.5:
-                text = random_prompt(rng, 60)
-                engine.submit(Score(f"s{index}", text, windows(len(text), CONTEXT)))
-        events += engine.step()
-    assert answers_of(events) == expected
 
 
 @pytest.mark.parametrize("name", ["Falcon", "Gemma2"])
@@ -103,8 +77,8 @@ def test_statistics_equal_those_of_the_models_own_forward() -> None:
     (event,) = drain(engine)
     assert isinstance(event, Scored)
     with torch.inference_mode():
-        log_p = tiny("Llama")(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-        q = tiny("Llama", seed=1)(torch.tensor([ids])).logits[0, :-1].softmax(-1)
+        log_p = reference_model("Llama")(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        q = reference_model("Llama", seed=1)(torch.tensor([ids])).logits[0, :-1].softmax(-1)
     for row, token in enumerate(ids[1:]):
         assert event.columns.logprob[row] == pytest.approx(float(log_p[row, token]), abs=1e-4)
         assert event.columns.rank[row] == 1 + sum(other > log_p[row, token] for other in log_p[row])
@@ -261,7 +235,7 @@ def test_log_probabilities_are_those_of_the_models_own_forward_also_of_the_promp
     whole = [*ids, *(each.token for delta in deltas for each in delta.logprobs)]
     assert [each.token for each in logprobs] == whole[1:]
     with torch.inference_mode():
-        expected = tiny("Llama")(torch.tensor([whole])).logits[0].log_softmax(-1)
+        expected = reference_model("Llama")(torch.tensor([whole])).logits[0].log_softmax(-1)
     for position, each in enumerate(logprobs):
         assert each.logprob == pytest.approx(float(expected[position, each.token]), abs=1e-4)
         likeliest = expected[position].topk(top)
@@ -332,7 +306,7 @@ def test_a_step_ends_when_the_device_has_computed_it(monkeypatch: pytest.MonkeyP
 
 
 def test_all_cards_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, waits = create().performer, []
+    model, waits = create_flat_model(tiny("Llama"), CacheLimits(0, CONTEXT)), []
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     model.wait()
     model.devices = torch.device("cuda:1"), torch.device("cuda:2")

@@ -76,7 +76,7 @@ def test_a_step_stays_on_the_device_and_waits_for_nothing(name: str, has_page_ta
         pytest.skip("torch's kernel takes no table of pages before 2.12")
     monkeypatch.setattr(varlen, "has_page_table", lambda: has_page_table)
     monkeypatch.setattr(DecodeGraphs, "_check", lambda *_: None)  # there are no numbers
-    DecodeGraphs(without_numbers(name, monkeypatch), 3, recorded_on_meta).record()
+    DecodeGraphs(without_numbers(name, monkeypatch), 2, recorded_on_meta).record()
 
 
 @pytest.mark.parametrize(

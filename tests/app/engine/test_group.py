@@ -1,19 +1,19 @@
 """Beam search and contrastive search in the engine's loop, beside other requests."""
 
 import random
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
-from driving import answers_of, random_prompt, run_all
-from tinymodels import CONTEXT, VOCABULARY, letters, tiny
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from driving import answers_of, flat_model, generated, random_prompt, reference_model, run_all
+from tinymodels import CONTEXT, VOCABULARY, letters
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import MinNewTokensLengthLogitsProcessor, NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Failed
-from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.flat import CacheLimits
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate, SamplingParams
 
 NEW = 10
@@ -21,15 +21,14 @@ run = partial(run_all, steps_between=2)
 
 
 def create(name: str = "Llama", slots: int = 6, end_tokens: frozenset[int] = frozenset()) -> Engine:
-    return Engine(
-        create_flat_model(tiny(name), CacheLimits(slots, CONTEXT, page_tokens=16)), letters, end_tokens, EngineLimits(slots, CONTEXT, 16)
-    )
+    performer = flat_model(name, CacheLimits(slots, CONTEXT, page_tokens=16))
+    return Engine(performer, letters, end_tokens, EngineLimits(slots, CONTEXT, 16))
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2", "Mistral"])
 @pytest.mark.parametrize("end_tokens", [frozenset(), frozenset(range(0, VOCABULARY, 7))])
 def test_beam_search_beside_others_equals_generate(name: str, end_tokens: frozenset[int]) -> None:
-    rng, model = random.Random(len(end_tokens)), tiny(name)
+    rng, model = random.Random(len(end_tokens)), reference_model(name)
     jobs, expected = [], {}
     for index, beams in enumerate((2, 3, 5, 4)):
         ids = random_prompt(rng)
@@ -89,13 +88,18 @@ def params_changing(options: dict[str, Any], answer: str) -> tuple[SamplingParam
     return sampling, stop
 
 
+@cache
+def plain_beam(ids: tuple[int, ...]) -> str:
+    return answers_of(run(create(), [Generate("plain", ids, NEW, search=BeamSearchParams(3))]))["plain"]
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
 @pytest.mark.parametrize("early", [False, True])
 def test_beam_search_applies_penalties_bans_and_stop_strings_like_generate(options: dict[str, Any], early: bool) -> None:
-    rng, model = random.Random(5), tiny("Llama")
-    for seed in range(4):
+    rng, model = random.Random(5), reference_model("Llama")
+    for seed in range(3):
         ids = random_prompt(rng)
-        plain = answers_of(run(create(), [Generate("plain", ids, NEW, search=BeamSearchParams(3))]))["plain"]
+        plain = plain_beam(ids)
         end_tokens = frozenset({ord(plain[4]) - 0x4E00}) if "min_tokens" in options else frozenset()
         sampling, stop = params_changing(options, plain)
         row = torch.tensor([ids])
@@ -118,23 +122,22 @@ def test_beam_search_applies_penalties_bans_and_stop_strings_like_generate(optio
         assert answers_of(run(create(end_tokens=end_tokens), [job]))["search"] == expected, seed
 
 
-def contrastive(name: str, ids: tuple[int, ...], search: ContrastiveSearchParams, processors: LogitsProcessorList | None = None) -> str:
-    """The answer by definition: a full forward for each candidate."""
-    model, tokens = tiny(name), list(ids)
+@cache
+@torch.inference_mode()
+def contrastive(name: str, ids: tuple[int, ...], search: ContrastiveSearchParams, processors: tuple[LogitsProcessor, ...] = ()) -> str:
+    """The answer by definition: a full forward of all that each candidate would follow."""
+    model, tokens = reference_model(name), list(ids)
 
-    def forward(row: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.inference_mode():
-            out = model.base_model(torch.tensor([row])).last_hidden_state[0]
-            return out, model.get_output_embeddings()(out[-1])
+    def forward(rows: list[list[int]]) -> torch.Tensor:
+        return model.base_model(torch.tensor(rows)).last_hidden_state
 
     for _ in range(NEW):
-        hidden, logits = forward(tokens)
-        if processors is not None:
-            logits = processors(torch.tensor([tokens]), logits[None])[0]
+        hidden = forward([tokens])[0]
+        logits = LogitsProcessorList(processors)(torch.tensor([tokens]), model.get_output_embeddings()(hidden[-1:]))[0]
         top = logits.softmax(-1).topk(search.top_k)
+        states = forward([[*tokens, candidate] for candidate in top.indices.tolist()])[:, -1]
         scores = []
-        for probability, candidate in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            state = forward([*tokens, candidate])[0][-1]
+        for probability, state in zip(top.values.tolist(), states, strict=True):
             similarity = torch.nn.functional.cosine_similarity(hidden, state[None]).max()
             scores.append((1 - search.penalty_alpha) * probability - search.penalty_alpha * float(similarity))
         tokens.append(top.indices.tolist()[scores.index(max(scores))])
@@ -163,12 +166,12 @@ def test_contrastive_search_applies_penalties_bans_and_stop_strings(options: dic
         plain = contrastive("Llama", ids, search)
         sampling, stop = params_changing(options, plain)
         end_tokens = frozenset({ord(plain[4]) - 0x4E00}) if sampling.min_tokens else frozenset()
-        processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
+        processors: list[LogitsProcessor] = [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)]
         if sampling.bad_words:
             processors.append(NoBadWordsLogitsProcessor([list(word) for word in sampling.bad_words]))
         if sampling.min_tokens:
             processors.append(MinNewTokensLengthLogitsProcessor(len(ids), sampling.min_tokens, sorted(end_tokens), device="cpu"))
-        expected = contrastive("Llama", ids, search, processors)
+        expected = contrastive("Llama", ids, search, tuple(processors))
         end_letters = tuple(letters([token]) for token in end_tokens)
         head = expected[: sampling.min_tokens]
         expected = head + cut(expected[len(head) :], end_letters + stop) if end_tokens else cut(expected, stop)
@@ -178,15 +181,13 @@ def test_contrastive_search_applies_penalties_bans_and_stop_strings(options: dic
 
 
 def test_a_conversation_continues_from_the_cache_of_a_search() -> None:
-    rng, model = random.Random(3), tiny("Llama")
+    rng = random.Random(3)
     for search in (BeamSearchParams(3), ContrastiveSearchParams(3, 0.5)):
         engine, ids = create(), tuple(rng.randrange(VOCABULARY) for _ in range(40))
         answer = answers_of(run(engine, [Generate("search", ids, NEW, search=search)]))["search"]
         longer = ids + tuple(ord(letter) - 0x4E00 for letter in answer) + (5, 6)
         events = run(engine, [Generate("on", longer, NEW, SamplingParams(temperature=0.0))])
-        row = torch.tensor([longer])
-        out = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=NEW, do_sample=False, eos_token_id=None)
-        assert answers_of(events)["on"] == letters(out[0, len(longer) :].tolist())
+        assert answers_of(events)["on"] == letters(list(generated("Llama", longer, NEW)))
         assert next(event.cached for event in events if isinstance(event, Delta)) >= 40
 
 

@@ -20,7 +20,7 @@ FORMATS = [GroupFormat(4, 32), GroupFormat(4, 16), GroupFormat(4, 32, TABLE), Gr
 NEEDS_16 = (GroupFormat(8, 16), 8)  # inputs of 8 bits are not supported there
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     rows=st.integers(1, 40) | st.sampled_from([70, 84, 85, 99, 140, 141, 300]),
     inputs=st.integers(1, 90),
@@ -62,7 +62,7 @@ def test_both_ways_to_multiply_bfloat16_are_right_and_independent_of_other_rows(
 
 
 @pytest.mark.parametrize("built", ["native", *OLDER], indirect=True)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 40) | st.sampled_from([84, 141]),
     groups=st.integers(1, 5),

@@ -23,7 +23,7 @@ def as_floats(cache: torch.Tensor) -> torch.Tensor:
     return cache[..., :-4].float() * cache[..., -4:].contiguous().view(torch.float32) if cache.dtype == torch.int8 else cache.float()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     rows=st.integers(1, 9),
     kv_heads=st.integers(1, 3),
@@ -67,7 +67,7 @@ def test_decode_attention_matches_torch(
         torch.testing.assert_close(result[row].float(), expected, atol=atol, rtol=rtol)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 45) | st.sampled_from([140, 600]),
     start=st.integers(0, 40) | st.sampled_from([500, 1030]),

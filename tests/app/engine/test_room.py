@@ -5,34 +5,31 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from driving import answers_of, drain, random_prompt, run_all
+from driving import answers_of, drain, flat_model, random_prompt, run_all
 from planning import Clock, detokenize, generate, request_in, run
-from tinymodels import CONTEXT, VOCABULARY, letters, tiny
+from tinymodels import CONTEXT, VOCABULARY, letters
 
 from app.engine.budget import StepBudget
 from app.engine.cache import SlotCache
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Failed
-from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.flat import CacheLimits
 from app.engine.notices import SetBack
 from app.engine.pages import PagePool
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate, SamplingParams
 from app.engine.scheduler import AGE_S, Scheduler
 from app.engine.slot import Slot
 
-PAGE, SLOTS = 16, 40  # tokens
-
-
-@cache
-def flat_model(name: str, contexts: int) -> FlatModel:
-    return create_flat_model(tiny(name), CacheLimits(SLOTS, CONTEXT, page_tokens=PAGE, cache_tokens=contexts * CONTEXT))
+PAGE, SLOTS = 16, 20  # tokens
 
 
 def create(contexts: int, name: str = "Llama", step_tokens: int = 64) -> Engine:
-    """The engine has 40 slots, and a cache for so many whole contexts."""
-    return Engine(flat_model(name, contexts), letters, frozenset(), EngineLimits(SLOTS, CONTEXT, step_tokens))
+    """The engine has twenty slots, and a cache for so many whole contexts."""
+    limits = CacheLimits(SLOTS, CONTEXT, page_tokens=PAGE, cache_tokens=contexts * CONTEXT)
+    return Engine(flat_model(name, limits), letters, frozenset(), EngineLimits(SLOTS, CONTEXT, step_tokens))
 
 
+@cache
 def alone(job: Generate) -> str:
     engine = create(SLOTS)
     engine.submit(job)
@@ -40,11 +37,11 @@ def alone(job: Generate) -> str:
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2", "Mistral"])
-def test_forty_long_answers_in_room_for_ten_are_all_given_as_if_each_were_alone(name: str) -> None:
-    rng, engine = random.Random(name), create(10, name)
+def test_twenty_long_answers_in_room_for_five_are_all_given_as_if_each_were_alone(name: str) -> None:
+    rng, engine = random.Random(name), create(5, name)
     jobs = [
         Generate(str(index), random_prompt(rng), 80, SamplingParams(temperature=0.9 * (index % 2), seed=index, repetition_penalty=1.1))
-        for index in range(40)
+        for index in range(20)
     ]
     events = run_all(engine, jobs)
     whole = create(SLOTS, name)
@@ -53,7 +50,7 @@ def test_forty_long_answers_in_room_for_ten_are_all_given_as_if_each_were_alone(
     assert sum(isinstance(event, SetBack) for event in events) == engine.report("").cache.set_back > 0
     assert whole.report("").cache.set_back == 0
     cache = engine.report("").cache
-    assert (cache.pages.used, cache.pages.shared) == (0, 0) and cache.pages.cached + cache.pages.free == 10 * CONTEXT // PAGE
+    assert (cache.pages.used, cache.pages.shared) == (0, 0) and cache.pages.cached + cache.pages.free == 5 * CONTEXT // PAGE
 
 
 def test_a_prompt_that_fills_the_context_is_read_in_a_cache_of_one_context() -> None:
@@ -71,15 +68,15 @@ def test_a_prompt_that_fills_the_context_is_read_in_a_cache_of_one_context() -> 
 
 def test_every_token_is_sent_once_with_its_log_probability_and_stop_strings_end_answers_that_were_set_back() -> None:
     rng = random.Random(2)
-    plain = [Generate(str(index), random_prompt(rng), 90, SamplingParams(seed=index)) for index in range(8)]
+    plain = [Generate(str(index), random_prompt(rng), 90, SamplingParams(seed=index)) for index in range(6)]
     jobs = [replace(job, stop=(alone(job)[70:72],), logprobs=2) for job in plain]
     engine = create(2)
     events = run_all(engine, jobs)
     assert any(isinstance(event, SetBack) for event in events)
-    for job in jobs:
+    for job, unstopped in zip(jobs, plain, strict=True):
         deltas = [event for event in events if isinstance(event, Delta) and event.id == job.id]
         tokens = [token for delta in deltas for token in delta.tokens]
-        text = alone(replace(job, stop=()))
+        text = alone(unstopped)
         assert "".join(delta.text for delta in deltas) == text[: text.index(job.stop[0])]
         assert [each.token for delta in deltas for each in delta.logprobs] == tokens
         assert [delta.finish for delta in deltas if delta.finish] == ["stop"]
@@ -154,8 +151,8 @@ def test_an_owner_of_many_conversations_does_not_make_another_lose_its_own() -> 
 
     for crowd, found in (("crowd", 48), (None, 0)):
         cached_of("mine", "me")
-        prompts = [tuple(rng.randrange(VOCABULARY) for _ in range(60)) for _ in range(20)]
-        run_all(engine, [Generate(f"{crowd} {index}", prompt, 20, owner=crowd) for index, prompt in enumerate(prompts)], 90)
+        prompts = [tuple(rng.randrange(VOCABULARY) for _ in range(60)) for _ in range(10)]
+        run_all(engine, [Generate(f"{crowd} {index}", prompt, 20, owner=crowd) for index, prompt in enumerate(prompts)], 30)
         assert cached_of("mine again", "me") == found
 
 

@@ -71,19 +71,27 @@ def draw_end_tokens(rng: random.Random, model: PreTrainedModel, ids: list[int]) 
 
 
 @cache
-def case(name: str, seed: int) -> tuple[PreTrainedModel, list[int], list[frozenset[int]]]:
+def shallow(seed: int) -> PreTrainedModel:
+    """A search sees numbers, not what computes them: one layer is enough."""
+    model = tiny("Llama", seed)
+    del model.model.layers[1:]
+    model.config.num_hidden_layers = 1
+    return model
+
+
+@cache
+def case(seed: int) -> tuple[PreTrainedModel, list[int], list[frozenset[int]]]:
     """A model, a prompt and sets of end tokens."""
     rng = random.Random(seed)
-    model, ids = tiny(name, seed), prompt(rng)
+    model, ids = shallow(seed), prompt(rng)
     return model, ids, draw_end_tokens(rng, model, ids)
 
 
-@pytest.mark.parametrize("name", ["Llama", "GPT2"])
 @pytest.mark.parametrize("beams", range(1, 6))
 @pytest.mark.parametrize("length_penalty", [0.5, 1.0, 2.0])
-def test_beam_search_equals_generate(name: str, beams: int, length_penalty: float) -> None:
+def test_beam_search_equals_generate(beams: int, length_penalty: float) -> None:
     for seed in range(2):
-        model, ids, end_tokens_of_case = case(name, seed)
+        model, ids, end_tokens_of_case = case(seed)
         for end_tokens in end_tokens_of_case:
             for search in (BeamSearchParams(beams, length_penalty, early_stopping) for early_stopping in (False, True)):
                 answer, finish = beam(model, ids, BeamSearch(search, NEW, end_tokens), beams)
@@ -106,7 +114,7 @@ class IsComplete(StoppingCriteria):
 def test_sequences_that_are_complete_without_an_end_token_end_as_in_generate(share: int, early_stopping: bool) -> None:
     """Also where so many of them end that fewer than `beams` are left to continue."""
     for seed in range(6):
-        model, ids, beams = tiny("Llama", seed), prompt(random.Random(seed)), 2 + seed % 4
+        model, ids, beams = shallow(seed), prompt(random.Random(seed)), 2 + seed % 4
 
         def is_complete(tokens: Sequence[int]) -> bool:
             return len(tokens) > 1 and (tokens[-1] + tokens[-2]) % share == 0
@@ -188,8 +196,9 @@ def equation_five(model: PreTrainedModel, ids: list[int], search: ContrastiveSea
         past = hidden[0].double().tolist()
         probabilities = logits[0, -1].double().softmax(-1).tolist()
         best = (-math.inf, -1)
-        for token in sorted(range(VOCABULARY), key=lambda token: -probabilities[token])[: search.top_k]:
-            state = states(model, [[*rows, token]])[1][0, -1].double().tolist()
+        candidates = sorted(range(VOCABULARY), key=lambda token: -probabilities[token])[: search.top_k]
+        followed = states(model, [[*rows, token] for token in candidates])[1][:, -1].double().tolist()
+        for token, state in zip(candidates, followed, strict=True):
             similarity = max(cosine(state, earlier) for earlier in past)
             score = (1 - search.penalty_alpha) * probabilities[token] - search.penalty_alpha * similarity
             best = max(best, (score, token), key=lambda pair: pair[0])
@@ -197,21 +206,20 @@ def equation_five(model: PreTrainedModel, ids: list[int], search: ContrastiveSea
     return rows[len(ids) :]
 
 
-@pytest.mark.parametrize("name", ["Llama", "GPT2"])
 @pytest.mark.parametrize(
     "search",
     [ContrastiveSearchParams(4, 0.6), ContrastiveSearchParams(8, 0.1), ContrastiveSearchParams(5, 1.0), ContrastiveSearchParams(1, 0.6)],
 )
-def test_contrastive_search_equals_the_equation(name: str, search: ContrastiveSearchParams) -> None:
+def test_contrastive_search_equals_the_equation(search: ContrastiveSearchParams) -> None:
     for seed in range(2):
-        model, ids = tiny(name, seed), prompt(random.Random(seed))
+        model, ids = shallow(seed), prompt(random.Random(seed))
         expected = equation_five(model, ids, search)
         for chunk in (1, 4, len(ids)):
             assert run_contrastive(model, ids, ContrastiveSearch(search), chunk) == expected
 
 
 def test_without_a_penalty_contrastive_search_is_greedy() -> None:
-    model, ids = tiny("Llama"), prompt(random.Random(7))
+    model, ids = shallow(0), prompt(random.Random(7))
     assert run_contrastive(model, ids, ContrastiveSearch(ContrastiveSearchParams(5, 0.0)), len(ids)) == golden(
         model, ids, BeamSearchParams(1), frozenset()
     )

@@ -1,13 +1,14 @@
 """The limit of a thought's tokens: in scripted answers, and in a tiny model's, with and without a grammar, alone and beside others."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from driving import answers_of, drain
+from driving import answers_of, drain, run_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinymodels import CONTEXT, tiny
@@ -17,6 +18,7 @@ from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Failed
 from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.grammar import GrammarCompiler
+from app.engine.notices import Waiting
 from app.engine.request import BeamSearchParams, Generate, SamplingParams, ThoughtLimit
 from app.engine.thought import LimitedThought
 from app.forms.grammar import json_grammar
@@ -113,35 +115,34 @@ def request(tokenizer: Tokenizer, limit: int | None, seed: int, grammar: str | N
     )
 
 
-def thought_tokens(engine: Engine, job: Generate) -> tuple[int, str]:
-    """How many tokens of the answer came before its closing mark, and what came after it."""
-    engine.submit(job)
-    text, tokens = "", 0
-    for event in drain(engine):
+def thought_tokens(engine: Engine, jobs: list[Generate]) -> list[tuple[int, str]]:
+    """How many tokens of each answer came before its closing mark, and what came after it."""
+    texts, tokens = dict.fromkeys((job.id for job in jobs), ""), Counter[str]()
+    for event in run_all(engine, jobs, 0):
+        if isinstance(event, Waiting):
+            continue
         assert isinstance(event, Delta), event
         for part in event.parts():
-            tokens += THINK.close not in text
-            text += part.text
-    return tokens - len(THINK.close), text.partition(THINK.close)[2].strip()
+            tokens[event.id] += THINK.close not in texts[event.id]
+            texts[event.id] += part.text
+    return [(tokens[id] - len(THINK.close), text.partition(THINK.close)[2].strip()) for id, text in texts.items()]
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_model_keeps_the_limit_and_answers(engine: Engine, tokenizer: Tokenizer, limit: int) -> None:
-    for seed in range(6):
-        tokens, answer = thought_tokens(engine, request(tokenizer, limit, seed))
-        assert limit - 3 <= tokens <= limit, (seed, tokens)
+    for tokens, answer in thought_tokens(engine, [request(tokenizer, limit, seed) for seed in range(6)]):
+        assert limit - 3 <= tokens <= limit
         assert answer
 
 
 def test_a_model_without_the_limit_does_not_close_its_thought(engine: Engine, tokenizer: Tokenizer) -> None:
-    assert not any(thought_tokens(engine, request(tokenizer, None, seed))[1] for seed in range(6))
+    assert not any(answer for _, answer in thought_tokens(engine, [request(tokenizer, None, seed) for seed in range(6)]))
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_form_follows_the_limited_thought(engine: Engine, tokenizer: Tokenizer, limit: int) -> None:
     grammar = after_thought(FORM, THINK, tokenizer.added_tokens, opened=True, may_end=False)
-    for seed in range(6):
-        tokens, answer = thought_tokens(engine, request(tokenizer, limit, seed, grammar))
+    for tokens, answer in thought_tokens(engine, [request(tokenizer, limit, seed, grammar) for seed in range(6)]):
         assert tokens <= limit and json.loads(answer)["a"] in {"fox", "hen"}
 
 

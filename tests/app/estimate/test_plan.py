@@ -87,7 +87,9 @@ def test_no_graphs_are_counted_where_none_are_recorded(bundled: Path) -> None:
 def test_a_draft_model_is_part_of_the_sum(bundled: Path, default_gguf: str) -> None:
     plain = Question(str(bundled), "int4", context=512, slots=12)
     drafted = replace(plain, draft=default_gguf)
-    with_draft, without = Plan(drafted).need("cpu"), Plan(plain).need("cpu")
+    plan = Plan(drafted)
+    with_draft, without = plan.need("cpu"), Plan(plain).need("cpu")
+    assert plan.need("cpu") == with_draft, "an answer adds nothing to the next one"
     alone = Plan(Question(default_gguf, context=512, slots=8)).need("cpu")
     assert with_draft.weights.total() == without.weights.total() + alone.weights.total()
     page = alone.slot // 8

@@ -67,7 +67,7 @@ def test_a_form_is_told_from_calls(vocabulary: Vocabulary, name: str, data: st.D
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_written_calls_are_parsed(vocabulary: Vocabulary, name: str, data: st.DataObject) -> None:
     format = vocabulary.format(TEMPLATES[name])
@@ -86,7 +86,7 @@ def without_added_tokens(values: Any) -> str:
     return json.dumps(values, ensure_ascii=False).replace("_call>", "").replace("\x7f", "")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(calls=CALLS)
 def test_written_calls_are_allowed(vocabulary: Vocabulary, calls: list[tuple[str, Any]]) -> None:
     """By the names of the tools and no others, with any arguments."""

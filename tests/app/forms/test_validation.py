@@ -226,7 +226,7 @@ REFERRING = st.deferred(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(root=REFERRING, other=REFERRING)
 def test_an_accepted_schema_never_traps_an_answer(root: Schema, other: Schema) -> None:
     """However deep an answer has nested, one of 40 random walks that prefer closing brackets completes it."""
@@ -246,8 +246,10 @@ def walk(matcher: LLMatcher, order: Sequence[int], rng: random.Random, steps: in
             break
         mask = matcher.compute_bitmask()
         assert not matcher.is_error(), matcher.get_error()[:200]
-        allowed = [byte for byte in range(257) if mask[byte >> 3] >> (byte & 7) & 1]
-        matcher.consume_token(next((byte for byte in order if byte in allowed), rng.choice(allowed)))
+        chosen = next((byte for byte in order if mask[byte >> 3] >> (byte & 7) & 1), None)
+        if chosen is None:
+            chosen = rng.choice([byte for byte in range(257) if mask[byte >> 3] >> (byte & 7) & 1])
+        matcher.consume_token(chosen)
     return matcher.is_stopped()
 
 

@@ -10,8 +10,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from driving import drain
-from peft import PeftModel
-from peft_adapters import CPU, IDS, adapter, edit_config, loaded, settings
+from peft_adapters import CPU, IDS, adapter, edit_config, loaded, peft, settings
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -42,7 +41,7 @@ def unmerged_logits(base: Path, folder: Path, rows: int | None = None) -> torch.
     if rows is not None:
         model.resize_token_embeddings(rows)
     with torch.no_grad():
-        return PeftModel.from_pretrained(model, folder)(IDS).logits
+        return peft.PeftModel.from_pretrained(model, folder)(IDS).logits
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -93,7 +92,7 @@ def test_greedy_answers_are_those_of_peft_and_the_facts_name_both_parts(tiny_fol
     engine, facts = create_engine(settings(plain, observer=str(plain)))
     engine.submit(Generate("a", tuple(IDS[0].tolist()), 12, SamplingParams(temperature=0.0), ignore_eos=True, logprobs=0))
     tokens = [row.token for event in drain(engine) if isinstance(event, Delta) for row in event.logprobs]
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), plain)
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), plain)
     out = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert tokens == out[0, IDS.shape[1] :].tolist()
     base, own = facts.revision.split("+")
@@ -108,7 +107,7 @@ def test_greedy_answers_are_those_of_peft_and_the_facts_name_both_parts(tiny_fol
 def test_an_adapter_is_merged_before_its_base_is_quantized(tiny_folder: Path, plain: Path, tmp_path: Path, quantize: str) -> None:
     merged = tmp_path / "merged"
     shutil.copytree(tiny_folder, merged)
-    PeftModel.from_pretrained(
+    peft.PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16), plain
     ).merge_and_unload().save_pretrained(merged)
 

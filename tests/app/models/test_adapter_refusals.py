@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, PromptTuningConfig, get_peft_model
-from peft_adapters import adapter, edit_config, loaded, settings
+from peft_adapters import adapter, edit_config, loaded, peft, settings
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -45,12 +44,12 @@ def test_adapters_that_cannot_be_merged_are_refused_by_name(plain: Path, values:
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PROMPT_TUNING"),
-        (IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]), "IA3"),
+        (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PROMPT_TUNING"),
+        (peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]), "IA3"),
     ],
 )
 def test_adapters_of_other_types_are_refused_by_name(tiny_folder: Path, tmp_path: Path, config: Any, name: str) -> None:
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), config).save_pretrained(tmp_path)
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), config).save_pretrained(tmp_path)
     with pytest.raises(SetupError, match=f"an adapter of the type {name}; only LORA is served"):
         create_engine(settings(tmp_path))
 

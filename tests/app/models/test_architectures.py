@@ -29,7 +29,7 @@ from models.synthetic import Shape, save
 
 IDS = torch.randint(2, VOCABULARY, (1, 80), generator=torch.Generator().manual_seed(1))  # more than a window, and than a first context
 # What the engine computes by itself: windows, scaled and capped logits, queries that are scaled by their position, layers without rotation.
-COMPUTED = ("gemma3-capped", "granite", "command-r", "cohere2", "mistral3", "smollm3", "exaone4-windows", "olmo3-yarn")
+COMPUTED = ("gemma2", "gpt-oss", "gemma3-capped", "granite", "command-r", "cohere2", "mistral3", "smollm3", "exaone4-windows", "olmo3-yarn")
 LLAMA_SERVER = os.environ.get("LITMUS_LLAMA_SERVER") or shutil.which("llama-server")
 OTHER_WINDOWS = {"phi3", "exaone4-windows"}  # llama.cpp leaves out Phi 3's window, and EXAONE 4's but for the 64 layers of the largest
 
@@ -132,7 +132,7 @@ def _logprobs_of_llama_cpp(path: Path, ids: list[int]) -> dict[int, float]:
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             _wait_until_healthy(client, server)
-            body = {"prompt": ids, "n_predict": 1, "n_probs": VOCABULARY, "temperature": 1.0}
+            body = {"prompt": ids, "n_predict": 1, "n_probs": VOCABULARY, "logit_bias": [[300, 100.0]]}  # which token is drawn: text
             answer = json.loads(client.post("/completion", json=body).raise_for_status().text)
     finally:
         server.terminate()

@@ -231,7 +231,7 @@ def test_a_damaged_file_is_refused_in_words_or_read(
 ) -> None:
     data, chance, refused = model.read_bytes(), random.Random(0), 0
     front = data.index(b"blk.0.ffn_down.weight") + 100
-    for _ in range(300):
+    for _ in range(150):
         copy = bytearray(data)
         damage(copy, chance.randrange(4, front), chance)
         path = tmp_path / "damaged.gguf"
@@ -241,4 +241,4 @@ def test_a_damaged_file_is_refused_in_words_or_read(
         except SetupError as error:
             assert "damaged.gguf" in error.message
             refused += 1
-    assert refused > 50
+    assert refused > 25

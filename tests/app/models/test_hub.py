@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import huggingface_hub.constants
+import huggingface_hub
 import pytest
 
 from app.errors import SetupError
@@ -23,7 +20,6 @@ from models.gguf import write_gguf
 from models.synthetic import Shape, save
 
 COMMIT = "c0ffee" * 6 + "c0ff"
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -178,32 +174,30 @@ def endpoint(repository: Path) -> Iterator[str]:
     server.server_close()
 
 
-OPEN_ALL = """
-import sys
-from app.errors import SetupError
-from app.models.source import source_of
-for path in sys.argv[1:]:
-    try:
-        file = source_of(path).gguf
-        print(len(file.parts), len(file.tensors), file.path.name)
-    except SetupError as error:
-        print(error.message)
-"""
+def opened(monkeypatch: pytest.MonkeyPatch, endpoint: str, *paths: str) -> list[str]:
+    """One line for each path."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    _hub_source.cache_clear()
+    lines = []
+    for path in paths:
+        try:
+            file = source_of(path).gguf
+            assert file is not None
+            lines.append(f"{len(file.parts)} {len(file.tensors)} {file.path.name}")
+        except SetupError as error:
+            lines.append(error.message)
+    return lines
 
 
-def opened(endpoint: str, home: Path, *paths: str) -> list[str]:
-    """One line for each path, from a fresh process: the hub's address is read when huggingface_hub is imported."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment = {**inherited, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run([sys.executable, "-c", OPEN_ALL, *paths], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def test_files_are_downloaded_once_and_what_the_hub_refuses_is_named(endpoint: str, tmp_path: Path) -> None:
+def test_files_are_downloaded_once_and_what_the_hub_refuses_is_named(cache: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = ["org/tiny-GGUF:F16", "org/tiny-GGUF:Tiny-Q8_0.gguf"]
     refused = ["org/tiny-GGUF:Q2_K", "org/tiny-GGUF:none.gguf", "org/gated:a.gguf", "org/none:a.gguf", "org/none:Q8_0"]
-    lines = opened(endpoint, tmp_path, *paths, *refused)
+    lines = opened(monkeypatch, endpoint, *paths, *refused)
     assert lines[:2] == ["2 11 Tiny-F16-00001-of-00002.gguf", "1 11 Tiny-Q8_0.gguf"]
     assert lines[2].startswith(
         "org/tiny-GGUF:Q2_K: none of its GGUF files is Q2_K; it has F16/Tiny-F16-00001-of-00002.gguf, Tiny-Q8_0.gguf;"
@@ -215,6 +209,6 @@ def test_files_are_downloaded_once_and_what_the_hub_refuses_is_named(endpoint: s
     for line, path in zip(lines[5:], ("org/none:a.gguf", "org/none:Q8_0"), strict=True):
         assert line == f"{path}: the hub has no org/none, or it is private: then set HF_TOKEN to a token that may read it"
     nowhere = "http://127.0.0.1:9"
-    *again, unreachable = opened(nowhere, tmp_path, *paths, "org/other:Q8_0")
+    *again, unreachable = opened(monkeypatch, nowhere, *paths, "org/other:Q8_0")
     assert again == lines[:2]
     assert f"{nowhere} cannot be reached" in unreachable

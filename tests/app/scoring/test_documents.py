@@ -4,7 +4,6 @@ import gzip
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from app.errors import SetupError
@@ -16,6 +15,8 @@ TEXTS = ['one, "quoted"\nand on', "two"]
 def write(folder: Path) -> list[Path]:
     (folder / "a.txt").write_text(TEXTS[0])
     (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    import pandas as pd
+
     pd.DataFrame({"text": TEXTS}).to_csv(folder / "c.csv", index=False)
     pd.DataFrame({"text": [*TEXTS, None]}).to_parquet(folder / "d.parquet")
     (folder / "deeper").mkdir()
@@ -107,6 +108,8 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, content: byte
 
 
 def test_a_parquet_file_without_the_column_names_those_that_it_has(tmp_path: Path) -> None:
+    import pandas as pd
+
     pd.DataFrame({"body": ["a"], "id": [1]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(SetupError, match=r"no column 'text'.*it has body, id"):
         list(read_documents([tmp_path / "a.parquet"]))

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from app.errors import SetupError
 from app.scoring import fitting
@@ -41,6 +40,8 @@ def rows_of(sample, method, sign, tokens=100):
 
 @pytest.mark.parametrize(("count", "n"), [(0, 1), (0, 300), (1, 20), (7, 150), (149, 150), (150, 150)])
 def test_clopper_pearson(count, n):
+    from scipy.stats import binomtest
+
     expected = binomtest(count, n).proportion_ci(method="exact")
     assert clopper_pearson(count, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
 

@@ -20,12 +20,16 @@ def codes(content: str = ENGLISH, tokens: list[int] | None = None, statistics: C
 
 
 def codes_of(sent: str, tokens: tuple[int, ...], statistics: Columns, *limits: float | None) -> list[str]:
+    return [code for code, _ in found(sent, tokens, statistics, *limits)]
+
+
+def found(sent: str, tokens: tuple[int, ...], statistics: Columns, *limits: float | None) -> list[tuple[str, str]]:
     """The tokens share the text's characters evenly."""
     text = normalize(sent, collapse=True)
     ends = [(index + 1) * len(text.content) // max(1, len(tokens)) for index in range(len(tokens))]
     encoded = Encoded(tokens, tuple(zip([0, *ends[:-1]], ends, strict=True)))
     prepared = PreparedText(sent, text, encoded, Score("s", tokens, ()))
-    return [code for code, _ in warnings(prepared, statistics, *limits)]
+    return list(warnings(prepared, statistics, *limits))
 
 
 def test_an_ordinary_text_gets_no_warning() -> None:
@@ -109,3 +113,8 @@ def test_a_quotation_within_a_text() -> None:
         return Columns((-3.0,) * 100 + (-0.2,) * length + (-3.0,) * 100, (9,) * (200 + length))
 
     assert codes(statistics=with_quotation(40)) == ["memorised"] and codes(statistics=with_quotation(20)) == []
+
+
+def test_a_text_of_hardly_a_word_is_told_in_words() -> None:
+    said = [found("word", tuple(range(count + 1)), columns(count))[0][1].partition(";")[0] for count in (0, 1, 2)]
+    assert said == ["the text is too short to be scored", "only 1 token could be scored", "only 2 tokens could be scored"]

@@ -2,11 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.estimate.__main__ import main
 from app.schemas.estimate import Estimate, EstimateRequest
 from app.settings import Settings
 from app.settings.default import default_model
@@ -35,15 +37,27 @@ def test_a_served_model_is_estimated(client: TestClient) -> None:
     assert [device.name for device in estimate.devices if device.name in {"cpu", "L4"}] == ["cpu", "L4"]
 
 
+ASKED = "import os, sys; sys.stderr.write('litmus: ' + os.environ['HF_HUB_OFFLINE'] + ' '.join(sys.argv[1:])); sys.exit(2)"
+
+
+def asked(client: TestClient, **body: Any) -> str:
+    """What the command is given."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve.routes.estimate.COMMAND", (sys.executable, "-c", ASKED))
+        message: str = client.post("/admin/estimate", json=body).json()["error"]["message"]
+    return message
+
+
 def test_a_model_that_was_loaded_later_is_estimated(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SERVED, "later", "models/storyteller-base")
-    answer = client.post("/admin/estimate", json={"model": "later", "context": 256, "slots": 2})
-    assert Estimate.model_validate_json(answer.content).model == "models/storyteller-base"
+    assert asked(client, model="later").endswith(" -- models/storyteller-base")
 
 
-def test_auto_is_the_default_model(client: TestClient) -> None:
-    answer = client.post("/admin/estimate", json={"model": "auto", "context": 256, "slots": 2})
-    assert Estimate.model_validate_json(answer.content).model == str(default_model())
+def test_auto_is_the_default_model(client: TestClient, capsys: pytest.CaptureFixture[str]) -> None:
+    command = asked(client, model="auto", context=256, slots=2).split()
+    assert command[-2:] == ["--", "auto"]
+    main(["--json", *command[1:]])
+    assert Estimate.model_validate_json(capsys.readouterr().out).model == str(default_model())
     assert path_of("auto", {"auto": "org/name"}) == "org/name"  # a served model may have this name
 
 
@@ -67,11 +81,8 @@ def test_a_command_without_an_answer_is_an_error_in_words(
     assert answer.status_code == status and message in answer.json()["error"]["message"]
 
 
-def test_nothing_is_downloaded_for_a_request(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "import os, sys; sys.stderr.write('litmus: ' + os.environ['HF_HUB_OFFLINE'] + ' '.join(sys.argv[1:])); sys.exit(2)"
-    monkeypatch.setattr("serve.routes.estimate.COMMAND", (sys.executable, "-c", script))
-    answer = client.post("/admin/estimate", json={"model": "org/none", "fine_tune": "lora", "cards": ["--json"]})
-    sent = answer.json()["error"]["message"]
+def test_nothing_is_downloaded_for_a_request(client: TestClient) -> None:
+    sent = asked(client, model="org/none", fine_tune="lora", cards=["--json"])
     assert sent.startswith("1--quantize=none") and sent.endswith("--card=--json --fine-tune=lora -- org/none")
 
 

@@ -28,7 +28,7 @@ from serve.workers.messages import Ready
 from serve.workers.router import Router
 
 PATH = "/generate"
-MAX_NEW_TOKENS = 24
+MAX_NEW_TOKENS = 16
 TEXTS = ["Once upon a time", "There was a king who", "The fox said to the crow"]
 
 

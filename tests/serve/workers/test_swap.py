@@ -16,8 +16,8 @@ import pytest
 from serving import ROOT, RunningServer, serving, wait_for
 
 CLIENTS = 16
-TOKENS = 150
-STREAMED = 50  # tokens of an answer during which something happens
+TOKENS = 50
+STREAMED = 20  # tokens of an answer during which something happens
 WAIT_S = 60  # for what takes a second on a machine that is not busy
 
 

@@ -9,22 +9,13 @@ from typing import Any
 
 import pytest
 from fakes import DEAD_PID
+from sending import SIZES, send_all, send_until_killed
 
 from serve.workers.transport import HEADER, MAX_PACKET_BYTES, SocketTransport
 
-spawn = multiprocessing.get_context("spawn")
+multiprocessing.set_forkserver_preload(["serve.workers.transport"])
+forked = multiprocessing.get_context("forkserver")  # as workers are
 LONG = b"x" * 3 * MAX_PACKET_BYTES
-SIZES = (0, 1, MAX_PACKET_BYTES - 100, MAX_PACKET_BYTES, 1_000_000)
-
-
-def send_all(transport: SocketTransport, name: str) -> None:
-    for number, size in enumerate(SIZES * 20):
-        transport.send((name, number, bytes([number]) * size))
-
-
-def send_until_killed(transport: SocketTransport) -> None:
-    while True:
-        transport.send(("killed", 0, b"x" * 50 * MAX_PACKET_BYTES))
 
 
 async def receive(transport: SocketTransport, count: int) -> list[Any]:
@@ -33,7 +24,7 @@ async def receive(transport: SocketTransport, count: int) -> list[Any]:
 
 def test_messages_of_any_size_arrive_whole_and_in_order() -> None:
     transport = SocketTransport()
-    workers = [spawn.Process(target=send_all, args=(transport, name)) for name in ("a", "b")]
+    workers = [forked.Process(target=send_all, args=(transport, name)) for name in ("a", "b")]
     for worker in workers:
         worker.start()
     received = asyncio.run(receive(transport, 2 * 20 * len(SIZES)))
@@ -50,7 +41,7 @@ def test_a_part_that_a_killed_worker_left_harms_no_other_message() -> None:
 
     async def scenario() -> None:
         for _ in range(3):
-            worker = spawn.Process(target=send_until_killed, args=(transport,))
+            worker = forked.Process(target=send_until_killed, args=(transport,))
             worker.start()
             assert (await receive(transport, 1))[0][0] == "killed"
             os.kill(worker.pid, signal.SIGKILL)
@@ -93,7 +84,7 @@ def test_a_worker_learns_that_the_api_process_is_gone() -> None:
 def test_a_worker_waits_for_an_api_process_that_is_behind() -> None:
     """Nothing is lost, and memory stays bounded."""
     transport = SocketTransport()
-    worker = spawn.Process(target=send_all, args=(transport, "a"))
+    worker = forked.Process(target=send_all, args=(transport, "a"))
     worker.start()
     assert len(asyncio.run(receive(transport, 1))) == 1
     worker.join(0.5)

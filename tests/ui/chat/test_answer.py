@@ -3,7 +3,7 @@ import pytest
 from app.schemas import Usage
 from ui.chat.answer import Answer
 from ui.chat.conversation import Facts
-from ui.client import Chunk, PromptProgress, QueueStatus
+from ui.client import Chunk, Pause, PromptProgress, QueueStatus
 
 
 def usage(tokens: int) -> Usage:
@@ -63,3 +63,17 @@ def test_the_facts_of_an_answer_say_how_it_ended():
     answer.add(Chunk("", "length"), 1.0)
     assert answer.facts().finish == "length"
     assert answer.facts("failed", "It broke.").problem == "It broke."
+
+
+def test_the_speed_leaves_out_pauses():
+    answer = Answer(0.0)
+    answer.add(Chunk("Once"), 1.0)
+    answer.add(Chunk(" upon"), 1.1)
+    answer.add(Chunk(pause=Pause("paused", "The model's process died")), 1.2)
+    answer.add(Chunk(pause=Pause("paused", "It goes on soon")), 9.0)
+    answer.add(Chunk(" a"), 12.1)
+    answer.add(Chunk(" time", usage=usage(4)), 12.2)
+    assert answer.tokens_per_s == pytest.approx(3 / 0.3)
+    answer.add(Chunk(pause=Pause("paused", "It stops once more")), 13.0)
+    answer.add(Chunk("", "stop"), 20.0)
+    assert answer.tokens_per_s == pytest.approx(3 / 0.3)

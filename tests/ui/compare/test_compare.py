@@ -186,7 +186,7 @@ def test_a_side_says_how_far_it_is() -> None:
     side.end(11.0)
     head, _, foot = drawn(side)
     assert CUT in head
-    for words in ("<dd>8.0</dd>", "<dd>5</dd>", "<dd>1.00 s</dd>", "Copy answer A", "&#123;x&#125; &lt;b&gt;y"):
+    for words in ("<dd>80.0</dd>", "<dd>5</dd>", "<dd>1.00 s</dd>", "Copy answer A", "&#123;x&#125; &lt;b&gt;y"):
         assert words in foot
 
 

@@ -154,7 +154,11 @@ def test_a_first_line_that_is_no_known_name_is_said():
 
 def test_a_long_table_and_a_long_text_are_cut_and_say_so():
     many = read("a.csv", b"text\n" + b"word\n" * (MAX_ROWS + 5))
-    assert len(many.parts) == MAX_ROWS and f"first {MAX_ROWS} rows" in many.note
+    assert (
+        len(many.parts) == MAX_ROWS
+        and f"Only the first {MAX_ROWS} of {MAX_ROWS + 5} rows were read." in many.note
+        and "Jobs tab" in many.note
+    )
     long = read("a.txt", b"x" * (MAX_CHARACTERS + 5))
     assert len(long.parts[0].text) == MAX_CHARACTERS and "Only the first" in long.note
     assert "more than" in read("a.csv", b"text\n" + b"x" * (MAX_CHARACTERS + 1)).parts[0].problem

@@ -204,3 +204,10 @@ def test_what_the_score_comes_from_and_the_passages_are_shown():
         True
     ] * 5
     assert "Scored passages" not in report_html()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("One.", "1 word"), ("It was a day. " * 500, "2,000 words"), ("老国王走向大海。" * 60, "480 characters")]
+)
+def test_how_much_is_scored_is_said_in_words_or_where_no_blanks_divide_them_in_characters(text: str, said: str):
+    assert f"Scoring {said}, 5 s so far." in report.scoring_html(text, 5.2)

@@ -1,0 +1,93 @@
+"""Tokenizers of GGUF files split a text as llama.cpp does, and treat its spaces as sentencepiece does."""
+
+from pathlib import Path
+
+import gguf
+import pytest
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from app.models.gguf import GGUFFile
+from app.models.vocabulary import SAME_AS, SPLITS, create_tokenizer
+from models.gguf import write_gguf
+from models.synthetic import Shape, save
+
+TEXT = "I'LL pay 12345 €,\n\n  你好abc (x)\t\"quoted"
+# With SmolLM2's vocabulary each of these gave llama-server's own tokens of 218 texts of many scripts.
+PIECES = {
+    "seed-coder": ["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", " €,", "\n\n", " ", " 你好abc", " (", "x", ")", "\t", '"quoted'],
+    "deepseek-coder": [
+        *("I", "'", "LL", " pay", " ", "1", "2", "3", "4", "5", " ", "€", ",", "\n", "\n", " ", " ", "你好", "abc"),
+        *(" (", "x", ")", '\t"', "quoted"),
+    ],
+    "deepseek-v3": ["I", "'LL", " pay", " ", "123", "45", " €,\n\n", "  ", "你好", "abc", " (", "x", ")", "\t", '"quoted'],
+    "glm4": ["I", "'LL", " pay", " ", "123", "45", " €,\n\n", " ", " 你好abc", " (", "x", ")", "\t", '"quoted'],
+    "stablelm2": ["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", " €,\n\n", " ", " 你好abc", " (", "x", ")", "\t", '"quoted'],
+    "exaone4": ["I", "'", "LL", " pay", " 12345", " €,", "\n\n ", " 你好abc", " (", "x", ")", "\t", '"', "quoted"],
+    "smollm": [
+        *("I", "'", "LL", " pay", " ", "1", "2", "3", "4", "5", " €,", "\n\n ", " 你好abc", " (", "x", ")", "\t", '"', "quoted"),
+    ],
+}
+WORDS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "▁▁"]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> GGUFFile:
+    """With a byte-level vocabulary."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    save(Shape(hidden=64, layers=1, heads=2, kv_heads=2, ff=64, vocabulary=700, context=64), folder / "model", 0)
+    return GGUFFile(write_gguf(folder / "model", folder / "model.gguf"))
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_text_is_split_as_by_llama_cpp(file: GGUFFile, name: str) -> None:
+    file.metadata["tokenizer.ggml.pre"] = name
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    splitter = create_tokenizer(file).backend_tokenizer.pre_tokenizer
+    assert [bytes(byte_of[letter] for letter in piece).decode() for piece, _ in splitter.pre_tokenize_str(TEXT)] == PIECES[name]
+
+
+@pytest.mark.parametrize("name", sorted(SAME_AS.keys() | SPLITS.keys()))
+def test_every_split_keeps_the_text(file: GGUFFile, name: str) -> None:
+    file.metadata["tokenizer.ggml.pre"] = name
+    tokenizer = create_tokenizer(file)
+    assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT
+
+
+def sentencepiece(path: Path, prefix: bool | None) -> PreTrainedTokenizerFast:
+    """Its merges follow from the scores. `prefix`: what the file says of a space before a text."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(WORDS)
+    writer.add_token_scores([-float(id) for id in range(len(WORDS))])
+    writer.add_token_types([2, 3, 3, *[6] * 256, 1, 1, 1, 1, 1])
+    writer.add_bos_token_id(1)
+    writer.add_unk_token_id(0)
+    if prefix is not None:
+        writer.add_add_space_prefix(prefix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return create_tokenizer(GGUFFile(path))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text", "tokens"),
+    [
+        (None, "a b", ["▁a", "▁", "b"]),
+        (True, "a b", ["▁a", "▁", "b"]),
+        (True, " a", ["▁", "▁a"]),  # transformers leaves out one of the two spaces
+        (True, "  ", ["▁▁", "▁"]),
+        (True, "a</s>b", ["▁a", "</s>", "▁", "b"]),
+        (False, "a b", ["a", "▁", "b"]),  # and puts one before the text here
+        (False, " a", ["▁a"]),
+        (False, "a</s>b", ["a", "</s>", "b"]),
+        (None, "é", ["▁", "<0xC3>", "<0xA9>"]),
+    ],
+)
+def test_spaces_are_those_of_sentencepiece(tmp_path: Path, prefix: bool | None, text: str, tokens: list[str]) -> None:
+    tokenizer = sentencepiece(tmp_path / "pieces.gguf", prefix)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == tokens
+    assert tokenizer.decode(ids) == text or "</s>" in text
