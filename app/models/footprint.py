@@ -22,7 +22,7 @@ from app.engine.grouped import GROUP_SIZE, GroupFormat
 from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
 from app.models.blocks import TYPES, group_format
 from app.models.checkpoint import Checkpoint
-from app.models.gguf_weights import tensor_names
+from app.models.gguf_weights import separate_tensors, tensor_names
 from app.models.method import is_prequantized, saved_values
 from app.models.prequantized import check_names
 from app.models.source import Source
@@ -97,8 +97,8 @@ class _Rules:
         self.scheme, self.kept = self.form.quantize, get_keys_to_not_convert(self.model)
         file = self.source.gguf
         if file is not None:
-            names = tensor_names(self.model, file)
-            self.types = {name: file.tensors[own].type for name, own in names.items() if own in file.tensors}
+            tensors = separate_tensors(file.tensors)
+            self.types = {name: tensors[own].type for name, own in tensor_names(self.model, file).items() if own in tensors}
         elif is_prequantized(self.source.config("model.path")):
             self.rounded = Checkpoint(self.source)
             if self.rounded.names:

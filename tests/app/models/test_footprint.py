@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf_families import FAMILIES, VOCABULARY, create_model, write_family
 from tinymodels import CONTEXT, tiny
 
 from app.engine import linear
@@ -77,6 +78,18 @@ def test_a_gguf_files_weights_take_what_its_header_tells(tmp_path: Path, type_na
     flat, (size, served) = loaded(file, "none", dtype), told(file, "none", dtype)
     assert served == flat.model.dtype
     assert flat.weights.bytes == pytest.approx(size, rel=0.002)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = Shape(hidden=64, layers=1, heads=2, kv_heads=2, ff=64, vocabulary=VOCABULARY, context=64)
+    return save(shape, tmp_path_factory.mktemp("tokenizer"), 0)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("gemma")])
+def test_so_do_gguf_files_of_all_architectures(tmp_path: Path, tokenizer: Path, name: str) -> None:
+    file = write_family(FAMILIES[name], create_model(FAMILIES[name]), tokenizer, tmp_path / "model.gguf", "Q8_0")
+    assert loaded(file, "none", "auto").weights.bytes == pytest.approx(told(file, "none", "auto")[0], rel=0.03)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen2", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"])
