@@ -1,6 +1,7 @@
 """Tiny models of many architectures, and GGUF files of them with the keys and tensors that llama.cpp's converter writes."""
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Family:
     norm_plus_one: bool = False
 
     def config(self) -> PretrainedConfig:
-        return CONFIG_MAPPING[self.model_type](**SIZES | dict(self.values))
+        return CONFIG_MAPPING[self.model_type](**deepcopy(SIZES | dict(self.values)))  # transformers adds to what it is given
 
 
 def rope(theta: float = 20_000.0, **more: Any) -> dict[str, Any]:

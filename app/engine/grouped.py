@@ -7,7 +7,7 @@ GGUF's block types and Litmus's own int4 and int8 all come as these. Knows no fi
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -88,31 +88,60 @@ class GroupedLinear(nn.Module):
         """The layer's outputs for `weights` that were unpacked before."""
         return F.linear(x, weights.dequantize().to(self.dtype), self.bias)
 
-    def plain(self) -> nn.Linear:
-        """The same layer with its weights dequantized for good."""
+    def plain(self, tied: nn.Linear | nn.Embedding | None = None) -> nn.Linear:
+        """The same layer with its weights dequantized for good, or with those of what is `tied` to it."""
         plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        plain.weight = nn.Parameter(self.unpack().dequantize().to(self.dtype), requires_grad=False)
+        plain.weight = _dequantized(self) if tied is None else tied.weight
         if self.bias is not None:
             plain.bias = nn.Parameter(self.bias.detach(), requires_grad=False)
         return plain
 
 
+class ScaledEmbedding(nn.Embedding):
+    """An embedding whose rows are multiplied by `embed_scale`, as Gemma's are."""
+
+    def __init__(self, num_embeddings: int, width: int, embed_scale: float) -> None:
+        super().__init__(num_embeddings, width, device="meta")
+        self.embed_scale = embed_scale
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return scaled(super().forward(ids), self.embed_scale)
+
+
 class GroupedEmbedding(nn.Module):
     """An embedding that unpacks its weights in every call, until it is packed. A tied vocabulary projection has the same `unpack`."""
 
-    def __init__(self, unpack: Callable[[], GroupedWeights], num_embeddings: int, dtype: torch.dtype) -> None:
+    def __init__(self, unpack: Callable[[], GroupedWeights], replaced: nn.Embedding) -> None:
+        """`replaced` is one that `is_groupable`: its scale, its dtype and the number of its rows are kept."""
         super().__init__()
-        self.unpack, self.num_embeddings, self.dtype = unpack, num_embeddings, dtype
+        self.unpack, self.num_embeddings, self.width = unpack, replaced.num_embeddings, replaced.embedding_dim
+        self.dtype = replaced.weight.dtype
+        self.embed_scale = float(torch.as_tensor(getattr(replaced, "embed_scale", 1.0), dtype=self.dtype))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         weights = self.unpack()
         levels, scale, minimum = (part[ids.flatten()] for part in (weights.levels, weights.scale, weights.minimum))
         rows = replace(weights, levels=levels, scale=scale, minimum=minimum)
-        return rows.dequantize().to(self.dtype).view(*ids.shape, -1)
+        return scaled(rows.dequantize().to(self.dtype).view(*ids.shape, -1), self.embed_scale)
 
-    def plain(self) -> nn.Embedding:
-        """The same embedding with its weights dequantized for good."""
-        return nn.Embedding.from_pretrained(self.unpack().dequantize().to(self.dtype))
+    def plain(self, tied: nn.Linear | nn.Embedding | None = None) -> nn.Embedding:
+        """As `GroupedLinear.plain`."""
+        plain = ScaledEmbedding(self.num_embeddings, self.width, self.embed_scale)
+        plain.weight = _dequantized(self) if tied is None else tied.weight
+        return plain
+
+
+def scaled(rows: torch.Tensor, scale: float) -> torch.Tensor:
+    return rows if scale == 1.0 else rows * scale
+
+
+def is_groupable(module: nn.Module | None) -> TypeGuard[nn.Embedding]:
+    """Whether it is an embedding that does no more than to look rows up, and perhaps to multiply them by its `embed_scale`."""
+    return type(module) is nn.Embedding or (isinstance(module, nn.Embedding) and hasattr(module, "embed_scale"))
+
+
+def _dequantized(layer: GroupedLinear | GroupedEmbedding) -> nn.Parameter:
+    return nn.Parameter(layer.unpack().dequantize().to(layer.dtype), requires_grad=False)
 
 
 def layers_of(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
@@ -134,16 +163,21 @@ def quantize_layers(model: PreTrainedModel, scheme: str) -> None:
         weights = (quantize_8_bits if bits == 8 else quantize_4_bits)(layer.weight.detach().contiguous())
         shape = (layer.out_features, layer.in_features)
         replacement = GroupedLinear(_constant(weights), shape, GroupFormat(bits, GROUP_SIZE), layer.weight.dtype, layer.bias)
-        if layer is head and type(embedding) is nn.Embedding and embedding.weight is layer.weight:
-            model.set_input_embeddings(GroupedEmbedding(replacement.unpack, len(layer.weight), layer.weight.dtype))
+        if layer is head and is_groupable(embedding) and embedding.weight is layer.weight:
+            model.set_input_embeddings(GroupedEmbedding(replacement.unpack, embedding))
         setattr(parent, name, replacement)
 
 
 def dequantize_layers(model: PreTrainedModel, stays: Callable[[nn.Module], bool] = lambda _: False) -> None:
-    """Make the layers in groups plain ones again, but those of which `stays` says that the device has a kernel for them."""
+    """Make the layers in groups plain ones again, but those of which `stays` says that the device has a kernel for them. An embedding and
+    a projection that are tied are dequantized once.
+    """
+    plain: dict[int, nn.Linear | nn.Embedding] = {}  # by what unpacked their weights
     for parent, name, layer in layers_of(model):
         if isinstance(layer, GroupedEmbedding | GroupedLinear) and not stays(layer):
-            setattr(parent, name, layer.plain())
+            key = id(layer.unpack)
+            plain[key] = layer.plain(plain.get(key))
+            setattr(parent, name, plain[key])
 
 
 def _constant(weights: GroupedWeights) -> Callable[[], GroupedWeights]:

@@ -51,14 +51,14 @@ class TiledLinear(nn.Module):
 class PackedEmbedding(nn.Module):
     """An embedding that reads its rows out of 8-bit weights packed for the kernel, which a tied vocabulary projection shares."""
 
-    def __init__(self, packed: PackedWeights, num_embeddings: int, shared: bool) -> None:
+    def __init__(self, packed: PackedWeights, replaced: GroupedEmbedding, shared: bool) -> None:
         super().__init__()
-        self.packed, self.num_embeddings = packed, num_embeddings
+        self.packed, self.num_embeddings, self.embed_scale = packed, replaced.num_embeddings, replaced.embed_scale
         self.packed_bytes = 0 if shared else packed.nbytes
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = packing.unpack_rows(self.packed, ids.flatten()).bfloat16()
-        return rows.view(*ids.shape, rows.shape[-1])
+        return grouped.scaled(rows.view(*ids.shape, rows.shape[-1]), self.embed_scale)
 
 
 class PackedLinear(nn.Module):
@@ -93,7 +93,7 @@ def prepack_layers(model: nn.Module, known_harmed: Collection[str] | None = None
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     paths = {id(module): path for path, module in model.named_modules()}
     embeddings: list[tuple[nn.Module, str, GroupedEmbedding]] = []
-    packed_layers: dict[int, PackedWeights] = {}  # by what unpacked them: a tied embedding and its projection have the same
+    replacements: dict[int, nn.Module] = {}  # by what unpacked their weights: a tied embedding and its projection have the same
     harmed: list[str] = []
     for parent, name, layer in grouped.layers_of(model):
         if isinstance(layer, GroupedEmbedding):
@@ -108,12 +108,12 @@ def prepack_layers(model: nn.Module, known_harmed: Collection[str] | None = None
         setattr(parent, name, replacement)
         if layer is head and isinstance(replacement, TiledLinear):
             replacement.in_float32 = True
-        if isinstance(layer, GroupedLinear) and isinstance(replacement, TiledLinear):
-            packed_layers[id(layer.unpack)] = replacement.packed
-            if replacement.packed.input_bits > 8 and not (precise and replacement.packed.bits == 8):
+        if isinstance(layer, GroupedLinear):
+            replacements[id(layer.unpack)] = replacement
+            if _is_on_16_bits(replacement, precise):
                 harmed.append(paths[id(layer)])
     for parent, name, embedding in embeddings:
-        setattr(parent, name, _prepacked_embedding(embedding, packed_layers.get(id(embedding.unpack))))
+        setattr(parent, name, _prepacked_embedding(embedding, replacements.get(id(embedding.unpack))))
     if harmed:
         log.info("%d layers round inputs to 16 bits, as 8 would change their outputs too much: %s", len(harmed), ", ".join(harmed))
     return harmed
@@ -169,15 +169,20 @@ def _is_harmed(layer: GroupedLinear, tiled: TiledLinear, weights: GroupedWeights
     return not _error(tiled(layer.check_inputs), layer.multiply(layer.check_inputs, weights)) <= MAX_INPUT_ERROR
 
 
-def _prepacked_embedding(layer: GroupedEmbedding, packed: PackedWeights | None) -> nn.Module:
-    """`packed` are the same weights as the vocabulary projection has them."""
-    if packed is not None and packed.bits == 8:
-        return PackedEmbedding(packed, layer.num_embeddings, shared=True)
+def _is_on_16_bits(replacement: nn.Module, precise: bool) -> bool:
+    """Whether inputs of a layer in groups are rounded to 16 bits because 8 would harm its outputs."""
+    return isinstance(replacement, TiledLinear) and replacement.packed.input_bits > 8 and not (precise and replacement.packed.bits == 8)
+
+
+def _prepacked_embedding(layer: GroupedEmbedding, projection: nn.Module | None) -> nn.Module:
+    """It shares the weights of a tied vocabulary `projection`, as that was replaced, where it can read them."""
+    if isinstance(projection, TiledLinear) and projection.packed.bits == 8:
+        return PackedEmbedding(projection.packed, layer, shared=True)
     compiled = kernel() if layer.dtype == torch.bfloat16 else None
     weights = layer.unpack()
     if compiled is None or weights.bits != 8:
-        return layer.plain()
-    return PackedEmbedding(packing.pack_grouped(weights, compiled.columns), layer.num_embeddings, shared=False)
+        return layer.plain(projection if projection is not None and _is_plain(projection) else None)
+    return PackedEmbedding(packing.pack_grouped(weights, compiled.columns), layer, shared=False)
 
 
 def _error(result: torch.Tensor, expected: torch.Tensor) -> float:

@@ -18,7 +18,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from app.engine import sizes
-from app.engine.grouped import GROUP_SIZE, GroupFormat
+from app.engine.grouped import GROUP_SIZE, GroupFormat, is_groupable
 from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
 from app.models.blocks import TYPES, group_format
 from app.models.checkpoint import Checkpoint
@@ -200,7 +200,7 @@ class _Rules:
         return self.form.dense, layer.outputs * layer.inputs * self.form.dtype.itemsize
 
     def _embedding(self, name: str, module: Any) -> Stored:
-        """As `linear._prepacked_embedding`: one that is in groups shares the 8-bit weights of the projection, or becomes dense."""
+        """As `linear._prepacked_embedding`: one that is in groups shares the weights of the projection, or becomes dense."""
         rows, width = module.weight.shape
         dense = (self.form.dense, rows * width * self.form.dtype.itemsize)
         if self.source.gguf is not None:
@@ -208,15 +208,23 @@ class _Rules:
             if kind not in TYPES:
                 return None
             bits, group, _ = group_format(kind)
-        elif self.rounds_itself and self.form.device == "cpu" and self.is_tied and type(module) is nn.Embedding and width % GROUP_SIZE == 0:
+        elif self.rounds_itself and self.form.device == "cpu" and self.is_tied and is_groupable(module) and width % GROUP_SIZE == 0:
             bits, group = 8, GROUP_SIZE
         else:
             return None
         if not self.is_tiled or bits != 8:
-            return dense
+            return (self.form.dense, 0) if self._shares_dense_weights() else dense
         assert self.form.columns is not None
-        shared = self.is_tied
-        return "8-bit groups", 0 if shared else sizes.tiled_groups(rows, width, bits, group, self.form.columns)
+        return "8-bit groups", 0 if self.is_tied else sizes.tiled_groups(rows, width, bits, group, self.form.columns)
+
+    def _shares_dense_weights(self) -> bool:
+        """Whether the projection is tied to the embedding and becomes dense, too, and is not packed."""
+        is_packed = self.form.device == "cpu" and self.form.dtype == torch.bfloat16
+        if not self.is_tied or is_packed:
+            return False
+        path = next(path for path, module in self.model.named_modules() if module is self.head)
+        stored = self.stored(path, self.head)
+        return stored is not None and stored[0] == self.form.dense
 
 
 def saved_scheme(source: Source) -> tuple[str, list[str] | None] | None:

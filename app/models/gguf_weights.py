@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from app.engine.experts import separate_experts
-from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights
+from app.engine.grouped import GroupedEmbedding, GroupedLinear, GroupedWeights, is_groupable
 from app.errors import SetupError
 from app.models import blocks
 from app.models.architectures import NO_PARAMETERS, ROPE_FACTORS, architecture_of, config_of
@@ -141,8 +141,8 @@ def _place(model: PreTrainedModel, name: str, stored: Stored, dtype: torch.dtype
         bias = module.bias
         shape = (module.out_features, module.in_features)
         setattr(parent, child, GroupedLinear(stored.unpack, shape, blocks.group_format(tensor.type), dtype, bias))
-    elif grouped and type(module) is nn.Embedding:
-        setattr(parent, child, GroupedEmbedding(stored.unpack, module.num_embeddings, dtype))
+    elif grouped and is_groupable(module):
+        setattr(parent, child, GroupedEmbedding(stored.unpack, module))
     else:
         setattr(module, kind, nn.Parameter(stored.values().to(dtype), requires_grad=False))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import gguf
 import httpx
 import pytest
 import torch
@@ -17,7 +18,10 @@ from driving import drain
 from gguf_families import FAMILIES, VOCABULARY, create_model, write_family
 from transformers import PreTrainedModel
 
+from app.engine.capacity import CacheLimits
 from app.engine.events import Delta
+from app.engine.flat import create_flat_model
+from app.engine.linear import PackedEmbedding
 from app.engine.request import Generate, SamplingParams
 from app.errors import SetupError
 from app.models.architectures import ARCHITECTURES, config_of
@@ -35,10 +39,15 @@ OTHER_WINDOWS = {"phi3", "exaone4-windows"}  # llama.cpp leaves out Phi 3's wind
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[PreTrainedModel, Path]]:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = Shape(hidden=64, layers=1, heads=2, kv_heads=2, ff=64, vocabulary=VOCABULARY, context=64)
+    return save(shape, tmp_path_factory.mktemp("tokenizer"), 0)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Callable[[str], tuple[PreTrainedModel, Path]]:
     """The model of a family, and its file."""
     folder = tmp_path_factory.mktemp("families")
-    tokenizer = save(Shape(hidden=64, layers=1, heads=2, kv_heads=2, ff=64, vocabulary=VOCABULARY, context=64), folder / "tokenizer", 0)
 
     @cache
     def write(name: str) -> tuple[PreTrainedModel, Path]:
@@ -57,6 +66,30 @@ def test_a_file_is_the_model_that_was_written(written: Callable[[str], tuple[Pre
     model, path = written(name)
     with torch.inference_mode():
         torch.testing.assert_close(load_gguf(GGUFFile(path), torch.float32)(IDS).logits, model(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3"])
+def test_a_scaled_embedding_and_its_projection_share_their_weights(tmp_path: Path, tokenizer: Path, name: str, dtype: torch.dtype) -> None:
+    model = create_model(FAMILIES[name])
+    path = write_family(FAMILIES[name], model, tokenizer, tmp_path / "rounded.gguf", "Q8_0")
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            values = gguf.quantize(parameter.detach().numpy(), gguf.GGMLQuantizationType.Q8_0)
+            parameter.data = torch.from_numpy(gguf.dequantize(values, gguf.GGMLQuantizationType.Q8_0))
+    with torch.inference_mode():
+        expected = model(IDS).logits[0]
+        loaded = load_gguf(GGUFFile(path), dtype)
+        if dtype == torch.float32:
+            torch.testing.assert_close(loaded(IDS).logits[0], expected, atol=1e-4, rtol=1e-4)
+        flat = create_flat_model(loaded, CacheLimits(2, 256))
+        logits = flat.head(flat.forward_uncached(IDS[0].tolist()))
+    assert (logits - expected).norm() < (1e-4 if dtype == torch.float32 else 0.03) * expected.norm()
+    embedding, head = loaded.get_input_embeddings(), loaded.get_output_embeddings()
+    if isinstance(embedding, PackedEmbedding):
+        assert embedding.packed is head.packed and dtype == torch.bfloat16
+    else:
+        assert embedding.weight is head.weight and dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", COMPUTED)

@@ -57,6 +57,11 @@ def test_so_do_those_of_other_families(tmp_path: Path, name: str) -> None:
     check(tmp_path, name, "int4", "auto")
 
 
+@pytest.mark.parametrize(("quantize", "dtype"), [("int8", "auto"), ("int4", "auto"), ("int8", "float32"), ("none", "auto")])
+def test_so_does_a_scaled_embedding_beside_its_projection(tmp_path: Path, quantize: str, dtype: str) -> None:
+    check(tmp_path, "Gemma2", quantize, dtype)
+
+
 @pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
 def test_so_do_those_without_the_compiled_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: str) -> None:
     monkeypatch.setattr("app.engine.linear.kernel", lambda: None)
@@ -86,7 +91,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(shape, tmp_path_factory.mktemp("tokenizer"), 0)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("gemma")])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_so_do_gguf_files_of_all_architectures(tmp_path: Path, tokenizer: Path, name: str) -> None:
     file = write_family(FAMILIES[name], create_model(FAMILIES[name]), tokenizer, tmp_path / "model.gguf", "Q8_0")
     assert loaded(file, "none", "auto").weights.bytes == pytest.approx(told(file, "none", "auto")[0], rel=0.03)
