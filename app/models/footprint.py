@@ -18,6 +18,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from app.engine import sizes
+from app.engine.experts import Experts
 from app.engine.grouped import GROUP_SIZE, GroupFormat, is_groupable
 from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
 from app.models.blocks import TYPES, group_format
@@ -50,12 +51,15 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class _Linear:
-    """A linear layer; `is_plain` is False for GPT-2's transposed ones, which only bitsandbytes rounds."""
+    """A linear layer; `is_plain` is False for GPT-2's transposed ones, which only bitsandbytes rounds. `is_expert`: of a mixture, whose
+    experts transformers has as one tensor.
+    """
 
     path: str
     outputs: int
     inputs: int
     is_plain: bool
+    is_expert: bool = False
 
 
 def footprint(source: Source, model: PreTrainedModel, form: Form) -> Counter[str]:
@@ -89,11 +93,14 @@ class _Rules:
     rounded: Checkpoint | None = None  # if others rounded the checkpoint, and its files are at hand
     types: dict[str, str] = field(default_factory=dict)  # of a GGUF file, by the parameter's name
     kept: list[str] = field(default_factory=list)  # modules that bitsandbytes leaves as they are
+    is_saved: bool = False  # by bitsandbytes
 
     def __post_init__(self) -> None:
         self.head: Any = self.model.get_output_embeddings()
         self.embed: Any = self.model.get_input_embeddings()
         self.is_tied = self.head.weight is self.embed.weight
+        experts = [module for module in self.model.modules() if isinstance(module, Experts)]
+        self.experts = {layer for each in experts for layer in each.modules()}
         self.scheme, self.kept = self.form.quantize, get_keys_to_not_convert(self.model)
         file = self.source.gguf
         if file is not None:
@@ -104,6 +111,7 @@ class _Rules:
             if self.rounded.names:
                 check_names(self.rounded, self.model)
         elif (saved := saved_scheme(self.source)) is not None:
+            self.is_saved = True
             self.scheme, kept = saved
             self.kept = self.kept if kept is None else kept
 
@@ -120,7 +128,7 @@ class _Rules:
         if module is self.embed:
             return self._embedding(f"{path}.weight", module)
         if type(module) is nn.Linear:
-            return self._linear(_Linear(path, module.out_features, module.in_features, True))
+            return self._linear(_Linear(path, module.out_features, module.in_features, True, module in self.experts))
         if isinstance(module, Conv1D):
             return self._linear(_Linear(path, module.weight.shape[1], module.weight.shape[0], False))
         return None
@@ -135,7 +143,7 @@ class _Rules:
             if self.form.device == "cuda" and self._is_head(layer):
                 return None
             return self._groups(layer, GroupFormat(8 if self.form.quantize == "int8" or self._is_head(layer) else 4, GROUP_SIZE))
-        if self.scheme in {*FOUR_BITS, "int8"} and not self.rounds_itself and should_convert_module(layer.path, self.kept):
+        if self.scheme in {*FOUR_BITS, "int8"} and not self.rounds_itself and self._is_bitsandbytes(layer):
             return self._of_bitsandbytes(layer)
         return self._plain(layer)
 
@@ -179,6 +187,12 @@ class _Rules:
         if fits:
             return "4-bit groups", sizes.torch_int4(layer.outputs, layer.inputs, groups.size, self.form.dtype.itemsize)
         return self._dense(layer)
+
+    def _is_bitsandbytes(self, layer: _Linear) -> bool:
+        """Whether bitsandbytes rounds it: an expert as `app.models.weights` does, but none of a checkpoint that transformers saved."""
+        if layer.is_expert:
+            return not self.is_saved and layer.inputs % sizes.BNB_BLOCK == 0 and layer.outputs % sizes.BNB_BLOCK == 0
+        return should_convert_module(layer.path, self.kept)
 
     def _of_bitsandbytes(self, layer: _Linear) -> Stored:
         if self.scheme == "int8":

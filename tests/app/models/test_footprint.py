@@ -6,6 +6,7 @@ import pytest
 import torch
 from gguf_families import FAMILIES, VOCABULARY, create_model, write_family
 from tinymodels import CONTEXT, tiny
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.engine import linear
 from app.engine.capacity import CacheLimits, cache_bytes
@@ -95,6 +96,19 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_so_do_gguf_files_of_all_architectures(tmp_path: Path, tokenizer: Path, name: str) -> None:
     file = write_family(FAMILIES[name], create_model(FAMILIES[name]), tokenizer, tmp_path / "model.gguf", "Q8_0")
     assert loaded(file, "none", "auto").weights.bytes == pytest.approx(told(file, "none", "auto")[0], rel=0.03)
+
+
+@pytest.mark.parametrize("width", [64, 96])
+def test_experts_that_bitsandbytes_leaves_are_counted_as_they_are(tmp_path: Path, width: int) -> None:
+    """It divides rows into blocks of 64, and of a checkpoint that it saved transformers left all experts."""
+    config = FAMILIES["qwen3moe"].config()
+    config.moe_intermediate_size = width
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path / "plain")
+    rounding = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    options = {"dtype": torch.bfloat16, "device_map": {"": "cpu"}, "quantization_config": rounding}
+    AutoModelForCausalLM.from_pretrained(tmp_path / "plain", **options).save_pretrained(tmp_path / "saved")
+    for path, quantize in ((tmp_path / "plain", "nf4"), (tmp_path / "saved", "none")):
+        assert loaded(path, quantize, "auto").weights.bytes == pytest.approx(told(path, quantize, "auto")[0], rel=0.03)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen2", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"])
