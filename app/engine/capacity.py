@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from app.engine import varlen
 from app.engine.drafts import MAX_TOKENS
 from app.engine.keyvalues import Shape, elements_of
-from app.engine.ledger import MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA, SLOT_TOKENS, Ledger, activation_bytes
+from app.engine.ledger import MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA, SLOT_TOKENS, Ledger, activation_bytes, widths_of
 from app.engine.pages import PAGE_TOKENS
 
 HEAD_ROWS = 256  # rows projected to the vocabulary at a time
@@ -136,12 +136,11 @@ def with_context(ledger: Ledger, limits: CacheLimits, pages: int) -> tuple[Ledge
 
 def step_bytes(config: PretrainedConfig, limits: CacheLimits) -> int:
     """Declared bytes of the activations of a step, of a model with this text config, and of what is recorded for CUDA."""
-    hidden, vocabulary = int(config.hidden_size), int(config.vocab_size)
-    widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    activations = activation_bytes(limits.step_tokens, hidden, widest, vocabulary, max(HEAD_ROWS, limits.slots or 0))
+    widths = widths_of(config)
+    activations = activation_bytes(limits.step_tokens, widths, max(HEAD_ROWS, limits.slots or 0))
     if limits.is_for_cuda and limits.graphs and limits.slots != 0:
         rows = limits.most_slots + MAX_TOKENS
-        activations += activation_bytes(rows, hidden, widest, vocabulary, rows) + STREAM_BYTES
+        activations += activation_bytes(rows, widths, rows) + STREAM_BYTES
         activations += GRAPH_BYTES * len(row_counts(rows)) * len(page_counts(limits.context_pages, varlen.has_page_table())) * len(CHOICES)
     return activations
 

@@ -5,7 +5,7 @@ The default number of slots and the message that a model does not fit come from 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -18,6 +18,7 @@ GIB = 2**30
 MAX_DEFAULT_SLOTS, MAX_DEFAULT_SLOTS_ON_CUDA = 32, 128  # used when the settings give no number of slots
 SLOT_TOKENS = 4096  # that a slot adds at most to the cache of all slots; a longer sequence takes what others leave
 USABLE_SHARE = 0.9  # of the memory beside the weights; the rest is left to the allocator and the libraries
+CHOSEN_EXPERTS = ("num_experts_per_tok", "top_k_experts")  # how configs name their number
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # a container's, version 2 and 1
 
 
@@ -97,11 +98,31 @@ def fits_beside(memory: int, weights: int, others: int) -> bool:
     return others <= USABLE_SHARE * (memory - weights)
 
 
-def activation_bytes(rows: int, hidden: int, widest: int, vocabulary: int, logit_rows: int) -> int:
-    """Declared bytes for a step of `rows` tokens: a layer's widest activations and residuals, and for `logit_rows` rows the float32
-    logits with what sampling and scoring derive from them (log-probabilities, probabilities, a mask).
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """How many values a model computes of a row."""
+
+    hidden: int
+    widest: int  # of a feed-forward network
+    vocabulary: int
+    experts: int  # of a mixture, that a row chooses
+
+
+def widths_of(config: Any) -> Widths:
+    """Of transformers' config of a text model."""
+    hidden = int(config.hidden_size)
+    widest = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    experts = next((count for name in CHOSEN_EXPERTS if isinstance(count := getattr(config, name, None), int)), 0)
+    return Widths(hidden, widest, int(config.vocab_size), experts)
+
+
+def activation_bytes(rows: int, widths: Widths, logit_rows: int) -> int:
+    """Declared bytes for a step of `rows` tokens: a layer's widest activations and residuals; of a mixture what each of a row's experts is
+    given and answers, this in the row's order, and weighed; and for `logit_rows` rows the float32 logits with what sampling and scoring
+    derive from them (log-probabilities, probabilities, a mask).
     """
-    return 4 * rows * (4 * hidden + 3 * widest) + 4 * 4 * logit_rows * vocabulary
+    layer = 4 * widths.hidden + 3 * widths.widest + 4 * widths.experts * widths.hidden
+    return 4 * rows * layer + 4 * 4 * logit_rows * widths.vocabulary
 
 
 def device_memory(device: "torch.device", weights: int) -> int:

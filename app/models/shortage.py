@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from transformers import PretrainedConfig
 
-from app.engine.ledger import SLOT_TOKENS, Ledger, activation_bytes, cpu_memory, gib
+from app.engine.ledger import SLOT_TOKENS, Ledger, activation_bytes, cpu_memory, gib, widths_of
 from app.models.context import context_of, wanted_context
 from app.models.hub import find_file
 from app.models.names import is_hub_name
@@ -75,14 +75,13 @@ def _ledger(settings: ModelSettings, path: str) -> Ledger:
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     head = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     context = wanted_context(settings.context, context_of("path", source))
-    widest = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     rows = max(HEAD_ROWS, settings.slots or 0)
     elements = config.num_hidden_layers * heads * 2 * head  # of a token
     slot_elements, item = min(context, SLOT_TOKENS) * elements, int(DTYPE_BITS[dtype] / 8)
     return Ledger(
         memory=cpu_memory(_resident_bytes()),
         weights=stored_bytes if kept else int(parameters * bits / 8),
-        activations=activation_bytes(settings.step_tokens, config.hidden_size, widest, config.vocab_size, rows),
+        activations=activation_bytes(settings.step_tokens, widths_of(config), rows),
         slot=slot_elements // head * (head + SCALE_BYTES) if settings.cache_dtype == "int8" else slot_elements * item,
         text=min(context, settings.text_window) * elements * item,
     )

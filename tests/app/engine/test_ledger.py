@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import Ernie4_5_MoeConfig, LlamaConfig, Qwen3MoeConfig
 
 from app.engine import varlen
 from app.engine.capacity import CHOICES, GRAPH_BYTES, CacheLimits, row_counts, size_that_fits, step_bytes
@@ -136,3 +136,11 @@ def test_a_card_gets_back_what_a_load_has_freed_before_its_free_memory_is_read(m
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(400 * MIB))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 1000 * MIB))
     assert device_memory(torch.device("cuda:0"), 50 * MIB) == 450 * MIB
+
+
+def test_a_mixture_adds_what_a_rows_experts_are_given_and_answer() -> None:
+    sizes = {"hidden_size": 64, "vocab_size": 300, "intermediate_size": 96}
+    limits = CacheLimits(4, context=256, step_tokens=16)
+    dense = step_bytes(LlamaConfig(**sizes), limits)
+    assert step_bytes(Qwen3MoeConfig(**sizes, num_experts_per_tok=8), limits) == dense + 4 * 16 * 4 * 8 * 64
+    assert step_bytes(Ernie4_5_MoeConfig(**sizes, moe_k=2), limits) == dense + 4 * 16 * 4 * 2 * 64
