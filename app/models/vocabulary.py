@@ -38,6 +38,8 @@ SPLITS = {  # patterns that split a text one after the other, as the models' own
     "deepseek-v3": _DEEPSEEK3,
     "hunyuan-dense": _DEEPSEEK3,
 }
+BOS_FIRST = frozenset("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken".split())
+WHOLE_WORDS = BOS_FIRST | {"glm4"}  # a word of the vocabulary is one token, whatever the merges would make of it
 SPACE = "▁"  # in a vocabulary of sentencepiece
 CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
 # Control tokens that end an answer in some family of models, whatever the file names as its eos.
@@ -70,6 +72,10 @@ def create_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     backend = _with_own_tokens(backend, vocabulary)
     if byte_level and splitter not in LIKE_GPT2 | known:
         backend.pre_tokenizer = _splitter(splitter, library.GGUF_PRE_TOKENIZER_SPLITS)
+    if byte_level and splitter in WHOLE_WORDS:
+        backend.model.ignore_merges = True
+    if byte_level and splitter in BOS_FIRST:
+        options.setdefault("add_bos_token", True)  # as llama.cpp does where a file says nothing
     if vocabulary.get("tokenizer_type") == "llama" and not file.architecture.startswith("gemma"):
         _keep_spaces(backend, bool(file.metadata.get("tokenizer.ggml.add_space_prefix", True)))
     options = {name: value for name, value in options.items() if value is not None}

@@ -89,6 +89,19 @@ def test_tokens_outside_the_letters_of_bytes_keep_their_ids(tmp_path: Path, spli
     assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize(
+    ("splitter", "bos", "whole"),
+    [("llama-bpe", True, True), ("lfm2", True, True), ("tekken", True, True), ("glm4", False, True), ("dbrx", False, False)],
+)
+def test_words_without_merges_and_the_first_token_are_those_of_llama_cpp(tmp_path: Path, splitter: str, bos: bool, whole: bool) -> None:
+    file = byte_level(tmp_path / "words.gguf", splitter, {"<s>": 3, "ab": 1, "Ġcab": 1}, ["a b"], bos=256)
+    tokens = [*["<s>"] * bos, *(["Ġcab"] if whole else ["Ġ", "c", "ab"]), "Ġ", "b"]
+    tokenizer = create_tokenizer(file)
+    assert tokenizer.convert_ids_to_tokens(tokenizer(" cab b")["input_ids"]) == tokens
+    file.metadata["tokenizer.ggml.add_bos_token"] = not bos
+    assert (create_tokenizer(file)("b")["input_ids"][0] == 256) is not bos
+
+
 def test_a_token_beyond_the_vocabulary_is_refused_by_name(tmp_path: Path) -> None:
     file = byte_level(tmp_path / "empty.gguf", "default", {"<s>": 3})
     file.metadata["tokenizer.ggml.model"] = "llama"  # whose tokens Gemma's tokenizer respells
