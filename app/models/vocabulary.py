@@ -42,6 +42,7 @@ BOS_FIRST = frozenset("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-
 WHOLE_WORDS = BOS_FIRST | {"glm4"}  # a word of the vocabulary is one token, whatever the merges would make of it
 SPACE = "▁"  # in a vocabulary of sentencepiece
 CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
+PHI3_KEEPS = frozenset({"<unk>", "<s>", "<|endoftext|>"})  # the spaces after them; its other special tokens take in those that follow
 # Control tokens that end an answer in some family of models, whatever the file names as its eos.
 END_NAMES = frozenset("<|im_end|> <|eot_id|> <|end|> <|eom_id|> <end_of_turn> <|end_of_text|> </s> <eos> <|eot|> <|return|>".split())
 MESSAGE_END = "<|end|>"  # of one of several messages, in an answer with channels
@@ -78,6 +79,8 @@ def create_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
         options.setdefault("add_bos_token", True)  # as llama.cpp does where a file says nothing
     if vocabulary.get("tokenizer_type") == "llama" and not file.architecture.startswith("gemma"):
         _keep_spaces(backend, bool(file.metadata.get("tokenizer.ggml.add_space_prefix", True)))
+        if file.architecture == "phi3" or any(name in str(file.metadata.get("general.name")).lower() for name in ("phi-3", "phi3")):
+            backend = _with_spaces_taken_in(backend)
     options = {name: value for name, value in options.items() if value is not None}
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **options)
@@ -106,6 +109,14 @@ def _keep_spaces(backend: Tokenizer, prefix: bool) -> None:
     backend.pre_tokenizer = None
     parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefix else parts)
+
+
+def _with_spaces_taken_in(backend: Tokenizer) -> Tokenizer:
+    """Special tokens with the spaces and newlines that follow, as in the tokenizer.json of Phi 3 and 3.5: a GGUF file does not say it."""
+    content = json.loads(backend.to_str())
+    for token in content["added_tokens"]:
+        token["rstrip"] = token["content"] not in PHI3_KEEPS
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def describe(file: GGUFFile) -> tuple[dict[str, Any], dict[str, Any]]:

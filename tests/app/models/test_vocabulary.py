@@ -112,13 +112,18 @@ def test_a_token_beyond_the_vocabulary_is_refused_by_name(tmp_path: Path) -> Non
         create_tokenizer(file)
 
 
-def sentencepiece(path: Path, prefix: bool | None) -> PreTrainedTokenizerFast:
+def sentencepiece(
+    path: Path, prefix: bool | None, architecture: str = "llama", name: str = "", special: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """Its merges follow from the scores. `prefix`: what the file says of a space before a text."""
-    writer = gguf.GGUFWriter(str(path), "llama")
+    words = [*WORDS, *special]
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_name(name)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list(WORDS)
-    writer.add_token_scores([-float(id) for id in range(len(WORDS))])
-    writer.add_token_types([2, 3, 3, *[6] * 256, 1, 1, 1, 1, 1])
+    writer.add_token_list(words)
+    writer.add_token_scores([-float(id) for id in range(len(words))])
+    writer.add_token_types([2, 3, 3, *[6] * 256, 1, 1, 1, 1, 1, *[3] * len(special)])
+    writer.add_eos_token_id(2)
     writer.add_bos_token_id(1)
     writer.add_unk_token_id(0)
     if prefix is not None:
@@ -149,3 +154,18 @@ def test_spaces_are_those_of_sentencepiece(tmp_path: Path, prefix: bool | None, 
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == tokens
     assert tokenizer.decode(ids) == text or "</s>" in text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "stripped"),
+    [("phi3", "Phi 3.5 mini", True), ("phi3", "", True), ("llama", "Phi-3-mini", True), ("llama", "other", False)],
+)
+def test_special_tokens_of_phi_3_take_in_the_spaces_that_follow(tmp_path: Path, architecture: str, name: str, stripped: bool) -> None:
+    tokenizer = sentencepiece(tmp_path / "phi.gguf", None, architecture, name, ["<|endoftext|>", "<|user|>", "<|end|>"])
+    ids = tokenizer("<|user|>\na<|end|>\n</s> <s>\n<|endoftext|>\n", add_special_tokens=False)["input_ids"]
+    line, space = ["▁", "<0x0A>"], ["▁▁"]
+    assert tokenizer.convert_ids_to_tokens(ids) == (
+        ["<|user|>", "▁a", "<|end|>", "</s>", "<s>", *line, "<|endoftext|>", *line]
+        if stripped
+        else ["<|user|>", *line, "a", "<|end|>", *line, "</s>", *space, "<s>", *line, "<|endoftext|>", *line]
+    )
