@@ -186,7 +186,7 @@ def _with_own_tokens(backend: Tokenizer, vocabulary: dict[str, Any]) -> Tokenize
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] in own]
     if respelled:
         content["model"]["vocab"] = {token: id for id, token in enumerate(tokens)}
-        kinds = enumerate(vocabulary.get("token_type") or [])
+        kinds = zip(range(len(tokens)), vocabulary.get("token_type") or [], strict=False)
         missing = {id: kind == CONTROL for id, kind in kinds if kind in (CONTROL, USER_DEFINED) and id not in own}
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         content["added_tokens"] += [{"id": id, "content": tokens[id], "special": special, **flags} for id, special in missing.items()]

@@ -78,7 +78,9 @@ def byte_level(path: Path, splitter: str, words: Mapping[str, int], merges: Sequ
 
 @pytest.mark.parametrize("splitter", ["deepseek-r1-qwen", "deepseek-v3", "default"])
 def test_tokens_outside_the_letters_of_bytes_keep_their_ids(tmp_path: Path, splitter: str) -> None:
-    tokenizer = create_tokenizer(byte_level(tmp_path / "r1.gguf", splitter, {"ĠĠ": 1} | OWN_TOKENS, ["Ġ Ġ"], bos=257, eos=258))
+    file = byte_level(tmp_path / "r1.gguf", splitter, {"ĠĠ": 1} | OWN_TOKENS, ["Ġ Ġ"], bos=257, eos=258)
+    file.metadata["tokenizer.ggml.token_type"].append(3)  # of no token
+    tokenizer = create_tokenizer(file)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (257, 258, 262)
     assert {token.content: token.special for token in tokenizer.added_tokens_decoder.values()} == {
         token: kind == 3 for token, kind in OWN_TOKENS.items()
