@@ -45,12 +45,12 @@ run: $(RUNTIME) ## serve; MODEL= OBSERVER= QUANTIZE= DEVICE= PORT= as you like
 
 # Threads that wait sleep, so that they leave the cores to other tests, and bytecode is kept, whatever the environment says. The types are checked
 # beside the tests, many of which wait; what that says comes last. `make`, not $(MAKE): a dry run would run it.
-test: $(DEV) ## check, and every test, in three processes, as some wait; the page tests need Chromium; TEST= more options
+test: $(DEV) ## check, and every test, in four processes, as many wait; the page tests need Chromium; TEST= more options
 	@$(BIN)/ruff format $(if $(FIX),,--check) . && $(BIN)/ruff check $(if $(FIX),--fix) .
 	@command -v chromium >/dev/null || { $(ROOT_APT) && { apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } >&2; } || \
 		echo "No chromium, and no way to install it here: the page tests will be skipped." >&2
 	@said=$$(mktemp); make --no-print-directory check >"$$said" 2>&1 & checking=$$!; \
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --no-loadscope-reorder $(TEST); tests=$$?; \
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --no-loadscope-reorder $(TEST); tests=$$?; \
 	wait $$checking; checked=$$?; cat "$$said"; rm "$$said"; exit $$((tests | checked))
 
 check: $(DEV) $(if $(AUDIT),$(AUDIT_TOOL)) ## format, lint and types; FIX=1 puts the code into shape, AUDIT=1 looks for known holes in packages

@@ -122,8 +122,8 @@ def test_running_needs_no_test_tools():
     assert "requirements-dev" in make("--always-make", "check")
 
 
-def test_tests_run_in_three_processes():
-    assert "-m pytest -n 3 --no-loadscope-reorder ;" in make("test", "TEST=")
+def test_tests_run_in_four_processes():
+    assert "-m pytest -n 4 --no-loadscope-reorder ;" in make("test", "TEST=")
 
 
 @pytest.mark.parametrize(("types", "tests", "failed"), [(0, 0, False), (1, 0, True), (0, 1, True)])

@@ -25,7 +25,8 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
     "Phi": ("PhiForCausalLM", {**SMALL, "intermediate_size": 96}),
     "Mistral": ("MistralForCausalLM", {**GATED, "sliding_window": 8}),
     "Falcon": ("FalconForCausalLM", {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}),
-    "Gemma2": ("Gemma2ForCausalLM", {**GATED, "head_dim": 16}),
+    "Gemma2": ("Gemma2ForCausalLM", {**GATED, "head_dim": 16, "sliding_window": 8}),
+    "GptOss": ("GptOssForCausalLM", {**GATED, "head_dim": 16, "sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 
 # A busy machine may keep a process waiting for seconds. That is no failure: neither of an HTTP client that was given no time-out, as all

@@ -100,15 +100,16 @@ class SlotAttention:
         floats.
         """
         (query, key, value), layout = rows, self.layout
-        if layout is None or self.is_flash or query.device.type != "cpu" or self.slots.dtype == torch.int8:
+        if layout is None or self.is_flash or query.device.type not in {"cpu", "meta"} or self.slots.dtype == torch.int8:
             raise UnsupportedModel(f"{name} has soft-capped scores or sinks, which run on a CPU only, with model.cache_dtype: auto")
         if layout.decodes:
             self._write_cache(layer, layout, key[: layout.decodes], value[: layout.decodes])
         parts = []
         for row, (pages, position) in enumerate(layout.sequences):
-            own = torch.tensor([pages[: position // layout.page_tokens + 1]])
+            skipped = 0 if scores.window is None else max(0, position + 1 - scores.window) // layout.page_tokens  # pages before the window
+            own = torch.tensor([pages[skipped : position // layout.page_tokens + 1]])
             k, v = (cached[0] for cached in self.slots.gather(layer, own))
-            parts.append(attend(query[row : row + 1], k, v, position, scores))
+            parts.append(attend(query[row : row + 1], k, v, position - skipped * layout.page_tokens, scores))
         for index, span in enumerate(layout.spans):
             part = slice(span.row_start, span.row_end)
             k, v = key[part].transpose(0, 1), value[part].transpose(0, 1)

@@ -57,6 +57,8 @@ class Experts(nn.ModuleList):
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """`hidden` `[rows, hidden]`; `chosen` `[rows, k]` are the numbers of each row's experts, `weights` `[rows, k]` what they count."""
+        if hidden.is_meta:  # of a model without weights, whose shapes are wanted
+            return torch.empty_like(hidden)
         if self.routes is not None:
             chosen, weights = self.routes.follow(chosen, weights)
         flat = chosen.flatten()

@@ -167,10 +167,13 @@ class FlatModel:
 def logits_of(config: PretrainedConfig) -> Callable[[torch.Tensor], torch.Tensor]:
     """What a model does with its vocabulary projection: Cohere and Granite scale it, Gemma caps it softly."""
     scale, divisor, cap = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
-    factor = (1.0 if scale is None else scale) / (1.0 if divisor is None else divisor)
-    if cap is not None:
-        return lambda logits: torch.tanh(logits / cap) * cap
-    return (lambda logits: logits) if factor == 1.0 else lambda logits: logits * factor
+
+    def changed(logits: torch.Tensor) -> torch.Tensor:
+        logits = logits if scale is None else logits * scale
+        logits = logits if divisor is None else logits / divisor
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return changed
 
 
 def layer_devices(model: PreTrainedModel) -> dict[int, torch.device]:

@@ -27,7 +27,10 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first:
     positions 0, 1 ... Returns `[rows, heads, value dim]` in the dtype of the query.
     """
     rows, heads, _ = query.shape
-    size = max(1, SCORES // (heads * keys.shape[1]))
+    seen = keys.shape[1] if scores.window is None else min(keys.shape[1], scores.window)
+    size = max(1, SCORES // (heads * seen))
+    if scores.window is None:
+        keys, values = keys.float(), values.float()  # once for all parts
     parts = [_attend(query[at : at + size], keys, values, first + at, scores) for at in range(0, rows, size)]
     return torch.cat(parts).to(query.dtype)
 

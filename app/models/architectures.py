@@ -27,6 +27,7 @@ SIZES = {
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
 }
+EACH_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
 WIDTHS = ("embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv", "attention.key_length")
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62  # by these llama.cpp knows those whose queries are scaled otherwise
 
@@ -38,7 +39,9 @@ class Metadata:
     file: GGUFFile
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self.file.metadata.get(f"{self.file.architecture}.{key}", default)
+        """Of a number that is given for each layer, and the same for all, one."""
+        value = self.file.metadata.get(f"{self.file.architecture}.{key}", default)
+        return value[0] if key in EACH_LAYER and isinstance(value, list) and value and value == value[:1] * len(value) else value
 
     def needed(self, key: str) -> Any:
         """Raises `SetupError` for a key that is missing."""
@@ -74,25 +77,39 @@ def _biases(metadata: Metadata) -> dict[str, bool]:
     return {"attention_bias": metadata.has("blk.0.attn_q.bias"), "mlp_bias": metadata.has("blk.0.ffn_up.bias")}
 
 
-def _windows(metadata: Metadata, period: int | None = None) -> dict[str, Any]:
-    """Layers that look at the latest tokens only: all but each `period`-th where the file does not list them. None: none of them does."""
-    layers, window = metadata.needed("block_count"), metadata.get("attention.sliding_window")
+def _windows(metadata: Metadata, period: int, window: int | None = None) -> dict[str, Any]:
+    """Layers that look at the latest tokens only, `window` of them where the file says nothing: all but each `period`-th where it does not
+    list them. With a period of 0 all of them do, without a window none.
+    """
+    layers, window = metadata.needed("block_count"), metadata.get("attention.sliding_window", window)
     pattern = metadata.get("attention.sliding_window_pattern", period)
-    if not window or pattern is None:
+    if not window:
         return {"sliding_window": None, "layer_types": ["full_attention"] * layers}
-    slides = [bool(each) for each in pattern] if isinstance(pattern, list) else [(layer + 1) % pattern != 0 for layer in range(layers)]
+    slides = (
+        [bool(each) for each in pattern]
+        if isinstance(pattern, list)
+        else [not pattern or (layer + 1) % pattern != 0 for layer in range(layers)]
+    )
     return {"sliding_window": window, "layer_types": ["sliding_attention" if each else "full_attention" for each in slides]}
 
 
 def _experts(metadata: Metadata) -> dict[str, Any]:
-    if metadata.get("expert_shared_feed_forward_length") is not None and metadata.file.architecture != "qwen2moe":
+    if metadata.get("expert_shared_feed_forward_length") and metadata.file.architecture != "qwen2moe":
         raise metadata.refuse("experts that every token goes through are not read of this architecture")
     width = metadata.get("expert_feed_forward_length", metadata.get("feed_forward_length"))
-    count = metadata.needed("expert_count")
+    count, used = metadata.needed("expert_count"), metadata.needed("expert_used_count")
+    together = metadata.file.tensors.get("blk.0.ffn_up_exps.weight")
+    if together is None:
+        raise metadata.refuse("its experts are tensors of their own, as in older files, which are not read; convert it anew")
+    if together.shape[0] != count or not 1 <= used <= count:
+        raise SetupError(
+            f"{metadata.file.path.name}: its metadata tell of {count!r} experts, {used!r} of them for a token; its tensors are those of "
+            f"{together.shape[0]}"
+        )
     return {
         "num_experts": count,
         "num_local_experts": count,
-        "num_experts_per_tok": metadata.needed("expert_used_count"),
+        "num_experts_per_tok": used,
         "moe_intermediate_size": width,
     }
 
@@ -112,6 +129,7 @@ def _gpt_oss(metadata: Metadata) -> dict[str, Any]:
     parameters = rope_parameters(metadata)
     if parameters["rope_type"] == "yarn":
         parameters["truncate"] = False
+    metadata.needed("attention.sliding_window")
     return _windows(metadata, 2) | _experts(metadata) | {"attention_bias": True, "rope_parameters": parameters}
 
 
@@ -140,7 +158,7 @@ def _gemma3(metadata: Metadata) -> dict[str, Any]:
 def _gemma2(metadata: Metadata) -> dict[str, Any]:
     heads, hidden = metadata.needed("attention.head_count"), metadata.needed("embedding_length")
     is_largest = metadata.needed("block_count") == GEMMA2_27B_LAYERS
-    return _windows(metadata, 2) | {
+    return _windows(metadata, 2, 4096) | {
         "query_pre_attn_scalar": hidden // heads if is_largest else metadata.head_dim,
         "attn_logit_softcapping": metadata.get("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": metadata.get("final_logit_softcapping", 30.0),
@@ -188,6 +206,7 @@ def _cohere(metadata: Metadata) -> dict[str, Any]:
 
 
 def _cohere2(metadata: Metadata) -> dict[str, Any]:
+    metadata.needed("attention.sliding_window")
     return _windows(metadata, 4) | {"logit_scale": metadata.needed("logit_scale")}
 
 

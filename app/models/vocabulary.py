@@ -38,8 +38,11 @@ SPLITS = {  # patterns that split a text one after the other, as the models' own
     "deepseek-v3": _DEEPSEEK3,
     "hunyuan-dense": _DEEPSEEK3,
 }
+BOS_FIRST = frozenset("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken".split())
+WHOLE_WORDS = BOS_FIRST | {"glm4"}  # a word of the vocabulary is one token, whatever the merges would make of it
 SPACE = "▁"  # in a vocabulary of sentencepiece
-CONTROL = 3  # of tokenizer.ggml.token_type
+CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
+PHI3_KEEPS = frozenset({"<unk>", "<s>", "<|endoftext|>"})  # the spaces after them; its other special tokens take in those that follow
 # Control tokens that end an answer in some family of models, whatever the file names as its eos.
 END_NAMES = frozenset("<|im_end|> <|eot_id|> <|end|> <|eom_id|> <end_of_turn> <|end_of_text|> </s> <eos> <|eot|> <|return|>".split())
 MESSAGE_END = "<|end|>"  # of one of several messages, in an answer with channels
@@ -67,12 +70,24 @@ def create_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
         backend, _ = library.convert_gguf_tokenizer(file.architecture, vocabulary)
     except (ValueError, KeyError, TypeError) as error:
         raise SetupError(f"{file.path.name}: no tokenizer could be made of it: {first_line(error)}") from error
-    backend = _without_foreign_tokens(backend, len(vocabulary["tokens"]))
+    backend = _with_own_tokens(backend, vocabulary)
     if byte_level and splitter not in LIKE_GPT2 | known:
         backend.pre_tokenizer = _splitter(splitter, library.GGUF_PRE_TOKENIZER_SPLITS)
+    if byte_level and splitter in WHOLE_WORDS:
+        backend.model.ignore_merges = True
+    if byte_level and splitter in BOS_FIRST:
+        options.setdefault("add_bos_token", True)  # as llama.cpp does where a file says nothing
     if vocabulary.get("tokenizer_type") == "llama" and not file.architecture.startswith("gemma"):
         _keep_spaces(backend, bool(file.metadata.get("tokenizer.ggml.add_space_prefix", True)))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: value for name, value in options.items() if value is not None})
+        if file.architecture == "phi3" or any(name in str(file.metadata.get("general.name")).lower() for name in ("phi-3", "phi3")):
+            backend = _with_spaces_taken_in(backend)
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **options)
+    except ValueError as error:
+        raise SetupError(f"{file.path.name}: no tokenizer could be made of it: {first_line(error)}") from error
+    _check_size(file, tokenizer)
+    return tokenizer
 
 
 def _splitter(name: str, known: dict[str, str]) -> Any:
@@ -94,6 +109,14 @@ def _keep_spaces(backend: Tokenizer, prefix: bool) -> None:
     backend.pre_tokenizer = None
     parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if prefix else parts)
+
+
+def _with_spaces_taken_in(backend: Tokenizer) -> Tokenizer:
+    """Special tokens with the spaces and newlines that follow, as in the tokenizer.json of Phi 3 and 3.5: a GGUF file does not say it."""
+    content = json.loads(backend.to_str())
+    for token in content["added_tokens"]:
+        token["rstrip"] = token["content"] not in PHI3_KEEPS
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def describe(file: GGUFFile) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -142,12 +165,31 @@ def _check_merges(file: GGUFFile, vocabulary: dict[str, Any]) -> None:
             raise SetupError(f"{file.path.name}: its merge {merge!r} is not one of two tokens of its vocabulary to a third")
 
 
-def _without_foreign_tokens(backend: Tokenizer, size: int) -> Tokenizer:
-    """Drop tokens beyond the file's own, such as the <|endoftext|> that transformers adds to every byte-level vocabulary."""
-    if all(id < size for id in backend.get_added_tokens_decoder()):
+def _check_size(file: GGUFFile, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises `SetupError` for a token that the library added to those of the file: the model has no row for it."""
+    size = len(file.metadata["tokenizer.ggml.tokens"])
+    for id, token in tokenizer.added_tokens_decoder.items():
+        if id >= size:
+            raise SetupError(f"{file.path.name}: its tokenizer would give {token.content!r} the id {id}, beyond its {size} tokens")
+
+
+def _with_own_tokens(backend: Tokenizer, vocabulary: dict[str, Any]) -> Tokenizer:
+    """Drop tokens beyond the file's own, such as the <|endoftext|> that transformers adds to every byte-level vocabulary, and give back
+    those that it respells there, as they are not written in letters that stand for bytes: DeepSeek's <｜User｜>, or two spaces.
+    """
+    tokens, added = vocabulary["tokens"], backend.get_added_tokens_decoder()
+    own = {id for id, token in added.items() if tokens[id : id + 1] == [token.content]}
+    respelled = vocabulary["tokenizer_type"] == "gpt2" and any(backend.token_to_id(token) is None for token in tokens)
+    if not respelled and len(own) == len(added):
         return backend
     content = json.loads(backend.to_str())
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < size]
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] in own]
+    if respelled:
+        content["model"]["vocab"] = {token: id for id, token in enumerate(tokens)}
+        kinds = zip(range(len(tokens)), vocabulary.get("token_type") or [], strict=False)
+        missing = {id: kind == CONTROL for id, kind in kinds if kind in (CONTROL, USER_DEFINED) and id not in own}
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        content["added_tokens"] += [{"id": id, "content": tokens[id], "special": special, **flags} for id, special in missing.items()]
     return Tokenizer.from_str(json.dumps(content))
 
 

@@ -57,7 +57,9 @@ def load_model(
         else:
             model = merge(_as_float32(_load(source, dtype=dtype), settings, device), source.adapter)
             if "quantization_config" in options:
-                return _load_again(model, **options).eval()
+                model = _load_again(model, **options)
+                _prepare_experts(model, source.path, settings, device)
+                return model.eval()
         _prepare_experts(model, source.path, settings, device)
         if rounds_here:
             round_layers(model, device)

@@ -24,7 +24,7 @@ PAYLOAD_BYTES = MAX_PACKET_BYTES - HEADER.size
 class SocketTransport(MessageTransport):
     """Created in the main process. The API process inherits it, and every worker gets a copy of the sending end, also when it restarts.
 
-    A worker that is killed in the middle of a message leaves a part of it, which is dropped.
+    A worker that is killed in the middle of a message leaves a part of it, which is dropped once nothing more of it can be on the way.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,8 @@ class SocketTransport(MessageTransport):
         self._receiver.setblocking(False)
         self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._parts: dict[int, list[bytes]] = {}  # of messages that are not complete, by the sender's pid
+        self._received = 0  # bytes
+        self._gone: dict[int, int] = {}  # by the pid of a sender that has ended: how many bytes had been received when that was seen
         self._sending = threading.Lock()  # a message's packets follow each other
 
     def __getstate__(self) -> dict[str, Any]:
@@ -54,6 +56,7 @@ class SocketTransport(MessageTransport):
         loop = asyncio.get_running_loop()
         while True:
             packet = await loop.sock_recv(self._receiver, MAX_PACKET_BYTES)
+            self._received += len(packet)
             pid, is_first, is_last = HEADER.unpack_from(packet)
             if is_first and not is_last:
                 self._forget_dead()
@@ -63,12 +66,14 @@ class SocketTransport(MessageTransport):
                 continue
             self._parts[pid].append(packet[HEADER.size :])
             if is_last:
+                self._gone.pop(pid, None)
                 return pickle.loads(b"".join(self._parts.pop(pid)))
 
     def _forget_dead(self) -> None:
-        """Drop the parts of messages whose senders are gone."""
+        """Drop the parts of messages whose senders are gone, but first receive as much as the socket may still hold of theirs."""
         for pid in [pid for pid in self._parts if not psutil.pid_exists(pid)]:
-            del self._parts[pid]
+            if self._received - self._gone.setdefault(pid, self._received) > 2 * BUFFER_BYTES:
+                del self._parts[pid], self._gone[pid]
 
     def close_receiver(self) -> None:
         """Call it in the main process once the API process runs: workers then notice that the API process is gone."""

@@ -16,6 +16,7 @@ from app.engine.experts import Experts, has_joined_experts, separate_experts
 from app.engine.linear import TiledLinear
 from app.engine.lora import shapes_of
 from app.engine.request import Generate, SamplingParams
+from app.models.cache import slot_attention
 from app.models.footprint import Form, footprint
 from app.models.loading import create_engine
 from app.models.skeleton import skeleton_of
@@ -89,6 +90,7 @@ def test_a_mixture_is_served_in_each_precision(folder: Path, dtype: str, quantiz
     alone = [greedy(engine)[0]]
     assert greedy(engine, 4)[:1] == alone
     source = source_of(str(folder))
+    assert slot_attention(skeleton_of(source)).shapes.keys() == set(range(4))  # what an estimate asks for
     told = footprint(source, skeleton_of(source), Form(quantize, engine.performer.model.dtype, "cpu", 16)).total()
     assert facts.weights.bytes == pytest.approx(told, rel=0.03)
 

@@ -18,7 +18,7 @@ from app.engine.flat import CacheLimits
 from app.engine.request import Generate, SamplingParams, Score
 from app.scoring.windows import windows
 
-SERVED = ["Llama", "Qwen2", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral"]
+SERVED = ["Llama", "Qwen2", "Qwen3", "GPT2", "GPTNeoX", "OPT", "Phi", "Mistral", "Gemma2", "GptOss"]
 SLOTS = 4
 LIMITS = CacheLimits(SLOTS, CONTEXT, page_tokens=16)  # most requests have several pages
 GREEDY = SamplingParams(temperature=0.0)

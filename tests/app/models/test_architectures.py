@@ -113,6 +113,10 @@ def test_greedy_of_a_file_is_generate_of_the_model(written: Callable[[str], tupl
         ("llama", "rope.scaling.type", "martian", "rope scaling 'martian' is not supported"),
         ("granite", "rope.scaling.finetuned", False, "a Granite without rotary positions"),
         ("mistral3", "rope.scaling.type", "none", "a mistral3 model without yarn is not read"),
+        ("qwen3moe", "expert_count", 2**31, "tell of 2147483648 experts, 2 of them for a token; its tensors are those of 4"),
+        ("qwen3moe", "expert_used_count", 9, "tell of 4 experts, 9 of them for a token"),
+        ("gpt-oss", "attention.sliding_window", None, r"no gpt-oss\.attention\.sliding_window"),
+        ("qwen3", "attention.head_count_kv", [2, 2, 1, 2], r"head_count_kv is \[2, 2, 1, 2\], not a number"),
         ("phi3-long", "rope.scaling.original_context_length", None, r"no phi3\.rope\.scaling\.original_context_length"),
     ],
 )
@@ -132,6 +136,21 @@ def test_keys_of_older_files_are_read(written: Callable[[str], tuple[PreTrainedM
     config = config_of(file)
     assert config.num_key_value_heads == config.num_attention_heads == 4
     assert config.rope_parameters == {"rope_theta": 10_000.0, "rope_type": "linear", "factor": 4.0}
+
+
+def test_what_files_leave_out_or_say_for_each_layer_is_as_in_llama_cpp(written: Callable[[str], tuple[PreTrainedModel, Path]]) -> None:
+    granite = GGUFFile(written("granite")[1])
+    granite.metadata["granite.attention.head_count_kv"] = [2, 2, 2, 2]
+    assert config_of(granite).num_key_value_heads == 2
+    gemma = GGUFFile(written("gemma2")[1])
+    del gemma.metadata["gemma2.attention.sliding_window"]
+    assert config_of(gemma).sliding_window == 4096 and config_of(gemma).layer_types[:2] == ["sliding_attention", "full_attention"]
+    gemma.metadata["gemma2.attention.sliding_window_pattern"] = 0
+    assert set(config_of(gemma).layer_types) == {"sliding_attention"}
+    older = GGUFFile(written("mixtral")[1])
+    del older.tensors["blk.0.ffn_up_exps.weight"]
+    with pytest.raises(SetupError, match="its experts are tensors of their own, as in older files"):
+        config_of(older)
 
 
 def test_the_largest_gemma_3_scales_its_queries_otherwise(written: Callable[[str], tuple[PreTrainedModel, Path]]) -> None:

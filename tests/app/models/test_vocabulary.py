@@ -1,5 +1,6 @@
 """Tokenizers of GGUF files split a text as llama.cpp does, and treat its spaces as sentencepiece does."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -7,6 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from app.errors import SetupError
 from app.models.gguf import GGUFFile
 from app.models.vocabulary import SAME_AS, SPLITS, create_tokenizer
 from models.gguf import write_gguf
@@ -28,6 +30,8 @@ PIECES = {
         *("I", "'", "LL", " pay", " ", "1", "2", "3", "4", "5", " €,", "\n\n ", " 你好abc", " (", "x", ")", "\t", '"', "quoted"),
     ],
 }
+# Outside the letters that stand for bytes, and their kinds: 3 special, 4 defined by the model's maker.
+OWN_TOKENS = {"<｜begin▁of▁sentence｜>": 3, "<｜end▁of▁sentence｜>": 3, "<｜User｜>": 3, "a b": 4, "  ": 4}
 WORDS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "▁▁"]
 
 
@@ -54,13 +58,74 @@ def test_every_split_keeps_the_text(file: GGUFFile, name: str) -> None:
     assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT
 
 
-def sentencepiece(path: Path, prefix: bool | None) -> PreTrainedTokenizerFast:
-    """Its merges follow from the scores. `prefix`: what the file says of a space before a text."""
+def byte_level(path: Path, splitter: str, words: Mapping[str, int], merges: Sequence[str] = (), **ids: int) -> GGUFFile:
+    """Its vocabulary: the bytes' letters, and then `words` with their kinds. `ids`: of the first and last token of a text."""
+    letters = list(bytes_to_unicode().values())
     writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(splitter)
+    writer.add_token_list([*letters, *words])
+    writer.add_token_types([*[1] * len(letters), *words.values()])
+    writer.add_token_merges(list(merges))
+    for name, id in ids.items():
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", id)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return GGUFFile(path)
+
+
+@pytest.mark.parametrize("splitter", ["deepseek-r1-qwen", "deepseek-v3", "default"])
+def test_tokens_outside_the_letters_of_bytes_keep_their_ids(tmp_path: Path, splitter: str) -> None:
+    file = byte_level(tmp_path / "r1.gguf", splitter, {"ĠĠ": 1} | OWN_TOKENS, ["Ġ Ġ"], bos=257, eos=258)
+    file.metadata["tokenizer.ggml.token_type"].append(3)  # of no token
+    tokenizer = create_tokenizer(file)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (257, 258, 262)
+    assert {token.content: token.special for token in tokenizer.added_tokens_decoder.values()} == {
+        token: kind == 3 for token, kind in OWN_TOKENS.items()
+    }
+    text = "<｜begin▁of▁sentence｜><｜User｜>a b  a<｜end▁of▁sentence｜>"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids == [257, 259, 260, 261, tokenizer.convert_tokens_to_ids("a"), 258]
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("splitter", "bos", "whole"),
+    [("llama-bpe", True, True), ("lfm2", True, True), ("tekken", True, True), ("glm4", False, True), ("dbrx", False, False)],
+)
+def test_words_without_merges_and_the_first_token_are_those_of_llama_cpp(tmp_path: Path, splitter: str, bos: bool, whole: bool) -> None:
+    file = byte_level(tmp_path / "words.gguf", splitter, {"<s>": 3, "ab": 1, "Ġcab": 1}, ["a b"], bos=256)
+    tokens = [*["<s>"] * bos, *(["Ġcab"] if whole else ["Ġ", "c", "ab"]), "Ġ", "b"]
+    tokenizer = create_tokenizer(file)
+    assert tokenizer.convert_ids_to_tokens(tokenizer(" cab b")["input_ids"]) == tokens
+    file.metadata["tokenizer.ggml.add_bos_token"] = not bos
+    assert (create_tokenizer(file)("b")["input_ids"][0] == 256) is not bos
+
+
+def test_a_token_beyond_the_vocabulary_is_refused_by_name(tmp_path: Path) -> None:
+    file = byte_level(tmp_path / "empty.gguf", "default", {"<s>": 3})
+    file.metadata["tokenizer.ggml.model"] = "llama"  # whose tokens Gemma's tokenizer respells
+    file.metadata["general.architecture"] = "gemma"
+    file.metadata["tokenizer.ggml.tokens"][255:] = ["  ", "<s>"]
+    file.metadata["tokenizer.ggml.padding_token_id"] = 255
+    with pytest.raises(SetupError, match=r"empty\.gguf: its tokenizer would give '  ' the id 257, beyond its 257 tokens"):
+        create_tokenizer(file)
+
+
+def sentencepiece(
+    path: Path, prefix: bool | None, architecture: str = "llama", name: str = "", special: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Its merges follow from the scores. `prefix`: what the file says of a space before a text."""
+    words = [*WORDS, *special]
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_name(name)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list(WORDS)
-    writer.add_token_scores([-float(id) for id in range(len(WORDS))])
-    writer.add_token_types([2, 3, 3, *[6] * 256, 1, 1, 1, 1, 1])
+    writer.add_token_list(words)
+    writer.add_token_scores([-float(id) for id in range(len(words))])
+    writer.add_token_types([2, 3, 3, *[6] * 256, 1, 1, 1, 1, 1, *[3] * len(special)])
+    writer.add_eos_token_id(2)
     writer.add_bos_token_id(1)
     writer.add_unk_token_id(0)
     if prefix is not None:
@@ -91,3 +156,18 @@ def test_spaces_are_those_of_sentencepiece(tmp_path: Path, prefix: bool | None, 
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == tokens
     assert tokenizer.decode(ids) == text or "</s>" in text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "stripped"),
+    [("phi3", "Phi 3.5 mini", True), ("phi3", "", True), ("llama", "Phi-3-mini", True), ("llama", "other", False)],
+)
+def test_special_tokens_of_phi_3_take_in_the_spaces_that_follow(tmp_path: Path, architecture: str, name: str, stripped: bool) -> None:
+    tokenizer = sentencepiece(tmp_path / "phi.gguf", None, architecture, name, ["<|endoftext|>", "<|user|>", "<|end|>"])
+    ids = tokenizer("<|user|>\na<|end|>\n</s> <s>\n<|endoftext|>\n", add_special_tokens=False)["input_ids"]
+    line, space = ["▁", "<0x0A>"], ["▁▁"]
+    assert tokenizer.convert_ids_to_tokens(ids) == (
+        ["<|user|>", "▁a", "<|end|>", "</s>", "<s>", *line, "<|endoftext|>", *line]
+        if stripped
+        else ["<|user|>", *line, "a", "<|end|>", *line, "</s>", *space, "<s>", *line, "<|endoftext|>", *line]
+    )

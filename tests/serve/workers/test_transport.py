@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import os
+import pickle
 import signal
 from contextlib import closing
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from fakes import DEAD_PID
 from sending import SIZES, send_all, send_until_killed
 
-from serve.workers.transport import HEADER, MAX_PACKET_BYTES, SocketTransport
+from serve.workers.transport import BUFFER_BYTES, HEADER, MAX_PACKET_BYTES, SocketTransport
 
 multiprocessing.set_forkserver_preload(["serve.workers.transport"])
 forked = multiprocessing.get_context("forkserver")  # as workers are
@@ -56,17 +57,31 @@ def test_a_part_that_a_killed_worker_left_harms_no_other_message() -> None:
     asyncio.run(scenario())
 
 
+def test_a_message_of_a_worker_that_has_ended_arrives_whole() -> None:
+    """Its last packets may wait in the socket behind those of others."""
+    transport, message = SocketTransport(), pickle.dumps("whole")
+
+    async def scenario() -> None:
+        transport._sender.sendmsg([HEADER.pack(DEAD_PID, True, False), message[:5]])
+        sending = asyncio.create_task(asyncio.to_thread(transport.send, LONG))
+        assert await receive(transport, 1) == [LONG] and list(transport._parts) == [DEAD_PID]
+        await sending
+        transport._sender.sendmsg([HEADER.pack(DEAD_PID, False, True), message[5:]])
+        assert await receive(transport, 1) == ["whole"] and not transport._parts and not transport._gone
+
+    asyncio.run(scenario())
+
+
 def test_the_part_that_a_killed_worker_left_is_dropped() -> None:
     transport = SocketTransport()
 
     async def scenario() -> None:
         transport._sender.sendmsg([HEADER.pack(DEAD_PID, True, False), b"half"])
-        transport.send("short")
-        assert await receive(transport, 1) == ["short"] and list(transport._parts) == [DEAD_PID]
-        sending = asyncio.create_task(asyncio.to_thread(transport.send, LONG))
-        assert await receive(transport, 1) == [LONG] and not transport._parts
+        count = 2 * BUFFER_BYTES // len(LONG) + 3  # more than the socket holds
+        sending = asyncio.create_task(asyncio.to_thread(lambda: [transport.send(LONG) for _ in range(count)]))
+        assert await receive(transport, count) == [LONG] * count and not transport._parts and not transport._gone
         await sending
-        transport._sender.sendmsg([HEADER.pack(DEAD_PID, False, True), b"the other half"])  # it was on its way
+        transport._sender.sendmsg([HEADER.pack(DEAD_PID, False, True), b"the other half"])
         transport.send("next")
         assert await receive(transport, 1) == ["next"]
 
