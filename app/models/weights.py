@@ -80,12 +80,12 @@ def _prepare_experts(model: PreTrainedModel, path: str, settings: ModelSettings,
     if device.type == "cpu":
         separate_experts(model)
         if settings.quantize in FOUR_BITS:
-            _round_experts(model, settings.quantize)
+            round_experts(model, settings.quantize)
     elif settings.quantize != "none" and has_joined_experts(model):
         raise SetupError(f"model.quantize: on {device}, {settings.quantize} would leave the experts of {path} as they are; use none")
 
 
-def _round_experts(model: PreTrainedModel, kind: str) -> None:
+def round_experts(model: PreTrainedModel, kind: str) -> None:
     """Round their layers to `kind`, nf4 or fp4: transformers rounds a model before they have any. Layers that bitsandbytes cannot divide
     into its blocks stay.
     """
@@ -96,6 +96,7 @@ def _round_experts(model: PreTrainedModel, kind: str) -> None:
             if type(layer) is nn.Linear and layer.in_features % BNB_BLOCK == 0 and layer.out_features % BNB_BLOCK == 0:
                 rounded = Linear4bit(layer.in_features, layer.out_features, False, layer.weight.dtype, False, kind, device="meta")
                 rounded.weight = Params4bit(layer.weight.detach().contiguous(), False, compress_statistics=False, quant_type=kind)
+                rounded.bias = layer.bias
                 setattr(parent, name, rounded.to("cpu"))
 
 

@@ -1,5 +1,6 @@
 """Mixtures of experts: each expert's layers are rounded and run like all others, and a row's answer does not depend on its neighbours."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from app.models.footprint import Form, footprint
 from app.models.loading import create_engine
 from app.models.skeleton import skeleton_of
 from app.models.source import source_of
+from app.models.weights import import_bitsandbytes, round_experts
 from app.settings import ModelSettings
 from models.synthetic import Shape, create_tokenizer, save
 
@@ -104,6 +106,18 @@ def test_nf4_rounds_experts_whose_rows_are_whole_blocks(tmp_path: Path) -> None:
     source = source_of(str(tmp_path))
     told = [footprint(source, skeleton_of(source), Form(scheme, torch.bfloat16, "cpu", 16)).total() for scheme in ("nf4", "none")]
     assert facts.weights.bytes == pytest.approx(told[0], rel=0.05) and told[0] < 0.6 * told[1]
+
+
+def test_rounded_experts_keep_their_biases() -> None:
+    family = FAMILIES["gpt-oss"]
+    model = create_model(replace(family, values={**family.values, "intermediate_size": 64}))
+    separate_experts(model)
+    biases = {name: bias.clone() for name, bias in model.named_parameters() if ".experts." in name and name.endswith(".bias")}
+    import_bitsandbytes()
+    round_experts(model, "nf4")
+    assert len(biases) == 4 * 4 * 3 and sum(type(module).__name__ == "Linear4bit" for module in model.modules()) == len(biases)
+    for name, bias in biases.items():
+        assert torch.equal(model.get_parameter(name), bias)
 
 
 @pytest.mark.parametrize(
