@@ -42,10 +42,12 @@ NOTE = """(part, text) => {
 
 @contextmanager
 def flashing(part: Locator, text: str) -> Iterator[None]:
-    """What the block does makes the part show this text, if only for a moment, in which nobody may ask."""
+    """What the block does makes the part show this text, if only for a moment, in which nobody may ask. A page that was loaded anew
+    meanwhile cannot tell any more.
+    """
     part.evaluate(NOTE, text)
     yield
-    part.page.wait_for_function("window.shown")
+    part.page.wait_for_function("window.shown !== false")
 
 
 def violations(page: Page) -> list[tuple[str, str]]:

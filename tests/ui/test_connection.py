@@ -100,6 +100,7 @@ def test_a_stream_that_went_silent_and_a_server_that_left_are_noticed_and_the_qu
     page.route(CALL, lambda route: held.append(route) if '[\\"new\\"' in (route.request.post_data or "") else route.continue_())
     page.goto(page_url)
     expect(page.get_by_text("storyteller · nf4 · 4,096 tokens")).to_be_visible()
+    page.route("**/gradio_api/app_id", lambda route: route.abort())  # else the page may be loaded anew before it is asked something
     wait_until(page, lambda: went_silent(page))
     wait_until(page, lambda: len(held) == 1)
     for question in ("Mine", "And this?"):
