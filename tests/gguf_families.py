@@ -62,6 +62,14 @@ GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     "full_attention": {"rope_type": "default", "rope_theta": 20_000.0},
 }
+GEMMA3 = {
+    "rope_parameters": GEMMA3_ROPE,
+    "head_dim": 32,
+    "sliding_window": 16,
+    "num_hidden_layers": 7,
+    "query_pre_attn_scalar": 32,
+    "final_logit_softcapping": None,
+}
 FAMILIES = {
     "llama": Family("llama", "llama", rope(), {"rope.dimension_count": 16}, interleaved=True),
     "llama-wide-heads": Family("llama", "llama", rope() | {"head_dim": 32}, {"rope.dimension_count": 32}, interleaved=True),
@@ -133,14 +141,7 @@ FAMILIES = {
     "gemma3": Family(
         "gemma3",
         "gemma3_text",
-        {
-            "rope_parameters": GEMMA3_ROPE,
-            "head_dim": 32,
-            "sliding_window": 16,
-            "num_hidden_layers": 7,
-            "query_pre_attn_scalar": 32,
-            "final_logit_softcapping": None,
-        },
+        GEMMA3,
         {"attention.sliding_window": 16},
         norm_plus_one=True,
     ),
@@ -192,14 +193,7 @@ FAMILIES = {
     "gemma3-linear": Family(
         "gemma3",
         "gemma3_text",
-        {
-            "rope_parameters": GEMMA3_ROPE | {"full_attention": {"rope_type": "linear", "rope_theta": 20_000.0, "factor": 8.0}},
-            "head_dim": 32,
-            "sliding_window": 16,
-            "num_hidden_layers": 7,
-            "query_pre_attn_scalar": 32,
-            "final_logit_softcapping": None,
-        },
+        GEMMA3 | {"rope_parameters": GEMMA3_ROPE | {"full_attention": {"rope_type": "linear", "rope_theta": 20_000.0, "factor": 8.0}}},
         {"attention.sliding_window": 16},
         norm_plus_one=True,
     ),
@@ -212,14 +206,7 @@ FAMILIES = {
     "gemma3-capped": Family(
         "gemma3",
         "gemma3_text",
-        {
-            "rope_parameters": GEMMA3_ROPE,
-            "head_dim": 32,
-            "sliding_window": 16,
-            "num_hidden_layers": 7,
-            "query_pre_attn_scalar": 32,
-            "final_logit_softcapping": 3.0,
-        },
+        GEMMA3 | {"final_logit_softcapping": 3.0},
         {"attention.sliding_window": 16, "final_logit_softcapping": 3.0},
         norm_plus_one=True,
     ),

@@ -13,12 +13,9 @@ from transformers.models.auto import CONFIG_MAPPING
 
 from app.errors import SetupError, UnsupportedModel
 from app.models.gguf import GGUFFile
+from app.models.metadata import LONG_FACTORS, SHORT_FACTORS, Metadata, scaling
 
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1: each frequency is divided by its factor
-LONG_FACTORS, SHORT_FACTORS = (
-    "rope_factors_long.weight",
-    "rope_factors_short.weight",
-)  # Phi 3: for texts beyond its first context, and others
 NO_PARAMETERS = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})  # tensors that are no parameter of transformers' model
 SIZES = {
     "context_length": "max_position_embeddings",
@@ -27,38 +24,8 @@ SIZES = {
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
 }
-EACH_LAYER = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
 WIDTHS = ("embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv", "attention.key_length")
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62  # by these llama.cpp knows those whose queries are scaled otherwise
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """A file's metadata by their keys, without the architecture before them."""
-
-    file: GGUFFile
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Of a number that is given for each layer, and the same for all, one."""
-        value = self.file.metadata.get(f"{self.file.architecture}.{key}", default)
-        return value[0] if key in EACH_LAYER and isinstance(value, list) and value and value == value[:1] * len(value) else value
-
-    def needed(self, key: str) -> Any:
-        """Raises `SetupError` for a key that is missing."""
-        value = self.get(key)
-        if value is None:
-            raise SetupError(f"{self.file.path.name}: its metadata have no {self.file.architecture}.{key}")
-        return value
-
-    def has(self, tensor: str) -> bool:
-        return tensor in self.file.tensors
-
-    @property
-    def head_dim(self) -> int:
-        return int(self.get("attention.key_length") or self.needed("embedding_length") // self.needed("attention.head_count"))
-
-    def refuse(self, problem: str) -> UnsupportedModel:
-        return UnsupportedModel(f"{self.file.path.name}: {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,25 +111,27 @@ def _phi3(metadata: Metadata) -> dict[str, Any]:
     }
 
 
+def _gemma2(metadata: Metadata) -> dict[str, Any]:
+    return _windows(metadata, 2, 4096) | {
+        "query_pre_attn_scalar": _query_scalar(metadata, GEMMA2_27B_LAYERS),
+        "attn_logit_softcapping": metadata.get("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": metadata.get("final_logit_softcapping", 30.0),
+    }
+
+
 def _gemma3(metadata: Metadata) -> dict[str, Any]:
-    heads, hidden = metadata.needed("attention.head_count"), metadata.needed("embedding_length")
-    is_largest = metadata.needed("block_count") == GEMMA3_27B_LAYERS
     local = {"rope_type": "default", "rope_theta": metadata.get("rope.freq_base_swa", 10_000.0)}
     return _windows(metadata, 6) | {
-        "query_pre_attn_scalar": hidden // heads if is_largest else metadata.head_dim,
+        "query_pre_attn_scalar": _query_scalar(metadata, GEMMA3_27B_LAYERS),
         "rope_parameters": {"full_attention": rope_parameters(metadata), "sliding_attention": local},
         "final_logit_softcapping": metadata.get("final_logit_softcapping"),
     }
 
 
-def _gemma2(metadata: Metadata) -> dict[str, Any]:
-    heads, hidden = metadata.needed("attention.head_count"), metadata.needed("embedding_length")
-    is_largest = metadata.needed("block_count") == GEMMA2_27B_LAYERS
-    return _windows(metadata, 2, 4096) | {
-        "query_pre_attn_scalar": hidden // heads if is_largest else metadata.head_dim,
-        "attn_logit_softcapping": metadata.get("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": metadata.get("final_logit_softcapping", 30.0),
-    }
+def _query_scalar(metadata: Metadata, largest: int) -> int:
+    """Queries are divided by its root: the width of a head, but for the Gemma with the `largest` number of layers."""
+    is_largest = metadata.needed("block_count") == largest
+    return int(metadata.needed("embedding_length") // metadata.needed("attention.head_count")) if is_largest else metadata.head_dim
 
 
 def _starcoder2(metadata: Metadata) -> dict[str, Any]:
@@ -309,38 +278,10 @@ def _check_sizes(metadata: Metadata) -> None:
 
 def rope_parameters(metadata: Metadata) -> dict[str, Any]:
     """Base, scaling and share of the rotation. Raises `UnsupportedModel` for a scaling that is not known."""
-    parameters = {"rope_theta": metadata.get("rope.freq_base", 10_000.0), **_scaling(metadata)}
+    parameters = {"rope_theta": metadata.get("rope.freq_base", 10_000.0), **scaling(metadata)}
     rotated = metadata.get("rope.dimension_count", metadata.head_dim)
     if rotated == metadata.head_dim:
         return parameters
     if not architecture_of(metadata.file).partly_rotated:
         raise metadata.refuse(f"it rotates {rotated} of the {metadata.head_dim} values of a head, which is not read of this architecture")
     return parameters | {"partial_rotary_factor": rotated / metadata.head_dim}
-
-
-def _scaling(metadata: Metadata) -> dict[str, Any]:
-    kind = metadata.get("rope.scaling.type")
-    factor = metadata.get("rope.scaling.factor") or metadata.get("rope.scale_linear") or 1.0
-    if metadata.has(LONG_FACTORS) and metadata.has(SHORT_FACTORS):
-        return _long_rope(metadata)
-    if kind == "none" or (kind in {None, "linear"} and factor == 1.0):
-        return {"rope_type": "default"}
-    if kind in {None, "linear"}:
-        return {"rope_type": "linear", "factor": factor}
-    if kind != "yarn":
-        raise metadata.refuse(f"its rope scaling '{kind}' is not supported")
-    named = {"original_context_length": "original_max_position_embeddings", "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
-    given = {name: metadata.get(f"rope.scaling.{key}") for key, name in named.items()}
-    return {"rope_type": "yarn", "factor": factor, **{name: value for name, value in given.items() if value is not None}}
-
-
-def _long_rope(metadata: Metadata) -> dict[str, Any]:
-    """Phi 3 beyond its first context (LongRoPE, arXiv 2402.13753): each frequency has a factor of its own."""
-    short, long = (metadata.file.floats(name) for name in (SHORT_FACTORS, LONG_FACTORS))
-    return {
-        "rope_type": "longrope",
-        "short_factor": short,
-        "long_factor": long,
-        "original_max_position_embeddings": metadata.needed("rope.scaling.original_context_length"),
-        "attention_factor": metadata.get("rope.scaling.attn_factor"),
-    }

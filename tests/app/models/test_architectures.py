@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +14,8 @@ import pytest
 import torch
 from driving import drain
 from gguf_families import FAMILIES, VOCABULARY, create_model, write_family
+from ports import free_port
+from serving import wait_for
 from transformers import PreTrainedModel
 
 from app.engine.capacity import CacheLimits
@@ -174,16 +174,13 @@ def test_llama_cpp_computes_the_same(written: Callable[[str], tuple[PreTrainedMo
 
 def _logprobs_of_llama_cpp(path: Path, ids: list[int]) -> dict[int, float]:
     """Of the token after `ids`, by its id."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = "-c 256 -np 1 -t 1 --no-warmup -fa off -ctk f32 -ctv f32".split()
-    server = subprocess.Popen(
-        [str(LLAMA_SERVER), "-m", path, "--port", str(port), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    port = free_port()
+    command = [str(LLAMA_SERVER), "-m", path, "--port", str(port), *"-c 256 -np 1 -t 1 --no-warmup -fa off -ctk f32 -ctv f32".split()]
+    libraries = {**os.environ, "LD_LIBRARY_PATH": str(Path(str(LLAMA_SERVER)).resolve().parent)}
+    server = subprocess.Popen(command, env=libraries, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            _wait_until_healthy(client, server)
+            wait_for(lambda: _is_healthy(client))
             body = {"prompt": ids, "n_predict": 1, "n_probs": VOCABULARY, "logit_bias": [[300, 100.0]]}  # which token is drawn: text
             answer = json.loads(client.post("/completion", json=body).raise_for_status().text)
     finally:
@@ -192,13 +189,8 @@ def _logprobs_of_llama_cpp(path: Path, ids: list[int]) -> dict[int, float]:
     return {each["id"]: each["logprob"] for each in answer["completion_probabilities"][0]["top_logprobs"]}
 
 
-def _wait_until_healthy(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        assert server.poll() is None, "llama-server ended"
-        try:
-            if client.get("/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError("llama-server does not answer")
+def _is_healthy(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
