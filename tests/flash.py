@@ -11,6 +11,7 @@ import torch
 from app.engine import flat, graphs, varlen
 from app.engine.cudadecoder import CudaDecoder, PlainKernels
 from app.engine.keyvalues import Shape
+from app.engine.scores import Change
 
 
 class FlashKernel:
@@ -99,8 +100,8 @@ def use_flash(monkeypatch: pytest.MonkeyPatch, has_page_table: bool = True) -> F
     """Let models on a CPU attend as those on CUDA do, if their caches have pages of `varlen.PAGE_TOKENS`."""
     kernel = FlashKernel(has_page_table)
 
-    def usable_splits(device: torch.device, dtype: torch.dtype, shapes: list[Shape], context: int) -> int:
-        return 4 if has_page_table else 1
+    def usable_splits(device: torch.device, dtype: torch.dtype, shapes: list[Shape], context: int, changes: frozenset[Change]) -> int:
+        return 0 if "cap" in changes else 4 if has_page_table else 1
 
     monkeypatch.setattr(varlen, "flash_kernel", kernel)
     monkeypatch.setattr(varlen, "has_page_table", lambda: has_page_table)

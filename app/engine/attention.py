@@ -6,7 +6,6 @@ each forward, a `Layout` says which rows of the step belong to which sequence, a
 
 import itertools
 import weakref
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,13 +18,12 @@ from app.engine.kernel import kernel
 from app.engine.keyvalues import KeyValues, Shape
 from app.engine.layout import Call, DecodeGroup, Layout, Span
 from app.engine.rows import DecodeRows, PrefillRows, dense
-from app.engine.scores import Scores, attend
+from app.engine.scores import Change, Scores, attend, attend_sequences
 from app.errors import UnsupportedModel
 
 # From this many rows on, torch's attention on a CPU is a third faster in float32 than in bfloat16, casts included.
 MIN_FLOAT32_ROWS = 64
 
-ScaleAndWindow = tuple[float | None, int | None]  # scale of the scores (None: 1 / sqrt(dim)), sliding window in tokens (None: unlimited)
 _instance_numbers = itertools.count()
 
 
@@ -40,6 +38,7 @@ class SlotAttention:
         self.texts = KeyValues()  # of a text that is scored in several steps; never in 8 bits, so that its score is that of one step
         self.shapes: dict[int, Shape] = {}  # by layer; from the last forward
         self.windows: dict[int, int | None] = {}  # layer -> sliding window; from the last forward
+        self.changes: frozenset[Change] = frozenset()  # of scores, in any layer; from the forwards so far
         AttentionInterface.register(self.name, weakref.proxy(self))  # what is registered is never forgotten: neither would be the cache
         AttentionMaskInterface.register(self.name, _no_mask)
 
@@ -59,66 +58,39 @@ class SlotAttention:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         self.shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
         self.windows[layer] = sliding_window
+        scores = Scores(scaling, sliding_window, softcap, s_aux)
+        self.changes |= scores.changes
         rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-        if softcap is not None or s_aux is not None:
-            return self._attend_plainly(layer, rows, Scores(scaling, sliding_window, softcap, s_aux), type(module).__name__)[None], None
-        return self.attend(layer, rows[0], rows[1], rows[2], (scaling, sliding_window))[None], None
+        return self.attend(layer, rows[0], rows[1], rows[2], scores)[None], None
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale_and_window: ScaleAndWindow
-    ) -> torch.Tensor:
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores) -> torch.Tensor:
         """Cache `key` and `value` `[rows, kv_heads, dim]` and attend `query` `[rows, heads, dim]`; returns `[rows, heads, value dim]`.
 
         Raises `UnsupportedModel` outside a forward of `FlatModel`.
         """
         layout = None if self.layout is None else self.layout.on(query.device)
         if layout is None or self.is_flash:
-            return self._attend_by_flash(layer, (query, key, value), self.running_calls(query.device), scale_and_window)
+            return self._attend_by_flash(layer, (query, key, value), self.running_calls(query.device), scores)
         if self.slots.dtype == torch.int8:
             query, key, value = dense(query), dense(key), dense(value)
         count = layout.decodes
-        decoded = self._decode_compiled(layer, layout, (query[:count], key[:count], value[:count]), scale_and_window) if count else None
+        decoded = self._decode_compiled(layer, layout, (query[:count], key[:count], value[:count]), scores) if count else None
         if count and decoded is None:
             self._write_cache(layer, layout, key[:count], value[:count])
         if decoded is None and count == len(query) and len(layout.groups) == 1:
-            decoded = self._decode_by_torch(layer, query, layout.groups[0], scale_and_window)
+            decoded = self._decode_by_torch(layer, query, layout.groups[0], scores)
         if decoded is not None and count == len(query):
             return decoded
         out = torch.empty(len(query), query.shape[1], value.shape[2], dtype=query.dtype, device=query.device)
         if decoded is not None:
             out[:count] = decoded
         for group in layout.groups if decoded is None else ():
-            out[group.rows] = self._decode_by_torch(layer, query[group.rows], group, scale_and_window)
+            out[group.rows] = self._decode_by_torch(layer, query[group.rows], group, scores)
         for index, span in enumerate(layout.spans):
             rows = slice(span.row_start, span.row_end)
             pages = None if span.pages is None else layout.span_pages(index)
-            out[rows] = self._attend_span(layer, (query[rows], key[rows], value[rows]), span, pages, scale_and_window)
+            out[rows] = self._attend_span(layer, (query[rows], key[rows], value[rows]), span, pages, scores)
         return out
-
-    def _attend_plainly(self, layer: int, rows: Sequence[torch.Tensor], scores: Scores, name: str) -> torch.Tensor:
-        """As `attend`, for scores that no kernel knows, each decoding row by itself. Raises `UnsupportedModel` but on a CPU with a cache in
-        floats.
-        """
-        (query, key, value), layout = rows, self.layout
-        if layout is None or self.is_flash or query.device.type not in {"cpu", "meta"} or self.slots.dtype == torch.int8:
-            raise UnsupportedModel(f"{name} has soft-capped scores or sinks, which run on a CPU only, with model.cache_dtype: auto")
-        if layout.decodes:
-            self._write_cache(layer, layout, key[: layout.decodes], value[: layout.decodes])
-        parts = []
-        for row, (pages, position) in enumerate(layout.sequences):
-            skipped = 0 if scores.window is None else max(0, position + 1 - scores.window) // layout.page_tokens  # pages before the window
-            own = torch.tensor([pages[skipped : position // layout.page_tokens + 1]])
-            k, v = (cached[0] for cached in self.slots.gather(layer, own))
-            parts.append(attend(query[row : row + 1], k, v, position - skipped * layout.page_tokens, scores))
-        for index, span in enumerate(layout.spans):
-            part = slice(span.row_start, span.row_end)
-            k, v = key[part].transpose(0, 1), value[part].transpose(0, 1)
-            if span.pages is not None:
-                cache = self.texts if span.is_text else self.slots
-                cache.write_span(layer, span, key[part], value[part])
-                k, v = (cached[0] for cached in cache.gather(layer, layout.span_pages(index)[None]))
-            parts.append(attend(query[part], k, v, span.start, scores))
-        return torch.cat(parts)
 
     @property
     def is_flash(self) -> bool:
@@ -140,7 +112,7 @@ class SlotAttention:
         layer: int,
         rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         calls: tuple[Call, ...],
-        scale_and_window: ScaleAndWindow,
+        scores: Scores,
     ) -> torch.Tensor:
         parts = []
         for call in calls:
@@ -148,18 +120,17 @@ class SlotAttention:
             cache = self.cache_of(call)
             if call.places is not None:
                 cache.write_places(layer, call.places, key, value)
-            parts.append(varlen.attend(query, cache.by_tokens[layer], (key, value), call.reads, *scale_and_window))
+            parts.append(varlen.attend(query, cache.by_tokens[layer], (key, value), call.reads, scores))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _decode_compiled(
-        self, layer: int, layout: Layout, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale_and_window: ScaleAndWindow
+        self, layer: int, layout: Layout, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scores: Scores
     ) -> torch.Tensor | None:
         """Attend `rows` (query, key, value) by the compiled kernel, which also writes the cache; None if it cannot."""
         if (compiled := kernel() if rows[0].device.type == "cpu" else None) is None:
             return None
-        scale, window = scale_and_window
         caches = self.slots.keys[layer], self.slots.values[layer]
-        batch = DecodeRows(*rows, *caches, layout.pages, layout.firsts, layout.positions, scale, window)
+        batch = DecodeRows(*rows, *caches, layout.pages, layout.firsts, layout.positions, scores)
         return compiled.attend_decode(batch) if batch.is_supported(compiled.columns) else None
 
     def _write_cache(self, layer: int, layout: Layout, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -169,14 +140,15 @@ class SlotAttention:
         self.slots.keys[layer][pages, :, places] = key
         self.slots.values[layer][pages, :, places] = value
 
-    def _decode_by_torch(self, layer: int, query: torch.Tensor, group: DecodeGroup, scale_and_window: ScaleAndWindow) -> torch.Tensor:
+    def _decode_by_torch(self, layer: int, query: torch.Tensor, group: DecodeGroup, scores: Scores) -> torch.Tensor:
         """Attend each row of `query` `[rows, heads, dim]` to its own sequence, up to its position."""
-        scale, window = scale_and_window
         rows, heads, dim = query.shape
         k, v = (cached[:, :, : group.key_count] for cached in self.slots.gather(layer, group.pages))
+        mask = group.mask(scores.window, query.dtype)
+        if scores.changes:
+            return attend_sequences(query, k, v, mask, scores)
         grouped = query.reshape(rows, k.shape[1], heads // k.shape[1], dim)
-        mask = group.mask(window, query.dtype)
-        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale).reshape(rows, heads, -1)
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scores.scale).reshape(rows, heads, -1)
 
     def _attend_span(
         self,
@@ -184,13 +156,13 @@ class SlotAttention:
         rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         span: Span,
         pages: torch.Tensor | None,
-        scale_and_window: ScaleAndWindow,
+        scores: Scores,
     ) -> torch.Tensor:
         """Causal attention of consecutive positions of one sequence, `rows` being query, key and value `[rows, heads, dim]`."""
-        (query, key, value), (scale, window) = rows, scale_and_window
+        query, key, value = rows
         cache = self.texts if span.is_text else self.slots
         if (compiled := kernel() if query.device.type == "cpu" else None) is not None:
-            batch = PrefillRows(query, key, value, span.start, scale, window)
+            batch = PrefillRows(query, key, value, span.start, scores)
             if pages is not None:
                 batch = replace(batch, cache=(cache.keys[layer], cache.values[layer]), pages=pages)
             if batch.is_supported(compiled.columns):
@@ -201,12 +173,14 @@ class SlotAttention:
         if span.start:  # the keys and values before these rows are in the cache only
             assert pages is not None
             k, v = (cached[0, :, : span.end] for cached in cache.gather(layer, pages[None]))
+        if scores.changes:
+            return attend(query, k, v, span.start, scores)
         q, dtype = query.transpose(0, 1), query.dtype
         if len(query) >= MIN_FLOAT32_ROWS and query.device.type == "cpu":
             q, k, v = q.float(), k.float(), v.float()
-        mask = span.mask(window, q.dtype, q.device)
+        mask = span.mask(scores.window, q.dtype, q.device)
         attended = F.scaled_dot_product_attention(
-            q[None], k[None], v[None], mask, is_causal=mask is None, scale=scale, enable_gqa=len(k) != len(q)
+            q[None], k[None], v[None], mask, is_causal=mask is None, scale=scores.scale, enable_gqa=len(k) != len(q)
         )
         return attended[0].transpose(0, 1).to(dtype)
 

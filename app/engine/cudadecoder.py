@@ -120,7 +120,7 @@ class CudaDecoder:
         else:
             target = Target(cached.keys.flatten(0, 1), cached.values.flatten(0, 1), call.places)
         query = self.kernels.rotate(rotation, target)
-        return varlen.attend(query, cached, (target.keys, target.values), call.reads, layer.scaling, layer.window)
+        return varlen.attend(query, cached, (target.keys, target.values), call.reads, layer.scores)
 
 
 def create_cuda_decoder(decoder: FusedDecoder) -> CudaDecoder | None:

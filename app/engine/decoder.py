@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.kernel import Kernel, cache_args, groups_args, weights_args
+from app.engine.kernel import Kernel, cache_args, groups_args, scores_args, weights_args
 from app.engine.keyvalues import KeyValues
 from app.engine.layout import Layout
 from app.engine.linear import TiledLinear
 from app.engine.rows import MAX_HEAD_DIM
+from app.engine.scores import Scores
 from app.engine.structures import CacheArgs, DecoderArgs, LayerArgs, LinearArgs, SpanArgs
 
 NOT_CACHED = -1  # where the pages begin of a span whose keys and values are not cached
@@ -32,8 +33,7 @@ class CompiledLayer:
     gate: TiledLinear
     up: TiledLinear
     down: TiledLinear
-    scale: float  # of the attention scores
-    window: int | None  # tokens that a row sees, itself included; all when None
+    scores: Scores  # without sinks
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,7 @@ class CompiledDecoder:
             (LinearArgs * 3)(*map(self._linear_args, layer.qkv)),
             *map(self._linear_args, parts),
             *caches,
-            layer.window or 0,
-            layer.scale,
+            scores_args(layer.scores, self._shape.dim),
         )
 
     def _linear_args(self, layer: TiledLinear) -> LinearArgs:

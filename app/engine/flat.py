@@ -211,7 +211,7 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
         check.compare("in one piece", flat.head(flat.forward_uncached(check.ids)))
         check_layers(model, attention)
     if proof is not None:
-        attention.shapes, attention.windows = dict(proof.shapes), dict(proof.windows)
+        attention.shapes, attention.windows, attention.changes = dict(proof.shapes), dict(proof.windows), proof.changes
     started_s = time.perf_counter()
     flat = _optimize(model, attention, None if proof is None else proof.harmed)
     flat.convert_s = convert_s + time.perf_counter() - started_s
@@ -221,7 +221,7 @@ def create_flat_model(model: PreTrainedModel, limits: CacheLimits, scheme: str =
         hidden = _forward_in_chunks(flat, check.ids)
         check.compare("in chunks and decode steps", flat.head(hidden), attention.slots.dtype == torch.int8)
         check.end(model)
-        proof = Proof(attention.shapes, attention.windows, flat.weights.inputs_of_16_bits, hidden.shape[-1])
+        proof = Proof(attention.shapes, attention.windows, attention.changes, flat.weights.inputs_of_16_bits, hidden.shape[-1])
     assert proof is not None
     flat.proof, flat.hidden_size = proof, proof.hidden_size
     flat.bind_adapters(shapes)
@@ -273,7 +273,9 @@ def _allocate_cache(flat: FlatModel, limits: CacheLimits) -> None:
     flat.scoring_pages = range(limits.text_pages)
     splits, context = 0, -(-longest // flat.page_tokens) * flat.page_tokens  # no splits: not by torch's flash kernel
     if flat.page_tokens == varlen.PAGE_TOKENS:
-        splits = min(varlen.usable_splits(device, dtype, shapes.values(), context) for device, shapes in parts.items() if shapes)
+        splits = min(
+            varlen.usable_splits(device, dtype, shapes.values(), context, attention.changes) for device, shapes in parts.items() if shapes
+        )
     for cache, pages, kept_as in ((attention.slots, flat.pages, slots_dtype), (attention.texts, limits.text_pages, dtype)):
         for device, shapes in parts.items():
             if splits:

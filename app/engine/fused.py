@@ -17,6 +17,7 @@ from app.engine.decoder import CompiledDecoder, CompiledLayer, DecoderShape
 from app.engine.kernel import Kernel, kernel
 from app.engine.linear import SWISH, TiledLinear, concatenate_layers, parts_of
 from app.engine.lora import Adapters, add_residual, gated_product
+from app.engine.scores import Scores
 
 SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 ADAPTED_PARTS = {
@@ -58,8 +59,7 @@ class Layer:
     up: nn.Module
     down: nn.Module
     act: nn.Module
-    scaling: float | None  # of the attention scores
-    window: int | None  # tokens of the sliding window
+    scores: Scores  # of the attention
 
     @property
     def head_norms(self) -> tuple[Norm, Norm] | None:
@@ -132,7 +132,7 @@ class FusedDecoder:
             qk = torch.cat([query_norm(qk[:, : self.heads]), key_norm(qk[:, self.heads :])], 1)
         qk = torch.addcmul(qk * cos, torch.roll(qk, self.dim // 2, -1), sin)
         query, key, value = qk[:, : self.heads], qk[:, self.heads :], qkv[:, rotated_heads:]
-        out = self.attention.attend(index, query, key, value, (layer.scaling, layer.window))
+        out = self.attention.attend(index, query, key, value, layer.scores)
         return out.reshape(len(h), self.heads * self.dim)
 
 
@@ -152,7 +152,7 @@ def _compiled_decoder(layers: list[Layer], norm: Norm, heads: int, kv_heads: int
     native = norm.kernel
     if native is None or any(each.kernel is None or each.eps != norm.eps for each in norms):
         return None
-    compiled = [_compiled_layer(layer, dim) for layer in layers]
+    compiled = [_compiled_layer(layer) for layer in layers]
     complete = [layer for layer in compiled if layer is not None]
     shape, hidden = DecoderShape(heads, kv_heads, dim, norm.eps), len(norm.weight)
     if len(complete) < len(layers) or not CompiledDecoder.is_supported(native, shape, complete, hidden):
@@ -160,7 +160,7 @@ def _compiled_decoder(layers: list[Layer], norm: Norm, heads: int, kv_heads: int
     return CompiledDecoder(native, shape, complete, norm.weight)
 
 
-def _compiled_layer(layer: Layer, dim: int) -> CompiledLayer | None:
+def _compiled_layer(layer: Layer) -> CompiledLayer | None:
     out, gate, up, down = layer.out, layer.gate, layer.up, layer.down
     qkv = tuple(part for part in parts_of(layer.qkv) if isinstance(part, TiledLinear))
     if not isinstance(layer.act, SWISH) or len(qkv) < len(parts_of(layer.qkv)):
@@ -171,7 +171,7 @@ def _compiled_layer(layer: Layer, dim: int) -> CompiledLayer | None:
         return None
     query_norm, key_norm = (None if norm is None else norm.weight for norm in (layer.query_norm, layer.key_norm))
     norms = (layer.input_norm.weight, layer.mlp_norm.weight, query_norm, key_norm)
-    return CompiledLayer(*norms, qkv, out, gate, up, down, dim**-0.5 if layer.scaling is None else layer.scaling, layer.window)
+    return CompiledLayer(*norms, qkv, out, gate, up, down, layer.scores)
 
 
 def _layer_of(block: Any) -> Layer:
@@ -190,8 +190,7 @@ def _layer_of(block: Any) -> Layer:
         up=mlp.up_proj,
         down=mlp.down_proj,
         act=mlp.act_fn,
-        scaling=float(part.scaling),
-        window=window,
+        scores=Scores(float(part.scaling), window),
     )
 
 

@@ -22,6 +22,7 @@ from app.engine.compiler import CompileError, library_path
 from app.engine.grouped import GroupedWeights
 from app.engine.packing import PackedWeights
 from app.engine.rows import DecodeRows, PrefillRows, dense
+from app.engine.scores import Scores
 from app.engine.structures import (
     CacheArgs,
     DecodeArgs,
@@ -31,6 +32,7 @@ from app.engine.structures import (
     PrefillArgs,
     SamplingArgs,
     SamplingRowArgs,
+    ScoresArgs,
     StatisticsArgs,
     WeightsArgs,
     WriteArgs,
@@ -117,15 +119,15 @@ class Kernel:
         Raises `MemoryError`.
         """
         rows, heads, dim = batch.query.shape
-        kv_heads = batch.key.shape[1]
+        kv_heads, sinks = batch.key.shape[1], _sinks_of(batch.scores)
         out = torch.empty(rows, heads, dim, dtype=batch.query.dtype)
         args = DecodeArgs(
             *(part.data_ptr() for part in (batch.query, batch.key, batch.value)),
             *(part.stride(0) for part in (batch.query, batch.key, batch.value)),
             cache_args(batch.key_cache, batch.value_cache),
             *(part.data_ptr() for part in (batch.pages, batch.firsts, batch.positions)),
-            *(rows, heads, kv_heads, dim, batch.window or 0),
-            dim**-0.5 if batch.scale is None else batch.scale,
+            *(rows, heads, kv_heads, dim),
+            scores_args(batch.scores, dim, sinks),
             out.data_ptr(),
             KINDS[batch.query.dtype],
         )
@@ -142,7 +144,7 @@ class Kernel:
             self._write(batch, *batch.cache)
             key, value = batch.cache
         rows, heads, dim = query.shape
-        out = torch.empty(rows, heads, dim, dtype=query.dtype)
+        out, sinks = torch.empty(rows, heads, dim, dtype=query.dtype), _sinks_of(batch.scores)
         tokens, head = (0, 1) if batch.cache is None else (2, 1)  # the dimensions of keys and values
         args = PrefillArgs(
             *(part.data_ptr() for part in (query, key, value)),
@@ -150,8 +152,8 @@ class Kernel:
             *(part.stride(axis) for part in (key, value) for axis in (tokens, head)),
             _address(batch.pages),
             *(key.stride(0), key.shape[2]),
-            *(rows, batch.start, heads, key.shape[1], dim, batch.window or 0),
-            dim**-0.5 if batch.scale is None else batch.scale,
+            *(rows, batch.start, heads, key.shape[1], dim),
+            scores_args(batch.scores, dim, sinks),
             out.data_ptr(),
             *(KINDS[query.dtype], KINDS[key.dtype]),
         )
@@ -210,6 +212,15 @@ class Kernel:
 def cache_args(keys: torch.Tensor, values: torch.Tensor) -> CacheArgs:
     """Keys and values `[pages, kv_heads, page, elements of a head]` of one layer, with the same strides."""
     return CacheArgs(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], keys.shape[2], KINDS[keys.dtype])
+
+
+def scores_args(scores: Scores, dim: int, sinks: torch.Tensor | None = None) -> ScoresArgs:
+    """For heads of `dim` values. `sinks`: those of the scores in float32, contiguous, kept by the caller."""
+    return ScoresArgs(dim**-0.5 if scores.scale is None else scores.scale, scores.cap or 0, _address(sinks), scores.window or 0)
+
+
+def _sinks_of(scores: Scores) -> torch.Tensor | None:
+    return None if scores.sinks is None else scores.sinks.float().contiguous()
 
 
 def weights_args(weights: PackedWeights) -> WeightsArgs:

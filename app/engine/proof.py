@@ -12,6 +12,7 @@ from app.engine.attention import SlotAttention
 from app.engine.experts import Routes, set_routes
 from app.engine.grouped import keep_inputs
 from app.engine.keyvalues import Shape
+from app.engine.scores import Change
 from app.errors import UnsupportedModel
 
 CHECK_TOKENS = 24  # length of the sequence that the check computes both ways
@@ -25,6 +26,7 @@ class Proof:
 
     shapes: dict[int, Shape]  # of keys and values, by layer
     windows: dict[int, int | None]  # tokens of the sliding window, by layer
+    changes: frozenset[Change]  # of attention scores, in any layer
     harmed: tuple[str, ...]  # layers in groups whose outputs inputs of 8 bits would change too much
     hidden_size: int
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from app.engine.keyvalues import Shape
+from app.engine.scores import Scores
 from app.errors import SetupError
 
 MAX_HEAD_DIM = 256
 ROW_DTYPES = (torch.bfloat16, torch.float32)
+PLAIN = Scores()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,7 @@ class DecodeRows:
     pages: torch.Tensor  # of all rows' sequences, one after the other; contiguous
     firsts: torch.Tensor  # [rows], contiguous: where in `pages` those of each row begin
     positions: torch.Tensor  # [rows], contiguous
-    scale: float | None = None  # of the scores; 1 / sqrt(dim) when None
-    window: int | None = None  # tokens that a row sees, itself included; all when None
+    scores: Scores = PLAIN
 
     def is_supported(self, columns: int) -> bool:
         """Whether a kernel with blocks of `columns` outputs can compute these rows."""
@@ -52,8 +53,7 @@ class PrefillRows:
     key: torch.Tensor  # [start + rows, kv_heads, dim]; with a cache [rows, kv_heads, dim]
     value: torch.Tensor  # the same
     start: int  # position of the first row
-    scale: float | None = None  # of the scores; 1 / sqrt(dim) when None
-    window: int | None = None  # tokens that a row sees, itself included; all when None
+    scores: Scores = PLAIN
     pages: torch.Tensor | None = None  # of the sequence; contiguous
     cache: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values [pages, kv_heads, page, elements of a head], as in DecodeRows
 

@@ -13,14 +13,22 @@ class CacheArgs(ctypes.Structure):
     )
 
 
+class ScoresArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_float) for name in ("scale", "cap")),
+        ("sinks", ctypes.c_void_p),
+        ("window", ctypes.c_int64),
+    )
+
+
 class DecodeArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
         *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride")),
         ("cache", CacheArgs),
         *((name, ctypes.c_void_p) for name in ("pages", "firsts", "positions")),
-        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim", "window")),
-        ("scale", ctypes.c_float),
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "dim")),
+        ("scores", ScoresArgs),
         ("out", ctypes.c_void_p),
         ("kind", ctypes.c_int),
     )
@@ -43,8 +51,8 @@ class PrefillArgs(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "key_head_stride", "value_stride", "value_head_stride")),
         ("pages", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("page_stride", "page")),
-        *((name, ctypes.c_int64) for name in ("rows", "start", "heads", "kv_heads", "dim", "window")),
-        ("scale", ctypes.c_float),
+        *((name, ctypes.c_int64) for name in ("rows", "start", "heads", "kv_heads", "dim")),
+        ("scores", ScoresArgs),
         ("out", ctypes.c_void_p),
         *((name, ctypes.c_int) for name in ("kind", "key_kind")),
     )
@@ -123,8 +131,7 @@ class LayerArgs(ctypes.Structure):
         ("qkv", LinearArgs * 3),
         *((name, LinearArgs) for name in ("out", "gate", "up", "down")),
         *((name, CacheArgs) for name in ("slots", "texts")),
-        ("window", ctypes.c_int64),
-        ("scale", ctypes.c_float),
+        ("scores", ScoresArgs),
     )
 
 

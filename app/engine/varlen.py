@@ -5,8 +5,9 @@ results are joined by their log-sum-exps (as in flash decoding, arXiv 2311.01282
 """
 
 import logging
+import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 
@@ -14,6 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from app.engine import pages
+from app.engine.scores import Change, Scores
+from app.engine.scores import attend as attend_by_torch
 from app.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -89,46 +92,56 @@ class Sequences:
     splits: int = 1
 
 
-def attend(query: torch.Tensor, cached: PagedKeys, own: Pair, reads: Reads, scale: float | None, window: int | None) -> torch.Tensor:
+def attend(query: torch.Tensor, cached: PagedKeys, own: Pair, reads: Reads, scores: Scores) -> torch.Tensor:
     """Attend `query` `[rows, heads, dim]`, causally, to the keys `cached` or, if the reads have no pages, to the rows' `own`
-    `[rows, kv_heads, dim]`. Returns `[rows, heads, dim]`.
+    `[rows, kv_heads, dim]`. Returns `[rows, heads, dim]`. The `scores` have no cap: the kernel knows none.
 
-    `window`: tokens that a row sees, itself included; all when None. Only rows without one, of several heads for one of keys, are divided
-    into parts: of others the kernel would write one row alone (Dao-AILab/flash-attention issue 1217).
+    Only rows without a window, of several heads for one of keys, are divided into parts: of others the kernel would write one row alone
+    (Dao-AILab/flash-attention issue 1217).
     """
-    starts, table = reads.starts, reads.pages
+    out, lse = _attend(query, cached, own, reads, scores)
+    if scores.sinks is None:
+        return out
+    shares = torch.sigmoid(lse.transpose(0, 1) - scores.sinks.float())  # of the keys: exp(lse) / (exp(lse) + exp(sink))
+    return (out * shares[..., None]).to(query.dtype)
+
+
+def _attend(query: torch.Tensor, cached: PagedKeys, own: Pair, reads: Reads, scores: Scores) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `attend`, without sinks; and the log-sum-exps of the scores `[heads, rows]`."""
+    starts, table, window = reads.starts, reads.pages, scores.window
     if table is None:
-        return _flash(query, own, Sequences(starts, starts, reads.longest, reads.longest), scale, window)[0]
+        return _flash(query, own, Sequences(starts, starts, reads.longest, reads.longest), scores)
     if has_page_table():
         splits = cached.splits if reads.longest == 1 and window is None and query.shape[1] > cached.keys.shape[2] else 1
         sequences = Sequences(starts, starts, reads.longest, cached.context, reads.used, table, splits)
-        return _flash(query, (cached.keys, cached.values), sequences, scale, window)[0]
+        return _flash(query, (cached.keys, cached.values), sequences, scores)
     if reads.longest == 1 and (window is None or table.shape[1] * PAGE_TOKENS <= window):
         queries = query.split(len(reads.of_pages[0].is_empty))
-        parts = [_attend_pages(*each, cached, scale) for each in zip(queries, reads.of_pages, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts = [_attend_pages(*each, cached, scores) for each in zip(queries, reads.of_pages, strict=True)]
+        return parts[0] if len(parts) == 1 else (torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts], 1))
     size = table.shape[1] * PAGE_TOKENS
     gathered = [part.index_select(0, table.flatten()).flatten(0, 1) for part in (cached.keys, cached.values)]
     key_starts = torch.arange(len(table) + 1, dtype=torch.int32, device=query.device) * size
-    return _flash(query, (gathered[0], gathered[1]), Sequences(starts, key_starts, reads.longest, size, reads.used), scale, window)[0]
+    return _flash(query, (gathered[0], gathered[1]), Sequences(starts, key_starts, reads.longest, size, reads.used), scores)
 
 
-def _attend_pages(query: torch.Tensor, reads: PageReads, cached: PagedKeys, scale: float | None) -> torch.Tensor:
+def _attend_pages(query: torch.Tensor, reads: PageReads, cached: PagedKeys, scores: Scores) -> tuple[torch.Tensor, torch.Tensor]:
+    """All keys of a sequence lie within the window, if there is one."""
     rows, heads, dim = query.shape
     repeated = query[:, None].expand(rows, reads.count, heads, dim).flatten(0, 1)
-    out, lse = _flash(repeated, (cached.keys.flatten(0, 1), cached.values.flatten(0, 1)), reads.sequences, scale, None)
+    out, lse = _flash(repeated, (cached.keys.flatten(0, 1), cached.values.flatten(0, 1)), reads.sequences, replace(scores, window=None))
     if reads.count == 1:
-        return out
-    shares = lse.view(heads, rows, reads.count).masked_fill(reads.is_empty, -torch.inf).softmax(-1).permute(1, 2, 0)  # [rows, pages, heads]
-    return (out.view(rows, reads.count, heads, dim) * shares[..., None]).sum(1).to(query.dtype)
+        return out, lse
+    of_pages = lse.view(heads, rows, reads.count).masked_fill(reads.is_empty, -torch.inf)
+    shares = of_pages.softmax(-1).permute(1, 2, 0)  # [rows, pages, heads]
+    return (out.view(rows, reads.count, heads, dim) * shares[..., None]).sum(1).to(query.dtype), of_pages.logsumexp(-1)
 
 
-def _flash(
-    query: torch.Tensor, keys_and_values: Pair, sequences: Sequences, scale: float | None, window: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _flash(query: torch.Tensor, keys_and_values: Pair, sequences: Sequences, scores: Scores) -> tuple[torch.Tensor, torch.Tensor]:
     """The outputs and the log-sum-exps `[heads, rows]`. The mask is causal from the last key backwards: the last row of a sequence sees all
     of its keys. A single row needs no mask, and without one the kernel reads the keys of a group of heads once.
     """
+    window = scores.window
     is_masked = sequences.longest > 1 or window is not None
     of_pages = {} if sequences.pages is None else {"block_table": sequences.pages, "num_splits": sequences.splits}
     out, lse, *_ = flash_kernel(
@@ -141,7 +154,7 @@ def _flash(
         0.0,
         is_masked and window is None,
         False,
-        scale=scale,
+        scale=scores.scale,
         window_size_left=-1 if window is None else window - 1,
         window_size_right=0 if is_masked else -1,
         seqused_k=sequences.used,
@@ -161,19 +174,22 @@ def page_tokens(kind: str) -> int:
     return PAGE_TOKENS if kind == "cuda" else pages.PAGE_TOKENS
 
 
-def usable_splits(device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int, int]], context: int) -> int:
-    """Into how many parts the kernel may divide the keys of a decoding row, for layers of these shapes (kv_heads, key dim, value dim) and
-    sequences of `context` tokens; 0 if it does not compute them, or not right: what it makes of random numbers is compared.
+def usable_splits(
+    device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int, int]], context: int, changes: Collection[Change]
+) -> int:
+    """Into how many parts the kernel may divide the keys of a decoding row, for layers of these shapes (kv_heads, key dim, value dim),
+    sequences of `context` tokens and these `changes` of scores; 0 if it does not compute them, or not right: what it makes of random
+    numbers is compared.
     """
     if device.type != "cuda" or dtype not in DTYPES or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         return 0
-    if any(key != value or key > MAX_HEAD_DIM or key % HEAD_DIM_MULTIPLE for _, key, value in shapes):
+    if "cap" in changes or any(key != value or key > MAX_HEAD_DIM or key % HEAD_DIM_MULTIPLE for _, key, value in shapes):
         return 0
     wanted = max(1, min(MAX_SPLITS, context // SPLIT_TOKENS)) if has_page_table() else 1
     for splits in sorted({wanted, 1}, reverse=True):
         what = f"torch's flash attention, with the keys of a row in {splits} parts," if splits > 1 else "torch's flash attention"
         try:
-            error = max(probe(device, dtype, heads, dim, splits) for heads, dim, _ in set(shapes))
+            error = max(probe(device, dtype, heads, dim, splits, "sinks" in changes) for heads, dim, _ in set(shapes))
         except RuntimeError as problem:
             log.warning("%s does not run here, and is not used: %s", what, first_line(problem))
             continue
@@ -184,9 +200,9 @@ def usable_splits(device: torch.device, dtype: torch.dtype, shapes: Collection[t
 
 
 @torch.inference_mode()
-def probe(device: torch.device, dtype: torch.dtype, kv_heads: int, dim: int, splits: int = 1) -> float:
+def probe(device: torch.device, dtype: torch.dtype, kv_heads: int, dim: int, splits: int = 1, has_sinks: bool = False) -> float:
     """How wrong attention is, relative to the outputs' norm, for three sequences, whose keys lie on up to four pages: as decoding rows and
-    as prompts that go on, with one head and with several for one of keys, with a window and without.
+    as prompts that go on, with one head and with several for one of keys, with a window and without; if they have sinks, with these.
     """
     lengths, context = (3 * PAGE_TOKENS + 9, 5, PAGE_TOKENS + 1), max(4, splits) * PAGE_TOKENS
     generator = torch.Generator().manual_seed(0)
@@ -197,22 +213,13 @@ def probe(device: torch.device, dtype: torch.dtype, kv_heads: int, dim: int, spl
     for rows, groups, window in product((1, 4), (1, PROBED_GROUPS), (None, PROBED_WINDOW)):
         query = torch.randn(len(lengths) * rows, groups * kv_heads, dim, generator=generator).to(device, dtype)
         starts = torch.arange(len(lengths) + 1, dtype=torch.int32, device=device) * rows
-        found = attend(query, cached, (keys[0], values[0]), Reads(starts, used, table, rows), None, window)
-        expected = torch.cat(
-            [
-                _attend_slowly(part, keys[own].flatten(0, 1)[:length], values[own].flatten(0, 1)[:length], window)
-                for part, own, length in zip(query.split(rows), table.long(), lengths, strict=True)
-            ]
-        )
+        sinks = torch.randn(groups * kv_heads, generator=generator).to(device, dtype) + math.log(PAGE_TOKENS) if has_sinks else None
+        scores = Scores(None, window, None, sinks)
+        found = attend(query, cached, (keys[0], values[0]), Reads(starts, used, table, rows), scores)
+        parts = []
+        for part, own, length in zip(query.float().split(rows), table.long(), lengths, strict=True):
+            k, v = (each[own].flatten(0, 1)[:length].transpose(0, 1) for each in (keys, values))  # [kv_heads, tokens, dim]
+            parts.append(attend_by_torch(part, k, v, length - rows, scores))
+        expected = torch.cat(parts)
         errors.append(float((found.float() - expected).norm() / expected.norm()))
     return max(errors)
-
-
-def _attend_slowly(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int | None) -> torch.Tensor:
-    """In float32: the last rows of one sequence, `query` `[rows, heads, dim]`, over `keys` and `values` `[tokens, kv_heads, dim]`."""
-    rows, tokens, groups = len(query), len(keys), query.shape[1] // keys.shape[1]
-    k, v = (part.float().repeat_interleave(groups, 1).transpose(0, 1) for part in (keys, values))  # [heads, tokens, dim]
-    scores = query.float().transpose(0, 1) @ k.transpose(1, 2) * query.shape[-1] ** -0.5
-    behind = torch.arange(tokens - rows, tokens, device=query.device)[:, None] - torch.arange(tokens, device=query.device)
-    hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
-    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1)

@@ -94,10 +94,11 @@ def _version(library: str) -> str:
 
 
 def _encode(proof: Proof) -> str:
-    return json.dumps({name: getattr(proof, name) for name in ("shapes", "windows", "harmed", "hidden_size")})
+    values = {name: getattr(proof, name) for name in ("shapes", "windows", "harmed", "hidden_size")}
+    return json.dumps(values | {"changes": sorted(proof.changes)})
 
 
 def _decode(values: dict[str, Any]) -> Proof:
     shapes = {int(layer): (int(heads), int(key), int(value)) for layer, (heads, key, value) in values["shapes"].items()}
     windows = {int(layer): None if window is None else int(window) for layer, window in values["windows"].items()}
-    return Proof(shapes, windows, tuple(map(str, values["harmed"])), int(values["hidden_size"]))
+    return Proof(shapes, windows, frozenset(values["changes"]), tuple(map(str, values["harmed"])), int(values["hidden_size"]))

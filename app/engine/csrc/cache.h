@@ -22,6 +22,9 @@ INLINE void store(void *to, int64_t at, vec x, const int kind) {
         store_bf16((bf16 *)to + at, x);
 }
 
+/* Scores are kept as powers of two: LOG2_E times what they are. */
+INLINE vec cap_scores(vec x, float cap) { return cap * LOG2_E * tanh_vec(x / (cap * LOG2_E)); }
+
 /* By what the elements of the token at element `at` are to be multiplied. */
 INLINE float load_scale(const void *from, int64_t at, int64_t dim, const int kind) {
     float scale = 1;

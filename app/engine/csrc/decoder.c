@@ -16,8 +16,7 @@ typedef struct {
     Linear qkv[3]; /* queries, keys and values, one after the other: as one layer, or as several; the rest has no outputs */
     Linear out, gate, up, down;
     Cache slots, texts;                 /* of the sequences that decode, and of a text that is scored; the first also of their prompts */
-    int64_t window;                     /* tokens that a row sees; 0: all */
-    float scale;                        /* of the attention scores */
+    Scores scores;
 } DecoderLayer;
 
 /* Rows [row, row + rows) of a step are consecutive positions from `start` on of one sequence. `first` says where its pages begin in the
@@ -89,7 +88,7 @@ static int attend_span(const DecoderArgs *args, const DecoderLayer *layer, const
     const bf16 *query = qkv + span->row * width, *key = query + args->heads * dim, *value = key + args->kv_heads * dim;
     PrefillArgs prefill = {.query = query, .key = key, .value = value, .query_stride = width, .key_stride = width, .key_head_stride = dim,
                            .value_stride = width, .value_head_stride = dim, .rows = span->rows, .heads = args->heads,
-                           .kv_heads = args->kv_heads, .dim = dim, .window = layer->window, .scale = layer->scale,
+                           .kv_heads = args->kv_heads, .dim = dim, .scores = layer->scores,
                            .out = out + span->row * args->heads * dim, .kind = IN_BF16, .key_kind = IN_BF16};
     if (span->first >= 0) {
         const Cache *cache = span->is_text ? &layer->texts : &layer->slots;
@@ -112,7 +111,7 @@ static int attend(const DecoderArgs *args, const DecoderLayer *layer, bf16 *qkv,
     }
     rotate(args, qkv, width, threads);
     DecodeArgs decode = {qkv, key, value, width, width, width, layer->slots, args->pages, args->firsts, args->positions, args->decodes,
-                         args->heads, args->kv_heads, dim, layer->window, layer->scale, out, IN_BF16};
+                         args->heads, args->kv_heads, dim, layer->scores, out, IN_BF16};
     int failed = args->decodes && attend_decode(&decode, threads);
     for (int64_t s = 0; s < args->spans && !failed; s++) failed = attend_span(args, layer, args->span + s, qkv, out, threads);
     return failed;

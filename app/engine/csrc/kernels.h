@@ -42,15 +42,23 @@ typedef struct {
     int kind;
 } Cache;
 
+/* How scores come about: queries times keys, times `scale`; with a `cap`, that many times the tanh of their share of it. `sinks` [heads], or
+ * NULL, take part in the softmax and stand for no value. A row sees the last `window` tokens up to its own, or all if `window` is 0. */
+typedef struct {
+    float scale, cap; /* cap: 0 if there is none */
+    const float *sinks;
+    int64_t window;
+} Scores;
+
 /* The decoding rows of one layer. Each row writes its key and value to the cache, at its position, and attends to its sequence up to that
- * position: to the last `window` tokens, or to all if `window` is 0. Strides count elements. */
+ * position. Strides count elements. */
 typedef struct {
     const void *query, *key, *value; /* [rows][heads or kv_heads][dim], with these strides between rows: */
     int64_t query_stride, key_stride, value_stride;
     Cache cache;
     const int64_t *pages, *firsts, *positions; /* row r has the pages from pages[firsts[r]] on */
-    int64_t rows, heads, kv_heads, dim, window;
-    float scale;
+    int64_t rows, heads, kv_heads, dim;
+    Scores scores;
     void *out; /* [rows][heads][dim] */
     int kind;  /* of query, key, value and out */
 } DecodeArgs;
@@ -65,14 +73,14 @@ typedef struct {
     int kind; /* of key and value */
 } WriteArgs;
 
-/* Row r is at position start + r and sees the last `window` keys up to there (0: all). Strides count elements. */
+/* Row r is at position start + r and sees the keys up to there. Strides count elements. */
 typedef struct {
     const void *query, *key, *value; /* [rows][heads][dim], [start + rows][kv_heads][dim], with these strides: */
     int64_t query_stride, key_stride, key_head_stride, value_stride, value_head_stride;
     const int64_t *pages; /* NULL, or those of the sequence: key and value are then the cache, with this stride between pages: */
     int64_t page_stride, page;
-    int64_t rows, start, heads, kv_heads, dim, window;
-    float scale;
+    int64_t rows, start, heads, kv_heads, dim;
+    Scores scores;
     void *out;          /* [rows][heads][dim] */
     int kind, key_kind; /* of query and out, and of key and value */
 } PrefillArgs;

@@ -66,7 +66,7 @@ INLINE void attend_heads(const int64_t dim, const int heads, const int kind, con
     float query[4 * MAX_HEAD_DIM], scores[4][PART_TOKENS], max_scores[4] = {-3e38f, -3e38f, -3e38f, -3e38f};
     for (int c = 0; c < heads * vectors; c++)
         *(vec *)(query + c * LANES) =
-            load(args->query, row * args->query_stride + from * dim + c * LANES, args->kind) * (args->scale * LOG2_E);
+            load(args->query, row * args->query_stride + from * dim + c * LANES, args->kind) * (args->scores.scale * LOG2_E);
     for (int64_t t = 0, end; t < count; t = end) {
         int64_t at = token_at(cache, pages, kv_head, begin + t, width) - t * width;
         end = page_end(cache, begin, t, count);
@@ -90,8 +90,10 @@ INLINE void attend_heads(const int64_t dim, const int heads, const int kind, con
         }
     }
     for (int h = 0; h < heads; h++) {
-        float *head_scores = scores[h];
+        float *head_scores = scores[h], cap = args->scores.cap;
         vec sums = {0};
+        for (int64_t t = 0; cap && t < count; t += LANES) *(vec *)(head_scores + t) = cap_scores(*(vec *)(head_scores + t), cap);
+        if (cap) max_scores[h] = cap_scores(broadcast(max_scores[h]), cap)[0];
         for (int64_t t = count; t % LANES; t++) head_scores[t] = -3e38f;
         for (int64_t t = 0; t < count; t += LANES) sums += *(vec *)(head_scores + t) = exp2_vec(*(vec *)(head_scores + t) - max_scores[h]);
         part[h * PART_FLOATS(dim) + dim] = sum_lanes(sums), part[h * PART_FLOATS(dim) + dim + 1] = max_scores[h];
@@ -121,8 +123,9 @@ INLINE void attend_heads(const int64_t dim, const int heads, const int kind, con
 static void join_parts(const DecodeArgs *args, int64_t row, int64_t from, int64_t heads, const float *parts, int64_t count, int64_t stride) {
     int64_t dim = args->dim;
     for (int64_t h = 0; h < heads && h < 4; h++, parts += PART_FLOATS(dim)) {
-        float largest = -3e38f, sum_of_weights = 0;
+        float sink = args->scores.sinks ? args->scores.sinks[from + h] * LOG2_E : -3e38f, largest = sink;
         for (int64_t p = 0; p < count; p++) largest = parts[p * stride + dim + 1] > largest ? parts[p * stride + dim + 1] : largest;
+        float sum_of_weights = args->scores.sinks ? exp2_vec(broadcast(sink - largest))[0] : 0;
         vec mixed[MAX_HEAD_DIM / LANES] = {0};
         for (int64_t p = 0; p < count; p++) {
             const float *part = parts + p * stride;
@@ -162,7 +165,7 @@ static void attend_part(const DecodeArgs *args, int64_t row, int64_t from, int64
 /* The first position that a row sees. */
 INLINE int64_t first_seen(const DecodeArgs *args, int64_t row) {
     int64_t end = args->positions[row] + 1;
-    return args->window && end > args->window ? end - args->window : 0;
+    return args->scores.window && end > args->scores.window ? end - args->scores.window : 0;
 }
 
 /* The number of parts of its sequence from there on. */

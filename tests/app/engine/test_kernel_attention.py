@@ -8,8 +8,25 @@ from torch.nn import functional as F
 
 from app.engine.kernel import Kernel
 from app.engine.rows import DecodeRows, PrefillRows
+from app.engine.scores import Scores
 
 PAGE = 32  # tokens
+CAPS = st.none() | st.sampled_from([0.5, 20.0])
+
+
+def sinks_of(heads: int, has_sinks: bool) -> torch.Tensor | None:
+    return torch.randn(heads) + 2 if has_sinks else None
+
+
+def by_definition(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, how: Scores) -> torch.Tensor:
+    """In float64: `query` `[heads, rows, dim]`, `key` and `value` `[kv_heads, tokens, dim]`, `visible` `[rows, tokens]`."""
+    query, key, value = (part.double().repeat_interleave(len(query) // len(part), 0) for part in (query, key, value))
+    scores = query @ key.transpose(1, 2) * (how.scale or 1)
+    scores = scores if how.cap is None else how.cap * torch.tanh(scores / how.cap)
+    scores = scores.masked_fill(~visible, -torch.inf)
+    if how.sinks is not None:
+        scores = torch.cat([scores, how.sinks.double().view(-1, 1, 1).expand(-1, len(visible), 1)], -1)
+    return (scores.softmax(-1)[..., : key.shape[1]] @ value).float()
 
 
 def in_bytes(plain: torch.Tensor) -> torch.Tensor:
@@ -32,6 +49,8 @@ def as_floats(cache: torch.Tensor) -> torch.Tensor:
     window=st.none() | st.integers(1, 40),
     dtype=st.sampled_from([torch.bfloat16, torch.float32]),
     bytes_cached=st.booleans(),
+    cap=CAPS,
+    has_sinks=st.booleans(),
     data=st.data(),
 )
 def test_decode_attention_matches_torch(
@@ -43,6 +62,8 @@ def test_decode_attention_matches_torch(
     window: int | None,
     dtype: torch.dtype,
     bytes_cached: bool,
+    cap: float | None,
+    has_sinks: bool,
     data: st.DataObject,
 ) -> None:
     torch.manual_seed(rows + 10 * dim)
@@ -55,14 +76,15 @@ def test_decode_attention_matches_torch(
     expected_keys, expected_values = keys.clone(), values.clone()
     written, firsts = pages[2 * torch.arange(rows) + positions // PAGE], 2 * torch.arange(rows)
     expected_keys[written, :, positions % PAGE], expected_values[written, :, positions % PAGE] = pack(key), pack(value)
-    batch = DecodeRows(query, key, value, keys, values, pages, firsts, positions, 0.3, window)
+    how = Scores(0.3, window, cap, sinks_of(group * kv_heads, has_sinks))
+    batch = DecodeRows(query, key, value, keys, values, pages, firsts, positions, how)
     assert batch.is_supported(built.columns)
     result = built.attend_decode(batch)
     assert torch.equal(keys, expected_keys) and torch.equal(values, expected_values)
     for row, position in enumerate(positions.tolist()):
         visible, own = slice(max(0, position + 1 - window) if window else 0, position + 1), pages[2 * row : 2 * row + 2]
         k, v = (as_floats(cache[own].transpose(0, 1).flatten(1, 2)[:, visible]) for cache in (expected_keys, expected_values))
-        expected = F.scaled_dot_product_attention(query[row, :, None].float()[None], k[None], v[None], scale=0.3, enable_gqa=True)[0, :, 0]
+        expected = by_definition(query[row, :, None], k, v, torch.ones(1, k.shape[1], dtype=torch.bool), how)[:, 0]
         atol, rtol = (1e-2, 2**-6) if dtype == torch.bfloat16 else (2e-5, 1e-5)
         torch.testing.assert_close(result[row].float(), expected, atol=atol, rtol=rtol)
 
@@ -75,23 +97,26 @@ def test_decode_attention_matches_torch(
     group=st.integers(1, 3),
     dim=st.sampled_from([16, 48, 64, 80, 128, 256]),
     window=st.none() | st.integers(1, 70) | st.just(600),
+    cap=CAPS,
+    has_sinks=st.booleans(),
 )
 def test_prefill_attention_matches_torch(
-    built: Kernel, rows: int, start: int, kv_heads: int, group: int, dim: int, window: int | None
+    built: Kernel, rows: int, start: int, kv_heads: int, group: int, dim: int, window: int | None, cap: float | None, has_sinks: bool
 ) -> None:
     torch.manual_seed(rows + 10 * dim)
     joint = torch.randn(rows, (group + 2) * kv_heads, dim).bfloat16()
     cache = torch.randn(2, kv_heads, 1700, dim).bfloat16()[:, :, : start + rows].transpose(1, 2)  # a slot of the cache: strided heads
-    batch = PrefillRows(joint[:, : group * kv_heads], cache[0], cache[1], start, 0.3, window)
+    how = Scores(0.3, window, cap, sinks_of(group * kv_heads, has_sinks))
+    batch = PrefillRows(joint[:, : group * kv_heads], cache[0], cache[1], start, how)
     assert batch.is_supported(built.columns)
     positions = torch.arange(start + rows)
     visible = positions <= positions[start:, None]
     visible &= positions > positions[start:, None] - (window or 10**6)
-    query, key, value = (part.float().transpose(0, 1)[None] for part in (batch.query, batch.key, batch.value))
-    expected = F.scaled_dot_product_attention(query, key, value, visible, scale=0.3, enable_gqa=True)[0].transpose(0, 1)
+    query, key, value = (part.transpose(0, 1) for part in (batch.query, batch.key, batch.value))
+    expected = by_definition(query, key, value, visible, how).transpose(0, 1)
     result = built.attend_prefill(batch)
     torch.testing.assert_close(result.float(), expected, atol=1e-2, rtol=2**-6)
-    last = PrefillRows(joint[-1:, : group * kv_heads], cache[0], cache[1], start + rows - 1, 0.3, window)
+    last = PrefillRows(joint[-1:, : group * kv_heads], cache[0], cache[1], start + rows - 1, how)
     assert torch.equal(built.attend_prefill(last), result[-1:]), "the last row by itself"
 
 
@@ -106,12 +131,14 @@ def test_attention_is_the_same_bit_for_bit_wherever_the_pages_lie(built: Kernel,
     count = -(-(start + rows) // page)
     last, firsts = torch.tensor([start + rows - 1]), torch.tensor([0])
     for pack in (torch.clone, in_bytes):
-        alone = built.attend_prefill(PrefillRows(query, *(as_floats(pack(each)).bfloat16() for each in plain), start, 0.3, window))
+        alone = built.attend_prefill(PrefillRows(query, *(as_floats(pack(each)).bfloat16() for each in plain), start, Scores(0.3, window)))
         longer = [pack(F.pad(each, (0, 0, 0, 0, 0, 32 * 64 - len(each)), value=1.0)).transpose(0, 1)[None].contiguous() for each in plain]
-        whole = PrefillRows(query, *own, start, 0.3, window, firsts, tuple(longer))
+        whole = PrefillRows(query, *own, start, Scores(0.3, window), firsts, tuple(longer))
         attended = built.attend_prefill(whole)
         torch.testing.assert_close(attended.float(), alone.float(), atol=0 if pack is torch.clone else 4e-2, rtol=0)
-        decoded = built.attend_decode(DecodeRows(query[-1:], *(each[-1:] for each in own), *longer, firsts, firsts, last, 0.3, window))
+        decoded = built.attend_decode(
+            DecodeRows(query[-1:], *(each[-1:] for each in own), *longer, firsts, firsts, last, Scores(0.3, window))
+        )
         torch.testing.assert_close(decoded.float(), attended[-1:].float(), atol=1e-2, rtol=2**-6)
         for order in (torch.arange(count), torch.randperm(2 * count)[:count]):
             caches = []
@@ -120,8 +147,8 @@ def test_attention_is_the_same_bit_for_bit_wherever_the_pages_lie(built: Kernel,
                 before = F.pad(each[:start], (0, 0, 0, 0, 0, count * page - start), value=1.0)
                 cache[order] = pack(before).unflatten(0, (count, page)).transpose(1, 2)
                 caches.append(cache)
-            assert torch.equal(built.attend_prefill(PrefillRows(query, *own, start, 0.3, window, order, tuple(caches))), attended)
-            batch = DecodeRows(query[-1:], *(each[-1:] for each in own), *caches, order, firsts, last, 0.3, window)
+            assert torch.equal(built.attend_prefill(PrefillRows(query, *own, start, Scores(0.3, window), order, tuple(caches))), attended)
+            batch = DecodeRows(query[-1:], *(each[-1:] for each in own), *caches, order, firsts, last, Scores(0.3, window))
             assert torch.equal(built.attend_decode(batch), decoded)
 
 
@@ -129,7 +156,7 @@ def test_rows_in_float32_attend_to_a_cache_in_bytes(built: Kernel) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(70, 6, 32), torch.randn(70, 2, 32), torch.randn(70, 2, 32)
     pages, caches = torch.tensor([2, 0, 1]), tuple(torch.zeros(3, 2, 32, 36, dtype=torch.int8) for _ in range(2))
-    batch = PrefillRows(query, key, value, 0, None, None, pages, caches)
+    batch = PrefillRows(query, key, value, 0, pages=pages, cache=caches)
     assert batch.is_supported(built.columns)
     k, v = (as_floats(in_bytes(part)).transpose(0, 1)[None] for part in (key, value))
     expected = F.scaled_dot_product_attention(query.transpose(0, 1)[None], k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
@@ -143,7 +170,7 @@ def test_a_cache_in_bytes_keeps_nan_and_infinity_visible(built: Kernel, non_fini
     value = rows.clone()
     value[1, 0, 40] = non_finite
     caches = tuple(torch.zeros(1, 2, 32, 68, dtype=torch.int8) for _ in range(2))
-    result = built.attend_prefill(PrefillRows(rows, rows, value, 0, None, None, torch.tensor([0]), caches))
+    result = built.attend_prefill(PrefillRows(rows, rows, value, 0, pages=torch.tensor([0]), cache=caches))
     assert bool(result[1:, 0].isnan().all()) and torch.equal(result[:, 1], torch.ones(3, 64).bfloat16())
 
 
@@ -183,7 +210,7 @@ def test_long_sequences_are_read_in_parts_and_what_a_row_gets_depends_on_nothing
 
     def attend(chosen: slice) -> torch.Tensor:
         rows = (query[chosen], key[chosen], value[chosen])
-        return built.attend_decode(DecodeRows(*rows, keys, values, pages, firsts[chosen], positions[chosen], 0.3, window))
+        return built.attend_decode(DecodeRows(*rows, keys, values, pages, firsts[chosen], positions[chosen], Scores(0.3, window)))
 
     together, threads = attend(slice(None)), torch.get_num_threads()
     try:

@@ -80,12 +80,20 @@ def test_the_probe_notices_a_kernel_that_is_wrong(has_page_table: bool, monkeypa
     kernel = use_flash(monkeypatch, has_page_table)
     asked = torch.device("cpu"), torch.float32, 2, 16, 4 if has_page_table else 1
     assert varlen.probe(*asked) < 1e-5
+    assert varlen.probe(*asked, has_sinks=True) < 1e-5
 
     def ignores_lengths(*args: object, seqused_k: torch.Tensor, **options: object) -> tuple[torch.Tensor, ...]:
         return kernel(*args, seqused_k=(seqused_k + 1).clamp(max=PAGE_TOKENS), **options)
 
     monkeypatch.setattr(varlen, "flash_kernel", ignores_lengths)
     assert varlen.probe(*asked) > varlen.MAX_PROBE_ERROR
+
+    def has_another_sum(*args: object, **options: object) -> tuple[torch.Tensor, ...]:
+        out, lse, *rest = kernel(*args, **options)
+        return out, lse * 1.4427, *rest  # in powers of two
+
+    monkeypatch.setattr(varlen, "flash_kernel", has_another_sum)
+    assert varlen.probe(*asked, has_sinks=True) > varlen.MAX_PROBE_ERROR
 
 
 class Faulty:
@@ -113,10 +121,13 @@ def test_keys_are_not_divided_where_that_is_wrong(fault: str, monkeypatch: pytes
     usable, card = varlen.usable_splits, torch.device("cuda")
     kernel = use_flash(monkeypatch)
     shapes = [(2, 16, 16), (1, 32, 32)]
-    assert usable(card, torch.bfloat16, shapes, 900) == 1 and usable(card, torch.bfloat16, shapes, 4096) == 4 and not caplog.messages
-    assert usable(card, torch.bfloat16, shapes, 131072) == 16
+    assert (
+        usable(card, torch.bfloat16, shapes, 900, ()) == 1 and usable(card, torch.bfloat16, shapes, 4096, ()) == 4 and not caplog.messages
+    )
+    assert usable(card, torch.bfloat16, shapes, 131072, ()) == 16 == usable(card, torch.bfloat16, shapes, 131072, {"sinks"})
+    assert usable(card, torch.bfloat16, shapes, 4096, {"cap"}) == 0
     monkeypatch.setattr(varlen, "flash_kernel", Faulty(kernel, fault))
-    assert usable(card, torch.bfloat16, shapes, 4096) == 1
+    assert usable(card, torch.bfloat16, shapes, 4096, ()) == 1
     assert "with the keys of a row in 4 parts," in caplog.messages[0] and "is not used" in caplog.messages[0]
 
 
@@ -125,8 +136,12 @@ def test_without_a_page_table_no_keys_are_divided(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(varlen, "probe", partial(on_a_cpu, varlen.probe))
     usable = varlen.usable_splits
     use_flash(monkeypatch, has_page_table=False)
-    assert usable(torch.device("cuda"), torch.float16, [(2, 16, 16)], 4096) == 1
-    assert usable(torch.device("cuda"), torch.float32, [(2, 16, 16)], 4096) == 0 == usable(torch.device("cpu"), torch.bfloat16, [], 4096)
+    assert usable(torch.device("cuda"), torch.float16, [(2, 16, 16)], 4096, ()) == 1
+    assert (
+        usable(torch.device("cuda"), torch.float32, [(2, 16, 16)], 4096, ())
+        == 0
+        == usable(torch.device("cpu"), torch.bfloat16, [], 4096, ())
+    )
 
 
 def test_no_call_has_more_sequences_than_the_kernel_can_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from tinymodels import tiny
 from app.engine import flat, proof
 from app.engine.engine import Engine
 from app.engine.events import Delta
+from app.engine.proof import Proof
 from app.engine.request import Generate, SamplingParams
 from app.models import proofs
 from app.models.loading import create_engine
@@ -114,3 +115,8 @@ def test_a_folder_that_cannot_be_written_to_costs_only_the_next_start(
     kept.rmdir()
     assert answer(load(folder))
     assert "each start checks it" in caplog.text and len(checks) == 1
+
+
+def test_a_record_has_all_that_was_found_out() -> None:
+    kept = Proof({0: (2, 16, 16)}, {0: None, 1: 128}, frozenset({"sinks"}), ("a", "b"), 64)
+    assert proofs._decode(json.loads(proofs._encode(kept))) == kept
