@@ -16,6 +16,7 @@ Tensors = dict[str, torch.Tensor]
 Made = tuple[Tensors, torch.Tensor]  # the tensors of a layer by the last part of their names, and its weights
 AWQ_PLACES = [0, 2, 4, 6, 1, 3, 5, 7]  # which of eight outputs lies where in a word
 HIGHEST_FLOAT8 = 448.0
+FLOATS_4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])  # OCP MX, version 1.0: e2m1
 
 
 def rounded(weight: torch.Tensor, bits: int, size: int, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -149,6 +150,24 @@ def save_rounded(plain: Path, folder: Path, kind: str) -> Path:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     save_file({name: weight.contiguous() for name, weight in weights.items()}, floats / "model.safetensors", {"format": "pt"})
     edit_config(folder, quantization_config=config)
+    return folder
+
+
+def save_mxfp4(plain: Path, folder: Path) -> Path:
+    """A GPT-OSS whose experts are in MXFP4, those of all experts in one tensor, as its own checkpoints have them."""
+    shutil.copytree(plain, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = {}
+    for name, tensor in load_file(plain / "model.safetensors").items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            groups = tensor.transpose(1, 2).float().unflatten(2, (-1, 32))  # [experts, outputs, groups, 32]
+            exponent = groups.abs().amax(-1).log2().floor() - 2  # 6 is the largest float of 4 bits
+            levels = (groups[..., None] / exponent.exp2()[..., None, None] - FLOATS_4).abs().argmin(-1).to(torch.uint8)
+            tensors[f"{name}_blocks"] = levels[..., ::2] | levels[..., 1::2] << 4
+            tensors[f"{name}_scales"] = (exponent + 127).to(torch.uint8)
+        else:
+            tensors[name] = tensor
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    edit_config(folder, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]})
     return folder
 
 

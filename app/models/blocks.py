@@ -115,9 +115,14 @@ def _iq4_nl(blocks: Blocks) -> Groups:
     return _nibbles(blocks[..., 2:]), scale, -128 * scale
 
 
+def float4_scales(exponents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and minimum of groups in `FLOAT_4`, by their exponents uint8 of 2 and 127: half of the power, as the values are doubled."""
+    scale = torch.exp2(exponents.float() - 128)
+    return scale, -12 * scale
+
+
 def _mxfp4(blocks: Blocks) -> Groups:
-    scale = torch.exp2(blocks[..., :1].float() - 128)  # half of a power of two, as the values are doubled
-    return _nibbles(blocks[..., 1:]), scale, -12 * scale
+    return _nibbles(blocks[..., 1:]), *float4_scales(blocks[..., :1])
 
 
 def _iq4_xs(blocks: Blocks) -> Groups:

@@ -8,26 +8,28 @@ from math import prod
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PretrainedConfig
 
-from app.engine.grouped import GroupFormat
+from app.engine.grouped import GroupedWeights, GroupFormat
 from app.errors import SetupError, first_line
 from app.models import packings
+from app.models.blocks import FLOAT_4
 from app.models.files import weight_files
 from app.models.method import method_of, saved_values
 from app.models.packings import Levels, Shape
 from app.models.source import Source
+from app.models.stored import Stored, tensors_of
 from app.models.tensors import tensor_problem
 
 COMPRESSED_FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized")
 BITS = (4, 8)
 PARTS = tuple(
     "weight qweight qzeros scales g_idx weight_packed weight_shape weight_scale weight_scale_inv weight_zero_point weight_g_idx "
-    "input_scale".split()
+    "input_scale blocks".split()
 )  # last parts of the names of a rounded layer's tensors
-SIGNS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv")  # those by one of which a layer is known to be rounded
-WORDS, BYTES, INDICES = ("I32", "U32"), ("I8",), ("I32", "I64")  # types, as safetensors names them
+SIGNS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "blocks")  # those by one of which a layer is known to be rounded
+WORDS, BYTES, UNSIGNED, INDICES = ("I32", "U32"), ("I8",), ("U8",), ("I32", "I64")  # types, as safetensors names them
 FLOATS, FLOATS_8 = ("F16", "BF16", "F32"), ("F8_E4M3", "F8_E5M2")
 
 Expected = dict[str, tuple[tuple[int, ...], tuple[str, ...]]]  # shape and types of a layer's tensors, by the last part of their names
@@ -78,27 +80,21 @@ def _problem(values: dict[str, Any], method: str) -> str | None:
     return next((problem for problem, is_there in problems.items() if is_there), None)
 
 
-def _renamed(name: str) -> str:
-    """As transformers names it today: GPT-NeoX called its vocabulary projection embed_out."""
-    return name.replace("embed_out.", "lm_head.", 1) if name.startswith("embed_out.") else name
-
-
 class Checkpoint:
     """Raises `SetupError` for a checkpoint that is not read, or whose files cannot be."""
 
     def __init__(self, source: Source) -> None:
         config = source.config("model.path")
         self.path, self.rounding = source.path, rounding_of(source.path, config)
-        self._files: dict[str, tuple[Any, str]] = {}  # file, and the name there, by the name in the model
+        self._stored: dict[str, Stored] = {}
         for file in weight_files(source):
             if file.suffix != ".safetensors":
                 raise SetupError(f"{source.path} is quantized by '{self.rounding.method}', and its weights are not in safetensors")
             try:
-                opened: Any = safe_open(file, "pt")
+                self._stored |= tensors_of(file)
             except (OSError, SafetensorError) as error:
                 raise SetupError(f"{file} cannot be read, is it complete? {first_line(error)}") from error
-            self._files |= {_renamed(name): (opened, name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
-        self.names = frozenset(self._files)
+        self.names = frozenset(self._stored)
         if any("language_model." in name for name in self.names):
             raise SetupError(
                 f"{source.path} is a model of more than text that is quantized by '{self.rounding.method}', which Litmus does not load; "
@@ -106,18 +102,14 @@ class Checkpoint:
             )
 
     def tensor(self, name: str) -> torch.Tensor:
-        file, stored = self._files[name]
-        found: torch.Tensor = file.get_tensor(stored)
-        return found
+        return self._stored[name].tensor()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        file, stored = self._files[name]
-        return tuple(file.get_slice(stored).get_shape())
+        return self._stored[name].shape
 
     def dtype(self, name: str) -> str:
         """As safetensors names it."""
-        file, stored = self._files[name]
-        return str(file.get_slice(stored).get_dtype())
+        return self._stored[name].dtype
 
     def is_rounded(self, layer: str) -> bool:
         """Whether the linear layer with this name is."""
@@ -134,6 +126,8 @@ class Checkpoint:
         wrong = [name for name, wanted in ((f"{layer}.{part}", each) for part, each in expected.items()) if not self._fits(name, *wanted)]
         if wrong:
             raise SetupError(f"{self.path} cannot be served: {tensor_problem([], [], wrong)}")
+        if f"{layer}.blocks" in self.names:
+            return FLOAT_4
         bits, inputs = self._bits(layer, shape), shape[1]
         if f"{layer}.qweight" in self.names:
             groups, order = self.shape(f"{layer}.scales")[0], f"{layer}.g_idx"
@@ -166,6 +160,9 @@ class Checkpoint:
             return self._expected_columns(layer, shape)
         if f"{layer}.weight_packed" in self.names:
             return self._expected_rows(layer, shape)
+        if f"{layer}.blocks" in self.names:
+            blocks = (shape[0], shape[1] // FLOAT_4.size)
+            return {"blocks": ((*blocks, FLOAT_4.size // 2), UNSIGNED), "scales": (blocks, UNSIGNED)}
         weight = f"{layer}.weight"
         if weight not in self.names:
             return {"weight": (shape, BYTES)}
@@ -210,7 +207,13 @@ class Checkpoint:
         zeros: Expected = {"weight_zero_point": (rows, BYTES)} if not is_float and (self.rounding.has_zeros or zero in self.names) else {}
         return {part: (rows, FLOATS)} | zeros
 
-    def levels(self, layer: str, shape: Shape) -> Levels:
+    def grouped(self, layer: str, shape: Shape) -> GroupedWeights:
+        """A layer `[out, in]` that has a `format`."""
+        if f"{layer}.blocks" in self.names:
+            return packings.unpack_float4(self.tensor(f"{layer}.blocks"), self.tensor(f"{layer}.scales"))
+        return self._levels(layer, shape).grouped()
+
+    def _levels(self, layer: str, shape: Shape) -> Levels:
         """Those of a layer `[out, in]` that has them."""
         parts = {part: self.tensor(f"{layer}.{part}") for part in PARTS if f"{layer}.{part}" in self.names}
         bits = self._bits(layer, shape)
@@ -226,7 +229,7 @@ class Checkpoint:
         if weight in self.names and self.dtype(weight) in FLOATS_8:
             scale = next(f"{layer}.{part}" for part in ("weight_scale_inv", "weight_scale") if f"{layer}.{part}" in self.names)
             return packings.unpack_float8(self.tensor(weight), self.tensor(scale), self.rounding.block)
-        levels = self.levels(layer, shape)
+        levels = self._levels(layer, shape)
         order = next((self.tensor(f"{layer}.{part}") for part in ("g_idx", "weight_g_idx") if f"{layer}.{part}" in self.names), None)
         groups = levels.scale.shape[1]
         group = torch.arange(shape[1]) // -(-shape[1] // groups) if order is None else order.long()

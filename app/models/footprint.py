@@ -21,7 +21,7 @@ from app.engine import sizes
 from app.engine.experts import Experts
 from app.engine.grouped import GROUP_SIZE, GroupFormat, is_groupable
 from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
-from app.models.blocks import TYPES, group_format
+from app.models.blocks import FLOAT_4, TYPES, group_format
 from app.models.checkpoint import Checkpoint
 from app.models.gguf_weights import separate_tensors, tensor_names
 from app.models.method import is_prequantized, saved_values
@@ -165,9 +165,11 @@ class _Rules:
 
     def _kept(self, layer: _Linear) -> GroupFormat | None:
         """The groups of a layer of a checkpoint that others rounded. Where its files are not at hand all are taken to be of 4 bits but
-        the vocabulary projection.
+        the vocabulary projection; of MXFP4 the experts.
         """
         assert self.rounded is not None
+        if not self.rounded.names and self.rounded.rounding.method == "mxfp4":
+            return FLOAT_4 if layer.is_expert else None
         if not self.rounded.names:
             return None if self._is_head(layer) or self.rounded.rounding.method == "fp8" else GROUP_FORMAT
         return self.rounded.format(layer.path, (layer.outputs, layer.inputs)) if self.rounded.is_rounded(layer.path) else None

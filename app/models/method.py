@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-METHODS = ("awq", "compressed-tensors", "fp8", "gptq")  # those that `app.models.prequantized` loads
+METHODS = ("awq", "compressed-tensors", "fp8", "gptq", "mxfp4")  # those that `app.models.prequantized` loads
 
 
 def saved_values(config: PretrainedConfig) -> dict[str, Any]:

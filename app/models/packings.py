@@ -1,4 +1,4 @@
-"""How checkpoints that others rounded store a layer's weights: GPTQ, AWQ, compressed-tensors and FP8. Knows no file and no model.
+"""How checkpoints that others rounded store a layer's weights: GPTQ, AWQ, compressed-tensors, FP8 and MXFP4. Knows no file and no model.
 
 Levels stay what they are: a weight is (level - zero) * scale, with a scale and a zero for each group along a row. Layouts as in AutoGPTQ's
 `QuantLinear` (checkpoint formats gptq and gptq_v2), AutoAWQ's `WQLinear_GEMM`, and the formats pack-quantized, int-quantized and
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from app.engine.grouped import GroupedWeights, GroupFormat
+from app.models.blocks import FLOAT_4, float4_scales
 
 WORD_BITS = 32
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # the place in its word of each of eight neighbouring outputs
@@ -93,6 +94,14 @@ def unpack_float8(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, i
     for dim, size in enumerate(block):
         scale = scale.repeat_interleave(size, dim).narrow(dim, 0, weight.shape[dim])
     return weight.float() * scale.float()
+
+
+def unpack_float4(blocks: torch.Tensor, scales: torch.Tensor) -> GroupedWeights:
+    """MXFP4 as GPT-OSS's checkpoints have it: `blocks` `[out, groups, 16]`, of each byte the low half first; `scales` `[out, groups]`,
+    exponents of 2 and 127 (OCP MX, version 1.0).
+    """
+    scale, minimum = float4_scales(scales)
+    return GroupedWeights(torch.stack([blocks & 15, blocks >> 4], -1).flatten(1), scale, minimum, FLOAT_4.bits, FLOAT_4.table)
 
 
 def _by_output(part: torch.Tensor, shape: Shape) -> torch.Tensor:

@@ -1,10 +1,11 @@
-"""Builds a model of a checkpoint that others rounded: GPTQ, AWQ, compressed-tensors, FP8.
+"""Builds a model of a checkpoint that others rounded: GPTQ, AWQ, compressed-tensors, FP8, MXFP4.
 
 As with a GGUF file, levels of 4 and 8 bits stay in the files until the engine packs them, layer by layer, and are not rounded again. What
 has no place in the engine's groups is dequantized, and so is FP8.
 """
 
 import re
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -93,8 +94,8 @@ def _place_rounded(model: PreTrainedModel, layer: str, checkpoint: Checkpoint, d
 
 
 def _unpack(checkpoint: Checkpoint, layer: str, shape: Shape, device: torch.device) -> GroupedWeights:
-    weights = checkpoint.levels(layer, shape).grouped()
-    return GroupedWeights(weights.levels.to(device), weights.scale.to(device), weights.minimum.to(device), weights.bits)
+    weights = checkpoint.grouped(layer, shape)
+    return replace(weights, **{part: getattr(weights, part).to(device) for part in ("levels", "scale", "minimum")})
 
 
 def _place(model: PreTrainedModel, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from driving import drain
 from gguf_families import EXPERTS, FAMILIES, VOCABULARY, create_model, write_family
-from rounding import save_rounded
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from rounding import save_mxfp4, save_rounded
+from transformers import AutoModelForCausalLM, Mxfp4Config, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING
 
 from app.engine.engine import Engine
@@ -140,6 +140,25 @@ def test_experts_that_others_rounded_are_read(folder: Path, tmp_path: Path, kind
     engine, _ = create_engine(ModelSettings(path=str(rounded), slots=2, dtype="float32"))
     expected = reference.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=10, do_sample=False, eos_token_id=None)
     assert greedy(engine) == [expected[0, IDS.shape[1] :].tolist()]
+
+
+def test_gpt_oss_is_read_as_it_is_published(tmp_path: Path) -> None:
+    create_model(FAMILIES["gpt-oss"]).save_pretrained(tmp_path / "plain")
+    create_tokenizer(VOCABULARY).save_pretrained(tmp_path / "plain")
+    rounded = save_mxfp4(tmp_path / "plain", tmp_path / "rounded")
+    whole = Mxfp4Config(dequantize=True)
+    reference = AutoModelForCausalLM.from_pretrained(rounded, dtype=torch.float32, quantization_config=whole)
+    assert not torch.equal(
+        reference.model.layers[1].mlp.experts.down_proj, create_model(FAMILIES["gpt-oss"]).model.layers[1].mlp.experts.down_proj
+    )
+    engine, facts = create_engine(ModelSettings(path=str(rounded), slots=2, dtype="float32"))
+    expected = reference.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=10, do_sample=False, eos_token_id=None)
+    assert greedy(engine) == [expected[0, IDS.shape[1] :].tolist()]
+    engine, facts = create_engine(ModelSettings(path=str(rounded), slots=2))
+    bits = {layer.packed.bits for layer in engine.performer.model.modules() if isinstance(layer, TiledLinear)}
+    source = source_of(str(rounded))
+    estimated = footprint(source, skeleton_of(source), Form("none", torch.bfloat16, "cpu", 16)).total()
+    assert len(greedy(engine)[0]) == 10 and 4 in bits and facts.weights.bytes == pytest.approx(estimated, rel=0.05)
 
 
 def test_adapters_know_no_layers_of_experts() -> None:

@@ -170,7 +170,7 @@ def test_an_incomplete_checkpoint_is_refused_by_name(tiny_folder: Path, tmp_path
         create_engine(settings(damaged(tiny_folder, tmp_path / "damaged", edit)))
 
 
-@pytest.mark.parametrize("method", ["hqq", "quanto", "mxfp4"])
+@pytest.mark.parametrize("method", ["hqq", "quanto", "higgs"])
 def test_a_checkpoint_of_a_foreign_quantization_is_refused_by_name(tiny_folder: Path, tmp_path: Path, method: str) -> None:
     folder = damaged(tiny_folder, tmp_path / "quantized", lambda weights: None)
     config = json.loads((folder / "config.json").read_text())
