@@ -21,7 +21,7 @@ from app.engine.capacity import CacheLimits, ledger_of, size_that_fits
 from app.engine.cudadecoder import create_cuda_decoder
 from app.engine.facts import Weights
 from app.engine.fourbits import group_layers
-from app.engine.fused import FusedDecoder, create_fused_decoder
+from app.engine.fused import FusedDecoder, compile_experts, create_fused_decoder
 from app.engine.grouped import quantize_layers
 from app.engine.int4 import pack_layers
 from app.engine.kernel import kernel
@@ -245,6 +245,7 @@ def _optimize(model: PreTrainedModel, attention: SlotAttention, known_harmed: Co
     harmed: list[str] = []
     if model.device.type == "cpu":
         harmed = prepack_layers(model, known_harmed)
+        compile_experts(model)
     else:
         pack_layers(model)
     if decoder is not None:

@@ -28,6 +28,7 @@ from app.engine.structures import (
     DecodeArgs,
     DecoderArgs,
     EpilogueArgs,
+    ExpertsArgs,
     GroupedWeightsArgs,
     PrefillArgs,
     SamplingArgs,
@@ -177,6 +178,11 @@ class Kernel:
     def run_decoder(self, args: DecoderArgs) -> None:
         """Run all layers; see decoder.c. Raises `MemoryError`."""
         if self._library.run_decoder(args, torch.get_num_threads()):
+            raise MemoryError("out of memory for the activations of a step")
+
+    def run_experts(self, args: ExpertsArgs) -> None:
+        """Run the experts of a layer; see experts.c. Raises `MemoryError`."""
+        if self._library.run_experts(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the activations of a step")
 
     def sample_tokens(self, scores: torch.Tensor, rows: Sequence[SamplingRowArgs]) -> list[int]:

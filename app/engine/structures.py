@@ -152,6 +152,14 @@ class DecoderArgs(ctypes.Structure):
     )
 
 
+class ExpertsArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.POINTER(LinearArgs)) for name in ("gate", "up", "down")),
+        *((name, ctypes.c_int64) for name in ("experts", "hidden", "width")),
+        *((name, ctypes.c_void_p) for name in ("counts", "x", "gated", "out")),
+    )
+
+
 def declare(library: ctypes.CDLL) -> None:
     """Tell `library` the arguments of its functions, and what they return where it is no int."""
     pointer, int64, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -165,6 +173,7 @@ def declare(library: ctypes.CDLL) -> None:
     library.token_statistics.argtypes = [ctypes.POINTER(StatisticsArgs), threads]
     library.sample_tokens.argtypes = [ctypes.POINTER(SamplingArgs), threads]
     library.run_decoder.argtypes = [ctypes.POINTER(DecoderArgs), threads]
+    library.run_experts.argtypes = [ctypes.POINTER(ExpertsArgs), threads]
     library.block_columns.argtypes = library.has_dot_products.argtypes = []
     library.choose_dot_products.argtypes = [ctypes.c_int]
     library.block_columns.restype = int64
