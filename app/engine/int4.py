@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from app.engine import cudaexperts, grouped
 from app.engine.experts import Experts
 from app.engine.grouped import GROUP_SIZE, GroupedLinear, GroupedWeights, GroupFormat
+from app.engine.rounding import quantize_4_bits
 from app.errors import UnsupportedModel
 
 GROUP_FORMAT = GroupFormat(4, GROUP_SIZE)  # the one that torch's products read
@@ -139,7 +140,7 @@ def round_layers(model: PreTrainedModel, device: torch.device) -> None:
 def _rounded(layer: nn.Linear, device: torch.device) -> GroupedLinear:
     """The levels wait in pairs, half as large as `GroupedWeights` has them."""
     rows = layer.weight.detach().split(max(1, ROUNDED_WEIGHTS // layer.in_features))
-    parts = [grouped.quantize_4_bits(each.to(device)) for each in rows]
+    parts = [quantize_4_bits(each.to(device)) for each in rows]
     pairs, scale, minimum = (
         torch.cat(column) for column in zip(*((pack_pairs(part.levels), part.scale, part.minimum) for part in parts), strict=True)
     )

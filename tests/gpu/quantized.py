@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.engine.engine import Engine
 from app.engine.events import Failed
-from app.engine.grouped import quantize_layers
 from app.engine.request import Generate, SamplingParams, Score, Window
+from app.engine.rounding import quantize_layers
 from app.errors import SetupError
 from app.estimate.plan import Plan, Question
 from app.models.loading import create_engine

@@ -18,10 +18,11 @@ from app.engine import cudaexperts, flat, int4
 from app.engine.cudaexperts import EVEN, FLOATS, CudaExperts, PackedProjection, PlainProjection, join_experts, probe
 from app.engine.experts import Experts, Routes, separate_experts, set_routes
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.grouped import GroupedLinear, GroupedWeights, GroupFormat, quantize_4_bits
+from app.engine.grouped import GroupedLinear, GroupedWeights, GroupFormat
 from app.engine.int4 import dequantize_others, pack_layers, round_layers
 from app.engine.ledger import weight_bytes
 from app.engine.proof import MAX_ERROR
+from app.engine.rounding import quantize_4_bits
 from app.errors import SetupError
 from app.models.footprint import Form, footprint
 from app.models.gguf import GGUFFile

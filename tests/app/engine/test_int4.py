@@ -12,9 +12,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.engine import flat, int4
-from app.engine.grouped import GroupedLinear, GroupedWeights, quantize_4_bits
+from app.engine.grouped import GroupedLinear, GroupedWeights
 from app.engine.int4 import MOST_ROWS, CudaInt4Linear, dequantize_others, pack_layers, pack_pairs, round_layers, unpack_levels
 from app.engine.ledger import weight_bytes
+from app.engine.rounding import quantize_4_bits
 from app.errors import UnsupportedModel
 from app.models.footprint import Form, footprint
 from app.models.format import parameter_count
