@@ -102,13 +102,19 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def runs(tool: str, matches: Callable[[Run], bool] = lambda run: True, folders: Sequence[Path] = RUN_FOLDERS) -> list[Run]:
-    """Returns the runs of `tool` with rows that match, from the first folder that has any; the newest first, quick ones last."""
-    for folder in folders:
-        read = (read_run(path) for path in sorted(folder.glob(f"{tool}-*.jsonl"), reverse=True))
-        matching = [run for run in read if len(run.rows) and matches(run)]
-        if matching:
-            return sorted(matching, key=lambda run: run.quick)
-    return []
+    """Returns the runs of `tool` with rows that match, of one folder; the newest first, quick ones last.
+
+    It is the first folder with one that is not quick, so that a quick run never takes the place of a recorded measurement; if all are quick,
+    the first with any.
+    """
+    found = [[run for run in _newest_first(folder, tool) if matches(run)] for folder in folders]
+    measured = [one for one in found if not all(run.quick for run in one)]
+    return sorted(next(iter(measured or filter(None, found)), []), key=lambda run: run.quick)
+
+
+def _newest_first(folder: Path, tool: str) -> list[Run]:
+    """The runs of a folder that have rows."""
+    return [run for path in sorted(folder.glob(f"{tool}-*.jsonl"), reverse=True) if len((run := read_run(path)).rows)]
 
 
 def latest(tool: str, matches: Callable[[Run], bool] = lambda run: True, folders: Sequence[Path] = RUN_FOLDERS) -> Run | None:

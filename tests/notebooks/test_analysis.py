@@ -77,6 +77,10 @@ def test_latest(tmp_path):
     write(folders[1] / "load-5.jsonl", ROWS)
     assert analysis.latest("load", folders=folders).path.parent == folders[1], "recorded runs, if there are no new ones"
     quick, called = {**MANIFEST, "quick": True}, {"kind": "call", "command": "python -m loadtest.cache.benchmark --quick"}
+    write(folders[0] / "load-7.jsonl", ROWS, quick)
+    assert analysis.latest("load", folders=folders).path.stem == "load-5", "a quick run does not hide a recorded measurement"
+    assert analysis.latest("load", folders=folders[:1]).path.stem == "load-7", "a quick one if there is no other"
+    assert analysis.latest("load", lambda run: run.quick, folders).path.stem == "load-7"
     runs = {"load-1": (ROWS, MANIFEST), "load-2": (ROWS[:1], MANIFEST), "load-3": ([], MANIFEST), "bench-9": (ROWS, MANIFEST)}
     for name, (rows, manifest) in {**runs, "load-7": (ROWS, quick), "load-8": ([called, *ROWS], MANIFEST)}.items():
         write(folders[0] / f"{name}.jsonl", rows, manifest)

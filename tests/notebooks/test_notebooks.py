@@ -139,11 +139,33 @@ def test_ramdisk(execute, tmp_path):
 
 @pytest.mark.skipif(not RECORDED, reason="notebooks/recorded has no runs yet")
 def test_the_cost_by_one_repeat_has_no_interval(execute, tmp_path):
-    (path,) = (NOTEBOOKS / "recorded").glob("lengths-*.jsonl")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    write(tmp_path / "runs" / "lengths-1.jsonl", [row for row in rows[1:] if row.get("repeat", 1) == 1], rows[0])
+    manifest, rows = recorded_speeds()
+    write(tmp_path / "runs" / "lengths-1.jsonl", [row for row in rows if row.get("repeat", 1) == 1], manifest)
     answer = execute("07-cost.ipynb").texts[-1]
     assert "n = 1:" in answer and "(engine, n = 1)" in answer and "[" not in answer
+
+
+def recorded_speeds():
+    """The manifest and the rows of the recorded run of lengths that measured speed."""
+    for path in RECORDED:
+        manifest, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if manifest["tool"] == "lengths" and any(row["kind"] == "speed" for row in rows):
+            return manifest, rows
+    pytest.fail("no run of lengths is recorded")
+
+
+@pytest.mark.skipif(not RECORDED, reason="notebooks/recorded has no runs yet")
+def test_memory_that_was_measured_by_itself(execute, tmp_path):
+    """The memory is that of the newest run with a peak, and of no run without one."""
+    manifest, rows = recorded_speeds()
+    write(tmp_path / "runs" / "lengths-1.jsonl", [{**row, "peak_bytes": 1} if row["kind"] == "speed" else row for row in rows], manifest)
+    assert "Memory" not in execute("07-cost.ipynb").texts[-1], "a peak of the whole process is none"
+    parts = {"weight_bytes": 50e6, "activation_bytes": 20e6, "context_bytes": 30e6, "slot_bytes": 15e6, "process_bytes": 400e6}
+    prints = [{"kind": "footprint", "prompt_tokens": 64, "at_once": count, "context": 128, **parts, "peak_bytes": 450e6} for count in (1, 2)]
+    write(tmp_path / "runs" / "lengths-2.jsonl", prints)
+    shown = execute("07-cost.ipynb")
+    assert "2 of them with weights and activations with 100 MB; measured were 50 MB" in shown.texts[-1]
+    assert any(text.startswith("Memory: fake") for text in shown.texts)
 
 
 def test_detector(execute, tmp_path):
