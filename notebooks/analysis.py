@@ -104,8 +104,8 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
 def runs(tool: str, matches: Callable[[Run], bool] = lambda run: True, folders: Sequence[Path] = RUN_FOLDERS) -> list[Run]:
     """Returns the runs of `tool` with rows that match, of one folder; the newest first, quick ones last.
 
-    It is the first folder with one that is not quick, so that a quick run never takes the place of a recorded measurement; if all are quick,
-    the first with any.
+    It is the first folder with one that is not quick, so that a quick run never takes the place of a recorded measurement; if all are
+    quick, the first with any.
     """
     found = [[run for run in _newest_first(folder, tool) if matches(run)] for folder in folders]
     measured = [one for one in found if not all(run.quick for run in one)]

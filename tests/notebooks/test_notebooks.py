@@ -161,7 +161,9 @@ def test_memory_that_was_measured_by_itself(execute, tmp_path):
     write(tmp_path / "runs" / "lengths-1.jsonl", [{**row, "peak_bytes": 1} if row["kind"] == "speed" else row for row in rows], manifest)
     assert "Memory" not in execute("07-cost.ipynb").texts[-1], "a peak of the whole process is none"
     parts = {"weight_bytes": 50e6, "activation_bytes": 20e6, "context_bytes": 30e6, "slot_bytes": 15e6, "process_bytes": 400e6}
-    prints = [{"kind": "footprint", "prompt_tokens": 64, "at_once": count, "context": 128, **parts, "peak_bytes": 450e6} for count in (1, 2)]
+    prints = [
+        {"kind": "footprint", "prompt_tokens": 64, "at_once": count, "context": 128, **parts, "peak_bytes": 450e6} for count in (1, 2)
+    ]
     write(tmp_path / "runs" / "lengths-2.jsonl", prints)
     shown = execute("07-cost.ipynb")
     assert "2 of them with weights and activations with 100 MB; measured were 50 MB" in shown.texts[-1]
