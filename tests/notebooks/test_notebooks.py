@@ -114,6 +114,14 @@ def test_users_at_once(execute, tmp_path):
     assert len(shown.figures) == 2
 
 
+def test_users_at_once_without_a_knee(execute, tmp_path):
+    write(tmp_path / "runs" / "load-1.jsonl", ladder({1: 100, 2: 140, 4: 200, 8: 280}))
+    shown = execute("01-latency.ipynb")
+    assert "**no knee among the stages**" in shown.texts[-1] and "From 1 to 8 users the tokens a second grow 2.8-fold" in shown.texts[-1]
+    assert "knee" not in [label.get_text() for label in shown.figures[0].legends[0].get_texts()]
+    assert "fake by Litmus, float32: fake (float32" in shown.texts[0]
+
+
 def test_users_at_once_beside_a_peer_and_in_an_open_loop(execute, tmp_path):
     peer = {**MANIFEST, "model": {"id": "fake.gguf", "owned_by": "llamacpp"}, "quantization": "Q4_0"}
     write(tmp_path / "runs" / "load-1.jsonl", ladder({1: 100, 2: 190, 4: 360, 8: 400}))
@@ -121,7 +129,7 @@ def test_users_at_once_beside_a_peer_and_in_an_open_loop(execute, tmp_path):
     arrivals = [{**row, "rate": row["clients"] / 2, "clients": 0} for row in ladder({1: 100, 8: 400})]
     write(tmp_path / "runs" / "load-3.jsonl", arrivals)
     shown = execute("01-latency.ipynb")
-    assert "Beside fake.gguf by llamacpp, Q4_0, 4 users: 2.00 times the tokens a second" in shown.texts[-1]
+    assert "Beside fake.gguf by llama-server, Q4_0, 4 users: 2.00 times the tokens a second" in shown.texts[-1]
     assert "8 users: 1.00 times" in shown.texts[-1]
     assert "strict: 0.5 arrivals a second" in shown.texts[-1]
 
@@ -133,7 +141,9 @@ def test_ramdisk(execute, tmp_path):
     assert "36 starts; 1 more were refused" in shown.texts[0]
     lines = {line.partition("**: ")[0]: line for line in shown.texts[-1].splitlines()}
     assert "saves 1.00 [0.99" in lines["- **by mmap"] and "s of 2.00 s beside a cold disk" in lines["- **by mmap"]
-    assert all("no difference that can be told" in lines[f"- **{case}"] for case in ("by mmap", "by read", "quantize nf4"))
+    assert all(
+        "makes no measurable difference beside a warm disk (" in lines[f"- **{case}"] for case in ("by mmap", "by read", "quantize nf4")
+    )
     assert "tmpfs 4.00 s and 3,000 MB" in shown.texts[-1]
 
 
