@@ -10,9 +10,11 @@ import torch
 from tinymodels import VOCABULARY, tiny
 from transformers import PreTrainedModel
 
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine
 from app.engine.events import Delta, Event
-from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.flat import FlatModel
 from app.engine.kernel import Kernel, kernel
 from app.engine.request import Generate
 

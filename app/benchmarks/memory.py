@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from app.benchmarks.engine import QUANTIZATIONS, resident_bytes
-from app.engine import flat
+from app.engine import conversion
 from app.engine.capacity import ledger_of
 from app.engine.engine import Engine
 from app.engine.ledger import Ledger
@@ -40,7 +40,7 @@ def measure(settings: ModelSettings) -> dict[str, Any]:
         return ledgers[-1]
 
     before = process_bytes(settings.path, settings.quantize)
-    with patch.object(flat, "ledger_of", recorded):
+    with patch.object(conversion, "ledger_of", recorded):
         engine, facts = create_engine(settings)
     cache = sum(tensor.nbytes for tensor in engine.performer.attention.slots.tensors)
     return {

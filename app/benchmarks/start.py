@@ -25,7 +25,7 @@ from unittest.mock import patch
 import torch
 from transformers import core_model_loading, modeling_utils
 
-from app.engine import flat
+from app.engine import conversion
 from app.engine.engine import Engine
 from app.engine.events import Failed
 from app.engine.request import Generate
@@ -129,8 +129,8 @@ def install_timers(clock: Clock, read_method: str, quantize: str) -> Iterator[No
         (core_model_loading, "_materialize_copy", "deserialize", core_model_loading._materialize_copy),
         (torch.Tensor, "to", "to_device", torch.Tensor.to),
         *((quantizer, "convert", "quantize", quantizer.convert) for quantizer in quantizers(quantize)),
-        (flat, "quantize_layers", "quantize", flat.quantize_layers),
-        (flat, "prepack_layers", "quantize" if quantize in {"int4", "int8"} else "pack", flat.prepack_layers),
+        (conversion, "quantize_layers", "quantize", conversion.quantize_layers),
+        (conversion, "prepack_layers", "quantize" if quantize in {"int4", "int8"} else "pack", conversion.prepack_layers),
         (loading, "create_flat_model", "prove", loading.create_flat_model),
         (loading, "GrammarCompiler", "forms", loading.GrammarCompiler),
         (loading, "warm_up", "warm_up", loading.warm_up),

@@ -6,7 +6,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from app.engine.attention import SlotAttention
-from app.engine.flat import install_attention
+from app.engine.conversion import install_attention
 from app.engine.layout import Span, layout_of
 from app.engine.proof import check_layers
 from app.errors import UnsupportedModel, first_line

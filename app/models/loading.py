@@ -15,11 +15,12 @@ import transformers
 
 from app.engine import varlen
 from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.draftmodel import DraftModel
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Failed
 from app.engine.facts import Facts
-from app.engine.flat import FlatModel, create_flat_model
+from app.engine.flat import FlatModel
 from app.engine.grammar import GrammarCompiler
 from app.engine.int4 import runs_on
 from app.engine.request import Generate, SamplingParams, Score, Window

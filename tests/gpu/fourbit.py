@@ -15,7 +15,8 @@ from rounding import save_rounded
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.int4 import MOST_ROWS, CudaInt4Linear, unpack_levels
 from app.engine.rounding import quantize_4_bits
 from app.models.source import source_of

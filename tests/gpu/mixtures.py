@@ -13,9 +13,10 @@ from gpu.report import Report
 from gpu.running import error_of, logits_of, random_tokens, timed
 from gpu.shapes import save_tiny
 
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.cudaexperts import EVEN, FLOATS, CudaExperts, PackedProjection, PlainProjection, multiply_plainly, use_kernel
 from app.engine.experts import Routes, set_routes
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.grouped import GroupedWeights
 from app.models.source import source_of
 from app.models.weights import load_model

@@ -13,7 +13,7 @@ from transformers import modeling_utils
 
 from app.benchmarks import start
 from app.benchmarks.start import Clock, install_timers, main
-from app.engine import flat
+from app.engine import conversion
 from app.models import loading, weights
 
 
@@ -52,10 +52,16 @@ def test_a_step_that_fails_ends_its_stage():
 
 
 def test_timers_are_removed_afterwards():
-    before = (loading.load_model, weights.AutoModelForCausalLM, modeling_utils.safe_open, flat.prepack_layers, torch.Tensor.to)
+    before = (loading.load_model, weights.AutoModelForCausalLM, modeling_utils.safe_open, conversion.prepack_layers, torch.Tensor.to)
     with install_timers(Clock(), "read", "nf4"):
         assert loading.load_model is not before[0] and modeling_utils.open is not open
-    assert before == (loading.load_model, weights.AutoModelForCausalLM, modeling_utils.safe_open, flat.prepack_layers, torch.Tensor.to)
+    assert before == (
+        loading.load_model,
+        weights.AutoModelForCausalLM,
+        modeling_utils.safe_open,
+        conversion.prepack_layers,
+        torch.Tensor.to,
+    )
     assert not hasattr(modeling_utils, "open") and "to" not in vars(torch.Tensor)
 
 

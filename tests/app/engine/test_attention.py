@@ -7,7 +7,8 @@ import psutil
 import torch
 from tinymodels import tiny
 
-from app.engine.flat import CacheLimits, create_flat_model
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.keyvalues import KeyValues
 
 

@@ -11,8 +11,10 @@ from flash import use_flash
 from tinymodels import VOCABULARY, tiny
 
 from app.engine import cudadecoder
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.cudadecoder import CudaDecoder, PlainKernels, Rotation, Target, create_cuda_decoder, probe
-from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.flat import FlatModel
 from app.engine.layout import Span, layout_of
 from app.engine.varlen import PAGE_TOKENS
 

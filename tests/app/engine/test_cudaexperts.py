@@ -14,10 +14,11 @@ from tinygemm import Packed
 from torch import nn
 from tritoncode import CAPABILITIES, compiled
 
-from app.engine import cudaexperts, flat, int4
+from app.engine import conversion, cudaexperts, int4
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.cudaexperts import EVEN, FLOATS, CudaExperts, PackedProjection, PlainProjection, join_experts, probe
 from app.engine.experts import Experts, Routes, separate_experts, set_routes
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.grouped import GroupedLinear, GroupedWeights, GroupFormat
 from app.engine.int4 import dequantize_others, pack_layers, round_layers
 from app.engine.ledger import weight_bytes
@@ -199,7 +200,7 @@ def separate() -> Experts:
 
 @pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss"])
 def test_a_mixture_is_rounded_to_4_bits(on_cuda: Packed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    monkeypatch.setattr(flat, "prepack_layers", lambda model, harmed: pack_layers(model) or [])
+    monkeypatch.setattr(conversion, "prepack_layers", lambda model, harmed: pack_layers(model) or [])
     model = create_model(FAMILIES[name])
     model.save_pretrained(tmp_path)
     create_tokenizer(VOCABULARY).save_pretrained(tmp_path)

@@ -13,7 +13,9 @@ from driving import kernel_or_skip
 from tinymodels import tiny
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
-from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
+from app.engine.flat import FlatModel
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.linear import parts_of
 from app.engine.pages import PAGE_TOKENS
@@ -161,7 +163,7 @@ def test_a_cache_in_8_bits_takes_half_the_memory_and_is_refused_where_the_kernel
         create_flat_model(plain_model(LlamaConfig(**{**SHAPE, "head_dim": 18})), limits)
     with pytest.raises(SetupError, match="LlamaForCausalLM is in float16 with"):
         create_flat_model(plain_model(LlamaConfig(**SHAPE)).half(), limits)
-    monkeypatch.setattr("app.engine.flat.kernel", lambda: None)
+    monkeypatch.setattr("app.engine.conversion.kernel", lambda: None)
     with pytest.raises(SetupError, match=r"model\.cache_dtype: int8 needs a CPU and the compiled kernel"):
         create_flat_model(plain_model(LlamaConfig(**SHAPE)), limits)
 

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from app.engine import flat as flat_module
-from app.engine import varlen
+from app.engine import conversion, varlen
 from app.engine.capacity import CacheLimits, step_bytes
-from app.engine.flat import FlatModel, create_flat_model, install_attention
+from app.engine.conversion import create_flat_model, install_attention
+from app.engine.flat import FlatModel
 from app.engine.fused import create_fused_decoder
 from app.engine.graphs import create_graphs
 from app.engine.layout import Span, layout_of
@@ -63,12 +63,12 @@ def divided(name: str, monkeypatch: pytest.MonkeyPatch, is_flash: bool, **memory
     monkeypatch.setattr(varlen, "has_page_table", lambda: has_page_table)
     monkeypatch.setattr(varlen, "usable_splits", lambda *_: int(is_flash))
     monkeypatch.setattr(varlen, "flash_kernel", lambda query, *args, **options: kernels[query.device.type](query, *args, **options))
-    monkeypatch.setattr(flat_module, "device_memory", lambda device, _: memory.get(device.type, 10**10))
+    monkeypatch.setattr(conversion, "device_memory", lambda device, _: memory.get(device.type, 10**10))
     known, model = create_flat_model(tiny(name), CacheLimits(1, 64)).attention, dispatched(name, META)
     attention = install_attention(model)
     attention.shapes, attention.windows = known.shapes, known.windows
-    flat = flat_module._optimize(model, attention, None)
-    flat_module._allocate_cache(flat, CacheLimits(None, 600, page_tokens=varlen.PAGE_TOKENS))
+    flat = conversion._optimize(model, attention, None)
+    conversion._allocate_cache(flat, CacheLimits(None, 600, page_tokens=varlen.PAGE_TOKENS))
     return flat
 
 
@@ -110,6 +110,7 @@ def test_norm_and_projection_may_lie_behind_all_layers() -> None:
     for norm in (CPU, META):
         model = dispatched("Llama", CPU, norm=norm, lm_head=META)
         flat = FlatModel(model, attention := install_attention(model), create_fused_decoder(model, attention))
+        attention.windows = dict.fromkeys(range(model.config.num_hidden_layers))
         flat._decoder.bind_layers()  # type: ignore[union-attr]
         with Apart():
             assert flat.forward_uncached([5, 6, 7]).device == META

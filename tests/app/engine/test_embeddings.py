@@ -11,9 +11,9 @@ from planning import create as create_scheduler
 from planning import run
 from tinymodels import CONTEXT, VOCABULARY, letters
 
+from app.engine.capacity import CacheLimits
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Embedded, Event, Failed, Scored
-from app.engine.flat import CacheLimits
 from app.engine.request import Embed, Generate, Pooling, SamplingParams, Score
 from app.engine.texts import add_states, unit_vector
 from app.scoring.windows import windows

@@ -9,9 +9,10 @@ import torch
 from driving import answers_of, drain, flat_model, random_prompt, reference_model
 from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Event, Failed, Scored
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate, SamplingParams, Score, Window
 from app.errors import UnsupportedModel
 from app.scoring.windows import windows

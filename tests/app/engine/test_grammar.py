@@ -14,10 +14,11 @@ from driving import answers_of, drain
 from llguidance import LLMatcher
 from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 
+from app.engine.capacity import CacheLimits
 from app.engine.completion import Completions
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Failed
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.grammar import LONGEST_COMPLETION, MAX_CACHED_GRAMMARS, GrammarCompiler
 from app.engine.request import BeamSearchParams, Generate, SamplingParams
 from app.engine.sampler import SamplerRow, process_logits, sample

@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from app.engine import conversion, graphs, varlen
 from app.engine import flat as flat_module
-from app.engine import graphs, varlen
-from app.engine.capacity import page_counts, row_counts
+from app.engine.capacity import CacheLimits, page_counts, row_counts
+from app.engine.conversion import create_flat_model, install_attention
 from app.engine.cudadecoder import CudaDecoder, PlainKernels
-from app.engine.flat import CacheLimits, FlatModel, create_flat_model, install_attention
+from app.engine.flat import FlatModel
 from app.engine.graphs import DecodeGraphs, Work, create_graphs
 
 META = torch.device("meta")
@@ -47,15 +48,15 @@ def recorded_on_meta(work: Work) -> Work:
 def without_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> FlatModel:
     """A model in bfloat16 on the meta device, laid out as on CUDA."""
     monkeypatch.setattr(varlen, "usable_splits", lambda *_: 2)
-    monkeypatch.setattr(flat_module, "device_memory", lambda *_: 10**10)
+    monkeypatch.setattr(conversion, "device_memory", lambda *_: 10**10)
     made = tiny_of_check(name) if name in OF_CHECK else tiny(name)
     with META:
         model = type(made)(made.config).bfloat16().eval()
     known = create_flat_model(made, CacheLimits(1, 64))
     attention = install_attention(model)
     attention.shapes, attention.windows = known.attention.shapes, known.attention.windows
-    flat = flat_module._optimize(model, attention, None)
-    flat_module._allocate_cache(flat, CacheLimits(4, 600, page_tokens=varlen.PAGE_TOKENS, text_window=300))
+    flat = conversion._optimize(model, attention, None)
+    conversion._allocate_cache(flat, CacheLimits(4, 600, page_tokens=varlen.PAGE_TOKENS, text_window=300))
     flat.hidden_size = known.hidden_size
     monkeypatch.setattr(flat_module, "create_cuda_decoder", lambda decoder: CudaDecoder(decoder, PlainKernels()))
     flat.bind_cuda()

@@ -11,9 +11,9 @@ from tinymodels import CONTEXT, VOCABULARY, letters
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import MinNewTokensLengthLogitsProcessor, NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
+from app.engine.capacity import CacheLimits
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Failed
-from app.engine.flat import CacheLimits
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate, SamplingParams
 
 NEW = 10

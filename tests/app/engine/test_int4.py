@@ -11,7 +11,8 @@ from tinymodels import tiny
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from app.engine import flat, int4
+from app.engine import conversion, int4
+from app.engine.capacity import CacheLimits
 from app.engine.grouped import GroupedLinear, GroupedWeights
 from app.engine.int4 import MOST_ROWS, CudaInt4Linear, dequantize_others, pack_layers, pack_pairs, round_layers, unpack_levels
 from app.engine.ledger import weight_bytes
@@ -132,13 +133,13 @@ def test_a_whole_model_gives_the_logits_of_its_rounded_weights_in_steps_of_few_r
     on_cuda: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With queries, keys and values joined; at its start the model is compared with its own forward, in one piece and in chunks."""
-    monkeypatch.setattr(flat, "prepack_layers", lambda model, harmed: pack_layers(model) or [])
+    monkeypatch.setattr(conversion, "prepack_layers", lambda model, harmed: pack_layers(model) or [])
     model = tiny("Llama").bfloat16()
     round_layers(model, CPU)
     prompts = [IDS[0].tolist(), [(7 * position + 3) % 300 for position in range(MOST_ROWS + 1)]]
     with torch.no_grad():
         expected = [model(torch.tensor([prompt])).logits[0] for prompt in prompts]
-    served = flat.create_flat_model(model, flat.CacheLimits(2, 128))
+    served = conversion.create_flat_model(model, CacheLimits(2, 128))
     joined = [module.outputs for module in model.modules() if isinstance(module, CudaInt4Linear)]
     assert max(joined) > model.config.hidden_size and len(joined) == 5 * model.config.num_hidden_layers
     for prompt, logits in zip(prompts, expected, strict=True):

@@ -13,10 +13,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from app.engine.budget import StepBudget
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Embedded, Failed, Scored
 from app.engine.facts import AdapterFacts
-from app.engine.flat import CacheLimits, FlatModel, create_flat_model
+from app.engine.flat import FlatModel
 from app.engine.lora import LoadedAdapter, Matrices, shapes_of
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Embed, Generate, SamplingParams, Score
 from app.errors import SetupError

@@ -3,9 +3,10 @@
 from driving import drain
 from tinymodels import CONTEXT, letters, tiny
 
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.notices import Progress
 from app.engine.request import BeamSearchParams, Generate, SamplingParams
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tinymodels import CONTEXT, VOCABULARY, letters
 
+from app.engine.capacity import CacheLimits
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Event, Failed, Scored
-from app.engine.flat import CacheLimits
 from app.engine.request import Generate, SamplingParams, Score
 from app.scoring.windows import windows
 

@@ -8,9 +8,10 @@ from flash import as_on_cuda, use_flash
 from tinymodels import VOCABULARY, letters, tiny
 
 from app.engine import graphs
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Event, Failed
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.request import Generate, SamplingParams, Score
 from app.engine.varlen import PAGE_TOKENS
 from app.errors import EngineFailed

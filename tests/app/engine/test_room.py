@@ -11,9 +11,9 @@ from tinymodels import CONTEXT, VOCABULARY, letters
 
 from app.engine.budget import StepBudget
 from app.engine.cache import SlotCache
+from app.engine.capacity import CacheLimits
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Failed
-from app.engine.flat import CacheLimits
 from app.engine.notices import SetBack
 from app.engine.pages import PagePool
 from app.engine.request import BeamSearchParams, ContrastiveSearchParams, Generate, SamplingParams

@@ -12,8 +12,9 @@ from tinymodels import letters
 from transformers import PreTrainedModel
 
 from app.engine import attention, scores
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine, EngineLimits
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.layout import Span, layout_of
 from app.engine.request import Generate, SamplingParams
 from app.engine.scores import Scores, attend

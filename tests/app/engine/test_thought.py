@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinymodels import CONTEXT, tiny
 
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.detokenizer import Detokenizer
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Failed
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.grammar import GrammarCompiler
 from app.engine.notices import Waiting
 from app.engine.request import BeamSearchParams, Generate, SamplingParams, ThoughtLimit

@@ -12,9 +12,10 @@ from flash import FlashKernel, use_flash
 from tinymodels import VOCABULARY, letters, tiny
 
 from app.engine import varlen
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Delta, Scored
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.request import BeamSearchParams, Generate, SamplingParams, Score
 from app.engine.varlen import PAGE_TOKENS
 from app.scoring.windows import windows

@@ -43,7 +43,7 @@ def test_the_sum_is_what_the_engine_declares(bundled: Path, monkeypatch: pytest.
     if "cache_dtype" in cache:
         kernel_or_skip()
     ledgers = []
-    monkeypatch.setattr("app.engine.flat.device_memory", lambda device, weights: ledgers.append(weights) or 10**10)
+    monkeypatch.setattr("app.engine.conversion.device_memory", lambda device, weights: ledgers.append(weights) or 10**10)
     engine, facts = create_engine(ModelSettings(path=str(bundled), quantize="int4", slots=3, context=512, **cache))
     question = Question(str(bundled), "int4", context=512, slots=3, observer=str(bundled.with_name("storyteller-base")), **cache)
     assert Plan(question).context_of(question) == facts.context
@@ -61,7 +61,7 @@ def test_a_context_that_is_not_asked_for_is_what_the_device_holds(bundled: Path,
     need = plan.need("cpu")
     assert (need.context, need.context_bytes, need.cache) == (1024, 4 * need.slot, 4 * need.slot + need.text)
     short = device(need.weights.total() + need.activations + int(4.2 * need.slot / USABLE_SHARE))
-    monkeypatch.setattr("app.engine.flat.device_memory", lambda *_: short.free)
+    monkeypatch.setattr("app.engine.conversion.device_memory", lambda *_: short.free)
     settings = ModelSettings(path=str(bundled), observer=str(bundled), slots=2, dtype="bfloat16", text_window=256)
     monkeypatch.setattr(ModelSettings, "observer_path", None)
     engine, facts = create_engine(settings)

@@ -19,8 +19,8 @@ from serving import wait_for
 from transformers import PreTrainedModel
 
 from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.events import Delta
-from app.engine.flat import create_flat_model
 from app.engine.linear import PackedEmbedding
 from app.engine.request import Generate, SamplingParams
 from app.errors import SetupError

@@ -17,7 +17,7 @@ def test_the_context_is_limited_to_what_the_model_supports(tiny_folder: Path) ->
 
 def test_the_ledger_limits_the_number_of_slots(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slots(memory: int, requested: int | None) -> int:
-        monkeypatch.setattr("app.engine.flat.device_memory", lambda device, weights: weights + memory)
+        monkeypatch.setattr("app.engine.conversion.device_memory", lambda device, weights: weights + memory)
         return create_engine(ModelSettings(path=str(tiny_folder), device="cpu", slots=requested))[1].slots
 
     slot_bytes = 128 * 4 * 2 * (2 * (16 + 16))  # tokens x float32 x layers x (kv heads x (key + value))
@@ -39,7 +39,7 @@ def test_the_context_is_the_models_own_or_what_memory_holds(tiny_folder: Path, m
     def created(parts: int, **fields: int) -> tuple[int, int, int, str]:
         """In memory for so many slots beside a text's window."""
         memory = activation_bytes + int((parts + 1.1) * bytes_of_64 / 0.9)
-        monkeypatch.setattr("app.engine.flat.device_memory", lambda device, weights: weights + memory)
+        monkeypatch.setattr("app.engine.conversion.device_memory", lambda device, weights: weights + memory)
         engine, facts = create_engine(ModelSettings(path=str(tiny_folder), device="cpu", text_window=64, **fields))
         assert (engine.limits.context, facts.text_window, len(engine.performer.scoring_pages)) == (facts.context, 64, 1)
         return facts.slots, facts.context, engine.performer.pages, facts.context_in_words
@@ -65,7 +65,7 @@ def test_a_cache_in_tokens_is_shared_by_the_slots_and_bounds_the_context(tiny_fo
     assert created(cache_tokens=1000, slots=40) == (40, 128, 16)
     assert created(cache_tokens=100, slots=3) == (3, 100, 2)
     assert created(slots=3) == (3, 128, 6)
-    monkeypatch.setattr("app.engine.flat.device_memory", lambda device, weights: weights + 10**7)
+    monkeypatch.setattr("app.engine.conversion.device_memory", lambda device, weights: weights + 10**7)
     with pytest.raises(SetupError, match=r"a cache of .* lower --model.cache_tokens"):
         created(cache_tokens=100_000, slots=3)
 
@@ -77,12 +77,12 @@ def test_workers_that_share_a_cpu_divide_its_threads_and_memory(tiny_folder: Pat
     slot_bytes = 64 * 4 * 2 * (2 * (16 + 16))
     activation_bytes = 4 * 16 * (4 * 64 + 3 * 128) + 16 * 256 * 300
     monkeypatch.setattr(
-        "app.engine.flat.device_memory", lambda device, weights: weights + 3 * (activation_bytes + int(11.1 * slot_bytes / 0.9))
+        "app.engine.conversion.device_memory", lambda device, weights: weights + 3 * (activation_bytes + int(11.1 * slot_bytes / 0.9))
     )
 
     def slots(assignment: DeviceAssignment | None) -> int:
         return create_engine(ModelSettings(path=str(tiny_folder), context=64, step_tokens=16), assignment)[1].slots
 
     alone, shared_by_three = slots(None), slots(DeviceAssignment(("cpu", "cuda:0", "auto", "cpu"), 3))
-    assert threads == [2]
+    assert threads.count(2) == 1, "the others are those of packing"
     assert (alone, shared_by_three) == (32, 10)

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.engine import linear
 from app.engine.capacity import CacheLimits, cache_bytes
-from app.engine.flat import FlatModel, create_flat_model
+from app.engine.conversion import create_flat_model
+from app.engine.flat import FlatModel
 from app.errors import UnsupportedModel
 from app.models.cache import slot_attention
 from app.models.footprint import Form, footprint

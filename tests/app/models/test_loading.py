@@ -13,8 +13,9 @@ from tinymodels import tiny
 from tool_templates import HERMES
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, modeling_utils
 
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.events import Delta
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.layout import Span, layout_of
 from app.engine.request import Generate, SamplingParams
 from app.engine.rounding import quantize_layers

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tinymodels import tiny
 
-from app.engine import flat, proof
+from app.engine import conversion, proof
 from app.engine.engine import Engine
 from app.engine.events import Delta
 from app.engine.proof import Proof
@@ -43,7 +43,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             super().__init__(model)  # type: ignore[arg-type]
             checked.append(self.name)
 
-    monkeypatch.setattr(flat, "Check", Counted)
+    monkeypatch.setattr(conversion, "Check", Counted)
     return checked
 
 

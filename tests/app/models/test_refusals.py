@@ -99,7 +99,7 @@ def test_what_is_told_before_is_what_the_engine_then_says(tiny_folder: Path, mon
     for before in (10**6, 10**12):  # bytes that the first look finds; the engine's own finds too few
         with monkeypatch.context() as patch:
             patch.setattr("app.models.room.device_memory", lambda *_, free=before: free)
-            patch.setattr("app.engine.flat.device_memory", lambda *_: 10**6)
+            patch.setattr("app.engine.conversion.device_memory", lambda *_: 10**6)
             with pytest.raises(SetupError) as refused:
                 create_engine(ModelSettings(path=str(tiny_folder), slots=9, device="cpu"))
         messages.append(refused.value.message)

@@ -10,9 +10,10 @@ from driving import drain
 from tinymodels import CONTEXT, VOCABULARY, letters, tiny
 from transformers import PreTrainedModel
 
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine, EngineLimits
 from app.engine.events import Scored
-from app.engine.flat import CacheLimits, create_flat_model
 from app.engine.request import Generate, SamplingParams, Score
 from app.schemas import Method
 from app.scoring.methods import FORMULAS, method_score

@@ -17,9 +17,10 @@ from observing import samples_of, value_of
 from serving import RunningServer, wait_for
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from app.engine.capacity import CacheLimits
+from app.engine.conversion import create_flat_model
 from app.engine.engine import Engine, EngineLimits
 from app.engine.facts import Facts
-from app.engine.flat import CacheLimits, create_flat_model
 from app.settings import QueueSettings
 from app.tokenizer import Tokenizer
 from serve.middleware import install
