@@ -195,6 +195,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default=defaults.device)
     add_text_window(parser)
     args = parser.parse_args(argv)
+    args.targets = list(dict.fromkeys(args.targets))
     args.report = args.report or args.out.with_suffix(".md")
     args.journal = args.journal or args.out.with_suffix(".scores.jsonl")
     if args.buckets != sorted(set(args.buckets)) or args.buckets[0] < MIN_SCORED_TOKENS:

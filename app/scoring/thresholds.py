@@ -5,6 +5,7 @@ Knows no file and no model. Field names are the keys of calibration files, so th
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -154,3 +155,20 @@ class MethodCalibration(FrozenModel):
 
     direction: Literal["lower", "higher"]
     buckets: tuple[Bucket, ...]
+
+    @model_validator(mode="after")
+    def _check_thresholds(self) -> Self:
+        sign = -1 if self.direction == "lower" else 1
+        for number, bucket in enumerate(self.buckets):
+            for side, thresholds, factor in (("machine", bucket.machine, sign), ("human", bucket.human, -sign)):
+                if not _is_stricter_at_lower_rates(thresholds, factor):
+                    raise ValueError(
+                        f"buckets.{number}.{side}: the threshold of a lower target must not be less strict than that of a higher one"
+                    )
+        return self
+
+
+def _is_stricter_at_lower_rates(thresholds: Sequence[Threshold], sign: int) -> bool:
+    """`sign` makes higher values stricter."""
+    values = [sign * each.value for each in sorted(thresholds, key=lambda each: -(each.target or 0)) if each.target is not None]
+    return values == sorted(values)

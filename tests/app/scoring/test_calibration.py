@@ -25,8 +25,8 @@ def bucket(min_tokens, max_tokens, chance=PROBABILITY_MAP):
     return Bucket(min_tokens=min_tokens, max_tokens=max_tokens, n_human=200, n_machine=300, machine=machine, human=human, chance=chance)
 
 
-def calibration(chance=PROBABILITY_MAP, direction="lower"):
-    entry = MethodCalibration(direction=direction, buckets=(bucket(64, 128, chance), bucket(128, 256, chance)))
+def calibration(chance=PROBABILITY_MAP):
+    entry = MethodCalibration(direction="lower", buckets=(bucket(64, 128, chance), bucket(128, 256, chance)))
     return Calibration(made="2026-11-21", source="by hand", models=SERVED, collapse=True, methods={"binoculars": entry})
 
 
@@ -80,7 +80,12 @@ def test_a_score_outside_the_calibration():
     assert (outside.verdict, outside.outside, outside.p_machine, outside.p_low, outside.threshold) == ("uncertain", True, None, None, 0.8)
     assert (inside.verdict, inside.outside) == ("human", False)
     assert (machine_like.verdict, machine_like.outside, machine_like.p_machine) == ("machine", False, 0.9)
-    higher = calibration(direction="higher").judge("binoculars", 64, 0.59, 0.05)
+    rising = {"p": (0.1, 0.6, 0.9), "low": (0.0, 0.5, 0.8), "high": (0.2, 0.7, 1.0)}
+    machine, human = (Threshold(value=0.9, target=0.05),), (Threshold(value=0.7, target=0.05),)
+    chance = ProbabilityMap(**{**PROBABILITY_MAP.model_dump(), **rising})
+    only = Bucket(min_tokens=64, max_tokens=None, n_human=9, n_machine=9, machine=machine, human=human, chance=chance)
+    by_method = {"fast_detect": MethodCalibration(direction="higher", buckets=(only,))}
+    higher = calibration().model_copy(update={"methods": by_method}).judge("fast_detect", 64, 0.59, 0.05)
     assert (higher.verdict, higher.outside) == ("uncertain", True)
 
 
@@ -195,3 +200,16 @@ def test_the_served_models_by_name_and_revision():
     assert identity_of(settings, facts) == ModelIdentity(
         performer="p", revision="abc", observer="o", observer_revision="def", quantize="nf4", dtype="bfloat16"
     )
+
+
+@pytest.mark.parametrize(("side", "values"), [("machine", (0.7, 0.8)), ("human", (0.99, 0.95))])
+def test_a_threshold_that_is_less_strict_at_a_lower_rate_is_refused(tmp_path, side, values):
+    content = calibration().model_dump(mode="json")
+    bucket = content["methods"]["binoculars"]["buckets"][1]
+    for threshold, value in zip(bucket[side], values, strict=True):
+        threshold["value"] = value
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(
+        SetupError, match=rf"methods\.binoculars: .*buckets\.1\.{side}: the threshold of a lower target must not be less strict"
+    ):
+        load(tmp_path / "c.json")

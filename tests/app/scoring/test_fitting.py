@@ -14,6 +14,7 @@ from app.scoring.fitting import (
     fit_threshold,
     folds,
     losses,
+    machine_thresholds,
     out_of_fold_probabilities,
     pooled_threshold,
     probability_bounds,
@@ -22,6 +23,7 @@ from app.scoring.fitting import (
 )
 from app.scoring.rates import Rates, out_of_fold_rates, rates_at_threshold, rows_by_domain
 from app.scoring.sample import Sample, ScoreRow, auroc, bootstrap_interval, bootstrap_samples, sample_of
+from app.scoring.thresholds import sign_of
 
 
 def normal_sample(humans=400, machines=400, apart=2.0, seed=0, per_group=1):
@@ -287,3 +289,36 @@ def test_a_pool_weighs_each_kind_the_same_and_makes_thresholds_stricter():
     people = [ScoreRow(False, str(n), "talks", 300, {"fast_detect": 50.0 + n}) for n in range(100)]
     plain, wide = (fit_bucket(rows, "fast_detect", (64, 128), (0.05,), each)[0] for each in ((), people))
     assert plain.machine[0].value < 10 and wide.machine[0].value >= 140 and wide.machine[0].measured == 0
+
+
+def two_domains(method, seed, sizes=(150, 70), apart=1.0):
+    """Human texts of two domains of so many texts, of which the smaller one looks more like a machine's, and 200 machine texts."""
+    rng, sign = np.random.default_rng(seed), sign_of(method)
+    domains = [domain for domain, size in zip(("large", "small"), sizes, strict=True) for _ in range(size)]
+    rows = [
+        ScoreRow(False, f"h{n}", domain, 100, {method: sign * float(rng.normal(apart * (domain == "small")))})
+        for n, domain in enumerate(domains)
+    ]
+    return rows + [ScoreRow(True, f"m{n}", "large", 100, {method: sign * float(rng.normal(3))}) for n in range(200)]
+
+
+@pytest.mark.parametrize("method", ["combined", "fast_detect", "perplexity"])
+def test_a_threshold_of_a_lower_rate_is_never_less_strict(method):
+    """Where a domain has too few texts for the lower rate, the pool alone would be laxer than the domain at the higher rate."""
+    sign = sign_of(method)
+    for seed in range(40):
+        rows = two_domains(method, seed, (150, 70) if method == "combined" else (500, 25))
+        loose, strict = machine_thresholds(rows, method, (0.05, 0.01), ())
+        assert (loose.target, strict.target) == (0.05, 0.01)
+        assert sign * strict.value >= sign * loose.value and strict.measured <= loose.measured
+    backwards = machine_thresholds(two_domains(method, 0), method, (0.01, 0.05), ())
+    assert backwards == machine_thresholds(two_domains(method, 0), method, (0.05, 0.01), ())[::-1]
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_domains_without_a_threshold_of_their_own_are_named():
+    fit = {method: fit_bucket(two_domains(method, 0), method, (64, 128), (0.05, 0.01))[1] for method in ("combined", "fast_detect")}
+    fewer = "no threshold of its own for a domain with fewer than"
+    assert fit["combined"] == [f"combined, 64 to 128 tokens: at 1%, {fewer} 200 human texts: large (150), small (70)"]
+    assert fit["fast_detect"] == [f"fast_detect, 64 to 128 tokens: at 1%, {fewer} 100 human texts: small (70)"]
+    assert fit_bucket(two_domains("combined", 0, (400, 200)), "combined", (64, 128), (0.05, 0.01))[1] == []
