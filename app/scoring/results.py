@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ COLUMNS = (
     "source", "digest", "verdict", "p_machine", "p_low", "p_high", "method", "score", "threshold", "target_fpr", "measured_fpr", "tokens",
     "perplexity", "passages", "machine_passages", "warnings", "error", "model", "revision", "calibration", "options",
 )  # fmt: skip
+WORDS = ("source", "error", "model", "revision", "calibration", "options")  # columns with words from elsewhere
+FORMULA = re.compile(
+    r"'*[=+\-@\t\r]"
+)  # a table program takes a cell that begins with one of these for a formula; an apostrophe prevents it
 NAMED = ("source", "digest", "model", "options")  # that no row is without
 FAILED = "failed"  # in the summary: a row without a verdict
 ELSEWHERE = "name another --out, or delete the file"
@@ -111,6 +116,17 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
     }
 
 
+def _for_csv(row: Mapping[str, Any]) -> dict[str, Any]:
+    """With an apostrophe before words that a table program would take for a formula."""
+    return {**row, **{name: f"'{row[name]}" for name in WORDS if isinstance(row[name], str) and FORMULA.match(row[name])}}
+
+
+def _from_csv(row: Mapping[str, Any]) -> dict[str, Any]:
+    """As it was before `_for_csv`; also a row of an earlier version, which had no apostrophes."""
+    guarded = (name for name in WORDS if (row.get(name) or "").startswith("'") and FORMULA.match(row[name]))
+    return {**row, **{name: row[name][1:] for name in guarded}}
+
+
 def _unmatched(documents: Sequence[Document], rows: Sequence[Mapping[str, Any]]) -> tuple[list[Document], int | None]:
     """The documents without a row, and the index of the first row without a document, if there is one. A row is that of a document with the
     same text, first of all of one from the same place. The row of an unreadable document may be left over.
@@ -185,7 +201,7 @@ class ResultFile:
             content = complete.decode()
             if self._path.suffix == ".csv":
                 reader = csv.DictReader(io.StringIO(content, newline=""))
-                rows, known = list(reader), not complete or tuple(reader.fieldnames or ()) == COLUMNS
+                rows, known = [_from_csv(row) for row in reader], not complete or tuple(reader.fieldnames or ()) == COLUMNS
             else:
                 rows, known = [json.loads(line) for line in content.split("\n")[:-1]], True
             known = known and all(set(COLUMNS) == row.keys() for row in rows)
@@ -239,7 +255,7 @@ class ResultFile:
 
     def _write(self, row: dict[str, Any], file: TextIOWrapper) -> None:
         if self._path.suffix == ".csv":
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, COLUMNS).writerow(_for_csv(row))
         else:
             file.write(json.dumps(row) + "\n")
 

@@ -213,6 +213,27 @@ def test_a_name_may_have_any_character(tiny_folder: Path, essays: Path, tmp_path
     )
 
 
+def test_no_name_is_a_formula_in_a_table_program(tiny_folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a run goes on by the name as it is. Numbers below 0 stay numbers."""
+    monkeypatch.chdir(tmp_path)
+    names = ['=HYPERLINK("x").txt', "+1.txt", "-1.txt", "@a.txt", "\tb.txt", "'=c.txt", "'d.txt"]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_text(f"{TEXTS[0]} {number}")
+    (tmp_path / "=gone.txt").write_bytes(b"\xff")
+    for before in (0, 1 + len(names)):
+        assert run(tiny_folder, Path(), Path("r.csv"), "--methods", "fast_detect") == EXIT_FAILED
+        assert f"8 texts ({before} of them from before)" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "r.csv")
+    assert {row["source"] for row in rows} == {*(f"'{name}" for name in [*names[:-1], "=gone.txt"]), "'d.txt"}
+    assert not any(row[name].startswith(tuple("=+-@\t\r")) for row in rows for name in ("source", "error", "model", "options"))
+    assert next(row["error"] for row in rows if row["error"]).startswith("'=gone.txt cannot")
+    scores = {row["source"]: row["score"] for row in rows if row["score"]}
+    assert all(float(value) for value in scores.values()) and any(value.startswith("-") for value in scores.values())
+    (tmp_path / "=gone.txt").unlink()  # which rewrites the file
+    assert run(tiny_folder, Path(), Path("r.csv"), "--methods", "fast_detect") == 0
+    assert {row["source"]: row["score"] for row in rows_of(tmp_path / "r.csv")} == scores
+
+
 @pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
 def test_a_row_that_lacks_values_is_refused(tiny_folder: Path, essays: Path, tmp_path: Path, name: str, capsys: Any) -> None:
     out = tmp_path / name
