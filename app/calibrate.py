@@ -17,7 +17,7 @@ from app.models.loading import create_engine
 from app.schemas import MIN_SCORED_TOKENS
 from app.scoring.calibration import Calibration, ModelIdentity, identity_of, save
 from app.scoring.combining import fit_all
-from app.scoring.commands import CHOICES, LEAST_TOKENS, add_text_window, at_least, exit_code, say_if_cut, window_settings
+from app.scoring.commands import CHOICES, LEAST_TOKENS, add_text_window, at_least, check_written, exit_code, say_if_cut, window_settings
 from app.scoring.fitting import BUCKET_STARTS, bucket_ranges, range_name, why_too_few
 from app.scoring.journal import Journal, check_recorded, score_texts
 from app.scoring.prepare import Preparation
@@ -64,11 +64,15 @@ def check_counts(texts: Sequence[LabelledText], targets: Sequence[float]) -> Non
 
 
 def check_output_paths(args: argparse.Namespace) -> None:
-    """Raises `SetupError` for an output path that is a folder, and creates the parent folders. Called before scoring."""
-    for name in ("out", "report", "journal"):
-        path: Path = getattr(args, name)
+    """Raises `SetupError` for an output path that is a folder, one of the files with texts, or another output, and creates the parent
+    folders. Called before scoring.
+    """
+    outputs: dict[str, Path] = {f"--{name}": getattr(args, name) for name in ("out", "report", "journal")}
+    named = [*args.human, *args.machine]
+    check_written(outputs, [*named, *(file for path in named if path.is_dir() for file in path.iterdir())])
+    for option, path in outputs.items():
         if path.is_dir():
-            raise SetupError(f"--{name}: {path} is a folder; give a file")
+            raise SetupError(f"{option}: {path} is a folder; give a file")
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -191,6 +195,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default=defaults.device)
     add_text_window(parser)
     args = parser.parse_args(argv)
+    args.targets = list(dict.fromkeys(args.targets))
     args.report = args.report or args.out.with_suffix(".md")
     args.journal = args.journal or args.out.with_suffix(".scores.jsonl")
     if args.buckets != sorted(set(args.buckets)) or args.buckets[0] < MIN_SCORED_TOKENS:

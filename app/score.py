@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from app.schemas import Method
 from app.scoring.batch import Scorer, Watch, create_scorer
-from app.scoring.commands import CHOICES, EXIT_FAILED, add_text_window, exit_code, say_if_cut, window_settings
+from app.scoring.commands import CHOICES, EXIT_FAILED, add_text_window, check_written, exit_code, say_if_cut, window_settings
 from app.scoring.documents import Document, left_out, read_documents
 from app.scoring.results import ResultFile, printable, result_row
 from app.settings import ModelSettings
@@ -86,6 +86,7 @@ def _characters(document: Document) -> int:
 
 def run(args: argparse.Namespace) -> tuple[str, int]:
     """Scores what is missing in `args.out`; returns a sentence on what was written, and the exit code."""
+    check_written({"--out": args.out}, args.files)
     skipped = printable(left_out(args.files, args.out))
     if skipped:
         sys.stderr.write(f"{skipped}\n")

@@ -15,6 +15,7 @@ WarningCode = Literal["short", "truncated", "code", "table", "list", "verse", "n
 MIN_SCORED_TOKENS = 64
 MAX_TEXTS = 256
 MAX_ALTERNATIVES = 10
+CODE_POINTS = "counted in Unicode code points; in JavaScript index Array.from(text)"
 EXAMPLE_TEXT = "Once upon a time there was a king who had three sons."
 
 
@@ -104,8 +105,8 @@ class Probability(Wire):
 class Span(Wire):
     """Characters `[start, end)` of the text as it was sent."""
 
-    start: int
-    end: int
+    start: int = Field(description=f"its first character, {CODE_POINTS}")
+    end: int = Field(description=f"the character behind its last one, {CODE_POINTS}")
 
 
 class SentenceScore(Span):

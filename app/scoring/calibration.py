@@ -3,19 +3,20 @@
 Plain arithmetic, so the API process can import it. `app.scoring.fitting` produces the numbers.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from app.engine.facts import Facts
 from app.errors import InvalidRequest, SetupError
 from app.models.names import base_name
 from app.schemas import MIN_SCORED_TOKENS, Method
 from app.scoring.combined import CombinedModel
-from app.scoring.thresholds import Bucket, FrozenModel, MethodCalibration, Threshold
+from app.scoring.thresholds import DIRECTIONS, Bucket, FrozenModel, MethodCalibration, Threshold
 from app.settings import ModelSettings
 
 FALCON_PATH = Path(__file__).with_name("falcon.json")  # thresholds published with Binoculars, arXiv 2401.12070
@@ -93,6 +94,15 @@ class Calibration(FrozenModel):
     equal: tuple[ModelIdentity, ...] = ()
     methods: dict[Method, MethodCalibration]
     refused: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_methods(self) -> Self:
+        for method, fitted in self.methods.items():
+            if fitted.direction != DIRECTIONS[method]:
+                raise ValueError(f"methods.{method}.direction: must be {DIRECTIONS[method]}")
+        if "combined" in self.methods and self.combined is None:
+            raise ValueError("combined: methods.combined needs its weights")
+        return self
 
     def judge(self, method: Method, scored_tokens: int, value: float, target_fpr: float | None = None) -> Judgement | None:
         """The verdict on one score; None if the calibration has no bucket for this method and length.
@@ -190,9 +200,9 @@ def identity_of(settings: ModelSettings, facts: Facts) -> ModelIdentity:
 
 
 def load(path: Path) -> Calibration:
-    """Raises `SetupError` for a file that is missing or is not a calibration."""
+    """Also with a byte order mark. Raises `SetupError` for a file that is missing or is not a calibration."""
     try:
-        return Calibration.model_validate_json(path.read_bytes())
+        return Calibration.model_validate_json(path.read_bytes().removeprefix(BOM_UTF8))
     except OSError as error:
         raise SetupError(f"{path}: the calibration cannot be read: {error.strerror}") from error
     except ValidationError as error:

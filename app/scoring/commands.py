@@ -1,12 +1,15 @@
-"""What the commands share: the choices of a model's precision, numbers with a least value, a window's length, and how a command ends."""
+"""What the commands share: the choices of a model's precision, numbers with a least value, a window's length, which files may be written,
+and how a command ends.
+"""
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import get_args
 
-from app.errors import LitmusError
+from app.errors import LitmusError, SetupError
+from app.scoring.sources import is_same_file
 from app.settings import ModelSettings
 
 CHOICES = {name: get_args(ModelSettings.model_fields[name].annotation) for name in ("quantize", "dtype")}
@@ -42,6 +45,17 @@ def say_if_cut(settings: ModelSettings, window: int) -> None:
     if "text_window" in settings.model_fields_set and window < settings.text_window:
         name, asked = settings.served_name, settings.text_window
         sys.stderr.write(f"--text-window {asked}: {name} holds {window} tokens, so longer texts are read in windows of {window}\n")
+
+
+def check_written(outputs: Mapping[str, Path], inputs: Iterable[Path]) -> None:
+    """Raises `SetupError` for an output, by its option, that is one of the files to read, or another output."""
+    read, named = list(inputs), list(outputs.items())
+    for number, (option, path) in enumerate(named):
+        if any(is_same_file(path, each) for each in read):
+            raise SetupError(f"{option}: {path} is one of the files to read; name another file to write")
+        for before, other in named[:number]:
+            if is_same_file(path, other):
+                raise SetupError(f"{option}: {path} is the file of {before}, too; name another file to write")
 
 
 def exit_code(run: Callable[[], tuple[str, int]], written: Path) -> int:

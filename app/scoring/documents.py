@@ -9,7 +9,7 @@ from typing import Any
 
 from app.csvtable import column_of, read_table
 from app.errors import SetupError
-from app.scoring.sources import check_exists, file_type, parse_json_lines, read_content
+from app.scoring.sources import check_exists, file_type, is_same_file, parse_json_lines, read_content
 
 WHOLE = (".txt", ".md")  # of which a file is one text
 FILE_TYPES = (*WHOLE, ".jsonl", ".csv", ".parquet")
@@ -52,7 +52,7 @@ def left_out(paths: Iterable[Path], results: Path | None = None) -> str:
 
 
 def _files_of(folder: Path, results: Path | None) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if not file.is_dir() and (results is None or file.resolve() != results.resolve()))
+    return sorted(file for file in folder.rglob("*") if not file.is_dir() and (results is None or not is_same_file(file, results)))
 
 
 def _read_folder(path: Path, field: str, results: Path | None, note: Note) -> Iterator[Document]:

@@ -90,13 +90,24 @@ def fit_threshold(
     none. Several domains' thresholds are those of this `share` of the target; no threshold lies below `floor`. `sign` turns `scores` back
     into the method's own scores.
     """
-    parts = [scores[np.array(domains) == domain] for domain in sorted(set(domains))]
-    rate = target * share if len(parts) > 1 else target
-    value = max((threshold_at(part, rate) for part in parts if not why_too_few(rate, len(part))), default=-math.inf)
+    rate, few = domain_rate(target, share, domains), small_domains(target, share, domains)
+    parts = [scores[np.array(domains) == domain] for domain in sorted(set(domains) - few.keys())]
+    value = max((threshold_at(part, rate) for part in parts), default=-math.inf)
     value = max(value, threshold_at(scores, target), floor)
     beyond = int((scores > value).sum())
     low, high = clopper_pearson(beyond, len(scores))
     return Threshold(value=sign * value, target=target, measured=beyond / len(scores), low=low, high=high, n=len(scores))
+
+
+def domain_rate(target: float, share: float, domains: Sequence[str]) -> float:
+    """The rate of the thresholds of single domains."""
+    return target * share if len(set(domains)) > 1 else target
+
+
+def small_domains(target: float, share: float, domains: Sequence[str]) -> dict[str, int]:
+    """The domains with too few texts for a threshold of their own, and how many they have."""
+    rate = domain_rate(target, share, domains)
+    return {domain: count for domain, count in sorted(Counter(domains).items()) if why_too_few(rate, count)}
 
 
 def with_counts(fitted: MethodCalibration, method: Method, rows: Sequence[ScoreRow]) -> MethodCalibration:
@@ -241,23 +252,42 @@ def fit_bucket(
         human=tuple(fit_threshold(-machines, target, -sign) for target in supported if not why_too_few(target, len(machines))),
         chance=fit_probability_map(sample, sign) if sample.groups_of_smaller_class >= MIN_GROUPS else None,
     )
+    domains = [row.domain for row in found if not row.machine]
+    refused += [f"{name}: {reason}" for target in supported if (reason := _without_own(target, share_of(method), domains))]
     if bucket.chance is None:
         refused.append(f"{name}: a probability needs {MIN_GROUPS} groups of each class, got {sample.groups_of_smaller_class}")
     return bucket, refused
 
 
+def share_of(method: Method) -> float:
+    return LEARNED_SHARE if method == "combined" else 1
+
+
+def _without_own(target: float, share: float, domains: Sequence[str]) -> str | None:
+    """Which domains the threshold at a target does not rest on, as a clause; None where it rests on each."""
+    few, needed = small_domains(target, share, domains), texts_needed(domain_rate(target, share, domains))
+    if not few or len(set(domains)) == 1:
+        return None
+    names = ", ".join(f"{domain or '(none)'} ({count:,})" for domain, count in few.items())
+    return f"at {100 * target:g}%, no threshold of its own for a domain with fewer than {needed:,} human texts: {names}"
+
+
 def machine_thresholds(
     rows: Sequence[ScoreRow], method: Method, targets: Sequence[float], people: Sequence[ScoreRow]
 ) -> tuple[Threshold, ...]:
-    """The thresholds of a machine verdict by the human texts among `rows`, of one range of lengths, and by `people` as in `fit_bucket`."""
+    """The thresholds of a machine verdict by the human texts among `rows`, of one range of lengths, and by `people` as in `fit_bucket`.
+    None is less strict than that of a higher rate, which more domains may have enough texts for.
+    """
     humans, others = ([row for row in found if not row.machine and row.scores.get(method) is not None] for found in (rows, people))
     scores, pool = (sample_of(found, method).score for found in (humans, others))
     domains, kinds = ([row.domain for row in found] for found in (humans, others))
-    share = LEARNED_SHARE if method == "combined" else 1
-    floors = [pooled_threshold(pool, kinds, target) for target in targets]
-    return tuple(
-        fit_threshold(scores, target, sign_of(method), domains, share, floor) for target, floor in zip(targets, floors, strict=True)
-    )
+    sign, floor = sign_of(method), -math.inf
+    fitted: dict[float, Threshold] = {}
+    for target in sorted(targets, reverse=True):
+        floor = max(floor, pooled_threshold(pool, kinds, target))
+        fitted[target] = fit_threshold(scores, target, sign, domains, share_of(method), floor)
+        floor = sign * fitted[target].value
+    return tuple(fitted[target] for target in targets)
 
 
 def fit_methods(

@@ -31,6 +31,7 @@ from app.scoring.sources import LabelledText
 SHORTER_STARTS = (64, 96, 128, 192, 256, 384, 512)  # scored tokens at which the ranges of shorter beginnings start
 CHECKED = 4  # recorded texts that are scored again before others are added to them
 TOLERANCE = 2e-3  # of a recorded score, relative; the same program on another processor differs by less
+LINE_START = b'{"key": "'  # as `add` writes it
 MAX_IN_FLIGHT = 8  # texts in the engine at once: enough to use the token budget of every step
 
 
@@ -62,8 +63,9 @@ def _entry(columns: Columns, count: int) -> JournalEntry:
 class Journal:
     """The recorded scores of one pair of models, of texts that are prepared in one way.
 
-    A context manager: opening removes an incomplete last line from the file, and raises `SetupError` for a file that is not a journal.
-    Entries of other models, context lengths, passages or methods have other keys and are ignored.
+    A context manager: opening raises `SetupError` for a file that is not a journal. The file is left as it is until the first entry is
+    added, which takes the place of an incomplete last line. Entries of other models, context lengths, passages or methods have other keys
+    and are ignored.
     """
 
     def __init__(self, path: Path, models: ModelIdentity, preparation: Preparation) -> None:
@@ -72,25 +74,31 @@ class Journal:
         self.entries: dict[str, JournalEntry] = {}
         statistics = f"{sorted(OBSERVED)}\0" if preparation.observe else ""
         self._key_prefix = f"{models.model_dump_json()}\0{preparation.context}\0{preparation.passage_tokens}\0{METHODS}\0{statistics}"
-        self._file: TextIOWrapper
+        self._file: TextIOWrapper | None = None
+        self._complete = 0  # bytes of whole lines
 
     def __enter__(self) -> "Journal":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = read_complete_lines(self.path)
-        for number, line in enumerate(content.splitlines(), 1):
+        complete, rest = split_lines(self.path)
+        if not complete and not may_begin(rest, LINE_START):
+            raise _not_a_journal(f"{self.path}, line 1")
+        for number, line in enumerate(complete.splitlines(), 1):
             key, entry = _parse_line(line, f"{self.path}, line {number}")
             self.entries[key] = entry
-        self._file = self.path.open("a", encoding="utf-8")
+        self._complete = len(complete)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def key(self, text: str) -> str:
         return hashlib.sha256((self._key_prefix + text).encode("utf-8", "surrogatepass")).hexdigest()
 
     def add(self, key: str, entry: JournalEntry) -> None:
         self.entries[key] = entry
+        if self._file is None:
+            self._file = open_behind(self.path, self._complete)
         self._file.write(json.dumps({"key": key, **asdict(entry)}) + "\n")
         self._file.flush()
 
@@ -119,25 +127,45 @@ def _one_each(entry: JournalEntry, starts: Sequence[int]) -> list[JournalEntry]:
     return [entry, *(parts[entry.tokens % len(parts)] for parts in by_range.values())]
 
 
+def split_lines(path: Path) -> tuple[bytes, bytes]:
+    """The whole lines of the file, and what follows its last line break: an unfinished line. Both are empty if there is no file."""
+    data = path.read_bytes() if path.exists() else b""
+    end = data.rfind(b"\n") + 1
+    return data[:end], data[end:]
+
+
+def may_begin(rest: bytes, start: bytes) -> bool:
+    """Whether an unfinished line may be one of those that begin with `start`."""
+    return rest.startswith(start) or start.startswith(rest)
+
+
+def open_behind(path: Path, length: int) -> TextIOWrapper:
+    """Opens the file for more lines behind its first `length` bytes, and removes what follows those."""
+    file = path.open("a", encoding="utf-8", newline="")
+    if file.tell() > length:
+        file.truncate(length)
+    return file
+
+
 def read_complete_lines(path: Path) -> str:
-    """The lines of the file up to the last line break; removes what follows it from the file. Empty if there is no file."""
-    if not path.exists():
-        return ""
-    data = path.read_bytes()
-    complete = data[: data.rfind(b"\n") + 1]
-    if len(complete) < len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(complete))
+    """The lines of a file of the program's own up to the last line break; removes what follows it. Empty if there is no file."""
+    complete, rest = split_lines(path)
+    if rest:
+        open_behind(path, len(complete)).close()
     return complete.decode()
 
 
-def _parse_line(line: str, location: str) -> tuple[str, JournalEntry]:
+def _not_a_journal(location: str) -> SetupError:
+    return SetupError(f"{location}: not a line of a score journal; name another --journal, or delete this file")
+
+
+def _parse_line(line: bytes, location: str) -> tuple[str, JournalEntry]:
     try:
         line_fields: dict[str, Any] = json.loads(line)
         shorter = tuple(JournalEntry(part["tokens"], part["scores"], part["values"]) for part in line_fields["shorter"])
         return line_fields["key"], JournalEntry(line_fields["tokens"], line_fields["scores"], line_fields["values"], shorter)
     except (ValueError, KeyError, TypeError) as error:
-        raise SetupError(f"{location}: not a line of a score journal; name another --journal, or delete this file") from error
+        raise _not_a_journal(location) from error
 
 
 def score_texts(engine: Engine, journal: Journal, texts: Sequence[str]) -> Iterator[None]:

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.scoring.fitting import clopper_pearson, folds, threshold_at, why_too_few
-from app.scoring.sample import Sample, ScoreRow
-from app.scoring.thresholds import Threshold
+from app.schemas import Method
+from app.scoring.fitting import clopper_pearson, folds, machine_thresholds, threshold_at, why_too_few
+from app.scoring.sample import Sample, ScoreRow, sample_of
+from app.scoring.thresholds import Threshold, sign_of
+
+Judged = list[tuple[ScoreRow, bool]]  # texts, and whether each lies beyond its threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,9 @@ class Rates:
 
 
 def out_of_fold_rates(sample: Sample, target: float) -> Rates | None:
-    """Judges the groups of each fold by the threshold of the other folds. None if the human texts of those are too few for the target."""
+    """Judges the groups of each fold by the threshold of the other folds, whose texts are taken for one kind. None if the human texts of
+    those are too few for the target.
+    """
     beyond = np.zeros(len(sample.score), bool)
     judged = np.zeros(len(sample.score), bool)
     for split in folds(sample):
@@ -35,6 +40,29 @@ def out_of_fold_rates(sample: Sample, target: float) -> Rates | None:
         beyond[split.held_out] = sample.score[split.held_out] > threshold_at(humans, target)
         judged[split.held_out] = True
     return _rates(beyond[judged], sample.machine[judged])
+
+
+def judged_out_of_fold(rows: Sequence[ScoreRow], method: Method, targets: Sequence[float]) -> dict[float, Judged]:
+    """The texts of one range of lengths, each judged by thresholds that are fitted as a calibration's are, but without its fold. Lacks a
+    target that the human texts of the other folds are too few for.
+    """
+    found = [row for row in rows if row.scores.get(method) is not None]
+    sample, sign = sample_of(found, method), sign_of(method)
+    judged: dict[float, Judged] = {target: [] for target in targets}
+    for split in folds(sample):
+        others, held_out = ([found[index] for index in part] for part in (split.fit, split.held_out))
+        humans = sum(not row.machine for row in others)
+        judged = {target: before for target, before in judged.items() if not why_too_few(target, humans)}
+        thresholds = machine_thresholds(others, method, [*judged], ())
+        for before, threshold in zip(judged.values(), thresholds, strict=True):
+            beyond = sample.score[split.held_out] > sign * threshold.value
+            before += zip(held_out, map(bool, beyond), strict=True)
+    return judged
+
+
+def rates_of(judged: Judged) -> Rates | None:
+    """None unless there are texts of both classes."""
+    return _rates(np.array([beyond for _, beyond in judged], bool), np.array([row.machine for row, _ in judged], bool))
 
 
 def rates_at_threshold(sample: Sample, threshold: Threshold, sign: int) -> Rates | None:

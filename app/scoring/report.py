@@ -10,9 +10,9 @@ import numpy as np
 from app.schemas import Method
 from app.scoring.calibration import Calibration
 from app.scoring.fitting import losses, out_of_fold_probabilities, rows_in_range, threshold_at, why_too_few
-from app.scoring.rates import Rates, out_of_fold_rates, rows_by_domain
+from app.scoring.rates import Judged, Rates, judged_out_of_fold, rates_of, rows_by_domain
 from app.scoring.sample import FloatArray, Sample, ScoreRow, auroc, bootstrap_interval, sample_of
-from app.scoring.thresholds import Bucket, Threshold
+from app.scoring.thresholds import Bucket, Threshold, sign_of
 
 ROC_FPRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # false-positive rates on the x-axis of the ROC chart
 BINS = 10
@@ -22,8 +22,8 @@ Brier score and log loss (nats) are those of an isotonic map over all lengths, o
 answering one half would give 0.25 and 0.693.
 """
 THRESHOLDS_NOTE = """A further human text lies beyond the threshold with at most the target's probability (split conformal prediction).
-"measured FPR" and "TPR" are on the texts the threshold was chosen on; "out of fold" judges each group by the threshold of the other folds:
-TPR (FPR). The counts are of texts and, where there are any, of longer texts' beginnings.
+"measured FPR" and "TPR" are on the texts the threshold was chosen on; "out of fold" judges each group by a threshold that was chosen in the
+same way on the other folds: TPR (FPR). The counts are of texts and, where there are any, of longer texts' beginnings.
 
 """
 Cells = Sequence[str]
@@ -93,14 +93,19 @@ def reliability_section(p: FloatArray, sample: Sample) -> str:
 def threshold_rows(calibration: Calibration, rows: Sequence[ScoreRow]) -> Iterable[Cells]:
     for method, fitted in calibration.methods.items():
         for bucket in fitted.buckets:
-            sample = sample_of(rows_in_range(rows, (bucket.min_tokens, bucket.max_tokens)), method)
-            sign = -1 if fitted.direction == "lower" else 1
+            found = rows_in_range(rows, (bucket.min_tokens, bucket.max_tokens))
+            sample, judged = sample_of(found, method), judged_out_of_fold(found, method, _targets(bucket))
             for threshold in bucket.machine:
-                yield _threshold_cells(method, bucket, threshold, sample, sign)
+                rates = rates_of(judged.get(threshold.target or 0, []))
+                yield _threshold_cells(method, bucket, threshold, sample, rates)
 
 
-def _threshold_cells(method: Method, bucket: Bucket, threshold: Threshold, sample: Sample, sign: int) -> Cells:
-    tpr = float((sample.machine_scores > sign * threshold.value).mean())
+def _targets(bucket: Bucket) -> list[float]:
+    return [threshold.target for threshold in bucket.machine if threshold.target is not None]
+
+
+def _threshold_cells(method: Method, bucket: Bucket, threshold: Threshold, sample: Sample, rates: Rates | None) -> Cells:
+    tpr = float((sample.machine_scores > sign_of(method) * threshold.value).mean())
     return [
         method,
         bucket.name,
@@ -109,16 +114,27 @@ def _threshold_cells(method: Method, bucket: Bucket, threshold: Threshold, sampl
         f"{threshold.value:.4f}",
         f"{percent(threshold.measured)} [{percent(threshold.low)}, {percent(threshold.high)}]",
         percent(tpr),
-        rates_cell(out_of_fold_rates(sample, threshold.target or 0.5)),
+        rates_cell(rates),
     ]
 
 
-def domain_rows(methods: Iterable[Method], rows: Sequence[ScoreRow], target: float) -> Iterable[Cells]:
-    for domain, part in rows_by_domain(rows).items():
-        for method in methods:
-            sample = sample_of(part, method)
+def domain_rows(calibration: Calibration, rows: Sequence[ScoreRow], target: float) -> Iterable[Cells]:
+    """Beginnings among the rows fit thresholds, as they do for the calibration, and are not judged."""
+    whole = [row for row in rows if not row.beginning]
+    judged = {method: _judged(calibration, method, rows, target) for method in calibration.methods}
+    for domain, part in rows_by_domain(whole).items():
+        for method, texts in judged.items():
+            sample, own = sample_of(part, method), {id(row) for row in part}
             n = f"{len(sample.human_scores)} / {len(sample.machine_scores)}"
-            yield [domain or "(none)", method, n, auroc_cell(sample), rates_cell(out_of_fold_rates(sample, target))]
+            rates = rates_of([(row, beyond) for row, beyond in texts if id(row) in own])
+            yield [domain or "(none)", method, n, auroc_cell(sample), rates_cell(rates)]
+
+
+def _judged(calibration: Calibration, method: Method, rows: Sequence[ScoreRow], target: float) -> Judged:
+    """The texts of all lengths, each by a threshold of its length."""
+    buckets = calibration.methods[method].buckets
+    parts = ((rows_in_range(rows, (bucket.min_tokens, bucket.max_tokens)), _targets(bucket)) for bucket in buckets)
+    return [each for part, targets in parts for each in judged_out_of_fold(part, method, targets).get(target, [])]
 
 
 def probability_map_rows(calibration: Calibration) -> Iterable[Cells]:
@@ -144,7 +160,7 @@ def render(calibration: Calibration, rows: Sequence[ScoreRow]) -> str:
         "## Thresholds, by length\n" + THRESHOLDS_NOTE + markdown_table(THRESHOLDS_HEAD, threshold_rows(calibration, rows)),
         "## Probability maps, by length\n"
         + markdown_table(["method", "tokens", "map", "Brier", "log loss"], probability_map_rows(calibration)),
-        _domain_section(calibration, long_enough),
+        _domain_section(calibration, [row for row in rows if row.tokens >= min_tokens]),
         "## ROC\n" + roc_section(samples),
         f"## Reliability of {best}\nAn isotonic map over all lengths, out of fold.\n\n"
         + (reliability_section(p, samples[best]) if losses(p, samples[best]) else "There are too few groups to hold any out.\n"),
@@ -186,11 +202,11 @@ count them; all else is of whole texts.
 
 
 def _domain_section(calibration: Calibration, rows: Sequence[ScoreRow]) -> str:
-    buckets = [bucket for fitted in calibration.methods.values() for bucket in fitted.buckets]
-    target = max(threshold.target or 0 for bucket in buckets for threshold in bucket.machine)
-    note = f"At a target of {100 * target:g}%, out of fold. A domain with only one class is compared with all texts of the other class."
+    target = max(target for fitted in calibration.methods.values() for bucket in fitted.buckets for target in _targets(bucket))
+    note = f"""At a target of {100 * target:g}%, out of fold: each text by the threshold of its length, chosen on the other folds' texts of
+all domains. A domain with only one class is compared with all texts of the other class."""
     head = ["domain", "method", "human / machine", "AUROC", "TPR (FPR)"]
-    return f"## By domain\n{note}\n\n" + markdown_table(head, domain_rows(calibration.methods, rows, target))
+    return f"## By domain\n{note}\n\n" + markdown_table(head, domain_rows(calibration, rows, target))
 
 
 def _method_rows(samples: dict[Method, Sample]) -> Iterable[Cells]:

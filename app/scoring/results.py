@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,16 +20,21 @@ from app.errors import SetupError
 from app.schemas import Score, ScoreFailure
 from app.scoring.detector import ScoreOptions
 from app.scoring.documents import Document
-from app.scoring.journal import read_complete_lines
+from app.scoring.journal import may_begin, open_behind, split_lines
 from app.scoring.score import why_no_judgement
 
 COLUMNS = (
     "source", "digest", "verdict", "p_machine", "p_low", "p_high", "method", "score", "threshold", "target_fpr", "measured_fpr", "tokens",
     "perplexity", "passages", "machine_passages", "warnings", "error", "model", "revision", "calibration", "options",
 )  # fmt: skip
+WORDS = ("source", "error", "model", "revision", "calibration", "options")  # columns with words from elsewhere
+FORMULA = re.compile(
+    r"'*[=+\-@\t\r]"
+)  # a table program takes a cell that begins with one of these for a formula; an apostrophe prevents it
 NAMED = ("source", "digest", "model", "options")  # that no row is without
 FAILED = "failed"  # in the summary: a row without a verdict
 ELSEWHERE = "name another --out, or delete the file"
+STARTS = {".csv": f"{','.join(COLUMNS)}\r\n".encode(), ".jsonl": b'{"source": "'}  # of a file of results
 
 
 class Judge(Protocol):
@@ -110,6 +116,17 @@ def result_row(document: Document, score: Score | ScoreFailure, judge: Judge) ->
     }
 
 
+def _for_csv(row: Mapping[str, Any]) -> dict[str, Any]:
+    """With an apostrophe before words that a table program would take for a formula."""
+    return {**row, **{name: f"'{row[name]}" for name in WORDS if isinstance(row[name], str) and FORMULA.match(row[name])}}
+
+
+def _from_csv(row: Mapping[str, Any]) -> dict[str, Any]:
+    """As it was before `_for_csv`; also a row of an earlier version, which had no apostrophes."""
+    guarded = (name for name in WORDS if (row.get(name) or "").startswith("'") and FORMULA.match(row[name]))
+    return {**row, **{name: row[name][1:] for name in guarded}}
+
+
 def _unmatched(documents: Sequence[Document], rows: Sequence[Mapping[str, Any]]) -> tuple[list[Document], int | None]:
     """The documents without a row, and the index of the first row without a document, if there is one. A row is that of a document with the
     same text, first of all of one from the same place. The row of an unreadable document may be left over.
@@ -149,27 +166,26 @@ def _take(counts: Counter, key: Hashable) -> bool:
 
 
 class ResultFile:
-    """A context manager: opening removes an incomplete last line from the file, so that the run goes on behind it. Raises `SetupError`,
-    also where the disk is full.
+    """A context manager: opening reads the results that the file has. `resume` opens it for more, behind its last whole line; until then
+    the file is left as it is. Raises `SetupError`, also where the disk is full.
     """
 
     def __init__(self, path: Path, judge: Judge) -> None:
         self._path = path
         self._judge = judge
         self._verdicts: Counter[str] = Counter()
-        self._file: TextIOWrapper
+        self._file: TextIOWrapper | None = None
+        self._complete = 0  # bytes of whole lines
 
     def __enter__(self) -> "ResultFile":
         with self._writing():
             self._old = self._read()
-            self._file = self._path.open("a", encoding="utf-8", newline="")
-            if self._path.suffix == ".csv" and not self._path.stat().st_size:
-                csv.writer(self._file).writerow(COLUMNS)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._writing():
-            self._file.close()
+        if self._file is not None:
+            with self._writing():
+                self._file.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -179,17 +195,19 @@ class ResultFile:
             raise SetupError(f"{self._path} cannot be written ({error.strerror}); put that right, and the same command goes on") from error
 
     def _read(self) -> list[dict[str, Any]]:
+        complete, rest = split_lines(self._path)
+        self._complete = len(complete)
         try:
-            content = read_complete_lines(self._path)
+            content = complete.decode()
             if self._path.suffix == ".csv":
                 reader = csv.DictReader(io.StringIO(content, newline=""))
-                rows, known = list(reader), tuple(reader.fieldnames or COLUMNS) == COLUMNS
+                rows, known = [_from_csv(row) for row in reader], not complete or tuple(reader.fieldnames or ()) == COLUMNS
             else:
                 rows, known = [json.loads(line) for line in content.split("\n")[:-1]], True
             known = known and all(set(COLUMNS) == row.keys() for row in rows)
         except (ValueError, AttributeError, csv.Error):
             known = False
-        if not known:
+        if not known or (not complete and not may_begin(rest, STARTS[self._path.suffix])):
             raise SetupError(f"{self._path} holds no results of this version of `python -m app.score`; {ELSEWHERE}")
         for number, row in enumerate(rows, 1):
             if not all(isinstance(row[name], str) for name in NAMED):
@@ -197,8 +215,9 @@ class ResultFile:
         return rows
 
     def resume(self, documents: Sequence[Document]) -> list[Document]:
-        """The documents that the file lacks, in order. Removes the rows of unreadable documents that are gone or can be read now.
-        Raises `SetupError` for a file with results of texts that are not among them, of another model, or with other options.
+        """The documents that the file lacks, in order. Removes an unfinished line, and the rows of unreadable documents that are gone or
+        can be read now. Raises `SetupError` for a file with results of texts that are not among them, of another model, or with other
+        options.
         """
         options = options_of(self._judge)
         for number, row in enumerate(self._old):
@@ -209,32 +228,34 @@ class ResultFile:
             raise SetupError(f"{self._path} holds results of other texts, removed or changed since ({self._place(foreign)}); {ELSEWHERE}")
         contents = {_content_of(document) for document in documents}
         kept = [row for row in self._old if not _without_text(row) or _text_of(row) in contents]
-        if len(kept) < len(self._old):
-            self._rewrite(kept)
+        with self._writing():
+            if len(kept) < len(self._old):
+                self._complete = self._rewrite(kept)
+            self._file = open_behind(self._path, self._complete)
+            if self._path.suffix == ".csv" and not self._complete:
+                csv.writer(self._file).writerow(COLUMNS)
         self._count(kept)
         return missing
 
-    def _rewrite(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Atomically: an interrupted call leaves the old file."""
+    def _rewrite(self, rows: Iterable[dict[str, Any]]) -> int:
+        """Atomically: an interrupted call leaves the old file. Returns the bytes of the new one."""
         path = self._path.resolve()
         part = path.with_name(path.name + ".part")
-        with self._writing():
-            self._file.close()
-            try:
-                with part.open("w", encoding="utf-8", newline="") as file:
-                    if self._path.suffix == ".csv":
-                        csv.writer(file).writerow(COLUMNS)
-                    for row in rows:
-                        self._write(row, file)
-                part.chmod(path.stat().st_mode)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-            self._file = self._path.open("a", encoding="utf-8", newline="")
+        try:
+            with part.open("w", encoding="utf-8", newline="") as file:
+                if self._path.suffix == ".csv":
+                    csv.writer(file).writerow(COLUMNS)
+                for row in rows:
+                    self._write(row, file)
+            part.chmod(path.stat().st_mode)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path.stat().st_size
 
     def _write(self, row: dict[str, Any], file: TextIOWrapper) -> None:
         if self._path.suffix == ".csv":
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, COLUMNS).writerow(_for_csv(row))
         else:
             file.write(json.dumps(row) + "\n")
 
@@ -252,6 +273,8 @@ class ResultFile:
         return f"line {number + (2 if self._path.suffix == '.csv' else 1)}: {self._old[number]['source']}"
 
     def add(self, row: dict[str, Any]) -> None:
+        """`resume` comes before it."""
+        assert self._file is not None
         with self._writing():
             self._write(row, self._file)
             self._file.flush()

@@ -6,6 +6,7 @@ A line has the field `text`, or the fields `human` and `machine` with a text of 
 import csv
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -76,6 +77,11 @@ def _read_file(path: Path, machine: bool, fields: FieldNames) -> Iterator[Labell
 def check_exists(path: Path) -> None:
     if not path.exists():
         raise SetupError(f"{path} does not exist")
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether both names are of one file, which need not exist yet; also by a link of either kind."""
+    return os.path.realpath(one) == os.path.realpath(other) or (one.exists() and other.exists() and one.samefile(other))
 
 
 def read_content(path: Path) -> str:

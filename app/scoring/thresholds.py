@@ -5,7 +5,8 @@ Knows no file and no model. Field names are the keys of calibration files, so th
 
 import math
 from bisect import bisect_right
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,8 +29,12 @@ def sign_of(method: Method) -> int:
     return -1 if DIRECTIONS[method] == "lower" else 1
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
 class FrozenModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Threshold(FrozenModel):
@@ -42,19 +47,26 @@ class Threshold(FrozenModel):
 
     value: float
     target: float | None = Field(None, gt=0, lt=1)
-    measured: float | None = Field(None, ge=0, le=1)
-    low: float | None = Field(None, ge=0, le=1)
-    high: float | None = Field(None, ge=0, le=1)
+    measured: Share | None = None
+    low: Share | None = None
+    high: Share | None = None
     n: int | None = Field(None, ge=1)
-    found: float | None = Field(None, ge=0, le=1)
+    found: Share | None = None
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> Self:
+        known = [each for each in (self.low, self.measured, self.high) if each is not None]
+        if known != sorted(known):
+            raise ValueError("low, measured and high must not fall")
+        return self
 
 
 class Histogram(FrozenModel):
     """How many human and machine texts score from `edges[i]` up to `edges[i + 1]`; the outermost bins also count the texts beyond them."""
 
     edges: tuple[float, ...] = Field(min_length=2)
-    human: tuple[int, ...]
-    machine: tuple[int, ...]
+    human: tuple[Count, ...]
+    machine: tuple[Count, ...]
 
     @model_validator(mode="after")
     def _check_bins(self) -> Self:
@@ -76,9 +88,9 @@ class ProbabilityMap(FrozenModel):
 
     kind: Literal["isotonic", "logistic"]
     score: tuple[float, ...] = Field(min_length=2)
-    p: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    p: tuple[Share, ...]
+    low: tuple[Share, ...]
+    high: tuple[Share, ...]
     brier: float | None
     log_loss: float | None
 
@@ -90,6 +102,8 @@ class ProbabilityMap(FrozenModel):
             raise ValueError("the scores of a probability map must rise strictly")
         if list(self.p) not in (sorted(self.p), sorted(self.p, reverse=True)):
             raise ValueError("the probabilities of a probability map must be monotone")
+        if not all(low <= p <= high for low, p, high in zip(self.low, self.p, self.high, strict=True)):
+            raise ValueError("p must lie from low to high at each score")
         return self
 
     def interpolate(self, value: float) -> tuple[float, float, float]:
@@ -113,12 +127,21 @@ class Bucket(FrozenModel):
 
     min_tokens: int = Field(ge=0)
     max_tokens: int | None
-    n_human: int | None
-    n_machine: int | None
+    n_human: Count | None
+    n_machine: Count | None
     machine: tuple[Threshold, ...] = Field(min_length=1)
     human: tuple[Threshold, ...]
     chance: ProbabilityMap | None
     histogram: Histogram | None = None
+
+    @model_validator(mode="after")
+    def _check_bucket(self) -> Self:
+        if self.max_tokens is not None and self.max_tokens <= self.min_tokens:
+            raise ValueError("max_tokens must be above min_tokens")
+        for side, thresholds in (("machine", self.machine), ("human", self.human)):
+            if len({threshold.target for threshold in thresholds}) < len(thresholds):
+                raise ValueError(f"{side}: two thresholds have the same target")
+        return self
 
     @property
     def name(self) -> str:
@@ -154,3 +177,30 @@ class MethodCalibration(FrozenModel):
 
     direction: Literal["lower", "higher"]
     buckets: tuple[Bucket, ...]
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> Self:
+        for number, (before, after) in enumerate(zip(self.buckets, self.buckets[1:], strict=False)):
+            if before.max_tokens is None or before.max_tokens > after.min_tokens:
+                raise ValueError(f"buckets.{number + 1}: min_tokens must be at least max_tokens of the bucket before it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_direction(self) -> Self:
+        """Of thresholds and probabilities."""
+        sign = -1 if self.direction == "lower" else 1
+        for number, bucket in enumerate(self.buckets):
+            for side, thresholds, factor in (("machine", bucket.machine, sign), ("human", bucket.human, -sign)):
+                if not _is_stricter_at_lower_rates(thresholds, factor):
+                    raise ValueError(
+                        f"buckets.{number}.{side}: the threshold of a lower target must not be less strict than that of a higher one"
+                    )
+            if bucket.chance and [sign * p for p in bucket.chance.p] != sorted(sign * p for p in bucket.chance.p):
+                raise ValueError(f"buckets.{number}.chance.p: must {'fall' if sign < 0 else 'rise'}, as direction is {self.direction}")
+        return self
+
+
+def _is_stricter_at_lower_rates(thresholds: Sequence[Threshold], sign: int) -> bool:
+    """`sign` makes higher values stricter."""
+    values = [sign * each.value for each in sorted(thresholds, key=lambda each: -(each.target or 0)) if each.target is not None]
+    return values == sorted(values)

@@ -202,6 +202,48 @@ def test_a_file_that_is_not_a_journal(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("content", [b'{"text": "one"}\nnot a whole line', b"notes", b'{"key": 1}', b"\xff\n"])
+def test_a_file_that_is_not_a_journal_is_left_as_it_is(tmp_path, content):
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(SetupError, match="not a line of a score journal"), Journal(path, MODELS, PREPARATION):
+        pass
+    assert path.read_bytes() == content
+
+
+def test_a_journal_loses_its_unfinished_line_only_to_another(tmp_path):
+    path = tmp_path / "j.jsonl"
+    path.write_text('{"key": "torn')
+    with Journal(path, MODELS, PREPARATION) as opened:
+        assert path.read_text() == '{"key": "torn'
+        opened.add("k", JournalEntry(70, {}))
+        opened.add("l", JournalEntry(70, {}))
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["k", "l"]
+
+
+@pytest.mark.parametrize("option", ["--out", "--report", "--journal"])
+def test_a_file_with_texts_is_never_written(files, tmp_path, capsys, option):
+    """By whatever name: its own, a link, or as a file of a folder that is named."""
+    human, machine = files
+    folder = tmp_path / "essays"
+    folder.mkdir()
+    (folder / "a.txt").write_text("mine")
+    (tmp_path / "hard.jsonl").hardlink_to(human)
+    (tmp_path / "soft.jsonl").symlink_to(machine)
+    contents = [path.read_bytes() for path in (human, machine, folder / "a.txt")]
+    for output in (human, tmp_path / "hard.jsonl", tmp_path / "soft.jsonl", folder / "a.txt"):
+        args = ["--human", str(human), str(folder), "--machine", str(machine), "--out", str(tmp_path / "c.json"), option, str(output)]
+        assert calibrate.main(args) == 2
+        assert f"{option}: {output} is one of the files to read; name another file to write" in capsys.readouterr().err
+    assert [path.read_bytes() for path in (human, machine, folder / "a.txt")] == contents
+
+
+def test_two_outputs_are_never_one_file(files, tmp_path, capsys):
+    human, machine = map(str, files)
+    assert calibrate.main(["--human", human, "--machine", machine, "--out", str(tmp_path / "c.md")]) == 2
+    assert "--report: " in (said := capsys.readouterr().err) and "c.md is the file of --out, too" in said
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

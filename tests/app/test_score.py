@@ -10,12 +10,13 @@ from inprocess import LocalServer
 from tinymodels import CONTEXT
 
 from app import score
+from app.errors import SetupError
 from app.schemas import Method
 from app.scoring import batch, results
 from app.scoring.batch import create_scorer
 from app.scoring.calibration import SMOLLM2_PATH, Calibration, identity_of, save
 from app.scoring.commands import EXIT_FAILED
-from app.scoring.results import COLUMNS
+from app.scoring.results import COLUMNS, ResultFile
 from app.scoring.thresholds import Bucket, MethodCalibration, Threshold
 from app.settings import ModelSettings
 
@@ -108,7 +109,9 @@ def test_results_of_other_texts_or_another_model_are_not_gone_on_with(
 ) -> None:
     out = tmp_path / "r.csv"
     run(tiny_folder, essays, out)
+    out.write_bytes(torn := out.read_bytes() + b'"an unfinished li')
     assert run(other_folder, essays, out) == 2 and "another model" in capsys.readouterr().err
+    assert out.read_bytes() == torn, "a refusal leaves the file as it is"
     (essays / "a.txt").write_text("changed")
     assert run(tiny_folder, essays, out) == 2
     assert f"other texts, removed or changed since (line 2: {essays}/a.txt)" in capsys.readouterr().err
@@ -116,6 +119,32 @@ def test_results_of_other_texts_or_another_model_are_not_gone_on_with(
     assert run(tiny_folder, essays, out) == 2 and "holds no results" in capsys.readouterr().err
     out.write_text("a,b\n")
     assert run(tiny_folder, essays, out) == 2 and "holds no results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("r.jsonl", each) for each in (b'{"a": 1}\n{"b": 2}', b"my notes", b'{"text": "mine', b"\n")),
+        *(("r.csv", each) for each in (b"my notes", b"a,b\r\n1,2", b"source,digest,verdict,mine", b"\n")),
+    ],
+)
+def test_a_file_of_ones_own_is_left_as_it_is(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SetupError, match="holds no results of this version"), ResultFile(tmp_path / name, None):  # type: ignore[arg-type]
+        pass
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_file_to_score_is_never_written(tmp_path: Path, capsys: Any) -> None:
+    """By whatever name."""
+    same, hard, soft = (tmp_path / f"{name}.jsonl" for name in ("same", "hard", "soft"))
+    same.write_text('{"text": "one"}\n{"text": "two"}')
+    hard.hardlink_to(same)
+    soft.symlink_to(same)
+    for out in (same, hard, soft):
+        assert score.main([str(same), "--out", str(out)]) == 2
+        assert f"--out: {out} is one of the files to read" in capsys.readouterr().err
+    assert same.read_text() == '{"text": "one"}\n{"text": "two"}'
 
 
 @pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
@@ -182,6 +211,27 @@ def test_a_name_may_have_any_character(tiny_folder: Path, essays: Path, tmp_path
     assert (
         len(rows) == 12 and {*odd[:5], r"bad\udcff.txt"} <= rows.keys() and r"worse\udcff.txt cannot" in rows[r"worse\udcff.txt"]["error"]
     )
+
+
+def test_no_name_is_a_formula_in_a_table_program(tiny_folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a run goes on by the name as it is. Numbers below 0 stay numbers."""
+    monkeypatch.chdir(tmp_path)
+    names = ['=HYPERLINK("x").txt', "+1.txt", "-1.txt", "@a.txt", "\tb.txt", "'=c.txt", "'d.txt"]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_text(f"{TEXTS[0]} {number}")
+    (tmp_path / "=gone.txt").write_bytes(b"\xff")
+    for before in (0, 1 + len(names)):
+        assert run(tiny_folder, Path(), Path("r.csv"), "--methods", "fast_detect") == EXIT_FAILED
+        assert f"8 texts ({before} of them from before)" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "r.csv")
+    assert {row["source"] for row in rows} == {*(f"'{name}" for name in [*names[:-1], "=gone.txt"]), "'d.txt"}
+    assert not any(row[name].startswith(tuple("=+-@\t\r")) for row in rows for name in ("source", "error", "model", "options"))
+    assert next(row["error"] for row in rows if row["error"]).startswith("'=gone.txt cannot")
+    scores = {row["source"]: row["score"] for row in rows if row["score"]}
+    assert all(float(value) for value in scores.values()) and any(value.startswith("-") for value in scores.values())
+    (tmp_path / "=gone.txt").unlink()  # which rewrites the file
+    assert run(tiny_folder, Path(), Path("r.csv"), "--methods", "fast_detect") == 0
+    assert {row["source"]: row["score"] for row in rows_of(tmp_path / "r.csv")} == scores
 
 
 @pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
@@ -252,7 +302,7 @@ def test_a_full_disk_ends_the_command_with_a_sentence(
     tiny_folder: Path, essays: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "r.csv").symlink_to("/dev/full")
-    monkeypatch.setattr(results, "read_complete_lines", lambda path: "")  # reading /dev/full never ends
+    monkeypatch.setattr(results, "split_lines", lambda path: (b"", b""))  # reading /dev/full never ends
     assert run(tiny_folder, essays, tmp_path / "r.csv") == 2
     assert "r.csv cannot be written (No space left on device); put that right, and the same command goes on" in capsys.readouterr().err
 

@@ -25,8 +25,8 @@ def bucket(min_tokens, max_tokens, chance=PROBABILITY_MAP):
     return Bucket(min_tokens=min_tokens, max_tokens=max_tokens, n_human=200, n_machine=300, machine=machine, human=human, chance=chance)
 
 
-def calibration(chance=PROBABILITY_MAP, direction="lower"):
-    entry = MethodCalibration(direction=direction, buckets=(bucket(64, 128, chance), bucket(128, 256, chance)))
+def calibration(chance=PROBABILITY_MAP):
+    entry = MethodCalibration(direction="lower", buckets=(bucket(64, 128, chance), bucket(128, 256, chance)))
     return Calibration(made="2026-11-21", source="by hand", models=SERVED, collapse=True, methods={"binoculars": entry})
 
 
@@ -80,7 +80,12 @@ def test_a_score_outside_the_calibration():
     assert (outside.verdict, outside.outside, outside.p_machine, outside.p_low, outside.threshold) == ("uncertain", True, None, None, 0.8)
     assert (inside.verdict, inside.outside) == ("human", False)
     assert (machine_like.verdict, machine_like.outside, machine_like.p_machine) == ("machine", False, 0.9)
-    higher = calibration(direction="higher").judge("binoculars", 64, 0.59, 0.05)
+    rising = {"p": (0.1, 0.6, 0.9), "low": (0.0, 0.5, 0.8), "high": (0.2, 0.7, 1.0)}
+    machine, human = (Threshold(value=0.9, target=0.05),), (Threshold(value=0.7, target=0.05),)
+    chance = ProbabilityMap(**{**PROBABILITY_MAP.model_dump(), **rising})
+    only = Bucket(min_tokens=64, max_tokens=None, n_human=9, n_machine=9, machine=machine, human=human, chance=chance)
+    by_method = {"fast_detect": MethodCalibration(direction="higher", buckets=(only,))}
+    higher = calibration().model_copy(update={"methods": by_method}).judge("fast_detect", 64, 0.59, 0.05)
     assert (higher.verdict, higher.outside) == ("uncertain", True)
 
 
@@ -195,3 +200,66 @@ def test_the_served_models_by_name_and_revision():
     assert identity_of(settings, facts) == ModelIdentity(
         performer="p", revision="abc", observer="o", observer_revision="def", quantize="nf4", dtype="bfloat16"
     )
+
+
+def set_at(content, place, value):
+    for key in place[:-1]:
+        content = content[key]
+    content[place[-1]] = value
+
+
+BUCKETS = ("methods", "binoculars", "buckets")
+FIRST, SECOND = (*BUCKETS, 0), (*BUCKETS, 1)
+TERM = {"statistic": "binoculars", "centre": 0, "spread": 1, "weight": 1}
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "named"),
+    [
+        ((*FIRST, "chance", "p"), [1.9, 1.6, 1.1], r"buckets\.0\.chance\.p\.0: .*less than or equal to 1"),
+        ((*FIRST, "chance", "low"), [-0.1, 0.5, 0.0], r"buckets\.0\.chance\.low\.0: .*greater than or equal to 0"),
+        ((*FIRST, "chance", "low"), [0.95, 0.5, 0.0], r"buckets\.0\.chance: .*p must lie from low to high"),
+        ((*FIRST, "chance", "high"), [1.0, 0.5, 0.2], r"buckets\.0\.chance: .*p must lie from low to high"),
+        ((*FIRST, "chance", "score"), [0.6, 0.8, INFINITE], r"buckets\.0\.chance\.score\.2: .*finite"),
+        ((*FIRST, "machine", 0, "value"), NAN, r"buckets\.0\.machine\.0\.value: .*finite"),
+        ((*SECOND, "human", 1, "value"), -INFINITE, r"buckets\.1\.human\.1\.value: .*finite"),
+        ((*SECOND, "machine", 1, "target"), 0.05, r"buckets\.1: .*machine: two thresholds have the same target"),
+        ((*SECOND, "machine", 1, "value"), 0.9, r"binoculars: .*buckets\.1\.machine: the threshold of a lower target must not be less"),
+        ((*SECOND, "human", 1, "value"), 0.9, r"binoculars: .*buckets\.1\.human: the threshold of a lower target must not be less"),
+        ((*FIRST, "machine", 0, "low"), 0.05, r"buckets\.0\.machine\.0: .*low, measured and high must not fall"),
+        ((*FIRST, "n_human"), -1, r"buckets\.0\.n_human: .*greater than or equal to 0"),
+        ((*FIRST, "histogram"), {"edges": [0, 1], "human": [-1], "machine": [1]}, r"buckets\.0\.histogram\.human\.0: .*greater than"),
+        ((*FIRST, "max_tokens"), 63, r"buckets\.0: .*max_tokens must be above min_tokens"),
+        ((*FIRST, "max_tokens"), 129, r"binoculars: .*buckets\.1: min_tokens must be at least"),
+        ((*FIRST, "max_tokens"), None, r"binoculars: .*buckets\.1: min_tokens must be at least"),
+        (("methods", "binoculars", "direction"), "higher", "methods.binoculars"),
+        (("methods",), {"combined": {"direction": "higher", "buckets": []}}, "combined: methods.combined needs its weights"),
+        (("methods",), {"log_rank": {"direction": "higher", "buckets": []}}, r"methods\.log_rank\.direction: must be lower"),
+        (
+            ("combined",),
+            {"questions": [{"name": "pair", "intercept": NAN, "terms": [TERM]}]},
+            r"combined\.questions\.0\.intercept: .*finite",
+        ),
+    ],
+)  # fmt: skip
+def test_a_calibration_with_impossible_numbers_is_refused_by_the_field(tmp_path, place, value, named):
+    content = calibration().model_dump(mode="json")
+    set_at(content, place, value)
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(SetupError, match=named):
+        load(tmp_path / "c.json")
+
+
+def test_probabilities_rise_towards_the_side_of_a_machine(tmp_path):
+    content = calibration().model_dump(mode="json")
+    for column in ("p", "low", "high"):
+        content["methods"]["binoculars"]["buckets"][0]["chance"][column].reverse()
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(SetupError, match=r"binoculars: .*buckets\.0\.chance\.p: must fall, as direction is lower"):
+        load(tmp_path / "c.json")
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    (tmp_path / "c.json").write_text(calibration().model_dump_json(), encoding="utf-8-sig")
+    assert load(tmp_path / "c.json") == calibration()

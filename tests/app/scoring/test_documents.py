@@ -123,6 +123,7 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_a_document_that_says_why(tmp_
     (tmp_path / "e.txt").symlink_to(tmp_path / "gone")
     (tmp_path / "f.txt").mkdir()
     (tmp_path / "scores.csv").write_text("source\n")
+    (tmp_path / "g.csv").hardlink_to(tmp_path / "scores.csv")
     documents = list(read_documents([tmp_path], results=tmp_path / "scores.csv"))
     assert [document.content for document in documents] == [None, "x", None, None, "one", "two", None]
     said = [document.problem for document in documents if document.content is None]

@@ -1,10 +1,13 @@
 """Thresholds with a known error rate, intervals checked against SciPy, monotone maps, and refusals for too few texts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from app.errors import SetupError
 from app.scoring import fitting
+from app.scoring.calibration import Calibration, ModelIdentity
 from app.scoring.fitting import (
     clopper_pearson,
     fit_and_predict,
@@ -14,14 +17,17 @@ from app.scoring.fitting import (
     fit_threshold,
     folds,
     losses,
+    machine_thresholds,
     out_of_fold_probabilities,
     pooled_threshold,
     probability_bounds,
     texts_needed,
     threshold_at,
 )
-from app.scoring.rates import Rates, out_of_fold_rates, rates_at_threshold, rows_by_domain
+from app.scoring.rates import Rates, judged_out_of_fold, out_of_fold_rates, rates_at_threshold, rates_of, rows_by_domain
+from app.scoring.report import rates_cell, render
 from app.scoring.sample import Sample, ScoreRow, auroc, bootstrap_interval, bootstrap_samples, sample_of
+from app.scoring.thresholds import sign_of
 
 
 def normal_sample(humans=400, machines=400, apart=2.0, seed=0, per_group=1):
@@ -36,6 +42,17 @@ def rows_of(sample, method, sign, tokens=100):
         ScoreRow(bool(machine), str(group), "", tokens, {method: float(sign * score)})
         for score, machine, group in zip(sample.score, sample.machine, sample.group, strict=True)
     ]
+
+
+def two_domains(method, seed, sizes=(150, 70), apart=1.0):
+    """Human texts of two domains of so many texts, of which the smaller one looks more like a machine's, and 200 machine texts."""
+    rng, sign = np.random.default_rng(seed), sign_of(method)
+    domains = [domain for domain, size in zip(("large", "small"), sizes, strict=True) for _ in range(size)]
+    rows = [
+        ScoreRow(False, f"h{n}", domain, 100, {method: sign * float(rng.normal(apart * (domain == "small")))})
+        for n, domain in enumerate(domains)
+    ]
+    return rows + [ScoreRow(True, f"m{n}", "large", 100, {method: sign * float(rng.normal(3))}) for n in range(200)]
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 1), (0, 300), (1, 20), (7, 150), (149, 150), (150, 150)])
@@ -252,6 +269,41 @@ def test_out_of_fold_rates():
     assert out_of_fold_rates(normal_sample(110, 400), 0.01) is None, "without one fold, 88 human texts are left"
 
 
+@pytest.mark.parametrize("method", ["combined", "fast_detect", "perplexity"])
+def test_held_out_texts_are_judged_by_thresholds_as_the_calibration_has_them(method):
+    """With domains, and for `combined` at their share of the rate: thresholds of the pool alone would find twice as many machine texts."""
+    rows = two_domains(method, 0, (400, 400), apart=2.0)
+    shipped = machine_thresholds(rows, method, (0.05, 0.01), ())[0]
+    judged = judged_out_of_fold([*rows, ScoreRow(False, "x", "", 100, {method: None})], method, (0.05, 0.01))
+    rates, found = rates_of(judged[0.05]), rates_at_threshold(sample_of(rows, method), shipped, sign_of(method))
+    assert [len(pairs) for pairs in judged.values()] == [1000, 1000] and (rates.n_human, rates.n_machine) == (800, 200)
+    assert rates.tpr == pytest.approx(found.tpr, abs=0.06) and rates.fpr == pytest.approx(found.fpr, abs=0.01)
+    assert out_of_fold_rates(sample_of(rows, method), 0.05).tpr > rates.tpr + 0.1
+    assert rates_of(judged[0.01]).tpr <= rates.tpr
+
+
+def test_a_rate_that_the_other_folds_do_not_support_is_not_judged():
+    assert [*judged_out_of_fold(two_domains("fast_detect", 0, (60, 50)), "fast_detect", (0.05, 0.01))] == [0.05]
+    assert rates_of([]) is None
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_the_report_judges_held_out_texts_of_each_domain_by_the_thresholds_of_their_length():
+    rows = two_domains("fast_detect", 0, (400, 400), apart=2.0)
+    rows += [replace(row, tokens=70, beginning=True) for row in rows]
+    models = ModelIdentity(performer="p", revision="1", observer=None, observer_revision=None, quantize="none", dtype="float32")
+    methods, _ = fit_methods(rows, (0.05, 0.01), (64, 96))
+    made = Calibration(made="x", source="s", models=models, collapse=True, methods=methods)
+    report = render(made, rows)
+    judged = judged_out_of_fold([row for row in rows if not row.beginning], "fast_detect", (0.05, 0.01))[0.05]
+    assert f"| {rates_cell(rates_of(judged))} |" in next(line for line in report.splitlines() if line.startswith("| fast_detect | 96+ |"))
+    for domain in ("large", "small"):  # all machine texts are in the large domain
+        own = [pair for pair in judged if pair[0].machine or pair[0].domain == domain]
+        assert any(
+            line.startswith(f"| {domain} | fast_detect | 400 / 200 |") and rates_cell(rates_of(own)) in line for line in report.splitlines()
+        )
+
+
 def test_rates_at_a_threshold():
     sample = Sample(np.array([1.0, 2, 3, 4]), np.array([False, False, True, True]), np.arange(4))
     threshold = fit_threshold(np.arange(20.0), 0.05, 1)
@@ -287,3 +339,25 @@ def test_a_pool_weighs_each_kind_the_same_and_makes_thresholds_stricter():
     people = [ScoreRow(False, str(n), "talks", 300, {"fast_detect": 50.0 + n}) for n in range(100)]
     plain, wide = (fit_bucket(rows, "fast_detect", (64, 128), (0.05,), each)[0] for each in ((), people))
     assert plain.machine[0].value < 10 and wide.machine[0].value >= 140 and wide.machine[0].measured == 0
+
+
+@pytest.mark.parametrize("method", ["combined", "fast_detect", "perplexity"])
+def test_a_threshold_of_a_lower_rate_is_never_less_strict(method):
+    """Where a domain has too few texts for the lower rate, the pool alone would be laxer than the domain at the higher rate."""
+    sign = sign_of(method)
+    for seed in range(40):
+        rows = two_domains(method, seed, (150, 70) if method == "combined" else (500, 25))
+        loose, strict = machine_thresholds(rows, method, (0.05, 0.01), ())
+        assert (loose.target, strict.target) == (0.05, 0.01)
+        assert sign * strict.value >= sign * loose.value and strict.measured <= loose.measured
+    backwards = machine_thresholds(two_domains(method, 0), method, (0.01, 0.05), ())
+    assert backwards == machine_thresholds(two_domains(method, 0), method, (0.05, 0.01), ())[::-1]
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_domains_without_a_threshold_of_their_own_are_named():
+    fit = {method: fit_bucket(two_domains(method, 0), method, (64, 128), (0.05, 0.01))[1] for method in ("combined", "fast_detect")}
+    fewer = "no threshold of its own for a domain with fewer than"
+    assert fit["combined"] == [f"combined, 64 to 128 tokens: at 1%, {fewer} 200 human texts: large (150), small (70)"]
+    assert fit["fast_detect"] == [f"fast_detect, 64 to 128 tokens: at 1%, {fewer} 100 human texts: small (70)"]
+    assert fit_bucket(two_domains("combined", 0, (400, 200)), "combined", (64, 128), (0.05, 0.01))[1] == []

@@ -8,6 +8,7 @@ import pytest
 from serving import RunningServer
 
 from app.engine.request import Score
+from app.schemas import ScoreResponse
 
 SCORE = "/v1/score"
 
@@ -64,6 +65,13 @@ def test_a_very_long_text_is_truncated_and_the_answer_says_so(served: Any) -> No
     assert "truncated" in [warning["code"] for warning in item["warnings"]]
 
 
+def test_a_lone_surrogate_refuses_the_request_and_is_named(served: Any) -> None:
+    body = b'{"texts": ["a good text", "bad \\ud800 text"]}'
+    answer = served.client.post(SCORE, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "texts.1"
+    assert "character 4 is a lone surrogate" in answer.json()["error"]["message"]
+
+
 def test_a_banned_user_scores_nothing(served: Any) -> None:
     answer = served.client.post(SCORE, json={"text": "abc", "user": "banned"})
     assert answer.status_code == 403
@@ -106,6 +114,16 @@ def test_offsets_index_the_text_as_it_was_sent(scored: dict[str, Any], name: str
     for sentence in item["sentences"]:
         assert sent[sentence["start"] : sentence["end"]].strip()
     assert sum(sentence["tokens"] for sentence in item["sentences"]) == item["scored_tokens"] == len(item["tokens"])
+
+
+def test_offsets_count_code_points(scored: dict[str, Any]) -> None:
+    """In UTF-16 each emoji counts twice."""
+    sent, tokens = MISLEADING["emoji"], scored["emoji"]["tokens"]
+    assert tokens[-1]["end"] == len(sent) < len(sent.encode("utf-16-le")) // 2
+    assert {sent[token["start"] : token["end"]] for token in tokens} >= {"👑", "👨", "👧"}
+    for name in ("SentenceScore", "PassageScore", "TokenScore"):
+        fields = ScoreResponse.model_json_schema()["$defs"][name]["properties"]
+        assert all("Unicode code points; in JavaScript" in fields[end]["description"] for end in ("start", "end"))
 
 
 @pytest.mark.parametrize("name", ["homoglyphs", "zero width", "doubled spaces", "line breaks", "full width", "nulls", "curly quotes"])
