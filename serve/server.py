@@ -85,14 +85,20 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     tell_when_to_return(app, pace)
     observe(app, router.observer, settings.server.access_log)  # last, so that it is the outermost middleware
     cut = server.cut if isinstance(server, Front) else None  # else the main process does it, and this process has no say
-    watchers: list[Watcher] = [partial(_drain, router, settings.server.drain_s, cut), server.connections.watch, router.upstreams.watch]
+    jobs = look_after_jobs(app, settings.jobs, router)
+    end_desk = app.state.desk.end if settings.jobs.enabled else lambda: None
+    watchers: list[Watcher] = [
+        partial(_drain, router, settings.server.drain_s, cut, end_desk),
+        server.connections.watch,
+        router.upstreams.watch,
+    ]
     if isinstance(server, Server):
         watchers.append(partial(watch, router))
         app.state.order = server.orders.send
     app.state.watchers = watchers  # for what is made in the API process
     if archive is not None:
         watchers.append(archive.watch)
-    watchers += look_after_jobs(app, settings.jobs, router)
+    watchers += jobs
     _finish_in_lifespan(server, router, add_routes, settings.server, watchers)
     return server
 
@@ -165,12 +171,12 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         log.error("a task of the server ended by %s; restart the server", type(error).__name__, exc_info=error)
 
 
-async def _drain(router: Router, drain_s: float, cut: Callable[[], None] | None) -> None:
+async def _drain(router: Router, drain_s: float, cut: Callable[[], None] | None, end_desk: Callable[[], None] = lambda: None) -> None:
     """After a stop signal, wait until no job is in flight and no connection has a request, at most `drain_s`; fail the jobs that are left,
     and close all connections.
 
     Left to itself, uvicorn would wait for every open connection, idle pages included. `cut` is for a second signal; None: there is
-    another process that hears it.
+    another process that hears it. `end_desk` answers those who wait for the table of jobs.
     """
     handler: Any = signal.getsignal(signal.SIGTERM)
     uvicorn_server = handler.__self__
@@ -197,6 +203,7 @@ async def _drain(router: Router, drain_s: float, cut: Callable[[], None] | None)
     while (router.in_flight or with_requests(connections)) and time.monotonic() < deadline:
         await asyncio.sleep(DRAIN_POLL_S)
     router.fail_all(NotReady("the server shut down before the answer was complete; send the request again"))
+    end_desk()
     await asyncio.sleep(DRAIN_POLL_S)  # the last lines of the last answers are still being sent
     for connection in list(connections):
         connection.transport.close()
