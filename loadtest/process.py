@@ -1,17 +1,14 @@
-"""Runs a module of Litmus in a fresh process: returns the JSON lines that it prints and its peak memory. Does not know what the lines mean.
+"""Runs a module of Litmus in a fresh process and returns the JSON lines that it prints. Does not know what the lines mean.
 
 Also: the manifest facts and the Markdown table that the studies share.
 """
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from loadtest.run import installed_version
@@ -23,27 +20,12 @@ class ProgramFailed(Exception):
     """The program ended with an exit code other than 0; the message ends with the last line of its stderr."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramOutput:
-    """`peak_bytes`: the peak resident memory of the process, libraries included, as the kernel counts it (`ru_maxrss`)."""
-
-    lines: list[dict[str, Any]]
-    peak_bytes: int
-
-
-def run_module(*args: str) -> ProgramOutput:
+def run_module(*args: str) -> list[dict[str, Any]]:
     """Runs `python -m` with these arguments and waits for it. Raises `ProgramFailed`."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen([sys.executable, "-m", *args], stdout=out, stderr=errors)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        errors.seek(0)
-        stdout, stderr = out.read().decode(), errors.read().decode(errors="replace")
-    if process.returncode:
-        raise ProgramFailed(exit_message(args, process.returncode, stderr))
-    # ru_maxrss is in KiB on Linux
-    return ProgramOutput([json.loads(line) for line in stdout.splitlines() if line.startswith("{")], usage.ru_maxrss * 1024)
+    ended = subprocess.run([sys.executable, "-m", *args], capture_output=True, text=True, errors="replace", check=False)
+    if ended.returncode:
+        raise ProgramFailed(exit_message(args, ended.returncode, ended.stderr))
+    return [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
 
 
 def exit_message(args: Sequence[str], code: int, stderr: str) -> str:

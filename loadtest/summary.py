@@ -23,10 +23,13 @@ class Round:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest rank: the smallest value with at least `share` of the values at or below it. NaN for no values."""
+    """Linear between the two nearest values, as numpy's and the notebooks' are. NaN for no values."""
     if not values:
         return math.nan
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    below = ordered[math.floor(position)]
+    return below + (ordered[math.ceil(position)] - below) * (position % 1)
 
 
 def row(measured: Round) -> list[str]:

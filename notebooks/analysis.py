@@ -18,6 +18,7 @@ RUN_FOLDERS = (Path("../runs"), Path("recorded"))  # relative to notebooks/: new
 # lines and fills differ in shape or pattern, not in colour alone
 LINE_STYLES = (("o-", "black"), ("s--", "0.35"), ("^:", "0.5"), ("D-.", "0.2"), ("v-", "0.65"), ("P--", "0.1"))
 BAR_FILLS = (("0.25", ""), ("0.75", ""), ("white", "////"), ("0.5", ""), ("white", ".."), ("0.9", "xx"), ("0.6", "\\\\"), ("white", ""))
+SERVER_NAMES = {"litmus": "Litmus", "llamacpp": "llama-server"}  # by what they name as the owner of a model
 Statistic = Callable[[np.ndarray], float]
 
 
@@ -102,13 +103,19 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def runs(tool: str, matches: Callable[[Run], bool] = lambda run: True, folders: Sequence[Path] = RUN_FOLDERS) -> list[Run]:
-    """Returns the runs of `tool` with rows that match, from the first folder that has any; the newest first, quick ones last."""
-    for folder in folders:
-        read = (read_run(path) for path in sorted(folder.glob(f"{tool}-*.jsonl"), reverse=True))
-        matching = [run for run in read if len(run.rows) and matches(run)]
-        if matching:
-            return sorted(matching, key=lambda run: run.quick)
-    return []
+    """Returns the runs of `tool` with rows that match, of one folder; the newest first, quick ones last.
+
+    It is the first folder with one that is not quick, so that a quick run never takes the place of a recorded measurement; if all are
+    quick, the first with any.
+    """
+    found = [[run for run in _newest_first(folder, tool) if matches(run)] for folder in folders]
+    measured = [one for one in found if not all(run.quick for run in one)]
+    return sorted(next(iter(measured or filter(None, found)), []), key=lambda run: run.quick)
+
+
+def _newest_first(folder: Path, tool: str) -> list[Run]:
+    """The runs of a folder that have rows."""
+    return [run for path in sorted(folder.glob(f"{tool}-*.jsonl"), reverse=True) if len((run := read_run(path)).rows)]
 
 
 def latest(tool: str, matches: Callable[[Run], bool] = lambda run: True, folders: Sequence[Path] = RUN_FOLDERS) -> Run | None:
@@ -236,7 +243,8 @@ def server_label(run: Run) -> str:
     """Names the model, the server and the weights, as the server reported them."""
     card, weights = run.manifest["model"], run.manifest.get("quantization")
     shown = weights if weights not in (None, "none", "not told") else card.get("dtype", "weights not told")
-    return f"{Path(card['id']).name} by {card.get('owned_by', 'a server without a name')}, {shown}"
+    owner = card.get("owned_by", "a server without a name")
+    return f"{Path(card['id']).name} by {SERVER_NAMES.get(owner, owner)}, {shown}"
 
 
 def counted_chats(run: Run) -> pd.DataFrame:
@@ -294,7 +302,10 @@ def goodput(requests: pd.DataFrame, *, ttft_ms: float, tpot_ms: float) -> pd.Dat
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(stage_column(requests))
 
 
-def knee(levels: Sequence[float], throughput: Sequence[float]) -> float:
-    """Returns the last level that gained at least half of proportional growth, such as 1.5 times the throughput for twice the clients."""
+def knee(levels: Sequence[float], throughput: Sequence[float]) -> float | None:
+    """Returns the last level that gained at least half of proportional growth, such as 1.5 times the throughput for twice the clients.
+
+    None if no level did.
+    """
     steps = zip(levels, levels[1:], throughput, throughput[1:], strict=False)
-    return max([levels[0], *(after for before, after, had, has in steps if has - had >= 0.5 * had * (after / before - 1))])
+    return max((after for before, after, had, has in steps if has - had >= 0.5 * had * (after / before - 1)), default=None)

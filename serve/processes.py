@@ -126,8 +126,13 @@ class Server(litserve.LitServer):
         threading.Thread(target=self._host.run, daemon=True, name="host").start()
 
     @property
-    def ends(self) -> bool:
+    def drains(self) -> bool:
         return bool(self._shutdown_event.is_set())
+
+    @property
+    def ends(self) -> bool:
+        sentinels = [process.sentinel for process in self._api_processes]
+        return self.was_cut or (self.drains and len(multiprocessing.connection.wait(sentinels, 0)) == len(sentinels))
 
     def launch(self, number: int) -> BaseProcess:
         """Start a dead worker again. If it was killed while it waited for a message, a reader is left in the queue's process and takes one

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
-from app.engine.grouped import quantize_layers
+from app.engine.rounding import quantize_layers
 from app.models.source import source_of
 from app.models.weights import load_model, rounds_itself
 from app.settings import ModelSettings

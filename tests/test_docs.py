@@ -9,12 +9,25 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from app.schemas.adapters import LoadAdapterRequest
+from app.schemas.anthropic import MessagesRequest
+from app.schemas.batches import BatchRequest
+from app.schemas.embeddings import EmbeddingRequest
+from app.schemas.estimate import EstimateRequest
+from app.schemas.generate import GenerateRequest
+from app.schemas.generation import ChatRequest, CompletionRequest
+from app.schemas.responses import ResponsesRequest
+from app.schemas.scoring import ScoreRequest
+from app.schemas.state import ModelCard
+from app.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SETTINGS = ROOT / "docs/settings.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BODIES = [ChatRequest, CompletionRequest, ResponsesRequest, MessagesRequest, GenerateRequest, ScoreRequest, EmbeddingRequest]
+BODIES += [TokenizeRequest, DetokenizeRequest, BatchRequest, LoadAdapterRequest, EstimateRequest]
 HEAD = ["| setting | default | environment | meaning |", "| --- | --- | --- | --- |"]
 
 
@@ -154,6 +167,23 @@ def test_tests_named_in_the_documents_exist():
         found[path.name] = found.get(path.name, "") + path.read_text()
     missing = [f"{file}::{test}" for file, test in named if not re.search(rf"^def {test}\b", found.get(file, ""), re.M)]
     assert len(named) > 30 and not missing, f"docs/api.md names tests that are not there: {missing}"
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+def test_every_field_of_a_body_is_told(body):
+    page = re.sub(r"^```.*?^```", "", (ROOT / "docs/api.md").read_text(), flags=re.M | re.S)
+    told = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", page))))
+    assert not set(body.model_fields) - told
+
+
+def test_the_example_of_a_model_card_has_every_field():
+    (example,) = re.findall(r"^```json\n(.*?)^```", section("## Models"), re.M | re.S)
+    assert set(json.loads(example)) == set(ModelCard.model_fields)
+
+
+def section(head) -> str:
+    """What stands under a head of docs/api.md."""
+    return (ROOT / "docs/api.md").read_text().partition(f"\n{head}\n")[2].partition("\n## ")[0]
 
 
 def test_contributing_is_short():

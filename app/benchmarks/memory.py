@@ -3,8 +3,9 @@
     python -m app.benchmarks.memory --model models/storyteller --slots 8 --context 1024
 
 The resident memory grows further with the first conversations: the operating system gives pages of the KV cache when they are first
-written. With `--full` every page is written and the largest steps are computed, and what `app.estimate` says of the same settings stands
-beside the most that was resident meanwhile: `estimated_bytes`, known before anything was loaded, against `resident_bytes`. Linux only.
+written. So `peak_bytes` is the most that was resident while every page was written and the largest steps were computed, without what the
+load took. With `--full` what `app.estimate` says of the same settings stands beside it: `estimated_bytes`, known before anything was
+loaded, against `resident_bytes`. Linux only.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def measure(settings: ModelSettings) -> dict[str, Any]:
         "context_bytes": cache + sum(ledger.text for ledger in ledgers),
         "process_bytes": before,
         "loaded_bytes": resident_bytes(),
+        "peak_bytes": peak_bytes(engine),
     }
 
 
@@ -110,7 +112,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--full", action="store_true", help="fill the KV cache, and compare with what app.estimate says")
+    parser.add_argument("--full", action="store_true", help="compare with what app.estimate says")
     return parser.parse_args(argv)
 
 

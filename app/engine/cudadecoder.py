@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from app.engine import varlen
-from app.engine.fused import FusedDecoder, Layer, Norm
+from app.engine.fused import FusedDecoder, Gated, Layer, Norm, mix
 from app.engine.layout import Call
 from app.engine.linear import SWISH
 from app.errors import first_line
@@ -109,8 +109,13 @@ class CudaDecoder:
             parts = [self._attend(index, layer, *each) for each in zip(calls, rotations, strict=True)]
             attended = parts[0] if len(parts) == 1 else torch.cat(parts)
             h = kernels.norm(x, layer.out(attended.reshape(len(h), -1)), layer.mlp_norm)
-            h = kernels.norm(x, layer.down(kernels.gate(layer.gate(h), layer.up(h))), norm)
+            h = kernels.norm(x, self._feed(layer, h), norm)
         return h
+
+    def _feed(self, layer: Layer, h: torch.Tensor) -> torch.Tensor:
+        mlp = layer.mlp
+        fed: torch.Tensor = mlp.down(self.kernels.gate(mlp.gate(h), mlp.up(h))) if isinstance(mlp, Gated) else mix(mlp, h)
+        return fed
 
     def _attend(self, index: int, layer: Layer, call: Call, rotation: Rotation) -> torch.Tensor:
         cached = self._attention.cache_of(call).by_tokens[index]
@@ -125,7 +130,8 @@ class CudaDecoder:
 
 def create_cuda_decoder(decoder: FusedDecoder) -> CudaDecoder | None:
     """None where Triton is absent, or its kernels do not run on its device or compute something else: the log says so."""
-    if not all(isinstance(layer.act, SWISH) for layer in decoder.layers) or find_spec("triton") is None:
+    acts = [layer.mlp.act for layer in decoder.layers if isinstance(layer.mlp, Gated)]
+    if not all(isinstance(act, SWISH) for act in acts) or find_spec("triton") is None:
         return None
     from app.engine.tritonkernels import FAILURES, TritonKernels
 

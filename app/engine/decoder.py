@@ -1,6 +1,7 @@
-"""All layers of a Llama-shaped decoder in one call of the compiled kernel, where every part of them can run on it.
+"""All layers of a Llama-shaped decoder in one call of the compiled kernel, where every part of them can run on it; and all experts of a
+layer.
 
-Bit for bit what `FusedDecoder` computes part by part. Knows no model: `fused.py` hands it the layers.
+The decoder is bit for bit what `FusedDecoder` computes part by part. Knows no model: `fused.py` hands it the layers.
 """
 
 import ctypes
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from app.engine.kernel import Kernel, cache_args, groups_args, scores_args, weights_args
 from app.engine.keyvalues import KeyValues
@@ -15,7 +17,7 @@ from app.engine.layout import Layout
 from app.engine.linear import TiledLinear
 from app.engine.rows import MAX_HEAD_DIM
 from app.engine.scores import Scores
-from app.engine.structures import CacheArgs, DecoderArgs, LayerArgs, LinearArgs, SpanArgs
+from app.engine.structures import CacheArgs, DecoderArgs, ExpertsArgs, LayerArgs, LinearArgs, SpanArgs
 
 NOT_CACHED = -1  # where the pages begin of a span whose keys and values are not cached
 
@@ -102,15 +104,50 @@ class CompiledDecoder:
         parts = (layer.out, layer.gate, layer.up, layer.down)
         return LayerArgs(
             *(None if norm is None else norm.data_ptr() for norm in norms),
-            (LinearArgs * 3)(*map(self._linear_args, layer.qkv)),
-            *map(self._linear_args, parts),
+            (LinearArgs * 3)(*(linear_args(part, self._referenced) for part in layer.qkv)),
+            *(linear_args(part, self._referenced) for part in parts),
             *caches,
             scores_args(layer.scores, self._shape.dim),
         )
 
-    def _linear_args(self, layer: TiledLinear) -> LinearArgs:
-        packed = layer.packed
-        weights = None if packed.is_grouped else ctypes.pointer(weights_args(packed))
-        groups = ctypes.pointer(groups_args(packed)) if packed.is_grouped else None
-        self._referenced += [weights, groups]
-        return LinearArgs(weights, groups, None if layer.bias is None else layer.bias.data_ptr(), packed.inputs, layer.outputs)
+
+class CompiledExperts:
+    """The experts of a layer in one call: `parts` are gate, up and down of each, with swish between them."""
+
+    def __init__(self, parts: Sequence[Sequence[TiledLinear]]) -> None:
+        self._parts, self._kernel = parts, parts[0][0].kernel
+        self._referenced: list[object] = []  # by pointers inside of `_args`
+        columns = zip(*parts, strict=True)
+        layers = [(LinearArgs * len(parts))(*(linear_args(part, self._referenced) for part in column)) for column in columns]
+        self._hidden, self._width = parts[0][2].outputs, parts[0][0].outputs
+        self._args = ExpertsArgs(*layers, len(parts), self._hidden, self._width)
+
+    def __call__(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Compute rows `x` `[rows, hidden]` in bfloat16, of which each expert has the next `counts` `[experts or more]`. What is left of
+        the rows gives 0. Raises `MemoryError`.
+        """
+        x, args = x.contiguous(), self._args
+        out, gated = torch.zeros(len(x), self._hidden, dtype=torch.bfloat16), torch.empty(len(x), self._width, dtype=torch.bfloat16)
+        args.counts, args.x, args.gated, args.out = counts.data_ptr(), x.data_ptr(), gated.data_ptr(), out.data_ptr()
+        self._kernel.run_experts(args)
+        return out
+
+
+def create_compiled_experts(layers: Sequence[tuple[nn.Module, nn.Module, nn.Module]]) -> CompiledExperts | None:
+    """Of the `layers` gate, up and down of each expert; None unless all are the kernel's, and no inputs would have to be padded."""
+    parts = [[layer for layer in expert if isinstance(layer, TiledLinear)] for expert in layers]
+    if not parts or any(len(part) < 3 for part in parts):
+        return None
+    hidden, width = parts[0][2].outputs, parts[0][0].outputs
+    fit = ((hidden, width), (hidden, width), (width, hidden))
+    is_whole = all([(layer.packed.inputs, layer.outputs) for layer in part] == list(fit) for part in parts)
+    return CompiledExperts(parts) if is_whole else None
+
+
+def linear_args(layer: TiledLinear, referenced: list[object]) -> LinearArgs:
+    """The layer for the compiled kernel. What is pointed at is added to `referenced`, to be kept as long."""
+    packed = layer.packed
+    weights = None if packed.is_grouped else ctypes.pointer(weights_args(packed))
+    groups = ctypes.pointer(groups_args(packed)) if packed.is_grouped else None
+    referenced += [weights, groups]
+    return LinearArgs(weights, groups, None if layer.bias is None else layer.bias.data_ptr(), packed.inputs, layer.outputs)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.integrations import moe
 
 Gate = Callable[[torch.Tensor], torch.Tensor]
 
@@ -24,11 +25,18 @@ class Expert(nn.Module):
         self.gate_proj = nn.Linear(hidden, width, bias, dtype=dtype, device="meta")
         self.up_proj = nn.Linear(hidden, width, bias, dtype=dtype, device="meta")
         self.down_proj = nn.Linear(width, hidden, bias, dtype=dtype, device="meta")
-        self._apply_gate, self._interleaved = apply_gate, interleaved
+        self.apply_gate, self.interleaved = apply_gate, interleaved
+
+    @property
+    def activation(self) -> object:
+        """What is applied to the gate before it multiplies the value; None where more is done than that."""
+        joined = getattr(self.apply_gate, "__self__", None)
+        is_plain = getattr(self.apply_gate, "__func__", None) is moe._default_apply_gate
+        return getattr(joined, "act_fn", None) if is_plain else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = [self.gate_proj(x), self.up_proj(x)]
-        return self.down_proj(self._apply_gate(torch.stack(parts, -1).flatten(-2) if self._interleaved else torch.cat(parts, -1)))
+        return self.down_proj(self.apply_gate(torch.stack(parts, -1).flatten(-2) if self.interleaved else torch.cat(parts, -1)))
 
 
 class Routes:
@@ -50,27 +58,43 @@ class Routes:
         return self._rows[0][part], self._rows[1][part]
 
 
-class Experts(nn.ModuleList):
-    """All experts of a layer. A row's result is the same alone and in any batch: its experts are added in the order of its own choice."""
+class Routed(nn.Module):
+    """All experts of a layer."""
 
     routes: Routes | None = None  # while a model is checked
+
+    def follow(self, chosen: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (chosen, weights) if self.routes is None else self.routes.follow(chosen, weights)
+
+
+class Experts(Routed, nn.ModuleList):
+    """A row's result is the same alone and in any batch: its experts are added in the order of its own choice.
+
+    `compiled` computes sorted rows, of which each expert has so many, in one call.
+    """
+
+    compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """`hidden` `[rows, hidden]`; `chosen` `[rows, k]` are the numbers of each row's experts, `weights` `[rows, k]` what they count."""
         if hidden.is_meta:  # of a model without weights, whose shapes are wanted
             return torch.empty_like(hidden)
-        if self.routes is not None:
-            chosen, weights = self.routes.follow(chosen, weights)
+        chosen, weights = self.follow(chosen, weights)
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
-        states, parts, start = hidden[order // chosen.shape[1]], [], 0
-        for number, count in enumerate(flat.bincount(minlength=len(self)).tolist()):
+        states, counts = hidden[order // chosen.shape[1]], flat.bincount(minlength=len(self))
+        computed = self._compute(states, counts) if self.compiled is None else self.compiled(states, counts)
+        computed = computed[order.argsort()].view(*chosen.shape, -1)  # [rows, k, hidden]
+        return (computed.float() * weights[..., None]).sum(1).to(hidden.dtype)
+
+    def _compute(self, states: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        parts, start = [], 0
+        for number, count in enumerate(counts.tolist()):
             if count:
                 part = states[start : start + count]
                 parts.append(self[number](part) if number < len(self) else torch.zeros_like(part))  # one number more stands for no expert
             start += count
-        computed = torch.cat(parts)[order.argsort()].view(*chosen.shape, -1)  # [rows, k, hidden]
-        return (computed.float() * weights[..., None]).sum(1).to(hidden.dtype)
+        return torch.cat(parts)
 
 
 def separate_experts(model: nn.Module) -> None:
@@ -84,7 +108,7 @@ def separate_experts(model: nn.Module) -> None:
 def set_routes(model: nn.Module, create: Callable[[], Routes | None]) -> None:
     """Let each layer of experts follow the routes of its own that `create` gives, or none."""
     for module in model.modules():
-        if isinstance(module, Experts):
+        if isinstance(module, Routed):
             module.routes = create()
 
 

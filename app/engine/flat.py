@@ -21,8 +21,7 @@ from app.engine.capacity import CacheLimits, ledger_of, size_that_fits
 from app.engine.cudadecoder import create_cuda_decoder
 from app.engine.facts import Weights
 from app.engine.fourbits import group_layers
-from app.engine.fused import FusedDecoder, create_fused_decoder
-from app.engine.grouped import quantize_layers
+from app.engine.fused import FusedDecoder, compile_experts, create_fused_decoder
 from app.engine.int4 import pack_layers
 from app.engine.kernel import kernel
 from app.engine.keyvalues import Shape
@@ -32,6 +31,7 @@ from app.engine.linear import TiledLinear, prepack_layers
 from app.engine.lora import Adapters, Changes, Shapes, shapes_of
 from app.engine.pages import PAGE_TOKENS, PageCopy
 from app.engine.proof import Check, Proof, check_ids, check_layers
+from app.engine.rounding import quantize_layers
 from app.engine.rows import check_bytes, has_supported_heads
 from app.engine.transfer import to_device
 from app.errors import SetupError, UnsupportedModel
@@ -245,6 +245,7 @@ def _optimize(model: PreTrainedModel, attention: SlotAttention, known_harmed: Co
     harmed: list[str] = []
     if model.device.type == "cpu":
         harmed = prepack_layers(model, known_harmed)
+        compile_experts(model)
     else:
         pack_layers(model)
     if decoder is not None:

@@ -3,7 +3,7 @@
 It runs the model's own layers, with query, key and value projections concatenated. Models of other shapes use transformers' forward.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,21 +13,19 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from app.engine.attention import SlotAttention
-from app.engine.decoder import CompiledDecoder, CompiledLayer, DecoderShape
+from app.engine.decoder import CompiledDecoder, CompiledLayer, DecoderShape, create_compiled_experts
+from app.engine.experts import Expert, Experts
 from app.engine.kernel import Kernel, kernel
 from app.engine.linear import SWISH, TiledLinear, concatenate_layers, parts_of
 from app.engine.lora import Adapters, add_residual, gated_product
 from app.engine.scores import Scores
 
-SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-ADAPTED_PARTS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "out": ("self_attn.o_proj",),
-    "gate": ("mlp.gate_proj",),
-    "up": ("mlp.up_proj",),
-    "down": ("mlp.down_proj",),
-}  # of a `Layer`: the model's own layers that became it
+SUPPORTED_MODEL_TYPES = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"})
+ADAPTED_PARTS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "out": ("self_attn.o_proj",)}
+# of a `Layer`: the model's own layers that became it; and of a `Gated`
+ADAPTED_MLP_PARTS = {"gate": ("mlp.gate_proj",), "up": ("mlp.up_proj",), "down": ("mlp.down_proj",)}
 OnCuda = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # see `cudadecoder.CudaDecoder`
+MLP_PARTS = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate", "experts"})
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
@@ -46,6 +44,16 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class Gated:
+    """A feed-forward network: down(act(gate(x)) * up(x))."""
+
+    gate: nn.Module
+    up: nn.Module
+    down: nn.Module
+    act: nn.Module
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """The modules of one decoder layer, in the order in which they run."""
 
@@ -55,10 +63,7 @@ class Layer:
     key_norm: Norm | None
     out: nn.Module
     mlp_norm: Norm
-    gate: nn.Module
-    up: nn.Module
-    down: nn.Module
-    act: nn.Module
+    mlp: Gated | nn.Module  # the latter of a mixture: what chooses the experts, and these
     scores: Scores  # of the attention
 
     @property
@@ -90,18 +95,18 @@ class FusedDecoder:
         self.on_cuda: OnCuda | None = None
 
     def bind_layers(self) -> None:
-        """Look up the layers' modules. Call this after `prepack_layers` has replaced them."""
+        """Look up the layers' modules. Call this after a forward of the model, and after `prepack_layers` has replaced them."""
         self.embed = self.base.embed_tokens
-        self.layers = [_layer_of(block) for block in self.blocks]
+        windows = self.attention.windows  # as the model's own forward has said
+        self.layers = [_layer_of(block, windows[index]) for index, block in enumerate(self.blocks)]
         self.compiled = _compiled_decoder(self.layers, self.norm, self.heads, self.kv_heads, self.dim)
 
     def bind_adapters(self, adapters: Adapters, root: str) -> None:
         """`root` is the name of the decoder in the model, as adapters write it."""
         for index, layer in enumerate(self.layers):
-            parts: dict[str, Any] = {
-                part: adapters.adapt(getattr(layer, part), [f"{root}layers.{index}.{name}" for name in joined])
-                for part, joined in ADAPTED_PARTS.items()
-            }
+            parts = _adapted(adapters, layer, ADAPTED_PARTS, f"{root}layers.{index}.")
+            if isinstance(layer.mlp, Gated):
+                parts["mlp"] = replace(layer.mlp, **_adapted(adapters, layer.mlp, ADAPTED_MLP_PARTS, f"{root}layers.{index}."))
             self.adapted.append(replace(layer, **parts))
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, adapted: bool = False) -> torch.Tensor:
@@ -120,7 +125,8 @@ class FusedDecoder:
             if x.device != (card := layer.input_norm.weight.device):  # of a model that is divided among cards
                 x, cos, sin = (part.to(card, non_blocking=True) for part in (x, cos, sin))
             x = add_residual(layer.out, self._attend(index, layer, layer.input_norm(x), cos, sin), x)
-            x = add_residual(layer.down, gated_product(layer.gate, layer.up, layer.act, layer.mlp_norm(x)), x)
+            mlp, h = layer.mlp, layer.mlp_norm(x)
+            x = add_residual(mlp.down, gated_product(mlp.gate, mlp.up, mlp.act, h), x) if isinstance(mlp, Gated) else x + mix(mlp, h)
         return self.norm(x.to(self.norm.weight.device))
 
     def _attend(self, index: int, layer: Layer, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -136,14 +142,36 @@ class FusedDecoder:
         return out.reshape(len(h), self.heads * self.dim)
 
 
+def compile_experts(model: nn.Module) -> None:
+    """Let the experts of each layer be computed in one call of the compiled kernel, where they can be. Call it after `prepack_layers`."""
+    for module in model.modules():
+        experts = [each for each in module if isinstance(each, Expert)] if isinstance(module, Experts) else []
+        if isinstance(module, Experts) and all(isinstance(each.activation, SWISH) for each in experts):
+            module.compiled = create_compiled_experts([(each.gate_proj, each.up_proj, each.down_proj) for each in experts])
+
+
+def mix(mixture: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    """What a mixture makes of `h` `[rows, hidden]`."""
+    out: torch.Tensor = mixture(h[None])[0]
+    return out
+
+
+def _adapted(adapters: Adapters, part: Layer | Gated, layers: Mapping[str, tuple[str, ...]], root: str) -> dict[str, Any]:
+    return {name: adapters.adapt(getattr(part, name), [f"{root}{each}" for each in joined]) for name, joined in layers.items()}
+
+
 def create_fused_decoder(model: PreTrainedModel, attention: SlotAttention) -> FusedDecoder | None:
     """Return a fused forward over the layers of `model`, which are changed; None for a model of an unsupported shape."""
     base: Any = model.base_model
     if getattr(base.config, "model_type", None) not in SUPPORTED_MODEL_TYPES:
         return None
-    if any({name for name, _ in layer.named_children()} != LAYER_PARTS for layer in base.layers):
+    if any(_parts(layer) != LAYER_PARTS or _parts(layer.mlp) not in MLP_PARTS for layer in base.layers):
         return None
     return FusedDecoder(base, attention)
+
+
+def _parts(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
 
 
 def _compiled_decoder(layers: list[Layer], norm: Norm, heads: int, kv_heads: int, dim: int) -> CompiledDecoder | None:
@@ -161,9 +189,11 @@ def _compiled_decoder(layers: list[Layer], norm: Norm, heads: int, kv_heads: int
 
 
 def _compiled_layer(layer: Layer) -> CompiledLayer | None:
-    out, gate, up, down = layer.out, layer.gate, layer.up, layer.down
+    if not isinstance(layer.mlp, Gated):
+        return None
+    out, gate, up, down = layer.out, layer.mlp.gate, layer.mlp.up, layer.mlp.down
     qkv = tuple(part for part in parts_of(layer.qkv) if isinstance(part, TiledLinear))
-    if not isinstance(layer.act, SWISH) or len(qkv) < len(parts_of(layer.qkv)):
+    if not isinstance(layer.mlp.act, SWISH) or len(qkv) < len(parts_of(layer.qkv)):
         return None
     if not (isinstance(out, TiledLinear) and isinstance(gate, TiledLinear)):
         return None
@@ -174,11 +204,8 @@ def _compiled_layer(layer: Layer) -> CompiledLayer | None:
     return CompiledLayer(*norms, qkv, out, gate, up, down, layer.scores)
 
 
-def _layer_of(block: Any) -> Layer:
+def _layer_of(block: Any, window: int | None) -> Layer:
     part, mlp = block.self_attn, block.mlp
-    window = getattr(part, "sliding_window", None)
-    if part.config.model_type == "mistral":
-        window = part.config.sliding_window
     return Layer(
         input_norm=_norm_of(block.input_layernorm),
         qkv=part.qkv,
@@ -186,10 +213,7 @@ def _layer_of(block: Any) -> Layer:
         key_norm=_norm_of(part.k_norm) if hasattr(part, "k_norm") else None,
         out=part.o_proj,
         mlp_norm=_norm_of(block.post_attention_layernorm),
-        gate=mlp.gate_proj,
-        up=mlp.up_proj,
-        down=mlp.down_proj,
-        act=mlp.act_fn,
+        mlp=Gated(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn) if hasattr(mlp, "gate_proj") else mlp,
         scores=Scores(float(part.scaling), window),
     )
 

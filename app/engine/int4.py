@@ -8,8 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from app.engine import grouped
+from app.engine import cudaexperts, grouped
+from app.engine.experts import Experts
 from app.engine.grouped import GROUP_SIZE, GroupedLinear, GroupedWeights, GroupFormat
+from app.engine.rounding import quantize_4_bits
 from app.errors import UnsupportedModel
 
 GROUP_FORMAT = GroupFormat(4, GROUP_SIZE)  # the one that torch's products read
@@ -138,7 +140,7 @@ def round_layers(model: PreTrainedModel, device: torch.device) -> None:
 def _rounded(layer: nn.Linear, device: torch.device) -> GroupedLinear:
     """The levels wait in pairs, half as large as `GroupedWeights` has them."""
     rows = layer.weight.detach().split(max(1, ROUNDED_WEIGHTS // layer.in_features))
-    parts = [grouped.quantize_4_bits(each.to(device)) for each in rows]
+    parts = [quantize_4_bits(each.to(device)) for each in rows]
     pairs, scale, minimum = (
         torch.cat(column) for column in zip(*((pack_pairs(part.levels), part.scale, part.minimum) for part in parts), strict=True)
     )
@@ -153,15 +155,23 @@ def _rounded(layer: nn.Linear, device: torch.device) -> GroupedLinear:
 def dequantize_others(model: PreTrainedModel, device: torch.device) -> None:
     """Make plain what is in groups, but does not stay so on the CUDA `device`."""
     supported = runs_on(device)
+    of_experts = {layer for experts in model.modules() if isinstance(experts, Experts) for layer in experts.modules()}
 
     def stays(layer: nn.Module) -> bool:
-        return supported and isinstance(layer, GroupedLinear) and is_packed_on_cuda(layer.group_format, layer.out_features, layer.dtype)
+        if not supported or not isinstance(layer, GroupedLinear):
+            return False
+        if layer in of_experts:
+            return cudaexperts.is_packed(layer.group_format, layer.dtype)
+        return is_packed_on_cuda(layer.group_format, layer.out_features, layer.dtype)
 
     grouped.dequantize_layers(model, stays)
 
 
 def pack_layers(model: nn.Module) -> None:
-    """Pack the layers in groups of a model on a CUDA device. Raises `UnsupportedModel` if torch packs other than this module reads."""
+    """Pack the layers in groups of a model on a CUDA device, and join those of experts. Raises `UnsupportedModel` if torch packs other than
+    this module reads.
+    """
+    cudaexperts.join_experts(model)
     for parent, name, layer in grouped.layers_of(model):
         if not isinstance(layer, GroupedLinear):
             continue

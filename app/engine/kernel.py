@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from app.engine import codepath, packing
 from app.engine.compiler import CompileError, library_path
-from app.engine.grouped import GroupedWeights
+from app.engine.grouped import GROUP_SIZE, GroupedWeights
 from app.engine.packing import PackedWeights
 from app.engine.rows import DecodeRows, PrefillRows, dense
 from app.engine.scores import Scores
@@ -28,8 +28,10 @@ from app.engine.structures import (
     DecodeArgs,
     DecoderArgs,
     EpilogueArgs,
+    ExpertsArgs,
     GroupedWeightsArgs,
     PrefillArgs,
+    RoundingArgs,
     SamplingArgs,
     SamplingRowArgs,
     ScoresArgs,
@@ -178,6 +180,22 @@ class Kernel:
         """Run all layers; see decoder.c. Raises `MemoryError`."""
         if self._library.run_decoder(args, torch.get_num_threads()):
             raise MemoryError("out of memory for the activations of a step")
+
+    def run_experts(self, args: ExpertsArgs) -> None:
+        """Run the experts of a layer; see experts.c. Raises `MemoryError`."""
+        if self._library.run_experts(args, torch.get_num_threads()):
+            raise MemoryError("out of memory for the activations of a step")
+
+    def round_weights(self, weight: torch.Tensor, bits: int) -> GroupedWeights:
+        """Round `[out, in]` in bfloat16 or float32 to groups of 32 levels of 4 or 8 bits; see rounding.c."""
+        weight = weight.contiguous()
+        outputs, inputs = weight.shape
+        levels, scale = torch.empty(outputs, inputs, dtype=torch.uint8), torch.empty(outputs, inputs // GROUP_SIZE)
+        minimum = torch.empty_like(scale)
+        pointers = (part.data_ptr() for part in (weight, levels, scale, minimum))
+        args = RoundingArgs(*pointers, outputs, inputs, bits, KINDS[weight.dtype])
+        self._library.round_weights(args, torch.get_num_threads())
+        return GroupedWeights(levels, scale, minimum, bits)
 
     def sample_tokens(self, scores: torch.Tensor, rows: Sequence[SamplingRowArgs]) -> list[int]:
         """Draw the next token of each row of `scores` `[rows, vocab]`, in bfloat16 or float32. Raises `MemoryError`."""

@@ -6,8 +6,10 @@ architecture.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from typing import TypeGuard
 
 import torch
@@ -22,6 +24,8 @@ from app.engine.kernel import Epilogue, Kernel, kernel
 from app.engine.packing import PackedWeights
 
 log = logging.getLogger(__name__)
+
+Place = tuple[nn.Module, str, nn.Module]  # a layer, and where it is: parent, name, layer
 
 MAX_INPUT_ERROR = 0.03  # of a layer's outputs on the check's tokens, relative to their norm, because its inputs are rounded to 8 bits
 
@@ -92,17 +96,11 @@ def prepack_layers(model: nn.Module, known_harmed: Collection[str] | None = None
     """
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     paths = {id(module): path for path, module in model.named_modules()}
-    embeddings: list[tuple[nn.Module, str, GroupedEmbedding]] = []
     replacements: dict[int, nn.Module] = {}  # by what unpacked their weights: a tied embedding and its projection have the same
     harmed: list[str] = []
-    for parent, name, layer in grouped.layers_of(model):
-        if isinstance(layer, GroupedEmbedding):
-            embeddings.append((parent, name, layer))
-            continue
-        precise = isinstance(layer, GroupedLinear) and (layer is head or layer.in_features > layer.out_features)
-        if isinstance(layer, GroupedLinear) and known_harmed is not None:
-            layer.is_harmed = paths[id(layer)] in known_harmed
-        replacement = _prepacked(layer, precise)
+    if known_harmed is not None:
+        _mark_harmed(model, known_harmed)
+    for (parent, name, layer), replacement in _replaced(model, head):
         if replacement is None:
             continue
         setattr(parent, name, replacement)
@@ -110,18 +108,49 @@ def prepack_layers(model: nn.Module, known_harmed: Collection[str] | None = None
             replacement.in_float32 = True
         if isinstance(layer, GroupedLinear):
             replacements[id(layer.unpack)] = replacement
-            if _is_on_16_bits(replacement, precise):
+            if _is_on_16_bits(replacement, _is_precise(layer, head)):
                 harmed.append(paths[id(layer)])
-    for parent, name, embedding in embeddings:
-        setattr(parent, name, _prepacked_embedding(embedding, replacements.get(id(embedding.unpack))))
+    for parent, name, layer in grouped.layers_of(model):
+        if isinstance(layer, GroupedEmbedding):
+            setattr(parent, name, _prepacked_embedding(layer, replacements.get(id(layer.unpack))))
     if harmed:
         log.info("%d layers round inputs to 16 bits, as 8 would change their outputs too much: %s", len(harmed), ", ".join(harmed))
     return harmed
 
 
+def _mark_harmed(model: nn.Module, harmed: Collection[str]) -> None:
+    for path, layer in model.named_modules():
+        if isinstance(layer, GroupedLinear):
+            layer.is_harmed = path in harmed
+
+
+def _replaced(model: nn.Module, head: nn.Module | None) -> Iterator[tuple[Place, nn.Module | None]]:
+    """What takes the place of each layer. Every thread packs layers of its own: where other processes want the cores, too, threads that
+    share the operations of one small layer wait for each other most of the time. No more layers are in memory twice than there are threads.
+    """
+    places = (place for place in grouped.layers_of(model) if isinstance(place[2], GroupedLinear) or _is_plain(place[2]))
+    threads = torch.get_num_threads()
+
+    def replace_layer(place: Place) -> tuple[Place, nn.Module | None]:
+        return place, _prepacked(place[2], _is_precise(place[2], head))
+
+    yield from map(replace_layer, islice(places, 1))  # here, as it may compile the kernel
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        while replaced := list(pool.map(replace_layer, islice(places, threads))):
+            yield from replaced
+    torch.set_num_threads(threads)  # of this thread, and of what libraries count for all
+
+
+def _is_precise(layer: nn.Module, head: nn.Module | None) -> bool:
+    """Whether a layer in groups is the vocabulary projection, or one back from the wide part of a block: rounding their inputs changes the
+    model's answers most.
+    """
+    return isinstance(layer, GroupedLinear) and (layer is head or layer.in_features > layer.out_features)
+
+
 def _prepacked(layer: nn.Module, precise: bool) -> nn.Module | None:
     """Return the replacement of `layer`, or None if it stays. Calls `kernel()`, which compiles, only for a layer that would use it.
-    `precise`: it is the vocabulary projection or one back from the wide part of a block, whose rounding changes the model's answers most.
+    `precise`: see `_is_precise`.
     """
     if isinstance(layer, GroupedLinear):
         return _prepacked_groups(layer, precise)

@@ -41,8 +41,8 @@ def pack_bfloat16(weight: torch.Tensor, columns: int) -> PackedWeights:
     """Pack `[outputs, inputs]` bfloat16 of any size to `[blocks, inputs / 2, columns, 2]`."""
     outputs, inputs = weight.shape
     padded = F.pad(weight, (0, inputs % 2, 0, -outputs % columns))
-    data = padded.view(-1, columns, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
-    return PackedWeights(padded.shape[1], data)
+    pairs = padded.contiguous().view(torch.int32).view(-1, columns, padded.shape[1] // 2)
+    return PackedWeights(padded.shape[1], pairs.transpose(1, 2).contiguous().view(torch.bfloat16).unflatten(-1, (columns, 2)))
 
 
 def pack_grouped(weights: GroupedWeights, columns: int) -> PackedWeights:

@@ -5,6 +5,7 @@ Arithmetic of the shapes that `app.engine.packing`, `app.engine.linear` and bits
 
 WORD_BYTES, HALF_BYTES, FLOAT_BYTES = 4, 2, 4
 BNB_BLOCK = 64  # weights that share a scale in bitsandbytes' 4-bit layers
+EXPERT_BLOCK = 64  # inputs of an expert on CUDA that are packed together
 
 
 def padded(outputs: int, columns: int) -> int:
@@ -25,6 +26,14 @@ def tiled_groups(outputs: int, inputs: int, bits: int, group: int, columns: int)
 def torch_int4(outputs: int, inputs: int, group: int, itemsize: int) -> int:
     """As torch's own int4 kernel keeps it: two levels a byte, and scale and zero for each group."""
     return outputs * inputs // 2 + inputs // group * outputs * 2 * itemsize
+
+
+def packed_experts(outputs: int, inputs: int, is_even: bool) -> int:
+    """An expert as `cudaexperts.PackedProjection` keeps it: inputs in whole blocks, two levels a byte, and for each group a scale and, of
+    even levels, a minimum.
+    """
+    groups = 2 * -(-inputs // EXPERT_BLOCK)
+    return outputs * (groups * EXPERT_BLOCK // 4 + groups * (2 if is_even else 1) * HALF_BYTES)
 
 
 def bnb_4bit(outputs: int, inputs: int) -> int:

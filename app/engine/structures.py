@@ -152,6 +152,22 @@ class DecoderArgs(ctypes.Structure):
     )
 
 
+class RoundingArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "levels", "scale", "minimum")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs")),
+        *((name, ctypes.c_int) for name in ("bits", "kind")),
+    )
+
+
+class ExpertsArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.POINTER(LinearArgs)) for name in ("gate", "up", "down")),
+        *((name, ctypes.c_int64) for name in ("experts", "hidden", "width")),
+        *((name, ctypes.c_void_p) for name in ("counts", "x", "gated", "out")),
+    )
+
+
 def declare(library: ctypes.CDLL) -> None:
     """Tell `library` the arguments of its functions, and what they return where it is no int."""
     pointer, int64, threads = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -165,8 +181,10 @@ def declare(library: ctypes.CDLL) -> None:
     library.token_statistics.argtypes = [ctypes.POINTER(StatisticsArgs), threads]
     library.sample_tokens.argtypes = [ctypes.POINTER(SamplingArgs), threads]
     library.run_decoder.argtypes = [ctypes.POINTER(DecoderArgs), threads]
+    library.run_experts.argtypes = [ctypes.POINTER(ExpertsArgs), threads]
+    library.round_weights.argtypes = [ctypes.POINTER(RoundingArgs), threads]
     library.block_columns.argtypes = library.has_dot_products.argtypes = []
     library.choose_dot_products.argtypes = [ctypes.c_int]
     library.block_columns.restype = int64
-    for function in (library.rms_norm, library.write_cache, library.token_statistics, library.choose_dot_products):
+    for function in (library.rms_norm, library.write_cache, library.token_statistics, library.choose_dot_products, library.round_weights):
         function.restype = None

@@ -3,6 +3,7 @@
 The activations are counted, not guessed: a forward on the meta device, with peft's layers in place, shows every tensor that autograd keeps.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from app.errors import UnsupportedModel, first_line
+from app.models.weights import import_bitsandbytes
 
 FLOAT_BYTES = 4  # adapter, gradients and optimizer are float32
 ADAM_MOMENTS = 2  # values that AdamW keeps of each weight
@@ -37,6 +39,7 @@ def tuning_of(skeleton: PreTrainedModel, tokens: int, rank: int = DEFAULT_RANK) 
     """LoRA of every linear layer but the vocabulary projection, for a sequence of `tokens`. Changes `skeleton`, which is on the meta
     device. Raises `UnsupportedModel` for an architecture for which this cannot be told.
     """
+    import_bitsandbytes()  # peft would, with a word about a package that is not needed
     from peft import LoraConfig, get_peft_model
 
     AttentionInterface.register(FUSED, _fused_attention)
@@ -44,7 +47,9 @@ def tuning_of(skeleton: PreTrainedModel, tokens: int, rank: int = DEFAULT_RANK) 
     try:
         skeleton.set_attn_implementation(FUSED)
         config = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear")
-        model: Any = get_peft_model(skeleton, config).train()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that will be others
+            model: Any = get_peft_model(skeleton, config).train()
         weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) * FLOAT_BYTES
         return Tuning(weights, weights, ADAM_MOMENTS * weights, _kept_bytes(model, tokens))
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:

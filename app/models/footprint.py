@@ -18,6 +18,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from app.engine import sizes
+from app.engine.cudaexperts import is_packed as is_packed_expert
 from app.engine.experts import Experts
 from app.engine.grouped import GROUP_SIZE, GroupFormat, is_groupable
 from app.engine.int4 import CPU_OUTPUT_MULTIPLE, GROUP_FORMAT, is_packed_on_cuda
@@ -181,6 +182,10 @@ class _Rules:
             packed = sizes.tiled_groups(layer.outputs, layer.inputs, groups.bits, groups.size, self.form.columns)
             return f"{groups.bits}-bit groups", packed
         if self.form.is_trained:
+            fits = False
+        elif self.form.device == "cuda" and layer.is_expert:
+            if is_packed_expert(groups, self.form.dtype):
+                return "4-bit groups", sizes.packed_experts(layer.outputs, layer.inputs, groups.table is None)
             fits = False
         elif self.form.device == "cuda":
             fits = is_packed_on_cuda(groups, layer.outputs, self.form.dtype)

@@ -76,13 +76,16 @@ def _moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def _prepare_experts(model: PreTrainedModel, path: str, settings: ModelSettings, device: torch.device) -> None:
-    """On a CPU each expert of a mixture gets layers of its own, which are rounded as all others are. Raises `SetupError` elsewhere."""
-    if device.type == "cpu":
+    """Each expert of a mixture gets layers of its own, which are rounded as all others are; but on a card, where they are joined again,
+    only what `int4` rounds. Raises `SetupError` for other precisions there.
+    """
+    if device.type == "cpu" or settings.quantize == "int4":
         separate_experts(model)
-        if settings.quantize in FOUR_BITS:
-            round_experts(model, settings.quantize)
-    elif settings.quantize != "none" and has_joined_experts(model):
-        raise SetupError(f"model.quantize: on {device}, {settings.quantize} would leave the experts of {path} as they are; use none")
+    if device.type == "cpu" and settings.quantize in FOUR_BITS:
+        round_experts(model, settings.quantize)
+    if device.type != "cpu" and settings.quantize != "none" and has_joined_experts(model):
+        use = "none" if settings.quantize == "int4" else "int4 or none"
+        raise SetupError(f"model.quantize: on {device}, {settings.quantize} would leave the experts of {path} as they are; use {use}")
 
 
 def round_experts(model: PreTrainedModel, kind: str) -> None:

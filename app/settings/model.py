@@ -76,7 +76,8 @@ class LoadedFields(Group):
     quantize: Literal["none", "int8", "nf4", "fp4", "int4"] = Field(
         "none",
         description="quantization of the linear layers: nf4 and fp4 by bitsandbytes, int8 by bitsandbytes on CUDA; int4, and int8 on a "
-        "CPU, are groups of 32 weights; on a CPU the inputs of a layer in groups are rounded to 16 bits, those of a 4-bit one to 8",
+        "CPU, are groups of 32 weights; on a CPU a layer's inputs are rounded to 8 bits, with int8 to 16 in the vocabulary projection and "
+        "on the way back from a block's wide part (down_proj)",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: that of the checkpoint, but float32 on a CPU for models under 64 million parameters"

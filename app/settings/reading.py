@@ -25,6 +25,7 @@ PROGRAMS = {  # what each is, for its --help, and the groups of settings that it
     "ui.telegram": ("The Telegram bot, for a server that runs elsewhere.", ("telegram", "server")),
 }
 ELSEWHERE = "Settings are also read from litmus.yaml, .env and the environment: docs/settings.md."
+SHORT = f"Short names: {', '.join(f'{short} is {long}' for short, long in SHORT_OPTIONS.items())}; MODEL alone is --model.path, too."
 OTHERS = "Those of other programs are accepted, and not shown."
 MODEL = SHORT_OPTIONS["--model"]
 PROBLEMS = {  # by the type of pydantic's error
@@ -47,10 +48,12 @@ def read(arguments: Sequence[str], program: str = "serve") -> Settings:
         check_yaml()
         source: CliSettingsSource[Settings] = CliSettingsSource(
             _shown(program) if {"-h", "--help"} & set(arguments) else Settings,
-            cli_parse_args=long_arguments,
             cli_prog_name=f"python -m {program}",
             cli_kebab_case=False,
         )
+        parser: Any = source.root_parser
+        parser.usage = f"%(prog)s {'[MODEL] ' if program == 'serve' else ''}[--SETTING VALUE ...]"  # else two pages of options
+        source(args=long_arguments)
         _check_secrets(source())
         return Settings(_cli_settings_source=source)
     except ValidationError as error:
@@ -62,7 +65,7 @@ def read(arguments: Sequence[str], program: str = "serve") -> Settings:
 def _shown(program: str) -> type[Settings]:
     """The settings with the groups that this program reads, and what it is, for its help."""
     meaning, groups = PROGRAMS[program]
-    words = " ".join([meaning, ELSEWHERE, *([OTHERS] if groups else [])])
+    words = " ".join([meaning, *([] if groups else [SHORT]), ELSEWHERE, *([OTHERS] if groups else [])])
     hidden = {name: field for name, field in Settings.model_fields.items() if groups and name not in groups}
     changes: dict[str, Any] = {name: (CliSuppress[field.annotation], field) for name, field in hidden.items()}  # type: ignore[misc, name-defined]
     return create_model("Settings", __base__=Settings, __doc__=words, **changes)

@@ -19,7 +19,9 @@ def _network(text: str) -> str:
 
 
 class ServerSettings(Group):
-    host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field("127.0.0.1", description="address to listen on")
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
+        "127.0.0.1", description="address to listen on: 127.0.0.1, for this machine alone; 0.0.0.0 or ::, for every network it is in"
+    )
     port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
     max_body_bytes: int = Field(2_000_000, ge=1024, description="limit of a request body; a larger one is refused with 413")
     max_connections: int = Field(

@@ -147,13 +147,23 @@ def _sentences(found: Mapping[str, Any], memory: Mapping[str, Any]) -> list[str]
     return [
         f"{found['seconds']:.0f} s; {found['left']} clients left; longest wait {found['longest_wait_s']} s of {found['deadline_s']:.0f}; "
         f"{found['comments']} SSE comments; {found['tracebacks_in_log']} tracebacks in the log",
-        f"a full queue refused after {found['refusals']['p50_ms']} ms (median), {found['refusals']['p99_ms']} ms (99%)",
-        f"memory {memory['first_mb']} MB at the start, {memory['largest_mb']} at most, {memory['last_mb']} at the end; the processes that "
-        f"stay grew by {memory['growth_mb_per_hour']} MB/h; workers' peaks {memory['worker_peaks_mb']} MB",
+        _refused(**found["refusals"]),
+        f"memory {memory['first_mb']} MB at the start, {memory['largest_mb']} at most, {memory['last_mb']} at the end; "
+        f"{_grown(memory['growth_mb_per_hour'])}; workers' peaks {memory['worker_peaks_mb']} MB",
         f"descriptors {memory['descriptors_first']}, at most {memory['descriptors_largest']}, {memory['descriptors_last']} at the "
         f"end; the last stop: {found['end']}",
         *(f"{count} {reason}" for reason, count in found["reasons"].items()),
     ]
+
+
+def _refused(p50_ms: float | None, p99_ms: float | None) -> str:
+    return "no request met a full queue" if p50_ms is None else f"a full queue refused after {p50_ms} ms (median), {p99_ms} ms (99%)"
+
+
+def _grown(mb_per_hour: float | None) -> str:
+    if mb_per_hour is None:
+        return "the run was too short to say how fast the processes that stay grow"
+    return f"the processes that stay grew by {mb_per_hour} MB/h"
 
 
 def _cells(counted: Mapping[str, int]) -> list[str]:

@@ -1,7 +1,8 @@
 """`python -m loadtest.studies.lengths`: measures what prompts, answers and scored texts cost by length; writes runs/lengths-*.jsonl.
 
 A cell is a number of clients with prompts of one length. It is measured in fresh processes with as many slots as clients and a context
-that just suffices; their peak resident memory is recorded. app.benchmarks.memory reports what the engine's memory ledger declares for it.
+that just suffices. app.benchmarks.memory reports what the engine's memory ledger declares for it, and the most that is resident once it
+is loaded. With `--repeats 0` memory is all that is measured.
 """
 
 import argparse
@@ -48,10 +49,10 @@ class Bench:
         args = self.args
         return ["--model", args.model, "--quantize", args.quantize, "--dtype", args.dtype, "--device", args.device]
 
-    def declare_memory(self, prompt: int, count: int) -> Iterator[dict[str, Any]]:
+    def measure_memory(self, prompt: int, count: int) -> Iterator[dict[str, Any]]:
         yield from run_module(
             "app.benchmarks.memory", *self.model_options(), "--slots", str(count), "--context", str(prompt + self.args.new_tokens)
-        ).lines
+        )
 
     def measure_speed(self, prompt: int, count: int) -> Iterator[dict[str, Any]]:
         """Measures in two processes: answers of one token take the time of prefill alone; whole answers add the time of decoding."""
@@ -61,21 +62,12 @@ class Bench:
         prefill, whole = (
             run_module("app.benchmarks.engine", *self.model_options(), *options, str(tokens)) for tokens in (1, args.new_tokens)
         )
-        rates = split_rates(prefill.lines[0], whole.lines[0])
-        raw = {"read_runs": prefill.lines[0]["runs"], "whole_runs": whole.lines[0]["runs"]}
-        peak = max(prefill.peak_bytes, whole.peak_bytes)
-        yield {
-            "kind": "speed",
-            "context": prompt + args.new_tokens,
-            **rates,
-            "peak_bytes": peak,
-            "threads": prefill.lines[0]["threads"],
-            **raw,
-        }
+        raw = {"threads": prefill[0]["threads"], "read_runs": prefill[0]["runs"], "whole_runs": whole[0]["runs"]}
+        yield {"kind": "speed", "context": prompt + args.new_tokens, **split_rates(prefill[0], whole[0]), **raw}
 
     def measure_scoring(self, what: str) -> Iterator[dict[str, Any]]:
         options = ["--what", what, "--texts", "2", "--repeats", "1", "--lengths", *map(str, self.args.text_lengths)]
-        for line in run_module("app.benchmarks.scoring", *self.model_options(), *options).lines:
+        for line in run_module("app.benchmarks.scoring", *self.model_options(), *options):
             for measurement in line["by_length"]:
                 yield {"kind": "scoring", "what": what, **measurement}
 
@@ -114,7 +106,7 @@ def measure(bench: Bench) -> None:
     lengths = fit_prompt_lengths(args.lengths, context_of(args.model), args.new_tokens)
     cells = [(prompt, count) for prompt in lengths for count in args.at_once]
     for prompt, count in cells:
-        bench.measure_and_record("footprint", bench.declare_memory(prompt, count), prompt_tokens=prompt, at_once=count)
+        bench.measure_and_record("footprint", bench.measure_memory(prompt, count), prompt_tokens=prompt, at_once=count)
     for (prompt, count), repeat in shuffle_cells(cells, args.repeats, args.seed):
         bench.measure_and_record("speed", bench.measure_speed(prompt, count), prompt_tokens=prompt, at_once=count, repeat=repeat)
     for repeat in range(1, args.repeats + 1):
@@ -124,13 +116,12 @@ def measure(bench: Bench) -> None:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Formats medians over the repeats as two Markdown tables: speed and memory, then scoring."""
-    speeds = [row for row in rows if row["kind"] == "speed"]
-    cells = sorted({(row["prompt_tokens"], row["at_once"]) for row in speeds})
+    measured = [row for row in rows if row["kind"] in ("speed", "footprint")]
     lines = []
-    for cell in cells:
-        cell_rows = [row for row in speeds if (row["prompt_tokens"], row["at_once"]) == cell]
-        peak = _median([row["peak_bytes"] / 1e6 for row in cell_rows])
-        lines.append([*map(str, cell), *(_median([row[name] for row in cell_rows]) for name in ("prefill_per_s", "decode_per_s")), peak])
+    for cell in sorted({(row["prompt_tokens"], row["at_once"]) for row in measured}):
+        cell_rows = [row for row in measured if (row["prompt_tokens"], row["at_once"]) == cell]
+        rates = [_median([row.get(name) for row in cell_rows]) for name in ("prefill_per_s", "decode_per_s")]
+        lines.append([*map(str, cell), *rates, _median([row["peak_bytes"] / 1e6 for row in cell_rows if row["kind"] == "footprint"])])
     speed = markdown_table(("prompt tokens", "at once", "prompt tokens/s", "answer tokens/s", "peak MB"), lines)
     scored = [row for row in rows if row["kind"] == "scoring"]
     lines = []
@@ -158,7 +149,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, help="of an answer; default 64")
     parser.add_argument("--text-lengths", type=int, nargs="+", metavar="TOKENS", help="of texts to score; default 50 100 200 400 700 1000")
     parser.add_argument("--rounds", type=int, help="counted, of each process; default 3")
-    parser.add_argument("--repeats", type=int, help="of each cell and scorer; default 3")
+    parser.add_argument("--repeats", type=int, help="of each cell and scorer; default 3; 0: memory only")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order")
     parser.add_argument("--quick", action="store_true", help="a short run that shows whether everything works; not a measurement")
     parser.add_argument("--out", type=Path, default=Path("runs"))

@@ -62,13 +62,13 @@ class Bench:
         args = self.args
         options = ["--model", args.model, "--quantize", quantize, "--device", args.device, "--dtype", self.dtypes[quantize]]
         options += ["--repeats", str(args.rounds), "--new-tokens", str(args.new_tokens), "--at-once", *map(str, args.at_once)]
-        yield from ({**line, "kind": "speed"} for line in run_module("app.benchmarks.engine", *options).lines)
+        yield from ({**line, "kind": "speed"} for line in run_module("app.benchmarks.engine", *options))
 
     def measure_quality(self, quantize: str) -> Iterator[dict[str, Any]]:
         options = ["--quantize", quantize, "--data", str(self.args.data), "--device", self.args.device, "--texts", str(self.args.texts)]
         if self.args.model != MODEL:
             options += ["--model", self.args.model, "--source", "detect"]
-        yield from run_module("models.detector.quality", *options).lines
+        yield from run_module("models.detector.quality", *options)
 
 
 @contextmanager

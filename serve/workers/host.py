@@ -4,6 +4,7 @@ Knows neither LitServe nor the queues: `Hands` does the work.
 """
 
 import logging
+import signal
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,8 +23,12 @@ class Hands(Protocol):
     """What the host asks of the server."""
 
     @property
+    def drains(self) -> bool:
+        """Whether the server shuts down: no worker is needed but for what is in flight."""
+
+    @property
     def ends(self) -> bool:
-        """Whether the server shuts down, so that nothing is started any more."""
+        """Whether nothing is in flight any more, and nothing is started."""
 
     def launch(self, number: int) -> BaseProcess:
         """Start the process of a replica."""
@@ -104,11 +109,14 @@ class Host:
         """Start the process of a worker again, unless it would only end again.
 
         One that exited by itself before it was ever ready would do so, and one that was killed while no worker has ever been ready
-        probably, too. If the settings name its model, the server finishes the jobs in flight and ends with an error.
+        probably, too. If the settings name its model, the server finishes the jobs in flight and ends with an error. While the server
+        drains, only one that was killed leaves jobs for another: SIGTERM to all processes lets workers finish theirs and exit.
         """
+        killed = (worker.process.exitcode or 0) < 0
+        if self._hands.drains and (not killed or worker.process.exitcode == -signal.SIGTERM):
+            return
         for other, each in self._workers.items():
             each.once_ready = each.once_ready or self._hands.was_ready(other)
-        killed = (worker.process.exitcode or 0) < 0
         if worker.once_ready or (worker.needed and killed and any(each.once_ready for each in self._workers.values())):
             log.info("the process of replica %d is started again", number)
             worker.process = self._hands.launch(number)

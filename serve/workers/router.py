@@ -221,10 +221,15 @@ class Router(Models):
         self._send(flight)
 
     def fail_stranded(self) -> None:
-        """Fail the jobs that have waited too long for a worker, and all that wait for one while the server shuts down."""
-        oldest_s = math.inf if self.draining else asyncio.get_running_loop().time() - self.queue_settings.resume_wait_s
-        stranded = [flight for flight in self._flights.values() if _waits(flight) and flight.waits_since_s <= oldest_s]
-        self.fail(stranded, WorkerDied(WORKER_DIED))
+        """Fail the jobs that have waited too long for a worker, and, while the server shuts down, those for which none is started: of a
+        model that was unloaded.
+        """
+        oldest_s = asyncio.get_running_loop().time() - self.queue_settings.resume_wait_s
+        waiting = [flight for flight in self._flights.values() if _waits(flight)]
+        self.fail(
+            [flight for flight in waiting if flight.waits_since_s <= oldest_s or (self.draining and not flight.deaths)],
+            WorkerDied(WORKER_DIED),
+        )
 
     def install(self, fleet: Fleet) -> Fleet | None:
         """As `Models.install`; the metrics know the model from then on."""

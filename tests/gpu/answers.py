@@ -1,4 +1,4 @@
-"""Are answers and scores right? Tiny models of three architectures, in float32 token for token against transformers' `generate`; then in
+"""Are answers and scores right? Tiny models of several architectures, in float32 token for token against transformers' `generate`; then in
 the precisions that people run, in which a card attends by torch's flash kernel and decodes by recorded graphs: within tolerances, and the
 same with graphs, without them, and where no step is launched ahead; then the default model, where its package is installed.
 """

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.grouped import quantize_4_bits
 from app.engine.int4 import MOST_ROWS, CudaInt4Linear, unpack_levels
+from app.engine.rounding import quantize_4_bits
 from app.models.source import source_of
 from app.models.weights import load_model
 from app.settings import ModelSettings, smollm2

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import fourbit, running
+from gpu import fourbit, mixtures, running
 from gpu.machine import card_used
 from gpu.marks import ONE_B, TINY, Shape
 from gpu.report import Report
@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.engine.engine import Engine
 from app.engine.events import Failed
-from app.engine.grouped import quantize_layers
 from app.engine.request import Generate, SamplingParams, Score, Window
+from app.engine.rounding import quantize_layers
 from app.errors import SetupError
 from app.estimate.plan import Plan, Question
 from app.models.loading import create_engine
@@ -158,8 +158,9 @@ def run(report: Report, options: Namespace, shape: Shape | None = None) -> None:
         report.skip("4-bit layers, memory, refusal and survival", "they need a card")
         return
     check_overhead(report, before)
-    fourbit.run(report, torch.device(options.device))
-    release()
+    for part in (fourbit, mixtures):
+        part.run(report, torch.device(options.device))
+        release()
     check_survival(report, folder, options.device)
     release()
     check_refusal(report, folder, options.device)

@@ -25,11 +25,13 @@ SMALL = {
     "pad_token_id": 0,
 }
 SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 32}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 4}  # all: a rounding does not choose others
 TINY_MODELS = {
     "Llama": ("LlamaForCausalLM", SMALL),
     "Llama without groups": ("LlamaForCausalLM", {**SMALL, "num_key_value_heads": 4}),
     "Qwen3": ("Qwen3ForCausalLM", SMALL),
     "Gemma 3": ("Gemma3ForCausalLM", {**SMALL, **SLIDING}),
+    "GPT-OSS": ("GptOssForCausalLM", {**SMALL, **EXPERTS, "sliding_window": 32}),
 }
 
 

@@ -49,7 +49,7 @@ def test_titles_of_other_tools(tmp_path, facts, subject):
 
 
 def test_server_label(run, tmp_path):
-    assert analysis.server_label(run) == "fake by litmus, float32"
+    assert analysis.server_label(run) == "fake by Litmus, float32"
     peer = {**MANIFEST, "model": {"id": "a/b.gguf"}, "quantization": "Q4_0"}
     assert analysis.server_label(analysis.read_run(write(tmp_path / "b.jsonl", [], peer))) == "b.gguf by a server without a name, Q4_0"
 
@@ -77,6 +77,10 @@ def test_latest(tmp_path):
     write(folders[1] / "load-5.jsonl", ROWS)
     assert analysis.latest("load", folders=folders).path.parent == folders[1], "recorded runs, if there are no new ones"
     quick, called = {**MANIFEST, "quick": True}, {"kind": "call", "command": "python -m loadtest.cache.benchmark --quick"}
+    write(folders[0] / "load-7.jsonl", ROWS, quick)
+    assert analysis.latest("load", folders=folders).path.stem == "load-5", "a quick run does not hide a recorded measurement"
+    assert analysis.latest("load", folders=folders[:1]).path.stem == "load-7", "a quick one if there is no other"
+    assert analysis.latest("load", lambda run: run.quick, folders).path.stem == "load-7"
     runs = {"load-1": (ROWS, MANIFEST), "load-2": (ROWS[:1], MANIFEST), "load-3": ([], MANIFEST), "bench-9": (ROWS, MANIFEST)}
     for name, (rows, manifest) in {**runs, "load-7": (ROWS, quick), "load-8": ([called, *ROWS], MANIFEST)}.items():
         write(folders[0] / f"{name}.jsonl", rows, manifest)
@@ -183,7 +187,15 @@ def test_an_open_loop_is_grouped_by_its_rate():
 
 
 @pytest.mark.parametrize(
-    ("throughput", "users"), [([10, 20, 30, 31], 4), ([10, 20, 40, 80], 8), ([10, 11, 12, 13], 1), ([10, 14, 28, 29], 4), ([0, 0, 0, 0], 8)]
+    ("throughput", "users"),
+    [
+        ([10, 20, 30, 31], 4),
+        ([10, 20, 40, 80], 8),
+        ([10, 11, 12, 13], None),
+        ([10, 14, 20, 29], None),
+        ([10, 14, 28, 29], 4),
+        ([0, 0, 0, 0], 8),
+    ],
 )
 def test_knee(throughput, users):
     assert analysis.knee([1, 2, 4, 8], throughput) == users

@@ -114,6 +114,14 @@ def test_users_at_once(execute, tmp_path):
     assert len(shown.figures) == 2
 
 
+def test_users_at_once_without_a_knee(execute, tmp_path):
+    write(tmp_path / "runs" / "load-1.jsonl", ladder({1: 100, 2: 140, 4: 200, 8: 280}))
+    shown = execute("01-latency.ipynb")
+    assert "**no knee among the stages**" in shown.texts[-1] and "From 1 to 8 users the tokens a second grow 2.8-fold" in shown.texts[-1]
+    assert "knee" not in [label.get_text() for label in shown.figures[0].legends[0].get_texts()]
+    assert "fake by Litmus, float32: fake (float32" in shown.texts[0]
+
+
 def test_users_at_once_beside_a_peer_and_in_an_open_loop(execute, tmp_path):
     peer = {**MANIFEST, "model": {"id": "fake.gguf", "owned_by": "llamacpp"}, "quantization": "Q4_0"}
     write(tmp_path / "runs" / "load-1.jsonl", ladder({1: 100, 2: 190, 4: 360, 8: 400}))
@@ -121,7 +129,7 @@ def test_users_at_once_beside_a_peer_and_in_an_open_loop(execute, tmp_path):
     arrivals = [{**row, "rate": row["clients"] / 2, "clients": 0} for row in ladder({1: 100, 8: 400})]
     write(tmp_path / "runs" / "load-3.jsonl", arrivals)
     shown = execute("01-latency.ipynb")
-    assert "Beside fake.gguf by llamacpp, Q4_0, 4 users: 2.00 times the tokens a second" in shown.texts[-1]
+    assert "Beside fake.gguf by llama-server, Q4_0, 4 users: 2.00 times the tokens a second" in shown.texts[-1]
     assert "8 users: 1.00 times" in shown.texts[-1]
     assert "strict: 0.5 arrivals a second" in shown.texts[-1]
 
@@ -133,17 +141,43 @@ def test_ramdisk(execute, tmp_path):
     assert "36 starts; 1 more were refused" in shown.texts[0]
     lines = {line.partition("**: ")[0]: line for line in shown.texts[-1].splitlines()}
     assert "saves 1.00 [0.99" in lines["- **by mmap"] and "s of 2.00 s beside a cold disk" in lines["- **by mmap"]
-    assert all("no difference that can be told" in lines[f"- **{case}"] for case in ("by mmap", "by read", "quantize nf4"))
+    assert all(
+        "makes no measurable difference beside a warm disk (" in lines[f"- **{case}"] for case in ("by mmap", "by read", "quantize nf4")
+    )
     assert "tmpfs 4.00 s and 3,000 MB" in shown.texts[-1]
 
 
 @pytest.mark.skipif(not RECORDED, reason="notebooks/recorded has no runs yet")
 def test_the_cost_by_one_repeat_has_no_interval(execute, tmp_path):
-    (path,) = (NOTEBOOKS / "recorded").glob("lengths-*.jsonl")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    write(tmp_path / "runs" / "lengths-1.jsonl", [row for row in rows[1:] if row.get("repeat", 1) == 1], rows[0])
+    manifest, rows = recorded_speeds()
+    write(tmp_path / "runs" / "lengths-1.jsonl", [row for row in rows if row.get("repeat", 1) == 1], manifest)
     answer = execute("07-cost.ipynb").texts[-1]
     assert "n = 1:" in answer and "(engine, n = 1)" in answer and "[" not in answer
+
+
+def recorded_speeds():
+    """The manifest and the rows of the recorded run of lengths that measured speed."""
+    for path in RECORDED:
+        manifest, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if manifest["tool"] == "lengths" and any(row["kind"] == "speed" for row in rows):
+            return manifest, rows
+    pytest.fail("no run of lengths is recorded")
+
+
+@pytest.mark.skipif(not RECORDED, reason="notebooks/recorded has no runs yet")
+def test_memory_that_was_measured_by_itself(execute, tmp_path):
+    """The memory is that of the newest run with a peak, and of no run without one."""
+    manifest, rows = recorded_speeds()
+    write(tmp_path / "runs" / "lengths-1.jsonl", [{**row, "peak_bytes": 1} if row["kind"] == "speed" else row for row in rows], manifest)
+    assert "Memory" not in execute("07-cost.ipynb").texts[-1], "a peak of the whole process is none"
+    parts = {"weight_bytes": 50e6, "activation_bytes": 20e6, "context_bytes": 30e6, "slot_bytes": 15e6, "process_bytes": 400e6}
+    prints = [
+        {"kind": "footprint", "prompt_tokens": 64, "at_once": count, "context": 128, **parts, "peak_bytes": 450e6} for count in (1, 2)
+    ]
+    write(tmp_path / "runs" / "lengths-2.jsonl", prints)
+    shown = execute("07-cost.ipynb")
+    assert "2 of them with weights and activations with 100 MB; measured were 50 MB" in shown.texts[-1]
+    assert any(text.startswith("Memory: fake") for text in shown.texts)
 
 
 def test_detector(execute, tmp_path):

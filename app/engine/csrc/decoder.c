@@ -2,13 +2,7 @@
  * longer. Every part rounds to bfloat16 where torch's operations do.
  */
 #include "cache.h"
-
-typedef struct {
-    const Weights *weights;       /* one of these two is NULL */
-    const GroupedWeights *groups;
-    const float *bias; /* as in Epilogue */
-    int64_t inputs, outputs;
-} Linear;
+#include "layers.h"
 
 typedef struct {
     const bf16 *input_norm, *mlp_norm;  /* weights [hidden] */
@@ -64,13 +58,6 @@ static void rotate(const DecoderArgs *args, bf16 *qkv, int64_t width, int thread
                 store_bf16(right, round_vec(y * load_bf16(cos + half + i)) + x * load_bf16(sin + half + i));
             }
     }
-}
-
-static int apply(const Linear *layer, const bf16 *x, int64_t rows, Epilogue end, int threads) {
-    end.bias = layer->bias, end.outputs = layer->outputs;
-    if (!end.stride) end.stride = layer->outputs;
-    return layer->groups ? linear_grouped(x, rows, layer->inputs, layer->groups, &end, threads)
-                         : linear(x, rows, layer->inputs, layer->weights, &end, threads);
 }
 
 /* Computes queries, keys and values, [rows][width]. */

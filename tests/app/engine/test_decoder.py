@@ -14,10 +14,10 @@ from tinymodels import tiny
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from app.engine.flat import CacheLimits, FlatModel, create_flat_model
-from app.engine.grouped import quantize_layers
 from app.engine.layout import Layout, Span, layout_of
 from app.engine.linear import parts_of
 from app.engine.pages import PAGE_TOKENS
+from app.engine.rounding import quantize_layers
 from app.errors import SetupError
 
 CONTEXT = 400

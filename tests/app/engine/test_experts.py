@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from driving import drain
+from driving import drain, kernel_or_skip
 from gguf_families import EXPERTS, FAMILIES, VOCABULARY, create_model, write_family
 from rounding import save_mxfp4, save_rounded
 from transformers import AutoModelForCausalLM, Mxfp4Config, PreTrainedModel
@@ -140,6 +140,30 @@ def test_experts_that_others_rounded_are_read(folder: Path, tmp_path: Path, kind
     engine, _ = create_engine(ModelSettings(path=str(rounded), slots=2, dtype="float32"))
     expected = reference.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=10, do_sample=False, eos_token_id=None)
     assert greedy(engine) == [expected[0, IDS.shape[1] :].tolist()]
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0", "BF16"])
+def test_experts_in_one_call_compute_what_each_does(tmp_path: Path, type_name: str) -> None:
+    tokenizer = save(Shape(hidden=64, layers=1, heads=2, kv_heads=2, ff=64, vocabulary=VOCABULARY, context=64), tmp_path / "tokenizer", 0)
+    path = write_family(FAMILIES["qwen3moe"], create_model(FAMILIES["qwen3moe"]), tokenizer, tmp_path / "model.gguf", type_name)
+    engine, _ = create_engine(ModelSettings(path=str(path), slots=2))
+    kernel_or_skip()
+    experts = next(module for module in engine.performer.model.modules() if isinstance(module, Experts))
+    compiled, threads = experts.compiled, torch.get_num_threads()
+    assert compiled is not None
+    x = torch.randn(11, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    together = {}
+    for counts in ([3, 0, 2, 4], [0, 11, 0, 0], [1, 1, 1, 0, 8]):  # of the last, eight rows are of no expert
+        for used in (1, 2, 8):
+            torch.set_num_threads(used)
+            together[used] = compiled(x[: sum(counts)], torch.tensor(counts))
+        torch.set_num_threads(threads)
+        assert torch.equal(together[1], together[2]) and torch.equal(together[1], together[8])
+        torch.testing.assert_close(
+            together[1].float(), experts._compute(x[: sum(counts)], torch.tensor(counts)).float(), atol=2e-2, rtol=2e-2
+        )
+    alone = compiled(x[1:2], torch.tensor([0, 1, 0, 0]))
+    assert torch.equal(alone[0], compiled(x, torch.tensor([0, 11, 0, 0]))[1])
 
 
 def test_gpt_oss_is_read_as_it_is_published(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from app.engine.flat import CacheLimits, FlatModel, create_flat_model, install_a
 from app.engine.graphs import DecodeGraphs, Work, create_graphs
 
 META = torch.device("meta")
+OF_CHECK = ("Gemma 3", "GPT-OSS")
 
 
 class OnDevice(TorchDispatchMode):
@@ -47,7 +48,7 @@ def without_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> FlatModel:
     """A model in bfloat16 on the meta device, laid out as on CUDA."""
     monkeypatch.setattr(varlen, "usable_splits", lambda *_: 2)
     monkeypatch.setattr(flat_module, "device_memory", lambda *_: 10**10)
-    made = tiny_gemma() if name == "Gemma 3" else tiny(name)
+    made = tiny_of_check(name) if name in OF_CHECK else tiny(name)
     with META:
         model = type(made)(made.config).bfloat16().eval()
     known = create_flat_model(made, CacheLimits(1, 64))
@@ -61,16 +62,16 @@ def without_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> FlatModel:
     return flat
 
 
-def tiny_gemma() -> PreTrainedModel:
-    """The one of the GPU check: layers with a sliding window, run by transformers' own forward."""
-    name, shape = TINY_MODELS["Gemma 3"]
-    made = getattr(transformers, name)
+def tiny_of_check(name: str) -> PreTrainedModel:
+    """One of the GPU check: with layers with a sliding window, run by transformers' own forward."""
+    class_name, shape = TINY_MODELS[name]
+    made = getattr(transformers, class_name)
     model: PreTrainedModel = made(made.config_class(**shape)).eval()
     return model
 
 
 @pytest.mark.parametrize("has_page_table", [True, False])
-@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral", "GPTNeoX", "Gemma 3"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral", "GPTNeoX", *OF_CHECK])
 def test_a_step_stays_on_the_device_and_waits_for_nothing(name: str, has_page_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if has_page_table and not varlen.has_page_table():
         pytest.skip("torch's kernel takes no table of pages before 2.12")

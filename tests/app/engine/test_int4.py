@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tinygemm import Packed, packed_as_torch_does
 from tinymodels import tiny
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.engine import flat, int4
-from app.engine.grouped import GroupedLinear, GroupedWeights, quantize_4_bits
-from app.engine.int4 import MOST_ROWS, CudaInt4Linear, dequantize_others, pack_layers, pack_pairs, round_layers, unpack_levels, unpack_pairs
+from app.engine.grouped import GroupedLinear, GroupedWeights
+from app.engine.int4 import MOST_ROWS, CudaInt4Linear, dequantize_others, pack_layers, pack_pairs, round_layers, unpack_levels
 from app.engine.ledger import weight_bytes
+from app.engine.rounding import quantize_4_bits
 from app.errors import UnsupportedModel
 from app.models.footprint import Form, footprint
 from app.models.format import parameter_count
@@ -28,48 +30,6 @@ from models.synthetic import Shape, save
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 17, 9, 200, 31, 44, 90, 12]])
-Packed = dict[int, torch.Tensor]  # the pairs that were packed, by the address of the result
-
-
-def packed_as_torch_does(pairs: torch.Tensor, tiles: int) -> torch.Tensor:
-    """Lane t of a tile of 8 outputs packs those bytes of output t / 4 that stand 4 apart from byte t % 4 on, two k-tiles in a word: the low
-    halves (odd inputs) above the high ones, the first byte lowest.
-    """
-    outputs, steps = len(pairs) // 8, pairs.shape[1] // (8 * tiles)
-    packed = torch.zeros(outputs, steps, 32, tiles // 2, dtype=torch.int64)
-    for tile in range(outputs):
-        for lane in range(32):
-            row = pairs[tile * 8 + lane // 4].long()
-            for step in range(steps):
-                for word in range(tiles // 2):
-                    first = (step * tiles + 2 * word) * 8 + lane % 4
-                    for place, byte in enumerate(row[first : first + 16 : 4].tolist()):
-                        packed[tile, step, lane, word] |= byte >> 4 << 4 * place | (byte & 15) << 16 + 4 * place
-    return packed.to(torch.int32)  # the highest bit becomes the sign
-
-
-@pytest.fixture
-def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Packed:
-    """torch's operations for CUDA, on a CPU."""
-    made: Packed = {}
-
-    def convert(pairs: torch.Tensor, tiles: int) -> torch.Tensor:
-        assert pairs.dtype == torch.uint8 and pairs.is_contiguous() and tiles in (2, 4, 8) and 2 * pairs.shape[1] % (16 * tiles) == 0
-        packed = packed_as_torch_does(pairs, tiles)
-        made[packed.data_ptr()] = pairs
-        return packed
-
-    def multiply(rows: torch.Tensor, packed: torch.Tensor, group: int, scales: torch.Tensor) -> torch.Tensor:
-        levels = unpack_pairs(made[packed.data_ptr()]).float().unflatten(-1, (-1, group))
-        assert rows.dtype == scales.dtype == torch.bfloat16 and rows.is_contiguous() and scales.is_contiguous()
-        assert scales.shape == (levels.shape[1], len(levels), 2)
-        scale, zero = scales.float().permute(2, 1, 0)[..., None]
-        return (rows.float() @ ((levels - 8) * scale + zero).bfloat16().float().flatten(1).T).bfloat16()
-
-    monkeypatch.setattr(torch.ops.aten, "_convert_weight_to_int4pack", convert)
-    monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm", multiply)
-    monkeypatch.setattr(int4, "runs_on", lambda device: True)
-    return made
 
 
 def rounded(outputs: int, inputs: int) -> GroupedWeights:

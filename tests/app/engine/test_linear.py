@@ -9,7 +9,7 @@ from driving import kernel_or_skip
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from app.engine.grouped import keep_inputs, quantize_layers
+from app.engine.grouped import keep_inputs
 from app.engine.int4 import Int4Linear
 from app.engine.kernel import kernel
 from app.engine.linear import (
@@ -22,6 +22,7 @@ from app.engine.linear import (
     prepack_layers,
 )
 from app.engine.packing import pack_bfloat16
+from app.engine.rounding import quantize_layers
 
 
 def linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:

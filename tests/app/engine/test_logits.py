@@ -5,10 +5,10 @@ import torch
 from tinymodels import tiny
 
 from app.engine import packing
-from app.engine.grouped import quantize_4_bits, quantize_8_bits
 from app.engine.kernel import Epilogue, Kernel
 from app.engine.linear import TiledLinear, prepack_layers
 from app.engine.request import SamplingParams
+from app.engine.rounding import quantize_4_bits, quantize_8_bits
 from app.engine.sampler import SamplerRow, sample
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tritoncode import CAPABILITIES, compiled
 
 from app.engine.cudadecoder import probe
 from app.engine.fused import Norm
@@ -17,7 +18,6 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 Errors = dict[tuple[str, torch.dtype, bool], float]  # by shape, dtype, and whether heads have norms
 MOST_ERROR = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
-CAPABILITIES = (80, 90)  # Ampere, Hopper
 SHAPES = {  # heads, kv_heads, dim, hidden, inner
     "SmolLM2": (9, 3, 64, 576, 1536),
     "sizes that are no powers of 2": (3, 1, 80, 300, 1100),
@@ -77,16 +77,6 @@ def test_they_compile_for_cards_without_spilled_registers(capability: int, monke
 
 
 def assert_compiles(function: Any, types: dict[str, str], sizes: dict[str, int], capability: int) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = function.arg_names
-    signature = {name: types.get(name, "constexpr") for name in names}
-    aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if signature[name] == "*bf16"}
-    constants = {(names.index(name),): value for name, value in sizes.items()}
-    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert made.asm["cubin"] and ".local" not in made.asm["ptx"]
-    loads = [line for line in made.asm["ptx"].splitlines() if "ld.global" in line and ".b16" in line]
+    code = compiled(function, types, sizes, capability)
+    loads = [line for line in code.splitlines() if "ld.global" in line and ".b16" in line]
     assert not loads, f"{function} reads values one by one: {loads[0]}"

@@ -1,6 +1,7 @@
 """What a model needs, which devices hold it, and what would make it fit."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -175,6 +176,12 @@ def test_the_adapter_is_as_large_as_pefts(tiny_folder: Path) -> None:
     assert need.tuning.adapter == 4 * sum(each.numel() for each in model.parameters() if each.requires_grad)
     out = model(input_ids=torch.zeros(1, 32, dtype=torch.long), labels=torch.zeros(1, 32, dtype=torch.long))
     assert out.loss.requires_grad
+
+
+def test_libraries_say_nothing_beside_the_answer(tiny_folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    assert Plan(Question(str(tiny_folder), fine_tune="qlora", context=32)).need("cpu").tuning is not None
+    assert [str(each.message) for each in recwarn if each.category is FutureWarning] == []
+    assert not logging.getLogger("bitsandbytes.backends.cpu").isEnabledFor(logging.WARNING)
 
 
 def test_what_cannot_be_asked_of_a_gguf_file_is_refused(default_gguf: str) -> None:

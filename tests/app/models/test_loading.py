@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, modeling_util
 
 from app.engine.events import Delta
 from app.engine.flat import CacheLimits, create_flat_model
-from app.engine.grouped import quantize_layers
 from app.engine.layout import Span, layout_of
 from app.engine.request import Generate, SamplingParams
+from app.engine.rounding import quantize_layers
 from app.errors import SetupError
 from app.models.device import DeviceAssignment
 from app.models.loading import create_engine, resolve_devices

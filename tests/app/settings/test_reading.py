@@ -5,6 +5,7 @@ import pytest
 
 from app.errors import SetupError
 from app.settings import BUNDLED, ModelSettings, SecuritySettings, read
+from app.settings.reading import SHORT_OPTIONS
 
 
 def test_sources_override_each_other_in_the_documented_order(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +231,14 @@ def test_the_help_says_what_the_program_is_and_shows_what_it_reads(
     said = capsys.readouterr().out
     assert ended.value.code == 0 and words in said and "`read`" not in said
     assert all(name in said for name in shown) and not [name for name in hidden if name in said]
+
+
+def test_the_help_begins_with_the_short_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read(["--help"])
+    top = " ".join(capsys.readouterr().out.partition("options:")[0].split())
+    assert top.startswith("usage: python -m serve [MODEL] [--SETTING VALUE ...]") and len(top) < 800
+    assert [f"{short} is {name}" for short, name in SHORT_OPTIONS.items() if f"{short} is {name}" not in top] == []
 
 
 def test_settings_that_the_help_of_a_program_hides_are_accepted() -> None:

@@ -89,6 +89,14 @@ def test_the_tables_show_every_kind_and_every_disturbance():
     assert "| hang | 1 | 0 |" in shown and "grew by 0.0 MB/h" in shown
 
 
+def test_what_a_short_run_cannot_tell_is_said_in_words():
+    found = seen()
+    found.samples = found.samples[:59]
+    shown = tables(result(Options(), found, 0))
+    assert "too short to say how fast the processes that stay grow" in shown and "no request met a full queue" in shown
+    assert "grew by None" not in shown and "after None ms" not in shown
+
+
 @pytest.mark.parametrize(
     ("kinds", "warm"),
     [
@@ -111,5 +119,5 @@ def test_refusals_are_timed():
     found = seen()
     for number in range(1, 101):
         found.ledger.end(found.ledger.begin("burst", "0/0", 0.0), number / 1000, Ending("refused", "429 queue_full"))
-    assert result(Options(), found, 0)["refusals"] == {"p50_ms": 50.0, "p99_ms": 99.0}
+    assert result(Options(), found, 0)["refusals"] == {"p50_ms": 50.5, "p99_ms": 99.0}
     assert good()["refusals"] == {"p50_ms": None, "p99_ms": None}

@@ -57,7 +57,7 @@ def test_a_row_leaves_out_the_warm_up_and_counts_what_finished():
     ]
     cells = dict(zip(COLUMNS, row(PLAN[0], [record for record in records if not record.warm_up], SLO), strict=True))
     assert [cells[name] for name in ("load", "requests", "ok", "shed", "failed", "left")] == ["2 users", "6", "3", "1", "1", "1"]
-    assert (cells["TTFT p50 ms"], cells["TTFT p99 ms"], cells["gap p99 ms"], cells["queue p99 ms"]) == ("50.0", "300", "9.0", "3.0")
+    assert (cells["TTFT p50 ms"], cells["TTFT p99 ms"], cells["gap p99 ms"], cells["queue p99 ms"]) == ("175", "298", "8.9", "3.0")
     assert (cells["ok/s"], cells["tokens/s"], cells["in time"], cells["in time/s"]) == ("1.5", "50.0", "25.0%", "0.5")
     assert (cells["score p50 ms"], cells["late p99 ms"], cells["turns cached"]) == ("70.0", "0.5", "-")
     lines = table(records, PLAN, SLO).splitlines()

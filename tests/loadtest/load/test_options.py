@@ -1,8 +1,12 @@
 import argparse
+import re
+from pathlib import Path
 
 import pytest
 
 from loadtest.load.options import add_options, read_options, seconds_of
+
+ROOT = Path(__file__).parents[3]
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +20,21 @@ def load_of(*argv, users=None, **page):
     parser = Parser()
     add_options(parser)
     return read_options(argparse.Namespace(**{"num_users": users, **vars(parser.parse_args(argv)), **page}))
+
+
+def test_the_page_has_every_option_with_its_default_and_every_user():
+    page = (ROOT / "docs/loadtest.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    told = {name: row[1] for row in rows for name in re.findall(r"--[a-z-]+", row[0])}
+    parser = Parser(add_help=False)
+    add_options(parser)
+    shown = {None: "none", "": "none"}
+    expected = {action.option_strings[0]: shown.get(action.default, str(action.default)) for action in parser._actions}
+    expected |= {"--served-model": "the first one", "--quantization": "as reported", "--think": "1"}
+    assert told == expected
+    users = (ROOT / "loadtest/load/users.py").read_text()  # to import it would import gevent
+    weights = {row[0].strip("`"): row[1] for row in rows if row[0].endswith("User`")}
+    assert weights == dict(re.findall(r"^class (\w+)\(LitmusUser\):.*?^    weight = (\d+)$", users, re.M | re.S))
 
 
 def test_a_load_without_stages():

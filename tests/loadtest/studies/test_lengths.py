@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from loadtest.process import ProgramFailed, ProgramOutput
+from loadtest.process import ProgramFailed
 from loadtest.studies import lengths
 from loadtest.studies.lengths import context_of, fit_prompt_lengths, shuffle_cells, split_rates, table
 
@@ -42,12 +42,13 @@ def test_the_order_is_drawn_for_each_repeat():
 
 def test_the_table():
     speeds = [
-        {"kind": "speed", "prompt_tokens": 64, "at_once": 8, "prefill_per_s": rate, "decode_per_s": other, "peak_bytes": 5e8}
+        {"kind": "speed", "prompt_tokens": 64, "at_once": 8, "prefill_per_s": rate, "decode_per_s": other}
         for rate, other in ((100.0, None), (300.0, 30.0))
     ]
+    prints = [{"kind": "footprint", "prompt_tokens": 64, "at_once": count, "peak_bytes": 5e8 + count} for count in (1, 8)]
     scored = [{"kind": "scoring", "what": what, "tokens": 50, "seconds": 0.02} for what in ("engine", "published")]
-    shown = table([*speeds, *scored]).splitlines()
-    assert shown[2] == "| 64 | 8 | 200 | 30 | 500 |"
+    shown = table([*prints, *speeds, *scored]).splitlines()
+    assert shown[2:4] == ["| 64 | 1 | - | - | 500 |", "| 64 | 8 | 200 | 30 | 500 |"], "the first was measured with --repeats 0"
     assert shown[-1] == "| 50 | 20.0 | 20.0 |"
 
 
@@ -60,11 +61,11 @@ def test_a_run_records_rows_and_failures(monkeypatch, tmp_path, tiny_folder, cap
         if words[0] == "app.benchmarks.scoring":
             if given["--what"] == "published":
                 raise ProgramFailed("it ended with code 2: no memory")
-            return ProgramOutput([{"by_length": [{"tokens": 50, "seconds": 0.1, "peak_bytes": 7}]}], 0)
+            return [{"by_length": [{"tokens": 50, "seconds": 0.1, "peak_bytes": 7}]}]
         if words[0] == "app.benchmarks.memory":
-            return ProgramOutput([{"kind": "footprint", "context": int(given["--context"]), "slot_bytes": 1}], 0)
+            return [{"kind": "footprint", "context": int(given["--context"]), "slot_bytes": 1, "peak_bytes": 5e8}]
         tokens = int(given["--new-tokens"])
-        return ProgramOutput([{**line(tokens, 1.0 + tokens, int(given["--at-once"])), "threads": 1, "runs": []}], 10 * tokens)
+        return [{**line(tokens, 1.0 + tokens, int(given["--at-once"])), "threads": 1, "runs": []}]
 
     monkeypatch.setattr(lengths, "run_module", fake_run_module)
     code = lengths.main(["--quick", "--model", str(tiny_folder), "--lengths", "32", "900", "--at-once", "2", "--out", str(tmp_path)])
@@ -74,7 +75,7 @@ def test_a_run_records_rows_and_failures(monkeypatch, tmp_path, tiny_folder, cap
     assert manifest["quick"] and manifest["model"]["id"] == str(tiny_folder)
     assert [row["prompt_tokens"] for row in rows if row["kind"] == "footprint"] == [32, 120], "cut to the context of 128"
     speeds = [row for row in rows if row["kind"] == "speed"]
-    assert {(row["prompt_tokens"], row["context"], row["peak_bytes"]) for row in speeds} == {(32, 40, 80), (120, 128, 80)}
+    assert {(row["prompt_tokens"], row["context"]) for row in speeds} == {(32, 40), (120, 128)}
     assert [row["what"] for row in rows if row["kind"] == "scoring"] == ["engine"]
     assert [row["why"] for row in rows if row["kind"] == "failed"] == ["it ended with code 2: no memory"]
     assert "| 120 | 2 |" in capsys.readouterr().out

@@ -90,5 +90,5 @@ def test_table():
     rows = [{"kind": "round", "slots": 2, "tokens_per_s": rate, "own_bytes": 5e8} for rate in (90, 100, 700)]
     rows += [{"kind": "chat", "slots": 2, **times}, {"kind": "chat", "slots": 2, **times, "tpot_ms": 8.0, "queue_ms": 3.0}]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(rows, (2, 4)).splitlines()]
-    assert lines[2] == ["2", "2", "100", "4.0", "8.0", "10.0", "10.0", "3.0", "500"]
+    assert lines[2] == ["2", "2", "100", "6.0", "7.8", "10.0", "10.0", "3.0", "500"]
     assert lines[3] == ["4", "0", *["-"] * 7]

@@ -37,6 +37,7 @@ class Hands:
     failed: list[int] = field(default_factory=list)
     forgotten: list[int] = field(default_factory=list)
     lost: bool = False
+    drains: bool = False
     looks: int = 4
 
     @property
@@ -152,3 +153,10 @@ def test_the_server_ends_when_nobody_gives_orders_any_more() -> None:
     hands = Hands()
     Host(hands, receiver).run()
     assert hands.lost
+
+
+@pytest.mark.parametrize(("exitcode", "count"), [(-9, 1), (-11, 1), (0, 0), (-15, 0)])
+def test_a_server_that_drains_replaces_only_a_worker_that_was_killed(exitcode: int, count: int) -> None:
+    hands = Hands(ready={0}, drains=True)
+    run(hands, {0: Process(exitcode)})
+    assert len(hands.started) == count and not hands.failed and not hands.forgotten

@@ -182,14 +182,18 @@ def test_without_another_worker_in_time_a_job_fails(monkeypatch: pytest.MonkeyPa
     asyncio.run(main())
 
 
-def test_a_server_that_shuts_down_does_not_wait_for_another_worker() -> None:
+def test_a_server_that_shuts_down_waits_for_the_worker_that_takes_the_place_of_a_dead_one() -> None:
     async def main() -> None:
         router, worker = create()
+        worker.stalled = True
         async with router.open([job("a")]) as events:
             router.draining = True
             die(router, worker)
             router.fail_stranded()
-            assert (await all_of(events))[-1].error.code == "worker_died"
+            worker.stalled = False
+            revive(router)
+            received = await all_of(events)
+        assert isinstance(received[0], Interrupted) and not any(isinstance(event, Failed) for event in received)
 
     asyncio.run(main())
 
