@@ -64,7 +64,8 @@ def test_a_client_that_leaves_is_gone_at_the_server(site: Site) -> None:
     conversation = site.conversation_on(server)
     server.behaviour = "stream"
     with site.http.stream("POST", CHAT, json={}, headers={"X-Conversation-Id": conversation}) as response:
-        next(response.iter_text())
+        pieces = response.iter_text()  # keep a reference: a garbage-collected iterator closes its response
+        next(pieces)
         assert not server.left.is_set()
     assert server.left.wait(60)
 
