@@ -16,7 +16,7 @@ from typing import Any
 from app.errors import SetupError
 from app.settings import Settings, prepare_environment, read
 from serve.observe.logs import LogSettings
-from serve.stopping import CUT_EXIT_CODE, STOP_SIGNALS, end_at_next_signal
+from serve.stopping import CUT_EXIT_CODE, end_at_next_signal, stop_signals
 from serve.workers import forkserver
 
 API_PROCESS_PREFIX = "LitServer"  # LitServe names its API processes LitServer-0, LitServer-1, ...
@@ -52,7 +52,7 @@ def serve(settings: Settings) -> None:
     from serve.server import create_server
 
     server = create_server(settings, "app.models.loading:create_engine", lambda app, router: add_routes_and_page(settings, app, router))
-    for each in STOP_SIGNALS:
+    for each in stop_signals():
         signal.signal(each, partial(_interrupt, server.cut))
     try:
         server.run(

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from litserve.server import ResponseBufferItem
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import NotReady, SetupError
 from app.models.device import DeviceAssignment
@@ -33,7 +34,7 @@ from serve.observe.logs import LogSettings
 from serve.observe.middleware import observe
 from serve.observe.retention import Archive, Retention
 from serve.processes import SHUTDOWN_MARGIN_S, EngineSpec, Server
-from serve.stopping import end_at_next_signal
+from serve.stopping import end_at_next_signal, stop_signals
 from serve.upstream.front import Front
 from serve.upstream.gateway import Gateway
 from serve.workers.child import look_after_jobs
@@ -84,14 +85,20 @@ def create_server(settings: Settings, build: str, add_routes: AddRoutes) -> Serv
     tell_when_to_return(app, pace)
     observe(app, router.observer, settings.server.access_log)  # last, so that it is the outermost middleware
     cut = server.cut if isinstance(server, Front) else None  # else the main process does it, and this process has no say
-    watchers: list[Watcher] = [partial(_drain, router, settings.server.drain_s, cut), server.connections.watch, router.upstreams.watch]
+    jobs = look_after_jobs(app, settings.jobs, router)
+    end_desk = app.state.desk.end if settings.jobs.enabled else lambda: None
+    watchers: list[Watcher] = [
+        partial(_drain, router, settings.server.drain_s, cut, end_desk),
+        server.connections.watch,
+        router.upstreams.watch,
+    ]
     if isinstance(server, Server):
         watchers.append(partial(watch, router))
         app.state.order = server.orders.send
     app.state.watchers = watchers  # for what is made in the API process
     if archive is not None:
         watchers.append(archive.watch)
-    watchers += look_after_jobs(app, settings.jobs, router)
+    watchers += jobs
     _finish_in_lifespan(server, router, add_routes, settings.server, watchers)
     return server
 
@@ -135,7 +142,7 @@ def _add_routes_or_exit(app: FastAPI, router: Router, add_routes: AddRoutes) -> 
 @contextlib.contextmanager
 def _stop_at_once() -> Iterator[None]:
     """While open, a stop signal ends the process: uvicorn would act on it only after the imports."""
-    handlers = {number: signal.signal(number, lambda *_: os._exit(0)) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, lambda *_: os._exit(0)) for number in stop_signals()}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -164,11 +171,12 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         log.error("a task of the server ended by %s; restart the server", type(error).__name__, exc_info=error)
 
 
-async def _drain(router: Router, drain_s: float, cut: Callable[[], None] | None) -> None:
-    """After SIGTERM or Ctrl-C, wait until no job is in flight, at most `drain_s`; fail the jobs that are left, and close all connections.
+async def _drain(router: Router, drain_s: float, cut: Callable[[], None] | None, end_desk: Callable[[], None] = lambda: None) -> None:
+    """After a stop signal, wait until no job is in flight and no connection has a request, at most `drain_s`; fail the jobs that are left,
+    and close all connections.
 
     Left to itself, uvicorn would wait for every open connection, idle pages included. `cut` is for a second signal; None: there is
-    another process that hears it.
+    another process that hears it. `end_desk` answers those who wait for the table of jobs.
     """
     handler: Any = signal.getsignal(signal.SIGTERM)
     uvicorn_server = handler.__self__
@@ -179,16 +187,35 @@ async def _drain(router: Router, drain_s: float, cut: Callable[[], None] | None)
         if cut is not None:
             end_at_next_signal(cut)
 
-    signal.signal(signal.SIGTERM, start_draining)
-    signal.signal(signal.SIGINT, start_draining)
+    for each in stop_signals():
+        signal.signal(each, start_draining)
+    connections = uvicorn_server.server_state.connections
     while not router.draining:
         await asyncio.sleep(DRAIN_POLL_S)
-    if router.in_flight:
-        log.info("stopping: %d answers and texts have up to %g s to finish; a second signal cuts them off", router.in_flight, drain_s)
+    if router.in_flight or with_requests(connections):
+        counts = router.in_flight, with_requests(connections)
+        log.info(
+            "stopping: %d answers and texts, %d connections with a request: up to %g s to finish; a second signal cuts off",
+            *counts,
+            drain_s,
+        )
     deadline = time.monotonic() + drain_s
-    while router.in_flight and time.monotonic() < deadline:
+    while (router.in_flight or with_requests(connections)) and time.monotonic() < deadline:
         await asyncio.sleep(DRAIN_POLL_S)
     router.fail_all(NotReady("the server shut down before the answer was complete; send the request again"))
+    end_desk()
     await asyncio.sleep(DRAIN_POLL_S)  # the last lines of the last answers are still being sent
-    for connection in list(uvicorn_server.server_state.connections):
+    for connection in list(connections):
         connection.transport.close()
+
+
+def with_requests(connections: Iterable[Any]) -> int:
+    """On how many of uvicorn's connections a request is being received or answered. What a page reads does not count: it keeps streams of
+    events open as long as it is shown, and an answer that it waits for is a request of the page's own to this server.
+    """
+    cycles = (connection.cycle for connection in connections if isinstance(connection, HttpToolsProtocol))
+    return sum(cycle is not None and not cycle.response_complete and not _is_read_by_page(cycle.scope) for cycle in cycles)
+
+
+def _is_read_by_page(scope: Mapping[str, Any]) -> bool:
+    return scope["method"] in {"GET", "HEAD"} and scope["path"].startswith("/ui")

@@ -11,9 +11,14 @@ import psutil
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one when a terminal is closed
 SAME_STOP_S = 0.5  # a signal so soon after the first belongs to it: `timeout` sends one to the process and one to its group
 CUT_EXIT_CODE = 1  # of a server that a second signal ended
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Those that stop this process: `nohup` has it ignore SIGHUP, and so it stays."""
+    return [each for each in STOP_SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
 
 
 def end_at_next_signal(end: Callable[[], None]) -> None:
@@ -28,7 +33,7 @@ def end_at_next_signal(end: Callable[[], None]) -> None:
         log.warning("a second stop signal: the server ends at once, and what is in flight is cut off")
         end()
 
-    for each in STOP_SIGNALS:
+    for each in stop_signals():
         signal.signal(each, end_at_once)
 
 

@@ -1,19 +1,15 @@
 """A real nginx with the shipped configuration, set up for a test: what `test_nginx.py` asks."""
 
 import shutil
-import signal
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 from ports import free_port
-from serving import wait_for
 from upstream import Upstream
 
 ROOT = Path(__file__).parents[1]
@@ -44,13 +40,7 @@ class Site:
         return next(server for server in self.servers if server.name == name)
 
     def conversation_on(self, server: Upstream) -> str:
-        """Waits, as nginx leaves out a server that was slow to answer for 5 s; not often, as it counts the requests of an address."""
-        for _ in range(8):
-            found = next((name for name in map(str, range(20)) if self.server_of(name) is server), None)
-            if found is not None:
-                return found
-            time.sleep(2)
-        raise AssertionError(f"nothing goes to {server.name}")
+        return next(name for name in map(str, range(100)) if self.server_of(name) is server)
 
 
 @dataclass(frozen=True)
@@ -71,21 +61,13 @@ class Started:
         return ssl.create_default_context(cafile=str(self.folder / "tls_certificate"))
 
     def reset(self) -> None:
-        """Both servers answer, and nginx forgets that one of them failed: that takes a reload."""
-        failed = {server.behaviour for server in self.servers} & {"drain", "break off"}
+        """Both servers answer."""
         for server in self.servers:
             server.behaviour = "answer"
             server.requests.clear()
             server.heads = 0
             server.go_on.clear()
             server.left.clear()
-        if failed:
-            before = self.workers()
-            self.process.send_signal(signal.SIGHUP)
-            wait_for(lambda: len(self.workers()) == 1 and self.workers() != before)
-
-    def workers(self) -> list[int]:
-        return [child.pid for child in psutil.Process(self.process.pid).children()]
 
 
 def _port() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, func, select
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from app.errors import SetupError, first_line
 from app.ledger.folder import OWNER_ONLY_FILE, OWNER_ONLY_FOLDER
@@ -19,8 +19,12 @@ from app.ledger.tables import metadata
 T = TypeVar("T")
 
 BUSY_S = 10  # how long a transaction waits for another process's
+STATEMENT_S = 10  # how long PostgreSQL may take for a statement, before it ends it itself
+SILENCE_S = 12.0  # and for an answer, also to a new connection, before this side gives up
 CLOCK_S = 60.0  # between two looks at the database's clock
 SQLITE = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_S * 1000}", "secure_delete=ON", "foreign_keys=ON")
+
+POSTGRESQL: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "pool_timeout": SILENCE_S, "connect_args": {"timeout": SILENCE_S}}
 
 
 class Database:
@@ -32,8 +36,10 @@ class Database:
         try:
             if self.is_sqlite:
                 make_file(Path(url.removeprefix("sqlite:///")))
-            self._engine = create_engine(url, pool_pre_ping=not self.is_sqlite, **({} if self.is_sqlite else {"pool_size": 2}))
-            if self.is_sqlite:
+            self._engine = create_engine(url, **({} if self.is_sqlite else POSTGRESQL))
+            if not self.is_sqlite:
+                event.listen(self._engine, "connect", _set_up_postgresql)
+            else:
                 event.listen(self._engine, "connect", _set_up_sqlite)
                 event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
             self._make_tables()
@@ -51,8 +57,12 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
-            yield connection
+        """Raises `DBAPIError`, also where PostgreSQL does not answer in time."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except TimeoutError as error:  # of the socket, which pg8000 does not always put into an error of its own
+            raise OperationalError(None, None, error) from error
 
     def even_if_full(self, change: Callable[[], T]) -> T:
         """Make a change that ends something, and so gives room: where the disk of the SQLite file is full, at the cost of the reserve,
@@ -101,6 +111,13 @@ def make_file(path: Path) -> None:
     path.parent.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, OWNER_ONLY_FILE))
+
+
+def _set_up_postgresql(connection: Any, record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET statement_timeout = {STATEMENT_S * 1000}")
+    cursor.close()
+    connection.commit()
 
 
 def _set_up_sqlite(connection: Any, record: Any) -> None:

@@ -7,12 +7,14 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.errors import StorageFull
+from app.errors import StorageFull, first_line
 from app.ledger.folder import owner_only
 
+PRIMARY = 0xFF  # of SQLite's codes: the kind, without what it says more exactly
 RESERVE = "reserve"
 RESERVE_BYTES = 2**18  # a transaction of the table's log takes some pages of 4 KiB
 CODES = {errno.ENOSPC, errno.EDQUOT}
+UNUSABLE = "storage_unusable"  # the code where a folder cannot be written for another reason
 FULL = "the disk of jobs.folder is full, so the run could not be saved: make room, and create the job again"
 
 
@@ -24,6 +26,13 @@ def is_full(error: BaseException) -> bool:
         or f"os error {errno.ENOSPC}" in str(each)
         for each in (error, error.__context__, error.__cause__)
     )
+
+
+def refuses_writing(error: BaseException) -> str | None:
+    """What SQLite says where it may not write, as in a folder that is mounted to be read only; None for anything else."""
+    cause = error.__cause__
+    is_readonly = getattr(cause, "sqlite_errorcode", 0) & PRIMARY in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+    return first_line(cause) if cause is not None and is_readonly else None
 
 
 @contextlib.contextmanager

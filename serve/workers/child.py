@@ -45,7 +45,7 @@ class Child:
     async def watch(self, server: Draining) -> None:
         """Run as long as the server."""
         try:
-            if await self._has_work():
+            if await self._asks(server):
                 self._called.set()
             while not server.draining:
                 await self._look(server)
@@ -76,12 +76,23 @@ class Child:
         while self.process.returncode is None and not server.draining:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.process.wait(), LOOK_S)
-            if await self._has_work():
+            if await self._asks(server):
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > IDLE_S:
                 self._called.clear()
                 await self._stop()
                 return
+
+    async def _asks(self, server: Draining) -> bool:
+        """Whether there is work; no longer asked when the server ends, as a table may not answer."""
+        answer = asyncio.ensure_future(self._has_work())
+        try:
+            while not server.draining:
+                if (await asyncio.wait({answer}, timeout=LOOK_S))[0]:
+                    return answer.result()
+            return False
+        finally:
+            answer.cancel()
 
     async def _stop(self) -> None:
         process, self.process = self.process, None

@@ -12,10 +12,11 @@ from typing import Any
 import psutil
 import pytest
 from serving import ENVIRONMENT, ROOT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve import stopping
-from serve.server import _drain
-from serve.stopping import CUT_EXIT_CODE, SAME_STOP_S, STOP_SIGNALS, end_at_next_signal, kill_with_children
+from serve.server import DRAIN_POLL_S, _drain, with_requests
+from serve.stopping import CUT_EXIT_CODE, SAME_STOP_S, STOP_SIGNALS, end_at_next_signal, kill_with_children, stop_signals
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,8 @@ def test_a_process_is_killed_with_what_it_has_started() -> None:
 
 
 class Uvicorn:
-    server_state = SimpleNamespace(connections=())
+    def __init__(self, *connections: Any) -> None:
+        self.server_state = SimpleNamespace(connections=connections)
 
     def handle_exit(self, number: int, frame: object) -> None:
         """It drains."""
@@ -82,6 +84,60 @@ def test_the_process_that_answers_is_cut_by_a_second_signal_only_where_it_is_the
 
     asyncio.run(stop_twice())
     assert cuts == [True] * alone
+
+
+def connection(method: str = "POST", path: str = "/v1/files", answered: bool = False) -> Any:
+    """With a request, or with the last of those that were answered."""
+    made = HttpToolsProtocol.__new__(HttpToolsProtocol)
+    made.cycle = SimpleNamespace(scope={"method": method, "path": path}, response_complete=answered)  # type: ignore[assignment]
+    made.transport = Transport()
+    return made
+
+
+class Transport(asyncio.Transport):
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_requests_that_are_no_jobs_are_waited_for_and_idle_connections_and_pages_are_not() -> None:
+    upload, idle, page = connection(), connection(answered=True), connection("GET", "/ui/gradio_api/heartbeat/7")
+    fresh = connection()
+    fresh.cycle = None
+    connections = (upload, idle, page, fresh)
+    assert with_requests(connections) == 1
+    assert with_requests([connection("GET", "/v1/files/file-1/content"), connection("POST", "/ui/jobs/files")]) == 2
+    signal.signal(signal.SIGTERM, Uvicorn(*connections).handle_exit)
+    router: Any = SimpleNamespace(draining=False, in_flight=0, fail_all=lambda error: None)
+
+    async def stop() -> bool:
+        draining = asyncio.create_task(_drain(router, 60, None))
+        await asyncio.sleep(0)
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(5 * DRAIN_POLL_S)
+        was_open = not any(each.transport.closed for each in connections)
+        upload.cycle.response_complete = True
+        await asyncio.wait_for(draining, 30)
+        return was_open
+
+    assert asyncio.run(stop()) and all(each.transport.closed for each in connections)
+
+
+def test_a_closed_terminal_stops_a_server_like_sigterm_but_not_under_nohup() -> None:
+    assert signal.SIGHUP in stop_signals()
+    signal.signal(signal.SIGTERM, Uvicorn().handle_exit)
+    router: Any = SimpleNamespace(draining=False, in_flight=0, fail_all=lambda error: None)
+
+    async def hang_up() -> None:
+        draining = asyncio.create_task(_drain(router, 60, None))
+        await asyncio.sleep(0)
+        signal.raise_signal(signal.SIGHUP)
+        await asyncio.wait_for(draining, 30)
+
+    asyncio.run(hang_up())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.SIGHUP not in stop_signals()
 
 
 FRONT = """

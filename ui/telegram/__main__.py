@@ -16,10 +16,10 @@ FOREVER = -1
 
 
 def main() -> None:
-    log.set_up("info", ())
+    log.set_up("info", "text", ())
     try:
         settings = read(sys.argv[1:], program="ui.telegram")
-        log.set_up(settings.server.log_level, map(_revealed, (settings.telegram.token, settings.telegram.key)))
+        log.set_up(settings.server.log_level, settings.server.log_format, map(_revealed, (settings.telegram.token, settings.telegram.key)))
         application = create_application(settings.telegram)
     except SetupError as error:
         logger.error("%s", error)

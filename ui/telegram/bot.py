@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import sys
 import time
+from typing import Any
 
 from telegram import LinkPreviewOptions, Update
-from telegram.error import Conflict, Forbidden, NetworkError, RetryAfter, TelegramError
+from telegram.error import Conflict, Forbidden, InvalidToken, NetworkError, RetryAfter, TelegramError
 from telegram.ext import (
     AIORateLimiter,
     Application,
@@ -18,6 +20,7 @@ from telegram.ext import (
     MessageHandler,
     filters,
 )
+from telegram.request import HTTPXRequest
 
 from app.errors import SetupError
 from app.settings import TelegramSettings
@@ -29,6 +32,7 @@ from ui.telegram.commands import COMMANDS, Commands
 from ui.telegram.screen import deliver
 from ui.telegram.work import Work
 
+TOKEN_REFUSED = frozenset({401, 404})
 UPDATES = ("message", "callback_query", "my_chat_member")
 RETRIES = 5  # after a 429, as long as Telegram says
 POOL_TIMEOUT_S = 10.0
@@ -68,12 +72,42 @@ def _library(settings: TelegramSettings, token: str, answers: Answers) -> Applic
         cut = await answers.work.drain(settings.drain_s)
         logger.info("the bot ends; answers that were cut: %d", cut)
 
+    async def end_rest(application: Application) -> None:
+        await _cancel_rest()
+        if updates.refused:
+            raise InvalidToken
+
+    updates = Updates(connection_pool_size=1)
     sweeper: list[asyncio.Task[None]] = []
     defaults = Defaults(link_preview_options=LinkPreviewOptions(is_disabled=True), allow_sending_without_reply=True)
     builder = ApplicationBuilder().token(token).base_url(f"{settings.api}/bot").base_file_url(f"{settings.api}/file/bot")
     limiter = AIORateLimiter(answers.pace.per_second, 1, answers.pace.group_per_minute, 60, max_retries=RETRIES)
     limited = builder.rate_limiter(limiter).defaults(defaults).concurrent_updates(True)
-    return limited.pool_timeout(POOL_TIMEOUT_S).job_queue(None).post_init(begin).post_stop(end).post_shutdown(_end_rest).build()
+    return (
+        limited.pool_timeout(POOL_TIMEOUT_S)
+        .get_updates_request(updates)
+        .job_queue(None)
+        .post_init(begin)
+        .post_stop(end)
+        .post_shutdown(end_rest)
+        .build()
+    )
+
+
+class Updates(HTTPXRequest):
+    """Asks for updates. Where Telegram refuses the token it ends the program as SIGTERM does, and `run_polling` raises `InvalidToken`: the
+    library only stops asking, and the bot would stay and hear nobody.
+    """
+
+    refused = False
+
+    async def do_request(self, *arguments: Any, **options: Any) -> tuple[int, bytes]:
+        status, content = await super().do_request(*arguments, **options)
+        if status in TOKEN_REFUSED and not self.refused:
+            self.refused = True
+            asyncio.get_running_loop().call_soon(sys.exit)  # as the library does at SIGTERM
+            await asyncio.Event().wait()  # until it cancels this
+        return status, content
 
 
 def _add_handlers(application: Application, commands: Commands) -> None:
@@ -103,7 +137,7 @@ async def _on_error(update: object, context: ContextTypes.DEFAULT_TYPE) -> None:
             await say(update.effective_message, BROKEN)
 
 
-async def _end_rest(application: Application) -> None:
+async def _cancel_rest() -> None:
     """The library leaves its last request for updates to itself: it must end before the event loop does."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:

@@ -62,6 +62,24 @@ def test_nothing_is_started_without_work():
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("works", [False, True], ids=["at the start", "later"])
+def test_it_ends_with_the_server_while_the_table_does_not_answer(works):
+    async def run():
+        async with Beside(SLEEPS, work=works) as beside:
+            if works:
+                await beside.started()
+            asked = asyncio.Event()
+
+            async def never():
+                asked.set()
+                await asyncio.Event().wait()
+
+            beside.child._has_work = never
+            await asked.wait()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("command", [SLEEPS, STUBBORN], ids=["ends when told", "is killed"])
 def test_it_is_started_when_called_and_ends_with_the_server(command):
     async def run():

@@ -13,7 +13,7 @@ from serving import ENVIRONMENT, ROOT
 
 from app.errors import SetupError
 from app.settings import read
-from tests.ui.telegram.botapi import TOKEN
+from tests.ui.telegram.botapi import TOKEN, Json, Refusal
 from tests.ui.telegram.conftest import World, reset, until
 from ui.telegram.__main__ import main
 from ui.telegram.answers import CUT
@@ -67,14 +67,39 @@ def test_sigterm_finishes_answers_says_which_it_cut_and_the_log_has_no_secret(wo
     assert world.litmus.keys == [f"Bearer {KEY}"] * 2
 
 
+@pytest.fixture
+def _loop() -> Iterator[None]:
+    """For `main`, which closes it."""
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    yield
+    asyncio.set_event_loop(None)
+
+
+@pytest.mark.usefixtures("_loop")
 def test_a_token_that_telegram_does_not_know_exits_with_2_and_is_not_shown(world: World, monkeypatch, caplog):
-    monkeypatch.setattr("ui.telegram.log.set_up", lambda level, secrets: None)  # it would take the log from the test
+    monkeypatch.setattr("ui.telegram.log.set_up", lambda *_: None)  # it would take the log from the test
     monkeypatch.setattr(sys, "argv", ["ui.telegram", "--telegram.api", world.telegram.url])
     monkeypatch.setenv("LITMUS_TELEGRAM__TOKEN", "1:a-wrong-token")
     with pytest.raises(SystemExit) as exit_info:
         main()
     assert exit_info.value.code == 2 and "Telegram does not know this token" in caplog.messages[-1]
     assert not [record for record in caplog.records if record.name.startswith("ui") and "a-wrong-token" in record.getMessage()]
+
+
+@pytest.mark.usefixtures("_loop")
+def test_a_token_that_telegram_refuses_later_exits_with_2_and_leaves_no_bot_that_hears_nobody(world: World, monkeypatch, caplog):
+    def refuse(method: str, parameters: Json) -> None:
+        if method == "getUpdates":
+            raise Refusal(401, "Unauthorized")
+
+    world.telegram.refuse = refuse
+    monkeypatch.setattr("ui.telegram.log.set_up", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["ui.telegram", "--telegram.api", world.telegram.url])
+    monkeypatch.setenv("LITMUS_TELEGRAM__TOKEN", TOKEN)
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 2 and "Telegram does not know this token" in caplog.messages[-1]
+    assert world.telegram.of("setMyCommands")
 
 
 @pytest.mark.parametrize(
