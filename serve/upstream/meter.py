@@ -18,7 +18,13 @@ COUNTS = {  # names of the counts; those of one tuple add up
     "prompt": (("prompt_tokens",), ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")),
     "answer": (("completion_tokens",), ("output_tokens",)),
 }
+MAX_COUNT = 10**9
 CUT = frozenset({"length", "max_tokens", "incomplete"})  # why an answer ended, where a limit ended it
+
+
+def is_count(value: Any) -> bool:
+    """Whether it can be a number of tokens: what is no such number would spoil what is counted until the next start."""
+    return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 class Meter:
@@ -65,7 +71,7 @@ class Meter:
             return
         for part, forms in COUNTS.items():
             for names in forms:
-                numbers = [usage[name] for name in names if type(usage.get(name)) is int]
+                numbers = [usage[name] for name in names if is_count(usage.get(name))]
                 if numbers:
                     self.counts[part] = max(sum(numbers), self.counts.get(part, 0))
 
