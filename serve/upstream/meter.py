@@ -40,7 +40,7 @@ class Meter:
         self.texts = 0  # events with text
         self.counts: dict[str, int] = {}  # tokens as the upstream counted them
         self.cut = False
-        self._ended = False
+        self._has_upstream = self._ended = False
         if self._record is not None:
             self._record.model = model
 
@@ -49,7 +49,8 @@ class Meter:
         return self._metrics
 
     def sent(self) -> None:
-        """It has an upstream."""
+        """It has an upstream, which may compute for it though no count comes back."""
+        self._has_upstream = True
         self._metrics.queue.observe(time.monotonic() - self._entered_s)
 
     def told(self, url: str, outcome: str) -> None:
@@ -108,7 +109,7 @@ class Meter:
         if prompt:
             metrics.prompt_tokens.inc(prompt)
             metrics.prompt_length.observe(prompt)
-        if self._record is not None and self.counts:
+        if self._record is not None and (self.counts or self._has_upstream):
             self._record.jobs += 1
             self._record.prompt_tokens += prompt
         if self._record is not None:

@@ -237,8 +237,11 @@ def test_the_limit_of_an_answer_is_charged_before_it_begins(clock: SimpleNamespa
         client.application.wait = asyncio.Event()
         body = b'{"messages": [{"content": "\\"n_predict\\": 99"}], "%s": 40}' % name.encode()  # 60 bytes and the name: 15 tokens or more
         running = [asyncio.create_task(client.post(body=body)) for _ in range(20)]
-        while len(done := [each for each in running if each.done()]) < 19:
+        done: list[asyncio.Task[httpx.Response]] = []
+        for _ in range(10_000):  # turns of the loop, of which each request takes some dozens
+            done = [each for each in running if each.done()]
             await asyncio.sleep(0)
+        assert len(done) == 19
         refused = done[0].result()
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tokens_per_minute_exceeded")
         assert refused.headers["x-ratelimit-remaining-requests"] == "49" and int(refused.headers["x-ratelimit-remaining-tokens"]) <= 45
